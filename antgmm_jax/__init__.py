@@ -1,0 +1,1 @@
+"""The model that is compressed, and its way in and out."""

@@ -1,0 +1,41 @@
+"""One file a Hugging Face family; here the choice between them."""
+
+from collections.abc import Mapping
+
+from antgmm_jax.config import LMMConfig
+from antgmm_jax.errors import AntgmmError
+from antgmm_jax.families import blip2_t5, llava
+from antgmm_jax.families.rules import complete_ties
+
+FAMILIES = {"blip2_t5": blip2_t5, "llava": llava}
+
+
+def family_of(model_type: str):
+    """The family that reads a `model_type` of config.json.
+
+    Raises:
+        AntgmmError: no family does.
+    """
+    for family in FAMILIES.values():
+        if family.MODEL_TYPE == model_type:
+            return family
+    known = ", ".join(f.MODEL_TYPE for f in FAMILIES.values())
+    raise AntgmmError(f"model_type {model_type!r} is not supported: known are {known}")
+
+
+def complete(config: LMMConfig, wanted: Mapping[str, int]) -> dict[str, int]:
+    """Fills in the axes whose count is tied to a stated one; AntgmmError where two statements conflict.
+
+    Args:
+        config: the model.
+        wanted: axis name -> size, as stated.
+
+    Returns:
+        `wanted` and what follows from it.
+    """
+    return complete_ties(FAMILIES[config.family].ties(config), config, wanted)
+
+
+def violations(config: LMMConfig) -> tuple[str, ...]:
+    """What keeps a shape from being served by stock transformers, each as a sentence; empty where nothing does."""
+    return FAMILIES[config.family].violations(config)

@@ -1,0 +1,102 @@
+"""The one bridge from NNX modules to pure functions over trees of arrays."""
+
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from antgmm_jax.config import LMMConfig, sizes
+from antgmm_jax.lmm import LMM
+
+Params = Any
+"""A nested dict of arrays; the blocks of a stack lie stacked on a leading axis."""
+
+
+class Functional(NamedTuple):
+    """A model as pure functions of its parameters.
+
+    Attributes:
+        init: key -> parameters, float32.
+        apply: (params, batch, gates=None, *, collect=()) -> dict with `logits` [B, T, V] and every collected name:
+            `final` [B, T, D], `<tower>/states` [L + 1, B, N, D], or an axis name (norms of its units [L, B, units],
+            widths [B, D]). `gates` is a flat dict axis -> array, `[n]` where the axis is shared, `[L, n]` where it is local.
+            Under jit what the caller does not use is not computed.
+        head: (params, hidden [..., D], gates=None) -> logits [..., V].
+        features: (params, pixel_values) -> what `batch["vision_features"]` takes in place of pixels.
+        axes: tree like the parameters, each leaf the tuple of its axes' names.
+        graph: what `nnx.merge` needs to rebuild the module from the parameters.
+    """
+
+    init: Callable[..., Params]
+    apply: Callable[..., dict[str, jax.Array]]
+    head: Callable[..., jax.Array]
+    features: Callable[..., jax.Array]
+    axes: Any
+    graph: Any
+
+
+@lru_cache(maxsize=64)
+def functional(config: LMMConfig) -> Functional:
+    """Pure functions of a model; nothing is allocated.
+
+    Args:
+        config: the model.
+
+    Returns:
+        Its init, apply, head, features, axis names and graph.
+    """
+    graph, state = nnx.split(nnx.eval_shape(lambda: LMM(config, rngs=nnx.Rngs(0))))
+    axes = _map_variables(lambda v: v.get_metadata()["axes"], state)
+
+    def model(params: Params) -> LMM:
+        return nnx.merge(graph, nnx.State(params))
+
+    def init(key: jax.Array) -> Params:
+        return nnx.to_pure_dict(nnx.state(LMM(config, rngs=nnx.Rngs(key))))
+
+    def apply(params: Params, batch, gates: Mapping[str, jax.Array] | None = None, *, collect=()):
+        return model(params)(batch, gates or {}, collect)
+
+    def head(params: Params, hidden: jax.Array, gates: Mapping[str, jax.Array] | None = None):
+        return model(params).language.head(hidden, gates or {})
+
+    def features(params: Params, pixel_values: jax.Array):
+        return model(params).vision_features(pixel_values, {})[0]
+
+    return Functional(jax.jit(init), apply, head, features, axes, graph)
+
+
+def _map_variables(f, state):
+    return nnx.to_pure_dict(jax.tree.map(f, state, is_leaf=lambda v: isinstance(v, nnx.Variable)))
+
+
+def is_axes(leaf: Any) -> bool:
+    """Whether a node of an axes tree is a leaf: a tuple of names."""
+    return isinstance(leaf, tuple)
+
+
+def abstract(config: LMMConfig, dtype=jnp.float32) -> Params:
+    """The parameters' shapes and dtypes, nothing allocated."""
+    shapes = jax.eval_shape(functional(config).init, jax.random.key(0))
+    return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, dtype), shapes)
+
+
+@lru_cache(maxsize=64)
+def local_axes(config: LMMConfig) -> frozenset[str]:
+    """Axes whose units each layer chooses for itself: those that stand on stacked parameters only.
+
+    Args:
+        config: the model.
+
+    Returns:
+        Names of local axes; every other axis of `sizes(config)` is shared by all its readers.
+    """
+    shared: set[str] = set()
+    for axes in jax.tree.leaves(functional(config).axes, is_leaf=is_axes):
+        stacked = axes[0].endswith("layers")
+        # A width stands on unstacked parameters as well, a head axis only where one table serves the stack.
+        shared.update(axes[:1] if stacked else axes)
+    return frozenset(axis for axis in sizes(config) if axis not in shared)

@@ -1,0 +1,85 @@
+"""The whole model: image encoder -> bridge -> language model."""
+
+from collections.abc import Mapping, Sequence
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from antgmm_jax.bridge import Projector, QFormer
+from antgmm_jax.config import LMMConfig, QFormerConfig
+from antgmm_jax.language import LanguageModel, Prefilled
+from antgmm_jax.stack import Gates
+from antgmm_jax.vision import VisionEncoder
+
+Batch = Mapping[str, Array]
+
+
+class LMM(nnx.Module):
+    """A large multimodal model as one NNX module; `functional` is the way to it."""
+
+    def __init__(self, config: LMMConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        vision, text = config.vision.stack.embed, config.language.decoder.embed
+        self.vision = VisionEncoder(config.vision, rngs=rngs)
+        if isinstance(config.bridge, QFormerConfig):
+            self.bridge = QFormer(config.bridge, text, rngs=rngs)
+        else:
+            self.bridge = Projector(config.bridge, vision, text, rngs=rngs)
+        self.language = LanguageModel(config.language, rngs=rngs)
+
+    def vision_features(
+        self, pixels: Float[Array, "B C H W"], gates: Gates, collect: Sequence[str] = ()
+    ) -> tuple[Float[Array, "B N D"], dict[str, Array]]:
+        """What the image side hands to its last linear map: the part that can be computed once and kept."""
+        states, kept = self.vision(pixels, gates, collect)
+        features, more = self.bridge.features(states, gates, collect)
+        return features, {**kept, **more}
+
+    def inputs(
+        self, batch: Batch, gates: Gates, collect: Sequence[str] = ()
+    ) -> tuple[Float[Array, "B T D"], dict[str, Array]]:
+        """Embedded prompt: tokens, with image features in the place of the image tokens."""
+        if "vision_features" in batch:
+            features, kept = batch["vision_features"], {}
+        else:
+            features, kept = self.vision_features(batch["pixel_values"], gates, collect)
+        images, more = self.bridge.project(features, gates, collect)
+        ids = batch["input_ids"]
+        is_image = ids == self.config.image_token
+        # The n-th image token of a row takes the n-th image state.
+        order = jnp.clip(jnp.cumsum(is_image, axis=1) - 1, 0, images.shape[1] - 1)
+        placed = jnp.take_along_axis(images, order[:, :, None], axis=1)
+        x = jnp.where(is_image[:, :, None], placed, self.language.embed(ids))
+        return x, {**kept, **more}
+
+    def __call__(self, batch: Batch, gates: Gates, collect: Sequence[str] = ()) -> dict[str, Array]:
+        """Logits at every position, teacher forced; `Functional.apply` documents arguments and result."""
+        x, kept = self.inputs(batch, gates, collect)
+        valid = batch["attention_mask"].astype(bool)
+        if self.config.language.encoder is None:
+            final, more = self.language.decode(x, valid, None, None, gates, collect)
+        else:
+            memory, seen = self.language.encode(x, valid, gates, collect)
+            target = self.language.embed(batch["decoder_input_ids"])
+            final, more = self.language.decode(target, None, memory, valid, gates, collect)
+            # Both stacks norm the same width: its activation is the mean of the two.
+            if "text/embed" in seen:
+                more["text/embed"] = (seen.pop("text/embed") + more["text/embed"]) / 2
+            more.update(seen)
+        out = {"logits": self.language.head(final, gates), **kept, **more}
+        if "final" in collect:
+            out["final"] = final
+        return out
+
+    def prefill(self, batch: Batch, max_new_tokens: int) -> tuple[Prefilled, Array | None]:
+        """Reads a prompt: the caches and first logits, and which encoder states are tokens (None without encoder)."""
+        x, _ = self.inputs(batch, {})
+        valid = batch["attention_mask"].astype(bool)
+        if self.config.language.encoder is None:
+            return self.language.prefill(x, valid, None, x.shape[1] + max_new_tokens), None
+        memory, _ = self.language.encode(x, valid, {})
+        start = jnp.full((x.shape[0], 1), self.config.language.start_token)
+        target = self.language.embed(start)
+        state = self.language.prefill(target, jnp.ones_like(start, bool), memory, 1 + max_new_tokens, valid)
+        return state, valid

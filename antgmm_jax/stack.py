@@ -1,0 +1,264 @@
+"""One stack of blocks from which ViT, CLIP, Q-Former, T5 encoder and decoder, and Llama are all assembled."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+from antgmm_jax.config import StackConfig, embed_axis
+from antgmm_jax.layers import MLP, Attention, Norm, RelativeBias, Rope
+
+Gates = Mapping[str, Array]
+Cache = tuple[Array, Array]  # keys and values, each [B, slots, heads, head_dim]
+
+
+class Context(NamedTuple):
+    """What every block of a stack reads beside the stream.
+
+    Attributes:
+        mask: which keys a query sees, bool [B, 1, T or 1, S]; None for all.
+        bias: added to attention logits, [1, H, T, S].
+        positions: rotary angles.
+        memory: states [B, M, E] that cross-attention reads.
+        memory_mask: which of them are tokens, bool [B, 1, 1, M].
+        valid: which stream positions are tokens, [B, T]; collected norms leave the others out.
+    """
+
+    mask: Bool[Array, "..."] | None = None
+    bias: Array | None = None
+    positions: Rope | None = None
+    memory: Array | None = None
+    memory_mask: Array | None = None
+    valid: Array | None = None
+
+
+def axis_names(tower: str, memory: str) -> dict[str, str]:
+    """Local name -> global name of a tower's axes; `memory` is the width that cross-attention reads."""
+    local = ("layers", "heads", "cross_heads", "mlp")
+    return {**{name: f"{tower}/{name}" for name in local}, "embed": embed_axis(tower), "memory": memory}
+
+
+class CrossAttention(nnx.Module):
+    """A block's cross-attention with its norm."""
+
+    def __init__(self, config: StackConfig, names: dict[str, str], *, rngs: nnx.Rngs):
+        self.norm = Norm(config, names["embed"], rngs=rngs)
+        self.attention = Attention(config, names, cross=True, rngs=rngs)
+
+
+class Block(nnx.Module):
+    """Self-attention, cross-attention where one is handed in, feed-forward; norms before or after each."""
+
+    def __init__(self, config: StackConfig, names: dict[str, str], *, rngs: nnx.Rngs):
+        self.config = config
+        self.norm1 = Norm(config, names["embed"], rngs=rngs)
+        self.attention = Attention(config, names, cross=False, rngs=rngs)
+        self.norm2 = Norm(config, names["embed"], rngs=rngs)
+        self.mlp = MLP(config, names, rngs=rngs)
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        context: Context,
+        gates: Gates,
+        *,
+        cross: CrossAttention | None = None,
+        cache: Cache | None = None,
+        cross_cache: Cache | None = None,
+        slot: Array | int = 0,
+    ) -> tuple[Array, dict[str, Array], Cache | None]:
+        """One block.
+
+        Args:
+            x: the stream.
+            context: masks, positions and the states that cross-attention reads.
+            gates: local name -> gate of this layer (`heads`, `cross_heads`, `mlp`, `embed`, scalar `layers`).
+            cross: the cross-attention of this layer, if it has one.
+            cache: keys and values of earlier positions, written at `slot`.
+            cross_cache: keys and values of the states that cross-attention reads.
+            slot: first cache slot of x.
+
+        Returns:
+            The stream after the block; the units' outputs by local name; the cache.
+        """
+        start, units = x, {}
+
+        def residual(x, norm, inner, name):
+            if self.config.post_norm:
+                delta, units[name] = inner(x)
+                return norm(x + delta, gates.get("embed"))
+            y = norm(x, gates.get("embed"))
+            units.setdefault("embed", []).append(y)
+            delta, units[name] = inner(y)
+            return x + delta
+
+        def attend(y):
+            nonlocal cache
+            k, v = self.attention.keys_values(y, context.positions)
+            if cache is not None:
+                k, v = (jax.lax.dynamic_update_slice_in_dim(c, n, slot, 1) for c, n in zip(cache, (k, v), strict=True))
+                cache = (k, v)
+            return self.attention.attend(
+                y, k, v, mask=context.mask, bias=context.bias, positions=context.positions, gate=gates.get("heads")
+            )
+
+        x = residual(x, self.norm1, attend, "heads")
+        if cross is not None:
+            attention, mask = cross.attention, context.memory_mask
+
+            def read(y):
+                k, v = cross_cache if cross_cache is not None else attention.keys_values(context.memory)
+                return attention.attend(y, k, v, mask=mask, gate=gates.get("cross_heads"))
+
+            x = residual(x, cross.norm, read, "cross_heads")
+        x = residual(x, self.norm2, lambda y: self.mlp(y, gates.get("mlp")), "mlp")
+        if self.config.post_norm:
+            units["embed"] = [x]
+        if "layers" in gates:
+            g = gates["layers"].astype(x.dtype)
+            x = g * x + (1 - g) * start
+        return x, units, cache
+
+
+def _unit_norms(units: Mapping[str, Any], name: str, valid: Array | None) -> Array:
+    """L2 norm of each unit's output over tokens (and head_dim), [B, units] float32."""
+    outputs = units[name] if name == "embed" else [units[name]]
+    norms = []
+    for y in outputs:
+        y = y.astype(jnp.float32)
+        y = y.reshape(*y.shape[:2], y.shape[2], -1)
+        y = y if valid is None else y * valid[:, :, None, None]
+        norms.append(jnp.sqrt(jnp.sum(y * y, axis=(1, 3))))
+    return sum(norms[1:], norms[0]) / len(norms)
+
+
+class Stack(nnx.Module):
+    """Blocks stored stacked on a leading `layers` axis; scanned to train, unrolled to decode.
+
+    Where only every `cross_every`-th layer has cross-attention (Q-Former), those form a shorter stack of their own
+    on the axis `<tower>/cross_layers`, and the layers are looped.
+    """
+
+    def __init__(self, config: StackConfig, tower: str, memory: str = "", *, rngs: nnx.Rngs):
+        self.config, self.tower = config, tower
+        self.names = names = axis_names(tower, memory)
+
+        def stacked(build, count: int, axis: str):
+            keys = jax.random.split(rngs.params(), count)
+            module = nnx.vmap(lambda key: build(rngs=nnx.Rngs(key)))(keys)
+            for _, leaf in nnx.iter_graph(module):
+                if isinstance(leaf, nnx.Variable):
+                    leaf.set_metadata(axes=(axis, *leaf.get_metadata()["axes"]))
+            return module
+
+        self.blocks = stacked(lambda rngs: Block(config, names, rngs=rngs), config.layers, names["layers"])
+        count = -(-config.layers // config.cross_every)
+        axis = names["layers"] if config.cross_every == 1 else f"{tower}/cross_layers"
+        build_cross = lambda rngs: CrossAttention(config, names, rngs=rngs)  # noqa: E731
+        self.cross = stacked(build_cross, count, axis) if config.cross_heads else None
+        self.relative = RelativeBias(config, names["heads"], rngs=rngs) if config.positions == "relative" else None
+
+    def _split_gates(self, gates: Gates) -> tuple[dict[str, Array], dict[str, Array]]:
+        """Local-name gates with a row a layer, and those that all layers share."""
+        mine = {local: gates[name] for local, name in self.names.items() if name in gates and local != "memory"}
+        by_layer = {k: g for k, g in mine.items() if k == "layers" or g.ndim == 2}
+        return by_layer, {k: g for k, g in mine.items() if k not in by_layer}
+
+    def __call__(
+        self, x: Float[Array, "B T D"], context: Context, gates: Gates, collect: Sequence[str] = ()
+    ) -> tuple[Float[Array, "B T D"], dict[str, Array]]:
+        """All blocks.
+
+        Args:
+            x: the stream.
+            context: what blocks read beside it.
+            gates: global axis name -> gate; absent is open.
+            collect: global names of the intermediates to keep.
+
+        Returns:
+            The stream, and the intermediates by name: `<tower>/states` [L + 1, B, T, D]; of an axis the units' norms
+            [L, B, units], or [B, D] for the width.
+        """
+        by_layer, shared = self._split_gates(gates)
+        wanted = {local for local, name in self.names.items() if name in collect and local not in ("layers", "memory")}
+        states = f"{self.tower}/states"
+
+        def body(x, layer, cross):
+            params, gates_here = layer
+            block = nnx.merge(block_graph, params)
+            module = None if cross is None else nnx.merge(cross_graph, cross)
+            y, units, _ = block(x, context, {**shared, **gates_here}, cross=module)
+            kept = {}
+            for name in sorted(wanted):
+                # A layer without cross-attention has no such units: zeros keep the rows aligned with the layers.
+                absent = jnp.zeros((x.shape[0], self.config.cross_heads))
+                kept[name] = _unit_norms(units, name, context.valid) if name in units else absent
+            if states in collect:
+                kept["states"] = x
+            return y, kept
+
+        block_graph, block_params = nnx.split(self.blocks)
+        cross_graph, cross_params = nnx.split(self.cross) if self.cross is not None else (None, None)
+        every = self.config.cross_every
+        if cross_params is None or every == 1:
+            x, kept = jax.lax.scan(lambda x, xs: body(x, xs[:2], xs[2]), x, (block_params, by_layer, cross_params))
+        else:
+            rows = []
+            for i in range(self.config.layers):
+                cross = jax.tree.map(lambda a, j=i // every: a[j], cross_params) if i % every == 0 else None
+                x, row = body(x, jax.tree.map(lambda a, i=i: a[i], (block_params, by_layer)), cross)
+                rows.append(row)
+            kept = jax.tree.map(lambda *rows: jnp.stack(rows), *rows)
+        return x, self._named(kept, x)
+
+    def _named(self, kept: dict[str, Array], last: Array) -> dict[str, Array]:
+        out = {self.names[k]: v for k, v in kept.items() if k != "states"}
+        if "embed" in kept:
+            out[self.names["embed"]] = kept["embed"].mean(axis=0)
+        if "states" in kept:
+            out[f"{self.tower}/states"] = jnp.concatenate([kept["states"], last[None]])
+        return out
+
+    def unstack(self) -> list[tuple[Block, CrossAttention | None]]:
+        """The layers one by one, for decoding: a scan would copy each layer's weights at every token."""
+        every, layers = self.config.cross_every, []
+        block_graph, blocks = nnx.split(self.blocks)
+        cross_graph, crosses = nnx.split(self.cross) if self.cross is not None else (None, None)
+        for i in range(self.config.layers):
+            block = nnx.merge(block_graph, jax.tree.map(lambda a, i=i: a[i], blocks))
+            cross = None
+            if crosses is not None and i % every == 0:
+                cross = nnx.merge(cross_graph, jax.tree.map(lambda a, j=i // every: a[j], crosses))
+            layers.append((block, cross))
+        return layers
+
+
+def unrolled(
+    layers: Sequence[tuple[Block, CrossAttention | None]],
+    x: Float[Array, "B T D"],
+    context: Context,
+    caches: Sequence[Cache],
+    cross_caches: Sequence[Cache | None],
+    slot: Array | int,
+) -> tuple[Float[Array, "B T D"], list[Cache]]:
+    """The stream through unstacked layers with key-value caches.
+
+    Args:
+        layers: what `Stack.unstack` gave.
+        x: the stream of the new positions.
+        context: masks and positions of the new positions against all slots.
+        caches: self-attention caches, one a layer.
+        cross_caches: cross-attention keys and values, one a layer.
+        slot: first cache slot of x.
+
+    Returns:
+        The stream and the caches with the new positions written.
+    """
+    new = []
+    for (block, cross), cache, cross_cache in zip(layers, caches, cross_caches, strict=True):
+        x, _, cache = block(x, context, {}, cross=cross, cache=cache, cross_cache=cross_cache, slot=slot)
+        new.append(cache)
+    return x, new

@@ -1,0 +1,58 @@
+"""The image encoder: ViT as in BLIP-2, CLIP as in LLaVA."""
+
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+from einops import rearrange
+from flax import nnx
+from jaxtyping import Array, Float
+
+from antgmm_jax.config import VisionConfig
+from antgmm_jax.layers import Norm, linear, param
+from antgmm_jax.stack import Context, Gates, Stack
+
+
+class VisionEncoder(nnx.Module):
+    """Patches, a class token and learnt positions through a stack."""
+
+    def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs):
+        self.config, width = config, config.stack.embed
+        fan_in = config.channels * config.patch**2
+        shape = (config.channels, config.patch, config.patch, width)
+        self.patch = param(
+            rngs.params(), shape, ("channels", "patch_y", "patch_x", "vision/embed"), scale=fan_in**-0.5
+        )
+        key, axes = rngs.params(), ("vision/embed",)
+        self.patch_bias = param(key, (width,), axes, scale=None) if config.patch_bias else None
+        self.cls = param(rngs.params(), (width,), axes, scale=0.02)
+        self.positions = param(rngs.params(), (config.tokens, width), ("positions", *axes), scale=0.02)
+        self.first_norm = Norm(config.stack, axes[0], rngs=rngs) if config.first_norm else None
+        self.stack = Stack(config.stack, "vision", rngs=rngs)
+        self.final_norm = Norm(config.stack, axes[0], rngs=rngs)
+
+    def __call__(
+        self, pixels: Float[Array, "B C H W"], gates: Gates, collect: Sequence[str] = ()
+    ) -> tuple[Float[Array, "B N D"], dict[str, Array]]:
+        """Encodes images.
+
+        Args:
+            pixels: normalised pixel values.
+            gates: axis name -> gate.
+            collect: names of the intermediates to keep.
+
+        Returns:
+            Token states as the bridge reads them, and the intermediates.
+        """
+        gate, p = gates.get("vision/embed"), self.config.patch
+        patches = rearrange(pixels, "b c (gy y) (gx x) -> b (gy gx) c y x", y=p, x=p).astype(self.patch[...].dtype)
+        x = linear(patches, self.patch[...], None if self.patch_bias is None else self.patch_bias[...], inputs=3)
+        cls = jnp.broadcast_to(self.cls[...], (x.shape[0], 1, x.shape[2]))
+        x = jnp.concatenate([cls, x], axis=1) + self.positions[...][None]
+        if self.first_norm is not None:
+            x = self.first_norm(x, gate)
+        x, kept = self.stack(x, Context(), gates, collect)
+        if self.config.final_norm:
+            x = self.final_norm(x, gate)
+        elif gate is not None:
+            x = x * gate.astype(x.dtype)  # no norm stands between the stream and its reader
+        return (x if self.config.keep_cls else x[:, 1:]), kept
