@@ -1,0 +1,191 @@
+"""Checkpoints in and out against PyTorch `transformers`: logits, dtypes, shards, and what is refused."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+
+from antgmm_jax.convert import INDEX, WEIGHTS, load_hf, save_hf
+from antgmm_jax.errors import AntgmmError
+from antgmm_jax.functional import functional
+from tests import reference
+
+BLIP2 = {
+    "gated, untied, unscaled": {},
+    "plain, tied, scaled": {"gated": False, "tied": True, "scaled": True, "seed": 1},
+    "tied, unscaled": {"tied": True, "vision": (1, 24, 3, 20), "bridge": (4, 16, 2, 12), "text": (3, 1, 20, 2, 24)},
+    "untied, scaled, no qkv bias": {"scaled": True, "qkv_bias": False, "every": 1, "bridge": (2, 24, 3, 40)},
+    "cross at every third": {"every": 3, "bridge": (5, 24, 3, 40), "gated": False, "seed": 2},
+}
+LLAVA = {
+    "1 KV head": {"kv_heads": 1},
+    "2 KV heads, tied": {"kv_heads": 2, "tied": True, "seed": 1},
+    "4 KV heads, biases, all tokens": {"kv_heads": 4, "bias": True, "strategy": "full", "feature_layer": -1},
+    "6 heads in 3 groups, first layer": {"heads": 6, "kv_heads": 3, "feature_layer": 1, "head_dim": 6},
+}
+CASES = [("blip2", kwargs) for kwargs in BLIP2.values()] + [("llava", kwargs) for kwargs in LLAVA.values()]
+
+
+def ours(directory, arrays):
+    config, params = load_hf(directory)
+    return np.asarray(functional(config).apply(params, arrays)["logits"])
+
+
+@pytest.mark.parametrize(("family", "kwargs"), CASES, ids=[*BLIP2, *LLAVA])
+def test_logits_equal_pytorch_and_survive_the_way_back(tmp_path, family, kwargs):
+    model = getattr(reference, family)(**kwargs)
+    arrays = reference.batch(model)
+    expected, valid = reference.logits(model, arrays), reference.valid(model, arrays)
+    reference.saved(model, tmp_path / "in")
+    got = ours(tmp_path / "in", arrays)
+    reference.close(got[valid], expected[valid])
+    config, params = load_hf(tmp_path / "in")
+    save_hf(config, params, tmp_path / "out", like=tmp_path / "in")
+    again = reference.logits(reference.reloaded(tmp_path / "out"), arrays)
+    reference.close(again[valid], expected[valid])
+    back_config, back = load_hf(tmp_path / "out")
+    assert back_config == config
+    jax.tree.map(np.testing.assert_array_equal, back, params)
+
+
+@pytest.mark.parametrize("family", ["blip2", "llava"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_files_keep_every_bit(tmp_path, family, dtype):
+    model = getattr(reference, family)().to(dtype)
+    reference.saved(model, tmp_path / "in")
+    config, params = load_hf(tmp_path / "in")
+    save_hf(config, params, tmp_path / "out", like=tmp_path / "in")
+    back = reference.reloaded(tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == str(dtype).removeprefix("torch.")
+    with safe_open(tmp_path / "out" / WEIGHTS, "pt") as file:
+        assert {file.get_tensor(name).dtype for name in file.keys()} == {dtype}  # noqa: SIM118
+    kept = back.state_dict()
+    original = {name: tensor for name, tensor in model.state_dict().items() if name in kept}
+    assert len(original) == len(kept)
+    for name, tensor in original.items():
+        torch.testing.assert_close(kept[name], tensor.float(), rtol=0, atol=0)
+
+
+def test_shards_with_an_index_load_in_both(tmp_path):
+    model = reference.blip2()
+    arrays = reference.batch(model)
+    reference.saved(model, tmp_path / "in", max_shard_size="20KB")
+    assert (tmp_path / "in" / INDEX).exists()
+    config, params = load_hf(tmp_path / "in")
+    save_hf(config, params, tmp_path / "out", like=tmp_path / "in", max_shard_size="30KB")
+    assert (tmp_path / "out" / INDEX).exists() and not (tmp_path / "out" / WEIGHTS).exists()
+    expected = reference.logits(model, arrays)
+    reference.close(ours(tmp_path / "out", arrays), expected)
+    reference.close(reference.logits(reference.reloaded(tmp_path / "out"), arrays), expected)
+
+
+def test_without_a_model_to_copy_from_config_and_weights_suffice(tmp_path):
+    for family in ("blip2", "llava"):
+        model = getattr(reference, family)()
+        arrays = reference.batch(model)
+        config, params = load_hf(reference.saved(model, tmp_path / family))
+        save_hf(config, params, tmp_path / f"{family}-out")
+        valid = reference.valid(model, arrays)
+        again = reference.logits(reference.reloaded(tmp_path / f"{family}-out"), arrays)
+        reference.close(again[valid], reference.logits(model, arrays)[valid])
+
+
+def test_files_beside_the_weights_are_carried_and_weights_are_not(tmp_path):
+    reference.saved(reference.llava(), tmp_path / "in")
+    (tmp_path / "in" / "tokenizer.json").write_text("{}")
+    (tmp_path / "in" / "pytorch_model.bin").write_bytes(b"pickle")
+    config, params = load_hf(tmp_path / "in")
+    save_hf(config, params, tmp_path / "out", like=tmp_path / "in")
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.json",
+    }
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    return reference.saved(reference.blip2(), tmp_path / "checkpoint")
+
+
+def _edit(checkpoint, change):
+    tensors = load_file(checkpoint / WEIGHTS)
+    change(tensors)
+    save_file(tensors, checkpoint / WEIGHTS)
+
+
+def test_a_missing_tensor_is_named(checkpoint):
+    _edit(checkpoint, lambda t: t.pop("query_tokens"))
+    with pytest.raises(AntgmmError, match="missing.*query_tokens"):
+        load_hf(checkpoint)
+
+
+def test_an_extra_tensor_is_named(checkpoint):
+    _edit(checkpoint, lambda t: t.update(adapter=np.zeros(3, np.float32)))
+    with pytest.raises(AntgmmError, match="no place for: adapter"):
+        load_hf(checkpoint)
+
+
+def test_a_misshapen_tensor_is_named_with_both_shapes(checkpoint):
+    name = "language_projection.weight"
+    _edit(checkpoint, lambda t: t.update({name: t[name][:, :-1].copy()}))
+    with pytest.raises(AntgmmError, match=r"language_projection.weight has shape \(16, 23\).*\(16, 24\)"):
+        load_hf(checkpoint)
+
+
+def test_a_nan_is_named(checkpoint):
+    _edit(checkpoint, lambda t: t["qformer.layernorm.bias"].__setitem__(2, np.nan))
+    with pytest.raises(AntgmmError, match="qformer.layernorm.bias holds a NaN"):
+        load_hf(checkpoint)
+
+
+def test_a_file_cut_short_is_named(checkpoint):
+    path = checkpoint / WEIGHTS
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(AntgmmError, match="model.safetensors cannot be read"):
+        load_hf(checkpoint)
+
+
+def test_pickled_weights_are_not_read(checkpoint):
+    (checkpoint / WEIGHTS).rename(checkpoint / "pytorch_model.bin")
+    with pytest.raises(AntgmmError, match="no model.safetensors"):
+        load_hf(checkpoint)
+
+
+def test_another_family_is_refused(checkpoint):
+    path = checkpoint / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "model_type": "qwen3_vl"}))
+    with pytest.raises(AntgmmError, match="'qwen3_vl' is not supported: known are blip-2, llava"):
+        load_hf(checkpoint)
+
+
+def test_an_index_may_not_leave_the_folder(checkpoint):
+    shutil.copy(checkpoint / WEIGHTS, checkpoint.parent / "other.safetensors")
+    (checkpoint / INDEX).write_text(json.dumps({"weight_map": {"query_tokens": "../other.safetensors"}}))
+    with pytest.raises(AntgmmError, match="outside the checkpoint"):
+        load_hf(checkpoint)
+
+
+def test_an_existing_directory_is_left_alone(checkpoint):
+    config, params = load_hf(checkpoint)
+    with pytest.raises(AntgmmError, match="exists"):
+        save_hf(config, params, checkpoint)
+
+
+def test_a_failed_write_leaves_nothing(checkpoint, monkeypatch):
+    config, params = load_hf(checkpoint)
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("antgmm_jax.convert.save_file", full)
+    before = sorted(checkpoint.parent.iterdir())
+    with pytest.raises(AntgmmError, match="No space left on device"):
+        save_hf(config, params, checkpoint.parent / "out")
+    assert sorted(checkpoint.parent.iterdir()) == before

@@ -1,0 +1,79 @@
+"""Greedy decoding against PyTorch's `generate` and against our own teacher-forced logits."""
+
+import numpy as np
+import pytest
+import torch
+
+from antgmm_jax.convert import load_hf
+from antgmm_jax.functional import functional
+from antgmm_jax.generate import generate
+from tests import reference
+
+NEW = 10
+CASES = [("blip2", {"seed": s}, "right") for s in (0, 1)] + [
+    ("blip2", {"tied": True, "scaled": True, "gated": False, "text": (3, 1, 16, 3, 20)}, "left"),
+    *[("llava", {"kv_heads": k, "seed": k}, "left") for k in (1, 2, 4)],
+]
+
+
+def _torch_answers(model, arrays):
+    tensors = {name: torch.from_numpy(a) for name, a in arrays.items() if name != "decoder_input_ids"}
+    model.generation_config.pad_token_id, model.generation_config.eos_token_id = 0, 1
+    answers = model.generate(**tensors, max_new_tokens=NEW, do_sample=False).numpy()
+    answers = answers[:, 1:] if model.config.is_encoder_decoder else answers[:, arrays["input_ids"].shape[1] :]
+    return np.pad(answers, ((0, 0), (0, NEW - answers.shape[1])))
+
+
+@pytest.mark.parametrize(("family", "kwargs", "pad"), CASES)
+def test_answers_equal_pytorch_token_for_token(tmp_path, family, kwargs, pad):
+    model = getattr(reference, family)(**kwargs)
+    arrays = reference.batch(model, rows=6, pad=pad)
+    config, params = load_hf(reference.saved(model, tmp_path / "m"))
+    got = generate(config, params, arrays, max_new_tokens=NEW, eos=1, pad=0)
+    np.testing.assert_array_equal(got, _torch_answers(model, arrays))
+
+
+def test_a_row_that_ends_is_padded_while_others_go_on(tmp_path):
+    model = reference.blip2()
+    arrays = reference.batch(model, rows=6)
+    config, params = load_hf(reference.saved(model, tmp_path / "m"))
+    free = np.asarray(generate(config, params, arrays, max_new_tokens=NEW, eos=(), pad=0))
+    end = int(free[0, 2])
+    got = np.asarray(generate(config, params, arrays, max_new_tokens=NEW, eos=end, pad=0))
+    for row, full in zip(got, free, strict=True):
+        stop = list(full).index(end) + 1 if end in full else NEW
+        np.testing.assert_array_equal(row[:stop], full[:stop])
+        assert not row[stop:].any()
+    assert (got != free).any()
+
+
+@pytest.mark.parametrize("family", ["blip2", "llava"])
+def test_teacher_forced_logits_give_the_generated_tokens(tmp_path, family):
+    """Step-by-step decoding reads the same slots that training trains (fault 2 of the paper's code)."""
+    model = getattr(reference, family)(seed=3)
+    arrays = reference.batch(model, rows=4)
+    arrays["attention_mask"][:] = 1
+    config, params = load_hf(reference.saved(model, tmp_path / "m"))
+    answers = np.asarray(generate(config, params, arrays, max_new_tokens=NEW, eos=(), pad=0))
+    if family == "blip2":
+        arrays["decoder_input_ids"] = np.concatenate([np.zeros((4, 1), int), answers[:, :-1]], axis=1)
+        logits = functional(config).apply(params, arrays)["logits"]
+    else:
+        prompt = arrays["input_ids"].shape[1]
+        arrays["input_ids"] = np.concatenate([arrays["input_ids"], answers[:, :-1]], axis=1)
+        arrays["attention_mask"] = np.ones_like(arrays["input_ids"])
+        logits = functional(config).apply(params, arrays)["logits"][:, prompt - 1 :]
+    np.testing.assert_array_equal(np.asarray(logits).argmax(-1), answers)
+
+
+@pytest.mark.parametrize("family", ["blip2", "llava"])
+def test_padding_on_the_right_changes_no_answer(tmp_path, family):
+    model = getattr(reference, family)(seed=4)
+    arrays = reference.batch(model, rows=2)
+    arrays["attention_mask"][:] = 1
+    config, params = load_hf(reference.saved(model, tmp_path / "m"))
+    plain = generate(config, params, arrays, max_new_tokens=NEW, eos=1, pad=0)
+    padded = dict(arrays)
+    padded["input_ids"] = np.pad(arrays["input_ids"], ((0, 0), (0, 5)), constant_values=7)
+    padded["attention_mask"] = np.pad(arrays["attention_mask"], ((0, 0), (0, 5)))
+    np.testing.assert_array_equal(generate(config, params, padded, max_new_tokens=NEW, eos=1, pad=0), plain)
