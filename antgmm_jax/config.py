@@ -230,7 +230,7 @@ def blip2_t5(
     image_token: int,
     cross_every: int = 2,
 ) -> LMMConfig:
-    """A BLIP-2 + T5 v1.1 model from its sizes.
+    """A BLIP-2 + T5 model from its sizes: T5 with gated FFN as in v1.1 and the tied, scaled head of v1.0.
 
     Args:
         vision: layers, embed, heads, mlp of the ViT.
@@ -283,7 +283,7 @@ def blip2_t5(
         family="blip2_t5",
         vision=VisionConfig(stack=vit, image=image, patch=patch),
         bridge=QFormerConfig(stack=qformer, queries=queries),
-        language=LanguageConfig(encoder=encoder, decoder=decoder, vocab=vocab, tied=False),
+        language=LanguageConfig(encoder=encoder, decoder=decoder, vocab=vocab, tied=True, scaled_head=True),
         image_token=image_token,
     )
 
@@ -331,7 +331,7 @@ PRESETS: dict[str, LMMConfig] = {
     "antgmm-300m": blip2_t5(
         vision=(12, 704, 8, 2816),
         bridge=(6, 512, 8, 2048),
-        text=(12, 8, 768, 12, 2048),
+        text=(14, 8, 768, 12, 2048),
         head_dims=(88, 64, 64),
         image=224,
         patch=14,

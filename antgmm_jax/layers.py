@@ -42,6 +42,14 @@ def linear(x: Array, kernel: Array, bias: Array | None, *, inputs: int = 1) -> A
     return y if bias is None else y + bias
 
 
+def initial(config: StackConfig, fan_in: int) -> float:
+    """Standard deviation of a new kernel: 0.02 as in ViT, BERT and Llama, or by fan-in as in T5.
+
+    A post-norm stack (Q-Former) at fan-in scale hardly learns: its branches drown the stream.
+    """
+    return 0.02 if config.scaled else fan_in**-0.5
+
+
 class Norm(nnx.Module):
     """LayerNorm or RMSNorm whose statistics are taken over open channels only.
 
@@ -111,12 +119,12 @@ class Attention(nnx.Module):
         embed, source = names["embed"], names["memory" if cross else "embed"]
         self.scale = width**-0.5 if config.scaled else 1.0
         # Without the 1/sqrt(d) of the logits the query's initial scale carries it (T5).
-        q_scale = config.embed**-0.5 * (1.0 if config.scaled else width**-0.5)
+        q_scale = initial(config, config.embed * width)
         q_axes, kv_axes = (heads_axis, "q_per_kv", "head_dim"), (heads_axis, "head_dim")
         self.q = param(rngs.params(), (config.embed, heads, group, width), (embed, *q_axes), scale=q_scale)
-        self.k = param(rngs.params(), (reads, heads, width), (source, *kv_axes), scale=reads**-0.5)
-        self.v = param(rngs.params(), (reads, heads, width), (source, *kv_axes), scale=reads**-0.5)
-        o_scale = (heads * group * width) ** -0.5
+        self.k = param(rngs.params(), (reads, heads, width), (source, *kv_axes), scale=initial(config, reads))
+        self.v = param(rngs.params(), (reads, heads, width), (source, *kv_axes), scale=initial(config, reads))
+        o_scale = initial(config, heads * group * width)
         self.o = param(rngs.params(), (heads, group, width, config.embed), (*q_axes, embed), scale=o_scale)
         key = rngs.params()
         self.q_bias = param(key, (heads, group, width), q_axes, scale=None) if config.qkv_bias else None
@@ -161,9 +169,9 @@ class MLP(nnx.Module):
         self.act = config.act
         embed, hidden = (config.embed, names["embed"]), (config.mlp, names["mlp"])
         up = ((embed[0], hidden[0]), (embed[1], hidden[1]))
-        self.up = param(rngs.params(), *up, scale=embed[0] ** -0.5)
-        self.gate = param(rngs.params(), *up, scale=embed[0] ** -0.5) if config.gated else None
-        self.down = param(rngs.params(), up[0][::-1], up[1][::-1], scale=hidden[0] ** -0.5)
+        self.up = param(rngs.params(), *up, scale=initial(config, embed[0]))
+        self.gate = param(rngs.params(), *up, scale=initial(config, embed[0])) if config.gated else None
+        self.down = param(rngs.params(), up[0][::-1], up[1][::-1], scale=initial(config, hidden[0]))
         self.up_bias = param(rngs.params(), hidden[:1], hidden[1:], scale=None) if config.mlp_bias else None
         self.down_bias = param(rngs.params(), embed[:1], embed[1:], scale=None) if config.mlp_bias else None
 

@@ -1,0 +1,42 @@
+# Set-up needs Python >= 3.11 and make only. pip's own configuration decides which torch build is taken; where another
+# is wanted, create .venv and install it there first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: test lint format demo teacher lock clean
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+demo: $(STAMP)
+	$(BIN)/antgmm demo
+
+teacher: $(STAMP)
+	$(BIN)/antgmm train experiments/recipes/teacher.toml
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[torch,test]' -c constraints.txt
+	touch $@
+
+# Writes uv.lock and the constraints pip reads. torch stays out of them: its build depends on the machine.
+lock:
+	$(PYTHON) -m venv .cache/uv-venv
+	.cache/uv-venv/bin/python -m pip install --quiet --disable-pip-version-check uv
+	.cache/uv-venv/bin/uv lock --no-config --upgrade
+	.cache/uv-venv/bin/uv export --no-config --quiet --all-extras --no-emit-project --no-hashes --no-annotate --no-header \
+		--prune torch --prune torchvision --output-file constraints.txt
+
+clean:
+	rm -rf .cache build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,75 @@
+"""Folders that are complete or absent: written under a hidden name, flushed to disk, renamed."""
+
+import os
+import shutil
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+
+from antgmm_jax.errors import AntgmmError
+
+_BLOCK = 1 << 22
+
+
+def publish(temporary: Path, target: Path) -> None:
+    """Flushes every file of `temporary` to disk and renames it to `target`, which must not exist.
+
+    A rename outlives a power cut only if what it names was written first.
+    """
+    for path in _files(temporary):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    for folder in [*(path for path in temporary.rglob("*") if path.is_dir()), temporary]:
+        _flush_names(folder)
+    temporary.rename(target)
+    _flush_names(target.parent)
+
+
+def discard(path: Path) -> None:
+    """Removes a folder; half of it never stands under its name, because it is renamed first."""
+    hidden = path.with_name(f".{path.name}.old")
+    shutil.rmtree(hidden, ignore_errors=True)
+    path.rename(hidden)
+    shutil.rmtree(hidden)
+
+
+def remove_leftovers(directory: Path) -> None:
+    """Removes what a killed process left under `directory` with a hidden name of ours (`.NAME.tmp`, `.NAME.old`)."""
+    for path in [*directory.glob(".*.tmp"), *directory.glob(".*.old")]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def checksums(directory: Path) -> dict[str, tuple[int, int]]:
+    """Relative path -> (size in bytes, CRC-32) of each file under `directory`."""
+    return {path.relative_to(directory).as_posix(): (path.stat().st_size, _crc32(path)) for path in _files(directory)}
+
+
+def verify(directory: Path, expected: Mapping[str, tuple[int, int]]) -> None:
+    """Raises AntgmmError for the first file that differs from its entry in a table of `checksums`."""
+    for name, (size, checksum) in expected.items():
+        path = directory / name
+        found = path.stat().st_size if path.is_file() else 0
+        if found != size:
+            raise AntgmmError(f"{path} is cut short ({found} of {size} bytes); remove {directory} and run it again")
+        if _crc32(path) != checksum:
+            raise AntgmmError(f"{path} was altered after it was saved; remove {directory} and run it again")
+
+
+def _files(directory: Path) -> list[Path]:
+    return sorted(path for path in directory.rglob("*") if path.is_file())
+
+
+def _crc32(path: Path) -> int:
+    checksum = 0
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            checksum = zlib.crc32(block, checksum)
+    return checksum
+
+
+def _flush_names(directory: Path) -> None:
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

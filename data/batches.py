@@ -1,0 +1,183 @@
+"""Batches in a fixed random order, from memory or drawn on the fly, that can be resumed at any batch."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache
+from typing import SupportsIndex
+
+import grain
+import numpy as np
+
+from antgmm_jax.errors import AntgmmError
+from data.record import Record
+
+Arrays = dict[str, np.ndarray]
+_ENDLESS = 2**48
+_ANSWER = ("targets", "positions", "decoder_input_ids", "labels")
+_INPUT = ("input_ids", "attention_mask", "labels")
+
+
+class Batches(Iterator[Arrays]):
+    """An endless iterator of batches whose position is one number: the batch that comes next."""
+
+    def __init__(self, dataset: grain.MapDataset, prefetch: int):
+        # grain's own default keeps 500 batches ahead, gigabytes of pixels.
+        options = grain.ReadOptions(num_threads=min(prefetch, 1), prefetch_buffer_size=prefetch)
+        self._iterator = iter(dataset.to_iter_dataset(options))
+
+    def __next__(self) -> Arrays:
+        return next(self._iterator)
+
+    @property
+    def position(self) -> dict[str, int]:
+        """Where the iterator stands, `{"next_index": n}`: JSON-able, for a checkpoint."""
+        return {"next_index": int(self._iterator.get_state()["next_index"])}
+
+    def seek(self, position: Mapping[str, int]) -> None:
+        """Goes on from a position of this or an earlier iterator over the same data.
+
+        Args:
+            position: what `position` gave.
+        """
+        self._iterator.set_state({"next_index": int(position["next_index"])})
+
+
+class _Plan(Sequence[np.ndarray]):
+    """Batch number -> row numbers: every epoch is a permutation of its own, sorted into length groups."""
+
+    def __init__(self, groups: np.ndarray, size: int, seed: int):
+        self.groups, self.size, self.seed = groups, size, seed
+        self.per_epoch = len(groups) // size
+        # The epoch at hand, and its neighbour while batches are made ahead of time.
+        self._epoch = lru_cache(maxsize=2)(self._make)
+
+    def __len__(self) -> int:
+        return _ENDLESS
+
+    def __getitem__(self, index: SupportsIndex) -> np.ndarray:
+        epoch, place = divmod(int(index), self.per_epoch)
+        return self._epoch(epoch)[place]
+
+    def _make(self, epoch: int) -> np.ndarray:
+        rng = np.random.Generator(np.random.PCG64([self.seed, epoch]))
+        rows = rng.permutation(len(self.groups))
+        # Whole batches of one group each; what is left of the groups is mixed, and the last few wait an epoch.
+        full, rest = [], []
+        for group in np.unique(self.groups):
+            inside = rows[self.groups[rows] == group]
+            cut = len(inside) // self.size * self.size
+            full.append(inside[:cut])
+            rest.append(inside[cut:])
+        rest = rng.permutation(np.concatenate(rest))
+        batches = np.concatenate([*full, rest])[: self.per_epoch * self.size].reshape(self.per_epoch, self.size)
+        return rng.permutation(batches)
+
+
+def lengths(arrays: Arrays) -> np.ndarray:
+    """What the length groups go by: answer tokens where a decoder reads them apart (T5), else all tokens.
+
+    Args:
+        arrays: from `data.processor.encode`.
+
+    Returns:
+        int [N].
+    """
+    if "decoder_input_ids" in arrays:
+        return (arrays["targets"] >= 0).sum(axis=1)
+    return arrays["attention_mask"].sum(axis=1)
+
+
+def _group(arrays: Arrays, widths: Sequence[int]) -> np.ndarray:
+    count = len(next(iter(arrays.values())))
+    if not widths:
+        return np.zeros(count, int)
+    found, edges = lengths(arrays), np.asarray(sorted(widths))
+    if found.max() > edges[-1]:
+        raise AntgmmError(f"the widest length bucket is {edges[-1]} but a row has {found.max()} tokens: add a bucket")
+    return np.searchsorted(edges, found)
+
+
+def trim(arrays: Arrays, widths: Sequence[int]) -> Arrays:
+    """Cuts padding columns down to the smallest of the widths that holds every row.
+
+    Args:
+        arrays: rows of `data.processor.encode`.
+        widths: allowed numbers of columns; one compiled program each.
+
+    Returns:
+        The arrays; only answer columns (T5) or only input columns (LLaVA) are cut.
+    """
+    longest = int(lengths(arrays).max())
+    width = min(w for w in widths if w >= longest)
+    names = _ANSWER if "decoder_input_ids" in arrays else _INPUT
+    return {name: value[:, :width] if name in names else value for name, value in arrays.items()}
+
+
+def batches(
+    arrays: Arrays,
+    *,
+    size: int,
+    seed: int,
+    widths: Sequence[int] = (),
+    finish: Callable[[Arrays], Arrays] | None = None,
+    prefetch: int = 2,
+) -> Batches:
+    """Endless shuffled batches of rows held in memory.
+
+    Every epoch visits each row once, but for the last N modulo `size`; equal arguments give equal batches.
+
+    Args:
+        arrays: name -> array with N rows, such as `data.processor.encode` makes.
+        size: rows a batch.
+        seed: seed of the order.
+        widths: length buckets; a batch holds rows of one bucket and is cut to it, but for the few that mix what is
+            left over. Empty: no cutting.
+        finish: last step on a batch, such as a partial `data.processor.device_batch`; runs ahead in a thread.
+        prefetch: batches made ahead of time; 0 makes each when it is asked for.
+
+    Returns:
+        An iterator of dicts of arrays, `index` (row numbers) among them.
+
+    Raises:
+        AntgmmError: fewer rows than a batch needs, arrays of different lengths, or a row longer than every bucket.
+    """
+    counts = {name: len(value) for name, value in arrays.items()}
+    if len(set(counts.values())) != 1:
+        raise AntgmmError(f"arrays of one data set must have equally many rows, not {counts}")
+    if next(iter(counts.values())) < size:
+        raise AntgmmError(f"a batch of {size} needs as many rows; the data has {next(iter(counts.values()))}")
+
+    def make(rows: np.ndarray) -> Arrays:
+        batch = {name: value[rows] for name, value in arrays.items()}
+        batch = trim(batch, widths) if widths else batch
+        batch["index"] = rows.astype(np.int32)
+        return batch if finish is None else finish(batch)
+
+    return Batches(grain.MapDataset.source(_Plan(_group(arrays, widths), size, seed)).map(make), prefetch)
+
+
+def stream(
+    records: Sequence[Record], *, size: int, make: Callable[[Sequence[Record]], Arrays], prefetch: int = 2
+) -> Batches:
+    """Endless batches of records in their own order, drawn on the fly: for a generator without end.
+
+    Args:
+        records: the source; it starts again after its last whole batch.
+        size: records a batch.
+        make: turns a batch of records into arrays.
+        prefetch: batches made ahead of time; 0 makes each when it is asked for.
+
+    Returns:
+        An iterator of what `make` gives.
+
+    Raises:
+        AntgmmError: fewer records than a batch needs.
+    """
+    whole = len(records) // size
+    if not whole:
+        raise AntgmmError(f"a batch of {size} needs as many records; the data has {len(records)}")
+
+    def draw(place: int) -> Arrays:
+        first = place % whole * size
+        return make([records[row] for row in range(first, first + size)])
+
+    return Batches(grain.MapDataset.range(_ENDLESS).map(draw), prefetch)

@@ -1,0 +1,21 @@
+"""MAAD-synth: advertisements with an auditor's questions, generated; the open stand-in for MAAD."""
+
+from data.maad.latents import SIZES, SLICES
+from data.maad.render import compose
+from data.maad.source import MaadSource, fingerprint, latent_sizes, latent_targets, source
+from data.maad.tier import TIERS, tier
+from data.maad.vocab import TYPES
+
+__all__ = [
+    "SIZES",
+    "SLICES",
+    "TIERS",
+    "TYPES",
+    "MaadSource",
+    "compose",
+    "fingerprint",
+    "latent_sizes",
+    "latent_targets",
+    "source",
+    "tier",
+]

@@ -1,0 +1,137 @@
+"""MAAD-synth as a random-access source of records."""
+
+import hashlib
+from collections.abc import Sequence
+from functools import lru_cache
+
+from antgmm_jax.errors import AntgmmError
+from data.maad.answers import accompanying, answer
+from data.maad.latents import SIZES, Latents, Picture, draw
+from data.maad.render import render
+from data.maad.tier import Tier, brands, products, tier
+from data.maad.vocab import CLAIMS, HARMLESS_BADGES, QUESTIONS
+from data.record import Record
+
+
+class MaadSource(Sequence[Record]):
+    """A split of MAAD-synth; a record is drawn when it is asked for, and is the same every time."""
+
+    def __init__(self, preset: Tier, split: str, size: int, seed: int):
+        self.tier, self.split, self.size, self.seed = preset, split, size, seed
+
+    def __len__(self) -> int:
+        return self.size
+
+    def latents(self, index: int) -> Latents:
+        """The advertisement behind record `index`, without drawing it."""
+        if not 0 <= index < self.size:
+            raise IndexError(f"{self.split} of tier {self.tier.name} has {self.size} records, no record {index}")
+        return draw(self.tier, self.split, int(index), self.seed)
+
+    def __getitem__(self, index: int) -> Record:
+        latents = self.latents(index)
+        return Record(
+            image=render(self.tier, latents),
+            question=QUESTIONS[latents.type],
+            answer=answer(self.tier, latents),
+            text=accompanying(self.tier, latents.text),
+            type=latents.type,
+            id=f"maad-{self.tier.name}-{self.seed}-{self.split}-{index}",
+            slice=latents.slice,
+            latents=facts(self.tier, latents.picture),
+        )
+
+
+def source(name: str, split: str, size: int | None = None, *, seed: int = 0) -> MaadSource:
+    """MAAD-synth, one split of one tier.
+
+    Args:
+        name: the tier: `s`, `m` or `full`.
+        split: `train` (16 000), `val` (1 000), `test` (3 000), `test_hard` (3 000, one thing unseen in each).
+        size: how many records; at most the split's, except that `train` goes on without end.
+        seed: another seed gives another data set. Splits of equal or different seeds share no picture content and
+            no text.
+
+    Returns:
+        A sequence of records.
+
+    Raises:
+        AntgmmError: no such tier or split, or more records than the split has.
+    """
+    preset = tier(name)
+    if split not in SIZES:
+        raise AntgmmError(f"no split {split!r} of MAAD-synth: choose one of {', '.join(SIZES)}")
+    size = SIZES[split] if size is None else size
+    if size < 1 or (size > SIZES[split] and split != "train"):
+        raise AntgmmError(f"{split} of MAAD-synth has {SIZES[split]} records, not {size}: ask for 1 to {SIZES[split]}")
+    return MaadSource(preset, split, size, seed)
+
+
+@lru_cache
+def latent_sizes(name: str) -> dict[str, int]:
+    """How many classes each fact of a picture has: the heads that pretrain an image encoder.
+
+    Args:
+        name: the tier.
+
+    Returns:
+        fact -> number of classes, in a fixed order.
+    """
+    preset = tier(name)
+    parts = [max(pair) + 1 for pair in zip(*(brand.parts for brand in brands(preset)[0]), strict=True)]
+    return {
+        "product": len(products(preset)),
+        "brand_0": parts[0],
+        "brand_1": parts[1],
+        **{f"price_{place}": 11 for place in range(len(str(max(preset.prices))))},
+        "claim": 1 + len(CLAIMS) + len(HARMLESS_BADGES),
+        "qr": 2,
+        "phone": 2,
+        "notice": 2,
+    }
+
+
+def facts(preset: Tier, picture: Picture) -> dict[str, int]:
+    """A picture's facts as class numbers; a price by its digits from the left, 10 where it has no more."""
+    digits = str(picture.price)
+    first, second = brands(preset)[0][picture.brand].parts
+    found = {"product": picture.product, "brand_0": first, "brand_1": second}
+    for place in range(len(str(max(preset.prices)))):
+        found[f"price_{place}"] = int(digits[place]) if place < len(digits) else 10
+    return found | {
+        "claim": picture.claim,
+        "qr": int(picture.qr),
+        "phone": int(picture.phone),
+        "notice": int(picture.notice),
+    }
+
+
+def latent_targets(record: Record) -> dict[str, int]:
+    """The classes that pretraining an image encoder predicts from a record's picture.
+
+    Args:
+        record: a record of MAAD-synth.
+
+    Returns:
+        fact -> class, with the keys of `latent_sizes`.
+
+    Raises:
+        AntgmmError: the record carries no facts.
+    """
+    if not record.latents:
+        raise AntgmmError(f"record {record.id!r} has no latents: only generated advertisements carry them")
+    return dict(record.latents)
+
+
+def fingerprint(found: MaadSource, count: int = 256) -> str:
+    """A digest of the first records' latents: equal wherever the same data set is drawn, whatever draws the pixels.
+
+    Args:
+        found: a split.
+        count: how many records to digest.
+
+    Returns:
+        16 hexadecimal digits.
+    """
+    lines = (repr(found.latents(index)) for index in range(min(count, len(found))))
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]

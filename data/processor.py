@@ -1,0 +1,288 @@
+"""Hugging Face processors, and their exact output without their cost: uint8 images once, a table lookup a batch."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from tokenizers import Tokenizer
+from transformers import BlipImageProcessor, Blip2Processor, CLIPImageProcessor, LlavaProcessor, ProcessorMixin
+
+from antgmm_jax.errors import AntgmmError
+from data.record import Record, prompt
+from data.tokenizer import wrap
+
+IGNORE = -100
+# Plain text around the image, so that servers which need a chat template accept an exported model.
+_CHAT = (
+    "{% for message in messages %}{% if message['content'] is string %}{{ message['content'] }} {% else %}"
+    "{% for part in message['content'] %}{% if part['type'] == 'image' %}<image> {% else %}{{ part['text'] }} "
+    "{% endif %}{% endfor %}{% endif %}{% endfor %}{% if add_generation_prompt %}answer:{% endif %}"
+)
+Arrays = dict[str, np.ndarray]
+
+
+def blip2_processor(tokenizer: Tokenizer, *, px: int, queries: int) -> Blip2Processor:
+    """The processor of a BLIP-2 + T5 model: pictures of `px` pixels, `queries` placeholder tokens before the text.
+
+    Args:
+        tokenizer: from `data.tokenizer.train_tokenizer`.
+        px: side of the picture in pixels.
+        queries: the Q-Former's queries.
+
+    Returns:
+        A processor; `save_pretrained` writes what `AutoProcessor` reads back offline.
+    """
+    images = BlipImageProcessor(size={"height": px, "width": px})
+    return Blip2Processor(images, wrap(tokenizer, template="$A </s>"), num_query_tokens=queries)
+
+
+def llava_processor(tokenizer: Tokenizer, *, px: int, patch: int) -> LlavaProcessor:
+    """The processor of a LLaVA model with a CLIP tower whose class token is dropped.
+
+    Args:
+        tokenizer: from `data.tokenizer.train_tokenizer`.
+        px: side of the picture in pixels, a multiple of `patch`.
+        patch: side of a patch in pixels.
+
+    Returns:
+        A processor; `save_pretrained` writes what `AutoProcessor` reads back offline.
+    """
+    images = CLIPImageProcessor(size={"shortest_edge": px}, crop_size={"height": px, "width": px})
+    words = wrap(
+        tokenizer,
+        template="<s> $A",
+        bos_token="<s>",
+        padding_side="left",
+        extra_special_tokens={"image_token": "<image>"},
+    )
+    return LlavaProcessor(
+        images,
+        words,
+        patch_size=patch,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=_CHAT,
+    )
+
+
+def side(processor: ProcessorMixin) -> int:
+    """Side in pixels of the square picture that a processor makes."""
+    settings = processor.image_processor
+    size = settings.crop_size if getattr(settings, "do_center_crop", False) else settings.size
+    if size["height"] != size["width"]:
+        raise AntgmmError(f"the image processor makes pictures of {size}: only squares are supported")
+    return size["height"]
+
+
+def pictures(processor: ProcessorMixin, images: Sequence[np.ndarray]) -> np.ndarray:
+    """Pictures at the model's size, not yet normalised, as the processor itself resizes and crops them.
+
+    Args:
+        processor: the model's.
+        images: uint8 [H, W, 3], of any sizes.
+
+    Returns:
+        uint8 [N, px, px, 3].
+    """
+    px = side(processor)
+    out = np.empty((len(images), px, px, 3), np.uint8)
+    for row, image in enumerate(images):
+        if image.shape == (px, px, 3):
+            out[row] = image
+            continue
+        made = processor.image_processor(image, do_rescale=False, do_normalize=False, return_tensors="np")
+        out[row] = np.moveaxis(np.asarray(made["pixel_values"])[0], 0, -1)
+    return out
+
+
+def pixel_table(processor: ProcessorMixin) -> np.ndarray:
+    """What the processor makes of each of the 256 values of each channel, asked of the processor itself.
+
+    Args:
+        processor: the model's.
+
+    Returns:
+        float32 [3, 256].
+    """
+    ramp = np.repeat(np.arange(256, dtype=np.uint8).reshape(16, 16, 1), 3, axis=-1)
+    settings = {"do_center_crop": False} if hasattr(processor.image_processor, "do_center_crop") else {}
+    made = processor.image_processor(ramp, do_resize=False, return_tensors="np", **settings)
+    return np.asarray(made["pixel_values"], np.float32)[0].reshape(3, 256)
+
+
+def pixel_values(table: np.ndarray, images: np.ndarray) -> np.ndarray:
+    """Normalised pictures, bit for bit the processor's.
+
+    Args:
+        table: from `pixel_table`.
+        images: uint8 [N, px, px, 3], from `pictures`.
+
+    Returns:
+        float32 [N, 3, px, px].
+    """
+    out = np.empty((len(images), 3, *images.shape[1:3]), np.float32)
+    for channel in range(3):
+        # mode="clip" skips the bounds check, which a uint8 index cannot fail.
+        np.take(table[channel], images[..., channel], out=out[:, channel], mode="clip")
+    return out
+
+
+def device_batch(table: np.ndarray, arrays: Arrays) -> Arrays:
+    """Rows of `encode` as the model takes them: `images` becomes `pixel_values`, everything else stays."""
+    rest = {name: value for name, value in arrays.items() if name != "images"}
+    return {"pixel_values": pixel_values(table, arrays["images"]), **rest}
+
+
+def image_tokens(processor: ProcessorMixin) -> int:
+    """How many text positions a picture takes."""
+    if isinstance(processor, Blip2Processor):
+        return processor.num_query_tokens
+    count = (side(processor) // processor.patch_size) ** 2 + processor.num_additional_image_tokens
+    return count - (processor.vision_feature_select_strategy == "default")
+
+
+def prompts(processor: ProcessorMixin, records: Sequence[Record]) -> list[str]:
+    """The text given to the processor for each record, beside its picture."""
+    lines = [prompt(record.question, record.text) for record in records]
+    if isinstance(processor, Blip2Processor):
+        return lines
+    if not processor.chat_template:
+        return [f"USER: {processor.image_token}\n{line} ASSISTANT:" for line in lines]
+    parts = ([{"type": "image"}, {"type": "text", "text": line}] for line in lines)
+    turns = [[{"role": "user", "content": part}] for part in parts]
+    return [processor.apply_chat_template(turn, add_generation_prompt=True) for turn in turns]
+
+
+def _prompt_ids(processor: ProcessorMixin, records: Sequence[Record]) -> list[list[int]]:
+    """Token ids of the prompts with the picture's placeholders, as the processor itself makes them."""
+    lines, count = prompts(processor, records), image_tokens(processor)
+    if isinstance(processor, Blip2Processor):
+        picture = processor.tokenizer.convert_tokens_to_ids(processor.image_token.content)
+        return [[picture] * count + ids for ids in processor.tokenizer(lines)["input_ids"]]
+    lines = [line.replace(processor.image_token, processor.image_token * count) for line in lines]
+    # A chat template writes the start token itself where the tokenizer would add a second one.
+    bos = processor.tokenizer.bos_token
+    add = not (bos and lines and lines[0].startswith(bos))
+    return processor.tokenizer(lines, add_special_tokens=add)["input_ids"]
+
+
+def _padded(rows: Sequence[Sequence[int]], length: int, fill: int, *, left: bool = False) -> np.ndarray:
+    out = np.full((len(rows), length), fill, np.int32)
+    for place, row in enumerate(rows):
+        if row:
+            out[place, length - len(row) if left else 0 : length if left else len(row)] = row
+    return out
+
+
+def _mask(rows: Sequence[Sequence[int]], length: int, *, left: bool = False) -> np.ndarray:
+    return _padded([[1] * len(row) for row in rows], length, 0, left=left)
+
+
+def bucket(length: int, multiple: int = 8) -> int:
+    """The smallest multiple that holds a length: few shapes mean few compilations."""
+    return -(-length // multiple) * multiple
+
+
+def _check(records: Sequence[Record], lengths: Sequence[int], limit: int, what: str) -> None:
+    long = [(row, size) for row, size in enumerate(lengths) if size > limit]
+    if long:
+        named = "; ".join(f"row {row} ({records[row].id or 'no id'}): {size} tokens" for row, size in long[:20])
+        more = f"; and {len(long) - 20} more" if len(long) > 20 else ""
+        raise AntgmmError(f"{what} longer than {limit} tokens: shorten or leave out {named}{more}")
+
+
+def encode_prompts(processor: ProcessorMixin, records: Sequence[Record], *, max_length: int = 512) -> Arrays:
+    """Prompts for generation, padded to a multiple of 8 (on the left where the decoder goes on from the prompt).
+
+    Args:
+        processor: a `Blip2Processor` (with T5) or a `LlavaProcessor`.
+        records: at least one.
+        max_length: greatest number of tokens of a prompt, picture included.
+
+    Returns:
+        `images` uint8 [N, px, px, 3], `input_ids`, `attention_mask` int32 [N, L].
+
+    Raises:
+        AntgmmError: a prompt is too long; every such row is named.
+    """
+    images = pictures(processor, [record.image for record in records])
+    ids = _prompt_ids(processor, records)
+    _check(records, [len(row) for row in ids], max_length, "prompts")
+    left = not isinstance(processor, Blip2Processor)
+    length = bucket(max(map(len, ids)))
+    return {
+        "images": images,
+        "input_ids": _padded(ids, length, processor.tokenizer.pad_token_id, left=left),
+        "attention_mask": _mask(ids, length, left=left),
+    }
+
+
+def encode(
+    processor: ProcessorMixin,
+    records: Sequence[Record],
+    *,
+    max_length: int = 512,
+    max_answer: int = 64,
+    start_token: int = 0,
+) -> Arrays:
+    """Records as training arrays, padded on the right to multiples of 8; an answer ends with the end token.
+
+    The loss reads `positions` (where along the logits the state that predicts an answer token stands) and `targets`
+    (that token, -100 for none).
+
+    Args:
+        processor: a `Blip2Processor` (with T5) or a `LlavaProcessor`.
+        records: at least one; a source that draws records on the fly is read once.
+        max_length: greatest number of tokens of a prompt, picture included.
+        max_answer: greatest number of tokens of an answer, end token included.
+        start_token: first token that T5's decoder reads.
+
+    Returns:
+        `images` uint8 [N, px, px, 3] and int32 arrays: `input_ids`, `attention_mask` [N, L], `labels`, `positions`,
+        `targets` [N, A]; with T5 also `decoder_input_ids` [N, A]. LLaVA's `labels` are [N, L].
+
+    Raises:
+        AntgmmError: prompts or answers are too long; every such row is named.
+    """
+    records = [*records]
+    ids = _prompt_ids(processor, records)
+    _check(records, [len(row) for row in ids], max_length, "prompts")
+    eos, pad = processor.tokenizer.eos_token_id, processor.tokenizer.pad_token_id
+    answers = processor.tokenizer([record.answer for record in records], add_special_tokens=False)["input_ids"]
+    answers = [[*row, eos] for row in answers]
+    _check(records, [len(row) for row in answers], max_answer, "answers")
+    width = bucket(max(map(len, answers)))
+    arrays = {
+        "images": pictures(processor, [record.image for record in records]),
+        "targets": _padded(answers, width, IGNORE),
+    }
+    if isinstance(processor, Blip2Processor):
+        length = bucket(max(map(len, ids)))
+        return arrays | {
+            "input_ids": _padded(ids, length, pad),
+            "attention_mask": _mask(ids, length),
+            "decoder_input_ids": _padded([[start_token, *row[:-1]] for row in answers], width, pad),
+            "labels": arrays["targets"].copy(),
+            "positions": np.tile(np.arange(width, dtype=np.int32), (len(records), 1)),
+        }
+    joined = [a + b for a, b in zip(ids, answers, strict=True)]
+    length = bucket(max(map(len, joined)))
+    pairs = list(zip(ids, answers, strict=True))
+    return arrays | {
+        "input_ids": _padded(joined, length, pad),
+        "attention_mask": _mask(joined, length),
+        "labels": _padded([[IGNORE] * len(a) + b for a, b in pairs], length, IGNORE),
+        "positions": _padded([range(len(a) - 1, len(a) + len(b) - 1) for a, b in pairs], width, 0),
+    }
+
+
+def decode(processor: ProcessorMixin, tokens: np.ndarray) -> list[str]:
+    """Generated token ids as answers, without special tokens.
+
+    Args:
+        processor: the model's.
+        tokens: int32 [N, T].
+
+    Returns:
+        One answer a row.
+    """
+    return [line.strip() for line in processor.tokenizer.batch_decode(tokens, skip_special_tokens=True)]

@@ -1,0 +1,37 @@
+"""The one form in which every data set reaches the model."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One question about one picture.
+
+    `image` is uint8 [H, W, 3]; `text` accompanies the picture; `type` groups questions in the metrics and `slice`
+    names what is unusual about the record; `latents` are integer facts of the picture, for pretraining an encoder.
+    """
+
+    image: np.ndarray
+    question: str
+    answer: str
+    text: str = ""
+    type: str = ""
+    id: str = ""
+    slice: str = ""
+    latents: Mapping[str, int] = field(default_factory=dict)
+
+
+def prompt(question: str, text: str = "") -> str:
+    """What the model is asked, the same in training, evaluation and the exported model's documentation.
+
+    Args:
+        question: the question.
+        text: text that accompanies the picture, if any.
+
+    Returns:
+        One line.
+    """
+    return f"text: {text} question: {question}" if text else f"question: {question}"

@@ -1,0 +1,100 @@
+"""A small tokenizer for models that are trained from scratch."""
+
+import random
+from collections.abc import Iterable, Iterator
+
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
+
+from data.maad.answers import accompanying, answer
+from data.maad.latents import draw
+from data.maad.tier import brands, tier
+from data.maad.vocab import QUESTIONS, SYLLABLES
+from data.record import prompt
+
+# The ids are part of the interface: configs of models name them.
+PAD, EOS, UNK, IMAGE, BOS = range(5)
+SPECIAL = ("<pad>", "</s>", "<unk>", "<image>", "<s>")
+
+
+def corpus(name: str, count: int = 6000, *, seed: int = 0) -> Iterator[str]:
+    """Prompts and answers of MAAD-synth to train a tokenizer on.
+
+    Brand words are replaced by random pairs of syllables, so that syllables become tokens and whole brands do not:
+    a name never seen in training is then spelt with tokens that were.
+
+    Args:
+        name: the tier.
+        count: how many training advertisements to read.
+        seed: seed of the data set.
+
+    Yields:
+        One prompt or answer at a time.
+    """
+    preset, rng = tier(name), random.Random(seed)
+    for index in range(count):
+        latents = draw(preset, "train", index, seed)
+        lines = [
+            prompt(QUESTIONS[latents.type], accompanying(preset, latents.text)),
+            f"answer: {answer(preset, latents)}",
+        ]
+        if preset.brands == "word":
+            for brand in {latents.text.brand, latents.picture.brand}:
+                other = rng.choice(SYLLABLES[0]) + rng.choice(SYLLABLES[1])
+                lines = [line.replace(brands(preset)[0][brand].name, other) for line in lines]
+        yield from lines
+
+
+def train_tokenizer(texts: Iterable[str], *, vocab: int = 1024, min_frequency: int = 60) -> Tokenizer:
+    """Trains a byte-pair tokenizer in which every digit and punctuation mark is a token of its own.
+
+    Args:
+        texts: what to learn from.
+        vocab: greatest number of tokens.
+        min_frequency: how often a pair must occur to become a token.
+
+    Returns:
+        The tokenizer: `<pad>` 0, `</s>` 1, `<unk>` 2, `<image>` 3, `<s>` 4; all of printable ASCII is spelt exactly.
+    """
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Metaspace(prepend_scheme="always"),
+            pre_tokenizers.Split(Regex(r"[0-9.,:;!?\n]"), "isolated"),
+        ]
+    )
+    tokenizer.decoder = decoders.Metaspace(prepend_scheme="always")
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab,
+        min_frequency=min_frequency,
+        special_tokens=list(SPECIAL),
+        initial_alphabet=[chr(c) for c in range(33, 127)] + ["▁", "\n"],
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def wrap(tokenizer: Tokenizer, *, template: str, **extra) -> PreTrainedTokenizerFast:
+    """Makes a Hugging Face tokenizer of it.
+
+    Args:
+        tokenizer: the trained one.
+        template: what surrounds a text, such as `$A </s>` (T5) or `<s> $A` (Llama).
+        extra: further settings of the Hugging Face class.
+
+    Returns:
+        A tokenizer that saves and reloads offline.
+    """
+    own = Tokenizer.from_str(tokenizer.to_str())
+    named = [(token, place) for place, token in enumerate(SPECIAL) if token in template]
+    own.post_processor = processors.TemplateProcessing(single=template, special_tokens=named)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=own,
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        clean_up_tokenization_spaces=False,
+        model_input_names=["input_ids", "attention_mask"],
+        **extra,
+    )

@@ -1,0 +1,36 @@
+"""Distillation: losses, teacher targets, one train step and the loop around it."""
+
+from distill.align import Part, parts
+from distill.cache import TeacherCache, build_cache, cache_size, fingerprint, open_cache
+from distill.chunked import answer_sums
+from distill.losses import LossConfig, masked_mean
+from distill.optimizer import Optimizer, State, init_state, make_optimizer, map_moments
+from distill.step import make_loss, make_step
+from distill.teacher import NO_TEACHER, Teacher, cached, online
+from distill.train import Progress, train
+
+__all__ = [
+    "NO_TEACHER",
+    "LossConfig",
+    "Optimizer",
+    "Part",
+    "Progress",
+    "State",
+    "Teacher",
+    "TeacherCache",
+    "answer_sums",
+    "build_cache",
+    "cache_size",
+    "cached",
+    "fingerprint",
+    "init_state",
+    "make_loss",
+    "make_optimizer",
+    "make_step",
+    "map_moments",
+    "masked_mean",
+    "online",
+    "open_cache",
+    "parts",
+    "train",
+]

@@ -1,0 +1,135 @@
+"""Which student state is compared with which teacher state, and on which tokens."""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from antgmm_jax.config import LMMConfig, embed_axis, stacks
+from antgmm_jax.errors import AntgmmError
+from distill import losses
+from distill.losses import IGNORE, LossConfig
+
+Batch = Mapping[str, Array]
+
+
+class Part(NamedTuple):
+    """One tower's share of a state loss.
+
+    Args:
+        term: "hidden" (text tokens) or "vision" (image tokens).
+        tower: name of the tower; its states are the collected `<tower>/states`.
+        layers: teacher layer of each student layer [Ls].
+        embed: teacher channel of each student channel [Ds].
+        layers_axis, embed_axis: the gates that weigh them.
+        mask: batch -> bool [B, N], the tokens that count; [B, 1] where all of a sample's tokens count alike.
+    """
+
+    term: str
+    tower: str
+    layers: Int[np.ndarray, " Ls"]
+    embed: Int[np.ndarray, " Ds"]
+    layers_axis: str
+    embed_axis: str
+    mask: Callable[[Batch], Bool[Array, "B N"]]
+
+    @property
+    def states(self) -> str:
+        """Name under which the model collects this tower's states."""
+        return f"{self.tower}/states"
+
+
+def parts(config: LMMConfig, keep: Mapping[str, np.ndarray]) -> tuple[Part, ...]:
+    """Every state comparison that a student allows: text tokens of its language towers, image tokens of all towers.
+
+    Args:
+        config: the teacher's or the student's config; only its family's shape and image token are read.
+        keep: teacher coordinates of the student: `<tower>/layers` [Ls] and `*/embed` [Ds] of every tower.
+
+    Returns:
+        One `Part` per tower and kind of token.
+
+    Raises:
+        AntgmmError: when `keep` lacks an axis of a tower.
+    """
+    found = []
+    for tower in stacks(config):
+        axes = (f"{tower}/layers", embed_axis(tower))
+        absent = [axis for axis in axes if axis not in keep]
+        if absent:
+            raise AntgmmError(f"cannot align {tower} with the teacher: keep lacks {', '.join(absent)}")
+        layers, embed = (np.asarray(keep[axis]) for axis in axes)
+        for term, mask in _masks(tower, config.image_token).items():
+            found.append(Part(term, tower, layers, embed, *axes, mask))
+    return tuple(found)
+
+
+def _masks(tower: str, image_token: int) -> dict[str, Callable[[Batch], Array]]:
+    """{term: mask} of a tower."""
+    if tower == "decoder":
+        return {"hidden": _answer_tokens}
+    if tower not in ("encoder", "text"):
+        return {"vision": lambda batch: jnp.ones((batch["targets"].shape[0], 1), bool)}
+    return {
+        "hidden": lambda batch: (batch["attention_mask"] != 0) & (batch["input_ids"] != image_token),
+        "vision": lambda batch: (batch["attention_mask"] != 0) & (batch["input_ids"] == image_token),
+    }
+
+
+def _answer_tokens(batch: Batch) -> Bool[Array, "B N"]:
+    """Decoder positions that predict an answer token."""
+    rows = jnp.arange(batch["targets"].shape[0])[:, None]
+    none = jnp.zeros(batch["decoder_input_ids"].shape, bool)
+    return none.at[rows, batch["positions"]].max(batch["targets"] != IGNORE)
+
+
+def selected(config: LossConfig, available: tuple[Part, ...]) -> tuple[Part, ...]:
+    """The parts that a loss config asks for.
+
+    Raises:
+        AntgmmError: when it weighs a state loss for which there is no part.
+    """
+    asked = [term for term in ("hidden", "vision") if term in config.terms()]
+    lacking = [term for term in asked if term not in {part.term for part in available}]
+    if lacking:
+        raise AntgmmError(f"loss {', '.join(lacking)} compares states, but no towers were aligned: give parts=")
+    return tuple(part for part in available if part.term in asked)
+
+
+def counts(batch: Batch, chosen: tuple[Part, ...]) -> tuple[Float[Array, ""], ...]:
+    """Number of tokens of each part in a batch, at least 1."""
+    return tuple(jnp.maximum(jnp.sum(part.mask(batch).astype(jnp.float32)), 1.0) for part in chosen)
+
+
+def state_sum(
+    part: Part,
+    student: Float[Array, "Ls+1 B N Ds"],
+    teacher: Float[Array, "Lt+1 B N Dt"],
+    batch: Batch,
+    gates: Mapping[str, Array],
+) -> Float[Array, ""]:
+    """Sum of a part's hidden loss over its tokens.
+
+    Args:
+        part: what is compared.
+        student, teacher: states of the tower.
+        batch: the batch they came from.
+        gates: the student's gates; an absent one is open.
+
+    Returns:
+        A float32 scalar; divide by `counts` for the mean.
+    """
+    values = losses.hidden(
+        student,
+        teacher,
+        layers=part.layers,
+        embed=part.embed,
+        layer_gates=gates.get(part.layers_axis, 1.0),
+        embed_gates=gates.get(part.embed_axis, 1.0),
+    )
+    mask = part.mask(batch)
+    if mask.shape[1] == 1:
+        values = jnp.mean(values, axis=1, keepdims=True)
+    return jnp.sum(jnp.where(mask, values, 0.0))

@@ -1,0 +1,208 @@
+"""The distillation losses: pure functions that return one float32 value per token.
+
+Callers mask and reduce (`masked_mean`), so a padding token costs nothing but its own zero. Names and formulas are those
+of the method: hard, soft, pair (Large Multimodal Model Compression via Efficient Pruning and Distillation at AntGroup,
+arXiv 2312.05795), rank (our ranking by the teacher's top pairs) and hidden.
+"""
+
+from dataclasses import dataclass, fields
+from typing import Literal, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Bool, Float, Int
+
+from antgmm_jax.errors import AntgmmError
+
+IGNORE = -100
+Direction = Literal["forward", "reverse"]
+TERMS = ("hard", "soft", "pair", "rank", "hidden", "vision")
+_TINY = 1e-12
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """The weight of every loss term, and the settings that the terms read. A term of weight 0 is not computed.
+
+    Args:
+        hard, soft, pair, rank, hidden, vision: weights, >= 0.
+        temperature: softmax temperature T of `soft`, > 0.
+        direction: "forward" is KL(teacher || student), "reverse" is KL(student || teacher).
+        rank_top: how many of the teacher's largest logits `rank` orders, >= 2.
+
+    Raises:
+        AntgmmError: for a value outside those ranges, or when every weight is 0.
+    """
+
+    hard: float = 1.0
+    soft: float = 0.0
+    pair: float = 0.0
+    rank: float = 0.0
+    hidden: float = 0.0
+    vision: float = 0.0
+    temperature: float = 1.0
+    direction: Direction = "forward"
+    rank_top: int = 4
+
+    def __post_init__(self) -> None:
+        for name in TERMS:
+            weight = getattr(self, name)
+            if not (np.isfinite(weight) and weight >= 0):
+                raise AntgmmError(f"loss weight {name} = {weight}: give a finite number >= 0")
+        if not self.terms():
+            raise AntgmmError(f"every loss weight is 0, nothing would be trained: set one of {', '.join(TERMS)}")
+        if not (np.isfinite(self.temperature) and self.temperature > 0):
+            raise AntgmmError(f"loss temperature = {self.temperature}: give a finite number > 0")
+        if self.direction not in get_args(Direction):
+            raise AntgmmError(f"loss direction = {self.direction!r}: give one of {', '.join(get_args(Direction))}")
+        if self.rank_top < 2:
+            raise AntgmmError(f"loss rank_top = {self.rank_top}: give at least 2, a pair needs two tokens")
+
+    def terms(self) -> tuple[str, ...]:
+        """The names of the terms that are computed, in a fixed order."""
+        return tuple(f.name for f in fields(self) if f.name in TERMS and getattr(self, f.name) > 0)
+
+
+def masked_mean(values: Float[Array, "*T"], mask: Bool[Array, "*T"]) -> Float[Array, ""]:
+    """Mean of `values` where `mask` is true; 0 when it is true nowhere.
+
+    Args:
+        values: one value per token.
+        mask: which tokens count.
+
+    Returns:
+        A float32 scalar.
+    """
+    total = jnp.sum(jnp.where(mask, values.astype(jnp.float32), 0.0))
+    return total / jnp.maximum(jnp.sum(mask.astype(jnp.float32)), 1.0)
+
+
+def hard(logits: Float[Array, "*T V"], targets: Int[Array, "*T"]) -> Float[Array, "*T"]:
+    """Cross-entropy against the label. A negative (ignored) target counts as token 0: mask it.
+
+    Args:
+        logits: student logits.
+        targets: label token ids.
+
+    Returns:
+        float32 nats per token.
+    """
+    return optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), jnp.maximum(targets, 0))
+
+
+def soft(
+    logits: Float[Array, "*T V"],
+    teacher_logits: Float[Array, "*T V"],
+    *,
+    temperature: float = 1.0,
+    direction: Direction = "forward",
+) -> Float[Array, "*T"]:
+    """Kullback-Leibler divergence of the softened distributions, times T^2 (Hinton et al., arXiv 1503.02531).
+
+    Args:
+        logits, teacher_logits: student and teacher logits.
+        temperature: T.
+        direction: "forward" = KL(teacher || student), "reverse" = KL(student || teacher).
+
+    Returns:
+        float32 nats times T^2 per token, >= 0.
+    """
+    student = jax.nn.log_softmax(logits.astype(jnp.float32) / temperature)
+    teacher = jax.nn.log_softmax(teacher_logits.astype(jnp.float32) / temperature)
+    first, second = (teacher, student) if direction == "forward" else (student, teacher)
+    return jnp.sum(jnp.exp(first) * (first - second), axis=-1) * temperature**2
+
+
+def _margin(gap: Float[Array, "*T"]) -> Float[Array, "*T"]:
+    """max(0, gap * min(|gap|, 1)): quadratic up to 1 and linear after, with its gradient through both factors."""
+    return jnp.maximum(0.0, gap * jnp.minimum(jnp.abs(gap), 1.0))
+
+
+def pair(logits: Float[Array, "*T V"], targets: Int[Array, "*T"]) -> Float[Array, "*T"]:
+    """The paper's pairwise loss as released: the label's logit against the mean m of the two largest student logits.
+
+    With gap = m - s_y it is max(0, gap * min(|gap|, 1)); 0 where the label is top-1. The gradient also runs through the
+    second factor. A negative (ignored) target counts as token 0: mask it.
+
+    Args:
+        logits: student logits, V >= 2.
+        targets: label token ids.
+
+    Returns:
+        float32 per token, >= 0.
+    """
+    logits = logits.astype(jnp.float32)
+    largest, _ = jax.lax.top_k(logits, 2)
+    label = jnp.take_along_axis(logits, jnp.maximum(targets, 0)[..., None], axis=-1)[..., 0]
+    return _margin(jnp.mean(largest, axis=-1) - label)
+
+
+def rank(logits: Float[Array, "*T V"], teacher_logits: Float[Array, "*T V"], *, top: int = 4) -> Float[Array, "*T"]:
+    """Our ranking variant: every pair among the teacher's `top` largest tokens keeps the teacher's order.
+
+    For a pair that the teacher orders i before j, gap = s_j - s_i goes through the pair loss's own margin, and the
+    pairs are averaged; 0 where the student orders them alike.
+
+    Args:
+        logits, teacher_logits: student and teacher logits.
+        top: how many of the teacher's tokens are ordered; more than V counts as V.
+
+    Returns:
+        float32 per token, >= 0.
+    """
+    top = min(top, logits.shape[-1])
+    _, order = jax.lax.top_k(teacher_logits.astype(jnp.float32), top)
+    chosen = jnp.take_along_axis(logits.astype(jnp.float32), order, axis=-1)  # [..., top], teacher's best first
+    before, after = np.triu_indices(top, k=1)
+    return jnp.mean(_margin(chosen[..., after] - chosen[..., before]), axis=-1)
+
+
+def hidden(
+    student: Float[Array, "Ls+1 B N Ds"],
+    teacher: Float[Array, "Lt+1 B N Dt"],
+    *,
+    layers: Int[np.ndarray, " Ls"],
+    embed: Int[np.ndarray, " Ds"],
+    layer_gates: Float[Array, " Ls"] | float = 1.0,
+    embed_gates: Float[Array, " Ds"] | float = 1.0,
+) -> Float[Array, "B N"]:
+    """Distance of each student block's output from the teacher state that enters the next kept block.
+
+    The last block is compared with the teacher's final state. Per token and block it is the squared error over the kept
+    channels, divided by the teacher's sum of squares over the same channels, so it has no scale; blocks are averaged.
+    Closed gates count as cut: a gated student and the one shrunk to its open units give the same value.
+
+    Args:
+        student: state that enters each student block, then the last block's output.
+        teacher: the same of the teacher.
+        layers: teacher layer of each student layer, ascending.
+        embed: teacher channel of each student channel.
+        layer_gates, embed_gates: 1 for an open unit of the student, 0 for a closed one.
+
+    Returns:
+        float32 per token; without a scale.
+    """
+    following = np.append(layers[1:], teacher.shape[0] - 1)
+    target = jax.lax.stop_gradient(teacher[following])
+    if not np.array_equal(embed, np.arange(teacher.shape[-1])):
+        target = target[..., embed]
+    channels = jnp.broadcast_to(jnp.asarray(embed_gates, jnp.float32), (len(embed),))
+    target = target.astype(jnp.float32)
+    error = jnp.einsum("lbnd,d->lbn", jnp.square(student[1:].astype(jnp.float32) - target), channels)
+    scale = jnp.einsum("lbnd,d->lbn", jnp.square(target), channels)
+    blocks = _block_weights(jnp.broadcast_to(jnp.asarray(layer_gates, jnp.float32), (len(layers),)))
+    return jnp.einsum("lbn,l->bn", error / jnp.maximum(scale, _TINY), blocks)
+
+
+def _block_weights(gates: Float[Array, " L"]) -> Float[Array, " L"]:
+    """Weight of the state after each block, summing to 1.
+
+    The state after block l is the one that enters block l + 1. It counts when that block is open (a closed one passes
+    the state on to the next) and when an open block came before it (else it is the stack's input). The final state
+    always counts.
+    """
+    started = 1.0 - jnp.cumprod(1.0 - gates)
+    weights = started * jnp.append(gates[1:], 1.0)
+    return weights / jnp.maximum(jnp.sum(weights), _TINY)

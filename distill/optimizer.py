@@ -1,0 +1,191 @@
+"""AdamW with clipping and a schedule, over the trainable part of the parameters."""
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from antgmm_jax.errors import AntgmmError
+
+Params = Any
+Schedule = Literal["cosine", "linear", "constant"]
+
+
+class Optimizer(NamedTuple):
+    """A gradient transformation without its learning rate, the schedule of that rate, and what is not trained.
+
+    Args:
+        transform: gradients to unit-rate updates (clipping, AdamW moments, weight decay).
+        schedule: step to learning rate, the sole place that knows it.
+        frozen: path prefixes of parameters that stay as they are.
+    """
+
+    transform: optax.GradientTransformation
+    schedule: Callable[[Array], Array]
+    frozen: tuple[str, ...]
+
+
+class State(NamedTuple):
+    """What a step reads and writes: float32 parameters, optimizer state, and the number of steps taken."""
+
+    params: Params
+    opt_state: optax.OptState
+    step: Int[Array, ""]
+
+
+def make_optimizer(
+    *,
+    learning_rate: float,
+    steps: int,
+    schedule: Schedule = "cosine",
+    warmup: int = 0,
+    floor: float = 0.0,
+    weight_decay: float = 0.01,
+    clip: float = 1.0,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    frozen: tuple[str, ...] = (),
+) -> Optimizer:
+    """AdamW (arXiv 1711.05101) after clipping the gradient to a global norm of `clip`.
+
+    Args:
+        learning_rate: peak rate, reached at step `warmup`.
+        steps: step at which the decay reaches the floor; the rate stays there afterwards.
+        schedule: form of the decay: "cosine", "linear", or "constant" (warm-up only).
+        warmup: steps of linear rise before the peak.
+        floor: final rate as a fraction of the peak, in [0, 1].
+        weight_decay: decay of the parameters per unit of learning rate; scales of norms and biases are spared.
+        clip: largest global norm of the gradient, > 0.
+        b1, b2, eps: Adam's moment decays and denominator.
+        frozen: path prefixes ("vision", "language/encoder") of parameters that are not trained.
+
+    Returns:
+        The `Optimizer`.
+
+    Raises:
+        AntgmmError: for an unknown schedule or a value out of range.
+    """
+    if schedule not in get_args(Schedule):
+        raise AntgmmError(f"schedule = {schedule!r}: give one of {', '.join(get_args(Schedule))}")
+    if not 0 <= warmup < max(steps, 1):
+        raise AntgmmError(f"warmup = {warmup} with steps = {steps}: give fewer warm-up steps than steps")
+    if not 0.0 <= floor <= 1.0:
+        raise AntgmmError(f"floor = {floor}: give a fraction of the peak learning rate, 0 to 1")
+    if clip <= 0 or learning_rate <= 0:
+        raise AntgmmError(f"clip = {clip}, learning_rate = {learning_rate}: both must be above 0")
+    transform = optax.chain(
+        optax.clip_by_global_norm(clip),
+        optax.scale_by_adam(b1=b1, b2=b2, eps=eps),
+        optax.add_decayed_weights(weight_decay, mask=_decayed),
+    )
+    return Optimizer(transform, _schedule(schedule, learning_rate, warmup, steps, floor), tuple(frozen))
+
+
+def _schedule(name: Schedule, peak: float, warmup: int, steps: int, floor: float) -> Callable[[Array], Array]:
+    def rate(step: Float[Array, ""]) -> Float[Array, ""]:
+        step = jnp.asarray(step, jnp.float32)
+        # Clipped at 1: a cosine left to run past its period would climb again.
+        done = jnp.clip((step - warmup) / (steps - warmup), 0.0, 1.0)
+        shape = {"cosine": 0.5 * (1.0 + jnp.cos(jnp.pi * done)), "linear": 1.0 - done, "constant": jnp.ones(())}[name]
+        rise = jnp.minimum((step + 1.0) / (warmup + 1.0), 1.0)  # the first step already moves
+        return peak * rise * (shape if name == "constant" else floor + (1.0 - floor) * shape)
+
+    return rate
+
+
+def _decayed(params: Params) -> Params:
+    """True for the leaves that weight decay applies to: neither a norm's scale nor a bias."""
+
+    def decays(path: tuple, _: Array) -> bool:
+        return not any(word in _key(path[-1]) for word in ("bias", "scale"))
+
+    return jax.tree_util.tree_map_with_path(decays, params)
+
+
+def _key(entry: Any) -> str:
+    return str(getattr(entry, "key", getattr(entry, "name", getattr(entry, "idx", entry))))
+
+
+def trainable(params: Params, frozen: tuple[str, ...]) -> Params:
+    """The parameters that are trained: the same tree with None in the place of every frozen leaf.
+
+    Args:
+        params: nested dict of arrays.
+        frozen: path prefixes, parts joined by "/".
+
+    Returns:
+        The tree; optax and `jax.grad` pass over None.
+
+    Raises:
+        AntgmmError: a prefix that matches no parameter, or nothing left to train.
+    """
+    flat, treedef = jax.tree_util.tree_flatten_with_path(params)
+    leaves = {"/".join(map(_key, path)): leaf for path, leaf in flat}
+
+    def under(path: str, prefix: str) -> bool:
+        return path == prefix or path.startswith(prefix.rstrip("/") + "/")
+
+    unmatched = [prefix for prefix in frozen if not any(under(path, prefix) for path in leaves)]
+    if unmatched:
+        tops = sorted({path.split("/")[0] for path in leaves})
+        raise AntgmmError(f"frozen {', '.join(unmatched)} matches no parameter: top-level names are {', '.join(tops)}")
+    kept = [None if any(under(path, prefix) for prefix in frozen) else leaf for path, leaf in leaves.items()]
+    if all(leaf is None for leaf in kept):
+        raise AntgmmError(f"frozen {', '.join(frozen)} leaves nothing to train")
+    return jax.tree.unflatten(treedef, kept)
+
+
+def combine(trained: Params, params: Params) -> Params:
+    """`trained` with its None leaves taken from `params`."""
+    return jax.tree.map(lambda new, old: old if new is None else new, trained, params, is_leaf=lambda x: x is None)
+
+
+def init_state(params: Params, optimizer: Optimizer) -> State:
+    """A fresh state at step 0.
+
+    The arrays are copied: the step donates its state, and the teacher may hold the same arrays.
+
+    Args:
+        params: float32 parameters.
+        optimizer: from `make_optimizer`.
+
+    Returns:
+        The `State`.
+    """
+    params = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), params)
+    opt_state = optimizer.transform.init(trainable(params, optimizer.frozen))
+    return State(params, opt_state, jnp.zeros((), jnp.int32))
+
+
+def map_moments(
+    opt_state: optax.OptState, params: Params, optimizer: Optimizer, change: Callable[[Params], Params]
+) -> optax.OptState:
+    """Applies a tree -> tree function to each parameter-shaped tree of an optimizer state (Adam's two moments).
+
+    So a cut of the parameters (`pruning.take`) cuts their moments alike, and the rest (step counts) stays.
+
+    Args:
+        opt_state: the optimizer's state.
+        params: the parameters it belongs to, of the same shapes.
+        optimizer: from `make_optimizer`.
+        change: tree of the parameters' structure -> tree of the same structure. Frozen leaves have no moments;
+            `change` sees the parameter there and its answer is dropped.
+
+    Returns:
+        The new optimizer state.
+    """
+    structure = jax.tree.structure(trainable(params, optimizer.frozen))
+
+    def like_params(tree: Any) -> bool:
+        return jax.tree.structure(tree) == structure
+
+    def changed(tree: Any) -> Any:
+        if not like_params(tree):
+            return tree
+        return trainable(change(combine(tree, params)), optimizer.frozen)
+
+    return jax.tree.map(changed, opt_state, is_leaf=like_params)

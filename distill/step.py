@@ -1,0 +1,178 @@
+"""One jitted, donated train step: losses combined by weight, micro-batches accumulated, gates as an argument."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+
+from antgmm_jax.errors import AntgmmError
+from distill import align
+from distill.align import Part
+from distill.chunked import ANSWER_TERMS, TEACHER_TERMS, answer_sums, at_positions
+from distill.losses import IGNORE, LossConfig
+from distill.optimizer import Optimizer, Params, State, combine, trainable
+from distill.teacher import NO_TEACHER, Teacher, collected, params_dtype, to_dtype, without_targets
+
+Batch = Mapping[str, Array]
+Gates = Mapping[str, Any]  # arrays, numpy or JAX
+Metrics = dict[str, Array]
+Step = Callable[[State, Batch, Gates, Params], tuple[State, Metrics]]
+
+
+def make_loss(
+    functional: Any,
+    config: LossConfig,
+    *,
+    teacher: Teacher = NO_TEACHER,
+    parts: tuple[Part, ...] = (),
+    chunk: int = 512,
+    dtype: jnp.dtype = jnp.float32,
+) -> Callable[..., tuple[Float[Array, ""], Metrics]]:
+    """The weighted loss of a batch, as a pure function; the step differentiates it, importance may too.
+
+    Args:
+        functional: the student's `Functional`.
+        config: weights and settings of the terms.
+        teacher: where targets come from.
+        parts: state comparisons (`align.parts`), for the hidden and vision terms.
+        chunk: answer tokens whose logits are alive at once.
+        dtype: compute dtype; parameters and inputs are cast to it, losses are float32.
+
+    Returns:
+        loss(params, gates, batch, teacher_params, totals=None) -> (float32 scalar, {term: float32 mean}). `totals` are
+        the token counts to divide by, of a larger batch that this one is a piece of; without it the batch's own.
+
+    Raises:
+        AntgmmError: a term that needs what the teacher or `parts` cannot give.
+    """
+    chosen = align.selected(config, parts)
+    states = tuple(dict.fromkeys(part.states for part in chosen))
+    needs_logits = any(term in TEACHER_TERMS for term in config.terms())
+    needs_final = any(term in ANSWER_TERMS for term in config.terms())
+    targets_of = teacher.select((("final",) if needs_logits else ()) + states)
+    collect = (("final",) if needs_final else ()) + states
+
+    def loss(params: Params, gates: Gates, batch: Batch, teacher_params: Params, totals: Any = None):
+        tokens, part_tokens = token_counts(batch, chosen) if totals is None else totals
+        params = to_dtype(params, dtype)
+        targets = targets_of(teacher_params, batch)
+        inputs = to_dtype(without_targets(batch), dtype)
+        out = collected(functional.apply(params, inputs, gates, collect=collect), collect)
+        terms: Metrics = {}
+        if needs_final:
+            final = at_positions(out["final"], batch["positions"])
+            sums = answer_sums(
+                config,
+                lambda hidden: functional.head(params, hidden, gates),
+                final.reshape(-1, final.shape[-1]),
+                batch["targets"].reshape(-1),
+                lambda hidden: teacher.head(teacher_params, hidden),
+                _teacher_hidden(targets, teacher_params, batch["targets"].size),
+                chunk=chunk,
+            )
+            terms |= {name: value / tokens for name, value in sums.items()}
+        for term in dict.fromkeys(part.term for part in chosen):
+            mine = [(part, count) for part, count in zip(chosen, part_tokens, strict=True) if part.term == term]
+            values = [
+                align.state_sum(part, out[part.states], targets[part.states], batch, gates) / count
+                for part, count in mine
+            ]
+            terms[term] = sum(values[1:], values[0]) / len(values)
+        weighted = [getattr(config, name) * terms[name] for name in config.terms()]
+        return sum(weighted[1:], weighted[0]), terms
+
+    return loss
+
+
+def _teacher_hidden(targets: Mapping[str, Array], teacher_params: Params, tokens: int) -> Float[Array, "T Dt"]:
+    """Teacher's final states by token, in the dtype its head computes in; [T, 0] when no term reads them."""
+    if "final" not in targets:
+        return jnp.zeros((tokens, 0))
+    return targets["final"].reshape(tokens, -1).astype(params_dtype(teacher_params))
+
+
+def token_counts(batch: Batch, chosen: tuple[Part, ...]) -> tuple[Array, tuple[Array, ...]]:
+    """Valid answer tokens of a batch, and tokens of each part; each at least 1."""
+    answers = jnp.sum((batch["targets"] != IGNORE).astype(jnp.float32))
+    return jnp.maximum(answers, 1.0), align.counts(batch, chosen)
+
+
+def make_step(
+    functional: Any,
+    optimizer: Optimizer,
+    config: LossConfig,
+    *,
+    teacher: Teacher = NO_TEACHER,
+    parts: tuple[Part, ...] = (),
+    micro_batches: int = 1,
+    chunk: int = 512,
+    dtype: jnp.dtype = jnp.float32,
+) -> Step:
+    """One optimizer step, jitted once per batch shape, its state donated.
+
+    Gates are an argument: their values change under one compile, and no gradient is taken for them.
+
+    Args:
+        functional: the student's `Functional`.
+        optimizer: from `make_optimizer`.
+        config: weights and settings of the loss terms.
+        teacher: where targets come from; its `params` are the step's last argument.
+        parts: state comparisons (`align.parts`), for the hidden and vision terms.
+        micro_batches: pieces that the batch is walked in; gradients are summed in float32 and each token weighs the
+            same, so the result is that of the whole batch.
+        chunk: answer tokens whose logits are alive at once.
+        dtype: compute dtype; the parameters in the state stay float32.
+
+    Returns:
+        step(state, batch, gates, teacher.params) -> (state, metrics). `state` must not be used afterwards. Metrics are
+        float32 scalars: `loss`, every term's mean, `grad_norm` (before clipping), `learning_rate`, `tokens`.
+
+    Raises:
+        AntgmmError: a term that needs what the teacher or `parts` cannot give.
+    """
+    chosen = align.selected(config, parts)
+    loss = make_loss(functional, config, teacher=teacher, parts=parts, chunk=chunk, dtype=dtype)
+
+    def step(state: State, batch: Batch, gates: Gates, teacher_params: Params) -> tuple[State, Metrics]:
+        totals = token_counts(batch, chosen)
+        trained = trainable(state.params, optimizer.frozen)
+
+        def objective(trained: Params, piece: Batch):
+            return loss(combine(trained, state.params), gates, piece, teacher_params, totals)
+
+        (value, terms), grads = _accumulated(objective, trained, batch, micro_batches)
+        rate = optimizer.schedule(state.step)
+        updates, opt_state = optimizer.transform.update(grads, state.opt_state, trained)
+        moved = jax.tree.map(lambda p, u: (p - rate * u).astype(p.dtype), trained, updates)
+        metrics = {"loss": value, **terms, "grad_norm": optax.tree.norm(grads), "learning_rate": rate}
+        metrics["tokens"] = jnp.sum((batch["targets"] != IGNORE).astype(jnp.float32))
+        return State(combine(moved, state.params), opt_state, state.step + 1), metrics
+
+    return jax.jit(step, donate_argnums=0)
+
+
+def _accumulated(
+    objective: Callable, trained: Params, batch: Batch, pieces: int
+) -> tuple[tuple[Array, Metrics], Params]:
+    """Value and gradient of the objective, summed over pieces of the batch."""
+    differentiated = jax.value_and_grad(objective, has_aux=True)
+    if pieces < 1:
+        raise AntgmmError(f"micro_batches = {pieces}: give at least 1")
+    if pieces == 1:
+        return differentiated(trained, batch)
+    size = batch["targets"].shape[0]
+    if size % pieces:
+        raise AntgmmError(f"a batch of {size} does not split into {pieces} micro-batches: choose a divisor")
+
+    # Piece i takes rows i, i + pieces, ...: each device of a batch-sharded mesh then keeps its own rows.
+    def split(x: Array) -> Array:
+        return x.reshape((size // pieces, pieces, *x.shape[1:])).swapaxes(0, 1)
+
+    split_batch = {name: split(x) for name, x in batch.items()}
+    first = {name: x[0] for name, x in split_batch.items()}
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(differentiated, trained, first))
+    body = lambda total, piece: (jax.tree.map(jnp.add, total, differentiated(trained, piece)), None)  # noqa: E731
+    return jax.lax.scan(body, zeros, split_batch)[0]

@@ -1,0 +1,160 @@
+"""The gate that no run skips: the exported files, read back by plain `transformers`, answer as the JAX student does."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from antgmm_jax.config import LMMConfig
+from antgmm_jax.errors import AntgmmError
+from antgmm_jax.functional import Params, functional
+from antgmm_jax.generate import generate
+
+TOLERANCE = 1e-5
+"""Largest difference of logits, as a share of their largest magnitude; also the floor."""
+
+
+class GateResult(NamedTuple):
+    """What the comparison found.
+
+    Attributes:
+        max_abs_logit_diff: largest difference of float32 logits at answer positions.
+        max_abs_logit: their largest magnitude.
+        answers_equal: share of prompts with the same greedy answer, token for token.
+        prompts: number of prompts.
+        passed: whether logits are within TOLERANCE and every answer is equal.
+        where: what differs first; "" where nothing does.
+    """
+
+    max_abs_logit_diff: float
+    max_abs_logit: float
+    answers_equal: float
+    prompts: int
+    passed: bool
+    where: str
+
+
+def torch_model(directory: str | os.PathLike):
+    """A checkpoint directory as plain `transformers` reads it, float32, in evaluation mode.
+
+    Raises:
+        AntgmmError: PyTorch is not installed, or a tensor is missing, left over or misshapen.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise AntgmmError("the export gate reads the files with PyTorch: pip install 'antgmm-jax[torch]'") from error
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(directory)
+    architecture = getattr(transformers, config.architectures[0])
+    model, info = architecture.from_pretrained(directory, dtype=torch.float32, output_loading_info=True)
+    for fault in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if info[fault]:
+            raise AntgmmError(f"{directory}: transformers reports {fault} {sorted(info[fault])[:5]}: export again")
+    return model.eval()
+
+
+def check(
+    directory: str | os.PathLike,
+    config: LMMConfig,
+    params: Params,
+    batches: Sequence[Mapping[str, np.ndarray]],
+    *,
+    max_new_tokens: int,
+    eos: int,
+    pad: int,
+) -> GateResult:
+    """Compares exported files, read by PyTorch, with the student in JAX.
+
+    Args:
+        directory: the exported checkpoint.
+        config: the student.
+        params: its parameters.
+        batches: full training batches (prompts with their answers) for logits; prompts for answers under the same
+            names prefixed `prompt/`.
+        max_new_tokens: length of the greedy answers.
+        eos: token that ends an answer.
+        pad: token after the end.
+
+    Returns:
+        The figures, and where the first difference is.
+    """
+    import torch
+
+    model = torch_model(directory)
+    model.generation_config.pad_token_id, model.generation_config.eos_token_id = pad, eos
+    apply = jax.jit(functional(config).apply)
+    # The files hold what was exported: in another dtype than float32 that is not `params` to the last bit.
+    params = jax.tree.map(lambda a: np.asarray(a, np.float32), params)
+    diff = scale = 0.0
+    same = count = 0
+    where = ""
+    for batch in batches:
+        inputs, prompt = _split(batch)
+        ours = _answer_logits(np.asarray(apply(params, inputs)["logits"]), batch)
+        tensors = {k: torch.from_numpy(np.asarray(v)) for k, v in inputs.items()}
+        with torch.no_grad():
+            reference = _answer_logits(model(**_long(tensors)).logits.numpy(), batch)
+        worst = np.abs(ours - reference).max(axis=(1, 2))
+        diff, scale = max(diff, float(worst.max())), max(scale, float(np.abs(reference).max()))
+        mine = np.asarray(generate(config, params, prompt, max_new_tokens=max_new_tokens, eos=eos, pad=pad))
+        theirs = torch_answers(model, prompt, max_new_tokens, pad)
+        equal = (mine == theirs).all(axis=1)
+        same, count = same + int(equal.sum()), count + len(equal)
+        ids = batch.get("id", np.arange(count - len(equal), count))
+        if not where and worst.max() > TOLERANCE * max(1.0, scale):
+            row = int(worst.argmax())
+            where = f"logits of sample {ids[row]} differ by {worst[row]:.3g}"
+        if not where and not equal.all():
+            row = int((~equal).argmax())
+            where = f"the answer to sample {ids[row]} differs: {mine[row].tolist()} in JAX, {theirs[row].tolist()} in PyTorch"
+    passed = not where and diff <= TOLERANCE * max(1.0, scale)
+    return GateResult(diff, scale, same / count, count, passed, where)
+
+
+def _split(batch: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    inputs = {
+        name: batch[name]
+        for name in ("pixel_values", "input_ids", "attention_mask", "decoder_input_ids")
+        if name in batch
+    }
+    prompt = {"pixel_values": batch["pixel_values"]}
+    prompt |= {name: batch[f"prompt/{name}"] for name in ("input_ids", "attention_mask")}
+    return inputs, prompt
+
+
+def _answer_logits(logits: np.ndarray, batch: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Logits at the answer positions, zero where there is no target."""
+    at = np.take_along_axis(logits, batch["positions"][:, :, None], axis=1)
+    return np.where(batch["targets"][:, :, None] == -100, 0.0, at)
+
+
+def _long(tensors: dict[str, Any]) -> dict[str, Any]:
+    return {name: t.long() if name.endswith("ids") or name.endswith("mask") else t for name, t in tensors.items()}
+
+
+def torch_answers(model, prompt: Mapping[str, np.ndarray], max_new_tokens: int, pad: int, **options) -> np.ndarray:
+    """PyTorch's greedy answers alone, [B, max_new_tokens], padded.
+
+    Args:
+        model: from `torch_model`.
+        prompt: `pixel_values`, `input_ids`, `attention_mask`.
+        max_new_tokens: length of the answers.
+        pad: token after the end.
+        options: further options of `generate`.
+
+    Returns:
+        int token ids.
+    """
+    import torch
+
+    tensors = _long({name: torch.from_numpy(np.asarray(array)) for name, array in prompt.items()})
+    with torch.no_grad():
+        ids = model.generate(**tensors, max_new_tokens=max_new_tokens, do_sample=False, **options).numpy()
+    start = 1 if model.config.is_encoder_decoder else prompt["input_ids"].shape[1]
+    ids = ids[:, start:]
+    return np.pad(ids, ((0, 0), (0, max_new_tokens - ids.shape[1])), constant_values=pad)

@@ -1,0 +1,203 @@
+"""Reads recipes from TOML: defaults laid under, overrides laid over, one line for what is wrong."""
+
+import difflib
+import hashlib
+import json
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin
+
+import tomli_w
+from pydantic import BaseModel, ValidationError
+
+from antgmm_jax.errors import AntgmmError
+from experiments.schema import Recipe, Training
+
+AnyRecipe = TypeVar("AnyRecipe", Recipe, Training)
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Reads a recipe that cuts and distils.
+
+    Args:
+      path: a TOML file.
+      overrides: `key=value` over the file, e.g. `optimizer.batch_size=32` or `stage.blocks.recover_steps=50` (a stage
+        by its name or number); the value as in TOML, quotes of a plain word may be left out.
+
+    Returns:
+      The recipe, each stage with its whole loss and optimizer.
+
+    Raises:
+      AntgmmError: no such file, not TOML, or the first keys that are unknown, missing or wrong.
+    """
+    return _load(path, overrides, Recipe)
+
+
+def load_training(path: str | Path, overrides: Sequence[str] = ()) -> Training:
+    """Reads a recipe that trains a teacher; arguments and errors as in `load_recipe`."""
+    return _load(path, overrides, Training)
+
+
+def dump_recipe(recipe: Recipe | Training) -> str:
+    """The recipe as canonical TOML: every key spelled out, so that equal recipes give equal text."""
+    return tomli_w.dumps(recipe.model_dump(mode="json", by_alias=True))
+
+
+def fingerprint(recipe: Recipe | Training) -> str:
+    """16 hexadecimal digits that tell one recipe from another; comments and spelled-out defaults do not count."""
+    text = json.dumps(recipe.model_dump(mode="json", by_alias=True), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def difference(first: Recipe | Training, second: Recipe | Training) -> str:
+    """The first key whose values differ, with both values; "" for equal recipes.
+
+    A run folder of another recipe is refused with it.
+    """
+    one, other = (_flat(recipe.model_dump(mode="json", by_alias=True)) for recipe in (first, second))
+    for key in [*one, *other]:
+        if one.get(key) != other.get(key):
+            return f"{key}: {one.get(key, 'absent')} / {other.get(key, 'absent')}"
+    return ""
+
+
+def _load(path: str | Path, overrides: Sequence[str], schema: type[AnyRecipe]) -> AnyRecipe:
+    path = Path(path)
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise AntgmmError(f"cannot read the recipe {path}: {error.strerror}") from None
+    except ValueError as error:  # not UTF-8, or not TOML
+        raise AntgmmError(f"{path} is not TOML: {error}") from None
+    for override in overrides:
+        _override(raw, override)
+    _lay_under(raw)
+    try:
+        # Strict validation takes an array for a tuple only where it reads JSON.
+        return schema.model_validate_json(json.dumps(raw, default=str))
+    except ValidationError as error:
+        raise AntgmmError(f"{path}: {_faults(error, schema)}") from None
+
+
+def _override(raw: dict[str, Any], override: str) -> None:
+    keys, equals, text = override.partition("=")
+    *parents, last = keys.strip().split(".")
+    if not equals or not last:
+        raise AntgmmError(f"override {override!r} is not of the form key=value")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    node: Any = raw
+    for key in parents:
+        node = _entry(node, key, override)
+    if not isinstance(node, dict):
+        raise AntgmmError(f"override {override!r}: {'.'.join(parents)} is not a table; name one key under a table")
+    node[last] = value
+
+
+def _entry(node: Any, key: str, override: str) -> Any:
+    if isinstance(node, dict):
+        return node.setdefault(key, {})
+    entries = node if isinstance(node, list) else []
+    for index, entry in enumerate(entries):
+        if key == str(index) or (isinstance(entry, dict) and key == entry.get("name")):
+            return entry
+    names = [str(entry.get("name")) for entry in entries if isinstance(entry, dict)]
+    raise AntgmmError(f"override {override!r}: no {key!r} there; there are {', '.join(names) or 'none'}")
+
+
+def _lay_under(raw: dict[str, Any]) -> None:
+    """Completes the tables of stages, phases and `evaluate` from those at the top."""
+
+    def complete(table: Any, name: str) -> None:
+        if not isinstance(table, dict) or not isinstance(raw.get(name), dict):
+            return
+        own = table.get(name, {})
+        # Data of another kind shares no key.
+        if isinstance(own, dict) and own.get("kind", raw[name].get("kind")) == raw[name].get("kind"):
+            table[name] = {**raw[name], **own}
+
+    for stage in _tables(raw.get("stage")):
+        complete(stage, "loss")
+        complete(stage, "optimizer")
+    for phase in _tables(raw.get("phase")):
+        complete(phase, "optimizer")
+    complete(raw.get("evaluate"), "data")
+
+
+def _tables(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _faults(error: ValidationError, schema: type[BaseModel]) -> str:
+    """Every fault in one line, those of a table at the top told once and not again for each stage."""
+    told: dict[tuple, str] = {}
+    for fault in error.errors():
+        parts, owner = _locate(schema, fault["loc"])
+        where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts).lstrip(".")
+        if fault["type"] == "extra_forbidden":
+            text = f"unknown key {where}{_nearest(str(parts[-1]), owner)}"
+        elif fault["type"] == "missing":
+            text = f"{where} is missing"
+        elif fault["type"] == "value_error":
+            text = f"{where}: {fault['msg']}".removeprefix(": ").replace("Value error, ", "")
+        else:
+            text = f"{where} = {json.dumps(fault['input'])}: {fault['msg'][0].lower()}{fault['msg'][1:]}"
+        told.setdefault((parts[-2:], fault["type"]), text)
+    return "; ".join(told.values())
+
+
+def _nearest(key: str, owner: type[BaseModel] | None) -> str:
+    known = list(_keys(owner)) if owner else []
+    near = difflib.get_close_matches(key, known, n=1)
+    return f", did you mean {near[0]!r}?" if near else f": known here are {', '.join(known)}" if known else ""
+
+
+def _keys(schema: type[BaseModel]) -> Iterator[str]:
+    for name, field in schema.model_fields.items():
+        yield field.alias or name
+
+
+def _locate(schema: type[BaseModel], location: tuple[int | str, ...]) -> tuple[tuple[int | str, ...], Any]:
+    """Key path as it stands in the file, and the table that its last part was looked for in.
+
+    Pydantic names the chosen variant of a union among the parts; a recipe does not.
+    """
+    parts: list[int | str] = []
+    owner: Any = None
+    here: Any = schema
+    for part in location:
+        options = get_args(here) if get_origin(here) in (Union, UnionType) else ()
+        if options:
+            here = next((option for option in options if part in _tags(option)), None)
+            continue
+        parts.append(part)
+        if isinstance(here, type) and issubclass(here, BaseModel):
+            owner = here
+            fields = {field.alias or name: field.annotation for name, field in here.model_fields.items()}
+            here = fields.get(str(part))
+        elif get_origin(here) is tuple:
+            here = get_args(here)[0]
+        else:
+            here = None
+    return tuple(parts), owner
+
+
+def _tags(option: Any) -> tuple[str, ...]:
+    if isinstance(option, type) and issubclass(option, BaseModel):
+        return get_args(option.model_fields["kind"].annotation)
+    return ()
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested tables as key path -> value."""
+    items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
+    if not items:
+        return {prefix: value}
+    flat: dict[str, Any] = {}
+    for key, entry in items:
+        flat |= _flat(entry, f"{prefix}.{key}" if prefix else str(key))
+    return flat

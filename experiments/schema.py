@@ -1,0 +1,363 @@
+"""What a recipe may say: every table and key, its meaning and its range.
+
+`Recipe` cuts and distils a trained model (`antgmm compress`), `Training` trains a teacher (`antgmm train`). Tables under
+a stage, a phase or `evaluate` hold only what differs: `recipe.py` lays them over the table of the same name at the top.
+Paths are relative to the folder that the command is started in.
+"""
+
+import fnmatch
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from antgmm_jax.errors import AntgmmError
+
+Method = Literal["taylor", "magnitude", "activation", "block_influence", "random", "last"]
+Count = Annotated[int, Field(ge=1)]
+Size = Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, le=1)]
+Weight = Annotated[float, Field(ge=0)]
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+Axis = Annotated[str, Field(pattern=r"^[a-z]+/[a-z_]+$")]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, validate_default=True)
+
+
+class MaadData(_Table):
+    """MAAD-synth, drawn when it is read.
+
+    Attributes:
+      kind: "maad".
+      tier: "s", "m" or "full".
+      split: "train", "val", "test" or "test_hard".
+      samples: how many records; "train" goes on without end.
+      seed: another seed is another data set.
+    """
+
+    kind: Literal["maad"]
+    tier: Literal["s", "m", "full"]
+    split: Literal["train", "val", "test", "test_hard"] = "train"
+    samples: Count
+    seed: int = 0
+
+
+class FileData(_Table):
+    """Records of a user's own files.
+
+    Attributes:
+      kind: "jsonl" (with image files beside it), "parquet" or "webdataset".
+      path: the file or folder.
+      samples: how many records, the first ones; more than there are is refused.
+    """
+
+    kind: Literal["jsonl", "parquet", "webdataset"]
+    path: str
+    samples: Count
+
+
+class TfdsData(_Table):
+    """Records of a prepared TensorFlow Datasets folder (array_record, read without TensorFlow).
+
+    Attributes:
+      kind: "tfds".
+      path: the folder that holds `dataset_info.json`.
+      split: a split of it.
+      samples: how many records, the first ones; more than there are is refused.
+    """
+
+    kind: Literal["tfds"]
+    path: str
+    split: str
+    samples: Count
+
+
+Data = Annotated[MaadData | FileData | TfdsData, Field(discriminator="kind")]
+
+
+class Teacher(_Table):
+    """The trained model: what is cut, and what the student learns from.
+
+    Attributes:
+      path: its Hugging Face folder.
+      mode: "cache" computes its final hidden states at answer positions once; "online" runs it at every step.
+      states: towers ("encoder", "vision") whose block states the `hidden` and `vision` losses compare; cached too under
+        "cache". Exactly the recipes with such a loss name some.
+    """
+
+    path: str
+    mode: Literal["cache", "online"] = "cache"
+    states: tuple[Name, ...] = ()
+
+
+class Loss(_Table):
+    """Weights of the loss terms, which `distill.losses` defines; a term of weight 0 is not computed.
+
+    Attributes:
+      hard: cross-entropy against the label.
+      soft: divergence from the teacher's distribution at `temperature`.
+      pair: margin of the label over the two largest logits.
+      rank: order of the teacher's `rank_top` largest logits.
+      hidden: block states at text tokens.
+      vision: block states at image tokens.
+      temperature: softmax temperature of `soft`.
+      direction: "forward" is KL(teacher || student), "reverse" the other way.
+      rank_top: how many logits `rank` orders.
+    """
+
+    hard: Weight = 1.0
+    soft: Weight = 0.0
+    pair: Weight = 0.0
+    rank: Weight = 0.0
+    hidden: Weight = 0.0
+    vision: Weight = 0.0
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    direction: Literal["forward", "reverse"] = "forward"
+    rank_top: Annotated[int, Field(ge=2)] = 4
+
+    @model_validator(mode="after")
+    def _some_weight(self) -> Self:
+        if not any((self.hard, self.soft, self.pair, self.rank, self.hidden, self.vision)):
+            raise ValueError("every weight is 0, nothing would be trained")
+        return self
+
+
+class Optimizer(_Table):
+    """AdamW with clipping and a schedule that runs once over a stage or a phase.
+
+    Attributes:
+      learning_rate: the peak.
+      schedule: "cosine" or "linear" decay to `floor`, or "constant".
+      warmup: steps of linear rise.
+      floor: final rate as a fraction of the peak.
+      weight_decay: per unit of learning rate; norms and biases are spared.
+      clip: largest global norm of the gradient.
+      batch_size: samples of one optimizer step.
+      accumulate: pieces that the batch is taken in, one after another; divides `batch_size`.
+    """
+
+    learning_rate: Annotated[float, Field(gt=0)]
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup: Annotated[int, Field(ge=0)] = 0
+    floor: Annotated[float, Field(ge=0, le=1)] = 0.0
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    clip: Annotated[float, Field(gt=0)] = 1.0
+    batch_size: Count
+    accumulate: Count = 1
+
+    @model_validator(mode="after")
+    def _whole_pieces(self) -> Self:
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"accumulate = {self.accumulate} does not divide batch_size = {self.batch_size}")
+        return self
+
+
+class Stage(_Table):
+    """One cut and its distillation.
+
+    The way to the target sizes is gone in `segments` equal parts. In each, gates close over `mask_steps` steps, the
+    closed units are removed, and the smaller model is distilled for `recover_steps` steps.
+
+    Attributes:
+      name: names the stage's folder.
+      sizes: axis -> units to keep, or (with a decimal point) the fraction of the units that the stage finds.
+      importance: which units go first, one method for all axes or a table pattern -> method; the first pattern that
+        fits an axis decides. "block_influence" scores only layers; "activation" all but layers; "last" keeps the first
+        units.
+      segments: parts that the way is divided into.
+      mask_steps: steps over which gates close, per segment; 0 cuts at once.
+      recover_steps: steps of distillation after each cut.
+      loss, optimizer: what differs from the recipe's own.
+    """
+
+    name: Name
+    sizes: dict[Axis, Size] = Field(min_length=1)
+    importance: dict[str, Method] = Field(default={"*": "taylor"}, min_length=1)
+    segments: Count = 1
+    mask_steps: Annotated[int, Field(ge=0)] = 0
+    recover_steps: Annotated[int, Field(ge=0)] = 0
+    loss: Loss
+    optimizer: Optimizer
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the whole stage."""
+        return self.segments * (self.mask_steps + self.recover_steps)
+
+    def method(self, axis: str) -> Method:
+        """How the units of an axis are scored; also for an axis that is cut because it is tied to a stated one.
+
+        Raises:
+          AntgmmError: no pattern of `importance` fits the axis.
+        """
+        for pattern, method in self.importance.items():
+            if fnmatch.fnmatchcase(axis, pattern):
+                return method
+        raise AntgmmError(f"stage {self.name!r} cuts {axis}, but no pattern of its importance fits it: add one")
+
+    @field_validator("importance", mode="before")
+    @classmethod
+    def _for_all_axes(cls, value: Any) -> Any:
+        return {"*": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _methods_fit(self) -> Self:
+        used = set()
+        for axis in self.sizes:
+            pattern = next((p for p in self.importance if fnmatch.fnmatchcase(axis, p)), None)
+            if pattern is None:
+                raise ValueError(f"no pattern of importance fits {axis}")
+            used.add(pattern)
+            method, layers = self.importance[pattern], axis.endswith("/layers")
+            if (method == "block_influence" and not layers) or (method == "activation" and layers):
+                raise ValueError(f"importance {method!r} cannot score {axis}")
+        if idle := [pattern for pattern in self.importance if pattern not in used]:
+            raise ValueError(f"importance pattern {idle[0]!r} decides for none of {', '.join(self.sizes)}")
+        if self.steps and self.optimizer.warmup >= self.steps:
+            raise ValueError(f"warmup = {self.optimizer.warmup} is not below the stage's {self.steps} steps")
+        return self
+
+
+class Evaluate(_Table):
+    """What the scores in the report are measured on.
+
+    Attributes:
+      data: what differs from the recipe's own [data]; other records than those.
+      max_new_tokens: longest answer.
+    """
+
+    data: Data
+    max_new_tokens: Count = 32
+
+
+class Export(_Table):
+    """The Hugging Face folder that is written.
+
+    Attributes:
+      dtype: of its tensors.
+    """
+
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+
+
+class _Run(_Table):
+    data: Data
+    optimizer: Optimizer
+    evaluate: Evaluate
+    export: Export = Export()
+    seed: int = 0
+    checkpoint_every: Count = 100
+
+    @model_validator(mode="after")
+    def _evaluated_on_other_records(self) -> Self:
+        train, test = self.data, self.evaluate.data
+        same = [getattr(train, key, "") == getattr(test, key, "") for key in ("kind", "path", "split")]
+        if all(same):
+            raise ValueError("evaluate.data are the records of data; give another split or path")
+        return self
+
+
+class Recipe(_Run):
+    """Cuts and distils a trained model, stage by stage.
+
+    Attributes:
+      teacher: the trained model.
+      data: the records that importance and distillation see.
+      loss: weights of the loss terms.
+      optimizer: how a step is taken.
+      stages: the cuts in order, `[[stage]]` in the file.
+      evaluate: what the scores are measured on.
+      export: form of the exported folder.
+      seed: of the order of the data and of random importance.
+      calibration_batches: batches that importance is averaged over.
+      checkpoint_every: steps between two step checkpoints.
+      parent: folder of a finished stage of another run to start from, with its trained weights; "" starts from the
+        teacher.
+    """
+
+    teacher: Teacher
+    loss: Loss
+    stages: tuple[Stage, ...] = Field(alias="stage", min_length=1)
+    calibration_batches: Count = 8
+    parent: str = ""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        _assert_distinct([stage.name for stage in self.stages])
+        comparing = [stage.name for stage in self.stages if stage.loss.hidden or stage.loss.vision]
+        if comparing and not self.teacher.states:
+            raise ValueError(f"stage {comparing[0]!r} compares block states: name the towers in teacher.states")
+        if self.teacher.states and not comparing:
+            raise ValueError("teacher.states is read by no stage: give loss.hidden or loss.vision a weight")
+        return self
+
+
+class Model(_Table):
+    """The model that is trained from random parameters.
+
+    Attributes:
+      preset: name in `antgmm_jax.config.PRESETS`.
+    """
+
+    preset: Name
+
+
+class Phase(_Table):
+    """One phase of a teacher's training.
+
+    Attributes:
+      name: names the phase's folder.
+      kind: "facts" trains the image side on the facts of MAAD-synth's pictures, "answers" the model on its answers.
+      steps: optimizer steps.
+      frozen: path prefixes of parameters ("vision", "language/encoder") that an "answers" phase does not train.
+      optimizer: what differs from the recipe's own.
+    """
+
+    name: Name
+    kind: Literal["facts", "answers"]
+    steps: Count
+    frozen: tuple[str, ...] = ()
+    optimizer: Optimizer
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.kind == "facts" and self.frozen:
+            raise ValueError("a facts phase trains the whole image side and nothing else; leave out frozen")
+        if self.optimizer.warmup >= self.steps:
+            raise ValueError(f"warmup = {self.optimizer.warmup} is not below the phase's {self.steps} steps")
+        return self
+
+
+class Training(_Run):
+    """Trains a teacher from random parameters, phase by phase.
+
+    Attributes:
+      model: what is trained.
+      data: the records it sees.
+      optimizer: how a step is taken.
+      phases: in order, `[[phase]]` in the file.
+      evaluate: what the scores are measured on.
+      export: form of the exported folder.
+      seed: of the parameters and of the order of the data.
+      checkpoint_every: steps between two step checkpoints.
+    """
+
+    model: Model
+    phases: tuple[Phase, ...] = Field(alias="phase", min_length=1)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        _assert_distinct([phase.name for phase in self.phases])
+        facts = [phase.name for phase in self.phases if phase.kind == "facts"]
+        if facts and self.data.kind != "maad":
+            raise ValueError(
+                f"phase {facts[0]!r} needs the facts of MAAD-synth, which data of kind {self.data.kind!r} lack"
+            )
+        return self
+
+
+def _assert_distinct(names: Sequence[str]) -> None:
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"name = {name!r} is given twice")

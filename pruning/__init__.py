@@ -1,0 +1,33 @@
+"""Structural pruning by named axes: score, gate, plan, shrink, recombine, cost."""
+
+from pruning.cost import Cost, cost, forward_flops
+from pruning.gates import gates_at, gates_of, ones
+from pruning.importance import activation, block_influence, last, magnitude, random, taylor
+from pruning.keep import Keep, check, compose, identity, merge, shrunk_config
+from pruning.plan import plan
+from pruning.shrink import array_keep, shrink, take
+
+__all__ = [
+    "Cost",
+    "Keep",
+    "activation",
+    "array_keep",
+    "block_influence",
+    "check",
+    "compose",
+    "cost",
+    "forward_flops",
+    "gates_at",
+    "gates_of",
+    "identity",
+    "last",
+    "magnitude",
+    "merge",
+    "ones",
+    "plan",
+    "random",
+    "shrink",
+    "shrunk_config",
+    "take",
+    "taylor",
+]

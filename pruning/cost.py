@@ -1,0 +1,170 @@
+"""What a model costs, from its config alone: parameters, FLOPs, bytes and KV cache, by tower and by phase.
+
+FLOPs are those of matrix products (2 per multiply-add), as the engine executes them: attention runs over all cache
+slots, padding included. Norms, softmax and activations are left out; at real widths they are a few percent.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import jax
+
+from antgmm_jax.config import LMMConfig, QFormerConfig, StackConfig
+from antgmm_jax.errors import AntgmmError
+from antgmm_jax.functional import abstract
+
+TOKENS = "tokens"  # the token table and the head
+
+
+class Cost(NamedTuple):
+    """The cost of answering a batch, greedily, with a KV cache.
+
+    Attributes:
+        parameters: tower -> number of parameters; towers are `vision`, `bridge`, `encoder` and `decoder` (T5) or `text`
+            (decoder-only), and `tokens` (token table and head).
+        flops: phase -> tower -> FLOPs; phases are `vision` (images to text positions), `prefill` (prompt to first
+            answer token) and `decode` (all further tokens).
+        bytes: phase -> tower -> bytes of parameters and KV cache read or written at least, the bound of a decoder at
+            batch 1.
+        kv_cache: bytes of keys and values held at the end.
+    """
+
+    parameters: dict[str, int]
+    flops: dict[str, dict[str, int]]
+    bytes: dict[str, dict[str, int]]
+    kv_cache: int
+
+
+def cost(config: LMMConfig, batch: int, length: int, answer: int, *, itemsize: int = 2) -> Cost:
+    """The cost of one call of `generate`; nothing is allocated.
+
+    Args:
+        config: the model.
+        batch: samples.
+        length: prompt tokens a sample, image tokens included.
+        answer: answer tokens a sample.
+        itemsize: bytes of a parameter and of a cache entry; 2 for bfloat16.
+
+    Returns:
+        Parameters, FLOPs, bytes and KV cache.
+
+    Raises:
+        AntgmmError: for a batch, length or answer below 1.
+    """
+    if min(batch, length, answer) < 1:
+        raise AntgmmError(f"cost of batch {batch}, length {length}, answer {answer}: each must be at least 1")
+    counts, steps = parameters(config), answer - 1
+    language, tower = config.language, _decoder_tower(config)
+    # A T5 decoder starts from one start token, a decoder-only model from the prompt.
+    first, memory = (length, 0) if language.encoder is None else (1, length)
+    slots = first + answer
+    flops = {
+        "vision": _image_flops(config, batch),
+        "prefill": {
+            **({} if language.encoder is None else {"encoder": _stack_flops(language.encoder, batch, length, length)}),
+            tower: _stack_flops(language.decoder, batch, first, slots, memory)
+            + _memory_flops(language.decoder, batch, memory),
+            TOKENS: _head_flops(config, batch),
+        },
+        "decode": {
+            tower: steps * _stack_flops(language.decoder, batch, 1, slots, memory),
+            TOKENS: steps * _head_flops(config, batch),
+        },
+    }
+    kv_cache = _cache_entries(language.decoder, batch, slots, memory) * itemsize
+    read = {phase: {name: counts[name] * itemsize for name in towers} for phase, towers in flops.items()}
+    # The prompt only gathers its rows of the token table; the head is read once for the first token.
+    head = language.vocab * language.decoder.embed * itemsize
+    read["prefill"] |= {tower: counts[tower] * itemsize + kv_cache, TOKENS: head}
+    read["decode"] = {tower: steps * (counts[tower] * itemsize + kv_cache), TOKENS: steps * head}
+    return Cost(counts, flops, read, kv_cache)
+
+
+def forward_flops(config: LMMConfig, batch: int, length: int, answer: int = 0) -> dict[str, int]:
+    """FLOPs of one teacher-forced forward pass (`Functional.apply`); a training step takes about three times as many.
+
+    Args:
+        config: the model.
+        batch: samples.
+        length: prompt tokens a sample, image tokens included; of a decoder-only model, prompt and answer.
+        answer: decoder tokens a sample (T5).
+
+    Returns:
+        tower -> FLOPs.
+    """
+    language, tower = config.language, _decoder_tower(config)
+    flops = _image_flops(config, batch)
+    tokens, memory = length, 0
+    if language.encoder is not None:
+        flops["encoder"] = _stack_flops(language.encoder, batch, length, length)
+        tokens, memory = answer, length
+    flops[tower] = _stack_flops(language.decoder, batch, tokens, tokens, memory)
+    flops[tower] += _memory_flops(language.decoder, batch, memory)
+    return {**flops, TOKENS: _head_flops(config, batch * tokens)}
+
+
+def parameters(config: LMMConfig) -> dict[str, int]:
+    """Number of parameters by tower, exactly.
+
+    Args:
+        config: the model.
+
+    Returns:
+        tower -> count, as in `Cost.parameters`.
+    """
+    towers = {"encoder_norm": "encoder", "encoder": "encoder", "tokens": TOKENS, "out": TOKENS}
+    counts: dict[str, int] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(abstract(config)):
+        part, name = path[0].key, path[1].key
+        tower = towers.get(name, _decoder_tower(config)) if part == "language" else part
+        counts[tower] = counts.get(tower, 0) + math.prod(leaf.shape)
+    return {
+        tower: counts[tower] for tower in ("vision", "bridge", "encoder", "decoder", "text", TOKENS) if tower in counts
+    }
+
+
+def _decoder_tower(config: LMMConfig) -> str:
+    return "text" if config.language.encoder is None else "decoder"
+
+
+def _head_flops(config: LMMConfig, tokens: int) -> int:
+    return 2 * tokens * config.language.decoder.embed * config.language.vocab
+
+
+def _image_flops(config: LMMConfig, batch: int) -> dict[str, int]:
+    vision, bridge, text = config.vision, config.bridge, config.language.decoder.embed
+    embed, tokens = vision.stack.embed, vision.tokens
+    patches = 2 * batch * (tokens - 1) * vision.channels * vision.patch**2 * embed
+    found = {"vision": patches + _stack_flops(vision.stack, batch, tokens, tokens)}
+    if isinstance(bridge, QFormerConfig):
+        out = 2 * batch * bridge.queries * bridge.stack.embed * text
+        reads = _stack_flops(bridge.stack, batch, bridge.queries, bridge.queries, tokens)
+        found["bridge"] = reads + _memory_flops(bridge.stack, batch, tokens) + out
+    else:
+        found["bridge"] = 2 * batch * config.image_tokens * bridge.mlp * (embed + text)
+    return found
+
+
+def _stack_flops(stack: StackConfig, batch: int, queries: int, keys: int, memory: int = 0) -> int:
+    """A stack over `queries` new tokens that attend to `keys` slots and `memory` states whose keys are known."""
+    ffn = (3 if stack.gated else 2) * stack.embed * stack.mlp
+    own = (2 * stack.q_per_kv + 2) * stack.heads * stack.head_dim * stack.embed
+    scores = 2 * stack.heads * stack.q_per_kv * stack.head_dim * keys
+    cross = stack.cross_heads * stack.q_per_kv * stack.head_dim * (2 * stack.embed + 2 * memory)
+    return 2 * batch * queries * (stack.layers * (ffn + own + scores) + _cross_layers(stack) * cross)
+
+
+def _memory_flops(stack: StackConfig, batch: int, memory: int) -> int:
+    """Keys and values of the states that cross-attention reads."""
+    return 2 * batch * memory * _cross_layers(stack) * 2 * stack.cross_heads * stack.head_dim * stack.cross_embed
+
+
+def _cross_layers(stack: StackConfig) -> int:
+    return -(-stack.layers // stack.cross_every) if stack.cross_heads else 0
+
+
+def _cache_entries(stack: StackConfig, batch: int, slots: int, memory: int) -> int:
+    heads = stack.layers * stack.heads * slots + _cross_layers(stack) * stack.cross_heads * memory
+    return 2 * batch * heads * stack.head_dim

@@ -1,0 +1,226 @@
+"""How much each prunable unit matters: scores axis -> float32, shared [n] or local [L, n], larger is more important."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from antgmm_jax.config import LMMConfig, sizes
+from antgmm_jax.errors import AntgmmError
+from antgmm_jax.functional import functional, local_axes
+from pruning.keep import BRIDGE_LAYERS, CROSS_HEADS, CROSS_LAYERS, cross_every, depth_axis, gate_shape
+
+Scores = dict[str, np.ndarray]
+Batch = Mapping[str, Any]
+
+
+def scores_for(axis: str, scores: Mapping[str, Any], shape: tuple[int, ...]) -> np.ndarray:
+    """One axis's scores, known to be usable.
+
+    Args:
+        axis: the axis.
+        scores: axis -> scores.
+        shape: what they must have.
+
+    Returns:
+        Float32 scores of that shape.
+
+    Raises:
+        AntgmmError: where they are absent, of another shape, or not finite.
+    """
+    if axis not in scores:
+        raise AntgmmError(f"{axis}: it is to be cut but has no scores; known are {', '.join(sorted(scores)) or 'none'}")
+    score = np.asarray(scores[axis], np.float32)
+    if score.shape != shape:
+        raise AntgmmError(f"{axis}: scores have shape {score.shape}, expected {shape}; score the model that is cut")
+    if not np.isfinite(score).all():
+        raise AntgmmError(f"{axis}: {int((~np.isfinite(score)).sum())} scores are not finite; check the model and data")
+    return score
+
+
+def _mean(score: Callable[[Batch], Mapping[str, jax.Array]], batches: Iterable[Batch]) -> Scores:
+    total, count = {}, 0
+    for batch in batches:
+        new = score(batch)
+        total, count = {axis: total.get(axis, 0.0) + new[axis].astype(jnp.float32) for axis in new}, count + 1
+    if count == 0:
+        raise AntgmmError("importance needs at least one calibration batch; there was none")
+    return {axis: np.asarray(value) / count for axis, value in jax.device_get(total).items()}
+
+
+@partial(jax.jit, static_argnums=0)
+def _gate_gradient(loss, params, gates, batch):
+    return jax.tree.map(jnp.abs, jax.grad(loss, argnums=1)(params, gates, batch))
+
+
+def taylor(
+    loss: Callable[[Any, Any, Batch], jax.Array], params: Any, gates: Mapping[str, Any], batches: Iterable[Batch]
+) -> Scores:
+    """First-order importance: |d loss / d gate|, averaged over batches (the paper, arXiv 2312.05795).
+
+    A gate multiplies its unit's output, so at 1 its gradient is sum(w * dL/dw) over the weights that carry the output
+    on. Only gates are differentiated: no parameter gradient is formed.
+
+    Args:
+        loss: (params, gates, batch) -> scalar. Pass the same function again to reuse its compilation.
+        params: parameters.
+        gates: axis -> gates, where the gradient is taken: `ones(config)`.
+        batches: calibration batches; each shape compiles once.
+
+    Returns:
+        axis -> float32 scores with the shapes of `gates`.
+
+    Raises:
+        AntgmmError: if there is no batch.
+    """
+    gates = {axis: jnp.asarray(gate, jnp.float32) for axis, gate in gates.items()}
+    return _mean(lambda batch: _gate_gradient(loss, params, gates, batch), batches)
+
+
+def magnitude(params: Any, config: LMMConfig) -> Scores:
+    """L2 norm of all weights that belong to a unit; for a layer, of all its weights.
+
+    Args:
+        params: parameters.
+        config: their config.
+
+    Returns:
+        axis -> float32 scores for every axis. Rows of `bridge/cross_heads` for layers without cross attention are 0.
+    """
+    present, local = sizes(config), local_axes(config)
+    axes, prunable = functional(config).axes, {*present, CROSS_LAYERS}
+    squares = jax.jit(lambda params: _squares(params, axes, prunable, local))(params)
+    found = {axis: np.array(square) for axis, square in jax.device_get(squares).items()}
+    if CROSS_LAYERS in found:
+        every = cross_every(config)
+        rows = np.zeros(gate_shape(CROSS_HEADS, present, local), np.float32)
+        rows[::every] = found[CROSS_HEADS]
+        found[CROSS_HEADS] = rows
+        found[BRIDGE_LAYERS][::every] += found.pop(CROSS_LAYERS)
+    return {axis: np.sqrt(square) for axis, square in found.items()}
+
+
+def _squares(params: Any, axes: Any, prunable: Collection[str], local: Collection[str]) -> dict[str, jax.Array]:
+    """Sum of squares by unit over every array that names the axis, in the arrays' own rows."""
+    names = jax.tree.leaves(axes, is_leaf=lambda x: isinstance(x, tuple))
+    total: dict[str, jax.Array] = {}
+    for dims, leaf in zip(names, jax.tree.leaves(params), strict=True):
+        square = jnp.square(jnp.asarray(leaf, jnp.float32))
+        for axis in dims:
+            if axis not in prunable:
+                continue
+            own = {dims.index(axis), 0} if axis in local else {dims.index(axis)}
+            value = square.sum(tuple(set(range(square.ndim)) - own))
+            total[axis] = total[axis] + value if axis in total else value
+    return total
+
+
+def activation(
+    apply: Callable[..., Mapping[str, jax.Array]],
+    params: Any,
+    batches: Iterable[Batch],
+    axes: Collection[str],
+    local: Collection[str],
+) -> Scores:
+    """Activation norm: L2 over a sample's tokens, mean over samples (as in Minitron, arXiv 2407.14679).
+
+    Args:
+        apply: (params, batch, collect=names) -> dict that holds each name's norms, [layers, B, n] for `*/heads` and
+            `*/mlp`, [B, n] for `*/embed`.
+        params: parameters.
+        batches: calibration batches.
+        axes: which axes to score.
+        local: the axes with one row a layer; the norms of a shared one are averaged over layers.
+
+    Returns:
+        axis -> float32 scores, shared [n] or local [L, n].
+
+    Raises:
+        AntgmmError: if there is no batch.
+    """
+    names = tuple(sorted(axes))
+
+    @jax.jit
+    def score(params, batch):
+        norms = apply(params, batch, collect=names)
+        return {n: norms[n].mean(1) if n in local else norms[n].mean(tuple(range(norms[n].ndim - 1))) for n in names}
+
+    return _mean(lambda batch: score(params, batch), batches)
+
+
+def block_influence(
+    apply: Callable[..., Mapping[str, jax.Array]], params: Any, batches: Iterable[Batch], towers: Collection[str]
+) -> Scores:
+    """Block influence: 1 - cosine of a block's input and output, mean over valid tokens (ShortGPT, arXiv 2403.03853).
+
+    Args:
+        apply: (params, batch, collect=names) -> dict that holds `<tower>/states` [L + 1, B, N, D].
+        params: parameters.
+        batches: calibration batches.
+        towers: which towers to score, such as ("vision", "encoder").
+
+    Returns:
+        `<tower>/layers` -> float32 scores [L].
+
+    Raises:
+        AntgmmError: if there is no batch.
+    """
+    names = tuple(f"{tower}/states" for tower in sorted(towers))
+
+    @jax.jit
+    def score(params, batch):
+        out = apply(params, batch, collect=names)
+        return {depth_axis(name): _influence(out[name], _valid(batch, name)) for name in names}
+
+    return _mean(lambda batch: score(params, batch), batches)
+
+
+def _valid(batch: Batch, name: str) -> jax.Array | None:
+    """Which tokens of a tower count, [B, N]; None where all do (patches and queries are never padding)."""
+    tower = name.split("/")[0]
+    if tower in ("encoder", "text"):
+        return batch["attention_mask"] > 0
+    return batch["labels"] >= 0 if tower == "decoder" else None
+
+
+def _influence(states: jax.Array, valid: jax.Array | None) -> jax.Array:
+    states = states.astype(jnp.float32)
+    before, after = states[:-1], states[1:]
+    norms = jnp.linalg.norm(before, axis=-1) * jnp.linalg.norm(after, axis=-1)
+    change = 1.0 - (before * after).sum(-1) / jnp.maximum(norms, 1e-12)
+    return change.mean((1, 2)) if valid is None else change.mean((1, 2), where=valid[None])
+
+
+def random(key: jax.Array, sizes: Mapping[str, int], local: Collection[str]) -> Scores:
+    """Scores without information, the control that every other score must beat.
+
+    Args:
+        key: a JAX random key.
+        sizes: axis -> size.
+        local: the axes with one row a layer.
+
+    Returns:
+        axis -> float32 scores uniform in [0, 1).
+    """
+    shapes = {axis: gate_shape(axis, sizes, local) for axis in sorted(sizes)}
+    ends = np.cumsum([math.prod(shape) for shape in shapes.values()])
+    parts = np.split(np.asarray(jax.random.uniform(key, (int(ends[-1]),))), ends[:-1])
+    return {axis: part.reshape(shape) for (axis, shape), part in zip(shapes.items(), parts, strict=True)}
+
+
+def last(sizes: Mapping[str, int]) -> Scores:
+    """The paper's rule for depth: the last blocks go first.
+
+    Args:
+        sizes: axis -> size.
+
+    Returns:
+        axis -> float32 scores [L], L for the first block down to 1 for the last, for every `*/layers` axis.
+    """
+    return {a: np.arange(n, 0, -1, dtype=np.float32) for a, n in sizes.items() if a.endswith("/layers")}

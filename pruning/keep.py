@@ -1,0 +1,202 @@
+"""Which units a model keeps: index sets, the config they lead to, composition, and recombination of several runs."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+
+import numpy as np
+
+from antgmm_jax.config import LMMConfig, QFormerConfig, resize, sizes, with_cross_every
+from antgmm_jax.errors import AntgmmError
+from antgmm_jax.families import violations
+from antgmm_jax.functional import local_axes
+
+Keep = Mapping[str, np.ndarray]
+
+BRIDGE_LAYERS = "bridge/layers"
+CROSS_LAYERS = "bridge/cross_layers"  # the Q-Former's cross-attention stack; its indices follow from bridge/layers
+CROSS_HEADS = "bridge/cross_heads"
+
+
+def depth_axis(axis: str) -> str:
+    """The layers axis of an axis's tower.
+
+    Args:
+        axis: an axis name, such as "vision/mlp".
+
+    Returns:
+        Its tower's layers axis, such as "vision/layers".
+    """
+    return axis.split("/")[0] + "/layers"
+
+
+def gate_shape(axis: str, present: Mapping[str, int], local: Collection[str]) -> tuple[int, ...]:
+    """The shape of an axis's gates and scores.
+
+    Args:
+        axis: an axis name.
+        present: axis -> size.
+        local: the axes with one row a layer.
+
+    Returns:
+        (n,) for a shared axis, (L, n) for a local one.
+    """
+    return (present[depth_axis(axis)], present[axis]) if axis in local else (present[axis],)
+
+
+def cross_every(config: LMMConfig) -> int:
+    """At which layers of the bridge cross-attention sits: those with index % cross_every == 0.
+
+    Args:
+        config: the model's config.
+
+    Returns:
+        The Q-Former's frequency; 1 for a bridge without layers.
+    """
+    return config.bridge.stack.cross_every if isinstance(config.bridge, QFormerConfig) else 1
+
+
+def identity(config: LMMConfig) -> dict[str, np.ndarray]:
+    """The keep that cuts nothing and holds every axis.
+
+    Args:
+        config: the model's config.
+
+    Returns:
+        axis -> int32 indices: shared [n], local [L, n].
+    """
+    present, local = sizes(config), local_axes(config)
+    every = {axis: np.arange(size, dtype=np.int32) for axis, size in present.items()}
+    return {
+        axis: np.tile(all_, (present[depth_axis(axis)], 1)) if axis in local else all_ for axis, all_ in every.items()
+    }
+
+
+def check(config: LMMConfig, keep: Keep) -> None:
+    """Refuse a keep that does not describe this model.
+
+    Args:
+        config: the model's config.
+        keep: axis -> indices sorted ascending; shared [k], local [L, k] with one row for each layer of this model,
+            where rows of -1 stand for layers that the same keep drops.
+
+    Raises:
+        AntgmmError: naming the axis, what is wrong with it, and what was expected.
+    """
+    present, local = sizes(config), local_axes(config)
+    for axis, index in keep.items():
+        if axis not in present:
+            raise AntgmmError(f"unknown axis {axis!r}: this model has {', '.join(sorted(present))}")
+        if axis in local:
+            depth = depth_axis(axis)
+            _check_local(axis, index, present[depth], keep.get(depth, np.arange(present[depth])))
+        elif index.ndim != 1:
+            raise AntgmmError(f"{axis}: indices have shape {index.shape}, but the axis is shared: expected [k]")
+        rows = np.atleast_2d(index)
+        rows = rows[(rows >= 0).any(axis=1)]
+        if rows.size == 0 or rows.min() < 0 or rows.max() >= present[axis] or (np.diff(rows, axis=1) <= 0).any():
+            raise AntgmmError(
+                f"{axis}: indices must ascend strictly within 0..{present[axis] - 1}, and keep at least one"
+            )
+
+
+def _check_local(axis: str, index: np.ndarray, depth: int, used: np.ndarray) -> None:
+    if index.ndim != 2 or len(index) != depth:
+        raise AntgmmError(f"{axis}: indices have shape {index.shape}, expected one row for each of {depth} layers")
+    missing = [int(layer) for layer in used if (index[layer] < 0).any()]
+    if missing:
+        raise AntgmmError(f"{axis}: no row for the kept layers {missing} of {depth_axis(axis)}; choose other layers")
+
+
+def shrunk_config(config: LMMConfig, keep: Keep) -> LMMConfig:
+    """The config of the model that a keep leaves.
+
+    Args:
+        config: the config of the model that is cut.
+        keep: as in `check`; an axis left out stays whole.
+
+    Returns:
+        The config with the kept counts, and the `cross_every` that fits the kept layers of a Q-Former.
+
+    Raises:
+        AntgmmError: for a keep that does not describe the model, or Q-Former layers whose cross-attention pattern no
+            `cross_every` describes.
+    """
+    check(config, keep)
+    smaller = resize(config, {axis: int(index.shape[-1]) for axis, index in keep.items()})
+    if BRIDGE_LAYERS not in keep:
+        return smaller
+    return with_cross_every(smaller, _fitting_frequency(keep[BRIDGE_LAYERS], cross_every(config)))
+
+
+def _fitting_frequency(layers: np.ndarray, every: int) -> int:
+    """The frequency that puts cross attention exactly on the kept layers that have it: the present one if it fits."""
+    has_cross = layers % every == 0
+    position = np.arange(len(layers))
+    for candidate in (every, *range(1, len(layers) + 1)):
+        if np.array_equal(position % candidate == 0, has_cross):
+            return candidate
+    raise AntgmmError(
+        f"{BRIDGE_LAYERS} {layers.tolist()}: cross attention would fall on positions {position[has_cross].tolist()}, "
+        f"which no frequency describes; drop layers in groups of {every}, or keep only layers with cross attention"
+    )
+
+
+def compose(parent: Keep, keep: Keep) -> dict[str, np.ndarray]:
+    """Where the units kept by a second cut lie in the model that the first one cut.
+
+    Args:
+        parent: a keep of every axis in the coordinates of the teacher, such as `identity` or a former `compose`.
+        keep: a keep in the coordinates of the model that `parent` left; an axis left out stays whole.
+
+    Returns:
+        A keep of every axis in the teacher's coordinates. A local axis that `keep` cuts has a row for each layer that
+        stood when it was cut, also if `keep` drops it, and -1 for layers dropped before.
+
+    Raises:
+        AntgmmError: for an axis that `parent` lacks.
+    """
+    if unknown := sorted(set(keep) - set(parent)):
+        raise AntgmmError(f"compose: the parent keep lacks the axes {', '.join(unknown)}; start from identity(config)")
+    result = dict(parent)
+    for axis, index in keep.items():
+        known = parent[axis]
+        if known.ndim == 1:
+            result[axis] = known[index].astype(np.int32)
+        elif index.shape[1] < known.shape[1]:
+            layers = parent[depth_axis(axis)]
+            rows = np.full((len(known), index.shape[1]), -1, np.int32)
+            rows[layers] = np.where(index < 0, -1, np.take_along_axis(known[layers], np.maximum(index, 0), axis=1))
+            result[axis] = rows
+    return result
+
+
+def merge(*keeps: Keep, config: LMMConfig, names: Sequence[str] = ()) -> dict[str, np.ndarray]:
+    """Recombine runs of one teacher: each axis from the one source that cuts it.
+
+    Args:
+        *keeps: keeps in the teacher's coordinates, whole or of some axes; an axis that is absent or equal to the
+            identity is not cut there.
+        config: the teacher's config.
+        names: what to call the sources in errors, such as their stage folders; "source 1", ... where left out.
+
+    Returns:
+        A keep of every axis in the teacher's coordinates, to be cut from the teacher's weights.
+
+    Raises:
+        AntgmmError: for an axis cut by two sources (naming both), a chosen layer without a row in a local axis (naming
+            the layers), or counts that together make no legal model (naming the rule).
+    """
+    called = [*names, *(f"source {n}" for n in range(len(names) + 1, len(keeps) + 1))]
+    whole = identity(config)
+    result, source = dict(whole), {}
+    for name, keep in zip(called, keeps, strict=True):
+        for axis, index in keep.items():
+            if axis in whole and np.array_equal(index, whole[axis]):
+                continue
+            if axis in source:
+                raise AntgmmError(f"{axis} is cut in both {source[axis]} and {name}; take it from one of them")
+            source[axis], result[axis] = name, np.asarray(index, np.int32)
+    if faults := violations(shrunk_config(config, result)):
+        raise AntgmmError(f"the merged cuts make no legal model: {'; '.join(faults)}")
+    return result

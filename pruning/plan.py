@@ -1,0 +1,137 @@
+"""From scores and target sizes to the units that stay, under the shapes that a family can serve."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from antgmm_jax.config import LMMConfig, resize, sizes, with_cross_every
+from antgmm_jax.errors import AntgmmError
+from antgmm_jax.families import complete, violations
+from antgmm_jax.functional import local_axes
+from pruning.importance import scores_for
+from pruning.keep import BRIDGE_LAYERS, cross_every, gate_shape
+
+
+def plan(
+    scores: Mapping[str, np.ndarray], config: LMMConfig, targets: Mapping[str, int | float]
+) -> dict[str, np.ndarray]:
+    """Which units stay: the best by score, at sizes that the family can serve.
+
+    Axes tied to the stated ones are cut along with them, by their own scores: counts are tied, indices are free. The
+    layers of a Q-Former are chosen so that its cross-attention pattern survives, or that only layers with
+    cross-attention stay.
+
+    Args:
+        scores: axis -> importance, shared [n] or local [L, n], for every axis that gets smaller.
+        config: the model that is cut.
+        targets: axis -> number of units to keep, or (a float) the fraction of the present size to keep.
+
+    Returns:
+        axis -> int32 indices sorted ascending, shared [k] or local [L, k], for the stated axes and those tied to them.
+
+    Raises:
+        AntgmmError: for an unknown axis (naming the nearest), a size that would grow an axis, a size that no legal
+            model has (naming the nearest legal ones), or an axis to be cut that has no usable scores.
+    """
+    present, local = sizes(config), local_axes(config)
+    wanted = {axis: _count(axis, target, present) for axis, target in targets.items()}
+    fault = _fault(config, wanted)
+    if fault:
+        raise AntgmmError(_advice(config, wanted, fault))
+    full = complete(config, wanted)
+    keep = {}
+    for axis in sorted(full):
+        if axis not in wanted and full[axis] == present[axis]:
+            continue
+        shape = gate_shape(axis, present, local)
+        if full[axis] == present[axis]:
+            keep[axis] = np.broadcast_to(np.arange(present[axis], dtype=np.int32), shape).copy()
+        elif axis == BRIDGE_LAYERS:
+            keep[axis] = _bridge_layers(scores_for(axis, scores, shape), config, full)
+        else:
+            keep[axis] = _top(scores_for(axis, scores, shape), full[axis])
+    return keep
+
+
+def _count(axis: str, target: int | float, present: Mapping[str, int]) -> int:
+    if axis not in present:
+        near = difflib.get_close_matches(axis, present, n=1, cutoff=0.0)
+        raise AntgmmError(f"unknown axis {axis!r}: did you mean {near[0]!r}? This model has {', '.join(present)}")
+    count = round(target * present[axis]) if isinstance(target, float) else int(target)
+    if count > present[axis]:
+        raise AntgmmError(f"{axis} = {target} would grow the axis: it has {present[axis]} units; ask for at most that")
+    if count < 1:
+        raise AntgmmError(f"{axis} = {target} leaves no unit of {present[axis]}; ask for at least 1")
+    return count
+
+
+def _top(score: np.ndarray, count: int) -> np.ndarray:
+    """Indices of the largest scores of each row, ascending; of equal scores the first units stay."""
+    best = np.argsort(-score, axis=-1, kind="stable")[..., :count]
+    return np.sort(best, axis=-1).astype(np.int32)
+
+
+def _variants(config: LMMConfig, full: Mapping[str, int]) -> list[LMMConfig]:
+    """The cut config for each cross-attention pattern that its Q-Former can have: the present one, or every layer."""
+    smaller, every = resize(config, full), cross_every(config)
+    found = [smaller]
+    # There are ceil(L / every) layers with cross-attention to choose from.
+    if every > 1 and full.get(BRIDGE_LAYERS, np.inf) <= -(-sizes(config)[BRIDGE_LAYERS] // every):
+        found.append(with_cross_every(smaller, 1))
+    return found
+
+
+def _fault(config: LMMConfig, wanted: Mapping[str, int]) -> str:
+    """Why no legal model has these sizes; empty where one has."""
+    try:
+        found = [violations(variant) for variant in _variants(config, complete(config, wanted))]
+    except AntgmmError as error:
+        return str(error)
+    return "; ".join(found[0]) if all(found) else ""
+
+
+def _advice(config: LMMConfig, wanted: Mapping[str, int], fault: str) -> str:
+    """The fault, and the nearest legal sizes of each axis that alone could mend it (else of each that is at fault)."""
+    hints = [_nearest(config, wanted, axis) for axis in wanted]
+    if not any(hints):
+        hints = [
+            _nearest(config, {axis: wanted[axis]}, axis) for axis in wanted if _fault(config, {axis: wanted[axis]})
+        ]
+    asked = ", ".join(f"{axis} = {count}" for axis, count in wanted.items())
+    return f"{asked} cannot be served: {fault}; nearest legal sizes: {'; '.join(filter(None, hints)) or 'none'}"
+
+
+def _nearest(config: LMMConfig, wanted: Mapping[str, int], axis: str) -> str:
+    def first(candidates: Iterable[int]) -> list[int]:
+        return [n for n in candidates if not _fault(config, {**wanted, axis: n})][:1]
+
+    below = first(range(wanted[axis] - 1, 0, -1))
+    above = first(range(wanted[axis] + 1, sizes(config)[axis] + 1))
+    return f"{axis} {' or '.join(str(n) for n in below + above)}" if below + above else ""
+
+
+def _bridge_layers(score: np.ndarray, config: LMMConfig, full: Mapping[str, int]) -> np.ndarray:
+    """The legal set of Q-Former layers with the largest sum of scores."""
+    has_cross = np.arange(len(score)) % cross_every(config) == 0
+    found = []
+    for variant in _variants(config, full):
+        if not violations(variant):
+            pattern = np.arange(full[BRIDGE_LAYERS]) % cross_every(variant) == 0
+            found.append(_best_subsequence(score, has_cross, pattern))
+    return max(found, key=lambda layers: score[layers].sum(dtype=np.float64))
+
+
+def _best_subsequence(score: np.ndarray, has_cross: np.ndarray, pattern: np.ndarray) -> np.ndarray:
+    """Ascending layers whose cross-attention follows `pattern`, of the largest sum of scores (dynamic programming)."""
+    best: dict[int, tuple[float, tuple[int, ...]]] = {0: (0.0, ())}
+    for layer, value in enumerate(score.tolist()):
+        # From long to short, so that a layer is used once.
+        for length in sorted(best, reverse=True):
+            if length < len(pattern) and pattern[length] == has_cross[layer]:
+                total, chosen = best[length]
+                longer = (total + value, (*chosen, layer))
+                best[length + 1] = max(best.get(length + 1, longer), longer, key=lambda found: found[0])
+    return np.array(best[len(pattern)][1], np.int32)

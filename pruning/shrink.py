@@ -1,0 +1,90 @@
+"""Cut a model by index: pure functions from one tree of arrays to a smaller one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from antgmm_jax.config import LMMConfig, sizes
+from antgmm_jax.functional import functional
+from pruning.keep import BRIDGE_LAYERS, CROSS_HEADS, CROSS_LAYERS, Keep, cross_every, shrunk_config
+
+
+def take(tree: Any, axes: Any, keep: Mapping[str, Any]) -> Any:
+    """Gather the kept indices of every array of a params-shaped tree; dtypes and devices stay as they are.
+
+    Args:
+        tree: nested dict of arrays (parameters, gradients, optimizer moments); numpy leaves stay numpy.
+        axes: the same tree, each leaf a tuple of axis names, one a dimension.
+        keep: axis -> indices: shared [k], or local [L, k] with one row for each entry of the leaf's leading axis (for
+            a Q-Former, see `array_keep`). Rows of entries that the same keep drops are not read.
+
+    Returns:
+        The tree with each named dimension cut to the kept indices.
+    """
+    return jax.tree.map(
+        lambda names, leaf: _take(leaf, names, keep), axes, tree, is_leaf=lambda x: isinstance(x, tuple)
+    )
+
+
+def _take(leaf, names: tuple[str, ...], keep: Mapping[str, Any]):
+    xp: Any = np if isinstance(leaf, np.ndarray) else jnp
+    for dim, name in enumerate(names):
+        if name not in keep:
+            continue
+        index = keep[name]
+        if index.ndim == 1:
+            leaf = xp.take(leaf, index, axis=dim)
+            continue
+        # The leading axis comes first, so that rows of dropped layers are gone before the others are gathered.
+        rows = index[keep[names[0]]] if names[0] in keep else index
+        shape = [1] * leaf.ndim
+        shape[0], shape[dim] = rows.shape
+        leaf = xp.take_along_axis(leaf, rows.reshape(shape), axis=dim)
+    return leaf
+
+
+def array_keep(config: LMMConfig, keep: Keep) -> dict[str, np.ndarray]:
+    """The keep that `take` needs for this model's arrays: the Q-Former's cross-attention stack has indices of its own.
+
+    Args:
+        config: the config of the model that is cut.
+        keep: as in `shrink`.
+
+    Returns:
+        `keep`; for a Q-Former with `bridge/cross_layers` derived from `bridge/layers`, and `bridge/cross_heads` reduced
+        to the rows of layers that have cross attention.
+    """
+    found = dict(keep)
+    if CROSS_HEADS not in sizes(config):
+        return found
+    every = cross_every(config)
+    if CROSS_HEADS in keep:
+        found[CROSS_HEADS] = keep[CROSS_HEADS][::every]
+    if BRIDGE_LAYERS in keep:
+        layers = keep[BRIDGE_LAYERS]
+        found[CROSS_LAYERS] = layers[layers % every == 0] // every
+    return found
+
+
+def shrink(config: LMMConfig, params: Any, keep: Keep) -> tuple[LMMConfig, Any]:
+    """Cut a model to the kept units. Whether the shape is legal to serve is not checked: `plan` and `save_hf` do that.
+
+    Args:
+        config: the config of `params`.
+        params: its parameters.
+        keep: axis -> int32 indices sorted ascending, shared [k] or local [L, k], in the coordinates of this model (one
+            row for each of its layers, also when layers are cut in the same call); an axis left out stays whole.
+
+    Returns:
+        The config and the parameters of the smaller model.
+
+    Raises:
+        AntgmmError: for a keep that does not describe this model, or Q-Former layers whose cross-attention pattern no
+            `cross_every` describes.
+    """
+    return shrunk_config(config, keep), take(params, functional(config).axes, array_keep(config, keep))

@@ -1,0 +1,118 @@
+"""The order of batches: complete, deterministic, resumable, bucketed."""
+
+import json
+
+import numpy as np
+import pytest
+
+import data.maad as maad
+from antgmm_jax.errors import AntgmmError
+from data.batches import batches, lengths, stream, trim
+
+
+def toy(rows=10, widths=8):
+    """T5-like arrays whose answers have 1 to `widths` tokens."""
+    count = np.arange(rows) % widths + 1
+    targets = np.where(np.arange(widths) < count[:, None], np.arange(rows)[:, None], -100).astype(np.int32)
+    return {
+        "input_ids": np.arange(rows * 4, dtype=np.int32).reshape(rows, 4),
+        "attention_mask": np.ones((rows, 4), np.int32),
+        "decoder_input_ids": np.zeros((rows, widths), np.int32),
+        "labels": targets.copy(),
+        "positions": np.tile(np.arange(widths, dtype=np.int32), (rows, 1)),
+        "targets": targets,
+    }
+
+
+@pytest.mark.parametrize("widths", [(), (3, 8)])
+def test_every_epoch_visits_each_row_once(widths):
+    run = batches(toy(12), size=3, seed=5, widths=widths)
+    epochs = [np.concatenate([next(run)["index"] for _ in range(4)]) for _ in range(3)]
+    for epoch in epochs:
+        np.testing.assert_array_equal(np.sort(epoch), np.arange(12))
+    assert not np.array_equal(epochs[0], epochs[1])
+
+
+@pytest.mark.parametrize("prefetch", [0, 2])
+@pytest.mark.parametrize("widths", [(), (2, 5, 8)])
+def test_a_resumed_run_sees_the_same_batches(widths, prefetch):
+    arrays = toy(11)
+    whole = batches(arrays, size=4, seed=1, widths=widths, prefetch=prefetch)
+    seen = []
+    for _ in range(9):
+        position = json.loads(json.dumps(whole.position))
+        seen.append((position, next(whole)))
+    assert seen[5][0] == {"next_index": 5}
+    again = batches(arrays, size=4, seed=1, widths=widths, prefetch=prefetch)
+    again.seek(seen[5][0])
+    for _, expected in seen[5:]:
+        found = next(again)
+        assert found.keys() == expected.keys()
+        for name in found:
+            np.testing.assert_array_equal(found[name], expected[name])
+
+
+def test_rows_stay_together_and_another_seed_gives_another_order():
+    arrays = toy(12)
+    one, two = batches(arrays, size=3, seed=0), batches(arrays, size=3, seed=1)
+    first, other = next(one), next(two)
+    np.testing.assert_array_equal(first["input_ids"], arrays["input_ids"][first["index"]])
+    orders = [np.concatenate([next(run)["index"] for _ in range(3)]) for run in (one, two)]
+    assert not np.array_equal(*orders)
+    assert first["index"].dtype == other["index"].dtype == np.int32
+
+
+def test_buckets_cut_padding_only():
+    arrays = toy(64)
+    run = batches(arrays, size=4, seed=0, widths=(3, 8))
+    shapes = []
+    for _ in range(16):
+        batch = next(run)
+        shapes.append(batch["targets"].shape[1])
+        full = arrays["targets"][batch["index"]]
+        np.testing.assert_array_equal(batch["targets"], full[:, : shapes[-1]])
+        assert (full[:, shapes[-1] :] == -100).all()
+        assert batch["labels"].shape == batch["decoder_input_ids"].shape == batch["positions"].shape
+        assert batch["input_ids"].shape == (4, 4)
+    assert shapes.count(3) == 6  # 24 of 64 rows have at most 3 answer tokens
+
+
+def test_llava_is_cut_along_the_input():
+    arrays = {name: value for name, value in toy(4).items() if name != "decoder_input_ids"}
+    arrays["attention_mask"] = np.array([[1, 1, 0, 0]] * 4, np.int32)
+    arrays["labels"] = np.full((4, 4), -100, np.int32)
+    cut = trim(arrays, (2, 4))
+    assert cut["input_ids"].shape == cut["labels"].shape == (4, 2)
+    assert cut["targets"].shape == arrays["targets"].shape
+    np.testing.assert_array_equal(lengths(arrays), [2, 2, 2, 2])
+
+
+def test_finish_is_the_last_step():
+    run = batches(toy(4), size=2, seed=0, finish=lambda batch: {"rows": batch["index"] * 10})
+    assert sorted(np.concatenate([next(run)["rows"], next(run)["rows"]])) == [0, 10, 20, 30]
+
+
+def test_a_stream_draws_in_order_and_resumes():
+    source = maad.source("s", "train", size=7)
+
+    def make(records):
+        return {"id": np.array([record.id for record in records])}
+
+    run = stream(source, size=3, make=make)
+    first, second, third = next(run)["id"], next(run)["id"], next(run)["id"]
+    assert [*first, *second] == [f"maad-s-0-train-{k}" for k in range(6)]
+    np.testing.assert_array_equal(third, first)
+    again = stream(source, size=3, make=make, prefetch=0)
+    again.seek({"next_index": 1})
+    np.testing.assert_array_equal(next(again)["id"], second)
+
+
+def test_bad_requests_are_refused():
+    with pytest.raises(AntgmmError, match="a batch of 5 needs as many rows; the data has 4"):
+        batches(toy(4), size=5, seed=0)
+    with pytest.raises(AntgmmError, match="equally many rows"):
+        batches({**toy(4), "images": np.zeros((3, 1))}, size=2, seed=0)
+    with pytest.raises(AntgmmError, match="widest length bucket is 4 but a row has 8 tokens"):
+        batches(toy(8), size=2, seed=0, widths=(2, 4))
+    with pytest.raises(AntgmmError, match="a batch of 9 needs as many records"):
+        stream(maad.source("s", "train", size=7), size=9, make=lambda r: {})

@@ -1,0 +1,85 @@
+"""Half of the input is not enough: neither text alone nor the picture alone tells a matching question's answer."""
+
+import numpy as np
+import pytest
+
+import data.maad as maad
+from data.maad.answers import accompanying, answer
+from data.maad.latents import draw
+from data.maad.render import render
+from data.maad.vocab import TYPES
+
+MATCHES = ("price_match", "product_match", "brand_match")
+PERCEPTION = ("category", "product", "brand", "contact", "prohibited")
+
+
+def rows(tier, kind, count):
+    """Training latents of one question type."""
+    return [draw(maad.tier(tier), "train", TYPES.index(kind) + len(TYPES) * k) for k in range(count)]
+
+
+def accuracy(features, labels, *, held_out):
+    """Held-out accuracy of a ridge classifier, one-hot targets, and the share of the commonest class."""
+    classes, target = np.unique(labels, return_inverse=True)
+    x = np.concatenate([features, np.ones((len(features), 1))], axis=1).astype(np.float64)
+    y = np.eye(len(classes))[target]
+    fit, test = slice(None, -held_out), slice(-held_out, None)
+    gram = x[fit].T @ x[fit] + 30.0 * np.eye(x.shape[1])
+    weights = np.linalg.solve(gram, x[fit].T @ (y[fit] - y[fit].mean(axis=0)))
+    guess = np.argmax(x[test] @ weights + y[fit].mean(axis=0), axis=1)
+    majority = np.bincount(target[test]).max() / held_out
+    return float(np.mean(guess == target[test])), float(majority)
+
+
+def words(texts):
+    """Which words each text holds, numbers and marks among them."""
+    split = [set(text.replace(".", " ").replace(",", " ").replace(":", " ").split()) for text in texts]
+    place = {word: at for at, word in enumerate(sorted(set().union(*split)))}
+    found = np.zeros((len(texts), len(place)))
+    for row, inside in enumerate(split):
+        found[row, [place[word] for word in inside]] = 1
+    return found
+
+
+def gradients(images):
+    """Histograms of gradient directions in cells of 16 x 16 pixels (HOG without block norms)."""
+    grey = np.stack(images).astype(np.float64).mean(axis=-1)
+    dy, dx = np.gradient(grey, axis=(1, 2))
+    strength = np.hypot(dx, dy)
+    direction = (np.arctan2(dy, dx) % np.pi / np.pi * 6).astype(int) % 6
+    side = grey.shape[1] // 16
+    cells = [np.where(direction == k, strength, 0)[:, : side * 16, : side * 16] for k in range(6)]
+    cells = [cell.reshape(-1, side, 16, side, 16).sum(axis=(2, 4)) for cell in cells]
+    features = np.sqrt(np.stack(cells, axis=-1).reshape(len(images), -1))
+    return (features - features.mean(axis=0)) / (features.std(axis=0) + 1e-6)
+
+
+@pytest.mark.parametrize("tier", ["s", "m"])
+def test_the_text_alone_does_not_answer(tier):
+    preset = maad.tier(tier)
+    for kind in MATCHES + PERCEPTION:
+        found = rows(tier, kind, 3600)
+        features = words([accompanying(preset, lat.text) for lat in found])
+        labels = [answer(preset, lat).split()[-1] for lat in found]
+        reached, majority = accuracy(features, labels, held_out=1200)
+        assert reached < majority + 0.05, (kind, reached, majority)
+
+
+@pytest.mark.parametrize("tier", ["s", "m"])
+def test_the_picture_alone_does_not_tell_a_match(tier):
+    preset = maad.tier(tier)
+    for kind in MATCHES:
+        found = rows(tier, kind, 1200)
+        features = gradients([render(preset, lat) for lat in found])
+        labels = [answer(preset, lat).split()[-1] for lat in found]
+        reached, majority = accuracy(features, labels, held_out=500)
+        assert reached < majority + 0.07, (kind, reached, majority)
+
+
+def test_the_classifier_does_find_a_leak():
+    # The same classifier on the text, asked what the text does say: it can read.
+    preset = maad.tier("s")
+    found = rows("s", "claim", 2400)
+    features = words([accompanying(preset, lat.text) for lat in found])
+    reached, majority = accuracy(features, [lat.text.claim > 0 for lat in found], held_out=800)
+    assert reached > 0.95 > majority + 0.3

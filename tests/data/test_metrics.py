@@ -1,0 +1,50 @@
+"""Figures against numbers worked out by hand."""
+
+import pytest
+
+from antgmm_jax.errors import AntgmmError
+from data.metrics import macro_f1, rouge_l, scores
+
+
+def test_exact_match_is_averaged_over_types():
+    out = scores(["a", "a", "a", "b"], ["x", "y", "Z ", "no"], ["x", "x", "z", "yes"])
+    assert out["by_type"] == pytest.approx({"a": 2 / 3, "b": 0.0})
+    assert out["exact_match"] == pytest.approx(1 / 3)
+    assert out["exact_match_micro"] == pytest.approx(0.5)
+    assert out["count"] == 4
+    assert "verdict_f1" not in out and "by_slice" not in out
+
+
+def test_the_last_word_counts_apart_from_the_evidence():
+    out = scores(["m", "m"], ["picture $1 text $2 no", ""], ["picture $1 text $3 no", "yes"])
+    assert out["exact_match"] == 0 and out["final_token"] == 0.5
+
+
+def test_macro_f1_by_hand():
+    # R1: precision 1/2, recall 1: 2/3. pass: precision 1, recall 1/2: 2/3. R2: never found: 0. R9 is no true class.
+    found = ["R1", "R1", "pass", "R9"]
+    true = ["R1", "pass", "pass", "R2"]
+    assert macro_f1(found, true) == pytest.approx((2 / 3 + 2 / 3 + 0) / 3)
+    out = scores(["verdict"] * 4, [f"mug {x}" for x in found], [f"mug {x}" for x in true])
+    assert out["verdict_f1"] == pytest.approx(4 / 9)
+
+
+def test_rouge_l_by_hand():
+    # "the cat sat" against "the cat was here": longest common subsequence 2, precision 2/3, recall 2/4.
+    expected = 2 * (2 / 3) * (2 / 4) / (2 / 3 + 2 / 4)
+    assert rouge_l(["the cat sat"], ["the cat was here"]) == pytest.approx(expected)
+    assert rouge_l(["same words", "none"], ["same words", "other"]) == pytest.approx(0.5)
+
+
+def test_slices_are_macro_scores_of_their_own():
+    out = scores(
+        ["a", "b", "a", "b"], ["1", "1", "1", "1"], ["1", "0", "1", "1"], slices=["font", "font", "jpeg", "jpeg"]
+    )
+    assert out["by_slice"] == {"font": 0.5, "jpeg": 1.0}
+
+
+def test_nothing_or_uneven_lists_are_refused():
+    with pytest.raises(AntgmmError, match="at least one"):
+        scores([], [], [])
+    with pytest.raises(AntgmmError, match="equally many"):
+        scores(["a"], ["x", "y"], ["x", "y"])

@@ -1,0 +1,186 @@
+"""Processors against Hugging Face's own output; arrays against the contract of the loss."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from transformers import AutoProcessor
+
+import data.maad as maad
+from antgmm_jax.errors import AntgmmError
+from data.processor import (
+    blip2_processor,
+    decode,
+    device_batch,
+    encode,
+    encode_prompts,
+    image_tokens,
+    llava_processor,
+    pictures,
+    pixel_table,
+    pixel_values,
+    prompts,
+)
+from data.record import Record
+from data.tokenizer import BOS, EOS, IMAGE, PAD, corpus, train_tokenizer, wrap
+
+FAMILIES = ("blip2", "llava")
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer(corpus("s", 1500), min_frequency=20)
+
+
+@pytest.fixture(scope="module")
+def saved(tokenizer, tmp_path_factory):
+    """Both processors, saved and read back as a user would."""
+    made = {
+        "blip2": blip2_processor(tokenizer, px=96, queries=5),
+        "llava": llava_processor(tokenizer, px=96, patch=24),
+    }
+    out = {}
+    for name, processor in made.items():
+        folder = tmp_path_factory.mktemp(name)
+        processor.save_pretrained(folder)
+        out[name] = AutoProcessor.from_pretrained(folder)
+    return out
+
+
+@pytest.fixture(scope="module")
+def records():
+    return [*maad.source("s", "val", 24)]
+
+
+def odd_records(records):
+    """Pictures that the processor has to resize or crop."""
+    shapes = ((50, 70), (96, 150), (200, 96), (131, 131))
+    resized = [np.array(Image.fromarray(r.image).resize(wh)) for r, wh in zip(records, shapes, strict=False)]
+    return [Record(image=image, question="what is it?", answer="a", id=str(k)) for k, image in enumerate(resized)]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_pixels_are_the_processors_own(saved, records, family):
+    processor = saved[family]
+    for group in (records[:6], odd_records(records)):
+        ours = pixel_values(pixel_table(processor), pictures(processor, [r.image for r in group]))
+        theirs = [processor.image_processor(r.image, return_tensors="np")["pixel_values"][0] for r in group]
+        np.testing.assert_array_equal(ours, np.stack(theirs))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_prompt_ids_are_the_processors_own(saved, records, family):
+    processor = saved[family]
+    arrays = encode_prompts(processor, records)
+    lines = prompts(processor, records)
+    for row, (record, line) in enumerate(zip(records, lines, strict=True)):
+        theirs = processor(images=record.image, text=[line], return_tensors="np")
+        np.testing.assert_array_equal(
+            arrays["input_ids"][row][arrays["attention_mask"][row] == 1], theirs["input_ids"][0]
+        )
+        assert (theirs["input_ids"] == IMAGE).sum() == image_tokens(processor)
+    assert arrays["input_ids"].shape[1] % 8 == 0
+    last = arrays["attention_mask"][:, -1]
+    assert last.all() if family == "llava" else arrays["attention_mask"][:, 0].all()
+
+
+def test_t5_arrays(saved, records):
+    arrays = encode(saved["blip2"], records)
+    targets, inputs = arrays["targets"], arrays["decoder_input_ids"]
+    np.testing.assert_array_equal(arrays["labels"], targets)
+    for row, record in enumerate(records):
+        length = (targets[row] != -100).sum()
+        ids = targets[row, :length]
+        assert ids[-1] == EOS and (targets[row, length:] == -100).all()
+        assert saved["blip2"].tokenizer.decode(ids[:-1]) == record.answer
+        np.testing.assert_array_equal(inputs[row, :length], [0, *ids[:-1]])
+        assert (inputs[row, length:] == PAD).all()
+        np.testing.assert_array_equal(arrays["positions"][row], np.arange(targets.shape[1]))
+        real = arrays["input_ids"][row][arrays["attention_mask"][row] == 1]
+        assert real[-1] == EOS and (real[:5] == IMAGE).all() and PAD not in real
+
+
+def test_llava_arrays(saved, records):
+    arrays, alone = encode(saved["llava"], records), encode_prompts(saved["llava"], records)
+    for row in range(len(records)):
+        ids, targets, places = arrays["input_ids"][row], arrays["targets"][row], arrays["positions"][row]
+        real = targets != -100
+        # The state at a position predicts the token after it.
+        np.testing.assert_array_equal(ids[places[real] + 1], targets[real])
+        before = alone["input_ids"][row][alone["attention_mask"][row] == 1]
+        assert before[0] == BOS
+        np.testing.assert_array_equal(ids[: len(before)], before)
+        assert places[0] == len(before) - 1
+        expected = np.full(len(ids), -100)
+        expected[places[real] + 1] = targets[real]
+        np.testing.assert_array_equal(arrays["labels"][row], expected)
+        assert arrays["attention_mask"][row].sum() == len(before) + real.sum()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_answers_come_back(saved, records, family):
+    targets = encode(saved[family], records)["targets"]
+    assert decode(saved[family], np.where(targets == -100, PAD, targets)) == [r.answer for r in records]
+
+
+def test_device_batch_swaps_pixels_for_pictures(saved, records):
+    arrays = encode(saved["blip2"], records[:3])
+    batch = device_batch(pixel_table(saved["blip2"]), arrays)
+    assert batch["pixel_values"].shape == (3, 3, 96, 96) and batch["pixel_values"].dtype == np.float32
+    assert set(batch) == set(arrays) - {"images"} | {"pixel_values"}
+    assert {value.dtype for name, value in batch.items() if name != "pixel_values"} == {np.dtype(np.int32)}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_answers_of_every_tier_are_short(family):
+    for tier, limit in (("s", 32), ("m", 48)):
+        tokenizer = wrap(train_tokenizer(corpus(tier)), template="$A </s>")
+        from data.maad.answers import answer
+        from data.maad.latents import draw
+
+        preset = maad.tier(tier)
+        answers = [answer(preset, draw(preset, split, k)) for k in range(3000) for split in ("train", "test_hard")]
+        ids = tokenizer(answers)["input_ids"]
+        assert max(map(len, ids)) <= limit
+        assert not any(tokenizer.unk_token_id in row for row in ids)
+
+
+@settings(max_examples=200, deadline=None)
+@given(words=st.lists(st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1), min_size=1))
+def test_any_ascii_line_is_spelt_exactly(tokenizer, words):
+    line = " ".join(words)
+    fast = wrap(tokenizer, template="$A </s>")
+    ids = fast(line, add_special_tokens=False)["input_ids"]
+    if not any(token in line for token in ("<pad>", "</s>", "<unk>", "<image>", "<s>")):
+        assert fast.decode(ids) == line
+        digits = [fast.convert_ids_to_tokens(i) for i in ids if any(c.isdigit() for c in fast.convert_ids_to_tokens(i))]
+        assert all(len(token) == 1 for token in digits)
+
+
+def test_unseen_brands_are_spelt_with_seen_syllables():
+    fast = wrap(train_tokenizer(corpus("m")), template="$A </s>")
+    from data.maad.tier import brands
+
+    found, seen = brands(maad.tier("m"))
+    pieces = [set(fast(b.name, add_special_tokens=False)["input_ids"]) for b in found]
+    assert set().union(*pieces[seen:]) <= set().union(*pieces[:seen])
+    assert all(len(p) >= 2 for p in pieces)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rows_that_are_too_long_are_all_named(saved, records, family):
+    with pytest.raises(AntgmmError, match=f"prompts longer than 30 tokens.*{records[0].id}.*{records[9].id}"):
+        encode(saved[family], records, max_length=30)
+    with pytest.raises(AntgmmError, match="answers longer than 3 tokens"):
+        encode(saved[family], records, max_answer=3)
+
+
+def test_a_llava_processor_without_chat_template_gets_the_classic_prompt(saved, records):
+    processor = saved["llava"]
+    template, processor.chat_template = processor.chat_template, None
+    try:
+        assert prompts(processor, records[:1])[0].startswith("USER: <image>\ntext: ")
+        assert prompts(processor, records[:1])[0].endswith(" ASSISTANT:")
+    finally:
+        processor.chat_template = template

@@ -1,0 +1,113 @@
+"""Schedule, clipping, weight decay and partial training do what they say."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from antgmm_jax.errors import AntgmmError
+from distill.optimizer import combine, init_state, make_optimizer, map_moments, trainable
+
+PARAMS = {"a": {"kernel": jnp.array([[1.0, 2.0], [3.0, 4.0]]), "bias": jnp.array([1.0, -1.0])}, "ab": jnp.array([5.0])}
+
+
+def rates(at, **options):
+    schedule = make_optimizer(learning_rate=2.0, **options).schedule
+    return np.array([schedule(jnp.array(step)) for step in at])
+
+
+def test_cosine_equals_optax_after_warmup_and_never_climbs_again():
+    got = rates(range(60), steps=30, warmup=5, floor=0.1)
+    expected = optax.cosine_decay_schedule(2.0, 25, alpha=0.1)
+    np.testing.assert_allclose(got[5:], [expected(step) for step in range(55)], rtol=1e-5)
+    np.testing.assert_allclose(got[:5], 2.0 * np.arange(1, 6) / 6, rtol=1e-6)
+    assert (np.diff(got[5:]) <= 1e-7).all()
+    np.testing.assert_allclose(got[30:], 0.2, rtol=1e-6)
+
+
+def test_linear_and_constant_by_hand():
+    np.testing.assert_allclose(rates([0, 5, 10, 15], steps=10, schedule="linear", floor=0.5), [2.0, 1.5, 1.0, 1.0])
+    np.testing.assert_allclose(rates([0, 1, 9, 99], steps=10, schedule="constant", warmup=1), [1.0, 2.0, 2.0, 2.0])
+
+
+def test_clipping_clips_to_the_global_norm():
+    optimizer = make_optimizer(learning_rate=1.0, steps=1, clip=0.5, weight_decay=0.0, b1=0.9)
+    gradient = jax.tree.map(lambda x: 100.0 * x, PARAMS)
+    _, opt_state = optimizer.transform.update(gradient, optimizer.transform.init(PARAMS), PARAMS)
+    moment = optax.tree.get(opt_state, "mu")
+    np.testing.assert_allclose(optax.tree.norm(moment), 0.1 * 0.5, rtol=1e-5)
+
+
+def test_updates_equal_torch_adamw():
+    torch = pytest.importorskip("torch")
+    optimizer = make_optimizer(learning_rate=0.1, steps=3, schedule="linear", weight_decay=0.3, clip=1.0)
+    kernel = torch.nn.Parameter(torch.tensor(np.array(PARAMS["a"]["kernel"])))
+    bias = torch.nn.Parameter(torch.tensor(np.array(PARAMS["a"]["bias"])))
+    groups = [{"params": [kernel], "weight_decay": 0.3}, {"params": [bias], "weight_decay": 0.0}]
+    reference = torch.optim.AdamW(groups, lr=0.1)
+    params = {"kernel": PARAMS["a"]["kernel"], "bias": PARAMS["a"]["bias"]}
+    opt_state = optimizer.transform.init(params)
+    for step in range(3):
+        gradient = {"kernel": params["kernel"] * (step + 1), "bias": params["bias"] + 1.0}
+        kernel.grad, bias.grad = kernel.detach() * (step + 1), bias.detach() + 1.0
+        torch.nn.utils.clip_grad_norm_([kernel, bias], 1.0)
+        rate = optimizer.schedule(jnp.array(step))
+        for group in reference.param_groups:
+            group["lr"] = float(rate)
+        reference.step()
+        updates, opt_state = optimizer.transform.update(gradient, opt_state, params)
+        params = jax.tree.map(lambda p, u, rate=rate: p - rate * u, params, updates)
+    np.testing.assert_allclose(params["kernel"], kernel.detach().numpy(), rtol=1e-5)
+    np.testing.assert_allclose(params["bias"], bias.detach().numpy(), rtol=1e-5)
+
+
+def test_a_prefix_freezes_whole_path_parts_only():
+    kept = trainable(PARAMS, ("a",))
+    assert kept["a"] == {"kernel": None, "bias": None}
+    assert kept["ab"] is PARAMS["ab"]
+    assert jax.tree.all(jax.tree.map(lambda x, y: x is y, combine(kept, PARAMS), PARAMS))
+
+
+@pytest.mark.parametrize(("frozen", "message"), [(("vision",), "vision.*a, ab"), (("a", "ab"), "nothing to train")])
+def test_frozen_refuses(frozen, message):
+    with pytest.raises(AntgmmError, match=message):
+        trainable(PARAMS, frozen)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"schedule": "zigzag"}, "cosine, linear, constant"),
+        ({"warmup": 10}, "warmup"),
+        ({"floor": 2.0}, "floor"),
+        ({"clip": 0.0}, "clip"),
+    ],
+)
+def test_optimizer_refuses(options, message):
+    with pytest.raises(AntgmmError, match=message):
+        make_optimizer(learning_rate=1.0, steps=10, **options)
+
+
+@pytest.mark.parametrize("frozen", [(), ("a/bias",)])
+def test_moments_are_cut_like_parameters(frozen):
+    optimizer = make_optimizer(learning_rate=0.1, steps=4, frozen=frozen)
+    state = init_state(PARAMS, optimizer)
+    kept = trainable(PARAMS, frozen)
+    _, opt_state = optimizer.transform.update(kept, state.opt_state, kept)
+
+    def cut(tree):
+        return {"a": {"kernel": tree["a"]["kernel"][:, :1], "bias": tree["a"]["bias"][:1]}, "ab": tree["ab"]}
+
+    small = map_moments(opt_state, PARAMS, optimizer, cut)
+    shapes = jax.tree.map(jnp.shape, jax.eval_shape(optimizer.transform.init, trainable(cut(PARAMS), frozen)))
+    assert jax.tree.map(jnp.shape, small) == shapes
+    before, after = (optax.tree.get(x, "nu")["a"]["kernel"] for x in (opt_state, small))
+    np.testing.assert_array_equal(after, before[:, :1])
+    assert optax.tree.get(small, "count") == 1
+
+
+def test_the_state_owns_its_arrays():
+    state = init_state(PARAMS, make_optimizer(learning_rate=0.1, steps=4))
+    assert state.params["ab"] is not PARAMS["ab"]
+    assert state.params["ab"].unsafe_buffer_pointer() != PARAMS["ab"].unsafe_buffer_pointer()

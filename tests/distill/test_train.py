@@ -1,0 +1,110 @@
+"""The loop resumes bit for bit, never saves a bad state, and names what stopped it."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from antgmm_jax.errors import AntgmmError
+from distill.losses import LossConfig
+from distill.optimizer import init_state, make_optimizer
+from distill.step import make_step
+from distill.teacher import online
+from distill.train import train
+from tests.distill import toy
+
+STUDENT, TEACHER = toy.toy(4, 2), toy.toy(6, 3)
+TEACH = online(TEACHER, TEACHER.init(jax.random.key(1)))
+OPTIMIZER = make_optimizer(learning_rate=0.02, steps=12, warmup=2)
+STEP = make_step(STUDENT, OPTIMIZER, LossConfig(hard=1.0, soft=1.0), teacher=TEACH)
+
+
+def fresh():
+    return init_state(STUDENT.init(jax.random.key(0)), OPTIMIZER)
+
+
+def data(start=0):
+    return (toy.batch(seed) for seed in itertools.count(start))
+
+
+def gates_at(step):
+    return {"text/embed": np.array([1.0, 1.0, 1.0, 0.0 if step >= 4 else 1.0], np.float32)}
+
+
+def run(state, batches, steps, **options):
+    return train(STEP, state, batches, steps=steps, gates_at=gates_at, teacher=TEACH, **options)
+
+
+def test_two_legs_equal_one_run_bit_for_bit():
+    whole, metrics = run(fresh(), data(), 9)
+    kept = {}
+    run(fresh(), data(), 5, save_every=5, save=lambda state: kept.update(state=jax.device_get(state)) or "five")
+    resumed, resumed_metrics = run(jax.tree.map(jnp.asarray, kept["state"]), data(5), 9, report_every=3)
+    assert resumed_metrics == metrics
+    for got, want in zip(jax.tree.leaves(resumed), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_array_equal(got, want)
+
+
+def test_save_sees_the_iterator_just_past_the_saved_step():
+    taken = []
+
+    def counted():
+        for seed in itertools.count():
+            taken.append(seed)
+            yield toy.batch(seed)
+
+    saved = []
+    run(fresh(), counted(), 6, save_every=2, save=lambda state: saved.append((int(state.step), len(taken))) or "x")
+    assert saved == [(2, 2), (4, 4), (6, 6)]
+
+
+def test_progress_tells_steps_metrics_and_time_left():
+    seen = []
+    run(fresh(), data(), 7, report=seen.append, report_every=3)
+    assert [(p.step, p.steps) for p in seen] == [(1, 7), (3, 7), (6, 7), (7, 7)]
+    assert seen[0].seconds_left == float("inf")
+    assert 0.0 < seen[1].seconds_left < float("inf")
+    assert seen[-1].seconds_left == 0.0
+    assert {"loss", "hard", "soft", "grad_norm", "learning_rate", "tokens"} == set(seen[0].metrics)
+
+
+@pytest.mark.parametrize("bad", [3, 4, 5])
+def test_a_loss_that_is_not_finite_stops_with_step_ids_and_checkpoint(bad):
+    saved = []
+
+    def save(state):
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(state)))
+        saved.append(int(state.step))
+        return f"step-{saved[-1]}"
+
+    def poisoned(step):
+        return {"text/embed": np.full(4, np.nan if step >= bad else 1.0, np.float32)}
+
+    with pytest.raises(AntgmmError) as caught:
+        train(STEP, fresh(), data(), steps=9, gates_at=poisoned, teacher=TEACH, save=save, save_every=2)
+    assert saved == list(range(2, bad + 1, 2))
+    message = str(caught.value)
+    assert f"stopped at step {bad}: loss = nan" in message
+    assert "hard = nan" in message
+    assert f"row-{bad}-0" in message
+    assert f"last good checkpoint: step-{saved[-1]}" in message
+
+
+def test_a_bad_parameter_is_not_saved_though_its_loss_was_finite():
+    huge = OPTIMIZER._replace(schedule=lambda step: jnp.where(step == 3, jnp.inf, 0.01))
+    step = make_step(STUDENT, huge, LossConfig())
+    with pytest.raises(AntgmmError, match=r"step 3.*row-3-0.*last good checkpoint: older"):
+        train(step, fresh(), data(), steps=4, save=lambda state: pytest.fail("saved"), last_checkpoint="older")
+
+
+def test_data_that_ends_is_an_error():
+    with pytest.raises(AntgmmError, match="ended at step 2 of 4"):
+        run(fresh(), itertools.islice(data(), 2), 4)
+
+
+def test_nothing_to_do_returns_the_state():
+    state, metrics = run(fresh(), data(), 0)
+    assert state.step == 0
+    assert metrics == {}

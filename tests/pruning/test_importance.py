@@ -1,0 +1,216 @@
+"""Scores by hand on small trees, then against finite differences and weight gradients of whole models."""
+
+import dataclasses
+from functools import lru_cache, reduce
+from operator import getitem
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from antgmm_jax.config import sizes
+from antgmm_jax.errors import AntgmmError
+from antgmm_jax.functional import functional, local_axes
+from pruning.gates import ones
+from pruning.importance import activation, block_influence, last, magnitude, random, taylor
+from pruning.keep import gate_shape
+from tests.pruning.models import CONFIGS, batch_of, parameters
+
+QUICK = {"xla_backend_optimization_level": 0}  # programs that run a few times on tiny shapes
+
+
+def test_taylor_by_hand_is_the_mean_of_absolute_gradients():
+    def loss(params, gates, batch):
+        return jnp.sum(params["w"] * gates["t/embed"] * batch["x"])
+
+    params, gates = {"w": jnp.array([1.0, 2.0, -3.0, 4.0])}, {"t/embed": np.ones(4, np.float32)}
+    batches = [{"x": jnp.array([1.0, -1.0, 1.0, 0.0])}, {"x": jnp.array([3.0, 1.0, 1.0, 0.5])}]
+    scores = taylor(loss, params, gates, batches)
+    # |w x| of the two batches: [1, 2, 3, 0] and [3, 2, 3, 2]; the signs of the second unit do not cancel.
+    np.testing.assert_allclose(scores["t/embed"], [2.0, 2.0, 3.0, 1.0])
+    assert scores["t/embed"].dtype == np.float32
+
+
+def test_taylor_accumulates_bfloat16_losses_in_float32():
+    def loss(params, gates, batch):
+        return jnp.sum((params["w"] * gates["t/embed"].astype(jnp.bfloat16)) * batch["x"])
+
+    batches = [{"x": jnp.full(1, value, jnp.bfloat16)} for value in (256.0, 1.0, 1.0, 1.0)]
+    scores = taylor(loss, {"w": jnp.ones(1, jnp.bfloat16)}, {"t/embed": jnp.ones(1)}, batches)
+    np.testing.assert_allclose(scores["t/embed"], [259 / 4])
+
+
+@pytest.mark.parametrize("score", [taylor, activation, block_influence])
+def test_no_batch_is_an_error(score):
+    arguments = {taylor: ({}, {}, []), activation: ({}, [], ["t/mlp"], []), block_influence: ({}, [], ["vision"])}
+    with pytest.raises(AntgmmError, match="at least one calibration batch"):
+        score(lambda *_: None, *arguments[score])
+
+
+def answer_loss(family):
+    """Mean cross-entropy of the valid answer tokens, as the trainer reads them.
+
+    T5's width ** -0.5 before the head is left out: by design no gradient flows into the open width of that formula.
+    """
+    language = dataclasses.replace(CONFIGS[family].language, scaled_head=False)
+    apply = functional(dataclasses.replace(CONFIGS[family], language=language)).apply
+
+    def loss(params, gates, batch):
+        logits = apply(params, batch, gates)["logits"]
+        at = jnp.take_along_axis(logits, batch["positions"][..., None], axis=1)
+        valid = batch["targets"] >= 0
+        picked = jnp.take_along_axis(jax.nn.log_softmax(at), jnp.where(valid, batch["targets"], 0)[..., None], axis=-1)
+        return -jnp.sum(picked[..., 0] * valid) / valid.sum()
+
+    return loss
+
+
+@lru_cache
+def scored(family):
+    return taylor(answer_loss(family), parameters(family), ones(CONFIGS[family]), [batch_of(CONFIGS[family])])
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_taylor_equals_central_differences_of_every_axis(family):
+    config, params, step = CONFIGS[family], parameters(family), 4e-2
+    batch, open_gates, rng = batch_of(config), ones(config), np.random.default_rng(0)
+    loss = jax.jit(answer_loss(family), compiler_options=QUICK)
+    scores = scored(family)
+    assert {axis: score.shape for axis, score in scores.items()} == {a: g.shape for a, g in open_gates.items()}
+    for axis, score in scores.items():
+        for unit in (np.unravel_index(score.argmax(), score.shape), tuple(rng.integers(score.shape))):
+
+            def at(change, axis=axis, unit=unit):
+                gate = open_gates[axis].copy()
+                gate[unit] += change
+                return float(loss(params, {**open_gates, axis: gate}, batch))
+
+            coarse, fine = ((at(h) - at(-h)) / (2 * h) for h in (step, step / 2))
+            # Richardson's extrapolation: a width's gate stands in every norm, so the loss bends quickly in it.
+            slope = (4 * fine - coarse) / 3
+            assert abs(abs(slope) - score[unit]) <= 1e-4 + 1e-3 * score.max(), (axis, unit)
+
+
+PLACES = {
+    "vision/mlp": ("vision", "stack", "blocks", "mlp", "down"),
+    "vision/heads": ("vision", "stack", "blocks", "attention", "o"),
+    "bridge/heads": ("bridge", "stack", "blocks", "attention", "o"),
+    "encoder/mlp": ("language", "encoder", "blocks", "mlp", "down"),
+    "decoder/cross_heads": ("language", "decoder", "cross", "attention", "o"),
+    "text/mlp": ("language", "decoder", "blocks", "mlp", "down"),
+    "text/heads": ("language", "decoder", "blocks", "attention", "o"),
+}
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_taylor_equals_the_signed_sum_of_weight_times_gradient(family):
+    """The paper's score, over the weights that carry a unit's output on."""
+    config, params = CONFIGS[family], parameters(family)
+    loss, places = answer_loss(family), {axis: path for axis, path in PLACES.items() if axis in scored(family)}
+
+    def signed_sums(params, gates, batch):
+        gradient = jax.grad(loss)(params, gates, batch)
+        product = jax.tree.map(jnp.multiply, params, gradient)
+        found = {axis: reduce(getitem, path, product) for axis, path in places.items()}
+        return {axis: w.sum(tuple(range(2, w.ndim))) for axis, w in found.items()}
+
+    expected = jax.jit(signed_sums, compiler_options=QUICK)(params, ones(config), batch_of(config))
+    assert len(expected) >= 4
+    for axis, sums in expected.items():
+        np.testing.assert_allclose(scored(family)[axis], np.abs(sums), rtol=1e-4, atol=1e-6, err_msg=axis)
+
+
+def test_magnitude_of_a_model_by_hand():
+    config = CONFIGS["llava"]
+    zeros = jax.tree.map(np.zeros_like, parameters("llava"))
+    mlp = zeros["language"]["decoder"]["blocks"]["mlp"]
+    mlp["up"][1, 5, 3], mlp["gate"][1, 6, 3], mlp["down"][1, 3, 7] = 3.0, 4.0, 12.0
+    zeros["language"]["norm"]["scale"][7] = 5.0
+    scores = magnitude(zeros, config)
+    assert {a: s.shape for a, s in scores.items()} == {a: g.shape for a, g in ones(config).items()}
+    expected = np.zeros((3, 20))
+    expected[1, 3] = 13.0
+    np.testing.assert_allclose(scores["text/mlp"], expected)
+    np.testing.assert_allclose(scores["text/layers"], [0, 13, 0])
+    np.testing.assert_allclose(scores["text/embed"][[5, 6, 7]], [3, 4, 13])
+    assert not scores["vision/mlp"].any()
+
+
+def test_magnitude_of_the_q_former_counts_its_cross_layers():
+    config, params = CONFIGS["blip2_t5"], parameters("blip2_t5")
+    scores, stack = magnitude(params, config), params["bridge"]["stack"]
+    cross, blocks = (jax.tree.leaves(stack[name]) for name in ("cross", "blocks"))
+    layer = [sum(np.sum(w[i] ** 2) for w in blocks) for i in range(4)]
+    for i in (0, 2):
+        layer[i] += sum(np.sum(w[i // 2] ** 2) for w in cross)
+    np.testing.assert_allclose(scores["bridge/layers"], np.sqrt(layer), rtol=1e-5)
+    assert scores["bridge/cross_heads"].shape == (4, 3)
+    assert (scores["bridge/cross_heads"] > 0).all(axis=1).tolist() == [True, False, True, False]
+
+
+def test_activation_by_hand():
+    norms = {"t/mlp": jnp.array([[[1.0, 2.0], [3.0, 4.0]]]), "t/heads": jnp.array([[[1.0]], [[2.0]]]),
+             "t/embed": jnp.array([[1.0, 0.0], [2.0, 4.0]])}  # fmt: skip
+
+    def apply(params, batch, collect):
+        return {name: norms[name] * batch["scale"] for name in collect}
+
+    batches = [{"scale": jnp.float32(1)}, {"scale": jnp.float32(3)}]
+    scores = activation(apply, {}, batches, norms, {"t/mlp"})
+    np.testing.assert_allclose(scores["t/mlp"], [[4.0, 6.0]])
+    np.testing.assert_allclose(scores["t/heads"], [3.0])
+    np.testing.assert_allclose(scores["t/embed"], [3.0, 4.0])
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_activation_scores_every_unit_of_a_model_in_the_shapes_of_its_gates(family):
+    config = CONFIGS[family]
+    axes = [axis for axis in sizes(config) if not axis.endswith("/layers")]
+    scores = activation(functional(config).apply, parameters(family), [batch_of(config)], axes, local_axes(config))
+    assert {axis: score.shape for axis, score in scores.items()} == {axis: ones(config)[axis].shape for axis in axes}
+    inert = scores.pop("bridge/cross_heads", np.zeros((4, 1)))[1::2]
+    assert not inert.any()
+    assert all((score >= 0).all() and score.any() for score in scores.values())
+
+
+def test_block_influence_by_hand_leaves_padding_out():
+    # Three states of two blocks: the first turns the first token by a right angle, the second turns nothing.
+    x, y = [1.0, 0.0], [0.0, 2.0]
+    states = jnp.array([[[x, x]], [[y, x]], [[y, [-1.0, 0.0]]]])
+
+    def apply(params, batch, collect):
+        return dict.fromkeys(collect, states)
+
+    batch = {"attention_mask": jnp.array([[1, 0]]), "labels": jnp.array([[-100, 4]])}
+    scores = block_influence(apply, {}, [batch], ["vision", "encoder", "decoder"])
+    np.testing.assert_allclose(scores["vision/layers"], [0.5, 1.0])
+    np.testing.assert_allclose(scores["encoder/layers"], [1.0, 0.0])
+    np.testing.assert_allclose(scores["decoder/layers"], [0.0, 2.0])
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_block_influence_of_a_model(family):
+    config = CONFIGS[family]
+    towers = [axis.split("/")[0] for axis in sizes(config) if axis.endswith("/layers")]
+    scores = block_influence(functional(config).apply, parameters(family), [batch_of(config)], towers)
+    assert {axis: score.shape for axis, score in scores.items()} == {
+        f"{tower}/layers": (sizes(config)[f"{tower}/layers"],) for tower in towers
+    }
+    assert all(((score > 0) & (score < 2)).all() for score in scores.values())
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_random_scores_have_every_shape_and_follow_the_key(family):
+    config = CONFIGS[family]
+    present, local = sizes(config), local_axes(config)
+    one, same, other = (random(jax.random.key(seed), present, local) for seed in (0, 0, 1))
+    assert {a: s.shape for a, s in one.items()} == {a: gate_shape(a, present, local) for a in present}
+    jax.tree.map(np.testing.assert_array_equal, one, same)
+    assert all((one[axis] != other[axis]).all() for axis in one)
+
+
+def test_last_scores_fall_with_depth():
+    scores = last({"text/layers": 3, "text/mlp": 8})
+    assert list(scores) == ["text/layers"]
+    np.testing.assert_array_equal(scores["text/layers"], [3, 2, 1])
