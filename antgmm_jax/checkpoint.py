@@ -127,6 +127,15 @@ def latest_step(directory: str | Path) -> int | None:
     return max(_steps(Path(directory)), default=None)
 
 
+def load_step_record(directory: str | Path, step: int) -> dict[str, Any]:
+    """Reads the record of a step without its arrays: what their shapes are may stand in it.
+
+    Raises:
+      AntgmmError: the step is absent, or its record is not JSON.
+    """
+    return _read(Path(directory) / f"{step:08d}", STEP_RECORD)[0]
+
+
 def load_step(directory: str | Path, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
     """Reads a step back into the structure of `like`, bit for bit.
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from tokenizers import Tokenizer
-from transformers import BlipImageProcessor, Blip2Processor, CLIPImageProcessor, LlavaProcessor, ProcessorMixin
+from transformers import Blip2Processor, BlipImageProcessor, CLIPImageProcessor, LlavaProcessor, ProcessorMixin
 
 from antgmm_jax.errors import AntgmmError
 from data.record import Record, prompt

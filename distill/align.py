@@ -1,7 +1,7 @@
 """Which student state is compared with which teacher state, and on which tokens."""
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +12,7 @@ from antgmm_jax.errors import AntgmmError
 from distill import losses
 from distill.losses import IGNORE, LossConfig
 
-Batch = Mapping[str, Array]
+Batch = Mapping[str, Any]
 
 
 class Part(NamedTuple):
@@ -108,7 +108,7 @@ def state_sum(
     student: Float[Array, "Ls+1 B N Ds"],
     teacher: Float[Array, "Lt+1 B N Dt"],
     batch: Batch,
-    gates: Mapping[str, Array],
+    gates: Mapping[str, Any],
 ) -> Float[Array, ""]:
     """Sum of a part's hidden loss over its tokens.
 

@@ -58,7 +58,7 @@ def answer_sums(
     padding = -tokens % count
     parts = tuple(
         jnp.pad(x, ((0, padding),) + ((0, 0),) * (x.ndim - 1), constant_values=fill)
-        .reshape((-1, count, *x.shape[1:]))
+        .reshape(((tokens + padding) // count, count, *x.shape[1:]))
         .swapaxes(0, 1)
         for x, fill in ((hidden, 0), (targets, IGNORE), (teacher_hidden, 0))
     )
@@ -83,10 +83,10 @@ def _chunk_sums(
     if "pair" in names:
         values["pair"] = losses.pair(logits, targets)
     if any(name in TEACHER_TERMS for name in names):
-        teacher_logits = jax.lax.stop_gradient(teacher_head(teacher_hidden))
-    if "soft" in names:
-        values["soft"] = losses.soft(logits, teacher_logits, temperature=config.temperature, direction=config.direction)
-    if "rank" in names:
-        values["rank"] = losses.rank(logits, teacher_logits, top=config.rank_top)
+        theirs = jax.lax.stop_gradient(teacher_head(teacher_hidden))
+        if "soft" in names:
+            values["soft"] = losses.soft(logits, theirs, temperature=config.temperature, direction=config.direction)
+        if "rank" in names:
+            values["rank"] = losses.rank(logits, theirs, top=config.rank_top)
     valid = targets != IGNORE
     return {name: jnp.sum(jnp.where(valid, value, 0.0)) for name, value in values.items()}

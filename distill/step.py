@@ -16,8 +16,8 @@ from distill.losses import IGNORE, LossConfig
 from distill.optimizer import Optimizer, Params, State, combine, trainable
 from distill.teacher import NO_TEACHER, Teacher, collected, params_dtype, to_dtype, without_targets
 
-Batch = Mapping[str, Array]
-Gates = Mapping[str, Any]  # arrays, numpy or JAX
+Batch = Mapping[str, Any]  # of arrays, numpy or JAX
+Gates = Mapping[str, Any]
 Metrics = dict[str, Array]
 Step = Callable[[State, Batch, Gates, Params], tuple[State, Metrics]]
 
@@ -81,8 +81,7 @@ def make_loss(
                 for part, count in mine
             ]
             terms[term] = sum(values[1:], values[0]) / len(values)
-        weighted = [getattr(config, name) * terms[name] for name in config.terms()]
-        return sum(weighted[1:], weighted[0]), terms
+        return jnp.sum(jnp.stack([getattr(config, name) * terms[name] for name in config.terms()])), terms
 
     return loss
 
@@ -143,7 +142,7 @@ def make_step(
         def objective(trained: Params, piece: Batch):
             return loss(combine(trained, state.params), gates, piece, teacher_params, totals)
 
-        (value, terms), grads = _accumulated(objective, trained, batch, micro_batches)
+        (value, terms), grads = _accumulated(objective, trained, batch, micro_batches, config.terms())
         rate = optimizer.schedule(state.step)
         updates, opt_state = optimizer.transform.update(grads, state.opt_state, trained)
         moved = jax.tree.map(lambda p, u: (p - rate * u).astype(p.dtype), trained, updates)
@@ -155,7 +154,7 @@ def make_step(
 
 
 def _accumulated(
-    objective: Callable, trained: Params, batch: Batch, pieces: int
+    objective: Callable, trained: Params, batch: Batch, pieces: int, terms: tuple[str, ...]
 ) -> tuple[tuple[Array, Metrics], Params]:
     """Value and gradient of the objective, summed over pieces of the batch."""
     differentiated = jax.value_and_grad(objective, has_aux=True)
@@ -171,8 +170,9 @@ def _accumulated(
     def split(x: Array) -> Array:
         return x.reshape((size // pieces, pieces, *x.shape[1:])).swapaxes(0, 1)
 
-    split_batch = {name: split(x) for name, x in batch.items()}
-    first = {name: x[0] for name, x in split_batch.items()}
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(differentiated, trained, first))
-    body = lambda total, piece: (jax.tree.map(jnp.add, total, differentiated(trained, piece)), None)  # noqa: E731
-    return jax.lax.scan(body, zeros, split_batch)[0]
+    def body(total: Any, piece: Batch) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, differentiated(trained, piece)), None
+
+    zero = jnp.zeros((), jnp.float32)
+    start = (zero, dict.fromkeys(terms, zero)), jax.tree.map(jnp.zeros_like, trained)
+    return jax.lax.scan(body, start, {name: split(x) for name, x in batch.items()})[0]

@@ -73,6 +73,9 @@ def _load(path: str | Path, overrides: Sequence[str], schema: type[AnyRecipe]) -
         raise AntgmmError(f"{path} is not TOML: {error}") from None
     for override in overrides:
         _override(raw, override)
+    for other, key, command in ((Training, "phase", "train"), (Recipe, "stage", "compress")):
+        if schema is not other and key in raw:
+            raise AntgmmError(f"{path} has {key}s: it is a recipe for `antgmm {command}`")
     _lay_under(raw)
     try:
         # Strict validation takes an array for a tuple only where it reads JSON.
@@ -133,21 +136,34 @@ def _tables(value: Any) -> list[Any]:
 
 
 def _faults(error: ValidationError, schema: type[BaseModel]) -> str:
-    """Every fault in one line, those of a table at the top told once and not again for each stage."""
+    """Every fault in one line; one of a table at the top is not told again for each table that it is laid under."""
     told: dict[tuple, str] = {}
     for fault in error.errors():
         parts, owner = _locate(schema, fault["loc"])
-        where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts).lstrip(".")
-        if fault["type"] == "extra_forbidden":
-            text = f"unknown key {where}{_nearest(str(parts[-1]), owner)}"
-        elif fault["type"] == "missing":
-            text = f"{where} is missing"
-        elif fault["type"] == "value_error":
-            text = f"{where}: {fault['msg']}".removeprefix(": ").replace("Value error, ", "")
-        else:
-            text = f"{where} = {json.dumps(fault['input'])}: {fault['msg'][0].lower()}{fault['msg'][1:]}"
-        told.setdefault((parts[-2:], fault["type"]), text)
+        inner = parts[2:] if parts[:1] in (("stage",), ("phase",)) else parts[1:] if parts[:1] == ("evaluate",) else ()
+        if (inner, fault["type"]) not in told:
+            told[parts, fault["type"]] = _told(fault["type"], parts, owner, fault["input"], fault["msg"])
     return "; ".join(told.values())
+
+
+def _told(kind: str, parts: tuple[int | str, ...], owner: Any, value: Any, message: str) -> str:
+    where = _written(parts)
+    message = message.removeprefix("Value error, ")
+    if kind == "extra_forbidden":
+        return f"unknown key {where}{_nearest(str(parts[-1]), owner)}"
+    if kind == "missing":
+        return f"{where} is missing"
+    shown = "" if isinstance(value, dict | list) else f" = {json.dumps(value)}"
+    return f"{where}{shown}: {message}".removeprefix(": ")
+
+
+def _written(parts: tuple[int | str, ...]) -> str:
+    """A key path as TOML writes it, with the number of a list's entry in brackets."""
+    text = ""
+    for part in parts:
+        bare = isinstance(part, str) and part.replace("_", "").replace("-", "").isalnum()
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if bare else f".{json.dumps(part)}"
+    return text.lstrip(".")
 
 
 def _nearest(key: str, owner: type[BaseModel] | None) -> str:
@@ -173,6 +189,8 @@ def _locate(schema: type[BaseModel], location: tuple[int | str, ...]) -> tuple[t
         options = get_args(here) if get_origin(here) in (Union, UnionType) else ()
         if options:
             here = next((option for option in options if part in _tags(option)), None)
+            continue
+        if part == "[key]":  # the fault lies in the key itself
             continue
         parts.append(part)
         if isinstance(here, type) and issubclass(here, BaseModel):

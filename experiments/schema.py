@@ -1,24 +1,41 @@
 """What a recipe may say: every table and key, its meaning and its range.
 
-`Recipe` cuts and distils a trained model (`antgmm compress`), `Training` trains a teacher (`antgmm train`). Tables under
-a stage, a phase or `evaluate` hold only what differs: `recipe.py` lays them over the table of the same name at the top.
-Paths are relative to the folder that the command is started in.
+`Recipe` cuts and distils a trained model (`antgmm compress`), `Training` trains a teacher (`antgmm train`).
+Tables under a stage, a phase or `evaluate` hold only what differs: `recipe.py` lays them over the table of the same
+name at the top. Paths are relative to the folder that the command is started in.
 """
 
 import fnmatch
+import re
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, field_validator, model_validator
 
 from antgmm_jax.errors import AntgmmError
 
 Method = Literal["taylor", "magnitude", "activation", "block_influence", "random", "last"]
 Count = Annotated[int, Field(ge=1)]
-Size = Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, le=1)]
 Weight = Annotated[float, Field(ge=0)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
-Axis = Annotated[str, Field(pattern=r"^[a-z]+/[a-z_]+$")]
+
+
+def _axis(name: str) -> str:
+    if not re.fullmatch(r"[a-z]+/[a-z_]+", name):
+        raise ValueError('an axis is written tower/dimension, as in "vision/mlp"')
+    return name
+
+
+def _size(value: Any) -> int | float:
+    if type(value) is int and value >= 1:
+        return value
+    if type(value) is float and 0 < value <= 1:
+        return value
+    raise ValueError("give the number of units to keep, or a fraction such as 0.5")
+
+
+Axis = Annotated[str, AfterValidator(_axis)]
+Size = Annotated[int | float, PlainValidator(_size)]
 
 
 class _Table(BaseModel):
@@ -278,13 +295,13 @@ class Recipe(_Run):
 
     teacher: Teacher
     loss: Loss
-    stages: tuple[Stage, ...] = Field(alias="stage", min_length=1)
+    stages: tuple[Stage, ...] = Field(alias="stage")
     calibration_batches: Count = 8
     parent: str = ""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        _assert_distinct([stage.name for stage in self.stages])
+        _check_names("stage", [stage.name for stage in self.stages])
         comparing = [stage.name for stage in self.stages if stage.loss.hidden or stage.loss.vision]
         if comparing and not self.teacher.states:
             raise ValueError(f"stage {comparing[0]!r} compares block states: name the towers in teacher.states")
@@ -344,11 +361,11 @@ class Training(_Run):
     """
 
     model: Model
-    phases: tuple[Phase, ...] = Field(alias="phase", min_length=1)
+    phases: tuple[Phase, ...] = Field(alias="phase")
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        _assert_distinct([phase.name for phase in self.phases])
+        _check_names("phase", [phase.name for phase in self.phases])
         facts = [phase.name for phase in self.phases if phase.kind == "facts"]
         if facts and self.data.kind != "maad":
             raise ValueError(
@@ -357,7 +374,9 @@ class Training(_Run):
         return self
 
 
-def _assert_distinct(names: Sequence[str]) -> None:
+def _check_names(table: str, names: Sequence[str]) -> None:
+    if not names:
+        raise ValueError(f"there is no [[{table}]], nothing would be done")
     for name in names:
         if names.count(name) > 1:
-            raise ValueError(f"name = {name!r} is given twice")
+            raise ValueError(f"two {table}s are named {name!r}")

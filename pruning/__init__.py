@@ -6,6 +6,7 @@ from pruning.importance import activation, block_influence, last, magnitude, ran
 from pruning.keep import Keep, check, compose, identity, merge, shrunk_config
 from pruning.plan import plan
 from pruning.shrink import array_keep, shrink, take
+from pruning.targets import legal_above, planned_config, resolve
 
 __all__ = [
     "Cost",
@@ -21,11 +22,14 @@ __all__ = [
     "gates_of",
     "identity",
     "last",
+    "legal_above",
     "magnitude",
     "merge",
     "ones",
     "plan",
+    "planned_config",
     "random",
+    "resolve",
     "shrink",
     "shrunk_config",
     "take",

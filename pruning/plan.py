@@ -37,10 +37,10 @@ def plan(
             model has (naming the nearest legal ones), or an axis to be cut that has no usable scores.
     """
     present, local = sizes(config), local_axes(config)
-    wanted = {axis: _count(axis, target, present) for axis, target in targets.items()}
-    fault = _fault(config, wanted)
+    wanted = {axis: size_of(axis, target, present) for axis, target in targets.items()}
+    fault = fault_of(config, wanted)
     if fault:
-        raise AntgmmError(_advice(config, wanted, fault))
+        raise AntgmmError(advice(config, wanted, fault))
     full = complete(config, wanted)
     keep = {}
     for axis in sorted(full):
@@ -56,7 +56,7 @@ def plan(
     return keep
 
 
-def _count(axis: str, target: int | float, present: Mapping[str, int]) -> int:
+def size_of(axis: str, target: int | float, present: Mapping[str, int]) -> int:
     if axis not in present:
         near = difflib.get_close_matches(axis, present, n=1, cutoff=0.0)
         raise AntgmmError(f"unknown axis {axis!r}: did you mean {near[0]!r}? This model has {', '.join(present)}")
@@ -74,7 +74,7 @@ def _top(score: np.ndarray, count: int) -> np.ndarray:
     return np.sort(best, axis=-1).astype(np.int32)
 
 
-def _variants(config: LMMConfig, full: Mapping[str, int]) -> list[LMMConfig]:
+def variants(config: LMMConfig, full: Mapping[str, int]) -> list[LMMConfig]:
     """The cut config for each cross-attention pattern that its Q-Former can have: the present one, or every layer."""
     smaller, every = resize(config, full), cross_every(config)
     found = [smaller]
@@ -84,21 +84,21 @@ def _variants(config: LMMConfig, full: Mapping[str, int]) -> list[LMMConfig]:
     return found
 
 
-def _fault(config: LMMConfig, wanted: Mapping[str, int]) -> str:
+def fault_of(config: LMMConfig, wanted: Mapping[str, int]) -> str:
     """Why no legal model has these sizes; empty where one has."""
     try:
-        found = [violations(variant) for variant in _variants(config, complete(config, wanted))]
+        found = [violations(variant) for variant in variants(config, complete(config, wanted))]
     except AntgmmError as error:
         return str(error)
     return "; ".join(found[0]) if all(found) else ""
 
 
-def _advice(config: LMMConfig, wanted: Mapping[str, int], fault: str) -> str:
+def advice(config: LMMConfig, wanted: Mapping[str, int], fault: str) -> str:
     """The fault, and the nearest legal sizes of each axis that alone could mend it (else of each that is at fault)."""
     hints = [_nearest(config, wanted, axis) for axis in wanted]
     if not any(hints):
         hints = [
-            _nearest(config, {axis: wanted[axis]}, axis) for axis in wanted if _fault(config, {axis: wanted[axis]})
+            _nearest(config, {axis: wanted[axis]}, axis) for axis in wanted if fault_of(config, {axis: wanted[axis]})
         ]
     asked = ", ".join(f"{axis} = {count}" for axis, count in wanted.items())
     return f"{asked} cannot be served: {fault}; nearest legal sizes: {'; '.join(filter(None, hints)) or 'none'}"
@@ -106,7 +106,7 @@ def _advice(config: LMMConfig, wanted: Mapping[str, int], fault: str) -> str:
 
 def _nearest(config: LMMConfig, wanted: Mapping[str, int], axis: str) -> str:
     def first(candidates: Iterable[int]) -> list[int]:
-        return [n for n in candidates if not _fault(config, {**wanted, axis: n})][:1]
+        return [n for n in candidates if not fault_of(config, {**wanted, axis: n})][:1]
 
     below = first(range(wanted[axis] - 1, 0, -1))
     above = first(range(wanted[axis] + 1, sizes(config)[axis] + 1))
@@ -117,7 +117,7 @@ def _bridge_layers(score: np.ndarray, config: LMMConfig, full: Mapping[str, int]
     """The legal set of Q-Former layers with the largest sum of scores."""
     has_cross = np.arange(len(score)) % cross_every(config) == 0
     found = []
-    for variant in _variants(config, full):
+    for variant in variants(config, full):
         if not violations(variant):
             pattern = np.arange(full[BRIDGE_LAYERS]) % cross_every(variant) == 0
             found.append(_best_subsequence(score, has_cross, pattern))

@@ -15,7 +15,7 @@ SIZES = {"train": 16000, "val": 1000, "test": 3000, "test_hard": 3000}
 SLICES = ("font", "icons", "layout", "brand", "claim", "jpeg")
 PALETTES = 8
 # Tenths of the hash space of picture contents and of texts: no advertisement of one split can occur in another.
-_SHARES = {"train": range(0, 7), "val": range(7, 8), "test": range(8, 9), "test_hard": range(9, 10)}
+_SHARES = {"train": range(7), "val": range(7, 8), "test": range(8, 9), "test_hard": range(9, 10)}
 
 
 class Picture(NamedTuple):
@@ -202,7 +202,7 @@ def _text(tier: Tier, wish: Wish, picture: Picture, brand_pool, rng: random.Rand
         where = ((False, False),) if not wish.notice else ((True, False), (False, True), (True, True))
         shown, notice = where[int(chance() * len(where))]
         picture = picture._replace(notice=shown)
-    if wish.same[2] is None and not wish.free[2] or wish.same[2] is False:
+    if (wish.same[2] is None and not wish.free[2]) or wish.same[2] is False:
         same = wish.same[2] is None and chance() < 0.5
         price = picture.price if same else _other_price(tier, picture.price, rng)
     else:

@@ -25,7 +25,7 @@ _PRODUCTS = {
     "finance": "coin money:money-bag bank card:credit-card chart:bar-chart",
     "gambling": "dice:game-die slots:slot-machine joker billiard:pool-8-ball",
     "sweets": "cake:birthday-cake donut:doughnut cookie icecream:ice-cream lollipop",
-    "drinks": "coffee:hot-beverage tea:teacup-without-handle milk:glass-of-milk bubbletea:bubble-tea juice:cup-with-straw",
+    "drinks": "coffee:hot-beverage tea:teacup-without-handle milk:glass-of-milk boba:bubble-tea juice:cup-with-straw",
 }
 CATEGORIES = tuple(_PRODUCTS)
 PRODUCTS = tuple(
@@ -97,8 +97,14 @@ FILLERS = (
 )
 NOTICES = ("mind the risks", "read the risk notice", "risks apply")
 SLOGANS = ("enjoy it", "so good", "for you", "every day", "get yours", "love it", "go for it", "be happy")
-OPENINGS = ("{brand} {product} for ${price}", "{product} by {brand} at ${price}", "only ${price}: {product} from {brand}",
-            "${price} buys a {brand} {product}", "{brand} offers {product}, just ${price}", "new {product}, ${price}, {brand}")  # fmt: skip
+OPENINGS = (
+    "{brand} {product} for ${price}",
+    "{product} by {brand} at ${price}",
+    "only ${price}: {product} from {brand}",
+    "${price} buys a {brand} {product}",
+    "{brand} offers {product}, just ${price}",
+    "new {product}, ${price}, {brand}",
+)
 
 QUESTIONS = {
     "category": "what category is pictured?",

@@ -291,4 +291,4 @@ def test_the_record_is_plain_json(tmp_path):
     checkpoint.save_stage(tmp_path / "a", {"w": jnp.ones(1)}, RECORD)
     text = json.loads((tmp_path / "a" / "stage.json").read_text())
     assert set(RECORD) | {"versions", "contents"} == set(text)
-    assert not [path for path in (tmp_path / "a").rglob("*.pkl")]
+    assert not list((tmp_path / "a").rglob("*.pkl"))

@@ -43,14 +43,14 @@ def words(texts):
 
 def gradients(images):
     """Histograms of gradient directions in cells of 16 x 16 pixels (HOG without block norms)."""
-    grey = np.stack(images).astype(np.float64).mean(axis=-1)
+    grey = np.stack(images).mean(axis=-1, dtype=np.float32)
     dy, dx = np.gradient(grey, axis=(1, 2))
-    strength = np.hypot(dx, dy)
     direction = (np.arctan2(dy, dx) % np.pi / np.pi * 6).astype(int) % 6
-    side = grey.shape[1] // 16
-    cells = [np.where(direction == k, strength, 0)[:, : side * 16, : side * 16] for k in range(6)]
-    cells = [cell.reshape(-1, side, 16, side, 16).sum(axis=(2, 4)) for cell in cells]
-    features = np.sqrt(np.stack(cells, axis=-1).reshape(len(images), -1))
+    count, side = len(grey), grey.shape[1] // 16
+    row, y, x = np.indices(grey.shape, sparse=True)
+    place = ((row * side + y // 16) * side + x // 16) * 6 + direction
+    total = np.bincount(place.ravel(), weights=np.hypot(dx, dy).ravel(), minlength=count * side * side * 6)
+    features = np.sqrt(total.reshape(count, -1))
     return (features - features.mean(axis=0)) / (features.std(axis=0) + 1e-6)
 
 
@@ -58,21 +58,21 @@ def gradients(images):
 def test_the_text_alone_does_not_answer(tier):
     preset = maad.tier(tier)
     for kind in MATCHES + PERCEPTION:
-        found = rows(tier, kind, 3600)
+        found = rows(tier, kind, 2400)
         features = words([accompanying(preset, lat.text) for lat in found])
         labels = [answer(preset, lat).split()[-1] for lat in found]
-        reached, majority = accuracy(features, labels, held_out=1200)
-        assert reached < majority + 0.05, (kind, reached, majority)
+        reached, majority = accuracy(features, labels, held_out=1000)
+        assert reached < majority + 0.06, (kind, reached, majority)
 
 
 @pytest.mark.parametrize("tier", ["s", "m"])
 def test_the_picture_alone_does_not_tell_a_match(tier):
     preset = maad.tier(tier)
     for kind in MATCHES:
-        found = rows(tier, kind, 1200)
+        found = rows(tier, kind, 1000)
         features = gradients([render(preset, lat) for lat in found])
         labels = [answer(preset, lat).split()[-1] for lat in found]
-        reached, majority = accuracy(features, labels, held_out=500)
+        reached, majority = accuracy(features, labels, held_out=400)
         assert reached < majority + 0.07, (kind, reached, majority)
 
 

@@ -20,7 +20,7 @@ def rates(at, **options):
 def test_cosine_equals_optax_after_warmup_and_never_climbs_again():
     got = rates(range(60), steps=30, warmup=5, floor=0.1)
     expected = optax.cosine_decay_schedule(2.0, 25, alpha=0.1)
-    np.testing.assert_allclose(got[5:], [expected(step) for step in range(55)], rtol=1e-5)
+    np.testing.assert_allclose(got[5:], np.array([expected(step) for step in range(55)]), rtol=1e-5)
     np.testing.assert_allclose(got[:5], 2.0 * np.arange(1, 6) / 6, rtol=1e-6)
     assert (np.diff(got[5:]) <= 1e-7).all()
     np.testing.assert_allclose(got[30:], 0.2, rtol=1e-6)

@@ -44,7 +44,7 @@ def make(config=ALL, *, optimizer=None, **options):
 def test_all_losses_together_fall():
     optimizer, teacher, step = make()
     state, batch = fresh(optimizer), toy.device(toy.batch(0))
-    history = []
+    history, metrics = [], {}
     for _ in range(40):
         state, metrics = step(state, batch, {}, teacher.params)
         history.append(float(metrics["loss"]))

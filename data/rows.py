@@ -1,0 +1,193 @@
+"""One row of a user's file, under whatever names its columns have, as question, answer and picture."""
+
+import io
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+# The first name is ours; the others are common elsewhere.
+ALIASES = {
+    "image": ("image", "image_path", "file_name", "filename", "img", "jpg", "png"),
+    "question": ("question", "prompt", "query", "instruction"),
+    "answer": ("answer", "response", "output", "target", "label", "caption"),
+    "text": ("text", "context", "description"),
+    "type": ("type", "question_type"),
+    "id": ("id", "question_id", "sample_id", "uid"),
+    "slice": ("slice",),
+    "latents": ("latents",),
+}
+_TURNS = ("conversations", "messages")
+_ASKS, _TELLS = ("human", "user"), ("gpt", "assistant")
+
+
+class BadRow(Exception):
+    """Why a row is refused, in a few words."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A record whose picture is not yet decoded: `image` is a path inside the data folder, or the file's bytes."""
+
+    image: str | bytes
+    question: str
+    answer: str
+    text: str = ""
+    type: str = ""
+    id: str = ""
+    slice: str = ""
+    latents: Mapping[str, int] = field(default_factory=dict)
+
+
+def columns(names: Iterator[str] | list[str]) -> list[str]:
+    """Those of a file's columns that a row is made of."""
+    known = {name for group in ALIASES.values() for name in group} | set(_TURNS)
+    return [name for name in names if name in known]
+
+
+def parse(raw: Any) -> list[Row]:
+    """The rows that one line of a file stands for: one, or one for each question of a conversation.
+
+    Args:
+        raw: an object of the file, with the names of `ALIASES` or LLaVA's `conversations`.
+
+    Returns:
+        At least one row.
+
+    Raises:
+        BadRow: something is missing, empty, ambiguous or of the wrong type.
+    """
+    if not isinstance(raw, Mapping):
+        raise BadRow(f"is a {type(raw).__name__}, not an object with named fields")
+    found = {name: _pick(raw, name) for name in ALIASES}
+    image = _image(found["image"])
+    label = "" if found["id"] is None else str(found["id"])
+    rest: dict[str, Any] = {name: _string(found[name], name) for name in ("type", "slice")}
+    rest["latents"] = _latents(found["latents"])
+    text = _string(found["text"], "text")
+    turns = [name for name in _TURNS if raw.get(name) is not None]
+    if turns:
+        pairs = _conversation(raw[turns[0]], turns[0])
+        ids = [label] if len(pairs) == 1 else [label and f"{label}#{place}" for place in range(len(pairs))]
+        return [
+            Row(image=image, question=q, answer=a, text=text, id=i, **rest)
+            for (q, a), i in zip(pairs, ids, strict=True)
+        ]
+    question, answer = (_needed(found[name], name) for name in ("question", "answer"))
+    return [Row(image=image, question=question, answer=answer, text=text, id=label, **rest)]
+
+
+def _pick(raw: Mapping, name: str) -> Any:
+    present = [alias for alias in ALIASES[name] if raw.get(alias) is not None]
+    if len(present) > 1:
+        raise BadRow(f"{' and '.join(map(repr, present))} both name the {name}: leave one out")
+    return raw[present[0]] if present else None
+
+
+def _image(value: Any) -> str | bytes:
+    # Parquet written by Hugging Face datasets holds pictures as {"bytes": ..., "path": ...}.
+    if isinstance(value, Mapping) and {"bytes", "path"} & set(value):
+        value = value.get("bytes") or value.get("path")
+    if value is None:
+        raise BadRow("has no image")
+    if not isinstance(value, str | bytes):
+        raise BadRow(f"image is a {type(value).__name__}, not a path or the bytes of a file")
+    if not value:
+        raise BadRow("image is empty")
+    return value
+
+
+def _string(value: Any, name: str) -> str:
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise BadRow(f"{name} is a {type(value).__name__}, not text")
+    return value.strip()
+
+
+def _needed(value: Any, name: str) -> str:
+    if value is None:
+        raise BadRow(f"has no {name}")
+    text = _string(value, name)
+    if not text:
+        raise BadRow(f"{name} is empty")
+    return text
+
+
+def _latents(value: Any) -> dict[str, int]:
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping) or not all(isinstance(v, int) for v in value.values() if v is not None):
+        raise BadRow("latents are not an object of whole numbers")
+    return {str(name): number for name, number in value.items() if number is not None}
+
+
+def _conversation(turns: Any, name: str) -> list[tuple[str, str]]:
+    """Questions and answers of LLaVA's `conversations` (from, value) or chat `messages` (role, content)."""
+    if not isinstance(turns, list) or len(turns) < 2 or not all(isinstance(turn, Mapping) for turn in turns):
+        raise BadRow(f"{name} is not a list of turns, a question and its answer at least")
+    if (turns[0].get("from") or turns[0].get("role")) == "system":
+        turns = turns[1:]
+    pairs = []
+    for place in range(0, len(turns), 2):
+        pair = turns[place : place + 2]
+        speakers = [turn.get("from") or turn.get("role") for turn in pair]
+        if len(pair) < 2 or speakers[0] not in _ASKS or speakers[1] not in _TELLS:
+            raise BadRow(f"{name} do not alternate between a question (human) and an answer (gpt): {speakers}")
+        said = [turn["value"] if "value" in turn else turn.get("content") for turn in pair]
+        question = said[0].replace("<image>", "") if isinstance(said[0], str) else said[0]
+        pairs.append((_needed(question, "question"), _needed(said[1], "answer")))
+    return pairs
+
+
+def decode_image(data: bytes | Path) -> np.ndarray:
+    """The picture in a file, upright, as RGB.
+
+    Args:
+        data: a path, or the bytes of a file in any format that Pillow reads.
+
+    Returns:
+        uint8 [H, W, 3].
+
+    Raises:
+        BadRow: the file is missing or no picture.
+    """
+    name = data.name if isinstance(data, Path) else "(bytes)"
+    try:
+        with Image.open(data if isinstance(data, Path) else io.BytesIO(data)) as file:
+            image = ImageOps.exif_transpose(file)
+            # By way of RGBA, as Pillow wants it for palettes with transparency.
+            image = image.convert("RGBA") if "transparency" in image.info else image
+            return np.array(image.convert("RGB"))
+    except FileNotFoundError as error:
+        raise BadRow(f"image {name} is missing") from error
+    except IsADirectoryError as error:
+        raise BadRow(f"image {name} is a folder") from error
+    except (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError) as error:
+        raise BadRow(f"image {name} cannot be decoded: {' '.join(str(error).split())[:120]}") from error
+
+
+def inside(folder: Path, path: str) -> Path:
+    """The file that a row names.
+
+    Args:
+        folder: the data folder.
+        path: as written in the row.
+
+    Returns:
+        The resolved path.
+
+    Raises:
+        BadRow: it leaves the folder, by `..`, as an absolute path or through a link.
+    """
+    try:
+        found = (folder / path).resolve()
+    except (OSError, ValueError) as error:
+        raise BadRow(f"image path {path[:80]!r} is not a path") from error
+    if not found.is_relative_to(folder.resolve()):
+        raise BadRow(f"image path {path!r} leaves the data folder")
+    return found

@@ -1,0 +1,130 @@
+"""Records to Parquet, in the form that Hugging Face datasets reads too; a file is complete or absent."""
+
+import contextlib
+import io
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from antgmm_jax.errors import AntgmmError
+from data.maad.latents import SIZES
+from data.maad.source import fingerprint, source
+from data.record import Record
+
+Progress = Callable[[str, int, int], None]
+_WORDS = ("question", "answer", "text", "type", "id", "slice")
+_ROWS = 512
+
+
+def _silent(name: str, done: int, total: int) -> None:
+    """No progress is shown."""
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary name beside a file, renamed to it at the end; after a fault neither is left.
+
+    Args:
+        path: the file to be.
+
+    Yields:
+        The path to write to.
+
+    Raises:
+        AntgmmError: the file cannot be written.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        os.replace(partial, path)
+    except OSError as error:
+        raise AntgmmError(f"cannot write {path}: {error.strerror or error}; free space or choose another folder") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _schema(latents: Sequence[str]) -> pa.Schema:
+    image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    fields = [("image", image), *((name, pa.string()) for name in _WORDS)]
+    features: dict = {name: {"dtype": "string", "_type": "Value"} for name in _WORDS}
+    features["image"] = {"_type": "Image"}
+    if latents:
+        fields.append(("latents", pa.struct([(name, pa.int32()) for name in latents])))
+        features["latents"] = {name: {"dtype": "int32", "_type": "Value"} for name in latents}
+    return pa.schema(fields, metadata={"huggingface": json.dumps({"info": {"features": features}})})
+
+
+def png(record: Record) -> bytes:
+    """A record's picture as the bytes of a PNG file."""
+    stream = io.BytesIO()
+    Image.fromarray(record.image).save(stream, format="png", compress_level=4)
+    return stream.getvalue()
+
+
+def write_parquet(
+    records: Sequence[Record], path: str | Path, *, progress: Progress = _silent
+) -> None:
+    """Writes records as Parquet that `read_records("parquet", path)` and Hugging Face datasets read.
+
+    Args:
+        records: at least one; all with the same latents.
+        path: the file, replaced when all is written.
+        progress: called with the file's name, records done and records in all.
+
+    Raises:
+        AntgmmError: nothing to write, or the file cannot be written.
+    """
+    path = Path(path)
+    if not len(records):
+        raise AntgmmError(f"{path}: no records to write")
+    schema = _schema([*records[0].latents])
+    with replacing(path) as partial, pq.ParquetWriter(partial, schema) as writer:
+        for first in range(0, len(records), _ROWS):
+            part = [records[row] for row in range(first, min(first + _ROWS, len(records)))]
+            writer.write_table(pa.Table.from_pylist([_plain(record) for record in part], schema=schema))
+            progress(path.name, first + len(part), len(records))
+
+
+def _plain(record: Record) -> dict:
+    image = {"bytes": png(record), "path": f"{record.id or 'image'}.png"}
+    return {"image": image, **{name: getattr(record, name) for name in _WORDS}, "latents": dict(record.latents)}
+
+
+def write_maad(
+    tier: str,
+    folder: str | Path,
+    *,
+    sizes: Mapping[str, int] = SIZES,
+    seed: int = 0,
+    progress: Progress = _silent,
+) -> dict:
+    """Writes splits of MAAD-synth as `SPLIT.parquet`, and `maad.json` that says what they are.
+
+    Args:
+        tier: `s`, `m` or `full`.
+        folder: where to; files of those names are replaced.
+        sizes: records of each split.
+        seed: seed of the data set.
+        progress: called with the file's name, records done and records in all.
+
+    Returns:
+        What `maad.json` holds: tier, seed, sizes and a fingerprint of each split.
+
+    Raises:
+        AntgmmError: no such tier or split, or a file cannot be written.
+    """
+    folder = Path(folder)
+    splits = {split: source(tier, split, size, seed=seed) for split, size in sizes.items()}
+    for split, records in splits.items():
+        write_parquet(records, folder / f"{split}.parquet", progress=progress)
+    prints = {split: fingerprint(records) for split, records in splits.items()}
+    info = {"tier": tier, "seed": seed, "sizes": dict(sizes), "fingerprints": prints}
+    with replacing(folder / "maad.json") as partial:
+        partial.write_text(json.dumps(info, indent=2) + "\n")
+    return info

@@ -1,0 +1,56 @@
+"""Scores of a model: greedy answers to every question, by type."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from transformers import ProcessorMixin
+
+from antgmm_jax.config import LMMConfig
+from antgmm_jax.functional import Params
+from antgmm_jax.generate import generate
+from data.metrics import scores
+from data.processor import decode
+from experiments.datasets import Samples
+
+
+def evaluate(
+    config: LMMConfig,
+    params: Params,
+    samples: Samples,
+    processor: ProcessorMixin,
+    *,
+    max_new_tokens: int,
+    batch_size: int = 64,
+    progress: Callable[[int, str], None] = lambda done, note="": None,
+) -> tuple[dict, list[str]]:
+    """Answers every question and scores the answers.
+
+    Args:
+        config: the model.
+        params: its parameters.
+        samples: encoded records.
+        processor: decodes answers.
+        max_new_tokens: longest answer.
+        batch_size: questions at a time.
+        progress: called with the number of questions answered.
+
+    Returns:
+        What `data.metrics.scores` gives, and the answers.
+    """
+    params = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), params)
+    tokens = []
+    for batch in samples.in_order(min(batch_size, len(samples)), prompts=True):
+        prompt = {name: batch[f"prompt/{name}"] for name in ("input_ids", "attention_mask")}
+        prompt["pixel_values"] = batch["pixel_values"]
+        eos, pad = processor.tokenizer.eos_token_id, processor.tokenizer.pad_token_id
+        tokens.append(np.asarray(generate(config, params, prompt, max_new_tokens=max_new_tokens, eos=eos, pad=pad)))
+        progress(min(sum(map(len, tokens)), len(samples)), "")
+    answers = decode(processor, np.concatenate(tokens)[: len(samples)])
+    records = samples.records
+    slices = [r.slice for r in records]
+    found = scores(
+        [r.type for r in records], answers, [r.answer for r in records], slices=slices if any(slices) else ()
+    )
+    return found, answers

@@ -1,0 +1,86 @@
+"""A run's folder: one recipe, stages, export, report; opened by one process at a time."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from antgmm_jax.errors import AntgmmError
+from experiments.recipe import difference, dump_recipe, load_recipe, load_training
+from experiments.schema import Recipe, Training
+
+RECIPE, STATUS = "recipe.toml", "status.json"
+
+
+class RunFolder:
+    """Paths of a run.
+
+    Args:
+        path: the folder.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = Path(path)
+        self.export, self.report, self.cache = self.path / "export", self.path / "report", self.path / "cache"
+
+    def stage(self, number: int, name: str) -> Path:
+        """Folder of a finished stage, counted from 1."""
+        return self.path / "stages" / f"{number:02d}-{name}"
+
+    def steps(self, number: int, name: str) -> Path:
+        """Folder of the step checkpoints of a stage that is not finished."""
+        return self.path / "steps" / f"{number:02d}-{name}"
+
+    def write_status(self, state: str, **more: Any) -> None:
+        """Says how the run stands: `running`, `complete` or `failed`."""
+        write_json(self.path / STATUS, {"state": state, **more})
+
+    @contextmanager
+    def opened(self, recipe: Recipe | Training) -> Iterator[None]:
+        """Holds the folder for this recipe and this process.
+
+        Args:
+            recipe: the run's.
+
+        Raises:
+            AntgmmError: the folder is another recipe's, holds something else, or another process has it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        if os.listdir(self.path) and not (self.path / RECIPE).exists() and not (self.path / ".lock").exists():
+            raise AntgmmError(f"{self.path} is not empty and not a run: choose another folder")
+        try:
+            with FileLock(self.path / ".lock", timeout=0):
+                self._claim(recipe)
+                yield
+        except Timeout as error:
+            raise AntgmmError(f"{self.path} is in use by another process: wait for it or choose another folder") from error
+
+    def _claim(self, recipe: Recipe | Training) -> None:
+        own = self.path / RECIPE
+        if not own.exists():
+            write_text(own, dump_recipe(recipe))
+            return
+        load = load_recipe if isinstance(recipe, Recipe) else load_training
+        if found := difference(load(own), recipe):
+            raise AntgmmError(f"{self.path} is a run of another recipe ({found}): choose another folder or remove it")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file under a temporary name and renames it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        temporary.write_text(text)
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise AntgmmError(f"{path} could not be written ({error.strerror}): free disk space and start again") from error
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Writes JSON under a temporary name and renames it."""
+    write_text(path, json.dumps(value, indent=1, default=float) + "\n")

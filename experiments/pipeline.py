@@ -1,0 +1,216 @@
+"""A whole run: teacher in, stages, export, gate, scores, report; started again it goes on where it stopped."""
+
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+import distill
+import pruning
+from antgmm_jax import checkpoint
+from antgmm_jax.config import LMMConfig, from_dict, to_dict
+from antgmm_jax.convert import load_hf, save_hf
+from antgmm_jax.errors import AntgmmError
+from antgmm_jax.functional import Params, functional
+from distill import Teacher
+from experiments import export_gate
+from experiments.console import bar, say
+from experiments.datasets import Samples, load_processor, load_records
+from experiments.evaluate import evaluate
+from experiments.folder import RunFolder, write_json
+from experiments.report import write_report
+from experiments.schema import Recipe
+from experiments.stage import StageRun, Student, check_sizes
+
+CACHE_BATCH = 128
+GATE_PROMPTS = 320
+
+
+def float32(params: Params) -> Params:
+    """Parameters in float32, on the device."""
+    return jax.tree.map(lambda leaf: jax.numpy.asarray(leaf, jax.numpy.float32), params)
+
+
+class Run:
+    """One run of `antgmm compress`.
+
+    Args:
+        recipe: what to do.
+        path: the run's folder.
+    """
+
+    def __init__(self, recipe: Recipe, path: str | Path):
+        self.recipe, self.folder = recipe, RunFolder(path)
+        self.began = time.time()
+
+    def __call__(self) -> dict[str, Any]:
+        """Runs, or goes on with, the whole of it.
+
+        Returns:
+            The report as JSON types.
+
+        Raises:
+            AntgmmError: bad input, or the export does not answer as the student does.
+        """
+        with self.folder.opened(self.recipe):
+            try:
+                self.folder.write_status("running")
+                report = self._run()
+                self.folder.write_status("complete")
+                return report
+            except AntgmmError as error:
+                self.folder.write_status("failed", error=str(error))
+                raise
+
+    def _run(self) -> dict[str, Any]:
+        recipe = self.recipe
+        config, params = load_hf(recipe.teacher.path)
+        self.teacher = Student(config, float32(params), pruning.identity(config))
+        start = self._start()
+        check_sizes(start.config, recipe.stages)
+        self.processor = load_processor(recipe.teacher.path)
+        say(f"reading {recipe.data.samples} samples")
+        self.samples = Samples(load_records(recipe.data), self.processor, config)
+        self.test = Samples(load_records(recipe.evaluate.data), self.processor, config)
+        targets = self._targets()
+        student = start
+        for number, stage in enumerate(recipe.stages, 1):
+            student = self._stage(number, student, targets)
+        exported = self._export(student)
+        return write_report(self.folder, recipe, self.teacher, exported, self.test, self.processor, self.began)
+
+    def _start(self) -> Student:
+        if not self.recipe.parent:
+            return self.teacher
+        tree, record = checkpoint.load_stage(self.recipe.parent)
+        if record["teacher"] != teacher_key(self.teacher.params):
+            raise AntgmmError(f"parent {self.recipe.parent} was cut from another teacher than {self.recipe.teacher.path}")
+        return Student(from_dict(record["config"]), float32(tree["params"]), keep_of(record))
+
+    def _targets(self) -> Teacher:
+        config, params, _ = self.teacher
+        table = self.recipe.teacher
+        if table.mode == "online":
+            return distill.online(functional(config), params)
+        names = ("final", *(f"{tower}/states" for tower in table.states))
+        like = next(self.samples.in_order(CACHE_BATCH))
+        key = distill.fingerprint(params, self.samples.fingerprint)
+        size = distill.cache_size(functional(config), params, like, samples=len(self.samples), names=names)
+        say(f"teacher cache: {', '.join(f'{name} {bytes_ / 1e6:.0f} MB' for name, bytes_ in size.items())}")
+        with bar("teacher cache", len(self.samples)) as update:
+            distill.build_cache(
+                functional(config),
+                params,
+                self.samples.in_order(CACHE_BATCH),
+                self.folder.cache,
+                samples=len(self.samples),
+                like=like,
+                key=key,
+                names=names,
+                progress=lambda done, total: update(done, ""),
+            )
+        cache = distill.open_cache(self.folder.cache, key=key, names=names, in_memory=True)
+        return distill.cached(functional(config), params, cache)
+
+    def _stage(self, number: int, student: Student, targets: Teacher) -> Student:
+        stage = self.recipe.stages[number - 1]
+        done, working = self.folder.stage(number, stage.name), self.folder.steps(number, stage.name)
+        if checkpoint.is_complete(done):
+            say(f"stage {stage.name}: found complete in {done}")
+            checkpoint.discard_steps(working)
+            return load_student(done)
+        if done.exists():
+            raise AntgmmError(f"{done} is damaged: remove it and start again")
+        began = time.time()
+        run = StageRun(
+            stage,
+            number,
+            targets,
+            self.samples,
+            seed=self.recipe.seed,
+            calibration_batches=self.recipe.calibration_batches,
+            working=working,
+            checkpoint_every=self.recipe.checkpoint_every,
+        )
+        left, history = run.run(student)
+        scores = self._scores(f"scores after {stage.name}", left.config, left.params)
+        record = {
+            "stage": stage.model_dump(mode="json"),
+            "config": to_dict(left.config),
+            "parent": str(self.folder.stage(number - 1, self.recipe.stages[number - 2].name)) if number > 1 else self.recipe.parent,
+            "teacher": teacher_key(self.teacher.params),
+            "keep": left.keep,
+            "metrics": {"scores": scores, "history": history, "seconds": time.time() - began},
+            "seed": self.recipe.seed,
+            "data": self.samples.fingerprint,
+            "position": run.data.position,
+        }
+        checkpoint.save_stage(done, {"params": left.params}, record)
+        checkpoint.discard_steps(working)
+        say(f"stage {stage.name}: exact match {scores['exact_match']:.3f}")
+        return left
+
+    def _scores(self, title: str, config: LMMConfig, params: Params) -> dict[str, Any]:
+        with bar(title, len(self.test)) as update:
+            found, _ = evaluate(
+                config, params, self.test, self.processor, max_new_tokens=self.recipe.evaluate.max_new_tokens, progress=update
+            )
+        return found
+
+    def _export(self, student: Student) -> Student:
+        """Writes the checkpoint, reads it back with `transformers` and compares; the student as the files hold it."""
+        directory = self.folder.export
+        # An export that was not yet compared is written anew.
+        shutil.rmtree(directory, ignore_errors=True)
+        dtype = jax.numpy.dtype(self.recipe.export.dtype)
+        params = jax.tree.map(lambda leaf: np.asarray(leaf).astype(dtype), student.params)
+        save_hf(student.config, params, directory, like=self.recipe.teacher.path)
+        config, params = load_hf(directory)
+        tokenizer = self.processor.tokenizer
+        ids = np.array([record.id for record in self.test.records])
+        batches = []
+        for batch in self.test.in_order(min(64, len(self.test)), prompts=True):
+            batches.append({**batch, "id": ids[batch["index"]]})
+            if sum(len(b["index"]) for b in batches) >= min(GATE_PROMPTS, len(self.test)):
+                break
+        say("export gate: reading the files back with transformers")
+        result = export_gate.check(
+            directory,
+            config,
+            params,
+            batches,
+            max_new_tokens=self.recipe.evaluate.max_new_tokens,
+            eos=tokenizer.eos_token_id,
+            pad=tokenizer.pad_token_id,
+        )
+        write_json(self.folder.report / "gate.json", result._asdict())
+        if not result.passed:
+            raise AntgmmError(f"the export gate failed: {result.where}; {directory} must not be served")
+        say(f"export gate: logits differ by {result.max_abs_logit_diff:.2g}, {result.answers_equal:.0%} of answers equal")
+        return Student(config, float32(params), student.keep)
+
+
+def teacher_key(params: Params) -> str:
+    """A digest of a teacher's parameters: stages of one teacher can be recombined."""
+    return distill.fingerprint(params, "")[:16]
+
+
+def keep_of(record: dict[str, Any]) -> dict[str, np.ndarray]:
+    """A stage record's keep as index arrays."""
+    return {axis: np.asarray(index, np.int32) for axis, index in record["keep"].items()}
+
+
+def load_student(directory: Path) -> Student:
+    """The model that a finished stage left.
+
+    Args:
+        directory: `stages/NN-name`.
+
+    Returns:
+        The student.
+    """
+    tree, record = checkpoint.load_stage(directory)
+    return Student(from_dict(record["config"]), float32(tree["params"]), keep_of(record))

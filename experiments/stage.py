@@ -1,0 +1,331 @@
+"""One stage: the way from a model to a smaller, distilled one, resumable at any step."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import pruning
+from antgmm_jax import checkpoint
+from antgmm_jax.config import LMMConfig, from_dict, sizes, to_dict
+from antgmm_jax.errors import AntgmmError
+from antgmm_jax.families import complete
+from antgmm_jax.functional import Params, functional, local_axes
+from distill import (
+    LossConfig,
+    Optimizer,
+    Progress,
+    State,
+    Teacher,
+    init_state,
+    make_loss,
+    make_optimizer,
+    make_step,
+    map_moments,
+    parts,
+    train,
+)
+from experiments.console import bar
+from experiments.datasets import Samples
+from experiments.schema import Loss, Stage
+from experiments.schema import Optimizer as OptimizerTable
+
+HISTORY_EVERY = 10
+"""Steps between two points of the loss curves."""
+
+
+class Student(NamedTuple):
+    """A model on its way: config, parameters (float32) and where its units lie in the teacher."""
+
+    config: LMMConfig
+    params: Params
+    keep: dict[str, np.ndarray]
+
+
+class _Place(NamedTuple):
+    """Where a running stage stands, beside its arrays.
+
+    Attributes:
+        config: the model as it is now.
+        keep: its units in the teacher.
+        cuts: segments whose cut is done.
+        plan: what the segment at hand closes and cuts, in the model's coordinates; empty outside a mask phase.
+        scores: of the units that the plan cuts.
+        history: points of the loss curves so far.
+    """
+
+    config: LMMConfig
+    keep: dict[str, np.ndarray]
+    cuts: int
+    plan: dict[str, np.ndarray]
+    scores: dict[str, np.ndarray]
+    history: list[dict[str, float]]
+
+
+def optimizer_of(table: OptimizerTable, steps: int, frozen: tuple[str, ...] = ()) -> Optimizer:
+    """The optimizer that a recipe's table describes, its schedule running once over `steps`."""
+    return make_optimizer(
+        learning_rate=table.learning_rate,
+        steps=max(steps, 1),
+        schedule=table.schedule,
+        warmup=table.warmup,
+        floor=table.floor,
+        weight_decay=table.weight_decay,
+        clip=table.clip,
+        frozen=frozen,
+    )
+
+
+def loss_config(table: Loss) -> LossConfig:
+    """The loss weights that a recipe's table gives."""
+    return LossConfig(**table.model_dump())
+
+
+class StageRun:
+    """Runs one stage of a recipe.
+
+    Args:
+        stage: the stage of the recipe.
+        number: its place, for the seed of its data order.
+        teacher: where targets come from.
+        samples: the records that it sees.
+        seed: the recipe's.
+        calibration_batches: batches that importance is averaged over.
+        working: folder of the step checkpoints.
+        checkpoint_every: steps between two of them.
+    """
+
+    def __init__(
+        self,
+        stage: Stage,
+        number: int,
+        teacher: Teacher,
+        samples: Samples,
+        *,
+        seed: int,
+        calibration_batches: int,
+        working: Path,
+        checkpoint_every: int,
+    ):
+        self.stage, self.teacher, self.samples, self.working = stage, teacher, samples, working
+        self.seed, self.calibration_batches, self.checkpoint_every = seed + 1000 * number, calibration_batches, checkpoint_every
+        self.optimizer = optimizer_of(stage.optimizer, stage.steps)
+        self.data = samples.shuffled(stage.optimizer.batch_size, self.seed)
+
+    def run(self, start: Student) -> tuple[Student, list[dict[str, float]]]:
+        """From the model that the stage finds to the one it leaves.
+
+        Args:
+            start: what the stage before left.
+
+        Returns:
+            The student, and the points of its loss curves.
+        """
+        steps = self.stage.mask_steps + self.stage.recover_steps
+        targets = segment_targets(start.config, self.stage)
+        state, place = self._resume(start)
+        self.last = "" if int(state.step) == 0 else str(self.working / f"{int(state.step):08d}")
+        with bar(f"stage {self.stage.name}", self.stage.steps) as self.progress:
+            for segment in range(self.stage.segments):
+                begin = segment * steps
+                if place.cuts == segment:
+                    if not place.plan:
+                        place = self._plan(state.params, place, targets[segment])
+                    state, place = self._mask(state, place, begin)
+                    state, place = self._cut(state, place)
+                if int(state.step) < begin + steps:
+                    state = self._train(state, place, {}, begin + steps)
+        return Student(place.config, state.params, place.keep), place.history
+
+    def _plan(self, params: Params, place: _Place, targets: Mapping[str, int]) -> _Place:
+        scores = importance(
+            place.config,
+            params,
+            {axis: self.stage.method(axis) for axis in complete(place.config, targets)},
+            self.samples,
+            batch_size=self.stage.optimizer.batch_size,
+            batches=self.calibration_batches,
+            seed=self.seed,
+        )
+        keep = pruning.plan(scores, place.config, targets)
+        return place._replace(plan=keep, scores={axis: scores[axis] for axis in keep if axis in scores})
+
+    def _mask(self, state: State, place: _Place, begin: int) -> tuple[State, _Place]:
+        length = self.stage.mask_steps
+        if length == 0 or int(state.step) >= begin + length:
+            return state, place
+
+        def gates(step: int):
+            return pruning.gates_at(place.plan, place.scores, place.config, (step - begin + 1) / length)
+
+        return self._train(state, place, gates, begin + length), place
+
+    def _cut(self, state: State, place: _Place) -> tuple[State, _Place]:
+        axes, keep = functional(place.config).axes, pruning.array_keep(place.config, place.plan)
+        moments = map_moments(state.opt_state, state.params, self.optimizer, lambda tree: pruning.take(tree, axes, keep))
+        config, params = pruning.shrink(place.config, state.params, place.plan)
+        cut = place._replace(
+            config=config, keep=pruning.compose(place.keep, place.plan), cuts=place.cuts + 1, plan={}, scores={}
+        )
+        return State(params, moments, state.step), cut
+
+    def _train(self, state: State, place: _Place, gates: Any, until: int) -> State:
+        step = make_step(
+            functional(place.config),
+            self.optimizer,
+            loss_config(self.stage.loss),
+            teacher=self.teacher,
+            parts=parts(place.config, place.keep),
+            micro_batches=self.stage.optimizer.accumulate,
+        )
+        state, _ = train(
+            step,
+            state,
+            self._batches(),
+            steps=until,
+            gates_at=gates if callable(gates) else lambda step: {},
+            teacher=self.teacher,
+            save=lambda state: self._save(state, place),
+            save_every=self.checkpoint_every,
+            last_checkpoint=self.last,
+            report=lambda progress: self._report(progress, place),
+            report_every=HISTORY_EVERY,
+        )
+        return state
+
+    def _batches(self) -> Iterator[dict[str, np.ndarray]]:
+        ids = np.array([record.id for record in self.samples.records])
+        return ({**batch, "id": ids[batch["index"]]} for batch in self.data)
+
+    def _report(self, progress: Progress, place: _Place) -> None:
+        # A resumed run takes some steps again: their points stand already.
+        if not place.history or progress.step > place.history[-1]["step"]:
+            place.history.append({"step": progress.step, **progress.metrics})
+        self.progress(progress.step, f"loss {progress.metrics['loss']:.4f}")
+
+    def _save(self, state: State, place: _Place) -> str:
+        record = {
+            "config": to_dict(place.config),
+            "keep": place.keep,
+            "cuts": place.cuts,
+            "plan": place.plan,
+            "scores": place.scores,
+            "history": place.history,
+            "position": self.data.position,
+        }
+        checkpoint.save_step(self.working, int(state.step), state, record)
+        self.last = str(self.working / f"{int(state.step):08d}")
+        return self.last
+
+    def _resume(self, start: Student) -> tuple[State, _Place]:
+        step = checkpoint.latest_step(self.working)
+        if step is None:
+            keep = {axis: np.asarray(index, np.int32) for axis, index in start.keep.items()}
+            return init_state(start.params, self.optimizer), _Place(start.config, keep, 0, {}, {}, [])
+        record = checkpoint.load_step_record(self.working, step)
+        config = from_dict(record["config"])
+        like = jax.eval_shape(
+            lambda: init_state(functional(config).init(jax.random.key(0)), self.optimizer)
+        )
+        state, _ = checkpoint.load_step(self.working, step, like)
+        self.data.seek(record["position"])
+        arrays = {
+            name: {axis: np.asarray(v, dtype) for axis, v in record[name].items()}
+            for name, dtype in (("keep", np.int32), ("plan", np.int32), ("scores", np.float32))
+        }
+        return state, _Place(config, cuts=record["cuts"], history=record["history"], **arrays)
+
+
+def segment_targets(config: LMMConfig, stage: Stage) -> list[dict[str, int]]:
+    """The sizes that each segment of a stage ends at: equal parts of the way, each the next legal size above.
+
+    Args:
+        config: the model that the stage finds.
+        stage: its sizes and segments.
+
+    Returns:
+        One {axis: size} a segment; the last is the stage's own.
+
+    Raises:
+        AntgmmError: an illegal size, naming the nearest legal ones, or one that would grow an axis.
+    """
+    present = sizes(config)
+    final = pruning.resolve(config, stage.sizes)
+    found = []
+    for segment in range(1, stage.segments):
+        part = {axis: present[axis] + round((n - present[axis]) * segment / stage.segments) for axis, n in final.items()}
+        found.append(pruning.legal_above(config, part))
+    return [*found, final]
+
+
+def importance(
+    config: LMMConfig,
+    params: Params,
+    methods: Mapping[str, str],
+    samples: Samples,
+    *,
+    batch_size: int,
+    batches: int,
+    seed: int,
+) -> dict[str, np.ndarray]:
+    """Scores of every axis, each by its own method.
+
+    Args:
+        config: the model.
+        params: its parameters.
+        methods: axis -> taylor, magnitude, activation, block_influence, random or last.
+        samples: calibration records.
+        batch_size: rows a calibration batch.
+        batches: calibration batches to average over.
+        seed: of the batches and of random scores.
+
+    Returns:
+        axis -> float32 scores; an axis that its method cannot score is absent.
+    """
+    pure, local, used = functional(config), local_axes(config), set(methods.values())
+    source = samples.shuffled(min(batch_size, len(samples)), seed + 500)
+    calibration = [_device(next(source)) for _ in range(batches)] if used - {"magnitude", "random", "last"} else []
+    scores: dict[str, dict[str, np.ndarray]] = {}
+    if "taylor" in used:
+        loss = make_loss(pure, LossConfig(hard=1.0))
+        scores["taylor"] = pruning.taylor(
+            lambda p, g, b: loss(p, g, b, {})[0], params, pruning.ones(config), calibration
+        )
+    if "magnitude" in used:
+        scores["magnitude"] = pruning.magnitude(params, config)
+    if "activation" in used:
+        axes = [axis for axis in methods if not axis.endswith("/layers")]
+        scores["activation"] = pruning.activation(pure.apply, params, calibration, axes, local)
+    if "block_influence" in used:
+        towers = [axis.split("/")[0] for axis in methods if axis.endswith("/layers")]
+        scores["block_influence"] = pruning.block_influence(pure.apply, params, calibration, towers)
+    if "random" in used:
+        scores["random"] = pruning.random(jax.random.key(seed), sizes(config), local)
+    if "last" in used:
+        scores["last"] = pruning.last(sizes(config))
+    return {axis: scores[method][axis] for axis, method in methods.items() if axis in scores[method]}
+
+
+def _device(batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+    return {name: jnp.asarray(value) for name, value in batch.items() if name != "index"}
+
+
+def check_sizes(config: LMMConfig, stages: tuple[Stage, ...]) -> None:
+    """Walks through a recipe's sizes before anything runs; an illegal one is refused with the nearest legal ones.
+
+    Args:
+        config: the model that the first stage finds.
+        stages: the recipe's.
+
+    Raises:
+        AntgmmError: names the stage, the size, and what would be legal.
+    """
+    for stage in stages:
+        try:
+            for targets in segment_targets(config, stage):
+                config = pruning.planned_config(config, targets)
+        except AntgmmError as error:
+            raise AntgmmError(f"stage {stage.name!r}: {error}") from error
