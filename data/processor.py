@@ -1,6 +1,7 @@
 """Hugging Face processors, and their exact output without their cost: uint8 images once, a table lookup a batch."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -86,12 +87,25 @@ def pictures(processor: ProcessorMixin, images: Sequence[np.ndarray]) -> np.ndar
     px = side(processor)
     out = np.empty((len(images), px, px, 3), np.uint8)
     for row, image in enumerate(images):
-        if image.shape == (px, px, 3):
-            out[row] = image
-            continue
-        made = processor.image_processor(image, do_rescale=False, do_normalize=False, return_tensors="np")
-        out[row] = np.moveaxis(np.asarray(made["pixel_values"])[0], 0, -1)
+        out[row] = _picture(processor, image, px)
     return out
+
+
+def _picture(processor: ProcessorMixin, image: np.ndarray, px: int) -> np.ndarray:
+    if image.shape == (px, px, 3):
+        return image
+    made = processor.image_processor(image, do_rescale=False, do_normalize=False, return_tensors="np")
+    return np.moveaxis(np.asarray(made["pixel_values"])[0], 0, -1)
+
+
+def _read(processor: ProcessorMixin, records: Sequence[Record]) -> tuple[np.ndarray, list[Record]]:
+    """Pictures at the model's size and the records with those instead of their own, each record asked for once."""
+    px = side(processor)
+    images, light = np.empty((len(records), px, px, 3), np.uint8), []
+    for row, record in enumerate(records):
+        images[row] = _picture(processor, record.image, px)
+        light.append(replace(record, image=images[row]))
+    return images, light
 
 
 def pixel_table(processor: ProcessorMixin) -> np.ndarray:
@@ -135,9 +149,16 @@ def device_batch(table: np.ndarray, arrays: Arrays) -> Arrays:
 def image_tokens(processor: ProcessorMixin) -> int:
     """How many text positions a picture takes."""
     if isinstance(processor, Blip2Processor):
-        return processor.num_query_tokens
-    count = (side(processor) // processor.patch_size) ** 2 + processor.num_additional_image_tokens
-    return count - (processor.vision_feature_select_strategy == "default")
+        return int(processor.num_query_tokens or 0)
+    llava = _llava(processor)
+    count = (side(processor) // int(llava.patch_size or 1)) ** 2 + llava.num_additional_image_tokens
+    return count - (llava.vision_feature_select_strategy == "default")
+
+
+def _llava(processor: ProcessorMixin) -> LlavaProcessor:
+    if not isinstance(processor, LlavaProcessor):
+        raise AntgmmError(f"a {type(processor).__name__} is not supported: use a Blip2Processor or a LlavaProcessor")
+    return processor
 
 
 def prompts(processor: ProcessorMixin, records: Sequence[Record]) -> list[str]:
@@ -146,7 +167,7 @@ def prompts(processor: ProcessorMixin, records: Sequence[Record]) -> list[str]:
     if isinstance(processor, Blip2Processor):
         return lines
     if not processor.chat_template:
-        return [f"USER: {processor.image_token}\n{line} ASSISTANT:" for line in lines]
+        return [f"USER: {_llava(processor).image_token}\n{line} ASSISTANT:" for line in lines]
     parts = ([{"type": "image"}, {"type": "text", "text": line}] for line in lines)
     turns = [[{"role": "user", "content": part}] for part in parts]
     return [processor.apply_chat_template(turn, add_generation_prompt=True) for turn in turns]
@@ -158,7 +179,8 @@ def _prompt_ids(processor: ProcessorMixin, records: Sequence[Record]) -> list[li
     if isinstance(processor, Blip2Processor):
         picture = processor.tokenizer.convert_tokens_to_ids(processor.image_token.content)
         return [[picture] * count + ids for ids in processor.tokenizer(lines)["input_ids"]]
-    lines = [line.replace(processor.image_token, processor.image_token * count) for line in lines]
+    picture = _llava(processor).image_token
+    lines = [line.replace(picture, picture * count) for line in lines]
     # A chat template writes the start token itself where the tokenizer would add a second one.
     bos = processor.tokenizer.bos_token
     add = not (bos and lines and lines[0].startswith(bos))
@@ -204,7 +226,7 @@ def encode_prompts(processor: ProcessorMixin, records: Sequence[Record], *, max_
     Raises:
         AntgmmError: a prompt is too long; every such row is named.
     """
-    images = pictures(processor, [record.image for record in records])
+    images, records = _read(processor, records)
     ids = _prompt_ids(processor, records)
     _check(records, [len(row) for row in ids], max_length, "prompts")
     left = not isinstance(processor, Blip2Processor)
@@ -243,7 +265,7 @@ def encode(
     Raises:
         AntgmmError: prompts or answers are too long; every such row is named.
     """
-    records = [*records]
+    images, records = _read(processor, records)
     ids = _prompt_ids(processor, records)
     _check(records, [len(row) for row in ids], max_length, "prompts")
     eos, pad = processor.tokenizer.eos_token_id, processor.tokenizer.pad_token_id
@@ -251,10 +273,7 @@ def encode(
     answers = [[*row, eos] for row in answers]
     _check(records, [len(row) for row in answers], max_answer, "answers")
     width = bucket(max(map(len, answers)))
-    arrays = {
-        "images": pictures(processor, [record.image for record in records]),
-        "targets": _padded(answers, width, IGNORE),
-    }
+    arrays = {"images": images, "targets": _padded(answers, width, IGNORE)}
     if isinstance(processor, Blip2Processor):
         length = bucket(max(map(len, ids)))
         return arrays | {

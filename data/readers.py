@@ -100,7 +100,8 @@ def _checked(path: Path, numbered: Numbered, load: Load) -> FileSource:
     bad: list[str] = []
     seen: dict[str, str] = {}
     total = 0
-    for total, (place, raw) in enumerate(numbered, 1):
+    for place, raw in numbered:
+        total += 1
         try:
             if isinstance(raw, BadRow):
                 raise raw
@@ -192,17 +193,18 @@ def _sample(parts: dict[str, bytes]) -> Any:
 
 def _tfds(path: Path, split: str) -> tuple[Numbered, Load]:
     """Rows of a prepared folder; pictures stay in their files until asked for."""
-    from data.maad_synth import open_split
+    from data.maad.maad_synth import open_split
 
     found = open_split(path, split)
 
     def numbered() -> Numbered:
         for place in range(len(found)):
-            raw = {n: v.decode() if isinstance(v, bytes) else v for n, v in found[place].items() if n != "image"}
-            latents = {name: int(number) for name, number in raw.pop("latents", {}).items()}
-            yield f"{split} row {place}", {**raw, "latents": latents, "image": str(place)}
+            fields = {name: value for name, value in found[place].items() if name not in ("image", "latents")}
+            fields = {name: value.decode() if isinstance(value, bytes) else value for name, value in fields.items()}
+            latents = {name: int(number) for name, number in found[place].get("latents", {}).items()}
+            yield f"{split} row {place}", {**fields, "latents": latents, "image": str(place)}
 
     def load(row: Row) -> np.ndarray:
-        return np.asarray(found[int(row.image)]["image"])  # type: ignore[arg-type]
+        return np.asarray(found[int(row.image)]["image"])
 
     return numbered(), load

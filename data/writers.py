@@ -44,7 +44,9 @@ def replacing(path: Path) -> Iterator[Path]:
         yield partial
         os.replace(partial, path)
     except OSError as error:
-        raise AntgmmError(f"cannot write {path}: {error.strerror or error}; free space or choose another folder") from error
+        raise AntgmmError(
+            f"cannot write {path}: {error.strerror or error}; free space or choose another folder"
+        ) from error
     finally:
         partial.unlink(missing_ok=True)
 
@@ -67,9 +69,7 @@ def png(record: Record) -> bytes:
     return stream.getvalue()
 
 
-def write_parquet(
-    records: Sequence[Record], path: str | Path, *, progress: Progress = _silent
-) -> None:
+def write_parquet(records: Sequence[Record], path: str | Path, *, progress: Progress = _silent) -> None:
     """Writes records as Parquet that `read_records("parquet", path)` and Hugging Face datasets read.
 
     Args:

@@ -57,6 +57,19 @@ def plan(
 
 
 def size_of(axis: str, target: int | float, present: Mapping[str, int]) -> int:
+    """The number of units that a target asks for.
+
+    Args:
+        axis: the axis.
+        target: units to keep, or (a float) the fraction of the present size.
+        present: axis -> size of the model that is cut.
+
+    Returns:
+        A count from 1 to the present size.
+
+    Raises:
+        AntgmmError: for an unknown axis (naming the nearest), or a count outside that range.
+    """
     if axis not in present:
         near = difflib.get_close_matches(axis, present, n=1, cutoff=0.0)
         raise AntgmmError(f"unknown axis {axis!r}: did you mean {near[0]!r}? This model has {', '.join(present)}")

@@ -30,7 +30,7 @@ def resolve(config: LMMConfig, targets: Mapping[str, int | float]) -> dict[str, 
 
 
 def legal_above(config: LMMConfig, wanted: Mapping[str, int]) -> dict[str, int]:
-    """The smallest legal sizes that are no smaller than the ones given, axis by axis in the order given.
+    """The sizes given where they are legal together, else the smallest legal ones above, axis by axis in their order.
 
     Args:
         config: the model that is cut.
@@ -42,6 +42,9 @@ def legal_above(config: LMMConfig, wanted: Mapping[str, int]) -> dict[str, int]:
     Raises:
         AntgmmError: no legal sizes above.
     """
+    # Axes that bound each other (T5's two depths) may be legal only together.
+    if not fault_of(config, wanted):
+        return dict(wanted)
     found: dict[str, int] = {}
     for axis, count in wanted.items():
         candidates = (n for n in range(count, sizes(config)[axis] + 1) if not fault_of(config, {**found, axis: n}))

@@ -98,11 +98,12 @@ def _verdict(tier: Tier, answer: str, rng: random.Random) -> Wish:
     claims: tuple[bool | None, bool | None] = (False, False)
     if rank == 2:
         claims = ((True, False), (False, True), (True, True))[int(rng.random() * 3)]
-    same = tuple(None if rank < at else rank != at for at in (4, 5, 3))
+    product, brand, price = (None if rank < at else rank != at for at in (4, 5, 3))
     # From rule 6 on the notice decides; half of the products that pass it need one and have it.
     group = "legal notice" if rank == 6 or rng.random() < 0.5 else "legal exempt"
     notice = None if rank < 6 else rank != 6 if group == "legal notice" else None
     contact = None if rank < 7 else (False, False) if rank == 8 else _CONTACTS[1 + int(rng.random() * 3)]
+    same = (product, brand, price)
     return Wish(products=pools[group], same=same, claims=claims, notice=notice, contact=contact)
 
 
@@ -126,7 +127,8 @@ def _wish(tier: Tier, kind: str, turn: int, hard_brand: bool, rng: random.Random
         return Wish(products=pools[answer], free=(True, False, False))
     if kind.endswith("_match"):
         fields = ("product_match", "brand_match", "price_match")
-        return Wish(same=tuple(answer == "yes" if kind == field else None for field in fields))
+        product, brand, price = (answer == "yes" if kind == field else None for field in fields)
+        return Wish(same=(product, brand, price))
     if kind == "claim":
         return Wish(claims=(answer in ("picture", "both"), answer in ("text", "both")))
     if kind == "contact":

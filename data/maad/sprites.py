@@ -76,7 +76,7 @@ def icon(product: str, style: str, px: int, degrees: int) -> Sprite:
         inner = int(_CELL / (math.cos(turn) + math.sin(turn)))
         small = cell.resize((inner, inner), Image.Resampling.LANCZOS)
         cell = Image.new("RGBA", (_CELL, _CELL))
-        cell.paste(small, ((_CELL - inner) // 2,) * 2)
+        cell.paste(small, ((_CELL - inner) // 2, (_CELL - inner) // 2))
         cell = cell.rotate(degrees, Image.Resampling.BICUBIC)
     cell = cell.resize((px, px), Image.Resampling.LANCZOS)
     return Sprite(cell.convert("RGB"), cell.getchannel("A"))
@@ -149,7 +149,7 @@ def code(which: int, scale: int) -> Sprite:
     left = which % _CODES * _MODULES
     bare = _image("qr.png", "L").crop((left, 0, left + _MODULES, _MODULES))
     side = _MODULES * scale
-    image = Image.new("RGB", (side + 4 * scale,) * 2, "white")
+    image = Image.new("RGB", (side + 4 * scale, side + 4 * scale), "white")
     image.paste(bare.resize((side, side), Image.Resampling.NEAREST), (2 * scale, 2 * scale))
     return Sprite(image, Image.new("L", image.size, 255))
 

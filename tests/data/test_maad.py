@@ -31,7 +31,9 @@ def test_latents_and_pixels_repeat():
     assert first.latents(5) != maad.source("m", "val", seed=1).latents(5)
 
 
-@pytest.mark.parametrize(("tier", "expected"), [("s", "402aa9858084207b"), ("m", "633e1722faec78fa"), ("full", "f87b465a0c3e09de")])
+@pytest.mark.parametrize(
+    ("tier", "expected"), [("s", "402aa9858084207b"), ("m", "633e1722faec78fa"), ("full", "f87b465a0c3e09de")]
+)
 def test_latents_are_those_of_every_machine(tier, expected):
     assert maad.fingerprint(maad.source(tier, "test")) == expected
 

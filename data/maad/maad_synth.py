@@ -1,0 +1,97 @@
+"""The TFDS builder `maad_synth`: MAAD-synth as array_record files, prepared and read without TensorFlow.
+
+import tensorflow_datasets as tfds
+import data.maad.maad_synth  # registers the builder
+
+builder = tfds.builder("maad_synth/s", file_format="array_record")
+builder.download_and_prepare()
+source = builder.as_data_source("test")
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from antgmm_jax.errors import AntgmmError
+from data.maad.latents import SIZES
+from data.maad.source import latent_sizes, source
+from data.maad.tier import TIERS
+
+_WORDS = ("question", "answer", "text", "type", "id", "slice")
+
+
+@dataclasses.dataclass
+class MaadConfig(tfds.core.BuilderConfig):
+    """What is drawn; `samples` cuts each split to so many records (0: all of them)."""
+
+    tier: str = "s"
+    samples: int = 0
+    seed: int = 0
+
+
+class MaadSynth(tfds.core.GeneratorBasedBuilder):
+    """Generated advertisements with an auditor's twelve questions, answered evidence first."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    builder_config: MaadConfig
+    BUILDER_CONFIGS = [  # noqa: RUF012 - tfds reads a list from the class
+        MaadConfig(name=tier, tier=tier, version="1.0.0", description=f"Tier {tier}, {preset.px} pixels.")
+        for tier, preset in TIERS.items()
+    ]
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        tier = self.builder_config.tier
+        facts = dict.fromkeys(latent_sizes(tier), np.int32)
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=self.__doc__,
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Image(shape=(TIERS[tier].px, TIERS[tier].px, 3), encoding_format="png"),
+                    **{name: tfds.features.Text() for name in _WORDS},
+                    "latents": tfds.features.FeaturesDict(facts),
+                }
+            ),
+            supervised_keys=None,
+        )
+
+    def _split_generators(self, dl_manager):
+        del dl_manager
+        count = self.builder_config.samples
+        return {split: self._generate_examples(split, min(count or size, size)) for split, size in SIZES.items()}
+
+    def _generate_examples(self, split: str, count: int):
+        records = source(self.builder_config.tier, split, count, seed=self.builder_config.seed)
+        for row in range(count):
+            record = records[row]
+            words = {name: getattr(record, name) for name in _WORDS}
+            # As a PIL picture: tfds encodes arrays with TensorFlow.
+            yield row, {"image": Image.fromarray(record.image), **words, "latents": dict(record.latents)}
+
+
+def open_split(folder: str | Path, split: str) -> Sequence[dict]:
+    """A split of a prepared TFDS folder of array_record files, read without TensorFlow.
+
+    Args:
+        folder: holds `dataset_info.json`.
+        split: its name.
+
+    Returns:
+        Random access to dicts: `image` uint8 [H, W, 3], words as bytes, `latents`.
+
+    Raises:
+        AntgmmError: no prepared data set of array_record files, or no such split.
+    """
+    try:
+        builder = tfds.builder_from_directory(folder)
+    except Exception as error:  # tfds raises many kinds for a folder that it did not write
+        raise AntgmmError(f"{folder} is no prepared TFDS folder: give the one with dataset_info.json") from error
+    if split not in builder.info.splits:
+        raise AntgmmError(f"{folder} has no split {split!r}: choose one of {', '.join(builder.info.splits)}")
+    if builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
+        raise AntgmmError(f"{folder} is stored as {builder.info.file_format}: prepare it with array_record")
+    return builder.as_data_source(split=split)

@@ -1,0 +1,355 @@
+"""Speed as ratios: what is compared runs in turn in one process, so that what else the machine does falls on both.
+
+Four comparisons: importance of all structures against one forward and backward pass; a distillation step's FLOP rate
+against the machine's own matmul rate; decoding against `transformers`; a teacher's requests against its student's.
+"""
+
+import importlib.metadata
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import distill
+import pruning
+from antgmm_jax.config import LMMConfig, preset
+from antgmm_jax.convert import load_hf, save_hf
+from antgmm_jax.functional import Params, functional
+from antgmm_jax.generate import generate
+from distill import LossConfig
+from experiments.commands.output import table
+from experiments.commands.sources import random_batch
+from experiments.console import say
+from experiments.export_gate import torch_model
+from experiments.latency import jax_request, measure, torch_request
+from experiments.pipeline import float32
+from experiments.report import machine
+
+Seconds = dict[str, np.ndarray]
+PROMPT = {"words": 32, "answer": 16}
+"""Tokens beside the image's, and answer tokens: about those of MAAD-synth."""
+
+
+class Scale(NamedTuple):
+    """Shapes of a run of the benchmark.
+
+    Attributes:
+        small: preset of the distillation step.
+        batch: rows of a training batch.
+        matmul: side of the square matrices that give the machine's rate.
+        tokens: length of decoded answers.
+        batches: rows of the decoded batches.
+    """
+
+    small: str = "antgmm-small"
+    batch: int = 32
+    matmul: int = 2048
+    tokens: int = 32
+    batches: tuple[int, ...] = (1, 8)
+
+
+QUICK = Scale(small="antgmm-tiny", batch=2, matmul=256, tokens=4, batches=(1,))
+
+
+def run(model: Path | None, student: Path | None, *, rounds: int, quick: bool = False) -> dict[str, Any]:
+    """Measures everything.
+
+    Args:
+        model: a checkpoint to decode with; None takes random weights of `antgmm-tiny`.
+        student: a smaller one of the same family, to compare requests with.
+        rounds: rounds that are timed.
+        quick: small shapes.
+
+    Returns:
+        Figures as JSON types: `machine`, `importance`, `step`, `decode`, and `requests` where a student is given.
+    """
+    scale = QUICK if quick else Scale()
+    figures: dict[str, Any] = {"machine": {**machine(), **versions()}, "rounds": rounds}
+    figures["importance"] = importance(preset("antgmm-tiny"), scale.batch, rounds)
+    figures["step"] = distillation_step(preset(scale.small), scale.batch, scale.matmul, rounds)
+    with tempfile.TemporaryDirectory() as folder:
+        if model is None:
+            model = Path(folder) / "model"
+            config = preset("antgmm-tiny")
+            save_hf(config, jax.tree.map(np.asarray, functional(config).init(jax.random.key(0))), model)
+        figures["decode"] = {str(rows): decoding(model, rows, scale.tokens, rounds) for rows in scale.batches}
+        if student is not None:
+            figures["requests"] = requests(model, student, scale.tokens, rounds)
+    figures["machine"]["load_after"] = machine()["load"]
+    return figures
+
+
+def versions() -> dict[str, str]:
+    """Versions of the libraries whose speed is compared."""
+    return {name: importlib.metadata.version(name) for name in ("jax", "torch", "transformers")}
+
+
+def in_turn(sides: Mapping[str, Callable[[], Any]], rounds: int, warmup: int = 2) -> Seconds:
+    """Seconds of each side in each round, the sides one after the other.
+
+    Args:
+        sides: name -> what is timed; it returns when its work is done.
+        rounds: rounds that are timed.
+        warmup: rounds before, which compile.
+
+    Returns:
+        name -> seconds [rounds].
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for turn in range(warmup + rounds):
+        for name, side in sides.items():
+            begin = time.perf_counter()
+            side()
+            if turn >= warmup:
+                seconds[name].append(time.perf_counter() - begin)
+    return {name: np.array(found) for name, found in seconds.items()}
+
+
+def spread(values: np.ndarray) -> dict[str, float]:
+    """Median and quartiles."""
+    low, middle, high = np.percentile(values, (25, 50, 75))
+    return {"median": float(middle), "low": float(low), "high": float(high)}
+
+
+def importance(config: LMMConfig, rows: int, rounds: int) -> dict[str, Any]:
+    """Taylor scores of every axis against one forward and backward pass over the parameters: same loss, same batch.
+
+    Args:
+        config: the model; its weights are random.
+        rows: rows of the batch.
+        rounds: rounds that are timed.
+
+    Returns:
+        `ratio` (lower is better), and milliseconds of both sides.
+    """
+    say("bench: importance")
+    pure = functional(config)
+    params, batch = pure.init(jax.random.key(0)), _device(random_batch(config, rows, **PROMPT))
+    full = distill.make_loss(pure, LossConfig(hard=1.0))
+
+    def loss(params: Params, gates: Any, batch: Any) -> jax.Array:
+        return full(params, gates, batch, {})[0]
+
+    backward = jax.jit(jax.value_and_grad(loss))
+    sides = {
+        "importance": partial(pruning.taylor, loss, params, pruning.ones(config), [batch]),
+        "forward_backward": lambda: jax.block_until_ready(backward(params, {}, batch)),
+    }
+    seconds = in_turn(sides, rounds)
+    ratio = seconds["importance"] / seconds["forward_backward"]
+    return {"batch": rows, "ratio": spread(ratio), **_milliseconds(seconds)}
+
+
+def distillation_step(config: LMMConfig, rows: int, side: int, rounds: int) -> dict[str, Any]:
+    """A float32 distillation step (hard and soft loss, cached teacher of the student's size) against the matmul rate.
+
+    The FLOPs counted are those that the mathematics needs: matrix products of the student's forward pass, three times
+    (forward, and backward for inputs and weights), and of the teacher's head once; none for what is computed again.
+
+    Args:
+        config: teacher and student; weights are random.
+        rows: rows of the batch.
+        side: side of the square float32 matrices whose product gives the machine's rate.
+        rounds: rounds that are timed.
+
+    Returns:
+        `share` of the matmul rate (higher is better), both rates in FLOP/s, `flops` of a step, and milliseconds.
+    """
+    say("bench: distillation step")
+    pure = functional(config)
+    params, batch = pure.init(jax.random.key(0)), random_batch(config, rows, **PROMPT)
+    matrix = jnp.ones((side, side), jnp.float32)
+    product = jax.jit(jnp.dot)
+    optimizer = distill.make_optimizer(learning_rate=1e-4, steps=1000)
+    with tempfile.TemporaryDirectory() as folder:
+        teacher = _cached_teacher(config, params, batch, Path(folder) / "cache")
+    step = distill.make_step(pure, optimizer, LossConfig(hard=0.5, soft=1.0, temperature=2.0), teacher=teacher)
+    inputs = _device(teacher.attach(batch))
+    state = [distill.init_state(params, optimizer)]
+
+    def take_step() -> None:
+        # The state is donated: the new one takes its place.
+        state[0], metrics = step(state[0], inputs, {}, teacher.params)
+        jax.block_until_ready((state[0], metrics))
+
+    seconds = in_turn({"step": take_step, "matmul": lambda: product(matrix, matrix).block_until_ready()}, rounds)
+    flops = step_flops(config, batch)
+    rate, peak = flops / seconds["step"], 2 * side**3 / seconds["matmul"]
+    return {
+        "batch": rows,
+        "flops": flops,
+        "share": spread(rate / peak),
+        "flops_per_second": spread(rate),
+        "matmul_flops_per_second": spread(peak),
+        **_milliseconds(seconds),
+    }
+
+
+def step_flops(config: LMMConfig, batch: Mapping[str, np.ndarray]) -> int:
+    """FLOPs of a distillation step on a batch whose answer positions are all valid, teacher's head included.
+
+    Args:
+        config: teacher and student.
+        batch: from `random_batch`.
+
+    Returns:
+        FLOPs of matrix products.
+    """
+    rows, answer = batch["targets"].shape
+    # The loss reads logits at the answer positions only, whatever the family.
+    forward = pruning.forward_flops(config, rows, batch["input_ids"].shape[1], answer)
+    head = 2 * rows * answer * config.language.decoder.embed * config.language.vocab
+    return 3 * (sum(forward.values()) - forward["tokens"] + head) + head
+
+
+def _cached_teacher(config: LMMConfig, params: Params, batch: Mapping[str, np.ndarray], cache: Path) -> distill.Teacher:
+    pure, samples = functional(config), len(batch["index"])
+    distill.build_cache(pure, params, iter([batch]), cache, samples=samples, like=batch, key="bench", names=("final",))
+    return distill.cached(pure, params, distill.open_cache(cache, key="bench", names=("final",), in_memory=True))
+
+
+def decoding(directory: Path, rows: int, tokens: int, rounds: int) -> dict[str, Any]:
+    """Whole greedy answers of equal length, ours against `transformers.generate`, on the same checkpoint.
+
+    Args:
+        directory: the checkpoint.
+        rows: prompts decoded together.
+        tokens: answer length.
+        rounds: rounds that are timed.
+
+    Returns:
+        `ratio` of the times (higher is better), whether the answers are the same, and milliseconds of both.
+    """
+    say(f"bench: decoding at batch {rows}")
+    config, params = load_hf(directory)
+    params, prompt = float32(params), _prompt(config, rows)
+    model = torch_model(directory)
+    text = {name: np.asarray(value) for name, value in prompt.items()}
+
+    def ours() -> np.ndarray:
+        return np.asarray(generate(config, params, text, max_new_tokens=tokens, eos=(), pad=0))
+
+    theirs = _torch_generate(model, prompt, tokens)
+    seconds = in_turn({"jax": ours, "torch": theirs}, rounds)
+    equal = bool(np.array_equal(ours(), theirs()))
+    return {
+        "tokens": tokens,
+        "equal": equal,
+        "ratio": spread(seconds["torch"] / seconds["jax"]),
+        **_milliseconds(seconds),
+    }
+
+
+def _torch_generate(model: Any, prompt: Mapping[str, np.ndarray], tokens: int) -> Callable[[], np.ndarray]:
+    import torch
+
+    # Without an end token every answer has the same length.
+    model.generation_config.eos_token_id, model.generation_config.pad_token_id = None, 0
+    tensors = {name: torch.from_numpy(value) for name, value in prompt.items()}
+    inputs = {name: tensor if name == "pixel_values" else tensor.long() for name, tensor in tensors.items()}
+
+    def answer() -> np.ndarray:
+        with torch.no_grad():
+            return model.generate(**inputs, max_new_tokens=tokens, do_sample=False).numpy()[:, -tokens:]
+
+    return answer
+
+
+def requests(teacher: Path, student: Path, tokens: int, rounds: int) -> dict[str, Any]:
+    """Requests at batch 1 to a teacher and its student, in turn in the same engine.
+
+    Args:
+        teacher: a checkpoint.
+        student: a smaller one.
+        tokens: answer length of both.
+        rounds: rounds that are timed.
+
+    Returns:
+        engine -> model -> latency in milliseconds by phase, and `ratio` of the medians.
+    """
+    say("bench: requests")
+    loaded = {name: load_hf(directory) for name, directory in (("teacher", teacher), ("student", student))}
+    prompts = {name: _prompt(config, 1) for name, (config, _) in loaded.items()}
+    engines = {
+        "jax": {n: jax_request(config, float32(p), prompts[n], tokens) for n, (config, p) in loaded.items()},
+        "torch": {
+            name: torch_request(torch_model(directory), prompts[name], tokens)
+            for name, directory in (("teacher", teacher), ("student", student))
+        },
+    }
+    found: dict[str, Any] = {"tokens": tokens}
+    for engine, pair in engines.items():
+        times = measure(pair, repeats=rounds)
+        models = {name: latency._asdict() for name, latency in times.items()}
+        found[engine] = {**models, "ratio": times["teacher"].p50 / times["student"].p50}
+    return found
+
+
+def _prompt(config: LMMConfig, rows: int) -> dict[str, np.ndarray]:
+    batch = random_batch(config, rows, **PROMPT)
+    return {
+        name.removeprefix("prompt/"): batch[name]
+        for name in ("pixel_values", "prompt/input_ids", "prompt/attention_mask")
+    }
+
+
+def _device(batch: Mapping[str, Any]) -> dict[str, jax.Array]:
+    return {
+        name: jnp.asarray(value) for name, value in batch.items() if name != "index" and not name.startswith("prompt/")
+    }
+
+
+def _milliseconds(seconds: Seconds) -> dict[str, Any]:
+    return {f"{name}_ms": spread(1e3 * values) for name, values in seconds.items()}
+
+
+def shown(figures: Mapping[str, Any]) -> list[Any]:
+    """The figures for people.
+
+    Args:
+        figures: what `run` gave.
+
+    Returns:
+        Text and tables.
+    """
+    whose, step = figures["machine"], figures["step"]
+
+    def cell(value: Mapping[str, float], form: str = "{:.2f}") -> str:
+        return f"{form.format(value['median'])} ({form.format(value['low'])} to {form.format(value['high'])})"
+
+    rows = [
+        (
+            "importance of all structures / forward and backward pass",
+            cell(figures["importance"]["ratio"]),
+            "at most 1.2",
+        ),
+        ("FLOP rate of a distillation step / of a matmul", cell(step["share"]), "at least 0.5"),
+        *(
+            (f"transformers' decoding time / ours, batch {n}", cell(found["ratio"]), "at least 1.5")
+            for n, found in figures["decode"].items()
+        ),
+    ]
+    parts = [
+        f"{whose['cpu']}, {whose['cores']} cores, load {whose['load']} to {whose['load_after']},"
+        f" jax {whose['jax']}, torch {whose['torch']}, transformers {whose['transformers']}",
+        table(["ratio", "median (quartiles)", "aim"], rows, f"{figures['rounds']} rounds"),
+        f"a step: {step['flops'] / 1e9:.1f} GFLOP at {step['flops_per_second']['median'] / 1e9:.1f} GFLOP/s;"
+        f" matmul: {step['matmul_flops_per_second']['median'] / 1e9:.1f} GFLOP/s",
+    ]
+    if "requests" in figures:
+        found = figures["requests"]
+        requested = [
+            (f"{engine} {model}", *(f"{value:.2f}" for value in found[engine][model].values()))
+            for engine in ("jax", "torch")
+            for model in ("teacher", "student")
+        ]
+        head = ["milliseconds", "p50", "p95", "vision", "prefill", "decode"]
+        ratios = ", ".join(f"{found[engine]['ratio']:.2f} in {engine}" for engine in ("jax", "torch"))
+        parts += [table(head, requested, f"Requests of {found['tokens']} tokens"), f"teacher / student: {ratios}"]
+    return parts

@@ -1,0 +1,97 @@
+"""The command line `antgmm`: what a person types, what a person sees, and exit codes.
+
+Exit codes: 0 done; 2 a fault of input or environment, told in one line; 130 stopped by the person.
+"""
+
+import errno
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from antgmm_jax.errors import AntgmmError
+from experiments.commands import measure, models, runs
+
+RESUMED = ("demo", "train", "compress", "recombine")
+"""Commands that go on where they stopped when they are given again."""
+
+_OF_THE_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR)
+
+
+class _Group(TyperGroup):
+    """Faults that a person can mend become one line and an exit code; a traceback is left for bugs."""
+
+    def invoke(self, ctx) -> Any:
+        try:
+            return super().invoke(ctx)
+        except AntgmmError as error:
+            raise _refused(str(error)) from error
+        except OSError as error:
+            if error.errno not in _OF_THE_MACHINE:
+                raise
+            raise _refused(f"{error.filename or 'a file'}: {error.strerror}; mend that and start again") from error
+        except KeyboardInterrupt as error:
+            again = "; the same command goes on where it stopped" if ctx.invoked_subcommand in RESUMED else ""
+            typer.echo(f"stopped{again}", err=True)
+            raise typer.Exit(130) from error
+
+
+def _refused(message: str) -> typer.Exit:
+    typer.echo(f"error: {message}", err=True)
+    return typer.Exit(2)
+
+
+app = typer.Typer(
+    name="antgmm",
+    cls=_Group,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Example: antgmm demo",
+)
+
+
+@app.callback()
+def _antgmm() -> None:
+    """Prunes and distils vision-language models: a Hugging Face checkpoint in, a smaller one out."""
+    environment()
+
+
+def environment() -> None:
+    """Settings that must stand before jax and transformers are imported; what the person has set stays."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "antgmm-jax" / "xla"
+    defaults = {
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        # Checkpoints and data are folders: nothing is fetched behind the person's back.
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "TOKENIZERS_PARALLELISM": "false",
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+    }
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+    logging.getLogger("absl").setLevel(logging.ERROR)
+
+
+for _module in (runs, models, measure):
+    _module.register(app)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The script `antgmm`.
+
+    Args:
+        arguments: in the place of the process's own.
+    """
+    app(args=None if arguments is None else list(arguments), prog_name="antgmm")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

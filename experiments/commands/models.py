@@ -1,0 +1,211 @@
+"""Commands about one checkpoint: import and cost look at it, eval asks it, export writes one."""
+
+import shutil
+from collections.abc import Iterator, Mapping
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from antgmm_jax.errors import AntgmmError
+from experiments.commands.output import Json, count, emit, table
+from experiments.commands.sources import FORMS, end_tokens, random_batch, records
+
+if TYPE_CHECKING:
+    from antgmm_jax.config import LMMConfig
+    from experiments.export_gate import GateResult
+    from experiments.stage import Student
+
+Model = Annotated[Path, typer.Argument(metavar="MODEL", help="A Hugging Face directory.")]
+
+
+class DType(StrEnum):
+    """Dtypes of exported tensors."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+
+
+def register(app: typer.Typer) -> None:
+    """Adds this file's commands."""
+    app.command("import", epilog="Example: antgmm import checkpoints/maad-s")(import_)
+    app.command(epilog="Example: antgmm cost --preset antgmm-5b --length 256 --answer 32")(cost)
+    app.command("eval", epilog="Example: antgmm eval runs/demo/export --data maad:s:test --samples 600")(evaluate)
+    app.command(epilog="Example: antgmm export runs/demo/stages/03-hidden --like checkpoints/maad-s --out student")(
+        export
+    )
+
+
+def import_(model: Model, as_json: Json = False) -> None:
+    """Read a checkpoint, check every tensor, and tell what can be cut and to which sizes."""
+    from antgmm_jax.config import sizes
+    from antgmm_jax.convert import load_hf
+    from antgmm_jax.functional import local_axes
+
+    config, params = load_hf(model)
+    local, present = local_axes(config), sizes(config)
+    axes = {
+        axis: {"size": size, "local": axis in local, **_legal(config, axis, size)} for axis, size in present.items()
+    }
+    figures = {"family": config.family, "dtypes": _dtypes(params), **_cost(config, 1, 64, 16), "axes": axes}
+    rows = [
+        (axis, f["size"], "its own" if f["local"] else "shared", _runs(f["legal"]), ", ".join(f["tied"]))
+        for axis, f in axes.items()
+    ]
+    shown = table(["axis", "units", "in each layer", "legal sizes", "cut along with it"], rows, "What can be cut")
+    emit(figures, as_json, f"{model}: {config.family}, {', '.join(figures['dtypes'])}", _sizes(figures), shown)
+
+
+def _dtypes(params: Any) -> list[str]:
+    import jax
+
+    return sorted({str(leaf.dtype) for leaf in jax.tree.leaves(params)})
+
+
+def _legal(config: "LMMConfig", axis: str, size: int) -> dict[str, Any]:
+    """Sizes that this axis alone can be cut to, and the axes that are cut along with it."""
+    from antgmm_jax.families import complete
+    from pruning.plan import fault_of
+
+    legal = [n for n in range(1, size + 1) if not fault_of(config, {axis: n})]
+    return {"legal": legal, "tied": sorted(set(complete(config, {axis: legal[0]})) - {axis}) if legal else []}
+
+
+def _runs(numbers: list[int]) -> str:
+    """Sizes in few words: equal steps as `first, second ... last`."""
+    steps = {b - a for a, b in zip(numbers, numbers[1:], strict=False)}
+    if len(numbers) < 4 or len(steps) > 1:
+        return ", ".join(map(str, numbers)) or "none"
+    return f"{numbers[0]} to {numbers[-1]}" if steps == {1} else f"{numbers[0]}, {numbers[1]} ... {numbers[-1]}"
+
+
+def cost(
+    model: Annotated[Path | None, typer.Argument(metavar="[MODEL]", help="A Hugging Face directory.")] = None,
+    preset: Annotated[str, typer.Option(help="A preset in its place: antgmm-tiny, -small, -300m, -5b.")] = "",
+    batch: Annotated[int, typer.Option(min=1, help="Samples of a request.")] = 1,
+    length: Annotated[int, typer.Option(min=1, help="Prompt tokens, the image's included.")] = 64,
+    answer: Annotated[int, typer.Option(min=1, help="Answer tokens.")] = 16,
+    as_json: Json = False,
+) -> None:
+    """Parameters, FLOPs, bytes and KV cache of a request, by tower and phase, from the config alone."""
+    from antgmm_jax.config import preset as named
+    from antgmm_jax.convert import load_hf
+
+    if (model is None) == (not preset):
+        raise AntgmmError("cost needs a checkpoint directory or --preset, one of the two")
+    config = named(preset) if model is None else load_hf(model)[0]
+    figures = {"family": config.family, "batch": batch, "length": length, "answer": answer}
+    figures |= _cost(config, batch, length, answer)
+    shown = table(["phase", "tower", "FLOPs", "bytes (bfloat16)"], _by_phase(figures), "Cost of a request")
+    cache = f"KV cache at the end: {count(figures['kv_cache'])}B"
+    emit(figures, as_json, f"{model or preset}: {config.family}", _sizes(figures), shown, cache)
+
+
+def _cost(config: "LMMConfig", batch: int, length: int, answer: int) -> dict[str, Any]:
+    import pruning
+
+    found = pruning.cost(config, batch, length, answer)
+    return {"params": sum(found.parameters.values()), **found._asdict()}
+
+
+def _sizes(figures: Mapping[str, Any]) -> Any:
+    rows = [(tower, count(n)) for tower, n in figures["parameters"].items()]
+    return table(["tower", "parameters"], [*rows, ("together", count(figures["params"]))])
+
+
+def _by_phase(figures: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+    for phase, towers in figures["flops"].items():
+        for tower, flops in towers.items():
+            yield phase, tower, count(flops), count(figures["bytes"][phase][tower])
+
+
+def evaluate(
+    model: Model,
+    data: Annotated[str, typer.Option(metavar="DATA", help=FORMS + ".")],
+    samples: Annotated[int, typer.Option(min=0, help="How many records, the first ones; 0 for all.")] = 0,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 32,
+    as_json: Json = False,
+) -> None:
+    """Ask a checkpoint every question of a data set, in JAX, and score the answers by type."""
+    from antgmm_jax.convert import load_hf
+    from experiments.console import bar
+    from experiments.datasets import Samples, load_processor
+    from experiments.evaluate import evaluate as answer
+
+    config, params = load_hf(model)
+    processor = load_processor(model)
+    questions = Samples(records(data, samples), processor, config)
+    with bar("answers", len(questions)) as update:
+        figures, _ = answer(config, params, questions, processor, max_new_tokens=max_new_tokens, progress=update)
+    rows = [(kind or "-", f"{value:.4f}") for kind, value in figures["by_type"].items()]
+    rows += [(name, f"{figures[name]:.4f}") for name in ("exact_match", "final_token", "rouge_l")]
+    emit(figures, as_json, table(["question type", "exact match"], rows, f"{figures['count']} questions"))
+
+
+def export(
+    stage: Annotated[Path, typer.Argument(metavar="STAGE", help="A finished stage, RUN/stages/NN-name.")],
+    like: Annotated[Path, typer.Option(metavar="DIR", help="The teacher: its tokenizer and settings are taken along.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where to; must not exist yet.")],
+    dtype: Annotated[DType, typer.Option(help="Of the tensors.")] = DType.BFLOAT16,
+    data: Annotated[str, typer.Option(metavar="DATA", help=f"Prompts of the check, {FORMS}; else random ones.")] = "",
+    samples: Annotated[int, typer.Option(min=1, help="How many prompts.")] = 32,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of the compared answers.")] = 32,
+    as_json: Json = False,
+) -> None:
+    """Write a stage as a Hugging Face directory, if transformers reads it back and answers as JAX does."""
+    from experiments.pipeline import load_student
+
+    if out.exists():
+        raise AntgmmError(f"{out} exists: choose another name or remove it")
+    student = load_student(stage)
+    _same_family(student.config, like)
+    # Until the check has passed the files stand under a hidden name.
+    unchecked = out.with_name(f".{out.name}.unchecked")
+    shutil.rmtree(unchecked, ignore_errors=True)
+    try:
+        result = _checked(student, like, unchecked, dtype, data, samples, max_new_tokens)
+        if not result.passed:
+            raise AntgmmError(f"{out} was not written: the export gate failed: {result.where}")
+        unchecked.rename(out)
+    finally:
+        shutil.rmtree(unchecked, ignore_errors=True)
+    rows = [
+        ("largest difference of logits", f"{result.max_abs_logit_diff:.2g}"),
+        ("largest logit", f"{result.max_abs_logit:.3g}"),
+        ("equal answers", f"{100 * result.answers_equal:.0f} % of {result.prompts}"),
+    ]
+    emit({"directory": str(out), **result._asdict()}, as_json, table(["export gate", ""], rows), f"model: {out}")
+
+
+def _same_family(config: "LMMConfig", like: Path) -> None:
+    from antgmm_jax.convert import load_hf
+
+    family = load_hf(like)[0].family
+    if family != config.family:
+        raise AntgmmError(f"{like} is of family {family}, the stage of {config.family}: give the teacher's directory")
+
+
+def _checked(
+    student: "Student", like: Path, directory: Path, dtype: DType, data: str, samples: int, max_new_tokens: int
+) -> "GateResult":
+    """Writes the files, reads them back in both engines and compares."""
+    import jax
+    import numpy as np
+
+    from antgmm_jax.convert import load_hf, save_hf
+    from experiments import export_gate
+    from experiments.datasets import Samples, load_processor
+
+    if data:
+        questions = Samples(records(data, samples), load_processor(like), student.config)
+        batches = [*questions.in_order(min(32, len(questions)), prompts=True)]
+    else:
+        size = min(32, samples)
+        batches = [random_batch(student.config, size, seed=seed) for seed in range(-(-samples // size))]
+    params = jax.tree.map(lambda leaf: np.asarray(leaf).astype(jax.numpy.dtype(dtype.value)), student.params)
+    save_hf(student.config, params, directory, like=like)
+    eos, pad = end_tokens(like)
+    config, params = load_hf(directory)
+    return export_gate.check(directory, config, params, batches, max_new_tokens=max_new_tokens, eos=eos, pad=pad)

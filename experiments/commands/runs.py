@@ -1,0 +1,167 @@
+"""Commands that make a run: demo, train, compress, recombine; and its report."""
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from antgmm_jax.errors import AntgmmError
+from experiments.commands.output import Json, RunDir, Set, count, emit, table
+
+DEMO = Path(__file__).resolve().parent.parent / "recipes" / "demo.toml"
+_BOOKS = {".lock", "recipe.toml", "status.json"}
+
+Recipe = Annotated[Path, typer.Argument(metavar="RECIPE", help="A TOML file.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Adds this file's commands."""
+    app.command(epilog="Example: antgmm demo --run runs/demo")(demo)
+    app.command(epilog="Example: antgmm train teacher.toml --run runs/teacher --set optimizer.batch_size=32")(train)
+    app.command(epilog="Example: antgmm compress recipe.toml --run runs/ads --set seed=1")(compress)
+    app.command(
+        epilog="Example: antgmm recombine recipe.toml --run runs/mix --steps 500"
+        " --from 'runs/a/stages/01-blocks:*/layers' --from 'runs/b/stages/02-intermediate:*/mlp,*/heads'"
+    )(recombine)
+    app.command(epilog="Example: antgmm report runs/demo")(report)
+
+
+def demo(run: RunDir = Path("runs/demo"), changes: Set = None, as_json: Json = False) -> None:
+    """Compress the packaged teacher by the packaged recipe: cut in three stages, distil, export, report."""
+    _compress(DEMO, run, changes or [], as_json)
+
+
+def compress(recipe: Recipe, run: RunDir, changes: Set = None, as_json: Json = False) -> None:
+    """Cut and distil a trained model by a recipe, stage by stage; export it and prove the export."""
+    _compress(recipe, run, changes or [], as_json)
+
+
+def _compress(path: Path, run: Path, changes: list[str], as_json: bool) -> None:
+    from experiments.recipe import load_recipe
+
+    recipe = load_recipe(path, changes)
+    with _in_folder(run):
+        from experiments.pipeline import Run
+
+        figures = Run(recipe, run)()
+    emit(figures, as_json, summary(figures), f"report: {run / 'report' / 'report.md'}\nmodel:  {run / 'export'}")
+
+
+def train(recipe: Recipe, run: RunDir, changes: Set = None, as_json: Json = False) -> None:
+    """Train a teacher from random parameters by a recipe, and export it."""
+    from experiments.recipe import load_training
+
+    training = load_training(recipe, changes or [])
+    with _in_folder(run):
+        from experiments.training import TrainingRun
+
+        figures = TrainingRun(training, run)()
+    scores = figures["scores"]
+    rows = [("parameters", count(figures["params"])), ("exact match (macro)", f"{scores['exact_match']:.4f}")]
+    rows += [(f"... {kind or '-'}", f"{value:.4f}") for kind, value in scores["by_type"].items()]
+    emit(figures, as_json, table(["", "teacher"], rows), f"model: {run / 'export'}")
+
+
+def recombine(
+    recipe: Recipe,
+    run: RunDir,
+    sources: Annotated[
+        list[str],
+        typer.Option(
+            "--from",
+            metavar="STAGE[:AXES]",
+            help="A finished stage, and patterns of the axes to take from it (all that it cuts). Can be repeated.",
+        ),
+    ],
+    steps: Annotated[int, typer.Option(min=1, help="Distillation steps of the recombined model.")],
+    changes: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Join cuts of several runs of one teacher, each axis from one of them; cut the teacher so, and distil it."""
+    with _in_folder(run):
+        from experiments.recombine import Source
+        from experiments.recombine import recombine as run_recombined
+
+        figures = run_recombined(recipe, run, [Source.parse(text) for text in sources], steps, changes or [])
+    emit(figures, as_json, summary(figures), f"report: {run / 'report' / 'report.md'}\nmodel:  {run / 'export'}")
+
+
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")], as_json: Json = False
+) -> None:
+    """Print the report of a run, and write its Markdown anew."""
+    figures = _figures(run)
+    if "teacher" not in figures:  # of `antgmm train`
+        emit(figures, as_json, json.dumps(figures, indent=1))
+        return
+    from rich.markdown import Markdown
+
+    from experiments.folder import write_text
+    from experiments.report import markdown
+
+    text = markdown(figures)
+    write_text(run / "report" / "report.md", text)
+    emit(figures, as_json, Markdown(text))
+
+
+def _figures(run: Path) -> dict[str, Any]:
+    path = run / "report" / "report.json"
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise AntgmmError(f"{run} has no report: it stands there when a run is complete{_state(run)}") from error
+    except ValueError as error:
+        raise AntgmmError(f"{path} is not JSON ({error}): give the run's own command again") from error
+
+
+def _state(run: Path) -> str:
+    try:
+        status = json.loads((run / "status.json").read_text())
+    except (OSError, ValueError):
+        return ""
+    return f" (this one is {status['state']}{': ' + status['error'] if status.get('error') else ''})"
+
+
+@contextmanager
+def _in_folder(run: Path) -> Iterator[None]:
+    """A run refused before it saved anything leaves no folder; one that saved something says how to go on."""
+    existed = run.exists()
+    try:
+        yield
+    except AntgmmError as error:
+        if not existed and run.exists() and {path.name for path in run.iterdir()} <= _BOOKS:
+            shutil.rmtree(run)
+        elif (run / "status.json").exists() and _state(run).endswith(f": {error})"):
+            typer.echo(f"what {run} holds is kept; once that is mended, the same command goes on from there", err=True)
+        raise
+
+
+def summary(figures: Mapping[str, Any]) -> Any:
+    """Teacher and student side by side, from a run's report."""
+    teacher, student, latency = figures["teacher"], figures["student"], figures["latency"]
+
+    def row(name: str, old: float, new: float, form: Any = count) -> tuple[str, ...]:
+        return name, form(old), form(new), f"{old / new:.1f}x"
+
+    def milliseconds(value: float) -> str:
+        return f"{value:.1f} ms"
+
+    rows = [
+        row("parameters", teacher["params"], student["params"]),
+        row("FLOPs a request", teacher["flops"], student["flops"]),
+    ]
+    for engine, name in (("jax", "JAX"), ("torch", "PyTorch")):
+        if engine in latency:
+            times = latency[engine]
+            rows.append(row(f"latency in {name}", times["teacher_ms"], times["student_ms"], milliseconds))
+    lost = 100 * (teacher["exact_match"] - student["exact_match"])
+    scores = (f"{model['exact_match']:.4f}" for model in (teacher, student))
+    rows.append(("exact match (macro)", *scores, f"{-lost:+.1f} points"))
+    gate = figures["export"]
+    verdict = f"{100 * gate['answers_equal']:.0f} % of {gate['prompts']} answers equal"
+    rows.append(("read back by transformers", "", "passed" if gate["passed"] else "failed", verdict))
+    return table(["", "teacher", "student", ""], rows)

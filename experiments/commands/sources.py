@@ -1,0 +1,124 @@
+"""Records named on the command line, and random prompts where none are named."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from antgmm_jax.errors import AntgmmError
+
+if TYPE_CHECKING:
+    from antgmm_jax.config import LMMConfig
+    from data.record import Record
+
+FORMS = "maad:TIER:SPLIT, jsonl:PATH, parquet:PATH, webdataset:PATH or tfds:PATH:SPLIT"
+_KEYS = {
+    "maad": ("tier", "split"),
+    "jsonl": ("path",),
+    "parquet": ("path",),
+    "webdataset": ("path",),
+    "tfds": ("path", "split"),
+}
+
+
+def records(text: str, samples: int) -> "Sequence[Record]":
+    """The records that `--data` names.
+
+    Args:
+        text: as in FORMS.
+        samples: how many, the first ones; 0 for all of a user's own files, or the split's size in MAAD-synth.
+
+    Returns:
+        The records.
+
+    Raises:
+        AntgmmError: not of a known form, or what the reader refuses.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    from data.maad.latents import SIZES
+    from data.readers import read_records
+    from experiments.datasets import load_records
+    from experiments.schema import Data
+
+    kind, _, rest = text.partition(":")
+    # A path may hold a colon, a tier and a split do not.
+    values = rest.rsplit(":", 1) if len(_KEYS.get(kind, ())) == 2 else [rest]
+    if kind not in _KEYS or len(values) != len(_KEYS[kind]) or not all(values):
+        raise AntgmmError(f"--data {text!r}: write it as {FORMS}")
+    fields: dict[str, Any] = dict(zip(_KEYS[kind], values, strict=True))
+    if not samples and kind != "maad":
+        return read_records(kind, Path(fields["path"]), split=fields.get("split", ""))
+    fields |= {"kind": kind, "samples": samples or SIZES.get(fields.get("split", ""), 1)}
+    try:
+        return load_records(TypeAdapter(Data).validate_python(fields))
+    except ValidationError as error:
+        fault = error.errors()[0]
+        raise AntgmmError(f"--data {text!r}: {fault['loc'][-1]} = {fault['input']!r}: {fault['msg']}") from None
+
+
+def random_batch(config: "LMMConfig", rows: int, *, words: int = 16, answer: int = 8, seed: int = 0) -> dict[str, Any]:
+    """A training batch of random pictures and tokens, with the prompts alone under `prompt/`.
+
+    Args:
+        config: the model that is to read it.
+        rows: samples.
+        words: prompt tokens beside the image's.
+        answer: answer tokens.
+        seed: another seed is another batch.
+
+    Returns:
+        Arrays with `transformers`' names and layouts, `positions` and `targets`, and the row numbers, `index`.
+    """
+    rng = np.random.default_rng(seed)
+    vision, language = config.vision, config.language
+
+    def tokens(length: int) -> np.ndarray:
+        ids = rng.integers(2, language.vocab - 1, (rows, length), dtype=np.int32)
+        # The image's own token stands where the image is, and nowhere else.
+        return np.where(ids == config.image_token, ids - 1, ids)
+
+    image = np.full((rows, config.image_tokens), config.image_token, np.int32)
+    prompt, targets = np.concatenate([image, tokens(words)], axis=1), tokens(answer)
+    batch = {
+        "pixel_values": rng.standard_normal((rows, vision.channels, vision.image, vision.image), dtype=np.float32),
+        "targets": targets,
+        "prompt/input_ids": prompt,
+        "prompt/attention_mask": np.ones_like(prompt),
+        "index": np.arange(rows, dtype=np.int32),
+    }
+    if language.encoder is not None:
+        start = np.full((rows, 1), language.start_token, np.int32)
+        batch |= {"input_ids": prompt, "decoder_input_ids": np.concatenate([start, targets[:, :-1]], axis=1)}
+        first = 0
+    else:
+        batch["input_ids"] = np.concatenate([prompt, targets], axis=1)
+        first = prompt.shape[1] - 1
+    batch["attention_mask"] = np.ones_like(batch["input_ids"])
+    batch["positions"] = np.tile(np.arange(first, first + answer, dtype=np.int32), (rows, 1))
+    return batch
+
+
+def end_tokens(directory: Path) -> tuple[Any, int]:
+    """The end token or tokens of a checkpoint's answers, and what pads behind them.
+
+    Args:
+        directory: a Hugging Face directory.
+
+    Returns:
+        eos and pad, from generation_config.json, else from config.json, else those of the architecture.
+    """
+    from transformers import AutoConfig
+
+    path = directory / "generation_config.json"
+    own = json.loads(path.read_text()) if path.exists() else {}
+    text = AutoConfig.from_pretrained(directory).get_text_config()
+
+    def token(name: str, absent: int) -> Any:
+        found = (own.get(name), getattr(text, name, None), absent)
+        return next(value for value in found if value is not None)
+
+    pad = token("pad_token_id", 0)
+    return token("eos_token_id", 1), pad if isinstance(pad, int) else pad[0]

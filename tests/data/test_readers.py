@@ -1,0 +1,259 @@
+"""A user's files: what is understood, what is refused and how it is said."""
+
+import io
+import json
+import tarfile
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+import data.maad as maad
+from antgmm_jax.errors import AntgmmError
+from data.readers import read_records
+from data.writers import write_maad, write_parquet
+
+
+def picture(seed=0, size=(7, 5)):
+    return np.random.default_rng(seed).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
+
+
+def png(array):
+    stream = io.BytesIO()
+    Image.fromarray(array).save(stream, format="png")
+    return stream.getvalue()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder with two pictures."""
+    (tmp_path / "images").mkdir()
+    for k in range(2):
+        (tmp_path / "images" / f"{k}.png").write_bytes(png(picture(k)))
+    return tmp_path
+
+
+def lines(folder, *rows):
+    file = folder / "train.jsonl"
+    file.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return file
+
+
+def good(k=0, **more):
+    return {"image": f"images/{k}.png", "question": "what?", "answer": f"thing {k}", **more}
+
+
+def test_jsonl_rows_become_records(folder):
+    file = lines(folder, good(0, text=" beside ", type="t", id=7, extra=[1]), "", good(1))
+    for path in (file, folder):
+        found = read_records("jsonl", path)
+        assert len(found) == 2
+        first = found[0]
+        assert (first.question, first.answer, first.text) == ("what?", "thing 0", "beside")
+        assert (first.type, first.id) == ("t", "7")
+        np.testing.assert_array_equal(first.image, picture(0))
+        np.testing.assert_array_equal(found[1:][0].image, picture(1))
+    assert found[1].id == "line 3#0"
+
+
+def test_other_names_of_columns_are_understood(folder):
+    row = {"file_name": "images/0.png", "prompt": "q", "response": "a", "context": "c", "question_id": "x"}
+    (record,) = read_records("jsonl", lines(folder, row))
+    assert (record.question, record.answer, record.text, record.id) == ("q", "a", "c", "x")
+
+
+def test_llava_conversations_and_chat_messages(folder):
+    turns = [
+        {"from": "human", "value": "<image>\nwhat is it?"},
+        {"from": "gpt", "value": "a dog"},
+        {"from": "human", "value": "which colour?"},
+        {"from": "gpt", "value": "brown"},
+    ]
+    chat = [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    file = folder / "llava.json"
+    file.write_text(
+        json.dumps([good(0) | {"id": "d", "conversations": turns}, good(1) | {"id": "m", "messages": chat}])
+    )
+    found = [(r.id, r.question, r.answer) for r in read_records("jsonl", file)]
+    assert found == [("d#0", "what is it?", "a dog"), ("d#1", "which colour?", "brown"), ("m", "q", "a")]
+
+
+def test_every_bad_row_is_refused_with_its_reason(folder, tmp_path_factory):
+    outside = tmp_path_factory.mktemp("elsewhere") / "secret.png"
+    outside.write_bytes(png(picture()))
+    (folder / "link.png").symlink_to(outside)
+    (folder / "broken.png").write_bytes(png(picture())[:40])
+    (folder / "text.png").write_text("no picture")
+    file = lines(
+        folder,
+        good(0, id="a"),
+        {**good(), "image": "images/none.png"},
+        {**good(), "image": "broken.png"},
+        {**good(), "image": "text.png"},
+        {**good(), "image": "../" * 12 + str(outside)},
+        {**good(), "image": str(outside)},
+        {**good(), "image": "link.png"},
+        {**good(), "image": 3},
+        {"question": "q", "answer": "a"},
+        {**good(), "question": "  "},
+        {**good(), "answer": ""},
+        {"image": "images/0.png", "question": "q"},
+        {**good(), "answer": 5},
+        good(1, id="a"),
+        "{not json",
+        "[1]",
+        {**good(), "caption": "two answers"},
+        {**good(), "conversations": [{"from": "human", "value": "q"}]},
+        {**good(), "conversations": [{"from": "gpt", "value": "q"}, {"from": "gpt", "value": "q"}]},
+        {**good(), "image": "images"},
+        {**good(), "image": "a\0b.png"},
+    )
+    with pytest.raises(AntgmmError) as caught:
+        read_records("jsonl", file)
+    head, *listed = str(caught.value).split("\n")
+    assert "20 of 21 rows are refused" in head
+    reasons = dict(line.split(": ", 1) for line in listed)
+    expected = {
+        2: "image none.png is missing",
+        3: "image broken.png cannot be decoded",
+        4: "image text.png cannot be decoded",
+        5: "leaves the data folder",
+        6: "leaves the data folder",
+        7: "leaves the data folder",
+        8: "image is a int, not a path",
+        9: "has no image",
+        10: "question is empty",
+        11: "answer is empty",
+        12: "has no answer",
+        13: "answer is a int, not text",
+        14: "id 'a' is also that of line 1",
+        15: "is not JSON",
+        16: "is a list, not an object",
+        17: "'answer' and 'caption' both name the answer",
+        18: "not a list of turns",
+        19: "do not alternate",
+        20: "image images is a folder",
+        21: "is not a path",
+    }
+    assert reasons.keys() == {f"line {n}" for n in expected}
+    for number, reason in expected.items():
+        assert reason in reasons[f"line {number}"]
+
+
+def test_unusual_pictures_become_rgb(folder):
+    grey, flat = Image.fromarray(picture()[..., 0]), Image.new("P", (4, 3))
+    flat.putpalette([10, 20, 30] * 256)
+    grey.save(folder / "grey.png")
+    flat.save(folder / "palette.png", transparency=bytes([0, 255]))
+    turned = Image.fromarray(picture())
+    exif = turned.getexif()
+    exif[0x0112] = 6  # the camera was turned: rows become columns
+    turned.save(folder / "turned.jpg", exif=exif)
+    rows = [{**good(), "image": name} for name in ("grey.png", "palette.png", "turned.jpg")]
+    found = read_records("jsonl", lines(folder, *rows))
+    np.testing.assert_array_equal(found[0].image, np.repeat(picture()[..., :1], 3, axis=-1))
+    assert (found[1].image == [10, 20, 30]).all()
+    assert found[2].image.shape == (7, 5, 3)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "content", "said"),
+    [
+        ("jsonl", "a.jsonl", b"", "holds no rows"),
+        ("jsonl", "a.jsonl", b"\xff\xfe\x00", "not UTF-8"),
+        ("jsonl", "a.json", b"{}", "not a JSON array"),
+        ("jsonl", "a.json", b"[", "is not JSON"),
+        ("parquet", "a.parquet", b"PAR1nothing", "not a readable Parquet file"),
+        ("webdataset", "a.tar", b"nothing", "not a readable tar file"),
+        ("csv", "a.csv", b"", "no reader for data of kind 'csv'"),
+    ],
+)
+def test_files_that_are_none_are_refused(tmp_path, kind, name, content, said):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(AntgmmError, match=said):
+        read_records(kind, tmp_path / name)
+
+
+def test_folders_without_or_with_too_many_files_are_refused(tmp_path):
+    with pytest.raises(AntgmmError, match="does not exist"):
+        read_records("jsonl", tmp_path / "none")
+    with pytest.raises(AntgmmError, match=r"holds no \.parquet file"):
+        read_records("parquet", tmp_path)
+    for name in "ab":
+        (tmp_path / f"{name}.jsonl").write_text("{}")
+    with pytest.raises(AntgmmError, match=r"a\.jsonl, b\.jsonl: name the file"):
+        read_records("jsonl", tmp_path)
+
+
+def test_parquet_goes_both_ways(tmp_path):
+    source, seen = maad.source("s", "val", 700), []
+    write_parquet(source, tmp_path / "val.parquet", progress=lambda *step: seen.append(step))
+    found = read_records("parquet", tmp_path)
+    assert seen == [("val.parquet", 512, 700), ("val.parquet", 700, 700)]
+    assert len(found) == 700
+    for row in (0, 511, 512, 699):
+        before, after = source[row], found[row]
+        np.testing.assert_array_equal(after.image, before.image)
+        for name in ("question", "answer", "text", "type", "id", "slice"):
+            assert getattr(after, name) == getattr(before, name)
+        assert after.latents == before.latents
+    described = json.loads(pq.read_schema(tmp_path / "val.parquet").metadata[b"huggingface"])
+    assert described["info"]["features"]["image"] == {"_type": "Image"}
+
+
+def test_parquet_with_paths_and_plain_bytes(folder):
+    for name, value in (("path", "images/1.png"), ("bytes", png(picture(1)))):
+        file = folder / f"{name}.parquet"
+        pq.write_table(pa.table({"image": [value], "question": ["q"], "caption": ["a"], "other": [1]}), file)
+        (record,) = read_records("parquet", file)
+        np.testing.assert_array_equal(record.image, picture(1))
+    bad = folder / "bad.parquet"
+    pq.write_table(pa.table({"image": [value] * 2, "question": ["q", ""], "caption": ["a"] * 2}), bad)
+    with pytest.raises(AntgmmError, match=r"bad\.parquet row 2: question is empty"):
+        read_records("parquet", bad)
+
+
+def test_webdataset_shards(tmp_path):
+    members = {
+        "x/a.png": png(picture(0)),
+        "x/a.json": json.dumps({"question": "q", "answer": "a"}).encode(),
+        "x/b.json": b"{}",
+    }
+    with tarfile.open(tmp_path / "0.tar", "w") as archive:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    with pytest.raises(AntgmmError, match=r"1 of 2 rows.*\n0\.tar x/b: needs one picture and a \.json, has \.json"):
+        read_records("webdataset", tmp_path)
+    with tarfile.open(tmp_path / "0.tar", "w") as archive:
+        for name in ("x/a.png", "x/a.json"):
+            info = tarfile.TarInfo(name)
+            info.size = len(members[name])
+            archive.addfile(info, io.BytesIO(members[name]))
+    (record,) = read_records("webdataset", tmp_path)
+    np.testing.assert_array_equal(record.image, picture(0))
+
+
+def test_a_failed_write_leaves_nothing(tmp_path):
+    def full(*step):
+        raise OSError(28, "No space left on device")
+
+    (tmp_path / "a.parquet").write_text("before")
+    with pytest.raises(AntgmmError, match=r"cannot write .*a\.parquet: No space left on device; free space"):
+        write_parquet(maad.source("s", "val", 5), tmp_path / "a.parquet", progress=full)
+    assert [file.name for file in tmp_path.iterdir()] == ["a.parquet"]
+    assert (tmp_path / "a.parquet").read_text() == "before"
+    with pytest.raises(AntgmmError, match="no records to write"):
+        write_parquet([], tmp_path / "b.parquet")
+
+
+def test_maad_is_written_with_a_description(tmp_path):
+    sizes = {"train": 24, "test_hard": 12}
+    info = write_maad("s", tmp_path, sizes=sizes, seed=3)
+    assert info == json.loads((tmp_path / "maad.json").read_text())
+    assert info["sizes"] == sizes
+    assert info["fingerprints"]["train"] == maad.fingerprint(maad.source("s", "train", 24, seed=3))
+    assert len(read_records("parquet", tmp_path / "test_hard.parquet")) == 12
