@@ -23,7 +23,7 @@ demo: $(STAMP)
 	$(BIN)/antgmm demo
 
 teacher: $(STAMP)
-	$(BIN)/antgmm train experiments/recipes/teacher.toml
+	$(BIN)/antgmm train experiments/recipes/teacher-s.toml --run runs/teacher-s
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

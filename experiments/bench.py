@@ -230,10 +230,10 @@ def decoding(directory: Path, rows: int, tokens: int, rounds: int) -> dict[str, 
     config, params = load_hf(directory)
     params, prompt = float32(params), _prompt(config, rows)
     model = torch_model(directory)
-    text = {name: np.asarray(value) for name, value in prompt.items()}
+    inputs = {name: jnp.asarray(value) for name, value in prompt.items()}
 
     def ours() -> np.ndarray:
-        return np.asarray(generate(config, params, text, max_new_tokens=tokens, eos=(), pad=0))
+        return np.asarray(generate(config, params, inputs, max_new_tokens=tokens, eos=(), pad=0))
 
     theirs = _torch_generate(model, prompt, tokens)
     seconds = in_turn({"jax": ours, "torch": theirs}, rounds)

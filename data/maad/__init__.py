@@ -2,6 +2,7 @@
 
 from data.maad.latents import SIZES, SLICES
 from data.maad.render import compose
+from data.maad.sheet import contact_sheet
 from data.maad.source import MaadSource, fingerprint, latent_sizes, latent_targets, source
 from data.maad.tier import TIERS, tier
 from data.maad.vocab import TYPES
@@ -13,6 +14,7 @@ __all__ = [
     "TYPES",
     "MaadSource",
     "compose",
+    "contact_sheet",
     "fingerprint",
     "latent_sizes",
     "latent_targets",

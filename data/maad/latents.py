@@ -224,7 +224,8 @@ def _wording(tier: Tier, unseen_claims: bool, rng: random.Random) -> tuple[int, 
     chance = rng.random
     ordinary = len(FILLERS) + len(LOOKALIKES)
     first = ordinary if unseen_claims and chance() < 0.5 else int(chance() * ordinary)
-    second = int(chance() * len(FILLERS)) if tier.fillers > 1 else -1
+    # Another filler than the first.
+    second = (first + 1 + int(chance() * (len(FILLERS) - 1))) % len(FILLERS) if tier.fillers > 1 else -1
     claim = 3 if unseen_claims else int(chance() * 3)
     return int(chance() * len(OPENINGS)), first, second, claim, int(chance() * 3), int(chance() * 6)
 

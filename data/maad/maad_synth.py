@@ -94,4 +94,4 @@ def open_split(folder: str | Path, split: str) -> Sequence[dict]:
         raise AntgmmError(f"{folder} has no split {split!r}: choose one of {', '.join(builder.info.splits)}")
     if builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
         raise AntgmmError(f"{folder} is stored as {builder.info.file_format}: prepare it with array_record")
-    return builder.as_data_source(split=split)
+    return builder.as_data_source(split)  # pyright: ignore[reportCallIssue] - hidden by a decorator of tfds

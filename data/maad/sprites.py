@@ -109,7 +109,8 @@ def logo(shape: int, colour: int, px: int) -> Sprite:
 
 
 @lru_cache
-def _font(name: str, px: int) -> ImageFont.FreeTypeFont:
+def face(name: str, px: int) -> ImageFont.FreeTypeFont:
+    """A committed font at a size in pixels."""
     return ImageFont.truetype(str(_ASSETS / f"{name}.ttf"), px, layout_engine=ImageFont.Layout.BASIC)
 
 
@@ -125,7 +126,7 @@ def words(text: str, font: str, px: int) -> Image.Image:
     Returns:
         An `L` image.
     """
-    drawn = _font(font, px)
+    drawn = face(font, px)
     left, top, right, bottom = drawn.getbbox(text)
     mask = Image.new("L", (int(right - left), int(bottom - top)))
     ImageDraw.Draw(mask).text((-left, -top), text, font=drawn, fill=255)

@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Iterator, Mapping
 from enum import StrEnum
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -75,7 +76,7 @@ def _legal(config: "LMMConfig", axis: str, size: int) -> dict[str, Any]:
 
 def _runs(numbers: list[int]) -> str:
     """Sizes in few words: equal steps as `first, second ... last`."""
-    steps = {b - a for a, b in zip(numbers, numbers[1:], strict=False)}
+    steps = {b - a for a, b in pairwise(numbers)}
     if len(numbers) < 4 or len(steps) > 1:
         return ", ".join(map(str, numbers)) or "none"
     return f"{numbers[0]} to {numbers[-1]}" if steps == {1} else f"{numbers[0]}, {numbers[1]} ... {numbers[-1]}"

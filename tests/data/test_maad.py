@@ -32,7 +32,7 @@ def test_latents_and_pixels_repeat():
 
 
 @pytest.mark.parametrize(
-    ("tier", "expected"), [("s", "402aa9858084207b"), ("m", "633e1722faec78fa"), ("full", "f87b465a0c3e09de")]
+    ("tier", "expected"), [("s", "402aa9858084207b"), ("m", "915fad86d59c2edd"), ("full", "7d43b355c34ea257")]
 )
 def test_latents_are_those_of_every_machine(tier, expected):
     assert maad.fingerprint(maad.source(tier, "test")) == expected
@@ -200,3 +200,10 @@ def test_records_are_plain_arrays_and_words():
 def test_wrong_requests_are_refused(arguments, said):
     with pytest.raises(AntgmmError, match=said):
         maad.source(*arguments)
+
+
+def test_contact_sheet_shows_every_record():
+    sheet = maad.contact_sheet("s", "val", 7)
+    assert sheet.mode == "RGB"
+    first = np.asarray(sheet)[12 : 12 + 192, 12 + 20 : 12 + 20 + 192]
+    np.testing.assert_array_equal(first[::2, ::2], maad.source("s", "val")[0].image)

@@ -66,8 +66,8 @@ def test_peak_memory_is_far_below_all_logits():
     student, rest = arguments[:2], arguments[2:]
 
     def peak(chunk):
-        step = jax.jit(jax.grad(lambda student: total(*student, *rest, chunk)[0]))
-        analysis = step.lower(student).compile().memory_analysis()
+        step = jax.jit(jax.grad(lambda student, rest: total(*student, *rest, chunk)[0]))
+        analysis = step.lower(student, rest).compile().memory_analysis()
         assert analysis is not None
         return analysis.temp_size_in_bytes
 

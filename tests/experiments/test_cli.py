@@ -1,0 +1,324 @@
+"""What a person types: help with an example everywhere, figures as JSON, every fault one line and exit code 2."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from typer.main import get_command
+from typer.testing import CliRunner
+
+import pruning
+from antgmm_jax import checkpoint
+from antgmm_jax.config import PRESETS, sizes, to_dict
+from antgmm_jax.convert import load_hf
+from antgmm_jax.functional import functional
+from data.readers import read_records
+from experiments import cli
+from experiments.commands import runs
+from experiments.commands.models import _runs
+from experiments.pipeline import teacher_key
+from tests import reference
+from tests.experiments.tiny import save_teacher, write_recipe
+
+COMMANDS = [
+    *(["demo"], ["train"], ["compress"], ["recombine"], ["import"], ["export"], ["eval"], ["bench"], ["cost"]),
+    *(["report"], ["data"], ["data", "maad"]),
+]
+# PyTorch's and transformers' own warnings, where a command starts them.
+pytestmark = pytest.mark.filterwarnings("default")
+
+
+@pytest.fixture
+def antgmm(monkeypatch, tmp_path):
+    """Runs the command line in an empty folder."""
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.chdir(tmp_path)
+
+    def invoke(*arguments):
+        result = CliRunner().invoke(cli.app, [*map(str, arguments)], prog_name="antgmm")
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return result
+
+    return invoke
+
+
+@pytest.fixture
+def refused(antgmm):
+    """A command's one line of complaint; its exit code is 2 and it prints nothing else."""
+
+    def complaint(*arguments) -> str:
+        result = antgmm(*arguments)
+        assert result.exit_code == 2, result.output
+        assert result.stdout == ""
+        lines = result.stderr.splitlines()
+        assert len(lines) == 1 and lines[0].startswith("error: "), lines
+        return lines[0].removeprefix("error: ")
+
+    return complaint
+
+
+@pytest.fixture
+def teacher(tmp_path):
+    return reference.saved(reference.blip2(), tmp_path / "teacher")
+
+
+def test_every_command_is_listed():
+    assert set(get_command(cli.app).commands) == {words[0] for words in COMMANDS}  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_help_has_an_example(antgmm, words):
+    shown = antgmm(*words, "--help")
+    assert shown.exit_code == 0
+    assert f"Example: antgmm {' '.join(words)}" in shown.stdout
+
+
+def test_help_loads_no_heavy_library():
+    code = (
+        "import sys, experiments.cli; print([m for m in ('jax', 'torch', 'transformers', 'numpy') if m in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() in ("[]", "['numpy']")
+
+
+def test_the_persons_own_settings_stay(monkeypatch):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "elsewhere")
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    cli.environment()
+    assert (os.environ["JAX_COMPILATION_CACHE_DIR"], os.environ["HF_HUB_OFFLINE"]) == ("elsewhere", "1")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("loss.hrad=1.0", "unknown key loss.hrad, did you mean 'hard'?"),
+        ('stage.0.sizes={"vision/embed"=20}', "nearest legal sizes: vision/embed 16 or 24"),
+        ('stage.0.sizes={"vision/layers"=9}', "vision/layers = 9 would grow the axis: it has 2 units"),
+        ('stage.0.sizes={"vision/leyers"=1}', "unknown axis 'vision/leyers': did you mean 'vision/layers'?"),
+        ('parent="nowhere"', "nowhere"),
+    ],
+)
+def test_a_bad_recipe_is_refused_and_leaves_nothing(refused, teacher, tmp_path, change, message):
+    recipe = write_recipe(tmp_path / "r.toml", teacher, sizes='"vision/layers" = 1')
+    assert message in refused("compress", recipe, "--run", "run", "--set", change)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_bad_checkpoint_is_refused(refused, teacher, tmp_path):
+    weights = teacher / "model.safetensors"
+    recipe, whole = write_recipe(tmp_path / "r.toml", teacher), weights.read_bytes()
+    commands = (["compress", recipe, "--run", "run"], ["import", teacher], ["cost", teacher])
+    weights.write_bytes(whole[: len(whole) // 2])
+    for words in commands:
+        assert f"{weights} cannot be read" in refused(*words)
+    weights.write_bytes(whole)
+    config = json.loads((teacher / "config.json").read_text())
+    (teacher / "config.json").write_text(json.dumps({**config, "model_type": "qwen2_vl"}))
+    for words in commands:
+        assert "model_type 'qwen2_vl' is not supported: known are blip-2, llava" in refused(*words)
+    (teacher / "config.json").unlink()
+    assert "config.json is missing" in refused("import", teacher)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["r.toml", "teacher"]
+
+
+def test_a_folder_that_is_another_runs_is_left_as_it_is(refused, teacher, tmp_path):
+    recipe, run = write_recipe(tmp_path / "r.toml", teacher), tmp_path / "run"
+    run.mkdir()
+    (run / "notes.txt").write_text("mine")
+    assert "is not empty and not a run" in refused("compress", recipe, "--run", run)
+    (run / "notes.txt").unlink()
+    own = tmp_path / "own.toml"
+    from experiments.recipe import dump_recipe, load_recipe
+
+    own.write_text(dump_recipe(load_recipe(recipe)))
+    (run / "recipe.toml").write_text(own.read_text())
+    told = refused("compress", recipe, "--run", run, "--set", "seed=7")
+    assert "is a run of another recipe (seed: 0 / 7)" in told
+    assert (run / "recipe.toml").read_text() == own.read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["cost"], "--preset"),
+        (["cost", "--preset", "antgmm-huge"], "unknown preset 'antgmm-huge'"),
+        (["report", "nowhere"], "nowhere has no report"),
+        (["compress", "none.toml", "--run", "run"], "cannot read the recipe none.toml"),
+        (
+            ["data", "maad", "--split", "tset", "--out", "d"],
+            "no split 'tset': choose among train, val, test, test_hard",
+        ),
+        (["recombine", "none.toml", "--run", "run", "--from", "a", "--steps", "1"], "cannot read the recipe none.toml"),
+        (["export", "nowhere", "--like", "t", "--out", "o"], "nowhere"),
+    ],
+)
+def test_faults_are_one_line(refused, tmp_path, words, message):
+    assert message in refused(*words)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ("maad:s", "write it as maad:TIER:SPLIT"),
+        ("csv:a.csv", "write it as maad:TIER:SPLIT"),
+        ("maad:xl:test", "tier = 'xl': Input should be 's', 'm' or 'full'"),
+        ("jsonl:a.jsonl", "a.jsonl does not exist"),
+    ],
+)
+def test_data_is_named_in_known_forms(data, message):
+    from antgmm_jax.errors import AntgmmError
+    from experiments.commands.sources import records
+
+    with pytest.raises(AntgmmError, match=message):
+        records(data, 0)
+
+
+def test_a_wrong_option_is_a_usage_error(antgmm):
+    assert antgmm("cost", "--batch", "0").exit_code == 2
+    assert antgmm("dmeo").exit_code == 2
+
+
+def test_a_stopped_run_says_how_to_go_on(antgmm, monkeypatch, teacher, tmp_path):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("experiments.pipeline.Run.__call__", stop)
+    result = antgmm("compress", write_recipe(tmp_path / "r.toml", teacher), "--run", "run")
+    assert result.exit_code == 130
+    assert result.stderr == "stopped; the same command goes on where it stopped\n"
+
+
+def test_a_failed_run_keeps_what_it_has_and_says_so(antgmm, monkeypatch, teacher, tmp_path):
+    from antgmm_jax.errors import AntgmmError
+    from experiments.folder import RunFolder
+
+    def fail(run):
+        (run.folder.path / "stages").mkdir(parents=True)
+        RunFolder(run.folder.path).write_status("failed", error="the loss is not finite")
+        raise AntgmmError("the loss is not finite")
+
+    monkeypatch.setattr("experiments.pipeline.Run.__call__", fail)
+    result = antgmm("compress", write_recipe(tmp_path / "r.toml", teacher), "--run", "run")
+    assert result.exit_code == 2
+    assert "the same command goes on from there" in result.stderr
+    assert "error: the loss is not finite" in result.stderr
+    assert (tmp_path / "run" / "stages").exists()
+    assert "this one is failed: the loss is not finite" in antgmm("report", "run").stderr
+
+
+def test_a_full_disk_is_one_line(refused, monkeypatch, teacher, tmp_path):
+    def full(*_):
+        raise OSError(28, "No space left on device", "run/x")
+
+    monkeypatch.setattr("experiments.pipeline.Run.__call__", full)
+    told = refused("compress", write_recipe(tmp_path / "r.toml", teacher), "--run", "run")
+    assert told == "run/x: No space left on device; mend that and start again"
+
+
+def test_cost_of_a_preset_is_that_of_pruning_cost(antgmm):
+    figures = json.loads(antgmm("cost", "--preset", "antgmm-5b", "--length", "100", "--answer", "9", "--json").stdout)
+    expected = pruning.cost(PRESETS["antgmm-5b"], 1, 100, 9)
+    assert figures["parameters"] == expected.parameters
+    assert figures["params"] == sum(expected.parameters.values())
+    assert figures["flops"] == expected.flops
+    assert "encoder" in antgmm("cost", "--preset", "antgmm-tiny").stdout
+
+
+@pytest.mark.parametrize("model", [reference.blip2, reference.llava])
+def test_import_tells_what_can_be_cut(antgmm, tmp_path, model):
+    directory = reference.saved(model(), tmp_path / "model")
+    figures = json.loads(antgmm("import", directory, "--json").stdout)
+    config, _ = load_hf(directory)
+    assert {axis: found["size"] for axis, found in figures["axes"].items()} == sizes(config)
+    assert figures["params"] == sum(p.size for p in _leaves(config))
+    # A width is cut in steps of a head of 8, and its heads with it.
+    assert figures["axes"]["vision/embed"]["legal"] == [8, 16, 24, 32]
+    assert figures["axes"]["vision/embed"]["tied"] == ["vision/heads"]
+    assert "8, 16 ... 32" in antgmm("import", directory).stdout
+
+
+def _leaves(config):
+    import jax
+
+    return jax.tree.leaves(jax.eval_shape(functional(config).init, jax.random.key(0)))
+
+
+def test_runs_of_sizes_are_short():
+    assert _runs([1, 2, 3, 4, 5]) == "1 to 5"
+    assert _runs([32, 64, 96, 128]) == "32, 64 ... 128"
+    assert _runs([1, 2, 4, 8]) == "1, 2, 4, 8"
+    assert _runs([]) == "none"
+
+
+def test_maad_is_written_and_read_back(antgmm, tmp_path):
+    words = ["data", "maad", "--tier", "s", "--split", "test", "--samples", "5", "--out", "maad", "--json"]
+    info = json.loads(antgmm(*words).stdout)
+    assert info["sizes"] == {"test": 5}
+    assert len(read_records("parquet", tmp_path / "maad" / "test.parquet")) == 5
+
+
+@pytest.mark.parametrize("model", [reference.blip2, reference.llava])
+def test_export_writes_a_stage_that_transformers_reads(antgmm, monkeypatch, tmp_path, model):
+    teacher = reference.saved(model(), tmp_path / "teacher")
+    config, params = load_hf(teacher)
+    keep = {"vision/mlp": np.tile(np.arange(24, dtype=np.int32), (sizes(config)["vision/layers"], 1))}
+    smaller, cut = pruning.shrink(config, params, keep)
+    record = {
+        "config": to_dict(smaller),
+        "keep": pruning.compose(pruning.identity(config), keep),
+        "teacher": teacher_key(params),
+    }
+    checkpoint.save_stage(tmp_path / "stage", {"params": cut}, record)
+    words = ["export", "stage", "--like", teacher, "--out", "out", "--samples", "3", "--max-new-tokens", "4", "--json"]
+    figures = json.loads(antgmm(*words).stdout)
+    assert figures["passed"] and figures["prompts"] == 3
+    assert sizes(load_hf(tmp_path / "out")[0])["vision/mlp"] == 24
+    assert {str(p.dtype) for p in _arrays(load_hf(tmp_path / "out")[1])} == {"bfloat16"}
+    assert "out exists" in antgmm(*words).stderr
+
+    monkeypatch.setattr("experiments.export_gate.TOLERANCE", 0.0)
+    words[5] = "again"
+    result = antgmm(*words)
+    assert result.exit_code == 2
+    assert "error: again was not written: the export gate failed: logits of sample" in result.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "stage", "teacher"]
+
+
+def _arrays(params):
+    import jax
+
+    return jax.tree.leaves(params)
+
+
+def test_eval_scores_by_type(antgmm, tmp_path):
+    model = save_teacher(tmp_path / "model")
+    words = ["eval", model, "--data", "maad:s:test", "--samples", "12", "--max-new-tokens", "2"]
+    figures = json.loads(antgmm(*words, "--json").stdout)
+    assert figures["count"] == 12
+    assert len(figures["by_type"]) == 12
+    assert "verdict" in antgmm(*words).stdout
+
+
+def test_a_runs_summary_and_report(antgmm, tmp_path):
+    model = {"params": 8_400_000, "flops": 2e8, "exact_match": 0.988}
+    small = {"params": 700_000, "flops": 1e7, "exact_match": 0.97}
+    figures = {
+        "teacher": model,
+        "student": small,
+        "latency": {"jax": {"teacher_ms": 12.0, "student_ms": 4.0}, "torch": {"teacher_ms": 40.0, "student_ms": 20.0}},
+        "export": {"answers_equal": 1.0, "prompts": 320, "passed": True},
+    }
+    from rich.console import Console
+
+    console = Console(width=120, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+    console.print(runs.summary(figures))
+    console.file.close()
+    text = console.export_text()
+    for words in (("parameters", "8.4 M", "700 k", "12.0x"), ("latency in JAX", "12.0 ms", "3.0x"), ("-1.8 points",)):
+        line = next(line for line in text.splitlines() if words[0] in line)
+        assert all(word in line for word in words)

@@ -1,0 +1,70 @@
+"""A tiny teacher with its processor, and recipes that take seconds: what a whole run is tested on."""
+
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from antgmm_jax.config import blip2_t5
+from antgmm_jax.convert import save_hf
+from antgmm_jax.functional import functional
+from data.processor import blip2_processor
+from data.tokenizer import IMAGE, corpus, train_tokenizer
+
+RECIPE = """
+seed = 0
+calibration_batches = 1
+[teacher]
+path = "{teacher}"
+[data]
+kind = "maad"
+tier = "s"
+samples = 16
+[loss]
+soft = 1.0
+[optimizer]
+learning_rate = 1e-3
+batch_size = 8
+[evaluate]
+max_new_tokens = 4
+[evaluate.data]
+split = "val"
+samples = 8
+[export]
+dtype = "float32"
+[[stage]]
+name = "{name}"
+mask_steps = 2
+recover_steps = 2
+sizes = {{ {sizes} }}
+"""
+
+
+def save_teacher(directory: Path) -> Path:
+    """A BLIP-2 + T5 checkpoint of random weights with a tokenizer of MAAD-synth."""
+    tokenizer = train_tokenizer(corpus("s", 200), vocab=256, min_frequency=2)
+    processor = blip2_processor(tokenizer, px=32, queries=4)
+    config = blip2_t5(
+        vision=(3, 32, 2, 48),
+        bridge=(2, 32, 2, 48),
+        text=(2, 2, 32, 2, 48),
+        head_dims=(16, 16, 16),
+        image=32,
+        patch=16,
+        queries=4,
+        vocab=-(-len(processor.tokenizer) // 64) * 64,
+        image_token=IMAGE,
+    )
+    save_hf(config, jax.tree.map(np.asarray, functional(config).init(jax.random.key(0))), directory)
+    like = directory.with_name("processor")
+    processor.save_pretrained(like)
+    for path in like.iterdir():
+        shutil.copyfile(path, directory / path.name)
+    return directory
+
+
+def write_recipe(path: Path, teacher: Path, name: str = "blocks", sizes: str = '"vision/layers" = 2') -> Path:
+    """A recipe of one stage."""
+    path.write_text(RECIPE.format(teacher=teacher, name=name, sizes=sizes))
+    return path
