@@ -12,7 +12,9 @@ import typer
 from antgmm_jax.errors import AntgmmError
 from experiments.commands.output import Json, RunDir, Set, count, emit, table
 
-DEMO = Path(__file__).resolve().parent.parent / "recipes" / "demo.toml"
+_EXPERIMENTS = Path(__file__).resolve().parent.parent
+DEMO = _EXPERIMENTS / "recipes" / "demo.toml"
+TEACHER = _EXPERIMENTS / "teachers" / "maad-s"
 _BOOKS = {".lock", "recipe.toml", "status.json"}
 
 Recipe = Annotated[Path, typer.Argument(metavar="RECIPE", help="A TOML file.")]
@@ -32,7 +34,9 @@ def register(app: typer.Typer) -> None:
 
 def demo(run: RunDir = Path("runs/demo"), changes: Set = None, as_json: Json = False) -> None:
     """Compress the packaged teacher by the packaged recipe: cut in three stages, distil, export, report."""
-    _compress(DEMO, run, changes or [], as_json)
+    # The packaged teacher is found from any folder; a change of the person's comes after and wins.
+    packaged = f"teacher.path={json.dumps(str(TEACHER))}"
+    _compress(DEMO, run, [packaged, *(changes or [])], as_json)
 
 
 def compress(recipe: Recipe, run: RunDir, changes: Set = None, as_json: Json = False) -> None:

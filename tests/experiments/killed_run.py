@@ -1,0 +1,60 @@
+"""A run that kills itself with SIGKILL at a chosen moment; `python -m tests.experiments.killed_run RECIPE RUN MOMENT`."""
+
+import os
+import signal
+import sys
+
+import antgmm_jax.convert
+import antgmm_jax.folders
+from experiments import stage
+from experiments.pipeline import Run
+from experiments.recipe import load_recipe
+
+
+def die(*_, **__):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def at_step(name: str, number: int) -> None:
+    """Dies when the named stage asks for the batch of step `number`."""
+    batches = stage.StageRun._batches
+
+    def dying(self):
+        for batch in batches(self):
+            if self.stage.name == name and self.data.position["next_index"] > number:
+                die()
+            yield batch
+
+    stage.StageRun._batches = dying
+
+
+def at_publication(number: int) -> None:
+    """Dies between writing a checkpoint and giving it its name, at the given one."""
+    publish, count = antgmm_jax.folders.publish, iter(range(1, 10**6))
+
+    def dying(*args):
+        if next(count) == number:
+            die()
+        publish(*args)
+
+    antgmm_jax.folders.publish = dying
+
+
+def at_export() -> None:
+    """Dies when the weights of the export are written and its config is not."""
+    antgmm_jax.convert._write_config = die
+
+
+MOMENTS = {
+    "mask": lambda: at_step("blocks", 3),
+    "recover": lambda: at_step("blocks", 6),
+    "save": lambda: at_publication(2),
+    "second mask": lambda: at_step("widths", 3),
+    "export": at_export,
+    "never": lambda: None,
+}
+
+if __name__ == "__main__":
+    recipe, run, moment = sys.argv[1:]
+    MOMENTS[moment]()
+    Run(load_recipe(recipe), run)()

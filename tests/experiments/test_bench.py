@@ -1,0 +1,96 @@
+"""What the benchmark counts and how it compares; how fast anything is, no test says."""
+
+import jax
+import numpy as np
+import pytest
+
+from antgmm_jax.config import blip2_t5
+from antgmm_jax.convert import load_hf
+from antgmm_jax.functional import functional
+from distill import LossConfig, make_loss
+from experiments import bench
+from experiments.commands.sources import end_tokens, random_batch
+from tests import reference
+
+CONFIG = blip2_t5(
+    vision=(1, 256, 4, 512),
+    bridge=(2, 256, 4, 512),
+    text=(1, 1, 256, 4, 512),
+    head_dims=(64, 64, 64),
+    image=64,
+    patch=16,
+    queries=16,
+    vocab=1024,
+    image_token=3,
+)
+
+
+def test_sides_take_turns_and_warm_up_rounds_are_not_timed():
+    called = []
+    seconds = bench.in_turn({"a": lambda: called.append("a"), "b": lambda: called.append("b")}, 3, warmup=2)
+    assert called == ["a", "b"] * 5
+    assert {name: values.shape for name, values in seconds.items()} == {"a": (3,), "b": (3,)}
+    assert all((values >= 0).all() for values in seconds.values())
+
+
+def test_spread_is_median_and_quartiles():
+    assert bench.spread(np.array([1.0, 2.0, 3.0, 4.0, 100.0])) == {"median": 3.0, "low": 2.0, "high": 4.0}
+
+
+def test_a_steps_flops_are_those_that_the_compiler_counts():
+    batch = random_batch(CONFIG, 4, **bench.PROMPT)
+    arrays = bench._device(batch)
+    params = functional(CONFIG).init(jax.random.key(0))
+    loss = make_loss(functional(CONFIG), LossConfig(hard=1.0))
+    compiled = jax.jit(jax.grad(lambda p: loss(p, {}, arrays, {})[0])).lower(params).compile()
+    head = 2 * batch["targets"].size * 256 * 1024  # of the teacher: not in this program
+    counted = compiled.cost_analysis()["flops"]
+    # No stack has more than one layer under its scan, so the compiler sees all; pixels and tokens need no gradient,
+    # and norms and activations are counted there alone.
+    assert bench.step_flops(CONFIG, batch) - head == pytest.approx(counted, rel=0.1)
+
+
+@pytest.mark.parametrize("model", [reference.blip2, reference.llava])
+def test_random_prompts_are_read_alike_by_both_engines(tmp_path, model):
+    directory = reference.saved(model(), tmp_path / "model")
+    config, params = load_hf(directory)
+    batch = random_batch(config, 2, words=5, answer=4)
+    out = functional(config).apply(params, bench._device(batch))["logits"]
+    inputs = {
+        name: batch[name]
+        for name in ("pixel_values", "input_ids", "attention_mask", "decoder_input_ids")
+        if name in batch
+    }
+    expected = reference.logits(reference.reloaded(directory), {k: _long(v) for k, v in inputs.items()})
+    reference.close(np.asarray(out), expected)
+    # `positions` point at the state that predicts each target.
+    if "decoder_input_ids" not in batch:
+        followed = np.take_along_axis(batch["input_ids"], batch["positions"] + 1, axis=1)
+        np.testing.assert_array_equal(followed, batch["targets"])
+    eos, pad = end_tokens(directory)
+    assert (eos, pad) == (1, 0)
+
+
+def _long(array: np.ndarray) -> np.ndarray:
+    return array.astype(np.int64) if array.dtype == np.int32 else array
+
+
+@pytest.mark.filterwarnings("default")  # PyTorch's and transformers' own
+def test_decoding_and_requests_compare_the_same_answers(tmp_path):
+    teacher = reference.saved(reference.blip2(), tmp_path / "teacher")
+    student = reference.saved(reference.blip2(vision=(1, 32, 4, 24)), tmp_path / "student")
+    found = bench.decoding(teacher, 2, 5, 3)
+    assert found["equal"]
+    assert set(found) == {"tokens", "equal", "ratio", "jax_ms", "torch_ms"}
+    figures = bench.requests(teacher, student, 3, 3)
+    for engine in ("jax", "torch"):
+        assert set(figures[engine]) == {"teacher", "student", "ratio"}
+        assert figures[engine]["ratio"] == figures[engine]["teacher"]["p50"] / figures[engine]["student"]["p50"]
+
+
+def test_importance_and_step_run_on_a_tiny_model():
+    found = bench.importance(CONFIG, 2, 3)
+    assert found["ratio"]["median"] > 0
+    step = bench.distillation_step(CONFIG, 2, 64, 3)
+    assert step["share"]["median"] > 0
+    assert step["flops"] == bench.step_flops(CONFIG, random_batch(CONFIG, 2, **bench.PROMPT))
