@@ -1,1 +1,26 @@
-"""The model that is compressed, and its way in and out."""
+"""The model that is compressed, and its way in and out.
+
+Public names are imported when they are first used: `antgmm --help` need not wait for JAX and transformers. The
+functions `functional` and `generate` stand in the modules of the same names.
+"""
+
+from importlib import import_module
+from typing import Any
+
+_HOME = {
+    "AntgmmError": "errors",
+    "Functional": "functional",
+    "LMMConfig": "config",
+    "load_hf": "convert",
+    "preset": "config",
+    "resize": "config",
+    "save_hf": "convert",
+    "sizes": "config",
+}
+__all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'antgmm_jax' has no attribute {name!r}")
+    return getattr(import_module(f"antgmm_jax.{_HOME[name]}"), name)

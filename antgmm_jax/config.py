@@ -107,6 +107,18 @@ class LMMConfig:
     image_token: int
 
     @property
+    def qformer(self) -> QFormerConfig:
+        """The bridge of a BLIP-2 model."""
+        assert isinstance(self.bridge, QFormerConfig)
+        return self.bridge
+
+    @property
+    def projector(self) -> ProjectorConfig:
+        """The bridge of a LLaVA model."""
+        assert isinstance(self.bridge, ProjectorConfig)
+        return self.bridge
+
+    @property
     def image_tokens(self) -> int:
         """Number of text positions that an image takes."""
         if isinstance(self.bridge, QFormerConfig):
@@ -192,8 +204,8 @@ def resize(config: LMMConfig, new: Mapping[str, int]) -> LMMConfig:
 
 def with_cross_every(config: LMMConfig, every: int) -> LMMConfig:
     """The same BLIP-2 model whose Q-Former reads the image at every `every`-th layer."""
-    stack = dataclasses.replace(config.bridge.stack, cross_every=every)  # type: ignore[union-attr]
-    return dataclasses.replace(config, bridge=dataclasses.replace(config.bridge, stack=stack))
+    stack = dataclasses.replace(config.qformer.stack, cross_every=every)
+    return dataclasses.replace(config, bridge=dataclasses.replace(config.qformer, stack=stack))
 
 
 def to_dict(config: LMMConfig) -> dict[str, Any]:

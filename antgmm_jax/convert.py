@@ -72,10 +72,14 @@ def _with_defaults(raw: Mapping[str, Any], directory: Path) -> dict[str, Any]:
 def _check_config(config: LMMConfig) -> None:
     vision = config.vision
     if not isinstance(vision.image, int) or not isinstance(vision.patch, int) or vision.image % vision.patch:
-        raise AntgmmError(f"image_size {vision.image} must be a whole number of patches of {vision.patch} pixels, square")
+        raise AntgmmError(
+            f"image_size {vision.image} must be a whole number of patches of {vision.patch} pixels, square"
+        )
     for tower, stack in stacks(config).items():
         if stack.act not in ACTIVATIONS:
-            raise AntgmmError(f"activation {stack.act!r} of {tower} is not supported: known are {', '.join(ACTIVATIONS)}")
+            raise AntgmmError(
+                f"activation {stack.act!r} of {tower} is not supported: known are {', '.join(ACTIVATIONS)}"
+            )
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -96,16 +100,22 @@ class _Tensors:
         elif (directory / WEIGHTS).exists():
             files = [WEIGHTS]
         else:
-            raise AntgmmError(f"{directory} has no {WEIGHTS}: save it with safe_serialization (pickled weights are not read)")
+            raise AntgmmError(
+                f"{directory} has no {WEIGHTS}: save it with safe_serialization (pickled weights are not read)"
+            )
         self.names: dict[str, tuple[Any, str, Path]] = {}
         for file in files:
             path = directory / file
             if path.resolve().parent != directory.resolve():
-                raise AntgmmError(f"{directory / INDEX} names {file!r}, which is outside the checkpoint: mend the index")
+                raise AntgmmError(
+                    f"{directory / INDEX} names {file!r}, which is outside the checkpoint: mend the index"
+                )
             try:
                 handle = safe_open(path, framework="numpy")
             except (SafetensorError, OSError) as error:
-                raise AntgmmError(f"{path} cannot be read ({error}): the file is damaged or cut short, copy it again") from error
+                raise AntgmmError(
+                    f"{path} cannot be read ({error}): the file is damaged or cut short, copy it again"
+                ) from error
             for name in handle.keys():  # noqa: SIM118 (not a dict)
                 ours = name
                 for pattern, new in renames:
@@ -209,7 +219,9 @@ def _assemble(table: list[Entry], layers: dict[str, int], tensors: _Tensors, tar
                     _store(params, path, np.empty(shape, tensor.dtype))
                 stacked = _lookup(params, path)
                 if stacked.dtype != tensor.dtype:
-                    raise AntgmmError(f"tensor {name} is {tensor.dtype}, its other layers {stacked.dtype}: convert to one")
+                    raise AntgmmError(
+                        f"tensor {name} is {tensor.dtype}, its other layers {stacked.dtype}: convert to one"
+                    )
                 stacked[row] = part
     if jax.tree.structure(params) != jax.tree.structure(target):
         raise AssertionError("a conversion table leaves parameters uncovered")
@@ -275,7 +287,9 @@ def save_hf(
         temporary.rename(directory)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise AntgmmError(f"{directory} could not be written ({error}): free disk space or choose another place") from error
+        raise AntgmmError(
+            f"{directory} could not be written ({error}): free disk space or choose another place"
+        ) from error
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -291,6 +305,7 @@ def _write_weights(tensors: dict[str, np.ndarray], directory: Path, max_shard_si
     )
     for file, names in split.filename_to_tensors.items():
         save_file({name: tensors[name] for name in names}, directory / file, metadata={"format": "pt"})
+        (directory / file).chmod(0o644)  # safetensors writes for the owner alone; a server may be another user
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n")

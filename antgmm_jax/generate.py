@@ -1,11 +1,12 @@
 """Greedy decoding with a key-value cache: three jitted phases, layers unrolled."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Int
 
@@ -24,15 +25,15 @@ class Phases(NamedTuple):
         decode: (params, state) -> token ids [B, max_new_tokens].
     """
 
-    vision: object
-    prefill: object
-    decode: object
+    vision: Callable[..., Array]
+    prefill: Callable[..., tuple[Prefilled, Array | None]]
+    decode: Callable[..., Array]
 
 
 def generate(
     config: LMMConfig,
     params: Params,
-    batch: Mapping[str, Array],
+    batch: Mapping[str, Array | np.ndarray],
     *,
     max_new_tokens: int,
     eos: int | Sequence[int],

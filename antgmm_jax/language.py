@@ -44,9 +44,7 @@ class LanguageModel(nnx.Module):
     def __init__(self, config: LanguageConfig, *, rngs: nnx.Rngs):
         self.config, decoder = config, config.decoder
         width = decoder.embed
-        self.tokens = param(
-            rngs.params(), (config.vocab, width), ("vocab", "text/embed"), scale=_embed_scale(config)
-        )
+        self.tokens = param(rngs.params(), (config.vocab, width), ("vocab", "text/embed"), scale=_embed_scale(config))
         encoder = config.encoder
         self.encoder = None if encoder is None else Stack(encoder, "encoder", rngs=rngs)
         self.encoder_norm = None if encoder is None else Norm(encoder, "text/embed", rngs=rngs)
@@ -72,6 +70,7 @@ class LanguageModel(nnx.Module):
         self, x: Float[Array, "B T D"], valid: Bool[Array, "B T"], gates: Gates, collect: Sequence[str] = ()
     ) -> tuple[Float[Array, "B T D"], dict[str, Array]]:
         """T5's encoder over embedded tokens: normed states, and the intermediates named in `collect`."""
+        assert self.encoder is not None and self.encoder.relative is not None and self.encoder_norm is not None
         at = jnp.arange(x.shape[1])
         context = Context(mask=valid[:, None, None, :], bias=self.encoder.relative(at, at), valid=valid)
         x, kept = self.encoder(x, context, gates, collect)
@@ -140,7 +139,9 @@ class LanguageModel(nnx.Module):
         """
         config, layers, (batch, length, _) = self.config.decoder, self.decoder.unstack(), x.shape
         empty = jnp.zeros((batch, slots, config.heads, config.head_dim), x.dtype)
-        cross_caches = [None if cross is None else cross.attention.keys_values(memory) for _, cross in layers]
+        cross_caches: list[Cache | None] = [None] * len(layers)
+        if memory is not None:
+            cross_caches = [cross.attention.keys_values(memory) for _, cross in layers if cross is not None]
         usable = jnp.concatenate([valid, jnp.ones((batch, slots - length), bool)], axis=1)
         at, keys = jnp.arange(length), jnp.arange(slots)
         mask = (keys[None, :] <= at[:, None])[None, None] & usable[:, None, None, :]

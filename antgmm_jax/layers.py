@@ -63,6 +63,7 @@ class Norm(nnx.Module):
         self.bias = None if self.rms else param(rngs.params(), (config.embed,), (axis,), scale=None)
 
     def __call__(self, x: Float[Array, "... D"], gate: Float[Array, " D"] | None = None) -> Float[Array, "... D"]:
+        """Norms the last axis of x over its open channels."""
         # Statistics in float32: in bfloat16 the variance of a wide stream loses its last digits.
         z = x.astype(jnp.float32)
 
@@ -195,9 +196,7 @@ class RelativeBias(nnx.Module):
             not config.causal,
         )
         scale = config.embed**-0.5
-        self.table = param(
-            rngs.params(), (config.relative_buckets, config.heads), ("buckets", heads_axis), scale=scale
-        )
+        self.table = param(rngs.params(), (config.relative_buckets, config.heads), ("buckets", heads_axis), scale=scale)
 
     def __call__(self, queries: Int[Array, " T"], keys: Int[Array, " S"]) -> Float[Array, "1 H T S"]:
         """Bias between query and key positions."""

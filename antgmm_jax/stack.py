@@ -108,9 +108,12 @@ class Block(nnx.Module):
         x = residual(x, self.norm1, attend, "heads")
         if cross is not None:
             attention, mask = cross.attention, context.memory_mask
+            if cross_cache is None:
+                assert context.memory is not None
+                cross_cache = attention.keys_values(context.memory)
+            k, v = cross_cache
 
             def read(y):
-                k, v = cross_cache if cross_cache is not None else attention.keys_values(context.memory)
                 return attention.attend(y, k, v, mask=mask, gate=gates.get("cross_heads"))
 
             x = residual(x, cross.norm, read, "cross_heads")
@@ -189,7 +192,7 @@ class Stack(nnx.Module):
         def body(x, layer, cross):
             params, gates_here = layer
             block = nnx.merge(block_graph, params)
-            module = None if cross is None else nnx.merge(cross_graph, cross)
+            module = None if cross_graph is None or cross is None else nnx.merge(cross_graph, cross)
             y, units, _ = block(x, context, {**shared, **gates_here}, cross=module)
             kept = {}
             for name in sorted(wanted):
@@ -230,7 +233,7 @@ class Stack(nnx.Module):
         for i in range(self.config.layers):
             block = nnx.merge(block_graph, jax.tree.map(lambda a, i=i: a[i], blocks))
             cross = None
-            if crosses is not None and i % every == 0:
+            if cross_graph is not None and i % every == 0:
                 cross = nnx.merge(cross_graph, jax.tree.map(lambda a, j=i // every: a[j], crosses))
             layers.append((block, cross))
         return layers

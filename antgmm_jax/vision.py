@@ -19,9 +19,7 @@ class VisionEncoder(nnx.Module):
         self.config, width = config, config.stack.embed
         fan_in = config.channels * config.patch**2
         shape = (config.channels, config.patch, config.patch, width)
-        self.patch = param(
-            rngs.params(), shape, ("channels", "patch_y", "patch_x", "vision/embed"), scale=fan_in**-0.5
-        )
+        self.patch = param(rngs.params(), shape, ("channels", "patch_y", "patch_x", "vision/embed"), scale=fan_in**-0.5)
         key, axes = rngs.params(), ("vision/embed",)
         self.patch_bias = param(key, (width,), axes, scale=None) if config.patch_bias else None
         self.cls = param(rngs.params(), (width,), axes, scale=0.02)

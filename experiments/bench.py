@@ -6,8 +6,7 @@ against the machine's own matmul rate; decoding against `transformers`; a teache
 
 import importlib.metadata
 import tempfile
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,21 +18,15 @@ import numpy as np
 import distill
 import pruning
 from antgmm_jax.config import LMMConfig, preset
-from antgmm_jax.convert import load_hf, save_hf
+from antgmm_jax.convert import save_hf
 from antgmm_jax.functional import Params, functional
-from antgmm_jax.generate import generate
 from distill import LossConfig
+from experiments.bench_decode import PROMPT, decoding, requests
 from experiments.commands.output import table
 from experiments.commands.sources import random_batch
 from experiments.console import say
-from experiments.export_gate import torch_model
-from experiments.latency import jax_request, measure, torch_request
-from experiments.pipeline import float32
 from experiments.report import machine
-
-Seconds = dict[str, np.ndarray]
-PROMPT = {"words": 32, "answer": 16}
-"""Tokens beside the image's, and answer tokens: about those of MAAD-synth."""
+from experiments.timing import in_turn, milliseconds, spread
 
 
 class Scale(NamedTuple):
@@ -90,33 +83,6 @@ def versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in ("jax", "torch", "transformers")}
 
 
-def in_turn(sides: Mapping[str, Callable[[], Any]], rounds: int, warmup: int = 2) -> Seconds:
-    """Seconds of each side in each round, the sides one after the other.
-
-    Args:
-        sides: name -> what is timed; it returns when its work is done.
-        rounds: rounds that are timed.
-        warmup: rounds before, which compile.
-
-    Returns:
-        name -> seconds [rounds].
-    """
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for turn in range(warmup + rounds):
-        for name, side in sides.items():
-            begin = time.perf_counter()
-            side()
-            if turn >= warmup:
-                seconds[name].append(time.perf_counter() - begin)
-    return {name: np.array(found) for name, found in seconds.items()}
-
-
-def spread(values: np.ndarray) -> dict[str, float]:
-    """Median and quartiles."""
-    low, middle, high = np.percentile(values, (25, 50, 75))
-    return {"median": float(middle), "low": float(low), "high": float(high)}
-
-
 def importance(config: LMMConfig, rows: int, rounds: int) -> dict[str, Any]:
     """Taylor scores of every axis against one forward and backward pass over the parameters: same loss, same batch.
 
@@ -143,7 +109,7 @@ def importance(config: LMMConfig, rows: int, rounds: int) -> dict[str, Any]:
     }
     seconds = in_turn(sides, rounds)
     ratio = seconds["importance"] / seconds["forward_backward"]
-    return {"batch": rows, "ratio": spread(ratio), **_milliseconds(seconds)}
+    return {"batch": rows, "ratio": spread(ratio), **milliseconds(seconds)}
 
 
 def distillation_step(config: LMMConfig, rows: int, side: int, rounds: int) -> dict[str, Any]:
@@ -187,7 +153,7 @@ def distillation_step(config: LMMConfig, rows: int, side: int, rounds: int) -> d
         "share": spread(rate / peak),
         "flops_per_second": spread(rate),
         "matmul_flops_per_second": spread(peak),
-        **_milliseconds(seconds),
+        **milliseconds(seconds),
     }
 
 
@@ -214,99 +180,10 @@ def _cached_teacher(config: LMMConfig, params: Params, batch: Mapping[str, np.nd
     return distill.cached(pure, params, distill.open_cache(cache, key="bench", names=("final",), in_memory=True))
 
 
-def decoding(directory: Path, rows: int, tokens: int, rounds: int) -> dict[str, Any]:
-    """Whole greedy answers of equal length, ours against `transformers.generate`, on the same checkpoint.
-
-    Args:
-        directory: the checkpoint.
-        rows: prompts decoded together.
-        tokens: answer length.
-        rounds: rounds that are timed.
-
-    Returns:
-        `ratio` of the times (higher is better), whether the answers are the same, and milliseconds of both.
-    """
-    say(f"bench: decoding at batch {rows}")
-    config, params = load_hf(directory)
-    params, prompt = float32(params), _prompt(config, rows)
-    model = torch_model(directory)
-    inputs = {name: jnp.asarray(value) for name, value in prompt.items()}
-
-    def ours() -> np.ndarray:
-        return np.asarray(generate(config, params, inputs, max_new_tokens=tokens, eos=(), pad=0))
-
-    theirs = _torch_generate(model, prompt, tokens)
-    seconds = in_turn({"jax": ours, "torch": theirs}, rounds)
-    equal = bool(np.array_equal(ours(), theirs()))
-    return {
-        "tokens": tokens,
-        "equal": equal,
-        "ratio": spread(seconds["torch"] / seconds["jax"]),
-        **_milliseconds(seconds),
-    }
-
-
-def _torch_generate(model: Any, prompt: Mapping[str, np.ndarray], tokens: int) -> Callable[[], np.ndarray]:
-    import torch
-
-    # Without an end token every answer has the same length.
-    model.generation_config.eos_token_id, model.generation_config.pad_token_id = None, 0
-    tensors = {name: torch.from_numpy(value) for name, value in prompt.items()}
-    inputs = {name: tensor if name == "pixel_values" else tensor.long() for name, tensor in tensors.items()}
-
-    def answer() -> np.ndarray:
-        with torch.no_grad():
-            return model.generate(**inputs, max_new_tokens=tokens, do_sample=False).numpy()[:, -tokens:]
-
-    return answer
-
-
-def requests(teacher: Path, student: Path, tokens: int, rounds: int) -> dict[str, Any]:
-    """Requests at batch 1 to a teacher and its student, in turn in the same engine.
-
-    Args:
-        teacher: a checkpoint.
-        student: a smaller one.
-        tokens: answer length of both.
-        rounds: rounds that are timed.
-
-    Returns:
-        engine -> model -> latency in milliseconds by phase, and `ratio` of the medians.
-    """
-    say("bench: requests")
-    loaded = {name: load_hf(directory) for name, directory in (("teacher", teacher), ("student", student))}
-    prompts = {name: _prompt(config, 1) for name, (config, _) in loaded.items()}
-    engines = {
-        "jax": {n: jax_request(config, float32(p), prompts[n], tokens) for n, (config, p) in loaded.items()},
-        "torch": {
-            name: torch_request(torch_model(directory), prompts[name], tokens)
-            for name, directory in (("teacher", teacher), ("student", student))
-        },
-    }
-    found: dict[str, Any] = {"tokens": tokens}
-    for engine, pair in engines.items():
-        times = measure(pair, repeats=rounds)
-        models = {name: latency._asdict() for name, latency in times.items()}
-        found[engine] = {**models, "ratio": times["teacher"].p50 / times["student"].p50}
-    return found
-
-
-def _prompt(config: LMMConfig, rows: int) -> dict[str, np.ndarray]:
-    batch = random_batch(config, rows, **PROMPT)
-    return {
-        name.removeprefix("prompt/"): batch[name]
-        for name in ("pixel_values", "prompt/input_ids", "prompt/attention_mask")
-    }
-
-
 def _device(batch: Mapping[str, Any]) -> dict[str, jax.Array]:
     return {
         name: jnp.asarray(value) for name, value in batch.items() if name != "index" and not name.startswith("prompt/")
     }
-
-
-def _milliseconds(seconds: Seconds) -> dict[str, Any]:
-    return {f"{name}_ms": spread(1e3 * values) for name, values in seconds.items()}
 
 
 def shown(figures: Mapping[str, Any]) -> list[Any]:

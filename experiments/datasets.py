@@ -1,7 +1,7 @@
 """From a recipe's data table to records, and from records to the arrays that a model reads."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from antgmm_jax.config import LMMConfig
 from antgmm_jax.errors import AntgmmError
 from data.batches import Batches, batches
 from data.maad import source
+from data.maad.source import MaadSource
 from data.maad.source import fingerprint as maad_fingerprint
 from data.processor import device_batch, encode, encode_prompts, pixel_table
 from data.readers import read_records
@@ -35,7 +36,9 @@ def load_records(data: Data) -> Sequence[Record]:
         return source(data.tier, data.split, data.samples, seed=data.seed)
     records = read_records(data.kind, Path(data.path), split=getattr(data, "split", ""))
     if len(records) < data.samples:
-        raise AntgmmError(f"{data.path} holds {len(records)} records, the recipe asks for {data.samples}: lower samples")
+        raise AntgmmError(
+            f"{data.path} holds {len(records)} records, the recipe asks for {data.samples}: lower samples"
+        )
     return records[: data.samples]
 
 
@@ -49,7 +52,7 @@ def data_fingerprint(records: Sequence[Record], arrays: dict[str, np.ndarray]) -
     Returns:
         16 hexadecimal digits.
     """
-    digest = hashlib.sha256(maad_fingerprint(records).encode() if hasattr(records, "latents") else b"")
+    digest = hashlib.sha256(maad_fingerprint(records).encode() if isinstance(records, MaadSource) else b"")
     for name in sorted(arrays):
         digest.update(name.encode() + np.ascontiguousarray(arrays[name]).tobytes())
     return digest.hexdigest()[:16]
@@ -65,7 +68,9 @@ def load_processor(directory: str | Path) -> ProcessorMixin:
         return AutoProcessor.from_pretrained(directory, local_files_only=True)
     except (OSError, ValueError, ImportError) as error:
         line = " ".join(str(error).split())[:200]
-        raise AntgmmError(f"{directory} has no processor that AutoProcessor reads ({line}): save one beside it") from error
+        raise AntgmmError(
+            f"{directory} has no processor that AutoProcessor reads ({line}): save one beside it"
+        ) from error
 
 
 class Samples:
@@ -107,6 +112,3 @@ class Samples:
             rows = np.minimum(np.arange(first, first + size), len(self) - 1)
             batch = device_batch(self.table, {name: value[rows] for name, value in arrays.items()})
             yield {**batch, "index": rows.astype(np.int32)}
-
-
-Note = Callable[[int, str], None]

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -50,7 +49,9 @@ def torch_model(directory: str | os.PathLike):
     import transformers
 
     config = transformers.AutoConfig.from_pretrained(directory)
-    architecture = getattr(transformers, config.architectures[0])
+    architecture = getattr(transformers, (config.architectures or [""])[0], None)
+    if architecture is None:
+        raise AntgmmError(f"{directory}: config.json names no architecture of transformers: export again")
     model, info = architecture.from_pretrained(directory, dtype=torch.float32, output_loading_info=True)
     for fault in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info[fault]:
@@ -111,7 +112,7 @@ def check(
             where = f"logits of sample {ids[row]} differ by {worst[row]:.3g}"
         if not where and not equal.all():
             row = int((~equal).argmax())
-            where = f"the answer to sample {ids[row]} differs: {mine[row].tolist()} in JAX, {theirs[row].tolist()} in PyTorch"
+            where = f"the answer to sample {ids[row]} differs: JAX {mine[row].tolist()}, PyTorch {theirs[row].tolist()}"
     passed = not where and diff <= TOLERANCE * max(1.0, scale)
     return GateResult(diff, scale, same / count, count, passed, where)
 
@@ -134,7 +135,7 @@ def _answer_logits(logits: np.ndarray, batch: Mapping[str, np.ndarray]) -> np.nd
 
 
 def _long(tensors: dict[str, Any]) -> dict[str, Any]:
-    return {name: t.long() if name.endswith("ids") or name.endswith("mask") else t for name, t in tensors.items()}
+    return {name: t.long() if name.endswith(("ids", "mask")) else t for name, t in tensors.items()}
 
 
 def torch_answers(model, prompt: Mapping[str, np.ndarray], max_new_tokens: int, pad: int, **options) -> np.ndarray:

@@ -57,7 +57,9 @@ class RunFolder:
                 self._claim(recipe)
                 yield
         except Timeout as error:
-            raise AntgmmError(f"{self.path} is in use by another process: wait for it or choose another folder") from error
+            raise AntgmmError(
+                f"{self.path} is in use by another process: wait for it or choose another folder"
+            ) from error
 
     def _claim(self, recipe: Recipe | Training) -> None:
         own = self.path / RECIPE

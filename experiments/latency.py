@@ -58,8 +58,8 @@ def jax_request(config: LMMConfig, params: Params, prompt: Mapping[str, np.ndarr
 def torch_request(model, prompt: Mapping[str, np.ndarray], tokens: int) -> Request:
     """A request through `transformers`' own `generate` that decodes exactly `tokens` tokens.
 
-    The phases are told apart by hooks, as generate() runs them in one call: the vision phase ends when image features are
-    there, prefill when the first token's logits are.
+    The phases are told apart by hooks, as generate() runs them in one call: the vision phase ends when image features
+    are there, prefill when the first token's logits are.
 
     Args:
         model: from `export_gate.torch_model`.

@@ -77,7 +77,7 @@ class Run:
         self.test = Samples(load_records(recipe.evaluate.data), self.processor, config)
         targets = self._targets()
         student = start
-        for number, stage in enumerate(recipe.stages, 1):
+        for number in range(1, len(recipe.stages) + 1):
             student = self._stage(number, student, targets)
         exported = self._export(student)
         return write_report(self.folder, recipe, self.teacher, exported, self.test, self.processor, self.began)
@@ -87,7 +87,9 @@ class Run:
             return self.teacher
         tree, record = checkpoint.load_stage(self.recipe.parent)
         if record["teacher"] != teacher_key(self.teacher.params):
-            raise AntgmmError(f"parent {self.recipe.parent} was cut from another teacher than {self.recipe.teacher.path}")
+            raise AntgmmError(
+                f"parent {self.recipe.parent} was cut from another teacher than {self.recipe.teacher.path}"
+            )
         return Student(from_dict(record["config"]), float32(tree["params"]), keep_of(record))
 
     def _targets(self) -> Teacher:
@@ -140,7 +142,9 @@ class Run:
         record = {
             "stage": stage.model_dump(mode="json"),
             "config": to_dict(left.config),
-            "parent": str(self.folder.stage(number - 1, self.recipe.stages[number - 2].name)) if number > 1 else self.recipe.parent,
+            "parent": str(self.folder.stage(number - 1, self.recipe.stages[number - 2].name))
+            if number > 1
+            else self.recipe.parent,
             "teacher": teacher_key(self.teacher.params),
             "keep": left.keep,
             "metrics": {"scores": scores, "history": history, "seconds": time.time() - began},
@@ -156,7 +160,12 @@ class Run:
     def _scores(self, title: str, config: LMMConfig, params: Params) -> dict[str, Any]:
         with bar(title, len(self.test)) as update:
             found, _ = evaluate(
-                config, params, self.test, self.processor, max_new_tokens=self.recipe.evaluate.max_new_tokens, progress=update
+                config,
+                params,
+                self.test,
+                self.processor,
+                max_new_tokens=self.recipe.evaluate.max_new_tokens,
+                progress=update,
             )
         return found
 
@@ -189,7 +198,8 @@ class Run:
         write_json(self.folder.report / "gate.json", result._asdict())
         if not result.passed:
             raise AntgmmError(f"the export gate failed: {result.where}; {directory} must not be served")
-        say(f"export gate: logits differ by {result.max_abs_logit_diff:.2g}, {result.answers_equal:.0%} of answers equal")
+        equal = f"{result.answers_equal:.0%} of answers equal"
+        say(f"export gate: logits differ by {result.max_abs_logit_diff:.2g}, {equal}")
         return Student(config, float32(params), student.keep)
 
 

@@ -52,7 +52,8 @@ def make_pretrain_step(config: LMMConfig, params: Params, facts: Mapping[str, in
 
     Returns:
         step(state, batch, gates, teacher_params) -> (state, metrics); batch has `pixel_values` and a class per fact
-        under `fact/<name>` [B]. Metrics: `loss`, `accuracy`, `worst` (the hardest fact's accuracy), `grad_norm`, `learning_rate`.
+        under `fact/<name>` [B]. Metrics: `loss`, `accuracy`, `worst` (the hardest fact's accuracy), `grad_norm` and
+        `learning_rate`.
     """
     features, language = functional(config).features, params["language"]
 

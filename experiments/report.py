@@ -79,7 +79,11 @@ def write_report(
         **models,
         "ratios": {
             "params": models["teacher"]["params"] / models["student"]["params"],
-            **{engine: times["teacher"]["p50"] / times["student"]["p50"] for engine, times in latency.items() if engine != "tokens"},
+            **{
+                engine: times["teacher"]["p50"] / times["student"]["p50"]
+                for engine, times in latency.items()
+                if engine != "tokens"
+            },
         },
         "latency": flat_latency(latency),
         "export": export_figures(json.loads((folder.report / "gate.json").read_text())),
@@ -235,14 +239,34 @@ def markdown(report: dict[str, Any]) -> str:
         table(
             ["", "teacher", "student", "ratio"],
             [
-                ["parameters", _millions(teacher["params"]), _millions(student["params"]), f"{report['ratios']['params']:.1f}"],
+                [
+                    "parameters",
+                    _millions(teacher["params"]),
+                    _millions(student["params"]),
+                    f"{report['ratios']['params']:.1f}",
+                ],
                 *(
-                    [f"… {tower}", _millions(n), _millions(student["params_by_tower"][tower]), f"{n / student['params_by_tower'][tower]:.1f}"]
+                    [
+                        f"… {tower}",
+                        _millions(n),
+                        _millions(student["params_by_tower"][tower]),
+                        f"{n / student['params_by_tower'][tower]:.1f}",
+                    ]
                     for tower, n in teacher["params_by_tower"].items()
                 ),
-                ["FLOPs a request", _millions(teacher["flops"]), _millions(student["flops"]), f"{teacher['flops'] / student['flops']:.1f}"],
+                [
+                    "FLOPs a request",
+                    _millions(teacher["flops"]),
+                    _millions(student["flops"]),
+                    f"{teacher['flops'] / student['flops']:.1f}",
+                ],
                 ["exact match (macro)", f"{teacher['exact_match']:.4f}", f"{student['exact_match']:.4f}", ""],
-                ["final token", f"{teacher['scores']['final_token']:.4f}", f"{student['scores']['final_token']:.4f}", ""],
+                [
+                    "final token",
+                    f"{teacher['scores']['final_token']:.4f}",
+                    f"{student['scores']['final_token']:.4f}",
+                    "",
+                ],
                 ["ROUGE-L", f"{teacher['scores']['rouge_l']:.4f}", f"{student['scores']['rouge_l']:.4f}", ""],
             ],
         ),

@@ -1,6 +1,6 @@
 """One stage: the way from a model to a smaller, distilled one, resumable at any step."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -111,7 +111,11 @@ class StageRun:
         checkpoint_every: int,
     ):
         self.stage, self.teacher, self.samples, self.working = stage, teacher, samples, working
-        self.seed, self.calibration_batches, self.checkpoint_every = seed + 1000 * number, calibration_batches, checkpoint_every
+        self.seed, self.calibration_batches, self.checkpoint_every = (
+            seed + 1000 * number,
+            calibration_batches,
+            checkpoint_every,
+        )
         self.optimizer = optimizer_of(stage.optimizer, stage.steps)
         self.data = samples.shuffled(stage.optimizer.batch_size, self.seed)
 
@@ -137,7 +141,7 @@ class StageRun:
                     state, place = self._mask(state, place, begin)
                     state, place = self._cut(state, place)
                 if int(state.step) < begin + steps:
-                    state = self._train(state, place, {}, begin + steps)
+                    state = self._train(state, place, lambda step: {}, begin + steps)
         return Student(place.config, state.params, place.keep), place.history
 
     def _plan(self, params: Params, place: _Place, targets: Mapping[str, int]) -> _Place:
@@ -165,14 +169,16 @@ class StageRun:
 
     def _cut(self, state: State, place: _Place) -> tuple[State, _Place]:
         axes, keep = functional(place.config).axes, pruning.array_keep(place.config, place.plan)
-        moments = map_moments(state.opt_state, state.params, self.optimizer, lambda tree: pruning.take(tree, axes, keep))
+        moments = map_moments(
+            state.opt_state, state.params, self.optimizer, lambda tree: pruning.take(tree, axes, keep)
+        )
         config, params = pruning.shrink(place.config, state.params, place.plan)
         cut = place._replace(
             config=config, keep=pruning.compose(place.keep, place.plan), cuts=place.cuts + 1, plan={}, scores={}
         )
         return State(params, moments, state.step), cut
 
-    def _train(self, state: State, place: _Place, gates: Any, until: int) -> State:
+    def _train(self, state: State, place: _Place, gates: Callable[[int], Any], until: int) -> State:
         step = make_step(
             functional(place.config),
             self.optimizer,
@@ -186,7 +192,7 @@ class StageRun:
             state,
             self._batches(),
             steps=until,
-            gates_at=gates if callable(gates) else lambda step: {},
+            gates_at=gates,
             teacher=self.teacher,
             save=lambda state: self._save(state, place),
             save_every=self.checkpoint_every,
@@ -227,9 +233,7 @@ class StageRun:
             return init_state(start.params, self.optimizer), _Place(start.config, keep, 0, {}, {}, [])
         record = checkpoint.load_step_record(self.working, step)
         config = from_dict(record["config"])
-        like = jax.eval_shape(
-            lambda: init_state(functional(config).init(jax.random.key(0)), self.optimizer)
-        )
+        like = jax.eval_shape(lambda: init_state(functional(config).init(jax.random.key(0)), self.optimizer))
         state, _ = checkpoint.load_step(self.working, step, like)
         self.data.seek(record["position"])
         arrays = {
@@ -256,7 +260,9 @@ def segment_targets(config: LMMConfig, stage: Stage) -> list[dict[str, int]]:
     final = pruning.resolve(config, stage.sizes)
     found = []
     for segment in range(1, stage.segments):
-        part = {axis: present[axis] + round((n - present[axis]) * segment / stage.segments) for axis, n in final.items()}
+        part = {
+            axis: present[axis] + round((n - present[axis]) * segment / stage.segments) for axis, n in final.items()
+        }
         found.append(pruning.legal_above(config, part))
     return [*found, final]
 

@@ -1,13 +1,11 @@
 """Trains a teacher phase by phase and exports it as a Hugging Face directory; resumes at any step."""
 
+import dataclasses
 import shutil
 import time
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-import dataclasses
 
 import jax
 import numpy as np
@@ -21,14 +19,14 @@ from antgmm_jax.functional import Params, functional
 from data.batches import batches
 from data.maad.source import latent_sizes
 from data.processor import blip2_processor, device_batch
-from data.tokenizer import IMAGE, corpus, train_tokenizer
 from data.record import prompt
+from data.tokenizer import IMAGE, corpus, train_tokenizer
 from experiments.console import bar, say
 from experiments.datasets import Samples, load_records
 from experiments.evaluate import evaluate
 from experiments.folder import RunFolder, write_json
 from experiments.pretrain import init_params, make_pretrain_step
-from experiments.schema import Phase, Training
+from experiments.schema import MaadData, Phase, Training
 from experiments.stage import optimizer_of
 
 
@@ -72,11 +70,12 @@ class TrainingRun:
     def _processor(self, records) -> ProcessorMixin:
         data, base = self.recipe.data, preset(self.recipe.model.preset)
         if data.kind == "maad":
-            texts: Iterator[str] = corpus(data.tier, seed=data.seed)
+            tokenizer = train_tokenizer(corpus(data.tier, seed=data.seed), vocab=base.language.vocab)
         else:
+            # A user's few rows repeat little: what occurs twice is worth a token.
             texts = (text for r in records for text in (prompt(r.question, r.text), r.answer))
-        tokenizer = train_tokenizer(texts, vocab=base.language.vocab)
-        return blip2_processor(tokenizer, px=base.vision.image, queries=base.bridge.queries)
+            tokenizer = train_tokenizer(texts, vocab=base.language.vocab, min_frequency=2)
+        return blip2_processor(tokenizer, px=base.vision.image, queries=base.qformer.queries)
 
     def _phase(self, number: int, phase: Phase, params: Params) -> Params:
         done, working = self.folder.stage(number, phase.name), self.folder.steps(number, phase.name)
@@ -86,6 +85,7 @@ class TrainingRun:
         began = time.time()
         optimizer = optimizer_of(phase.optimizer, phase.steps, phase.frozen)
         if phase.kind == "facts":
+            assert isinstance(self.recipe.data, MaadData)  # the schema says so
             facts = latent_sizes(self.recipe.data.tier)
             trained = init_params(self.config, params, facts, jax.random.key(self.recipe.seed + number))
             step = make_pretrain_step(self.config, params, facts, optimizer)
@@ -95,13 +95,13 @@ class TrainingRun:
         else:
             trained, arrays = params, self.samples.arrays
             step = distill.make_step(
-                functional(self.config), optimizer, distill.LossConfig(hard=1.0), micro_batches=phase.optimizer.accumulate
+                functional(self.config),
+                optimizer,
+                distill.LossConfig(hard=1.0),
+                micro_batches=phase.optimizer.accumulate,
             )
         state, history = self._train(phase, working, step, distill.init_state(trained, optimizer), arrays, number)
-        if phase.kind == "facts":
-            new = state.params["model"]
-        else:
-            new = state.params
+        new = state.params["model"] if phase.kind == "facts" else state.params
         record = {
             "phase": phase.model_dump(mode="json"),
             "config": to_dict(self.config),

@@ -17,7 +17,7 @@ def family_of(model_type: str):
         AntgmmError: no family does.
     """
     for family in FAMILIES.values():
-        if family.MODEL_TYPE == model_type:
+        if model_type == family.MODEL_TYPE:
             return family
     known = ", ".join(f.MODEL_TYPE for f in FAMILIES.values())
     raise AntgmmError(f"model_type {model_type!r} is not supported: known are {known}")

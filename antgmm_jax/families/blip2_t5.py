@@ -103,15 +103,20 @@ def _t5(text: Mapping[str, Any], *, decoder: bool) -> StackConfig:
     )
 
 
+def _encoder(config: LMMConfig) -> StackConfig:
+    assert config.language.encoder is not None
+    return config.language.encoder
+
+
 def to_hf(config: LMMConfig) -> dict[str, Any]:
     """The fields of config.json that the model's shape decides.
 
     T5 states two facts in one pair of fields: whether logits are scaled, and whether the head is the token table.
-    transformers scales by `scale_decoder_outputs`, or where that is absent unless `tie_word_embeddings` is false; it ties
-    unless the file holds a head that differs. So both fields say "scaled", and the file says "tied".
+    transformers scales by `scale_decoder_outputs`, or where that is absent unless `tie_word_embeddings` is false; it
+    ties unless the file holds a head that differs. So both fields say "scaled", and the file says "tied".
     """
-    vit, queries, language = config.vision.stack, config.bridge.stack, config.language
-    encoder, decoder = language.encoder, language.decoder
+    vit, queries, language = config.vision.stack, config.qformer.stack, config.language
+    encoder, decoder = _encoder(config), language.decoder
     prefix = "gated-" if decoder.gated else ""
     act = "gelu" if decoder.gated and decoder.act == "gelu_new" else decoder.act
     return {
@@ -119,7 +124,7 @@ def to_hf(config: LMMConfig) -> dict[str, Any]:
         "model_type": MODEL_TYPE,
         "image_token_index": config.image_token,
         "is_encoder_decoder": True,
-        "num_query_tokens": config.bridge.queries,
+        "num_query_tokens": config.qformer.queries,
         "use_decoder_only_language_model": False,
         "vision_config": {
             "model_type": "blip_2_vision_model",
@@ -170,7 +175,7 @@ def to_hf(config: LMMConfig) -> dict[str, Any]:
 
 def table(config: LMMConfig) -> list[Entry]:
     """Every tensor of the file and where its numbers live in our tree."""
-    return _vision(config) + _qformer(config.bridge.stack.cross_every) + _language(config)
+    return _vision(config) + _qformer(config.qformer.stack.cross_every) + _language(config)
 
 
 def _vision(config: LMMConfig) -> list[Entry]:
@@ -262,7 +267,7 @@ def ties(config: LMMConfig) -> tuple[Tie, ...]:
     """Counts that one field of config.json holds for several axes."""
     return (
         Tie("vision/embed", "vision/heads", config.vision.stack.head_dim),
-        Tie("bridge/embed", "bridge/heads", config.bridge.stack.head_dim),
+        Tie("bridge/embed", "bridge/heads", config.qformer.stack.head_dim),
         Tie("bridge/cross_heads", "bridge/heads"),
         Tie("decoder/heads", "encoder/heads"),
         Tie("decoder/cross_heads", "encoder/heads"),
@@ -273,7 +278,7 @@ def ties(config: LMMConfig) -> tuple[Tie, ...]:
 def violations(config: LMMConfig) -> tuple[str, ...]:
     """What keeps a shape from being served, each as a sentence; empty where nothing does."""
     found = list(tie_violations(ties(config), config))
-    encoder, decoder = config.language.encoder.layers, config.language.decoder.layers
+    encoder, decoder = _encoder(config).layers, config.language.decoder.layers
     if encoder < decoder:
         found.append(
             f"encoder/layers = {encoder} must be at least decoder/layers = {decoder}:"

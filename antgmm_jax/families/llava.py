@@ -110,8 +110,8 @@ def to_hf(config: LMMConfig) -> dict[str, Any]:
         "model_type": MODEL_TYPE,
         "image_token_index": config.image_token,
         "image_seq_length": config.image_tokens,
-        "multimodal_projector_bias": config.bridge.bias,
-        "projector_hidden_act": config.bridge.act,
+        "multimodal_projector_bias": config.projector.bias,
+        "projector_hidden_act": config.projector.act,
         "tie_word_embeddings": config.language.tied,
         "vision_feature_layer": -1,
         "vision_feature_select_strategy": "full" if config.vision.keep_cls else "default",
@@ -153,7 +153,7 @@ def table(config: LMMConfig) -> list[Entry]:
     layer = hf + ".encoder.layers.{i}"
     names = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "out_proj"}
     clip = {k: f"{layer}.self_attn.{v}" for k, v in names.items()}
-    up_bias, down_bias = ("bridge/up_bias", "bridge/down_bias") if config.bridge.bias else (None, None)
+    up_bias, down_bias = ("bridge/up_bias", "bridge/down_bias") if config.projector.bias else (None, None)
     return [
         Entry(f"{hf}.embeddings.class_embedding", ("vision/cls",), "d -> d"),
         Entry(f"{hf}.embeddings.position_embedding.weight", ("vision/positions",), "p d -> p d"),

@@ -66,7 +66,9 @@ def dense(
     return entries
 
 
-def attention(hf: dict[str, str], path: str, tower: str, every: int = 1, *, qkv_bias: bool, out_bias: bool) -> list[Entry]:
+def attention(
+    hf: dict[str, str], path: str, tower: str, every: int = 1, *, qkv_bias: bool, out_bias: bool
+) -> list[Entry]:
     """Entries of an attention layer with separate projections, heads outermost in the file.
 
     Args:
@@ -85,8 +87,6 @@ def attention(hf: dict[str, str], path: str, tower: str, every: int = 1, *, qkv_
         heads = "(k g d)" if name == "q" else "(k d)"
         ours = heads.strip("()")
         bias = f"{path}/{name}_bias" if qkv_bias else None
-        entries += dense(
-            hf[name], f"{path}/{name}", bias, f"{heads} e -> e {ours}", f"{heads} -> {ours}", tower, every
-        )
+        entries += dense(hf[name], f"{path}/{name}", bias, f"{heads} e -> e {ours}", f"{heads} -> {ours}", tower, every)
     bias = f"{path}/o_bias" if out_bias else None
     return entries + dense(hf["o"], f"{path}/o", bias, "e (k g d) -> k g d e", "e -> e", tower, every)

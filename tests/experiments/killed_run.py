@@ -1,4 +1,4 @@
-"""A run that kills itself with SIGKILL at a chosen moment; `python -m tests.experiments.killed_run RECIPE RUN MOMENT`."""
+"""A run that kills itself with SIGKILL: `python -m tests.experiments.killed_run RECIPE RUN MOMENT`."""
 
 import os
 import signal

@@ -3,12 +3,13 @@
 import jax
 import numpy as np
 import pytest
+import torch
 
 from antgmm_jax.config import blip2_t5
 from antgmm_jax.convert import load_hf
 from antgmm_jax.functional import functional
 from distill import LossConfig, make_loss
-from experiments import bench
+from experiments import bench, bench_decode, timing
 from experiments.commands.sources import end_tokens, random_batch
 from tests import reference
 
@@ -27,18 +28,24 @@ CONFIG = blip2_t5(
 
 def test_sides_take_turns_and_warm_up_rounds_are_not_timed():
     called = []
-    seconds = bench.in_turn({"a": lambda: called.append("a"), "b": lambda: called.append("b")}, 3, warmup=2)
+    seconds = timing.in_turn({"a": lambda: called.append("a"), "b": lambda: called.append("b")}, 3, warmup=2)
     assert called == ["a", "b"] * 5
     assert {name: values.shape for name, values in seconds.items()} == {"a": (3,), "b": (3,)}
     assert all((values >= 0).all() for values in seconds.values())
 
 
+def test_pytorch_gets_its_threads_back():
+    before = torch.get_num_threads()
+    assert bench_decode._with_threads(1, torch.get_num_threads) == 1
+    assert torch.get_num_threads() == before
+
+
 def test_spread_is_median_and_quartiles():
-    assert bench.spread(np.array([1.0, 2.0, 3.0, 4.0, 100.0])) == {"median": 3.0, "low": 2.0, "high": 4.0}
+    assert timing.spread(np.array([1.0, 2.0, 3.0, 4.0, 100.0])) == {"median": 3.0, "low": 2.0, "high": 4.0}
 
 
 def test_a_steps_flops_are_those_that_the_compiler_counts():
-    batch = random_batch(CONFIG, 4, **bench.PROMPT)
+    batch = random_batch(CONFIG, 4, **bench_decode.PROMPT)
     arrays = bench._device(batch)
     params = functional(CONFIG).init(jax.random.key(0))
     loss = make_loss(functional(CONFIG), LossConfig(hard=1.0))
@@ -79,10 +86,11 @@ def _long(array: np.ndarray) -> np.ndarray:
 def test_decoding_and_requests_compare_the_same_answers(tmp_path):
     teacher = reference.saved(reference.blip2(), tmp_path / "teacher")
     student = reference.saved(reference.blip2(vision=(1, 32, 4, 24)), tmp_path / "student")
-    found = bench.decoding(teacher, 2, 5, 3)
+    found = bench_decode.decoding(teacher, 2, 5, 3)
     assert found["equal"]
-    assert set(found) == {"tokens", "equal", "ratio", "jax_ms", "torch_ms"}
-    figures = bench.requests(teacher, student, 3, 3)
+    assert found["torch_threads"] in bench_decode.thread_counts()
+    assert {f"torch_{count}_ms" for count in bench_decode.thread_counts()} < set(found)
+    figures = bench_decode.requests(teacher, student, 3, 3)
     for engine in ("jax", "torch"):
         assert set(figures[engine]) == {"teacher", "student", "ratio"}
         assert figures[engine]["ratio"] == figures[engine]["teacher"]["p50"] / figures[engine]["student"]["p50"]
@@ -93,4 +101,4 @@ def test_importance_and_step_run_on_a_tiny_model():
     assert found["ratio"]["median"] > 0
     step = bench.distillation_step(CONFIG, 2, 64, 3)
     assert step["share"]["median"] > 0
-    assert step["flops"] == bench.step_flops(CONFIG, random_batch(CONFIG, 2, **bench.PROMPT))
+    assert step["flops"] == bench.step_flops(CONFIG, random_batch(CONFIG, 2, **bench_decode.PROMPT))

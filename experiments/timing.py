@@ -1,0 +1,41 @@
+"""Timing of several things in turn, so that what else the machine does falls on all alike."""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+Seconds = dict[str, np.ndarray]
+
+
+def in_turn(sides: Mapping[str, Callable[[], Any]], rounds: int, warmup: int = 2) -> Seconds:
+    """Seconds of each side in each round, the sides one after the other.
+
+    Args:
+        sides: name -> what is timed; it returns when its work is done.
+        rounds: rounds that are timed.
+        warmup: rounds before, which compile.
+
+    Returns:
+        name -> seconds [rounds].
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for turn in range(warmup + rounds):
+        for name, side in sides.items():
+            begin = time.perf_counter()
+            side()
+            if turn >= warmup:
+                seconds[name].append(time.perf_counter() - begin)
+    return {name: np.array(found) for name, found in seconds.items()}
+
+
+def spread(values: np.ndarray) -> dict[str, float]:
+    """Median and quartiles."""
+    low, middle, high = np.percentile(values, (25, 50, 75))
+    return {"median": float(middle), "low": float(low), "high": float(high)}
+
+
+def milliseconds(seconds: Seconds) -> dict[str, Any]:
+    """Median and quartiles of each side, in milliseconds, under `<side>_ms`."""
+    return {f"{name}_ms": spread(1e3 * values) for name, values in seconds.items()}

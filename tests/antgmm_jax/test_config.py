@@ -1,0 +1,95 @@
+"""Configs: sizes and back, presets of the promised sizes, names for every dimension."""
+
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from antgmm_jax.config import PRESETS, from_dict, preset, resize, sizes, to_dict
+from antgmm_jax.convert import load_hf
+from antgmm_jax.errors import AntgmmError
+from antgmm_jax.families import complete, violations
+from antgmm_jax.functional import abstract, functional, is_axes, local_axes
+from tests import reference
+
+MILLIONS = {"antgmm-tiny": (8, 11), "antgmm-small": (20, 30), "antgmm-300m": (280, 320), "antgmm-5b": (5292, 5508)}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_have_the_promised_size_and_a_legal_shape_without_allocation(name):
+    config = preset(name)
+    count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract(config))) / 1e6
+    low, high = MILLIONS[name]
+    assert low <= count <= high
+    assert violations(config) == ()
+
+
+@pytest.fixture(scope="module", params=["blip2", "llava"])
+def config(request, tmp_path_factory):
+    model = getattr(reference, request.param)()
+    return load_hf(reference.saved(model, tmp_path_factory.mktemp("m") / "m"))[0]
+
+
+def test_resize_is_the_way_back_of_sizes(config):
+    wanted = {axis: size - 1 if size > 1 else 1 for axis, size in sizes(config).items()}
+    assert sizes(resize(config, wanted)) == wanted
+    assert resize(resize(config, wanted), sizes(config)) == config
+
+
+def test_json_types_and_back(config):
+    assert from_dict(to_dict(config)) == config
+
+
+def test_every_dimension_has_a_name_of_its_size(config):
+    axes, present = functional(config).axes, {**sizes(config)}
+    leaves, names = jax.tree.leaves(abstract(config)), jax.tree.leaves(axes, is_leaf=is_axes)
+    seen = set()
+    for leaf, dims in zip(leaves, names, strict=True):
+        assert len(dims) == leaf.ndim
+        for size, name in zip(leaf.shape, dims, strict=True):
+            assert present.setdefault(name, size) == size, name
+            seen.add(name)
+    assert seen >= set(sizes(config))
+
+
+def test_shared_and_local_axes_are_those_of_the_design(config):
+    local = {
+        "blip2_t5": "vision/heads vision/mlp bridge/heads bridge/cross_heads bridge/mlp encoder/mlp decoder/mlp"
+        " decoder/cross_heads",
+        "llava": "vision/heads vision/mlp text/heads text/mlp",
+    }
+    assert local_axes(config) == set(local[config.family].split())
+
+
+def test_tied_counts_follow_from_one(config):
+    if config.family == "blip2_t5":
+        assert complete(config, {"encoder/heads": 2, "vision/embed": 16}) == {
+            "encoder/heads": 2,
+            "decoder/heads": 2,
+            "decoder/cross_heads": 2,
+            "vision/embed": 16,
+            "vision/heads": 2,
+        }
+        with pytest.raises(AntgmmError, match="bridge/embed = 16 and bridge/heads = 3 cannot stand together"):
+            complete(config, {"bridge/embed": 16, "bridge/heads": 3})
+    else:
+        assert complete(config, {"text/embed": 20}) == {"text/embed": 20, "bridge/mlp": 20}
+        assert violations(resize(config, {"text/embed": 22, "bridge/mlp": 22})) == (
+            "text/embed = 22 must be divisible by the 4 query heads (text/heads = 2)",
+        )
+
+
+def test_equal_keys_give_equal_parameters_and_other_keys_others(config):
+    init = functional(config).init
+    first, again, other = (jax.tree.leaves(init(jax.random.key(seed))) for seed in (0, 0, 1))
+    for a, b in zip(first, again, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert any((np.asarray(a) != np.asarray(b)).any() for a, b in zip(first, other, strict=True))
+
+
+def test_an_unknown_preset_or_axis_is_named():
+    with pytest.raises(AntgmmError, match="antgmm-huge.*antgmm-tiny"):
+        preset("antgmm-huge")
+    with pytest.raises(AntgmmError, match="unknown axis text/depth"):
+        resize(preset("antgmm-tiny"), {"text/depth": 3})
