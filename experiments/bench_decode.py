@@ -14,7 +14,7 @@ from antgmm_jax.generate import generate
 from experiments.commands.sources import random_batch
 from experiments.console import say
 from experiments.export_gate import torch_model
-from experiments.latency import Request, jax_request, measure, torch_request
+from experiments.latency import Served, compare, thread_counts, with_threads
 from experiments.pipeline import float32
 from experiments.timing import in_turn, milliseconds, spread
 
@@ -47,7 +47,7 @@ def decoding(directory: Path, rows: int, tokens: int, rounds: int) -> dict[str, 
     def ours() -> np.ndarray:
         return np.asarray(generate(config, params, inputs, max_new_tokens=tokens, eos=(), pad=0))
 
-    sides = {f"torch_{count}": partial(_with_threads, count, theirs) for count in thread_counts()}
+    sides = {f"torch_{count}": partial(with_threads, count, theirs) for count in thread_counts()}
     seconds = in_turn({"jax": ours, **sides}, rounds)
     best = min(sides, key=lambda name: np.median(seconds[name]))
     return {
@@ -57,25 +57,6 @@ def decoding(directory: Path, rows: int, tokens: int, rounds: int) -> dict[str, 
         "ratio": spread(seconds[best] / seconds["jax"]),
         **milliseconds(seconds),
     }
-
-
-def thread_counts() -> list[int]:
-    """How many threads PyTorch is tried with: one, and all that it would take."""
-    import torch
-
-    return sorted({1, torch.get_num_threads()})
-
-
-def _with_threads(count: int, work: Callable[[], Any]) -> Any:
-    """What `work` gives when PyTorch may use so many threads."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        return work()
-    finally:
-        torch.set_num_threads(before)
 
 
 def _torch_generate(model: Any, prompt: Mapping[str, np.ndarray], tokens: int) -> Callable[[], np.ndarray]:
@@ -106,24 +87,14 @@ def requests(teacher: Path, student: Path, tokens: int, rounds: int) -> dict[str
         engine -> model -> latency in milliseconds by phase, and `ratio` of the medians.
     """
     say("bench: requests")
-    jax_sides: dict[str, Request] = {}
-    torch_sides: dict[str, Request] = {}
+    models = {}
     for name, directory in (("teacher", teacher), ("student", student)):
         config, params = load_hf(directory)
-        prompt = random_prompt(config, 1)
-        jax_sides[name] = jax_request(config, float32(params), prompt, tokens)
-        request = torch_request(torch_model(directory), prompt, tokens)
-        torch_sides |= {f"{name} {count}": partial(_with_threads, count, request) for count in thread_counts()}
-    found: dict[str, Any] = {"tokens": tokens}
-    for engine, sides in (("jax", jax_sides), ("torch", torch_sides)):
-        times = measure(sides, repeats=rounds)
-        best = {
-            name: min((t for side, t in times.items() if side.startswith(name)), key=lambda latency: latency.p50)
-            for name in ("teacher", "student")
-        }
-        models = {name: latency._asdict() for name, latency in best.items()}
-        found[engine] = {**models, "ratio": best["teacher"].p50 / best["student"].p50}
-    return found
+        models[name] = Served(config, float32(params), directory, random_prompt(config, 1))
+    found: dict[str, Any] = compare(models, tokens, rounds)
+    for times in found.values():
+        times["ratio"] = times["teacher"]["p50"] / times["student"]["p50"]
+    return {"tokens": tokens, **found}
 
 
 def random_prompt(config: LMMConfig, rows: int) -> dict[str, np.ndarray]:

@@ -35,13 +35,12 @@ class RunFolder:
         """Folder of the step checkpoints of a stage that is not finished."""
         return self.path / "steps" / f"{number:02d}-{name}"
 
-    def write_status(self, state: str, **more: Any) -> None:
-        """Says how the run stands: `running`, `complete` or `failed`."""
+    def _write_status(self, state: str, **more: Any) -> None:
         write_json(self.path / STATUS, {"state": state, **more})
 
     @contextmanager
     def opened(self, recipe: Recipe | Training) -> Iterator[None]:
-        """Holds the folder for this recipe and this process.
+        """Holds the folder for this recipe and this process; status.json says `running`, then `complete` or `failed`.
 
         Args:
             recipe: the run's.
@@ -55,7 +54,13 @@ class RunFolder:
         try:
             with FileLock(self.path / ".lock", timeout=0):
                 self._claim(recipe)
-                yield
+                self._write_status("running")
+                try:
+                    yield
+                except AntgmmError as error:
+                    self._write_status("failed", error=str(error))
+                    raise
+                self._write_status("complete")
         except Timeout as error:
             raise AntgmmError(
                 f"{self.path} is in use by another process: wait for it or choose another folder"

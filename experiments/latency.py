@@ -1,8 +1,10 @@
 """Measured latency of a request, teacher and student side by side, in JAX and in PyTorch, split into its phases."""
 
+import os
 import time
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -10,6 +12,7 @@ import numpy as np
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.functional import Params
 from antgmm_jax.generate import phases
+from experiments.export_gate import torch_model
 
 
 class Latency(NamedTuple):
@@ -100,7 +103,7 @@ def torch_request(model, prompt: Mapping[str, np.ndarray], tokens: int) -> Reque
     return request
 
 
-def measure(requests: Mapping[str, Request], *, repeats: int = 30, warmup: int = 3) -> dict[str, Latency]:
+def measure(requests: Mapping[Any, Request], *, repeats: int = 30, warmup: int = 3) -> dict[Any, Latency]:
     """Times several requests in turn, so that what else the machine does falls on all alike.
 
     Args:
@@ -111,7 +114,7 @@ def measure(requests: Mapping[str, Request], *, repeats: int = 30, warmup: int =
     Returns:
         name -> latency in milliseconds.
     """
-    seconds: dict[str, list[tuple[float, float, float]]] = {name: [] for name in requests}
+    seconds: dict[Any, list[tuple[float, float, float]]] = {name: [] for name in requests}
     for turn in range(warmup + repeats):
         for name, request in requests.items():
             taken = request()
@@ -125,3 +128,58 @@ def measure(requests: Mapping[str, Request], *, repeats: int = 30, warmup: int =
             float(np.percentile(whole, 50)), float(np.percentile(whole, 95)), *map(float, np.median(table, axis=0))
         )
     return out
+
+
+class Served(NamedTuple):
+    """A model as it is served: in JAX, and as the directory that PyTorch reads."""
+
+    config: LMMConfig
+    params: Params
+    directory: str | os.PathLike
+    prompt: Mapping[str, np.ndarray]
+
+
+def compare(models: Mapping[str, Served], tokens: int, repeats: int) -> dict[str, Any]:
+    """Requests to several models in turn, in JAX and then in PyTorch.
+
+    PyTorch is timed with each of `thread_counts` and counts at its best: where other work shares the cores its threads
+    wait for one another, and more of them can be ten times slower.
+
+    Args:
+        models: name -> model.
+        tokens: answer length of all.
+        repeats: rounds that are timed.
+
+    Returns:
+        engine -> model -> latency in milliseconds by phase; PyTorch's with the `threads` that were best.
+    """
+    ours, theirs = {}, {}
+    for name, model in models.items():
+        ours[name] = jax_request(model.config, model.params, model.prompt, tokens)
+        request = torch_request(torch_model(model.directory), model.prompt, tokens)
+        theirs |= {(name, count): partial(with_threads, count, request) for count in thread_counts()}
+    jax_times, torch_times = measure(ours, repeats=repeats), measure(theirs, repeats=repeats)
+    best = {name: min(thread_counts(), key=lambda n: torch_times[name, n].p50) for name in models}
+    return {
+        "jax": {name: latency._asdict() for name, latency in jax_times.items()},
+        "torch": {name: {**torch_times[name, n]._asdict(), "threads": n} for name, n in best.items()},
+    }
+
+
+def thread_counts() -> list[int]:
+    """How many threads PyTorch is tried with: one, and all that it would take."""
+    import torch
+
+    return sorted({1, torch.get_num_threads()})
+
+
+def with_threads(count: int, work: Callable[[], Any]) -> Any:
+    """What `work` gives when PyTorch may use so many threads."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        return work()
+    finally:
+        torch.set_num_threads(before)

@@ -55,23 +55,18 @@ class Run:
         Raises:
             AntgmmError: bad input, or the export does not answer as the student does.
         """
-        with self.folder.opened(self.recipe):
-            try:
-                self.folder.write_status("running")
-                report = self._run()
-                self.folder.write_status("complete")
-                return report
-            except AntgmmError as error:
-                self.folder.write_status("failed", error=str(error))
-                raise
-
-    def _run(self) -> dict[str, Any]:
         recipe = self.recipe
         config, params = load_hf(recipe.teacher.path)
         self.teacher = Student(config, float32(params), pruning.identity(config))
         start = self._start()
         check_sizes(start.config, recipe.stages)
         self.processor = load_processor(recipe.teacher.path)
+        # A recipe that cannot run must not claim the folder.
+        with self.folder.opened(recipe):
+            return self._run(config, start)
+
+    def _run(self, config: LMMConfig, start: Student) -> dict[str, Any]:
+        recipe = self.recipe
         say(f"reading {recipe.data.samples} samples")
         self.samples = Samples(load_records(recipe.data), self.processor, config)
         self.test = Samples(load_records(recipe.evaluate.data), self.processor, config)
@@ -131,6 +126,7 @@ class Run:
             stage,
             number,
             targets,
+            self.recipe.teacher.states,
             self.samples,
             seed=self.recipe.seed,
             calibration_batches=self.recipe.calibration_batches,
@@ -171,9 +167,10 @@ class Run:
 
     def _export(self, student: Student) -> Student:
         """Writes the checkpoint, reads it back with `transformers` and compares; the student as the files hold it."""
-        directory = self.folder.export
-        # An export that was not yet compared is written anew.
+        # Under its own name an export has passed the gate; one that was not yet compared is written anew.
+        directory = self.folder.export.with_name("export.unchecked")
         shutil.rmtree(directory, ignore_errors=True)
+        shutil.rmtree(self.folder.export, ignore_errors=True)
         dtype = jax.numpy.dtype(self.recipe.export.dtype)
         params = jax.tree.map(lambda leaf: np.asarray(leaf).astype(dtype), student.params)
         save_hf(student.config, params, directory, like=self.recipe.teacher.path)
@@ -199,6 +196,7 @@ class Run:
         if not result.passed:
             raise AntgmmError(f"the export gate failed: {result.where}; {directory} must not be served")
         equal = f"{result.answers_equal:.0%} of answers equal"
+        directory.rename(self.folder.export)
         say(f"export gate: logits differ by {result.max_abs_logit_diff:.2g}, {equal}")
         return Student(config, float32(params), student.keep)
 

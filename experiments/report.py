@@ -16,9 +16,8 @@ from antgmm_jax.config import LMMConfig, from_dict
 from experiments.console import bar, say
 from experiments.datasets import Samples
 from experiments.evaluate import evaluate
-from experiments.export_gate import torch_model
 from experiments.folder import RunFolder, write_json, write_text
-from experiments.latency import Latency, jax_request, measure, torch_request
+from experiments.latency import Latency, Served, compare
 from experiments.recipe import fingerprint
 from experiments.schema import Recipe
 
@@ -136,20 +135,11 @@ def measure_latency(teacher_dir: str, student_dir: Path, teacher: Any, student: 
     for name in ("input_ids", "attention_mask"):
         prompt[name] = batch[f"prompt/{name}"][:, start:][:, :length]
     tokens = answer_length(test)
-    requests = {
-        "jax": {
-            name: jax_request(model.config, model.params, prompt, tokens)
-            for name, model in (("teacher", teacher), ("student", student))
-        },
-        "torch": {
-            name: torch_request(torch_model(directory), prompt, tokens)
-            for name, directory in (("teacher", teacher_dir), ("student", student_dir))
-        },
+    models = {
+        "teacher": Served(teacher.config, teacher.params, teacher_dir, prompt),
+        "student": Served(student.config, student.params, student_dir, prompt),
     }
-    found: dict[str, Any] = {"tokens": tokens}
-    for engine, pair in requests.items():
-        found[engine] = {name: latency._asdict() for name, latency in measure(pair, repeats=LATENCY_REPEATS).items()}
-    return found
+    return {"tokens": tokens, **compare(models, tokens, LATENCY_REPEATS)}
 
 
 def flat_latency(latency: dict[str, Any]) -> dict[str, Any]:
@@ -273,7 +263,8 @@ def markdown(report: dict[str, Any]) -> str:
         "",
         "## Latency of a request",
         "",
-        f"Batch 1, {latency['tokens']} answer tokens for both, milliseconds; phases are medians.",
+        f"Batch 1, {latency['tokens']} answer tokens for both, milliseconds; phases are medians;"
+        " PyTorch with the number of threads that suits each model best.",
         "",
         table(["", "p50", "p95", "vision", "prefill", "decode"], _latency_rows(latency)),
         "",
@@ -319,8 +310,8 @@ def _latency_rows(latency: dict[str, Any]) -> list[list[Any]]:
     rows = []
     for engine in ("jax", "torch"):
         for model in ("teacher", "student"):
-            times = Latency(**latency[engine][model])
-            rows.append([f"{engine} {model}", *(f"{value:.2f}" for value in times)])
+            times = latency[engine][model]
+            rows.append([f"{engine} {model}", *(f"{times[name]:.2f}" for name in Latency._fields)])
     return rows
 
 

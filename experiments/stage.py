@@ -91,6 +91,7 @@ class StageRun:
         stage: the stage of the recipe.
         number: its place, for the seed of its data order.
         teacher: where targets come from.
+        towers: whose block states the hidden and vision losses compare.
         samples: the records that it sees.
         seed: the recipe's.
         calibration_batches: batches that importance is averaged over.
@@ -103,6 +104,7 @@ class StageRun:
         stage: Stage,
         number: int,
         teacher: Teacher,
+        towers: tuple[str, ...],
         samples: Samples,
         *,
         seed: int,
@@ -111,6 +113,7 @@ class StageRun:
         checkpoint_every: int,
     ):
         self.stage, self.teacher, self.samples, self.working = stage, teacher, samples, working
+        self.towers = towers
         self.seed, self.calibration_batches, self.checkpoint_every = (
             seed + 1000 * number,
             calibration_batches,
@@ -184,7 +187,7 @@ class StageRun:
             self.optimizer,
             loss_config(self.stage.loss),
             teacher=self.teacher,
-            parts=parts(place.config, place.keep),
+            parts=tuple(part for part in parts(place.config, place.keep) if part.tower in self.towers),
             micro_batches=self.stage.optimizer.accumulate,
         )
         state, _ = train(
@@ -197,7 +200,7 @@ class StageRun:
             save=lambda state: self._save(state, place),
             save_every=self.checkpoint_every,
             last_checkpoint=self.last,
-            report=lambda progress: self._report(progress, place),
+            report=lambda progress: self._report(progress, place, until),
             report_every=HISTORY_EVERY,
         )
         return state
@@ -206,9 +209,10 @@ class StageRun:
         ids = np.array([record.id for record in self.samples.records])
         return ({**batch, "id": ids[batch["index"]]} for batch in self.data)
 
-    def _report(self, progress: Progress, place: _Place) -> None:
-        # A resumed run takes some steps again: their points stand already.
-        if not place.history or progress.step > place.history[-1]["step"]:
+    def _report(self, progress: Progress, place: _Place, until: int) -> None:
+        # The loop also reports the first step after a restart, and a resumed run takes some steps again.
+        due = progress.step % HISTORY_EVERY == 0 or progress.step == until
+        if due and (not place.history or progress.step > place.history[-1]["step"]):
             place.history.append({"step": progress.step, **progress.metrics})
         self.progress(progress.step, f"loss {progress.metrics['loss']:.4f}")
 

@@ -46,7 +46,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[Any]], title: str = "") -
     """
     made = Table(title=title or None, title_justify="left")
     for place, name in enumerate(head):
-        made.add_column(name, justify="right" if place else "left")
+        made.add_column(name, justify="right" if place else "left", overflow="fold")
     for row in rows:
         made.add_row(*map(str, row))
     return made

@@ -162,9 +162,9 @@ def summary(figures: Mapping[str, Any]) -> Any:
         if engine in latency:
             times = latency[engine]
             rows.append(row(f"latency in {name}", times["teacher_ms"], times["student_ms"], milliseconds))
-    lost = 100 * (teacher["exact_match"] - student["exact_match"])
+    gained = 100 * (student["exact_match"] - teacher["exact_match"])
     scores = (f"{model['exact_match']:.4f}" for model in (teacher, student))
-    rows.append(("exact match (macro)", *scores, f"{-lost:+.1f} points"))
+    rows.append(("exact match (macro)", *scores, f"{gained:+.1f} points"))
     gate = figures["export"]
     verdict = f"{100 * gate['answers_equal']:.0f} % of {gate['prompts']} answers equal"
     rows.append(("read back by transformers", "", "passed" if gate["passed"] else "failed", verdict))

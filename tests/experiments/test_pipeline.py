@@ -143,11 +143,12 @@ def test_a_student_that_answers_differently_fails_the_run(recipe, whole, tmp_pat
     # The files hold other numbers than the student that JAX compares them with.
     student = load_student(whole[0] / "stages" / "02-widths")
     monkeypatch.setattr(pipeline, "save_hf", damaged)
-    monkeypatch.setattr(pipeline, "load_hf", _loading(pipeline.load_hf, run / "export", student))
+    monkeypatch.setattr(pipeline, "load_hf", _loading(pipeline.load_hf, run / "export.unchecked", student))
     with pytest.raises(AntgmmError, match="export gate failed: logits of sample maad-s-0-val-"):
         Run(load_recipe(recipe), run)()
     status = json.loads((run / "status.json").read_text())
     assert status["state"] == "failed" and "export gate failed" in status["error"]
+    assert not (run / "export").exists()
 
 
 def _loading(load, export, student):
@@ -158,7 +159,7 @@ def test_an_illegal_size_stops_before_anything_is_written(recipe, tmp_path):
     changed = load_recipe(recipe, ["stage.widths.sizes={'vision/embed' = 20}"])
     with pytest.raises(AntgmmError, match="stage 'widths'.*nearest legal sizes.*16.*32"):
         Run(changed, tmp_path / "run")()
-    assert not (tmp_path / "run" / "stages").exists()
+    assert not (tmp_path / "run").exists()
 
 
 def test_segments_walk_through_legal_sizes(recipe, whole):
