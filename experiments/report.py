@@ -285,6 +285,10 @@ def markdown(report: dict[str, Any]) -> str:
             ],
         ),
         "",
+        "## Parameters by tower",
+        "",
+        table(["tower", "teacher", *(s["name"] for s in report["stages"])], _tower_rows(report)),
+        "",
         "## Exact match by question type",
         "",
         table(["type", "teacher", *(s["name"] for s in report["stages"]), "exported student"], _type_rows(report)),
@@ -319,3 +323,10 @@ def _type_rows(report: dict[str, Any]) -> list[list[Any]]:
     columns = [report["teacher"], *report["stages"], report["student"]]
     types = sorted(report["teacher"]["scores"]["by_type"])
     return [[kind or "-", *(f"{c['scores']['by_type'][kind]:.3f}" for c in columns)] for kind in types]
+
+
+def _tower_rows(report: dict[str, Any]) -> list[list[Any]]:
+    columns = [report["teacher"], *report["stages"]]
+    return [
+        [tower, *(_millions(c["params_by_tower"][tower]) for c in columns)] for tower in columns[0]["params_by_tower"]
+    ]
