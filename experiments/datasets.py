@@ -67,9 +67,8 @@ def load_processor(directory: str | Path) -> ProcessorMixin:
     try:
         return AutoProcessor.from_pretrained(directory, local_files_only=True)
     except (OSError, ValueError, ImportError) as error:
-        line = " ".join(str(error).split())[:200]
         raise AntgmmError(
-            f"{directory} has no processor that AutoProcessor reads ({line}): save one beside it"
+            f"{directory} has no processor that AutoProcessor reads offline: save the model's own and its tokenizer there"
         ) from error
 
 

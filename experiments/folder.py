@@ -48,12 +48,13 @@ class RunFolder:
         Raises:
             AntgmmError: the folder is another recipe's, holds something else, or another process has it.
         """
+        self.check(recipe)
         self.path.mkdir(parents=True, exist_ok=True)
-        if os.listdir(self.path) and not (self.path / RECIPE).exists() and not (self.path / ".lock").exists():
-            raise AntgmmError(f"{self.path} is not empty and not a run: choose another folder")
         try:
             with FileLock(self.path / ".lock", timeout=0):
-                self._claim(recipe)
+                self.check(recipe)
+                if not (self.path / RECIPE).exists():
+                    write_text(self.path / RECIPE, dump_recipe(recipe))
                 self._write_status("running")
                 try:
                     yield
@@ -66,14 +67,24 @@ class RunFolder:
                 f"{self.path} is in use by another process: wait for it or choose another folder"
             ) from error
 
-    def _claim(self, recipe: Recipe | Training) -> None:
+    def check(self, recipe: Recipe | Training) -> None:
+        """Refuses a folder that is another recipe's or no run; writes nothing.
+
+        Args:
+            recipe: the run's.
+
+        Raises:
+            AntgmmError: says what the folder is.
+        """
         own = self.path / RECIPE
-        if not own.exists():
-            write_text(own, dump_recipe(recipe))
-            return
-        load = load_recipe if isinstance(recipe, Recipe) else load_training
-        if found := difference(load(own), recipe):
-            raise AntgmmError(f"{self.path} is a run of another recipe ({found}): choose another folder or remove it")
+        if own.exists():
+            load = load_recipe if isinstance(recipe, Recipe) else load_training
+            if found := difference(load(own), recipe):
+                raise AntgmmError(
+                    f"{self.path} is a run of another recipe ({found}): choose another folder or remove it"
+                )
+        elif self.path.exists() and set(os.listdir(self.path)) - {".lock"}:
+            raise AntgmmError(f"{self.path} is not empty and not a run: choose another folder")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -56,6 +56,7 @@ class Run:
             AntgmmError: bad input, or the export does not answer as the student does.
         """
         recipe = self.recipe
+        self.folder.check(recipe)
         config, params = load_hf(recipe.teacher.path)
         self.teacher = Student(config, float32(params), pruning.identity(config))
         start = self._start()

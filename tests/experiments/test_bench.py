@@ -9,7 +9,7 @@ from antgmm_jax.config import blip2_t5
 from antgmm_jax.convert import load_hf
 from antgmm_jax.functional import functional
 from distill import LossConfig, make_loss
-from experiments import bench, bench_decode, timing
+from experiments import bench, bench_decode, latency, timing
 from experiments.commands.sources import end_tokens, random_batch
 from tests import reference
 
@@ -36,7 +36,7 @@ def test_sides_take_turns_and_warm_up_rounds_are_not_timed():
 
 def test_pytorch_gets_its_threads_back():
     before = torch.get_num_threads()
-    assert bench_decode._with_threads(1, torch.get_num_threads) == 1
+    assert latency.with_threads(1, torch.get_num_threads) == 1
     assert torch.get_num_threads() == before
 
 

@@ -195,12 +195,11 @@ def test_a_stopped_run_says_how_to_go_on(antgmm, monkeypatch, teacher, tmp_path)
 
 def test_a_failed_run_keeps_what_it_has_and_says_so(antgmm, monkeypatch, teacher, tmp_path):
     from antgmm_jax.errors import AntgmmError
-    from experiments.folder import RunFolder
 
     def fail(run):
-        (run.folder.path / "stages").mkdir(parents=True)
-        RunFolder(run.folder.path).write_status("failed", error="the loss is not finite")
-        raise AntgmmError("the loss is not finite")
+        with run.folder.opened(run.recipe):
+            (run.folder.path / "stages").mkdir()
+            raise AntgmmError("the loss is not finite")
 
     monkeypatch.setattr("experiments.pipeline.Run.__call__", fail)
     result = antgmm("compress", write_recipe(tmp_path / "r.toml", teacher), "--run", "run")
