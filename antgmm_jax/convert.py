@@ -19,7 +19,7 @@ from transformers import CONFIG_MAPPING
 
 from antgmm_jax.config import LMMConfig, stacks
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.families import FAMILIES, family_of
+from antgmm_jax.families import FAMILIES, family_of, violations
 from antgmm_jax.families.table import Entry
 from antgmm_jax.functional import Params, abstract
 from antgmm_jax.layers import ACTIVATIONS
@@ -270,8 +270,6 @@ def save_hf(
     Raises:
         AntgmmError: the shape cannot be served, the directory exists, or the disk is full.
     """
-    from antgmm_jax.families import violations
-
     directory = Path(directory)
     broken = violations(config)
     if broken:

@@ -68,7 +68,7 @@ def load_processor(directory: str | Path) -> ProcessorMixin:
         return AutoProcessor.from_pretrained(directory, local_files_only=True)
     except (OSError, ValueError, ImportError) as error:
         raise AntgmmError(
-            f"{directory} has no processor that AutoProcessor reads offline: save the model's own and its tokenizer there"
+            f"{directory} has no processor that AutoProcessor reads offline: save the model's processor there"
         ) from error
 
 

@@ -41,11 +41,7 @@ def complete_ties(ties: tuple[Tie, ...], config: LMMConfig, wanted: Mapping[str,
                 full[a], changed = full[b] * factor, True
             elif a in full and b not in full:
                 if full[a] % factor:
-                    low = full[a] // factor * factor
-                    raise AntgmmError(
-                        f"{a} = {full[a]} is not {factor} per unit of {b}: the nearest legal sizes are"
-                        f" {' and '.join(str(n) for n in (low, low + factor) if n > 0)}"
-                    )
+                    raise AntgmmError(f"{a} = {full[a]} is no multiple of {factor}, the width of one unit of {b}")
                 full[b], changed = full[a] // factor, True
             elif a in full and full[a] != full[b] * factor:
                 raise AntgmmError(

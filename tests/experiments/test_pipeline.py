@@ -18,7 +18,7 @@ from experiments.pipeline import Run, load_student
 from experiments.recipe import load_recipe
 from experiments.stage import segment_targets
 from tests import reference
-from tests.experiments.tiny import save_teacher
+from tests.experiments.tiny import save_llava, save_teacher, write_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = """
@@ -174,3 +174,15 @@ def test_segments_walk_through_legal_sizes(recipe, whole):
 def test_a_folder_of_another_recipe_is_refused(recipe, whole):
     with pytest.raises(AntgmmError, match="another recipe .*seed: 3 / 4"):
         Run(load_recipe(recipe, ["seed=4"]), whole[0])()
+
+
+def test_a_decoder_only_model_goes_the_whole_way(tmp_path):
+    vision = '"vision/layers" = 1, "vision/embed" = 16'
+    cut = vision + ', "text/layers" = 2, "text/heads" = 1, "text/mlp" = 24, "text/embed" = 24'
+    path = write_recipe(tmp_path / "r.toml", save_llava(tmp_path / "teacher"), name="all", sizes=cut)
+    report = Run(load_recipe(path), tmp_path / "run")()
+    assert report["export"]["passed"] and report["export"]["answers_equal"] == 1.0
+    config = reference.reloaded(tmp_path / "run" / "export").config
+    assert (config.vision_config.hidden_size, config.vision_config.num_hidden_layers) == (16, 1)
+    text = config.text_config
+    assert (text.hidden_size, text.num_attention_heads, text.num_key_value_heads, text.head_dim) == (24, 2, 1, 8)

@@ -5,12 +5,14 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import transformers
 
 from antgmm_jax.config import blip2_t5
 from antgmm_jax.convert import save_hf
 from antgmm_jax.functional import functional
-from data.processor import blip2_processor
-from data.tokenizer import IMAGE, corpus, train_tokenizer
+from data.processor import blip2_processor, llava_processor
+from data.tokenizer import EOS, IMAGE, PAD, corpus, train_tokenizer
+from tests.reference import randomised
 
 RECIPE = """
 seed = 0
@@ -61,6 +63,29 @@ def save_teacher(directory: Path) -> Path:
     processor.save_pretrained(like)
     for path in like.iterdir():
         shutil.copyfile(path, directory / path.name)
+    return directory
+
+
+def save_llava(directory: Path) -> Path:
+    """A LLaVA checkpoint of random weights, as PyTorch saves it, with a tokenizer of MAAD-synth."""
+    processor = llava_processor(train_tokenizer(corpus("s", 200), vocab=256, min_frequency=2), px=32, patch=16)
+    vision = {"model_type": "clip_vision_model", "num_hidden_layers": 3, "hidden_size": 32, "num_attention_heads": 2}
+    text = {"model_type": "llama", "num_hidden_layers": 3, "hidden_size": 32, "num_attention_heads": 4, "head_dim": 8}
+    config = transformers.LlavaConfig(
+        vision_config={**vision, "intermediate_size": 48, "image_size": 32, "patch_size": 16},
+        text_config={
+            **text,
+            "num_key_value_heads": 2,
+            "intermediate_size": 48,
+            "vocab_size": -(-len(processor.tokenizer) // 64) * 64,
+            "pad_token_id": PAD,
+            "eos_token_id": EOS,
+        },
+        image_token_index=IMAGE,
+        image_seq_length=4,
+    )
+    randomised(transformers.LlavaForConditionalGeneration(config), 0).save_pretrained(directory)
+    processor.save_pretrained(directory)
     return directory
 
 
