@@ -300,11 +300,77 @@ def blip2_t5(
     )
 
 
-def preset(name: str) -> LMMConfig:
-    """A named BLIP-2 + T5 model: the paper's form at four sizes.
+def llava(
+    *,
+    vision: tuple[int, int, int, int],
+    text: tuple[int, int, int, int],
+    head_dims: tuple[int, int],
+    image: int,
+    patch: int,
+    vocab: int,
+    image_token: int,
+    q_per_kv: int = 1,
+    tied: bool = False,
+) -> LMMConfig:
+    """A LLaVA model from its sizes, in the form of LLaVA 1.5: CLIP tower, two-layer projector, Llama decoder.
 
     Args:
-        name: `antgmm-tiny` (8-11 M), `antgmm-small` (20-30 M), `antgmm-300m` or `antgmm-5b`.
+        vision: layers, embed, heads, mlp of the CLIP tower; its class token is not handed on.
+        text: layers, embed, key-value heads, mlp of Llama.
+        head_dims: width of a head in CLIP and Llama; in CLIP, heads times width is the embed.
+        image: image side in pixels.
+        patch: patch side in pixels; each patch is one text position.
+        vocab: size of the token table.
+        image_token: id of the placeholder token.
+        q_per_kv: query heads of one key-value head.
+        tied: whether the head is the token table.
+
+    Returns:
+        The config.
+    """
+    clip = StackConfig(
+        layers=vision[0],
+        embed=vision[1],
+        heads=vision[2],
+        mlp=vision[3],
+        head_dim=head_dims[0],
+        act="quick_gelu",
+        eps=1e-5,
+    )
+    llama = StackConfig(
+        layers=text[0],
+        embed=text[1],
+        heads=text[2],
+        mlp=text[3],
+        head_dim=head_dims[1],
+        q_per_kv=q_per_kv,
+        act="silu",
+        norm="rms",
+        gated=True,
+        qkv_bias=False,
+        out_bias=False,
+        mlp_bias=False,
+        causal=True,
+        positions="rope",
+    )
+    encoder = VisionConfig(
+        stack=clip, image=image, patch=patch, patch_bias=False, first_norm=True, final_norm=False, keep_cls=False
+    )
+    return LMMConfig(
+        family="llava",
+        vision=encoder,
+        bridge=ProjectorConfig(mlp=text[1], act="gelu"),
+        language=LanguageConfig(decoder=llama, vocab=vocab, tied=tied),
+        image_token=image_token,
+    )
+
+
+def preset(name: str) -> LMMConfig:
+    """A named model: BLIP-2 + T5, the paper's form, at several sizes, and a small LLaVA.
+
+    Args:
+        name: `antgmm-tiny` (8-11 M), `antgmm-deep` (as many, in layers half as wide), `antgmm-small` (20-30 M),
+            `antgmm-300m`, `antgmm-5b` or `llava-tiny` (2-4 M).
 
     Returns:
         The config.
@@ -325,6 +391,17 @@ PRESETS: dict[str, LMMConfig] = {
         head_dims=(32, 32, 32),
         image=96,
         patch=24,
+        queries=16,
+        vocab=1024,
+        image_token=3,
+    ),
+    "antgmm-deep": blip2_t5(
+        vision=(10, 192, 3, 384),
+        bridge=(8, 128, 2, 512),
+        text=(14, 14, 128, 4, 192),
+        head_dims=(64, 64, 32),
+        image=112,
+        patch=28,
         queries=16,
         vocab=1024,
         image_token=3,
@@ -361,5 +438,15 @@ PRESETS: dict[str, LMMConfig] = {
         queries=32,
         vocab=32128,
         image_token=32100,
+    ),
+    "llava-tiny": llava(
+        vision=(5, 128, 2, 512),
+        text=(6, 160, 2, 448),
+        head_dims=(64, 32),
+        image=112,
+        patch=28,
+        vocab=1024,
+        image_token=3,
+        q_per_kv=2,
     ),
 }

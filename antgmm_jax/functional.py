@@ -26,6 +26,7 @@ class Functional(NamedTuple):
             local. Under jit what the caller does not use is not computed.
         head: (params, hidden [..., D], gates=None) -> logits [..., V].
         features: (params, pixel_values) -> what `batch["vision_features"]` takes in place of pixels.
+        vision: (params, pixel_values) -> the image encoder's states and the features made of them.
         axes: tree like the parameters, each leaf the tuple of its axes' names.
         graph: what `nnx.merge` needs to rebuild the module from the parameters.
     """
@@ -34,6 +35,7 @@ class Functional(NamedTuple):
     apply: Callable[..., dict[str, jax.Array]]
     head: Callable[..., jax.Array]
     features: Callable[..., jax.Array]
+    vision: Callable[..., tuple[jax.Array, jax.Array]]
     axes: Any
     graph: Any
 
@@ -46,7 +48,7 @@ def functional(config: LMMConfig) -> Functional:
         config: the model.
 
     Returns:
-        Its init, apply, head, features, axis names and graph.
+        Its init, apply, head, features, vision, axis names and graph.
     """
     graph, state = nnx.split(nnx.eval_shape(lambda: LMM(config, rngs=nnx.Rngs(0))))
     axes = _map_variables(lambda v: v.get_metadata()["axes"], state)
@@ -64,9 +66,14 @@ def functional(config: LMMConfig) -> Functional:
         return model(params).language.head(hidden, gates or {})
 
     def features(params: Params, pixel_values: jax.Array):
-        return model(params).vision_features(pixel_values, {})[0]
+        return vision(params, pixel_values)[1]
 
-    return Functional(jax.jit(init), apply, head, features, axes, graph)
+    def vision(params: Params, pixel_values: jax.Array):
+        whole = model(params)
+        states, _ = whole.vision(pixel_values, {})
+        return states, whole.bridge.features(states, {})[0]
+
+    return Functional(jax.jit(init), apply, head, features, vision, axes, graph)
 
 
 def _map_variables(f, state):

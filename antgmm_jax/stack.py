@@ -142,7 +142,7 @@ class Stack(nnx.Module):
     """Blocks stored stacked on a leading `layers` axis; scanned to train, unrolled to decode.
 
     Where only every `cross_every`-th layer has cross-attention (Q-Former), those form a shorter stack of their own
-    on the axis `<tower>/cross_layers`, and the layers are looped.
+    on the axis `<tower>/cross_layers`, and the scan goes by groups of `cross_every` layers.
     """
 
     def __init__(self, config: StackConfig, tower: str, memory: str = "", *, rngs: nnx.Rngs):
@@ -205,16 +205,25 @@ class Stack(nnx.Module):
 
         block_graph, block_params = nnx.split(self.blocks)
         cross_graph, cross_params = nnx.split(self.cross) if self.cross is not None else (None, None)
-        every = self.config.cross_every
-        if cross_params is None or every == 1:
-            x, kept = jax.lax.scan(lambda x, xs: body(x, xs[:2], xs[2]), x, (block_params, by_layer, cross_params))
-        else:
+        layers = (block_params, by_layer)
+        every = self.config.cross_every if cross_params is not None else 1
+        whole = self.config.layers // every
+
+        def group(x, xs):
+            """A layer with cross-attention and those up to the next; they alternate, so one program serves them all."""
             rows = []
-            for i in range(self.config.layers):
-                cross = jax.tree.map(lambda a, j=i // every: a[j], cross_params) if i % every == 0 else None
-                x, row = body(x, jax.tree.map(lambda a, i=i: a[i], (block_params, by_layer)), cross)
+            for i in range(jax.tree.leaves(xs[0])[0].shape[0]):
+                x, row = body(x, jax.tree.map(lambda a, i=i: a[i], xs[0]), xs[1] if i == 0 else None)
                 rows.append(row)
-            kept = jax.tree.map(lambda *rows: jnp.stack(rows), *rows)
+            return x, jax.tree.map(lambda *rows: jnp.stack(rows), *rows)
+
+        grouped = jax.tree.map(lambda a: a[: whole * every].reshape(whole, every, *a.shape[1:]), layers)
+        x, kept = jax.lax.scan(group, x, (grouped, jax.tree.map(lambda a: a[:whole], cross_params)))
+        kept = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), kept)
+        if whole * every < self.config.layers:
+            rest = jax.tree.map(lambda a: a[whole * every :], layers)
+            x, last = group(x, (rest, jax.tree.map(lambda a: a[whole], cross_params)))
+            kept = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), kept, last)
         return x, self._named(kept, x)
 
     def _named(self, kept: dict[str, Array], last: Array) -> dict[str, Array]:

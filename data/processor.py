@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -204,12 +205,31 @@ def bucket(length: int, multiple: int = 8) -> int:
     return -(-length // multiple) * multiple
 
 
-def _check(records: Sequence[Record], lengths: Sequence[int], limit: int, what: str) -> None:
-    long = [(row, size) for row, size in enumerate(lengths) if size > limit]
-    if long:
-        named = "; ".join(f"row {row} ({records[row].id or 'no id'}): {size} tokens" for row, size in long[:20])
-        more = f"; and {len(long) - 20} more" if len(long) > 20 else ""
-        raise AntgmmError(f"{what} longer than {limit} tokens: shorten or leave out {named}{more}")
+class _Limited(NamedTuple):
+    """Lengths of one part of the records, and what bounds them."""
+
+    part: str
+    lengths: Sequence[int]
+    limit: int
+    name: str
+
+
+def _check(records: Sequence[Record], *parts: _Limited) -> None:
+    """Refuses the rows that are too long together, each with its reason."""
+    over = [(row, part) for row in range(len(records)) for part in parts if part.lengths[row] > part.limit]
+    if over:
+        count = f"{len({row for row, _ in over})} of {len(records)} rows are too long"
+        names = " and ".join(dict.fromkeys(part.name for _, part in over))
+        reasons = (
+            f"{records[row].id or f'record {row + 1}'}: {part.part} of {part.lengths[row]} tokens, at most {part.limit}"
+            for row, part in over
+        )
+        raise AntgmmError("\n".join([f"{count}; shorten or remove them, or raise {names}", *reasons]))
+
+
+def _limited_prompts(processor: ProcessorMixin, ids: Sequence[Sequence[int]], max_length: int) -> _Limited:
+    count = image_tokens(processor)
+    return _Limited("prompt", [len(row) - count for row in ids], max_length, "max_length")
 
 
 def encode_prompts(processor: ProcessorMixin, records: Sequence[Record], *, max_length: int = 512) -> Arrays:
@@ -218,17 +238,17 @@ def encode_prompts(processor: ProcessorMixin, records: Sequence[Record], *, max_
     Args:
         processor: a `Blip2Processor` (with T5) or a `LlavaProcessor`.
         records: at least one.
-        max_length: greatest number of tokens of a prompt, picture included.
+        max_length: greatest number of tokens of a prompt beside the picture's.
 
     Returns:
         `images` uint8 [N, px, px, 3], `input_ids`, `attention_mask` int32 [N, L].
 
     Raises:
-        AntgmmError: a prompt is too long; every such row is named.
+        AntgmmError: a prompt is too long; every such row is named, each on a line of its own.
     """
     images, records = _read(processor, records)
     ids = _prompt_ids(processor, records)
-    _check(records, [len(row) for row in ids], max_length, "prompts")
+    _check(records, _limited_prompts(processor, ids, max_length))
     left = not isinstance(processor, Blip2Processor)
     length = bucket(max(map(len, ids)))
     return {
@@ -254,7 +274,7 @@ def encode(
     Args:
         processor: a `Blip2Processor` (with T5) or a `LlavaProcessor`.
         records: at least one; a source that draws records on the fly is read once.
-        max_length: greatest number of tokens of a prompt, picture included.
+        max_length: greatest number of tokens of a prompt beside the picture's.
         max_answer: greatest number of tokens of an answer, end token included.
         start_token: first token that T5's decoder reads.
 
@@ -263,15 +283,15 @@ def encode(
         `targets` [N, A]; with T5 also `decoder_input_ids` [N, A]. LLaVA's `labels` are [N, L].
 
     Raises:
-        AntgmmError: prompts or answers are too long; every such row is named.
+        AntgmmError: prompts or answers are too long; every such row is named, each on a line of its own.
     """
     images, records = _read(processor, records)
     ids = _prompt_ids(processor, records)
-    _check(records, [len(row) for row in ids], max_length, "prompts")
     eos, pad = processor.tokenizer.eos_token_id, processor.tokenizer.pad_token_id
     answers = processor.tokenizer([record.answer for record in records], add_special_tokens=False)["input_ids"]
     answers = [[*row, eos] for row in answers]
-    _check(records, [len(row) for row in answers], max_answer, "answers")
+    tails = _Limited("answer", [len(row) for row in answers], max_answer, "max_answer")
+    _check(records, _limited_prompts(processor, ids, max_length), tails)
     width = bucket(max(map(len, answers)))
     arrays = {"images": images, "targets": _padded(answers, width, IGNORE)}
     if isinstance(processor, Blip2Processor):

@@ -22,10 +22,15 @@ Numbered = Iterator[tuple[str, Any]]
 
 
 class FileSource(Sequence[Record]):
-    """Records of files, all checked; a picture is decoded when its record is asked for."""
+    """Records of files, all checked; a picture is decoded when its record is asked for.
 
-    def __init__(self, rows: Sequence[Row], load: Load):
-        self.rows, self._load = rows, load
+    Attributes:
+        path: the file or folder that they come from.
+        rows: the records without their pictures.
+    """
+
+    def __init__(self, path: Path, rows: Sequence[Row], load: Load):
+        self.path, self.rows, self._load = path, rows, load
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -36,7 +41,7 @@ class FileSource(Sequence[Record]):
     def __getitem__(self, index: slice) -> "FileSource": ...
     def __getitem__(self, index):
         if isinstance(index, slice):
-            return FileSource(self.rows[index], self._load)
+            return FileSource(self.path, self.rows[index], self._load)
         row = self.rows[index]
         return Record(**{**vars(row), "image": self._load(row)})
 
@@ -118,7 +123,7 @@ def _checked(path: Path, numbered: Numbered, load: Load) -> FileSource:
         raise AntgmmError(f"{path}: {len(bad)} of {total} rows are refused; mend or remove them\n" + "\n".join(bad))
     if not rows:
         raise AntgmmError(f"{path} holds no rows: nothing to read")
-    return FileSource(rows, load)
+    return FileSource(path, rows, load)
 
 
 def _json(file: Path) -> Numbered:

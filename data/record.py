@@ -11,7 +11,8 @@ class Record:
     """One question about one picture.
 
     `image` is uint8 [H, W, 3]; `text` accompanies the picture; `type` groups questions in the metrics and `slice`
-    names what is unusual about the record; `latents` are integer facts of the picture, for pretraining an encoder.
+    names what is unusual about the record. For pretraining an encoder, `latents` are integer facts of the picture and
+    `cells` the class of what each cell of a grid laid over it shows, uint8 [side, side].
     """
 
     image: np.ndarray
@@ -22,6 +23,7 @@ class Record:
     id: str = ""
     slice: str = ""
     latents: Mapping[str, int] = field(default_factory=dict)
+    cells: np.ndarray | None = None
 
 
 def prompt(question: str, text: str = "") -> str:

@@ -1,4 +1,4 @@
-"""Records to Parquet, in the form that Hugging Face datasets reads too; a file is complete or absent."""
+"""Records to Parquet, as Hugging Face datasets reads it, or to JSONL with pictures; a file is complete or absent."""
 
 import contextlib
 import io
@@ -91,6 +91,35 @@ def write_parquet(records: Sequence[Record], path: str | Path, *, progress: Prog
             progress(path.name, first + len(part), len(records))
 
 
+def write_jsonl(records: Sequence[Record], path: str | Path, *, progress: Progress = _silent) -> None:
+    """Writes records as JSONL that `read_records("jsonl", path)` reads, with pictures as PNG in `images` beside it.
+
+    What a person would write is written: empty fields and the latents are left out.
+
+    Args:
+        records: at least one.
+        path: the file, replaced when all is written; its name leads the pictures'.
+        progress: called with the file's name, records done and records in all.
+
+    Raises:
+        AntgmmError: nothing to write, or a file cannot be written.
+    """
+    path = Path(path)
+    if not len(records):
+        raise AntgmmError(f"{path}: no records to write")
+    with replacing(path) as partial, partial.open("w", encoding="utf-8") as lines:
+        for row, record in enumerate(records):
+            name = f"images/{path.stem}-{row:06d}.png"
+            with replacing(path.parent / name) as picture:
+                picture.write_bytes(png(record))
+            words = {word: getattr(record, word) for word in _WORDS if getattr(record, word)}
+            lines.write(json.dumps({"image": name, **words}, ensure_ascii=False) + "\n")
+            progress(path.name, row + 1, len(records))
+
+
+_WRITERS = {"parquet": write_parquet, "jsonl": write_jsonl}
+
+
 def _plain(record: Record) -> dict:
     image = {"bytes": png(record), "path": f"{record.id or 'image'}.png"}
     return {"image": image, **{name: getattr(record, name) for name in _WORDS}, "latents": dict(record.latents)}
@@ -102,15 +131,17 @@ def write_maad(
     *,
     sizes: Mapping[str, int] = SIZES,
     seed: int = 0,
+    form: str = "parquet",
     progress: Progress = _silent,
 ) -> dict:
-    """Writes splits of MAAD-synth as `SPLIT.parquet`, and `maad.json` that says what they are.
+    """Writes splits of MAAD-synth as `SPLIT.parquet` or `SPLIT.jsonl`, and `maad.json` that says what they are.
 
     Args:
         tier: `s`, `m` or `full`.
         folder: where to; files of those names are replaced.
         sizes: records of each split.
         seed: seed of the data set.
+        form: `parquet`, or `jsonl` with the pictures in `images`.
         progress: called with the file's name, records done and records in all.
 
     Returns:
@@ -122,7 +153,7 @@ def write_maad(
     folder = Path(folder)
     splits = {split: source(tier, split, size, seed=seed) for split, size in sizes.items()}
     for split, records in splits.items():
-        write_parquet(records, folder / f"{split}.parquet", progress=progress)
+        _WRITERS[form](records, folder / f"{split}.{form}", progress=progress)
     prints = {split: fingerprint(records) for split, records in splits.items()}
     info = {"tier": tier, "seed": seed, "sizes": dict(sizes), "fingerprints": prints}
     with replacing(folder / "maad.json") as partial:

@@ -1,9 +1,10 @@
 """From a recipe's data table to records, and from records to the arrays that a model reads."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property, partial
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 from transformers import AutoProcessor, ProcessorMixin
@@ -15,9 +16,14 @@ from data.maad import source
 from data.maad.source import MaadSource
 from data.maad.source import fingerprint as maad_fingerprint
 from data.processor import device_batch, encode, encode_prompts, pixel_table
-from data.readers import read_records
+from data.readers import FileSource, read_records
 from data.record import Record
-from experiments.schema import Data
+from experiments.console import say
+from experiments.schema import Data, Recipe, Training
+
+Found = TypeVar("Found")
+Both = tuple[Found, Found]
+"""What is trained on, and what is scored on."""
 
 
 def load_records(data: Data) -> Sequence[Record]:
@@ -40,6 +46,60 @@ def load_records(data: Data) -> Sequence[Record]:
             f"{data.path} holds {len(records)} records, the recipe asks for {data.samples}: lower samples"
         )
     return records[: data.samples]
+
+
+def load_both(recipe: Recipe | Training) -> Both[Sequence[Record]]:
+    """The records that a recipe trains on, and those that it is scored on.
+
+    Args:
+        recipe: the recipe.
+
+    Returns:
+        Both.
+
+    Raises:
+        AntgmmError: what `load_records` refuses in either.
+    """
+    return _both(load_records, (recipe.data,), (recipe.evaluate.data,))
+
+
+def encode_both(
+    recipe: Recipe | Training, records: Both[Sequence[Record]], processor: ProcessorMixin, config: LMMConfig
+) -> "Both[Samples]":
+    """Encodes what `load_both` gave, to the recipe's lengths; only training batches are cut to its buckets.
+
+    Args:
+        recipe: the recipe.
+        records: from `load_both`.
+        processor: the model's.
+        config: the model.
+
+    Returns:
+        Both.
+
+    Raises:
+        AntgmmError: what `Samples` refuses in either.
+    """
+    say(f"reading {recipe.data.samples} samples")
+    limits = {"max_length": recipe.max_length, "max_answer": recipe.max_answer}
+
+    def make(found: Sequence[Record], buckets: tuple[int, ...]) -> Samples:
+        return Samples(found, processor, config, **limits, buckets=buckets)
+
+    return _both(make, (records[0], recipe.buckets), (records[1], ()))
+
+
+def _both(make: Callable[..., Found], *arguments: tuple[Any, ...]) -> Both[Found]:
+    """The function's results; what it refuses of either is told together."""
+    made, faults = [], []
+    for each in arguments:
+        try:
+            made.append(make(*each))
+        except AntgmmError as error:
+            faults.append(str(error))
+    if faults:
+        raise AntgmmError("\n".join(faults))
+    return made[0], made[1]
 
 
 def data_fingerprint(records: Sequence[Record], arrays: dict[str, np.ndarray]) -> str:
@@ -75,26 +135,68 @@ def load_processor(directory: str | Path) -> ProcessorMixin:
 class Samples:
     """Encoded records: pictures once as uint8, normalised when a batch is made.
 
+    Args:
+        records: the records.
+        processor: the model's.
+        config: the model.
+        max_length: most tokens of a prompt beside the picture's.
+        max_answer: most tokens of an answer.
+        buckets: widths that training batches are cut to, beside the full one; empty: the full one alone.
+
     Attributes:
         records: the records.
         arrays: what `data.processor.encode` gave.
         table: what the processor makes of each pixel value.
+
+    Raises:
+        AntgmmError: rows that are too long, all named.
     """
 
-    def __init__(self, records: Sequence[Record], processor: ProcessorMixin, config: LMMConfig):
+    def __init__(
+        self,
+        records: Sequence[Record],
+        processor: ProcessorMixin,
+        config: LMMConfig,
+        *,
+        max_length: int = 4096,
+        max_answer: int = 1024,
+        buckets: Sequence[int] = (),
+    ):
         self.records = [*records]
-        self.arrays = encode(processor, self.records, start_token=config.language.start_token)
+        self._processor, self._max_length = processor, max_length
+        start = config.language.start_token
+        try:
+            self.arrays = encode(
+                processor, self.records, max_length=max_length, max_answer=max_answer, start_token=start
+            )
+        except AntgmmError as error:
+            raise AntgmmError(f"{records.path}: {error}" if isinstance(records, FileSource) else str(error)) from None
+        widest = self.arrays["decoder_input_ids" if "decoder_input_ids" in self.arrays else "input_ids"].shape[1]
+        self._widths = (*(width for width in buckets if width < widest), widest) if buckets else ()
         self.table = pixel_table(processor)
-        prompts = encode_prompts(processor, self.records)
-        self._prompts = {f"prompt/{name}": prompts[name] for name in ("input_ids", "attention_mask")}
         self.fingerprint = data_fingerprint(records, self.arrays)
 
     def __len__(self) -> int:
         return len(self.records)
 
-    def shuffled(self, size: int, seed: int) -> Batches:
-        """Endless shuffled training batches; the iterator's position resumes it."""
-        return batches(self.arrays, size=size, seed=seed, finish=partial(device_batch, self.table))
+    @cached_property
+    def _prompts(self) -> dict[str, np.ndarray]:
+        prompts = encode_prompts(self._processor, self.records, max_length=self._max_length)
+        return {f"prompt/{name}": prompts[name] for name in ("input_ids", "attention_mask")}
+
+    def shuffled(self, size: int, seed: int, *, full: bool = False) -> Batches:
+        """Endless shuffled training batches, cut to the length buckets; the iterator's position resumes it.
+
+        Args:
+            size: rows a batch.
+            seed: of the order.
+            full: leave all padding, and an order that does not depend on the buckets.
+
+        Returns:
+            The iterator.
+        """
+        finish = partial(device_batch, self.table)
+        return batches(self.arrays, size=size, seed=seed, widths=() if full else self._widths, finish=finish)
 
     def in_order(self, size: int, *, prompts: bool = False) -> Iterator[dict[str, np.ndarray]]:
         """Every row once; the last batch repeats its last row, so that one shape is compiled.

@@ -2,18 +2,23 @@
 
 import json
 import os
+import threading
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
+from antgmm_jax import checkpoint
 from antgmm_jax.errors import AntgmmError
 from experiments.recipe import difference, dump_recipe, load_recipe, load_training
 from experiments.schema import Recipe, Training
 
 RECIPE, STATUS = "recipe.toml", "status.json"
+BEAT = 15.0
+"""Seconds between two notes of the time taken: what a killed process loses of it."""
 
 
 class RunFolder:
@@ -26,6 +31,12 @@ class RunFolder:
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
         self.export, self.report, self.cache = self.path / "export", self.path / "report", self.path / "cache"
+        self._before, self._began = 0.0, time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of the run: of this process since it named the folder, and of all that held it before."""
+        return self._before + time.monotonic() - self._began
 
     def stage(self, number: int, name: str) -> Path:
         """Folder of a finished stage, counted from 1."""
@@ -35,8 +46,58 @@ class RunFolder:
         """Folder of the step checkpoints of a stage that is not finished."""
         return self.path / "steps" / f"{number:02d}-{name}"
 
+    def finished(self, number: int, name: str) -> bool:
+        """Whether a stage is complete; step checkpoints that it has left behind are then removed.
+
+        Args:
+            number: its place, counted from 1.
+            name: its name.
+
+        Raises:
+            AntgmmError: its folder is there but damaged.
+        """
+        done = self.stage(number, name)
+        if not checkpoint.is_complete(done):
+            if done.exists():
+                raise AntgmmError(f"{done} is damaged: remove it and start again")
+            return False
+        checkpoint.discard_steps(self.steps(number, name))
+        return True
+
     def _write_status(self, state: str, **more: Any) -> None:
-        write_json(self.path / STATUS, {"state": state, **more})
+        write_json(self.path / STATUS, {"state": state, "seconds": self.seconds, **more})
+
+    def _earlier(self) -> float:
+        """Seconds that earlier processes took, as far as they came to note them."""
+        try:
+            return json.loads((self.path / STATUS).read_text())["seconds"]
+        except (OSError, ValueError, KeyError):
+            return 0.0
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        """Notes the time taken again and again, for a process that is killed has no last word."""
+        done = threading.Event()
+
+        def note() -> None:
+            # A full disk is told by whoever has something to save.
+            with suppress(AntgmmError):
+                self._write_status("running")
+
+        def beat() -> None:
+            while not done.wait(BEAT):
+                note()
+
+        thread = threading.Thread(target=beat, daemon=True)
+        self._before = self._earlier()
+        self._write_status("running")
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+            note()
 
     @contextmanager
     def opened(self, recipe: Recipe | Training) -> Iterator[None]:
@@ -55,9 +116,9 @@ class RunFolder:
                 self.check(recipe)
                 if not (self.path / RECIPE).exists():
                     write_text(self.path / RECIPE, dump_recipe(recipe))
-                self._write_status("running")
                 try:
-                    yield
+                    with self._counted():
+                        yield
                 except AntgmmError as error:
                     self._write_status("failed", error=str(error))
                     raise
@@ -87,16 +148,21 @@ class RunFolder:
             raise AntgmmError(f"{self.path} is not empty and not a run: choose another folder")
 
 
-def write_text(path: Path, text: str) -> None:
+def write_bytes(path: Path, content: bytes) -> None:
     """Writes a file under a temporary name and renames it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        temporary.write_text(text)
+        temporary.write_bytes(content)
         os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise AntgmmError(f"{path} could not be written ({error.strerror}): free disk space and start again") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes UTF-8 under a temporary name and renames it."""
+    write_bytes(path, text.encode())
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -131,22 +131,22 @@ def measure(requests: Mapping[Any, Request], *, repeats: int = 30, warmup: int =
 
 
 class Served(NamedTuple):
-    """A model as it is served: in JAX, and as the directory that PyTorch reads."""
+    """A model as it is served: in JAX, and as the directory that PyTorch reads; None for one only JAX has."""
 
     config: LMMConfig
     params: Params
-    directory: str | os.PathLike
+    directory: str | os.PathLike | None
     prompt: Mapping[str, np.ndarray]
 
 
-def compare(models: Mapping[str, Served], tokens: int, repeats: int) -> dict[str, Any]:
+def compare(models: Mapping[Any, Served], tokens: int, repeats: int) -> dict[str, Any]:
     """Requests to several models in turn, in JAX and then in PyTorch.
 
     PyTorch is timed with each of `thread_counts` and counts at its best: where other work shares the cores its threads
     wait for one another, and more of them can be ten times slower.
 
     Args:
-        models: name -> model.
+        models: name -> model; one without a directory is timed in JAX only.
         tokens: answer length of all.
         repeats: rounds that are timed.
 
@@ -156,10 +156,12 @@ def compare(models: Mapping[str, Served], tokens: int, repeats: int) -> dict[str
     ours, theirs = {}, {}
     for name, model in models.items():
         ours[name] = jax_request(model.config, model.params, model.prompt, tokens)
-        request = torch_request(torch_model(model.directory), model.prompt, tokens)
-        theirs |= {(name, count): partial(with_threads, count, request) for count in thread_counts()}
+        if model.directory is not None:
+            request = torch_request(torch_model(model.directory), model.prompt, tokens)
+            theirs |= {(name, count): partial(with_threads, count, request) for count in thread_counts()}
     jax_times, torch_times = measure(ours, repeats=repeats), measure(theirs, repeats=repeats)
-    best = {name: min(thread_counts(), key=lambda n: torch_times[name, n].p50) for name in models}
+    served = [name for name, model in models.items() if model.directory is not None]
+    best = {name: min(thread_counts(), key=lambda n: torch_times[name, n].p50) for name in served}
     return {
         "jax": {name: latency._asdict() for name, latency in jax_times.items()},
         "torch": {name: {**torch_times[name, n]._asdict(), "threads": n} for name, n in best.items()},

@@ -18,7 +18,7 @@ from antgmm_jax.functional import Params, functional
 from distill import Teacher
 from experiments import export_gate
 from experiments.console import bar, say
-from experiments.datasets import Samples, load_processor, load_records
+from experiments.datasets import Samples, encode_both, load_both, load_processor, load_records
 from experiments.evaluate import evaluate
 from experiments.folder import RunFolder, write_json
 from experiments.report import write_report
@@ -44,7 +44,6 @@ class Run:
 
     def __init__(self, recipe: Recipe, path: str | Path):
         self.recipe, self.folder = recipe, RunFolder(path)
-        self.began = time.time()
 
     def __call__(self) -> dict[str, Any]:
         """Runs, or goes on with, the whole of it.
@@ -68,15 +67,22 @@ class Run:
 
     def _run(self, config: LMMConfig, start: Student) -> dict[str, Any]:
         recipe = self.recipe
-        say(f"reading {recipe.data.samples} samples")
-        self.samples = Samples(load_records(recipe.data), self.processor, config)
-        self.test = Samples(load_records(recipe.evaluate.data), self.processor, config)
+        self.samples, self.test = encode_both(recipe, load_both(recipe), self.processor, config)
+        # Read before anything is trained: what is wrong with them is told now.
+        hard = self._hard(config)
         targets = self._targets()
         student = start
         for number in range(1, len(recipe.stages) + 1):
             student = self._stage(number, student, targets)
         exported = self._export(student)
-        return write_report(self.folder, recipe, self.teacher, exported, self.test, self.processor, self.began)
+        return write_report(self.folder, recipe, self.teacher, exported, self.test, hard, self.processor)
+
+    def _hard(self, config: LMMConfig) -> Samples | None:
+        recipe = self.recipe
+        if recipe.evaluate.hard is None:
+            return None
+        records = load_records(recipe.evaluate.hard)
+        return Samples(records, self.processor, config, max_length=recipe.max_length, max_answer=recipe.max_answer)
 
     def _start(self) -> Student:
         if not self.recipe.parent:
@@ -116,12 +122,9 @@ class Run:
     def _stage(self, number: int, student: Student, targets: Teacher) -> Student:
         stage = self.recipe.stages[number - 1]
         done, working = self.folder.stage(number, stage.name), self.folder.steps(number, stage.name)
-        if checkpoint.is_complete(done):
+        if self.folder.finished(number, stage.name):
             say(f"stage {stage.name}: found complete in {done}")
-            checkpoint.discard_steps(working)
             return load_student(done)
-        if done.exists():
-            raise AntgmmError(f"{done} is damaged: remove it and start again")
         began = time.time()
         run = StageRun(
             stage,

@@ -42,12 +42,12 @@ def load_training(path: str | Path, overrides: Sequence[str] = ()) -> Training:
 
 def dump_recipe(recipe: Recipe | Training) -> str:
     """The recipe as canonical TOML: every key spelled out, so that equal recipes give equal text."""
-    return tomli_w.dumps(recipe.model_dump(mode="json", by_alias=True))
+    return tomli_w.dumps(_plain(recipe))
 
 
 def fingerprint(recipe: Recipe | Training) -> str:
     """16 hexadecimal digits that tell one recipe from another; comments and spelled-out defaults do not count."""
-    text = json.dumps(recipe.model_dump(mode="json", by_alias=True), sort_keys=True)
+    text = json.dumps(_plain(recipe), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -56,11 +56,16 @@ def difference(first: Recipe | Training, second: Recipe | Training) -> str:
 
     A run folder of another recipe is refused with it.
     """
-    one, other = (_flat(recipe.model_dump(mode="json", by_alias=True)) for recipe in (first, second))
+    one, other = (_flat(_plain(recipe)) for recipe in (first, second))
     for key in [*one, *other]:
         if one.get(key) != other.get(key):
             return f"{key}: {one.get(key, 'absent')} / {other.get(key, 'absent')}"
     return ""
+
+
+def _plain(recipe: Recipe | Training) -> dict[str, Any]:
+    """A recipe as TOML can hold it; a table that it lacks is absent."""
+    return recipe.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
 def _load(path: str | Path, overrides: Sequence[str], schema: type[AnyRecipe]) -> AnyRecipe:
@@ -115,13 +120,14 @@ def _entry(node: Any, key: str, override: str) -> Any:
 def _lay_under(raw: dict[str, Any]) -> None:
     """Completes the tables of stages, phases and `evaluate` from those at the top."""
 
-    def complete(table: Any, name: str) -> None:
-        if not isinstance(table, dict) or not isinstance(raw.get(name), dict):
+    def complete(table: Any, name: str, top: str = "") -> None:
+        under = raw.get(top or name)
+        if not isinstance(table, dict) or not isinstance(under, dict):
             return
         own = table.get(name, {})
         # Data of another kind shares no key.
-        if isinstance(own, dict) and own.get("kind", raw[name].get("kind")) == raw[name].get("kind"):
-            table[name] = {**raw[name], **own}
+        if isinstance(own, dict) and own.get("kind", under.get("kind")) == under.get("kind"):
+            table[name] = {**under, **own}
 
     for stage in _tables(raw.get("stage")):
         complete(stage, "loss")
@@ -129,6 +135,12 @@ def _lay_under(raw: dict[str, Any]) -> None:
     for phase in _tables(raw.get("phase")):
         complete(phase, "optimizer")
     complete(raw.get("evaluate"), "data")
+    if "hard" in _table(raw.get("evaluate")):
+        complete(raw["evaluate"], "hard", "data")
+
+
+def _table(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def _tables(value: Any) -> list[Any]:
@@ -140,10 +152,16 @@ def _faults(error: ValidationError, schema: type[BaseModel]) -> str:
     told: dict[tuple, str] = {}
     for fault in error.errors():
         parts, owner = _locate(schema, fault["loc"])
-        inner = parts[2:] if parts[:1] in (("stage",), ("phase",)) else parts[1:] if parts[:1] == ("evaluate",) else ()
-        if (inner, fault["type"]) not in told:
+        if (_under(parts), fault["type"]) not in told:
             told[parts, fault["type"]] = _told(fault["type"], parts, owner, fault["input"], fault["msg"])
     return "; ".join(told.values())
+
+
+def _under(parts: tuple[int | str, ...]) -> tuple[int | str, ...]:
+    """The key path at the top of what was laid under a table; () for a key that is at the top itself."""
+    if parts[:2] == ("evaluate", "hard"):
+        return ("data", *parts[2:])
+    return parts[2:] if parts[:1] in (("stage",), ("phase",)) else parts[1:] if parts[:1] == ("evaluate",) else ()
 
 
 def _told(kind: str, parts: tuple[int | str, ...], owner: Any, value: Any, message: str) -> str:

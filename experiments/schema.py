@@ -150,6 +150,7 @@ class Optimizer(_Table):
       floor: final rate as a fraction of the peak.
       weight_decay: per unit of learning rate; norms and biases are spared.
       clip: largest global norm of the gradient.
+      b2: decay of Adam's second moments; lower follows a loss that changes in jumps.
       batch_size: samples of one optimizer step.
       accumulate: pieces that the batch is taken in, one after another; divides `batch_size`.
     """
@@ -160,6 +161,7 @@ class Optimizer(_Table):
     floor: Annotated[float, Field(ge=0, le=1)] = 0.0
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     clip: Annotated[float, Field(gt=0)] = 1.0
+    b2: Annotated[float, Field(gt=0, lt=1)] = 0.999
     batch_size: Count
     accumulate: Count = 1
 
@@ -248,6 +250,18 @@ class Evaluate(_Table):
     max_new_tokens: Count = 32
 
 
+class EvaluateTwice(Evaluate):
+    """What a run is scored on, and harder records that only the teacher and the exported student are scored on.
+
+    Attributes:
+      data, max_new_tokens: as in `Evaluate`.
+      hard: what differs from the recipe's own [data], such as `split = "test_hard"`; without the table there is no
+        such score.
+    """
+
+    hard: MaadData | FileData | TfdsData | None = Field(default=None, discriminator="kind")
+
+
 class Export(_Table):
     """The Hugging Face folder that is written.
 
@@ -265,13 +279,24 @@ class _Run(_Table):
     export: Export = Export()
     seed: int = 0
     checkpoint_every: Count = 100
+    buckets: tuple[Count, ...] = ()
+    max_length: Count = 512
+    max_answer: Count = 64
+
+    @field_validator("buckets")
+    @classmethod
+    def _ascending(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if list(value) != sorted(set(value)):
+            raise ValueError(f"buckets = {list(value)}: write each width once, the smallest first")
+        return value
 
     @model_validator(mode="after")
     def _evaluated_on_other_records(self) -> Self:
-        train, test = self.data, self.evaluate.data
-        same = [getattr(train, key, "") == getattr(test, key, "") for key in ("kind", "path", "split")]
-        if all(same):
-            raise ValueError("evaluate.data are the records of data; give another split or path")
+        for name in ("data", "hard"):
+            test = getattr(self.evaluate, name, None)
+            same = [getattr(self.data, key, "") == getattr(test, key, "") for key in ("kind", "path", "split")]
+            if test is not None and all(same):
+                raise ValueError(f"evaluate.{name} are the records of data; give another split or path")
         return self
 
 
@@ -289,12 +314,14 @@ class Recipe(_Run):
       seed: of the order of the data and of random importance.
       calibration_batches: batches that importance is averaged over.
       checkpoint_every: steps between two step checkpoints.
+      buckets, max_length, max_answer: as in `Training`; importance is averaged over batches of one width in any case.
       parent: folder of a finished stage of another run to start from, with its trained weights; "" starts from the
         teacher.
     """
 
     teacher: Teacher
     loss: Loss
+    evaluate: EvaluateTwice
     stages: tuple[Stage, ...] = Field(alias="stage")
     calibration_batches: Count = 8
     parent: str = ""
@@ -315,9 +342,11 @@ class Model(_Table):
 
     Attributes:
       preset: name in `antgmm_jax.config.PRESETS`.
+      sizes: axis -> units, laid over the preset's, smaller or larger; axes tied to a stated one follow it.
     """
 
     preset: Name
+    sizes: dict[Axis, Count] = {}
 
 
 class Phase(_Table):
@@ -325,7 +354,7 @@ class Phase(_Table):
 
     Attributes:
       name: names the phase's folder.
-      kind: "facts" trains the image side on the facts of MAAD-synth's pictures, "answers" the model on its answers.
+      kind: "facts" trains the image side on what MAAD-synth's pictures show, "answers" the model on its answers.
       steps: optimizer steps.
       frozen: path prefixes of parameters ("vision", "language/encoder") that an "answers" phase does not train.
       optimizer: what differs from the recipe's own.
@@ -358,6 +387,11 @@ class Training(_Run):
       export: form of the exported folder.
       seed: of the parameters and of the order of the data.
       checkpoint_every: steps between two step checkpoints.
+      buckets: widths that a batch is cut to, the smallest first, as in [16, 32, 48]: answer tokens in a model with an
+        encoder, all tokens of the row (the picture's too) in one without; longer rows keep the full width. A batch
+        holds rows of one bucket, and each bucket compiles its own program. [] pads all rows alike.
+      max_length: most tokens of a prompt, the picture's not counted; a longer row is refused.
+      max_answer: most tokens of an answer, the end token counted; a longer row is refused.
     """
 
     model: Model

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 
 import pruning
-from antgmm_jax import checkpoint
 from antgmm_jax.config import LMMConfig, from_dict, sizes, to_dict
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import complete
@@ -32,9 +31,7 @@ from experiments.console import bar
 from experiments.datasets import Samples
 from experiments.schema import Loss, Stage
 from experiments.schema import Optimizer as OptimizerTable
-
-HISTORY_EVERY = 10
-"""Steps between two points of the loss curves."""
+from experiments.stepper import HISTORY_EVERY, Stepper, add_point
 
 
 class Student(NamedTuple):
@@ -75,6 +72,7 @@ def optimizer_of(table: OptimizerTable, steps: int, frozen: tuple[str, ...] = ()
         floor=table.floor,
         weight_decay=table.weight_decay,
         clip=table.clip,
+        b2=table.b2,
         frozen=frozen,
     )
 
@@ -112,8 +110,7 @@ class StageRun:
         working: Path,
         checkpoint_every: int,
     ):
-        self.stage, self.teacher, self.samples, self.working = stage, teacher, samples, working
-        self.towers = towers
+        self.stage, self.teacher, self.samples, self.towers = stage, teacher, samples, towers
         self.seed, self.calibration_batches, self.checkpoint_every = (
             seed + 1000 * number,
             calibration_batches,
@@ -121,6 +118,7 @@ class StageRun:
         )
         self.optimizer = optimizer_of(stage.optimizer, stage.steps)
         self.data = samples.shuffled(stage.optimizer.batch_size, self.seed)
+        self.stepper = Stepper(working, self.data)
 
     def run(self, start: Student) -> tuple[Student, list[dict[str, float]]]:
         """From the model that the stage finds to the one it leaves.
@@ -134,7 +132,6 @@ class StageRun:
         steps = self.stage.mask_steps + self.stage.recover_steps
         targets = segment_targets(start.config, self.stage)
         state, place = self._resume(start)
-        self.last = "" if int(state.step) == 0 else str(self.working / f"{int(state.step):08d}")
         with bar(f"stage {self.stage.name}", self.stage.steps) as self.progress:
             for segment in range(self.stage.segments):
                 begin = segment * steps
@@ -199,8 +196,8 @@ class StageRun:
             teacher=self.teacher,
             save=lambda state: self._save(state, place),
             save_every=self.checkpoint_every,
-            last_checkpoint=self.last,
-            report=lambda progress: self._report(progress, place, until),
+            last_checkpoint=self.stepper.last,
+            report=lambda progress: self._report(progress, place),
             report_every=HISTORY_EVERY,
         )
         return state
@@ -209,11 +206,8 @@ class StageRun:
         ids = np.array([record.id for record in self.samples.records])
         return ({**batch, "id": ids[batch["index"]]} for batch in self.data)
 
-    def _report(self, progress: Progress, place: _Place, until: int) -> None:
-        # The loop also reports the first step after a restart, and a resumed run takes some steps again.
-        due = progress.step % HISTORY_EVERY == 0 or progress.step == until
-        if due and (not place.history or progress.step > place.history[-1]["step"]):
-            place.history.append({"step": progress.step, **progress.metrics})
+    def _report(self, progress: Progress, place: _Place) -> None:
+        add_point(place.history, progress)
         self.progress(progress.step, f"loss {progress.metrics['loss']:.4f}")
 
     def _save(self, state: State, place: _Place) -> str:
@@ -224,22 +218,17 @@ class StageRun:
             "plan": place.plan,
             "scores": place.scores,
             "history": place.history,
-            "position": self.data.position,
         }
-        checkpoint.save_step(self.working, int(state.step), state, record)
-        self.last = str(self.working / f"{int(state.step):08d}")
-        return self.last
+        return self.stepper.save(state, record)
 
     def _resume(self, start: Student) -> tuple[State, _Place]:
-        step = checkpoint.latest_step(self.working)
-        if step is None:
+        record = self.stepper.record()
+        if record is None:
             keep = {axis: np.asarray(index, np.int32) for axis, index in start.keep.items()}
             return init_state(start.params, self.optimizer), _Place(start.config, keep, 0, {}, {}, [])
-        record = checkpoint.load_step_record(self.working, step)
         config = from_dict(record["config"])
         like = jax.eval_shape(lambda: init_state(functional(config).init(jax.random.key(0)), self.optimizer))
-        state, _ = checkpoint.load_step(self.working, step, like)
-        self.data.seek(record["position"])
+        state = self.stepper.restore(like)
         arrays = {
             name: {axis: np.asarray(v, dtype) for axis, v in record[name].items()}
             for name, dtype in (("keep", np.int32), ("plan", np.int32), ("scores", np.float32))
@@ -296,7 +285,7 @@ def importance(
         axis -> float32 scores; an axis that its method cannot score is absent.
     """
     pure, local, used = functional(config), local_axes(config), set(methods.values())
-    source = samples.shuffled(min(batch_size, len(samples)), seed + 500)
+    source = samples.shuffled(min(batch_size, len(samples)), seed + 500, full=True)
     calibration = [_device(next(source)) for _ in range(batches)] if used - {"magnitude", "random", "last"} else []
     scores: dict[str, dict[str, np.ndarray]] = {}
     if "taylor" in used:

@@ -3,6 +3,7 @@
 import dataclasses
 import shutil
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,21 +14,76 @@ from transformers import ProcessorMixin
 
 import distill
 from antgmm_jax import checkpoint
-from antgmm_jax.config import LMMConfig, preset, to_dict
+from antgmm_jax.config import LMMConfig, QFormerConfig, preset, resize, to_dict
 from antgmm_jax.convert import load_hf, save_hf
+from antgmm_jax.errors import AntgmmError
+from antgmm_jax.families import complete, violations
 from antgmm_jax.functional import Params, functional
-from data.batches import batches
+from data.batches import Batches, batches
+from data.maad.cells import cell_classes
 from data.maad.source import latent_sizes
-from data.processor import blip2_processor, device_batch
-from data.record import prompt
+from data.maad.tier import tier
+from data.processor import blip2_processor, device_batch, llava_processor
+from data.record import Record, prompt
 from data.tokenizer import IMAGE, corpus, train_tokenizer
 from experiments.console import bar, say
-from experiments.datasets import Samples, load_records
+from experiments.datasets import encode_both, load_both
 from experiments.evaluate import evaluate
 from experiments.folder import RunFolder, write_json
 from experiments.pretrain import init_params, make_pretrain_step
-from experiments.schema import MaadData, Phase, Training
+from experiments.schema import Data, MaadData, Phase, Training
 from experiments.stage import optimizer_of
+from experiments.stepper import HISTORY_EVERY, Stepper, add_point
+
+
+def shape_of(recipe: Training) -> LMMConfig:
+    """The model that a recipe trains: its preset with the recipe's sizes laid over it.
+
+    Args:
+        recipe: the recipe.
+
+    Returns:
+        The config; the tokenizer will yet decide its vocabulary.
+
+    Raises:
+        AntgmmError: no such preset, sizes that no model of its family has, or a phase that it cannot take.
+    """
+    base, sizes = preset(recipe.model.preset), recipe.model.sizes
+    try:
+        config = resize(base, complete(base, sizes))
+    except AntgmmError as error:
+        raise AntgmmError(f"model.sizes: {error}") from None
+    if broken := violations(config):
+        raise AntgmmError(f"model.sizes: transformers cannot serve this shape: {'; '.join(broken)}")
+    facts = [phase.name for phase in recipe.phases if phase.kind == "facts"]
+    if facts and not isinstance(config.bridge, QFormerConfig):
+        raise AntgmmError(
+            f"phase {facts[0]!r} trains a Q-Former, which {recipe.model.preset} lacks: give it phases of kind answers"
+        )
+    return config
+
+
+def make_processor(config: LMMConfig, data: Data, records: Sequence[Record]) -> ProcessorMixin:
+    """The processor of a model that is trained from scratch, with a tokenizer of its data.
+
+    Args:
+        config: the model.
+        data: where the records come from.
+        records: what it is trained on.
+
+    Returns:
+        A processor of the model's family, with at most the config's number of tokens.
+    """
+    vocab, px = config.language.vocab, config.vision.image
+    if data.kind == "maad":
+        tokenizer = train_tokenizer(corpus(data.tier, seed=data.seed), vocab=vocab)
+    else:
+        # A user's few rows repeat little: what occurs twice is worth a token.
+        texts = (text for r in records for text in (prompt(r.question, r.text), r.answer))
+        tokenizer = train_tokenizer(texts, vocab=vocab, min_frequency=2)
+    if isinstance(config.bridge, QFormerConfig):
+        return blip2_processor(tokenizer, px=px, queries=config.bridge.queries)
+    return llava_processor(tokenizer, px=px, patch=config.vision.patch)
 
 
 class TrainingRun:
@@ -51,56 +107,35 @@ class TrainingRun:
         Raises:
             AntgmmError: bad input, or a loss that is not finite.
         """
+        self.folder.check(self.recipe)
+        shape = shape_of(self.recipe)
+        # A recipe that cannot run must not claim the folder.
         with self.folder.opened(self.recipe):
-            recipe = self.recipe
-            records, test = load_records(recipe.data), load_records(recipe.evaluate.data)
-            self.processor = self._processor(records)
-            base = preset(recipe.model.preset)
-            vocab = -(-len(self.processor.tokenizer) // 64) * 64
-            language = dataclasses.replace(base.language, vocab=vocab)
-            self.config = dataclasses.replace(base, language=language, image_token=IMAGE)
-            say(f"reading {recipe.data.samples} samples")
-            self.samples = Samples(records, self.processor, self.config)
-            self.test = Samples(test, self.processor, self.config)
-            params = functional(self.config).init(jax.random.key(recipe.seed))
-            for number, phase in enumerate(recipe.phases, 1):
-                params = self._phase(number, phase, params)
-            return self._export(params)
+            return self._run(shape)
 
-    def _processor(self, records) -> ProcessorMixin:
-        data, base = self.recipe.data, preset(self.recipe.model.preset)
-        if data.kind == "maad":
-            tokenizer = train_tokenizer(corpus(data.tier, seed=data.seed), vocab=base.language.vocab)
-        else:
-            # A user's few rows repeat little: what occurs twice is worth a token.
-            texts = (text for r in records for text in (prompt(r.question, r.text), r.answer))
-            tokenizer = train_tokenizer(texts, vocab=base.language.vocab, min_frequency=2)
-        return blip2_processor(tokenizer, px=base.vision.image, queries=base.qformer.queries)
+    def _run(self, shape: LMMConfig) -> dict[str, Any]:
+        recipe = self.recipe
+        records = load_both(recipe)
+        self.processor = make_processor(shape, recipe.data, records[0])
+        vocab = -(-len(self.processor.tokenizer) // 64) * 64
+        language = dataclasses.replace(shape.language, vocab=vocab)
+        self.config = dataclasses.replace(shape, language=language, image_token=IMAGE)
+        self.samples, self.test = encode_both(recipe, records, self.processor, self.config)
+        params = functional(self.config).init(jax.random.key(recipe.seed))
+        for number, phase in enumerate(recipe.phases, 1):
+            params = self._phase(number, phase, params)
+        return self._export(params)
 
     def _phase(self, number: int, phase: Phase, params: Params) -> Params:
         done, working = self.folder.stage(number, phase.name), self.folder.steps(number, phase.name)
-        if checkpoint.is_complete(done):
+        if self.folder.finished(number, phase.name):
             say(f"phase {phase.name}: found complete in {done}")
             return {**params, **checkpoint.load_stage(done)[0]["params"]}
         began = time.time()
         optimizer = optimizer_of(phase.optimizer, phase.steps, phase.frozen)
-        if phase.kind == "facts":
-            assert isinstance(self.recipe.data, MaadData)  # the schema says so
-            facts = latent_sizes(self.recipe.data.tier)
-            trained = init_params(self.config, params, facts, jax.random.key(self.recipe.seed + number))
-            step = make_pretrain_step(self.config, params, facts, optimizer)
-            arrays = {"images": self.samples.arrays["images"]}
-            latents = [record.latents for record in self.samples.records]
-            arrays |= {f"fact/{n}": np.array([row[n] for row in latents], np.int32) for n in facts}
-        else:
-            trained, arrays = params, self.samples.arrays
-            step = distill.make_step(
-                functional(self.config),
-                optimizer,
-                distill.LossConfig(hard=1.0),
-                micro_batches=phase.optimizer.accumulate,
-            )
-        state, history = self._train(phase, working, step, distill.init_state(trained, optimizer), arrays, number)
+        prepare = self._facts if phase.kind == "facts" else self._answers
+        trained, step, data = prepare(number, phase, params, optimizer)
+        state, history = self._train(phase, Stepper(working, data), step, distill.init_state(trained, optimizer), data)
         new = state.params["model"] if phase.kind == "facts" else state.params
         record = {
             "phase": phase.model_dump(mode="json"),
@@ -113,30 +148,33 @@ class TrainingRun:
         checkpoint.discard_steps(working)
         return {**params, **new}
 
-    def _train(self, phase: Phase, working: Path, step, state, arrays, number: int):
-        recipe, history = self.recipe, []
-        data = batches(
-            arrays,
-            size=phase.optimizer.batch_size,
-            seed=recipe.seed + number,
-            finish=partial(device_batch, self.samples.table),
-        )
-        at, last = checkpoint.latest_step(working), ""
-        if at is not None:
-            like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state)
-            state, record = checkpoint.load_step(working, at, like)
-            data.seek(record["position"])
-            history, last = record["history"], str(working / f"{at:08d}")
+    def _facts(self, number: int, phase: Phase, params: Params, optimizer: distill.Optimizer):
+        """What is trained on the pictures' facts, how a step is taken, and its batches."""
+        assert isinstance(self.recipe.data, MaadData)  # the schema says so
+        seed, records = self.recipe.seed + number, self.samples.records
+        facts, classes = latent_sizes(self.recipe.data.tier), cell_classes(tier(self.recipe.data.tier))
+        trained = init_params(self.config, params, facts, classes, jax.random.key(seed))
+        step = make_pretrain_step(self.config, params, facts, optimizer)
+        cells = np.stack([r.cells for r in records if r.cells is not None])
+        arrays = {"images": self.samples.arrays["images"], "cells": cells}
+        arrays |= {f"fact/{n}": np.array([r.latents[n] for r in records], np.int32) for n in facts}
+        finish = partial(device_batch, self.samples.table)
+        return trained, step, batches(arrays, size=phase.optimizer.batch_size, seed=seed, finish=finish)
 
-        def save(state) -> str:
-            record = {"position": data.position, "history": history}
-            checkpoint.save_step(working, int(state.step), state, record)
-            return str(working / f"{int(state.step):08d}")
+    def _answers(self, number: int, phase: Phase, params: Params, optimizer: distill.Optimizer):
+        """What is trained on answers, how a step is taken, and its batches."""
+        loss = distill.LossConfig(hard=1.0)
+        step = distill.make_step(functional(self.config), optimizer, loss, micro_batches=phase.optimizer.accumulate)
+        return params, step, self.samples.shuffled(phase.optimizer.batch_size, self.recipe.seed + number)
 
+    def _train(self, phase: Phase, stepper: Stepper, step, state: distill.State, data: Batches):
+        history: list[dict[str, float]] = []
+        if found := stepper.record():
+            state, history = stepper.restore(state), found["history"]
         with bar(f"phase {phase.name}", phase.steps) as update:
 
             def report(progress: distill.Progress) -> None:
-                history.append({"step": progress.step, **progress.metrics})
+                add_point(history, progress)
                 update(progress.step, f"loss {progress.metrics['loss']:.4f}")
 
             state, _ = distill.train(
@@ -144,20 +182,21 @@ class TrainingRun:
                 state,
                 data,
                 steps=phase.steps,
-                save=save,
-                save_every=recipe.checkpoint_every,
-                last_checkpoint=last,
+                save=lambda state: stepper.save(state, {"history": history}),
+                save_every=self.recipe.checkpoint_every,
+                last_checkpoint=stepper.last,
                 report=report,
+                report_every=HISTORY_EVERY,
             )
         return state, history
 
     def _export(self, params: Params) -> dict[str, Any]:
-        directory = self.folder.export
+        directory, processor = self.folder.export, self.folder.path / "processor"
         shutil.rmtree(directory, ignore_errors=True)
+        save_processor(self.processor, processor)
         dtype = jax.numpy.dtype(self.recipe.export.dtype)
-        like = self.folder.path / "processor"
-        self.processor.save_pretrained(like)
-        save_model(self.config, jax.tree.map(lambda leaf: np.asarray(leaf).astype(dtype), params), directory, like)
+        params = jax.tree.map(lambda leaf: np.asarray(leaf).astype(dtype), params)
+        save_hf(self.config, params, directory, like=processor)
         config, params = load_hf(directory)
         with bar("scores", len(self.test)) as update:
             scores, _ = evaluate(
@@ -174,15 +213,15 @@ class TrainingRun:
         return report
 
 
-def save_model(config: LMMConfig, params: Params, directory: Path, processor: Path) -> None:
-    """A checkpoint directory with a processor's files beside it.
+def save_processor(processor: ProcessorMixin, directory: Path) -> None:
+    """A processor's files, and a config.json that tells `transformers` the special tokens of its tokenizer.
 
     Args:
-        config: the model.
-        params: its parameters.
-        directory: where to.
-        processor: directory of the processor's files.
+        processor: the processor.
+        directory: where to; what `save_hf` takes as `like`.
     """
-    save_hf(config, params, directory)
-    for path in sorted(processor.iterdir()):
-        shutil.copyfile(path, directory / path.name)
+    processor.save_pretrained(directory)
+    names = ("pad_token_id", "eos_token_id", "bos_token_id")
+    found = {name: getattr(processor.tokenizer, name) for name in names}
+    tokens = {name: token for name, token in found.items() if token is not None}
+    write_json(directory / "config.json", {"text_config": tokens})

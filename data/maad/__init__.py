@@ -3,7 +3,7 @@
 from data.maad.latents import SIZES, SLICES
 from data.maad.render import compose
 from data.maad.sheet import contact_sheet
-from data.maad.source import MaadSource, fingerprint, latent_sizes, latent_targets, source
+from data.maad.source import MaadSource, fingerprint, latent_sizes, source
 from data.maad.tier import TIERS, tier
 from data.maad.vocab import TYPES
 
@@ -17,7 +17,6 @@ __all__ = [
     "contact_sheet",
     "fingerprint",
     "latent_sizes",
-    "latent_targets",
     "source",
     "tier",
 ]

@@ -3,7 +3,6 @@
 import io
 import random
 
-import numpy as np
 from PIL import Image, ImageFilter
 
 from data.maad import sprites
@@ -98,16 +97,3 @@ def _worn(image: Image.Image, rng: random.Random) -> Image.Image:
     blurred = image.filter(ImageFilter.GaussianBlur(0.3 + 0.4 * rng.random()))
     blurred.save(stream, format="jpeg", quality=35 + int(rng.random() * 30))
     return Image.open(stream).convert("RGB")
-
-
-def render(tier: Tier, latents: Latents) -> np.ndarray:
-    """Draws an advertisement.
-
-    Args:
-        tier: the preset.
-        latents: the advertisement.
-
-    Returns:
-        uint8 [px, px, 3].
-    """
-    return np.array(compose(tier, latents)[0])

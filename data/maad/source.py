@@ -2,14 +2,16 @@
 
 import hashlib
 from collections.abc import Sequence
-from functools import lru_cache
+
+import numpy as np
 
 from antgmm_jax.errors import AntgmmError
 from data.maad.answers import accompanying, answer
+from data.maad.cells import cells
 from data.maad.latents import SIZES, Latents, Picture, draw
-from data.maad.render import render
-from data.maad.tier import Tier, brands, products, tier
-from data.maad.vocab import CLAIMS, HARMLESS_BADGES, QUESTIONS
+from data.maad.render import compose
+from data.maad.tier import Tier, brands, fact_sizes, tier
+from data.maad.vocab import QUESTIONS
 from data.record import Record
 
 
@@ -30,15 +32,18 @@ class MaadSource(Sequence[Record]):
 
     def __getitem__(self, index: int) -> Record:
         latents = self.latents(index)
+        image, boxes = compose(self.tier, latents)
+        found = facts(self.tier, latents.picture)
         return Record(
-            image=render(self.tier, latents),
+            image=np.array(image),
             question=QUESTIONS[latents.type],
             answer=answer(self.tier, latents),
             text=accompanying(self.tier, latents.text),
             type=latents.type,
             id=f"maad-{self.tier.name}-{self.seed}-{self.split}-{index}",
             slice=latents.slice,
-            latents=facts(self.tier, latents.picture),
+            latents=found,
+            cells=cells(self.tier, latents.picture, found, boxes),
         )
 
 
@@ -67,7 +72,6 @@ def source(name: str, split: str, size: int | None = None, *, seed: int = 0) -> 
     return MaadSource(preset, split, size, seed)
 
 
-@lru_cache
 def latent_sizes(name: str) -> dict[str, int]:
     """How many classes each fact of a picture has: the heads that pretrain an image encoder.
 
@@ -77,18 +81,7 @@ def latent_sizes(name: str) -> dict[str, int]:
     Returns:
         fact -> number of classes, in a fixed order.
     """
-    preset = tier(name)
-    parts = [max(pair) + 1 for pair in zip(*(brand.parts for brand in brands(preset)[0]), strict=True)]
-    return {
-        "product": len(products(preset)),
-        "brand_0": parts[0],
-        "brand_1": parts[1],
-        **{f"price_{place}": 11 for place in range(len(str(max(preset.prices))))},
-        "claim": 1 + len(CLAIMS) + len(HARMLESS_BADGES),
-        "qr": 2,
-        "phone": 2,
-        "notice": 2,
-    }
+    return fact_sizes(tier(name))
 
 
 def facts(preset: Tier, picture: Picture) -> dict[str, int]:
@@ -104,23 +97,6 @@ def facts(preset: Tier, picture: Picture) -> dict[str, int]:
         "phone": int(picture.phone),
         "notice": int(picture.notice),
     }
-
-
-def latent_targets(record: Record) -> dict[str, int]:
-    """The classes that pretraining an image encoder predicts from a record's picture.
-
-    Args:
-        record: a record of MAAD-synth.
-
-    Returns:
-        fact -> class, with the keys of `latent_sizes`.
-
-    Raises:
-        AntgmmError: the record carries no facts.
-    """
-    if not record.latents:
-        raise AntgmmError(f"record {record.id!r} has no latents: only generated advertisements carry them")
-    return dict(record.latents)
 
 
 def fingerprint(found: MaadSource, count: int = 256) -> str:

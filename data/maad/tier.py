@@ -5,7 +5,7 @@ from functools import lru_cache
 from typing import Literal, NamedTuple
 
 from antgmm_jax.errors import AntgmmError
-from data.maad.vocab import CATEGORIES, COLOURS, PRODUCTS, SHAPES, SYLLABLES, Product
+from data.maad.vocab import CATEGORIES, CLAIMS, COLOURS, HARMLESS_BADGES, PRODUCTS, SHAPES, SYLLABLES, Product
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,18 +79,18 @@ TIERS = {
         per_category=4,
         brands="word",
         prices=tuple(range(5, 1000)),
-        fonts=_FONTS,
+        fonts=("archivo-narrow", "fira-sans", "oswald", "nunito"),
         hard_fonts=_HARD_FONTS,
-        layouts=_LAYOUTS[:80],
-        hard_layouts=_LAYOUTS[80:],
-        icon_px=(34, 38, 42, 46),
-        brand_px=(11, 12, 13, 14, 15),
-        price_px=(15, 16, 17, 18, 19),
-        small_px=(9, 10),
-        jitter=1.0,
-        plates=0.5,
-        clutter=10,
-        tilt=12,
+        layouts=(0, 9, 36, 49, 66, 75),
+        hard_layouts=(82, 90),
+        icon_px=(32, 35, 38),
+        brand_px=(14, 15, 16, 17),
+        price_px=(17, 18, 19, 20),
+        small_px=(9,),
+        jitter=0.5,
+        plates=1.0,
+        clutter=4,
+        tilt=8,
         fillers=2,
     ),
     "full": Tier(
@@ -153,3 +153,19 @@ def brands(preset: Tier) -> tuple[tuple[Brand, ...], int]:
     pairs.sort(key=lambda p: ((p[0] + p[1]) % 8 == 3, p))
     seen = sum((a + b) % 8 < 3 for a, b in pairs)
     return tuple(Brand(SYLLABLES[0][a] + SYLLABLES[1][b], (a, b)) for a, b in pairs), seen
+
+
+@lru_cache
+def fact_sizes(preset: Tier) -> dict[str, int]:
+    """How many values each fact of a picture can have, in a fixed order; a price counts by its digits, 10 for none."""
+    parts = [max(pair) + 1 for pair in zip(*(brand.parts for brand in brands(preset)[0]), strict=True)]
+    return {
+        "product": len(products(preset)),
+        "brand_0": parts[0],
+        "brand_1": parts[1],
+        **{f"price_{place}": 11 for place in range(len(str(max(preset.prices))))},
+        "claim": 1 + len(CLAIMS) + len(HARMLESS_BADGES),
+        "qr": 2,
+        "phone": 2,
+        "notice": 2,
+    }

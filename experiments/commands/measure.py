@@ -1,5 +1,6 @@
 """Commands that draw data and that measure speed."""
 
+from enum import StrEnum
 from itertools import accumulate
 from pathlib import Path
 from typing import Annotated
@@ -7,6 +8,13 @@ from typing import Annotated
 import typer
 
 from experiments.commands.output import Json, emit, table
+
+
+class Form(StrEnum):
+    """Forms that data is written in."""
+
+    PARQUET = "parquet"
+    JSONL = "jsonl"
 
 
 def register(app: typer.Typer) -> None:
@@ -29,9 +37,10 @@ def maad(
     split: Annotated[list[str] | None, typer.Option(help="train, val, test or test_hard; all unless given.")] = None,
     samples: Annotated[int, typer.Option(min=0, help="Records of each split; 0 for the data set's own sizes.")] = 0,
     seed: Annotated[int, typer.Option(help="Another seed is another data set.")] = 0,
+    form: Annotated[Form, typer.Option("--format", help="jsonl has its pictures beside it.")] = Form.PARQUET,
     as_json: Json = False,
 ) -> None:
-    """Draw MAAD-synth, advertisements with an auditor's questions, as Parquet files."""
+    """Draw MAAD-synth, advertisements with an auditor's questions, as files."""
     from antgmm_jax.errors import AntgmmError
     from data.maad.latents import SIZES
     from data.writers import write_maad
@@ -48,6 +57,7 @@ def maad(
             out,
             sizes=sizes,
             seed=seed,
+            form=form.value,
             progress=lambda name, done, total: update(before[Path(name).stem] + done, name),
         )
     rows = [(name, size, info["fingerprints"][name]) for name, size in sizes.items()]

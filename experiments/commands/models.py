@@ -84,7 +84,7 @@ def _runs(numbers: list[int]) -> str:
 
 def cost(
     model: Annotated[Path | None, typer.Argument(metavar="[MODEL]", help="A Hugging Face directory.")] = None,
-    preset: Annotated[str, typer.Option(help="A preset in its place: antgmm-tiny, -small, -300m, -5b.")] = "",
+    preset: Annotated[str, typer.Option(help="A preset in its place, such as antgmm-5b or llava-tiny.")] = "",
     batch: Annotated[int, typer.Option(min=1, help="Samples of a request.")] = 1,
     length: Annotated[int, typer.Option(min=1, help="Prompt tokens, the image's included.")] = 64,
     answer: Annotated[int, typer.Option(min=1, help="Answer tokens.")] = 16,

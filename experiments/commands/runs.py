@@ -52,7 +52,7 @@ def _compress(path: Path, run: Path, changes: list[str], as_json: bool) -> None:
         from experiments.pipeline import Run
 
         figures = Run(recipe, run)()
-    emit(figures, as_json, summary(figures), f"report: {run / 'report' / 'report.md'}\nmodel:  {run / 'export'}")
+    emit(figures, as_json, summary(figures), _places(run, "report.html", "report.md"))
 
 
 def train(recipe: Recipe, run: RunDir, changes: Set = None, as_json: Json = False) -> None:
@@ -91,25 +91,29 @@ def recombine(
         from experiments.recombine import recombine as run_recombined
 
         figures = run_recombined(recipe, run, [Source.parse(text) for text in sources], steps, changes or [])
-    emit(figures, as_json, summary(figures), f"report: {run / 'report' / 'report.md'}\nmodel:  {run / 'export'}")
+    emit(figures, as_json, summary(figures), _places(run, "report.html", "report.md"))
 
 
 def report(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")], as_json: Json = False
 ) -> None:
-    """Print the report of a run, and write its Markdown anew."""
+    """Print the report of a run, and write its Markdown and its page anew from what the run has left."""
     figures = _figures(run)
     if "teacher" not in figures:  # of `antgmm train`
         emit(figures, as_json, json.dumps(figures, indent=1))
         return
     from rich.markdown import Markdown
 
-    from experiments.folder import write_text
-    from experiments.report import markdown
+    from experiments.report import render
 
-    text = markdown(figures)
-    write_text(run / "report" / "report.md", text)
-    emit(figures, as_json, Markdown(text))
+    text = render(run / "report", figures)
+    emit(figures, as_json, Markdown(text), _places(run, "report.html"))
+
+
+def _places(run: Path, *reports: str) -> str:
+    """Where a run's report and model are."""
+    shown = [f"report: {run / 'report' / name}" for name in reports]
+    return "\n".join([*shown, f"model:  {run / 'export'}"])
 
 
 def _figures(run: Path) -> dict[str, Any]:
@@ -162,9 +166,10 @@ def summary(figures: Mapping[str, Any]) -> Any:
         if engine in latency:
             times = latency[engine]
             rows.append(row(f"latency in {name}", times["teacher_ms"], times["student_ms"], milliseconds))
-    gained = 100 * (student["exact_match"] - teacher["exact_match"])
-    scores = (f"{model['exact_match']:.4f}" for model in (teacher, student))
-    rows.append(("exact match (macro)", *scores, f"{gained:+.1f} points"))
+    for key, name in (("exact_match", "exact match (macro)"), ("exact_match_hard", "... on hard records")):
+        if key in teacher:
+            scores = (f"{model[key]:.4f}" for model in (teacher, student))
+            rows.append((name, *scores, f"{100 * (student[key] - teacher[key]):+.1f} points"))
     gate = figures["export"]
     verdict = f"{100 * gate['answers_equal']:.0f} % of {gate['prompts']} answers equal"
     rows.append(("read back by transformers", "", "passed" if gate["passed"] else "failed", verdict))

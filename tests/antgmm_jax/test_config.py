@@ -1,19 +1,27 @@
 """Configs: sizes and back, presets of the promised sizes, names for every dimension."""
 
+import dataclasses
 import math
 
 import jax
 import numpy as np
 import pytest
 
-from antgmm_jax.config import PRESETS, from_dict, preset, resize, sizes, to_dict
+from antgmm_jax.config import PRESETS, from_dict, llava, preset, resize, sizes, to_dict
 from antgmm_jax.convert import load_hf
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import complete, violations
 from antgmm_jax.functional import abstract, functional, is_axes, local_axes
 from tests import reference
 
-MILLIONS = {"antgmm-tiny": (8, 11), "antgmm-small": (20, 30), "antgmm-300m": (280, 320), "antgmm-5b": (5292, 5508)}
+MILLIONS = {
+    "antgmm-tiny": (8, 11),
+    "antgmm-deep": (8, 11),
+    "antgmm-small": (20, 30),
+    "antgmm-300m": (280, 320),
+    "antgmm-5b": (5292, 5508),
+    "llava-tiny": (2, 4),
+}
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -23,6 +31,23 @@ def test_presets_have_the_promised_size_and_a_legal_shape_without_allocation(nam
     low, high = MILLIONS[name]
     assert low <= count <= high
     assert violations(config) == ()
+
+
+def test_a_llava_of_the_builder_is_one_that_transformers_knows(tmp_path):
+    model = reference.llava(vision=(3, 32, 4, 48), text=(2, 24, 20), feature_layer=-1)
+    found = load_hf(reference.saved(model, tmp_path / "m"))[0]
+    made = llava(
+        vision=(3, 32, 4, 48),
+        text=(2, 24, 2, 20),
+        head_dims=(8, 10),
+        image=reference.IMAGE,
+        patch=reference.PATCH,
+        vocab=reference.VOCAB,
+        image_token=reference.IMAGE_TOKEN,
+        q_per_kv=2,
+    )
+    stack = dataclasses.replace(made.language.decoder, rope_theta=500.0)  # the reference's own
+    assert found == dataclasses.replace(made, language=dataclasses.replace(made.language, decoder=stack))
 
 
 @pytest.fixture(scope="module", params=["blip2", "llava"])

@@ -6,7 +6,8 @@ import pytest
 import data.maad as maad
 from data.maad.answers import accompanying, answer
 from data.maad.latents import draw
-from data.maad.render import render
+from data.maad.render import compose
+from data.maad.tier import products
 from data.maad.vocab import TYPES
 
 MATCHES = ("price_match", "product_match", "brand_match")
@@ -66,11 +67,29 @@ def test_the_text_alone_does_not_answer(tier):
 
 
 @pytest.mark.parametrize("tier", ["s", "m"])
+def test_wordings_tell_no_more_than_what_the_text_says(tier):
+    # These answers rest on text and picture both, so that the text is evidence; its phrases must not be.
+    preset = maad.tier(tier)
+    for kind in ("claim", "risk_notice", "verdict"):
+        found = rows(tier, kind, 2400)
+        categories = sorted({p.category for p in products(preset)})
+        said = [(lat.text, categories.index(products(preset)[lat.text.product].category)) for lat in found]
+        evidence = np.array([[4 * at + 2 * (text.claim > 0) + text.notice] for text, at in said])
+        evidence = np.eye(evidence.max() + 1)[evidence[:, 0]]
+        labels = [answer(preset, lat).split()[-1] for lat in found]
+        allowed, majority = accuracy(evidence, labels, held_out=1000)
+        features = words([accompanying(preset, lat.text) for lat in found])
+        reached, _ = accuracy(features, labels, held_out=1000)
+        assert reached < allowed + 0.06, (kind, reached, allowed)
+        assert allowed < majority + 0.3, (kind, allowed, majority)
+
+
+@pytest.mark.parametrize("tier", ["s", "m"])
 def test_the_picture_alone_does_not_tell_a_match(tier):
     preset = maad.tier(tier)
     for kind in MATCHES:
         found = rows(tier, kind, 700)
-        features = gradients([render(preset, lat) for lat in found])
+        features = gradients([np.array(compose(preset, lat)[0]) for lat in found])
         labels = [answer(preset, lat).split()[-1] for lat in found]
         reached, majority = accuracy(features, labels, held_out=250)
         assert reached < majority + 0.07, (kind, reached, majority)

@@ -1,5 +1,7 @@
 """Processors against Hugging Face's own output; arrays against the contract of the loss."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -170,10 +172,27 @@ def test_unseen_brands_are_spelt_with_seen_syllables():
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_rows_that_are_too_long_are_all_named(saved, records, family):
-    with pytest.raises(AntgmmError, match=f"prompts longer than 30 tokens.*{records[0].id}.*{records[9].id}"):
-        encode(saved[family], records, max_length=30)
-    with pytest.raises(AntgmmError, match="answers longer than 3 tokens"):
-        encode(saved[family], records, max_answer=3)
+    processor = saved[family]
+    alone = [len(row) - image_tokens(processor) for row in _ids(processor, records)]
+    limit = sorted(alone)[2]
+    with pytest.raises(AntgmmError) as caught:
+        encode_prompts(processor, records, max_length=limit)
+    head, *lines = str(caught.value).split("\n")
+    long = [(r.id, n) for r, n in zip(records, alone, strict=True) if n > limit]
+    assert head == f"{len(long)} of 24 rows are too long; shorten or remove them, or raise max_length"
+    assert lines == [f"{name}: prompt of {n} tokens, at most {limit}" for name, n in long]
+    with pytest.raises(AntgmmError) as caught:
+        encode(processor, [replace(records[0], id=""), records[1]], max_length=1, max_answer=1)
+    head, *lines = str(caught.value).split("\n")
+    assert head == "2 of 2 rows are too long; shorten or remove them, or raise max_length and max_answer"
+    assert [line.split(" of ")[0] for line in lines] == [
+        *("record 1: prompt", "record 1: answer", f"{records[1].id}: prompt", f"{records[1].id}: answer")
+    ]
+
+
+def _ids(processor, records):
+    arrays = encode_prompts(processor, records)
+    return [ids[mask == 1] for ids, mask in zip(arrays["input_ids"], arrays["attention_mask"], strict=True)]
 
 
 def test_a_llava_processor_without_chat_template_gets_the_classic_prompt(saved, records):

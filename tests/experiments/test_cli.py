@@ -306,6 +306,7 @@ def test_eval_scores_by_type(antgmm, tmp_path):
 def test_a_runs_summary_and_report(antgmm, tmp_path):
     model = {"params": 8_400_000, "flops": 2e8, "exact_match": 0.988}
     small = {"params": 700_000, "flops": 1e7, "exact_match": 0.97}
+    model["exact_match_hard"], small["exact_match_hard"] = 0.8, 0.75
     figures = {
         "teacher": model,
         "student": small,
@@ -318,6 +319,11 @@ def test_a_runs_summary_and_report(antgmm, tmp_path):
     console.print(runs.summary(figures))
     console.file.close()
     text = console.export_text()
-    for words in (("parameters", "8.4 M", "700 k", "12.0x"), ("latency in JAX", "12.0 ms", "3.0x"), ("-1.8 points",)):
+    for words in (
+        ("parameters", "8.4 M", "700 k", "12.0x"),
+        ("latency in JAX", "12.0 ms", "3.0x"),
+        ("exact match (macro)", "-1.8 points"),
+        ("hard records", "0.8000", "-5.0 points"),
+    ):
         line = next(line for line in text.splitlines() if words[0] in line)
         assert all(word in line for word in words)

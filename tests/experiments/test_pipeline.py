@@ -9,11 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+from typer.testing import CliRunner
 
 from antgmm_jax import checkpoint
 from antgmm_jax.config import from_dict, sizes
 from antgmm_jax.errors import AntgmmError
-from experiments import pipeline
+from data.maad import source
+from experiments import cli, pipeline
 from experiments.pipeline import Run, load_student
 from experiments.recipe import load_recipe
 from experiments.stage import segment_targets
@@ -45,6 +47,9 @@ max_new_tokens = 4
 [evaluate.data]
 split = "val"
 samples = 12
+[evaluate.hard]
+split = "test_hard"
+samples = 9
 [export]
 dtype = "float32"
 [[stage]]
@@ -98,7 +103,23 @@ def test_a_run_leaves_stages_export_and_evidence(recipe, whole):
     arrays = reference.reloaded(run / "export").state_dict()
     assert report["student"]["params"] == sum(a.numel() for name, a in arrays.items() if name not in TIED)
     assert {"teacher_ms", "student_ms"} <= report["latency"]["jax"].keys() & report["latency"]["torch"].keys()
-    assert "points of macro exact match lost" in (run / "report" / "report.md").read_text()
+    for name in ("teacher", "student"):
+        scores = report[name]["scores_hard"]
+        assert scores["count"] == 9 and scores["exact_match"] == report[name]["exact_match_hard"]
+        assert scores["by_slice"].keys() == {record.slice for record in source("s", "test_hard", 9)}
+    assert all(stage["latency"]["p50"] > 0 for stage in report["stages"])
+
+
+def test_a_runs_report_is_written_anew_from_what_the_run_left(whole):
+    run, report = whole
+    files = [run / "report" / name for name in ("report.md", "report.html")]
+    before = [file.read_bytes() for file in files]
+    assert "points of macro exact match" in before[0].decode()
+    assert before[1].count(b"data:image/png;base64,") == len(report["examples"]) == 12
+    for file in files:
+        file.unlink()
+    assert CliRunner().invoke(cli.app, ["report", str(run)]).exit_code == 0
+    assert [file.read_bytes() for file in files] == before
 
 
 TIED = {f"language_model.{name}.weight" for name in ("encoder.embed_tokens", "decoder.embed_tokens", "lm_head")}

@@ -170,6 +170,12 @@ def test_a_recipe_cannot_be_changed(write):
         ("loss.hidden=1.0", "stage 'blocks' compares block states: name the towers in teacher.states"),
         ('teacher.states=["encoder"]', "teacher.states is read by no stage"),
         ("evaluate.data.split=train", "evaluate.data are the records of data; give another split or path"),
+        ("evaluate.hard={samples=9}", "evaluate.hard are the records of data; give another split or path"),
+        ('evaluate.hard={splti="test_hard"}', "unknown key evaluate.hard.splti, did you mean 'split'?"),
+        ("evaluate.hard=3", "evaluate.hard = 3: Input should be"),
+        ("buckets=[16, 8]", "buckets = [16, 8]: write each width once, the smallest first"),
+        ("buckets=[0]", "buckets[0] = 0: Input should be greater than or equal to 1"),
+        ("max_length=0", "max_length = 0: Input should be greater than or equal to 1"),
         ("stage.9.name=x", "no '9' there; there are blocks, hidden"),
         ("seed", "override 'seed' is not of the form key=value"),
         ("loss.soft=1.0 2", 'loss.soft = "1.0 2": Input should be a valid number'),
@@ -217,11 +223,32 @@ def test_a_users_own_files(write):
     assert load_recipe(elsewhere).evaluate.data.kind == "tfds"
 
 
+def test_hard_records_are_completed_from_the_data(write):
+    plain = load_recipe(write(RECIPE))
+    assert plain.evaluate.hard is None
+    hard = load_recipe(write(RECIPE), ['evaluate.hard={split="test_hard"}'])
+    assert hard.evaluate.hard.model_dump() == {**hard.data.model_dump(), "split": "test_hard"}
+    assert load_recipe(write(dump_recipe(hard), "again.toml")) == hard
+    assert difference(plain, hard) == "evaluate.hard.kind: absent / maad"
+    assert fingerprint(plain) != fingerprint(hard)
+    with pytest.raises(AntgmmError) as caught:
+        load_recipe(write(RECIPE), ["data.tier=xl", 'evaluate.hard={split="test_hard"}'])
+    assert str(caught.value).count("xl") == 1
+    with pytest.raises(AntgmmError, match="unknown key evaluate.hard"):
+        load_training(write(TRAINING), ['evaluate.hard={split="test_hard"}'])
+
+
 def test_a_training_recipe(write):
     training = load_training(write(TRAINING))
     vision, answers = training.phases
     assert (vision.optimizer.batch_size, answers.optimizer.batch_size) == (8, 4)
     assert answers.frozen == ("vision", "bridge")
+    assert (training.buckets, training.max_length, training.max_answer, training.model.sizes) == ((), 512, 64, {})
+    control = load_training(write(TRAINING), ["buckets=[8, 16]", 'model.sizes={"text/embed"=96}', "max_answer=9"])
+    assert (control.buckets, control.max_answer, control.model.sizes) == ((8, 16), 9, {"text/embed": 96})
+    assert load_training(write(dump_recipe(control), "again.toml")) == control
+    with pytest.raises(AntgmmError, match=r'model.sizes."text/embed" = 0.5: Input should be a valid integer'):
+        load_training(write(TRAINING), ['model.sizes={"text/embed"=0.5}'])
     assert training.evaluate.data.samples == 100
     with pytest.raises(AntgmmError, match="phase 'vision' needs the facts of MAAD-synth"):
         load_training(write(TRAINING), ['data={kind="jsonl", path="a", samples=4}', 'evaluate.data={path="b"}'])

@@ -1,0 +1,238 @@
+"""What a run is measured by: sizes, scores, latency, the export gate and examples, as JSON types."""
+
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from transformers import ProcessorMixin
+
+import pruning
+from antgmm_jax import checkpoint
+from antgmm_jax.config import LMMConfig, from_dict
+from data.metrics import normal
+from experiments.console import bar, say
+from experiments.datasets import Samples
+from experiments.evaluate import evaluate
+from experiments.folder import RunFolder
+from experiments.latency import Served, compare
+from experiments.recipe import fingerprint
+from experiments.schema import Recipe
+
+LATENCY_REPEATS = 30
+EXAMPLES = 12
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on."""
+    name = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        lines = [line for line in info.read_text().splitlines() if line.startswith("model name")]
+        name = lines[0].split(":", 1)[1].strip() if lines else name
+    return {
+        "cpu": name,
+        "cores": os.cpu_count(),
+        "device": jax.devices()[0].device_kind,
+        "load": round(os.getloadavg()[0], 2),
+        "system": platform.platform(),
+    }
+
+
+def measure(
+    folder: RunFolder,
+    recipe: Recipe,
+    teacher: Any,
+    student: Any,
+    test: Samples,
+    hard: Samples | None,
+    processor: ProcessorMixin,
+) -> tuple[dict[str, Any], list[np.ndarray]]:
+    """Measures teacher and exported student, and gathers what the stages have left.
+
+    Args:
+        folder: the run.
+        recipe: its recipe.
+        teacher: the `Student` that was cut.
+        student: the `Student` read back from the exported files.
+        test: records that scores are measured on.
+        hard: harder records, scored as well; None where the recipe names none.
+        processor: the model's.
+
+    Returns:
+        The report as JSON types, and the picture of each of its examples, uint8 [H, W, 3].
+    """
+    answers, models = {}, {}
+    for name, model in (("teacher", teacher), ("student", student)):
+        found, answers[name] = _scores(f"{name} scores", model, test, recipe, processor)
+        models[name] = {**size_of(model.config, test), "exact_match": found["exact_match"], "scores": found}
+        if hard is not None:
+            found, _ = _scores(f"{name} scores, hard", model, hard, recipe, processor)
+            models[name] |= {"exact_match_hard": found["exact_match"], "scores_hard": found}
+    say("latency")
+    stages = [folder.stage(number, stage.name) for number, stage in enumerate(recipe.stages, 1)]
+    latency, stage_latency = measure_latency(recipe.teacher.path, folder.export, teacher, student, stages, test)
+    chosen = choose(test, answers)
+    report = {
+        "recipe": fingerprint(recipe),
+        "seed": recipe.seed,
+        "machine": machine(),
+        **models,
+        "ratios": {
+            "params": models["teacher"]["params"] / models["student"]["params"],
+            **{engine: latency[engine]["teacher_ms"] / latency[engine]["student_ms"] for engine in ("jax", "torch")},
+        },
+        "latency": latency,
+        "export": export_figures(json.loads((folder.report / "gate.json").read_text())),
+        "stages": [stage_figures(stage, test, times) for stage, times in zip(stages, stage_latency, strict=True)],
+        "examples": [example(test, answers, index, place) for place, index in enumerate(chosen, 1)],
+        "wall_seconds": folder.seconds,
+    }
+    return report, [test.records[index].image for index in chosen]
+
+
+def _scores(
+    title: str, model: Any, samples: Samples, recipe: Recipe, processor: ProcessorMixin
+) -> tuple[dict[str, Any], list[str]]:
+    with bar(title, len(samples)) as update:
+        return evaluate(
+            model.config,
+            model.params,
+            samples,
+            processor,
+            max_new_tokens=recipe.evaluate.max_new_tokens,
+            progress=update,
+        )
+
+
+def size_of(config: LMMConfig, test: Samples) -> dict[str, Any]:
+    """Parameters and FLOPs of one request of the test set's mean length, by tower and phase."""
+    length = int(test.arrays["attention_mask"].sum(1).mean().round())
+    cost = pruning.cost(config, 1, length, answer_length(test), itemsize=4)
+    return {
+        "params": sum(cost.parameters.values()),
+        "params_by_tower": cost.parameters,
+        "flops": sum(sum(towers.values()) for towers in cost.flops.values()),
+        "flops_by_phase": {phase: sum(towers.values()) for phase, towers in cost.flops.items()},
+        "kv_cache_bytes": cost.kv_cache,
+    }
+
+
+def answer_length(test: Samples) -> int:
+    """Median answer length in tokens, end token included: what latency requests decode."""
+    return int(np.median((test.arrays["targets"] != -100).sum(axis=1)))
+
+
+def measure_latency(
+    teacher_dir: str, student_dir: Path, teacher: Any, student: Any, stages: Sequence[Path], test: Samples
+) -> tuple[dict[str, Any], list[dict[str, float]]]:
+    """Whole requests at batch 1, all models in turn in the same engine, JAX then PyTorch.
+
+    Args:
+        teacher_dir: the teacher's Hugging Face directory.
+        student_dir: the exported one.
+        teacher: the teacher in JAX.
+        student: the student in JAX.
+        stages: folders of the finished stages; their students run in JAX only.
+        test: its first record is the request.
+
+    Returns:
+        Latency in milliseconds by engine, model and phase, the medians also under `<model>_ms`, where scripts look for
+        them, and `tokens`, the answer length that all decode; and each stage's by phase.
+    """
+    prompt, tokens = _request(test), answer_length(test)
+    models: dict[Any, Served] = {
+        "teacher": Served(teacher.config, teacher.params, teacher_dir, prompt),
+        **{stage: _served(stage, prompt) for stage in stages},
+        "student": Served(student.config, student.params, student_dir, prompt),
+    }
+    times = compare(models, tokens, LATENCY_REPEATS)
+    latency: dict[str, Any] = {"tokens": tokens}
+    for engine in ("jax", "torch"):
+        pair = {name: times[engine][name] for name in ("teacher", "student")}
+        latency[engine] = {**pair, **{f"{name}_ms": found["p50"] for name, found in pair.items()}}
+    return latency, [times["jax"][stage] for stage in stages]
+
+
+def _request(test: Samples) -> dict[str, np.ndarray]:
+    """The first record as it is served: not padded."""
+    batch = next(test.in_order(1, prompts=True))
+    length = int(batch["prompt/attention_mask"].sum())
+    start = 0 if batch["prompt/attention_mask"][0, 0] else -length
+    text = {name: batch[f"prompt/{name}"][:, start:][:, :length] for name in ("input_ids", "attention_mask")}
+    return {"pixel_values": batch["pixel_values"], **text}
+
+
+def _served(stage: Path, prompt: Mapping[str, np.ndarray]) -> Served:
+    tree, record = checkpoint.load_stage(stage)
+    params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), tree["params"])
+    return Served(from_dict(record["config"]), params, None, prompt)
+
+
+def export_figures(gate: Mapping[str, Any]) -> dict[str, Any]:
+    """The gate's figures."""
+    return {name: gate[name] for name in ("max_abs_logit_diff", "max_abs_logit", "answers_equal", "prompts", "passed")}
+
+
+def stage_figures(directory: Path, test: Samples, latency: Mapping[str, float]) -> dict[str, Any]:
+    """What a finished stage left: sizes, losses, scores, latency.
+
+    Args:
+        directory: `stages/NN-name`.
+        test: the records that it was scored on.
+        latency: of a request in JAX, milliseconds by phase.
+
+    Returns:
+        JSON types; the loss curves are `history`.
+    """
+    record = checkpoint.load_record(directory)
+    history = record["metrics"]["history"]
+    return {
+        "name": record["stage"]["name"],
+        "sizes": record["stage"]["sizes"],
+        **size_of(from_dict(record["config"]), test),
+        "exact_match": record["metrics"]["scores"]["exact_match"],
+        "scores": record["metrics"]["scores"],
+        "latency": latency,
+        "loss_first": history[0]["loss"] if history else None,
+        "loss_last": history[-1]["loss"] if history else None,
+        "history": history,
+        "seconds": record["metrics"]["seconds"],
+    }
+
+
+def choose(test: Samples, answers: Mapping[str, Sequence[str]], count: int = EXAMPLES) -> list[int]:
+    """Which records are shown: those that the student answers wrongly first, half of all where there are as many.
+
+    Args:
+        test: the records.
+        answers: what each model said, under "student" the student's.
+        count: how many at most.
+
+    Returns:
+        Indices.
+    """
+    fits = [normal(said) == normal(r.answer) for said, r in zip(answers["student"], test.records, strict=True)]
+    wrong, right = ([index for index, found in enumerate(fits) if found is kind] for kind in (False, True))
+    wrong = wrong[: max(count // 2, count - len(right))]
+    return [*wrong, *right[: count - len(wrong)]]
+
+
+def example(test: Samples, answers: Mapping[str, Sequence[str]], index: int, place: int) -> dict[str, Any]:
+    """A record with the answers of both models and the file of its picture, which lies beside the report."""
+    record = test.records[index]
+    said = {name: answers[name][index] for name in ("teacher", "student")}
+    return {
+        "id": record.id,
+        "type": record.type,
+        "question": record.question,
+        "text": record.text,
+        "answer": record.answer,
+        **said,
+        **{f"{name}_right": normal(text) == normal(record.answer) for name, text in said.items()},
+        "picture": f"ads/{place:02d}.png",
+    }

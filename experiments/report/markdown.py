@@ -1,0 +1,36 @@
+"""The report as Markdown."""
+
+import re
+
+from experiments.report.tables import Report, Table, answers, export_gate, headline, provenance, sections
+
+
+def markdown(report: Report) -> str:
+    """The report for people.
+
+    Args:
+        report: what `report.json` holds.
+
+    Returns:
+        Markdown.
+    """
+    parts = ["# Compression report", f"**{headline(report)}**"]
+    parts.append("\n".join(f"* {name}: {cell(value)}" for name, value in provenance(report)))
+    for section in sections(report):
+        parts += [f"## {section.title}", section.text, table(section.table)]
+    parts += ["## Export gate", export_gate(report), "## Answers", table(answers(report))]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def table(content: Table) -> str:
+    """A Markdown table; figures to the right."""
+    lines = [
+        "| " + " | ".join(content.head) + " |",
+        "| --- |" + (" --- |" if content.prose else " ---: |") * (len(content.head) - 1),
+    ]
+    return "\n".join(lines + ["| " + " | ".join(map(cell, row)) + " |" for row in content.rows])
+
+
+def cell(text: str) -> str:
+    """Text that Markdown shows as it is, on one line: answers are whatever a model says."""
+    return re.sub(r"([\\`*_\[\]<>|&~])", r"\\\1", " ".join(text.split()))

@@ -1,0 +1,227 @@
+"""The report's words and tables, from its figures: what the Markdown and the page both show."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from experiments.commands.output import count
+from experiments.latency import Latency
+
+Report = Mapping[str, Any]
+"""What `report.json` holds."""
+
+ENGINES = {"jax": "JAX", "torch": "PyTorch"}
+
+
+class Table(NamedTuple):
+    """Cells as text; the first of each row names the row, the others are figures unless `prose` is set."""
+
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    prose: bool = False
+
+
+class Section(NamedTuple):
+    """A heading, what the figures under it are, and the figures."""
+
+    key: str
+    title: str
+    text: str
+    table: Table
+
+
+def headline(report: Report) -> str:
+    """What the run came to, in one sentence."""
+    ratios, lost = report["ratios"], 100 * (report["teacher"]["exact_match"] - report["student"]["exact_match"])
+    return (
+        f"{_fold(ratios['params'], 'fewer', 'more')} parameters, {_fold(ratios['jax'], 'lower', 'higher')} latency in"
+        f" JAX and {_fold(ratios['torch'], 'lower', 'higher')} in PyTorch, {abs(lost):.1f} points of macro exact match"
+        f" {'lost' if lost >= 0 else 'gained'}."
+    )
+
+
+def _fold(ratio: float, less: str, more: str) -> str:
+    return f"{ratio:.1f}x {less}" if ratio >= 1 else f"{1 / ratio:.1f}x {more}"
+
+
+def provenance(report: Report) -> list[tuple[str, str]]:
+    """Where the figures come from: name and value."""
+    machine = report["machine"]
+    return [
+        ("Measured on", f"{machine['cpu']}, {machine['cores']} cores, load {machine['load']}"),
+        ("JAX device", machine["device"]),
+        ("System", machine["system"]),
+        ("Seed", str(report["seed"])),
+        ("Recipe", report["recipe"]),
+        ("Wall time of all starts of the run together", f"{report['wall_seconds']:.0f} s"),
+    ]
+
+
+def sections(report: Report) -> list[Section]:
+    """Every table, in the order in which it is read.
+
+    Args:
+        report: what `report.json` holds.
+
+    Returns:
+        The sections; one on hard records only where they were scored.
+    """
+    latency, slices = report["latency"], _slices(report)
+    found = [
+        Section("models", "Teacher and student", _scored(report), _models(report)),
+        Section(
+            "stages",
+            "Stages",
+            "Size, quality and latency of what each stage left. The student of a stage is scored in float32, the export"
+            " as its files hold it; latency is the median of a request in JAX, all models measured in turn.",
+            _stages(report),
+        ),
+        Section("towers", "Parameters by tower", "", _towers(report)),
+        Section(
+            "latency",
+            "Latency of a request",
+            f"Batch 1, {latency['tokens']} answer tokens for all, milliseconds; phases are medians; PyTorch with the"
+            " number of threads that suits each model best.",
+            _latency(report),
+        ),
+        Section("types", "Exact match by question type", "", _types(report)),
+    ]
+    if slices:
+        text = "Macro exact match on the hard records, by what is unusual about them."
+        found.append(Section("slices", "Exact match by hard slice", text, slices))
+    return found
+
+
+def export_gate(report: Report) -> str:
+    """What the comparison of both engines on the exported files gave."""
+    export = report["export"]
+    return (
+        f"Plain transformers read the exported files in float32: logits differ by at most"
+        f" {export['max_abs_logit_diff']:.2g} (largest magnitude {export['max_abs_logit']:.3g}),"
+        f" {100 * export['answers_equal']:.1f} % of {export['prompts']} greedy answers are equal token for token."
+    )
+
+
+def answers(report: Report) -> Table:
+    """Questions with the right answer and those of both models."""
+    head = ["question", "right answer", "teacher", "student"]
+    rows = [
+        [
+            f"{e['question']} ({e['type']})" if e["type"] else e["question"],
+            e["answer"],
+            *(f"{mark(e[f'{name}_right'])} {e[name]}" for name in ("teacher", "student")),
+        ]
+        for e in report["examples"]
+    ]
+    return Table(head, rows, prose=True)
+
+
+def mark(right: bool) -> str:
+    """A sign that tells right from wrong without colour."""
+    return "✓" if right else "✗"
+
+
+def models(report: Report) -> list[tuple[str, Mapping[str, Any]]]:
+    """Name and figures of the teacher, each stage's student and the export, in order."""
+    stages = [(stage["name"], stage) for stage in report["stages"]]
+    return [("teacher", report["teacher"]), *stages, ("export", report["student"])]
+
+
+def latencies(report: Report, engine: str) -> list[tuple[str, Mapping[str, float]]]:
+    """Name and latency of every model that was timed in an engine, in the order of `models`."""
+    times = report["latency"][engine]
+    stages = [(stage["name"], stage["latency"]) for stage in report["stages"]] if engine == "jax" else []
+    return [("teacher", times["teacher"]), *stages, ("export", times["student"])]
+
+
+def _scored(report: Report) -> str:
+    """What the scores of teacher and student are measured on."""
+    scored = f"{report['teacher']['scores']['count']} test records"
+    if "scores_hard" in report["teacher"]:
+        scored += f" and {report['teacher']['scores_hard']['count']} hard ones"
+    return f"The student's figures come from the exported files read back; scores are on {scored}."
+
+
+def _models(report: Report) -> Table:
+    teacher, student, latency = report["teacher"], report["student"], report["latency"]
+    towers = teacher["params_by_tower"].items()
+    rows = [
+        _ratio("parameters", teacher["params"], student["params"]),
+        *(_ratio(f"… {tower}", size, student["params_by_tower"][tower]) for tower, size in towers),
+        _ratio("FLOPs a request", teacher["flops"], student["flops"]),
+        _points("exact match (macro)", teacher["exact_match"], student["exact_match"]),
+    ]
+    if "exact_match_hard" in teacher:
+        rows.append(_points("… on hard records", teacher["exact_match_hard"], student["exact_match_hard"]))
+    names = {"final_token": "final token", "rouge_l": "ROUGE-L", "verdict_f1": "verdict F1"}
+    for key, name in names.items():
+        if key in teacher["scores"]:
+            rows.append(_points(name, teacher["scores"][key], student["scores"][key]))
+    for engine, name in ENGINES.items():
+        times = latency[engine]
+        rows.append(_ratio(f"{name} request, p50", times["teacher_ms"], times["student_ms"], _milliseconds))
+    return Table(["figure", "teacher", "student", "change"], rows)
+
+
+def _ratio(name: str, old: float, new: float, form: Any = count) -> list[str]:
+    return [name, form(old), form(new), f"{old / new:.1f}x" if new else "-"]
+
+
+def _points(name: str, old: float, new: float) -> list[str]:
+    return [name, f"{old:.4f}", f"{new:.4f}", f"{100 * (new - old):+.1f} points"]
+
+
+def _milliseconds(value: float) -> str:
+    return f"{value:.2f} ms"
+
+
+def _stages(report: Report) -> Table:
+    head = ["model", "parameters", "FLOPs", "exact match", "JAX p50", "loss", "seconds"]
+    times = dict(enumerate(latencies(report, "jax")))
+    rows = [
+        [
+            name,
+            count(figures["params"]),
+            count(figures["flops"]),
+            f"{figures['exact_match']:.4f}",
+            _milliseconds(times[place][1]["p50"]),
+            _loss(figures),
+            f"{figures['seconds']:.0f}" if "seconds" in figures else "-",
+        ]
+        for place, (name, figures) in enumerate(models(report))
+    ]
+    return Table(head, rows)
+
+
+def _loss(figures: Mapping[str, Any]) -> str:
+    if figures.get("loss_first") is None:
+        return "-"
+    return f"{figures['loss_first']:.3f} → {figures['loss_last']:.3f}"
+
+
+def _towers(report: Report) -> Table:
+    columns = models(report)
+    towers = report["teacher"]["params_by_tower"]
+    rows = [[tower, *(count(figures["params_by_tower"][tower]) for _, figures in columns)] for tower in towers]
+    return Table(["tower", *(name for name, _ in columns)], rows)
+
+
+def _latency(report: Report) -> Table:
+    rows = [
+        [f"{name} {model}", *(f"{times[field]:.2f}" for field in Latency._fields)]
+        for engine, name in ENGINES.items()
+        for model, times in latencies(report, engine)
+    ]
+    return Table(["model", *Latency._fields], rows)
+
+
+def _types(report: Report) -> Table:
+    columns = models(report)
+    types = sorted(report["teacher"]["scores"]["by_type"])
+    rows = [[kind or "-", *(f"{figures['scores']['by_type'][kind]:.3f}" for _, figures in columns)] for kind in types]
+    return Table(["question type", *(name for name, _ in columns)], rows)
+
+
+def _slices(report: Report) -> Table | None:
+    pair = [report[name].get("scores_hard", {}).get("by_slice", {}) for name in ("teacher", "student")]
+    rows = [_points(name or "-", pair[0][name], pair[1][name]) for name in sorted(pair[0])]
+    return Table(["slice", "teacher", "export", "change"], rows) if rows else None

@@ -1,0 +1,94 @@
+"""Writes a run's report: report.json and the pictures of its examples, and from them report.md and report.html."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from transformers import ProcessorMixin
+
+from antgmm_jax.errors import AntgmmError
+from experiments.datasets import Samples
+from experiments.folder import RunFolder, write_bytes, write_json, write_text
+from experiments.report.figures import measure
+from experiments.report.markdown import markdown
+from experiments.report.page import page
+from experiments.report.tables import Report
+from experiments.schema import Recipe
+
+FORMAT = 2
+"""Of report.json; what is written anew from another one would lack figures."""
+
+PICTURE_SIDE = 320
+"""Largest side of an example's picture in the report, in pixels."""
+
+
+def write_report(
+    folder: RunFolder,
+    recipe: Recipe,
+    teacher: Any,
+    student: Any,
+    test: Samples,
+    hard: Samples | None,
+    processor: ProcessorMixin,
+) -> dict[str, Any]:
+    """Measures teacher and exported student and writes `report/`.
+
+    Args:
+        folder: the run.
+        recipe: its recipe.
+        teacher: the `Student` that was cut.
+        student: the `Student` read back from the exported files.
+        test: records that scores are measured on.
+        hard: harder records, scored as well; None where the recipe names none.
+        processor: the model's.
+
+    Returns:
+        The report as JSON types.
+    """
+    figures, pictures = measure(folder, recipe, teacher, student, test, hard, processor)
+    report = {"format": FORMAT, **figures}
+    for example, picture in zip(report["examples"], pictures, strict=True):
+        write_bytes(folder.report / example["picture"], png(picture))
+    write_json(folder.report / "report.json", report)
+    render(folder.report, report)
+    return report
+
+
+def render(directory: Path, report: Report) -> str:
+    """Writes report.md and report.html.
+
+    Args:
+        directory: the run's `report/`, which holds the pictures of the examples.
+        report: what `report.json` in it holds.
+
+    Returns:
+        The Markdown.
+
+    Raises:
+        AntgmmError: the report is of another format.
+    """
+    if report.get("format") != FORMAT:
+        raise AntgmmError(
+            f"{directory / 'report.json'} was written by another version: give the run's own command again"
+        )
+    text = markdown(report)
+    write_text(directory / "report.md", text)
+    write_text(directory / "report.html", page(report, directory))
+    return text
+
+
+def png(picture: np.ndarray) -> bytes:
+    """A picture as PNG, made smaller where a side is longer than `PICTURE_SIDE`.
+
+    Args:
+        picture: uint8 [H, W, 3].
+
+    Returns:
+        The file's content.
+    """
+    image, content = Image.fromarray(picture), io.BytesIO()
+    image.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
+    image.save(content, "PNG")
+    return content.getvalue()

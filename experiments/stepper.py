@@ -1,0 +1,86 @@
+"""What makes a stage or phase resumable at any step: its checkpoints, its place in the data, its loss curves."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from antgmm_jax import checkpoint
+from data.batches import Batches
+from distill import Progress, State
+
+HISTORY_EVERY = 10
+"""Steps between two points of the loss curves."""
+
+
+class Stepper:
+    """The step checkpoints of a running stage or phase, each with its place in the data.
+
+    Args:
+        folder: where they lie.
+        data: the batches that the steps take; sought to the right place when a state is restored.
+    """
+
+    def __init__(self, folder: Path, data: Batches):
+        self._folder, self._data = folder, data
+        self._step = checkpoint.latest_step(folder)
+
+    @property
+    def last(self) -> str:
+        """Name of the newest checkpoint, for errors; "" where there is none."""
+        return "" if self._step is None else str(self._folder / f"{self._step:08d}")
+
+    def record(self) -> dict[str, Any] | None:
+        """What the caller saved beside the newest state; None where there is no checkpoint."""
+        return None if self._step is None else checkpoint.load_step_record(self._folder, self._step)
+
+    def restore(self, like: State) -> State:
+        """The newest state; the data goes on with the batch after it.
+
+        Args:
+            like: a state of the same shapes, or their description.
+
+        Returns:
+            The state.
+
+        Raises:
+            AntgmmError: the checkpoint is damaged, or of other shapes.
+        """
+        assert self._step is not None, "nothing was saved: ask record() first"
+        shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), like)
+        state, record = checkpoint.load_step(self._folder, self._step, shapes)
+        self._data.seek(record["position"])
+        return state
+
+    def save(self, state: State, record: Mapping[str, Any]) -> str:
+        """Saves a state with its place in the data.
+
+        Args:
+            state: after its last step.
+            record: what else is needed to go on, as JSON types.
+
+        Returns:
+            The checkpoint's name.
+
+        Raises:
+            AntgmmError: it cannot be written.
+        """
+        step = int(state.step)
+        checkpoint.save_step(self._folder, step, state, {**record, "position": self._data.position})
+        self._step = step
+        return self.last
+
+
+def add_point(history: list[dict[str, float]], progress: Progress) -> None:
+    """Adds the step's metrics to the loss curves where a point is due.
+
+    The loop also reports the first step after a restart, and a resumed run takes some steps again: neither counts.
+
+    Args:
+        history: the points so far; changed in place.
+        progress: what the loop reports.
+    """
+    due = progress.step % HISTORY_EVERY == 0 or progress.step == progress.steps
+    if due and (not history or progress.step > history[-1]["step"]):
+        history.append({"step": progress.step, **progress.metrics})

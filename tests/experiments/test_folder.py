@@ -1,0 +1,67 @@
+"""A run's folder counts the time of every process that held it."""
+
+import json
+import time
+
+import pytest
+
+from antgmm_jax.errors import AntgmmError
+from experiments import folder
+from experiments.folder import RunFolder
+from experiments.recipe import load_recipe
+from tests.experiments.tiny import write_recipe
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    return load_recipe(write_recipe(tmp_path / "r.toml", tmp_path / "teacher"))
+
+
+def status(path):
+    return json.loads((path / "status.json").read_text())
+
+
+def test_seconds_are_those_of_all_starts(recipe, tmp_path):
+    path = tmp_path / "run"
+    with RunFolder(path).opened(recipe):
+        assert status(path)["state"] == "running"
+    assert status(path)["state"] == "complete"
+    # As another process left it: stopped by the person, killed, failed.
+    for state in ("running", "failed"):
+        (path / "status.json").write_text(json.dumps({"state": state, "seconds": 1000.0}))
+        again = RunFolder(path)
+        with again.opened(recipe):
+            assert 1000 <= again.seconds < 1100
+        assert 1000 <= status(path)["seconds"] < 1100
+    # Folders of older versions do not say.
+    (path / "status.json").write_text(json.dumps({"state": "complete"}))
+    with RunFolder(path).opened(recipe):
+        pass
+    assert 0 < status(path)["seconds"] < 100
+
+
+def test_a_process_that_is_killed_has_noted_its_time(recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(folder, "BEAT", 0.01)
+    path = tmp_path / "run"
+    with RunFolder(path).opened(recipe):
+        first = status(path)["seconds"]
+        end = time.monotonic() + 60
+        while status(path)["seconds"] == first:
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        assert status(path)["state"] == "running"
+
+
+@pytest.mark.parametrize(("error", "state"), [(AntgmmError("no"), "failed"), (KeyboardInterrupt(), "running")])
+def test_a_run_that_ends_early_has_noted_its_time(recipe, tmp_path, error, state):
+    path = tmp_path / "run"
+
+    def run():
+        with RunFolder(path).opened(recipe):
+            (path / "status.json").unlink()
+            raise error
+
+    with pytest.raises(type(error)):
+        run()
+    assert status(path)["state"] == state
+    assert status(path)["seconds"] > 0
