@@ -96,7 +96,6 @@ class TrainingRun:
 
     def __init__(self, recipe: Training, path: str | Path):
         self.recipe, self.folder = recipe, RunFolder(path)
-        self.began = time.time()
 
     def __call__(self) -> dict[str, Any]:
         """Trains, or goes on training, and exports.
@@ -208,7 +207,7 @@ class TrainingRun:
                 progress=update,
             )
         size = sum(leaf.size for leaf in jax.tree.leaves(params))
-        report = {"params": size, "scores": scores, "wall_seconds": time.time() - self.began, "seed": self.recipe.seed}
+        report = {"params": size, "scores": scores, "wall_seconds": self.folder.seconds, "seed": self.recipe.seed}
         write_json(self.folder.report / "report.json", report)
         return report
 
