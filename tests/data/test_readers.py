@@ -13,7 +13,7 @@ from PIL import Image
 import data.maad as maad
 from antgmm_jax.errors import AntgmmError
 from data.readers import read_records
-from data.writers import write_maad, write_parquet
+from data.writers import write_jsonl, write_maad, write_parquet
 
 
 def picture(seed=0, size=(7, 5)):
@@ -201,6 +201,22 @@ def test_parquet_goes_both_ways(tmp_path):
         assert after.latents == before.latents
     described = json.loads(pq.read_schema(tmp_path / "val.parquet").metadata[b"huggingface"])
     assert described["info"]["features"]["image"] == {"_type": "Image"}
+
+
+def test_jsonl_goes_both_ways(tmp_path):
+    source, seen = maad.source("s", "val", 3), []
+    write_jsonl(source, tmp_path / "val.jsonl", progress=lambda *step: seen.append(step))
+    assert seen == [("val.jsonl", row, 3) for row in (1, 2, 3)]
+    for before, after in zip(source, read_records("jsonl", tmp_path), strict=True):
+        np.testing.assert_array_equal(after.image, before.image)
+        for name in ("question", "answer", "text", "type", "id", "slice"):
+            assert getattr(after, name) == getattr(before, name)
+    (tmp_path / "images" / "a-000000.png").mkdir(parents=True)
+    with pytest.raises(AntgmmError, match=r"cannot write .*a-000000\.png"):
+        write_jsonl(source, tmp_path / "a.jsonl")
+    assert not (tmp_path / "a.jsonl").exists()
+    with pytest.raises(AntgmmError, match="no records to write"):
+        write_jsonl([], tmp_path / "b.jsonl")
 
 
 def test_parquet_with_paths_and_plain_bytes(folder):

@@ -254,11 +254,12 @@ def test_runs_of_sizes_are_short():
     assert _runs([]) == "none"
 
 
-def test_maad_is_written_and_read_back(antgmm, tmp_path):
+@pytest.mark.parametrize("form", ["parquet", "jsonl"])
+def test_maad_is_written_and_read_back(antgmm, tmp_path, form):
     words = ["data", "maad", "--tier", "s", "--split", "test", "--samples", "5", "--out", "maad", "--json"]
-    info = json.loads(antgmm(*words).stdout)
+    info = json.loads(antgmm(*words, "--format", form).stdout)
     assert info["sizes"] == {"test": 5}
-    assert len(read_records("parquet", tmp_path / "maad" / "test.parquet")) == 5
+    assert len(read_records(form, tmp_path / "maad" / f"test.{form}")) == 5
 
 
 @pytest.mark.parametrize("model", [reference.blip2, reference.llava])
