@@ -37,9 +37,28 @@ def param(key: jax.Array, shape: tuple[int, ...], axes: tuple[str, ...], *, scal
 
 def linear(x: Array, kernel: Array, bias: Array | None, *, inputs: int = 1) -> Array:
     """Contracts the last `inputs` axes of x with the first of a kernel, adds a bias."""
-    contracted = (tuple(range(x.ndim - inputs, x.ndim)), tuple(range(inputs)))
-    y = jax.lax.dot_general(x, kernel, (contracted, ((), ())))
+    rows, columns = math.prod(x.shape[x.ndim - inputs :]), kernel.shape[inputs:]
+    y = _product(x.reshape(-1, rows), kernel.reshape(rows, -1)).reshape(*x.shape[: x.ndim - inputs], *columns)
     return y if bias is None else y + bias
+
+
+@jax.custom_vjp
+def _product(x: Float[Array, "n k"], kernel: Float[Array, "k m"]) -> Float[Array, "n m"]:
+    """A matrix product whose backward pass reads its operands as they lie in memory.
+
+    On a CPU, XLA otherwise computes an activation's gradient a second time inside the transposed copy that the kernel's
+    gradient reads, column by column: the gradient of a feed-forward layer then takes twice as long (measured).
+    """
+    return x @ kernel
+
+
+def _product_backward(saved, dy):
+    x, kernel = saved
+    dy = jax.lax.optimization_barrier(dy)
+    return dy @ kernel.T, (dy.T @ jax.lax.optimization_barrier(x)).T
+
+
+_product.defvjp(lambda x, kernel: (x @ kernel, (x, kernel)), _product_backward)
 
 
 def initial(config: StackConfig, fan_in: int) -> float:

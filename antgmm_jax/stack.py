@@ -218,6 +218,9 @@ class Stack(nnx.Module):
             return x, jax.tree.map(lambda *rows: jnp.stack(rows), *rows)
 
         grouped = jax.tree.map(lambda a: a[: whole * every].reshape(whole, every, *a.shape[1:]), layers)
+        # Backward, all but the matrix products is computed again: cheaper than a scan's stacking of it, on a CPU too.
+        saved = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+        group = jax.checkpoint(group, policy=saved, prevent_cse=False)
         x, kept = jax.lax.scan(group, x, (grouped, jax.tree.map(lambda a: a[:whole], cross_params)))
         kept = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), kept)
         if whole * every < self.config.layers:
