@@ -3,10 +3,12 @@
 import jax
 import numpy as np
 import pytest
+import torch
 
 from antgmm_jax.config import sizes
 from antgmm_jax.convert import load_hf, save_hf
 from antgmm_jax.functional import functional, local_axes
+from antgmm_jax.generate import generate
 from pruning import gates_of, ones, plan, random, shrink
 from tests import reference
 
@@ -38,3 +40,17 @@ def test_a_legal_cut_is_served_by_transformers(tmp_path, family, targets):
     gated = jax.jit(functional(config).apply)(params, arrays, gates)["logits"]
     valid = reference.valid(model, arrays)
     reference.close(np.asarray(gated)[valid], reference.logits(student, arrays)[valid])
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_a_decoder_deeper_than_its_encoder_generates_with_and_without_a_cache(tmp_path, cached):
+    model = reference.blip2(seed=4, text=(1, 3, 16, 3, 20))
+    arrays = reference.batch(model)
+    config, params = load_hf(reference.saved(model, tmp_path / "source"))
+    save_hf(config, params, tmp_path / "deep", like=tmp_path / "source")
+    served = reference.reloaded(tmp_path / "deep")
+    served.generation_config.pad_token_id, served.generation_config.eos_token_id = 0, 1
+    tensors = {name: torch.from_numpy(a) for name, a in arrays.items() if name != "decoder_input_ids"}
+    answers = served.generate(**tensors, max_new_tokens=6, min_new_tokens=6, do_sample=False, use_cache=cached)
+    ours = generate(config, params, arrays, max_new_tokens=6, eos=(), pad=0)
+    np.testing.assert_array_equal(answers[:, 1:].numpy(), ours)

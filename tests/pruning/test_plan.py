@@ -59,8 +59,6 @@ def test_tied_axes_follow_in_count_with_indices_of_their_own():
         (LLAVA, {"text/mlp": 0}, "leaves no unit"),
         (BLIP, {"vision/embed": 12}, r"vision/embed = 12 cannot be served: .*vision/embed 8 or 16$"),
         (BLIP, {"vision/embed": 5}, r"nearest legal sizes: vision/embed 8$"),
-        (BLIP, {"encoder/layers": 2}, r"encoder/layers = 2 must be at least .*nearest legal sizes: encoder/layers 3$"),
-        (BLIP, {"encoder/layers": 1, "decoder/layers": 2}, r"nearest legal sizes: encoder/layers 2; decoder/layers 1$"),
         (BLIP, {"vision/embed": 12, "bridge/embed": 9}, r"sizes: vision/embed 8 or 16; bridge/embed 8 or 16$"),
         (BLIP, {"encoder/heads": 2, "decoder/heads": 1}, r"encoder/heads 1; decoder/heads 2$"),
         (LLAVA, {"text/embed": 17, "text/heads": 2}, r"sizes: text/embed 16 or 20$"),
