@@ -72,6 +72,11 @@ class _Plan(Sequence[np.ndarray]):
         return rng.permutation(batches)
 
 
+def answer_lengths(arrays: Arrays) -> np.ndarray:
+    """Answer tokens of each row of `data.processor.encode`, the end token counted; int [N]."""
+    return (arrays["targets"] >= 0).sum(axis=1)
+
+
 def lengths(arrays: Arrays) -> np.ndarray:
     """What the length groups go by: answer tokens where a decoder reads them apart (T5), else all tokens.
 
@@ -82,7 +87,7 @@ def lengths(arrays: Arrays) -> np.ndarray:
         int [N].
     """
     if "decoder_input_ids" in arrays:
-        return (arrays["targets"] >= 0).sum(axis=1)
+        return answer_lengths(arrays)
     return arrays["attention_mask"].sum(axis=1)
 
 

@@ -142,7 +142,9 @@ def pixel_values(table: np.ndarray, images: np.ndarray) -> np.ndarray:
 
 
 def device_batch(table: np.ndarray, arrays: Arrays) -> Arrays:
-    """Rows of `encode` as the model takes them: `images` becomes `pixel_values`, everything else stays."""
+    """Rows of `encode` as the model takes them: `images`, if any, becomes `pixel_values`, everything else stays."""
+    if "images" not in arrays:
+        return arrays
     rest = {name: value for name, value in arrays.items() if name != "images"}
     return {"pixel_values": pixel_values(table, arrays["images"]), **rest}
 

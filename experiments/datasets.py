@@ -6,12 +6,15 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+import jax
 import numpy as np
+from jaxtyping import Float
 from transformers import AutoProcessor, ProcessorMixin
 
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.errors import AntgmmError
-from data.batches import Batches, batches
+from antgmm_jax.functional import Params, functional
+from data.batches import Batches, answer_lengths, batches
 from data.maad import source
 from data.maad.source import MaadSource
 from data.maad.source import fingerprint as maad_fingerprint
@@ -184,32 +187,62 @@ class Samples:
         prompts = encode_prompts(self._processor, self.records, max_length=self._max_length)
         return {f"prompt/{name}": prompts[name] for name in ("input_ids", "attention_mask")}
 
-    def shuffled(self, size: int, seed: int, *, full: bool = False) -> Batches:
+    def shuffled(
+        self, size: int, seed: int, *, full: bool = False, features: Float[np.ndarray, "N Q D"] | None = None
+    ) -> Batches:
         """Endless shuffled training batches, cut to the length buckets; the iterator's position resumes it.
 
         Args:
             size: rows a batch.
             seed: of the order.
             full: leave all padding, and an order that does not depend on the buckets.
+            features: image features of all rows, from `image_features`, that stand in for the pictures.
 
         Returns:
             The iterator.
         """
-        finish = partial(device_batch, self.table)
-        return batches(self.arrays, size=size, seed=seed, widths=() if full else self._widths, finish=finish)
+        finish, arrays = partial(device_batch, self.table), self.arrays
+        if features is not None:
+            arrays = {**arrays, "vision_features": features}
+            del arrays["images"]
+        return batches(arrays, size=size, seed=seed, widths=() if full else self._widths, finish=finish)
 
-    def in_order(self, size: int, *, prompts: bool = False) -> Iterator[dict[str, np.ndarray]]:
+    def in_order(self, size: int, *, prompts: bool = False, by_length: bool = False) -> Iterator[dict[str, np.ndarray]]:
         """Every row once; the last batch repeats its last row, so that one shape is compiled.
 
         Args:
             size: rows a batch.
             prompts: add the prompts alone, for generation, under `prompt/`.
+            by_length: rows with short answers first, instead of the order of the records.
 
         Yields:
-            Training batches with `index` and the number of rows that count, `count`.
+            Training batches with `index`, the rows' numbers.
         """
         arrays = {**self.arrays, **self._prompts} if prompts else self.arrays
+        order = np.argsort(answer_lengths(self.arrays), kind="stable") if by_length else np.arange(len(self))
         for first in range(0, len(self), size):
-            rows = np.minimum(np.arange(first, first + size), len(self) - 1)
+            rows = order[np.minimum(np.arange(first, first + size), len(self) - 1)]
             batch = device_batch(self.table, {name: value[rows] for name, value in arrays.items()})
             yield {**batch, "index": rows.astype(np.int32)}
+
+
+def image_features(
+    config: LMMConfig, params: Params, samples: Samples, *, progress: Callable[[int], None], batch_size: int = 64
+) -> Float[np.ndarray, "N Q D"]:
+    """What the image side hands to its last linear map, once for every row: for a phase that does not train it.
+
+    Args:
+        config: the model.
+        params: its parameters.
+        samples: encoded records.
+        progress: called with the number of rows done.
+        batch_size: rows at a time.
+
+    Returns:
+        Features in float32.
+    """
+    run, found = jax.jit(functional(config).features), []
+    for batch in samples.in_order(min(batch_size, len(samples))):
+        found.append(np.asarray(run(params, batch["pixel_values"])))
+        progress(min(sum(map(len, found)), len(samples)))
+    return np.concatenate(found)[: len(samples)]

@@ -40,14 +40,16 @@ def evaluate(
         What `data.metrics.scores` gives, and the answers.
     """
     params = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), params)
-    tokens = []
-    for batch in samples.in_order(min(batch_size, len(samples)), prompts=True):
+    tokens, done = np.zeros((len(samples), max_new_tokens), np.int32), 0
+    # A batch decodes until its longest answer ends: those of about one length go together.
+    for batch in samples.in_order(min(batch_size, len(samples)), prompts=True, by_length=True):
         prompt = {name: batch[f"prompt/{name}"] for name in ("input_ids", "attention_mask")}
         prompt["pixel_values"] = batch["pixel_values"]
         eos, pad = processor.tokenizer.eos_token_id, processor.tokenizer.pad_token_id
-        tokens.append(np.asarray(generate(config, params, prompt, max_new_tokens=max_new_tokens, eos=eos, pad=pad)))
-        progress(min(sum(map(len, tokens)), len(samples)), "")
-    answers = decode(processor, np.concatenate(tokens)[: len(samples)])
+        tokens[batch["index"]] = generate(config, params, prompt, max_new_tokens=max_new_tokens, eos=eos, pad=pad)
+        done += len(batch["index"])
+        progress(min(done, len(samples)), "")
+    answers = decode(processor, tokens)
     records = samples.records
     slices = [r.slice for r in records]
     found = scores(

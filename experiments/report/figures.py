@@ -14,6 +14,7 @@ from transformers import ProcessorMixin
 import pruning
 from antgmm_jax import checkpoint
 from antgmm_jax.config import LMMConfig, from_dict
+from data.batches import answer_lengths
 from data.metrics import normal
 from experiments.console import bar, say
 from experiments.datasets import Samples
@@ -124,7 +125,7 @@ def size_of(config: LMMConfig, test: Samples) -> dict[str, Any]:
 
 def answer_length(test: Samples) -> int:
     """Median answer length in tokens, end token included: what latency requests decode."""
-    return int(np.median((test.arrays["targets"] != -100).sum(axis=1)))
+    return int(np.median(answer_lengths(test.arrays)))
 
 
 def measure_latency(

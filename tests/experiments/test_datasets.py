@@ -1,0 +1,73 @@
+"""Image features computed once stand in for pictures, and scores do not depend on the order of the questions."""
+
+import numpy as np
+import pytest
+
+import data.maad as maad
+from antgmm_jax.config import preset
+from antgmm_jax.convert import load_hf
+from antgmm_jax.functional import functional
+from data.batches import answer_lengths
+from data.processor import decode
+from experiments.datasets import Samples, image_features, load_processor
+from experiments.evaluate import evaluate
+from experiments.training import freezes_features
+from tests.experiments.tiny import save_llava, save_teacher
+
+ROWS = 10
+
+
+@pytest.fixture(scope="module", params=[save_teacher, save_llava], ids=["blip2", "llava"])
+def model(request, tmp_path_factory):
+    directory = request.param(tmp_path_factory.mktemp("m") / "teacher")
+    config, params = load_hf(directory)
+    processor = load_processor(directory)
+    return config, params, processor, Samples(maad.source("s", "val", ROWS), processor, config)
+
+
+def test_batches_with_features_give_the_logits_of_those_with_pictures(model):
+    config, params, _, samples = model
+    told = []
+    features = image_features(config, params, samples, progress=told.append, batch_size=4)
+    assert told == [4, 8, ROWS]
+    pictures, cached = (next(samples.shuffled(5, 2, features=given)) for given in (None, features))
+    assert "pixel_values" not in cached
+    np.testing.assert_array_equal(pictures["index"], cached["index"])
+    expected, got = (functional(config).apply(params, batch)["logits"] for batch in (pictures, cached))
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "frozen", "constant"),
+    [
+        ("antgmm-tiny", ("vision", "bridge/stack", "bridge/norm", "bridge/queries"), True),
+        ("antgmm-tiny", ("vision", "bridge"), True),
+        ("antgmm-tiny", ("vision", "bridge/stack", "bridge/norm"), False),
+        ("antgmm-tiny", ("vision/stack", "bridge"), False),
+        ("antgmm-tiny", ("vis", "bridge"), False),
+        ("antgmm-tiny", (), False),
+        ("llava-tiny", ("vision",), True),
+        ("llava-tiny", ("bridge",), False),
+    ],
+)
+def test_features_are_constant_where_all_that_makes_them_is_frozen(name, frozen, constant):
+    assert freezes_features(preset(name), frozen) is constant
+
+
+def test_answers_come_back_in_the_order_of_the_records(model):
+    config, params, processor, samples = model
+    lengths = answer_lengths(samples.arrays)
+    visited = np.concatenate([batch["index"] for batch in samples.in_order(4, by_length=True)])[:ROWS]
+    assert (np.diff(lengths[visited]) >= 0).all() and (visited != np.arange(ROWS)).any()
+    np.testing.assert_array_equal(np.sort(visited), np.arange(ROWS))
+    answers = [evaluate(config, params, samples, processor, max_new_tokens=3, batch_size=n)[1] for n in (1, 4)]
+    assert answers[0] == answers[1] and len(set(answers[0])) > 1
+
+
+def test_the_end_token_counts_as_answer(model):
+    _, _, processor, samples = model
+    for record, targets, length in zip(
+        samples.records, samples.arrays["targets"], answer_lengths(samples.arrays), strict=True
+    ):
+        assert targets[length - 1] == processor.tokenizer.eos_token_id
+        assert decode(processor, targets[None, :length]) == [record.answer]
