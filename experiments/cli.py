@@ -15,6 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from antgmm_jax.errors import AntgmmError
+from experiments.allocator import keep_freed_memory
 from experiments.commands import measure, models, runs
 
 RESUMED = ("demo", "train", "compress", "recombine")
@@ -78,6 +79,7 @@ def environment() -> None:
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
+    keep_freed_memory()
     logging.getLogger("absl").setLevel(logging.ERROR)
 
 

@@ -227,7 +227,7 @@ class Samples:
 
 
 def image_features(
-    config: LMMConfig, params: Params, samples: Samples, *, progress: Callable[[int], None], batch_size: int = 64
+    config: LMMConfig, params: Params, samples: Samples, *, progress: Callable[[int, str], None], batch_size: int = 64
 ) -> Float[np.ndarray, "N Q D"]:
     """What the image side hands to its last linear map, once for every row: for a phase that does not train it.
 
@@ -244,5 +244,5 @@ def image_features(
     run, found = jax.jit(functional(config).features), []
     for batch in samples.in_order(min(batch_size, len(samples))):
         found.append(np.asarray(run(params, batch["pixel_values"])))
-        progress(min(sum(map(len, found)), len(samples)))
+        progress(min(sum(map(len, found)), len(samples)), "")
     return np.concatenate(found)[: len(samples)]

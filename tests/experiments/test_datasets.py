@@ -28,7 +28,7 @@ def model(request, tmp_path_factory):
 def test_batches_with_features_give_the_logits_of_those_with_pictures(model):
     config, params, _, samples = model
     told = []
-    features = image_features(config, params, samples, progress=told.append, batch_size=4)
+    features = image_features(config, params, samples, progress=lambda done, note: told.append(done), batch_size=4)
     assert told == [4, 8, ROWS]
     pictures, cached = (next(samples.shuffled(5, 2, features=given)) for given in (None, features))
     assert "pixel_values" not in cached
