@@ -23,7 +23,7 @@ demo: $(STAMP)
 	$(BIN)/antgmm demo
 
 teacher: $(STAMP)
-	$(BIN)/antgmm train experiments/recipes/teacher-s.toml --run runs/teacher-s
+	$(BIN)/antgmm train experiments/recipes/teacher-m.toml --run runs/teacher-m
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

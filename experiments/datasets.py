@@ -188,7 +188,13 @@ class Samples:
         return {f"prompt/{name}": prompts[name] for name in ("input_ids", "attention_mask")}
 
     def shuffled(
-        self, size: int, seed: int, *, full: bool = False, features: Float[np.ndarray, "N Q D"] | None = None
+        self,
+        size: int,
+        seed: int,
+        *,
+        full: bool = False,
+        features: Float[np.ndarray, "N Q D"] | None = None,
+        types: Sequence[str] = (),
     ) -> Batches:
         """Endless shuffled training batches, cut to the length buckets; the iterator's position resumes it.
 
@@ -197,14 +203,24 @@ class Samples:
             seed: of the order.
             full: leave all padding, and an order that does not depend on the buckets.
             features: image features of all rows, from `image_features`, that stand in for the pictures.
+            types: question types to draw from, in whose rows a batch's `index` then counts; empty: all.
 
         Returns:
             The iterator.
+
+        Raises:
+            AntgmmError: a type that no row is of, or fewer rows than a batch needs.
         """
         finish, arrays = partial(device_batch, self.table), self.arrays
         if features is not None:
             arrays = {**arrays, "vision_features": features}
             del arrays["images"]
+        if types:
+            known = sorted({record.type for record in self.records})
+            if absent := sorted(set(types) - set(known)):
+                raise AntgmmError(f"no question is of type {', '.join(absent)}: the data has {', '.join(known)}")
+            rows = np.flatnonzero([record.type in types for record in self.records])
+            arrays = {name: value[rows] for name, value in arrays.items()}
         return batches(arrays, size=size, seed=seed, widths=() if full else self._widths, finish=finish)
 
     def in_order(self, size: int, *, prompts: bool = False, by_length: bool = False) -> Iterator[dict[str, np.ndarray]]:

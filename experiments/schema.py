@@ -357,6 +357,7 @@ class Phase(_Table):
       kind: "facts" trains the image side on what MAAD-synth's pictures show, "answers" the model on its answers.
       steps: optimizer steps.
       frozen: path prefixes of parameters ("vision", "language/encoder") that an "answers" phase does not train.
+      types: question types that an "answers" phase sees, all by default: for what is learnt last.
       optimizer: what differs from the recipe's own.
     """
 
@@ -364,12 +365,15 @@ class Phase(_Table):
     kind: Literal["facts", "answers"]
     steps: Count
     frozen: tuple[str, ...] = ()
+    types: tuple[str, ...] = ()
     optimizer: Optimizer
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.kind == "facts" and self.frozen:
             raise ValueError("a facts phase trains the whole image side and nothing else; leave out frozen")
+        if self.kind == "facts" and self.types:
+            raise ValueError("a facts phase reads pictures, not questions; leave out types")
         if self.optimizer.warmup >= self.steps:
             raise ValueError(f"warmup = {self.optimizer.warmup} is not below the phase's {self.steps} steps")
         return self

@@ -96,6 +96,8 @@ class TrainingRun:
 
     def __init__(self, recipe: Training, path: str | Path):
         self.recipe, self.folder = recipe, RunFolder(path)
+        # Of all samples, as long as no phase trains what they depend on.
+        self._features: np.ndarray | None = None
 
     def __call__(self) -> dict[str, Any]:
         """Trains, or goes on training, and exports.
@@ -149,6 +151,7 @@ class TrainingRun:
 
     def _facts(self, number: int, phase: Phase, params: Params, optimizer: distill.Optimizer):
         """What is trained on the pictures' facts, how a step is taken, and its batches."""
+        self._features = None
         assert isinstance(self.recipe.data, MaadData)  # the schema says so
         seed, records = self.recipe.seed + number, self.samples.records
         facts, classes = latent_sizes(self.recipe.data.tier), cell_classes(tier(self.recipe.data.tier))
@@ -164,12 +167,13 @@ class TrainingRun:
         """What is trained on answers, how a step is taken, and its batches."""
         loss = distill.LossConfig(hard=1.0)
         step = distill.make_step(functional(self.config), optimizer, loss, micro_batches=phase.optimizer.accumulate)
-        features = None
-        if freezes_features(self.config, phase.frozen):
-            with bar("image features", len(self.samples)) as update:
-                features = image_features(self.config, params, self.samples, progress=update)
         size, seed = phase.optimizer.batch_size, self.recipe.seed + number
-        return params, step, self.samples.shuffled(size, seed, features=features)
+        if not freezes_features(self.config, phase.frozen):
+            self._features = None
+        elif self._features is None:
+            with bar("image features", len(self.samples)) as update:
+                self._features = image_features(self.config, params, self.samples, progress=update)
+        return params, step, self.samples.shuffled(size, seed, features=self._features, types=phase.types)
 
     def _train(self, phase: Phase, stepper: Stepper, step, state: distill.State, data: Batches):
         history: list[dict[str, float]] = []

@@ -24,7 +24,7 @@ def register(app: typer.Typer) -> None:
     # With a callback the one command keeps its name.
     made.callback()(_data)
     app.add_typer(made, name="data")
-    app.command(epilog="Example: antgmm bench checkpoints/maad-s runs/demo/export --json")(bench)
+    app.command(epilog="Example: antgmm bench checkpoints/maad-m runs/demo/export --json")(bench)
 
 
 def _data() -> None:

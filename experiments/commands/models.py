@@ -31,10 +31,10 @@ class DType(StrEnum):
 
 def register(app: typer.Typer) -> None:
     """Adds this file's commands."""
-    app.command("import", epilog="Example: antgmm import checkpoints/maad-s")(import_)
+    app.command("import", epilog="Example: antgmm import checkpoints/maad-m")(import_)
     app.command(epilog="Example: antgmm cost --preset antgmm-5b --length 256 --answer 32")(cost)
-    app.command("eval", epilog="Example: antgmm eval runs/demo/export --data maad:s:test --samples 600")(evaluate)
-    app.command(epilog="Example: antgmm export runs/demo/stages/03-hidden --like checkpoints/maad-s --out student")(
+    app.command("eval", epilog="Example: antgmm eval runs/demo/export --data maad:m:test --samples 600")(evaluate)
+    app.command(epilog="Example: antgmm export runs/demo/stages/03-hidden --like checkpoints/maad-m --out student")(
         export
     )
 

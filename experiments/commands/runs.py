@@ -14,7 +14,7 @@ from experiments.commands.output import Json, RunDir, Set, count, emit, table
 
 _EXPERIMENTS = Path(__file__).resolve().parent.parent
 DEMO = _EXPERIMENTS / "recipes" / "demo.toml"
-TEACHER = _EXPERIMENTS / "teachers" / "maad-s"
+TEACHER = _EXPERIMENTS / "teachers" / "maad-m"
 _BOOKS = {".lock", "recipe.toml", "status.json"}
 
 Recipe = Annotated[Path, typer.Argument(metavar="RECIPE", help="A TOML file.")]

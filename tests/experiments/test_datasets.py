@@ -6,6 +6,7 @@ import pytest
 import data.maad as maad
 from antgmm_jax.config import preset
 from antgmm_jax.convert import load_hf
+from antgmm_jax.errors import AntgmmError
 from antgmm_jax.functional import functional
 from data.batches import answer_lengths
 from data.processor import decode
@@ -71,3 +72,17 @@ def test_the_end_token_counts_as_answer(model):
     ):
         assert targets[length - 1] == processor.tokenizer.eos_token_id
         assert decode(processor, targets[None, :length]) == [record.answer]
+
+
+def test_batches_of_some_question_types_hold_no_others(model):
+    _, _, _, samples = model
+    wanted = {samples.records[1].type, samples.records[4].type}
+    rows = [i for i, record in enumerate(samples.records) if record.type in wanted]
+    assert 2 <= len(rows) < ROWS
+    found = next(samples.shuffled(len(rows), 0, types=(*wanted,)))
+    for name in ("targets", "input_ids"):
+        np.testing.assert_array_equal(found[name], samples.arrays[name][rows][found["index"]])
+    with pytest.raises(AntgmmError, match=f"a batch of {len(rows) + 1} needs as many rows; the data has {len(rows)}"):
+        samples.shuffled(len(rows) + 1, 0, types=(*wanted,))
+    with pytest.raises(AntgmmError, match="no question is of type prize: the data has brand, "):
+        samples.shuffled(1, 0, types=("prize", "brand"))

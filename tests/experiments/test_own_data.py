@@ -185,7 +185,7 @@ def test_a_model_that_cannot_be_is_refused_and_leaves_nothing(ads, change, messa
 
 def test_facts_are_for_a_model_with_queries():
     with pytest.raises(AntgmmError, match="phase 'facts' trains a Q-Former, which llava-tiny lacks"):
-        shape_of(load_training(RECIPES / "teacher-s.toml", ["model.preset=llava-tiny"]))
+        shape_of(load_training(RECIPES / "teacher-m.toml", ["model.preset=llava-tiny"]))
 
 
 def test_sizes_are_laid_over_the_preset_with_what_is_tied_to_them():

@@ -254,6 +254,8 @@ def test_a_training_recipe(write):
         load_training(write(TRAINING), ['data={kind="jsonl", path="a", samples=4}', 'evaluate.data={path="b"}'])
     with pytest.raises(AntgmmError, match=r"phase\[0\]: a facts phase trains the whole image side"):
         load_training(write(TRAINING), ['phase.vision.frozen=["vision"]'])
+    with pytest.raises(AntgmmError, match=r"phase\[0\]: a facts phase reads pictures, not questions"):
+        load_training(write(TRAINING), ['phase.vision.types=["price"]'])
 
 
 def test_every_key_of_a_loss_is_one_of_the_losses():
@@ -277,5 +279,5 @@ def test_shipped_recipes_are_valid():
 def test_the_demo_says_how_every_axis_that_it_cuts_is_scored():
     for stage in load_recipe(RECIPES / "demo.toml").stages:
         counts = {axis: size for axis, size in stage.sizes.items() if isinstance(size, int)}
-        for axis in complete(PRESETS["antgmm-tiny"], counts):
+        for axis in complete(PRESETS["antgmm-deep"], counts):
             stage.method(axis)
