@@ -369,7 +369,7 @@ def preset(name: str) -> LMMConfig:
     """A named model: BLIP-2 + T5, the paper's form, at several sizes, and a small LLaVA.
 
     Args:
-        name: `antgmm-tiny` (8-11 M), `antgmm-deep` (as many, in layers half as wide), `antgmm-small` (20-30 M),
+        name: `antgmm-tiny` (8-11 M), `antgmm-deep` (as many, in 58 narrow layers), `antgmm-small` (20-30 M),
             `antgmm-300m`, `antgmm-5b` or `llava-tiny` (2-4 M).
 
     Returns:
