@@ -1,0 +1,35 @@
+"""Linear maps with a backward pass of their own have the value and the gradients of an einsum."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from antgmm_jax.layers import linear
+
+SHAPES = {
+    "b t d, d h e -> b t h e": ((2, 3, 4), (4, 2, 5), 1),
+    "b t h e, h e d -> b t d": ((2, 3, 2, 5), (2, 5, 4), 2),
+    "d, d m -> m": ((4,), (4, 3), 1),
+}
+
+
+@pytest.mark.parametrize("pattern", SHAPES)
+def test_value_and_gradients_are_those_of_an_einsum(pattern):
+    left, right, inputs = SHAPES[pattern]
+    rng = np.random.default_rng(0)
+    x, kernel = (rng.normal(size=shape).astype(np.float32) for shape in (left, right))
+    expected = jnp.einsum(pattern.replace(" ", ""), x, kernel)
+    weight = rng.normal(size=expected.shape).astype(np.float32)
+    bias = rng.normal(size=right[inputs:]).astype(np.float32)
+
+    def value(x, kernel, bias):
+        return (weight * linear(x, kernel, bias, inputs=inputs)).sum()
+
+    def reference(x, kernel, bias):
+        return (weight * (jnp.einsum(pattern.replace(" ", ""), x, kernel) + bias)).sum()
+
+    np.testing.assert_allclose(linear(x, kernel, None, inputs=inputs), expected, rtol=1e-5, atol=1e-5)
+    found, wanted = (jax.jit(jax.grad(f, argnums=(0, 1, 2)))(x, kernel, bias) for f in (value, reference))
+    for one, other in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
