@@ -1,4 +1,4 @@
-"""AdamW with clipping and a schedule, over the trainable part of the parameters."""
+"""AdamW or Muon with clipping and a schedule, over the trainable part of the parameters."""
 
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, get_args
@@ -7,18 +7,22 @@ import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
+from optax.contrib import MuonDimensionNumbers, muon
 
 from antgmm_jax.errors import AntgmmError
 
 Params = Any
+Kind = Literal["adamw", "muon"]
 Schedule = Literal["cosine", "linear", "constant"]
+_READS = ("q", "k", "v", "up", "gate")
+_WRITES = ("o", "down", "out", "patch")
 
 
 class Optimizer(NamedTuple):
     """A gradient transformation without its learning rate, the schedule of that rate, and what is not trained.
 
     Args:
-        transform: gradients to unit-rate updates (clipping, AdamW moments, weight decay).
+        transform: gradients to unit-rate updates (clipping, moments, weight decay).
         schedule: step to learning rate, the sole place that knows it.
         frozen: path prefixes of parameters that stay as they are.
     """
@@ -40,6 +44,7 @@ def make_optimizer(
     *,
     learning_rate: float,
     steps: int,
+    kind: Kind = "adamw",
     schedule: Schedule = "cosine",
     warmup: int = 0,
     floor: float = 0.0,
@@ -50,11 +55,16 @@ def make_optimizer(
     eps: float = 1e-8,
     frozen: tuple[str, ...] = (),
 ) -> Optimizer:
-    """AdamW (arXiv 1711.05101) after clipping the gradient to a global norm of `clip`.
+    """AdamW (arXiv 1711.05101) or Muon, after clipping the gradient to a global norm of `clip`.
+
+    Muon orthogonalizes the momentum of every linear map (https://kellerjordan.github.io/posts/muon), scaled to the
+    root mean square that AdamW's updates have (arXiv 2502.16982), so that rates carry over; tables, norms and biases
+    take AdamW with Nesterov's momentum.
 
     Args:
         learning_rate: peak rate, reached at step `warmup`.
         steps: step at which the decay reaches the floor; the rate stays there afterwards.
+        kind: "adamw" or "muon".
         schedule: form of the decay: "cosine", "linear", or "constant" (warm-up only).
         warmup: steps of linear rise before the peak.
         floor: final rate as a fraction of the peak, in [0, 1].
@@ -67,8 +77,10 @@ def make_optimizer(
         The `Optimizer`.
 
     Raises:
-        AntgmmError: for an unknown schedule or a value out of range.
+        AntgmmError: for an unknown kind or schedule, or a value out of range.
     """
+    if kind not in get_args(Kind):
+        raise AntgmmError(f"kind = {kind!r}: give one of {', '.join(get_args(Kind))}")
     if schedule not in get_args(Schedule):
         raise AntgmmError(f"schedule = {schedule!r}: give one of {', '.join(get_args(Schedule))}")
     if not 0 <= warmup < max(steps, 1):
@@ -77,12 +89,36 @@ def make_optimizer(
         raise AntgmmError(f"floor = {floor}: give a fraction of the peak learning rate, 0 to 1")
     if clip <= 0 or learning_rate <= 0:
         raise AntgmmError(f"clip = {clip}, learning_rate = {learning_rate}: both must be above 0")
+    moments = optax.scale_by_adam(b1=b1, b2=b2, eps=eps) if kind == "adamw" else _muon(b1, b2, eps)
     transform = optax.chain(
         optax.clip_by_global_norm(clip),
-        optax.scale_by_adam(b1=b1, b2=b2, eps=eps),
+        moments,
         optax.add_decayed_weights(weight_decay, mask=_decayed),
     )
     return Optimizer(transform, _schedule(schedule, learning_rate, warmup, steps, floor), tuple(frozen))
+
+
+def _muon(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
+    rule = muon(
+        1.0, adam_b1=b1, adam_b2=b2, eps=eps, consistent_rms=0.2, muon_weight_dimension_numbers=_linear_maps
+    )
+    # optax's turns gradients into steps downhill; `Optimizer.schedule` has the sign and the rate.
+    return optax.chain(rule, optax.scale(-1.0))
+
+
+def _linear_maps(params: Params) -> Params:
+    """How the linear maps of a model lie in their arrays; None for every other leaf."""
+
+    def map_of(path: tuple, leaf: Array) -> MuonDimensionNumbers | None:
+        keys = [_key(entry) for entry in path]
+        # The blocks of a stack lie stacked on a leading axis, and each is a map of its own.
+        dims = tuple(range("blocks" in keys or "cross" in keys, leaf.ndim))
+        if len(dims) < 2 or keys[-1] not in _READS + _WRITES:
+            return None
+        split = 1 if keys[-1] in _READS else -1
+        return MuonDimensionNumbers(dims[:split], dims[split:])
+
+    return jax.tree_util.tree_map_with_path(map_of, params)
 
 
 def _schedule(name: Schedule, peak: float, warmup: int, steps: int, floor: float) -> Callable[[Array], Array]:
@@ -164,7 +200,7 @@ def init_state(params: Params, optimizer: Optimizer) -> State:
 def map_moments(
     opt_state: optax.OptState, params: Params, optimizer: Optimizer, change: Callable[[Params], Params]
 ) -> optax.OptState:
-    """Applies a tree -> tree function to each parameter-shaped tree of an optimizer state (Adam's two moments).
+    """Applies a tree -> tree function to each parameter-shaped tree of an optimizer state (the moments).
 
     So a cut of the parameters (`pruning.take`) cuts their moments alike, and the rest (step counts) stays.
 
@@ -181,11 +217,22 @@ def map_moments(
     structure = jax.tree.structure(trainable(params, optimizer.frozen))
 
     def like_params(tree: Any) -> bool:
-        return jax.tree.structure(tree) == structure
+        return jax.tree.structure(tree, is_leaf=_masked) == structure
 
     def changed(tree: Any) -> Any:
         if not like_params(tree):
             return tree
-        return trainable(change(combine(tree, params)), optimizer.frozen)
+        # Muon has one tree of moments for the linear maps and others for the rest, each with holes.
+        filled = jax.tree.map(lambda new, old: old if new is None or _masked(new) else new, tree, params, is_leaf=_hole)
+        whole = trainable(change(filled), optimizer.frozen)
+        return jax.tree.map(lambda old, new: old if _masked(old) else new, tree, whole, is_leaf=_hole)
 
     return jax.tree.map(changed, opt_state, is_leaf=like_params)
+
+
+def _masked(leaf: Any) -> bool:
+    return isinstance(leaf, optax.MaskedNode)
+
+
+def _hole(leaf: Any) -> bool:
+    return leaf is None or _masked(leaf)

@@ -141,9 +141,11 @@ class Loss(_Table):
 
 
 class Optimizer(_Table):
-    """AdamW with clipping and a schedule that runs once over a stage or a phase.
+    """AdamW or Muon with clipping and a schedule that runs once over a stage or a phase.
 
     Attributes:
+      kind: "adamw", or "muon", which orthogonalizes the updates of linear maps and leaves AdamW the rest: fewer steps to
+        the same loss, each a little dearer.
       learning_rate: the peak.
       schedule: "cosine" or "linear" decay to `floor`, or "constant".
       warmup: steps of linear rise.
@@ -155,6 +157,7 @@ class Optimizer(_Table):
       accumulate: pieces that the batch is taken in, one after another; divides `batch_size`.
     """
 
+    kind: Literal["adamw", "muon"] = "adamw"
     learning_rate: Annotated[float, Field(gt=0)]
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup: Annotated[int, Field(ge=0)] = 0

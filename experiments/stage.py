@@ -65,6 +65,7 @@ class _Place(NamedTuple):
 def optimizer_of(table: OptimizerTable, steps: int, frozen: tuple[str, ...] = ()) -> Optimizer:
     """The optimizer that a recipe's table describes, its schedule running once over `steps`."""
     return make_optimizer(
+        kind=table.kind,
         learning_rate=table.learning_rate,
         steps=max(steps, 1),
         schedule=table.schedule,

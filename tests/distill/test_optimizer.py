@@ -78,6 +78,7 @@ def test_frozen_refuses(frozen, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"kind": "sgd"}, "adamw, muon"),
         ({"schedule": "zigzag"}, "cosine, linear, constant"),
         ({"warmup": 10}, "warmup"),
         ({"floor": 2.0}, "floor"),
@@ -87,6 +88,42 @@ def test_frozen_refuses(frozen, message):
 def test_optimizer_refuses(options, message):
     with pytest.raises(AntgmmError, match=message):
         make_optimizer(learning_rate=1.0, steps=10, **options)
+
+
+def test_muon_turns_every_linear_map_by_itself():
+    """Singular vectors of the first update are those of the gradient, singular values about one size (0.2 sqrt(n))."""
+    optimizer = make_optimizer(kind="muon", learning_rate=1.0, steps=1, weight_decay=0.0, clip=1e9)
+    q, o, rest = (jax.random.normal(key, (2, 4, 3, 2)) for key in jax.random.split(jax.random.key(0), 3))
+    gradient = {"blocks": {"q": q, "o": jnp.moveaxis(o, 1, 3)}, "tokens": rest}
+    updates, _ = optimizer.transform.update(gradient, optimizer.transform.init(gradient), gradient)
+    for name, flat in (("q", (4, 6)), ("o", (6, 4))):
+        for layer in range(2):
+            found, given = (np.asarray(tree["blocks"][name][layer]).reshape(flat) for tree in (updates, gradient))
+            left, _, right = np.linalg.svd(given, full_matrices=False)
+            inside = left.T @ found @ right.T / (0.2 * 6**0.5)
+            np.testing.assert_allclose(inside - np.diag(np.diag(inside)), 0.0, atol=1e-4)
+            # Newton-Schulz with these coefficients leaves singular values between 0.68 and 1.13.
+            assert (np.diag(inside) > 0.6).all()
+            assert (np.diag(inside) < 1.2).all()
+    # By hand, the first step of Adam with Nesterov's momentum: sign times (b1 m2 + (1 - b1) m1), both bias-corrected.
+    first = 0.9 * 0.1 / (1 - 0.9**2) + 0.1 / (1 - 0.9)
+    np.testing.assert_allclose(updates["tokens"], first * jnp.sign(rest), rtol=1e-4)
+
+
+@pytest.mark.parametrize("frozen", [(), ("blocks/bias",)])
+def test_muons_moments_are_cut_like_parameters(frozen):
+    params = {"blocks": {"q": jnp.ones((2, 4, 3)), "bias": jnp.ones((2, 3))}, "tokens": jnp.ones((5, 4))}
+    optimizer = make_optimizer(kind="muon", learning_rate=0.1, steps=4, frozen=frozen)
+    kept = trainable(params, frozen)
+    _, opt_state = optimizer.transform.update(kept, optimizer.transform.init(kept), kept)
+
+    def cut(tree):
+        return {"blocks": {name: leaf[:1] for name, leaf in tree["blocks"].items()}, "tokens": tree["tokens"][:, :2]}
+
+    small = map_moments(opt_state, params, optimizer, cut)
+    fresh = jax.eval_shape(optimizer.transform.init, trainable(cut(params), frozen))
+    assert jax.tree.structure(small) == jax.tree.structure(fresh)
+    assert jax.tree.map(jnp.shape, small) == jax.tree.map(jnp.shape, fresh)
 
 
 @pytest.mark.parametrize("frozen", [(), ("a/bias",)])
