@@ -99,9 +99,7 @@ def make_optimizer(
 
 
 def _muon(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
-    rule = muon(
-        1.0, adam_b1=b1, adam_b2=b2, eps=eps, consistent_rms=0.2, muon_weight_dimension_numbers=_linear_maps
-    )
+    rule = muon(1.0, adam_b1=b1, adam_b2=b2, eps=eps, consistent_rms=0.2, muon_weight_dimension_numbers=_linear_maps)
     # optax's turns gradients into steps downhill; `Optimizer.schedule` has the sign and the rate.
     return optax.chain(rule, optax.scale(-1.0))
 

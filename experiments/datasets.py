@@ -187,6 +187,23 @@ class Samples:
         prompts = encode_prompts(self._processor, self.records, max_length=self._max_length)
         return {f"prompt/{name}": prompts[name] for name in ("input_ids", "attention_mask")}
 
+    def rows_of(self, types: Sequence[str]) -> np.ndarray:
+        """The rows whose questions are of some types.
+
+        Args:
+            types: names of types; empty: all.
+
+        Returns:
+            Row numbers, ascending.
+
+        Raises:
+            AntgmmError: a type that no row is of.
+        """
+        known = sorted({record.type for record in self.records})
+        if absent := sorted(set(types) - set(known)):
+            raise AntgmmError(f"no question is of type {', '.join(absent)}: the data has {', '.join(known)}")
+        return np.flatnonzero([not types or record.type in types for record in self.records])
+
     def shuffled(
         self,
         size: int,
@@ -216,10 +233,7 @@ class Samples:
             arrays = {**arrays, "vision_features": features}
             del arrays["images"]
         if types:
-            known = sorted({record.type for record in self.records})
-            if absent := sorted(set(types) - set(known)):
-                raise AntgmmError(f"no question is of type {', '.join(absent)}: the data has {', '.join(known)}")
-            rows = np.flatnonzero([record.type in types for record in self.records])
+            rows = self.rows_of(types)
             arrays = {name: value[rows] for name, value in arrays.items()}
         return batches(arrays, size=size, seed=seed, widths=() if full else self._widths, finish=finish)
 

@@ -97,7 +97,7 @@ def check(
     for batch in batches:
         inputs, prompt = _split(batch)
         ours = _answer_logits(np.asarray(apply(params, inputs)["logits"]), batch)
-        tensors = {k: torch.from_numpy(np.asarray(v)) for k, v in inputs.items()}
+        tensors = {k: torch.from_numpy(np.array(v)) for k, v in inputs.items()}
         with torch.no_grad():
             reference = _answer_logits(model(**_long(tensors)).logits.numpy(), batch)
         worst = np.abs(ours - reference).max(axis=(1, 2))
@@ -153,7 +153,7 @@ def torch_answers(model, prompt: Mapping[str, np.ndarray], max_new_tokens: int, 
     """
     import torch
 
-    tensors = _long({name: torch.from_numpy(np.asarray(array)) for name, array in prompt.items()})
+    tensors = _long({name: torch.from_numpy(np.array(array)) for name, array in prompt.items()})
     with torch.no_grad():
         ids = model.generate(**tensors, max_new_tokens=max_new_tokens, do_sample=False, **options).numpy()
     start = 1 if model.config.is_encoder_decoder else prompt["input_ids"].shape[1]

@@ -74,7 +74,7 @@ def torch_request(model, prompt: Mapping[str, np.ndarray], tokens: int) -> Reque
     """
     import torch
 
-    tensors = {name: torch.from_numpy(np.asarray(array)) for name, array in prompt.items()}
+    tensors = {name: torch.from_numpy(np.array(array)) for name, array in prompt.items()}
     for name in ("input_ids", "attention_mask"):
         tensors[name] = tensors[name].long()
     length = {"max_new_tokens": tokens, "min_new_tokens": tokens, "do_sample": False}

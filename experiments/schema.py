@@ -144,8 +144,8 @@ class Optimizer(_Table):
     """AdamW or Muon with clipping and a schedule that runs once over a stage or a phase.
 
     Attributes:
-      kind: "adamw", or "muon", which orthogonalizes the updates of linear maps and leaves AdamW the rest: fewer steps to
-        the same loss, each a little dearer.
+      kind: "adamw", or "muon", which orthogonalizes the updates of linear maps and leaves the rest to AdamW: fewer
+        steps to the same loss, each a little dearer.
       learning_rate: the peak.
       schedule: "cosine" or "linear" decay to `floor`, or "constant".
       warmup: steps of linear rise.

@@ -122,6 +122,11 @@ class TrainingRun:
         language = dataclasses.replace(shape.language, vocab=vocab)
         self.config = dataclasses.replace(shape, language=language, image_token=IMAGE)
         self.samples, self.test = encode_both(recipe, records, self.processor, self.config)
+        for phase in recipe.phases:
+            try:
+                self.samples.rows_of(phase.types)
+            except AntgmmError as error:
+                raise AntgmmError(f"phase {phase.name!r}: {error}") from None
         params = functional(self.config).init(jax.random.key(recipe.seed))
         for number, phase in enumerate(recipe.phases, 1):
             params = self._phase(number, phase, params)

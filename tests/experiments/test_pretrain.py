@@ -11,6 +11,8 @@ from antgmm_jax.errors import AntgmmError
 from antgmm_jax.functional import functional
 from data.maad.cells import SIDE
 from experiments.pretrain import CELLS_WEIGHT, _cell_logits, init_params, make_pretrain_step
+from experiments.recipe import load_training
+from experiments.training import TrainingRun
 from tests.pruning.models import CONFIGS
 
 FACTS = {"colour": 3, "sign": 2}
@@ -78,3 +80,37 @@ def test_patches_that_split_cells_are_refused():
     config = preset("antgmm-small")
     with pytest.raises(AntgmmError, match="7 patches a side do not divide 16 cells"):
         init_params(config, {"vision": {}, "bridge": {}}, FACTS, 5, jax.random.key(0))
+
+
+def test_a_type_that_no_question_has_is_refused_before_any_phase(tmp_path):
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text("""
+seed = 0
+checkpoint_every = 1
+[model]
+preset = "antgmm-tiny"
+[data]
+kind = "maad"
+tier = "s"
+samples = 16
+[optimizer]
+learning_rate = 1e-3
+batch_size = 2
+[evaluate]
+max_new_tokens = 4
+[evaluate.data]
+split = "val"
+samples = 2
+[[phase]]
+name = "first"
+kind = "answers"
+steps = 1
+[[phase]]
+name = "second"
+kind = "answers"
+steps = 1
+types = ["prise"]
+""")
+    with pytest.raises(AntgmmError, match="phase 'second': no question is of type prise: the data has"):
+        TrainingRun(load_training(recipe), tmp_path / "run")()
+    assert not [*tmp_path.glob("run/stages/*")]
