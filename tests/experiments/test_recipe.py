@@ -150,7 +150,7 @@ def test_a_recipe_cannot_be_changed(write):
         ("stage.0.szies=3", "unknown key stage[0].szies, did you mean 'sizes'?"),
         ("loss.hrad=1.0", "unknown key loss.hrad, did you mean 'hard'?"),
         ("data.teir=1", "unknown key data.teir, did you mean 'tier'?"),
-        ("stage.1.optimizer.lr=1.0", "unknown key stage[1].optimizer.lr: known here are learning_rate, "),
+        ("stage.1.optimizer.lr=1.0", "unknown key stage[1].optimizer.lr: known here are kind, learning_rate, "),
         ("data.kind=csv", "data: Input tag 'csv' found using 'kind' does not match any of the expected tags: 'maad', "),
         ("teacher.mode=onlin", "teacher.mode = \"onlin\": Input should be 'cache' or 'online'"),
         ("seed=true", "seed = true: Input should be a valid integer"),
