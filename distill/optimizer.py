@@ -57,9 +57,9 @@ def make_optimizer(
 ) -> Optimizer:
     """AdamW (arXiv 1711.05101) or Muon, after clipping the gradient to a global norm of `clip`.
 
-    Muon orthogonalizes the momentum of every linear map (https://kellerjordan.github.io/posts/muon), scaled to the
-    root mean square that AdamW's updates have (arXiv 2502.16982), so that rates carry over; tables, norms and biases
-    take AdamW with Nesterov's momentum.
+    Muon orthogonalizes the momentum of the model's linear maps (https://kellerjordan.github.io/posts/muon), scaled to
+    the root mean square that AdamW's updates have (arXiv 2502.16982), so that rates carry over; tables, norms and
+    biases take AdamW with Nesterov's momentum.
 
     Args:
         learning_rate: peak rate, reached at step `warmup`.
@@ -174,8 +174,8 @@ def trainable(params: Params, frozen: tuple[str, ...]) -> Params:
 
 
 def combine(trained: Params, params: Params) -> Params:
-    """`trained` with its None leaves taken from `params`."""
-    return jax.tree.map(lambda new, old: old if new is None else new, trained, params, is_leaf=lambda x: x is None)
+    """`trained` with what it lacks, None or masked out by optax, taken from `params`."""
+    return jax.tree.map(lambda new, old: old if _hole(new) else new, trained, params, is_leaf=_hole)
 
 
 def init_state(params: Params, optimizer: Optimizer) -> State:
@@ -220,9 +220,8 @@ def map_moments(
     def changed(tree: Any) -> Any:
         if not like_params(tree):
             return tree
-        # Muon has one tree of moments for the linear maps and others for the rest, each with holes.
-        filled = jax.tree.map(lambda new, old: old if new is None or _masked(new) else new, tree, params, is_leaf=_hole)
-        whole = trainable(change(filled), optimizer.frozen)
+        whole = trainable(change(combine(tree, params)), optimizer.frozen)
+        # Muon has one tree of moments for the linear maps and others for the rest: what is masked stays so.
         return jax.tree.map(lambda old, new: old if _masked(old) else new, tree, whole, is_leaf=_hole)
 
     return jax.tree.map(changed, opt_state, is_leaf=like_params)

@@ -97,9 +97,8 @@ def check(
     for batch in batches:
         inputs, prompt = _split(batch)
         ours = _answer_logits(np.asarray(apply(params, inputs)["logits"]), batch)
-        tensors = {k: torch.from_numpy(np.array(v)) for k, v in inputs.items()}
         with torch.no_grad():
-            reference = _answer_logits(model(**_long(tensors)).logits.numpy(), batch)
+            reference = _answer_logits(model(**torch_tensors(inputs)).logits.numpy(), batch)
         worst = np.abs(ours - reference).max(axis=(1, 2))
         diff, scale = max(diff, float(worst.max())), max(scale, float(np.abs(reference).max()))
         mine = np.asarray(generate(config, params, prompt, max_new_tokens=max_new_tokens, eos=eos, pad=pad))
@@ -134,7 +133,12 @@ def _answer_logits(logits: np.ndarray, batch: Mapping[str, np.ndarray]) -> np.nd
     return np.where(batch["targets"][:, :, None] == -100, 0.0, at)
 
 
-def _long(tensors: dict[str, Any]) -> dict[str, Any]:
+def torch_tensors(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Arrays of a batch as PyTorch models take them: ids and masks as int64."""
+    import torch
+
+    # Copied, for JAX's arrays cannot be written to and PyTorch warns of such.
+    tensors = {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
     return {name: t.long() if name.endswith(("ids", "mask")) else t for name, t in tensors.items()}
 
 
@@ -153,9 +157,8 @@ def torch_answers(model, prompt: Mapping[str, np.ndarray], max_new_tokens: int, 
     """
     import torch
 
-    tensors = _long({name: torch.from_numpy(np.array(array)) for name, array in prompt.items()})
     with torch.no_grad():
-        ids = model.generate(**tensors, max_new_tokens=max_new_tokens, do_sample=False, **options).numpy()
+        ids = model.generate(**torch_tensors(prompt), max_new_tokens=max_new_tokens, do_sample=False, **options).numpy()
     start = 1 if model.config.is_encoder_decoder else prompt["input_ids"].shape[1]
     ids = ids[:, start:]
     return np.pad(ids, ((0, 0), (0, max_new_tokens - ids.shape[1])), constant_values=pad)

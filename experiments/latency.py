@@ -12,7 +12,7 @@ import numpy as np
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.functional import Params
 from antgmm_jax.generate import phases
-from experiments.export_gate import torch_model
+from experiments.export_gate import torch_model, torch_tensors
 
 
 class Latency(NamedTuple):
@@ -74,9 +74,7 @@ def torch_request(model, prompt: Mapping[str, np.ndarray], tokens: int) -> Reque
     """
     import torch
 
-    tensors = {name: torch.from_numpy(np.array(array)) for name, array in prompt.items()}
-    for name in ("input_ids", "attention_mask"):
-        tensors[name] = tensors[name].long()
+    tensors = torch_tensors(prompt)
     length = {"max_new_tokens": tokens, "min_new_tokens": tokens, "do_sample": False}
     blip2 = model.config.model_type == "blip-2"
     image_end = model.language_projection if blip2 else model.model.multi_modal_projector
