@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: test lint format demo teacher lock clean
+.PHONY: test lint format demo teacher study lock clean
 
 test: lint
 	$(BIN)/python -m pytest
@@ -24,6 +24,9 @@ demo: $(STAMP)
 
 teacher: $(STAMP)
 	$(BIN)/antgmm train experiments/recipes/teacher-m.toml --run runs/teacher-m
+
+study: $(STAMP)
+	$(BIN)/antgmm study experiments/recipes/study.toml --run runs/study --out experiments/results/study.json
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -16,9 +16,9 @@ from typer.core import TyperGroup
 
 from antgmm_jax.errors import AntgmmError
 from experiments.allocator import keep_freed_memory
-from experiments.commands import measure, models, runs
+from experiments.commands import measure, models, runs, studies
 
-RESUMED = ("demo", "train", "compress", "recombine")
+RESUMED = ("demo", "train", "compress", "recombine", "study")
 """Commands that go on where they stopped when they are given again."""
 
 _OF_THE_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR)
@@ -83,7 +83,7 @@ def environment() -> None:
     logging.getLogger("absl").setLevel(logging.ERROR)
 
 
-for _module in (runs, models, measure):
+for _module in (runs, models, measure, studies):
     _module.register(app)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float
 from transformers import AutoProcessor, ProcessorMixin
 
-from antgmm_jax.config import LMMConfig
+from antgmm_jax.config import LMMConfig, QFormerConfig
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.functional import Params, functional
 from data.batches import Batches, answer_lengths, batches
@@ -21,7 +21,7 @@ from data.maad.source import fingerprint as maad_fingerprint
 from data.processor import device_batch, encode, encode_prompts, pixel_table
 from data.readers import FileSource, read_records
 from data.record import Record
-from experiments.console import say
+from experiments.console import bar, say
 from experiments.schema import Data, Recipe, Training
 
 Found = TypeVar("Found")
@@ -256,23 +256,38 @@ class Samples:
             yield {**batch, "index": rows.astype(np.int32)}
 
 
+def freezes_features(config: LMMConfig, frozen: Sequence[str]) -> bool:
+    """Whether a phase or stage leaves all that image features depend on as it is, so that they can be computed once.
+
+    Args:
+        config: the model.
+        frozen: path prefixes of what it does not train.
+
+    Returns:
+        Whether they are constant.
+    """
+    parts = ("vision", "bridge/queries", "bridge/norm", "bridge/stack")
+    needed = parts if isinstance(config.bridge, QFormerConfig) else parts[:1]
+    return all(any(f"{part}/".startswith(f"{prefix}/") for prefix in frozen) for part in needed)
+
+
 def image_features(
-    config: LMMConfig, params: Params, samples: Samples, *, progress: Callable[[int, str], None], batch_size: int = 64
+    config: LMMConfig, params: Params, samples: Samples, *, batch_size: int = 64
 ) -> Float[np.ndarray, "N Q D"]:
-    """What the image side hands to its last linear map, once for every row: for a phase that does not train it.
+    """What the image side hands to its last linear map, once for every row: for what does not train it.
 
     Args:
         config: the model.
         params: its parameters.
         samples: encoded records.
-        progress: called with the number of rows done.
         batch_size: rows at a time.
 
     Returns:
         Features in float32.
     """
     run, found = jax.jit(functional(config).features), []
-    for batch in samples.in_order(min(batch_size, len(samples))):
-        found.append(np.asarray(run(params, batch["pixel_values"])))
-        progress(min(sum(map(len, found)), len(samples)), "")
+    with bar("image features", len(samples)) as update:
+        for batch in samples.in_order(min(batch_size, len(samples))):
+            found.append(np.asarray(run(params, batch["pixel_values"])))
+            update(min(sum(map(len, found)), len(samples)), "")
     return np.concatenate(found)[: len(samples)]

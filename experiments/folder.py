@@ -21,6 +21,10 @@ BEAT = 15.0
 """Seconds between two notes of the time taken: what a killed process loses of it."""
 
 
+class InUse(AntgmmError):
+    """Another process holds a run's folder."""
+
+
 class RunFolder:
     """Paths of a run.
 
@@ -107,7 +111,8 @@ class RunFolder:
             recipe: the run's.
 
         Raises:
-            AntgmmError: the folder is another recipe's, holds something else, or another process has it.
+            AntgmmError: the folder is another recipe's or holds something else.
+            InUse: another process has it.
         """
         self.check(recipe)
         self.path.mkdir(parents=True, exist_ok=True)
@@ -124,9 +129,7 @@ class RunFolder:
                     raise
                 self._write_status("complete")
         except Timeout as error:
-            raise AntgmmError(
-                f"{self.path} is in use by another process: wait for it or choose another folder"
-            ) from error
+            raise InUse(f"{self.path} is in use by another process: wait for it or choose another folder") from error
 
     def check(self, recipe: Recipe | Training) -> None:
         """Refuses a folder that is another recipe's or no run; writes nothing.

@@ -2,11 +2,14 @@
 
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from filelock import FileLock
 
 import distill
 import pruning
@@ -40,10 +43,12 @@ class Run:
     Args:
         recipe: what to do.
         path: the run's folder.
+        cache: folder of the teacher cache, for runs that share one; the run's own unless given.
     """
 
-    def __init__(self, recipe: Recipe, path: str | Path):
+    def __init__(self, recipe: Recipe, path: str | Path, *, cache: Path | None = None):
         self.recipe, self.folder = recipe, RunFolder(path)
+        self._cache = cache or self.folder.cache
 
     def __call__(self) -> dict[str, Any]:
         """Runs, or goes on with, the whole of it.
@@ -54,6 +59,30 @@ class Run:
         Raises:
             AntgmmError: bad input, or the export does not answer as the student does.
         """
+        with self._opened() as (student, hard):
+            exported = self._export(student)
+            return write_report(self.folder, self.recipe, self.teacher, exported, self.test, hard, self.processor)
+
+    def scores(self) -> dict[str, Any]:
+        """Runs, or goes on with, the stages alone, and scores what they leave: neither export nor report.
+
+        Returns:
+            `params`, `seconds`, `exact_match`, `by_type`, and `exact_match_hard` where the recipe names hard records.
+
+        Raises:
+            AntgmmError: bad input.
+        """
+        with self._opened() as (student, hard):
+            found = self._scores("scores", student, self.test)
+            scores = {name: found[name] for name in ("exact_match", "by_type")}
+            if hard is not None:
+                scores["exact_match_hard"] = self._scores("scores on hard records", student, hard)["exact_match"]
+            size = sum(leaf.size for leaf in jax.tree.leaves(student.params))
+            return {"params": size, "seconds": self.folder.seconds, **scores}
+
+    @contextmanager
+    def _opened(self) -> Iterator[tuple[Student, Samples | None]]:
+        """The folder held, and all stages run: the last one's student, and the hard records."""
         recipe = self.recipe
         self.folder.check(recipe)
         config, params = load_hf(recipe.teacher.path)
@@ -63,19 +92,14 @@ class Run:
         self.processor = load_processor(recipe.teacher.path)
         # A recipe that cannot run must not claim the folder.
         with self.folder.opened(recipe):
-            return self._run(config, start)
-
-    def _run(self, config: LMMConfig, start: Student) -> dict[str, Any]:
-        recipe = self.recipe
-        self.samples, self.test = encode_both(recipe, load_both(recipe), self.processor, config)
-        # Read before anything is trained: what is wrong with them is told now.
-        hard = self._hard(config)
-        targets = self._targets()
-        student = start
-        for number in range(1, len(recipe.stages) + 1):
-            student = self._stage(number, student, targets)
-        exported = self._export(student)
-        return write_report(self.folder, recipe, self.teacher, exported, self.test, hard, self.processor)
+            self.samples, self.test = encode_both(recipe, load_both(recipe), self.processor, config)
+            # Read before anything is trained: what is wrong with them is told now.
+            hard = self._hard(config)
+            targets = self._targets()
+            student = start
+            for number in range(1, len(recipe.stages) + 1):
+                student = self._stage(number, student, targets)
+            yield student, hard
 
     def _hard(self, config: LMMConfig) -> Samples | None:
         recipe = self.recipe
@@ -97,6 +121,8 @@ class Run:
     def _targets(self) -> Teacher:
         config, params, _ = self.teacher
         table = self.recipe.teacher
+        if not any(stage.loss.reads_teacher for stage in self.recipe.stages):
+            return distill.NO_TEACHER
         if table.mode == "online":
             return distill.online(functional(config), params)
         names = ("final", *(f"{tower}/states" for tower in table.states))
@@ -104,19 +130,24 @@ class Run:
         key = distill.fingerprint(params, self.samples.fingerprint)
         size = distill.cache_size(functional(config), params, like, samples=len(self.samples), names=names)
         say(f"teacher cache: {', '.join(f'{name} {bytes_ / 1e6:.0f} MB' for name, bytes_ in size.items())}")
-        with bar("teacher cache", len(self.samples)) as update:
+        self._cache.parent.mkdir(parents=True, exist_ok=True)
+        # Runs that share the cache build it once: the second waits here.
+        with (
+            FileLock(self._cache.with_name(self._cache.name + ".lock")),
+            bar("teacher cache", len(self.samples)) as update,
+        ):
             distill.build_cache(
                 functional(config),
                 params,
                 self.samples.in_order(CACHE_BATCH),
-                self.folder.cache,
+                self._cache,
                 samples=len(self.samples),
                 like=like,
                 key=key,
                 names=names,
                 progress=lambda done, total: update(done, ""),
             )
-        cache = distill.open_cache(self.folder.cache, key=key, names=names, in_memory=True)
+        cache = distill.open_cache(self._cache, key=key, names=names, in_memory=True)
         return distill.cached(functional(config), params, cache)
 
     def _stage(self, number: int, student: Student, targets: Teacher) -> Student:
@@ -138,7 +169,7 @@ class Run:
             checkpoint_every=self.recipe.checkpoint_every,
         )
         left, history = run.run(student)
-        scores = self._scores(f"scores after {stage.name}", left.config, left.params)
+        scores = self._scores(f"scores after {stage.name}", left, self.test)
         record = {
             "stage": stage.model_dump(mode="json"),
             "config": to_dict(left.config),
@@ -157,12 +188,12 @@ class Run:
         say(f"stage {stage.name}: exact match {scores['exact_match']:.3f}")
         return left
 
-    def _scores(self, title: str, config: LMMConfig, params: Params) -> dict[str, Any]:
-        with bar(title, len(self.test)) as update:
+    def _scores(self, title: str, student: Student, records: Samples) -> dict[str, Any]:
+        with bar(title, len(records)) as update:
             found, _ = evaluate(
-                config,
-                params,
-                self.test,
+                student.config,
+                student.params,
+                records,
                 self.processor,
                 max_new_tokens=self.recipe.evaluate.max_new_tokens,
                 progress=update,

@@ -85,7 +85,7 @@ def recombine(
 
 
 def distillation(path: str | Path, parent: Path, steps: int, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe with one stage that cuts nothing and distils, from a parent.
+    """The recipe with one stage that only distils, from a parent.
 
     Args:
         path: the recipe.
@@ -96,8 +96,7 @@ def distillation(path: str | Path, parent: Path, steps: int, overrides: Sequence
     Returns:
         The recipe.
     """
-    # A whole axis is no cut; "last" scores it for nothing.
-    stage = f'[{{name = "distil", recover_steps = {steps}, importance = "last", sizes = {{"vision/layers" = 1.0}}}}]'
+    stage = f'[{{name = "distil", recover_steps = {steps}}}]'
     return load_recipe(path, [*overrides, f"parent={json.dumps(str(parent))}", f"stage={stage}"])
 
 

@@ -139,6 +139,11 @@ class Loss(_Table):
             raise ValueError("every weight is 0, nothing would be trained")
         return self
 
+    @property
+    def reads_teacher(self) -> bool:
+        """Whether a term compares with the teacher; `hard` and `pair` read labels alone."""
+        return bool(self.soft or self.rank or self.hidden or self.vision)
+
 
 class Optimizer(_Table):
     """AdamW or Muon with clipping and a schedule that runs once over a stage or a phase.
@@ -183,22 +188,29 @@ class Stage(_Table):
 
     Attributes:
       name: names the stage's folder.
-      sizes: axis -> units to keep, or (with a decimal point) the fraction of the units that the stage finds.
+      sizes: axis -> units to keep, or (with a decimal point) the fraction of the units that the stage finds; none: the
+        stage only distils.
       importance: which units go first, one method for all axes or a table pattern -> method; the first pattern that
         fits an axis decides. "block_influence" scores only layers; "activation" all but layers; "last" keeps the first
         units.
       segments: parts that the way is divided into.
       mask_steps: steps over which gates close, per segment; 0 cuts at once.
       recover_steps: steps of distillation after each cut.
+      frozen: path prefixes of parameters ("vision", "language") that are not trained. Image features that depend on
+        nothing else, and on nothing that the stage cuts, are computed once, unless it weighs `vision`.
+      weights: "kept": those that the units had; "random": new ones, the control from scratch; else the folder of a
+        phase of `antgmm train`, `RUN/stages/NN-phase`: what it trained, laid over new ones.
       loss, optimizer: what differs from the recipe's own.
     """
 
     name: Name
-    sizes: dict[Axis, Size] = Field(min_length=1)
+    sizes: dict[Axis, Size] = {}
     importance: dict[str, Method] = Field(default={"*": "taylor"}, min_length=1)
     segments: Count = 1
     mask_steps: Annotated[int, Field(ge=0)] = 0
     recover_steps: Annotated[int, Field(ge=0)] = 0
+    frozen: tuple[str, ...] = ()
+    weights: str = "kept"
     loss: Loss
     optimizer: Optimizer
 
@@ -234,10 +246,15 @@ class Stage(_Table):
             method, layers = self.importance[pattern], axis.endswith("/layers")
             if (method == "block_influence" and not layers) or (method == "activation" and layers):
                 raise ValueError(f"importance {method!r} cannot score {axis}")
-        if idle := [pattern for pattern in self.importance if pattern not in used]:
+        idle = [pattern for pattern in self.importance if pattern not in used]
+        if self.sizes and idle:
             raise ValueError(f"importance pattern {idle[0]!r} decides for none of {', '.join(self.sizes)}")
+        if not self.sizes and ((self.segments, self.mask_steps) != (1, 0) or not self.recover_steps):
+            raise ValueError("a stage without sizes only distils: segments = 1, mask_steps = 0, recover_steps from 1")
         if self.steps and self.optimizer.warmup >= self.steps:
             raise ValueError(f"warmup = {self.optimizer.warmup} is not below the stage's {self.steps} steps")
+        if self.weights != "kept" and (self.segments, self.mask_steps) != (1, 0):
+            raise ValueError("weights that are not kept leave nothing to cut gradually: segments = 1, mask_steps = 0")
         return self
 
 

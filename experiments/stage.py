@@ -9,10 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 
 import pruning
+from antgmm_jax import checkpoint
 from antgmm_jax.config import LMMConfig, from_dict, sizes, to_dict
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import complete
 from antgmm_jax.functional import Params, functional, local_axes
+from data.batches import Batches
 from distill import (
     LossConfig,
     Optimizer,
@@ -28,7 +30,7 @@ from distill import (
     train,
 )
 from experiments.console import bar
-from experiments.datasets import Samples
+from experiments.datasets import Samples, freezes_features, image_features
 from experiments.schema import Loss, Stage
 from experiments.schema import Optimizer as OptimizerTable
 from experiments.stepper import HISTORY_EVERY, Stepper, add_point
@@ -117,9 +119,8 @@ class StageRun:
             calibration_batches,
             checkpoint_every,
         )
-        self.optimizer = optimizer_of(stage.optimizer, stage.steps)
-        self.data = samples.shuffled(stage.optimizer.batch_size, self.seed)
-        self.stepper = Stepper(working, self.data)
+        self.optimizer = optimizer_of(stage.optimizer, stage.steps, stage.frozen)
+        self.working = working
 
     def run(self, start: Student) -> tuple[Student, list[dict[str, float]]]:
         """From the model that the stage finds to the one it leaves.
@@ -132,6 +133,8 @@ class StageRun:
         """
         steps = self.stage.mask_steps + self.stage.recover_steps
         targets = segment_targets(start.config, self.stage)
+        self.data = self._batches(start, targets[-1])
+        self.stepper = Stepper(self.working, self.data)
         state, place = self._resume(start)
         with bar(f"stage {self.stage.name}", self.stage.steps) as self.progress:
             for segment in range(self.stage.segments):
@@ -174,6 +177,9 @@ class StageRun:
             state.opt_state, state.params, self.optimizer, lambda tree: pruning.take(tree, axes, keep)
         )
         config, params = pruning.shrink(place.config, state.params, place.plan)
+        if self.stage.weights != "kept":
+            params = new_weights(config, self.stage.weights, self.seed)
+            moments = init_state(params, self.optimizer).opt_state
         cut = place._replace(
             config=config, keep=pruning.compose(place.keep, place.plan), cuts=place.cuts + 1, plan={}, scores={}
         )
@@ -191,7 +197,7 @@ class StageRun:
         state, _ = train(
             step,
             state,
-            self._batches(),
+            self._named(),
             steps=until,
             gates_at=gates,
             teacher=self.teacher,
@@ -203,7 +209,16 @@ class StageRun:
         )
         return state
 
-    def _batches(self) -> Iterator[dict[str, np.ndarray]]:
+    def _batches(self, start: Student, targets: Mapping[str, int]) -> Batches:
+        """What is trained on: image features in the place of pictures where the stage leaves them as they are."""
+        cut = any(axis.startswith(("vision/", "bridge/")) for axis in complete(start.config, targets))
+        features = None
+        if freezes_features(start.config, self.stage.frozen) and not (cut or self.stage.loss.vision):
+            features = image_features(start.config, start.params, self.samples)
+        return self.samples.shuffled(self.stage.optimizer.batch_size, self.seed, features=features)
+
+    def _named(self) -> Iterator[dict[str, np.ndarray]]:
+        """Batches that name their samples, for errors."""
         ids = np.array([record.id for record in self.samples.records])
         return ({**batch, "id": ids[batch["index"]]} for batch in self.data)
 
@@ -235,6 +250,31 @@ class StageRun:
             for name, dtype in (("keep", np.int32), ("plan", np.int32), ("scores", np.float32))
         }
         return state, _Place(config, cuts=record["cuts"], history=record["history"], **arrays)
+
+
+def new_weights(config: LMMConfig, source: str, seed: int) -> Params:
+    """Parameters of a cut model that keeps none of the teacher's: what a control starts from.
+
+    Args:
+        config: the cut model.
+        source: "random", or the folder of a finished phase of `antgmm train`, laid over random ones.
+        seed: of the random ones.
+
+    Returns:
+        float32 parameters.
+
+    Raises:
+        AntgmmError: no such phase, or one of another shape.
+    """
+    params = functional(config).init(jax.random.key(seed))
+    if source == "random":
+        return params
+    trained = checkpoint.load_stage(source)[0]["params"]
+    laid = {**params, **jax.tree.map(jnp.asarray, trained)}
+    shapes = [jax.tree.map(jnp.shape, tree) for tree in (params, laid)]
+    if shapes[0] != shapes[1]:
+        raise AntgmmError(f"{source} trained another shape than this cut: give its recipe the same model.sizes")
+    return laid
 
 
 def segment_targets(config: LMMConfig, stage: Stage) -> list[dict[str, int]]:
@@ -314,17 +354,19 @@ def _device(batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
 
 
 def check_sizes(config: LMMConfig, stages: tuple[Stage, ...]) -> None:
-    """Walks through a recipe's sizes before anything runs; an illegal one is refused with the nearest legal ones.
+    """Walks through a recipe's cuts before anything runs; an illegal one is refused with the nearest legal ones.
 
     Args:
         config: the model that the first stage finds.
         stages: the recipe's.
 
     Raises:
-        AntgmmError: names the stage, the size, and what would be legal.
+        AntgmmError: names the stage, the size, and what would be legal; or the weights that are not there.
     """
     for stage in stages:
         try:
+            if stage.weights not in ("kept", "random"):
+                checkpoint.load_record(stage.weights)
             for targets in segment_targets(config, stage):
                 config = pruning.planned_config(config, targets)
         except AntgmmError as error:

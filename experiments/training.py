@@ -27,7 +27,7 @@ from data.processor import blip2_processor, device_batch, llava_processor
 from data.record import Record, prompt
 from data.tokenizer import IMAGE, corpus, train_tokenizer
 from experiments.console import bar, say
-from experiments.datasets import encode_both, image_features, load_both
+from experiments.datasets import encode_both, freezes_features, image_features, load_both
 from experiments.evaluate import evaluate
 from experiments.folder import RunFolder, write_json
 from experiments.pretrain import init_params, make_pretrain_step
@@ -176,8 +176,7 @@ class TrainingRun:
         if not freezes_features(self.config, phase.frozen):
             self._features = None
         elif self._features is None:
-            with bar("image features", len(self.samples)) as update:
-                self._features = image_features(self.config, params, self.samples, progress=update)
+            self._features = image_features(self.config, params, self.samples)
         return params, step, self.samples.shuffled(size, seed, features=self._features, types=phase.types)
 
     def _train(self, phase: Phase, stepper: Stepper, step, state: distill.State, data: Batches):
@@ -224,21 +223,6 @@ class TrainingRun:
         report = {"params": size, "scores": scores, "wall_seconds": self.folder.seconds, "seed": self.recipe.seed}
         write_json(self.folder.report / "report.json", report)
         return report
-
-
-def freezes_features(config: LMMConfig, frozen: Sequence[str]) -> bool:
-    """Whether a phase leaves all that image features depend on as it is, so that they can be computed once.
-
-    Args:
-        config: the model.
-        frozen: path prefixes of what the phase does not train.
-
-    Returns:
-        Whether they are constant.
-    """
-    parts = ("vision", "bridge/queries", "bridge/norm", "bridge/stack")
-    needed = parts if isinstance(config.bridge, QFormerConfig) else parts[:1]
-    return all(any(f"{part}/".startswith(f"{prefix}/") for prefix in frozen) for part in needed)
 
 
 def save_processor(processor: ProcessorMixin, directory: Path) -> None:

@@ -1,0 +1,215 @@
+"""Studies: equal FLOPs, controls that start anew, runs that are shared and read back."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from filelock import FileLock
+
+import pruning
+from antgmm_jax import checkpoint
+from antgmm_jax.config import sizes
+from antgmm_jax.convert import load_hf
+from antgmm_jax.errors import AntgmmError
+from experiments.pipeline import load_student
+from experiments.recipe import load_recipe
+from experiments.stage import new_weights
+from experiments.study.arms import load_study, recipe_of, step_flops, training_flops
+from experiments.study.run import run_study
+from experiments.study.summary import markdown, plot, rows, told
+from tests.experiments.tiny import save_teacher
+
+RECIPE = """
+calibration_batches = 1
+[teacher]
+path = "{teacher}"
+[data]
+kind = "maad"
+tier = "s"
+samples = 16
+[loss]
+soft = 1.0
+[optimizer]
+learning_rate = 1e-3
+batch_size = 8
+[evaluate]
+max_new_tokens = 4
+[evaluate.data]
+split = "val"
+samples = 8
+[evaluate.hard]
+split = "test_hard"
+samples = 8
+[[stage]]
+name = "layers"
+importance = "last"
+recover_steps = 2
+sizes = {{ "vision/layers" = 2 }}
+[[stage]]
+name = "mlp"
+importance = "magnitude"
+mask_steps = 1
+recover_steps = 2
+sizes = {{ "vision/mlp" = 16 }}
+"""
+STUDY = """
+recipe = "{recipe}"
+seeds = [0, 1]
+length = 20
+answer = 5
+[[arm]]
+name = "full"
+[[arm]]
+name = "labels"
+changes = ["loss.soft=0"]
+seeds = [0]
+[[arm]]
+name = "one_shot"
+at_once = true
+[[arm]]
+name = "scratch"
+at_once = true
+weights = "random"
+"""
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    return save_teacher(tmp_path_factory.mktemp("teacher") / "teacher")
+
+
+@pytest.fixture
+def study(teacher, tmp_path):
+    (tmp_path / "recipe.toml").write_text(RECIPE.format(teacher=teacher))
+    (tmp_path / "study.toml").write_text(STUDY.format(recipe=tmp_path / "recipe.toml"))
+    return load_study(tmp_path / "study.toml")
+
+
+def test_runs_go_seed_by_seed(study):
+    names = [(arm.name, seed) for arm, seed in study.runs()]
+    assert names == [
+        *(("full", 0), ("labels", 0), ("one_shot", 0), ("scratch", 0)),
+        *(("full", 1), ("one_shot", 1), ("scratch", 1)),
+    ]
+    with pytest.raises(AntgmmError, match="no arm 'fool': choose among full, labels, one_shot, scratch"):
+        study.runs(("fool",))
+
+
+def test_training_flops_by_hand(study, teacher):
+    config, _ = load_hf(teacher)
+    recipe = load_recipe(study.recipe)
+
+    def step(**smaller):
+        cut = pruning.planned_config(config, {axis.replace("_", "/"): n for axis, n in smaller.items()})
+        return 3 * sum(pruning.forward_flops(cut, 8, 20, 5).values())
+
+    layers, both = step(vision_layers=2), step(vision_layers=2, vision_mlp=16)
+    # Two steps after the first cut, one while the second one's gates close, two after it.
+    assert training_flops(config, recipe.stages, length=20, answer=5) == 2 * layers + 1 * layers + 2 * both
+
+
+def test_cutting_at_once_takes_as_many_flops_and_cuts_as_much(study, teacher):
+    config, _ = load_hf(teacher)
+    staged = load_recipe(study.recipe)
+    whole = training_flops(config, staged.stages, length=20, answer=5)
+    for name, mask in (("one_shot", 1), ("scratch", 0)):
+        (arm,) = [arm for arm in study.arms if arm.name == name]
+        recipe = recipe_of(study, arm, 7, config)
+        (stage,) = recipe.stages
+        assert (recipe.seed, stage.mask_steps) == (7, mask)
+        assert {axis: stage.sizes[axis] for axis in ("vision/layers", "vision/mlp")} == {
+            "vision/layers": 2,
+            "vision/mlp": 16,
+        }
+        assert (stage.method("vision/layers"), stage.method("vision/mlp")) == ("last", "magnitude")
+        small = pruning.planned_config(config, {"vision/layers": 2, "vision/mlp": 16})
+        spent = training_flops(config, recipe.stages, length=20, answer=5)
+        # Whole steps: within half of one.
+        assert abs(spent - whole) <= step_flops(small, 8, length=20, answer=5) / 2
+
+
+def test_a_study_runs_every_arm_and_reads_back_what_is_done(study, teacher, tmp_path, monkeypatch):
+    folder, out = tmp_path / "runs", tmp_path / "results" / "study.json"
+    first = run_study(study, folder, out, only=("full", "labels", "scratch"))
+    assert [(r["arm"], r["seed"]) for r in first] == [
+        ("full", 0),
+        ("full", 1),
+        ("labels", 0),
+        ("scratch", 0),
+        ("scratch", 1),
+    ]
+    assert json.loads(out.read_text()) == first
+    _, params = load_hf(teacher)
+    for result in first:
+        place = folder / result["arm"] / f"seed-{result['seed']}"
+        student = load_student(max((place / "stages").iterdir()))
+        assert sizes(student.config)["vision/mlp"] == 16
+        assert result["params"] == sum(leaf.size for leaf in jax.tree.leaves(student.params))
+        assert set(result["by_type"]) and 0 <= result["exact_match_hard"] <= 1
+    # The token table takes no cut: what starts from the teacher stays near it, what starts anew does not.
+    table = np.asarray(params["language"]["tokens"])
+    near = {
+        arm: np.abs(
+            np.asarray(load_student(max((folder / arm / "seed-0/stages").iterdir())).params["language"]["tokens"])
+            - table
+        ).max()
+        for arm in ("full", "scratch")
+    }
+    assert near["full"] < 0.05 < 0.5 < near["scratch"]
+    # One cache for the runs that compare with the teacher.
+    assert (folder / "cache" / "meta.json").exists()
+    assert not list(folder.glob("*/*/cache"))
+
+    # What is done is not done again, and what another process holds is passed over.
+    monkeypatch.setattr("experiments.study.run._run", lambda *a: pytest.fail("ran again"))
+    assert run_study(study, folder, out, only=("full", "labels", "scratch")) == first
+    monkeypatch.undo()
+    held = folder / "one_shot" / "seed-0"
+    held.mkdir(parents=True)
+    with FileLock(held / ".lock"):
+        later = run_study(study, folder, out, only=("one_shot",))
+    assert [(r["arm"], r["seed"]) for r in later if r["arm"] == "one_shot"] == [("one_shot", 1)]
+
+
+def test_weights_of_a_finished_phase_are_laid_over_new_ones(teacher, tmp_path):
+    config, params = load_hf(teacher)
+    phase = tmp_path / "stages" / "01-facts"
+    checkpoint.save_stage(phase, {"params": {"vision": params["vision"]}}, {})
+    made, fresh = new_weights(config, str(phase), 5), new_weights(config, "random", 5)
+    same = jax.tree.map(lambda a, b: bool((np.asarray(a) == np.asarray(b)).all()), made["vision"], params["vision"])
+    assert all(jax.tree.leaves(same))
+    np.testing.assert_array_equal(made["language"]["tokens"], fresh["language"]["tokens"])
+    smaller = pruning.planned_config(config, {"vision/layers": 2})
+    with pytest.raises(AntgmmError, match="trained another shape than this cut"):
+        new_weights(smaller, str(phase), 5)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "fault"),
+    [
+        ('weights = "random"', "arm 'x' starts from other weights: at_once = true"),
+        ('name2 = "x"', "arm.0.name2: Extra inputs"),
+        ("at_once = 1", "arm.0.at_once"),
+    ],
+)
+def test_a_wrong_study_is_refused(tmp_path, wrong, fault):
+    path = tmp_path / "study.toml"
+    path.write_text(f'recipe = "r.toml"\nseeds = [0]\nlength = 1\nanswer = 1\n[[arm]]\nname = "x"\n{wrong}\n')
+    with pytest.raises(AntgmmError, match=fault):
+        load_study(path)
+
+
+def test_spread_is_told_by_hand(tmp_path):
+    runs = [
+        {"arm": "a", "seed": 0, "params": 1500, "flops": 2e12, "exact_match": 0.5, "exact_match_hard": 0.25},
+        {"arm": "a", "seed": 1, "params": 1500, "flops": 2e12, "exact_match": 0.7, "exact_match_hard": 0.25},
+        {"arm": "b", "seed": 0, "params": 1500, "flops": 2e12, "exact_match": 0.1},
+    ]
+    assert told([0.5, 0.7]) == "0.600 (0.500 to 0.700)"
+    assert rows(runs)[1] == ("b", "1", "2 k", "2.0 T", "0.100", "-")
+    assert markdown(runs).splitlines()[2].startswith("| a | 2 | 2 k | 2.0 T | 0.600 (0.500 to 0.700) | 0.250 (")
+    plot(runs, tmp_path / "plot.svg")
+    first = (tmp_path / "plot.svg").read_bytes()
+    plot(runs, tmp_path / "plot.svg")
+    assert first.count(b"<svg") == 1 and first == (tmp_path / "plot.svg").read_bytes()
