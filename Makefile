@@ -26,7 +26,7 @@ teacher: $(STAMP)
 	$(BIN)/antgmm train experiments/recipes/teacher-m.toml --run runs/teacher-m
 
 study: $(STAMP)
-	$(BIN)/antgmm study experiments/recipes/study.toml --run runs/study --out experiments/results/study.json
+	$(BIN)/antgmm study experiments/studies/study.toml --run runs/study --out experiments/results/study.json
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -102,14 +102,32 @@ def _picture(processor: ProcessorMixin, image: np.ndarray, px: int) -> np.ndarra
     return np.moveaxis(np.asarray(made["pixel_values"])[0], 0, -1)
 
 
-def _read(processor: ProcessorMixin, records: Sequence[Record]) -> tuple[np.ndarray, list[Record]]:
-    """Pictures at the model's size and the records with those instead of their own, each record asked for once."""
+class Prepared(list[Record]):
+    """Records whose pictures are the rows of one array, `images` uint8 [N, px, px, 3], at the model's size."""
+
+    def __init__(self, records: Sequence[Record], images: np.ndarray):
+        super().__init__(records)
+        self.images = images
+
+
+def prepare(processor: ProcessorMixin, records: Sequence[Record]) -> Prepared:
+    """Records with their pictures as the model sees them, so that each picture is held once.
+
+    Args:
+        processor: the model's.
+        records: each is asked for once; what `prepare` gave is given back.
+
+    Returns:
+        The records.
+    """
+    if isinstance(records, Prepared):
+        return records
     px = side(processor)
     images, light = np.empty((len(records), px, px, 3), np.uint8), []
     for row, record in enumerate(records):
         images[row] = _picture(processor, record.image, px)
         light.append(replace(record, image=images[row]))
-    return images, light
+    return Prepared(light, images)
 
 
 def pixel_table(processor: ProcessorMixin) -> np.ndarray:
@@ -253,13 +271,13 @@ def encode_prompts(processor: ProcessorMixin, records: Sequence[Record], *, max_
     Raises:
         AntgmmError: a prompt is too long; every such row is named, each on a line of its own.
     """
-    images, records = _read(processor, records)
+    records = prepare(processor, records)
     ids = _prompt_ids(processor, records)
     _check(records, _limited_prompts(processor, ids, max_length))
     left = not isinstance(processor, Blip2Processor)
     length = bucket(max(map(len, ids)))
     return {
-        "images": images,
+        "images": records.images,
         "input_ids": _padded(ids, length, processor.tokenizer.pad_token_id, left=left),
         "attention_mask": _mask(ids, length, left=left),
     }
@@ -292,7 +310,7 @@ def encode(
     Raises:
         AntgmmError: prompts or answers are too long; every such row is named, each on a line of its own.
     """
-    images, records = _read(processor, records)
+    records = prepare(processor, records)
     ids = _prompt_ids(processor, records)
     eos, pad = processor.tokenizer.eos_token_id, processor.tokenizer.pad_token_id
     answers = processor.tokenizer([record.answer for record in records], add_special_tokens=False)["input_ids"]
@@ -300,7 +318,7 @@ def encode(
     tails = _Limited("answer", [len(row) for row in answers], max_answer, "max_answer")
     _check(records, _limited_prompts(processor, ids, max_length), tails)
     width = bucket(max(map(len, answers)))
-    arrays = {"images": images, "targets": _padded(answers, width, IGNORE)}
+    arrays = {"images": records.images, "targets": _padded(answers, width, IGNORE)}
     if isinstance(processor, Blip2Processor):
         length = bucket(max(map(len, ids)))
         return arrays | {

@@ -18,7 +18,7 @@ from data.batches import Batches, answer_lengths, batches
 from data.maad import source
 from data.maad.source import MaadSource
 from data.maad.source import fingerprint as maad_fingerprint
-from data.processor import device_batch, encode, encode_prompts, pixel_table
+from data.processor import device_batch, encode, encode_prompts, pixel_table, prepare
 from data.readers import FileSource, read_records
 from data.record import Record
 from experiments.console import bar, say
@@ -147,7 +147,7 @@ class Samples:
         buckets: widths that training batches are cut to, beside the full one; empty: the full one alone.
 
     Attributes:
-        records: the records.
+        records: the records, with their pictures as the model sees them.
         arrays: what `data.processor.encode` gave.
         table: what the processor makes of each pixel value.
 
@@ -165,7 +165,7 @@ class Samples:
         max_answer: int = 1024,
         buckets: Sequence[int] = (),
     ):
-        self.records = [*records]
+        self.records = prepare(processor, records)
         self._processor, self._max_length = processor, max_length
         start = config.language.start_token
         try:

@@ -11,7 +11,7 @@ from experiments.commands.output import Json, emit, table
 def register(app: typer.Typer) -> None:
     """Adds this file's commands."""
     app.command(
-        epilog="Example: antgmm study experiments/recipes/study.toml --run runs/study"
+        epilog="Example: antgmm study experiments/studies/study.toml --run runs/study"
         " --out experiments/results/study.json --arm full --arm scratch"
     )(study)
 

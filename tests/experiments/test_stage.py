@@ -1,0 +1,116 @@
+"""Stages by tower: what is frozen stays bit for bit, image features stand in where nothing under them moves."""
+
+import jax
+import numpy as np
+import pytest
+
+from antgmm_jax.config import sizes
+from antgmm_jax.errors import AntgmmError
+from experiments import stage as stages
+from experiments.pipeline import Run, load_student
+from experiments.recipe import load_recipe
+from tests.experiments.tiny import save_teacher
+
+RECIPE = """
+calibration_batches = 1
+checkpoint_every = 2
+[teacher]
+path = "{teacher}"
+states = ["bridge"]
+[data]
+kind = "maad"
+tier = "s"
+samples = 16
+[loss]
+soft = 1.0
+[optimizer]
+kind = "muon"
+learning_rate = 1e-2
+batch_size = 8
+[evaluate]
+max_new_tokens = 4
+[evaluate.data]
+split = "val"
+samples = 8
+[[stage]]
+name = "image"
+frozen = ["language"]
+recover_steps = 2
+loss = {{ hard = 0.0, soft = 0.0, vision = 1.0 }}
+importance = "magnitude"
+sizes = {{ "vision/mlp" = 16, "bridge/embed" = 16 }}
+[[stage]]
+name = "language"
+frozen = ["vision", "bridge/stack", "bridge/norm", "bridge/queries"]
+mask_steps = 1
+recover_steps = 3
+sizes = {{ "decoder/mlp" = 16, "encoder/mlp" = 16, "text/embed" = 16 }}
+[[stage]]
+name = "whole"
+recover_steps = 2
+"""
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("towers")
+    teacher = save_teacher(folder / "teacher")
+    (folder / "recipe.toml").write_text(RECIPE.format(teacher=teacher))
+    made: list[tuple[str, int]] = []
+    whole = stages.image_features
+
+    def counted(config, params, samples):
+        made.append((stages.__name__, len(samples)))
+        return whole(config, params, samples)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stages, "image_features", counted)
+        scores = Run(load_recipe(folder / "recipe.toml"), folder / "run").scores()
+    students = [load_student(path) for path in sorted((folder / "run" / "stages").iterdir())]
+    return scores, students, made
+
+
+def same(first, second) -> bool:
+    pairs = zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True)
+    return all(np.array_equal(a, b) for a, b in pairs)
+
+
+def test_a_frozen_tower_stays_and_the_others_move(run):
+    _, (image, language, whole), _ = run
+    # The second stage cuts the width that the bridge writes to, so its last map is not compared.
+    for part in ("queries", "norm", "stack"):
+        assert same(image.params["bridge"][part], language.params["bridge"][part])
+        assert not same(language.params["bridge"][part], whole.params["bridge"][part])
+    assert same(image.params["vision"], language.params["vision"])
+    assert not same(language.params["vision"], whole.params["vision"])
+    assert not same(language.params["language"], whole.params["language"])
+
+
+def test_the_first_stage_leaves_the_language_model_the_teachers(run):
+    _, (image, *_), _ = run
+    assert sizes(image.config)["bridge/embed"] == 16
+    assert image.keep["decoder/mlp"].shape[-1] == 48
+
+
+def test_features_are_computed_once_and_only_where_the_image_side_stands_still(run):
+    _, _, made = run
+    assert made == [("experiments.stage", 16)]
+
+
+def test_a_stage_without_sizes_only_distils(run):
+    _, (_, language, whole), _ = run
+    assert sizes(language.config) == sizes(whole.config)
+    assert all(np.array_equal(index, whole.keep[axis]) for axis, index in language.keep.items())
+
+
+def test_what_a_stage_cannot_do_is_refused(run, tmp_path):
+    text = RECIPE.format(teacher=tmp_path)
+    path = tmp_path / "recipe.toml"
+    for change, fault in (
+        ("stage.whole.mask_steps=1", "a stage without sizes only distils"),
+        ("stage.whole.recover_steps=0", "a stage without sizes only distils"),
+        ("stage.language.weights=random", "weights that are not kept"),
+    ):
+        path.write_text(text)
+        with pytest.raises(AntgmmError, match=fault):
+            load_recipe(path, [change])
