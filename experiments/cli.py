@@ -16,7 +16,7 @@ from typer.core import TyperGroup
 
 from antgmm_jax.errors import AntgmmError
 from experiments.allocator import keep_freed_memory
-from experiments.commands import measure, models, runs
+from experiments.commands import measure, models, runs, search
 
 RESUMED = ("demo", "train", "compress", "recombine")
 """Commands that go on where they stopped when they are given again."""
@@ -83,7 +83,7 @@ def environment() -> None:
     logging.getLogger("absl").setLevel(logging.ERROR)
 
 
-for _module in (runs, models, measure):
+for _module in (runs, models, search, measure):
     _module.register(app)
 
 
