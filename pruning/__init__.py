@@ -1,10 +1,11 @@
-"""Structural pruning by named axes: score, gate, plan, shrink, recombine, cost."""
+"""Structural pruning by named axes: score, gate, plan, shrink, recombine, cost, search."""
 
 from pruning.cost import Cost, cost, forward_flops
 from pruning.gates import gates_at, gates_of, ones
 from pruning.importance import activation, block_influence, last, magnitude, random, taylor
 from pruning.keep import Keep, check, compose, identity, merge, shrunk_config
 from pruning.plan import plan
+from pruning.search import by_stage, free_axes, search
 from pruning.shrink import array_keep, shrink, take
 from pruning.targets import legal_above, planned_config, resolve
 
@@ -14,10 +15,12 @@ __all__ = [
     "activation",
     "array_keep",
     "block_influence",
+    "by_stage",
     "check",
     "compose",
     "cost",
     "forward_flops",
+    "free_axes",
     "gates_at",
     "gates_of",
     "identity",
@@ -30,6 +33,7 @@ __all__ = [
     "planned_config",
     "random",
     "resolve",
+    "search",
     "shrink",
     "shrunk_config",
     "take",

@@ -7,13 +7,15 @@ slots, padding included. Norms, softmax and activations are left out; at real wi
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import NamedTuple
 
 import jax
 
-from antgmm_jax.config import LMMConfig, QFormerConfig, StackConfig
+from antgmm_jax.config import LMMConfig, QFormerConfig, StackConfig, resize, sizes
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.functional import abstract
+from antgmm_jax.functional import abstract, functional, is_axes
+from pruning.keep import CROSS_LAYERS
 
 TOKENS = "tokens"  # the token table and the head
 
@@ -29,12 +31,15 @@ class Cost(NamedTuple):
         bytes: phase -> tower -> bytes of parameters and KV cache read or written at least, the bound of a decoder at
             batch 1.
         kv_cache: bytes of keys and values held at the end.
+        sublayers: phase -> tower -> attentions and FFNs run one after another, over all steps; what a small model
+            waits for.
     """
 
     parameters: dict[str, int]
     flops: dict[str, dict[str, int]]
     bytes: dict[str, dict[str, int]]
     kv_cache: int
+    sublayers: dict[str, dict[str, int]]
 
 
 def cost(config: LMMConfig, batch: int, length: int, answer: int, *, itemsize: int = 2) -> Cost:
@@ -79,7 +84,7 @@ def cost(config: LMMConfig, batch: int, length: int, answer: int, *, itemsize: i
     head = language.vocab * language.decoder.embed * itemsize
     read["prefill"] |= {tower: counts[tower] * itemsize + kv_cache, TOKENS: head}
     read["decode"] = {tower: steps * (counts[tower] * itemsize + kv_cache), TOKENS: steps * head}
-    return Cost(counts, flops, read, kv_cache)
+    return Cost(counts, flops, read, kv_cache, _sublayers(config, steps))
 
 
 def forward_flops(config: LMMConfig, batch: int, length: int, answer: int = 0) -> dict[str, int]:
@@ -114,15 +119,30 @@ def parameters(config: LMMConfig) -> dict[str, int]:
     Returns:
         tower -> count, as in `Cost.parameters`.
     """
-    towers = {"encoder_norm": "encoder", "encoder": "encoder", "tokens": TOKENS, "out": TOKENS}
+    present = sizes(config)
+    if isinstance(config.bridge, QFormerConfig):
+        present[CROSS_LAYERS] = _cross_layers(config.bridge.stack)
     counts: dict[str, int] = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(abstract(config)):
-        part, name = path[0].key, path[1].key
-        tower = towers.get(name, _decoder_tower(config)) if part == "language" else part
-        counts[tower] = counts.get(tower, 0) + math.prod(leaf.shape)
+    for tower, fixed, axes in _arrays(resize(config, dict.fromkeys(sizes(config), 1))):
+        counts[tower] = counts.get(tower, 0) + fixed * math.prod(present[axis] for axis in axes)
     return {
         tower: counts[tower] for tower in ("vision", "bridge", "encoder", "decoder", "text", TOKENS) if tower in counts
     }
+
+
+@lru_cache(maxsize=64)
+def _arrays(unit: LMMConfig) -> list[tuple[str, int, tuple[str, ...]]]:
+    """Tower, elements and axes of every parameter of a model whose axes are all 1; tracing it takes a while."""
+    towers = {"encoder_norm": "encoder", "encoder": "encoder", "tokens": TOKENS, "out": TOKENS}
+    known = {*sizes(unit), CROSS_LAYERS}
+    found = []
+    shapes = jax.tree_util.tree_leaves_with_path(abstract(unit))
+    names = jax.tree.leaves(functional(unit).axes, is_leaf=is_axes)
+    for (path, leaf), axes in zip(shapes, names, strict=True):
+        part, name = path[0].key, path[1].key
+        tower = towers.get(name, _decoder_tower(unit)) if part == "language" else part
+        found.append((tower, math.prod(leaf.shape), tuple(axis for axis in axes if axis in known)))
+    return found
 
 
 def _decoder_tower(config: LMMConfig) -> str:
@@ -163,6 +183,24 @@ def _memory_flops(stack: StackConfig, batch: int, memory: int) -> int:
 
 def _cross_layers(stack: StackConfig) -> int:
     return -(-stack.layers // stack.cross_every) if stack.cross_heads else 0
+
+
+def _sublayers(config: LMMConfig, steps: int) -> dict[str, dict[str, int]]:
+    """Attentions (a cross-attention is one more) and FFNs by phase and tower."""
+
+    def count(stack: StackConfig) -> int:
+        return 2 * stack.layers + _cross_layers(stack)
+
+    bridge, language, tower = config.bridge, config.language, _decoder_tower(config)
+    encoder = {} if language.encoder is None else {"encoder": count(language.encoder)}
+    return {
+        "vision": {
+            "vision": count(config.vision.stack),
+            "bridge": count(bridge.stack) if isinstance(bridge, QFormerConfig) else 1,
+        },
+        "prefill": {**encoder, tower: count(language.decoder)},
+        "decode": {tower: steps * count(language.decoder)},
+    }
 
 
 def _cache_entries(stack: StackConfig, batch: int, slots: int, memory: int) -> int:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from antgmm_jax.errors import AntgmmError
-from experiments.commands.output import Json, count, emit, table
-from experiments.commands.sources import FORMS, end_tokens, random_batch, records
+from experiments.commands.output import Json, Maybe, Preset, count, emit, table
+from experiments.commands.sources import FORMS, config_of, end_tokens, random_batch, records
 
 if TYPE_CHECKING:
     from antgmm_jax.config import LMMConfig
@@ -83,20 +83,15 @@ def _runs(numbers: list[int]) -> str:
 
 
 def cost(
-    model: Annotated[Path | None, typer.Argument(metavar="[MODEL]", help="A Hugging Face directory.")] = None,
-    preset: Annotated[str, typer.Option(help="A preset in its place, such as antgmm-5b or llava-tiny.")] = "",
+    model: Maybe = None,
+    preset: Preset = "",
     batch: Annotated[int, typer.Option(min=1, help="Samples of a request.")] = 1,
     length: Annotated[int, typer.Option(min=1, help="Prompt tokens, the image's included.")] = 64,
     answer: Annotated[int, typer.Option(min=1, help="Answer tokens.")] = 16,
     as_json: Json = False,
 ) -> None:
     """Parameters, FLOPs, bytes and KV cache of a request, by tower and phase, from the config alone."""
-    from antgmm_jax.config import preset as named
-    from antgmm_jax.convert import load_hf
-
-    if (model is None) == (not preset):
-        raise AntgmmError("cost needs a checkpoint directory or --preset, one of the two")
-    config = named(preset) if model is None else load_hf(model)[0]
+    config = config_of(model, preset)
     figures = {"family": config.family, "batch": batch, "length": length, "answer": answer}
     figures |= _cost(config, batch, length, answer)
     shown = table(["phase", "tower", "FLOPs", "bytes (bfloat16)"], _by_phase(figures), "Cost of a request")

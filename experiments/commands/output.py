@@ -14,6 +14,8 @@ Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Over the recipe, e.g. optimizer.batch_size=32. Can be repeated."),
 ]
+Maybe = Annotated[Path | None, typer.Argument(metavar="[MODEL]", help="A Hugging Face directory.")]
+Preset = Annotated[str, typer.Option(help="A preset in its place, such as antgmm-5b or llava-tiny.")]
 RunDir = Annotated[Path, typer.Option("--run", metavar="DIR", help="The run's folder; a run found there goes on.")]
 
 

@@ -59,6 +59,27 @@ def records(text: str, samples: int) -> "Sequence[Record]":
         raise AntgmmError(f"--data {text!r}: {fault['loc'][-1]} = {fault['input']!r}: {fault['msg']}") from None
 
 
+def config_of(model: Path | None, preset: str) -> "LMMConfig":
+    """The config of the model that a command is about.
+
+    Args:
+        model: a Hugging Face directory, or None.
+        preset: a preset's name, or "".
+
+    Returns:
+        Its config.
+
+    Raises:
+        AntgmmError: not exactly one of the two, or what reading it refuses.
+    """
+    from antgmm_jax.config import preset as named
+    from antgmm_jax.convert import load_hf
+
+    if (model is None) == (not preset):
+        raise AntgmmError("name a checkpoint directory or --preset, one of the two")
+    return named(preset) if model is None else load_hf(model)[0]
+
+
 def random_batch(config: "LMMConfig", rows: int, *, words: int = 16, answer: int = 8, seed: int = 0) -> dict[str, Any]:
     """A training batch of random pictures and tokens, with the prompts alone under `prompt/`.
 

@@ -8,7 +8,6 @@ import sys
 import numpy as np
 import pytest
 from typer.main import get_command
-from typer.testing import CliRunner
 
 import pruning
 from antgmm_jax import checkpoint
@@ -25,40 +24,10 @@ from tests.experiments.tiny import save_teacher, write_recipe
 
 COMMANDS = [
     *(["demo"], ["train"], ["compress"], ["recombine"], ["import"], ["export"], ["eval"], ["bench"], ["cost"]),
-    *(["report"], ["data"], ["data", "maad"]),
+    *(["search"], ["report"], ["data"], ["data", "maad"]),
 ]
 # PyTorch's and transformers' own warnings, where a command starts them.
 pytestmark = pytest.mark.filterwarnings("default")
-
-
-@pytest.fixture
-def antgmm(monkeypatch, tmp_path):
-    """Runs the command line in an empty folder."""
-    monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.chdir(tmp_path)
-
-    def invoke(*arguments):
-        result = CliRunner().invoke(cli.app, [*map(str, arguments)], prog_name="antgmm")
-        if result.exception is not None and not isinstance(result.exception, SystemExit):
-            raise result.exception
-        return result
-
-    return invoke
-
-
-@pytest.fixture
-def refused(antgmm):
-    """A command's one line of complaint; its exit code is 2 and it prints nothing else."""
-
-    def complaint(*arguments) -> str:
-        result = antgmm(*arguments)
-        assert result.exit_code == 2, result.output
-        assert result.stdout == ""
-        lines = result.stderr.splitlines()
-        assert len(lines) == 1 and lines[0].startswith("error: "), lines
-        return lines[0].removeprefix("error: ")
-
-    return complaint
 
 
 @pytest.fixture

@@ -1,0 +1,36 @@
+"""The command line as tests run it."""
+
+import pytest
+from typer.testing import CliRunner
+
+from experiments import cli
+
+
+@pytest.fixture
+def antgmm(monkeypatch, tmp_path):
+    """Runs the command line in an empty folder."""
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.chdir(tmp_path)
+
+    def invoke(*arguments):
+        result = CliRunner().invoke(cli.app, [*map(str, arguments)], prog_name="antgmm")
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return result
+
+    return invoke
+
+
+@pytest.fixture
+def refused(antgmm):
+    """A command's one line of complaint; its exit code is 2 and it prints nothing else."""
+
+    def complaint(*arguments) -> str:
+        result = antgmm(*arguments)
+        assert result.exit_code == 2, result.output
+        assert result.stdout == ""
+        lines = result.stderr.splitlines()
+        assert len(lines) == 1 and lines[0].startswith("error: "), lines
+        return lines[0].removeprefix("error: ")
+
+    return complaint

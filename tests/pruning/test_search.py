@@ -1,0 +1,167 @@
+"""From a budget to sizes: legal, within the budget, none of it left lying, and nothing that was pinned moves."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from antgmm_jax.config import preset, sizes
+from antgmm_jax.errors import AntgmmError
+from antgmm_jax.families import complete, violations
+from antgmm_jax.functional import local_axes
+from pruning import by_stage, free_axes, plan, planned_config, search, shrunk_config
+from pruning.cost import cost, parameters
+from pruning.keep import gate_shape
+from pruning.plan import fault_of
+from pruning.search import below
+from tests.pruning.models import CONFIGS
+
+MODELS = {**CONFIGS, "antgmm-deep": preset("antgmm-deep"), "llava-tiny": preset("llava-tiny")}
+SHARES = (0.9, 0.5, 0.3, 0.2, 0.12, 0.06)
+
+
+def count(config):
+    return sum(parameters(config).values())
+
+
+def sublayers(config):
+    """What a request waits for: a price that widths do not touch."""
+    return sum(sum(towers.values()) for towers in cost(config, 1, 64, 16).sublayers.values())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_what_is_found_is_legal_within_the_budget_and_no_cheaper_for_a_larger_one(name):
+    config = MODELS[name]
+    smallest = search(config, count, 0)
+    assert all(below(config, smallest.sizes, axis) == 0 for axis in smallest.sizes)
+    found = [search(config, count, share * count(config)) for share in SHARES]
+    for share, sized in zip(SHARES, found, strict=True):
+        assert sized.price == count(sized.config) <= max(share * count(config), smallest.price)
+        assert not violations(sized.config)
+        assert complete(config, sized.sizes) == sizes(sized.config)
+    assert all(larger.price >= smaller.price for larger, smaller in pairwise(found))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_one_size_more_on_any_axis_would_exceed_the_budget(name):
+    config = MODELS[name]
+    budget = 0.3 * count(config)
+    found, more = search(config, count, budget).sizes, {}
+    for axis in free_axes(config):
+        above = [n for n in range(found[axis] + 1, sizes(config)[axis] + 1) if not fault_of(config, {**found, axis: n})]
+        # The next size up is the largest from which the next one down is this one.
+        if next_up := [n for n in above if below(config, {**found, axis: n}, axis) == found[axis]]:
+            more[axis] = search(config, count, np.inf, pins={**found, axis: next_up[-1]}).price
+    assert len(more) > 1
+    assert min(more.values()) > budget
+
+
+def test_a_whole_model_within_the_budget_stays_whole():
+    for config in CONFIGS.values():
+        assert search(config, count, count(config)).config == config
+
+
+def test_sizes_go_down_by_three_significant_bits_or_to_the_nearest_legal_size_above():
+    def ladder(config, axis):
+        at, found = sizes(config), []
+        at = {name: at[name] for name in free_axes(config)}
+        while at[axis]:
+            found.append(at[axis])
+            at[axis] = below(config, at, axis)
+        return found
+
+    deep = MODELS["antgmm-deep"]
+    assert ladder(deep, "decoder/layers") == [34, 32, 28, 24, 20, 16, 14, 12, 10, 8, 7, 6, 5, 4, 3, 2, 1]
+    assert ladder(deep, "vision/embed") == [192, 160, 128, 96, 64, 32]
+    # Six query heads divide the width.
+    assert ladder(CONFIGS["llava"], "text/embed") == [36, 30, 24, 18, 12, 6]
+
+
+def test_a_step_goes_where_it_saves_most_for_what_it_takes():
+    # Worked out by hand: a layer of 3 less takes 3 x (3/2 - 1) = 1.5 on any stack. Of 3 + 3 layers, a text layer stands
+    # for 2 sublayers at the prompt and 2 more at each of 15 further tokens, an image layer for 2.
+    llava = CONFIGS["llava"]
+    assert sublayers(llava) == 3 * 2 + 1 + 3 * 2 * 16
+    found = search(llava, sublayers, 72)
+    assert {axis: n for axis, n in found.sizes.items() if n != sizes(llava)[axis]} == {"text/layers": 2}
+    assert found.price == 3 * 2 + 1 + 2 * 2 * 16
+
+
+def test_latency_takes_layers_and_parameters_take_widths_first():
+    deep = MODELS["antgmm-deep"]
+
+    def kept(price):
+        found = search(deep, price, 0.2 * price(deep)).sizes
+        return {axis: found[axis] / sizes(deep)[axis] for axis in ("decoder/layers", "vision/layers", "text/embed")}
+
+    few, quick = kept(count), kept(sublayers)
+    assert few["decoder/layers"] > few["text/embed"]
+    assert quick["text/embed"] == 1
+    assert quick["decoder/layers"] < quick["vision/layers"]
+
+
+@pytest.mark.parametrize(
+    ("family", "pins", "held"),
+    [
+        ("blip2_t5", {"vision/layers": 2, "vision/heads": 2}, {"vision/layers": 2, "vision/embed": 16}),
+        ("blip2_t5", {"decoder/mlp": 0.5}, {"encoder/mlp": 6, "decoder/mlp": 6}),
+        ("llava", {"bridge/mlp": 24}, {"text/embed": 24, "bridge/mlp": 24}),
+    ],
+)
+def test_pins_hold_with_what_is_tied_to_them(family, pins, held):
+    config = CONFIGS[family]
+    for share in (0.8, 0.4, 0):
+        found = sizes(search(config, count, share * count(config), pins=pins).config)
+        assert {axis: found[axis] for axis in held} == held
+    assert found != sizes(config)
+
+
+def test_a_tower_weighs_what_it_is_given():
+    deep = MODELS["antgmm-deep"]
+    plain, vision = (search(deep, count, 1e6, weights=weights) for weights in ({}, {"vision": 8.0}))
+    assert parameters(vision.config)["vision"] > parameters(plain.config)["vision"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"pins": {"vision/mpl": 3}}, "did you mean 'vision/mlp'"),
+        ({"pins": {"vision/embed": 12}}, "nearest legal sizes: vision/embed 8 or 16"),
+        ({"weights": {"image": 2.0}}, "unknown tower 'image': this model has vision, bridge, encoder, text, decoder"),
+    ],
+)
+def test_what_the_model_lacks_is_refused(options, message):
+    with pytest.raises(AntgmmError, match=message):
+        search(CONFIGS["blip2_t5"], count, 1000, **options)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_cut_to_the_sizes_found_is_within_the_budget_whatever_the_scores(seed):
+    # Scores may choose Q-Former layers that all have cross-attention.
+    config, rng = CONFIGS["blip2_t5"], np.random.default_rng(seed)
+    found = search(config, count, 0.5 * count(config), pins={"bridge/layers": 2})
+    present, local = sizes(config), local_axes(config)
+    scores = {axis: rng.random(gate_shape(axis, present, local)) for axis in present}
+    scores["bridge/layers"] = np.array([1.0, 0, 1.0, 0])
+    assert count(shrunk_config(config, plan(scores, config, found.sizes))) == found.price
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_stages_lead_to_the_sizes_found_in_legal_steps(name):
+    config = MODELS[name]
+    for share in SHARES:
+        found = search(config, count, share * count(config))
+        stages, at = by_stage(config, found.sizes), config
+        assert all(axis.endswith("layers") for axis in stages.get("blocks", ()))
+        for wanted in stages.values():
+            assert not fault_of(at, wanted)
+            at = planned_config(at, wanted)
+        assert sizes(at) == sizes(found.config)
+
+
+def test_heads_that_do_not_divide_the_full_width_are_cut_with_it():
+    llava = CONFIGS["llava"]  # 36 wide, 3 x 2 query heads; of 40, 5 x 2
+    assert not fault_of(llava, {"text/embed": 32, "text/heads": 2})
+    assert by_stage(llava, {"text/embed": 24, "text/heads": 2})["intermediate"] == {"text/heads": 2}
+    wide = planned_config(llava, {"text/embed": 30})
+    assert by_stage(wide, {"text/embed": 24, "text/heads": 2}) == {"hidden": {"text/embed": 24, "text/heads": 2}}
