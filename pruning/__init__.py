@@ -5,7 +5,7 @@ from pruning.gates import gates_at, gates_of, ones
 from pruning.importance import activation, block_influence, last, magnitude, random, taylor
 from pruning.keep import Keep, check, compose, identity, merge, shrunk_config
 from pruning.plan import plan
-from pruning.shrink import array_keep, shrink, take
+from pruning.shrink import array_keep, shrink, shrink_hf, take
 from pruning.targets import legal_above, planned_config, resolve
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "random",
     "resolve",
     "shrink",
+    "shrink_hf",
     "shrunk_config",
     "take",
     "taylor",
