@@ -15,6 +15,7 @@ import numpy as np
 from einops import rearrange
 from transformers import CONFIG_MAPPING
 
+from antgmm_jax import folders
 from antgmm_jax.config import LMMConfig, stacks
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import FAMILIES, family_of, violations
@@ -280,7 +281,7 @@ def save_hf(
         write(_specs(config, params), hf_tensors(config, params), temporary, max_shard_size)
         _write_config(config, params, temporary, None if like is None else Path(like))
         temporary.chmod(0o755)
-        temporary.rename(directory)
+        folders.publish(temporary, directory)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise AntgmmError(

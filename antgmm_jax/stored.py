@@ -1,6 +1,6 @@
 """Arrays that stay on disk: a tree of them stands for a model that need not fit into memory."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,14 +26,16 @@ class Stored:
     read: Callable[[int], np.ndarray]
     stacked: bool
 
+    def parts(self) -> Iterator[np.ndarray]:
+        """Each layer's values in turn; of an array that has no layers, all of it at once."""
+        return map(self.read, range(self.shape[0]) if self.stacked else (-1,))
+
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         if copy is False:
-            raise ValueError("a stored array cannot be read without a copy")
-        if not self.stacked:
-            return np.ascontiguousarray(self.read(-1), dtype)
+            raise ValueError("a stored array cannot be had without reading it")
         whole = np.empty(self.shape, dtype or self.dtype)
-        for layer in range(len(whole)):
-            whole[layer] = self.read(layer)
+        for target, part in zip(whole if self.stacked else (whole,), self.parts(), strict=True):
+            target[...] = part
         return whole
 
 

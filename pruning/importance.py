@@ -130,15 +130,13 @@ def _stored_squares(
 
     layers, units = (dims[:1], dims[1:]) if leaf.stacked else ((), dims)
 
-    def of(row: int) -> dict[str, np.ndarray]:
-        part, lying, _ = as_it_lies(leaf.read(row), units)
-        return jax.device_get(_squares(part[None] if leaf.stacked else part, (*layers, *lying), prunable, local))
-
-    if not leaf.stacked:
-        return of(-1)
-    rows = [of(row) for row in range(leaf.shape[0])]
+    parts = []
+    for values in leaf.parts():
+        part, lying, _ = as_it_lies(values, units)
+        squares = _squares(part[None] if leaf.stacked else part, (*layers, *lying), prunable, local)
+        parts.append(jax.device_get(squares))
     joined = {*layers, *local}
-    return {axis: (np.concatenate if axis in joined else sum)([row[axis] for row in rows]) for axis in rows[0]}
+    return {axis: (np.concatenate if axis in joined else sum)([part[axis] for part in parts]) for axis in parts[0]}
 
 
 def activation(

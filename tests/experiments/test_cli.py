@@ -25,7 +25,7 @@ from tests.experiments.tiny import save_teacher, write_recipe
 
 COMMANDS = [
     *(["demo"], ["train"], ["compress"], ["recombine"], ["import"], ["export"], ["eval"], ["bench"], ["cost"]),
-    *(["report"], ["data"], ["data", "maad"]),
+    *(["report"], ["shrink"], ["data"], ["data", "maad"]),
 ]
 # PyTorch's and transformers' own warnings, where a command starts them.
 pytestmark = pytest.mark.filterwarnings("default")
