@@ -60,7 +60,7 @@ def shrinking(large: str, small: str, folder: Path) -> dict[str, Any]:
         raise AntgmmError(f"{folder} is no folder: make it, with room for the {large}")
     config = preset(large)
     with tempfile.TemporaryDirectory(dir=folder) as place:
-        source = Path(place) / large
+        source = Path(place) / "source"
         say(f"bench: a random {large}")
         random_checkpoint(config, source)
-        return cut(source, targets_of(config, small), Path(place) / small, disk=True)
+        return cut(source, targets_of(config, small), Path(place) / "cut", disk=True)

@@ -69,9 +69,10 @@ class _Reading:
                 update(figures["read"] // _MB, "")
 
             self._count = tell
-            began = time.perf_counter()
+            began, worked = time.perf_counter(), time.process_time()
             yield figures
             figures["seconds"] = time.perf_counter() - began
+            figures["processor_seconds"] = time.process_time() - worked
 
 
 def cut(
@@ -87,7 +88,8 @@ def cut(
         disk: whether the same bytes are also read and written plainly, for comparison.
 
     Returns:
-        Figures as JSON types: parameters of both models; of `score` and `cut` the tensors, bytes and seconds; `memory`
+        Figures as JSON types: parameters of both models; of `score` and `cut` the tensors, bytes, seconds, and seconds
+        of processor time (on a machine that others use, what the work itself takes); `memory`
         in bytes, empty where the system does not tell; `disk`, empty unless asked for.
 
     Raises:
@@ -160,13 +162,15 @@ def shown(figures: Mapping[str, Any]) -> list[Any]:
         Text and a table.
     """
     ratio, rows = figures["disk"].get("ratio", {}), []
-    for phase, name in (("score", "magnitude"), ("cut", "cut and write")):
+    for phase in ("score", "cut"):
         found = figures[phase]
         seconds, moved = found["seconds"], found["read"] + found.get("written", 0)
         own = f"{ratio[phase]:.2f}x" if ratio else "not measured"
-        amounts = (f"{found['read'] / 1e9:.2f}", f"{found.get('written', 0) / 1e9:.2f}", f"{seconds:.1f}")
-        rows.append((name, *amounts, f"{found['tensors'] / seconds:.0f}", f"{moved / seconds / 1e9:.2f}", own))
-    head = ["", "GB read", "GB written", "seconds", "tensors/s", "GB/s", "of the disk's own time"]
+        gigabytes = (f"{found['read'] / 1e9:.2f}", f"{found.get('written', 0) / 1e9:.2f}")
+        times = (f"{seconds:.1f}", f"{found['processor_seconds']:.1f}")
+        rates = (f"{found['tensors'] / seconds:.0f}", f"{moved / seconds / 1e9:.2f}")
+        rows.append((phase, *gigabytes, *times, *rates, own))
+    head = ["", "GB read", "GB written", "seconds", "CPU s", "tensors/s", "GB/s", "/ disk alone"]
     before, after = figures["params"].values()
     parts = [f"parameters: {count(before)} -> {count(after)}, {before / after:.1f}x fewer", table(head, rows)]
     if ratio:

@@ -73,7 +73,6 @@ def seconds_to_read(paths: Iterable[Path]) -> float:
 
 def seconds_to_write(paths: Iterable[Path], folder: Path) -> float:
     """Seconds of a plain copy of files that were just written, until it is on the disk; the copy is removed."""
-    began = time.perf_counter()
     took = 0.0
     for path in paths:
         copied = folder / f".{path.name}.copy"

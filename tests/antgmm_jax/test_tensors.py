@@ -9,7 +9,8 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from antgmm_jax.convert import load_hf, open_hf
-from antgmm_jax.tensors import Spec, write
+from antgmm_jax.errors import AntgmmError
+from antgmm_jax.tensors import Spec, Tensors, _finite, write
 from tests import reference
 
 
@@ -56,3 +57,32 @@ def test_a_head_is_tied_where_the_file_says_so_or_repeats_the_table(tmp_path, ti
     assert open_hf(tmp_path / "model", on_read=read.append)[0].language.tied == tied
     assert load_hf(tmp_path / "model")[0].language.tied == tied
     assert read == []
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+@pytest.mark.filterwarnings("ignore:invalid value encountered in isfinite")  # NumPy's, of signalling NaNs
+def test_halves_are_finite_where_numpy_says_so(dtype):
+    every = np.arange(1 << 16, dtype=np.uint16).view(dtype)
+    found = [_finite(every[i : i + 1]) for i in range(len(every))]
+    np.testing.assert_array_equal(found, np.isfinite(every))
+    assert _finite(every[np.isfinite(every)]) and not _finite(every)
+
+
+def test_parts_and_rows_are_read_from_where_they_lie(tmp_path):
+    tensors = {"a": np.arange(12, dtype=np.float32).reshape(6, 2), "b": np.arange(5, dtype=np.float16)}
+    save_file(tensors, tmp_path / "model.safetensors")
+    read = []
+    found = Tensors(tmp_path, ((r"^b$", "c"),), read.append)
+    np.testing.assert_array_equal(found.read("a", 1, 3), tensors["a"][2:4])
+    np.testing.assert_array_equal(found.read("c"), tensors["b"])
+    assert read == [16, 10]
+    assert found.equal("a", "a") and not found.equal("a", "c")
+
+
+def test_a_file_cut_short_while_it_is_open_is_named(tmp_path):
+    save_file({"a": np.zeros(6, np.float32)}, tmp_path / "model.safetensors")
+    found = Tensors(tmp_path, ())
+    with (tmp_path / "model.safetensors").open("r+b") as file:
+        file.truncate(file.seek(0, 2) - 4)
+    with pytest.raises(AntgmmError, match="tensor a cannot be read"):
+        found.read("a")
