@@ -12,6 +12,7 @@ _HOME = {
     "Functional": "functional",
     "LMMConfig": "config",
     "load_hf": "convert",
+    "open_hf": "convert",
     "preset": "config",
     "resize": "config",
     "save_hf": "convert",

@@ -5,26 +5,27 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from einops import rearrange
-from huggingface_hub import split_state_dict_into_shards_factory
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 from transformers import CONFIG_MAPPING
 
+from antgmm_jax import folders
 from antgmm_jax.config import LMMConfig, stacks
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import FAMILIES, family_of, violations
 from antgmm_jax.families.table import Entry
 from antgmm_jax.functional import Params, abstract
 from antgmm_jax.layers import ACTIVATIONS
+from antgmm_jax.stored import Stored
+from antgmm_jax.tensors import INDEX, Spec, Tensors, read_json, write
 
-CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+CONFIG = "config.json"
 
 
 def load_hf(directory: str | os.PathLike) -> tuple[LMMConfig, Params]:
@@ -39,21 +40,41 @@ def load_hf(directory: str | os.PathLike) -> tuple[LMMConfig, Params]:
     Raises:
         AntgmmError: another family; a missing, extra, misshapen or non-finite tensor; a damaged file.
     """
+    config, params = open_hf(directory)
+    return config, jax.tree.map(np.asarray, params)
+
+
+def open_hf(
+    directory: str | os.PathLike, *, on_read: Callable[[int], None] = lambda _: None
+) -> tuple[LMMConfig, Params]:
+    """A checkpoint whose tensors stay in their files: headers are read now, a layer's values when they are asked for.
+
+    The parameters are `Stored` arrays, which `pruning.magnitude`, `pruning.shrink` and `save_hf` take one layer at a
+    time. Values are read here only where the file holds a head that may be the token table, up to the first difference.
+
+    Args:
+        directory: as in `load_hf`.
+        on_read: is told the bytes of each piece of data that is read later on.
+
+    Returns:
+        The config, and the parameters as `Stored` arrays in the file's own dtypes.
+
+    Raises:
+        AntgmmError: as `load_hf`; for a tensor that is damaged or not finite, when it is read.
+    """
     directory = Path(directory)
-    raw = _read_json(directory / CONFIG)
+    raw = read_json(directory / CONFIG)
     family = family_of(raw.get("model_type", "?"))
-    tensors = _Tensors(directory, family.RENAMES)
+    tensors = Tensors(directory, family.RENAMES, on_read)
     head, tokens = family.TIED_HEAD
-    tied = head not in tensors.names or (
-        _says_tied(raw) and tokens in tensors.names and np.array_equal(tensors.read(head), tensors.read(tokens))
-    )
+    tied = head not in tensors.names or (_says_tied(raw) and tokens in tensors.names and tensors.equal(head, tokens))
     config = family.from_hf(_with_defaults(raw, directory), raw, tied=tied)
     _check_config(config)
     layers = {tower: stack.layers for tower, stack in stacks(config).items()}
     table = family.table(config)
     needed = {name for entry in table for name, _ in entry.tensors(layers)}
     _check_names(needed, tensors, family.IGNORED, allowed={head} if tied else set(), unread=_unread(config, tensors))
-    return config, _assemble(table, layers, tensors, abstract(config))
+    return config, _stored(table, layers, tensors, abstract(config))
 
 
 def _says_tied(raw: Mapping[str, Any]) -> bool:
@@ -82,55 +103,7 @@ def _check_config(config: LMMConfig) -> None:
             )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise AntgmmError(f"{path} is missing: a Hugging Face checkpoint directory holds it") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise AntgmmError(f"{path} is not JSON ({error}): copy it again") from error
-
-
-class _Tensors:
-    """Tensors of one or more safetensors files by our spelling of their names, read one at a time."""
-
-    def __init__(self, directory: Path, renames: tuple[tuple[str, str], ...]):
-        if (directory / INDEX).exists():
-            files = sorted(set(_read_json(directory / INDEX)["weight_map"].values()))
-        elif (directory / WEIGHTS).exists():
-            files = [WEIGHTS]
-        else:
-            raise AntgmmError(
-                f"{directory} has no {WEIGHTS}: save it with safe_serialization (pickled weights are not read)"
-            )
-        self.names: dict[str, tuple[Any, str, Path]] = {}
-        for file in files:
-            path = directory / file
-            if path.resolve().parent != directory.resolve():
-                raise AntgmmError(
-                    f"{directory / INDEX} names {file!r}, which is outside the checkpoint: mend the index"
-                )
-            try:
-                handle = safe_open(path, framework="numpy")
-            except (SafetensorError, OSError) as error:
-                raise AntgmmError(
-                    f"{path} cannot be read ({error}): the file is damaged or cut short, copy it again"
-                ) from error
-            for name in handle.keys():  # noqa: SIM118 (not a dict)
-                ours = name
-                for pattern, new in renames:
-                    ours = re.sub(pattern, new, ours)
-                self.names[ours] = (handle, name, path)
-
-    def read(self, name: str) -> np.ndarray:
-        handle, own, path = self.names[name]
-        try:
-            return handle.get_tensor(own)
-        except SafetensorError as error:
-            raise AntgmmError(f"{path}: tensor {own} cannot be read ({error}): copy the file again") from error
-
-
-def _unread(config: LMMConfig, tensors: _Tensors) -> set[str]:
+def _unread(config: LMMConfig, tensors: Tensors) -> set[str]:
     """Image-encoder layers after the one that LLaVA reads: in the file, but never run."""
     prefix = re.compile(r"vision_tower\.vision_model\.encoder\.layers\.(\d+)\.")
     matches = ((name, prefix.match(name)) for name in tensors.names)
@@ -138,7 +111,7 @@ def _unread(config: LMMConfig, tensors: _Tensors) -> set[str]:
 
 
 def _check_names(
-    needed: set[str], tensors: _Tensors, ignored: tuple[str, ...], *, allowed: set[str], unread: set[str]
+    needed: set[str], tensors: Tensors, ignored: tuple[str, ...], *, allowed: set[str], unread: set[str]
 ) -> None:
     present = set(tensors.names)
     missing = sorted(needed - present)
@@ -168,7 +141,7 @@ def _store(tree: dict, path: str, value: Any) -> None:
 
 def _file_shape(entry: Entry, shapes: list[tuple[int, ...]]) -> tuple[int, ...]:
     """The tensor's shape in the file, from the shapes of the parameters it holds."""
-    return _to_file(entry, [np.broadcast_to(np.float32(0), shape) for shape in shapes]).shape
+    return _to_file(entry, [np.broadcast_to(np.uint8(0), shape) for shape in shapes]).shape
 
 
 def _to_file(entry: Entry, parts: list[np.ndarray]) -> np.ndarray:
@@ -180,15 +153,12 @@ def _to_file(entry: Entry, parts: list[np.ndarray]) -> np.ndarray:
     return rearrange(parts[0], f"{right} -> {left}")
 
 
-def _from_file(entry: Entry, tensor: np.ndarray, shapes: list[tuple[int, ...]]) -> list[np.ndarray]:
+def _from_file(entry: Entry, values: np.ndarray, shapes: list[tuple[int, ...]], part: int) -> np.ndarray:
+    """One of the parameters that a tensor holds, from its part of the tensor: a view in the file's memory order."""
     left, right = (side.strip() for side in entry.pattern.split("->"))
-    names = right.split()
-    shape = shapes[0]
-    if len(shapes) > 1:
-        shape = (len(shapes), *shapes[1])
-    value = rearrange(tensor, f"{left} -> {right}", **_composed(left, names, shape))
-    parts = list(value) if len(shapes) > 1 else [value]
-    return [part.reshape(s) for part, s in zip(parts, shapes, strict=True)]
+    fused = len(shapes) > 1
+    axes = _composed(left, right.split(), (1, *shapes[1]) if fused else shapes[0])
+    return rearrange(values, f"{left} -> {right}", **axes).reshape(shapes[part])
 
 
 def _composed(left: str, names: list[str], shape: tuple[int, ...]) -> dict[str, int]:
@@ -197,35 +167,40 @@ def _composed(left: str, names: list[str], shape: tuple[int, ...]) -> dict[str, 
     return {name: size for name, size in zip(names, shape, strict=True) if name in inside}
 
 
-def _assemble(table: list[Entry], layers: dict[str, int], tensors: _Tensors, target: Params) -> Params:
+def _stored(table: list[Entry], layers: dict[str, int], tensors: Tensors, target: Params) -> Params:
     params: Params = {}
     for entry in table:
         targets = [_lookup(target, path).shape for path in entry.paths]
         shapes = [shape[1:] if entry.tower else shape for shape in targets]
-        expected = _file_shape(entry, shapes)
-        for name, row in entry.tensors(layers):
-            tensor = tensors.read(name)
-            if tensor.shape != expected:
-                raise AntgmmError(
-                    f"tensor {name} has shape {tensor.shape}, config.json implies {expected}: is it of the same model?"
-                )
-            if not np.isfinite(tensor).all():
-                raise AntgmmError(f"tensor {name} holds a NaN or infinity: the checkpoint is damaged, use another")
-            for path, shape, part in zip(entry.paths, targets, _from_file(entry, tensor, shapes), strict=True):
-                if row < 0:
-                    _store(params, path, np.ascontiguousarray(part))
-                    continue
-                if row == 0:
-                    _store(params, path, np.empty(shape, tensor.dtype))
-                stacked = _lookup(params, path)
-                if stacked.dtype != tensor.dtype:
-                    raise AntgmmError(
-                        f"tensor {name} is {tensor.dtype}, its other layers {stacked.dtype}: convert to one"
-                    )
-                stacked[row] = part
+        names = {row: name for name, row in entry.tensors(layers)}
+        dtype = _check_tensors(tensors, [*names.values()], _file_shape(entry, shapes))
+        for part, (path, shape) in enumerate(zip(entry.paths, targets, strict=True)):
+            read = partial(_read, entry, tensors, names, shapes, part)
+            _store(params, path, Stored(shape, dtype, read, stacked=bool(entry.tower)))
     if jax.tree.structure(params) != jax.tree.structure(target):
         raise AssertionError("a conversion table leaves parameters uncovered")
     return params
+
+
+def _check_tensors(tensors: Tensors, names: list[str], shape: tuple[int, ...]) -> np.dtype:
+    """The dtype that one tensor has in all layers, each of the shape that it must have."""
+    dtype = tensors.spec(names[0]).dtype
+    for name in names:
+        found = tensors.spec(name)
+        if found.shape != shape:
+            raise AntgmmError(
+                f"tensor {name} has shape {found.shape}, config.json implies {shape}: is it of the same model?"
+            )
+        if found.dtype != dtype:
+            raise AntgmmError(f"tensor {name} is {found.dtype}, its other layers {dtype}: convert to one")
+    return dtype
+
+
+def _read(
+    entry: Entry, tensors: Tensors, names: dict[int, str], shapes: list[tuple[int, ...]], part: int, row: int
+) -> np.ndarray:
+    # Fused parameters lie one after the other in the file: each is read alone.
+    return _from_file(entry, tensors.read(names[row], part, len(shapes)), shapes, part)
 
 
 def hf_tensors(config: LMMConfig, params: Params) -> Iterator[tuple[str, np.ndarray]]:
@@ -238,15 +213,39 @@ def hf_tensors(config: LMMConfig, params: Params) -> Iterator[tuple[str, np.ndar
     Yields:
         Name and array.
     """
+    for name, entry, row in _outline(config):
+        parts = [_part(_lookup(params, path), row) for path in entry.paths]
+        yield name, np.ascontiguousarray(_to_file(entry, parts))
+
+
+def _outline(config: LMMConfig) -> Iterator[tuple[str, Entry, int]]:
+    """Name, table entry and row of every tensor of the file, in the order of writing."""
     family = FAMILIES[config.family]
     layers = {tower: stack.layers for tower, stack in stacks(config).items()}
     for entry in family.table(config):
-        parts = [np.asarray(_lookup(params, path)) for path in entry.paths]
         for name, row in entry.tensors(layers):
-            yield name, np.ascontiguousarray(_to_file(entry, parts if row < 0 else [part[row] for part in parts]))
+            yield name, entry, row
     if config.language.tied and config.language.encoder is not None and not config.language.scaled_head:
         # An unscaled T5 says tie_word_embeddings: false, so its head has to be in the file, tied or not.
-        yield family.TIED_HEAD[0], np.asarray(_lookup(params, "language/tokens"))
+        head = family.TIED_HEAD[0]
+        yield head, Entry(head, ("language/tokens",), "v d -> v d"), -1
+
+
+def _part(leaf: Any, row: int) -> np.ndarray:
+    if isinstance(leaf, Stored):
+        return leaf.read(row)
+    return np.asarray(leaf) if row < 0 else np.asarray(leaf)[row]
+
+
+def _specs(config: LMMConfig, params: Params) -> dict[str, Spec]:
+    specs, known = {}, {}
+    for name, entry, row in _outline(config):
+        if entry not in known:
+            leaves = [_lookup(params, path) for path in entry.paths]
+            shape = _file_shape(entry, [tuple(leaf.shape if row < 0 else leaf.shape[1:]) for leaf in leaves])
+            known[entry] = Spec(shape, np.result_type(*(leaf.dtype for leaf in leaves)))
+        specs[name] = known[entry]
+    return specs
 
 
 def save_hf(
@@ -261,7 +260,7 @@ def save_hf(
 
     Args:
         config: a model of a shape that its family serves.
-        params: its parameters; each tensor keeps its dtype.
+        params: its parameters, in memory or `Stored`; each tensor keeps its dtype.
         directory: where to; must not exist yet.
         like: checkpoint directory whose other config fields, generation config, tokenizer and processor are carried
             over; None writes config and weights alone.
@@ -279,11 +278,11 @@ def save_hf(
     directory.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
     try:
-        _write_weights(dict(hf_tensors(config, params)), temporary, max_shard_size)
+        write(_specs(config, params), hf_tensors(config, params), temporary, max_shard_size)
         _write_config(config, params, temporary, None if like is None else Path(like))
         temporary.chmod(0o755)
-        temporary.rename(directory)
-    except (OSError, SafetensorError) as error:
+        folders.publish(temporary, directory)
+    except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise AntgmmError(
             f"{directory} could not be written ({error}): free disk space or choose another place"
@@ -293,26 +292,10 @@ def save_hf(
         raise
 
 
-def _write_weights(tensors: dict[str, np.ndarray], directory: Path, max_shard_size: str) -> None:
-    split = split_state_dict_into_shards_factory(
-        tensors,
-        get_storage_size=lambda tensor: tensor.nbytes,
-        get_storage_id=lambda tensor: None,
-        filename_pattern="model{suffix}.safetensors",
-        max_shard_size=max_shard_size,
-    )
-    for file, names in split.filename_to_tensors.items():
-        save_file({name: tensors[name] for name in names}, directory / file, metadata={"format": "pt"})
-        (directory / file).chmod(0o644)  # safetensors writes for the owner alone; a server may be another user
-    if split.is_sharded:
-        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
-        (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n")
-
-
 def _write_config(config: LMMConfig, params: Params, directory: Path, like: Path | None) -> None:
     dtypes = {str(leaf.dtype) for leaf in jax.tree.leaves(params)}
     dtype = dtypes.pop() if len(dtypes) == 1 else "float32"
-    base = {} if like is None else _read_json(like / CONFIG)
+    base = {} if like is None else read_json(like / CONFIG)
     for old in ("torch_dtype", "transformers_version"):
         base.pop(old, None)
     fields = _merge(base, {**FAMILIES[config.family].to_hf(config), "dtype": dtype})

@@ -1,7 +1,8 @@
 """Speed as ratios: what is compared runs in turn in one process, so that what else the machine does falls on both.
 
-Four comparisons: importance of all structures against one forward and backward pass; a distillation step's FLOP rate
-against the machine's own matmul rate; decoding against `transformers`; a teacher's requests against its student's.
+Five comparisons: importance of all structures against one forward and backward pass; a distillation step's FLOP rate
+against the machine's own matmul rate; decoding against `transformers`; a teacher's requests against its student's; a
+large checkpoint cut on disk against the disk itself.
 """
 
 import importlib.metadata
@@ -21,7 +22,9 @@ from antgmm_jax.config import LMMConfig, preset
 from antgmm_jax.convert import save_hf
 from antgmm_jax.functional import Params, functional
 from distill import LossConfig
+from experiments import disk_cut
 from experiments.bench_decode import PROMPT, decoding, requests
+from experiments.bench_shrink import shrinking
 from experiments.commands.output import table
 from experiments.commands.sources import random_batch
 from experiments.console import say
@@ -38,6 +41,7 @@ class Scale(NamedTuple):
         matmul: side of the square matrices that give the machine's rate.
         tokens: length of decoded answers.
         batches: rows of the decoded batches.
+        cut: preset that is cut on disk, and the one whose sizes it is cut to.
     """
 
     small: str = "antgmm-small"
@@ -45,25 +49,33 @@ class Scale(NamedTuple):
     matmul: int = 2048
     tokens: int = 32
     batches: tuple[int, ...] = (1, 8)
+    cut: tuple[str, str] = ("antgmm-5b", "antgmm-300m")
 
 
-QUICK = Scale(small="antgmm-tiny", batch=2, matmul=256, tokens=4, batches=(1,))
+QUICK = Scale(small="antgmm-tiny", batch=2, matmul=256, tokens=4, batches=(1,), cut=("antgmm-small", "antgmm-tiny"))
 
 
-def run(model: Path | None, student: Path | None, *, rounds: int, quick: bool = False) -> dict[str, Any]:
+def run(
+    model: Path | None, student: Path | None, large: Path | None, *, rounds: int, quick: bool = False
+) -> dict[str, Any]:
     """Measures everything.
 
     Args:
         model: a checkpoint to decode with; None takes random weights of `antgmm-tiny`.
         student: a smaller one of the same family, to compare requests with.
+        large: folder in which a large checkpoint is made and cut.
         rounds: rounds that are timed.
         quick: small shapes.
 
     Returns:
-        Figures as JSON types: `machine`, `importance`, `step`, `decode`, and `requests` where a student is given.
+        Figures as JSON types: `machine`, `importance`, `step`, `decode`, `requests` where a student is given, and
+        `shrink` where a folder is.
     """
     scale = QUICK if quick else Scale()
     figures: dict[str, Any] = {"machine": {**machine(), **versions()}, "rounds": rounds}
+    if large is not None:
+        # First: memory that was freed stays with the process and would hide what this needs.
+        figures["shrink"] = shrinking(*scale.cut, large)
     figures["importance"] = importance(preset("antgmm-tiny"), scale.batch, rounds)
     figures["step"] = distillation_step(preset(scale.small), scale.batch, scale.matmul, rounds)
     with tempfile.TemporaryDirectory() as folder:
@@ -219,6 +231,8 @@ def shown(figures: Mapping[str, Any]) -> list[Any]:
         f"a step: {step['flops'] / 1e9:.1f} GFLOP at {step['flops_per_second']['median'] / 1e9:.1f} GFLOP/s;"
         f" matmul: {step['matmul_flops_per_second']['median'] / 1e9:.1f} GFLOP/s",
     ]
+    if "shrink" in figures:
+        parts += disk_cut.shown(figures["shrink"])
     if "requests" in figures:
         found = figures["requests"]
         requested = [

@@ -6,7 +6,7 @@ from pruning.importance import activation, block_influence, last, magnitude, ran
 from pruning.keep import Keep, check, compose, identity, merge, shrunk_config
 from pruning.plan import plan
 from pruning.search import by_stage, free_axes, search
-from pruning.shrink import array_keep, shrink, take
+from pruning.shrink import array_keep, shrink, shrink_hf, take
 from pruning.targets import legal_above, planned_config, resolve
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "resolve",
     "search",
     "shrink",
+    "shrink_hf",
     "shrunk_config",
     "take",
     "taylor",

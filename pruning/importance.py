@@ -13,7 +13,8 @@ import numpy as np
 
 from antgmm_jax.config import LMMConfig, sizes
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.functional import functional, local_axes
+from antgmm_jax.functional import functional, is_axes, local_axes
+from antgmm_jax.stored import Stored, as_it_lies
 from pruning.keep import BRIDGE_LAYERS, CROSS_HEADS, CROSS_LAYERS, cross_every, depth_axis, gate_shape
 
 Scores = dict[str, np.ndarray]
@@ -87,16 +88,20 @@ def magnitude(params: Any, config: LMMConfig) -> Scores:
     """L2 norm of all weights that belong to a unit; for a layer, of all its weights.
 
     Args:
-        params: parameters.
+        params: parameters; `Stored` ones are read one layer at a time.
         config: their config.
 
     Returns:
         axis -> float32 scores for every axis. Rows of `bridge/cross_heads` for layers without cross attention are 0.
     """
     present, local = sizes(config), local_axes(config)
-    axes, prunable = functional(config).axes, {*present, CROSS_LAYERS}
-    squares = jax.jit(lambda params: _squares(params, axes, prunable, local))(params)
-    found = {axis: np.array(square) for axis, square in jax.device_get(squares).items()}
+    prunable = frozenset({*present, CROSS_LAYERS})
+    names = jax.tree.leaves(functional(config).axes, is_leaf=is_axes)
+    found: dict[str, Any] = {}
+    for dims, leaf in zip(names, jax.tree.leaves(params), strict=True):
+        squares = (_stored_squares if isinstance(leaf, Stored) else _squares)(leaf, dims, prunable, local)
+        for axis, square in jax.device_get(squares).items():
+            found[axis] = found.get(axis, np.float32(0)) + square
     if CROSS_LAYERS in found:
         every = cross_every(config)
         rows = np.zeros(gate_shape(CROSS_HEADS, present, local), np.float32)
@@ -106,19 +111,32 @@ def magnitude(params: Any, config: LMMConfig) -> Scores:
     return {axis: np.sqrt(square) for axis, square in found.items()}
 
 
-def _squares(params: Any, axes: Any, prunable: Collection[str], local: Collection[str]) -> dict[str, jax.Array]:
-    """Sum of squares by unit over every array that names the axis, in the arrays' own rows."""
-    names = jax.tree.leaves(axes, is_leaf=lambda x: isinstance(x, tuple))
-    total: dict[str, jax.Array] = {}
-    for dims, leaf in zip(names, jax.tree.leaves(params), strict=True):
-        square = jnp.square(jnp.asarray(leaf, jnp.float32))
-        for axis in dims:
-            if axis not in prunable:
-                continue
-            own = {dims.index(axis), 0} if axis in local else {dims.index(axis)}
-            value = square.sum(tuple(set(range(square.ndim)) - own))
-            total[axis] = total[axis] + value if axis in total else value
-    return total
+@partial(jax.jit, static_argnums=(1, 2, 3))
+def _squares(leaf: Any, dims: tuple[str, ...], prunable: frozenset[str], local: frozenset[str]) -> dict[str, jax.Array]:
+    """Sum of squares of one array by unit of each axis that it names, in the array's own rows."""
+    square = jnp.square(jnp.asarray(leaf, jnp.float32))
+
+    def total(axis: str) -> jax.Array:
+        own = {dims.index(axis), 0} if axis in local else {dims.index(axis)}
+        return square.sum(tuple(set(range(square.ndim)) - own))
+
+    return {axis: total(axis) for axis in dims if axis in prunable}
+
+
+def _stored_squares(
+    leaf: Stored, dims: tuple[str, ...], prunable: frozenset[str], local: frozenset[str]
+) -> dict[str, Any]:
+    """`_squares` of an array that stays on disk, layer by layer."""
+
+    layers, units = (dims[:1], dims[1:]) if leaf.stacked else ((), dims)
+
+    parts = []
+    for values in leaf.parts():
+        part, lying, _ = as_it_lies(values, units)
+        squares = _squares(part[None] if leaf.stacked else part, (*layers, *lying), prunable, local)
+        parts.append(jax.device_get(squares))
+    joined = {*layers, *local}
+    return {axis: (np.concatenate if axis in joined else sum)([part[axis] for part in parts]) for axis in parts[0]}
 
 
 def activation(

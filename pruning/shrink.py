@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from antgmm_jax.config import LMMConfig, sizes
+from antgmm_jax.convert import open_hf, save_hf
 from antgmm_jax.functional import functional
+from antgmm_jax.stored import Stored, as_it_lies
 from pruning.keep import BRIDGE_LAYERS, CROSS_HEADS, CROSS_LAYERS, Keep, cross_every, shrunk_config
 
 
@@ -18,7 +21,8 @@ def take(tree: Any, axes: Any, keep: Mapping[str, Any]) -> Any:
     """Gather the kept indices of every array of a params-shaped tree; dtypes and devices stay as they are.
 
     Args:
-        tree: nested dict of arrays (parameters, gradients, optimizer moments); numpy leaves stay numpy.
+        tree: nested dict of arrays (parameters, gradients, optimizer moments); numpy leaves stay numpy, and of `Stored`
+            ones only what is kept is read, when the result is.
         axes: the same tree, each leaf a tuple of axis names, one a dimension.
         keep: axis -> indices: shared [k], or local [L, k] with one row for each entry of the leaf's leading axis (for
             a Q-Former, see `array_keep`). Rows of entries that the same keep drops are not read.
@@ -31,7 +35,9 @@ def take(tree: Any, axes: Any, keep: Mapping[str, Any]) -> Any:
     )
 
 
-def _take(leaf, names: tuple[str, ...], keep: Mapping[str, Any]):
+def _take(leaf: Any, names: tuple[str, ...], keep: Mapping[str, Any]) -> Any:
+    if isinstance(leaf, Stored):
+        return _take_stored(leaf, names, keep)
     xp: Any = np if isinstance(leaf, np.ndarray) else jnp
     for dim, name in enumerate(names):
         if name not in keep:
@@ -46,6 +52,20 @@ def _take(leaf, names: tuple[str, ...], keep: Mapping[str, Any]):
         shape[0], shape[dim] = rows.shape
         leaf = xp.take_along_axis(leaf, rows.reshape(shape), axis=dim)
     return leaf
+
+
+def _take_stored(leaf: Stored, names: tuple[str, ...], keep: Mapping[str, Any]) -> Stored:
+    """The same cut of each layer by itself: there the indices of a local axis are one row."""
+    layers, units = (names[0], names[1:]) if leaf.stacked else ("", names)
+
+    def read(row: int) -> np.ndarray:
+        source = int(keep[layers][row]) if layers in keep else row
+        own = {axis: keep[axis][source] if keep[axis].ndim == 2 else keep[axis] for axis in units if axis in keep}
+        part, lying, back = as_it_lies(leaf.read(source), units)
+        return _take(part, lying, own).transpose(back)
+
+    shape = tuple(keep[name].shape[-1] if name in keep else n for name, n in zip(names, leaf.shape, strict=True))
+    return Stored(shape, leaf.dtype, read, leaf.stacked)
 
 
 def array_keep(config: LMMConfig, keep: Keep) -> dict[str, np.ndarray]:
@@ -76,7 +96,7 @@ def shrink(config: LMMConfig, params: Any, keep: Keep) -> tuple[LMMConfig, Any]:
 
     Args:
         config: the config of `params`.
-        params: its parameters.
+        params: its parameters, in memory or `Stored`.
         keep: axis -> int32 indices sorted ascending, shared [k] or local [L, k], in the coordinates of this model (one
             row for each of its layers, also when layers are cut in the same call); an axis left out stays whole.
 
@@ -88,3 +108,27 @@ def shrink(config: LMMConfig, params: Any, keep: Keep) -> tuple[LMMConfig, Any]:
             `cross_every` describes.
     """
     return shrunk_config(config, keep), take(params, functional(config).axes, array_keep(config, keep))
+
+
+def shrink_hf(
+    source: str | os.PathLike, keep: Keep, directory: str | os.PathLike, *, max_shard_size: str = "5GB"
+) -> LMMConfig:
+    """Cut a Hugging Face checkpoint on disk, one tensor in memory at a time.
+
+    The files are those of `save_hf(*shrink(*load_hf(source), keep), directory, like=source)`, bit for bit.
+
+    Args:
+        source: the checkpoint.
+        keep: as in `shrink`; layers that it drops are not read.
+        directory: where to; must not exist yet. Config, tokenizer and processor are carried over.
+        max_shard_size: above it the weights are split into shards with an index.
+
+    Returns:
+        The config of the smaller model.
+
+    Raises:
+        AntgmmError: as `shrink`, `load_hf` and `save_hf`.
+    """
+    config, params = shrink(*open_hf(source), keep)
+    save_hf(config, params, directory, like=source, max_shard_size=max_shard_size)
+    return config

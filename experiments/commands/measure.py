@@ -72,11 +72,15 @@ def bench(
         Path | None, typer.Argument(metavar="[STUDENT]", help="A cut one, to compare request times with.")
     ] = None,
     rounds: Annotated[int, typer.Option(min=3, help="Rounds that are timed; medians are told.")] = 9,
+    large: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="A folder with 13 GB free: also cuts a random antgmm-5b on disk there."),
+    ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Small shapes: whether it runs, not how fast.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Measure speed as ratios, both sides in turn in one run: importance, training, decoding, requests."""
+    """Measure speed as ratios, both sides in turn in one run: importance, training, decoding, requests, cuts."""
     from experiments.bench import run, shown
 
-    figures = run(model, student, rounds=rounds, quick=quick)
+    figures = run(model, student, large, rounds=rounds, quick=quick)
     emit(figures, as_json, *shown(figures))

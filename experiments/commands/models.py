@@ -1,5 +1,6 @@
-"""Commands about one checkpoint: import and cost look at it, eval asks it, export writes one."""
+"""Commands about one checkpoint: import and cost look at it, shrink cuts it, eval asks it, export writes one."""
 
+import json
 import shutil
 from collections.abc import Iterator, Mapping
 from enum import StrEnum
@@ -33,6 +34,7 @@ def register(app: typer.Typer) -> None:
     """Adds this file's commands."""
     app.command("import", epilog="Example: antgmm import checkpoints/maad-m")(import_)
     app.command(epilog="Example: antgmm cost --preset antgmm-5b --length 256 --answer 32")(cost)
+    app.command(epilog="Example: antgmm shrink checkpoints/large --out checkpoints/small --like antgmm-300m")(shrink)
     app.command("eval", epilog="Example: antgmm eval runs/demo/export --data maad:m:test --samples 600")(evaluate)
     app.command(epilog="Example: antgmm export runs/demo/stages/03-hidden --like checkpoints/maad-m --out student")(
         export
@@ -41,11 +43,16 @@ def register(app: typer.Typer) -> None:
 
 def import_(model: Model, as_json: Json = False) -> None:
     """Read a checkpoint, check every tensor, and tell what can be cut and to which sizes."""
+    import jax
+
     from antgmm_jax.config import sizes
-    from antgmm_jax.convert import load_hf
+    from antgmm_jax.convert import open_hf
     from antgmm_jax.functional import local_axes
 
-    config, params = load_hf(model)
+    config, params = open_hf(model)
+    for leaf in jax.tree.leaves(params):
+        for _ in leaf.parts():  # read, which checks the values, and let go: the model need not fit into memory
+            pass
     local, present = local_axes(config), sizes(config)
     axes = {
         axis: {"size": size, "local": axis in local, **_legal(config, axis, size)} for axis, size in present.items()
@@ -90,7 +97,7 @@ def cost(
     answer: Annotated[int, typer.Option(min=1, help="Answer tokens.")] = 16,
     as_json: Json = False,
 ) -> None:
-    """Parameters, FLOPs, bytes and KV cache of a request, by tower and phase, from the config alone."""
+    """Parameters, FLOPs, bytes and KV cache of a request, by tower and phase, from config and headers alone."""
     config = config_of(model, preset)
     figures = {"family": config.family, "batch": batch, "length": length, "answer": answer}
     figures |= _cost(config, batch, length, answer)
@@ -115,6 +122,46 @@ def _by_phase(figures: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
     for phase, towers in figures["flops"].items():
         for tower, flops in towers.items():
             yield phase, tower, count(flops), count(figures["bytes"][phase][tower])
+
+
+def shrink(
+    model: Model,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where to; must not exist yet.")],
+    size: Annotated[
+        list[str] | None,
+        typer.Option(metavar="AXIS=SIZE", help="Units to keep, or with a decimal point a fraction. Can be repeated."),
+    ] = None,
+    like: Annotated[str, typer.Option(metavar="PRESET", help="All sizes of a preset in their place.")] = "",
+    max_shard_size: Annotated[str, typer.Option(metavar="SIZE", help="Largest file, such as 500MB.")] = "5GB",
+    disk: Annotated[bool, typer.Option("--disk", help="Also time a plain read and write of the same bytes.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Cut a checkpoint by magnitude, one tensor in memory at a time: nothing is trained, the model need not fit."""
+    from antgmm_jax.convert import open_hf
+    from experiments.disk_cut import cut, shown, targets_of
+
+    if bool(size) == bool(like):
+        raise AntgmmError("shrink needs --size or --like, one of the two")
+    targets = _targets(size or []) if size else targets_of(open_hf(model)[0], like)
+    figures = cut(model, targets, out, max_shard_size=max_shard_size, disk=disk)
+    emit(figures, as_json, *shown(figures))
+
+
+def _targets(texts: list[str]) -> dict[str, int | float]:
+    from pydantic import TypeAdapter
+
+    from experiments.schema import Axis, Size
+
+    targets: dict[str, int | float] = {}
+    for text in texts:
+        axis, _, value = text.partition("=")
+        try:
+            targets |= TypeAdapter(dict[Axis, Size]).validate_python({axis: json.loads(value)})
+        except ValueError:
+            raise AntgmmError(
+                f"--size {text!r}: write it as vision/layers=12, or as text/embed=0.5 for a fraction"
+            ) from None
+    return targets
 
 
 def evaluate(
@@ -176,9 +223,9 @@ def export(
 
 
 def _same_family(config: "LMMConfig", like: Path) -> None:
-    from antgmm_jax.convert import load_hf
+    from antgmm_jax.convert import open_hf
 
-    family = load_hf(like)[0].family
+    family = open_hf(like)[0].family
     if family != config.family:
         raise AntgmmError(f"{like} is of family {family}, the stage of {config.family}: give the teacher's directory")
 

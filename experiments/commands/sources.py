@@ -73,11 +73,11 @@ def config_of(model: Path | None, preset: str) -> "LMMConfig":
         AntgmmError: not exactly one of the two, or what reading it refuses.
     """
     from antgmm_jax.config import preset as named
-    from antgmm_jax.convert import load_hf
+    from antgmm_jax.convert import open_hf
 
     if (model is None) == (not preset):
         raise AntgmmError("name a checkpoint directory or --preset, one of the two")
-    return named(preset) if model is None else load_hf(model)[0]
+    return named(preset) if model is None else open_hf(model)[0]
 
 
 def random_batch(config: "LMMConfig", rows: int, *, words: int = 16, answer: int = 8, seed: int = 0) -> dict[str, Any]:

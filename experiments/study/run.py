@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from antgmm_jax.config import LMMConfig
-from antgmm_jax.convert import load_hf
+from antgmm_jax.convert import open_hf
 from experiments.console import say
 from experiments.folder import InUse, RunFolder, write_json
 from experiments.pipeline import Run
@@ -37,7 +37,7 @@ def run_study(study: Study, folder: Path, out: Path, *, only: Sequence[str] = ()
     Raises:
         AntgmmError: no such arm, or what a run raises.
     """
-    config, _ = load_hf(load_recipe(study.recipe, study.changes).teacher.path)
+    config, _ = open_hf(load_recipe(study.recipe, study.changes).teacher.path)
     for arm, seed in study.runs(tuple(only)):
         place = folder / arm.name / f"seed-{seed}"
         if (place / RESULT).exists():

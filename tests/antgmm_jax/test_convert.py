@@ -10,9 +10,10 @@ import torch
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from antgmm_jax.convert import INDEX, WEIGHTS, load_hf, save_hf
+from antgmm_jax.convert import load_hf, save_hf
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.functional import functional
+from antgmm_jax.tensors import INDEX, WEIGHTS
 from tests import reference
 
 BLIP2 = {
@@ -184,7 +185,7 @@ def test_a_failed_write_leaves_nothing(checkpoint, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("antgmm_jax.convert.save_file", full)
+    monkeypatch.setattr("antgmm_jax.convert.write", full)
     before = sorted(checkpoint.parent.iterdir())
     with pytest.raises(AntgmmError, match="No space left on device"):
         save_hf(config, params, checkpoint.parent / "out")

@@ -1,15 +1,18 @@
 """What the benchmark counts and how it compares; how fast anything is, no test says."""
 
+import mmap
+import sys
+
 import jax
 import numpy as np
 import pytest
 import torch
 
-from antgmm_jax.config import blip2_t5
+from antgmm_jax.config import blip2_t5, preset, sizes
 from antgmm_jax.convert import load_hf
 from antgmm_jax.functional import functional
 from distill import LossConfig, make_loss
-from experiments import bench, bench_decode, latency, timing
+from experiments import bench, bench_decode, bench_shrink, disk_cut, latency, resources, timing
 from experiments.commands.sources import end_tokens, random_batch
 from tests import reference
 
@@ -102,3 +105,29 @@ def test_importance_and_step_run_on_a_tiny_model():
     step = bench.distillation_step(CONFIG, 2, 64, 3)
     assert step["share"]["median"] > 0
     assert step["flops"] == bench.step_flops(CONFIG, random_batch(CONFIG, 2, **bench_decode.PROMPT))
+
+
+def test_a_random_checkpoint_is_cut_and_what_keeps_all_is_the_same(tmp_path):
+    config = preset("llava-tiny")
+    bench_shrink.random_checkpoint(config, tmp_path / "a")
+    assert load_hf(tmp_path / "a")[0] == config
+    disk_cut.cut(tmp_path / "a", disk_cut.targets_of(config, "llava-tiny"), tmp_path / "b")
+    disk_cut.cut(tmp_path / "a", {**sizes(config), "text/layers": 3}, tmp_path / "c")
+    whole, same, cut = ((tmp_path / name / "model.safetensors").read_bytes() for name in "abc")
+    assert same == whole and len(cut) < len(whole)
+    figures = bench_shrink.shrinking("llava-tiny", "llava-tiny", tmp_path)
+    assert figures["score"]["read"] == figures["cut"]["read"] == 2 * figures["params"]["source"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "c"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the system does not tell")
+def test_the_peak_of_memory_is_seen_after_it_is_given_back():
+    size = 1 << 26
+    pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with resources.PeakMemory() as memory, pages:
+        pages.write(b"x" * size)
+        seen = resources.anonymous_memory()
+        while memory._peak < seen:  # until the next look
+            pass
+    assert memory.figures["beyond"] >= size
+    assert resources.anonymous_memory() < memory.figures["before"] + memory.figures["beyond"]

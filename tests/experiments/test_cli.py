@@ -5,15 +5,17 @@ import os
 import subprocess
 import sys
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from typer.main import get_command
 
 import pruning
-from antgmm_jax import checkpoint
+from antgmm_jax import checkpoint, convert, tensors
 from antgmm_jax.config import PRESETS, sizes, to_dict
-from antgmm_jax.convert import load_hf
-from antgmm_jax.functional import functional
+from antgmm_jax.convert import load_hf, save_hf
+from antgmm_jax.families import FAMILIES
+from antgmm_jax.functional import abstract, functional
 from data.readers import read_records
 from experiments import cli
 from experiments.commands import runs
@@ -24,7 +26,7 @@ from tests.experiments.tiny import save_teacher, write_recipe
 
 COMMANDS = [
     *(["demo"], ["train"], ["compress"], ["recombine"], ["import"], ["export"], ["eval"], ["bench"], ["cost"]),
-    *(["search"], ["report"], ["data"], ["data", "maad"]),
+    *(["search"], ["study"], ["report"], ["shrink"], ["data"], ["data", "maad"]),
 ]
 # PyTorch's and transformers' own warnings, where a command starts them.
 pytestmark = pytest.mark.filterwarnings("default")
@@ -123,6 +125,11 @@ def test_a_folder_that_is_another_runs_is_left_as_it_is(refused, teacher, tmp_pa
         ),
         (["recombine", "none.toml", "--run", "run", "--from", "a", "--steps", "1"], "cannot read the recipe none.toml"),
         (["export", "nowhere", "--like", "t", "--out", "o"], "nowhere"),
+        (["shrink", "nowhere", "--out", "o"], "--size or --like"),
+        (["shrink", "nowhere", "--out", "o", "--size", "vision/mlp=1", "--like", "antgmm-300m"], "--size or --like"),
+        (["shrink", "nowhere", "--out", "o", "--size", "vision/mlp=no"], "write it as vision/layers=12"),
+        (["shrink", "nowhere", "--out", "o", "--size", "vision/mlp=1.5"], "write it as vision/layers=12"),
+        (["shrink", "nowhere", "--out", "o", "--like", "antgmm-300m"], "nowhere/config.json is missing"),
     ],
 )
 def test_faults_are_one_line(refused, tmp_path, words, message):
@@ -195,6 +202,56 @@ def test_cost_of_a_preset_is_that_of_pruning_cost(antgmm):
     assert figures["params"] == sum(expected.parameters.values())
     assert figures["flops"] == expected.flops
     assert "encoder" in antgmm("cost", "--preset", "antgmm-tiny").stdout
+
+
+def test_cost_of_a_checkpoint_reads_headers_only(antgmm, monkeypatch, tmp_path):
+    """11 GB that take no room: the values are a hole in the file, and nobody asks for them."""
+    config, model = PRESETS["antgmm-5b"], tmp_path / "large"
+    model.mkdir()
+    (model / "config.json").write_text(json.dumps(FAMILIES[config.family].to_hf(config)))
+    tensors.write(convert._specs(config, abstract(config, jnp.bfloat16)), (), model, "20GB")
+    weights = model / "model.safetensors"
+    with weights.open("r+b") as file:
+        file.truncate(weights.stat().st_size + 2 * sum(p.size for p in _leaves(config)))
+
+    def read(*_):
+        raise AssertionError("a tensor was read")
+
+    monkeypatch.setattr("antgmm_jax.tensors.Tensors._rows", read)
+    figures = json.loads(antgmm("cost", model, "--json").stdout)
+    assert figures == json.loads(antgmm("cost", "--preset", "antgmm-5b", "--json").stdout)
+    assert weights.stat().st_size > 10e9 > 1e6 > 512 * weights.stat().st_blocks
+
+
+@pytest.mark.parametrize("model", [reference.blip2, reference.llava])
+def test_shrink_cuts_by_magnitude_as_in_memory(antgmm, tmp_path, model):
+    teacher = reference.saved(model(), tmp_path / "teacher")
+    words = ["shrink", teacher, "--size", "vision/layers=1", "--size", "vision/mlp=0.5", "--disk", "--out", "out"]
+    figures = json.loads(antgmm(*words, "--json").stdout)
+    config, params = load_hf(teacher)
+    keep = pruning.plan(pruning.magnitude(params, config), config, {"vision/layers": 1, "vision/mlp": 0.5})
+    smaller, cut = pruning.shrink(config, params, keep)
+    save_hf(smaller, cut, tmp_path / "expected", like=teacher)
+    for path in (tmp_path / "expected").iterdir():
+        assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes()
+    assert figures["params"]["out"] == sum(leaf.size for leaf in _arrays(cut))
+    assert figures["score"]["read"] == sum(leaf.nbytes for leaf in _arrays(params))
+    assert figures["cut"]["written"] == (tmp_path / "out" / "model.safetensors").stat().st_size
+    assert figures["cut"]["read"] < figures["score"]["read"]
+    assert set(figures["disk"]["ratio"]) == {"score", "cut", "both"}
+    assert "out exists" in antgmm(*words).stderr
+    words[-1] = "other"
+    assert "/ disk alone" in antgmm(*words).stdout
+
+
+def test_shrink_like_a_preset_needs_heads_of_its_width(refused, teacher, tmp_path):
+    told = refused("shrink", teacher, "--out", "out", "--like", "antgmm-300m")
+    assert "a head of vision is 8 wide, in antgmm-300m 88" in told
+    assert "antgmm-300m is of family" in refused(
+        *("shrink", reference.saved(reference.llava(), tmp_path / "llava"), "--out", "out", "--like", "antgmm-300m")
+    )
+    assert "would grow the axis" in refused("shrink", teacher, "--out", "out", "--size", "vision/layers=9")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("model", [reference.blip2, reference.llava])
