@@ -4,8 +4,9 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,15 @@ from filelock import FileLock, Timeout
 
 from antgmm_jax import checkpoint
 from antgmm_jax.errors import AntgmmError
+from experiments.energy import Energy, metered, total
 from experiments.recipe import difference, dump_recipe, load_recipe, load_training
 from experiments.schema import Recipe, Training
 
 RECIPE, STATUS = "recipe.toml", "status.json"
 BEAT = 15.0
-"""Seconds between two notes of the time taken: what a killed process loses of it."""
+"""Seconds between two notes of time and energy: what a killed process loses of them."""
+WHOLE = "run"
+"""Names the energy of all that is done while the folder is open."""
 
 
 class InUse(AntgmmError):
@@ -36,11 +40,32 @@ class RunFolder:
         self.path = Path(path)
         self.export, self.report, self.cache = self.path / "export", self.path / "report", self.path / "cache"
         self._before, self._began = 0.0, time.monotonic()
+        self._meters: dict[str, Callable[[], Energy]] = {}
 
     @property
     def seconds(self) -> float:
         """Wall time of the run: of this process since it named the folder, and of all that held it before."""
         return self._before + time.monotonic() - self._began
+
+    @property
+    def energy(self) -> dict[str, Energy]:
+        """Energy of the run, under `WHOLE`, and of its parts, of all processes that held it: name -> energy."""
+        return {part: read() for part, read in [*self._meters.items()]}
+
+    @contextmanager
+    def metered(self, part: str) -> Iterator[Callable[[], Energy]]:
+        """Counts the energy of a part of the run; what earlier processes have spent on it counts in.
+
+        Args:
+            part: its name.
+
+        Yields:
+            read(): the energy of all that was done for it so far.
+        """
+        earlier = [self._meters[part]()] if part in self._meters else []
+        with metered() as read:
+            self._meters[part] = lambda: total([*earlier, read()])
+            yield self._meters[part]
 
     def stage(self, number: int, name: str) -> Path:
         """Folder of a finished stage, counted from 1."""
@@ -69,18 +94,21 @@ class RunFolder:
         return True
 
     def _write_status(self, state: str, **more: Any) -> None:
-        write_json(self.path / STATUS, {"state": state, "seconds": self.seconds, **more})
+        energy = {part: found._asdict() for part, found in self.energy.items()}
+        write_json(self.path / STATUS, {"state": state, "seconds": self.seconds, "energy": energy, **more})
 
-    def _earlier(self) -> float:
-        """Seconds that earlier processes took, as far as they came to note them."""
+    def _recall(self) -> None:
+        """Takes up the time and energy that earlier processes took, as far as they came to note them."""
         try:
-            return json.loads((self.path / STATUS).read_text())["seconds"]
+            status = json.loads((self.path / STATUS).read_text())
+            self._before = status["seconds"]
+            self._meters = {part: partial(Energy, **found) for part, found in status["energy"].items()}
         except (OSError, ValueError, KeyError):
-            return 0.0
+            return
 
     @contextmanager
     def _counted(self) -> Iterator[None]:
-        """Notes the time taken again and again, for a process that is killed has no last word."""
+        """Notes time and energy again and again, for a process that is killed has no last word."""
         done = threading.Event()
 
         def note() -> None:
@@ -93,15 +121,16 @@ class RunFolder:
                 note()
 
         thread = threading.Thread(target=beat, daemon=True)
-        self._before = self._earlier()
-        self._write_status("running")
-        thread.start()
-        try:
-            yield
-        finally:
-            done.set()
-            thread.join()
-            note()
+        self._recall()
+        with self.metered(WHOLE):
+            self._write_status("running")
+            thread.start()
+            try:
+                yield
+            finally:
+                done.set()
+                thread.join()
+                note()
 
     @contextmanager
     def opened(self, recipe: Recipe | Training) -> Iterator[None]:

@@ -12,7 +12,11 @@ import numpy as np
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.functional import Params
 from antgmm_jax.generate import phases
+from experiments.energy import JOULES_A_KWH, metered
 from experiments.export_gate import torch_model, torch_tensors
+
+ENERGY_SECONDS = 1.0
+"""Least time that energy is counted over: power is sampled, and the ticks of load and counters are up to 0.1 s."""
 
 
 class Latency(NamedTuple):
@@ -128,6 +132,27 @@ def measure(requests: Mapping[Any, Request], *, repeats: int = 30, warmup: int =
     return out
 
 
+def consumption(request: Request, repeats: int) -> dict[str, Any]:
+    """Energy of a request, from requests one after the other; warm ones.
+
+    Args:
+        request: the request.
+        repeats: how many at least; `ENERGY_SECONDS` are filled.
+
+    Returns:
+        `joules` of a request: all that the machine used, idle power included, over the number of `requests`; and the
+        loop's `Energy`.
+    """
+    count = 0
+    with metered() as read:
+        begin = time.perf_counter()
+        while count < repeats or time.perf_counter() - begin < ENERGY_SECONDS:
+            request()
+            count += 1
+    energy = read()
+    return {"joules": energy.kwh * JOULES_A_KWH / count, "requests": count, **energy._asdict()}
+
+
 class Served(NamedTuple):
     """A model as it is served: in JAX, and as the directory that PyTorch reads; None for one only JAX has."""
 
@@ -149,7 +174,8 @@ def compare(models: Mapping[Any, Served], tokens: int, repeats: int) -> dict[str
         repeats: rounds that are timed.
 
     Returns:
-        engine -> model -> latency in milliseconds by phase; PyTorch's with the `threads` that were best.
+        engine -> model -> latency in milliseconds by phase, and `energy`, the `consumption` of a request; PyTorch's
+        with the `threads` that were best.
     """
     ours, theirs = {}, {}
     for name, model in models.items():
@@ -161,8 +187,14 @@ def compare(models: Mapping[Any, Served], tokens: int, repeats: int) -> dict[str
     served = [name for name, model in models.items() if model.directory is not None]
     best = {name: min(thread_counts(), key=lambda n: torch_times[name, n].p50) for name in served}
     return {
-        "jax": {name: latency._asdict() for name, latency in jax_times.items()},
-        "torch": {name: {**torch_times[name, n]._asdict(), "threads": n} for name, n in best.items()},
+        "jax": {
+            name: {**latency._asdict(), "energy": consumption(ours[name], repeats)}
+            for name, latency in jax_times.items()
+        },
+        "torch": {
+            name: {**torch_times[name, n]._asdict(), "threads": n, "energy": consumption(theirs[name, n], repeats)}
+            for name, n in best.items()
+        },
     }
 
 

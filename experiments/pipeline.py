@@ -1,8 +1,7 @@
 """A whole run: teacher in, stages, export, gate, scores, report; started again it goes on where it stopped."""
 
 import shutil
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from distill import Teacher
 from experiments import export_gate
 from experiments.console import bar, say
 from experiments.datasets import Samples, encode_both, load_both, load_processor, load_records
+from experiments.energy import Energy
 from experiments.evaluate import evaluate
 from experiments.folder import RunFolder, write_json
 from experiments.report import write_report
@@ -134,6 +134,7 @@ class Run:
         # Runs that share the cache build it once: the second waits here.
         with (
             FileLock(self._cache.with_name(self._cache.name + ".lock")),
+            self.folder.metered("cache"),
             bar("teacher cache", len(self.samples)) as update,
         ):
             distill.build_cache(
@@ -152,11 +153,16 @@ class Run:
 
     def _stage(self, number: int, student: Student, targets: Teacher) -> Student:
         stage = self.recipe.stages[number - 1]
-        done, working = self.folder.stage(number, stage.name), self.folder.steps(number, stage.name)
+        done = self.folder.stage(number, stage.name)
         if self.folder.finished(number, stage.name):
             say(f"stage {stage.name}: found complete in {done}")
             return load_student(done)
-        began = time.time()
+        with self.folder.metered(done.name) as energy:
+            return self._distil(number, student, targets, energy)
+
+    def _distil(self, number: int, student: Student, targets: Teacher, energy: Callable[[], Energy]) -> Student:
+        stage = self.recipe.stages[number - 1]
+        done, working = self.folder.stage(number, stage.name), self.folder.steps(number, stage.name)
         run = StageRun(
             stage,
             number,
@@ -178,7 +184,7 @@ class Run:
             else self.recipe.parent,
             "teacher": teacher_key(self.teacher.params),
             "keep": left.keep,
-            "metrics": {"scores": scores, "history": history, "seconds": time.time() - began},
+            "metrics": {"scores": scores, "history": history, "energy": energy()._asdict()},
             "seed": self.recipe.seed,
             "data": self.samples.fingerprint,
             "position": run.data.position,

@@ -2,8 +2,7 @@
 
 import dataclasses
 import shutil
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,8 +27,9 @@ from data.record import Record, prompt
 from data.tokenizer import IMAGE, corpus, train_tokenizer
 from experiments.console import bar, say
 from experiments.datasets import encode_both, freezes_features, image_features, load_both
+from experiments.energy import Energy
 from experiments.evaluate import evaluate
-from experiments.folder import RunFolder, write_json
+from experiments.folder import WHOLE, RunFolder, write_json
 from experiments.pretrain import init_params, make_pretrain_step
 from experiments.schema import Data, MaadData, Phase, Training
 from experiments.stage import optimizer_of
@@ -103,7 +103,7 @@ class TrainingRun:
         """Trains, or goes on training, and exports.
 
         Returns:
-            Scores, seconds and sizes.
+            Scores, size, seconds and energy.
 
         Raises:
             AntgmmError: bad input, or a loss that is not finite.
@@ -133,11 +133,15 @@ class TrainingRun:
         return self._export(params)
 
     def _phase(self, number: int, phase: Phase, params: Params) -> Params:
-        done, working = self.folder.stage(number, phase.name), self.folder.steps(number, phase.name)
+        done = self.folder.stage(number, phase.name)
         if self.folder.finished(number, phase.name):
             say(f"phase {phase.name}: found complete in {done}")
             return {**params, **checkpoint.load_stage(done)[0]["params"]}
-        began = time.time()
+        with self.folder.metered(done.name) as energy:
+            return self._learn(number, phase, params, energy)
+
+    def _learn(self, number: int, phase: Phase, params: Params, energy: Callable[[], Energy]) -> Params:
+        done, working = self.folder.stage(number, phase.name), self.folder.steps(number, phase.name)
         optimizer = optimizer_of(phase.optimizer, phase.steps, phase.frozen)
         prepare = self._facts if phase.kind == "facts" else self._answers
         trained, step, data = prepare(number, phase, params, optimizer)
@@ -146,7 +150,7 @@ class TrainingRun:
         record = {
             "phase": phase.model_dump(mode="json"),
             "config": to_dict(self.config),
-            "metrics": {"history": history, "seconds": time.time() - began},
+            "metrics": {"history": history, "energy": energy()._asdict()},
             "seed": self.recipe.seed,
             "data": self.samples.fingerprint,
         }
@@ -220,7 +224,9 @@ class TrainingRun:
                 progress=update,
             )
         size = sum(leaf.size for leaf in jax.tree.leaves(params))
-        report = {"params": size, "scores": scores, "wall_seconds": self.folder.seconds, "seed": self.recipe.seed}
+        energy = self.folder.energy[WHOLE]._asdict()
+        report = {"params": size, "scores": scores, "seed": self.recipe.seed}
+        report |= {"wall_seconds": self.folder.seconds, "energy": energy}
         write_json(self.folder.report / "report.json", report)
         return report
 

@@ -1,4 +1,4 @@
-"""Commands that draw data and that measure speed."""
+"""Commands that draw data, that measure speed, and that tell what a service's energy comes to."""
 
 from enum import StrEnum
 from itertools import accumulate
@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from experiments.commands.output import Json, emit, table
+from experiments.commands.output import Json, count, emit, table
 
 
 class Form(StrEnum):
@@ -25,6 +25,10 @@ def register(app: typer.Typer) -> None:
     made.callback()(_data)
     app.add_typer(made, name="data")
     app.command(epilog="Example: antgmm bench checkpoints/maad-m runs/demo/export --json")(bench)
+    app.command(
+        epilog="Example: antgmm energy --watts 400 --teacher-ms 700 --student-ms 90 --kwh-a-year 75e6"
+        " (which rate saves that much?), or --rate 100 (how much does that rate save?)"
+    )(energy)
 
 
 def _data() -> None:
@@ -84,3 +88,25 @@ def bench(
 
     figures = run(model, student, large, rounds=rounds, quick=quick)
     emit(figures, as_json, *shown(figures))
+
+
+def energy(
+    watts: Annotated[float, typer.Option(min=0, help="Of an accelerator with its share of a server, serving.")],
+    teacher_ms: Annotated[float, typer.Option(min=0, help="Latency of a request to the teacher.")],
+    student_ms: Annotated[float, typer.Option(min=0, help="To the student.")],
+    rate: Annotated[float | None, typer.Option(min=0, help="Requests a second, day and night.")] = None,
+    kwh_a_year: Annotated[
+        float | None, typer.Option(min=0, help="In place of --rate: what is said to be saved.")
+    ] = None,
+    pue: Annotated[float, typer.Option(min=1, help="Power of the data centre over that of its servers.")] = 1.0,
+    as_json: Json = False,
+) -> None:
+    """Tell what a rate of requests costs with teacher and student, or which rate a claimed saving implies."""
+    from experiments.fleet import service
+
+    figures = service(watts, pue, teacher_ms, student_ms, kwh=kwh_a_year, rate=rate)
+    names = {"joules": "J a request", "kwh_a_year": "kWh a year", "megawatts": "MW", "busy": "busy accelerators"}
+    models = ("teacher", "student", "saved")
+    rows = [(name, *(count(figures[model][key]) for model in models)) for key, name in names.items()]
+    rates = f"{count(figures['requests_a_second'])} requests a second, {count(figures['requests_a_day'])} a day"
+    emit(figures, as_json, table(["", *models], rows, rates))

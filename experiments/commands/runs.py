@@ -67,6 +67,8 @@ def train(recipe: Recipe, run: RunDir, changes: Set = None, as_json: Json = Fals
     scores = figures["scores"]
     rows = [("parameters", count(figures["params"])), ("exact match (macro)", f"{scores['exact_match']:.4f}")]
     rows += [(f"... {kind or '-'}", f"{value:.4f}") for kind, value in scores["by_type"].items()]
+    energy = figures["energy"]
+    rows.append((f"energy, {energy['source']}", f"{energy['kwh']:.3g} kWh, {energy['kg_co2']:.3g} kg CO2"))
     emit(figures, as_json, table(["", "teacher"], rows), f"model: {run / 'export'}")
 
 
@@ -158,6 +160,9 @@ def summary(figures: Mapping[str, Any]) -> Any:
     def milliseconds(value: float) -> str:
         return f"{value:.1f} ms"
 
+    def joules(value: float) -> str:
+        return f"{value:.3g} J"
+
     rows = [
         row("parameters", teacher["params"], student["params"]),
         row("FLOPs a request", teacher["flops"], student["flops"]),
@@ -166,6 +171,9 @@ def summary(figures: Mapping[str, Any]) -> Any:
         if engine in latency:
             times = latency[engine]
             rows.append(row(f"latency in {name}", times["teacher_ms"], times["student_ms"], milliseconds))
+            energy = [times[model]["energy"] for model in ("teacher", "student")]
+            name = f"energy of a request in {name}, {energy[0]['source']}"
+            rows.append(row(name, energy[0]["joules"], energy[1]["joules"], joules))
     for key, name in (("exact_match", "exact match (macro)"), ("exact_match_hard", "... on hard records")):
         if key in teacher:
             scores = (f"{model[key]:.4f}" for model in (teacher, student))

@@ -19,13 +19,16 @@ from data.metrics import normal
 from experiments.console import bar, say
 from experiments.datasets import Samples
 from experiments.evaluate import evaluate
-from experiments.folder import RunFolder
+from experiments.fleet import kwh_a_year, payback
+from experiments.folder import WHOLE, RunFolder
 from experiments.latency import Served, compare
 from experiments.recipe import fingerprint
 from experiments.schema import Recipe
 
 LATENCY_REPEATS = 30
 EXAMPLES = 12
+RATES = (1, 100, 10_000)
+"""Requests a second that a year's energy is told for."""
 
 
 def machine() -> dict[str, Any]:
@@ -92,6 +95,7 @@ def measure(
         "stages": [stage_figures(stage, test, times) for stage, times in zip(stages, stage_latency, strict=True)],
         "examples": [example(test, answers, index, place) for place, index in enumerate(chosen, 1)],
         "wall_seconds": folder.seconds,
+        "energy": energy_figures(folder, latency),
     }
     return report, [test.records[index].image for index in chosen]
 
@@ -130,7 +134,7 @@ def answer_length(test: Samples) -> int:
 
 def measure_latency(
     teacher_dir: str, student_dir: Path, teacher: Any, student: Any, stages: Sequence[Path], test: Samples
-) -> tuple[dict[str, Any], list[dict[str, float]]]:
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Whole requests at batch 1, all models in turn in the same engine, JAX then PyTorch.
 
     Args:
@@ -142,8 +146,8 @@ def measure_latency(
         test: its first record is the request.
 
     Returns:
-        Latency in milliseconds by engine, model and phase, the medians also under `<model>_ms`, where scripts look for
-        them, and `tokens`, the answer length that all decode; and each stage's by phase.
+        Latency in milliseconds by engine, model and phase with the energy of a request, the medians also under
+        `<model>_ms`, where scripts look for them, and `tokens`, the answer length that all decode; and each stage's.
     """
     prompt, tokens = _request(test), answer_length(test)
     models: dict[Any, Served] = {
@@ -179,16 +183,39 @@ def export_figures(gate: Mapping[str, Any]) -> dict[str, Any]:
     return {name: gate[name] for name in ("max_abs_logit_diff", "max_abs_logit", "answers_equal", "prompts", "passed")}
 
 
-def stage_figures(directory: Path, test: Samples, latency: Mapping[str, float]) -> dict[str, Any]:
+def energy_figures(folder: RunFolder, latency: Mapping[str, Any]) -> dict[str, Any]:
+    """What the run used, and what its student saves.
+
+    Args:
+        folder: the run.
+        latency: from `measure_latency`.
+
+    Returns:
+        The energy of the whole `run` so far, and of building the teacher `cache` where there is one; `saved` in each
+        engine: `joules` of a request, `kwh_a_year` at each of `RATES`, and `payback`, the number of requests that save
+        what the run used, None where they save nothing.
+    """
+    used, saved = folder.energy, {}
+    for engine in ("jax", "torch"):
+        teacher, student = (latency[engine][name]["energy"]["joules"] for name in ("teacher", "student"))
+        saved[engine] = {
+            "joules": teacher - student,
+            "kwh_a_year": {str(rate): kwh_a_year(teacher - student, rate) for rate in RATES},
+            "payback": payback(used[WHOLE].kwh, teacher - student),
+        }
+    return {"saved": saved, **{part: used[part]._asdict() for part in (WHOLE, "cache") if part in used}}
+
+
+def stage_figures(directory: Path, test: Samples, latency: Mapping[str, Any]) -> dict[str, Any]:
     """What a finished stage left: sizes, losses, scores, latency.
 
     Args:
         directory: `stages/NN-name`.
         test: the records that it was scored on.
-        latency: of a request in JAX, milliseconds by phase.
+        latency: of a request in JAX, milliseconds by phase, and its energy.
 
     Returns:
-        JSON types; the loss curves are `history`.
+        JSON types; the loss curves are `history`, `energy` is of all attempts at the stage.
     """
     record = checkpoint.load_record(directory)
     history = record["metrics"]["history"]
@@ -202,7 +229,7 @@ def stage_figures(directory: Path, test: Samples, latency: Mapping[str, float]) 
         "loss_first": history[0]["loss"] if history else None,
         "loss_last": history[-1]["loss"] if history else None,
         "history": history,
-        "seconds": record["metrics"]["seconds"],
+        "energy": record["metrics"]["energy"],
     }
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from experiments.commands.output import count
+from experiments.fleet import kwh_a_year
 from experiments.latency import Latency
 
 Report = Mapping[str, Any]
@@ -83,6 +84,8 @@ def sections(report: Report) -> list[Section]:
             " number of threads that suits each model best.",
             _latency(report),
         ),
+        Section("energy", "Energy of a request", _saved(report), _requests(report)),
+        Section("compression", "Energy of the compression", _assumed(report), _compression(report)),
         Section("types", "Exact match by question type", "", _types(report)),
     ]
     if slices:
@@ -126,8 +129,8 @@ def models(report: Report) -> list[tuple[str, Mapping[str, Any]]]:
     return [("teacher", report["teacher"]), *stages, ("export", report["student"])]
 
 
-def latencies(report: Report, engine: str) -> list[tuple[str, Mapping[str, float]]]:
-    """Name and latency of every model that was timed in an engine, in the order of `models`."""
+def latencies(report: Report, engine: str) -> list[tuple[str, Mapping[str, Any]]]:
+    """Name, latency and energy of every model that was timed in an engine, in the order of `models`."""
     times = report["latency"][engine]
     stages = [(stage["name"], stage["latency"]) for stage in report["stages"]] if engine == "jax" else []
     return [("teacher", times["teacher"]), *stages, ("export", times["student"])]
@@ -185,7 +188,7 @@ def _stages(report: Report) -> Table:
             f"{figures['exact_match']:.4f}",
             _milliseconds(times[place][1]["p50"]),
             _loss(figures),
-            f"{figures['seconds']:.0f}" if "seconds" in figures else "-",
+            f"{figures['energy']['seconds']:.0f}" if "energy" in figures else "-",
         ]
         for place, (name, figures) in enumerate(models(report))
     ]
@@ -212,6 +215,57 @@ def _latency(report: Report) -> Table:
         for model, times in latencies(report, engine)
     ]
     return Table(["model", *Latency._fields], rows)
+
+
+def _saved(report: Report) -> str:
+    """What the energies of requests are, and when the run has paid for itself."""
+    told = []
+    for engine, name in ENGINES.items():
+        saved = report["energy"]["saved"][engine]
+        after = "never" if saved["payback"] is None else f"after {count(saved['payback'])} requests"
+        told.append(f"{saved['joules']:.3g} J a request in {name}, the run's own energy {after}")
+    return (
+        "Requests one after the other; all that the machine used over their number, idle power not subtracted. A year"
+        " is 365 days at so many requests a second, by as many such machines as that takes, none of them idle. The"
+        f" export saves {', and '.join(told)}."
+    )
+
+
+def _requests(report: Report) -> Table:
+    rates = list(report["energy"]["saved"]["jax"]["kwh_a_year"])
+    rows = []
+    for engine, name in ENGINES.items():
+        for model, times in latencies(report, engine):
+            found = times["energy"]
+            years = [count(kwh_a_year(found["joules"], float(rate))) for rate in rates]
+            rows.append([f"{name} {model}", f"{found['joules']:.3g}", found["source"], *years])
+    return Table(["model", "J a request", "source", *(f"kWh a year at {rate}/s" for rate in rates)], rows)
+
+
+def _assumed(report: Report) -> str:
+    """What was counted, read and assumed of the run's energy."""
+    return (
+        "Of the whole machine, all starts of the run together; a stage with its scores, the run with all that is"
+        f" measured for this report. {'; '.join(report['energy']['run']['assumes'])}."
+    )
+
+
+def _compression(report: Report) -> Table:
+    used = [(f"stage {stage['name']}", stage["energy"]) for stage in report["stages"]]
+    if "cache" in report["energy"]:
+        used.insert(0, ("teacher cache", report["energy"]["cache"]))
+    rows = [
+        [
+            name,
+            f"{found['kwh']:.3g}",
+            f"{found['kg_co2']:.3g}",
+            f"{found['seconds']:.0f}",
+            *(f"{found[f'{part}_watts']:.3g}" for part in ("cpu", "gpu", "ram")),
+            found["source"],
+        ]
+        for name, found in [*used, ("whole run", report["energy"]["run"])]
+    ]
+    return Table(["part", "kWh", "kg CO2", "seconds", "CPU W", "GPU W", "memory W", "source"], rows)
 
 
 def _types(report: Report) -> Table:

@@ -17,7 +17,7 @@ from experiments.report.page import page
 from experiments.report.tables import Report
 from experiments.schema import Recipe
 
-FORMAT = 2
+FORMAT = 3
 """Of report.json; what is written anew from another one would lack figures."""
 
 PICTURE_SIDE = 320

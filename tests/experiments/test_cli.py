@@ -26,8 +26,9 @@ from tests.experiments.tiny import save_teacher, write_recipe
 
 COMMANDS = [
     *(["demo"], ["train"], ["compress"], ["recombine"], ["import"], ["export"], ["eval"], ["bench"], ["cost"]),
-    *(["search"], ["study"], ["report"], ["shrink"], ["data"], ["data", "maad"]),
+    *(["search"], ["study"], ["energy"], ["report"], ["shrink"], ["data"], ["data", "maad"]),
 ]
+SERVICE = ("energy", "--watts", "400", "--teacher-ms", "700", "--student-ms", "90")
 # PyTorch's and transformers' own warnings, where a command starts them.
 pytestmark = pytest.mark.filterwarnings("default")
 
@@ -130,6 +131,9 @@ def test_a_folder_that_is_another_runs_is_left_as_it_is(refused, teacher, tmp_pa
         (["shrink", "nowhere", "--out", "o", "--size", "vision/mlp=no"], "write it as vision/layers=12"),
         (["shrink", "nowhere", "--out", "o", "--size", "vision/mlp=1.5"], "write it as vision/layers=12"),
         (["shrink", "nowhere", "--out", "o", "--like", "antgmm-300m"], "nowhere/config.json is missing"),
+        ([*SERVICE], "give one of --kwh-a-year"),
+        ([*SERVICE, "--rate", "1", "--kwh-a-year", "1"], "give one of --kwh-a-year"),
+        ([*SERVICE[:-1], "800", "--kwh-a-year", "1"], "saves nothing at this power and these latencies"),
     ],
 )
 def test_faults_are_one_line(refused, tmp_path, words, message):
@@ -254,6 +258,14 @@ def test_shrink_like_a_preset_needs_heads_of_its_width(refused, teacher, tmp_pat
     assert not (tmp_path / "out").exists()
 
 
+def test_energy_of_a_claim_and_of_its_rate_agree(antgmm):
+    claim = json.loads(antgmm(*SERVICE, "--kwh-a-year", "75e6", "--json").stdout)
+    rate = str(claim["requests_a_second"])
+    figures = json.loads(antgmm(*SERVICE, "--rate", rate, "--json").stdout)
+    assert figures["saved"]["kwh_a_year"] == pytest.approx(75e6)
+    assert "3.03 G a day" in antgmm(*SERVICE, "--rate", rate).stdout
+
+
 @pytest.mark.parametrize("model", [reference.blip2, reference.llava])
 def test_import_tells_what_can_be_cut(antgmm, tmp_path, model):
     directory = reference.saved(model(), tmp_path / "model")
@@ -337,7 +349,17 @@ def test_a_runs_summary_and_report(antgmm, tmp_path):
     figures = {
         "teacher": model,
         "student": small,
-        "latency": {"jax": {"teacher_ms": 12.0, "student_ms": 4.0}, "torch": {"teacher_ms": 40.0, "student_ms": 20.0}},
+        "latency": {
+            engine: {
+                "teacher_ms": teacher_ms,
+                "student_ms": student_ms,
+                **{
+                    name: {"energy": {"joules": j, "source": "estimated"}}
+                    for name, j in (("teacher", 3), ("student", 1))
+                },
+            }
+            for engine, teacher_ms, student_ms in (("jax", 12.0, 4.0), ("torch", 40.0, 20.0))
+        },
         "export": {"answers_equal": 1.0, "prompts": 320, "passed": True},
     }
     from rich.console import Console
@@ -349,6 +371,7 @@ def test_a_runs_summary_and_report(antgmm, tmp_path):
     for words in (
         ("parameters", "8.4 M", "700 k", "12.0x"),
         ("latency in JAX", "12.0 ms", "3.0x"),
+        ("energy of a request in PyTorch, estimated", "3 J", "1 J", "3.0x"),
         ("exact match (macro)", "-1.8 points"),
         ("hard records", "0.8000", "-5.0 points"),
     ):

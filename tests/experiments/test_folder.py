@@ -7,6 +7,7 @@ import pytest
 
 from antgmm_jax.errors import AntgmmError
 from experiments import folder
+from experiments.energy import Energy
 from experiments.folder import RunFolder
 from experiments.recipe import load_recipe
 from tests.experiments.tiny import write_recipe
@@ -40,16 +41,44 @@ def test_seconds_are_those_of_all_starts(recipe, tmp_path):
     assert 0 < status(path)["seconds"] < 100
 
 
+def test_energy_is_that_of_all_starts_and_of_each_part(recipe, tmp_path):
+    path = tmp_path / "run"
+    earlier = Energy(2.0, 1.0, 3000.0, "measured", 10.0, 20.0, 30.0, ["counters"])
+    with RunFolder(path).opened(recipe):
+        pass
+    status_of = {"state": "running", "seconds": 1000.0, "energy": {"01-a": earlier._asdict()}}
+    (path / "status.json").write_text(json.dumps(status_of))
+    again = RunFolder(path)
+    with again.opened(recipe):
+        with again.metered("01-a") as energy, again.metered("cache"):
+            pass
+        first = energy()
+        assert 3000 < first.seconds < 3100 and 2.0 < first.kwh < 2.1 and first.assumes[0] == "counters"
+        # The same part again, in the same process.
+        with again.metered("01-a") as energy:
+            pass
+        assert first.seconds < energy().seconds < 3100
+        assert 0 < again.energy["cache"].seconds < 100
+    noted = status(path)["energy"]
+    assert noted.keys() == {"01-a", "cache", "run"}
+    assert Energy(**noted["01-a"]) == energy()
+    assert noted["run"]["seconds"] < 100
+
+
 def test_a_process_that_is_killed_has_noted_its_time(recipe, tmp_path, monkeypatch):
     monkeypatch.setattr(folder, "BEAT", 0.01)
     path = tmp_path / "run"
     with RunFolder(path).opened(recipe):
-        first = status(path)["seconds"]
+        first = status(path)
         end = time.monotonic() + 60
-        while status(path)["seconds"] == first:
+        while any(_taken(status(path))[i] == taken for i, taken in enumerate(_taken(first))):
             assert time.monotonic() < end
             time.sleep(0.01)
         assert status(path)["state"] == "running"
+
+
+def _taken(noted):
+    return noted["seconds"], noted["energy"]["run"]["seconds"], noted["energy"]["run"]["kwh"]
 
 
 @pytest.mark.parametrize(("error", "state"), [(AntgmmError("no"), "failed"), (KeyboardInterrupt(), "running")])

@@ -110,6 +110,25 @@ def test_a_run_leaves_stages_export_and_evidence(recipe, whole):
     assert all(stage["latency"]["p50"] > 0 for stage in report["stages"])
 
 
+def test_a_run_tells_its_energy(whole):
+    run, report = whole
+    used, parts = report["energy"]["run"], [report["energy"]["cache"], *(stage["energy"] for stage in report["stages"])]
+    assert sum(part["kwh"] for part in parts) < used["kwh"] and used["seconds"] < report["wall_seconds"]
+    for number, stage in enumerate(report["stages"], 1):
+        record = checkpoint.load_record(run / "stages" / f"{number:02d}-{stage['name']}")
+        assert stage["energy"] == record["metrics"]["energy"]
+    assert all(part["kwh"] > 0 and part["kg_co2"] > 0 for part in parts)
+    for engine in ("jax", "torch"):
+        requests = [report["latency"][engine][name]["energy"] for name in ("teacher", "student")]
+        for found in requests:
+            assert found["requests"] >= 30 and found["joules"] * found["requests"] == pytest.approx(
+                3.6e6 * found["kwh"]
+            )
+        saved = report["energy"]["saved"][engine]
+        assert saved["joules"] == requests[0]["joules"] - requests[1]["joules"]
+        assert saved["kwh_a_year"]["100"] == pytest.approx(876 * saved["joules"])
+
+
 def test_a_runs_report_is_written_anew_from_what_the_run_left(whole):
     run, report = whole
     files = [run / "report" / name for name in ("report.md", "report.html")]
@@ -133,6 +152,8 @@ def test_a_run_killed_at_every_kind_of_moment_ends_with_the_same_arrays(recipe, 
         saved += [path.parent for path in (run / "stages").glob("*/stage.json")]
         assert saved, f"nothing that was reported saved is left after {moment}"
         assert not (run / "export").exists()
+        if moment == "save":
+            _note_energy(run / "status.json", "01-blocks", kwh=50.0, seconds=1e6)
     assert start(recipe, run, "never") == 0
     for name in ("01-blocks", "02-widths"):
         mine, theirs = (checkpoint.load_stage(folder / "stages" / name) for folder in (run, whole[0]))
@@ -140,10 +161,22 @@ def test_a_run_killed_at_every_kind_of_moment_ends_with_the_same_arrays(recipe, 
             np.testing.assert_array_equal(left, right)
         assert mine[1]["keep"] == theirs[1]["keep"]
         assert mine[1]["metrics"]["history"] == theirs[1]["metrics"]["history"]
+    # What the attempts before had used counts in, and only in the stage that they were at.
+    used = [checkpoint.load_record(stage)["metrics"]["energy"] for stage in sorted((run / "stages").iterdir())]
+    assert 50.0 < used[0]["kwh"] < 50.1 and 1e6 < used[0]["seconds"] < 1.01e6
+    assert 0.0 < used[1]["kwh"] < 0.1 and used[1]["seconds"] < 1e4
+    assert json.loads((run / "report" / "report.json").read_text())["stages"][0]["energy"] == used[0]
     exports = [load_file(folder / "export" / "model.safetensors") for folder in (run, whole[0])]
     assert exports[0].keys() == exports[1].keys()
     for name, tensor in exports[0].items():
         np.testing.assert_array_equal(tensor, exports[1][name])
+
+
+def _note_energy(path, part, **changes):
+    """Notes what an attempt at a part used, as a process that lives longer than a few seconds does by itself."""
+    status = json.loads(path.read_text())
+    status["energy"][part] = {**status["energy"]["run"], **changes}
+    path.write_text(json.dumps(status))
 
 
 def _leaves(tree):

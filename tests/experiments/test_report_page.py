@@ -55,8 +55,14 @@ def model(params: int, exact_match: float) -> dict:
     }
 
 
+def energy(kwh: float, seconds: float) -> dict:
+    record = {"kwh": kwh, "kg_co2": kwh / 2, "seconds": seconds, "source": "estimated"}
+    return {**record, "cpu_watts": 8.0, "gpu_watts": 0.0, "ram_watts": 20.0, "assumes": ["memory at 20 W", "500 g CO2"]}
+
+
 def latency(scale: float) -> dict:
-    return {"p50": 6 * scale, "p95": 8 * scale, "vision": scale, "prefill": 2 * scale, "decode": 3 * scale}
+    times = {"p50": 6 * scale, "p95": 8 * scale, "vision": scale, "prefill": 2 * scale, "decode": 3 * scale}
+    return {**times, "energy": {"joules": scale, "requests": 30, **energy(1e-6 * scale, 1.0)}}
 
 
 def made(*, hard: bool = True) -> dict:
@@ -87,7 +93,7 @@ def made(*, hard: bool = True) -> dict:
                 "history": history,
                 "loss_first": history[0]["loss"] if history else None,
                 "loss_last": history[-1]["loss"] if history else None,
-                "seconds": 12.0,
+                "energy": energy(0.002, 12.0),
             }
             for name, params, exact_match, scale, history in (
                 ("blocks", 3_000_000, 0.8, 0.6, []),
@@ -110,6 +116,14 @@ def made(*, hard: bool = True) -> dict:
             for place in (1, 2)
         ],
         "wall_seconds": 100.0,
+        "energy": {
+            "run": energy(0.007, 100.0),
+            "cache": energy(0.001, 20.0),
+            "saved": {
+                "jax": {"joules": 0.7, "kwh_a_year": {"1": 6.132, "100": 613.2, "10000": 61320.0}, "payback": 36000},
+                "torch": {"joules": -0.1, "kwh_a_year": {"1": -0.876, "100": -87.6, "10000": -8760.0}, "payback": None},
+            },
+        },
     }
     if hard:
         for name, value in (("teacher", 0.8), ("student", 0.7)):
@@ -208,7 +222,7 @@ def _titles_of_plots(parsed):
 def test_every_table_has_headers_for_its_columns_and_rows(folder):
     html = page(made(), folder)
     tables = re.findall(r"<table.*?</table>", html, re.DOTALL)
-    assert len(tables) == 6
+    assert len(tables) == 8
     for table in tables:
         head, *rows = [Parsed(row) for row in re.findall(r"<tr>.*?</tr>", table, re.DOTALL)]
         columns = head.all("th")
@@ -271,6 +285,28 @@ def test_stages_stand_between_teacher_and_export():
     assert "PyTorch blocks" not in text
     assert "2.0 points of macro exact match lost" in text
     assert "Wall time of all starts of the run together: 100 s" in text
+
+
+def test_energy_is_told_of_requests_years_and_the_run(folder):
+    text, html = markdown(made()), page(made(), folder)
+    # 1 J x 31 536 000 s / 3.6e6 J a kWh = 8.76 kWh.
+    for row in (
+        "| JAX teacher | 1 | estimated | 8.76 | 876 | 87.6 k |",
+        "| PyTorch export | 0.3 | estimated | 2.63 | 263 | 26.3 k |",
+        "| teacher cache | 0.001 | 0.0005 | 20 | 8 | 0 | 20 | estimated |",
+        "| stage hidden | 0.002 | 0.001 | 12 | 8 | 0 | 20 | estimated |",
+        "| whole run | 0.007 | 0.0035 | 100 | 8 | 0 | 20 | estimated |",
+    ):
+        assert row in text
+    for words in (
+        "0.7 J a request in JAX, the run&#39;s own energy after 36 k requests",
+        "-0.1 J a request in PyTorch, the run&#39;s own energy never",
+        "idle power not subtracted",
+        "memory at 20 W; 500 g CO2.",
+        "Energy of a request",
+        "Energy of the compression",
+    ):
+        assert words in html and words.replace("&#39;", "'") in text
 
 
 def test_equal_figures_give_equal_bytes(folder):
@@ -347,7 +383,7 @@ def test_a_browser_shows_the_page_without_a_network(folder, tmp_path):
     render(folder, hostile())
     file, profile = folder / "report.html", tmp_path / "profile"
     document = browse(file, profile, "--dump-dom")
-    assert len(re.findall("<table", document)) == 6
+    assert len(re.findall("<table", document)) == 8
     assert len(re.findall("<svg", document)) == 5
     assert "<script" not in document and document.count("<h1") == 1
     for width in (1200, 400):
