@@ -14,6 +14,7 @@ import numpy as np
 from antgmm_jax.config import LMMConfig, sizes
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.functional import functional, local_axes
+from antgmm_jax.processes import gather
 from pruning.keep import BRIDGE_LAYERS, CROSS_HEADS, CROSS_LAYERS, cross_every, depth_axis, gate_shape
 
 Scores = dict[str, np.ndarray]
@@ -51,7 +52,7 @@ def _mean(score: Callable[[Batch], Mapping[str, jax.Array]], batches: Iterable[B
         total, count = {axis: total.get(axis, 0.0) + new[axis].astype(jnp.float32) for axis in new}, count + 1
     if count == 0:
         raise AntgmmError("importance needs at least one calibration batch; there was none")
-    return {axis: np.asarray(value) / count for axis, value in jax.device_get(total).items()}
+    return {axis: value / count for axis, value in gather(total).items()}
 
 
 @partial(jax.jit, static_argnums=0)
@@ -96,7 +97,7 @@ def magnitude(params: Any, config: LMMConfig) -> Scores:
     present, local = sizes(config), local_axes(config)
     axes, prunable = functional(config).axes, {*present, CROSS_LAYERS}
     squares = jax.jit(lambda params: _squares(params, axes, prunable, local))(params)
-    found = {axis: np.array(square) for axis, square in jax.device_get(squares).items()}
+    found = {axis: np.array(square) for axis, square in gather(squares).items()}
     if CROSS_LAYERS in found:
         every = cross_every(config)
         rows = np.zeros(gate_shape(CROSS_HEADS, present, local), np.float32)

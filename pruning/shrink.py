@@ -11,11 +11,14 @@ import numpy as np
 
 from antgmm_jax.config import LMMConfig, sizes
 from antgmm_jax.functional import functional
+from antgmm_jax.sharding import place
 from pruning.keep import BRIDGE_LAYERS, CROSS_HEADS, CROSS_LAYERS, Keep, cross_every, shrunk_config
 
 
 def take(tree: Any, axes: Any, keep: Mapping[str, Any]) -> Any:
     """Gather the kept indices of every array of a params-shaped tree; dtypes and devices stay as they are.
+
+    Under a mesh each result lies where the rules put an array of its new shape; none goes through the host.
 
     Args:
         tree: nested dict of arrays (parameters, gradients, optimizer moments); numpy leaves stay numpy.
@@ -45,7 +48,7 @@ def _take(leaf, names: tuple[str, ...], keep: Mapping[str, Any]):
         shape = [1] * leaf.ndim
         shape[0], shape[dim] = rows.shape
         leaf = xp.take_along_axis(leaf, rows.reshape(shape), axis=dim)
-    return leaf
+    return leaf if xp is np else place(leaf, names)
 
 
 def array_keep(config: LMMConfig, keep: Keep) -> dict[str, np.ndarray]:
