@@ -29,7 +29,7 @@ import numpy as np
 import orbax.checkpoint.experimental.v1 as ocp
 from jax.experimental import multihost_utils
 
-from antgmm_jax import folders
+from antgmm_jax import folders, sharding
 from antgmm_jax.errors import AntgmmError
 
 STAGE_RECORD = "stage.json"
@@ -143,7 +143,8 @@ def load_step(directory: str | Path, step: int, like: Any) -> tuple[Any, dict[st
       directory: folder that `save_step` was given.
       step: a step that stands there.
       like: tree with the structure, shapes and dtypes that were saved. A `jax.Array` or `jax.ShapeDtypeStruct` leaf
-        is restored as a `jax.Array` with the leaf's sharding, a NumPy leaf as a NumPy array, a typed PRNG key as one.
+        is restored as a `jax.Array` with the leaf's sharding (without one, whole on every device), a NumPy leaf as a
+        NumPy array, a typed PRNG key as one.
 
     Returns:
       The tree and the record with `versions`.
@@ -264,8 +265,7 @@ def _target(leaf: Any) -> Any:
         aval = jax.eval_shape(jax.random.key_data, leaf)
         return np.empty(aval.shape, aval.dtype)
     if isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):
-        sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding or sharding.everywhere())
     return np.asarray(leaf)
 
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from antgmm_jax import sharding
 from antgmm_jax.config import LMMConfig, sizes
 from antgmm_jax.lmm import LMM
 
@@ -57,7 +58,7 @@ def functional(config: LMMConfig) -> Functional:
         return nnx.merge(graph, nnx.State(params))
 
     def init(key: jax.Array) -> Params:
-        return nnx.to_pure_dict(nnx.state(LMM(config, rngs=nnx.Rngs(key))))
+        return sharding.lay(nnx.to_pure_dict(nnx.state(LMM(config, rngs=nnx.Rngs(key)))), axes)
 
     def apply(params: Params, batch, gates: Mapping[str, jax.Array] | None = None, *, collect=()):
         return model(params)(batch, gates or {}, collect)
@@ -89,6 +90,20 @@ def abstract(config: LMMConfig, dtype=jnp.float32) -> Params:
     """The parameters' shapes and dtypes, nothing allocated."""
     shapes = jax.eval_shape(functional(config).init, jax.random.key(0))
     return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, dtype), shapes)
+
+
+def float32(config: LMMConfig, params: Params) -> Params:
+    """Parameters in float32, on the device or where the mesh's rules put them.
+
+    Args:
+        config: the model.
+        params: its parameters, numpy or JAX.
+
+    Returns:
+        The tree as JAX arrays.
+    """
+    placed = sharding.lay(params, functional(config).axes)
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), placed)
 
 
 @lru_cache(maxsize=64)

@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float
 
 from antgmm_jax.config import StackConfig, embed_axis
 from antgmm_jax.layers import MLP, Attention, Norm, RelativeBias, Rope
+from antgmm_jax.sharding import place
 
 Gates = Mapping[str, Array]
 Cache = tuple[Array, Array]  # keys and values, each [B, slots, heads, head_dim]
@@ -84,6 +85,8 @@ class Block(nnx.Module):
         Returns:
             The stream after the block; the units' outputs by local name; the cache.
         """
+        # Without this the partitioner may split the stream by its width, as the weights are, and not by its rows.
+        x = place(x, ("batch",))
         start, units = x, {}
 
         def residual(x, norm, inner, name):

@@ -8,6 +8,7 @@ import grain
 import numpy as np
 
 from antgmm_jax.errors import AntgmmError
+from antgmm_jax.sharding import own_rows
 from data.record import Record
 
 Arrays = dict[str, np.ndarray]
@@ -101,18 +102,16 @@ def _group(arrays: Arrays, widths: Sequence[int]) -> np.ndarray:
     return np.searchsorted(edges, found)
 
 
-def trim(arrays: Arrays, widths: Sequence[int]) -> Arrays:
-    """Cuts padding columns down to the smallest of the widths that holds every row.
+def trim(arrays: Arrays, width: int) -> Arrays:
+    """Cuts padding columns off.
 
     Args:
-        arrays: rows of `data.processor.encode`.
-        widths: allowed numbers of columns; one compiled program each.
+        arrays: rows of `data.processor.encode`, none longer than `width` by `lengths`.
+        width: number of columns that are left.
 
     Returns:
         The arrays; only answer columns (T5) or only input columns (LLaVA) are cut.
     """
-    longest = int(lengths(arrays).max())
-    width = min(w for w in widths if w >= longest)
     names = _ANSWER if "decoder_input_ids" in arrays else _INPUT
     return {name: value[:, :width] if name in names else value for name, value in arrays.items()}
 
@@ -129,13 +128,14 @@ def batches(
     """Endless shuffled batches of rows held in memory.
 
     Every epoch visits each row once, but for the last N modulo `size`; equal arguments give equal batches.
+    Where several processes share a mesh, all go through the same batches and each makes the rows of its own devices.
 
     Args:
         arrays: name -> array with N rows, such as `data.processor.encode` makes.
         size: rows a batch.
         seed: seed of the order.
-        widths: length buckets; a batch holds rows of one bucket and is cut to it, but for the few that mix what is
-            left over. Empty: no cutting.
+        widths: length buckets, one compiled program each; a batch holds rows of one bucket and is cut to it, but for
+            the few that mix what is left over. Empty: no cutting.
         finish: last step on a batch, such as a partial `data.processor.device_batch`; runs ahead in a thread.
         prefetch: batches made ahead of time; 0 makes each when it is asked for.
 
@@ -143,7 +143,8 @@ def batches(
         An iterator of dicts of arrays, `index` (row numbers) among them.
 
     Raises:
-        AntgmmError: fewer rows than a batch needs, arrays of different lengths, or a row longer than every bucket.
+        AntgmmError: fewer rows than a batch needs, arrays of different lengths, a row longer than every bucket, or a
+            batch that does not divide by a mesh's devices.
     """
     counts = {name: len(value) for name, value in arrays.items()}
     if len(set(counts.values())) != 1:
@@ -151,10 +152,14 @@ def batches(
     if next(iter(counts.values())) < size:
         raise AntgmmError(f"a batch of {size} needs as many rows; the data has {next(iter(counts.values()))}")
 
+    # Asked for here: the thread that makes batches has no mesh.
+    own, tokens = own_rows(size), lengths(arrays) if widths else None
+
     def make(rows: np.ndarray) -> Arrays:
-        batch = {name: value[rows] for name, value in arrays.items()}
-        batch = trim(batch, widths) if widths else batch
-        batch["index"] = rows.astype(np.int32)
+        batch = {name: value[rows[own]] for name, value in arrays.items()}
+        if tokens is not None:
+            batch = trim(batch, min(width for width in widths if width >= tokens[rows].max()))
+        batch["index"] = rows[own].astype(np.int32)
         return batch if finish is None else finish(batch)
 
     return Batches(grain.MapDataset.source(_Plan(_group(arrays, widths), size, seed)).map(make), prefetch)

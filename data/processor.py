@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 from transformers import Blip2Processor, BlipImageProcessor, CLIPImageProcessor, LlavaProcessor, ProcessorMixin
 
 from antgmm_jax.errors import AntgmmError
+from antgmm_jax.sharding import alone
 from data.record import Record, prompt
 from data.tokenizer import wrap
 
@@ -155,7 +156,8 @@ def pixel_values(table: np.ndarray, images: np.ndarray) -> np.ndarray:
     Returns:
         float32 [N, 3, px, px].
     """
-    return np.asarray(_looked_up(table, images))
+    with alone():  # a host batch is this process's own
+        return np.asarray(_looked_up(table, images))
 
 
 @jax.jit

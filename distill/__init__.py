@@ -4,7 +4,7 @@ from distill.align import Part, parts
 from distill.cache import TeacherCache, build_cache, cache_size, fingerprint, open_cache
 from distill.chunked import answer_sums
 from distill.losses import LossConfig, masked_mean
-from distill.optimizer import Optimizer, State, init_state, make_optimizer, map_moments
+from distill.optimizer import Optimizer, State, init_state, lay_out, make_optimizer, map_moments
 from distill.step import make_loss, make_step
 from distill.teacher import NO_TEACHER, Teacher, cached, online
 from distill.train import Progress, train
@@ -24,6 +24,7 @@ __all__ = [
     "cached",
     "fingerprint",
     "init_state",
+    "lay_out",
     "make_loss",
     "make_optimizer",
     "make_step",

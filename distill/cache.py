@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
+from antgmm_jax import processes, sharding
 from antgmm_jax.errors import AntgmmError
 from distill.chunked import at_positions
 
@@ -84,7 +85,7 @@ def fingerprint(params: Params, data: str) -> str:
     """
     digest = hashlib.sha256(data.encode())
     for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
-        leaf = np.ascontiguousarray(leaf)
+        leaf = np.ascontiguousarray(processes.gather(leaf))
         digest.update(f"{jax.tree_util.keystr(path)} {leaf.shape} {leaf.dtype}".encode())
         digest.update(leaf.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
@@ -123,7 +124,8 @@ def build_cache(
 ) -> None:
     """Runs the teacher once over all samples and writes its states; an interrupted build goes on where it was.
 
-    Written to `<directory>.partial` and renamed when complete. A complete cache of the same key and names is left.
+    Written to `<directory>.partial` and renamed when complete. A complete cache of the same key and names is left. All
+    processes of a run call it, each with its own rows of the same batches; the first one writes.
 
     Args:
         functional: the teacher's `Functional`.
@@ -145,27 +147,33 @@ def build_cache(
     if _meta(directory) == meta:
         return
     partial = directory.with_name(directory.name + ".partial")
-    arrays, done = _open_partial(partial, meta, shapes)
+    # Only the first process has the files; the others compute their rows and know which rows are in.
+    arrays, done = processes.by_first(lambda: _open_partial(partial, meta, shapes)) or ({}, np.zeros(samples, bool))
+    done = processes.from_first(done)
     run = jax.jit(lambda params, batch: _targets(functional, params, batch, names))
     for count, batch in enumerate(batches, 1):
-        index = np.asarray(batch["index"])
+        index = processes.gather(sharding.rows({"index": batch["index"]}))["index"]
         if not done[index].all():
             if len(names) > 1:
                 _check_padding(batch)
-            for name, rows in run(params, _device(batch)).items():
-                arrays[name][index, ..., : rows.shape[-2], :] = np.asarray(rows).view(np.uint16)
+            found = processes.gather(run(params, sharding.rows(_device(batch))))
+            for name, array in arrays.items():
+                array[index, ..., : found[name].shape[-2], :] = found[name].view(np.uint16)
             done[index] = True
-        if count % FLUSH_EVERY == 0:
+        if arrays and count % FLUSH_EVERY == 0:
             _flush(partial, arrays, done)
         progress(int(done.sum()), samples)
-    if not done.all():
+
+    def finish() -> None:
         _flush(partial, arrays, done)
-        raise AntgmmError(f"teacher cache {directory}: {int((~done).sum())} of {samples} samples were in no batch")
-    _flush(partial, arrays, done)
-    (partial / "done.npy").unlink()
-    if directory.exists():
-        shutil.rmtree(directory)
-    os.replace(partial, directory)
+        if not done.all():
+            raise AntgmmError(f"teacher cache {directory}: {int((~done).sum())} of {samples} samples were in no batch")
+        (partial / "done.npy").unlink()
+        if directory.exists():
+            shutil.rmtree(directory)
+        os.replace(partial, directory)
+
+    processes.by_first(finish)
 
 
 def open_cache(

@@ -9,6 +9,7 @@ import optax
 from jaxtyping import Array, Float, Int
 from optax.contrib import MuonDimensionNumbers, muon
 
+from antgmm_jax import sharding
 from antgmm_jax.errors import AntgmmError
 
 Params = Any
@@ -225,6 +226,23 @@ def map_moments(
         return jax.tree.map(lambda old, new: old if _masked(old) else new, tree, whole, is_leaf=_hole)
 
     return jax.tree.map(changed, opt_state, is_leaf=like_params)
+
+
+def lay_out(state: State, axes: Params, optimizer: Optimizer) -> State:
+    """A state whose parameters lie where the mesh's rules put them, and their moments beside them.
+
+    Args:
+        state: arrays, traced ones among them, or `jax.ShapeDtypeStruct`s.
+        axes: names of the parameters' axes, `Functional.axes`.
+        optimizer: from `make_optimizer`.
+
+    Returns:
+        The state; unchanged without a mesh.
+    """
+    if not sharding.active():
+        return state
+    moments = map_moments(state.opt_state, state.params, optimizer, lambda tree: sharding.lay(tree, axes))
+    return State(sharding.lay(state.params, axes), moments, state.step)
 
 
 def _masked(leaf: Any) -> bool:

@@ -13,7 +13,7 @@ from distill import align
 from distill.align import Part
 from distill.chunked import ANSWER_TERMS, TEACHER_TERMS, answer_sums, at_positions
 from distill.losses import IGNORE, LossConfig
-from distill.optimizer import Optimizer, Params, State, combine, trainable
+from distill.optimizer import Optimizer, Params, State, combine, lay_out, trainable
 from distill.teacher import NO_TEACHER, Teacher, collected, params_dtype, to_dtype, without_targets
 
 Batch = Mapping[str, Any]  # of arrays, numpy or JAX
@@ -112,7 +112,8 @@ def make_step(
 ) -> Step:
     """One optimizer step, jitted once per batch shape, its state donated.
 
-    Gates are an argument: their values change under one compile, and no gradient is taken for them.
+    Gates are an argument: their values change under one compile, and no gradient is taken for them. On a mesh the state
+    stays split as `Functional.axes` and the rules say.
 
     Args:
         functional: the student's `Functional`.
@@ -148,7 +149,8 @@ def make_step(
         moved = jax.tree.map(lambda p, u: (p - rate * u).astype(p.dtype), trained, updates)
         metrics = {"loss": value, **terms, "grad_norm": optax.tree.norm(grads), "learning_rate": rate}
         metrics["tokens"] = jnp.sum((batch["targets"] != IGNORE).astype(jnp.float32))
-        return State(combine(moved, state.params), opt_state, state.step + 1), metrics
+        after = State(combine(moved, state.params), opt_state, state.step + 1)
+        return lay_out(after, functional.axes, optimizer), metrics
 
     return jax.jit(step, donate_argnums=0)
 

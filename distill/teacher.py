@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array
 
 from antgmm_jax.errors import AntgmmError
@@ -159,4 +158,4 @@ def _frozen_head(
             full[i] = leaf
         return head(jax.tree.unflatten(treedef, full), hidden)
 
-    return [jnp.asarray(np.asarray(leaves[i])) for i in chosen], frozen
+    return [jnp.asarray(leaves[i]) for i in chosen], frozen

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from antgmm_jax.errors import AntgmmError
+from antgmm_jax.sharding import rows
 from distill.optimizer import State
 from distill.step import Gates, Step
 from distill.teacher import NO_TEACHER, Teacher
@@ -52,7 +53,6 @@ def train(
     last_checkpoint: str = "",
     report: Callable[[Progress], None] = lambda progress: None,
     report_every: int = 10,
-    place: Callable[[dict], dict] = jax.device_put,
 ) -> tuple[State, dict[str, float]]:
     """Takes steps from `state.step` to `steps`.
 
@@ -62,7 +62,8 @@ def train(
     Args:
         step_fn: from `make_step`.
         state: where to start; donated.
-        batches: host batches, dicts of arrays. `id` and `index` stay on the host; an error names `id`, or else `index`.
+        batches: host batches, dicts of arrays, of this process's rows. `id` and `index` stay on the host; an error
+            names `id`, or else `index`.
         steps: number of the last step plus one.
         gates_at: step to gates, always of the same names and shapes.
         teacher: the one that `step_fn` was made with.
@@ -71,7 +72,6 @@ def train(
         last_checkpoint: name of the one that `state` came from, for the error.
         report: called every `report_every` steps and after the last.
         report_every: steps between two reports, >= 1.
-        place: puts a batch on the device or devices.
 
     Returns:
         The state after the last step and that step's metrics.
@@ -87,7 +87,7 @@ def train(
         host = next(batches, None)
         if host is None:
             raise AntgmmError(f"the data ended at step {step} of {steps}: repeat it or take fewer steps")
-        inputs = place({name: x for name, x in teacher.attach(dict(host)).items() if name not in HOST_ONLY})
+        inputs = rows({name: x for name, x in teacher.attach(dict(host)).items() if name not in HOST_ONLY})
         state, fresh = step_fn(state, inputs, gates_at(step), teacher.params)
         # The step before is looked at while this one runs, so that the host never holds the device up.
         if pending is not None:

@@ -10,12 +10,12 @@ import numpy as np
 
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.convert import load_hf
+from antgmm_jax.functional import float32
 from antgmm_jax.generate import generate
 from experiments.commands.sources import random_batch
 from experiments.console import say
 from experiments.export_gate import torch_model
 from experiments.latency import Served, compare, thread_counts, with_threads
-from experiments.pipeline import float32
 from experiments.timing import in_turn, milliseconds, spread
 
 PROMPT = {"words": 32, "answer": 16}
@@ -40,7 +40,7 @@ def decoding(directory: Path, rows: int, tokens: int, rounds: int) -> dict[str, 
     """
     say(f"bench: decoding at batch {rows}")
     config, params = load_hf(directory)
-    params, prompt = float32(params), random_prompt(config, rows)
+    params, prompt = float32(config, params), random_prompt(config, rows)
     inputs = {name: jnp.asarray(value) for name, value in prompt.items()}
     theirs = _torch_generate(torch_model(directory), prompt, tokens)
 
@@ -90,7 +90,7 @@ def requests(teacher: Path, student: Path, tokens: int, rounds: int) -> dict[str
     models = {}
     for name, directory in (("teacher", teacher), ("student", student)):
         config, params = load_hf(directory)
-        models[name] = Served(config, float32(params), directory, random_prompt(config, 1))
+        models[name] = Served(config, float32(config, params), directory, random_prompt(config, 1))
     found: dict[str, Any] = compare(models, tokens, rounds)
     for times in found.values():
         times["ratio"] = times["teacher"]["p50"] / times["student"]["p50"]

@@ -14,6 +14,8 @@ from transformers import AutoProcessor, ProcessorMixin
 from antgmm_jax.config import LMMConfig, QFormerConfig
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.functional import Params, functional
+from antgmm_jax.processes import gather
+from antgmm_jax.sharding import own_rows, rows, whole_rows
 from data.batches import Batches, answer_lengths, batches
 from data.maad import source
 from data.maad.source import MaadSource
@@ -241,19 +243,21 @@ class Samples:
         """Every row once; the last batch repeats its last row, so that one shape is compiled.
 
         Args:
-            size: rows a batch.
+            size: rows a batch; under a mesh the next number that its devices divide.
             prompts: add the prompts alone, for generation, under `prompt/`.
             by_length: rows with short answers first, instead of the order of the records.
 
         Yields:
-            Training batches with `index`, the rows' numbers.
+            Training batches with `index`, the rows' numbers; under a mesh the rows of this process's devices.
         """
         arrays = {**self.arrays, **self._prompts} if prompts else self.arrays
         order = np.argsort(answer_lengths(self.arrays), kind="stable") if by_length else np.arange(len(self))
+        size = whole_rows(size)
+        own = own_rows(size)
         for first in range(0, len(self), size):
-            rows = order[np.minimum(np.arange(first, first + size), len(self) - 1)]
-            batch = device_batch(self.table, {name: value[rows] for name, value in arrays.items()})
-            yield {**batch, "index": rows.astype(np.int32)}
+            index = order[np.minimum(first + own, len(self) - 1)]
+            batch = device_batch(self.table, {name: value[index] for name, value in arrays.items()})
+            yield {**batch, "index": index.astype(np.int32)}
 
 
 def freezes_features(config: LMMConfig, frozen: Sequence[str]) -> bool:
@@ -288,6 +292,6 @@ def image_features(
     run, found = jax.jit(functional(config).features), []
     with bar("image features", len(samples)) as update:
         for batch in samples.in_order(min(batch_size, len(samples))):
-            found.append(np.asarray(run(params, batch["pixel_values"])))
+            found.append(gather(run(params, rows({"pixels": batch["pixel_values"]})["pixels"])))
             update(min(sum(map(len, found)), len(samples)), "")
     return np.concatenate(found)[: len(samples)]

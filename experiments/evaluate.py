@@ -2,14 +2,14 @@
 
 from collections.abc import Callable
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from transformers import ProcessorMixin
 
 from antgmm_jax.config import LMMConfig
-from antgmm_jax.functional import Params
+from antgmm_jax.functional import Params, float32
 from antgmm_jax.generate import generate
+from antgmm_jax.processes import gather
+from antgmm_jax.sharding import rows
 from data.metrics import scores
 from data.processor import decode
 from experiments.datasets import Samples
@@ -39,15 +39,17 @@ def evaluate(
     Returns:
         What `data.metrics.scores` gives, and the answers.
     """
-    params = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), params)
+    params = float32(config, params)
     tokens, done = np.zeros((len(samples), max_new_tokens), np.int32), 0
     # A batch decodes until its longest answer ends: those of about one length go together.
     for batch in samples.in_order(min(batch_size, len(samples)), prompts=True, by_length=True):
         prompt = {name: batch[f"prompt/{name}"] for name in ("input_ids", "attention_mask")}
-        prompt["pixel_values"] = batch["pixel_values"]
-        eos, pad = processor.tokenizer.eos_token_id, processor.tokenizer.pad_token_id
-        tokens[batch["index"]] = generate(config, params, prompt, max_new_tokens=max_new_tokens, eos=eos, pad=pad)
-        done += len(batch["index"])
+        prompt |= {name: batch[name] for name in ("pixel_values", "index")}
+        eos, pad, placed = processor.tokenizer.eos_token_id, processor.tokenizer.pad_token_id, rows(prompt)
+        said = generate(config, params, placed, max_new_tokens=max_new_tokens, eos=eos, pad=pad)
+        index, said = gather((placed["index"], said))
+        tokens[index] = said
+        done += len(index)
         progress(min(done, len(samples)), "")
     answers = decode(processor, tokens)
     records = samples.records

@@ -1,11 +1,11 @@
-"""A run's folder: one recipe, stages, export, report; opened by one process at a time."""
+"""A run's folder: one recipe, stages, export, report; opened by one run at a time."""
 
 import json
 import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 
 from antgmm_jax import checkpoint
 from antgmm_jax.errors import AntgmmError
+from antgmm_jax.processes import by_first
 from experiments.energy import Energy, metered, total
 from experiments.recipe import difference, dump_recipe, load_recipe, load_training
 from experiments.schema import Recipe, Training
@@ -134,7 +135,9 @@ class RunFolder:
 
     @contextmanager
     def opened(self, recipe: Recipe | Training) -> Iterator[None]:
-        """Holds the folder for this recipe and this process; status.json says `running`, then `complete` or `failed`.
+        """Holds the folder for this recipe and this run; status.json says `running`, then `complete` or `failed`.
+
+        Where several processes make the run, the first one holds it for all.
 
         Args:
             recipe: the run's.
@@ -143,11 +146,17 @@ class RunFolder:
             AntgmmError: the folder is another recipe's or holds something else.
             InUse: another process has it.
         """
-        self.check(recipe)
+        with ExitStack() as held:
+            by_first(lambda: held.enter_context(self._held(recipe)))
+            yield
+
+    @contextmanager
+    def _held(self, recipe: Recipe | Training) -> Iterator[None]:
+        self._check(recipe)
         self.path.mkdir(parents=True, exist_ok=True)
         try:
             with FileLock(self.path / ".lock", timeout=0):
-                self.check(recipe)
+                self._check(recipe)
                 if not (self.path / RECIPE).exists():
                     write_text(self.path / RECIPE, dump_recipe(recipe))
                 try:
@@ -169,6 +178,9 @@ class RunFolder:
         Raises:
             AntgmmError: says what the folder is.
         """
+        by_first(lambda: self._check(recipe))
+
+    def _check(self, recipe: Recipe | Training) -> None:
         own = self.path / RECIPE
         if own.exists():
             load = load_recipe if isinstance(recipe, Recipe) else load_training

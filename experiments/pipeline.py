@@ -16,7 +16,9 @@ from antgmm_jax import checkpoint
 from antgmm_jax.config import LMMConfig, from_dict, to_dict
 from antgmm_jax.convert import load_hf, save_hf
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.functional import Params, functional
+from antgmm_jax.functional import Params, float32, functional
+from antgmm_jax.processes import by_first, gather
+from antgmm_jax.sharding import own_rows
 from distill import Teacher
 from experiments import export_gate
 from experiments.console import bar, say
@@ -32,13 +34,8 @@ CACHE_BATCH = 128
 GATE_PROMPTS = 320
 
 
-def float32(params: Params) -> Params:
-    """Parameters in float32, on the device."""
-    return jax.tree.map(lambda leaf: jax.numpy.asarray(leaf, jax.numpy.float32), params)
-
-
 class Run:
-    """One run of `antgmm compress`.
+    """One run of `antgmm compress`, on the ambient mesh if there is one, in one process or several.
 
     Args:
         recipe: what to do.
@@ -84,9 +81,11 @@ class Run:
     def _opened(self) -> Iterator[tuple[Student, Samples | None]]:
         """The folder held, and all stages run: the last one's student, and the hard records."""
         recipe = self.recipe
+        for stage in recipe.stages:
+            own_rows(stage.optimizer.batch_size)  # refuses what the mesh does not divide
         self.folder.check(recipe)
         config, params = load_hf(recipe.teacher.path)
-        self.teacher = Student(config, float32(params), pruning.identity(config))
+        self.teacher = Student(config, float32(config, params), pruning.identity(config))
         start = self._start()
         check_sizes(start.config, recipe.stages)
         self.processor = load_processor(recipe.teacher.path)
@@ -116,7 +115,7 @@ class Run:
             raise AntgmmError(
                 f"parent {self.recipe.parent} was cut from another teacher than {self.recipe.teacher.path}"
             )
-        return Student(from_dict(record["config"]), float32(tree["params"]), keep_of(record))
+        return _student(tree, record)
 
     def _targets(self) -> Teacher:
         config, params, _ = self.teacher
@@ -207,14 +206,20 @@ class Run:
         return found
 
     def _export(self, student: Student) -> Student:
-        """Writes the checkpoint, reads it back with `transformers` and compares; the student as the files hold it."""
+        """Exports the student; the same as the files hold it."""
+        dtype = jax.numpy.dtype(self.recipe.export.dtype)
+        params = jax.tree.map(lambda leaf: gather(leaf).astype(dtype), student.params)
+        by_first(lambda: self._checked_export(student.config, params))
+        config, params = load_hf(self.folder.export)
+        return Student(config, float32(config, params), student.keep)
+
+    def _checked_export(self, config: LMMConfig, params: Params) -> None:
+        """Writes the checkpoint, reads it back with `transformers` and compares."""
         # Under its own name an export has passed the gate; one that was not yet compared is written anew.
         directory = self.folder.export.with_name("export.unchecked")
         shutil.rmtree(directory, ignore_errors=True)
         shutil.rmtree(self.folder.export, ignore_errors=True)
-        dtype = jax.numpy.dtype(self.recipe.export.dtype)
-        params = jax.tree.map(lambda leaf: np.asarray(leaf).astype(dtype), student.params)
-        save_hf(student.config, params, directory, like=self.recipe.teacher.path)
+        save_hf(config, params, directory, like=self.recipe.teacher.path)
         config, params = load_hf(directory)
         tokenizer = self.processor.tokenizer
         ids = np.array([record.id for record in self.test.records])
@@ -239,7 +244,6 @@ class Run:
         equal = f"{result.answers_equal:.0%} of answers equal"
         directory.rename(self.folder.export)
         say(f"export gate: logits differ by {result.max_abs_logit_diff:.2g}, {equal}")
-        return Student(config, float32(params), student.keep)
 
 
 def teacher_key(params: Params) -> str:
@@ -261,5 +265,9 @@ def load_student(directory: Path) -> Student:
     Returns:
         The student.
     """
-    tree, record = checkpoint.load_stage(directory)
-    return Student(from_dict(record["config"]), float32(tree["params"]), keep_of(record))
+    return _student(*checkpoint.load_stage(directory))
+
+
+def _student(tree: dict[str, Any], record: dict[str, Any]) -> Student:
+    config = from_dict(record["config"])
+    return Student(config, float32(config, tree["params"]), keep_of(record))

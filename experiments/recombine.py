@@ -13,8 +13,9 @@ from antgmm_jax import checkpoint
 from antgmm_jax.config import LMMConfig, to_dict
 from antgmm_jax.convert import load_hf
 from antgmm_jax.errors import AntgmmError
+from antgmm_jax.functional import float32
 from experiments.folder import RunFolder
-from experiments.pipeline import Run, float32, keep_of, teacher_key
+from experiments.pipeline import Run, keep_of, teacher_key
 from experiments.recipe import load_recipe
 from experiments.schema import Recipe
 
@@ -67,7 +68,7 @@ def recombine(
     merged = folder.stage(0, NAME)
     recipe = distillation(path, merged, steps, overrides)
     config, params = load_hf(recipe.teacher.path)
-    teacher = float32(params)
+    teacher = float32(config, params)
     key = teacher_key(teacher)
     keep, origin = joined(config, key, sources)
     smaller, cut = pruning.shrink(config, teacher, keep)

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 import pruning
@@ -13,7 +12,8 @@ from antgmm_jax import checkpoint
 from antgmm_jax.config import LMMConfig, from_dict, sizes, to_dict
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import complete
-from antgmm_jax.functional import Params, functional, local_axes
+from antgmm_jax.functional import Params, float32, functional, local_axes
+from antgmm_jax.sharding import rows
 from data.batches import Batches
 from distill import (
     LossConfig,
@@ -22,6 +22,7 @@ from distill import (
     State,
     Teacher,
     init_state,
+    lay_out,
     make_loss,
     make_optimizer,
     make_step,
@@ -243,8 +244,10 @@ class StageRun:
             keep = {axis: np.asarray(index, np.int32) for axis, index in start.keep.items()}
             return init_state(start.params, self.optimizer), _Place(start.config, keep, 0, {}, {}, [])
         config = from_dict(record["config"])
-        like = jax.eval_shape(lambda: init_state(functional(config).init(jax.random.key(0)), self.optimizer))
-        state = self.stepper.restore(like)
+        pure = functional(config)
+        like = jax.eval_shape(lambda: init_state(pure.init(jax.random.key(0)), self.optimizer))
+        # Under another mesh than the one that saved it, the state is read onto the devices of this one.
+        state = self.stepper.restore(lay_out(like, pure.axes, self.optimizer))
         arrays = {
             name: {axis: np.asarray(v, dtype) for axis, v in record[name].items()}
             for name, dtype in (("keep", np.int32), ("plan", np.int32), ("scores", np.float32))
@@ -267,14 +270,11 @@ def new_weights(config: LMMConfig, source: str, seed: int) -> Params:
         AntgmmError: no such phase, or one of another shape.
     """
     params = functional(config).init(jax.random.key(seed))
-    if source == "random":
-        return params
-    trained = checkpoint.load_stage(source)[0]["params"]
-    laid = {**params, **jax.tree.map(jnp.asarray, trained)}
-    shapes = [jax.tree.map(jnp.shape, tree) for tree in (params, laid)]
-    if shapes[0] != shapes[1]:
+    trained = {} if source == "random" else checkpoint.load_stage(source)[0]["params"]
+    laid = {**params, **trained}
+    if jax.tree.map(np.shape, laid) != jax.tree.map(np.shape, params):
         raise AntgmmError(f"{source} trained another shape than this cut: give its recipe the same model.sizes")
-    return laid
+    return float32(config, laid)
 
 
 def segment_targets(config: LMMConfig, stage: Stage) -> list[dict[str, int]]:
@@ -327,7 +327,7 @@ def importance(
     """
     pure, local, used = functional(config), local_axes(config), set(methods.values())
     source = samples.shuffled(min(batch_size, len(samples)), seed + 500, full=True)
-    calibration = [_device(next(source)) for _ in range(batches)] if used - {"magnitude", "random", "last"} else []
+    calibration = [_placed(next(source)) for _ in range(batches)] if used - {"magnitude", "random", "last"} else []
     scores: dict[str, dict[str, np.ndarray]] = {}
     if "taylor" in used:
         loss = make_loss(pure, LossConfig(hard=1.0))
@@ -349,8 +349,8 @@ def importance(
     return {axis: scores[method][axis] for axis, method in methods.items() if axis in scores[method]}
 
 
-def _device(batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-    return {name: jnp.asarray(value) for name, value in batch.items() if name != "index"}
+def _placed(batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+    return rows({name: value for name, value in batch.items() if name != "index"})
 
 
 def check_sizes(config: LMMConfig, stages: tuple[Stage, ...]) -> None:

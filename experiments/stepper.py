@@ -4,8 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from antgmm_jax import checkpoint
 from data.batches import Batches
 from distill import Progress, State
@@ -39,7 +37,7 @@ class Stepper:
         """The newest state; the data goes on with the batch after it.
 
         Args:
-            like: a state of the same shapes, or their description.
+            like: a state of the same shapes, or their description; the new one lies on the devices where it does.
 
         Returns:
             The state.
@@ -48,8 +46,7 @@ class Stepper:
             AntgmmError: the checkpoint is damaged, or of other shapes.
         """
         assert self._step is not None, "nothing was saved: ask record() first"
-        shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), like)
-        state, record = checkpoint.load_step(self._folder, self._step, shapes)
+        state, record = checkpoint.load_step(self._folder, self._step, like)
         self._data.seek(record["position"])
         return state
 

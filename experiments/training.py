@@ -17,7 +17,9 @@ from antgmm_jax.config import LMMConfig, QFormerConfig, preset, resize, to_dict
 from antgmm_jax.convert import load_hf, save_hf
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import complete, violations
-from antgmm_jax.functional import Params, functional
+from antgmm_jax.functional import Params, float32, functional
+from antgmm_jax.processes import by_first, gather
+from antgmm_jax.sharding import own_rows
 from data.batches import Batches, batches
 from data.maad.cells import cell_classes
 from data.maad.source import latent_sizes
@@ -87,7 +89,7 @@ def make_processor(config: LMMConfig, data: Data, records: Sequence[Record]) -> 
 
 
 class TrainingRun:
-    """One run of `antgmm train`.
+    """One run of `antgmm train`, on the ambient mesh if there is one, in one process or several.
 
     Args:
         recipe: what to do.
@@ -108,6 +110,8 @@ class TrainingRun:
         Raises:
             AntgmmError: bad input, or a loss that is not finite.
         """
+        for phase in self.recipe.phases:
+            own_rows(phase.optimizer.batch_size)  # refuses what the mesh does not divide
         self.folder.check(self.recipe)
         shape = shape_of(self.recipe)
         # A recipe that cannot run must not claim the folder.
@@ -136,7 +140,7 @@ class TrainingRun:
         done = self.folder.stage(number, phase.name)
         if self.folder.finished(number, phase.name):
             say(f"phase {phase.name}: found complete in {done}")
-            return {**params, **checkpoint.load_stage(done)[0]["params"]}
+            return float32(self.config, {**params, **checkpoint.load_stage(done)[0]["params"]})
         with self.folder.metered(done.name) as energy:
             return self._learn(number, phase, params, energy)
 
@@ -208,11 +212,15 @@ class TrainingRun:
 
     def _export(self, params: Params) -> dict[str, Any]:
         directory, processor = self.folder.export, self.folder.path / "processor"
-        shutil.rmtree(directory, ignore_errors=True)
-        save_processor(self.processor, processor)
         dtype = jax.numpy.dtype(self.recipe.export.dtype)
-        params = jax.tree.map(lambda leaf: np.asarray(leaf).astype(dtype), params)
-        save_hf(self.config, params, directory, like=processor)
+        params = jax.tree.map(lambda leaf: gather(leaf).astype(dtype), params)
+
+        def write() -> None:
+            shutil.rmtree(directory, ignore_errors=True)
+            save_processor(self.processor, processor)
+            save_hf(self.config, params, directory, like=processor)
+
+        by_first(write)
         config, params = load_hf(directory)
         with bar("scores", len(self.test)) as update:
             scores, _ = evaluate(
@@ -227,7 +235,7 @@ class TrainingRun:
         energy = self.folder.energy[WHOLE]._asdict()
         report = {"params": size, "scores": scores, "seed": self.recipe.seed}
         report |= {"wall_seconds": self.folder.seconds, "energy": energy}
-        write_json(self.folder.report / "report.json", report)
+        by_first(lambda: write_json(self.folder.report / "report.json", report))
         return report
 
 

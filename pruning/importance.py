@@ -14,6 +14,7 @@ import numpy as np
 from antgmm_jax.config import LMMConfig, sizes
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.functional import functional, is_axes, local_axes
+from antgmm_jax.processes import gather
 from antgmm_jax.stored import Stored, as_it_lies
 from pruning.keep import BRIDGE_LAYERS, CROSS_HEADS, CROSS_LAYERS, cross_every, depth_axis, gate_shape
 
@@ -52,7 +53,7 @@ def _mean(score: Callable[[Batch], Mapping[str, jax.Array]], batches: Iterable[B
         total, count = {axis: total.get(axis, 0.0) + new[axis].astype(jnp.float32) for axis in new}, count + 1
     if count == 0:
         raise AntgmmError("importance needs at least one calibration batch; there was none")
-    return {axis: np.asarray(value) / count for axis, value in jax.device_get(total).items()}
+    return {axis: value / count for axis, value in gather(total).items()}
 
 
 @partial(jax.jit, static_argnums=0)
@@ -100,7 +101,7 @@ def magnitude(params: Any, config: LMMConfig) -> Scores:
     found: dict[str, Any] = {}
     for dims, leaf in zip(names, jax.tree.leaves(params), strict=True):
         squares = (_stored_squares if isinstance(leaf, Stored) else _squares)(leaf, dims, prunable, local)
-        for axis, square in jax.device_get(squares).items():
+        for axis, square in gather(squares).items():
             found[axis] = found.get(axis, np.float32(0)) + square
     if CROSS_LAYERS in found:
         every = cross_every(config)

@@ -13,12 +13,15 @@ import numpy as np
 from antgmm_jax.config import LMMConfig, sizes
 from antgmm_jax.convert import open_hf, save_hf
 from antgmm_jax.functional import functional
+from antgmm_jax.sharding import place
 from antgmm_jax.stored import Stored, as_it_lies
 from pruning.keep import BRIDGE_LAYERS, CROSS_HEADS, CROSS_LAYERS, Keep, cross_every, shrunk_config
 
 
 def take(tree: Any, axes: Any, keep: Mapping[str, Any]) -> Any:
     """Gather the kept indices of every array of a params-shaped tree; dtypes and devices stay as they are.
+
+    Under a mesh each result lies where the rules put an array of its new shape; none goes through the host.
 
     Args:
         tree: nested dict of arrays (parameters, gradients, optimizer moments); numpy leaves stay numpy, and of `Stored`
@@ -51,7 +54,7 @@ def _take(leaf: Any, names: tuple[str, ...], keep: Mapping[str, Any]) -> Any:
         shape = [1] * leaf.ndim
         shape[0], shape[dim] = rows.shape
         leaf = xp.take_along_axis(leaf, rows.reshape(shape), axis=dim)
-    return leaf
+    return leaf if xp is np else place(leaf, names)
 
 
 def _take_stored(leaf: Stored, names: tuple[str, ...], keep: Mapping[str, Any]) -> Stored:

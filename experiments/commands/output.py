@@ -16,6 +16,21 @@ Set = Annotated[
 ]
 Maybe = Annotated[Path | None, typer.Argument(metavar="[MODEL]", help="A Hugging Face directory.")]
 Preset = Annotated[str, typer.Option(help="A preset in its place, such as antgmm-5b or llava-tiny.")]
+Mesh = Annotated[
+    str,
+    typer.Option("--mesh", metavar="AXIS=N,...", help="Devices to run on, by data, fsdp and tensor; one without it."),
+]
+Coordinator = Annotated[
+    str,
+    typer.Option(
+        "--coordinator",
+        metavar="HOST:PORT",
+        envvar="JAX_COORDINATOR_ADDRESS",
+        help="Where process 0 of several answers; 'auto' in a Slurm or Kubernetes job.",
+    ),
+]
+Processes = Annotated[int, typer.Option("--processes", min=1, envvar="JAX_NUM_PROCESSES", help="How many there are.")]
+Process = Annotated[int, typer.Option("--process", min=0, envvar="JAX_PROCESS_ID", help="Which of them this is.")]
 RunDir = Annotated[Path, typer.Option("--run", metavar="DIR", help="The run's folder; a run found there goes on.")]
 
 

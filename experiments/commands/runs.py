@@ -3,19 +3,29 @@
 import json
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
 from antgmm_jax.errors import AntgmmError
-from experiments.commands.output import Json, RunDir, Set, count, emit, table
+from experiments.commands.output import Coordinator, Json, Mesh, Process, Processes, RunDir, Set, count, emit, table
 
 _EXPERIMENTS = Path(__file__).resolve().parent.parent
 DEMO = _EXPERIMENTS / "recipes" / "demo.toml"
 TEACHER = _EXPERIMENTS / "teachers" / "maad-m"
 _BOOKS = {".lock", "recipe.toml", "status.json"}
+
+
+class Machine(NamedTuple):
+    """What a run is made on: the options of `experiments.devices.devices`."""
+
+    mesh: str
+    coordinator: str
+    processes: int
+    process: int
+
 
 Recipe = Annotated[Path, typer.Argument(metavar="RECIPE", help="A TOML file.")]
 
@@ -24,7 +34,7 @@ def register(app: typer.Typer) -> None:
     """Adds this file's commands."""
     app.command(epilog="Example: antgmm demo --run runs/demo")(demo)
     app.command(epilog="Example: antgmm train teacher.toml --run runs/teacher --set optimizer.batch_size=32")(train)
-    app.command(epilog="Example: antgmm compress recipe.toml --run runs/ads --set seed=1")(compress)
+    app.command(epilog="Example: antgmm compress recipe.toml --run runs/ads --mesh data=2,fsdp=4")(compress)
     app.command(
         epilog="Example: antgmm recombine recipe.toml --run runs/mix --steps 500"
         " --from 'runs/a/stages/01-blocks:*/layers' --from 'runs/b/stages/02-intermediate:*/mlp,*/heads'"
@@ -32,35 +42,62 @@ def register(app: typer.Typer) -> None:
     app.command(epilog="Example: antgmm report runs/demo")(report)
 
 
-def demo(run: RunDir = Path("runs/demo"), changes: Set = None, as_json: Json = False) -> None:
+def demo(
+    run: RunDir = Path("runs/demo"),
+    changes: Set = None,
+    as_json: Json = False,
+    mesh: Mesh = "",
+    coordinator: Coordinator = "",
+    processes: Processes = 1,
+    process: Process = 0,
+) -> None:
     """Compress the packaged teacher by the packaged recipe: cut in three stages, distil, export, report."""
     # The packaged teacher is found from any folder; a change of the person's comes after and wins.
     packaged = f"teacher.path={json.dumps(str(TEACHER))}"
-    _compress(DEMO, run, [packaged, *(changes or [])], as_json)
+    machine = Machine(mesh, coordinator, processes, process)
+    _compress(DEMO, run, [packaged, *(changes or [])], machine, as_json)
 
 
-def compress(recipe: Recipe, run: RunDir, changes: Set = None, as_json: Json = False) -> None:
+def compress(
+    recipe: Recipe,
+    run: RunDir,
+    changes: Set = None,
+    as_json: Json = False,
+    mesh: Mesh = "",
+    coordinator: Coordinator = "",
+    processes: Processes = 1,
+    process: Process = 0,
+) -> None:
     """Cut and distil a trained model by a recipe, stage by stage; export it and prove the export."""
-    _compress(recipe, run, changes or [], as_json)
+    _compress(recipe, run, changes or [], Machine(mesh, coordinator, processes, process), as_json)
 
 
-def _compress(path: Path, run: Path, changes: list[str], as_json: bool) -> None:
+def _compress(path: Path, run: Path, changes: list[str], machine: Machine, as_json: bool) -> None:
     from experiments.recipe import load_recipe
 
     recipe = load_recipe(path, changes)
-    with _in_folder(run):
+    with _started(run, machine):
         from experiments.pipeline import Run
 
         figures = Run(recipe, run)()
-    emit(figures, as_json, summary(figures), _places(run, "report.html", "report.md"))
+    _tell(figures, as_json, summary(figures), _places(run, "report.html", "report.md"))
 
 
-def train(recipe: Recipe, run: RunDir, changes: Set = None, as_json: Json = False) -> None:
+def train(
+    recipe: Recipe,
+    run: RunDir,
+    changes: Set = None,
+    as_json: Json = False,
+    mesh: Mesh = "",
+    coordinator: Coordinator = "",
+    processes: Processes = 1,
+    process: Process = 0,
+) -> None:
     """Train a teacher from random parameters by a recipe, and export it."""
     from experiments.recipe import load_training
 
     training = load_training(recipe, changes or [])
-    with _in_folder(run):
+    with _started(run, Machine(mesh, coordinator, processes, process)):
         from experiments.training import TrainingRun
 
         figures = TrainingRun(training, run)()
@@ -69,7 +106,7 @@ def train(recipe: Recipe, run: RunDir, changes: Set = None, as_json: Json = Fals
     rows += [(f"... {kind or '-'}", f"{value:.4f}") for kind, value in scores["by_type"].items()]
     energy = figures["energy"]
     rows.append((f"energy, {energy['source']}", f"{energy['kwh']:.3g} kWh, {energy['kg_co2']:.3g} kg CO2"))
-    emit(figures, as_json, table(["", "teacher"], rows), f"model: {run / 'export'}")
+    _tell(figures, as_json, table(["", "teacher"], rows), f"model: {run / 'export'}")
 
 
 def recombine(
@@ -86,14 +123,18 @@ def recombine(
     steps: Annotated[int, typer.Option(min=1, help="Distillation steps of the recombined model.")],
     changes: Set = None,
     as_json: Json = False,
+    mesh: Mesh = "",
+    coordinator: Coordinator = "",
+    processes: Processes = 1,
+    process: Process = 0,
 ) -> None:
     """Join cuts of several runs of one teacher, each axis from one of them; cut the teacher so, and distil it."""
-    with _in_folder(run):
+    with _started(run, Machine(mesh, coordinator, processes, process)):
         from experiments.recombine import Source
         from experiments.recombine import recombine as run_recombined
 
         figures = run_recombined(recipe, run, [Source.parse(text) for text in sources], steps, changes or [])
-    emit(figures, as_json, summary(figures), _places(run, "report.html", "report.md"))
+    _tell(figures, as_json, summary(figures), _places(run, "report.html", "report.md"))
 
 
 def report(
@@ -134,6 +175,24 @@ def _state(run: Path) -> str:
     except (OSError, ValueError):
         return ""
     return f" (this one is {status['state']}{': ' + status['error'] if status.get('error') else ''})"
+
+
+def _tell(figures: Mapping[str, Any], as_json: bool, *shown: Any) -> None:
+    """Prints a run's result once, however many processes made it."""
+    from antgmm_jax.processes import first
+
+    if first():
+        emit(figures, as_json, *shown)
+
+
+@contextmanager
+def _started(run: Path, machine: Machine) -> Iterator[None]:
+    """On the devices that are asked for, in the run's folder."""
+    from antgmm_jax.processes import first
+    from experiments.devices import devices
+
+    with devices(*machine), _in_folder(run) if first() else nullcontext():
+        yield
 
 
 @contextmanager

@@ -5,7 +5,7 @@ import os
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -14,6 +14,9 @@ from transformers import ProcessorMixin
 import pruning
 from antgmm_jax import checkpoint
 from antgmm_jax.config import LMMConfig, from_dict
+from antgmm_jax.functional import Params
+from antgmm_jax.processes import gather
+from antgmm_jax.sharding import active
 from data.batches import answer_lengths
 from data.metrics import normal
 from experiments.console import bar, say
@@ -47,36 +50,63 @@ def machine() -> dict[str, Any]:
     }
 
 
-def measure(
-    folder: RunFolder,
-    recipe: Recipe,
-    teacher: Any,
-    student: Any,
-    test: Samples,
-    hard: Samples | None,
-    processor: ProcessorMixin,
-) -> tuple[dict[str, Any], list[np.ndarray]]:
-    """Measures teacher and exported student, and gathers what the stages have left.
+class Scored(NamedTuple):
+    """A model that has answered.
+
+    Attributes:
+        config: the model.
+        params: its parameters, as one process alone can use them.
+        figures: its sizes and scores, as JSON types.
+        answers: what it answered to the records that scores are measured on.
+    """
+
+    config: LMMConfig
+    params: Params
+    figures: dict[str, Any]
+    answers: list[str]
+
+
+def score(
+    name: str, model: Any, recipe: Recipe, test: Samples, hard: Samples | None, processor: ProcessorMixin
+) -> Scored:
+    """Lets a model answer; all processes of a run do it together.
 
     Args:
-        folder: the run.
-        recipe: its recipe.
-        teacher: the `Student` that was cut.
-        student: the `Student` read back from the exported files.
+        name: "teacher" or "student".
+        model: a `Student`.
+        recipe: the run's.
         test: records that scores are measured on.
         hard: harder records, scored as well; None where the recipe names none.
         processor: the model's.
 
     Returns:
+        The model with its sizes and scores.
+    """
+    found, answers = _scores(f"{name} scores", model, test, recipe, processor)
+    figures = {**size_of(model.config, test), "exact_match": found["exact_match"], "scores": found}
+    if hard is not None:
+        found, _ = _scores(f"{name} scores, hard", model, hard, recipe, processor)
+        figures |= {"exact_match_hard": found["exact_match"], "scores_hard": found}
+    return Scored(model.config, gather(model.params) if active() else model.params, figures, answers)
+
+
+def measure(
+    folder: RunFolder, recipe: Recipe, scored: Mapping[str, Scored], test: Samples
+) -> tuple[dict[str, Any], list[np.ndarray]]:
+    """Measures what one process can by itself, and gathers what the stages have left.
+
+    Args:
+        folder: the run.
+        recipe: its recipe.
+        scored: the teacher and the exported student.
+        test: records that they were scored on.
+
+    Returns:
         The report as JSON types, and the picture of each of its examples, uint8 [H, W, 3].
     """
-    answers, models = {}, {}
-    for name, model in (("teacher", teacher), ("student", student)):
-        found, answers[name] = _scores(f"{name} scores", model, test, recipe, processor)
-        models[name] = {**size_of(model.config, test), "exact_match": found["exact_match"], "scores": found}
-        if hard is not None:
-            found, _ = _scores(f"{name} scores, hard", model, hard, recipe, processor)
-            models[name] |= {"exact_match_hard": found["exact_match"], "scores_hard": found}
+    teacher, student = scored["teacher"], scored["student"]
+    models = {name: model.figures for name, model in scored.items()}
+    answers = {name: model.answers for name, model in scored.items()}
     say("latency")
     stages = [folder.stage(number, stage.name) for number, stage in enumerate(recipe.stages, 1)]
     latency, stage_latency = measure_latency(recipe.teacher.path, folder.export, teacher, student, stages, test)

@@ -1,6 +1,7 @@
 """Writes a run's report: report.json and the pictures of its examples, and from them report.md and report.html."""
 
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,10 @@ from PIL import Image
 from transformers import ProcessorMixin
 
 from antgmm_jax.errors import AntgmmError
+from antgmm_jax.processes import by_first
 from experiments.datasets import Samples
 from experiments.folder import RunFolder, write_bytes, write_json, write_text
-from experiments.report.figures import measure
+from experiments.report.figures import Scored, measure, score
 from experiments.report.markdown import markdown
 from experiments.report.page import page
 from experiments.report.tables import Report
@@ -33,7 +35,7 @@ def write_report(
     hard: Samples | None,
     processor: ProcessorMixin,
 ) -> dict[str, Any]:
-    """Measures teacher and exported student and writes `report/`.
+    """Scores teacher and exported student, with all processes of the run, measures the rest and writes `report/`.
 
     Args:
         folder: the run.
@@ -47,13 +49,21 @@ def write_report(
     Returns:
         The report as JSON types.
     """
-    figures, pictures = measure(folder, recipe, teacher, student, test, hard, processor)
+    scored = {
+        name: score(name, model, recipe, test, hard, processor)
+        for name, model in (("teacher", teacher), ("student", student))
+    }
+    by_first(lambda: _write(folder, recipe, scored, test))
+    return json.loads((folder.report / "report.json").read_text())
+
+
+def _write(folder: RunFolder, recipe: Recipe, scored: dict[str, Scored], test: Samples) -> None:
+    figures, pictures = measure(folder, recipe, scored, test)
     report = {"format": FORMAT, **figures}
     for example, picture in zip(report["examples"], pictures, strict=True):
         write_bytes(folder.report / example["picture"], png(picture))
     write_json(folder.report / "report.json", report)
     render(folder.report, report)
-    return report
 
 
 def render(directory: Path, report: Report) -> str:

@@ -81,7 +81,7 @@ def test_llava_is_cut_along_the_input():
     arrays = {name: value for name, value in toy(4).items() if name != "decoder_input_ids"}
     arrays["attention_mask"] = np.array([[1, 1, 0, 0]] * 4, np.int32)
     arrays["labels"] = np.full((4, 4), -100, np.int32)
-    cut = trim(arrays, (2, 4))
+    cut = trim(arrays, 2)
     assert cut["input_ids"].shape == cut["labels"].shape == (4, 2)
     assert cut["targets"].shape == arrays["targets"].shape
     np.testing.assert_array_equal(lengths(arrays), [2, 2, 2, 2])

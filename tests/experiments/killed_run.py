@@ -1,4 +1,7 @@
-"""A run that kills itself with SIGKILL: `python -m tests.experiments.killed_run RECIPE RUN MOMENT`."""
+"""A run that kills itself with SIGKILL: `python -m tests.experiments.killed_run RECIPE RUN MOMENT`.
+
+Behind these may stand MESH COORDINATOR PROCESSES PROCESS, as `experiments.devices.devices` takes them.
+"""
 
 import os
 import signal
@@ -7,6 +10,7 @@ import sys
 import antgmm_jax.convert
 import antgmm_jax.folders
 from experiments import stage
+from experiments.devices import devices
 from experiments.pipeline import Run
 from experiments.recipe import load_recipe
 
@@ -55,6 +59,7 @@ MOMENTS = {
 }
 
 if __name__ == "__main__":
-    recipe, run, moment = sys.argv[1:]
+    recipe, run, moment, mesh, coordinator, processes, process = [*sys.argv[1:], "", "", "1", "0"][:7]
     MOMENTS[moment]()
-    Run(load_recipe(recipe), run)()
+    with devices(mesh, coordinator, int(processes), int(process)):
+        Run(load_recipe(recipe), run)()

@@ -11,9 +11,9 @@ from antgmm_jax import checkpoint
 from antgmm_jax.config import blip2_t5, sizes, to_dict
 from antgmm_jax.convert import load_hf
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.functional import functional
+from antgmm_jax.functional import float32, functional
 from experiments import recombine
-from experiments.pipeline import float32, load_student, teacher_key
+from experiments.pipeline import load_student, teacher_key
 from experiments.recipe import load_recipe
 from experiments.recombine import Source
 from tests.experiments.tiny import save_teacher, write_recipe
@@ -133,7 +133,7 @@ def test_a_joined_cut_is_saved_once_and_not_replaced(tmp_path):
 def test_two_cuts_recombine_into_an_exported_model(tmp_path, stage):
     teacher = save_teacher(tmp_path / "teacher")
     config, params = load_hf(teacher)
-    key = teacher_key(float32(params))
+    key = teacher_key(float32(config, params))
     depth = stage("a", {"vision/layers": [0, 2]}, key=key, config=config)
     width = stage("b", {"vision/mlp": np.tile(np.arange(24), (3, 1))}, key=key, config=config)
     sources = [Source(depth, ("*/layers",)), Source(width, ("*/mlp",))]

@@ -1,0 +1,86 @@
+"""The rules by which names of axes split arrays over a mesh."""
+
+import logging
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from antgmm_jax import sharding
+from antgmm_jax.config import PRESETS, sizes
+from antgmm_jax.errors import AntgmmError
+from antgmm_jax.sharding import make_mesh, place, rows, spec
+
+
+@pytest.fixture
+def mesh():
+    with jax.set_mesh(make_mesh(data=2, fsdp=2, tensor=2)) as mesh:
+        yield mesh
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_axis_that_can_be_cut_has_a_rule_but_depth(preset):
+    units = {axis.rpartition("/")[2] for axis in sizes(PRESETS[preset])}
+    assert units - {"layers"} <= sharding.RULES.keys()
+
+
+@pytest.mark.parametrize(
+    ("names", "shape", "expected"),
+    [
+        (("layers", "vision/embed", "vision/heads", "head_dim"), (4, 8, 2, 4), (None, "fsdp", "tensor", None)),
+        (("vision/layers", "vision/mlp", "vision/embed"), (3, 12, 6), (None, "tensor", "fsdp")),
+        (("vocab", "text/embed"), (10, 8), ("tensor", "fsdp")),
+        (("bridge/embed", "text/embed"), (4, 8), ("fsdp", None)),  # one rule, two axes: the first
+        (("bridge/embed", "text/embed"), (5, 8), (None, "fsdp")),  # ... that divides
+        (("batch",), (8, 3), (("data", "fsdp"),)),
+        ((), (3,), ()),
+    ],
+)  # fmt: skip
+def test_names_say_how_an_array_is_split(mesh, names, shape, expected):
+    assert spec(names, shape) == P(*expected)
+
+
+def test_a_size_that_does_not_divide_lies_whole_and_this_is_told_once(mesh, caplog, monkeypatch):
+    monkeypatch.setattr(sharding, "_told", set())
+    with caplog.at_level(logging.WARNING):
+        for size in (3, 5, 4, 3):
+            found = place(np.ones((size, 2), np.float32), ("encoder/heads", "head_dim"))
+            assert found.sharding.spec == P("tensor" if size == 4 else None, None)
+            np.testing.assert_array_equal(found, np.ones((size, 2)))
+        place(np.ones(3, np.float32), ("decoder/heads",))
+    told = "%s = 3 does not divide by tensor = 2: it lies whole on every device"
+    assert caplog.messages == [told % "encoder/heads", told % "decoder/heads"]
+
+
+def test_arrays_descriptions_and_traced_arrays_lie_alike(mesh):
+    whole = np.arange(8, dtype=np.float32).reshape(4, 2)
+    names = ("text/embed", "text/mlp")
+    described = place(jax.ShapeDtypeStruct(whole.shape, whole.dtype), names)
+    traced = jax.jit(lambda x: place(x, names))(whole)
+    for found in (place(whole, names), place(jax.numpy.asarray(whole), names), traced):
+        assert found.sharding.is_equivalent_to(described.sharding, 2)
+        np.testing.assert_array_equal(found.addressable_shards[-1].data, whole[2:, 1:])
+
+
+def test_rows_are_split_over_data_and_fsdp(mesh):
+    found = rows({"x": np.arange(8)})["x"]
+    assert [shard.data.tolist() for shard in found.addressable_shards] == [[i, i + 1] for i in (0, 0, 2, 2, 4, 4, 6, 6)]
+    assert sharding.own_rows(8).tolist() == [*range(8)]
+    assert sharding.whole_rows(5) == 8
+    with pytest.raises(AntgmmError, match="batch of 6 rows does not divide by data x fsdp = 4: give a multiple"):
+        sharding.own_rows(6)
+
+
+def test_without_a_mesh_nothing_is_placed():
+    whole = np.ones((3, 2))
+    assert place(whole, ("vocab",)) is whole
+    assert sharding.own_rows(3).tolist() == [0, 1, 2]
+    assert sharding.whole_rows(3) == 3
+    with jax.set_mesh(make_mesh(data=8)), sharding.alone():
+        assert place(whole, ("vocab",)) is whole
+
+
+def test_a_mesh_larger_than_the_machine_is_refused():
+    with pytest.raises(AntgmmError, match=r"mesh data=4,fsdp=1,tensor=4 needs 16 devices: there are 8 \(cpu\)$"):
+        make_mesh(data=4, tensor=4)
