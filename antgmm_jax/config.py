@@ -369,7 +369,7 @@ def preset(name: str) -> LMMConfig:
     """A named model: BLIP-2 + T5, the paper's form, at several sizes, and a small LLaVA.
 
     Args:
-        name: `antgmm-tiny` (8-11 M), `antgmm-deep` (as many, in 58 narrow layers), `antgmm-small` (20-30 M),
+        name: `antgmm-tiny` (8-11 M), `antgmm-deep` (as many, in 61 narrow layers), `antgmm-small` (20-30 M),
             `antgmm-300m`, `antgmm-5b` or `llava-tiny` (2-4 M).
 
     Returns:
@@ -398,12 +398,12 @@ PRESETS: dict[str, LMMConfig] = {
     "antgmm-deep": blip2_t5(
         vision=(10, 192, 6, 384),
         bridge=(8, 128, 4, 256),
-        text=(6, 34, 128, 3, 128),
+        text=(6, 37, 128, 3, 128),
         head_dims=(32, 32, 32),
         image=112,
         patch=28,
         queries=16,
-        vocab=1024,
+        vocab=768,
         image_token=3,
     ),
     "antgmm-small": blip2_t5(

@@ -1,6 +1,5 @@
 """A small tokenizer for models that are trained from scratch."""
 
-import random
 from collections.abc import Iterable, Iterator
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -8,8 +7,8 @@ from transformers import PreTrainedTokenizerFast
 
 from data.maad.answers import accompanying, answer
 from data.maad.latents import draw
-from data.maad.tier import brands, tier
-from data.maad.vocab import QUESTIONS, SYLLABLES
+from data.maad.tier import tier
+from data.maad.vocab import QUESTIONS
 from data.record import prompt
 
 # The ids are part of the interface: configs of models name them.
@@ -20,9 +19,6 @@ SPECIAL = ("<pad>", "</s>", "<unk>", "<image>", "<s>")
 def corpus(name: str, count: int = 6000, *, seed: int = 0) -> Iterator[str]:
     """Prompts and answers of MAAD-synth to train a tokenizer on.
 
-    Brand words are replaced by random pairs of syllables, so that syllables become tokens and whole brands do not:
-    a name never seen in training is then spelt with tokens that were.
-
     Args:
         name: the tier.
         count: how many training advertisements to read.
@@ -31,22 +27,18 @@ def corpus(name: str, count: int = 6000, *, seed: int = 0) -> Iterator[str]:
     Yields:
         One prompt or answer at a time.
     """
-    preset, rng = tier(name), random.Random(seed)
+    preset = tier(name)
     for index in range(count):
         latents = draw(preset, "train", index, seed)
-        lines = [
-            prompt(QUESTIONS[latents.type], accompanying(preset, latents.text)),
-            f"answer: {answer(preset, latents)}",
-        ]
-        if preset.brands == "word":
-            for brand in {latents.text.brand, latents.picture.brand}:
-                other = rng.choice(SYLLABLES[0]) + rng.choice(SYLLABLES[1])
-                lines = [line.replace(brands(preset)[0][brand].name, other) for line in lines]
-        yield from lines
+        yield prompt(QUESTIONS[latents.type], accompanying(preset, latents.text))
+        yield f"answer: {answer(preset, latents)}"
 
 
-def train_tokenizer(texts: Iterable[str], *, vocab: int = 1024, min_frequency: int = 60) -> Tokenizer:
+def train_tokenizer(texts: Iterable[str], *, vocab: int = 1024, min_frequency: int = 20) -> Tokenizer:
     """Trains a byte-pair tokenizer in which every digit and punctuation mark is a token of its own.
+
+    No token crosses from a lower-case letter to a capital: the parts of MerZen are tokens wherever they stand, so that
+    a name never seen in training is spelt with tokens that were.
 
     Args:
         texts: what to learn from.
@@ -61,6 +53,7 @@ def train_tokenizer(texts: Iterable[str], *, vocab: int = 1024, min_frequency: i
         [
             pre_tokenizers.Metaspace(prepend_scheme="always"),
             pre_tokenizers.Split(Regex(r"[0-9.,:;!?\n]"), "isolated"),
+            pre_tokenizers.Split(Regex(r"▁?[A-Z][a-z]+"), "isolated"),
         ]
     )
     tokenizer.decoder = decoders.Metaspace(prepend_scheme="always")

@@ -36,7 +36,7 @@ def accompanying(tier: Tier, text) -> str:
         text: the text's latents, wording included.
 
     Returns:
-        Two to five sentences in lower case.
+        Two to five sentences in lower case but for the brand.
     """
     opening, first, second, claim, notice, order = text.wording
     named = {"brand": brands(tier)[0][text.brand].name, "product": products(tier)[text.product].name}
@@ -105,7 +105,7 @@ def answer(tier: Tier, latents) -> str:
         latents: the advertisement.
 
     Returns:
-        The answer in lower case (rules as R1-R7).
+        The answer in lower case (brands as in MerZen, rules as R1-R7).
     """
     picture, text, kind = latents.picture, latents.text, latents.type
     product = products(tier)[picture.product]

@@ -271,7 +271,7 @@ def draw(tier: Tier, split: str, index: int, seed: int = 0) -> Latents:
             break
     while True:
         text = text._replace(wording=_wording(tier, unseen == "claim", rng))
-        if crc32(accompanying(tier, text).encode()) % 10 in _SHARES[split]:
+        if crc32(accompanying(tier, text).lower().encode()) % 10 in _SHARES[split]:
             break
     layouts = tier.hard_layouts if unseen == "layout" else tier.layouts
     fonts = tier.hard_fonts if unseen == "font" else tier.fonts

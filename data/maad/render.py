@@ -51,7 +51,7 @@ def _parts(tier: Tier, latents: Latents, rng: random.Random) -> dict[str, Sprite
     else:
         # Between plate and word colour: a tint of its own that stays dark enough on the palest background.
         red, green, blue = ((a + b) // 2 for a, b in zip(palette.ink, palette.accent, strict=True))
-        parts["brand"] = Sprite((red, green, blue), sprites.words(brand.name, style.font, side))
+        parts["brand"] = Sprite((red, green, blue), sprites.words(brand.name.lower(), style.font, side))
     price, px = f"${picture.price}", _pick(tier.price_px, rng)
     if rng.random() < tier.plates:
         parts["price"] = sprites.plate(price, style.font, px, palette.ink, _WHITE)

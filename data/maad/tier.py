@@ -39,7 +39,7 @@ class Tier:
 
 
 class Brand(NamedTuple):
-    """A brand: its name in texts and its two readable parts (shape and colour, or two syllables)."""
+    """A brand: its name in texts (pictures show lower case) and its two parts (shape and colour, or syllables)."""
 
     name: str
     parts: tuple[int, int]
@@ -87,7 +87,7 @@ TIERS = {
         brand_px=(13, 16, 17),
         price_px=(18, 20, 21),
         small_px=(9,),
-        jitter=0.4,
+        jitter=0.25,
         plates=1.0,
         clutter=3,
         tilt=8,
@@ -152,7 +152,7 @@ def brands(preset: Tier) -> tuple[tuple[Brand, ...], int]:
     pairs = [(a, b) for a in range(16) for b in range(16) if (a + b) % 8 < 4]
     pairs.sort(key=lambda p: ((p[0] + p[1]) % 8 == 3, p))
     seen = sum((a + b) % 8 < 3 for a, b in pairs)
-    return tuple(Brand(SYLLABLES[0][a] + SYLLABLES[1][b], (a, b)) for a, b in pairs), seen
+    return tuple(Brand(SYLLABLES[0][a].title() + SYLLABLES[1][b].title(), (a, b)) for a, b in pairs), seen
 
 
 @lru_cache

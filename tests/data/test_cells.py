@@ -33,7 +33,7 @@ def test_cells_by_hand():
     preset = maad.tier("m")
     picture = draw(preset, "train", 0).picture
     # "kal" + "kin" are parts 5 and 6.
-    brand = next(i for i, b in enumerate(brands(preset)[0]) if b.name == "kalkin")
+    brand = next(i for i, b in enumerate(brands(preset)[0]) if b.name == "KalKin")
     picture = picture._replace(price=57, claim=2, product=3, brand=brand)
     # Cells are 7 pixels wide: their middles stand at 3.5, 10.5, 17.5 and so on.
     boxes = {
