@@ -48,7 +48,8 @@ def _take(leaf, names: tuple[str, ...], keep: Mapping[str, Any]):
         shape = [1] * leaf.ndim
         shape[0], shape[dim] = rows.shape
         leaf = xp.take_along_axis(leaf, rows.reshape(shape), axis=dim)
-    return leaf if xp is np else place(leaf, names)
+    # One by one: several processes on CPUs would run arrays' programs side by side, and mix up what they exchange.
+    return leaf if xp is np else jax.block_until_ready(place(leaf, names))
 
 
 def array_keep(config: LMMConfig, keep: Keep) -> dict[str, np.ndarray]:
