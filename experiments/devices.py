@@ -25,7 +25,7 @@ def devices(mesh: str, coordinator: str, processes: int, process: int) -> Iterat
         process: which of them this is, from 0.
 
     Raises:
-        AntgmmError: a mesh that cannot be read or is larger than the machine, or processes that do not meet.
+        AntgmmError: a mesh that cannot be read or is larger than the machine, or processes that do not meet or part.
     """
     sizes = parse(mesh)
     if sizes:
@@ -38,8 +38,14 @@ def devices(mesh: str, coordinator: str, processes: int, process: int) -> Iterat
     if not sizes and jax.process_count() == 1:
         yield
         return
-    with jax.set_mesh(sharding.make_mesh(**sizes or {"data": jax.device_count()})):
-        yield
+    try:
+        with jax.set_mesh(sharding.make_mesh(**sizes or {"data": jax.device_count()})):
+            yield
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        reason = str(error).splitlines()[0]
+        raise AntgmmError(f"this process or one that it waited for has failed ({reason}): start all again") from error
 
 
 def _join(coordinator: str, processes: int, process: int) -> None:

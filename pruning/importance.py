@@ -49,7 +49,7 @@ def scores_for(axis: str, scores: Mapping[str, Any], shape: tuple[int, ...]) -> 
 def _mean(score: Callable[[Batch], Mapping[str, jax.Array]], batches: Iterable[Batch]) -> Scores:
     total, count = {}, 0
     for batch in batches:
-        new = score(batch)
+        new = jax.block_until_ready(score(batch))  # one batch at a time, in memory and on the wire
         total, count = {axis: total.get(axis, 0.0) + new[axis].astype(jnp.float32) for axis in new}, count + 1
     if count == 0:
         raise AntgmmError("importance needs at least one calibration batch; there was none")

@@ -54,7 +54,8 @@ def _take(leaf: Any, names: tuple[str, ...], keep: Mapping[str, Any]) -> Any:
         shape = [1] * leaf.ndim
         shape[0], shape[dim] = rows.shape
         leaf = xp.take_along_axis(leaf, rows.reshape(shape), axis=dim)
-    return leaf if xp is np else place(leaf, names)
+    # One by one: several processes on CPUs would run arrays' programs side by side, and mix up what they exchange.
+    return leaf if xp is np else jax.block_until_ready(place(leaf, names))
 
 
 def _take_stored(leaf: Stored, names: tuple[str, ...], keep: Mapping[str, Any]) -> Stored:

@@ -50,6 +50,10 @@ def machine() -> dict[str, Any]:
     }
 
 
+StageModels = dict[Path, tuple[LMMConfig, Params]]
+"""Folder of a finished stage -> its student's config and parameters, on the host."""
+
+
 class Scored(NamedTuple):
     """A model that has answered.
 
@@ -91,7 +95,7 @@ def score(
 
 
 def measure(
-    folder: RunFolder, recipe: Recipe, scored: Mapping[str, Scored], test: Samples
+    folder: RunFolder, recipe: Recipe, scored: Mapping[str, Scored], stages: StageModels, test: Samples
 ) -> tuple[dict[str, Any], list[np.ndarray]]:
     """Measures what one process can by itself, and gathers what the stages have left.
 
@@ -99,6 +103,7 @@ def measure(
         folder: the run.
         recipe: its recipe.
         scored: the teacher and the exported student.
+        stages: from `stage_models`.
         test: records that they were scored on.
 
     Returns:
@@ -108,7 +113,6 @@ def measure(
     models = {name: model.figures for name, model in scored.items()}
     answers = {name: model.answers for name, model in scored.items()}
     say("latency")
-    stages = [folder.stage(number, stage.name) for number, stage in enumerate(recipe.stages, 1)]
     latency, stage_latency = measure_latency(recipe.teacher.path, folder.export, teacher, student, stages, test)
     chosen = choose(test, answers)
     report = {
@@ -163,7 +167,7 @@ def answer_length(test: Samples) -> int:
 
 
 def measure_latency(
-    teacher_dir: str, student_dir: Path, teacher: Any, student: Any, stages: Sequence[Path], test: Samples
+    teacher_dir: str, student_dir: Path, teacher: Any, student: Any, stages: StageModels, test: Samples
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Whole requests at batch 1, all models in turn in the same engine, JAX then PyTorch.
 
@@ -172,7 +176,7 @@ def measure_latency(
         student_dir: the exported one.
         teacher: the teacher in JAX.
         student: the student in JAX.
-        stages: folders of the finished stages; their students run in JAX only.
+        stages: the students of the finished stages by their folders; they run in JAX only.
         test: its first record is the request.
 
     Returns:
@@ -182,7 +186,7 @@ def measure_latency(
     prompt, tokens = _request(test), answer_length(test)
     models: dict[Any, Served] = {
         "teacher": Served(teacher.config, teacher.params, teacher_dir, prompt),
-        **{stage: _served(stage, prompt) for stage in stages},
+        **{stage: Served(*model, None, prompt) for stage, model in stages.items()},
         "student": Served(student.config, student.params, student_dir, prompt),
     }
     times = compare(models, tokens, LATENCY_REPEATS)
@@ -202,10 +206,15 @@ def _request(test: Samples) -> dict[str, np.ndarray]:
     return {"pixel_values": batch["pixel_values"], **text}
 
 
-def _served(stage: Path, prompt: Mapping[str, np.ndarray]) -> Served:
-    tree, record = checkpoint.load_stage(stage)
-    params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), tree["params"])
-    return Served(from_dict(record["config"]), params, None, prompt)
+def stage_models(folder: RunFolder, recipe: Recipe) -> StageModels:
+    """The students that the stages left, for `measure`; all processes of a run read them together."""
+    found = {}
+    for number, stage in enumerate(recipe.stages, 1):
+        directory = folder.stage(number, stage.name)
+        tree, record = checkpoint.load_stage(directory)
+        params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), tree["params"])
+        found[directory] = from_dict(record["config"]), params
+    return found
 
 
 def export_figures(gate: Mapping[str, Any]) -> dict[str, Any]:

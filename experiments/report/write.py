@@ -13,7 +13,7 @@ from antgmm_jax.errors import AntgmmError
 from antgmm_jax.processes import by_first
 from experiments.datasets import Samples
 from experiments.folder import RunFolder, write_bytes, write_json, write_text
-from experiments.report.figures import Scored, measure, score
+from experiments.report.figures import measure, score, stage_models
 from experiments.report.markdown import markdown
 from experiments.report.page import page
 from experiments.report.tables import Report
@@ -53,12 +53,13 @@ def write_report(
         name: score(name, model, recipe, test, hard, processor)
         for name, model in (("teacher", teacher), ("student", student))
     }
-    by_first(lambda: _write(folder, recipe, scored, test))
+    stages = stage_models(folder, recipe)
+    by_first(lambda: _write(folder, measure(folder, recipe, scored, stages, test)))
     return json.loads((folder.report / "report.json").read_text())
 
 
-def _write(folder: RunFolder, recipe: Recipe, scored: dict[str, Scored], test: Samples) -> None:
-    figures, pictures = measure(folder, recipe, scored, test)
+def _write(folder: RunFolder, measured: tuple[dict[str, Any], list[np.ndarray]]) -> None:
+    figures, pictures = measured
     report = {"format": FORMAT, **figures}
     for example, picture in zip(report["examples"], pictures, strict=True):
         write_bytes(folder.report / example["picture"], png(picture))
