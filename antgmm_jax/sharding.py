@@ -6,7 +6,7 @@ Without such a mesh arrays stay as they are, and programs are those of one devic
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import jax
@@ -63,7 +63,8 @@ def active() -> bool:
 
 def alone() -> AbstractContextManager:
     """Outside of the mesh: what is computed in here, one process computes by itself, on its first device."""
-    return jax.set_mesh(None)
+    # To JAX "no mesh" is not the same as none ever set: it would compile every program once more.
+    return jax.set_mesh(None) if active() else nullcontext()
 
 
 def everywhere() -> Sharding:
