@@ -21,7 +21,7 @@ def die(*_, **__):
 
 def at_step(name: str, number: int) -> None:
     """Dies when the named stage asks for the batch of step `number`."""
-    batches = stage.StageRun._batches
+    batches = stage.StageRun._named
 
     def dying(self):
         for batch in batches(self):
@@ -29,7 +29,7 @@ def at_step(name: str, number: int) -> None:
                 die()
             yield batch
 
-    stage.StageRun._batches = dying
+    stage.StageRun._named = dying
 
 
 def at_publication(number: int) -> None:
