@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from antgmm_jax.config import LMMConfig, from_dict, to_dict
 from antgmm_jax.convert import load_hf, save_hf
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.functional import Params, float32, functional
-from antgmm_jax.processes import by_first, gather
+from antgmm_jax.processes import by_first, first, gather
 from antgmm_jax.sharding import own_rows
 from distill import Teacher
 from experiments import export_gate
@@ -130,9 +130,10 @@ class Run:
         size = distill.cache_size(functional(config), params, like, samples=len(self.samples), names=names)
         say(f"teacher cache: {', '.join(f'{name} {bytes_ / 1e6:.0f} MB' for name, bytes_ in size.items())}")
         self._cache.parent.mkdir(parents=True, exist_ok=True)
-        # Runs that share the cache build it once: the second waits here.
+        # Runs that share the cache build it once: the second waits here. Processes of one run build it together.
+        lock = FileLock(self._cache.with_name(self._cache.name + ".lock"))
         with (
-            FileLock(self._cache.with_name(self._cache.name + ".lock")),
+            lock if first() else nullcontext(),
             self.folder.metered("cache"),
             bar("teacher cache", len(self.samples)) as update,
         ):

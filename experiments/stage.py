@@ -134,7 +134,7 @@ class StageRun:
         """
         steps = self.stage.mask_steps + self.stage.recover_steps
         targets = segment_targets(start.config, self.stage)
-        self.data = self._batches(start, targets[-1])
+        self.data = self._shuffled(start, targets[-1])
         self.stepper = Stepper(self.working, self.data)
         state, place = self._resume(start)
         with bar(f"stage {self.stage.name}", self.stage.steps) as self.progress:
@@ -198,7 +198,7 @@ class StageRun:
         state, _ = train(
             step,
             state,
-            self._named(),
+            self._batches(),
             steps=until,
             gates_at=gates,
             teacher=self.teacher,
@@ -210,15 +210,14 @@ class StageRun:
         )
         return state
 
-    def _batches(self, start: Student, targets: Mapping[str, int]) -> Batches:
+    def _shuffled(self, start: Student, targets: Mapping[str, int]) -> Batches:
         """What is trained on: image features in the place of pictures where the stage leaves them as they are."""
-        cut = any(axis.startswith(("vision/", "bridge/")) for axis in complete(start.config, targets))
         features = None
-        if freezes_features(start.config, self.stage.frozen) and not (cut or self.stage.loss.vision):
+        if reads_features(start.config, self.stage, targets):
             features = image_features(start.config, start.params, self.samples)
         return self.samples.shuffled(self.stage.optimizer.batch_size, self.seed, features=features)
 
-    def _named(self) -> Iterator[dict[str, np.ndarray]]:
+    def _batches(self) -> Iterator[dict[str, np.ndarray]]:
         """Batches that name their samples, for errors."""
         ids = np.array([record.id for record in self.samples.records])
         return ({**batch, "id": ids[batch["index"]]} for batch in self.data)
@@ -275,6 +274,21 @@ def new_weights(config: LMMConfig, source: str, seed: int) -> Params:
     if jax.tree.map(np.shape, laid) != jax.tree.map(np.shape, params):
         raise AntgmmError(f"{source} trained another shape than this cut: give its recipe the same model.sizes")
     return float32(config, laid)
+
+
+def reads_features(config: LMMConfig, stage: Stage, targets: Mapping[str, int]) -> bool:
+    """Whether a stage trains on image features that are computed once: nothing that they depend on moves.
+
+    Args:
+        config: the model that the stage finds.
+        stage: the stage.
+        targets: axis -> size that it cuts to.
+
+    Returns:
+        Whether it runs no image side.
+    """
+    cut = any(axis.startswith(("vision/", "bridge/")) for axis in complete(config, targets))
+    return freezes_features(config, stage.frozen) and not (cut or stage.loss.vision)
 
 
 def segment_targets(config: LMMConfig, stage: Stage) -> list[dict[str, int]]:

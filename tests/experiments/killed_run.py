@@ -21,7 +21,7 @@ def die(*_, **__):
 
 def at_step(name: str, number: int) -> None:
     """Dies when the named stage asks for the batch of step `number`."""
-    batches = stage.StageRun._named
+    batches = stage.StageRun._batches
 
     def dying(self):
         for batch in batches(self):
@@ -29,7 +29,7 @@ def at_step(name: str, number: int) -> None:
                 die()
             yield batch
 
-    stage.StageRun._named = dying
+    stage.StageRun._batches = dying
 
 
 def at_publication(number: int) -> None:
