@@ -79,23 +79,6 @@ def side(processor: ProcessorMixin) -> int:
     return size["height"]
 
 
-def pictures(processor: ProcessorMixin, images: Sequence[np.ndarray]) -> np.ndarray:
-    """Pictures at the model's size, not yet normalised, as the processor itself resizes and crops them.
-
-    Args:
-        processor: the model's.
-        images: uint8 [H, W, 3], of any sizes.
-
-    Returns:
-        uint8 [N, px, px, 3].
-    """
-    px = side(processor)
-    out = np.empty((len(images), px, px, 3), np.uint8)
-    for row, image in enumerate(images):
-        out[row] = _picture(processor, image, px)
-    return out
-
-
 def _picture(processor: ProcessorMixin, image: np.ndarray, px: int) -> np.ndarray:
     if image.shape == (px, px, 3):
         return image
@@ -151,7 +134,7 @@ def pixel_values(table: np.ndarray, images: np.ndarray) -> np.ndarray:
 
     Args:
         table: from `pixel_table`.
-        images: uint8 [N, px, px, 3], from `pictures`.
+        images: uint8 [N, px, px, 3], from `prepare`.
 
     Returns:
         float32 [N, 3, px, px].

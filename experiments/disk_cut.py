@@ -18,6 +18,7 @@ from experiments import resources
 from experiments.commands.output import count, table
 from experiments.console import bar
 from experiments.report import machine
+from pruning.cost import total_parameters
 
 _MB = 10**6
 
@@ -114,7 +115,7 @@ def cut(
     figures = {
         "source": str(source),
         "out": str(out),
-        "params": {"source": _parameters(config), "out": _parameters(smaller)},
+        "params": {"source": total_parameters(config), "out": total_parameters(smaller)},
         "score": score,
         "cut": written,
         "memory": memory.figures,
@@ -128,10 +129,6 @@ def cut(
 
 def _weights(directory: Path) -> list[Path]:
     return sorted(directory.glob("*.safetensors"))
-
-
-def _parameters(config: LMMConfig) -> int:
-    return sum(pruning.cost(config, 1, 1, 1).parameters.values())
 
 
 def _bytes(params: Params, kept: Params) -> int:

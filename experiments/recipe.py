@@ -40,6 +40,27 @@ def load_training(path: str | Path, overrides: Sequence[str] = ()) -> Training:
     return _load(path, overrides, Training)
 
 
+def read_toml(path: str | Path, kind: str) -> dict[str, Any]:
+    """The tables of a TOML file.
+
+    Args:
+      path: the file.
+      kind: what it is, for the error: "recipe".
+
+    Returns:
+      Its content.
+
+    Raises:
+      AntgmmError: no such file, or not TOML.
+    """
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise AntgmmError(f"cannot read the {kind} {path}: {error.strerror}") from None
+    except ValueError as error:  # not UTF-8, or not TOML
+        raise AntgmmError(f"{path} is not TOML: {error}") from None
+
+
 def dump_recipe(recipe: Recipe | Training) -> str:
     """The recipe as canonical TOML: every key spelled out, so that equal recipes give equal text."""
     return tomli_w.dumps(_plain(recipe))
@@ -69,13 +90,7 @@ def _plain(recipe: Recipe | Training) -> dict[str, Any]:
 
 
 def _load(path: str | Path, overrides: Sequence[str], schema: type[AnyRecipe]) -> AnyRecipe:
-    path = Path(path)
-    try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise AntgmmError(f"cannot read the recipe {path}: {error.strerror}") from None
-    except ValueError as error:  # not UTF-8, or not TOML
-        raise AntgmmError(f"{path} is not TOML: {error}") from None
+    raw = read_toml(path, "recipe")
     for override in overrides:
         _override(raw, override)
     for other, key, command in ((Training, "phase", "train"), (Recipe, "stage", "compress")):

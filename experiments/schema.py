@@ -38,11 +38,13 @@ Axis = Annotated[str, AfterValidator(_axis)]
 Size = Annotated[int | float, PlainValidator(_size)]
 
 
-class _Table(BaseModel):
+class Table(BaseModel):
+    """A table of a recipe or study: frozen, strict, without unknown keys."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, validate_default=True)
 
 
-class MaadData(_Table):
+class MaadData(Table):
     """MAAD-synth, drawn when it is read.
 
     Attributes:
@@ -60,7 +62,7 @@ class MaadData(_Table):
     seed: int = 0
 
 
-class FileData(_Table):
+class FileData(Table):
     """Records of a user's own files.
 
     Attributes:
@@ -74,7 +76,7 @@ class FileData(_Table):
     samples: Count
 
 
-class TfdsData(_Table):
+class TfdsData(Table):
     """Records of a prepared TensorFlow Datasets folder (array_record, read without TensorFlow).
 
     Attributes:
@@ -93,7 +95,7 @@ class TfdsData(_Table):
 Data = Annotated[MaadData | FileData | TfdsData, Field(discriminator="kind")]
 
 
-class Teacher(_Table):
+class Teacher(Table):
     """The trained model: what is cut, and what the student learns from.
 
     Attributes:
@@ -108,7 +110,7 @@ class Teacher(_Table):
     states: tuple[Name, ...] = ()
 
 
-class Loss(_Table):
+class Loss(Table):
     """Weights of the loss terms, which `distill.losses` defines; a term of weight 0 is not computed.
 
     Attributes:
@@ -140,12 +142,17 @@ class Loss(_Table):
         return self
 
     @property
+    def reads_answers(self) -> bool:
+        """Whether a term reads the language model's output or states: all but those of image tokens do."""
+        return bool(self.hard or self.soft or self.pair or self.rank or self.hidden)
+
+    @property
     def reads_teacher(self) -> bool:
         """Whether a term compares with the teacher; `hard` and `pair` read labels alone."""
         return bool(self.soft or self.rank or self.hidden or self.vision)
 
 
-class Optimizer(_Table):
+class Optimizer(Table):
     """AdamW or Muon with clipping and a schedule that runs once over a stage or a phase.
 
     Attributes:
@@ -180,7 +187,7 @@ class Optimizer(_Table):
         return self
 
 
-class Stage(_Table):
+class Stage(Table):
     """One cut and its distillation.
 
     The way to the target sizes is gone in `segments` equal parts. In each, gates close over `mask_steps` steps, the
@@ -258,7 +265,7 @@ class Stage(_Table):
         return self
 
 
-class Evaluate(_Table):
+class Evaluate(Table):
     """What the scores in the report are measured on.
 
     Attributes:
@@ -282,7 +289,7 @@ class EvaluateTwice(Evaluate):
     hard: MaadData | FileData | TfdsData | None = Field(default=None, discriminator="kind")
 
 
-class Export(_Table):
+class Export(Table):
     """The Hugging Face folder that is written.
 
     Attributes:
@@ -292,7 +299,7 @@ class Export(_Table):
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
 
 
-class _Run(_Table):
+class _Run(Table):
     data: Data
     optimizer: Optimizer
     evaluate: Evaluate
@@ -357,7 +364,7 @@ class Recipe(_Run):
         return self
 
 
-class Model(_Table):
+class Model(Table):
     """The model that is trained from random parameters.
 
     Attributes:
@@ -369,7 +376,7 @@ class Model(_Table):
     sizes: dict[Axis, Count] = {}
 
 
-class Phase(_Table):
+class Phase(Table):
     """One phase of a teacher's training.
 
     Attributes:

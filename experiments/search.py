@@ -11,7 +11,7 @@ from experiments.console import say
 from experiments.latency import measure
 from experiments.report import machine
 from experiments.speed import ROUNDS, Asked, calibrate, named, predict, random_request
-from pruning.cost import parameters as count_parameters
+from pruning.cost import total_parameters
 from pruning.search import Sized
 
 TRIES = 6
@@ -44,7 +44,7 @@ def by_parameters(config: LMMConfig, budget: int, search: Search) -> Sized:
     Raises:
         AntgmmError: no legal model is so small; or the model itself is.
     """
-    found = search(parameter_count, budget)
+    found = search(total_parameters, budget)
     if found.price > budget:
         raise AntgmmError(f"no legal model has at most {budget:,} parameters: the smallest has {found.price:,}")
     _refuse_whole(config, found, f"{found.price:,} parameters, {budget:,} are asked for")
@@ -103,11 +103,6 @@ def by_latency(
     return best, [*tried.values()]
 
 
-def parameter_count(config: LMMConfig) -> int:
-    """Parameters of a model, all towers and the token tables together."""
-    return sum(count_parameters(config).values())
-
-
 def _refuse_whole(config: LMMConfig, found: Sized, why: str) -> None:
     if sizes(found.config) == sizes(config):
         raise AntgmmError(f"nothing is to be cut: the model is within the budget as it is ({why})")
@@ -145,7 +140,7 @@ def run(
         found, teacher, student = by_parameters(config, parameters, search), {}, {}
         figures["budget"] = {"params": parameters}
     else:
-        search(parameter_count, float("inf"))  # a bad pin or weight is refused before anything is compiled
+        search(total_parameters, float("inf"))  # a bad pin or weight is refused before anything is compiled
         rates = calibrate(config, asked)
         price = lru_cache(maxsize=None)(partial(predict, rates, asked=asked))
         best, tried = by_latency(config, latency, search, price, partial(time_request, asked=asked))

@@ -18,7 +18,7 @@ from antgmm_jax.functional import abstract
 from experiments.commands.sources import random_batch
 from experiments.console import bar
 from experiments.latency import Latency, Request, jax_request, measure
-from pruning.cost import parameters
+from pruning.cost import total_parameters
 
 PHASES = ("vision", "prefill", "decode")
 ROUNDS = 200
@@ -177,7 +177,7 @@ def calibration_models(config: LMMConfig) -> list[LMMConfig]:
     found = []
     for depth in DEPTHS:
         part = 1
-        while sum(parameters(_scaled(config, depth, part)).values()) > LARGEST:
+        while total_parameters(_scaled(config, depth, part)) > LARGEST:
             part *= 2
         found += [_scaled(config, depth, part), _scaled(config, depth, NARROW * part)]
     return list(dict.fromkeys(found))

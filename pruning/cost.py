@@ -130,6 +130,11 @@ def parameters(config: LMMConfig) -> dict[str, int]:
     }
 
 
+def total_parameters(config: LMMConfig) -> int:
+    """Number of parameters of a model, exactly."""
+    return sum(parameters(config).values())
+
+
 @lru_cache(maxsize=64)
 def _arrays(unit: LMMConfig) -> list[tuple[str, int, tuple[str, ...]]]:
     """Tower, elements and axes of every parameter of a model whose axes are all 1; tracing it takes a while."""

@@ -128,7 +128,6 @@ def _stored_squares(
     leaf: Stored, dims: tuple[str, ...], prunable: frozenset[str], local: frozenset[str]
 ) -> dict[str, Any]:
     """`_squares` of an array that stays on disk, layer by layer."""
-
     layers, units = (dims[:1], dims[1:]) if leaf.stacked else ((), dims)
 
     parts = []

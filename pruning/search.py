@@ -8,7 +8,7 @@ from typing import NamedTuple
 from antgmm_jax.config import LMMConfig, sizes
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import complete, violations
-from pruning.cost import parameters
+from pruning.cost import total_parameters
 from pruning.plan import fault_of, variants
 from pruning.targets import resolve
 
@@ -72,7 +72,7 @@ def search(
     def sized(wanted: dict[str, int]) -> Sized:
         # Scores decide which layers of a Q-Former stay, and with them how many have cross-attention: at most these.
         legal = [variant for variant in variants(config, complete(config, wanted)) if not violations(variant)]
-        largest = max(legal, key=lambda variant: sum(parameters(variant).values()))
+        largest = max(legal, key=total_parameters)
         return Sized(wanted, largest, price(largest))
 
     def merit(larger: Sized, smaller: Sized, axis: str) -> float:

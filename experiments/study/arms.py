@@ -1,26 +1,21 @@
 """What a study says: a recipe, and arms that change it; each arm and seed is a recipe of its own."""
 
 import json
-import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 import pruning
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.errors import AntgmmError
-from experiments.recipe import load_recipe
-from experiments.schema import Count, Name, Recipe, Stage
-from experiments.stage import segment_targets
+from experiments.recipe import load_recipe, read_toml
+from experiments.schema import Count, Name, Recipe, Stage, Table
+from experiments.stage import reads_features, segment_targets
 
 
-class _Table(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-class Arm(_Table):
+class Arm(Table):
     """One way to compress.
 
     Attributes:
@@ -49,7 +44,7 @@ class Arm(_Table):
         return self
 
 
-class Study(_Table):
+class Study(Table):
     """Arms of one recipe.
 
     Attributes:
@@ -87,13 +82,14 @@ class Study(_Table):
         if unknown := [name for name in only if name not in known]:
             raise AntgmmError(f"no arm {unknown[0]!r}: choose among {', '.join(known)}")
         chosen = [arm for arm in self.arms if not only or arm.name in only]
-        turns = max(len(arm.seeds or self.seeds) for arm in chosen)
+        turns = max(len(self.seeds_of(arm)) for arm in chosen)
         return [
-            (arm, (arm.seeds or self.seeds)[turn])
-            for turn in range(turns)
-            for arm in chosen
-            if turn < len(arm.seeds or self.seeds)
+            (arm, self.seeds_of(arm)[turn]) for turn in range(turns) for arm in chosen if turn < len(self.seeds_of(arm))
         ]
+
+    def seeds_of(self, arm: Arm) -> tuple[int, ...]:
+        """The seeds that an arm is run with."""
+        return arm.seeds or self.seeds
 
 
 def load_study(path: str | Path) -> Study:
@@ -108,15 +104,12 @@ def load_study(path: str | Path) -> Study:
     Raises:
         AntgmmError: no such file, not TOML, or what is wrong in it.
     """
+    raw = read_toml(path, "study")
     try:
-        return Study.model_validate_json(json.dumps(tomllib.loads(Path(path).read_text(encoding="utf-8"))))
-    except OSError as error:
-        raise AntgmmError(f"cannot read the study {path}: {error.strerror}") from None
+        return Study.model_validate_json(json.dumps(raw, default=str))
     except ValidationError as error:
         faults = (f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
         raise AntgmmError(f"{path}: {'; '.join(faults)}") from None
-    except ValueError as error:
-        raise AntgmmError(f"{path} is not TOML: {error}") from None
 
 
 def recipe_of(study: Study, arm: Arm, seed: int, config: LMMConfig, *, pretrained: str = "") -> Recipe:
@@ -138,7 +131,7 @@ def recipe_of(study: Study, arm: Arm, seed: int, config: LMMConfig, *, pretraine
     recipe = load_recipe(study.recipe, [*study.changes, *arm.changes, f"seed={seed}"])
     if not arm.at_once:
         return recipe
-    whole = training_flops(config, recipe.stages, length=study.length, answer=study.answer)
+    whole = training_flops(config, recipe, length=study.length, answer=study.answer)
     shape: dict[str, int] = {}
     importance, here = {}, config
     for stage in recipe.stages:
@@ -147,30 +140,39 @@ def recipe_of(study: Study, arm: Arm, seed: int, config: LMMConfig, *, pretraine
         shape |= targets
         here = pruning.planned_config(here, targets)
     last, weights = recipe.stages[-1], pretrained or arm.weights
-    mask = last.mask_steps if weights == "kept" else 0
-    closing, each = (
-        step_flops(model, last.optimizer.batch_size, length=study.length, answer=study.answer)
-        for model in (config, here)
-    )
     table = {
         "name": "at-once",
         "sizes": shape,
         "importance": importance,
         "segments": 1,
-        "mask_steps": mask,
-        "recover_steps": round((whole - mask * closing) / each),
+        "mask_steps": last.mask_steps if weights == "kept" else 0,
+        "recover_steps": 1,
+        "frozen": (),
         "weights": weights,
     }
-    stage = Stage.model_validate({**last.model_dump(), **table})
+    # The warmup may be longer than this one step: checked with the steps that it gets.
+    once = last.model_copy(update=table)
+    closing, each = (
+        step_flops(model, once, recipe.teacher.states, length=study.length, answer=study.answer)
+        for model in (config, here)
+    )
+    steps = round((whole - once.mask_steps * closing) / each)
+    stage = Stage.model_validate({**once.model_dump(), "recover_steps": steps})
     return recipe.model_copy(update={"stages": (stage,)})
 
 
-def step_flops(config: LMMConfig, batch: int, *, length: int, answer: int) -> int:
-    """FLOPs of a train step: three times those of a forward pass, teacher's and recomputed ones left out.
+def step_flops(
+    config: LMMConfig, stage: Stage, states: Sequence[str], *, features: bool = False, length: int, answer: int
+) -> int:
+    """FLOPs of a train step: three times those of a forward pass through the towers that the stage runs.
+
+    The teacher's, recomputed ones and what freezing saves inside a tower that is run are left out.
 
     Args:
         config: the model.
-        batch: samples.
+        stage: its losses say which towers are run.
+        states: towers whose states the losses may read, `teacher.states` of the recipe.
+        features: whether image features stand in for the image side.
         length: prompt tokens a sample.
         answer: answer tokens a sample.
 
@@ -179,15 +181,20 @@ def step_flops(config: LMMConfig, batch: int, *, length: int, answer: int) -> in
     """
     if config.language.encoder is None:
         length, answer = length + answer, 0
-    return 3 * sum(pruning.forward_flops(config, batch, length, answer).values())
+    image = {"vision", "bridge"}
+    flops = pruning.forward_flops(config, stage.optimizer.batch_size, length, answer)
+    run = set(flops) - (image if features else set())
+    if not stage.loss.reads_answers and image.issuperset(states):
+        run &= image
+    return 3 * sum(flops[tower] for tower in run)
 
 
-def training_flops(config: LMMConfig, stages: Sequence[Stage], *, length: int, answer: int) -> int:
-    """FLOPs of all train steps of some stages.
+def training_flops(config: LMMConfig, recipe: Recipe, *, length: int, answer: int) -> int:
+    """FLOPs of all train steps of a recipe.
 
     Args:
-        config: the model that the first stage finds.
-        stages: of a recipe.
+        config: the model that its first stage finds.
+        recipe: the recipe.
         length: prompt tokens a sample.
         answer: answer tokens a sample.
 
@@ -195,10 +202,14 @@ def training_flops(config: LMMConfig, stages: Sequence[Stage], *, length: int, a
         FLOPs.
     """
     total = 0
-    for stage in stages:
-        for targets in segment_targets(config, stage):
+    for stage in recipe.stages:
+        segments = segment_targets(config, stage)
+        features = reads_features(config, stage, segments[-1])
+        for targets in segments:
             smaller = pruning.planned_config(config, targets)
             for steps, model in ((stage.mask_steps, config), (stage.recover_steps, smaller)):
-                total += steps * step_flops(model, stage.optimizer.batch_size, length=length, answer=answer)
+                total += steps * step_flops(
+                    model, stage, recipe.teacher.states, features=features, length=length, answer=answer
+                )
             config = smaller
     return total

@@ -65,7 +65,7 @@ def results(study: Study, folder: Path) -> list[Result]:
     Returns:
         Those of finished runs.
     """
-    places = [folder / arm.name / f"seed-{seed}" / RESULT for arm in study.arms for seed in arm.seeds or study.seeds]
+    places = [folder / arm.name / f"seed-{seed}" / RESULT for arm in study.arms for seed in study.seeds_of(arm)]
     return [json.loads(place.read_text()) for place in places if place.exists()]
 
 
@@ -73,7 +73,7 @@ def _run(study: Study, arm: Arm, seed: int, config: LMMConfig, folder: Path, pla
     before = _pretrained(arm, seed, folder) if arm.pretrained else ""
     recipe = recipe_of(study, arm, seed, config, pretrained=before)
     found = Run(recipe, place, cache=folder / "cache").scores()
-    flops = training_flops(config, recipe.stages, length=study.length, answer=study.answer)
+    flops = training_flops(config, recipe, length=study.length, answer=study.answer)
     steps = sum(stage.steps for stage in recipe.stages)
     return {"arm": arm.name, "seed": seed, "steps": steps, "flops": flops, **found}
 

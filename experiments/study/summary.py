@@ -11,6 +11,8 @@ from matplotlib import rc_context, rcdefaults, rcParams
 from matplotlib.figure import Figure
 
 from experiments.folder import write_bytes, write_text
+from experiments.report.markdown import table
+from experiments.report.tables import Table
 
 SCORES = {"exact_match": "test", "exact_match_hard": "test_hard"}
 HEAD = ("arm", "seeds", "parameters", "training FLOPs", "exact match on test", "... on test_hard")
@@ -65,8 +67,7 @@ def write_results(results: Sequence[dict[str, Any]], path: Path) -> None:
 
 def markdown(results: Sequence[dict[str, Any]]) -> str:
     """The table as Markdown."""
-    lines = [HEAD, tuple("---" if place == 0 else "---:" for place in range(len(HEAD))), *rows(results)]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return table(Table(HEAD, rows(results))) + "\n"
 
 
 def plot(results: Sequence[dict[str, Any]], path: Path) -> None:

@@ -22,7 +22,6 @@ from data.processor import (
     encode_prompts,
     image_tokens,
     llava_processor,
-    pictures,
     pixel_table,
     pixel_values,
     prompts,
@@ -69,7 +68,7 @@ def odd_records(records):
 def test_pixels_are_the_processors_own(saved, records, family):
     processor = saved[family]
     for group in (records[:6], odd_records(records)):
-        ours = pixel_values(pixel_table(processor), pictures(processor, [r.image for r in group]))
+        ours = pixel_values(pixel_table(processor), prepare(processor, group).images)
         theirs = [processor.image_processor(r.image, return_tensors="np")["pixel_values"][0] for r in group]
         np.testing.assert_array_equal(ours, np.stack(theirs))
 

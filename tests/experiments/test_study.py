@@ -18,26 +18,11 @@ from experiments.stage import new_weights
 from experiments.study.arms import load_study, recipe_of, step_flops, training_flops
 from experiments.study.run import run_study
 from experiments.study.summary import markdown, plot, rows, told
-from tests.experiments.tiny import save_teacher
+from tests.experiments.tiny import HEAD, save_teacher
 
-RECIPE = """
-calibration_batches = 1
-[teacher]
-path = "{teacher}"
-[data]
-kind = "maad"
-tier = "s"
-samples = 16
-[loss]
-soft = 1.0
-[optimizer]
-learning_rate = 1e-3
-batch_size = 8
-[evaluate]
-max_new_tokens = 4
-[evaluate.data]
-split = "val"
-samples = 8
+RECIPE = (
+    HEAD
+    + """
 [evaluate.hard]
 split = "test_hard"
 samples = 8
@@ -53,6 +38,7 @@ mask_steps = 1
 recover_steps = 2
 sizes = {{ "vision/mlp" = 16 }}
 """
+)
 STUDY = """
 recipe = "{recipe}"
 seeds = [0, 1]
@@ -106,13 +92,27 @@ def test_training_flops_by_hand(study, teacher):
 
     layers, both = step(vision_layers=2), step(vision_layers=2, vision_mlp=16)
     # Two steps after the first cut, one while the second one's gates close, two after it.
-    assert training_flops(config, recipe.stages, length=20, answer=5) == 2 * layers + 1 * layers + 2 * both
+    assert training_flops(config, recipe, length=20, answer=5) == 2 * layers + 1 * layers + 2 * both
+
+
+def test_stages_by_tower_count_the_towers_they_run(study, teacher):
+    config, _ = load_hf(teacher)
+    image = ["loss.hard=0", "loss.soft=0", "loss.vision=1", "teacher.states=['bridge']"]
+    recipe = load_recipe(study.recipe, [*(f"stage.layers.{key}" for key in image[:3]), image[3]])
+    frozen = recipe.stages[1].model_copy(update={"sizes": {"decoder/mlp": 16}, "frozen": ("vision", "bridge")})
+    recipe = recipe.model_copy(update={"stages": (recipe.stages[0], frozen)})
+    at = pruning.planned_config(config, {"vision/layers": 2})
+    closing = pruning.forward_flops(at, 8, 20, 5)
+    cut = pruning.forward_flops(pruning.planned_config(at, {"decoder/mlp": 16}), 8, 20, 5)
+    image_side = 2 * (closing["vision"] + closing["bridge"])
+    language = sum(closing[tower] + 2 * cut[tower] for tower in ("encoder", "decoder", "tokens"))
+    assert training_flops(config, recipe, length=20, answer=5) == 3 * (image_side + language)
 
 
 def test_cutting_at_once_takes_as_many_flops_and_cuts_as_much(study, teacher):
     config, _ = load_hf(teacher)
     staged = load_recipe(study.recipe)
-    whole = training_flops(config, staged.stages, length=20, answer=5)
+    whole = training_flops(config, staged, length=20, answer=5)
     for name, mask in (("one_shot", 1), ("scratch", 0)):
         (arm,) = [arm for arm in study.arms if arm.name == name]
         recipe = recipe_of(study, arm, 7, config)
@@ -124,9 +124,9 @@ def test_cutting_at_once_takes_as_many_flops_and_cuts_as_much(study, teacher):
         }
         assert (stage.method("vision/layers"), stage.method("vision/mlp")) == ("last", "magnitude")
         small = pruning.planned_config(config, {"vision/layers": 2, "vision/mlp": 16})
-        spent = training_flops(config, recipe.stages, length=20, answer=5)
+        spent = training_flops(config, recipe, length=20, answer=5)
         # Whole steps: within half of one.
-        assert abs(spent - whole) <= step_flops(small, 8, length=20, answer=5) / 2
+        assert abs(spent - whole) <= step_flops(small, stage, (), length=20, answer=5) / 2
 
 
 def test_a_study_runs_every_arm_and_reads_back_what_is_done(study, teacher, tmp_path, monkeypatch):

@@ -14,8 +14,7 @@ from data.processor import blip2_processor, llava_processor
 from data.tokenizer import EOS, IMAGE, PAD, corpus, train_tokenizer
 from tests.reference import randomised
 
-RECIPE = """
-seed = 0
+HEAD = """
 calibration_batches = 1
 [teacher]
 path = "{teacher}"
@@ -33,6 +32,10 @@ max_new_tokens = 4
 [evaluate.data]
 split = "val"
 samples = 8
+"""
+RECIPE = (
+    HEAD
+    + """
 [export]
 dtype = "float32"
 [[stage]]
@@ -41,6 +44,7 @@ mask_steps = 2
 recover_steps = 2
 sizes = {{ {sizes} }}
 """
+)
 
 
 def save_teacher(directory: Path) -> Path:
