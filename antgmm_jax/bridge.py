@@ -10,6 +10,9 @@ from antgmm_jax.config import ProjectorConfig, QFormerConfig
 from antgmm_jax.layers import ACTIVATIONS, Norm, linear, param
 from antgmm_jax.stack import Context, Gates, Stack
 
+OUT = "bridge/out"
+"""What the language model is handed, under this name among the collected."""
+
 
 class QFormer(nnx.Module):
     """Learnt queries that read image states through a stack with cross-attention, then a linear map."""
@@ -34,8 +37,12 @@ class QFormer(nnx.Module):
     def project(
         self, features: Float[Array, "B Q D"], gates: Gates, collect: Sequence[str] = ()
     ) -> tuple[Float[Array, "B Q E"], dict[str, Array]]:
-        """Query states as text embeddings; the last norm of the stack has gated its input."""
-        return linear(features, self.out[...], self.out_bias[...]), {}
+        """Query states as text embeddings, and the same [1, B, Q, E] where `collect` names `bridge/out`.
+
+        The last norm of the stack has gated the input.
+        """
+        out = linear(features, self.out[...], self.out_bias[...])
+        return out, {OUT: out[None]} if OUT in collect else {}
 
 
 class Projector(nnx.Module):
@@ -58,10 +65,11 @@ class Projector(nnx.Module):
     def project(
         self, features: Float[Array, "B N V"], gates: Gates, collect: Sequence[str] = ()
     ) -> tuple[Float[Array, "B N E"], dict[str, Array]]:
-        """Image states as text embeddings, and the inner units' norms [B, M] where `collect` names them."""
+        """Image states as text embeddings; `collect` names the same [1, B, N, E] and inner units' norms [B, M]."""
         hidden = linear(features, self.up[...], None if self.up_bias is None else self.up_bias[...])
         hidden = ACTIVATIONS[self.act](hidden)
         if "bridge/mlp" in gates:
             hidden = hidden * gates["bridge/mlp"].astype(hidden.dtype)
         kept = {"bridge/mlp": jnp.linalg.norm(hidden.astype(jnp.float32), axis=1)} if "bridge/mlp" in collect else {}
-        return linear(hidden, self.down[...], None if self.down_bias is None else self.down_bias[...]), kept
+        out = linear(hidden, self.down[...], None if self.down_bias is None else self.down_bias[...])
+        return out, {**kept, OUT: out[None]} if OUT in collect else kept

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from antgmm_jax.bridge import OUT
 from antgmm_jax.config import LMMConfig, embed_axis, stacks
 from antgmm_jax.errors import AntgmmError
 from distill import losses
@@ -16,12 +17,13 @@ Batch = Mapping[str, Any]
 
 
 class Part(NamedTuple):
-    """One tower's share of a state loss.
+    """One comparison of states.
 
     Args:
-        term: "hidden" (text tokens) or "vision" (image tokens).
-        tower: name of the tower; its states are the collected `<tower>/states`.
-        layers: teacher layer of each student layer [Ls].
+        term: "hidden" (text tokens) or "vision" (image tokens) of a tower's blocks, or "bridge" (what it hands on).
+        tower: name of the tower.
+        states: name under which the model collects what is compared.
+        layers: teacher layer of each student layer [Ls]; None: one state, not one of each block.
         embed: teacher channel of each student channel [Ds].
         layers_axis, embed_axis: the gates that weigh them.
         mask: batch -> bool [B, N], the tokens that count; [B, 1] where all of a sample's tokens count alike.
@@ -29,27 +31,24 @@ class Part(NamedTuple):
 
     term: str
     tower: str
-    layers: Int[np.ndarray, " Ls"]
+    states: str
+    layers: Int[np.ndarray, " Ls"] | None
     embed: Int[np.ndarray, " Ds"]
     layers_axis: str
     embed_axis: str
     mask: Callable[[Batch], Bool[Array, "B N"]]
 
-    @property
-    def states(self) -> str:
-        """Name under which the model collects this tower's states."""
-        return f"{self.tower}/states"
-
 
 def parts(config: LMMConfig, keep: Mapping[str, np.ndarray]) -> tuple[Part, ...]:
-    """Every state comparison that a student allows: text tokens of its language towers, image tokens of all towers.
+    """Every state comparison that a student allows: text tokens of its language towers, image tokens of all towers and
+    what the bridge hands to the language model.
 
     Args:
         config: the teacher's or the student's config; only its family's shape and image token are read.
         keep: teacher coordinates of the student: `<tower>/layers` [Ls] and `*/embed` [Ds] of every tower.
 
     Returns:
-        One `Part` per tower and kind of token.
+        One `Part` per tower and kind of token, and one of the bridge's output.
 
     Raises:
         AntgmmError: when `keep` lacks an axis of a tower.
@@ -62,8 +61,9 @@ def parts(config: LMMConfig, keep: Mapping[str, np.ndarray]) -> tuple[Part, ...]
             raise AntgmmError(f"cannot align {tower} with the teacher: keep lacks {', '.join(absent)}")
         layers, embed = (np.asarray(keep[axis]) for axis in axes)
         for term, mask in _masks(tower, config.image_token).items():
-            found.append(Part(term, tower, layers, embed, *axes, mask))
-    return tuple(found)
+            found.append(Part(term, tower, f"{tower}/states", layers, embed, *axes, mask))
+    embed = np.asarray(keep["text/embed"])
+    return (*found, Part("bridge", "bridge", OUT, None, embed, "", "text/embed", _every_token))
 
 
 def _masks(tower: str, image_token: int) -> dict[str, Callable[[Batch], Array]]:
@@ -71,11 +71,15 @@ def _masks(tower: str, image_token: int) -> dict[str, Callable[[Batch], Array]]:
     if tower == "decoder":
         return {"hidden": _answer_tokens}
     if tower not in ("encoder", "text"):
-        return {"vision": lambda batch: jnp.ones((batch["targets"].shape[0], 1), bool)}
+        return {"vision": _every_token}
     return {
         "hidden": lambda batch: (batch["attention_mask"] != 0) & (batch["input_ids"] != image_token),
         "vision": lambda batch: (batch["attention_mask"] != 0) & (batch["input_ids"] == image_token),
     }
+
+
+def _every_token(batch: Batch) -> Bool[Array, "B 1"]:
+    return jnp.ones((batch["targets"].shape[0], 1), bool)
 
 
 def _answer_tokens(batch: Batch) -> Bool[Array, "B N"]:
@@ -91,7 +95,7 @@ def selected(config: LossConfig, available: tuple[Part, ...]) -> tuple[Part, ...
     Raises:
         AntgmmError: when it weighs a state loss for which there is no part.
     """
-    asked = [term for term in ("hidden", "vision") if term in config.terms()]
+    asked = [term for term in ("hidden", "vision", "bridge") if term in config.terms()]
     lacking = [term for term in asked if term not in {part.term for part in available}]
     if lacking:
         raise AntgmmError(f"loss {', '.join(lacking)} compares states, but no towers were aligned: give parts=")
@@ -110,25 +114,23 @@ def state_sum(
     batch: Batch,
     gates: Mapping[str, Any],
 ) -> Float[Array, ""]:
-    """Sum of a part's hidden loss over its tokens.
+    """Sum of a part's loss over its tokens.
 
     Args:
         part: what is compared.
-        student, teacher: states of the tower.
+        student, teacher: its states; [1, B, N, D] where there is one.
         batch: the batch they came from.
         gates: the student's gates; an absent one is open.
 
     Returns:
         A float32 scalar; divide by `counts` for the mean.
     """
-    values = losses.hidden(
-        student,
-        teacher,
-        layers=part.layers,
-        embed=part.embed,
-        layer_gates=gates.get(part.layers_axis, 1.0),
-        embed_gates=gates.get(part.embed_axis, 1.0),
-    )
+    embed = {"embed": part.embed, "embed_gates": gates.get(part.embed_axis, 1.0)}
+    if part.layers is None:
+        values = losses.relative_error(student[0], teacher[0], **embed)
+    else:
+        layer_gates = gates.get(part.layers_axis, 1.0)
+        values = losses.hidden(student, teacher, layers=part.layers, layer_gates=layer_gates, **embed)
     mask = part.mask(batch)
     if mask.shape[1] == 1:
         values = jnp.mean(values, axis=1, keepdims=True)

@@ -32,7 +32,7 @@ class TeacherCache(NamedTuple):
     Args:
         directory: where it lies.
         arrays: {name: bfloat16 array, sample first}: `final` [samples, A, Dt], `<tower>/states`
-            [samples, layers + 1, N, D].
+            [samples, layers + 1, N, D], `bridge/out` [samples, 1, N, D].
     """
 
     directory: Path
@@ -101,7 +101,7 @@ def cache_size(
         params: its parameters.
         like: a host batch of the largest shape.
         samples: number of samples.
-        names: `final`, `<tower>/states`.
+        names: `final`, `<tower>/states`, `bridge/out`.
 
     Returns:
         {name: bytes}.
@@ -135,7 +135,7 @@ def build_cache(
         samples: number of samples.
         like: a host batch of the largest lengths; shorter ones are padded with zeros, which no loss reads.
         key: from `fingerprint`.
-        names: what to store: `final`, and `<tower>/states` for losses that compare states.
+        names: what to store: `final`, and `<tower>/states` and `bridge/out` for losses that compare them.
         progress: called with (samples done, samples).
 
     Raises:

@@ -2,7 +2,8 @@
 
 Callers mask and reduce (`masked_mean`), so a padding token costs nothing but its own zero. Names and formulas are those
 of the method: hard, soft, pair (Large Multimodal Model Compression via Efficient Pruning and Distillation at AntGroup,
-arXiv 2312.05795), rank (our ranking by the teacher's top pairs) and hidden.
+arXiv 2312.05795), rank (our ranking by the teacher's top pairs), hidden and bridge (what the language model is
+handed).
 """
 
 from dataclasses import dataclass, fields
@@ -18,7 +19,7 @@ from antgmm_jax.errors import AntgmmError
 
 IGNORE = -100
 Direction = Literal["forward", "reverse"]
-TERMS = ("hard", "soft", "pair", "rank", "hidden", "vision")
+TERMS = ("hard", "soft", "pair", "rank", "hidden", "vision", "bridge")
 _TINY = 1e-12
 
 
@@ -27,7 +28,7 @@ class LossConfig:
     """The weight of every loss term, and the settings that the terms read. A term of weight 0 is not computed.
 
     Args:
-        hard, soft, pair, rank, hidden, vision: weights, >= 0.
+        hard, soft, pair, rank, hidden, vision, bridge: weights, >= 0.
         temperature: softmax temperature T of `soft`, > 0.
         direction: "forward" is KL(teacher || student), "reverse" is KL(student || teacher).
         rank_top: how many of the teacher's largest logits `rank` orders, >= 2.
@@ -42,6 +43,7 @@ class LossConfig:
     rank: float = 0.0
     hidden: float = 0.0
     vision: float = 0.0
+    bridge: float = 0.0
     temperature: float = 1.0
     direction: Direction = "forward"
     rank_top: int = 4
@@ -185,15 +187,35 @@ def hidden(
         float32 per token; without a scale.
     """
     following = np.append(layers[1:], teacher.shape[0] - 1)
-    target = jax.lax.stop_gradient(teacher[following])
+    errors = relative_error(student[1:], teacher[following], embed=embed, embed_gates=embed_gates)
+    blocks = _block_weights(jnp.broadcast_to(jnp.asarray(layer_gates, jnp.float32), (len(layers),)))
+    return jnp.einsum("lbn,l->bn", errors, blocks)
+
+
+def relative_error(
+    student: Float[Array, "*T Ds"],
+    teacher: Float[Array, "*T Dt"],
+    *,
+    embed: Int[np.ndarray, " Ds"],
+    embed_gates: Float[Array, " Ds"] | float = 1.0,
+) -> Float[Array, "*T"]:
+    """Squared error over the kept channels, divided by the teacher's sum of squares over the same channels.
+
+    Args:
+        student, teacher: states; no gradient reaches the teacher's.
+        embed: teacher channel of each student channel.
+        embed_gates: 1 for an open channel of the student, 0 for a closed one, which counts as cut.
+
+    Returns:
+        float32 per token; without a scale.
+    """
+    target = jax.lax.stop_gradient(teacher)
     if not np.array_equal(embed, np.arange(teacher.shape[-1])):
         target = target[..., embed]
     channels = jnp.broadcast_to(jnp.asarray(embed_gates, jnp.float32), (len(embed),))
     target = target.astype(jnp.float32)
-    error = jnp.einsum("lbnd,d->lbn", jnp.square(student[1:].astype(jnp.float32) - target), channels)
-    scale = jnp.einsum("lbnd,d->lbn", jnp.square(target), channels)
-    blocks = _block_weights(jnp.broadcast_to(jnp.asarray(layer_gates, jnp.float32), (len(layers),)))
-    return jnp.einsum("lbn,l->bn", error / jnp.maximum(scale, _TINY), blocks)
+    error = jnp.square(student.astype(jnp.float32) - target) @ channels
+    return error / jnp.maximum(jnp.square(target) @ channels, _TINY)
 
 
 def _block_weights(gates: Float[Array, " L"]) -> Float[Array, " L"]:

@@ -13,6 +13,7 @@ from filelock import FileLock
 import distill
 import pruning
 from antgmm_jax import checkpoint
+from antgmm_jax.bridge import OUT
 from antgmm_jax.config import LMMConfig, from_dict, to_dict
 from antgmm_jax.convert import load_hf, save_hf
 from antgmm_jax.errors import AntgmmError
@@ -40,7 +41,8 @@ class Run:
     Args:
         recipe: what to do.
         path: the run's folder.
-        cache: folder of the teacher cache, for runs that share one; the run's own unless given.
+        cache: folder of teacher caches, one for each teacher and data, for runs that share them; the run's own unless
+            given.
     """
 
     def __init__(self, recipe: Recipe, path: str | Path, *, cache: Path | None = None):
@@ -125,13 +127,16 @@ class Run:
         if table.mode == "online":
             return distill.online(functional(config), params)
         names = ("final", *(f"{tower}/states" for tower in table.states))
+        if any(stage.loss.bridge for stage in self.recipe.stages):
+            names = (*names, OUT)
         like = next(self.samples.in_order(CACHE_BATCH))
         key = distill.fingerprint(params, self.samples.fingerprint)
         size = distill.cache_size(functional(config), params, like, samples=len(self.samples), names=names)
         say(f"teacher cache: {', '.join(f'{name} {bytes_ / 1e6:.0f} MB' for name, bytes_ in size.items())}")
-        self._cache.parent.mkdir(parents=True, exist_ok=True)
+        place = self._cache / key[:16]
+        self._cache.mkdir(parents=True, exist_ok=True)
         # Runs that share the cache build it once: the second waits here. Processes of one run build it together.
-        lock = FileLock(self._cache.with_name(self._cache.name + ".lock"))
+        lock = FileLock(place.with_suffix(".lock"))
         with (
             lock if first() else nullcontext(),
             self.folder.metered("cache"),
@@ -141,14 +146,14 @@ class Run:
                 functional(config),
                 params,
                 self.samples.in_order(CACHE_BATCH),
-                self._cache,
+                place,
                 samples=len(self.samples),
                 like=like,
                 key=key,
                 names=names,
                 progress=lambda done, total: update(done, ""),
             )
-        cache = distill.open_cache(self._cache, key=key, names=names, in_memory=True)
+        cache = distill.open_cache(place, key=key, names=names, in_memory=True)
         return distill.cached(functional(config), params, cache)
 
     def _stage(self, number: int, student: Student, targets: Teacher) -> Student:

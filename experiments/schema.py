@@ -120,6 +120,7 @@ class Loss(Table):
       rank: order of the teacher's `rank_top` largest logits.
       hidden: block states at text tokens.
       vision: block states at image tokens.
+      bridge: what the bridge hands to the language model.
       temperature: softmax temperature of `soft`.
       direction: "forward" is KL(teacher || student), "reverse" the other way.
       rank_top: how many logits `rank` orders.
@@ -131,13 +132,14 @@ class Loss(Table):
     rank: Weight = 0.0
     hidden: Weight = 0.0
     vision: Weight = 0.0
+    bridge: Weight = 0.0
     temperature: Annotated[float, Field(gt=0)] = 1.0
     direction: Literal["forward", "reverse"] = "forward"
     rank_top: Annotated[int, Field(ge=2)] = 4
 
     @model_validator(mode="after")
     def _some_weight(self) -> Self:
-        if not any((self.hard, self.soft, self.pair, self.rank, self.hidden, self.vision)):
+        if not any((self.hard, self.soft, self.pair, self.rank, self.hidden, self.vision, self.bridge)):
             raise ValueError("every weight is 0, nothing would be trained")
         return self
 
@@ -149,7 +151,7 @@ class Loss(Table):
     @property
     def reads_teacher(self) -> bool:
         """Whether a term compares with the teacher; `hard` and `pair` read labels alone."""
-        return bool(self.soft or self.rank or self.hidden or self.vision)
+        return bool(self.soft or self.rank or self.hidden or self.vision or self.bridge)
 
 
 class Optimizer(Table):

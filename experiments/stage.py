@@ -192,7 +192,9 @@ class StageRun:
             self.optimizer,
             loss_config(self.stage.loss),
             teacher=self.teacher,
-            parts=tuple(part for part in parts(place.config, place.keep) if part.tower in self.towers),
+            parts=tuple(
+                part for part in parts(place.config, place.keep) if part.term == "bridge" or part.tower in self.towers
+            ),
             micro_batches=self.stage.optimizer.accumulate,
         )
         state, _ = train(

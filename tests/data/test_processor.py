@@ -24,6 +24,7 @@ from data.processor import (
     llava_processor,
     pixel_table,
     pixel_values,
+    prepare,
     prompts,
 )
 from data.record import Record

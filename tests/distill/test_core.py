@@ -26,7 +26,7 @@ from pruning.keep import identity
 from pruning.shrink import shrink
 from tests.pruning.models import CONFIGS, batch_of, parameters
 
-ALL = LossConfig(hard=1.0, soft=1.0, pair=0.3, rank=0.2, hidden=0.5, vision=0.5, temperature=2.0)
+ALL = LossConfig(hard=1.0, soft=1.0, pair=0.3, rank=0.2, hidden=0.5, vision=0.5, bridge=0.5, temperature=2.0)
 FAMILIES = tuple(CONFIGS)
 
 
@@ -86,10 +86,37 @@ def test_steps_with_every_loss_bring_a_cut_student_nearer(family):
 def test_an_uncut_student_is_at_distance_zero_from_its_teacher(family):
     config = CONFIGS[family]
     teacher = online(functional(config), parameters(family))
-    config_ = LossConfig(hard=0.0, soft=1.0, rank=1.0, hidden=1.0, vision=1.0)
+    config_ = LossConfig(hard=0.0, soft=1.0, rank=1.0, hidden=1.0, vision=1.0, bridge=1.0)
     loss = make_loss(functional(config), config_, teacher=teacher, parts=parts(config, identity(config)))
     value, _ = jax.jit(loss)(parameters(family), {}, batch_of(config), teacher.params)
     np.testing.assert_allclose(value, 0.0, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_bridge_loss_by_hand(family):
+    config, keep = cut(family)
+    batch, params = batch_of(config), parameters(family)
+    small_config, small = shrink(config, params, keep)
+    loss = make_loss(
+        functional(small_config),
+        LossConfig(hard=0.0, bridge=1.0),
+        teacher=online(functional(config), params),
+        parts=parts(small_config, keep),
+    )
+    handed = []
+    for of, weights in ((config, params), (small_config, small)):
+        features = functional(of).features(weights, batch["pixel_values"])
+        if family == "blip2_t5":
+            handed.append(features @ weights["bridge"]["out"] + weights["bridge"]["out_bias"])
+        else:
+            bridge = weights["bridge"]
+            inner = jax.nn.gelu(features @ bridge["up"] + bridge["up_bias"], approximate=False)
+            handed.append(inner @ bridge["down"] + bridge["down_bias"])
+    whole, got = handed[0][..., keep["text/embed"]], handed[1]
+    expected = np.mean(np.sum((got - whole) ** 2, -1) / np.sum(whole**2, -1))
+    value, _ = loss(small, {}, batch, params)
+    assert expected > 0.01
+    np.testing.assert_allclose(value, expected, rtol=1e-4)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -97,7 +124,7 @@ def test_cached_targets_equal_online_ones(family, tmp_path):
     config = CONFIGS[family]
     model, params = functional(config), parameters(family)
     tower = "encoder" if family == "blip2_t5" else "text"
-    names = ("final", "vision/states", f"{tower}/states")
+    names = ("final", "vision/states", f"{tower}/states", "bridge/out")
     batch = batch_of(config) | {"index": np.array([1, 0])}
     key = fingerprint(params, "two rows")
     build_cache(model, params, [batch], tmp_path / "cache", samples=2, like=batch, key=key, names=names)

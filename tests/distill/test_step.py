@@ -18,7 +18,7 @@ STUDENT, TEACHER = toy.toy(4, 2), toy.toy(6, 3)
 TEACHER_PARAMS = TEACHER.init(jax.random.key(1))
 LAYERS, EMBED = np.array([0, 2]), np.array([0, 1, 3, 5])
 PARTS = tuple(
-    Part(term, "text", LAYERS, EMBED, "text/layers", "text/embed", mask)
+    Part(term, "text", "text/states", LAYERS, EMBED, "text/layers", "text/embed", mask)
     for term, mask in [
         ("hidden", lambda batch: batch["attention_mask"] != 0),
         ("vision", lambda batch: batch["input_ids"] == toy.IMAGE),

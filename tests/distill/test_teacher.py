@@ -51,7 +51,7 @@ def test_cached_loss_equals_online_loss(tmp_path, in_memory):
     teacher = cached(TEACHER, PARAMS, open_cache(tmp_path / "cache", key=KEY, names=STATES, in_memory=in_memory))
     config = LossConfig(hard=1.0, soft=1.0, rank=0.5, hidden=0.5)
     part = Part(
-        "hidden", "text", np.array([0, 2]), np.array([0, 1, 3, 5]), "text/layers", "text/embed",
+        "hidden", "text", "text/states", np.array([0, 2]), np.array([0, 1, 3, 5]), "text/layers", "text/embed",
         lambda batch: batch["attention_mask"] != 0,
     )  # fmt: skip
     student = STUDENT.init(jax.random.key(0))
