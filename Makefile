@@ -19,8 +19,11 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# Two processes of one core each: XLA leaves the second core idle in one. With an accelerator: make demo PROCESSES=1
+PROCESSES ?= 2
+
 demo: $(STAMP)
-	$(BIN)/antgmm demo
+	$(BIN)/antgmm demo --processes $(PROCESSES)
 
 teacher: $(STAMP)
 	$(BIN)/antgmm train experiments/recipes/teacher-m.toml --run runs/teacher-m
