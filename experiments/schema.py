@@ -367,15 +367,25 @@ class Recipe(_Run):
 
 
 class Model(Table):
-    """The model that is trained from random parameters.
+    """The model that is trained: from random parameters, or further from a checkpoint.
 
     Attributes:
-      preset: name in `antgmm_jax.config.PRESETS`.
+      preset: name in `antgmm_jax.config.PRESETS`, for random parameters.
       sizes: axis -> units, laid over the preset's, smaller or larger; axes tied to a stated one follow it.
+      path: a Hugging Face directory with its processor, instead of a preset: training starts from its parameters.
     """
 
-    preset: Name
+    preset: str = ""
     sizes: dict[Axis, Count] = {}
+    path: str = ""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if bool(self.preset) == bool(self.path):
+            raise ValueError("give preset for random parameters, or path for those of a checkpoint: one of the two")
+        if self.path and self.sizes:
+            raise ValueError("sizes are laid over a preset's; a checkpoint is cut by antgmm compress")
+        return self
 
 
 class Phase(Table):
@@ -409,7 +419,7 @@ class Phase(Table):
 
 
 class Training(_Run):
-    """Trains a teacher from random parameters, phase by phase.
+    """Trains a teacher phase by phase.
 
     Attributes:
       model: what is trained.

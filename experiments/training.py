@@ -14,7 +14,7 @@ from transformers import ProcessorMixin
 import distill
 from antgmm_jax import checkpoint
 from antgmm_jax.config import LMMConfig, QFormerConfig, preset, resize, to_dict
-from antgmm_jax.convert import load_hf, save_hf
+from antgmm_jax.convert import load_hf, open_hf, save_hf
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import complete, violations
 from antgmm_jax.functional import Params, float32, functional
@@ -28,40 +28,48 @@ from data.processor import blip2_processor, device_batch, llava_processor
 from data.record import Record, prompt
 from data.tokenizer import IMAGE, corpus, train_tokenizer
 from experiments.console import bar, say
-from experiments.datasets import encode_both, freezes_features, image_features, load_both
+from experiments.datasets import encode_both, freezes_features, image_features, load_both, load_processor
 from experiments.energy import Energy
 from experiments.evaluate import evaluate
 from experiments.folder import WHOLE, RunFolder, write_json
 from experiments.pretrain import init_params, make_pretrain_step
-from experiments.schema import Data, MaadData, Phase, Training
+from experiments.schema import Data, MaadData, Model, Phase, Training
 from experiments.stage import optimizer_of
 from experiments.stepper import HISTORY_EVERY, Stepper, add_point
 
 
 def shape_of(recipe: Training) -> LMMConfig:
-    """The model that a recipe trains: its preset with the recipe's sizes laid over it.
+    """The model that a recipe trains: its checkpoint's, or its preset with the recipe's sizes laid over it.
 
     Args:
         recipe: the recipe.
 
     Returns:
-        The config; the tokenizer will yet decide its vocabulary.
+        The config; of a preset's, the tokenizer will yet decide the vocabulary.
 
     Raises:
-        AntgmmError: no such preset, sizes that no model of its family has, or a phase that it cannot take.
+        AntgmmError: no such preset or checkpoint, sizes that no model of its family has, or a phase that it cannot
+            take.
     """
-    base, sizes = preset(recipe.model.preset), recipe.model.sizes
+    model = recipe.model
+    config = open_hf(model.path)[0] if model.path else _preset_of(model)
+    facts = [phase.name for phase in recipe.phases if phase.kind == "facts"]
+    if facts and not isinstance(config.bridge, QFormerConfig):
+        raise AntgmmError(
+            f"phase {facts[0]!r} trains a Q-Former, which {model.path or model.preset} lacks: "
+            "give it phases of kind answers"
+        )
+    return config
+
+
+def _preset_of(model: Model) -> LMMConfig:
+    base = preset(model.preset)
     try:
-        config = resize(base, complete(base, sizes))
+        config = resize(base, complete(base, model.sizes))
     except AntgmmError as error:
         raise AntgmmError(f"model.sizes: {error}") from None
     if broken := violations(config):
         raise AntgmmError(f"model.sizes: transformers cannot serve this shape: {'; '.join(broken)}")
-    facts = [phase.name for phase in recipe.phases if phase.kind == "facts"]
-    if facts and not isinstance(config.bridge, QFormerConfig):
-        raise AntgmmError(
-            f"phase {facts[0]!r} trains a Q-Former, which {recipe.model.preset} lacks: give it phases of kind answers"
-        )
     return config
 
 
@@ -121,20 +129,29 @@ class TrainingRun:
     def _run(self, shape: LMMConfig) -> dict[str, Any]:
         recipe = self.recipe
         records = load_both(recipe)
-        self.processor = make_processor(shape, recipe.data, records[0])
-        vocab = -(-len(self.processor.tokenizer) // 64) * 64
-        language = dataclasses.replace(shape.language, vocab=vocab)
-        self.config = dataclasses.replace(shape, language=language, image_token=IMAGE)
+        params = self._start(shape, records[0])
         self.samples, self.test = encode_both(recipe, records, self.processor, self.config)
         for phase in recipe.phases:
             try:
                 self.samples.rows_of(phase.types)
             except AntgmmError as error:
                 raise AntgmmError(f"phase {phase.name!r}: {error}") from None
-        params = functional(self.config).init(jax.random.key(recipe.seed))
         for number, phase in enumerate(recipe.phases, 1):
             params = self._phase(number, phase, params)
         return self._export(params)
+
+    def _start(self, shape: LMMConfig, records: Sequence[Record]) -> Params:
+        """The parameters to begin with; sets the config and the processor that go with them."""
+        recipe = self.recipe
+        if recipe.model.path:
+            self.processor = load_processor(recipe.model.path)
+            self.config, params = load_hf(recipe.model.path)
+            return float32(self.config, params)
+        self.processor = make_processor(shape, recipe.data, records)
+        vocab = -(-len(self.processor.tokenizer) // 64) * 64
+        language = dataclasses.replace(shape.language, vocab=vocab)
+        self.config = dataclasses.replace(shape, language=language, image_token=IMAGE)
+        return functional(self.config).init(jax.random.key(recipe.seed))
 
     def _phase(self, number: int, phase: Phase, params: Params) -> Params:
         done = self.folder.stage(number, phase.name)

@@ -93,7 +93,7 @@ def train(
     processes: Processes = 1,
     process: Process = 0,
 ) -> None:
-    """Train a teacher from random parameters by a recipe, and export it."""
+    """Train a teacher by a recipe, from random parameters or further from a checkpoint, and export it."""
     from experiments.recipe import load_training
 
     training = load_training(recipe, changes or [])

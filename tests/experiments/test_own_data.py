@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from transformers import AutoProcessor
@@ -218,6 +219,20 @@ def test_a_training_that_is_stopped_goes_on_to_the_same_arrays(ads, monkeypatch)
     assert one["metrics"]["history"] == other["metrics"]["history"]
     assert [point["step"] for point in other["metrics"]["history"]] == [3]
     assert load_hf("stopped/export")[0] == load_hf("whole/export")[0]
+
+
+def test_a_checkpoint_is_trained_further_from_its_own_parameters(ads):
+    teacher, like = save_llava(ads / "mine"), ["model={path='mine'}", "phase.answers.frozen=['vision']"]
+    changes = [change for change in tiny("llava") if not change.startswith("model.sizes") and change != FROZEN]
+    assert antgmm("train", RECIPES / "own-data-llava.toml", "run", *changes, *like).exit_code == 0
+    (config, before), (same, after) = load_hf(teacher), load_hf("run/export")
+    assert same == config
+    _same(before["vision"], after["vision"])
+    moved = jax.tree.map(lambda old, new: np.abs(new - old).max(), before["language"], after["language"])
+    # Three steps of AdamW move a parameter by about three learning rates: further away would be another start.
+    assert 0 < max(jax.tree.leaves(moved)) < 5e-3
+    tokenizers = [AutoProcessor.from_pretrained(folder).tokenizer for folder in (teacher, "run/export")]
+    assert tokenizers[0].get_vocab() == tokenizers[1].get_vocab()
 
 
 def _same(left, right):

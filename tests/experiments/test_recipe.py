@@ -256,6 +256,10 @@ def test_a_training_recipe(write):
         load_training(write(TRAINING), ['phase.vision.frozen=["vision"]'])
     with pytest.raises(AntgmmError, match=r"phase\[0\]: a facts phase reads pictures, not questions"):
         load_training(write(TRAINING), ['phase.vision.types=["price"]'])
+    with pytest.raises(AntgmmError, match="give preset for random parameters, or path for those of a checkpoint"):
+        load_training(write(TRAINING), ['model.path="mine"'])
+    with pytest.raises(AntgmmError, match="a checkpoint is cut by antgmm compress"):
+        load_training(write(TRAINING), ['model={path="mine", sizes={"text/embed"=96}}'])
 
 
 def test_every_key_of_a_loss_is_one_of_the_losses():
