@@ -17,6 +17,7 @@ Kind = Literal["adamw", "muon"]
 Schedule = Literal["cosine", "linear", "constant"]
 _READS = ("q", "k", "v", "up", "gate")
 _WRITES = ("o", "down", "out", "patch")
+_HEAD = ["language", "out"]
 
 
 class Optimizer(NamedTuple):
@@ -106,13 +107,17 @@ def _muon(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
 
 
 def _linear_maps(params: Params) -> Params:
-    """How the linear maps of a model lie in their arrays; None for every other leaf."""
+    """How the linear maps of a model lie in their arrays; None for every other leaf, the head among them.
+
+    A head's rows are tokens and not directions of a stream: as the table of tokens, it is AdamW's
+    (https://kellerjordan.github.io/posts/muon/).
+    """
 
     def map_of(path: tuple, leaf: Array) -> MuonDimensionNumbers | None:
         keys = [_key(entry) for entry in path]
         # The blocks of a stack lie stacked on a leading axis, and each is a map of its own.
         dims = tuple(range("blocks" in keys or "cross" in keys, leaf.ndim))
-        if len(dims) < 2 or keys[-1] not in _READS + _WRITES:
+        if len(dims) < 2 or keys[-1] not in _READS + _WRITES or keys == _HEAD:
             return None
         split = 1 if keys[-1] in _READS else -1
         return MuonDimensionNumbers(dims[:split], dims[split:])

@@ -29,9 +29,7 @@ def devices(mesh: str, coordinator: str, processes: int, process: int) -> Iterat
     """
     sizes = parse(mesh)
     if sizes:
-        # A machine without accelerators takes as many CPU devices as are asked for, unless JAX already runs.
-        with suppress(RuntimeError):
-            jax.config.update("jax_num_cpu_devices", max(math.prod(sizes.values()) // processes, 1))
+        simulate(max(math.prod(sizes.values()) // processes, 1))
     if coordinator:
         _join(coordinator, processes, process)
         CONSOLE.quiet = not first()
@@ -48,7 +46,19 @@ def devices(mesh: str, coordinator: str, processes: int, process: int) -> Iterat
         raise AntgmmError(f"this process or one that it waited for has failed ({reason}): start all again") from error
 
 
+def simulate(count: int) -> None:
+    """Makes a machine without accelerators one of as many CPU devices as are asked for, unless JAX already runs.
+
+    Args:
+        count: devices of this process.
+    """
+    with suppress(RuntimeError):
+        jax.config.update("jax_num_cpu_devices", count)
+
+
 def _join(coordinator: str, processes: int, process: int) -> None:
+    # Its handler keeps a process alive that is told to end (SIGTERM); a run goes on from its last checkpoint anyway.
+    jax.config.update("jax_enable_preemption_service", False)
     try:
         if coordinator == AUTO:
             jax.distributed.initialize()

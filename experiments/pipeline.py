@@ -72,7 +72,8 @@ class Run:
             AntgmmError: bad input.
         """
         with self._opened() as (student, hard):
-            found = self._scores("scores", student, self.test)
+            last = self.folder.stage(len(self.recipe.stages), self.recipe.stages[-1].name)
+            found = checkpoint.load_stage(last)[1]["metrics"]["scores"]
             scores = {name: found[name] for name in ("exact_match", "by_type")}
             if hard is not None:
                 scores["exact_match_hard"] = self._scores("scores on hard records", student, hard)["exact_match"]

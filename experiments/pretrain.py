@@ -15,6 +15,7 @@ from antgmm_jax.functional import Params, functional
 from data.maad.cells import SIDE
 from distill.optimizer import Optimizer, State
 from distill.step import Step
+from distill.teacher import to_dtype
 
 IMAGE_SIDE = ("vision", "bridge")
 """Top-level parameters that pretraining trains."""
@@ -67,7 +68,14 @@ def _cell_logits(config: VisionConfig, head: Params, states: Float[Array, "B N V
     return rearrange(logits, "b (gy gx) y x c -> b (gy y) (gx x) c", gy=patches)
 
 
-def make_pretrain_step(config: LMMConfig, params: Params, facts: Mapping[str, int], optimizer: Optimizer) -> Step:
+def make_pretrain_step(
+    config: LMMConfig,
+    params: Params,
+    facts: Mapping[str, int],
+    optimizer: Optimizer,
+    *,
+    dtype: jnp.dtype = jnp.float32,
+) -> Step:
     """One jitted step on the mean cross-entropy of the facts and, weighted, of the cells; for `distill.train.train`.
 
     Args:
@@ -75,6 +83,7 @@ def make_pretrain_step(config: LMMConfig, params: Params, facts: Mapping[str, in
         params: its parameters; the language model's are not touched and not read.
         facts: fact -> number of classes.
         optimizer: from `distill.optimizer.make_optimizer`.
+        dtype: what the model is computed in; heads, losses and the parameters in the state are float32.
 
     Returns:
         step(state, batch, gates, teacher_params) -> (state, metrics); batch has `pixel_values`, `cells` [B, SIDE, SIDE]
@@ -85,7 +94,8 @@ def make_pretrain_step(config: LMMConfig, params: Params, facts: Mapping[str, in
     cross_entropy = optax.softmax_cross_entropy_with_integer_labels
 
     def loss(trained: Params, batch: Mapping[str, jax.Array]):
-        states, queries = vision({**trained["model"], "language": language}, batch["pixel_values"])
+        model = to_dtype({**trained["model"], "language": language}, dtype)
+        states, queries = to_dtype(vision(model, batch["pixel_values"].astype(dtype)), jnp.float32)
         losses, accuracies = [], []
         for i, name in enumerate(facts):
             head = trained["facts"][name]

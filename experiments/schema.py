@@ -169,6 +169,8 @@ class Optimizer(Table):
       b2: decay of Adam's second moments; lower follows a loss that changes in jumps.
       batch_size: samples of one optimizer step.
       accumulate: pieces that the batch is taken in, one after another; divides `batch_size`.
+      dtype: what the model is computed in; parameters, moments, norms and losses stay float32. "bfloat16" is for
+        accelerators: a CPU is no faster with it.
     """
 
     kind: Literal["adamw", "muon"] = "adamw"
@@ -181,6 +183,7 @@ class Optimizer(Table):
     b2: Annotated[float, Field(gt=0, lt=1)] = 0.999
     batch_size: Count
     accumulate: Count = 1
+    dtype: Literal["float32", "bfloat16"] = "float32"
 
     @model_validator(mode="after")
     def _whole_pieces(self) -> Self:

@@ -196,6 +196,7 @@ class StageRun:
                 part for part in parts(place.config, place.keep) if part.term == "bridge" or part.tower in self.towers
             ),
             micro_batches=self.stage.optimizer.accumulate,
+            dtype=jax.numpy.dtype(self.stage.optimizer.dtype),
         )
         state, _ = train(
             step,

@@ -7,7 +7,9 @@ import optax
 import pytest
 
 from antgmm_jax.errors import AntgmmError
-from distill.optimizer import combine, init_state, make_optimizer, map_moments, trainable
+from antgmm_jax.functional import abstract, functional, is_axes
+from distill.optimizer import _linear_maps, combine, init_state, make_optimizer, map_moments, trainable
+from tests.pruning.models import CONFIGS
 
 PARAMS = {"a": {"kernel": jnp.array([[1.0, 2.0], [3.0, 4.0]]), "bias": jnp.array([1.0, -1.0])}, "ab": jnp.array([5.0])}
 
@@ -108,6 +110,23 @@ def test_muon_turns_every_linear_map_by_itself():
     # By hand, the first step of Adam with Nesterov's momentum: sign times (b1 m2 + (1 - b1) m1), both bias-corrected.
     first = 0.9 * 0.1 / (1 - 0.9**2) + 0.1 / (1 - 0.9)
     np.testing.assert_allclose(updates["tokens"], first * jnp.sign(rest), rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_muon_takes_all_linear_maps_of_a_model_and_nothing_else(family):
+    params, names = abstract(CONFIGS[family]), functional(CONFIGS[family]).axes
+    maps = jax.tree.map(lambda axes, rule: (axes, rule), names, _linear_maps(params), is_leaf=is_axes)
+    for path, (axes, rule) in jax.tree_util.tree_leaves_with_path(maps, is_leaf=is_axes):
+        leaf, own = path[-1].key, [axis for axis in axes if not axis.endswith("layers")]
+        tables = {"vocab", "queries", "positions", "buckets"} & {*own}
+        if len(own) < 2 or tables or leaf.endswith("bias"):
+            assert rule is None, path
+            continue
+        read, written = ([axes[i] for i in part] for part in rule)
+        assert read + written == own, path
+        # One side is a stream or the hidden units as they are, the other may be heads or a patch.
+        assert [side for side in (read, written) if len(side) == 1 and side[0].endswith(("embed", "mlp"))], path
+        assert (leaf in ("q", "k", "v")) == (len(written) > 1), path
 
 
 @pytest.mark.parametrize("frozen", [(), ("blocks/bias",)])

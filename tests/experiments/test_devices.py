@@ -1,6 +1,8 @@
 """The options that say what a run is made on."""
 
 import os
+import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -48,6 +50,18 @@ def test_a_machine_without_accelerators_takes_as_many_devices_as_are_asked_for()
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, check=True)
     assert done.stdout.decode().split() == ["3"]
+
+
+def test_a_process_of_several_ends_when_it_is_told_to():
+    code = (
+        "import os, signal, sys, time; from experiments.devices import devices\n"
+        "with devices('', sys.argv[1], 1, 0): os.kill(os.getpid(), signal.SIGTERM); time.sleep(60)"
+    )
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    done = subprocess.run([sys.executable, "-c", code, address], cwd=ROOT, capture_output=True, timeout=50)
+    assert done.returncode == -signal.SIGTERM
 
 
 def test_processes_that_do_not_meet_are_refused_in_one_line():

@@ -1,6 +1,7 @@
 """Pretraining reads each cell off the patch that covers it, and learns."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -61,6 +62,18 @@ def test_the_loss_is_the_facts_mean_plus_the_weighted_cells():
     state = distill.init_state(trained, optimizer)
     _, metrics = step(state, rows, None, None)
     np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-5)
+
+
+def test_in_bfloat16_the_loss_is_nearly_the_same_and_parameters_stay_float32():
+    params, rows = functional(CONFIG).init(jax.random.key(0)), batch(CONFIG)
+    optimizer, losses = distill.make_optimizer(learning_rate=1e-3, steps=3), []
+    for dtype in (jnp.float32, jnp.bfloat16):
+        state = distill.init_state(init_params(CONFIG, params, FACTS, 5, jax.random.key(1)), optimizer)
+        state, metrics = make_pretrain_step(CONFIG, params, FACTS, optimizer, dtype=dtype)(state, rows, None, None)
+        losses.append(float(metrics["loss"]))
+        assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {jnp.dtype("float32")}
+    assert losses[0] != losses[1]
+    assert losses[1] == pytest.approx(losses[0], rel=2e-2)
 
 
 def test_training_lowers_the_loss_and_leaves_the_language_model_alone():

@@ -268,8 +268,8 @@ def test_every_key_of_a_loss_is_one_of_the_losses():
 
 
 def test_every_key_of_an_optimizer_has_an_effect():
-    batching = {"batch_size", "accumulate"}
-    assert set(Optimizer.model_fields) - batching <= set(inspect.signature(make_optimizer).parameters)
+    of_the_step = {"batch_size", "accumulate", "dtype"}
+    assert set(Optimizer.model_fields) - of_the_step <= set(inspect.signature(make_optimizer).parameters)
 
 
 def test_shipped_recipes_are_valid():

@@ -48,6 +48,7 @@ sizes = {{ "decoder/mlp" = 16, "encoder/mlp" = 16, "text/embed" = 16 }}
 [[stage]]
 name = "whole"
 recover_steps = 2
+optimizer.dtype = "bfloat16"
 """
 
 
@@ -57,17 +58,23 @@ def run(tmp_path_factory):
     teacher = save_teacher(folder / "teacher")
     (folder / "recipe.toml").write_text(RECIPE.format(teacher=teacher))
     made: list[tuple[str, int]] = []
-    whole = stages.image_features
+    dtypes: list[str] = []
+    whole, step = stages.image_features, stages.make_step
 
     def counted(config, params, samples):
         made.append((stages.__name__, len(samples)))
         return whole(config, params, samples)
 
+    def typed(*arguments, dtype, **rest):
+        dtypes.append(dtype.name)
+        return step(*arguments, dtype=dtype, **rest)
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stages, "image_features", counted)
+        patch.setattr(stages, "make_step", typed)
         scores = Run(load_recipe(folder / "recipe.toml"), folder / "run").scores()
     students = [load_student(path) for path in sorted((folder / "run" / "stages").iterdir())]
-    return scores, students, made
+    return scores, students, made, dtypes
 
 
 def same(first, second) -> bool:
@@ -76,7 +83,7 @@ def same(first, second) -> bool:
 
 
 def test_a_frozen_tower_stays_and_the_others_move(run):
-    _, (image, language, whole), _ = run
+    _, (image, language, whole), *_ = run
     # The second stage cuts the width that the bridge writes to, so its last map is not compared.
     for part in ("queries", "norm", "stack"):
         assert same(image.params["bridge"][part], language.params["bridge"][part])
@@ -87,18 +94,24 @@ def test_a_frozen_tower_stays_and_the_others_move(run):
 
 
 def test_the_first_stage_leaves_the_language_model_the_teachers(run):
-    _, (image, *_), _ = run
+    _, (image, *_), *_ = run
     assert sizes(image.config)["bridge/embed"] == 16
     assert image.keep["decoder/mlp"].shape[-1] == 48
 
 
 def test_features_are_computed_once_and_only_where_the_image_side_stands_still(run):
-    _, _, made = run
+    _, _, made, _ = run
     assert made == [("experiments.stage", 16)]
 
 
+def test_a_stage_is_computed_in_its_own_dtype_and_left_in_float32(run):
+    _, (*_, whole), _, dtypes = run
+    assert dtypes == ["float32", "float32", "float32", "bfloat16"]  # the second stage has two halves
+    assert {leaf.dtype for leaf in jax.tree.leaves(whole.params)} == {np.dtype("float32")}
+
+
 def test_a_stage_without_sizes_only_distils(run):
-    _, (_, language, whole), _ = run
+    _, (_, language, whole), *_ = run
     assert sizes(language.config) == sizes(whole.config)
     assert all(np.array_equal(index, whole.keep[axis]) for axis, index in language.keep.items())
 

@@ -1,0 +1,38 @@
+"""Published peaks of accelerators."""
+
+from typing import NamedTuple
+
+
+class Chip(NamedTuple):
+    """One accelerator as its maker states it.
+
+    Attributes:
+        flops: dense bfloat16 matrix products, FLOP/s.
+        memory: bytes of its own memory.
+        bandwidth: bytes/s of that memory.
+        link: bytes/s that it sends to its neighbours: half of the stated bidirectional rate.
+        island: how many chips such links join.
+        network: bytes/s a chip sends beyond its island.
+        source: where the figures stand.
+    """
+
+    flops: float
+    memory: float
+    bandwidth: float
+    link: float
+    island: int
+    network: float
+    source: str
+
+
+_TPU = "cloud.google.com/tpu/docs/"
+_NVIDIA = "NVIDIA data sheet, SXM, without sparsity; network: one 400 Gb/s adapter a GPU, as in a DGX"
+
+CHIPS = {
+    "v5e": Chip(197e12, 16e9, 819e9, 200e9, 256, 3.125e9, _TPU + "v5e"),
+    "v5p": Chip(459e12, 95e9, 2765e9, 600e9, 8960, 6.25e9, _TPU + "v5p"),
+    "v6e": Chip(918e12, 32e9, 1638e9, 400e9, 256, 12.5e9, _TPU + "v6e"),
+    "H100": Chip(989e12, 80e9, 3.35e12, 450e9, 8, 50e9, _NVIDIA),
+    "H200": Chip(989e12, 141e9, 4.8e12, 450e9, 8, 50e9, _NVIDIA),
+}
+"""Name -> chip. A TPU's network is its host's adapters (v5e 2 x 100 Gb/s for 8 chips), shared by the host's chips."""
