@@ -15,6 +15,10 @@ from antgmm_jax.generate import generate
 TOLERANCE = 1e-5
 """Largest difference of logits, as a share of their largest magnitude; also the floor."""
 
+ROUNDING = 2.0
+"""Larger differences pass where JAX is at most this many times as far from PyTorch in float64 as PyTorch in float32 is:
+attention logits of several hundreds (T5 does not scale them) amplify what both round."""
+
 
 class GateResult(NamedTuple):
     """What the comparison found.
@@ -22,14 +26,16 @@ class GateResult(NamedTuple):
     Attributes:
         max_abs_logit_diff: largest difference of float32 logits at answer positions.
         max_abs_logit: their largest magnitude.
+        torch_rounding: how far PyTorch's float32 logits are from its float64 ones, where that had to decide; else 0.
         answers_equal: share of prompts with the same greedy answer, token for token.
         prompts: number of prompts.
-        passed: whether logits are within TOLERANCE and every answer is equal.
+        passed: whether logits are within TOLERANCE or rounding, and every answer is equal.
         where: what differs first; "" where nothing does.
     """
 
     max_abs_logit_diff: float
     max_abs_logit: float
+    torch_rounding: float
     answers_equal: float
     prompts: int
     passed: bool
@@ -91,7 +97,7 @@ def check(
     apply = jax.jit(functional(config).apply)
     # The files hold what was exported: in another dtype than float32 that is not `params` to the last bit.
     params = jax.tree.map(lambda a: np.asarray(a, np.float32), params)
-    diff = scale = 0.0
+    diff = scale = rounding = 0.0
     same = count = 0
     where = ""
     for batch in batches:
@@ -106,14 +112,28 @@ def check(
         equal = (mine == theirs).all(axis=1)
         same, count = same + int(equal.sum()), count + len(equal)
         ids = batch.get("id", np.arange(count - len(equal), count))
-        if not where and worst.max() > TOLERANCE * max(1.0, scale):
-            row = int(worst.argmax())
+        far = worst > TOLERANCE * max(1.0, scale)
+        if far.any():
+            exact = _exact_logits(directory, batch)
+            mine_off, theirs_off = (np.abs(logits - exact).max(axis=(1, 2)) for logits in (ours, reference))
+            rounding = max(rounding, float(theirs_off[far].max()))
+            far &= mine_off > ROUNDING * theirs_off
+        if not where and far.any():
+            row = int(np.where(far, worst, 0.0).argmax())
             where = f"logits of sample {ids[row]} differ by {worst[row]:.3g}"
         if not where and not equal.all():
             row = int((~equal).argmax())
             where = f"the answer to sample {ids[row]} differs: JAX {mine[row].tolist()}, PyTorch {theirs[row].tolist()}"
-    passed = not where and diff <= TOLERANCE * max(1.0, scale)
-    return GateResult(diff, scale, same / count, count, passed, where)
+    return GateResult(diff, scale, rounding, same / count, count, not where, where)
+
+
+def _exact_logits(directory: str | os.PathLike, batch: Mapping[str, np.ndarray]) -> np.ndarray:
+    """PyTorch's logits in float64."""
+    import torch
+
+    inputs = {name: t.double() if t.is_floating_point() else t for name, t in torch_tensors(_split(batch)[0]).items()}
+    with torch.no_grad():
+        return _answer_logits(torch_model(directory).double()(**inputs).logits.numpy(), batch)
 
 
 def _split(batch: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:

@@ -66,10 +66,10 @@ def _numbers(text: str) -> Iterator[int]:
 
 
 def _group(line: str, devices: int) -> int:
-    """How many devices take part: of `[4,16]<=[64]`, of `mesh['a'=16,'b'=4] {'a'}` or of `{{0,1},{2,3}}`."""
+    """How many devices take part: of `[4,16]<=[64]`, of `mesh['a'=16,'b'=4], ... {'a'}` or of `{{0,1},{2,3}}`."""
     if match := re.search(r"replica_groups=\[\d+,(\d+)\]", line):
         return int(match[1])
-    if match := re.search(r"replica_groups=@?mesh\S*\[(.*?)\] ?\{(.*?)\}", line):
+    if match := re.search(r"replica_groups=@?mesh\S*?\[(.*?)\].*? \{(.*?)\}", line):
         sizes = dict(re.findall(r"'(\w+)'=(\d+)", match[1]))
         parts = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", match[2])
         return math.prod(int(part or sizes[axis]) for axis, part in parts)

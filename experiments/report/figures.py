@@ -219,7 +219,8 @@ def stage_models(folder: RunFolder, recipe: Recipe) -> StageModels:
 
 def export_figures(gate: Mapping[str, Any]) -> dict[str, Any]:
     """The gate's figures."""
-    return {name: gate[name] for name in ("max_abs_logit_diff", "max_abs_logit", "answers_equal", "prompts", "passed")}
+    names = ("max_abs_logit_diff", "max_abs_logit", "torch_rounding", "answers_equal", "prompts", "passed")
+    return {name: gate[name] for name in names}
 
 
 def energy_figures(folder: RunFolder, latency: Mapping[str, Any]) -> dict[str, Any]:

@@ -97,9 +97,14 @@ def sections(report: Report) -> list[Section]:
 def export_gate(report: Report) -> str:
     """What the comparison of both engines on the exported files gave."""
     export = report["export"]
+    beside = (
+        f"; where that is much, float64 decided: PyTorch's own float32 is up to {export['torch_rounding']:.2g} off"
+        if export["torch_rounding"]
+        else ""
+    )
     return (
         f"Plain transformers read the exported files in float32: logits differ by at most"
-        f" {export['max_abs_logit_diff']:.2g} (largest magnitude {export['max_abs_logit']:.3g}),"
+        f" {export['max_abs_logit_diff']:.2g} (largest magnitude {export['max_abs_logit']:.3g}{beside}),"
         f" {100 * export['answers_equal']:.1f} % of {export['prompts']} greedy answers are equal token for token."
     )
 

@@ -19,7 +19,7 @@ from experiments.report.page import page
 from experiments.report.tables import Report
 from experiments.schema import Recipe
 
-FORMAT = 3
+FORMAT = 4
 """Of report.json; what is written anew from another one would lack figures."""
 
 PICTURE_SIDE = 320

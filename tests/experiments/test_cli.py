@@ -319,7 +319,8 @@ def test_export_writes_a_stage_that_transformers_reads(antgmm, monkeypatch, tmp_
     assert {str(p.dtype) for p in _arrays(load_hf(tmp_path / "out")[1])} == {"bfloat16"}
     assert "out exists" in antgmm(*words).stderr
 
-    monkeypatch.setattr("experiments.export_gate.TOLERANCE", 0.0)
+    for bound in ("TOLERANCE", "ROUNDING"):
+        monkeypatch.setattr(f"experiments.export_gate.{bound}", 0.0)
     words[5] = "again"
     result = antgmm(*words)
     assert result.exit_code == 2

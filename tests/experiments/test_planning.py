@@ -58,6 +58,10 @@ def test_what_a_loop_sends_counts_as_often_as_it_turns():
         ("%a = bf16[8]{0} reduce-scatter(%x), replica_groups=[2,4]<=[8]", {("reduce-scatter", 4): 48}),
         ("%a = (f32[2]{0}, f32[6]{0}) all-reduce(%x, %y), replica_groups={}", {("all-reduce", 8): 56}),
         ("%a = s8[8]{0} all-to-all(%x), replica_groups=mesh['a'=2,'b'=4] {'b':(1)2}", {("all-to-all", 2): 4}),
+        (
+            "%a = f32[8]{0} all-reduce(%x), replica_groups=mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'b'}",
+            {("all-reduce", 4): 48},
+        ),
         ("%a = f32[8]{0} collective-permute(%x), source_target_pairs={{0,1}}", {("collective-permute", 8): 32}),
     ],
 )

@@ -80,6 +80,7 @@ def made(*, hard: bool = True) -> dict:
         "latency": {"tokens": 5, "jax": engine, "torch": engine},
         "export": {
             "max_abs_logit_diff": 2e-5,
+            "torch_rounding": 3e-5,
             "max_abs_logit": 15.0,
             "answers_equal": 1.0,
             "prompts": 40,
