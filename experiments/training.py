@@ -229,14 +229,15 @@ class TrainingRun:
         return state, history
 
     def _export(self, params: Params) -> dict[str, Any]:
-        directory, processor = self.folder.export, self.folder.path / "processor"
+        directory, like = self.folder.export, Path(self.recipe.model.path or self.folder.path / "processor")
         dtype = jax.numpy.dtype(self.recipe.export.dtype)
         params = jax.tree.map(lambda leaf: gather(leaf).astype(dtype), params)
 
         def write() -> None:
             shutil.rmtree(directory, ignore_errors=True)
-            save_processor(self.processor, processor)
-            save_hf(self.config, params, directory, like=processor)
+            if not self.recipe.model.path:
+                save_processor(self.processor, like)
+            save_hf(self.config, params, directory, like=like)
 
         by_first(write)
         config, params = load_hf(directory)
