@@ -19,11 +19,8 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Two processes of one core each: XLA leaves the second core idle in one. With an accelerator: make demo PROCESSES=1
-PROCESSES ?= 2
-
 demo: $(STAMP)
-	$(BIN)/antgmm demo --processes $(PROCESSES)
+	$(BIN)/antgmm demo
 
 teacher: $(STAMP)
 	$(BIN)/antgmm train experiments/recipes/teacher-m.toml --run runs/teacher-m

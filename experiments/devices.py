@@ -25,8 +25,11 @@ def devices(mesh: str, coordinator: str, processes: int, process: int) -> Iterat
         process: which of them this is, from 0.
 
     Raises:
-        AntgmmError: a mesh that cannot be read or is larger than the machine, or processes that do not meet or part.
+        AntgmmError: a mesh that cannot be read or is larger than the machine, processes without a coordinator, or
+            processes that do not meet or part.
     """
+    if processes > 1 and not coordinator:
+        raise AntgmmError(f"--processes {processes}: say where they meet, --coordinator HOST:PORT, and start each")
     sizes = parse(mesh)
     if sizes:
         simulate(max(math.prod(sizes.values()) // processes, 1))

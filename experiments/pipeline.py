@@ -73,7 +73,7 @@ class Run:
         """
         with self._opened() as (student, hard):
             last = self.folder.stage(len(self.recipe.stages), self.recipe.stages[-1].name)
-            found = checkpoint.load_stage(last)[1]["metrics"]["scores"]
+            found = checkpoint.load_record(last)["metrics"]["scores"]
             scores = {name: found[name] for name in ("exact_match", "by_type")}
             if hard is not None:
                 scores["exact_match_hard"] = self._scores("scores on hard records", student, hard)["exact_match"]

@@ -35,7 +35,7 @@ Processes = Annotated[
         "--processes",
         min=1,
         envvar="JAX_NUM_PROCESSES",
-        help="How many there are; without --coordinator all start here, each on its own CPU cores.",
+        help="How many there are.",
     ),
 ]
 Process = Annotated[int, typer.Option("--process", min=0, envvar="JAX_PROCESS_ID", help="Which of them this is.")]

@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -190,13 +190,8 @@ def _started(run: Path, machine: Machine) -> Iterator[None]:
     """On the devices that are asked for, in the run's folder."""
     from antgmm_jax.processes import first
     from experiments.devices import devices
-    from experiments.launch import others_started
 
-    with ExitStack() as stack:
-        if machine.processes > 1 and not machine.coordinator:
-            machine = machine._replace(coordinator=stack.enter_context(others_started(machine.processes)))
-        stack.enter_context(devices(*machine))
-        stack.enter_context(_in_folder(run) if first() else nullcontext())
+    with devices(*machine), _in_folder(run) if first() else nullcontext():
         yield
 
 

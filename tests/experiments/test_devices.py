@@ -52,6 +52,11 @@ def test_a_machine_without_accelerators_takes_as_many_devices_as_are_asked_for()
     assert done.stdout.decode().split() == ["3"]
 
 
+def test_several_processes_need_a_place_to_meet():
+    with pytest.raises(AntgmmError, match="^--processes 2: say where they meet"), devices("", "", 2, 0):
+        pass
+
+
 def test_a_process_of_several_ends_when_it_is_told_to():
     code = (
         "import os, signal, sys, time; from experiments.devices import devices\n"
