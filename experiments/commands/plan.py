@@ -102,7 +102,7 @@ def _title(mesh: dict[str, int]) -> str:
 
 
 def _too_large(step: "Step", chip: str, fitting: "Step | None") -> str:
-    needs = f"a step takes {step.total / 1e9:.3g} GB a device, more than a {chip} has"
+    needs = f"a step takes {step.total / 1e9:.3g} GB a device, more than {chip} has"
     if fitting is None:
         return f"{needs}; no mesh of this tensor size and batch is enough: raise tensor, or lower --batch"
     listed = ",".join(f"{axis}={n}" for axis, n in fitting.mesh.items() if n > 1) or "fsdp=1"

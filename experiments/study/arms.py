@@ -10,6 +10,7 @@ from pydantic import Field, ValidationError, model_validator
 import pruning
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.errors import AntgmmError
+from antgmm_jax.families import complete
 from experiments.recipe import load_recipe, read_toml
 from experiments.schema import Count, Name, Recipe, Stage, Table
 from experiments.stage import reads_features, segment_targets
@@ -135,7 +136,8 @@ def recipe_of(study: Study, arm: Arm, seed: int, config: LMMConfig, *, pretraine
     shape: dict[str, int] = {}
     importance, here = {}, config
     for stage in recipe.stages:
-        targets = segment_targets(here, stage)[-1]
+        # With the axes that are cut along: a pattern of their own must fit them as well.
+        targets = complete(here, segment_targets(here, stage)[-1])
         importance |= {axis: stage.method(axis) for axis in targets}
         shape |= targets
         here = pruning.planned_config(here, targets)

@@ -1,6 +1,7 @@
 """Studies: equal FLOPs, controls that start anew, runs that are shared and read back."""
 
 import json
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -10,15 +11,19 @@ from filelock import FileLock
 import pruning
 from antgmm_jax import checkpoint
 from antgmm_jax.config import sizes
-from antgmm_jax.convert import load_hf
+from antgmm_jax.convert import load_hf, open_hf
 from antgmm_jax.errors import AntgmmError
+from antgmm_jax.families import complete
 from experiments.pipeline import load_student
 from experiments.recipe import load_recipe
-from experiments.stage import new_weights
+from experiments.stage import new_weights, segment_targets
 from experiments.study.arms import load_study, recipe_of, step_flops, training_flops
 from experiments.study.run import run_study
 from experiments.study.summary import markdown, plot, rows, told
 from tests.experiments.tiny import HEAD, save_teacher
+
+ROOT = Path(__file__).resolve().parents[2]
+STUDIES = ROOT / "experiments" / "studies"
 
 RECIPE = (
     HEAD
@@ -127,6 +132,23 @@ def test_cutting_at_once_takes_as_many_flops_and_cuts_as_much(study, teacher):
         spent = training_flops(config, recipe, length=20, answer=5)
         # Whole steps: within half of one.
         assert abs(spent - whole) <= step_flops(small, stage, (), length=20, answer=5) / 2
+
+
+@pytest.mark.parametrize("file", sorted(STUDIES.glob("*.toml")), ids=lambda path: path.stem)
+def test_every_arm_of_a_shipped_study_can_be_run_and_ends_in_one_shape(file, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    study = load_study(file)
+    teacher, _ = open_hf(load_recipe(study.recipe).teacher.path)
+    shapes = []
+    for arm in study.arms:
+        config = teacher
+        for stage in recipe_of(study, arm, 0, teacher, pretrained="somewhere" if arm.pretrained else "").stages:
+            for targets in segment_targets(config, stage):
+                for axis in complete(config, targets):
+                    stage.method(axis)  # refuses an axis that nothing scores
+                config = pruning.planned_config(config, targets)
+        shapes.append(config)
+    assert len(set(shapes)) == 1
 
 
 def test_a_study_runs_every_arm_and_reads_back_what_is_done(study, teacher, tmp_path, monkeypatch):
