@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+import pytest
+
 _CACHE = Path(__file__).resolve().parent.parent / ".cache" / "jax"
 # Eight devices for the tests of sharding; measured to cost the others nothing.
 _DEVICES = "--xla_force_host_platform_device_count=8"
@@ -14,3 +16,12 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _programs_are_let_go():
+    """Programs of one file are freed after it: kept, those of all files take more memory maps than Linux grants."""
+    yield
+    import jax
+
+    jax.clear_caches()
