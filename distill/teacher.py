@@ -22,7 +22,7 @@ class Teacher(NamedTuple):
     Args:
         params: the arrays that the step is given; never trained, never donated.
         head: (params, hidden [..., Dt]) -> logits [..., V].
-        select: names -> (params, device batch) -> {name: targets}, with `final` [B, A, Dt] at the answer positions
+        select: names -> (params, device batch) -> {name: targets}, with `final` [B, A, Dt] at the answer positions,
             `<tower>/states` [layers + 1, B, N, D] and `bridge/out` [1, B, N, D]. Raises AntgmmError for a name that it
             cannot give.
         attach: host batch -> host batch with the cached targets in it.

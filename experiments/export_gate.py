@@ -90,21 +90,19 @@ def check(
     Returns:
         The figures, and where the first difference is.
     """
-    import torch
 
     model = torch_model(directory)
     model.generation_config.pad_token_id, model.generation_config.eos_token_id = pad, eos
     apply = jax.jit(functional(config).apply)
     # The files hold what was exported: in another dtype than float32 that is not `params` to the last bit.
     params = jax.tree.map(lambda a: np.asarray(a, np.float32), params)
-    diff = scale = rounding = 0.0
+    exact, diff, scale, rounding = None, 0.0, 0.0, 0.0
     same = count = 0
     where = ""
     for batch in batches:
         inputs, prompt = _split(batch)
         ours = _answer_logits(np.asarray(apply(params, inputs)["logits"]), batch)
-        with torch.no_grad():
-            reference = _answer_logits(model(**torch_tensors(inputs)).logits.numpy(), batch)
+        reference = _torch_logits(model, inputs, batch)
         worst = np.abs(ours - reference).max(axis=(1, 2))
         diff, scale = max(diff, float(worst.max())), max(scale, float(np.abs(reference).max()))
         mine = np.asarray(generate(config, params, prompt, max_new_tokens=max_new_tokens, eos=eos, pad=pad))
@@ -114,8 +112,9 @@ def check(
         ids = batch.get("id", np.arange(count - len(equal), count))
         far = worst > TOLERANCE * max(1.0, scale)
         if far.any():
-            exact = _exact_logits(directory, batch)
-            mine_off, theirs_off = (np.abs(logits - exact).max(axis=(1, 2)) for logits in (ours, reference))
+            exact = exact or torch_model(directory).double()
+            truth = _torch_logits(exact, inputs, batch)
+            mine_off, theirs_off = (np.abs(logits - truth).max(axis=(1, 2)) for logits in (ours, reference))
             rounding = max(rounding, float(theirs_off[far].max()))
             far &= mine_off > ROUNDING * theirs_off
         if not where and far.any():
@@ -127,13 +126,14 @@ def check(
     return GateResult(diff, scale, rounding, same / count, count, not where, where)
 
 
-def _exact_logits(directory: str | os.PathLike, batch: Mapping[str, np.ndarray]) -> np.ndarray:
-    """PyTorch's logits in float64."""
+def _torch_logits(model, inputs: Mapping[str, np.ndarray], batch: Mapping[str, np.ndarray]) -> np.ndarray:
+    """PyTorch's logits in the model's own dtype."""
     import torch
 
-    inputs = {name: t.double() if t.is_floating_point() else t for name, t in torch_tensors(_split(batch)[0]).items()}
+    tensors = torch_tensors(inputs)
+    tensors["pixel_values"] = tensors["pixel_values"].to(model.dtype)
     with torch.no_grad():
-        return _answer_logits(torch_model(directory).double()(**inputs).logits.numpy(), batch)
+        return _answer_logits(model(**tensors).logits.numpy(), batch)
 
 
 def _split(batch: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:

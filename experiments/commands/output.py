@@ -29,15 +29,7 @@ Coordinator = Annotated[
         help="Where process 0 of several answers; 'auto' in a Slurm or Kubernetes job.",
     ),
 ]
-Processes = Annotated[
-    int,
-    typer.Option(
-        "--processes",
-        min=1,
-        envvar="JAX_NUM_PROCESSES",
-        help="How many there are.",
-    ),
-]
+Processes = Annotated[int, typer.Option("--processes", min=1, envvar="JAX_NUM_PROCESSES", help="How many there are.")]
 Process = Annotated[int, typer.Option("--process", min=0, envvar="JAX_PROCESS_ID", help="Which of them this is.")]
 RunDir = Annotated[Path, typer.Option("--run", metavar="DIR", help="The run's folder; a run found there goes on.")]
 

@@ -50,7 +50,7 @@ def plan(
     simulate(planning.DEVICES)
     step = planning.compiled(asked, sizes)
     if chip and step.total > CHIPS[chip].memory:
-        raise AntgmmError(_too_large(step, chip, planning.smallest(asked, sizes["tensor"], CHIPS[chip].memory)))
+        raise AntgmmError(_too_large(step, chip, planning.smallest(asked, sizes, CHIPS[chip].memory)))
     chips = {name: CHIPS[name] for name in ([chip] if chip else CHIPS)}
     figures = {
         "mesh": step.mesh,
@@ -81,7 +81,7 @@ def plan(
     emit(
         figures,
         as_json,
-        table(["memory of a device", ""], memory, _title(step.mesh)),
+        table(["memory of a device", ""], memory, f"A step on {_listed(step.mesh) or 'one device'}"),
         f"{count(step.flops)}FLOP a device and step",
         table(["sent by a device in a step", ""], sent),
         table(head, times, "Milliseconds of a step at the published peaks"),
@@ -96,14 +96,14 @@ def _by_operation(step: "Step") -> dict[str, int]:
     return found
 
 
-def _title(mesh: dict[str, int]) -> str:
-    listed = ",".join(f"{axis}={n}" for axis, n in mesh.items() if n > 1) or "one device"
-    return f"A step on {listed}"
+def _listed(mesh: dict[str, int]) -> str:
+    """A mesh as it is typed, axes of one device left out."""
+    return ",".join(f"{axis}={n}" for axis, n in mesh.items() if n > 1)
 
 
 def _too_large(step: "Step", chip: str, fitting: "Step | None") -> str:
     needs = f"a step takes {step.total / 1e9:.3g} GB a device, more than {chip} has"
     if fitting is None:
         return f"{needs}; no mesh of this tensor size and batch is enough: raise tensor, or lower --batch"
-    listed = ",".join(f"{axis}={n}" for axis, n in fitting.mesh.items() if n > 1) or "fsdp=1"
-    return f"{needs}; the smallest mesh that is enough: --mesh {listed} ({fitting.total / 1e9:.3g} GB)"
+    enough = f"--mesh {_listed(fitting.mesh) or 'fsdp=1'} ({fitting.total / 1e9:.3g} GB)"
+    return f"{needs}; the smallest mesh that is enough: {enough}"

@@ -35,4 +35,4 @@ CHIPS = {
     "H100": Chip(989e12, 80e9, 3.35e12, 450e9, 8, 50e9, _NVIDIA),
     "H200": Chip(989e12, 141e9, 4.8e12, 450e9, 8, 50e9, _NVIDIA),
 }
-"""Name -> chip. A TPU's network is its host's adapters (v5e 2 x 100 Gb/s for 8 chips), shared by the host's chips."""
+"""Name -> chip. A TPU's network is a chip's share of its pod's: 6.4 Tb/s of 256 v5e, 25.6 of 256 v6e; v5p 50 Gb/s."""

@@ -150,6 +150,11 @@ def _kept(arguments: Mapping[str, Any]) -> dict[str, int]:
     return {kind: _bytes(tree) for kind, tree in {**kinds, "batch": arguments["batch"]}.items()}
 
 
+def _stays(asked: Asked, mesh: Mapping[str, int]) -> int:
+    with jax.set_mesh(sharding.make_mesh(**mesh)):
+        return sum(_kept(_abstract(asked)[1]).values())
+
+
 def _bytes(tree: Any) -> int:
     return sum(_part(leaf) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
@@ -158,24 +163,22 @@ def _part(leaf: jax.ShapeDtypeStruct) -> int:
     return math.prod(leaf.sharding.shard_shape(leaf.shape) if leaf.sharding else leaf.shape)
 
 
-def smallest(asked: Asked, tensor: int, memory: float) -> Step | None:
+def smallest(asked: Asked, refused: Mapping[str, int], memory: float) -> Step | None:
     """The step on the smallest mesh that it fits, `fsdp` doubled until it does.
 
     Args:
         asked: the step.
-        tensor: devices that heads, hidden units and vocabulary are split over.
+        refused: a mesh that it does not fit, which is not compiled again; its `tensor` is kept.
         memory: bytes of a device.
 
     Returns:
         The step; None where no mesh of at most DEVICES is enough.
     """
-    fsdp = 1
+    fsdp, tensor = 1, refused["tensor"]
     while fsdp * tensor <= DEVICES and asked.batch % fsdp == 0:
         mesh = {"data": 1, "fsdp": fsdp, "tensor": tensor}
-        with jax.set_mesh(sharding.make_mesh(**mesh)):
-            kept = sum(_kept(_abstract(asked)[1]).values())
         # What stays is known without compiling, and most meshes that are too small are so by that alone.
-        if kept < memory and (step := compiled(asked, mesh)).total <= memory:
+        if mesh != refused and _stays(asked, mesh) < memory and (step := compiled(asked, mesh)).total <= memory:
             return step
         fsdp *= 2
     return None

@@ -110,11 +110,15 @@ def test_the_smallest_mesh_is_the_first_that_fits(steps, monkeypatch):
 
     monkeypatch.setattr(planning, "compiled", known)
     assert steps[2].total < steps[1].total
-    assert smallest(asked(), 1, steps[1].total - 1) == steps[2]
+    other = {"data": 2, "fsdp": 1, "tensor": 1}
+    assert smallest(asked(), other, steps[1].total - 1) == steps[2]
     assert tried == [1, 2]
     # What stays of the parameters alone is too large for one device, which is seen without compiling.
-    assert smallest(asked(), 1, steps[1].memory["teacher"]) is None
+    assert smallest(asked(), other, steps[1].memory["teacher"]) is None
     assert tried == [1, 2]
+    # Nor is the mesh that was refused compiled again.
+    assert smallest(asked(), ONE, steps[1].total - 1) == steps[2]
+    assert tried == [1, 2, 2]
 
 
 def test_the_roofline_is_bytes_and_flops_over_their_rates():
