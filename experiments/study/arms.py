@@ -53,6 +53,7 @@ class Study(Table):
         changes: over the recipe in every arm.
         seeds: every arm is run with each.
         length, answer: prompt tokens (the picture's too) and answer tokens of a sample, for counting FLOPs.
+        curve: whether the arms are sizes of one student: they are timed beside the teacher, and the knee is named.
         arms: `[[arm]]` in the file.
     """
 
@@ -61,6 +62,7 @@ class Study(Table):
     seeds: tuple[int, ...] = Field(min_length=1)
     length: Count
     answer: Count
+    curve: bool = False
     arms: Annotated[tuple[Arm, ...], Field(alias="arm", min_length=1)]
 
     @model_validator(mode="after")

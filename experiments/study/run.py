@@ -5,19 +5,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from antgmm_jax.config import LMMConfig
+from antgmm_jax import checkpoint
+from antgmm_jax.config import LMMConfig, from_dict, sizes
 from antgmm_jax.convert import open_hf
 from experiments.console import say
 from experiments.folder import InUse, RunFolder, write_json
 from experiments.pipeline import Run
 from experiments.recipe import load_recipe, load_training
+from experiments.speed import Asked
 from experiments.study.arms import Arm, Study, recipe_of, training_flops
+from experiments.study.curve import with_costs, write_curve
 from experiments.study.summary import write_results
 from experiments.training import TrainingRun
 
 RESULT = "result.json"
 Result = dict[str, Any]
-"""`arm`, `seed`, `exact_match`, `exact_match_hard`, `by_type`, `params`, `steps`, `flops`, `seconds`."""
+"""`arm`, `seed`, `exact_match`, `exact_match_hard`, `by_type`, `params`, `sizes`, `steps`, `flops`, `seconds`."""
 
 
 def run_study(study: Study, folder: Path, out: Path, *, only: Sequence[str] = ()) -> list[Result]:
@@ -32,7 +35,7 @@ def run_study(study: Study, folder: Path, out: Path, *, only: Sequence[str] = ()
         only: names of the arms to run; all where it is empty.
 
     Returns:
-        The results so far, those of other arms included.
+        The results so far, those of other arms included; of a curve that is complete, with what each student saves.
 
     Raises:
         AntgmmError: no such arm, or what a run raises.
@@ -51,7 +54,11 @@ def run_study(study: Study, folder: Path, out: Path, *, only: Sequence[str] = ()
         write_json(place / RESULT, result)
         write_results(results(study, folder), out)
     found = results(study, folder)
-    write_results(found, out)
+    if study.curve and len(found) == len(study.runs()):
+        found = with_costs(found, config, Asked(study.length, study.answer))
+        write_curve(found, out)
+    else:
+        write_results(found, out)
     return found
 
 
@@ -75,7 +82,9 @@ def _run(study: Study, arm: Arm, seed: int, config: LMMConfig, folder: Path, pla
     found = Run(recipe, place, cache=folder / "cache").scores()
     flops = training_flops(config, recipe, length=study.length, answer=study.answer)
     steps = sum(stage.steps for stage in recipe.stages)
-    return {"arm": arm.name, "seed": seed, "steps": steps, "flops": flops, **found}
+    last = RunFolder(place).stage(len(recipe.stages), recipe.stages[-1].name)
+    shape = sizes(from_dict(checkpoint.load_record(last)["config"]))
+    return {"arm": arm.name, "seed": seed, "steps": steps, "flops": flops, **found, "sizes": shape}
 
 
 def _pretrained(arm: Arm, seed: int, folder: Path) -> str:

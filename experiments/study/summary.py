@@ -2,7 +2,8 @@
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from experiments.report.tables import Table
 
 SCORES = {"exact_match": "test", "exact_match_hard": "test_hard"}
 HEAD = ("arm", "seeds", "parameters", "training FLOPs", "exact match on test", "... on test_hard")
-_COLOURS = ("#1f6fb4", "#c25a10")
+COLOURS = ("#1f6fb4", "#c25a10")
 
 
 def by_arm(results: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
@@ -60,9 +61,14 @@ def write_results(results: Sequence[dict[str, Any]], path: Path) -> None:
         path: the JSON file; the others have its name with `.md` and `.svg`.
     """
     if results:
-        write_text(path, json.dumps(results, indent=1) + "\n")
+        write_json_results(results, path)
         write_text(path.with_suffix(".md"), markdown(results))
         plot(results, path.with_suffix(".svg"))
+
+
+def write_json_results(results: Sequence[dict[str, Any]], path: Path) -> None:
+    """Writes the results as JSON."""
+    write_text(path, json.dumps(results, indent=1) + "\n")
 
 
 def markdown(results: Sequence[dict[str, Any]]) -> str:
@@ -78,14 +84,11 @@ def plot(results: Sequence[dict[str, Any]], path: Path) -> None:
         path: the file.
     """
     arms = by_arm(results)
-    # Not the person's own style: equal results give equal files everywhere.
-    with rc_context():
-        rcdefaults()
-        rcParams["svg.hashsalt"] = "antgmm"
+    with styled():
         figure = Figure(figsize=(7.0, 1.0 + 0.34 * len(arms)), layout="constrained")
         axes = figure.subplots()
         for place, (score, name) in enumerate(SCORES.items()):
-            colour, shift = _COLOURS[place], 0.14 * (2 * place - 1)
+            colour, shift = COLOURS[place], 0.14 * (2 * place - 1)
             for row, runs in enumerate(arms.values()):
                 values = [run[score] for run in runs if score in run]
                 if not values:
@@ -102,6 +105,20 @@ def plot(results: Sequence[dict[str, Any]], path: Path) -> None:
         axes.grid(axis="x", color="#dddddd", linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
         figure.legend(loc="outside upper right", ncols=2, frameon=False)
-        file = io.BytesIO()
-        figure.savefig(file, format="svg", metadata={"Date": None})
-        write_bytes(path, file.getvalue())
+        save(figure, path)
+
+
+@contextmanager
+def styled() -> Iterator[None]:
+    """matplotlib's defaults, not the person's own style: equal results give equal files everywhere."""
+    with rc_context():
+        rcdefaults()
+        rcParams["svg.hashsalt"] = "antgmm"
+        yield
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Writes a figure as SVG, without the date."""
+    file = io.BytesIO()
+    figure.savefig(file, format="svg", metadata={"Date": None})
+    write_bytes(path, file.getvalue())

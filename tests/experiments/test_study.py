@@ -135,7 +135,7 @@ def test_cutting_at_once_takes_as_many_flops_and_cuts_as_much(study, teacher):
 
 
 @pytest.mark.parametrize("file", sorted(STUDIES.glob("*.toml")), ids=lambda path: path.stem)
-def test_every_arm_of_a_shipped_study_can_be_run_and_ends_in_one_shape(file, monkeypatch):
+def test_every_arm_of_a_shipped_study_can_be_run_and_ends_in_its_shape(file, monkeypatch):
     monkeypatch.chdir(ROOT)
     study = load_study(file)
     teacher, _ = open_hf(load_recipe(study.recipe).teacher.path)
@@ -148,7 +148,8 @@ def test_every_arm_of_a_shipped_study_can_be_run_and_ends_in_one_shape(file, mon
                     stage.method(axis)  # refuses an axis that nothing scores
                 config = pruning.planned_config(config, targets)
         shapes.append(config)
-    assert len(set(shapes)) == 1
+    # Arms differ in how they get there, but for those of a curve.
+    assert len(set(shapes)) == (len(study.arms) if study.curve else 1)
 
 
 def test_a_study_runs_every_arm_and_reads_back_what_is_done(study, teacher, tmp_path, monkeypatch):
