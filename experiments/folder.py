@@ -5,7 +5,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 
 from antgmm_jax import checkpoint
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.processes import by_first
+from antgmm_jax.processes import by_first, first
 from experiments.energy import Energy, metered, total
 from experiments.recipe import difference, dump_recipe, load_recipe, load_training
 from experiments.schema import Recipe, Training
@@ -146,8 +146,8 @@ class RunFolder:
             AntgmmError: the folder is another recipe's or holds something else.
             InUse: another process has it.
         """
-        with ExitStack() as held:
-            by_first(lambda: held.enter_context(self._held(recipe)))
+        with ExitStack() as stack:
+            by_first(lambda: stack.enter_context(self._held(recipe)))
             yield
 
     @contextmanager
@@ -190,6 +190,18 @@ class RunFolder:
                 )
         elif self.path.exists() and set(os.listdir(self.path)) - {".lock"}:
             raise AntgmmError(f"{self.path} is not empty and not a run: choose another folder")
+
+
+@contextmanager
+def held(place: Path) -> Iterator[None]:
+    """Holds what several runs share: the second to come waits; processes of one run go in together.
+
+    Args:
+        place: file or folder; the lock lies beside it.
+    """
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(place.with_suffix(".lock")) if first() else nullcontext():
+        yield
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -2,13 +2,12 @@
 
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from filelock import FileLock
 
 import distill
 import pruning
@@ -18,7 +17,7 @@ from antgmm_jax.config import LMMConfig, from_dict, to_dict
 from antgmm_jax.convert import load_hf, save_hf
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.functional import Params, float32, functional
-from antgmm_jax.processes import by_first, first, gather
+from antgmm_jax.processes import by_first, gather
 from antgmm_jax.sharding import own_rows
 from distill import Teacher
 from experiments import export_gate
@@ -26,7 +25,8 @@ from experiments.console import bar, say
 from experiments.datasets import Samples, encode_both, load_both, load_processor, load_records
 from experiments.energy import Energy
 from experiments.evaluate import evaluate
-from experiments.folder import RunFolder, write_json
+from experiments.folder import RunFolder, held, write_json
+from experiments.pairs import with_pairs
 from experiments.report import write_report
 from experiments.schema import Recipe
 from experiments.stage import StageRun, Student, check_sizes
@@ -97,6 +97,11 @@ class Run:
             self.samples, self.test = encode_both(recipe, load_both(recipe), self.processor, config)
             # Read before anything is trained: what is wrong with them is told now.
             hard = self._hard(config)
+            if recipe.teacher.pairs:
+                with self.folder.metered("pairs"):
+                    self.samples = with_pairs(
+                        recipe, self.samples, config, self.teacher.params, self.processor, self._cache
+                    )
             targets = self._targets()
             student = start
             for number in range(1, len(recipe.stages) + 1):
@@ -135,11 +140,8 @@ class Run:
         size = distill.cache_size(functional(config), params, like, samples=len(self.samples), names=names)
         say(f"teacher cache: {', '.join(f'{name} {bytes_ / 1e6:.0f} MB' for name, bytes_ in size.items())}")
         place = self._cache / key[:16]
-        self._cache.mkdir(parents=True, exist_ok=True)
-        # Runs that share the cache build it once: the second waits here. Processes of one run build it together.
-        lock = FileLock(place.with_suffix(".lock"))
         with (
-            lock if first() else nullcontext(),
+            held(place),
             self.folder.metered("cache"),
             bar("teacher cache", len(self.samples)) as update,
         ):

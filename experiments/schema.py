@@ -103,11 +103,14 @@ class Teacher(Table):
       mode: "cache" computes its final hidden states at answer positions once; "online" runs it at every step.
       states: towers ("encoder", "vision") whose block states the `hidden` and `vision` losses compare; cached too under
         "cache". Exactly the recipes with such a loss name some.
+      pairs: further records to train on, pictures of the samples with other samples' questions, which the teacher
+        answers once; 0 for none.
     """
 
     path: str
     mode: Literal["cache", "online"] = "cache"
     states: tuple[Name, ...] = ()
+    pairs: Annotated[int, Field(ge=0)] = 0
 
 
 class Loss(Table):

@@ -1,0 +1,110 @@
+"""More to learn from the same samples: each picture with other samples' questions, answered by the teacher."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from transformers import ProcessorMixin
+
+from antgmm_jax.config import LMMConfig
+from antgmm_jax.functional import Params
+from antgmm_jax.processes import by_first
+from data.processor import Prepared
+from distill import fingerprint
+from experiments.console import bar
+from experiments.datasets import Samples
+from experiments.evaluate import answer
+from experiments.folder import held, write_json
+from experiments.schema import Recipe
+
+BATCH = 128
+
+
+def with_pairs(
+    recipe: Recipe, samples: Samples, config: LMMConfig, params: Params, processor: ProcessorMixin, folder: Path
+) -> Samples:
+    """The samples of a recipe, and those that its `teacher.pairs` asks for.
+
+    Args:
+        recipe: the recipe.
+        samples: its samples.
+        config: the teacher.
+        params: its parameters.
+        processor: its processor.
+        folder: where its answers are kept, `KEY.answers.json`.
+
+    Returns:
+        Both together.
+    """
+
+    def encoded(records: Prepared, buckets: tuple[int, ...] = ()) -> Samples:
+        limits = {"max_length": recipe.max_length, "max_answer": recipe.max_answer}
+        return Samples(records, processor, config, **limits, buckets=buckets)
+
+    pairs = encoded(paired(samples.records, recipe.teacher.pairs))
+    key, longest = fingerprint(params, pairs.fingerprint), recipe.evaluate.max_new_tokens
+
+    def ask() -> list[str]:
+        with bar("answers to pairs", len(pairs)) as update:
+            return answer(config, params, pairs, processor, max_new_tokens=longest, batch_size=BATCH, progress=update)
+
+    place = folder / key[:16]
+    with held(place):
+        found = answered(pairs.records, ask, place.with_suffix(".answers.json"), key)
+    return encoded(joined(samples.records, found), recipe.buckets)
+
+
+def paired(records: Prepared, count: int) -> Prepared:
+    """Records that each take question and text from one sample and the picture from another.
+
+    Every sample gives its question, and its picture, once before any gives it again. The draw is always the same: what
+    it makes is a part of the data.
+
+    Args:
+        records: at least two samples.
+        count: how many records to make.
+
+    Returns:
+        The records; their answers are still those to the question's own picture.
+    """
+    rng = np.random.default_rng(0)
+    turns = [rng.permutation(len(records)) for _ in range(-(-count // len(records)))]
+    asks = np.concatenate(turns)[:count]
+    shows = np.concatenate([np.roll(turn, 1) for turn in turns])[:count]
+    made = [
+        replace(records[ask], image=records.images[show], id=f"{records[ask].id} on {records[show].id}")
+        for ask, show in zip(asks, shows, strict=True)
+    ]
+    return Prepared(made, records.images[shows])
+
+
+def answered(records: Prepared, answers: Callable[[], list[str]], file: Path, key: str) -> Prepared:
+    """Records with a model's answers, which are kept in a file; those that it answers with nothing are left out.
+
+    Args:
+        records: the records.
+        answers: asks the model, record by record.
+        file: JSON, written once.
+        key: of the model and the records; answers under another key are asked for anew.
+
+    Returns:
+        The records.
+    """
+
+    def kept() -> list[str] | None:
+        found = json.loads(file.read_text()) if file.exists() else {}
+        return found["answers"] if found.get("key") == key else None
+
+    said = kept()
+    if said is None:
+        said = answers()
+        by_first(lambda: write_json(file, {"key": key, "answers": said}))
+    rows = [row for row, answer in enumerate(said) if answer]
+    return Prepared([replace(records[row], answer=said[row]) for row in rows], records.images[rows])
+
+
+def joined(first: Prepared, second: Prepared) -> Prepared:
+    """Records of both."""
+    return Prepared([*first, *second], np.concatenate([first.images, second.images]))
