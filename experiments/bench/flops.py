@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.interpreters.partial_eval import dce_jaxpr
 
 import pruning
 from antgmm_jax.config import LMMConfig
@@ -46,13 +47,14 @@ def _head_flops(config: LMMConfig, batch: Mapping[str, np.ndarray]) -> int:
     return 2 * batch["targets"].size * config.language.decoder.embed * config.language.vocab
 
 
-def traced_flops(jaxpr: Any, *, loops_once: bool = False) -> int:
+def traced_flops(program: Any, *, loops_once: bool = False) -> int:
     """FLOPs of the matrix products of a traced program, what is computed again in its backward pass included.
 
-    A kernel that is no matrix product to JAX (cuDNN's attention) is not seen.
+    What no result depends on is left out, as the compiler leaves it out. A kernel that is no matrix product to JAX
+    (cuDNN's attention) is not seen.
 
     Args:
-        jaxpr: of the program, as in `jax.stages.Traced.jaxpr`.
+        program: `jax.stages.Traced.jaxpr`.
         loops_once: count the body of a loop once, as XLA's own cost analysis does.
 
     Returns:
@@ -61,6 +63,11 @@ def traced_flops(jaxpr: Any, *, loops_once: bool = False) -> int:
     Raises:
         ValueError: a convolution, or a loop of unknown length around a product: neither can be counted.
     """
+    live, _ = dce_jaxpr(program.jaxpr, [True] * len(program.jaxpr.outvars))
+    return _counted(live, loops_once)
+
+
+def _counted(jaxpr: Any, loops_once: bool) -> int:
     total = 0
     for equation in jaxpr.eqns:
         if equation.primitive.name == "dot_general":
@@ -70,7 +77,7 @@ def traced_flops(jaxpr: Any, *, loops_once: bool = False) -> int:
         elif equation.primitive.name == "conv_general_dilated":
             raise ValueError("a convolution's FLOPs are not counted")
         else:
-            inner = [traced_flops(part, loops_once=loops_once) for part in _parts(equation)]
+            inner = [_counted(part, loops_once) for part in _parts(equation)]
             # Of branches one is taken.
             found = max(inner, default=0) if equation.primitive.name == "cond" else sum(inner)
             if found and equation.primitive.name == "while" and not loops_once:

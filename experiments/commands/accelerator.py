@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from experiments.commands.output import Json, count, emit, table
+from experiments.commands.output import Json, emit, table
 
 AIM = 0.5
 
@@ -74,7 +74,8 @@ def _shown(figures: Mapping[str, Any]) -> Iterator[Any]:
     yield table(["rate", "measured", "best with"], list(_rates(figures)), "What the device reaches")
     for source, found in figures["train"].items():
         yield _train(source, found, asked)
-    yield table(["", "batch", "rate", "share", "of"], list(_served(figures)), "Scoring and decoding")
+    title = "Scoring and decoding: weights that fit a cache can be read faster than memory is copied"
+    yield table(["", "batch", "rate", "share", "of"], list(_served(figures)), title)
     rows = [
         (f"{model}, {phase}", _cell(each["ms"]), f"{each['roofline']:.2f}")
         for model, phases in figures["requests"].items()
@@ -105,17 +106,16 @@ def _train(source: str, found: Mapping[str, Any], asked: Mapping[str, Any]) -> A
             (
                 f"{each['batch']}{' (best)' if best else ''}",
                 _cell(each["ms"]),
-                f"{each['samples_per_second']['median']:.4g}",
-                f"{count(each['flops']['needed'])}FLOP",
-                f"{each['flops']['traced'] / each['flops']['needed']:.2f}",
+                _number(each["samples_per_second"]["median"]),
                 _cell(each["mfu"]),
                 "" if published is None else _cell(published),
+                f"{each['flops']['traced'] / each['flops']['needed']:.2f}",
                 "" if each["program_bytes"] is None else _bytes(each["program_bytes"]),
             )
         )
     if found["full_at"] is not None:
-        rows.append((f"{found['full_at']}: memory full", *[""] * 7))
-    head = ["batch", "ms", "samples/s", "needed", "computed / needed", "MFU", "of published", "memory"]
+        rows.append((f"{found['full_at']}: memory full", *[""] * 6))
+    head = ["batch", "ms", "samples/s", "MFU", "of published", "FLOPs / needed", "memory"]
     title = f"Train step, teacher {source}, {asked['dtype']}: MFU of the measured matmul rate (aim {AIM} in bfloat16)"
     return table(head, rows, title)
 
@@ -131,8 +131,13 @@ def _served(figures: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
 
 
 def _cell(value: Mapping[str, float], unit: float = 1.0) -> str:
-    median, low, high = (f"{value[name] / unit:.3g}" for name in ("median", "low", "high"))
-    return f"{median} ({low} to {high})"
+    median, low, high = (_number(value[name] / unit) for name in ("median", "low", "high"))
+    return f"{median} ({low}-{high})"
+
+
+def _number(value: float) -> str:
+    """Three digits, of large numbers all, and no exponent."""
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def _bytes(size: float) -> str:

@@ -169,9 +169,7 @@ def test_no_time_is_told_of_a_device_that_computes_wrongly(monkeypatch):
             accelerator.measure(TINY)
     right = checks.torch_logits
     monkeypatch.setattr(checks, "torch_logits", lambda *given: 1.001 * right(*given))
-    with pytest.raises(
-        AntgmmError, match="student, float32 forward: logits are 0.001 of .* from PyTorch"
-    ):
+    with pytest.raises(AntgmmError, match="student, float32 forward: logits are 0.001 of .* from PyTorch"):
         accelerator.measure(TINY)
 
 
