@@ -16,7 +16,7 @@ from typer.core import TyperGroup
 
 from antgmm_jax.errors import AntgmmError
 from experiments.allocator import keep_freed_memory
-from experiments.commands import measure, models, plan, runs, search, studies
+from experiments.commands import accelerator, measure, models, plan, runs, search, studies
 
 RESUMED = ("demo", "train", "compress", "recombine", "study")
 """Commands that go on where they stopped when they are given again."""
@@ -83,7 +83,7 @@ def environment() -> None:
     logging.getLogger("absl").setLevel(logging.ERROR)
 
 
-for _module in (runs, models, search, plan, measure, studies):
+for _module in (runs, models, search, plan, measure, accelerator, studies):
     _module.register(app)
 
 

@@ -100,9 +100,9 @@ def check(
     same = count = 0
     where = ""
     for batch in batches:
-        inputs, prompt = _split(batch)
+        inputs, prompt = split(batch)
         ours = _answer_logits(np.asarray(apply(params, inputs)["logits"]), batch)
-        reference = _torch_logits(model, inputs, batch)
+        reference = torch_logits(model, inputs, batch)
         worst = np.abs(ours - reference).max(axis=(1, 2))
         diff, scale = max(diff, float(worst.max())), max(scale, float(np.abs(reference).max()))
         mine = np.asarray(generate(config, params, prompt, max_new_tokens=max_new_tokens, eos=eos, pad=pad))
@@ -113,7 +113,7 @@ def check(
         far = worst > TOLERANCE * max(1.0, scale)
         if far.any():
             exact = exact or torch_model(directory).double()
-            truth = _torch_logits(exact, inputs, batch)
+            truth = torch_logits(exact, inputs, batch)
             mine_off, theirs_off = (np.abs(logits - truth).max(axis=(1, 2)) for logits in (ours, reference))
             rounding = max(rounding, float(theirs_off[far].max()))
             far &= mine_off > ROUNDING * theirs_off
@@ -126,8 +126,17 @@ def check(
     return GateResult(diff, scale, rounding, same / count, count, not where, where)
 
 
-def _torch_logits(model, inputs: Mapping[str, np.ndarray], batch: Mapping[str, np.ndarray]) -> np.ndarray:
-    """PyTorch's logits in the model's own dtype."""
+def torch_logits(model, inputs: Mapping[str, np.ndarray], batch: Mapping[str, np.ndarray]) -> np.ndarray:
+    """PyTorch's logits at the answer positions, in the model's own dtype.
+
+    Args:
+        model: from `torch_model`.
+        inputs: what it reads, from `split`.
+        batch: the whole batch, with `positions` and `targets`.
+
+    Returns:
+        [B, A, V], zero where there is no target.
+    """
     import torch
 
     tensors = torch_tensors(inputs)
@@ -136,7 +145,8 @@ def _torch_logits(model, inputs: Mapping[str, np.ndarray], batch: Mapping[str, n
         return _answer_logits(model(**tensors).logits.numpy(), batch)
 
 
-def _split(batch: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+def split(batch: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """What a model reads of a training batch: prompts with their answers, and prompts alone."""
     inputs = {
         name: batch[name]
         for name in ("pixel_values", "input_ids", "attention_mask", "decoder_input_ids")

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 import pruning
 from antgmm_jax.config import LMMConfig, sizes
 from antgmm_jax.errors import AntgmmError
+from experiments.bench.latency import measure
+from experiments.bench.rates import ROUNDS, Asked, calibrate, named, predict, random_request
 from experiments.console import say
-from experiments.latency import measure
 from experiments.report import machine
-from experiments.speed import ROUNDS, Asked, calibrate, named, predict, random_request
 from pruning.cost import total_parameters
 from pruning.search import Sized
 

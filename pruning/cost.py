@@ -83,7 +83,9 @@ def cost(config: LMMConfig, batch: int, length: int, answer: int, *, itemsize: i
     # The prompt only gathers its rows of the token table; the head is read once for the first token.
     head = language.vocab * language.decoder.embed * itemsize
     read["prefill"] |= {tower: counts[tower] * itemsize + kv_cache, TOKENS: head}
-    read["decode"] = {tower: steps * (counts[tower] * itemsize + kv_cache), TOKENS: steps * head}
+    # Keys and values of the encoder's states are in the cache: their kernels are not read again.
+    weights = counts[tower] - _memory_flops(language.decoder, 1, 1) // 2
+    read["decode"] = {tower: steps * (weights * itemsize + kv_cache), TOKENS: steps * head}
     return Cost(counts, flops, read, kv_cache, _sublayers(config, steps))
 
 

@@ -84,7 +84,7 @@ def bench(
     as_json: Json = False,
 ) -> None:
     """Measure speed as ratios, both sides in turn in one run: importance, training, decoding, requests, cuts."""
-    from experiments.bench import run, shown
+    from experiments.bench.ratios import run, shown
 
     figures = run(model, student, large, rounds=rounds, quick=quick)
     emit(figures, as_json, *shown(figures))

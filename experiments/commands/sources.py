@@ -1,7 +1,7 @@
 """Records named on the command line, and random prompts where none are named."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -110,13 +110,32 @@ def random_batch(config: "LMMConfig", rows: int, *, words: int = 16, answer: int
         "prompt/attention_mask": np.ones_like(prompt),
         "index": np.arange(rows, dtype=np.int32),
     }
+    prompts = {name: batch[f"prompt/{name}"] for name in ("input_ids", "attention_mask")}
+    return batch | teacher_forced(config, prompts, targets)
+
+
+def teacher_forced(config: "LMMConfig", prompt: Mapping[str, np.ndarray], targets: np.ndarray) -> dict[str, np.ndarray]:
+    """What a model reads to predict given answers, prompts without padding.
+
+    Args:
+        config: the model that is to read it.
+        prompt: `input_ids` and `attention_mask`, [B, T].
+        targets: answer tokens, [B, A].
+
+    Returns:
+        Tokens and mask with `transformers`' names, and `positions` [B, A] of the states that predict the targets.
+    """
+    language, (rows, answer) = config.language, targets.shape
     if language.encoder is not None:
         start = np.full((rows, 1), language.start_token, np.int32)
-        batch |= {"input_ids": prompt, "decoder_input_ids": np.concatenate([start, targets[:, :-1]], axis=1)}
+        batch = {
+            "input_ids": prompt["input_ids"],
+            "decoder_input_ids": np.concatenate([start, targets[:, :-1]], axis=1),
+        }
         first = 0
     else:
-        batch["input_ids"] = np.concatenate([prompt, targets], axis=1)
-        first = prompt.shape[1] - 1
+        batch = {"input_ids": np.concatenate([prompt["input_ids"], targets], axis=1)}
+        first = prompt["input_ids"].shape[1] - 1
     batch["attention_mask"] = np.ones_like(batch["input_ids"])
     batch["positions"] = np.tile(np.arange(first, first + answer, dtype=np.int32), (rows, 1))
     return batch

@@ -36,3 +36,24 @@ CHIPS = {
     "H200": Chip(989e12, 141e9, 4.8e12, 450e9, 8, 50e9, _NVIDIA),
 }
 """Name -> chip. A TPU's network is a chip's share of its pod's: 6.4 Tb/s of 256 v5e, 25.6 of 256 v6e; v5p 50 Gb/s."""
+
+KINDS = {
+    "TPU v5 lite": "v5e",
+    "TPU v5": "v5p",
+    "TPU v6 lite": "v6e",
+    "NVIDIA H100 80GB HBM3": "H100",
+    "NVIDIA H200": "H200",
+}
+"""What JAX calls a device -> its chip. Others of the same family (H100 PCIe, GH200) have other peaks."""
+
+
+def published(kind: str) -> Chip | None:
+    """The published peaks of a device; None where they do not stand here.
+
+    Args:
+        kind: `jax.Device.device_kind`.
+
+    Returns:
+        The chip.
+    """
+    return CHIPS.get(KINDS.get(kind, ""))

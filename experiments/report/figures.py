@@ -19,12 +19,12 @@ from antgmm_jax.processes import gather
 from antgmm_jax.sharding import active
 from data.batches import answer_lengths
 from data.metrics import normal
+from experiments.bench.latency import Served, compare
 from experiments.console import bar, say
 from experiments.datasets import Samples
 from experiments.evaluate import evaluate
 from experiments.fleet import kwh_a_year, payback
 from experiments.folder import WHOLE, RunFolder
-from experiments.latency import Served, compare
 from experiments.recipe import fingerprint
 from experiments.schema import Recipe
 

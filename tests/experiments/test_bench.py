@@ -12,7 +12,9 @@ from antgmm_jax.config import blip2_t5, preset, sizes
 from antgmm_jax.convert import load_hf
 from antgmm_jax.functional import functional
 from distill import LossConfig, make_loss
-from experiments import bench, bench_decode, bench_shrink, disk_cut, latency, resources, timing
+from experiments import disk_cut, resources
+from experiments.bench import cutting, decoding, flops, latency, ratios, timing
+from experiments.bench.batches import device_arrays
 from experiments.commands.sources import end_tokens, random_batch
 from tests import reference
 
@@ -48,8 +50,8 @@ def test_spread_is_median_and_quartiles():
 
 
 def test_a_steps_flops_are_those_that_the_compiler_counts():
-    batch = random_batch(CONFIG, 4, **bench_decode.PROMPT)
-    arrays = bench._device(batch)
+    batch = random_batch(CONFIG, 4, **decoding.PROMPT)
+    arrays = device_arrays(batch)
     params = functional(CONFIG).init(jax.random.key(0))
     loss = make_loss(functional(CONFIG), LossConfig(hard=1.0))
     compiled = jax.jit(jax.grad(lambda p: loss(p, {}, arrays, {})[0])).lower(params).compile()
@@ -57,7 +59,7 @@ def test_a_steps_flops_are_those_that_the_compiler_counts():
     counted = compiled.cost_analysis()["flops"]
     # No stack has more than one layer under its scan, so the compiler sees all; pixels and tokens need no gradient,
     # and norms and activations are counted there alone.
-    assert bench.step_flops(CONFIG, batch) - head == pytest.approx(counted, rel=0.1)
+    assert flops.step_flops(CONFIG, CONFIG, batch) - head == pytest.approx(counted, rel=0.1)
 
 
 @pytest.mark.parametrize("model", [reference.blip2, reference.llava])
@@ -65,7 +67,7 @@ def test_random_prompts_are_read_alike_by_both_engines(tmp_path, model):
     directory = reference.saved(model(), tmp_path / "model")
     config, params = load_hf(directory)
     batch = random_batch(config, 2, words=5, answer=4)
-    out = functional(config).apply(params, bench._device(batch))["logits"]
+    out = functional(config).apply(params, device_arrays(batch))["logits"]
     inputs = {
         name: batch[name]
         for name in ("pixel_values", "input_ids", "attention_mask", "decoder_input_ids")
@@ -89,33 +91,33 @@ def _long(array: np.ndarray) -> np.ndarray:
 def test_decoding_and_requests_compare_the_same_answers(tmp_path):
     teacher = reference.saved(reference.blip2(), tmp_path / "teacher")
     student = reference.saved(reference.blip2(vision=(1, 32, 4, 24)), tmp_path / "student")
-    found = bench_decode.decoding(teacher, 2, 5, 3)
+    found = decoding.decoding(teacher, 2, 5, 3)
     assert found["equal"]
-    assert found["torch_threads"] in bench_decode.thread_counts()
-    assert {f"torch_{count}_ms" for count in bench_decode.thread_counts()} < set(found)
-    figures = bench_decode.requests(teacher, student, 3, 3)
+    assert found["torch_threads"] in decoding.thread_counts()
+    assert {f"torch_{count}_ms" for count in decoding.thread_counts()} < set(found)
+    figures = decoding.requests(teacher, student, 3, 3)
     for engine in ("jax", "torch"):
         assert set(figures[engine]) == {"teacher", "student", "ratio"}
         assert figures[engine]["ratio"] == figures[engine]["teacher"]["p50"] / figures[engine]["student"]["p50"]
 
 
 def test_importance_and_step_run_on_a_tiny_model():
-    found = bench.importance(CONFIG, 2, 3)
+    found = ratios.importance(CONFIG, 2, 3)
     assert found["ratio"]["median"] > 0
-    step = bench.distillation_step(CONFIG, 2, 64, 3)
+    step = ratios.distillation_step(CONFIG, 2, 64, 3)
     assert step["share"]["median"] > 0
-    assert step["flops"] == bench.step_flops(CONFIG, random_batch(CONFIG, 2, **bench_decode.PROMPT))
+    assert step["flops"] == flops.step_flops(CONFIG, CONFIG, random_batch(CONFIG, 2, **decoding.PROMPT))
 
 
 def test_a_random_checkpoint_is_cut_and_what_keeps_all_is_the_same(tmp_path):
     config = preset("llava-tiny")
-    bench_shrink.random_checkpoint(config, tmp_path / "a")
+    cutting.random_checkpoint(config, tmp_path / "a")
     assert load_hf(tmp_path / "a")[0] == config
     disk_cut.cut(tmp_path / "a", disk_cut.targets_of(config, "llava-tiny"), tmp_path / "b")
     disk_cut.cut(tmp_path / "a", {**sizes(config), "text/layers": 3}, tmp_path / "c")
     whole, same, cut = ((tmp_path / name / "model.safetensors").read_bytes() for name in "abc")
     assert same == whole and len(cut) < len(whole)
-    figures = bench_shrink.shrinking("llava-tiny", "llava-tiny", tmp_path)
+    figures = cutting.shrinking("llava-tiny", "llava-tiny", tmp_path)
     assert figures["score"]["read"] == figures["cut"]["read"] == 2 * figures["params"]["source"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "c"]
 

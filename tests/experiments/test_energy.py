@@ -14,7 +14,8 @@ from codecarbon.input import DataSource
 from typer.testing import CliRunner
 
 from antgmm_jax.errors import AntgmmError
-from experiments import cli, energy, latency
+from experiments import cli, energy
+from experiments.bench import latency
 from experiments.energy import Energy, metered, total
 from experiments.fleet import kwh_a_year, payback, service
 

@@ -10,9 +10,9 @@ from scipy.optimize import nnls
 from antgmm_jax.config import preset, sizes
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import violations
-from experiments.latency import Latency
+from experiments.bench.latency import Latency
+from experiments.bench.rates import LARGEST, Asked, Rates, amounts, calibration_models, fit, non_negative, predict
 from experiments.search import TRIES, by_latency
-from experiments.speed import LARGEST, Asked, Rates, amounts, calibration_models, fit, non_negative, predict
 from pruning import planned_config, resolve, search
 from pruning.cost import parameters
 from tests.pruning.models import CONFIGS

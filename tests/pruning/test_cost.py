@@ -110,6 +110,16 @@ def test_the_teacher_of_the_paper_is_costed_without_allocation():
     assert found.kv_cache == 2 * 36 * 32 * 64 * (33 + 256) * 2
 
 
+def test_a_step_of_decoding_reads_what_it_multiplies_with():
+    config = preset("antgmm-5b")
+    found = cost(config, 1, 256, 3)
+    # Self-attention 4, the queries and outputs of cross-attention 2, a gated FFN 3; two norms and one more; 36 layers.
+    layer = 4 * 2048 * 2048 + 2 * 2048 * 2048 + 3 * 2048 * 5376 + 3 * 2048
+    # The table of relative positions and the last norm stand once.
+    weights = 36 * layer + 32 * 32 + 2048
+    assert found.bytes["decode"]["decoder"] == 2 * (2 * weights + found.kv_cache)
+
+
 def test_empty_requests_are_refused():
     with pytest.raises(AntgmmError, match="at least 1"):
         cost(CONFIGS["llava"], 1, 0, 4)

@@ -1,9 +1,11 @@
-"""Timing of several things in turn, so that what else the machine does falls on all alike."""
+"""Timing: several things in turn, so that what else the machine does falls on all alike, or one in a full queue."""
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
 Seconds = dict[str, np.ndarray]
@@ -39,3 +41,30 @@ def spread(values: np.ndarray) -> dict[str, float]:
 def milliseconds(seconds: Seconds) -> dict[str, Any]:
     """Median and quartiles of each side, in milliseconds, under `<side>_ms`."""
     return {f"{name}_ms": spread(1e3 * values) for name, values in seconds.items()}
+
+
+def dispatched(work: Callable[[], Any], rounds: int, least: float = 0.2) -> np.ndarray:
+    """Seconds of a call, several of them sent to the device one after the other before the host waits for the last.
+
+    So the host's own time for a call is hidden behind the device's, as in a training loop.
+
+    Args:
+        work: sends work to the device and returns its results without waiting; the first two calls are not timed.
+        rounds: rounds that are timed.
+        least: seconds that a round takes at least; decides how many calls it has.
+
+    Returns:
+        Seconds a call, [rounds].
+    """
+    jax.block_until_ready(work())
+    begin = time.perf_counter()
+    jax.block_until_ready(work())
+    calls = max(1, math.ceil(least / (time.perf_counter() - begin)))
+    seconds = []
+    for _ in range(rounds):
+        begin, last = time.perf_counter(), None
+        for _ in range(calls):
+            last = work()
+        jax.block_until_ready(last)
+        seconds.append((time.perf_counter() - begin) / calls)
+    return np.array(seconds)

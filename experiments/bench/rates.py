@@ -15,9 +15,9 @@ import pruning
 from antgmm_jax.config import LMMConfig, sizes
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.functional import abstract
+from experiments.bench.latency import Latency, Request, jax_request, measure
 from experiments.commands.sources import random_batch
 from experiments.console import bar
-from experiments.latency import Latency, Request, jax_request, measure
 from pruning.cost import total_parameters
 
 PHASES = ("vision", "prefill", "decode")

@@ -23,13 +23,15 @@ from antgmm_jax.convert import save_hf
 from antgmm_jax.functional import Params, functional
 from distill import LossConfig
 from experiments import disk_cut
-from experiments.bench_decode import PROMPT, decoding, requests
-from experiments.bench_shrink import shrinking
+from experiments.bench.batches import cached_teacher, device_arrays
+from experiments.bench.cutting import shrinking
+from experiments.bench.decoding import PROMPT, decoding, requests
+from experiments.bench.flops import step_flops
+from experiments.bench.timing import in_turn, milliseconds, spread
 from experiments.commands.output import table
 from experiments.commands.sources import random_batch
 from experiments.console import say
 from experiments.report import machine
-from experiments.timing import in_turn, milliseconds, spread
 
 
 class Scale(NamedTuple):
@@ -108,7 +110,7 @@ def importance(config: LMMConfig, rows: int, rounds: int) -> dict[str, Any]:
     """
     say("bench: importance")
     pure = functional(config)
-    params, batch = pure.init(jax.random.key(0)), _device(random_batch(config, rows, **PROMPT))
+    params, batch = pure.init(jax.random.key(0)), device_arrays(random_batch(config, rows, **PROMPT))
     full = distill.make_loss(pure, LossConfig(hard=1.0))
 
     def loss(params: Params, gates: Any, batch: Any) -> jax.Array:
@@ -145,10 +147,9 @@ def distillation_step(config: LMMConfig, rows: int, side: int, rounds: int) -> d
     matrix = jnp.ones((side, side), jnp.float32)
     product = jax.jit(jnp.dot)
     optimizer = distill.make_optimizer(learning_rate=1e-4, steps=1000)
-    with tempfile.TemporaryDirectory() as folder:
-        teacher = _cached_teacher(config, params, batch, Path(folder) / "cache")
+    teacher = cached_teacher(config, params, batch)
     step = distill.make_step(pure, optimizer, LossConfig(hard=0.5, soft=1.0, temperature=2.0), teacher=teacher)
-    inputs = _device(teacher.attach(batch))
+    inputs = device_arrays(teacher.attach(batch))
     state = [distill.init_state(params, optimizer)]
 
     def take_step() -> None:
@@ -157,7 +158,7 @@ def distillation_step(config: LMMConfig, rows: int, side: int, rounds: int) -> d
         jax.block_until_ready((state[0], metrics))
 
     seconds = in_turn({"step": take_step, "matmul": lambda: product(matrix, matrix).block_until_ready()}, rounds)
-    flops = step_flops(config, batch)
+    flops = step_flops(config, config, batch)
     rate, peak = flops / seconds["step"], 2 * side**3 / seconds["matmul"]
     return {
         "batch": rows,
@@ -166,35 +167,6 @@ def distillation_step(config: LMMConfig, rows: int, side: int, rounds: int) -> d
         "flops_per_second": spread(rate),
         "matmul_flops_per_second": spread(peak),
         **milliseconds(seconds),
-    }
-
-
-def step_flops(config: LMMConfig, batch: Mapping[str, np.ndarray]) -> int:
-    """FLOPs of a distillation step on a batch whose answer positions are all valid, teacher's head included.
-
-    Args:
-        config: teacher and student.
-        batch: from `random_batch`.
-
-    Returns:
-        FLOPs of matrix products.
-    """
-    rows, answer = batch["targets"].shape
-    # The loss reads logits at the answer positions only, whatever the family.
-    forward = pruning.forward_flops(config, rows, batch["input_ids"].shape[1], answer)
-    head = 2 * rows * answer * config.language.decoder.embed * config.language.vocab
-    return 3 * (sum(forward.values()) - forward["tokens"] + head) + head
-
-
-def _cached_teacher(config: LMMConfig, params: Params, batch: Mapping[str, np.ndarray], cache: Path) -> distill.Teacher:
-    pure, samples = functional(config), len(batch["index"])
-    distill.build_cache(pure, params, iter([batch]), cache, samples=samples, like=batch, key="bench", names=("final",))
-    return distill.cached(pure, params, distill.open_cache(cache, key="bench", names=("final",), in_memory=True))
-
-
-def _device(batch: Mapping[str, Any]) -> dict[str, jax.Array]:
-    return {
-        name: jnp.asarray(value) for name, value in batch.items() if name != "index" and not name.startswith("prompt/")
     }
 
 
