@@ -10,12 +10,12 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 import pruning
 from antgmm_jax.config import LMMConfig
+from experiments.bench.latency import measure
+from experiments.bench.rates import ROUNDS, Asked, random_request
 from experiments.folder import write_text
-from experiments.latency import measure
 from experiments.report.markdown import table
 from experiments.report.plots import ticks
 from experiments.report.tables import Table
-from experiments.speed import ROUNDS, Asked, random_request
 from experiments.study.summary import COLOURS, SCORES, by_arm, save, styled, told, write_json_results
 from pruning.cost import total_parameters
 

@@ -8,11 +8,11 @@ from typing import Any
 from antgmm_jax import checkpoint
 from antgmm_jax.config import LMMConfig, from_dict, sizes
 from antgmm_jax.convert import open_hf
+from experiments.bench.rates import Asked
 from experiments.console import say
 from experiments.folder import InUse, RunFolder, write_json
 from experiments.pipeline import Run
 from experiments.recipe import load_recipe, load_training
-from experiments.speed import Asked
 from experiments.study.arms import Arm, Study, recipe_of, training_flops
 from experiments.study.curve import with_costs, write_curve
 from experiments.study.summary import write_results

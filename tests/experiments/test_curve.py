@@ -6,7 +6,7 @@ import pytest
 
 import pruning
 from antgmm_jax.config import sizes
-from experiments.speed import Asked
+from experiments.bench.rates import Asked
 from experiments.study.curve import knee, markdown, with_costs, write_curve
 from pruning.cost import total_parameters
 from tests.pruning.models import CONFIGS
