@@ -27,9 +27,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint.experimental.v1 as ocp
-from jax.experimental import multihost_utils
 
-from antgmm_jax import folders, sharding
+from antgmm_jax import folders, processes, sharding
 from antgmm_jax.errors import AntgmmError
 
 STAGE_RECORD = "stage.json"
@@ -185,7 +184,7 @@ def _save(target: Path, tree: Any, record: Mapping[str, Any], record_name: str) 
         if primary:
             folders.remove_leftovers(target.parent)
             temporary.mkdir(parents=True)
-        _barrier(f"{target} begun")
+        processes.wait(f"{target} begun")
         if arrays:
             with _quiet_orbax():
                 ocp.save(str(temporary.absolute() / _ARRAYS), arrays)
@@ -194,7 +193,7 @@ def _save(target: Path, tree: Any, record: Mapping[str, Any], record_name: str) 
             text = {**record, "versions": _versions(), "contents": contents}
             (temporary / record_name).write_text(json.dumps(text, default=_plain, indent=1) + "\n")
             folders.publish(temporary, target)
-        _barrier(f"{target} done")
+        processes.wait(f"{target} done")
     except (OSError, ValueError) as error:  # TensorStore reports a failed write as ValueError
         raise AntgmmError(f"cannot save {target}: {_reason(error)}; what was saved before is intact") from error
     finally:
@@ -298,11 +297,6 @@ def _quiet_orbax() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
-
-
-def _barrier(name: str) -> None:
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
 
 
 def _reason(error: Exception) -> str:
