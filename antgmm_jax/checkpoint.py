@@ -19,18 +19,18 @@ import logging
 import os
 import platform
 import shutil
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint.experimental.v1 as ocp
-from jax.experimental import multihost_utils
 
-from antgmm_jax import folders, sharding
+from antgmm_jax import folders, processes
 from antgmm_jax.errors import AntgmmError
+from antgmm_jax.leaves import as_like, assert_same_leaves, describe, named_leaves, plain, target_of
 
 STAGE_RECORD = "stage.json"
 STEP_RECORD = "step.json"
@@ -55,7 +55,9 @@ def save_stage(directory: str | Path, tree: Any, record: Mapping[str, Any]) -> N
       AntgmmError: the folder exists, or it cannot be written (a full disk); nothing is left behind.
       TypeError: a leaf is not an array.
     """
-    _save(Path(directory), tree, record, STAGE_RECORD)
+    directory = Path(directory)
+    _save(directory, tree, record, STAGE_RECORD)()
+    processes.wait(f"{directory} done")
 
 
 def load_stage(directory: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -102,8 +104,11 @@ def is_complete(directory: str | Path) -> bool:
         return False
 
 
-def save_step(directory: str | Path, step: int, tree: Any, record: Mapping[str, Any]) -> None:
-    """Saves a step of a running stage and drops all but the newest two.
+def save_step(directory: str | Path, step: int, tree: Any, record: Mapping[str, Any]) -> Callable[[], None]:
+    """Begins to save a step of a running stage, and drops all but the newest two once it is saved.
+
+    When this returns the arrays are off the devices, or held so that a step which takes them over works on others; they
+    are written in a thread while training goes on. Until they are, the step does not exist.
 
     Args:
       directory: folder of the running stage's steps; made if absent.
@@ -111,15 +116,21 @@ def save_step(directory: str | Path, step: int, tree: Any, record: Mapping[str, 
       tree: any tree of arrays (parameters, optimizer state, PRNG keys).
       record: as in `save_stage`.
 
+    Returns:
+      A function that waits until this process's part is on disk. It is to be called before the next save, and raises
+      the AntgmmError of a step that could not be written; earlier steps are then intact.
+
     Raises:
-      AntgmmError: the step was saved before, or cannot be written; earlier steps are intact.
+      AntgmmError: the step was saved before, or cannot be begun.
       TypeError: a leaf is not an array.
     """
     directory = Path(directory)
-    _save(directory / f"{step:08d}", tree, record, STEP_RECORD)
-    if jax.process_index() == 0:
+
+    def drop() -> None:
         for old in _steps(directory)[:-KEEP_STEPS]:
             folders.discard(directory / f"{old:08d}")
+
+    return _save(directory / f"{step:08d}", tree, record, STEP_RECORD, drop)
 
 
 def latest_step(directory: str | Path) -> int | None:
@@ -154,10 +165,10 @@ def load_step(directory: str | Path, step: int, like: Any) -> tuple[Any, dict[st
     """
     folder = Path(directory) / f"{step:08d}"
     record, contents = _read(folder, STEP_RECORD)
-    named = _named(like)
-    _assert_same_leaves(folder, contents["leaves"], {name: _describe(leaf) for name, (_, leaf) in named.items()})
+    named = named_leaves(like)
+    assert_same_leaves(folder, contents["leaves"], {name: describe(leaf) for name, (_, leaf) in named.items()})
     flat = _load_arrays(folder, contents, {name: leaf for name, (_, leaf) in named.items()})
-    leaves = [_as(leaf, flat[name]) for name, (_, leaf) in named.items()]
+    leaves = [as_like(leaf, flat[name]) for name, (_, leaf) in named.items()]
     return jax.tree.unflatten(jax.tree.structure(like), leaves), record
 
 
@@ -172,34 +183,71 @@ def _steps(directory: Path) -> list[int]:
     return sorted(int(path.parent.name) for path in directory.glob(f"[0-9]*/{STEP_RECORD}"))
 
 
-def _save(target: Path, tree: Any, record: Mapping[str, Any], record_name: str) -> None:
-    named = {name: (path, _data(leaf)) for name, (path, leaf) in _named(tree).items()}
+def _save(
+    target: Path, tree: Any, record: Mapping[str, Any], record_name: str, then: Callable[[], None] = lambda: None
+) -> Callable[[], None]:
+    """Begins a save that ends in a thread, with `then` in the first process; gives a function that waits for it."""
+    named = {name: (path, plain(leaf)) for name, (path, leaf) in named_leaves(tree).items()}
     # Orbax refuses arrays of no elements; the table of leaves is enough to make them again.
     arrays = {name: leaf for name, (_, leaf) in named.items() if leaf.size}
-    leaves = {name: {"path": path, **_describe(leaf)} for name, (path, leaf) in named.items()}
+    leaves = {name: {"path": path, **describe(leaf)} for name, (path, leaf) in named.items()}
+    # As it is now: the caller goes on and may add to it.
+    text = json.loads(json.dumps({**record, "versions": _versions()}, default=_plain))
     if target.exists():
         raise AntgmmError(f"{target} is there already; remove it to save it anew")
-    primary = jax.process_index() == 0
-    temporary = target.with_name(f".{target.name}.tmp")
-    try:
+    temporary, primary = target.with_name(f".{target.name}.tmp"), processes.first()
+    with _told(target, temporary):
         if primary:
             folders.remove_leftovers(target.parent)
             temporary.mkdir(parents=True)
-        _barrier(f"{target} begun")
-        if arrays:
-            with _quiet_orbax():
-                ocp.save(str(temporary.absolute() / _ARRAYS), arrays)
-        if primary:
-            contents = {"leaves": leaves, "files": folders.checksums(temporary)}
-            text = {**record, "versions": _versions(), "contents": contents}
-            (temporary / record_name).write_text(json.dumps(text, default=_plain, indent=1) + "\n")
-            folders.publish(temporary, target)
-        _barrier(f"{target} done")
-    except (OSError, ValueError) as error:  # TensorStore reports a failed write as ValueError
-        raise AntgmmError(f"cannot save {target}: {_reason(error)}; what was saved before is intact") from error
-    finally:
-        if primary:
+        processes.wait(f"{target} begun")
+        with _quiet_orbax():
+            saved = ocp.save_async(str(temporary.absolute() / _ARRAYS), arrays) if arrays else None
+
+    def write() -> None:
+        with _told(target, temporary), _quiet_orbax():
+            if saved is not None:
+                saved.result()
+            if primary:
+                contents = {"leaves": leaves, "files": folders.checksums(temporary)}
+                (temporary / record_name).write_text(json.dumps({**text, "contents": contents}, indent=1) + "\n")
+                folders.publish(temporary, target)
+                then()
+
+    return _aside(write)
+
+
+def _aside(work: Callable[[], None]) -> Callable[[], None]:
+    """Runs something in a thread that the program does not end without; gives a function that waits for it."""
+    faults: list[Exception] = []
+
+    def run() -> None:
+        try:
+            work()
+        except Exception as error:  # told to whoever waits
+            faults.append(error)
+
+    def wait() -> None:
+        thread.join()
+        if faults:
+            raise faults[0]
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    return wait
+
+
+@contextlib.contextmanager
+def _told(target: Path, temporary: Path) -> Iterator[None]:
+    """What a disk refuses in one line, with nothing left of it."""
+    try:
+        yield
+    except Exception as error:
+        if processes.first():
             shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, OSError | ValueError):  # TensorStore reports a failed write as ValueError
+            raise AntgmmError(f"cannot save {target}: {_reason(error)}; what was saved before is intact") from error
+        raise
 
 
 def _read(directory: Path, record_name: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -217,7 +265,7 @@ def _read(directory: Path, record_name: str) -> tuple[dict[str, Any], dict[str, 
 def _load_arrays(directory: Path, contents: dict[str, Any], like: dict[str, Any]) -> dict[str, Any]:
     folders.verify(directory, contents["files"])
     empty = {name: np.empty(leaf["shape"], np.dtype(leaf["dtype"])) for name, leaf in contents["leaves"].items()}
-    wanted = {name: _target(like.get(name, array)) for name, array in empty.items() if array.size}
+    wanted = {name: target_of(like.get(name, array)) for name, array in empty.items() if array.size}
     try:
         with _quiet_orbax():
             flat = {**empty, **(ocp.load(str(directory.absolute() / _ARRAYS), wanted) if wanted else {})}
@@ -230,64 +278,6 @@ def _load_arrays(directory: Path, contents: dict[str, Any], like: dict[str, Any]
     return flat
 
 
-def _named(tree: Any) -> dict[str, tuple[list[str], Any]]:
-    """Leaf name -> (keys on the way to it, leaf), in the order of `jax.tree.leaves`."""
-    named = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        keys = [jax.tree_util.keystr((entry,), simple=True) for entry in path]
-        name = ".".join(keys)
-        if not isinstance(leaf, jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct):
-            raise TypeError(f"leaf {name!r} is a {type(leaf).__name__}, not an array; put it into the record instead")
-        if name in named or not keys:
-            raise TypeError(f"leaf {name!r} has no name of its own; hold it in a dict under another key")
-        named[name] = (keys, leaf)
-    return named
-
-
-def _is_key(leaf: Any) -> bool:
-    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def _data(leaf: Any) -> Any:
-    if _is_key(leaf):
-        return jax.random.key_data(leaf)
-    return np.asarray(leaf) if isinstance(leaf, np.generic) else leaf
-
-
-def _describe(leaf: Any) -> dict[str, Any]:
-    aval = jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
-    return {"shape": list(aval.shape), "dtype": np.dtype(aval.dtype).name}
-
-
-def _target(leaf: Any) -> Any:
-    """What Orbax is asked for in place of `leaf`: the same kind of array with the same sharding."""
-    if _is_key(leaf):
-        aval = jax.eval_shape(jax.random.key_data, leaf)
-        return np.empty(aval.shape, aval.dtype)
-    if isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding or sharding.everywhere())
-    return np.asarray(leaf)
-
-
-def _as(like: Any, array: Any) -> Any:
-    if _is_key(like):
-        return jax.random.wrap_key_data(array, impl=jax.random.key_impl(like))
-    if isinstance(like, jax.Array | jax.ShapeDtypeStruct):
-        return array if isinstance(array, jax.Array) else jax.device_put(array, like.sharding)
-    return array
-
-
-def _assert_same_leaves(folder: Path, saved: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """Orbax would cast a wrong dtype in silence."""
-    for name in sorted(saved.keys() | wanted.keys()):
-        found = {key: saved[name][key] for key in ("shape", "dtype")} if name in saved else "absent"
-        expected = wanted.get(name, "absent")
-        if found != expected:
-            raise AntgmmError(
-                f"{folder} does not fit this run: {name!r} is {found}, not {expected}; remove it or use its own recipe"
-            )
-
-
 @contextlib.contextmanager
 def _quiet_orbax() -> Iterator[None]:
     """On failure Orbax logs a traceback per thread; the caller raises one line instead."""
@@ -298,11 +288,6 @@ def _quiet_orbax() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
-
-
-def _barrier(name: str) -> None:
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
 
 
 def _reason(error: Exception) -> str:

@@ -19,6 +19,16 @@ def first() -> bool:
     return jax.process_index() == 0
 
 
+def wait(moment: str) -> None:
+    """Until all processes are here.
+
+    Args:
+        moment: its name, the same in all of them.
+    """
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(moment)
+
+
 def gather(tree: Any) -> Any:
     """Arrays whole in the memory of every process; all of them call it.
 

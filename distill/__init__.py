@@ -1,7 +1,8 @@
 """Distillation: losses, teacher targets, one train step and the loop around it."""
 
 from distill.align import Part, parts
-from distill.cache import TeacherCache, build_cache, cache_size, fingerprint, open_cache
+from distill.build import build_cache, cache_size
+from distill.cache import TeacherCache, fingerprint, open_cache
 from distill.chunked import answer_sums
 from distill.losses import LossConfig, masked_mean
 from distill.optimizer import Optimizer, State, init_state, lay_out, make_optimizer, map_moments

@@ -120,10 +120,10 @@ def cached(functional: Any, params: Params, cache: TeacherCache) -> Teacher:
     """
 
     def select(names: tuple[str, ...]) -> Callable[[Params, Batch], dict[str, Array]]:
-        lacking = [name for name in names if name not in cache.arrays]
+        lacking = [name for name in names if name not in cache.shapes]
         if lacking:
             raise AntgmmError(
-                f"teacher cache {cache.directory} lacks {', '.join(lacking)}: it holds {', '.join(cache.arrays)}; "
+                f"teacher cache {cache.directory} lacks {', '.join(lacking)}: it holds {', '.join(cache.shapes)}; "
                 f"build it with names={names} or run the teacher online"
             )
 
@@ -137,7 +137,7 @@ def cached(functional: Any, params: Params, cache: TeacherCache) -> Teacher:
     def attach(batch: dict) -> dict:
         return batch | {PREFIX + name: rows for name, rows in cache.rows(batch).items()}
 
-    used, head = _frozen_head(functional.head, params, cache.arrays["final"].shape[-1])
+    used, head = _frozen_head(functional.head, params, cache.shapes["final"][-1])
     return Teacher(used, head, select, attach)
 
 

@@ -107,19 +107,20 @@ def _both(make: Callable[..., Found], *arguments: tuple[Any, ...]) -> Both[Found
     return made[0], made[1]
 
 
-def data_fingerprint(records: Sequence[Record], arrays: dict[str, np.ndarray]) -> str:
-    """A digest of what a model is trained on: equal where the same arrays are read.
+def data_fingerprint(records: Sequence[Record], arrays: dict[str, np.ndarray], table: np.ndarray) -> str:
+    """A digest of what a model is trained on, data and processor: equal where the same arrays are read.
 
     Args:
         records: the records; MAAD-synth's latents are part of the digest.
-        arrays: from `encode`.
+        arrays: from `encode`: the tokenizer's ids, and pictures as the processor resizes them.
+        table: from `pixel_table`, how it normalises them.
 
     Returns:
         16 hexadecimal digits.
     """
     digest = hashlib.sha256(maad_fingerprint(records).encode() if isinstance(records, MaadSource) else b"")
-    for name in sorted(arrays):
-        digest.update(name.encode() + np.ascontiguousarray(arrays[name]).tobytes())
+    for name, array in sorted({**arrays, "pixel_table": table}.items()):
+        digest.update(name.encode() + np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()[:16]
 
 
@@ -179,7 +180,7 @@ class Samples:
         widest = self.arrays["decoder_input_ids" if "decoder_input_ids" in self.arrays else "input_ids"].shape[1]
         self._widths = (*(width for width in buckets if width < widest), widest) if buckets else ()
         self.table = pixel_table(processor)
-        self.fingerprint = data_fingerprint(records, self.arrays)
+        self.fingerprint = data_fingerprint(records, self.arrays, self.table)
 
     def __len__(self) -> int:
         return len(self.records)

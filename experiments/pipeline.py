@@ -1,5 +1,6 @@
 """A whole run: teacher in, stages, export, gate, scores, report; started again it goes on where it stopped."""
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -32,6 +33,7 @@ from experiments.schema import Recipe
 from experiments.stage import StageRun, Student, check_sizes
 
 CACHE_BATCH = 128
+IN_MEMORY = 4 << 30  # bytes of a teacher cache that each process holds whole; of a larger one it reads rows as it goes
 GATE_PROMPTS = 320
 
 
@@ -136,7 +138,7 @@ class Run:
         if any(stage.loss.bridge for stage in self.recipe.stages):
             names = (*names, OUT)
         like = next(self.samples.in_order(CACHE_BATCH))
-        key = distill.fingerprint(params, self.samples.fingerprint)
+        key = distill.fingerprint(params, f"{json.dumps(to_dict(config))} {self.samples.fingerprint}")
         size = distill.cache_size(functional(config), params, like, samples=len(self.samples), names=names)
         say(f"teacher cache: {', '.join(f'{name} {bytes_ / 1e6:.0f} MB' for name, bytes_ in size.items())}")
         place = self._cache / key[:16]
@@ -156,7 +158,7 @@ class Run:
                 names=names,
                 progress=lambda done, total: update(done, ""),
             )
-        cache = distill.open_cache(place, key=key, names=names, in_memory=True)
+        cache = distill.open_cache(place, key=key, names=names, in_memory=sum(size.values()) <= IN_MEMORY)
         return distill.cached(functional(config), params, cache)
 
     def _stage(self, number: int, student: Student, targets: Teacher) -> Student:

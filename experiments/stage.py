@@ -198,19 +198,22 @@ class StageRun:
             micro_batches=self.stage.optimizer.accumulate,
             dtype=jax.numpy.dtype(self.stage.optimizer.dtype),
         )
-        state, _ = train(
-            step,
-            state,
-            self._batches(),
-            steps=until,
-            gates_at=gates,
-            teacher=self.teacher,
-            save=lambda state: self._save(state, place),
-            save_every=self.checkpoint_every,
-            last_checkpoint=self.stepper.last,
-            report=lambda progress: self._report(progress, place),
-            report_every=HISTORY_EVERY,
-        )
+        try:
+            state, _ = train(
+                step,
+                state,
+                self._batches(),
+                steps=until,
+                gates_at=gates,
+                teacher=self.teacher,
+                save=lambda state: self._save(state, place),
+                save_every=self.checkpoint_every,
+                last_checkpoint=self.stepper.last,
+                report=lambda progress: self._report(progress, place),
+                report_every=HISTORY_EVERY,
+            )
+        finally:
+            self.stepper.finish()
         return state
 
     def _shuffled(self, start: Student, targets: Mapping[str, int]) -> Batches:

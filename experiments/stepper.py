@@ -1,6 +1,6 @@
 """What makes a stage or phase resumable at any step: its checkpoints, its place in the data, its loss curves."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ class Stepper:
     def __init__(self, folder: Path, data: Batches):
         self._folder, self._data = folder, data
         self._step = checkpoint.latest_step(folder)
+        self._saved: Callable[[], None] = lambda: None
 
     @property
     def last(self) -> str:
@@ -51,7 +52,7 @@ class Stepper:
         return state
 
     def save(self, state: State, record: Mapping[str, Any]) -> str:
-        """Saves a state with its place in the data.
+        """Begins to save a state with its place in the data; it is written while the next steps are taken.
 
         Args:
             state: after its last step.
@@ -61,12 +62,18 @@ class Stepper:
             The checkpoint's name.
 
         Raises:
-            AntgmmError: it cannot be written.
+            AntgmmError: it, or the one before, cannot be written.
         """
+        self.finish()
         step = int(state.step)
-        checkpoint.save_step(self._folder, step, state, {**record, "position": self._data.position})
+        self._saved = checkpoint.save_step(self._folder, step, state, {**record, "position": self._data.position})
         self._step = step
         return self.last
+
+    def finish(self) -> None:
+        """Waits until what was saved is on disk. Raises AntgmmError where it cannot be written."""
+        saved, self._saved = self._saved, lambda: None
+        saved()
 
 
 def add_point(history: list[dict[str, float]], progress: Progress) -> None:

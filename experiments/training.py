@@ -215,17 +215,20 @@ class TrainingRun:
                 add_point(history, progress)
                 update(progress.step, f"loss {progress.metrics['loss']:.4f}")
 
-            state, _ = distill.train(
-                step,
-                state,
-                data,
-                steps=phase.steps,
-                save=lambda state: stepper.save(state, {"history": history}),
-                save_every=self.recipe.checkpoint_every,
-                last_checkpoint=stepper.last,
-                report=report,
-                report_every=HISTORY_EVERY,
-            )
+            try:
+                state, _ = distill.train(
+                    step,
+                    state,
+                    data,
+                    steps=phase.steps,
+                    save=lambda state: stepper.save(state, {"history": history}),
+                    save_every=self.recipe.checkpoint_every,
+                    last_checkpoint=stepper.last,
+                    report=report,
+                    report_every=HISTORY_EVERY,
+                )
+            finally:
+                stepper.finish()
         return state, history
 
     def _export(self, params: Params) -> dict[str, Any]:

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from experiments.commands.output import Json, count, emit, table
+from experiments.commands.output import Json, Set, count, emit, table
+from experiments.commands.runs import DEMO, packaged
 
 
 class Form(StrEnum):
@@ -25,6 +26,7 @@ def register(app: typer.Typer) -> None:
     made.callback()(_data)
     app.add_typer(made, name="data")
     app.command(epilog="Example: antgmm bench checkpoints/maad-m runs/demo/export --json")(bench)
+    app.command(epilog="Example: antgmm stalls --set checkpoint_every=100")(stalls)
     app.command(
         epilog="Example: antgmm energy --watts 400 --teacher-ms 700 --student-ms 90 --kwh-a-year 75e6"
         " (which rate saves that much?), or --rate 100 (how much does that rate save?)"
@@ -87,6 +89,22 @@ def bench(
     from experiments.bench.ratios import run, shown
 
     figures = run(model, student, large, rounds=rounds, quick=quick)
+    emit(figures, as_json, *shown(figures))
+
+
+def stalls(
+    recipe: Annotated[Path | None, typer.Argument(metavar="[RECIPE]", help="The demo's if none is given.")] = None,
+    changes: Set = None,
+    rounds: Annotated[int, typer.Option(min=3, help="Rounds that are timed; medians are told.")] = 9,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of each loop in a round.")] = 20,
+    as_json: Json = False,
+) -> None:
+    """Measure what the training loop of a recipe's last stage waits for: data, the teacher's cache, checkpoints."""
+    from experiments.recipe import load_recipe
+    from experiments.stalls import run, shown
+
+    loaded = load_recipe(recipe, changes or []) if recipe else load_recipe(DEMO, packaged(changes))
+    figures = run(loaded, rounds=rounds, steps=steps)
     emit(figures, as_json, *shown(figures))
 
 

@@ -52,10 +52,12 @@ def demo(
     process: Process = 0,
 ) -> None:
     """Compress the packaged teacher by the packaged recipe: cut in three stages, distil, export, report."""
-    # The packaged teacher is found from any folder; a change of the person's comes after and wins.
-    packaged = f"teacher.path={json.dumps(str(TEACHER))}"
-    machine = Machine(mesh, coordinator, processes, process)
-    _compress(DEMO, run, [packaged, *(changes or [])], machine, as_json)
+    _compress(DEMO, run, packaged(changes), Machine(mesh, coordinator, processes, process), as_json)
+
+
+def packaged(changes: list[str] | None) -> list[str]:
+    """Changes of the packaged recipe: its teacher is found from any folder, and the person's own come after and win."""
+    return [f"teacher.path={json.dumps(str(TEACHER))}", *(changes or [])]
 
 
 def compress(

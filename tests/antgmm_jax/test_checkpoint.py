@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import numpy as np
 import optax
 import pytest
 
-from antgmm_jax import checkpoint
+from antgmm_jax import checkpoint, folders
 from antgmm_jax.errors import AntgmmError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -87,7 +88,7 @@ def train_state():
 
 def test_a_step_comes_back_in_the_structure_of_like(tmp_path):
     state = train_state()
-    checkpoint.save_step(tmp_path / "steps", 12, state, {"position": 96})
+    checkpoint.save_step(tmp_path / "steps", 12, state, {"position": 96})()
     like = jax.tree.map(lambda leaf: leaf if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf * 0, state)
     found, record = checkpoint.load_step(tmp_path / "steps", 12, like)
     assert record["position"] == 96
@@ -102,7 +103,7 @@ def test_a_step_comes_back_in_the_structure_of_like(tmp_path):
 def test_a_step_goes_onto_the_sharding_of_like(tmp_path):
     mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
-    checkpoint.save_step(tmp_path, 1, {"w": np.arange(4.0)}, {})
+    checkpoint.save_step(tmp_path, 1, {"w": np.arange(4.0)}, {})()
     like = {"w": jax.ShapeDtypeStruct((4,), np.float64, sharding=sharding)}
     with jax.enable_x64(True):
         found, _ = checkpoint.load_step(tmp_path, 1, like)
@@ -120,7 +121,7 @@ def test_a_step_goes_onto_the_sharding_of_like(tmp_path):
     ],
 )
 def test_a_step_of_another_run_is_refused(tmp_path, like, message):
-    checkpoint.save_step(tmp_path, 1, {"w": jnp.ones(3)}, {})
+    checkpoint.save_step(tmp_path, 1, {"w": jnp.ones(3)}, {})()
     with pytest.raises(AntgmmError, match=message):
         checkpoint.load_step(tmp_path, 1, like)
 
@@ -129,13 +130,31 @@ def test_the_newest_two_steps_are_kept(tmp_path):
     steps = tmp_path / "steps"
     assert checkpoint.latest_step(steps) is None
     for step in (5, 10, 15, 20):
-        checkpoint.save_step(steps, step, {"w": jnp.full(2, step)}, {})
+        checkpoint.save_step(steps, step, {"w": jnp.full(2, step)}, {})()
     assert checkpoint.latest_step(steps) == 20
     assert sorted(path.name for path in steps.iterdir()) == ["00000015", "00000020"]
     assert checkpoint.load_step(steps, 15, {"w": jnp.zeros(2, int)})[0]["w"].tolist() == [15, 15]
     checkpoint.discard_steps(steps)
     checkpoint.discard_steps(steps)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_training_goes_on_while_a_step_is_saved(tmp_path, monkeypatch):
+    """The state of the call is written, though a step takes its arrays over and the caller adds to the record."""
+    going_on, checksums = threading.Event(), folders.checksums
+    monkeypatch.setattr(folders, "checksums", lambda path: going_on.wait(60) and checksums(path))
+    step = jax.jit(lambda x: x + 1, donate_argnums=0)
+    state, history = step(jnp.zeros((500, 500))), [1]
+    finish = checkpoint.save_step(tmp_path, 1, {"w": state}, {"history": history})
+    history.append(2)
+    for _ in range(3):
+        state = step(state)
+    assert state[0, 0] == 4
+    assert checkpoint.latest_step(tmp_path) is None
+    going_on.set()
+    finish()
+    found, record = checkpoint.load_step(tmp_path, 1, {"w": jnp.zeros((500, 500))})
+    assert (found["w"] == 1).all() and record["history"] == [1]
 
 
 def test_an_absent_stage_is_one_line(tmp_path):
@@ -189,15 +208,15 @@ def small_disk(tmp_path):
 
 def test_a_full_disk_leaves_what_was_saved(small_disk, capfd):
     small = {"w": jnp.arange(8.0)}
-    checkpoint.save_step(small_disk, 1, small, {})
+    checkpoint.save_step(small_disk, 1, small, {})()
     noise = np.random.default_rng(0).integers(0, 256, 2_000_000, dtype=np.uint8)
     with pytest.raises(AntgmmError, match="no space left on the disk") as caught:
-        checkpoint.save_step(small_disk, 2, {"w": noise}, {})
+        checkpoint.save_step(small_disk, 2, {"w": noise}, {})()
     assert "\n" not in str(caught.value)
     assert capfd.readouterr() == ("", "")
     assert [path.name for path in small_disk.iterdir()] == ["00000001"]
     assert_same(checkpoint.load_step(small_disk, 1, small)[0], small)
-    checkpoint.save_step(small_disk, 3, small, {})
+    checkpoint.save_step(small_disk, 3, small, {})()
 
 
 def test_a_disk_that_fills_up_at_the_record_leaves_nothing(tmp_path, monkeypatch):
@@ -218,7 +237,7 @@ SAVER = textwrap.dedent("""
     steps = sys.argv[1]
     step = (checkpoint.latest_step(steps) or 0) + 1
     while True:
-        checkpoint.save_step(steps, step, {"a": {"w": np.full((64, 64), step)}, "b": np.arange(step)}, {"step": step})
+        checkpoint.save_step(steps, step, {"a": {"w": np.full((64, 64), step)}, "b": np.arange(step)}, {"step": step})()
         print(step, flush=True)
         step += 1
 """)
@@ -256,14 +275,15 @@ PAIR = textwrap.dedent("""
     jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
     import numpy as np
     from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
-    from antgmm_jax import checkpoint
+    from antgmm_jax import checkpoint, processes
 
     mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
     sharding = NamedSharding(mesh, P("data"))
     whole = np.arange(8.0, dtype=np.float32).reshape(8, 1)
     w = jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
     for step in (1, 2, 3):
-        checkpoint.save_step(sys.argv[3], step, {"w": w * step}, {"step": step})
+        checkpoint.save_step(sys.argv[3], step, {"w": w * step}, {"step": step})()
+    processes.wait("the first has given it its name")
     found, _ = checkpoint.load_step(sys.argv[3], 3, {"w": w})
     assert found["w"].sharding == sharding
     for shard in found["w"].addressable_shards:

@@ -6,9 +6,11 @@ Behind these may stand MESH COORDINATOR PROCESSES PROCESS, as `experiments.devic
 import os
 import signal
 import sys
+import time
 
 import antgmm_jax.convert
 import antgmm_jax.folders
+from antgmm_jax import checkpoint
 from experiments import stage
 from experiments.devices import devices
 from experiments.pipeline import Run
@@ -20,12 +22,15 @@ def die(*_, **__):
 
 
 def at_step(name: str, number: int) -> None:
-    """Dies when the named stage asks for the batch of step `number`."""
+    """Dies when the named stage asks for the batch of step `number`, with what it saved before that on disk."""
     batches = stage.StageRun._batches
 
     def dying(self):
         for batch in batches(self):
             if self.stage.name == name and self.data.position["next_index"] > number:
+                # Another process may still write its part.
+                while checkpoint.latest_step(self.working) != number // 2 * 2:
+                    time.sleep(0.01)
                 die()
             yield batch
 

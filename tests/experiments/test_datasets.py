@@ -84,3 +84,29 @@ def test_batches_of_some_question_types_hold_no_others(model):
         samples.shuffled(len(rows) + 1, 0, types=(*wanted,))
     with pytest.raises(AntgmmError, match="no question is of type prize: the data has brand, "):
         samples.shuffled(1, 0, types=("prize", "brand"))
+
+
+def test_the_fingerprint_is_that_of_data_and_processor(model, tmp_path):
+    config, _, processor, samples = model
+
+    def fingerprint(change):
+        processor.save_pretrained(tmp_path)
+        other = load_processor(tmp_path)
+        change(other)
+        return Samples(maad.source("s", "val", ROWS), other, config).fingerprint
+
+    def other_colours(other):
+        other.image_processor.image_mean = [0.5, 0.4, 0.4]
+
+    def other_size(other):
+        square = {"height": 24, "width": 24}
+        other.image_processor.size = {"shortest_edge": 24} if hasattr(other, "patch_size") else square
+        other.image_processor.crop_size = square
+
+    def other_words(other):
+        other.tokenizer.add_tokens([samples.records[0].question.split()[-1]])  # a word with a token of its own
+
+    assert fingerprint(lambda other: None) == samples.fingerprint
+    found = {samples.fingerprint, *(fingerprint(change) for change in (other_colours, other_size, other_words))}
+    assert len(found) == 4
+    assert Samples(maad.source("s", "val", ROWS, seed=1), processor, config).fingerprint not in found

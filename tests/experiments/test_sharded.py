@@ -116,7 +116,7 @@ def test_a_cut_stays_on_the_devices(mesh, monkeypatch):
 @pytest.mark.parametrize("other", [{"data": 1}, {"fsdp": 4, "tensor": 2}, None], ids=str)
 def test_a_state_goes_on_under_another_mesh(one, mesh, other, tmp_path):
     state = fresh()
-    checkpoint.save_step(tmp_path, 1, state, {})
+    checkpoint.save_step(tmp_path, 1, state, {})()
     expected = gather(state)
     with jax.set_mesh(None if other is None else make_mesh(**other)):
         like = jax.eval_shape(lambda: init_state(PURE.init(jax.random.key(0)), OPTIMIZER))

@@ -1,0 +1,179 @@
+"""Building a teacher cache: the teacher runs once over all samples, and each process writes its own rows."""
+
+import json
+import math
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from antgmm_jax import folders, processes, sharding
+from antgmm_jax.errors import AntgmmError
+from distill.cache import Params, Shapes, read_meta
+from distill.chunked import at_positions
+from distill.shards import Shards, Writer
+
+FLUSH_EVERY = 32  # batches between two points from which an interrupted build goes on, and more where
+FILES = 256  # files would become too many for one process to hold open
+
+
+def cache_size(
+    functional: Any, params: Params, like: Mapping[str, np.ndarray], *, samples: int, names: tuple[str, ...]
+) -> dict[str, int]:
+    """Bytes that a cache would take on disk, by name; nothing is computed.
+
+    Args:
+        functional: the teacher's `Functional`.
+        params: its parameters.
+        like: a host batch of the largest shape.
+        samples: number of samples.
+        names: `final`, `<tower>/states`, `bridge/out`.
+
+    Returns:
+        {name: bytes}.
+    """
+    shapes = _row_shapes(functional, params, like, names)
+    return {name: 2 * samples * int(np.prod(shape)) for name, shape in shapes.items()}
+
+
+def build_cache(
+    functional: Any,
+    params: Params,
+    batches: Iterable[Mapping[str, np.ndarray]],
+    directory: Path,
+    *,
+    samples: int,
+    like: Mapping[str, np.ndarray],
+    key: str,
+    names: tuple[str, ...] = ("final",),
+    progress: Callable[[int, int], None] = lambda done, samples: None,
+) -> None:
+    """Runs the teacher once over all samples and writes its states; an interrupted build goes on where it was.
+
+    Written to `<directory>.partial` and renamed when complete. A complete cache of the same key and names is left. All
+    processes of a run call it, each with its own rows of the same batches, and each writes its own rows to files of its
+    own: states are never gathered. A build may go on with another number of processes.
+
+    Args:
+        functional: the teacher's `Functional`.
+        params: its parameters, in the dtype they are to be computed in.
+        batches: host batches with `index` [B] that together name every row 0 .. samples - 1; rows may repeat.
+        directory: the folder to make; all processes see it.
+        samples: number of samples.
+        like: a host batch of the largest lengths; shorter ones are padded with zeros, which no loss reads.
+        key: from `fingerprint`.
+        names: what to store: `final`, and `<tower>/states` and `bridge/out` for losses that compare them.
+        progress: called with (samples done, samples).
+
+    Raises:
+        AntgmmError: rows that no batch named, padding on the left, or no room on the disk.
+    """
+    names = tuple(dict.fromkeys(("final", *names)))
+    shapes = _row_shapes(functional, params, like, names)
+    meta = {"key": key, "samples": samples, "shapes": {name: list(shape) for name, shape in shapes.items()}}
+    if read_meta(directory) == meta:
+        return
+    partial = directory.with_name(directory.name + ".partial")
+    found = processes.by_first(lambda: _begin(partial, meta, shapes))
+    done = processes.from_first(np.zeros(samples, bool) if found is None else found)
+
+    @jax.jit
+    def run(params: Params, batch: dict) -> dict[str, jax.Array]:
+        found = _targets(functional, params, batch, names)
+        return {name: sharding.place(rows, ("batch",)) for name, rows in found.items()}
+
+    writer = Writer(partial, jax.process_index())
+    for count, batch in enumerate(batches, 1):
+        index = processes.gather(sharding.rows({"index": batch["index"]}))["index"]
+        new = np.zeros(len(index), bool)
+        new[np.unique(index, return_index=True)[1]] = True  # of rows that repeat in the batch one counts
+        new &= ~done[index]
+        if new.any():
+            if len(names) > 1:
+                _check_padding(batch)
+            for place, record in _records(run(params, sharding.rows(_device(batch))), shapes):
+                if new[place]:
+                    writer.add(int(index[place]), record)
+            done[index] = True
+        if count % max(FLUSH_EVERY, math.ceil(samples / len(index) * jax.process_count() / FILES)) == 0:
+            writer.flush()
+        progress(int(done.sum()), samples)
+    writer.flush()
+    processes.wait(f"{partial} written")
+    processes.by_first(lambda: _finish(partial, directory, samples))
+
+
+def _records(found: Mapping[str, jax.Array], shapes: Shapes) -> Iterator[tuple[int, bytes]]:
+    """The rows of a computed batch that are this process's to write: place in the whole batch, and bytes.
+
+    Of devices that hold the same rows one is the first, so that each row is one process's.
+    """
+    parts = [[part for part in found[name].addressable_shards if part.replica_id == 0] for name in shapes]
+    for part in zip(*parts, strict=True):
+        first = part[0].index[0].start or 0
+        padded = [_padded(np.asarray(piece.data), shape) for piece, shape in zip(part, shapes.values(), strict=True)]
+        for place, row in enumerate(np.concatenate(padded, axis=1), first):
+            yield place, row.tobytes()
+
+
+def _padded(rows: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Rows filled up with zero positions, each flat."""
+    full = np.zeros((len(rows), *shape), rows.dtype)
+    full[..., : rows.shape[-2], :] = rows
+    return full.reshape(len(rows), -1)
+
+
+def _targets(functional: Any, params: Params, batch: dict, names: tuple[str, ...]) -> dict[str, jax.Array]:
+    """{name: bfloat16 [B, ..., positions, width]}."""
+    out = functional.apply(params, batch, collect=names)
+    rows = {name: jnp.swapaxes(out[name], 0, 1) for name in names if name != "final"}
+    rows["final"] = at_positions(out["final"], batch["positions"])
+    return {name: rows[name].astype(jnp.bfloat16) for name in names}
+
+
+def _device(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: value for name, value in batch.items() if name not in ("id", "index")}
+
+
+def _row_shapes(functional: Any, params: Params, like: Mapping, names: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
+    found = jax.eval_shape(lambda params, batch: _targets(functional, params, batch, names), params, _device(like))
+    return {name: value.shape[1:] for name, value in found.items()}
+
+
+def _check_padding(batch: Mapping[str, np.ndarray]) -> None:
+    # Rows are cut on the right to a batch's length; with padding on the left another token would be read.
+    if "attention_mask" in batch and not np.asarray(batch["attention_mask"])[:, 0].all():
+        raise AntgmmError("teacher cache: a batch is padded on the left; pad input_ids on the right")
+
+
+def _begin(partial: Path, meta: dict, shapes: Shapes) -> np.ndarray:
+    """Makes room for a build, or finds an interrupted one of the same meta; which rows are in, bool [samples]."""
+    if read_meta(partial) != meta:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        (partial / ".meta.tmp").write_text(json.dumps(meta))
+        (partial / ".meta.tmp").rename(partial / "meta.json")
+    for leftover in partial.glob(".*.tmp"):
+        leftover.unlink()
+    held = Shards(partial, meta["samples"]).held
+    needed = 2 * int((~held).sum()) * sum(math.prod(shape) for shape in shapes.values())
+    free = shutil.disk_usage(partial).free
+    if needed > free:
+        raise AntgmmError(
+            f"teacher cache {partial}: {needed / 1e9:.3g} GB do not fit, {free / 1e9:.3g} GB are free: make room or "
+            "run the teacher online"
+        )
+    return held
+
+
+def _finish(partial: Path, directory: Path, samples: int) -> None:
+    held = Shards(partial, samples).held
+    if not held.all():
+        raise AntgmmError(f"teacher cache {directory}: {int((~held).sum())} of {samples} samples were in no batch")
+    if directory.exists():
+        folders.discard(directory)
+    folders.publish(partial, directory)

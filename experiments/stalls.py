@@ -1,0 +1,193 @@
+"""What a training step waits for: how long data and checkpoints hold the loop up, against a loop without either."""
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from itertools import repeat
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+import distill
+from antgmm_jax.convert import load_hf
+from antgmm_jax.functional import float32, functional
+from antgmm_jax.sharding import rows
+from experiments.commands.output import table
+from experiments.console import bar
+from experiments.datasets import Samples, load_processor, load_records
+from experiments.report import machine
+from experiments.schema import Recipe
+from experiments.stage import loss_config, optimizer_of
+from experiments.stepper import HISTORY_EVERY, Stepper
+from experiments.timing import spread
+
+SIDES = {
+    "resident": "one batch that stays on the device",
+    "data": "batches made ahead, teacher's rows in memory",
+    "disk": "batches made ahead, teacher's rows from the disk",
+    "checkpoints": "as the second, and a checkpoint",
+}
+
+
+class _Clock:
+    """Counts the seconds that calls take."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def around(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*arguments: Any) -> Any:
+            begin = time.perf_counter()
+            try:
+                return call(*arguments)
+            finally:
+                self.seconds += time.perf_counter() - begin
+
+        return timed
+
+    def over(self, batches: Iterator[Any]) -> Iterator[Any]:
+        take = self.around(lambda: next(batches))
+        while True:
+            yield take()
+
+
+class _Bench:
+    """The loop of a recipe's last stage, started from its teacher, with a cache and checkpoints in a folder."""
+
+    def __init__(self, recipe: Recipe, folder: Path):
+        stage = recipe.stages[-1]
+        config, params = load_hf(recipe.teacher.path)
+        pure, params = functional(config), float32(config, params)
+        processor, limits = load_processor(recipe.teacher.path), (recipe.max_length, recipe.max_answer)
+        # Of one width: the resident batch has only one.
+        samples = Samples(load_records(recipe.data), processor, config, max_length=limits[0], max_answer=limits[1])
+        like = next(samples.in_order(stage.optimizer.batch_size))
+        with bar("teacher cache", len(samples)) as update:
+            distill.build_cache(
+                pure,
+                params,
+                samples.in_order(stage.optimizer.batch_size),
+                folder / "cache",
+                samples=len(samples),
+                like=like,
+                key="stalls",
+                progress=lambda done, _: update(done, ""),
+            )
+        opened = {held: distill.open_cache(folder / "cache", key="stalls", in_memory=held) for held in (True, False)}
+        self._teachers = {held: distill.cached(pure, params, cache) for held, cache in opened.items()}
+        optimizer = optimizer_of(stage.optimizer, recipe.checkpoint_every)
+        self._step = distill.make_step(
+            pure,
+            optimizer,
+            loss_config(stage.loss),
+            teacher=self._teachers[True],
+            micro_batches=stage.optimizer.accumulate,
+            dtype=jax.numpy.dtype(stage.optimizer.dtype),
+        )
+        self.state = distill.init_state(params, optimizer)
+        self._data = samples.shuffled(stage.optimizer.batch_size, recipe.seed)
+        self._stepper = Stepper(folder / "steps", self._data)
+        first = self._teachers[True].attach(next(self._data))
+        self._resident = rows({name: value for name, value in first.items() if name != "index"})
+
+    def __call__(self, side: str, steps: int) -> dict[str, float]:
+        """Takes some steps; seconds of them all, and of those what was waited for data, and to save.
+
+        `written` is how long after the last step the checkpoint, begun at the end, was on disk.
+        """
+        data, saving = _Clock(), _Clock()
+        teacher = self._teachers[side != "disk"]
+        attach = (lambda batch: batch) if side == "resident" else data.around(teacher.attach)
+        last = int(self.state.step) + steps
+        begin = time.perf_counter()
+        self.state, _ = distill.train(
+            self._step,
+            self.state,
+            repeat(self._resident) if side == "resident" else data.over(self._data),
+            steps=last,
+            teacher=teacher._replace(attach=attach),
+            save=saving.around(lambda state: self._stepper.save(state, {})),
+            save_every=last if side == "checkpoints" else 0,
+            report_every=HISTORY_EVERY,
+        )
+        end = time.perf_counter()
+        self._stepper.finish()
+        found = {"all": end - begin, "data": data.seconds, "save": saving.seconds}
+        return {**found, "written": time.perf_counter() - end}
+
+
+def run(recipe: Recipe, *, rounds: int, steps: int) -> dict[str, Any]:
+    """Measures the loop with and without what may hold it up, in turn.
+
+    Args:
+        recipe: the last stage's loss, optimizer and batch size are used, and the teacher's shape.
+        rounds: rounds that are timed.
+        steps: steps of each side in a round, with one checkpoint after them.
+
+    Returns:
+        Figures as JSON types: for each of `SIDES` milliseconds a `step`, its `ratio` to the resident batch's, and the
+        shares of the loop's time that it waited for `data`; of `checkpoint` milliseconds that one `held` the loop,
+        that it was yet being `written` afterwards, and the `share` of time with one every `every` steps, as the recipe
+        says; `machine`.
+
+    Raises:
+        AntgmmError: bad input.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        bench = _Bench(recipe, Path(folder))
+        for side in SIDES:  # compiles, and writes once
+            bench(side, 2)
+        with bar("stalls", rounds * len(SIDES)) as update:
+            found: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
+            for turn in range(rounds):
+                for number, side in enumerate(SIDES, 1):
+                    found[side].append(bench(side, steps))
+                    update(turn * len(SIDES) + number, "")
+    seconds = {side: {key: np.array([x[key] for x in each]) for key in each[0]} for side, each in found.items()}
+    each = {
+        side: {
+            "step_ms": spread(1e3 * (s["all"] - s["save"]) / steps),
+            "ratio": spread((s["all"] - s["save"]) / seconds["resident"]["all"]),
+            "data": spread(s["data"] / s["all"]),
+        }
+        for side, s in seconds.items()
+    }
+    saved, every = seconds["checkpoints"], recipe.checkpoint_every
+    between = every * seconds["data"]["all"] / steps
+    checkpoint = {
+        "every": every,
+        "held_ms": spread(1e3 * saved["save"]),
+        "written_ms": spread(1e3 * saved["written"]),
+        "share": spread(saved["save"] / (saved["save"] + between)),
+    }
+    return {"sides": each, "checkpoint": checkpoint, "rounds": rounds, "steps": steps, "machine": machine()}
+
+
+def shown(figures: Mapping[str, Any]) -> list[Any]:
+    """The figures for people.
+
+    Args:
+        figures: what `run` gave.
+
+    Returns:
+        Text and a table.
+    """
+
+    def cell(value: Mapping[str, float], form: str) -> str:
+        return f"{value['median']:{form}} ({value['low']:{form}} to {value['high']:{form}})"
+
+    lines = [
+        (SIDES[side], cell(found["step_ms"], ".1f"), cell(found["ratio"], ".3f"), cell(found["data"], ".2%"))
+        for side, found in figures["sides"].items()
+    ]
+    head = ["loop", "ms a step", "/ resident", "waits for data"]
+    about, saved = figures["machine"], figures["checkpoint"]
+    return [
+        f"{about['cpu']}, {about['cores']} cores, {about['device']}, load {about['load']}",
+        table(head, lines, f"{figures['rounds']} rounds of {figures['steps']} steps, medians (quartiles)"),
+        f"a checkpoint holds the loop for {cell(saved['held_ms'], '.1f')} ms, and is on disk"
+        f" {cell(saved['written_ms'], '.0f')} ms later; one every {saved['every']} steps:"
+        f" {cell(saved['share'], '.2%')} of the time",
+    ]

@@ -1,0 +1,34 @@
+"""One of two processes that build a cache: `python -m tests.distill.cache_process DIR MOMENT MESH ADDRESS PROCESS`."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from antgmm_jax import processes, sharding
+from distill import build as build_module
+from experiments.devices import devices
+
+
+def main(directory: str, moment: str, mesh: str, address: str, process: str) -> None:
+    """Builds it, or dies when the first batch is written."""
+    with devices(mesh, address, 2, int(process)):
+        from tests.distill import cached  # makes arrays, which has to wait for the processes to meet
+
+        def batches():
+            for batch in cached.batches():
+                yield {name: x[sharding.own_rows(len(x))] for name, x in batch.items()}
+                processes.wait(str(batch["id"][0]))
+                if moment == "half":
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        build_module.FLUSH_EVERY = 1
+        params = jax.tree.map(lambda x: sharding.place(np.asarray(x), ()), cached.PARAMS)
+        cached.build(Path(directory), batches=batches, names=cached.STATES, params=params)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

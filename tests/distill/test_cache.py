@@ -1,0 +1,220 @@
+"""A teacher cache holds the teacher's states, whoever wrote them; a stale, damaged or poor one is refused."""
+
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from array_record.python.array_record_module import ArrayRecordWriter
+
+from antgmm_jax.errors import AntgmmError
+from distill import build as build_module
+from distill import shards
+from distill.build import cache_size
+from distill.cache import fingerprint, open_cache
+from tests.distill import toy
+from tests.distill.cached import KEY, PARAMS, STATES, TEACHER, batches, build
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_rows_are_the_final_states_at_answer_positions(tmp_path):
+    seen = []
+    build(tmp_path / "cache", progress=lambda done, samples: seen.append((done, samples)))
+    assert seen == [(4, 8), (8, 8)]
+    cache = open_cache(tmp_path / "cache", key=KEY)
+    host = toy.batch(1, length=5, answers=2)
+    final = TEACHER.apply(PARAMS, toy.device(host), collect=("final",))["final"]
+    expected = np.take_along_axis(np.asarray(final), host["positions"][..., None], axis=1)
+    shuffled = {name: x[::-1] for name, x in host.items()}
+    rows = cache.rows(shuffled)["final"]
+    assert rows.shape == (4, 2, 6)
+    np.testing.assert_array_equal(rows, expected[::-1].astype(jnp.bfloat16))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache"]
+
+
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_each_name_has_its_own_states(tmp_path, in_memory):
+    build(tmp_path / "cache", names=STATES)
+    cache = open_cache(tmp_path / "cache", key=KEY, names=STATES, in_memory=in_memory)
+    states = TEACHER.apply(PARAMS, toy.device(toy.batch(0)), collect=("text/states",))["text/states"]
+    expected = np.asarray(states).swapaxes(0, 1)[[2, 0, 2]].astype(jnp.bfloat16)
+    found = cache.rows({"index": np.array([2, 0, 2]), **{k: toy.batch(0)[k] for k in ("positions", "input_ids")}})
+    np.testing.assert_array_equal(found["text/states"], expected)
+    alone = open_cache(tmp_path / "cache", key=KEY, in_memory=in_memory)
+    np.testing.assert_array_equal(alone.read(np.arange(8))["final"], cache.read(np.arange(8))["final"])
+    assert [*alone.read(np.arange(8))] == ["final"]
+
+
+def test_a_stale_or_absent_cache_is_refused(tmp_path):
+    build(tmp_path / "cache")
+    changed = jax.tree.map(lambda x: x.at[(0,) * x.ndim].add(1e-3), PARAMS)
+    for key in (fingerprint(changed, "data"), fingerprint(PARAMS, "other data")):
+        with pytest.raises(AntgmmError, match="another teacher, processor or other data"):
+            open_cache(tmp_path / "cache", key=key)
+    with pytest.raises(AntgmmError, match="no teacher cache"):
+        open_cache(tmp_path / "nothing", key=KEY)
+
+
+def flip(content: bytes) -> bytes:
+    """One bit of a row's states is another."""
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (flip, r"00000-00001\.array_record is damaged"),
+        (lambda content: content[:-40], r"00000-00001\.array_record is damaged"),
+        (lambda content: None, "a file is missing"),
+    ],
+    ids=["altered", "cut short", "missing"],
+)
+def test_a_damaged_cache_is_refused(tmp_path, monkeypatch, change, reason):
+    monkeypatch.setattr(build_module, "FLUSH_EVERY", 1)
+    build(tmp_path / "cache")
+    file = tmp_path / "cache" / "00000-00001.array_record"
+    content = change(file.read_bytes())
+    file.unlink()
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(AntgmmError, match=rf"{reason}.*delete .*cache"):
+        open_cache(tmp_path / "cache", key=KEY, in_memory=True)
+
+
+def test_a_stale_cache_is_replaced_and_a_fresh_one_left(tmp_path):
+    build(tmp_path / "cache", key="old")
+    build(tmp_path / "cache")
+    assert open_cache(tmp_path / "cache", key=KEY).samples == 8
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache"]
+    build(tmp_path / "cache", batches=lambda: (pytest.fail("a complete cache was built again") for _ in range(1)))
+
+
+def test_an_interrupted_build_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(build_module, "FLUSH_EVERY", 1)
+
+    def broken():
+        yield toy.batch(0)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build(tmp_path / "cache", batches=broken)
+    assert not (tmp_path / "cache").exists()
+    # What a process was writing when it was killed.
+    (tmp_path / "cache.partial" / ".00000-00001.array_record.tmp").write_bytes(b"half a file")
+    poisoned = toy.batch(0) | {"positions": np.full((4, 3), 10**6, np.int32)}  # its rows are in: it is not run again
+    build(tmp_path / "cache", batches=lambda: [poisoned, toy.batch(1)])
+    build(tmp_path / "whole", batches=lambda: [toy.batch(0), toy.batch(1)])
+    assert same_files(tmp_path / "cache", tmp_path / "whole")
+
+
+def same_files(one: Path, other: Path) -> bool:
+    found = [{path.name: path.read_bytes() for path in folder.iterdir()} for folder in (one, other)]
+    return found[0] == found[1]
+
+
+def test_rows_that_repeat_are_written_once(tmp_path):
+    twice = {name: np.concatenate([x, x[-1:]]) for name, x in toy.batch(1).items()}
+    build(tmp_path / "cache", batches=lambda: [toy.batch(0), twice, toy.batch(0)])
+    build(tmp_path / "once", batches=lambda: [toy.batch(0), toy.batch(1)])
+    assert same_files(tmp_path / "cache", tmp_path / "once")
+
+
+def test_missing_rows_left_padding_and_long_batches_are_refused(tmp_path):
+    with pytest.raises(AntgmmError, match="4 of 8 samples"):
+        build(tmp_path / "cache", batches=lambda: [toy.batch(0)])
+    padded = toy.batch(1)
+    padded["attention_mask"][0, 0] = 0
+    with pytest.raises(AntgmmError, match="left"):
+        build(tmp_path / "left", batches=lambda: [toy.batch(0), padded], names=STATES)
+    build(tmp_path / "cache")
+    cache = open_cache(tmp_path / "cache", key=KEY)
+    with pytest.raises(AntgmmError, match="holds 3 positions"):
+        cache.rows(toy.batch(0, answers=4))
+    with pytest.raises(AntgmmError, match="8 samples"):
+        cache.rows(toy.batch(2))
+
+
+def test_a_cache_that_does_not_fit_is_refused_before_the_teacher_runs(tmp_path, monkeypatch):
+    free = shutil.disk_usage(tmp_path)._replace(free=8 * 36 - 1)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
+    with pytest.raises(AntgmmError, match="2.88e-07 GB do not fit, 2.87e-07 GB are free"):
+        build(tmp_path / "cache", batches=lambda: (pytest.fail("a batch was asked for") for _ in range(1)))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: free._replace(free=8 * 36))
+    build(tmp_path / "cache")
+
+
+def test_a_disk_that_fills_up_is_told_in_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "ArrayRecordWriter", lambda _, options: ArrayRecordWriter("/dev/full", options))
+    with pytest.raises(AntgmmError, match=r"^cannot write .*00000-00000.array_record: .*No space left[^\n]*; free"):
+        build(tmp_path / "cache")
+
+
+def test_size_is_told_before_anything_is_computed(tmp_path):
+    size = cache_size(TEACHER, PARAMS, toy.batch(0), samples=8, names=STATES)
+    assert size == {"final": 2 * 8 * 3 * 6, "text/states": 2 * 8 * 4 * toy.LENGTH * 6}
+    build(tmp_path / "cache", names=STATES)
+    arrays = open_cache(tmp_path / "cache", key=KEY, names=STATES).read(np.arange(8))
+    assert {name: array.nbytes for name, array in arrays.items()} == size
+
+
+def build_in_two(directory: Path, moment: str, mesh: str = "data=2,tensor=2") -> list[int]:
+    """Two processes of two devices each build a cache; their exit codes."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    command = [sys.executable, "-m", "tests.distill.cache_process", str(directory), moment, mesh, address]
+    both = [subprocess.Popen([*command, str(process)], cwd=ROOT) for process in range(2)]
+    try:
+        return [process.wait(timeout=300) for process in both]
+    finally:
+        for process in both:
+            process.kill()
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """The cache that one process builds."""
+    folder = tmp_path_factory.mktemp("alone") / "cache"
+    build(folder, names=STATES)
+    return open_cache(folder, key=KEY, names=STATES).read(np.arange(8))
+
+
+def assert_same(directory: Path, expected: dict[str, np.ndarray]) -> None:
+    found = open_cache(directory, key=KEY, names=STATES).read(np.arange(8))
+    for name, rows in expected.items():
+        # Programs for other devices may round the last bit of a bfloat16 otherwise.
+        np.testing.assert_allclose(found[name].astype(np.float32), rows.astype(np.float32), rtol=2**-7, atol=1e-6)
+
+
+def held(directory: Path, process: int, folder: Path) -> list[int]:
+    """The rows in the files of one process."""
+    folder.mkdir()
+    for path in directory.glob(f"{process:05d}-*.array_record"):
+        shutil.copy(path, folder)
+    return np.flatnonzero(shards.Shards(folder, 8).held).tolist()
+
+
+@pytest.mark.parametrize(
+    ("mesh", "rows"),
+    # Of devices that hold the same rows one writes them.
+    [("data=2,tensor=2", [[0, 1, 4, 5], [2, 3, 6, 7]]), ("tensor=4", [[*range(8)], []])],
+)
+def test_two_processes_write_their_own_rows(alone, tmp_path, mesh, rows):
+    assert build_in_two(tmp_path / "cache", "never", mesh) == [0, 0]
+    assert_same(tmp_path / "cache", alone)
+    assert [held(tmp_path / "cache", process, tmp_path / str(process)) for process in range(2)] == rows
+
+
+def test_what_two_processes_began_one_ends(alone, tmp_path):
+    assert build_in_two(tmp_path / "cache", "half") != [0, 0]
+    assert len([*(tmp_path / "cache.partial").glob("0000[01]-00000.array_record")]) == 2
+    poisoned = toy.batch(0) | {"positions": np.full((4, 3), 10**6, np.int32)}
+    build(tmp_path / "cache", batches=lambda: [poisoned, batches()[1]], names=STATES)
+    assert_same(tmp_path / "cache", alone)
