@@ -100,8 +100,8 @@ def stalls(
     as_json: Json = False,
 ) -> None:
     """Measure what the training loop of a recipe's last stage waits for: data, the teacher's cache, checkpoints."""
+    from experiments.bench.stalls import run, shown
     from experiments.recipe import load_recipe
-    from experiments.stalls import run, shown
 
     loaded = load_recipe(recipe, changes or []) if recipe else load_recipe(DEMO, packaged(changes))
     figures = run(loaded, rounds=rounds, steps=steps)

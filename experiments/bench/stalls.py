@@ -14,6 +14,7 @@ import distill
 from antgmm_jax.convert import load_hf
 from antgmm_jax.functional import float32, functional
 from antgmm_jax.sharding import rows
+from experiments.bench.timing import spread
 from experiments.commands.output import table
 from experiments.console import bar
 from experiments.datasets import Samples, load_processor, load_records
@@ -21,7 +22,6 @@ from experiments.report import machine
 from experiments.schema import Recipe
 from experiments.stage import loss_config, optimizer_of
 from experiments.stepper import HISTORY_EVERY, Stepper
-from experiments.timing import spread
 
 SIDES = {
     "resident": "one batch that stays on the device",
