@@ -14,7 +14,7 @@ def register(app: typer.Typer) -> None:
         epilog="Example: antgmm study experiments/studies/study.toml --run runs/study"
         " --out experiments/results/study.json --arm full --arm scratch"
     )(study)
-    app.command(epilog="Example: taskset -c 1 antgmm peers --out experiments/results/peers.json")(peers)
+    app.command(epilog="Example: antgmm peers --out experiments/results/peers.json, after `make peers-env`")(peers)
 
 
 def study(

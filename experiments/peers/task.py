@@ -153,7 +153,8 @@ def write(task: Task, text: Text, folder: Path) -> None:
 def read(folder: Path) -> tuple[Task, Text]:
     """Settings and text that `write` left in a folder."""
     settings: dict[str, Any] = json.loads((folder / SETTINGS).read_text())
-    task = Task(**{name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()})
+    settings |= {name: tuple(value) for name, value in settings.items() if isinstance(value, list)}
+    task = Task(**settings)
     with np.load(folder / TEXT) as found:
         ids = np.split(found["ids"], np.cumsum(found["lengths"])[:-1])
         return task, Text(ids, found["prompts"])

@@ -1,5 +1,5 @@
 """TRL's GKD as a contender: teacher forced (`lmbda=0`), batches grouped by length. Runs in the peers' environment."""
-# pyright: reportMissingImports=false
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
 
 import os
 import sys
