@@ -49,7 +49,7 @@ def peers(
         typer.Option(metavar="FILE", help="Python of the peers' environment; that of `make peers-env` unless given."),
     ] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Rounds; medians and ranges are told.")] = 5,
-    samples: Annotated[int, typer.Option(min=8, help="Samples of the data set, each seen once by each peer.")] = 256,
+    samples: Annotated[int, typer.Option(min=8, help="Samples of the data set, each seen once by each peer.")] = 192,
     as_json: Json = False,
 ) -> None:
     """Hold distillation against TRL's GKD and google-tunix: one task, one core, each a process of its own, in turn."""

@@ -32,7 +32,7 @@ class Task:
         seed: of weights, text and order.
     """
 
-    rows: int = 256
+    rows: int = 192
     batch: int = 8
     vocab: int = 4096
     student: tuple[int, int, int, int] = (6, 192, 6, 576)
