@@ -4,8 +4,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+PEERS := .cache/peers-venv
 
-.PHONY: test lint format demo teacher study lock clean
+.PHONY: test lint format demo teacher study peers peers-env lock clean
 
 test: lint
 	$(BIN)/python -m pytest
@@ -27,6 +28,18 @@ teacher: $(STAMP)
 
 study: $(STAMP)
 	$(BIN)/antgmm study experiments/studies/study.toml --run runs/study --out experiments/results/study.json
+
+# About 20 minutes on a quiet core, the first that the shell may use: `taskset -c 1 make peers`.
+peers: $(STAMP) peers-env
+	$(BIN)/antgmm peers --out experiments/results/peers.json
+
+# TRL and google-tunix, in an environment of their own.
+peers-env: $(PEERS)/.installed
+
+$(PEERS)/.installed: experiments/peers/requirements.txt
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -r experiments/peers/requirements.txt
+	touch $@
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

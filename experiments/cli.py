@@ -18,7 +18,7 @@ from antgmm_jax.errors import AntgmmError
 from experiments.allocator import keep_freed_memory
 from experiments.commands import accelerator, measure, models, plan, runs, search, studies
 
-RESUMED = ("demo", "train", "compress", "recombine", "study")
+RESUMED = ("demo", "train", "compress", "recombine", "study", "peers")
 """Commands that go on where they stopped when they are given again."""
 
 _OF_THE_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR)

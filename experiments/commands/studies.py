@@ -1,4 +1,4 @@
-"""Commands that compare ways to compress: arms of a study, by seeds."""
+"""Commands that compare: arms of a study by seeds, and this toolkit with others by speed."""
 
 from pathlib import Path
 from typing import Annotated
@@ -14,6 +14,7 @@ def register(app: typer.Typer) -> None:
         epilog="Example: antgmm study experiments/studies/study.toml --run runs/study"
         " --out experiments/results/study.json --arm full --arm scratch"
     )(study)
+    app.command(epilog="Example: antgmm peers --out experiments/results/peers.json, after `make peers-env`")(peers)
 
 
 def study(
@@ -36,3 +37,27 @@ def study(
 
     results = run_study(chosen, run, out, only=arms or ())
     emit({"results": results}, as_json, table(HEAD, rows(results)), f"results: {out}")
+
+
+def peers(
+    out: Annotated[Path, typer.Option(metavar="FILE", help="Results as JSON; beside it .md and .svg.")],
+    work: Annotated[
+        Path, typer.Option(metavar="DIR", help="Weights, text and single results; a comparison found there goes on.")
+    ] = Path("runs/peers"),
+    python: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Python of the peers' environment; that of `make peers-env` unless given."),
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Rounds; medians and ranges are told.")] = 5,
+    samples: Annotated[int, typer.Option(min=8, help="Samples of the data set, each seen once by each peer.")] = 192,
+    as_json: Json = False,
+) -> None:
+    """Hold distillation against TRL's GKD and google-tunix: one task, one core, each a process of its own, in turn."""
+    from experiments.peers.results import compare
+    from experiments.peers.run import PYTHON
+    from experiments.peers.summary import sentences, tables
+    from experiments.peers.task import Task
+
+    figures = compare(Task(rows=samples), work, out, python=python or PYTHON, repeats=repeats)
+    shown = [table(each.head, each.rows) for each in tables(figures)]
+    emit(figures, as_json, *shown, *sentences(figures), f"results: {out}")

@@ -26,7 +26,7 @@ from tests.experiments.tiny import save_teacher, write_recipe
 
 COMMANDS = [
     *(["demo"], ["train"], ["compress"], ["recombine"], ["import"], ["export"], ["eval"], ["bench"], ["cost"]),
-    *(["search"], ["plan"], ["study"], ["energy"], ["report"], ["shrink"], ["data"], ["data", "maad"]),
+    *(["search"], ["plan"], ["study"], ["peers"], ["energy"], ["report"], ["shrink"], ["data"], ["data", "maad"]),
     *(["accelerator"], ["stalls"]),
 ]
 SERVICE = ("energy", "--watts", "400", "--teacher-ms", "700", "--student-ms", "90")
