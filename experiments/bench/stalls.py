@@ -3,6 +3,7 @@
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import repeat
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import distill
 from antgmm_jax.convert import load_hf
 from antgmm_jax.functional import float32, functional
 from antgmm_jax.sharding import rows
+from distill.step import Step
 from experiments.bench.timing import spread
 from experiments.commands.output import table
 from experiments.console import bar
@@ -32,10 +34,14 @@ SIDES = {
 
 
 class _Clock:
-    """Counts the seconds that calls take."""
+    """Counts the seconds that calls take while a device has nothing to do.
 
-    def __init__(self) -> None:
-        self.seconds = 0.0
+    Args:
+        idle_since: when the device ended its work; infinite while it is at work.
+    """
+
+    def __init__(self, idle_since: Callable[[], float] = lambda: 0.0) -> None:
+        self.seconds, self._idle_since = 0.0, idle_since
 
     def around(self, call: Callable[..., Any]) -> Callable[..., Any]:
         def timed(*arguments: Any) -> Any:
@@ -43,7 +49,7 @@ class _Clock:
             try:
                 return call(*arguments)
             finally:
-                self.seconds += time.perf_counter() - begin
+                self.seconds += max(0.0, time.perf_counter() - max(begin, self._idle_since()))
 
         return timed
 
@@ -51,6 +57,33 @@ class _Clock:
         take = self.around(lambda: next(batches))
         while True:
             yield take()
+
+
+class _Watched:
+    """A step, and when the newest one that was begun was done.
+
+    Args:
+        step: the step.
+    """
+
+    def __init__(self, step: Step):
+        self._step, self._watcher = step, ThreadPoolExecutor(1)
+        self._done: Future[float] | None = None
+
+    def __call__(self, *arguments: Any) -> Any:
+        state, metrics = self._step(*arguments)
+        self._done = self._watcher.submit(_when_done, metrics["loss"])
+        return state, metrics
+
+    def idle_since(self) -> float:
+        if self._done is None:
+            return 0.0
+        return self._done.result() if self._done.done() else float("inf")
+
+
+def _when_done(array: jax.Array) -> float:
+    array.block_until_ready()
+    return time.perf_counter()
 
 
 class _Bench:
@@ -78,13 +111,15 @@ class _Bench:
         opened = {held: distill.open_cache(folder / "cache", key="stalls", in_memory=held) for held in (True, False)}
         self._teachers = {held: distill.cached(pure, params, cache) for held, cache in opened.items()}
         optimizer = optimizer_of(stage.optimizer, recipe.checkpoint_every)
-        self._step = distill.make_step(
-            pure,
-            optimizer,
-            loss_config(stage.loss),
-            teacher=self._teachers[True],
-            micro_batches=stage.optimizer.accumulate,
-            dtype=jax.numpy.dtype(stage.optimizer.dtype),
+        self._step = _Watched(
+            distill.make_step(
+                pure,
+                optimizer,
+                loss_config(stage.loss),
+                teacher=self._teachers[True],
+                micro_batches=stage.optimizer.accumulate,
+                dtype=jax.numpy.dtype(stage.optimizer.dtype),
+            )
         )
         self.state = distill.init_state(params, optimizer)
         self._data = samples.shuffled(stage.optimizer.batch_size, recipe.seed)
@@ -93,11 +128,11 @@ class _Bench:
         self._resident = rows({name: value for name, value in first.items() if name != "index"})
 
     def __call__(self, side: str, steps: int) -> dict[str, float]:
-        """Takes some steps; seconds of them all, and of those what was waited for data, and to save.
+        """Takes some steps; seconds of them all, of those in which the device had to wait for data, and to save.
 
         `written` is how long after the last step the checkpoint, begun at the end, was on disk.
         """
-        data, saving = _Clock(), _Clock()
+        data, saving = _Clock(self._step.idle_since), _Clock()
         teacher = self._teachers[side != "disk"]
         attach = (lambda batch: batch) if side == "resident" else data.around(teacher.attach)
         last = int(self.state.step) + steps
@@ -128,9 +163,9 @@ def run(recipe: Recipe, *, rounds: int, steps: int) -> dict[str, Any]:
 
     Returns:
         Figures as JSON types: for each of `SIDES` milliseconds a `step`, its `ratio` to the resident batch's, and the
-        shares of the loop's time that it waited for `data`; of `checkpoint` milliseconds that one `held` the loop,
-        that it was yet being `written` afterwards, and the `share` of time with one every `every` steps, as the recipe
-        says; `machine`.
+        share of the loop's time in which the device was idle and waited for `data`; of a checkpoint the milliseconds
+        that it `held` the loop, that it was yet being `written` after the loop, and the `share` of time with one every
+        `every` steps, as the recipe says; `machine`.
 
     Raises:
         AntgmmError: bad input.
@@ -182,7 +217,7 @@ def shown(figures: Mapping[str, Any]) -> list[Any]:
         (SIDES[side], cell(found["step_ms"], ".1f"), cell(found["ratio"], ".3f"), cell(found["data"], ".2%"))
         for side, found in figures["sides"].items()
     ]
-    head = ["loop", "ms a step", "/ resident", "waits for data"]
+    head = ["loop", "ms a step", "/ resident", "idle for data"]
     about, saved = figures["machine"], figures["checkpoint"]
     return [
         f"{about['cpu']}, {about['cores']} cores, {about['device']}, load {about['load']}",
