@@ -7,7 +7,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from antgmm_jax.bridge import Projector, QFormer
-from antgmm_jax.config import LMMConfig, QFormerConfig
+from antgmm_jax.config import LMMConfig, QFormerConfig, Remat
 from antgmm_jax.language import LanguageModel, Prefilled
 from antgmm_jax.stack import Gates
 from antgmm_jax.vision import VisionEncoder
@@ -18,15 +18,15 @@ Batch = Mapping[str, Array]
 class LMM(nnx.Module):
     """A large multimodal model as one NNX module; `functional` is the way to it."""
 
-    def __init__(self, config: LMMConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: LMMConfig, *, remat: Remat = "dots", rngs: nnx.Rngs):
         self.config = config
         vision, text = config.vision.stack.embed, config.language.decoder.embed
-        self.vision = VisionEncoder(config.vision, rngs=rngs)
+        self.vision = VisionEncoder(config.vision, remat=remat, rngs=rngs)
         if isinstance(config.bridge, QFormerConfig):
-            self.bridge = QFormer(config.bridge, text, rngs=rngs)
+            self.bridge = QFormer(config.bridge, text, remat=remat, rngs=rngs)
         else:
             self.bridge = Projector(config.bridge, vision, text, rngs=rngs)
-        self.language = LanguageModel(config.language, rngs=rngs)
+        self.language = LanguageModel(config.language, remat=remat, rngs=rngs)
 
     def vision_features(
         self, pixels: Float[Array, "B C H W"], gates: Gates, collect: Sequence[str] = ()

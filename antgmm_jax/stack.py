@@ -1,6 +1,6 @@
 """One stack of blocks from which ViT, CLIP, Q-Former, T5 encoder and decoder, and Llama are all assembled."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from antgmm_jax.config import StackConfig, embed_axis
+from antgmm_jax.config import Remat, StackConfig, embed_axis
 from antgmm_jax.layers import MLP, Attention, Norm, RelativeBias, Rope
 from antgmm_jax.sharding import place
 
@@ -129,6 +129,23 @@ class Block(nnx.Module):
         return x, units, cache
 
 
+def rematerialised(function: Callable, remat: Remat) -> Callable:
+    """A function whose intermediates are computed again for its gradient, as a policy says.
+
+    Args:
+        function: the body of a scan.
+        remat: "none" keeps every intermediate; "dots" the matrix products, the rest being cheaper to compute again than
+            a scan's stacking of it, on a CPU too; "full" nothing: least memory, one more forward pass.
+
+    Returns:
+        The function, equal in values and gradients.
+    """
+    if remat == "none":
+        return function
+    saved = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
+    return jax.checkpoint(function, policy=saved, prevent_cse=False)
+
+
 def _unit_norms(units: Mapping[str, Any], name: str, valid: Array | None) -> Array:
     """L2 norm of each unit's output over tokens (and head_dim), [B, units] float32."""
     outputs = units[name] if name == "embed" else [units[name]]
@@ -148,8 +165,8 @@ class Stack(nnx.Module):
     on the axis `<tower>/cross_layers`, and the scan goes by groups of `cross_every` layers.
     """
 
-    def __init__(self, config: StackConfig, tower: str, memory: str = "", *, rngs: nnx.Rngs):
-        self.config, self.tower = config, tower
+    def __init__(self, config: StackConfig, tower: str, memory: str = "", *, remat: Remat = "dots", rngs: nnx.Rngs):
+        self.config, self.tower, self.remat = config, tower, remat
         self.names = names = axis_names(tower, memory)
 
         def stacked(build, count: int, axis: str):
@@ -221,9 +238,7 @@ class Stack(nnx.Module):
             return x, jax.tree.map(lambda *rows: jnp.stack(rows), *rows)
 
         grouped = jax.tree.map(lambda a: a[: whole * every].reshape(whole, every, *a.shape[1:]), layers)
-        # Backward, all but the matrix products is computed again: cheaper than a scan's stacking of it, on a CPU too.
-        saved = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-        group = jax.checkpoint(group, policy=saved, prevent_cse=False)
+        group = rematerialised(group, self.remat)
         x, kept = jax.lax.scan(group, x, (grouped, jax.tree.map(lambda a: a[:whole], cross_params)))
         kept = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), kept)
         if whole * every < self.config.layers:

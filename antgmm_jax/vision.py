@@ -7,7 +7,7 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float
 
-from antgmm_jax.config import VisionConfig
+from antgmm_jax.config import Remat, VisionConfig
 from antgmm_jax.layers import Norm, linear, param
 from antgmm_jax.stack import Context, Gates, Stack
 
@@ -15,7 +15,7 @@ from antgmm_jax.stack import Context, Gates, Stack
 class VisionEncoder(nnx.Module):
     """Patches, a class token and learnt positions through a stack."""
 
-    def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: VisionConfig, *, remat: Remat = "dots", rngs: nnx.Rngs):
         self.config, width = config, config.stack.embed
         fan_in = config.channels * config.patch**2
         shape = (config.channels, config.patch, config.patch, width)
@@ -25,7 +25,7 @@ class VisionEncoder(nnx.Module):
         self.cls = param(rngs.params(), (width,), axes, scale=0.02)
         self.positions = param(rngs.params(), (config.tokens, width), ("positions", *axes), scale=0.02)
         self.first_norm = Norm(config.stack, axes[0], rngs=rngs) if config.first_norm else None
-        self.stack = Stack(config.stack, "vision", rngs=rngs)
+        self.stack = Stack(config.stack, "vision", remat=remat, rngs=rngs)
         self.final_norm = Norm(config.stack, axes[0], rngs=rngs)
 
     def __call__(

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, field_validator, model_validator
 
+from antgmm_jax.config import Remat
 from antgmm_jax.errors import AntgmmError
 
 Method = Literal["taylor", "magnitude", "activation", "block_influence", "random", "last"]
@@ -171,6 +172,8 @@ class Optimizer(Table):
       accumulate: pieces that the batch is taken in, one after another; divides `batch_size`.
       dtype: what the model is computed in; parameters, moments, norms and losses stay float32. "bfloat16" is for
         accelerators: a CPU is no faster with it.
+      remat: what the student's layers keep for the backward pass, the rest being computed again: "none" all, "dots"
+        matrix products, "full" their input alone, for the least memory.
     """
 
     kind: Literal["adamw", "muon"] = "adamw"
@@ -184,6 +187,7 @@ class Optimizer(Table):
     batch_size: Count
     accumulate: Count = 1
     dtype: Literal["float32", "bfloat16"] = "float32"
+    remat: Remat = "dots"
 
     @model_validator(mode="after")
     def _whole_pieces(self) -> Self:

@@ -188,7 +188,7 @@ class StageRun:
 
     def _train(self, state: State, place: _Place, gates: Callable[[int], Any], until: int) -> State:
         step = make_step(
-            functional(place.config),
+            functional(place.config, self.stage.optimizer.remat),
             self.optimizer,
             loss_config(self.stage.loss),
             teacher=self.teacher,

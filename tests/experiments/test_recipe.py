@@ -268,7 +268,7 @@ def test_every_key_of_a_loss_is_one_of_the_losses():
 
 
 def test_every_key_of_an_optimizer_has_an_effect():
-    of_the_step = {"batch_size", "accumulate", "dtype"}
+    of_the_step = {"batch_size", "accumulate", "dtype", "remat"}
     assert set(Optimizer.model_fields) - of_the_step <= set(inspect.signature(make_optimizer).parameters)
 
 
