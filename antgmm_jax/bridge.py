@@ -7,7 +7,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from antgmm_jax.config import ProjectorConfig, QFormerConfig, Remat
-from antgmm_jax.layers import ACTIVATIONS, Norm, linear, param
+from antgmm_jax.layers import ACTIVATIONS, Norm, linear, param, repeated
 from antgmm_jax.stack import Context, Gates, Stack
 
 OUT = "bridge/out"
@@ -30,8 +30,7 @@ class QFormer(nnx.Module):
         self, vision: Float[Array, "B N V"], gates: Gates, collect: Sequence[str] = ()
     ) -> tuple[Float[Array, "B Q D"], dict[str, Array]]:
         """Query states after the stack, and the intermediates named in `collect`."""
-        x = self.norm(self.queries[...], gates.get("bridge/embed"))
-        x = jnp.broadcast_to(x, (vision.shape[0], *x.shape))
+        x = repeated(self.norm(self.queries[...], gates.get("bridge/embed")), vision.shape[0])
         return self.stack(x, Context(memory=vision), gates, collect)
 
     def project(

@@ -9,7 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from antgmm_jax.config import LanguageConfig, Remat
-from antgmm_jax.layers import Norm, linear, param, rope
+from antgmm_jax.layers import Norm, linear, lookup, param, rope
 from antgmm_jax.sharding import place
 from antgmm_jax.stack import Cache, Context, Gates, Stack, unrolled
 
@@ -58,7 +58,7 @@ class LanguageModel(nnx.Module):
     def embed(self, ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         """Token embeddings."""
         # Gathered along its width first: the partitioner cannot turn columns of what is looked up into rows of a batch.
-        return place(place(self.tokens[...], ("vocab",))[ids], ("batch",))
+        return place(lookup(place(self.tokens[...], ("vocab",)), ids), ("batch",))
 
     def head(self, hidden: Float[Array, "... D"], gates: Gates) -> Float[Array, "... V"]:
         """Logits of final hidden states; T5 v1.0 scales them by width ** -0.5, the open width where gated."""

@@ -8,7 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from antgmm_jax.config import Remat, VisionConfig
-from antgmm_jax.layers import Norm, linear, param
+from antgmm_jax.layers import Norm, linear, param, plus, repeated
 from antgmm_jax.stack import Context, Gates, Stack
 
 
@@ -44,8 +44,8 @@ class VisionEncoder(nnx.Module):
         gate, p = gates.get("vision/embed"), self.config.patch
         patches = rearrange(pixels, "b c (gy y) (gx x) -> b (gy gx) c y x", y=p, x=p).astype(self.patch[...].dtype)
         x = linear(patches, self.patch[...], None if self.patch_bias is None else self.patch_bias[...], inputs=3)
-        cls = jnp.broadcast_to(self.cls[...], (x.shape[0], 1, x.shape[2]))
-        x = jnp.concatenate([cls, x], axis=1) + self.positions[...][None]
+        x = jnp.concatenate([repeated(self.cls[...][None], x.shape[0]), x], axis=1)
+        x = plus(x, self.positions[...])
         if self.first_norm is not None:
             x = self.first_norm(x, gate)
         x, kept = self.stack(x, Context(), gates, collect)
