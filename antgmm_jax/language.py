@@ -101,10 +101,9 @@ class LanguageModel(nnx.Module):
             States that `head` reads, and the intermediates.
         """
         at = jnp.arange(x.shape[1])
-        mask = (at[None, :] <= at[:, None])[None, None]
-        if valid is not None:
-            mask = mask & valid[:, None, None, :]
-        context = self._context(mask, memory, memory_valid, at, at, _positions(x, valid))._replace(valid=valid)
+        mask = None if valid is None else valid[:, None, None, :]
+        context = self._context(mask, memory, memory_valid, at, at, _positions(x, valid))
+        context = context._replace(causal=True, valid=valid)
         x, kept = self.decoder(x, context, gates, collect)
         return self.norm(x, gates.get("text/embed")), kept
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from antgmm_jax.attention import attend
 from antgmm_jax.config import StackConfig
 
 ACTIVATIONS = {
@@ -189,8 +190,9 @@ class Attention(nnx.Module):
         k: Float[Array, "B S K d"],
         v: Float[Array, "B S K d"],
         *,
-        mask: Bool[Array, "#B 1 #T S"] | None,
-        bias: Float[Array, "#B N T S"] | None = None,
+        causal: bool = False,
+        mask: Bool[Array, "#B 1 #T S"] | None = None,
+        bias: Float[Array, "1 N T S"] | None = None,
         positions: Rope | None = None,
         gate: Float[Array, " K"] | None = None,
     ) -> tuple[Float[Array, "B T E"], Float[Array, "B T K G d"]]:
@@ -200,7 +202,7 @@ class Attention(nnx.Module):
         q = q.reshape(batch, length, heads * group, width)
         if positions is not None:
             q = rotate(q, positions)
-        out = jax.nn.dot_product_attention(q, k, v, bias=bias, mask=mask, scale=self.scale)
+        out = attend(q, k, v, scale=self.scale, causal=causal, mask=mask, bias=bias)
         out = out.reshape(batch, length, heads, group, width)
         if gate is not None:
             out = out * gate[:, None, None].astype(out.dtype)

@@ -20,7 +20,8 @@ class Context(NamedTuple):
     """What every block of a stack reads beside the stream.
 
     Attributes:
-        mask: which keys a query sees, bool [B, 1, T or 1, S]; None for all.
+        causal: whether a position sees no later one.
+        mask: which keys a query sees beside that, bool [B, 1, T or 1, S]; None for all.
         bias: added to attention logits, [1, H, T, S].
         positions: rotary angles.
         memory: states [B, M, E] that cross-attention reads.
@@ -28,6 +29,7 @@ class Context(NamedTuple):
         valid: which stream positions are tokens, [B, T]; collected norms leave the others out.
     """
 
+    causal: bool = False
     mask: Bool[Array, "..."] | None = None
     bias: Array | None = None
     positions: Rope | None = None
@@ -104,9 +106,8 @@ class Block(nnx.Module):
             if cache is not None:
                 k, v = (jax.lax.dynamic_update_slice_in_dim(c, n, slot, 1) for c, n in zip(cache, (k, v), strict=True))
                 cache = (k, v)
-            return self.attention.attend(
-                y, k, v, mask=context.mask, bias=context.bias, positions=context.positions, gate=gates.get("heads")
-            )
+            seen = {"causal": context.causal, "mask": context.mask, "bias": context.bias}
+            return self.attention.attend(y, k, v, **seen, positions=context.positions, gate=gates.get("heads"))
 
         x = residual(x, self.norm1, attend, "heads")
         if cross is not None:
