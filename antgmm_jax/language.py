@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from antgmm_jax import packing
 from antgmm_jax.config import LanguageConfig, Remat
 from antgmm_jax.layers import Norm, linear, lookup, param, rope
 from antgmm_jax.sharding import place
@@ -86,6 +87,7 @@ class LanguageModel(nnx.Module):
         memory_valid: Bool[Array, "B M"] | None,
         gates: Gates,
         collect: Sequence[str] = (),
+        segments: Int[Array, "B T"] | None = None,
     ) -> tuple[Float[Array, "B T D"], dict[str, Array]]:
         """The decoder over embedded tokens, all positions at once: normed states, and the intermediates.
 
@@ -96,13 +98,17 @@ class LanguageModel(nnx.Module):
             memory_valid: which of it are tokens.
             gates: axis name -> gate.
             collect: names of the intermediates to keep.
+            segments: which of a packed row's samples each token belongs to; None for rows of one sample.
 
         Returns:
             States that `head` reads, and the intermediates.
         """
         at = jnp.arange(x.shape[1])
-        mask = None if valid is None else valid[:, None, None, :]
-        context = self._context(mask, memory, memory_valid, at, at, _positions(x, valid))
+        if segments is None:
+            mask, places = None if valid is None else valid[:, None, None, :], _positions(x, valid)
+        else:
+            mask, places = packing.same_sample(segments), packing.positions(segments)
+        context = self._context(mask, memory, memory_valid, at, at, places)
         context = context._replace(causal=True, valid=valid)
         x, kept = self.decoder(x, context, gates, collect)
         return self.norm(x, gates.get("text/embed")), kept

@@ -186,8 +186,8 @@ class TrainingRun:
         seed, records = self.recipe.seed + number, self.samples.records
         facts, classes = latent_sizes(self.recipe.data.tier), cell_classes(tier(self.recipe.data.tier))
         trained = init_params(self.config, params, facts, classes, jax.random.key(seed))
-        computed = {"dtype": jax.numpy.dtype(phase.optimizer.dtype), "remat": phase.optimizer.remat}
-        step = make_pretrain_step(self.config, params, facts, optimizer, **computed)
+        dtype, remat = jax.numpy.dtype(phase.optimizer.dtype), phase.optimizer.remat
+        step = make_pretrain_step(self.config, params, facts, optimizer, dtype=dtype, remat=remat)
         cells = np.stack([r.cells for r in records if r.cells is not None])
         arrays = {"images": self.samples.arrays["images"], "cells": cells}
         arrays |= {f"fact/{n}": np.array([r.latents[n] for r in records], np.int32) for n in facts}
