@@ -6,8 +6,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from antgmm_jax.config import ProjectorConfig, QFormerConfig
-from antgmm_jax.layers import ACTIVATIONS, Norm, linear, param
+from antgmm_jax.config import ProjectorConfig, QFormerConfig, Remat
+from antgmm_jax.layers import ACTIVATIONS, Norm, linear, param, repeated
 from antgmm_jax.stack import Context, Gates, Stack
 
 OUT = "bridge/out"
@@ -17,11 +17,11 @@ OUT = "bridge/out"
 class QFormer(nnx.Module):
     """Learnt queries that read image states through a stack with cross-attention, then a linear map."""
 
-    def __init__(self, config: QFormerConfig, text_embed: int, *, rngs: nnx.Rngs):
+    def __init__(self, config: QFormerConfig, text_embed: int, *, remat: Remat = "dots", rngs: nnx.Rngs):
         width = config.stack.embed
         self.queries = param(rngs.params(), (config.queries, width), ("queries", "bridge/embed"), scale=0.02)
         self.norm = Norm(config.stack, "bridge/embed", rngs=rngs)
-        self.stack = Stack(config.stack, "bridge", "vision/embed", rngs=rngs)
+        self.stack = Stack(config.stack, "bridge", "vision/embed", remat=remat, rngs=rngs)
         axes = ("bridge/embed", "text/embed")
         self.out = param(rngs.params(), (width, text_embed), axes, scale=width**-0.5)
         self.out_bias = param(rngs.params(), (text_embed,), axes[1:], scale=None)
@@ -30,8 +30,7 @@ class QFormer(nnx.Module):
         self, vision: Float[Array, "B N V"], gates: Gates, collect: Sequence[str] = ()
     ) -> tuple[Float[Array, "B Q D"], dict[str, Array]]:
         """Query states after the stack, and the intermediates named in `collect`."""
-        x = self.norm(self.queries[...], gates.get("bridge/embed"))
-        x = jnp.broadcast_to(x, (vision.shape[0], *x.shape))
+        x = repeated(self.norm(self.queries[...], gates.get("bridge/embed")), vision.shape[0])
         return self.stack(x, Context(memory=vision), gates, collect)
 
     def project(

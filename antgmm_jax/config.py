@@ -7,6 +7,9 @@ from typing import Any, Literal
 
 from antgmm_jax.errors import AntgmmError
 
+Remat = Literal["none", "dots", "full"]
+"""What a layer keeps for the backward pass, the rest being computed again: all, matrix products, its input alone."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class StackConfig:

@@ -2,14 +2,15 @@
 
 from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from antgmm_jax import sharding
-from antgmm_jax.config import LMMConfig, sizes
+from antgmm_jax.config import LMMConfig, Remat, sizes
+from antgmm_jax.errors import AntgmmError
 from antgmm_jax.lmm import LMM
 
 Params = Any
@@ -41,17 +42,27 @@ class Functional(NamedTuple):
     graph: Any
 
 
-@lru_cache(maxsize=64)
-def functional(config: LMMConfig) -> Functional:
+def functional(config: LMMConfig, remat: Remat = "dots") -> Functional:
     """Pure functions of a model; nothing is allocated.
 
     Args:
         config: the model.
+        remat: what its stacks keep for the backward pass, see `antgmm_jax.stack.rematerialised`; no value changes.
 
     Returns:
         Its init, apply, head, features, vision, axis names and graph.
+
+    Raises:
+        AntgmmError: no such policy.
     """
-    graph, state = nnx.split(nnx.eval_shape(lambda: LMM(config, rngs=nnx.Rngs(0))))
+    if remat not in get_args(Remat):
+        raise AntgmmError(f"remat = {remat!r}: give one of {', '.join(get_args(Remat))}")
+    return _functional(config, remat)
+
+
+@lru_cache(maxsize=64)
+def _functional(config: LMMConfig, remat: Remat) -> Functional:
+    graph, state = nnx.split(nnx.eval_shape(lambda: LMM(config, remat=remat, rngs=nnx.Rngs(0))))
     axes = _map_variables(lambda v: v.get_metadata()["axes"], state)
 
     def model(params: Params) -> LMM:

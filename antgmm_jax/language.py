@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from antgmm_jax.config import LanguageConfig
-from antgmm_jax.layers import Norm, linear, param, rope
+from antgmm_jax import packing
+from antgmm_jax.config import LanguageConfig, Remat
+from antgmm_jax.layers import Norm, linear, lookup, param, rope
 from antgmm_jax.sharding import place
 from antgmm_jax.stack import Cache, Context, Gates, Stack, unrolled
 
@@ -42,15 +43,15 @@ def _embed_scale(config: LanguageConfig) -> float:
 class LanguageModel(nnx.Module):
     """Token table, stacks, final norms and head; T5 where the config has an encoder, else decoder-only."""
 
-    def __init__(self, config: LanguageConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: LanguageConfig, *, remat: Remat = "dots", rngs: nnx.Rngs):
         self.config, decoder = config, config.decoder
         width = decoder.embed
         self.tokens = param(rngs.params(), (config.vocab, width), ("vocab", "text/embed"), scale=_embed_scale(config))
         encoder = config.encoder
-        self.encoder = None if encoder is None else Stack(encoder, "encoder", rngs=rngs)
+        self.encoder = None if encoder is None else Stack(encoder, "encoder", remat=remat, rngs=rngs)
         self.encoder_norm = None if encoder is None else Norm(encoder, "text/embed", rngs=rngs)
         tower = "text" if encoder is None else "decoder"
-        self.decoder = Stack(decoder, tower, "text/embed", rngs=rngs)
+        self.decoder = Stack(decoder, tower, "text/embed", remat=remat, rngs=rngs)
         self.norm = Norm(decoder, "text/embed", rngs=rngs)
         axes = ("text/embed", "vocab")
         self.out = None if config.tied else param(rngs.params(), (width, config.vocab), axes, scale=width**-0.5)
@@ -58,7 +59,7 @@ class LanguageModel(nnx.Module):
     def embed(self, ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         """Token embeddings."""
         # Gathered along its width first: the partitioner cannot turn columns of what is looked up into rows of a batch.
-        return place(place(self.tokens[...], ("vocab",))[ids], ("batch",))
+        return place(lookup(place(self.tokens[...], ("vocab",)), ids), ("batch",))
 
     def head(self, hidden: Float[Array, "... D"], gates: Gates) -> Float[Array, "... V"]:
         """Logits of final hidden states; T5 v1.0 scales them by width ** -0.5, the open width where gated."""
@@ -86,6 +87,7 @@ class LanguageModel(nnx.Module):
         memory_valid: Bool[Array, "B M"] | None,
         gates: Gates,
         collect: Sequence[str] = (),
+        segments: Int[Array, "B T"] | None = None,
     ) -> tuple[Float[Array, "B T D"], dict[str, Array]]:
         """The decoder over embedded tokens, all positions at once: normed states, and the intermediates.
 
@@ -96,15 +98,18 @@ class LanguageModel(nnx.Module):
             memory_valid: which of it are tokens.
             gates: axis name -> gate.
             collect: names of the intermediates to keep.
+            segments: which of a packed row's samples each token belongs to; None for rows of one sample.
 
         Returns:
             States that `head` reads, and the intermediates.
         """
         at = jnp.arange(x.shape[1])
-        mask = (at[None, :] <= at[:, None])[None, None]
-        if valid is not None:
-            mask = mask & valid[:, None, None, :]
-        context = self._context(mask, memory, memory_valid, at, at, _positions(x, valid))._replace(valid=valid)
+        if segments is None:
+            mask, places = None if valid is None else valid[:, None, None, :], _positions(x, valid)
+        else:
+            mask, places = packing.same_sample(segments), packing.positions(segments)
+        context = self._context(mask, memory, memory_valid, at, at, places)
+        context = context._replace(causal=True, valid=valid)
         x, kept = self.decoder(x, context, gates, collect)
         return self.norm(x, gates.get("text/embed")), kept
 

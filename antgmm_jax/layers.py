@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from antgmm_jax.attention import attend
 from antgmm_jax.config import StackConfig
 
 ACTIVATIONS = {
@@ -39,7 +40,32 @@ def linear(x: Array, kernel: Array, bias: Array | None, *, inputs: int = 1) -> A
     """Contracts the last `inputs` axes of x with the first of a kernel, adds a bias."""
     rows, columns = math.prod(x.shape[x.ndim - inputs :]), kernel.shape[inputs:]
     y = _product(x.reshape(-1, rows), kernel.reshape(rows, -1)).reshape(*x.shape[: x.ndim - inputs], *columns)
-    return y if bias is None else y + bias
+    return y if bias is None else plus(y, bias)
+
+
+def plus(x: Array, bias: Array) -> Array:
+    """x + a parameter that all rows share, in the dtype of x; in float32, as the parameter's gradient is a sum."""
+    return (x.astype(jnp.float32) + bias.astype(jnp.float32)).astype(x.dtype)
+
+
+def repeated(parameter: Float[Array, "..."], rows: int) -> Float[Array, "rows ..."]:
+    """A parameter [...] as [rows, ...]; its gradient is summed over the rows in float32."""
+    whole = jnp.broadcast_to(parameter.astype(jnp.float32), (rows, *parameter.shape))
+    return whole.astype(parameter.dtype)
+
+
+@jax.custom_vjp
+def lookup(table: Float[Array, "V D"], ids: Int[Array, "..."]) -> Float[Array, "... D"]:
+    """Rows of a table. A row's gradient is summed in float32: a common token is read thousands of times in a batch."""
+    return table[ids]
+
+
+def _lookup_backward(saved, dy):
+    table, ids = saved
+    return jnp.zeros_like(table, jnp.float32).at[ids].add(dy.astype(jnp.float32)).astype(table.dtype), None
+
+
+lookup.defvjp(lambda table, ids: (table[ids], (table, ids)), _lookup_backward)
 
 
 @jax.custom_vjp
@@ -83,7 +109,8 @@ class Norm(nnx.Module):
 
     def __call__(self, x: Float[Array, "... D"], gate: Float[Array, " D"] | None = None) -> Float[Array, "... D"]:
         """Norms the last axis of x over its open channels."""
-        # Statistics in float32: in bfloat16 the variance of a wide stream loses its last digits.
+        # In float32: in bfloat16 the variance of a wide stream loses its last digits, and so do the gradients of scale
+        # and bias, which are sums over all tokens.
         z = x.astype(jnp.float32)
 
         def mean(v):
@@ -93,9 +120,8 @@ class Norm(nnx.Module):
 
         if not self.rms:
             z = z - mean(z)
-        y = (z * jax.lax.rsqrt(mean(z * z) + self.eps)).astype(x.dtype) * self.scale[...]
-        if self.bias is not None:
-            y = y + self.bias[...]
+        y = z * jax.lax.rsqrt(mean(z * z) + self.eps) * self.scale[...].astype(jnp.float32)
+        y = (y if self.bias is None else y + self.bias[...].astype(jnp.float32)).astype(x.dtype)
         return y if gate is None else y * gate.astype(y.dtype)
 
 
@@ -164,8 +190,9 @@ class Attention(nnx.Module):
         k: Float[Array, "B S K d"],
         v: Float[Array, "B S K d"],
         *,
-        mask: Bool[Array, "#B 1 #T S"] | None,
-        bias: Float[Array, "#B N T S"] | None = None,
+        causal: bool = False,
+        mask: Bool[Array, "#B 1 #T S"] | None = None,
+        bias: Float[Array, "1 N T S"] | None = None,
         positions: Rope | None = None,
         gate: Float[Array, " K"] | None = None,
     ) -> tuple[Float[Array, "B T E"], Float[Array, "B T K G d"]]:
@@ -175,7 +202,7 @@ class Attention(nnx.Module):
         q = q.reshape(batch, length, heads * group, width)
         if positions is not None:
             q = rotate(q, positions)
-        out = jax.nn.dot_product_attention(q, k, v, bias=bias, mask=mask, scale=self.scale)
+        out = attend(q, k, v, scale=self.scale, causal=causal, mask=mask, bias=bias)
         out = out.reshape(batch, length, heads, group, width)
         if gate is not None:
             out = out * gate[:, None, None].astype(out.dtype)
@@ -218,7 +245,7 @@ class RelativeBias(nnx.Module):
         self.table = param(rngs.params(), (config.relative_buckets, config.heads), ("buckets", heads_axis), scale=scale)
 
     def __call__(self, queries: Int[Array, " T"], keys: Int[Array, " S"]) -> Float[Array, "1 H T S"]:
-        """Bias between query and key positions."""
+        """Bias between query and key positions, float32: its gradient is a sum over layers, rows and positions."""
         offset = keys[None, :] - queries[:, None]
         buckets, first = self.buckets, jnp.zeros_like(offset)
         if self.two_sided:
@@ -231,4 +258,4 @@ class RelativeBias(nnx.Module):
         ratio = jnp.log(jnp.maximum(offset, 1).astype(jnp.float32) / exact) / math.log(self.distance / exact)
         far = jnp.minimum(exact + (ratio * (buckets - exact)).astype(offset.dtype), buckets - 1)
         bucket = first + jnp.where(offset < exact, offset, far)
-        return jnp.transpose(self.table[...][bucket], (2, 0, 1))[None]
+        return jnp.transpose(self.table[...].astype(jnp.float32)[bucket], (2, 0, 1))[None]

@@ -6,8 +6,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from antgmm_jax import packing
 from antgmm_jax.bridge import Projector, QFormer
-from antgmm_jax.config import LMMConfig, QFormerConfig
+from antgmm_jax.config import LMMConfig, QFormerConfig, Remat
+from antgmm_jax.errors import AntgmmError
 from antgmm_jax.language import LanguageModel, Prefilled
 from antgmm_jax.stack import Gates
 from antgmm_jax.vision import VisionEncoder
@@ -18,15 +20,15 @@ Batch = Mapping[str, Array]
 class LMM(nnx.Module):
     """A large multimodal model as one NNX module; `functional` is the way to it."""
 
-    def __init__(self, config: LMMConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: LMMConfig, *, remat: Remat = "dots", rngs: nnx.Rngs):
         self.config = config
         vision, text = config.vision.stack.embed, config.language.decoder.embed
-        self.vision = VisionEncoder(config.vision, rngs=rngs)
+        self.vision = VisionEncoder(config.vision, remat=remat, rngs=rngs)
         if isinstance(config.bridge, QFormerConfig):
-            self.bridge = QFormer(config.bridge, text, rngs=rngs)
+            self.bridge = QFormer(config.bridge, text, remat=remat, rngs=rngs)
         else:
             self.bridge = Projector(config.bridge, vision, text, rngs=rngs)
-        self.language = LanguageModel(config.language, rngs=rngs)
+        self.language = LanguageModel(config.language, remat=remat, rngs=rngs)
 
     def vision_features(
         self, pixels: Float[Array, "B C H W"], gates: Gates, collect: Sequence[str] = ()
@@ -40,15 +42,19 @@ class LMM(nnx.Module):
         self, batch: Batch, gates: Gates, collect: Sequence[str] = ()
     ) -> tuple[Float[Array, "B T D"], dict[str, Array]]:
         """Embedded prompt: tokens, with image features in the place of the image tokens."""
-        if "vision_features" in batch:
-            features, kept = batch["vision_features"], {}
-        else:
-            features, kept = self.vision_features(batch["pixel_values"], gates, collect)
+        given = batch["vision_features" if "vision_features" in batch else "pixel_values"]
+        if "segment_ids" in batch:
+            given = given.reshape(-1, *given.shape[2:])  # a packed row has several pictures
+        features, kept = (given, {}) if "vision_features" in batch else self.vision_features(given, gates, collect)
         images, more = self.bridge.project(features, gates, collect)
         ids = batch["input_ids"]
         is_image = ids == self.config.image_token
-        # The n-th image token of a row takes the n-th image state.
-        order = jnp.clip(jnp.cumsum(is_image, axis=1) - 1, 0, images.shape[1] - 1)
+        if "segment_ids" in batch:
+            order = packing.image_state(is_image, batch["segment_ids"], images.shape[1])
+            images = images.reshape(ids.shape[0], -1, images.shape[2])
+        else:
+            # The n-th image token of a row takes the n-th image state.
+            order = jnp.clip(jnp.cumsum(is_image, axis=1) - 1, 0, images.shape[1] - 1)
         placed = jnp.take_along_axis(images, order[:, :, None], axis=1)
         x = jnp.where(is_image[:, :, None], placed, self.language.embed(ids))
         return x, {**kept, **more}
@@ -58,7 +64,9 @@ class LMM(nnx.Module):
         x, kept = self.inputs(batch, gates, collect)
         valid = batch["attention_mask"].astype(bool)
         if self.config.language.encoder is None:
-            final, more = self.language.decode(x, valid, None, None, gates, collect)
+            final, more = self.language.decode(x, valid, None, None, gates, collect, batch.get("segment_ids"))
+        elif "segment_ids" in batch:
+            raise AntgmmError("a model with an encoder does not read packed rows: leave out pack, use buckets")
         else:
             memory, seen = self.language.encode(x, valid, gates, collect)
             target = self.language.embed(batch["decoder_input_ids"])

@@ -1,6 +1,6 @@
 """One stack of blocks from which ViT, CLIP, Q-Former, T5 encoder and decoder, and Llama are all assembled."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from antgmm_jax.config import StackConfig, embed_axis
+from antgmm_jax.config import Remat, StackConfig, embed_axis
 from antgmm_jax.layers import MLP, Attention, Norm, RelativeBias, Rope
 from antgmm_jax.sharding import place
 
@@ -20,7 +20,8 @@ class Context(NamedTuple):
     """What every block of a stack reads beside the stream.
 
     Attributes:
-        mask: which keys a query sees, bool [B, 1, T or 1, S]; None for all.
+        causal: whether a position sees no later one.
+        mask: which keys a query sees beside that, bool [B, 1, T or 1, S]; None for all.
         bias: added to attention logits, [1, H, T, S].
         positions: rotary angles.
         memory: states [B, M, E] that cross-attention reads.
@@ -28,6 +29,7 @@ class Context(NamedTuple):
         valid: which stream positions are tokens, [B, T]; collected norms leave the others out.
     """
 
+    causal: bool = False
     mask: Bool[Array, "..."] | None = None
     bias: Array | None = None
     positions: Rope | None = None
@@ -104,9 +106,8 @@ class Block(nnx.Module):
             if cache is not None:
                 k, v = (jax.lax.dynamic_update_slice_in_dim(c, n, slot, 1) for c, n in zip(cache, (k, v), strict=True))
                 cache = (k, v)
-            return self.attention.attend(
-                y, k, v, mask=context.mask, bias=context.bias, positions=context.positions, gate=gates.get("heads")
-            )
+            seen = {"causal": context.causal, "mask": context.mask, "bias": context.bias}
+            return self.attention.attend(y, k, v, **seen, positions=context.positions, gate=gates.get("heads"))
 
         x = residual(x, self.norm1, attend, "heads")
         if cross is not None:
@@ -129,6 +130,23 @@ class Block(nnx.Module):
         return x, units, cache
 
 
+def rematerialised(function: Callable, remat: Remat) -> Callable:
+    """A function whose intermediates are computed again for its gradient, as a policy says.
+
+    Args:
+        function: the body of a scan.
+        remat: "none" keeps every intermediate; "dots" the matrix products, the rest being cheaper to compute again than
+            a scan's stacking of it, on a CPU too; "full" nothing: least memory, one more forward pass.
+
+    Returns:
+        The function, equal in values and gradients.
+    """
+    if remat == "none":
+        return function
+    saved = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
+    return jax.checkpoint(function, policy=saved, prevent_cse=False)
+
+
 def _unit_norms(units: Mapping[str, Any], name: str, valid: Array | None) -> Array:
     """L2 norm of each unit's output over tokens (and head_dim), [B, units] float32."""
     outputs = units[name] if name == "embed" else [units[name]]
@@ -148,8 +166,8 @@ class Stack(nnx.Module):
     on the axis `<tower>/cross_layers`, and the scan goes by groups of `cross_every` layers.
     """
 
-    def __init__(self, config: StackConfig, tower: str, memory: str = "", *, rngs: nnx.Rngs):
-        self.config, self.tower = config, tower
+    def __init__(self, config: StackConfig, tower: str, memory: str = "", *, remat: Remat = "dots", rngs: nnx.Rngs):
+        self.config, self.tower, self.remat = config, tower, remat
         self.names = names = axis_names(tower, memory)
 
         def stacked(build, count: int, axis: str):
@@ -221,9 +239,7 @@ class Stack(nnx.Module):
             return x, jax.tree.map(lambda *rows: jnp.stack(rows), *rows)
 
         grouped = jax.tree.map(lambda a: a[: whole * every].reshape(whole, every, *a.shape[1:]), layers)
-        # Backward, all but the matrix products is computed again: cheaper than a scan's stacking of it, on a CPU too.
-        saved = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-        group = jax.checkpoint(group, policy=saved, prevent_cse=False)
+        group = rematerialised(group, self.remat)
         x, kept = jax.lax.scan(group, x, (grouped, jax.tree.map(lambda a: a[:whole], cross_params)))
         kept = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), kept)
         if whole * every < self.config.layers:

@@ -7,15 +7,15 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float
 
-from antgmm_jax.config import VisionConfig
-from antgmm_jax.layers import Norm, linear, param
+from antgmm_jax.config import Remat, VisionConfig
+from antgmm_jax.layers import Norm, linear, param, plus, repeated
 from antgmm_jax.stack import Context, Gates, Stack
 
 
 class VisionEncoder(nnx.Module):
     """Patches, a class token and learnt positions through a stack."""
 
-    def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: VisionConfig, *, remat: Remat = "dots", rngs: nnx.Rngs):
         self.config, width = config, config.stack.embed
         fan_in = config.channels * config.patch**2
         shape = (config.channels, config.patch, config.patch, width)
@@ -25,7 +25,7 @@ class VisionEncoder(nnx.Module):
         self.cls = param(rngs.params(), (width,), axes, scale=0.02)
         self.positions = param(rngs.params(), (config.tokens, width), ("positions", *axes), scale=0.02)
         self.first_norm = Norm(config.stack, axes[0], rngs=rngs) if config.first_norm else None
-        self.stack = Stack(config.stack, "vision", rngs=rngs)
+        self.stack = Stack(config.stack, "vision", remat=remat, rngs=rngs)
         self.final_norm = Norm(config.stack, axes[0], rngs=rngs)
 
     def __call__(
@@ -44,8 +44,8 @@ class VisionEncoder(nnx.Module):
         gate, p = gates.get("vision/embed"), self.config.patch
         patches = rearrange(pixels, "b c (gy y) (gx x) -> b (gy gx) c y x", y=p, x=p).astype(self.patch[...].dtype)
         x = linear(patches, self.patch[...], None if self.patch_bias is None else self.patch_bias[...], inputs=3)
-        cls = jnp.broadcast_to(self.cls[...], (x.shape[0], 1, x.shape[2]))
-        x = jnp.concatenate([cls, x], axis=1) + self.positions[...][None]
+        x = jnp.concatenate([repeated(self.cls[...][None], x.shape[0]), x], axis=1)
+        x = plus(x, self.positions[...])
         if self.first_norm is not None:
             x = self.first_norm(x, gate)
         x, kept = self.stack(x, Context(), gates, collect)

@@ -42,7 +42,7 @@ class Batches(Iterator[Arrays]):
         self._iterator.set_state({"next_index": int(position["next_index"])})
 
 
-class _Plan(Sequence[np.ndarray]):
+class Plan(Sequence[np.ndarray]):
     """Batch number -> row numbers: every epoch is a permutation of its own, sorted into length groups."""
 
     def __init__(self, groups: np.ndarray, size: int, seed: int):
@@ -162,7 +162,7 @@ def batches(
         batch["index"] = rows[own].astype(np.int32)
         return batch if finish is None else finish(batch)
 
-    return Batches(grain.MapDataset.source(_Plan(_group(arrays, widths), size, seed)).map(make), prefetch)
+    return Batches(grain.MapDataset.source(Plan(_group(arrays, widths), size, seed)).map(make), prefetch)
 
 
 def stream(

@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 from antgmm_jax.bridge import OUT
 from antgmm_jax.config import LMMConfig, embed_axis, stacks
 from antgmm_jax.errors import AntgmmError
+from antgmm_jax.packing import filled
 from distill import losses
 from distill.losses import IGNORE, LossConfig
 
@@ -63,7 +64,7 @@ def parts(config: LMMConfig, keep: Mapping[str, np.ndarray]) -> tuple[Part, ...]
         for term, mask in _masks(tower, config.image_token).items():
             found.append(Part(term, tower, f"{tower}/states", layers, embed, *axes, mask))
     embed = np.asarray(keep["text/embed"])
-    return (*found, Part("bridge", "bridge", OUT, None, embed, "", "text/embed", _every_token))
+    return (*found, Part("bridge", "bridge", OUT, None, embed, "", "text/embed", filled))
 
 
 def _masks(tower: str, image_token: int) -> dict[str, Callable[[Batch], Array]]:
@@ -71,15 +72,11 @@ def _masks(tower: str, image_token: int) -> dict[str, Callable[[Batch], Array]]:
     if tower == "decoder":
         return {"hidden": _answer_tokens}
     if tower not in ("encoder", "text"):
-        return {"vision": _every_token}
+        return {"vision": filled}
     return {
         "hidden": lambda batch: (batch["attention_mask"] != 0) & (batch["input_ids"] != image_token),
         "vision": lambda batch: (batch["attention_mask"] != 0) & (batch["input_ids"] == image_token),
     }
-
-
-def _every_token(batch: Batch) -> Bool[Array, "B 1"]:
-    return jnp.ones((batch["targets"].shape[0], 1), bool)
 
 
 def _answer_tokens(batch: Batch) -> Bool[Array, "B N"]:

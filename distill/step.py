@@ -57,7 +57,7 @@ def make_loss(
 
     def loss(params: Params, gates: Gates, batch: Batch, teacher_params: Params, totals: Any = None):
         tokens, part_tokens = token_counts(batch, chosen) if totals is None else totals
-        params = to_dtype(params, dtype)
+        master, params = params, to_dtype(params, dtype)
         targets = targets_of(teacher_params, batch)
         inputs = to_dtype(without_targets(batch), dtype)
         out = collected(functional.apply(params, inputs, gates, collect=collect), collect)
@@ -66,7 +66,8 @@ def make_loss(
             final = at_positions(out["final"], batch["positions"])
             sums = answer_sums(
                 config,
-                lambda hidden: functional.head(params, hidden, gates),
+                # Cast chunk by chunk, so that the chunks' gradients of the head are summed in float32.
+                lambda hidden: functional.head(to_dtype(master, dtype), hidden, gates),
                 final.reshape(-1, final.shape[-1]),
                 batch["targets"].reshape(-1),
                 lambda hidden: teacher.head(teacher_params, hidden),

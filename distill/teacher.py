@@ -10,6 +10,7 @@ from jaxtyping import Array
 from antgmm_jax.errors import AntgmmError
 from distill.cache import TeacherCache
 from distill.chunked import at_positions
+from distill.packed import layers_first, packed_rows
 
 Params = Any
 Batch = Mapping[str, Any]
@@ -130,12 +131,13 @@ def cached(functional: Any, params: Params, cache: TeacherCache) -> Teacher:
         def targets(params: Params, batch: Batch) -> dict[str, Array]:
             found = {name: batch[PREFIX + name] for name in names}
             # States are stored sample first, so that they split into micro-batches like any input.
-            return {name: x if name == "final" else jnp.swapaxes(x, 0, 1) for name, x in found.items()}
+            return {name: layers_first(name, x) for name, x in found.items()}
 
         return targets
 
     def attach(batch: dict) -> dict:
-        return batch | {PREFIX + name: rows for name, rows in cache.rows(batch).items()}
+        found = packed_rows(cache, batch) if "segment_ids" in batch else cache.rows(batch)
+        return batch | {PREFIX + name: rows for name, rows in found.items()}
 
     used, head = _frozen_head(functional.head, params, cache.shapes["final"][-1])
     return Teacher(used, head, select, attach)

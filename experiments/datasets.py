@@ -20,6 +20,7 @@ from data.batches import Batches, answer_lengths, batches
 from data.maad import source
 from data.maad.source import MaadSource
 from data.maad.source import fingerprint as maad_fingerprint
+from data.packing import packed_batches
 from data.processor import device_batch, encode, encode_prompts, pixel_table, prepare
 from data.readers import FileSource, read_records
 from data.record import Record
@@ -71,7 +72,7 @@ def load_both(recipe: Recipe | Training) -> Both[Sequence[Record]]:
 def encode_both(
     recipe: Recipe | Training, records: Both[Sequence[Record]], processor: ProcessorMixin, config: LMMConfig
 ) -> "Both[Samples]":
-    """Encodes what `load_both` gave, to the recipe's lengths; only training batches are cut to its buckets.
+    """Encodes what `load_both` gave, to the recipe's lengths; only training batches are cut to its buckets or packed.
 
     Args:
         recipe: the recipe.
@@ -88,10 +89,10 @@ def encode_both(
     say(f"reading {recipe.data.samples} samples")
     limits = {"max_length": recipe.max_length, "max_answer": recipe.max_answer}
 
-    def make(found: Sequence[Record], buckets: tuple[int, ...]) -> Samples:
-        return Samples(found, processor, config, **limits, buckets=buckets)
+    def make(found: Sequence[Record], buckets: tuple[int, ...], pack: int) -> Samples:
+        return Samples(found, processor, config, **limits, buckets=buckets, pack=pack)
 
-    return _both(make, (records[0], recipe.buckets), (records[1], ()))
+    return _both(make, (records[0], recipe.buckets, recipe.pack), (records[1], (), 0))
 
 
 def _both(make: Callable[..., Found], *arguments: tuple[Any, ...]) -> Both[Found]:
@@ -148,6 +149,7 @@ class Samples:
         max_length: most tokens of a prompt beside the picture's.
         max_answer: most tokens of an answer.
         buckets: widths that training batches are cut to, beside the full one; empty: the full one alone.
+        pack: tokens of a row that several samples share in training batches; 0: each has its own.
 
     Attributes:
         records: the records, with their pictures as the model sees them.
@@ -155,7 +157,7 @@ class Samples:
         table: what the processor makes of each pixel value.
 
     Raises:
-        AntgmmError: rows that are too long, all named.
+        AntgmmError: rows that are too long, all named; a model that does not pack.
     """
 
     def __init__(
@@ -167,7 +169,12 @@ class Samples:
         max_length: int = 4096,
         max_answer: int = 1024,
         buckets: Sequence[int] = (),
+        pack: int = 0,
     ):
+        if pack and config.language.encoder is not None:
+            raise AntgmmError(
+                f"pack = {pack}: only models without an encoder read packed rows, T5 has one: use buckets"
+            )
         self.records = prepare(processor, records)
         self._processor, self._max_length = processor, max_length
         start = config.language.start_token
@@ -179,6 +186,7 @@ class Samples:
             raise AntgmmError(f"{records.path}: {error}" if isinstance(records, FileSource) else str(error)) from None
         widest = self.arrays["decoder_input_ids" if "decoder_input_ids" in self.arrays else "input_ids"].shape[1]
         self._widths = (*(width for width in buckets if width < widest), widest) if buckets else ()
+        self._pack = pack
         self.table = pixel_table(processor)
         self.fingerprint = data_fingerprint(records, self.arrays, self.table)
 
@@ -216,17 +224,17 @@ class Samples:
         features: Float[np.ndarray, "N Q D"] | None = None,
         types: Sequence[str] = (),
     ) -> Batches:
-        """Endless shuffled training batches, cut to the length buckets; the iterator's position resumes it.
+        """Endless shuffled training batches, cut to the length buckets or packed; the iterator's position resumes it.
 
         Args:
             size: rows a batch.
             seed: of the order.
-            full: leave all padding, and an order that does not depend on the buckets.
+            full: leave all padding and rows of one sample, and an order that does not depend on the buckets.
             features: image features of all rows, from `image_features`, that stand in for the pictures.
             types: question types to draw from, in whose rows a batch's `index` then counts; empty: all.
 
         Returns:
-            The iterator.
+            The iterator; of packed rows, `index` is [size, M] with -1 for none.
 
         Raises:
             AntgmmError: a type that no row is of, or fewer rows than a batch needs.
@@ -238,6 +246,8 @@ class Samples:
         if types:
             rows = self.rows_of(types)
             arrays = {name: value[rows] for name, value in arrays.items()}
+        if self._pack and not full:
+            return packed_batches(arrays, size=size, seed=seed, width=self._pack, finish=finish)
         return batches(arrays, size=size, seed=seed, widths=() if full else self._widths, finish=finish)
 
     def in_order(self, size: int, *, prompts: bool = False, by_length: bool = False) -> Iterator[dict[str, np.ndarray]]:

@@ -9,7 +9,7 @@ import optax
 from einops import rearrange
 from jaxtyping import Array, Float
 
-from antgmm_jax.config import LMMConfig, QFormerConfig, VisionConfig
+from antgmm_jax.config import LMMConfig, QFormerConfig, Remat, VisionConfig
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.functional import Params, functional
 from data.maad.cells import SIDE
@@ -75,6 +75,7 @@ def make_pretrain_step(
     optimizer: Optimizer,
     *,
     dtype: jnp.dtype = jnp.float32,
+    remat: Remat = "dots",
 ) -> Step:
     """One jitted step on the mean cross-entropy of the facts and, weighted, of the cells; for `distill.train.train`.
 
@@ -84,13 +85,14 @@ def make_pretrain_step(
         facts: fact -> number of classes.
         optimizer: from `distill.optimizer.make_optimizer`.
         dtype: what the model is computed in; heads, losses and the parameters in the state are float32.
+        remat: what the model's layers keep for the backward pass.
 
     Returns:
         step(state, batch, gates, teacher_params) -> (state, metrics); batch has `pixel_values`, `cells` [B, SIDE, SIDE]
         and a class per fact under `fact/<name>` [B]. Metrics: `loss`, `accuracy`, `worst` (the hardest fact's
         accuracy), `cells` (accuracy where a cell shows something), `grad_norm` and `learning_rate`.
     """
-    vision, language = functional(config).vision, params["language"]
+    vision, language = functional(config, remat).vision, params["language"]
     cross_entropy = optax.softmax_cross_entropy_with_integer_labels
 
     def loss(trained: Params, batch: Mapping[str, jax.Array]):

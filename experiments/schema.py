@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, field_validator, model_validator
 
+from antgmm_jax.config import Remat
 from antgmm_jax.errors import AntgmmError
 
 Method = Literal["taylor", "magnitude", "activation", "block_influence", "random", "last"]
@@ -170,10 +171,12 @@ class Optimizer(Table):
       weight_decay: per unit of learning rate; norms and biases are spared.
       clip: largest global norm of the gradient.
       b2: decay of Adam's second moments; lower follows a loss that changes in jumps.
-      batch_size: samples of one optimizer step.
+      batch_size: samples of one optimizer step; rows of them where the recipe has `pack`.
       accumulate: pieces that the batch is taken in, one after another; divides `batch_size`.
       dtype: what the model is computed in; parameters, moments, norms and losses stay float32. "bfloat16" is for
         accelerators: a CPU is no faster with it.
+      remat: what the student's layers keep for the backward pass, the rest being computed again: "none" all, "dots"
+        matrix products, "full" their input alone, for the least memory.
     """
 
     kind: Literal["adamw", "muon"] = "adamw"
@@ -187,6 +190,7 @@ class Optimizer(Table):
     batch_size: Count
     accumulate: Count = 1
     dtype: Literal["float32", "bfloat16"] = "float32"
+    remat: Remat = "dots"
 
     @model_validator(mode="after")
     def _whole_pieces(self) -> Self:
@@ -315,6 +319,7 @@ class _Run(Table):
     seed: int = 0
     checkpoint_every: Count = 100
     buckets: tuple[Count, ...] = ()
+    pack: Annotated[int, Field(ge=0)] = 0
     max_length: Count = 512
     max_answer: Count = 64
 
@@ -324,6 +329,12 @@ class _Run(Table):
         if list(value) != sorted(set(value)):
             raise ValueError(f"buckets = {list(value)}: write each width once, the smallest first")
         return value
+
+    @model_validator(mode="after")
+    def _buckets_or_packed(self) -> Self:
+        if self.buckets and self.pack:
+            raise ValueError("buckets cut rows of one sample, pack fills rows with several: give one of the two")
+        return self
 
     @model_validator(mode="after")
     def _evaluated_on_other_records(self) -> Self:
@@ -349,7 +360,8 @@ class Recipe(_Run):
       seed: of the order of the data and of random importance.
       calibration_batches: batches that importance is averaged over.
       checkpoint_every: steps between two step checkpoints.
-      buckets, max_length, max_answer: as in `Training`; importance is averaged over batches of one width in any case.
+      buckets, pack, max_length, max_answer: as in `Training`; importance is averaged over rows of one sample and one
+        width in any case.
       parent: folder of a finished stage of another run to start from, with its trained weights; "" starts from the
         teacher.
     """
@@ -439,6 +451,8 @@ class Training(_Run):
       buckets: widths that a batch is cut to, the smallest first, as in [16, 32, 48]: answer tokens in a model with an
         encoder, all tokens of the row (the picture's too) in one without; longer rows keep the full width. A batch
         holds rows of one bucket, and each bucket compiles its own program. [] pads all rows alike.
+      pack: tokens of a row (the pictures' too) that several samples share, none seeing another; `batch_size` then
+        counts such rows. For models without an encoder, in the place of buckets. 0 gives each sample its own row.
       max_length: most tokens of a prompt, the picture's not counted; a longer row is refused.
       max_answer: most tokens of an answer, the end token counted; a longer row is refused.
     """

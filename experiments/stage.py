@@ -188,7 +188,7 @@ class StageRun:
 
     def _train(self, state: State, place: _Place, gates: Callable[[int], Any], until: int) -> State:
         step = make_step(
-            functional(place.config),
+            functional(place.config, self.stage.optimizer.remat),
             self.optimizer,
             loss_config(self.stage.loss),
             teacher=self.teacher,
@@ -225,7 +225,7 @@ class StageRun:
 
     def _batches(self) -> Iterator[dict[str, np.ndarray]]:
         """Batches that name their samples, for errors."""
-        ids = np.array([record.id for record in self.samples.records])
+        ids = np.array([*(record.id for record in self.samples.records), ""])  # the last one for -1, no sample
         return ({**batch, "id": ids[batch["index"]]} for batch in self.data)
 
     def _report(self, progress: Progress, place: _Place) -> None:

@@ -186,7 +186,8 @@ class TrainingRun:
         seed, records = self.recipe.seed + number, self.samples.records
         facts, classes = latent_sizes(self.recipe.data.tier), cell_classes(tier(self.recipe.data.tier))
         trained = init_params(self.config, params, facts, classes, jax.random.key(seed))
-        step = make_pretrain_step(self.config, params, facts, optimizer, dtype=jax.numpy.dtype(phase.optimizer.dtype))
+        dtype, remat = jax.numpy.dtype(phase.optimizer.dtype), phase.optimizer.remat
+        step = make_pretrain_step(self.config, params, facts, optimizer, dtype=dtype, remat=remat)
         cells = np.stack([r.cells for r in records if r.cells is not None])
         arrays = {"images": self.samples.arrays["images"], "cells": cells}
         arrays |= {f"fact/{n}": np.array([r.latents[n] for r in records], np.int32) for n in facts}
@@ -197,7 +198,8 @@ class TrainingRun:
         """What is trained on answers, how a step is taken, and its batches."""
         loss = distill.LossConfig(hard=1.0)
         table, dtype = phase.optimizer, jax.numpy.dtype(phase.optimizer.dtype)
-        step = distill.make_step(functional(self.config), optimizer, loss, micro_batches=table.accumulate, dtype=dtype)
+        pure = functional(self.config, table.remat)
+        step = distill.make_step(pure, optimizer, loss, micro_batches=table.accumulate, dtype=dtype)
         size, seed = phase.optimizer.batch_size, self.recipe.seed + number
         if not freezes_features(self.config, phase.frozen):
             self._features = None

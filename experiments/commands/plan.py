@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from antgmm_jax.config import Remat
 from antgmm_jax.errors import AntgmmError
 from experiments.commands.output import Json, Maybe, Preset, count, emit, table
 from experiments.commands.sources import config_of
@@ -30,6 +31,9 @@ def plan(
     batch: Annotated[int, typer.Option(min=1, help="Samples of a step.")] = 256,
     length: Annotated[int, typer.Option(min=1, help="Prompt tokens of a sample, the image's included.")] = 128,
     answer: Annotated[int, typer.Option(min=1, help="Its answer tokens.")] = 48,
+    remat: Annotated[
+        Remat, typer.Option(help="What the student's layers keep for the backward pass: all, matrix products, inputs.")
+    ] = "dots",
     chip: Annotated[str, typer.Option(help="v5e, v5p, v6e, H100 or H200: a plan that it cannot hold is refused.")] = "",
     as_json: Json = False,
 ) -> None:
@@ -45,7 +49,7 @@ def plan(
     sizes = {"data": 1, "fsdp": 1, "tensor": 1, **parse(mesh)}
     if math.prod(sizes.values()) > planning.DEVICES:
         raise AntgmmError(f"--mesh {mesh}: plans are made for at most {planning.DEVICES} devices")
-    asked = planning.Asked(named(student) if student else teacher, teacher, batch, length, answer)
+    asked = planning.Asked(named(student) if student else teacher, teacher, batch, length, answer, remat)
     planning.check(asked)
     simulate(planning.DEVICES)
     step = planning.compiled(asked, sizes)

@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 import distill
 import pruning
 from antgmm_jax import sharding
-from antgmm_jax.config import LMMConfig
+from antgmm_jax.config import LMMConfig, Remat
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.functional import abstract, functional
 from experiments.planning.chips import Chip
@@ -31,6 +31,7 @@ class Asked(NamedTuple):
         batch: samples.
         length: prompt tokens of each, the picture's included.
         answer: answer tokens of each.
+        remat: what the student's layers keep for the backward pass.
     """
 
     student: LMMConfig
@@ -38,6 +39,7 @@ class Asked(NamedTuple):
     batch: int
     length: int
     answer: int
+    remat: Remat = "dots"
 
 
 class Step(NamedTuple):
@@ -116,7 +118,7 @@ def compiled(asked: Asked, mesh: Mapping[str, int]) -> Step:
 def _abstract(asked: Asked) -> tuple[Any, dict[str, Any]]:
     """The jitted step, and its arguments as shapes that say where they lie."""
     sharding.own_rows(asked.batch)  # refuses what does not divide
-    pure, big = functional(asked.student), functional(asked.teacher)
+    pure, big = functional(asked.student, asked.remat), functional(asked.teacher)
     optimizer = distill.make_optimizer(learning_rate=1e-3, steps=1)
     fresh = jax.eval_shape(lambda params: distill.init_state(params, optimizer), abstract(asked.student))
     frozen = sharding.lay(abstract(asked.teacher, jnp.bfloat16), big.axes)

@@ -262,13 +262,20 @@ def test_a_training_recipe(write):
         load_training(write(TRAINING), ['model={path="mine", sizes={"text/embed"=96}}'])
 
 
+def test_rows_are_cut_to_buckets_or_packed(write):
+    assert load_recipe(write(RECIPE)).pack == 0
+    assert load_training(write(TRAINING), ["pack=512"]).pack == 512
+    with pytest.raises(AntgmmError, match="pack fills rows with several: give one of the two"):
+        load_recipe(write(RECIPE), ["pack=512", "buckets=[8]"])
+
+
 def test_every_key_of_a_loss_is_one_of_the_losses():
     assert set(Loss.model_fields) == {field.name for field in dataclasses.fields(LossConfig)}
     assert LossConfig(**Loss().model_dump()) == LossConfig()
 
 
 def test_every_key_of_an_optimizer_has_an_effect():
-    of_the_step = {"batch_size", "accumulate", "dtype"}
+    of_the_step = {"batch_size", "accumulate", "dtype", "remat"}
     assert set(Optimizer.model_fields) - of_the_step <= set(inspect.signature(make_optimizer).parameters)
 
 

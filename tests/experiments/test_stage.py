@@ -49,6 +49,7 @@ sizes = {{ "decoder/mlp" = 16, "encoder/mlp" = 16, "text/embed" = 16 }}
 name = "whole"
 recover_steps = 2
 optimizer.dtype = "bfloat16"
+optimizer.remat = "full"
 """
 
 
@@ -58,23 +59,30 @@ def run(tmp_path_factory):
     teacher = save_teacher(folder / "teacher")
     (folder / "recipe.toml").write_text(RECIPE.format(teacher=teacher))
     made: list[tuple[str, int]] = []
-    dtypes: list[str] = []
-    whole, step = stages.image_features, stages.make_step
+    computed: list[tuple[str, str]] = []
+    whole, step, pure = stages.image_features, stages.make_step, stages.functional
+    policies = {}
+
+    def remembered(config, remat="dots"):
+        model = pure(config, remat)
+        policies[id(model)] = remat
+        return model
 
     def counted(config, params, samples):
         made.append((stages.__name__, len(samples)))
         return whole(config, params, samples)
 
-    def typed(*arguments, dtype, **rest):
-        dtypes.append(dtype.name)
-        return step(*arguments, dtype=dtype, **rest)
+    def noted(model, *arguments, dtype, **rest):
+        computed.append((dtype.name, policies[id(model)]))
+        return step(model, *arguments, dtype=dtype, **rest)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stages, "image_features", counted)
-        patch.setattr(stages, "make_step", typed)
+        patch.setattr(stages, "make_step", noted)
+        patch.setattr(stages, "functional", remembered)
         scores = Run(load_recipe(folder / "recipe.toml"), folder / "run").scores()
     students = [load_student(path) for path in sorted((folder / "run" / "stages").iterdir())]
-    return scores, students, made, dtypes
+    return scores, students, made, computed
 
 
 def same(first, second) -> bool:
@@ -104,9 +112,9 @@ def test_features_are_computed_once_and_only_where_the_image_side_stands_still(r
     assert made == [("experiments.stage", 16)]
 
 
-def test_a_stage_is_computed_in_its_own_dtype_and_left_in_float32(run):
-    _, (*_, whole), _, dtypes = run
-    assert dtypes == ["float32", "float32", "float32", "bfloat16"]  # the second stage has two halves
+def test_a_stage_is_computed_in_its_own_dtype_with_its_own_remat_and_left_in_float32(run):
+    _, (*_, whole), _, computed = run
+    assert computed == [("float32", "dots")] * 3 + [("bfloat16", "full")]  # the second stage has two halves
     assert {leaf.dtype for leaf in jax.tree.leaves(whole.params)} == {np.dtype("float32")}
 
 

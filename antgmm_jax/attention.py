@@ -1,0 +1,66 @@
+"""Which program computes attention: cuDNN's flash kernel or XLA."""
+
+import jax
+import jax.numpy as jnp
+from jax.extend.backend import get_backend
+from jaxtyping import Array, Bool, Float
+
+
+def has_flash() -> bool:
+    """Whether JAX's devices run cuDNN's flash attention: NVIDIA's since Ampere do."""
+    if "cuda" not in get_backend().platform_version:
+        return False
+    return float(jax.local_devices()[0].compute_capability) >= 8.0
+
+
+def attend(
+    q: Float[Array, "B T N d"],
+    k: Float[Array, "B S K d"],
+    v: Float[Array, "B S K d"],
+    *,
+    scale: float,
+    causal: bool = False,
+    mask: Bool[Array, "#B 1 #T S"] | None = None,
+    bias: Float[Array, "1 N T S"] | None = None,
+) -> Float[Array, "B T N d"]:
+    """Attention, its softmax in float32: cuDNN's flash kernel on a GPU where that allows the case, XLA elsewhere.
+
+    cuDNN takes 16-bit numbers and heads of at most 128 in steps of 8, and returns the gradient of a bias, which T5
+    learns. Left to XLA: single queries (decoding), and a bias beside a mask (T5's encoder), as their sum [B, N, T, S]
+    is all that a flash kernel saves.
+
+    Args:
+        q, k, v: queries, keys and values; N is a multiple of K.
+        scale: factor of the logits.
+        causal: whether query t sees keys up to t alone.
+        mask: which keys a query sees, beside that.
+        bias: what is added to the logits.
+
+    Returns:
+        The heads' outputs.
+    """
+    fits = q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[3] % 8 == 0 and q.shape[3] <= 128 and q.shape[1] > 1
+    if fits and (bias is None or (causal and mask is None)) and has_flash():
+        return _flash(q, k, v, scale=scale, causal=causal, mask=mask, bias=bias)
+    return jax.nn.dot_product_attention(q, k, v, bias=bias, mask=mask, scale=scale, is_causal=causal)
+
+
+def _flash(
+    q: Array, k: Array, v: Array, *, scale: float, causal: bool, mask: Array | None, bias: Array | None
+) -> Array:
+    """By cuDNN, whose backward pass takes even lengths alone: one more position is hidden from the others."""
+    (batch, length), odd = q.shape[:2], (q.shape[1] % 2, k.shape[1] % 2)
+    more, beside = {}, ((0, 0), (0, 0), (0, odd[0]), (0, odd[1]))
+    if mask is not None:
+        # cuDNN takes a mask as a bias, which has to have a row for every query.
+        mask = jnp.pad(jnp.broadcast_to(mask, (mask.shape[0], 1, length, k.shape[1])), beside)
+    elif any(odd) and not causal:
+        lengths = (jnp.full((batch,), x.shape[1], jnp.int32) for x in (q, k))
+        more = dict(zip(("query_seq_lengths", "key_value_seq_lengths"), lengths, strict=True))
+    if bias is not None:
+        bias = jnp.pad(bias.astype(q.dtype), beside)
+    q, k, v = (jnp.pad(x, ((0, 0), (0, n), (0, 0), (0, 0))) for x, n in ((q, odd[0]), (k, odd[1]), (v, odd[1])))
+    found = jax.nn.dot_product_attention(
+        q, k, v, bias=bias, mask=mask, scale=scale, is_causal=causal, implementation="cudnn", **more
+    )
+    return found[:, :length]

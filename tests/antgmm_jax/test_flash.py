@@ -1,0 +1,122 @@
+"""Attention goes to cuDNN's flash kernel where that allows it: asked of programs lowered for CUDA without a GPU."""
+
+import re
+from collections import Counter
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax._src.cudnn import fused_attention_stablehlo
+
+from antgmm_jax import attention
+from antgmm_jax.attention import attend
+from antgmm_jax.functional import abstract, functional
+from distill import LossConfig, make_loss
+from tests.pruning.models import CONFIGS
+
+PLAIN, BIASED = "fmhaSoftmax", "fmhaScaleBiasSoftmax"
+SHAPE = jax.ShapeDtypeStruct
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    monkeypatch.setattr(attention, "has_flash", lambda: True)
+    monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91000)
+
+
+def calls(function, *arguments) -> Counter[str]:
+    """cuDNN's calls in a program lowered for CUDA, and XLA's softmaxes by shape."""
+    text = jax.jit(function).trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
+    exponentials = re.findall(r"stablehlo.exponential .*tensor<(\w+)xf32>", text)
+    return Counter(re.findall(r"__cudnn\$(\w+)", text)) + Counter(exponentials)
+
+
+def batch(config, *, prompt, answer):
+    t5, image = config.language.encoder is not None, config.vision.image
+    lengths = {"input_ids": prompt, "attention_mask": prompt, "positions": answer, "targets": answer}
+    lengths |= {"decoder_input_ids": answer} if t5 else {}
+    made = {name: SHAPE((2, length), jnp.int32) for name, length in lengths.items()}
+    return made | {"pixel_values": SHAPE((2, 3, image, image), jnp.float32)}
+
+
+def of_a_step(config, dtype=jnp.bfloat16, *, prompt=8, answer=4):
+    """Calls of a loss's gradient; every layer of a stack is the same program, and nothing is computed twice."""
+    loss = make_loss(functional(config, "none"), LossConfig(), dtype=dtype)
+    gradient = jax.grad(lambda params, batch: loss(params, {}, batch, {})[0])
+    found = calls(gradient, abstract(config), batch(config, prompt=prompt, answer=answer))
+    # XLA's attention has query groups, rows, heads, queries and keys; the loss's softmax has tokens and vocabulary.
+    return {name: count for name, count in found.items() if "fmha" in name or name.count("x") == 4}
+
+
+def cudnn(plain, biased):
+    return {PLAIN: plain, f"{PLAIN}Backward": plain, BIASED: biased, f"{BIASED}Backward": biased}
+
+
+# CLIP has no mask; Llama's padding is one. Of the other family ViT, the Q-Former's two self-attentions and the one that
+# reads the image have no mask; T5's decoder has a bias, a mask where it reads the encoder; the encoder has both.
+@pytest.mark.usefixtures("gpu")
+@pytest.mark.parametrize("lengths", [{}, {"prompt": 9, "answer": 5}], ids=["even", "odd"])
+@pytest.mark.parametrize(("family", "plain", "biased"), [("llava", 1, 1), ("blip2_t5", 4, 2)])
+def test_a_bfloat16_step_attends_by_cudnn_but_in_t5s_encoder(family, plain, biased, lengths):
+    side = lengths.get("prompt", 8)
+    left = {"blip2_t5": {f"1x2x3x{side}x{side}": 1}, "llava": {}}[family]
+    assert of_a_step(CONFIGS[family], **lengths) == cudnn(plain, biased) | left
+
+
+@pytest.mark.usefixtures("gpu")
+def test_float32_and_odd_heads_are_left_to_xla():
+    assert not any("fmha" in name for name in of_a_step(CONFIGS["llava"], jnp.float32))
+    for width, flash in ((12, False), (128, True), (136, False)):
+        q = SHAPE((2, 4, 3, width), jnp.bfloat16)
+        assert ("fmhaSoftmax" in calls(partial(attend, scale=1.0), q, q, q)) == flash
+    one = SHAPE((2, 1, 3, 8), jnp.bfloat16)
+    many = SHAPE((2, 4, 3, 8), jnp.bfloat16)
+    assert "fmhaSoftmax" not in calls(partial(attend, scale=1.0), one, many, many)
+
+
+def test_without_such_a_gpu_all_is_left_to_xla():
+    assert not attention.has_flash()
+    assert not any("fmha" in name for name in of_a_step(CONFIGS["llava"]))
+
+
+CASES = {
+    "plain": {},
+    "causal": {"causal": True},
+    "keys": {"mask": (2, 1, 1)},
+    "causal keys": {"causal": True, "mask": (2, 1, 1)},
+    "pairs": {"mask": (2, 1, None)},
+    "bias": {"causal": True, "bias": True},
+}
+
+
+@pytest.mark.usefixtures("gpu")
+@pytest.mark.parametrize("length", [6, 7])
+@pytest.mark.parametrize("case", CASES)
+def test_what_cudnn_is_handed_is_the_same_attention(monkeypatch, case, length):
+    """The arguments of the flash kernel are given to XLA's, which takes them too: padding must not be seen."""
+    rng = np.random.default_rng(0)
+    q = jnp.array(rng.normal(size=(2, length, 4, 8)), jnp.bfloat16)
+    k, v = (jnp.array(rng.normal(size=(2, length, 2, 8)), jnp.bfloat16) for _ in range(2))
+    given = dict(CASES[case])
+    if "mask" in given:
+        rows, heads, queries = given["mask"]
+        shape = (rows, heads, queries or length, length)
+        given["mask"] = jnp.array(rng.random(shape) < 0.6).at[..., 0].set(True)
+    if "bias" in given:
+        given["bias"] = jnp.array(rng.normal(size=(1, 4, length, length)), jnp.bfloat16).astype(jnp.float32)
+    real, seen = jax.nn.dot_product_attention, []
+
+    def by_xla(*arguments, implementation=None, **rest):
+        seen.append((implementation, arguments[0].shape[1], arguments[1].shape[1]))
+        return real(*arguments, **rest)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", by_xla)
+    found = attend(q, k, v, scale=0.5, **given)
+    monkeypatch.setattr(attention, "has_flash", lambda: False)
+    expected = attend(q, k, v, scale=0.5, **given)
+    even = length + length % 2
+    assert seen == [("cudnn", even, even), (None, length, length)]
+    assert found.shape == expected.shape == q.shape
+    np.testing.assert_array_equal(found.astype(jnp.float32), expected.astype(jnp.float32))

@@ -1,0 +1,48 @@
+"""What layers keep for the backward pass changes memory, and nothing else."""
+
+import jax
+import numpy as np
+import pytest
+
+from antgmm_jax.config import resize
+from antgmm_jax.errors import AntgmmError
+from antgmm_jax.functional import abstract, functional
+from distill import LossConfig, make_loss
+from tests.pruning.models import CONFIGS, batch_of, parameters
+
+POLICIES = ("none", "dots", "full")
+DEEP = {
+    "blip2_t5": {"vision/layers": 6, "encoder/layers": 8, "decoder/layers": 8},
+    "llava": {"vision/layers": 6, "text/layers": 12},
+}
+
+
+def gradient(config, remat):
+    loss = make_loss(functional(config, remat), LossConfig())
+    return jax.jit(jax.grad(lambda params, batch: loss(params, {}, batch, {})[0]))
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_gradients_are_those_of_every_policy(family):
+    config = CONFIGS[family]
+    plain, *others = (gradient(config, remat)(parameters(family), batch_of(config)) for remat in POLICIES)
+    for other in others:
+        for got, want in zip(jax.tree.leaves(other), jax.tree.leaves(plain), strict=True):
+            np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_the_less_is_kept_the_less_memory_a_deep_model_takes(family):
+    config = resize(CONFIGS[family], DEEP[family])
+    batch = {name: jax.ShapeDtypeStruct((32, *x.shape[1:]), x.dtype) for name, x in batch_of(config).items()}
+    peaks = {}
+    for remat in POLICIES:
+        analysis = gradient(config, remat).lower(abstract(config), batch).compile().memory_analysis()
+        assert analysis is not None
+        peaks[remat] = analysis.temp_size_in_bytes
+    assert 1.5 * peaks["full"] < peaks["dots"] < peaks["none"] / 1.5
+
+
+def test_an_unknown_policy_is_refused():
+    with pytest.raises(AntgmmError, match="remat = 'some': give one of none, dots, full"):
+        functional(CONFIGS["llava"], "some")

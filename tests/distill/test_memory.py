@@ -1,0 +1,61 @@
+"""A whole step at a vocabulary of 150 000 never holds [batch, length, vocab]: asked of the compiled program."""
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import distill
+from antgmm_jax.config import embed_axis, sizes, stacks
+from antgmm_jax.functional import abstract, functional
+from distill.align import parts
+from tests.pruning.models import CONFIGS
+
+VOCAB, BATCH, ANSWER = 150_000, 128, 64
+ALL_LOGITS = 4 * BATCH * ANSWER * VOCAB  # float32, one model's
+LOSSES = distill.LossConfig(hard=1.0, soft=0.5, pair=0.3, hidden=0.4, temperature=2.0)
+
+
+def model(family):
+    config = CONFIGS[family]
+    return dataclasses.replace(config, language=dataclasses.replace(config.language, vocab=VOCAB))
+
+
+def shapes(config):
+    """A batch of shapes: nothing of it is ever allocated."""
+    t5, image = config.language.encoder is not None, config.vision.image
+    prompt = config.image_tokens + 4 + (0 if t5 else ANSWER)
+    names = {"input_ids": prompt, "attention_mask": prompt, "positions": ANSWER, "targets": ANSWER}
+    names |= {"decoder_input_ids": ANSWER} if t5 else {}
+    batch = {name: jax.ShapeDtypeStruct((BATCH, length), jnp.int32) for name, length in names.items()}
+    return batch | {"pixel_values": jax.ShapeDtypeStruct((BATCH, 3, image, image), jnp.float32)}
+
+
+def temporaries(family, **options):
+    """Bytes that the compiled step takes beside its arguments and results."""
+    config = model(family)
+    pure, optimizer = functional(config), distill.make_optimizer(learning_rate=1e-3, steps=1)
+    state = jax.eval_shape(partial(distill.init_state, optimizer=optimizer), abstract(config))
+    frozen = abstract(config)
+    axes = [axis for tower in stacks(config) for axis in (f"{tower}/layers", embed_axis(tower))]
+    aligned = parts(config, {axis: np.arange(sizes(config)[axis]) for axis in axes})
+    step = distill.make_step(pure, optimizer, LOSSES, teacher=distill.online(pure, frozen), parts=aligned, **options)
+    # The program never runs, so its machine code need not be good.
+    analysis = (
+        step.lower(state, shapes(config), {}, frozen).compile({"xla_backend_optimization_level": 0}).memory_analysis()
+    )
+    assert analysis is not None
+    return analysis.temp_size_in_bytes
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_hard_soft_pair_and_hidden_take_a_third_of_one_models_logits(family):
+    # 512 of 8192 tokens are alive at once, in four arrays or so: logits of both models and what is made of them.
+    assert temporaries(family) < ALL_LOGITS / 3
+
+
+def test_without_chunks_the_measure_sees_all_logits():
+    assert temporaries("llava", chunk=BATCH * ANSWER) > 4 * ALL_LOGITS

@@ -1,0 +1,108 @@
+"""A bfloat16 step sums in float32: softmax, norms, losses, moments, and every gradient that rows or layers share."""
+
+from collections.abc import Iterator
+from functools import partial
+
+import jax
+import jax.extend.core
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import distill
+import pruning
+from antgmm_jax.functional import abstract, functional
+from antgmm_jax.layers import lookup, plus, repeated
+from tests.pruning.models import CONFIGS, batch_of
+
+BATCH = 2
+LOSSES = distill.LossConfig(hard=1.0, soft=1.0, pair=1.0, rank=1.0, hidden=1.0, vision=1.0, bridge=1.0)
+Core = jax.extend.core
+
+
+def equations(jaxpr) -> Iterator:
+    """Every operation of a program, those of loops and branches among them."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: isinstance(x, Core.ClosedJaxpr)):
+            if isinstance(inner, Core.ClosedJaxpr | Core.Jaxpr):
+                yield from equations(inner.jaxpr if isinstance(inner, Core.ClosedJaxpr) else inner)
+
+
+@pytest.fixture(scope="module", params=[(family, kind) for family in CONFIGS for kind in ("adamw", "muon")], ids=str)
+def step(request):
+    """The operations of a step in bfloat16, and the state that it gives back."""
+    family, kind = request.param
+    config, pure = CONFIGS[family], functional(CONFIGS[family])
+    optimizer = distill.make_optimizer(learning_rate=1e-3, steps=1, kind=kind)
+    state = jax.eval_shape(partial(distill.init_state, optimizer=optimizer), abstract(config))
+    frozen = abstract(config, jnp.bfloat16)
+    options = {"parts": distill.parts(config, pruning.identity(config)), "dtype": jnp.bfloat16, "chunk": 2}
+    made = distill.make_step(pure, optimizer, LOSSES, teacher=distill.online(pure, frozen), **options)
+    traced = made.trace(state, batch_of(config), {}, frozen)
+    return list(equations(traced.jaxpr.jaxpr)), jax.eval_shape(made, state, batch_of(config), {}, frozen)
+
+
+def narrow(variable) -> bool:
+    return variable.aval.dtype == jnp.bfloat16
+
+
+def test_the_model_is_computed_in_bfloat16(step):
+    products = [e for e in step[0] if e.primitive.name == "dot_general" and narrow(e.invars[0])]
+    assert len(products) > 20
+
+
+@pytest.mark.parametrize("name", ["reduce_sum", "reduce_max", "cumsum", "rsqrt", "log", "logsumexp"])
+def test_sums_maxima_and_roots_are_of_float32(step, name):
+    found = [
+        (e.invars[0].aval.shape, e.outvars[0].aval.shape)
+        for e in step[0]
+        # A sum along an axis of 1 adds nothing.
+        if e.primitive.name == name and narrow(e.invars[0]) and (name != "reduce_sum" or _adds(e))
+    ]
+    assert not found
+
+
+def _adds(equation) -> bool:
+    return equation.invars[0].aval.size > equation.outvars[0].aval.size
+
+
+def test_only_the_stream_is_carried_in_bfloat16(step):
+    carried = [
+        v.aval.shape
+        for e in step[0]
+        if e.primitive.name == "scan"
+        for v in e.invars[e.params["num_consts"] :][: e.params["num_carry"]]
+        if narrow(v)
+    ]
+    # What layers or chunks share, such as the head and T5's bias, would be summed here.
+    assert carried and all(len(shape) == 3 and shape[0] == BATCH for shape in carried)
+
+
+def test_a_tables_gradient_is_gathered_in_float32(step):
+    added = [e.invars[0].aval for e in step[0] if e.primitive.name == "scatter-add"]
+    wide = [aval.shape for aval in added if aval.dtype == jnp.float32]
+    # Image tokens and answer positions are each read once.
+    assert all(len(aval.shape) == 3 and aval.shape[0] == BATCH for aval in added if aval.dtype == jnp.bfloat16)
+    assert any(shape[0] == 32 and len(shape) == 2 for shape in wide)
+
+
+def test_losses_parameters_and_moments_are_float32(step):
+    state, metrics = step[1]
+    leaves = jax.tree.leaves((state.params, state.opt_state, metrics))
+    assert {leaf.dtype for leaf in leaves} <= {np.dtype("float32"), np.dtype("int32")}
+    assert LOSSES.terms() == distill.losses.TERMS and set(LOSSES.terms()) < set(metrics)
+
+
+def test_what_rows_share_has_the_gradient_of_all_of_them():
+    # 4096 ones summed in bfloat16 are 256: the next one is rounded off.
+    rows, parameter = 4096, jnp.zeros((1, 3), jnp.bfloat16)
+    ids = jnp.zeros((rows,), jnp.int32)
+    for read in (
+        lambda p: lookup(p, ids),
+        lambda p: repeated(p, rows),
+        lambda p: plus(jnp.zeros((rows, 3), jnp.bfloat16), p),
+    ):
+        out, back = jax.vjp(read, parameter)
+        assert out.dtype == jnp.bfloat16
+        np.testing.assert_array_equal(back(jnp.ones_like(out))[0].astype(jnp.float32), np.full((1, 3), rows))
