@@ -2,7 +2,7 @@
 
 import pytest
 
-from experiments import stalls
+from experiments.bench import stalls
 from experiments.recipe import load_recipe
 from tests.experiments.tiny import save_teacher, write_recipe
 
