@@ -167,7 +167,8 @@ class Stack(nnx.Module):
     """
 
     def __init__(self, config: StackConfig, tower: str, memory: str = "", *, remat: Remat = "dots", rngs: nnx.Rngs):
-        self.config, self.tower, self.remat = config, tower, remat
+        self.config, self.tower = config, tower
+        self.remat: Remat = remat
         self.names = names = axis_names(tower, memory)
 
         def stacked(build, count: int, axis: str):
