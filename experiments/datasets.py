@@ -87,12 +87,39 @@ def encode_both(
         AntgmmError: what `Samples` refuses in either.
     """
     say(f"reading {recipe.data.samples} samples")
+
+    def make(found: Sequence[Record], trained: bool) -> Samples:
+        return encoded(recipe, found, processor, config, trained=trained)
+
+    return _both(make, (records[0], True), (records[1], False))
+
+
+def encoded(
+    recipe: Recipe | Training,
+    records: Sequence[Record],
+    processor: ProcessorMixin,
+    config: LMMConfig,
+    *,
+    trained: bool = False,
+) -> "Samples":
+    """Encodes records to a recipe's lengths.
+
+    Args:
+        recipe: the recipe.
+        records: the records.
+        processor: the model's.
+        config: the model.
+        trained: whether they are trained on: their batches are cut to the recipe's buckets or packed.
+
+    Returns:
+        The samples.
+
+    Raises:
+        AntgmmError: what `Samples` refuses.
+    """
+    rows = {"buckets": recipe.buckets, "pack": recipe.pack} if trained else {}
     limits = {"max_length": recipe.max_length, "max_answer": recipe.max_answer}
-
-    def make(found: Sequence[Record], buckets: tuple[int, ...], pack: int) -> Samples:
-        return Samples(found, processor, config, **limits, buckets=buckets, pack=pack)
-
-    return _both(make, (records[0], recipe.buckets, recipe.pack), (records[1], (), 0))
+    return Samples(records, processor, config, **limits, **rows)
 
 
 def _both(make: Callable[..., Found], *arguments: tuple[Any, ...]) -> Both[Found]:

@@ -15,45 +15,6 @@ from data.processor import decode
 from experiments.datasets import Samples
 
 
-def answer(
-    config: LMMConfig,
-    params: Params,
-    samples: Samples,
-    processor: ProcessorMixin,
-    *,
-    max_new_tokens: int,
-    batch_size: int = 64,
-    progress: Callable[[int, str], None] = lambda done, note="": None,
-) -> list[str]:
-    """Answers every question.
-
-    Args:
-        config: the model.
-        params: its parameters.
-        samples: encoded records.
-        processor: decodes answers.
-        max_new_tokens: longest answer.
-        batch_size: questions at a time.
-        progress: called with the number of questions answered.
-
-    Returns:
-        The answers, in the order of the records.
-    """
-    params = float32(config, params)
-    tokens, done = np.zeros((len(samples), max_new_tokens), np.int32), 0
-    # A batch decodes until its longest answer ends: those of about one length go together.
-    for batch in samples.in_order(min(batch_size, len(samples)), prompts=True, by_length=True):
-        prompt = {name: batch[f"prompt/{name}"] for name in ("input_ids", "attention_mask")}
-        prompt |= {name: batch[name] for name in ("pixel_values", "index")}
-        eos, pad, placed = processor.tokenizer.eos_token_id, processor.tokenizer.pad_token_id, rows(prompt)
-        said = generate(config, params, placed, max_new_tokens=max_new_tokens, eos=eos, pad=pad)
-        index, said = gather((placed["index"], said))
-        tokens[index] = said
-        done += len(index)
-        progress(min(done, len(samples)), "")
-    return decode(processor, tokens)
-
-
 def evaluate(
     config: LMMConfig,
     params: Params,
@@ -78,9 +39,19 @@ def evaluate(
     Returns:
         What `data.metrics.scores` gives, and the answers.
     """
-    answers = answer(
-        config, params, samples, processor, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=progress
-    )
+    params = float32(config, params)
+    tokens, done = np.zeros((len(samples), max_new_tokens), np.int32), 0
+    # A batch decodes until its longest answer ends: those of about one length go together.
+    for batch in samples.in_order(min(batch_size, len(samples)), prompts=True, by_length=True):
+        prompt = {name: batch[f"prompt/{name}"] for name in ("input_ids", "attention_mask")}
+        prompt |= {name: batch[name] for name in ("pixel_values", "index")}
+        eos, pad, placed = processor.tokenizer.eos_token_id, processor.tokenizer.pad_token_id, rows(prompt)
+        said = generate(config, params, placed, max_new_tokens=max_new_tokens, eos=eos, pad=pad)
+        index, said = gather((placed["index"], said))
+        tokens[index] = said
+        done += len(index)
+        progress(min(done, len(samples)), "")
+    answers = decode(processor, tokens)
     records = samples.records
     slices = [r.slice for r in records]
     found = scores(

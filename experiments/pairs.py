@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 from transformers import ProcessorMixin
 
-from antgmm_jax.config import LMMConfig
+from antgmm_jax.config import LMMConfig, to_dict
 from antgmm_jax.functional import Params
 from antgmm_jax.processes import by_first
 from data.processor import Prepared
 from distill import fingerprint
 from experiments.console import bar
-from experiments.datasets import Samples
-from experiments.evaluate import answer
+from experiments.datasets import Samples, encoded
+from experiments.evaluate import evaluate
 from experiments.folder import held, write_json
 from experiments.schema import Recipe
 
@@ -38,22 +38,20 @@ def with_pairs(
     Returns:
         Both together.
     """
-
-    def encoded(records: Prepared, buckets: tuple[int, ...] = ()) -> Samples:
-        limits = {"max_length": recipe.max_length, "max_answer": recipe.max_answer}
-        return Samples(records, processor, config, **limits, buckets=buckets)
-
-    pairs = encoded(paired(samples.records, recipe.teacher.pairs))
-    key, longest = fingerprint(params, pairs.fingerprint), recipe.evaluate.max_new_tokens
+    pairs = encoded(recipe, paired(samples.records, recipe.teacher.pairs), processor, config)
+    longest = recipe.evaluate.max_new_tokens
+    key = fingerprint(params, f"{json.dumps(to_dict(config))} {longest} {pairs.fingerprint}")
 
     def ask() -> list[str]:
         with bar("answers to pairs", len(pairs)) as update:
-            return answer(config, params, pairs, processor, max_new_tokens=longest, batch_size=BATCH, progress=update)
+            return evaluate(
+                config, params, pairs, processor, max_new_tokens=longest, batch_size=BATCH, progress=update
+            )[1]
 
     place = folder / key[:16]
     with held(place):
         found = answered(pairs.records, ask, place.with_suffix(".answers.json"), key)
-    return encoded(joined(samples.records, found), recipe.buckets)
+    return encoded(recipe, joined(samples.records, found), processor, config, trained=True)
 
 
 def paired(records: Prepared, count: int) -> Prepared:

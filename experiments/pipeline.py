@@ -14,7 +14,7 @@ import distill
 import pruning
 from antgmm_jax import checkpoint
 from antgmm_jax.bridge import OUT
-from antgmm_jax.config import LMMConfig, from_dict, to_dict
+from antgmm_jax.config import LMMConfig, from_dict, sizes, to_dict
 from antgmm_jax.convert import load_hf, save_hf
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.functional import Params, float32, functional
@@ -23,7 +23,7 @@ from antgmm_jax.sharding import own_rows
 from distill import Teacher
 from experiments import export_gate
 from experiments.console import bar, say
-from experiments.datasets import Samples, encode_both, load_both, load_processor, load_records
+from experiments.datasets import Samples, encode_both, encoded, load_both, load_processor, load_records
 from experiments.energy import Energy
 from experiments.evaluate import evaluate
 from experiments.folder import RunFolder, held, write_json
@@ -68,7 +68,8 @@ class Run:
         """Runs, or goes on with, the stages alone, and scores what they leave: neither export nor report.
 
         Returns:
-            `params`, `seconds`, `exact_match`, `by_type`, and `exact_match_hard` where the recipe names hard records.
+            `params`, `sizes`, `seconds`, `exact_match`, `by_type`, and `exact_match_hard` where the recipe names hard
+            records.
 
         Raises:
             AntgmmError: bad input.
@@ -80,7 +81,7 @@ class Run:
             if hard is not None:
                 scores["exact_match_hard"] = self._scores("scores on hard records", student, hard)["exact_match"]
             size = sum(leaf.size for leaf in jax.tree.leaves(student.params))
-            return {"params": size, "seconds": self.folder.seconds, **scores}
+            return {"params": size, "sizes": sizes(student.config), "seconds": self.folder.seconds, **scores}
 
     @contextmanager
     def _opened(self) -> Iterator[tuple[Student, Samples | None]]:
@@ -111,11 +112,8 @@ class Run:
             yield student, hard
 
     def _hard(self, config: LMMConfig) -> Samples | None:
-        recipe = self.recipe
-        if recipe.evaluate.hard is None:
-            return None
-        records = load_records(recipe.evaluate.hard)
-        return Samples(records, self.processor, config, max_length=recipe.max_length, max_answer=recipe.max_answer)
+        hard = self.recipe.evaluate.hard
+        return None if hard is None else encoded(self.recipe, load_records(hard), self.processor, config)
 
     def _start(self) -> Student:
         if not self.recipe.parent:

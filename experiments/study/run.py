@@ -5,8 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from antgmm_jax import checkpoint
-from antgmm_jax.config import LMMConfig, from_dict, sizes
+from antgmm_jax.config import LMMConfig
 from antgmm_jax.convert import open_hf
 from experiments.bench.rates import Asked
 from experiments.console import say
@@ -82,9 +81,7 @@ def _run(study: Study, arm: Arm, seed: int, config: LMMConfig, folder: Path, pla
     found = Run(recipe, place, cache=folder / "cache").scores()
     flops = training_flops(config, recipe, length=study.length, answer=study.answer)
     steps = sum(stage.steps for stage in recipe.stages)
-    last = RunFolder(place).stage(len(recipe.stages), recipe.stages[-1].name)
-    shape = sizes(from_dict(checkpoint.load_record(last)["config"]))
-    return {"arm": arm.name, "seed": seed, "steps": steps, "flops": flops, **found, "sizes": shape}
+    return {"arm": arm.name, "seed": seed, "steps": steps, "flops": flops, **found}
 
 
 def _pretrained(arm: Arm, seed: int, folder: Path) -> str:

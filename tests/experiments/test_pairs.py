@@ -6,10 +6,10 @@ import pytest
 import data.maad as maad
 from antgmm_jax.convert import load_hf
 from experiments import pairs
-from experiments.datasets import Samples, load_processor
-from experiments.evaluate import answer
+from experiments.datasets import Samples, encoded, load_processor
+from experiments.evaluate import evaluate
 from experiments.recipe import load_recipe
-from tests.experiments.tiny import save_teacher, write_recipe
+from tests.experiments.tiny import save_llava, save_teacher, write_recipe
 
 ROWS = 10
 
@@ -43,15 +43,30 @@ def test_answers_are_the_teachers_and_asked_for_once(given, tmp_path, monkeypatc
     recipe, samples, config, params, processor = given
     both = pairs.with_pairs(recipe, samples, config, params, processor, tmp_path)
     made = Samples(pairs.paired(samples.records, 14), processor, config)
-    said = answer(config, params, made, processor, max_new_tokens=recipe.evaluate.max_new_tokens)
+    _, said = evaluate(config, params, made, processor, max_new_tokens=recipe.evaluate.max_new_tokens)
     expected = [(r.id, text) for r, text in zip(made.records, said, strict=True) if text]
     assert [(r.id, r.answer) for r in both.records[ROWS:]] == expected
     assert [r.id for r in both.records[:ROWS]] == [r.id for r in samples.records]
     np.testing.assert_array_equal(both.arrays["images"][:ROWS], samples.arrays["images"])
 
-    monkeypatch.setattr(pairs, "answer", lambda *a, **k: pytest.fail("asked again"))
+    monkeypatch.setattr(pairs, "evaluate", lambda *a, **k: pytest.fail("asked again"))
     again = pairs.with_pairs(recipe, samples, config, params, processor, tmp_path)
     assert again.fingerprint == both.fingerprint != samples.fingerprint
+    # Shorter answers are others.
+    shorter = recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update={"max_new_tokens": 2})})
+    with pytest.raises(pytest.fail.Exception, match="asked again"):
+        pairs.with_pairs(shorter, samples, config, params, processor, tmp_path)
+
+
+def test_pairs_are_packed_like_the_samples(tmp_path):
+    directory = save_llava(tmp_path / "teacher")
+    config, params = load_hf(directory)
+    processor = load_processor(directory)
+    recipe = load_recipe(write_recipe(tmp_path / "r.toml", directory), ["teacher.pairs=6", "pack=256"])
+    samples = encoded(recipe, maad.source("s", "train", ROWS), processor, config, trained=True)
+    both = pairs.with_pairs(recipe, samples, config, params, processor, tmp_path)
+    batch = next(both.shuffled(1, 0))
+    assert batch["segment_ids"].shape == (1, 256) and batch["segment_ids"].max() > 1
 
 
 def test_no_answer_no_record_and_another_key_asks_anew(given, tmp_path):
