@@ -12,8 +12,8 @@ from jaxtyping import Int
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.sharding import own_rows
 from data.batches import Arrays, Batches, Plan, lengths
+from data.processor import IGNORE
 
-IGNORE = -100
 OPEN = 64
 """Rows that a sample may yet join: more fill rows hardly better, and take longer to look through."""
 

@@ -13,26 +13,30 @@ _EVERY = 0.005  # seconds between two looks at the memory
 _BLOCK = 1 << 23
 
 
-def anonymous_memory() -> int | None:
-    """Bytes that the process holds beyond mapped files (RssAnon); None where the system does not tell (not Linux)."""
+def memory(field: str) -> int | None:
+    """Bytes of the process by the system's own name for them; None where it does not tell (not Linux).
+
+    Args:
+        field: "VmRSS", what it holds; "VmHWM", what it held at most; "RssAnon", what it holds beyond mapped files.
+    """
     if not _STATUS.exists():
         return None
     lines = dict(line.split(":", 1) for line in _STATUS.read_text().splitlines())
-    return int(lines["RssAnon"].split()[0]) * 1024
+    return int(lines[field].split()[0]) * 1024
 
 
 class PeakMemory:
     """The most anonymous memory that the process held inside a `with`, beyond what it held before."""
 
     def __enter__(self) -> Self:
-        self._before = self._peak = anonymous_memory()
+        self._before = self._peak = memory("RssAnon")
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
         return self
 
     def _watch(self) -> None:
-        while (now := anonymous_memory()) is not None and self._peak is not None:
+        while (now := memory("RssAnon")) is not None and self._peak is not None:
             self._peak = max(self._peak, now)
             if self._done.wait(_EVERY):
                 return

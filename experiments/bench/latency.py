@@ -15,6 +15,7 @@ from antgmm_jax.generate import phases
 from experiments.energy import JOULES_A_KWH, metered
 from experiments.export_gate import torch_model, torch_tensors
 
+PHASES = ("vision", "prefill", "decode")
 ENERGY_SECONDS = 1.0
 """Least time that energy is counted over: power is sampled, and the ticks of load and counters are up to 0.1 s."""
 
@@ -105,8 +106,28 @@ def torch_request(model, prompt: Mapping[str, np.ndarray], tokens: int) -> Reque
     return request
 
 
+def timed(requests: Mapping[Any, Request], *, repeats: int, warmup: int) -> dict[Any, np.ndarray]:
+    """Seconds of several requests by phase, in turn, so that what else the machine does falls on all alike.
+
+    Args:
+        requests: name -> request.
+        repeats: rounds that are timed.
+        warmup: rounds before, which compile.
+
+    Returns:
+        name -> [repeats, 3], in the order of `PHASES`.
+    """
+    seconds: dict[Any, list[tuple[float, float, float]]] = {name: [] for name in requests}
+    for turn in range(warmup + repeats):
+        for name, request in requests.items():
+            taken = request()
+            if turn >= warmup:
+                seconds[name].append(taken)
+    return {name: np.array(rows) for name, rows in seconds.items()}
+
+
 def measure(requests: Mapping[Any, Request], *, repeats: int = 30, warmup: int = 3) -> dict[Any, Latency]:
-    """Times several requests in turn, so that what else the machine does falls on all alike.
+    """Latency of several requests, timed in turn.
 
     Args:
         requests: name -> request.
@@ -116,15 +137,9 @@ def measure(requests: Mapping[Any, Request], *, repeats: int = 30, warmup: int =
     Returns:
         name -> latency in milliseconds.
     """
-    seconds: dict[Any, list[tuple[float, float, float]]] = {name: [] for name in requests}
-    for turn in range(warmup + repeats):
-        for name, request in requests.items():
-            taken = request()
-            if turn >= warmup:
-                seconds[name].append(taken)
     out = {}
-    for name, rows in seconds.items():
-        table = 1e3 * np.array(rows)
+    for name, seconds in timed(requests, repeats=repeats, warmup=warmup).items():
+        table = 1e3 * seconds
         whole = table.sum(axis=1)
         out[name] = Latency(
             float(np.percentile(whole, 50)), float(np.percentile(whole, 95)), *map(float, np.median(table, axis=0))

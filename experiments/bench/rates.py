@@ -15,12 +15,11 @@ import pruning
 from antgmm_jax.config import LMMConfig, sizes
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.functional import abstract
-from experiments.bench.latency import Latency, Request, jax_request, measure
+from experiments.bench.latency import PHASES, Latency, Request, jax_request, measure
 from experiments.commands.sources import random_batch
 from experiments.console import bar
 from pruning.cost import total_parameters
 
-PHASES = ("vision", "prefill", "decode")
 ROUNDS = 200
 DEPTHS, NARROW = (5, 1), 4
 LARGEST = 20_000_000

@@ -27,7 +27,7 @@ from experiments.bench.batches import cached_teacher, device_arrays
 from experiments.bench.cutting import shrinking
 from experiments.bench.decoding import PROMPT, decoding, requests
 from experiments.bench.flops import step_flops
-from experiments.bench.timing import in_turn, milliseconds, spread
+from experiments.bench.timing import in_turn, milliseconds, spread, told
 from experiments.commands.output import table
 from experiments.commands.sources import random_batch
 from experiments.console import say
@@ -180,19 +180,15 @@ def shown(figures: Mapping[str, Any]) -> list[Any]:
         Text and tables.
     """
     whose, step = figures["machine"], figures["step"]
-
-    def cell(value: Mapping[str, float], form: str = "{:.2f}") -> str:
-        return f"{form.format(value['median'])} ({form.format(value['low'])} to {form.format(value['high'])})"
-
     rows = [
         (
             "importance of all structures / forward and backward pass",
-            cell(figures["importance"]["ratio"]),
+            told(figures["importance"]["ratio"], ".2f"),
             "at most 1.2",
         ),
-        ("FLOP rate of a distillation step / of a matmul", cell(step["share"]), "at least 0.5"),
+        ("FLOP rate of a distillation step / of a matmul", told(step["share"], ".2f"), "at least 0.5"),
         *(
-            (f"transformers' decoding time / ours, batch {n}", cell(found["ratio"]), "at least 1.5")
+            (f"transformers' decoding time / ours, batch {n}", told(found["ratio"], ".2f"), "at least 1.5")
             for n, found in figures["decode"].items()
         ),
     ]

@@ -14,13 +14,11 @@ from antgmm_jax.functional import Params, functional
 from antgmm_jax.generate import phases
 from experiments.bench.batches import device_arrays, first
 from experiments.bench.flops import scoring_flops
-from experiments.bench.latency import jax_request
+from experiments.bench.latency import PHASES, jax_request, timed
 from experiments.bench.timing import dispatched, spread
 from experiments.bench.training import Limits, shares
 from experiments.console import say
 from experiments.export_gate import split
-
-PHASES = ("vision", "prefill", "decode")
 
 
 class Model(NamedTuple):
@@ -111,12 +109,7 @@ def requests(
     one = first(batch, 1)
     length, answer = one["prompt/input_ids"].shape[1], one["targets"].shape[1]
     asked = {name: jax_request(*model, split(one)[1], answer) for name, model in models.items()}
-    seconds: dict[str, list[tuple[float, float, float]]] = {name: [] for name in models}
-    for turn in range(2 + rounds):
-        for name, request in asked.items():
-            taken = request()
-            if turn >= 2:  # the first compiles
-                seconds[name].append(taken)
+    seconds = timed(asked, repeats=rounds, warmup=2)
     found = {}
     for name, model in models.items():
         cost = pruning.cost(model.config, 1, length, answer, itemsize=model.dtype.itemsize)
@@ -124,7 +117,7 @@ def requests(
             max(sum(cost.flops[phase].values()) / limits.measured, sum(cost.bytes[phase].values()) / copy)
             for phase in PHASES
         ]
-        found[name] = _phases(np.array(seconds[name]), least)
+        found[name] = _phases(seconds[name], least)
     return found
 
 

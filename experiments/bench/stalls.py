@@ -16,10 +16,10 @@ from antgmm_jax.convert import load_hf
 from antgmm_jax.functional import float32, functional
 from antgmm_jax.sharding import rows
 from distill.step import Step
-from experiments.bench.timing import spread
+from experiments.bench.timing import spread, told
 from experiments.commands.output import table
 from experiments.console import bar
-from experiments.datasets import Samples, load_processor, load_records
+from experiments.datasets import encoded, load_processor, load_records
 from experiments.report import machine
 from experiments.schema import Recipe
 from experiments.stage import loss_config, optimizer_of
@@ -92,10 +92,9 @@ class _Bench:
     def __init__(self, recipe: Recipe, folder: Path):
         stage = recipe.stages[-1]
         config, params = load_hf(recipe.teacher.path)
-        pure, params = functional(config), float32(config, params)
-        processor, limits = load_processor(recipe.teacher.path), (recipe.max_length, recipe.max_answer)
-        # Of one width: the resident batch has only one.
-        samples = Samples(load_records(recipe.data), processor, config, max_length=limits[0], max_answer=limits[1])
+        pure, params = functional(config, stage.optimizer.remat), float32(config, params)
+        # Of one width, as what is scored: the resident batch has only one.
+        samples = encoded(recipe, load_records(recipe.data), load_processor(recipe.teacher.path), config)
         like = next(samples.in_order(stage.optimizer.batch_size))
         with bar("teacher cache", len(samples)) as update:
             distill.build_cache(
@@ -209,12 +208,8 @@ def shown(figures: Mapping[str, Any]) -> list[Any]:
     Returns:
         Text and a table.
     """
-
-    def cell(value: Mapping[str, float], form: str) -> str:
-        return f"{value['median']:{form}} ({value['low']:{form}} to {value['high']:{form}})"
-
     lines = [
-        (SIDES[side], cell(found["step_ms"], ".1f"), cell(found["ratio"], ".3f"), cell(found["data"], ".2%"))
+        (SIDES[side], told(found["step_ms"], ".1f"), told(found["ratio"], ".3f"), told(found["data"], ".2%"))
         for side, found in figures["sides"].items()
     ]
     head = ["loop", "ms a step", "/ resident", "idle for data"]
@@ -222,7 +217,7 @@ def shown(figures: Mapping[str, Any]) -> list[Any]:
     return [
         f"{about['cpu']}, {about['cores']} cores, {about['device']}, load {about['load']}",
         table(head, lines, f"{figures['rounds']} rounds of {figures['steps']} steps, medians (quartiles)"),
-        f"a checkpoint holds the loop for {cell(saved['held_ms'], '.1f')} ms, and is on disk"
-        f" {cell(saved['written_ms'], '.0f')} ms later; one every {saved['every']} steps:"
-        f" {cell(saved['share'], '.2%')} of the time",
+        f"a checkpoint holds the loop for {told(saved['held_ms'], '.1f')} ms, and is on disk"
+        f" {told(saved['written_ms'], '.0f')} ms later; one every {saved['every']} steps:"
+        f" {told(saved['share'], '.2%')} of the time",
     ]

@@ -38,6 +38,21 @@ def spread(values: np.ndarray) -> dict[str, float]:
     return {"median": float(middle), "low": float(low), "high": float(high)}
 
 
+def told(value: Mapping[str, float], form: str, scale: float = 1.0) -> str:
+    """A spread as text: "median (low to high)".
+
+    Args:
+        value: `median`, `low` and `high`.
+        form: format of each number, as in ".2f".
+        scale: factor of each.
+
+    Returns:
+        The text.
+    """
+    median, low, high = (f"{value[key] * scale:{form}}" for key in ("median", "low", "high"))
+    return f"{median} ({low} to {high})"
+
+
 def milliseconds(seconds: Seconds) -> dict[str, Any]:
     """Median and quartiles of each side, in milliseconds, under `<side>_ms`."""
     return {f"{name}_ms": spread(1e3 * values) for name, values in seconds.items()}

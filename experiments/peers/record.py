@@ -11,7 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-_STATUS = Path("/proc/self/status")
+from experiments import resources
+
 _PRODUCTS = 15
 SIDE = 1024
 """Side of the square matrices that give a library's rate."""
@@ -19,9 +20,8 @@ SIDE = 1024
 
 def memory(field: str) -> int:
     """Bytes that the process holds now (VmRSS) or held at most (VmHWM); where only the latter is told, that."""
-    if _STATUS.exists():
-        lines = dict(line.split(":", 1) for line in _STATUS.read_text().splitlines())
-        return int(lines[field].split()[0]) * 1024
+    if (told := resources.memory(field)) is not None:
+        return told
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most if sys.platform == "darwin" else most * 1024
 

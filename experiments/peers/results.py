@@ -1,20 +1,19 @@
 """The comparison from its settings to its files: figures as JSON, tables as Markdown, loss curves as SVG."""
 
 import dataclasses
-import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from matplotlib import rc_context, rcdefaults, rcParams
 from matplotlib.figure import Figure
 
-from experiments.folder import write_bytes, write_text
+from experiments.folder import write_text
 from experiments.peers.run import CONTENDERS, run
 from experiments.peers.summary import Record, markdown, rate, summary
 from experiments.peers.task import Task
 from experiments.report import machine
+from experiments.report.svg import save, styled
 
 _COLOURS = ("#c25a10", "#7a4fa3", "#b8497f", "#1f6fb4", "#2c8a57")
 _WINDOW = 4  # steps that a curve is averaged over: batches of short rows and of long ones differ
@@ -63,10 +62,7 @@ def plot(figures: Mapping[str, Any], path: Path) -> None:
     """
     losses = {name: found["losses"] for name, found in figures["contenders"].items() if "losses" in found}
     steps = min(map(len, losses.values()))
-    # Not the person's own style: equal results give equal files everywhere.
-    with rc_context():
-        rcdefaults()
-        rcParams["svg.hashsalt"] = "antgmm"
+    with styled():
         figure = Figure(figsize=(7.0, 3.6), layout="constrained")
         axes = figure.subplots()
         for colour, (name, values) in zip(_COLOURS, losses.items(), strict=True):
@@ -77,9 +73,7 @@ def plot(figures: Mapping[str, Any], path: Path) -> None:
         axes.grid(color="#dddddd", linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
         figure.legend(loc="outside upper center", ncols=3, frameon=False)
-        file = io.BytesIO()
-        figure.savefig(file, format="svg", metadata={"Date": None})
-        write_bytes(path, file.getvalue())
+        save(figure, path)
 
 
 def smoothed(values: list[float], window: int) -> list[float]:

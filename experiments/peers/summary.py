@@ -4,6 +4,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from experiments.bench.timing import told
 from experiments.peers.run import CONTENDERS
 from experiments.peers.task import EPOCHS
 from experiments.report.markdown import table
@@ -150,16 +151,10 @@ def aims(ratios: Mapping[str, Mapping[str, float]]) -> list[tuple[str, str, str,
         return "yes" if (value >= aim if sense == ">=" else value < aim) else "no"
 
     found = [
-        (what, cell(ratios[key], "{:.2f}"), f"{sense} {aim:g}", met(ratios[key]["median"], sense, aim))
+        (what, told(ratios[key], ".2f"), f"{sense} {aim:g}", met(ratios[key]["median"], sense, aim))
         for what, key, sense, aim in AIMS
     ]
-    return found + [(what, cell(ratios[key], "{:.2f}"), "-", "-") for what, key in MORE]
-
-
-def cell(value: Mapping[str, float], form: str, scale: float = 1.0) -> str:
-    """A median and its range."""
-    median, low, high = (form.format(value[key] * scale) for key in ("median", "low", "high"))
-    return f"{median} ({low} to {high})"
+    return found + [(what, told(ratios[key], ".2f"), "-", "-") for what, key in MORE]
 
 
 def tables(figures: Mapping[str, Any]) -> list[Table]:
@@ -177,8 +172,8 @@ def tables(figures: Mapping[str, Any]) -> list[Table]:
         rows.append(
             (
                 CONTENDERS[name].label,
-                cell(found["samples_per_second"], "{:.1f}") if timed else "-",
-                cell(found["peak_bytes"], "{:.0f}", 1e-6),
+                told(found["samples_per_second"], ".1f") if timed else "-",
+                told(found["peak_bytes"], ".0f", 1e-6),
                 f"{found['baseline_bytes']['median'] / 1e6:.0f}",
                 f"{found['setup_seconds_first']:.0f}, {found['setup_seconds_later']:.0f}" if timed else "-",
             )
@@ -202,11 +197,11 @@ def sentences(figures: Mapping[str, Any]) -> list[str]:
         for name, epochs in cache["epochs_to_pay"].items()
     )
     return [
-        f"Building the cache: {cell(cache['build_seconds'], '{:.1f}')} s,"
+        f"Building the cache: {told(cache['build_seconds'], '.1f')} s,"
         f" {cache['seconds_a_sample']['median'] * 1e3:.0f} ms and {cache['bytes_a_sample'] / 1e3:.0f} kB a sample."
         f" Epochs until it has paid for itself against {pay}.",
-        f"float32 matmul on this core: torch {cell(machine['torch'], '{:.0f}', 1e-9)} GFLOP/s, JAX"
-        f" {cell(machine['jax'], '{:.0f}', 1e-9)} GFLOP/s; JAX / torch {cell(machine['jax_to_torch'], '{:.2f}')}.",
+        f"float32 matmul on this core: torch {told(machine['torch'], '.0f', 1e-9)} GFLOP/s, JAX"
+        f" {told(machine['jax'], '.0f', 1e-9)} GFLOP/s; JAX / torch {told(machine['jax_to_torch'], '.2f')}.",
     ]
 
 

@@ -8,10 +8,11 @@ from contextlib import contextmanager
 from html import escape
 from typing import Any
 
-import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+
+from experiments.report.svg import styled
 
 WIDTH = 3.9
 """Inches; a page shows a plot at about its own size, so that its letters stay readable on a phone."""
@@ -25,7 +26,6 @@ _VARIABLES = {INK: "--ink", FAINT: "--line", BACK: "--back", **{c: f"--series-{n
 
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
-    "svg.hashsalt": "antgmm",
     "text.parse_math": False,
     "font.size": 9,
     "legend.fontsize": 8.5,
@@ -152,10 +152,7 @@ def losses(history: Sequence[Mapping[str, float]], alt: str) -> str:
 @contextmanager
 def _axes(height: float):
     """A figure of its own, known to no window, and its axes; the style ends with it."""
-    # Not the person's own style: equal figures give equal plots everywhere.
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(_STYLE)
+    with styled(_STYLE):
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
         yield figure, figure.subplots()
 

@@ -15,8 +15,9 @@ from experiments.bench.rates import ROUNDS, Asked, random_request
 from experiments.folder import write_text
 from experiments.report.markdown import table
 from experiments.report.plots import ticks
+from experiments.report.svg import save, styled
 from experiments.report.tables import Table
-from experiments.study.summary import COLOURS, SCORES, by_arm, save, styled, told, write_json_results
+from experiments.study.summary import COLOURS, SCORES, by_arm, told, write_json_results
 from pruning.cost import total_parameters
 
 TIMES = {"smaller": "times fewer parameters", "faster": "times lower latency in JAX"}

@@ -1,18 +1,16 @@
 """What a study found: a table with the spread over seeds, and the same as a plot."""
 
-import io
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib import rc_context, rcdefaults, rcParams
 from matplotlib.figure import Figure
 
-from experiments.folder import write_bytes, write_text
+from experiments.folder import write_text
 from experiments.report.markdown import table
+from experiments.report.svg import save, styled
 from experiments.report.tables import Table
 
 SCORES = {"exact_match": "test", "exact_match_hard": "test_hard"}
@@ -106,19 +104,3 @@ def plot(results: Sequence[dict[str, Any]], path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
         figure.legend(loc="outside upper right", ncols=2, frameon=False)
         save(figure, path)
-
-
-@contextmanager
-def styled() -> Iterator[None]:
-    """matplotlib's defaults, not the person's own style: equal results give equal files everywhere."""
-    with rc_context():
-        rcdefaults()
-        rcParams["svg.hashsalt"] = "antgmm"
-        yield
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Writes a figure as SVG, without the date."""
-    file = io.BytesIO()
-    figure.savefig(file, format="svg", metadata={"Date": None})
-    write_bytes(path, file.getvalue())
