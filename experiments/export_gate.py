@@ -15,9 +15,12 @@ from antgmm_jax.generate import generate
 TOLERANCE = 1e-5
 """Largest difference of logits, as a share of their largest magnitude; also the floor."""
 
-ROUNDING = 2.0
-"""Larger differences pass where JAX is at most this many times as far from PyTorch in float64 as PyTorch in float32 is:
-attention logits of several hundreds (T5 does not scale them) amplify what both round."""
+ROUNDING = 5.0
+"""Larger differences pass up to this many times what PyTorch's own float32 logits are from its float64 ones, over all
+prompts: attention logits of several hundreds (T5 does not scale them) amplify what both round. By how much is chance
+and differs between prompts (the demo's worst by 48 times the median), so that one prompt's own rounding settles
+nothing; parameters that are 0.01 % off differ by twenty times the bound.
+"""
 
 
 class GateResult(NamedTuple):
@@ -26,7 +29,8 @@ class GateResult(NamedTuple):
     Attributes:
         max_abs_logit_diff: largest difference of float32 logits at answer positions.
         max_abs_logit: their largest magnitude.
-        torch_rounding: how far PyTorch's float32 logits are from its float64 ones, where that had to decide; else 0.
+        torch_rounding: how far PyTorch's float32 logits are from its float64 ones at most, where that had to decide;
+            else 0.
         answers_equal: share of prompts with the same greedy answer, token for token.
         prompts: number of prompts.
         passed: whether logits are within TOLERANCE or rounding, and every answer is equal.
@@ -96,34 +100,30 @@ def check(
     apply = jax.jit(functional(config).apply)
     # The files hold what was exported: in another dtype than float32 that is not `params` to the last bit.
     params = jax.tree.map(lambda a: np.asarray(a, np.float32), params)
-    exact, diff, scale, rounding = None, 0.0, 0.0, 0.0
-    same = count = 0
-    where = ""
+    references, worst, ids, equal, where = [], [], [], [], ""
     for batch in batches:
         inputs, prompt = split(batch)
         ours = _answer_logits(np.asarray(apply(params, inputs)["logits"]), batch)
-        reference = torch_logits(model, inputs, batch)
-        worst = np.abs(ours - reference).max(axis=(1, 2))
-        diff, scale = max(diff, float(worst.max())), max(scale, float(np.abs(reference).max()))
+        references.append(torch_logits(model, inputs, batch))
+        worst += [*np.abs(ours - references[-1]).max(axis=(1, 2))]
         mine = np.asarray(generate(config, params, prompt, max_new_tokens=max_new_tokens, eos=eos, pad=pad))
         theirs = torch_answers(model, prompt, max_new_tokens, pad)
-        equal = (mine == theirs).all(axis=1)
-        same, count = same + int(equal.sum()), count + len(equal)
-        ids = batch.get("id", np.arange(count - len(equal), count))
-        far = worst > TOLERANCE * max(1.0, scale)
-        if far.any():
-            exact = exact or torch_model(directory).double()
-            truth = torch_logits(exact, inputs, batch)
-            mine_off, theirs_off = (np.abs(logits - truth).max(axis=(1, 2)) for logits in (ours, reference))
-            rounding = max(rounding, float(theirs_off[far].max()))
-            far &= mine_off > ROUNDING * theirs_off
-        if not where and far.any():
-            row = int(np.where(far, worst, 0.0).argmax())
-            where = f"logits of sample {ids[row]} differ by {worst[row]:.3g}"
-        if not where and not equal.all():
-            row = int((~equal).argmax())
-            where = f"the answer to sample {ids[row]} differs: JAX {mine[row].tolist()}, PyTorch {theirs[row].tolist()}"
-    return GateResult(diff, scale, rounding, same / count, count, not where, where)
+        ids += [*batch.get("id", np.arange(len(equal), len(equal) + len(mine)))]
+        equal += [*(mine == theirs).all(axis=1)]
+        if not where and not all(equal):
+            row = int((mine != theirs).any(axis=1).argmax())
+            answers = f"JAX {mine[row].tolist()}, PyTorch {theirs[row].tolist()}"
+            where = f"the answer to sample {ids[len(ids) - len(mine) + row]} differs: {answers}"
+    diff, scale = float(max(worst)), float(max(np.abs(reference).max() for reference in references))
+    bound, rounding = TOLERANCE * max(1.0, scale), 0.0
+    if diff > bound:
+        exact = torch_model(directory).double()
+        truths = (torch_logits(exact, split(batch)[0], batch) for batch in batches)
+        rounding = float(max(np.abs(truth - found).max() for truth, found in zip(truths, references, strict=True)))
+        bound = max(bound, ROUNDING * rounding)
+    if diff > bound:
+        where = f"logits of sample {ids[int(np.argmax(worst))]} differ by {diff:.3g}, more than {bound:.3g}"
+    return GateResult(diff, scale, rounding, float(np.mean(equal)), len(equal), not where, where)
 
 
 def torch_logits(model, inputs: Mapping[str, np.ndarray], batch: Mapping[str, np.ndarray]) -> np.ndarray:
