@@ -148,7 +148,7 @@ class Run:
             distill.build_cache(
                 functional(config),
                 params,
-                self.samples.in_order(CACHE_BATCH),
+                self.samples.by_bucket(CACHE_BATCH),
                 place,
                 samples=len(self.samples),
                 like=like,

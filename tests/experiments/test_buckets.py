@@ -65,6 +65,25 @@ def test_a_run_goes_on_from_its_place(model):
             np.testing.assert_array_equal(one[name], other[name])
 
 
+def test_a_cache_of_cut_batches_holds_what_one_of_whole_batches_does(model, tmp_path):
+    config, params, plain, cut = model
+    visits = [*cut.by_bucket(SIZE)]
+    np.testing.assert_array_equal(np.sort(np.concatenate([b["index"] for b in visits])), np.arange(ROWS))
+    assert min(map(width, visits)) < max(map(width, visits)) == width(next(plain.in_order(SIZE)))
+    names = ("final", *(f"{tower}/states" for tower in stacks(config)))
+    found = []
+    for name, rows in (("cut", visits), ("whole", plain.in_order(SIZE))):
+        about = {"samples": ROWS, "like": next(plain.in_order(SIZE)), "key": "k", "names": names}
+        distill.build_cache(functional(config), params, rows, tmp_path / name, **about)
+        found.append(distill.open_cache(tmp_path / name, key="k", names=names))
+    for batch in visits:
+        one, other = (cache.rows(batch) for cache in found)
+        for name in one:
+            # Stored in bfloat16: what float32 rounds otherwise can be one last bit of it.
+            close = {"rtol": 2**-7, "atol": 1e-4}
+            np.testing.assert_allclose(np.float32(one[name]), np.float32(other[name]), **close, err_msg=name)
+
+
 @pytest.mark.parametrize("mode", ["online", "cache"])
 def test_a_cut_batch_has_the_loss_of_the_whole_one(model, tmp_path, mode):
     config, params, plain, cut = model
