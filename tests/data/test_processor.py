@@ -162,6 +162,13 @@ def test_any_ascii_line_is_spelt_exactly(tokenizer, words):
         assert all(len(token) == 1 for token in digits)
 
 
+def test_digits_carry_their_place(tokenizer):
+    fast = wrap(tokenizer, template="$A </s>")
+    assert fast.tokenize("$411, 35; 6") == "▁$ 𝟒 𝟙 1 , ▁ 𝟛 5 ; ▁ 6".split()
+    # Of longer numbers the last three.
+    assert fast.tokenize("20245") == "▁ 2 0 𝟐 𝟜 5".split()
+
+
 def test_unseen_brands_are_spelt_with_seen_syllables():
     fast = wrap(train_tokenizer(corpus("m")), template="$A </s>")
     found, seen = brands(maad.tier("m"))
