@@ -16,7 +16,8 @@ PAD, EOS, UNK, IMAGE, BOS = range(5)
 SPECIAL = ("<pad>", "</s>", "<unk>", "<image>", "<s>")
 
 DIGITS = "0123456789"
-TENS, HUNDREDS = "𝟘𝟙𝟚𝟛𝟜𝟝𝟞𝟟𝟠𝟡", "𝟎𝟏𝟐𝟑𝟒𝟓𝟔𝟕𝟖𝟗"
+# Mathematical digits, double-struck and bold, which no text has.
+TENS, HUNDREDS = ("".join(chr(zero + digit) for digit in range(10)) for zero in (0x1D7D8, 0x1D7CE))
 
 
 def corpus(name: str, count: int = 6000, *, seed: int = 0) -> Iterator[str]:
@@ -40,8 +41,9 @@ def corpus(name: str, count: int = 6000, *, seed: int = 0) -> Iterator[str]:
 def train_tokenizer(texts: Iterable[str], *, vocab: int = 1024, min_frequency: int = 20) -> Tokenizer:
     """Trains a byte-pair tokenizer in which every digit and punctuation mark is a token of its own.
 
-    Digits carry their place (Nogueira et al., arXiv 2102.13019): 411 is the tokens 𝟒, 𝟙 and 1, which decode to 411. A
-    small model that has plain digits copies 411 as 141, as nothing but positions tells one digit from the next.
+    Digits carry their place (Nogueira et al., arXiv 2102.13019): 411 is three tokens that say 4 hundred, 1 ten
+    and 1, and decode to 411. A small model that has plain digits copies 411 as 141: nothing but positions tells one
+    digit from the next.
 
     No token crosses from a lower-case letter to a capital: the parts of MerZen are tokens wherever they stand, so that
     a name never seen in training is spelt with tokens that were.
