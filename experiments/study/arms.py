@@ -22,6 +22,7 @@ class Arm(Table):
     Attributes:
         name: in the results.
         changes: `key=value` over the recipe, as `--set` takes them.
+        order: all stages by name, in the order that they run in; empty: the recipe's.
         at_once: all stages' cuts in one stage, with the last one's loss and optimizer; as many recovery steps as take
             the training FLOPs of all stages.
         weights: what the student starts from, as in `Stage.weights`; other than "kept" only `at_once`.
@@ -31,6 +32,7 @@ class Arm(Table):
 
     name: Name
     changes: tuple[str, ...] = ()
+    order: tuple[str, ...] = ()
     at_once: bool = False
     weights: str = "kept"
     pretrained: str = ""
@@ -132,6 +134,8 @@ def recipe_of(study: Study, arm: Arm, seed: int, config: LMMConfig, *, pretraine
         AntgmmError: what `load_recipe` refuses, or sizes that are not legal.
     """
     recipe = load_recipe(study.recipe, [*study.changes, *arm.changes, f"seed={seed}"])
+    if arm.order:
+        recipe = recipe.model_copy(update={"stages": _ordered(recipe.stages, arm)})
     if not arm.at_once:
         return recipe
     whole = training_flops(config, recipe, length=study.length, answer=study.answer)
@@ -163,6 +167,13 @@ def recipe_of(study: Study, arm: Arm, seed: int, config: LMMConfig, *, pretraine
     steps = round((whole - once.mask_steps * closing) / each)
     stage = Stage.model_validate({**once.model_dump(), "recover_steps": steps})
     return recipe.model_copy(update={"stages": (stage,)})
+
+
+def _ordered(stages: Sequence[Stage], arm: Arm) -> tuple[Stage, ...]:
+    named = {stage.name: stage for stage in stages}
+    if sorted(arm.order) != sorted(named):
+        raise AntgmmError(f"arm {arm.name!r}: order must name each stage once: {', '.join(named)}")
+    return tuple(named[name] for name in arm.order)
 
 
 def step_flops(
