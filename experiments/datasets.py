@@ -1,8 +1,8 @@
 """From a recipe's data table to records, and from records to the arrays that a model reads."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property, partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -242,6 +242,21 @@ class Samples:
             raise AntgmmError(f"no question is of type {', '.join(absent)}: the data has {', '.join(known)}")
         return np.flatnonzero([not types or record.type in types for record in self.records])
 
+    def check_types(self, wanted: Mapping[str, Sequence[str]]) -> None:
+        """Refuses types that no row is of.
+
+        Args:
+            wanted: who asks -> names of types.
+
+        Raises:
+            AntgmmError: the first such type, and who asks for it.
+        """
+        for who, types in wanted.items():
+            try:
+                self.rows_of(types)
+            except AntgmmError as error:
+                raise AntgmmError(f"{who}: {error}") from None
+
     def shuffled(
         self,
         size: int,
@@ -258,7 +273,7 @@ class Samples:
             seed: of the order.
             full: leave all padding and rows of one sample, and an order that does not depend on the buckets.
             features: image features of all rows, from `image_features`, that stand in for the pictures.
-            types: question types to draw from, in whose rows a batch's `index` then counts; empty: all.
+            types: question types to draw from; empty: all.
 
         Returns:
             The iterator; of packed rows, `index` is [size, M] with -1 for none.
@@ -266,13 +281,16 @@ class Samples:
         Raises:
             AntgmmError: a type that no row is of, or fewer rows than a batch needs.
         """
-        finish, arrays = partial(device_batch, self.table), self.arrays
+        arrays, chosen = self.arrays, np.append(self.rows_of(types), -1).astype(np.int32)
         if features is not None:
             arrays = {**arrays, "vision_features": features}
             del arrays["images"]
         if types:
-            rows = self.rows_of(types)
-            arrays = {name: value[rows] for name, value in arrays.items()}
+            arrays = {name: value[chosen[:-1]] for name, value in arrays.items()}
+
+        def finish(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+            return device_batch(self.table, {**batch, "index": chosen[batch["index"]]})
+
         if self._pack and not full:
             return packed_batches(arrays, size=size, seed=seed, width=self._pack, finish=finish)
         return batches(arrays, size=size, seed=seed, widths=() if full else self._widths, finish=finish)

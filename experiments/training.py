@@ -131,11 +131,7 @@ class TrainingRun:
         records = load_both(recipe)
         params = self._start(shape, records[0])
         self.samples, self.test = encode_both(recipe, records, self.processor, self.config)
-        for phase in recipe.phases:
-            try:
-                self.samples.rows_of(phase.types)
-            except AntgmmError as error:
-                raise AntgmmError(f"phase {phase.name!r}: {error}") from None
+        self.samples.check_types({f"phase {phase.name!r}": phase.types for phase in recipe.phases})
         for number, phase in enumerate(recipe.phases, 1):
             params = self._phase(number, phase, params)
         return self._export(params)

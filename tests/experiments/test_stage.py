@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from antgmm_jax import checkpoint
 from antgmm_jax.config import sizes
 from antgmm_jax.errors import AntgmmError
 from experiments import stage as stages
@@ -54,10 +55,14 @@ optimizer.remat = "full"
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("towers")
-    teacher = save_teacher(folder / "teacher")
-    (folder / "recipe.toml").write_text(RECIPE.format(teacher=teacher))
+def folder(tmp_path_factory):
+    made = tmp_path_factory.mktemp("towers")
+    (made / "recipe.toml").write_text(RECIPE.format(teacher=save_teacher(made / "teacher")))
+    return made
+
+
+@pytest.fixture(scope="module")
+def run(folder):
     made: list[tuple[str, int]] = []
     computed: list[tuple[str, str]] = []
     whole, step, pure = stages.image_features, stages.make_step, stages.functional
@@ -135,3 +140,20 @@ def test_what_a_stage_cannot_do_is_refused(run, tmp_path):
         path.write_text(text)
         with pytest.raises(AntgmmError, match=fault):
             load_recipe(path, [change])
+
+
+def test_a_stage_of_some_types_learns_what_the_teacher_says_of_those(folder, tmp_path):
+    """From a cache, which goes by the row, as from the teacher itself, which reads the batch."""
+    changes = ['stage.image.types=["price","brand","claim","product"]', "stage.image.recover_steps=1"]
+    changes += ["stage.image.loss={hard=0.0,soft=1.0,vision=1.0}", "stage.image.optimizer.batch_size=4"]
+    curves = []
+    for mode in ("cache", "online"):
+        recipe = load_recipe(folder / "recipe.toml", [*changes, f"teacher.mode={mode}"])
+        recipe = recipe.model_copy(update={"stages": recipe.stages[:1]})
+        Run(recipe, tmp_path / mode).scores()
+        record = checkpoint.load_record(tmp_path / mode / "stages" / "01-image")
+        curves.append([[point[name] for name in ("soft", "vision")] for point in record["metrics"]["history"]])
+    # The cache holds bfloat16.
+    np.testing.assert_allclose(*curves, rtol=2e-2)
+    with pytest.raises(AntgmmError, match="stage 'image': no question is of type prise: the data has brand, "):
+        Run(load_recipe(folder / "recipe.toml", ['stage.image.types=["prise"]']), tmp_path / "none").scores()
