@@ -92,11 +92,10 @@ def lengths(arrays: Arrays) -> np.ndarray:
     return arrays["attention_mask"].sum(axis=1)
 
 
-def _group(arrays: Arrays, widths: Sequence[int]) -> np.ndarray:
-    count = len(next(iter(arrays.values())))
+def _group(found: np.ndarray, widths: Sequence[int]) -> np.ndarray:
     if not widths:
-        return np.zeros(count, int)
-    found, edges = lengths(arrays), np.asarray(sorted(widths))
+        return np.zeros(len(found), int)
+    edges = np.asarray(sorted(widths))
     if found.max() > edges[-1]:
         raise AntgmmError(f"the widest length bucket is {edges[-1]} but a row has {found.max()} tokens: add a bucket")
     return np.searchsorted(edges, found)
@@ -122,6 +121,7 @@ def batches(
     size: int,
     seed: int,
     widths: Sequence[int] = (),
+    rows: np.ndarray | None = None,
     finish: Callable[[Arrays], Arrays] | None = None,
     prefetch: int = 2,
 ) -> Batches:
@@ -136,6 +136,7 @@ def batches(
         seed: seed of the order.
         widths: length buckets, one compiled program each; a batch holds rows of one bucket and is cut to it, but for
             the few that mix what is left over. Empty: no cutting.
+        rows: which rows an epoch visits, and each as often as it stands there; None: all once.
         finish: last step on a batch, such as a partial `data.processor.device_batch`; runs ahead in a thread.
         prefetch: batches made ahead of time; 0 makes each when it is asked for.
 
@@ -149,20 +150,23 @@ def batches(
     counts = {name: len(value) for name, value in arrays.items()}
     if len(set(counts.values())) != 1:
         raise AntgmmError(f"arrays of one data set must have equally many rows, not {counts}")
-    if next(iter(counts.values())) < size:
-        raise AntgmmError(f"a batch of {size} needs as many rows; the data has {next(iter(counts.values()))}")
+    rows = np.arange(next(iter(counts.values()))) if rows is None else rows
+    if len(rows) < size:
+        raise AntgmmError(f"a batch of {size} needs as many rows; the data has {len(rows)}")
 
     # Asked for here: the thread that makes batches has no mesh.
-    own, tokens = own_rows(size), lengths(arrays) if widths else None
+    own, tokens = own_rows(size), lengths(arrays) if widths else np.zeros(len(rows), int)
 
-    def make(rows: np.ndarray) -> Arrays:
-        batch = {name: value[rows[own]] for name, value in arrays.items()}
-        if tokens is not None:
-            batch = trim(batch, min(width for width in widths if width >= tokens[rows].max()))
-        batch["index"] = rows[own].astype(np.int32)
+    def make(places: np.ndarray) -> Arrays:
+        index = rows[places]
+        batch = {name: value[index[own]] for name, value in arrays.items()}
+        if widths:
+            batch = trim(batch, min(width for width in widths if width >= tokens[index].max()))
+        batch["index"] = index[own].astype(np.int32)
         return batch if finish is None else finish(batch)
 
-    return Batches(grain.MapDataset.source(Plan(_group(arrays, widths), size, seed)).map(make), prefetch)
+    groups = _group(tokens[rows] if widths else tokens, widths)
+    return Batches(grain.MapDataset.source(Plan(groups, size, seed)).map(make), prefetch)
 
 
 def stream(

@@ -96,6 +96,7 @@ def packed_batches(
     size: int,
     seed: int,
     width: int,
+    rows: np.ndarray | None = None,
     finish: Callable[[Arrays], Arrays] = lambda batch: batch,
     prefetch: int = 2,
 ) -> Batches:
@@ -109,6 +110,7 @@ def packed_batches(
         size: rows a batch.
         seed: seed of the rows and their order.
         width: tokens of a row.
+        rows: as in `data.batches.batches`, samples.
         finish: as in `data.batches.batches`; it is given pictures [R * M, ...], not parted by rows.
         prefetch: batches made ahead of time.
 
@@ -119,14 +121,17 @@ def packed_batches(
         AntgmmError: fewer rows than a batch needs, a sample longer than a row, or a batch that does not divide by a
             mesh's devices.
     """
-    table = pack(lengths(arrays), width, seed=seed)
+    found = lengths(arrays)
+    chosen = np.arange(len(found)) if rows is None else rows
+    table = pack(found[chosen], width, seed=seed)
+    table = np.where(table < 0, -1, chosen[table])
     if len(table) < size:
         raise AntgmmError(f"a batch of {size} rows of {width} tokens needs more samples: the data fills {len(table)}")
     table = np.pad(table, ((0, -len(table) % size), (0, 0)), constant_values=-1)
     own = own_rows(size)
 
-    def make(rows: np.ndarray) -> Arrays:
-        batch = packed(arrays, table[rows[own]], width)
+    def make(places: np.ndarray) -> Arrays:
+        batch = packed(arrays, table[places[own]], width)
         return _by_row(finish(_flat(batch)), len(own))
 
     return Batches(grain.MapDataset.source(Plan(np.zeros(len(table), int), size, seed)).map(make), prefetch)

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -242,6 +242,17 @@ class Samples:
             raise AntgmmError(f"no question is of type {', '.join(absent)}: the data has {', '.join(known)}")
         return np.flatnonzero([not types or record.type in types for record in self.records])
 
+    def repeated(self, times: Mapping[str, int]) -> np.ndarray:
+        """Every row, those of some question types several times.
+
+        Args:
+            times: type -> how often; the others once.
+
+        Returns:
+            Row numbers, ascending.
+        """
+        return np.repeat(np.arange(len(self)), [times.get(record.type, 1) for record in self.records])
+
     def check_types(self, wanted: Mapping[str, Sequence[str]]) -> None:
         """Refuses types that no row is of.
 
@@ -264,7 +275,7 @@ class Samples:
         *,
         full: bool = False,
         features: Float[np.ndarray, "N Q D"] | None = None,
-        types: Sequence[str] = (),
+        rows: np.ndarray | None = None,
     ) -> Batches:
         """Endless shuffled training batches, cut to the length buckets or packed; the iterator's position resumes it.
 
@@ -273,27 +284,21 @@ class Samples:
             seed: of the order.
             full: leave all padding and rows of one sample, and an order that does not depend on the buckets.
             features: image features of all rows, from `image_features`, that stand in for the pictures.
-            types: question types to draw from; empty: all.
+            rows: which rows an epoch visits, and each as often as it stands there; None: all once.
 
         Returns:
             The iterator; of packed rows, `index` is [size, M] with -1 for none.
 
         Raises:
-            AntgmmError: a type that no row is of, or fewer rows than a batch needs.
+            AntgmmError: fewer rows than a batch needs.
         """
-        arrays, chosen = self.arrays, np.append(self.rows_of(types), -1).astype(np.int32)
+        finish, arrays = partial(device_batch, self.table), self.arrays
         if features is not None:
             arrays = {**arrays, "vision_features": features}
             del arrays["images"]
-        if types:
-            arrays = {name: value[chosen[:-1]] for name, value in arrays.items()}
-
-        def finish(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-            return device_batch(self.table, {**batch, "index": chosen[batch["index"]]})
-
         if self._pack and not full:
-            return packed_batches(arrays, size=size, seed=seed, width=self._pack, finish=finish)
-        return batches(arrays, size=size, seed=seed, widths=() if full else self._widths, finish=finish)
+            return packed_batches(arrays, size=size, seed=seed, width=self._pack, rows=rows, finish=finish)
+        return batches(arrays, size=size, seed=seed, widths=() if full else self._widths, rows=rows, finish=finish)
 
     def in_order(self, size: int, *, prompts: bool = False, by_length: bool = False) -> Iterator[dict[str, np.ndarray]]:
         """Every row once; the last batch repeats its last row, so that one shape is compiled.

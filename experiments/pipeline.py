@@ -98,7 +98,7 @@ class Run:
         # A recipe that cannot run must not claim the folder.
         with self.folder.opened(recipe):
             self.samples, self.test = encode_both(recipe, load_both(recipe), self.processor, config)
-            self.samples.check_types({f"stage {stage.name!r}": stage.types for stage in recipe.stages})
+            self.samples.check_types({f"stage {stage.name!r}": (*stage.repeat,) for stage in recipe.stages})
             # Read before anything is trained: what is wrong with them is told now.
             hard = self._hard(config)
             if recipe.teacher.pairs:

@@ -217,7 +217,7 @@ class Stage(Table):
       recover_steps: steps of distillation after each cut.
       frozen: path prefixes of parameters ("vision", "language") that are not trained. Image features that depend on
         nothing else, and on nothing that the stage cuts, are computed once, unless it weighs `vision`.
-      types: question types that it trains on, all by default: for what is learnt last.
+      repeat: question type -> how often an epoch sees its samples, the others' once: for what is learnt last.
       weights: "kept": those that the units had; "random": new ones, the control from scratch; else the folder of a
         phase of `antgmm train`, `RUN/stages/NN-phase`: what it trained, laid over new ones.
       loss, optimizer: what differs from the recipe's own.
@@ -230,7 +230,7 @@ class Stage(Table):
     mask_steps: Annotated[int, Field(ge=0)] = 0
     recover_steps: Annotated[int, Field(ge=0)] = 0
     frozen: tuple[str, ...] = ()
-    types: tuple[str, ...] = ()
+    repeat: dict[str, Count] = {}
     weights: str = "kept"
     loss: Loss
     optimizer: Optimizer

@@ -221,8 +221,8 @@ class StageRun:
         features = None
         if reads_features(start.config, self.stage, targets):
             features = image_features(start.config, start.params, self.samples)
-        size, types = self.stage.optimizer.batch_size, self.stage.types
-        return self.samples.shuffled(size, self.seed, features=features, types=types)
+        size, seen = self.stage.optimizer.batch_size, self.samples.repeated(self.stage.repeat)
+        return self.samples.shuffled(size, self.seed, features=features, rows=seen)
 
     def _batches(self) -> Iterator[dict[str, np.ndarray]]:
         """Batches that name their samples, for errors."""

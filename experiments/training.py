@@ -201,7 +201,8 @@ class TrainingRun:
             self._features = None
         elif self._features is None:
             self._features = image_features(self.config, params, self.samples)
-        return params, step, self.samples.shuffled(size, seed, features=self._features, types=phase.types)
+        rows = self.samples.rows_of(phase.types)
+        return params, step, self.samples.shuffled(size, seed, features=self._features, rows=rows)
 
     def _train(self, phase: Phase, stepper: Stepper, step, state: distill.State, data: Batches):
         history: list[dict[str, float]] = []

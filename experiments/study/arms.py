@@ -156,7 +156,7 @@ def recipe_of(study: Study, arm: Arm, seed: int, config: LMMConfig, *, pretraine
         "mask_steps": last.mask_steps if weights == "kept" else 0,
         "recover_steps": 1,
         "frozen": (),
-        "types": (),
+        "repeat": {},
         "weights": weights,
     }
     # The warmup may be longer than this one step: checked with the steps that it gets.

@@ -77,14 +77,24 @@ def test_batches_of_some_question_types_hold_no_others(model):
     wanted = {samples.records[1].type, samples.records[4].type}
     rows = [i for i, record in enumerate(samples.records) if record.type in wanted]
     assert 2 <= len(rows) < ROWS
-    found = next(samples.shuffled(len(rows), 0, types=(*wanted,)))
+    np.testing.assert_array_equal(samples.rows_of((*wanted,)), rows)
+    found = next(samples.shuffled(len(rows), 0, rows=samples.rows_of((*wanted,))))
     for name in ("targets", "input_ids"):
         np.testing.assert_array_equal(found[name], samples.arrays[name][found["index"]])
     assert sorted(found["index"]) == rows
     with pytest.raises(AntgmmError, match=f"a batch of {len(rows) + 1} needs as many rows; the data has {len(rows)}"):
-        samples.shuffled(len(rows) + 1, 0, types=(*wanted,))
+        samples.shuffled(len(rows) + 1, 0, rows=np.array(rows))
     with pytest.raises(AntgmmError, match="no question is of type prize: the data has brand, "):
-        samples.shuffled(1, 0, types=("prize", "brand"))
+        samples.rows_of(("prize", "brand"))
+
+
+def test_an_epoch_sees_repeated_types_as_often_as_asked(model):
+    _, _, _, samples = model
+    kind = samples.records[1].type
+    often = [3 if record.type == kind else 1 for record in samples.records]
+    epoch = next(samples.shuffled(sum(often), 0, rows=samples.repeated({kind: 3})))
+    np.testing.assert_array_equal(np.bincount(epoch["index"], minlength=ROWS), often)
+    np.testing.assert_array_equal(epoch["targets"], samples.arrays["targets"][epoch["index"]])
 
 
 def test_the_fingerprint_is_that_of_data_and_processor(model, tmp_path):

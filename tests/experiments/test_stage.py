@@ -142,9 +142,9 @@ def test_what_a_stage_cannot_do_is_refused(run, tmp_path):
             load_recipe(path, [change])
 
 
-def test_a_stage_of_some_types_learns_what_the_teacher_says_of_those(folder, tmp_path):
+def test_what_is_repeated_meets_its_own_targets(folder, tmp_path):
     """From a cache, which goes by the row, as from the teacher itself, which reads the batch."""
-    changes = ['stage.image.types=["price","brand","claim","product"]', "stage.image.recover_steps=1"]
+    changes = ["stage.image.repeat={price=5, brand=3}", "stage.image.recover_steps=1"]
     changes += ["stage.image.loss={hard=0.0,soft=1.0,vision=1.0}", "stage.image.optimizer.batch_size=4"]
     curves = []
     for mode in ("cache", "online"):
@@ -156,4 +156,4 @@ def test_a_stage_of_some_types_learns_what_the_teacher_says_of_those(folder, tmp
     # The cache holds bfloat16.
     np.testing.assert_allclose(*curves, rtol=2e-2)
     with pytest.raises(AntgmmError, match="stage 'image': no question is of type prise: the data has brand, "):
-        Run(load_recipe(folder / "recipe.toml", ['stage.image.types=["prise"]']), tmp_path / "none").scores()
+        Run(load_recipe(folder / "recipe.toml", ["stage.image.repeat={prise=2}"]), tmp_path / "none").scores()
