@@ -1,6 +1,7 @@
 """The order of batches: complete, deterministic, resumable, bucketed."""
 
 import json
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -31,6 +32,15 @@ def test_every_epoch_visits_each_row_once(widths):
     for epoch in epochs:
         np.testing.assert_array_equal(np.sort(epoch), np.arange(12))
     assert not np.array_equal(epochs[0], epochs[1])
+
+
+@pytest.mark.parametrize("widths", [(), (3, 8)])
+def test_an_epoch_visits_the_rows_asked_for_as_often(widths):
+    arrays, wanted = toy(12), np.array([0, 4, 4, 9, 9, 11])
+    found = [*islice(batches(arrays, size=3, seed=5, widths=widths, rows=wanted), 2)]
+    np.testing.assert_array_equal(np.sort(np.concatenate([batch["index"] for batch in found])), wanted)
+    for batch in found:
+        np.testing.assert_array_equal(batch["input_ids"], arrays["input_ids"][batch["index"]])
 
 
 @pytest.mark.parametrize("prefetch", [0, 2])

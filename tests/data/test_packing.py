@@ -75,6 +75,18 @@ def test_every_epoch_sees_each_sample_once_in_another_order(size):
     assert not np.array_equal(epochs[0], epochs[1])
 
 
+def test_an_epoch_holds_the_samples_asked_for_as_often():
+    arrays, wanted = toy(10), np.array([1, 3, 3, 7, 8, 8, 8])
+    run = packed_batches(arrays, size=2, seed=5, width=13, rows=wanted)
+    rows = len(pack(arrays["attention_mask"].sum(axis=1)[wanted], 13, seed=5))
+    found = [next(run) for _ in range(-(-rows // 2))]
+    index = np.concatenate([batch["index"] for batch in found])
+    np.testing.assert_array_equal(np.sort(index[index >= 0]), wanted)
+    for batch in found:
+        for sample, image in zip(batch["index"].ravel(), batch["images"].reshape(-1, 2, 2, 3), strict=True):
+            assert sample < 0 or np.array_equal(image, arrays["images"][sample])
+
+
 @pytest.mark.parametrize("prefetch", [0, 2])
 def test_a_resumed_run_sees_the_same_batches(prefetch):
     options = {"size": 2, "seed": 1, "width": 13, "prefetch": prefetch}
