@@ -8,7 +8,7 @@ import grain
 import numpy as np
 
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.sharding import own_rows
+from antgmm_jax.sharding import own_rows, whole_rows
 from data.record import Record
 
 Arrays = dict[str, np.ndarray]
@@ -93,8 +93,6 @@ def lengths(arrays: Arrays) -> np.ndarray:
 
 
 def _group(found: np.ndarray, widths: Sequence[int]) -> np.ndarray:
-    if not widths:
-        return np.zeros(len(found), int)
     edges = np.asarray(sorted(widths))
     if found.max() > edges[-1]:
         raise AntgmmError(f"the widest length bucket is {edges[-1]} but a row has {found.max()} tokens: add a bucket")
@@ -155,18 +153,42 @@ def batches(
         raise AntgmmError(f"a batch of {size} needs as many rows; the data has {len(rows)}")
 
     # Asked for here: the thread that makes batches has no mesh.
-    own, tokens = own_rows(size), lengths(arrays) if widths else np.zeros(len(rows), int)
+    own, tokens = own_rows(size), lengths(arrays) if widths else np.zeros(0, int)
 
     def make(places: np.ndarray) -> Arrays:
-        index = rows[places]
-        batch = {name: value[index[own]] for name, value in arrays.items()}
-        if widths:
-            batch = trim(batch, min(width for width in widths if width >= tokens[index].max()))
-        batch["index"] = index[own].astype(np.int32)
+        batch = _rows(arrays, rows[places], own, widths, tokens)
         return batch if finish is None else finish(batch)
 
-    groups = _group(tokens[rows] if widths else tokens, widths)
+    groups = _group(tokens[rows], widths) if widths else np.zeros(len(rows), int)
     return Batches(grain.MapDataset.source(Plan(groups, size, seed)).map(make), prefetch)
+
+
+def once(arrays: Arrays, *, size: int, order: np.ndarray | None = None, widths: Sequence[int] = ()) -> Iterator[Arrays]:
+    """Every row once; the last batch repeats its last row, so that one shape is compiled.
+
+    Args:
+        arrays: as in `batches`.
+        size: rows a batch; under a mesh the next number that its devices divide.
+        order: the rows in the order to visit them; None: as they stand.
+        widths: length buckets; each batch is cut to the one that its longest row needs. Empty: no cutting.
+
+    Yields:
+        Batches with `index`, the rows' numbers; under a mesh the rows of this process's devices.
+    """
+    order = np.arange(len(next(iter(arrays.values())))) if order is None else order
+    size = whole_rows(size)
+    own, tokens = own_rows(size), lengths(arrays) if widths else np.zeros(0, int)
+    for first in range(0, len(order), size):
+        places = np.minimum(np.arange(first, first + size), len(order) - 1)
+        yield _rows(arrays, order[places], own, widths, tokens)
+
+
+def _rows(arrays: Arrays, index: np.ndarray, own: np.ndarray, widths: Sequence[int], tokens: np.ndarray) -> Arrays:
+    """This process's rows of a batch, cut to the width that the longest of all of them needs."""
+    batch = {name: value[index[own]] for name, value in arrays.items()}
+    if widths:
+        batch = trim(batch, min(width for width in widths if width >= tokens[index].max()))
+    return {**batch, "index": index[own].astype(np.int32)}
 
 
 def stream(

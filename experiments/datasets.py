@@ -15,8 +15,8 @@ from antgmm_jax.config import LMMConfig, QFormerConfig
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.functional import Params, functional
 from antgmm_jax.processes import gather
-from antgmm_jax.sharding import own_rows, rows, whole_rows
-from data.batches import Batches, answer_lengths, batches, lengths, trim
+from antgmm_jax.sharding import rows
+from data.batches import Batches, answer_lengths, batches, lengths, once
 from data.maad import source
 from data.maad.source import MaadSource
 from data.maad.source import fingerprint as maad_fingerprint
@@ -312,10 +312,8 @@ class Samples:
             Training batches with `index`, the rows' numbers; under a mesh the rows of this process's devices.
         """
         arrays = {**self.arrays, **self._prompts} if prompts else self.arrays
-        order = np.argsort(answer_lengths(self.arrays), kind="stable") if by_length else np.arange(len(self))
-        for index, own in self._each(order, size):
-            batch = device_batch(self.table, {name: value[index[own]] for name, value in arrays.items()})
-            yield {**batch, "index": index[own]}
+        order = np.argsort(answer_lengths(self.arrays), kind="stable") if by_length else None
+        yield from map(partial(device_batch, self.table), once(arrays, size=size, order=order))
 
     def by_bucket(self, size: int) -> Iterator[dict[str, np.ndarray]]:
         """Every row once, the shorter first, cut to the length buckets: for a teacher that reads each row once.
@@ -326,19 +324,10 @@ class Samples:
         Yields:
             Training batches as of `in_order`.
         """
-        found = lengths(self.arrays)
-        for index, own in self._each(np.argsort(found, kind="stable"), size):
-            batch = {name: value[index[own]] for name, value in self.arrays.items()}
-            if self._widths:
-                batch = trim(batch, min(width for width in self._widths if width >= found[index].max()))
-            yield {**device_batch(self.table, batch), "index": index[own]}
-
-    def _each(self, order: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Batch after batch the rows of all processes, and the places among them that are this one's."""
-        size = whole_rows(size)
-        own = own_rows(size)
-        for first in range(0, len(self), size):
-            yield order[np.minimum(np.arange(first, first + size), len(self) - 1)].astype(np.int32), own
+        order = np.argsort(lengths(self.arrays), kind="stable")
+        yield from map(
+            partial(device_batch, self.table), once(self.arrays, size=size, order=order, widths=self._widths)
+        )
 
 
 def freezes_features(config: LMMConfig, frozen: Sequence[str]) -> bool:

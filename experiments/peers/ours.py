@@ -4,7 +4,6 @@ import math
 import shutil
 import sys
 import time
-from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -16,7 +15,7 @@ import distill
 from antgmm_jax.convert import load_hf, open_hf
 from antgmm_jax.functional import float32, functional
 from antgmm_jax.sharding import rows
-from data.batches import Batches, batches, lengths, trim
+from data.batches import Batches, batches, lengths, once
 from distill.step import Step
 from experiments.allocator import keep_freed_memory
 from experiments.peers.prepare import arrays
@@ -59,7 +58,9 @@ def build(task: Task, data: Arrays, work: Path, record: Recorder) -> None:
     like = {name: value[: task.batch] for name, value in data.items()}
     began = time.perf_counter()
     key = distill.fingerprint(params, "peers")
-    distill.build_cache(functional(config), params, by_length(task, data), place, samples=task.rows, like=like, key=key)
+    order = np.argsort(lengths(data), kind="stable")
+    short_first = once(data, size=task.batch, order=order, widths=task.widths)
+    distill.build_cache(functional(config), params, short_first, place, samples=task.rows, like=like, key=key)
     seconds = time.perf_counter() - began
     (work / "cache.key").write_text(key)
     files = (path.stat().st_size for path in place.rglob("*") if path.is_file())
@@ -107,16 +108,6 @@ def make_optimizer(task: Task, steps: int) -> distill.Optimizer:
 def stream(task: Task, data: Arrays) -> Batches:
     """Shuffled batches of rows of like length, each cut to its bucket's width."""
     return batches(data, size=task.batch, seed=task.seed, widths=task.widths)
-
-
-def by_length(task: Task, data: Arrays) -> Iterator[Arrays]:
-    """Every row once, short ones first, each batch cut to the width that its longest row needs."""
-    found = lengths(data)
-    order = np.argsort(found, kind="stable")
-    for first in range(0, task.rows, task.batch):
-        index = order[first : first + task.batch]
-        batch = {name: value[index] for name, value in data.items()}
-        yield {**trim(batch, task.width(found[index].max())), "index": index}
 
 
 def warm(step: Step, state: distill.State, source: Batches, steps: int, teacher: distill.Teacher) -> None:
