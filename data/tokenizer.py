@@ -1,6 +1,7 @@
 """A small tokenizer for models that are trained from scratch."""
 
 from collections.abc import Iterable, Iterator
+from string import digits
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
@@ -15,7 +16,6 @@ from data.record import prompt
 PAD, EOS, UNK, IMAGE, BOS = range(5)
 SPECIAL = ("<pad>", "</s>", "<unk>", "<image>", "<s>")
 
-DIGITS = "0123456789"
 # Mathematical digits, double-struck and bold, which no text has.
 TENS, HUNDREDS = ("".join(chr(zero + digit) for digit in range(10)) for zero in (0x1D7D8, 0x1D7CE))
 
@@ -62,7 +62,7 @@ def train_tokenizer(texts: Iterable[str], *, vocab: int = 1024, min_frequency: i
         [
             normalizers.Replace(Regex(f"{digit}(?=[0-9]{{{behind}}}(?![0-9{HUNDREDS}]))"), symbol)
             for behind, symbols in ((2, HUNDREDS), (1, TENS))
-            for digit, symbol in zip(DIGITS, symbols, strict=True)
+            for digit, symbol in zip(digits, symbols, strict=True)
         ]
     )
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -72,7 +72,7 @@ def train_tokenizer(texts: Iterable[str], *, vocab: int = 1024, min_frequency: i
             pre_tokenizers.Split(Regex(r"▁?[A-Z][a-z]+"), "isolated"),
         ]
     )
-    plain = zip(TENS + HUNDREDS, DIGITS + DIGITS, strict=True)
+    plain = zip(TENS + HUNDREDS, digits + digits, strict=True)
     tokenizer.decoder = decoders.Sequence(
         [*(decoders.Replace(symbol, digit) for symbol, digit in plain), decoders.Metaspace(prepend_scheme="always")]
     )
