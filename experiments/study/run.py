@@ -1,7 +1,11 @@
 """Runs a study: one arm and seed after another, each resumable; what is finished is read back."""
 
+import itertools
 import json
+import shutil
+import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +13,10 @@ from antgmm_jax.config import LMMConfig
 from antgmm_jax.convert import open_hf
 from experiments.bench.rates import Asked
 from experiments.console import say
-from experiments.folder import InUse, RunFolder, write_json
+from experiments.folder import RECIPE, InUse, RunFolder, write_json, write_text
 from experiments.pipeline import Run
-from experiments.recipe import load_recipe, load_training
+from experiments.recipe import dump_recipe, load_recipe, load_training
+from experiments.schema import Recipe
 from experiments.study.arms import Arm, Study, recipe_of, training_flops
 from experiments.study.curve import with_costs, write_curve
 from experiments.study.summary import write_results
@@ -78,10 +83,47 @@ def results(study: Study, folder: Path) -> list[Result]:
 def _run(study: Study, arm: Arm, seed: int, config: LMMConfig, folder: Path, place: Path) -> Result:
     before = _pretrained(arm, seed, folder) if arm.pretrained else ""
     recipe = recipe_of(study, arm, seed, config, pretrained=before)
+    lend_stages(recipe, folder, place)
     found = Run(recipe, place, cache=folder / "cache").scores()
     flops = training_flops(config, recipe, length=study.length, answer=study.answer)
     steps = sum(stage.steps for stage in recipe.stages)
     return {"arm": arm.name, "seed": seed, "steps": steps, "flops": flops, **found}
+
+
+def lend_stages(recipe: Recipe, folder: Path, place: Path) -> None:
+    """Copies the first stages of a run from a finished one that went the same way so far; a run that has begun is left.
+
+    A stage gives the same bits each time: what differs later does not reach it.
+
+    Args:
+        recipe: of the run that is to begin.
+        folder: of the study, whose finished runs may lend.
+        place: of the run.
+    """
+    lenders = sorted(path.parent for path in folder.glob(f"*/seed-*/{RESULT}"))
+    alike = {lender: _alike(recipe, load_recipe(lender / RECIPE)) for lender in lenders}
+    if place.exists() or not any(alike.values()):
+        return
+    lender = max(alike, key=lambda lender: alike[lender])
+    place.parent.mkdir(parents=True, exist_ok=True)
+    # Whole or not at all; where another process was first, its run stands.
+    with tempfile.TemporaryDirectory(dir=folder) as draft, suppress(OSError):
+        copy = RunFolder(Path(draft) / place.name)
+        for number, stage in enumerate(recipe.stages[: alike[lender]], 1):
+            shutil.copytree(RunFolder(lender).stage(number, stage.name), copy.stage(number, stage.name))
+        write_text(copy.path / RECIPE, dump_recipe(recipe))
+        copy.path.rename(place)
+        say(f"{alike[lender]} of {len(recipe.stages)} stages are those of {lender.relative_to(folder)}")
+
+
+def _alike(one: Recipe, other: Recipe) -> int:
+    """How many of their first stages two recipes have in common; 0 where they differ in what stages read."""
+    # The loss and the optimizer at the top are laid under those of each stage.
+    own = {"stages", "loss", "optimizer"}
+    if one.model_dump(exclude=own) != other.model_dump(exclude=own):
+        return 0
+    pairs = zip(one.stages, other.stages, strict=False)
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def _pretrained(arm: Arm, seed: int, folder: Path) -> str:

@@ -16,9 +16,9 @@ from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import complete
 from experiments.pipeline import load_student
 from experiments.recipe import load_recipe
-from experiments.stage import new_weights, segment_targets
+from experiments.stage import StageRun, new_weights, segment_targets
 from experiments.study.arms import Arm, load_study, recipe_of, step_flops, training_flops
-from experiments.study.run import run_study
+from experiments.study.run import lend_stages, run_study
 from experiments.study.summary import markdown, plot, rows, told
 from tests.experiments.tiny import HEAD, save_teacher
 
@@ -201,6 +201,35 @@ def test_a_study_runs_every_arm_and_reads_back_what_is_done(study, teacher, tmp_
     with FileLock(held / ".lock"):
         later = run_study(study, folder, out, only=("one_shot",))
     assert [(r["arm"], r["seed"]) for r in later if r["arm"] == "one_shot"] == [("one_shot", 1)]
+
+
+def test_stages_in_common_are_run_once(study, tmp_path, monkeypatch):
+    folder, out = tmp_path / "runs", tmp_path / "study.json"
+    late = Arm(name="late", changes=("stage.mlp.recover_steps=3",))
+    study = study.model_copy(update={"seeds": (0,), "arms": (study.arms[0], late)})
+    run_study(study, folder, out, only=("full",))
+    began = []
+    whole = StageRun.run
+    monkeypatch.setattr(StageRun, "run", lambda self, start: began.append(self.stage.name) or whole(self, start))
+    (_, lent) = run_study(study, folder, out)
+    assert began == ["mlp"]
+
+    # The same figures as of a run of its own.
+    monkeypatch.setattr("experiments.study.run.lend_stages", lambda *a: None)
+    (alone,) = run_study(study.model_copy(update={"arms": (late,)}), tmp_path / "alone", out)
+    assert began == ["mlp", "layers", "mlp"]
+    assert {**lent, "seconds": 0} == {**alone, "seconds": 0}
+    one, other = (
+        load_student(max((place / "late/seed-0/stages").iterdir())).params for place in (folder, tmp_path / "alone")
+    )
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+    # A run that has begun is left as it is.
+    monkeypatch.undo()
+    began_elsewhere = folder / "full" / "seed-7"
+    began_elsewhere.mkdir()
+    lend_stages(load_recipe(study.recipe), folder, began_elsewhere)
+    assert not list(began_elsewhere.iterdir())
 
 
 def test_weights_of_a_finished_phase_are_laid_over_new_ones(teacher, tmp_path):
