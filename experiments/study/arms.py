@@ -167,7 +167,9 @@ def recipe_of(study: Study, arm: Arm, seed: int, config: LMMConfig, *, pretraine
     )
     steps = round((whole - once.mask_steps * closing) / each)
     stage = Stage.model_validate({**once.model_dump(), "recover_steps": steps})
-    return recipe.model_copy(update={"stages": (stage,)})
+    compares = stage.loss.hidden or stage.loss.vision
+    teacher = recipe.teacher if compares else recipe.teacher.model_copy(update={"states": ()})
+    return recipe.model_copy(update={"stages": (stage,), "teacher": teacher})
 
 
 def _ordered(stages: Sequence[Stage], arm: Arm) -> tuple[Stage, ...]:

@@ -15,7 +15,7 @@ from antgmm_jax.convert import load_hf, open_hf
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import complete
 from experiments.pipeline import load_student
-from experiments.recipe import load_recipe
+from experiments.recipe import dump_recipe, load_recipe
 from experiments.stage import StageRun, new_weights, segment_targets
 from experiments.study.arms import Arm, load_study, recipe_of, step_flops, training_flops
 from experiments.study.run import lend_stages, run_study
@@ -135,14 +135,17 @@ def test_cutting_at_once_takes_as_many_flops_and_cuts_as_much(study, teacher):
 
 
 @pytest.mark.parametrize("file", sorted(STUDIES.glob("*.toml")), ids=lambda path: path.stem)
-def test_every_arm_of_a_shipped_study_can_be_run_and_ends_in_its_shape(file, monkeypatch):
+def test_every_arm_of_a_shipped_study_can_be_run_and_ends_in_its_shape(file, monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)
     study = load_study(file)
     teacher, _ = open_hf(load_recipe(study.recipe).teacher.path)
     shapes = []
     for arm in study.arms:
         config = teacher
-        for stage in recipe_of(study, arm, 0, teacher, pretrained="somewhere" if arm.pretrained else "").stages:
+        recipe = recipe_of(study, arm, 0, teacher, pretrained="somewhere" if arm.pretrained else "")
+        (tmp_path / "recipe.toml").write_text(dump_recipe(recipe))
+        assert load_recipe(tmp_path / "recipe.toml") == recipe  # as a run's folder holds it
+        for stage in recipe.stages:
             for targets in segment_targets(config, stage):
                 for axis in complete(config, targets):
                     stage.method(axis)  # refuses an axis that nothing scores
