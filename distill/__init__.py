@@ -6,6 +6,7 @@ from distill.cache import TeacherCache, fingerprint, open_cache
 from distill.chunked import answer_sums
 from distill.losses import LossConfig, masked_mean
 from distill.optimizer import Optimizer, State, init_state, lay_out, make_optimizer, map_moments
+from distill.sensitivity import bridge_weights
 from distill.step import make_loss, make_step
 from distill.teacher import NO_TEACHER, Teacher, cached, online
 from distill.train import Progress, train
@@ -20,6 +21,7 @@ __all__ = [
     "Teacher",
     "TeacherCache",
     "answer_sums",
+    "bridge_weights",
     "build_cache",
     "cache_size",
     "cached",

@@ -27,7 +27,8 @@ class Part(NamedTuple):
         layers: teacher layer of each student layer [Ls]; None: one state, not one of each block.
         embed: teacher channel of each student channel [Ds].
         layers_axis, embed_axis: the gates that weigh them.
-        mask: batch -> bool [B, N], the tokens that count; [B, 1] where all of a sample's tokens count alike.
+        mask: batch -> bool [B, N], the tokens that count; [B, 1] where all of a sample's tokens count.
+        weights: of a sample's tokens [N], mean 1; None: all alike.
     """
 
     term: str
@@ -38,15 +39,19 @@ class Part(NamedTuple):
     layers_axis: str
     embed_axis: str
     mask: Callable[[Batch], Bool[Array, "B N"]]
+    weights: Float[np.ndarray, " N"] | None = None
 
 
-def parts(config: LMMConfig, keep: Mapping[str, np.ndarray]) -> tuple[Part, ...]:
+def parts(
+    config: LMMConfig, keep: Mapping[str, np.ndarray], *, bridge_weights: Float[np.ndarray, " N"] | None = None
+) -> tuple[Part, ...]:
     """Every state comparison that a student allows: text tokens of its language towers, image tokens of all towers and
     what the bridge hands to the language model.
 
     Args:
         config: the teacher's or the student's config; only its family's shape and image token are read.
         keep: teacher coordinates of the student: `<tower>/layers` [Ls] and `*/embed` [Ds] of every tower.
+        bridge_weights: of the tokens that the bridge hands on, mean 1, from `distill.bridge_weights`; None: all alike.
 
     Returns:
         One `Part` per tower and kind of token, and one of the bridge's output.
@@ -64,7 +69,7 @@ def parts(config: LMMConfig, keep: Mapping[str, np.ndarray]) -> tuple[Part, ...]
         for term, mask in _masks(tower, config.image_token).items():
             found.append(Part(term, tower, f"{tower}/states", layers, embed, *axes, mask))
     embed = np.asarray(keep["text/embed"])
-    return (*found, Part("bridge", "bridge", OUT, None, embed, "", "text/embed", filled))
+    return (*found, Part("bridge", "bridge", OUT, None, embed, "", "text/embed", filled, bridge_weights))
 
 
 def _masks(tower: str, image_token: int) -> dict[str, Callable[[Batch], Array]]:
@@ -128,6 +133,8 @@ def state_sum(
     else:
         layer_gates = gates.get(part.layers_axis, 1.0)
         values = losses.hidden(student, teacher, layers=part.layers, layer_gates=layer_gates, **embed)
+    if part.weights is not None:
+        values = values * part.weights
     mask = part.mask(batch)
     if mask.shape[1] == 1:
         values = jnp.mean(values, axis=1, keepdims=True)

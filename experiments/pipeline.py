@@ -29,8 +29,8 @@ from experiments.evaluate import evaluate
 from experiments.folder import RunFolder, held, write_json
 from experiments.pairs import with_pairs
 from experiments.report import write_report
-from experiments.schema import Recipe
-from experiments.stage import StageRun, Student, check_sizes
+from experiments.schema import Recipe, Stage
+from experiments.stage import StageRun, Student, calibration_batches, check_sizes
 
 CACHE_BATCH = 128
 IN_MEMORY = 4 << 30  # bytes of a teacher cache that each process holds whole; of a larger one it reads rows as it goes
@@ -182,6 +182,7 @@ class Run:
             calibration_batches=self.recipe.calibration_batches,
             working=working,
             checkpoint_every=self.recipe.checkpoint_every,
+            bridge_weights=self._bridge_weights(stage),
         )
         left, history = run.run(student)
         scores = self._scores(f"scores after {stage.name}", left, self.test)
@@ -202,6 +203,19 @@ class Run:
         checkpoint.discard_steps(working)
         say(f"stage {stage.name}: exact match {scores['exact_match']:.3f}")
         return left
+
+    def _bridge_weights(self, stage: Stage) -> np.ndarray | None:
+        """Weights of the tokens that the teacher's bridge hands on, where a stage weighs them apart."""
+        if stage.loss.bridge_tokens == "alike":
+            return None
+        config, params, _ = self.teacher
+        seen = calibration_batches(
+            self.samples,
+            batch_size=stage.optimizer.batch_size,
+            batches=self.recipe.calibration_batches,
+            seed=self.recipe.seed,
+        )
+        return distill.bridge_weights(functional(config), params, seen)
 
     def _scores(self, title: str, student: Student, records: Samples) -> dict[str, Any]:
         with bar(title, len(records)) as update:

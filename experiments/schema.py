@@ -125,6 +125,8 @@ class Loss(Table):
       hidden: block states at text tokens.
       vision: block states at image tokens.
       bridge: what the bridge hands to the language model.
+      bridge_tokens: "alike" weighs all tokens of it alike, "sensitivity" by how much the teacher's answers depend on
+        each.
       temperature: softmax temperature of `soft`.
       direction: "forward" is KL(teacher || student), "reverse" the other way.
       rank_top: how many logits `rank` orders.
@@ -137,6 +139,7 @@ class Loss(Table):
     hidden: Weight = 0.0
     vision: Weight = 0.0
     bridge: Weight = 0.0
+    bridge_tokens: Literal["alike", "sensitivity"] = "alike"
     temperature: Annotated[float, Field(gt=0)] = 1.0
     direction: Literal["forward", "reverse"] = "forward"
     rank_top: Annotated[int, Field(ge=2)] = 4
@@ -145,6 +148,8 @@ class Loss(Table):
     def _some_weight(self) -> Self:
         if not any((self.hard, self.soft, self.pair, self.rank, self.hidden, self.vision, self.bridge)):
             raise ValueError("every weight is 0, nothing would be trained")
+        if self.bridge_tokens != "alike" and not self.bridge:
+            raise ValueError(f"bridge_tokens = {self.bridge_tokens!r} weighs nothing: give bridge a weight")
         return self
 
     @property

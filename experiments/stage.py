@@ -83,7 +83,7 @@ def optimizer_of(table: OptimizerTable, steps: int, frozen: tuple[str, ...] = ()
 
 def loss_config(table: Loss) -> LossConfig:
     """The loss weights that a recipe's table gives."""
-    return LossConfig(**table.model_dump())
+    return LossConfig(**table.model_dump(exclude={"bridge_tokens"}))
 
 
 class StageRun:
@@ -99,6 +99,7 @@ class StageRun:
         calibration_batches: batches that importance is averaged over.
         working: folder of the step checkpoints.
         checkpoint_every: steps between two of them.
+        bridge_weights: of the tokens that the bridge hands on, as `distill.parts` takes them.
     """
 
     def __init__(
@@ -113,6 +114,7 @@ class StageRun:
         calibration_batches: int,
         working: Path,
         checkpoint_every: int,
+        bridge_weights: np.ndarray | None = None,
     ):
         self.stage, self.teacher, self.samples, self.towers = stage, teacher, samples, towers
         self.seed, self.calibration_batches, self.checkpoint_every = (
@@ -121,7 +123,7 @@ class StageRun:
             checkpoint_every,
         )
         self.optimizer = optimizer_of(stage.optimizer, stage.steps, stage.frozen)
-        self.working = working
+        self.working, self.bridge_weights = working, bridge_weights
 
     def run(self, start: Student) -> tuple[Student, list[dict[str, float]]]:
         """From the model that the stage finds to the one it leaves.
@@ -187,14 +189,13 @@ class StageRun:
         return State(params, moments, state.step), cut
 
     def _train(self, state: State, place: _Place, gates: Callable[[int], Any], until: int) -> State:
+        compared = parts(place.config, place.keep, bridge_weights=self.bridge_weights)
         step = make_step(
             functional(place.config, self.stage.optimizer.remat),
             self.optimizer,
             loss_config(self.stage.loss),
             teacher=self.teacher,
-            parts=tuple(
-                part for part in parts(place.config, place.keep) if part.term == "bridge" or part.tower in self.towers
-            ),
+            parts=tuple(part for part in compared if part.term == "bridge" or part.tower in self.towers),
             micro_batches=self.stage.optimizer.accumulate,
             dtype=jax.numpy.dtype(self.stage.optimizer.dtype),
         )
@@ -347,8 +348,9 @@ def importance(
         axis -> float32 scores; an axis that its method cannot score is absent.
     """
     pure, local, used = functional(config), local_axes(config), set(methods.values())
-    source = samples.shuffled(min(batch_size, len(samples)), seed + 500, full=True)
-    calibration = [_placed(next(source)) for _ in range(batches)] if used - {"magnitude", "random", "last"} else []
+    calibration: list[dict[str, jax.Array]] = []
+    if used - {"magnitude", "random", "last"}:
+        calibration = calibration_batches(samples, batch_size=batch_size, batches=batches, seed=seed)
     scores: dict[str, dict[str, np.ndarray]] = {}
     if "taylor" in used:
         loss = make_loss(pure, LossConfig(hard=1.0))
@@ -370,8 +372,21 @@ def importance(
     return {axis: scores[method][axis] for axis, method in methods.items() if axis in scores[method]}
 
 
-def _placed(batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-    return rows({name: value for name, value in batch.items() if name != "index"})
+def calibration_batches(samples: Samples, *, batch_size: int, batches: int, seed: int) -> list[dict[str, jax.Array]]:
+    """Batches on the devices, one sample a row, for what is measured before anything is trained.
+
+    Args:
+        samples: the records.
+        batch_size: rows a batch.
+        batches: how many.
+        seed: of their order.
+
+    Returns:
+        The batches, without `index`.
+    """
+    source = samples.shuffled(min(batch_size, len(samples)), seed + 500, full=True)
+    found = (next(source) for _ in range(batches))
+    return [rows({name: value for name, value in batch.items() if name != "index"}) for batch in found]
 
 
 def check_sizes(config: LMMConfig, stages: tuple[Stage, ...]) -> None:

@@ -14,6 +14,7 @@ from distill.losses import LossConfig
 from distill.optimizer import make_optimizer
 from experiments.recipe import difference, dump_recipe, fingerprint, load_recipe, load_training
 from experiments.schema import FileData, Loss, Optimizer
+from experiments.stage import loss_config
 
 RECIPES = Path(__file__).resolve().parents[2] / "experiments" / "recipes"
 
@@ -270,8 +271,16 @@ def test_rows_are_cut_to_buckets_or_packed(write):
 
 
 def test_every_key_of_a_loss_is_one_of_the_losses():
-    assert set(Loss.model_fields) == {field.name for field in dataclasses.fields(LossConfig)}
-    assert LossConfig(**Loss().model_dump()) == LossConfig()
+    of_the_parts = {"bridge_tokens"}
+    assert set(Loss.model_fields) - of_the_parts == {field.name for field in dataclasses.fields(LossConfig)}
+    assert loss_config(Loss()) == LossConfig()
+
+
+def test_weights_of_the_bridge_tokens_need_a_bridge_loss(write):
+    keys = ['loss.bridge_tokens="sensitivity"', "loss.bridge=0.5"]
+    assert load_recipe(write(RECIPE), keys).stages[0].loss.bridge_tokens == "sensitivity"
+    with pytest.raises(AntgmmError, match="bridge_tokens = 'sensitivity' weighs nothing: give bridge a weight"):
+        load_recipe(write(RECIPE), keys[:1])
 
 
 def test_every_key_of_an_optimizer_has_an_effect():

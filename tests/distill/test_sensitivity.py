@@ -1,0 +1,80 @@
+"""Weights of the tokens that the bridge hands on, against PyTorch's own gradients."""
+
+import jax
+import numpy as np
+import pytest
+import torch
+
+from antgmm_jax.convert import load_hf
+from antgmm_jax.errors import AntgmmError
+from antgmm_jax.functional import functional
+from distill import LossConfig, bridge_weights, make_loss, online, parts
+from distill.sensitivity import FLOOR
+from pruning.keep import identity
+from tests import reference
+from tests.pruning.models import CONFIGS, batch_of, parameters
+
+
+def torch_shares(model, arrays, targets) -> np.ndarray:
+    """Each token's share of |gradient|^2 |features|^2 at the input of the last linear map, averaged over samples."""
+    seen = []
+    hook = model.language_projection.register_forward_pre_hook(
+        lambda module, inputs: seen.append(inputs[0]) or inputs[0].retain_grad()
+    )
+    logits = model(**{name: torch.from_numpy(array) for name, array in arrays.items()}).logits
+    hook.remove()
+    torch.nn.functional.cross_entropy(logits.flatten(0, 1), torch.from_numpy(targets).flatten()).backward()
+    (features,) = seen
+    felt = (features.grad**2).sum(-1) * (features**2).sum(-1)
+    return (felt / felt.sum(1, keepdim=True)).mean(0).detach().numpy()
+
+
+def test_weights_are_the_shares_that_pytorch_gives(tmp_path):
+    model = reference.blip2(seed=5)
+    config, params = load_hf(reference.saved(model, tmp_path / "model"))
+    arrays, rng = reference.batch(model), np.random.default_rng(1)
+    # Tokens that some samples, or none, may read.
+    arrays["attention_mask"][0, 0] = arrays["attention_mask"][:, 2] = 0
+    targets = rng.integers(2, 48, arrays["decoder_input_ids"].shape)
+    shares = torch_shares(model, arrays, targets)
+    ours = {**arrays, "targets": targets, "positions": np.broadcast_to(np.arange(5), targets.shape)}
+    found = bridge_weights(functional(config), params, [ours])
+    expected = (shares * len(shares) + FLOOR) / (1 + FLOOR)
+    assert expected[2] < 0.1 < expected[0] < 0.9 < expected[1]
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    np.testing.assert_allclose(found.mean(), 1, rtol=1e-6)
+
+
+def test_an_image_token_that_nobody_reads_weighs_the_floor():
+    config, batch = CONFIGS["llava"], batch_of(CONFIGS["llava"])
+    ids = np.array(batch["input_ids"])
+    last = np.array([np.flatnonzero(row == config.image_token)[-1] for row in ids])
+    unread = {**batch, "input_ids": ids.copy()}
+    # A word in the place of each sample's last image token.
+    unread["input_ids"][np.arange(len(ids)), last] = 5
+    found, only = (
+        bridge_weights(functional(config), parameters("llava"), seen) for seen in ([unread, batch], [unread])
+    )
+    np.testing.assert_allclose(only[-1], FLOOR / (1 + FLOOR), rtol=1e-6)
+    assert found[-1] > 2 * only[-1]
+    with pytest.raises(AntgmmError, match="at least one calibration batch"):
+        bridge_weights(functional(config), parameters("llava"), [])
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_the_bridge_loss_weighs_its_tokens(family):
+    config, batch = CONFIGS[family], batch_of(CONFIGS[family])
+    params, other = parameters(family), jax.tree.map(lambda leaf: 1.1 * leaf, parameters(family))
+    teacher, model = online(functional(config), params), functional(config)
+
+    def value(weights):
+        compared = parts(config, identity(config), bridge_weights=weights)
+        loss = make_loss(model, LossConfig(hard=0.0, bridge=1.0), teacher=teacher, parts=compared)
+        return float(loss(other, {}, batch, params)[0])
+
+    count = model.features(params, batch["pixel_values"]).shape[1]
+    each = [value(np.eye(count, dtype=np.float32)[token]) for token in range(count)]
+    assert max(each) > min(each) > 0
+    weights = np.arange(1, count + 1, dtype=np.float32)
+    np.testing.assert_allclose(value(weights), weights @ each, rtol=1e-5)
+    np.testing.assert_allclose(value(None), sum(each), rtol=1e-5)
