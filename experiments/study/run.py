@@ -4,13 +4,14 @@ import itertools
 import json
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from antgmm_jax.config import LMMConfig
-from antgmm_jax.convert import open_hf
+from antgmm_jax.convert import load_hf
+from distill import fingerprint
 from experiments.bench.rates import Asked
 from experiments.console import say
 from experiments.folder import RECIPE, InUse, RunFolder, write_json, write_text
@@ -24,13 +25,16 @@ from experiments.training import TrainingRun
 
 RESULT = "result.json"
 Result = dict[str, Any]
-"""`arm`, `seed`, `exact_match`, `exact_match_hard`, `by_type`, `params`, `sizes`, `steps`, `flops`, `seconds`."""
+"""`arm`, `seed`, `exact_match`, `exact_match_hard`, `by_type`, `params`, `sizes`, `steps`, `flops`, `seconds`, and `of`,
+a digest of recipe and teacher."""
 
 
 def run_study(study: Study, folder: Path, out: Path, *, only: Sequence[str] = ()) -> list[Result]:
     """Runs what is not finished yet, and writes all results after each run.
 
-    Started twice, two processes share the runs between them: a run that one holds is passed over by the other.
+    What the file of results holds of the same recipe and teacher is finished as well, so that a study can be gone on
+    with where the runs' folder is not at hand. Started twice, two processes share the runs between them: a run that one
+    holds is passed over by the other.
 
     Args:
         study: the study.
@@ -44,10 +48,15 @@ def run_study(study: Study, folder: Path, out: Path, *, only: Sequence[str] = ()
     Raises:
         AntgmmError: no such arm, or what a run raises.
     """
-    config, _ = open_hf(load_recipe(study.recipe, study.changes).teacher.path)
+    config, params = load_hf(load_recipe(study.recipe, study.changes).teacher.path)
+    wanted = {
+        (arm.name, seed): fingerprint(params, _told(recipe_of(study, arm, seed, config, pretrained=arm.pretrained)))
+        for arm in study.arms
+        for seed in study.seeds_of(arm)
+    }
     for arm, seed in study.runs(tuple(only)):
         place = folder / arm.name / f"seed-{seed}"
-        if (place / RESULT).exists():
+        if any((found["arm"], found["seed"]) == (arm.name, seed) for found in results(wanted, folder, out)):
             continue
         say(f"arm {arm.name}, seed {seed}")
         try:
@@ -56,8 +65,8 @@ def run_study(study: Study, folder: Path, out: Path, *, only: Sequence[str] = ()
             say(f"arm {arm.name}, seed {seed}: another process has it")
             continue
         write_json(place / RESULT, result)
-        write_results(results(study, folder), out)
-    found = results(study, folder)
+        write_results(results(wanted, folder, out), out)
+    found = results(wanted, folder, out)
     if study.curve and len(found) == len(study.runs()):
         found = with_costs(found, config, Asked(study.length, study.answer))
         write_curve(found, out)
@@ -66,18 +75,28 @@ def run_study(study: Study, folder: Path, out: Path, *, only: Sequence[str] = ()
     return found
 
 
-def results(study: Study, folder: Path) -> list[Result]:
-    """The results that a study's folder holds, arm by arm.
+def results(wanted: Mapping[tuple[str, int], str], folder: Path, out: Path) -> list[Result]:
+    """What is known of a study: what the folder of its runs holds, or else the file of results.
 
     Args:
-        study: the study.
-        folder: as in `run_study`.
+        wanted: (arm, seed) -> digest of recipe and teacher that a result in the file must have.
+        folder, out: as in `run_study`.
 
     Returns:
-        Those of finished runs.
+        Results of finished runs, in the order of `wanted`.
     """
-    places = [folder / arm.name / f"seed-{seed}" / RESULT for arm in study.arms for seed in study.seeds_of(arm)]
-    return [json.loads(place.read_text()) for place in places if place.exists()]
+    told = json.loads(out.read_text()) if out.exists() else []
+    found = {(r["arm"], r["seed"]): r for r in told if r.get("of") == wanted.get((r["arm"], r["seed"]))}
+    for arm, seed in wanted:
+        place = folder / arm / f"seed-{seed}" / RESULT
+        if place.exists():
+            found[arm, seed] = json.loads(place.read_text()) | {"of": wanted[arm, seed]}
+    return [found[key] for key in wanted if key in found]
+
+
+def _told(recipe: Recipe) -> str:
+    """A recipe without what it leaves at its default, so that a new key leaves old results standing."""
+    return json.dumps(recipe.model_dump(mode="json", exclude_defaults=True), sort_keys=True)
 
 
 def _run(study: Study, arm: Arm, seed: int, config: LMMConfig, folder: Path, place: Path) -> Result:

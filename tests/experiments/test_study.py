@@ -219,7 +219,7 @@ def test_stages_in_common_are_run_once(study, tmp_path, monkeypatch):
 
     # The same figures as of a run of its own.
     monkeypatch.setattr("experiments.study.run.lend_stages", lambda *a: None)
-    (alone,) = run_study(study.model_copy(update={"arms": (late,)}), tmp_path / "alone", out)
+    (alone,) = run_study(study.model_copy(update={"arms": (late,)}), tmp_path / "alone", tmp_path / "alone.json")
     assert began == ["mlp", "layers", "mlp"]
     assert {**lent, "seconds": 0} == {**alone, "seconds": 0}
     one, other = (
@@ -233,6 +233,23 @@ def test_stages_in_common_are_run_once(study, tmp_path, monkeypatch):
     began_elsewhere.mkdir()
     lend_stages(load_recipe(study.recipe), folder, began_elsewhere)
     assert not list(began_elsewhere.iterdir())
+
+
+def test_what_the_file_of_results_holds_is_finished(study, teacher, tmp_path, monkeypatch):
+    folder, out = tmp_path / "runs", tmp_path / "study.json"
+    short = study.model_copy(update={"seeds": (0,), "arms": study.arms[:1]})
+    first = run_study(short, folder, out)
+    monkeypatch.setattr("experiments.study.run._run", lambda study, arm, seed, *a: {**first[0], "seed": seed})
+
+    # On another machine the folder is empty: only what is new is run, and nothing is lost.
+    later = run_study(short.model_copy(update={"seeds": (0, 1)}), tmp_path / "elsewhere", out)
+    assert [result["seed"] for result in later] == [0, 1] and later[0] == first[0]
+    assert not (tmp_path / "elsewhere/full/seed-0").exists()
+
+    # Of another recipe, or of another teacher, it is none of this study's.
+    other = short.model_copy(update={"changes": ("optimizer.learning_rate=0.5",)})
+    assert run_study(other, tmp_path / "other", out)[0]["of"] != first[0]["of"]
+    assert (tmp_path / "other/full/seed-0").exists()
 
 
 def test_weights_of_a_finished_phase_are_laid_over_new_ones(teacher, tmp_path):
