@@ -25,8 +25,8 @@ from experiments.training import TrainingRun
 
 RESULT = "result.json"
 Result = dict[str, Any]
-"""`arm`, `seed`, `exact_match`, `exact_match_hard`, `by_type`, `params`, `sizes`, `steps`, `flops`, `seconds`, and `of`,
-a digest of recipe and teacher."""
+"""`arm`, `seed`, `exact_match`, `exact_match_hard`, `by_type`, `params`, `sizes`, `steps`, `flops`, `seconds`,
+and `of`, a digest of recipe and teacher."""
 
 
 def run_study(study: Study, folder: Path, out: Path, *, only: Sequence[str] = ()) -> list[Result]:
