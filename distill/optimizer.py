@@ -1,6 +1,7 @@
 """AdamW or Muon with clipping and a schedule, over the trainable part of the parameters."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
@@ -55,6 +56,7 @@ def make_optimizer(
     b1: float = 0.9,
     b2: float = 0.999,
     eps: float = 1e-8,
+    rates: Mapping[str, float] | None = None,
     frozen: tuple[str, ...] = (),
 ) -> Optimizer:
     """AdamW (arXiv 1711.05101) or Muon, after clipping the gradient to a global norm of `clip`.
@@ -73,6 +75,7 @@ def make_optimizer(
         weight_decay: decay of the parameters per unit of learning rate; scales of norms and biases are spared.
         clip: largest global norm of the gradient, > 0.
         b1, b2, eps: Adam's moment decays and denominator.
+        rates: path prefix -> factor > 0 of the learning rate of the parameters under it; the longest prefix decides.
         frozen: path prefixes ("vision", "language/encoder") of parameters that are not trained.
 
     Returns:
@@ -91,13 +94,28 @@ def make_optimizer(
         raise AntgmmError(f"floor = {floor}: give a fraction of the peak learning rate, 0 to 1")
     if clip <= 0 or learning_rate <= 0:
         raise AntgmmError(f"clip = {clip}, learning_rate = {learning_rate}: both must be above 0")
+    if slow := [prefix for prefix, factor in (rates or {}).items() if factor <= 0]:
+        raise AntgmmError(f"rates of {slow[0]}: give a factor above 0; what is not trained is frozen")
     moments = optax.scale_by_adam(b1=b1, b2=b2, eps=eps) if kind == "adamw" else _muon(b1, b2, eps)
     transform = optax.chain(
         optax.clip_by_global_norm(clip),
         moments,
         optax.add_decayed_weights(weight_decay, mask=_decayed),
+        *([optax.stateless(partial(_scaled, rates))] if rates else []),
     )
     return Optimizer(transform, _schedule(schedule, learning_rate, warmup, steps, floor), tuple(frozen))
+
+
+def _scaled(rates: Mapping[str, float], updates: Params, params: Params | None) -> Params:
+    """Updates times the factor of their longest prefix."""
+    flat, treedef = jax.tree_util.tree_flatten_with_path(updates)
+    leaves = {"/".join(map(_key, path)): leaf for path, leaf in flat}
+    _check_prefixes("rates of", [*rates], leaves)
+
+    def factor(path: str) -> float:
+        return rates[max(found, key=len)] if (found := [prefix for prefix in rates if _under(path, prefix)]) else 1.0
+
+    return jax.tree.unflatten(treedef, [factor(path) * leaf for path, leaf in leaves.items()])
 
 
 def _muon(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
@@ -166,17 +184,22 @@ def trainable(params: Params, frozen: tuple[str, ...]) -> Params:
     flat, treedef = jax.tree_util.tree_flatten_with_path(params)
     leaves = {"/".join(map(_key, path)): leaf for path, leaf in flat}
 
-    def under(path: str, prefix: str) -> bool:
-        return path == prefix or path.startswith(prefix.rstrip("/") + "/")
-
-    unmatched = [prefix for prefix in frozen if not any(under(path, prefix) for path in leaves)]
-    if unmatched:
-        tops = sorted({path.split("/")[0] for path in leaves})
-        raise AntgmmError(f"frozen {', '.join(unmatched)} matches no parameter: top-level names are {', '.join(tops)}")
-    kept = [None if any(under(path, prefix) for prefix in frozen) else leaf for path, leaf in leaves.items()]
+    _check_prefixes("frozen", frozen, leaves)
+    kept = [None if any(_under(path, prefix) for prefix in frozen) else leaf for path, leaf in leaves.items()]
     if all(leaf is None for leaf in kept):
         raise AntgmmError(f"frozen {', '.join(frozen)} leaves nothing to train")
     return jax.tree.unflatten(treedef, kept)
+
+
+def _under(path: str, prefix: str) -> bool:
+    return path == prefix or path.startswith(prefix.rstrip("/") + "/")
+
+
+def _check_prefixes(what: str, prefixes: Sequence[str], paths: Collection[str]) -> None:
+    """Refuses a prefix that no path is under."""
+    if unmatched := [prefix for prefix in prefixes if not any(_under(path, prefix) for path in paths)]:
+        tops = sorted({path.split("/")[0] for path in paths})
+        raise AntgmmError(f"{what} {', '.join(unmatched)} matches no parameter: top-level names are {', '.join(tops)}")
 
 
 def combine(trained: Params, params: Params) -> Params:

@@ -176,6 +176,8 @@ class Optimizer(Table):
       weight_decay: per unit of learning rate; norms and biases are spared.
       clip: largest global norm of the gradient.
       b2: decay of Adam's second moments; lower follows a loss that changes in jumps.
+      rates: path prefix of parameters ("vision", "vision/patch") -> factor of their learning rate; the longest prefix
+        decides.
       batch_size: samples of one optimizer step; rows of them where the recipe has `pack`.
       accumulate: pieces that the batch is taken in, one after another; divides `batch_size`.
       dtype: what the model is computed in; parameters, moments, norms and losses stay float32. "bfloat16" is for
@@ -192,6 +194,7 @@ class Optimizer(Table):
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     clip: Annotated[float, Field(gt=0)] = 1.0
     b2: Annotated[float, Field(gt=0, lt=1)] = 0.999
+    rates: dict[str, Annotated[float, Field(gt=0)]] = {}
     batch_size: Count
     accumulate: Count = 1
     dtype: Literal["float32", "bfloat16"] = "float32"

@@ -77,6 +77,7 @@ def optimizer_of(table: OptimizerTable, steps: int, frozen: tuple[str, ...] = ()
         weight_decay=table.weight_decay,
         clip=table.clip,
         b2=table.b2,
+        rates=table.rates,
         frozen=frozen,
     )
 

@@ -41,9 +41,10 @@ def test_clipping_clips_to_the_global_norm():
     np.testing.assert_allclose(optax.tree.norm(moment), 0.1 * 0.5, rtol=1e-5)
 
 
-def test_updates_equal_torch_adamw():
+@pytest.mark.parametrize("rates", [{}, {"kernel": 0.25}, {"kernel": 1.5, "bias": 0.5}])
+def test_updates_equal_torch_adamw(rates):
     torch = pytest.importorskip("torch")
-    optimizer = make_optimizer(learning_rate=0.1, steps=3, schedule="linear", weight_decay=0.3, clip=1.0)
+    optimizer = make_optimizer(learning_rate=0.1, steps=3, schedule="linear", weight_decay=0.3, clip=1.0, rates=rates)
     kernel = torch.nn.Parameter(torch.tensor(np.array(PARAMS["a"]["kernel"])))
     bias = torch.nn.Parameter(torch.tensor(np.array(PARAMS["a"]["bias"])))
     groups = [{"params": [kernel], "weight_decay": 0.3}, {"params": [bias], "weight_decay": 0.0}]
@@ -55,13 +56,28 @@ def test_updates_equal_torch_adamw():
         kernel.grad, bias.grad = kernel.detach() * (step + 1), bias.detach() + 1.0
         torch.nn.utils.clip_grad_norm_([kernel, bias], 1.0)
         rate = optimizer.schedule(jnp.array(step))
-        for group in reference.param_groups:
-            group["lr"] = float(rate)
+        for group, name in zip(reference.param_groups, ("kernel", "bias"), strict=True):
+            group["lr"] = float(rate) * rates.get(name, 1.0)
         reference.step()
         updates, opt_state = optimizer.transform.update(gradient, opt_state, params)
         params = jax.tree.map(lambda p, u, rate=rate: p - rate * u, params, updates)
     np.testing.assert_allclose(params["kernel"], kernel.detach().numpy(), rtol=1e-5)
     np.testing.assert_allclose(params["bias"], bias.detach().numpy(), rtol=1e-5)
+
+
+def test_the_longest_prefix_decides_on_a_rate():
+    def updates(**options):
+        optimizer = make_optimizer(learning_rate=1.0, steps=1, **options)
+        trained = trainable(PARAMS, optimizer.frozen)
+        return optimizer.transform.update(trained, optimizer.transform.init(trained), trained)[0]
+
+    plain, scaled = updates(), updates(rates={"a": 0.5, "a/bias": 2.0})
+    factors = {"a": {"kernel": 0.5, "bias": 2.0}, "ab": jax.tree.map(lambda _: 1.0, plain["ab"])}
+    jax.tree.map(lambda s, p, f: np.testing.assert_allclose(s, f * p, rtol=1e-6), scaled, plain, factors)
+    # What is frozen has no rate.
+    assert updates(frozen=("ab",), rates={"a": 0.5})["ab"] == jax.tree.map(lambda _: None, PARAMS["ab"])
+    with pytest.raises(AntgmmError, match="rates of ab matches no parameter: top-level names are a"):
+        updates(frozen=("ab",), rates={"ab": 0.5})
 
 
 def test_a_prefix_freezes_whole_path_parts_only():
@@ -85,6 +101,7 @@ def test_frozen_refuses(frozen, message):
         ({"warmup": 10}, "warmup"),
         ({"floor": 2.0}, "floor"),
         ({"clip": 0.0}, "clip"),
+        ({"rates": {"a": 0.0}}, "rates of a: give a factor above 0"),
     ],
 )
 def test_optimizer_refuses(options, message):
