@@ -218,8 +218,8 @@ class Stage(Table):
       sizes: axis -> units to keep, or (with a decimal point) the fraction of the units that the stage finds; none: the
         stage only distils.
       importance: which units go first, one method for all axes or a table pattern -> method; the first pattern that
-        fits an axis decides. "block_influence" scores only layers; "activation" all but layers; "last" keeps the first
-        units.
+        fits an axis decides. "block_influence" and "last" score only layers, the latter keeps the first ones;
+        "activation" all but layers.
       segments: parts that the way is divided into.
       mask_steps: steps over which gates close, per segment; 0 cuts at once.
       recover_steps: steps of distillation after each cut.
@@ -273,7 +273,7 @@ class Stage(Table):
                 raise ValueError(f"no pattern of importance fits {axis}")
             used.add(pattern)
             method, layers = self.importance[pattern], axis.endswith("/layers")
-            if (method == "block_influence" and not layers) or (method == "activation" and layers):
+            if (method in ("block_influence", "last") and not layers) or (method == "activation" and layers):
                 raise ValueError(f"importance {method!r} cannot score {axis}")
         idle = [pattern for pattern in self.importance if pattern not in used]
         if self.sizes and idle:

@@ -163,6 +163,7 @@ def test_a_recipe_cannot_be_changed(write):
         ('stage.0.sizes={"vision/layers"=1.5}', 'stage[0].sizes."vision/layers" = 1.5: give the number'),
         ('stage.0.sizes={"vision"=2}', 'stage[0].sizes.vision = "vision": an axis is written tower/dimension'),
         ("stage.0.importance=block_influence", "stage[0]: importance 'block_influence' cannot score encoder/mlp"),
+        ("stage.0.importance=last", "stage[0]: importance 'last' cannot score encoder/mlp"),
         ("stage.0.importance=activation", "stage[0]: importance 'activation' cannot score vision/layers"),
         ('stage.0.importance={"*/mlp"="taylor"}', "stage[0]: no pattern of importance fits vision/layers"),
         ('stage.1.importance={"*"="taylor", "*/mlp"="last"}', "stage[1]: importance pattern '*/mlp' decides for none"),
