@@ -54,9 +54,9 @@ def build_cache(
 ) -> None:
     """Runs the teacher once over all samples and writes its states; an interrupted build goes on where it was.
 
-    Written to `<directory>.partial` and renamed when complete. A complete cache of the same key and names is left. All
-    processes of a run call it, each with its own rows of the same batches, and each writes its own rows to files of its
-    own: states are never gathered. A build may go on with another number of processes.
+    Written to `<directory>.partial` and renamed when complete. A complete cache of the same key is left where it holds
+    all names. All processes of a run call it, each with its own rows of the same batches, and each writes its own rows
+    to files of its own: states are never gathered. A build may go on with another number of processes.
 
     Args:
         functional: the teacher's `Functional`.
@@ -75,7 +75,8 @@ def build_cache(
     names = tuple(dict.fromkeys(("final", *names)))
     shapes = _row_shapes(functional, params, like, names)
     meta = {"key": key, "samples": samples, "shapes": {name: list(shape) for name, shape in shapes.items()}}
-    if read_meta(directory) == meta:
+    whole = read_meta(directory)
+    if whole and {**whole, "shapes": {name: whole["shapes"].get(name) for name in shapes}} == meta:
         return
     partial = directory.with_name(directory.name + ".partial")
     found = processes.by_first(lambda: _begin(partial, meta, shapes))

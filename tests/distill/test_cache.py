@@ -96,6 +96,16 @@ def test_a_stale_cache_is_replaced_and_a_fresh_one_left(tmp_path):
     build(tmp_path / "cache", batches=lambda: (pytest.fail("a complete cache was built again") for _ in range(1)))
 
 
+def test_a_cache_that_holds_more_is_left_and_one_that_lacks_a_name_is_replaced(tmp_path):
+    build(tmp_path / "cache", names=STATES)
+    made = (tmp_path / "cache" / "meta.json").stat().st_mtime_ns
+    build(tmp_path / "cache", names=STATES[:1])
+    assert (tmp_path / "cache" / "meta.json").stat().st_mtime_ns == made
+    build(tmp_path / "less", names=())
+    build(tmp_path / "less", names=STATES)
+    open_cache(tmp_path / "less", key=KEY, names=STATES)
+
+
 def test_an_interrupted_build_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(build_module, "FLUSH_EVERY", 1)
 
