@@ -108,8 +108,7 @@ def make_optimizer(
 
 def _scaled(rates: Mapping[str, float], updates: Params, params: Params | None) -> Params:
     """Updates times the factor of their longest prefix."""
-    flat, treedef = jax.tree_util.tree_flatten_with_path(updates)
-    leaves = {"/".join(map(_key, path)): leaf for path, leaf in flat}
+    leaves, treedef = _by_path(updates)
     _check_prefixes("rates of", [*rates], leaves)
 
     def factor(path: str) -> float:
@@ -181,14 +180,18 @@ def trainable(params: Params, frozen: tuple[str, ...]) -> Params:
     Raises:
         AntgmmError: a prefix that matches no parameter, or nothing left to train.
     """
-    flat, treedef = jax.tree_util.tree_flatten_with_path(params)
-    leaves = {"/".join(map(_key, path)): leaf for path, leaf in flat}
-
+    leaves, treedef = _by_path(params)
     _check_prefixes("frozen", frozen, leaves)
     kept = [None if any(_under(path, prefix) for prefix in frozen) else leaf for path, leaf in leaves.items()]
     if all(leaf is None for leaf in kept):
         raise AntgmmError(f"frozen {', '.join(frozen)} leaves nothing to train")
     return jax.tree.unflatten(treedef, kept)
+
+
+def _by_path(tree: Params) -> tuple[dict[str, Array], Any]:
+    """Leaves by path, parts joined by "/", in the tree's order; and what puts them together again."""
+    flat, treedef = jax.tree_util.tree_flatten_with_path(tree)
+    return {"/".join(map(_key, path)): leaf for path, leaf in flat}, treedef
 
 
 def _under(path: str, prefix: str) -> bool:

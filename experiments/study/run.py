@@ -119,9 +119,11 @@ def lend_stages(recipe: Recipe, folder: Path, place: Path) -> None:
         folder: of the study, whose finished runs may lend.
         place: of the run.
     """
+    if place.exists():
+        return
     lenders = sorted(path.parent for path in folder.glob(f"*/seed-*/{RESULT}"))
     alike = {lender: _alike(recipe, load_recipe(lender / RECIPE)) for lender in lenders}
-    if place.exists() or not any(alike.values()):
+    if not any(alike.values()):
         return
     lender = max(alike, key=lambda lender: alike[lender])
     place.parent.mkdir(parents=True, exist_ok=True)
