@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from antgmm_jax.bridge import OUT
 from antgmm_jax.config import LMMConfig, embed_axis, stacks
@@ -25,7 +25,7 @@ class Part(NamedTuple):
         tower: name of the tower.
         states: name under which the model collects what is compared.
         layers: teacher layer of each student layer [Ls]; None: one state, not one of each block.
-        embed: teacher channel of each student channel [Ds].
+        embed: teacher channel of each student channel [Ds], or a basis [Dt, Ds] of the student's in the teacher's.
         layers_axis, embed_axis: the gates that weigh them.
         mask: batch -> bool [B, N], the tokens that count; [B, 1] where all of a sample's tokens count.
         weights: of a sample's tokens [N], mean 1; None: all alike.
@@ -35,7 +35,7 @@ class Part(NamedTuple):
     tower: str
     states: str
     layers: Int[np.ndarray, " Ls"] | None
-    embed: Int[np.ndarray, " Ds"]
+    embed: Shaped[np.ndarray, "*Dt Ds"]
     layers_axis: str
     embed_axis: str
     mask: Callable[[Batch], Bool[Array, "B N"]]
@@ -50,7 +50,8 @@ def parts(
 
     Args:
         config: the teacher's or the student's config; only its family's shape and image token are read.
-        keep: teacher coordinates of the student: `<tower>/layers` [Ls] and `*/embed` [Ds] of every tower.
+        keep: teacher coordinates of the student: `<tower>/layers` [Ls] and `*/embed` [Ds], or a basis
+            [Dt, Ds], of every tower.
         bridge_weights: of the tokens that the bridge hands on, mean 1, from `distill.bridge_weights`; None: all alike.
 
     Returns:

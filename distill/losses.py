@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from antgmm_jax.errors import AntgmmError
 
@@ -166,7 +166,7 @@ def hidden(
     teacher: Float[Array, "Lt+1 B N Dt"],
     *,
     layers: Int[np.ndarray, " Ls"],
-    embed: Int[np.ndarray, " Ds"],
+    embed: Shaped[np.ndarray, "*Dt Ds"],
     layer_gates: Float[Array, " Ls"] | float = 1.0,
     embed_gates: Float[Array, " Ds"] | float = 1.0,
 ) -> Float[Array, "B N"]:
@@ -180,7 +180,7 @@ def hidden(
         student: state that enters each student block, then the last block's output.
         teacher: the same of the teacher.
         layers: teacher layer of each student layer, ascending.
-        embed: teacher channel of each student channel.
+        embed: teacher channel of each student channel, or a basis [Dt, Ds] of the student's in the teacher's.
         layer_gates, embed_gates: 1 for an open unit of the student, 0 for a closed one.
 
     Returns:
@@ -196,23 +196,25 @@ def relative_error(
     student: Float[Array, "*T Ds"],
     teacher: Float[Array, "*T Dt"],
     *,
-    embed: Int[np.ndarray, " Ds"],
+    embed: Shaped[np.ndarray, "*Dt Ds"],
     embed_gates: Float[Array, " Ds"] | float = 1.0,
 ) -> Float[Array, "*T"]:
     """Squared error over the kept channels, divided by the teacher's sum of squares over the same channels.
 
     Args:
         student, teacher: states; no gradient reaches the teacher's.
-        embed: teacher channel of each student channel.
+        embed: teacher channel of each student channel, or a basis [Dt, Ds] of the student's in the teacher's.
         embed_gates: 1 for an open channel of the student, 0 for a closed one, which counts as cut.
 
     Returns:
         float32 per token; without a scale.
     """
     target = jax.lax.stop_gradient(teacher)
-    if not np.array_equal(embed, np.arange(teacher.shape[-1])):
+    if embed.dtype.kind == "f":
+        target = target.astype(jnp.float32) @ embed
+    elif not np.array_equal(embed, np.arange(teacher.shape[-1])):
         target = target[..., embed]
-    channels = jnp.broadcast_to(jnp.asarray(embed_gates, jnp.float32), (len(embed),))
+    channels = jnp.broadcast_to(jnp.asarray(embed_gates, jnp.float32), (embed.shape[-1],))
     target = target.astype(jnp.float32)
     error = jnp.square(student.astype(jnp.float32) - target) @ channels
     return error / jnp.maximum(jnp.square(target) @ channels, _TINY)

@@ -276,8 +276,8 @@ def teacher_key(params: Params) -> str:
 
 
 def keep_of(record: dict[str, Any]) -> dict[str, np.ndarray]:
-    """A stage record's keep as index arrays."""
-    return {axis: np.asarray(index, np.int32) for axis, index in record["keep"].items()}
+    """A stage record's keep as arrays."""
+    return {axis: pruning.as_kept(kept) for axis, kept in record["keep"].items()}
 
 
 def load_student(directory: Path) -> Student:

@@ -15,7 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidato
 from antgmm_jax.config import Remat
 from antgmm_jax.errors import AntgmmError
 
-Method = Literal["taylor", "magnitude", "activation", "block_influence", "random", "last"]
+Method = Literal["taylor", "magnitude", "activation", "block_influence", "random", "last", "principal"]
 Count = Annotated[int, Field(ge=1)]
 Weight = Annotated[float, Field(ge=0)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
@@ -219,7 +219,8 @@ class Stage(Table):
         stage only distils.
       importance: which units go first, one method for all axes or a table pattern -> method; the first pattern that
         fits an axis decides. "block_influence" and "last" score only layers, the latter keeps the first ones;
-        "activation" all but layers.
+        "activation" all but layers. "principal" cuts a width (`*/embed`) to the principal components of what blocks
+        read, not to some of its channels.
       segments: parts that the way is divided into.
       mask_steps: steps over which gates close, per segment; 0 cuts at once.
       recover_steps: steps of distillation after each cut.
@@ -259,6 +260,11 @@ class Stage(Table):
                 return method
         raise AntgmmError(f"stage {self.name!r} cuts {axis}, but no pattern of its importance fits it: add one")
 
+    @property
+    def keeps_moments(self) -> bool:
+        """Whether the cut model's weights are some of those that it had, and so are the optimizer's moments."""
+        return self.weights == "kept" and "principal" not in self.importance.values()
+
     @field_validator("importance", mode="before")
     @classmethod
     def _for_all_axes(cls, value: Any) -> Any:
@@ -273,7 +279,8 @@ class Stage(Table):
                 raise ValueError(f"no pattern of importance fits {axis}")
             used.add(pattern)
             method, layers = self.importance[pattern], axis.endswith("/layers")
-            if (method in ("block_influence", "last") and not layers) or (method == "activation" and layers):
+            unfit = (method in ("block_influence", "last") and not layers) or (method == "activation" and layers)
+            if unfit or (method == "principal" and not axis.endswith("/embed")):
                 raise ValueError(f"importance {method!r} cannot score {axis}")
         idle = [pattern for pattern in self.importance if pattern not in used]
         if self.sizes and idle:
@@ -282,8 +289,9 @@ class Stage(Table):
             raise ValueError("a stage without sizes only distils: segments = 1, mask_steps = 0, recover_steps from 1")
         if self.steps and self.optimizer.warmup >= self.steps:
             raise ValueError(f"warmup = {self.optimizer.warmup} is not below the stage's {self.steps} steps")
-        if self.weights != "kept" and (self.segments, self.mask_steps) != (1, 0):
-            raise ValueError("weights that are not kept leave nothing to cut gradually: segments = 1, mask_steps = 0")
+        if not self.keeps_moments and (self.segments, self.mask_steps) != (1, 0):
+            how = 'importance "principal"' if self.weights == "kept" else f"weights = {self.weights!r}"
+            raise ValueError(f"{how} leaves no units to close one by one: segments = 1, mask_steps = 0")
         return self
 
 
@@ -391,6 +399,12 @@ class Recipe(_Run):
             raise ValueError(f"stage {comparing[0]!r} compares block states: name the towers in teacher.states")
         if self.teacher.states and not comparing:
             raise ValueError("teacher.states is read by no stage: give loss.hidden or loss.vision a weight")
+        cut: set[str] = set()
+        for stage in self.stages:
+            turned = {axis for axis in stage.sizes if axis.endswith("/embed") and stage.method(axis) == "principal"}
+            if late := sorted(turned & cut):
+                raise ValueError(f"stage {stage.name!r}: {late[0]} was cut before; cut it to components from the first")
+            cut |= {*stage.sizes} - turned
         return self
 
 

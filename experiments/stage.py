@@ -153,16 +153,18 @@ class StageRun:
         return Student(place.config, state.params, place.keep), place.history
 
     def _plan(self, params: Params, place: _Place, targets: Mapping[str, int]) -> _Place:
-        scores = importance(
+        full = complete(place.config, targets)
+        scores, bases = importance(
             place.config,
             params,
-            {axis: self.stage.method(axis) for axis in complete(place.config, targets)},
+            {axis: self.stage.method(axis) for axis in full},
+            full,
             self.samples,
             batch_size=self.stage.optimizer.batch_size,
             batches=self.calibration_batches,
             seed=self.seed,
         )
-        keep = pruning.plan(scores, place.config, targets)
+        keep = {**pruning.plan(scores, place.config, targets), **bases}
         return place._replace(plan=keep, scores={axis: scores[axis] for axis in keep if axis in scores})
 
     def _mask(self, state: State, place: _Place, begin: int) -> tuple[State, _Place]:
@@ -176,13 +178,15 @@ class StageRun:
         return self._train(state, place, gates, begin + length), place
 
     def _cut(self, state: State, place: _Place) -> tuple[State, _Place]:
-        axes, keep = functional(place.config).axes, pruning.array_keep(place.config, place.plan)
-        moments = map_moments(
-            state.opt_state, state.params, self.optimizer, lambda tree: pruning.take(tree, axes, keep)
-        )
         config, params = pruning.shrink(place.config, state.params, place.plan)
         if self.stage.weights != "kept":
             params = new_weights(config, self.stage.weights, self.seed)
+        if self.stage.keeps_moments:
+            axes, keep = functional(place.config).axes, pruning.array_keep(place.config, place.plan)
+            moments = map_moments(
+                state.opt_state, state.params, self.optimizer, lambda tree: pruning.take(tree, axes, keep)
+            )
+        else:
             moments = init_state(params, self.optimizer).opt_state
         cut = place._replace(
             config=config, keep=pruning.compose(place.keep, place.plan), cuts=place.cuts + 1, plan={}, scores={}
@@ -249,7 +253,7 @@ class StageRun:
     def _resume(self, start: Student) -> tuple[State, _Place]:
         record = self.stepper.record()
         if record is None:
-            keep = {axis: np.asarray(index, np.int32) for axis, index in start.keep.items()}
+            keep = {axis: pruning.as_kept(kept) for axis, kept in start.keep.items()}
             return init_state(start.params, self.optimizer), _Place(start.config, keep, 0, {}, {}, [])
         config = from_dict(record["config"])
         pure = functional(config)
@@ -257,8 +261,7 @@ class StageRun:
         # Under another mesh than the one that saved it, the state is read onto the devices of this one.
         state = self.stepper.restore(lay_out(like, pure.axes, self.optimizer))
         arrays = {
-            name: {axis: np.asarray(v, dtype) for axis, v in record[name].items()}
-            for name, dtype in (("keep", np.int32), ("plan", np.int32), ("scores", np.float32))
+            name: {axis: pruning.as_kept(v) for axis, v in record[name].items()} for name in ("keep", "plan", "scores")
         }
         return state, _Place(config, cuts=record["cuts"], history=record["history"], **arrays)
 
@@ -328,25 +331,28 @@ def importance(
     config: LMMConfig,
     params: Params,
     methods: Mapping[str, str],
+    targets: Mapping[str, int],
     samples: Samples,
     *,
     batch_size: int,
     batches: int,
     seed: int,
-) -> dict[str, np.ndarray]:
-    """Scores of every axis, each by its own method.
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """What each axis is cut by, each by its own method.
 
     Args:
         config: the model.
         params: its parameters.
-        methods: axis -> taylor, magnitude, activation, block_influence, random or last.
+        methods: axis -> taylor, magnitude, activation, block_influence, random, last or principal.
+        targets: axis -> size that it is cut to.
         samples: calibration records.
         batch_size: rows a calibration batch.
         batches: calibration batches to average over.
         seed: of the batches and of random scores.
 
     Returns:
-        axis -> float32 scores; an axis that its method cannot score is absent.
+        axis -> float32 scores, absent where its method cannot score it, and axis -> basis of those that are cut to
+        principal components, whose channels score alike.
     """
     pure, local, used = functional(config), local_axes(config), set(methods.values())
     calibration: list[dict[str, jax.Array]] = []
@@ -370,7 +376,15 @@ def importance(
         scores["random"] = pruning.random(jax.random.key(seed), sizes(config), local)
     if "last" in used:
         scores["last"] = pruning.last(sizes(config))
-    return {axis: scores[method][axis] for axis, method in methods.items() if axis in scores[method]}
+    if "principal" in used:
+        present = sizes(config)
+        widths = {a: targets[a] for a, method in methods.items() if method == "principal" and targets[a] < present[a]}
+        bases = pruning.principal(pure.apply, params, config, calibration, widths)
+        scores["principal"] = {axis: np.ones(len(basis), np.float32) for axis, basis in bases.items()}
+    else:
+        bases = {}
+    found = {axis: scores[method][axis] for axis, method in methods.items() if axis in scores[method]}
+    return found, bases
 
 
 def calibration_batches(samples: Samples, *, batch_size: int, batches: int, seed: int) -> list[dict[str, jax.Array]]:
@@ -405,6 +419,9 @@ def check_sizes(config: LMMConfig, stages: tuple[Stage, ...]) -> None:
             if stage.weights not in ("kept", "random"):
                 checkpoint.load_record(stage.weights)
             for targets in segment_targets(config, stage):
+                for axis in complete(config, targets):
+                    if stage.method(axis) == "principal":
+                        pruning.check_basis(config, axis)
                 config = pruning.planned_config(config, targets)
         except AntgmmError as error:
             raise AntgmmError(f"stage {stage.name!r}: {error}") from error

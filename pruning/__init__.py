@@ -3,8 +3,9 @@
 from pruning.cost import Cost, cost, forward_flops
 from pruning.gates import gates_at, gates_of, ones
 from pruning.importance import activation, block_influence, last, magnitude, random, taylor
-from pruning.keep import Keep, check, compose, identity, merge, shrunk_config
+from pruning.keep import Keep, as_kept, check, compose, identity, is_basis, merge, shrunk_config
 from pruning.plan import plan
+from pruning.principal import check_basis, principal
 from pruning.search import by_stage, free_axes, search
 from pruning.shrink import array_keep, shrink, shrink_hf, take
 from pruning.targets import legal_above, planned_config, resolve
@@ -14,9 +15,11 @@ __all__ = [
     "Keep",
     "activation",
     "array_keep",
+    "as_kept",
     "block_influence",
     "by_stage",
     "check",
+    "check_basis",
     "compose",
     "cost",
     "forward_flops",
@@ -24,6 +27,7 @@ __all__ = [
     "gates_at",
     "gates_of",
     "identity",
+    "is_basis",
     "last",
     "legal_above",
     "magnitude",
@@ -31,6 +35,7 @@ __all__ = [
     "ones",
     "plan",
     "planned_config",
+    "principal",
     "random",
     "resolve",
     "search",

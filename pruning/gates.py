@@ -10,7 +10,7 @@ from antgmm_jax.config import LMMConfig, sizes
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.functional import local_axes
 from pruning.importance import scores_for
-from pruning.keep import Keep, check, gate_shape
+from pruning.keep import Keep, check, gate_shape, is_basis
 
 
 def ones(config: LMMConfig) -> dict[str, np.ndarray]:
@@ -38,9 +38,11 @@ def gates_of(keep: Keep, config: LMMConfig) -> dict[str, np.ndarray]:
         axis -> float32 gates, shared [n] or local [L, n], for the axes of `keep`.
 
     Raises:
-        AntgmmError: for a keep that does not describe this model.
+        AntgmmError: for a keep that does not describe this model, or holds a basis.
     """
     check(config, keep)
+    if bases := [axis for axis, kept in keep.items() if is_basis(kept)]:
+        raise AntgmmError(f"{bases[0]} is cut to a basis, for which there are no gates")
     present, local = sizes(config), local_axes(config)
     gates = {axis: np.zeros(gate_shape(axis, present, local), np.float32) for axis in keep}
     for axis, index in keep.items():

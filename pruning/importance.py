@@ -48,7 +48,19 @@ def scores_for(axis: str, scores: Mapping[str, Any], shape: tuple[int, ...]) -> 
     return score
 
 
-def _mean(score: Callable[[Batch], Mapping[str, jax.Array]], batches: Iterable[Batch]) -> Scores:
+def mean_of(score: Callable[[Batch], Mapping[str, jax.Array]], batches: Iterable[Batch]) -> Scores:
+    """Averages what is measured of each batch, in float32.
+
+    Args:
+        score: batch -> name -> array.
+        batches: at least one.
+
+    Returns:
+        name -> mean.
+
+    Raises:
+        AntgmmError: if there is no batch.
+    """
     total, count = {}, 0
     for batch in batches:
         new = jax.block_until_ready(score(batch))  # one batch at a time, in memory and on the wire
@@ -84,7 +96,7 @@ def taylor(
         AntgmmError: if there is no batch.
     """
     gates = {axis: jnp.asarray(gate, jnp.float32) for axis, gate in gates.items()}
-    return _mean(lambda batch: _gate_gradient(loss, params, gates, batch), batches)
+    return mean_of(lambda batch: _gate_gradient(loss, params, gates, batch), batches)
 
 
 def magnitude(params: Any, config: LMMConfig) -> Scores:
@@ -186,7 +198,7 @@ def activation(
         norms = apply(params, batch, collect=names)
         return {n: norms[n].mean(1) if n in local else norms[n].mean(tuple(range(norms[n].ndim - 1))) for n in names}
 
-    return _mean(lambda batch: score(params, batch), batches)
+    return mean_of(lambda batch: score(params, batch), batches)
 
 
 def block_influence(
@@ -211,13 +223,21 @@ def block_influence(
     @jax.jit
     def score(params, batch):
         out = apply(params, batch, collect=names)
-        return {depth_axis(name): _influence(out[name], _valid(batch, name)) for name in names}
+        return {depth_axis(name): _influence(out[name], valid_tokens(batch, name)) for name in names}
 
-    return _mean(lambda batch: score(params, batch), batches)
+    return mean_of(lambda batch: score(params, batch), batches)
 
 
-def _valid(batch: Batch, name: str) -> jax.Array | None:
-    """Which tokens of a tower count, [B, N]; None where all do (patches and queries are never padding)."""
+def valid_tokens(batch: Batch, name: str) -> jax.Array | None:
+    """Which tokens of a tower count.
+
+    Args:
+        batch: a calibration batch.
+        name: of something of the tower, such as `encoder/states`.
+
+    Returns:
+        bool [B, N]; None where all do, as patches and queries are never padding.
+    """
     tower = name.split("/")[0]
     if tower in ("encoder", "text"):
         return batch["attention_mask"] > 0

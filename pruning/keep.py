@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -12,10 +13,36 @@ from antgmm_jax.families import violations
 from antgmm_jax.functional import local_axes
 
 Keep = Mapping[str, np.ndarray]
+"""axis -> what stays: int32 indices, or float32 [n, k], a basis of a width (`pruning.principal`)."""
 
 BRIDGE_LAYERS = "bridge/layers"
 CROSS_LAYERS = "bridge/cross_layers"  # the Q-Former's cross-attention stack; its indices follow from bridge/layers
 CROSS_HEADS = "bridge/cross_heads"
+
+
+def is_basis(kept: np.ndarray) -> bool:
+    """Whether an axis is kept as a basis, not as indices.
+
+    Args:
+        kept: its entry in a keep.
+
+    Returns:
+        Whether it is.
+    """
+    return kept.dtype.kind == "f"
+
+
+def as_kept(values: Any) -> np.ndarray:
+    """An entry of a keep as a record holds it, as an array again.
+
+    Args:
+        values: nested lists.
+
+    Returns:
+        int32 indices, or a float32 basis.
+    """
+    kept = np.asarray(values)
+    return kept.astype(np.float32 if is_basis(kept) else np.int32)
 
 
 def depth_axis(axis: str) -> str:
@@ -78,7 +105,7 @@ def check(config: LMMConfig, keep: Keep) -> None:
     Args:
         config: the model's config.
         keep: axis -> indices sorted ascending; shared [k], local [L, k] with one row for each layer of this model,
-            where rows of -1 stand for layers that the same keep drops.
+            where rows of -1 stand for layers that the same keep drops; or a basis [n, k] of a shared one.
 
     Raises:
         AntgmmError: naming the axis, what is wrong with it, and what was expected.
@@ -87,6 +114,10 @@ def check(config: LMMConfig, keep: Keep) -> None:
     for axis, index in keep.items():
         if axis not in present:
             raise AntgmmError(f"unknown axis {axis!r}: this model has {', '.join(sorted(present))}")
+        if is_basis(index):
+            if axis in local or index.ndim != 2 or len(index) != present[axis]:
+                raise AntgmmError(f"{axis}: a basis of shape {index.shape}, expected [{present[axis]}, k] of a width")
+            continue
         if axis in local:
             depth = depth_axis(axis)
             _check_local(axis, index, present[depth], keep.get(depth, np.arange(present[depth])))
@@ -154,14 +185,20 @@ def compose(parent: Keep, keep: Keep) -> dict[str, np.ndarray]:
         stood when it was cut, also if `keep` drops it, and -1 for layers dropped before.
 
     Raises:
-        AntgmmError: for an axis that `parent` lacks.
+        AntgmmError: for an axis that `parent` lacks, or a basis of an axis that it has cut by index.
     """
     if unknown := sorted(set(keep) - set(parent)):
         raise AntgmmError(f"compose: the parent keep lacks the axes {', '.join(unknown)}; start from identity(config)")
     result = dict(parent)
     for axis, index in keep.items():
         known = parent[axis]
-        if known.ndim == 1:
+        if is_basis(known):
+            result[axis] = known @ index if is_basis(index) else known[:, index]
+        elif is_basis(index):
+            if not np.array_equal(known, np.arange(len(index))):
+                raise AntgmmError(f"{axis}: a basis of channels of which some were cut before; cut to components first")
+            result[axis] = index
+        elif known.ndim == 1:
             result[axis] = known[index].astype(np.int32)
         elif index.shape[1] < known.shape[1]:
             layers = parent[depth_axis(axis)]
@@ -196,7 +233,7 @@ def merge(*keeps: Keep, config: LMMConfig, names: Sequence[str] = ()) -> dict[st
                 continue
             if axis in source:
                 raise AntgmmError(f"{axis} is cut in both {source[axis]} and {name}; take it from one of them")
-            source[axis], result[axis] = name, np.asarray(index, np.int32)
+            source[axis], result[axis] = name, as_kept(index)
     if faults := violations(shrunk_config(config, result)):
         raise AntgmmError(f"the merged cuts make no legal model: {'; '.join(faults)}")
     return result

@@ -1,4 +1,4 @@
-"""Cut a model by index: pure functions from one tree of arrays to a smaller one."""
+"""Cut a model by index or to a basis: pure functions from one tree of arrays to a smaller one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from antgmm_jax.convert import open_hf, save_hf
 from antgmm_jax.functional import functional
 from antgmm_jax.sharding import place
 from antgmm_jax.stored import Stored, as_it_lies
-from pruning.keep import BRIDGE_LAYERS, CROSS_HEADS, CROSS_LAYERS, Keep, cross_every, shrunk_config
+from pruning.keep import BRIDGE_LAYERS, CROSS_HEADS, CROSS_LAYERS, Keep, cross_every, is_basis, shrunk_config
+from pruning.principal import projected
 
 
 def take(tree: Any, axes: Any, keep: Mapping[str, Any]) -> Any:
@@ -102,7 +103,8 @@ def shrink(config: LMMConfig, params: Any, keep: Keep) -> tuple[LMMConfig, Any]:
         config: the config of `params`.
         params: its parameters, in memory or `Stored`.
         keep: axis -> int32 indices sorted ascending, shared [k] or local [L, k], in the coordinates of this model (one
-            row for each of its layers, also when layers are cut in the same call); an axis left out stays whole.
+            row for each of its layers, also when layers are cut in the same call), or a basis [n, k] of a width from
+            `principal`; an axis left out stays whole.
 
     Returns:
         The config and the parameters of the smaller model.
@@ -111,7 +113,12 @@ def shrink(config: LMMConfig, params: Any, keep: Keep) -> tuple[LMMConfig, Any]:
         AntgmmError: for a keep that does not describe this model, or Q-Former layers whose cross-attention pattern no
             `cross_every` describes.
     """
-    return shrunk_config(config, keep), take(params, functional(config).axes, array_keep(config, keep))
+    smaller = shrunk_config(config, keep)
+    bases = {axis: kept for axis, kept in keep.items() if is_basis(kept)}
+    if bases:
+        params = projected(config, params, bases)
+    indices = {axis: kept for axis, kept in keep.items() if axis not in bases}
+    return smaller, take(params, functional(config).axes, array_keep(config, indices))
 
 
 def shrink_hf(
