@@ -1,0 +1,156 @@
+"""A cut to principal components against the model itself, small cases by hand, and what is refused."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from antgmm_jax.convert import open_hf, save_hf
+from antgmm_jax.errors import AntgmmError
+from antgmm_jax.functional import functional, is_axes
+from pruning.gates import gates_of
+from pruning.keep import compose, identity, merge
+from pruning.principal import folded, principal
+from pruning.shrink import shrink
+from tests.pruning.models import CONFIGS, batch_of, parameters
+
+WIDTHS = [("blip2_t5", "vision/embed"), ("blip2_t5", "text/embed"), ("llava", "text/embed")]
+CLOSE = {"rtol": 1e-4, "atol": 1e-4}
+
+
+def model(family):
+    """A config and its parameters; the norm before a tied head scales all channels alike, as only then it folds."""
+    config, params = CONFIGS[family], parameters(family)
+    if config.language.tied:
+        scale = np.full_like(params["language"]["norm"]["scale"], 1.3)
+        params = {**params, "language": {**params["language"], "norm": {"scale": scale}}}
+    return config, params
+
+
+def logits(config, params, batch):
+    return jax.jit(lambda params, batch: functional(config).apply(params, batch)["logits"])(params, batch)
+
+
+def components(config, params, batch, axis, count):
+    return principal(functional(config).apply, params, config, [batch], {axis: count})
+
+
+@pytest.mark.parametrize(("family", "axis"), WIDTHS)
+def test_all_components_leave_the_function_as_it_is(family, axis):
+    config, params = model(family)
+    batch, size = batch_of(config), identity(config)[axis].size
+    basis = components(config, params, batch, axis, size)
+    assert not np.allclose(basis[axis], np.eye(size))
+    same, turned = shrink(config, params, basis)
+    assert same == config
+    np.testing.assert_allclose(logits(config, turned, batch), logits(config, params, batch), **CLOSE)
+
+
+@pytest.mark.parametrize(("family", "axis"), WIDTHS)
+def test_what_the_stream_does_not_hold_is_cut_without_loss(family, axis):
+    config, params = model(family)
+    batch, size = batch_of(config), identity(config)[axis].size
+    centred = axis == "vision/embed"
+    # All that is written to the stream lies in few dimensions; with a LayerNorm, among what sums to 0.
+    rng, held = np.random.default_rng(0), 8
+    directions = rng.normal(size=(size, held))
+    directions = np.linalg.qr(directions - centred * directions.mean(0))[0]
+    onto = (directions @ directions.T).astype(np.float32)
+
+    def flatten(path, leaf, names):
+        if axis not in names or any("norm" in str(key) for key in path):
+            return leaf
+        dim = names.index(axis)
+        return np.moveaxis(np.tensordot(leaf, onto, (dim, 0)), -1, dim)
+
+    params = jax.tree_util.tree_map_with_path(
+        flatten, folded(config, params, [axis]), jax.tree.unflatten(jax.tree.structure(params), axes_of(config))
+    )
+    smaller, cut = shrink(config, params, components(config, params, batch, axis, held + centred))
+    assert identity(smaller)[axis].size == held + centred
+    np.testing.assert_allclose(logits(smaller, cut, batch), logits(config, params, batch), **CLOSE)
+
+
+def axes_of(config):
+    return jax.tree.leaves(functional(config).axes, is_leaf=is_axes)
+
+
+def test_a_basis_by_hand():
+    # Three tokens along the first channel, one along the second, and padding along the third: of the variance 3/4 lie
+    # in the first component, and a norm over one channel divides by more than one over three by sqrt(3/4 * 3).
+    states = np.array([[[[2.0, 0, 0], [-1, 0, 0], [5, 0, 0], [0, 4, 0], [0, 0, 9]]]], np.float32)
+    batch = {"attention_mask": np.array([[1, 1, 1, 1, 0]])}
+    basis = principal(
+        lambda params, batch, collect: dict.fromkeys(collect, states),
+        {},
+        CONFIGS["llava"],
+        [batch],
+        {"text/embed": 1},
+    )["text/embed"]
+    np.testing.assert_allclose(np.abs(basis), [[1.5], [0], [0]], atol=1e-6)
+
+
+def test_a_later_cut_composes_with_a_basis():
+    config, params = model("blip2_t5")
+    basis = components(config, params, batch_of(config), "vision/embed", 9)
+    first, turned = shrink(config, params, basis)
+    then = {"vision/embed": np.array([0, 2, 3], np.int32), "vision/mlp": np.tile(np.arange(4, dtype=np.int32), (3, 1))}
+    smaller, expected = shrink(first, turned, then)
+    keep = compose(compose(identity(config), basis), then)
+    found, cut = shrink(config, params, keep)
+    assert found == smaller
+    for one, other in zip(jax.tree.leaves(cut), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(one, other, **CLOSE)
+    again = {"vision/embed": np.eye(9, 2, dtype=np.float32)}
+    np.testing.assert_array_equal(compose(basis, again)["vision/embed"], basis["vision/embed"][:, :2])
+
+
+def test_bases_of_one_run_join_with_cuts_of_another():
+    config, params = model("llava")
+    basis = components(config, params, batch_of(config), "text/embed", 24)
+    mlp = {"text/mlp": np.tile(np.arange(4, dtype=np.int32), (3, 1)), "bridge/mlp": np.arange(24, dtype=np.int32)}
+    joined = merge(compose(identity(config), basis), mlp, config=config)
+    np.testing.assert_array_equal(joined["text/embed"], basis["text/embed"])
+    assert shrink(config, params, joined)[0] == shrink(*shrink(config, params, basis), mlp)[0]
+
+
+@pytest.mark.parametrize(
+    ("family", "axis", "reason"),
+    [
+        ("blip2_t5", "bridge/embed", "a norm writes to its stream"),
+        ("llava", "vision/embed", "a norm writes to its stream"),
+        ("blip2_t5", "vision/mlp", "only widths do"),
+    ],
+)
+def test_an_axis_without_components_is_refused(family, axis, reason):
+    config, params = model(family)
+    with pytest.raises(AntgmmError, match=reason):
+        components(config, params, batch_of(config), axis, 4)
+
+
+def test_norms_whose_readers_have_no_biases_are_refused():
+    config, params = model("blip2_t5")
+    stack = dataclasses.replace(config.vision.stack, mlp_bias=False)
+    bare = dataclasses.replace(config, vision=dataclasses.replace(config.vision, stack=stack))
+    with pytest.raises(AntgmmError, match="what reads them has none"):
+        principal(functional(config).apply, params, bare, [], {"vision/embed": 4})
+
+
+def test_a_basis_that_does_not_fit_is_refused():
+    config, params = model("llava")
+    basis = components(config, params, batch_of(config), "text/embed", 24)
+    with pytest.raises(AntgmmError, match=r"text/embed: a basis of shape \(35, 24\), expected \[36, k\]"):
+        shrink(config, params, {"text/embed": basis["text/embed"][1:]})
+    with pytest.raises(AntgmmError, match="there are no gates"):
+        gates_of(basis, config)
+    cut = compose(identity(config), {"text/embed": np.arange(1, 31, dtype=np.int32)})
+    with pytest.raises(AntgmmError, match="cut to components first"):
+        compose(cut, {"text/embed": np.eye(30, 2, dtype=np.float32)})
+
+
+def test_a_model_on_disk_is_refused(tmp_path):
+    config, params = model("llava")
+    save_hf(config, params, tmp_path / "model")
+    with pytest.raises(AntgmmError, match="load the model with load_hf"):
+        shrink(*open_hf(tmp_path / "model"), {"text/embed": np.eye(36, 24, dtype=np.float32)})
