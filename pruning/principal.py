@@ -81,8 +81,8 @@ def _second_moments(states: jax.Array, valid: jax.Array | None) -> jax.Array:
 
 def _basis(moments: np.ndarray, count: int, *, centred: bool) -> np.ndarray:
     size = len(moments)
-    # Orthonormal bases of what sums to 0, in the model's channels and in the student's. A component stays in few channels:
-    # spread evenly over all of them, the student learns more slowly (docs/calibration.md).
+    # Orthonormal bases of what sums to 0, in the model's channels and in the student's. A component stays in few
+    # channels: spread evenly over all of them, the student learns more slowly (docs/calibration.md).
     inside, outside = (helmert(size).T, helmert(count)) if centred else (np.eye(size), np.eye(count))
     spread, components = np.linalg.eigh(inside.T @ moments @ inside)
     best = (inside @ components)[:, ::-1][:, : len(outside)]
