@@ -282,7 +282,8 @@ class Stage(Table):
             unfit = (method in ("block_influence", "last") and not layers) or (method == "activation" and layers)
             if unfit or (method == "principal" and not axis.endswith("/embed")):
                 raise ValueError(f"importance {method!r} cannot score {axis}")
-        idle = [pattern for pattern in self.importance if pattern not in used]
+        # "*" also decides for axes that are cut because they are tied to a stated one.
+        idle = [pattern for pattern in self.importance if pattern not in used and pattern != "*"]
         if self.sizes and idle:
             raise ValueError(f"importance pattern {idle[0]!r} decides for none of {', '.join(self.sizes)}")
         if not self.sizes and ((self.segments, self.mask_steps) != (1, 0) or not self.recover_steps):

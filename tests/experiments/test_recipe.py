@@ -164,6 +164,8 @@ def test_a_recipe_cannot_be_changed(write):
         ('stage.0.sizes={"vision"=2}', 'stage[0].sizes.vision = "vision": an axis is written tower/dimension'),
         ("stage.0.importance=block_influence", "stage[0]: importance 'block_influence' cannot score encoder/mlp"),
         ("stage.0.importance=last", "stage[0]: importance 'last' cannot score encoder/mlp"),
+        ("stage.0.importance=principal", "stage[0]: importance 'principal' cannot score vision/layers"),
+        ("stage.1.importance=principal", 'stage[1]: importance "principal" leaves no units to close one by one'),
         ("stage.0.importance=activation", "stage[0]: importance 'activation' cannot score vision/layers"),
         ('stage.0.importance={"*/mlp"="taylor"}', "stage[0]: no pattern of importance fits vision/layers"),
         ('stage.1.importance={"*"="taylor", "*/mlp"="last"}', "stage[1]: importance pattern '*/mlp' decides for none"),
@@ -190,6 +192,15 @@ def test_what_is_wrong_is_one_line_that_names_the_key(write, override, message):
     assert message in text
     assert "\n" not in text
     assert len(text) < 320
+
+
+def test_components_of_a_width_that_was_cut_before_are_refused(write):
+    early = ['stage.0.sizes={"text/embed"=0.5}', 'stage.0.importance={"*"="taylor"}']
+    late = ["stage.1.importance=principal", "stage.1.segments=1", "stage.1.mask_steps=0"]
+    with pytest.raises(AntgmmError, match="stage 'hidden': text/embed was cut before; cut it to components from the"):
+        load_recipe(write(RECIPE), [*early, *late])
+    for_all = ["stage.0.importance=principal", *early[:1], *late]
+    assert load_recipe(write(RECIPE), for_all).stages[1].method("text/embed") == "principal"
 
 
 def test_every_fault_is_told_once(write):

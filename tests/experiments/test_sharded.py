@@ -46,6 +46,17 @@ def assert_close(found, expected):
         np.testing.assert_allclose(one, other, **CLOSE)
 
 
+def assert_stepped(found, expected):
+    """Equal states after a first step of Adam, which divides a gradient by its own size: of one that is all but 0,
+    rounding decides where the parameter goes, by at most the learning rate either way."""
+    assert_close(found._replace(params={}), expected._replace(params={}))
+    trees = (found.params, expected.params, expected.opt_state[1].mu)
+    for one, other, moment in zip(*map(jax.tree.leaves, trees), strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=2e-2)
+        told = np.abs(moment) > 1e-7
+        np.testing.assert_allclose(np.asarray(one)[told], np.asarray(other)[told], **CLOSE)
+
+
 def assert_laid_out(params, config):
     """Every parameter lies as the rules say, by its own names."""
 
@@ -87,7 +98,7 @@ def test_a_step_is_that_of_one_device_and_leaves_the_state_split(one, mesh):
     found, metrics = step(state, batch, {}, {})
     assert_laid_out(found.params, CONFIG)
     assert_laid_out(found.opt_state[1].mu, CONFIG)
-    assert_close(found, one[0])
+    assert_stepped(found, one[0])
     assert_close(metrics, one[1])
 
 

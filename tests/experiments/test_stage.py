@@ -4,10 +4,16 @@ import jax
 import numpy as np
 import pytest
 
+import distill
+import pruning
 from antgmm_jax import checkpoint
 from antgmm_jax.config import sizes
+from antgmm_jax.convert import load_hf
 from antgmm_jax.errors import AntgmmError
+from antgmm_jax.functional import float32, functional
+from distill.align import state_sum
 from experiments import stage as stages
+from experiments.datasets import encoded, load_processor, load_records
 from experiments.pipeline import Run, load_student
 from experiments.recipe import load_recipe
 from tests.experiments.tiny import save_teacher
@@ -135,11 +141,69 @@ def test_what_a_stage_cannot_do_is_refused(run, tmp_path):
     for change, fault in (
         ("stage.whole.mask_steps=1", "a stage without sizes only distils"),
         ("stage.whole.recover_steps=0", "a stage without sizes only distils"),
-        ("stage.language.weights=random", "weights that are not kept"),
+        ("stage.language.weights=random", "weights = 'random' leaves no units to close"),
     ):
         path.write_text(text)
         with pytest.raises(AntgmmError, match=fault):
             load_recipe(path, [change])
+
+
+def test_a_width_is_cut_to_components_and_its_states_are_compared_in_them(folder, tmp_path):
+    """Two stages, the second of which ends halfway and goes on, as one that was not stopped."""
+    turned = (
+        '[{name = "image", sizes = {"vision/embed" = 16}, recover_steps = 1, '
+        'importance = {"vision/embed" = "principal", "*" = "magnitude"}}, '
+        '{name = "text", sizes = {"text/embed" = 16, "encoder/mlp" = 16}, recover_steps = 4, '
+        'importance = {"text/embed" = "principal", "*" = "magnitude"}}]'
+    )
+    changes = [f"stage={turned}", 'teacher.states=["vision", "encoder"]', "loss.hidden=1.0", "loss.vision=1.0"]
+    recipe = load_recipe(folder / "recipe.toml", changes)
+    Run(recipe, tmp_path / "whole").scores()
+    whole = load_student(tmp_path / "whole" / "stages" / "02-text")
+    assert {axis: whole.keep[axis].shape for axis in ("vision/embed", "text/embed")} == {
+        "vision/embed": (32, 16),
+        "text/embed": (32, 16),
+    }
+    assert sizes(whole.config)["vision/embed"] == sizes(whole.config)["text/embed"] == 16
+
+    train, stopped = stages.train, []
+
+    def halting(step, state, batches, *, steps, **rest):
+        if stopped or steps == 1:
+            return train(step, state, batches, steps=steps, **rest)
+        stopped.append(train(step, state, batches, steps=2, **rest))
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stages, "train", halting)
+        with pytest.raises(KeyboardInterrupt):
+            Run(recipe, tmp_path / "halted").scores()
+        Run(recipe, tmp_path / "halted").scores()
+    halted = load_student(tmp_path / "halted" / "stages" / "02-text")
+    assert same(whole.params, halted.params)
+    assert same(whole.keep, halted.keep)
+
+
+@pytest.mark.parametrize("axis", ["vision/embed", "text/embed"])
+def test_states_of_a_model_in_all_its_components_are_the_teachers(folder, axis):
+    config, params = load_hf(folder / "teacher")
+    recipe, params = load_recipe(folder / "recipe.toml"), float32(config, params)
+    samples = encoded(recipe, load_records(recipe.data), load_processor(folder / "teacher"), config)
+    (batch,) = stages.calibration_batches(samples, batch_size=8, batches=1, seed=0)
+    basis = pruning.principal(functional(config).apply, params, config, [batch], {axis: sizes(config)[axis]})
+    turned = pruning.shrink(config, params, basis)[1]
+    names = ("vision/states", "encoder/states")
+    teacher, student = (functional(config).apply(p, batch, collect=names) for p in (params, turned))
+    keep = pruning.compose(pruning.identity(config), basis)
+    compared = [part for part in distill.parts(config, keep) if part.states in names]
+    assert {(part.term, part.tower) for part in compared} >= {("vision", "vision"), ("hidden", "encoder")}
+    for part in compared:
+        arrays = (student[part.states], teacher[part.states])
+        assert float(state_sum(part, *arrays, batch, {})) < 1e-6
+        # As channels, not as components, they are others.
+        if part.embed.ndim == 2:
+            channels = part._replace(embed=np.arange(sizes(config)[axis]))
+            assert float(state_sum(channels, *arrays, batch, {})) > 1
 
 
 def test_what_is_repeated_meets_its_own_targets(folder, tmp_path):
