@@ -144,7 +144,7 @@ def folded(config: LMMConfig, params: Any, axes: Iterable[str]) -> Any:
             along[0] *= scale.shape[0] if scale.ndim == 2 else 1  # a row for each layer
             if bias is not None:
                 beside = (*path[:-1], f"{path[-1]}_bias")
-                found[beside] += jnp.sum(kernel * bias.reshape(along), axis=dim)
+                found[beside] = found[beside] + jnp.sum(kernel * bias.reshape(along), axis=dim)
             found[path] = kernel * scale.reshape(along)
         found[(*norm, "scale")] = jnp.ones_like(scale) if readers else jnp.full_like(scale, jnp.mean(scale))
         if bias is not None:
@@ -182,7 +182,8 @@ def projected(config: LMMConfig, params: Any, bases: Mapping[str, np.ndarray]) -
         found[path] = jax.block_until_ready(place(leaf, names[path]))
     if config.language.scaled_head and "text/embed" in bases:
         size, count = bases["text/embed"].shape
-        found["language", "norm", "scale"] *= (count / size) ** 0.5  # the head divides by the root of its width
+        # The head divides by the root of its width.
+        found["language", "norm", "scale"] = found["language", "norm", "scale"] * (count / size) ** 0.5
     return unflatten_dict(found)
 
 

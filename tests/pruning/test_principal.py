@@ -42,8 +42,10 @@ def test_all_components_leave_the_function_as_it_is(family, axis):
     batch, size = batch_of(config), identity(config)[axis].size
     basis = components(config, params, batch, axis, size)
     assert not np.allclose(basis[axis], np.eye(size))
+    before = jax.tree.map(np.copy, params)
     same, turned = shrink(config, params, basis)
     assert same == config
+    jax.tree.map(np.testing.assert_array_equal, params, before)
     np.testing.assert_allclose(logits(config, turned, batch), logits(config, params, batch), **CLOSE)
 
 
