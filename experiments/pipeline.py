@@ -93,7 +93,7 @@ class Run:
         config, params = load_hf(recipe.teacher.path)
         self.teacher = Student(config, float32(config, params), pruning.identity(config))
         start = self._start()
-        check_sizes(start.config, recipe.stages)
+        check_sizes(start, recipe.stages)
         self.processor = load_processor(recipe.teacher.path)
         # A recipe that cannot run must not claim the folder.
         with self.folder.opened(recipe):

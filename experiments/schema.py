@@ -263,7 +263,7 @@ class Stage(Table):
     @property
     def keeps_moments(self) -> bool:
         """Whether the cut model's weights are some of those that it had, and so are the optimizer's moments."""
-        return self.weights == "kept" and "principal" not in self.importance.values()
+        return self.weights == "kept" and all(self.method(axis) != "principal" for axis in self.sizes)
 
     @field_validator("importance", mode="before")
     @classmethod
@@ -400,12 +400,6 @@ class Recipe(_Run):
             raise ValueError(f"stage {comparing[0]!r} compares block states: name the towers in teacher.states")
         if self.teacher.states and not comparing:
             raise ValueError("teacher.states is read by no stage: give loss.hidden or loss.vision a weight")
-        cut: set[str] = set()
-        for stage in self.stages:
-            turned = {axis for axis in stage.sizes if axis.endswith("/embed") and stage.method(axis) == "principal"}
-            if late := sorted(turned & cut):
-                raise ValueError(f"stage {stage.name!r}: {late[0]} was cut before; cut it to components from the first")
-            cut |= {*stage.sizes} - turned
         return self
 
 

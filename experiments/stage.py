@@ -404,24 +404,32 @@ def calibration_batches(samples: Samples, *, batch_size: int, batches: int, seed
     return [rows({name: value for name, value in batch.items() if name != "index"}) for batch in found]
 
 
-def check_sizes(config: LMMConfig, stages: tuple[Stage, ...]) -> None:
+def check_sizes(start: Student, stages: tuple[Stage, ...]) -> None:
     """Walks through a recipe's cuts before anything runs; an illegal one is refused with the nearest legal ones.
 
     Args:
-        config: the model that the first stage finds.
+        start: the model that the first stage finds; only its config and keep are read.
         stages: the recipe's.
 
     Raises:
-        AntgmmError: names the stage, the size, and what would be legal; or the weights that are not there.
+        AntgmmError: names the stage, the size, and what would be legal; the weights that are not there; or a width that
+            has no components, or no longer.
     """
+    config, whole = start.config, pruning.identity(start.config)
+    by_index = {a for a, kept in start.keep.items() if not (pruning.is_basis(kept) or np.array_equal(kept, whole[a]))}
     for stage in stages:
         try:
             if stage.weights not in ("kept", "random"):
                 checkpoint.load_record(stage.weights)
             for targets in segment_targets(config, stage):
-                for axis in complete(config, targets):
-                    if stage.method(axis) == "principal":
-                        pruning.check_basis(config, axis)
+                full, present = complete(config, targets), sizes(config)
+                cut = [axis for axis in full if full[axis] < present[axis]]
+                turned = {axis for axis in cut if stage.method(axis) == "principal"}
+                for axis in sorted(turned):
+                    pruning.check_basis(config, axis)
+                    if axis in by_index:
+                        raise AntgmmError(f"{axis} was cut by index before: cut it to components first")
+                by_index |= {axis for axis in cut if axis not in turned}
                 config = pruning.planned_config(config, targets)
         except AntgmmError as error:
             raise AntgmmError(f"stage {stage.name!r}: {error}") from error

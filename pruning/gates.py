@@ -42,7 +42,7 @@ def gates_of(keep: Keep, config: LMMConfig) -> dict[str, np.ndarray]:
     """
     check(config, keep)
     if bases := [axis for axis, kept in keep.items() if is_basis(kept)]:
-        raise AntgmmError(f"{bases[0]} is cut to a basis, for which there are no gates")
+        raise AntgmmError(f"{bases[0]} is cut to a basis, for which there are no gates; cut it at once")
     present, local = sizes(config), local_axes(config)
     gates = {axis: np.zeros(gate_shape(axis, present, local), np.float32) for axis in keep}
     for axis, index in keep.items():

@@ -115,8 +115,11 @@ def check(config: LMMConfig, keep: Keep) -> None:
         if axis not in present:
             raise AntgmmError(f"unknown axis {axis!r}: this model has {', '.join(sorted(present))}")
         if is_basis(index):
-            if axis in local or index.ndim != 2 or len(index) != present[axis]:
-                raise AntgmmError(f"{axis}: a basis of shape {index.shape}, expected [{present[axis]}, k] of a width")
+            size = present[axis]
+            if not axis.endswith("/embed") or index.ndim != 2 or len(index) != size or not 1 <= index.shape[1] <= size:
+                raise AntgmmError(
+                    f"{axis}: a basis of shape {index.shape}, expected [{size}, k] of a width; take it from principal"
+                )
             continue
         if axis in local:
             depth = depth_axis(axis)
@@ -196,7 +199,9 @@ def compose(parent: Keep, keep: Keep) -> dict[str, np.ndarray]:
             result[axis] = known @ index if is_basis(index) else known[:, index]
         elif is_basis(index):
             if not np.array_equal(known, np.arange(len(index))):
-                raise AntgmmError(f"{axis}: a basis of channels of which some were cut before; cut to components first")
+                raise AntgmmError(
+                    f"{axis}: a basis of channels of which some were cut before; cut it to components first"
+                )
             result[axis] = index
         elif known.ndim == 1:
             result[axis] = known[index].astype(np.int32)

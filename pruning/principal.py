@@ -15,7 +15,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from scipy.linalg import helmert
 
-from antgmm_jax.config import LMMConfig, QFormerConfig, StackConfig, embed_axis, stacks
+from antgmm_jax.config import LMMConfig, QFormerConfig, StackConfig, embed_axis, sizes, stacks
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.functional import functional
 from antgmm_jax.sharding import place
@@ -42,37 +42,47 @@ def principal(
         targets: width axis -> components to keep.
 
     Returns:
-        axis -> float32 [n, k]: the student's channels in the model's. Columns are orthogonal, and sum to 0 where a
-        LayerNorm takes the mean off. Each has the length by which a norm over k channels divides more than one over n,
-        so that what is read keeps its scale.
+        axis -> float32 [n, k]: the student's channels in the model's. The columns are k orthogonal components; under a
+        LayerNorm, which takes the mean off, they span k - 1, and columns and rows sum to 0. They have the length by
+        which a norm over k channels divides more than one over n, so that what is read keeps its scale.
 
     Raises:
-        AntgmmError: an axis without such bases, or no batch.
+        AntgmmError: an axis without such bases, fewer or more components than there are, or no batch.
     """
-    for axis in targets:
+    present = sizes(config)
+    for axis, count in targets.items():
         check_basis(config, axis)
+        least = 1 + _centred(config, axis)
+        if not least <= count <= present[axis]:
+            raise AntgmmError(f"{axis} = {count}: give {least} to {present[axis]} components")
     states = {axis: [f"{tower}/states" for tower in _towers(config, axis)] for axis in targets}
     names = tuple(name for axis in targets for name in states[axis])
 
     @jax.jit
     def moments(params, batch):
         out = apply(params, batch, collect=names)
-        return {name: _second_moments(out[name], valid_tokens(batch, name)) for name in names}
+        return {
+            name: _second_moments(out[name], valid_tokens(batch, name), centred=_centred(config, axis))
+            for axis in targets
+            for name in states[axis]
+        }
 
     found = mean_of(lambda batch: moments(params, batch), batches)
     return {
         axis: _basis(
             np.stack([found[name] for name in states[axis]]).astype(np.float64).sum(axis=0),
             count,
-            centred=any(stack.norm == "layer" for stack in _towers(config, axis).values()),
+            centred=_centred(config, axis),
         )
         for axis, count in targets.items()
     }
 
 
-def _second_moments(states: jax.Array, valid: jax.Array | None) -> jax.Array:
-    """Mean outer product of tokens' states, each at unit mean square as a norm leaves it, [D, D]."""
+def _second_moments(states: jax.Array, valid: jax.Array | None, *, centred: bool) -> jax.Array:
+    """Mean outer product of tokens' states as a norm leaves them, at unit mean square, [D, D]."""
     states = states.astype(jnp.float32)
+    if centred:
+        states = states - jnp.mean(states, axis=-1, keepdims=True)
     unit = states * jax.lax.rsqrt(jnp.mean(jnp.square(states), axis=-1, keepdims=True) + 1e-12)
     weights = jnp.ones(states.shape[1:3]) if valid is None else valid.astype(jnp.float32)
     total = states.shape[0] * jnp.maximum(weights.sum(), 1.0)
@@ -81,8 +91,8 @@ def _second_moments(states: jax.Array, valid: jax.Array | None) -> jax.Array:
 
 def _basis(moments: np.ndarray, count: int, *, centred: bool) -> np.ndarray:
     size = len(moments)
-    # Orthonormal bases of what sums to 0, in the model's channels and in the student's. A component stays in few
-    # channels: spread evenly over all of them, the student learns more slowly (docs/calibration.md).
+    # Orthonormal bases of what sums to 0, in the model's channels and in the student's. The largest components stay in
+    # few channels: spread evenly over all of them, the student learns more slowly (docs/calibration.md).
     inside, outside = (helmert(size).T, helmert(count)) if centred else (np.eye(size), np.eye(count))
     spread, components = np.linalg.eigh(inside.T @ moments @ inside)
     best = (inside @ components)[:, ::-1][:, : len(outside)]
@@ -104,14 +114,29 @@ def check_basis(config: LMMConfig, axis: str) -> None:
     Raises:
         AntgmmError: it is no tower's width, or a norm stands on its stream itself.
     """
-    users = list(_towers(config, axis).values())
+    users = _towers(config, axis).values()
     if not users:
-        raise AntgmmError(f"{axis} has no principal components: only widths do, */embed of a tower with blocks")
+        raise AntgmmError(f"{axis} has no principal components: only widths do, */embed; score it another way")
     vision = axis == "vision/embed" and (config.vision.first_norm or not config.vision.final_norm)
     if vision or any(stack.post_norm for stack in users):
-        raise AntgmmError(f"{axis} has no principal components: a norm writes to its stream, score it another way")
-    if any(stack.norm == "layer" and not (stack.qkv_bias and stack.mlp_bias) for stack in users):
-        raise AntgmmError(f"{axis} has no principal components: its norms have biases, what reads them has none")
+        raise AntgmmError(f"{axis} has no principal components: a norm writes to its stream; score it another way")
+    names = _flat(functional(config).axes)
+    for norm, readers in _readers(config, frozenset([axis])).items():
+        bare = [path for path in readers if _bias(path) not in names]
+        if (*norm, "bias") in names and bare:
+            raise AntgmmError(
+                f"{axis} has no principal components: {'/'.join(bare[0])} has no bias to take its norm's; "
+                "score it another way"
+            )
+
+
+def _centred(config: LMMConfig, axis: str) -> bool:
+    """Whether the norms that stand on a width take the mean off."""
+    return any(stack.norm == "layer" for stack in _towers(config, axis).values())
+
+
+def _bias(kernel: Path) -> Path:
+    return (*kernel[:-1], f"{kernel[-1]}_bias")
 
 
 def folded(config: LMMConfig, params: Any, axes: Iterable[str]) -> Any:
@@ -126,7 +151,7 @@ def folded(config: LMMConfig, params: Any, axes: Iterable[str]) -> Any:
         axes: width axes that `check_basis` allows.
 
     Returns:
-        Parameters of the same shapes.
+        Parameters of the same shapes, those that changed in float32.
 
     Raises:
         AntgmmError: parameters that lie on disk.
@@ -135,7 +160,9 @@ def folded(config: LMMConfig, params: Any, axes: Iterable[str]) -> Any:
         raise AntgmmError("a cut to principal components reads whole arrays: load the model with load_hf")
     names, found = _flat(functional(config).axes), _flat(params)
     for norm, readers in _readers(config, frozenset(axes)).items():
-        scale, bias = found[(*norm, "scale")], found.get((*norm, "bias"))
+        scale = jnp.asarray(found[(*norm, "scale")], jnp.float32)
+        bias = found.get((*norm, "bias"))
+        bias = None if bias is None else jnp.asarray(bias, jnp.float32)
         axis = names[(*norm, "scale")][-1]
         for path in readers:
             kernel, dim = found[path], names[path].index(axis)
@@ -143,8 +170,7 @@ def folded(config: LMMConfig, params: Any, axes: Iterable[str]) -> Any:
             along[dim] = scale.shape[-1]
             along[0] *= scale.shape[0] if scale.ndim == 2 else 1  # a row for each layer
             if bias is not None:
-                beside = (*path[:-1], f"{path[-1]}_bias")
-                found[beside] = found[beside] + jnp.sum(kernel * bias.reshape(along), axis=dim)
+                found[_bias(path)] = found[_bias(path)] + jnp.sum(kernel * bias.reshape(along), axis=dim)
             found[path] = kernel * scale.reshape(along)
         found[(*norm, "scale")] = jnp.ones_like(scale) if readers else jnp.full_like(scale, jnp.mean(scale))
         if bias is not None:
@@ -161,7 +187,7 @@ def projected(config: LMMConfig, params: Any, bases: Mapping[str, np.ndarray]) -
         bases: width axis -> float [n, k], from `principal`.
 
     Returns:
-        Parameters with k in the place of n.
+        Parameters with k in the place of n; a tied head loses what `folded` says.
 
     Raises:
         AntgmmError: as `check_basis` and `folded`.
@@ -169,7 +195,7 @@ def projected(config: LMMConfig, params: Any, bases: Mapping[str, np.ndarray]) -
     for axis in bases:
         check_basis(config, axis)
     names = _flat(functional(config).axes)
-    norms, found = set(_readers(config, frozenset(bases))), {}
+    norms, dtypes, found = set(_readers(config, frozenset(bases))), _flat(params), {}
     for path, leaf in _flat(folded(config, params, bases)).items():
         for dim, axis in enumerate(names[path]):
             if axis not in bases:
@@ -178,12 +204,8 @@ def projected(config: LMMConfig, params: Any, bases: Mapping[str, np.ndarray]) -
                 leaf = leaf[..., : bases[axis].shape[1]]
             else:
                 turned = jnp.tensordot(leaf.astype(jnp.float32), jnp.asarray(bases[axis]), (dim, 0))
-                leaf = jnp.moveaxis(turned, -1, dim).astype(leaf.dtype)
-        found[path] = jax.block_until_ready(place(leaf, names[path]))
-    if config.language.scaled_head and "text/embed" in bases:
-        size, count = bases["text/embed"].shape
-        # The head divides by the root of its width.
-        found["language", "norm", "scale"] = found["language", "norm", "scale"] * (count / size) ** 0.5
+                leaf = jnp.moveaxis(turned, -1, dim)
+        found[path] = jax.block_until_ready(place(leaf.astype(dtypes[path].dtype), names[path]))
     return unflatten_dict(found)
 
 

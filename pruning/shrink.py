@@ -111,7 +111,7 @@ def shrink(config: LMMConfig, params: Any, keep: Keep) -> tuple[LMMConfig, Any]:
 
     Raises:
         AntgmmError: for a keep that does not describe this model, or Q-Former layers whose cross-attention pattern no
-            `cross_every` describes.
+            `cross_every` describes; for a basis of a width that has none, or of `Stored` parameters.
     """
     smaller = shrunk_config(config, keep)
     bases = {axis: kept for axis, kept in keep.items() if is_basis(kept)}
@@ -130,7 +130,7 @@ def shrink_hf(
 
     Args:
         source: the checkpoint.
-        keep: as in `shrink`; layers that it drops are not read.
+        keep: indices as in `shrink`; layers that it drops are not read.
         directory: where to; must not exist yet. Config, tokenizer and processor are carried over.
         max_shard_size: above it the weights are split into shards with an index.
 

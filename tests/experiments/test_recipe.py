@@ -194,13 +194,14 @@ def test_what_is_wrong_is_one_line_that_names_the_key(write, override, message):
     assert len(text) < 320
 
 
-def test_components_of_a_width_that_was_cut_before_are_refused(write):
-    early = ['stage.0.sizes={"text/embed"=0.5}', 'stage.0.importance={"*"="taylor"}']
-    late = ["stage.1.importance=principal", "stage.1.segments=1", "stage.1.mask_steps=0"]
-    with pytest.raises(AntgmmError, match="stage 'hidden': text/embed was cut before; cut it to components from the"):
-        load_recipe(write(RECIPE), [*early, *late])
-    for_all = ["stage.0.importance=principal", *early[:1], *late]
-    assert load_recipe(write(RECIPE), for_all).stages[1].method("text/embed") == "principal"
+def test_components_leave_nothing_to_close_one_by_one(write):
+    message = 'stage\\[1\\]: importance "principal" leaves no units to close one by one'
+    with pytest.raises(AntgmmError, match=message):
+        load_recipe(write(RECIPE), ["stage.1.importance=principal"])
+    at_once = ["stage.1.importance=principal", "stage.1.segments=1", "stage.1.mask_steps=0"]
+    assert load_recipe(write(RECIPE), at_once).stages[1].method("text/embed") == "principal"
+    idle = ['stage.1.importance={"text/embed"="taylor", "*"="principal"}']  # of no axis of this stage
+    assert load_recipe(write(RECIPE), idle).stages[1].keeps_moments
 
 
 def test_every_fault_is_told_once(write):

@@ -7,7 +7,7 @@ import pytest
 import distill
 import pruning
 from antgmm_jax import checkpoint
-from antgmm_jax.config import sizes
+from antgmm_jax.config import resize, sizes
 from antgmm_jax.convert import load_hf
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.functional import float32, functional
@@ -16,6 +16,7 @@ from experiments import stage as stages
 from experiments.datasets import encoded, load_processor, load_records
 from experiments.pipeline import Run, load_student
 from experiments.recipe import load_recipe
+from experiments.stage import Student
 from tests.experiments.tiny import save_teacher
 
 RECIPE = """
@@ -182,6 +183,22 @@ def test_a_width_is_cut_to_components_and_its_states_are_compared_in_them(folder
     halted = load_student(tmp_path / "halted" / "stages" / "02-text")
     assert same(whole.params, halted.params)
     assert same(whole.keep, halted.keep)
+
+
+def test_components_of_a_width_that_was_cut_by_index_are_refused_before_anything_is_trained(folder, tmp_path):
+    early = '{name = "early", sizes = {"text/embed" = 24}, importance = "magnitude", recover_steps = 1}'
+    late = '{name = "late", sizes = {"text/embed" = 16}, importance = "principal", recover_steps = 1}'
+    changes = ["teacher.states=[]", "loss.vision=0.0"]
+    recipe = load_recipe(folder / "recipe.toml", [f"stage=[{early}, {late}]", *changes])
+    with pytest.raises(AntgmmError, match="stage 'late': text/embed was cut by index before: cut it to components"):
+        Run(recipe, tmp_path / "run").scores()
+    assert not (tmp_path / "run").exists()
+    whole = Student(*load_hf(folder / "teacher"), pruning.identity(load_hf(folder / "teacher")[0]))
+    late = load_recipe(folder / "recipe.toml", [f"stage=[{late}]", *changes]).stages
+    stages.check_sizes(whole, late)
+    channels = {**whole.keep, "text/embed": np.arange(1, 25, dtype=np.int32)}
+    with pytest.raises(AntgmmError, match="cut it to components first"):
+        stages.check_sizes(whole._replace(config=resize(whole.config, {"text/embed": 24}), keep=channels), late)
 
 
 @pytest.mark.parametrize("axis", ["vision/embed", "text/embed"])
