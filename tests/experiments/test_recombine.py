@@ -39,7 +39,7 @@ def stage(tmp_path):
     def save(name: str, *cuts, key: str = KEY, config=CONFIG):
         keep = pruning.identity(config)
         for cut in cuts:
-            keep = pruning.compose(keep, {axis: np.asarray(index, np.int32) for axis, index in cut.items()})
+            keep = pruning.compose(keep, {axis: pruning.as_kept(kept) for axis, kept in cut.items()})
         directory = tmp_path / name
         checkpoint.save_stage(directory, {"params": {"x": np.zeros(1)}}, {"teacher": key, "keep": keep})
         return directory
@@ -70,6 +70,18 @@ def test_each_axis_comes_from_the_source_that_names_it(stage):
     changed = {axis: n for axis, n in sizes(smaller).items() if n != sizes(CONFIG)[axis]}
     assert changed == {"vision/layers": 2, "vision/mlp": 3}
     assert {leaf.shape[0] for leaf in jax.tree.leaves(params["vision"]["stack"])} == {2}
+
+
+def test_a_basis_is_read_back_bit_for_bit_and_joins_other_cuts(stage):
+    basis = np.random.default_rng(0).normal(size=(32, 16)).astype(np.float32)
+    a, b = stage("a", {"vision/embed": basis, "vision/heads": np.zeros((4, 1), np.int32)}), stage("b", WIDTH)
+    keep, origin = recombine.joined(CONFIG, KEY, [Source(a, ("*",)), Source(b, ("*",))])
+    assert origin == {"vision/embed": str(a), "vision/heads": str(a), "vision/mlp": str(b)}
+    assert keep["vision/embed"].dtype == np.float32
+    np.testing.assert_array_equal(keep["vision/embed"], basis)
+    smaller, params = pruning.shrink(CONFIG, functional(CONFIG).init(jax.random.key(0)), keep)
+    assert [sizes(smaller)[axis] for axis in ("vision/embed", "vision/heads", "vision/mlp")] == [16, 1, 3]
+    assert params["vision"]["patch"].shape[-1] == 16
 
 
 @pytest.mark.parametrize(
