@@ -109,7 +109,7 @@ def test_a_layer_without_a_row_is_named_with_both_sources(stage):
 
 def test_counts_that_make_no_legal_model_are_refused(stage):
     # In the image encoder a head goes with every 16 channels.
-    cut = stage("a", {"vision/embed": np.arange(16), "vision/heads": np.zeros((4, 1))})
+    cut = stage("a", {"vision/embed": np.arange(16), "vision/heads": np.zeros((4, 1), np.int32)})
     with pytest.raises(AntgmmError, match="the merged cuts make no legal model"):
         recombine.joined(CONFIG, KEY, [Source(cut, ("*/heads",))])
 
