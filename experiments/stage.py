@@ -253,8 +253,7 @@ class StageRun:
     def _resume(self, start: Student) -> tuple[State, _Place]:
         record = self.stepper.record()
         if record is None:
-            keep = {axis: pruning.as_kept(kept) for axis, kept in start.keep.items()}
-            return init_state(start.params, self.optimizer), _Place(start.config, keep, 0, {}, {}, [])
+            return init_state(start.params, self.optimizer), _Place(start.config, start.keep, 0, {}, {}, [])
         config = from_dict(record["config"])
         pure = functional(config)
         like = jax.eval_shape(lambda: init_state(pure.init(jax.random.key(0)), self.optimizer))
@@ -376,13 +375,12 @@ def importance(
         scores["random"] = pruning.random(jax.random.key(seed), sizes(config), local)
     if "last" in used:
         scores["last"] = pruning.last(sizes(config))
+    bases: dict[str, np.ndarray] = {}
     if "principal" in used:
         present = sizes(config)
         widths = {a: targets[a] for a, method in methods.items() if method == "principal" and targets[a] < present[a]}
         bases = pruning.principal(pure.apply, params, config, calibration, widths)
         scores["principal"] = {axis: np.ones(len(basis), np.float32) for axis, basis in bases.items()}
-    else:
-        bases = {}
     found = {axis: scores[method][axis] for axis, method in methods.items() if axis in scores[method]}
     return found, bases
 

@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from scipy.linalg import helmert
 
 from antgmm_jax.config import LMMConfig, QFormerConfig, StackConfig, embed_axis, sizes, stacks
 from antgmm_jax.errors import AntgmmError
@@ -90,6 +89,9 @@ def _second_moments(states: jax.Array, valid: jax.Array | None, *, centred: bool
 
 
 def _basis(moments: np.ndarray, count: int, *, centred: bool) -> np.ndarray:
+    # Imported here: every command would wait for it, and only a cut to components needs it.
+    from scipy.linalg import helmert
+
     size = len(moments)
     # Orthonormal bases of what sums to 0, in the model's channels and in the student's. The largest components stay in
     # few channels: spread evenly over all of them, the student learns more slowly (docs/calibration.md).
@@ -168,7 +170,8 @@ def folded(config: LMMConfig, params: Any, axes: Iterable[str]) -> Any:
             kernel, dim = found[path], names[path].index(axis)
             along = [1] * kernel.ndim
             along[dim] = scale.shape[-1]
-            along[0] *= scale.shape[0] if scale.ndim == 2 else 1  # a row for each layer
+            if scale.ndim == 2:  # a row for each layer
+                along[0] = len(scale)
             if bias is not None:
                 found[_bias(path)] = found[_bias(path)] + jnp.sum(kernel * bias.reshape(along), axis=dim)
             found[path] = kernel * scale.reshape(along)

@@ -194,10 +194,7 @@ def test_what_is_wrong_is_one_line_that_names_the_key(write, override, message):
     assert len(text) < 320
 
 
-def test_components_leave_nothing_to_close_one_by_one(write):
-    message = 'stage\\[1\\]: importance "principal" leaves no units to close one by one'
-    with pytest.raises(AntgmmError, match=message):
-        load_recipe(write(RECIPE), ["stage.1.importance=principal"])
+def test_components_are_cut_at_once(write):
     at_once = ["stage.1.importance=principal", "stage.1.segments=1", "stage.1.mask_steps=0"]
     assert load_recipe(write(RECIPE), at_once).stages[1].method("text/embed") == "principal"
     idle = ['stage.1.importance={"text/embed"="taylor", "*"="principal"}']  # of no axis of this stage

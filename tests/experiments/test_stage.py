@@ -193,12 +193,13 @@ def test_components_of_a_width_that_was_cut_by_index_are_refused_before_anything
     with pytest.raises(AntgmmError, match="stage 'late': text/embed was cut by index before: cut it to components"):
         Run(recipe, tmp_path / "run").scores()
     assert not (tmp_path / "run").exists()
-    whole = Student(*load_hf(folder / "teacher"), pruning.identity(load_hf(folder / "teacher")[0]))
-    late = load_recipe(folder / "recipe.toml", [f"stage=[{late}]", *changes]).stages
-    stages.check_sizes(whole, late)
+    config, params = load_hf(folder / "teacher")
+    whole = Student(config, params, pruning.identity(config))
+    alone = load_recipe(folder / "recipe.toml", [f"stage=[{late}]", *changes]).stages
+    stages.check_sizes(whole, alone)
     channels = {**whole.keep, "text/embed": np.arange(1, 25, dtype=np.int32)}
     with pytest.raises(AntgmmError, match="cut it to components first"):
-        stages.check_sizes(whole._replace(config=resize(whole.config, {"text/embed": 24}), keep=channels), late)
+        stages.check_sizes(whole._replace(config=resize(config, {"text/embed": 24}), keep=channels), alone)
 
 
 @pytest.mark.parametrize("axis", ["vision/embed", "text/embed"])
