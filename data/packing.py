@@ -58,13 +58,13 @@ def packed(arrays: Arrays, rows: Int[np.ndarray, "R M"], width: int) -> Arrays:
     """The arrays of packed rows.
 
     Args:
-        arrays: from `data.processor.encode` (LLaVA), or with `vision_features` in the place of `images`.
+        arrays: from `data.processor.encode` (LLaVA), or with `vision_features` in the place of `images` or beside them.
         rows: sample numbers of each row, -1 for none.
         width: tokens of a row.
 
     Returns:
         `input_ids`, `attention_mask`, `segment_ids` int32 [R, width]; `positions`, `targets` int32 [R, M * A], those of
-        the row's samples one after another (A: the answers' width); `images` or `vision_features` [R, M, ...];
+        the row's samples one after another (A: the answers' width); `images`, `vision_features` [R, M, ...];
         `index` int32 [R, M], the sample numbers.
     """
     count, slots = rows.shape
@@ -72,8 +72,9 @@ def packed(arrays: Arrays, rows: Int[np.ndarray, "R M"], width: int) -> Arrays:
     out: Arrays = {name: np.zeros((count, width), np.int32) for name in ("input_ids", "attention_mask", "segment_ids")}
     out["positions"] = np.zeros((count, slots, answer), np.int32)
     out["targets"] = np.full((count, slots, answer), IGNORE, np.int32)
-    pictures = next(name for name in ("vision_features", "images") if name in arrays)
-    out[pictures] = np.zeros((count, slots, *arrays[pictures].shape[1:]), arrays[pictures].dtype)
+    pictures = [name for name in ("vision_features", "images") if name in arrays]
+    for name in pictures:
+        out[name] = np.zeros((count, slots, *arrays[name].shape[1:]), arrays[name].dtype)
     for row, samples in enumerate(rows):
         start = 0
         for slot, sample in enumerate(samples[samples >= 0]):
@@ -83,7 +84,8 @@ def packed(arrays: Arrays, rows: Int[np.ndarray, "R M"], width: int) -> Arrays:
             out["targets"][row, slot] = arrays["targets"][sample]
             valid = arrays["targets"][sample] != IGNORE
             out["positions"][row, slot] = np.where(valid, arrays["positions"][sample] + start, 0)
-            out[pictures][row, slot] = arrays[pictures][sample]
+            for name in pictures:
+                out[name][row, slot] = arrays[name][sample]
             start = end
     out["attention_mask"][:] = out["segment_ids"] > 0
     flat = {name: out[name].reshape(count, slots * answer) for name in ("positions", "targets")}

@@ -27,12 +27,14 @@ class Teacher(NamedTuple):
             `<tower>/states` [layers + 1, B, N, D] and `bridge/out` [1, B, N, D]. Raises AntgmmError for a name that it
             cannot give.
         attach: host batch -> host batch with the cached targets in it.
+        reads_pictures: whether `select` needs a batch's `pixel_values`, also where the student reads image features.
     """
 
     params: Params
     head: Callable[[Params, Array], Array]
     select: Callable[[tuple[str, ...]], Callable[[Params, Batch], dict[str, Array]]]
     attach: Callable[[dict], dict]
+    reads_pictures: bool = False
 
 
 def without_targets(batch: Batch) -> dict[str, Any]:
@@ -95,6 +97,9 @@ def online(functional: Any, params: Params) -> Teacher:
             if not names:
                 return {}
             inputs = to_dtype(without_targets(batch), params_dtype(params))
+            if "pixel_values" in inputs:
+                # What else stands for the pictures is the student's.
+                inputs.pop("vision_features", None)
             out = functional.apply(params, inputs, collect=names)
             found = collected(out, names)
             if "final" in found:
@@ -103,7 +108,7 @@ def online(functional: Any, params: Params) -> Teacher:
 
         return targets
 
-    return Teacher(params, functional.head, select, lambda batch: batch)
+    return Teacher(params, functional.head, select, lambda batch: batch, reads_pictures=True)
 
 
 def cached(functional: Any, params: Params, cache: TeacherCache) -> Teacher:

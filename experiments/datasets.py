@@ -275,6 +275,7 @@ class Samples:
         *,
         full: bool = False,
         features: Float[np.ndarray, "N Q D"] | None = None,
+        pictures: bool = False,
         rows: np.ndarray | None = None,
     ) -> Batches:
         """Endless shuffled training batches, cut to the length buckets or packed; the iterator's position resumes it.
@@ -284,6 +285,7 @@ class Samples:
             seed: of the order.
             full: leave all padding and rows of one sample, and an order that does not depend on the buckets.
             features: image features of all rows, from `image_features`, that stand in for the pictures.
+            pictures: keep the pictures beside them, for a teacher that reads them.
             rows: which rows an epoch visits, and each as often as it stands there; None: all once.
 
         Returns:
@@ -295,7 +297,8 @@ class Samples:
         finish, arrays = partial(device_batch, self.table), self.arrays
         if features is not None:
             arrays = {**arrays, "vision_features": features}
-            del arrays["images"]
+            if not pictures:
+                del arrays["images"]
         if self._pack and not full:
             return packed_batches(arrays, size=size, seed=seed, width=self._pack, rows=rows, finish=finish)
         return batches(arrays, size=size, seed=seed, widths=() if full else self._widths, rows=rows, finish=finish)

@@ -228,7 +228,8 @@ class StageRun:
         if reads_features(start.config, self.stage, targets):
             features = image_features(start.config, start.params, self.samples)
         size, seen = self.stage.optimizer.batch_size, self.samples.repeated(self.stage.repeat)
-        return self.samples.shuffled(size, self.seed, features=features, rows=seen)
+        pictures = self.teacher.reads_pictures
+        return self.samples.shuffled(size, self.seed, features=features, pictures=pictures, rows=seen)
 
     def _batches(self) -> Iterator[dict[str, np.ndarray]]:
         """Batches that name their samples, for errors."""

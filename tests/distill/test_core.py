@@ -170,3 +170,16 @@ def test_parts_name_the_tower_that_a_keep_lacks():
     del keep["vision/embed"]
     with pytest.raises(AntgmmError, match=r"vision.*vision/embed"):
         parts(config, keep)
+
+
+def test_an_online_teacher_reads_pictures_and_not_the_students_features():
+    config = CONFIGS["blip2_t5"]
+    model, params = functional(config), parameters("blip2_t5")
+    batch = batch_of(config)
+    others = jax.tree.map(lambda leaf: leaf * 1.5, params)
+    features = model.features(others, batch["pixel_values"])
+    targets = online(model, params).select(("final",))
+    expected = targets(params, batch)["final"]
+    np.testing.assert_array_equal(targets(params, batch | {"vision_features": features})["final"], expected)
+    alone = {name: value for name, value in batch.items() if name != "pixel_values"}
+    assert np.abs(targets(params, alone | {"vision_features": features})["final"] - expected).max() > 1e-2

@@ -239,3 +239,14 @@ def test_what_is_repeated_meets_its_own_targets(folder, tmp_path):
     np.testing.assert_allclose(*curves, rtol=2e-2)
     with pytest.raises(AntgmmError, match="stage 'image': no question is of type prise: the data has brand, "):
         Run(load_recipe(folder / "recipe.toml", ["stage.image.repeat={prise=2}"]), tmp_path / "none").scores()
+
+
+def test_a_teacher_that_runs_reads_pictures_where_the_student_reads_features(folder, tmp_path):
+    curves = []
+    for mode in ("cache", "online"):
+        recipe = load_recipe(folder / "recipe.toml", ["stage.image.recover_steps=1", f"teacher.mode={mode}"])
+        Run(recipe.model_copy(update={"stages": recipe.stages[:2]}), tmp_path / mode).scores()
+        record = checkpoint.load_record(tmp_path / mode / "stages" / "02-language")
+        curves.append([point["soft"] for point in record["metrics"]["history"]])
+    # The cache holds bfloat16.
+    np.testing.assert_allclose(*curves, rtol=2e-2)
