@@ -113,8 +113,12 @@ def load_study(path: str | Path) -> Study:
     try:
         return Study.model_validate_json(json.dumps(raw, default=str))
     except ValidationError as error:
-        faults = (f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
-        raise AntgmmError(f"{path}: {'; '.join(faults)}") from None
+        raise AntgmmError(f"{path}: {_faults(error)}") from None
+
+
+def _faults(error: ValidationError) -> str:
+    """Every fault in one line."""
+    return "; ".join(": ".join(filter(None, (".".join(map(str, f["loc"])), f["msg"]))) for f in error.errors())
 
 
 def recipe_of(study: Study, arm: Arm, seed: int, config: LMMConfig, *, pretrained: str = "") -> Recipe:
@@ -148,12 +152,13 @@ def recipe_of(study: Study, arm: Arm, seed: int, config: LMMConfig, *, pretraine
         shape |= targets
         here = pruning.planned_config(here, targets)
     last, weights = recipe.stages[-1], pretrained or arm.weights
+    gated = weights == "kept" and "principal" not in importance.values()
     table = {
         "name": "at-once",
         "sizes": shape,
         "importance": importance,
         "segments": 1,
-        "mask_steps": last.mask_steps if weights == "kept" else 0,
+        "mask_steps": last.mask_steps if gated else 0,
         "recover_steps": 1,
         "frozen": (),
         "repeat": {},
@@ -166,7 +171,10 @@ def recipe_of(study: Study, arm: Arm, seed: int, config: LMMConfig, *, pretraine
         for model in (config, here)
     )
     steps = round((whole - once.mask_steps * closing) / each)
-    stage = Stage.model_validate({**once.model_dump(), "recover_steps": steps})
+    try:
+        stage = Stage.model_validate({**once.model_dump(), "recover_steps": steps})
+    except ValidationError as error:
+        raise AntgmmError(f"arm {arm.name!r} cannot cut all at once: {_faults(error)}") from None
     compares = stage.loss.hidden or stage.loss.vision
     teacher = recipe.teacher if compares else recipe.teacher.model_copy(update={"states": ()})
     return recipe.model_copy(update={"stages": (stage,), "teacher": teacher})

@@ -118,8 +118,15 @@ def test_cutting_at_once_takes_as_many_flops_and_cuts_as_much(study, teacher):
     config, _ = load_hf(teacher)
     staged = load_recipe(study.recipe)
     whole = training_flops(config, staged, length=20, answer=5)
-    for name, mask in (("one_shot", 1), ("scratch", 0)):
-        (arm,) = [arm for arm in study.arms if arm.name == name]
+    (shot, scratch) = (arm for arm in study.arms if arm.at_once)
+    # Components leave no units to close one by one.
+    turned = 'stage.layers.sizes={"vision/layers"=2, "vision/embed"=16}'
+    how = 'stage.layers.importance={{"*/embed"="principal", "*/layers"="last", "*"="{}"}}'
+    components, unfit = (shot.model_copy(update={"changes": (turned, how.format(m))}) for m in ("magnitude", "last"))
+    assert recipe_of(study, components, 7, config).stages[0].mask_steps == 0
+    with pytest.raises(AntgmmError, match="arm 'one_shot' cannot cut all at once: .*'last' cannot score vision/heads$"):
+        recipe_of(study, unfit, 7, config)
+    for arm, mask in ((shot, 1), (scratch, 0)):
         recipe = recipe_of(study, arm, 7, config)
         (stage,) = recipe.stages
         assert (recipe.seed, stage.mask_steps) == (7, mask)
