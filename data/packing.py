@@ -16,6 +16,7 @@ from data.processor import IGNORE
 
 OPEN = 64
 """Rows that a sample may yet join: more fill rows hardly better, and take longer to look through."""
+_PICTURES = ("images", "pixel_values", "vision_features")
 
 
 def pack(found: Int[np.ndarray, " N"], width: int, *, seed: int) -> Int[np.ndarray, "K M"]:
@@ -72,7 +73,7 @@ def packed(arrays: Arrays, rows: Int[np.ndarray, "R M"], width: int) -> Arrays:
     out: Arrays = {name: np.zeros((count, width), np.int32) for name in ("input_ids", "attention_mask", "segment_ids")}
     out["positions"] = np.zeros((count, slots, answer), np.int32)
     out["targets"] = np.full((count, slots, answer), IGNORE, np.int32)
-    pictures = [name for name in ("vision_features", "images") if name in arrays]
+    pictures = [name for name in _PICTURES if name in arrays]
     for name in pictures:
         out[name] = np.zeros((count, slots, *arrays[name].shape[1:]), arrays[name].dtype)
     for row, samples in enumerate(rows):
@@ -137,9 +138,6 @@ def packed_batches(
         return _by_row(finish(_flat(batch)), len(own))
 
     return Batches(grain.MapDataset.source(Plan(np.zeros(len(table), int), size, seed)).map(make), prefetch)
-
-
-_PICTURES = ("images", "pixel_values", "vision_features")
 
 
 def _flat(batch: Arrays) -> Arrays:

@@ -228,7 +228,7 @@ class StageRun:
         if reads_features(start.config, self.stage, targets):
             features = image_features(start.config, start.params, self.samples)
         size, seen = self.stage.optimizer.batch_size, self.samples.repeated(self.stage.repeat)
-        pictures = self.teacher.reads_pictures
+        pictures = self.teacher.reads_pictures and self.stage.loss.reads_teacher
         return self.samples.shuffled(size, self.seed, features=features, pictures=pictures, rows=seen)
 
     def _batches(self) -> Iterator[dict[str, np.ndarray]]:

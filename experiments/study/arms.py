@@ -152,13 +152,11 @@ def recipe_of(study: Study, arm: Arm, seed: int, config: LMMConfig, *, pretraine
         shape |= targets
         here = pruning.planned_config(here, targets)
     last, weights = recipe.stages[-1], pretrained or arm.weights
-    gated = weights == "kept" and "principal" not in importance.values()
     table = {
         "name": "at-once",
         "sizes": shape,
         "importance": importance,
         "segments": 1,
-        "mask_steps": last.mask_steps if gated else 0,
         "recover_steps": 1,
         "frozen": (),
         "repeat": {},
@@ -170,9 +168,10 @@ def recipe_of(study: Study, arm: Arm, seed: int, config: LMMConfig, *, pretraine
         step_flops(model, once, recipe.teacher.states, length=study.length, answer=study.answer)
         for model in (config, here)
     )
-    steps = round((whole - once.mask_steps * closing) / each)
+    mask = last.mask_steps if once.keeps_moments else 0
+    steps = round((whole - mask * closing) / each)
     try:
-        stage = Stage.model_validate({**once.model_dump(), "recover_steps": steps})
+        stage = Stage.model_validate({**once.model_dump(), "mask_steps": mask, "recover_steps": steps})
     except ValidationError as error:
         raise AntgmmError(f"arm {arm.name!r} cannot cut all at once: {_faults(error)}") from None
     compares = stage.loss.hidden or stage.loss.vision

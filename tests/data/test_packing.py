@@ -53,6 +53,7 @@ def test_a_sample_joins_the_first_row_that_has_room():
 
 def test_rows_by_hand():
     arrays = toy(3)  # 3 + 1, 4 + 2 and 5 + 1 tokens
+    arrays["vision_features"] = np.arange(12.0).reshape(3, 2, 2)
     batch = packed(arrays, np.array([[2, 0], [1, -1]]), 12)
     np.testing.assert_array_equal(batch["segment_ids"], [[1] * 6 + [2] * 4 + [0] * 2, [1] * 6 + [0] * 6])
     np.testing.assert_array_equal(batch["attention_mask"], batch["segment_ids"] > 0)
@@ -61,6 +62,7 @@ def test_rows_by_hand():
     np.testing.assert_array_equal(batch["positions"], [[4, 0, 8, 0], [3, 4, 0, 0]])
     np.testing.assert_array_equal(batch["targets"], [[35, -100, 13, -100], [24, 25, -100, -100]])
     np.testing.assert_array_equal(batch["images"][0], arrays["images"][[2, 0]])
+    np.testing.assert_array_equal(batch["vision_features"][:, 0], arrays["vision_features"][[2, 1]])
     np.testing.assert_array_equal(batch["index"], [[2, 0], [1, -1]])
 
 
