@@ -10,6 +10,7 @@ import numpy as np
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.sharding import own_rows, whole_rows
 from data.record import Record
+from data.shifting import drawn, shifted
 
 Arrays = dict[str, np.ndarray]
 _ENDLESS = 2**48
@@ -120,6 +121,7 @@ def batches(
     seed: int,
     widths: Sequence[int] = (),
     rows: np.ndarray | None = None,
+    shift: int = 0,
     finish: Callable[[Arrays], Arrays] | None = None,
     prefetch: int = 2,
 ) -> Batches:
@@ -135,6 +137,7 @@ def batches(
         widths: length buckets, one compiled program each; a batch holds rows of one bucket and is cut to it, but for
             the few that mix what is left over. Empty: no cutting.
         rows: which rows an epoch visits, and each as often as it stands there; None: all once.
+        shift: pixels by which each of a batch's `images` is moved at random, at most, each way.
         finish: last step on a batch, such as a partial `data.processor.device_batch`; runs ahead in a thread.
         prefetch: batches made ahead of time; 0 makes each when it is asked for.
 
@@ -155,12 +158,15 @@ def batches(
     # Asked for here: the thread that makes batches has no mesh.
     own, tokens = own_rows(size), lengths(arrays) if widths else np.zeros(0, int)
 
-    def make(places: np.ndarray) -> Arrays:
+    def make(places: np.ndarray, rng: np.random.Generator) -> Arrays:
         batch = _rows(arrays, rows[places], own, widths, tokens)
+        if shift:
+            # Drawn for all rows, so that each is moved alike whichever process makes it.
+            batch["images"] = shifted(batch["images"], drawn(rng, shift, size)[own])
         return batch if finish is None else finish(batch)
 
     groups = _group(tokens[rows], widths) if widths else np.zeros(len(rows), int)
-    return Batches(grain.MapDataset.source(Plan(groups, size, seed)).map(make), prefetch)
+    return Batches(grain.MapDataset.source(Plan(groups, size, seed)).random_map(make, seed=seed), prefetch)
 
 
 def once(arrays: Arrays, *, size: int, order: np.ndarray | None = None, widths: Sequence[int] = ()) -> Iterator[Arrays]:

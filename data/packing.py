@@ -13,6 +13,7 @@ from antgmm_jax.errors import AntgmmError
 from antgmm_jax.sharding import own_rows
 from data.batches import Arrays, Batches, Plan, lengths
 from data.processor import IGNORE
+from data.shifting import drawn, shifted
 
 OPEN = 64
 """Rows that a sample may yet join: more fill rows hardly better, and take longer to look through."""
@@ -100,6 +101,7 @@ def packed_batches(
     seed: int,
     width: int,
     rows: np.ndarray | None = None,
+    shift: int = 0,
     finish: Callable[[Arrays], Arrays] = lambda batch: batch,
     prefetch: int = 2,
 ) -> Batches:
@@ -114,6 +116,7 @@ def packed_batches(
         seed: seed of the rows and their order.
         width: tokens of a row.
         rows: as in `data.batches.batches`, samples.
+        shift: as there.
         finish: as in `data.batches.batches`; it is given pictures [R * M, ...], not parted by rows.
         prefetch: batches made ahead of time.
 
@@ -133,11 +136,15 @@ def packed_batches(
     table = np.pad(table, ((0, -len(table) % size), (0, 0)), constant_values=-1)
     own = own_rows(size)
 
-    def make(places: np.ndarray) -> Arrays:
-        batch = packed(arrays, table[places[own]], width)
-        return _by_row(finish(_flat(batch)), len(own))
+    def make(places: np.ndarray, rng: np.random.Generator) -> Arrays:
+        batch = _flat(packed(arrays, table[places[own]], width))
+        if shift:
+            moves = drawn(rng, shift, table[places].size).reshape(size, -1, 2)
+            batch["images"] = shifted(batch["images"], moves[own].reshape(-1, 2))
+        return _by_row(finish(batch), len(own))
 
-    return Batches(grain.MapDataset.source(Plan(np.zeros(len(table), int), size, seed)).map(make), prefetch)
+    order = grain.MapDataset.source(Plan(np.zeros(len(table), int), size, seed))
+    return Batches(order.random_map(make, seed=seed), prefetch)
 
 
 def _flat(batch: Arrays) -> Arrays:

@@ -277,6 +277,7 @@ class Samples:
         features: Float[np.ndarray, "N Q D"] | None = None,
         pictures: bool = False,
         rows: np.ndarray | None = None,
+        shift: int = 0,
     ) -> Batches:
         """Endless shuffled training batches, cut to the length buckets or packed; the iterator's position resumes it.
 
@@ -287,6 +288,7 @@ class Samples:
             features: image features of all rows, from `image_features`, that stand in for the pictures.
             pictures: keep the pictures beside them, for a teacher that reads them.
             rows: which rows an epoch visits, and each as often as it stands there; None: all once.
+            shift: pixels by which pictures are moved at random, at most, each way.
 
         Returns:
             The iterator; of packed rows, `index` is [size, M] with -1 for none.
@@ -300,8 +302,9 @@ class Samples:
             if not pictures:
                 del arrays["images"]
         if self._pack and not full:
-            return packed_batches(arrays, size=size, seed=seed, width=self._pack, rows=rows, finish=finish)
-        return batches(arrays, size=size, seed=seed, widths=() if full else self._widths, rows=rows, finish=finish)
+            return packed_batches(arrays, size=size, seed=seed, width=self._pack, rows=rows, shift=shift, finish=finish)
+        widths = () if full else self._widths
+        return batches(arrays, size=size, seed=seed, widths=widths, rows=rows, shift=shift, finish=finish)
 
     def in_order(self, size: int, *, prompts: bool = False, by_length: bool = False) -> Iterator[dict[str, np.ndarray]]:
         """Every row once; the last batch repeats its last row, so that one shape is compiled.

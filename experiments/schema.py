@@ -227,6 +227,8 @@ class Stage(Table):
       frozen: path prefixes of parameters ("vision", "language") that are not trained. Image features that depend on
         nothing else, and on nothing that the stage cuts, are computed once, unless it weighs `vision`.
       repeat: question type -> how often an epoch sees its samples, the others' once: for what is learnt last.
+      shift: pixels by which a picture is moved at random, at most, each way, whenever it is seen; what the teacher's
+        cache says of it stays the same. Keeps a student from knowing few pictures by heart.
       weights: "kept": those that the units had; "random": new ones, the control from scratch; else the folder of a
         phase of `antgmm train`, `RUN/stages/NN-phase`: what it trained, laid over new ones.
       loss, optimizer: what differs from the recipe's own.
@@ -240,6 +242,7 @@ class Stage(Table):
     recover_steps: Annotated[int, Field(ge=0)] = 0
     frozen: tuple[str, ...] = ()
     repeat: dict[str, Count] = {}
+    shift: Annotated[int, Field(ge=0)] = 0
     weights: str = "kept"
     loss: Loss
     optimizer: Optimizer
@@ -400,6 +403,9 @@ class Recipe(_Run):
             raise ValueError(f"stage {comparing[0]!r} compares block states: name the towers in teacher.states")
         if self.teacher.states and not comparing:
             raise ValueError("teacher.states is read by no stage: give loss.hidden or loss.vision a weight")
+        moving = [stage.name for stage in self.stages if stage.shift and stage.loss.reads_teacher]
+        if moving and self.teacher.mode == "online":
+            raise ValueError(f"stage {moving[0]!r}: an online teacher would see the shifted pictures: give mode cache")
         return self
 
 

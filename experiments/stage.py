@@ -229,7 +229,9 @@ class StageRun:
             features = image_features(start.config, start.params, self.samples)
         size, seen = self.stage.optimizer.batch_size, self.samples.repeated(self.stage.repeat)
         pictures = self.teacher.reads_pictures and self.stage.loss.reads_teacher
-        return self.samples.shuffled(size, self.seed, features=features, pictures=pictures, rows=seen)
+        return self.samples.shuffled(
+            size, self.seed, features=features, pictures=pictures, rows=seen, shift=self.stage.shift
+        )
 
     def _batches(self) -> Iterator[dict[str, np.ndarray]]:
         """Batches that name their samples, for errors."""
@@ -422,6 +424,8 @@ def check_sizes(start: Student, stages: tuple[Stage, ...]) -> None:
                 checkpoint.load_record(stage.weights)
             for targets in segment_targets(config, stage):
                 full, present = complete(config, targets), sizes(config)
+                if stage.shift and reads_features(config, stage, targets):
+                    raise AntgmmError("shift moves no picture: its image features are computed once; drop it")
                 cut = [axis for axis in full if full[axis] < present[axis]]
                 turned = {axis for axis in cut if stage.method(axis) == "principal"}
                 for axis in sorted(turned):

@@ -9,6 +9,7 @@ import pytest
 import data.maad as maad
 from antgmm_jax.errors import AntgmmError
 from data.batches import batches, lengths, stream, trim
+from data.shifting import shifted
 
 
 def toy(rows=10, widths=8):
@@ -60,6 +61,25 @@ def test_a_resumed_run_sees_the_same_batches(widths, prefetch):
         assert found.keys() == expected.keys()
         for name in found:
             np.testing.assert_array_equal(found[name], expected[name])
+
+
+def test_pictures_are_shifted_anew_whenever_they_are_seen_and_alike_after_a_restart():
+    rng = np.random.default_rng(0)
+    arrays = {**toy(6), "images": rng.integers(0, 256, (6, 8, 8, 3), np.uint8)}
+    run = batches(arrays, size=3, seed=4, shift=1)
+    seen = [next(run) for _ in range(20)]
+    moves = {row: set() for row in range(6)}
+    every = [(down, right) for down in (-1, 0, 1) for right in (-1, 0, 1)]
+    for batch in seen:
+        for row, image in zip(batch["index"], batch["images"], strict=True):
+            views = shifted(arrays["images"][[row] * 9], np.array(every))
+            (move,) = [place for place, view in enumerate(views) if np.array_equal(view, image)]
+            moves[int(row)].add(move)
+        np.testing.assert_array_equal(batch["input_ids"], arrays["input_ids"][batch["index"]])
+    assert all(len(found) > 2 for found in moves.values())
+    again = batches(arrays, size=3, seed=4, shift=1, prefetch=0)
+    again.seek({"next_index": 13})
+    np.testing.assert_array_equal(next(again)["images"], seen[13]["images"])
 
 
 def test_rows_stay_together_and_another_seed_gives_another_order():

@@ -7,6 +7,7 @@ import pytest
 
 from antgmm_jax.errors import AntgmmError
 from data.packing import pack, packed, packed_batches
+from data.shifting import shifted
 
 RNG = np.random.default_rng(0)
 LENGTHS = RNG.integers(3, 20, 101)
@@ -122,3 +123,20 @@ def test_bad_requests_are_refused():
         packed_batches(toy(4), size=1, seed=0, width=5)
     with pytest.raises(AntgmmError, match="a batch of 9 rows of 13 tokens needs more samples: the data fills"):
         packed_batches(toy(4), size=9, seed=0, width=13)
+
+
+def test_shifted_pictures_stand_at_their_own_samples():
+    arrays = {**toy(), "images": np.random.default_rng(0).integers(0, 256, (10, 6, 6, 3), np.uint8)}
+    about = {"size": 2, "seed": 1, "width": 14}
+    still, moving = packed_batches(arrays, **about), packed_batches(arrays, **about, shift=1)
+    every = np.array([(down, right) for down in (-1, 0, 1) for right in (-1, 0, 1)])
+    moved = 0
+    for _ in range(5):
+        before, batch = next(still), next(moving)
+        for name in before.keys() - {"images"}:
+            np.testing.assert_array_equal(batch[name], before[name])
+        for place in np.argwhere(batch["index"] >= 0):
+            image, view = before["images"][*place], batch["images"][*place]
+            assert any(np.array_equal(view, each) for each in shifted(image[None].repeat(9, 0), every))
+            moved += not np.array_equal(view, image)
+    assert moved > 10
