@@ -162,7 +162,7 @@ def batches(
         batch = _rows(arrays, rows[places], own, widths, tokens)
         if shift:
             # Drawn for all rows, so that each is moved alike whichever process makes it.
-            batch["images"] = shifted(batch["images"], drawn(rng, shift, size)[own])
+            batch["images"] = shifted(batch["images"], drawn(rng, shift, places.shape)[own])
         return batch if finish is None else finish(batch)
 
     groups = _group(tokens[rows], widths) if widths else np.zeros(len(rows), int)

@@ -139,8 +139,8 @@ def packed_batches(
     def make(places: np.ndarray, rng: np.random.Generator) -> Arrays:
         batch = _flat(packed(arrays, table[places[own]], width))
         if shift:
-            moves = drawn(rng, shift, table[places].size).reshape(size, -1, 2)
-            batch["images"] = shifted(batch["images"], moves[own].reshape(-1, 2))
+            moves = drawn(rng, shift, table[places].shape)[own]
+            batch["images"] = shifted(batch["images"], moves.reshape(-1, 2))
         return _by_row(finish(batch), len(own))
 
     order = grain.MapDataset.source(Plan(np.zeros(len(table), int), size, seed))

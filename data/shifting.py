@@ -22,15 +22,15 @@ def shifted(images: UInt8[np.ndarray, "N H W C"], by: Int[np.ndarray, "N 2"]) ->
     return out
 
 
-def drawn(rng: np.random.Generator, most: int, count: int) -> Int[np.ndarray, "count 2"]:
+def drawn(rng: np.random.Generator, most: int, shape: tuple[int, ...]) -> Int[np.ndarray, "... 2"]:
     """Moves of at most so many pixels each way, all alike likely.
 
     Args:
         rng: the source of chance.
         most: pixels.
-        count: how many moves.
+        shape: of the pictures that are moved.
 
     Returns:
-        Rows and columns.
+        Rows and columns, [*shape, 2].
     """
-    return rng.integers(-most, most + 1, (count, 2))
+    return rng.integers(-most, most + 1, (*shape, 2))

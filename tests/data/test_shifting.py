@@ -28,7 +28,7 @@ def test_each_picture_has_its_own_move_and_stays_as_it_was():
 
 
 def test_moves_reach_every_distance_both_ways():
-    moves = drawn(np.random.default_rng(0), 2, 500)
+    moves = drawn(np.random.default_rng(0), 2, (500,))
     assert moves.shape == (500, 2)
     for axis in (0, 1):
         assert {*moves[:, axis].tolist()} == {-2, -1, 0, 1, 2}

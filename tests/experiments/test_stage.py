@@ -252,33 +252,32 @@ def test_a_teacher_that_runs_reads_pictures_where_the_student_reads_features(fol
     np.testing.assert_allclose(*curves, rtol=2e-2)
 
 
-def test_a_stage_sees_shifted_pictures_and_the_targets_of_those_that_stand(folder, tmp_path):
-    curves = []
-    for shift in (0, 3):
-        changes = [f"stage.image.shift={shift}", "stage.image.recover_steps=1"]
-        recipe = load_recipe(folder / "recipe.toml", changes)
-        with pytest.MonkeyPatch.context() as patch:
-            attached = []
-            patch.setattr(stages, "train", watched(stages.train, attached))
-            Run(recipe.model_copy(update={"stages": recipe.stages[:1]}), tmp_path / str(shift)).scores()
-        curves.append(attached)
-    (stood, moved), name = (found[0] for found in curves), "teacher/bridge/states"
-    np.testing.assert_array_equal(stood["index"], moved["index"])
-    np.testing.assert_array_equal(stood[name], moved[name])
-    assert not np.array_equal(stood["pixel_values"], moved["pixel_values"])
-
-
-def watched(train, attached):
+def watched(train, seen):
     """A training loop whose batches, with their targets, are kept."""
 
     def loop(step, state, batches, *, teacher, **rest):
         def kept(batch):
-            attached.append(teacher.attach(batch))
-            return attached[-1]
+            seen.append(teacher.attach(batch))
+            return seen[-1]
 
         return train(step, state, batches, teacher=teacher._replace(attach=kept), **rest)
 
     return loop
+
+
+def test_a_stage_sees_shifted_pictures_and_the_targets_of_those_that_stand(folder, tmp_path):
+    first = []
+    for shift in (0, 3):
+        seen = []
+        recipe = load_recipe(folder / "recipe.toml", [f"stage.image.shift={shift}", "stage.image.recover_steps=1"])
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(stages, "train", watched(stages.train, seen))
+            Run(recipe.model_copy(update={"stages": recipe.stages[:1]}), tmp_path / str(shift)).scores()
+        first.append(seen[0])
+    (stood, moved), name = first, "teacher/bridge/states"
+    np.testing.assert_array_equal(stood["index"], moved["index"])
+    np.testing.assert_array_equal(stood[name], moved[name])
+    assert not np.array_equal(stood["pixel_values"], moved["pixel_values"])
 
 
 def test_shifts_that_move_nothing_or_the_teacher_too_are_refused(folder, tmp_path):
