@@ -10,9 +10,8 @@ import numpy as np
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.sharding import own_rows, whole_rows
 from data.record import Record
-from data.shifting import drawn, shifted
+from data.shifting import Arrays, seen
 
-Arrays = dict[str, np.ndarray]
 _ENDLESS = 2**48
 _ANSWER = ("targets", "positions", "decoder_input_ids", "labels")
 _INPUT = ("input_ids", "attention_mask", "labels")
@@ -131,9 +130,10 @@ def batches(
     Where several processes share a mesh, all go through the same batches and each makes the rows of its own devices.
 
     Args:
-        arrays: name -> array with N rows, such as `data.processor.encode` makes.
+        arrays: name -> array with N rows, such as `data.processor.encode` makes; of `views` [N, V, ...] of the image
+            features one is drawn whenever a row is seen, and given as `vision_features`.
         size: rows a batch.
-        seed: seed of the order.
+        seed: seed of the order and of what is drawn.
         widths: length buckets, one compiled program each; a batch holds rows of one bucket and is cut to it, but for
             the few that mix what is left over. Empty: no cutting.
         rows: which rows an epoch visits, and each as often as it stands there; None: all once.
@@ -160,9 +160,7 @@ def batches(
 
     def make(places: np.ndarray, rng: np.random.Generator) -> Arrays:
         batch = _rows(arrays, rows[places], own, widths, tokens)
-        if shift:
-            # Drawn for all rows, so that each is moved alike whichever process makes it.
-            batch["images"] = shifted(batch["images"], drawn(rng, shift, places.shape)[own])
+        batch = seen(batch, rng, shift=shift, shape=places.shape, own=own)
         return batch if finish is None else finish(batch)
 
     groups = _group(tokens[rows], widths) if widths else np.zeros(len(rows), int)

@@ -13,11 +13,11 @@ from antgmm_jax.errors import AntgmmError
 from antgmm_jax.sharding import own_rows
 from data.batches import Arrays, Batches, Plan, lengths
 from data.processor import IGNORE
-from data.shifting import drawn, shifted
+from data.shifting import seen
 
 OPEN = 64
 """Rows that a sample may yet join: more fill rows hardly better, and take longer to look through."""
-_PICTURES = ("images", "pixel_values", "vision_features")
+_PICTURES = ("images", "pixel_values", "views", "vision_features")
 
 
 def pack(found: Int[np.ndarray, " N"], width: int, *, seed: int) -> Int[np.ndarray, "K M"]:
@@ -60,13 +60,14 @@ def packed(arrays: Arrays, rows: Int[np.ndarray, "R M"], width: int) -> Arrays:
     """The arrays of packed rows.
 
     Args:
-        arrays: from `data.processor.encode` (LLaVA), or with `vision_features` in the place of `images` or beside them.
+        arrays: from `data.processor.encode` (LLaVA), or with `views` of image features in the place of `images` or
+            beside them.
         rows: sample numbers of each row, -1 for none.
         width: tokens of a row.
 
     Returns:
         `input_ids`, `attention_mask`, `segment_ids` int32 [R, width]; `positions`, `targets` int32 [R, M * A], those of
-        the row's samples one after another (A: the answers' width); `images`, `vision_features` [R, M, ...];
+        the row's samples one after another (A: the answers' width); `images`, `views` [R, M, ...];
         `index` int32 [R, M], the sample numbers.
     """
     count, slots = rows.shape
@@ -137,11 +138,9 @@ def packed_batches(
     own = own_rows(size)
 
     def make(places: np.ndarray, rng: np.random.Generator) -> Arrays:
-        batch = _flat(packed(arrays, table[places[own]], width))
-        if shift:
-            moves = drawn(rng, shift, table[places].shape)[own]
-            batch["images"] = shifted(batch["images"], moves.reshape(-1, 2))
-        return _by_row(finish(batch), len(own))
+        batch = packed(arrays, table[places[own]], width)
+        batch = seen(batch, rng, shift=shift, shape=(len(places), table.shape[1]), own=own)
+        return _by_row(finish(_flat(batch)), len(own))
 
     order = grain.MapDataset.source(Plan(np.zeros(len(table), int), size, seed))
     return Batches(order.random_map(make, seed=seed), prefetch)

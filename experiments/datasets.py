@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import jax
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from transformers import AutoProcessor, ProcessorMixin
 
 from antgmm_jax.config import LMMConfig, QFormerConfig
@@ -21,15 +21,18 @@ from data.maad import source
 from data.maad.source import MaadSource
 from data.maad.source import fingerprint as maad_fingerprint
 from data.packing import packed_batches
-from data.processor import device_batch, encode, encode_prompts, pixel_table, prepare
+from data.processor import device_batch, encode, encode_prompts, pixel_table, pixel_values, prepare
 from data.readers import FileSource, read_records
 from data.record import Record
+from data.shifting import drawn, shifted
 from experiments.console import bar, say
 from experiments.schema import Data, Recipe, Training
 
 Found = TypeVar("Found")
 Both = tuple[Found, Found]
 """What is trained on, and what is scored on."""
+VIEWS = 4
+"""Moved views of each picture whose features are computed where that happens once."""
 
 
 def load_records(data: Data) -> Sequence[Record]:
@@ -274,7 +277,7 @@ class Samples:
         seed: int,
         *,
         full: bool = False,
-        features: Float[np.ndarray, "N Q D"] | None = None,
+        features: Float[np.ndarray, "N V Q D"] | None = None,
         pictures: bool = False,
         rows: np.ndarray | None = None,
         shift: int = 0,
@@ -285,7 +288,8 @@ class Samples:
             size: rows a batch.
             seed: of the order.
             full: leave all padding and rows of one sample, and an order that does not depend on the buckets.
-            features: image features of all rows, from `image_features`, that stand in for the pictures.
+            features: image features of all rows, from `image_features`, that stand in for the pictures; one of a row's
+                views whenever it is seen.
             pictures: keep the pictures beside them, for a teacher that reads them.
             rows: which rows an epoch visits, and each as often as it stands there; None: all once.
             shift: pixels by which pictures are moved at random, at most, each way.
@@ -298,7 +302,7 @@ class Samples:
         """
         finish, arrays = partial(device_batch, self.table), self.arrays
         if features is not None:
-            arrays = {**arrays, "vision_features": features}
+            arrays = {**arrays, "views": features}
             if not pictures:
                 del arrays["images"]
         if self._pack and not full:
@@ -320,6 +324,19 @@ class Samples:
         arrays = {**self.arrays, **self._prompts} if prompts else self.arrays
         order = np.argsort(answer_lengths(self.arrays), kind="stable") if by_length else None
         yield from map(partial(device_batch, self.table), once(arrays, size=size, order=order))
+
+    def pixels(self, size: int, moves: Int[np.ndarray, "N 2"]) -> Iterator[Float[np.ndarray, "B 3 H W"]]:
+        """Every row's picture once, moved by so many pixels; batches as of `in_order`.
+
+        Args:
+            size: rows a batch.
+            moves: rows and columns of each picture, as `data.shifting.shifted` takes them.
+
+        Yields:
+            Normalised pictures.
+        """
+        for batch in once({"images": self.arrays["images"]}, size=size):
+            yield pixel_values(self.table, shifted(batch["images"], moves[batch["index"]]))
 
     def by_bucket(self, size: int) -> Iterator[dict[str, np.ndarray]]:
         """Every row once, the shorter first, cut to the length buckets: for a teacher that reads each row once.
@@ -352,22 +369,28 @@ def freezes_features(config: LMMConfig, frozen: Sequence[str]) -> bool:
 
 
 def image_features(
-    config: LMMConfig, params: Params, samples: Samples, *, batch_size: int = 64
-) -> Float[np.ndarray, "N Q D"]:
+    config: LMMConfig, params: Params, samples: Samples, *, shift: int = 0, seed: int = 0, batch_size: int = 64
+) -> Float[np.ndarray, "N V Q D"]:
     """What the image side hands to its last linear map, once for every row: for what does not train it.
 
     Args:
         config: the model.
         params: its parameters.
         samples: encoded records.
+        shift: pixels by which pictures are moved at random, at most, each way; above 0 each has `VIEWS` views.
+        seed: of the moves.
         batch_size: rows at a time.
 
     Returns:
         Features in float32.
     """
-    run, found = jax.jit(functional(config).features), []
-    with bar("image features", len(samples)) as update:
-        for batch in samples.in_order(min(batch_size, len(samples))):
-            found.append(gather(run(params, rows({"pixels": batch["pixel_values"]})["pixels"])))
-            update(min(sum(map(len, found)), len(samples)), "")
-    return np.concatenate(found)[: len(samples)]
+    run, rng = jax.jit(functional(config).features), np.random.default_rng(seed)
+    views = VIEWS if shift else 1
+    found: list[list[np.ndarray]] = [[] for _ in range(views)]
+    with bar("image features", views * len(samples)) as update:
+        for number, view in enumerate(found):
+            moves = drawn(rng, shift, (len(samples),))
+            for pixels in samples.pixels(min(batch_size, len(samples)), moves):
+                view.append(gather(run(params, rows({"pixels": pixels})["pixels"])))
+                update(number * len(samples) + min(sum(map(len, view)), len(samples)), "")
+    return np.stack([np.concatenate(view)[: len(samples)] for view in found], axis=1)

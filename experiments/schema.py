@@ -228,7 +228,8 @@ class Stage(Table):
         nothing else, and on nothing that the stage cuts, are computed once, unless it weighs `vision`.
       repeat: question type -> how often an epoch sees its samples, the others' once: for what is learnt last.
       shift: pixels by which a picture is moved at random, at most, each way, whenever it is seen; what the teacher's
-        cache says of it stays the same. Keeps a student from knowing few pictures by heart.
+        cache says of it stays the same. Keeps a student from knowing few pictures by heart. Image features that are
+        computed once are those of four moved views of each picture.
       weights: "kept": those that the units had; "random": new ones, the control from scratch; else the folder of a
         phase of `antgmm train`, `RUN/stages/NN-phase`: what it trained, laid over new ones.
       loss, optimizer: what differs from the recipe's own.

@@ -226,7 +226,7 @@ class StageRun:
         """What is trained on: image features in the place of pictures where the stage leaves them as they are."""
         features = None
         if reads_features(start.config, self.stage, targets):
-            features = image_features(start.config, start.params, self.samples)
+            features = image_features(start.config, start.params, self.samples, shift=self.stage.shift, seed=self.seed)
         size, seen = self.stage.optimizer.batch_size, self.samples.repeated(self.stage.repeat)
         pictures = self.teacher.reads_pictures and self.stage.loss.reads_teacher
         return self.samples.shuffled(
@@ -363,9 +363,9 @@ def importance(
     scores: dict[str, dict[str, np.ndarray]] = {}
     if "taylor" in used:
         loss = make_loss(pure, LossConfig(hard=1.0))
-        scores["taylor"] = pruning.taylor(
-            lambda p, g, b: loss(p, g, b, {})[0], params, pruning.ones(config), calibration
-        )
+        # Gates of other axes would cost a longer way back: through the language model, of an image side's cut.
+        gates = {axis: gate for axis, gate in pruning.ones(config).items() if methods.get(axis) == "taylor"}
+        scores["taylor"] = pruning.taylor(lambda p, g, b: loss(p, g, b, {})[0], params, gates, calibration)
     if "magnitude" in used:
         scores["magnitude"] = pruning.magnitude(params, config)
     if "activation" in used:
@@ -424,8 +424,6 @@ def check_sizes(start: Student, stages: tuple[Stage, ...]) -> None:
                 checkpoint.load_record(stage.weights)
             for targets in segment_targets(config, stage):
                 full, present = complete(config, targets), sizes(config)
-                if stage.shift and reads_features(config, stage, targets):
-                    raise AntgmmError("shift moves no picture: its image features are computed once; drop it")
                 cut = [axis for axis in full if full[axis] < present[axis]]
                 turned = {axis for axis in cut if stage.method(axis) == "principal"}
                 for axis in sorted(turned):

@@ -82,6 +82,19 @@ def test_pictures_are_shifted_anew_whenever_they_are_seen_and_alike_after_a_rest
     np.testing.assert_array_equal(next(again)["images"], seen[13]["images"])
 
 
+def test_of_computed_views_one_is_drawn_whenever_a_row_is_seen():
+    arrays = {**toy(6), "views": np.arange(6 * 4 * 2.0).reshape(6, 4, 2)}
+    run = batches(arrays, size=3, seed=4)
+    found = {row: set() for row in range(6)}
+    for _ in range(40):
+        batch = next(run)
+        for row, features in zip(batch["index"], batch["vision_features"], strict=True):
+            (view,) = np.flatnonzero((arrays["views"][row] == features).all(axis=1))
+            found[int(row)].add(int(view))
+    assert "views" not in batch
+    assert all(views == {0, 1, 2, 3} for views in found.values())
+
+
 def test_rows_stay_together_and_another_seed_gives_another_order():
     arrays = toy(12)
     one, two = batches(arrays, size=3, seed=0), batches(arrays, size=3, seed=1)

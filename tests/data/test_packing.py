@@ -54,7 +54,7 @@ def test_a_sample_joins_the_first_row_that_has_room():
 
 def test_rows_by_hand():
     arrays = toy(3)  # 3 + 1, 4 + 2 and 5 + 1 tokens
-    arrays["vision_features"] = np.arange(12.0).reshape(3, 2, 2)
+    arrays["views"] = np.arange(12.0).reshape(3, 2, 2)
     batch = packed(arrays, np.array([[2, 0], [1, -1]]), 12)
     np.testing.assert_array_equal(batch["segment_ids"], [[1] * 6 + [2] * 4 + [0] * 2, [1] * 6 + [0] * 6])
     np.testing.assert_array_equal(batch["attention_mask"], batch["segment_ids"] > 0)
@@ -63,7 +63,7 @@ def test_rows_by_hand():
     np.testing.assert_array_equal(batch["positions"], [[4, 0, 8, 0], [3, 4, 0, 0]])
     np.testing.assert_array_equal(batch["targets"], [[35, -100, 13, -100], [24, 25, -100, -100]])
     np.testing.assert_array_equal(batch["images"][0], arrays["images"][[2, 0]])
-    np.testing.assert_array_equal(batch["vision_features"][:, 0], arrays["vision_features"][[2, 1]])
+    np.testing.assert_array_equal(batch["views"][:, 0], arrays["views"][[2, 1]])
     np.testing.assert_array_equal(batch["index"], [[2, 0], [1, -1]])
 
 
@@ -140,3 +140,18 @@ def test_shifted_pictures_stand_at_their_own_samples():
             assert any(np.array_equal(view, each) for each in shifted(image[None].repeat(9, 0), every))
             moved += not np.array_equal(view, image)
     assert moved > 10
+
+
+def test_each_sample_of_a_row_is_given_the_features_of_one_of_its_own_views():
+    arrays = {**toy(), "views": np.random.default_rng(0).normal(size=(10, 3, 5))}
+    del arrays["images"]
+    given = packed_batches(arrays, size=2, seed=1, width=14)
+    found = {sample: set() for sample in range(10)}
+    for _ in range(100):
+        batch = next(given)
+        assert "views" not in batch
+        for place in np.argwhere(batch["index"] >= 0):
+            sample = batch["index"][*place]
+            (view,) = np.flatnonzero((arrays["views"][sample] == batch["vision_features"][*place]).all(axis=1))
+            found[int(sample)].add(int(view))
+    assert all(views == {0, 1, 2} for views in found.values())

@@ -9,8 +9,9 @@ from antgmm_jax.convert import load_hf
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.functional import functional
 from data.batches import answer_lengths
-from data.processor import decode
-from experiments.datasets import Samples, freezes_features, image_features, load_processor
+from data.processor import decode, pixel_values
+from data.shifting import shifted
+from experiments.datasets import VIEWS, Samples, freezes_features, image_features, load_processor
 from experiments.evaluate import evaluate
 from tests.experiments.tiny import save_llava, save_teacher
 
@@ -28,12 +29,26 @@ def model(request, tmp_path_factory):
 def test_batches_with_features_give_the_logits_of_those_with_pictures(model):
     config, params, _, samples = model
     features = image_features(config, params, samples, batch_size=4)
-    assert len(features) == ROWS
+    assert features.shape[:2] == (ROWS, 1)
     pictures, cached = (next(samples.shuffled(5, 2, features=given)) for given in (None, features))
     assert "pixel_values" not in cached
     np.testing.assert_array_equal(pictures["index"], cached["index"])
     expected, got = (functional(config).apply(params, batch)["logits"] for batch in (pictures, cached))
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_moved_views_have_the_features_of_moved_pictures(model):
+    config, params, _, samples = model
+    features = image_features(config, params, samples, shift=1, seed=3, batch_size=4)
+    assert features.shape[:2] == (ROWS, VIEWS)
+    every = np.array([(down, right) for down in (-1, 0, 1) for right in (-1, 0, 1)])
+    moved = np.concatenate([shifted(samples.arrays["images"], by[None].repeat(ROWS, 0)) for by in every])
+    known = np.asarray(functional(config).features(params, pixel_values(samples.table, moved)))
+    known = known.reshape(len(every), ROWS, *known.shape[1:])
+    gaps = np.abs(known[:, :, None] - features[None]).max(axis=(3, 4))
+    assert gaps.min(axis=0).max() < 1e-4
+    assert len({*gaps.argmin(axis=0).reshape(-1).tolist()}) > 4
+    np.testing.assert_array_equal(features, image_features(config, params, samples, shift=1, seed=3, batch_size=4))
 
 
 @pytest.mark.parametrize(

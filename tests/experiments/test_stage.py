@@ -80,9 +80,9 @@ def run(folder):
         policies[id(model)] = remat
         return model
 
-    def counted(config, params, samples):
+    def counted(config, params, samples, **about):
         made.append((stages.__name__, len(samples)))
-        return whole(config, params, samples)
+        return whole(config, params, samples, **about)
 
     def noted(model, *arguments, dtype, **rest):
         computed.append((dtype.name, policies[id(model)]))
@@ -280,10 +280,20 @@ def test_a_stage_sees_shifted_pictures_and_the_targets_of_those_that_stand(folde
     assert not np.array_equal(stood["pixel_values"], moved["pixel_values"])
 
 
-def test_shifts_that_move_nothing_or_the_teacher_too_are_refused(folder, tmp_path):
-    recipe = load_recipe(folder / "recipe.toml", ["stage.language.shift=2"])
-    with pytest.raises(AntgmmError, match="stage 'language': shift moves no picture"):
-        Run(recipe, tmp_path / "run").scores()
-    assert not (tmp_path / "run").exists()
+def test_a_stage_that_leaves_the_image_side_alone_sees_features_of_moved_views(folder, tmp_path):
+    seen = []
+    changed = ["stage.language.shift=1", "stage.image.recover_steps=1", "stage.language.recover_steps=9"]
+    recipe = load_recipe(folder / "recipe.toml", [*changed, "stage.language.segments=1"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stages, "train", watched(stages.train, seen))
+        Run(recipe.model_copy(update={"stages": recipe.stages[:2]}), tmp_path / "run").scores()
+    views = {}
+    for batch in seen[1:]:
+        for row, features in zip(batch["index"], batch["vision_features"], strict=True):
+            views.setdefault(int(row), set()).add(features.tobytes())
+    assert 1 < max(map(len, views.values())) <= 4
+
+
+def test_a_shift_that_would_move_the_teachers_pictures_too_is_refused(folder):
     with pytest.raises(AntgmmError, match="stage 'image': an online teacher would see the shifted pictures"):
         load_recipe(folder / "recipe.toml", ["stage.image.shift=2", "teacher.mode=online"])
