@@ -52,8 +52,7 @@ def cells(tier: Tier, picture: Picture, facts: Mapping[str, int], boxes: Mapping
     shows = {name: first[name] + value for name, value in facts.items()}
     found, middle = np.zeros((SIDE, SIDE), np.uint8), (np.arange(SIDE) + 0.5) * tier.px / SIDE
     for element, box in boxes.items():
-        rows = np.flatnonzero((middle >= box.top) & (middle < box.bottom))
-        columns = np.flatnonzero((middle >= box.left) & (middle < box.right))
+        top, bottom, left, right = np.searchsorted(middle, (box.top, box.bottom, box.left, box.right))
         match element:
             case "price":
                 classes = [_CURRENCY, *(shows[f"price_{place}"] for place in range(len(str(picture.price))))]
@@ -65,6 +64,6 @@ def cells(tier: Tier, picture: Picture, facts: Mapping[str, int], boxes: Mapping
                 classes = [_SLOGAN]
             case _:
                 classes = [shows[{"icon": "product", "badge": "claim"}.get(element, element)]]
-        places = (middle[columns] - box.left) / (box.right - box.left) * len(classes)
-        found[np.ix_(rows, columns)] = np.array(classes, np.uint8)[places.astype(int)]
+        places = (middle[left:right] - box.left) / (box.right - box.left) * len(classes)
+        found[top:bottom, left:right] = np.array(classes, np.uint8)[places.astype(int)]
     return found
