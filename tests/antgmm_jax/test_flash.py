@@ -46,8 +46,8 @@ def of_a_step(config, dtype=jnp.bfloat16, *, prompt=8, answer=4):
     loss = make_loss(functional(config, "none"), LossConfig(), dtype=dtype)
     gradient = jax.grad(lambda params, batch: loss(params, {}, batch, {})[0])
     found = calls(gradient, abstract(config), batch(config, prompt=prompt, answer=answer))
-    # XLA's attention has query groups, rows, heads, queries and keys; the loss's softmax has tokens and vocabulary.
-    return {name: count for name, count in found.items() if "fmha" in name or name.count("x") == 4}
+    # XLA's attention has rows, heads, queries and keys; the loss's softmax has tokens and vocabulary.
+    return {name: count for name, count in found.items() if "fmha" in name or name.count("x") == 3}
 
 
 def cudnn(plain, biased):
@@ -61,7 +61,7 @@ def cudnn(plain, biased):
 @pytest.mark.parametrize(("family", "plain", "biased"), [("llava", 1, 1), ("blip2_t5", 4, 2)])
 def test_a_bfloat16_step_attends_by_cudnn_but_in_t5s_encoder(family, plain, biased, lengths):
     side = lengths.get("prompt", 8)
-    left = {"blip2_t5": {f"1x2x3x{side}x{side}": 1}, "llava": {}}[family]
+    left = {"blip2_t5": {f"2x3x{side}x{side}": 1}, "llava": {}}[family]
     assert of_a_step(CONFIGS[family], **lengths) == cudnn(plain, biased) | left
 
 
@@ -114,9 +114,31 @@ def test_what_cudnn_is_handed_is_the_same_attention(monkeypatch, case, length):
 
     monkeypatch.setattr(jax.nn, "dot_product_attention", by_xla)
     found = attend(q, k, v, scale=0.5, **given)
-    monkeypatch.setattr(attention, "has_flash", lambda: False)
-    expected = attend(q, k, v, scale=0.5, **given)
+    expected = real(q, k, v, scale=0.5, is_causal=given.pop("causal", False), **given)
     even = length + length % 2
-    assert seen == [("cudnn", even, even), (None, length, length)]
+    assert seen == [("cudnn", even, even)]
     assert found.shape == expected.shape == q.shape
     np.testing.assert_array_equal(found.astype(jnp.float32), expected.astype(jnp.float32))
+
+
+@pytest.mark.parametrize("heads", [(4, 4), (4, 2), (3, 1)], ids=["each", "grouped", "one"])
+@pytest.mark.parametrize("case", [*CASES, "nothing"])
+def test_attention_by_xla_and_its_gradient_are_jaxs_own(case, heads):
+    rng = np.random.default_rng(1)
+    given = dict(CASES.get(case, {"mask": (2, 1, 1)}))
+    q, k, v = (jnp.array(rng.normal(size=(2, 5, n, 8)), jnp.float32) for n in (heads[0], heads[1], heads[1]))
+    if "mask" in given:
+        rows, one, queries = given["mask"]
+        seen = rng.random((rows, one, queries or 5, 5)) < 0.6
+        given["mask"] = jnp.array(seen & (case != "nothing"))  # a row that sees no key sees all alike
+    if "bias" in given:
+        given["bias"] = jnp.array(rng.normal(size=(1, heads[0], 5, 5)), jnp.float32)
+    causal = given.pop("causal", False)
+
+    def whole(function, **named):
+        value, back = jax.vjp(lambda *inputs: function(*inputs, scale=0.5, **named, **given), q, k, v)
+        return value, *back(jnp.cos(value))
+
+    expected = whole(jax.nn.dot_product_attention, is_causal=causal)
+    for found, wanted in zip(whole(attend, causal=causal), expected, strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
