@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
-from typing import SupportsIndex
+from typing import NamedTuple, SupportsIndex
 
 import grain
 import numpy as np
@@ -14,7 +14,8 @@ from data.shifting import Arrays, seen
 
 _ENDLESS = 2**48
 _ANSWER = ("targets", "positions", "decoder_input_ids", "labels")
-_INPUT = ("input_ids", "attention_mask", "labels")
+_PROMPT = ("input_ids", "attention_mask")
+_INPUT = (*_PROMPT, "labels")
 
 
 class Batches(Iterator[Arrays]):
@@ -92,25 +93,52 @@ def lengths(arrays: Arrays) -> np.ndarray:
     return arrays["attention_mask"].sum(axis=1)
 
 
-def _group(found: np.ndarray, widths: Sequence[int]) -> np.ndarray:
-    edges = np.asarray(sorted(widths))
-    if found.max() > edges[-1]:
-        raise AntgmmError(f"the widest length bucket is {edges[-1]} but a row has {found.max()} tokens: add a bucket")
-    return np.searchsorted(edges, found)
+class Cut(NamedTuple):
+    """Which padding a batch is cut off: columns beyond the narrowest of some widths that holds all its rows.
+
+    Attributes:
+        names: the arrays that are cut.
+        tokens: of each row of the data, int [N].
+        widths: in ascending order.
+    """
+
+    names: tuple[str, ...]
+    tokens: np.ndarray
+    widths: tuple[int, ...]
+
+    def groups(self) -> np.ndarray:
+        """Which of the widths each row needs, int [N]."""
+        return np.searchsorted(self.widths, self.tokens)
+
+    def __call__(self, batch: Arrays, index: np.ndarray) -> Arrays:
+        """The batch of the rows `index`, cut."""
+        width = min(width for width in self.widths if width >= self.tokens[index].max())
+        return {name: value[:, :width] if name in self.names else value for name, value in batch.items()}
 
 
-def trim(arrays: Arrays, width: int) -> Arrays:
-    """Cuts padding columns off.
+def cuts(arrays: Arrays, widths: Sequence[int], prompts: Sequence[int] = ()) -> tuple[Cut, ...]:
+    """How batches are cut to length buckets.
 
     Args:
-        arrays: rows of `data.processor.encode`, none longer than `width` by `lengths`.
-        width: number of columns that are left.
+        arrays: from `data.processor.encode`.
+        widths: of answer columns where a decoder reads them apart (T5), else of all; empty: no cutting.
+        prompts: of what an encoder reads; empty: no cutting.
 
     Returns:
-        The arrays; only answer columns (T5) or only input columns (LLaVA) are cut.
+        One cut for each that is not empty.
+
+    Raises:
+        AntgmmError: a row longer than every bucket.
     """
-    names = _ANSWER if "decoder_input_ids" in arrays else _INPUT
-    return {name: value[:, :width] if name in names else value for name, value in arrays.items()}
+    t5, found = "decoder_input_ids" in arrays, []
+    if widths:
+        found.append(Cut(_ANSWER if t5 else _INPUT, lengths(arrays), tuple(sorted(widths))))
+    if prompts:
+        found.append(Cut(_PROMPT, arrays["attention_mask"].sum(axis=1), tuple(sorted(prompts))))
+    for cut in found:
+        if (most := cut.tokens.max()) > cut.widths[-1]:
+            raise AntgmmError(f"the widest length bucket is {cut.widths[-1]} but a row has {most} tokens: add a bucket")
+    return tuple(found)
 
 
 def batches(
@@ -119,6 +147,7 @@ def batches(
     size: int,
     seed: int,
     widths: Sequence[int] = (),
+    prompts: Sequence[int] = (),
     rows: np.ndarray | None = None,
     shift: int = 0,
     finish: Callable[[Arrays], Arrays] | None = None,
@@ -136,6 +165,7 @@ def batches(
         seed: seed of the order and of what is drawn.
         widths: length buckets, one compiled program each; a batch holds rows of one bucket and is cut to it, but for
             the few that mix what is left over. Empty: no cutting.
+        prompts: the same for the prompts that an encoder reads; each pair of buckets is a group and a program.
         rows: which rows an epoch visits, and each as often as it stands there; None: all once.
         shift: pixels by which each of a batch's `images` is moved at random, at most, each way.
         finish: last step on a batch, such as a partial `data.processor.device_batch`; runs ahead in a thread.
@@ -156,14 +186,16 @@ def batches(
         raise AntgmmError(f"a batch of {size} needs as many rows; the data has {len(rows)}")
 
     # Asked for here: the thread that makes batches has no mesh.
-    own, tokens = own_rows(size), lengths(arrays) if widths else np.zeros(0, int)
+    own, applied = own_rows(size), cuts(arrays, widths, prompts)
 
     def make(places: np.ndarray, rng: np.random.Generator) -> Arrays:
-        batch = _rows(arrays, rows[places], own, widths, tokens)
+        batch = _rows(arrays, rows[places], own, applied)
         batch = seen(batch, rng, shift=shift, shape=places.shape, own=own)
         return batch if finish is None else finish(batch)
 
-    groups = _group(tokens[rows], widths) if widths else np.zeros(len(rows), int)
+    groups = np.zeros(len(rows), int)
+    for cut in applied:
+        groups = groups * len(cut.widths) + cut.groups()[rows]
     return Batches(grain.MapDataset.source(Plan(groups, size, seed)).random_map(make, seed=seed), prefetch)
 
 
@@ -181,17 +213,17 @@ def once(arrays: Arrays, *, size: int, order: np.ndarray | None = None, widths: 
     """
     order = np.arange(len(next(iter(arrays.values())))) if order is None else order
     size = whole_rows(size)
-    own, tokens = own_rows(size), lengths(arrays) if widths else np.zeros(0, int)
+    own, applied = own_rows(size), cuts(arrays, widths)
     for first in range(0, len(order), size):
         places = np.minimum(np.arange(first, first + size), len(order) - 1)
-        yield _rows(arrays, order[places], own, widths, tokens)
+        yield _rows(arrays, order[places], own, applied)
 
 
-def _rows(arrays: Arrays, index: np.ndarray, own: np.ndarray, widths: Sequence[int], tokens: np.ndarray) -> Arrays:
-    """This process's rows of a batch, cut to the width that the longest of all of them needs."""
+def _rows(arrays: Arrays, index: np.ndarray, own: np.ndarray, applied: Sequence[Cut]) -> Arrays:
+    """This process's rows of a batch, cut to the widths that the longest of all of them need."""
     batch = {name: value[index[own]] for name, value in arrays.items()}
-    if widths:
-        batch = trim(batch, min(width for width in widths if width >= tokens[index].max()))
+    for cut in applied:
+        batch = cut(batch, index)
     return {**batch, "index": index[own].astype(np.int32)}
 
 

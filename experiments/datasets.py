@@ -2,7 +2,8 @@
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cached_property, partial
+from functools import cached_property, partial, reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -120,7 +121,7 @@ def encoded(
     Raises:
         AntgmmError: what `Samples` refuses.
     """
-    rows = {"buckets": recipe.buckets, "pack": recipe.pack} if trained else {}
+    rows = {"buckets": recipe.buckets, "prompt_buckets": recipe.prompt_buckets, "pack": recipe.pack} if trained else {}
     limits = {"max_length": recipe.max_length, "max_answer": recipe.max_answer}
     return Samples(records, processor, config, **limits, **rows)
 
@@ -179,15 +180,17 @@ class Samples:
         max_length: most tokens of a prompt beside the picture's.
         max_answer: most tokens of an answer.
         buckets: widths that training batches are cut to, beside the full one; empty: the full one alone.
+        prompt_buckets: the same for the prompts of a model with an encoder, whose `buckets` are of answers.
         pack: tokens of a row that several samples share in training batches; 0: each has its own.
 
     Attributes:
         records: the records, with their pictures as the model sees them.
         arrays: what `data.processor.encode` gave.
         table: what the processor makes of each pixel value.
+        pack: as given.
 
     Raises:
-        AntgmmError: rows that are too long, all named; a model that does not pack.
+        AntgmmError: rows that are too long, all named; a model that does not pack, or has no prompts apart.
     """
 
     def __init__(
@@ -199,12 +202,15 @@ class Samples:
         max_length: int = 4096,
         max_answer: int = 1024,
         buckets: Sequence[int] = (),
+        prompt_buckets: Sequence[int] = (),
         pack: int = 0,
     ):
         if pack and config.language.encoder is not None:
             raise AntgmmError(
                 f"pack = {pack}: only models without an encoder read packed rows, T5 has one: use buckets"
             )
+        if prompt_buckets and config.language.encoder is None:
+            raise AntgmmError("prompt_buckets: a model without an encoder reads prompt and answer in one: use buckets")
         self.records = prepare(processor, records)
         self._processor, self._max_length = processor, max_length
         start = config.language.start_token
@@ -214,9 +220,10 @@ class Samples:
             )
         except AntgmmError as error:
             raise AntgmmError(f"{records.path}: {error}" if isinstance(records, FileSource) else str(error)) from None
-        widest = self.arrays["decoder_input_ids" if "decoder_input_ids" in self.arrays else "input_ids"].shape[1]
-        self._widths = (*(width for width in buckets if width < widest), widest) if buckets else ()
-        self._pack = pack
+        read = "decoder_input_ids" if "decoder_input_ids" in self.arrays else "input_ids"
+        self._widths = _with_widest(buckets, self.arrays[read])
+        self._prompt_widths = _with_widest(prompt_buckets, self.arrays["input_ids"])
+        self.pack = pack
         self.table = pixel_table(processor)
         self.fingerprint = data_fingerprint(records, self.arrays, self.table)
 
@@ -300,15 +307,17 @@ class Samples:
         Raises:
             AntgmmError: fewer rows than a batch needs.
         """
-        finish, arrays = partial(device_batch, self.table), self.arrays
+        about = {"size": size, "seed": seed, "rows": rows, "shift": shift, "finish": partial(device_batch, self.table)}
+        arrays = self.arrays
         if features is not None:
             arrays = {**arrays, "views": features}
             if not pictures:
                 del arrays["images"]
-        if self._pack and not full:
-            return packed_batches(arrays, size=size, seed=seed, width=self._pack, rows=rows, shift=shift, finish=finish)
-        widths = () if full else self._widths
-        return batches(arrays, size=size, seed=seed, widths=widths, rows=rows, shift=shift, finish=finish)
+        if full:
+            return batches(arrays, **about)
+        if self.pack:
+            return packed_batches(arrays, width=self.pack, **about)
+        return batches(arrays, widths=self._widths, prompts=self._prompt_widths, **about)
 
     def in_order(self, size: int, *, prompts: bool = False, by_length: bool = False) -> Iterator[dict[str, np.ndarray]]:
         """Every row once; the last batch repeats its last row, so that one shape is compiled.
@@ -339,7 +348,7 @@ class Samples:
             yield pixel_values(self.table, shifted(batch["images"], moves[batch["index"]]))
 
     def by_bucket(self, size: int) -> Iterator[dict[str, np.ndarray]]:
-        """Every row once, the shorter first, cut to the length buckets: for a teacher that reads each row once.
+        """Every row once, the shorter first, cut to `buckets`: for a teacher that reads each row once.
 
         Args:
             size: rows a batch; under a mesh the next number that its devices divide.
@@ -353,6 +362,12 @@ class Samples:
         )
 
 
+def _with_widest(buckets: Sequence[int], array: np.ndarray) -> tuple[int, ...]:
+    """Bucket widths with the full one for all beyond it; none without buckets."""
+    widest = array.shape[1]
+    return (*(width for width in buckets if width < widest), widest) if buckets else ()
+
+
 def freezes_features(config: LMMConfig, frozen: Sequence[str]) -> bool:
     """Whether a phase or stage leaves all that image features depend on as it is, so that they can be computed once.
 
@@ -363,9 +378,40 @@ def freezes_features(config: LMMConfig, frozen: Sequence[str]) -> bool:
     Returns:
         Whether they are constant.
     """
+    return all(any(f"{part}/".startswith(f"{prefix}/") for prefix in frozen) for part in _feature_parts(config))
+
+
+def _feature_parts(config: LMMConfig) -> tuple[str, ...]:
+    """Paths of the parameters that image features depend on."""
     parts = ("vision", "bridge/queries", "bridge/norm", "bridge/stack")
-    needed = parts if isinstance(config.bridge, QFormerConfig) else parts[:1]
-    return all(any(f"{part}/".startswith(f"{prefix}/") for prefix in frozen) for part in needed)
+    return parts if isinstance(config.bridge, QFormerConfig) else parts[:1]
+
+
+class ImageFeatures:
+    """`image_features` of some samples, kept for as long as the image side stays what it is.
+
+    Args:
+        samples: encoded records.
+        seed: of the moves.
+    """
+
+    def __init__(self, samples: "Samples", seed: int):
+        self._samples, self._seed = samples, seed
+        self._made: tuple[Any, ...] = ()
+
+    def __call__(self, config: LMMConfig, params: Params, shift: int = 0) -> Float[np.ndarray, "N V Q D"]:
+        """The features of a model, computed where those kept are another's.
+
+        Args:
+            config: the model.
+            params: its parameters.
+            shift: as in `image_features`.
+        """
+        of = (shift, [gather(reduce(getitem, path.split("/"), params)) for path in _feature_parts(config)])
+        if not (self._made and jax.tree.all(jax.tree.map(np.array_equal, self._made[0], of))):
+            self._made = ()  # freed before as much again is made
+            self._made = of, image_features(config, params, self._samples, shift=shift, seed=self._seed)
+        return self._made[1]
 
 
 def image_features(

@@ -23,7 +23,7 @@ from antgmm_jax.sharding import own_rows
 from distill import Teacher
 from experiments import export_gate
 from experiments.console import bar, say
-from experiments.datasets import Samples, encode_both, encoded, load_both, load_processor, load_records
+from experiments.datasets import ImageFeatures, Samples, encode_both, encoded, load_both, load_processor, load_records
 from experiments.energy import Energy
 from experiments.evaluate import evaluate
 from experiments.folder import RunFolder, held, write_json
@@ -106,6 +106,7 @@ class Run:
                     self.samples = with_pairs(
                         recipe, self.samples, config, self.teacher.params, self.processor, self._cache
                     )
+            self.features = ImageFeatures(self.samples, recipe.seed)
             targets = self._targets()
             student = start
             for number in range(1, len(recipe.stages) + 1):
@@ -178,6 +179,7 @@ class Run:
             targets,
             self.recipe.teacher.states,
             self.samples,
+            self.features,
             seed=self.recipe.seed,
             calibration_batches=self.recipe.calibration_batches,
             working=working,

@@ -10,7 +10,16 @@ import re
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from antgmm_jax.config import Remat
 from antgmm_jax.errors import AntgmmError
@@ -342,15 +351,16 @@ class _Run(Table):
     seed: int = 0
     checkpoint_every: Count = 100
     buckets: tuple[Count, ...] = ()
+    prompt_buckets: tuple[Count, ...] = ()
     pack: Annotated[int, Field(ge=0)] = 0
     max_length: Count = 512
     max_answer: Count = 64
 
-    @field_validator("buckets")
+    @field_validator("buckets", "prompt_buckets")
     @classmethod
-    def _ascending(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+    def _ascending(cls, value: tuple[int, ...], info: ValidationInfo) -> tuple[int, ...]:
         if list(value) != sorted(set(value)):
-            raise ValueError(f"buckets = {list(value)}: write each width once, the smallest first")
+            raise ValueError(f"{info.field_name} = {list(value)}: write each width once, the smallest first")
         return value
 
     @model_validator(mode="after")
@@ -383,8 +393,8 @@ class Recipe(_Run):
       seed: of the order of the data and of random importance.
       calibration_batches: batches that importance is averaged over.
       checkpoint_every: steps between two step checkpoints.
-      buckets, pack, max_length, max_answer: as in `Training`; importance is averaged over rows of one sample and one
-        width in any case.
+      buckets, prompt_buckets, pack, max_length, max_answer: as in `Training`; importance is averaged over rows of one
+        sample and one width in any case.
       parent: folder of a finished stage of another run to start from, with its trained weights; "" starts from the
         teacher.
     """
@@ -477,6 +487,8 @@ class Training(_Run):
       buckets: widths that a batch is cut to, the smallest first, as in [16, 32, 48]: answer tokens in a model with an
         encoder, all tokens of the row (the picture's too) in one without; longer rows keep the full width. A batch
         holds rows of one bucket, and each bucket compiles its own program. [] pads all rows alike.
+      prompt_buckets: the same for the prompts (the picture's tokens too) that an encoder reads; each pair of buckets
+        compiles its own program.
       pack: tokens of a row (the pictures' too) that several samples share, none seeing another; `batch_size` then
         counts such rows. For models without an encoder, in the place of buckets. 0 gives each sample its own row.
       max_length: most tokens of a prompt, the picture's not counted; a longer row is refused.

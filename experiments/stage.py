@@ -31,7 +31,7 @@ from distill import (
     train,
 )
 from experiments.console import bar
-from experiments.datasets import Samples, freezes_features, image_features
+from experiments.datasets import ImageFeatures, Samples, freezes_features
 from experiments.schema import Loss, Stage
 from experiments.schema import Optimizer as OptimizerTable
 from experiments.stepper import HISTORY_EVERY, Stepper, add_point
@@ -96,6 +96,7 @@ class StageRun:
         teacher: where targets come from.
         towers: whose block states the hidden and vision losses compare.
         samples: the records that it sees.
+        features: their image features.
         seed: the recipe's.
         calibration_batches: batches that importance is averaged over.
         working: folder of the step checkpoints.
@@ -110,6 +111,7 @@ class StageRun:
         teacher: Teacher,
         towers: tuple[str, ...],
         samples: Samples,
+        features: ImageFeatures,
         *,
         seed: int,
         calibration_batches: int,
@@ -117,7 +119,8 @@ class StageRun:
         checkpoint_every: int,
         bridge_weights: np.ndarray | None = None,
     ):
-        self.stage, self.teacher, self.samples, self.towers = stage, teacher, samples, towers
+        self.stage, self.teacher, self.towers = stage, teacher, towers
+        self.samples, self.features = samples, features
         self.seed, self.calibration_batches, self.checkpoint_every = (
             seed + 1000 * number,
             calibration_batches,
@@ -226,11 +229,17 @@ class StageRun:
         """What is trained on: image features in the place of pictures where the stage leaves them as they are."""
         features = None
         if reads_features(start.config, self.stage, targets):
-            features = image_features(start.config, start.params, self.samples, shift=self.stage.shift, seed=self.seed)
-        size, seen = self.stage.optimizer.batch_size, self.samples.repeated(self.stage.repeat)
-        pictures = self.teacher.reads_pictures and self.stage.loss.reads_teacher
+            features = self.features(start.config, start.params, self.stage.shift)
+        loss = self.stage.loss
         return self.samples.shuffled(
-            size, self.seed, features=features, pictures=pictures, rows=seen, shift=self.stage.shift
+            self.stage.optimizer.batch_size,
+            self.seed,
+            # What reads no answer compiles one program for all lengths.
+            full=not (loss.reads_answers or self.samples.pack),
+            features=features,
+            pictures=self.teacher.reads_pictures and loss.reads_teacher,
+            rows=self.samples.repeated(self.stage.repeat),
+            shift=self.stage.shift,
         )
 
     def _batches(self) -> Iterator[dict[str, np.ndarray]]:

@@ -28,7 +28,7 @@ from data.processor import blip2_processor, device_batch, llava_processor
 from data.record import Record, prompt
 from data.tokenizer import IMAGE, corpus, train_tokenizer
 from experiments.console import bar, say
-from experiments.datasets import encode_both, freezes_features, image_features, load_both, load_processor
+from experiments.datasets import ImageFeatures, encode_both, freezes_features, load_both, load_processor
 from experiments.energy import Energy
 from experiments.evaluate import evaluate
 from experiments.folder import WHOLE, RunFolder, write_json
@@ -106,8 +106,6 @@ class TrainingRun:
 
     def __init__(self, recipe: Training, path: str | Path):
         self.recipe, self.folder = recipe, RunFolder(path)
-        # Of all samples, as long as no phase trains what they depend on.
-        self._features: np.ndarray | None = None
 
     def __call__(self) -> dict[str, Any]:
         """Trains, or goes on training, and exports.
@@ -132,6 +130,7 @@ class TrainingRun:
         params = self._start(shape, records[0])
         self.samples, self.test = encode_both(recipe, records, self.processor, self.config)
         self.samples.check_types({f"phase {phase.name!r}": phase.types for phase in recipe.phases})
+        self.features = ImageFeatures(self.samples, recipe.seed)
         for number, phase in enumerate(recipe.phases, 1):
             params = self._phase(number, phase, params)
         return self._export(params)
@@ -177,7 +176,6 @@ class TrainingRun:
 
     def _facts(self, number: int, phase: Phase, params: Params, optimizer: distill.Optimizer):
         """What is trained on the pictures' facts, how a step is taken, and its batches."""
-        self._features = None
         assert isinstance(self.recipe.data, MaadData)  # the schema says so
         seed, records = self.recipe.seed + number, self.samples.records
         facts, classes = latent_sizes(self.recipe.data.tier), cell_classes(tier(self.recipe.data.tier))
@@ -197,12 +195,9 @@ class TrainingRun:
         pure = functional(self.config, table.remat)
         step = distill.make_step(pure, optimizer, loss, micro_batches=table.accumulate, dtype=dtype)
         size, seed = phase.optimizer.batch_size, self.recipe.seed + number
-        if not freezes_features(self.config, phase.frozen):
-            self._features = None
-        elif self._features is None:
-            self._features = image_features(self.config, params, self.samples)
+        features = self.features(self.config, params) if freezes_features(self.config, phase.frozen) else None
         rows = self.samples.rows_of(phase.types)
-        return params, step, self.samples.shuffled(size, seed, features=self._features, rows=rows)
+        return params, step, self.samples.shuffled(size, seed, features=features, rows=rows)
 
     def _train(self, phase: Phase, stepper: Stepper, step, state: distill.State, data: Batches):
         history: list[dict[str, float]] = []

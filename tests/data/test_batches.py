@@ -8,7 +8,7 @@ import pytest
 
 import data.maad as maad
 from antgmm_jax.errors import AntgmmError
-from data.batches import batches, lengths, stream, trim
+from data.batches import batches, cuts, lengths, stream
 from data.shifting import shifted
 
 
@@ -120,11 +120,28 @@ def test_buckets_cut_padding_only():
     assert shapes.count(3) == 6  # 24 of 64 rows have at most 3 answer tokens
 
 
+def test_prompts_are_cut_by_themselves():
+    arrays = toy(64)
+    arrays["attention_mask"] = (np.arange(4) < np.tile([2, 2, 3, 4], 16)[:, None]).astype(np.int32)
+    run = batches(arrays, size=4, seed=0, widths=(3, 8), prompts=(2, 4))
+    shapes = set()
+    for _ in range(16):
+        batch = next(run)
+        length = batch["input_ids"].shape[1]
+        shapes.add((length, batch["targets"].shape[1]))
+        for name in ("input_ids", "attention_mask"):
+            np.testing.assert_array_equal(batch[name], arrays[name][batch["index"], :length])
+        assert not arrays["attention_mask"][batch["index"], length:].any()
+        assert batch["labels"].shape == batch["decoder_input_ids"].shape == batch["targets"].shape
+    assert shapes == {(2, 3), (2, 8), (4, 3), (4, 8)}
+
+
 def test_llava_is_cut_along_the_input():
     arrays = {name: value for name, value in toy(4).items() if name != "decoder_input_ids"}
     arrays["attention_mask"] = np.array([[1, 1, 0, 0]] * 4, np.int32)
     arrays["labels"] = np.full((4, 4), -100, np.int32)
-    cut = trim(arrays, 2)
+    (by_row,) = cuts(arrays, (2, 4))
+    cut = by_row(arrays, np.arange(4))
     assert cut["input_ids"].shape == cut["labels"].shape == (4, 2)
     assert cut["targets"].shape == arrays["targets"].shape
     np.testing.assert_array_equal(lengths(arrays), [2, 2, 2, 2])

@@ -11,6 +11,7 @@ import distill
 import pruning
 from antgmm_jax.config import stacks
 from antgmm_jax.convert import load_hf
+from antgmm_jax.errors import AntgmmError
 from antgmm_jax.functional import functional
 from data.batches import lengths
 from data.processor import device_batch
@@ -27,8 +28,9 @@ def model(request, tmp_path_factory):
     config, params = load_hf(directory)
     records, processor = maad.source("s", "val", ROWS), load_processor(directory)
     plain = Samples(records, processor, config)
-    middle = int(np.median(lengths(plain.arrays)))
-    return config, params, plain, Samples(records, processor, config, buckets=(middle, 10**6))
+    middle, prompt = (int(np.median(n)) for n in (lengths(plain.arrays), plain.arrays["attention_mask"].sum(axis=1)))
+    more = {"prompt_buckets": (prompt,)} if config.language.encoder else {}
+    return config, params, plain, Samples(records, processor, config, buckets=(middle, 10**6), **more)
 
 
 def width(batch):
@@ -100,10 +102,13 @@ def test_a_cut_batch_has_the_loss_of_the_whole_one(model, tmp_path, mode):
     compared = distill.parts(config, pruning.identity(config))
     loss = jax.jit(distill.make_loss(pure, weights, teacher=teacher, parts=compared))
     student = pure.init(jax.random.key(7))
-    narrow = min(islice(cut.shuffled(SIZE, 3), ROWS // SIZE), key=width)
+    narrow = min(
+        islice(cut.shuffled(SIZE, 3), ROWS // SIZE), key=lambda batch: (width(batch), batch["input_ids"].shape[1])
+    )
     rows = narrow["index"]
     whole = device_batch(plain.table, {name: value[rows] for name, value in plain.arrays.items()}) | {"index": rows}
     assert width(narrow) < width(whole)
+    assert narrow["input_ids"].shape[1] < whole["input_ids"].shape[1]
     found = []
     for batch in (narrow, whole):
         inputs = {name: value for name, value in teacher.attach(batch).items() if name != "index"}
@@ -112,3 +117,10 @@ def test_a_cut_batch_has_the_loss_of_the_whole_one(model, tmp_path, mode):
     np.testing.assert_allclose(one, other, rtol=1e-5)
     for name in terms:
         np.testing.assert_allclose(terms[name], others[name], rtol=1e-5, atol=1e-5)
+
+
+def test_prompts_are_cut_apart_only_where_an_encoder_reads_them(model):
+    config, _, plain, _ = model
+    if config.language.encoder is None:
+        with pytest.raises(AntgmmError, match="prompt_buckets: a model without an encoder"):
+            Samples(plain.records, None, config, prompt_buckets=(8,))

@@ -1,5 +1,6 @@
 """Image features computed once stand in for pictures, and scores do not depend on the order of the questions."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -11,7 +12,8 @@ from antgmm_jax.functional import functional
 from data.batches import answer_lengths
 from data.processor import decode, pixel_values
 from data.shifting import shifted
-from experiments.datasets import VIEWS, Samples, freezes_features, image_features, load_processor
+from experiments import datasets
+from experiments.datasets import VIEWS, ImageFeatures, Samples, freezes_features, image_features, load_processor
 from experiments.evaluate import evaluate
 from tests.experiments.tiny import save_llava, save_teacher
 
@@ -49,6 +51,21 @@ def test_moved_views_have_the_features_of_moved_pictures(model):
     assert gaps.min(axis=0).max() < 1e-4
     assert len({*gaps.argmin(axis=0).reshape(-1).tolist()}) > 4
     np.testing.assert_array_equal(features, image_features(config, params, samples, shift=1, seed=3, batch_size=4))
+
+
+def test_features_are_kept_until_the_image_side_changes(model, monkeypatch):
+    config, params, _, samples = model
+    made, whole = [], datasets.image_features
+    monkeypatch.setattr(datasets, "image_features", lambda *given, **more: made.append(more) or whole(*given, **more))
+    features = ImageFeatures(samples, 5)
+    first = features(config, params)
+    other = {**params, "language": jax.tree.map(lambda leaf: leaf + 1, params["language"])}
+    assert features(config, other) is first and len(made) == 1
+    moved = {**params, "vision": jax.tree.map(lambda leaf: leaf * 1.5, params["vision"])}
+    assert np.abs(features(config, moved) - first).max() > 1e-3
+    np.testing.assert_array_equal(features(config, params), first)
+    assert features(config, params, 1).shape[1] == VIEWS
+    assert made == [{"shift": 0, "seed": 5}] * 3 + [{"shift": 1, "seed": 5}]
 
 
 @pytest.mark.parametrize(
