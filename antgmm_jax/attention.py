@@ -53,7 +53,7 @@ def _plain(
 ) -> Array:
     """By XLA, as products of [T, d] and [d, S] matrices.
 
-    `jax.nn.dot_product_attention` leaves heads behind positions; XLA's CPU compiler takes more than twice as long for
+    `jax.nn.dot_product_attention` leaves heads behind positions; XLA's CPU compiler takes nearly twice as long for
     the gradient of that.
     """
     (batch, length, heads, width), (keys, groups) = q.shape, k.shape[1:3]

@@ -1,4 +1,4 @@
-"""Attention goes to cuDNN's flash kernel where that allows it: asked of programs lowered for CUDA without a GPU."""
+"""Attention: by cuDNN's flash kernel where that allows it (asked of programs lowered for CUDA), else as JAX's own."""
 
 import re
 from collections import Counter
