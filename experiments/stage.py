@@ -372,7 +372,7 @@ def importance(
     scores: dict[str, dict[str, np.ndarray]] = {}
     if "taylor" in used:
         loss = make_loss(pure, LossConfig(hard=1.0))
-        # Gates of other axes would cost a longer way back: through the language model, of an image side's cut.
+        # No gradient of gates that nothing reads: where a language model is cut, none goes back through the image side.
         gates = {axis: gate for axis, gate in pruning.ones(config).items() if methods.get(axis) == "taylor"}
         scores["taylor"] = pruning.taylor(lambda p, g, b: loss(p, g, b, {})[0], params, gates, calibration)
     if "magnitude" in used:
