@@ -18,8 +18,8 @@ def has_flash() -> bool:
 
 def attend(
     q: Float[Array, "B T N d"],
-    k: Float[Array, "B S K d"],
-    v: Float[Array, "B S K d"],
+    k: Float[Array, "B K S d"],
+    v: Float[Array, "B K S d"],
     *,
     scale: float,
     causal: bool = False,
@@ -33,7 +33,8 @@ def attend(
     is all that a flash kernel saves.
 
     Args:
-        q, k, v: queries, keys and values; N is a multiple of K.
+        q: queries.
+        k, v: keys and values, heads before positions; N is a multiple of K.
         scale: factor of the logits.
         causal: whether query t sees keys up to t alone.
         mask: which keys a query sees, beside that.
@@ -53,13 +54,14 @@ def _plain(
 ) -> Array:
     """By XLA, as products of [T, d] and [d, S] matrices.
 
-    `jax.nn.dot_product_attention` leaves heads behind positions; XLA's CPU compiler takes nearly twice as long for
-    the gradient of that.
+    `jax.nn.dot_product_attention` has heads behind positions; on a CPU, XLA takes nearly twice as long for the gradient
+    of that, and copies a whole cache that lies so at every token that is decoded.
     """
-    (batch, length, heads, width), (keys, groups) = q.shape, k.shape[1:3]
+    (batch, length, heads, width), (groups, keys) = q.shape, k.shape[1:3]
     q = q.transpose(0, 2, 1, 3).reshape(batch, groups, heads // groups * length, width)
-    k, v = k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3)
-    logits = jnp.matmul(q, k, preferred_element_type=jnp.float32).reshape(batch, heads, length, keys) * scale
+    logits = (
+        jnp.matmul(q, k.swapaxes(2, 3), preferred_element_type=jnp.float32).reshape(batch, heads, length, keys) * scale
+    )
     if bias is not None:
         logits = logits + bias
     if causal:
@@ -75,6 +77,7 @@ def _flash(
     q: Array, k: Array, v: Array, *, scale: float, causal: bool, mask: Array | None, bias: Array | None
 ) -> Array:
     """By cuDNN, whose backward pass takes even lengths alone: one more position is hidden from the others."""
+    k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
     (batch, length), odd = q.shape[:2], (q.shape[1] % 2, k.shape[1] % 2)
     more, beside = {}, ((0, 0), (0, 0), (0, odd[0]), (0, odd[1]))
     if mask is not None:

@@ -145,7 +145,7 @@ class LanguageModel(nnx.Module):
             Logits after the last token of each row, and the caches.
         """
         config, layers, (batch, length, _) = self.config.decoder, self.decoder.unstack(), x.shape
-        empty = jnp.zeros((batch, slots, config.heads, config.head_dim), x.dtype)
+        empty = jnp.zeros((batch, config.heads, slots, config.head_dim), x.dtype)
         cross_caches: list[Cache | None] = [None] * len(layers)
         if memory is not None:
             cross_caches = [cross.attention.keys_values(memory) for _, cross in layers if cross is not None]

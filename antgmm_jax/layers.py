@@ -179,16 +179,17 @@ class Attention(nnx.Module):
         self.o_bias = param(key, (config.embed,), (embed,), scale=None) if config.out_bias else None
 
     def keys_values(self, x: Float[Array, "B S E"], positions: Rope | None = None) -> tuple[Array, Array]:
-        """Keys and values [B, S, heads, head_dim] of the states that are attended to."""
+        """Keys and values [B, heads, S, head_dim] of the states that are attended to."""
         k = linear(x, self.k[...], None if self.k_bias is None else self.k_bias[...])
         v = linear(x, self.v[...], None if self.v_bias is None else self.v_bias[...])
-        return (k if positions is None else rotate(k, positions)), v
+        k = k if positions is None else rotate(k, positions)
+        return k.swapaxes(1, 2), v.swapaxes(1, 2)
 
     def attend(
         self,
         x: Float[Array, "B T E"],
-        k: Float[Array, "B S K d"],
-        v: Float[Array, "B S K d"],
+        k: Float[Array, "B K S d"],
+        v: Float[Array, "B K S d"],
         *,
         causal: bool = False,
         mask: Bool[Array, "#B 1 #T S"] | None = None,

@@ -13,7 +13,7 @@ from antgmm_jax.layers import MLP, Attention, Norm, RelativeBias, Rope
 from antgmm_jax.sharding import place
 
 Gates = Mapping[str, Array]
-Cache = tuple[Array, Array]  # keys and values, each [B, slots, heads, head_dim]
+Cache = tuple[Array, Array]  # keys and values, each [B, heads, slots, head_dim]
 
 
 class Context(NamedTuple):
@@ -104,7 +104,7 @@ class Block(nnx.Module):
             nonlocal cache
             k, v = self.attention.keys_values(y, context.positions)
             if cache is not None:
-                k, v = (jax.lax.dynamic_update_slice_in_dim(c, n, slot, 1) for c, n in zip(cache, (k, v), strict=True))
+                k, v = (jax.lax.dynamic_update_slice_in_dim(c, n, slot, 2) for c, n in zip(cache, (k, v), strict=True))
                 cache = (k, v)
             seen = {"causal": context.causal, "mask": context.mask, "bias": context.bias}
             return self.attention.attend(y, k, v, **seen, positions=context.positions, gate=gates.get("heads"))

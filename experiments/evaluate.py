@@ -12,7 +12,7 @@ from antgmm_jax.processes import gather
 from antgmm_jax.sharding import rows
 from data.metrics import scores
 from data.processor import decode
-from experiments.datasets import Samples
+from experiments.samples import Samples
 
 
 def evaluate(

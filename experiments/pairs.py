@@ -14,9 +14,10 @@ from antgmm_jax.processes import by_first
 from data.processor import Prepared
 from distill import fingerprint
 from experiments.console import bar
-from experiments.datasets import Samples, encoded
+from experiments.datasets import encoded
 from experiments.evaluate import evaluate
 from experiments.folder import held, write_json
+from experiments.samples import Samples
 from experiments.schema import Recipe
 
 BATCH = 128

@@ -23,12 +23,14 @@ from antgmm_jax.sharding import own_rows
 from distill import Teacher
 from experiments import export_gate
 from experiments.console import bar, say
-from experiments.datasets import ImageFeatures, Samples, encode_both, encoded, load_both, load_processor, load_records
+from experiments.datasets import encode_both, encoded, load_both, load_records
 from experiments.energy import Energy
 from experiments.evaluate import evaluate
+from experiments.features import ImageFeatures
 from experiments.folder import RunFolder, held, write_json
 from experiments.pairs import with_pairs
 from experiments.report import write_report
+from experiments.samples import Samples, load_processor
 from experiments.schema import Recipe, Stage
 from experiments.stage import StageRun, Student, calibration_batches, check_sizes
 

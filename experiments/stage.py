@@ -31,7 +31,8 @@ from distill import (
     train,
 )
 from experiments.console import bar
-from experiments.datasets import ImageFeatures, Samples, freezes_features
+from experiments.features import ImageFeatures, freezes_features
+from experiments.samples import Samples
 from experiments.schema import Loss, Stage
 from experiments.schema import Optimizer as OptimizerTable
 from experiments.stepper import HISTORY_EVERY, Stepper, add_point

@@ -28,11 +28,13 @@ from data.processor import blip2_processor, device_batch, llava_processor
 from data.record import Record, prompt
 from data.tokenizer import IMAGE, corpus, train_tokenizer
 from experiments.console import bar, say
-from experiments.datasets import ImageFeatures, encode_both, freezes_features, load_both, load_processor
+from experiments.datasets import encode_both, load_both
 from experiments.energy import Energy
 from experiments.evaluate import evaluate
+from experiments.features import ImageFeatures, freezes_features
 from experiments.folder import WHOLE, RunFolder, write_json
 from experiments.pretrain import init_params, make_pretrain_step
+from experiments.samples import load_processor
 from experiments.schema import Data, MaadData, Model, Phase, Training
 from experiments.stage import optimizer_of
 from experiments.stepper import HISTORY_EVERY, Stepper, add_point

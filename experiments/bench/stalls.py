@@ -19,8 +19,9 @@ from distill.step import Step
 from experiments.bench.timing import spread, told
 from experiments.commands.output import table
 from experiments.console import bar
-from experiments.datasets import encoded, load_processor, load_records
+from experiments.datasets import encoded, load_records
 from experiments.report import machine
+from experiments.samples import load_processor
 from experiments.schema import Recipe
 from experiments.stage import loss_config, optimizer_of
 from experiments.stepper import HISTORY_EVERY, Stepper

@@ -174,8 +174,8 @@ def evaluate(
     """Ask a checkpoint every question of a data set, in JAX, and score the answers by type."""
     from antgmm_jax.convert import load_hf
     from experiments.console import bar
-    from experiments.datasets import Samples, load_processor
     from experiments.evaluate import evaluate as answer
+    from experiments.samples import Samples, load_processor
 
     config, params = load_hf(model)
     processor = load_processor(model)
@@ -239,7 +239,7 @@ def _checked(
 
     from antgmm_jax.convert import load_hf, save_hf
     from experiments import export_gate
-    from experiments.datasets import Samples, load_processor
+    from experiments.samples import Samples, load_processor
 
     if data:
         questions = Samples(records(data, samples), load_processor(like), student.config)

@@ -21,11 +21,11 @@ from data.batches import answer_lengths
 from data.metrics import normal
 from experiments.bench.latency import Served, compare
 from experiments.console import bar, say
-from experiments.datasets import Samples
 from experiments.evaluate import evaluate
 from experiments.fleet import kwh_a_year, payback
 from experiments.folder import WHOLE, RunFolder
 from experiments.recipe import fingerprint
+from experiments.samples import Samples
 from experiments.schema import Recipe
 
 LATENCY_REPEATS = 30

@@ -11,12 +11,12 @@ from transformers import ProcessorMixin
 
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.processes import by_first
-from experiments.datasets import Samples
 from experiments.folder import RunFolder, write_bytes, write_json, write_text
 from experiments.report.figures import measure, score, stage_models
 from experiments.report.markdown import markdown
 from experiments.report.page import page
 from experiments.report.tables import Report
+from experiments.samples import Samples
 from experiments.schema import Recipe
 
 FORMAT = 4

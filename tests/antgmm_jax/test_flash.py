@@ -69,10 +69,10 @@ def test_a_bfloat16_step_attends_by_cudnn_but_in_t5s_encoder(family, plain, bias
 def test_float32_and_odd_heads_are_left_to_xla():
     assert not any("fmha" in name for name in of_a_step(CONFIGS["llava"], jnp.float32))
     for width, flash in ((12, False), (128, True), (136, False)):
-        q = SHAPE((2, 4, 3, width), jnp.bfloat16)
-        assert ("fmhaSoftmax" in calls(partial(attend, scale=1.0), q, q, q)) == flash
+        q, k = SHAPE((2, 4, 3, width), jnp.bfloat16), SHAPE((2, 3, 4, width), jnp.bfloat16)
+        assert ("fmhaSoftmax" in calls(partial(attend, scale=1.0), q, k, k)) == flash
     one = SHAPE((2, 1, 3, 8), jnp.bfloat16)
-    many = SHAPE((2, 4, 3, 8), jnp.bfloat16)
+    many = SHAPE((2, 3, 4, 8), jnp.bfloat16)
     assert "fmhaSoftmax" not in calls(partial(attend, scale=1.0), one, many, many)
 
 
@@ -113,7 +113,7 @@ def test_what_cudnn_is_handed_is_the_same_attention(monkeypatch, case, length):
         return real(*arguments, **rest)
 
     monkeypatch.setattr(jax.nn, "dot_product_attention", by_xla)
-    found = attend(q, k, v, scale=0.5, **given)
+    found = attend(q, k.swapaxes(1, 2), v.swapaxes(1, 2), scale=0.5, **given)
     expected = real(q, k, v, scale=0.5, is_causal=given.pop("causal", False), **given)
     even = length + length % 2
     assert seen == [("cudnn", even, even)]
@@ -139,6 +139,9 @@ def test_attention_by_xla_and_its_gradient_are_jaxs_own(case, heads):
         value, back = jax.vjp(lambda *inputs: function(*inputs, scale=0.5, **named, **given), q, k, v)
         return value, *back(jnp.cos(value))
 
+    def ours(q, k, v, **named):
+        return attend(q, k.swapaxes(1, 2), v.swapaxes(1, 2), **named)
+
     expected = whole(jax.nn.dot_product_attention, is_causal=causal)
-    for found, wanted in zip(whole(attend, causal=causal), expected, strict=True):
+    for found, wanted in zip(whole(ours, causal=causal), expected, strict=True):
         np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)

@@ -15,7 +15,7 @@ from antgmm_jax.errors import AntgmmError
 from antgmm_jax.functional import functional
 from data.batches import lengths
 from data.processor import device_batch
-from experiments.datasets import Samples, load_processor
+from experiments.samples import Samples, load_processor
 from tests.experiments.tiny import save_llava, save_teacher
 
 ROWS, SIZE = 32, 4

@@ -15,10 +15,10 @@ from antgmm_jax import checkpoint
 from antgmm_jax.sharding import make_mesh
 from data.maad import source
 from experiments import stage
-from experiments.datasets import Samples, load_processor
 from experiments.evaluate import evaluate
 from experiments.pipeline import Run, load_student
 from experiments.recipe import load_recipe
+from experiments.samples import Samples, load_processor
 from tests.experiments.tiny import RECIPE, save_teacher
 
 ROOT = Path(__file__).resolve().parents[2]

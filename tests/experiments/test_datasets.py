@@ -12,9 +12,10 @@ from antgmm_jax.functional import functional
 from data.batches import answer_lengths
 from data.processor import decode, pixel_values
 from data.shifting import shifted
-from experiments import datasets
-from experiments.datasets import VIEWS, ImageFeatures, Samples, freezes_features, image_features, load_processor
+from experiments import features as image_side
 from experiments.evaluate import evaluate
+from experiments.features import VIEWS, ImageFeatures, freezes_features, image_features
+from experiments.samples import Samples, load_processor
 from tests.experiments.tiny import save_llava, save_teacher
 
 ROWS = 10
@@ -55,8 +56,8 @@ def test_moved_views_have_the_features_of_moved_pictures(model):
 
 def test_features_are_kept_until_the_image_side_changes(model, monkeypatch):
     config, params, _, samples = model
-    made, whole = [], datasets.image_features
-    monkeypatch.setattr(datasets, "image_features", lambda *given, **more: made.append(more) or whole(*given, **more))
+    made, whole = [], image_side.image_features
+    monkeypatch.setattr(image_side, "image_features", lambda *given, **more: made.append(more) or whole(*given, **more))
     features = ImageFeatures(samples, 5)
     first = features(config, params)
     other = {**params, "language": jax.tree.map(lambda leaf: leaf + 1, params["language"])}

@@ -16,9 +16,10 @@ from antgmm_jax.errors import AntgmmError
 from antgmm_jax.functional import functional
 from data.batches import lengths
 from data.processor import device_batch
-from experiments.datasets import Samples, image_features, load_processor
+from experiments.features import image_features
 from experiments.pipeline import Run
 from experiments.recipe import load_recipe
+from experiments.samples import Samples, load_processor
 from tests.experiments.tiny import save_llava, save_teacher, write_recipe
 
 SAMPLES, ROWS, SEED = 24, 4, 3

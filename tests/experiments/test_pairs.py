@@ -6,9 +6,10 @@ import pytest
 import data.maad as maad
 from antgmm_jax.convert import load_hf
 from experiments import pairs
-from experiments.datasets import Samples, encoded, load_processor
+from experiments.datasets import encoded
 from experiments.evaluate import evaluate
 from experiments.recipe import load_recipe
+from experiments.samples import Samples, load_processor
 from tests.experiments.tiny import save_llava, save_teacher, write_recipe
 
 ROWS = 10

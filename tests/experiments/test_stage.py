@@ -12,11 +12,12 @@ from antgmm_jax.convert import load_hf
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.functional import float32, functional
 from distill.align import state_sum
-from experiments import datasets
+from experiments import features as image_side
 from experiments import stage as stages
-from experiments.datasets import encoded, load_processor, load_records
+from experiments.datasets import encoded, load_records
 from experiments.pipeline import Run, load_student
 from experiments.recipe import load_recipe
+from experiments.samples import load_processor
 from experiments.stage import Student
 from tests.experiments.tiny import save_teacher
 
@@ -73,7 +74,7 @@ def folder(tmp_path_factory):
 def run(folder):
     made: list[tuple[int, int]] = []
     computed: list[tuple[str, str]] = []
-    whole, step, pure = datasets.image_features, stages.make_step, stages.functional
+    whole, step, pure = image_side.image_features, stages.make_step, stages.functional
     policies = {}
 
     def remembered(config, remat="dots"):
@@ -90,7 +91,7 @@ def run(folder):
         return step(model, *arguments, dtype=dtype, **rest)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datasets, "image_features", counted)
+        patch.setattr(image_side, "image_features", counted)
         patch.setattr(stages, "make_step", noted)
         patch.setattr(stages, "functional", remembered)
         scores = Run(load_recipe(folder / "recipe.toml"), folder / "run").scores()
