@@ -9,8 +9,8 @@ import numpy as np
 
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.sharding import own_rows, whole_rows
-from data.record import Record
-from data.shifting import Arrays, seen
+from data.record import Arrays, Record
+from data.shifting import seen
 
 _ENDLESS = 2**48
 _ANSWER = ("targets", "positions", "decoder_input_ids", "labels")
@@ -112,7 +112,7 @@ class Cut(NamedTuple):
 
     def __call__(self, batch: Arrays, index: np.ndarray) -> Arrays:
         """The batch of the rows `index`, cut."""
-        width = min(width for width in self.widths if width >= self.tokens[index].max())
+        width = self.widths[np.searchsorted(self.widths, self.tokens[index].max())]
         return {name: value[:, :width] if name in self.names else value for name, value in batch.items()}
 
 

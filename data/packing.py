@@ -11,8 +11,9 @@ from jaxtyping import Int
 
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.sharding import own_rows
-from data.batches import Arrays, Batches, Plan, lengths
+from data.batches import Batches, Plan, lengths
 from data.processor import IGNORE
+from data.record import Arrays
 from data.shifting import seen
 
 OPEN = 64

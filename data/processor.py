@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 from transformers import Blip2Processor, BlipImageProcessor, CLIPImageProcessor, LlavaProcessor, ProcessorMixin
 
 from antgmm_jax.errors import AntgmmError
-from data.record import Record, prompt
+from data.record import Arrays, Record, prompt
 from data.tokenizer import wrap
 
 IGNORE = -100
@@ -19,7 +19,6 @@ _CHAT = (
     "{% for part in message['content'] %}{% if part['type'] == 'image' %}<image> {% else %}{{ part['text'] }} "
     "{% endif %}{% endfor %}{% endif %}{% endfor %}{% if add_generation_prompt %}answer:{% endif %}"
 )
-Arrays = dict[str, np.ndarray]
 
 
 def blip2_processor(tokenizer: Tokenizer, *, px: int, queries: int) -> Blip2Processor:

@@ -5,6 +5,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+Arrays = dict[str, np.ndarray]
+"""Encoded records by name of what is encoded, one row a record."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Record:

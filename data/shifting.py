@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Int, UInt8
 
-Arrays = dict[str, np.ndarray]
+from data.record import Arrays
 
 
 def shifted(images: UInt8[np.ndarray, "N H W C"], by: Int[np.ndarray, "N 2"]) -> UInt8[np.ndarray, "N H W C"]:

@@ -1,6 +1,7 @@
 """From a recipe's data tables to encoded records."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 from transformers import ProcessorMixin

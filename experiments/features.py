@@ -48,7 +48,7 @@ class ImageFeatures:
         seed: of the moves.
     """
 
-    def __init__(self, samples: "Samples", seed: int):
+    def __init__(self, samples: Samples, seed: int):
         self._samples, self._seed = samples, seed
         self._made: tuple[Any, ...] = ()
 
@@ -62,9 +62,13 @@ class ImageFeatures:
         """
         of = (shift, [gather(reduce(getitem, path.split("/"), params)) for path in _feature_parts(config)])
         if not (self._made and jax.tree.all(jax.tree.map(np.array_equal, self._made[0], of))):
-            self._made = ()  # freed before as much again is made
+            self.drop()  # before as much again is made
             self._made = of, image_features(config, params, self._samples, shift=shift, seed=self._seed)
         return self._made[1]
+
+    def drop(self) -> None:
+        """Frees what is kept: for what trains the image side."""
+        self._made = ()
 
 
 def image_features(

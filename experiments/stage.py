@@ -231,6 +231,8 @@ class StageRun:
         features = None
         if reads_features(start.config, self.stage, targets):
             features = self.features(start.config, start.params, self.stage.shift)
+        else:
+            self.features.drop()
         loss = self.stage.loss
         return self.samples.shuffled(
             self.stage.optimizer.batch_size,

@@ -197,7 +197,11 @@ class TrainingRun:
         pure = functional(self.config, table.remat)
         step = distill.make_step(pure, optimizer, loss, micro_batches=table.accumulate, dtype=dtype)
         size, seed = phase.optimizer.batch_size, self.recipe.seed + number
-        features = self.features(self.config, params) if freezes_features(self.config, phase.frozen) else None
+        features = None
+        if freezes_features(self.config, phase.frozen):
+            features = self.features(self.config, params)
+        else:
+            self.features.drop()
         rows = self.samples.rows_of(phase.types)
         return params, step, self.samples.shuffled(size, seed, features=features, rows=rows)
 

@@ -16,6 +16,7 @@ from antgmm_jax.convert import load_hf, open_hf
 from antgmm_jax.functional import float32, functional
 from antgmm_jax.sharding import rows
 from data.batches import Batches, batches, lengths, once
+from data.record import Arrays
 from distill.step import Step
 from experiments.allocator import keep_freed_memory
 from experiments.peers.prepare import arrays
@@ -23,7 +24,6 @@ from experiments.peers.record import SIDE, Recorder
 from experiments.peers.task import EPOCHS, Task, read
 
 LOSS = distill.LossConfig(hard=0.0, soft=1.0, temperature=1.0, direction="forward")
-Arrays = dict[str, np.ndarray]
 
 
 def main(work: Path, out: Path, mode: str) -> None:

@@ -67,6 +67,9 @@ def test_features_are_kept_until_the_image_side_changes(model, monkeypatch):
     np.testing.assert_array_equal(features(config, params), first)
     assert features(config, params, 1).shape[1] == VIEWS
     assert made == [{"shift": 0, "seed": 5}] * 3 + [{"shift": 1, "seed": 5}]
+    features.drop()
+    features(config, params, 1)
+    assert made[4:] == [{"shift": 1, "seed": 5}]
 
 
 @pytest.mark.parametrize(
