@@ -59,9 +59,8 @@ def _plain(
     """
     (batch, length, heads, width), (groups, keys) = q.shape, k.shape[1:3]
     q = q.transpose(0, 2, 1, 3).reshape(batch, groups, heads // groups * length, width)
-    logits = (
-        jnp.matmul(q, k.swapaxes(2, 3), preferred_element_type=jnp.float32).reshape(batch, heads, length, keys) * scale
-    )
+    k = k.swapaxes(2, 3)
+    logits = jnp.matmul(q, k, preferred_element_type=jnp.float32).reshape(batch, heads, length, keys) * scale
     if bias is not None:
         logits = logits + bias
     if causal:

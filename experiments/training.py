@@ -179,6 +179,7 @@ class TrainingRun:
     def _facts(self, number: int, phase: Phase, params: Params, optimizer: distill.Optimizer):
         """What is trained on the pictures' facts, how a step is taken, and its batches."""
         assert isinstance(self.recipe.data, MaadData)  # the schema says so
+        self.features.drop()
         seed, records = self.recipe.seed + number, self.samples.records
         facts, classes = latent_sizes(self.recipe.data.tier), cell_classes(tier(self.recipe.data.tier))
         trained = init_params(self.config, params, facts, classes, jax.random.key(seed))
