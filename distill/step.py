@@ -1,7 +1,7 @@
 """One jitted, donated train step: losses combined by weight, micro-batches accumulated, gates as an argument."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,24 @@ from distill.teacher import NO_TEACHER, Teacher, collected, params_dtype, to_dty
 Batch = Mapping[str, Any]  # of arrays, numpy or JAX
 Gates = Mapping[str, Any]
 Metrics = dict[str, Array]
-Step = Callable[[State, Batch, Gates, Params], tuple[State, Metrics]]
+
+
+class Step(NamedTuple):
+    """A train step: (state, batch, gates, teacher_params) -> (state, metrics); the state that it is given is used up.
+
+    The learning rate is handed to the program, so that one serves all rates, schedules and numbers of steps.
+
+    Attributes:
+        program: jitted, with the rate as its last argument; what is lowered to be looked at.
+        schedule: jitted, step -> rate.
+    """
+
+    program: Any
+    schedule: Callable[[Array], Array]
+
+    def __call__(self, state: State, batch: Batch, gates: Gates, teacher_params: Params) -> tuple[State, Metrics]:
+        """One step further."""
+        return self.program(state, batch, gates, teacher_params, self.schedule(state.step))
 
 
 def make_loss(
@@ -111,7 +128,7 @@ def make_step(
     chunk: int = 512,
     dtype: jnp.dtype = jnp.float32,
 ) -> Step:
-    """One optimizer step, jitted once per batch shape, its state donated.
+    """One optimizer step, compiled once per batch shape, its state donated.
 
     Gates are an argument: their values change under one compile, and no gradient is taken for them. On a mesh the state
     stays split as `Functional.axes` and the rules say.
@@ -128,8 +145,8 @@ def make_step(
         dtype: compute dtype; the parameters in the state stay float32.
 
     Returns:
-        step(state, batch, gates, teacher.params) -> (state, metrics). `state` must not be used afterwards. Metrics are
-        float32 scalars: `loss`, every term's mean, `grad_norm` (before clipping), `learning_rate`, `tokens`.
+        The step. Metrics are float32 scalars: `loss`, every term's mean, `grad_norm` (before clipping),
+        `learning_rate`, `tokens`.
 
     Raises:
         AntgmmError: a term that needs what the teacher or `parts` cannot give.
@@ -137,7 +154,7 @@ def make_step(
     chosen = align.selected(config, parts)
     loss = make_loss(functional, config, teacher=teacher, parts=parts, chunk=chunk, dtype=dtype)
 
-    def step(state: State, batch: Batch, gates: Gates, teacher_params: Params) -> tuple[State, Metrics]:
+    def step(state: State, batch: Batch, gates: Gates, teacher_params: Params, rate: Array) -> tuple[State, Metrics]:
         totals = token_counts(batch, chosen)
         trained = trainable(state.params, optimizer.frozen)
 
@@ -145,7 +162,6 @@ def make_step(
             return loss(combine(trained, state.params), gates, piece, teacher_params, totals)
 
         (value, terms), grads = _accumulated(objective, trained, batch, micro_batches, config.terms())
-        rate = optimizer.schedule(state.step)
         updates, opt_state = optimizer.transform.update(grads, state.opt_state, trained)
         moved = jax.tree.map(lambda p, u: (p - rate * u).astype(p.dtype), trained, updates)
         metrics = {"loss": value, **terms, "grad_norm": optax.tree.norm(grads), "learning_rate": rate}
@@ -153,7 +169,7 @@ def make_step(
         after = State(combine(moved, state.params), opt_state, state.step + 1)
         return lay_out(after, functional.axes, optimizer), metrics
 
-    return jax.jit(step, donate_argnums=0)
+    return Step(jax.jit(step, donate_argnums=0), jax.jit(optimizer.schedule))
 
 
 def _accumulated(

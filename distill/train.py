@@ -10,8 +10,8 @@ import numpy as np
 
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.sharding import rows
-from distill.optimizer import State
-from distill.step import Gates, Step
+from distill.optimizer import Params, State
+from distill.step import Batch, Gates, Metrics
 from distill.teacher import NO_TEACHER, Teacher
 
 HOST_ONLY = ("id", "index")
@@ -41,7 +41,7 @@ class _Taken(NamedTuple):
 
 
 def train(
-    step_fn: Step,
+    step_fn: Callable[[State, Batch, Gates, Params], tuple[State, Metrics]],
     state: State,
     batches: Iterator[Mapping[str, np.ndarray]],
     *,

@@ -88,7 +88,7 @@ def make_pretrain_step(
         remat: what the model's layers keep for the backward pass.
 
     Returns:
-        step(state, batch, gates, teacher_params) -> (state, metrics); batch has `pixel_values`, `cells` [B, SIDE, SIDE]
+        The step, whose gates and teacher are not read; batch has `pixel_values`, `cells` [B, SIDE, SIDE]
         and a class per fact under `fact/<name>` [B]. Metrics: `loss`, `accuracy`, `worst` (the hardest fact's
         accuracy), `cells` (accuracy where a cell shows something), `grad_norm` and `learning_rate`.
     """
@@ -113,13 +113,12 @@ def make_pretrain_step(
         seen = (shows & (logits.argmax(-1) == target)).sum() / jnp.maximum(shows.sum(), 1)
         return sum(losses[1:], losses[0]) / len(losses) + CELLS_WEIGHT * dense, (jnp.stack(accuracies), seen)
 
-    def step(state: State, batch: Any, gates: Any, teacher: Any):
+    def step(state: State, batch: Any, gates: Any, teacher: Any, rate: jax.Array):
         (value, (accuracy, seen)), grads = jax.value_and_grad(loss, has_aux=True)(state.params, batch)
-        rate = optimizer.schedule(state.step)
         updates, opt_state = optimizer.transform.update(grads, state.opt_state, state.params)
         params = jax.tree.map(lambda p, u: p - rate * u, state.params, updates)
         metrics = {"loss": value, "accuracy": accuracy.mean(), "worst": accuracy.min(), "cells": seen}
         metrics |= {"grad_norm": optax.tree.norm(grads), "learning_rate": rate}
         return State(params, opt_state, state.step + 1), metrics
 
-    return jax.jit(step, donate_argnums=0)
+    return Step(jax.jit(step, donate_argnums=0), jax.jit(optimizer.schedule))

@@ -95,12 +95,13 @@ def _step(lesson: Lesson, batch: Mapping[str, np.ndarray], limits: Limits, round
     step = distill.make_step(pure, optimizer, LOSS, teacher=lesson.source, dtype=lesson.dtype)
     state = [distill.init_state(pure.init(jax.random.key(1)), optimizer)]
     inputs = device_arrays(lesson.source.attach(dict(batch)))
-    traced = step.trace(state[0], inputs, {}, lesson.source.params)  # type: ignore[attr-defined]
+    rate = step.schedule(state[0].step)
+    traced = step.program.trace(state[0], inputs, {}, lesson.source.params, rate)
     program = traced.lower().compile()
 
     def take_step() -> Mapping[str, jax.Array]:
         # The state is donated: the new one takes its place.
-        state[0], metrics = program(state[0], inputs, {}, lesson.source.params)
+        state[0], metrics = program(state[0], inputs, {}, lesson.source.params, rate)
         return metrics
 
     seconds = dispatched(take_step, rounds)

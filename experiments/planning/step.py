@@ -130,7 +130,8 @@ def _abstract(asked: Asked) -> tuple[Any, dict[str, Any]]:
         dtype=jnp.bfloat16,
     )
     state = distill.lay_out(fresh, pure.axes, optimizer)
-    return step, {"state": state, "batch": dict(_batch(asked)), "gates": {}, "teacher": frozen}
+    rate = jax.ShapeDtypeStruct((), jnp.float32)
+    return step.program, {"state": state, "batch": dict(_batch(asked)), "gates": {}, "teacher": frozen, "rate": rate}
 
 
 def _batch(asked: Asked) -> Iterator[tuple[str, jax.ShapeDtypeStruct]]:

@@ -44,9 +44,8 @@ def temporaries(family, **options):
     aligned = parts(config, {axis: np.arange(sizes(config)[axis]) for axis in axes})
     step = distill.make_step(pure, optimizer, LOSSES, teacher=distill.online(pure, frozen), parts=aligned, **options)
     # The program never runs, so its machine code need not be good.
-    analysis = (
-        step.lower(state, shapes(config), {}, frozen).compile({"xla_backend_optimization_level": 0}).memory_analysis()
-    )
+    lowered = step.program.lower(state, shapes(config), {}, frozen, jax.ShapeDtypeStruct((), jnp.float32))
+    analysis = lowered.compile({"xla_backend_optimization_level": 0}).memory_analysis()
     assert analysis is not None
     return analysis.temp_size_in_bytes
 

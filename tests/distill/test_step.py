@@ -56,6 +56,25 @@ def test_all_losses_together_fall():
     assert state.step == 40
 
 
+def test_one_program_serves_all_learning_rates():
+    schedules = ({"learning_rate": 0.1, "schedule": "constant"}, {"learning_rate": 0.02, "schedule": "linear"})
+    texts, rates = set(), []
+    for number, schedule in enumerate(schedules):
+        optimizer, teacher, step = make(optimizer=make_optimizer(steps=10 * (number + 1), **schedule))
+        state, batch = fresh(optimizer)._replace(step=jnp.array(10)), toy.device(toy.batch(0))
+        rate = step.schedule(state.step)
+        texts.add(step.program.lower(state, batch, {}, teacher.params, rate).as_text())
+        before = state.params
+        after, metrics = step(jax.tree.map(jnp.array, state), batch, {}, teacher.params)
+        assert metrics["learning_rate"] == rate
+        rates.append((float(rate), jax.tree.map(lambda new, old: float(abs(new - old).max()), after.params, before)))
+    assert len(texts) == 1
+    (fast, far), (slow, near) = rates
+    assert (fast, slow) == pytest.approx((0.1, 0.01))
+    # Adam's first step goes as far as the rate says.
+    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, 10 * other, rtol=1e-3), far, near)
+
+
 def test_hard_loss_alone_equals_the_logits_cross_entropy_and_needs_no_teacher():
     loss = make_loss(STUDENT, LossConfig(), teacher=NO_TEACHER)
     params, batch = STUDENT.init(jax.random.key(0)), toy.device(toy.batch(0))
@@ -101,7 +120,7 @@ def test_gates_change_under_one_compile_and_are_not_trained():
         state, metrics = step(state, batch, closed, teacher.params)
         losses.append(float(metrics["loss"]))
         np.testing.assert_array_equal(closed["text/embed"], embed)
-    assert step._cache_size() == 1
+    assert step.program._cache_size() == 1
     assert np.isfinite(losses).all()
     assert len(set(losses)) == 3
 

@@ -68,7 +68,8 @@ def assert_laid_out(params, config):
 
 def compiled(state, batch):
     """The step, compiled quickly: it runs once."""
-    return STEP.lower(state, batch, {}, {}).compile({"xla_backend_optimization_level": 0})
+    program = STEP.program.lower(state, batch, {}, {}, STEP.schedule(state.step))
+    return STEP._replace(program=program.compile({"xla_backend_optimization_level": 0}))
 
 
 @pytest.fixture(scope="module")
