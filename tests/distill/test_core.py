@@ -78,7 +78,7 @@ def test_steps_with_every_loss_bring_a_cut_student_nearer(family):
     for _ in range(8):
         state, metrics = step(state, batch, {}, teacher.params)
         history.append(float(metrics["loss"]))
-    assert step._cache_size() == 1
+    assert step.program._cache_size() == 1
     assert history[-1] < 0.9 * history[0]
 
 

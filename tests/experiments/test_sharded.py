@@ -92,7 +92,7 @@ def test_a_step_is_that_of_one_device_and_leaves_the_state_split(one, mesh):
     # Matrices, nearly all of it, by fsdp and tensor: a quarter of each on a device.
     assert bytes_here(state) < 0.3 * whole
     step = compiled(state, batch)
-    memory = step.memory_analysis()
+    memory = step.program.memory_analysis()
     assert memory.argument_size_in_bytes <= bytes_here((state, batch))
     assert memory.alias_size_in_bytes == bytes_here(state)  # donated, and so taken over in place
     assert memory.temp_size_in_bytes + memory.output_size_in_bytes < whole
