@@ -236,13 +236,16 @@ def _limited_prompts(processor: ProcessorMixin, ids: Sequence[Sequence[int]], ma
     return _Limited("prompt", [len(row) - count for row in ids], max_length, "max_length")
 
 
-def encode_prompts(processor: ProcessorMixin, records: Sequence[Record], *, max_length: int = 512) -> Arrays:
+def encode_prompts(
+    processor: ProcessorMixin, records: Sequence[Record], *, max_length: int = 512, width: int = 0
+) -> Arrays:
     """Prompts for generation, padded to a multiple of 8 (on the left where the decoder goes on from the prompt).
 
     Args:
         processor: a `Blip2Processor` (with T5) or a `LlavaProcessor`.
         records: at least one.
         max_length: greatest number of tokens of a prompt beside the picture's.
+        width: least number of columns, of prompts that are to share a program with longer ones.
 
     Returns:
         `images` uint8 [N, px, px, 3], `input_ids`, `attention_mask` int32 [N, L].
@@ -254,7 +257,7 @@ def encode_prompts(processor: ProcessorMixin, records: Sequence[Record], *, max_
     ids = _prompt_ids(processor, records)
     _check(records, _limited_prompts(processor, ids, max_length))
     left = not isinstance(processor, Blip2Processor)
-    length = bucket(max(map(len, ids)))
+    length = bucket(max(width, *map(len, ids)))
     return {
         "images": records.images,
         "input_ids": _padded(ids, length, processor.tokenizer.pad_token_id, left=left),

@@ -103,6 +103,8 @@ class Run:
             self.samples.check_types({f"stage {stage.name!r}": (*stage.repeat,) for stage in recipe.stages})
             # Read before anything is trained: what is wrong with them is told now.
             hard = self._hard(config)
+            if hard is not None:
+                self.test.pad_prompts_like(hard)
             if recipe.teacher.pairs:
                 with self.folder.metered("pairs"):
                     self.samples = with_pairs(

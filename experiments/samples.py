@@ -94,7 +94,7 @@ class Samples:
         if prompt_buckets and config.language.encoder is None:
             raise AntgmmError("prompt_buckets: a model without an encoder reads prompt and answer in one: use buckets")
         self.records = prepare(processor, records)
-        self._processor, self._max_length = processor, max_length
+        self._processor, self._max_length, self._least_width = processor, max_length, 0
         start = config.language.start_token
         try:
             self.arrays = encode(
@@ -114,8 +114,19 @@ class Samples:
 
     @cached_property
     def _prompts(self) -> dict[str, np.ndarray]:
-        prompts = encode_prompts(self._processor, self.records, max_length=self._max_length)
-        return {f"prompt/{name}": prompts[name] for name in ("input_ids", "attention_mask")}
+        made = encode_prompts(self._processor, self.records, max_length=self._max_length, width=self._least_width)
+        return {f"prompt/{name}": made[name] for name in ("input_ids", "attention_mask")}
+
+    def pad_prompts_like(self, other: "Samples") -> None:
+        """Pads the prompts of two sets of questions to one width, so that one program answers both.
+
+        Args:
+            other: the other set, whose prompts are padded too.
+        """
+        width = max(each._prompts["prompt/input_ids"].shape[1] for each in (self, other))
+        for each in (self, other):
+            each._least_width = width
+            del each._prompts
 
     def rows_of(self, types: Sequence[str]) -> np.ndarray:
         """The rows whose questions are of some types.

@@ -1,5 +1,7 @@
 """Image features computed once stand in for pictures, and scores do not depend on the order of the questions."""
 
+from dataclasses import replace
+
 import jax
 import numpy as np
 import pytest
@@ -97,6 +99,25 @@ def test_answers_come_back_in_the_order_of_the_records(model):
     np.testing.assert_array_equal(np.sort(visited), np.arange(ROWS))
     answers = [evaluate(config, params, samples, processor, max_new_tokens=3, batch_size=n)[1] for n in (1, 4)]
     assert answers[0] == answers[1] and len(set(answers[0])) > 1
+
+
+def test_questions_padded_like_longer_ones_get_the_same_answers(model):
+    config, params, processor, _ = model
+    records = [*maad.source("s", "val", 4)]
+    short, long = (
+        Samples(found, processor, config) for found in (records, [replace(r, text=3 * r.text) for r in records])
+    )
+
+    def answers():
+        return [evaluate(config, params, each, processor, max_new_tokens=3)[1] for each in (short, long)]
+
+    def shapes():
+        return {next(each.in_order(4, prompts=True))["prompt/input_ids"].shape for each in (short, long)}
+
+    before, apart = answers(), shapes()
+    short.pad_prompts_like(long)
+    assert shapes() == {max(apart)} != apart
+    assert answers() == before
 
 
 def test_the_end_token_counts_as_answer(model):
