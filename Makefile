@@ -29,7 +29,7 @@ teacher: $(STAMP)
 study: $(STAMP)
 	$(BIN)/antgmm study experiments/studies/study.toml --run runs/study --out experiments/results/study.json
 
-# About 20 minutes on a quiet core, the first that the shell may use: `taskset -c 1 make peers`.
+# About an hour on a quiet core, the first that the shell may use: `taskset -c 1 make peers`.
 peers: $(STAMP) peers-env
 	$(BIN)/antgmm peers --out experiments/results/peers.json
 

@@ -1,7 +1,8 @@
-"""One jitted, donated train step: losses combined by weight, micro-batches accumulated, gates as an argument."""
+"""One jitted, donated train step: losses combined by weight, micro-batches accumulated, gates and rate as arguments."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,8 @@ Gates = Mapping[str, Any]
 Metrics = dict[str, Array]
 
 
-class Step(NamedTuple):
+@dataclass(frozen=True)
+class Step:
     """A train step: (state, batch, gates, teacher_params) -> (state, metrics); the state that it is given is used up.
 
     The learning rate is handed to the program, so that one serves all rates, schedules and numbers of steps.

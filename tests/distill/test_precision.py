@@ -39,7 +39,7 @@ def step(request):
     frozen = abstract(config, jnp.bfloat16)
     options = {"parts": distill.parts(config, pruning.identity(config)), "dtype": jnp.bfloat16, "chunk": 2}
     made = distill.make_step(pure, optimizer, LOSSES, teacher=distill.online(pure, frozen), **options)
-    traced = made.trace(state, batch_of(config), {}, frozen)
+    traced = made.program.trace(state, batch_of(config), {}, frozen, jax.ShapeDtypeStruct((), jnp.float32))
     return list(equations(traced.jaxpr.jaxpr)), jax.eval_shape(made, state, batch_of(config), {}, frozen)
 
 

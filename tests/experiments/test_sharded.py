@@ -1,5 +1,7 @@
 """A model split over eight devices is trained, cut and saved as on one: same numbers, a part of it on each device."""
 
+from dataclasses import replace
+
 import jax
 import numpy as np
 import pytest
@@ -69,7 +71,7 @@ def assert_laid_out(params, config):
 def compiled(state, batch):
     """The step, compiled quickly: it runs once."""
     program = STEP.program.lower(state, batch, {}, {}, STEP.schedule(state.step))
-    return STEP._replace(program=program.compile({"xla_backend_optimization_level": 0}))
+    return replace(STEP, program=program.compile({"xla_backend_optimization_level": 0}))
 
 
 @pytest.fixture(scope="module")
