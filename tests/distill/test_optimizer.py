@@ -129,6 +129,18 @@ def test_muon_turns_every_linear_map_by_itself():
     np.testing.assert_allclose(updates["tokens"], first * jnp.sign(rest), rtol=1e-4)
 
 
+def test_muons_steps_are_those_of_optax():
+    optimizer = make_optimizer(kind="muon", learning_rate=1.0, steps=1, weight_decay=0.0, clip=1e9)
+    params = {"blocks": {"q": jax.random.normal(jax.random.key(0), (2, 4, 3, 2)), "bias": jnp.ones((2, 3))}}
+    reference = optax.contrib.muon(1.0, consistent_rms=0.2, muon_weight_dimension_numbers=_linear_maps)
+    states = [optimizer.transform.init(params), reference.init(params)]
+    for step in range(3):
+        gradient = jax.tree.map(lambda leaf, step=step: jnp.cos(leaf + step), params)
+        ours, states[0] = optimizer.transform.update(gradient, states[0], params)
+        theirs, states[1] = reference.update(gradient, states[1], params)
+        jax.tree.map(lambda one, other: np.testing.assert_allclose(one, -other, rtol=1e-4, atol=1e-5), ours, theirs)
+
+
 @pytest.mark.parametrize("family", CONFIGS)
 def test_muon_takes_all_linear_maps_of_a_model_and_nothing_else(family):
     params, names = abstract(CONFIGS[family]), functional(CONFIGS[family]).axes
