@@ -28,11 +28,12 @@ from experiments.energy import Energy
 from experiments.evaluate import evaluate
 from experiments.features import ImageFeatures
 from experiments.folder import RunFolder, held, write_json
+from experiments.importance import calibration_batches
 from experiments.pairs import with_pairs
 from experiments.report import write_report
 from experiments.samples import Samples, load_processor
 from experiments.schema import Recipe, Stage
-from experiments.stage import StageRun, Student, calibration_batches, check_sizes
+from experiments.stage import StageRun, Student, check_sizes
 
 CACHE_BATCH = 128
 IN_MEMORY = 4 << 30  # bytes of a teacher cache that each process holds whole; of a larger one it reads rows as it goes

@@ -15,6 +15,7 @@ from distill.align import state_sum
 from experiments import features as image_side
 from experiments import stage as stages
 from experiments.datasets import encoded, load_records
+from experiments.importance import calibration_batches
 from experiments.pipeline import Run, load_student
 from experiments.recipe import load_recipe
 from experiments.samples import load_processor
@@ -209,7 +210,7 @@ def test_states_of_a_model_in_all_its_components_are_the_teachers(folder, axis):
     config, params = load_hf(folder / "teacher")
     recipe, params = load_recipe(folder / "recipe.toml"), float32(config, params)
     samples = encoded(recipe, load_records(recipe.data), load_processor(folder / "teacher"), config)
-    (batch,) = stages.calibration_batches(samples, batch_size=8, batches=1, seed=0)
+    (batch,) = calibration_batches(samples, batch_size=8, batches=1, seed=0)
     basis = pruning.principal(functional(config).apply, params, config, [batch], {axis: sizes(config)[axis]})
     turned = pruning.shrink(config, params, basis)[1]
     names = ("vision/states", "encoder/states")
