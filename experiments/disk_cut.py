@@ -10,10 +10,11 @@ from typing import Any
 import jax
 
 import pruning
-from antgmm_jax.config import LMMConfig, preset, sizes, stacks
+from antgmm_jax.config import LMMConfig, sizes, stacks
 from antgmm_jax.convert import open_hf, save_hf
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.functional import Params
+from antgmm_jax.presets import preset
 from experiments import resources
 from experiments.commands.output import count, table
 from experiments.console import bar

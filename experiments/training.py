@@ -13,11 +13,12 @@ from transformers import ProcessorMixin
 
 import distill
 from antgmm_jax import checkpoint
-from antgmm_jax.config import LMMConfig, QFormerConfig, preset, resize, to_dict
+from antgmm_jax.config import LMMConfig, QFormerConfig, resize, to_dict
 from antgmm_jax.convert import load_hf, open_hf, save_hf
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import complete, violations
 from antgmm_jax.functional import Params, float32, functional
+from antgmm_jax.presets import preset
 from antgmm_jax.processes import by_first, gather
 from antgmm_jax.sharding import own_rows
 from data.batches import Batches, batches

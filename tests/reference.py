@@ -29,7 +29,7 @@ def blip2(
     every: int = 2,
     qkv_bias: bool = True,
 ) -> torch.nn.Module:
-    """A BLIP-2 + T5 model; sizes as in `antgmm_jax.config.blip2_t5`."""
+    """A BLIP-2 + T5 model; sizes as in `antgmm_jax.presets.blip2_t5`."""
     config = transformers.Blip2Config(
         vision_config={
             "num_hidden_layers": vision[0],

@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 import distill
-from antgmm_jax.config import LMMConfig, preset
+from antgmm_jax.config import LMMConfig
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.functional import Params, functional
+from antgmm_jax.presets import preset
 from distill.teacher import to_dtype
 from experiments.bench.batches import cached_teacher, first
 from experiments.bench.checks import correctness, refuse

@@ -8,10 +8,11 @@ import jax
 import ml_dtypes
 import numpy as np
 
-from antgmm_jax.config import LMMConfig, preset
+from antgmm_jax.config import LMMConfig
 from antgmm_jax.convert import save_hf
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.functional import abstract, functional, is_axes
+from antgmm_jax.presets import preset
 from antgmm_jax.stored import Stored
 from experiments.console import say
 from experiments.disk_cut import cut, targets_of

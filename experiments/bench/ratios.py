@@ -18,9 +18,10 @@ import numpy as np
 
 import distill
 import pruning
-from antgmm_jax.config import LMMConfig, preset
+from antgmm_jax.config import LMMConfig
 from antgmm_jax.convert import save_hf
 from antgmm_jax.functional import Params, functional
+from antgmm_jax.presets import preset
 from distill import LossConfig
 from experiments import disk_cut
 from experiments.bench.batches import cached_teacher, device_arrays

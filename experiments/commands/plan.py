@@ -38,7 +38,7 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Tell memory, FLOPs, collectives and time at the roofline of a distillation step on devices that are not here."""
-    from antgmm_jax.config import preset as named
+    from antgmm_jax.presets import preset as named
     from experiments.devices import parse, simulate
     from experiments.planning import step as planning
     from experiments.planning.chips import CHIPS

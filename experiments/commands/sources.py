@@ -72,8 +72,8 @@ def config_of(model: Path | None, preset: str) -> "LMMConfig":
     Raises:
         AntgmmError: not exactly one of the two, or what reading it refuses.
     """
-    from antgmm_jax.config import preset as named
     from antgmm_jax.convert import open_hf
+    from antgmm_jax.presets import preset as named
 
     if (model is None) == (not preset):
         raise AntgmmError("name a checkpoint directory or --preset, one of the two")

@@ -10,11 +10,12 @@ import jax
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from antgmm_jax.config import LMMConfig, llava
+from antgmm_jax.config import LMMConfig
 from antgmm_jax.convert import save_hf
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import family_of
 from antgmm_jax.functional import functional
+from antgmm_jax.presets import llava
 from data.batches import batches
 from experiments.peers.task import BUCKETED, Task, Text, draw, padded, read, write
 

@@ -11,7 +11,7 @@ class Model(Table):
     """The model that is trained: from random parameters, or further from a checkpoint.
 
     Attributes:
-      preset: name in `antgmm_jax.config.PRESETS`, for random parameters.
+      preset: name in `antgmm_jax.presets.PRESETS`, for random parameters.
       sizes: axis -> units, laid over the preset's, smaller or larger; axes tied to a stated one follow it.
       path: a Hugging Face directory with its processor, instead of a preset: training starts from its parameters.
     """

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from antgmm_jax import config as configs
-from antgmm_jax.config import blip2_t5, llava
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.functional import abstract, functional
 from antgmm_jax.language import LanguageModel
+from antgmm_jax.presets import blip2_t5, llava
 from distill import LossConfig, make_loss
 from experiments.bench import accelerator, checks, peaks, timing, training
 from experiments.bench.accelerator import Asked, defaults

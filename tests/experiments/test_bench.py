@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from antgmm_jax.config import blip2_t5, preset, sizes
+from antgmm_jax.config import sizes
 from antgmm_jax.convert import load_hf
 from antgmm_jax.functional import functional
+from antgmm_jax.presets import blip2_t5, preset
 from distill import LossConfig, make_loss
 from experiments import disk_cut, resources
 from experiments.bench import cutting, decoding, flops, latency, ratios, timing

@@ -12,10 +12,11 @@ from typer.main import get_command
 
 import pruning
 from antgmm_jax import checkpoint, convert, tensors
-from antgmm_jax.config import PRESETS, sizes, to_dict
+from antgmm_jax.config import sizes, to_dict
 from antgmm_jax.convert import load_hf, save_hf
 from antgmm_jax.families import FAMILIES
 from antgmm_jax.functional import abstract, functional
+from antgmm_jax.presets import PRESETS
 from data.readers import read_records
 from experiments import cli
 from experiments.commands import runs

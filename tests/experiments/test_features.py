@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 import data.maad as maad
-from antgmm_jax.config import preset
 from antgmm_jax.convert import load_hf
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.functional import functional
+from antgmm_jax.presets import preset
 from data.batches import answer_lengths
 from data.processor import decode, pixel_values
 from data.shifting import shifted

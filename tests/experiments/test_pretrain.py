@@ -7,9 +7,9 @@ import optax
 import pytest
 
 import distill
-from antgmm_jax.config import preset
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.functional import functional
+from antgmm_jax.presets import preset
 from data.maad.cells import SIDE
 from experiments.pretrain import CELLS_WEIGHT, _cell_logits, init_params, make_pretrain_step
 from experiments.recipe import load_training

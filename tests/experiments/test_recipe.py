@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from antgmm_jax.config import PRESETS
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import complete
+from antgmm_jax.presets import PRESETS
 from distill.losses import LossConfig
 from distill.optimizer import make_optimizer
 from experiments.recipe import difference, dump_recipe, fingerprint, load_recipe, load_training

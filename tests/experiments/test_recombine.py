@@ -8,10 +8,11 @@ import pytest
 
 import pruning
 from antgmm_jax import checkpoint
-from antgmm_jax.config import blip2_t5, sizes, to_dict
+from antgmm_jax.config import sizes, to_dict
 from antgmm_jax.convert import load_hf
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.functional import float32, functional
+from antgmm_jax.presets import blip2_t5
 from experiments import recombine
 from experiments.pipeline import load_student, teacher_key
 from experiments.recipe import load_recipe

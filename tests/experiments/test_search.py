@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from scipy.optimize import nnls
 
-from antgmm_jax.config import preset, sizes
+from antgmm_jax.config import sizes
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import violations
+from antgmm_jax.presets import preset
 from experiments.bench.latency import Latency
 from experiments.bench.rates import LARGEST, Asked, Rates, amounts, calibration_models, fit, non_negative, predict
 from experiments.search import TRIES, by_latency

@@ -6,8 +6,9 @@ from functools import lru_cache
 import jax
 import numpy as np
 
-from antgmm_jax.config import LanguageConfig, LMMConfig, ProjectorConfig, StackConfig, VisionConfig, blip2_t5
+from antgmm_jax.config import LanguageConfig, LMMConfig, ProjectorConfig, StackConfig, VisionConfig
 from antgmm_jax.functional import abstract
+from antgmm_jax.presets import blip2_t5
 
 IMAGE_TOKEN = 3
 

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from antgmm_jax.config import LMMConfig, blip2_t5, preset, resize
+from antgmm_jax.config import LMMConfig, resize
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.functional import abstract, functional
+from antgmm_jax.presets import blip2_t5, preset
 from pruning.cost import cost, forward_flops, parameters
 from tests.pruning.models import CONFIGS
 

@@ -5,10 +5,11 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from antgmm_jax.config import preset, sizes
+from antgmm_jax.config import sizes
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import complete, violations
 from antgmm_jax.functional import local_axes
+from antgmm_jax.presets import preset
 from pruning import by_stage, free_axes, plan, planned_config, search, shrunk_config
 from pruning.cost import cost, parameters
 from pruning.keep import gate_shape
