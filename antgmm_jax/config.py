@@ -1,4 +1,4 @@
-"""Frozen configurations of the model that is compressed, their named sizes, and presets."""
+"""Frozen configurations of the model that is compressed, and their named sizes."""
 
 import dataclasses
 from collections.abc import Mapping

@@ -7,7 +7,7 @@ from distill.chunked import answer_sums
 from distill.losses import LossConfig, masked_mean
 from distill.optimizer import Optimizer, State, init_state, lay_out, make_optimizer, map_moments
 from distill.sensitivity import bridge_weights
-from distill.step import make_loss, make_step
+from distill.step import Step, make_loss, make_step
 from distill.teacher import NO_TEACHER, Teacher, cached, online
 from distill.train import Progress, train
 
@@ -18,6 +18,7 @@ __all__ = [
     "Part",
     "Progress",
     "State",
+    "Step",
     "Teacher",
     "TeacherCache",
     "answer_sums",

@@ -24,7 +24,7 @@ Metrics = dict[str, Array]
 
 @dataclass(frozen=True)
 class Step:
-    """A train step: (state, batch, gates, teacher_params) -> (state, metrics); the state that it is given is used up.
+    """A train step, from `make_step`: (state, batch, gates, teacher_params) -> (state, metrics), the first used up.
 
     The learning rate is handed to the program, so that one serves all rates, schedules and numbers of steps.
 
@@ -37,7 +37,17 @@ class Step:
     schedule: Callable[[Array], Array]
 
     def __call__(self, state: State, batch: Batch, gates: Gates, teacher_params: Params) -> tuple[State, Metrics]:
-        """One step further."""
+        """One step further.
+
+        Args:
+            state: parameters, moments and step; donated.
+            batch: on the devices.
+            gates: of the student; {} leaves all open.
+            teacher_params: `Teacher.params`.
+
+        Returns:
+            The new state, and float32 scalars by name.
+        """
         return self.program(state, batch, gates, teacher_params, self.schedule(state.step))
 
 

@@ -88,9 +88,9 @@ def make_pretrain_step(
         remat: what the model's layers keep for the backward pass.
 
     Returns:
-        The step, whose gates and teacher are not read; batch has `pixel_values`, `cells` [B, SIDE, SIDE]
-        and a class per fact under `fact/<name>` [B]. Metrics: `loss`, `accuracy`, `worst` (the hardest fact's
-        accuracy), `cells` (accuracy where a cell shows something), `grad_norm` and `learning_rate`.
+        The step, whose gates and teacher are not read; batch has `pixel_values`, `cells` [B, SIDE, SIDE] and a class
+        per fact under `fact/<name>` [B]. Metrics: `loss`, `accuracy`, `worst` (the hardest fact's accuracy), `cells`
+        (accuracy where a cell shows something), `grad_norm` and `learning_rate`.
     """
     vision, language = functional(config, remat).vision, params["language"]
     cross_entropy = optax.softmax_cross_entropy_with_integer_labels

@@ -125,8 +125,9 @@ class Samples:
         """
         width = max(each._prompts["prompt/input_ids"].shape[1] for each in (self, other))
         for each in (self, other):
-            each._least_width = width
-            del each._prompts
+            if each._prompts["prompt/input_ids"].shape[1] < width:
+                each._least_width = width
+                del each._prompts
 
     def rows_of(self, types: Sequence[str]) -> np.ndarray:
         """The rows whose questions are of some types.

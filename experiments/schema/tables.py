@@ -128,7 +128,7 @@ class Optimizer(Table):
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     clip: Annotated[float, Field(gt=0)] = 1.0
     b2: Annotated[float, Field(gt=0, lt=1)] = 0.999
-    rates: dict[str, Annotated[float, Field(gt=0)]] = {}
+    rates: dict[str, Annotated[float, Field(gt=0)]] = Field(default={})
     batch_size: Count
     accumulate: Count = 1
     dtype: Literal["float32", "bfloat16"] = "float32"
