@@ -24,7 +24,7 @@ Metrics = dict[str, Array]
 
 @dataclass(frozen=True)
 class Step:
-    """A train step, from `make_step`: (state, batch, gates, teacher_params) -> (state, metrics), the first used up.
+    """A train step, from `jitted`: (state, batch, gates, teacher_params) -> (state, metrics), the first used up.
 
     The learning rate is handed to the program, so that one serves all rates, schedules and numbers of steps.
 
@@ -49,6 +49,19 @@ class Step:
             The new state, and float32 scalars by name.
         """
         return self.program(state, batch, gates, teacher_params, self.schedule(state.step))
+
+
+def jitted(step: Callable[..., tuple[State, Metrics]], optimizer: Optimizer) -> Step:
+    """A `Step` of a function that is handed its learning rate.
+
+    Args:
+        step: (state, batch, gates, teacher_params, rate) -> (state, metrics); its state is donated.
+        optimizer: whose schedule gives the rate.
+
+    Returns:
+        The step.
+    """
+    return Step(jax.jit(step, donate_argnums=0), jax.jit(optimizer.schedule))
 
 
 def make_loss(
@@ -181,7 +194,7 @@ def make_step(
         after = State(combine(moved, state.params), opt_state, state.step + 1)
         return lay_out(after, functional.axes, optimizer), metrics
 
-    return Step(jax.jit(step, donate_argnums=0), jax.jit(optimizer.schedule))
+    return jitted(step, optimizer)
 
 
 def _accumulated(

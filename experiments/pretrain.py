@@ -14,7 +14,7 @@ from antgmm_jax.errors import AntgmmError
 from antgmm_jax.functional import Params, functional
 from data.maad.cells import SIDE
 from distill.optimizer import Optimizer, State
-from distill.step import Step
+from distill.step import Step, jitted
 from distill.teacher import to_dtype
 
 IMAGE_SIDE = ("vision", "bridge")
@@ -121,4 +121,4 @@ def make_pretrain_step(
         metrics |= {"grad_norm": optax.tree.norm(grads), "learning_rate": rate}
         return State(params, opt_state, state.step + 1), metrics
 
-    return Step(jax.jit(step, donate_argnums=0), jax.jit(optimizer.schedule))
+    return jitted(step, optimizer)

@@ -8,13 +8,13 @@ from pydantic import Field, field_validator, model_validator
 from antgmm_jax.errors import AntgmmError
 from experiments.schema.tables import (
     Axis,
+    BaseRecipe,
     Count,
     Evaluate,
     FileData,
     MaadData,
     Name,
     Optimizer,
-    Run,
     Size,
     Table,
     TfdsData,
@@ -197,7 +197,7 @@ class EvaluateTwice(Evaluate):
     hard: MaadData | FileData | TfdsData | None = Field(default=None, discriminator="kind")
 
 
-class Recipe(Run):
+class Recipe(BaseRecipe):
     """Cuts and distils a trained model, stage by stage.
 
     Attributes:

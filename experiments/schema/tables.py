@@ -163,7 +163,7 @@ class Export(Table):
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
 
 
-class Run(Table):
+class BaseRecipe(Table):
     """What recipes of both kinds say; `Training` tells what its keys mean."""
 
     data: Data

@@ -4,7 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from experiments.schema.tables import Axis, Count, Name, Optimizer, Run, Table, check_names
+from experiments.schema.tables import Axis, BaseRecipe, Count, Name, Optimizer, Table, check_names
 
 
 class Model(Table):
@@ -59,7 +59,7 @@ class Phase(Table):
         return self
 
 
-class Training(Run):
+class Training(BaseRecipe):
     """Trains a teacher phase by phase.
 
     Attributes:
