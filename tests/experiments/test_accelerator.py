@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from antgmm_jax import config as configs
+from antgmm_jax import presets
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.functional import abstract, functional
 from antgmm_jax.language import LanguageModel
@@ -52,7 +52,7 @@ TINY = Asked("test", "test", "float32", (2, 4), (1, 2), words=5, answer=4, matmu
 @pytest.fixture(scope="module")
 def figures():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(configs.PRESETS, "test", BLIP2)
+        patch.setitem(presets.PRESETS, "test", BLIP2)
         yield accelerator.measure(TINY)
 
 
@@ -156,7 +156,7 @@ def test_the_command_writes_and_prints_what_was_measured(antgmm, figures, monkey
 
 
 def test_no_time_is_told_of_a_device_that_computes_wrongly(monkeypatch):
-    monkeypatch.setitem(configs.PRESETS, "test", BLIP2)
+    monkeypatch.setitem(presets.PRESETS, "test", BLIP2)
     monkeypatch.setattr(accelerator, "matmul_rate", lambda *_: pytest.fail("timed"))
     step = LanguageModel.step
 
