@@ -1,19 +1,16 @@
 """Reads recipes from TOML: defaults laid under, overrides laid over, one line for what is wrong."""
 
-import difflib
 import hashlib
 import json
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin
+from typing import Any, TypeVar
 
 import tomli_w
-from pydantic import BaseModel, ValidationError
 
 from antgmm_jax.errors import AntgmmError
-from experiments.schema import Recipe, Training
+from experiments.schema import Recipe, Training, validated
 
 AnyRecipe = TypeVar("AnyRecipe", Recipe, Training)
 
@@ -97,11 +94,7 @@ def _load(path: str | Path, overrides: Sequence[str], schema: type[AnyRecipe]) -
         if schema is not other and key in raw:
             raise AntgmmError(f"{path} has {key}s: it is a recipe for `antgmm {command}`")
     _lay_under(raw)
-    try:
-        # Strict validation takes an array for a tuple only where it reads JSON.
-        return schema.model_validate_json(json.dumps(raw, default=str))
-    except ValidationError as error:
-        raise AntgmmError(f"{path}: {_faults(error, schema)}") from None
+    return validated(raw, schema, str(path))
 
 
 def _override(raw: dict[str, Any], override: str) -> None:
@@ -160,87 +153,6 @@ def _table(value: Any) -> dict[str, Any]:
 
 def _tables(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
-
-
-def _faults(error: ValidationError, schema: type[BaseModel]) -> str:
-    """Every fault in one line; one of a table at the top is not told again for each table that it is laid under."""
-    told: dict[tuple, str] = {}
-    for fault in error.errors():
-        parts, owner = _locate(schema, fault["loc"])
-        if (_under(parts), fault["type"]) not in told:
-            told[parts, fault["type"]] = _told(fault["type"], parts, owner, fault["input"], fault["msg"])
-    return "; ".join(told.values())
-
-
-def _under(parts: tuple[int | str, ...]) -> tuple[int | str, ...]:
-    """The key path at the top of what was laid under a table; () for a key that is at the top itself."""
-    if parts[:2] == ("evaluate", "hard"):
-        return ("data", *parts[2:])
-    return parts[2:] if parts[:1] in (("stage",), ("phase",)) else parts[1:] if parts[:1] == ("evaluate",) else ()
-
-
-def _told(kind: str, parts: tuple[int | str, ...], owner: Any, value: Any, message: str) -> str:
-    where = _written(parts)
-    message = message.removeprefix("Value error, ")
-    if kind == "extra_forbidden":
-        return f"unknown key {where}{_nearest(str(parts[-1]), owner)}"
-    if kind == "missing":
-        return f"{where} is missing"
-    shown = "" if isinstance(value, dict | list) else f" = {json.dumps(value)}"
-    return f"{where}{shown}: {message}".removeprefix(": ")
-
-
-def _written(parts: tuple[int | str, ...]) -> str:
-    """A key path as TOML writes it, with the number of a list's entry in brackets."""
-    text = ""
-    for part in parts:
-        bare = isinstance(part, str) and part.replace("_", "").replace("-", "").isalnum()
-        text += f"[{part}]" if isinstance(part, int) else f".{part}" if bare else f".{json.dumps(part)}"
-    return text.lstrip(".")
-
-
-def _nearest(key: str, owner: type[BaseModel] | None) -> str:
-    known = list(_keys(owner)) if owner else []
-    near = difflib.get_close_matches(key, known, n=1)
-    return f", did you mean {near[0]!r}?" if near else f": known here are {', '.join(known)}" if known else ""
-
-
-def _keys(schema: type[BaseModel]) -> Iterator[str]:
-    for name, field in schema.model_fields.items():
-        yield field.alias or name
-
-
-def _locate(schema: type[BaseModel], location: tuple[int | str, ...]) -> tuple[tuple[int | str, ...], Any]:
-    """Key path as it stands in the file, and the table that its last part was looked for in.
-
-    Pydantic names the chosen variant of a union among the parts; a recipe does not.
-    """
-    parts: list[int | str] = []
-    owner: Any = None
-    here: Any = schema
-    for part in location:
-        options = get_args(here) if get_origin(here) in (Union, UnionType) else ()
-        if options:
-            here = next((option for option in options if part in _tags(option)), None)
-            continue
-        if part == "[key]":  # the fault lies in the key itself
-            continue
-        parts.append(part)
-        if isinstance(here, type) and issubclass(here, BaseModel):
-            owner = here
-            fields = {field.alias or name: field.annotation for name, field in here.model_fields.items()}
-            here = fields.get(str(part))
-        elif get_origin(here) is tuple:
-            here = get_args(here)[0]
-        else:
-            here = None
-    return tuple(parts), owner
-
-
-def _tags(option: Any) -> tuple[str, ...]:
-    if isinstance(option, type) and issubclass(option, BaseModel):
-        return get_args(option.model_fields["kind"].annotation)
-    return ()
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

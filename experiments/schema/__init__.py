@@ -6,6 +6,7 @@ name at the top. Paths are relative to the folder that the command is started in
 """
 
 from experiments.schema.compress import Loss, Recipe, Stage
+from experiments.schema.faults import validated
 from experiments.schema.tables import Axis, Count, Data, FileData, MaadData, Name, Optimizer, Size, Table
 from experiments.schema.train import Model, Phase, Training
 
@@ -25,4 +26,5 @@ __all__ = [
     "Stage",
     "Table",
     "Training",
+    "validated",
 ]

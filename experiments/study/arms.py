@@ -1,18 +1,17 @@
 """What a study says: a recipe, and arms that change it; each arm and seed is a recipe of its own."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 import pruning
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import complete
 from experiments.recipe import load_recipe, read_toml
-from experiments.schema import Count, Name, Recipe, Stage, Table
+from experiments.schema import Count, Name, Recipe, Stage, Table, validated
 from experiments.stage import reads_features, segment_targets
 
 
@@ -23,8 +22,8 @@ class Arm(Table):
         name: in the results.
         changes: `key=value` over the recipe, as `--set` takes them.
         order: all stages by name, in the order that they run in; empty: the recipe's.
-        at_once: all stages' cuts in one stage, with the last one's loss and optimizer; as many recovery steps as take
-            the training FLOPs of all stages.
+        at_once: all stages' cuts in one stage, otherwise as the last one; as many recovery steps as take the training
+            FLOPs of the study's own stages, whatever the arm changes.
         weights: what the student starts from, as in `Stage.weights`; other than "kept" only `at_once`.
         pretrained: a recipe of `antgmm train` for the student's shape, whose first phase gives its weights instead.
         seeds: this arm's, where they are not the study's.
@@ -109,16 +108,7 @@ def load_study(path: str | Path) -> Study:
     Raises:
         AntgmmError: no such file, not TOML, or what is wrong in it.
     """
-    raw = read_toml(path, "study")
-    try:
-        return Study.model_validate_json(json.dumps(raw, default=str))
-    except ValidationError as error:
-        raise AntgmmError(f"{path}: {_faults(error)}") from None
-
-
-def _faults(error: ValidationError) -> str:
-    """Every fault in one line."""
-    return "; ".join(": ".join(filter(None, (".".join(map(str, f["loc"])), f["msg"]))) for f in error.errors())
+    return validated(read_toml(path, "study"), Study, str(path))
 
 
 def recipe_of(study: Study, arm: Arm, seed: int, config: LMMConfig, *, pretrained: str = "") -> Recipe:
@@ -142,7 +132,8 @@ def recipe_of(study: Study, arm: Arm, seed: int, config: LMMConfig, *, pretraine
         recipe = recipe.model_copy(update={"stages": _ordered(recipe.stages, arm)})
     if not arm.at_once:
         return recipe
-    whole = training_flops(config, recipe, length=study.length, answer=study.answer)
+    own = load_recipe(study.recipe, [*study.changes, f"seed={seed}"])
+    whole = training_flops(config, own, length=study.length, answer=study.answer)
     shape: dict[str, int] = {}
     importance, here = {}, config
     for stage in recipe.stages:
@@ -159,7 +150,6 @@ def recipe_of(study: Study, arm: Arm, seed: int, config: LMMConfig, *, pretraine
         "segments": 1,
         "recover_steps": 1,
         "frozen": (),
-        "repeat": {},
         "weights": weights,
     }
     # The warmup may be longer than this one step: checked with the steps that it gets.
@@ -170,10 +160,8 @@ def recipe_of(study: Study, arm: Arm, seed: int, config: LMMConfig, *, pretraine
     )
     mask = last.mask_steps if once.keeps_moments else 0
     steps = round((whole - mask * closing) / each)
-    try:
-        stage = Stage.model_validate({**once.model_dump(), "mask_steps": mask, "recover_steps": steps})
-    except ValidationError as error:
-        raise AntgmmError(f"arm {arm.name!r} cannot cut all at once: {_faults(error)}") from None
+    table = once.model_dump(mode="json") | {"mask_steps": mask, "recover_steps": steps}
+    stage = validated(table, Stage, f"arm {arm.name!r} cannot cut all at once")
     compares = stage.loss.hidden or stage.loss.vision
     teacher = recipe.teacher if compares else recipe.teacher.model_copy(update={"states": ()})
     return recipe.model_copy(update={"stages": (stage,), "teacher": teacher})

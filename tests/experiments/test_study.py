@@ -126,10 +126,13 @@ def test_cutting_at_once_takes_as_many_flops_and_cuts_as_much(study, teacher):
     assert recipe_of(study, components, 7, config).stages[0].mask_steps == 0
     with pytest.raises(AntgmmError, match="arm 'one_shot' cannot cut all at once: .*'last' cannot score vision/heads$"):
         recipe_of(study, unfit, 7, config)
-    for arm, mask in ((shot, 1), (scratch, 0)):
+    # The measure is what the study's own stages take, whatever the arm changes.
+    halved = shot.model_copy(update={"changes": ("stage.mlp.optimizer.batch_size=4", "stage.mlp.repeat.price=2")})
+    for arm, mask in ((shot, 1), (scratch, 0), (halved, 1)):
         recipe = recipe_of(study, arm, 7, config)
         (stage,) = recipe.stages
         assert (recipe.seed, stage.mask_steps) == (7, mask)
+        assert (stage.optimizer.batch_size, stage.repeat) == ((4, {"price": 2}) if arm is halved else (8, {}))
         assert {axis: stage.sizes[axis] for axis in ("vision/layers", "vision/mlp")} == {
             "vision/layers": 2,
             "vision/mlp": 16,
@@ -276,8 +279,8 @@ def test_weights_of_a_finished_phase_are_laid_over_new_ones(teacher, tmp_path):
     ("wrong", "fault"),
     [
         ('weights = "random"', "arm 'x' starts from other weights: at_once = true"),
-        ('name2 = "x"', "arm.0.name2: Extra inputs"),
-        ("at_once = 1", "arm.0.at_once"),
+        ('name2 = "x"', r"unknown key arm\[0\].name2, did you mean 'name'\?"),
+        ("at_once = 1", r"arm\[0\].at_once = 1: "),
     ],
 )
 def test_a_wrong_study_is_refused(tmp_path, wrong, fault):
