@@ -2,7 +2,6 @@
 
 import math
 import shutil
-import sys
 import time
 from itertools import islice
 from pathlib import Path
@@ -119,7 +118,3 @@ def warm(step: Step, state: distill.State, source: Batches, steps: int, teacher:
         inputs = rows({name: x for name, x in teacher.attach(batch).items() if name != "index"})
         state, metrics = step(state, inputs, {}, teacher.params)
         jax.block_until_ready(metrics)
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])

@@ -26,7 +26,7 @@ class Contender(NamedTuple):
     Attributes:
         label: its name for people.
         module: the file of this package that runs it.
-        mode: the module's last argument.
+        mode: its last argument.
         peer: whether it runs in the peers' environment.
     """
 
@@ -92,7 +92,7 @@ def check_environment(python: Path) -> None:
 def _start(name: str, work: Path, out: Path, python: Path) -> None:
     """Runs a contender to its end; its output goes to a log beside its figures."""
     contender, log = CONTENDERS[name], out.with_suffix(".log")
-    command = [python if contender.peer else sys.executable, "-m", f"experiments.peers.{contender.module}"]
+    command = [python if contender.peer else sys.executable, "-m", "experiments.peers.start", contender.module]
     with log.open("w") as file:
         code = subprocess.run(
             [*command, work.resolve(), out.resolve(), contender.mode],

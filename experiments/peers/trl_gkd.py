@@ -2,7 +2,6 @@
 # pyright: reportMissingImports=false, reportAttributeAccessIssue=false
 
 import os
-import sys
 from pathlib import Path
 
 import torch
@@ -124,7 +123,3 @@ def _tokenizer(task: Task) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=words, pad_token="w0", bos_token="w1", eos_token="w2", model_max_length=1 << 20
     )
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])

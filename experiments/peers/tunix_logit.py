@@ -2,7 +2,6 @@
 # pyright: reportMissingImports=false
 
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -142,7 +141,3 @@ def _inputs(task: Task, text: Text, plan: np.ndarray) -> Iterator[TrainingInput]
             end = len(text.ids[row])
             mask[place, end - answers[place] : end] = ANSWER
         yield TrainingInput(input_tokens=batch["input_ids"], input_mask=mask)
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])

@@ -1,6 +1,8 @@
 """The comparison with peers: one task and loss for all, figures by hand, resume; how fast it is, no test says."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 
 import jax
@@ -181,6 +183,18 @@ def rounds():
         "ours_build": [record(0.0, (), build_seconds=2.0, cache_bytes=1600, peak_bytes=1500)] * 3,
         "ours_cached": [record(0.1, (1.0, 0.5) * 3)] * 3,
     }
+
+
+def test_a_process_of_ours_does_without_pytorch(work, told, tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from experiments.peers.start import start\n"
+        "start('ours', Path(sys.argv[1]), Path(sys.argv[2]), 'online'); print('torch' in sys.modules)"
+    )
+    out = tmp_path / "out.json"
+    printed = subprocess.run([sys.executable, "-c", code, work, out], capture_output=True, text=True, check=True)
+    assert printed.stdout.split() == ["False"]
+    losses = [[step["loss"] for step in figures["steps"]] for figures in (json.loads(out.read_text()), told["online"])]
+    np.testing.assert_allclose(*losses, rtol=1e-6)
 
 
 def test_figures_are_those_worked_out_by_hand(rounds):
