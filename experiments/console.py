@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-CONSOLE = Console(stderr=True)
+CONSOLE = Console(stderr=True, markup=False, emoji=False)
 """Everything for people goes to standard error; standard output is for figures."""
 
 
@@ -38,7 +38,7 @@ def bar(title: str, total: int) -> Iterator[Callable[[int, str], None]]:
         yield line
         return
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),

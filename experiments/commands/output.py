@@ -45,9 +45,9 @@ def emit(figures: Mapping[str, Any], as_json: bool, *shown: Any) -> None:
     if as_json:
         typer.echo(json.dumps(figures, indent=1, default=float))
         return
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False, emoji=False)
     for part in shown:
-        console.print(part, soft_wrap=isinstance(part, str), markup=False)
+        console.print(part, soft_wrap=isinstance(part, str))
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[Any]], title: str = "") -> Table:

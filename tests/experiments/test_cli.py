@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -49,6 +50,11 @@ def test_help_has_an_example(antgmm, words):
     shown = antgmm(*words, "--help")
     assert shown.exit_code == 0
     assert f"Example: antgmm {' '.join(words)}" in shown.stdout
+    command: Any = get_command(cli.app)
+    for word in words:
+        command = command.commands[word]
+    # Word for word: what looks like an emoji's name (":m:") would be shown as one.
+    assert command.epilog in " ".join(shown.stdout.split())
 
 
 def test_help_loads_no_heavy_library():
