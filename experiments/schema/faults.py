@@ -38,6 +38,8 @@ def _faults(error: ValidationError, schema: type[BaseModel]) -> str:
     """Every fault in one line; one of a table at the top is not told again for each table that it is laid under."""
     told: dict[tuple, str] = {}
     for fault in error.errors():
+        if fault["type"] == "too_short" and fault["input"]:
+            continue  # its entries are told to be wrong, and Pydantic then counts none
         parts, owner = _locate(schema, fault["loc"])
         if (_under(parts), fault["type"]) not in told:
             told[parts, fault["type"]] = _told(fault["type"], parts, owner, fault["input"], fault["msg"])
