@@ -44,7 +44,7 @@ def bar(title: str, total: int) -> Iterator[Callable[[int, str], None]]:
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
     )
     with Progress(*columns, console=CONSOLE) as progress:
         task = progress.add_task(title, total=total, note="")
