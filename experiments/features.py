@@ -21,6 +21,15 @@ VIEWS = 4
 """Moved views of each picture whose features are computed where that happens once."""
 
 
+def views(shift: int) -> int:
+    """How many views of each picture features are computed of.
+
+    Args:
+        shift: pixels by which pictures are moved at random, at most, each way.
+    """
+    return VIEWS if shift else 1
+
+
 def freezes_features(config: LMMConfig, frozen: Sequence[str]) -> bool:
     """Whether a phase or stage leaves all that image features depend on as it is, so that they can be computed once.
 
@@ -88,9 +97,8 @@ def image_features(
         Features in float32.
     """
     run, rng = jax.jit(functional(config).features), np.random.default_rng(seed)
-    views = VIEWS if shift else 1
-    found: list[list[np.ndarray]] = [[] for _ in range(views)]
-    with bar("image features", views * len(samples)) as update:
+    found: list[list[np.ndarray]] = [[] for _ in range(views(shift))]
+    with bar("image features", len(found) * len(samples)) as update:
         for number, view in enumerate(found):
             moves = drawn(rng, shift, (len(samples),))
             for pixels in samples.pixels(min(batch_size, len(samples)), moves):

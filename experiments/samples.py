@@ -34,7 +34,8 @@ def data_fingerprint(records: Sequence[Record], arrays: dict[str, np.ndarray], t
     """
     digest = hashlib.sha256(maad_fingerprint(records).encode() if isinstance(records, MaadSource) else b"")
     for name, array in sorted({**arrays, "pixel_table": table}.items()):
-        digest.update(name.encode() + np.ascontiguousarray(array).tobytes())
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(array).reshape(-1))  # in place: pictures fill gigabytes
     return digest.hexdigest()[:16]
 
 

@@ -10,10 +10,12 @@ import pruning
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import complete
+from experiments.features import views
 from experiments.recipe import load_recipe, read_toml
 from experiments.schema import Count, Name, Recipe, Stage, Table, validated
 from experiments.stage import reads_features, segment_targets
 
+IMAGE_SIDE = frozenset({"vision", "bridge"})
 
 class Arm(Table):
     """One way to compress.
@@ -194,16 +196,17 @@ def step_flops(
     """
     if config.language.encoder is None:
         length, answer = length + answer, 0
-    image = {"vision", "bridge"}
     flops = pruning.forward_flops(config, stage.optimizer.batch_size, length, answer)
-    run = set(flops) - (image if features else set())
-    if not stage.loss.reads_answers and image.issuperset(states):
-        run &= image
+    run = set(flops) - (IMAGE_SIDE if features else set())
+    if not stage.loss.reads_answers and IMAGE_SIDE.issuperset(states):
+        run &= IMAGE_SIDE
     return 3 * sum(flops[tower] for tower in run)
 
 
 def training_flops(config: LMMConfig, recipe: Recipe, *, length: int, answer: int) -> int:
-    """FLOPs of all train steps of a recipe.
+    """FLOPs of all train steps of a recipe, and of the image features that stages read instead of pictures.
+
+    Features are computed once for each image side, of every row in all its views.
 
     Args:
         config: the model that its first stage finds.
@@ -214,10 +217,14 @@ def training_flops(config: LMMConfig, recipe: Recipe, *, length: int, answer: in
     Returns:
         FLOPs.
     """
-    total = 0
+    total, kept = 0, None
     for stage in recipe.stages:
         segments = segment_targets(config, stage)
         features = reads_features(config, stage, segments[-1])
+        if features and kept != stage.shift:
+            rows = views(stage.shift) * (recipe.data.samples + recipe.teacher.pairs)
+            total += sum(pruning.forward_flops(config, rows, length, answer)[tower] for tower in IMAGE_SIDE)
+        kept = stage.shift if features else None
         for targets in segments:
             smaller = pruning.planned_config(config, targets)
             for steps, model in ((stage.mask_steps, config), (stage.recover_steps, smaller)):

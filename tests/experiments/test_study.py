@@ -111,7 +111,15 @@ def test_stages_by_tower_count_the_towers_they_run(study, teacher):
     cut = pruning.forward_flops(pruning.planned_config(at, {"decoder/mlp": 16}), 8, 20, 5)
     image_side = 2 * (closing["vision"] + closing["bridge"])
     language = sum(closing[tower] + 2 * cut[tower] for tower in ("encoder", "decoder", "tokens"))
-    assert training_flops(config, recipe, length=20, answer=5) == 3 * (image_side + language)
+    features = recipe.data.samples * (closing["vision"] + closing["bridge"]) // 8
+    trained = 3 * (image_side + language)
+    assert training_flops(config, recipe, length=20, answer=5) == trained + features
+    # Four moved views of each picture; a further stage that trains as much of the language model computes none anew.
+    moved = frozen.model_copy(update={"shift": 1})
+    again = moved.model_copy(update={"sizes": {}, "mask_steps": 0})
+    recipe = recipe.model_copy(update={"stages": (recipe.stages[0], moved, again)})
+    further = 6 * sum(cut[tower] for tower in ("encoder", "decoder", "tokens"))
+    assert training_flops(config, recipe, length=20, answer=5) == trained + 4 * features + further
 
 
 def test_cutting_at_once_takes_as_many_flops_and_cuts_as_much(study, teacher):
