@@ -13,7 +13,7 @@ _HOME = {
     "LMMConfig": "config",
     "load_hf": "convert",
     "open_hf": "convert",
-    "preset": "config",
+    "preset": "presets",
     "resize": "config",
     "save_hf": "convert",
     "sizes": "config",

@@ -21,6 +21,7 @@ from antgmm_jax.functional import Params, float32, functional
 from antgmm_jax.processes import by_first, gather
 from antgmm_jax.sharding import own_rows
 from distill import Teacher
+from distill.teacher import to_dtype
 from experiments import export_gate
 from experiments.console import bar, say
 from experiments.datasets import encode_both, encoded, load_both, load_records
@@ -138,7 +139,7 @@ class Run:
         if not any(stage.loss.reads_teacher for stage in self.recipe.stages):
             return distill.NO_TEACHER
         if table.mode == "online":
-            return distill.online(functional(config), params)
+            return distill.online(functional(config), to_dtype(params, jax.numpy.dtype(self.recipe.optimizer.dtype)))
         names = ("final", *(f"{tower}/states" for tower in table.states))
         if any(stage.loss.bridge for stage in self.recipe.stages):
             names = (*names, OUT)

@@ -1,6 +1,7 @@
 """The direction of the arrows: `antgmm_jax` <- `pruning`, `distill`, `data` <- `experiments`, and nothing else."""
 
 import ast
+import importlib
 import re
 import sys
 import tomllib
@@ -55,6 +56,12 @@ def test_packages_import_only_along_the_arrows(package):
         if name in {*ALLOWED, "tests"} - ALLOWED[package]
     ]
     assert not wrong
+
+
+@pytest.mark.parametrize("package", ALLOWED)
+def test_every_public_name_of_a_package_is_there(package):
+    module = importlib.import_module(package)
+    assert all(hasattr(module, name) for name in getattr(module, "__all__", ()))
 
 
 def test_only_checkpoint_touches_orbax():

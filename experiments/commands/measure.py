@@ -25,7 +25,7 @@ def register(app: typer.Typer) -> None:
     # With a callback the one command keeps its name.
     made.callback()(_data)
     app.add_typer(made, name="data")
-    app.command(epilog="Example: antgmm bench checkpoints/maad-m runs/demo/export --json")(bench)
+    app.command(epilog="Example: antgmm bench experiments/teachers/maad-m runs/demo/export --json")(bench)
     app.command(epilog="Example: antgmm stalls --set checkpoint_every=100")(stalls)
     app.command(
         epilog="Example: antgmm energy --watts 400 --teacher-ms 700 --student-ms 90 --kwh-a-year 75e6"

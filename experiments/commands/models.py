@@ -32,13 +32,13 @@ class DType(StrEnum):
 
 def register(app: typer.Typer) -> None:
     """Adds this file's commands."""
-    app.command("import", epilog="Example: antgmm import checkpoints/maad-m")(import_)
+    app.command("import", epilog="Example: antgmm import experiments/teachers/maad-m")(import_)
     app.command(epilog="Example: antgmm cost --preset antgmm-5b --length 256 --answer 32")(cost)
     app.command(epilog="Example: antgmm shrink checkpoints/large --out checkpoints/small --like antgmm-300m")(shrink)
     app.command("eval", epilog="Example: antgmm eval runs/ads/export --data jsonl:ads/test.jsonl")(evaluate)
-    app.command(epilog="Example: antgmm export runs/demo/stages/03-hidden --like checkpoints/maad-m --out student")(
-        export
-    )
+    app.command(
+        epilog="Example: antgmm export runs/demo/stages/03-settle --like experiments/teachers/maad-m --out student"
+    )(export)
 
 
 def import_(model: Model, as_json: Json = False) -> None:

@@ -51,7 +51,7 @@ def demo(
     processes: Processes = 1,
     process: Process = 0,
 ) -> None:
-    """Compress the packaged teacher by the packaged recipe: cut in three stages, distil, export, report."""
+    """Compress the packaged teacher by the packaged recipe: cut and distil tower by tower, export, report."""
     _compress(DEMO, run, packaged(changes), Machine(mesh, coordinator, processes, process), as_json)
 
 

@@ -115,7 +115,7 @@ class Optimizer(Table):
       batch_size: samples of one optimizer step; rows of them where the recipe has `pack`.
       accumulate: pieces that the batch is taken in, one after another; divides `batch_size`.
       dtype: what the model is computed in; parameters, moments, norms and losses stay float32. "bfloat16" is for
-        accelerators: a CPU is no faster with it.
+        accelerators: a CPU is no faster with it. The recipe's own is also an online teacher's.
       remat: what the student's layers keep for the backward pass, the rest being computed again: "none" all, "dots"
         matrix products, "full" their input alone, for the least memory.
     """

@@ -17,6 +17,7 @@ from experiments.stage import reads_features, segment_targets
 
 IMAGE_SIDE = frozenset({"vision", "bridge"})
 
+
 class Arm(Table):
     """One way to compress.
 
