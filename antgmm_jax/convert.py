@@ -1,5 +1,6 @@
 """A Hugging Face directory <-> (config, params), tensor by tensor; only safetensors are read."""
 
+import glob
 import json
 import os
 import re
@@ -79,7 +80,7 @@ def open_hf(
 
 def _says_tied(raw: Mapping[str, Any]) -> bool:
     # T5 has no field for it: there a head equal to the table is the table.
-    return bool(raw.get("tie_word_embeddings", False)) or raw.get("text_config", {}).get("model_type") == "t5"
+    return bool(raw.get("tie_word_embeddings", False)) or (raw.get("text_config") or {}).get("model_type") == "t5"
 
 
 def _with_defaults(raw: Mapping[str, Any], directory: Path) -> dict[str, Any]:
@@ -276,7 +277,9 @@ def save_hf(
     if directory.exists():
         raise AntgmmError(f"{directory} exists: choose another name or remove it")
     directory.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
+    for left in directory.parent.glob(f".{glob.escape(directory.name)}-*.tmp"):  # by a process that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", suffix=".tmp", dir=directory.parent))
     try:
         write(_specs(config, params), hf_tensors(config, params), temporary, max_shard_size)
         _write_config(config, params, temporary, None if like is None else Path(like))

@@ -24,8 +24,9 @@ class Functional(NamedTuple):
         init: key -> parameters, float32.
         apply: (params, batch, gates=None, *, collect=()) -> dict with `logits` [B, T, V] and every collected name:
             `final` [B, T, D], `<tower>/states` [L + 1, B, N, D], `bridge/out` [1, B, N, D], or an axis name (norms of
-            its units [L, B, units], widths [B, D]). `gates` is a flat dict axis -> array, `[n]` where the axis is
-            shared, `[L, n]` where it is local. Under jit what the caller does not use is not computed.
+            its units [L, B, units]; of widths and of LLaVA's `bridge/mlp` [B, units]). `gates` is a flat dict axis ->
+            array, `[n]` where the axis is shared, `[L, n]` where it is local. Under jit what the caller does not use is
+            not computed.
         head: (params, hidden [..., D], gates=None) -> logits [..., V].
         features: (params, pixel_values) -> what `batch["vision_features"]` takes in place of pixels.
         vision: (params, pixel_values) -> the image encoder's states and the features made of them.

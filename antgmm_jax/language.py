@@ -88,6 +88,7 @@ class LanguageModel(nnx.Module):
         gates: Gates,
         collect: Sequence[str] = (),
         segments: Int[Array, "B T"] | None = None,
+        counted: Bool[Array, "B T"] | None = None,
     ) -> tuple[Float[Array, "B T D"], dict[str, Array]]:
         """The decoder over embedded tokens, all positions at once: normed states, and the intermediates.
 
@@ -99,6 +100,7 @@ class LanguageModel(nnx.Module):
             gates: axis name -> gate.
             collect: names of the intermediates to keep.
             segments: which of a packed row's samples each token belongs to; None for rows of one sample.
+            counted: which positions collected norms count; None for those of `valid`.
 
         Returns:
             States that `head` reads, and the intermediates.
@@ -109,7 +111,7 @@ class LanguageModel(nnx.Module):
         else:
             mask, places = packing.same_sample(segments), packing.positions(segments)
         context = self._context(mask, memory, memory_valid, at, at, places)
-        context = context._replace(causal=True, valid=valid)
+        context = context._replace(causal=True, valid=valid if counted is None else counted)
         x, kept = self.decoder(x, context, gates, collect)
         return self.norm(x, gates.get("text/embed")), kept
 

@@ -70,7 +70,9 @@ class LMM(nnx.Module):
         else:
             memory, seen = self.language.encode(x, valid, gates, collect)
             target = self.language.embed(batch["decoder_input_ids"])
-            final, more = self.language.decode(target, None, memory, valid, gates, collect)
+            # T5 masks no position of its decoder, but what stands for padding is no answer.
+            counted = batch["labels"] >= 0 if "labels" in batch else None
+            final, more = self.language.decode(target, None, memory, valid, gates, collect, counted=counted)
             # Both stacks norm the same width: its activation is the mean of the two.
             if "text/embed" in seen:
                 more["text/embed"] = (seen.pop("text/embed") + more["text/embed"]) / 2

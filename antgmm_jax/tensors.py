@@ -24,14 +24,24 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON file of a checkpoint.
 
     Raises:
-        AntgmmError: it is missing or no JSON.
+        AntgmmError: it is missing, no JSON, or no object.
     """
     try:
-        return json.loads(path.read_text())
+        found = json.loads(path.read_text())
     except FileNotFoundError as error:
         raise AntgmmError(f"{path} is missing: a Hugging Face checkpoint directory holds it") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise AntgmmError(f"{path} is not JSON ({error}): copy it again") from error
+    if not isinstance(found, dict):
+        raise AntgmmError(f"{path} holds a {type(found).__name__}, not an object with named fields: copy it again")
+    return found
+
+
+def _shards(index: Path) -> list[str]:
+    files = read_json(index).get("weight_map")
+    if not isinstance(files, dict) or not all(isinstance(file, str) for file in files.values()):
+        raise AntgmmError(f"{index} has no weight_map from tensors to files: copy it again")
+    return sorted(set(files.values()))
 
 
 class Spec(NamedTuple):
@@ -62,7 +72,7 @@ class Tensors:
         self, directory: Path, renames: tuple[tuple[str, str], ...], on_read: Callable[[int], None] = lambda _: None
     ):
         if (directory / INDEX).exists():
-            files = sorted(set(read_json(directory / INDEX)["weight_map"].values()))
+            files = _shards(directory / INDEX)
         elif (directory / WEIGHTS).exists():
             files = [WEIGHTS]
         else:
@@ -73,7 +83,8 @@ class Tensors:
         self.names: dict[str, tuple[Any, str, Path, int]] = {}
         for file in files:
             path = directory / file
-            if path.resolve().parent != directory.resolve():
+            # The name alone: in a Hub's cache the file is a link to a blob elsewhere.
+            if Path(file).name != file:
                 raise AntgmmError(
                     f"{directory / INDEX} names {file!r}, which is outside the checkpoint: mend the index"
                 )

@@ -9,7 +9,7 @@ import numpy as np
 
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.sharding import own_rows, whole_rows
-from data.record import Arrays, Record
+from data.record import Arrays
 from data.shifting import seen
 
 _ENDLESS = 2**48
@@ -225,31 +225,3 @@ def _rows(arrays: Arrays, index: np.ndarray, own: np.ndarray, applied: Sequence[
     for cut in applied:
         batch = cut(batch, index)
     return {**batch, "index": index[own].astype(np.int32)}
-
-
-def stream(
-    records: Sequence[Record], *, size: int, make: Callable[[Sequence[Record]], Arrays], prefetch: int = 2
-) -> Batches:
-    """Endless batches of records in their own order, drawn on the fly: for a generator without end.
-
-    Args:
-        records: the source; it starts again after its last whole batch.
-        size: records a batch.
-        make: turns a batch of records into arrays.
-        prefetch: batches made ahead of time; 0 makes each when it is asked for.
-
-    Returns:
-        An iterator of what `make` gives.
-
-    Raises:
-        AntgmmError: fewer records than a batch needs.
-    """
-    whole = len(records) // size
-    if not whole:
-        raise AntgmmError(f"a batch of {size} needs as many records; the data has {len(records)}")
-
-    def draw(place: int) -> Arrays:
-        first = place % whole * size
-        return make([records[row] for row in range(first, first + size)])
-
-    return Batches(grain.MapDataset.range(_ENDLESS).map(draw), prefetch)

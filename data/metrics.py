@@ -1,5 +1,6 @@
 """How good answers are: pure functions from strings to figures."""
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -39,8 +40,20 @@ def macro_f1(answers: Sequence[str], references: Sequence[str]) -> float:
     return float(np.mean(scores))
 
 
+class _Words:
+    """Lower-case words; of text that is written without spaces each character."""
+
+    _alone = r"\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
+    _word = re.compile(rf"[{_alone}]|[^\W_{_alone}]+")
+
+    def tokenize(self, text: str) -> list[str]:
+        return self._word.findall(text.lower())
+
+
 def rouge_l(answers: Sequence[str], references: Sequence[str]) -> float:
     """Mean ROUGE-L F1 (Lin 2004), with the reference implementation `rouge-score`, no stemming.
+
+    Its own tokenizer knows a to z and digits alone; here words of any script count, Chinese and Japanese by character.
 
     Args:
         answers: predicted answers.
@@ -49,7 +62,7 @@ def rouge_l(answers: Sequence[str], references: Sequence[str]) -> float:
     Returns:
         0 to 1.
     """
-    scorer = RougeScorer(["rougeL"])
+    scorer = RougeScorer(["rougeL"], tokenizer=_Words())
     pairs = zip(references, answers, strict=True)
     return float(np.mean([scorer.score(true, found)["rougeL"].fmeasure for true, found in pairs]))
 

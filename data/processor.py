@@ -8,6 +8,7 @@ import numpy as np
 from tokenizers import Tokenizer
 from transformers import Blip2Processor, BlipImageProcessor, CLIPImageProcessor, LlavaProcessor, ProcessorMixin
 
+from antgmm_jax.config import LMMConfig
 from antgmm_jax.errors import AntgmmError
 from data.record import Arrays, Record, prompt
 from data.tokenizer import wrap
@@ -69,13 +70,15 @@ def side(processor: ProcessorMixin) -> int:
     """Side in pixels of the square picture that a processor makes."""
     settings = processor.image_processor
     size = settings.crop_size if getattr(settings, "do_center_crop", False) else settings.size
-    if size["height"] != size["width"]:
-        raise AntgmmError(f"the image processor makes pictures of {size}: only squares are supported")
+    if not size.get("height") or size["height"] != size.get("width"):
+        raise AntgmmError(f"the image processor makes pictures of {dict(size)}: only squares are supported")
     return size["height"]
 
 
 def _picture(processor: ProcessorMixin, image: np.ndarray, px: int) -> np.ndarray:
-    if image.shape == (px, px, 3):
+    # Where pictures are resized to more than they are cropped to, none is left as it is.
+    resized = {value for value in dict(processor.image_processor.size).values() if value}
+    if image.shape == (px, px, 3) and resized == {px}:
         return image
     made = processor.image_processor(image, do_rescale=False, do_normalize=False, return_tensors="np")
     return np.moveaxis(np.asarray(made["pixel_values"])[0], 0, -1)
@@ -160,6 +163,29 @@ def image_tokens(processor: ProcessorMixin) -> int:
     return count - (llava.vision_feature_select_strategy == "default")
 
 
+def check_fit(processor: ProcessorMixin, config: LMMConfig) -> None:
+    """Refuses a processor that makes other pictures than a model reads.
+
+    Args:
+        processor: of a checkpoint.
+        config: its model.
+
+    Raises:
+        AntgmmError: they differ in the picture's side or in how many tokens stand for it.
+    """
+    px, tokens = side(processor), image_tokens(processor)
+    if (px, tokens) != (config.vision.image, config.image_tokens):
+        raise AntgmmError(
+            f"the processor makes pictures of {px} pixels that take {tokens} tokens, the model reads"
+            f" {config.vision.image} and {config.image_tokens}: save the model's own processor beside it"
+        )
+
+
+def _placeholder(processor: ProcessorMixin) -> str:
+    """What stands for a part of the picture in a prompt."""
+    return processor.image_token.content if isinstance(processor, Blip2Processor) else _llava(processor).image_token
+
+
 def _llava(processor: ProcessorMixin) -> LlavaProcessor:
     if not isinstance(processor, LlavaProcessor):
         raise AntgmmError(f"a {type(processor).__name__} is not supported: use a Blip2Processor or a LlavaProcessor")
@@ -180,11 +206,11 @@ def prompts(processor: ProcessorMixin, records: Sequence[Record]) -> list[str]:
 
 def _prompt_ids(processor: ProcessorMixin, records: Sequence[Record]) -> list[list[int]]:
     """Token ids of the prompts with the picture's placeholders, as the processor itself makes them."""
-    lines, count = prompts(processor, records), image_tokens(processor)
+    _check_words(processor, records)
+    lines, count, picture = prompts(processor, records), image_tokens(processor), _placeholder(processor)
     if isinstance(processor, Blip2Processor):
-        picture = processor.tokenizer.convert_tokens_to_ids(processor.image_token.content)
-        return [[picture] * count + ids for ids in processor.tokenizer(lines)["input_ids"]]
-    picture = _llava(processor).image_token
+        token = processor.tokenizer.convert_tokens_to_ids(picture)
+        return [[token] * count + ids for ids in processor.tokenizer(lines)["input_ids"]]
     lines = [line.replace(picture, picture * count) for line in lines]
     # A chat template writes the start token itself where the tokenizer would add a second one.
     bos = processor.tokenizer.bos_token
@@ -229,6 +255,19 @@ def _check(records: Sequence[Record], *parts: _Limited) -> None:
             for row, part in over
         )
         raise AntgmmError("\n".join([f"{count}; shorten or remove them, or raise {names}", *reasons]))
+
+
+def _check_words(processor: ProcessorMixin, records: Sequence[Record]) -> None:
+    """Refuses the rows whose words hold the picture's placeholder: parts of the picture would stand there."""
+    name = _placeholder(processor)
+    over = [
+        f"{record.id or f'record {row}'}: {part}"
+        for row, record in enumerate(records, 1)
+        for part in ("question", "text", "answer")
+        if name in getattr(record, part)
+    ]
+    if over:
+        raise AntgmmError("\n".join([f"{name} stands for the picture; take it out of what rows say", *over]))
 
 
 def _limited_prompts(processor: ProcessorMixin, ids: Sequence[Sequence[int]], max_length: int) -> _Limited:

@@ -168,9 +168,9 @@ def _tar(file: Path) -> Numbered:
         with tarfile.open(file) as archive:
             key, parts = None, {}
             for member in archive:
-                if not member.isfile():
-                    continue
                 name = PurePosixPath(member.name)
+                if not member.isfile() or name.name.startswith("."):  # what macOS puts beside each file
+                    continue
                 stem, _, suffix = name.name.partition(".")
                 found = str(name.with_name(stem))
                 if found != key and parts:

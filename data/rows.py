@@ -77,7 +77,7 @@ def parse(raw: Any) -> list[Row]:
             Row(image=image, question=q, answer=a, text=text, id=i, **rest)
             for (q, a), i in zip(pairs, ids, strict=True)
         ]
-    question, answer = (_needed(found[name], name) for name in ("question", "answer"))
+    question, answer = _question(found["question"]), _needed(found["answer"], "answer")
     return [Row(image=image, question=question, answer=answer, text=text, id=label, **rest)]
 
 
@@ -118,6 +118,11 @@ def _needed(value: Any, name: str) -> str:
     return text
 
 
+def _question(value: Any) -> str:
+    # Where the picture stands is the processor's to say.
+    return _needed(value.replace("<image>", "") if isinstance(value, str) else value, "question")
+
+
 def _latents(value: Any) -> dict[str, int]:
     if value is None:
         return {}
@@ -139,8 +144,7 @@ def _conversation(turns: Any, name: str) -> list[tuple[str, str]]:
         if len(pair) < 2 or speakers[0] not in _ASKS or speakers[1] not in _TELLS:
             raise BadRow(f"{name} do not alternate between a question (human) and an answer (gpt): {speakers}")
         said = [turn["value"] if "value" in turn else turn.get("content") for turn in pair]
-        question = said[0].replace("<image>", "") if isinstance(said[0], str) else said[0]
-        pairs.append((_needed(question, "question"), _needed(said[1], "answer")))
+        pairs.append((_question(said[0]), _needed(said[1], "answer")))
     return pairs
 
 

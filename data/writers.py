@@ -48,7 +48,8 @@ def replacing(path: Path) -> Iterator[Path]:
             f"cannot write {path}: {error.strerror or error}; free space or choose another folder"
         ) from error
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # what went wrong before is what counts
+            partial.unlink()
 
 
 def _schema(latents: Sequence[str]) -> pa.Schema:

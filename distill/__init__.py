@@ -4,7 +4,7 @@ from distill.align import Part, parts
 from distill.build import build_cache, cache_size
 from distill.cache import TeacherCache, fingerprint, open_cache
 from distill.chunked import answer_sums
-from distill.losses import LossConfig, masked_mean
+from distill.losses import LossConfig
 from distill.optimizer import Optimizer, State, init_state, lay_out, make_optimizer, map_moments
 from distill.sensitivity import bridge_weights
 from distill.step import Step, make_loss, make_step
@@ -33,7 +33,6 @@ __all__ = [
     "make_optimizer",
     "make_step",
     "map_moments",
-    "masked_mean",
     "online",
     "open_cache",
     "parts",

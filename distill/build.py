@@ -72,7 +72,8 @@ def build_cache(
     Raises:
         AntgmmError: rows that no batch named, padding on the left, or no room on the disk.
     """
-    names = tuple(dict.fromkeys(("final", *names)))
+    # In one order, whoever asks: an interrupted build is gone on with by another.
+    names = ("final", *sorted({*names} - {"final"}))
     shapes = _row_shapes(functional, params, like, names)
     meta = {"key": key, "samples": samples, "shapes": {name: list(shape) for name, shape in shapes.items()}}
     whole = read_meta(directory)

@@ -1,9 +1,9 @@
 """The distillation losses: pure functions that return one float32 value per token.
 
-Callers mask and reduce (`masked_mean`), so a padding token costs nothing but its own zero. Names and formulas are those
-of the method: hard, soft, pair (Large Multimodal Model Compression via Efficient Pruning and Distillation at AntGroup,
-arXiv 2312.05795), rank (our ranking by the teacher's top pairs), hidden and bridge (what the language model is
-handed).
+Callers mask and sum (`chunked.answer_sums`, `align.state_sum`), so a padding token costs nothing but its own zero.
+Names and formulas are those of the method: hard, soft, pair (Large Multimodal Model Compression via Efficient Pruning
+and Distillation at AntGroup, arXiv 2312.05795), rank (our ranking by the teacher's top pairs), hidden and bridge (what
+the language model is handed).
 """
 
 from dataclasses import dataclass, fields
@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Bool, Float, Int, Shaped
+from jaxtyping import Array, Float, Int, Shaped
 
 from antgmm_jax.errors import AntgmmError
 
@@ -65,20 +65,6 @@ class LossConfig:
     def terms(self) -> tuple[str, ...]:
         """The names of the terms that are computed, in a fixed order."""
         return tuple(f.name for f in fields(self) if f.name in TERMS and getattr(self, f.name) > 0)
-
-
-def masked_mean(values: Float[Array, "*T"], mask: Bool[Array, "*T"]) -> Float[Array, ""]:
-    """Mean of `values` where `mask` is true; 0 when it is true nowhere.
-
-    Args:
-        values: one value per token.
-        mask: which tokens count.
-
-    Returns:
-        A float32 scalar.
-    """
-    total = jnp.sum(jnp.where(mask, values.astype(jnp.float32), 0.0))
-    return total / jnp.maximum(jnp.sum(mask.astype(jnp.float32)), 1.0)
 
 
 def hard(logits: Float[Array, "*T V"], targets: Int[Array, "*T"]) -> Float[Array, "*T"]:

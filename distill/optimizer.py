@@ -112,7 +112,7 @@ def _scaled(rates: Mapping[str, float], updates: Params, params: Params | None) 
     _check_prefixes("rates of", [*rates], leaves)
 
     def factor(path: str) -> float:
-        return rates[max(found, key=len)] if (found := [prefix for prefix in rates if _under(path, prefix)]) else 1.0
+        return rates[max(found, key=len)] if (found := [prefix for prefix in rates if under(path, prefix)]) else 1.0
 
     return jax.tree.unflatten(treedef, [factor(path) * leaf for path, leaf in leaves.items()])
 
@@ -193,10 +193,25 @@ def trainable(params: Params, frozen: tuple[str, ...]) -> Params:
     """
     leaves, treedef = _by_path(params)
     _check_prefixes("frozen", frozen, leaves)
-    kept = [None if any(_under(path, prefix) for prefix in frozen) else leaf for path, leaf in leaves.items()]
+    kept = [None if any(under(path, prefix) for prefix in frozen) else leaf for path, leaf in leaves.items()]
     if all(leaf is None for leaf in kept):
         raise AntgmmError(f"frozen {', '.join(frozen)} leaves nothing to train")
     return jax.tree.unflatten(treedef, kept)
+
+
+def check_paths(params: Params, frozen: tuple[str, ...], rates: Sequence[str]) -> None:
+    """Refuses path prefixes that match no parameter.
+
+    Args:
+        params: the parameters, or their description.
+        frozen: prefixes of those that are not trained.
+        rates: prefixes of those with a rate of their own.
+
+    Raises:
+        AntgmmError: names the prefixes and what there is; or `frozen` leaves nothing to train.
+    """
+    trainable(params, frozen)
+    _check_prefixes("rates of", rates, _by_path(params)[0])
 
 
 def _by_path(tree: Params) -> tuple[dict[str, Array], Any]:
@@ -205,13 +220,14 @@ def _by_path(tree: Params) -> tuple[dict[str, Array], Any]:
     return {"/".join(map(_key, path)): leaf for path, leaf in flat}, treedef
 
 
-def _under(path: str, prefix: str) -> bool:
+def under(path: str, prefix: str) -> bool:
+    """Whether a path, parts joined by "/", is the prefix or lies under it."""
     return path == prefix or path.startswith(prefix.rstrip("/") + "/")
 
 
 def _check_prefixes(what: str, prefixes: Sequence[str], paths: Collection[str]) -> None:
     """Refuses a prefix that no path is under."""
-    if unmatched := [prefix for prefix in prefixes if not any(_under(path, prefix) for path in paths)]:
+    if unmatched := [prefix for prefix in prefixes if not any(under(path, prefix) for path in paths)]:
         tops = sorted({path.split("/")[0] for path in paths})
         raise AntgmmError(f"{what} {', '.join(unmatched)} matches no parameter: top-level names are {', '.join(tops)}")
 

@@ -79,7 +79,7 @@ def make_loss(
         functional: the student's `Functional`.
         config: weights and settings of the terms.
         teacher: where targets come from.
-        parts: state comparisons (`align.parts`), for the hidden and vision terms.
+        parts: state comparisons (`align.parts`), for the hidden, vision and bridge terms.
         chunk: answer tokens whose logits are alive at once.
         dtype: compute dtype; parameters and inputs are cast to it, losses are float32.
 
@@ -163,7 +163,7 @@ def make_step(
         optimizer: from `make_optimizer`.
         config: weights and settings of the loss terms.
         teacher: where targets come from; its `params` are the step's last argument.
-        parts: state comparisons (`align.parts`), for the hidden and vision terms.
+        parts: state comparisons (`align.parts`), for the hidden, vision and bridge terms.
         micro_batches: pieces that the batch is walked in; gradients are summed in float32 and each token weighs the
             same, so the result is that of the whole batch.
         chunk: answer tokens whose logits are alive at once.

@@ -1,6 +1,5 @@
 """The training loop: deterministic, resumable, and stopped by the first loss that is not finite."""
 
-import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -23,13 +22,11 @@ class Progress(NamedTuple):
     Args:
         step: steps taken, of `steps`.
         metrics: the last step's metrics.
-        seconds_left: estimate from the steps since the first, whose compile it leaves out; infinite until known.
     """
 
     step: int
     steps: int
     metrics: dict[str, float]
-    seconds_left: float
 
 
 class _Taken(NamedTuple):
@@ -82,7 +79,7 @@ def train(
     """
     pending: _Taken | None = None
     metrics: dict[str, float] = {}
-    first, began = int(state.step), time.perf_counter()
+    first = int(state.step)
     for step in range(first, steps):
         host = next(batches, None)
         if host is None:
@@ -96,20 +93,12 @@ def train(
         done, saving = step + 1, save_every and (step + 1) % save_every == 0
         if saving or done == steps or done % report_every == 0 or step == first:
             metrics, pending = _checked(pending, last_checkpoint), None
-            if step == first:
-                began = time.perf_counter()
-            report(Progress(done, steps, metrics, _left(began, done - first - 1, steps - done)))
+            report(Progress(done, steps, metrics))
         if saving or done == steps:
             _check_state(state, step, _ids(host), last_checkpoint)
         if saving:
             last_checkpoint = save(state)
     return state, metrics
-
-
-def _left(began: float, done: int, remaining: int) -> float:
-    if remaining == 0:
-        return 0.0
-    return (time.perf_counter() - began) / done * remaining if done else float("inf")
 
 
 def _ids(host: Mapping[str, Any]) -> list:

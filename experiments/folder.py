@@ -19,7 +19,7 @@ from experiments.energy import Energy, metered, total
 from experiments.recipe import difference, dump_recipe, load_recipe, load_training
 from experiments.schema import Recipe, Training
 
-RECIPE, STATUS = "recipe.toml", "status.json"
+RECIPE, STATUS, INPUTS = "recipe.toml", "status.json", "inputs.json"
 BEAT = 15.0
 """Seconds between two notes of time and energy: what a killed process loses of them."""
 WHOLE = "run"
@@ -40,6 +40,7 @@ class RunFolder:
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
         self.export, self.report, self.cache = self.path / "export", self.path / "report", self.path / "cache"
+        self.inputs = self.path / INPUTS
         self._before, self._began = 0.0, time.monotonic()
         self._meters: dict[str, Callable[[], Energy]] = {}
 
@@ -180,6 +181,23 @@ class RunFolder:
         """
         by_first(lambda: self._check(recipe))
 
+    def bind(self, **digests: str) -> None:
+        """Notes what the run reads, or refuses to go on with something else: stages of both would not fit together.
+
+        Args:
+            digests: of the teacher, the data: whatever a path in the recipe stands for.
+
+        Raises:
+            AntgmmError: the folder was begun with another.
+        """
+        by_first(lambda: self._bind(digests))
+
+    def _bind(self, digests: dict[str, str]) -> None:
+        before = json.loads(self.inputs.read_text()) if self.inputs.exists() else digests
+        if other := [name for name, digest in digests.items() if before.get(name) != digest]:
+            raise AntgmmError(f"{self.path} was begun with another {other[0]}: choose another folder or remove it")
+        write_json(self.inputs, digests)
+
     def _check(self, recipe: Recipe | Training) -> None:
         own = self.path / RECIPE
         if own.exists():
@@ -207,7 +225,7 @@ def held(place: Path) -> Iterator[None]:
 def write_bytes(path: Path, content: bytes) -> None:
     """Writes a file under a temporary name and renames it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.write_bytes(content)
         os.replace(temporary, path)

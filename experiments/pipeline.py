@@ -17,7 +17,7 @@ from antgmm_jax.bridge import OUT
 from antgmm_jax.config import LMMConfig, from_dict, sizes, to_dict
 from antgmm_jax.convert import load_hf, save_hf
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.functional import Params, float32, functional
+from antgmm_jax.functional import Params, abstract, float32, functional
 from antgmm_jax.processes import by_first, gather
 from antgmm_jax.sharding import own_rows
 from distill import Teacher
@@ -34,7 +34,7 @@ from experiments.pairs import with_pairs
 from experiments.report import write_report
 from experiments.samples import Samples, load_processor
 from experiments.schema import Recipe, Stage
-from experiments.stage import StageRun, Student, check_sizes
+from experiments.stage import StageRun, Student, check_sizes, check_states, check_steps
 
 CACHE_BATCH = 128
 IN_MEMORY = 4 << 30  # bytes of a teacher cache that each process holds whole; of a larger one it reads rows as it goes
@@ -98,11 +98,15 @@ class Run:
         self.teacher = Student(config, float32(config, params), pruning.identity(config))
         start = self._start()
         check_sizes(start, recipe.stages)
+        check_states(config, recipe)
         self.processor = load_processor(recipe.teacher.path)
         # A recipe that cannot run must not claim the folder.
         with self.folder.opened(recipe):
             self.samples, self.test = encode_both(recipe, load_both(recipe), self.processor, config)
             self.samples.check_types({f"stage {stage.name!r}": (*stage.repeat,) for stage in recipe.stages})
+            for stage in recipe.stages:
+                rows = 0 if recipe.pack else len(self.samples.repeated(stage.repeat))
+                check_steps(f"stage {stage.name!r}", stage.optimizer, abstract(config), rows, stage.frozen)
             # Read before anything is trained: what is wrong with them is told now.
             hard = self._hard(config)
             if hard is not None:
@@ -112,6 +116,7 @@ class Run:
                     self.samples = with_pairs(
                         recipe, self.samples, config, self.teacher.params, self.processor, self._cache
                     )
+            self.folder.bind(teacher=teacher_key(self.teacher.params), data=self.samples.fingerprint)
             self.features = ImageFeatures(self.samples, recipe.seed)
             targets = self._targets()
             student = start
@@ -126,12 +131,12 @@ class Run:
     def _start(self) -> Student:
         if not self.recipe.parent:
             return self.teacher
-        tree, record = checkpoint.load_stage(self.recipe.parent)
+        record = cut_record(Path(self.recipe.parent))
         if record["teacher"] != teacher_key(self.teacher.params):
             raise AntgmmError(
                 f"parent {self.recipe.parent} was cut from another teacher than {self.recipe.teacher.path}"
             )
-        return _student(tree, record)
+        return load_student(Path(self.recipe.parent))
 
     def _targets(self) -> Teacher:
         config, params, _ = self.teacher
@@ -250,7 +255,6 @@ class Run:
         # Under its own name an export has passed the gate; one that was not yet compared is written anew.
         directory = self.folder.export.with_name("export.unchecked")
         shutil.rmtree(directory, ignore_errors=True)
-        shutil.rmtree(self.folder.export, ignore_errors=True)
         save_hf(config, params, directory, like=self.recipe.teacher.path)
         config, params = load_hf(directory)
         tokenizer = self.processor.tokenizer
@@ -274,6 +278,7 @@ class Run:
         if not result.passed:
             raise AntgmmError(f"the export gate failed: {result.where}; {directory} must not be served")
         equal = f"{result.answers_equal:.0%} of answers equal"
+        shutil.rmtree(self.folder.export, ignore_errors=True)
         directory.rename(self.folder.export)
         say(f"export gate: logits differ by {result.max_abs_logit_diff:.2g}, {equal}")
 
@@ -281,6 +286,24 @@ class Run:
 def teacher_key(params: Params) -> str:
     """A digest of a teacher's parameters: stages of one teacher can be recombined."""
     return distill.fingerprint(params, "")[:16]
+
+
+def cut_record(directory: Path) -> dict[str, Any]:
+    """The record of a stage that was cut.
+
+    Args:
+        directory: `stages/NN-name` of a run of `antgmm compress`.
+
+    Returns:
+        The record.
+
+    Raises:
+        AntgmmError: no finished stage, or a phase of `antgmm train`.
+    """
+    record = checkpoint.load_record(directory)
+    if "keep" not in record:
+        raise AntgmmError(f"{directory} is a phase of antgmm train: give a stage of antgmm compress")
+    return record
 
 
 def keep_of(record: dict[str, Any]) -> dict[str, np.ndarray]:
@@ -297,6 +320,7 @@ def load_student(directory: Path) -> Student:
     Returns:
         The student.
     """
+    cut_record(directory)
     return _student(*checkpoint.load_stage(directory))
 
 

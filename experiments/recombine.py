@@ -15,7 +15,7 @@ from antgmm_jax.convert import load_hf
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.functional import float32
 from experiments.folder import RunFolder
-from experiments.pipeline import Run, keep_of, teacher_key
+from experiments.pipeline import Run, cut_record, keep_of, teacher_key
 from experiments.recipe import load_recipe
 from experiments.schema import Recipe
 
@@ -130,7 +130,7 @@ def joined(config: LMMConfig, key: str, sources: Sequence[Source]) -> tuple[dict
 
 def _cuts(config: LMMConfig, key: str, source: Source) -> dict[str, np.ndarray]:
     """The axes of a stage's keep that its model has fewer of than the teacher, as far as the patterns fit."""
-    record = checkpoint.load_record(source.stage)
+    record = cut_record(source.stage)
     if record["teacher"] != key:
         raise AntgmmError(f"{source.stage} was cut from another teacher than the recipe's: recombine stages of one")
     whole = pruning.identity(config)

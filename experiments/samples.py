@@ -35,7 +35,7 @@ def data_fingerprint(records: Sequence[Record], arrays: dict[str, np.ndarray], t
     digest = hashlib.sha256(maad_fingerprint(records).encode() if isinstance(records, MaadSource) else b"")
     for name, array in sorted({**arrays, "pixel_table": table}.items()):
         digest.update(name.encode())
-        digest.update(np.ascontiguousarray(array).reshape(-1))  # in place: pictures fill gigabytes
+        digest.update(np.ascontiguousarray(array).reshape(-1).data)  # in place: pictures fill gigabytes
     return digest.hexdigest()[:16]
 
 

@@ -1,5 +1,6 @@
 """One stage: the way from a model to a smaller, distilled one, resumable at any step."""
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,7 +10,7 @@ import numpy as np
 
 import pruning
 from antgmm_jax import checkpoint
-from antgmm_jax.config import LMMConfig, from_dict, sizes, to_dict
+from antgmm_jax.config import LMMConfig, from_dict, sizes, stacks, to_dict
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import complete
 from antgmm_jax.functional import Params, float32, functional
@@ -28,11 +29,12 @@ from distill import (
     parts,
     train,
 )
+from distill.optimizer import check_paths, under
 from experiments.console import bar
 from experiments.features import ImageFeatures, freezes_features
 from experiments.importance import importance
 from experiments.samples import Samples
-from experiments.schema import Loss, Stage
+from experiments.schema import Loss, Recipe, Stage
 from experiments.schema import Optimizer as OptimizerTable
 from experiments.stepper import HISTORY_EVERY, Stepper, add_point
 
@@ -65,8 +67,16 @@ class _Place(NamedTuple):
     history: list[dict[str, float]]
 
 
-def optimizer_of(table: OptimizerTable, steps: int, frozen: tuple[str, ...] = ()) -> Optimizer:
-    """The optimizer that a recipe's table describes, its schedule running once over `steps`."""
+def optimizer_of(table: OptimizerTable, steps: int, frozen: tuple[str, ...] = (), *, root: str = "") -> Optimizer:
+    """The optimizer that a recipe's table describes, its schedule running once over `steps`.
+
+    Args:
+        table: of a stage or phase; rates of what it freezes are left out.
+        steps: its steps.
+        frozen: path prefixes of parameters that it does not train.
+        root: what stands before the model's own paths in those of the parameters that are trained.
+    """
+    rates = {root + path: rate for path, rate in table.rates.items() if not any(under(path, one) for one in frozen)}
     return make_optimizer(
         kind=table.kind,
         learning_rate=table.learning_rate,
@@ -77,9 +87,49 @@ def optimizer_of(table: OptimizerTable, steps: int, frozen: tuple[str, ...] = ()
         weight_decay=table.weight_decay,
         clip=table.clip,
         b2=table.b2,
-        rates=table.rates,
+        rates=rates,
         frozen=frozen,
     )
+
+
+def check_steps(who: str, table: OptimizerTable, params: Params, rows: int, frozen: tuple[str, ...]) -> None:
+    """Refuses what a stage or phase could not take a step with, before anything is trained.
+
+    Args:
+        who: names it in errors.
+        table: its optimizer.
+        params: the parameters that it finds, or their description.
+        rows: what it draws its batches from; 0 where that is known later (packed rows).
+        frozen: path prefixes of parameters that it does not train.
+
+    Raises:
+        AntgmmError: fewer rows than a batch has, or a path in `frozen` or `rates` that is none of the model's.
+    """
+    try:
+        if rows and table.batch_size > rows:
+            raise AntgmmError(f"batch_size = {table.batch_size} is more than its {rows} rows: lower it")
+        check_paths(params, frozen, tuple(table.rates))
+    except AntgmmError as error:
+        raise AntgmmError(f"{who}: {error}") from error
+
+
+def check_states(config: LMMConfig, recipe: Recipe) -> None:
+    """Refuses `teacher.states` that the losses of a recipe cannot compare.
+
+    Args:
+        config: the teacher.
+        recipe: the recipe.
+
+    Raises:
+        AntgmmError: names the towers that can be compared.
+    """
+    towers = {tower: "vision" if tower in ("vision", "bridge") else "hidden" for tower in stacks(config)}
+    if wrong := sorted(set(recipe.teacher.states) - set(towers)):
+        raise AntgmmError(f"teacher.states names {wrong[0]!r}: this model has states of {', '.join(towers)}")
+    for stage, term in itertools.product(recipe.stages, ("hidden", "vision")):
+        if getattr(stage.loss, term) and not any(towers[tower] == term for tower in recipe.teacher.states):
+            fit = " or ".join(tower for tower, own in towers.items() if own == term)
+            raise AntgmmError(f"stage {stage.name!r}: loss.{term} compares states of {fit}: name one in teacher.states")
 
 
 def loss_config(table: Loss) -> LossConfig:

@@ -1,6 +1,7 @@
 """Trains a teacher phase by phase and exports it as a Hugging Face directory; resumes at any step."""
 
 import dataclasses
+import json
 import shutil
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -17,7 +18,7 @@ from antgmm_jax.config import LMMConfig, QFormerConfig, resize, to_dict
 from antgmm_jax.convert import load_hf, open_hf, save_hf
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import complete, violations
-from antgmm_jax.functional import Params, float32, functional
+from antgmm_jax.functional import Params, abstract, float32, functional
 from antgmm_jax.presets import preset
 from antgmm_jax.processes import by_first, gather
 from antgmm_jax.sharding import own_rows
@@ -34,10 +35,10 @@ from experiments.energy import Energy
 from experiments.evaluate import evaluate
 from experiments.features import ImageFeatures, freezes_features
 from experiments.folder import WHOLE, RunFolder, write_json
-from experiments.pretrain import init_params, make_pretrain_step
+from experiments.pretrain import IMAGE_SIDE, init_params, make_pretrain_step
 from experiments.samples import load_processor
 from experiments.schema import Data, MaadData, Model, Phase, Training
-from experiments.stage import optimizer_of
+from experiments.stage import check_steps, optimizer_of
 from experiments.stepper import HISTORY_EVERY, Stepper, add_point
 
 
@@ -133,6 +134,12 @@ class TrainingRun:
         params = self._start(shape, records[0])
         self.samples, self.test = encode_both(recipe, records, self.processor, self.config)
         self.samples.check_types({f"phase {phase.name!r}": phase.types for phase in recipe.phases})
+        for phase in recipe.phases:
+            paths, rows = abstract(self.config), 0 if recipe.pack else len(self.samples.rows_of(phase.types))
+            if phase.kind == "facts":
+                paths, rows = {part: paths[part] for part in IMAGE_SIDE}, len(self.samples)
+            check_steps(f"phase {phase.name!r}", phase.optimizer, paths, rows, phase.frozen)
+        self.folder.bind(data=self.samples.fingerprint)
         self.features = ImageFeatures(self.samples, recipe.seed)
         for number, phase in enumerate(recipe.phases, 1):
             params = self._phase(number, phase, params)
@@ -161,7 +168,8 @@ class TrainingRun:
 
     def _learn(self, number: int, phase: Phase, params: Params, energy: Callable[[], Energy]) -> Params:
         done, working = self.folder.stage(number, phase.name), self.folder.steps(number, phase.name)
-        optimizer = optimizer_of(phase.optimizer, phase.steps, phase.frozen)
+        root = "model/" if phase.kind == "facts" else ""
+        optimizer = optimizer_of(phase.optimizer, phase.steps, phase.frozen, root=root)
         prepare = self._facts if phase.kind == "facts" else self._answers
         trained, step, data = prepare(number, phase, params, optimizer)
         state, history = self._train(phase, Stepper(working, data), step, distill.init_state(trained, optimizer), data)
@@ -239,10 +247,13 @@ class TrainingRun:
         params = jax.tree.map(lambda leaf: gather(leaf).astype(dtype), params)
 
         def write() -> None:
-            shutil.rmtree(directory, ignore_errors=True)
             if not self.recipe.model.path:
                 save_processor(self.processor, like)
-            save_hf(self.config, params, directory, like=like)
+            fresh = directory.with_name("export.new")
+            shutil.rmtree(fresh, ignore_errors=True)
+            save_hf(self.config, params, fresh, like=like)
+            shutil.rmtree(directory, ignore_errors=True)
+            fresh.rename(directory)
 
         by_first(write)
         config, params = load_hf(directory)
@@ -255,12 +266,16 @@ class TrainingRun:
                 max_new_tokens=self.recipe.evaluate.max_new_tokens,
                 progress=update,
             )
-        size = sum(leaf.size for leaf in jax.tree.leaves(params))
-        energy = self.folder.energy[WHOLE]._asdict()
-        report = {"params": size, "scores": scores, "seed": self.recipe.seed}
-        report |= {"wall_seconds": self.folder.seconds, "energy": energy}
-        by_first(lambda: write_json(self.folder.report / "report.json", report))
-        return report
+        place = self.folder.report / "report.json"
+
+        def tell() -> None:  # the first process alone counts energy
+            size = sum(leaf.size for leaf in jax.tree.leaves(params))
+            report = {"params": size, "scores": scores, "seed": self.recipe.seed}
+            energy = self.folder.energy[WHOLE]._asdict()
+            write_json(place, {**report, "wall_seconds": self.folder.seconds, "energy": energy})
+
+        by_first(tell)
+        return json.loads(place.read_text())
 
 
 def save_processor(processor: ProcessorMixin, directory: Path) -> None:

@@ -179,7 +179,7 @@ def activation(
 
     Args:
         apply: (params, batch, collect=names) -> dict that holds each name's norms, [layers, B, n] for `*/heads` and
-            `*/mlp`, [B, n] for `*/embed`.
+            `*/mlp`, [B, n] for `*/embed` and LLaVA's `bridge/mlp`.
         params: parameters.
         batches: calibration batches.
         axes: which axes to score.

@@ -43,7 +43,8 @@ def principal(
     Returns:
         axis -> float32 [n, k]: the student's channels in the model's. The columns are k orthogonal components; under a
         LayerNorm, which takes the mean off, they span k - 1, and columns and rows sum to 0. They have the length by
-        which a norm over k channels divides more than one over n, so that what is read keeps its scale.
+        which a norm over k channels divides more than one over n, so that what is read keeps its scale; a head that
+        is scaled by its width (T5's, tied) changes its own, as after any cut.
 
     Raises:
         AntgmmError: an axis without such bases, fewer or more components than there are, or no batch.

@@ -62,6 +62,7 @@ def from_hf(hf: Mapping[str, Any], raw: Mapping[str, Any], *, tied: bool) -> LMM
     )
     raw_text = raw["text_config"]
     scaled = raw_text.get("scale_decoder_outputs", raw_text.get("tie_word_embeddings") is not False)
+    starts = (raw_text.get("decoder_start_token_id"), text["pad_token_id"], 0)
     return LMMConfig(
         family="blip2_t5",
         vision=VisionConfig(stack=vit, image=vision["image_size"], patch=vision["patch_size"]),
@@ -72,7 +73,7 @@ def from_hf(hf: Mapping[str, Any], raw: Mapping[str, Any], *, tied: bool) -> LMM
             vocab=text["vocab_size"],
             tied=tied,
             scaled_head=scaled,
-            start_token=raw_text.get("decoder_start_token_id") or text["pad_token_id"] or 0,
+            start_token=next(token for token in starts if token is not None),
         ),
         image_token=hf["image_token_index"],
     )

@@ -54,7 +54,8 @@ class Style(NamedTuple):
 
 @dataclass(frozen=True)
 class Latents:
-    """One advertisement and the question asked of it; `slice` names what is unseen in it (`test_hard`), else ""."""
+    """One advertisement and the question asked of it; `slice` names what is unseen in it (`test_hard`; of "claim" the
+    words of its text, where that makes a claim), else ""."""
 
     type: str
     picture: Picture

@@ -52,7 +52,7 @@ def source(name: str, split: str, size: int | None = None, *, seed: int = 0) -> 
 
     Args:
         name: the tier: `s`, `m` or `full`.
-        split: `train` (16 000), `val` (1 000), `test` (3 000), `test_hard` (3 000, one thing unseen in each).
+        split: `train` (16 000), `val` (1 000), `test` (3 000), `test_hard` (3 000, each of one slice).
         size: how many records; at most the split's, except that `train` goes on without end.
         seed: another seed gives another data set. Splits of equal or different seeds share no picture content and
             no text.

@@ -28,6 +28,7 @@ from experiments.bench.batches import cached_teacher, device_arrays
 from experiments.bench.cutting import shrinking
 from experiments.bench.decoding import PROMPT, decoding, requests
 from experiments.bench.flops import step_flops
+from experiments.bench.latency import Latency
 from experiments.bench.timing import in_turn, milliseconds, spread, told
 from experiments.commands.output import table
 from experiments.commands.sources import random_batch
@@ -205,7 +206,7 @@ def shown(figures: Mapping[str, Any]) -> list[Any]:
     if "requests" in figures:
         found = figures["requests"]
         requested = [
-            (f"{engine} {model}", *(f"{value:.2f}" for value in found[engine][model].values()))
+            (f"{engine} {model}", *(f"{found[engine][model][name]:.2f}" for name in Latency._fields))
             for engine in ("jax", "torch")
             for model in ("teacher", "student")
         ]

@@ -13,6 +13,7 @@ import numpy as np
 
 import distill
 from antgmm_jax.convert import load_hf
+from antgmm_jax.errors import AntgmmError
 from antgmm_jax.functional import float32, functional
 from antgmm_jax.sharding import rows
 from distill.step import Step
@@ -92,6 +93,11 @@ class _Bench:
 
     def __init__(self, recipe: Recipe, folder: Path):
         stage = recipe.stages[-1]
+        if others := [term for term in ("hidden", "vision", "bridge") if getattr(stage.loss, term)]:
+            changes = " ".join(f"--set stage.{stage.name}.loss.{term}=0" for term in others)
+            raise AntgmmError(
+                f"stalls reads the teacher's last states, stage {stage.name!r} others too: give {changes}"
+            )
         config, params = load_hf(recipe.teacher.path)
         pure, params = functional(config, stage.optimizer.remat), float32(config, params)
         # Of one width, as what is scored: the resident batch has only one.
@@ -110,7 +116,7 @@ class _Bench:
             )
         opened = {held: distill.open_cache(folder / "cache", key="stalls", in_memory=held) for held in (True, False)}
         self._teachers = {held: distill.cached(pure, params, cache) for held, cache in opened.items()}
-        optimizer = optimizer_of(stage.optimizer, recipe.checkpoint_every)
+        optimizer = optimizer_of(stage.optimizer, stage.steps)
         self._step = _Watched(
             distill.make_step(
                 pure,

@@ -15,7 +15,7 @@ from experiments.commands.output import Coordinator, Json, Mesh, Process, Proces
 _EXPERIMENTS = Path(__file__).resolve().parent.parent
 DEMO = _EXPERIMENTS / "recipes" / "demo.toml"
 TEACHER = _EXPERIMENTS / "teachers" / "maad-m"
-_BOOKS = {".lock", "recipe.toml", "status.json"}
+_BOOKS = {".lock", "recipe.toml", "status.json", "inputs.json"}
 
 
 class Machine(NamedTuple):
@@ -204,7 +204,11 @@ def _in_folder(run: Path) -> Iterator[None]:
     try:
         yield
     except AntgmmError as error:
-        if not existed and run.exists() and {path.name for path in run.iterdir()} <= _BOOKS:
+        from experiments.folder import InUse
+
+        # Where two start at once, the folder is the other one's.
+        new = not existed and not isinstance(error, InUse) and run.exists()
+        if new and {path.name for path in run.iterdir()} <= _BOOKS:
             shutil.rmtree(run)
         elif (run / "status.json").exists() and _state(run).endswith(f": {error})"):
             typer.echo(f"what {run} holds is kept; once that is mended, the same command goes on from there", err=True)

@@ -150,7 +150,10 @@ def _scores(
 
 def size_of(config: LMMConfig, test: Samples) -> dict[str, Any]:
     """Parameters and FLOPs of one request of the test set's mean length, by tower and phase."""
-    length = int(test.arrays["attention_mask"].sum(1).mean().round())
+    lengths = test.arrays["attention_mask"].sum(1)
+    if config.language.encoder is None:  # its rows hold the answer as well
+        lengths = lengths - answer_lengths(test.arrays)
+    length = int(lengths.mean().round())
     cost = pruning.cost(config, 1, length, answer_length(test), itemsize=4)
     return {
         "params": sum(cost.parameters.values()),

@@ -52,6 +52,8 @@ class Phase(Table):
     def _consistent(self) -> Self:
         if self.kind == "facts" and self.frozen:
             raise ValueError("a facts phase trains the whole image side and nothing else; leave out frozen")
+        if self.kind == "facts" and self.optimizer.accumulate > 1:
+            raise ValueError("a facts phase takes its batch whole; leave out accumulate, or lower batch_size")
         if self.kind == "facts" and self.types:
             raise ValueError("a facts phase reads pictures, not questions; leave out types")
         if self.optimizer.warmup >= self.steps:

@@ -199,7 +199,7 @@ def step_flops(
         length, answer = length + answer, 0
     flops = pruning.forward_flops(config, stage.optimizer.batch_size, length, answer)
     run = set(flops) - (IMAGE_SIDE if features else set())
-    if not stage.loss.reads_answers and IMAGE_SIDE.issuperset(states):
+    if not stage.loss.reads_answers and (not stage.loss.vision or IMAGE_SIDE.issuperset(states)):
         run &= IMAGE_SIDE
     return 3 * sum(flops[tower] for tower in run)
 

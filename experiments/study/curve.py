@@ -123,7 +123,8 @@ def plot(results: Sequence[dict[str, Any]], path: Path) -> None:
         for axes, (cost, label) in zip(figure.subplots(1, 2, sharey=True), TIMES.items(), strict=True):
             for place, (score, name) in enumerate(SCORES.items()):
                 found = [(run[cost], run[score]) for run in results if score in run]
-                axes.plot(*zip(*sorted(found), strict=True), "o-", color=COLOURS[place], markersize=5, label=name)
+                if found:
+                    axes.plot(*zip(*sorted(found), strict=True), "o-", color=COLOURS[place], markersize=5, label=name)
             _, costs, scores = points(results, cost)
             place = knee(costs, scores)
             axes.plot(

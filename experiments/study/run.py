@@ -64,7 +64,7 @@ def run_study(study: Study, folder: Path, out: Path, *, only: Sequence[str] = ()
         except InUse:
             say(f"arm {arm.name}, seed {seed}: another process has it")
             continue
-        write_json(place / RESULT, result)
+        write_json(place / RESULT, result | {"of": wanted[arm.name, seed]})
         write_results(results(wanted, folder, out), out)
     found = results(wanted, folder, out)
     if study.curve and len(found) == len(study.runs()):
@@ -79,7 +79,7 @@ def results(wanted: Mapping[tuple[str, int], str], folder: Path, out: Path) -> l
     """What is known of a study: what the folder of its runs holds, or else the file of results.
 
     Args:
-        wanted: (arm, seed) -> digest of recipe and teacher that a result in the file must have.
+        wanted: (arm, seed) -> digest of recipe and teacher that a result must have.
         folder, out: as in `run_study`.
 
     Returns:
@@ -89,8 +89,8 @@ def results(wanted: Mapping[tuple[str, int], str], folder: Path, out: Path) -> l
     found = {(r["arm"], r["seed"]): r for r in told if r.get("of") == wanted.get((r["arm"], r["seed"]))}
     for arm, seed in wanted:
         place = folder / arm / f"seed-{seed}" / RESULT
-        if place.exists():
-            found[arm, seed] = json.loads(place.read_text()) | {"of": wanted[arm, seed]}
+        if place.exists() and (told := json.loads(place.read_text())).get("of") == wanted[arm, seed]:
+            found[arm, seed] = told
     return [found[key] for key in wanted if key in found]
 
 
@@ -132,6 +132,7 @@ def lend_stages(recipe: Recipe, folder: Path, place: Path) -> None:
         copy = RunFolder(Path(draft) / place.name)
         for number, stage in enumerate(recipe.stages[: alike[lender]], 1):
             shutil.copytree(RunFolder(lender).stage(number, stage.name), copy.stage(number, stage.name))
+        shutil.copyfile(RunFolder(lender).inputs, copy.inputs)
         write_text(copy.path / RECIPE, dump_recipe(recipe))
         copy.path.rename(place)
         say(f"{alike[lender]} of {len(recipe.stages)} stages are those of {lender.relative_to(folder)}")
@@ -150,7 +151,9 @@ def _alike(one: Recipe, other: Recipe) -> int:
 def _pretrained(arm: Arm, seed: int, folder: Path) -> str:
     """The first phase of the arm's training recipe, run where it is not finished."""
     recipe = load_training(arm.pretrained, [f"seed={seed}"])
+    recipe = recipe.model_copy(update={"phases": recipe.phases[:1]})
     run, name = RunFolder(folder / arm.name / f"pretrained-{seed}"), recipe.phases[0].name
+    run.check(recipe)
     if not run.finished(1, name):
-        TrainingRun(recipe.model_copy(update={"phases": recipe.phases[:1]}), run.path)()
+        TrainingRun(recipe, run.path)()
     return str(run.stage(1, name))

@@ -6,9 +6,8 @@ from itertools import islice
 import numpy as np
 import pytest
 
-import data.maad as maad
 from antgmm_jax.errors import AntgmmError
-from data.batches import batches, cuts, lengths, stream
+from data.batches import batches, cuts, lengths
 from data.shifting import shifted
 
 
@@ -152,21 +151,6 @@ def test_finish_is_the_last_step():
     assert sorted(np.concatenate([next(run)["rows"], next(run)["rows"]])) == [0, 10, 20, 30]
 
 
-def test_a_stream_draws_in_order_and_resumes():
-    source = maad.source("s", "train", size=7)
-
-    def make(records):
-        return {"id": np.array([record.id for record in records])}
-
-    run = stream(source, size=3, make=make)
-    first, second, third = next(run)["id"], next(run)["id"], next(run)["id"]
-    assert [*first, *second] == [f"maad-s-0-train-{k}" for k in range(6)]
-    np.testing.assert_array_equal(third, first)
-    again = stream(source, size=3, make=make, prefetch=0)
-    again.seek({"next_index": 1})
-    np.testing.assert_array_equal(next(again)["id"], second)
-
-
 def test_bad_requests_are_refused():
     with pytest.raises(AntgmmError, match="a batch of 5 needs as many rows; the data has 4"):
         batches(toy(4), size=5, seed=0)
@@ -174,5 +158,3 @@ def test_bad_requests_are_refused():
         batches({**toy(4), "images": np.zeros((3, 1))}, size=2, seed=0)
     with pytest.raises(AntgmmError, match="widest length bucket is 4 but a row has 8 tokens"):
         batches(toy(8), size=2, seed=0, widths=(2, 4))
-    with pytest.raises(AntgmmError, match="a batch of 9 needs as many records"):
-        stream(maad.source("s", "train", size=7), size=9, make=lambda r: {})

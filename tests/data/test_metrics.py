@@ -1,9 +1,10 @@
 """Figures against numbers worked out by hand."""
 
 import pytest
+from rouge_score.tokenizers import DefaultTokenizer
 
 from antgmm_jax.errors import AntgmmError
-from data.metrics import macro_f1, rouge_l, scores
+from data.metrics import _Words, macro_f1, rouge_l, scores
 
 
 def test_exact_match_is_averaged_over_types():
@@ -36,6 +37,14 @@ def test_rouge_l_by_hand():
     expected = 2 * (2 / 3) * (2 / 4) / (2 / 3 + 2 / 4)
     assert rouge_l(["the cat sat"], ["the cat was here"]) == pytest.approx(expected)
     assert rouge_l(["same words", "none"], ["same words", "other"]) == pytest.approx(0.5)
+
+
+def test_rouge_l_counts_words_of_any_script_and_is_the_reference_implementations_in_english():
+    # Two of the three Chinese characters in order: precision and recall 2/3.
+    assert rouge_l(["好产品"], ["产品好"]) == pytest.approx(2 / 3)
+    assert rouge_l(["цена 12"], ["цена 12"]) == 1.0
+    english = "The price, $12.50, isn't what the text_says: NO-1 for 2!"
+    assert _Words().tokenize(english) == DefaultTokenizer().tokenize(english)
 
 
 def test_slices_are_macro_scores_of_their_own():

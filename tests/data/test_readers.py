@@ -236,6 +236,7 @@ def test_webdataset_shards(tmp_path):
         "x/a.png": png(picture(0)),
         "x/a.json": json.dumps({"question": "q", "answer": "a"}).encode(),
         "x/b.json": b"{}",
+        "x/._a.png": b"left by macOS",
     }
     with tarfile.open(tmp_path / "0.tar", "w") as archive:
         for name, content in members.items():
@@ -245,7 +246,7 @@ def test_webdataset_shards(tmp_path):
     with pytest.raises(AntgmmError, match=r"1 of 2 rows.*\n0\.tar x/b: needs one picture and a \.json, has \.json"):
         read_records("webdataset", tmp_path)
     with tarfile.open(tmp_path / "0.tar", "w") as archive:
-        for name in ("x/a.png", "x/a.json"):
+        for name in ("x/._a.png", "x/a.png", "x/a.json"):
             info = tarfile.TarInfo(name)
             info.size = len(members[name])
             archive.addfile(info, io.BytesIO(members[name]))

@@ -8,18 +8,12 @@ import pytest
 
 from antgmm_jax.errors import AntgmmError
 from distill import losses
-from distill.losses import LossConfig, masked_mean
+from distill.losses import LossConfig
 
 RNG = np.random.default_rng(0)
 STUDENT = jnp.array(RNG.normal(size=(2, 3, 7)), jnp.float32)
 TEACHER = jnp.array(RNG.normal(size=(2, 3, 7)), jnp.float32)
 TARGETS = jnp.array([[0, 6, 2], [3, -100, 1]])
-
-
-def test_masked_mean_by_hand():
-    values = jnp.array([1.0, 2.0, 30.0])
-    assert masked_mean(values, jnp.array([True, True, False])) == 1.5
-    assert masked_mean(values, jnp.zeros(3, bool)) == 0.0
 
 
 def test_hard_equals_torch():
