@@ -173,6 +173,20 @@ def test_an_index_may_not_leave_the_folder(checkpoint):
         load_hf(checkpoint)
 
 
+def test_files_may_be_links_as_in_the_cache_of_a_hub(checkpoint):
+    blob = checkpoint.parent / "blob"
+    (checkpoint / WEIGHTS).rename(blob)
+    (checkpoint / WEIGHTS).symlink_to(blob)
+    load_hf(checkpoint)
+
+
+@pytest.mark.parametrize("text", ["{}", '{"weight_map": ["model.safetensors"]}', "[]"])
+def test_an_index_that_is_none_is_named(checkpoint, text):
+    (checkpoint / INDEX).write_text(text)
+    with pytest.raises(AntgmmError, match=r"model\.safetensors\.index\.json .*copy it again"):
+        load_hf(checkpoint)
+
+
 def test_an_existing_directory_is_left_alone(checkpoint):
     config, params = load_hf(checkpoint)
     with pytest.raises(AntgmmError, match="exists"):

@@ -11,11 +11,13 @@ from transformers import AutoProcessor
 
 import data.maad as maad
 from antgmm_jax.errors import AntgmmError
+from antgmm_jax.presets import preset
 from data.maad.answers import answer
 from data.maad.latents import draw
 from data.maad.tier import brands
 from data.processor import (
     blip2_processor,
+    check_fit,
     decode,
     device_batch,
     encode,
@@ -210,3 +212,28 @@ def test_a_llava_processor_without_chat_template_gets_the_classic_prompt(saved, 
         assert prompts(processor, records[:1])[0].endswith(" ASSISTANT:")
     finally:
         processor.chat_template = template
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_words_that_hold_the_pictures_placeholder_are_refused(saved, records, family):
+    rows = [replace(records[0], id="a", text="see <image>"), records[1], replace(records[2], id="", answer="<image>")]
+    expected = "<image> stands for the picture; take it out of what rows say\na: text\nrecord 3: answer"
+    with pytest.raises(AntgmmError) as refused:
+        encode(saved[family], rows)
+    assert str(refused.value) == expected
+
+
+def test_a_processor_of_another_model_is_refused(saved):
+    config = preset("antgmm-tiny")
+    with pytest.raises(AntgmmError, match="makes pictures of 96 pixels that take 5 tokens, the model reads"):
+        check_fit(saved["blip2"], config)
+
+
+def test_a_picture_of_the_models_size_is_resized_where_others_are(tokenizer):
+    made = llava_processor(tokenizer, px=24, patch=12)
+    made.image_processor.size = {"shortest_edge": 32}
+    image = (np.arange(24 * 24 * 3) % 251).astype(np.uint8).reshape(24, 24, 3)
+    record = Record(image=image, question="q", answer="a")
+    expected = made.image_processor(record.image, return_tensors="np")["pixel_values"]
+    found = pixel_values(pixel_table(made), prepare(made, [record]).images)
+    np.testing.assert_array_equal(found, np.asarray(expected))

@@ -94,3 +94,11 @@ def test_a_run_that_ends_early_has_noted_its_time(recipe, tmp_path, error, state
         run()
     assert status(path)["state"] == state
     assert status(path)["seconds"] > 0
+
+
+def test_a_folder_goes_on_only_with_what_it_was_begun_with(tmp_path):
+    run = RunFolder(tmp_path)
+    run.bind(teacher="one", data="two")
+    run.bind(teacher="one", data="two")
+    with pytest.raises(AntgmmError, match="was begun with another data: choose another folder or remove it"):
+        run.bind(teacher="one", data="three")

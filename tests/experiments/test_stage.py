@@ -1,5 +1,7 @@
 """Stages by tower: what is frozen stays bit for bit, image features stand in where nothing under them moves."""
 
+import re
+
 import jax
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ from experiments.importance import calibration_batches
 from experiments.pipeline import Run, load_student
 from experiments.recipe import load_recipe
 from experiments.samples import load_processor
+from experiments.schema import Optimizer
 from experiments.stage import Student
 from tests.experiments.tiny import save_teacher
 
@@ -300,3 +303,36 @@ def test_a_stage_that_leaves_the_image_side_alone_sees_features_of_moved_views(f
 def test_a_shift_that_would_move_the_teachers_pictures_too_is_refused(folder):
     with pytest.raises(AntgmmError, match="stage 'image': an online teacher would see the shifted pictures"):
         load_recipe(folder / "recipe.toml", ["stage.image.shift=2", "teacher.mode=online"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["stage.language.frozen=['visoin']"], "stage 'language': frozen visoin matches no parameter"),
+        (["stage.whole.optimizer.rates={encoder=0.5}"], "stage 'whole': rates of encoder matches no parameter"),
+        (["stage.whole.optimizer.batch_size=17"], "stage 'whole': batch_size = 17 is more than its 16 rows: lower it"),
+        (
+            ["teacher.states=['text']"],
+            "teacher.states names 'text': this model has states of vision, bridge, encoder",
+        ),
+        (["teacher.states=['encoder']"], "stage 'image': loss.vision compares states of vision or bridge: name one"),
+    ],
+)
+def test_what_a_later_stage_could_not_train_with_is_refused_before_the_first(folder, tmp_path, changes, message):
+    with pytest.raises(AntgmmError, match=re.escape(message)):
+        Run(load_recipe(folder / "recipe.toml", changes), tmp_path / "run").scores()
+    assert not (tmp_path / "run" / "stages").exists()
+
+
+def test_rates_of_what_a_stage_freezes_are_left_out():
+    table = Optimizer(learning_rate=0.1, batch_size=4, rates={"vision/patch": 0.5, "language": 0.5})
+    params = {"vision": {"patch": np.ones(2, np.float32)}, "language": {"tokens": np.ones(2, np.float32)}}
+    distill.init_state(params, stages.optimizer_of(table, 2, ("vision",)))
+    with pytest.raises(AntgmmError, match="rates of text matches no parameter"):
+        stages.check_steps("stage 'a'", table.model_copy(update={"rates": {"text": 0.5}}), params, 8, ())
+
+
+def test_a_phase_of_training_is_no_stage(tmp_path):
+    checkpoint.save_stage(tmp_path / "01-facts", {"params": {}}, {})
+    with pytest.raises(AntgmmError, match="01-facts is a phase of antgmm train: give a stage of antgmm compress"):
+        load_student(tmp_path / "01-facts")

@@ -18,7 +18,7 @@ from experiments.pipeline import load_student
 from experiments.recipe import dump_recipe, load_recipe
 from experiments.stage import StageRun, new_weights, segment_targets
 from experiments.study.arms import Arm, load_study, recipe_of, step_flops, training_flops
-from experiments.study.run import lend_stages, run_study
+from experiments.study.run import lend_stages, results, run_study
 from experiments.study.summary import markdown, plot, rows, told
 from tests.experiments.tiny import HEAD, save_teacher
 
@@ -264,10 +264,11 @@ def test_what_the_file_of_results_holds_is_finished(study, teacher, tmp_path, mo
     assert [result["seed"] for result in later] == [0, 1] and later[0] == first[0]
     assert not (tmp_path / "elsewhere/full/seed-0").exists()
 
-    # Of another recipe, or of another teacher, it is none of this study's.
+    # Of another recipe, or of another teacher, it is none of this study's, wherever it lies.
     other = short.model_copy(update={"changes": ("optimizer.learning_rate=0.5",)})
     assert run_study(other, tmp_path / "other", out)[0]["of"] != first[0]["of"]
     assert (tmp_path / "other/full/seed-0").exists()
+    assert results({("full", 0): "another"}, folder, tmp_path / "none.json") == []
 
 
 def test_weights_of_a_finished_phase_are_laid_over_new_ones(teacher, tmp_path):

@@ -174,6 +174,19 @@ def test_activation_scores_every_unit_of_a_model_in_the_shapes_of_its_gates(fami
     assert all((score >= 0).all() and score.any() for score in scores.values())
 
 
+def test_activation_leaves_what_pads_an_answer_out():
+    config, params = CONFIGS["blip2_t5"], parameters("blip2_t5")
+    batch, axes = batch_of(config), ["decoder/heads", "decoder/cross_heads", "decoder/mlp", "text/embed"]
+    wider = dict(batch)
+    for name, fill in (("labels", -100), ("targets", -100), ("decoder_input_ids", 7), ("positions", 0)):
+        wider[name] = np.pad(batch[name], ((0, 0), (0, 5)), constant_values=fill)
+    found, padded = (
+        activation(functional(config).apply, params, [each], axes, local_axes(config)) for each in (batch, wider)
+    )
+    for axis in axes:
+        np.testing.assert_allclose(padded[axis], found[axis], rtol=1e-4)
+
+
 def test_block_influence_by_hand_leaves_padding_out():
     # Three states of two blocks: the first turns the first token by a right angle, the second turns nothing.
     x, y = [1.0, 0.0], [0.0, 2.0]
