@@ -1,6 +1,5 @@
 """Commands about one checkpoint: import and cost look at it, shrink cuts it, eval asks it, export writes one."""
 
-import json
 import shutil
 from collections.abc import Iterator, Mapping
 from enum import StrEnum
@@ -12,7 +11,7 @@ import typer
 
 from antgmm_jax.errors import AntgmmError
 from experiments.commands.output import Json, Maybe, Preset, count, emit, table
-from experiments.commands.sources import FORMS, config_of, end_tokens, random_batch, records
+from experiments.commands.sources import FORMS, config_of, end_tokens, random_batch, records, sizes_given
 
 if TYPE_CHECKING:
     from antgmm_jax.config import LMMConfig
@@ -142,26 +141,9 @@ def shrink(
 
     if bool(size) == bool(like):
         raise AntgmmError("shrink needs --size or --like, one of the two")
-    targets = _targets(size or []) if size else targets_of(open_hf(model)[0], like)
+    targets = sizes_given(size) if size else targets_of(open_hf(model)[0], like)
     figures = cut(model, targets, out, max_shard_size=max_shard_size, disk=disk)
     emit(figures, as_json, *shown(figures))
-
-
-def _targets(texts: list[str]) -> dict[str, int | float]:
-    from pydantic import TypeAdapter
-
-    from experiments.schema import Axis, Size
-
-    targets: dict[str, int | float] = {}
-    for text in texts:
-        axis, _, value = text.partition("=")
-        try:
-            targets |= TypeAdapter(dict[Axis, Size]).validate_python({axis: json.loads(value)})
-        except ValueError:
-            raise AntgmmError(
-                f"--size {text!r}: write it as vision/layers=12, or as text/embed=0.5 for a fraction"
-            ) from None
-    return targets
 
 
 def evaluate(

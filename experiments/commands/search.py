@@ -1,13 +1,13 @@
 """The command from a budget to sizes."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any
 
 import typer
 
 from antgmm_jax.errors import AntgmmError
 from experiments.commands.output import Json, Maybe, Preset, count, emit, table
-from experiments.commands.sources import config_of
+from experiments.commands.sources import config_of, sizes_given
 
 
 def register(app: typer.Typer) -> None:
@@ -45,8 +45,7 @@ def search(
         raise AntgmmError("search needs a budget: --params or --latency-ms, one of the two")
     if latency_ms is not None and not 0 < latency_ms < float("inf"):
         raise AntgmmError(f"--latency-ms {latency_ms}: give milliseconds above 0")
-    pins = _pairs("--size", "vision/layers=4", size, lambda text: float(text) if "." in text else int(text))
-    weights = _pairs("--weigh", "vision=2", weigh, float)
+    pins, weights = sizes_given(size or ()), _weights(weigh or ())
     if wrong := [tower for tower, weight in weights.items() if not 0 < weight < float("inf")]:
         raise AntgmmError(f"--weigh {wrong[0]}={weights[wrong[0]]:g}: give a weight above 0")
     figures = run(
@@ -60,14 +59,14 @@ def search(
     emit(figures, as_json, *_shown(figures), recipe(figures["stages"]))
 
 
-def _pairs(option: str, example: str, texts: Sequence[str] | None, number: Callable[[str], Any]) -> dict[str, Any]:
+def _weights(texts: Sequence[str]) -> dict[str, float]:
     found = {}
-    for text in texts or ():
-        name, _, value = text.partition("=")
+    for text in texts:
+        tower, _, value = text.partition("=")
         try:
-            found[name] = number(value)
+            found[tower] = float(value)
         except ValueError:
-            raise AntgmmError(f"{option} {text!r}: write it as in {option} {example}") from None
+            raise AntgmmError(f"--weigh {text!r}: write it as in --weigh vision=2") from None
     return found
 
 

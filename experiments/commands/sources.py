@@ -162,3 +162,31 @@ def end_tokens(directory: Path) -> tuple[Any, int]:
 
     pad = token("pad_token_id", 0)
     return token("eos_token_id", 1), pad if isinstance(pad, int) else pad[0]
+
+
+def sizes_given(texts: Sequence[str]) -> dict[str, int | float]:
+    """The sizes that `--size` names, each once.
+
+    Args:
+        texts: `AXIS=N`, a whole number of units, or a decimal as the fraction of them.
+
+    Returns:
+        axis -> size.
+
+    Raises:
+        AntgmmError: the first that is none.
+    """
+    from pydantic import TypeAdapter
+
+    from experiments.schema import Axis, Size
+
+    found: dict[str, int | float] = {}
+    for text in texts:
+        axis, _, value = text.partition("=")
+        try:
+            found |= TypeAdapter(dict[Axis, Size]).validate_python({axis: json.loads(value)})
+        except ValueError:
+            raise AntgmmError(
+                f"--size {text!r}: write it as vision/layers=12, or as text/embed=0.5 for a fraction"
+            ) from None
+    return found

@@ -126,7 +126,7 @@ def test_the_printed_stages_cut_to_the_printed_sizes(antgmm, name):
         (["--latency-ms", "-1"], "--latency-ms -1.0: give milliseconds above 0"),
         (["--latency-ms", "9", "--length", "16"], "no word beside the image's 16: give --length 48"),
         (["--latency-ms", "9", "--size", "vision/embed=5"], "nearest legal sizes: vision/embed 64"),
-        (["--params", "9", "--size", "vision/embed"], "write it as in --size vision/layers=4"),
+        (["--params", "9", "--size", "vision/embed"], "write it as vision/layers=12"),
         (["--params", "9", "--weigh", "vision=0"], "--weigh vision=0: give a weight above 0"),
     ],
 )
