@@ -104,9 +104,10 @@ class Run:
         with self.folder.opened(recipe):
             self.samples, self.test = encode_both(recipe, load_both(recipe), self.processor, config)
             self.samples.check_types({f"stage {stage.name!r}": (*stage.repeat,) for stage in recipe.stages})
+            found = abstract(config)
             for stage in recipe.stages:
                 rows = 0 if recipe.pack else len(self.samples.repeated(stage.repeat))
-                check_steps(f"stage {stage.name!r}", stage.optimizer, abstract(config), rows, stage.frozen)
+                check_steps(f"stage {stage.name!r}", stage.optimizer, found, rows, stage.frozen)
             # Read before anything is trained: what is wrong with them is told now.
             hard = self._hard(config)
             if hard is not None:

@@ -33,6 +33,7 @@ from distill.optimizer import check_paths, under
 from experiments.console import bar
 from experiments.features import ImageFeatures, freezes_features
 from experiments.importance import importance
+from experiments.pretrain import IMAGE_SIDE
 from experiments.samples import Samples
 from experiments.schema import Loss, Recipe, Stage
 from experiments.schema import Optimizer as OptimizerTable
@@ -123,7 +124,7 @@ def check_states(config: LMMConfig, recipe: Recipe) -> None:
     Raises:
         AntgmmError: names the towers that can be compared.
     """
-    towers = {tower: "vision" if tower in ("vision", "bridge") else "hidden" for tower in stacks(config)}
+    towers = {tower: "vision" if tower in IMAGE_SIDE else "hidden" for tower in stacks(config)}
     if wrong := sorted(set(recipe.teacher.states) - set(towers)):
         raise AntgmmError(f"teacher.states names {wrong[0]!r}: this model has states of {', '.join(towers)}")
     for stage, term in itertools.product(recipe.stages, ("hidden", "vision")):

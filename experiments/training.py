@@ -134,10 +134,11 @@ class TrainingRun:
         params = self._start(shape, records[0])
         self.samples, self.test = encode_both(recipe, records, self.processor, self.config)
         self.samples.check_types({f"phase {phase.name!r}": phase.types for phase in recipe.phases})
+        whole = abstract(self.config)
         for phase in recipe.phases:
-            paths, rows = abstract(self.config), 0 if recipe.pack else len(self.samples.rows_of(phase.types))
+            paths, rows = whole, 0 if recipe.pack else len(self.samples.rows_of(phase.types))
             if phase.kind == "facts":
-                paths, rows = {part: paths[part] for part in IMAGE_SIDE}, len(self.samples)
+                paths, rows = {part: whole[part] for part in IMAGE_SIDE}, len(self.samples)
             check_steps(f"phase {phase.name!r}", phase.optimizer, paths, rows, phase.frozen)
         self.folder.bind(data=self.samples.fingerprint)
         self.features = ImageFeatures(self.samples, recipe.seed)

@@ -11,11 +11,10 @@ from antgmm_jax.config import LMMConfig
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import complete
 from experiments.features import views
+from experiments.pretrain import IMAGE_SIDE
 from experiments.recipe import load_recipe, read_toml
 from experiments.schema import Count, Name, Recipe, Stage, Table, validated
 from experiments.stage import reads_features, segment_targets
-
-IMAGE_SIDE = frozenset({"vision", "bridge"})
 
 
 class Arm(Table):
@@ -198,9 +197,9 @@ def step_flops(
     if config.language.encoder is None:
         length, answer = length + answer, 0
     flops = pruning.forward_flops(config, stage.optimizer.batch_size, length, answer)
-    run = set(flops) - (IMAGE_SIDE if features else set())
-    if not stage.loss.reads_answers and (not stage.loss.vision or IMAGE_SIDE.issuperset(states)):
-        run &= IMAGE_SIDE
+    run = set(flops) - ({*IMAGE_SIDE} if features else set())
+    if not stage.loss.reads_answers and (not stage.loss.vision or {*IMAGE_SIDE}.issuperset(states)):
+        run &= {*IMAGE_SIDE}
     return 3 * sum(flops[tower] for tower in run)
 
 

@@ -174,10 +174,11 @@ def test_an_index_may_not_leave_the_folder(checkpoint):
 
 
 def test_files_may_be_links_as_in_the_cache_of_a_hub(checkpoint):
+    config, _ = load_hf(checkpoint)
     blob = checkpoint.parent / "blob"
     (checkpoint / WEIGHTS).rename(blob)
     (checkpoint / WEIGHTS).symlink_to(blob)
-    load_hf(checkpoint)
+    assert load_hf(checkpoint)[0] == config
 
 
 @pytest.mark.parametrize("text", ["{}", '{"weight_map": ["model.safetensors"]}', "[]"])
