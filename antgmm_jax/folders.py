@@ -25,6 +25,17 @@ def publish(temporary: Path, target: Path) -> None:
     _flush_names(target.parent)
 
 
+def replace(fresh: Path, target: Path) -> None:
+    """Gives a finished folder the name of another, which is removed once the new one stands there."""
+    old = target.with_name(f".{target.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        target.rename(old)
+    fresh.rename(target)
+    _flush_names(target.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
 def discard(path: Path) -> None:
     """Removes a folder; half of it never stands under its name, because it is renamed first."""
     hidden = path.with_name(f".{path.name}.old")

@@ -10,7 +10,7 @@ from transformers import Blip2Processor, BlipImageProcessor, CLIPImageProcessor,
 
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.errors import AntgmmError
-from data.record import Arrays, Record, prompt
+from data.record import PROMPT, Arrays, Record, prompt
 from data.tokenizer import wrap
 
 IGNORE = -100
@@ -192,9 +192,9 @@ def _llava(processor: ProcessorMixin) -> LlavaProcessor:
     return processor
 
 
-def prompts(processor: ProcessorMixin, records: Sequence[Record]) -> list[str]:
+def prompts(processor: ProcessorMixin, records: Sequence[Record], template: str = PROMPT) -> list[str]:
     """The text given to the processor for each record, beside its picture."""
-    lines = [prompt(record.question, record.text) for record in records]
+    lines = [prompt(record.question, record.text, template) for record in records]
     if isinstance(processor, Blip2Processor):
         return lines
     if not processor.chat_template:
@@ -204,10 +204,10 @@ def prompts(processor: ProcessorMixin, records: Sequence[Record]) -> list[str]:
     return [processor.apply_chat_template(turn, add_generation_prompt=True) for turn in turns]
 
 
-def _prompt_ids(processor: ProcessorMixin, records: Sequence[Record]) -> list[list[int]]:
+def _prompt_ids(processor: ProcessorMixin, records: Sequence[Record], template: str) -> list[list[int]]:
     """Token ids of the prompts with the picture's placeholders, as the processor itself makes them."""
-    _check_words(processor, records)
-    lines, count, picture = prompts(processor, records), image_tokens(processor), _placeholder(processor)
+    _check_words(processor, records, template)
+    lines, count, picture = prompts(processor, records, template), image_tokens(processor), _placeholder(processor)
     if isinstance(processor, Blip2Processor):
         token = processor.tokenizer.convert_tokens_to_ids(picture)
         return [[token] * count + ids for ids in processor.tokenizer(lines)["input_ids"]]
@@ -257,9 +257,15 @@ def _check(records: Sequence[Record], *parts: _Limited) -> None:
         raise AntgmmError("\n".join([f"{count}; shorten or remove them, or raise {names}", *reasons]))
 
 
-def _check_words(processor: ProcessorMixin, records: Sequence[Record]) -> None:
-    """Refuses the rows whose words hold the picture's placeholder: parts of the picture would stand there."""
+def _check_words(processor: ProcessorMixin, records: Sequence[Record], template: str) -> None:
+    """Refuses words that hold the picture's placeholder, for parts of it would stand there, and texts left unsaid."""
     name = _placeholder(processor)
+    if name in template:
+        raise AntgmmError(f"prompt = {template!r} names {name}: where the picture stands is the processor's to say")
+    if "{text}" not in template and any(record.text for record in records):
+        raise AntgmmError(
+            f"prompt = {template!r} leaves out the text of rows: write [{{text}} ] into it, or take it out of them"
+        )
     over = [
         f"{record.id or f'record {row}'}: {part}"
         for row, record in enumerate(records, 1)
@@ -276,7 +282,12 @@ def _limited_prompts(processor: ProcessorMixin, ids: Sequence[Sequence[int]], ma
 
 
 def encode_prompts(
-    processor: ProcessorMixin, records: Sequence[Record], *, max_length: int = 512, width: int = 0
+    processor: ProcessorMixin,
+    records: Sequence[Record],
+    *,
+    max_length: int = 512,
+    width: int = 0,
+    template: str = PROMPT,
 ) -> Arrays:
     """Prompts for generation, padded to a multiple of 8 (on the left where the decoder goes on from the prompt).
 
@@ -285,6 +296,7 @@ def encode_prompts(
         records: at least one.
         max_length: greatest number of tokens of a prompt beside the picture's.
         width: least number of columns, of prompts that are to share a program with longer ones.
+        template: of the prompts, as `data.record.prompt` takes it.
 
     Returns:
         `images` uint8 [N, px, px, 3], `input_ids`, `attention_mask` int32 [N, L].
@@ -293,7 +305,7 @@ def encode_prompts(
         AntgmmError: a prompt is too long; every such row is named, each on a line of its own.
     """
     records = prepare(processor, records)
-    ids = _prompt_ids(processor, records)
+    ids = _prompt_ids(processor, records, template)
     _check(records, _limited_prompts(processor, ids, max_length))
     left = not isinstance(processor, Blip2Processor)
     length = bucket(max(width, *map(len, ids)))
@@ -311,6 +323,7 @@ def encode(
     max_length: int = 512,
     max_answer: int = 64,
     start_token: int = 0,
+    template: str = PROMPT,
 ) -> Arrays:
     """Records as training arrays, padded on the right to multiples of 8; an answer ends with the end token.
 
@@ -323,6 +336,7 @@ def encode(
         max_length: greatest number of tokens of a prompt beside the picture's.
         max_answer: greatest number of tokens of an answer, end token included.
         start_token: first token that T5's decoder reads.
+        template: of the prompts, as `data.record.prompt` takes it.
 
     Returns:
         `images` uint8 [N, px, px, 3] and int32 arrays: `input_ids`, `attention_mask` [N, L], `labels`, `positions`,
@@ -332,7 +346,7 @@ def encode(
         AntgmmError: prompts or answers are too long; every such row is named, each on a line of its own.
     """
     records = prepare(processor, records)
-    ids = _prompt_ids(processor, records)
+    ids = _prompt_ids(processor, records, template)
     eos, pad = processor.tokenizer.eos_token_id, processor.tokenizer.pad_token_id
     answers = processor.tokenizer([record.answer for record in records], add_special_tokens=False)["input_ids"]
     answers = [[*row, eos] for row in answers]

@@ -10,7 +10,7 @@ from data.maad.answers import accompanying, answer
 from data.maad.latents import draw
 from data.maad.tier import tier
 from data.maad.vocab import QUESTIONS
-from data.record import prompt
+from data.record import PROMPT, prompt
 
 # The ids are part of the interface: configs of models name them.
 PAD, EOS, UNK, IMAGE, BOS = range(5)
@@ -20,13 +20,14 @@ SPECIAL = ("<pad>", "</s>", "<unk>", "<image>", "<s>")
 TENS, HUNDREDS = ("".join(chr(zero + digit) for digit in range(10)) for zero in (0x1D7D8, 0x1D7CE))
 
 
-def corpus(name: str, count: int = 6000, *, seed: int = 0) -> Iterator[str]:
+def corpus(name: str, count: int = 6000, *, seed: int = 0, template: str = PROMPT) -> Iterator[str]:
     """Prompts and answers of MAAD-synth to train a tokenizer on.
 
     Args:
         name: the tier.
         count: how many training advertisements to read.
         seed: seed of the data set.
+        template: of the prompts.
 
     Yields:
         One prompt or answer at a time.
@@ -34,7 +35,7 @@ def corpus(name: str, count: int = 6000, *, seed: int = 0) -> Iterator[str]:
     preset = tier(name)
     for index in range(count):
         latents = draw(preset, "train", index, seed)
-        yield prompt(QUESTIONS[latents.type], accompanying(preset, latents.text))
+        yield prompt(QUESTIONS[latents.type], accompanying(preset, latents.text), template)
         yield f"answer: {answer(preset, latents)}"
 
 

@@ -109,7 +109,7 @@ def encoded(
     check_fit(processor, config)
     rows = {"buckets": recipe.buckets, "prompt_buckets": recipe.prompt_buckets, "pack": recipe.pack} if trained else {}
     limits = {"max_length": recipe.max_length, "max_answer": recipe.max_answer}
-    return Samples(records, processor, config, **limits, **rows)
+    return Samples(records, processor, config, prompt=recipe.prompt, **limits, **rows)
 
 
 def _both(make: Callable[..., Found], *arguments: tuple[Any, ...]) -> Both[Found]:

@@ -12,7 +12,7 @@ import numpy as np
 
 import distill
 import pruning
-from antgmm_jax import checkpoint
+from antgmm_jax import checkpoint, folders
 from antgmm_jax.bridge import OUT
 from antgmm_jax.config import LMMConfig, from_dict, sizes, to_dict
 from antgmm_jax.convert import load_hf, save_hf
@@ -23,6 +23,7 @@ from antgmm_jax.sharding import own_rows
 from distill import Teacher
 from distill.teacher import to_dtype
 from experiments import export_gate
+from experiments.checks import check_sizes, check_states, check_steps
 from experiments.console import bar, say
 from experiments.datasets import encode_both, encoded, load_both, load_records
 from experiments.energy import Energy
@@ -34,7 +35,7 @@ from experiments.pairs import with_pairs
 from experiments.report import write_report
 from experiments.samples import Samples, load_processor
 from experiments.schema import Recipe, Stage
-from experiments.stage import StageRun, Student, check_sizes, check_states, check_steps
+from experiments.stage import StageRun, Student
 
 CACHE_BATCH = 128
 IN_MEMORY = 4 << 30  # bytes of a teacher cache that each process holds whole; of a larger one it reads rows as it goes
@@ -279,8 +280,7 @@ class Run:
         if not result.passed:
             raise AntgmmError(f"the export gate failed: {result.where}; {directory} must not be served")
         equal = f"{result.answers_equal:.0%} of answers equal"
-        shutil.rmtree(self.folder.export, ignore_errors=True)
-        directory.rename(self.folder.export)
+        folders.replace(directory, self.folder.export)
         say(f"export gate: logits differ by {result.max_abs_logit_diff:.2g}, {equal}")
 
 

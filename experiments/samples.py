@@ -17,7 +17,7 @@ from data.maad.source import fingerprint as maad_fingerprint
 from data.packing import packed_batches
 from data.processor import device_batch, encode, encode_prompts, pixel_table, pixel_values, prepare
 from data.readers import FileSource
-from data.record import Record
+from data.record import PROMPT, Record
 from data.shifting import shifted
 
 
@@ -65,6 +65,7 @@ class Samples:
         buckets: widths that training batches are cut to, beside the full one; empty: the full one alone.
         prompt_buckets: the same for the prompts of a model with an encoder, whose `buckets` are of answers.
         pack: tokens of a row that several samples share in training batches; 0: each has its own.
+        prompt: template of what the model is asked, as `data.record.prompt` takes it.
 
     Attributes:
         records: the records, with their pictures as the model sees them.
@@ -87,6 +88,7 @@ class Samples:
         buckets: Sequence[int] = (),
         prompt_buckets: Sequence[int] = (),
         pack: int = 0,
+        prompt: str = PROMPT,
     ):
         if pack and config.language.encoder is not None:
             raise AntgmmError(
@@ -95,11 +97,16 @@ class Samples:
         if prompt_buckets and config.language.encoder is None:
             raise AntgmmError("prompt_buckets: a model without an encoder reads prompt and answer in one: use buckets")
         self.records = prepare(processor, records)
-        self._processor, self._max_length, self._least_width = processor, max_length, 0
+        self._processor, self._max_length, self._template, self._least_width = processor, max_length, prompt, 0
         start = config.language.start_token
         try:
             self.arrays = encode(
-                processor, self.records, max_length=max_length, max_answer=max_answer, start_token=start
+                processor,
+                self.records,
+                max_length=max_length,
+                max_answer=max_answer,
+                start_token=start,
+                template=prompt,
             )
         except AntgmmError as error:
             raise AntgmmError(f"{records.path}: {error}" if isinstance(records, FileSource) else str(error)) from None
@@ -115,7 +122,13 @@ class Samples:
 
     @cached_property
     def _prompts(self) -> dict[str, np.ndarray]:
-        made = encode_prompts(self._processor, self.records, max_length=self._max_length, width=self._least_width)
+        made = encode_prompts(
+            self._processor,
+            self.records,
+            max_length=self._max_length,
+            width=self._least_width,
+            template=self._template,
+        )
         return {f"prompt/{name}": made[name] for name in ("input_ids", "attention_mask")}
 
     def pad_prompts_like(self, other: "Samples") -> None:

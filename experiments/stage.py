@@ -1,6 +1,5 @@
 """One stage: the way from a model to a smaller, distilled one, resumable at any step."""
 
-import itertools
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,7 +9,7 @@ import numpy as np
 
 import pruning
 from antgmm_jax import checkpoint
-from antgmm_jax.config import LMMConfig, from_dict, sizes, stacks, to_dict
+from antgmm_jax.config import LMMConfig, from_dict, sizes, to_dict
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import complete
 from antgmm_jax.functional import Params, float32, functional
@@ -29,13 +28,12 @@ from distill import (
     parts,
     train,
 )
-from distill.optimizer import check_paths, under
+from distill.optimizer import under
 from experiments.console import bar
 from experiments.features import ImageFeatures, freezes_features
 from experiments.importance import importance
-from experiments.pretrain import IMAGE_SIDE
 from experiments.samples import Samples
-from experiments.schema import Loss, Recipe, Stage
+from experiments.schema import Loss, Stage
 from experiments.schema import Optimizer as OptimizerTable
 from experiments.stepper import HISTORY_EVERY, Stepper, add_point
 
@@ -91,46 +89,6 @@ def optimizer_of(table: OptimizerTable, steps: int, frozen: tuple[str, ...] = ()
         rates=rates,
         frozen=frozen,
     )
-
-
-def check_steps(who: str, table: OptimizerTable, params: Params, rows: int, frozen: tuple[str, ...]) -> None:
-    """Refuses what a stage or phase could not take a step with, before anything is trained.
-
-    Args:
-        who: names it in errors.
-        table: its optimizer.
-        params: the parameters that it finds, or their description.
-        rows: what it draws its batches from; 0 where that is known later (packed rows).
-        frozen: path prefixes of parameters that it does not train.
-
-    Raises:
-        AntgmmError: fewer rows than a batch has, or a path in `frozen` or `rates` that is none of the model's.
-    """
-    try:
-        if rows and table.batch_size > rows:
-            raise AntgmmError(f"batch_size = {table.batch_size} is more than its {rows} rows: lower it")
-        check_paths(params, frozen, tuple(table.rates))
-    except AntgmmError as error:
-        raise AntgmmError(f"{who}: {error}") from error
-
-
-def check_states(config: LMMConfig, recipe: Recipe) -> None:
-    """Refuses `teacher.states` that the losses of a recipe cannot compare.
-
-    Args:
-        config: the teacher.
-        recipe: the recipe.
-
-    Raises:
-        AntgmmError: names the towers that can be compared.
-    """
-    towers = {tower: "vision" if tower in IMAGE_SIDE else "hidden" for tower in stacks(config)}
-    if wrong := sorted(set(recipe.teacher.states) - set(towers)):
-        raise AntgmmError(f"teacher.states names {wrong[0]!r}: this model has states of {', '.join(towers)}")
-    for stage, term in itertools.product(recipe.stages, ("hidden", "vision")):
-        if getattr(stage.loss, term) and not any(towers[tower] == term for tower in recipe.teacher.states):
-            fit = " or ".join(tower for tower, own in towers.items() if own == term)
-            raise AntgmmError(f"stage {stage.name!r}: loss.{term} compares states of {fit}: name one in teacher.states")
 
 
 def loss_config(table: Loss) -> LossConfig:
@@ -389,34 +347,3 @@ def segment_targets(config: LMMConfig, stage: Stage) -> list[dict[str, int]]:
         }
         found.append(pruning.legal_above(config, part))
     return [*found, final]
-
-
-def check_sizes(start: Student, stages: tuple[Stage, ...]) -> None:
-    """Walks through a recipe's cuts before anything runs; an illegal one is refused with the nearest legal ones.
-
-    Args:
-        start: the model that the first stage finds; only its config and keep are read.
-        stages: the recipe's.
-
-    Raises:
-        AntgmmError: names the stage, the size, and what would be legal; the weights that are not there; or a width that
-            has no components, or no longer.
-    """
-    config, whole = start.config, pruning.identity(start.config)
-    by_index = {a for a, kept in start.keep.items() if not (pruning.is_basis(kept) or np.array_equal(kept, whole[a]))}
-    for stage in stages:
-        try:
-            if stage.weights not in ("kept", "random"):
-                checkpoint.load_record(stage.weights)
-            for targets in segment_targets(config, stage):
-                full, present = complete(config, targets), sizes(config)
-                cut = [axis for axis in full if full[axis] < present[axis]]
-                turned = {axis for axis in cut if stage.method(axis) == "principal"}
-                for axis in sorted(turned):
-                    pruning.check_basis(config, axis)
-                    if axis in by_index:
-                        raise AntgmmError(f"{axis} was cut by index before: cut it to components first")
-                by_index |= {axis for axis in cut if axis not in turned}
-                config = pruning.planned_config(config, targets)
-        except AntgmmError as error:
-            raise AntgmmError(f"stage {stage.name!r}: {error}") from error

@@ -13,7 +13,7 @@ import numpy as np
 from transformers import ProcessorMixin
 
 import distill
-from antgmm_jax import checkpoint
+from antgmm_jax import checkpoint, folders
 from antgmm_jax.config import LMMConfig, QFormerConfig, resize, to_dict
 from antgmm_jax.convert import load_hf, open_hf, save_hf
 from antgmm_jax.errors import AntgmmError
@@ -27,8 +27,9 @@ from data.maad.cells import cell_classes
 from data.maad.source import latent_sizes
 from data.maad.tier import tier
 from data.processor import blip2_processor, device_batch, llava_processor
-from data.record import Record, prompt
+from data.record import PROMPT, Record, prompt
 from data.tokenizer import IMAGE, corpus, train_tokenizer
+from experiments.checks import check_steps
 from experiments.console import bar, say
 from experiments.datasets import encode_both, load_both
 from experiments.energy import Energy
@@ -38,7 +39,7 @@ from experiments.folder import WHOLE, RunFolder, write_json
 from experiments.pretrain import IMAGE_SIDE, init_params, make_pretrain_step
 from experiments.samples import load_processor
 from experiments.schema import Data, MaadData, Model, Phase, Training
-from experiments.stage import check_steps, optimizer_of
+from experiments.stage import optimizer_of
 from experiments.stepper import HISTORY_EVERY, Stepper, add_point
 
 
@@ -77,23 +78,24 @@ def _preset_of(model: Model) -> LMMConfig:
     return config
 
 
-def make_processor(config: LMMConfig, data: Data, records: Sequence[Record]) -> ProcessorMixin:
+def make_processor(config: LMMConfig, data: Data, records: Sequence[Record], template: str = PROMPT) -> ProcessorMixin:
     """The processor of a model that is trained from scratch, with a tokenizer of its data.
 
     Args:
         config: the model.
         data: where the records come from.
         records: what it is trained on.
+        template: of the prompts.
 
     Returns:
         A processor of the model's family, with at most the config's number of tokens.
     """
     vocab, px = config.language.vocab, config.vision.image
     if data.kind == "maad":
-        tokenizer = train_tokenizer(corpus(data.tier, seed=data.seed), vocab=vocab)
+        tokenizer = train_tokenizer(corpus(data.tier, seed=data.seed, template=template), vocab=vocab)
     else:
         # A user's few rows repeat little: what occurs twice is worth a token.
-        texts = (text for r in records for text in (prompt(r.question, r.text), r.answer))
+        texts = (text for r in records for text in (prompt(r.question, r.text, template), r.answer))
         tokenizer = train_tokenizer(texts, vocab=vocab, min_frequency=2)
     if isinstance(config.bridge, QFormerConfig):
         return blip2_processor(tokenizer, px=px, queries=config.bridge.queries)
@@ -153,7 +155,7 @@ class TrainingRun:
             self.processor = load_processor(recipe.model.path)
             self.config, params = load_hf(recipe.model.path)
             return float32(self.config, params)
-        self.processor = make_processor(shape, recipe.data, records)
+        self.processor = make_processor(shape, recipe.data, records, recipe.prompt)
         vocab = -(-len(self.processor.tokenizer) // 64) * 64
         language = dataclasses.replace(shape.language, vocab=vocab)
         self.config = dataclasses.replace(shape, language=language, image_token=IMAGE)
@@ -253,8 +255,7 @@ class TrainingRun:
             fresh = directory.with_name("export.new")
             shutil.rmtree(fresh, ignore_errors=True)
             save_hf(self.config, params, fresh, like=like)
-            shutil.rmtree(directory, ignore_errors=True)
-            fresh.rename(directory)
+            folders.replace(fresh, directory)
 
         by_first(write)
         config, params = load_hf(directory)

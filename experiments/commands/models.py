@@ -11,7 +11,7 @@ import typer
 
 from antgmm_jax.errors import AntgmmError
 from experiments.commands.output import Json, Maybe, Preset, count, emit, table
-from experiments.commands.sources import FORMS, config_of, end_tokens, random_batch, records, sizes_given
+from experiments.commands.sources import FORMS, config_of, end_tokens, random_batch, records, sizes_given, template
 
 if TYPE_CHECKING:
     from antgmm_jax.config import LMMConfig
@@ -19,6 +19,12 @@ if TYPE_CHECKING:
     from experiments.stage import Student
 
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="A Hugging Face directory.")]
+Prompt = Annotated[
+    str,
+    typer.Option(
+        metavar="TEMPLATE", help="How the model is asked, as `prompt` in its recipe; the usual way if not given."
+    ),
+]
 
 
 class DType(StrEnum):
@@ -150,6 +156,7 @@ def evaluate(
     model: Model,
     data: Annotated[str, typer.Option(metavar="DATA", help=FORMS + ".")],
     samples: Annotated[int, typer.Option(min=0, help="How many records, the first ones; 0 for all.")] = 0,
+    prompt: Prompt = "",
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 32,
     as_json: Json = False,
 ) -> None:
@@ -161,7 +168,7 @@ def evaluate(
 
     config, params = load_hf(model)
     processor = load_processor(model)
-    questions = Samples(records(data, samples), processor, config)
+    questions = Samples(records(data, samples), processor, config, prompt=template(prompt))
     with bar("answers", len(questions)) as update:
         figures, _ = answer(config, params, questions, processor, max_new_tokens=max_new_tokens, progress=update)
     rows = [(kind or "-", f"{value:.4f}") for kind, value in figures["by_type"].items()]
@@ -176,6 +183,7 @@ def export(
     dtype: Annotated[DType, typer.Option(help="Of the tensors.")] = DType.BFLOAT16,
     data: Annotated[str, typer.Option(metavar="DATA", help=f"Prompts of the check, {FORMS}; else random ones.")] = "",
     samples: Annotated[int, typer.Option(min=1, help="How many prompts.")] = 32,
+    prompt: Prompt = "",
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of the compared answers.")] = 32,
     as_json: Json = False,
 ) -> None:
@@ -186,11 +194,12 @@ def export(
         raise AntgmmError(f"{out} exists: choose another name or remove it")
     student = load_student(stage)
     _same_family(student.config, like)
+    batches = _asked(student.config, like, data, samples, prompt)
     # Until the check has passed the files stand under a hidden name.
     unchecked = out.with_name(f".{out.name}.unchecked")
     shutil.rmtree(unchecked, ignore_errors=True)
     try:
-        result = _checked(student, like, unchecked, dtype, data, samples, max_new_tokens)
+        result = _checked(student, like, unchecked, dtype, batches, max_new_tokens)
         if not result.passed:
             raise AntgmmError(f"{out} was not written: the export gate failed: {result.where}")
         unchecked.rename(out)
@@ -212,8 +221,21 @@ def _same_family(config: "LMMConfig", like: Path) -> None:
         raise AntgmmError(f"{like} is of family {family}, the stage of {config.family}: give the teacher's directory")
 
 
+def _asked(config: "LMMConfig", like: Path, data: str, samples: int, prompt: str) -> list[Mapping[str, Any]]:
+    """The prompts of the check, in batches."""
+    from experiments.samples import Samples, load_processor
+
+    if data:
+        questions = Samples(records(data, samples), load_processor(like), config, prompt=template(prompt))
+        return [*questions.in_order(min(32, len(questions)), prompts=True)]
+    if prompt:
+        raise AntgmmError("--prompt is how the questions of --data are asked: give --data")
+    size = min(32, samples)
+    return [random_batch(config, size, seed=seed) for seed in range(-(-samples // size))]
+
+
 def _checked(
-    student: "Student", like: Path, directory: Path, dtype: DType, data: str, samples: int, max_new_tokens: int
+    student: "Student", like: Path, directory: Path, dtype: DType, batches: list[Mapping[str, Any]], max_new_tokens: int
 ) -> "GateResult":
     """Writes the files, reads them back in both engines and compares."""
     import jax
@@ -221,14 +243,7 @@ def _checked(
 
     from antgmm_jax.convert import load_hf, save_hf
     from experiments import export_gate
-    from experiments.samples import Samples, load_processor
 
-    if data:
-        questions = Samples(records(data, samples), load_processor(like), student.config)
-        batches = [*questions.in_order(min(32, len(questions)), prompts=True)]
-    else:
-        size = min(32, samples)
-        batches = [random_batch(student.config, size, seed=seed) for seed in range(-(-samples // size))]
     params = jax.tree.map(lambda leaf: np.asarray(leaf).astype(jax.numpy.dtype(dtype.value)), student.params)
     save_hf(student.config, params, directory, like=like)
     eos, pad = end_tokens(like)

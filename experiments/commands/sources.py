@@ -23,6 +23,26 @@ _KEYS = {
 }
 
 
+def template(text: str) -> str:
+    """The template of prompts that `--prompt` gives.
+
+    Args:
+        text: as `data.record.check_template` takes it; empty: the usual one.
+
+    Returns:
+        The template.
+
+    Raises:
+        AntgmmError: it is none.
+    """
+    from data.record import PROMPT, check_template
+
+    try:
+        return check_template(text or PROMPT)
+    except ValueError as error:
+        raise AntgmmError(f"--prompt {error}") from None
+
+
 def records(text: str, samples: int) -> "Sequence[Record]":
     """The records that `--data` names.
 

@@ -211,8 +211,8 @@ class Recipe(BaseRecipe):
       seed: of the order of the data and of random importance.
       calibration_batches: batches that importance is averaged over.
       checkpoint_every: steps between two step checkpoints.
-      buckets, prompt_buckets, pack, max_length, max_answer: as in `Training`; importance is averaged over rows of one
-        sample and one width in any case.
+      buckets, prompt_buckets, pack, prompt, max_length, max_answer: as in `Training`; importance is averaged over rows
+        of one sample and one width in any case.
       parent: folder of a finished stage of another run to start from, with its trained weights; "" starts from the
         teacher.
     """

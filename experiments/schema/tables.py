@@ -16,6 +16,7 @@ from pydantic import (
 )
 
 from antgmm_jax.config import Remat
+from data.record import PROMPT, check_template
 
 Count = Annotated[int, Field(ge=1)]
 Weight = Annotated[float, Field(ge=0)]
@@ -36,6 +37,7 @@ def _size(value: Any) -> int | float:
     raise ValueError("give the number of units to keep, or a fraction such as 0.5")
 
 
+Prompt = Annotated[str, AfterValidator(check_template)]
 Axis = Annotated[str, AfterValidator(_axis)]
 Size = Annotated[int | float, PlainValidator(_size)]
 
@@ -175,6 +177,7 @@ class BaseRecipe(Table):
     buckets: tuple[Count, ...] = ()
     prompt_buckets: tuple[Count, ...] = ()
     pack: Annotated[int, Field(ge=0)] = 0
+    prompt: Prompt = PROMPT
     max_length: Count = 512
     max_answer: Count = 64
 

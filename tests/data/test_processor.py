@@ -29,7 +29,7 @@ from data.processor import (
     prepare,
     prompts,
 )
-from data.record import Record
+from data.record import Record, check_template, prompt
 from data.tokenizer import BOS, EOS, HUNDREDS, IMAGE, PAD, TENS, corpus, train_tokenizer, wrap
 
 FAMILIES = ("blip2", "llava")
@@ -212,6 +212,55 @@ def test_a_llava_processor_without_chat_template_gets_the_classic_prompt(saved, 
         assert prompts(processor, records[:1])[0].endswith(" ASSISTANT:")
     finally:
         processor.chat_template = template
+
+
+def test_a_template_is_filled_with_a_records_words():
+    assert prompt("what?", "new, $25.") == "text: new, $25. question: what?"
+    assert prompt("what?") == "question: what?"
+    own = "[Read: {text}; then ]say [INST] {question} Answer:"
+    assert prompt("what {a}?", "[b] {c}", own) == "Read: [b] {c}; then say [INST] what {a}? Answer:"
+    assert prompt("what?", "", own) == "say [INST] what? Answer:"
+    assert prompt("what?", "", "{{{question}}} {text}") == "{what?} "
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("Answer:", "asks no question: write {question} where it stands"),
+        ("{question} {answer}", "names {answer}: only {question} and {text} are filled in"),
+        ("{question.__class__}", "names {question.__class__}"),
+        ("{question!r}", "names {question}"),
+        ("{question:>9}", "names {question}"),
+        ("{question", "is no template .* write {{ and }} for braces"),
+        ("{question} {}", "names {}"),
+    ],
+)
+def test_what_no_record_fills_is_no_template(template, message):
+    with pytest.raises(ValueError, match=message):
+        check_template(template)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_recipes_own_prompt_is_what_the_processor_is_given(saved, records, family):
+    processor, own = saved[family], "Question: {question}[ ({text})] Answer:"
+    some = [replace(records[0], question="what price?", text=""), replace(records[1], question="wine?", text="$25.")]
+    lines = ["Question: what price? Answer:", "Question: wine? ($25.) Answer:"]
+    if family == "llava":
+        lines = [f"<image> {line} answer:" for line in lines]
+    prompted, trained = encode_prompts(processor, some, template=own), encode(processor, some, template=own)
+    for row, (record, line) in enumerate(zip(some, lines, strict=True)):
+        theirs = processor(images=record.image, text=[line], return_tensors="np")["input_ids"][0]
+        np.testing.assert_array_equal(prompted["input_ids"][row][prompted["attention_mask"][row] == 1], theirs)
+        np.testing.assert_array_equal(trained["input_ids"][row][: len(theirs)], theirs)
+
+
+def test_a_prompt_that_leaves_out_a_rows_text_or_names_the_picture_is_refused(saved, records):
+    rows = [replace(records[0], text=""), replace(records[1], text="$25.")]
+    with pytest.raises(AntgmmError, match="leaves out the text of rows"):
+        encode(saved["blip2"], rows, template="{question}")
+    encode(saved["blip2"], rows[:1], template="{question}")
+    with pytest.raises(AntgmmError, match="names <image>: where the picture stands is the processor's to say"):
+        encode_prompts(saved["llava"], rows, template="<image> {question}[{text}]")
 
 
 @pytest.mark.parametrize("family", FAMILIES)

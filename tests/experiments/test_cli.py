@@ -252,6 +252,8 @@ def test_shrink_cuts_by_magnitude_as_in_memory(antgmm, tmp_path, model):
     assert figures["cut"]["read"] < figures["score"]["read"]
     assert set(figures["disk"]["ratio"]) == {"score", "cut", "both"}
     assert "out exists" in antgmm(*words).stderr
+    words[5] = "asked"
+    assert "--prompt is how the questions of --data are asked" in antgmm(*words, "--prompt", "{question}").stderr
     words[-1] = "other"
     assert "/ disk alone" in antgmm(*words).stdout
 
@@ -349,6 +351,10 @@ def test_eval_scores_by_type(antgmm, tmp_path):
     assert figures["count"] == 12
     assert len(figures["by_type"]) == 12
     assert "verdict" in antgmm(*words).stdout
+    # A prompt of the command line is the one that the questions are asked by: it is held against their words.
+    left_out = antgmm(*words, "--prompt", "Question: {question} Answer:")
+    assert left_out.exit_code == 2 and "leaves out the text of rows" in left_out.stderr
+    assert "--prompt '{answer}' names {answer}" in antgmm(*words, "--prompt", "{answer}").stderr
 
 
 def test_a_runs_summary_and_report(antgmm, tmp_path):

@@ -18,7 +18,9 @@ from data.readers import read_records
 from data.rows import parse
 from data.writers import write_jsonl
 from experiments import cli, training
-from experiments.recipe import load_training
+from experiments.datasets import encode_both, load_both
+from experiments.recipe import load_recipe, load_training
+from experiments.samples import load_processor
 from experiments.training import TrainingRun, shape_of
 from tests import reference
 from tests.experiments.tiny import save_llava, save_teacher
@@ -106,6 +108,26 @@ def _answers_as_a_stock_model(directory, rows, family):
     record = read_records("jsonl", rows / "test.jsonl")[0]
     inputs = processor(images=record.image, text=prompts(processor, [record])[0], return_tensors="pt")
     assert model.generate(**inputs, max_new_tokens=3).shape[0] == 1
+
+
+def test_a_recipes_prompt_is_what_is_trained_on_and_asked(ads):
+    change = 'prompt="Question: {question}[ ({text})] Answer:"'
+    recipe = load_recipe(
+        RECIPES / "own-data-blip2-compress.toml", ["data.samples=24", "evaluate.data.samples=8", change]
+    )
+    config, processor = load_hf(save_teacher(ads / "teacher"))[0], load_processor(ads / "teacher")
+    for records, samples in zip(
+        load_both(recipe), encode_both(recipe, load_both(recipe), processor, config), strict=True
+    ):
+        words = [f"Question: {r.question} ({r.text}) Answer:" for r in records]
+        lines = [line.replace(" ()", "") for line in words]
+        expected = processor.tokenizer(lines)["input_ids"]
+        (batch,) = samples.in_order(len(samples), prompts=True)
+        for name in ("", "prompt/"):
+            ids, mask = batch[f"{name}input_ids"], batch[f"{name}attention_mask"]
+            assert [
+                row[real == 1].tolist()[config.image_tokens :] for row, real in zip(ids, mask, strict=True)
+            ] == expected
 
 
 @pytest.mark.parametrize("command", ["train", "compress"])

@@ -16,6 +16,7 @@ from antgmm_jax.functional import float32, functional
 from distill.align import state_sum
 from experiments import features as image_side
 from experiments import stage as stages
+from experiments.checks import check_sizes, check_steps
 from experiments.datasets import encoded, load_records
 from experiments.importance import calibration_batches
 from experiments.pipeline import Run, load_student
@@ -202,10 +203,10 @@ def test_components_of_a_width_that_was_cut_by_index_are_refused_before_anything
     config, params = load_hf(folder / "teacher")
     whole = Student(config, params, pruning.identity(config))
     alone = load_recipe(folder / "recipe.toml", [f"stage=[{late}]", *changes]).stages
-    stages.check_sizes(whole, alone)
+    check_sizes(whole, alone)
     channels = {**whole.keep, "text/embed": np.arange(1, 25, dtype=np.int32)}
     with pytest.raises(AntgmmError, match="cut it to components first"):
-        stages.check_sizes(whole._replace(config=resize(config, {"text/embed": 24}), keep=channels), alone)
+        check_sizes(whole._replace(config=resize(config, {"text/embed": 24}), keep=channels), alone)
 
 
 @pytest.mark.parametrize("axis", ["vision/embed", "text/embed"])
@@ -329,7 +330,7 @@ def test_rates_of_what_a_stage_freezes_are_left_out():
     params = {"vision": {"patch": np.ones(2, np.float32)}, "language": {"tokens": np.ones(2, np.float32)}}
     distill.init_state(params, stages.optimizer_of(table, 2, ("vision",)))
     with pytest.raises(AntgmmError, match="rates of text matches no parameter"):
-        stages.check_steps("stage 'a'", table.model_copy(update={"rates": {"text": 0.5}}), params, 8, ())
+        check_steps("stage 'a'", table.model_copy(update={"rates": {"text": 0.5}}), params, 8, ())
 
 
 def test_a_phase_of_training_is_no_stage(tmp_path):
