@@ -24,7 +24,7 @@ from antgmm_jax.families.table import Entry
 from antgmm_jax.functional import Params, abstract
 from antgmm_jax.layers import ACTIVATIONS
 from antgmm_jax.stored import Stored
-from antgmm_jax.tensors import INDEX, Spec, Tensors, read_json, write
+from antgmm_jax.tensors import Spec, Tensors, read_json, write
 
 CONFIG = "config.json"
 
@@ -305,7 +305,8 @@ def _write_config(config: LMMConfig, params: Params, directory: Path, like: Path
     (directory / CONFIG).write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n")
     if like is not None:
         for path in sorted(like.iterdir()):
-            if path.is_file() and path.name not in (CONFIG, INDEX) and path.suffix not in _WEIGHT_SUFFIXES:
+            weights = path.suffix in _WEIGHT_SUFFIXES or path.name.endswith(".index.json")
+            if path.is_file() and path.name != CONFIG and not weights:
                 shutil.copyfile(path, directory / path.name)
 
 

@@ -21,6 +21,9 @@ _CHAT = (
     "{% endif %}{% endfor %}{% endif %}{% endfor %}{% if add_generation_prompt %}answer:{% endif %}"
 )
 
+# Without them transformers counts no tokens of the picture.
+_NEEDED = {"blip2": ("num_query_tokens",), "llava": ("patch_size", "vision_feature_select_strategy")}
+
 
 def blip2_processor(tokenizer: Tokenizer, *, px: int, queries: int) -> Blip2Processor:
     """The processor of a BLIP-2 + T5 model: pictures of `px` pixels, `queries` placeholder tokens before the text.
@@ -164,15 +167,32 @@ def image_tokens(processor: ProcessorMixin) -> int:
 
 
 def check_fit(processor: ProcessorMixin, config: LMMConfig) -> None:
-    """Refuses a processor that makes other pictures than a model reads.
+    """Refuses a processor that makes other pictures or tokens than a model reads.
 
     Args:
         processor: of a checkpoint.
         config: its model.
 
     Raises:
-        AntgmmError: they differ in the picture's side or in how many tokens stand for it.
+        AntgmmError: a field that older releases of transformers left out; they differ in the picture's side, in how
+            many tokens stand for it or in which token; more tokens than the model has; none that pads.
     """
+    if absent := [name for name in _NEEDED[_family(processor)] if getattr(processor, name, None) is None]:
+        raise AntgmmError(
+            f"the processor has no {absent[0]}, as those that older releases of transformers saved: set it in"
+            " processor_config.json to the model's"
+        )
+    words, vocab = processor.tokenizer, config.language.vocab
+    if words.pad_token_id is None:
+        raise AntgmmError("the tokenizer has no token that pads: set pad_token in tokenizer_config.json to one it has")
+    token = words.convert_tokens_to_ids(_placeholder(processor))
+    if token != config.image_token:
+        raise AntgmmError(
+            f"the processor writes token {token} where the picture stands, the model looks for {config.image_token}:"
+            " save the model's own processor beside it, or mend image_token_index in config.json"
+        )
+    if len(words) > vocab:
+        raise AntgmmError(f"the tokenizer has {len(words)} tokens, the model {vocab}: save its own tokenizer beside it")
     px, tokens = side(processor), image_tokens(processor)
     if (px, tokens) != (config.vision.image, config.image_tokens):
         raise AntgmmError(
@@ -184,6 +204,13 @@ def check_fit(processor: ProcessorMixin, config: LMMConfig) -> None:
 def _placeholder(processor: ProcessorMixin) -> str:
     """What stands for a part of the picture in a prompt."""
     return processor.image_token.content if isinstance(processor, Blip2Processor) else _llava(processor).image_token
+
+
+def _family(processor: ProcessorMixin) -> str:
+    if isinstance(processor, Blip2Processor):
+        return "blip2"
+    _llava(processor)
+    return "llava"
 
 
 def _llava(processor: ProcessorMixin) -> LlavaProcessor:

@@ -46,8 +46,8 @@ class FileSource(Sequence[Record]):
         return Record(**{**vars(row), "image": self._load(row)})
 
 
-def read_records(kind: str, path: str | Path, *, split: str = "") -> Sequence[Record]:
-    """Every record of a user's files, each row checked before anything is trained.
+def read_records(kind: str, path: str | Path, *, split: str = "", most: int = 0) -> Sequence[Record]:
+    """The records of a user's files, each row checked before anything is trained.
 
     A row needs a picture, a question and an answer, under the names of `data.rows.ALIASES` or as LLaVA's
     `conversations`, where each question with its answer becomes a record. Other columns are not read.
@@ -58,6 +58,7 @@ def read_records(kind: str, path: str | Path, *, split: str = "") -> Sequence[Re
             prepared folder of array_record files).
         path: the file, or a folder that holds it; of Parquet and tar files a folder may hold several.
         split: which split, for `tfds`.
+        most: how many records, the first ones; the files are read no further. 0 for all.
 
     Returns:
         The records; pictures are decoded as they are asked for.
@@ -67,15 +68,15 @@ def read_records(kind: str, path: str | Path, *, split: str = "") -> Sequence[Re
     """
     path = Path(path)
     if kind == "tfds":
-        return _checked(path, *_tfds(path, split))
+        return _checked(path, *_tfds(path, split), most)
     if kind not in _SUFFIXES:
         raise AntgmmError(f"no reader for data of kind {kind!r}: choose one of {', '.join(_SUFFIXES)}, tfds")
     files = _files(path, kind)
     folder = files[0].parent
     if kind == "jsonl":
-        return _checked(path, _json(files[0]), _loader(folder))
+        return _checked(path, _json(files[0]), _loader(folder), most)
     read = _parquet if kind == "parquet" else _tar
-    return _checked(path, (row for file in files for row in read(file)), _loader(folder))
+    return _checked(path, (row for file in files for row in read(file)), _loader(folder), most)
 
 
 def _files(path: Path, kind: str) -> list[Path]:
@@ -99,8 +100,8 @@ def _loader(folder: Path) -> Load:
     return load
 
 
-def _checked(path: Path, numbered: Numbered, load: Load) -> FileSource:
-    """Parses every row and opens every picture; refuses them together."""
+def _checked(path: Path, numbered: Numbered, load: Load, most: int) -> FileSource:
+    """Parses rows and opens their pictures; refuses them together."""
     rows: list[Row] = []
     bad: list[str] = []
     seen: dict[str, str] = {}
@@ -119,6 +120,9 @@ def _checked(path: Path, numbered: Numbered, load: Load) -> FileSource:
             rows += found
         except BadRow as reason:
             bad.append(f"{place}: {reason}")
+        if most and len(rows) >= most:
+            rows = rows[:most]  # a conversation may go on behind it
+            break
     if bad:
         raise AntgmmError(f"{path}: {len(bad)} of {total} rows are refused; mend or remove them\n" + "\n".join(bad))
     if not rows:

@@ -1,6 +1,7 @@
 """What a recipe asks of a model that it cannot have: refused before anything runs."""
 
 import itertools
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -12,22 +13,23 @@ from antgmm_jax.families import complete
 from antgmm_jax.functional import Params
 from distill.optimizer import check_paths
 from experiments.pretrain import IMAGE_SIDE
-from experiments.schema import Optimizer, Recipe, Stage
+from experiments.schema import Optimizer, Recipe, Stage, can_score
 from experiments.stage import Student, segment_targets
 
 
-def check_sizes(start: Student, stages: tuple[Stage, ...]) -> None:
+def check_sizes(start: Student, stages: tuple[Stage, ...], *, whole: Mapping[str, np.ndarray]) -> None:
     """Walks through a recipe's cuts before anything runs; an illegal one is refused with the nearest legal ones.
 
     Args:
         start: the model that the first stage finds; only its config and keep are read.
         stages: the recipe's.
+        whole: the teacher's keep.
 
     Raises:
-        AntgmmError: names the stage, the size, and what would be legal; the weights that are not there; or a width that
-            has no components, or no longer.
+        AntgmmError: names the stage, the size, and what would be legal; the weights that are not there; an axis that is
+            cut along and that its importance cannot score; or a width that has no components, or no longer.
     """
-    config, whole = start.config, pruning.identity(start.config)
+    config = start.config
     by_index = {a for a, kept in start.keep.items() if not (pruning.is_basis(kept) or np.array_equal(kept, whole[a]))}
     for stage in stages:
         try:
@@ -36,7 +38,14 @@ def check_sizes(start: Student, stages: tuple[Stage, ...]) -> None:
             for targets in segment_targets(config, stage):
                 full, present = complete(config, targets), sizes(config)
                 cut = [axis for axis in full if full[axis] < present[axis]]
+                for axis in cut:
+                    if not can_score(stage.method(axis), axis):
+                        how = f"importance {stage.method(axis)!r} cannot score {axis}"
+                        raise AntgmmError(f"{how}, which is cut along: give it a pattern")
                 turned = {axis for axis in cut if stage.method(axis) == "principal"}
+                if turned and (stage.segments, stage.mask_steps) != (1, 0):
+                    how = f'importance "principal" leaves no units of {min(turned)} to close'
+                    raise AntgmmError(f"{how}: segments = 1, mask_steps = 0")
                 for axis in sorted(turned):
                     pruning.check_basis(config, axis)
                     if axis in by_index:

@@ -13,6 +13,7 @@ from data.processor import check_fit
 from data.readers import read_records
 from data.record import Record
 from experiments.console import say
+from experiments.prompts import prompt_of
 from experiments.samples import Samples
 from experiments.schema import Data, Recipe, Training
 
@@ -35,12 +36,12 @@ def load_records(data: Data) -> Sequence[Record]:
     """
     if data.kind == "maad":
         return source(data.tier, data.split, data.samples, seed=data.seed)
-    records = read_records(data.kind, Path(data.path), split=getattr(data, "split", ""))
+    records = read_records(data.kind, Path(data.path), split=getattr(data, "split", ""), most=data.samples)
     if len(records) < data.samples:
         raise AntgmmError(
             f"{data.path} holds {len(records)} records, the recipe asks for {data.samples}: lower samples"
         )
-    return records[: data.samples]
+    return records
 
 
 def load_both(recipe: Recipe | Training) -> Both[Sequence[Record]]:
@@ -109,7 +110,7 @@ def encoded(
     check_fit(processor, config)
     rows = {"buckets": recipe.buckets, "prompt_buckets": recipe.prompt_buckets, "pack": recipe.pack} if trained else {}
     limits = {"max_length": recipe.max_length, "max_answer": recipe.max_answer}
-    return Samples(records, processor, config, prompt=recipe.prompt, **limits, **rows)
+    return Samples(records, processor, config, prompt=prompt_of(recipe), **limits, **rows)
 
 
 def _both(make: Callable[..., Found], *arguments: tuple[Any, ...]) -> Both[Found]:

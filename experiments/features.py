@@ -97,11 +97,16 @@ def image_features(
         Features in float32.
     """
     run, rng = jax.jit(functional(config).features), np.random.default_rng(seed)
-    found: list[list[np.ndarray]] = [[] for _ in range(views(shift))]
-    with bar("image features", len(found) * len(samples)) as update:
-        for number, view in enumerate(found):
-            moves = drawn(rng, shift, (len(samples),))
+    found: np.ndarray | None = None
+    with bar("image features", views(shift) * len(samples)) as update:
+        for view in range(views(shift)):
+            moves, done = drawn(rng, shift, (len(samples),)), 0
             for pixels in samples.pixels(min(batch_size, len(samples)), moves):
-                view.append(gather(run(params, rows({"pixels": pixels})["pixels"])))
-                update(number * len(samples) + min(sum(map(len, view)), len(samples)), "")
-    return np.stack([np.concatenate(view)[: len(samples)] for view in found], axis=1)
+                made = gather(run(params, rows({"pixels": pixels})["pixels"]))[: len(samples) - done]
+                if found is None:  # once, for of a large model they fill much of the memory
+                    found = np.empty((len(samples), views(shift), *made.shape[1:]), made.dtype)
+                found[done : done + len(made), view] = made
+                done += len(made)
+                update(view * len(samples) + done, "")
+    assert found is not None  # there is a sample
+    return found

@@ -32,6 +32,7 @@ from experiments.features import ImageFeatures
 from experiments.folder import RunFolder, held, write_json
 from experiments.importance import calibration_batches
 from experiments.pairs import with_pairs
+from experiments.prompts import note_prompt, prompt_of
 from experiments.report import write_report
 from experiments.samples import Samples, load_processor
 from experiments.schema import Recipe, Stage
@@ -98,7 +99,7 @@ class Run:
         config, params = load_hf(recipe.teacher.path)
         self.teacher = Student(config, float32(config, params), pruning.identity(config))
         start = self._start()
-        check_sizes(start, recipe.stages)
+        check_sizes(start, recipe.stages, whole=self.teacher.keep)
         check_states(config, recipe)
         self.processor = load_processor(recipe.teacher.path)
         # A recipe that cannot run must not claim the folder.
@@ -226,8 +227,7 @@ class Run:
         config, params, _ = self.teacher
         seen = calibration_batches(
             self.samples,
-            batch_size=stage.optimizer.batch_size,
-            batches=self.recipe.calibration_batches,
+            **stage.optimizer.pieces(self.recipe.calibration_batches),
             seed=self.recipe.seed,
         )
         return distill.bridge_weights(functional(config), params, seen)
@@ -253,12 +253,12 @@ class Run:
         return Student(config, float32(config, params), student.keep)
 
     def _checked_export(self, config: LMMConfig, params: Params) -> None:
-        """Writes the checkpoint, reads it back with `transformers` and compares."""
+        """Writes the checkpoint, and compares what `transformers` reads there with the student in memory."""
         # Under its own name an export has passed the gate; one that was not yet compared is written anew.
         directory = self.folder.export.with_name("export.unchecked")
         shutil.rmtree(directory, ignore_errors=True)
         save_hf(config, params, directory, like=self.recipe.teacher.path)
-        config, params = load_hf(directory)
+        note_prompt(directory, prompt_of(self.recipe))
         tokenizer = self.processor.tokenizer
         ids = np.array([record.id for record in self.test.records])
         batches = []

@@ -172,8 +172,7 @@ class StageRun:
             {axis: self.stage.method(axis) for axis in full},
             full,
             self.samples,
-            batch_size=self.stage.optimizer.batch_size,
-            batches=self.calibration_batches,
+            **self.stage.optimizer.pieces(self.calibration_batches),
             seed=self.seed,
         )
         keep = {**pruning.plan(scores, place.config, targets), **bases}
@@ -193,7 +192,7 @@ class StageRun:
         config, params = pruning.shrink(place.config, state.params, place.plan)
         if self.stage.weights != "kept":
             params = new_weights(config, self.stage.weights, self.seed)
-        if self.stage.keeps_moments:
+        if self.stage.weights == "kept" and not any(map(pruning.is_basis, place.plan.values())):
             axes, keep = functional(place.config).axes, pruning.array_keep(place.config, place.plan)
             moments = map_moments(
                 state.opt_state, state.params, self.optimizer, lambda tree: pruning.take(tree, axes, keep)

@@ -37,6 +37,7 @@ from experiments.evaluate import evaluate
 from experiments.features import ImageFeatures, freezes_features
 from experiments.folder import WHOLE, RunFolder, write_json
 from experiments.pretrain import IMAGE_SIDE, init_params, make_pretrain_step
+from experiments.prompts import note_prompt, prompt_of
 from experiments.samples import load_processor
 from experiments.schema import Data, MaadData, Model, Phase, Training
 from experiments.stage import optimizer_of
@@ -155,7 +156,7 @@ class TrainingRun:
             self.processor = load_processor(recipe.model.path)
             self.config, params = load_hf(recipe.model.path)
             return float32(self.config, params)
-        self.processor = make_processor(shape, recipe.data, records, recipe.prompt)
+        self.processor = make_processor(shape, recipe.data, records, prompt_of(recipe))
         vocab = -(-len(self.processor.tokenizer) // 64) * 64
         language = dataclasses.replace(shape.language, vocab=vocab)
         self.config = dataclasses.replace(shape, language=language, image_token=IMAGE)
@@ -255,6 +256,7 @@ class TrainingRun:
             fresh = directory.with_name("export.new")
             shutil.rmtree(fresh, ignore_errors=True)
             save_hf(self.config, params, fresh, like=like)
+            note_prompt(fresh, prompt_of(self.recipe))
             folders.replace(fresh, directory)
 
         by_first(write)

@@ -8,7 +8,7 @@ from pruning.plan import plan
 from pruning.principal import check_basis, principal
 from pruning.search import by_stage, free_axes, search
 from pruning.shrink import array_keep, shrink, shrink_hf, take
-from pruning.targets import legal_above, planned_config, resolve
+from pruning.targets import legal_above, planned_config, planned_configs, resolve
 
 __all__ = [
     "Cost",
@@ -35,6 +35,7 @@ __all__ = [
     "ones",
     "plan",
     "planned_config",
+    "planned_configs",
     "principal",
     "random",
     "resolve",

@@ -55,14 +55,28 @@ def legal_above(config: LMMConfig, wanted: Mapping[str, int]) -> dict[str, int]:
     return found
 
 
-def planned_config(config: LMMConfig, wanted: Mapping[str, int]) -> LMMConfig:
-    """The config that a cut to these sizes leaves, tied axes included.
+def planned_configs(config: LMMConfig, wanted: Mapping[str, int]) -> list[LMMConfig]:
+    """The configs that a cut to these sizes may leave, tied axes included.
 
     Args:
         config: the model that is cut.
         wanted: axis -> units, legal.
 
     Returns:
-        The smaller config.
+        The smaller configs: more than one where scores decide which layers of a Q-Former are kept, those that read the
+        picture or others.
     """
-    return next(c for c in variants(config, complete(config, wanted)) if not violations(c))
+    return [c for c in variants(config, complete(config, wanted)) if not violations(c)]
+
+
+def planned_config(config: LMMConfig, wanted: Mapping[str, int]) -> LMMConfig:
+    """The config that a cut to these sizes leaves, before scores are known: the first of `planned_configs`.
+
+    Args:
+        config: the model that is cut.
+        wanted: axis -> units, legal.
+
+    Returns:
+        The smaller config; its Q-Former reads the picture as often as the model's, where it may.
+    """
+    return planned_configs(config, wanted)[0]

@@ -21,9 +21,7 @@ if TYPE_CHECKING:
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="A Hugging Face directory.")]
 Prompt = Annotated[
     str,
-    typer.Option(
-        metavar="TEMPLATE", help="How the model is asked, as `prompt` in its recipe; the usual way if not given."
-    ),
+    typer.Option(metavar="TEMPLATE", help="How it is asked, as in recipes; without it as its antgmm.json says."),
 ]
 
 
@@ -158,6 +156,7 @@ def evaluate(
     samples: Annotated[int, typer.Option(min=0, help="How many records, the first ones; 0 for all.")] = 0,
     prompt: Prompt = "",
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 32,
+    batch: Annotated[int, typer.Option(min=1, help="Questions at a time: fewer need less memory.")] = 64,
     as_json: Json = False,
 ) -> None:
     """Ask a checkpoint every question of a data set, in JAX, and score the answers by type."""
@@ -168,9 +167,17 @@ def evaluate(
 
     config, params = load_hf(model)
     processor = load_processor(model)
-    questions = Samples(records(data, samples), processor, config, prompt=template(prompt))
+    questions = Samples(records(data, samples), processor, config, prompt=template(prompt, model))
     with bar("answers", len(questions)) as update:
-        figures, _ = answer(config, params, questions, processor, max_new_tokens=max_new_tokens, progress=update)
+        figures, _ = answer(
+            config,
+            params,
+            questions,
+            processor,
+            max_new_tokens=max_new_tokens,
+            batch_size=batch,
+            progress=update,
+        )
     rows = [(kind or "-", f"{value:.4f}") for kind, value in figures["by_type"].items()]
     rows += [(name, f"{figures[name]:.4f}") for name in ("exact_match", "final_token", "rouge_l")]
     emit(figures, as_json, table(["question type", "exact match"], rows, f"{figures['count']} questions"))
@@ -194,12 +201,15 @@ def export(
         raise AntgmmError(f"{out} exists: choose another name or remove it")
     student = load_student(stage)
     _same_family(student.config, like)
-    batches = _asked(student.config, like, data, samples, prompt)
+    if prompt and not data:
+        raise AntgmmError("--prompt is how the questions of --data are asked: give --data")
+    asked = template(prompt, like)
+    batches = _asked(student.config, like, data, samples, asked)
     # Until the check has passed the files stand under a hidden name.
     unchecked = out.with_name(f".{out.name}.unchecked")
     shutil.rmtree(unchecked, ignore_errors=True)
     try:
-        result = _checked(student, like, unchecked, dtype, batches, max_new_tokens)
+        result = _checked(student, like, unchecked, dtype, asked, batches, max_new_tokens)
         if not result.passed:
             raise AntgmmError(f"{out} was not written: the export gate failed: {result.where}")
         unchecked.rename(out)
@@ -226,26 +236,34 @@ def _asked(config: "LMMConfig", like: Path, data: str, samples: int, prompt: str
     from experiments.samples import Samples, load_processor
 
     if data:
-        questions = Samples(records(data, samples), load_processor(like), config, prompt=template(prompt))
+        questions = Samples(records(data, samples), load_processor(like), config, prompt=prompt)
         return [*questions.in_order(min(32, len(questions)), prompts=True)]
-    if prompt:
-        raise AntgmmError("--prompt is how the questions of --data are asked: give --data")
-    size = min(32, samples)
-    return [random_batch(config, size, seed=seed) for seed in range(-(-samples // size))]
+    starts = range(0, samples, 32)
+    found = [random_batch(config, min(32, samples - start), seed=start // 32) for start in starts]
+    return [{**batch, "index": batch["index"] + start} for batch, start in zip(found, starts, strict=True)]
 
 
 def _checked(
-    student: "Student", like: Path, directory: Path, dtype: DType, batches: list[Mapping[str, Any]], max_new_tokens: int
+    student: "Student",
+    like: Path,
+    directory: Path,
+    dtype: DType,
+    prompt: str,
+    batches: list[Mapping[str, Any]],
+    max_new_tokens: int,
 ) -> "GateResult":
-    """Writes the files, reads them back in both engines and compares."""
+    """Writes the files, and compares what `transformers` reads there with the student in memory."""
     import jax
     import numpy as np
 
-    from antgmm_jax.convert import load_hf, save_hf
+    from antgmm_jax.convert import save_hf
     from experiments import export_gate
+    from experiments.prompts import note_prompt
 
     params = jax.tree.map(lambda leaf: np.asarray(leaf).astype(jax.numpy.dtype(dtype.value)), student.params)
     save_hf(student.config, params, directory, like=like)
+    note_prompt(directory, prompt)
     eos, pad = end_tokens(like)
-    config, params = load_hf(directory)
-    return export_gate.check(directory, config, params, batches, max_new_tokens=max_new_tokens, eos=eos, pad=pad)
+    return export_gate.check(
+        directory, student.config, params, batches, max_new_tokens=max_new_tokens, eos=eos, pad=pad
+    )

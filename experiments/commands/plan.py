@@ -29,7 +29,9 @@ def plan(
         str, typer.Option("--mesh", metavar="AXIS=N,...", help="Devices to plan for, by data, fsdp and tensor.")
     ] = "fsdp=8",
     batch: Annotated[int, typer.Option(min=1, help="Samples of a step.")] = 256,
-    length: Annotated[int, typer.Option(min=1, help="Prompt tokens of a sample, the image's included.")] = 128,
+    length: Annotated[
+        int, typer.Option(min=0, help="Prompt tokens of a sample, the image's included; 0: 128, or the image's and 64.")
+    ] = 0,
     answer: Annotated[int, typer.Option(min=1, help="Its answer tokens.")] = 48,
     remat: Annotated[
         Remat, typer.Option(help="What the student's layers keep for the backward pass: all, matrix products, inputs.")
@@ -49,6 +51,7 @@ def plan(
     sizes = {"data": 1, "fsdp": 1, "tensor": 1, **parse(mesh)}
     if math.prod(sizes.values()) > planning.DEVICES:
         raise AntgmmError(f"--mesh {mesh}: plans are made for at most {planning.DEVICES} devices")
+    length = length or max(128, teacher.image_tokens + 64)
     asked = planning.Asked(named(student) if student else teacher, teacher, batch, length, answer, remat)
     planning.check(asked)
     simulate(planning.DEVICES)

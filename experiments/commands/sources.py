@@ -23,11 +23,12 @@ _KEYS = {
 }
 
 
-def template(text: str) -> str:
+def template(text: str, model: Path) -> str:
     """The template of prompts that `--prompt` gives.
 
     Args:
-        text: as `data.record.check_template` takes it; empty: the usual one.
+        text: as `data.record.check_template` takes it; empty: what is noted beside the model, or the usual one.
+        model: a Hugging Face directory.
 
     Returns:
         The template.
@@ -35,10 +36,11 @@ def template(text: str) -> str:
     Raises:
         AntgmmError: it is none.
     """
-    from data.record import PROMPT, check_template
+    from data.record import check_template
+    from experiments.prompts import noted_prompt
 
     try:
-        return check_template(text or PROMPT)
+        return check_template(text) if text else noted_prompt(model)
     except ValueError as error:
         raise AntgmmError(f"--prompt {error}") from None
 

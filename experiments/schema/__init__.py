@@ -5,7 +5,7 @@ Tables under a stage, a phase or `evaluate` hold only what differs: `recipe.py` 
 name at the top. Paths are relative to the folder that the command is started in.
 """
 
-from experiments.schema.compress import Loss, Recipe, Stage
+from experiments.schema.compress import Loss, Recipe, Stage, can_score
 from experiments.schema.faults import validated
 from experiments.schema.tables import Axis, Count, Data, FileData, MaadData, Name, Optimizer, Size, Table
 from experiments.schema.train import Model, Phase, Training
@@ -26,5 +26,6 @@ __all__ = [
     "Stage",
     "Table",
     "Training",
+    "can_score",
     "validated",
 ]

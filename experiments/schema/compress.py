@@ -25,6 +25,15 @@ from experiments.schema.tables import (
 Method = Literal["taylor", "magnitude", "activation", "block_influence", "random", "last", "principal"]
 
 
+def can_score(method: Method, axis: str) -> bool:
+    """Whether a method of importance can score an axis: some are for layers alone, one for all else, one for widths."""
+    if method in ("block_influence", "last"):
+        return axis.endswith("/layers")
+    if method == "principal":
+        return axis.endswith("/embed")
+    return method != "activation" or not axis.endswith("/layers")
+
+
 class Teacher(Table):
     """The trained model: what is cut, and what the student learns from.
 
@@ -151,7 +160,7 @@ class Stage(Table):
 
     @property
     def keeps_moments(self) -> bool:
-        """Whether the cut model's weights are some of those that it had, and so are the optimizer's moments."""
+        """Whether cuts of the stated sizes leave units to close, and moments to go on with."""
         return self.weights == "kept" and all(self.method(axis) != "principal" for axis in self.sizes)
 
     @field_validator("importance", mode="before")
@@ -167,10 +176,8 @@ class Stage(Table):
             if pattern is None:
                 raise ValueError(f"no pattern of importance fits {axis}")
             used.add(pattern)
-            method, layers = self.importance[pattern], axis.endswith("/layers")
-            unfit = (method in ("block_influence", "last") and not layers) or (method == "activation" and layers)
-            if unfit or (method == "principal" and not axis.endswith("/embed")):
-                raise ValueError(f"importance {method!r} cannot score {axis}")
+            if not can_score(self.importance[pattern], axis):
+                raise ValueError(f"importance {self.importance[pattern]!r} cannot score {axis}")
         # "*" also decides for axes that are cut because they are tied to a stated one.
         idle = [pattern for pattern in self.importance if pattern not in used and pattern != "*"]
         if self.sizes and idle:

@@ -16,7 +16,7 @@ from pydantic import (
 )
 
 from antgmm_jax.config import Remat
-from data.record import PROMPT, check_template
+from data.record import check_template
 
 Count = Annotated[int, Field(ge=1)]
 Weight = Annotated[float, Field(ge=0)]
@@ -37,7 +37,7 @@ def _size(value: Any) -> int | float:
     raise ValueError("give the number of units to keep, or a fraction such as 0.5")
 
 
-Prompt = Annotated[str, AfterValidator(check_template)]
+Prompt = Annotated[str, AfterValidator(lambda text: text and check_template(text))]
 Axis = Annotated[str, AfterValidator(_axis)]
 Size = Annotated[int | float, PlainValidator(_size)]
 
@@ -142,6 +142,17 @@ class Optimizer(Table):
             raise ValueError(f"accumulate = {self.accumulate} does not divide batch_size = {self.batch_size}")
         return self
 
+    def pieces(self, batches: int) -> dict[str, int]:
+        """As many rows as so many batches have, in the pieces that the memory holds.
+
+        Args:
+          batches: of `batch_size` rows.
+
+        Returns:
+          `batch_size` and `batches`.
+        """
+        return {"batch_size": self.batch_size // self.accumulate, "batches": batches * self.accumulate}
+
 
 class Evaluate(Table):
     """What the scores in the report are measured on.
@@ -177,7 +188,7 @@ class BaseRecipe(Table):
     buckets: tuple[Count, ...] = ()
     prompt_buckets: tuple[Count, ...] = ()
     pack: Annotated[int, Field(ge=0)] = 0
-    prompt: Prompt = PROMPT
+    prompt: Prompt = ""
     max_length: Count = 512
     max_answer: Count = 64
 

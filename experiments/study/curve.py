@@ -1,6 +1,6 @@
 """Arms as points of one curve: quality against how many times smaller and faster, and where it bends."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 import pruning
 from antgmm_jax.config import LMMConfig
+from antgmm_jax.errors import AntgmmError
 from experiments.bench.latency import measure
 from experiments.bench.rates import ROUNDS, Asked, random_request
 from experiments.folder import write_text
@@ -28,14 +29,14 @@ def with_costs(results: Sequence[dict[str, Any]], teacher: LMMConfig, asked: Ask
     """Results with what each student saves; all shapes and the teacher's are timed in turn, in one run.
 
     Args:
-        results: what `run_study` found; `sizes` of each are read.
+        results: what `run_study` found; `sizes` and `params` of each are read.
         teacher: the model that all were cut from.
         asked: the request that is timed, at batch 1.
 
     Returns:
         The results with `smaller` and `faster`, ratios to the teacher, and `latency_ms`.
     """
-    shapes = [pruning.planned_config(teacher, result["sizes"]) for result in results]
+    shapes = [shape_of(teacher, result) for result in results]
     times = measure(
         {shape: random_request(shape, asked) for shape in {teacher: 0, **dict.fromkeys(shapes)}}, repeats=ROUNDS
     )
@@ -49,6 +50,27 @@ def with_costs(results: Sequence[dict[str, Any]], teacher: LMMConfig, asked: Ask
         }
         for result, shape in zip(results, shapes, strict=True)
     ]
+
+
+def shape_of(teacher: LMMConfig, result: Mapping[str, Any]) -> LMMConfig:
+    """The model that a run left.
+
+    Sizes alone do not say which of a Q-Former's layers read the picture; the number of parameters does.
+
+    Args:
+        teacher: the model that it was cut from.
+        result: of the run; `sizes` and `params` are read.
+
+    Returns:
+        Its config.
+
+    Raises:
+        AntgmmError: no model of these sizes has so many parameters.
+    """
+    for shape in pruning.planned_configs(teacher, result["sizes"]):
+        if total_parameters(shape) == result["params"]:
+            return shape
+    raise AntgmmError(f"arm {result['arm']!r}: no model of its sizes has {result['params']} parameters: run it again")
 
 
 def knee(costs: Sequence[float], scores: Sequence[float]) -> int:

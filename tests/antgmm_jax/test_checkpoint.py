@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -316,3 +317,20 @@ def test_the_record_is_plain_json(tmp_path):
     text = json.loads((tmp_path / "a" / "stage.json").read_text())
     assert set(RECORD) | {"versions", "contents"} == set(text)
     assert not list((tmp_path / "a").rglob("*.pkl"))
+
+
+def test_a_folder_takes_anothers_place_whole(tmp_path, monkeypatch):
+    target = tmp_path / "export"
+    for name in ("first", "second"):
+        fresh = tmp_path / "fresh"
+        fresh.mkdir()
+        (fresh / name).write_text(name)
+        folders.replace(fresh, target)
+        assert [path.name for path in target.iterdir()] == [name]
+        assert [path.name for path in tmp_path.iterdir()] == ["export"]
+    # The old one is removed only when the new one stands there.
+    (tmp_path / "fresh").mkdir()
+    removed = []
+    monkeypatch.setattr(shutil, "rmtree", lambda path, **_: removed.append((path.exists(), [*target.iterdir()])))
+    folders.replace(tmp_path / "fresh", target)
+    assert removed == [(False, [target / "second"]), (True, [])]

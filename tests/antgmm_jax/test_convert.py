@@ -96,10 +96,21 @@ def test_without_a_model_to_copy_from_config_and_weights_suffice(tmp_path):
         reference.close(again[valid], reference.logits(model, arrays)[valid])
 
 
+def test_a_start_token_other_than_the_usual_survives_the_way_back(tmp_path):
+    model = reference.blip2()
+    model.config.text_config.decoder_start_token_id = 2
+    config, params = load_hf(reference.saved(model, tmp_path / "in"))
+    assert config.language.start_token == 2
+    save_hf(config, params, tmp_path / "out")
+    assert load_hf(tmp_path / "out")[0] == config
+    assert reference.reloaded(tmp_path / "out").config.text_config.decoder_start_token_id == 2
+
+
 def test_files_beside_the_weights_are_carried_and_weights_are_not(tmp_path):
     reference.saved(reference.llava(), tmp_path / "in")
     (tmp_path / "in" / "tokenizer.json").write_text("{}")
     (tmp_path / "in" / "pytorch_model.bin").write_bytes(b"pickle")
+    (tmp_path / "in" / "pytorch_model.bin.index.json").write_text("{}")  # names files that the copy has not
     config, params = load_hf(tmp_path / "in")
     save_hf(config, params, tmp_path / "out", like=tmp_path / "in")
     assert {p.name for p in (tmp_path / "out").iterdir()} == {

@@ -91,21 +91,25 @@ CASES = {
 }
 
 
+# Cross-attention alone reads another number of keys than it has queries, and it is never causal.
+ALIKE = [(case, length, length) for case in CASES for length in (6, 7)]
+ACROSS = [(case, *lengths) for case in ("plain", "keys") for lengths in ((7, 6), (6, 7), (7, 5))]
+
+
 @pytest.mark.usefixtures("gpu")
-@pytest.mark.parametrize("length", [6, 7])
-@pytest.mark.parametrize("case", CASES)
-def test_what_cudnn_is_handed_is_the_same_attention(monkeypatch, case, length):
+@pytest.mark.parametrize(("case", "length", "keys"), ALIKE + ACROSS)
+def test_what_cudnn_is_handed_is_the_same_attention(monkeypatch, case, length, keys):
     """The arguments of the flash kernel are given to XLA's, which takes them too: padding must not be seen."""
     rng = np.random.default_rng(0)
     q = jnp.array(rng.normal(size=(2, length, 4, 8)), jnp.bfloat16)
-    k, v = (jnp.array(rng.normal(size=(2, length, 2, 8)), jnp.bfloat16) for _ in range(2))
+    k, v = (jnp.array(rng.normal(size=(2, keys, 2, 8)), jnp.bfloat16) for _ in range(2))
     given = dict(CASES[case])
     if "mask" in given:
         rows, heads, queries = given["mask"]
-        shape = (rows, heads, queries or length, length)
+        shape = (rows, heads, queries or length, keys)
         given["mask"] = jnp.array(rng.random(shape) < 0.6).at[..., 0].set(True)
     if "bias" in given:
-        given["bias"] = jnp.array(rng.normal(size=(1, 4, length, length)), jnp.bfloat16).astype(jnp.float32)
+        given["bias"] = jnp.array(rng.normal(size=(1, 4, length, keys)), jnp.bfloat16).astype(jnp.float32)
     real, seen = jax.nn.dot_product_attention, []
 
     def by_xla(*arguments, implementation=None, **rest):
@@ -115,8 +119,7 @@ def test_what_cudnn_is_handed_is_the_same_attention(monkeypatch, case, length):
     monkeypatch.setattr(jax.nn, "dot_product_attention", by_xla)
     found = attend(q, k.swapaxes(1, 2), v.swapaxes(1, 2), scale=0.5, **given)
     expected = real(q, k, v, scale=0.5, is_causal=given.pop("causal", False), **given)
-    even = length + length % 2
-    assert seen == [("cudnn", even, even)]
+    assert seen == [("cudnn", length + length % 2, keys + keys % 2)]
     assert found.shape == expected.shape == q.shape
     np.testing.assert_array_equal(found.astype(jnp.float32), expected.astype(jnp.float32))
 

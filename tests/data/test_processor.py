@@ -272,10 +272,24 @@ def test_words_that_hold_the_pictures_placeholder_are_refused(saved, records, fa
     assert str(refused.value) == expected
 
 
-def test_a_processor_of_another_model_is_refused(saved):
+def test_a_processor_of_another_model_is_refused(saved, monkeypatch):
     config = preset("antgmm-tiny")
     with pytest.raises(AntgmmError, match="makes pictures of 96 pixels that take 5 tokens, the model reads"):
         check_fit(saved["blip2"], config)
+    # Features would be put where no such token is: nowhere.
+    with pytest.raises(AntgmmError, match="writes token 3 where the picture stands, the model looks for 7"):
+        check_fit(saved["blip2"], replace(config, image_token=7))
+    small = replace(config, language=replace(config.language, vocab=64))
+    with pytest.raises(AntgmmError, match=r"the tokenizer has \d+ tokens, the model 64"):
+        check_fit(saved["blip2"], small)
+    for family, field in (("blip2", "num_query_tokens"), ("llava", "patch_size")):
+        with monkeypatch.context() as patch:
+            patch.setattr(saved[family], field, None)
+            with pytest.raises(AntgmmError, match=f"the processor has no {field}, as those that older releases"):
+                check_fit(saved[family], config)
+    monkeypatch.setattr(saved["llava"].tokenizer, "pad_token", None)
+    with pytest.raises(AntgmmError, match="the tokenizer has no token that pads"):
+        check_fit(saved["llava"], config)
 
 
 def test_a_picture_of_the_models_size_is_resized_where_others_are(tokenizer):

@@ -142,6 +142,25 @@ def test_every_bad_row_is_refused_with_its_reason(folder, tmp_path_factory):
         assert reason in reasons[f"line {number}"]
 
 
+def test_no_more_is_read_than_is_asked_for(folder):
+    """What stands behind is not looked at, be it bad; conversations of two questions end in their middle."""
+    talk = {
+        "image": good()["image"],
+        "conversations": [
+            {"from": "human", "value": "a?"},
+            {"from": "gpt", "value": "b"},
+            {"from": "human", "value": "c?"},
+            {"from": "gpt", "value": "d"},
+        ],
+    }
+    file = lines(folder, {**talk, "id": "x"}, {**talk, "id": "y"}, {"image": "none.png"})
+    assert [r.id for r in read_records("jsonl", file, most=3)] == ["x#0", "x#1", "y#0"]
+    assert [r.id for r in read_records("jsonl", file, most=4)] == ["x#0", "x#1", "y#0", "y#1"]
+    for most in (0, 5):
+        with pytest.raises(AntgmmError, match="1 of 3 rows are refused"):
+            read_records("jsonl", file, most=most)
+
+
 def test_unusual_pictures_become_rgb(folder):
     grey, flat = Image.fromarray(picture()[..., 0]), Image.new("P", (4, 3))
     flat.putpalette([10, 20, 30] * 256)

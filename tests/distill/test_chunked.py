@@ -1,5 +1,7 @@
 """The chunked loss equals the unchunked one, and its peak memory is far below one [tokens, vocab] array."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,28 +24,32 @@ def problem(tokens: int, vocab: int, width: int = 6):
     return hidden, kernel, theirs, frozen, targets
 
 
-def total(hidden, kernel, theirs, frozen, targets, chunk):
-    sums = answer_sums(CONFIG, lambda h: h @ kernel, hidden, targets, lambda h: h @ frozen, theirs, chunk=chunk)
-    return sum(getattr(CONFIG, name) * value for name, value in sums.items()), sums
+def total(hidden, kernel, theirs, frozen, targets, chunk, config=CONFIG):
+    sums = answer_sums(config, lambda h: h @ kernel, hidden, targets, lambda h: h @ frozen, theirs, chunk=chunk)
+    return sum(getattr(config, name) * value for name, value in sums.items()), sums
 
 
-@pytest.mark.parametrize("chunk", [1, 4, 7, 13, 64])
-def test_chunked_equals_unchunked_in_value_and_gradient(chunk):
+@pytest.mark.parametrize(
+    ("chunk", "direction", "top"),
+    [*((chunk, "forward", 4) for chunk in (1, 4, 7, 13, 64)), (4, "reverse", 4), (4, "forward", 2), (13, "reverse", 7)],
+)
+def test_chunked_equals_unchunked_in_value_and_gradient(chunk, direction, top):
     hidden, kernel, theirs, frozen, targets = problem(13, 17)
+    config = dataclasses.replace(CONFIG, direction=direction, rank_top=top)
 
     def plain(hidden, kernel):
         s, t, valid = hidden @ kernel, theirs @ frozen, targets >= 0
         values = {
             "hard": losses.hard(s, targets),
-            "soft": losses.soft(s, t, temperature=2.0),
+            "soft": losses.soft(s, t, temperature=2.0, direction=direction),
             "pair": losses.pair(s, targets),
-            "rank": losses.rank(s, t),
+            "rank": losses.rank(s, t, top=top),
         }
         return sum(getattr(CONFIG, name) * jnp.sum(value * valid) for name, value in values.items())
 
     expected = jax.value_and_grad(plain, argnums=(0, 1))(hidden, kernel)
     (value, _), gradient = jax.value_and_grad(total, argnums=(0, 1), has_aux=True)(
-        hidden, kernel, theirs, frozen, targets, chunk
+        hidden, kernel, theirs, frozen, targets, chunk, config
     )
     np.testing.assert_allclose(value, expected[0], rtol=1e-5)
     for got, want in zip(gradient, expected[1], strict=True):

@@ -59,6 +59,7 @@ MOMENTS = {
     "recover": lambda: at_step("blocks", 6),
     "save": lambda: at_publication(2),
     "second mask": lambda: at_step("widths", 3),
+    "second segment": lambda: at_step("widths", 6),
     "export": at_export,
     "never": lambda: None,
 }

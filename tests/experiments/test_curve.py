@@ -2,12 +2,15 @@
 
 import json
 
+import numpy as np
 import pytest
 
 import pruning
 from antgmm_jax.config import sizes
+from antgmm_jax.errors import AntgmmError
+from antgmm_jax.presets import blip2_t5
 from experiments.bench.rates import Asked
-from experiments.study.curve import knee, markdown, with_costs, write_curve
+from experiments.study.curve import knee, markdown, shape_of, with_costs, write_curve
 from pruning.cost import total_parameters
 from tests.pruning.models import CONFIGS
 
@@ -33,6 +36,30 @@ def curve():
         found += [{**common, "seed": 0, "exact_match": score, "exact_match_hard": 0.3}]
         found += [{**common, "seed": 1, "exact_match": score - 0.1}]
     return teacher, found, with_costs(found, teacher, Asked(12, 2))
+
+
+def test_the_shape_that_is_timed_is_the_one_that_was_left():
+    """Of three layers every other one reads the picture; the two that are kept may be those or not."""
+    teacher = blip2_t5(
+        vision=(2, 32, 2, 6),
+        bridge=(3, 32, 2, 6),
+        text=(2, 2, 32, 2, 6),
+        head_dims=(16, 16, 16),
+        image=32,
+        patch=16,
+        queries=4,
+        vocab=64,
+        image_token=3,
+    )
+    every = {}
+    for layers in ([0, 1], [0, 2]):
+        left = pruning.shrunk_config(teacher, {"bridge/layers": np.array(layers)})
+        result = {"arm": "a", "sizes": sizes(left), "params": total_parameters(left)}
+        assert shape_of(teacher, result) == left
+        every[tuple(layers)] = left.bridge.stack.cross_every
+    assert every == {(0, 1): 2, (0, 2): 1}
+    with pytest.raises(AntgmmError, match="arm 'a': no model of its sizes has 7 parameters: run it again"):
+        shape_of(teacher, {**result, "params": 7})
 
 
 def test_costs_are_ratios_to_the_teacher(curve):

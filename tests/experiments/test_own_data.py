@@ -11,9 +11,9 @@ from typer.testing import CliRunner
 
 import data.maad as maad
 from antgmm_jax import checkpoint
-from antgmm_jax.convert import load_hf
+from antgmm_jax.convert import load_hf, open_hf
 from antgmm_jax.errors import AntgmmError
-from data.processor import prompts
+from data.processor import encode_prompts, prompts
 from data.readers import read_records
 from data.rows import parse
 from data.writers import write_jsonl
@@ -83,7 +83,9 @@ def test_rows_of_a_user_become_an_exported_student(ads, family):
     if family == "llava":
         for split in ("train", "test"):
             as_conversations(ads / "ads" / f"{split}.jsonl")
-    trained = antgmm("train", RECIPES / f"own-data-{family}.toml", f"runs/own-{family}", *tiny(family), "buckets=[]")
+    asked = "Question: {question}[ ({text})] Answer:"
+    taught = [*tiny(family), "buckets=[]", f'prompt="{asked}"']
+    trained = antgmm("train", RECIPES / f"own-data-{family}.toml", f"runs/own-{family}", *taught)
     assert trained.exit_code == 0, trained.output
     changes = [change for change in tiny(family) if not change.startswith(("model", "phase"))]
     # Compiling is what takes time here: one step, no mask phase, and scores that need no gradient.
@@ -94,6 +96,14 @@ def test_rows_of_a_user_become_an_exported_student(ads, family):
     assert compressed.exit_code == 0, compressed.output
     gate = json.loads((ads / "runs/student/report/gate.json").read_text())
     assert gate["passed"] and gate["answers_equal"] == 1.0 and gate["prompts"] == 8
+    # The student is asked as its teacher was, though its recipe does not say how, and notes it for whoever serves it.
+    assert json.loads((ads / "runs/student/export/antgmm.json").read_text()) == {"prompt": asked}
+    config, processor = open_hf(ads / "runs/student/export")[0], load_processor(ads / "runs/student/export")
+    recipe = load_recipe(recipe, [*changes, *stage, sizes])
+    records = load_both(recipe)
+    (batch,) = encode_both(recipe, records, processor, config)[1].in_order(8, prompts=True)
+    expected = encode_prompts(processor, records[1], template=asked)["input_ids"]
+    np.testing.assert_array_equal(batch["prompt/input_ids"], expected)
     _answers_as_a_stock_model(ads / "runs/student/export", ads / "ads", family)
 
 

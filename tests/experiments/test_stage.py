@@ -4,6 +4,7 @@ import re
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 import distill
@@ -12,7 +13,7 @@ from antgmm_jax import checkpoint
 from antgmm_jax.config import resize, sizes
 from antgmm_jax.convert import load_hf
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.functional import float32, functional
+from antgmm_jax.functional import float32, functional, is_axes
 from distill.align import state_sum
 from experiments import features as image_side
 from experiments import stage as stages
@@ -24,6 +25,7 @@ from experiments.recipe import load_recipe
 from experiments.samples import load_processor
 from experiments.schema import Optimizer
 from experiments.stage import Student
+from pruning.keep import CROSS_LAYERS
 from tests.experiments.tiny import save_teacher
 
 RECIPE = """
@@ -203,10 +205,93 @@ def test_components_of_a_width_that_was_cut_by_index_are_refused_before_anything
     config, params = load_hf(folder / "teacher")
     whole = Student(config, params, pruning.identity(config))
     alone = load_recipe(folder / "recipe.toml", [f"stage=[{late}]", *changes]).stages
-    check_sizes(whole, alone)
-    channels = {**whole.keep, "text/embed": np.arange(1, 25, dtype=np.int32)}
-    with pytest.raises(AntgmmError, match="cut it to components first"):
-        check_sizes(whole._replace(config=resize(config, {"text/embed": 24}), keep=channels), alone)
+    check_sizes(whole, alone, whole=whole.keep)
+    # The first channels of the teacher are some of them as well.
+    for kept in (np.arange(1, 25, dtype=np.int32), np.arange(24, dtype=np.int32)):
+        cut = whole._replace(config=resize(config, {"text/embed": 24}), keep={**whole.keep, "text/embed": kept})
+        with pytest.raises(AntgmmError, match="cut it to components first"):
+            check_sizes(cut, alone, whole=whole.keep)
+
+
+@pytest.mark.parametrize(
+    ("stage", "message"),
+    [
+        (
+            'sizes = {"vision/embed" = 16}, importance = {"vision/embed" = "principal", "*" = "block_influence"}',
+            "importance 'block_influence' cannot score vision/heads, which is cut along: give it a pattern",
+        ),
+        (
+            'sizes = {"vision/heads" = 1}, mask_steps = 2,'
+            ' importance = {"vision/heads" = "magnitude", "*" = "principal"}',
+            'importance "principal" leaves no units of vision/embed to close: segments = 1, mask_steps = 0',
+        ),
+    ],
+)
+def test_importance_of_what_is_cut_along_is_checked_before_anything_runs(folder, tmp_path, stage, message):
+    changes = ["teacher.states=[]", "loss.vision=0.0", f'stage=[{{name = "a", recover_steps = 1, {stage}}}]']
+    with pytest.raises(AntgmmError, match=re.escape(message)):
+        Run(load_recipe(folder / "recipe.toml", changes), tmp_path / "run").scores()
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_width_that_goes_to_components_along_with_heads_starts_with_new_moments(folder, tmp_path):
+    along = '{"vision/heads" = "magnitude", "*" = "principal"}'
+    stage = f'{{name = "a", sizes = {{"vision/heads" = 1}}, importance = {along}, recover_steps = 2}}'
+    changes = ["teacher.states=[]", "loss.vision=0.0", f"stage=[{stage}]"]
+    _, _, after, place = as_cut(load_recipe(folder / "recipe.toml", changes), tmp_path / "run")
+    assert (sizes(place.config)["vision/heads"], place.keep["vision/embed"].shape) == (1, (32, 16))
+    assert not any(np.any(leaf) for _, tree in moments(after) for leaf in jax.tree.leaves(tree))
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_moments_are_cut_with_their_parameters(folder, tmp_path, kind):
+    """What a stage goes on with after a mask phase are the moments of the units that it kept."""
+    units = '{"decoder/mlp" = 16, "text/embed" = 16, "bridge/layers" = 1}'
+    stage = f'{{name = "a", sizes = {units}, mask_steps = 2, recover_steps = 1, importance = "magnitude"}}'
+    changes = [f'optimizer.kind="{kind}"', "teacher.states=[]", "loss.vision=0.0", f"stage=[{stage}]"]
+    before, place, after, _ = as_cut(load_recipe(folder / "recipe.toml", changes), tmp_path / "run")
+    names = jax.tree_util.tree_leaves_with_path(functional(place.config).axes, is_leaf=is_axes)
+    axes = {jax.tree_util.keystr(path): own for path, own in names}
+    compared = 0
+    for (_, old), (_, new) in zip(*(moments(state) for state in (before, after)), strict=True):
+        left = dict(jax.tree_util.tree_leaves_with_path(new))
+        for path, leaf in jax.tree_util.tree_leaves_with_path(old):
+            own = axes[jax.tree_util.keystr(path)]
+            if CROSS_LAYERS not in own:
+                np.testing.assert_array_equal(left[path], taken(np.asarray(leaf), own, place.plan))
+                compared += bool(np.any(leaf) and left[path].shape != leaf.shape)
+    assert compared > 20
+
+
+def as_cut(recipe, folder):
+    """State and place before the first cut of a run, and behind it, where the run is stopped."""
+    seen, cut = [], stages.StageRun._cut
+
+    def noted(self, state, place):
+        seen.extend((state, place, *cut(self, state, place)))
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stages.StageRun, "_cut", noted)
+        with pytest.raises(KeyboardInterrupt):
+            Run(recipe, folder).scores()
+    return seen
+
+
+def moments(state):
+    """Trees of both moments; Muon has one for the linear maps, AdamW two for the rest."""
+    return [*optax.tree.get_all_with_path(state.opt_state, "mu"), *optax.tree.get_all_with_path(state.opt_state, "nu")]
+
+
+def taken(leaf, own, plan):
+    """The units of a plan, axis by axis: each layer's own first, then whole layers and widths."""
+    for dim, axis in enumerate(own):
+        if axis in plan and plan[axis].ndim == 2:
+            leaf = np.stack([np.take(one, row, axis=dim - 1) for one, row in zip(leaf, plan[axis], strict=True)])
+    for dim, axis in enumerate(own):
+        if axis in plan and plan[axis].ndim == 1:
+            leaf = np.take(leaf, plan[axis], axis=dim)
+    return leaf
 
 
 @pytest.mark.parametrize("axis", ["vision/embed", "text/embed"])
@@ -337,3 +422,32 @@ def test_a_phase_of_training_is_no_stage(tmp_path):
     checkpoint.save_stage(tmp_path / "01-facts", {"params": {}}, {})
     with pytest.raises(AntgmmError, match="01-facts is a phase of antgmm train: give a stage of antgmm compress"):
         load_student(tmp_path / "01-facts")
+
+
+def test_the_bridges_tokens_weigh_by_what_the_teachers_answers_depend_on(folder, tmp_path):
+    weights, losses = {}, {}
+    parts = stages.parts
+    for tokens in ("alike", "sensitivity"):
+
+        def noted(*about, bridge_weights, tokens=tokens):
+            weights[tokens] = bridge_weights
+            return parts(*about, bridge_weights=bridge_weights)
+
+        loss = f'{{hard = 0.0, soft = 0.0, bridge = 1.0, bridge_tokens = "{tokens}"}}'
+        stage = (
+            f'{{name = "a", sizes = {{"vision/mlp" = 16}}, recover_steps = 2, importance = "magnitude", loss = {loss}}}'
+        )
+        recipe = load_recipe(folder / "recipe.toml", ["teacher.states=[]", f"stage=[{stage}]"])
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(stages, "parts", noted)
+            patch.setattr(Run, "_scores", lambda *_: {"exact_match": 0.0, "by_type": {}})
+            Run(recipe, tmp_path / tokens).scores()
+        record = checkpoint.load_record(tmp_path / tokens / "stages" / "01-a")
+        losses[tokens] = [point["loss"] for point in record["metrics"]["history"]]
+    assert weights["alike"] is None and losses["alike"] != losses["sensitivity"]
+    config, params = load_hf(folder / "teacher")
+    samples = encoded(recipe, load_records(recipe.data), load_processor(folder / "teacher"), config, trained=True)
+    seen = calibration_batches(samples, batch_size=8, batches=1, seed=0)
+    expected = distill.bridge_weights(functional(config), float32(config, params), seen)
+    np.testing.assert_allclose(weights["sensitivity"], expected, rtol=1e-5)
+    assert np.ptp(expected) > 0.1

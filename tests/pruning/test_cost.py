@@ -121,6 +121,50 @@ def test_a_step_of_decoding_reads_what_it_multiplies_with():
     assert found.bytes["decode"]["decoder"] == 2 * (2 * weights + found.kv_cache)
 
 
+# No two widths alike: one that is read in the place of another would show.
+COUNTED = blip2_t5(
+    vision=(3, 16, 2, 20), bridge=(5, 24, 3, 28), text=(2, 4, 40, 3, 12), head_dims=(8, 8, 8), image=16, patch=8,
+    queries=3, vocab=32, image_token=3,
+)  # fmt: skip
+
+
+def test_sublayers_of_an_encoder_decoder_model_by_hand():
+    found = cost(COUNTED, 2, 7, 4).sublayers
+    # The Q-Former's layers 0, 2 and 4 read the image, and each of T5's decoder its encoder: one attention more.
+    assert found == {
+        "vision": {"vision": 3 * 2, "bridge": 5 * 2 + 3},
+        "prefill": {"encoder": 2 * 2, "decoder": 4 * 3},
+        "decode": {"decoder": 3 * 4 * 3},
+    }
+
+
+def test_bytes_of_an_encoder_decoder_model_by_hand():
+    found = cost(COUNTED, 2, 7, 4)
+    # Four attention kernels and an FFN of two, all with biases; two norms.
+    block = {
+        "vision": 4 * (16 * 16 + 16) + (2 * 16 * 20 + 20 + 16) + 2 * 2 * 16,
+        "bridge": 4 * (24 * 24 + 24) + (2 * 24 * 28 + 28 + 24) + 2 * 2 * 24,
+    }
+    # Patches with a bias, the class token, five positions and the last norm.
+    vision = 3 * 8 * 8 * 16 + 16 + 16 + 5 * 16 + 2 * 16 + 3 * block["vision"]
+    # Cross-attention's queries and outputs, its keys and values of the image's width, and its norm.
+    reads = 2 * (24 * 24 + 24) + 2 * (16 * 24 + 24) + 2 * 24
+    # The queries with their norm, and the map to the text.
+    bridge = 3 * 24 + 2 * 24 + 24 * 40 + 40 + 5 * block["bridge"] + 3 * reads
+    # T5 has no biases; a gated FFN has three kernels. Relative positions in 32 buckets and the last norm stand once.
+    encoder = 2 * (4 * 40 * 24 + 3 * 40 * 12 + 2 * 40) + 32 * 3 + 40
+    decoder = 4 * (8 * 40 * 24 + 3 * 40 * 12 + 3 * 40) + 32 * 3 + 40
+    # Keys and values in 4 layers of 3 heads of 8: the start token and 4 of the answer, and 7 of the prompt.
+    cache = 2 * 2 * 4 * 3 * 8 * (5 + 7) * 2
+    assert found.kv_cache == cache
+    assert found.bytes == {
+        "vision": {"vision": 2 * vision, "bridge": 2 * bridge},
+        "prefill": {"encoder": 2 * encoder, "decoder": 2 * decoder + cache, "tokens": 2 * 32 * 40},
+        # Three steps; the encoder's states are not turned into keys and values again.
+        "decode": {"decoder": 3 * (2 * (decoder - 4 * 2 * 40 * 24) + cache), "tokens": 3 * 2 * 32 * 40},
+    }
+
+
 def test_empty_requests_are_refused():
     with pytest.raises(AntgmmError, match="at least 1"):
         cost(CONFIGS["llava"], 1, 0, 4)

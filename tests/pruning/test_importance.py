@@ -13,7 +13,7 @@ from antgmm_jax.config import sizes
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.functional import functional, local_axes
 from pruning.gates import ones
-from pruning.importance import activation, block_influence, last, magnitude, random, taylor
+from pruning.importance import activation, block_influence, last, magnitude, mean_of, random, taylor
 from pruning.keep import gate_shape
 from tests.pruning.models import CONFIGS, batch_of, parameters
 
@@ -32,13 +32,21 @@ def test_taylor_by_hand_is_the_mean_of_absolute_gradients():
     assert scores["t/embed"].dtype == np.float32
 
 
-def test_taylor_accumulates_bfloat16_losses_in_float32():
-    def loss(params, gates, batch):
-        return jnp.sum((params["w"] * gates["t/embed"].astype(jnp.bfloat16)) * batch["x"])
+def test_what_is_measured_in_bfloat16_is_averaged_in_float32():
+    # From 256 on bfloat16 has even numbers alone: a sum in it stays at 256, whatever the number of ones.
+    values = [256.0] + [1.0] * 31
+    found = mean_of(lambda batch: {"t/mlp": batch}, [jnp.full(1, value, jnp.bfloat16) for value in values])
+    np.testing.assert_allclose(found["t/mlp"], [287 / 32])
+    assert found["t/mlp"].dtype == np.float32
 
-    batches = [{"x": jnp.full(1, value, jnp.bfloat16)} for value in (256.0, 1.0, 1.0, 1.0)]
-    scores = taylor(loss, {"w": jnp.ones(1, jnp.bfloat16)}, {"t/embed": jnp.ones(1)}, batches)
-    np.testing.assert_allclose(scores["t/embed"], [259 / 4])
+
+def test_taylor_takes_the_gradient_of_bfloat16_gates_in_float32():
+    # A gradient has the dtype of what it is taken at, and bfloat16 has no 257.
+    def loss(params, gates, batch):
+        return jnp.sum(params["w"] * gates["t/embed"])
+
+    scores = taylor(loss, {"w": jnp.array([257.0])}, {"t/embed": jnp.ones(1, jnp.bfloat16)}, [{}])
+    np.testing.assert_allclose(scores["t/embed"], [257.0])
 
 
 @pytest.mark.parametrize("score", [taylor, activation, block_influence])

@@ -103,6 +103,23 @@ def test_a_basis_by_hand():
     np.testing.assert_allclose(np.abs(basis), [[1.5], [0], [0]], atol=1e-6)
 
 
+def test_both_stacks_of_t5_count_in_the_basis_that_they_share():
+    # The encoder's stream lies along one direction, the decoder's along another, what pads either along a third.
+    config, rng = CONFIGS["blip2_t5"], np.random.default_rng(0)
+    one, other, padding = np.linalg.qr(rng.normal(size=(20, 3)))[0].T.astype(np.float32)
+    tokens = {"encoder": np.stack([one, -3 * one, 2 * one, padding]), "decoder": np.stack([5 * other, 9 * padding])}
+    batch = {"attention_mask": np.array([[1, 1, 1, 0]]), "labels": np.array([[4, -100]])}
+    basis = principal(
+        lambda params, batch, collect: {name: tokens[name.split("/")[0]][None, None] for name in collect},
+        {},
+        config,
+        [batch],
+        {"text/embed": 2},
+    )["text/embed"]
+    # A norm over 2 of 20 channels that hold all there is divides by sqrt(10) more.
+    np.testing.assert_allclose(basis @ basis.T, 10 * (np.outer(one, one) + np.outer(other, other)), atol=1e-5)
+
+
 @pytest.mark.parametrize(("family", "axis"), WIDTHS)
 def test_a_later_cut_composes_with_a_basis(family, axis):
     config, params = model(family)
