@@ -1,5 +1,6 @@
 """Processors against Hugging Face's own output; arrays against the contract of the loss."""
 
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -287,9 +288,10 @@ def test_a_processor_of_another_model_is_refused(saved, monkeypatch):
             patch.setattr(saved[family], field, None)
             with pytest.raises(AntgmmError, match=f"the processor has no {field}, as those that older releases"):
                 check_fit(saved[family], config)
-    monkeypatch.setattr(saved["llava"].tokenizer, "pad_token", None)
+    unpadded = copy.deepcopy(saved["llava"])
+    unpadded.tokenizer.pad_token = None
     with pytest.raises(AntgmmError, match="the tokenizer has no token that pads"):
-        check_fit(saved["llava"], config)
+        check_fit(unpadded, config)
 
 
 def test_a_picture_of_the_models_size_is_resized_where_others_are(tokenizer):

@@ -17,11 +17,12 @@ from antgmm_jax.config import sizes, to_dict
 from antgmm_jax.convert import load_hf, save_hf
 from antgmm_jax.families import FAMILIES
 from antgmm_jax.functional import abstract, functional
-from antgmm_jax.presets import PRESETS
+from antgmm_jax.presets import PRESETS, preset
 from data.readers import read_records
+from data.record import PROMPT
 from experiments import cli
 from experiments.commands import runs
-from experiments.commands.models import _runs
+from experiments.commands.models import _asked, _runs
 from experiments.pipeline import teacher_key
 from tests import reference
 from tests.experiments.tiny import save_teacher, write_recipe
@@ -252,8 +253,6 @@ def test_shrink_cuts_by_magnitude_as_in_memory(antgmm, tmp_path, model):
     assert figures["cut"]["read"] < figures["score"]["read"]
     assert set(figures["disk"]["ratio"]) == {"score", "cut", "both"}
     assert "out exists" in antgmm(*words).stderr
-    words[5] = "asked"
-    assert "--prompt is how the questions of --data are asked" in antgmm(*words, "--prompt", "{question}").stderr
     words[-1] = "other"
     assert "/ disk alone" in antgmm(*words).stdout
 
@@ -327,7 +326,10 @@ def test_export_writes_a_stage_that_transformers_reads(antgmm, monkeypatch, tmp_
     assert figures["passed"] and figures["prompts"] == 3
     assert sizes(load_hf(tmp_path / "out")[0])["vision/mlp"] == 24
     assert {str(p.dtype) for p in _arrays(load_hf(tmp_path / "out")[1])} == {"bfloat16"}
+    assert json.loads((tmp_path / "out" / "antgmm.json").read_text()) == {"prompt": PROMPT}
     assert "out exists" in antgmm(*words).stderr
+    words[5] = "asked"
+    assert "--prompt is how the questions of --data are asked" in antgmm(*words, "--prompt", "{question}").stderr
 
     for bound in ("TOLERANCE", "ROUNDING"):
         monkeypatch.setattr(f"experiments.export_gate.{bound}", 0.0)
@@ -336,6 +338,12 @@ def test_export_writes_a_stage_that_transformers_reads(antgmm, monkeypatch, tmp_
     assert result.exit_code == 2
     assert "error: again was not written: the export gate failed: logits of sample" in result.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "stage", "teacher"]
+
+
+def test_random_prompts_of_the_check_are_as_many_as_asked_for():
+    batches = _asked(preset("antgmm-tiny"), None, "", 40, "")
+    assert [len(batch["input_ids"]) for batch in batches] == [32, 8]
+    assert np.concatenate([batch["index"] for batch in batches]).tolist() == list(range(40))
 
 
 def _arrays(params):
