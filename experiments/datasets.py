@@ -9,7 +9,6 @@ from transformers import ProcessorMixin
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.errors import AntgmmError
 from data.maad import source
-from data.processor import check_fit
 from data.readers import read_records
 from data.record import Record
 from experiments.console import say
@@ -105,9 +104,8 @@ def encoded(
         The samples.
 
     Raises:
-        AntgmmError: what `check_fit` or `Samples` refuses.
+        AntgmmError: what `Samples` refuses.
     """
-    check_fit(processor, config)
     rows = {"buckets": recipe.buckets, "prompt_buckets": recipe.prompt_buckets, "pack": recipe.pack} if trained else {}
     limits = {"max_length": recipe.max_length, "max_answer": recipe.max_answer}
     return Samples(records, processor, config, prompt=prompt_of(recipe), **limits, **rows)

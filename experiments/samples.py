@@ -15,7 +15,7 @@ from data.batches import Batches, answer_lengths, batches, lengths, once
 from data.maad.source import MaadSource
 from data.maad.source import fingerprint as maad_fingerprint
 from data.packing import packed_batches
-from data.processor import device_batch, encode, encode_prompts, pixel_table, pixel_values, prepare
+from data.processor import check_fit, device_batch, encode, encode_prompts, pixel_table, pixel_values, prepare
 from data.readers import FileSource
 from data.record import PROMPT, Record
 from data.shifting import shifted
@@ -74,7 +74,8 @@ class Samples:
         pack: as given.
 
     Raises:
-        AntgmmError: rows that are too long, all named; a model that does not pack, or has no prompts apart.
+        AntgmmError: rows that are too long, all named; a model that does not pack, or has no prompts apart; what
+            `data.processor.check_fit` refuses.
     """
 
     def __init__(
@@ -96,6 +97,7 @@ class Samples:
             )
         if prompt_buckets and config.language.encoder is None:
             raise AntgmmError("prompt_buckets: a model without an encoder reads prompt and answer in one: use buckets")
+        check_fit(processor, config)
         self.records = prepare(processor, records)
         self._processor, self._max_length, self._template, self._least_width = processor, max_length, prompt, 0
         start = config.language.start_token

@@ -156,6 +156,7 @@ def test_an_epoch_sees_repeated_types_as_often_as_asked(model):
 
 def test_the_fingerprint_is_that_of_data_and_processor(model, tmp_path):
     config, _, processor, samples = model
+    config = replace(config, language=replace(config.language, vocab=512))  # room for one more word
 
     def fingerprint(change):
         processor.save_pretrained(tmp_path)
@@ -166,15 +167,13 @@ def test_the_fingerprint_is_that_of_data_and_processor(model, tmp_path):
     def other_colours(other):
         other.image_processor.image_mean = [0.5, 0.4, 0.4]
 
-    def other_size(other):
-        square = {"height": 24, "width": 24}
-        other.image_processor.size = {"shortest_edge": 24} if hasattr(other, "patch_size") else square
-        other.image_processor.crop_size = square
+    def other_resizing(other):
+        other.image_processor.resample = 0  # the nearest pixel
 
     def other_words(other):
         other.tokenizer.add_tokens([samples.records[0].question.split()[-1]])  # a word with a token of its own
 
     assert fingerprint(lambda other: None) == samples.fingerprint
-    found = {samples.fingerprint, *(fingerprint(change) for change in (other_colours, other_size, other_words))}
+    found = {samples.fingerprint, *(fingerprint(change) for change in (other_colours, other_resizing, other_words))}
     assert len(found) == 4
     assert Samples(maad.source("s", "val", ROWS, seed=1), processor, config).fingerprint not in found
