@@ -27,21 +27,17 @@ def publish(temporary: Path, target: Path) -> None:
 
 def replace(fresh: Path, target: Path) -> None:
     """Gives a finished folder the name of another, which is removed once the new one stands there."""
-    old = target.with_name(f".{target.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
     if target.exists():
-        target.rename(old)
+        _set_aside(target)
     fresh.rename(target)
     _flush_names(target.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(_old(target), ignore_errors=True)
 
 
 def discard(path: Path) -> None:
     """Removes a folder; half of it never stands under its name, because it is renamed first."""
-    hidden = path.with_name(f".{path.name}.old")
-    shutil.rmtree(hidden, ignore_errors=True)
-    path.rename(hidden)
-    shutil.rmtree(hidden)
+    _set_aside(path)
+    shutil.rmtree(_old(path))
 
 
 def remove_leftovers(directory: Path) -> None:
@@ -64,6 +60,16 @@ def verify(directory: Path, expected: Mapping[str, tuple[int, int]]) -> None:
             raise AntgmmError(f"{path} is cut short ({found} of {size} bytes); remove {directory} and run it again")
         if _crc32(path) != checksum:
             raise AntgmmError(f"{path} was altered after it was saved; remove {directory} and run it again")
+
+
+def _old(path: Path) -> Path:
+    """The hidden name of what is going to be removed."""
+    return path.with_name(f".{path.name}.old")
+
+
+def _set_aside(path: Path) -> None:
+    shutil.rmtree(_old(path), ignore_errors=True)
+    path.rename(_old(path))
 
 
 def _files(directory: Path) -> list[Path]:

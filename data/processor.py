@@ -21,9 +21,6 @@ _CHAT = (
     "{% endif %}{% endfor %}{% endif %}{% endfor %}{% if add_generation_prompt %}answer:{% endif %}"
 )
 
-# Without them transformers counts no tokens of the picture.
-_NEEDED = {"blip2": ("num_query_tokens",), "llava": ("patch_size", "vision_feature_select_strategy")}
-
 
 def blip2_processor(tokenizer: Tokenizer, *, px: int, queries: int) -> Blip2Processor:
     """The processor of a BLIP-2 + T5 model: pictures of `px` pixels, `queries` placeholder tokens before the text.
@@ -177,7 +174,10 @@ def check_fit(processor: ProcessorMixin, config: LMMConfig) -> None:
         AntgmmError: a field that older releases of transformers left out; they differ in the picture's side, in how
             many tokens stand for it or in which token; more tokens than the model has; none that pads.
     """
-    if absent := [name for name in _NEEDED[_family(processor)] if getattr(processor, name, None) is None]:
+    picture, counted = _placeholder(processor), ("patch_size", "vision_feature_select_strategy")
+    if isinstance(processor, Blip2Processor):
+        counted = ("num_query_tokens",)
+    if absent := [name for name in counted if getattr(processor, name) is None]:
         raise AntgmmError(
             f"the processor has no {absent[0]}, as those that older releases of transformers saved: set it in"
             " processor_config.json to the model's"
@@ -185,7 +185,7 @@ def check_fit(processor: ProcessorMixin, config: LMMConfig) -> None:
     words, vocab = processor.tokenizer, config.language.vocab
     if words.pad_token_id is None:
         raise AntgmmError("the tokenizer has no token that pads: set pad_token in tokenizer_config.json to one it has")
-    token = words.convert_tokens_to_ids(_placeholder(processor))
+    token = words.convert_tokens_to_ids(picture)
     if token != config.image_token:
         raise AntgmmError(
             f"the processor writes token {token} where the picture stands, the model looks for {config.image_token}:"
@@ -204,13 +204,6 @@ def check_fit(processor: ProcessorMixin, config: LMMConfig) -> None:
 def _placeholder(processor: ProcessorMixin) -> str:
     """What stands for a part of the picture in a prompt."""
     return processor.image_token.content if isinstance(processor, Blip2Processor) else _llava(processor).image_token
-
-
-def _family(processor: ProcessorMixin) -> str:
-    if isinstance(processor, Blip2Processor):
-        return "blip2"
-    _llava(processor)
-    return "llava"
 
 
 def _llava(processor: ProcessorMixin) -> LlavaProcessor:

@@ -36,24 +36,29 @@ def check_sizes(start: Student, stages: tuple[Stage, ...], *, whole: Mapping[str
             if stage.weights not in ("kept", "random"):
                 checkpoint.load_record(stage.weights)
             for targets in segment_targets(config, stage):
-                full, present = complete(config, targets), sizes(config)
-                cut = [axis for axis in full if full[axis] < present[axis]]
-                for axis in cut:
-                    if not can_score(stage.method(axis), axis):
-                        how = f"importance {stage.method(axis)!r} cannot score {axis}"
-                        raise AntgmmError(f"{how}, which is cut along: give it a pattern")
-                turned = {axis for axis in cut if stage.method(axis) == "principal"}
-                if turned and (stage.segments, stage.mask_steps) != (1, 0):
-                    how = f'importance "principal" leaves no units of {min(turned)} to close'
-                    raise AntgmmError(f"{how}: segments = 1, mask_steps = 0")
-                for axis in sorted(turned):
-                    pruning.check_basis(config, axis)
-                    if axis in by_index:
-                        raise AntgmmError(f"{axis} was cut by index before: cut it to components first")
-                by_index |= {axis for axis in cut if axis not in turned}
+                by_index |= _cut_by_index(config, stage, targets, by_index)
                 config = pruning.planned_config(config, targets)
         except AntgmmError as error:
             raise AntgmmError(f"stage {stage.name!r}: {error}") from error
+
+
+def _cut_by_index(config: LMMConfig, stage: Stage, targets: Mapping[str, int], before: set[str]) -> set[str]:
+    """The axes that a segment cuts to some of their units, after its importance was checked against all that it cuts."""
+    full, present = complete(config, targets), sizes(config)
+    cut = [axis for axis in full if full[axis] < present[axis]]
+    for axis in cut:
+        if not can_score(stage.method(axis), axis):
+            how = f"importance {stage.method(axis)!r} cannot score {axis}"
+            raise AntgmmError(f"{how}, which is cut along: give it a pattern")
+    turned = sorted(axis for axis in cut if stage.method(axis) == "principal")
+    if turned and (stage.segments, stage.mask_steps) != (1, 0):
+        how = f'importance "principal" leaves no units of {turned[0]} to close'
+        raise AntgmmError(f"{how}: segments = 1, mask_steps = 0")
+    for axis in turned:
+        pruning.check_basis(config, axis)
+        if axis in before:
+            raise AntgmmError(f"{axis} was cut by index before: cut it to components first")
+    return {*cut} - {*turned}
 
 
 def check_steps(who: str, table: Optimizer, params: Params, rows: int, frozen: tuple[str, ...]) -> None:

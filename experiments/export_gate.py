@@ -110,33 +110,20 @@ def check(
     model = torch_model(directory)
     for part in _generating(model):
         part.generation_config.pad_token_id, part.generation_config.eos_token_id = pad, eos
-    # An accelerator's own float32 products keep a tenth of the bits, more than the tolerance forgives.
-    with jax.default_matmul_precision("highest"):
-        return _compared(directory, model, config, params, batches, max_new_tokens=max_new_tokens, eos=eos, pad=pad)
-
-
-def _compared(
-    directory: str | os.PathLike,
-    model: Any,
-    config: LMMConfig,
-    params: Params,
-    batches: Sequence[Mapping[str, np.ndarray]],
-    *,
-    max_new_tokens: int,
-    eos: int,
-    pad: int,
-) -> GateResult:
     apply = jax.jit(functional(config).apply)
     # The files hold what was exported: in another dtype than float32 that is not `params` to the last bit.
     params = jax.tree.map(lambda a: np.asarray(a, np.float32), params)
     worst, ids, equal, asked, scale, where = [], [], [], [], 0.0, ""
     for batch in batches:
         inputs, prompt = split(batch)
-        ours = _answer_logits(np.asarray(apply(params, inputs)["logits"]), batch)
+        # An accelerator's own float32 products keep a tenth of the bits: the tolerance does not forgive that.
+        with jax.default_matmul_precision("highest"):
+            logits = np.asarray(apply(params, inputs)["logits"])
+            mine = np.asarray(generate(config, params, prompt, max_new_tokens=max_new_tokens, eos=eos, pad=pad))
+        ours = _answer_logits(logits, batch)
         reference = torch_logits(model, inputs, batch)
         worst += [*np.abs(ours - reference).max(axis=(1, 2))]
         scale = max(scale, float(np.abs(reference).max()))
-        mine = np.asarray(generate(config, params, prompt, max_new_tokens=max_new_tokens, eos=eos, pad=pad))
         theirs = torch_answers(model, prompt, max_new_tokens, pad)
         ids += [*batch.get("id", np.arange(len(equal), len(equal) + len(mine)))]
         equal += [*(mine == theirs).all(axis=1)]

@@ -8,7 +8,6 @@ import pytest
 import pruning
 from antgmm_jax.config import sizes
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.presets import blip2_t5
 from experiments.bench.rates import Asked
 from experiments.study.curve import knee, markdown, shape_of, with_costs, write_curve
 from pruning.cost import total_parameters
@@ -39,18 +38,8 @@ def curve():
 
 
 def test_the_shape_that_is_timed_is_the_one_that_was_left():
-    """Of three layers every other one reads the picture; the two that are kept may be those or not."""
-    teacher = blip2_t5(
-        vision=(2, 32, 2, 6),
-        bridge=(3, 32, 2, 6),
-        text=(2, 2, 32, 2, 6),
-        head_dims=(16, 16, 16),
-        image=32,
-        patch=16,
-        queries=4,
-        vocab=64,
-        image_token=3,
-    )
+    """Of the Q-Former's layers every other one reads the picture; the two that are kept may be those or not."""
+    teacher = CONFIGS["blip2_t5"]
     every = {}
     for layers in ([0, 1], [0, 2]):
         left = pruning.shrunk_config(teacher, {"bridge/layers": np.array(layers)})
