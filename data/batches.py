@@ -75,7 +75,7 @@ class Plan(Sequence[np.ndarray]):
 
 
 def answer_lengths(arrays: Arrays) -> np.ndarray:
-    """Answer tokens of each row of `data.processor.encode`, the end token counted; int [N]."""
+    """Answer tokens of each row of `data.encoding.encode`, the end token counted; int [N]."""
     return (arrays["targets"] >= 0).sum(axis=1)
 
 
@@ -83,7 +83,7 @@ def lengths(arrays: Arrays) -> np.ndarray:
     """What the length groups go by: answer tokens where a decoder reads them apart (T5), else all tokens.
 
     Args:
-        arrays: from `data.processor.encode`.
+        arrays: from `data.encoding.encode`.
 
     Returns:
         int [N].
@@ -120,7 +120,7 @@ def cuts(arrays: Arrays, widths: Sequence[int], prompts: Sequence[int] = ()) -> 
     """How batches are cut to length buckets.
 
     Args:
-        arrays: from `data.processor.encode`.
+        arrays: from `data.encoding.encode`.
         widths: of answer columns where a decoder reads them apart (T5), else of all; empty: no cutting.
         prompts: of what an encoder reads; empty: no cutting.
 
@@ -159,7 +159,7 @@ def batches(
     Where several processes share a mesh, all go through the same batches and each makes the rows of its own devices.
 
     Args:
-        arrays: name -> array with N rows, such as `data.processor.encode` makes; of `views` [N, V, ...] of the image
+        arrays: name -> array with N rows, such as `data.encoding.encode` makes; of `views` [N, V, ...] of the image
             features one is drawn whenever a row is seen, and given as `vision_features`.
         size: rows a batch.
         seed: seed of the order and of what is drawn.

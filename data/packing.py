@@ -12,7 +12,7 @@ from jaxtyping import Int
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.sharding import own_rows
 from data.batches import Batches, Plan, lengths
-from data.processor import IGNORE
+from data.encoding import IGNORE
 from data.record import Arrays
 from data.shifting import seen
 
@@ -61,7 +61,7 @@ def packed(arrays: Arrays, rows: Int[np.ndarray, "R M"], width: int) -> Arrays:
     """The arrays of packed rows.
 
     Args:
-        arrays: from `data.processor.encode` (LLaVA), or with `views` of image features in the place of `images` or
+        arrays: from `data.encoding.encode` (LLaVA), or with `views` of image features in the place of `images` or
             beside them.
         rows: sample numbers of each row, -1 for none.
         width: tokens of a row.
@@ -113,7 +113,7 @@ def packed_batches(
     samples make whole batches of them.
 
     Args:
-        arrays: name -> array with N rows, from `data.processor.encode` (LLaVA).
+        arrays: name -> array with N rows, from `data.encoding.encode` (LLaVA).
         size: rows a batch.
         seed: seed of the rows and their order.
         width: tokens of a row.

@@ -43,7 +43,7 @@ def check_sizes(start: Student, stages: tuple[Stage, ...], *, whole: Mapping[str
 
 
 def _cut_by_index(config: LMMConfig, stage: Stage, targets: Mapping[str, int], before: set[str]) -> set[str]:
-    """The axes that a segment cuts to some of their units, after its importance was checked against all that it cuts."""
+    """The axes that a segment cuts to some of their units; its importance is checked against all that it cuts."""
     full, present = complete(config, targets), sizes(config)
     cut = [axis for axis in full if full[axis] < present[axis]]
     for axis in cut:

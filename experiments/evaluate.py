@@ -10,8 +10,8 @@ from antgmm_jax.functional import Params, float32
 from antgmm_jax.generate import generate
 from antgmm_jax.processes import gather
 from antgmm_jax.sharding import rows
+from data.encoding import decode
 from data.metrics import scores
-from data.processor import decode
 from experiments.samples import Samples
 
 

@@ -12,10 +12,11 @@ from transformers import AutoProcessor, ProcessorMixin
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.errors import AntgmmError
 from data.batches import Batches, answer_lengths, batches, lengths, once
+from data.encoding import encode, encode_prompts
 from data.maad.source import MaadSource
 from data.maad.source import fingerprint as maad_fingerprint
 from data.packing import packed_batches
-from data.processor import check_fit, device_batch, encode, encode_prompts, pixel_table, pixel_values, prepare
+from data.processor import check_fit, device_batch, pixel_table, pixel_values, prepare
 from data.readers import FileSource
 from data.record import PROMPT, Record
 from data.shifting import shifted
@@ -69,7 +70,7 @@ class Samples:
 
     Attributes:
         records: the records, with their pictures as the model sees them.
-        arrays: what `data.processor.encode` gave.
+        arrays: what `data.encoding.encode` gave.
         table: what the processor makes of each pixel value.
         pack: as given.
 

@@ -13,22 +13,19 @@ from transformers import AutoProcessor
 import data.maad as maad
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.presets import preset
+from data.encoding import decode, encode, encode_prompts, prompts
 from data.maad.answers import answer
 from data.maad.latents import draw
 from data.maad.tier import brands
 from data.processor import (
     blip2_processor,
     check_fit,
-    decode,
     device_batch,
-    encode,
-    encode_prompts,
     image_tokens,
     llava_processor,
     pixel_table,
     pixel_values,
     prepare,
-    prompts,
 )
 from data.record import Record, check_template, prompt
 from data.tokenizer import BOS, EOS, HUNDREDS, IMAGE, PAD, TENS, corpus, train_tokenizer, wrap

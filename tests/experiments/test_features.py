@@ -12,7 +12,8 @@ from antgmm_jax.errors import AntgmmError
 from antgmm_jax.functional import functional
 from antgmm_jax.presets import preset
 from data.batches import answer_lengths
-from data.processor import decode, pixel_values
+from data.encoding import decode
+from data.processor import pixel_values
 from data.shifting import shifted
 from experiments import features as image_side
 from experiments.evaluate import evaluate

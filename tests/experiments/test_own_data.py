@@ -13,7 +13,7 @@ import data.maad as maad
 from antgmm_jax import checkpoint
 from antgmm_jax.convert import load_hf, open_hf
 from antgmm_jax.errors import AntgmmError
-from data.processor import encode_prompts, prompts
+from data.encoding import encode_prompts, prompts
 from data.readers import read_records
 from data.rows import parse
 from data.writers import write_jsonl

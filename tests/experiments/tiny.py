@@ -46,6 +46,47 @@ sizes = {{ {sizes} }}
 """
 )
 
+TOWERS = """
+calibration_batches = 1
+checkpoint_every = 2
+[teacher]
+path = "{teacher}"
+states = ["bridge"]
+[data]
+kind = "maad"
+tier = "s"
+samples = 16
+[loss]
+soft = 1.0
+[optimizer]
+kind = "muon"
+learning_rate = 1e-2
+batch_size = 8
+[evaluate]
+max_new_tokens = 4
+[evaluate.data]
+split = "val"
+samples = 8
+[[stage]]
+name = "image"
+frozen = ["language"]
+recover_steps = 2
+loss = {{ hard = 0.0, soft = 0.0, vision = 1.0 }}
+importance = "magnitude"
+sizes = {{ "vision/mlp" = 16, "bridge/embed" = 16 }}
+[[stage]]
+name = "language"
+frozen = ["vision", "bridge/stack", "bridge/norm", "bridge/queries"]
+mask_steps = 1
+recover_steps = 3
+sizes = {{ "decoder/mlp" = 16, "encoder/mlp" = 16, "text/embed" = 16 }}
+[[stage]]
+name = "whole"
+recover_steps = 2
+optimizer.dtype = "bfloat16"
+optimizer.remat = "full"
+"""
+
 
 def save_teacher(directory: Path) -> Path:
     """A BLIP-2 + T5 checkpoint of random weights with a tokenizer of MAAD-synth."""
@@ -97,3 +138,9 @@ def write_recipe(path: Path, teacher: Path, name: str = "blocks", sizes: str = '
     """A recipe of one stage."""
     path.write_text(RECIPE.format(teacher=teacher, name=name, sizes=sizes))
     return path
+
+
+def save_towers(folder: Path) -> Path:
+    """A teacher and `recipe.toml`, which cuts the image side, then the language model, then distils the whole."""
+    (folder / "recipe.toml").write_text(TOWERS.format(teacher=save_teacher(folder / "teacher")))
+    return folder
