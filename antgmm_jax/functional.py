@@ -12,6 +12,7 @@ from antgmm_jax import sharding
 from antgmm_jax.config import LMMConfig, Remat, sizes
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.lmm import LMM
+from antgmm_jax.pictures import Images, by_row
 
 Params = Any
 """A nested dict of arrays; the blocks of a stack lie stacked on a leading axis."""
@@ -23,13 +24,13 @@ class Functional(NamedTuple):
     Attributes:
         init: key -> parameters, float32.
         apply: (params, batch, gates=None, *, collect=()) -> dict with `logits` [B, T, V] and every collected name:
-            `final` [B, T, D], `<tower>/states` [L + 1, B, N, D], `bridge/out` [1, B, N, D], or an axis name (norms of
-            its units [L, B, units]; of widths and of LLaVA's `bridge/mlp` [B, units]). `gates` is a flat dict axis ->
-            array, `[n]` where the axis is shared, `[L, n]` where it is local. Under jit what the caller does not use is
-            not computed.
+            `final` [B, T, D], `<tower>/states` [L + 1, B, N, D], `bridge/out` [1, B * M, N, D] (of image towers B * M
+            in the place of B, for M picture slots a row), or an axis name (norms of its units [L, B, units]; of widths
+            and of a bridge's one layer [B, units]). `gates` is a flat dict axis -> array, `[n]` where the axis is
+            shared, `[L, n]` where it is local. Under jit what the caller does not use is not computed.
         head: (params, hidden [..., D], gates=None) -> logits [..., V].
-        features: (params, pixel_values) -> what `batch["vision_features"]` takes in place of pixels.
-        vision: (params, pixel_values) -> the image encoder's states and the features made of them.
+        features: (params, images) -> `vision_features` [B, M, N, D], which a batch may have in the place of pictures.
+        vision: (params, images) -> the image encoder's states [B * M, N, D] and the features made of them.
         axes: tree like the parameters, each leaf the tuple of its axes' names.
         graph: what `nnx.merge` needs to rebuild the module from the parameters.
     """
@@ -78,13 +79,13 @@ def _functional(config: LMMConfig, remat: Remat) -> Functional:
     def head(params: Params, hidden: jax.Array, gates: Mapping[str, jax.Array] | None = None):
         return model(params).language.head(hidden, gates or {})
 
-    def features(params: Params, pixel_values: jax.Array):
-        return vision(params, pixel_values)[1]
+    def features(params: Params, images: Images):
+        return vision(params, images)[1]
 
-    def vision(params: Params, pixel_values: jax.Array):
+    def vision(params: Params, images: Images):
         whole = model(params)
-        states, _ = whole.vision(pixel_values, {})
-        return states, whole.bridge.features(states, {})[0]
+        states, _ = whole.vision(images, {})
+        return states, by_row(whole.bridge.features(states, {})[0], images)
 
     return Functional(jax.jit(init), apply, head, features, vision, axes, graph)
 

@@ -20,7 +20,7 @@ class Phases(NamedTuple):
     """The phases of a request, each jitted, so that each can be timed.
 
     Attributes:
-        vision: (params, pixel_values) -> image features.
+        vision: (params, images) -> image features.
         prefill: (params, batch with `vision_features`) -> the state that `decode` reads.
         decode: (params, state) -> token ids [B, max_new_tokens].
     """
@@ -44,7 +44,8 @@ def generate(
     Args:
         config: the model.
         params: its parameters.
-        batch: `pixel_values` (or `vision_features`), `input_ids`, `attention_mask`; padding on either side.
+        batch: `images` (and `vision_features` in the place of pixels), `input_ids`, `attention_mask`;
+            padding on either side.
         max_new_tokens: length of the answers.
         eos: token or tokens that end an answer; none (an empty sequence) decodes to the full length.
         pad: token after the end.
@@ -55,8 +56,12 @@ def generate(
     ends = (eos,) if isinstance(eos, int) else tuple(eos)
     run = phases(config, max_new_tokens, ends, pad)
     prompt = {name: batch[name] for name in ("input_ids", "attention_mask")}
-    features = batch["vision_features"] if "vision_features" in batch else run.vision(params, batch["pixel_values"])
-    return run.decode(params, run.prefill(params, {**prompt, "vision_features": features}))
+    prompt["images"] = {"valid": batch["images"]["valid"]}
+    if "vision_features" in batch:
+        prompt["vision_features"] = batch["vision_features"]
+    elif prompt["images"]["valid"].shape[1]:
+        prompt["vision_features"] = run.vision(params, batch["images"])
+    return run.decode(params, run.prefill(params, prompt))
 
 
 @lru_cache(maxsize=32)

@@ -6,11 +6,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from antgmm_jax import packing
 from antgmm_jax.bridge import Projector, QFormer
 from antgmm_jax.config import LMMConfig, QFormerConfig, Remat
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.language import LanguageModel, Prefilled
+from antgmm_jax.pictures import Images, by_row, flat
 from antgmm_jax.stack import Gates
 from antgmm_jax.vision import VisionEncoder
 
@@ -31,33 +31,32 @@ class LMM(nnx.Module):
         self.language = LanguageModel(config.language, remat=remat, rngs=rngs)
 
     def vision_features(
-        self, pixels: Float[Array, "B C H W"], gates: Gates, collect: Sequence[str] = ()
-    ) -> tuple[Float[Array, "B N D"], dict[str, Array]]:
+        self, images: Images, gates: Gates, collect: Sequence[str] = ()
+    ) -> tuple[Float[Array, "B M N D"], dict[str, Array]]:
         """What the image side hands to its last linear map: the part that can be computed once and kept."""
-        states, kept = self.vision(pixels, gates, collect)
+        states, kept = self.vision(images, gates, collect)
         features, more = self.bridge.features(states, gates, collect)
-        return features, {**kept, **more}
+        return by_row(features, images), {**kept, **more}
 
     def inputs(
         self, batch: Batch, gates: Gates, collect: Sequence[str] = ()
     ) -> tuple[Float[Array, "B T D"], dict[str, Array]]:
         """Embedded prompt: tokens, with image features in the place of the image tokens."""
-        given = batch["vision_features" if "vision_features" in batch else "pixel_values"]
-        if "segment_ids" in batch:
-            given = given.reshape(-1, *given.shape[2:])  # a packed row has several pictures
-        features, kept = (given, {}) if "vision_features" in batch else self.vision_features(given, gates, collect)
-        images, more = self.bridge.project(features, gates, collect)
         ids = batch["input_ids"]
-        is_image = ids == self.config.image_token
-        if "segment_ids" in batch:
-            order = packing.image_state(is_image, batch["segment_ids"], images.shape[1])
-            images = images.reshape(ids.shape[0], -1, images.shape[2])
+        words = self.language.embed(ids)
+        if batch["images"]["valid"].shape[1] == 0:
+            return words, {}
+        if "vision_features" in batch:
+            features, kept = batch["vision_features"].astype(words.dtype), {}
         else:
-            # The n-th image token of a row takes the n-th image state.
-            order = jnp.clip(jnp.cumsum(is_image, axis=1) - 1, 0, images.shape[1] - 1)
-        placed = jnp.take_along_axis(images, order[:, :, None], axis=1)
-        x = jnp.where(is_image[:, :, None], placed, self.language.embed(ids))
-        return x, {**kept, **more}
+            features, kept = self.vision_features(batch["images"], gates, collect)
+        states, more = self.bridge.project(flat(features), gates, collect)
+        # The n-th image token of a row takes the n-th image state: slots in use come first.
+        states = states.reshape(ids.shape[0], -1, states.shape[-1])
+        is_image = ids == self.config.image_token
+        order = jnp.clip(jnp.cumsum(is_image, axis=1) - 1, 0, states.shape[1] - 1)
+        placed = jnp.take_along_axis(states, order[:, :, None], axis=1)
+        return jnp.where(is_image[:, :, None], placed, words), {**kept, **more}
 
     def __call__(self, batch: Batch, gates: Gates, collect: Sequence[str] = ()) -> dict[str, Array]:
         """Logits at every position, teacher forced; `Functional.apply` documents arguments and result."""

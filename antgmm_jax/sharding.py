@@ -132,11 +132,11 @@ def lay(tree: Any, axes: Any) -> Any:
     return jax.tree.map(place, tree, axes) if active() else tree
 
 
-def rows(batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+def rows(batch: Mapping[str, Any]) -> dict[str, Any]:
     """A host batch on the devices, its rows split over them.
 
     Args:
-        batch: arrays of the same rows; under a mesh those that `own_rows` named.
+        batch: a tree of arrays of the same rows; under a mesh those that `own_rows` named.
 
     Returns:
         The whole batch, of which each process has its part.
@@ -144,7 +144,7 @@ def rows(batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
     if not active():
         return jax.device_put(dict(batch))
     sharding = NamedSharding(jax.sharding.get_mesh(), PartitionSpec(RULES["batch"]))
-    return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()}
+    return jax.tree.map(lambda value: jax.make_array_from_process_local_data(sharding, value), dict(batch))
 
 
 def own_rows(size: int) -> np.ndarray:

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from antgmm_jax.config import Remat, VisionConfig
 from antgmm_jax.layers import Norm, linear, param, plus, repeated
+from antgmm_jax.pictures import Images, normalised
 from antgmm_jax.stack import Context, Gates, Stack
 
 
@@ -29,12 +30,12 @@ class VisionEncoder(nnx.Module):
         self.final_norm = Norm(config.stack, axes[0], rngs=rngs)
 
     def __call__(
-        self, pixels: Float[Array, "B C H W"], gates: Gates, collect: Sequence[str] = ()
-    ) -> tuple[Float[Array, "B N D"], dict[str, Array]]:
-        """Encodes images.
+        self, images: Images, gates: Gates, collect: Sequence[str] = ()
+    ) -> tuple[Float[Array, "S N D"], dict[str, Array]]:
+        """Encodes pictures.
 
         Args:
-            pixels: normalised pixel values.
+            images: squares of pixels, as `normalised` takes them: B rows of M slots, S = B * M.
             gates: axis name -> gate.
             collect: names of the intermediates to keep.
 
@@ -42,7 +43,8 @@ class VisionEncoder(nnx.Module):
             Token states as the bridge reads them, and the intermediates.
         """
         gate, p = gates.get("vision/embed"), self.config.patch
-        patches = rearrange(pixels, "b c (gy y) (gx x) -> b (gy gx) c y x", y=p, x=p).astype(self.patch[...].dtype)
+        pixels = normalised(images).astype(self.patch[...].dtype)
+        patches = rearrange(pixels, "s (gy y) (gx x) c -> s (gy gx) c y x", y=p, x=p)
         x = linear(patches, self.patch[...], None if self.patch_bias is None else self.patch_bias[...], inputs=3)
         x = jnp.concatenate([repeated(self.cls[...][None], x.shape[0]), x], axis=1)
         x = plus(x, self.positions[...])

@@ -4,6 +4,7 @@ Only models without an encoder pack; `antgmm_jax.packing` says how they read suc
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import grain
 import numpy as np
@@ -18,7 +19,7 @@ from data.shifting import seen
 
 OPEN = 64
 """Rows that a sample may yet join: more fill rows hardly better, and take longer to look through."""
-_PICTURES = ("images", "pixel_values", "views", "vision_features")
+_PICTURES = ("images", "views", "vision_features")
 
 
 def pack(found: Int[np.ndarray, " N"], width: int, *, seed: int) -> Int[np.ndarray, "K M"]:
@@ -104,7 +105,7 @@ def packed_batches(
     width: int,
     rows: np.ndarray | None = None,
     shift: int = 0,
-    finish: Callable[[Arrays], Arrays] = lambda batch: batch,
+    finish: Callable[[Arrays], dict[str, Any]] = dict,
     prefetch: int = 2,
 ) -> Batches:
     """Endless shuffled batches of packed rows; equal arguments give equal batches.
@@ -119,7 +120,7 @@ def packed_batches(
         width: tokens of a row.
         rows: as in `data.batches.batches`, samples.
         shift: as there.
-        finish: as in `data.batches.batches`; it is given pictures [R * M, ...], not parted by rows.
+        finish: as in `data.batches.batches`; it is given pictures [R, M, ...].
         prefetch: batches made ahead of time.
 
     Returns:
@@ -141,15 +142,11 @@ def packed_batches(
     def make(places: np.ndarray, rng: np.random.Generator) -> Arrays:
         batch = packed(arrays, table[places[own]], width)
         batch = seen(batch, rng, shift=shift, shape=(len(places), table.shape[1]), own=own)
-        return _by_row(finish(_flat(batch)), len(own))
+        made = finish(batch)
+        if isinstance(made.get("images"), dict):
+            # Slots of a row that no sample fills hold no picture.
+            made["images"] = {**made["images"], "valid": table[places[own]] >= 0}
+        return made
 
     order = grain.MapDataset.source(Plan(np.zeros(len(table), int), size, seed))
     return Batches(order.random_map(make, seed=seed), prefetch)
-
-
-def _flat(batch: Arrays) -> Arrays:
-    return {name: x.reshape(-1, *x.shape[2:]) if name in _PICTURES else x for name, x in batch.items()}
-
-
-def _by_row(batch: Arrays, rows: int) -> Arrays:
-    return {name: x.reshape(rows, -1, *x.shape[1:]) if name in _PICTURES else x for name, x in batch.items()}

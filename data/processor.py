@@ -1,7 +1,8 @@
-"""Hugging Face processors, and their exact pictures without their cost: uint8 once, a table lookup a batch."""
+"""Hugging Face processors, and their exact pictures without their cost: uint8 once, normalised on the device."""
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -111,45 +112,45 @@ def prepare(processor: ProcessorMixin, records: Sequence[Record]) -> Prepared:
 
 
 def pixel_table(processor: ProcessorMixin) -> np.ndarray:
-    """What the processor makes of each of the 256 values of each channel, asked of the processor itself.
+    """How the processor normalises each channel: what it makes of a value is `value * scale + offset`.
 
     Args:
         processor: the model's.
 
     Returns:
-        float32 [3, 256].
+        float32 [2, 3]: scale and offset, asked of the processor itself.
     """
-    ramp = np.repeat(np.arange(256, dtype=np.uint8).reshape(16, 16, 1), 3, axis=-1)
+    ramp = np.repeat(np.array([0, 255] * 128, np.uint8).reshape(16, 16, 1), 3, axis=-1)
     settings = {"do_center_crop": False} if hasattr(processor.image_processor, "do_center_crop") else {}
     made = processor.image_processor(ramp, do_resize=False, return_tensors="np", **settings)
-    return np.asarray(made["pixel_values"], np.float32)[0].reshape(3, 256)
+    low, high = np.asarray(made["pixel_values"], np.float64)[0].reshape(3, 256)[:, :2].T
+    return np.stack([(high - low) / 255, low]).astype(np.float32)
 
 
-def pixel_values(table: np.ndarray, images: np.ndarray) -> np.ndarray:
-    """Normalised pictures, bit for bit the processor's.
+def pictures(table: np.ndarray, images: np.ndarray) -> dict[str, np.ndarray]:
+    """Squares as a model takes them: one picture a row, normalised on the device.
 
     Args:
         table: from `pixel_table`.
-        images: uint8 [N, px, px, 3], from `prepare`.
+        images: uint8 [B, px, px, 3] or [B, M, px, px, 3], from `prepare`.
 
     Returns:
-        float32 [N, 3, px, px].
+        `pixels` [B, M, px, px, 3], `scale`, `offset` [B, M, 3] and `valid` [B, M].
     """
-    # On the host: what JAX computes waits for the step that the device is at, and so would whoever makes batches ahead.
-    # A channel of one picture at a time: numpy's indices, eight bytes a pixel, then stay in the processor's cache.
-    found = np.empty((len(images), 3, *images.shape[1:3]), np.float32)
-    for picture, image in zip(found, images, strict=True):
-        for channel in range(3):
-            np.take(table[channel], image[..., channel], out=picture[channel], mode="clip")
-    return found
+    pixels = images if images.ndim == 5 else images[:, None]
+    scale, offset = (np.broadcast_to(row, (*pixels.shape[:2], 3)) for row in table)
+    return {"pixels": pixels, "scale": scale, "offset": offset, "valid": np.ones(pixels.shape[:2], bool)}
 
 
-def device_batch(table: np.ndarray, arrays: Arrays) -> Arrays:
-    """Rows of `encode` as the model takes them: `images`, if any, becomes `pixel_values`, everything else stays."""
-    if "images" not in arrays:
-        return arrays
-    rest = {name: value for name, value in arrays.items() if name != "images"}
-    return {"pixel_values": pixel_values(table, arrays["images"]), **rest}
+def device_batch(table: np.ndarray, arrays: Arrays) -> dict[str, Any]:
+    """Rows of `encode` as the model takes them: `images` becomes a tree, everything else stays."""
+    batch: dict[str, Any] = dict(arrays)
+    if "vision_features" in batch:
+        features = batch["vision_features"]
+        batch["vision_features"] = features if features.ndim == 4 else features[:, None]
+    if "images" in batch:
+        return {**batch, "images": pictures(table, batch["images"])}
+    return {**batch, "images": {"valid": np.ones(batch["vision_features"].shape[:2], bool)}}
 
 
 def image_tokens(processor: ProcessorMixin) -> int:

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 from antgmm_jax.bridge import OUT
 from antgmm_jax.config import LMMConfig, embed_axis, stacks
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.packing import filled
+from antgmm_jax.pictures import valid_slots
 from distill import losses
 from distill.losses import IGNORE, LossConfig
 
@@ -70,7 +70,7 @@ def parts(
         for term, mask in _masks(tower, config.image_token).items():
             found.append(Part(term, tower, f"{tower}/states", layers, embed, *axes, mask))
     embed = np.asarray(keep["text/embed"])
-    return (*found, Part("bridge", "bridge", OUT, None, embed, "", "text/embed", filled, bridge_weights))
+    return (*found, Part("bridge", "bridge", OUT, None, embed, "", "text/embed", valid_slots, bridge_weights))
 
 
 def _masks(tower: str, image_token: int) -> dict[str, Callable[[Batch], Array]]:
@@ -78,7 +78,7 @@ def _masks(tower: str, image_token: int) -> dict[str, Callable[[Batch], Array]]:
     if tower == "decoder":
         return {"hidden": _answer_tokens}
     if tower not in ("encoder", "text"):
-        return {"vision": filled}
+        return {"vision": valid_slots}
     return {
         "hidden": lambda batch: (batch["attention_mask"] != 0) & (batch["input_ids"] != image_token),
         "vision": lambda batch: (batch["attention_mask"] != 0) & (batch["input_ids"] == image_token),

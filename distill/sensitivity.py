@@ -28,7 +28,7 @@ def bridge_weights(functional: Any, params: Any, batches: Iterable[Mapping[str, 
     Args:
         functional: of the model that is distilled from.
         params: its parameters.
-        batches: calibration batches with `pixel_values`, one sample a row; each shape compiles once.
+        batches: calibration batches with pictures, one sample a row; each shape compiles once.
 
     Returns:
         float32, mean 1, none below about `FLOOR`.
@@ -40,11 +40,13 @@ def bridge_weights(functional: Any, params: Any, batches: Iterable[Mapping[str, 
 
     @jax.jit
     def shares(params: Any, batch: Mapping[str, Array]) -> Float[Array, " N"]:
-        rest = {name: value for name, value in batch.items() if name != "pixel_values"}
-        features = functional.features(params, batch["pixel_values"])
+        valid = batch["images"]["valid"]
+        rest = {**batch, "images": {"valid": valid}}
+        features = functional.features(params, batch["images"])
         gradient = jax.grad(lambda given: loss(params, {}, {**rest, "vision_features": given}, {})[0])(features)
         felt = _square(gradient) * _square(features)
-        return jnp.mean(felt / jnp.maximum(jnp.sum(felt, axis=1, keepdims=True), _TINY), axis=0)
+        shares = felt / jnp.maximum(jnp.sum(felt, axis=-1, keepdims=True), _TINY)
+        return jnp.mean(shares, axis=(0, 1), where=valid[:, :, None])
 
     found = [np.asarray(gather(shares(params, batch)), np.float32) for batch in batches]
     if not found:
@@ -53,7 +55,7 @@ def bridge_weights(functional: Any, params: Any, batches: Iterable[Mapping[str, 
     return (mean / mean.mean() + FLOOR) / (1 + FLOOR)
 
 
-def _square(values: Float[Array, "B N D"]) -> Float[Array, "B N"]:
+def _square(values: Float[Array, "B M N D"]) -> Float[Array, "B M N"]:
     # Tiny gradients would vanish when squared.
     values = values.astype(jnp.float32)
     return jnp.sum(jnp.square(values / jnp.maximum(jnp.max(jnp.abs(values)), _TINY)), axis=-1)

@@ -81,7 +81,7 @@ def make_loss(
         teacher: where targets come from.
         parts: state comparisons (`align.parts`), for the hidden, vision and bridge terms.
         chunk: answer tokens whose logits are alive at once.
-        dtype: compute dtype; parameters and inputs are cast to it, losses are float32.
+        dtype: compute dtype; parameters are cast to it, losses are float32.
 
     Returns:
         loss(params, gates, batch, teacher_params, totals=None) -> (float32 scalar, {term: float32 mean}). `totals` are
@@ -101,8 +101,7 @@ def make_loss(
         tokens, part_tokens = token_counts(batch, chosen) if totals is None else totals
         master, params = params, to_dtype(params, dtype)
         targets = targets_of(teacher_params, batch)
-        inputs = to_dtype(without_targets(batch), dtype)
-        out = collected(functional.apply(params, inputs, gates, collect=collect), collect)
+        out = collected(functional.apply(params, without_targets(batch), gates, collect=collect), collect)
         terms: Metrics = {}
         if needs_final:
             final = at_positions(out["final"], batch["positions"])
@@ -219,4 +218,4 @@ def _accumulated(
 
     zero = jnp.zeros((), jnp.float32)
     start = (zero, dict.fromkeys(terms, zero)), jax.tree.map(jnp.zeros_like, trained)
-    return jax.lax.scan(body, start, {name: split(x) for name, x in batch.items()})[0]
+    return jax.lax.scan(body, start, jax.tree.map(split, dict(batch)))[0]

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from antgmm_jax.errors import AntgmmError
+from antgmm_jax.pictures import has_pixels
 from distill.cache import TeacherCache
 from distill.chunked import at_positions
 from distill.packed import layers_first, packed_rows
@@ -27,7 +28,7 @@ class Teacher(NamedTuple):
             `<tower>/states` [layers + 1, B, N, D] and `bridge/out` [1, B, N, D]. Raises AntgmmError for a name that it
             cannot give.
         attach: host batch -> host batch with the cached targets in it.
-        reads_pictures: whether `select` needs a batch's `pixel_values`, also where the student reads image features.
+        reads_pictures: whether `select` needs a batch's pictures, also where the student reads image features.
     """
 
     params: Params
@@ -49,7 +50,7 @@ def collected(out: Mapping[str, Array], names: tuple[str, ...]) -> dict[str, Arr
         AntgmmError: one that the batch does not give: with `vision_features` the image encoder never runs.
     """
     if absent := [name for name in names if name not in out]:
-        raise AntgmmError(f"the batch gives no {', '.join(absent)}: use pixel_values, or set the vision weight to 0")
+        raise AntgmmError(f"the batch gives no {', '.join(absent)}: give it pictures, or set the vision weight to 0")
     return {name: out[name] for name in names}
 
 
@@ -96,8 +97,8 @@ def online(functional: Any, params: Params) -> Teacher:
         def targets(params: Params, batch: Batch) -> dict[str, Array]:
             if not names:
                 return {}
-            inputs = to_dtype(without_targets(batch), params_dtype(params))
-            if "pixel_values" in inputs:
+            inputs = without_targets(batch)
+            if has_pixels(inputs):
                 # What else stands for the pictures is the student's.
                 inputs.pop("vision_features", None)
             out = functional.apply(params, inputs, collect=names)

@@ -44,7 +44,7 @@ def evaluate(
     # A batch decodes until its longest answer ends: those of about one length go together.
     for batch in samples.in_order(min(batch_size, len(samples)), prompts=True, by_length=True):
         prompt = {name: batch[f"prompt/{name}"] for name in ("input_ids", "attention_mask")}
-        prompt |= {name: batch[name] for name in ("pixel_values", "index")}
+        prompt |= {name: batch[name] for name in ("images", "index")}
         eos, pad, placed = processor.tokenizer.eos_token_id, processor.tokenizer.pad_token_id, rows(prompt)
         said = generate(config, params, placed, max_new_tokens=max_new_tokens, eos=eos, pad=pad)
         index, said = gather((placed["index"], said))

@@ -11,6 +11,7 @@ from antgmm_jax.config import LMMConfig
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.functional import Params, functional
 from antgmm_jax.generate import generate
+from antgmm_jax.pictures import as_hf
 
 TOLERANCE = 1e-5
 """Largest difference of logits, as a share of their largest magnitude; also the floor."""
@@ -167,14 +168,12 @@ def torch_logits(model, inputs: Mapping[str, np.ndarray], batch: Mapping[str, np
         return _answer_logits(model(**tensors).logits.numpy(), batch)
 
 
-def split(batch: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+def split(batch: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """What a model reads of a training batch: prompts with their answers, and prompts alone."""
     inputs = {
-        name: batch[name]
-        for name in ("pixel_values", "input_ids", "attention_mask", "decoder_input_ids")
-        if name in batch
+        name: batch[name] for name in ("images", "input_ids", "attention_mask", "decoder_input_ids") if name in batch
     }
-    prompt = {"pixel_values": batch["pixel_values"]}
+    prompt = {"images": batch["images"]}
     prompt |= {name: batch[f"prompt/{name}"] for name in ("input_ids", "attention_mask")}
     return inputs, prompt
 
@@ -185,12 +184,14 @@ def _answer_logits(logits: np.ndarray, batch: Mapping[str, np.ndarray]) -> np.nd
     return np.where(batch["targets"][:, :, None] == -100, 0.0, at)
 
 
-def torch_tensors(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Arrays of a batch as PyTorch models take them: ids and masks as int64."""
+def torch_tensors(arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """A batch as PyTorch models take it: pictures as `pixel_values`, ids and masks as int64."""
     import torch
 
+    pixels = {"pixel_values": as_hf(arrays["images"])} if "images" in arrays else {}
+    rest = {name: array for name, array in arrays.items() if name != "images"}
     # Copied, for JAX's arrays cannot be written to and PyTorch warns of such.
-    tensors = {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
+    tensors = {name: torch.from_numpy(np.array(array)) for name, array in {**pixels, **rest}.items()}
     return {name: t.long() if name.endswith(("ids", "mask")) else t for name, t in tensors.items()}
 
 
@@ -199,7 +200,7 @@ def torch_answers(model, prompt: Mapping[str, np.ndarray], max_new_tokens: int, 
 
     Args:
         model: from `torch_model`.
-        prompt: `pixel_values`, `input_ids`, `attention_mask`.
+        prompt: `images`, `input_ids`, `attention_mask`.
         max_new_tokens: length of the answers.
         pad: token after the end.
         options: further options of `generate`.

@@ -101,8 +101,8 @@ def image_features(
     with bar("image features", views(shift) * len(samples)) as update:
         for view in range(views(shift)):
             moves, done = drawn(rng, shift, (len(samples),)), 0
-            for pixels in samples.pixels(min(batch_size, len(samples)), moves):
-                made = gather(run(params, rows({"pixels": pixels})["pixels"]))[: len(samples) - done]
+            for images in samples.pixels(min(batch_size, len(samples)), moves):
+                made = gather(run(params, rows(images)))[:, 0][: len(samples) - done]
                 if found is None:  # once, for of a large model they fill much of the memory
                     found = np.empty((len(samples), views(shift), *made.shape[1:]), made.dtype)
                 found[done : done + len(made), view] = made

@@ -88,7 +88,7 @@ def make_pretrain_step(
         remat: what the model's layers keep for the backward pass.
 
     Returns:
-        The step, whose gates and teacher are not read; batch has `pixel_values`, `cells` [B, SIDE, SIDE] and a class
+        The step, whose gates and teacher are not read; batch has `images`, `cells` [B, SIDE, SIDE] and a class
         per fact under `fact/<name>` [B]. Metrics: `loss`, `accuracy`, `worst` (the hardest fact's accuracy), `cells`
         (accuracy where a cell shows something), `grad_norm` and `learning_rate`.
     """
@@ -97,11 +97,11 @@ def make_pretrain_step(
 
     def loss(trained: Params, batch: Mapping[str, jax.Array]):
         model = to_dtype({**trained["model"], "language": language}, dtype)
-        states, queries = to_dtype(vision(model, batch["pixel_values"].astype(dtype)), jnp.float32)
+        states, queries = to_dtype(vision(model, batch["images"]), jnp.float32)
         losses, accuracies = [], []
         for i, name in enumerate(facts):
             head = trained["facts"][name]
-            logits = queries[:, i] @ head["kernel"] + head["bias"]
+            logits = queries[:, 0, i] @ head["kernel"] + head["bias"]
             target = batch[f"fact/{name}"]
             losses.append(cross_entropy(logits, target).mean())
             accuracies.append((logits.argmax(-1) == target).mean())

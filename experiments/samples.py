@@ -16,7 +16,7 @@ from data.encoding import encode, encode_prompts
 from data.maad.source import MaadSource
 from data.maad.source import fingerprint as maad_fingerprint
 from data.packing import packed_batches
-from data.processor import check_fit, device_batch, pixel_table, pixel_values, prepare
+from data.processor import check_fit, device_batch, pictures, pixel_table, prepare
 from data.readers import FileSource
 from data.record import PROMPT, Record
 from data.shifting import shifted
@@ -245,7 +245,7 @@ class Samples:
         order = np.argsort(answer_lengths(self.arrays), kind="stable") if by_length else None
         yield from map(partial(device_batch, self.table), once(arrays, size=size, order=order))
 
-    def pixels(self, size: int, moves: Int[np.ndarray, "N 2"]) -> Iterator[Float[np.ndarray, "B 3 H W"]]:
+    def pixels(self, size: int, moves: Int[np.ndarray, "N 2"]) -> Iterator[dict[str, np.ndarray]]:
         """Every row's picture once, moved by so many pixels; batches as of `in_order`.
 
         Args:
@@ -253,10 +253,10 @@ class Samples:
             moves: rows and columns of each picture, as `data.shifting.shifted` takes them.
 
         Yields:
-            Normalised pictures.
+            Pictures as a model takes them.
         """
         for batch in once({"images": self.arrays["images"]}, size=size):
-            yield pixel_values(self.table, shifted(batch["images"], moves[batch["index"]]))
+            yield pictures(self.table, shifted(batch["images"], moves[batch["index"]]))
 
     def by_bucket(self, size: int) -> Iterator[dict[str, np.ndarray]]:
         """Every row once, the shorter first, cut to `buckets`: for a teacher that reads each row once.

@@ -139,6 +139,17 @@ def batch(model: torch.nn.Module, *, seed: int = 0, rows: int = 3, words: int = 
     return out
 
 
+def ours(arrays: dict) -> dict:
+    """The same batch as our models take it: pictures as a tree, one a row."""
+    rest = {name: array for name, array in arrays.items() if name != "pixel_values"}
+    return {**rest, "images": squares(arrays["pixel_values"])}
+
+
+def squares(pixels: np.ndarray) -> dict:
+    """Normalised pictures [B, C, H, W] as a tree."""
+    return {"pixels": np.moveaxis(pixels, 1, -1)[:, None], "valid": np.ones((len(pixels), 1), bool)}
+
+
 def logits(model: torch.nn.Module, arrays: dict) -> np.ndarray:
     """PyTorch's logits in float32."""
     with torch.no_grad():

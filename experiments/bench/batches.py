@@ -15,7 +15,7 @@ from antgmm_jax.functional import Params, functional
 _PIECE = 8  # rows that the teacher reads at a time while its states are cached
 
 
-def device_arrays(batch: Mapping[str, Any]) -> dict[str, jax.Array]:
+def device_arrays(batch: Mapping[str, Any]) -> dict[str, Any]:
     """What a train step reads of a batch, on the device.
 
     Args:
@@ -24,14 +24,13 @@ def device_arrays(batch: Mapping[str, Any]) -> dict[str, jax.Array]:
     Returns:
         Arrays by name, without row numbers and prompts.
     """
-    return {
-        name: jnp.asarray(value) for name, value in batch.items() if name != "index" and not name.startswith("prompt/")
-    }
+    read = {name: value for name, value in batch.items() if name != "index" and not name.startswith("prompt/")}
+    return jax.tree.map(jnp.asarray, read)
 
 
 def first(batch: Mapping[str, Any], rows: int) -> dict[str, Any]:
     """The first rows of a batch."""
-    return {name: value[:rows] for name, value in batch.items()}
+    return jax.tree.map(lambda value: value[:rows], dict(batch))
 
 
 def cached_teacher(config: LMMConfig, params: Params, batch: Mapping[str, Any]) -> distill.Teacher:
@@ -46,9 +45,8 @@ def cached_teacher(config: LMMConfig, params: Params, batch: Mapping[str, Any]) 
         The `Teacher`, whose `attach` takes any rows of the batch.
     """
     pure, samples = functional(config), len(batch["index"])
-    pieces = (
-        {name: value[start : start + _PIECE] for name, value in batch.items()} for start in range(0, samples, _PIECE)
-    )
+    starts = range(0, samples, _PIECE)
+    pieces = (jax.tree.map(lambda value, at=at: value[at : at + _PIECE], dict(batch)) for at in starts)
     with tempfile.TemporaryDirectory() as folder:
         cache = Path(folder) / "cache"
         distill.build_cache(pure, params, pieces, cache, samples=samples, like=first(batch, _PIECE), key="bench")

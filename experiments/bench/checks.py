@@ -128,7 +128,7 @@ def _decoded(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Greedy answers [B, T]; the logits [B, T, V] before each token, with a cache and without."""
     pure, length = functional(config), batch["targets"].shape[1]
-    prompt = {name: jnp.asarray(value) for name, value in split(batch)[1].items()}
+    prompt = jax.tree.map(jnp.asarray, split(batch)[1])
     tokens = generate(config, params, prompt, max_new_tokens=length, eos=(), pad=0)
 
     @jax.jit
@@ -146,7 +146,7 @@ def _decoded(
         _, rest = jax.lax.scan(further, state._replace(slot=jnp.int32(state.slot)), tokens[:, :-1].T)
         return jnp.concatenate([first[None], rest]).swapaxes(0, 1)
 
-    forced = {"pixel_values": batch["pixel_values"], **teacher_forced(config, split(batch)[1], np.asarray(tokens))}
+    forced = {"images": batch["images"], **teacher_forced(config, split(batch)[1], np.asarray(tokens))}
     whole = _answer_logits(config)(params, device_arrays(forced))
     return np.asarray(tokens), np.asarray(stepped(params, tokens)), np.asarray(whole)
 

@@ -16,7 +16,7 @@ from experiments.bench.latency import Served, compare, thread_counts, with_threa
 from experiments.bench.timing import in_turn, milliseconds, spread
 from experiments.commands.sources import random_batch
 from experiments.console import say
-from experiments.export_gate import torch_model
+from experiments.export_gate import torch_model, torch_tensors
 
 PROMPT = {"words": 32, "answer": 16}
 """Tokens beside the image's, and answer tokens: about those of MAAD-synth."""
@@ -64,8 +64,7 @@ def _torch_generate(model: Any, prompt: Mapping[str, np.ndarray], tokens: int) -
 
     # Without an end token every answer has the same length.
     model.generation_config.eos_token_id, model.generation_config.pad_token_id = None, 0
-    tensors = {name: torch.from_numpy(value) for name, value in prompt.items()}
-    inputs = {name: tensor if name == "pixel_values" else tensor.long() for name, tensor in tensors.items()}
+    inputs = torch_tensors(prompt)
 
     def answer() -> np.ndarray:
         with torch.no_grad():
@@ -101,6 +100,5 @@ def random_prompt(config: LMMConfig, rows: int) -> dict[str, np.ndarray]:
     """Random prompts without padding, as a request brings them."""
     batch = random_batch(config, rows, **PROMPT)
     return {
-        name.removeprefix("prompt/"): batch[name]
-        for name in ("pixel_values", "prompt/input_ids", "prompt/attention_mask")
+        name.removeprefix("prompt/"): batch[name] for name in ("images", "prompt/input_ids", "prompt/attention_mask")
     }

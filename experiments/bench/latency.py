@@ -40,7 +40,7 @@ def jax_request(config: LMMConfig, params: Params, prompt: Mapping[str, np.ndarr
     Args:
         config: the model.
         params: its parameters.
-        prompt: `pixel_values`, `input_ids`, `attention_mask`, batch of any size.
+        prompt: `images`, `input_ids`, `attention_mask`, batch of any size.
         tokens: answer length, the same for every model compared: a wrong short answer is not fast.
 
     Returns:
@@ -49,11 +49,12 @@ def jax_request(config: LMMConfig, params: Params, prompt: Mapping[str, np.ndarr
     run = phases(config, tokens, (), 0)
     params = jax.device_put(params)
     text = {name: np.asarray(prompt[name], np.int32) for name in ("input_ids", "attention_mask")}
-    pixels = np.asarray(prompt["pixel_values"])
+    images = jax.tree.map(np.asarray, dict(prompt["images"]))
+    text["images"] = {"valid": images["valid"]}
 
     def request():
         t0 = time.perf_counter()
-        features = jax.block_until_ready(run.vision(params, pixels))
+        features = jax.block_until_ready(run.vision(params, images))
         t1 = time.perf_counter()
         state = jax.block_until_ready(run.prefill(params, {**text, "vision_features": features}))
         t2 = time.perf_counter()
@@ -71,7 +72,7 @@ def torch_request(model, prompt: Mapping[str, np.ndarray], tokens: int) -> Reque
 
     Args:
         model: from `export_gate.torch_model`.
-        prompt: `pixel_values`, `input_ids`, `attention_mask`.
+        prompt: `images`, `input_ids`, `attention_mask`.
         tokens: answer length.
 
     Returns:

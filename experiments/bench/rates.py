@@ -205,4 +205,4 @@ def random_request(config: LMMConfig, asked: Asked) -> Request:
     params = jax.tree.map(lambda leaf: 0.02 * rng.standard_normal(leaf.shape, np.float32), abstract(config))
     batch = random_batch(config, 1, words=asked.length - config.image_tokens, answer=1)
     prompt = {name: batch[f"prompt/{name}"] for name in ("input_ids", "attention_mask")}
-    return jax_request(config, params, {"pixel_values": batch["pixel_values"], **prompt}, asked.answer)
+    return jax_request(config, params, {"images": batch["images"], **prompt}, asked.answer)

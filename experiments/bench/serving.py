@@ -76,7 +76,7 @@ def decoding(model: Model, batch: Mapping[str, np.ndarray], copy: float, rounds:
     rows, length = batch["targets"].shape
     say(f"accelerator: decoding at batch {rows}")
     run = phases(model.config, length, (), 0)
-    state = run.prefill(model.params, {**prompt, "vision_features": run.vision(model.params, prompt["pixel_values"])})
+    state = run.prefill(model.params, {**prompt, "vision_features": run.vision(model.params, prompt["images"])})
     seconds, steps = dispatched(partial(run.decode, model.params, state), rounds), length - 1
     cost = pruning.cost(model.config, rows, prompt["input_ids"].shape[1], length, itemsize=model.dtype.itemsize)
     size = sum(cost.bytes["decode"].values())

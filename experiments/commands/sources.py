@@ -113,7 +113,7 @@ def random_batch(config: "LMMConfig", rows: int, *, words: int = 16, answer: int
         seed: another seed is another batch.
 
     Returns:
-        Arrays with `transformers`' names and layouts, `positions` and `targets`, and the row numbers, `index`.
+        Arrays with `transformers`' names, the pictures as a tree, `positions`, `targets`, and the row numbers, `index`.
     """
     rng = np.random.default_rng(seed)
     vision, language = config.vision, config.language
@@ -126,7 +126,10 @@ def random_batch(config: "LMMConfig", rows: int, *, words: int = 16, answer: int
     image = np.full((rows, config.image_tokens), config.image_token, np.int32)
     prompt, targets = np.concatenate([image, tokens(words)], axis=1), tokens(answer)
     batch = {
-        "pixel_values": rng.standard_normal((rows, vision.channels, vision.image, vision.image), dtype=np.float32),
+        "images": {
+            "pixels": rng.standard_normal((rows, 1, vision.image, vision.image, vision.channels), dtype=np.float32),
+            "valid": np.ones((rows, 1), bool),
+        },
         "targets": targets,
         "prompt/input_ids": prompt,
         "prompt/attention_mask": np.ones_like(prompt),

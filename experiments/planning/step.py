@@ -134,7 +134,7 @@ def _abstract(asked: Asked) -> tuple[Any, dict[str, Any]]:
     return step.program, {"state": state, "batch": dict(_batch(asked)), "gates": {}, "teacher": frozen, "rate": rate}
 
 
-def _batch(asked: Asked) -> Iterator[tuple[str, jax.ShapeDtypeStruct]]:
+def _batch(asked: Asked) -> Iterator[tuple[str, Any]]:
     vision, t5 = asked.student.vision, asked.student.language.encoder is not None
     prompt = asked.length if t5 else asked.length + asked.answer
     shapes: dict[str, tuple[int, ...]] = dict.fromkeys(("input_ids", "attention_mask"), (prompt,))
@@ -142,8 +142,19 @@ def _batch(asked: Asked) -> Iterator[tuple[str, jax.ShapeDtypeStruct]]:
     where = NamedSharding(jax.sharding.get_mesh(), PartitionSpec(sharding.RULES["batch"]))
     for name, shape in shapes.items():
         yield name, jax.ShapeDtypeStruct((asked.batch, *shape), jnp.int32, sharding=where)
-    pixels = (asked.batch, vision.channels, vision.image, vision.image)
-    yield "pixel_values", jax.ShapeDtypeStruct(pixels, jnp.float32, sharding=where)
+    images = {
+        "pixels": ((vision.image, vision.image, vision.channels), jnp.uint8),
+        "scale": ((vision.channels,), jnp.float32),
+        "offset": ((vision.channels,), jnp.float32),
+        "valid": ((), jnp.bool_),
+    }
+    yield (
+        "images",
+        {
+            name: jax.ShapeDtypeStruct((asked.batch, 1, *shape), dtype, sharding=where)
+            for name, (shape, dtype) in images.items()
+        },
+    )
 
 
 def _kept(arguments: Mapping[str, Any]) -> dict[str, int]:

@@ -200,13 +200,13 @@ def measure_latency(
     return latency, [times["jax"][stage] for stage in stages]
 
 
-def _request(test: Samples) -> dict[str, np.ndarray]:
+def _request(test: Samples) -> dict[str, Any]:
     """The first record as it is served: not padded."""
     batch = next(test.in_order(1, prompts=True))
     length = int(batch["prompt/attention_mask"].sum())
     start = 0 if batch["prompt/attention_mask"][0, 0] else -length
     text = {name: batch[f"prompt/{name}"][:, start:][:, :length] for name in ("input_ids", "attention_mask")}
-    return {"pixel_values": batch["pixel_values"], **text}
+    return {"images": batch["images"], **text}
 
 
 def stage_models(folder: RunFolder, recipe: Recipe) -> StageModels:

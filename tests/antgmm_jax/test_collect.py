@@ -87,7 +87,7 @@ def case(request, tmp_path_factory):
     axes = [axis for axis in sizes(config) if not axis.endswith("/layers")]
     names = (*axes, *(f"{tower}/states" for tower in stacks(config)))
     apply = jax.jit(partial(functional(config).apply, collect=names), compiler_options=QUICK)
-    found = apply(params, {**arrays, **more})
+    found = apply(params, {**reference.ours(arrays), **more})
     return SimpleNamespace(
         family=request.param, model=model, arrays=arrays, config=config, counted=counted, found=found
     )

@@ -34,7 +34,7 @@ CASES = [("blip2", kwargs) for kwargs in BLIP2.values()] + [("llava", kwargs) fo
 
 def ours(directory, arrays):
     config, params = load_hf(directory)
-    return np.asarray(functional(config).apply(params, arrays)["logits"])
+    return np.asarray(functional(config).apply(params, reference.ours(arrays))["logits"])
 
 
 @pytest.mark.parametrize(("family", "kwargs"), CASES, ids=[*BLIP2, *LLAVA])

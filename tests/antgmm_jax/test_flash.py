@@ -38,7 +38,7 @@ def batch(config, *, prompt, answer):
     lengths = {"input_ids": prompt, "attention_mask": prompt, "positions": answer, "targets": answer}
     lengths |= {"decoder_input_ids": answer} if t5 else {}
     made = {name: SHAPE((2, length), jnp.int32) for name, length in lengths.items()}
-    return made | {"pixel_values": SHAPE((2, 3, image, image), jnp.float32)}
+    return made | {"images": {"pixels": SHAPE((2, 1, image, image, 3), jnp.float32), "valid": SHAPE((2, 1), jnp.bool_)}}
 
 
 def of_a_step(config, dtype=jnp.bfloat16, *, prompt=8, answer=4):

@@ -32,7 +32,7 @@ def test_answers_equal_pytorch_token_for_token(tmp_path, family, kwargs, pad):
     model = getattr(reference, family)(**kwargs)
     arrays = reference.batch(model, rows=6, pad=pad)
     config, params = load_hf(reference.saved(model, tmp_path / "m"))
-    got = generate(config, params, arrays, max_new_tokens=NEW, eos=1, pad=0)
+    got = generate(config, params, reference.ours(arrays), max_new_tokens=NEW, eos=1, pad=0)
     np.testing.assert_array_equal(got, _torch_answers(model, arrays))
 
 
@@ -43,7 +43,7 @@ def test_decoding_starts_from_the_token_that_the_config_names(tmp_path):
     model = reference.reloaded(tmp_path / "m")  # generate() has read the token where a model is made
     arrays = reference.batch(model, rows=6)
     config, params = load_hf(tmp_path / "m")
-    got = generate(config, params, arrays, max_new_tokens=NEW, eos=1, pad=0)
+    got = generate(config, params, reference.ours(arrays), max_new_tokens=NEW, eos=1, pad=0)
     np.testing.assert_array_equal(got, _torch_answers(model, arrays))
 
 
@@ -51,9 +51,9 @@ def test_a_row_that_ends_is_padded_while_others_go_on(tmp_path):
     model = reference.blip2()
     arrays = reference.batch(model, rows=6)
     config, params = load_hf(reference.saved(model, tmp_path / "m"))
-    free = np.asarray(generate(config, params, arrays, max_new_tokens=NEW, eos=(), pad=0))
+    free = np.asarray(generate(config, params, reference.ours(arrays), max_new_tokens=NEW, eos=(), pad=0))
     end = int(free[0, 2])
-    got = np.asarray(generate(config, params, arrays, max_new_tokens=NEW, eos=end, pad=0))
+    got = np.asarray(generate(config, params, reference.ours(arrays), max_new_tokens=NEW, eos=end, pad=0))
     for row, full in zip(got, free, strict=True):
         stop = list(full).index(end) + 1 if end in full else NEW
         np.testing.assert_array_equal(row[:stop], full[:stop])
@@ -71,18 +71,18 @@ def test_teacher_forced_logits_equal_those_of_step_by_step_decoding(tmp_path, fa
     answers = np.random.default_rng(0).integers(2, 48, (4, NEW)).astype(np.int32)
     if family == "blip2":
         arrays["decoder_input_ids"] = np.concatenate([np.zeros((4, 1), np.int32), answers[:, :-1]], axis=1)
-        forced = functional(config).apply(params, arrays)["logits"]
+        forced = functional(config).apply(params, reference.ours(arrays))["logits"]
     else:
         prompt = arrays["input_ids"].shape[1]
         longer = {**arrays, "input_ids": np.concatenate([arrays["input_ids"], answers[:, :-1]], axis=1)}
         longer["attention_mask"] = np.ones_like(longer["input_ids"])
-        forced = functional(config).apply(params, longer)["logits"][:, prompt - 1 :]
+        forced = functional(config).apply(params, reference.ours(longer))["logits"][:, prompt - 1 :]
     np.testing.assert_allclose(_stepwise(config, params, arrays, answers), forced, rtol=1e-5, atol=1e-5)
 
 
 def _stepwise(config, params, arrays, answers):
     lmm = nnx.merge(functional(config).graph, nnx.State(jax.tree.map(jnp.asarray, params)))
-    state, memory_valid = lmm.prefill({name: jnp.asarray(a) for name, a in arrays.items()}, NEW)
+    state, memory_valid = lmm.prefill(jax.tree.map(jnp.asarray, reference.ours(arrays)), NEW)
     layers, logits = lmm.language.decoder.unstack(), [state.logits]
     for ids in answers.T[:-1]:
         new, caches = lmm.language.step(jnp.asarray(ids), state, memory_valid, layers)
@@ -97,8 +97,10 @@ def test_padding_on_the_right_changes_no_answer(tmp_path, family):
     arrays = reference.batch(model, rows=2)
     arrays["attention_mask"][:] = 1
     config, params = load_hf(reference.saved(model, tmp_path / "m"))
-    plain = generate(config, params, arrays, max_new_tokens=NEW, eos=1, pad=0)
+    plain = generate(config, params, reference.ours(arrays), max_new_tokens=NEW, eos=1, pad=0)
     padded = dict(arrays)
     padded["input_ids"] = np.pad(arrays["input_ids"], ((0, 0), (0, 5)), constant_values=7)
     padded["attention_mask"] = np.pad(arrays["attention_mask"], ((0, 0), (0, 5)))
-    np.testing.assert_array_equal(generate(config, params, padded, max_new_tokens=NEW, eos=1, pad=0), plain)
+    np.testing.assert_array_equal(
+        generate(config, params, reference.ours(padded), max_new_tokens=NEW, eos=1, pad=0), plain
+    )

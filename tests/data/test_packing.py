@@ -106,16 +106,16 @@ def test_a_resumed_run_sees_the_same_batches(prefetch):
             np.testing.assert_array_equal(found[name], expected[name])
 
 
-def test_what_finishes_a_batch_is_given_pictures_one_after_another():
+def test_what_finishes_a_batch_is_given_pictures_by_row():
     def finish(batch):
-        assert batch["images"].shape == (2 * slots, 2, 2, 3)
-        return {"pixel_values": batch["images"].astype(np.float32), "index": batch["index"]}
+        assert batch["images"].shape == (2, slots, 2, 2, 3)
+        return {"images": {"pixels": batch["images"]}, "index": batch["index"]}
 
     slots = pack(toy(20)["attention_mask"].sum(axis=1), 13, seed=0).shape[1]
     batch = next(packed_batches(toy(20), size=2, seed=0, width=13, finish=finish, prefetch=0))
-    assert batch["pixel_values"].shape == (2, slots, 2, 2, 3)
     here = batch["index"] >= 0
-    np.testing.assert_array_equal(batch["pixel_values"][here], toy(20)["images"][batch["index"][here]])
+    np.testing.assert_array_equal(batch["images"]["valid"], here)
+    np.testing.assert_array_equal(batch["images"]["pixels"][here], toy(20)["images"][batch["index"][here]])
 
 
 def test_bad_requests_are_refused():

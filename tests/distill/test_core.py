@@ -105,7 +105,7 @@ def test_the_bridge_loss_by_hand(family):
     )
     handed = []
     for of, weights in ((config, params), (small_config, small)):
-        features = functional(of).features(weights, batch["pixel_values"])
+        features = functional(of).features(weights, batch["images"])
         if family == "blip2_t5":
             handed.append(features @ weights["bridge"]["out"] + weights["bridge"]["out_bias"])
         else:
@@ -143,8 +143,10 @@ def test_cached_vision_features_serve_text_losses_and_refuse_vision_ones():
     config = CONFIGS["blip2_t5"]
     model, params = functional(config), parameters("blip2_t5")
     batch = batch_of(config)
-    pixels = batch.pop("pixel_values")
-    stored = batch | {"vision_features": model.features(params, pixels)}
+    stored = batch | {
+        "images": {"valid": batch["images"]["valid"]},
+        "vision_features": model.features(params, batch["images"]),
+    }
     teacher = online(model, params)
     losses = [
         make_loss(
@@ -157,7 +159,7 @@ def test_cached_vision_features_serve_text_losses_and_refuse_vision_ones():
     ]
     np.testing.assert_allclose(
         losses[0](params, {}, stored, params)[0],
-        losses[0](params, {}, batch | {"pixel_values": pixels}, params)[0],
+        losses[0](params, {}, batch, params)[0],
         rtol=1e-5,
     )
     with pytest.raises(AntgmmError, match="vision/states"):
@@ -177,9 +179,9 @@ def test_an_online_teacher_reads_pictures_and_not_the_students_features():
     model, params = functional(config), parameters("blip2_t5")
     batch = batch_of(config)
     others = jax.tree.map(lambda leaf: leaf * 1.5, params)
-    features = model.features(others, batch["pixel_values"])
+    features = model.features(others, batch["images"])
     targets = online(model, params).select(("final",))
     expected = targets(params, batch)["final"]
     np.testing.assert_array_equal(targets(params, batch | {"vision_features": features})["final"], expected)
-    alone = {name: value for name, value in batch.items() if name != "pixel_values"}
+    alone = batch | {"images": {"valid": batch["images"]["valid"]}}
     assert np.abs(targets(params, alone | {"vision_features": features})["final"] - expected).max() > 1e-2

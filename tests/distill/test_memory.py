@@ -31,7 +31,8 @@ def shapes(config):
     names = {"input_ids": prompt, "attention_mask": prompt, "positions": ANSWER, "targets": ANSWER}
     names |= {"decoder_input_ids": ANSWER} if t5 else {}
     batch = {name: jax.ShapeDtypeStruct((BATCH, length), jnp.int32) for name, length in names.items()}
-    return batch | {"pixel_values": jax.ShapeDtypeStruct((BATCH, 3, image, image), jnp.float32)}
+    pixels = jax.ShapeDtypeStruct((BATCH, 1, image, image, 3), jnp.float32)
+    return batch | {"images": {"pixels": pixels, "valid": jax.ShapeDtypeStruct((BATCH, 1), jnp.bool_)}}
 
 
 def temporaries(family, **options):

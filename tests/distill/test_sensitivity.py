@@ -37,7 +37,7 @@ def test_weights_are_the_shares_that_pytorch_gives(tmp_path):
     arrays["attention_mask"][0, 0] = arrays["attention_mask"][:, 2] = 0
     targets = rng.integers(2, 48, arrays["decoder_input_ids"].shape)
     shares = torch_shares(model, arrays, targets)
-    ours = {**arrays, "targets": targets, "positions": np.broadcast_to(np.arange(5), targets.shape)}
+    ours = {**reference.ours(arrays), "targets": targets, "positions": np.broadcast_to(np.arange(5), targets.shape)}
     found = bridge_weights(functional(config), params, [ours])
     expected = (shares * len(shares) + FLOOR) / (1 + FLOOR)
     assert expected[2] < 0.1 < expected[0] < 0.9 < expected[1]
@@ -72,7 +72,7 @@ def test_the_bridge_loss_weighs_its_tokens(family):
         loss = make_loss(model, LossConfig(hard=0.0, bridge=1.0), teacher=teacher, parts=compared)
         return float(loss(other, {}, batch, params)[0])
 
-    count = model.features(params, batch["pixel_values"]).shape[1]
+    count = model.features(params, batch["images"]).shape[2]
     each = [value(np.eye(count, dtype=np.float32)[token]) for token in range(count)]
     assert max(each) > min(each) > 0
     weights = np.arange(1, count + 1, dtype=np.float32)

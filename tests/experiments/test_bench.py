@@ -11,6 +11,7 @@ import torch
 from antgmm_jax.config import sizes
 from antgmm_jax.convert import load_hf
 from antgmm_jax.functional import functional
+from antgmm_jax.pictures import as_hf
 from antgmm_jax.presets import blip2_t5, preset
 from distill import LossConfig, make_loss
 from experiments import disk_cut, resources
@@ -69,11 +70,8 @@ def test_random_prompts_are_read_alike_by_both_engines(tmp_path, model):
     config, params = load_hf(directory)
     batch = random_batch(config, 2, words=5, answer=4)
     out = functional(config).apply(params, device_arrays(batch))["logits"]
-    inputs = {
-        name: batch[name]
-        for name in ("pixel_values", "input_ids", "attention_mask", "decoder_input_ids")
-        if name in batch
-    }
+    names = ("input_ids", "attention_mask", "decoder_input_ids")
+    inputs = {"pixel_values": as_hf(batch["images"]), **{name: batch[name] for name in names if name in batch}}
     expected = reference.logits(reference.reloaded(directory), {k: _long(v) for k, v in inputs.items()})
     reference.close(np.asarray(out), expected)
     # `positions` point at the state that predicts each target.

@@ -21,6 +21,7 @@ from experiments.pipeline import Run
 from experiments.recipe import load_recipe
 from experiments.samples import Samples, load_processor
 from tests.experiments.tiny import save_llava, save_teacher, write_recipe
+from tests.reference import squares
 
 SAMPLES, ROWS, SEED = 24, 4, 3
 WEIGHTS = distill.LossConfig(hard=1.0, soft=1.0, pair=0.5, rank=0.5, hidden=0.5, vision=0.5, bridge=0.5)
@@ -120,11 +121,12 @@ def test_no_token_sees_another_sample(model):
     segments = batch["segment_ids"]
     for sample in (1, 2):
         # Another picture and other words; image tokens stay where they are.
-        ids, pixels = inputs["input_ids"].copy(), inputs["pixel_values"].copy()
+        ids, images = inputs["input_ids"].copy(), inputs["images"]
         words = (segments == sample) & (ids != config.image_token)
         ids[words] = 5 + ids[words] % 7
-        pixels[:, sample - 1] += 1.0
-        after = np.asarray(apply(params, {**inputs, "input_ids": ids, "pixel_values": pixels})["logits"])
+        other = images["pixels"].copy()
+        other[:, sample - 1] = 255 - other[:, sample - 1]
+        after = np.asarray(apply(params, {**inputs, "input_ids": ids, "images": {**images, "pixels": other}})["logits"])
         mine, others = segments == sample, (segments != sample) & (segments > 0)
         np.testing.assert_array_equal(after[others], before[others])
         assert (np.abs(after - before)[mine].max(axis=-1) > 0).all()
@@ -139,7 +141,7 @@ def test_a_run_goes_on_from_its_place(model):
     again.seek(whole.position)
     for one, other in islice(zip(whole, again, strict=True), 4):
         for name in one:
-            np.testing.assert_array_equal(one[name], other[name])
+            jax.tree.map(np.testing.assert_array_equal, one[name], other[name])
 
 
 def test_a_recipe_trains_on_packed_rows(tmp_path):
@@ -160,4 +162,4 @@ def test_t5_is_refused(tmp_path):
         Samples(maad.source("s", "val", 4), load_processor(directory), config, pack=64)
     ids = dict.fromkeys(("input_ids", "attention_mask", "segment_ids", "decoder_input_ids"), np.ones((1, 8), np.int32))
     with pytest.raises(AntgmmError, match="a model with an encoder does not read packed rows"):
-        functional(config).apply(params, ids | {"pixel_values": np.zeros((1, 1, 3, 32, 32), np.float32)})
+        functional(config).apply(params, ids | {"images": squares(np.zeros((1, 3, 32, 32), np.float32))})

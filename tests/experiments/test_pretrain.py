@@ -15,6 +15,7 @@ from experiments.pretrain import CELLS_WEIGHT, _cell_logits, init_params, make_p
 from experiments.recipe import load_training
 from experiments.training import TrainingRun
 from tests.pruning.models import CONFIGS
+from tests.reference import squares
 
 FACTS = {"colour": 3, "sign": 2}
 CONFIG = CONFIGS["blip2_t5"]
@@ -24,7 +25,7 @@ def batch(config, rows=6):
     rng = np.random.default_rng(0)
     side = config.vision.image
     return {
-        "pixel_values": rng.normal(size=(rows, 3, side, side)).astype(np.float32),
+        "images": squares(rng.normal(size=(rows, 3, side, side)).astype(np.float32)),
         "cells": rng.integers(0, 5, (rows, SIDE, SIDE), dtype=np.uint8),
         **{f"fact/{name}": rng.integers(0, n, rows, dtype=np.int32) for name, n in FACTS.items()},
     }
@@ -49,12 +50,12 @@ def test_the_loss_is_the_facts_mean_plus_the_weighted_cells():
     optimizer = distill.make_optimizer(learning_rate=1e-3, steps=3)
     trained = init_params(CONFIG, params, FACTS, 5, jax.random.key(1))
     rows = batch(CONFIG)
-    states, queries = functional(CONFIG).vision(params, rows["pixel_values"])
+    states, queries = functional(CONFIG).vision(params, rows["images"])
     ce = optax.softmax_cross_entropy_with_integer_labels
     facts = []
     for i, name in enumerate(FACTS):
         head = trained["facts"][name]
-        facts.append(float(ce(queries[:, i] @ head["kernel"] + head["bias"], rows[f"fact/{name}"]).mean()))
+        facts.append(float(ce(queries[:, 0, i] @ head["kernel"] + head["bias"], rows[f"fact/{name}"]).mean()))
     dense = np.asarray(ce(_cell_logits(CONFIG.vision, trained["cells"], states), rows["cells"].astype(np.int32)))
     weight = np.where(rows["cells"] > 0, 1.0, 0.2)
     expected = np.mean(facts) + CELLS_WEIGHT * (weight * dense).sum() / weight.sum()

@@ -283,7 +283,7 @@ def test_a_stage_sees_shifted_pictures_and_the_targets_of_those_that_stand(folde
     (stood, moved), name = first, "teacher/bridge/states"
     np.testing.assert_array_equal(stood["index"], moved["index"])
     np.testing.assert_array_equal(stood[name], moved[name])
-    assert not np.array_equal(stood["pixel_values"], moved["pixel_values"])
+    assert not np.array_equal(stood["images"]["pixels"], moved["images"]["pixels"])
 
 
 def test_a_stage_that_leaves_the_image_side_alone_sees_features_of_moved_views(folder, tmp_path):

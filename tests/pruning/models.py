@@ -9,6 +9,7 @@ import numpy as np
 from antgmm_jax.config import LanguageConfig, LMMConfig, ProjectorConfig, StackConfig, VisionConfig
 from antgmm_jax.functional import abstract
 from antgmm_jax.presets import blip2_t5
+from tests.reference import squares
 
 IMAGE_TOKEN = 3
 
@@ -78,7 +79,7 @@ def batch_of(config: LMMConfig, seed: int = 0) -> dict[str, np.ndarray]:
     mask = np.ones((2, length), np.int32)
     mask[1, -2:] = 0
     pixels = rng.normal(size=(2, 3, config.vision.image, config.vision.image)).astype(np.float32)
-    batch = {"pixel_values": pixels, "input_ids": ids, "attention_mask": mask}
+    batch = {"images": squares(pixels), "input_ids": ids, "attention_mask": mask}
     if config.family == "llava":
         batch["labels"] = np.where(mask > 0, ids, -100)
         batch["positions"] = np.array([[length - 4, length - 3], [length - 4, length - 3]], np.int32)

@@ -38,8 +38,10 @@ def batch_of(config: LMMConfig, length: int):
     def ints(*shape):
         return jax.ShapeDtypeStruct(shape, jnp.int32)
 
-    pixels = jax.ShapeDtypeStruct((BATCH, 3, config.vision.image, config.vision.image), jnp.float32)
-    return {"pixel_values": pixels, "input_ids": ints(BATCH, length), "attention_mask": ints(BATCH, length),
+    side = config.vision.image
+    pixels = jax.ShapeDtypeStruct((BATCH, 1, side, side, 3), jnp.float32)
+    images = {"pixels": pixels, "valid": jax.ShapeDtypeStruct((BATCH, 1), jnp.bool_)}
+    return {"images": images, "input_ids": ints(BATCH, length), "attention_mask": ints(BATCH, length),
             "decoder_input_ids": ints(BATCH, ANSWER)}  # fmt: skip
 
 
@@ -57,7 +59,7 @@ def test_phases_are_those_of_the_compiled_engine(family):
     model, params = functional(config), abstract(config)
     found = cost(config, BATCH, LENGTH, ANSWER).flops
     batch = batch_of(config, LENGTH)
-    vision = xla_flops(model.features, params, batch["pixel_values"])
+    vision = xla_flops(model.features, params, batch["images"])
 
     def prefill(params, batch):
         return nnx.merge(model.graph, nnx.State(params)).prefill(batch, ANSWER)

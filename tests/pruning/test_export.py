@@ -37,7 +37,7 @@ def test_a_legal_cut_is_served_by_transformers(tmp_path, family, targets):
     save_hf(*shrink(config, params, keep), tmp_path / "student", like=tmp_path / "teacher")
     student = reference.reloaded(tmp_path / "student")
     gates = {**ones(config), **gates_of(keep, config)}
-    gated = jax.jit(functional(config).apply)(params, arrays, gates)["logits"]
+    gated = jax.jit(functional(config).apply)(params, reference.ours(arrays), gates)["logits"]
     valid = reference.valid(model, arrays)
     reference.close(np.asarray(gated)[valid], reference.logits(student, arrays)[valid])
 
@@ -52,5 +52,5 @@ def test_a_decoder_deeper_than_its_encoder_generates_with_and_without_a_cache(tm
     served.generation_config.pad_token_id, served.generation_config.eos_token_id = 0, 1
     tensors = {name: torch.from_numpy(a) for name, a in arrays.items() if name != "decoder_input_ids"}
     answers = served.generate(**tensors, max_new_tokens=6, min_new_tokens=6, do_sample=False, use_cache=cached)
-    ours = generate(config, params, arrays, max_new_tokens=6, eos=(), pad=0)
+    ours = generate(config, params, reference.ours(arrays), max_new_tokens=6, eos=(), pad=0)
     np.testing.assert_array_equal(answers[:, 1:].numpy(), ours)
