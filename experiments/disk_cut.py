@@ -16,9 +16,8 @@ from antgmm_jax.errors import AntgmmError
 from antgmm_jax.functional import Params
 from antgmm_jax.presets import preset
 from experiments import resources
-from experiments.commands.output import count, table
-from experiments.console import bar
-from experiments.report import machine
+from experiments.console import bar, count, table
+from experiments.facts import machine
 from pruning.cost import total_parameters
 
 _MB = 10**6

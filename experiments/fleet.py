@@ -1,39 +1,9 @@
-"""What a request's energy comes to over a year of serving, and the way back: from a claim to the rate it implies."""
+"""What a service's energy comes to with teacher and student, and the way back: from a claim to the rate it implies."""
 
-import math
 from typing import Any
 
 from antgmm_jax.errors import AntgmmError
-from experiments.energy import JOULES_A_KWH
-
-SECONDS_A_DAY = 86_400
-DAYS_A_YEAR = 365
-
-
-def kwh_a_year(joules: float, rate: float) -> float:
-    """Energy of a year of requests.
-
-    Args:
-        joules: of a request.
-        rate: requests a second, day and night.
-
-    Returns:
-        kWh.
-    """
-    return joules * rate * SECONDS_A_DAY * DAYS_A_YEAR / JOULES_A_KWH
-
-
-def payback(kwh: float, joules: float) -> int | None:
-    """After how many requests what was spent once has been saved.
-
-    Args:
-        kwh: spent.
-        joules: saved by a request.
-
-    Returns:
-        Requests; None where a request saves nothing.
-    """
-    return math.ceil(kwh * JOULES_A_KWH / joules) if joules > 0 else None
+from experiments.report.savings import SECONDS_A_DAY, kwh_a_year
 
 
 def service(

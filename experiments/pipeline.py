@@ -1,14 +1,15 @@
-"""A whole run: teacher in, stages, export, gate, scores, report; started again it goes on where it stopped."""
+"""A whole run: teacher in, stages, export, gate, scores; started again it goes on where it stopped."""
 
 import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from transformers import ProcessorMixin
 
 import distill
 import pruning
@@ -33,7 +34,6 @@ from experiments.folder import RunFolder, held, write_json
 from experiments.importance import calibration_batches
 from experiments.pairs import with_pairs
 from experiments.prompts import note_prompt, prompt_of
-from experiments.report import write_report
 from experiments.samples import Samples, load_processor
 from experiments.schema import Recipe, Stage
 from experiments.stage import StageRun, Student
@@ -41,6 +41,28 @@ from experiments.stage import StageRun, Student
 CACHE_BATCH = 128
 IN_MEMORY = 4 << 30  # bytes of a teacher cache that each process holds whole; of a larger one it reads rows as it goes
 GATE_PROMPTS = 320
+
+
+class Outcome(NamedTuple):
+    """What a run hands to its report.
+
+    Attributes:
+        folder: the run's folder, held by this process.
+        recipe: its recipe.
+        teacher: the model that was cut.
+        student: the student as it was read back from the exported files.
+        test: records that scores are measured on.
+        hard: harder records, scored as well; None where the recipe names none.
+        processor: of both models.
+    """
+
+    folder: RunFolder
+    recipe: Recipe
+    teacher: Student
+    student: Student
+    test: Samples
+    hard: Samples | None
+    processor: ProcessorMixin
 
 
 class Run:
@@ -57,18 +79,19 @@ class Run:
         self.recipe, self.folder = recipe, RunFolder(path)
         self._cache = cache or self.folder.cache
 
-    def __call__(self) -> dict[str, Any]:
-        """Runs, or goes on with, the whole of it.
+    @contextmanager
+    def exported(self) -> Iterator[Outcome]:
+        """Runs, or goes on with, the stages and the export; the folder is held, and status.json says so, until the end.
 
-        Returns:
-            The report as JSON types.
+        Yields:
+            What the report is made of.
 
         Raises:
             AntgmmError: bad input, or the export does not answer as the student does.
         """
         with self._opened() as (student, hard):
             exported = self._export(student)
-            return write_report(self.folder, self.recipe, self.teacher, exported, self.test, hard, self.processor)
+            yield Outcome(self.folder, self.recipe, self.teacher, exported, self.test, hard, self.processor)
 
     def scores(self) -> dict[str, Any]:
         """Runs, or goes on with, the stages alone, and scores what they leave: neither export nor report.

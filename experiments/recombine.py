@@ -45,10 +45,8 @@ class Source(NamedTuple):
 
 def recombine(
     path: str | Path, run: str | Path, sources: Sequence[Source], steps: int, overrides: Sequence[str] = ()
-) -> dict[str, Any]:
-    """Joins the sources' cuts, cuts the teacher's weights so, and runs the recipe on it with one stage of distillation.
-
-    Given again, it goes on where it stopped.
+) -> Run:
+    """Joins the sources' cuts and cuts the teacher's weights so: what a run with one stage of distillation starts from.
 
     Args:
         path: a recipe; its teacher, data, loss and optimizer are used, its stages are not.
@@ -58,11 +56,11 @@ def recombine(
         overrides: as in `load_recipe`.
 
     Returns:
-        The run's report.
+        The run, which is to be finished; one that was stopped goes on.
 
     Raises:
         AntgmmError: a source of another teacher, an axis from two sources, a local axis without a row for a chosen
-            layer, counts that make no legal model; or what `Run` raises.
+            layer, counts that make no legal model.
     """
     folder = RunFolder(run)
     merged = folder.stage(0, NAME)
@@ -82,7 +80,7 @@ def recombine(
     }
     with folder.opened(recipe):
         _save_once(merged, cut, record)
-    return Run(recipe, run)()
+    return Run(recipe, run)
 
 
 def distillation(path: str | Path, parent: Path, steps: int, overrides: Sequence[str] = ()) -> Recipe:

@@ -10,7 +10,7 @@ from antgmm_jax.errors import AntgmmError
 from experiments.bench.latency import measure
 from experiments.bench.rates import ROUNDS, Asked, calibrate, named, predict, random_request
 from experiments.console import say
-from experiments.report import machine
+from experiments.facts import machine
 from pruning.cost import total_parameters
 from pruning.search import Sized
 

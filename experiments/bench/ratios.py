@@ -30,10 +30,9 @@ from experiments.bench.decoding import PROMPT, decoding, requests
 from experiments.bench.flops import step_flops
 from experiments.bench.latency import Latency
 from experiments.bench.timing import in_turn, milliseconds, spread, told
-from experiments.commands.output import table
-from experiments.commands.sources import random_batch
-from experiments.console import say
-from experiments.report import machine
+from experiments.console import say, table
+from experiments.facts import machine
+from experiments.random_batches import random_batch
 
 
 class Scale(NamedTuple):

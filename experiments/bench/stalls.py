@@ -18,10 +18,9 @@ from antgmm_jax.functional import float32, functional
 from antgmm_jax.sharding import rows
 from distill.step import Step
 from experiments.bench.timing import spread, told
-from experiments.commands.output import table
-from experiments.console import bar
+from experiments.console import bar, table
 from experiments.datasets import encoded, load_records
-from experiments.report import machine
+from experiments.facts import machine
 from experiments.samples import load_processor
 from experiments.schema import Recipe
 from experiments.stage import loss_config, optimizer_of

@@ -6,7 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from experiments.commands.output import Json, emit, table
+from experiments.commands.output import Json, emit
+from experiments.console import table
 
 AIM = 0.5
 

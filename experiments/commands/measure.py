@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from experiments.commands.output import Json, Set, count, emit, table
+from experiments.commands.output import Json, Set, emit
 from experiments.commands.runs import DEMO, packaged
+from experiments.console import count, table
 
 
 class Form(StrEnum):

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from antgmm_jax.errors import AntgmmError
-from experiments.commands.output import Json, Maybe, Preset, count, emit, table
-from experiments.commands.sources import FORMS, config_of, end_tokens, random_batch, records, sizes_given, template
+from experiments.commands.output import Json, Maybe, Preset, emit
+from experiments.commands.sources import FORMS, config_of, end_tokens, records, sizes_given, template
+from experiments.console import count, table
 
 if TYPE_CHECKING:
     from antgmm_jax.config import LMMConfig
@@ -233,6 +234,7 @@ def _same_family(config: "LMMConfig", like: Path) -> None:
 
 def _asked(config: "LMMConfig", like: Path, data: str, samples: int, prompt: str) -> list[Mapping[str, Any]]:
     """The prompts of the check, in batches."""
+    from experiments.random_batches import random_batch
     from experiments.samples import Samples, load_processor
 
     if data:

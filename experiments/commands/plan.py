@@ -7,8 +7,9 @@ import typer
 
 from antgmm_jax.config import Remat
 from antgmm_jax.errors import AntgmmError
-from experiments.commands.output import Json, Maybe, Preset, count, emit, table
+from experiments.commands.output import Json, Maybe, Preset, emit
 from experiments.commands.sources import config_of
+from experiments.console import count, table
 
 if TYPE_CHECKING:
     from experiments.planning.step import Step

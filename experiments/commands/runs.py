@@ -10,7 +10,8 @@ from typing import Annotated, Any, NamedTuple
 import typer
 
 from antgmm_jax.errors import AntgmmError
-from experiments.commands.output import Coordinator, Json, Mesh, Process, Processes, RunDir, Set, count, emit, table
+from experiments.commands.output import Coordinator, Json, Mesh, Process, Processes, RunDir, Set, emit
+from experiments.console import count, table
 
 _EXPERIMENTS = Path(__file__).resolve().parent.parent
 DEMO = _EXPERIMENTS / "recipes" / "demo.toml"
@@ -80,8 +81,9 @@ def _compress(path: Path, run: Path, changes: list[str], machine: Machine, as_js
     recipe = load_recipe(path, changes)
     with _started(run, machine):
         from experiments.pipeline import Run
+        from experiments.report.write import finish
 
-        figures = Run(recipe, run)()
+        figures = finish(Run(recipe, run))
     _tell(figures, as_json, summary(figures), _places(run, "report.html", "report.md"))
 
 
@@ -133,9 +135,10 @@ def recombine(
     """Join cuts of several runs of one teacher, each axis from one of them; cut the teacher so, and distil it."""
     with _started(run, Machine(mesh, coordinator, processes, process)):
         from experiments.recombine import Source
-        from experiments.recombine import recombine as run_recombined
+        from experiments.recombine import recombine as joined
+        from experiments.report.write import finish
 
-        figures = run_recombined(recipe, run, [Source.parse(text) for text in sources], steps, changes or [])
+        figures = finish(joined(recipe, run, [Source.parse(text) for text in sources], steps, changes or []))
     _tell(figures, as_json, summary(figures), _places(run, "report.html", "report.md"))
 
 
@@ -149,7 +152,7 @@ def report(
         return
     from rich.markdown import Markdown
 
-    from experiments.report import render
+    from experiments.report.write import render
 
     text = render(run / "report", figures)
     emit(figures, as_json, Markdown(text), _places(run, "report.html"))

@@ -6,8 +6,9 @@ from typing import Annotated, Any
 import typer
 
 from antgmm_jax.errors import AntgmmError
-from experiments.commands.output import Json, Maybe, Preset, count, emit, table
+from experiments.commands.output import Json, Maybe, Preset, emit
 from experiments.commands.sources import config_of, sizes_given
+from experiments.console import count, table
 
 
 def register(app: typer.Typer) -> None:

@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from experiments.commands.output import Json, emit, table
+from experiments.commands.output import Json, emit
+from experiments.console import table
 
 
 def register(app: typer.Typer) -> None:

@@ -8,11 +8,11 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from experiments.facts import machine
 from experiments.folder import write_text
 from experiments.peers.run import CONTENDERS, run
 from experiments.peers.summary import Record, markdown, rate, summary
 from experiments.peers.task import Task
-from experiments.report import machine
 from experiments.report.svg import save, styled
 
 _COLOURS = ("#c25a10", "#7a4fa3", "#b8497f", "#1f6fb4", "#2c8a57")

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import jinja2
 
-from experiments.commands.output import count
+from experiments.console import count
 from experiments.report import plots, tables
 from experiments.report.tables import ENGINES, Report
 

@@ -15,6 +15,7 @@ from experiments import stage
 from experiments.devices import devices
 from experiments.pipeline import Run
 from experiments.recipe import load_recipe
+from experiments.report.write import finish
 
 
 def die(*_, **__):
@@ -68,4 +69,4 @@ if __name__ == "__main__":
     recipe, run, moment, mesh, coordinator, processes, process = [*sys.argv[1:], "", "", "1", "0"][:7]
     MOMENTS[moment]()
     with devices(mesh, coordinator, int(processes), int(process)):
-        Run(load_recipe(recipe), run)()
+        finish(Run(load_recipe(recipe), run))

@@ -16,7 +16,8 @@ from distill import LossConfig, make_loss
 from experiments import disk_cut, resources
 from experiments.bench import cutting, decoding, flops, latency, ratios, timing
 from experiments.bench.batches import device_arrays
-from experiments.commands.sources import end_tokens, random_batch
+from experiments.commands.sources import end_tokens
+from experiments.random_batches import random_batch
 from tests import reference
 
 CONFIG = blip2_t5(

@@ -176,7 +176,7 @@ def test_a_stopped_run_says_how_to_go_on(antgmm, monkeypatch, teacher, tmp_path)
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("experiments.pipeline.Run.__call__", stop)
+    monkeypatch.setattr("experiments.pipeline.Run.exported", stop)
     result = antgmm("compress", write_recipe(tmp_path / "r.toml", teacher), "--run", "run")
     assert result.exit_code == 130
     assert result.stderr == "stopped; the same command goes on where it stopped\n"
@@ -190,7 +190,7 @@ def test_a_failed_run_keeps_what_it_has_and_says_so(antgmm, monkeypatch, teacher
             (run.folder.path / "stages").mkdir()
             raise AntgmmError("the loss is not finite")
 
-    monkeypatch.setattr("experiments.pipeline.Run.__call__", fail)
+    monkeypatch.setattr("experiments.pipeline.Run.exported", fail)
     result = antgmm("compress", write_recipe(tmp_path / "r.toml", teacher), "--run", "run")
     assert result.exit_code == 2
     assert "the same command goes on from there" in result.stderr
@@ -203,7 +203,7 @@ def test_a_full_disk_is_one_line(refused, monkeypatch, teacher, tmp_path):
     def full(*_):
         raise OSError(28, "No space left on device", "run/x")
 
-    monkeypatch.setattr("experiments.pipeline.Run.__call__", full)
+    monkeypatch.setattr("experiments.pipeline.Run.exported", full)
     told = refused("compress", write_recipe(tmp_path / "r.toml", teacher), "--run", "run")
     assert told == "run/x: No space left on device; mend that and start again"
 

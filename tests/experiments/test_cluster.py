@@ -18,6 +18,7 @@ from experiments import stage
 from experiments.evaluate import evaluate
 from experiments.pipeline import Run, load_student
 from experiments.recipe import load_recipe
+from experiments.report.write import finish
 from experiments.samples import Samples, load_processor
 from tests.experiments.tiny import RECIPE, save_teacher
 
@@ -44,7 +45,7 @@ def recipe(tmp_path_factory):
 def alone(recipe, tmp_path_factory):
     """The run on one device."""
     run = tmp_path_factory.mktemp("alone") / "run"
-    return run, Run(load_recipe(recipe), run)()
+    return run, finish(Run(load_recipe(recipe), run))
 
 
 def assert_same(run: Path, expected: Path) -> None:
@@ -77,9 +78,9 @@ def test_a_run_over_eight_devices_goes_on_on_one(recipe, alone, tmp_path, monkey
     with monkeypatch.context() as patched, jax.set_mesh(make_mesh(data=2, fsdp=2, tensor=2)):
         patched.setattr(stage.StageRun, "_batches", stopping)
         with pytest.raises(Stopped):
-            Run(load_recipe(recipe), tmp_path / "run")()
+            finish(Run(load_recipe(recipe), tmp_path / "run"))
     assert (tmp_path / "run" / "steps" / "01-blocks" / "00000002").exists()
-    Run(load_recipe(recipe), tmp_path / "run")()
+    finish(Run(load_recipe(recipe), tmp_path / "run"))
     assert_same(tmp_path / "run", alone[0])
 
 

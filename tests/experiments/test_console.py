@@ -2,8 +2,8 @@
 
 import json
 
-from experiments.commands.output import emit, table
-from experiments.console import bar, say
+from experiments.commands.output import emit
+from experiments.console import bar, say, table
 
 NAME = "runs/[red]a:m:b"
 

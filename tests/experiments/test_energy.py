@@ -17,7 +17,8 @@ from antgmm_jax.errors import AntgmmError
 from experiments import cli, energy
 from experiments.bench import latency
 from experiments.energy import Energy, metered, total
-from experiments.fleet import kwh_a_year, payback, service
+from experiments.fleet import service
+from experiments.report.savings import kwh_a_year, payback
 
 ROOT = Path(__file__).resolve().parents[2]
 COUNTED = """

@@ -9,7 +9,7 @@ import torch
 
 from antgmm_jax.convert import load_hf
 from experiments import export_gate
-from experiments.commands.sources import random_batch
+from experiments.random_batches import random_batch
 from tests import reference
 
 

@@ -18,6 +18,7 @@ from data.maad import source
 from experiments import cli, pipeline
 from experiments.pipeline import Run, load_student
 from experiments.recipe import load_recipe
+from experiments.report.write import finish
 from experiments.stage import segment_targets
 from tests import reference
 from tests.experiments.tiny import save_llava, save_teacher, write_recipe
@@ -84,7 +85,7 @@ def start(recipe: Path, run: Path, moment: str) -> int:
 @pytest.fixture(scope="module")
 def whole(recipe, tmp_path_factory):
     run = tmp_path_factory.mktemp("whole") / "run"
-    report = Run(load_recipe(recipe), run)()
+    report = finish(Run(load_recipe(recipe), run))
     return run, report
 
 
@@ -198,7 +199,7 @@ def test_a_student_that_answers_differently_fails_the_run(recipe, whole, tmp_pat
     # Whole files with other numbers than the student's: JAX would read them as PyTorch does.
     monkeypatch.setattr(pipeline, "save_hf", damaged)
     with pytest.raises(AntgmmError, match="export gate failed: logits of sample maad-s-0-val-"):
-        Run(load_recipe(recipe), run)()
+        finish(Run(load_recipe(recipe), run))
     status = json.loads((run / "status.json").read_text())
     assert status["state"] == "failed" and "export gate failed" in status["error"]
     assert not (run / "export").exists()
@@ -216,7 +217,7 @@ def test_a_parent_of_another_teacher_is_refused(recipe, whole, tmp_path):
 def test_an_illegal_size_stops_before_anything_is_written(recipe, tmp_path):
     changed = load_recipe(recipe, ["stage.widths.sizes={'vision/embed' = 20}"])
     with pytest.raises(AntgmmError, match="stage 'widths'.*nearest legal sizes.*16.*32"):
-        Run(changed, tmp_path / "run")()
+        finish(Run(changed, tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
 
@@ -231,14 +232,14 @@ def test_segments_walk_through_legal_sizes(recipe, whole):
 
 def test_a_folder_of_another_recipe_is_refused(recipe, whole):
     with pytest.raises(AntgmmError, match="another recipe .*seed: 3 / 4"):
-        Run(load_recipe(recipe, ["seed=4"]), whole[0])()
+        finish(Run(load_recipe(recipe, ["seed=4"]), whole[0]))
 
 
 def test_a_decoder_only_model_goes_the_whole_way(tmp_path):
     vision = '"vision/layers" = 1, "vision/embed" = 16'
     cut = vision + ', "text/layers" = 2, "text/heads" = 1, "text/mlp" = 24, "text/embed" = 24'
     path = write_recipe(tmp_path / "r.toml", save_llava(tmp_path / "teacher"), name="all", sizes=cut)
-    report = Run(load_recipe(path), tmp_path / "run")()
+    report = finish(Run(load_recipe(path), tmp_path / "run"))
     assert report["export"]["passed"] and report["export"]["answers_equal"] == 1.0
     config = reference.reloaded(tmp_path / "run" / "export").config
     assert (config.vision_config.hidden_size, config.vision_config.num_hidden_layers) == (16, 1)

@@ -17,12 +17,11 @@ from markdown_it import MarkdownIt
 from PIL import Image
 
 from antgmm_jax.errors import AntgmmError
-from experiments.report import FORMAT, render
 from experiments.report.figures import choose, example
 from experiments.report.markdown import cell, markdown
 from experiments.report.page import page
 from experiments.report.plots import ticks
-from experiments.report.write import PICTURE_SIDE, png
+from experiments.report.write import FORMAT, PICTURE_SIDE, png, render
 
 HOSTILE = [
     "<script>alert(1)</script>",
