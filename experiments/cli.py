@@ -15,8 +15,8 @@ import typer
 from typer.core import TyperGroup
 
 from antgmm_jax.errors import AntgmmError
-from experiments.allocator import keep_freed_memory
 from experiments.commands import accelerator, measure, models, plan, runs, search, studies
+from experiments.run.host.allocator import keep_freed_memory
 
 RESUMED = ("demo", "train", "compress", "recombine", "study", "peers")
 """Commands that go on where they stopped when they are given again."""

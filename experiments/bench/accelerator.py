@@ -22,11 +22,11 @@ from experiments.bench.checks import correctness, refuse
 from experiments.bench.peaks import PRODUCTS, copy_rate, matmul_rate
 from experiments.bench.serving import Model, decoding, requests, scoring
 from experiments.bench.training import Lesson, Limits, sweep
-from experiments.console import say
-from experiments.facts import machine
 from experiments.planning import step as planning
 from experiments.planning.chips import published
-from experiments.random_batches import random_batch
+from experiments.run.host.console import say
+from experiments.run.host.facts import machine
+from experiments.run.random_batches import random_batch
 
 _DRIVER = Path("/proc/driver/nvidia/version")
 _CHECKED = 2  # rows that are compared

@@ -14,8 +14,8 @@ from antgmm_jax.errors import AntgmmError
 from antgmm_jax.functional import abstract, functional, is_axes
 from antgmm_jax.presets import preset
 from antgmm_jax.stored import Stored
-from experiments.console import say
-from experiments.disk_cut import cut, targets_of
+from experiments.run.disk_cut import cut, targets_of
+from experiments.run.host.console import say
 
 
 def random_checkpoint(config: LMMConfig, directory: Path, *, seed: int = 0) -> None:

@@ -14,9 +14,9 @@ from antgmm_jax.functional import float32
 from antgmm_jax.generate import generate
 from experiments.bench.latency import Served, compare, thread_counts, with_threads
 from experiments.bench.timing import in_turn, milliseconds, spread
-from experiments.console import say
-from experiments.export_gate import torch_model
-from experiments.random_batches import random_batch
+from experiments.run.export_gate import torch_model
+from experiments.run.host.console import say
+from experiments.run.random_batches import random_batch
 
 PROMPT = {"words": 32, "answer": 16}
 """Tokens beside the image's, and answer tokens: about those of MAAD-synth."""

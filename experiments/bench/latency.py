@@ -12,8 +12,8 @@ import numpy as np
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.functional import Params
 from antgmm_jax.generate import phases
-from experiments.energy import JOULES_A_KWH, metered
-from experiments.export_gate import torch_model, torch_tensors
+from experiments.run.export_gate import torch_model, torch_tensors
+from experiments.run.host.energy import JOULES_A_KWH, metered
 
 PHASES = ("vision", "prefill", "decode")
 ENERGY_SECONDS = 1.0

@@ -16,8 +16,8 @@ from antgmm_jax.config import LMMConfig, sizes
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.functional import abstract
 from experiments.bench.latency import PHASES, Latency, Request, jax_request, measure
-from experiments.console import bar
-from experiments.random_batches import random_batch
+from experiments.run.host.console import bar
+from experiments.run.random_batches import random_batch
 from pruning.cost import total_parameters
 
 ROUNDS = 200

@@ -23,16 +23,16 @@ from antgmm_jax.convert import save_hf
 from antgmm_jax.functional import Params, functional
 from antgmm_jax.presets import preset
 from distill import LossConfig
-from experiments import disk_cut
 from experiments.bench.batches import cached_teacher, device_arrays
 from experiments.bench.cutting import shrinking
 from experiments.bench.decoding import PROMPT, decoding, requests
 from experiments.bench.flops import step_flops
 from experiments.bench.latency import Latency
 from experiments.bench.timing import in_turn, milliseconds, spread, told
-from experiments.console import say, table
-from experiments.facts import machine
-from experiments.random_batches import random_batch
+from experiments.run import disk_cut
+from experiments.run.host.console import say, table
+from experiments.run.host.facts import machine
+from experiments.run.random_batches import random_batch
 
 
 class Scale(NamedTuple):

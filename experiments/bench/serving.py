@@ -17,8 +17,8 @@ from experiments.bench.flops import scoring_flops
 from experiments.bench.latency import PHASES, jax_request, timed
 from experiments.bench.timing import dispatched, spread
 from experiments.bench.training import Limits, shares
-from experiments.console import say
-from experiments.export_gate import split
+from experiments.run.export_gate import split
+from experiments.run.host.console import say
 
 
 class Model(NamedTuple):

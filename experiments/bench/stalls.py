@@ -18,13 +18,13 @@ from antgmm_jax.functional import float32, functional
 from antgmm_jax.sharding import rows
 from distill.step import Step
 from experiments.bench.timing import spread, told
-from experiments.console import bar, table
-from experiments.datasets import encoded, load_records
-from experiments.facts import machine
-from experiments.samples import load_processor
-from experiments.schema import Recipe
-from experiments.stage import loss_config, optimizer_of
-from experiments.stepper import HISTORY_EVERY, Stepper
+from experiments.run.datasets import encoded, load_records
+from experiments.run.host.console import bar, table
+from experiments.run.host.facts import machine
+from experiments.run.samples import load_processor
+from experiments.run.schema import Recipe
+from experiments.run.stage import loss_config, optimizer_of
+from experiments.run.stepper import HISTORY_EVERY, Stepper
 
 SIDES = {
     "resident": "one batch that stays on the device",

@@ -14,7 +14,7 @@ from antgmm_jax.functional import functional
 from experiments.bench.batches import device_arrays, first
 from experiments.bench.flops import step_flops, traced_flops
 from experiments.bench.timing import dispatched, spread
-from experiments.console import say
+from experiments.run.host.console import say
 
 LOSS = distill.LossConfig(hard=0.5, soft=1.0, temperature=2.0)
 FULL = "RESOURCE_EXHAUSTED"

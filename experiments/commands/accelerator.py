@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from experiments.commands.output import Json, emit
-from experiments.console import table
+from experiments.run.host.console import table
 
 AIM = 0.5
 
@@ -38,7 +38,7 @@ def accelerator(
     import jax
 
     from experiments.bench.accelerator import defaults, measure, memory
-    from experiments.folder import write_json
+    from experiments.run.folder import write_json
 
     given = {
         "student": student,

@@ -9,7 +9,7 @@ import typer
 
 from experiments.commands.output import Json, Set, emit
 from experiments.commands.runs import DEMO, packaged
-from experiments.console import count, table
+from experiments.run.host.console import count, table
 
 
 class Form(StrEnum):
@@ -51,7 +51,7 @@ def maad(
     from antgmm_jax.errors import AntgmmError
     from data.maad.latents import SIZES
     from data.writers import write_maad
-    from experiments.console import bar
+    from experiments.run.host.console import bar
 
     chosen = split or [*SIZES]
     if unknown := [name for name in chosen if name not in SIZES]:
@@ -102,7 +102,7 @@ def stalls(
 ) -> None:
     """Measure what the training loop of a recipe's last stage waits for: data, the teacher's cache, checkpoints."""
     from experiments.bench.stalls import run, shown
-    from experiments.recipe import load_recipe
+    from experiments.run.schema.recipe import load_recipe
 
     loaded = load_recipe(recipe, changes or []) if recipe else load_recipe(DEMO, packaged(changes))
     figures = run(loaded, rounds=rounds, steps=steps)

@@ -12,12 +12,12 @@ import typer
 from antgmm_jax.errors import AntgmmError
 from experiments.commands.output import Json, Maybe, Preset, emit
 from experiments.commands.sources import FORMS, config_of, end_tokens, records, sizes_given, template
-from experiments.console import count, table
+from experiments.run.host.console import count, table
 
 if TYPE_CHECKING:
     from antgmm_jax.config import LMMConfig
-    from experiments.export_gate import GateResult
-    from experiments.stage import Student
+    from experiments.run.export_gate import GateResult
+    from experiments.run.stage import Student
 
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="A Hugging Face directory.")]
 Prompt = Annotated[
@@ -142,7 +142,7 @@ def shrink(
 ) -> None:
     """Cut a checkpoint by magnitude, one tensor in memory at a time: nothing is trained, the model need not fit."""
     from antgmm_jax.convert import open_hf
-    from experiments.disk_cut import cut, shown, targets_of
+    from experiments.run.disk_cut import cut, shown, targets_of
 
     if bool(size) == bool(like):
         raise AntgmmError("shrink needs --size or --like, one of the two")
@@ -162,9 +162,9 @@ def evaluate(
 ) -> None:
     """Ask a checkpoint every question of a data set, in JAX, and score the answers by type."""
     from antgmm_jax.convert import load_hf
-    from experiments.console import bar
-    from experiments.evaluate import evaluate as answer
-    from experiments.samples import Samples, load_processor
+    from experiments.run.evaluate import evaluate as answer
+    from experiments.run.host.console import bar
+    from experiments.run.samples import Samples, load_processor
 
     config, params = load_hf(model)
     processor = load_processor(model)
@@ -196,7 +196,7 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write a stage as a Hugging Face directory, if transformers reads it back and answers as JAX does."""
-    from experiments.pipeline import load_student
+    from experiments.run.pipeline import load_student
 
     if out.exists():
         raise AntgmmError(f"{out} exists: choose another name or remove it")
@@ -234,8 +234,8 @@ def _same_family(config: "LMMConfig", like: Path) -> None:
 
 def _asked(config: "LMMConfig", like: Path, data: str, samples: int, prompt: str) -> list[Mapping[str, Any]]:
     """The prompts of the check, in batches."""
-    from experiments.random_batches import random_batch
-    from experiments.samples import Samples, load_processor
+    from experiments.run.random_batches import random_batch
+    from experiments.run.samples import Samples, load_processor
 
     if data:
         questions = Samples(records(data, samples), load_processor(like), config, prompt=prompt)
@@ -259,8 +259,8 @@ def _checked(
     import numpy as np
 
     from antgmm_jax.convert import save_hf
-    from experiments import export_gate
-    from experiments.prompts import note_prompt
+    from experiments.run import export_gate
+    from experiments.run.prompts import note_prompt
 
     params = jax.tree.map(lambda leaf: np.asarray(leaf).astype(jax.numpy.dtype(dtype.value)), student.params)
     save_hf(student.config, params, directory, like=like)

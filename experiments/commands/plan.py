@@ -9,7 +9,7 @@ from antgmm_jax.config import Remat
 from antgmm_jax.errors import AntgmmError
 from experiments.commands.output import Json, Maybe, Preset, emit
 from experiments.commands.sources import config_of
-from experiments.console import count, table
+from experiments.run.host.console import count, table
 
 if TYPE_CHECKING:
     from experiments.planning.step import Step
@@ -42,9 +42,9 @@ def plan(
 ) -> None:
     """Tell memory, FLOPs, collectives and time at the roofline of a distillation step on devices that are not here."""
     from antgmm_jax.presets import preset as named
-    from experiments.devices import parse, simulate
     from experiments.planning import step as planning
     from experiments.planning.chips import CHIPS
+    from experiments.run.host.devices import parse, simulate
 
     if chip and chip not in CHIPS:
         raise AntgmmError(f"--chip {chip}: choose one of {', '.join(CHIPS)}")

@@ -11,7 +11,7 @@ import typer
 
 from antgmm_jax.errors import AntgmmError
 from experiments.commands.output import Coordinator, Json, Mesh, Process, Processes, RunDir, Set, emit
-from experiments.console import count, table
+from experiments.run.host.console import count, table
 
 _EXPERIMENTS = Path(__file__).resolve().parent.parent
 DEMO = _EXPERIMENTS / "recipes" / "demo.toml"
@@ -20,7 +20,7 @@ _BOOKS = {".lock", "recipe.toml", "status.json", "inputs.json"}
 
 
 class Machine(NamedTuple):
-    """What a run is made on: the options of `experiments.devices.devices`."""
+    """What a run is made on: the options of `experiments.run.host.devices.devices`."""
 
     mesh: str
     coordinator: str
@@ -76,12 +76,12 @@ def compress(
 
 
 def _compress(path: Path, run: Path, changes: list[str], machine: Machine, as_json: bool) -> None:
-    from experiments.recipe import load_recipe
+    from experiments.run.schema.recipe import load_recipe
 
     recipe = load_recipe(path, changes)
     with _started(run, machine):
-        from experiments.pipeline import Run
         from experiments.report.write import finish
+        from experiments.run.pipeline import Run
 
         figures = finish(Run(recipe, run))
     _tell(figures, as_json, summary(figures), _places(run, "report.html", "report.md"))
@@ -98,11 +98,11 @@ def train(
     process: Process = 0,
 ) -> None:
     """Train a teacher by a recipe, from random parameters or further from a checkpoint, and export it."""
-    from experiments.recipe import load_training
+    from experiments.run.schema.recipe import load_training
 
     training = load_training(recipe, changes or [])
     with _started(run, Machine(mesh, coordinator, processes, process)):
-        from experiments.training import TrainingRun
+        from experiments.run.training import TrainingRun
 
         figures = TrainingRun(training, run)()
     scores = figures["scores"]
@@ -134,9 +134,9 @@ def recombine(
 ) -> None:
     """Join cuts of several runs of one teacher, each axis from one of them; cut the teacher so, and distil it."""
     with _started(run, Machine(mesh, coordinator, processes, process)):
-        from experiments.recombine import Source
-        from experiments.recombine import recombine as joined
         from experiments.report.write import finish
+        from experiments.run.recombine import Source
+        from experiments.run.recombine import recombine as joined
 
         figures = finish(joined(recipe, run, [Source.parse(text) for text in sources], steps, changes or []))
     _tell(figures, as_json, summary(figures), _places(run, "report.html", "report.md"))
@@ -194,7 +194,7 @@ def _tell(figures: Mapping[str, Any], as_json: bool, *shown: Any) -> None:
 def _started(run: Path, machine: Machine) -> Iterator[None]:
     """On the devices that are asked for, in the run's folder."""
     from antgmm_jax.processes import first
-    from experiments.devices import devices
+    from experiments.run.host.devices import devices
 
     with devices(*machine), _in_folder(run) if first() else nullcontext():
         yield
@@ -207,7 +207,7 @@ def _in_folder(run: Path) -> Iterator[None]:
     try:
         yield
     except AntgmmError as error:
-        from experiments.folder import InUse
+        from experiments.run.folder import InUse
 
         # Where two start at once, the folder is the other one's.
         new = not existed and not isinstance(error, InUse) and run.exists()

@@ -8,7 +8,7 @@ import typer
 from antgmm_jax.errors import AntgmmError
 from experiments.commands.output import Json, Maybe, Preset, emit
 from experiments.commands.sources import config_of, sizes_given
-from experiments.console import count, table
+from experiments.run.host.console import count, table
 
 
 def register(app: typer.Typer) -> None:

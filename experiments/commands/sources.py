@@ -35,7 +35,7 @@ def template(text: str, model: Path) -> str:
         AntgmmError: it is none.
     """
     from data.record import check_template
-    from experiments.prompts import noted_prompt
+    from experiments.run.prompts import noted_prompt
 
     try:
         return check_template(text) if text else noted_prompt(model)
@@ -60,8 +60,8 @@ def records(text: str, samples: int) -> "Sequence[Record]":
 
     from data.maad.latents import SIZES
     from data.readers import read_records
-    from experiments.datasets import load_records
-    from experiments.schema import Data
+    from experiments.run.datasets import load_records
+    from experiments.run.schema import Data
 
     kind, _, rest = text.partition(":")
     # A path may hold a colon, a tier and a split do not.
@@ -137,7 +137,7 @@ def sizes_given(texts: Sequence[str]) -> dict[str, int | float]:
     """
     from pydantic import TypeAdapter
 
-    from experiments.schema import Axis, Size
+    from experiments.run.schema import Axis, Size
 
     found: dict[str, int | float] = {}
     for text in texts:

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from experiments.commands.output import Json, emit
-from experiments.console import table
+from experiments.run.host.console import table
 
 
 def register(app: typer.Typer) -> None:

@@ -17,10 +17,10 @@ from antgmm_jax.sharding import rows
 from data.batches import Batches, batches, lengths, once
 from data.record import Arrays
 from distill.step import Step
-from experiments.allocator import keep_freed_memory
 from experiments.peers.prepare import arrays
 from experiments.peers.record import SIDE, Recorder
 from experiments.peers.task import EPOCHS, Task, read
+from experiments.run.host.allocator import keep_freed_memory
 
 LOSS = distill.LossConfig(hard=0.0, soft=1.0, temperature=1.0, direction="forward")
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from experiments import resources
+from experiments.run.host import resources
 
 _PRODUCTS = 15
 SIDE = 1024

@@ -8,12 +8,12 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from experiments.facts import machine
-from experiments.folder import write_text
 from experiments.peers.run import CONTENDERS, run
 from experiments.peers.summary import Record, markdown, rate, summary
 from experiments.peers.task import Task
 from experiments.report.svg import save, styled
+from experiments.run.folder import write_text
+from experiments.run.host.facts import machine
 
 _COLOURS = ("#c25a10", "#7a4fa3", "#b8497f", "#1f6fb4", "#2c8a57")
 _WINDOW = 4  # steps that a curve is averaged over: batches of short rows and of long ones differ

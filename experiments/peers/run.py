@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from antgmm_jax.errors import AntgmmError
-from experiments.console import bar, say
 from experiments.peers.prepare import prepare
 from experiments.peers.task import Task
+from experiments.run.host.console import bar, say
 
 ROOT = Path(__file__).resolve().parents[2]
 PYTHON = ROOT / ".cache" / "peers-venv" / "bin" / "python"

@@ -18,14 +18,14 @@ from antgmm_jax.sharding import active
 from data.batches import answer_lengths
 from data.metrics import normal
 from experiments.bench.latency import Served, compare
-from experiments.console import bar, say
-from experiments.evaluate import evaluate
-from experiments.facts import machine
-from experiments.folder import WHOLE, RunFolder
-from experiments.recipe import fingerprint
 from experiments.report.savings import kwh_a_year, payback
-from experiments.samples import Samples
-from experiments.schema import Recipe
+from experiments.run.evaluate import evaluate
+from experiments.run.folder import WHOLE, RunFolder
+from experiments.run.host.console import bar, say
+from experiments.run.host.facts import machine
+from experiments.run.samples import Samples
+from experiments.run.schema import Recipe
+from experiments.run.schema.recipe import fingerprint
 
 LATENCY_REPEATS = 30
 EXAMPLES = 12

@@ -2,7 +2,7 @@
 
 import math
 
-from experiments.energy import JOULES_A_KWH
+from experiments.run.host.energy import JOULES_A_KWH
 
 SECONDS_A_DAY = 86_400
 DAYS_A_YEAR = 365

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from experiments.bench.latency import Latency
-from experiments.console import count
 from experiments.report.savings import kwh_a_year
+from experiments.run.host.console import count
 
 Report = Mapping[str, Any]
 """What `report.json` holds."""

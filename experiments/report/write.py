@@ -10,12 +10,12 @@ from PIL import Image
 
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.processes import by_first
-from experiments.folder import RunFolder, write_bytes, write_json, write_text
-from experiments.pipeline import Outcome, Run
 from experiments.report.figures import measure, score, stage_models
 from experiments.report.markdown import markdown
 from experiments.report.page import page
 from experiments.report.tables import Report
+from experiments.run.folder import RunFolder, write_bytes, write_json, write_text
+from experiments.run.pipeline import Outcome, Run
 
 FORMAT = 4
 """Of report.json; what is written anew from another one would lack figures."""

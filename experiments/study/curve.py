@@ -13,11 +13,11 @@ from antgmm_jax.config import LMMConfig
 from antgmm_jax.errors import AntgmmError
 from experiments.bench.latency import measure
 from experiments.bench.rates import ROUNDS, Asked, random_request
-from experiments.folder import write_text
 from experiments.report.markdown import table
 from experiments.report.plots import ticks
 from experiments.report.svg import save, styled
 from experiments.report.tables import Table
+from experiments.run.folder import write_text
 from experiments.study.summary import COLOURS, SCORES, by_arm, told, write_json_results
 from pruning.cost import total_parameters
 

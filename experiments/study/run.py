@@ -13,15 +13,15 @@ from antgmm_jax.config import LMMConfig
 from antgmm_jax.convert import load_hf
 from distill import fingerprint
 from experiments.bench.rates import Asked
-from experiments.console import say
-from experiments.folder import RECIPE, InUse, RunFolder, write_json, write_text
-from experiments.pipeline import Run
-from experiments.recipe import dump_recipe, load_recipe, load_training
-from experiments.schema import Recipe
+from experiments.run.folder import RECIPE, InUse, RunFolder, write_json, write_text
+from experiments.run.host.console import say
+from experiments.run.pipeline import Run
+from experiments.run.schema import Recipe
+from experiments.run.schema.recipe import dump_recipe, load_recipe, load_training
+from experiments.run.training import TrainingRun
 from experiments.study.arms import Arm, Study, recipe_of, training_flops
 from experiments.study.curve import with_costs, write_curve
 from experiments.study.summary import write_results
-from experiments.training import TrainingRun
 
 RESULT = "result.json"
 Result = dict[str, Any]

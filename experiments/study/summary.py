@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.folder import write_text
 from experiments.report.markdown import table
 from experiments.report.svg import save, styled
 from experiments.report.tables import Table
+from experiments.run.folder import write_text
 
 SCORES = {"exact_match": "test", "exact_match_hard": "test_hard"}
 HEAD = ("arm", "seeds", "parameters", "training FLOPs", "exact match on test", "... on test_hard")

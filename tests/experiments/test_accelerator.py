@@ -20,7 +20,7 @@ from experiments.bench.checks import Check, refuse
 from experiments.bench.flops import scoring_flops, step_flops, traced_flops
 from experiments.bench.training import Limits, shares
 from experiments.planning.chips import CHIPS, published
-from experiments.random_batches import random_batch
+from experiments.run.random_batches import random_batch
 
 # PyTorch's and transformers' own, where the device is held against them.
 pytestmark = pytest.mark.filterwarnings("default")

@@ -23,7 +23,7 @@ from data.record import PROMPT
 from experiments import cli
 from experiments.commands import runs
 from experiments.commands.models import _asked, _runs
-from experiments.pipeline import teacher_key
+from experiments.run.pipeline import teacher_key
 from tests import reference
 from tests.experiments.tiny import save_teacher, write_recipe
 
@@ -113,7 +113,7 @@ def test_a_folder_that_is_another_runs_is_left_as_it_is(refused, teacher, tmp_pa
     assert "is not empty and not a run" in refused("compress", recipe, "--run", run)
     (run / "notes.txt").unlink()
     own = tmp_path / "own.toml"
-    from experiments.recipe import dump_recipe, load_recipe
+    from experiments.run.schema.recipe import dump_recipe, load_recipe
 
     own.write_text(dump_recipe(load_recipe(recipe)))
     (run / "recipe.toml").write_text(own.read_text())
@@ -176,7 +176,7 @@ def test_a_stopped_run_says_how_to_go_on(antgmm, monkeypatch, teacher, tmp_path)
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("experiments.pipeline.Run.exported", stop)
+    monkeypatch.setattr("experiments.run.pipeline.Run.exported", stop)
     result = antgmm("compress", write_recipe(tmp_path / "r.toml", teacher), "--run", "run")
     assert result.exit_code == 130
     assert result.stderr == "stopped; the same command goes on where it stopped\n"
@@ -190,7 +190,7 @@ def test_a_failed_run_keeps_what_it_has_and_says_so(antgmm, monkeypatch, teacher
             (run.folder.path / "stages").mkdir()
             raise AntgmmError("the loss is not finite")
 
-    monkeypatch.setattr("experiments.pipeline.Run.exported", fail)
+    monkeypatch.setattr("experiments.run.pipeline.Run.exported", fail)
     result = antgmm("compress", write_recipe(tmp_path / "r.toml", teacher), "--run", "run")
     assert result.exit_code == 2
     assert "the same command goes on from there" in result.stderr
@@ -203,7 +203,7 @@ def test_a_full_disk_is_one_line(refused, monkeypatch, teacher, tmp_path):
     def full(*_):
         raise OSError(28, "No space left on device", "run/x")
 
-    monkeypatch.setattr("experiments.pipeline.Run.exported", full)
+    monkeypatch.setattr("experiments.run.pipeline.Run.exported", full)
     told = refused("compress", write_recipe(tmp_path / "r.toml", teacher), "--run", "run")
     assert told == "run/x: No space left on device; mend that and start again"
 
@@ -332,7 +332,7 @@ def test_export_writes_a_stage_that_transformers_reads(antgmm, monkeypatch, tmp_
     assert "--prompt is how the questions of --data are asked" in antgmm(*words, "--prompt", "{question}").stderr
 
     for bound in ("TOLERANCE", "ROUNDING"):
-        monkeypatch.setattr(f"experiments.export_gate.{bound}", 0.0)
+        monkeypatch.setattr(f"experiments.run.export_gate.{bound}", 0.0)
     words[5] = "again"
     result = antgmm(*words)
     assert result.exit_code == 2

@@ -3,7 +3,7 @@
 import pytest
 
 from experiments.bench import stalls
-from experiments.recipe import load_recipe
+from experiments.run.schema.recipe import load_recipe
 from tests.experiments.tiny import save_teacher, write_recipe
 
 pytestmark = pytest.mark.filterwarnings("default")  # PyTorch's and transformers' own

@@ -14,9 +14,9 @@ from antgmm_jax.config import sizes
 from antgmm_jax.convert import load_hf, open_hf
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import complete
-from experiments.pipeline import load_student
-from experiments.recipe import dump_recipe, load_recipe
-from experiments.stage import StageRun, new_weights, segment_targets
+from experiments.run.pipeline import load_student
+from experiments.run.schema.recipe import dump_recipe, load_recipe
+from experiments.run.stage import StageRun, new_weights, segment_targets
 from experiments.study.arms import Arm, load_study, recipe_of, step_flops, training_flops
 from experiments.study.run import lend_stages, results, run_study
 from experiments.study.summary import markdown, plot, rows, told
