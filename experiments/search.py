@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import pruning
 from antgmm_jax.config import LMMConfig, sizes
 from antgmm_jax.errors import AntgmmError
-from experiments.bench.latency import measure
 from experiments.bench.rates import ROUNDS, Asked, calibrate, named, predict, random_request
+from experiments.report.latency import measure
 from experiments.run.host.console import say
 from experiments.run.host.facts import machine
 from pruning.cost import total_parameters

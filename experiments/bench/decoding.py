@@ -12,8 +12,8 @@ from antgmm_jax.config import LMMConfig
 from antgmm_jax.convert import load_hf
 from antgmm_jax.functional import float32
 from antgmm_jax.generate import generate
-from experiments.bench.latency import Served, compare, thread_counts, with_threads
 from experiments.bench.timing import in_turn, milliseconds, spread
+from experiments.report.latency import Served, compare, thread_counts, with_threads
 from experiments.run.export_gate import torch_model
 from experiments.run.host.console import say
 from experiments.run.random_batches import random_batch

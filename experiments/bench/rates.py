@@ -15,7 +15,7 @@ import pruning
 from antgmm_jax.config import LMMConfig, sizes
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.functional import abstract
-from experiments.bench.latency import PHASES, Latency, Request, jax_request, measure
+from experiments.report.latency import PHASES, Latency, Request, jax_request, measure
 from experiments.run.host.console import bar
 from experiments.run.random_batches import random_batch
 from pruning.cost import total_parameters

@@ -27,8 +27,8 @@ from experiments.bench.batches import cached_teacher, device_arrays
 from experiments.bench.cutting import shrinking
 from experiments.bench.decoding import PROMPT, decoding, requests
 from experiments.bench.flops import step_flops
-from experiments.bench.latency import Latency
 from experiments.bench.timing import in_turn, milliseconds, spread, told
+from experiments.report.latency import Latency
 from experiments.run import disk_cut
 from experiments.run.host.console import say, table
 from experiments.run.host.facts import machine

@@ -14,9 +14,9 @@ from antgmm_jax.functional import Params, functional
 from antgmm_jax.generate import phases
 from experiments.bench.batches import device_arrays, first
 from experiments.bench.flops import scoring_flops
-from experiments.bench.latency import PHASES, jax_request, timed
 from experiments.bench.timing import dispatched, spread
 from experiments.bench.training import Limits, shares
+from experiments.report.latency import PHASES, jax_request, timed
 from experiments.run.export_gate import split
 from experiments.run.host.console import say
 

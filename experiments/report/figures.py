@@ -17,7 +17,7 @@ from antgmm_jax.processes import gather
 from antgmm_jax.sharding import active
 from data.batches import answer_lengths
 from data.metrics import normal
-from experiments.bench.latency import Served, compare
+from experiments.report.latency import Served, compare
 from experiments.report.savings import kwh_a_year, payback
 from experiments.run.evaluate import evaluate
 from experiments.run.folder import WHOLE, RunFolder

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from experiments.bench.latency import Latency
+from experiments.report.latency import Latency
 from experiments.report.savings import kwh_a_year
 from experiments.run.host.console import count
 

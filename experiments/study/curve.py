@@ -11,8 +11,8 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 import pruning
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.errors import AntgmmError
-from experiments.bench.latency import measure
 from experiments.bench.rates import ROUNDS, Asked, random_request
+from experiments.report.latency import measure
 from experiments.report.markdown import table
 from experiments.report.plots import ticks
 from experiments.report.svg import save, styled

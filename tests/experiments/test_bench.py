@@ -13,9 +13,10 @@ from antgmm_jax.convert import load_hf
 from antgmm_jax.functional import functional
 from antgmm_jax.presets import blip2_t5, preset
 from distill import LossConfig, make_loss
-from experiments.bench import cutting, decoding, flops, latency, ratios, timing
+from experiments.bench import cutting, decoding, flops, ratios, timing
 from experiments.bench.batches import device_arrays
 from experiments.commands.sources import end_tokens
+from experiments.report import latency
 from experiments.run import disk_cut
 from experiments.run.host import resources
 from experiments.run.random_batches import random_batch

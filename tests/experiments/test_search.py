@@ -11,8 +11,8 @@ from antgmm_jax.config import sizes
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import violations
 from antgmm_jax.presets import preset
-from experiments.bench.latency import Latency
 from experiments.bench.rates import LARGEST, Asked, Rates, amounts, calibration_models, fit, non_negative, predict
+from experiments.report.latency import Latency
 from experiments.search import TRIES, by_latency
 from pruning import planned_config, resolve, search
 from pruning.cost import parameters

@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 
 from antgmm_jax.errors import AntgmmError
 from experiments import cli
-from experiments.bench import latency
 from experiments.fleet import service
+from experiments.report import latency
 from experiments.report.savings import kwh_a_year, payback
 from experiments.run.host import energy
 from experiments.run.host.energy import Energy, metered, total
