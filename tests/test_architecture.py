@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PEERS = ROOT / "experiments/peers/requirements.txt"
+PEERS = ROOT / "experiments/lab/peers/requirements.txt"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 ALLOWED = {
     "antgmm_jax": {"antgmm_jax"},

@@ -37,7 +37,7 @@ def accelerator(
     """Measure the first GPU, TPU or CPU that JAX sees: correctness, its own rates, training and serving as shares."""
     import jax
 
-    from experiments.bench.accelerator import defaults, measure, memory
+    from experiments.lab.bench.accelerator import defaults, measure, memory
     from experiments.run.folder import write_json
 
     given = {

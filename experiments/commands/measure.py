@@ -87,7 +87,7 @@ def bench(
     as_json: Json = False,
 ) -> None:
     """Measure speed as ratios, both sides in turn in one run: importance, training, decoding, requests, cuts."""
-    from experiments.bench.ratios import run, shown
+    from experiments.lab.bench.ratios import run, shown
 
     figures = run(model, student, large, rounds=rounds, quick=quick)
     emit(figures, as_json, *shown(figures))
@@ -101,7 +101,7 @@ def stalls(
     as_json: Json = False,
 ) -> None:
     """Measure what the training loop of a recipe's last stage waits for: data, the teacher's cache, checkpoints."""
-    from experiments.bench.stalls import run, shown
+    from experiments.lab.bench.stalls import run, shown
     from experiments.run.schema.recipe import load_recipe
 
     loaded = load_recipe(recipe, changes or []) if recipe else load_recipe(DEMO, packaged(changes))
@@ -121,7 +121,7 @@ def energy(
     as_json: Json = False,
 ) -> None:
     """Tell what a rate of requests costs with teacher and student, or which rate a claimed saving implies."""
-    from experiments.fleet import service
+    from experiments.lab.fleet import service
 
     figures = service(watts, pue, teacher_ms, student_ms, kwh=kwh_a_year, rate=rate)
     names = {"joules": "J a request", "kwh_a_year": "kWh a year", "megawatts": "MW", "busy": "busy accelerators"}

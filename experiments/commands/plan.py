@@ -12,7 +12,7 @@ from experiments.commands.sources import config_of
 from experiments.run.host.console import count, table
 
 if TYPE_CHECKING:
-    from experiments.planning.step import Step
+    from experiments.lab.planning.step import Step
 
 
 def register(app: typer.Typer) -> None:
@@ -42,8 +42,8 @@ def plan(
 ) -> None:
     """Tell memory, FLOPs, collectives and time at the roofline of a distillation step on devices that are not here."""
     from antgmm_jax.presets import preset as named
-    from experiments.planning import step as planning
-    from experiments.planning.chips import CHIPS
+    from experiments.lab.planning import step as planning
+    from experiments.lab.planning.chips import CHIPS
     from experiments.run.host.devices import parse, simulate
 
     if chip and chip not in CHIPS:

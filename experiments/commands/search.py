@@ -39,8 +39,8 @@ def search(
     as_json: Json = False,
 ) -> None:
     """Pick legal sizes for a number of parameters or a latency, as a recipe's stages."""
-    from experiments.bench.rates import Asked
-    from experiments.search import run
+    from experiments.lab.planning.rates import Asked
+    from experiments.lab.planning.search import run
 
     if (params is None) == (latency_ms is None):
         raise AntgmmError("search needs a budget: --params or --latency-ms, one of the two")

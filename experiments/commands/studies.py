@@ -12,10 +12,10 @@ from experiments.run.host.console import table
 def register(app: typer.Typer) -> None:
     """Adds this file's commands."""
     app.command(
-        epilog="Example: antgmm study experiments/studies/study.toml --run runs/study"
-        " --out experiments/results/study.json --arm full --arm scratch"
+        epilog="Example: antgmm study experiments/lab/studies/study.toml --run runs/study"
+        " --out experiments/lab/results/study.json --arm full --arm scratch"
     )(study)
-    app.command(epilog="Example: antgmm peers --out experiments/results/peers.json, after `make peers-env`")(peers)
+    app.command(epilog="Example: antgmm peers --out experiments/lab/results/peers.json, after `make peers-env`")(peers)
 
 
 def study(
@@ -30,11 +30,11 @@ def study(
     as_json: Json = False,
 ) -> None:
     """Run a study arm by arm and tell the scores with their spread; a second process takes other runs of it."""
-    from experiments.study.arms import load_study
+    from experiments.lab.study.arms import load_study
 
     chosen = load_study(path)
-    from experiments.study.run import run_study
-    from experiments.study.summary import HEAD, rows
+    from experiments.lab.study.run import run_study
+    from experiments.lab.study.summary import HEAD, rows
 
     results = run_study(chosen, run, out, only=arms or ())
     emit({"results": results}, as_json, table(HEAD, rows(results)), f"results: {out}")
@@ -54,10 +54,10 @@ def peers(
     as_json: Json = False,
 ) -> None:
     """Hold distillation against TRL's GKD and google-tunix: one task, one core, each a process of its own, in turn."""
-    from experiments.peers.results import compare
-    from experiments.peers.run import PYTHON
-    from experiments.peers.summary import sentences, tables
-    from experiments.peers.task import Task
+    from experiments.lab.peers.results import compare
+    from experiments.lab.peers.run import PYTHON
+    from experiments.lab.peers.summary import sentences, tables
+    from experiments.lab.peers.task import Task
 
     figures = compare(Task(rows=samples), work, out, python=python or PYTHON, repeats=repeats)
     shown = [table(each.head, each.rows) for each in tables(figures)]

@@ -1,23 +1,16 @@
-"""Energy: what is read and what is assumed, sums by hand, no network, nothing left behind; a service's year by hand."""
+"""Energy: what is read and what is assumed, sums by hand, no network, nothing left behind."""
 
 import json
 import os
-import re
 import subprocess
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from codecarbon.input import DataSource
-from typer.testing import CliRunner
 
 from antgmm_jax.errors import AntgmmError
-from experiments import cli
-from experiments.fleet import service
-from experiments.report import latency
-from experiments.report.savings import kwh_a_year, payback
 from experiments.run.host import energy
 from experiments.run.host.energy import Energy, metered, total
 
@@ -125,67 +118,3 @@ def test_an_unknown_country_is_refused(monkeypatch):
     monkeypatch.setenv("CODECARBON_COUNTRY_ISO_CODE", "China")
     with pytest.raises(AntgmmError, match="CODECARBON_COUNTRY_ISO_CODE: no country 'CHINA': set its three letters"):
         metered().__enter__()
-
-
-def test_a_requests_energy_is_the_loops_over_its_number(monkeypatch):
-    asked = []
-
-    @contextmanager
-    def counted():
-        yield lambda: Energy(len(asked) * 1e-6, 0.0, 1.0, "estimated", 1.0, 0.0, 0.0, [])
-
-    def request():
-        asked.append(1)
-        return 0.1, 0.2, 0.3
-
-    monkeypatch.setattr(latency, "metered", counted)
-    monkeypatch.setattr(latency, "ENERGY_SECONDS", 0.0)
-    found = latency.consumption(request, 7)
-    assert len(asked) == found["requests"] == 7
-    assert found["joules"] == pytest.approx(3.6) and found["kwh"] == pytest.approx(7e-6)
-    monkeypatch.setattr(latency, "ENERGY_SECONDS", 0.05)
-    assert latency.consumption(request, 1)["requests"] > 1
-
-
-def test_a_year_and_a_payback_by_hand():
-    # 31 536 000 seconds; 3.6 J are a millionth of a kWh.
-    assert kwh_a_year(3.6, 1) == pytest.approx(31.536)
-    assert kwh_a_year(1.0, 10_000) == pytest.approx(87_600)
-    assert payback(0.5, 2.0) == 900_000
-    assert payback(1.0, 7.0) == 514_286
-    assert payback(0.5, 0.0) is None and payback(0.5, -1.0) is None
-
-
-def test_a_service_by_hand():
-    figures = service(400.0, 1.0, 700.0, 90.0, rate=10.0)
-    assert figures["requests_a_day"] == 864_000
-    # 400 W x 0.7 s; x 10 a second is 2 800 W; x 8 760 h.
-    expected = {"joules": 280.0, "kwh_a_year": 24_528.0, "megawatts": 0.0028, "busy": 7.0}
-    assert figures["teacher"] == pytest.approx(expected)
-    assert figures["student"] == pytest.approx(
-        {"joules": 36.0, "kwh_a_year": 3_153.6, "megawatts": 0.00036, "busy": 0.9}
-    )
-    assert figures["saved"] == pytest.approx(
-        {"joules": 244.0, "kwh_a_year": 21_374.4, "megawatts": 0.00244, "busy": 6.1}
-    )
-
-
-@pytest.mark.parametrize(
-    ("watts", "pue", "a_day"), [(300.0, 1.0, 4.0422e9), (400.0, 1.0, 3.0317e9), (400.0, 1.5, 2.0211e9)]
-)
-def test_the_papers_claim_by_hand(watts, pue, a_day):
-    figures = service(watts, pue, 700.0, 90.0, kwh=75e6)
-    # 75e6 kWh x 3.6e6 J / (watts x pue x 0.61 s) / 365 days.
-    assert figures["requests_a_day"] == pytest.approx(a_day, rel=1e-4)
-    # 75e6 kWh / 8 760 h, whatever a request costs.
-    assert figures["saved"]["megawatts"] == pytest.approx(8.5616, rel=1e-4)
-    assert figures["saved"]["kwh_a_year"] == pytest.approx(75e6)
-
-
-def test_what_the_document_shows_is_what_the_command_prints(monkeypatch):
-    monkeypatch.setenv("COLUMNS", "100")
-    shown = re.findall(r"```console\n\$ antgmm (.*)\n((?:.*\n)*?)```", (ROOT / "docs" / "energy.md").read_text())
-    assert len(shown) == 4
-    for words, printed in shown:
-        found = CliRunner().invoke(cli.app, words.split(), prog_name="antgmm").stdout
-        assert [line.rstrip() for line in found.splitlines()] == printed.splitlines()
