@@ -34,17 +34,6 @@ class DType(StrEnum):
     FLOAT16 = "float16"
 
 
-def register(app: typer.Typer) -> None:
-    """Adds this file's commands."""
-    app.command("import", epilog="Example: antgmm import experiments/teachers/maad-m")(import_)
-    app.command(epilog="Example: antgmm cost --preset antgmm-5b --length 256 --answer 32")(cost)
-    app.command(epilog="Example: antgmm shrink checkpoints/large --out checkpoints/small --like antgmm-300m")(shrink)
-    app.command("eval", epilog="Example: antgmm eval runs/ads/export --data jsonl:ads/test.jsonl")(evaluate)
-    app.command(
-        epilog="Example: antgmm export runs/demo/stages/03-settle --like experiments/teachers/maad-m --out student"
-    )(export)
-
-
 def import_(model: Model, as_json: Json = False) -> None:
     """Read a checkpoint, check every tensor, and tell what can be cut and to which sizes."""
     import jax
@@ -269,3 +258,12 @@ def _checked(
     return export_gate.check(
         directory, student.config, params, batches, max_new_tokens=max_new_tokens, eos=eos, pad=pad
     )
+
+
+COMMANDS = {
+    "import": (import_, "antgmm import experiments/teachers/maad-m"),
+    "eval": (evaluate, "antgmm eval runs/ads/export --data jsonl:ads/test.jsonl"),
+    "export": (export, "antgmm export runs/demo/stages/03-settle --like experiments/teachers/maad-m --out student"),
+    "shrink": (shrink, "antgmm shrink checkpoints/large --out checkpoints/small --like antgmm-300m"),
+    "cost": (cost, "antgmm cost --preset antgmm-5b --length 256 --answer 32"),
+}

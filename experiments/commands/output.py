@@ -1,7 +1,7 @@
 """What commands share: options, and `emit`, which prints figures as JSON or as a table on standard output."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,6 +30,8 @@ Coordinator = Annotated[
 ]
 Processes = Annotated[int, typer.Option("--processes", min=1, envvar="JAX_NUM_PROCESSES", help="How many there are.")]
 Process = Annotated[int, typer.Option("--process", min=0, envvar="JAX_PROCESS_ID", help="Which of them this is.")]
+Commands = Mapping[str, tuple[Callable[..., None], str]]
+"""Name -> function and an example of its use."""
 RunDir = Annotated[Path, typer.Option("--run", metavar="DIR", help="The run's folder; a run found there goes on.")]
 
 

@@ -15,11 +15,6 @@ if TYPE_CHECKING:
     from experiments.lab.planning.step import Step
 
 
-def register(app: typer.Typer) -> None:
-    """Adds this file's command."""
-    app.command(epilog="Example: antgmm plan --preset antgmm-5b --mesh fsdp=16,tensor=4 --batch 256 --chip v5e")(plan)
-
-
 def plan(
     model: Maybe = None,
     preset: Preset = "",
@@ -115,3 +110,6 @@ def _too_large(step: "Step", chip: str, fitting: "Step | None") -> str:
         return f"{needs}; no mesh of this tensor size and batch is enough: raise tensor, or lower --batch"
     enough = f"--mesh {_listed(fitting.mesh) or 'fsdp=1'} ({fitting.total / 1e9:.3g} GB)"
     return f"{needs}; the smallest mesh that is enough: {enough}"
+
+
+COMMANDS = {"plan": (plan, "antgmm plan --preset antgmm-5b --mesh fsdp=16,tensor=4 --batch 256 --chip v5e")}

@@ -31,18 +31,6 @@ class Machine(NamedTuple):
 Recipe = Annotated[Path, typer.Argument(metavar="RECIPE", help="A TOML file.")]
 
 
-def register(app: typer.Typer) -> None:
-    """Adds this file's commands."""
-    app.command(epilog="Example: antgmm demo --run runs/demo")(demo)
-    app.command(epilog="Example: antgmm train teacher.toml --run runs/teacher --set optimizer.batch_size=32")(train)
-    app.command(epilog="Example: antgmm compress recipe.toml --run runs/ads --mesh data=2,fsdp=4")(compress)
-    app.command(
-        epilog="Example: antgmm recombine recipe.toml --run runs/mix --steps 500"
-        " --from 'runs/a/stages/01-blocks:*/layers' --from 'runs/b/stages/02-intermediate:*/mlp,*/heads'"
-    )(recombine)
-    app.command(epilog="Example: antgmm report runs/demo")(report)
-
-
 def demo(
     run: RunDir = Path("runs/demo"),
     changes: Set = None,
@@ -84,7 +72,7 @@ def _compress(path: Path, run: Path, changes: list[str], machine: Machine, as_js
         from experiments.run.pipeline import Run
 
         figures = finish(Run(recipe, run))
-    _tell(figures, as_json, summary(figures), _places(run, "report.html", "report.md"))
+    _tell_both(figures, run, as_json)
 
 
 def train(
@@ -139,7 +127,7 @@ def recombine(
         from experiments.run.recombine import recombine as joined
 
         figures = finish(joined(recipe, run, [Source.parse(text) for text in sources], steps, changes or []))
-    _tell(figures, as_json, summary(figures), _places(run, "report.html", "report.md"))
+    _tell_both(figures, run, as_json)
 
 
 def report(
@@ -190,6 +178,13 @@ def _tell(figures: Mapping[str, Any], as_json: bool, *shown: Any) -> None:
         emit(figures, as_json, *shown)
 
 
+def _tell_both(figures: Mapping[str, Any], run: Path, as_json: bool) -> None:
+    """Prints teacher and student side by side."""
+    from experiments.report.summary import summary
+
+    _tell(figures, as_json, summary(figures), _places(run, "report.html", "report.md"))
+
+
 @contextmanager
 def _started(run: Path, machine: Machine) -> Iterator[None]:
     """On the devices that are asked for, in the run's folder."""
@@ -218,35 +213,14 @@ def _in_folder(run: Path) -> Iterator[None]:
         raise
 
 
-def summary(figures: Mapping[str, Any]) -> Any:
-    """Teacher and student side by side, from a run's report."""
-    teacher, student, latency = figures["teacher"], figures["student"], figures["latency"]
-
-    def row(name: str, old: float, new: float, form: Any = count) -> tuple[str, ...]:
-        return name, form(old), form(new), f"{old / new:.1f}x"
-
-    def milliseconds(value: float) -> str:
-        return f"{value:.1f} ms"
-
-    def joules(value: float) -> str:
-        return f"{value:.3g} J"
-
-    rows = [
-        row("parameters", teacher["params"], student["params"]),
-        row("FLOPs a request", teacher["flops"], student["flops"]),
-    ]
-    for engine, name in (("jax", "JAX"), ("torch", "PyTorch")):
-        if engine in latency:
-            times = latency[engine]
-            rows.append(row(f"latency in {name}", times["teacher_ms"], times["student_ms"], milliseconds))
-            energy = [times[model]["energy"] for model in ("teacher", "student")]
-            name = f"energy of a request in {name}, {energy[0]['source']}"
-            rows.append(row(name, energy[0]["joules"], energy[1]["joules"], joules))
-    for key, name in (("exact_match", "exact match (macro)"), ("exact_match_hard", "... on hard records")):
-        if key in teacher:
-            scores = (f"{model[key]:.4f}" for model in (teacher, student))
-            rows.append((name, *scores, f"{100 * (student[key] - teacher[key]):+.1f} points"))
-    gate = figures["export"]
-    verdict = f"{100 * gate['answers_equal']:.0f} % of {gate['prompts']} answers equal"
-    rows.append(("read back by transformers", "", "passed" if gate["passed"] else "failed", verdict))
-    return table(["", "teacher", "student", ""], rows)
+COMMANDS = {
+    "demo": (demo, "antgmm demo --run runs/demo"),
+    "compress": (compress, "antgmm compress recipe.toml --run runs/ads --mesh data=2,fsdp=4"),
+    "train": (train, "antgmm train teacher.toml --run runs/teacher --set optimizer.batch_size=32"),
+    "recombine": (
+        recombine,
+        "antgmm recombine recipe.toml --run runs/mix --steps 500"
+        " --from 'runs/a/stages/01-blocks:*/layers' --from 'runs/b/stages/02-intermediate:*/mlp,*/heads'",
+    ),
+    "report": (report, "antgmm report runs/demo"),
+}

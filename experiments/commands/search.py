@@ -11,11 +11,6 @@ from experiments.commands.sources import config_of, sizes_given
 from experiments.run.host.console import count, table
 
 
-def register(app: typer.Typer) -> None:
-    """Adds this file's command."""
-    app.command(epilog="Example: antgmm search --preset antgmm-deep --params 600000 --size vision/layers=4")(search)
-
-
 def search(
     model: Maybe = None,
     preset: Preset = "",
@@ -111,3 +106,6 @@ def recipe(stages: Mapping[str, Mapping[str, int]]) -> str:
         listed = ", ".join(f'"{axis}" = {n}' for axis, n in found.items())
         parts.append(f'[[stage]]\nname = "{stage}"\nsizes = {{ {listed} }}\n')
     return "\n".join(parts)
+
+
+COMMANDS = {"search": (search, "antgmm search --preset antgmm-deep --params 600000 --size vision/layers=4")}

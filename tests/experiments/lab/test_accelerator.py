@@ -147,10 +147,10 @@ def test_the_command_writes_and_prints_what_was_measured(antgmm, figures, monkey
     monkeypatch.setattr(accelerator, "measure", lambda given: asked.append(given) or figures)
     out = tmp_path / "deep" / "figures.json"
     words = ("--student", "llava-tiny", "--batch", "4", "--batch", "2", "--out", str(out))
-    printed = antgmm("accelerator", *words, "--json")
+    printed = antgmm("lab", "accelerator", *words, "--json")
     assert json.loads(printed.stdout) == json.loads(out.read_text()) == json.loads(json.dumps(figures))
     assert asked == [defaults("cpu", None)._replace(student="llava-tiny", batches=(2, 4))]
-    shown = antgmm("accelerator").stdout
+    shown = antgmm("lab", "accelerator").stdout
     for text in ("cpu (cpu)", "computed in float32", "float32 forward", "teacher cached", "teacher online", "tokens/s"):
         assert text in shown
 

@@ -260,7 +260,7 @@ def test_a_recorder_gives_each_step_its_seconds(tmp_path):
 def test_without_the_environment_the_remedy_is_told(refused, tmp_path):
     place = tmp_path / "nowhere" / "python"
     message = f"no environment with TRL and google-tunix at {place}: run `make peers-env` first"
-    assert refused("peers", "--out", tmp_path / "out.json", "--python", place) == message
+    assert refused("lab", "peers", "--out", tmp_path / "out.json", "--python", place) == message
 
 
 def test_a_comparison_goes_on_where_it_stopped(tmp_path, monkeypatch):

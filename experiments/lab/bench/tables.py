@@ -1,60 +1,22 @@
-"""The command that measures one device from end to end."""
+"""The figures of one device as tables."""
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
-
-from experiments.commands.output import Json, emit
 from experiments.run.host.console import table
 
 AIM = 0.5
 
 
-def register(app: typer.Typer) -> None:
-    """Adds this file's command."""
-    app.command(epilog="Example: antgmm accelerator --student antgmm-300m --teacher antgmm-5b --out h100.json")(
-        accelerator
-    )
+def shown(figures: Mapping[str, Any]) -> Iterator[Any]:
+    """The figures of one device for people.
 
+    Args:
+        figures: what `accelerator.measure` gave.
 
-def accelerator(
-    student: Annotated[
-        str, typer.Option(help="Preset that is trained; chosen by the device and its memory unless given.")
-    ] = "",
-    teacher: Annotated[str, typer.Option(help="Preset that it learns from; the same.")] = "",
-    dtype: Annotated[
-        str, typer.Option(help="What both compute in, bfloat16 or float32; float32 on a CPU unless given.")
-    ] = "",
-    batch: Annotated[
-        list[int] | None, typer.Option(min=1, help="A batch size of the train step. Can be repeated.")
-    ] = None,
-    rounds: Annotated[int, typer.Option(min=0, help="Rounds that are timed; 0 for the device's own number.")] = 0,
-    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Also writes the figures there, as JSON.")] = None,
-    as_json: Json = False,
-) -> None:
-    """Measure the first GPU, TPU or CPU that JAX sees: correctness, its own rates, training and serving as shares."""
-    import jax
-
-    from experiments.lab.bench.accelerator import defaults, measure, memory
-    from experiments.run.folder import write_json
-
-    given = {
-        "student": student,
-        "teacher": teacher,
-        "dtype": dtype,
-        "batches": tuple(sorted(set(batch or ()))),
-        "rounds": rounds,
-    }
-    asked = defaults(jax.devices()[0].platform, memory())
-    figures = measure(asked._replace(**{name: value for name, value in given.items() if value}))
-    if out is not None:
-        write_json(out, figures)
-    emit(figures, as_json, *_shown(figures))
-
-
-def _shown(figures: Mapping[str, Any]) -> Iterator[Any]:
+    Yields:
+        Text and tables.
+    """
     device, asked = figures["device"], figures["asked"]
     driver = f", {device['driver']}" if device["driver"] else ""
     yield (
