@@ -27,18 +27,18 @@ teacher: $(STAMP)
 	$(BIN)/antgmm train experiments/recipes/teacher-m.toml --run runs/teacher-m
 
 study: $(STAMP)
-	$(BIN)/antgmm study experiments/studies/study.toml --run runs/study --out experiments/results/study.json
+	$(BIN)/antgmm lab study experiments/lab/studies/study.toml --run runs/study --out experiments/lab/results/study.json
 
 # About an hour on a quiet core, the first that the shell may use: `taskset -c 1 make peers`.
 peers: $(STAMP) peers-env
-	$(BIN)/antgmm peers --out experiments/results/peers.json
+	$(BIN)/antgmm lab peers --out experiments/lab/results/peers.json
 
 # TRL and google-tunix, in an environment of their own.
 peers-env: $(PEERS)/.installed
 
-$(PEERS)/.installed: experiments/peers/requirements.txt
+$(PEERS)/.installed: experiments/lab/peers/requirements.txt
 	$(PYTHON) -m venv $(PEERS)
-	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -r experiments/peers/requirements.txt
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -r experiments/lab/peers/requirements.txt
 	touch $@
 
 $(STAMP): pyproject.toml constraints.txt

@@ -15,8 +15,15 @@ import typer
 from typer.core import TyperGroup
 
 from antgmm_jax.errors import AntgmmError
-from experiments.allocator import keep_freed_memory
-from experiments.commands import accelerator, measure, models, plan, runs, search, studies
+from experiments.commands import data, lab, models, plan, runs, search
+from experiments.commands.output import Commands
+from experiments.run.host.allocator import keep_freed_memory
+
+SHOWN = (
+    *("demo", "compress", "train", "import", "eval", "export"),
+    *("search", "plan", "shrink", "cost", "recombine", "report"),
+)
+"""Commands in the order of `antgmm --help`, which lists the groups `data` and `lab` after them."""
 
 RESUMED = ("demo", "train", "compress", "recombine", "study", "peers")
 """Commands that go on where they stopped when they are given again."""
@@ -83,8 +90,22 @@ def environment() -> None:
     logging.getLogger("absl").setLevel(logging.ERROR)
 
 
-for _module in (runs, models, search, plan, measure, accelerator, studies):
-    _module.register(app)
+def _add(group: typer.Typer, commands: Commands) -> None:
+    for name, (command, example) in commands.items():
+        group.command(name, epilog=f"Example: {example}")(command)
+
+
+def _add_group(name: str, about: str, example: str, commands: Commands) -> None:
+    group = typer.Typer(cls=_Group, no_args_is_help=True, help=about, epilog=f"Example: {example}")
+    group.callback()(lambda: None)  # with a callback a single command keeps its name
+    _add(group, commands)
+    app.add_typer(group, name=name)
+
+
+_COMMANDS: Commands = runs.COMMANDS | models.COMMANDS | search.COMMANDS | plan.COMMANDS
+_add(app, {name: _COMMANDS[name] for name in SHOWN})
+_add_group("data", "Make data sets.", "antgmm data maad --tier s --split test --out maad-s", data.COMMANDS)
+_add_group("lab", "Measure: speed, energy, studies of recipes.", "antgmm lab bench --quick", lab.COMMANDS)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""The direction of the arrows: `antgmm_jax` <- `pruning`, `distill`, `data` <- `experiments`, and nothing else."""
+"""The direction of the arrows: `antgmm_jax` <- `pruning`, `distill`, `data` <- `experiments`, and its storeys."""
 
 import ast
 import importlib
@@ -6,12 +6,13 @@ import re
 import sys
 import tomllib
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PEERS = ROOT / "experiments/peers/requirements.txt"
+PEERS = ROOT / "experiments/lab/peers/requirements.txt"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 ALLOWED = {
     "antgmm_jax": {"antgmm_jax"},
@@ -20,6 +21,8 @@ ALLOWED = {
     "data": {"data", "antgmm_jax"},
     "experiments": {"experiments", "antgmm_jax", "pruning", "distill", "data"},
 }
+STOREYS = ("run", "report", "lab", "commands", "cli")
+"""Of `experiments`, from the ground up: each imports itself and those before it."""
 # Distributions whose package has another name.
 PACKAGE_OF = {
     "fonttools": "fontTools",
@@ -91,3 +94,70 @@ def test_every_third_party_import_is_declared():
 
 def test_the_wheel_holds_every_package():
     assert set(PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]) == set(ALLOWED)
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imported_modules(name: str, path: Path, known: set[str]) -> set[str]:
+    """Modules out of `known` that a file imports, at its top or inside a function; of a name, where it is defined."""
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    targets = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            targets |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            source = ".".join([*above, *filter(None, [node.module])])
+            names = {f"{source}.{alias.name}" for alias in node.names}
+            # `from package import module` imports the module, any other name what the package itself defines.
+            targets |= names & known
+            if names - known:
+                targets.add(source)
+    return (targets & known) - {name}
+
+
+def experiments_imports() -> dict[str, set[str]]:
+    modules = {module_name(path): path for path in files("experiments")}
+    return {name: imported_modules(name, path, set(modules)) for name, path in modules.items()}
+
+
+def test_experiments_import_no_storey_above_them():
+    def storey(name):
+        return STOREYS.index(name.split(".")[1])
+
+    graph = experiments_imports()
+    del graph["experiments"]
+    upwards = {
+        f"{name} imports {target}"
+        for name, targets in graph.items()
+        for target in targets
+        if target == "experiments" or storey(target) > storey(name)
+    }
+    assert not upwards
+
+
+def test_no_modules_of_experiments_import_in_a_circle():
+    try:
+        TopologicalSorter(experiments_imports()).prepare()
+    except CycleError as error:
+        pytest.fail(f"imports in a circle: {' -> '.join(error.args[1])}")
+
+
+def test_the_walk_over_imports_sees_them_all(tmp_path):
+    code = """
+import a.one
+from a import two, name
+from . import three
+from .four import name
+from ..other import name
+def function():
+    if True:
+        from a.b.five import name
+"""
+    path = tmp_path / "module.py"
+    path.write_text(code)
+    known = {"a", "a.one", "a.two", "a.b.three", "a.b.four", "a.other", "a.b.five", "a.b.module", "a.unused"}
+    assert imported_modules("a.b.module", path, known) == known - {"a.b.module", "a.unused"}

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from antgmm_jax.errors import AntgmmError
-from experiments.commands.output import Json, Maybe, Preset, count, emit, table
-from experiments.commands.sources import FORMS, config_of, end_tokens, random_batch, records, sizes_given, template
+from experiments.commands.output import Json, Maybe, Preset, emit
+from experiments.commands.sources import FORMS, config_of, end_tokens, records, sizes_given, template
+from experiments.run.host.console import count, table
 
 if TYPE_CHECKING:
     from antgmm_jax.config import LMMConfig
-    from experiments.export_gate import GateResult
-    from experiments.stage import Student
+    from experiments.run.export_gate import GateResult
+    from experiments.run.stage import Student
 
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="A Hugging Face directory.")]
 Prompt = Annotated[
@@ -31,17 +32,6 @@ class DType(StrEnum):
     FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"
     FLOAT16 = "float16"
-
-
-def register(app: typer.Typer) -> None:
-    """Adds this file's commands."""
-    app.command("import", epilog="Example: antgmm import experiments/teachers/maad-m")(import_)
-    app.command(epilog="Example: antgmm cost --preset antgmm-5b --length 256 --answer 32")(cost)
-    app.command(epilog="Example: antgmm shrink checkpoints/large --out checkpoints/small --like antgmm-300m")(shrink)
-    app.command("eval", epilog="Example: antgmm eval runs/ads/export --data jsonl:ads/test.jsonl")(evaluate)
-    app.command(
-        epilog="Example: antgmm export runs/demo/stages/03-settle --like experiments/teachers/maad-m --out student"
-    )(export)
 
 
 def import_(model: Model, as_json: Json = False) -> None:
@@ -141,7 +131,7 @@ def shrink(
 ) -> None:
     """Cut a checkpoint by magnitude, one tensor in memory at a time: nothing is trained, the model need not fit."""
     from antgmm_jax.convert import open_hf
-    from experiments.disk_cut import cut, shown, targets_of
+    from experiments.run.disk_cut import cut, shown, targets_of
 
     if bool(size) == bool(like):
         raise AntgmmError("shrink needs --size or --like, one of the two")
@@ -161,9 +151,9 @@ def evaluate(
 ) -> None:
     """Ask a checkpoint every question of a data set, in JAX, and score the answers by type."""
     from antgmm_jax.convert import load_hf
-    from experiments.console import bar
-    from experiments.evaluate import evaluate as answer
-    from experiments.samples import Samples, load_processor
+    from experiments.run.evaluate import evaluate as answer
+    from experiments.run.host.console import bar
+    from experiments.run.samples import Samples, load_processor
 
     config, params = load_hf(model)
     processor = load_processor(model)
@@ -195,7 +185,7 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write a stage as a Hugging Face directory, if transformers reads it back and answers as JAX does."""
-    from experiments.pipeline import load_student
+    from experiments.run.pipeline import load_student
 
     if out.exists():
         raise AntgmmError(f"{out} exists: choose another name or remove it")
@@ -233,7 +223,8 @@ def _same_family(config: "LMMConfig", like: Path) -> None:
 
 def _asked(config: "LMMConfig", like: Path, data: str, samples: int, prompt: str) -> list[Mapping[str, Any]]:
     """The prompts of the check, in batches."""
-    from experiments.samples import Samples, load_processor
+    from experiments.run.random_batches import random_batch
+    from experiments.run.samples import Samples, load_processor
 
     if data:
         questions = Samples(records(data, samples), load_processor(like), config, prompt=prompt)
@@ -257,8 +248,8 @@ def _checked(
     import numpy as np
 
     from antgmm_jax.convert import save_hf
-    from experiments import export_gate
-    from experiments.prompts import note_prompt
+    from experiments.run import export_gate
+    from experiments.run.prompts import note_prompt
 
     params = jax.tree.map(lambda leaf: np.asarray(leaf).astype(jax.numpy.dtype(dtype.value)), student.params)
     save_hf(student.config, params, directory, like=like)
@@ -267,3 +258,12 @@ def _checked(
     return export_gate.check(
         directory, student.config, params, batches, max_new_tokens=max_new_tokens, eos=eos, pad=pad
     )
+
+
+COMMANDS = {
+    "import": (import_, "antgmm import experiments/teachers/maad-m"),
+    "eval": (evaluate, "antgmm eval runs/ads/export --data jsonl:ads/test.jsonl"),
+    "export": (export, "antgmm export runs/demo/stages/03-settle --like experiments/teachers/maad-m --out student"),
+    "shrink": (shrink, "antgmm shrink checkpoints/large --out checkpoints/small --like antgmm-300m"),
+    "cost": (cost, "antgmm cost --preset antgmm-5b --length 256 --answer 32"),
+}

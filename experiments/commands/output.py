@@ -1,13 +1,12 @@
-"""What commands share: options, and figures as JSON or as a table on standard output."""
+"""What commands share: options, and `emit`, which prints figures as JSON or as a table on standard output."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 Json = Annotated[bool, typer.Option("--json", help="Figures as JSON on standard output.")]
 Set = Annotated[
@@ -31,6 +30,8 @@ Coordinator = Annotated[
 ]
 Processes = Annotated[int, typer.Option("--processes", min=1, envvar="JAX_NUM_PROCESSES", help="How many there are.")]
 Process = Annotated[int, typer.Option("--process", min=0, envvar="JAX_PROCESS_ID", help="Which of them this is.")]
+Commands = Mapping[str, tuple[Callable[..., None], str]]
+"""Name -> function and an example of its use."""
 RunDir = Annotated[Path, typer.Option("--run", metavar="DIR", help="The run's folder; a run found there goes on.")]
 
 
@@ -48,30 +49,3 @@ def emit(figures: Mapping[str, Any], as_json: bool, *shown: Any) -> None:
     console = Console(highlight=False, markup=False, emoji=False)
     for part in shown:
         console.print(part, soft_wrap=isinstance(part, str))
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[Any]], title: str = "") -> Table:
-    """A table for people; all columns but the first to the right.
-
-    Args:
-        head: names of the columns.
-        rows: cells.
-        title: above it.
-
-    Returns:
-        The table.
-    """
-    made = Table(title=title or None, title_justify="left")
-    for place, name in enumerate(head):
-        made.add_column(name, justify="right" if place else "left", overflow="fold")
-    for row in rows:
-        made.add_row(*map(str, row))
-    return made
-
-
-def count(number: float) -> str:
-    """A large number with its unit, three digits."""
-    for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(number) >= size:
-            return f"{number / size:.3g} {unit}"
-    return f"{number:.3g}"

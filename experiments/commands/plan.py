@@ -7,16 +7,12 @@ import typer
 
 from antgmm_jax.config import Remat
 from antgmm_jax.errors import AntgmmError
-from experiments.commands.output import Json, Maybe, Preset, count, emit, table
+from experiments.commands.output import Json, Maybe, Preset, emit
 from experiments.commands.sources import config_of
+from experiments.run.host.console import count, table
 
 if TYPE_CHECKING:
-    from experiments.planning.step import Step
-
-
-def register(app: typer.Typer) -> None:
-    """Adds this file's command."""
-    app.command(epilog="Example: antgmm plan --preset antgmm-5b --mesh fsdp=16,tensor=4 --batch 256 --chip v5e")(plan)
+    from experiments.lab.planning.step import Step
 
 
 def plan(
@@ -41,9 +37,9 @@ def plan(
 ) -> None:
     """Tell memory, FLOPs, collectives and time at the roofline of a distillation step on devices that are not here."""
     from antgmm_jax.presets import preset as named
-    from experiments.devices import parse, simulate
-    from experiments.planning import step as planning
-    from experiments.planning.chips import CHIPS
+    from experiments.lab.planning import step as planning
+    from experiments.lab.planning.chips import CHIPS
+    from experiments.run.host.devices import parse, simulate
 
     if chip and chip not in CHIPS:
         raise AntgmmError(f"--chip {chip}: choose one of {', '.join(CHIPS)}")
@@ -114,3 +110,6 @@ def _too_large(step: "Step", chip: str, fitting: "Step | None") -> str:
         return f"{needs}; no mesh of this tensor size and batch is enough: raise tensor, or lower --batch"
     enough = f"--mesh {_listed(fitting.mesh) or 'fsdp=1'} ({fitting.total / 1e9:.3g} GB)"
     return f"{needs}; the smallest mesh that is enough: {enough}"
+
+
+COMMANDS = {"plan": (plan, "antgmm plan --preset antgmm-5b --mesh fsdp=16,tensor=4 --batch 256 --chip v5e")}

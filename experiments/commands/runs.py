@@ -10,7 +10,8 @@ from typing import Annotated, Any, NamedTuple
 import typer
 
 from antgmm_jax.errors import AntgmmError
-from experiments.commands.output import Coordinator, Json, Mesh, Process, Processes, RunDir, Set, count, emit, table
+from experiments.commands.output import Coordinator, Json, Mesh, Process, Processes, RunDir, Set, emit
+from experiments.run.host.console import count, table
 
 _EXPERIMENTS = Path(__file__).resolve().parent.parent
 DEMO = _EXPERIMENTS / "recipes" / "demo.toml"
@@ -19,7 +20,7 @@ _BOOKS = {".lock", "recipe.toml", "status.json", "inputs.json"}
 
 
 class Machine(NamedTuple):
-    """What a run is made on: the options of `experiments.devices.devices`."""
+    """What a run is made on: the options of `experiments.run.host.devices.devices`."""
 
     mesh: str
     coordinator: str
@@ -28,18 +29,6 @@ class Machine(NamedTuple):
 
 
 Recipe = Annotated[Path, typer.Argument(metavar="RECIPE", help="A TOML file.")]
-
-
-def register(app: typer.Typer) -> None:
-    """Adds this file's commands."""
-    app.command(epilog="Example: antgmm demo --run runs/demo")(demo)
-    app.command(epilog="Example: antgmm train teacher.toml --run runs/teacher --set optimizer.batch_size=32")(train)
-    app.command(epilog="Example: antgmm compress recipe.toml --run runs/ads --mesh data=2,fsdp=4")(compress)
-    app.command(
-        epilog="Example: antgmm recombine recipe.toml --run runs/mix --steps 500"
-        " --from 'runs/a/stages/01-blocks:*/layers' --from 'runs/b/stages/02-intermediate:*/mlp,*/heads'"
-    )(recombine)
-    app.command(epilog="Example: antgmm report runs/demo")(report)
 
 
 def demo(
@@ -75,14 +64,15 @@ def compress(
 
 
 def _compress(path: Path, run: Path, changes: list[str], machine: Machine, as_json: bool) -> None:
-    from experiments.recipe import load_recipe
+    from experiments.run.schema.recipe import load_recipe
 
     recipe = load_recipe(path, changes)
     with _started(run, machine):
-        from experiments.pipeline import Run
+        from experiments.report.write import finish
+        from experiments.run.pipeline import Run
 
-        figures = Run(recipe, run)()
-    _tell(figures, as_json, summary(figures), _places(run, "report.html", "report.md"))
+        figures = finish(Run(recipe, run))
+    _tell_both(figures, run, as_json)
 
 
 def train(
@@ -96,11 +86,11 @@ def train(
     process: Process = 0,
 ) -> None:
     """Train a teacher by a recipe, from random parameters or further from a checkpoint, and export it."""
-    from experiments.recipe import load_training
+    from experiments.run.schema.recipe import load_training
 
     training = load_training(recipe, changes or [])
     with _started(run, Machine(mesh, coordinator, processes, process)):
-        from experiments.training import TrainingRun
+        from experiments.run.training import TrainingRun
 
         figures = TrainingRun(training, run)()
     scores = figures["scores"]
@@ -132,11 +122,12 @@ def recombine(
 ) -> None:
     """Join cuts of several runs of one teacher, each axis from one of them; cut the teacher so, and distil it."""
     with _started(run, Machine(mesh, coordinator, processes, process)):
-        from experiments.recombine import Source
-        from experiments.recombine import recombine as run_recombined
+        from experiments.report.write import finish
+        from experiments.run.recombine import Source
+        from experiments.run.recombine import recombine as joined
 
-        figures = run_recombined(recipe, run, [Source.parse(text) for text in sources], steps, changes or [])
-    _tell(figures, as_json, summary(figures), _places(run, "report.html", "report.md"))
+        figures = finish(joined(recipe, run, [Source.parse(text) for text in sources], steps, changes or []))
+    _tell_both(figures, run, as_json)
 
 
 def report(
@@ -149,7 +140,7 @@ def report(
         return
     from rich.markdown import Markdown
 
-    from experiments.report import render
+    from experiments.report.write import render
 
     text = render(run / "report", figures)
     emit(figures, as_json, Markdown(text), _places(run, "report.html"))
@@ -187,11 +178,18 @@ def _tell(figures: Mapping[str, Any], as_json: bool, *shown: Any) -> None:
         emit(figures, as_json, *shown)
 
 
+def _tell_both(figures: Mapping[str, Any], run: Path, as_json: bool) -> None:
+    """Prints teacher and student side by side."""
+    from experiments.report.summary import summary
+
+    _tell(figures, as_json, summary(figures), _places(run, "report.html", "report.md"))
+
+
 @contextmanager
 def _started(run: Path, machine: Machine) -> Iterator[None]:
     """On the devices that are asked for, in the run's folder."""
     from antgmm_jax.processes import first
-    from experiments.devices import devices
+    from experiments.run.host.devices import devices
 
     with devices(*machine), _in_folder(run) if first() else nullcontext():
         yield
@@ -204,7 +202,7 @@ def _in_folder(run: Path) -> Iterator[None]:
     try:
         yield
     except AntgmmError as error:
-        from experiments.folder import InUse
+        from experiments.run.folder import InUse
 
         # Where two start at once, the folder is the other one's.
         new = not existed and not isinstance(error, InUse) and run.exists()
@@ -215,35 +213,14 @@ def _in_folder(run: Path) -> Iterator[None]:
         raise
 
 
-def summary(figures: Mapping[str, Any]) -> Any:
-    """Teacher and student side by side, from a run's report."""
-    teacher, student, latency = figures["teacher"], figures["student"], figures["latency"]
-
-    def row(name: str, old: float, new: float, form: Any = count) -> tuple[str, ...]:
-        return name, form(old), form(new), f"{old / new:.1f}x"
-
-    def milliseconds(value: float) -> str:
-        return f"{value:.1f} ms"
-
-    def joules(value: float) -> str:
-        return f"{value:.3g} J"
-
-    rows = [
-        row("parameters", teacher["params"], student["params"]),
-        row("FLOPs a request", teacher["flops"], student["flops"]),
-    ]
-    for engine, name in (("jax", "JAX"), ("torch", "PyTorch")):
-        if engine in latency:
-            times = latency[engine]
-            rows.append(row(f"latency in {name}", times["teacher_ms"], times["student_ms"], milliseconds))
-            energy = [times[model]["energy"] for model in ("teacher", "student")]
-            name = f"energy of a request in {name}, {energy[0]['source']}"
-            rows.append(row(name, energy[0]["joules"], energy[1]["joules"], joules))
-    for key, name in (("exact_match", "exact match (macro)"), ("exact_match_hard", "... on hard records")):
-        if key in teacher:
-            scores = (f"{model[key]:.4f}" for model in (teacher, student))
-            rows.append((name, *scores, f"{100 * (student[key] - teacher[key]):+.1f} points"))
-    gate = figures["export"]
-    verdict = f"{100 * gate['answers_equal']:.0f} % of {gate['prompts']} answers equal"
-    rows.append(("read back by transformers", "", "passed" if gate["passed"] else "failed", verdict))
-    return table(["", "teacher", "student", ""], rows)
+COMMANDS = {
+    "demo": (demo, "antgmm demo --run runs/demo"),
+    "compress": (compress, "antgmm compress recipe.toml --run runs/ads --mesh data=2,fsdp=4"),
+    "train": (train, "antgmm train teacher.toml --run runs/teacher --set optimizer.batch_size=32"),
+    "recombine": (
+        recombine,
+        "antgmm recombine recipe.toml --run runs/mix --steps 500"
+        " --from 'runs/a/stages/01-blocks:*/layers' --from 'runs/b/stages/02-intermediate:*/mlp,*/heads'",
+    ),
+    "report": (report, "antgmm report runs/demo"),
+}

@@ -6,13 +6,9 @@ from typing import Annotated, Any
 import typer
 
 from antgmm_jax.errors import AntgmmError
-from experiments.commands.output import Json, Maybe, Preset, count, emit, table
+from experiments.commands.output import Json, Maybe, Preset, emit
 from experiments.commands.sources import config_of, sizes_given
-
-
-def register(app: typer.Typer) -> None:
-    """Adds this file's command."""
-    app.command(epilog="Example: antgmm search --preset antgmm-deep --params 600000 --size vision/layers=4")(search)
+from experiments.run.host.console import count, table
 
 
 def search(
@@ -38,8 +34,8 @@ def search(
     as_json: Json = False,
 ) -> None:
     """Pick legal sizes for a number of parameters or a latency, as a recipe's stages."""
-    from experiments.bench.rates import Asked
-    from experiments.search import run
+    from experiments.lab.planning.rates import Asked
+    from experiments.lab.planning.search import run
 
     if (params is None) == (latency_ms is None):
         raise AntgmmError("search needs a budget: --params or --latency-ms, one of the two")
@@ -110,3 +106,6 @@ def recipe(stages: Mapping[str, Mapping[str, int]]) -> str:
         listed = ", ".join(f'"{axis}" = {n}' for axis, n in found.items())
         parts.append(f'[[stage]]\nname = "{stage}"\nsizes = {{ {listed} }}\n')
     return "\n".join(parts)
+
+
+COMMANDS = {"search": (search, "antgmm search --preset antgmm-deep --params 600000 --size vision/layers=4")}

@@ -1,11 +1,9 @@
-"""Records named on the command line, and random prompts where none are named."""
+"""Records, templates, models and sizes as they are named on the command line."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from antgmm_jax.errors import AntgmmError
 
@@ -37,7 +35,7 @@ def template(text: str, model: Path) -> str:
         AntgmmError: it is none.
     """
     from data.record import check_template
-    from experiments.prompts import noted_prompt
+    from experiments.run.prompts import noted_prompt
 
     try:
         return check_template(text) if text else noted_prompt(model)
@@ -62,8 +60,8 @@ def records(text: str, samples: int) -> "Sequence[Record]":
 
     from data.maad.latents import SIZES
     from data.readers import read_records
-    from experiments.datasets import load_records
-    from experiments.schema import Data
+    from experiments.run.datasets import load_records
+    from experiments.run.schema import Data
 
     kind, _, rest = text.partition(":")
     # A path may hold a colon, a tier and a split do not.
@@ -100,70 +98,6 @@ def config_of(model: Path | None, preset: str) -> "LMMConfig":
     if (model is None) == (not preset):
         raise AntgmmError("name a checkpoint directory or --preset, one of the two")
     return named(preset) if model is None else open_hf(model)[0]
-
-
-def random_batch(config: "LMMConfig", rows: int, *, words: int = 16, answer: int = 8, seed: int = 0) -> dict[str, Any]:
-    """A training batch of random pictures and tokens, with the prompts alone under `prompt/`.
-
-    Args:
-        config: the model that is to read it.
-        rows: samples.
-        words: prompt tokens beside the image's.
-        answer: answer tokens.
-        seed: another seed is another batch.
-
-    Returns:
-        Arrays with `transformers`' names, the pictures as a tree, `positions`, `targets`, and the row numbers, `index`.
-    """
-    rng = np.random.default_rng(seed)
-    vision, language = config.vision, config.language
-
-    def tokens(length: int) -> np.ndarray:
-        ids = rng.integers(2, language.vocab - 1, (rows, length), dtype=np.int32)
-        # The image's own token stands where the image is, and nowhere else.
-        return np.where(ids == config.image_token, ids - 1, ids)
-
-    image = np.full((rows, config.image_tokens), config.image_token, np.int32)
-    prompt, targets = np.concatenate([image, tokens(words)], axis=1), tokens(answer)
-    batch = {
-        "images": {
-            "pixels": rng.standard_normal((rows, 1, vision.image, vision.image, vision.channels), dtype=np.float32),
-            "valid": np.ones((rows, 1), bool),
-        },
-        "targets": targets,
-        "prompt/input_ids": prompt,
-        "prompt/attention_mask": np.ones_like(prompt),
-        "index": np.arange(rows, dtype=np.int32),
-    }
-    prompts = {name: batch[f"prompt/{name}"] for name in ("input_ids", "attention_mask")}
-    return batch | teacher_forced(config, prompts, targets)
-
-
-def teacher_forced(config: "LMMConfig", prompt: Mapping[str, np.ndarray], targets: np.ndarray) -> dict[str, np.ndarray]:
-    """What a model reads to predict given answers, prompts without padding.
-
-    Args:
-        config: the model that is to read it.
-        prompt: `input_ids` and `attention_mask`, [B, T].
-        targets: answer tokens, [B, A].
-
-    Returns:
-        Tokens and mask with `transformers`' names, and `positions` [B, A] of the states that predict the targets.
-    """
-    language, (rows, answer) = config.language, targets.shape
-    if language.encoder is not None:
-        start = np.full((rows, 1), language.start_token, np.int32)
-        batch = {
-            "input_ids": prompt["input_ids"],
-            "decoder_input_ids": np.concatenate([start, targets[:, :-1]], axis=1),
-        }
-        first = 0
-    else:
-        batch = {"input_ids": np.concatenate([prompt["input_ids"], targets], axis=1)}
-        first = prompt["input_ids"].shape[1] - 1
-    batch["attention_mask"] = np.ones_like(batch["input_ids"])
-    batch["positions"] = np.tile(np.arange(first, first + answer, dtype=np.int32), (rows, 1))
-    return batch
 
 
 def end_tokens(directory: Path) -> tuple[Any, int]:
@@ -203,7 +137,7 @@ def sizes_given(texts: Sequence[str]) -> dict[str, int | float]:
     """
     from pydantic import TypeAdapter
 
-    from experiments.schema import Axis, Size
+    from experiments.run.schema import Axis, Size
 
     found: dict[str, int | float] = {}
     for text in texts:

@@ -1,8 +1,6 @@
 """What a run is measured by: sizes, scores, latency, the export gate and examples, as JSON types."""
 
 import json
-import os
-import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,35 +17,20 @@ from antgmm_jax.processes import gather
 from antgmm_jax.sharding import active
 from data.batches import answer_lengths
 from data.metrics import normal
-from experiments.bench.latency import Served, compare
-from experiments.console import bar, say
-from experiments.evaluate import evaluate
-from experiments.fleet import kwh_a_year, payback
-from experiments.folder import WHOLE, RunFolder
-from experiments.recipe import fingerprint
-from experiments.samples import Samples
-from experiments.schema import Recipe
+from experiments.report.latency import Served, compare
+from experiments.report.savings import kwh_a_year, payback
+from experiments.run.evaluate import evaluate
+from experiments.run.folder import WHOLE, RunFolder
+from experiments.run.host.console import bar, say
+from experiments.run.host.facts import machine
+from experiments.run.samples import Samples
+from experiments.run.schema import Recipe
+from experiments.run.schema.recipe import fingerprint
 
 LATENCY_REPEATS = 30
 EXAMPLES = 12
 RATES = (1, 100, 10_000)
 """Requests a second that a year's energy is told for."""
-
-
-def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
-    name = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        lines = [line for line in info.read_text().splitlines() if line.startswith("model name")]
-        name = lines[0].split(":", 1)[1].strip() if lines else name
-    return {
-        "cpu": name,
-        "cores": os.cpu_count(),
-        "device": jax.devices()[0].device_kind,
-        "load": round(os.getloadavg()[0], 2),
-        "system": platform.platform(),
-    }
 
 
 StageModels = dict[Path, tuple[LMMConfig, Params]]

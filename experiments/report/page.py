@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 import jinja2
 
-from experiments.commands.output import count
 from experiments.report import plots, tables
 from experiments.report.tables import ENGINES, Report
+from experiments.run.host.console import count
 
 PHASES = ("vision", "prefill", "decode")
 

@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from experiments.bench.latency import Latency
-from experiments.commands.output import count
-from experiments.fleet import kwh_a_year
+from experiments.report.latency import Latency
+from experiments.report.savings import kwh_a_year
+from experiments.run.host.console import count
 
 Report = Mapping[str, Any]
 """What `report.json` holds."""

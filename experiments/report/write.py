@@ -7,17 +7,15 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from transformers import ProcessorMixin
 
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.processes import by_first
-from experiments.folder import RunFolder, write_bytes, write_json, write_text
 from experiments.report.figures import measure, score, stage_models
 from experiments.report.markdown import markdown
 from experiments.report.page import page
 from experiments.report.tables import Report
-from experiments.samples import Samples
-from experiments.schema import Recipe
+from experiments.run.folder import RunFolder, write_bytes, write_json, write_text
+from experiments.run.pipeline import Outcome, Run
 
 FORMAT = 4
 """Of report.json; what is written anew from another one would lack figures."""
@@ -26,29 +24,32 @@ PICTURE_SIDE = 320
 """Largest side of an example's picture in the report, in pixels."""
 
 
-def write_report(
-    folder: RunFolder,
-    recipe: Recipe,
-    teacher: Any,
-    student: Any,
-    test: Samples,
-    hard: Samples | None,
-    processor: ProcessorMixin,
-) -> dict[str, Any]:
+def finish(run: Run) -> dict[str, Any]:
+    """Runs, or goes on with, the whole of a run, and writes its report while the folder is still held.
+
+    Args:
+        run: the run.
+
+    Returns:
+        The report as JSON types.
+
+    Raises:
+        AntgmmError: as `Run.exported`.
+    """
+    with run.exported() as outcome:
+        return write_report(outcome)
+
+
+def write_report(outcome: Outcome) -> dict[str, Any]:
     """Scores teacher and exported student, with all processes of the run, measures the rest and writes `report/`.
 
     Args:
-        folder: the run.
-        recipe: its recipe.
-        teacher: the `Student` that was cut.
-        student: the `Student` read back from the exported files.
-        test: records that scores are measured on.
-        hard: harder records, scored as well; None where the recipe names none.
-        processor: the model's.
+        outcome: what the run has left.
 
     Returns:
         The report as JSON types.
     """
+    folder, recipe, teacher, student, test, hard, processor = outcome
     scored = {
         name: score(name, model, recipe, test, hard, processor)
         for name, model in (("teacher", teacher), ("student", student))

@@ -10,7 +10,7 @@ import numpy as np
 
 from antgmm_jax import processes, sharding
 from distill import build as build_module
-from experiments.devices import devices
+from experiments.run.host.devices import devices
 
 
 def main(directory: str, moment: str, mesh: str, address: str, process: str) -> None:

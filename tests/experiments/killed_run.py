@@ -1,6 +1,6 @@
 """A run that kills itself with SIGKILL: `python -m tests.experiments.killed_run RECIPE RUN MOMENT`.
 
-Behind these may stand MESH COORDINATOR PROCESSES PROCESS, as `experiments.devices.devices` takes them.
+Behind these may stand MESH COORDINATOR PROCESSES PROCESS, as `experiments.run.host.devices.devices` takes them.
 """
 
 import os
@@ -11,10 +11,11 @@ import time
 import antgmm_jax.convert
 import antgmm_jax.folders
 from antgmm_jax import checkpoint
-from experiments import stage
-from experiments.devices import devices
-from experiments.pipeline import Run
-from experiments.recipe import load_recipe
+from experiments.report.write import finish
+from experiments.run import stage
+from experiments.run.host.devices import devices
+from experiments.run.pipeline import Run
+from experiments.run.schema.recipe import load_recipe
 
 
 def die(*_, **__):
@@ -68,4 +69,4 @@ if __name__ == "__main__":
     recipe, run, moment, mesh, coordinator, processes, process = [*sys.argv[1:], "", "", "1", "0"][:7]
     MOMENTS[moment]()
     with devices(mesh, coordinator, int(processes), int(process)):
-        Run(load_recipe(recipe), run)()
+        finish(Run(load_recipe(recipe), run))

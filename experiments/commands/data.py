@@ -1,0 +1,54 @@
+"""Commands that make data sets."""
+
+from enum import StrEnum
+from itertools import accumulate
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from experiments.commands.output import Json, emit
+from experiments.run.host.console import table
+
+
+class Form(StrEnum):
+    """Forms that data is written in."""
+
+    PARQUET = "parquet"
+    JSONL = "jsonl"
+
+
+def maad(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where to.")],
+    tier: Annotated[str, typer.Option(help="s, m or full.")] = "s",
+    split: Annotated[list[str] | None, typer.Option(help="train, val, test or test_hard; all unless given.")] = None,
+    samples: Annotated[int, typer.Option(min=0, help="Records of each split; 0 for the data set's own sizes.")] = 0,
+    seed: Annotated[int, typer.Option(help="Another seed is another data set.")] = 0,
+    form: Annotated[Form, typer.Option("--format", help="jsonl has its pictures beside it.")] = Form.PARQUET,
+    as_json: Json = False,
+) -> None:
+    """Draw MAAD-synth, advertisements with an auditor's questions, as files."""
+    from antgmm_jax.errors import AntgmmError
+    from data.maad.latents import SIZES
+    from data.writers import write_maad
+    from experiments.run.host.console import bar
+
+    chosen = split or [*SIZES]
+    if unknown := [name for name in chosen if name not in SIZES]:
+        raise AntgmmError(f"no split {unknown[0]!r}: choose among {', '.join(SIZES)}")
+    sizes = {name: samples or SIZES[name] for name in chosen}
+    before = dict(zip(sizes, accumulate(sizes.values(), initial=0), strict=False))
+    with bar(f"MAAD-synth {tier}", sum(sizes.values())) as update:
+        info = write_maad(
+            tier,
+            out,
+            sizes=sizes,
+            seed=seed,
+            form=form.value,
+            progress=lambda name, done, total: update(before[Path(name).stem] + done, name),
+        )
+    rows = [(name, size, info["fingerprints"][name]) for name, size in sizes.items()]
+    emit(info, as_json, table(["split", "records", "fingerprint"], rows), f"written: {out}")
+
+
+COMMANDS = {"maad": (maad, "antgmm data maad --tier s --split test --samples 100 --out maad-s")}

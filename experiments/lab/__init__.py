@@ -1,0 +1,1 @@
+"""How we measure: benchmarks, comparisons, studies and plans; nothing that a user's run needs."""

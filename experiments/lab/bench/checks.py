@@ -1,0 +1,155 @@
+"""Whether a device computes rightly; without that no time of it is told."""
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from antgmm_jax.config import LMMConfig
+from antgmm_jax.convert import save_hf
+from antgmm_jax.errors import AntgmmError
+from antgmm_jax.functional import Params, functional
+from antgmm_jax.generate import generate
+from distill.chunked import at_positions
+from distill.teacher import to_dtype
+from experiments.lab.bench.batches import device_arrays
+from experiments.run.export_gate import split, torch_logits, torch_model
+from experiments.run.random_batches import teacher_forced
+
+FLOAT32 = 1e-4
+BFLOAT16 = 0.1
+"""Largest difference of logits that passes, as a share of their largest magnitude. bfloat16 has eight bits, and the
+stream is rounded at every one of up to 300 sublayers; a wrong mask or cast is off by the whole of the logits."""
+
+
+class Check(NamedTuple):
+    """A comparison of logits.
+
+    Attributes:
+        name: what is checked.
+        against: what it is held against.
+        error: largest difference, as a share of the largest magnitude.
+        allowed: the largest that passes.
+    """
+
+    name: str
+    against: str
+    error: float
+    allowed: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether the difference is small enough; one that is no number is not."""
+        return self.error <= self.allowed
+
+
+def correctness(config: LMMConfig, params: Params, batch: Mapping[str, np.ndarray]) -> list[Check]:
+    """Compares what the device computes with three references.
+
+    Args:
+        config: the model.
+        params: float32 parameters on the device.
+        batch: from `random_batch`.
+
+    Returns:
+        float32 against the host's CPU (against PyTorch, where the device is the CPU), bfloat16 against float32,
+        decoding with a cache against a forward pass over the same tokens, and each token that was chosen against the
+        largest logit of that pass.
+    """
+    arrays = device_arrays(batch)
+    # JAX's default is less than float32 on a GPU or TPU.
+    with jax.default_matmul_precision("highest"):
+        ours = np.asarray(_answer_logits(config)(params, arrays))
+        against, reference = _reference(config, params, batch)
+        tokens, stepped, whole = _decoded(config, params, batch)
+    low = _answer_logits(config)(to_dtype(params, jnp.bfloat16), arrays)
+    chosen, largest = np.take_along_axis(whole, tokens[:, :, None], axis=2), whole.max(axis=2, keepdims=True)
+    return [
+        Check("float32 forward", against, _error(ours, reference), FLOAT32),
+        Check("bfloat16 forward", "float32 on the same device", _error(np.asarray(low, np.float32), ours), BFLOAT16),
+        Check("cached decode", "a forward pass without cache", _error(stepped, whole), FLOAT32),
+        Check("greedy answers", "the largest logits of that pass", _error(chosen, largest), FLOAT32),
+    ]
+
+
+def refuse(checks: Mapping[str, Sequence[Check]]) -> None:
+    """Stops where a check has failed.
+
+    Args:
+        checks: model -> checks.
+
+    Raises:
+        AntgmmError: names the first that failed, and by how much.
+    """
+    for model, found in checks.items():
+        for check in found:
+            if not check.passed:
+                raise AntgmmError(
+                    f"{model}, {check.name}: logits are {check.error:.2g} of the largest away from {check.against},"
+                    f" {check.allowed:g} are allowed: no time is told of a device that computes wrongly;"
+                    " try another jaxlib or driver, or XLA_FLAGS without extra flags"
+                )
+
+
+def _answer_logits(config: LMMConfig) -> Callable[[Params, Mapping[str, jax.Array]], jax.Array]:
+    """Logits [B, A, V] at the answer positions, teacher forced."""
+    pure = functional(config)
+
+    @jax.jit
+    def logits(params: Params, batch: Mapping[str, jax.Array]) -> jax.Array:
+        final = pure.apply(params, batch, collect=("final",))["final"]
+        return pure.head(params, at_positions(final, batch["positions"]))
+
+    return logits
+
+
+def _reference(config: LMMConfig, params: Params, batch: Mapping[str, np.ndarray]) -> tuple[str, np.ndarray]:
+    """What computed the logits that count as right, and the logits."""
+    if jax.devices()[0].platform != "cpu":
+        try:
+            host = jax.devices("cpu")[0]
+        except RuntimeError as error:
+            raise AntgmmError("JAX sees no CPU to compare with: unset JAX_PLATFORMS, or add cpu to it") from error
+        placed = jax.device_put((params, device_arrays(batch)), host)
+        return "the host's CPU", np.asarray(_answer_logits(config)(*placed))
+    with tempfile.TemporaryDirectory() as folder:
+        directory = Path(folder) / "model"
+        save_hf(config, jax.tree.map(np.asarray, params), directory)
+        return "PyTorch", torch_logits(torch_model(directory), split(batch)[0], batch)
+
+
+def _decoded(
+    config: LMMConfig, params: Params, batch: Mapping[str, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Greedy answers [B, T]; the logits [B, T, V] before each token, with a cache and without."""
+    pure, length = functional(config), batch["targets"].shape[1]
+    prompt = jax.tree.map(jnp.asarray, split(batch)[1])
+    tokens = generate(config, params, prompt, max_new_tokens=length, eos=(), pad=0)
+
+    @jax.jit
+    def stepped(params: Params, tokens: jax.Array) -> Any:
+        model = nnx.merge(pure.graph, nnx.State(params))
+        state, valid = model.prefill(prompt, length)
+        layers = model.language.decoder.unstack()
+
+        def further(state: Any, ids: jax.Array) -> tuple[Any, jax.Array]:
+            logits, caches = model.language.step(ids, state, valid, layers)
+            after = state._replace(logits=logits, caches=caches, lengths=state.lengths + 1, slot=state.slot + 1)
+            return after, logits
+
+        first = state.logits
+        _, rest = jax.lax.scan(further, state._replace(slot=jnp.int32(state.slot)), tokens[:, :-1].T)
+        return jnp.concatenate([first[None], rest]).swapaxes(0, 1)
+
+    forced = {"images": batch["images"], **teacher_forced(config, split(batch)[1], np.asarray(tokens))}
+    whole = _answer_logits(config)(params, device_arrays(forced))
+    return np.asarray(tokens), np.asarray(stepped(params, tokens)), np.asarray(whole)
+
+
+def _error(found: np.ndarray, right: np.ndarray) -> float:
+    return float(np.abs(found - right).max() / np.abs(right).max())

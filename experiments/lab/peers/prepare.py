@@ -1,0 +1,107 @@
+"""Makes the task's folder once: text, weights as Llama and as LLaVA checkpoints, and the order of our batches."""
+
+import dataclasses
+import json
+import os
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+from antgmm_jax.config import LMMConfig
+from antgmm_jax.convert import save_hf
+from antgmm_jax.errors import AntgmmError
+from antgmm_jax.families import family_of
+from antgmm_jax.functional import functional
+from antgmm_jax.presets import llava
+from data.batches import batches
+from experiments.lab.peers.task import BUCKETED, Task, Text, draw, padded, read, write
+
+# tunix's Llama turns positions at this base whatever its config says.
+ROPE_THETA = 1e6
+_VISION = 8  # side and width of an image encoder that no row of text reaches
+_IMAGE_TOKEN = 3
+_WEIGHTS = "model.safetensors"
+_PREFIX = "language_model."
+
+
+def prepare(task: Task, folder: Path) -> None:
+    """Makes the folder, or finds it made.
+
+    Args:
+        task: the settings.
+        folder: holds afterwards what `task.write` writes, `llama/` and `llava/` with `student` and `teacher` each, and
+            the rows of our length-bucketed batches, in the order in which they come.
+
+    Raises:
+        AntgmmError: the folder holds another task.
+    """
+    if folder.exists():
+        if read(folder)[0] != task:
+            raise AntgmmError(f"{folder} holds a comparison with other settings: remove it or choose another --work")
+        return
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    text = draw(task)
+    write(task, text, partial)
+    for number, name in enumerate(("student", "teacher")):
+        _save(language_config(task, name), task.seed + number, partial, name)
+    stream = batches(arrays(task, text), size=task.batch, seed=task.seed, widths=task.widths, prefetch=0)
+    np.save(partial / BUCKETED, np.stack([next(stream)["index"] for _ in range(task.steps)]))
+    os.replace(partial, folder)
+
+
+def language_config(task: Task, name: str) -> LMMConfig:
+    """The student or teacher as the language model of a LLaVA, whose image side is as small as can be.
+
+    Args:
+        task: the shapes.
+        name: "student" or "teacher".
+
+    Returns:
+        The config.
+    """
+    layers, width, heads, mlp = getattr(task, name)
+    config = llava(
+        vision=(1, _VISION, 1, _VISION),
+        text=(layers, width, heads, mlp),
+        head_dims=(_VISION, width // heads),
+        image=_VISION,
+        patch=_VISION,
+        vocab=task.vocab,
+        image_token=_IMAGE_TOKEN,
+        tied=True,
+    )
+    decoder = dataclasses.replace(config.language.decoder, rope_theta=ROPE_THETA)
+    return dataclasses.replace(config, language=dataclasses.replace(config.language, decoder=decoder))
+
+
+def arrays(task: Task, text: Text) -> dict[str, np.ndarray]:
+    """All rows as our engine reads them: text alone, with features of an image that no token asks for.
+
+    Args:
+        task: the widths.
+        text: the rows.
+
+    Returns:
+        What `task.padded` gives at the greatest width, and `vision_features` float32 [N, 1, width] of zeros.
+    """
+    features = np.zeros((task.rows, 1, _VISION), np.float32)
+    return {**padded(task, text, np.arange(task.rows), task.widths[-1]), "vision_features": features}
+
+
+def _save(config: LMMConfig, seed: int, folder: Path, name: str) -> None:
+    params = jax.tree.map(np.asarray, functional(config).init(jax.random.key(seed)))
+    whole, alone = folder / "llava" / name, folder / "llama" / name
+    save_hf(config, params, whole)
+    alone.mkdir(parents=True)
+    tensors = load_file(whole / _WEIGHTS)
+    language = {key.removeprefix(_PREFIX): value for key, value in tensors.items() if key.startswith(_PREFIX)}
+    save_file(language, alone / _WEIGHTS, metadata={"format": "pt"})
+    fields = family_of("llava").to_hf(config)["text_config"]
+    # The name of the base before transformers 5.
+    fields |= {"rope_theta": ROPE_THETA, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "dtype": "float32"}
+    (alone / "config.json").write_text(json.dumps(fields, indent=1) + "\n")

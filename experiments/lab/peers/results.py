@@ -1,0 +1,82 @@
+"""The comparison from its settings to its files: figures as JSON, tables as Markdown, loss curves as SVG."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from experiments.lab.peers.run import CONTENDERS, run
+from experiments.lab.peers.summary import Record, markdown, rate, summary
+from experiments.lab.peers.task import Task
+from experiments.report.svg import save, styled
+from experiments.run.folder import write_text
+from experiments.run.host.facts import machine
+
+_COLOURS = ("#c25a10", "#7a4fa3", "#b8497f", "#1f6fb4", "#2c8a57")
+_WINDOW = 4  # steps that a curve is averaged over: batches of short rows and of long ones differ
+
+
+def compare(task: Task, work: Path, out: Path, *, python: Path, repeats: int) -> dict[str, Any]:
+    """Runs what is missing and writes the results.
+
+    Args:
+        task: the settings.
+        work: folder of weights, text and single results.
+        out: JSON file; beside it go `.md` and `.svg`.
+        python: the peers' interpreter.
+        repeats: rounds.
+
+    Returns:
+        What the JSON file holds.
+    """
+    facts = machine()
+    rounds = run(task, work, python=python, repeats=repeats)
+    figures = {
+        "task": dataclasses.asdict(task),
+        "repeats": repeats,
+        "machine_facts": {**facts, "load_after": machine()["load"]},
+        **summary(rounds, task.rows),
+        "rounds": {name: [_short(record) for record in found] for name, found in rounds.items()},
+    }
+    write_text(out, json.dumps(figures, indent=1) + "\n")
+    write_text(out.with_suffix(".md"), markdown(figures))
+    plot(figures, out.with_suffix(".svg"))
+    return figures
+
+
+def _short(record: Record) -> dict[str, Any]:
+    """A round's record, with its rate in the place of its steps."""
+    found = {name: value for name, value in record.items() if name != "steps"}
+    return found | ({"samples_per_second": rate(record)} if record["steps"] else {})
+
+
+def plot(figures: Mapping[str, Any], path: Path) -> None:
+    """Writes an SVG: the loss of each contender by its steps, over the steps that all have taken.
+
+    Args:
+        figures: what `compare` returns.
+        path: the file.
+    """
+    losses = {name: found["losses"] for name, found in figures["contenders"].items() if "losses" in found}
+    steps = min(map(len, losses.values()))
+    with styled():
+        figure = Figure(figsize=(7.0, 3.6), layout="constrained")
+        axes = figure.subplots()
+        for colour, (name, values) in zip(_COLOURS, losses.items(), strict=True):
+            smooth = smoothed(values[:steps], _WINDOW)
+            axes.plot(range(1, steps + 1), smooth, color=colour, linewidth=1.4, label=CONTENDERS[name].label)
+        axes.set_xlabel("step")
+        axes.set_ylabel("KL(teacher || student) a token, nats")
+        axes.grid(color="#dddddd", linewidth=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+        figure.legend(loc="outside upper center", ncols=3, frameon=False)
+        save(figure, path)
+
+
+def smoothed(values: list[float], window: int) -> list[float]:
+    """Each value's mean with those before it, at most `window` in all."""
+    kept = [values[max(0, place + 1 - window) : place + 1] for place in range(len(values))]
+    return [sum(part) / len(part) for part in kept]

@@ -1,0 +1,106 @@
+"""What a study found: a table with the spread over seeds, and the same as a plot."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from experiments.report.markdown import table
+from experiments.report.svg import save, styled
+from experiments.report.tables import Table
+from experiments.run.folder import write_text
+
+SCORES = {"exact_match": "test", "exact_match_hard": "test_hard"}
+HEAD = ("arm", "seeds", "parameters", "training FLOPs", "exact match on test", "... on test_hard")
+COLOURS = ("#1f6fb4", "#c25a10")
+
+
+def by_arm(results: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Results grouped by arm, arms in the order of their first result."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for result in results:
+        found.setdefault(result["arm"], []).append(result)
+    return found
+
+
+def rows(results: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
+    """A row for each arm.
+
+    Args:
+        results: what `run_study` gave.
+
+    Returns:
+        Arm, seeds, parameters, training FLOPs, then of each score its mean and, over several seeds, its range.
+    """
+    found = []
+    for arm, runs in by_arm(results).items():
+        first = runs[0]
+        scores = (told([run[score] for run in runs if score in run]) for score in SCORES)
+        found.append((arm, str(len(runs)), f"{first['params'] / 1e3:.0f} k", f"{first['flops'] / 1e12:.1f} T", *scores))
+    return found
+
+
+def told(values: Sequence[float]) -> str:
+    """A score's mean, and its range where there are several."""
+    if not values:
+        return "-"
+    mean = f"{np.mean(values):.3f}"
+    return mean if len(values) == 1 else f"{mean} ({min(values):.3f} to {max(values):.3f})"
+
+
+def write_results(results: Sequence[dict[str, Any]], path: Path) -> None:
+    """Writes the results, their table and their plot.
+
+    Args:
+        results: what `run_study` gave; with none, nothing is written.
+        path: the JSON file; the others have its name with `.md` and `.svg`.
+    """
+    if results:
+        write_json_results(results, path)
+        write_text(path.with_suffix(".md"), markdown(results))
+        plot(results, path.with_suffix(".svg"))
+
+
+def write_json_results(results: Sequence[dict[str, Any]], path: Path) -> None:
+    """Writes the results as JSON."""
+    write_text(path, json.dumps(results, indent=1) + "\n")
+
+
+def markdown(results: Sequence[dict[str, Any]]) -> str:
+    """The table as Markdown."""
+    return table(Table(HEAD, rows(results))) + "\n"
+
+
+def plot(results: Sequence[dict[str, Any]], path: Path) -> None:
+    """Writes an SVG: a dot for each seed, a bar at the mean, arms from the top.
+
+    Args:
+        results: what `run_study` gave; at least one.
+        path: the file.
+    """
+    arms = by_arm(results)
+    with styled():
+        figure = Figure(figsize=(7.0, 1.0 + 0.34 * len(arms)), layout="constrained")
+        axes = figure.subplots()
+        for place, (score, name) in enumerate(SCORES.items()):
+            colour, shift = COLOURS[place], 0.14 * (2 * place - 1)
+            for row, runs in enumerate(arms.values()):
+                values = [run[score] for run in runs if score in run]
+                if not values:
+                    continue
+                label = name if row == 0 else None
+                axes.plot(values, [row + shift] * len(values), "o", color=colour, alpha=0.65, markersize=5, label=label)
+                axes.plot(
+                    [np.mean(values)] * 2, [row + shift - 0.13, row + shift + 0.13], "-", color=colour, linewidth=2
+                )
+        axes.set_yticks(range(len(arms)), list(arms))
+        axes.invert_yaxis()
+        axes.set_xlim(0, 1)
+        axes.set_xlabel("macro exact match of the student (dots: seeds, bars: means)")
+        axes.grid(axis="x", color="#dddddd", linewidth=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+        figure.legend(loc="outside upper right", ncols=2, frameon=False)
+        save(figure, path)

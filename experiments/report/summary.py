@@ -1,0 +1,49 @@
+"""A run's report in one table, as its command prints it at the end."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.table import Table
+
+from experiments.run.host.console import count, table
+
+
+def summary(figures: Mapping[str, Any]) -> Table:
+    """Teacher and student side by side.
+
+    Args:
+        figures: a run's report.
+
+    Returns:
+        A table for the terminal.
+    """
+    teacher, student, latency = figures["teacher"], figures["student"], figures["latency"]
+
+    def row(name: str, old: float, new: float, form: Any = count) -> tuple[str, ...]:
+        return name, form(old), form(new), f"{old / new:.1f}x"
+
+    def milliseconds(value: float) -> str:
+        return f"{value:.1f} ms"
+
+    def joules(value: float) -> str:
+        return f"{value:.3g} J"
+
+    rows = [
+        row("parameters", teacher["params"], student["params"]),
+        row("FLOPs a request", teacher["flops"], student["flops"]),
+    ]
+    for engine, name in (("jax", "JAX"), ("torch", "PyTorch")):
+        if engine in latency:
+            times = latency[engine]
+            rows.append(row(f"latency in {name}", times["teacher_ms"], times["student_ms"], milliseconds))
+            energy = [times[model]["energy"] for model in ("teacher", "student")]
+            name = f"energy of a request in {name}, {energy[0]['source']}"
+            rows.append(row(name, energy[0]["joules"], energy[1]["joules"], joules))
+    for key, name in (("exact_match", "exact match (macro)"), ("exact_match_hard", "... on hard records")):
+        if key in teacher:
+            scores = (f"{model[key]:.4f}" for model in (teacher, student))
+            rows.append((name, *scores, f"{100 * (student[key] - teacher[key]):+.1f} points"))
+    gate = figures["export"]
+    verdict = f"{100 * gate['answers_equal']:.0f} % of {gate['prompts']} answers equal"
+    rows.append(("read back by transformers", "", "passed" if gate["passed"] else "failed", verdict))
+    return table(["", "teacher", "student", ""], rows)

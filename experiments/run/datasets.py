@@ -1,0 +1,124 @@
+"""From a recipe's data tables to encoded records."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from transformers import ProcessorMixin
+
+from antgmm_jax.config import LMMConfig
+from antgmm_jax.errors import AntgmmError
+from data.maad import source
+from data.readers import read_records
+from data.record import Record
+from experiments.run.host.console import say
+from experiments.run.prompts import prompt_of
+from experiments.run.samples import Samples
+from experiments.run.schema import Data, Recipe, Training
+
+Found = TypeVar("Found")
+Both = tuple[Found, Found]
+"""What is trained on, and what is scored on."""
+
+
+def load_records(data: Data) -> Sequence[Record]:
+    """The records that a data table names.
+
+    Args:
+        data: the table of a recipe.
+
+    Returns:
+        A sequence of `data.samples` records.
+
+    Raises:
+        AntgmmError: no such data, fewer records than asked for, or bad rows (all named).
+    """
+    if data.kind == "maad":
+        return source(data.tier, data.split, data.samples, seed=data.seed)
+    records = read_records(data.kind, Path(data.path), split=getattr(data, "split", ""), most=data.samples)
+    if len(records) < data.samples:
+        raise AntgmmError(
+            f"{data.path} holds {len(records)} records, the recipe asks for {data.samples}: lower samples"
+        )
+    return records
+
+
+def load_both(recipe: Recipe | Training) -> Both[Sequence[Record]]:
+    """The records that a recipe trains on, and those that it is scored on.
+
+    Args:
+        recipe: the recipe.
+
+    Returns:
+        Both.
+
+    Raises:
+        AntgmmError: what `load_records` refuses in either.
+    """
+    return _both(load_records, (recipe.data,), (recipe.evaluate.data,))
+
+
+def encode_both(
+    recipe: Recipe | Training, records: Both[Sequence[Record]], processor: ProcessorMixin, config: LMMConfig
+) -> "Both[Samples]":
+    """Encodes what `load_both` gave, to the recipe's lengths; only training batches are cut to its buckets or packed.
+
+    Args:
+        recipe: the recipe.
+        records: from `load_both`.
+        processor: the model's.
+        config: the model.
+
+    Returns:
+        Both.
+
+    Raises:
+        AntgmmError: what `Samples` refuses in either.
+    """
+    say(f"reading {recipe.data.samples} samples")
+
+    def make(found: Sequence[Record], trained: bool) -> Samples:
+        return encoded(recipe, found, processor, config, trained=trained)
+
+    return _both(make, (records[0], True), (records[1], False))
+
+
+def encoded(
+    recipe: Recipe | Training,
+    records: Sequence[Record],
+    processor: ProcessorMixin,
+    config: LMMConfig,
+    *,
+    trained: bool = False,
+) -> "Samples":
+    """Encodes records to a recipe's lengths.
+
+    Args:
+        recipe: the recipe.
+        records: the records.
+        processor: the model's.
+        config: the model.
+        trained: whether they are trained on: their batches are cut to the recipe's buckets or packed.
+
+    Returns:
+        The samples.
+
+    Raises:
+        AntgmmError: what `Samples` refuses.
+    """
+    rows = {"buckets": recipe.buckets, "prompt_buckets": recipe.prompt_buckets, "pack": recipe.pack} if trained else {}
+    limits = {"max_length": recipe.max_length, "max_answer": recipe.max_answer}
+    return Samples(records, processor, config, prompt=prompt_of(recipe), **limits, **rows)
+
+
+def _both(make: Callable[..., Found], *arguments: tuple[Any, ...]) -> Both[Found]:
+    """The function's results; what it refuses of either is told together."""
+    made, faults = [], []
+    for each in arguments:
+        try:
+            made.append(make(*each))
+        except AntgmmError as error:
+            faults.append(str(error))
+    if faults:
+        raise AntgmmError("\n".join(faults))
+    return made[0], made[1]

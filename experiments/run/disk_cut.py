@@ -1,0 +1,187 @@
+"""A checkpoint cut on disk to stated sizes by magnitude, and how fast that is against the disk itself."""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+
+import pruning
+from antgmm_jax.config import LMMConfig, sizes, stacks
+from antgmm_jax.convert import open_hf, save_hf
+from antgmm_jax.errors import AntgmmError
+from antgmm_jax.functional import Params
+from antgmm_jax.presets import preset
+from experiments.run.host import resources
+from experiments.run.host.console import bar, count, table
+from experiments.run.host.facts import machine
+from pruning.cost import total_parameters
+
+_MB = 10**6
+
+
+def targets_of(config: LMMConfig, name: str) -> dict[str, int]:
+    """The sizes of a preset, as what a model is to be cut to.
+
+    Args:
+        config: the model that is cut.
+        name: the preset.
+
+    Returns:
+        axis -> units.
+
+    Raises:
+        AntgmmError: it is of another family, or its heads are of another width, which no cut changes.
+    """
+    small = preset(name)
+    if small.family != config.family:
+        raise AntgmmError(f"{name} is of family {small.family}, the checkpoint of {config.family}: state sizes instead")
+    for tower, stack in stacks(small).items():
+        own = stacks(config)[tower].head_dim
+        if own != stack.head_dim:
+            raise AntgmmError(
+                f"a head of {tower} is {own} wide, in {name} {stack.head_dim}: widths of heads are never cut;"
+                " state sizes instead"
+            )
+    return sizes(small)
+
+
+class _Reading:
+    """Counts what is read, with a bar."""
+
+    def __init__(self) -> None:
+        self._count: Callable[[int], None] = lambda _: None
+
+    def __call__(self, nbytes: int) -> None:
+        self._count(nbytes)
+
+    @contextmanager
+    def phase(self, title: str, total: int) -> Iterator[dict[str, Any]]:
+        """Times a phase; `total` bytes are to be read in it."""
+        figures: dict[str, Any] = {"tensors": 0, "read": 0}
+        with bar(f"{title}, MB", total // _MB) as update:
+
+            def tell(nbytes: int) -> None:
+                figures["tensors"] += 1
+                figures["read"] += nbytes
+                update(figures["read"] // _MB, "")
+
+            self._count = tell
+            began, worked = time.perf_counter(), time.process_time()
+            yield figures
+            figures["seconds"] = time.perf_counter() - began
+            figures["processor_seconds"] = time.process_time() - worked
+
+
+def cut(
+    source: Path, targets: Mapping[str, int | float], out: Path, *, max_shard_size: str = "5GB", disk: bool = False
+) -> dict[str, Any]:
+    """Scores a checkpoint by magnitude, cuts it and writes it, one tensor in memory at a time.
+
+    Args:
+        source: a Hugging Face directory.
+        targets: axis -> units to keep, or (a float) the fraction of the present size.
+        out: where to; must not exist yet.
+        max_shard_size: above it the weights are split into shards.
+        disk: whether the same bytes are also read and written plainly, for comparison.
+
+    Returns:
+        Figures as JSON types: parameters of both models; of `score` and `cut` the tensors, bytes, seconds, and seconds
+        of processor time (on a machine that others use, what the work itself takes); `memory`
+        in bytes, empty where the system does not tell; `disk`, empty unless asked for.
+
+    Raises:
+        AntgmmError: as `open_hf`, `plan` and `save_hf`.
+    """
+    if out.exists():
+        raise AntgmmError(f"{out} exists: choose another name or remove it")
+    with resources.PeakMemory() as memory:
+        reading = _Reading()
+        config, params = open_hf(source, on_read=reading)
+        pruning.resolve(config, targets)  # what cannot be served is told before anything is read
+        if disk:
+            resources.forget(_weights(source))
+        with reading.phase("magnitude", _bytes(params, params)) as score:
+            keep = pruning.plan(pruning.magnitude(params, config), config, targets)
+        smaller, kept = pruning.shrink(config, params, keep)
+        if disk:
+            resources.forget(_weights(source))
+        with reading.phase("cut", _bytes(params, kept)) as written:
+            save_hf(smaller, kept, out, like=source, max_shard_size=max_shard_size)
+    written["written"] = sum(path.stat().st_size for path in _weights(out))
+    figures = {
+        "source": str(source),
+        "out": str(out),
+        "params": {"source": total_parameters(config), "out": total_parameters(smaller)},
+        "score": score,
+        "cut": written,
+        "memory": memory.figures,
+        "disk": {},
+        "machine": machine(),
+    }
+    if disk:
+        figures["disk"] = _disk(source, out, score, written)
+    return figures
+
+
+def _weights(directory: Path) -> list[Path]:
+    return sorted(directory.glob("*.safetensors"))
+
+
+def _bytes(params: Params, kept: Params) -> int:
+    """Bytes of the layers of `params` that `kept` is cut from."""
+    pairs = zip(jax.tree.leaves(params), jax.tree.leaves(kept), strict=True)
+    layers = ((leaf, cut.shape[0] if leaf.stacked else leaf.shape[0]) for leaf, cut in pairs)
+    return sum(math.prod((rows, *leaf.shape[1:])) * leaf.dtype.itemsize for leaf, rows in layers)
+
+
+def _disk(source: Path, out: Path, score: Mapping[str, Any], cut: Mapping[str, Any]) -> dict[str, Any]:
+    """The disk's own rates, bytes a second, and how many times its own time each phase took."""
+    whole = sum(path.stat().st_size for path in _weights(source))
+    read = whole / resources.seconds_to_read(_weights(source))
+    write = cut["written"] / resources.seconds_to_write(_weights(out), out.parent)
+    own = {"score": score["read"] / read, "cut": cut["read"] / read + cut["written"] / write}
+    ratio = {"score": score["seconds"] / own["score"], "cut": cut["seconds"] / own["cut"]}
+    ratio["both"] = (score["seconds"] + cut["seconds"]) / sum(own.values())
+    return {"read_per_second": read, "written_per_second": write, "ratio": ratio}
+
+
+def shown(figures: Mapping[str, Any]) -> list[Any]:
+    """The figures for people.
+
+    Args:
+        figures: what `cut` gave.
+
+    Returns:
+        Text and a table.
+    """
+    ratio, rows = figures["disk"].get("ratio", {}), []
+    for phase in ("score", "cut"):
+        found = figures[phase]
+        seconds, moved = found["seconds"], found["read"] + found.get("written", 0)
+        own = f"{ratio[phase]:.2f}x" if ratio else "not measured"
+        gigabytes = (f"{found['read'] / 1e9:.2f}", f"{found.get('written', 0) / 1e9:.2f}")
+        times = (f"{seconds:.1f}", f"{found['processor_seconds']:.1f}")
+        rates = (f"{found['tensors'] / seconds:.0f}", f"{moved / seconds / 1e9:.2f}")
+        rows.append((phase, *gigabytes, *times, *rates, own))
+    head = ["", "GB read", "GB written", "seconds", "CPU s", "tensors/s", "GB/s", "/ disk alone"]
+    before, after = figures["params"].values()
+    parts = [f"parameters: {count(before)} -> {count(after)}, {before / after:.1f}x fewer", table(head, rows)]
+    if ratio:
+        read, write = figures["disk"]["read_per_second"], figures["disk"]["written_per_second"]
+        parts.append(
+            f"the disk itself: {read / 1e9:.2f} GB/s read, {write / 1e9:.2f} GB/s written;"
+            f" together {ratio['both']:.2f}x its own time"
+        )
+    memory, system = figures["memory"], figures["machine"]["system"]
+    if memory:
+        parts.append(
+            f"anonymous memory: at most {memory['beyond'] / 1e9:.2f} GB beyond the {memory['before'] / 1e9:.2f} GB of"
+            f" Python with its libraries ({system})"
+        )
+    else:
+        parts.append(f"anonymous memory: not told by {system}")
+    return [*parts, f"written: {figures['out']}"]

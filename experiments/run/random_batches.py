@@ -1,0 +1,72 @@
+"""Random pictures and tokens where there are no data: for benchmarks, and as prompts of the export gate."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from antgmm_jax.config import LMMConfig
+
+
+def random_batch(config: LMMConfig, rows: int, *, words: int = 16, answer: int = 8, seed: int = 0) -> dict[str, Any]:
+    """A training batch of random pictures and tokens, with the prompts alone under `prompt/`.
+
+    Args:
+        config: the model that is to read it.
+        rows: samples.
+        words: prompt tokens beside the image's.
+        answer: answer tokens.
+        seed: another seed is another batch.
+
+    Returns:
+        Arrays with `transformers`' names, the pictures as a tree, `positions`, `targets`, and the row numbers, `index`.
+    """
+    rng = np.random.default_rng(seed)
+    vision, language = config.vision, config.language
+
+    def tokens(length: int) -> np.ndarray:
+        ids = rng.integers(2, language.vocab - 1, (rows, length), dtype=np.int32)
+        # The image's own token stands where the image is, and nowhere else.
+        return np.where(ids == config.image_token, ids - 1, ids)
+
+    image = np.full((rows, config.image_tokens), config.image_token, np.int32)
+    prompt, targets = np.concatenate([image, tokens(words)], axis=1), tokens(answer)
+    batch = {
+        "images": {
+            "pixels": rng.standard_normal((rows, 1, vision.image, vision.image, vision.channels), dtype=np.float32),
+            "valid": np.ones((rows, 1), bool),
+        },
+        "targets": targets,
+        "prompt/input_ids": prompt,
+        "prompt/attention_mask": np.ones_like(prompt),
+        "index": np.arange(rows, dtype=np.int32),
+    }
+    prompts = {name: batch[f"prompt/{name}"] for name in ("input_ids", "attention_mask")}
+    return batch | teacher_forced(config, prompts, targets)
+
+
+def teacher_forced(config: LMMConfig, prompt: Mapping[str, np.ndarray], targets: np.ndarray) -> dict[str, np.ndarray]:
+    """What a model reads to predict given answers, prompts without padding.
+
+    Args:
+        config: the model that is to read it.
+        prompt: `input_ids` and `attention_mask`, [B, T].
+        targets: answer tokens, [B, A].
+
+    Returns:
+        Tokens and mask with `transformers`' names, and `positions` [B, A] of the states that predict the targets.
+    """
+    language, (rows, answer) = config.language, targets.shape
+    if language.encoder is not None:
+        start = np.full((rows, 1), language.start_token, np.int32)
+        batch = {
+            "input_ids": prompt["input_ids"],
+            "decoder_input_ids": np.concatenate([start, targets[:, :-1]], axis=1),
+        }
+        first = 0
+    else:
+        batch = {"input_ids": np.concatenate([prompt["input_ids"], targets], axis=1)}
+        first = prompt["input_ids"].shape[1] - 1
+    batch["attention_mask"] = np.ones_like(batch["input_ids"])
+    batch["positions"] = np.tile(np.arange(first, first + answer, dtype=np.int32), (rows, 1))
+    return batch

@@ -1,0 +1,166 @@
+"""Reads recipes from TOML: defaults laid under, overrides laid over, one line for what is wrong."""
+
+import hashlib
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tomli_w
+
+from antgmm_jax.errors import AntgmmError
+from experiments.run.schema import Recipe, Training, validated
+
+AnyRecipe = TypeVar("AnyRecipe", Recipe, Training)
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Reads a recipe that cuts and distils.
+
+    Args:
+      path: a TOML file.
+      overrides: `key=value` over the file, e.g. `optimizer.batch_size=32` or `stage.blocks.recover_steps=50` (a stage
+        by its name or number); the value as in TOML, quotes of a plain word may be left out.
+
+    Returns:
+      The recipe, each stage with its whole loss and optimizer.
+
+    Raises:
+      AntgmmError: no such file, not TOML, or the first keys that are unknown, missing or wrong.
+    """
+    return _load(path, overrides, Recipe)
+
+
+def load_training(path: str | Path, overrides: Sequence[str] = ()) -> Training:
+    """Reads a recipe that trains a teacher; arguments and errors as in `load_recipe`."""
+    return _load(path, overrides, Training)
+
+
+def read_toml(path: str | Path, kind: str) -> dict[str, Any]:
+    """The tables of a TOML file.
+
+    Args:
+      path: the file.
+      kind: what it is, for the error: "recipe".
+
+    Returns:
+      Its content.
+
+    Raises:
+      AntgmmError: no such file, or not TOML.
+    """
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise AntgmmError(f"cannot read the {kind} {path}: {error.strerror}") from None
+    except ValueError as error:  # not UTF-8, or not TOML
+        raise AntgmmError(f"{path} is not TOML: {error}") from None
+
+
+def dump_recipe(recipe: Recipe | Training) -> str:
+    """The recipe as canonical TOML: every key spelled out, so that equal recipes give equal text."""
+    return tomli_w.dumps(_plain(recipe))
+
+
+def fingerprint(recipe: Recipe | Training) -> str:
+    """16 hexadecimal digits that tell one recipe from another; comments and spelled-out defaults do not count."""
+    text = json.dumps(_plain(recipe), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def difference(first: Recipe | Training, second: Recipe | Training) -> str:
+    """The first key whose values differ, with both values; "" for equal recipes.
+
+    A run folder of another recipe is refused with it.
+    """
+    one, other = (_flat(_plain(recipe)) for recipe in (first, second))
+    for key in [*one, *other]:
+        if one.get(key) != other.get(key):
+            return f"{key}: {one.get(key, 'absent')} / {other.get(key, 'absent')}"
+    return ""
+
+
+def _plain(recipe: Recipe | Training) -> dict[str, Any]:
+    """A recipe as TOML can hold it; a table that it lacks is absent."""
+    return recipe.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+def _load(path: str | Path, overrides: Sequence[str], schema: type[AnyRecipe]) -> AnyRecipe:
+    raw = read_toml(path, "recipe")
+    for override in overrides:
+        _override(raw, override)
+    for other, key, command in ((Training, "phase", "train"), (Recipe, "stage", "compress")):
+        if schema is not other and key in raw:
+            raise AntgmmError(f"{path} has {key}s: it is a recipe for `antgmm {command}`")
+    _lay_under(raw)
+    return validated(raw, schema, str(path))
+
+
+def _override(raw: dict[str, Any], override: str) -> None:
+    keys, equals, text = override.partition("=")
+    *parents, last = keys.strip().split(".")
+    if not equals or not last:
+        raise AntgmmError(f"override {override!r} is not of the form key=value")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    node: Any = raw
+    for key in parents:
+        node = _entry(node, key, override)
+    if not isinstance(node, dict):
+        raise AntgmmError(f"override {override!r}: {'.'.join(parents)} is not a table; name one key under a table")
+    node[last] = value
+
+
+def _entry(node: Any, key: str, override: str) -> Any:
+    if isinstance(node, dict):
+        return node.setdefault(key, {})
+    entries = node if isinstance(node, list) else []
+    for index, entry in enumerate(entries):
+        if key == str(index) or (isinstance(entry, dict) and key == entry.get("name")):
+            return entry
+    names = [str(entry.get("name")) for entry in entries if isinstance(entry, dict)]
+    raise AntgmmError(f"override {override!r}: no {key!r} there; there are {', '.join(names) or 'none'}")
+
+
+def _lay_under(raw: dict[str, Any]) -> None:
+    """Completes the tables of stages, phases and `evaluate` from those at the top."""
+
+    def complete(table: Any, name: str, top: str = "") -> None:
+        under = raw.get(top or name)
+        if not isinstance(table, dict) or not isinstance(under, dict):
+            return
+        own = table.get(name, {})
+        # Data of another kind shares no key.
+        if isinstance(own, dict) and own.get("kind", under.get("kind")) == under.get("kind"):
+            table[name] = {**under, **own}
+
+    for stage in _tables(raw.get("stage")):
+        complete(stage, "loss")
+        complete(stage, "optimizer")
+    for phase in _tables(raw.get("phase")):
+        complete(phase, "optimizer")
+    complete(raw.get("evaluate"), "data")
+    if "hard" in _table(raw.get("evaluate")):
+        complete(raw["evaluate"], "hard", "data")
+
+
+def _table(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _tables(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested tables as key path -> value."""
+    items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
+    if not items:
+        return {prefix: value}
+    flat: dict[str, Any] = {}
+    for key, entry in items:
+        flat |= _flat(entry, f"{prefix}.{key}" if prefix else str(key))
+    return flat

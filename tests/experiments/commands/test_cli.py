@@ -1,0 +1,384 @@
+"""What a person types: help with an example everywhere, figures as JSON, every fault one line and exit code 2."""
+
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from typer.main import get_command
+
+import pruning
+from antgmm_jax import checkpoint, convert, tensors
+from antgmm_jax.config import sizes, to_dict
+from antgmm_jax.convert import load_hf, save_hf
+from antgmm_jax.families import FAMILIES
+from antgmm_jax.functional import abstract, functional
+from antgmm_jax.presets import PRESETS, preset
+from data.readers import read_records
+from data.record import PROMPT
+from experiments import cli
+from experiments.commands.models import _asked, _runs
+from experiments.run.pipeline import teacher_key
+from tests import reference
+from tests.experiments.tiny import save_teacher, write_recipe
+
+COMMANDS = [
+    *(["demo"], ["compress"], ["train"], ["import"], ["eval"], ["export"], ["search"], ["plan"], ["shrink"]),
+    *(["cost"], ["recombine"], ["report"], ["data"], ["data", "maad"], ["lab"]),
+    *(["lab", name] for name in ("bench", "stalls", "accelerator", "study", "peers", "energy")),
+]
+SERVICE = ("lab", "energy", "--watts", "400", "--teacher-ms", "700", "--student-ms", "90")
+# PyTorch's and transformers' own warnings, where a command starts them.
+pytestmark = pytest.mark.filterwarnings("default")
+
+
+@pytest.fixture
+def teacher(tmp_path):
+    return reference.saved(reference.blip2(), tmp_path / "teacher")
+
+
+def test_every_command_is_listed_in_the_order_of_need():
+    command: Any = get_command(cli.app)
+    groups = {(): command, **{(name,): command.commands[name] for name in ("data", "lab")}}
+    listed = [[*path, name] for path, group in groups.items() for name in group.commands]
+    assert sorted(listed) == sorted(COMMANDS)
+    # As documented: what a user needs first comes first, what only measures last.
+    assert list(command.commands) == [words[0] for words in COMMANDS if len(words) == 1]
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_help_has_an_example(antgmm, words):
+    shown = antgmm(*words, "--help")
+    assert shown.exit_code == 0
+    assert f"Example: antgmm {' '.join(words)}" in shown.stdout
+    command: Any = get_command(cli.app)
+    for word in words:
+        command = command.commands[word]
+    # Word for word: what looks like an emoji's name (":m:") would be shown as one.
+    assert command.epilog in " ".join(shown.stdout.split())
+
+
+def test_help_loads_no_heavy_library():
+    code = (
+        "import sys, experiments.cli; print([m for m in ('jax', 'torch', 'transformers', 'numpy') if m in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() in ("[]", "['numpy']")
+
+
+def test_the_persons_own_settings_stay(monkeypatch):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "elsewhere")
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    cli.environment()
+    assert (os.environ["JAX_COMPILATION_CACHE_DIR"], os.environ["HF_HUB_OFFLINE"]) == ("elsewhere", "1")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("loss.hrad=1.0", "unknown key loss.hrad, did you mean 'hard'?"),
+        ('stage.0.sizes={"vision/embed"=20}', "nearest legal sizes: vision/embed 16 or 24"),
+        ('stage.0.sizes={"vision/layers"=9}', "vision/layers = 9 would grow the axis: it has 2 units"),
+        ('stage.0.sizes={"vision/leyers"=1}', "unknown axis 'vision/leyers': did you mean 'vision/layers'?"),
+        ('parent="nowhere"', "nowhere"),
+    ],
+)
+def test_a_bad_recipe_is_refused_and_leaves_nothing(refused, teacher, tmp_path, change, message):
+    recipe = write_recipe(tmp_path / "r.toml", teacher, sizes='"vision/layers" = 1')
+    assert message in refused("compress", recipe, "--run", "run", "--set", change)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_bad_checkpoint_is_refused(refused, teacher, tmp_path):
+    weights = teacher / "model.safetensors"
+    recipe, whole = write_recipe(tmp_path / "r.toml", teacher), weights.read_bytes()
+    commands = (["compress", recipe, "--run", "run"], ["import", teacher], ["cost", teacher])
+    weights.write_bytes(whole[: len(whole) // 2])
+    for words in commands:
+        assert f"{weights} cannot be read" in refused(*words)
+    weights.write_bytes(whole)
+    config = json.loads((teacher / "config.json").read_text())
+    (teacher / "config.json").write_text(json.dumps({**config, "model_type": "qwen2_vl"}))
+    for words in commands:
+        assert "model_type 'qwen2_vl' is not supported: known are blip-2, llava" in refused(*words)
+    (teacher / "config.json").unlink()
+    assert "config.json is missing" in refused("import", teacher)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["r.toml", "teacher"]
+
+
+def test_a_folder_that_is_another_runs_is_left_as_it_is(refused, teacher, tmp_path):
+    recipe, run = write_recipe(tmp_path / "r.toml", teacher), tmp_path / "run"
+    run.mkdir()
+    (run / "notes.txt").write_text("mine")
+    assert "is not empty and not a run" in refused("compress", recipe, "--run", run)
+    (run / "notes.txt").unlink()
+    own = tmp_path / "own.toml"
+    from experiments.run.schema.recipe import dump_recipe, load_recipe
+
+    own.write_text(dump_recipe(load_recipe(recipe)))
+    (run / "recipe.toml").write_text(own.read_text())
+    told = refused("compress", recipe, "--run", run, "--set", "seed=7")
+    assert "is a run of another recipe (seed: 0 / 7)" in told
+    assert (run / "recipe.toml").read_text() == own.read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["cost"], "--preset"),
+        (["cost", "--preset", "antgmm-huge"], "unknown preset 'antgmm-huge'"),
+        (["report", "nowhere"], "nowhere has no report"),
+        (["compress", "none.toml", "--run", "run"], "cannot read the recipe none.toml"),
+        (
+            ["data", "maad", "--split", "tset", "--out", "d"],
+            "no split 'tset': choose among train, val, test, test_hard",
+        ),
+        (["recombine", "none.toml", "--run", "run", "--from", "a", "--steps", "1"], "cannot read the recipe none.toml"),
+        (["export", "nowhere", "--like", "t", "--out", "o"], "nowhere"),
+        (["shrink", "nowhere", "--out", "o"], "--size or --like"),
+        (["shrink", "nowhere", "--out", "o", "--size", "vision/mlp=1", "--like", "antgmm-300m"], "--size or --like"),
+        (["shrink", "nowhere", "--out", "o", "--size", "vision/mlp=no"], "write it as vision/layers=12"),
+        (["shrink", "nowhere", "--out", "o", "--size", "vision/mlp=1.5"], "write it as vision/layers=12"),
+        (["shrink", "nowhere", "--out", "o", "--like", "antgmm-300m"], "nowhere/config.json is missing"),
+        ([*SERVICE], "give one of --kwh-a-year"),
+        ([*SERVICE, "--rate", "1", "--kwh-a-year", "1"], "give one of --kwh-a-year"),
+        ([*SERVICE[:-1], "800", "--kwh-a-year", "1"], "saves nothing at this power and these latencies"),
+    ],
+)
+def test_faults_are_one_line(refused, tmp_path, words, message):
+    assert message in refused(*words)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ("maad:s", "write it as maad:TIER:SPLIT"),
+        ("csv:a.csv", "write it as maad:TIER:SPLIT"),
+        ("maad:xl:test", "tier = 'xl': Input should be 's', 'm' or 'full'"),
+        ("jsonl:a.jsonl", "a.jsonl does not exist"),
+    ],
+)
+def test_data_is_named_in_known_forms(data, message):
+    from antgmm_jax.errors import AntgmmError
+    from experiments.commands.sources import records
+
+    with pytest.raises(AntgmmError, match=message):
+        records(data, 0)
+
+
+def test_a_wrong_option_is_a_usage_error(antgmm):
+    assert antgmm("cost", "--batch", "0").exit_code == 2
+    assert antgmm("dmeo").exit_code == 2
+
+
+def test_a_stopped_run_says_how_to_go_on(antgmm, monkeypatch, teacher, tmp_path):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("experiments.run.pipeline.Run.exported", stop)
+    result = antgmm("compress", write_recipe(tmp_path / "r.toml", teacher), "--run", "run")
+    assert result.exit_code == 130
+    assert result.stderr == "stopped; the same command goes on where it stopped\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "goes_on"), [("experiments.lab.study.run.run_study", True), ("experiments.lab.bench.ratios.run", False)]
+)
+def test_a_stopped_measurement_says_whether_it_goes_on(antgmm, monkeypatch, tmp_path, command, goes_on):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, stop)
+    monkeypatch.setattr("experiments.lab.study.arms.load_study", lambda path: None)
+    words = ("study", "s.toml", "--run", "run", "--out", "o.json") if goes_on else ("bench",)
+    result = antgmm("lab", *words)
+    assert result.exit_code == 130
+    assert result.stderr == ("stopped; the same command goes on where it stopped\n" if goes_on else "stopped\n")
+
+
+def test_a_failed_run_keeps_what_it_has_and_says_so(antgmm, monkeypatch, teacher, tmp_path):
+    from antgmm_jax.errors import AntgmmError
+
+    def fail(run):
+        with run.folder.opened(run.recipe):
+            (run.folder.path / "stages").mkdir()
+            raise AntgmmError("the loss is not finite")
+
+    monkeypatch.setattr("experiments.run.pipeline.Run.exported", fail)
+    result = antgmm("compress", write_recipe(tmp_path / "r.toml", teacher), "--run", "run")
+    assert result.exit_code == 2
+    assert "the same command goes on from there" in result.stderr
+    assert "error: the loss is not finite" in result.stderr
+    assert (tmp_path / "run" / "stages").exists()
+    assert "this one is failed: the loss is not finite" in antgmm("report", "run").stderr
+
+
+def test_a_full_disk_is_one_line(refused, monkeypatch, teacher, tmp_path):
+    def full(*_):
+        raise OSError(28, "No space left on device", "run/x")
+
+    monkeypatch.setattr("experiments.run.pipeline.Run.exported", full)
+    told = refused("compress", write_recipe(tmp_path / "r.toml", teacher), "--run", "run")
+    assert told == "run/x: No space left on device; mend that and start again"
+
+
+def test_cost_of_a_preset_is_that_of_pruning_cost(antgmm):
+    figures = json.loads(antgmm("cost", "--preset", "antgmm-5b", "--length", "100", "--answer", "9", "--json").stdout)
+    expected = pruning.cost(PRESETS["antgmm-5b"], 1, 100, 9)
+    assert figures["parameters"] == expected.parameters
+    assert figures["params"] == sum(expected.parameters.values())
+    assert figures["flops"] == expected.flops
+    assert "encoder" in antgmm("cost", "--preset", "antgmm-tiny").stdout
+
+
+def test_cost_of_a_checkpoint_reads_headers_only(antgmm, monkeypatch, tmp_path):
+    """11 GB that take no room: the values are a hole in the file, and nobody asks for them."""
+    config, model = PRESETS["antgmm-5b"], tmp_path / "large"
+    model.mkdir()
+    (model / "config.json").write_text(json.dumps(FAMILIES[config.family].to_hf(config)))
+    tensors.write(convert._specs(config, abstract(config, jnp.bfloat16)), (), model, "20GB")
+    weights = model / "model.safetensors"
+    with weights.open("r+b") as file:
+        file.truncate(weights.stat().st_size + 2 * sum(p.size for p in _leaves(config)))
+
+    def read(*_):
+        raise AssertionError("a tensor was read")
+
+    monkeypatch.setattr("antgmm_jax.tensors.Tensors._rows", read)
+    figures = json.loads(antgmm("cost", model, "--json").stdout)
+    assert figures == json.loads(antgmm("cost", "--preset", "antgmm-5b", "--json").stdout)
+    assert weights.stat().st_size > 10e9 > 1e6 > 512 * weights.stat().st_blocks
+
+
+@pytest.mark.parametrize("model", [reference.blip2, reference.llava])
+def test_shrink_cuts_by_magnitude_as_in_memory(antgmm, tmp_path, model):
+    teacher = reference.saved(model(), tmp_path / "teacher")
+    words = ["shrink", teacher, "--size", "vision/layers=1", "--size", "vision/mlp=0.5", "--disk", "--out", "out"]
+    figures = json.loads(antgmm(*words, "--json").stdout)
+    config, params = load_hf(teacher)
+    keep = pruning.plan(pruning.magnitude(params, config), config, {"vision/layers": 1, "vision/mlp": 0.5})
+    smaller, cut = pruning.shrink(config, params, keep)
+    save_hf(smaller, cut, tmp_path / "expected", like=teacher)
+    for path in (tmp_path / "expected").iterdir():
+        assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes()
+    assert figures["params"]["out"] == sum(leaf.size for leaf in _arrays(cut))
+    assert figures["score"]["read"] == sum(leaf.nbytes for leaf in _arrays(params))
+    assert figures["cut"]["written"] == (tmp_path / "out" / "model.safetensors").stat().st_size
+    assert figures["cut"]["read"] < figures["score"]["read"]
+    assert set(figures["disk"]["ratio"]) == {"score", "cut", "both"}
+    assert "out exists" in antgmm(*words).stderr
+    words[-1] = "other"
+    assert "/ disk alone" in antgmm(*words).stdout
+
+
+def test_shrink_like_a_preset_needs_heads_of_its_width(refused, teacher, tmp_path):
+    told = refused("shrink", teacher, "--out", "out", "--like", "antgmm-300m")
+    assert "a head of vision is 8 wide, in antgmm-300m 88" in told
+    assert "antgmm-300m is of family" in refused(
+        *("shrink", reference.saved(reference.llava(), tmp_path / "llava"), "--out", "out", "--like", "antgmm-300m")
+    )
+    assert "would grow the axis" in refused("shrink", teacher, "--out", "out", "--size", "vision/layers=9")
+    assert not (tmp_path / "out").exists()
+
+
+def test_energy_of_a_claim_and_of_its_rate_agree(antgmm):
+    claim = json.loads(antgmm(*SERVICE, "--kwh-a-year", "75e6", "--json").stdout)
+    rate = str(claim["requests_a_second"])
+    figures = json.loads(antgmm(*SERVICE, "--rate", rate, "--json").stdout)
+    assert figures["saved"]["kwh_a_year"] == pytest.approx(75e6)
+    assert "3.03 G a day" in antgmm(*SERVICE, "--rate", rate).stdout
+
+
+@pytest.mark.parametrize("model", [reference.blip2, reference.llava])
+def test_import_tells_what_can_be_cut(antgmm, tmp_path, model):
+    directory = reference.saved(model(), tmp_path / "model")
+    figures = json.loads(antgmm("import", directory, "--json").stdout)
+    config, _ = load_hf(directory)
+    assert {axis: found["size"] for axis, found in figures["axes"].items()} == sizes(config)
+    assert figures["params"] == sum(p.size for p in _leaves(config))
+    # A width is cut in steps of a head of 8, and its heads with it.
+    assert figures["axes"]["vision/embed"]["legal"] == [8, 16, 24, 32]
+    assert figures["axes"]["vision/embed"]["tied"] == ["vision/heads"]
+    assert "8, 16 ... 32" in antgmm("import", directory).stdout
+
+
+def _leaves(config):
+    import jax
+
+    return jax.tree.leaves(jax.eval_shape(functional(config).init, jax.random.key(0)))
+
+
+def test_runs_of_sizes_are_short():
+    assert _runs([1, 2, 3, 4, 5]) == "1 to 5"
+    assert _runs([32, 64, 96, 128]) == "32, 64 ... 128"
+    assert _runs([1, 2, 4, 8]) == "1, 2, 4, 8"
+    assert _runs([]) == "none"
+
+
+@pytest.mark.parametrize("form", ["parquet", "jsonl"])
+def test_maad_is_written_and_read_back(antgmm, tmp_path, form):
+    words = ["data", "maad", "--tier", "s", "--split", "test", "--samples", "5", "--out", "maad", "--json"]
+    info = json.loads(antgmm(*words, "--format", form).stdout)
+    assert info["sizes"] == {"test": 5}
+    assert len(read_records(form, tmp_path / "maad" / f"test.{form}")) == 5
+
+
+@pytest.mark.parametrize("model", [reference.blip2, reference.llava])
+def test_export_writes_a_stage_that_transformers_reads(antgmm, monkeypatch, tmp_path, model):
+    teacher = reference.saved(model(), tmp_path / "teacher")
+    config, params = load_hf(teacher)
+    keep = {"vision/mlp": np.tile(np.arange(24, dtype=np.int32), (sizes(config)["vision/layers"], 1))}
+    smaller, cut = pruning.shrink(config, params, keep)
+    record = {
+        "config": to_dict(smaller),
+        "keep": pruning.compose(pruning.identity(config), keep),
+        "teacher": teacher_key(params),
+    }
+    checkpoint.save_stage(tmp_path / "stage", {"params": cut}, record)
+    words = ["export", "stage", "--like", teacher, "--out", "out", "--samples", "3", "--max-new-tokens", "4", "--json"]
+    figures = json.loads(antgmm(*words).stdout)
+    assert figures["passed"] and figures["prompts"] == 3
+    assert sizes(load_hf(tmp_path / "out")[0])["vision/mlp"] == 24
+    assert {str(p.dtype) for p in _arrays(load_hf(tmp_path / "out")[1])} == {"bfloat16"}
+    assert json.loads((tmp_path / "out" / "antgmm.json").read_text()) == {"prompt": PROMPT}
+    assert "out exists" in antgmm(*words).stderr
+    words[5] = "asked"
+    assert "--prompt is how the questions of --data are asked" in antgmm(*words, "--prompt", "{question}").stderr
+
+    for bound in ("TOLERANCE", "ROUNDING"):
+        monkeypatch.setattr(f"experiments.run.export_gate.{bound}", 0.0)
+    words[5] = "again"
+    result = antgmm(*words)
+    assert result.exit_code == 2
+    assert "error: again was not written: the export gate failed: logits of sample" in result.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "stage", "teacher"]
+
+
+def test_random_prompts_of_the_check_are_as_many_as_asked_for():
+    batches = _asked(preset("antgmm-tiny"), None, "", 40, "")
+    assert [len(batch["input_ids"]) for batch in batches] == [32, 8]
+    assert np.concatenate([batch["index"] for batch in batches]).tolist() == list(range(40))
+
+
+def _arrays(params):
+    import jax
+
+    return jax.tree.leaves(params)
+
+
+def test_eval_scores_by_type(antgmm, tmp_path):
+    model = save_teacher(tmp_path / "model")
+    words = ["eval", model, "--data", "maad:s:test", "--samples", "12", "--max-new-tokens", "2"]
+    figures = json.loads(antgmm(*words, "--json").stdout)
+    assert figures["count"] == 12
+    assert len(figures["by_type"]) == 12
+    assert "verdict" in antgmm(*words).stdout
+    # A prompt of the command line is the one that the questions are asked by: it is held against their words.
+    left_out = antgmm(*words, "--prompt", "Question: {question} Answer:")
+    assert left_out.exit_code == 2 and "leaves out the text of rows" in left_out.stderr
+    assert "--prompt '{answer}' names {answer}" in antgmm(*words, "--prompt", "{answer}").stderr

@@ -1,0 +1,213 @@
+"""What the accelerator's benchmark counts, what it tells, and when it refuses; how fast anything is, no test says."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from antgmm_jax import presets
+from antgmm_jax.errors import AntgmmError
+from antgmm_jax.functional import abstract, functional
+from antgmm_jax.language import LanguageModel
+from antgmm_jax.presets import blip2_t5, llava
+from distill import LossConfig, make_loss
+from experiments.lab.bench import accelerator, checks, peaks, timing, training
+from experiments.lab.bench.accelerator import Asked, defaults
+from experiments.lab.bench.batches import device_arrays
+from experiments.lab.bench.checks import Check, refuse
+from experiments.lab.bench.flops import scoring_flops, step_flops, traced_flops
+from experiments.lab.bench.training import Limits, shares
+from experiments.lab.planning.chips import CHIPS, published
+from experiments.run.random_batches import random_batch
+
+# PyTorch's and transformers' own, where the device is held against them.
+pytestmark = pytest.mark.filterwarnings("default")
+
+BLIP2 = blip2_t5(
+    vision=(2, 32, 2, 48),
+    bridge=(3, 32, 2, 48),
+    text=(2, 3, 32, 2, 48),
+    head_dims=(16, 16, 16),
+    image=32,
+    patch=16,
+    queries=4,
+    vocab=64,
+    image_token=3,
+)
+LLAVA = llava(
+    vision=(2, 32, 2, 48),
+    text=(3, 32, 2, 48),
+    head_dims=(16, 16),
+    image=32,
+    patch=16,
+    vocab=64,
+    image_token=3,
+    q_per_kv=2,
+)
+TINY = Asked("test", "test", "float32", (2, 4), (1, 2), words=5, answer=4, matmul=(16, 32), copied=4096, rounds=3)
+
+
+@pytest.fixture(scope="module")
+def figures():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(presets.PRESETS, "test", BLIP2)
+        yield accelerator.measure(TINY)
+
+
+def test_mfu_is_needed_flops_over_time_over_the_rate():
+    # 6 TFLOP in 2 s are 3 TFLOP/s: 0.3 of 10 that were measured, 0.15 of 20 that are published.
+    found = shares(6e12, np.array([1.0, 2.0, 4.0]), Limits(10e12, 20e12))
+    assert found["mfu"] == pytest.approx({"median": 0.3, "low": 0.225, "high": 0.45})
+    assert found["mfu_published"] == pytest.approx({"median": 0.15, "low": 0.1125, "high": 0.225})
+    assert shares(6e12, np.ones(3), Limits(10e12, None))["mfu_published"] is None
+
+
+@pytest.mark.parametrize("config", [BLIP2, LLAVA], ids=["blip2_t5", "llava"])
+def test_a_forward_passs_flops_are_those_of_the_traced_products(config):
+    loss = make_loss(functional(config), LossConfig(hard=1.0))
+    batch = random_batch(config, 3, words=5, answer=4)
+    arrays = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in device_arrays(batch).items()}
+    traced = jax.jit(lambda params, batch: loss(params, {}, batch, {})[0]).trace(abstract(config), arrays)
+    assert traced_flops(traced.jaxpr) == scoring_flops(config, batch)
+    assert traced_flops(traced.jaxpr, loops_once=True) < scoring_flops(config, batch)
+
+
+def test_a_steps_flops_are_three_forward_passes_and_the_teachers_part():
+    batch = random_batch(BLIP2, 3, words=5, answer=4)
+    forward, head = scoring_flops(BLIP2, batch), 2 * 3 * 4 * 32 * 64
+    assert step_flops(BLIP2, BLIP2, batch) == 3 * forward + head
+    assert step_flops(BLIP2, BLIP2, batch, online=True) == 4 * forward
+
+
+def test_traced_flops_of_a_loop_are_counted_as_often_as_it_turns():
+    def scanned(x, kernels):
+        return jax.lax.scan(lambda x, kernel: (x @ kernel, None), x, kernels)[0]
+
+    jaxpr = jax.make_jaxpr(jax.jit(scanned))(jnp.ones((3, 8)), jnp.ones((5, 8, 8)))
+    assert traced_flops(jaxpr) == 5 * 2 * 3 * 8 * 8
+    assert traced_flops(jaxpr, loops_once=True) == 2 * 3 * 8 * 8
+    endless = jax.make_jaxpr(lambda x: jax.lax.while_loop(lambda x: x.sum() < 9, lambda x: x @ x, x))(jnp.ones((2, 2)))
+    with pytest.raises(ValueError, match="length is not known"):
+        traced_flops(endless)
+
+
+def test_calls_go_to_the_device_in_rounds():
+    called = []
+    seconds = timing.dispatched(lambda: called.append(0), 3, least=0.0)
+    assert seconds.shape == (3,) and (seconds > 0).all()
+    assert len(called) == 2 + 3  # two warm it up; a round of no length has one call
+
+
+def test_rates_name_the_best_of_what_was_tried():
+    found = peaks.matmul_rate("bfloat16", (16, 64), 3)
+    assert found["median"] == max(each["median"] for each in found["sides"].values())
+    assert found["sides"][str(found["side"])]["median"] == found["median"]
+    copied = peaks.copy_rate(4096, 3)
+    assert copied["bytes"] == 4096 and set(copied["kernels"]) == {"copy", "triad"}
+    assert copied["median"] == copied["kernels"][copied["kernel"]]["median"]
+
+
+def test_a_whole_run_tells_device_dtype_and_every_number_with_its_spread(figures):
+    read = json.loads(json.dumps(figures))
+    assert read["device"]["platform"] == "cpu" and read["device"]["jax"] == jax.__version__
+    assert read["asked"]["dtype"] == "float32" and read["published"] is None
+    names = ["float32 forward", "bfloat16 forward", "cached decode", "greedy answers"]
+    assert [check["name"] for check in read["checks"]["student"]] == names
+    assert all(0 <= check["error"] <= check["allowed"] for check in read["checks"]["student"])
+    assert read["checks"]["student"][0]["against"] == "PyTorch"
+
+    def median(value):
+        assert 0 < value["low"] <= value["median"] <= value["high"]
+        return value["median"]
+
+    for source in ("cached", "online"):
+        found = read["train"][source]
+        assert [each["batch"] for each in found["sizes"]] == [2, 4] and found["full_at"] is None
+        for each in found["sizes"]:
+            batch = random_batch(BLIP2, each["batch"], words=5, answer=4)
+            assert each["flops"]["needed"] == step_flops(BLIP2, BLIP2, batch, online=source == "online")
+            assert each["flops"]["traced_loops_once"] < each["flops"]["traced"]
+            assert median(each["mfu"]) > 0 and each["mfu_published"] is None
+            assert median(each["ms"]) * median(each["samples_per_second"]) == pytest.approx(1e3 * each["batch"])
+        assert found["best"] in found["sizes"]
+    for model in ("student", "teacher"):
+        assert median(read["scoring"][model]["mfu"]) > 0
+        assert [each["batch"] for each in read["decode"][model]] == [1, 2]
+        assert all(median(each["tokens_per_second"]) * median(each["copy_share"]) > 0 for each in read["decode"][model])
+        phases = read["requests"][model]
+        assert list(phases) == ["whole", "vision", "prefill", "decode"]
+        assert all(median(phase["ms"]) > 0 and phase["roofline"] > 0 for phase in phases.values())
+    assert read["matmul_after"]["side"] == read["matmul"]["float32"]["side"]
+
+
+def test_the_command_writes_and_prints_what_was_measured(antgmm, figures, monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(accelerator, "measure", lambda given: asked.append(given) or figures)
+    out = tmp_path / "deep" / "figures.json"
+    words = ("--student", "llava-tiny", "--batch", "4", "--batch", "2", "--out", str(out))
+    printed = antgmm("lab", "accelerator", *words, "--json")
+    assert json.loads(printed.stdout) == json.loads(out.read_text()) == json.loads(json.dumps(figures))
+    assert asked == [defaults("cpu", None)._replace(student="llava-tiny", batches=(2, 4))]
+    shown = antgmm("lab", "accelerator").stdout
+    for text in ("cpu (cpu)", "computed in float32", "float32 forward", "teacher cached", "teacher online", "tokens/s"):
+        assert text in shown
+
+
+def test_no_time_is_told_of_a_device_that_computes_wrongly(monkeypatch):
+    monkeypatch.setitem(presets.PRESETS, "test", BLIP2)
+    monkeypatch.setattr(accelerator, "matmul_rate", lambda *_: pytest.fail("timed"))
+    step = LanguageModel.step
+
+    def astray(self, ids, state, *rest):
+        return step(self, ids, state._replace(slot=state.slot + 1), *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LanguageModel, "step", astray)
+        with pytest.raises(AntgmmError, match="student, cached decode: .* without cache, 0.0001 are allowed: no time"):
+            accelerator.measure(TINY)
+    right = checks.torch_logits
+    monkeypatch.setattr(checks, "torch_logits", lambda *given: 1.001 * right(*given))
+    with pytest.raises(AntgmmError, match="student, float32 forward: logits are 0.001 of .* from PyTorch"):
+        accelerator.measure(TINY)
+
+
+def test_what_is_no_number_is_refused():
+    refuse({"student": [Check("a", "b", 0.1, 0.1)]})
+    with pytest.raises(AntgmmError, match="student, a"):
+        refuse({"student": [Check("a", "b", float("nan"), 0.1)]})
+
+
+def test_a_full_memory_ends_the_sweep(monkeypatch):
+    def step(lesson, batch, limits, rounds):
+        if len(batch["targets"]) > 2:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+        return {"batch": len(batch["targets"]), "mfu": {"median": 0.5}}
+
+    monkeypatch.setattr(training, "_step", step)
+    lesson = training.Lesson(BLIP2, BLIP2, None, True, jnp.float32)
+    batch = random_batch(BLIP2, 8, words=5, answer=4)
+    found = training.sweep(lesson, batch, (1, 2, 4, 8), Limits(1.0, None), 3)
+    assert found["full_at"] == 4 and [each["batch"] for each in found["sizes"]] == [1, 2]
+    with pytest.raises(AntgmmError, match="a step at batch 4: give a smaller --batch"):
+        training.sweep(lesson, batch, (4, 8), Limits(1.0, None), 3)
+
+
+def test_the_device_decides_what_is_measured():
+    assert defaults("cpu", None).dtype == "float32"
+    h100, small, silent = (defaults("gpu", held) for held in (int(60e9), int(18e9), None))
+    assert (h100.student, h100.teacher, h100.dtype) == ("antgmm-300m", "antgmm-5b", "bfloat16")
+    assert small.teacher == silent.teacher == "antgmm-300m"
+
+
+def test_only_the_very_card_has_a_published_peak():
+    assert published("NVIDIA H100 80GB HBM3") == CHIPS["H100"]
+    assert published("NVIDIA H100 PCIe") is None and published("cpu") is None
+
+
+def test_models_and_dtypes_that_do_not_fit_are_refused():
+    with pytest.raises(AntgmmError, match="the student's pictures of side are 96"):
+        accelerator.measure(TINY._replace(student="antgmm-tiny", teacher="antgmm-300m"))
+    with pytest.raises(AntgmmError, match="--dtype float16: give bfloat16 or float32"):
+        accelerator.measure(TINY._replace(student="antgmm-tiny", teacher="antgmm-tiny", dtype="float16"))

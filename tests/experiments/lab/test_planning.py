@@ -1,0 +1,159 @@
+"""A plan's figures are those of programs that can be counted by hand, and of the step that really runs."""
+
+import json
+from collections import Counter
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec, get_mesh
+
+import distill
+from antgmm_jax.errors import AntgmmError
+from antgmm_jax.functional import float32, functional
+from antgmm_jax.sharding import make_mesh
+from experiments.lab.planning import step as planning
+from experiments.lab.planning.chips import CHIPS, Chip
+from experiments.lab.planning.collectives import sent
+from experiments.lab.planning.step import Asked, Step, check, compiled, roofline, smallest
+from tests.pruning.models import CONFIGS, randomised
+
+CONFIG = CONFIGS["blip2_t5"]
+ONE, TWO = ({"data": 1, "fsdp": fsdp, "tensor": 1} for fsdp in (1, 2))
+MESH = {"data": 1, "fsdp": 4, "tensor": 2}
+
+
+def asked(config=CONFIG, batch=8):
+    return Asked(config, config, batch, length=config.image_tokens + 4, answer=8)
+
+
+def program(function, *arguments):
+    with jax.set_mesh(make_mesh(**MESH)):
+        placed = [
+            jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(get_mesh(), PartitionSpec(*parts)))
+            for shape, parts in arguments
+        ]
+        return jax.jit(function).lower(*placed).compile().as_text()
+
+
+def test_a_product_of_split_halves_is_one_all_reduce():
+    text = program(lambda a, b: a @ b, ((16, 64), (None, "tensor")), ((64, 32), ("tensor", None)))
+    # 16 x 32 floats, of which each of 2 devices sends half, there and back.
+    assert sent(text, 8) == {("all-reduce", 2): 2 * 16 * 32 * 4 // 2}
+
+
+def test_what_a_loop_sends_counts_as_often_as_it_turns():
+    def loop(x, weights):
+        def turn(x, weight):
+            return jax.lax.with_sharding_constraint(jnp.tanh(x @ weight), PartitionSpec()), None
+
+        return jax.lax.scan(turn, x, weights)[0]
+
+    text = program(loop, ((16, 64), ()), ((7, 64, 64), (None, None, "fsdp")))
+    # In each of 7 turns a device of 4 hands on three quarters of 16 x 64 floats.
+    assert sent(text, 8) == {("all-gather", 4): 7 * 16 * 64 * 4 * 3 // 4}
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("%a = f32[8]{0} all-gather(%x), replica_groups={{0,1},{2,3}}, dimensions={0}", {("all-gather", 2): 16}),
+        ("%a = bf16[8]{0} reduce-scatter(%x), replica_groups=[2,4]<=[8]", {("reduce-scatter", 4): 48}),
+        ("%a = (f32[2]{0}, f32[6]{0}) all-reduce(%x, %y), replica_groups={}", {("all-reduce", 8): 56}),
+        ("%a = s8[8]{0} all-to-all(%x), replica_groups=mesh['a'=2,'b'=4] {'b':(1)2}", {("all-to-all", 2): 4}),
+        (
+            "%a = f32[8]{0} all-reduce(%x), replica_groups=mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'b'}",
+            {("all-reduce", 4): 48},
+        ),
+        ("%a = f32[8]{0} collective-permute(%x), source_target_pairs={{0,1}}", {("collective-permute", 8): 32}),
+    ],
+)
+def test_each_operation_and_each_way_to_write_its_groups(line, found):
+    assert sent(f"ENTRY %main (p: f32[8]) -> f32[8] {{\n  {line}\n}}\n", 8) == found
+
+
+@pytest.fixture(scope="module")
+def steps():
+    """The step on one device, on two and on eight."""
+    return {devices: compiled(asked(), mesh) for devices, mesh in ((1, ONE), (2, TWO), (8, MESH))}
+
+
+def test_memory_is_that_of_the_arrays_of_a_real_step(steps):
+    step = steps[8]
+    optimizer = distill.make_optimizer(learning_rate=1e-3, steps=1)
+    with jax.set_mesh(make_mesh(**MESH)):
+        state = distill.lay_out(
+            distill.init_state(float32(CONFIG, randomised(CONFIG)), optimizer), functional(CONFIG).axes, optimizer
+        )
+
+    def here(tree):
+        shards = [leaf.addressable_shards[0].data for leaf in jax.tree.leaves(tree)]
+        return sum(shard.size * shard.dtype.itemsize for shard in shards)
+
+    assert step.memory["parameters"] == here(state.params)
+    assert step.memory["teacher"] == step.memory["parameters"] // 2
+    assert step.memory["moments"] == here(state.opt_state)
+    assert step.memory["temporaries"] > 0
+
+
+def test_flops_are_those_that_the_devices_share(steps):
+    assert steps[1].flops == pytest.approx(8 * steps[8].flops)
+    assert not steps[1].sent and sum(steps[8].sent.values()) > 0
+
+
+def test_the_smallest_mesh_is_the_first_that_fits(steps, monkeypatch):
+    tried = []
+
+    def known(asked, mesh):
+        tried.append(mesh["fsdp"])
+        return steps[mesh["fsdp"]]
+
+    monkeypatch.setattr(planning, "compiled", known)
+    assert steps[2].total < steps[1].total
+    other = {"data": 2, "fsdp": 1, "tensor": 1}
+    assert smallest(asked(), other, steps[1].total - 1) == steps[2]
+    assert tried == [1, 2]
+    # What stays of the parameters alone is too large for one device, which is seen without compiling.
+    assert smallest(asked(), other, steps[1].memory["teacher"]) is None
+    assert tried == [1, 2]
+    # Nor is the mesh that was refused compiled again.
+    assert smallest(asked(), ONE, steps[1].total - 1) == steps[2]
+    assert tried == [1, 2, 2]
+
+
+def test_the_roofline_is_bytes_and_flops_over_their_rates():
+    chip = Chip(100.0, 1.0, 10.0, link=4.0, island=8, network=1.0, source="")
+    step = Step({"data": 1, "fsdp": 8, "tensor": 2}, {}, 500.0, 30, {("all-gather", 8): 8, ("all-reduce", 2): 4})
+    # 16 devices: the tensor pairs are neighbours, the groups of 8 leave the island.
+    assert roofline(step, chip) == {"compute": 5.0, "memory": 3.0, "links": 8 / 1.0 + 4 / 4.0}
+    assert roofline(step._replace(mesh={"fsdp": 8}), chip)["links"] == 12 / 4.0
+
+
+def test_models_that_do_not_read_the_same_are_refused():
+    with pytest.raises(AntgmmError, match="the picture alone takes"):
+        check(asked()._replace(length=CONFIG.image_tokens))
+
+
+def test_a_plan_is_told_or_refused_with_the_mesh_that_is_enough(antgmm, refused, monkeypatch):
+    def fake(asked, mesh):
+        memory = {"teacher": 10 // mesh["fsdp"], "temporaries": 6}
+        return Step(dict(mesh), memory, 2e12, 100, Counter({("all-gather", 4): 8, ("all-gather", 2): 4}))
+
+    monkeypatch.setattr(planning, "compiled", fake)
+    monkeypatch.setattr(planning, "_kept", lambda arguments: {"teacher": 1})
+    plan = ("plan", "--preset", "antgmm-tiny", "--batch", "8", "--length", "24", "--answer", "8")
+    told = json.loads(antgmm(*plan, "--mesh", "fsdp=2", "--json").stdout)
+    assert told["memory"] == {"teacher": 5, "temporaries": 6, "total": 11}
+    assert told["sent"] == {"all-gather": 12}
+    assert told["chips"].keys() == CHIPS.keys() and all(each["fits"] for each in told["chips"].values())
+    assert told["chips"]["H100"]["seconds"]["compute"] == pytest.approx(2e12 / 989e12)
+    assert "Milliseconds of a step" in antgmm(*plan, "--mesh", "fsdp=2").stdout
+    monkeypatch.setitem(CHIPS, "H100", CHIPS["H100"]._replace(memory=8.0))
+    found = refused(*plan, "--mesh", "fsdp=2", "--chip", "H100")
+    assert found.endswith("more than H100 has; the smallest mesh that is enough: --mesh fsdp=4 (8e-09 GB)")
+    monkeypatch.setitem(CHIPS, "H100", CHIPS["H100"]._replace(memory=6.0))
+    found = refused(*plan, "--mesh", "fsdp=2", "--chip", "H100")
+    assert found.endswith("no mesh of this tensor size and batch is enough: raise tensor, or lower --batch")
+    assert refused(*plan, "--chip", "v9") == "--chip v9: choose one of v5e, v5p, v6e, H100, H200"
+    assert refused(*plan, "--mesh", "fsdp=1024") == "--mesh fsdp=1024: plans are made for at most 512 devices"
+    assert refused(*plan, "--student", "antgmm-deep").startswith("the student's ")

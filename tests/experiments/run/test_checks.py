@@ -1,0 +1,80 @@
+"""What a recipe asks of a model that it cannot have is refused by name, before anything runs."""
+
+import re
+
+import numpy as np
+import pytest
+
+import pruning
+from antgmm_jax.config import resize
+from antgmm_jax.convert import load_hf
+from antgmm_jax.errors import AntgmmError
+from experiments.run.checks import check_sizes
+from experiments.run.pipeline import Run
+from experiments.run.schema.recipe import load_recipe
+from experiments.run.stage import Student
+from tests.experiments.tiny import save_towers
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save_towers(tmp_path_factory.mktemp("towers"))
+
+
+def test_components_of_a_width_that_was_cut_by_index_are_refused_before_anything_is_trained(folder, tmp_path):
+    early = '{name = "early", sizes = {"text/embed" = 24}, importance = "magnitude", recover_steps = 1}'
+    late = '{name = "late", sizes = {"text/embed" = 16}, importance = "principal", recover_steps = 1}'
+    changes = ["teacher.states=[]", "loss.vision=0.0"]
+    recipe = load_recipe(folder / "recipe.toml", [f"stage=[{early}, {late}]", *changes])
+    with pytest.raises(AntgmmError, match="stage 'late': text/embed was cut by index before: cut it to components"):
+        Run(recipe, tmp_path / "run").scores()
+    assert not (tmp_path / "run").exists()
+    config, params = load_hf(folder / "teacher")
+    whole = Student(config, params, pruning.identity(config))
+    alone = load_recipe(folder / "recipe.toml", [f"stage=[{late}]", *changes]).stages
+    check_sizes(whole, alone, whole=whole.keep)
+    # The first channels of the teacher are some of them as well.
+    for kept in (np.arange(1, 25, dtype=np.int32), np.arange(24, dtype=np.int32)):
+        cut = whole._replace(config=resize(config, {"text/embed": 24}), keep={**whole.keep, "text/embed": kept})
+        with pytest.raises(AntgmmError, match="cut it to components first"):
+            check_sizes(cut, alone, whole=whole.keep)
+
+
+@pytest.mark.parametrize(
+    ("stage", "message"),
+    [
+        (
+            'sizes = {"vision/embed" = 16}, importance = {"vision/embed" = "principal", "*" = "block_influence"}',
+            "importance 'block_influence' cannot score vision/heads, which is cut along: give it a pattern",
+        ),
+        (
+            'sizes = {"vision/heads" = 1}, mask_steps = 2,'
+            ' importance = {"vision/heads" = "magnitude", "*" = "principal"}',
+            'importance "principal" leaves no units of vision/embed to close: segments = 1, mask_steps = 0',
+        ),
+    ],
+)
+def test_importance_of_what_is_cut_along_is_checked_before_anything_runs(folder, tmp_path, stage, message):
+    changes = ["teacher.states=[]", "loss.vision=0.0", f'stage=[{{name = "a", recover_steps = 1, {stage}}}]']
+    with pytest.raises(AntgmmError, match=re.escape(message)):
+        Run(load_recipe(folder / "recipe.toml", changes), tmp_path / "run").scores()
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["stage.language.frozen=['visoin']"], "stage 'language': frozen visoin matches no parameter"),
+        (["stage.whole.optimizer.rates={encoder=0.5}"], "stage 'whole': rates of encoder matches no parameter"),
+        (["stage.whole.optimizer.batch_size=17"], "stage 'whole': batch_size = 17 is more than its 16 rows: lower it"),
+        (
+            ["teacher.states=['text']"],
+            "teacher.states names 'text': this model has states of vision, bridge, encoder",
+        ),
+        (["teacher.states=['encoder']"], "stage 'image': loss.vision compares states of vision or bridge: name one"),
+    ],
+)
+def test_what_a_later_stage_could_not_train_with_is_refused_before_the_first(folder, tmp_path, changes, message):
+    with pytest.raises(AntgmmError, match=re.escape(message)):
+        Run(load_recipe(folder / "recipe.toml", changes), tmp_path / "run").scores()
+    assert not (tmp_path / "run" / "stages").exists()

@@ -1,0 +1,84 @@
+"""The options that say what a run is made on."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+from antgmm_jax.errors import AntgmmError
+from experiments.run.host.devices import devices, parse
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def test_a_mesh_is_read():
+    assert parse("data=2, tensor=4") == {"data": 2, "tensor": 4}
+    assert parse("") == {}
+
+
+@pytest.mark.parametrize("text", ["data", "data=two", "data=0", "model=2", "data=2,tensor=", "data=-1"])
+def test_what_is_no_mesh_is_refused(text):
+    with pytest.raises(AntgmmError, match=f"^--mesh {text}: give sizes of data, fsdp, tensor, as in data=2"):
+        parse(text)
+
+
+def test_one_device_needs_no_mesh():
+    with devices("", "", 1, 0):
+        assert jax.sharding.get_mesh().empty
+
+
+def test_a_mesh_is_held_while_the_run_lasts():
+    jax.devices()  # started with the eight of conftest
+    with devices("fsdp=4,tensor=2", "", 1, 0):
+        assert dict(jax.sharding.get_mesh().shape) == {"data": 1, "fsdp": 4, "tensor": 2}
+    assert jax.sharding.get_mesh().empty
+    message = r"^mesh data=16,fsdp=1,tensor=1 needs 16 devices: there are 8 \(cpu\)$"
+    with pytest.raises(AntgmmError, match=message), devices("data=16", "", 1, 0):
+        pass
+
+
+def test_a_machine_without_accelerators_takes_as_many_devices_as_are_asked_for():
+    code = (
+        "import jax; from experiments.run.host.devices import devices\n"
+        "with devices('data=3', '', 1, 0): print(jax.device_count())"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, check=True)
+    assert done.stdout.decode().split() == ["3"]
+
+
+def test_several_processes_need_a_place_to_meet():
+    with pytest.raises(AntgmmError, match="^--processes 2: say where they meet"), devices("", "", 2, 0):
+        pass
+
+
+def test_a_process_of_several_ends_when_it_is_told_to():
+    code = (
+        "import os, signal, sys, time; from experiments.run.host.devices import devices\n"
+        "with devices('', sys.argv[1], 1, 0): os.kill(os.getpid(), signal.SIGTERM); time.sleep(60)"
+    )
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    done = subprocess.run([sys.executable, "-c", code, address], cwd=ROOT, capture_output=True, timeout=50)
+    assert done.returncode == -signal.SIGTERM
+
+
+def test_processes_that_do_not_meet_are_refused_in_one_line():
+    jax.devices()  # JAX joins no others once it runs by itself
+    refused = pytest.raises(AntgmmError, match=r"^--coordinator localhost:1: .*initialize.*before[^\n]*$")
+    with refused, devices("", "localhost:1", 2, 1):
+        pass
+
+
+def test_a_process_that_loses_another_says_so(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *_: None)
+    refused = pytest.raises(AntgmmError, match=r"has failed \(UNKNOWN: closed by peer\): start all again$")
+    with refused, devices("data=8", "localhost:1", 2, 1):
+        raise jax.errors.JaxRuntimeError("UNKNOWN: closed by peer\nat line 1")

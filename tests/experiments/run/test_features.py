@@ -1,0 +1,180 @@
+"""Image features computed once stand in for pictures, and scores do not depend on the order of the questions."""
+
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+
+import data.maad as maad
+from antgmm_jax.convert import load_hf
+from antgmm_jax.errors import AntgmmError
+from antgmm_jax.functional import functional
+from antgmm_jax.presets import preset
+from data.batches import answer_lengths
+from data.encoding import decode
+from data.processor import pictures
+from data.shifting import shifted
+from experiments.run import features as image_side
+from experiments.run.evaluate import evaluate
+from experiments.run.features import VIEWS, ImageFeatures, freezes_features, image_features
+from experiments.run.samples import Samples, load_processor
+from tests.experiments.tiny import save_llava, save_teacher
+
+ROWS = 10
+
+
+@pytest.fixture(scope="module", params=[save_teacher, save_llava], ids=["blip2", "llava"])
+def model(request, tmp_path_factory):
+    directory = request.param(tmp_path_factory.mktemp("m") / "teacher")
+    config, params = load_hf(directory)
+    processor = load_processor(directory)
+    return config, params, processor, Samples(maad.source("s", "val", ROWS), processor, config)
+
+
+def test_batches_with_features_give_the_logits_of_those_with_pictures(model):
+    config, params, _, samples = model
+    features = image_features(config, params, samples, batch_size=4)
+    assert features.shape[:2] == (ROWS, 1)
+    pictures, cached = (next(samples.shuffled(5, 2, features=given)) for given in (None, features))
+    assert set(cached["images"]) == {"valid"}
+    np.testing.assert_array_equal(pictures["index"], cached["index"])
+    expected, got = (functional(config).apply(params, batch)["logits"] for batch in (pictures, cached))
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_moved_views_have_the_features_of_moved_pictures(model):
+    config, params, _, samples = model
+    features = image_features(config, params, samples, shift=1, seed=3, batch_size=4)
+    assert features.shape[:2] == (ROWS, VIEWS)
+    every = np.array([(down, right) for down in (-1, 0, 1) for right in (-1, 0, 1)])
+    moved = np.concatenate([shifted(samples.arrays["images"], by[None].repeat(ROWS, 0)) for by in every])
+    known = np.asarray(functional(config).features(params, pictures(samples.table, moved)))[:, 0]
+    known = known.reshape(len(every), ROWS, *known.shape[1:])
+    gaps = np.abs(known[:, :, None] - features[None]).max(axis=(3, 4))
+    assert gaps.min(axis=0).max() < 1e-4
+    assert len({*gaps.argmin(axis=0).reshape(-1).tolist()}) > 4
+    np.testing.assert_array_equal(features, image_features(config, params, samples, shift=1, seed=3, batch_size=4))
+
+
+def test_features_are_kept_until_the_image_side_changes(model, monkeypatch):
+    config, params, _, samples = model
+    made, whole = [], image_side.image_features
+    monkeypatch.setattr(image_side, "image_features", lambda *given, **more: made.append(more) or whole(*given, **more))
+    features = ImageFeatures(samples, 5)
+    first = features(config, params)
+    other = {**params, "language": jax.tree.map(lambda leaf: leaf + 1, params["language"])}
+    assert features(config, other) is first and len(made) == 1
+    moved = {**params, "vision": jax.tree.map(lambda leaf: leaf * 1.5, params["vision"])}
+    assert np.abs(features(config, moved) - first).max() > 1e-3
+    np.testing.assert_array_equal(features(config, params), first)
+    assert features(config, params, 1).shape[1] == VIEWS
+    assert made == [{"shift": 0, "seed": 5}] * 3 + [{"shift": 1, "seed": 5}]
+    features.drop()
+    features(config, params, 1)
+    assert made[4:] == [{"shift": 1, "seed": 5}]
+
+
+@pytest.mark.parametrize(
+    ("name", "frozen", "constant"),
+    [
+        ("antgmm-tiny", ("vision", "bridge/stack", "bridge/norm", "bridge/queries"), True),
+        ("antgmm-tiny", ("vision", "bridge"), True),
+        ("antgmm-tiny", ("vision", "bridge/stack", "bridge/norm"), False),
+        ("antgmm-tiny", ("vision/stack", "bridge"), False),
+        ("antgmm-tiny", ("vis", "bridge"), False),
+        ("antgmm-tiny", (), False),
+        ("llava-tiny", ("vision",), True),
+        ("llava-tiny", ("bridge",), False),
+    ],
+)
+def test_features_are_constant_where_all_that_makes_them_is_frozen(name, frozen, constant):
+    assert freezes_features(preset(name), frozen) is constant
+
+
+def test_answers_come_back_in_the_order_of_the_records(model):
+    config, params, processor, samples = model
+    lengths = answer_lengths(samples.arrays)
+    visited = np.concatenate([batch["index"] for batch in samples.in_order(4, by_length=True)])[:ROWS]
+    assert (np.diff(lengths[visited]) >= 0).all() and (visited != np.arange(ROWS)).any()
+    np.testing.assert_array_equal(np.sort(visited), np.arange(ROWS))
+    answers = [evaluate(config, params, samples, processor, max_new_tokens=3, batch_size=n)[1] for n in (1, 4)]
+    assert answers[0] == answers[1] and len(set(answers[0])) > 1
+
+
+def test_questions_padded_like_longer_ones_get_the_same_answers(model):
+    config, params, processor, _ = model
+    records = [*maad.source("s", "val", 4)]
+    short, long = (
+        Samples(found, processor, config) for found in (records, [replace(r, text=3 * r.text) for r in records])
+    )
+
+    def answers():
+        return [evaluate(config, params, each, processor, max_new_tokens=3)[1] for each in (short, long)]
+
+    def shapes():
+        return {next(each.in_order(4, prompts=True))["prompt/input_ids"].shape for each in (short, long)}
+
+    before, apart = answers(), shapes()
+    short.pad_prompts_like(long)
+    assert shapes() == {max(apart)} != apart
+    assert answers() == before and all(len({*found}) > 1 for found in before)
+
+
+def test_the_end_token_counts_as_answer(model):
+    _, _, processor, samples = model
+    for record, targets, length in zip(
+        samples.records, samples.arrays["targets"], answer_lengths(samples.arrays), strict=True
+    ):
+        assert targets[length - 1] == processor.tokenizer.eos_token_id
+        assert decode(processor, targets[None, :length]) == [record.answer]
+
+
+def test_batches_of_some_question_types_hold_no_others(model):
+    _, _, _, samples = model
+    wanted = {samples.records[1].type, samples.records[4].type}
+    rows = [i for i, record in enumerate(samples.records) if record.type in wanted]
+    assert 2 <= len(rows) < ROWS
+    np.testing.assert_array_equal(samples.rows_of((*wanted,)), rows)
+    found = next(samples.shuffled(len(rows), 0, rows=samples.rows_of((*wanted,))))
+    for name in ("targets", "input_ids"):
+        np.testing.assert_array_equal(found[name], samples.arrays[name][found["index"]])
+    assert sorted(found["index"]) == rows
+    with pytest.raises(AntgmmError, match=f"a batch of {len(rows) + 1} needs as many rows; the data has {len(rows)}"):
+        samples.shuffled(len(rows) + 1, 0, rows=np.array(rows))
+    with pytest.raises(AntgmmError, match="no question is of type prize: the data has brand, "):
+        samples.rows_of(("prize", "brand"))
+
+
+def test_an_epoch_sees_repeated_types_as_often_as_asked(model):
+    _, _, _, samples = model
+    kind = samples.records[1].type
+    often = [3 if record.type == kind else 1 for record in samples.records]
+    epoch = next(samples.shuffled(sum(often), 0, rows=samples.repeated({kind: 3})))
+    np.testing.assert_array_equal(np.bincount(epoch["index"], minlength=ROWS), often)
+    np.testing.assert_array_equal(epoch["targets"], samples.arrays["targets"][epoch["index"]])
+
+
+def test_the_fingerprint_is_that_of_data_and_processor(model, tmp_path):
+    config, _, processor, samples = model
+    config = replace(config, language=replace(config.language, vocab=512))  # room for one more word
+
+    def fingerprint(change):
+        processor.save_pretrained(tmp_path)
+        other = load_processor(tmp_path)
+        change(other)
+        return Samples(maad.source("s", "val", ROWS), other, config).fingerprint
+
+    def other_colours(other):
+        other.image_processor.image_mean = [0.5, 0.4, 0.4]
+
+    def other_resizing(other):
+        other.image_processor.resample = 0  # the nearest pixel
+
+    def other_words(other):
+        other.tokenizer.add_tokens([samples.records[0].question.split()[-1]])  # a word with a token of its own
+
+    assert fingerprint(lambda other: None) == samples.fingerprint
+    found = {samples.fingerprint, *(fingerprint(change) for change in (other_colours, other_resizing, other_words))}
+    assert len(found) == 4
+    assert Samples(maad.source("s", "val", ROWS, seed=1), processor, config).fingerprint not in found

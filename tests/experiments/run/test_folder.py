@@ -1,0 +1,104 @@
+"""A run's folder counts the time of every process that held it."""
+
+import json
+import time
+
+import pytest
+
+from antgmm_jax.errors import AntgmmError
+from experiments.run import folder
+from experiments.run.folder import RunFolder
+from experiments.run.host.energy import Energy
+from experiments.run.schema.recipe import load_recipe
+from tests.experiments.tiny import write_recipe
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    return load_recipe(write_recipe(tmp_path / "r.toml", tmp_path / "teacher"))
+
+
+def status(path):
+    return json.loads((path / "status.json").read_text())
+
+
+def test_seconds_are_those_of_all_starts(recipe, tmp_path):
+    path = tmp_path / "run"
+    with RunFolder(path).opened(recipe):
+        assert status(path)["state"] == "running"
+    assert status(path)["state"] == "complete"
+    # As another process left it: stopped by the person, killed, failed.
+    for state in ("running", "failed"):
+        (path / "status.json").write_text(json.dumps({"state": state, "seconds": 1000.0}))
+        again = RunFolder(path)
+        with again.opened(recipe):
+            assert 1000 <= again.seconds < 1100
+        assert 1000 <= status(path)["seconds"] < 1100
+    # Folders of older versions do not say.
+    (path / "status.json").write_text(json.dumps({"state": "complete"}))
+    with RunFolder(path).opened(recipe):
+        pass
+    assert 0 < status(path)["seconds"] < 100
+
+
+def test_energy_is_that_of_all_starts_and_of_each_part(recipe, tmp_path):
+    path = tmp_path / "run"
+    earlier = Energy(2.0, 1.0, 3000.0, "measured", 10.0, 20.0, 30.0, ["counters"])
+    with RunFolder(path).opened(recipe):
+        pass
+    status_of = {"state": "running", "seconds": 1000.0, "energy": {"01-a": earlier._asdict()}}
+    (path / "status.json").write_text(json.dumps(status_of))
+    again = RunFolder(path)
+    with again.opened(recipe):
+        with again.metered("01-a") as energy, again.metered("cache"):
+            pass
+        first = energy()
+        assert 3000 < first.seconds < 3100 and 2.0 < first.kwh < 2.1 and first.assumes[0] == "counters"
+        # The same part again, in the same process.
+        with again.metered("01-a") as energy:
+            pass
+        assert first.seconds < energy().seconds < 3100
+        assert 0 < again.energy["cache"].seconds < 100
+    noted = status(path)["energy"]
+    assert noted.keys() == {"01-a", "cache", "run"}
+    assert Energy(**noted["01-a"]) == energy()
+    assert noted["run"]["seconds"] < 100
+
+
+def test_a_process_that_is_killed_has_noted_its_time(recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(folder, "BEAT", 0.01)
+    path = tmp_path / "run"
+    with RunFolder(path).opened(recipe):
+        first = status(path)
+        end = time.monotonic() + 60
+        while any(_taken(status(path))[i] == taken for i, taken in enumerate(_taken(first))):
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        assert status(path)["state"] == "running"
+
+
+def _taken(noted):
+    return noted["seconds"], noted["energy"]["run"]["seconds"], noted["energy"]["run"]["kwh"]
+
+
+@pytest.mark.parametrize(("error", "state"), [(AntgmmError("no"), "failed"), (KeyboardInterrupt(), "running")])
+def test_a_run_that_ends_early_has_noted_its_time(recipe, tmp_path, error, state):
+    path = tmp_path / "run"
+
+    def run():
+        with RunFolder(path).opened(recipe):
+            (path / "status.json").unlink()
+            raise error
+
+    with pytest.raises(type(error)):
+        run()
+    assert status(path)["state"] == state
+    assert status(path)["seconds"] > 0
+
+
+def test_a_folder_goes_on_only_with_what_it_was_begun_with(tmp_path):
+    run = RunFolder(tmp_path)
+    run.bind(teacher="one", data="two")
+    run.bind(teacher="one", data="two")
+    with pytest.raises(AntgmmError, match="was begun with another data: choose another folder or remove it"):
+        run.bind(teacher="one", data="three")

@@ -1,0 +1,284 @@
+"""A user's own rows, from JSONL and pictures to an exported student, for both families; and rows that are refused."""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from transformers import AutoProcessor
+from typer.testing import CliRunner
+
+import data.maad as maad
+from antgmm_jax import checkpoint
+from antgmm_jax.convert import load_hf, open_hf
+from antgmm_jax.errors import AntgmmError
+from data.encoding import encode_prompts, prompts
+from data.readers import read_records
+from data.rows import parse
+from data.writers import write_jsonl
+from experiments import cli
+from experiments.run import training
+from experiments.run.datasets import encode_both, load_both
+from experiments.run.samples import load_processor
+from experiments.run.schema.recipe import load_recipe, load_training
+from experiments.run.training import TrainingRun, shape_of
+from tests import reference
+from tests.experiments.tiny import save_llava, save_teacher
+
+ROOT = Path(__file__).resolve().parents[3]
+RECIPES = ROOT / "experiments" / "recipes"
+# PyTorch's and transformers' own warnings, where a command starts them.
+pytestmark = pytest.mark.filterwarnings("default")
+
+SMALL = {
+    "blip2": '{"vision/layers"=2, "vision/embed"=64, "vision/mlp"=96, "bridge/layers"=2, "bridge/embed"=64,'
+    ' "bridge/mlp"=96, "encoder/layers"=2, "decoder/layers"=2, "text/embed"=48, "encoder/heads"=2, "encoder/mlp"=64}',
+    "llava": '{"vision/layers"=2, "vision/embed"=64, "vision/mlp"=96, "text/layers"=2, "text/embed"=48, "text/mlp"=64,'
+    ' "text/heads"=1}',
+}
+FROZEN = 'phase.answers.frozen=["vision", "bridge"]'
+CUT = {
+    "blip2": '{"vision/layers"=1, "bridge/layers"=1, "encoder/layers"=1, "decoder/layers"=1, "text/embed"=32}',
+    "llava": '{"vision/layers"=1, "text/layers"=1, "text/mlp"=0.5}',
+}
+
+
+@pytest.fixture
+def ads(tmp_path, monkeypatch):
+    """The working folder, with `ads/train.jsonl`, `ads/test.jsonl` and pictures."""
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.chdir(tmp_path)
+    for split, rows in (("train", 24), ("test", 8)):
+        write_jsonl(maad.source("s", split, rows), tmp_path / "ads" / f"{split}.jsonl")
+    return tmp_path
+
+
+def antgmm(command, recipe, run, *changes):
+    options = [word for change in changes for word in ("--set", change)]
+    return CliRunner().invoke(cli.app, [command, str(recipe), "--run", str(run), *options], prog_name="antgmm")
+
+
+def tiny(family):
+    """Changes to a shipped training recipe that let it take seconds."""
+    changes = ("optimizer.batch_size=8", "optimizer.warmup=1", "data.samples=24", "evaluate.data.samples=8")
+    changes = [*changes, "evaluate.max_new_tokens=4", "export.dtype=float32"]
+    return [*changes, f"model.sizes={SMALL[family]}", "phase.answers.steps=3", FROZEN]
+
+
+def as_conversations(file):
+    """Rows of LLaVA's own form in the place of a file's."""
+    rows = []
+    for line in file.read_text().splitlines():
+        row = json.loads(line)
+        turns = [
+            {"from": "human", "value": f"<image>\n{row.pop('question')}"},
+            {"from": "gpt", "value": row.pop("answer")},
+        ]
+        rows.append(json.dumps({**row, "conversations": turns}) + "\n")
+    file.write_text("".join(rows))
+
+
+@pytest.mark.parametrize("family", ["blip2", "llava"])
+def test_rows_of_a_user_become_an_exported_student(ads, family):
+    if family == "llava":
+        for split in ("train", "test"):
+            as_conversations(ads / "ads" / f"{split}.jsonl")
+    asked = "Question: {question}[ ({text})] Answer:"
+    taught = [*tiny(family), "buckets=[]", f'prompt="{asked}"']
+    trained = antgmm("train", RECIPES / f"own-data-{family}.toml", f"runs/own-{family}", *taught)
+    assert trained.exit_code == 0, trained.output
+    changes = [change for change in tiny(family) if not change.startswith(("model", "phase"))]
+    # Compiling is what takes time here: one step, no mask phase, and scores that need no gradient.
+    stage = ["stage.cut.importance=magnitude", "stage.cut.mask_steps=0", "stage.cut.recover_steps=2"]
+    sizes = f"stage.cut.sizes={CUT[family]}"
+    recipe = RECIPES / f"own-data-{family}-compress.toml"
+    compressed = antgmm("compress", recipe, "runs/student", *changes, *stage, sizes)
+    assert compressed.exit_code == 0, compressed.output
+    gate = json.loads((ads / "runs/student/report/gate.json").read_text())
+    assert gate["passed"] and gate["answers_equal"] == 1.0 and gate["prompts"] == 8
+    # The student is asked as its teacher was, though its recipe does not say how, and notes it for whoever serves it.
+    assert json.loads((ads / "runs/student/export/antgmm.json").read_text()) == {"prompt": asked}
+    config, processor = open_hf(ads / "runs/student/export")[0], load_processor(ads / "runs/student/export")
+    recipe = load_recipe(recipe, [*changes, *stage, sizes])
+    records = load_both(recipe)
+    (batch,) = encode_both(recipe, records, processor, config)[1].in_order(8, prompts=True)
+    expected = encode_prompts(processor, records[1], template=asked)["input_ids"]
+    np.testing.assert_array_equal(batch["prompt/input_ids"], expected)
+    _answers_as_a_stock_model(ads / "runs/student/export", ads / "ads", family)
+
+
+def _answers_as_a_stock_model(directory, rows, family):
+    """What a person does who has only transformers and the exported folder."""
+    model, processor = reference.reloaded(directory), AutoProcessor.from_pretrained(directory)
+    assert model.config.vision_config.num_hidden_layers == 1
+    text = model.config.text_config
+    assert (text.num_layers, text.d_model) == (1, 32) if family == "blip2" else text.num_hidden_layers == 1
+    special = processor.tokenizer
+    assert (text.pad_token_id, text.eos_token_id) == (special.pad_token_id, special.eos_token_id)
+    record = read_records("jsonl", rows / "test.jsonl")[0]
+    inputs = processor(images=record.image, text=prompts(processor, [record])[0], return_tensors="pt")
+    assert model.generate(**inputs, max_new_tokens=3).shape[0] == 1
+
+
+def test_a_recipes_prompt_is_what_is_trained_on_and_asked(ads):
+    change = 'prompt="Question: {question}[ ({text})] Answer:"'
+    recipe = load_recipe(
+        RECIPES / "own-data-blip2-compress.toml", ["data.samples=24", "evaluate.data.samples=8", change]
+    )
+    config, processor = load_hf(save_teacher(ads / "teacher"))[0], load_processor(ads / "teacher")
+    for records, samples in zip(
+        load_both(recipe), encode_both(recipe, load_both(recipe), processor, config), strict=True
+    ):
+        words = [f"Question: {r.question} ({r.text}) Answer:" for r in records]
+        lines = [line.replace(" ()", "") for line in words]
+        expected = processor.tokenizer(lines)["input_ids"]
+        (batch,) = samples.in_order(len(samples), prompts=True)
+        for name in ("", "prompt/"):
+            ids, mask = batch[f"{name}input_ids"], batch[f"{name}attention_mask"]
+            assert [
+                row[real == 1].tolist()[config.image_tokens :] for row, real in zip(ids, mask, strict=True)
+            ] == expected
+
+
+@pytest.mark.parametrize("command", ["train", "compress"])
+@pytest.mark.parametrize("family", ["blip2", "llava"])
+def test_bad_rows_are_told_together_and_nothing_is_trained(ads, command, family):
+    rows = [json.loads(line) for line in (ads / "ads/train.jsonl").read_text().splitlines()]
+    whole = dict(enumerate(rows, 1))
+    (ads / "ads/text.png").write_text("no picture")
+    bad = whole | {
+        2: {**whole[2], "image": "images/none.png"},
+        3: {**whole[3], "image": "text.png"},
+        4: {**whole[4], "image": "../recipe.toml"},
+        5: {**whole[5], "question": " "},
+        6: {**whole[6], "answer": 5},
+        7: {**whole[7], "id": whole[1]["id"]},
+    }
+    long = whole | {
+        2: {**whole[2], "text": "word " * 600},
+        3: {**whole[3], "answer": "very " * 90},
+        4: {**whole[4], "question": "why? " * 600, "answer": "so " * 90},
+    }
+    save = save_teacher if family == "blip2" else save_llava
+    recipe = RECIPES / f"own-data-{family}{'' if command == 'train' else '-compress'}.toml"
+    changes = [c for c in tiny(family) if command == "train" or not c.startswith(("model", "phase"))]
+    if command == "compress":
+        changes += [f"teacher.path={save(ads / 'teacher')}", "stage.cut.sizes={'vision/layers'=1}"]
+
+    def told(rows):
+        (ads / "ads/train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows.values()))
+        result = antgmm(command, recipe, "run", *changes)
+        assert result.exit_code == 2
+        assert result.stdout == ""
+        assert not (ads / "run").exists()
+        return result.stderr.partition("error: ")[2].splitlines()
+
+    head, *reasons = told(bad)
+    assert head == "ads/train.jsonl: 6 of 24 rows are refused; mend or remove them"
+    expected = {2: "none.png is missing", 3: "cannot be decoded", 4: "leaves the data folder", 5: "question is empty"}
+    expected |= {6: "answer is a int, not text", 7: f"id {whole[1]['id']!r} is also that of line 1"}
+    assert len(reasons) == len(expected)
+    for (line, reason), found in zip(expected.items(), reasons, strict=True):
+        assert found.startswith(f"line {line}: ") and reason in found
+    head, *reasons = told(long)
+    assert head.endswith("3 of 24 rows are too long; shorten or remove them, or raise max_length and max_answer")
+    assert head.startswith("ads/train.jsonl: ")
+    parts = [(2, "prompt", 512), (3, "answer", 64), (4, "prompt", 512), (4, "answer", 64)]
+    assert len(reasons) == len(parts)
+    for (line, part, limit), found in zip(parts, reasons, strict=True):
+        assert found.startswith(f"{whole[line]['id']}: {part} of ") and found.endswith(f" tokens, at most {limit}")
+
+
+def test_faults_of_both_files_are_told_at_once(ads):
+    (ads / "ads/test.jsonl").write_text("{}\n")
+    (ads / "ads/train.jsonl").write_text("[]\n")
+    result = antgmm("train", RECIPES / "own-data-llava.toml", "run")
+    assert result.exit_code == 2
+    for file in ("train", "test"):
+        assert f"ads/{file}.jsonl: 1 of 1 rows are refused" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("model.preset=llava-huge", "unknown preset 'llava-huge'"),
+        ('model.sizes={"text/leyers"=1}', "model.sizes: unknown axis text/leyers: this model has"),
+        ('model.sizes={"vision/embed"=100}', "model.sizes: vision/embed = 100 is no multiple of 64"),
+        ('model.sizes={"text/embed"=90}', "model.sizes: transformers cannot serve this shape: text/embed = 90 must be"),
+        ('model.sizes={"text/embed"=0.5}', 'model.sizes."text/embed" = 0.5: Input should be a valid integer'),
+    ],
+)
+def test_a_model_that_cannot_be_is_refused_and_leaves_nothing(ads, change, message):
+    result = antgmm("train", RECIPES / "own-data-llava.toml", "run", change)
+    assert result.exit_code == 2
+    assert len(result.stderr.splitlines()) == 1
+    assert message in result.stderr
+    assert not (ads / "run").exists()
+
+
+def test_facts_are_for_a_model_with_queries():
+    with pytest.raises(AntgmmError, match="phase 'facts' trains a Q-Former, which llava-tiny lacks"):
+        shape_of(load_training(RECIPES / "teacher-m.toml", ["model.preset=llava-tiny"]))
+
+
+def test_sizes_are_laid_over_the_preset_with_what_is_tied_to_them():
+    recipe = load_training(RECIPES / "own-data-llava.toml", ['model.sizes={"vision/embed"=64, "text/embed"=320}'])
+    config = shape_of(recipe)
+    assert (config.vision.stack.embed, config.vision.stack.heads) == (64, 1)
+    assert (config.language.decoder.embed, config.projector.mlp) == (320, 320)
+
+
+def test_a_training_that_is_stopped_goes_on_to_the_same_arrays(ads, monkeypatch):
+    recipe = load_training(RECIPES / "own-data-llava.toml", [*tiny("llava"), "checkpoint_every=1"])
+    save, saved = training.Stepper.save, []
+
+    def stop(self, *arguments):
+        saved.append(save(self, *arguments))
+        if len(saved) == 2:
+            raise KeyboardInterrupt
+        return saved[-1]
+
+    monkeypatch.setattr(training.Stepper, "save", stop)
+    with pytest.raises(KeyboardInterrupt):
+        TrainingRun(recipe, "stopped")()
+    monkeypatch.undo()
+    monkeypatch.chdir(ads)
+    for run in ("stopped", "whole"):
+        TrainingRun(recipe, run)()
+    (mine, one), (theirs, other) = (checkpoint.load_stage(f"{run}/stages/01-answers") for run in ("stopped", "whole"))
+    for name in mine["params"]:
+        _same(mine["params"][name], theirs["params"][name])
+    assert one["metrics"]["history"] == other["metrics"]["history"]
+    assert [point["step"] for point in other["metrics"]["history"]] == [3]
+    assert load_hf("stopped/export")[0] == load_hf("whole/export")[0]
+
+
+def test_a_checkpoint_is_trained_further_from_its_own_parameters(ads):
+    teacher, like = save_llava(ads / "mine"), ["model={path='mine'}", "phase.answers.frozen=['vision']"]
+    changes = [change for change in tiny("llava") if not change.startswith("model.sizes") and change != FROZEN]
+    assert antgmm("train", RECIPES / "own-data-llava.toml", "run", *changes, *like).exit_code == 0
+    (config, before), (same, after) = load_hf(teacher), load_hf("run/export")
+    assert same == config
+    _same(before["vision"], after["vision"])
+    moved = jax.tree.map(lambda old, new: np.abs(new - old).max(), before["language"], after["language"])
+    # Three steps of AdamW move a parameter by about three learning rates: further away would be another start.
+    assert 0 < max(jax.tree.leaves(moved)) < 5e-3
+    tokenizers = [AutoProcessor.from_pretrained(folder).tokenizer for folder in (teacher, "run/export")]
+    assert tokenizers[0].get_vocab() == tokenizers[1].get_vocab()
+
+
+def _same(left, right):
+    if isinstance(left, dict):
+        assert left.keys() == right.keys()
+        for name in left:
+            _same(left[name], right[name])
+    else:
+        np.testing.assert_array_equal(left, right)
+
+
+def test_rows_that_the_page_shows_are_rows_that_the_reader_takes():
+    page = (ROOT / "docs" / "your-own-data.md").read_text()
+    blocks = [block.split("```")[0] for block in page.split("```json\n")[1:]]
+    rows = [line for block in blocks for line in block.splitlines()]
+    assert [len(parse(json.loads(row))) for row in rows] == [1, 2, 1]

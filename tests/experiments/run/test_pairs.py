@@ -1,0 +1,80 @@
+"""Pairs: who asks and who shows, and answers that are the teacher's, asked for once."""
+
+import numpy as np
+import pytest
+
+import data.maad as maad
+from antgmm_jax.convert import load_hf
+from experiments.run import pairs
+from experiments.run.datasets import encoded
+from experiments.run.evaluate import evaluate
+from experiments.run.samples import Samples, load_processor
+from experiments.run.schema.recipe import load_recipe
+from tests.experiments.tiny import save_llava, save_teacher, write_recipe
+
+ROWS = 10
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory):
+    directory = save_teacher(tmp_path_factory.mktemp("m") / "teacher")
+    config, params = load_hf(directory)
+    processor = load_processor(directory)
+    recipe = load_recipe(write_recipe(directory.with_name("r.toml"), directory), ["teacher.pairs=14"])
+    return recipe, Samples(maad.source("s", "train", ROWS), processor, config), config, params, processor
+
+
+def test_every_sample_asks_and_shows_once_before_any_does_again(given):
+    samples = given[1].records
+    made = pairs.paired(samples, 2 * ROWS)
+    names = [record.id for record in samples]
+    for turn in (made[:ROWS], made[ROWS:]):
+        asks, shows = zip(*(record.id.split(" on ") for record in turn), strict=True)
+        assert sorted(asks) == sorted(shows) == sorted(names)
+        assert all(ask != show for ask, show in zip(asks, shows, strict=True))
+    for record, image in zip(made, made.images, strict=True):
+        ask, show = (samples[names.index(name)] for name in record.id.split(" on "))
+        assert (record.question, record.text, record.type) == (ask.question, ask.text, ask.type)
+        np.testing.assert_array_equal(record.image, show.image)
+        np.testing.assert_array_equal(image, show.image)
+    assert [record.id for record in pairs.paired(samples, 5)] == [record.id for record in made[:5]]
+
+
+def test_answers_are_the_teachers_and_asked_for_once(given, tmp_path, monkeypatch):
+    recipe, samples, config, params, processor = given
+    both = pairs.with_pairs(recipe, samples, config, params, processor, tmp_path)
+    made = Samples(pairs.paired(samples.records, 14), processor, config)
+    _, said = evaluate(config, params, made, processor, max_new_tokens=recipe.evaluate.max_new_tokens)
+    expected = [(r.id, text) for r, text in zip(made.records, said, strict=True) if text]
+    assert [(r.id, r.answer) for r in both.records[ROWS:]] == expected
+    assert [r.id for r in both.records[:ROWS]] == [r.id for r in samples.records]
+    np.testing.assert_array_equal(both.arrays["images"][:ROWS], samples.arrays["images"])
+
+    monkeypatch.setattr(pairs, "evaluate", lambda *a, **k: pytest.fail("asked again"))
+    again = pairs.with_pairs(recipe, samples, config, params, processor, tmp_path)
+    assert again.fingerprint == both.fingerprint != samples.fingerprint
+    # Shorter answers are others.
+    shorter = recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update={"max_new_tokens": 2})})
+    with pytest.raises(pytest.fail.Exception, match="asked again"):
+        pairs.with_pairs(shorter, samples, config, params, processor, tmp_path)
+
+
+def test_pairs_are_packed_like_the_samples(tmp_path):
+    directory = save_llava(tmp_path / "teacher")
+    config, params = load_hf(directory)
+    processor = load_processor(directory)
+    recipe = load_recipe(write_recipe(tmp_path / "r.toml", directory), ["teacher.pairs=6", "pack=256"])
+    samples = encoded(recipe, maad.source("s", "train", ROWS), processor, config, trained=True)
+    both = pairs.with_pairs(recipe, samples, config, params, processor, tmp_path)
+    batch = next(both.shuffled(1, 0))
+    assert batch["segment_ids"].shape == (1, 256) and batch["segment_ids"].max() > 1
+
+
+def test_no_answer_no_record_and_another_key_asks_anew(given, tmp_path):
+    made = pairs.paired(given[1].records, 3)
+    found = pairs.answered(made, lambda: ["a", "", "b"], tmp_path / "x.json", "one")
+    assert [(r.id, r.answer) for r in found] == [(made[0].id, "a"), (made[2].id, "b")]
+    np.testing.assert_array_equal(found.images, made.images[[0, 2]])
+    again = pairs.answered(made, lambda: pytest.fail("asked again"), tmp_path / "x.json", "one")
+    assert [r.answer for r in again] == ["a", "b"]
+    assert [r.answer for r in pairs.answered(made, lambda: ["c"] * 3, tmp_path / "x.json", "two")] == ["c"] * 3

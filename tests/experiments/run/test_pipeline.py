@@ -1,0 +1,248 @@
+"""A whole run, and the same run killed again and again: the arrays are identical."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+from typer.testing import CliRunner
+
+from antgmm_jax import checkpoint
+from antgmm_jax.config import from_dict, sizes
+from antgmm_jax.errors import AntgmmError
+from data.maad import source
+from experiments import cli
+from experiments.report.write import finish
+from experiments.run import pipeline
+from experiments.run.pipeline import Run, load_student
+from experiments.run.schema.recipe import load_recipe
+from experiments.run.stage import segment_targets
+from tests import reference
+from tests.experiments.tiny import save_llava, save_teacher, write_recipe
+
+ROOT = Path(__file__).resolve().parents[3]
+RECIPE = """
+seed = 3
+calibration_batches = 1
+checkpoint_every = 2
+[teacher]
+path = "{teacher}"
+states = ["vision", "bridge", "encoder", "decoder"]
+[data]
+kind = "maad"
+tier = "s"
+samples = 24
+[loss]
+soft = 1.0
+pair = 0.1
+hidden = 0.1
+vision = 0.1
+[optimizer]
+learning_rate = 1e-3
+batch_size = 8
+[evaluate]
+max_new_tokens = 4
+[evaluate.data]
+split = "val"
+samples = 12
+[evaluate.hard]
+split = "test_hard"
+samples = 9
+[export]
+dtype = "float32"
+[[stage]]
+name = "blocks"
+segments = 1
+mask_steps = 4
+recover_steps = 4
+importance = {{ "vision/*" = "block_influence", "*" = "taylor" }}
+sizes = {{ "vision/layers" = 2, "decoder/layers" = 1 }}
+[[stage]]
+name = "widths"
+segments = 2
+mask_steps = 3
+recover_steps = 1
+sizes = {{ "vision/embed" = 16, "bridge/embed" = 16, "text/embed" = 24, "encoder/mlp" = 24, "vision/mlp" = 0.5 }}
+"""
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("recipe")
+    path = folder / "recipe.toml"
+    path.write_text(RECIPE.format(teacher=save_teacher(folder / "teacher")))
+    return path
+
+
+def start(recipe: Path, run: Path, moment: str) -> int:
+    command = [sys.executable, "-m", "tests.experiments.killed_run", str(recipe), str(run), moment]
+    return subprocess.run(command, cwd=ROOT, env=os.environ.copy(), capture_output=True, check=False).returncode
+
+
+@pytest.fixture(scope="module")
+def whole(recipe, tmp_path_factory):
+    run = tmp_path_factory.mktemp("whole") / "run"
+    report = finish(Run(load_recipe(recipe), run))
+    return run, report
+
+
+def test_a_run_leaves_stages_export_and_evidence(recipe, whole):
+    run, report = whole
+    assert json.loads((run / "status.json").read_text())["state"] == "complete"
+    assert report["export"]["passed"] and report["export"]["answers_equal"] == 1.0
+    assert report["export"]["max_abs_logit_diff"] <= 1e-5 * max(1.0, report["export"]["max_abs_logit"])
+    student = load_student(run / "stages" / "02-widths")
+    found = sizes(student.config)
+    wanted = {"vision/layers": 2, "decoder/layers": 1, "vision/embed": 16, "vision/heads": 1, "text/embed": 24}
+    assert {axis: found[axis] for axis in wanted} == wanted
+    assert (found["encoder/mlp"], found["decoder/mlp"], found["vision/mlp"]) == (24, 24, 24)
+    assert [len(student.keep[axis]) for axis in ("vision/layers", "text/embed")] == [2, 24]
+    assert not list((run / "steps").glob("*"))
+    arrays = reference.reloaded(run / "export").state_dict()
+    assert report["student"]["params"] == sum(a.numel() for name, a in arrays.items() if name not in TIED)
+    assert {"teacher_ms", "student_ms"} <= report["latency"]["jax"].keys() & report["latency"]["torch"].keys()
+    for name in ("teacher", "student"):
+        scores = report[name]["scores_hard"]
+        assert scores["count"] == 9 and scores["exact_match"] == report[name]["exact_match_hard"]
+        assert scores["by_slice"].keys() == {record.slice for record in source("s", "test_hard", 9)}
+    assert all(stage["latency"]["p50"] > 0 for stage in report["stages"])
+
+
+def test_a_run_tells_its_energy(whole):
+    run, report = whole
+    used, parts = report["energy"]["run"], [report["energy"]["cache"], *(stage["energy"] for stage in report["stages"])]
+    assert sum(part["kwh"] for part in parts) < used["kwh"] and used["seconds"] < report["wall_seconds"]
+    for number, stage in enumerate(report["stages"], 1):
+        record = checkpoint.load_record(run / "stages" / f"{number:02d}-{stage['name']}")
+        assert stage["energy"] == record["metrics"]["energy"]
+    assert all(part["kwh"] > 0 and part["kg_co2"] > 0 for part in parts)
+    for engine in ("jax", "torch"):
+        requests = [report["latency"][engine][name]["energy"] for name in ("teacher", "student")]
+        for found in requests:
+            assert found["requests"] >= 30 and found["joules"] * found["requests"] == pytest.approx(
+                3.6e6 * found["kwh"]
+            )
+        saved = report["energy"]["saved"][engine]
+        assert saved["joules"] == requests[0]["joules"] - requests[1]["joules"]
+        assert saved["kwh_a_year"]["100"] == pytest.approx(876 * saved["joules"])
+
+
+def test_a_runs_report_is_written_anew_from_what_the_run_left(whole):
+    run, report = whole
+    files = [run / "report" / name for name in ("report.md", "report.html")]
+    before = [file.read_bytes() for file in files]
+    assert "points of macro exact match" in before[0].decode()
+    assert before[1].count(b"data:image/png;base64,") == len(report["examples"]) == 12
+    for file in files:
+        file.unlink()
+    assert CliRunner().invoke(cli.app, ["report", str(run)]).exit_code == 0
+    assert [file.read_bytes() for file in files] == before
+
+
+TIED = {f"language_model.{name}.weight" for name in ("encoder.embed_tokens", "decoder.embed_tokens", "lm_head")}
+
+
+def test_a_run_killed_at_every_kind_of_moment_ends_with_the_same_arrays(recipe, whole, tmp_path):
+    run = tmp_path / "killed"
+    for moment in ("mask", "save", "recover", "second mask", "second segment", "export"):
+        assert start(recipe, run, moment) == -9, moment
+        saved = [path.parent for path in (run / "steps").glob("*/*/step.json")]
+        saved += [path.parent for path in (run / "stages").glob("*/stage.json")]
+        assert saved, f"nothing that was reported saved is left after {moment}"
+        assert not (run / "export").exists()
+        if moment == "save":
+            _note_energy(run / "status.json", "01-blocks", kwh=50.0, seconds=1e6)
+    assert start(recipe, run, "never") == 0
+    for name in ("01-blocks", "02-widths"):
+        mine, theirs = (checkpoint.load_stage(folder / "stages" / name) for folder in (run, whole[0]))
+        for left, right in zip(_leaves(mine[0]), _leaves(theirs[0]), strict=True):
+            np.testing.assert_array_equal(left, right)
+        assert mine[1]["keep"] == theirs[1]["keep"]
+        assert mine[1]["metrics"]["history"] == theirs[1]["metrics"]["history"]
+    # What the attempts before had used counts in, and only in the stage that they were at.
+    used = [checkpoint.load_record(stage)["metrics"]["energy"] for stage in sorted((run / "stages").iterdir())]
+    assert 50.0 < used[0]["kwh"] < 50.1 and 1e6 < used[0]["seconds"] < 1.01e6
+    assert 0.0 < used[1]["kwh"] < 0.1 and used[1]["seconds"] < 1e4
+    assert json.loads((run / "report" / "report.json").read_text())["stages"][0]["energy"] == used[0]
+    exports = [load_file(folder / "export" / "model.safetensors") for folder in (run, whole[0])]
+    assert exports[0].keys() == exports[1].keys()
+    for name, tensor in exports[0].items():
+        np.testing.assert_array_equal(tensor, exports[1][name])
+
+
+def _note_energy(path, part, **changes):
+    """Notes what an attempt at a part used, as a process that lives longer than a few seconds does by itself."""
+    status = json.loads(path.read_text())
+    status["energy"][part] = {**status["energy"]["run"], **changes}
+    path.write_text(json.dumps(status))
+
+
+def _leaves(tree):
+    return [leaf for value in tree.values() for leaf in _leaves(value)] if isinstance(tree, dict) else [tree]
+
+
+def test_a_student_that_answers_differently_fails_the_run(recipe, whole, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    (run / "stages").parent.mkdir()
+    for part in ("stages", "cache", "recipe.toml"):
+        (run / part).symlink_to(whole[0] / part)
+    save = pipeline.save_hf
+
+    def damaged(config, params, directory, *, like):
+        language = params["language"]
+        norm = {**language["norm"], "scale": language["norm"]["scale"] * 1.01}
+        save(config, {**params, "language": {**language, "norm": norm}}, directory, like=like)
+
+    # Whole files with other numbers than the student's: JAX would read them as PyTorch does.
+    monkeypatch.setattr(pipeline, "save_hf", damaged)
+    with pytest.raises(AntgmmError, match="export gate failed: logits of sample maad-s-0-val-"):
+        finish(Run(load_recipe(recipe), run))
+    status = json.loads((run / "status.json").read_text())
+    assert status["state"] == "failed" and "export gate failed" in status["error"]
+    assert not (run / "export").exists()
+
+
+def test_a_parent_of_another_teacher_is_refused(recipe, whole, tmp_path):
+    tree, record = checkpoint.load_stage(whole[0] / "stages" / "01-blocks")
+    checkpoint.save_stage(tmp_path / "parent", tree, {**record, "teacher": "another"})
+    changes = [f'parent="{tmp_path / "parent"}"', "stage.blocks.sizes={}", "stage.blocks.mask_steps=0"]
+    with pytest.raises(AntgmmError, match="parent .* was cut from another teacher than"):
+        Run(load_recipe(recipe, changes), tmp_path / "run").scores()
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_illegal_size_stops_before_anything_is_written(recipe, tmp_path):
+    changed = load_recipe(recipe, ["stage.widths.sizes={'vision/embed' = 20}"])
+    with pytest.raises(AntgmmError, match="stage 'widths'.*nearest legal sizes.*16.*32"):
+        finish(Run(changed, tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_segments_walk_through_legal_sizes(recipe, whole):
+    stage = load_recipe(recipe).stages[1]
+    record = checkpoint.load_record(whole[0] / "stages" / "01-blocks")
+    first, last = segment_targets(from_dict(record["config"]), stage)
+    assert last == {"vision/embed": 16, "bridge/embed": 16, "text/embed": 24, "encoder/mlp": 24, "vision/mlp": 24}
+    # Half-way from 32 to 16 is 24, which no whole number of heads of 16 makes: the next legal size above is 32.
+    assert first == {"vision/embed": 32, "bridge/embed": 32, "text/embed": 28, "encoder/mlp": 36, "vision/mlp": 36}
+
+
+def test_a_folder_of_another_recipe_is_refused(recipe, whole):
+    with pytest.raises(AntgmmError, match="another recipe .*seed: 3 / 4"):
+        finish(Run(load_recipe(recipe, ["seed=4"]), whole[0]))
+
+
+def test_a_decoder_only_model_goes_the_whole_way(tmp_path):
+    vision = '"vision/layers" = 1, "vision/embed" = 16'
+    cut = vision + ', "text/layers" = 2, "text/heads" = 1, "text/mlp" = 24, "text/embed" = 24'
+    path = write_recipe(tmp_path / "r.toml", save_llava(tmp_path / "teacher"), name="all", sizes=cut)
+    report = finish(Run(load_recipe(path), tmp_path / "run"))
+    assert report["export"]["passed"] and report["export"]["answers_equal"] == 1.0
+    config = reference.reloaded(tmp_path / "run" / "export").config
+    assert (config.vision_config.hidden_size, config.vision_config.num_hidden_layers) == (16, 1)
+    text = config.text_config
+    assert (text.hidden_size, text.num_attention_heads, text.num_key_value_heads, text.head_dim) == (24, 2, 1, 8)

@@ -1,0 +1,165 @@
+"""Cuts of several stages of one teacher are joined axis by axis, or refused by name."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+import pruning
+from antgmm_jax import checkpoint
+from antgmm_jax.config import sizes, to_dict
+from antgmm_jax.convert import load_hf
+from antgmm_jax.errors import AntgmmError
+from antgmm_jax.functional import float32, functional
+from antgmm_jax.presets import blip2_t5
+from experiments.report.write import finish
+from experiments.run import recombine
+from experiments.run.pipeline import load_student, teacher_key
+from experiments.run.recombine import Source
+from experiments.run.schema.recipe import load_recipe
+from tests.experiments.tiny import save_teacher, write_recipe
+
+CONFIG = blip2_t5(
+    vision=(4, 32, 2, 6),
+    bridge=(2, 32, 2, 6),
+    text=(2, 2, 32, 2, 6),
+    head_dims=(16, 16, 16),
+    image=32,
+    patch=16,
+    queries=4,
+    vocab=64,
+    image_token=3,
+)
+KEY = "teacher"
+
+
+@pytest.fixture
+def stage(tmp_path):
+    """Saves what `cuts`, one after another, leave of CONFIG as a finished stage."""
+
+    def save(name: str, *cuts, key: str = KEY, config=CONFIG):
+        keep = pruning.identity(config)
+        for cut in cuts:
+            keep = pruning.compose(keep, {axis: pruning.as_kept(kept) for axis, kept in cut.items()})
+        directory = tmp_path / name
+        checkpoint.save_stage(directory, {"params": {"x": np.zeros(1)}}, {"teacher": key, "keep": keep})
+        return directory
+
+    return save
+
+
+DEPTH = {"vision/layers": [0, 3], "bridge/mlp": np.tile([0, 2, 5], (2, 1))}
+WIDTH = {"vision/mlp": np.tile([1, 2, 4], (4, 1))}
+
+
+def test_a_source_is_a_stage_and_patterns():
+    assert Source.parse("runs/a/stages/01-x:*/mlp,*/heads") == (
+        recombine.Path("runs/a/stages/01-x"),
+        ("*/mlp", "*/heads"),
+    )
+    assert Source.parse("runs/a/stages/01-x") == (recombine.Path("runs/a/stages/01-x"), ("*",))
+
+
+def test_each_axis_comes_from_the_source_that_names_it(stage):
+    a, b = stage("a", DEPTH), stage("b", WIDTH)
+    keep, origin = recombine.joined(CONFIG, KEY, [Source(a, ("*/layers",)), Source(b, ("*",))])
+    assert origin == {"vision/layers": str(a), "vision/mlp": str(b)}
+    assert keep["vision/layers"].tolist() == [0, 3]
+    assert keep["vision/mlp"].tolist() == [[1, 2, 4]] * 4
+    # What is taken from nowhere is whole: bridge/mlp of the first source was left out.
+    smaller, params = pruning.shrink(CONFIG, functional(CONFIG).init(jax.random.key(0)), keep)
+    changed = {axis: n for axis, n in sizes(smaller).items() if n != sizes(CONFIG)[axis]}
+    assert changed == {"vision/layers": 2, "vision/mlp": 3}
+    assert {leaf.shape[0] for leaf in jax.tree.leaves(params["vision"]["stack"])} == {2}
+
+
+def test_a_basis_is_read_back_bit_for_bit_and_joins_other_cuts(stage):
+    basis = np.random.default_rng(0).normal(size=(32, 16)).astype(np.float32)
+    a, b = stage("a", {"vision/embed": basis, "vision/heads": np.zeros((4, 1), np.int32)}), stage("b", WIDTH)
+    keep, origin = recombine.joined(CONFIG, KEY, [Source(a, ("*",)), Source(b, ("*",))])
+    assert origin == {"vision/embed": str(a), "vision/heads": str(a), "vision/mlp": str(b)}
+    assert keep["vision/embed"].dtype == np.float32
+    np.testing.assert_array_equal(keep["vision/embed"], basis)
+    smaller, params = pruning.shrink(CONFIG, functional(CONFIG).init(jax.random.key(0)), keep)
+    assert [sizes(smaller)[axis] for axis in ("vision/embed", "vision/heads", "vision/mlp")] == [16, 1, 3]
+    assert params["vision"]["patch"].shape[-1] == 16
+
+
+@pytest.mark.parametrize(
+    ("cuts", "patterns", "message"),
+    [
+        ((WIDTH, WIDTH), ("*", "*"), "vision/mlp is cut in both {0} and {1}"),
+        ((DEPTH, WIDTH), ("*/heads", "*"), r"{0} cuts no axis that fits '\*/heads': it cuts bridge/mlp, vision/layers"),
+    ],
+)
+def test_what_does_not_join_is_refused_by_name(stage, cuts, patterns, message):
+    stages = [stage(name, cut) for name, cut in zip("ab", cuts, strict=True)]
+    with pytest.raises(AntgmmError, match=message.format(*stages)):
+        recombine.joined(CONFIG, KEY, [Source(s, (p,)) for s, p in zip(stages, patterns, strict=True)])
+
+
+def test_a_layer_without_a_row_is_named_with_both_sources(stage):
+    # The second run cut its layers to 0 and 1 before it chose inner units, so that layer 3 has none.
+    a = stage("a", DEPTH)
+    b = stage("b", {"vision/layers": [0, 1]}, {"vision/mlp": np.tile([1, 2, 4], (2, 1))})
+    with pytest.raises(AntgmmError, match=r"no row for the kept layers \[3\] of vision/layers") as caught:
+        recombine.joined(CONFIG, KEY, [Source(a, ("vision/layers",)), Source(b, ("*/mlp",))])
+    assert f"vision/layers comes from {a}" in str(caught.value)
+    assert f"vision/mlp comes from {b}" in str(caught.value)
+
+
+def test_counts_that_make_no_legal_model_are_refused(stage):
+    # In the image encoder a head goes with every 16 channels.
+    cut = stage("a", {"vision/embed": np.arange(16), "vision/heads": np.zeros((4, 1), np.int32)})
+    with pytest.raises(AntgmmError, match="the merged cuts make no legal model"):
+        recombine.joined(CONFIG, KEY, [Source(cut, ("*/heads",))])
+
+
+def test_a_stage_of_another_teacher_is_refused(stage):
+    with pytest.raises(AntgmmError, match="was cut from another teacher"):
+        recombine.joined(CONFIG, KEY, [Source(stage("a", DEPTH, key="other"), ("*",))])
+
+
+def test_the_recipe_keeps_all_but_its_stages(tmp_path):
+    path = write_recipe(tmp_path / "r.toml", tmp_path / "t")
+    recipe = recombine.distillation(path, tmp_path / "stages" / "00-recombined", 7, ["optimizer.batch_size=4"])
+    assert [(s.name, s.steps, s.optimizer.batch_size, s.loss.soft) for s in recipe.stages] == [("distil", 7, 4, 1.0)]
+    assert recipe.parent == str(tmp_path / "stages" / "00-recombined")
+    assert recipe.data == load_recipe(path).data
+    with pytest.raises(AntgmmError, match="warmup = 9 is not below the stage's 7 steps"):
+        recombine.distillation(path, tmp_path, 7, ["optimizer.warmup=9"])
+
+
+def test_a_joined_cut_is_saved_once_and_not_replaced(tmp_path):
+    directory, keep = tmp_path / "00-recombined", pruning.identity(CONFIG)
+    for _ in range(2):
+        recombine._save_once(directory, {"x": np.ones(2)}, {"keep": keep, "config": to_dict(CONFIG)})
+    other = {**keep, "vision/layers": np.array([0, 1])}
+    with pytest.raises(AntgmmError, match="joins other cuts than these"):
+        recombine._save_once(directory, {"x": np.ones(2)}, {"keep": other})
+    (directory / "stage.json").unlink()
+    with pytest.raises(AntgmmError, match="is damaged"):
+        recombine._save_once(directory, {"x": np.ones(2)}, {"keep": keep})
+
+
+@pytest.mark.filterwarnings("default")  # PyTorch's and transformers' own
+def test_two_cuts_recombine_into_an_exported_model(tmp_path, stage):
+    teacher = save_teacher(tmp_path / "teacher")
+    config, params = load_hf(teacher)
+    key = teacher_key(float32(config, params))
+    depth = stage("a", {"vision/layers": [0, 2]}, key=key, config=config)
+    width = stage("b", {"vision/mlp": np.tile(np.arange(24), (3, 1))}, key=key, config=config)
+    sources = [Source(depth, ("*/layers",)), Source(width, ("*/mlp",))]
+    recipe = write_recipe(tmp_path / "recipe.toml", teacher)
+    report = finish(recombine.recombine(recipe, tmp_path / "mix", sources, 3))
+    assert report["export"]["passed"]
+    merged, left = (load_student(tmp_path / "mix" / "stages" / name) for name in ("00-recombined", "01-distil"))
+    assert sizes(left.config) == {**sizes(config), "vision/layers": 2, "vision/mlp": 24}
+    assert left.keep["vision/layers"].tolist() == [0, 2]
+    assert left.keep["vision/mlp"].tolist() == [list(range(24))] * 3
+    up = merged.params["vision"]["stack"]["blocks"]["mlp"]["up"]
+    np.testing.assert_array_equal(up, params["vision"]["stack"]["blocks"]["mlp"]["up"][[0, 2]][..., :24])
+    assert np.abs(up - left.params["vision"]["stack"]["blocks"]["mlp"]["up"]).max() > 0
+    record = json.loads((tmp_path / "mix" / "stages" / "00-recombined" / "stage.json").read_text())
+    assert record["stage"]["sources"] == {"vision/layers": str(depth), "vision/mlp": str(width)}

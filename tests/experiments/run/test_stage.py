@@ -1,0 +1,348 @@
+"""Stages by tower: what is frozen stays bit for bit, image features stand in where nothing under them moves."""
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+import distill
+import pruning
+from antgmm_jax import checkpoint
+from antgmm_jax.config import sizes
+from antgmm_jax.convert import load_hf
+from antgmm_jax.errors import AntgmmError
+from antgmm_jax.functional import float32, functional, is_axes
+from distill.align import state_sum
+from experiments.run import features as image_side
+from experiments.run import stage as stages
+from experiments.run.checks import check_steps
+from experiments.run.datasets import encoded, load_records
+from experiments.run.importance import calibration_batches
+from experiments.run.pipeline import Run, load_student
+from experiments.run.samples import load_processor
+from experiments.run.schema import Optimizer
+from experiments.run.schema.recipe import load_recipe
+from pruning.keep import CROSS_LAYERS
+from tests.experiments.tiny import TOWERS, save_towers
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save_towers(tmp_path_factory.mktemp("towers"))
+
+
+@pytest.fixture(scope="module")
+def run(folder):
+    made: list[tuple[int, int]] = []
+    computed: list[tuple[str, str]] = []
+    whole, step, pure = image_side.image_features, stages.make_step, stages.functional
+    policies = {}
+
+    def remembered(config, remat="dots"):
+        model = pure(config, remat)
+        policies[id(model)] = remat
+        return model
+
+    def counted(config, params, samples, **about):
+        made.append((about["shift"], len(samples)))
+        return whole(config, params, samples, **about)
+
+    def noted(model, *arguments, dtype, **rest):
+        computed.append((dtype.name, policies[id(model)]))
+        return step(model, *arguments, dtype=dtype, **rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(image_side, "image_features", counted)
+        patch.setattr(stages, "make_step", noted)
+        patch.setattr(stages, "functional", remembered)
+        scores = Run(load_recipe(folder / "recipe.toml"), folder / "run").scores()
+    students = [load_student(path) for path in sorted((folder / "run" / "stages").iterdir())]
+    return scores, students, made, computed
+
+
+def same(first, second) -> bool:
+    pairs = zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True)
+    return all(np.array_equal(a, b) for a, b in pairs)
+
+
+def test_a_frozen_tower_stays_and_the_others_move(run):
+    _, (image, language, whole), *_ = run
+    # The second stage cuts the width that the bridge writes to, so its last map is not compared.
+    for part in ("queries", "norm", "stack"):
+        assert same(image.params["bridge"][part], language.params["bridge"][part])
+        assert not same(language.params["bridge"][part], whole.params["bridge"][part])
+    assert same(image.params["vision"], language.params["vision"])
+    assert not same(language.params["vision"], whole.params["vision"])
+    assert not same(language.params["language"], whole.params["language"])
+
+
+def test_the_first_stage_leaves_the_language_model_the_teachers(run):
+    _, (image, *_), *_ = run
+    assert sizes(image.config)["bridge/embed"] == 16
+    assert image.keep["decoder/mlp"].shape[-1] == 48
+
+
+def test_features_are_computed_once_and_only_where_the_image_side_stands_still(run):
+    _, _, made, _ = run
+    assert made == [(0, 16)]
+
+
+def test_a_stage_is_computed_in_its_own_dtype_with_its_own_remat_and_left_in_float32(run):
+    _, (*_, whole), _, computed = run
+    assert computed == [("float32", "dots")] * 3 + [("bfloat16", "full")]  # the second stage has two halves
+    assert {leaf.dtype for leaf in jax.tree.leaves(whole.params)} == {np.dtype("float32")}
+
+
+def test_a_stage_without_sizes_only_distils(run):
+    _, (_, language, whole), *_ = run
+    assert sizes(language.config) == sizes(whole.config)
+    assert all(np.array_equal(index, whole.keep[axis]) for axis, index in language.keep.items())
+
+
+def test_what_a_stage_cannot_do_is_refused(run, tmp_path):
+    text = TOWERS.format(teacher=tmp_path)
+    path = tmp_path / "recipe.toml"
+    for change, fault in (
+        ("stage.whole.mask_steps=1", "a stage without sizes only distils"),
+        ("stage.whole.recover_steps=0", "a stage without sizes only distils"),
+        ("stage.language.weights=random", "weights = 'random' leaves no units to close"),
+    ):
+        path.write_text(text)
+        with pytest.raises(AntgmmError, match=fault):
+            load_recipe(path, [change])
+
+
+def test_a_width_is_cut_to_components_and_its_states_are_compared_in_them(folder, tmp_path):
+    """Two stages, the second of which ends halfway and goes on, as one that was not stopped."""
+    turned = (
+        '[{name = "image", sizes = {"vision/embed" = 16}, recover_steps = 1, '
+        'importance = {"vision/embed" = "principal", "*" = "magnitude"}}, '
+        '{name = "text", sizes = {"text/embed" = 16, "encoder/mlp" = 16}, recover_steps = 4, '
+        'importance = {"text/embed" = "principal", "*" = "magnitude"}}]'
+    )
+    changes = [f"stage={turned}", 'teacher.states=["vision", "encoder"]', "loss.hidden=1.0", "loss.vision=1.0"]
+    recipe = load_recipe(folder / "recipe.toml", changes)
+    Run(recipe, tmp_path / "whole").scores()
+    whole = load_student(tmp_path / "whole" / "stages" / "02-text")
+    assert {axis: whole.keep[axis].shape for axis in ("vision/embed", "text/embed")} == {
+        "vision/embed": (32, 16),
+        "text/embed": (32, 16),
+    }
+    assert sizes(whole.config)["vision/embed"] == sizes(whole.config)["text/embed"] == 16
+
+    train, stopped = stages.train, []
+
+    def halting(step, state, batches, *, steps, **rest):
+        if stopped or steps == 1:
+            return train(step, state, batches, steps=steps, **rest)
+        stopped.append(train(step, state, batches, steps=2, **rest))
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stages, "train", halting)
+        with pytest.raises(KeyboardInterrupt):
+            Run(recipe, tmp_path / "halted").scores()
+        Run(recipe, tmp_path / "halted").scores()
+    halted = load_student(tmp_path / "halted" / "stages" / "02-text")
+    assert same(whole.params, halted.params)
+    assert same(whole.keep, halted.keep)
+
+
+def test_a_width_that_goes_to_components_along_with_heads_starts_with_new_moments(folder, tmp_path):
+    along = '{"vision/heads" = "magnitude", "*" = "principal"}'
+    stage = f'{{name = "a", sizes = {{"vision/heads" = 1}}, importance = {along}, recover_steps = 2}}'
+    changes = ["teacher.states=[]", "loss.vision=0.0", f"stage=[{stage}]"]
+    _, _, after, place = as_cut(load_recipe(folder / "recipe.toml", changes), tmp_path / "run")
+    assert (sizes(place.config)["vision/heads"], place.keep["vision/embed"].shape) == (1, (32, 16))
+    assert not any(np.any(leaf) for _, tree in moments(after) for leaf in jax.tree.leaves(tree))
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_moments_are_cut_with_their_parameters(folder, tmp_path, kind):
+    """What a stage goes on with after a mask phase are the moments of the units that it kept."""
+    units = '{"decoder/mlp" = 16, "text/embed" = 16, "bridge/layers" = 1}'
+    stage = f'{{name = "a", sizes = {units}, mask_steps = 2, recover_steps = 1, importance = "magnitude"}}'
+    changes = [f'optimizer.kind="{kind}"', "teacher.states=[]", "loss.vision=0.0", f"stage=[{stage}]"]
+    before, place, after, _ = as_cut(load_recipe(folder / "recipe.toml", changes), tmp_path / "run")
+    names = jax.tree_util.tree_leaves_with_path(functional(place.config).axes, is_leaf=is_axes)
+    axes = {jax.tree_util.keystr(path): own for path, own in names}
+    compared = 0
+    for (_, old), (_, new) in zip(*(moments(state) for state in (before, after)), strict=True):
+        left = dict(jax.tree_util.tree_leaves_with_path(new))
+        for path, leaf in jax.tree_util.tree_leaves_with_path(old):
+            own = axes[jax.tree_util.keystr(path)]
+            if CROSS_LAYERS not in own:
+                np.testing.assert_array_equal(left[path], taken(np.asarray(leaf), own, place.plan))
+                compared += bool(np.any(leaf) and left[path].shape != leaf.shape)
+    assert compared > 20
+
+
+def as_cut(recipe, folder):
+    """State and place before the first cut of a run, and behind it, where the run is stopped."""
+    seen, cut = [], stages.StageRun._cut
+
+    def noted(self, state, place):
+        seen.extend((state, place, *cut(self, state, place)))
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stages.StageRun, "_cut", noted)
+        with pytest.raises(KeyboardInterrupt):
+            Run(recipe, folder).scores()
+    return seen
+
+
+def moments(state):
+    """Trees of both moments; Muon has one for the linear maps, AdamW two for the rest."""
+    return [*optax.tree.get_all_with_path(state.opt_state, "mu"), *optax.tree.get_all_with_path(state.opt_state, "nu")]
+
+
+def taken(leaf, own, plan):
+    """The units of a plan, axis by axis: each layer's own first, then whole layers and widths."""
+    for dim, axis in enumerate(own):
+        if axis in plan and plan[axis].ndim == 2:
+            leaf = np.stack([np.take(one, row, axis=dim - 1) for one, row in zip(leaf, plan[axis], strict=True)])
+    for dim, axis in enumerate(own):
+        if axis in plan and plan[axis].ndim == 1:
+            leaf = np.take(leaf, plan[axis], axis=dim)
+    return leaf
+
+
+@pytest.mark.parametrize("axis", ["vision/embed", "text/embed"])
+def test_states_of_a_model_in_all_its_components_are_the_teachers(folder, axis):
+    config, params = load_hf(folder / "teacher")
+    recipe, params = load_recipe(folder / "recipe.toml"), float32(config, params)
+    samples = encoded(recipe, load_records(recipe.data), load_processor(folder / "teacher"), config)
+    (batch,) = calibration_batches(samples, batch_size=8, batches=1, seed=0)
+    basis = pruning.principal(functional(config).apply, params, config, [batch], {axis: sizes(config)[axis]})
+    turned = pruning.shrink(config, params, basis)[1]
+    names = ("vision/states", "encoder/states")
+    teacher, student = (functional(config).apply(p, batch, collect=names) for p in (params, turned))
+    keep = pruning.compose(pruning.identity(config), basis)
+    compared = [part for part in distill.parts(config, keep) if part.states in names]
+    assert {(part.term, part.tower) for part in compared} >= {("vision", "vision"), ("hidden", "encoder")}
+    for part in compared:
+        arrays = (student[part.states], teacher[part.states])
+        assert float(state_sum(part, *arrays, batch, {})) < 1e-6
+        # As channels, not as components, they are others.
+        if part.embed.ndim == 2:
+            channels = part._replace(embed=np.arange(sizes(config)[axis]))
+            assert float(state_sum(channels, *arrays, batch, {})) > 1
+
+
+def test_what_is_repeated_meets_its_own_targets(folder, tmp_path):
+    """From a cache, which goes by the row, as from the teacher itself, which reads the batch."""
+    changes = ["stage.image.repeat={price=5, brand=3}", "stage.image.recover_steps=1"]
+    changes += ["stage.image.loss={hard=0.0,soft=1.0,vision=1.0}", "stage.image.optimizer.batch_size=4"]
+    curves = []
+    for mode in ("cache", "online"):
+        recipe = load_recipe(folder / "recipe.toml", [*changes, f"teacher.mode={mode}"])
+        recipe = recipe.model_copy(update={"stages": recipe.stages[:1]})
+        Run(recipe, tmp_path / mode).scores()
+        record = checkpoint.load_record(tmp_path / mode / "stages" / "01-image")
+        curves.append([[point[name] for name in ("soft", "vision")] for point in record["metrics"]["history"]])
+    # The cache holds bfloat16.
+    np.testing.assert_allclose(*curves, rtol=2e-2)
+    with pytest.raises(AntgmmError, match="stage 'image': no question is of type prise: the data has brand, "):
+        Run(load_recipe(folder / "recipe.toml", ["stage.image.repeat={prise=2}"]), tmp_path / "none").scores()
+
+
+def test_a_teacher_that_runs_reads_pictures_where_the_student_reads_features(folder, tmp_path):
+    curves = []
+    for mode in ("cache", "online"):
+        recipe = load_recipe(folder / "recipe.toml", ["stage.image.recover_steps=1", f"teacher.mode={mode}"])
+        Run(recipe.model_copy(update={"stages": recipe.stages[:2]}), tmp_path / mode).scores()
+        record = checkpoint.load_record(tmp_path / mode / "stages" / "02-language")
+        curves.append([point["soft"] for point in record["metrics"]["history"]])
+    # The cache holds bfloat16.
+    np.testing.assert_allclose(*curves, rtol=2e-2)
+
+
+def watched(train, seen):
+    """A training loop whose batches, with their targets, are kept."""
+
+    def loop(step, state, batches, *, teacher, **rest):
+        def kept(batch):
+            seen.append(teacher.attach(batch))
+            return seen[-1]
+
+        return train(step, state, batches, teacher=teacher._replace(attach=kept), **rest)
+
+    return loop
+
+
+def test_a_stage_sees_shifted_pictures_and_the_targets_of_those_that_stand(folder, tmp_path):
+    first = []
+    for shift in (0, 3):
+        seen = []
+        recipe = load_recipe(folder / "recipe.toml", [f"stage.image.shift={shift}", "stage.image.recover_steps=1"])
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(stages, "train", watched(stages.train, seen))
+            Run(recipe.model_copy(update={"stages": recipe.stages[:1]}), tmp_path / str(shift)).scores()
+        first.append(seen[0])
+    (stood, moved), name = first, "teacher/bridge/states"
+    np.testing.assert_array_equal(stood["index"], moved["index"])
+    np.testing.assert_array_equal(stood[name], moved[name])
+    assert not np.array_equal(stood["images"]["pixels"], moved["images"]["pixels"])
+
+
+def test_a_stage_that_leaves_the_image_side_alone_sees_features_of_moved_views(folder, tmp_path):
+    seen = []
+    changed = ["stage.language.shift=1", "stage.image.recover_steps=1", "stage.language.recover_steps=9"]
+    recipe = load_recipe(folder / "recipe.toml", [*changed, "stage.language.segments=1"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stages, "train", watched(stages.train, seen))
+        Run(recipe.model_copy(update={"stages": recipe.stages[:2]}), tmp_path / "run").scores()
+    views = {}
+    for batch in seen[1:]:
+        for row, features in zip(batch["index"], batch["vision_features"], strict=True):
+            views.setdefault(int(row), set()).add(features.tobytes())
+    assert 1 < max(map(len, views.values())) <= 4
+
+
+def test_a_shift_that_would_move_the_teachers_pictures_too_is_refused(folder):
+    with pytest.raises(AntgmmError, match="stage 'image': an online teacher would see the shifted pictures"):
+        load_recipe(folder / "recipe.toml", ["stage.image.shift=2", "teacher.mode=online"])
+
+
+def test_rates_of_what_a_stage_freezes_are_left_out():
+    table = Optimizer(learning_rate=0.1, batch_size=4, rates={"vision/patch": 0.5, "language": 0.5})
+    params = {"vision": {"patch": np.ones(2, np.float32)}, "language": {"tokens": np.ones(2, np.float32)}}
+    distill.init_state(params, stages.optimizer_of(table, 2, ("vision",)))
+    with pytest.raises(AntgmmError, match="rates of text matches no parameter"):
+        check_steps("stage 'a'", table.model_copy(update={"rates": {"text": 0.5}}), params, 8, ())
+
+
+def test_a_phase_of_training_is_no_stage(tmp_path):
+    checkpoint.save_stage(tmp_path / "01-facts", {"params": {}}, {})
+    with pytest.raises(AntgmmError, match="01-facts is a phase of antgmm train: give a stage of antgmm compress"):
+        load_student(tmp_path / "01-facts")
+
+
+def test_the_bridges_tokens_weigh_by_what_the_teachers_answers_depend_on(folder, tmp_path):
+    weights, losses = {}, {}
+    parts = stages.parts
+    for tokens in ("alike", "sensitivity"):
+
+        def noted(*about, bridge_weights, tokens=tokens):
+            weights[tokens] = bridge_weights
+            return parts(*about, bridge_weights=bridge_weights)
+
+        loss = f'{{hard = 0.0, soft = 0.0, bridge = 1.0, bridge_tokens = "{tokens}"}}'
+        stage = (
+            f'{{name = "a", sizes = {{"vision/mlp" = 16}}, recover_steps = 2, importance = "magnitude", loss = {loss}}}'
+        )
+        recipe = load_recipe(folder / "recipe.toml", ["teacher.states=[]", f"stage=[{stage}]"])
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(stages, "parts", noted)
+            patch.setattr(Run, "_scores", lambda *_: {"exact_match": 0.0, "by_type": {}})
+            Run(recipe, tmp_path / tokens).scores()
+        record = checkpoint.load_record(tmp_path / tokens / "stages" / "01-a")
+        losses[tokens] = [point["loss"] for point in record["metrics"]["history"]]
+    assert weights["alike"] is None and losses["alike"] != losses["sensitivity"]
+    config, params = load_hf(folder / "teacher")
+    samples = encoded(recipe, load_records(recipe.data), load_processor(folder / "teacher"), config, trained=True)
+    seen = calibration_batches(samples, batch_size=8, batches=1, seed=0)
+    expected = distill.bridge_weights(functional(config), float32(config, params), seen)
+    np.testing.assert_allclose(weights["sensitivity"], expected, rtol=1e-5)
+    assert np.ptp(expected) > 0.1
