@@ -1,14 +1,15 @@
-"""Frozen configurations of the model that is compressed, and their named sizes."""
+"""Frozen configurations of the parts that every model is assembled from."""
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-from antgmm_jax.errors import AntgmmError
+from antgmm_jax.axes import Part, axis, nodes, part, part_by
 
 Remat = Literal["none", "dots", "full"]
 """What a layer keeps for the backward pass, the rest being computed again: all, matrix products, its input alone."""
+
+Act = Literal["gelu", "gelu_new", "gelu_pytorch_tanh", "quick_gelu", "relu", "silu"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,15 +17,16 @@ class StackConfig:
     """A stack of transformer blocks of one width.
 
     `heads` counts key-value heads; each takes `q_per_kv` query heads along. `cross_heads` of 0 means no
-    cross-attention; otherwise the layers i with i % cross_every == 0 read states of width `cross_embed`.
+    cross-attention; otherwise the layers i with i % cross_every == 0 read the states of another part.
     """
 
-    layers: int
-    embed: int
-    heads: int
+    layers: int = axis()
+    embed: int = axis()
+    heads: int = axis()
+    cross_heads: int = axis(default=0)
+    mlp: int = axis()
     head_dim: int
-    mlp: int
-    act: Literal["gelu", "gelu_new", "quick_gelu", "relu", "silu"]
+    act: Act
     q_per_kv: int = 1
     norm: Literal["layer", "rms"] = "layer"
     eps: float = 1e-6
@@ -39,17 +41,20 @@ class StackConfig:
     rope_theta: float = 10000.0
     relative_buckets: int = 32
     relative_distance: int = 128
-    cross_heads: int = 0
     cross_every: int = 1
-    cross_embed: int = 0
+
+    @property
+    def cross_layers(self) -> int:
+        """Layers with cross-attention."""
+        return -(-self.layers // self.cross_every) if self.cross_heads else 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class VisionConfig:
-    """An image encoder: patches, a class token, learnt positions and a stack.
+    """An image encoder: patches, perhaps a class token, learnt positions and a stack.
 
-    `final_norm` says whether the norm after the stack is applied (BLIP-2) or only carried along (CLIP in LLaVA,
-    whose readers take the stream before it). `keep_cls` says whether the class token is handed on.
+    `final_norm` says whether the norm after the stack is applied or only carried along (where readers take the stream
+    before it). `has_cls` says whether there is a class token, `keep_cls` whether it is handed on.
     """
 
     stack: StackConfig
@@ -59,174 +64,109 @@ class VisionConfig:
     patch_bias: bool = True
     first_norm: bool = False
     final_norm: bool = True
+    has_cls: bool = True
     keep_cls: bool = True
 
     @property
+    def patches(self) -> int:
+        """Patches of a square of pixels."""
+        return (self.image // self.patch) ** 2
+
+    @property
     def tokens(self) -> int:
-        """Patches of an image plus the class token."""
-        return (self.image // self.patch) ** 2 + 1
+        """Patches of a square of pixels plus the class token."""
+        return self.patches + self.has_cls
+
+    @property
+    def handed_on(self) -> int:
+        """Tokens of a square of pixels that the bridge reads."""
+        return self.patches + (self.has_cls and self.keep_cls)
 
 
-@dataclass(frozen=True, kw_only=True)
-class QFormerConfig:
-    """Learnt queries that read the image encoder by cross-attention, then a linear map to the text width."""
-
-    stack: StackConfig
-    queries: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class ProjectorConfig:
-    """A two-layer perceptron from the image encoder's width to the text width."""
-
-    mlp: int
-    act: Literal["gelu", "gelu_new", "quick_gelu", "relu", "silu"]
-    bias: bool = True
+def _decoder(language: "LanguageConfig") -> Part:
+    if language.encoder is None:
+        return Part("text", "text/embed", "text")
+    return Part("decoder", "text/embed", "answers", "text/embed", "encoder")
 
 
 @dataclass(frozen=True, kw_only=True)
 class LanguageConfig:
-    """A decoder, with an encoder before it where `encoder` is given (T5) or alone (Llama).
+    """A decoder, with an encoder before it where `encoder` is given or alone.
 
-    `tied`: the head is the token table. `scaled_head`: logits are times width ** -0.5 (T5 v1.0).
+    `tied`: the head is the token table. `scaled_head`: logits are times width ** -0.5.
     """
 
-    decoder: StackConfig
+    encoder: StackConfig | None = part("encoder", embed="text/embed", tokens="text", default=None)
+    decoder: StackConfig = part_by(_decoder)
     vocab: int
     tied: bool
-    encoder: StackConfig | None = None
     scaled_head: bool = False
     start_token: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class LMMConfig:
-    """A large multimodal model: image encoder, bridge, language model."""
+    """A large multimodal model: image encoder, bridge, language model; each family has a config of its own."""
 
-    family: Literal["blip2_t5", "llava"]
-    vision: VisionConfig
-    bridge: QFormerConfig | ProjectorConfig
+    family: str
+    vision: VisionConfig = part("vision", tokens="images")
+    bridge: Any = part("bridge", tokens="images", memory="vision/embed", reads="vision/out")
     language: LanguageConfig
     image_token: int
 
     @property
-    def qformer(self) -> QFormerConfig:
-        """The bridge of a BLIP-2 model."""
-        assert isinstance(self.bridge, QFormerConfig)
-        return self.bridge
-
-    @property
-    def projector(self) -> ProjectorConfig:
-        """The bridge of a LLaVA model."""
-        assert isinstance(self.bridge, ProjectorConfig)
-        return self.bridge
+    def encoder_decoder(self) -> bool:
+        """Whether prompt and answer are read apart."""
+        return self.language.encoder is not None
 
     @property
     def image_tokens(self) -> int:
-        """Number of text positions that an image takes."""
-        if isinstance(self.bridge, QFormerConfig):
-            return self.bridge.queries
-        return self.vision.tokens if self.vision.keep_cls else self.vision.tokens - 1
+        """Text positions that a picture slot takes."""
+        return self.vision.handed_on
+
+    @property
+    def tokens(self) -> Mapping[str, int]:
+        """Tokens of one picture slot that each kind of linear map of the image side reads.
+
+        `vision/patches` is what the first map reads, `vision` the stack, `vision/out` what is handed on to the bridge,
+        `bridge` the bridge's own stack and `bridge/out` what its last maps read.
+        """
+        vision = self.vision
+        counts = {"vision/patches": vision.patches, "vision": vision.tokens, "vision/out": vision.handed_on}
+        return {**counts, "bridge": self.image_tokens, "bridge/out": self.image_tokens}
 
 
-def stacks(config: LMMConfig) -> dict[str, StackConfig]:
-    """The model's stacks by tower name, in the order data flows."""
-    towers = {"vision": config.vision.stack}
-    if isinstance(config.bridge, QFormerConfig):
-        towers["bridge"] = config.bridge.stack
-    if config.language.encoder is not None:
-        towers["encoder"] = config.language.encoder
-    towers["decoder" if config.language.encoder is not None else "text"] = config.language.decoder
-    return towers
+class Tower(NamedTuple):
+    """A stack of a model with what is known of it.
 
-
-def embed_axis(tower: str) -> str:
-    """Name of the width axis of a tower: T5's two stacks share `text/embed`."""
-    return "text/embed" if tower in ("encoder", "decoder") else f"{tower}/embed"
-
-
-def sizes(config: LMMConfig) -> dict[str, int]:
-    """Every axis that can be cut, with its present size; `resize` is the way back.
-
-    Args:
-        config: the model.
-
-    Returns:
-        axis name -> number of units; `heads` counts key-value heads.
+    Attributes:
+        name: first half of its axes' names.
+        stack: its config.
+        root: path of its parameters.
+        embed: name of its width axis.
+        tokens: what it processes: "images", "text" or "answers".
+        memory: width axis of the states that its cross-attention reads; "" without.
+        reads: which tokens those states are, a key of `LMMConfig.tokens` or a tower; "" without.
     """
-    found: dict[str, int] = {}
-    for tower, stack in stacks(config).items():
-        found[f"{tower}/layers"] = stack.layers
-        found[embed_axis(tower)] = stack.embed
-        found[f"{tower}/heads"] = stack.heads
-        if stack.cross_heads:
-            found[f"{tower}/cross_heads"] = stack.cross_heads
-        found[f"{tower}/mlp"] = stack.mlp
-    if isinstance(config.bridge, ProjectorConfig):
-        found["bridge/mlp"] = config.bridge.mlp
-    return found
+
+    name: str
+    stack: StackConfig
+    root: str
+    embed: str
+    tokens: str
+    memory: str
+    reads: str
+
+    def axis(self, local: str) -> str:
+        """Name of one of its axes: `mlp` -> "vision/mlp"."""
+        return self.embed if local == "embed" else f"{self.name}/{local}"
 
 
-def _resized(stack: StackConfig, tower: str, new: Mapping[str, int], memory: str) -> StackConfig:
-    fields = {name: new[f"{tower}/{name}"] for name in ("layers", "heads", "mlp")}
-    cross = {"cross_heads": new[f"{tower}/cross_heads"], "cross_embed": new[memory]} if stack.cross_heads else {}
-    return dataclasses.replace(stack, embed=new[embed_axis(tower)], **fields, **cross)
+def towers(config: LMMConfig) -> dict[str, Tower]:
+    """The model's stacks by name, in the order data flows.
 
-
-def resize(config: LMMConfig, new: Mapping[str, int]) -> LMMConfig:
-    """The same model with some axes at other sizes; legality is `families.violations`' business.
-
-    Args:
-        config: the model.
-        new: axis name -> size; axes not named keep theirs.
-
-    Returns:
-        A new config.
-
-    Raises:
-        AntgmmError: an axis that this model does not have.
+    A config lies as the parameters do, so that the fields which lead to a stack are the path of its parameters.
     """
-    old = sizes(config)
-    unknown = sorted(set(new) - set(old))
-    if unknown:
-        raise AntgmmError(f"unknown axis {', '.join(unknown)}: this model has {', '.join(old)}")
-    full = {**old, **new}
-    vision = dataclasses.replace(config.vision, stack=_resized(config.vision.stack, "vision", full, "vision/embed"))
-    if isinstance(config.bridge, QFormerConfig):
-        stack = _resized(config.bridge.stack, "bridge", full, "vision/embed")
-        bridge = dataclasses.replace(config.bridge, stack=stack)
-    else:
-        bridge = dataclasses.replace(config.bridge, mlp=full["bridge/mlp"])
-    language = config.language
-    tower = "text" if language.encoder is None else "decoder"
-    encoder = language.encoder and _resized(language.encoder, "encoder", full, "text/embed")
-    decoder = _resized(language.decoder, tower, full, "text/embed")
-    language = dataclasses.replace(language, encoder=encoder, decoder=decoder)
-    return dataclasses.replace(config, vision=vision, bridge=bridge, language=language)
-
-
-def with_cross_every(config: LMMConfig, every: int) -> LMMConfig:
-    """The same BLIP-2 model whose Q-Former reads the image at every `every`-th layer."""
-    stack = dataclasses.replace(config.qformer.stack, cross_every=every)
-    return dataclasses.replace(config, bridge=dataclasses.replace(config.qformer, stack=stack))
-
-
-def to_dict(config: LMMConfig) -> dict[str, Any]:
-    """The config as plain JSON types."""
-    return dataclasses.asdict(config)
-
-
-def from_dict(fields: Mapping[str, Any]) -> LMMConfig:
-    """The config that `to_dict` wrote."""
-    vision = VisionConfig(**{**fields["vision"], "stack": StackConfig(**fields["vision"]["stack"])})
-    bridge = fields["bridge"]
-    if "stack" in bridge:
-        bridge = QFormerConfig(stack=StackConfig(**bridge["stack"]), queries=bridge["queries"])
-    else:
-        bridge = ProjectorConfig(**bridge)
-    language = dict(fields["language"])
-    language["decoder"] = StackConfig(**language["decoder"])
-    if language["encoder"] is not None:
-        language["encoder"] = StackConfig(**language["encoder"])
-    rest = {"vision": vision, "bridge": bridge, "language": LanguageConfig(**language)}
-    return LMMConfig(**{**fields, **rest})
+    found = [node for node in nodes(config) if isinstance(node.config, StackConfig) and node.part is not None]
+    made = (Tower(p.name, n.config, "/".join(n.path), *p[1:]) for n in found if (p := n.part))
+    return {tower.name: tower for tower in made}

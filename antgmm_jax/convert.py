@@ -17,9 +17,9 @@ from einops import rearrange
 from transformers import CONFIG_MAPPING
 
 from antgmm_jax import folders
-from antgmm_jax.config import LMMConfig, stacks
+from antgmm_jax.config import LMMConfig, towers
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.families import FAMILIES, family_of, violations
+from antgmm_jax.families import family, family_of, violations
 from antgmm_jax.families.table import Entry
 from antgmm_jax.functional import Params, abstract
 from antgmm_jax.layers import ACTIVATIONS
@@ -65,22 +65,22 @@ def open_hf(
     """
     directory = Path(directory)
     raw = read_json(directory / CONFIG)
-    family = family_of(raw.get("model_type", "?"))
-    tensors = Tensors(directory, family.RENAMES, on_read)
-    head, tokens = family.TIED_HEAD
-    tied = head not in tensors.names or (_says_tied(raw) and tokens in tensors.names and tensors.equal(head, tokens))
-    config = family.from_hf(_with_defaults(raw, directory), raw, tied=tied)
-    _check_config(config)
-    layers = {tower: stack.layers for tower, stack in stacks(config).items()}
-    table = family.table(config)
+    of = family_of(raw.get("model_type", "?"))
+    files = of.files
+    tensors = Tensors(directory, files.renames, on_read)
+    present, head, tokens = tensors.names, files.head, files.tokens
+    tied = head not in present or (files.says_tied(raw) and tokens in present and tensors.equal(head, tokens))
+    config = of.from_hf(_with_defaults(raw, directory), raw, tied=tied)
+    _check_activations(config)
+    layers, table = _layers(config), of.weights(config)
     needed = {name for entry in table for name, _ in entry.tensors(layers)}
-    _check_names(needed, tensors, family.IGNORED, allowed={head} if tied else set(), unread=_unread(config, tensors))
+    unread = {name for name in present if files.unread(config, name)}
+    _check_names(needed, tensors, files.ignored, allowed={head} if tied else set(), unread=unread)
     return config, _stored(table, layers, tensors, abstract(config))
 
 
-def _says_tied(raw: Mapping[str, Any]) -> bool:
-    # T5 has no field for it: there a head equal to the table is the table.
-    return bool(raw.get("tie_word_embeddings", False)) or (raw.get("text_config") or {}).get("model_type") == "t5"
+def _layers(config: LMMConfig) -> dict[str, int]:
+    return {name: tower.stack.layers for name, tower in towers(config).items()}
 
 
 def _with_defaults(raw: Mapping[str, Any], directory: Path) -> dict[str, Any]:
@@ -91,24 +91,12 @@ def _with_defaults(raw: Mapping[str, Any], directory: Path) -> dict[str, Any]:
         raise AntgmmError(f"{directory / CONFIG}: transformers refuses it: {line}") from error
 
 
-def _check_config(config: LMMConfig) -> None:
-    vision = config.vision
-    if not isinstance(vision.image, int) or not isinstance(vision.patch, int) or vision.image % vision.patch:
-        raise AntgmmError(
-            f"image_size {vision.image} must be a whole number of patches of {vision.patch} pixels, square"
-        )
-    for tower, stack in stacks(config).items():
-        if stack.act not in ACTIVATIONS:
+def _check_activations(config: LMMConfig) -> None:
+    for name, tower in towers(config).items():
+        if tower.stack.act not in ACTIVATIONS:
             raise AntgmmError(
-                f"activation {stack.act!r} of {tower} is not supported: known are {', '.join(ACTIVATIONS)}"
+                f"activation {tower.stack.act!r} of {name} is not supported: known are {', '.join(ACTIVATIONS)}"
             )
-
-
-def _unread(config: LMMConfig, tensors: Tensors) -> set[str]:
-    """Image-encoder layers after the one that LLaVA reads: in the file, but never run."""
-    prefix = re.compile(r"vision_tower\.vision_model\.encoder\.layers\.(\d+)\.")
-    matches = ((name, prefix.match(name)) for name in tensors.names)
-    return {name for name, m in matches if m and int(m[1]) >= config.vision.stack.layers}
 
 
 def _check_names(
@@ -221,15 +209,12 @@ def hf_tensors(config: LMMConfig, params: Params) -> Iterator[tuple[str, np.ndar
 
 def _outline(config: LMMConfig) -> Iterator[tuple[str, Entry, int]]:
     """Name, table entry and row of every tensor of the file, in the order of writing."""
-    family = FAMILIES[config.family]
-    layers = {tower: stack.layers for tower, stack in stacks(config).items()}
-    for entry in family.table(config):
+    of, layers = family(config), _layers(config)
+    for entry in of.weights(config):
         for name, row in entry.tensors(layers):
             yield name, entry, row
-    if config.language.tied and config.language.encoder is not None and not config.language.scaled_head:
-        # An unscaled T5 says tie_word_embeddings: false, so its head has to be in the file, tied or not.
-        head = family.TIED_HEAD[0]
-        yield head, Entry(head, ("language/tokens",), "v d -> v d"), -1
+    if config.language.tied and of.files.writes_head(config):
+        yield of.files.head, Entry(of.files.head, ("language/tokens",), "v d -> v d"), -1
 
 
 def _part(leaf: Any, row: int) -> np.ndarray:
@@ -301,7 +286,7 @@ def _write_config(config: LMMConfig, params: Params, directory: Path, like: Path
     base = {} if like is None else read_json(like / CONFIG)
     for old in ("torch_dtype", "transformers_version"):
         base.pop(old, None)
-    fields = _merge(base, {**FAMILIES[config.family].to_hf(config), "dtype": dtype})
+    fields = _merge(base, {**family(config).to_hf(config), "dtype": dtype})
     (directory / CONFIG).write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n")
     if like is not None:
         for path in sorted(like.iterdir()):

@@ -9,8 +9,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from antgmm_jax import sharding
-from antgmm_jax.config import LMMConfig, Remat, sizes
+from antgmm_jax.axes import sizes
+from antgmm_jax.config import LMMConfig, Remat
 from antgmm_jax.errors import AntgmmError
+from antgmm_jax.families import family
 from antgmm_jax.lmm import LMM
 from antgmm_jax.pictures import Images, by_row
 
@@ -32,6 +34,8 @@ class Functional(NamedTuple):
         features: (params, images) -> `vision_features` [B, M, N, D], which a batch may have in the place of pictures.
         vision: (params, images) -> the image encoder's states [B * M, N, D] and the features made of them.
         axes: tree like the parameters, each leaf the tuple of its axes' names.
+        over: the same, each leaf the tokens that a linear map's kernel multiplies: a tower, a key of
+            `LMMConfig.tokens`, or "" for what is no such kernel.
         graph: what `nnx.merge` needs to rebuild the module from the parameters.
     """
 
@@ -41,6 +45,7 @@ class Functional(NamedTuple):
     features: Callable[..., jax.Array]
     vision: Callable[..., tuple[jax.Array, jax.Array]]
     axes: Any
+    over: Any
     graph: Any
 
 
@@ -64,14 +69,15 @@ def functional(config: LMMConfig, remat: Remat = "dots") -> Functional:
 
 @lru_cache(maxsize=64)
 def _functional(config: LMMConfig, remat: Remat) -> Functional:
-    graph, state = nnx.split(nnx.eval_shape(lambda: LMM(config, remat=remat, rngs=nnx.Rngs(0))))
-    axes = _map_variables(lambda v: v.get_metadata()["axes"], state)
+    build = family(config).build
+    graph, state = nnx.split(nnx.eval_shape(lambda: build(config, remat=remat, rngs=nnx.Rngs(0))))
+    axes, over = (_map_variables(lambda v, name=name: v.get_metadata()[name], state) for name in ("axes", "over"))
 
     def model(params: Params) -> LMM:
         return nnx.merge(graph, nnx.State(params))
 
     def init(key: jax.Array) -> Params:
-        return sharding.lay(nnx.to_pure_dict(nnx.state(LMM(config, rngs=nnx.Rngs(key)))), axes)
+        return sharding.lay(nnx.to_pure_dict(nnx.state(build(config, remat=remat, rngs=nnx.Rngs(key)))), axes)
 
     def apply(params: Params, batch, gates: Mapping[str, jax.Array] | None = None, *, collect=()):
         return model(params)(batch, gates or {}, collect)
@@ -87,7 +93,7 @@ def _functional(config: LMMConfig, remat: Remat) -> Functional:
         states, _ = whole.vision(images, {})
         return states, by_row(whole.bridge.features(states, {})[0], images)
 
-    return Functional(jax.jit(init), apply, head, features, vision, axes, graph)
+    return Functional(jax.jit(init), apply, head, features, vision, axes, over, graph)
 
 
 def _map_variables(f, state):

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -55,7 +55,7 @@ def generate(
     """
     ends = (eos,) if isinstance(eos, int) else tuple(eos)
     run = phases(config, max_new_tokens, ends, pad)
-    prompt = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    prompt: dict[str, Any] = {name: batch[name] for name in ("input_ids", "attention_mask")}
     prompt["images"] = {"valid": batch["images"]["valid"]}
     if "vision_features" in batch:
         prompt["vision_features"] = batch["vision_features"]

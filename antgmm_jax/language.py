@@ -1,6 +1,6 @@
 """The language model: T5's encoder and decoder, or a Llama decoder alone."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -9,7 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from antgmm_jax import packing
-from antgmm_jax.config import LanguageConfig, Remat
+from antgmm_jax.config import LanguageConfig, Remat, Tower
 from antgmm_jax.layers import Norm, linear, lookup, param, rope
 from antgmm_jax.sharding import place
 from antgmm_jax.stack import Cache, Context, Gates, Stack, unrolled
@@ -43,15 +43,15 @@ def _embed_scale(config: LanguageConfig) -> float:
 class LanguageModel(nnx.Module):
     """Token table, stacks, final norms and head; T5 where the config has an encoder, else decoder-only."""
 
-    def __init__(self, config: LanguageConfig, *, remat: Remat = "dots", rngs: nnx.Rngs):
+    def __init__(self, config: LanguageConfig, towers: Mapping[str, Tower], *, remat: Remat = "dots", rngs: nnx.Rngs):
         self.config, decoder = config, config.decoder
         width = decoder.embed
         self.tokens = param(rngs.params(), (config.vocab, width), ("vocab", "text/embed"), scale=_embed_scale(config))
         encoder = config.encoder
-        self.encoder = None if encoder is None else Stack(encoder, "encoder", remat=remat, rngs=rngs)
+        self.encoder = None if encoder is None else Stack(towers["encoder"], remat=remat, rngs=rngs)
         self.encoder_norm = None if encoder is None else Norm(encoder, "text/embed", rngs=rngs)
-        tower = "text" if encoder is None else "decoder"
-        self.decoder = Stack(decoder, tower, "text/embed", remat=remat, rngs=rngs)
+        tower = towers["text" if encoder is None else "decoder"]
+        self.decoder = Stack(tower, memory=width, remat=remat, rngs=rngs)
         self.norm = Norm(decoder, "text/embed", rngs=rngs)
         axes = ("text/embed", "vocab")
         self.out = None if config.tied else param(rngs.params(), (width, config.vocab), axes, scale=width**-0.5)

@@ -9,18 +9,21 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from antgmm_jax.attention import attend
-from antgmm_jax.config import StackConfig
+from antgmm_jax.config import StackConfig, Tower
 
 ACTIVATIONS = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
     "gelu_new": lambda x: jax.nn.gelu(x, approximate=True),
+    "gelu_pytorch_tanh": lambda x: jax.nn.gelu(x, approximate=True),
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
     "relu": jax.nn.relu,
     "silu": jax.nn.silu,
 }
 
 
-def param(key: jax.Array, shape: tuple[int, ...], axes: tuple[str, ...], *, scale: float | None) -> nnx.Param:
+def param(
+    key: jax.Array, shape: tuple[int, ...], axes: tuple[str, ...], *, scale: float | None, over: str = ""
+) -> nnx.Param:
     """A parameter with named axes.
 
     Args:
@@ -28,12 +31,14 @@ def param(key: jax.Array, shape: tuple[int, ...], axes: tuple[str, ...], *, scal
         shape: one size per axis.
         axes: one name per axis; names with a "/" can be cut.
         scale: standard deviation of the normal that it is drawn from; None gives zeros.
+        over: the tokens that it multiplies, where it is the kernel of a linear map: a tower, or a key of
+            `LMMConfig.tokens`.
 
     Returns:
-        A float32 `nnx.Param` with metadata `axes`.
+        A float32 `nnx.Param` with metadata `axes` and `over`.
     """
     value = jnp.zeros(shape) if scale is None else scale * jax.random.normal(key, shape)
-    return nnx.Param(value, axes=axes)
+    return nnx.Param(value, axes=axes, over=over)
 
 
 def linear(x: Array, kernel: Array, bias: Array | None, *, inputs: int = 1) -> Array:
@@ -104,7 +109,7 @@ class Norm(nnx.Module):
 
     def __init__(self, config: StackConfig, axis: str, *, rngs: nnx.Rngs):
         self.eps, self.rms = config.eps, config.norm == "rms"
-        self.scale = nnx.Param(jnp.ones((config.embed,)), axes=(axis,))
+        self.scale = nnx.Param(jnp.ones((config.embed,)), axes=(axis,), over="")
         self.bias = None if self.rms else param(rngs.params(), (config.embed,), (axis,), scale=None)
 
     def __call__(self, x: Float[Array, "... D"], gate: Float[Array, " D"] | None = None) -> Float[Array, "... D"]:
@@ -158,20 +163,26 @@ def rotate(x: Float[Array, "B T H d"], by: Rope) -> Float[Array, "B T H d"]:
 class Attention(nnx.Module):
     """Multi-head attention with grouped queries; a gate multiplies each key-value head's output group."""
 
-    def __init__(self, config: StackConfig, names: dict[str, str], *, cross: bool, rngs: nnx.Rngs):
+    def __init__(self, tower: Tower, *, memory: int = 0, rngs: nnx.Rngs):
+        """`memory` is the width of the states that it reads where it is cross-attention; 0: self-attention."""
+        config, cross = tower.stack, memory > 0
         heads, group, width = (config.cross_heads if cross else config.heads), config.q_per_kv, config.head_dim
-        reads = config.cross_embed if cross else config.embed
-        heads_axis = names["cross_heads" if cross else "heads"]
-        embed, source = names["embed"], names["memory" if cross else "embed"]
+        reads, keys_over = (memory, tower.reads) if cross else (config.embed, tower.name)
+        heads_axis = tower.axis("cross_heads" if cross else "heads")
+        embed, source = tower.embed, tower.memory if cross else tower.embed
         self.scale = width**-0.5 if config.scaled else 1.0
         # Without the 1/sqrt(d) of the logits the query's initial scale carries it (T5).
         q_scale = initial(config, config.embed * width)
         q_axes, kv_axes = (heads_axis, "q_per_kv", "head_dim"), (heads_axis, "head_dim")
-        self.q = param(rngs.params(), (config.embed, heads, group, width), (embed, *q_axes), scale=q_scale)
-        self.k = param(rngs.params(), (reads, heads, width), (source, *kv_axes), scale=initial(config, reads))
-        self.v = param(rngs.params(), (reads, heads, width), (source, *kv_axes), scale=initial(config, reads))
+        self.q = param(
+            rngs.params(), (config.embed, heads, group, width), (embed, *q_axes), scale=q_scale, over=tower.name
+        )
+        keys = {"axes": (source, *kv_axes), "scale": initial(config, reads), "over": keys_over}
+        self.k = param(rngs.params(), (reads, heads, width), **keys)
+        self.v = param(rngs.params(), (reads, heads, width), **keys)
         o_scale = initial(config, heads * group * width)
-        self.o = param(rngs.params(), (heads, group, width, config.embed), (*q_axes, embed), scale=o_scale)
+        out_axes, size = (*q_axes, embed), (heads, group, width, config.embed)
+        self.o = param(rngs.params(), size, out_axes, scale=o_scale, over=tower.name)
         key = rngs.params()
         self.q_bias = param(key, (heads, group, width), q_axes, scale=None) if config.qkv_bias else None
         self.k_bias = param(key, (heads, width), kv_axes, scale=None) if config.qkv_bias else None
@@ -213,13 +224,14 @@ class Attention(nnx.Module):
 class MLP(nnx.Module):
     """Feed-forward layer, plain or gated; a gate multiplies each hidden unit."""
 
-    def __init__(self, config: StackConfig, names: dict[str, str], *, rngs: nnx.Rngs):
+    def __init__(self, tower: Tower, *, rngs: nnx.Rngs):
+        config = tower.stack
         self.act = config.act
-        embed, hidden = (config.embed, names["embed"]), (config.mlp, names["mlp"])
-        up = ((embed[0], hidden[0]), (embed[1], hidden[1]))
-        self.up = param(rngs.params(), *up, scale=initial(config, embed[0]))
-        self.gate = param(rngs.params(), *up, scale=initial(config, embed[0])) if config.gated else None
-        self.down = param(rngs.params(), up[0][::-1], up[1][::-1], scale=initial(config, hidden[0]))
+        embed, hidden = (config.embed, tower.embed), (config.mlp, tower.axis("mlp"))
+        up, over = ((embed[0], hidden[0]), (embed[1], hidden[1])), tower.name
+        self.up = param(rngs.params(), *up, scale=initial(config, embed[0]), over=over)
+        self.gate = param(rngs.params(), *up, scale=initial(config, embed[0]), over=over) if config.gated else None
+        self.down = param(rngs.params(), up[0][::-1], up[1][::-1], scale=initial(config, hidden[0]), over=over)
         self.up_bias = param(rngs.params(), hidden[:1], hidden[1:], scale=None) if config.mlp_bias else None
         self.down_bias = param(rngs.params(), embed[:1], embed[1:], scale=None) if config.mlp_bias else None
 
@@ -236,7 +248,8 @@ class MLP(nnx.Module):
 class RelativeBias(nnx.Module):
     """T5's learnt attention bias by bucketed distance (arXiv 1910.10683), one table a stack."""
 
-    def __init__(self, config: StackConfig, heads_axis: str, *, rngs: nnx.Rngs):
+    def __init__(self, tower: Tower, *, rngs: nnx.Rngs):
+        config, heads_axis = tower.stack, tower.axis("heads")
         self.buckets, self.distance, self.two_sided = (
             config.relative_buckets,
             config.relative_distance,

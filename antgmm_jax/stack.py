@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from antgmm_jax.config import Remat, StackConfig, embed_axis
+from antgmm_jax.config import Remat, Tower
 from antgmm_jax.layers import MLP, Attention, Norm, RelativeBias, Rope
 from antgmm_jax.sharding import place
 
@@ -38,29 +38,27 @@ class Context(NamedTuple):
     valid: Array | None = None
 
 
-def axis_names(tower: str, memory: str) -> dict[str, str]:
-    """Local name -> global name of a tower's axes; `memory` is the width that cross-attention reads."""
-    local = ("layers", "heads", "cross_heads", "mlp")
-    return {**{name: f"{tower}/{name}" for name in local}, "embed": embed_axis(tower), "memory": memory}
+LOCAL = ("layers", "heads", "cross_heads", "mlp", "embed")
+"""Axes of a stack by the names of its config's fields."""
 
 
 class CrossAttention(nnx.Module):
     """A block's cross-attention with its norm."""
 
-    def __init__(self, config: StackConfig, names: dict[str, str], *, rngs: nnx.Rngs):
-        self.norm = Norm(config, names["embed"], rngs=rngs)
-        self.attention = Attention(config, names, cross=True, rngs=rngs)
+    def __init__(self, tower: Tower, memory: int, *, rngs: nnx.Rngs):
+        self.norm = Norm(tower.stack, tower.embed, rngs=rngs)
+        self.attention = Attention(tower, memory=memory, rngs=rngs)
 
 
 class Block(nnx.Module):
     """Self-attention, cross-attention where one is handed in, feed-forward; norms before or after each."""
 
-    def __init__(self, config: StackConfig, names: dict[str, str], *, rngs: nnx.Rngs):
-        self.config = config
-        self.norm1 = Norm(config, names["embed"], rngs=rngs)
-        self.attention = Attention(config, names, cross=False, rngs=rngs)
-        self.norm2 = Norm(config, names["embed"], rngs=rngs)
-        self.mlp = MLP(config, names, rngs=rngs)
+    def __init__(self, tower: Tower, *, rngs: nnx.Rngs):
+        self.config = tower.stack
+        self.norm1 = Norm(tower.stack, tower.embed, rngs=rngs)
+        self.attention = Attention(tower, rngs=rngs)
+        self.norm2 = Norm(tower.stack, tower.embed, rngs=rngs)
+        self.mlp = MLP(tower, rngs=rngs)
 
     def __call__(
         self,
@@ -166,10 +164,12 @@ class Stack(nnx.Module):
     on the axis `<tower>/cross_layers`, and the scan goes by groups of `cross_every` layers.
     """
 
-    def __init__(self, config: StackConfig, tower: str, memory: str = "", *, remat: Remat = "dots", rngs: nnx.Rngs):
-        self.config, self.tower = config, tower
+    def __init__(self, tower: Tower, *, memory: int = 0, remat: Remat = "dots", rngs: nnx.Rngs):
+        """`memory` is the width of the states that cross-attention reads."""
+        config = tower.stack
+        self.config, self.tower = config, tower.name
         self.remat: Remat = remat
-        self.names = names = axis_names(tower, memory)
+        self.names = {local: tower.axis(local) for local in LOCAL}
 
         def stacked(build, count: int, axis: str):
             keys = jax.random.split(rngs.params(), count)
@@ -179,16 +179,15 @@ class Stack(nnx.Module):
                     leaf.set_metadata(axes=(axis, *leaf.get_metadata()["axes"]))
             return module
 
-        self.blocks = stacked(lambda rngs: Block(config, names, rngs=rngs), config.layers, names["layers"])
-        count = -(-config.layers // config.cross_every)
-        axis = names["layers"] if config.cross_every == 1 else f"{tower}/cross_layers"
-        build_cross = lambda rngs: CrossAttention(config, names, rngs=rngs)  # noqa: E731
-        self.cross = stacked(build_cross, count, axis) if config.cross_heads else None
-        self.relative = RelativeBias(config, names["heads"], rngs=rngs) if config.positions == "relative" else None
+        self.blocks = stacked(lambda rngs: Block(tower, rngs=rngs), config.layers, tower.axis("layers"))
+        axis = tower.axis("layers" if config.cross_every == 1 else "cross_layers")
+        build_cross = lambda rngs: CrossAttention(tower, memory, rngs=rngs)  # noqa: E731
+        self.cross = stacked(build_cross, config.cross_layers, axis) if config.cross_heads else None
+        self.relative = RelativeBias(tower, rngs=rngs) if config.positions == "relative" else None
 
     def _split_gates(self, gates: Gates) -> tuple[dict[str, Array], dict[str, Array]]:
         """Local-name gates with a row a layer, and those that all layers share."""
-        mine = {local: gates[name] for local, name in self.names.items() if name in gates and local != "memory"}
+        mine = {local: gates[name] for local, name in self.names.items() if name in gates}
         by_layer = {k: g for k, g in mine.items() if k == "layers" or g.ndim == 2}
         return by_layer, {k: g for k, g in mine.items() if k not in by_layer}
 
@@ -208,7 +207,7 @@ class Stack(nnx.Module):
             [L, B, units], or [B, D] for the width.
         """
         by_layer, shared = self._split_gates(gates)
-        wanted = {local for local, name in self.names.items() if name in collect and local not in ("layers", "memory")}
+        wanted = {local for local, name in self.names.items() if name in collect and local != "layers"}
         states = f"{self.tower}/states"
 
         def body(x, layer, cross):

@@ -1,4 +1,4 @@
-"""The image encoder: ViT as in BLIP-2, CLIP as in LLaVA."""
+"""The image encoder that reads squares of pixels: ViT, CLIP and SigLIP."""
 
 from collections.abc import Sequence
 
@@ -7,26 +7,27 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float
 
-from antgmm_jax.config import Remat, VisionConfig
+from antgmm_jax.config import Remat, Tower, VisionConfig
 from antgmm_jax.layers import Norm, linear, param, plus, repeated
-from antgmm_jax.pictures import Images, normalised
+from antgmm_jax.pictures import Images, flat, normalised
 from antgmm_jax.stack import Context, Gates, Stack
 
 
 class VisionEncoder(nnx.Module):
-    """Patches, a class token and learnt positions through a stack."""
+    """Patches, perhaps a class token, and learnt positions through a stack."""
 
-    def __init__(self, config: VisionConfig, *, remat: Remat = "dots", rngs: nnx.Rngs):
+    def __init__(self, config: VisionConfig, tower: Tower, *, remat: Remat = "dots", rngs: nnx.Rngs):
         self.config, width = config, config.stack.embed
         fan_in = config.channels * config.patch**2
         shape = (config.channels, config.patch, config.patch, width)
-        self.patch = param(rngs.params(), shape, ("channels", "patch_y", "patch_x", "vision/embed"), scale=fan_in**-0.5)
-        key, axes = rngs.params(), ("vision/embed",)
+        axes, along = (tower.embed,), ("channels", "patch_y", "patch_x")
+        self.patch = param(rngs.params(), shape, along + axes, scale=fan_in**-0.5, over="vision/patches")
+        key = rngs.params()
         self.patch_bias = param(key, (width,), axes, scale=None) if config.patch_bias else None
-        self.cls = param(rngs.params(), (width,), axes, scale=0.02)
+        self.cls = param(rngs.params(), (width,), axes, scale=0.02) if config.has_cls else None
         self.positions = param(rngs.params(), (config.tokens, width), ("positions", *axes), scale=0.02)
         self.first_norm = Norm(config.stack, axes[0], rngs=rngs) if config.first_norm else None
-        self.stack = Stack(config.stack, "vision", remat=remat, rngs=rngs)
+        self.stack = Stack(tower, remat=remat, rngs=rngs)
         self.final_norm = Norm(config.stack, axes[0], rngs=rngs)
 
     def __call__(
@@ -46,13 +47,14 @@ class VisionEncoder(nnx.Module):
         pixels = normalised(images).astype(self.patch[...].dtype)
         patches = rearrange(pixels, "s (gy y) (gx x) c -> s (gy gx) c y x", y=p, x=p)
         x = linear(patches, self.patch[...], None if self.patch_bias is None else self.patch_bias[...], inputs=3)
-        x = jnp.concatenate([repeated(self.cls[...][None], x.shape[0]), x], axis=1)
+        if self.cls is not None:
+            x = jnp.concatenate([repeated(self.cls[...][None], x.shape[0]), x], axis=1)
         x = plus(x, self.positions[...])
         if self.first_norm is not None:
             x = self.first_norm(x, gate)
-        x, kept = self.stack(x, Context(), gates, collect)
+        x, kept = self.stack(x, Context(valid=flat(images["valid"])[:, None]), gates, collect)
         if self.config.final_norm:
             x = self.final_norm(x, gate)
         elif gate is not None:
             x = x * gate.astype(x.dtype)  # no norm stands between the stream and its reader
-        return (x if self.config.keep_cls else x[:, 1:]), kept
+        return (x if self.cls is None or self.config.keep_cls else x[:, 1:]), kept

@@ -1,6 +1,7 @@
 """Which student state is compared with which teacher state, and on which tokens."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -8,11 +9,12 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from antgmm_jax.bridge import OUT
-from antgmm_jax.config import LMMConfig, embed_axis, stacks
+from antgmm_jax.config import LMMConfig, Tower, towers
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.pictures import valid_slots
+from antgmm_jax.tokens import KINDS, token_masks
 from distill import losses
-from distill.losses import IGNORE, LossConfig
+from distill.losses import LossConfig
 
 Batch = Mapping[str, Any]
 
@@ -61,35 +63,21 @@ def parts(
         AntgmmError: when `keep` lacks an axis of a tower.
     """
     found = []
-    for tower in stacks(config):
-        axes = (f"{tower}/layers", embed_axis(tower))
+    for name, tower in towers(config).items():
+        axes = (tower.axis("layers"), tower.embed)
         absent = [axis for axis in axes if axis not in keep]
         if absent:
-            raise AntgmmError(f"cannot align {tower} with the teacher: keep lacks {', '.join(absent)}")
+            raise AntgmmError(f"cannot align {name} with the teacher: keep lacks {', '.join(absent)}")
         layers, embed = (np.asarray(keep[axis]) for axis in axes)
-        for term, mask in _masks(tower, config.image_token).items():
-            found.append(Part(term, tower, f"{tower}/states", layers, embed, *axes, mask))
+        for term in KINDS[tower.tokens]:
+            mask = partial(_mask, tower, config.image_token, term)
+            found.append(Part(term, name, tower.axis("states"), layers, embed, *axes, mask))
     embed = np.asarray(keep["text/embed"])
     return (*found, Part("bridge", "bridge", OUT, None, embed, "", "text/embed", valid_slots, bridge_weights))
 
 
-def _masks(tower: str, image_token: int) -> dict[str, Callable[[Batch], Array]]:
-    """{term: mask} of a tower."""
-    if tower == "decoder":
-        return {"hidden": _answer_tokens}
-    if tower not in ("encoder", "text"):
-        return {"vision": valid_slots}
-    return {
-        "hidden": lambda batch: (batch["attention_mask"] != 0) & (batch["input_ids"] != image_token),
-        "vision": lambda batch: (batch["attention_mask"] != 0) & (batch["input_ids"] == image_token),
-    }
-
-
-def _answer_tokens(batch: Batch) -> Bool[Array, "B N"]:
-    """Decoder positions that predict an answer token."""
-    rows = jnp.arange(batch["targets"].shape[0])[:, None]
-    none = jnp.zeros(batch["decoder_input_ids"].shape, bool)
-    return none.at[rows, batch["positions"]].max(batch["targets"] != IGNORE)
+def _mask(tower: Tower, image_token: int, term: str, batch: Batch) -> Bool[Array, "B N"]:
+    return token_masks(tower, image_token, batch)[term]
 
 
 def selected(config: LossConfig, available: tuple[Part, ...]) -> tuple[Part, ...]:

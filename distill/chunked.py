@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from antgmm_jax.tokens import IGNORE
 from distill import losses
-from distill.losses import IGNORE, LossConfig
+from distill.losses import LossConfig
 
 ANSWER_TERMS = ("hard", "soft", "pair", "rank")
 TEACHER_TERMS = ("soft", "rank")

@@ -17,7 +17,6 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from antgmm_jax.errors import AntgmmError
 
-IGNORE = -100
 Direction = Literal["forward", "reverse"]
 TERMS = ("hard", "soft", "pair", "rank", "hidden", "vision", "bridge")
 _TINY = 1e-12

@@ -10,10 +10,11 @@ import optax
 from jaxtyping import Array, Float
 
 from antgmm_jax.errors import AntgmmError
+from antgmm_jax.tokens import IGNORE
 from distill import align
 from distill.align import Part
 from distill.chunked import ANSWER_TERMS, TEACHER_TERMS, answer_sums, at_positions
-from distill.losses import IGNORE, LossConfig
+from distill.losses import LossConfig
 from distill.optimizer import Optimizer, Params, State, combine, lay_out, trainable
 from distill.teacher import NO_TEACHER, Teacher, collected, params_dtype, to_dtype, without_targets
 

@@ -7,15 +7,17 @@ slots, padding included. Norms, softmax and activations are left out; at real wi
 from __future__ import annotations
 
 import math
+from collections import Counter
 from functools import lru_cache
 from typing import NamedTuple
 
 import jax
 
-from antgmm_jax.config import LMMConfig, QFormerConfig, StackConfig, resize, sizes
+from antgmm_jax.axes import resize, sizes
+from antgmm_jax.config import LMMConfig, StackConfig, towers
 from antgmm_jax.errors import AntgmmError
+from antgmm_jax.families import family
 from antgmm_jax.functional import abstract, functional, is_axes
-from pruning.keep import CROSS_LAYERS
 
 TOKENS = "tokens"  # the token table and the head
 
@@ -24,7 +26,7 @@ class Cost(NamedTuple):
     """The cost of answering a batch, greedily, with a KV cache.
 
     Attributes:
-        parameters: tower -> number of parameters; towers are `vision`, `bridge`, `encoder` and `decoder` (T5) or `text`
+        parameters: tower -> number of parameters; towers are `vision`, `bridge`, `encoder` and `decoder`, or `text`
             (decoder-only), and `tokens` (token table and head).
         flops: phase -> tower -> FLOPs; phases are `vision` (images to text positions), `prefill` (prompt to first
             answer token) and `decode` (all further tokens).
@@ -60,31 +62,25 @@ def cost(config: LMMConfig, batch: int, length: int, answer: int, *, itemsize: i
     """
     if min(batch, length, answer) < 1:
         raise AntgmmError(f"cost of batch {batch}, length {length}, answer {answer}: each must be at least 1")
-    counts, steps = parameters(config), answer - 1
-    language, tower = config.language, _decoder_tower(config)
-    # A T5 decoder starts from one start token, a decoder-only model from the prompt.
-    first, memory = (length, 0) if language.encoder is None else (1, length)
-    slots = first + answer
+    counts, steps, tower = parameters(config), answer - 1, decoder_tower(config)
+    # A decoder after an encoder starts from one start token, a decoder alone from the prompt.
+    first, memory = (1, length) if config.encoder_decoder else (length, 0)
+    slots, heads = first + answer, _head_flops(config, batch)
+    prefill = {"encoder": _tower_flops(config, "encoder", batch, length, length)} if config.encoder_decoder else {}
+    prefill[tower] = _tower_flops(config, tower, batch, first, slots, memory) + _memory_flops(config, batch, memory)
+    decode = steps * _tower_flops(config, tower, batch, 1, slots, memory)
     flops = {
         "vision": _image_flops(config, batch),
-        "prefill": {
-            **({} if language.encoder is None else {"encoder": _stack_flops(language.encoder, batch, length, length)}),
-            tower: _stack_flops(language.decoder, batch, first, slots, memory)
-            + _memory_flops(language.decoder, batch, memory),
-            TOKENS: _head_flops(config, batch),
-        },
-        "decode": {
-            tower: steps * _stack_flops(language.decoder, batch, 1, slots, memory),
-            TOKENS: steps * _head_flops(config, batch),
-        },
+        "prefill": {**prefill, TOKENS: heads},
+        "decode": {tower: decode, TOKENS: steps * heads},
     }
-    kv_cache = _cache_entries(language.decoder, batch, slots, memory) * itemsize
+    kv_cache = _cache_entries(config.language.decoder, batch, slots, memory) * itemsize
     read = {phase: {name: counts[name] * itemsize for name in towers} for phase, towers in flops.items()}
     # The prompt only gathers its rows of the token table; the head is read once for the first token.
-    head = language.vocab * language.decoder.embed * itemsize
+    head = config.language.vocab * config.language.decoder.embed * itemsize
     read["prefill"] |= {tower: counts[tower] * itemsize + kv_cache, TOKENS: head}
     # Keys and values of the encoder's states are in the cache: their kernels are not read again.
-    weights = counts[tower] - _memory_flops(language.decoder, 1, 1) // 2
+    weights = counts[tower] - kernels(config).get((tower, "encoder"), 0)
     read["decode"] = {tower: steps * (weights * itemsize + kv_cache), TOKENS: steps * head}
     return Cost(counts, flops, read, kv_cache, _sublayers(config, steps))
 
@@ -96,19 +92,16 @@ def forward_flops(config: LMMConfig, batch: int, length: int, answer: int = 0) -
         config: the model.
         batch: samples.
         length: prompt tokens a sample, image tokens included; of a decoder-only model, prompt and answer.
-        answer: decoder tokens a sample (T5).
+        answer: decoder tokens a sample, of a model with an encoder.
 
     Returns:
         tower -> FLOPs.
     """
-    language, tower = config.language, _decoder_tower(config)
-    flops = _image_flops(config, batch)
-    tokens, memory = length, 0
-    if language.encoder is not None:
-        flops["encoder"] = _stack_flops(language.encoder, batch, length, length)
-        tokens, memory = answer, length
-    flops[tower] = _stack_flops(language.decoder, batch, tokens, tokens, memory)
-    flops[tower] += _memory_flops(language.decoder, batch, memory)
+    flops, tower = _image_flops(config, batch), decoder_tower(config)
+    tokens, memory = (answer, length) if config.encoder_decoder else (length, 0)
+    if config.encoder_decoder:
+        flops["encoder"] = _tower_flops(config, "encoder", batch, length, length)
+    flops[tower] = _tower_flops(config, tower, batch, tokens, tokens, memory) + _memory_flops(config, batch, memory)
     return {**flops, TOKENS: _head_flops(config, batch * tokens)}
 
 
@@ -121,15 +114,11 @@ def parameters(config: LMMConfig) -> dict[str, int]:
     Returns:
         tower -> count, as in `Cost.parameters`.
     """
-    present = sizes(config)
-    if isinstance(config.bridge, QFormerConfig):
-        present[CROSS_LAYERS] = _cross_layers(config.bridge.stack)
-    counts: dict[str, int] = {}
-    for tower, fixed, axes in _arrays(resize(config, dict.fromkeys(sizes(config), 1))):
-        counts[tower] = counts.get(tower, 0) + fixed * math.prod(present[axis] for axis in axes)
-    return {
-        tower: counts[tower] for tower in ("vision", "bridge", "encoder", "decoder", "text", TOKENS) if tower in counts
-    }
+    counts: Counter[str] = Counter()
+    for tower, _, elements in _arrays(config):
+        counts[tower] += elements
+    order = ("vision", "bridge", *towers(config), TOKENS)
+    return {tower: counts[tower] for tower in dict.fromkeys(order) if tower in counts}
 
 
 def total_parameters(config: LMMConfig) -> int:
@@ -137,23 +126,49 @@ def total_parameters(config: LMMConfig) -> int:
     return sum(parameters(config).values())
 
 
+def kernels(config: LMMConfig) -> dict[tuple[str, str], int]:
+    """Elements of the kernels of linear maps, by their tower and by the tokens that they multiply."""
+    found: Counter[tuple[str, str]] = Counter()
+    for tower, over, elements in _arrays(config):
+        if over:
+            found[tower, over] += elements
+    return dict(found)
+
+
+def _arrays(config: LMMConfig) -> list[tuple[str, str, int]]:
+    """Tower, tokens and number of elements of every parameter."""
+    present = {**sizes(config), **family(config).depth.sizes(config)}
+    unit = _unit_arrays(resize(config, dict.fromkeys(sizes(config), 1)))
+    return [(tower, over, fixed * math.prod(present[axis] for axis in axes)) for tower, over, fixed, axes in unit]
+
+
 @lru_cache(maxsize=64)
-def _arrays(unit: LMMConfig) -> list[tuple[str, int, tuple[str, ...]]]:
-    """Tower, elements and axes of every parameter of a model whose axes are all 1; tracing it takes a while."""
-    towers = {"encoder_norm": "encoder", "encoder": "encoder", "tokens": TOKENS, "out": TOKENS}
-    known = {*sizes(unit), CROSS_LAYERS}
-    found = []
+def _unit_arrays(unit: LMMConfig) -> list[tuple[str, str, int, tuple[str, ...]]]:
+    """Tower, tokens, elements and axes of every parameter of a model whose axes are all 1: tracing takes a while."""
+    known = {*sizes(unit), *family(unit).depth.sizes(unit)}
+    pure, found = functional(unit), []
     shapes = jax.tree_util.tree_leaves_with_path(abstract(unit))
-    names = jax.tree.leaves(functional(unit).axes, is_leaf=is_axes)
-    for (path, leaf), axes in zip(shapes, names, strict=True):
-        part, name = path[0].key, path[1].key
-        tower = towers.get(name, _decoder_tower(unit)) if part == "language" else part
-        found.append((tower, math.prod(leaf.shape), tuple(axis for axis in axes if axis in known)))
+    names, over = jax.tree.leaves(pure.axes, is_leaf=is_axes), jax.tree.leaves(pure.over)
+    for (path, leaf), axes, tokens in zip(shapes, names, over, strict=True):
+        tower = _tower_of("/".join(key.key for key in path), unit)
+        found.append((tower, tokens, math.prod(leaf.shape), tuple(axis for axis in axes if axis in known)))
     return found
 
 
-def _decoder_tower(config: LMMConfig) -> str:
-    return "text" if config.language.encoder is None else "decoder"
+def _tower_of(path: str, config: LMMConfig) -> str:
+    """The tower that a parameter is counted to: the one below whose root it lies, or that its norm ends."""
+    for tower in towers(config).values():
+        if path.startswith((f"{tower.root}/", f"{tower.root}_norm/")):
+            return tower.name
+    part, name = path.split("/")[:2]
+    if part != "language":
+        return part
+    return TOKENS if name in ("tokens", "out") else decoder_tower(config)
+
+
+def decoder_tower(config: LMMConfig) -> str:
+    """Name of the tower that decodes."""
+    return [*towers(config)][-1]
 
 
 def _head_flops(config: LMMConfig, tokens: int) -> int:
@@ -161,55 +176,45 @@ def _head_flops(config: LMMConfig, tokens: int) -> int:
 
 
 def _image_flops(config: LMMConfig, batch: int) -> dict[str, int]:
-    vision, bridge, text = config.vision, config.bridge, config.language.decoder.embed
-    embed, tokens = vision.stack.embed, vision.tokens
-    patches = 2 * batch * (tokens - 1) * vision.channels * vision.patch**2 * embed
-    found = {"vision": patches + _stack_flops(vision.stack, batch, tokens, tokens)}
-    if isinstance(bridge, QFormerConfig):
-        out = 2 * batch * bridge.queries * bridge.stack.embed * text
-        reads = _stack_flops(bridge.stack, batch, bridge.queries, bridge.queries, tokens)
-        found["bridge"] = reads + _memory_flops(bridge.stack, batch, tokens) + out
-    else:
-        found["bridge"] = 2 * batch * config.image_tokens * bridge.mlp * (embed + text)
-    return found
+    """FLOPs of the image side for one picture slot a sample."""
+    flops: Counter[str] = Counter()
+    for (tower, over), elements in kernels(config).items():
+        if over in config.tokens:
+            flops[tower] += 2 * batch * config.tokens[over] * elements
+    for tower in towers(config).values():
+        if tower.tokens == "images":
+            queries, memory = config.tokens[tower.name], config.tokens.get(tower.reads, 0)
+            flops[tower.name] += batch * _attention_flops(tower.stack, queries, queries, memory)
+    return dict(flops)
 
 
-def _stack_flops(stack: StackConfig, batch: int, queries: int, keys: int, memory: int = 0) -> int:
-    """A stack over `queries` new tokens that attend to `keys` slots and `memory` states whose keys are known."""
-    ffn = (3 if stack.gated else 2) * stack.embed * stack.mlp
-    own = (2 * stack.q_per_kv + 2) * stack.heads * stack.head_dim * stack.embed
-    scores = 2 * stack.heads * stack.q_per_kv * stack.head_dim * keys
-    cross = stack.cross_heads * stack.q_per_kv * stack.head_dim * (2 * stack.embed + 2 * memory)
-    return 2 * batch * queries * (stack.layers * (ffn + own + scores) + _cross_layers(stack) * cross)
+def _tower_flops(config: LMMConfig, tower: str, batch: int, queries: int, keys: int, memory: int = 0) -> int:
+    """A tower over `queries` new tokens that attend to `keys` slots and `memory` states whose keys are known."""
+    linear = 2 * queries * kernels(config)[tower, tower]
+    return batch * (linear + _attention_flops(towers(config)[tower].stack, queries, keys, memory))
 
 
-def _memory_flops(stack: StackConfig, batch: int, memory: int) -> int:
-    """Keys and values of the states that cross-attention reads."""
-    return 2 * batch * memory * _cross_layers(stack) * 2 * stack.cross_heads * stack.head_dim * stack.cross_embed
+def _attention_flops(stack: StackConfig, queries: int, keys: int, memory: int) -> int:
+    """Scores and weighted sums of a stack's attentions."""
+    own = stack.layers * stack.heads * keys
+    cross = stack.cross_layers * stack.cross_heads * memory
+    return 4 * queries * stack.q_per_kv * stack.head_dim * (own + cross)
 
 
-def _cross_layers(stack: StackConfig) -> int:
-    return -(-stack.layers // stack.cross_every) if stack.cross_heads else 0
+def _memory_flops(config: LMMConfig, batch: int, memory: int) -> int:
+    """Keys and values of the encoder's states that the decoder's cross-attention reads."""
+    return 2 * batch * memory * kernels(config).get((decoder_tower(config), "encoder"), 0)
 
 
 def _sublayers(config: LMMConfig, steps: int) -> dict[str, dict[str, int]]:
-    """Attentions (a cross-attention is one more) and FFNs by phase and tower."""
-
-    def count(stack: StackConfig) -> int:
-        return 2 * stack.layers + _cross_layers(stack)
-
-    bridge, language, tower = config.bridge, config.language, _decoder_tower(config)
-    encoder = {} if language.encoder is None else {"encoder": count(language.encoder)}
-    return {
-        "vision": {
-            "vision": count(config.vision.stack),
-            "bridge": count(bridge.stack) if isinstance(bridge, QFormerConfig) else 1,
-        },
-        "prefill": {**encoder, tower: count(language.decoder)},
-        "decode": {tower: steps * count(language.decoder)},
-    }
+    """Attentions (a cross-attention is one more) and FFNs by phase and tower; a bridge without a stack counts one."""
+    count = {name: 2 * tower.stack.layers + tower.stack.cross_layers for name, tower in towers(config).items()}
+    tower = decoder_tower(config)
+    images = {name: count.get(name, 1) for name in ("vision", "bridge")}
+    text = {name: n for name, n in count.items() if name not in images}
+    return {"vision": images, "prefill": text, "decode": {tower: steps * count[tower]}}
 
 
 def _cache_entries(stack: StackConfig, batch: int, slots: int, memory: int) -> int:
-    heads = stack.layers * stack.heads * slots + _cross_layers(stack) * stack.cross_heads * memory
+    heads = stack.layers * stack.heads * slots + stack.cross_layers * stack.cross_heads * memory
     return 2 * batch * heads * stack.head_dim

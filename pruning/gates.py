@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from antgmm_jax.config import LMMConfig, sizes
+from antgmm_jax.axes import sizes
+from antgmm_jax.config import LMMConfig
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.functional import local_axes
 from pruning.importance import scores_for

@@ -11,12 +11,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from antgmm_jax.config import LMMConfig, sizes
+from antgmm_jax.axes import sizes
+from antgmm_jax.config import LMMConfig, Tower
 from antgmm_jax.errors import AntgmmError
+from antgmm_jax.families import family
 from antgmm_jax.functional import functional, is_axes, local_axes
 from antgmm_jax.processes import gather
 from antgmm_jax.stored import Stored, as_it_lies
-from pruning.keep import BRIDGE_LAYERS, CROSS_HEADS, CROSS_LAYERS, cross_every, depth_axis, gate_shape
+from antgmm_jax.tokens import valid_tokens
+from pruning.keep import gate_shape
 
 CACHED = 2**18  # elements that are squared at a time: in float32 they fit a processor's cache
 
@@ -107,23 +110,17 @@ def magnitude(params: Any, config: LMMConfig) -> Scores:
         config: their config.
 
     Returns:
-        axis -> float32 scores for every axis. Rows of `bridge/cross_heads` for layers without cross attention are 0.
+        axis -> float32 scores for every axis. Rows of units that a layer lacks (cross-attention) are 0.
     """
-    present, local = sizes(config), local_axes(config)
-    prunable = frozenset({*present, CROSS_LAYERS})
+    depth, local = family(config).depth, local_axes(config)
+    prunable = frozenset({*sizes(config), *depth.sizes(config)})
     names = jax.tree.leaves(functional(config).axes, is_leaf=is_axes)
     found: dict[str, Any] = {}
     for dims, leaf in zip(names, jax.tree.leaves(params), strict=True):
         squares = (_stored_squares if isinstance(leaf, Stored) else _squares)(leaf, dims, prunable, local)
         for axis, square in gather(squares).items():
             found[axis] = found.get(axis, np.float32(0)) + square
-    if CROSS_LAYERS in found:
-        every = cross_every(config)
-        rows = np.zeros(gate_shape(CROSS_HEADS, present, local), np.float32)
-        rows[::every] = found[CROSS_HEADS]
-        found[CROSS_HEADS] = rows
-        found[BRIDGE_LAYERS][::every] += found.pop(CROSS_LAYERS)
-    return {axis: np.sqrt(square) for axis, square in found.items()}
+    return {axis: np.sqrt(square) for axis, square in depth.by_layer(config, found).items()}
 
 
 @partial(jax.jit, static_argnums=(1, 2, 3))
@@ -179,7 +176,7 @@ def activation(
 
     Args:
         apply: (params, batch, collect=names) -> dict that holds each name's norms, [layers, B, n] for `*/heads` and
-            `*/mlp`, [B, n] for `*/embed` and LLaVA's `bridge/mlp`.
+            `*/mlp`, [B, n] for `*/embed` and a bridge's `bridge/mlp`.
         params: parameters.
         batches: calibration batches.
         axes: which axes to score.
@@ -202,7 +199,7 @@ def activation(
 
 
 def block_influence(
-    apply: Callable[..., Mapping[str, jax.Array]], params: Any, batches: Iterable[Batch], towers: Collection[str]
+    apply: Callable[..., Mapping[str, jax.Array]], params: Any, batches: Iterable[Batch], towers: Collection[Tower]
 ) -> Scores:
     """Block influence: 1 - cosine of a block's input and output, mean over valid tokens (ShortGPT, arXiv 2403.03853).
 
@@ -210,7 +207,7 @@ def block_influence(
         apply: (params, batch, collect=names) -> dict that holds `<tower>/states` [L + 1, B, N, D].
         params: parameters.
         batches: calibration batches.
-        towers: which towers to score, such as ("vision", "encoder").
+        towers: which towers to score, of `antgmm_jax.config.towers`.
 
     Returns:
         `<tower>/layers` -> float32 scores [L].
@@ -218,38 +215,22 @@ def block_influence(
     Raises:
         AntgmmError: if there is no batch.
     """
-    names = tuple(f"{tower}/states" for tower in sorted(towers))
+    names = tuple(tower.axis("states") for tower in towers)
 
     @jax.jit
     def score(params, batch):
         out = apply(params, batch, collect=names)
-        return {depth_axis(name): _influence(out[name], valid_tokens(batch, name)) for name in names}
+        return {t.axis("layers"): _influence(out[t.axis("states")], valid_tokens(t, batch)) for t in towers}
 
     return mean_of(lambda batch: score(params, batch), batches)
 
 
-def valid_tokens(batch: Batch, name: str) -> jax.Array | None:
-    """Which tokens of a tower count.
-
-    Args:
-        batch: a calibration batch.
-        name: of something of the tower, such as `encoder/states`.
-
-    Returns:
-        bool [B, N]; None where all do, as patches and queries are never padding.
-    """
-    tower = name.split("/")[0]
-    if tower in ("encoder", "text"):
-        return batch["attention_mask"] > 0
-    return batch["labels"] >= 0 if tower == "decoder" else None
-
-
-def _influence(states: jax.Array, valid: jax.Array | None) -> jax.Array:
+def _influence(states: jax.Array, valid: jax.Array) -> jax.Array:
     states = states.astype(jnp.float32)
     before, after = states[:-1], states[1:]
     norms = jnp.linalg.norm(before, axis=-1) * jnp.linalg.norm(after, axis=-1)
     change = 1.0 - (before * after).sum(-1) / jnp.maximum(norms, 1e-12)
-    return change.mean((1, 2)) if valid is None else change.mean((1, 2), where=valid[None])
+    return change.mean((1, 2), where=jnp.broadcast_to(valid, change.shape[1:])[None])
 
 
 def random(key: jax.Array, sizes: Mapping[str, int], local: Collection[str]) -> Scores:

@@ -7,17 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from antgmm_jax.config import LMMConfig, QFormerConfig, resize, sizes, with_cross_every
+from antgmm_jax.axes import resize, sizes
+from antgmm_jax.config import LMMConfig
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.families import violations
+from antgmm_jax.families import family, violations
 from antgmm_jax.functional import local_axes
 
 Keep = Mapping[str, np.ndarray]
 """axis -> what stays: int32 indices, or float32 [n, k], a basis of a width (`pruning.principal`)."""
-
-BRIDGE_LAYERS = "bridge/layers"
-CROSS_LAYERS = "bridge/cross_layers"  # the Q-Former's cross-attention stack; its indices follow from bridge/layers
-CROSS_HEADS = "bridge/cross_heads"
 
 
 def is_basis(kept: np.ndarray) -> bool:
@@ -69,18 +66,6 @@ def gate_shape(axis: str, present: Mapping[str, int], local: Collection[str]) ->
         (n,) for a shared axis, (L, n) for a local one.
     """
     return (present[depth_axis(axis)], present[axis]) if axis in local else (present[axis],)
-
-
-def cross_every(config: LMMConfig) -> int:
-    """At which layers of the bridge cross-attention sits: those with index % cross_every == 0.
-
-    Args:
-        config: the model's config.
-
-    Returns:
-        The Q-Former's frequency; 1 for a bridge without layers.
-    """
-    return config.bridge.stack.cross_every if isinstance(config.bridge, QFormerConfig) else 1
 
 
 def identity(config: LMMConfig) -> dict[str, np.ndarray]:
@@ -150,30 +135,14 @@ def shrunk_config(config: LMMConfig, keep: Keep) -> LMMConfig:
         keep: as in `check`; an axis left out stays whole.
 
     Returns:
-        The config with the kept counts, and the `cross_every` that fits the kept layers of a Q-Former.
+        The config with the kept counts, and what follows from the kept layers.
 
     Raises:
-        AntgmmError: for a keep that does not describe the model, or Q-Former layers whose cross-attention pattern no
-            `cross_every` describes.
+        AntgmmError: for a keep that does not describe the model, or layers that no config of its family describes.
     """
     check(config, keep)
     smaller = resize(config, {axis: int(index.shape[-1]) for axis, index in keep.items()})
-    if BRIDGE_LAYERS not in keep:
-        return smaller
-    return with_cross_every(smaller, _fitting_frequency(keep[BRIDGE_LAYERS], cross_every(config)))
-
-
-def _fitting_frequency(layers: np.ndarray, every: int) -> int:
-    """The frequency that puts cross attention exactly on the kept layers that have it: the present one if it fits."""
-    has_cross = layers % every == 0
-    position = np.arange(len(layers))
-    for candidate in (every, *range(1, len(layers) + 1)):
-        if np.array_equal(position % candidate == 0, has_cross):
-            return candidate
-    raise AntgmmError(
-        f"{BRIDGE_LAYERS} {layers.tolist()}: cross attention would fall on positions {position[has_cross].tolist()}, "
-        f"which no frequency describes; drop layers in groups of {every}, or keep only layers with cross attention"
-    )
+    return family(config).depth.reindex(config, smaller, keep)
 
 
 def compose(parent: Keep, keep: Keep) -> dict[str, np.ndarray]:

@@ -7,12 +7,13 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from antgmm_jax.config import LMMConfig, resize, sizes, with_cross_every
+from antgmm_jax.axes import resize, sizes
+from antgmm_jax.config import LMMConfig
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.families import complete, violations
+from antgmm_jax.families import complete, family, violations
 from antgmm_jax.functional import local_axes
 from pruning.importance import scores_for
-from pruning.keep import BRIDGE_LAYERS, cross_every, gate_shape
+from pruning.keep import gate_shape
 
 
 def plan(
@@ -20,9 +21,8 @@ def plan(
 ) -> dict[str, np.ndarray]:
     """Which units stay: the best by score, at sizes that the family can serve.
 
-    Axes tied to the stated ones are cut along with them, by their own scores: counts are tied, indices are free. The
-    layers of a Q-Former are chosen so that its cross-attention pattern survives, or that only layers with
-    cross-attention stay.
+    Axes tied to the stated ones are cut along with them, by their own scores: counts are tied, indices are free. Where
+    not any layers may stay together (cross-attention at every second one), the family chooses among those that may.
 
     Args:
         scores: axis -> importance, shared [n] or local [L, n], for every axis that gets smaller.
@@ -49,10 +49,10 @@ def plan(
         shape = gate_shape(axis, present, local)
         if full[axis] == present[axis]:
             keep[axis] = np.broadcast_to(np.arange(present[axis], dtype=np.int32), shape).copy()
-        elif axis == BRIDGE_LAYERS:
-            keep[axis] = _bridge_layers(scores_for(axis, scores, shape), config, full)
         else:
-            keep[axis] = _top(scores_for(axis, scores, shape), full[axis])
+            score = scores_for(axis, scores, shape)
+            chosen = family(config).depth.choose(config, axis, score, legal_variants(config, full))
+            keep[axis] = _top(score, full[axis]) if chosen is None else chosen
     return keep
 
 
@@ -88,13 +88,13 @@ def _top(score: np.ndarray, count: int) -> np.ndarray:
 
 
 def variants(config: LMMConfig, full: Mapping[str, int]) -> list[LMMConfig]:
-    """The cut config for each cross-attention pattern that its Q-Former can have: the present one, or every layer."""
-    smaller, every = resize(config, full), cross_every(config)
-    found = [smaller]
-    # There are ceil(L / every) layers with cross-attention to choose from.
-    if every > 1 and full.get(BRIDGE_LAYERS, np.inf) <= -(-sizes(config)[BRIDGE_LAYERS] // every):
-        found.append(with_cross_every(smaller, 1))
-    return found
+    """The configs that a cut to sizes may leave: more than one where scores decide between patterns of layers."""
+    return family(config).depth.variants(config, resize(config, full))
+
+
+def legal_variants(config: LMMConfig, full: Mapping[str, int]) -> list[LMMConfig]:
+    """Those of `variants` that the family serves."""
+    return [variant for variant in variants(config, full) if not violations(variant)]
 
 
 def fault_of(config: LMMConfig, wanted: Mapping[str, int]) -> str:
@@ -124,27 +124,3 @@ def _nearest(config: LMMConfig, wanted: Mapping[str, int], axis: str) -> str:
     below = first(range(wanted[axis] - 1, 0, -1))
     above = first(range(wanted[axis] + 1, sizes(config)[axis] + 1))
     return f"{axis} {' or '.join(str(n) for n in below + above)}" if below + above else ""
-
-
-def _bridge_layers(score: np.ndarray, config: LMMConfig, full: Mapping[str, int]) -> np.ndarray:
-    """The legal set of Q-Former layers with the largest sum of scores."""
-    has_cross = np.arange(len(score)) % cross_every(config) == 0
-    found = []
-    for variant in variants(config, full):
-        if not violations(variant):
-            pattern = np.arange(full[BRIDGE_LAYERS]) % cross_every(variant) == 0
-            found.append(_best_subsequence(score, has_cross, pattern))
-    return max(found, key=lambda layers: score[layers].sum(dtype=np.float64))
-
-
-def _best_subsequence(score: np.ndarray, has_cross: np.ndarray, pattern: np.ndarray) -> np.ndarray:
-    """Ascending layers whose cross-attention follows `pattern`, of the largest sum of scores (dynamic programming)."""
-    best: dict[int, tuple[float, tuple[int, ...]]] = {0: (0.0, ())}
-    for layer, value in enumerate(score.tolist()):
-        # From long to short, so that a layer is used once.
-        for length in sorted(best, reverse=True):
-            if length < len(pattern) and pattern[length] == has_cross[layer]:
-                total, chosen = best[length]
-                longer = (total + value, (*chosen, layer))
-                best[length + 1] = max(best.get(length + 1, longer), longer, key=lambda found: found[0])
-    return np.array(best[len(pattern)][1], np.int32)

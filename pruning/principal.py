@@ -14,12 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from antgmm_jax.config import LMMConfig, QFormerConfig, StackConfig, embed_axis, sizes, stacks
+from antgmm_jax.axes import sizes
+from antgmm_jax.config import LMMConfig, Tower, towers
 from antgmm_jax.errors import AntgmmError
+from antgmm_jax.families import family
 from antgmm_jax.functional import functional
 from antgmm_jax.sharding import place
 from antgmm_jax.stored import Stored
-from pruning.importance import Batch, mean_of, valid_tokens
+from antgmm_jax.tokens import valid_tokens
+from pruning.importance import Batch, mean_of
 
 Path = tuple[str, ...]
 
@@ -55,22 +58,23 @@ def principal(
         least = 1 + _centred(config, axis)
         if not least <= count <= present[axis]:
             raise AntgmmError(f"{axis} = {count}: give {least} to {present[axis]} components")
-    states = {axis: [f"{tower}/states" for tower in _towers(config, axis)] for axis in targets}
-    names = tuple(name for axis in targets for name in states[axis])
+    users = {axis: _towers(config, axis) for axis in targets}
+    names = tuple(tower.axis("states") for axis in targets for tower in users[axis])
 
     @jax.jit
     def moments(params, batch):
         out = apply(params, batch, collect=names)
         return {
-            name: _second_moments(out[name], valid_tokens(batch, name), centred=_centred(config, axis))
+            name: _second_moments(out[name], valid_tokens(tower, batch), centred=_centred(config, axis))
             for axis in targets
-            for name in states[axis]
+            for tower in users[axis]
+            for name in (tower.axis("states"),)
         }
 
     found = mean_of(lambda batch: moments(params, batch), batches)
     return {
         axis: _basis(
-            np.stack([found[name] for name in states[axis]]).astype(np.float64).sum(axis=0),
+            np.stack([found[tower.axis("states")] for tower in users[axis]]).astype(np.float64).sum(axis=0),
             count,
             centred=_centred(config, axis),
         )
@@ -78,13 +82,13 @@ def principal(
     }
 
 
-def _second_moments(states: jax.Array, valid: jax.Array | None, *, centred: bool) -> jax.Array:
+def _second_moments(states: jax.Array, valid: jax.Array, *, centred: bool) -> jax.Array:
     """Mean outer product of tokens' states as a norm leaves them, at unit mean square, [D, D]."""
     states = states.astype(jnp.float32)
     if centred:
         states = states - jnp.mean(states, axis=-1, keepdims=True)
     unit = states * jax.lax.rsqrt(jnp.mean(jnp.square(states), axis=-1, keepdims=True) + 1e-12)
-    weights = jnp.ones(states.shape[1:3]) if valid is None else valid.astype(jnp.float32)
+    weights = jnp.broadcast_to(valid, states.shape[1:3]).astype(jnp.float32)
     total = states.shape[0] * jnp.maximum(weights.sum(), 1.0)
     return jnp.einsum("lbnd,lbne,bn->de", unit, unit, weights) / total
 
@@ -103,8 +107,8 @@ def _basis(moments: np.ndarray, count: int, *, centred: bool) -> np.ndarray:
     return (np.sqrt(share * size / count) * best @ outside).astype(np.float32)
 
 
-def _towers(config: LMMConfig, axis: str) -> dict[str, StackConfig]:
-    return {tower: stack for tower, stack in stacks(config).items() if embed_axis(tower) == axis}
+def _towers(config: LMMConfig, axis: str) -> list[Tower]:
+    return [tower for tower in towers(config).values() if tower.embed == axis]
 
 
 def check_basis(config: LMMConfig, axis: str) -> None:
@@ -117,11 +121,11 @@ def check_basis(config: LMMConfig, axis: str) -> None:
     Raises:
         AntgmmError: it is no tower's width, or a norm stands on its stream itself.
     """
-    users = _towers(config, axis).values()
+    users = _towers(config, axis)
     if not users:
         raise AntgmmError(f"{axis} has no principal components: only widths do, */embed; score it another way")
     vision = axis == "vision/embed" and (config.vision.first_norm or not config.vision.final_norm)
-    if vision or any(stack.post_norm for stack in users):
+    if vision or any(tower.stack.post_norm for tower in users):
         raise AntgmmError(f"{axis} has no principal components: a norm writes to its stream; score it another way")
     names = _flat(functional(config).axes)
     for norm, readers in _readers(config, frozenset([axis])).items():
@@ -135,7 +139,7 @@ def check_basis(config: LMMConfig, axis: str) -> None:
 
 def _centred(config: LMMConfig, axis: str) -> bool:
     """Whether the norms that stand on a width take the mean off."""
-    return any(stack.norm == "layer" for stack in _towers(config, axis).values())
+    return any(tower.stack.norm == "layer" for tower in _towers(config, axis))
 
 
 def _bias(kernel: Path) -> Path:
@@ -220,24 +224,19 @@ def _flat(tree: Any) -> dict[Path, Any]:
 def _readers(config: LMMConfig, axes: frozenset[str]) -> dict[Path, tuple[Path, ...]]:
     """Norm -> the linear maps that read it, for the norms along some widths; none: the table of tokens alone."""
     found: dict[Path, tuple[Path, ...]] = {}
-    roots = {"vision": ("vision", "stack"), "bridge": ("bridge", "stack"), "encoder": ("language", "encoder")}
-    for tower, stack in stacks(config).items():
-        if embed_axis(tower) not in axes:
+    for tower in towers(config).values():
+        if tower.embed not in axes:
             continue
-        root = roots.get(tower, ("language", "decoder"))
+        root, stack = tuple(tower.root.split("/")), tower.stack
         blocks, cross = (*root, "blocks"), (*root, "cross")
         found[*blocks, "norm1"] = tuple((*blocks, "attention", name) for name in "qkv")
         found[*blocks, "norm2"] = tuple((*blocks, "mlp", name) for name in ("up", "gate")[: 1 + stack.gated])
         if stack.cross_heads:
             found[*cross, "norm"] = ((*cross, "attention", "q"),)
     if "vision/embed" in axes:
-        found["vision", "final_norm"] = (
-            tuple(("bridge", "stack", "cross", "attention", name) for name in "kv")
-            if isinstance(config.bridge, QFormerConfig)
-            else (("bridge", "up"),)
-        )
+        found["vision", "final_norm"] = tuple(tuple(path.split("/")) for path in family(config).image_readers(config))
     if "text/embed" in axes:
-        if config.language.encoder is not None:
+        if config.encoder_decoder:
             found["language", "encoder_norm"] = tuple(
                 ("language", "decoder", "cross", "attention", name) for name in "kv"
             )

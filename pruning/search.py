@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple
 
-from antgmm_jax.config import LMMConfig, sizes
+from antgmm_jax.axes import sizes
+from antgmm_jax.config import LMMConfig
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import complete, violations
 from pruning.cost import total_parameters

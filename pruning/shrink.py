@@ -10,12 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from antgmm_jax.config import LMMConfig, sizes
+from antgmm_jax.config import LMMConfig
 from antgmm_jax.convert import open_hf, save_hf
+from antgmm_jax.families import family
 from antgmm_jax.functional import functional
 from antgmm_jax.sharding import place
 from antgmm_jax.stored import Stored, as_it_lies
-from pruning.keep import BRIDGE_LAYERS, CROSS_HEADS, CROSS_LAYERS, Keep, cross_every, is_basis, shrunk_config
+from pruning.keep import Keep, is_basis, shrunk_config
 from pruning.principal import projected
 
 
@@ -28,8 +29,8 @@ def take(tree: Any, axes: Any, keep: Mapping[str, Any]) -> Any:
         tree: nested dict of arrays (parameters, gradients, optimizer moments); numpy leaves stay numpy, and of `Stored`
             ones only what is kept is read, when the result is.
         axes: the same tree, each leaf a tuple of axis names, one a dimension.
-        keep: axis -> indices: shared [k], or local [L, k] with one row for each entry of the leaf's leading axis (for
-            a Q-Former, see `array_keep`). Rows of entries that the same keep drops are not read.
+        keep: axis -> indices: shared [k], or local [L, k] with one row for each entry of the leaf's leading axis (see
+            `array_keep`). Rows of entries that the same keep drops are not read.
 
     Returns:
         The tree with each named dimension cut to the kept indices.
@@ -74,26 +75,16 @@ def _take_stored(leaf: Stored, names: tuple[str, ...], keep: Mapping[str, Any]) 
 
 
 def array_keep(config: LMMConfig, keep: Keep) -> dict[str, np.ndarray]:
-    """The keep that `take` needs for this model's arrays: the Q-Former's cross-attention stack has indices of its own.
+    """The keep that `take` needs for this model's arrays: with indices of what follows from other axes.
 
     Args:
         config: the config of the model that is cut.
         keep: as in `shrink`.
 
     Returns:
-        `keep`; for a Q-Former with `bridge/cross_layers` derived from `bridge/layers`, and `bridge/cross_heads` reduced
-        to the rows of layers that have cross attention.
+        `keep`, and what its family derives from it.
     """
-    found = dict(keep)
-    if CROSS_HEADS not in sizes(config):
-        return found
-    every = cross_every(config)
-    if CROSS_HEADS in keep:
-        found[CROSS_HEADS] = keep[CROSS_HEADS][::every]
-    if BRIDGE_LAYERS in keep:
-        layers = keep[BRIDGE_LAYERS]
-        found[CROSS_LAYERS] = layers[layers % every == 0] // every
-    return found
+    return family(config).depth.array_keep(config, keep)
 
 
 def shrink(config: LMMConfig, params: Any, keep: Keep) -> tuple[LMMConfig, Any]:
@@ -110,8 +101,8 @@ def shrink(config: LMMConfig, params: Any, keep: Keep) -> tuple[LMMConfig, Any]:
         The config and the parameters of the smaller model.
 
     Raises:
-        AntgmmError: for a keep that does not describe this model, or Q-Former layers whose cross-attention pattern no
-            `cross_every` describes; for a basis of a width that has none, or of `Stored` parameters.
+        AntgmmError: for a keep that does not describe this model, or layers that no config of its family describes;
+            for a basis of a width that has none, or of `Stored` parameters.
     """
     smaller = shrunk_config(config, keep)
     bases = {axis: kept for axis, kept in keep.items() if is_basis(kept)}

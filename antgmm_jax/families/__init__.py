@@ -1,26 +1,45 @@
-"""One file a Hugging Face family; here the choice between them."""
+"""One folder a Hugging Face family; here the choice between them."""
 
 from collections.abc import Mapping
+from typing import Any
 
+from antgmm_jax.axes import read_dict
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import blip2_t5, llava
+from antgmm_jax.families.base import Family
 from antgmm_jax.families.rules import complete_ties
 
-FAMILIES = {"blip2_t5": blip2_t5, "llava": llava}
+FAMILIES = {module.FAMILY.name: module.FAMILY for module in (blip2_t5, llava)}
 
 
-def family_of(model_type: str):
+def family(config: LMMConfig) -> Family:
+    """The family of a model."""
+    return FAMILIES[config.family]
+
+
+def family_of(model_type: str) -> Family:
     """The family that reads a `model_type` of config.json.
 
     Raises:
         AntgmmError: no family does.
     """
-    for family in FAMILIES.values():
-        if model_type == family.MODEL_TYPE:
-            return family
-    known = ", ".join(f.MODEL_TYPE for f in FAMILIES.values())
-    raise AntgmmError(f"model_type {model_type!r} is not supported: known are {known}")
+    by_type = {name: one for one in FAMILIES.values() for name in one.model_types}
+    if model_type not in by_type:
+        raise AntgmmError(f"model_type {model_type!r} is not supported: known are {', '.join(by_type)}")
+    return by_type[model_type]
+
+
+def from_dict(values: Mapping[str, Any]) -> LMMConfig:
+    """The config that `antgmm_jax.axes.to_dict` wrote.
+
+    Raises:
+        AntgmmError: of a family that is not known.
+    """
+    name = values.get("family")
+    if name not in FAMILIES:
+        raise AntgmmError(f"a record names the family {name!r}: known are {', '.join(FAMILIES)}")
+    return read_dict(FAMILIES[name].config, values)
 
 
 def complete(config: LMMConfig, wanted: Mapping[str, int]) -> dict[str, int]:
@@ -33,9 +52,9 @@ def complete(config: LMMConfig, wanted: Mapping[str, int]) -> dict[str, int]:
     Returns:
         `wanted` and what follows from it.
     """
-    return complete_ties(FAMILIES[config.family].ties(config), config, wanted)
+    return complete_ties(family(config).ties(config), config, wanted)
 
 
 def violations(config: LMMConfig) -> tuple[str, ...]:
     """What keeps a shape from being served by stock transformers, each as a sentence; empty where nothing does."""
-    return FAMILIES[config.family].violations(config)
+    return family(config).violations(config)

@@ -1,9 +1,10 @@
 """Which shapes a family serves: tied counts and constraints, as data and one small solver."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from antgmm_jax.config import LMMConfig, sizes
+from antgmm_jax.axes import sizes
+from antgmm_jax.config import LMMConfig
 from antgmm_jax.errors import AntgmmError
 
 
@@ -59,3 +60,17 @@ def tie_violations(ties: tuple[Tie, ...], config: LMMConfig) -> tuple[str, ...]:
         for a, b, factor in ties
         if now[a] != now[b] * factor
     )
+
+
+def check_square(image: Any, patch: Any) -> None:
+    """Refuses pictures that are no whole number of square patches.
+
+    Args:
+        image: `image_size` of a config.json.
+        patch: its `patch_size`.
+
+    Raises:
+        AntgmmError: names both.
+    """
+    if not isinstance(image, int) or not isinstance(patch, int) or image % patch:
+        raise AntgmmError(f"image_size {image} must be a whole number of patches of {patch} pixels, square")

@@ -38,7 +38,7 @@ def import_(model: Model, as_json: Json = False) -> None:
     """Read a checkpoint, check every tensor, and tell what can be cut and to which sizes."""
     import jax
 
-    from antgmm_jax.config import sizes
+    from antgmm_jax.axes import sizes
     from antgmm_jax.convert import open_hf
     from antgmm_jax.functional import local_axes
 

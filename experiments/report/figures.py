@@ -11,7 +11,8 @@ from transformers import ProcessorMixin
 
 import pruning
 from antgmm_jax import checkpoint
-from antgmm_jax.config import LMMConfig, from_dict
+from antgmm_jax.config import LMMConfig
+from antgmm_jax.families import from_dict
 from antgmm_jax.functional import Params
 from antgmm_jax.processes import gather
 from antgmm_jax.sharding import active
@@ -134,7 +135,7 @@ def _scores(
 def size_of(config: LMMConfig, test: Samples) -> dict[str, Any]:
     """Parameters and FLOPs of one request of the test set's mean length, by tower and phase."""
     lengths = test.arrays["attention_mask"].sum(1)
-    if config.language.encoder is None:  # its rows hold the answer as well
+    if not config.encoder_decoder:  # its rows hold the answer as well
         lengths = lengths - answer_lengths(test.arrays)
     length = int(lengths.mean().round())
     cost = pruning.cost(config, 1, length, answer_length(test), itemsize=4)

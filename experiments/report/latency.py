@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from antgmm_jax.config import LMMConfig
+from antgmm_jax.families import family_of
 from antgmm_jax.functional import Params
 from antgmm_jax.generate import phases
 from experiments.run.export_gate import torch_model, torch_tensors
@@ -48,7 +49,7 @@ def jax_request(config: LMMConfig, params: Params, prompt: Mapping[str, np.ndarr
     """
     run = phases(config, tokens, (), 0)
     params = jax.device_put(params)
-    text = {name: np.asarray(prompt[name], np.int32) for name in ("input_ids", "attention_mask")}
+    text: dict[str, Any] = {name: np.asarray(prompt[name], np.int32) for name in ("input_ids", "attention_mask")}
     images = jax.tree.map(np.asarray, dict(prompt["images"]))
     text["images"] = {"valid": images["valid"]}
 
@@ -82,9 +83,7 @@ def torch_request(model, prompt: Mapping[str, np.ndarray], tokens: int) -> Reque
 
     tensors = torch_tensors(prompt)
     length = {"max_new_tokens": tokens, "min_new_tokens": tokens, "do_sample": False}
-    blip2 = model.config.model_type == "blip-2"
-    image_end = model.language_projection if blip2 else model.model.multi_modal_projector
-    head = model.language_model.lm_head if blip2 else model.lm_head
+    image_end, head = family_of(model.config.model_type).torch_ends(model)
     marks: dict[str, float] = {}
 
     def mark(name: str):

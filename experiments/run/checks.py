@@ -7,12 +7,12 @@ import numpy as np
 
 import pruning
 from antgmm_jax import checkpoint
-from antgmm_jax.config import LMMConfig, sizes, stacks
+from antgmm_jax.axes import sizes
+from antgmm_jax.config import LMMConfig, towers
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import complete
 from antgmm_jax.functional import Params
 from distill.optimizer import check_paths
-from experiments.run.pretrain import IMAGE_SIDE
 from experiments.run.schema import Optimizer, Recipe, Stage, can_score
 from experiments.run.stage import Student, segment_targets
 
@@ -92,10 +92,10 @@ def check_states(config: LMMConfig, recipe: Recipe) -> None:
     Raises:
         AntgmmError: names the towers that can be compared.
     """
-    towers = {tower: "vision" if tower in IMAGE_SIDE else "hidden" for tower in stacks(config)}
-    if wrong := sorted(set(recipe.teacher.states) - set(towers)):
-        raise AntgmmError(f"teacher.states names {wrong[0]!r}: this model has states of {', '.join(towers)}")
+    terms = {name: "vision" if tower.tokens == "images" else "hidden" for name, tower in towers(config).items()}
+    if wrong := sorted(set(recipe.teacher.states) - set(terms)):
+        raise AntgmmError(f"teacher.states names {wrong[0]!r}: this model has states of {', '.join(terms)}")
     for stage, term in itertools.product(recipe.stages, ("hidden", "vision")):
-        if getattr(stage.loss, term) and not any(towers[tower] == term for tower in recipe.teacher.states):
-            fit = " or ".join(tower for tower, own in towers.items() if own == term)
+        if getattr(stage.loss, term) and not any(terms[tower] == term for tower in recipe.teacher.states):
+            fit = " or ".join(tower for tower, own in terms.items() if own == term)
             raise AntgmmError(f"stage {stage.name!r}: loss.{term} compares states of {fit}: name one in teacher.states")

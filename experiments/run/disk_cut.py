@@ -10,7 +10,8 @@ from typing import Any
 import jax
 
 import pruning
-from antgmm_jax.config import LMMConfig, sizes, stacks
+from antgmm_jax.axes import sizes
+from antgmm_jax.config import LMMConfig, towers
 from antgmm_jax.convert import open_hf, save_hf
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.functional import Params
@@ -39,11 +40,11 @@ def targets_of(config: LMMConfig, name: str) -> dict[str, int]:
     small = preset(name)
     if small.family != config.family:
         raise AntgmmError(f"{name} is of family {small.family}, the checkpoint of {config.family}: state sizes instead")
-    for tower, stack in stacks(small).items():
-        own = stacks(config)[tower].head_dim
-        if own != stack.head_dim:
+    for tower in towers(small).values():
+        own, other = towers(config)[tower.name].stack.head_dim, tower.stack.head_dim
+        if own != other:
             raise AntgmmError(
-                f"a head of {tower} is {own} wide, in {name} {stack.head_dim}: widths of heads are never cut;"
+                f"a head of {tower.name} is {own} wide, in {name} {other}: widths of heads are never cut;"
                 " state sizes instead"
             )
     return sizes(small)

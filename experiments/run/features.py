@@ -9,7 +9,8 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from antgmm_jax.config import LMMConfig, QFormerConfig
+from antgmm_jax.config import LMMConfig
+from antgmm_jax.families import family
 from antgmm_jax.functional import Params, functional
 from antgmm_jax.processes import gather
 from antgmm_jax.sharding import rows
@@ -40,13 +41,7 @@ def freezes_features(config: LMMConfig, frozen: Sequence[str]) -> bool:
     Returns:
         Whether they are constant.
     """
-    return all(any(f"{part}/".startswith(f"{prefix}/") for prefix in frozen) for part in _feature_parts(config))
-
-
-def _feature_parts(config: LMMConfig) -> tuple[str, ...]:
-    """Paths of the parameters that image features depend on."""
-    parts = ("vision", "bridge/queries", "bridge/norm", "bridge/stack")
-    return parts if isinstance(config.bridge, QFormerConfig) else parts[:1]
+    return all(any(f"{part}/".startswith(f"{prefix}/") for prefix in frozen) for part in family(config).features)
 
 
 class ImageFeatures:
@@ -69,7 +64,7 @@ class ImageFeatures:
             params: its parameters.
             shift: as in `image_features`.
         """
-        of = (shift, [gather(reduce(getitem, path.split("/"), params)) for path in _feature_parts(config)])
+        of = (shift, [gather(reduce(getitem, path.split("/"), params)) for path in family(config).features])
         if not (self._made and jax.tree.all(jax.tree.map(np.array_equal, self._made[0], of))):
             self.drop()  # before as much again is made
             self._made = of, image_features(config, params, self._samples, shift=shift, seed=self._seed)

@@ -6,7 +6,8 @@ import jax
 import numpy as np
 
 import pruning
-from antgmm_jax.config import LMMConfig, sizes
+from antgmm_jax.axes import sizes
+from antgmm_jax.config import LMMConfig, towers
 from antgmm_jax.functional import Params, functional, local_axes
 from antgmm_jax.sharding import rows
 from distill import LossConfig, make_loss
@@ -56,8 +57,8 @@ def importance(
         axes = [axis for axis in methods if not axis.endswith("/layers")]
         scores["activation"] = pruning.activation(pure.apply, params, calibration, axes, local)
     if "block_influence" in used:
-        towers = [axis.split("/")[0] for axis in methods if axis.endswith("/layers")]
-        scores["block_influence"] = pruning.block_influence(pure.apply, params, calibration, towers)
+        deep = [tower for tower in towers(config).values() if tower.axis("layers") in methods]
+        scores["block_influence"] = pruning.block_influence(pure.apply, params, calibration, deep)
     if "random" in used:
         scores["random"] = pruning.random(jax.random.key(seed), sizes(config), local)
     if "last" in used:

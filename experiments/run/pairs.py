@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 from transformers import ProcessorMixin
 
-from antgmm_jax.config import LMMConfig, to_dict
+from antgmm_jax.axes import to_dict
+from antgmm_jax.config import LMMConfig
 from antgmm_jax.functional import Params
 from antgmm_jax.processes import by_first
 from data.processor import Prepared

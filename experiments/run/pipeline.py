@@ -14,10 +14,12 @@ from transformers import ProcessorMixin
 import distill
 import pruning
 from antgmm_jax import checkpoint, folders
+from antgmm_jax.axes import sizes, to_dict
 from antgmm_jax.bridge import OUT
-from antgmm_jax.config import LMMConfig, from_dict, sizes, to_dict
+from antgmm_jax.config import LMMConfig
 from antgmm_jax.convert import load_hf, save_hf
 from antgmm_jax.errors import AntgmmError
+from antgmm_jax.families import from_dict
 from antgmm_jax.functional import Params, abstract, float32, functional
 from antgmm_jax.processes import by_first, gather
 from antgmm_jax.sharding import own_rows

@@ -9,7 +9,7 @@ import optax
 from einops import rearrange
 from jaxtyping import Array, Float
 
-from antgmm_jax.config import LMMConfig, QFormerConfig, Remat, VisionConfig
+from antgmm_jax.config import LMMConfig, Remat, VisionConfig, towers
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.functional import Params, functional
 from data.maad.cells import SIDE
@@ -28,9 +28,9 @@ def init_params(config: LMMConfig, params: Params, facts: Mapping[str, int], cla
     """The image side's parameters with a linear head per fact and one for the cells.
 
     Args:
-        config: a model with a Q-Former.
+        config: a model whose bridge has a stack.
         params: the model's parameters.
-        facts: fact -> number of classes, in a fixed order; fact i is read off query i.
+        facts: fact -> number of classes, in a fixed order; fact i is read off image token i.
         classes: number of classes of a cell, read off the patch that covers it.
         key: random key of the heads.
 
@@ -39,11 +39,11 @@ def init_params(config: LMMConfig, params: Params, facts: Mapping[str, int], cla
         [V, y, x, classes], "bias" [classes]}} with y by x cells a patch.
 
     Raises:
-        AntgmmError: no Q-Former, fewer queries than facts, or patches that do not cover whole cells.
+        AntgmmError: no such bridge, fewer image tokens than facts, or patches that do not cover whole cells.
     """
-    if not isinstance(config.bridge, QFormerConfig) or config.bridge.queries < len(facts):
-        raise AntgmmError(f"pretraining on {len(facts)} facts needs a Q-Former with at least as many queries")
-    width, heads, inside = config.bridge.stack.embed, {}, _cells_a_patch(config.vision)
+    if "bridge" not in towers(config) or config.image_tokens < len(facts):
+        raise AntgmmError(f"pretraining on {len(facts)} facts needs a bridge with a stack and as many image tokens")
+    width, heads, inside = towers(config)["bridge"].stack.embed, {}, _cells_a_patch(config.vision)
     cells_key, *keys = jax.random.split(key, 1 + len(facts))
     for name, fact_key in zip(facts, keys, strict=True):
         kernel = width**-0.5 * jax.random.normal(fact_key, (width, facts[name]))

@@ -57,7 +57,7 @@ def teacher_forced(config: LMMConfig, prompt: Mapping[str, np.ndarray], targets:
         Tokens and mask with `transformers`' names, and `positions` [B, A] of the states that predict the targets.
     """
     language, (rows, answer) = config.language, targets.shape
-    if language.encoder is not None:
+    if config.encoder_decoder:
         start = np.full((rows, 1), language.start_token, np.int32)
         batch = {
             "input_ids": prompt["input_ids"],

@@ -10,7 +10,8 @@ import numpy as np
 
 import pruning
 from antgmm_jax import checkpoint
-from antgmm_jax.config import LMMConfig, to_dict
+from antgmm_jax.axes import to_dict
+from antgmm_jax.config import LMMConfig
 from antgmm_jax.convert import load_hf
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.functional import float32

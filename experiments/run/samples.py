@@ -92,11 +92,9 @@ class Samples:
         pack: int = 0,
         prompt: str = PROMPT,
     ):
-        if pack and config.language.encoder is not None:
-            raise AntgmmError(
-                f"pack = {pack}: only models without an encoder read packed rows, T5 has one: use buckets"
-            )
-        if prompt_buckets and config.language.encoder is None:
+        if pack and config.encoder_decoder:
+            raise AntgmmError(f"pack = {pack}: only models without an encoder read packed rows: use buckets")
+        if prompt_buckets and not config.encoder_decoder:
             raise AntgmmError("prompt_buckets: a model without an encoder reads prompt and answer in one: use buckets")
         check_fit(processor, config)
         self.records = prepare(processor, records)

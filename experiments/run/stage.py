@@ -9,9 +9,10 @@ import numpy as np
 
 import pruning
 from antgmm_jax import checkpoint
-from antgmm_jax.config import LMMConfig, from_dict, sizes, to_dict
+from antgmm_jax.axes import sizes, to_dict
+from antgmm_jax.config import LMMConfig
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.families import complete
+from antgmm_jax.families import complete, from_dict
 from antgmm_jax.functional import Params, float32, functional
 from data.batches import Batches
 from distill import (

@@ -14,7 +14,8 @@ from transformers import ProcessorMixin
 
 import distill
 from antgmm_jax import checkpoint, folders
-from antgmm_jax.config import LMMConfig, QFormerConfig, resize, to_dict
+from antgmm_jax.axes import resize, to_dict
+from antgmm_jax.config import LMMConfig, towers
 from antgmm_jax.convert import load_hf, open_hf, save_hf
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import complete, violations
@@ -60,9 +61,9 @@ def shape_of(recipe: Training) -> LMMConfig:
     model = recipe.model
     config = open_hf(model.path)[0] if model.path else _preset_of(model)
     facts = [phase.name for phase in recipe.phases if phase.kind == "facts"]
-    if facts and not isinstance(config.bridge, QFormerConfig):
+    if facts and "bridge" not in towers(config):
         raise AntgmmError(
-            f"phase {facts[0]!r} trains a Q-Former, which {model.path or model.preset} lacks: "
+            f"phase {facts[0]!r} trains a bridge with a stack, which {model.path or model.preset} lacks: "
             "give it phases of kind answers"
         )
     return config
@@ -98,7 +99,7 @@ def make_processor(config: LMMConfig, data: Data, records: Sequence[Record], tem
         # A user's few rows repeat little: what occurs twice is worth a token.
         texts = (text for r in records for text in (prompt(r.question, r.text, template), r.answer))
         tokenizer = train_tokenizer(texts, vocab=vocab, min_frequency=2)
-    if isinstance(config.bridge, QFormerConfig):
+    if "bridge" in towers(config):
         return blip2_processor(tokenizer, px=px, queries=config.bridge.queries)
     return llava_processor(tokenizer, px=px, patch=config.vision.patch)
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from antgmm_jax.config import sizes, stacks
+from antgmm_jax.axes import sizes
+from antgmm_jax.config import towers
 from antgmm_jax.convert import load_hf
 from antgmm_jax.functional import functional
 from tests import reference
@@ -85,7 +86,7 @@ def case(request, tmp_path_factory):
         labels[2, -2:] = -100
         counted["decoder"], more = labels >= 0, {"labels": labels}
     axes = [axis for axis in sizes(config) if not axis.endswith("/layers")]
-    names = (*axes, *(f"{tower}/states" for tower in stacks(config)))
+    names = (*axes, *(f"{tower}/states" for tower in towers(config)))
     apply = jax.jit(partial(functional(config).apply, collect=names), compiler_options=QUICK)
     found = apply(params, {**reference.ours(arrays), **more})
     return SimpleNamespace(
@@ -112,12 +113,12 @@ def torch_states(case):
 def test_states_are_pytorchs_layer_by_layer(case):
     inputs = handed(case.model, case.arrays, FINAL.values())
     expected = {tower: [state.numpy() for state in states] for tower, states in torch_states(case).items()}
-    assert set(expected) == set(stacks(case.config))
+    assert set(expected) == set(towers(case.config))
     for tower, states in expected.items():
         if tower in FINAL:
             # PyTorch's last entry of a language model is normed; the stream before it is what its norm is handed.
             (states[-1],) = inputs[FINAL[tower]]
-        layers = stacks(case.config)[tower].layers
+        layers = towers(case.config)[tower].stack.layers
         assert len(states) == layers + 1 + (case.family == "llava" and tower == "vision")  # a layer that is never read
         found = np.asarray(case.found[f"{tower}/states"])
         assert found.shape == (layers + 1, *states[0].shape)

@@ -7,12 +7,13 @@ import jax
 import numpy as np
 import pytest
 
-from antgmm_jax.config import from_dict, resize, sizes, to_dict
+from antgmm_jax.axes import resize, sizes, to_dict
 from antgmm_jax.convert import load_hf
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.families import complete, violations
+from antgmm_jax.families import complete, from_dict, violations
+from antgmm_jax.families.llava.presets import sized as llava
 from antgmm_jax.functional import abstract, functional, is_axes, local_axes
-from antgmm_jax.presets import PRESETS, llava, preset
+from antgmm_jax.presets import PRESETS, preset
 from tests import reference
 
 MILLIONS = {

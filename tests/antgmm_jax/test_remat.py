@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from antgmm_jax.config import resize
+from antgmm_jax.axes import resize
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.functional import abstract, functional
 from distill import LossConfig, make_loss

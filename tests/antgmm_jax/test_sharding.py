@@ -8,7 +8,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from antgmm_jax import sharding
-from antgmm_jax.config import sizes
+from antgmm_jax.axes import sizes
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.presets import PRESETS
 from antgmm_jax.sharding import make_mesh, place, rows, spec

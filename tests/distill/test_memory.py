@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import distill
-from antgmm_jax.config import embed_axis, sizes, stacks
+from antgmm_jax.axes import sizes
+from antgmm_jax.config import towers
 from antgmm_jax.functional import abstract, functional
 from distill.align import parts
 from tests.pruning.models import CONFIGS
@@ -41,7 +42,7 @@ def temporaries(family, **options):
     pure, optimizer = functional(config), distill.make_optimizer(learning_rate=1e-3, steps=1)
     state = jax.eval_shape(partial(distill.init_state, optimizer=optimizer), abstract(config))
     frozen = abstract(config)
-    axes = [axis for tower in stacks(config) for axis in (f"{tower}/layers", embed_axis(tower))]
+    axes = [axis for tower in towers(config).values() for axis in (tower.axis("layers"), tower.embed)]
     aligned = parts(config, {axis: np.arange(sizes(config)[axis]) for axis in axes})
     step = distill.make_step(pure, optimizer, LOSSES, teacher=distill.online(pure, frozen), parts=aligned, **options)
     # The program never runs, so its machine code need not be good.

@@ -8,8 +8,8 @@ import numpy as np
 import transformers
 
 from antgmm_jax.convert import save_hf
+from antgmm_jax.families.blip2_t5.presets import sized as blip2_t5
 from antgmm_jax.functional import functional
-from antgmm_jax.presets import blip2_t5
 from data.processor import blip2_processor, llava_processor
 from data.tokenizer import EOS, IMAGE, PAD, corpus, train_tokenizer
 from tests.reference import randomised

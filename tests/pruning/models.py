@@ -6,9 +6,11 @@ from functools import lru_cache
 import jax
 import numpy as np
 
-from antgmm_jax.config import LanguageConfig, LMMConfig, ProjectorConfig, StackConfig, VisionConfig
+from antgmm_jax.bridge import ProjectorConfig
+from antgmm_jax.config import LanguageConfig, LMMConfig, StackConfig, VisionConfig
+from antgmm_jax.families.blip2_t5.presets import sized as blip2_t5
+from antgmm_jax.families.llava.config import LlavaConfig
 from antgmm_jax.functional import abstract
-from antgmm_jax.presets import blip2_t5
 from tests.reference import squares
 
 IMAGE_TOKEN = 3
@@ -37,8 +39,7 @@ def _llava() -> LMMConfig:
         layers=3, embed=36, heads=3, q_per_kv=2, head_dim=8, mlp=20, act="silu", norm="rms", gated=True, causal=True,
         positions="rope", **plain,
     )  # fmt: skip
-    return LMMConfig(
-        family="llava",
+    return LlavaConfig(
         vision=VisionConfig(
             stack=vision, image=16, patch=8, patch_bias=False, first_norm=True, final_norm=False, keep_cls=False
         ),

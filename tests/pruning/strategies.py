@@ -3,7 +3,8 @@
 import numpy as np
 from hypothesis import strategies as st
 
-from antgmm_jax.config import LMMConfig, sizes
+from antgmm_jax.axes import sizes
+from antgmm_jax.config import LMMConfig
 from antgmm_jax.functional import local_axes
 from pruning.keep import gate_shape
 

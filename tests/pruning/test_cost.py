@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from antgmm_jax.config import LMMConfig, resize
+from antgmm_jax.axes import resize
+from antgmm_jax.config import LMMConfig
 from antgmm_jax.errors import AntgmmError
+from antgmm_jax.families.blip2_t5.presets import sized as blip2_t5
 from antgmm_jax.functional import abstract, functional
-from antgmm_jax.presets import blip2_t5, preset
+from antgmm_jax.presets import preset
 from pruning.cost import cost, forward_flops, parameters
 from tests.pruning.models import CONFIGS
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from antgmm_jax.config import sizes
+from antgmm_jax.axes import sizes
 from antgmm_jax.convert import load_hf, save_hf
 from antgmm_jax.functional import functional, local_axes
 from antgmm_jax.generate import generate

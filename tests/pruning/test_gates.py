@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from antgmm_jax.config import sizes
+from antgmm_jax.axes import sizes
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.functional import local_axes
 from pruning.gates import gates_at, gates_of, ones

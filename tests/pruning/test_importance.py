@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from antgmm_jax.config import sizes
+from antgmm_jax.axes import sizes
+from antgmm_jax.config import towers
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.functional import functional, local_axes
 from pruning.gates import ones
@@ -51,7 +52,7 @@ def test_taylor_takes_the_gradient_of_bfloat16_gates_in_float32():
 
 @pytest.mark.parametrize("score", [taylor, activation, block_influence])
 def test_no_batch_is_an_error(score):
-    arguments = {taylor: ({}, {}, []), activation: ({}, [], ["t/mlp"], []), block_influence: ({}, [], ["vision"])}
+    arguments = {taylor: ({}, {}, []), activation: ({}, [], ["t/mlp"], []), block_influence: ({}, [], [])}
     with pytest.raises(AntgmmError, match="at least one calibration batch"):
         score(lambda *_: None, *arguments[score])
 
@@ -203,8 +204,10 @@ def test_block_influence_by_hand_leaves_padding_out():
     def apply(params, batch, collect):
         return dict.fromkeys(collect, states)
 
-    batch = {"attention_mask": jnp.array([[1, 0]]), "labels": jnp.array([[-100, 4]])}
-    scores = block_influence(apply, {}, [batch], ["vision", "encoder", "decoder"])
+    images = {"valid": jnp.ones((1, 1), bool)}
+    batch = {"images": images, "attention_mask": jnp.array([[1, 0]]), "labels": jnp.array([[-100, 4]])}
+    deep = towers(CONFIGS["blip2_t5"])
+    scores = block_influence(apply, {}, [batch], [deep[name] for name in ("vision", "encoder", "decoder")])
     np.testing.assert_allclose(scores["vision/layers"], [0.5, 1.0])
     np.testing.assert_allclose(scores["encoder/layers"], [1.0, 0.0])
     np.testing.assert_allclose(scores["decoder/layers"], [0.0, 2.0])
@@ -213,10 +216,9 @@ def test_block_influence_by_hand_leaves_padding_out():
 @pytest.mark.parametrize("family", CONFIGS)
 def test_block_influence_of_a_model(family):
     config = CONFIGS[family]
-    towers = [axis.split("/")[0] for axis in sizes(config) if axis.endswith("/layers")]
-    scores = block_influence(functional(config).apply, parameters(family), [batch_of(config)], towers)
+    scores = block_influence(functional(config).apply, parameters(family), [batch_of(config)], towers(config).values())
     assert {axis: score.shape for axis, score in scores.items()} == {
-        f"{tower}/layers": (sizes(config)[f"{tower}/layers"],) for tower in towers
+        f"{tower}/layers": (sizes(config)[f"{tower}/layers"],) for tower in towers(config)
     }
     assert all(((score > 0) & (score < 2)).all() for score in scores.values())
 

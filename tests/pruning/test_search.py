@@ -5,7 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from antgmm_jax.config import sizes
+from antgmm_jax.axes import sizes
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import complete, violations
 from antgmm_jax.functional import local_axes

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from antgmm_jax.config import sizes, with_cross_every
+from antgmm_jax.axes import sizes
+from antgmm_jax.families.blip2_t5.frequency import every, with_every
 from antgmm_jax.functional import abstract
-from pruning.keep import compose, cross_every, identity
+from pruning.keep import compose, identity
 from pruning.shrink import shrink, take
 from tests.pruning.models import CONFIGS, parameters
 from tests.pruning.strategies import keeps
@@ -81,12 +82,12 @@ def test_q_former_cross_layers_follow_the_layers():
     config, params = CONFIGS["blip2_t5"], parameters("blip2_t5")
     heads = index([0, 1], [0, 1], [1, 2], [0, 1])
     smaller, cut = shrink(config, params, {"bridge/layers": index(2, 3), "bridge/cross_heads": heads})
-    assert cross_every(smaller) == 2
+    assert every(smaller) == 2
     before, after = (p["bridge"]["stack"]["cross"]["attention"]["k"] for p in (params, cut))
     np.testing.assert_array_equal(after, before[[1]][:, :, [1, 2]])
     only_cross, cut = shrink(config, params, {"bridge/layers": index(0, 2)})
-    assert cross_every(only_cross) == 1
-    assert jax.tree.map(jnp.shape, cut) == jax.tree.map(lambda x: x.shape, abstract(with_cross_every(only_cross, 1)))
+    assert every(only_cross) == 1
+    assert jax.tree.map(jnp.shape, cut) == jax.tree.map(lambda x: x.shape, abstract(with_every(only_cross, 1)))
 
 
 HALF = {

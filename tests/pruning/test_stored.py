@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from antgmm_jax.config import sizes
+from antgmm_jax.axes import sizes
 from antgmm_jax.convert import load_hf, open_hf, save_hf
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.functional import local_axes

@@ -2,9 +2,9 @@
 
 import pytest
 
-from antgmm_jax.config import sizes
+from antgmm_jax.axes import sizes
 from antgmm_jax.errors import AntgmmError
-from pruning.keep import cross_every
+from antgmm_jax.families.blip2_t5.frequency import every
 from pruning.targets import legal_above, planned_config, resolve
 from tests.pruning.models import CONFIGS
 
@@ -46,4 +46,4 @@ def test_the_planned_config_has_the_tied_counts():
     changed = {axis: n for axis, n in sizes(smaller).items() if n != sizes(BLIP)[axis]}
     assert changed == {"vision/embed": 16, "vision/heads": 2, "encoder/heads": 2, "decoder/heads": 2,
                        "decoder/cross_heads": 2, "bridge/layers": 2}  # fmt: skip
-    assert cross_every(smaller) == 2
+    assert every(smaller) == 2

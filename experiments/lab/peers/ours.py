@@ -42,7 +42,7 @@ def main(work: Path, out: Path, mode: str) -> None:
     elif mode == "cached":
         train(task, data, work, record, from_cache(work), EPOCHS * task.steps)
     else:
-        config, params = load_hf(work / "llava" / "teacher")
+        config, params = load_hf(work / "ours" / "teacher")
         train(task, data, work, record, distill.online(functional(config), float32(config, params)), task.steps)
     matrix, product = jnp.ones((SIDE, SIDE), jnp.float32), jax.jit(jnp.dot)
     record.write(out, lambda: product(matrix, matrix).block_until_ready(), task.batch)
@@ -50,7 +50,7 @@ def main(work: Path, out: Path, mode: str) -> None:
 
 def build(task: Task, data: Arrays, work: Path, record: Recorder) -> None:
     """Makes the cache anew, and notes `build_seconds`, from the parameters in memory on, and `cache_bytes` on disk."""
-    config, params = load_hf(work / "llava" / "teacher")
+    config, params = load_hf(work / "ours" / "teacher")
     params, place = float32(config, params), work / "cache"
     for left in (place, place.with_name("cache.partial")):
         shutil.rmtree(left, ignore_errors=True)
@@ -68,14 +68,14 @@ def build(task: Task, data: Arrays, work: Path, record: Recorder) -> None:
 
 def from_cache(work: Path) -> distill.Teacher:
     """The teacher whose states a process before has cached: of its weights, only the head's are read."""
-    config, params = open_hf(work / "llava" / "teacher")
+    config, params = open_hf(work / "ours" / "teacher")
     cache = distill.open_cache(work / "cache", key=(work / "cache.key").read_text(), in_memory=True)
     return distill.cached(functional(config), params, cache)
 
 
 def train(task: Task, data: Arrays, work: Path, record: Recorder, teacher: distill.Teacher, steps: int) -> None:
     """Compiles and warms every program, then trains the student from its first weights and records each step."""
-    config, start = load_hf(work / "llava" / "student")
+    config, start = load_hf(work / "ours" / "student")
     optimizer = make_optimizer(task, steps)
     step = distill.make_step(functional(config), optimizer, LOSS, teacher=teacher)
     warm(step, distill.init_state(float32(config, start), optimizer), stream(task, data), steps, teacher)

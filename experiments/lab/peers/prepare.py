@@ -1,9 +1,9 @@
-"""Makes the task's folder once: text, weights as Llama and as LLaVA checkpoints, and the order of our batches."""
+"""Makes the task's folder once: text, weights as a text model and as one of ours, and the order of our batches."""
 
-import dataclasses
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -13,14 +13,18 @@ from safetensors.numpy import load_file, save_file
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.convert import save_hf
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.families import family_of
+from antgmm_jax.families import family
 from antgmm_jax.functional import functional
-from antgmm_jax.presets import llava
+from antgmm_jax.presets import preset
 from data.batches import batches
 from experiments.lab.peers.task import BUCKETED, Task, Text, draw, padded, read, write
 
 # tunix's Llama turns positions at this base whatever its config says.
 ROPE_THETA = 1e6
+BASE = "llava-tiny"
+"""Preset with the text model that every contender knows."""
+OURS, THEIRS = "ours", "text"
+"""Folders of the checkpoints, with `student` and `teacher` each: what we read, and its text model alone."""
 _VISION = 8  # side and width of an image encoder that no row of text reaches
 _IMAGE_TOKEN = 3
 _WEIGHTS = "model.safetensors"
@@ -32,8 +36,8 @@ def prepare(task: Task, folder: Path) -> None:
 
     Args:
         task: the settings.
-        folder: holds afterwards what `task.write` writes, `llama/` and `llava/` with `student` and `teacher` each, and
-            the rows of our length-bucketed batches, in the order in which they come.
+        folder: holds afterwards what `task.write` writes, the checkpoints in `OURS` and `THEIRS`, and the rows of our
+            length-bucketed batches, in the order in which they come.
 
     Raises:
         AntgmmError: the folder holds another task.
@@ -55,7 +59,7 @@ def prepare(task: Task, folder: Path) -> None:
 
 
 def language_config(task: Task, name: str) -> LMMConfig:
-    """The student or teacher as the language model of a LLaVA, whose image side is as small as can be.
+    """The student or teacher as the language model of a model whose image side is as small as can be.
 
     Args:
         task: the shapes.
@@ -65,18 +69,17 @@ def language_config(task: Task, name: str) -> LMMConfig:
         The config.
     """
     layers, width, heads, mlp = getattr(task, name)
-    config = llava(
-        vision=(1, _VISION, 1, _VISION),
-        text=(layers, width, heads, mlp),
-        head_dims=(_VISION, width // heads),
-        image=_VISION,
-        patch=_VISION,
-        vocab=task.vocab,
+    base = preset(BASE)
+    eye = replace(base.vision.stack, layers=1, embed=_VISION, heads=1, mlp=_VISION, head_dim=_VISION)
+    language = {"layers": layers, "embed": width, "heads": heads, "mlp": mlp}
+    decoder = replace(base.language.decoder, **language, q_per_kv=1, head_dim=width // heads, rope_theta=ROPE_THETA)
+    return replace(
+        base,
+        vision=replace(base.vision, stack=eye, image=_VISION, patch=_VISION),
+        bridge=replace(base.bridge, mlp=width),
+        language=replace(base.language, decoder=decoder, vocab=task.vocab, tied=True),
         image_token=_IMAGE_TOKEN,
-        tied=True,
     )
-    decoder = dataclasses.replace(config.language.decoder, rope_theta=ROPE_THETA)
-    return dataclasses.replace(config, language=dataclasses.replace(config.language, decoder=decoder))
 
 
 def arrays(task: Task, text: Text) -> dict[str, np.ndarray]:
@@ -95,13 +98,13 @@ def arrays(task: Task, text: Text) -> dict[str, np.ndarray]:
 
 def _save(config: LMMConfig, seed: int, folder: Path, name: str) -> None:
     params = jax.tree.map(np.asarray, functional(config).init(jax.random.key(seed)))
-    whole, alone = folder / "llava" / name, folder / "llama" / name
+    whole, alone = folder / OURS / name, folder / THEIRS / name
     save_hf(config, params, whole)
     alone.mkdir(parents=True)
     tensors = load_file(whole / _WEIGHTS)
     language = {key.removeprefix(_PREFIX): value for key, value in tensors.items() if key.startswith(_PREFIX)}
     save_file(language, alone / _WEIGHTS, metadata={"format": "pt"})
-    fields = family_of("llava").to_hf(config)["text_config"]
+    fields = family(config).to_hf(config)["text_config"]
     # The name of the base before transformers 5.
     fields |= {"rope_theta": ROPE_THETA, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "dtype": "float32"}
     (alone / "config.json").write_text(json.dumps(fields, indent=1) + "\n")

@@ -65,7 +65,7 @@ def main(work: Path, out: Path, mode: str) -> None:
 def _trainer(task: Task, text: Text, work: Path, scratch: Path, mode: str, *, steps: int) -> _Timed:
     torch.manual_seed(task.seed)
     student, teacher = (
-        LlamaForCausalLM.from_pretrained(work / "llama" / name, dtype=torch.float32) for name in ("student", "teacher")
+        LlamaForCausalLM.from_pretrained(work / "text" / name, dtype=torch.float32) for name in ("student", "teacher")
     )
     settings = GKDConfig(
         output_dir=str(scratch / "trl"),

@@ -70,7 +70,7 @@ def main(work: Path, out: Path, mode: str) -> None:
     record = Recorder("google-tunix", "jax", "flax")
     task, text = read(work)
     plan = np.load(work / BUCKETED) if mode == "bucketed" else in_order(task)
-    student, teacher = (_model(work / "llama" / name) for name in ("student", "teacher"))
+    student, teacher = (_model(work / "text" / name) for name in ("student", "teacher"))
     trainer = _trainer(task, student, teacher)
     start = jax.tree.map(jnp.copy, nnx.state((trainer.model, trainer.optimizer)))
     by_width = {batch.input_tokens.shape[1]: batch for batch in _inputs(task, text, plan)}

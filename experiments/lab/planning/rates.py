@@ -12,7 +12,8 @@ import jax
 import numpy as np
 
 import pruning
-from antgmm_jax.config import LMMConfig, sizes
+from antgmm_jax.axes import sizes
+from antgmm_jax.config import LMMConfig
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.functional import abstract
 from experiments.report.latency import PHASES, Latency, Request, jax_request, measure

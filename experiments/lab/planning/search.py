@@ -5,7 +5,8 @@ from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import pruning
-from antgmm_jax.config import LMMConfig, sizes
+from antgmm_jax.axes import sizes
+from antgmm_jax.config import LMMConfig
 from antgmm_jax.errors import AntgmmError
 from experiments.lab.planning.rates import ROUNDS, Asked, calibrate, named, predict, random_request
 from experiments.report.latency import measure

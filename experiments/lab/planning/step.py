@@ -135,10 +135,10 @@ def _abstract(asked: Asked) -> tuple[Any, dict[str, Any]]:
 
 
 def _batch(asked: Asked) -> Iterator[tuple[str, Any]]:
-    vision, t5 = asked.student.vision, asked.student.language.encoder is not None
-    prompt = asked.length if t5 else asked.length + asked.answer
+    vision, apart = asked.student.vision, asked.student.encoder_decoder
+    prompt = asked.length if apart else asked.length + asked.answer
     shapes: dict[str, tuple[int, ...]] = dict.fromkeys(("input_ids", "attention_mask"), (prompt,))
-    shapes |= dict.fromkeys(("positions", "targets", *(["decoder_input_ids"] if t5 else [])), (asked.answer,))
+    shapes |= dict.fromkeys(("positions", "targets", *(["decoder_input_ids"] if apart else [])), (asked.answer,))
     where = NamedSharding(jax.sharding.get_mesh(), PartitionSpec(sharding.RULES["batch"]))
     for name, shape in shapes.items():
         yield name, jax.ShapeDtypeStruct((asked.batch, *shape), jnp.int32, sharding=where)

@@ -194,7 +194,7 @@ def step_flops(
     Returns:
         FLOPs.
     """
-    if config.language.encoder is None:
+    if not config.encoder_decoder:
         length, answer = length + answer, 0
     flops = pruning.forward_flops(config, stage.optimizer.batch_size, length, answer)
     run = set(flops) - ({*IMAGE_SIDE} if features else set())

@@ -13,7 +13,7 @@ from typer.main import get_command
 
 import pruning
 from antgmm_jax import checkpoint, convert, tensors
-from antgmm_jax.config import sizes, to_dict
+from antgmm_jax.axes import sizes, to_dict
 from antgmm_jax.convert import load_hf, save_hf
 from antgmm_jax.families import FAMILIES
 from antgmm_jax.functional import abstract, functional

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from antgmm_jax.config import sizes
+from antgmm_jax.axes import sizes
 from antgmm_jax.convert import load_hf
+from antgmm_jax.families.blip2_t5.presets import sized as blip2_t5
 from antgmm_jax.functional import functional
 from antgmm_jax.pictures import as_hf
-from antgmm_jax.presets import blip2_t5, preset
+from antgmm_jax.presets import preset
 from distill import LossConfig, make_loss
 from experiments.commands.sources import end_tokens
 from experiments.lab.bench import cutting, decoding, flops, ratios, timing

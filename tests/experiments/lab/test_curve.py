@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import pruning
-from antgmm_jax.config import sizes
+from antgmm_jax.axes import sizes
 from antgmm_jax.errors import AntgmmError
 from experiments.lab.planning.rates import Asked
 from experiments.lab.study.curve import knee, markdown, shape_of, with_costs, write_curve

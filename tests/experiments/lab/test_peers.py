@@ -48,7 +48,7 @@ def told(work):
 
 
 def llama(work, name):
-    return transformers.LlamaForCausalLM.from_pretrained(work / "llama" / name, dtype=torch.float32)
+    return transformers.LlamaForCausalLM.from_pretrained(work / "text" / name, dtype=torch.float32)
 
 
 def reference_loss(student, teacher, batch):
@@ -116,7 +116,7 @@ def test_both_checkpoints_are_one_model(work):
     task, text = read(work)
     data = arrays(task, text)
     for name in ("student", "teacher"):
-        config, params = ours.load_hf(work / "llava" / name)
+        config, params = ours.load_hf(work / "ours" / name)
         batch = {key: value[:4] for key, value in data.items()}
         mine = np.asarray(ours.functional(config).apply(jax.tree.map(np.asarray, params), batch)["logits"])
         model = llama(work, name)

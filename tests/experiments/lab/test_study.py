@@ -10,7 +10,7 @@ from filelock import FileLock
 
 import pruning
 from antgmm_jax import checkpoint
-from antgmm_jax.config import sizes
+from antgmm_jax.axes import sizes
 from antgmm_jax.convert import load_hf, open_hf
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import complete

@@ -9,7 +9,7 @@ import pytest
 import data.maad as maad
 import distill
 import pruning
-from antgmm_jax.config import stacks
+from antgmm_jax.config import towers
 from antgmm_jax.convert import load_hf
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.functional import functional
@@ -72,7 +72,7 @@ def test_a_cache_of_cut_batches_holds_what_one_of_whole_batches_does(model, tmp_
     visits = [*cut.by_bucket(SIZE)]
     np.testing.assert_array_equal(np.sort(np.concatenate([b["index"] for b in visits])), np.arange(ROWS))
     assert min(map(width, visits)) < max(map(width, visits)) == width(next(plain.in_order(SIZE)))
-    names = ("final", *(f"{tower}/states" for tower in stacks(config)))
+    names = ("final", *(f"{tower}/states" for tower in towers(config)))
     found = []
     for name, rows in (("cut", visits), ("whole", plain.in_order(SIZE))):
         about = {"samples": ROWS, "like": next(plain.in_order(SIZE)), "key": "k", "names": names}
@@ -90,7 +90,7 @@ def test_a_cache_of_cut_batches_holds_what_one_of_whole_batches_does(model, tmp_
 def test_a_cut_batch_has_the_loss_of_the_whole_one(model, tmp_path, mode):
     config, params, plain, cut = model
     pure = functional(config)
-    names = ("final", *(f"{tower}/states" for tower in stacks(config)))
+    names = ("final", *(f"{tower}/states" for tower in towers(config)))
     teacher = distill.online(pure, params)
     if mode == "cache":
         like = next(plain.in_order(8))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import pruning
-from antgmm_jax.config import resize
+from antgmm_jax.axes import resize
 from antgmm_jax.convert import load_hf
 from antgmm_jax.errors import AntgmmError
 from experiments.run.checks import check_sizes

@@ -12,8 +12,9 @@ from safetensors.numpy import load_file
 from typer.testing import CliRunner
 
 from antgmm_jax import checkpoint
-from antgmm_jax.config import from_dict, sizes
+from antgmm_jax.axes import sizes
 from antgmm_jax.errors import AntgmmError
+from antgmm_jax.families import from_dict
 from data.maad import source
 from experiments import cli
 from experiments.report.write import finish

@@ -8,11 +8,11 @@ import pytest
 
 import pruning
 from antgmm_jax import checkpoint
-from antgmm_jax.config import sizes, to_dict
+from antgmm_jax.axes import sizes, to_dict
 from antgmm_jax.convert import load_hf
 from antgmm_jax.errors import AntgmmError
+from antgmm_jax.families.blip2_t5.presets import sized as blip2_t5
 from antgmm_jax.functional import float32, functional
-from antgmm_jax.presets import blip2_t5
 from experiments.report.write import finish
 from experiments.run import recombine
 from experiments.run.pipeline import load_student, teacher_key

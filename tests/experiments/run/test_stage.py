@@ -8,7 +8,7 @@ import pytest
 import distill
 import pruning
 from antgmm_jax import checkpoint
-from antgmm_jax.config import sizes
+from antgmm_jax.axes import sizes
 from antgmm_jax.convert import load_hf
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.functional import float32, functional, is_axes

@@ -1,0 +1,33 @@
+"""BLIP-2 with T5: ViT, Q-Former, T5."""
+
+from typing import Any
+
+from antgmm_jax.families.base import Family
+from antgmm_jax.families.blip2_t5.config import Blip2T5Config, from_hf, ties, to_hf, violations
+from antgmm_jax.families.blip2_t5.frequency import Frequency
+from antgmm_jax.families.blip2_t5.model import build
+from antgmm_jax.families.blip2_t5.presets import PRESETS
+from antgmm_jax.families.blip2_t5.weights import FILES, weights
+
+
+def _torch_ends(model: Any) -> tuple[Any, Any]:
+    return model.language_projection, model.language_model.lm_head
+
+
+FAMILY = Family(
+    name="blip2_t5",
+    model_types=("blip-2",),
+    config=Blip2T5Config,
+    from_hf=from_hf,
+    to_hf=to_hf,
+    build=build,
+    weights=weights,
+    files=FILES,
+    ties=ties,
+    violations=violations,
+    image_readers=lambda config: tuple(f"bridge/stack/cross/attention/{name}" for name in "kv"),
+    features=("vision", "bridge/queries", "bridge/norm", "bridge/stack"),
+    depth=Frequency(),
+    torch_ends=_torch_ends,
+    presets=PRESETS,
+)

@@ -1,0 +1,60 @@
+"""BLIP-2 + T5 assembled from the common parts and its own bridge, the Q-Former."""
+
+from collections.abc import Sequence
+
+from flax import nnx
+from jaxtyping import Array, Float
+
+from antgmm_jax.bridge import OUT
+from antgmm_jax.config import Remat, Tower, towers
+from antgmm_jax.families.blip2_t5.config import Blip2T5Config, QFormerConfig
+from antgmm_jax.language import LanguageModel
+from antgmm_jax.layers import Norm, linear, param, repeated
+from antgmm_jax.lmm import LMM
+from antgmm_jax.stack import Context, Gates, Stack
+from antgmm_jax.vision import VisionEncoder
+
+
+class QFormer(nnx.Module):
+    """Learnt queries that read image states through a stack with cross-attention, then a linear map."""
+
+    def __init__(
+        self, config: QFormerConfig, tower: Tower, memory: int, text: int, *, remat: Remat = "dots", rngs: nnx.Rngs
+    ):
+        width = config.stack.embed
+        self.queries = param(rngs.params(), (config.queries, width), ("queries", tower.embed), scale=0.02)
+        self.norm = Norm(config.stack, tower.embed, rngs=rngs)
+        self.stack = Stack(tower, memory=memory, remat=remat, rngs=rngs)
+        axes = (tower.embed, "text/embed")
+        self.out = param(rngs.params(), (width, text), axes, scale=width**-0.5, over=OUT)
+        self.out_bias = param(rngs.params(), (text,), axes[1:], scale=None)
+
+    def features(
+        self, vision: Float[Array, "S N V"], gates: Gates, collect: Sequence[str] = ()
+    ) -> tuple[Float[Array, "S Q D"], dict[str, Array]]:
+        """Query states after the stack, and the intermediates named in `collect`."""
+        x = repeated(self.norm(self.queries[...], gates.get("bridge/embed")), vision.shape[0])
+        return self.stack(x, Context(memory=vision), gates, collect)
+
+    def project(
+        self, features: Float[Array, "S Q D"], gates: Gates, collect: Sequence[str] = ()
+    ) -> tuple[Float[Array, "S Q E"], dict[str, Array]]:
+        """Query states as text embeddings; the last norm of the stack has gated the input."""
+        return linear(features, self.out[...], self.out_bias[...]), {}
+
+
+def build(config: Blip2T5Config, *, remat: Remat, rngs: nnx.Rngs) -> LMM:
+    """The model with new parameters.
+
+    Args:
+        config: the model.
+        remat: what its stacks keep for the backward pass.
+        rngs: source of its parameters.
+
+    Returns:
+        The module.
+    """
+    stacks, text = towers(config), config.language.decoder.embed
+    vision = VisionEncoder(config.vision, stacks["vision"], remat=remat, rngs=rngs)
+    bridge = QFormer(config.bridge, stacks["bridge"], config.vision.stack.embed, text, remat=remat, rngs=rngs)
+    return LMM(config, vision, bridge, LanguageModel(config.language, stacks, remat=remat, rngs=rngs))

@@ -1,0 +1,114 @@
+"""Every tensor of a BLIP-2 + T5 checkpoint and where its numbers live in our tree."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from antgmm_jax.families.base import Files
+from antgmm_jax.families.blip2_t5.config import Blip2T5Config
+from antgmm_jax.families.table import Entry, attention, dense, norm
+
+
+def _says_tied(raw: Mapping[str, Any]) -> bool:
+    # T5 has no field for it: there a head equal to the table is the table.
+    return True
+
+
+FILES = Files(
+    head="language_model.lm_head.weight",
+    tokens="language_model.shared.weight",
+    # Duplicates of the token table and buffers that older releases wrote.
+    ignored=(r"language_model\.(encoder|decoder)\.embed_tokens\.weight", r".*position_ids"),
+    says_tied=_says_tied,
+    # An unscaled T5 says tie_word_embeddings: false, so its head has to be in the file, tied or not.
+    writes_head=lambda config: not config.language.scaled_head,
+)
+
+
+def weights(config: Blip2T5Config) -> list[Entry]:
+    """Every tensor of the file and where its numbers live in our tree."""
+    return _vision(config) + _qformer(config.bridge.stack.cross_every) + _language(config)
+
+
+def _vision(config: Blip2T5Config) -> list[Entry]:
+    hf, layer, block = "vision_model", "vision_model.encoder.layers.{i}", "vision/stack/blocks"
+    fused = tuple(f"{block}/attention/{name}" for name in "qkv")
+    entries = [
+        Entry(f"{hf}.embeddings.class_embedding", ("vision/cls",), "1 1 d -> d"),
+        Entry(f"{hf}.embeddings.position_embedding", ("vision/positions",), "1 p d -> p d"),
+        *dense(f"{hf}.embeddings.patch_embedding", "vision/patch", "vision/patch_bias", "d c y x -> c y x d"),
+        *norm(f"{layer}.layer_norm1", f"{block}/norm1", "vision"),
+        *norm(f"{layer}.layer_norm2", f"{block}/norm2", "vision"),
+        Entry(f"{layer}.self_attn.qkv.weight", fused, "(n k d) e -> n e k d", "vision"),
+        *dense(
+            f"{layer}.self_attn.projection",
+            f"{block}/attention/o",
+            f"{block}/attention/o_bias",
+            "e (k g d) -> k g d e",
+            tower="vision",
+        ),
+        *dense(f"{layer}.mlp.fc1", f"{block}/mlp/up", f"{block}/mlp/up_bias", "m e -> e m", tower="vision"),
+        *dense(f"{layer}.mlp.fc2", f"{block}/mlp/down", f"{block}/mlp/down_bias", "e m -> m e", tower="vision"),
+        *norm(f"{hf}.post_layernorm", "vision/final_norm"),
+    ]
+    if config.vision.stack.qkv_bias:
+        biases = tuple(f"{path}_bias" for path in fused)
+        entries.append(Entry(f"{layer}.self_attn.qkv.bias", biases, "(n k d) -> n k d", "vision"))
+    return entries
+
+
+def _qformer(cross_every: int) -> list[Entry]:
+    layer, block, cross = "qformer.encoder.layer.{i}", "bridge/stack/blocks", "bridge/stack/cross"
+
+    def bert(hf: str, path: str, norm_path: str, every: int) -> list[Entry]:
+        names = {"q": "query", "k": "key", "v": "value"}
+        hf_names = {k: f"{hf}.attention.{v}" for k, v in names.items()} | {"o": f"{hf}.output.dense"}
+        return attention(hf_names, path, "bridge", every, qkv_bias=True, out_bias=True) + norm(
+            f"{hf}.output.LayerNorm", norm_path, "bridge", every
+        )
+
+    return [
+        Entry("query_tokens", ("bridge/queries",), "1 q d -> q d"),
+        *norm("qformer.layernorm", "bridge/norm"),
+        *bert(f"{layer}.attention", f"{block}/attention", f"{block}/norm1", 1),
+        *bert(f"{layer}.crossattention", f"{cross}/attention", f"{cross}/norm", cross_every),
+        *dense(
+            f"{layer}.intermediate_query.dense", f"{block}/mlp/up", f"{block}/mlp/up_bias", "m e -> e m", tower="bridge"
+        ),
+        *dense(
+            f"{layer}.output_query.dense", f"{block}/mlp/down", f"{block}/mlp/down_bias", "e m -> m e", tower="bridge"
+        ),
+        *norm(f"{layer}.output_query.LayerNorm", f"{block}/norm2", "bridge"),
+        *dense("language_projection", "bridge/out", "bridge/out_bias", "e d -> d e"),
+    ]
+
+
+def _language(config: Blip2T5Config) -> list[Entry]:
+    entries = [Entry("language_model.shared.weight", ("language/tokens",), "v d -> v d")]
+    if not config.language.tied:
+        entries.append(Entry("language_model.lm_head.weight", ("language/out",), "v d -> d v"))
+    for tower, final in (("encoder", "encoder_norm"), ("decoder", "norm")):
+        hf, ours = f"language_model.{tower}", f"language/{tower}"
+        layer, block = hf + ".block.{i}.layer", f"{ours}/blocks"
+        bias = f"{hf}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+        entries += [
+            Entry(bias, (f"{ours}/relative/table",), "b h -> b h"),
+            *norm(f"{hf}.final_layer_norm", f"language/{final}", rms=True),
+            *_t5_attention(f"{layer}.0.SelfAttention", f"{block}/attention", tower),
+            *norm(f"{layer}.0.layer_norm", f"{block}/norm1", tower, rms=True),
+        ]
+        last = 1
+        if tower == "decoder":
+            cross, last = f"{ours}/cross", 2
+            entries += _t5_attention(f"{layer}.1.EncDecAttention", f"{cross}/attention", tower)
+            entries += norm(f"{layer}.1.layer_norm", f"{cross}/norm", tower, rms=True)
+        mlp = f"{layer}.{last}.DenseReluDense"
+        maps = {"wi_0": "gate", "wi_1": "up"} if config.language.decoder.gated else {"wi": "up"}
+        for name, path in maps.items():
+            entries += dense(f"{mlp}.{name}", f"{block}/mlp/{path}", None, "m e -> e m", tower=tower)
+        entries += dense(f"{mlp}.wo", f"{block}/mlp/down", None, "e m -> m e", tower=tower)
+        entries += norm(f"{layer}.{last}.layer_norm", f"{block}/norm2", tower, rms=True)
+    return entries
+
+
+def _t5_attention(hf: str, path: str, tower: str) -> list[Entry]:
+    return attention({name: f"{hf}.{name}" for name in "qkvo"}, path, tower, qkv_bias=False, out_bias=False)

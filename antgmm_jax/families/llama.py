@@ -1,0 +1,101 @@
+"""A Llama decoder inside a larger checkpoint: config both ways, name table and legal shapes."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from antgmm_jax.config import LanguageConfig, LMMConfig, StackConfig
+from antgmm_jax.errors import AntgmmError
+from antgmm_jax.families.table import Entry, attention, dense, norm
+
+
+def decoder_of(text: Mapping[str, Any]) -> StackConfig:
+    """The decoder that a `text_config` with its defaults filled in describes.
+
+    Raises:
+        AntgmmError: another kind of decoder, scaled rotary positions, or biases in the feed-forward layers.
+    """
+    if text["model_type"] != "llama":
+        raise AntgmmError(f"text_config.model_type = {text['model_type']!r} is not supported: bring one with 'llama'")
+    rope = text["rope_parameters"]
+    if rope.get("rope_type", "default") != "default":
+        raise AntgmmError(f"rope_type {rope['rope_type']!r} is not supported: only the default rotary positions are")
+    if text["mlp_bias"]:
+        raise AntgmmError("Llama with mlp_bias is not supported: bring a checkpoint without it")
+    return StackConfig(
+        layers=text["num_hidden_layers"],
+        embed=text["hidden_size"],
+        heads=text["num_key_value_heads"],
+        q_per_kv=text["num_attention_heads"] // text["num_key_value_heads"],
+        head_dim=text["head_dim"],
+        mlp=text["intermediate_size"],
+        act=text["hidden_act"],
+        norm="rms",
+        eps=text["rms_norm_eps"],
+        gated=True,
+        qkv_bias=text["attention_bias"],
+        out_bias=text["attention_bias"],
+        mlp_bias=False,
+        causal=True,
+        positions="rope",
+        rope_theta=float(rope["rope_theta"]),
+    )
+
+
+def text_config(language: LanguageConfig) -> dict[str, Any]:
+    """The fields of `text_config` that the model's shape decides."""
+    llama = language.decoder
+    return {
+        "model_type": "llama",
+        "architectures": ["LlamaForCausalLM"],
+        "hidden_size": llama.embed,
+        "intermediate_size": llama.mlp,
+        "num_hidden_layers": llama.layers,
+        "num_attention_heads": llama.heads * llama.q_per_kv,
+        "num_key_value_heads": llama.heads,
+        "head_dim": llama.head_dim,
+        "hidden_act": llama.act,
+        "rms_norm_eps": llama.eps,
+        "attention_bias": llama.qkv_bias,
+        "mlp_bias": llama.mlp_bias,
+        "rope_parameters": {"rope_type": "default", "rope_theta": llama.rope_theta},
+        "tie_word_embeddings": language.tied,
+        "vocab_size": language.vocab,
+    }
+
+
+def text_weights(language: LanguageConfig, model: str, head: str) -> list[Entry]:
+    """Tensors of the decoder, and of its head where it is not the token table.
+
+    Args:
+        language: the language model.
+        model: prefix of the decoder's names.
+        head: tensor of the head.
+
+    Returns:
+        The entries.
+    """
+    ours, bias = "language/decoder/blocks", language.decoder.qkv_bias
+    layer = model + ".layers.{i}"
+    llama = {name: f"{layer}.self_attn.{name}_proj" for name in "qkvo"}
+    entries = [
+        Entry(f"{model}.embed_tokens.weight", ("language/tokens",), "v d -> v d"),
+        *attention(llama, f"{ours}/attention", "text", qkv_bias=bias, out_bias=bias),
+        *norm(f"{layer}.input_layernorm", f"{ours}/norm1", "text", rms=True),
+        *norm(f"{layer}.post_attention_layernorm", f"{ours}/norm2", "text", rms=True),
+        *dense(f"{layer}.mlp.gate_proj", f"{ours}/mlp/gate", None, "m e -> e m", tower="text"),
+        *dense(f"{layer}.mlp.up_proj", f"{ours}/mlp/up", None, "m e -> e m", tower="text"),
+        *dense(f"{layer}.mlp.down_proj", f"{ours}/mlp/down", None, "e m -> m e", tower="text"),
+        *norm(f"{model}.norm", "language/norm", rms=True),
+    ]
+    if not language.tied:
+        entries.append(Entry(head, ("language/out",), "v d -> d v"))
+    return entries
+
+
+def head_violations(config: LMMConfig) -> tuple[str, ...]:
+    """Llama's config demands a width that its query heads divide, although head_dim is stated."""
+    llama = config.language.decoder
+    heads = llama.heads * llama.q_per_kv
+    if llama.embed % heads == 0:
+        return ()
+    return (f"text/embed = {llama.embed} must be divisible by the {heads} query heads (text/heads = {llama.heads})",)

@@ -1,0 +1,30 @@
+"""LLaVA: CLIP, a two-layer perceptron, Llama."""
+
+from typing import Any
+
+from antgmm_jax.families.base import Family
+from antgmm_jax.families.llava.config import LlavaConfig, from_hf, ties, to_hf, violations
+from antgmm_jax.families.llava.model import build
+from antgmm_jax.families.llava.presets import PRESETS
+from antgmm_jax.families.llava.weights import FILES, weights
+
+
+def _torch_ends(model: Any) -> tuple[Any, Any]:
+    return model.model.multi_modal_projector, model.lm_head
+
+
+FAMILY = Family(
+    name="llava",
+    model_types=("llava",),
+    config=LlavaConfig,
+    from_hf=from_hf,
+    to_hf=to_hf,
+    build=build,
+    weights=weights,
+    files=FILES,
+    ties=ties,
+    violations=violations,
+    image_readers=lambda config: ("bridge/up",),
+    torch_ends=_torch_ends,
+    presets=PRESETS,
+)
