@@ -6,11 +6,11 @@ from typing import Any
 from antgmm_jax.axes import read_dict
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.families import blip2_t5, llava
+from antgmm_jax.families import blip2_t5, idefics3, llava
 from antgmm_jax.families.base import Family
 from antgmm_jax.families.rules import complete_ties
 
-FAMILIES = {module.FAMILY.name: module.FAMILY for module in (blip2_t5, llava)}
+FAMILIES = {module.FAMILY.name: module.FAMILY for module in (blip2_t5, llava, idefics3)}
 
 
 def family(config: LMMConfig) -> Family:

@@ -1,0 +1,94 @@
+"""Idefics3 and SmolVLM: their config, from and to Hugging Face's, and its legal shapes."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from antgmm_jax.axes import part
+from antgmm_jax.config import LanguageConfig, LMMConfig, VisionConfig
+from antgmm_jax.errors import AntgmmError
+from antgmm_jax.families.llama import decoder_of, head_violations, text_config
+from antgmm_jax.families.rules import Tie, check_square, tie_violations
+from antgmm_jax.families.vit import encoder_of, vision_config
+
+ARCHITECTURES = {"idefics3": "Idefics3ForConditionalGeneration", "smolvlm": "SmolVLMForConditionalGeneration"}
+"""`model_type` -> class in transformers; the two compute the same and have processors of their own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShuffleConfig:
+    """Squares of `scale` by `scale` neighbouring image states, joined and mapped to the text width."""
+
+    scale: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Idefics3Config(LMMConfig):
+    """SigLIP, pixel shuffle with one linear map, Llama; a picture fills one slot, or one for each of its tiles."""
+
+    family: str = "idefics3"
+    model_type: Literal["idefics3", "smolvlm"]
+    bridge: ShuffleConfig = part("bridge", tokens="images")
+
+    @property
+    def image_tokens(self) -> int:
+        """Text positions that a tile takes."""
+        return self.vision.patches // self.bridge.scale**2
+
+
+def from_hf(hf: Mapping[str, Any], raw: Mapping[str, Any], *, tied: bool) -> Idefics3Config:
+    """Our config of a Hugging Face one.
+
+    Args:
+        hf: the config with its defaults filled in.
+        raw: config.json as it stands.
+        tied: whether the file's head is the token table.
+
+    Returns:
+        The config.
+
+    Raises:
+        AntgmmError: a language model other than Llama, or patches that the pixel shuffle does not divide.
+    """
+    vision, text, scale = hf["vision_config"], hf["text_config"], hf["scale_factor"]
+    check_square(vision["image_size"], vision["patch_size"])
+    side = vision["image_size"] // vision["patch_size"]
+    if side % scale:
+        raise AntgmmError(f"scale_factor = {scale} does not divide the {side} patches of a side: mend config.json")
+    image = VisionConfig(
+        stack=encoder_of(vision, vision["num_hidden_layers"]),
+        image=vision["image_size"],
+        patch=vision["patch_size"],
+        channels=vision["num_channels"],
+        has_cls=False,
+    )
+    return Idefics3Config(
+        model_type=hf["model_type"],
+        vision=image,
+        bridge=ShuffleConfig(scale=scale),
+        language=LanguageConfig(decoder=decoder_of(text), vocab=text["vocab_size"], tied=tied),
+        image_token=hf["image_token_id"],
+    )
+
+
+def to_hf(config: Idefics3Config) -> dict[str, Any]:
+    """The fields of config.json that the model's shape decides."""
+    return {
+        "architectures": [ARCHITECTURES[config.model_type]],
+        "model_type": config.model_type,
+        "image_token_id": config.image_token,
+        "scale_factor": config.bridge.scale,
+        "tie_word_embeddings": config.language.tied,
+        "vision_config": {"model_type": f"{config.model_type}_vision", **vision_config(config.vision)},
+        "text_config": text_config(config.language),
+    }
+
+
+def ties(config: Idefics3Config) -> tuple[Tie, ...]:
+    """Counts that one field of config.json holds for several axes."""
+    return (Tie("vision/embed", "vision/heads", config.vision.stack.head_dim),)
+
+
+def violations(config: Idefics3Config) -> tuple[str, ...]:
+    """What keeps a shape from being served, each as a sentence; empty where nothing does."""
+    return (*tie_violations(ties(config), config), *head_violations(config))

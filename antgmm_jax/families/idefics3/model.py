@@ -1,0 +1,58 @@
+"""Idefics3 assembled from the common parts and its own bridge, the pixel shuffle."""
+
+from collections.abc import Sequence
+
+from einops import rearrange
+from flax import nnx
+from jaxtyping import Array, Float
+
+from antgmm_jax.bridge import OUT
+from antgmm_jax.config import Remat, Tower, towers
+from antgmm_jax.families.idefics3.config import Idefics3Config, ShuffleConfig
+from antgmm_jax.language import LanguageModel
+from antgmm_jax.layers import linear, param
+from antgmm_jax.lmm import LMM
+from antgmm_jax.stack import Gates
+from antgmm_jax.vision import VisionEncoder
+
+
+class PixelShuffle(nnx.Module):
+    """Joins each square of neighbouring image states and maps it to the text width."""
+
+    def __init__(self, config: ShuffleConfig, vision: Tower, text: Tower, *, rngs: nnx.Rngs):
+        self.scale, inside = config.scale, config.scale**2
+        wide = vision.stack.embed
+        axes, shape = ("shuffled", vision.embed, text.embed), (inside, wide, text.stack.embed)
+        self.kernel = param(rngs.params(), shape, axes, scale=(inside * wide) ** -0.5, over=OUT)
+
+    def features(
+        self, vision: Float[Array, "S N V"], gates: Gates, collect: Sequence[str] = ()
+    ) -> tuple[Float[Array, "S N V"], dict[str, Array]]:
+        """Image states as they are: there is no stack."""
+        return vision, {}
+
+    def project(
+        self, features: Float[Array, "S N V"], gates: Gates, collect: Sequence[str] = ()
+    ) -> tuple[Float[Array, "S Q E"], dict[str, Array]]:
+        """Image states as text embeddings, Q = N / scale ** 2 of them."""
+        side = round(features.shape[1] ** 0.5)
+        squares = "s (gy y gx x) d -> s (gy gx) (y x) d"
+        joined = rearrange(features, squares, gy=side // self.scale, y=self.scale, x=self.scale, gx=side // self.scale)
+        return linear(joined, self.kernel[...], None, inputs=2), {}
+
+
+def build(config: Idefics3Config, *, remat: Remat, rngs: nnx.Rngs) -> LMM:
+    """The model with new parameters.
+
+    Args:
+        config: the model.
+        remat: what its stacks keep for the backward pass.
+        rngs: source of its parameters.
+
+    Returns:
+        The module.
+    """
+    stacks = towers(config)
+    vision = VisionEncoder(config.vision, stacks["vision"], remat=remat, rngs=rngs)
+    bridge = PixelShuffle(config.bridge, stacks["vision"], stacks["text"], rngs=rngs)
+    return LMM(config, vision, bridge, LanguageModel(config.language, stacks, remat=remat, rngs=rngs))

@@ -1,0 +1,23 @@
+"""Every tensor of an Idefics3 or SmolVLM checkpoint and where its numbers live in our tree."""
+
+from antgmm_jax.families.base import Files
+from antgmm_jax.families.idefics3.config import Idefics3Config
+from antgmm_jax.families.llama import text_weights
+from antgmm_jax.families.table import Entry
+from antgmm_jax.families.vit import vision_weights
+
+FILES = Files(
+    head="lm_head.weight",
+    tokens="model.text_model.embed_tokens.weight",
+    ignored=(r".*position_ids", r".*rotary_emb\.inv_freq"),
+)
+
+
+def weights(config: Idefics3Config) -> list[Entry]:
+    """Every tensor of the file and where its numbers live in our tree."""
+    proj, squares = "model.connector.modality_projection.proj.weight", "e (s d) -> s d e"
+    return [
+        *vision_weights(config.vision, "model.vision_model"),
+        Entry(proj, ("bridge/kernel",), squares),
+        *text_weights(config.language, "model.text_model", FILES.head),
+    ]
