@@ -13,9 +13,9 @@ import numpy as np
 
 from antgmm_jax import folders, processes, sharding
 from antgmm_jax.errors import AntgmmError
+from antgmm_jax.shards import Shards, Writer
 from distill.cache import Params, Shapes, read_meta
 from distill.chunked import at_positions
-from distill.shards import Shards, Writer
 
 FLUSH_EVERY = 32  # batches between two points from which an interrupted build goes on, and more where
 FILES = 256  # files would become too many for one process to hold open

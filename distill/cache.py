@@ -19,7 +19,7 @@ import numpy as np
 
 from antgmm_jax import processes
 from antgmm_jax.errors import AntgmmError
-from distill.shards import Shards
+from antgmm_jax.shards import Shards
 
 Params = Any
 Shapes = dict[str, tuple[int, ...]]
