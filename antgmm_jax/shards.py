@@ -5,6 +5,7 @@ A file is written under a hidden name and renamed when it is closed: its rows ar
 """
 
 import os
+from array import array
 from pathlib import Path
 from threading import Lock
 
@@ -30,7 +31,7 @@ class Writer:
 
     def __init__(self, directory: Path, process: int):
         self._directory, self._prefix = directory, f"{process:05d}-"
-        self._rows: list[int] = []
+        self._rows = array("q")
 
     def add(self, row: int, record: bytes) -> None:
         """Appends a row; it counts from the next `flush` on.
@@ -62,7 +63,7 @@ class Writer:
             self._temporary.rename(self._path)
         except (OSError, RuntimeError) as error:
             raise self._refused(error) from error
-        self._rows = []
+        self._rows = array("q")
 
     def _write(self, record: bytes) -> None:
         try:
