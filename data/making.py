@@ -73,14 +73,19 @@ class Seen:
             found = rows.images(index)
         if self.views is not None:
             return {**found, "vision_features": self.views[index][int(choice)]}
-        if np.any(choice):
-            pixels = found["pixels"]
-            return {**found, "pixels": shifted(pixels, np.tile(choice, (len(pixels), 1)))}
-        return found
+        return moved(found, choice)
 
 
 ASIS = Seen()
 """Pictures as they are."""
+
+
+def moved(images: Arrays, by: np.ndarray) -> Arrays:
+    """A row's pictures, all moved by so many rows and columns, [2]."""
+    if not np.any(by):
+        return images
+    pixels = images["pixels"]
+    return {**images, "pixels": shifted(pixels, np.tile(by, (len(pixels), 1)))}
 
 
 def batch(

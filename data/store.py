@@ -10,6 +10,7 @@ import shutil
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -27,12 +28,17 @@ from data.source import Source
 
 Made = TypeVar("Made")
 Progress = Callable[[int, str], None]
+Shown = Callable[[str, int], AbstractContextManager[Progress]]
 MOST_BYTES = 4 << 30
 """Of pictures that are kept encoded; those of larger data are decoded from their files once an epoch."""
 CACHE_BYTES = 16 << 30
 """Of all data sets that are kept; those that were not read for the longest time go first."""
 THREADS = min(8, os.cpu_count() or 1)
 _AHEAD = 4 * THREADS
+
+
+def _silent(done: int, note: str) -> None:
+    """No progress is shown."""
 
 
 class Index(NamedTuple):
@@ -55,9 +61,7 @@ class Index(NamedTuple):
     fingerprint: str
 
 
-def every(
-    source: Source, work: Callable[[Record], Made], progress: Progress = lambda done, note: None
-) -> Iterator[tuple[int, Made]]:
+def every(source: Source, work: Callable[[Record], Made], progress: Progress = _silent) -> Iterator[tuple[int, Made]]:
     """All records of a source in order, read and worked on ahead in threads.
 
     Args:
@@ -139,7 +143,11 @@ class Encoded(Sequence[Arrays]):
 
 
 def open_encoded(
-    source: Source, encoder: Encoder, folder: Path | None = None, progress: Progress = lambda done, note: None
+    source: Source,
+    encoder: Encoder,
+    folder: Path | None = None,
+    *,
+    shown: Shown = lambda title, total: nullcontext(_silent),
 ) -> Encoded:
     """Encoded records; whoever asks first reads, checks and encodes them all, a second process waits for that.
 
@@ -147,7 +155,7 @@ def open_encoded(
         source: the records.
         encoder: encodes them.
         folder: the cache; None: `cache_folder`.
-        progress: called with the number of records read, where they are.
+        shown: a bar of that title and total, to which the number of records read is told, where they are.
 
     Returns:
         The records.
@@ -161,7 +169,8 @@ def open_encoded(
     with FileLock(place.with_suffix(".lock")):
         if not place.exists():
             _evict(folder)
-            _build(source, encoder, place, progress)
+            with shown(f"reading {source.path or 'records'}", len(source)) as progress:
+                _build(source, encoder, place, progress)
         os.utime(place)
         return Encoded(source, encoder, place)
 
