@@ -149,3 +149,9 @@ def save_towers(folder: Path) -> Path:
     """A teacher and `recipe.toml`, which cuts the image side, then the language model, then distils the whole."""
     (folder / "recipe.toml").write_text(TOWERS.format(teacher=save_teacher(folder / "teacher")))
     return folder
+
+
+def taken(samples, rows):
+    """Some rows of samples as one batch of the full shape."""
+    (batch,) = samples.in_order(len(samples))
+    return jax.tree.map(lambda leaf: leaf[rows], batch)
