@@ -57,4 +57,4 @@ def valid_slots(batch: Mapping[str, Any]) -> Bool[Array, "S 1"]:
 
 def has_pixels(batch: Mapping[str, Any]) -> bool:
     """Whether a batch holds pictures themselves and not only which slots are in use."""
-    return len(batch["images"]) > 1
+    return len(batch.get("images", ())) > 1

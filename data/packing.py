@@ -3,33 +3,33 @@
 Only models without an encoder pack; `antgmm_jax.packing` says how they read such a batch.
 """
 
-from collections.abc import Callable
-from typing import Any
+import math
 
-import grain
 import numpy as np
 from jaxtyping import Int
 
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.sharding import own_rows
-from data.batches import Batches, Plan, lengths
-from data.encoding import IGNORE
+from data.batches import Batches, batches
+from data.collate import IGNORE, Needs
+from data.making import ASIS, Rows, Seen, placed
 from data.record import Arrays
-from data.shifting import seen
 
 OPEN = 64
 """Rows that a sample may yet join: more fill rows hardly better, and take longer to look through."""
-_PICTURES = ("images", "views", "vision_features")
 
 
-def pack(found: Int[np.ndarray, " N"], width: int, *, seed: int) -> Int[np.ndarray, "K M"]:
+def pack(
+    tokens: Int[np.ndarray, " N"], slots: Int[np.ndarray, " N"], width: int, *, seed: int
+) -> Int[np.ndarray, "K M"]:
     """Puts samples into rows: in random order, each into the first of the open rows that has room for it.
 
-    A row is given at most as many samples as the width divided by the mean length, rounded: all rows have as many
-    pictures as the fullest, used or not, and a picture costs more than a few tokens of padding.
+    A row is given at most as many samples as the width divided by the mean length, rounded, and at most the picture
+    slots that so many have on average: all rows have as many slots as the fullest, used or not, and a picture costs
+    more than a few tokens of padding.
 
     Args:
-        found: tokens of each sample.
+        tokens: of each sample.
+        slots: of each sample's pictures.
         width: tokens of a row.
         seed: of the order.
 
@@ -40,73 +40,94 @@ def pack(found: Int[np.ndarray, " N"], width: int, *, seed: int) -> Int[np.ndarr
     Raises:
         AntgmmError: a sample that is longer than a row.
     """
-    if found.max() > width:
-        raise AntgmmError(f"pack = {width} but a sample has {found.max()} tokens: raise pack")
-    most = max(1, round(width / found.mean()))
+    if tokens.max() > width:
+        raise AntgmmError(f"pack = {width} but a sample has {tokens.max()} tokens: raise pack")
+    most = max(1, round(width / tokens.mean()))
+    room = max(int(slots.max()), math.ceil(most * slots.mean()))
     rows: list[list[int]] = []
-    free = np.zeros(0, int)  # of the last rows; 0 once a row has its M samples
-    for sample in np.random.Generator(np.random.PCG64(seed)).permutation(len(found)):
-        fits = np.flatnonzero(free >= found[sample])
+    # Tokens and slots left in the last rows; no tokens once a row has its M samples.
+    free = np.zeros((0, 2), int)
+    for sample in np.random.Generator(np.random.PCG64(seed)).permutation(len(tokens)):
+        wanted = (tokens[sample], slots[sample])
+        fits = np.flatnonzero((free >= wanted).all(axis=1))
         if len(fits) == 0:
             rows.append([])
-            free = np.append(free, width)[-OPEN:]
+            free = np.concatenate([free, [(width, room)]])[-OPEN:]
         place = fits[0] if len(fits) else len(free) - 1
         row = rows[place - len(free)]
         row.append(int(sample))
-        free[place] = 0 if len(row) == most else free[place] - found[sample]
-    slots = max(map(len, rows))
-    return np.array([row + [-1] * (slots - len(row)) for row in rows])
+        free[place] = 0 if len(row) == most else free[place] - wanted
+    most = max(map(len, rows))
+    return np.array([row + [-1] * (most - len(row)) for row in rows])
 
 
-def packed(arrays: Arrays, rows: Int[np.ndarray, "R M"], width: int) -> Arrays:
-    """The arrays of packed rows.
+def packed(
+    rows: Rows,
+    table: Int[np.ndarray, "R M"],
+    *,
+    width: int,
+    answer: int,
+    slots: int,
+    seen: Seen = ASIS,
+    choices: np.ndarray | None = None,
+) -> Arrays:
+    """The batch of packed rows.
 
     Args:
-        arrays: from `data.encoding.encode` (LLaVA), or with `views` of image features in the place of `images` or
-            beside them.
-        rows: sample numbers of each row, -1 for none.
+        rows: encoded records of a model that reads prompt and answer in one.
+        table: sample numbers of each row, -1 for none.
         width: tokens of a row.
+        answer: columns of each sample's answer.
+        slots: picture slots of a row.
+        seen: how pictures are seen.
+        choices: what chance decided of each sample, [R, M, ...], from `Seen.choices`.
 
     Returns:
-        `input_ids`, `attention_mask`, `segment_ids` int32 [R, width]; `positions`, `targets` int32 [R, M * A], those of
-        the row's samples one after another (A: the answers' width); `images`, `views` [R, M, ...];
-        `index` int32 [R, M], the sample numbers.
+        `input_ids`, `attention_mask`, `segment_ids` int32 [R, width]; `positions`, `targets` int32 [R, M * answer],
+        those of the row's samples one after another; `images` and `vision_features` [R, slots, ...] in the order of the
+        samples; `index` int32 [R, M], the sample numbers, and `slots` int32 [R, M], picture slots of each.
     """
-    count, slots = rows.shape
-    length, answer = lengths(arrays), arrays["targets"].shape[1]
+    count, most = table.shape
+    choices = np.zeros((count, most, 2), int) if choices is None else choices
     out: Arrays = {name: np.zeros((count, width), np.int32) for name in ("input_ids", "attention_mask", "segment_ids")}
-    out["positions"] = np.zeros((count, slots, answer), np.int32)
-    out["targets"] = np.full((count, slots, answer), IGNORE, np.int32)
-    pictures = [name for name in _PICTURES if name in arrays]
-    for name in pictures:
-        out[name] = np.zeros((count, slots, *arrays[name].shape[1:]), arrays[name].dtype)
-    for row, samples in enumerate(rows):
-        start = 0
-        for slot, sample in enumerate(samples[samples >= 0]):
-            end = start + length[sample]
-            out["input_ids"][row, start:end] = arrays["input_ids"][sample, : end - start]
-            out["segment_ids"][row, start:end] = slot + 1
-            out["targets"][row, slot] = arrays["targets"][sample]
-            valid = arrays["targets"][sample] != IGNORE
-            out["positions"][row, slot] = np.where(valid, arrays["positions"][sample] + start, 0)
-            for name in pictures:
-                out[name][row, slot] = arrays[name][sample]
+    out["positions"] = np.zeros((count, most, answer), np.int32)
+    out["targets"] = np.full((count, most, answer), IGNORE, np.int32)
+    out["slots"] = np.zeros((count, most), np.int32)
+    trees: list[list[Arrays]] = []
+    for row, samples in enumerate(table):
+        start, own = 0, []
+        for place, sample in enumerate(samples[samples >= 0].tolist()):
+            found = rows.tokens(sample)
+            prompt, said = found["prompt"], found["answer"]
+            end = start + len(prompt) + len(said)
+            out["input_ids"][row, start:end] = np.concatenate([prompt, said])
+            out["segment_ids"][row, start:end] = place + 1
+            out["targets"][row, place, : len(said)] = said
+            out["positions"][row, place, : len(said)] = np.arange(len(said)) + start + len(prompt) - 1
+            own.append(seen.images(rows, sample, choices[row, place]))
+            out["slots"][row, place] = len(next(iter(own[-1].values())))
             start = end
+        trees.append(own)
+    if not any(trees):  # a last batch may be filled up with rows without samples
+        trees[0].append({name: leaf[:0] for name, leaf in seen.images(rows, 0, choices[0, 0]).items()})
     out["attention_mask"][:] = out["segment_ids"] > 0
-    flat = {name: out[name].reshape(count, slots * answer) for name in ("positions", "targets")}
-    return {**out, **flat, "index": rows.astype(np.int32)}
+    flat = {name: out[name].reshape(count, most * answer) for name in ("positions", "targets")}
+    return {**out, **flat, **placed(trees, slots), "index": table.astype(np.int32)}
 
 
 def packed_batches(
-    arrays: Arrays,
+    rows: Rows,
+    needs: Needs,
     *,
     size: int,
     seed: int,
     width: int,
-    rows: np.ndarray | None = None,
-    shift: int = 0,
-    finish: Callable[[Arrays], dict[str, Any]] = dict,
+    answer: int,
+    own: np.ndarray,
+    visits: np.ndarray | None = None,
+    seen: Seen = ASIS,
     prefetch: int = 2,
+    threads: int = 1,
 ) -> Batches:
     """Endless shuffled batches of packed rows; equal arguments give equal batches.
 
@@ -114,39 +135,35 @@ def packed_batches(
     samples make whole batches of them.
 
     Args:
-        arrays: name -> array with N rows, from `data.encoding.encode` (LLaVA).
+        rows: encoded records of a model that reads prompt and answer in one.
+        needs: of each.
         size: rows a batch.
         seed: seed of the rows and their order.
         width: tokens of a row.
-        rows: as in `data.batches.batches`, samples.
-        shift: as there.
-        finish: as in `data.batches.batches`; it is given pictures [R, M, ...].
-        prefetch: batches made ahead of time.
+        answer: columns of each sample's answer.
+        own: the rows of a batch that this process makes.
+        visits: samples that an epoch visits, as in `data.batches.batches`.
+        seen: how pictures are seen.
+        prefetch: as there.
+        threads: as there.
 
     Returns:
-        An iterator of what `packed` gives, finished.
+        An iterator of what `packed` gives.
 
     Raises:
-        AntgmmError: fewer rows than a batch needs, a sample longer than a row, or a batch that does not divide by a
-            mesh's devices.
+        AntgmmError: fewer rows than a batch needs, or a sample longer than a row.
     """
-    found = lengths(arrays)
-    chosen = np.arange(len(found)) if rows is None else rows
-    table = pack(found[chosen], width, seed=seed)
+    chosen = np.arange(len(rows)) if visits is None else visits
+    table = pack(needs.text[chosen], needs.slots[chosen], width, seed=seed)
     table = np.where(table < 0, -1, chosen[table])
     if len(table) < size:
         raise AntgmmError(f"a batch of {size} rows of {width} tokens needs more samples: the data fills {len(table)}")
+    slots = max(1, int(np.where(table < 0, 0, needs.slots[table]).sum(axis=1).max()))
     table = np.pad(table, ((0, -len(table) % size), (0, 0)), constant_values=-1)
-    own = own_rows(size)
 
     def make(places: np.ndarray, rng: np.random.Generator) -> Arrays:
-        batch = packed(arrays, table[places[own]], width)
-        batch = seen(batch, rng, shift=shift, shape=(len(places), table.shape[1]), own=own)
-        made = finish(batch)
-        if isinstance(made.get("images"), dict):
-            # Slots of a row that no sample fills hold no picture.
-            made["images"] = {**made["images"], "valid": table[places[own]] >= 0}
-        return made
+        choices = seen.choices(rng, (len(places), table.shape[1]))[own]
+        shape = {"width": width, "answer": answer, "slots": slots}
+        return packed(rows, table[places[own]], **shape, seen=seen, choices=choices)
 
-    order = grain.MapDataset.source(Plan(np.zeros(len(table), int), size, seed))
-    return Batches(order.random_map(make, seed=seed), prefetch)
+    return batches(make, np.zeros(len(table), int), size=size, seed=seed, prefetch=prefetch, threads=threads)

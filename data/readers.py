@@ -1,56 +1,203 @@
-"""A user's own data: JSONL or JSON with image files, Parquet, WebDataset tar, prepared TFDS, as records."""
+"""A user's own data: JSONL or JSON with image files, Parquet, WebDataset tar, prepared TFDS, as records by number."""
 
-import json
-import tarfile
-from collections.abc import Callable, Iterator, Sequence
+import hashlib
+from array import array
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from pathlib import Path, PurePosixPath
-from typing import Any, overload
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-import pyarrow
-import pyarrow.parquet as pq
 
 from antgmm_jax.errors import AntgmmError
+from data.json_rows import JsonRows
+from data.parquet_rows import ParquetRows
 from data.record import Record
-from data.rows import BadRow, Row, columns, decode_image, inside, parse
+from data.rows import BadRow, Row, parse
+from data.source import Source
+from data.tar_rows import TarRows
+from data.tfds_rows import TfdsRows
 
 _SUFFIXES = {"jsonl": (".jsonl", ".json"), "parquet": (".parquet",), "webdataset": (".tar",)}
-_PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
-Load = Callable[[Row], np.ndarray]
-Numbered = Iterator[tuple[str, Any]]
 
 
-class FileSource(Sequence[Record]):
-    """Records of files, all checked; a picture is decoded when its record is asked for.
+class Table(Protocol):
+    """Rows of files as they stand there: a row that cannot be parsed is given as a `BadRow`."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, number: int) -> Any: ...
+    def __iter__(self) -> Iterator[Any]: ...
+    def place(self, number: int) -> str:
+        """Where a row stands, for people."""
+        ...
+
+    def picture(self, name: str | bytes) -> np.ndarray:
+        """A picture that a row names. Raises BadRow where there is none."""
+        ...
+
+    def digest(self) -> str:
+        """A digest of what the rows are read from."""
+        ...
+
+
+class Places(NamedTuple):
+    """Where the records of a table stand.
 
     Attributes:
-        path: the file or folder that they come from.
-        rows: the records without their pictures.
+        rows: row of each record, int64 [N].
+        turns: which question of its row's conversation each is, int32 [N].
     """
 
-    def __init__(self, path: Path, rows: Sequence[Row], load: Load):
-        self.path, self.rows, self._load = path, rows, load
+    rows: np.ndarray
+    turns: np.ndarray
+
+
+class _Read(NamedTuple):
+    """What one pass over a table gives: its records' places, the rows that are refused, and how many there were."""
+
+    places: Places
+    faults: dict[int, str]
+    total: int
+
+
+class FileSource(Source):
+    """Records of a user's files by number; words and pictures are read when a record is asked for.
+
+    Args:
+        path: the file or folder that they come from, for people.
+        table: its rows.
+        most: how many records, the first ones; 0 for all.
+    """
+
+    def __init__(self, path: Path, table: Table, most: int = 0):
+        self.path, self._table, self._most = path, table, most
+
+    @cached_property
+    def _read(self) -> _Read:
+        return _pass(self._table, self._most)
+
+    @cached_property
+    def _places(self) -> Places:
+        return self._read.places
+
+    def places(self) -> dict[str, np.ndarray]:
+        """Row and question of each record, learnt by a pass over the rows."""
+        return self._places._asdict()
+
+    def restore(self, places: Mapping[str, np.ndarray]) -> None:
+        """Takes the places that an earlier process learnt of the same files: no pass is needed."""
+        self._places = Places(**places)
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self._places.rows)
 
-    @overload
-    def __getitem__(self, index: int) -> Record: ...
-    @overload
-    def __getitem__(self, index: slice) -> "FileSource": ...
-    def __getitem__(self, index):
-        if isinstance(index, slice):
-            return FileSource(self.path, self.rows[index], self._load)
-        row = self.rows[index]
-        return Record(**{**vars(row), "image": self._load(row)})
+    def words(self, index: int) -> Row:
+        """A record without its pictures. Raises AntgmmError where the row is bad."""
+        try:
+            return self._row(index)
+        except BadRow as reason:
+            raise self._refused(index, reason) from reason
+
+    def __getitem__(self, index: int) -> Record:  # pyright: ignore[reportIncompatibleMethodOverride]
+        try:
+            return self.read(index)
+        except BadRow as reason:
+            raise self._refused(index, reason) from reason
+
+    def read(self, index: int) -> Record:
+        """A record. Raises BadRow where its row or a picture is bad."""
+        row = self._row(index)
+        return Record(**{**vars(row), "images": tuple(map(self._table.picture, row.images))})
+
+    def digest(self) -> str:
+        """A digest of the files, cheap beside reading all pictures: equal where nothing has changed."""
+        return hashlib.sha256(f"{self._most} {self._table.digest()}".encode()).hexdigest()
+
+    def check(self, bad: Mapping[int, str]) -> None:
+        """Refuses bad rows together, and files that hold too few.
+
+        Args:
+            bad: record -> what is wrong with its pictures.
+
+        Raises:
+            AntgmmError: names each bad row with its reason.
+        """
+        faults = dict(self._read.faults)
+        for index, reason in bad.items():
+            faults.setdefault(int(self._places.rows[index]), reason)
+        if faults:
+            lines = (f"{self._table.place(row)}: {faults[row]}" for row in sorted(faults))
+            head = f"{self.path}: {len(faults)} of {self._read.total} rows are refused; mend or remove them"
+            raise AntgmmError("\n".join([head, *lines]))
+        if not len(self):
+            raise AntgmmError(f"{self.path} holds no rows: nothing to read")
+        if len(self) < self._most:
+            raise AntgmmError(f"{self.path} holds {len(self)} records, the recipe asks for {self._most}: lower samples")
+
+    def _row(self, index: int) -> Row:
+        row, turn = int(self._places.rows[index]), int(self._places.turns[index])
+        found = _parsed(self._table[row])[turn]
+        return found if found.id else replace(found, id=f"{self._table.place(row)}#{turn}")
+
+    def _refused(self, index: int, reason: BadRow) -> AntgmmError:
+        place = self._table.place(int(self._places.rows[index]))
+        return AntgmmError(f"{self.path} has changed since it was read: {place}: {reason}")
 
 
-def read_records(kind: str, path: str | Path, *, split: str = "", most: int = 0) -> Sequence[Record]:
-    """The records of a user's files, each row checked before anything is trained.
+def _parsed(raw: Any) -> list[Row]:
+    if isinstance(raw, BadRow):
+        raise raw
+    return parse(raw)
 
-    A row needs a picture, a question and an answer, under the names of `data.rows.ALIASES` or as LLaVA's
-    `conversations`, where each question with its answer becomes a record. Other columns are not read.
+
+def _pass(table: Table, most: int) -> _Read:
+    """Reads the words of all rows once: which are records, and which are refused."""
+    rows, turns, marks, faults, total = array("q"), array("i"), array("Q"), {}, 0
+    for number, raw in enumerate(table):
+        total += 1
+        try:
+            found = _parsed(raw)
+        except BadRow as reason:
+            faults[number] = str(reason)
+            continue
+        for turn, row in enumerate(found):
+            rows.append(number)
+            turns.append(turn)
+            marks.append(_mark(row.id or f"\0{number}#{turn}"))
+        if most and len(rows) >= most:
+            break  # a conversation may go on behind it
+    kept = slice(0, most or None)
+    places = Places(np.array(rows[kept], np.int64), np.array(turns[kept], np.int32))
+    faults |= _twice(table, places, np.array(marks[kept], np.uint64))
+    good = ~np.isin(places.rows, [*faults])
+    return _Read(Places(places.rows[good], places.turns[good]), faults, total)
+
+
+def _mark(name: str) -> int:
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest())
+
+
+def _twice(table: Table, places: Places, marks: np.ndarray) -> dict[int, str]:
+    """Rows with an id that an earlier row has: row -> reason."""
+    order = np.argsort(marks, kind="stable")
+    again = order[1:][marks[order[1:]] == marks[order[:-1]]]
+    first = np.searchsorted(marks, marks[again], sorter=order)
+    found = {}
+    for index, earlier in zip(again.tolist(), order[first].tolist(), strict=True):
+        row, before = int(places.rows[index]), int(places.rows[earlier])
+        names = [parse(table[r])[int(places.turns[i])].id for r, i in ((row, index), (before, earlier))]
+        if names[0] == names[1]:  # and not only their marks
+            found[row] = f"id {names[0]!r} is also that of {table.place(before)}"
+    return found
+
+
+def read_records(kind: str, path: str | Path, *, split: str = "", most: int = 0) -> FileSource:
+    """The records of a user's files by number; `data.store.every` checks them before anything is trained.
+
+    A row needs pictures (one, a list, or an empty list for none), a question and an answer, under the names of
+    `data.rows.ALIASES` or as LLaVA's `conversations`, where each question with its answer becomes a record. Other
+    columns are not read.
 
     Args:
         kind: `jsonl` (also a JSON array; picture paths are relative to the file), `parquet` (pictures as bytes,
@@ -61,22 +208,20 @@ def read_records(kind: str, path: str | Path, *, split: str = "", most: int = 0)
         most: how many records, the first ones; the files are read no further. 0 for all.
 
     Returns:
-        The records; pictures are decoded as they are asked for.
+        The records.
 
     Raises:
-        AntgmmError: no such files, nothing in them, or bad rows: all of them, each with its reason.
+        AntgmmError: no such files, or files of another form.
     """
     path = Path(path)
     if kind == "tfds":
-        return _checked(path, *_tfds(path, split), most)
+        return FileSource(path, TfdsRows(path, split), most)
     if kind not in _SUFFIXES:
         raise AntgmmError(f"no reader for data of kind {kind!r}: choose one of {', '.join(_SUFFIXES)}, tfds")
     files = _files(path, kind)
-    folder = files[0].parent
     if kind == "jsonl":
-        return _checked(path, _json(files[0]), _loader(folder), most)
-    read = _parquet if kind == "parquet" else _tar
-    return _checked(path, (row for file in files for row in read(file)), _loader(folder), most)
+        return FileSource(path, JsonRows(files[0]), most)
+    return FileSource(path, (ParquetRows if kind == "parquet" else TarRows)(files), most)
 
 
 def _files(path: Path, kind: str) -> list[Path]:
@@ -91,129 +236,3 @@ def _files(path: Path, kind: str) -> list[Path]:
     if kind == "jsonl" and len(found) > 1:
         raise AntgmmError(f"{path} holds {', '.join(f.name for f in found)}: name the file that is meant")
     return found
-
-
-def _loader(folder: Path) -> Load:
-    def load(row: Row) -> np.ndarray:
-        return decode_image(row.image if isinstance(row.image, bytes) else inside(folder, row.image))
-
-    return load
-
-
-def _checked(path: Path, numbered: Numbered, load: Load, most: int) -> FileSource:
-    """Parses rows and opens their pictures; refuses them together."""
-    rows: list[Row] = []
-    bad: list[str] = []
-    seen: dict[str, str] = {}
-    total = 0
-    for place, raw in numbered:
-        total += 1
-        try:
-            if isinstance(raw, BadRow):
-                raise raw
-            found = [row if row.id else replace(row, id=f"{place}#{k}") for k, row in enumerate(parse(raw))]
-            load(found[0])
-            for row in found:
-                if row.id in seen:
-                    raise BadRow(f"id {row.id!r} is also that of {seen[row.id]}")
-            seen |= {row.id: place for row in found}
-            rows += found
-        except BadRow as reason:
-            bad.append(f"{place}: {reason}")
-        if most and len(rows) >= most:
-            rows = rows[:most]  # a conversation may go on behind it
-            break
-    if bad:
-        raise AntgmmError(f"{path}: {len(bad)} of {total} rows are refused; mend or remove them\n" + "\n".join(bad))
-    if not rows:
-        raise AntgmmError(f"{path} holds no rows: nothing to read")
-    return FileSource(path, rows, load)
-
-
-def _json(file: Path) -> Numbered:
-    """The objects of a JSON array, or of the lines of a file, with their places."""
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise AntgmmError(f"{file} is not UTF-8 text (byte {error.start}): save it as UTF-8") from error
-    if file.suffix == ".json":
-        try:
-            found = json.loads(text)
-        except ValueError as error:
-            raise AntgmmError(f"{file} is not JSON: {error}") from error
-        if not isinstance(found, list):
-            raise AntgmmError(f"{file} is not a JSON array of rows: write an array, or one object a line as .jsonl")
-        yield from ((f"row {number}", raw) for number, raw in enumerate(found, 1))
-        return
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            yield f"line {number}", json.loads(line)
-        except ValueError as error:
-            yield f"line {number}", BadRow(f"is not JSON: {error}")
-
-
-def _parquet(file: Path) -> Numbered:
-    try:
-        with pq.ParquetFile(file) as table:
-            wanted, number = columns(table.schema_arrow.names), 0
-            for batch in table.iter_batches(batch_size=256, columns=wanted):
-                for raw in batch.to_pylist():
-                    number += 1
-                    yield f"{file.name} row {number}", raw
-    except (pyarrow.ArrowException, OSError) as error:
-        raise AntgmmError(f"{file} is not a readable Parquet file: {' '.join(str(error).split())[:200]}") from error
-
-
-def _tar(file: Path) -> Numbered:
-    """Samples of a WebDataset shard: neighbouring members whose names agree up to the first dot."""
-    try:
-        with tarfile.open(file) as archive:
-            key, parts = None, {}
-            for member in archive:
-                name = PurePosixPath(member.name)
-                if not member.isfile() or name.name.startswith("."):  # what macOS puts beside each file
-                    continue
-                stem, _, suffix = name.name.partition(".")
-                found = str(name.with_name(stem))
-                if found != key and parts:
-                    yield f"{file.name} {key}", _sample(parts)
-                    parts = {}
-                key = found
-                stream = archive.extractfile(member)
-                parts[f".{suffix.lower()}"] = stream.read() if stream else b""
-            if parts:
-                yield f"{file.name} {key}", _sample(parts)
-    except (tarfile.TarError, OSError, EOFError) as error:
-        raise AntgmmError(f"{file} is not a readable tar file: {' '.join(str(error).split())[:200]}") from error
-
-
-def _sample(parts: dict[str, bytes]) -> Any:
-    pictures = [suffix for suffix in parts if suffix in _PICTURES]
-    if len(pictures) != 1 or ".json" not in parts:
-        return BadRow(f"needs one picture and a .json, has {', '.join(sorted(parts))}")
-    try:
-        fields = json.loads(parts[".json"])
-    except ValueError as error:
-        return BadRow(f".json is not JSON: {error}")
-    return {**fields, "image": parts[pictures[0]]} if isinstance(fields, dict) else fields
-
-
-def _tfds(path: Path, split: str) -> tuple[Numbered, Load]:
-    """Rows of a prepared folder; pictures stay in their files until asked for."""
-    from data.maad.maad_synth import open_split
-
-    found = open_split(path, split)
-
-    def numbered() -> Numbered:
-        for place in range(len(found)):
-            fields = {name: value for name, value in found[place].items() if name not in ("image", "latents")}
-            fields = {name: value.decode() if isinstance(value, bytes) else value for name, value in fields.items()}
-            latents = {name: int(number) for name, number in found[place].get("latents", {}).items()}
-            yield f"{split} row {place}", {**fields, "latents": latents, "image": str(place)}
-
-    def load(row: Row) -> np.ndarray:
-        return np.asarray(found[int(row.image)]["image"])
-
-    return numbered(), load

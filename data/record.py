@@ -4,11 +4,12 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from string import Formatter
+from typing import Any
 
 import numpy as np
 
-Arrays = dict[str, np.ndarray]
-"""Encoded records by name of what is encoded, one row a record."""
+Arrays = dict[str, Any]
+"""A tree of numpy arrays by name: an encoded record, or a batch of them with the records first in every leaf."""
 PROMPT = "[text: {text} ]question: {question}"
 """How a model is asked unless a recipe says otherwise."""
 _OPTIONAL = re.compile(r"\[([^\[\]]*\{text\}[^\[\]]*)\]")
@@ -16,14 +17,14 @@ _OPTIONAL = re.compile(r"\[([^\[\]]*\{text\}[^\[\]]*)\]")
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """One question about one picture.
+    """One question about a picture, about several or about none.
 
-    `image` is uint8 [H, W, 3]; `text` accompanies the picture; `type` groups questions in the metrics and `slice`
+    Each of `images` is uint8 [H, W, 3]; `text` accompanies them; `type` groups questions in the metrics and `slice`
     names what is unusual about the record. For pretraining an encoder, `latents` are integer facts of the picture and
     `cells` the class of what each cell of a grid laid over it shows, uint8 [side, side].
     """
 
-    image: np.ndarray
+    images: tuple[np.ndarray, ...]
     question: str
     answer: str
     text: str = ""

@@ -1,4 +1,4 @@
-"""One row of a user's file, under whatever names its columns have, as question, answer and picture."""
+"""One row of a user's file, under whatever names its columns have, as question, answer and pictures."""
 
 import io
 import struct
@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 
 # The first name is ours; the others are common elsewhere.
 ALIASES = {
-    "image": ("image", "image_path", "file_name", "filename", "img", "jpg", "png"),
+    "image": ("image", "images", "image_path", "file_name", "filename", "img", "jpg", "png"),
     "question": ("question", "prompt", "query", "instruction"),
     "answer": ("answer", "response", "output", "target", "label", "caption"),
     "text": ("text", "context", "description"),
@@ -31,9 +31,9 @@ class BadRow(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A record whose picture is not yet decoded: `image` is a path inside the data folder, or the file's bytes."""
+    """A record whose pictures are not yet decoded: each is a path inside the data folder, or the bytes of a file."""
 
-    image: str | bytes
+    images: tuple[str | bytes, ...]
     question: str
     answer: str
     text: str = ""
@@ -64,7 +64,7 @@ def parse(raw: Any) -> list[Row]:
     if not isinstance(raw, Mapping):
         raise BadRow(f"is a {type(raw).__name__}, not an object with named fields")
     found = {name: _pick(raw, name) for name in ALIASES}
-    image = _image(found["image"])
+    images = _images(found["image"])
     label = "" if found["id"] is None else str(found["id"])
     rest: dict[str, Any] = {name: _string(found[name], name) for name in ("type", "slice")}
     rest["latents"] = _latents(found["latents"])
@@ -74,11 +74,11 @@ def parse(raw: Any) -> list[Row]:
         pairs = _conversation(raw[turns[0]], turns[0])
         ids = [label] if len(pairs) == 1 else [label and f"{label}#{place}" for place in range(len(pairs))]
         return [
-            Row(image=image, question=q, answer=a, text=text, id=i, **rest)
+            Row(images=images, question=q, answer=a, text=text, id=i, **rest)
             for (q, a), i in zip(pairs, ids, strict=True)
         ]
     question, answer = _question(found["question"]), _needed(found["answer"], "answer")
-    return [Row(image=image, question=question, answer=answer, text=text, id=label, **rest)]
+    return [Row(images=images, question=question, answer=answer, text=text, id=label, **rest)]
 
 
 def _pick(raw: Mapping, name: str) -> Any:
@@ -86,6 +86,11 @@ def _pick(raw: Mapping, name: str) -> Any:
     if len(present) > 1:
         raise BadRow(f"{' and '.join(map(repr, present))} both name the {name}: leave one out")
     return raw[present[0]] if present else None
+
+
+def _images(value: Any) -> tuple[str | bytes, ...]:
+    """One picture, or a list of them; an empty list says that there is none."""
+    return tuple(map(_image, value)) if isinstance(value, list) else (_image(value),)
 
 
 def _image(value: Any) -> str | bytes:
@@ -195,3 +200,11 @@ def inside(folder: Path, path: str) -> Path:
     if not found.is_relative_to(folder.resolve()):
         raise BadRow(f"image path {path!r} leaves the data folder")
     return found
+
+
+def image_names(raw: Any) -> list[str]:
+    """Paths that a row names as pictures, as they are written; whatever else is wrong with it is passed over."""
+    if not isinstance(raw, Mapping):
+        return []
+    given = next((raw[alias] for alias in ALIASES["image"] if raw.get(alias) is not None), None)
+    return [name for name in (given if isinstance(given, list) else [given]) if isinstance(name, str)]

@@ -3,18 +3,14 @@
 from collections.abc import Iterable, Iterator
 from string import digits
 
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
+from antgmm_jax.families.words import SPECIAL
 from data.maad.answers import accompanying, answer
 from data.maad.latents import draw
 from data.maad.tier import tier
 from data.maad.vocab import QUESTIONS
 from data.record import PROMPT, prompt
-
-# The ids are part of the interface: configs of models name them.
-PAD, EOS, UNK, IMAGE, BOS = range(5)
-SPECIAL = ("<pad>", "</s>", "<unk>", "<image>", "<s>")
 
 # Mathematical digits, double-struck and bold, which no text has.
 TENS, HUNDREDS = ("".join(chr(zero + digit) for digit in range(10)) for zero in (0x1D7D8, 0x1D7CE))
@@ -86,28 +82,3 @@ def train_tokenizer(texts: Iterable[str], *, vocab: int = 1024, min_frequency: i
     )
     tokenizer.train_from_iterator(texts, trainer)
     return tokenizer
-
-
-def wrap(tokenizer: Tokenizer, *, template: str, **extra) -> PreTrainedTokenizerFast:
-    """Makes a Hugging Face tokenizer of it.
-
-    Args:
-        tokenizer: the trained one.
-        template: what surrounds a text, such as `$A </s>` (T5) or `<s> $A` (Llama).
-        extra: further settings of the Hugging Face class.
-
-    Returns:
-        A tokenizer that saves and reloads offline.
-    """
-    own = Tokenizer.from_str(tokenizer.to_str())
-    named = [(token, place) for place, token in enumerate(SPECIAL) if token in template]
-    own.post_processor = processors.TemplateProcessing(single=template, special_tokens=named)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=own,
-        pad_token="<pad>",
-        eos_token="</s>",
-        unk_token="<unk>",
-        clean_up_tokenization_spaces=False,
-        model_input_names=["input_ids", "attention_mask"],
-        **extra,
-    )

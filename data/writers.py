@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
@@ -63,10 +64,10 @@ def _schema(latents: Sequence[str]) -> pa.Schema:
     return pa.schema(fields, metadata={"huggingface": json.dumps({"info": {"features": features}})})
 
 
-def png(record: Record) -> bytes:
-    """A record's picture as the bytes of a PNG file."""
+def png(image: np.ndarray) -> bytes:
+    """A picture, uint8 [H, W, 3], as the bytes of a PNG file."""
     stream = io.BytesIO()
-    Image.fromarray(record.image).save(stream, format="png", compress_level=4)
+    Image.fromarray(image).save(stream, format="png", compress_level=4)
     return stream.getvalue()
 
 
@@ -109,12 +110,15 @@ def write_jsonl(records: Sequence[Record], path: str | Path, *, progress: Progre
     if not len(records):
         raise AntgmmError(f"{path}: no records to write")
     with replacing(path) as partial, partial.open("w", encoding="utf-8") as lines:
-        for row, record in enumerate(records):
-            name = f"images/{path.stem}-{row:06d}.png"
-            with replacing(path.parent / name) as picture:
-                picture.write_bytes(png(record))
+        for row in range(len(records)):
+            record, names = records[row], []
+            for place, image in enumerate(record.images):
+                names.append(f"images/{path.stem}-{row:06d}{f'-{place}' if place else ''}.png")
+                with replacing(path.parent / names[-1]) as picture:
+                    picture.write_bytes(png(image))
+            shown = {"image": names[0]} if len(names) == 1 else {"images": names}
             words = {word: getattr(record, word) for word in _WORDS if getattr(record, word)}
-            lines.write(json.dumps({"image": name, **words}, ensure_ascii=False) + "\n")
+            lines.write(json.dumps({**shown, **words}, ensure_ascii=False) + "\n")
             progress(path.name, row + 1, len(records))
 
 
@@ -122,7 +126,9 @@ _WRITERS = {"parquet": write_parquet, "jsonl": write_jsonl}
 
 
 def _plain(record: Record) -> dict:
-    image = {"bytes": png(record), "path": f"{record.id or 'image'}.png"}
+    if len(record.images) != 1:
+        raise AntgmmError(f"{record.id} has {len(record.images)} pictures: Parquet is written of rows with one")
+    image = {"bytes": png(record.images[0]), "path": f"{record.id or 'image'}.png"}
     return {"image": image, **{name: getattr(record, name) for name in _WORDS}, "latents": dict(record.latents)}
 
 

@@ -13,9 +13,9 @@ import numpy as np
 
 from antgmm_jax import folders, processes, sharding
 from antgmm_jax.errors import AntgmmError
-from distill.cache import Params, Shapes, read_meta
+from antgmm_jax.shards import Shards, Writer
+from distill.cache import Params, Shapes, of_pictures, read_meta
 from distill.chunked import at_positions
-from distill.shards import Shards, Writer
 
 FLUSH_EVERY = 32  # batches between two points from which an interrupted build goes on, and more where
 FILES = 256  # files would become too many for one process to hold open
@@ -123,22 +123,26 @@ def _records(found: Mapping[str, jax.Array], shapes: Shapes) -> Iterator[tuple[i
 
 
 def _padded(rows: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Rows filled up with zero positions, each flat."""
+    """Rows filled up with zero positions and picture slots, each flat."""
     full = np.zeros((len(rows), *shape), rows.dtype)
-    full[..., : rows.shape[-2], :] = rows
+    full[tuple(map(slice, rows.shape))] = rows
     return full.reshape(len(rows), -1)
 
 
 def _targets(functional: Any, params: Params, batch: dict, names: tuple[str, ...]) -> dict[str, jax.Array]:
-    """{name: bfloat16 [B, ..., positions, width]}."""
+    """{name: bfloat16 [B, ..., positions, width]}, of image towers [B, slots, ...]."""
     out = functional.apply(params, batch, collect=names)
     rows = {name: jnp.swapaxes(out[name], 0, 1) for name in names if name != "final"}
+    # States of pictures stand slot by slot: back to their rows.
+    rows |= {
+        name: x.reshape(len(batch["input_ids"]), -1, *x.shape[1:]) for name, x in rows.items() if of_pictures(name)
+    }
     rows["final"] = at_positions(out["final"], batch["positions"])
     return {name: rows[name].astype(jnp.bfloat16) for name in names}
 
 
 def _device(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {name: value for name, value in batch.items() if name not in ("id", "index")}
+    return {name: value for name, value in batch.items() if name not in ("id", "index", "slots")}
 
 
 def _row_shapes(functional: Any, params: Params, like: Mapping, names: tuple[str, ...]) -> dict[str, tuple[int, ...]]:

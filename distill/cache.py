@@ -19,7 +19,7 @@ import numpy as np
 
 from antgmm_jax import processes
 from antgmm_jax.errors import AntgmmError
-from distill.shards import Shards
+from antgmm_jax.shards import Shards
 
 Params = Any
 Shapes = dict[str, tuple[int, ...]]
@@ -32,7 +32,8 @@ class TeacherCache(NamedTuple):
     Args:
         directory: where it lies.
         samples: number of its rows.
-        shapes: of a row, by name: `final` [A, Dt], `<tower>/states` [layers + 1, N, D], `bridge/out` [1, N, D].
+        shapes: of a row, by name: `final` [A, Dt], `<tower>/states` [layers + 1, N, D], of image towers
+            [slots, layers + 1, N, D], `bridge/out` [slots, 1, N, D].
         read: row numbers [B] -> {name: bfloat16 [B, *shape]}.
     """
 
@@ -41,8 +42,8 @@ class TeacherCache(NamedTuple):
     shapes: Shapes
     read: Callable[[np.ndarray], dict[str, np.ndarray]]
 
-    def rows(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The cached rows of a host batch, cut to the batch's lengths.
+    def rows(self, batch: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """The cached rows of a host batch, cut to the batch's lengths and picture slots.
 
         Args:
             batch: host batch with `index` [B], the samples' row numbers.
@@ -63,10 +64,27 @@ class TeacherCache(NamedTuple):
                     f"teacher cache {self.directory} holds {self.shapes[name][-2]} positions of {name}, "
                     f"a batch has {length}: build it again with like= a batch of the largest shape"
                 )
-        return {name: rows[..., : lengths[name], :] for name, rows in self.read(index).items()}
+        found = {name: rows[..., : lengths[name], :] for name, rows in self.read(index).items()}
+        return {
+            name: rows[:, : self._slots(name, batch)] if of_pictures(name) else rows for name, rows in found.items()
+        }
+
+    def _slots(self, name: str, batch: Mapping[str, Any]) -> int:
+        slots, held = batch["images"]["valid"].shape[1], self.shapes[name][0]
+        if slots > held:
+            raise AntgmmError(
+                f"teacher cache {self.directory} holds {held} picture slots, a batch has {slots}: build it again with"
+                " like= a batch of the largest shape"
+            )
+        return slots
 
 
-def _length(name: str, batch: Mapping[str, np.ndarray], shape: Sequence[int]) -> int:
+def of_pictures(name: str) -> bool:
+    """Whether states of that name stand picture by picture, not token by token."""
+    return name != "final" and name.split("/")[0] not in LENGTHS
+
+
+def _length(name: str, batch: Mapping[str, Any], shape: Sequence[int]) -> int:
     """Positions of `name` that a batch needs: answers, the tower's tokens, or all of an image's."""
     if name == "final":
         return batch["positions"].shape[1]

@@ -13,7 +13,7 @@ from distill.optimizer import Params, State
 from distill.step import Batch, Gates, Metrics
 from distill.teacher import NO_TEACHER, Teacher
 
-HOST_ONLY = ("id", "index")
+HOST_ONLY = ("id", "index", "slots")
 
 
 class Progress(NamedTuple):
@@ -33,7 +33,7 @@ class _Taken(NamedTuple):
     """A step that was dispatched and not yet looked at."""
 
     step: int
-    ids: list
+    ids: np.ndarray | None
     metrics: Mapping[str, jax.Array]
 
 
@@ -50,6 +50,7 @@ def train(
     last_checkpoint: str = "",
     report: Callable[[Progress], None] = lambda progress: None,
     report_every: int = 10,
+    names: Callable[[np.ndarray], list] = np.ndarray.tolist,
 ) -> tuple[State, dict[str, float]]:
     """Takes steps from `state.step` to `steps`.
 
@@ -59,8 +60,8 @@ def train(
     Args:
         step_fn: from `make_step`.
         state: where to start; donated.
-        batches: host batches, dicts of arrays, of this process's rows. `id` and `index` stay on the host; an error
-            names `id`, or else `index`.
+        batches: host batches, dicts of arrays, of this process's rows. `id`, `index` and `slots` stay on the host; an
+            error names `id`, or else `index`.
         steps: number of the last step plus one.
         gates_at: step to gates, always of the same names and shapes.
         teacher: the one that `step_fn` was made with.
@@ -69,6 +70,7 @@ def train(
         last_checkpoint: name of the one that `state` came from, for the error.
         report: called every `report_every` steps and after the last.
         report_every: steps between two reports, >= 1.
+        names: what an error calls the samples that a batch's `id` or `index` stands for.
 
     Returns:
         The state after the last step and that step's metrics.
@@ -88,25 +90,29 @@ def train(
         state, fresh = step_fn(state, inputs, gates_at(step), teacher.params)
         # The step before is looked at while this one runs, so that the host never holds the device up.
         if pending is not None:
-            metrics = _checked(pending, last_checkpoint)
+            metrics = _checked(pending, last_checkpoint, names)
         pending = _Taken(step, _ids(host), fresh)
         done, saving = step + 1, save_every and (step + 1) % save_every == 0
         if saving or done == steps or done % report_every == 0 or step == first:
-            metrics, pending = _checked(pending, last_checkpoint), None
+            metrics, pending = _checked(pending, last_checkpoint, names), None
             report(Progress(done, steps, metrics))
         if saving or done == steps:
-            _check_state(state, step, _ids(host), last_checkpoint)
+            _check_state(state, step, lambda host=host: _named(_ids(host), names), last_checkpoint)
         if saving:
             last_checkpoint = save(state)
     return state, metrics
 
 
-def _ids(host: Mapping[str, Any]) -> list:
-    name = next((name for name in HOST_ONLY if name in host), None)
-    return [] if name is None else np.asarray(host[name]).tolist()
+def _ids(host: Mapping[str, Any]) -> np.ndarray | None:
+    name = next((name for name in ("id", "index") if name in host), None)
+    return None if name is None else np.asarray(host[name])
 
 
-def _checked(taken: _Taken, checkpoint: str) -> dict[str, float]:
+def _named(ids: np.ndarray | None, names: Callable[[np.ndarray], list]) -> list:
+    return [] if ids is None else names(ids)
+
+
+def _checked(taken: _Taken, checkpoint: str, names: Callable[[np.ndarray], list]) -> dict[str, float]:
     """A step's metrics on the host, or the error that stops the run."""
     metrics = {name: float(value) for name, value in jax.device_get(dict(taken.metrics)).items()}
     bad = [
@@ -115,13 +121,13 @@ def _checked(taken: _Taken, checkpoint: str) -> dict[str, float]:
         if not np.isfinite(metrics[name])
     ]
     if bad:
-        raise _stop(", ".join(bad), taken.step, taken.ids, checkpoint)
+        raise _stop(", ".join(bad), taken.step, _named(taken.ids, names), checkpoint)
     return metrics
 
 
-def _check_state(state: State, step: int, ids: list, checkpoint: str) -> None:
+def _check_state(state: State, step: int, ids: Callable[[], list], checkpoint: str) -> None:
     if not bool(_all_finite((state.params, state.opt_state))):
-        raise _stop("a parameter or optimizer moment is not finite", step, ids, checkpoint)
+        raise _stop("a parameter or optimizer moment is not finite", step, ids(), checkpoint)
 
 
 @jax.jit

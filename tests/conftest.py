@@ -1,6 +1,9 @@
 """Environment of every test; set before jax or transformers is imported."""
 
+import atexit
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,9 @@ _CACHE = Path(__file__).resolve().parent.parent / ".cache" / "jax"
 _DEVICES = "--xla_force_host_platform_device_count=8"
 
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICES}".strip()
+# Encoded data of this session alone: what another version of the code has written is not to be read.
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="antgmm-tests-")
+atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")

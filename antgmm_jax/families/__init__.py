@@ -1,14 +1,19 @@
 """One folder a Hugging Face family; here the choice between them."""
 
 from collections.abc import Mapping
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from antgmm_jax.axes import read_dict
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import blip2_t5, idefics3, llava
-from antgmm_jax.families.base import Family
+from antgmm_jax.families.base import Family, Inputs
 from antgmm_jax.families.rules import complete_ties
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from transformers import ProcessorMixin
 
 FAMILIES = {module.FAMILY.name: module.FAMILY for module in (blip2_t5, llava, idefics3)}
 
@@ -58,3 +63,37 @@ def complete(config: LMMConfig, wanted: Mapping[str, int]) -> dict[str, int]:
 def violations(config: LMMConfig) -> tuple[str, ...]:
     """What keeps a shape from being served by stock transformers, each as a sentence; empty where nothing does."""
     return family(config).violations(config)
+
+
+def inputs(config: LMMConfig, processor: "ProcessorMixin") -> Inputs:
+    """How a model's records are read.
+
+    Args:
+        config: the model.
+        processor: of its checkpoint.
+
+    Returns:
+        The family's inputs.
+
+    Raises:
+        AntgmmError: the processor makes other pictures or tokens than the model reads.
+    """
+    return _host(config).Inputs(config, processor)
+
+
+def new_processor(config: LMMConfig, tokenizer: "Tokenizer") -> "ProcessorMixin":
+    """The processor of a model that is trained from scratch.
+
+    Args:
+        config: the model.
+        tokenizer: a trained one that has the tokens of `antgmm_jax.families.words`.
+
+    Returns:
+        A processor; `save_pretrained` writes what `AutoProcessor` reads back offline.
+    """
+    return _host(config).new_processor(config, tokenizer)
+
+
+def _host(config: LMMConfig) -> Any:
+    # Imported when it is needed: processors take seconds to import.
+    return import_module(f"antgmm_jax.families.{config.family}.inputs")

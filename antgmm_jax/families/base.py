@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -10,7 +10,34 @@ from antgmm_jax.config import LMMConfig
 from antgmm_jax.families.rules import Tie
 from antgmm_jax.families.table import Entry
 
+if TYPE_CHECKING:
+    from transformers import ProcessorMixin
+
 Keep = Mapping[str, np.ndarray]
+
+
+class Inputs(Protocol):
+    """The host side of a family: a record as token ids and a tree of pictures.
+
+    Attributes:
+        processor: of the checkpoint; the tokenizer is its `tokenizer`.
+        encoder_decoder: whether prompt and answer are read apart.
+    """
+
+    processor: "ProcessorMixin"
+    encoder_decoder: bool
+
+    def prompt(self, line: str, pictures: int) -> str:
+        """The text given to the processor beside so many pictures."""
+        ...
+
+    def __call__(self, line: str, images: Sequence[np.ndarray]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Prompt token ids int32 [T], each picture's tokens among them, and the pictures' tree, leaves [M, ...]."""
+        ...
+
+    def torch(self, images: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """A batch's pictures, leaves [B, M, ...], as the arrays that the PyTorch model takes."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +119,9 @@ class Depth:
 class Family:
     """A family of Hugging Face models.
 
+    How its records are read stands in `inputs.py` of its folder, which imports processors: the class `Inputs`, made of
+    config and processor, and `new_processor` of config and tokenizer.
+
     Attributes:
         name: of its folder, and in records.
         model_types: values of `model_type` in config.json that it reads.
@@ -106,8 +136,6 @@ class Family:
         image_readers: config -> paths of the linear maps that read the image encoder's output.
         features: paths of the parameters that image features depend on.
         depth: what else changes when layers go.
-        inputs: (config, processor) -> how its records are read.
-        new_processor: (config, tokenizer) -> the processor of a model that is trained from scratch.
         torch_ends: PyTorch model -> the modules whose outputs end its image phase and its prompt phase.
         presets: models by name.
         tiny: seed -> small random PyTorch models of odd shapes by name, for the conformance tests.

@@ -70,7 +70,7 @@ class MaadSynth(tfds.core.GeneratorBasedBuilder):
             record = records[row]
             words = {name: getattr(record, name) for name in _WORDS}
             # As a PIL picture: tfds encodes arrays with TensorFlow.
-            yield row, {"image": Image.fromarray(record.image), **words, "latents": dict(record.latents)}
+            yield row, {"image": Image.fromarray(record.images[0]), **words, "latents": dict(record.latents)}
 
 
 def open_split(folder: str | Path, split: str) -> Sequence[dict]:

@@ -35,13 +35,15 @@ def contact_sheet(tier: str, split: str = "test", count: int = 24, *, first: int
 
 
 def _cell(record) -> Image.Image:
-    scale = max(1, 224 // record.image.shape[1])
-    side = record.image.shape[1] * scale
+    scale = max(1, 224 // record.images[0].shape[1])
+    side = record.images[0].shape[1] * scale
     lines = [(line, (110, 110, 118)) for line in textwrap.wrap(record.text, 36)]
     lines += [(line, (20, 60, 140)) for line in textwrap.wrap(record.question, 36)]
     lines += [(line, (0, 105, 50)) for line in textwrap.wrap(record.answer, 36)]
     cell = Image.new("RGB", (_WIDTH, side + 6 + _LINE * len(lines)), "white")
-    cell.paste(Image.fromarray(record.image).resize((side, side), Image.Resampling.NEAREST), ((_WIDTH - side) // 2, 0))
+    cell.paste(
+        Image.fromarray(record.images[0]).resize((side, side), Image.Resampling.NEAREST), ((_WIDTH - side) // 2, 0)
+    )
     pen, font = ImageDraw.Draw(cell), sprites.face("inconsolata", 12)
     for place, (line, ink) in enumerate(lines):
         pen.text((4, side + 5 + place * _LINE), line, font=font, fill=ink)

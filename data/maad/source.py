@@ -1,7 +1,7 @@
 """MAAD-synth as a random-access source of records."""
 
 import hashlib
-from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -13,10 +13,14 @@ from data.maad.render import compose
 from data.maad.tier import Tier, brands, fact_sizes, tier
 from data.maad.vocab import QUESTIONS
 from data.record import Record
+from data.rows import Row
+from data.source import Source
 
 
-class MaadSource(Sequence[Record]):
+class MaadSource(Source):
     """A split of MAAD-synth; a record is drawn when it is asked for, and is the same every time."""
+
+    drawn = True
 
     def __init__(self, preset: Tier, split: str, size: int, seed: int):
         self.tier, self.split, self.size, self.seed = preset, split, size, seed
@@ -30,21 +34,33 @@ class MaadSource(Sequence[Record]):
             raise IndexError(f"{self.split} of tier {self.tier.name} has {self.size} records, no record {index}")
         return draw(self.tier, self.split, int(index), self.seed)
 
-    def __getitem__(self, index: int) -> Record:
+    def __getitem__(self, index: int) -> Record:  # pyright: ignore[reportIncompatibleMethodOverride]
         latents = self.latents(index)
         image, boxes = compose(self.tier, latents)
-        found = facts(self.tier, latents.picture)
-        return Record(
-            image=np.array(image),
+        found = self.words(index)
+        shown = cells(self.tier, latents.picture, found.latents, boxes)
+        return Record(**{**vars(found), "images": (np.array(image),)}, cells=shown)
+
+    def words(self, index: int) -> Row:
+        """Record `index` without its picture, which is what takes time to draw."""
+        latents = self.latents(index)
+        return Row(
+            images=(),
             question=QUESTIONS[latents.type],
             answer=answer(self.tier, latents),
             text=accompanying(self.tier, latents.text),
             type=latents.type,
             id=f"maad-{self.tier.name}-{self.seed}-{self.split}-{index}",
             slice=latents.slice,
-            latents=found,
-            cells=cells(self.tier, latents.picture, found, boxes),
+            latents=facts(self.tier, latents.picture),
         )
+
+    def digest(self) -> str:
+        """A digest of what is drawn, and of the code that draws it."""
+        digest = hashlib.sha256(f"maad {self.tier} {self.split} {self.size} {self.seed} {fingerprint(self)}".encode())
+        for path in sorted(Path(__file__).parent.rglob("*.py")):
+            digest.update(path.read_bytes())
+        return digest.hexdigest()
 
 
 def source(name: str, split: str, size: int | None = None, *, seed: int = 0) -> MaadSource:

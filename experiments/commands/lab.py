@@ -48,6 +48,18 @@ def stalls(
     emit(figures, as_json, *shown(figures))
 
 
+def stream(
+    rows: Annotated[list[int] | None, typer.Option(min=64, help="Rows of the data. Can be repeated.")] = None,
+    side: Annotated[int, typer.Option(min=16, help="Pixels of the model's pictures.")] = 64,
+    as_json: Json = False,
+) -> None:
+    """Measure memory and the time to the first batch of data of 2 000 and of 200 000 rows, new and started again."""
+    from experiments.lab.bench.stream import run, shown
+
+    figures = run(rows or (2_000, 200_000), side=side)
+    emit(figures, as_json, *shown(figures))
+
+
 def accelerator(
     student: Annotated[
         str, typer.Option(help="Preset that is trained; chosen by the device and its memory unless given.")
@@ -155,6 +167,7 @@ def energy(
 COMMANDS = {
     "bench": (bench, "antgmm lab bench experiments/teachers/maad-m runs/demo/export --json"),
     "stalls": (stalls, "antgmm lab stalls --set checkpoint_every=100"),
+    "stream": (stream, "antgmm lab stream --rows 2000 --rows 20000"),
     "accelerator": (
         accelerator,
         "antgmm lab accelerator --student antgmm-300m --teacher antgmm-5b --out h100.json",

@@ -9,7 +9,7 @@ from antgmm_jax.errors import AntgmmError
 
 if TYPE_CHECKING:
     from antgmm_jax.config import LMMConfig
-    from data.record import Record
+    from data.source import Source
 
 FORMS = "maad:TIER:SPLIT, jsonl:PATH, parquet:PATH, webdataset:PATH or tfds:PATH:SPLIT"
 _KEYS = {
@@ -43,7 +43,7 @@ def template(text: str, model: Path) -> str:
         raise AntgmmError(f"--prompt {error}") from None
 
 
-def records(text: str, samples: int) -> "Sequence[Record]":
+def records(text: str, samples: int) -> "Source":
     """The records that `--data` names.
 
     Args:

@@ -16,7 +16,6 @@ from antgmm_jax.families import from_dict
 from antgmm_jax.functional import Params
 from antgmm_jax.processes import gather
 from antgmm_jax.sharding import active
-from data.batches import answer_lengths
 from data.metrics import normal
 from experiments.report.latency import Served, compare
 from experiments.report.savings import kwh_a_year, payback
@@ -115,7 +114,7 @@ def measure(
         "wall_seconds": folder.seconds,
         "energy": energy_figures(folder, latency),
     }
-    return report, [test.records[index].image for index in chosen]
+    return report, [shown(test.records[index].images) for index in chosen]
 
 
 def _scores(
@@ -134,10 +133,7 @@ def _scores(
 
 def size_of(config: LMMConfig, test: Samples) -> dict[str, Any]:
     """Parameters and FLOPs of one request of the test set's mean length, by tower and phase."""
-    lengths = test.arrays["attention_mask"].sum(1)
-    if not config.encoder_decoder:  # its rows hold the answer as well
-        lengths = lengths - answer_lengths(test.arrays)
-    length = int(lengths.mean().round())
+    length = int(test.rows.index.prompt.mean().round())
     cost = pruning.cost(config, 1, length, answer_length(test), itemsize=4)
     return {
         "params": sum(cost.parameters.values()),
@@ -150,7 +146,7 @@ def size_of(config: LMMConfig, test: Samples) -> dict[str, Any]:
 
 def answer_length(test: Samples) -> int:
     """Median answer length in tokens, end token included: what latency requests decode."""
-    return int(np.median(answer_lengths(test.arrays)))
+    return int(np.median(test.needs.answer))
 
 
 def measure_latency(
@@ -271,15 +267,24 @@ def choose(test: Samples, answers: Mapping[str, Sequence[str]], count: int = EXA
     Returns:
         Indices.
     """
-    fits = [normal(said) == normal(r.answer) for said, r in zip(answers["student"], test.records, strict=True)]
+    right = (test.records.words(row).answer for row in range(len(test)))
+    fits = [normal(said) == normal(answer) for said, answer in zip(answers["student"], right, strict=True)]
     wrong, right = ([index for index, found in enumerate(fits) if found is kind] for kind in (False, True))
     wrong = wrong[: max(count // 2, count - len(right))]
     return [*wrong, *right[: count - len(wrong)]]
 
 
+def shown(images: Sequence[np.ndarray]) -> np.ndarray:
+    """A record's pictures side by side, uint8 [H, W, 3]; a white square where there is none."""
+    if not images:
+        return np.full((1, 1, 3), 255, np.uint8)
+    high = max(len(image) for image in images)
+    return np.hstack([np.pad(x, ((0, high - len(x)), (0, 0), (0, 0)), constant_values=255) for x in images])
+
+
 def example(test: Samples, answers: Mapping[str, Sequence[str]], index: int, place: int) -> dict[str, Any]:
     """A record with the answers of both models and the file of its picture, which lies beside the report."""
-    record = test.records[index]
+    record = test.records.words(index)
     said = {name: answers[name][index] for name in ("teacher", "student")}
     return {
         "id": record.id,

@@ -1,6 +1,6 @@
 """From a recipe's data tables to encoded records."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -10,7 +10,7 @@ from antgmm_jax.config import LMMConfig
 from antgmm_jax.errors import AntgmmError
 from data.maad import source
 from data.readers import read_records
-from data.record import Record
+from data.source import Source
 from experiments.run.host.console import say
 from experiments.run.prompts import prompt_of
 from experiments.run.samples import Samples
@@ -21,29 +21,24 @@ Both = tuple[Found, Found]
 """What is trained on, and what is scored on."""
 
 
-def load_records(data: Data) -> Sequence[Record]:
-    """The records that a data table names.
+def load_records(data: Data) -> Source:
+    """The records that a data table names; what is wrong with them is found when they are encoded.
 
     Args:
         data: the table of a recipe.
 
     Returns:
-        A sequence of `data.samples` records.
+        `data.samples` records.
 
     Raises:
-        AntgmmError: no such data, fewer records than asked for, or bad rows (all named).
+        AntgmmError: no such data.
     """
     if data.kind == "maad":
         return source(data.tier, data.split, data.samples, seed=data.seed)
-    records = read_records(data.kind, Path(data.path), split=getattr(data, "split", ""), most=data.samples)
-    if len(records) < data.samples:
-        raise AntgmmError(
-            f"{data.path} holds {len(records)} records, the recipe asks for {data.samples}: lower samples"
-        )
-    return records
+    return read_records(data.kind, Path(data.path), split=getattr(data, "split", ""), most=data.samples)
 
 
-def load_both(recipe: Recipe | Training) -> Both[Sequence[Record]]:
+def load_both(recipe: Recipe | Training) -> Both[Source]:
     """The records that a recipe trains on, and those that it is scored on.
 
     Args:
@@ -59,7 +54,7 @@ def load_both(recipe: Recipe | Training) -> Both[Sequence[Record]]:
 
 
 def encode_both(
-    recipe: Recipe | Training, records: Both[Sequence[Record]], processor: ProcessorMixin, config: LMMConfig
+    recipe: Recipe | Training, records: Both[Source], processor: ProcessorMixin, config: LMMConfig
 ) -> "Both[Samples]":
     """Encodes what `load_both` gave, to the recipe's lengths; only training batches are cut to its buckets or packed.
 
@@ -77,7 +72,7 @@ def encode_both(
     """
     say(f"reading {recipe.data.samples} samples")
 
-    def make(found: Sequence[Record], trained: bool) -> Samples:
+    def make(found: Source, trained: bool) -> Samples:
         return encoded(recipe, found, processor, config, trained=trained)
 
     return _both(make, (records[0], True), (records[1], False))
@@ -85,7 +80,7 @@ def encode_both(
 
 def encoded(
     recipe: Recipe | Training,
-    records: Sequence[Record],
+    records: Source,
     processor: ProcessorMixin,
     config: LMMConfig,
     *,

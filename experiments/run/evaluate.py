@@ -52,7 +52,7 @@ def evaluate(
         done += len(index)
         progress(min(done, len(samples)), "")
     answers = decode(processor, tokens)
-    records = samples.records
+    records = [samples.records.words(row) for row in range(len(samples))]
     slices = [r.slice for r in records]
     found = scores(
         [r.type for r in records], answers, [r.answer for r in records], slices=slices if any(slices) else ()

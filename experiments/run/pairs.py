@@ -1,7 +1,8 @@
 """More to learn from the same samples: each picture with other samples' questions, answered by the teacher."""
 
+import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,9 @@ from antgmm_jax.axes import to_dict
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.functional import Params
 from antgmm_jax.processes import by_first
-from data.processor import Prepared
+from data.record import Record
+from data.rows import Row
+from data.source import Source
 from distill import fingerprint
 from experiments.run.datasets import encoded
 from experiments.run.evaluate import evaluate
@@ -53,34 +56,122 @@ def with_pairs(
     place = folder / key[:16]
     with held(place):
         found = answered(pairs.records, ask, place.with_suffix(".answers.json"), key)
-    return encoded(recipe, joined(samples.records, found), processor, config, trained=True)
+    return encoded(recipe, Joined(samples.records, found), processor, config, trained=True)
 
 
-def paired(records: Prepared, count: int) -> Prepared:
-    """Records that each take question and text from one sample and the picture from another.
+class Paired(Source):
+    """Records that each take question and text from one sample and the pictures from another.
 
-    Every sample gives its question, and its picture, once before any gives it again. The draw is always the same: what
-    it makes is a part of the data.
+    Args:
+        source: the samples.
+        asks: which sample asks, of each record.
+        shows: which one shows.
+    """
+
+    def __init__(self, source: Source, asks: np.ndarray, shows: np.ndarray):
+        self._source, self._asks, self._shows, self.drawn = source, asks, shows, source.drawn
+
+    def __len__(self) -> int:
+        return len(self._asks)
+
+    def words(self, index: int) -> Row:
+        """A record without its pictures; its answer is still that to the question's own."""
+        asks, shows = (self._source.words(int(each[index])) for each in (self._asks, self._shows))
+        return replace(asks, id=f"{asks.id} on {shows.id}", images=())
+
+    def __getitem__(self, index: int) -> Record:  # pyright: ignore[reportIncompatibleMethodOverride]
+        images = self._source[int(self._shows[index])].images
+        return Record(**{**vars(self.words(index)), "images": images})
+
+    def digest(self) -> str:
+        """A digest of the samples and of which ask and show."""
+        return _digest(self._source.digest(), self._asks.tobytes(), self._shows.tobytes())
+
+
+class Answered(Source):
+    """Some records of a source with other answers.
+
+    Args:
+        source: the records.
+        rows: which of them.
+        answers: theirs.
+    """
+
+    def __init__(self, source: Source, rows: Sequence[int], answers: Sequence[str]):
+        self._source, self._rows, self._answers, self.drawn = source, rows, answers, source.drawn
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def words(self, index: int) -> Row:
+        """A record without its pictures."""
+        return replace(self._source.words(self._rows[index]), answer=self._answers[index])
+
+    def __getitem__(self, index: int) -> Record:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return replace(self._source[self._rows[index]], answer=self._answers[index])
+
+    def digest(self) -> str:
+        """A digest of the records and their answers."""
+        return _digest(self._source.digest(), repr((self._rows, self._answers)).encode())
+
+
+class Joined(Source):
+    """Records of two sources, one after the other."""
+
+    def __init__(self, first: Source, second: Source):
+        self._parts, self.drawn = (first, second), first.drawn or second.drawn
+
+    def __len__(self) -> int:
+        return sum(map(len, self._parts))
+
+    def _part(self, index: int) -> tuple[Source, int]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"{len(self)} records, no record {index}")
+        first = len(self._parts[0])
+        return (self._parts[0], index) if index < first else (self._parts[1], index - first)
+
+    def words(self, index: int) -> Row:
+        """A record without its pictures."""
+        source, place = self._part(index)
+        return source.words(place)
+
+    def __getitem__(self, index: int) -> Record:  # pyright: ignore[reportIncompatibleMethodOverride]
+        source, place = self._part(index)
+        return source[place]
+
+    def digest(self) -> str:
+        """A digest of both."""
+        return _digest(*(part.digest() for part in self._parts))
+
+
+def _digest(*parts: str | bytes) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part if isinstance(part, bytes) else part.encode())
+    return digest.hexdigest()
+
+
+def paired(records: Source, count: int) -> Paired:
+    """Records that each take question and text from one sample and the pictures from another.
+
+    Every sample gives its question, and its pictures, once before any gives them again. The draw is always the same:
+    what it makes is a part of the data.
 
     Args:
         records: at least two samples.
         count: how many records to make.
 
     Returns:
-        The records; their answers are still those to the question's own picture.
+        The records; their answers are still those to the question's own pictures.
     """
     rng = np.random.default_rng(0)
     turns = [rng.permutation(len(records)) for _ in range(-(-count // len(records)))]
     asks = np.concatenate(turns)[:count]
     shows = np.concatenate([np.roll(turn, 1) for turn in turns])[:count]
-    made = [
-        replace(records[ask], image=records.images[show], id=f"{records[ask].id} on {records[show].id}")
-        for ask, show in zip(asks, shows, strict=True)
-    ]
-    return Prepared(made, records.images[shows])
+    return Paired(records, asks, shows)
 
 
-def answered(records: Prepared, answers: Callable[[], list[str]], file: Path, key: str) -> Prepared:
+def answered(records: Source, answers: Callable[[], list[str]], file: Path, key: str) -> Answered:
     """Records with a model's answers, which are kept in a file; those that it answers with nothing are left out.
 
     Args:
@@ -102,9 +193,4 @@ def answered(records: Prepared, answers: Callable[[], list[str]], file: Path, ke
         said = answers()
         by_first(lambda: write_json(file, {"key": key, "answers": said}))
     rows = [row for row, answer in enumerate(said) if answer]
-    return Prepared([replace(records[row], answer=said[row]) for row in rows], records.images[rows])
-
-
-def joined(first: Prepared, second: Prepared) -> Prepared:
-    """Records of both."""
-    return Prepared([*first, *second], np.concatenate([first.images, second.images]))
+    return Answered(records, rows, [said[row] for row in rows])

@@ -145,7 +145,7 @@ class Run:
                         recipe, self.samples, config, self.teacher.params, self.processor, self._cache
                     )
             self.folder.bind(teacher=teacher_key(self.teacher.params), data=self.samples.fingerprint)
-            self.features = ImageFeatures(self.samples, recipe.seed)
+            self.features = ImageFeatures(self.samples, recipe.seed, self.folder.cache / "features")
             targets = self._targets()
             student = start
             for number in range(1, len(recipe.stages) + 1):
@@ -285,10 +285,9 @@ class Run:
         save_hf(config, params, directory, like=self.recipe.teacher.path)
         note_prompt(directory, prompt_of(self.recipe))
         tokenizer = self.processor.tokenizer
-        ids = np.array([record.id for record in self.test.records])
         batches = []
         for batch in self.test.in_order(min(64, len(self.test)), prompts=True):
-            batches.append({**batch, "id": ids[batch["index"]]})
+            batches.append({**batch, "id": np.array(self.test.names(batch["index"]))})
             if sum(len(b["index"]) for b in batches) >= min(GATE_PROMPTS, len(self.test)):
                 break
         say("export gate: reading the files back with transformers")

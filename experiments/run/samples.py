@@ -1,43 +1,25 @@
 """Encoded records, and the batches that a model reads of them."""
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from transformers import AutoProcessor, ProcessorMixin
 
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.errors import AntgmmError
-from data.batches import Batches, answer_lengths, batches, lengths, once
-from data.encoding import encode, encode_prompts
-from data.maad.source import MaadSource
-from data.maad.source import fingerprint as maad_fingerprint
+from antgmm_jax.sharding import own_rows, whole_rows
+from data import collate
+from data.batches import Batches, batches, visits_once
+from data.encoding import Encoder
+from data.making import Seen, Views, batch, moved
 from data.packing import packed_batches
-from data.processor import check_fit, device_batch, pictures, pixel_table, prepare
-from data.readers import FileSource
-from data.record import PROMPT, Record
-from data.shifting import shifted
-
-
-def data_fingerprint(records: Sequence[Record], arrays: dict[str, np.ndarray], table: np.ndarray) -> str:
-    """A digest of what a model is trained on, data and processor: equal where the same arrays are read.
-
-    Args:
-        records: the records; MAAD-synth's latents are part of the digest.
-        arrays: from `encode`: the tokenizer's ids, and pictures as the processor resizes them.
-        table: from `pixel_table`, how it normalises them.
-
-    Returns:
-        16 hexadecimal digits.
-    """
-    digest = hashlib.sha256(maad_fingerprint(records).encode() if isinstance(records, MaadSource) else b"")
-    for name, array in sorted({**arrays, "pixel_table": table}.items()):
-        digest.update(name.encode())
-        digest.update(np.ascontiguousarray(array).reshape(-1).data)  # in place: pictures fill gigabytes
-    return digest.hexdigest()[:16]
+from data.record import PROMPT, Arrays, Record
+from data.source import Held, Source
+from data.store import THREADS, open_encoded
+from experiments.run.host.console import bar
 
 
 def load_processor(directory: str | Path) -> ProcessorMixin:
@@ -55,13 +37,13 @@ def load_processor(directory: str | Path) -> ProcessorMixin:
 
 
 class Samples:
-    """Encoded records: pictures once as uint8, normalised when a batch is made.
+    """Encoded records, read a batch at a time: in memory are a few numbers of each.
 
     Args:
         records: the records.
         processor: the model's.
         config: the model.
-        max_length: most tokens of a prompt beside the picture's.
+        max_length: most tokens of a prompt beside the pictures'.
         max_answer: most tokens of an answer.
         buckets: widths that training batches are cut to, beside the full one; empty: the full one alone.
         prompt_buckets: the same for the prompts of a model with an encoder, whose `buckets` are of answers.
@@ -69,14 +51,15 @@ class Samples:
         prompt: template of what the model is asked, as `data.record.prompt` takes it.
 
     Attributes:
-        records: the records, with their pictures as the model sees them.
-        arrays: what `data.encoding.encode` gave.
-        table: what the processor makes of each pixel value.
+        records: the records, by number.
+        rows: the encoded records, by number.
+        needs: columns and picture slots that each takes in a batch.
         pack: as given.
+        fingerprint: digest of all token ids and pixels.
 
     Raises:
-        AntgmmError: rows that are too long, all named; a model that does not pack, or has no prompts apart; what
-            `data.processor.check_fit` refuses.
+        AntgmmError: bad rows or rows that are too long, all named; a model that does not pack, or has no prompts apart;
+            a processor that does not fit the model.
     """
 
     def __init__(
@@ -96,41 +79,26 @@ class Samples:
             raise AntgmmError(f"pack = {pack}: only models without an encoder read packed rows: use buckets")
         if prompt_buckets and not config.encoder_decoder:
             raise AntgmmError("prompt_buckets: a model without an encoder reads prompt and answer in one: use buckets")
-        check_fit(processor, config)
-        self.records = prepare(processor, records)
-        self._processor, self._max_length, self._template, self._least_width = processor, max_length, prompt, 0
-        start = config.language.start_token
-        try:
-            self.arrays = encode(
-                processor,
-                self.records,
-                max_length=max_length,
-                max_answer=max_answer,
-                start_token=start,
-                template=prompt,
-            )
-        except AntgmmError as error:
-            raise AntgmmError(f"{records.path}: {error}" if isinstance(records, FileSource) else str(error)) from None
-        read = "decoder_input_ids" if "decoder_input_ids" in self.arrays else "input_ids"
-        self._widths = _with_widest(buckets, self.arrays[read])
-        self._prompt_widths = _with_widest(prompt_buckets, self.arrays["input_ids"])
-        self.pack = pack
-        self.table = pixel_table(processor)
-        self.fingerprint = data_fingerprint(records, self.arrays, self.table)
+        self.records = records if isinstance(records, Source) else Held(records)
+        encoder = Encoder(processor, config, max_length=max_length, max_answer=max_answer, template=prompt)
+        self.rows = open_encoded(self.records, encoder, shown=bar)
+        self._layout = collate.layout(encoder, config.language.start_token)
+        self.needs, apart = collate.needs(self.rows.index, self._layout.apart), self._layout.apart
+        self._whole = collate.widths(self.needs, apart)
+        self._cut = collate.widths(self.needs, apart, buckets=buckets, prompt_buckets=prompt_buckets)
+        self._prompt_width = collate.bucket(int(self.rows.index.prompt.max()))
+        self.pack, self.fingerprint = pack, self.rows.index.fingerprint
+        # What is decoded from files takes longer than a step of a small model.
+        self._threads = 1 if self.rows.kept else THREADS
 
     def __len__(self) -> int:
-        return len(self.records)
+        return len(self.rows)
 
-    @cached_property
-    def _prompts(self) -> dict[str, np.ndarray]:
-        made = encode_prompts(
-            self._processor,
-            self.records,
-            max_length=self._max_length,
-            width=self._least_width,
-            template=self._template,
-        )
-        return {f"prompt/{name}": made[name] for name in ("input_ids", "attention_mask")}
+    def names(self, index: np.ndarray) -> list[Any]:
+        """Ids of the records of some numbers, nested as the numbers are; "" for -1, which is none."""
+        if index.ndim > 1:
+            return [self.names(part) for part in index]
+        return [self.records.words(int(row)).id if row >= 0 else "" for row in index]
 
     def pad_prompts_like(self, other: "Samples") -> None:
         """Pads the prompts of two sets of questions to one width, so that one program answers both.
@@ -138,11 +106,7 @@ class Samples:
         Args:
             other: the other set, whose prompts are padded too.
         """
-        width = max(each._prompts["prompt/input_ids"].shape[1] for each in (self, other))
-        for each in (self, other):
-            if each._prompts["prompt/input_ids"].shape[1] < width:
-                each._least_width = width
-                del each._prompts
+        self._prompt_width = other._prompt_width = max(self._prompt_width, other._prompt_width)
 
     def rows_of(self, types: Sequence[str]) -> np.ndarray:
         """The rows whose questions are of some types.
@@ -156,10 +120,11 @@ class Samples:
         Raises:
             AntgmmError: a type that no row is of.
         """
-        known = sorted({record.type for record in self.records})
+        known = self.rows.index.names
         if absent := sorted(set(types) - set(known)):
-            raise AntgmmError(f"no question is of type {', '.join(absent)}: the data has {', '.join(known)}")
-        return np.flatnonzero([not types or record.type in types for record in self.records])
+            raise AntgmmError(f"no question is of type {', '.join(absent)}: the data has {', '.join(sorted(known))}")
+        wanted = np.array([not types or name in types for name in known])
+        return np.flatnonzero(wanted[self.rows.index.types])
 
     def repeated(self, times: Mapping[str, int]) -> np.ndarray:
         """Every row, those of some question types several times.
@@ -170,7 +135,8 @@ class Samples:
         Returns:
             Row numbers, ascending.
         """
-        return np.repeat(np.arange(len(self)), [times.get(record.type, 1) for record in self.records])
+        often = np.array([times.get(name, 1) for name in self.rows.index.names])
+        return np.repeat(np.arange(len(self)), often[self.rows.index.types])
 
     def check_types(self, wanted: Mapping[str, Sequence[str]]) -> None:
         """Refuses types that no row is of.
@@ -193,12 +159,12 @@ class Samples:
         seed: int,
         *,
         full: bool = False,
-        features: Float[np.ndarray, "N V Q D"] | None = None,
+        features: Views | None = None,
         pictures: bool = False,
         rows: np.ndarray | None = None,
         shift: int = 0,
     ) -> Batches:
-        """Endless shuffled training batches, cut to the length buckets or packed; the iterator's position resumes it.
+        """Endless shuffled training batches, cut to the buckets or packed; the iterator's position resumes it.
 
         Args:
             size: rows a batch.
@@ -216,19 +182,42 @@ class Samples:
         Raises:
             AntgmmError: fewer rows than a batch needs.
         """
-        about = {"size": size, "seed": seed, "rows": rows, "shift": shift, "finish": partial(device_batch, self.table)}
-        arrays = self.arrays
-        if features is not None:
-            arrays = {**arrays, "views": features}
-            if not pictures:
-                del arrays["images"]
-        if full:
-            return batches(arrays, **about)
-        if self.pack:
-            return packed_batches(arrays, width=self.pack, **about)
-        return batches(arrays, widths=self._widths, prompts=self._prompt_widths, **about)
+        seen, own = Seen(shift, features, pictures), own_rows(size)
+        about = {"size": size, "seed": seed, "visits": rows, "threads": self._threads}
+        if self.pack and not full:
+            answer = self._whole.answer[-1]
+            return packed_batches(self.rows, self.needs, width=self.pack, answer=answer, own=own, seen=seen, **about)
+        widths = self._whole if full else self._cut
 
-    def in_order(self, size: int, *, prompts: bool = False, by_length: bool = False) -> Iterator[dict[str, np.ndarray]]:
+        def make(index: np.ndarray, rng: np.random.Generator) -> Arrays:
+            shape, choices = widths.holds(self.needs.of(index)), seen.choices(rng, index.shape)[own]
+            return batch(self.rows, index[own], self._layout, shape, seen=seen, choices=choices)
+
+        return batches(make, widths.groups(self.needs), **about)
+
+    def facts(self, size: int, seed: int, names: Sequence[str]) -> Batches:
+        """Endless shuffled batches of pictures with what they show, for pretraining an image encoder.
+
+        Args:
+            size: rows a batch.
+            seed: of the order.
+            names: facts.
+
+        Returns:
+            The iterator of `images`, `cells` and `fact/NAME` int32 [size].
+        """
+        own = own_rows(size)
+
+        def make(index: np.ndarray, rng: np.random.Generator) -> Arrays:
+            found = [self.rows[int(row)] for row in index[own]]
+            shown = collate.pictures([[row["images"]] for row in found], self._whole.slots[-1])
+            facts = {f"fact/{name}": np.array([row["latents"][name] for row in found]) for name in names}
+            cells = np.stack([row["cells"] for row in found])
+            return {"images": shown, "cells": cells, **facts, "index": index[own].astype(np.int32)}
+
+        return batches(make, np.zeros(len(self), int), size=size, seed=seed, threads=self._threads)
+
+    def in_order(self, size: int, *, prompts: bool = False, by_length: bool = False) -> Iterator[Arrays]:
         """Every row once; the last batch repeats its last row, so that one shape is compiled.
 
         Args:
@@ -239,24 +228,10 @@ class Samples:
         Yields:
             Training batches with `index`, the rows' numbers; under a mesh the rows of this process's devices.
         """
-        arrays = {**self.arrays, **self._prompts} if prompts else self.arrays
-        order = np.argsort(answer_lengths(self.arrays), kind="stable") if by_length else None
-        yield from map(partial(device_batch, self.table), once(arrays, size=size, order=order))
+        order = np.argsort(self.needs.answer, kind="stable") if by_length else np.arange(len(self))
+        yield from self._once(order, size, self._whole, self._prompt_width if prompts else 0)
 
-    def pixels(self, size: int, moves: Int[np.ndarray, "N 2"]) -> Iterator[dict[str, np.ndarray]]:
-        """Every row's picture once, moved by so many pixels; batches as of `in_order`.
-
-        Args:
-            size: rows a batch.
-            moves: rows and columns of each picture, as `data.shifting.shifted` takes them.
-
-        Yields:
-            Pictures as a model takes them.
-        """
-        for batch in once({"images": self.arrays["images"]}, size=size):
-            yield pictures(self.table, shifted(batch["images"], moves[batch["index"]]))
-
-    def by_bucket(self, size: int) -> Iterator[dict[str, np.ndarray]]:
+    def by_bucket(self, size: int) -> Iterator[Arrays]:
         """Every row once, the shorter first, cut to `buckets`: for a teacher that reads each row once.
 
         Args:
@@ -265,13 +240,34 @@ class Samples:
         Yields:
             Training batches as of `in_order`.
         """
-        order = np.argsort(lengths(self.arrays), kind="stable")
-        yield from map(
-            partial(device_batch, self.table), once(self.arrays, size=size, order=order, widths=self._widths)
-        )
+        apart = self._layout.apart
+        order = np.argsort(self.needs.answer if apart else self.needs.text, kind="stable")
+        yield from self._once(order, size, self._cut._replace(text=self._whole.text) if apart else self._cut)
 
+    def _once(self, order: np.ndarray, size: int, widths: collate.Widths, prompt: int = 0) -> Iterator[Arrays]:
+        size = whole_rows(size)
+        own = own_rows(size)
+        for index in visits_once(order, size):
+            shape = widths.holds(self.needs.of(index))
+            yield batch(self.rows, index[own], self._layout, shape, prompt=prompt)
 
-def _with_widest(buckets: Sequence[int], array: np.ndarray) -> tuple[int, ...]:
-    """Bucket widths with the full one for all beyond it; none without buckets."""
-    widest = array.shape[1]
-    return (*(width for width in buckets if width < widest), widest) if buckets else ()
+    def pictures(self, size: int, moves: Int[np.ndarray, "V N 2"]) -> Iterator[list[Arrays]]:
+        """Every row's pictures once, in order; batches as of `in_order`.
+
+        Args:
+            size: rows a batch.
+            moves: rows and columns that a row's pictures are moved by in each view.
+
+        Yields:
+            `images` [B, M, ...] of each view.
+        """
+        size = whole_rows(size)
+        own, slots = own_rows(size), self._whole.slots[-1]
+        for index in visits_once(np.arange(len(self)), size):
+            found = [self.rows.images(int(row)) for row in index[own]]
+            yield [
+                collate.pictures(
+                    [[moved(tree, move)] for tree, move in zip(found, view[index[own]], strict=True)], slots
+                )
+                for view in moves
+            ]

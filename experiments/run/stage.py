@@ -15,6 +15,7 @@ from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import complete, from_dict
 from antgmm_jax.functional import Params, float32, functional
 from data.batches import Batches
+from data.record import Arrays
 from distill import (
     LossConfig,
     Optimizer,
@@ -229,6 +230,7 @@ class StageRun:
                 last_checkpoint=self.stepper.last,
                 report=lambda progress: self._report(progress, place),
                 report_every=HISTORY_EVERY,
+                names=self.samples.names,
             )
         finally:
             self.stepper.finish()
@@ -253,10 +255,9 @@ class StageRun:
             shift=self.stage.shift,
         )
 
-    def _batches(self) -> Iterator[dict[str, np.ndarray]]:
-        """Batches that name their samples, for errors."""
-        ids = np.array([*(record.id for record in self.samples.records), ""])  # the last one for -1, no sample
-        return ({**batch, "id": ids[batch["index"]]} for batch in self.data)
+    def _batches(self) -> Iterator[Arrays]:
+        """What the steps are taken on."""
+        return self.data
 
     def _report(self, progress: Progress, place: _Place) -> None:
         add_point(place.history, progress)

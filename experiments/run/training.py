@@ -3,13 +3,11 @@
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from transformers import ProcessorMixin
 
 import distill
@@ -18,18 +16,19 @@ from antgmm_jax.axes import resize, to_dict
 from antgmm_jax.config import LMMConfig, towers
 from antgmm_jax.convert import load_hf, open_hf, save_hf
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.families import complete, violations
+from antgmm_jax.families import complete, new_processor, violations
+from antgmm_jax.families.words import IMAGE
 from antgmm_jax.functional import Params, abstract, float32, functional
 from antgmm_jax.presets import preset
 from antgmm_jax.processes import by_first, gather
 from antgmm_jax.sharding import own_rows
-from data.batches import Batches, batches
+from data.batches import Batches
 from data.maad.cells import cell_classes
 from data.maad.source import latent_sizes
 from data.maad.tier import tier
-from data.processor import blip2_processor, device_batch, llava_processor
-from data.record import PROMPT, Record, prompt
-from data.tokenizer import IMAGE, corpus, train_tokenizer
+from data.record import PROMPT, prompt
+from data.source import Source
+from data.tokenizer import corpus, train_tokenizer
 from experiments.run.checks import check_steps
 from experiments.run.datasets import encode_both, load_both
 from experiments.run.evaluate import evaluate
@@ -80,7 +79,7 @@ def _preset_of(model: Model) -> LMMConfig:
     return config
 
 
-def make_processor(config: LMMConfig, data: Data, records: Sequence[Record], template: str = PROMPT) -> ProcessorMixin:
+def make_processor(config: LMMConfig, data: Data, records: Source, template: str = PROMPT) -> ProcessorMixin:
     """The processor of a model that is trained from scratch, with a tokenizer of its data.
 
     Args:
@@ -92,16 +91,15 @@ def make_processor(config: LMMConfig, data: Data, records: Sequence[Record], tem
     Returns:
         A processor of the model's family, with at most the config's number of tokens.
     """
-    vocab, px = config.language.vocab, config.vision.image
+    vocab = config.language.vocab
     if data.kind == "maad":
         tokenizer = train_tokenizer(corpus(data.tier, seed=data.seed, template=template), vocab=vocab)
     else:
         # A user's few rows repeat little: what occurs twice is worth a token.
-        texts = (text for r in records for text in (prompt(r.question, r.text, template), r.answer))
+        rows = map(records.words, range(len(records)))
+        texts = (text for row in rows for text in (prompt(row.question, row.text, template), row.answer))
         tokenizer = train_tokenizer(texts, vocab=vocab, min_frequency=2)
-    if "bridge" in towers(config):
-        return blip2_processor(tokenizer, px=px, queries=config.bridge.queries)
-    return llava_processor(tokenizer, px=px, patch=config.vision.patch)
+    return new_processor(config, tokenizer)
 
 
 class TrainingRun:
@@ -145,12 +143,12 @@ class TrainingRun:
                 paths, rows = {part: whole[part] for part in IMAGE_SIDE}, len(self.samples)
             check_steps(f"phase {phase.name!r}", phase.optimizer, paths, rows, phase.frozen)
         self.folder.bind(data=self.samples.fingerprint)
-        self.features = ImageFeatures(self.samples, recipe.seed)
+        self.features = ImageFeatures(self.samples, recipe.seed, self.folder.cache / "features")
         for number, phase in enumerate(recipe.phases, 1):
             params = self._phase(number, phase, params)
         return self._export(params)
 
-    def _start(self, shape: LMMConfig, records: Sequence[Record]) -> Params:
+    def _start(self, shape: LMMConfig, records: Source) -> Params:
         """The parameters to begin with; sets the config and the processor that go with them."""
         recipe = self.recipe
         if recipe.model.path:
@@ -194,16 +192,12 @@ class TrainingRun:
         """What is trained on the pictures' facts, how a step is taken, and its batches."""
         assert isinstance(self.recipe.data, MaadData)  # the schema says so
         self.features.drop()
-        seed, records = self.recipe.seed + number, self.samples.records
+        seed = self.recipe.seed + number
         facts, classes = latent_sizes(self.recipe.data.tier), cell_classes(tier(self.recipe.data.tier))
         trained = init_params(self.config, params, facts, classes, jax.random.key(seed))
         dtype, remat = jax.numpy.dtype(phase.optimizer.dtype), phase.optimizer.remat
         step = make_pretrain_step(self.config, params, facts, optimizer, dtype=dtype, remat=remat)
-        cells = np.stack([r.cells for r in records if r.cells is not None])
-        arrays = {"images": self.samples.arrays["images"], "cells": cells}
-        arrays |= {f"fact/{n}": np.array([r.latents[n] for r in records], np.int32) for n in facts}
-        finish = partial(device_batch, self.samples.table)
-        return trained, step, batches(arrays, size=phase.optimizer.batch_size, seed=seed, finish=finish)
+        return trained, step, self.samples.facts(phase.optimizer.batch_size, seed, [*facts])
 
     def _answers(self, number: int, phase: Phase, params: Params, optimizer: distill.Optimizer):
         """What is trained on answers, how a step is taken, and its batches."""

@@ -1,4 +1,4 @@
-"""The order of batches: complete, deterministic, resumable, bucketed."""
+"""The order of batches: complete, deterministic, resumable, bucketed; and what is in them, by hand."""
 
 import json
 from itertools import islice
@@ -7,28 +7,47 @@ import numpy as np
 import pytest
 
 from antgmm_jax.errors import AntgmmError
-from data.batches import batches, cuts, lengths
+from data import collate
+from data.batches import batches, visits_once
+from data.making import Seen, batch
 from data.shifting import shifted
+from tests.data.toy import LLAMA, T5, ToyViews, toy
 
 
-def toy(rows=10, widths=8):
-    """T5-like arrays whose answers have 1 to `widths` tokens."""
-    count = np.arange(rows) % widths + 1
-    targets = np.where(np.arange(widths) < count[:, None], np.arange(rows)[:, None], -100).astype(np.int32)
-    return {
-        "input_ids": np.arange(rows * 4, dtype=np.int32).reshape(rows, 4),
-        "attention_mask": np.ones((rows, 4), np.int32),
-        "decoder_input_ids": np.zeros((rows, widths), np.int32),
-        "labels": targets.copy(),
-        "positions": np.tile(np.arange(widths, dtype=np.int32), (rows, 1)),
-        "targets": targets,
-    }
+def rows_of(count=10, widths=8, prompts=(4,), pictures=(1,), side=2):
+    """T5-like rows with answers of 1 to `widths` tokens."""
+    numbers = np.arange(count)
+    return toy(*(np.resize(each, count) for each in (prompts, numbers % widths + 1, pictures)), side=side)
+
+
+def run(rows, size, seed, *, buckets=(), prompt_buckets=(), about=T5, seen=None, **more):
+    """Shuffled batches as samples make them."""
+    needs, seen = rows.needs(about), seen or Seen()
+    widths = collate.widths(needs, about.apart, buckets=buckets, prompt_buckets=prompt_buckets)
+
+    def make(index, rng):
+        choices = seen.choices(rng, index.shape)
+        return batch(rows, index, about, widths.holds(needs.of(index)), seen=seen, choices=choices)
+
+    return batches(make, widths.groups(needs), size=size, seed=seed, **more)
+
+
+def leaves(made):
+    """Every array of a batch by its path."""
+    return {**{n: x for n, x in made.items() if n != "images"}, **{f"images/{n}": x for n, x in made["images"].items()}}
+
+
+def assert_equal(found, expected):
+    one, other = leaves(found), leaves(expected)
+    assert one.keys() == other.keys()
+    for name in one:
+        np.testing.assert_array_equal(one[name], other[name])
 
 
 @pytest.mark.parametrize("widths", [(), (3, 8)])
 def test_every_epoch_visits_each_row_once(widths):
-    run = batches(toy(12), size=3, seed=5, widths=widths)
-    epochs = [np.concatenate([next(run)["index"] for _ in range(4)]) for _ in range(3)]
+    made = run(rows_of(12), 3, 5, buckets=widths)
+    epochs = [np.concatenate([next(made)["index"] for _ in range(4)]) for _ in range(3)]
     for epoch in epochs:
         np.testing.assert_array_equal(np.sort(epoch), np.arange(12))
     assert not np.array_equal(epochs[0], epochs[1])
@@ -36,125 +55,192 @@ def test_every_epoch_visits_each_row_once(widths):
 
 @pytest.mark.parametrize("widths", [(), (3, 8)])
 def test_an_epoch_visits_the_rows_asked_for_as_often(widths):
-    arrays, wanted = toy(12), np.array([0, 4, 4, 9, 9, 11])
-    found = [*islice(batches(arrays, size=3, seed=5, widths=widths, rows=wanted), 2)]
-    np.testing.assert_array_equal(np.sort(np.concatenate([batch["index"] for batch in found])), wanted)
-    for batch in found:
-        np.testing.assert_array_equal(batch["input_ids"], arrays["input_ids"][batch["index"]])
+    rows, wanted = rows_of(12), np.array([0, 4, 4, 9, 9, 11])
+    found = [*islice(run(rows, 3, 5, buckets=widths, visits=wanted), 2)]
+    np.testing.assert_array_equal(np.sort(np.concatenate([each["index"] for each in found])), wanted)
+    for each in found:
+        np.testing.assert_array_equal(each["input_ids"][:, :4], [rows[row]["prompt"] for row in each["index"]])
 
 
-@pytest.mark.parametrize("prefetch", [0, 2])
+@pytest.mark.parametrize(("prefetch", "threads"), [(0, 1), (2, 1), (2, 3)])
 @pytest.mark.parametrize("widths", [(), (2, 5, 8)])
-def test_a_resumed_run_sees_the_same_batches(widths, prefetch):
-    arrays = toy(11)
-    whole = batches(arrays, size=4, seed=1, widths=widths, prefetch=prefetch)
+def test_a_resumed_run_sees_the_same_batches(widths, prefetch, threads):
+    rows = rows_of(11, pictures=(1, 0, 3), side=6)
+    about = {"buckets": widths, "prefetch": prefetch, "threads": threads, "seen": Seen(shift=1)}
+    whole = run(rows, 4, 1, **about)
     seen = []
     for _ in range(9):
         position = json.loads(json.dumps(whole.position))
         seen.append((position, next(whole)))
     assert seen[5][0] == {"next_index": 5}
-    again = batches(arrays, size=4, seed=1, widths=widths, prefetch=prefetch)
-    again.seek(seen[5][0])
+    again = run(rows, 4, 1, **about)
+    again.seek(seen[5][0])  # in the middle of the third epoch
     for _, expected in seen[5:]:
-        found = next(again)
-        assert found.keys() == expected.keys()
-        for name in found:
-            np.testing.assert_array_equal(found[name], expected[name])
+        assert_equal(next(again), expected)
+
+
+@pytest.mark.parametrize("about", [T5, LLAMA], ids=["apart", "joined"])
+def test_rows_of_no_one_and_several_pictures_share_a_batch(about):
+    rows = toy([3, 2, 1], [2, 1, 3], [2, 0, 1])
+    made = batch(rows, np.array([2, 0, 1]), about, collate.Shape(8, 4, 2))
+    images = {
+        "valid": [[1, 0], [1, 1], [0, 0]],
+        "pixels": np.stack(
+            [
+                [rows[2]["images"]["pixels"][0], 0 * rows[2]["images"]["pixels"][0]],
+                rows[0]["images"]["pixels"],
+                np.zeros((2, 2, 2, 3)),
+            ]
+        ),
+        "scale": [[[3] * 3, [0] * 3], [[1] * 3, [1] * 3], [[0] * 3, [0] * 3]],
+    }
+    assert {name: leaf.dtype for name, leaf in made["images"].items()} == {
+        "valid": bool,
+        "pixels": np.uint8,
+        "scale": np.float32,
+    }
+    for name, expected in images.items():
+        np.testing.assert_array_equal(made["images"][name], expected)
+    no = -100
+    targets = [[202, 203, 204, no], [4, 5, no, no], [103, no, no, no]]
+    if about.apart:
+        expected = {
+            "input_ids": [[201] + [0] * 7, [1, 2, 3] + [0] * 5, [101, 102] + [0] * 6],
+            "decoder_input_ids": [[0, 202, 203, 0], [0, 4, 0, 0], [0, 0, 0, 0]],
+            "labels": targets,
+            "positions": [[0, 1, 2, 3]] * 3,
+        }
+        mask = [[1] + [0] * 7, [1] * 3 + [0] * 5, [1] * 2 + [0] * 6]
+    else:
+        expected = {
+            "input_ids": [[201, 202, 203, 204] + [0] * 4, [1, 2, 3, 4, 5] + [0] * 3, [101, 102, 103] + [0] * 5],
+            "labels": [[no, 202, 203, 204] + [no] * 4, [no] * 3 + [4, 5] + [no] * 3, [no, no, 103] + [no] * 5],
+            "positions": [[0, 1, 2, 0], [2, 3, 0, 0], [1, 0, 0, 0]],
+        }
+        mask = [[1] * 4 + [0] * 4, [1] * 5 + [0] * 3, [1] * 3 + [0] * 5]
+    expected |= {"attention_mask": mask, "targets": targets, "index": [2, 0, 1]}
+    assert {*made} == {*expected, "images"}
+    for name, value in expected.items():
+        np.testing.assert_array_equal(made[name], value)
+        assert made[name].dtype == np.int32
 
 
 def test_pictures_are_shifted_anew_whenever_they_are_seen_and_alike_after_a_restart():
-    rng = np.random.default_rng(0)
-    arrays = {**toy(6), "images": rng.integers(0, 256, (6, 8, 8, 3), np.uint8)}
-    run = batches(arrays, size=3, seed=4, shift=1)
-    seen = [next(run) for _ in range(20)]
+    rows = rows_of(6, pictures=(1, 2), side=8)
+    made = run(rows, 3, 4, seen=Seen(shift=1))
+    seen = [next(made) for _ in range(20)]
     moves = {row: set() for row in range(6)}
     every = [(down, right) for down in (-1, 0, 1) for right in (-1, 0, 1)]
-    for batch in seen:
-        for row, image in zip(batch["index"], batch["images"], strict=True):
-            views = shifted(arrays["images"][[row] * 9], np.array(every))
-            (move,) = [place for place, view in enumerate(views) if np.array_equal(view, image)]
+    for each in seen:
+        for place, row in enumerate(each["index"]):
+            pixels = rows[row]["images"]["pixels"]
+            views = np.stack([shifted(pixels, np.tile(move, (len(pixels), 1))) for move in every])
+            shown = each["images"]["pixels"][place][: len(pixels)]
+            (move,) = [number for number, view in enumerate(views) if np.array_equal(view, shown)]
             moves[int(row)].add(move)
-        np.testing.assert_array_equal(batch["input_ids"], arrays["input_ids"][batch["index"]])
+            np.testing.assert_array_equal(each["input_ids"][place][:4], rows[row]["prompt"])
     assert all(len(found) > 2 for found in moves.values())
-    again = batches(arrays, size=3, seed=4, shift=1, prefetch=0)
+    again = run(rows, 3, 4, seen=Seen(shift=1), prefetch=0)
     again.seek({"next_index": 13})
-    np.testing.assert_array_equal(next(again)["images"], seen[13]["images"])
+    np.testing.assert_array_equal(next(again)["images"]["pixels"], seen[13]["images"]["pixels"])
 
 
 def test_of_computed_views_one_is_drawn_whenever_a_row_is_seen():
-    arrays = {**toy(6), "views": np.arange(6 * 4 * 2.0).reshape(6, 4, 2)}
-    run = batches(arrays, size=3, seed=4)
+    rows = rows_of(6, pictures=(1, 2))
+    views = ToyViews(np.random.default_rng(0).normal(size=(4, count, 3, 2)) for count in (1, 2) * 3)
+    made = run(rows, 3, 4, seen=Seen(views=views))
     found = {row: set() for row in range(6)}
     for _ in range(40):
-        batch = next(run)
-        for row, features in zip(batch["index"], batch["vision_features"], strict=True):
-            (view,) = np.flatnonzero((arrays["views"][row] == features).all(axis=1))
+        each = next(made)
+        assert {*each["images"]} == {"valid"} and each["vision_features"].shape == (3, 2, 3, 2)
+        for row, features, valid in zip(each["index"], each["vision_features"], each["images"]["valid"], strict=True):
+            count = 1 + row % 2
+            np.testing.assert_array_equal(valid, np.arange(2) < count)
+            assert not features[count:].any()
+            (view,) = np.flatnonzero((views[row] == features[:count]).all(axis=(1, 2, 3)))
             found[int(row)].add(int(view))
-    assert "views" not in batch
     assert all(views == {0, 1, 2, 3} for views in found.values())
+    both = next(run(rows, 3, 4, seen=Seen(views=views, pictures=True)))
+    assert {*both["images"]} == {"valid", "pixels", "scale"} and "vision_features" in both
 
 
 def test_rows_stay_together_and_another_seed_gives_another_order():
-    arrays = toy(12)
-    one, two = batches(arrays, size=3, seed=0), batches(arrays, size=3, seed=1)
+    rows = rows_of(12)
+    one, two = run(rows, 3, 0), run(rows, 3, 1)
     first, other = next(one), next(two)
-    np.testing.assert_array_equal(first["input_ids"], arrays["input_ids"][first["index"]])
-    orders = [np.concatenate([next(run)["index"] for _ in range(3)]) for run in (one, two)]
+    for place, row in enumerate(first["index"]):
+        np.testing.assert_array_equal(first["input_ids"][place][:4], rows[row]["prompt"])
+        np.testing.assert_array_equal(first["images"]["pixels"][place], rows[row]["images"]["pixels"])
+    orders = [np.concatenate([next(made)["index"] for _ in range(3)]) for made in (one, two)]
     assert not np.array_equal(orders[0], orders[1])
     assert first["index"].dtype == other["index"].dtype == np.int32
 
 
 def test_buckets_cut_padding_only():
-    arrays = toy(64)
-    run = batches(arrays, size=4, seed=0, widths=(3, 8))
+    rows = rows_of(64)
+    whole = batch(rows, np.arange(64), T5, collate.Shape(8, 8, 1))
+    made = run(rows, 4, 0, buckets=(3,))
     shapes = []
     for _ in range(16):
-        batch = next(run)
-        shapes.append(batch["targets"].shape[1])
-        full = arrays["targets"][batch["index"]]
-        np.testing.assert_array_equal(batch["targets"], full[:, : shapes[-1]])
+        each = next(made)
+        shapes.append(each["targets"].shape[1])
+        full = whole["targets"][each["index"]]
+        np.testing.assert_array_equal(each["targets"], full[:, : shapes[-1]])
         assert (full[:, shapes[-1] :] == -100).all()
-        assert batch["labels"].shape == batch["decoder_input_ids"].shape == batch["positions"].shape
-        assert batch["input_ids"].shape == (4, 4)
+        assert each["labels"].shape == each["decoder_input_ids"].shape == each["positions"].shape
+        assert each["input_ids"].shape == (4, 8)
     assert shapes.count(3) == 6  # 24 of 64 rows have at most 3 answer tokens
+    assert {*shapes} == {3, 8}
 
 
 def test_prompts_are_cut_by_themselves():
-    arrays = toy(64)
-    arrays["attention_mask"] = (np.arange(4) < np.tile([2, 2, 3, 4], 16)[:, None]).astype(np.int32)
-    run = batches(arrays, size=4, seed=0, widths=(3, 8), prompts=(2, 4))
+    rows = rows_of(64, prompts=(2, 2, 3, 4))
+    whole = batch(rows, np.arange(64), T5, collate.Shape(8, 8, 1))
+    made = run(rows, 4, 0, buckets=(3,), prompt_buckets=(2,))
     shapes = set()
     for _ in range(16):
-        batch = next(run)
-        length = batch["input_ids"].shape[1]
-        shapes.add((length, batch["targets"].shape[1]))
+        each = next(made)
+        length = each["input_ids"].shape[1]
+        shapes.add((length, each["targets"].shape[1]))
         for name in ("input_ids", "attention_mask"):
-            np.testing.assert_array_equal(batch[name], arrays[name][batch["index"], :length])
-        assert not arrays["attention_mask"][batch["index"], length:].any()
-        assert batch["labels"].shape == batch["decoder_input_ids"].shape == batch["targets"].shape
-    assert shapes == {(2, 3), (2, 8), (4, 3), (4, 8)}
+            np.testing.assert_array_equal(each[name], whole[name][each["index"], :length])
+        assert not whole["attention_mask"][each["index"], length:].any()
+        assert each["labels"].shape == each["decoder_input_ids"].shape == each["targets"].shape
+    assert shapes == {(2, 3), (2, 8), (8, 3), (8, 8)}
+
+
+def test_a_bucket_is_of_text_and_of_picture_slots():
+    rows = rows_of(96, pictures=(0, 1, 2, 3, 5, 5))
+    made, shapes = run(rows, 2, 0, buckets=(3,)), []
+    for _ in range(48):
+        each = next(made)
+        count = [len(rows[row]["images"]["pixels"]) for row in each["index"]]
+        np.testing.assert_array_equal(each["images"]["valid"].sum(axis=1), count)
+        slots = each["images"]["pixels"].shape[1]
+        assert max(count) <= slots and (slots == 1 or slots < 2 * max(count))
+        shapes.append((slots, each["targets"].shape[1]))
+    assert {*shapes} == {(slots, answer) for slots in (1, 2, 4, 5) for answer in (3, 8)}
+    # Without buckets there is one shape, and so one program.
+    assert {next(run(rows, 2, seed))["images"]["valid"].shape for seed in range(5)} == {(2, 5)}
 
 
 def test_llava_is_cut_along_the_input():
-    arrays = {name: value for name, value in toy(4).items() if name != "decoder_input_ids"}
-    arrays["attention_mask"] = np.array([[1, 1, 0, 0]] * 4, np.int32)
-    arrays["labels"] = np.full((4, 4), -100, np.int32)
-    (by_row,) = cuts(arrays, (2, 4))
-    cut = by_row(arrays, np.arange(4))
-    assert cut["input_ids"].shape == cut["labels"].shape == (4, 2)
-    assert cut["targets"].shape == arrays["targets"].shape
-    np.testing.assert_array_equal(lengths(arrays), [2, 2, 2, 2])
+    rows = toy([1, 2], [1, 1], [1, 1])
+    widths = collate.widths(rows.needs(LLAMA), False, buckets=(2, 4))
+    assert widths == ((2, 4, 8), (8,), (1,))
+    made = batch(rows, np.array([0]), LLAMA, widths.holds(rows.needs(LLAMA).of(np.array([0]))))
+    assert made["input_ids"].shape == made["labels"].shape == (1, 2)
+    assert made["targets"].shape == (1, 8)
+    np.testing.assert_array_equal(rows.needs(LLAMA).text, [2, 3])
 
 
-def test_finish_is_the_last_step():
-    run = batches(toy(4), size=2, seed=0, finish=lambda batch: {"rows": batch["index"] * 10})
-    assert sorted(np.concatenate([next(run)["rows"], next(run)["rows"]])) == [0, 10, 20, 30]
+def test_every_row_once_and_the_last_again():
+    found = [index.tolist() for index in visits_once(np.array([3, 1, 2]), 2)]
+    assert found == [[3, 1], [2, 2]]
 
 
 def test_bad_requests_are_refused():
     with pytest.raises(AntgmmError, match="a batch of 5 needs as many rows; the data has 4"):
-        batches(toy(4), size=5, seed=0)
-    with pytest.raises(AntgmmError, match="equally many rows"):
-        batches({**toy(4), "images": np.zeros((3, 1))}, size=2, seed=0)
-    with pytest.raises(AntgmmError, match="widest length bucket is 4 but a row has 8 tokens"):
-        batches(toy(8), size=2, seed=0, widths=(2, 4))
+        run(rows_of(4), 5, 0)
+    with pytest.raises(AntgmmError, match="widest bucket is 4 but a row needs 8: add a bucket"):
+        collate.Widths((8,), (2, 4), (1,)).groups(rows_of(8).needs(T5))

@@ -27,7 +27,7 @@ def test_latents_and_pixels_repeat():
     first, again = maad.source("m", "val"), maad.source("m", "val")
     for index in (0, 7, 999):
         assert first.latents(index) == again.latents(index)
-        np.testing.assert_array_equal(first[index].image, again[index].image)
+        np.testing.assert_array_equal(first[index].images[0], again[index].images[0])
     assert first.latents(5) != maad.source("m", "val", seed=1).latents(5)
 
 
@@ -180,9 +180,9 @@ def test_latent_targets_fit_their_heads(tier):
 
 def test_records_are_plain_arrays_and_words():
     record = maad.source("s", "train", size=5)[4]
-    assert record.image.shape == (96, 96, 3)
-    assert record.image.dtype == np.uint8
-    assert record.image.flags.writeable
+    assert record.images[0].shape == (96, 96, 3)
+    assert record.images[0].dtype == np.uint8
+    assert record.images[0].flags.writeable
     assert record.type == "price_match"
     assert record.question == QUESTIONS["price_match"]
     assert len([*maad.source("s", "train", size=5)]) == 5
@@ -206,4 +206,4 @@ def test_contact_sheet_shows_every_record():
     sheet = maad.contact_sheet("s", "val", 7)
     assert sheet.mode == "RGB"
     first = np.asarray(sheet)[12 : 12 + 192, 12 + 20 : 12 + 20 + 192]
-    np.testing.assert_array_equal(first[::2, ::2], maad.source("s", "val")[0].image)
+    np.testing.assert_array_equal(first[::2, ::2], maad.source("s", "val")[0].images[0])

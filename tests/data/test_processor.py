@@ -12,24 +12,19 @@ from transformers import AutoProcessor
 
 import data.maad as maad
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.pictures import as_hf
-from antgmm_jax.presets import preset
-from data.encoding import decode, encode, encode_prompts, prompts
+from antgmm_jax.families import inputs, new_processor
+from antgmm_jax.families.words import BOS, EOS, IMAGE, PAD, wrap
+from antgmm_jax.presets import blip2_t5, llava, preset
+from data import collate
+from data.encoding import Encoder, decode
 from data.maad.answers import answer
 from data.maad.latents import draw
 from data.maad.tier import brands
-from data.processor import (
-    blip2_processor,
-    check_fit,
-    device_batch,
-    image_tokens,
-    llava_processor,
-    pictures,
-    pixel_table,
-    prepare,
-)
+from data.making import batch
 from data.record import Record, check_template, prompt
-from data.tokenizer import BOS, EOS, HUNDREDS, IMAGE, PAD, TENS, corpus, train_tokenizer, wrap
+from data.source import Held
+from data.store import open_encoded
+from data.tokenizer import HUNDREDS, TENS, corpus, train_tokenizer
 
 FAMILIES = ("blip2", "llava")
 
@@ -39,19 +34,42 @@ def tokenizer():
     return train_tokenizer(corpus("s", 1500), min_frequency=20)
 
 
+def sizes(family, px=96):
+    """A model whose pictures take 5 (BLIP-2) or 16 (LLaVA) tokens."""
+    about = {"image": px, "patch": px // 4, "vocab": 1024, "image_token": IMAGE}
+    if family == "llava":
+        return llava(vision=(1, 16, 1, 16), text=(1, 16, 1, 16), head_dims=(16, 16), **about)
+    towers = {"vision": (1, 16, 1, 16), "bridge": (2, 16, 1, 16), "text": (1, 1, 16, 1, 16)}
+    return blip2_t5(**towers, head_dims=(16, 16, 16), queries=5, **about)
+
+
+TOKENS = {"blip2": 5, "llava": 16}
+
+
 @pytest.fixture(scope="module")
 def saved(tokenizer, tmp_path_factory):
     """Both processors, saved and read back as a user would."""
-    made = {
-        "blip2": blip2_processor(tokenizer, px=96, queries=5),
-        "llava": llava_processor(tokenizer, px=96, patch=24),
-    }
     out = {}
-    for name, processor in made.items():
+    for name in FAMILIES:
         folder = tmp_path_factory.mktemp(name)
-        processor.save_pretrained(folder)
+        new_processor(sizes(name), tokenizer).save_pretrained(folder)
         out[name] = AutoProcessor.from_pretrained(folder)
     return out
+
+
+@pytest.fixture
+def encode(saved, tmp_path):
+    """Records as one batch of all, with their prompts alone."""
+
+    def made(family, records, **about):
+        encoder = Encoder(saved[family], sizes(family), **about)
+        rows = open_encoded(Held(records), encoder, tmp_path / "cache")
+        form = collate.layout(encoder, 0)
+        needs, order = collate.needs(rows.index, form.apart), np.arange(len(rows))
+        shape = collate.widths(needs, form.apart).holds(needs.of(order))
+        return batch(rows, order, form, shape, prompt=collate.bucket(int(rows.index.prompt.max())))
+
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -62,39 +80,74 @@ def records():
 def odd_records(records):
     """Pictures that the processor has to resize or crop."""
     shapes = ((50, 70), (96, 150), (200, 96), (131, 131))
-    resized = [np.array(Image.fromarray(r.image).resize(wh)) for r, wh in zip(records, shapes, strict=False)]
-    return [Record(image=image, question="what is it?", answer="a", id=str(k)) for k, image in enumerate(resized)]
+    resized = [np.array(Image.fromarray(r.images[0]).resize(wh)) for r, wh in zip(records, shapes, strict=False)]
+    return [Record(images=(image,), question="what is it?", answer="a", id=str(k)) for k, image in enumerate(resized)]
+
+
+def normalised(images):
+    """[K, C, H, W] of the slots that hold a picture."""
+    pixels = images["pixels"] * images["scale"][:, :, None, None] + images["offset"][:, :, None, None]
+    return np.moveaxis(pixels[images["valid"]], -1, 1)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_pixels_are_the_processors_own(saved, records, family):
+def test_pixels_are_the_processors_own(saved, encode, records, family):
     processor = saved[family]
     for group in (records[:6], odd_records(records)):
-        ours = as_hf(pictures(pixel_table(processor), prepare(processor, group).images))
-        theirs = [processor.image_processor(r.image, return_tensors="np")["pixel_values"][0] for r in group]
-        # value * scale + offset rounds twice where the processor rounds three times.
-        np.testing.assert_allclose(ours, np.stack(theirs), rtol=0, atol=1e-6)
+        images = encode(family, group)["images"]
+        theirs = [processor.image_processor(r.images[0], return_tensors="np")["pixel_values"][0] for r in group]
+        assert images["pixels"].dtype == np.uint8 and images["valid"].shape == (len(group), 1)
+        np.testing.assert_allclose(normalised(images), np.stack(theirs), atol=1e-6, rtol=0)
+        given = inputs(sizes(family), processor).torch(images)
+        np.testing.assert_allclose(given["pixel_values"], np.stack(theirs), atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_prompt_ids_are_the_processors_own(saved, records, family):
-    processor = saved[family]
-    arrays = encode_prompts(processor, records)
-    lines = prompts(processor, records)
-    for row, (record, line) in enumerate(zip(records, lines, strict=True)):
-        theirs = processor(images=record.image, text=[line], return_tensors="np")
+def test_prompt_ids_are_the_processors_own(saved, encode, records, family):
+    processor, reads = saved[family], inputs(sizes(family), saved[family])
+    arrays = encode(family, records)
+    for row, record in enumerate(records):
+        line = reads.prompt(prompt(record.question, record.text), 1)
+        theirs = processor(images=record.images[0], text=[line], return_tensors="np")
         np.testing.assert_array_equal(
-            arrays["input_ids"][row][arrays["attention_mask"][row] == 1], theirs["input_ids"][0]
+            arrays["prompt/input_ids"][row][arrays["prompt/attention_mask"][row] == 1], theirs["input_ids"][0]
         )
-        assert (theirs["input_ids"] == IMAGE).sum() == image_tokens(processor)
-    assert arrays["input_ids"].shape[1] % 8 == 0
-    last = arrays["attention_mask"][:, -1]
-    assert last.all() if family == "llava" else arrays["attention_mask"][:, 0].all()
+        assert (theirs["input_ids"] == IMAGE).sum() == TOKENS[family]
+    assert arrays["prompt/input_ids"].shape[1] % 8 == 0
+    last = arrays["prompt/attention_mask"][:, -1]
+    assert last.all() if family == "llava" else arrays["prompt/attention_mask"][:, 0].all()
 
 
-def test_t5_arrays(saved, records):
-    arrays = encode(saved["blip2"], records)
-    targets, inputs = arrays["targets"], arrays["decoder_input_ids"]
+@pytest.mark.parametrize("family", FAMILIES)
+def test_several_pictures_and_none_are_what_the_processor_makes_of_them(saved, encode, records, family):
+    processor, reads = saved[family], inputs(sizes(family), saved[family])
+    pictures = [record.images[0] for record in (*records[:2], *odd_records(records))]
+    rows = [replace(records[k], images=tuple(pictures[:count])) for k, count in enumerate((3, 0, 1, 2))]
+    arrays = encode(family, rows)
+    images = arrays["images"]
+    np.testing.assert_array_equal(images["valid"].sum(axis=1), [3, 0, 1, 2])
+    assert (images["valid"][:, :-1] >= images["valid"][:, 1:]).all() and images["pixels"].shape[:2] == (4, 3)
+    assert not images["pixels"][~images["valid"]].any()
+    at = 0
+    for row, record in enumerate(rows):
+        line = reads.prompt(prompt(record.question, record.text), len(record.images))
+        own = [*record.images] or None
+        ids = arrays["prompt/input_ids"][row][arrays["prompt/attention_mask"][row] == 1]
+        if family == "llava":
+            np.testing.assert_array_equal(ids, processor(images=own, text=[line], return_tensors="np")["input_ids"][0])
+        else:  # the processor itself counts one picture a text: each further one takes as many tokens
+            words = processor.tokenizer(line)["input_ids"]
+            np.testing.assert_array_equal(ids, [IMAGE] * 5 * len(record.images) + words)
+        if own:
+            theirs = processor.image_processor(own, return_tensors="np")["pixel_values"]
+            found = normalised(images)[at : at + len(own)]
+            np.testing.assert_allclose(found, np.stack(theirs), atol=1e-6, rtol=0)
+        at += len(record.images)
+
+
+def test_t5_arrays(saved, encode, records):
+    arrays = encode("blip2", records)
+    targets, decoded = arrays["targets"], arrays["decoder_input_ids"]
     np.testing.assert_array_equal(arrays["labels"], targets)
     for row, record in enumerate(records):
         length = (targets[row] != -100).sum()
@@ -102,8 +155,8 @@ def test_t5_arrays(saved, records):
         assert ids[-1] == EOS
         assert (targets[row, length:] == -100).all()
         assert saved["blip2"].tokenizer.decode(ids[:-1]) == record.answer
-        np.testing.assert_array_equal(inputs[row, :length], [0, *ids[:-1]])
-        assert (inputs[row, length:] == PAD).all()
+        np.testing.assert_array_equal(decoded[row, :length], [0, *ids[:-1]])
+        assert (decoded[row, length:] == PAD).all()
         np.testing.assert_array_equal(arrays["positions"][row], np.arange(targets.shape[1]))
         real = arrays["input_ids"][row][arrays["attention_mask"][row] == 1]
         assert real[-1] == EOS
@@ -111,14 +164,14 @@ def test_t5_arrays(saved, records):
         assert PAD not in real
 
 
-def test_llava_arrays(saved, records):
-    arrays, alone = encode(saved["llava"], records), encode_prompts(saved["llava"], records)
+def test_llava_arrays(encode, records):
+    arrays = encode("llava", records)
     for row in range(len(records)):
         ids, targets, places = arrays["input_ids"][row], arrays["targets"][row], arrays["positions"][row]
         real = targets != -100
         # The state at a position predicts the token after it.
         np.testing.assert_array_equal(ids[places[real] + 1], targets[real])
-        before = alone["input_ids"][row][alone["attention_mask"][row] == 1]
+        before = arrays["prompt/input_ids"][row][arrays["prompt/attention_mask"][row] == 1]
         assert before[0] == BOS
         np.testing.assert_array_equal(ids[: len(before)], before)
         assert places[0] == len(before) - 1
@@ -129,18 +182,15 @@ def test_llava_arrays(saved, records):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_answers_come_back(saved, records, family):
-    targets = encode(saved[family], records)["targets"]
+def test_answers_come_back(saved, encode, records, family):
+    targets = encode(family, records)["targets"]
     assert decode(saved[family], np.where(targets == -100, PAD, targets)) == [r.answer for r in records]
 
 
-def test_device_batch_gives_pictures_as_a_tree(saved, records):
-    arrays = encode(saved["blip2"], records[:3])
-    batch = device_batch(pixel_table(saved["blip2"]), arrays)
-    assert batch["images"]["pixels"].shape == (3, 1, 96, 96, 3)
-    assert batch["images"]["pixels"].dtype == np.uint8
-    assert set(batch) == set(arrays)
-    assert {value.dtype for name, value in batch.items() if name != "images"} == {np.dtype(np.int32)}
+def test_token_ids_are_whole_numbers_of_four_bytes(encode, records):
+    arrays = encode("blip2", records[:3])
+    assert arrays["images"]["pixels"].shape == (3, 1, 96, 96, 3)
+    assert {value.dtype for name, value in arrays.items() if name != "images"} == {np.dtype(np.int32)}
 
 
 @pytest.mark.parametrize(("tier", "limit"), [("s", 32), ("m", 48)])
@@ -180,18 +230,17 @@ def test_unseen_brands_are_spelt_with_seen_syllables():
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_rows_that_are_too_long_are_all_named(saved, records, family):
-    processor = saved[family]
-    alone = [len(row) - image_tokens(processor) for row in _ids(processor, records)]
+def test_rows_that_are_too_long_are_all_named(encode, records, family):
+    alone = encode(family, records)["prompt/attention_mask"].sum(axis=1) - TOKENS[family]
     limit = sorted(alone)[2]
     with pytest.raises(AntgmmError) as caught:
-        encode_prompts(processor, records, max_length=limit)
+        encode(family, records, max_length=limit)
     head, *lines = str(caught.value).split("\n")
     long = [(r.id, n) for r, n in zip(records, alone, strict=True) if n > limit]
     assert head == f"{len(long)} of 24 rows are too long; shorten or remove them, or raise max_length"
     assert lines == [f"{name}: prompt of {n} tokens, at most {limit}" for name, n in long]
     with pytest.raises(AntgmmError) as caught:
-        encode(processor, [replace(records[0], id=""), records[1]], max_length=1, max_answer=1)
+        encode(family, [replace(records[0], id=""), records[1]], max_length=1, max_answer=1)
     head, *lines = str(caught.value).split("\n")
     assert head == "2 of 2 rows are too long; shorten or remove them, or raise max_length and max_answer"
     assert [line.split(" of ")[0] for line in lines] == [
@@ -199,19 +248,13 @@ def test_rows_that_are_too_long_are_all_named(saved, records, family):
     ]
 
 
-def _ids(processor, records):
-    arrays = encode_prompts(processor, records)
-    return [ids[mask == 1] for ids, mask in zip(arrays["input_ids"], arrays["attention_mask"], strict=True)]
-
-
-def test_a_llava_processor_without_chat_template_gets_the_classic_prompt(saved, records):
-    processor = saved["llava"]
-    template, processor.chat_template = processor.chat_template, None
-    try:
-        assert prompts(processor, records[:1])[0].startswith("USER: <image>\ntext: ")
-        assert prompts(processor, records[:1])[0].endswith(" ASSISTANT:")
-    finally:
-        processor.chat_template = template
+def test_a_llava_processor_without_chat_template_gets_the_classic_prompt(saved):
+    processor = copy.deepcopy(saved["llava"])
+    processor.chat_template = None
+    reads = inputs(sizes("llava"), processor)
+    assert reads.prompt("text: a question: b", 1) == "USER: <image>\ntext: a question: b ASSISTANT:"
+    assert reads.prompt("q", 0) == "USER: q ASSISTANT:"
+    assert reads.prompt("q", 2) == "USER: <image>\n<image>\nq ASSISTANT:"
 
 
 def test_a_template_is_filled_with_a_records_words():
@@ -241,63 +284,67 @@ def test_what_no_record_fills_is_no_template(template, message):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_recipes_own_prompt_is_what_the_processor_is_given(saved, records, family):
+def test_a_recipes_own_prompt_is_what_the_processor_is_given(saved, encode, records, family):
     processor, own = saved[family], "Question: {question}[ ({text})] Answer:"
     some = [replace(records[0], question="what price?", text=""), replace(records[1], question="wine?", text="$25.")]
     lines = ["Question: what price? Answer:", "Question: wine? ($25.) Answer:"]
     if family == "llava":
         lines = [f"<image> {line} answer:" for line in lines]
-    prompted, trained = encode_prompts(processor, some, template=own), encode(processor, some, template=own)
+    found = encode(family, some, template=own)
     for row, (record, line) in enumerate(zip(some, lines, strict=True)):
-        theirs = processor(images=record.image, text=[line], return_tensors="np")["input_ids"][0]
-        np.testing.assert_array_equal(prompted["input_ids"][row][prompted["attention_mask"][row] == 1], theirs)
-        np.testing.assert_array_equal(trained["input_ids"][row][: len(theirs)], theirs)
+        theirs = processor(images=record.images[0], text=[line], return_tensors="np")["input_ids"][0]
+        ids, mask = found["prompt/input_ids"][row], found["prompt/attention_mask"][row]
+        np.testing.assert_array_equal(ids[mask == 1], theirs)
+        np.testing.assert_array_equal(found["input_ids"][row][: len(theirs)], theirs)
 
 
-def test_a_prompt_that_leaves_out_a_rows_text_or_names_the_picture_is_refused(saved, records):
+def test_a_prompt_that_leaves_out_a_rows_text_or_names_the_picture_is_refused(encode, records):
     rows = [replace(records[0], text=""), replace(records[1], text="$25.")]
     with pytest.raises(AntgmmError, match="leaves out the text of rows"):
-        encode(saved["blip2"], rows, template="{question}")
-    encode(saved["blip2"], rows[:1], template="{question}")
+        encode("blip2", rows, template="{question}")
+    encode("blip2", rows[:1], template="{question}")
     with pytest.raises(AntgmmError, match="names <image>: where the picture stands is the processor's to say"):
-        encode_prompts(saved["llava"], rows, template="<image> {question}[{text}]")
+        encode("llava", rows, template="<image> {question}[{text}]")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_words_that_hold_the_pictures_placeholder_are_refused(saved, records, family):
+def test_words_that_hold_the_pictures_placeholder_are_refused(encode, records, family):
     rows = [replace(records[0], id="a", text="see <image>"), records[1], replace(records[2], id="", answer="<image>")]
     expected = "<image> stands for the picture; take it out of what rows say\na: text\nrecord 3: answer"
     with pytest.raises(AntgmmError) as refused:
-        encode(saved[family], rows)
+        encode(family, rows)
     assert str(refused.value) == expected
 
 
 def test_a_processor_of_another_model_is_refused(saved, monkeypatch):
     config = preset("antgmm-tiny")
     with pytest.raises(AntgmmError, match="makes pictures of 96 pixels that take 5 tokens, the model reads"):
-        check_fit(saved["blip2"], config)
+        inputs(config, saved["blip2"])
     # Features would be put where no such token is: nowhere.
     with pytest.raises(AntgmmError, match="writes token 3 where the picture stands, the model looks for 7"):
-        check_fit(saved["blip2"], replace(config, image_token=7))
+        inputs(replace(config, image_token=7), saved["blip2"])
     small = replace(config, language=replace(config.language, vocab=64))
     with pytest.raises(AntgmmError, match=r"the tokenizer has \d+ tokens, the model 64"):
-        check_fit(saved["blip2"], small)
+        inputs(small, saved["blip2"])
     for family, field in (("blip2", "num_query_tokens"), ("llava", "patch_size")):
         with monkeypatch.context() as patch:
             patch.setattr(saved[family], field, None)
             with pytest.raises(AntgmmError, match=f"the processor has no {field}, as those that older releases"):
-                check_fit(saved[family], config)
+                inputs(sizes(family), saved[family])
     unpadded = copy.deepcopy(saved["llava"])
     unpadded.tokenizer.pad_token = None
     with pytest.raises(AntgmmError, match="the tokenizer has no token that pads"):
-        check_fit(unpadded, config)
+        inputs(sizes("llava"), unpadded)
+    for family, other in (("blip2", "llava"), ("llava", "blip2")):
+        with pytest.raises(AntgmmError, match="is not what .* reads by"):
+            inputs(sizes(family), saved[other])
 
 
 def test_a_picture_of_the_models_size_is_resized_where_others_are(tokenizer):
-    made = llava_processor(tokenizer, px=24, patch=12)
+    made = new_processor(sizes("llava", 24), tokenizer)
     made.image_processor.size = {"shortest_edge": 32}
     image = (np.arange(24 * 24 * 3) % 251).astype(np.uint8).reshape(24, 24, 3)
-    record = Record(image=image, question="q", answer="a")
-    expected = made.image_processor(record.image, return_tensors="np")["pixel_values"]
-    shown = as_hf(pictures(pixel_table(made), prepare(made, [record]).images))
-    np.testing.assert_allclose(shown, np.asarray(expected), rtol=0, atol=1e-6)
+    expected = made.image_processor(image, return_tensors="np")["pixel_values"]
+    _, tree = inputs(sizes("llava", 24), made)("q", [image])
+    found = tree["pixels"] * tree["scale"][:, None, None] + tree["offset"][:, None, None]
+    np.testing.assert_allclose(np.moveaxis(found, -1, 1), np.asarray(expected), atol=1e-6, rtol=0)

@@ -13,7 +13,13 @@ from PIL import Image
 import data.maad as maad
 from antgmm_jax.errors import AntgmmError
 from data.readers import read_records
+from data.store import every
 from data.writers import write_jsonl, write_maad, write_parquet
+
+
+def read(kind, path, **about):
+    """All records of files; bad rows are refused together."""
+    return [record for _, record in every(read_records(kind, path, **about), lambda record: record)]
 
 
 def picture(seed=0, size=(7, 5)):
@@ -48,19 +54,19 @@ def good(k=0, **more):
 def test_jsonl_rows_become_records(folder):
     file = lines(folder, good(0, text=" beside ", type="t", id=7, extra=[1]), "", good(1))
     for path in (file, folder):
-        found = read_records("jsonl", path)
+        found = read("jsonl", path)
         assert len(found) == 2
         first = found[0]
         assert (first.question, first.answer, first.text) == ("what?", "thing 0", "beside")
         assert (first.type, first.id) == ("t", "7")
-        np.testing.assert_array_equal(first.image, picture(0))
-        np.testing.assert_array_equal(found[1:][0].image, picture(1))
+        np.testing.assert_array_equal(first.images[0], picture(0))
+        np.testing.assert_array_equal(found[1].images[0], picture(1))
     assert found[1].id == "line 3#0"
 
 
 def test_other_names_of_columns_are_understood(folder):
     row = {"file_name": "images/0.png", "prompt": "q", "response": "a", "context": "c", "question_id": "x"}
-    (record,) = read_records("jsonl", lines(folder, row))
+    (record,) = read("jsonl", lines(folder, row))
     assert (record.question, record.answer, record.text, record.id) == ("q", "a", "c", "x")
 
 
@@ -76,7 +82,7 @@ def test_llava_conversations_and_chat_messages(folder):
     file.write_text(
         json.dumps([good(0) | {"id": "d", "conversations": turns}, good(1) | {"id": "m", "messages": chat}])
     )
-    found = [(r.id, r.question, r.answer) for r in read_records("jsonl", file)]
+    found = [(r.id, r.question, r.answer) for r in read("jsonl", file)]
     assert found == [("d#0", "what is it?", "a dog"), ("d#1", "which colour?", "brown"), ("m", "q", "a")]
 
 
@@ -111,7 +117,7 @@ def test_every_bad_row_is_refused_with_its_reason(folder, tmp_path_factory):
         {**good(), "image": "a\0b.png"},
     )
     with pytest.raises(AntgmmError) as caught:
-        read_records("jsonl", file)
+        read("jsonl", file)
     head, *listed = str(caught.value).split("\n")
     assert "20 of 21 rows are refused" in head
     reasons = dict(line.split(": ", 1) for line in listed)
@@ -154,11 +160,11 @@ def test_no_more_is_read_than_is_asked_for(folder):
         ],
     }
     file = lines(folder, {**talk, "id": "x"}, {**talk, "id": "y"}, {"image": "none.png"})
-    assert [r.id for r in read_records("jsonl", file, most=3)] == ["x#0", "x#1", "y#0"]
-    assert [r.id for r in read_records("jsonl", file, most=4)] == ["x#0", "x#1", "y#0", "y#1"]
+    assert [r.id for r in read("jsonl", file, most=3)] == ["x#0", "x#1", "y#0"]
+    assert [r.id for r in read("jsonl", file, most=4)] == ["x#0", "x#1", "y#0", "y#1"]
     for most in (0, 5):
         with pytest.raises(AntgmmError, match="1 of 3 rows are refused"):
-            read_records("jsonl", file, most=most)
+            read("jsonl", file, most=most)
 
 
 def test_unusual_pictures_become_rgb(folder):
@@ -171,10 +177,10 @@ def test_unusual_pictures_become_rgb(folder):
     exif[0x0112] = 6  # the camera was turned: rows become columns
     turned.save(folder / "turned.jpg", exif=exif)
     rows = [{**good(), "image": name} for name in ("grey.png", "palette.png", "turned.jpg")]
-    found = read_records("jsonl", lines(folder, *rows))
-    np.testing.assert_array_equal(found[0].image, np.repeat(picture()[..., :1], 3, axis=-1))
-    assert (found[1].image == [10, 20, 30]).all()
-    assert found[2].image.shape == (7, 5, 3)
+    found = read("jsonl", lines(folder, *rows))
+    np.testing.assert_array_equal(found[0].images[0], np.repeat(picture()[..., :1], 3, axis=-1))
+    assert (found[1].images[0] == [10, 20, 30]).all()
+    assert found[2].images[0].shape == (7, 5, 3)
 
 
 @pytest.mark.parametrize(
@@ -192,29 +198,29 @@ def test_unusual_pictures_become_rgb(folder):
 def test_files_that_are_none_are_refused(tmp_path, kind, name, content, said):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(AntgmmError, match=said):
-        read_records(kind, tmp_path / name)
+        read(kind, tmp_path / name)
 
 
 def test_folders_without_or_with_too_many_files_are_refused(tmp_path):
     with pytest.raises(AntgmmError, match="does not exist"):
-        read_records("jsonl", tmp_path / "none")
+        read("jsonl", tmp_path / "none")
     with pytest.raises(AntgmmError, match=r"holds no \.parquet file"):
-        read_records("parquet", tmp_path)
+        read("parquet", tmp_path)
     for name in "ab":
         (tmp_path / f"{name}.jsonl").write_text("{}")
     with pytest.raises(AntgmmError, match=r"a\.jsonl, b\.jsonl: name the file"):
-        read_records("jsonl", tmp_path)
+        read("jsonl", tmp_path)
 
 
 def test_parquet_goes_both_ways(tmp_path):
     source, seen = maad.source("s", "val", 700), []
     write_parquet(source, tmp_path / "val.parquet", progress=lambda *step: seen.append(step))
-    found = read_records("parquet", tmp_path)
+    found = read("parquet", tmp_path)
     assert seen == [("val.parquet", 512, 700), ("val.parquet", 700, 700)]
     assert len(found) == 700
     for row in (0, 511, 512, 699):
         before, after = source[row], found[row]
-        np.testing.assert_array_equal(after.image, before.image)
+        np.testing.assert_array_equal(after.images[0], before.images[0])
         for name in ("question", "answer", "text", "type", "id", "slice"):
             assert getattr(after, name) == getattr(before, name)
         assert after.latents == before.latents
@@ -226,8 +232,8 @@ def test_jsonl_goes_both_ways(tmp_path):
     source, seen = maad.source("s", "val", 3), []
     write_jsonl(source, tmp_path / "val.jsonl", progress=lambda *step: seen.append(step))
     assert seen == [("val.jsonl", row, 3) for row in (1, 2, 3)]
-    for before, after in zip(source, read_records("jsonl", tmp_path), strict=True):
-        np.testing.assert_array_equal(after.image, before.image)
+    for before, after in zip(source, read("jsonl", tmp_path), strict=True):
+        np.testing.assert_array_equal(after.images[0], before.images[0])
         for name in ("question", "answer", "text", "type", "id", "slice"):
             assert getattr(after, name) == getattr(before, name)
     (tmp_path / "images" / "a-000000.png").mkdir(parents=True)
@@ -242,12 +248,12 @@ def test_parquet_with_paths_and_plain_bytes(folder):
     for name, value in (("path", "images/1.png"), ("bytes", png(picture(1)))):
         file = folder / f"{name}.parquet"
         pq.write_table(pa.table({"image": [value], "question": ["q"], "caption": ["a"], "other": [1]}), file)
-        (record,) = read_records("parquet", file)
-        np.testing.assert_array_equal(record.image, picture(1))
+        (record,) = read("parquet", file)
+        np.testing.assert_array_equal(record.images[0], picture(1))
     bad = folder / "bad.parquet"
     pq.write_table(pa.table({"image": [value] * 2, "question": ["q", ""], "caption": ["a"] * 2}), bad)
     with pytest.raises(AntgmmError, match=r"bad\.parquet row 2: question is empty"):
-        read_records("parquet", bad)
+        read("parquet", bad)
 
 
 def test_webdataset_shards(tmp_path):
@@ -263,14 +269,14 @@ def test_webdataset_shards(tmp_path):
             info.size = len(content)
             archive.addfile(info, io.BytesIO(content))
     with pytest.raises(AntgmmError, match=r"1 of 2 rows.*\n0\.tar x/b: needs one picture and a \.json, has \.json"):
-        read_records("webdataset", tmp_path)
+        read("webdataset", tmp_path)
     with tarfile.open(tmp_path / "0.tar", "w") as archive:
         for name in ("x/._a.png", "x/a.png", "x/a.json"):
             info = tarfile.TarInfo(name)
             info.size = len(members[name])
             archive.addfile(info, io.BytesIO(members[name]))
-    (record,) = read_records("webdataset", tmp_path)
-    np.testing.assert_array_equal(record.image, picture(0))
+    (record,) = read("webdataset", tmp_path)
+    np.testing.assert_array_equal(record.images[0], picture(0))
 
 
 def test_a_failed_write_leaves_nothing(tmp_path):
@@ -292,4 +298,4 @@ def test_maad_is_written_with_a_description(tmp_path):
     assert info == json.loads((tmp_path / "maad.json").read_text())
     assert info["sizes"] == sizes
     assert info["fingerprints"]["train"] == maad.fingerprint(maad.source("s", "train", 24, seed=3))
-    assert len(read_records("parquet", tmp_path / "test_hard.parquet")) == 12
+    assert len(read("parquet", tmp_path / "test_hard.parquet")) == 12

@@ -26,7 +26,7 @@ found = {record.id: record for record in read_records("tfds", builder.data_dir, 
 assert len(found) == 24
 for record in maad.source("s", "test", 24):
     other = found[record.id]
-    np.testing.assert_array_equal(other.image, record.image)
+    np.testing.assert_array_equal(other.images[0], record.images[0])
     assert (other.question, other.answer, other.text) == (record.question, record.answer, record.text)
     assert (other.type, other.slice, other.latents) == (record.type, record.slice, record.latents)
 wrong = ((builder.data_dir, "dev", "no split 'dev'"), (sys.argv[1], "test", "no prepared TFDS folder"))

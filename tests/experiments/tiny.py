@@ -8,10 +8,12 @@ import numpy as np
 import transformers
 
 from antgmm_jax.convert import save_hf
+from antgmm_jax.families import new_processor
 from antgmm_jax.families.blip2_t5.presets import sized as blip2_t5
+from antgmm_jax.families.llava.presets import sized as llava
+from antgmm_jax.families.words import EOS, IMAGE, PAD
 from antgmm_jax.functional import functional
-from data.processor import blip2_processor, llava_processor
-from data.tokenizer import EOS, IMAGE, PAD, corpus, train_tokenizer
+from data.tokenizer import corpus, train_tokenizer
 from tests.reference import randomised
 
 HEAD = """
@@ -88,10 +90,12 @@ optimizer.remat = "full"
 """
 
 
+_WORDS = {"vocab": 256, "image_token": IMAGE}
+
+
 def save_teacher(directory: Path) -> Path:
     """A BLIP-2 + T5 checkpoint of random weights with a tokenizer of MAAD-synth."""
     tokenizer = train_tokenizer(corpus("s", 200), vocab=256, min_frequency=2)
-    processor = blip2_processor(tokenizer, px=32, queries=4)
     config = blip2_t5(
         vision=(3, 32, 2, 48),
         bridge=(2, 32, 2, 48),
@@ -100,9 +104,10 @@ def save_teacher(directory: Path) -> Path:
         image=32,
         patch=16,
         queries=4,
-        vocab=-(-len(processor.tokenizer) // 64) * 64,
+        vocab=-(-tokenizer.get_vocab_size() // 64) * 64,
         image_token=IMAGE,
     )
+    processor = new_processor(config, tokenizer)
     save_hf(config, jax.tree.map(np.asarray, functional(config).init(jax.random.key(0))), directory)
     like = directory.with_name("processor")
     processor.save_pretrained(like)
@@ -113,7 +118,8 @@ def save_teacher(directory: Path) -> Path:
 
 def save_llava(directory: Path) -> Path:
     """A LLaVA checkpoint of random weights, as PyTorch saves it, with a tokenizer of MAAD-synth."""
-    processor = llava_processor(train_tokenizer(corpus("s", 200), vocab=256, min_frequency=2), px=32, patch=16)
+    like = llava(vision=(3, 32, 2, 48), text=(3, 32, 4, 48), head_dims=(16, 8), image=32, patch=16, **_WORDS)
+    processor = new_processor(like, train_tokenizer(corpus("s", 200), vocab=256, min_frequency=2))
     vision = {"model_type": "clip_vision_model", "num_hidden_layers": 3, "hidden_size": 32, "num_attention_heads": 2}
     text = {"model_type": "llama", "num_hidden_layers": 3, "hidden_size": 32, "num_attention_heads": 4, "head_dim": 8}
     config = transformers.LlavaConfig(
@@ -144,3 +150,9 @@ def save_towers(folder: Path) -> Path:
     """A teacher and `recipe.toml`, which cuts the image side, then the language model, then distils the whole."""
     (folder / "recipe.toml").write_text(TOWERS.format(teacher=save_teacher(folder / "teacher")))
     return folder
+
+
+def taken(samples, rows):
+    """Some rows of samples as one batch of the full shape."""
+    (batch,) = samples.in_order(len(samples))
+    return jax.tree.map(lambda leaf: leaf[rows], batch)

@@ -13,10 +13,8 @@ from antgmm_jax.config import towers
 from antgmm_jax.convert import load_hf
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.functional import functional
-from data.batches import lengths
-from data.processor import device_batch
 from experiments.run.samples import Samples, load_processor
-from tests.experiments.tiny import save_llava, save_teacher
+from tests.experiments.tiny import save_llava, save_teacher, taken
 
 ROWS, SIZE = 32, 4
 
@@ -28,7 +26,8 @@ def model(request, tmp_path_factory):
     config, params = load_hf(directory)
     records, processor = maad.source("s", "val", ROWS), load_processor(directory)
     plain = Samples(records, processor, config)
-    middle, prompt = (int(np.median(n)) for n in (lengths(plain.arrays), plain.arrays["attention_mask"].sum(axis=1)))
+    read = plain.needs.answer if config.language.encoder else plain.needs.text
+    middle, prompt = int(np.median(read)), int(np.median(plain.needs.text))
     more = {"prompt_buckets": (prompt,)} if config.language.encoder else {}
     return config, params, plain, Samples(records, processor, config, buckets=(middle, 10**6), **more)
 
@@ -50,9 +49,7 @@ def test_every_row_is_visited_and_some_batches_are_narrower(model):
 def test_full_batches_do_not_depend_on_the_buckets(model):
     _, _, plain, cut = model
     for one, other in islice(zip(plain.shuffled(SIZE, 3), cut.shuffled(SIZE, 3, full=True), strict=True), 3):
-        assert one.keys() == other.keys()
-        for name in one:
-            np.testing.assert_array_equal(one[name], other[name])
+        jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
 def test_a_run_goes_on_from_its_place(model):
@@ -63,8 +60,7 @@ def test_a_run_goes_on_from_its_place(model):
     again = cut.shuffled(SIZE, 3)
     again.seek(whole.position)
     for one, other in islice(zip(whole, again, strict=True), 6):
-        for name in one:
-            np.testing.assert_array_equal(one[name], other[name])
+        jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
 def test_a_cache_of_cut_batches_holds_what_one_of_whole_batches_does(model, tmp_path):
@@ -106,7 +102,7 @@ def test_a_cut_batch_has_the_loss_of_the_whole_one(model, tmp_path, mode):
         islice(cut.shuffled(SIZE, 3), ROWS // SIZE), key=lambda batch: (width(batch), batch["input_ids"].shape[1])
     )
     rows = narrow["index"]
-    whole = device_batch(plain.table, {name: value[rows] for name, value in plain.arrays.items()}) | {"index": rows}
+    whole = taken(plain, rows)
     assert width(narrow) < width(whole)
     assert narrow["input_ids"].shape[1] < whole["input_ids"].shape[1]
     found = []

@@ -11,15 +11,13 @@ from antgmm_jax.convert import load_hf
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.functional import functional
 from antgmm_jax.presets import preset
-from data.batches import answer_lengths
 from data.encoding import decode
-from data.processor import pictures
 from data.shifting import shifted
 from experiments.run import features as image_side
 from experiments.run.evaluate import evaluate
 from experiments.run.features import VIEWS, ImageFeatures, freezes_features, image_features
 from experiments.run.samples import Samples, load_processor
-from tests.experiments.tiny import save_llava, save_teacher
+from tests.experiments.tiny import save_llava, save_teacher, taken
 
 ROWS = 10
 
@@ -32,10 +30,15 @@ def model(request, tmp_path_factory):
     return config, params, processor, Samples(maad.source("s", "val", ROWS), processor, config)
 
 
-def test_batches_with_features_give_the_logits_of_those_with_pictures(model):
+def whole(features):
+    """The features of all rows, [N, V, M, N, D]."""
+    return np.stack([features[row] for row in range(ROWS)])
+
+
+def test_batches_with_features_give_the_logits_of_those_with_pictures(model, tmp_path):
     config, params, _, samples = model
-    features = image_features(config, params, samples, batch_size=4)
-    assert features.shape[:2] == (ROWS, 1)
+    features = image_features(config, params, samples, tmp_path / "features", batch_size=4)
+    assert whole(features).shape[:3] == (ROWS, 1, 1)
     pictures, cached = (next(samples.shuffled(5, 2, features=given)) for given in (None, features))
     assert set(cached["images"]) == {"valid"}
     np.testing.assert_array_equal(pictures["index"], cached["index"])
@@ -43,36 +46,65 @@ def test_batches_with_features_give_the_logits_of_those_with_pictures(model):
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_moved_views_have_the_features_of_moved_pictures(model):
+def test_moved_views_have_the_features_of_moved_pictures(model, tmp_path):
     config, params, _, samples = model
-    features = image_features(config, params, samples, shift=1, seed=3, batch_size=4)
-    assert features.shape[:2] == (ROWS, VIEWS)
+    about = {"shift": 1, "seed": 3, "batch_size": 4}
+    features = whole(image_features(config, params, samples, tmp_path / "one", **about))
+    assert features.shape[:3] == (ROWS, VIEWS, 1)
     every = np.array([(down, right) for down in (-1, 0, 1) for right in (-1, 0, 1)])
-    moved = np.concatenate([shifted(samples.arrays["images"], by[None].repeat(ROWS, 0)) for by in every])
-    known = np.asarray(functional(config).features(params, pictures(samples.table, moved)))[:, 0]
-    known = known.reshape(len(every), ROWS, *known.shape[1:])
-    gaps = np.abs(known[:, :, None] - features[None]).max(axis=(3, 4))
+    images, known = taken(samples, np.arange(ROWS))["images"], []
+    for by in every:
+        moved = {**images, "pixels": shifted(images["pixels"][:, 0], by[None].repeat(ROWS, 0))[:, None]}
+        known.append(np.asarray(functional(config).features(params, moved)))
+    gaps = np.abs(np.stack(known)[:, :, None] - features[None]).max(axis=(3, 4, 5))
     assert gaps.min(axis=0).max() < 1e-4
     assert len({*gaps.argmin(axis=0).reshape(-1).tolist()}) > 4
-    np.testing.assert_array_equal(features, image_features(config, params, samples, shift=1, seed=3, batch_size=4))
+    again = image_features(config, params, samples, tmp_path / "two", **about)
+    np.testing.assert_array_equal(features, whole(again))
 
 
-def test_features_are_kept_until_the_image_side_changes(model, monkeypatch):
+def test_features_are_kept_until_the_image_side_changes(model, monkeypatch, tmp_path):
     config, params, _, samples = model
-    made, whole = [], image_side.image_features
-    monkeypatch.setattr(image_side, "image_features", lambda *given, **more: made.append(more) or whole(*given, **more))
-    features = ImageFeatures(samples, 5)
+    made, compute = [], image_side.image_features
+    monkeypatch.setattr(
+        image_side, "image_features", lambda *given, **more: made.append(more) or compute(*given, **more)
+    )
+    features = ImageFeatures(samples, 5, tmp_path)
     first = features(config, params)
+    values = whole(first)
     other = {**params, "language": jax.tree.map(lambda leaf: leaf + 1, params["language"])}
     assert features(config, other) is first and len(made) == 1
+    # So they are after a restart.
+    np.testing.assert_array_equal(whole(ImageFeatures(samples, 5, tmp_path)(config, params)), values)
+    assert len(made) == 1
     moved = {**params, "vision": jax.tree.map(lambda leaf: leaf * 1.5, params["vision"])}
-    assert np.abs(features(config, moved) - first).max() > 1e-3
-    np.testing.assert_array_equal(features(config, params), first)
-    assert features(config, params, 1).shape[1] == VIEWS
+    assert np.abs(whole(features(config, moved)) - values).max() > 1e-3
+    assert len([*tmp_path.iterdir()]) == 1
+    np.testing.assert_array_equal(whole(features(config, params)), values)
+    assert whole(features(config, params, 1)).shape[1] == VIEWS
     assert made == [{"shift": 0, "seed": 5}] * 3 + [{"shift": 1, "seed": 5}]
     features.drop()
+    assert not [*tmp_path.iterdir()]
     features(config, params, 1)
     assert made[4:] == [{"shift": 1, "seed": 5}]
+
+
+def test_rows_of_several_pictures_and_of_none_have_their_features(model, tmp_path):
+    config, params, processor, samples = model
+    records = [*maad.source("s", "val", 3)]
+    many = tuple(record.images[0] for record in records)
+    rows = [replace(records[0], images=many[:2]), replace(records[1], images=()), records[2]]
+    several = Samples(rows, processor, config)
+    features = image_features(config, params, several, tmp_path / "several", batch_size=2)
+    alone = image_features(config, params, samples, tmp_path / "alone", batch_size=4)
+    assert [features[row].shape[1] for row in range(3)] == [2, 0, 1]
+    for row, pictures in ((0, (0, 1)), (2, (2,))):
+        for slot, picture in enumerate(pictures):
+            np.testing.assert_allclose(features[row][:, slot], alone[picture][:, 0], atol=1e-5, rtol=1e-5)
+    pictures, cached = (next(several.shuffled(3, 2, features=given)) for given in (None, features))
+    np.testing.assert_array_equal(pictures["images"]["valid"], cached["images"]["valid"])
+    expected, got = (functional(config).apply(params, batch)["logits"] for batch in (pictures, cached))
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +126,7 @@ def test_features_are_constant_where_all_that_makes_them_is_frozen(name, frozen,
 
 def test_answers_come_back_in_the_order_of_the_records(model):
     config, params, processor, samples = model
-    lengths = answer_lengths(samples.arrays)
+    lengths = samples.needs.answer
     visited = np.concatenate([batch["index"] for batch in samples.in_order(4, by_length=True)])[:ROWS]
     assert (np.diff(lengths[visited]) >= 0).all() and (visited != np.arange(ROWS)).any()
     np.testing.assert_array_equal(np.sort(visited), np.arange(ROWS))
@@ -123,9 +155,8 @@ def test_questions_padded_like_longer_ones_get_the_same_answers(model):
 
 def test_the_end_token_counts_as_answer(model):
     _, _, processor, samples = model
-    for record, targets, length in zip(
-        samples.records, samples.arrays["targets"], answer_lengths(samples.arrays), strict=True
-    ):
+    rows = taken(samples, np.arange(ROWS))["targets"]
+    for record, targets, length in zip(samples.records, rows, samples.needs.answer, strict=True):
         assert targets[length - 1] == processor.tokenizer.eos_token_id
         assert decode(processor, targets[None, :length]) == [record.answer]
 
@@ -138,7 +169,7 @@ def test_batches_of_some_question_types_hold_no_others(model):
     np.testing.assert_array_equal(samples.rows_of((*wanted,)), rows)
     found = next(samples.shuffled(len(rows), 0, rows=samples.rows_of((*wanted,))))
     for name in ("targets", "input_ids"):
-        np.testing.assert_array_equal(found[name], samples.arrays[name][found["index"]])
+        np.testing.assert_array_equal(found[name], taken(samples, found["index"])[name])
     assert sorted(found["index"]) == rows
     with pytest.raises(AntgmmError, match=f"a batch of {len(rows) + 1} needs as many rows; the data has {len(rows)}"):
         samples.shuffled(len(rows) + 1, 0, rows=np.array(rows))
@@ -152,7 +183,7 @@ def test_an_epoch_sees_repeated_types_as_often_as_asked(model):
     often = [3 if record.type == kind else 1 for record in samples.records]
     epoch = next(samples.shuffled(sum(often), 0, rows=samples.repeated({kind: 3})))
     np.testing.assert_array_equal(np.bincount(epoch["index"], minlength=ROWS), often)
-    np.testing.assert_array_equal(epoch["targets"], samples.arrays["targets"][epoch["index"]])
+    np.testing.assert_array_equal(epoch["targets"], taken(samples, epoch["index"])["targets"])
 
 
 def test_the_fingerprint_is_that_of_data_and_processor(model, tmp_path):

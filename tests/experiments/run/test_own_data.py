@@ -13,8 +13,9 @@ import data.maad as maad
 from antgmm_jax import checkpoint
 from antgmm_jax.convert import load_hf, open_hf
 from antgmm_jax.errors import AntgmmError
-from data.encoding import encode_prompts, prompts
+from antgmm_jax.families import inputs
 from data.readers import read_records
+from data.record import prompt
 from data.rows import parse
 from data.writers import write_jsonl
 from experiments import cli
@@ -101,10 +102,13 @@ def test_rows_of_a_user_become_an_exported_student(ads, family):
     assert json.loads((ads / "runs/student/export/antgmm.json").read_text()) == {"prompt": asked}
     config, processor = open_hf(ads / "runs/student/export")[0], load_processor(ads / "runs/student/export")
     recipe = load_recipe(recipe, [*changes, *stage, sizes])
-    records = load_both(recipe)
+    records, reads = load_both(recipe), inputs(config, processor)
     (batch,) = encode_both(recipe, records, processor, config)[1].in_order(8, prompts=True)
-    expected = encode_prompts(processor, records[1], template=asked)["input_ids"]
-    np.testing.assert_array_equal(batch["prompt/input_ids"], expected)
+    for row, record in enumerate(records[1]):
+        line = reads.prompt(prompt(record.question, record.text, asked), 1)
+        expected = processor(images=record.images[0], text=line, return_tensors="np")["input_ids"][0]
+        mask = batch["prompt/attention_mask"][row] == 1
+        np.testing.assert_array_equal(batch["prompt/input_ids"][row][mask], expected)
     _answers_as_a_stock_model(ads / "runs/student/export", ads / "ads", family)
 
 
@@ -117,8 +121,9 @@ def _answers_as_a_stock_model(directory, rows, family):
     special = processor.tokenizer
     assert (text.pad_token_id, text.eos_token_id) == (special.pad_token_id, special.eos_token_id)
     record = read_records("jsonl", rows / "test.jsonl")[0]
-    inputs = processor(images=record.image, text=prompts(processor, [record])[0], return_tensors="pt")
-    assert model.generate(**inputs, max_new_tokens=3).shape[0] == 1
+    line = inputs(open_hf(directory)[0], processor).prompt(prompt(record.question, record.text), 1)
+    given = processor(images=record.images[0], text=line, return_tensors="pt")
+    assert model.generate(**given, max_new_tokens=3).shape[0] == 1
 
 
 def test_a_recipes_prompt_is_what_is_trained_on_and_asked(ads):

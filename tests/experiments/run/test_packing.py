@@ -14,13 +14,12 @@ from antgmm_jax.bridge import OUT
 from antgmm_jax.convert import load_hf
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.functional import functional
-from data.batches import lengths
-from data.processor import device_batch
+from distill.train import HOST_ONLY
 from experiments.run.features import image_features
 from experiments.run.pipeline import Run
 from experiments.run.samples import Samples, load_processor
 from experiments.run.schema.recipe import load_recipe
-from tests.experiments.tiny import save_llava, save_teacher, write_recipe
+from tests.experiments.tiny import save_llava, save_teacher, taken, write_recipe
 from tests.reference import squares
 
 SAMPLES, ROWS, SEED = 24, 4, 3
@@ -34,7 +33,7 @@ def model(tmp_path_factory):
     config, params = load_hf(directory)
     records, processor = maad.source("s", "val", SAMPLES), load_processor(directory)
     plain = Samples(records, processor, config)
-    packed = Samples(records, processor, config, pack=int(2.6 * lengths(plain.arrays).mean()))
+    packed = Samples(records, processor, config, pack=int(2.6 * plain.needs.text.mean()))
     # Some row has fewer samples than another, and lengths differ.
     batch = next(each for each in packed.shuffled(ROWS, SEED) if (each["index"] < 0).any())
     return config, params, plain, packed, batch
@@ -43,17 +42,17 @@ def model(tmp_path_factory):
 def unpacked(plain, batch):
     """The same samples, each in a row of its own."""
     rows = batch["index"][batch["index"] >= 0]
-    return device_batch(plain.table, {name: x[rows] for name, x in plain.arrays.items()}) | {"index": rows}
+    return taken(plain, rows)
 
 
 def device(teacher, batch):
-    return {name: value for name, value in teacher.attach(batch).items() if name != "index"}
+    return {name: value for name, value in teacher.attach(batch).items() if name not in HOST_ONLY}
 
 
 def test_a_batch_has_several_samples_a_row_and_each_once_an_epoch(model):
     _, _, _, packed, batch = model
     assert (batch["segment_ids"].max(axis=1) > 1).all() and (batch["index"] < 0).any()
-    assert len(set(lengths(packed.arrays)[batch["index"][batch["index"] >= 0]])) > 1
+    assert len(set(packed.needs.text[batch["index"][batch["index"] >= 0]])) > 1
     run, seen = packed.shuffled(ROWS, SEED), np.zeros(0, int)
     while len(seen) < SAMPLES:
         index = next(run)["index"]
@@ -101,14 +100,14 @@ def test_micro_batches_of_packed_rows_equal_the_whole(model):
         np.testing.assert_allclose(found[1][name], found[0][name], rtol=1e-5)
 
 
-def test_image_features_stand_in_for_pictures(model):
+def test_image_features_stand_in_for_pictures(model, tmp_path):
     config, params, _, packed, batch = model
-    features = image_features(config, params, packed)
+    features = image_features(config, params, packed, tmp_path / "features")
     run = packed.shuffled(ROWS, SEED, features=features)
     given = next(each for each in run if (each["index"] < 0).any())
     np.testing.assert_array_equal(given["index"], batch["index"])
     apply = jax.jit(functional(config).apply)
-    one, other = (apply(params, {k: v for k, v in b.items() if k != "index"})["logits"] for b in (given, batch))
+    one, other = (apply(params, {k: v for k, v in b.items() if k not in HOST_ONLY})["logits"] for b in (given, batch))
     valid = batch["segment_ids"] > 0
     np.testing.assert_allclose(one[valid], other[valid], atol=1e-5, rtol=1e-5)
 
@@ -116,7 +115,7 @@ def test_image_features_stand_in_for_pictures(model):
 def test_no_token_sees_another_sample(model):
     config, params, _, _, batch = model
     apply = jax.jit(functional(config).apply)
-    inputs = {name: value for name, value in batch.items() if name != "index"}
+    inputs = {name: value for name, value in batch.items() if name not in HOST_ONLY}
     before = np.asarray(apply(params, inputs)["logits"])
     segments = batch["segment_ids"]
     for sample in (1, 2):

@@ -1,5 +1,6 @@
 """Pairs: who asks and who shows, and answers that are the teacher's, asked for once."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -10,7 +11,7 @@ from experiments.run.datasets import encoded
 from experiments.run.evaluate import evaluate
 from experiments.run.samples import Samples, load_processor
 from experiments.run.schema.recipe import load_recipe
-from tests.experiments.tiny import save_llava, save_teacher, write_recipe
+from tests.experiments.tiny import save_llava, save_teacher, taken, write_recipe
 
 ROWS = 10
 
@@ -26,17 +27,18 @@ def given(tmp_path_factory):
 
 def test_every_sample_asks_and_shows_once_before_any_does_again(given):
     samples = given[1].records
-    made = pairs.paired(samples, 2 * ROWS)
-    names = [record.id for record in samples]
+    source = pairs.paired(samples, 2 * ROWS)
+    made, names = [*source], [record.id for record in samples]
     for turn in (made[:ROWS], made[ROWS:]):
         asks, shows = zip(*(record.id.split(" on ") for record in turn), strict=True)
         assert sorted(asks) == sorted(shows) == sorted(names)
         assert all(ask != show for ask, show in zip(asks, shows, strict=True))
-    for record, image in zip(made, made.images, strict=True):
+    for row, record in enumerate(made):
         ask, show = (samples[names.index(name)] for name in record.id.split(" on "))
         assert (record.question, record.text, record.type) == (ask.question, ask.text, ask.type)
-        np.testing.assert_array_equal(record.image, show.image)
-        np.testing.assert_array_equal(image, show.image)
+        np.testing.assert_array_equal(record.images[0], show.images[0])
+        words = source.words(row)
+        assert (words.id, words.question, words.answer) == (record.id, record.question, record.answer)
     assert [record.id for record in pairs.paired(samples, 5)] == [record.id for record in made[:5]]
 
 
@@ -46,9 +48,12 @@ def test_answers_are_the_teachers_and_asked_for_once(given, tmp_path, monkeypatc
     made = Samples(pairs.paired(samples.records, 14), processor, config)
     _, said = evaluate(config, params, made, processor, max_new_tokens=recipe.evaluate.max_new_tokens)
     expected = [(r.id, text) for r, text in zip(made.records, said, strict=True) if text]
-    assert [(r.id, r.answer) for r in both.records[ROWS:]] == expected
-    assert [r.id for r in both.records[:ROWS]] == [r.id for r in samples.records]
-    np.testing.assert_array_equal(both.arrays["images"][:ROWS], samples.arrays["images"])
+    found = [both.records.words(row) for row in range(len(both))]
+    assert [(r.id, r.answer) for r in found[ROWS:]] == expected
+    assert [(r.id, r.answer) for r in both.records][ROWS:] == expected
+    assert [r.id for r in found[:ROWS]] == [r.id for r in samples.records]
+    first = np.arange(ROWS)
+    jax.tree.map(np.testing.assert_array_equal, taken(both, first)["images"], taken(samples, first)["images"])
 
     monkeypatch.setattr(pairs, "evaluate", lambda *a, **k: pytest.fail("asked again"))
     again = pairs.with_pairs(recipe, samples, config, params, processor, tmp_path)
@@ -74,7 +79,7 @@ def test_no_answer_no_record_and_another_key_asks_anew(given, tmp_path):
     made = pairs.paired(given[1].records, 3)
     found = pairs.answered(made, lambda: ["a", "", "b"], tmp_path / "x.json", "one")
     assert [(r.id, r.answer) for r in found] == [(made[0].id, "a"), (made[2].id, "b")]
-    np.testing.assert_array_equal(found.images, made.images[[0, 2]])
+    np.testing.assert_array_equal(found[1].images[0], made[2].images[0])
     again = pairs.answered(made, lambda: pytest.fail("asked again"), tmp_path / "x.json", "one")
     assert [r.answer for r in again] == ["a", "b"]
     assert [r.answer for r in pairs.answered(made, lambda: ["c"] * 3, tmp_path / "x.json", "two")] == ["c"] * 3

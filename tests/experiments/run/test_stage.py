@@ -43,9 +43,9 @@ def run(folder):
         policies[id(model)] = remat
         return model
 
-    def counted(config, params, samples, **about):
+    def counted(config, params, samples, directory, **about):
         made.append((about["shift"], len(samples)))
-        return whole(config, params, samples, **about)
+        return whole(config, params, samples, directory, **about)
 
     def noted(model, *arguments, dtype, **rest):
         computed.append((dtype.name, policies[id(model)]))

@@ -5,7 +5,9 @@ A file is written under a hidden name and renamed when it is closed: its rows ar
 """
 
 import os
+from array import array
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
@@ -29,7 +31,7 @@ class Writer:
 
     def __init__(self, directory: Path, process: int):
         self._directory, self._prefix = directory, f"{process:05d}-"
-        self._rows: list[int] = []
+        self._rows = array("q")
 
     def add(self, row: int, record: bytes) -> None:
         """Appends a row; it counts from the next `flush` on.
@@ -61,7 +63,7 @@ class Writer:
             self._temporary.rename(self._path)
         except (OSError, RuntimeError) as error:
             raise self._refused(error) from error
-        self._rows = []
+        self._rows = array("q")
 
     def _write(self, record: bytes) -> None:
         try:
@@ -74,7 +76,7 @@ class Writer:
 
 
 class Shards:
-    """All rows in a folder; not to be read by two threads at once.
+    """All rows in a folder; several threads may read them.
 
     Args:
         directory: the folder.
@@ -87,6 +89,7 @@ class Shards:
     def __init__(self, directory: Path, samples: int):
         self._paths = sorted(directory.glob(f"*{SUFFIX}"))
         self._readers = [ArrayRecordReader(str(path), _READ, file_reader_buffer_size=_BUFFER) for path in self._paths]
+        self._lock = Lock()
         self._file, self._place = np.full(samples, -1), np.zeros(samples, int)
         for file, reader in enumerate(self._readers):
             if not reader.num_records():  # also where the file's end is missing
@@ -106,12 +109,13 @@ class Shards:
     def _read(self, file: int, place: int) -> bytes:
         reader = self._readers[file]
         try:
-            # Less than half the time of read([place]), which goes through a pool of threads.
-            reader.seek(place)
-            return reader.read()
+            with self._lock:
+                # Less than half the time of read([place]), which goes through a pool of threads.
+                reader.seek(place)
+                return reader.read()
         except (IndexError, RuntimeError) as error:
             raise self._damaged(file) from error
 
     def _damaged(self, file: int) -> AntgmmError:
         path = self._paths[file]
-        return AntgmmError(f"teacher cache file {path} is damaged: delete {path.parent} and build it again")
+        return AntgmmError(f"{path} is damaged: delete {path.parent} and build it again")

@@ -1,0 +1,212 @@
+"""Rows of JSONL and of JSON arrays by number: only where each row begins and ends is held in memory."""
+
+import codecs
+import hashlib
+import json
+import os
+from array import array
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from antgmm_jax.errors import AntgmmError
+from data.rows import BadRow, decode_image, image_names, inside
+
+_CHUNK = 1 << 20
+_BLANK = " \t\n\r"
+
+
+class _Bounds(NamedTuple):
+    """Where rows stand in their file.
+
+    Attributes:
+        starts: bytes before each, int64 [N].
+        ends: of each, int64 [N].
+        numbers: line or element, counted from 1, int64 [N].
+    """
+
+    starts: np.ndarray
+    ends: np.ndarray
+    numbers: np.ndarray
+
+
+class JsonRows:
+    """A JSONL file, or one that holds a JSON array.
+
+    Args:
+        path: the file; pictures are named relative to its folder.
+
+    Raises:
+        AntgmmError: it is not UTF-8, or no JSON array.
+    """
+
+    def __init__(self, path: Path):
+        self.path, self._word = path, "row" if path.suffix == ".json" else "line"
+        self._digest = _text_digest(path)
+        self._bounds = _elements(path) if path.suffix == ".json" else _lines(path)
+
+    def __len__(self) -> int:
+        return len(self._bounds.starts)
+
+    def __getitem__(self, number: int) -> Any:
+        with self.path.open("rb") as file:
+            file.seek(self._bounds.starts[number])
+            line = file.read(int(self._bounds.ends[number] - self._bounds.starts[number]))
+        return _parsed(line)
+
+    def __iter__(self) -> Iterator[Any]:
+        with self.path.open("rb") as file:
+            for start, end in zip(self._bounds.starts.tolist(), self._bounds.ends.tolist(), strict=True):
+                file.seek(start)
+                yield _parsed(file.read(end - start))
+
+    def place(self, number: int) -> str:
+        """Where a row stands, for people."""
+        return f"{self._word} {self._bounds.numbers[number]}"
+
+    def picture(self, name: str | bytes) -> np.ndarray:
+        """A picture that a row names. Raises BadRow where it is missing or no picture."""
+        return decode_image(name if isinstance(name, bytes) else inside(self.path.parent, name))
+
+    def digest(self) -> str:
+        """A digest of the file's content, and of the size and time of every picture that it names."""
+        digest = hashlib.sha256(self._digest.encode())
+        for raw in self:
+            for name in image_names(raw):
+                digest.update(_stamp(os.path.join(self.path.parent, name)))
+        return digest.hexdigest()
+
+
+def _stamp(path: str) -> bytes:
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):
+        return b"none"
+    return f"{found.st_size} {found.st_mtime_ns}".encode()
+
+
+def _parsed(text: bytes) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        return BadRow(f"is not JSON: {error}")
+
+
+def _text_digest(path: Path) -> str:
+    """A digest of a file of UTF-8 text."""
+    digest, decoder, done = hashlib.sha256(), codecs.getincrementaldecoder("utf-8")(), 0
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+            waiting = len(decoder.getstate()[0])
+            try:
+                decoder.decode(chunk)
+            except UnicodeDecodeError as error:
+                raise _not_text(path, done - waiting + error.start) from error
+            done += len(chunk)
+    if left := len(decoder.getstate()[0]):
+        raise _not_text(path, done - left)
+    return digest.hexdigest()
+
+
+def _not_text(path: Path, byte: int) -> AntgmmError:
+    return AntgmmError(f"{path} is not UTF-8 text (byte {byte}): save it as UTF-8")
+
+
+def _lines(path: Path) -> _Bounds:
+    """Where the lines stand that are not blank."""
+    found, at = (array("q"), array("q"), array("q")), 0
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            start = at + (len(codecs.BOM_UTF8) if number == 1 and line.startswith(codecs.BOM_UTF8) else 0)
+            at += len(line)
+            if line.strip(b" \t\n\r\v\f") and start < at:
+                for column, value in zip(found, (start, at, number), strict=True):
+                    column.append(value)
+    return _Bounds(*(np.frombuffer(column, np.int64) if column else np.zeros(0, np.int64) for column in found))
+
+
+class _Scanner:
+    """A file of JSON, read piece by piece as Latin-1: a character is a byte, and JSON's own signs are what they are."""
+
+    def __init__(self, file):
+        self._file, self.text, self.at, self._before = file, "", 0, 0
+
+    @property
+    def place(self) -> int:
+        """Bytes before the next character."""
+        return self._before + self.at
+
+    def more(self) -> bool:
+        """Reads on; what was passed is let go."""
+        fresh = self._file.read(max(_CHUNK, len(self.text) - self.at)).decode("latin-1")
+        self.text, self._before, self.at = self.text[self.at :] + fresh, self._before + self.at, 0
+        return bool(fresh)
+
+    def sign(self) -> str:
+        """The next character that is not blank; it is not passed. Empty at the end."""
+        while True:
+            while self.at < len(self.text):
+                if self.text[self.at] not in _BLANK:
+                    return self.text[self.at]
+                self.at += 1
+            if not self.more():
+                return ""
+
+    def value(self) -> None:
+        """Passes one value. Raises ValueError where there is none."""
+        while True:
+            try:
+                end = _DECODER.raw_decode(self.text, self.at)[1]
+            except ValueError:
+                if not self.more():
+                    raise
+                continue
+            # A number may go on in what was not read yet.
+            if end < len(self.text) or not self.more():
+                self.at += end - self.at
+                return
+
+
+_DECODER = json.JSONDecoder()
+
+
+def _elements(path: Path) -> _Bounds:
+    """Where the elements of a JSON array stand."""
+    starts, ends = array("q"), array("q")
+    with path.open("rb") as file:
+        if file.read(len(codecs.BOM_UTF8)) != codecs.BOM_UTF8:
+            file.seek(0)
+        scanner, base = _Scanner(file), file.tell()
+        if scanner.sign() != "[":
+            raise _no_array(path)
+        scanner.at += 1
+        try:
+            while scanner.sign() != "]":
+                if starts:
+                    if scanner.sign() != ",":
+                        raise ValueError
+                    scanner.at += 1
+                    scanner.sign()
+                starts.append(base + scanner.place)
+                scanner.value()
+                ends.append(base + scanner.place)
+            scanner.at += 1
+            if scanner.sign():
+                raise ValueError
+        except ValueError:
+            raise _no_array(path) from None
+    count = len(starts)
+    found = (np.array(starts, np.int64), np.array(ends, np.int64), np.arange(1, count + 1, dtype=np.int64))
+    return _Bounds(*found)
+
+
+def _no_array(path: Path) -> AntgmmError:
+    """Why a file is no JSON array: read whole, so that the fault is named with its line."""
+    try:
+        json.loads(path.read_text(encoding="utf-8-sig"))
+    except ValueError as error:
+        return AntgmmError(f"{path} is not JSON: {error}")
+    return AntgmmError(f"{path} is not a JSON array of rows: write an array, or one object a line as .jsonl")

@@ -1,0 +1,87 @@
+"""Rows of Parquet files by number: the row group that holds one is read, and kept with its neighbour for the next."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet as pq
+
+from antgmm_jax.errors import AntgmmError
+from data.rows import columns, decode_image, inside
+
+
+class ParquetRows:
+    """Parquet files one after another.
+
+    Args:
+        files: at least one; pictures that are named are relative to their folder.
+
+    Raises:
+        AntgmmError: a file cannot be read as Parquet.
+    """
+
+    def __init__(self, files: Sequence[Path]):
+        self._files, self._folder = files, files[0].parent
+        sizes = [_sizes(file) for file in files]
+        self._rows = np.cumsum([0, *(sum(groups) for groups in sizes)])
+        """Rows before each file."""
+        self._groups = [(file, group) for file, groups in enumerate(sizes) for group in range(len(groups))]
+        self._starts = np.cumsum([0, *(rows for groups in sizes for rows in groups)])
+        self._read, self._lock = lru_cache(maxsize=2)(self._group), Lock()
+
+    def __len__(self) -> int:
+        return int(self._rows[-1])
+
+    def __getitem__(self, number: int) -> Any:
+        group = int(np.searchsorted(self._starts, number, "right")) - 1
+        with self._lock:  # two threads would read a group twice
+            table = self._read(group)
+        return table.slice(number - int(self._starts[group]), 1).to_pylist()[0]
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self[number] for number in range(len(self)))
+
+    def place(self, number: int) -> str:
+        """Where a row stands, for people."""
+        file = int(np.searchsorted(self._rows, number, "right")) - 1
+        return f"{self._files[file].name} row {number - self._rows[file] + 1}"
+
+    def picture(self, name: str | bytes) -> np.ndarray:
+        """A picture of a row. Raises BadRow where it is missing or no picture."""
+        return decode_image(name if isinstance(name, bytes) else inside(self._folder, name))
+
+    def digest(self) -> str:
+        """A digest of the files' names, sizes and times; pictures that lie beside them are not looked at."""
+        return files_digest(self._files)
+
+    def _group(self, group: int) -> pyarrow.Table:
+        file, place = self._groups[group]
+        return _opened(self._files[file], lambda table: table.read_row_group(place, columns(table.schema_arrow.names)))
+
+
+def files_digest(files: Sequence[Path]) -> str:
+    """A digest of the names, sizes and times of files."""
+    stamps = ((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files)
+    return hashlib.sha256("\n".join(map(str, stamps)).encode()).hexdigest()
+
+
+def _sizes(file: Path) -> list[int]:
+    """Rows of each row group."""
+
+    def read(table: pq.ParquetFile) -> list[int]:
+        return [table.metadata.row_group(group).num_rows for group in range(table.num_row_groups)]
+
+    return _opened(file, read)
+
+
+def _opened(file: Path, read) -> Any:
+    try:
+        with pq.ParquetFile(file) as table:
+            return read(table)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise AntgmmError(f"{file} is not a readable Parquet file: {' '.join(str(error).split())[:200]}") from error

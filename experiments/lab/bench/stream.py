@@ -1,0 +1,130 @@
+"""How memory and the start of a run depend on the number of rows: JSONL with pictures, each size in its own process."""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from antgmm_jax.families import new_processor
+from antgmm_jax.families.words import IMAGE
+from antgmm_jax.presets import llava
+from data.tokenizer import train_tokenizer
+from experiments.run.host.console import say, table
+from experiments.run.host.facts import machine
+
+PICTURES, BATCH, BATCHES = 64, 64, 50
+_WORDS = ("red", "green", "small", "large", "open", "closed", "left", "right")
+
+
+def write_rows(folder: Path, rows: int, *, side: int) -> Path:
+    """JSONL of so many rows with `PICTURES` JPEG files that they take turns in.
+
+    Args:
+        folder: where to.
+        rows: how many.
+        side: pixels of a picture's shorter side; they are resized when they are read.
+
+    Returns:
+        The file.
+    """
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    for number in range(PICTURES):
+        low = Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8))
+        low.resize((side * 4 // 3, side)).save(folder / "images" / f"{number}.jpg")
+    file = folder / f"{rows}.jsonl"
+    with file.open("w") as lines:
+        for row in range(rows):
+            words = [_WORDS[row // 8**place % 8] for place in range(6)]
+            shown = f"images/{row % PICTURES}.jpg"
+            lines.write(
+                json.dumps({"image": shown, "question": f"is it {' '.join(words)}?", "answer": words[0]}) + "\n"
+            )
+    return file
+
+
+def save_model(folder: Path, *, side: int) -> None:
+    """The processor of a small model of that picture side."""
+    new_processor(_config(side), train_tokenizer(_WORDS * 3, vocab=512, min_frequency=2)).save_pretrained(folder)
+
+
+def _config(side: int):
+    about = {"vision": (1, 16, 1, 16), "text": (1, 16, 1, 16), "head_dims": (16, 16)}
+    return llava(**about, image=side, patch=side // 2, vocab=512, image_token=IMAGE)
+
+
+def child(file: str, processor: str, side: int) -> dict[str, Any]:
+    """Opens the data as a run does and makes batches; what that took of this process.
+
+    Args:
+        file: from `write_rows`.
+        processor: from `save_model`.
+        side: of the model's pictures.
+
+    Returns:
+        `peak` bytes of memory, `first` seconds to the first batch, `seconds` in all.
+    """
+    from data.readers import read_records
+    from experiments.run.samples import Samples, load_processor
+
+    made = load_processor(processor)
+    begin = time.perf_counter()
+    samples = Samples(read_records("jsonl", file), made, _config(side))
+    data = samples.shuffled(BATCH, 0)
+    next(data)
+    first = time.perf_counter() - begin
+    for _ in islice(data, BATCHES - 1):
+        pass
+    peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {"peak": peak, "first": first, "seconds": time.perf_counter() - begin, "kept": samples.rows.kept}
+
+
+def run(sizes: Sequence[int], *, side: int) -> dict[str, Any]:
+    """Measures each size twice: with nothing kept of it, and started again.
+
+    Args:
+        sizes: numbers of rows, at least `BATCH`.
+        side: of the model's pictures.
+
+    Returns:
+        Figures as JSON types: under `rows` a size's `new` and `again`, each from `child`; `machine`.
+    """
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        save_model(Path(folder) / "processor", side=side)
+        environment = {**os.environ, "XDG_CACHE_HOME": str(Path(folder) / "cache")}
+        for rows in sizes:
+            file = write_rows(Path(folder) / "data", rows, side=side * 3 // 2)
+            found[str(rows)] = {}
+            for turn in ("new", "again"):
+                say(f"{rows} rows, {turn}")
+                command = [sys.executable, "-m", __name__, str(file), str(Path(folder) / "processor"), str(side)]
+                told = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True).stdout
+                found[str(rows)][turn] = json.loads(told)
+    return {"rows": found, "side": side, "machine": machine()}
+
+
+def shown(figures: Mapping[str, Any]) -> list[Any]:
+    """The figures for people: text and a table."""
+    lines = []
+    for rows, turns in figures["rows"].items():
+        for turn, one in turns.items():
+            kept = "encoded" if one["kept"] else "in their files"
+            peak, first, seconds = f"{one['peak'] / 2**20:.0f} MiB", f"{one['first']:.1f} s", f"{one['seconds']:.1f} s"
+            lines.append((rows, turn, peak, first, seconds, kept))
+    head = ["rows", "start", "peak memory", "first batch", f"{BATCHES} batches", "pictures"]
+    return [table(head, lines, f"JSONL with JPEG, batches of {BATCH}, pictures of {figures['side']} pixels")]
+
+
+if __name__ == "__main__":
+    print(json.dumps(child(sys.argv[1], sys.argv[2], int(sys.argv[3]))))

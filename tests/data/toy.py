@@ -1,0 +1,40 @@
+"""Encoded rows in memory, whose batches are known by hand."""
+
+import numpy as np
+
+from data.collate import Layout, Needs, needs
+from data.store import Index
+
+T5, LLAMA = Layout(True, 0, 0), Layout(False, 0, 0)
+
+
+class ToyRows(list):
+    """Encoded rows with prompts, answers and pictures of a few pixels."""
+
+    def tokens(self, index):
+        return {name: value for name, value in self[index].items() if name != "images"}
+
+    def images(self, index):
+        return self[index]["images"]
+
+    def needs(self, about) -> Needs:
+        prompt, answer = (np.array([len(row[name]) for row in self]) for name in ("prompt", "answer"))
+        slots = np.array([len(row["images"]["pixels"]) for row in self])
+        return needs(Index(prompt, answer, slots, slots, (), ""), about.apart)
+
+
+def toy(prompts, answers, pictures, side=2) -> ToyRows:
+    """Rows of so many tokens and pictures each: row r's tokens are 100 r + 1, 100 r + 2, ..."""
+    rng, rows = np.random.default_rng(0), ToyRows()
+    for row, (prompt, answer, count) in enumerate(zip(prompts, answers, pictures, strict=True)):
+        ids = np.arange(1, prompt + answer + 1, dtype=np.int32) + 100 * row
+        pixels = rng.integers(1, 256, (count, side, side, 3), np.uint8)
+        scale = np.full((count, 3), row + 1.0, np.float32)
+        rows.append({"prompt": ids[:prompt], "answer": ids[prompt:], "images": {"pixels": pixels, "scale": scale}})
+    return rows
+
+
+class ToyViews(list):
+    """Image features of rows, [V, M, N, D] each."""
+
+    count = 4
