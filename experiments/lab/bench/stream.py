@@ -46,8 +46,8 @@ def write_rows(folder: Path, rows: int, *, side: int) -> Path:
     with file.open("w") as lines:
         for row in range(rows):
             words = [_WORDS[row // 8**place % 8] for place in range(6)]
-            shown = f"images/{row % PICTURES}.jpg"
-            lines.write(json.dumps({"image": shown, "question": f"is it {' '.join(words)}?", "answer": words[0]}) + "\n")
+            said = {"question": f"is it {' '.join(words)}?", "answer": words[0]}
+            lines.write(json.dumps({"image": f"images/{row % PICTURES}.jpg", **said}) + "\n")
     return file
 
 
