@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from antgmm_jax.errors import AntgmmError
-from data.rows import BadRow, decode_image, image_names, inside
+from data.rows import BadRow, decode_image, image_names, inside, stamp
 
 _CHUNK = 1 << 20
 _BLANK = " \t\n\r"
