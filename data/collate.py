@@ -194,7 +194,7 @@ def pictures(trees: Sequence[Sequence[Arrays]], slots: int) -> Arrays:
     for place, row in enumerate(trees):
         at = 0
         for tree in row:
-            count = len(next(iter(tree.values())))
+            count = len(next(iter(tree.values()), ()))
             for name, leaf in tree.items():
                 out[name][place, at : at + count] = leaf
             at += count

@@ -3,7 +3,6 @@
 import codecs
 import hashlib
 import json
-import os
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from antgmm_jax.errors import AntgmmError
-from data.rows import BadRow, decode_image, image_names, inside
+from data.rows import BadRow, decode_image, image_names, inside, stamp
 
 _CHUNK = 1 << 20
 _BLANK = " \t\n\r"
@@ -75,16 +74,8 @@ class JsonRows:
         digest = hashlib.sha256(self._digest.encode())
         for raw in self:
             for name in image_names(raw):
-                digest.update(_stamp(os.path.join(self.path.parent, name)))
+                digest.update(stamp(self.path.parent, name))
         return digest.hexdigest()
-
-
-def _stamp(path: str) -> bytes:
-    try:
-        found = os.stat(path)
-    except (OSError, ValueError):
-        return b"none"
-    return f"{found.st_size} {found.st_mtime_ns}".encode()
 
 
 def _parsed(text: bytes) -> Any:

@@ -105,7 +105,7 @@ def packed(
             out["targets"][row, place, : len(said)] = said
             out["positions"][row, place, : len(said)] = np.arange(len(said)) + start + len(prompt) - 1
             own.append(seen.images(rows, sample, choices[row, place]))
-            out["slots"][row, place] = len(next(iter(own[-1].values())))
+            out["slots"][row, place] = len(next(iter(own[-1].values()), ()))
             start = end
         trees.append(own)
     if not any(trees):  # a last batch may be filled up with rows without samples

@@ -12,7 +12,7 @@ import pyarrow
 import pyarrow.parquet as pq
 
 from antgmm_jax.errors import AntgmmError
-from data.rows import columns, decode_image, inside
+from data.rows import ALIASES, columns, decode_image, image_names, inside, stamp
 
 
 class ParquetRows:
@@ -56,12 +56,28 @@ class ParquetRows:
         return decode_image(name if isinstance(name, bytes) else inside(self._folder, name))
 
     def digest(self) -> str:
-        """A digest of the files' names, sizes and times; pictures that lie beside them are not looked at."""
-        return files_digest(self._files)
+        """A digest of the files' names, sizes and times, and of the size and time of every picture that they name."""
+        digest = hashlib.sha256(files_digest(self._files).encode())
+        for file in self._files:
+            for name in _opened(file, lambda table: [*_named_pictures(table)]):
+                digest.update(stamp(self._folder, name))
+        return digest.hexdigest()
 
     def _group(self, group: int) -> pyarrow.Table:
         file, place = self._groups[group]
         return _opened(self._files[file], lambda table: table.read_row_group(place, columns(table.schema_arrow.names)))
+
+
+def _named_pictures(table: pq.ParquetFile) -> Iterator[str]:
+    """Paths in the column of pictures, where it holds paths."""
+    schema = table.schema_arrow
+    for name in schema.names:
+        kind = schema.field(name).type
+        inner = kind.value_type if pyarrow.types.is_list(kind) or pyarrow.types.is_large_list(kind) else kind
+        if name in ALIASES["image"] and (pyarrow.types.is_string(inner) or pyarrow.types.is_large_string(inner)):
+            for batch in table.iter_batches(columns=[name]):
+                for value in batch.column(0).to_pylist():
+                    yield from image_names({name: value})
 
 
 def files_digest(files: Sequence[Path]) -> str:

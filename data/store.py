@@ -31,6 +31,8 @@ Progress = Callable[[int, str], None]
 Shown = Callable[[str, int], AbstractContextManager[Progress]]
 MOST_BYTES = 4 << 30
 """Of pictures that are kept encoded; those of larger data are decoded from their files once an epoch."""
+_SAMPLED = 1000
+"""Rows that tell how large all are."""
 CACHE_BYTES = 16 << 30
 """Of all data sets that are kept; those that were not read for the longest time go first."""
 THREADS = min(8, os.cpu_count() or 1)
@@ -215,16 +217,18 @@ def _of(source: Source, reason: str) -> str:
 
 
 class _Pictures:
-    """Writes encoded pictures for as long as they fit."""
+    """Writes encoded pictures for as long as all of them are likely to fit."""
 
     def __init__(self, folder: Path, source: Source):
         free = shutil.disk_usage(folder).free // 2
-        self._folder, self._left = folder, free if source.drawn else min(MOST_BYTES, free)
+        self._folder, self._rows, self._bytes = folder, len(source), 0
+        self._most = free if source.drawn else min(MOST_BYTES, free)
         self._writer: Writer | None = Writer(folder, 0)
 
     def add(self, row: int, record: bytes) -> None:
-        self._left -= len(record)
-        if self._writer is not None and self._left < 0:
+        self._bytes += len(record)
+        expected = self._bytes * self._rows / (row + 1) if row >= _SAMPLED else 0
+        if self._writer is not None and max(expected, self._bytes) > self._most:
             self._writer.flush()
             self._writer = None
             shutil.rmtree(self._folder)

@@ -12,6 +12,7 @@ from PIL import Image
 
 import data.maad as maad
 from antgmm_jax.errors import AntgmmError
+from data import json_rows
 from data.readers import read_records
 from data.store import every
 from data.writers import write_jsonl, write_maad, write_parquet
@@ -299,3 +300,119 @@ def test_maad_is_written_with_a_description(tmp_path):
     assert info["sizes"] == sizes
     assert info["fingerprints"]["train"] == maad.fingerprint(maad.source("s", "train", 24, seed=3))
     assert len(read("parquet", tmp_path / "test_hard.parquet")) == 12
+
+
+def test_a_row_has_several_pictures_or_none(folder):
+    rows = [good(), {**good(), "image": ["images/1.png", "images/0.png"]}, {**good(), "image": []}]
+    rows.append({"images": ["images/1.png"], "question": "q", "answer": "a"})
+    found = read("jsonl", lines(folder, *rows))
+    expected = [(0,), (1, 0), (), (1,)]
+    for record, pictures in zip(found, expected, strict=True):
+        assert len(record.images) == len(pictures)
+        for image, number in zip(record.images, pictures, strict=True):
+            np.testing.assert_array_equal(image, picture(number))
+    table = pa.table({"images": [[png(picture(0)), png(picture(1))], []], "question": ["q"] * 2, "answer": ["a"] * 2})
+    pq.write_table(table, folder / "many.parquet")
+    first, second = read("parquet", folder / "many.parquet")
+    np.testing.assert_array_equal(first.images[1], picture(1))
+    assert second.images == ()
+    with pytest.raises(AntgmmError, match="line 1: image is a int, not a path"):
+        read("jsonl", lines(folder, {**good(), "image": ["images/0.png", 3]}))
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 1 << 20])
+def test_elements_of_an_array_are_read_by_their_places(folder, monkeypatch, chunk):
+    monkeypatch.setattr(json_rows, "_CHUNK", chunk)
+    rows = [good(0, text='öl ]}, [" \u00e9'), good(1, extra={"a": [1, {"b": "]"}]}), good(0, id=12345), good(1, id="ü")]
+    file = folder / "rows.json"
+    for text in (json.dumps(rows), json.dumps(rows, indent=3, ensure_ascii=False), "\ufeff" + json.dumps(rows) + " \n"):
+        file.write_text(text, encoding="utf-8")
+        source = read_records("jsonl", file)
+        assert len(source) == 4
+        for number in (3, 0, 2, 1):
+            row = source.words(number)
+            assert row.answer == rows[number]["answer"] and row.text == rows[number].get("text", "")
+            assert row.id == str(rows[number].get("id", f"row {number + 1}#0"))
+    for text, said in (
+        ("[]", "holds no rows"),
+        ("[1, 2", "is not JSON"),
+        ("[1] 2", "is not JSON"),
+        ("[1 2]", "is not JSON"),
+    ):
+        file.write_text(text)
+        with pytest.raises(AntgmmError, match=said):
+            read("jsonl", file)
+
+
+def test_lines_end_as_they_like(folder):
+    text = "\ufeff" + json.dumps(good(0)) + "\r\n\r\n  \n" + json.dumps(good(1, text="é"), ensure_ascii=False)
+    (folder / "rows.jsonl").write_text(text, encoding="utf-8", newline="")
+    source = read_records("jsonl", folder / "rows.jsonl")
+    assert [source.words(number).id for number in range(2)] == ["line 1#0", "line 4#0"]
+    assert source.words(1).text == "é"
+
+
+def test_rows_of_parquet_are_read_by_group(tmp_path, monkeypatch):
+    source, read_group = maad.source("s", "val", 9), pq.ParquetFile.read_row_group
+    for name, rows in (("a", range(5)), ("b", range(5, 9))):
+        write_parquet([source[row] for row in rows], tmp_path / f"{name}.parquet")
+    for file in tmp_path.iterdir():
+        pq.write_table(pq.read_table(file), file, row_group_size=2)
+    read_groups = []
+
+    def counted(self, group, columns):
+        read_groups.append(group)
+        return read_group(self, group, columns)
+
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", counted)
+    found = read_records("parquet", tmp_path)
+    assert len(found) == 9 and read_groups == [0, 1, 2, 0, 1]
+    for row in (8, 7, 4, 5, 0, 1, 0):
+        np.testing.assert_array_equal(found[row].images[0], source[row].images[0])
+        assert found.words(row).id == source.words(row).id
+    assert len(read_groups) < 5 + 7
+
+
+def test_samples_of_shards_are_read_by_their_places(tmp_path):
+    long = "d" * 120
+    shards = {
+        "0.tar": {f"{long}/a.0.png": png(picture(0)), f"{long}/a.1.jpg.png": png(picture(1)), f"{long}/a.json": None},
+        "1.tar": {
+            "b.json": b'{"question": "q", "answer": "none", "images": []}',
+            "c.png": png(picture(1)),
+            "c.json": None,
+        },
+    }
+    shards["1.tar"]["c.json"] = None
+    for name, members in shards.items():
+        with tarfile.open(tmp_path / name, "w") as archive:
+            for member, content in members.items():
+                content = content or json.dumps({"question": "q", "answer": member[0]}).encode()
+                info = tarfile.TarInfo(member)
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
+    found = read_records("webdataset", tmp_path)
+    assert len(found) == 3
+    expected = [(f"0.tar {long}/a#0", "d", 2), ("1.tar b#0", "none", 0), ("1.tar c#0", "c", 1)]
+    for number in (2, 0, 1):
+        record = found[number]
+        assert (record.id, record.answer, len(record.images)) == expected[number]
+    np.testing.assert_array_equal(found[0].images[1], picture(1))
+    np.testing.assert_array_equal(found[2].images[0], picture(1))
+
+
+def test_a_digest_is_that_of_rows_and_pictures(folder):
+    file = lines(folder, good(0), good(1))
+    pq.write_table(pa.table({"image": ["images/0.png"], "question": ["q"], "caption": ["a"]}), folder / "a.parquet")
+    sources = {"jsonl": file, "parquet": folder / "a.parquet"}
+
+    def digests():
+        return {kind: read_records(kind, path).digest() for kind, path in sources.items()}
+
+    before = digests()
+    assert digests() == before
+    (folder / "images" / "0.png").write_bytes(png(picture(2)))
+    after = digests()
+    assert all(after[kind] != before[kind] for kind in sources)
+    lines(folder, good(0), good(1, text="more"))
+    assert digests()["jsonl"] != after["jsonl"] and digests()["parquet"] == after["parquet"]

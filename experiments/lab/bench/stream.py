@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from antgmm_jax.config import LMMConfig
 from antgmm_jax.families import new_processor
 from antgmm_jax.families.words import IMAGE
-from antgmm_jax.presets import llava
+from antgmm_jax.presets import preset
 from data.tokenizer import train_tokenizer
 from experiments.run.host.console import say, table
 from experiments.run.host.facts import machine
@@ -46,10 +48,8 @@ def write_rows(folder: Path, rows: int, *, side: int) -> Path:
     with file.open("w") as lines:
         for row in range(rows):
             words = [_WORDS[row // 8**place % 8] for place in range(6)]
-            shown = f"images/{row % PICTURES}.jpg"
-            lines.write(
-                json.dumps({"image": shown, "question": f"is it {' '.join(words)}?", "answer": words[0]}) + "\n"
-            )
+            said = {"question": f"is it {' '.join(words)}?", "answer": words[0]}
+            lines.write(json.dumps({"image": f"images/{row % PICTURES}.jpg", **said}) + "\n")
     return file
 
 
@@ -58,9 +58,14 @@ def save_model(folder: Path, *, side: int) -> None:
     new_processor(_config(side), train_tokenizer(_WORDS * 3, vocab=512, min_frequency=2)).save_pretrained(folder)
 
 
-def _config(side: int):
-    about = {"vision": (1, 16, 1, 16), "text": (1, 16, 1, 16), "head_dims": (16, 16)}
-    return llava(**about, image=side, patch=side // 2, vocab=512, image_token=IMAGE)
+def _config(side: int) -> LMMConfig:
+    base = preset("llava-tiny")
+    return replace(
+        base,
+        vision=replace(base.vision, image=side, patch=side // 2),
+        language=replace(base.language, vocab=512),
+        image_token=IMAGE,
+    )
 
 
 def child(file: str, processor: str, side: int) -> dict[str, Any]:

@@ -14,12 +14,12 @@ import distill
 from antgmm_jax.convert import load_hf, open_hf
 from antgmm_jax.functional import float32, functional
 from antgmm_jax.sharding import rows
-from data.batches import Batches, batches, lengths, once
+from data.batches import Batches, visits_once
 from data.record import Arrays
 from distill.step import Step
-from experiments.lab.peers.prepare import arrays
+from experiments.lab.peers.prepare import batch_of, narrow, stream
 from experiments.lab.peers.record import SIDE, Recorder
-from experiments.lab.peers.task import EPOCHS, Task, read
+from experiments.lab.peers.task import EPOCHS, Task, Text, read
 from experiments.run.host.allocator import keep_freed_memory
 
 LOSS = distill.LossConfig(hard=0.0, soft=1.0, temperature=1.0, direction="forward")
@@ -36,29 +36,28 @@ def main(work: Path, out: Path, mode: str) -> None:
     record = Recorder("jax", "flax")
     keep_freed_memory()  # as `antgmm` does
     task, text = read(work)
-    data = arrays(task, text)
     if mode == "build":
-        build(task, data, work, record)
+        build(task, text, work, record)
     elif mode == "cached":
-        train(task, data, work, record, from_cache(work), EPOCHS * task.steps)
+        train(task, text, work, record, from_cache(work), EPOCHS * task.steps)
     else:
         config, params = load_hf(work / "ours" / "teacher")
-        train(task, data, work, record, distill.online(functional(config), float32(config, params)), task.steps)
+        train(task, text, work, record, distill.online(functional(config), float32(config, params)), task.steps)
     matrix, product = jnp.ones((SIDE, SIDE), jnp.float32), jax.jit(jnp.dot)
     record.write(out, lambda: product(matrix, matrix).block_until_ready(), task.batch)
 
 
-def build(task: Task, data: Arrays, work: Path, record: Recorder) -> None:
+def build(task: Task, text: Text, work: Path, record: Recorder) -> None:
     """Makes the cache anew, and notes `build_seconds`, from the parameters in memory on, and `cache_bytes` on disk."""
     config, params = load_hf(work / "ours" / "teacher")
     params, place = float32(config, params), work / "cache"
     for left in (place, place.with_name("cache.partial")):
         shutil.rmtree(left, ignore_errors=True)
-    like = {name: value[: task.batch] for name, value in data.items()}
+    like = batch_of(task, text, np.arange(task.batch), task.widths[-1])
     began = time.perf_counter()
     key = distill.fingerprint(params, "peers")
-    order = np.argsort(lengths(data), kind="stable")
-    short_first = once(data, size=task.batch, order=order, widths=task.widths)
+    order = np.argsort(text.lengths, kind="stable")
+    short_first = (narrow(task, text, rows) for rows in visits_once(order, task.batch))
     distill.build_cache(functional(config), params, short_first, place, samples=task.rows, like=like, key=key)
     seconds = time.perf_counter() - began
     (work / "cache.key").write_text(key)
@@ -73,18 +72,18 @@ def from_cache(work: Path) -> distill.Teacher:
     return distill.cached(functional(config), params, cache)
 
 
-def train(task: Task, data: Arrays, work: Path, record: Recorder, teacher: distill.Teacher, steps: int) -> None:
+def train(task: Task, text: Text, work: Path, record: Recorder, teacher: distill.Teacher, steps: int) -> None:
     """Compiles and warms every program, then trains the student from its first weights and records each step."""
     config, start = load_hf(work / "ours" / "student")
     optimizer = make_optimizer(task, steps)
     step = distill.make_step(functional(config), optimizer, LOSS, teacher=teacher)
-    warm(step, distill.init_state(float32(config, start), optimizer), stream(task, data), steps, teacher)
+    warm(step, distill.init_state(float32(config, start), optimizer), stream(task, text), steps, teacher)
     state = jax.block_until_ready(distill.init_state(float32(config, start), optimizer))
     record.ready()
     distill.train(
         step,
         state,
-        stream(task, data),
+        stream(task, text),
         steps=steps,
         teacher=teacher,
         report=lambda told: record.step(told.metrics["loss"]),
@@ -102,11 +101,6 @@ def make_optimizer(task: Task, steps: int) -> distill.Optimizer:
         clip=math.inf,
         frozen=("vision", "bridge"),
     )
-
-
-def stream(task: Task, data: Arrays) -> Batches:
-    """Shuffled batches of rows of like length, each cut to its bucket's width."""
-    return batches(data, size=task.batch, seed=task.seed, widths=task.widths)
 
 
 def warm(step: Step, state: distill.State, source: Batches, steps: int, teacher: distill.Teacher) -> None:

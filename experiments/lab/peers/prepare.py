@@ -16,7 +16,8 @@ from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import family
 from antgmm_jax.functional import functional
 from antgmm_jax.presets import preset
-from data.batches import batches
+from data.batches import Batches, batches
+from data.record import Arrays
 from experiments.lab.peers.task import BUCKETED, Task, Text, draw, padded, read, write
 
 # tunix's Llama turns positions at this base whatever its config says.
@@ -53,8 +54,8 @@ def prepare(task: Task, folder: Path) -> None:
     write(task, text, partial)
     for number, name in enumerate(("student", "teacher")):
         _save(language_config(task, name), task.seed + number, partial, name)
-    stream = batches(arrays(task, text), size=task.batch, seed=task.seed, widths=task.widths, prefetch=0)
-    np.save(partial / BUCKETED, np.stack([next(stream)["index"] for _ in range(task.steps)]))
+    source = stream(task, text, prefetch=0)
+    np.save(partial / BUCKETED, np.stack([next(source)["index"] for _ in range(task.steps)]))
     os.replace(partial, folder)
 
 
@@ -82,18 +83,33 @@ def language_config(task: Task, name: str) -> LMMConfig:
     )
 
 
-def arrays(task: Task, text: Text) -> dict[str, np.ndarray]:
-    """All rows as our engine reads them: text alone, with features of an image that no token asks for.
+def batch_of(task: Task, text: Text, rows: np.ndarray, width: int) -> Arrays:
+    """Rows as our engine reads them: text alone, without a picture slot.
 
     Args:
         task: the widths.
-        text: the rows.
+        text: all rows.
+        rows: which of them, [B].
+        width: columns.
 
     Returns:
-        What `task.padded` gives at the greatest width, and `vision_features` float32 [N, 1, width] of zeros.
+        What `task.padded` gives, `images` without a slot, and `index`.
     """
-    features = np.zeros((task.rows, 1, _VISION), np.float32)
-    return {**padded(task, text, np.arange(task.rows), task.widths[-1]), "vision_features": features}
+    none = {"valid": np.zeros((len(rows), 0), bool)}
+    return {**padded(task, text, rows, width), "images": none, "index": rows.astype(np.int32)}
+
+
+def narrow(task: Task, text: Text, rows: np.ndarray) -> Arrays:
+    """The batch of some rows in the narrowest bucket that holds them all."""
+    width = task.widths[int(np.searchsorted(task.widths, text.lengths[rows].max()))]
+    return batch_of(task, text, rows, width)
+
+
+def stream(task: Task, text: Text, prefetch: int = 2) -> Batches:
+    """Shuffled batches of rows of like length, each cut to its bucket's width."""
+    groups = np.searchsorted(task.widths, text.lengths)
+    about = {"size": task.batch, "seed": task.seed, "prefetch": prefetch}
+    return batches(lambda rows, rng: narrow(task, text, rows), groups, **about)
 
 
 def _save(config: LMMConfig, seed: int, folder: Path, name: str) -> None:

@@ -1,0 +1,236 @@
+"""Encoded rows on disk: read and checked once, found again, made anew when something changed, refused together."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import data.maad as maad
+from antgmm_jax.errors import AntgmmError
+from antgmm_jax.families import new_processor
+from antgmm_jax.families.words import IMAGE
+from antgmm_jax.presets import llava
+from data import readers, store
+from data.encoding import Encoder
+from data.readers import read_records
+from data.source import Held
+from data.store import every, open_encoded
+from data.tokenizer import train_tokenizer
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = llava(
+    vision=(1, 16, 1, 16),
+    text=(1, 16, 1, 16),
+    head_dims=(16, 16),
+    image=16,
+    patch=8,
+    vocab=512,
+    image_token=IMAGE,
+)
+WORDS = ["is it red or green?", "red", "green", "question: "]
+
+
+def encoder(**about):
+    return Encoder(new_processor(CONFIG, train_tokenizer(WORDS * 3, vocab=512, min_frequency=2)), CONFIG, **about)
+
+
+@pytest.fixture(scope="module")
+def encode():
+    return encoder()
+
+
+@pytest.fixture
+def rows(tmp_path):
+    """A folder with JSONL of 6 rows on 3 pictures, one row without, one with two."""
+    for number in range(3):
+        pixels = np.random.default_rng(number).integers(0, 256, (20, 24, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+    shown = ["0.png", "1.png", ["2.png", "0.png"], [], "1.png", "2.png"]
+    write(tmp_path, [{"image": image, "question": "is it red?", "answer": f"red {k}"} for k, image in enumerate(shown)])
+    return tmp_path / "rows.jsonl"
+
+
+def write(folder, lines):
+    (folder / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def opened(rows, encode, **about):
+    return open_encoded(read_records("jsonl", rows, **about), encode, rows.parent / "cache")
+
+
+def same(one, other):
+    assert one.keys() == other.keys()
+    for name in one:
+        if isinstance(one[name], dict):
+            same(one[name], other[name])
+        else:
+            np.testing.assert_array_equal(one[name], other[name])
+            assert np.asarray(one[name]).dtype == np.asarray(other[name]).dtype
+
+
+def test_rows_come_back_as_they_were_encoded_whether_their_pictures_are_kept_or_not(rows, encode, monkeypatch):
+    source = read_records("jsonl", rows)
+    kept = opened(rows, encode)
+    monkeypatch.setattr(store, "MOST_BYTES", 2000)  # more than one row's and less than all
+    decoded = open_encoded(source, encode, rows.parent / "other")
+    assert kept.kept and not decoded.kept
+    assert kept.index.fingerprint == decoded.index.fingerprint
+    for number in range(6):
+        expected = encode(source[number])
+        for found in (kept, decoded):
+            same(found[number], expected)
+            assert found.index.prompt[number] == len(expected["prompt"])
+            assert found.index.answer[number] == len(expected["answer"])
+    np.testing.assert_array_equal(kept.index.slots, [1, 1, 2, 0, 1, 1])
+
+
+def test_facts_and_cells_are_kept_and_what_is_drawn_is_drawn_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "MOST_BYTES", 0)
+    config = llava(
+        vision=(1, 16, 1, 16), text=(1, 16, 1, 16), head_dims=(16, 16), image=96, patch=48, vocab=512, image_token=IMAGE
+    )
+    reads = Encoder(new_processor(config, train_tokenizer(WORDS * 3, vocab=512, min_frequency=2)), config)
+    source = maad.source("s", "val", 5)
+    found = open_encoded(source, reads, tmp_path)
+    assert found.kept
+    with monkeypatch.context() as patch:
+        patch.setattr(type(source), "__getitem__", lambda *_: pytest.fail("drawn again"))
+        again = open_encoded(source, reads, tmp_path)
+        rows = [again[number] for number in range(5)]
+    for row, record in zip(rows, source, strict=True):
+        np.testing.assert_array_equal(row["images"]["pixels"], record.images[0][None])
+        np.testing.assert_array_equal(row["cells"], record.cells)
+        assert {name: int(value) for name, value in row["latents"].items()} == record.latents
+    assert [again.index.names[kind] for kind in again.index.types] == [record.type for record in source]
+
+
+def test_a_restart_opens_no_picture_and_passes_over_no_row(rows, encode, monkeypatch):
+    first = opened(rows, encode)
+    for module, name in ((readers, "parse"), (store, "_build")):
+        monkeypatch.setattr(module, name, lambda *_: pytest.fail("read again"))
+    monkeypatch.setattr("PIL.Image.open", lambda *_: pytest.fail("a picture was opened"))
+    again = opened(rows, encode)
+    assert again.index.fingerprint == first.index.fingerprint
+    for number in range(6):
+        same(again[number], first[number])
+
+
+def test_what_changed_is_read_anew(rows, encode):
+    before, folder = opened(rows, encode), rows.parent
+    lines = [json.loads(line) for line in rows.read_text().splitlines()]
+    seen = {before.index.fingerprint}
+
+    def changed(found):
+        assert found.index.fingerprint not in seen
+        seen.add(found.index.fingerprint)
+
+    write(folder, [*lines[:5], {**lines[5], "answer": "green"}])
+    found = opened(rows, encode)
+    changed(found)
+    assert found.source.words(5).answer == "green"
+    Image.fromarray(np.zeros((20, 24, 3), np.uint8)).save(folder / "1.png")
+    found = opened(rows, encode)
+    changed(found)
+    assert not found.images(1)["pixels"].any()
+    changed(opened(rows, encode, most=5))
+    changed(opened(rows, encoder(template="Q: {question}")))
+    # Another limit is another check, of the same rows.
+    assert opened(rows, encoder(max_answer=60)).index.fingerprint == found.index.fingerprint
+    with pytest.raises(AntgmmError, match="6 of 6 rows are too long"):
+        opened(rows, encoder(max_answer=1))
+    # What was there before is there yet.
+    write(folder, lines)
+    assert len([path for path in (folder / "cache").iterdir() if path.is_dir()]) == 6
+
+
+def test_bad_rows_are_refused_together_and_nothing_is_kept(rows, encode):
+    folder = rows.parent
+    lines = [json.loads(line) for line in rows.read_text().splitlines()]
+    (folder / "text.png").write_text("no picture")
+    lines[1]["image"], lines[2]["image"], lines[4]["answer"] = "none.png", ["0.png", "text.png"], ""
+    write(folder, lines)
+    with pytest.raises(AntgmmError) as refused:
+        opened(rows, encode)
+    head, *reasons = str(refused.value).split("\n")
+    assert head == f"{rows}: 3 of 6 rows are refused; mend or remove them"
+    assert [reason.split(" cannot")[0] for reason in reasons] == [
+        "line 2: image none.png is missing",
+        "line 3: image text.png",
+        "line 5: answer is empty",
+    ]
+    assert not [path for path in (folder / "cache").iterdir() if path.is_dir()]
+    write(folder, [lines[k] for k in (0, 3, 5)])
+    with pytest.raises(AntgmmError, match="holds 3 records, the recipe asks for 9: lower samples"):
+        opened(rows, encode, most=9)
+
+
+def test_a_picture_that_goes_after_it_was_checked_is_named(rows, encode, monkeypatch):
+    monkeypatch.setattr(store, "MOST_BYTES", 0)
+    found = opened(rows, encode)
+    (rows.parent / "1.png").unlink()
+    with pytest.raises(AntgmmError, match=r"has changed since it was read: line 2: image 1\.png is missing"):
+        found.images(1)
+
+
+def test_a_killed_writer_leaves_nothing_that_is_taken_for_rows(rows, encode, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store.folders, "publish", stop)
+        with pytest.raises(KeyboardInterrupt):
+            opened(rows, encode)
+    assert len(opened(rows, encode)) == 6
+
+
+def test_the_cache_holds_what_was_read_last(rows, encode, monkeypatch):
+    folder, names = rows.parent, []
+    for number in range(4):
+        write(folder, [{"image": "0.png", "question": "is it red?", "answer": f"red {number}"}])
+        if number == 2:
+            monkeypatch.setattr(store, "CACHE_BYTES", 0)  # all but the new one goes
+        opened(rows, encode)
+        names.append({path.name for path in (folder / "cache").iterdir() if path.is_dir()})
+    assert [len(found) for found in names] == [1, 2, 1, 1]
+    assert not names[3] & names[2]
+
+
+def test_progress_is_told(rows, encode):
+    said = []
+    found = [record.id for _, record in every(read_records("jsonl", rows), lambda r: r, lambda n, _: said.append(n))]
+    assert found == [f"line {number}#0" for number in range(1, 7)]
+    assert said == [1, 2, 3, 4, 5, 6]
+
+
+def test_records_in_memory_are_known_by_their_pixels(encode, tmp_path):
+    record = replace(maad.source("s", "val", 1)[0], cells=None)
+    other = replace(record, images=(255 - record.images[0],))
+    prints = [open_encoded(Held([each]), encode, tmp_path).index.fingerprint for each in (record, other, record)]
+    assert prints[0] == prints[2] != prints[1]
+
+
+_MEMORY = """
+import json, sys
+from experiments.lab.bench.stream import child
+print(json.dumps(child(sys.argv[1], sys.argv[2], 64)))
+"""
+
+
+def test_memory_does_not_grow_with_rows(tmp_path):
+    from experiments.lab.bench import stream
+
+    stream.save_model(tmp_path / "processor", side=64)
+    environment, peaks = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}, []
+    for count in (200, 6_000):
+        file = stream.write_rows(tmp_path / "data", count, side=64)
+        command = [sys.executable, "-c", _MEMORY, str(file), str(tmp_path / "processor")]
+        done = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+        peaks.append(json.loads(done.stdout)["peak"])
+    # The pixels of all rows are 74 MB.
+    assert peaks[1] - peaks[0] < 25e6
