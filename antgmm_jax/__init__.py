@@ -14,9 +14,9 @@ _HOME = {
     "load_hf": "convert",
     "open_hf": "convert",
     "preset": "presets",
-    "resize": "config",
+    "resize": "axes",
     "save_hf": "convert",
-    "sizes": "config",
+    "sizes": "axes",
 }
 __all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]
 

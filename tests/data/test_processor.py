@@ -13,8 +13,10 @@ from transformers import AutoProcessor
 import data.maad as maad
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import inputs, new_processor
+from antgmm_jax.families.blip2_t5.presets import sized as blip2_t5
+from antgmm_jax.families.llava.presets import sized as llava
 from antgmm_jax.families.words import BOS, EOS, IMAGE, PAD, wrap
-from antgmm_jax.presets import blip2_t5, llava, preset
+from antgmm_jax.presets import preset
 from data import collate
 from data.encoding import Encoder, decode
 from data.maad.answers import answer

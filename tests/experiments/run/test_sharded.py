@@ -9,7 +9,9 @@ from jax.sharding import NamedSharding, get_mesh
 
 import pruning
 from antgmm_jax import checkpoint
-from antgmm_jax.config import LanguageConfig, LMMConfig, ProjectorConfig, StackConfig, VisionConfig
+from antgmm_jax.bridge import ProjectorConfig
+from antgmm_jax.config import LanguageConfig, StackConfig, VisionConfig
+from antgmm_jax.families.llava.config import LlavaConfig
 from antgmm_jax.functional import float32, functional
 from antgmm_jax.processes import by_first, gather
 from antgmm_jax.sharding import make_mesh, rows, spec
@@ -19,8 +21,7 @@ from tests.pruning.models import batch_of, randomised
 # Without biases of keys: their gradient is zero but for rounding, of which Adam makes steps of full size.
 BARE = {"layers": 2, "embed": 32, "heads": 2, "head_dim": 16, "mlp": 48, "qkv_bias": False}
 TEXT = {"q_per_kv": 2, "act": "silu", "norm": "rms", "gated": True, "causal": True, "positions": "rope"}
-CONFIG = LMMConfig(
-    family="llava",
+CONFIG = LlavaConfig(
     vision=VisionConfig(stack=StackConfig(**BARE, act="gelu"), image=16, patch=8, keep_cls=False),
     bridge=ProjectorConfig(mlp=32, act="gelu"),
     language=LanguageConfig(decoder=StackConfig(**BARE, **TEXT, out_bias=False, mlp_bias=False), vocab=64, tied=False),

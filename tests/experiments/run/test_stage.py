@@ -11,6 +11,7 @@ from antgmm_jax import checkpoint
 from antgmm_jax.axes import sizes
 from antgmm_jax.convert import load_hf
 from antgmm_jax.errors import AntgmmError
+from antgmm_jax.families.blip2_t5.frequency import CROSS_LAYERS
 from antgmm_jax.functional import float32, functional, is_axes
 from distill.align import state_sum
 from experiments.run import features as image_side
@@ -22,7 +23,6 @@ from experiments.run.pipeline import Run, load_student
 from experiments.run.samples import load_processor
 from experiments.run.schema import Optimizer
 from experiments.run.schema.recipe import load_recipe
-from pruning.keep import CROSS_LAYERS
 from tests.experiments.tiny import TOWERS, save_towers
 
 
