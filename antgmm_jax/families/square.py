@@ -56,13 +56,13 @@ class SquarePictures:
         # Channels first and in one piece, torchvision need not copy them.
         planes = np.ascontiguousarray(np.moveaxis(image, -1, 0))
         raw = {"do_rescale": False, "do_normalize": False, "input_data_format": "channels_first"}
-        with _one_thread():
+        with one_thread():
             made = self._processor(planes, return_tensors="np", **raw)
         return np.moveaxis(np.asarray(made["pixel_values"])[0], 0, -1)
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Keeps torch, which image processors may resize with, from sharing out one picture.
 
     Rows are read in threads already: its own wait for each other where the cores are taken. On two cores with other

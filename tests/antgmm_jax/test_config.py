@@ -23,6 +23,8 @@ MILLIONS = {
     "antgmm-300m": (280, 320),
     "antgmm-5b": (5292, 5508),
     "llava-tiny": (2, 4),
+    "smolvlm-tiny": (2, 4),
+    "smolvlm-256m": (250, 260),
 }
 
 

@@ -17,14 +17,7 @@ from antgmm_jax.families.square import (
     side,
     torch_pixels,
 )
-from antgmm_jax.families.words import wrap
-
-# Plain text around the image, so that servers which need a chat template accept an exported model.
-_CHAT = (
-    "{% for message in messages %}{% if message['content'] is string %}{{ message['content'] }} {% else %}"
-    "{% for part in message['content'] %}{% if part['type'] == 'image' %}<image> {% else %}{{ part['text'] }} "
-    "{% endif %}{% endfor %}{% endif %}{% endfor %}{% if add_generation_prompt %}answer:{% endif %}"
-)
+from antgmm_jax.families.words import CHAT, starts_itself, user_turn, wrap
 
 
 class Inputs:
@@ -51,17 +44,14 @@ class Inputs:
 
     def prompt(self, line: str, pictures: int) -> str:
         """The text given to the processor: the user's turn by the chat template, or the classic prompt without one."""
-        if not self.processor.chat_template:
-            return "USER: " + f"{self._picture}\n" * pictures + f"{line} ASSISTANT:"
-        parts = [*[{"type": "image"}] * pictures, {"type": "text", "text": line}]
-        return self.processor.apply_chat_template([{"role": "user", "content": parts}], add_generation_prompt=True)
+        classic = "USER: " + f"{self._picture}\n" * pictures + f"{line} ASSISTANT:"
+        return user_turn(self.processor, line, pictures) or classic
 
     def __call__(self, line: str, images: Sequence[np.ndarray]) -> tuple[np.ndarray, Tree]:
         """Prompt token ids int32 [T] and the pictures' tree, [M, ...]."""
         text = self.prompt(line, len(images)).replace(self._picture, self._picture * self._count)
-        # A chat template writes the start token itself where the tokenizer would add a second one.
-        words, bos = self.processor.tokenizer, self.processor.tokenizer.bos_token
-        ids = words(text, add_special_tokens=not (bos and text.startswith(bos)))["input_ids"]
+        words = self.processor.tokenizer
+        ids = words(text, add_special_tokens=not starts_itself(self.processor, text))["input_ids"]
         return np.array(ids, np.int32), self._pictures(images)
 
     def torch(self, images: Mapping[str, np.ndarray]) -> Tree:
@@ -94,5 +84,5 @@ def new_processor(config: LlavaConfig, tokenizer: Tokenizer) -> LlavaProcessor:
         patch_size=config.vision.patch,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
-        chat_template=_CHAT,
+        chat_template=CHAT,
     )
