@@ -13,6 +13,8 @@ _QUICK = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false
 
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_QUICK}".strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Test processes run side by side: threads of PyTorch that wait for one another burn many times what tiny products take.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")

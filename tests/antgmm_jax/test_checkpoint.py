@@ -243,6 +243,7 @@ SAVER = textwrap.dedent("""
 """)
 
 
+@pytest.mark.long
 def test_kill_9_loses_nothing_that_was_reported(tmp_path):
     """Killed at random moments of a loop that only saves, so most kills fall into a write, a rename or a removal."""
     steps = tmp_path / "steps"
@@ -291,6 +292,7 @@ PAIR = textwrap.dedent("""
 """)
 
 
+@pytest.mark.long
 def test_two_processes_save_one_checkpoint(tmp_path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -84,6 +84,7 @@ def steps():
     return {devices: compiled(asked(), mesh) for devices, mesh in ((1, ONE), (2, TWO), (8, MESH))}
 
 
+@pytest.mark.long
 def test_memory_is_that_of_the_arrays_of_a_real_step(steps):
     step = steps[8]
     optimizer = distill.make_optimizer(learning_rate=1e-3, steps=1)
@@ -102,11 +103,13 @@ def test_memory_is_that_of_the_arrays_of_a_real_step(steps):
     assert step.memory["temporaries"] > 0
 
 
+@pytest.mark.long
 def test_flops_are_those_that_the_devices_share(steps):
     assert steps[1].flops == pytest.approx(8 * steps[8].flops)
     assert not steps[1].sent and sum(steps[8].sent.values()) > 0
 
 
+@pytest.mark.long
 def test_the_smallest_mesh_is_the_first_that_fits(steps, monkeypatch):
     tried = []
 

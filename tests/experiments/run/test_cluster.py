@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[3]
 # 27 units do not divide by two: they lie whole on every device.
 SIZES = '"vision/layers" = 2, "text/embed" = 24, "encoder/mlp" = 27'
 
-pytestmark = pytest.mark.filterwarnings("default")  # PyTorch's and transformers' own
+pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("default")]  # PyTorch's and transformers' own
 
 
 @pytest.fixture(scope="module")
