@@ -6,9 +6,12 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PEERS := .cache/peers-venv
 
-.PHONY: test lint format demo teacher study peers peers-env lock clean
+.PHONY: test test-all lint format demo teacher study peers peers-env lock clean
 
 test: lint
+	$(BIN)/python -m pytest -m "not long"
+
+test-all: lint
 	$(BIN)/python -m pytest
 
 lint: $(STAMP)

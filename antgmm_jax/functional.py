@@ -107,7 +107,7 @@ def is_axes(leaf: Any) -> bool:
 
 def abstract(config: LMMConfig, dtype=jnp.float32) -> Params:
     """The parameters' shapes and dtypes, nothing allocated."""
-    shapes = jax.eval_shape(functional(config).init, jax.random.key(0))
+    shapes = jax.eval_shape(lambda: functional(config).init(jax.random.key(0)))
     return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, dtype), shapes)
 
 

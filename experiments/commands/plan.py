@@ -43,14 +43,15 @@ def plan(
 
     if chip and chip not in CHIPS:
         raise AntgmmError(f"--chip {chip}: choose one of {', '.join(CHIPS)}")
-    teacher = config_of(model, preset)
     sizes = {"data": 1, "fsdp": 1, "tensor": 1, **parse(mesh)}
     if math.prod(sizes.values()) > planning.DEVICES:
         raise AntgmmError(f"--mesh {mesh}: plans are made for at most {planning.DEVICES} devices")
+    # Before the model is read: an array, or the description of one, starts JAX with the devices that are there.
+    simulate(planning.DEVICES)
+    teacher = config_of(model, preset)
     length = length or max(128, teacher.image_tokens + 64)
     asked = planning.Asked(named(student) if student else teacher, teacher, batch, length, answer, remat)
     planning.check(asked)
-    simulate(planning.DEVICES)
     step = planning.compiled(asked, sizes)
     if chip and step.total > CHIPS[chip].memory:
         raise AntgmmError(_too_large(step, chip, planning.smallest(asked, sizes, CHIPS[chip].memory)))

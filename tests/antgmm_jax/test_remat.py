@@ -34,7 +34,7 @@ def test_gradients_are_those_of_every_policy(family):
 @pytest.mark.parametrize("family", CONFIGS)
 def test_the_less_is_kept_the_less_memory_a_deep_model_takes(family):
     config = resize(CONFIGS[family], DEEP[family])
-    batch = {name: jax.ShapeDtypeStruct((32, *x.shape[1:]), x.dtype) for name, x in batch_of(config).items()}
+    batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((32, *x.shape[1:]), x.dtype), batch_of(config))
     peaks = {}
     for remat in POLICIES:
         analysis = gradient(config, remat).lower(abstract(config), batch).compile().memory_analysis()

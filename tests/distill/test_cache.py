@@ -211,6 +211,7 @@ def held(directory: Path, process: int, folder: Path) -> list[int]:
     return np.flatnonzero(shards.Shards(folder, 8).held).tolist()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("mesh", "rows"),
     # Of devices that hold the same rows one writes them.
@@ -222,6 +223,7 @@ def test_two_processes_write_their_own_rows(alone, tmp_path, mesh, rows):
     assert [held(tmp_path / "cache", process, tmp_path / str(process)) for process in range(2)] == rows
 
 
+@pytest.mark.long
 def test_what_two_processes_began_one_ends(alone, tmp_path):
     assert build_in_two(tmp_path / "cache", "half") != [0, 0]
     assert len([*(tmp_path / "cache.partial").glob("0000[01]-00000.array_record")]) == 2

@@ -4,6 +4,14 @@ import pytest
 from typer.testing import CliRunner
 
 from experiments import cli
+from tests.experiments.quick import time_few_requests
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _few_requests():
+    with pytest.MonkeyPatch.context() as patch:
+        time_few_requests(patch.setattr)
+        yield
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from experiments.run import stage
 from experiments.run.host.devices import devices
 from experiments.run.pipeline import Run
 from experiments.run.schema.recipe import load_recipe
+from tests.experiments.quick import time_few_requests
 
 
 def die(*_, **__):
@@ -68,5 +69,6 @@ MOMENTS = {
 if __name__ == "__main__":
     recipe, run, moment, mesh, coordinator, processes, process = [*sys.argv[1:], "", "", "1", "0"][:7]
     MOMENTS[moment]()
+    time_few_requests(setattr)
     with devices(mesh, coordinator, int(processes), int(process)):
         finish(Run(load_recipe(recipe), run))

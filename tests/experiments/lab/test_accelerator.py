@@ -110,6 +110,7 @@ def test_rates_name_the_best_of_what_was_tried():
     assert copied["median"] == copied["kernels"][copied["kernel"]]["median"]
 
 
+@pytest.mark.long
 def test_a_whole_run_tells_device_dtype_and_every_number_with_its_spread(figures):
     read = json.loads(json.dumps(figures))
     assert read["device"]["platform"] == "cpu" and read["device"]["jax"] == jax.__version__
@@ -143,6 +144,7 @@ def test_a_whole_run_tells_device_dtype_and_every_number_with_its_spread(figures
     assert read["matmul_after"]["side"] == read["matmul"]["float32"]["side"]
 
 
+@pytest.mark.long
 def test_the_command_writes_and_prints_what_was_measured(antgmm, figures, monkeypatch, tmp_path):
     asked = []
     monkeypatch.setattr(accelerator, "measure", lambda given: asked.append(given) or figures)
@@ -156,6 +158,7 @@ def test_the_command_writes_and_prints_what_was_measured(antgmm, figures, monkey
         assert text in shown
 
 
+@pytest.mark.long
 def test_no_time_is_told_of_a_device_that_computes_wrongly(monkeypatch):
     monkeypatch.setitem(presets.PRESETS, "test", BLIP2)
     monkeypatch.setattr(accelerator, "matmul_rate", lambda *_: pytest.fail("timed"))

@@ -90,6 +90,7 @@ def _long(array: np.ndarray) -> np.ndarray:
     return array.astype(np.int64) if array.dtype == np.int32 else array
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("default")  # PyTorch's and transformers' own
 def test_decoding_and_requests_compare_the_same_answers(tmp_path):
     teacher = reference.saved(reference.blip2(), tmp_path / "teacher")
@@ -104,6 +105,7 @@ def test_decoding_and_requests_compare_the_same_answers(tmp_path):
         assert figures[engine]["ratio"] == figures[engine]["teacher"]["p50"] / figures[engine]["student"]["p50"]
 
 
+@pytest.mark.long
 def test_importance_and_step_run_on_a_tiny_model():
     found = ratios.importance(CONFIG, 2, 3)
     assert found["ratio"]["median"] > 0

@@ -1,7 +1,10 @@
 """A plan's figures are those of programs that can be counted by hand, and of the step that really runs."""
 
 import json
+import subprocess
+import sys
 from collections import Counter
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +12,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec, get_mesh
 
 import distill
+from antgmm_jax.convert import load_hf
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.functional import float32, functional
 from antgmm_jax.sharding import make_mesh
@@ -16,8 +20,10 @@ from experiments.lab.planning import step as planning
 from experiments.lab.planning.chips import CHIPS, Chip
 from experiments.lab.planning.collectives import sent
 from experiments.lab.planning.step import Asked, Step, check, compiled, roofline, smallest
+from tests import reference
 from tests.pruning.models import CONFIGS, randomised
 
+ROOT = Path(__file__).resolve().parents[3]
 CONFIG = CONFIGS["blip2_t5"]
 ONE, TWO = ({"data": 1, "fsdp": fsdp, "tensor": 1} for fsdp in (1, 2))
 MESH = {"data": 1, "fsdp": 4, "tensor": 2}
@@ -78,6 +84,7 @@ def steps():
     return {devices: compiled(asked(), mesh) for devices, mesh in ((1, ONE), (2, TWO), (8, MESH))}
 
 
+@pytest.mark.long
 def test_memory_is_that_of_the_arrays_of_a_real_step(steps):
     step = steps[8]
     optimizer = distill.make_optimizer(learning_rate=1e-3, steps=1)
@@ -96,11 +103,13 @@ def test_memory_is_that_of_the_arrays_of_a_real_step(steps):
     assert step.memory["temporaries"] > 0
 
 
+@pytest.mark.long
 def test_flops_are_those_that_the_devices_share(steps):
     assert steps[1].flops == pytest.approx(8 * steps[8].flops)
     assert not steps[1].sent and sum(steps[8].sent.values()) > 0
 
 
+@pytest.mark.long
 def test_the_smallest_mesh_is_the_first_that_fits(steps, monkeypatch):
     tried = []
 
@@ -157,3 +166,18 @@ def test_a_plan_is_told_or_refused_with_the_mesh_that_is_enough(antgmm, refused,
     assert refused(*plan, "--chip", "v9") == "--chip v9: choose one of v5e, v5p, v6e, H100, H200"
     assert refused(*plan, "--mesh", "fsdp=1024") == "--mesh fsdp=1024: plans are made for at most 512 devices"
     assert refused(*plan, "--student", "antgmm-deep").startswith("the student's ")
+
+
+def test_a_checkpoint_is_planned_by_a_process_that_starts_with_one_device(tmp_path):
+    model = reference.saved(reference.llava(), tmp_path / "model")
+    words = ["plan", str(model), "--mesh", "data=2", "--batch", "2", "--length", "8", "--answer", "2", "--json"]
+    command = [sys.executable, "-m", "experiments.cli", *words]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout)
+    assert figures["mesh"] == {"data": 2, "fsdp": 1, "tensor": 1}
+    # Rows are split and parameters are not: every device holds all of them, in float32, and their gradient is summed
+    # (but for the few that have none).
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(load_hf(model)[1]))
+    assert figures["memory"]["parameters"] == 4 * parameters
+    assert figures["sent"]["all-reduce"] > 0.99 * 4 * parameters

@@ -40,6 +40,7 @@ def test_a_clock_counts_what_goes_by_inside_of_calls(monkeypatch):
         assert other.seconds == idle
 
 
+@pytest.mark.long
 def test_every_loop_is_measured(tmp_path):
     recipe = write_recipe(tmp_path / "recipe.toml", save_teacher(tmp_path / "teacher"))
     found = stalls.run(load_recipe(recipe, ["checkpoint_every=50"]), rounds=3, steps=2)

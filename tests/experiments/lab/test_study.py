@@ -181,6 +181,7 @@ def test_an_arm_runs_the_stages_in_its_own_order(study, teacher):
         recipe_of(study, Arm(name="part", order=("mlp", "mlp")), 0, config)
 
 
+@pytest.mark.long
 def test_a_study_runs_every_arm_and_reads_back_what_is_done(study, teacher, tmp_path, monkeypatch):
     folder, out = tmp_path / "runs", tmp_path / "results" / "study.json"
     first = run_study(study, folder, out, only=("full", "labels", "scratch"))
@@ -224,6 +225,7 @@ def test_a_study_runs_every_arm_and_reads_back_what_is_done(study, teacher, tmp_
     assert [(r["arm"], r["seed"]) for r in later if r["arm"] == "one_shot"] == [("one_shot", 1)]
 
 
+@pytest.mark.long
 def test_stages_in_common_are_run_once(study, tmp_path, monkeypatch):
     folder, out = tmp_path / "runs", tmp_path / "study.json"
     late = Arm(name="late", changes=("stage.mlp.recover_steps=3",))

@@ -1,7 +1,6 @@
 """A whole run over eight devices, and one of two processes that is killed: both end as the run on one device."""
 
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -25,10 +24,8 @@ from tests.experiments.tiny import RECIPE, save_teacher
 ROOT = Path(__file__).resolve().parents[3]
 # 27 units do not divide by two: they lie whole on every device.
 SIZES = '"vision/layers" = 2, "text/embed" = 24, "encoder/mlp" = 27'
-# Two devices each, and programs that are compiled quickly: they run a few times.
-ENVIRONMENT = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"}
 
-pytestmark = pytest.mark.filterwarnings("default")  # PyTorch's and transformers' own
+pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("default")]  # PyTorch's and transformers' own
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +102,7 @@ def start(recipe: Path, run: Path, moments: tuple[str, str]) -> list[int]:
         address = f"127.0.0.1:{probe.getsockname()[1]}"
     command = [sys.executable, "-m", "tests.experiments.killed_run", str(recipe), str(run)]
     first, second = (
-        subprocess.Popen([*command, moment, "fsdp=2,tensor=2", address, "2", str(process)], cwd=ROOT, env=ENVIRONMENT)
+        subprocess.Popen([*command, moment, "fsdp=2,tensor=2", address, "2", str(process)], cwd=ROOT)
         for process, moment in enumerate(moments)
     )
     try:

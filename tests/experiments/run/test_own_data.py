@@ -234,6 +234,7 @@ def test_sizes_are_laid_over_the_preset_with_what_is_tied_to_them():
     assert (config.language.decoder.embed, config.projector.mlp) == (320, 320)
 
 
+@pytest.mark.long
 def test_a_training_that_is_stopped_goes_on_to_the_same_arrays(ads, monkeypatch):
     recipe = load_training(RECIPES / "own-data-llava.toml", [*tiny("llava"), "checkpoint_every=1"])
     save, saved = training.Stepper.save, []

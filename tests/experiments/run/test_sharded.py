@@ -29,7 +29,7 @@ CONFIG = LlavaConfig(
 )
 PURE, OPTIMIZER = functional(CONFIG), make_optimizer(learning_rate=1e-2, steps=10)
 PARAMS = randomised(CONFIG)
-BATCH = jax.tree.map(lambda value: np.tile(value, (4, *[1] * (value.ndim - 1))), batch_of(CONFIG))
+BATCH = jax.tree.map(lambda leaf: np.tile(leaf, (4, *[1] * (leaf.ndim - 1))), batch_of(CONFIG))
 STEP = make_step(PURE, OPTIMIZER, LossConfig(hard=1.0))
 # Sums go over the devices in another order than over one device's memory.
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}

@@ -112,6 +112,7 @@ def test_what_a_stage_cannot_do_is_refused(run, tmp_path):
             load_recipe(path, [change])
 
 
+@pytest.mark.long
 def test_a_width_is_cut_to_components_and_its_states_are_compared_in_them(folder, tmp_path):
     """Two stages, the second of which ends halfway and goes on, as one that was not stopped."""
     turned = (
@@ -230,6 +231,7 @@ def test_states_of_a_model_in_all_its_components_are_the_teachers(folder, axis):
             assert float(state_sum(channels, *arrays, batch, {})) > 1
 
 
+@pytest.mark.long
 def test_what_is_repeated_meets_its_own_targets(folder, tmp_path):
     """From a cache, which goes by the row, as from the teacher itself, which reads the batch."""
     changes = ["stage.image.repeat={price=5, brand=3}", "stage.image.recover_steps=1"]
@@ -247,6 +249,7 @@ def test_what_is_repeated_meets_its_own_targets(folder, tmp_path):
         Run(load_recipe(folder / "recipe.toml", ["stage.image.repeat={prise=2}"]), tmp_path / "none").scores()
 
 
+@pytest.mark.long
 def test_a_teacher_that_runs_reads_pictures_where_the_student_reads_features(folder, tmp_path):
     curves = []
     for mode in ("cache", "online"):
@@ -286,6 +289,7 @@ def test_a_stage_sees_shifted_pictures_and_the_targets_of_those_that_stand(folde
     assert not np.array_equal(stood["images"]["pixels"], moved["images"]["pixels"])
 
 
+@pytest.mark.long
 def test_a_stage_that_leaves_the_image_side_alone_sees_features_of_moved_views(folder, tmp_path):
     seen = []
     changed = ["stage.language.shift=1", "stage.image.recover_steps=1", "stage.language.recover_steps=9"]
@@ -319,6 +323,7 @@ def test_a_phase_of_training_is_no_stage(tmp_path):
         load_student(tmp_path / "01-facts")
 
 
+@pytest.mark.long
 def test_the_bridges_tokens_weigh_by_what_the_teachers_answers_depend_on(folder, tmp_path):
     weights, losses = {}, {}
     parts = stages.parts

@@ -1,0 +1,19 @@
+"""Latencies of whole runs from few requests: no test asserts a time."""
+
+from collections.abc import Callable
+from typing import Any
+
+from experiments.lab.planning import rates
+from experiments.lab.study import curve
+from experiments.report import figures
+
+
+def time_few_requests(assign: Callable[[Any, str, int], None]) -> None:
+    """Sets the rounds that are timed, which are 30 in a report and 200 in a plan.
+
+    Args:
+        assign: `setattr`, or one that is undone later.
+    """
+    assign(figures, "LATENCY_REPEATS", 3)
+    for module in (rates, curve):
+        assign(module, "ROUNDS", 3)
