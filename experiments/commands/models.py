@@ -1,6 +1,5 @@
 """Commands about one checkpoint: import and cost look at it, shrink cuts it, eval asks it, export writes one."""
 
-import shutil
 from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from itertools import pairwise
@@ -16,8 +15,6 @@ from experiments.run.host.console import count, table
 
 if TYPE_CHECKING:
     from antgmm_jax.config import LMMConfig
-    from experiments.run.export_gate import GateResult
-    from experiments.run.stage import Student
 
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="A Hugging Face directory.")]
 Prompt = Annotated[
@@ -186,6 +183,7 @@ def export(
 ) -> None:
     """Write a stage as a Hugging Face directory, if transformers reads it back and answers as JAX does."""
     from experiments.run.pipeline import load_student
+    from experiments.run.publish import Questions, publish
 
     if out.exists():
         raise AntgmmError(f"{out} exists: choose another name or remove it")
@@ -194,17 +192,9 @@ def export(
     if prompt and not data:
         raise AntgmmError("--prompt is how the questions of --data are asked: give --data")
     asked = template(prompt, like)
-    batches = _asked(student.config, like, data, samples, asked)
-    # Until the check has passed the files stand under a hidden name.
-    unchecked = out.with_name(f".{out.name}.unchecked")
-    shutil.rmtree(unchecked, ignore_errors=True)
-    try:
-        result = _checked(student, like, unchecked, dtype, asked, batches, max_new_tokens)
-        if not result.passed:
-            raise AntgmmError(f"{out} was not written: the export gate failed: {result.where}")
-        unchecked.rename(out)
-    finally:
-        shutil.rmtree(unchecked, ignore_errors=True)
+    questions = Questions(_asked(student.config, like, data, samples, asked), max_new_tokens, *end_tokens(like))
+    result = publish(student.config, student.params, out, like, dtype=dtype.value, prompt=asked, questions=questions)
+    assert result is not None  # of one process, with questions
     rows = [
         ("largest difference of logits", f"{result.max_abs_logit_diff:.2g}"),
         ("largest logit", f"{result.max_abs_logit:.3g}"),
@@ -232,32 +222,6 @@ def _asked(config: "LMMConfig", like: Path, data: str, samples: int, prompt: str
     starts = range(0, samples, 32)
     found = [random_batch(config, min(32, samples - start), seed=start // 32) for start in starts]
     return [{**batch, "index": batch["index"] + start} for batch, start in zip(found, starts, strict=True)]
-
-
-def _checked(
-    student: "Student",
-    like: Path,
-    directory: Path,
-    dtype: DType,
-    prompt: str,
-    batches: list[Mapping[str, Any]],
-    max_new_tokens: int,
-) -> "GateResult":
-    """Writes the files, and compares what `transformers` reads there with the student in memory."""
-    import jax
-    import numpy as np
-
-    from antgmm_jax.convert import save_hf
-    from experiments.run import export_gate
-    from experiments.run.prompts import note_prompt
-
-    params = jax.tree.map(lambda leaf: np.asarray(leaf).astype(jax.numpy.dtype(dtype.value)), student.params)
-    save_hf(student.config, params, directory, like=like)
-    note_prompt(directory, prompt)
-    eos, pad = end_tokens(like)
-    return export_gate.check(
-        directory, student.config, params, batches, max_new_tokens=max_new_tokens, eos=eos, pad=pad
-    )
 
 
 COMMANDS = {

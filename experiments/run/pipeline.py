@@ -1,7 +1,6 @@
 """A whole run: teacher in, stages, export, gate, scores; started again it goes on where it stopped."""
 
 import json
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,17 +12,15 @@ from transformers import ProcessorMixin
 
 import distill
 import pruning
-from antgmm_jax import checkpoint, folders
+from antgmm_jax import checkpoint
 from antgmm_jax.bridge import OUT
 from antgmm_jax.config import LMMConfig, from_dict, sizes, to_dict
-from antgmm_jax.convert import load_hf, save_hf
+from antgmm_jax.convert import load_hf
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.functional import Params, abstract, float32, functional
-from antgmm_jax.processes import by_first, gather
 from antgmm_jax.sharding import own_rows
 from distill import Teacher
 from distill.teacher import to_dtype
-from experiments.run import export_gate
 from experiments.run.checks import check_sizes, check_states, check_steps
 from experiments.run.datasets import encode_both, encoded, load_both, load_records
 from experiments.run.evaluate import evaluate
@@ -33,7 +30,8 @@ from experiments.run.host.console import bar, say
 from experiments.run.host.energy import Energy
 from experiments.run.importance import calibration_batches
 from experiments.run.pairs import with_pairs
-from experiments.run.prompts import note_prompt, prompt_of
+from experiments.run.prompts import prompt_of
+from experiments.run.publish import Questions, publish
 from experiments.run.samples import Samples, load_processor
 from experiments.run.schema import Recipe, Stage
 from experiments.run.stage import StageRun, Student
@@ -269,42 +267,31 @@ class Run:
 
     def _export(self, student: Student) -> Student:
         """Exports the student; the same as the files hold it."""
-        dtype = jax.numpy.dtype(self.recipe.export.dtype)
-        params = jax.tree.map(lambda leaf: gather(leaf).astype(dtype), student.params)
-        by_first(lambda: self._checked_export(student.config, params))
-        config, params = load_hf(self.folder.export)
+        recipe, folder = self.recipe, self.folder
+        result = publish(
+            student.config,
+            student.params,
+            folder.export,
+            Path(recipe.teacher.path),
+            dtype=recipe.export.dtype,
+            prompt=prompt_of(recipe),
+            questions=self._questions(),
+        )
+        if result is not None:  # in the first process
+            write_json(folder.report / "gate.json", result._asdict())
+        config, params = load_hf(folder.export)
         return Student(config, float32(config, params), student.keep)
 
-    def _checked_export(self, config: LMMConfig, params: Params) -> None:
-        """Writes the checkpoint, and compares what `transformers` reads there with the student in memory."""
-        # Under its own name an export has passed the gate; one that was not yet compared is written anew.
-        directory = self.folder.export.with_name("export.unchecked")
-        shutil.rmtree(directory, ignore_errors=True)
-        save_hf(config, params, directory, like=self.recipe.teacher.path)
-        note_prompt(directory, prompt_of(self.recipe))
-        tokenizer = self.processor.tokenizer
+    def _questions(self) -> Questions:
+        """What the export gate asks: some of the questions that the student is scored on."""
         ids = np.array([record.id for record in self.test.records])
-        batches = []
+        batches, tokenizer = [], self.processor.tokenizer
         for batch in self.test.in_order(min(64, len(self.test)), prompts=True):
             batches.append({**batch, "id": ids[batch["index"]]})
             if sum(len(b["index"]) for b in batches) >= min(GATE_PROMPTS, len(self.test)):
                 break
-        say("export gate: reading the files back with transformers")
-        result = export_gate.check(
-            directory,
-            config,
-            params,
-            batches,
-            max_new_tokens=self.recipe.evaluate.max_new_tokens,
-            eos=tokenizer.eos_token_id,
-            pad=tokenizer.pad_token_id,
-        )
-        write_json(self.folder.report / "gate.json", result._asdict())
-        if not result.passed:
-            raise AntgmmError(f"the export gate failed: {result.where}; {directory} must not be served")
-        equal = f"{result.answers_equal:.0%} of answers equal"
-        folders.replace(directory, self.folder.export)
-        say(f"export gate: logits differ by {result.max_abs_logit_diff:.2g}, {equal}")
+        longest = self.recipe.evaluate.max_new_tokens
+        return Questions(batches, longest, tokenizer.eos_token_id, tokenizer.pad_token_id)
 
 
 def teacher_key(params: Params) -> str:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import shutil
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,14 +12,14 @@ import numpy as np
 from transformers import ProcessorMixin
 
 import distill
-from antgmm_jax import checkpoint, folders
+from antgmm_jax import checkpoint
 from antgmm_jax.config import LMMConfig, QFormerConfig, resize, to_dict
-from antgmm_jax.convert import load_hf, open_hf, save_hf
+from antgmm_jax.convert import load_hf, open_hf
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import complete, violations
 from antgmm_jax.functional import Params, abstract, float32, functional
 from antgmm_jax.presets import preset
-from antgmm_jax.processes import by_first, gather
+from antgmm_jax.processes import by_first
 from antgmm_jax.sharding import own_rows
 from data.batches import Batches, batches
 from data.maad.cells import cell_classes
@@ -37,7 +36,8 @@ from experiments.run.folder import WHOLE, RunFolder, write_json
 from experiments.run.host.console import bar, say
 from experiments.run.host.energy import Energy
 from experiments.run.pretrain import IMAGE_SIDE, init_params, make_pretrain_step
-from experiments.run.prompts import note_prompt, prompt_of
+from experiments.run.prompts import prompt_of
+from experiments.run.publish import publish
 from experiments.run.samples import load_processor
 from experiments.run.schema import Data, MaadData, Model, Phase, Training
 from experiments.run.stage import optimizer_of
@@ -247,19 +247,9 @@ class TrainingRun:
 
     def _export(self, params: Params) -> dict[str, Any]:
         directory, like = self.folder.export, Path(self.recipe.model.path or self.folder.path / "processor")
-        dtype = jax.numpy.dtype(self.recipe.export.dtype)
-        params = jax.tree.map(lambda leaf: gather(leaf).astype(dtype), params)
-
-        def write() -> None:
-            if not self.recipe.model.path:
-                save_processor(self.processor, like)
-            fresh = directory.with_name("export.new")
-            shutil.rmtree(fresh, ignore_errors=True)
-            save_hf(self.config, params, fresh, like=like)
-            note_prompt(fresh, prompt_of(self.recipe))
-            folders.replace(fresh, directory)
-
-        by_first(write)
+        if not self.recipe.model.path:
+            by_first(lambda: save_processor(self.processor, like))
+        publish(self.config, params, directory, like, dtype=self.recipe.export.dtype, prompt=prompt_of(self.recipe))
         config, params = load_hf(directory)
         with bar("scores", len(self.test)) as update:
             scores, _ = evaluate(
