@@ -148,23 +148,15 @@ def evaluate(
 ) -> None:
     """Ask a checkpoint every question of a data set, in JAX, and score the answers by type."""
     from antgmm_jax.convert import load_hf
-    from experiments.run.evaluate import evaluate as answer
-    from experiments.run.host.console import bar
     from experiments.run.samples import Samples, load_processor
+    from experiments.run.scoring import scored
 
     config, params = load_hf(model)
     processor = load_processor(model)
     questions = Samples(records(data, samples), processor, config, prompt=template(prompt, model))
-    with bar("answers", len(questions)) as update:
-        figures, _ = answer(
-            config,
-            params,
-            questions,
-            processor,
-            max_new_tokens=max_new_tokens,
-            batch_size=batch,
-            progress=update,
-        )
+    figures, _ = scored(
+        "answers", config, params, questions, processor, max_new_tokens=max_new_tokens, batch_size=batch
+    )
     rows = [(kind or "-", f"{value:.4f}") for kind, value in figures["by_type"].items()]
     rows += [(name, f"{figures[name]:.4f}") for name in ("exact_match", "final_token", "rouge_l")]
     emit(figures, as_json, table(["question type", "exact match"], rows, f"{figures['count']} questions"))
@@ -182,8 +174,8 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write a stage as a Hugging Face directory, if transformers reads it back and answers as JAX does."""
-    from experiments.run.pipeline import load_student
     from experiments.run.publish import Questions, publish
+    from experiments.run.student import load_student
 
     if out.exists():
         raise AntgmmError(f"{out} exists: choose another name or remove it")

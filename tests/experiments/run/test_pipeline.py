@@ -18,9 +18,10 @@ from data.maad import source
 from experiments import cli
 from experiments.report.write import finish
 from experiments.run import publish
-from experiments.run.pipeline import Run, load_student
+from experiments.run.cuts import segment_targets
+from experiments.run.pipeline import Run
 from experiments.run.schema.recipe import load_recipe
-from experiments.run.stage import segment_targets
+from experiments.run.student import load_student
 from tests import reference
 from tests.experiments.tiny import save_llava, save_teacher, write_recipe
 
