@@ -1,6 +1,5 @@
 """Commands about one checkpoint: import and cost look at it, shrink cuts it, eval asks it, export writes one."""
 
-import shutil
 from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from itertools import pairwise
@@ -16,8 +15,6 @@ from experiments.run.host.console import count, table
 
 if TYPE_CHECKING:
     from antgmm_jax.config import LMMConfig
-    from experiments.run.export_gate import GateResult
-    from experiments.run.stage import Student
 
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="A Hugging Face directory.")]
 Prompt = Annotated[
@@ -151,23 +148,15 @@ def evaluate(
 ) -> None:
     """Ask a checkpoint every question of a data set, in JAX, and score the answers by type."""
     from antgmm_jax.convert import load_hf
-    from experiments.run.evaluate import evaluate as answer
-    from experiments.run.host.console import bar
     from experiments.run.samples import Samples, load_processor
+    from experiments.run.scoring import scored
 
     config, params = load_hf(model)
     processor = load_processor(model)
     questions = Samples(records(data, samples), processor, config, prompt=template(prompt, model))
-    with bar("answers", len(questions)) as update:
-        figures, _ = answer(
-            config,
-            params,
-            questions,
-            processor,
-            max_new_tokens=max_new_tokens,
-            batch_size=batch,
-            progress=update,
-        )
+    figures, _ = scored(
+        "answers", config, params, questions, processor, max_new_tokens=max_new_tokens, batch_size=batch
+    )
     rows = [(kind or "-", f"{value:.4f}") for kind, value in figures["by_type"].items()]
     rows += [(name, f"{figures[name]:.4f}") for name in ("exact_match", "final_token", "rouge_l")]
     emit(figures, as_json, table(["question type", "exact match"], rows, f"{figures['count']} questions"))
@@ -185,7 +174,8 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write a stage as a Hugging Face directory, if transformers reads it back and answers as JAX does."""
-    from experiments.run.pipeline import load_student
+    from experiments.run.publish import Questions, publish
+    from experiments.run.student import load_student
 
     if out.exists():
         raise AntgmmError(f"{out} exists: choose another name or remove it")
@@ -194,17 +184,9 @@ def export(
     if prompt and not data:
         raise AntgmmError("--prompt is how the questions of --data are asked: give --data")
     asked = template(prompt, like)
-    batches = _asked(student.config, like, data, samples, asked)
-    # Until the check has passed the files stand under a hidden name.
-    unchecked = out.with_name(f".{out.name}.unchecked")
-    shutil.rmtree(unchecked, ignore_errors=True)
-    try:
-        result = _checked(student, like, unchecked, dtype, asked, batches, max_new_tokens)
-        if not result.passed:
-            raise AntgmmError(f"{out} was not written: the export gate failed: {result.where}")
-        unchecked.rename(out)
-    finally:
-        shutil.rmtree(unchecked, ignore_errors=True)
+    questions = Questions(_asked(student.config, like, data, samples, asked), max_new_tokens, *end_tokens(like))
+    result = publish(student.config, student.params, out, like, dtype=dtype.value, prompt=asked, questions=questions)
+    assert result is not None  # of one process, with questions
     rows = [
         ("largest difference of logits", f"{result.max_abs_logit_diff:.2g}"),
         ("largest logit", f"{result.max_abs_logit:.3g}"),
@@ -232,32 +214,6 @@ def _asked(config: "LMMConfig", like: Path, data: str, samples: int, prompt: str
     starts = range(0, samples, 32)
     found = [random_batch(config, min(32, samples - start), seed=start // 32) for start in starts]
     return [{**batch, "index": batch["index"] + start} for batch, start in zip(found, starts, strict=True)]
-
-
-def _checked(
-    student: "Student",
-    like: Path,
-    directory: Path,
-    dtype: DType,
-    prompt: str,
-    batches: list[Mapping[str, Any]],
-    max_new_tokens: int,
-) -> "GateResult":
-    """Writes the files, and compares what `transformers` reads there with the student in memory."""
-    import jax
-    import numpy as np
-
-    from antgmm_jax.convert import save_hf
-    from experiments.run import export_gate
-    from experiments.run.prompts import note_prompt
-
-    params = jax.tree.map(lambda leaf: np.asarray(leaf).astype(jax.numpy.dtype(dtype.value)), student.params)
-    save_hf(student.config, params, directory, like=like)
-    note_prompt(directory, prompt)
-    eos, pad = end_tokens(like)
-    return export_gate.check(
-        directory, student.config, params, batches, max_new_tokens=max_new_tokens, eos=eos, pad=pad
-    )
 
 
 COMMANDS = {

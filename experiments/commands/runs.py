@@ -90,9 +90,10 @@ def train(
 
     training = load_training(recipe, changes or [])
     with _started(run, Machine(mesh, coordinator, processes, process)):
-        from experiments.run.training import TrainingRun
+        from experiments.report.write import finish
+        from experiments.run.pipeline import Run
 
-        figures = TrainingRun(training, run)()
+        figures = finish(Run(training, run))
     scores = figures["scores"]
     rows = [("parameters", count(figures["params"])), ("exact match (macro)", f"{scores['exact_match']:.4f}")]
     rows += [(f"... {kind or '-'}", f"{value:.4f}") for kind, value in scores["by_type"].items()]

@@ -19,13 +19,13 @@ from antgmm_jax.sharding import active
 from data.metrics import normal
 from experiments.report.latency import Served, compare
 from experiments.report.savings import kwh_a_year, payback
-from experiments.run.evaluate import evaluate
 from experiments.run.folder import WHOLE, RunFolder
-from experiments.run.host.console import bar, say
+from experiments.run.host.console import say
 from experiments.run.host.facts import machine
 from experiments.run.samples import Samples
 from experiments.run.schema import Recipe
 from experiments.run.schema.recipe import fingerprint
+from experiments.run.scoring import scored
 
 LATENCY_REPEATS = 30
 EXAMPLES = 12
@@ -120,15 +120,8 @@ def measure(
 def _scores(
     title: str, model: Any, samples: Samples, recipe: Recipe, processor: ProcessorMixin
 ) -> tuple[dict[str, Any], list[str]]:
-    with bar(title, len(samples)) as update:
-        return evaluate(
-            model.config,
-            model.params,
-            samples,
-            processor,
-            max_new_tokens=recipe.evaluate.max_new_tokens,
-            progress=update,
-        )
+    longest = recipe.evaluate.max_new_tokens
+    return scored(title, model.config, model.params, samples, processor, max_new_tokens=longest)
 
 
 def size_of(config: LMMConfig, test: Samples) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from PIL import Image
 
@@ -14,8 +15,10 @@ from experiments.report.figures import measure, score, stage_models
 from experiments.report.markdown import markdown
 from experiments.report.page import page
 from experiments.report.tables import Report
-from experiments.run.folder import RunFolder, write_bytes, write_json, write_text
+from experiments.run.folder import WHOLE, RunFolder, write_bytes, write_json, write_text
 from experiments.run.pipeline import Outcome, Run
+from experiments.run.schema import Recipe
+from experiments.run.scoring import scored
 
 FORMAT = 4
 """Of report.json; what is written anew from another one would lack figures."""
@@ -37,7 +40,30 @@ def finish(run: Run) -> dict[str, Any]:
         AntgmmError: as `Run.exported`.
     """
     with run.exported() as outcome:
-        return write_report(outcome)
+        return write_report(outcome) if isinstance(outcome.recipe, Recipe) else write_teacher_report(outcome)
+
+
+def write_teacher_report(outcome: Outcome) -> dict[str, Any]:
+    """Scores an exported model that was trained without a teacher, with all processes of the run: report.json alone.
+
+    Args:
+        outcome: what the run has left.
+
+    Returns:
+        Scores, size, seconds and energy, as JSON types.
+    """
+    folder, recipe, model = outcome.folder, outcome.recipe, outcome.student
+    longest, place = recipe.evaluate.max_new_tokens, folder.report / "report.json"
+    scores, _ = scored("scores", model.config, model.params, outcome.test, outcome.processor, max_new_tokens=longest)
+    size = sum(leaf.size for leaf in jax.tree.leaves(model.params))
+
+    def write() -> None:  # the first process alone counts energy
+        energy = folder.energy[WHOLE]._asdict()
+        figures = {"params": size, "scores": scores, "seed": recipe.seed}
+        write_json(place, {**figures, "wall_seconds": folder.seconds, "energy": energy})
+
+    by_first(write)
+    return json.loads(place.read_text())
 
 
 def write_report(outcome: Outcome) -> dict[str, Any]:
@@ -50,6 +76,7 @@ def write_report(outcome: Outcome) -> dict[str, Any]:
         The report as JSON types.
     """
     folder, recipe, teacher, student, test, hard, processor = outcome
+    assert isinstance(recipe, Recipe) and teacher is not None
     scored = {
         name: score(name, model, recipe, test, hard, processor)
         for name, model in (("teacher", teacher), ("student", student))

@@ -13,8 +13,9 @@ from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import complete
 from antgmm_jax.functional import Params
 from distill.optimizer import check_paths
-from experiments.run.schema import Optimizer, Recipe, Stage, can_score
-from experiments.run.stage import Student, segment_targets
+from experiments.run.cuts import segment_targets
+from experiments.run.schema import Recipe, Stage, Work, can_score
+from experiments.run.student import Student
 
 
 def check_sizes(start: Student, stages: tuple[Stage, ...], *, whole: Mapping[str, np.ndarray]) -> None:
@@ -61,25 +62,24 @@ def _cut_by_index(config: LMMConfig, stage: Stage, targets: Mapping[str, int], b
     return {*cut} - {*turned}
 
 
-def check_steps(who: str, table: Optimizer, params: Params, rows: int, frozen: tuple[str, ...]) -> None:
-    """Refuses what a stage or phase could not take a step with, before anything is trained.
+def check_steps(work: Work, params: Params, rows: int) -> None:
+    """Refuses what a stage could not take a step with, before anything is trained.
 
     Args:
-        who: names it in errors.
-        table: its optimizer.
+        work: the stage.
         params: the parameters that it finds, or their description.
         rows: what it draws its batches from; 0 where that is known later (packed rows).
-        frozen: path prefixes of parameters that it does not train.
 
     Raises:
         AntgmmError: fewer rows than a batch has, or a path in `frozen` or `rates` that is none of the model's.
     """
+    table = work.stage.optimizer
     try:
         if rows and table.batch_size > rows:
             raise AntgmmError(f"batch_size = {table.batch_size} is more than its {rows} rows: lower it")
-        check_paths(params, frozen, tuple(table.rates))
+        check_paths(params, work.stage.frozen, tuple(table.rates))
     except AntgmmError as error:
-        raise AntgmmError(f"{who}: {error}") from error
+        raise AntgmmError(f"{work.title}: {error}") from error
 
 
 def check_states(config: LMMConfig, recipe: Recipe) -> None:

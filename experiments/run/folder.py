@@ -202,7 +202,15 @@ class RunFolder:
         own = self.path / RECIPE
         if own.exists():
             load = load_recipe if isinstance(recipe, Recipe) else load_training
-            if found := difference(load(own), recipe):
+            try:
+                before = load(own)
+            except AntgmmError as error:
+                fault = str(error).partition("; ")[0]
+                raise AntgmmError(
+                    f"{self.path} was begun by another command or version ({fault}): finish it with that one, or"
+                    " choose another folder"
+                ) from None
+            if found := difference(before, recipe):
                 raise AntgmmError(
                     f"{self.path} is a run of another recipe ({found}): choose another folder or remove it"
                 )

@@ -1,7 +1,5 @@
-"""A whole run: teacher in, stages, export, gate, scores; started again it goes on where it stopped."""
+"""A whole run: a start, stages, export, scores; started again it goes on where it stopped."""
 
-import json
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,37 +9,33 @@ import jax
 import numpy as np
 from transformers import ProcessorMixin
 
-import distill
-import pruning
-from antgmm_jax import checkpoint, folders
+from antgmm_jax import checkpoint
 from antgmm_jax.axes import sizes, to_dict
-from antgmm_jax.bridge import OUT
-from antgmm_jax.config import LMMConfig
-from antgmm_jax.convert import load_hf, save_hf
-from antgmm_jax.errors import AntgmmError
-from antgmm_jax.families import from_dict
-from antgmm_jax.functional import Params, abstract, float32, functional
-from antgmm_jax.processes import by_first, gather
+from antgmm_jax.convert import load_hf
+from antgmm_jax.functional import abstract, float32
+from antgmm_jax.processes import by_first
 from antgmm_jax.sharding import own_rows
-from distill import Teacher
-from distill.teacher import to_dtype
-from experiments.run import export_gate
-from experiments.run.checks import check_sizes, check_states, check_steps
+from data.source import Source
+from distill import NO_TEACHER
+from experiments.run.checks import check_steps
 from experiments.run.datasets import encode_both, encoded, load_both, load_records
-from experiments.run.evaluate import evaluate
 from experiments.run.features import ImageFeatures
-from experiments.run.folder import RunFolder, held, write_json
-from experiments.run.host.console import bar, say
+from experiments.run.folder import RunFolder, write_json
+from experiments.run.host.console import say
 from experiments.run.host.energy import Energy
-from experiments.run.importance import calibration_batches
+from experiments.run.objectives import Shared
 from experiments.run.pairs import with_pairs
-from experiments.run.prompts import note_prompt, prompt_of
-from experiments.run.samples import Samples, load_processor
-from experiments.run.schema import Recipe, Stage
-from experiments.run.stage import StageRun, Student
+from experiments.run.prompts import prompt_of
+from experiments.run.publish import Questions, publish
+from experiments.run.samples import Samples
+from experiments.run.schema import Recipe, Training, Work
+from experiments.run.scoring import scored
+from experiments.run.stage import Left, StageRun
+from experiments.run.start import opening
+from experiments.run.student import Student, load_after, teacher_key
+from experiments.run.targets import bridge_weights_of, targets_of
+from experiments.run.training import save_processor
 
-CACHE_BATCH = 128
-IN_MEMORY = 4 << 30  # bytes of a teacher cache that each process holds whole; of a larger one it reads rows as it goes
 GATE_PROMPTS = 320
 
 
@@ -51,16 +45,16 @@ class Outcome(NamedTuple):
     Attributes:
         folder: the run's folder, held by this process.
         recipe: its recipe.
-        teacher: the model that was cut.
-        student: the student as it was read back from the exported files.
+        teacher: the model that was cut; None where one was trained without a teacher.
+        student: the last stage's model as it was read back from the exported files.
         test: records that scores are measured on.
         hard: harder records, scored as well; None where the recipe names none.
         processor: of both models.
     """
 
     folder: RunFolder
-    recipe: Recipe
-    teacher: Student
+    recipe: Recipe | Training
+    teacher: Student | None
     student: Student
     test: Samples
     hard: Samples | None
@@ -68,7 +62,7 @@ class Outcome(NamedTuple):
 
 
 class Run:
-    """One run of `antgmm compress`, on the ambient mesh if there is one, in one process or several.
+    """One run of stages, on the ambient mesh if there is one, in one process or several.
 
     Args:
         recipe: what to do.
@@ -77,7 +71,7 @@ class Run:
             given.
     """
 
-    def __init__(self, recipe: Recipe, path: str | Path, *, cache: Path | None = None):
+    def __init__(self, recipe: Recipe | Training, path: str | Path, *, cache: Path | None = None):
         self.recipe, self.folder = recipe, RunFolder(path)
         self._cache = cache or self.folder.cache
 
@@ -91,9 +85,23 @@ class Run:
         Raises:
             AntgmmError: bad input, or the export does not answer as the student does.
         """
-        with self._opened() as (student, hard):
+        with self._opened() as student:
             exported = self._export(student)
-            yield Outcome(self.folder, self.recipe, self.teacher, exported, self.test, hard, self.processor)
+            yield Outcome(
+                self.folder, self.recipe, self.start.teacher, exported, self.test, self.hard, self.start.processor
+            )
+
+    def finish_stages(self) -> Student:
+        """Runs, or goes on with, the stages alone: neither export nor report.
+
+        Returns:
+            The model that the last one leaves.
+
+        Raises:
+            AntgmmError: bad input.
+        """
+        with self._opened() as student:
+            return student
 
     def scores(self) -> dict[str, Any]:
         """Runs, or goes on with, the stages alone, and scores what they leave: neither export nor report.
@@ -105,250 +113,129 @@ class Run:
         Raises:
             AntgmmError: bad input.
         """
-        with self._opened() as (student, hard):
-            last = self.folder.stage(len(self.recipe.stages), self.recipe.stages[-1].name)
-            found = checkpoint.load_record(last)["metrics"]["scores"]
-            scores = {name: found[name] for name in ("exact_match", "by_type")}
-            if hard is not None:
-                scores["exact_match_hard"] = self._scores("scores on hard records", student, hard)["exact_match"]
+        with self._opened() as student:
+            last = self.recipe.work[-1]
+            metrics = checkpoint.load_record(self.folder.stage(last.number, last.stage.name))["metrics"]
+            scores = {name: metrics["scores"][name] for name in ("exact_match", "by_type")}
+            if self.hard is not None:
+                scores["exact_match_hard"] = self._scores("scores on hard records", student, self.hard)["exact_match"]
             size = sum(leaf.size for leaf in jax.tree.leaves(student.params))
             return {"params": size, "sizes": sizes(student.config), "seconds": self.folder.seconds, **scores}
 
     @contextmanager
-    def _opened(self) -> Iterator[tuple[Student, Samples | None]]:
-        """The folder held, and all stages run: the last one's student, and the hard records."""
+    def _opened(self) -> Iterator[Student]:
+        """The folder held, and all stages run: the model that the last one leaves."""
         recipe = self.recipe
-        for stage in recipe.stages:
-            own_rows(stage.optimizer.batch_size)  # refuses what the mesh does not divide
+        for work in recipe.work:
+            own_rows(work.stage.optimizer.batch_size)  # refuses what the mesh does not divide
         self.folder.check(recipe)
-        config, params = load_hf(recipe.teacher.path)
-        self.teacher = Student(config, float32(config, params), pruning.identity(config))
-        start = self._start()
-        check_sizes(start, recipe.stages, whole=self.teacher.keep)
-        check_states(config, recipe)
-        self.processor = load_processor(recipe.teacher.path)
+        begin = opening(recipe)
         # A recipe that cannot run must not claim the folder.
         with self.folder.opened(recipe):
-            self.samples, self.test = encode_both(recipe, load_both(recipe), self.processor, config)
-            self.samples.check_types({f"stage {stage.name!r}": (*stage.repeat,) for stage in recipe.stages})
-            found = abstract(config)
-            for stage in recipe.stages:
-                rows = 0 if recipe.pack else len(self.samples.repeated(stage.repeat))
-                check_steps(f"stage {stage.name!r}", stage.optimizer, found, rows, stage.frozen)
-            # Read before anything is trained: what is wrong with them is told now.
-            hard = self._hard(config)
-            if hard is not None:
-                self.test.pad_prompts_like(hard)
-            if recipe.teacher.pairs:
-                with self.folder.metered("pairs"):
-                    self.samples = with_pairs(
-                        recipe, self.samples, config, self.teacher.params, self.processor, self._cache
-                    )
-            self.folder.bind(teacher=teacher_key(self.teacher.params), data=self.samples.fingerprint)
-            self.features = ImageFeatures(self.samples, recipe.seed, self.folder.cache / "features")
-            targets = self._targets()
-            student = start
-            for number in range(1, len(recipe.stages) + 1):
-                student = self._stage(number, student, targets)
-            yield student, hard
+            records = load_both(recipe)
+            self.start = begin(records[0])
+            shared = self._prepared(records)
+            student = self.start.model
+            for work in recipe.work:
+                student = self._stage(work, student, shared)
+            yield student
 
-    def _hard(self, config: LMMConfig) -> Samples | None:
-        hard = self.recipe.evaluate.hard
-        return None if hard is None else encoded(self.recipe, load_records(hard), self.processor, config)
+    def _prepared(self, records: tuple[Source, Source]) -> Shared:
+        """Encodes the records, checks what stages could not train with, and asks the teacher for its targets."""
+        recipe, (model, teacher, processor, _) = self.recipe, self.start
+        samples, self.test = encode_both(recipe, records, processor, model.config)
+        samples.check_types({work.title: (*work.stage.repeat,) for work in recipe.work})
+        for work in recipe.work:
+            packed = recipe.pack and work.objective == "answers"
+            check_steps(work, abstract(model.config), 0 if packed else len(samples.repeated(work.stage.repeat)))
+        # Read before anything is trained: what is wrong with them is refused now.
+        self.hard = None if recipe.hard is None else encoded(recipe, load_records(recipe.hard), processor, model.config)
+        if self.hard is not None:
+            self.test.pad_prompts_like(self.hard)
+        place = self.folder.cache / "features"
+        if teacher is None or not isinstance(recipe, Recipe):
+            self.folder.bind(data=samples.fingerprint)
+            features = ImageFeatures(samples, recipe.seed, place)
+            return Shared(recipe, NO_TEACHER, samples, features, lambda stage: None)
+        if recipe.teacher.pairs:
+            with self.folder.metered("pairs"):
+                samples = with_pairs(recipe, samples, teacher.config, teacher.params, processor, self._cache)
+        self.folder.bind(teacher=teacher_key(teacher.params), data=samples.fingerprint)
+        targets = targets_of(recipe, teacher, samples, self.folder, self._cache)
+        features = ImageFeatures(samples, recipe.seed, place)
+        return Shared(
+            recipe, targets, samples, features, lambda stage: bridge_weights_of(recipe, stage, teacher, samples)
+        )
 
-    def _start(self) -> Student:
-        if not self.recipe.parent:
-            return self.teacher
-        record = cut_record(Path(self.recipe.parent))
-        if record["teacher"] != teacher_key(self.teacher.params):
-            raise AntgmmError(
-                f"parent {self.recipe.parent} was cut from another teacher than {self.recipe.teacher.path}"
-            )
-        return load_student(Path(self.recipe.parent))
-
-    def _targets(self) -> Teacher:
-        config, params, _ = self.teacher
-        table = self.recipe.teacher
-        if not any(stage.loss.reads_teacher for stage in self.recipe.stages):
-            return distill.NO_TEACHER
-        if table.mode == "online":
-            return distill.online(functional(config), to_dtype(params, jax.numpy.dtype(self.recipe.optimizer.dtype)))
-        names = ("final", *(f"{tower}/states" for tower in table.states))
-        if any(stage.loss.bridge for stage in self.recipe.stages):
-            names = (*names, OUT)
-        like = next(self.samples.in_order(CACHE_BATCH))
-        key = distill.fingerprint(params, f"{json.dumps(to_dict(config))} {self.samples.fingerprint}")
-        size = distill.cache_size(functional(config), params, like, samples=len(self.samples), names=names)
-        say(f"teacher cache: {', '.join(f'{name} {bytes_ / 1e6:.0f} MB' for name, bytes_ in size.items())}")
-        place = self._cache / key[:16]
-        with (
-            held(place),
-            self.folder.metered("cache"),
-            bar("teacher cache", len(self.samples)) as update,
-        ):
-            distill.build_cache(
-                functional(config),
-                params,
-                self.samples.by_bucket(CACHE_BATCH),
-                place,
-                samples=len(self.samples),
-                like=like,
-                key=key,
-                names=names,
-                progress=lambda done, total: update(done, ""),
-            )
-        cache = distill.open_cache(place, key=key, names=names, in_memory=sum(size.values()) <= IN_MEMORY)
-        return distill.cached(functional(config), params, cache)
-
-    def _stage(self, number: int, student: Student, targets: Teacher) -> Student:
-        stage = self.recipe.stages[number - 1]
-        done = self.folder.stage(number, stage.name)
-        if self.folder.finished(number, stage.name):
-            say(f"stage {stage.name}: found complete in {done}")
-            return load_student(done)
+    def _stage(self, work: Work, student: Student, shared: Shared) -> Student:
+        done = self.folder.stage(work.number, work.stage.name)
+        if self.folder.finished(work.number, work.stage.name):
+            say(f"{work.title}: complete in {done}")
+            return load_after(done, student)
         with self.folder.metered(done.name) as energy:
-            return self._distil(number, student, targets, energy)
+            return self._trained(work, student, shared, energy)
 
-    def _distil(self, number: int, student: Student, targets: Teacher, energy: Callable[[], Energy]) -> Student:
-        stage = self.recipe.stages[number - 1]
-        done, working = self.folder.stage(number, stage.name), self.folder.steps(number, stage.name)
-        run = StageRun(
-            stage,
-            number,
-            targets,
-            self.recipe.teacher.states,
-            self.samples,
-            self.features,
-            seed=self.recipe.seed,
-            calibration_batches=self.recipe.calibration_batches,
-            working=working,
-            checkpoint_every=self.recipe.checkpoint_every,
-            bridge_weights=self._bridge_weights(stage),
-        )
-        left, history = run.run(student)
-        scores = self._scores(f"scores after {stage.name}", left, self.test)
-        record = {
-            "stage": stage.model_dump(mode="json"),
-            "config": to_dict(left.config),
-            "parent": str(self.folder.stage(number - 1, self.recipe.stages[number - 2].name))
-            if number > 1
-            else self.recipe.parent,
-            "teacher": teacher_key(self.teacher.params),
-            "keep": left.keep,
-            "metrics": {"scores": scores, "history": history, "energy": energy()._asdict()},
-            "seed": self.recipe.seed,
-            "data": self.samples.fingerprint,
-            "position": run.data.position,
-        }
-        checkpoint.save_stage(done, {"params": left.params}, record)
+    def _trained(self, work: Work, student: Student, shared: Shared, energy: Callable[[], Energy]) -> Student:
+        working = self.folder.steps(work.number, work.stage.name)
+        left = StageRun(work, shared, working).run(student)
+        after = Student(left.config, {**student.params, **left.params}, left.keep)
+        metrics: dict[str, Any] = {"history": left.history}
+        if work.objective == "answers":
+            metrics["scores"] = self._scores(f"scores after {work.title}", after, self.test)
+            say(f"{work.title}: exact match {metrics['scores']['exact_match']:.3f}")
+        metrics["energy"] = energy()._asdict()
+        record = self._record(work, left, shared) | {"metrics": metrics}
+        checkpoint.save_stage(self.folder.stage(work.number, work.stage.name), {"params": left.params}, record)
         checkpoint.discard_steps(working)
-        say(f"stage {stage.name}: exact match {scores['exact_match']:.3f}")
-        return left
+        return after
 
-    def _bridge_weights(self, stage: Stage) -> np.ndarray | None:
-        """Weights of the tokens that the teacher's bridge hands on, where a stage weighs them apart."""
-        if stage.loss.bridge_tokens == "alike":
-            return None
-        config, params, _ = self.teacher
-        seen = calibration_batches(
-            self.samples,
-            **stage.optimizer.pieces(self.recipe.calibration_batches),
-            seed=self.recipe.seed,
-        )
-        return distill.bridge_weights(functional(config), params, seen)
+    def _record(self, work: Work, left: Left, shared: Shared) -> dict[str, Any]:
+        """What a stage's folder says beside its arrays and metrics; where its units lie, if in a teacher."""
+        record = {
+            "stage": work.stage.model_dump(mode="json"),
+            "objective": work.objective,
+            "config": to_dict(left.config),
+            "seed": self.recipe.seed,
+            "data": shared.samples.fingerprint,
+            "position": left.position,
+        }
+        if self.start.teacher is None:
+            return record
+        parent = self.start.parent
+        if work.number > 1:
+            parent = str(self.folder.stage(work.number - 1, self.recipe.work[work.number - 2].stage.name))
+        return record | {"parent": parent, "teacher": teacher_key(self.start.teacher.params), "keep": left.keep}
 
     def _scores(self, title: str, student: Student, records: Samples) -> dict[str, Any]:
-        with bar(title, len(records)) as update:
-            found, _ = evaluate(
-                student.config,
-                student.params,
-                records,
-                self.processor,
-                max_new_tokens=self.recipe.evaluate.max_new_tokens,
-                progress=update,
-            )
-        return found
+        longest = self.recipe.evaluate.max_new_tokens
+        return scored(title, student.config, student.params, records, self.start.processor, max_new_tokens=longest)[0]
 
     def _export(self, student: Student) -> Student:
-        """Exports the student; the same as the files hold it."""
-        dtype = jax.numpy.dtype(self.recipe.export.dtype)
-        params = jax.tree.map(lambda leaf: gather(leaf).astype(dtype), student.params)
-        by_first(lambda: self._checked_export(student.config, params))
-        config, params = load_hf(self.folder.export)
+        """Exports the model; the same as the files hold it."""
+        recipe, folder = self.recipe, self.folder
+        like = Path(recipe.start or folder.path / "processor")
+        if not recipe.start:
+            by_first(lambda: save_processor(self.start.processor, like))
+        result = publish(
+            student.config,
+            student.params,
+            folder.export,
+            like,
+            dtype=recipe.export.dtype,
+            prompt=prompt_of(recipe),
+            questions=self._questions() if self.start.teacher else None,
+        )
+        if result is not None:  # in the first process
+            write_json(folder.report / "gate.json", result._asdict())
+        config, params = load_hf(folder.export)
         return Student(config, float32(config, params), student.keep)
 
-    def _checked_export(self, config: LMMConfig, params: Params) -> None:
-        """Writes the checkpoint, and compares what `transformers` reads there with the student in memory."""
-        # Under its own name an export has passed the gate; one that was not yet compared is written anew.
-        directory = self.folder.export.with_name("export.unchecked")
-        shutil.rmtree(directory, ignore_errors=True)
-        save_hf(config, params, directory, like=self.recipe.teacher.path)
-        note_prompt(directory, prompt_of(self.recipe))
-        tokenizer = self.processor.tokenizer
-        batches = []
+    def _questions(self) -> Questions:
+        """What the export gate asks: some of the questions that the student is scored on."""
+        batches, tokenizer = [], self.start.processor.tokenizer
         for batch in self.test.in_order(min(64, len(self.test)), prompts=True):
             batches.append({**batch, "id": np.array(self.test.names(batch["index"]))})
             if sum(len(b["index"]) for b in batches) >= min(GATE_PROMPTS, len(self.test)):
                 break
-        say("export gate: reading the files back with transformers")
-        result = export_gate.check(
-            directory,
-            config,
-            params,
-            batches,
-            max_new_tokens=self.recipe.evaluate.max_new_tokens,
-            eos=tokenizer.eos_token_id,
-            pad=tokenizer.pad_token_id,
-        )
-        write_json(self.folder.report / "gate.json", result._asdict())
-        if not result.passed:
-            raise AntgmmError(f"the export gate failed: {result.where}; {directory} must not be served")
-        equal = f"{result.answers_equal:.0%} of answers equal"
-        folders.replace(directory, self.folder.export)
-        say(f"export gate: logits differ by {result.max_abs_logit_diff:.2g}, {equal}")
-
-
-def teacher_key(params: Params) -> str:
-    """A digest of a teacher's parameters: stages of one teacher can be recombined."""
-    return distill.fingerprint(params, "")[:16]
-
-
-def cut_record(directory: Path) -> dict[str, Any]:
-    """The record of a stage that was cut.
-
-    Args:
-        directory: `stages/NN-name` of a run of `antgmm compress`.
-
-    Returns:
-        The record.
-
-    Raises:
-        AntgmmError: no finished stage, or a phase of `antgmm train`.
-    """
-    record = checkpoint.load_record(directory)
-    if "keep" not in record:
-        raise AntgmmError(f"{directory} is a phase of antgmm train: give a stage of antgmm compress")
-    return record
-
-
-def keep_of(record: dict[str, Any]) -> dict[str, np.ndarray]:
-    """A stage record's keep as arrays."""
-    return {axis: pruning.as_kept(kept) for axis, kept in record["keep"].items()}
-
-
-def load_student(directory: Path) -> Student:
-    """The model that a finished stage left.
-
-    Args:
-        directory: `stages/NN-name`.
-
-    Returns:
-        The student.
-    """
-    cut_record(directory)
-    return _student(*checkpoint.load_stage(directory))
-
-
-def _student(tree: dict[str, Any], record: dict[str, Any]) -> Student:
-    config = from_dict(record["config"])
-    return Student(config, float32(config, tree["params"]), keep_of(record))
+        longest = self.recipe.evaluate.max_new_tokens
+        return Questions(batches, longest, tokenizer.eos_token_id, tokenizer.pad_token_id)

@@ -53,5 +53,4 @@ def prompt_of(recipe: Recipe | Training) -> str:
     Raises:
         AntgmmError: as `noted_prompt`.
     """
-    start = recipe.teacher.path if isinstance(recipe, Recipe) else recipe.model.path
-    return recipe.prompt or (noted_prompt(start) if start else PROMPT)
+    return recipe.prompt or (noted_prompt(recipe.start) if recipe.start else PROMPT)

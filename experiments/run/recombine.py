@@ -14,11 +14,11 @@ from antgmm_jax.axes import to_dict
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.convert import load_hf
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.functional import float32
 from experiments.run.folder import RunFolder
-from experiments.run.pipeline import Run, cut_record, keep_of, teacher_key
+from experiments.run.pipeline import Run
 from experiments.run.schema import Recipe
 from experiments.run.schema.recipe import load_recipe
+from experiments.run.student import cut_record, keep_of, teacher_key, whole
 
 NAME = "recombined"
 """Names the folder of the joined cut: `stages/00-recombined`."""
@@ -66,11 +66,10 @@ def recombine(
     folder = RunFolder(run)
     merged = folder.stage(0, NAME)
     recipe = distillation(path, merged, steps, overrides)
-    config, params = load_hf(recipe.teacher.path)
-    teacher = float32(config, params)
-    key = teacher_key(teacher)
-    keep, origin = joined(config, key, sources)
-    smaller, cut = pruning.shrink(config, teacher, keep)
+    teacher = whole(*load_hf(recipe.teacher.path))
+    key = teacher_key(teacher.params)
+    keep, origin = joined(teacher.config, key, sources)
+    smaller, cut = pruning.shrink(teacher.config, teacher.params, keep)
     record = {
         "stage": {"name": NAME, "sizes": {axis: int(keep[axis].shape[-1]) for axis in origin}, "sources": origin},
         "config": to_dict(smaller),

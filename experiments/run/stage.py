@@ -1,51 +1,26 @@
-"""One stage: the way from a model to a smaller, distilled one, resumable at any step."""
+"""One stage: the way from a model to a smaller or better trained one, resumable at any step."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 import pruning
-from antgmm_jax import checkpoint
-from antgmm_jax.axes import sizes, to_dict
+from antgmm_jax.axes import to_dict
 from antgmm_jax.config import LMMConfig
-from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import complete, from_dict
-from antgmm_jax.functional import Params, float32, functional
-from data.batches import Batches
-from data.record import Arrays
-from distill import (
-    LossConfig,
-    Optimizer,
-    Progress,
-    State,
-    Teacher,
-    init_state,
-    lay_out,
-    make_optimizer,
-    make_step,
-    map_moments,
-    parts,
-    train,
-)
+from antgmm_jax.functional import Params, functional
+from distill import Optimizer, Progress, State, init_state, make_optimizer, map_moments, train
 from distill.optimizer import under
-from experiments.run.features import ImageFeatures, freezes_features
+from experiments.run.cuts import new_weights, segment_targets
 from experiments.run.host.console import bar
 from experiments.run.importance import importance
-from experiments.run.samples import Samples
-from experiments.run.schema import Loss, Stage
+from experiments.run.objectives import OBJECTIVES, Shared
 from experiments.run.schema import Optimizer as OptimizerTable
+from experiments.run.schema import Work
 from experiments.run.stepper import HISTORY_EVERY, Stepper, add_point
-
-
-class Student(NamedTuple):
-    """A model on its way: config, parameters (float32) and where its units lie in the teacher."""
-
-    config: LMMConfig
-    params: Params
-    keep: dict[str, np.ndarray]
+from experiments.run.student import Student
 
 
 class _Place(NamedTuple):
@@ -93,78 +68,64 @@ def optimizer_of(table: OptimizerTable, steps: int, frozen: tuple[str, ...] = ()
     )
 
 
-def loss_config(table: Loss) -> LossConfig:
-    """The loss weights that a recipe's table gives."""
-    return LossConfig(**table.model_dump(exclude={"bridge_tokens"}))
+class Left(NamedTuple):
+    """What a stage leaves.
+
+    Attributes:
+        config: the model.
+        params: what was trained of it: all parameters, or those under some top-level names.
+        keep: its units in the teacher.
+        history: points of the loss curves.
+        position: where its data stand.
+    """
+
+    config: LMMConfig
+    params: Params
+    keep: dict[str, np.ndarray]
+    history: list[dict[str, float]]
+    position: dict[str, int]
 
 
 class StageRun:
-    """Runs one stage of a recipe.
+    """Runs one stage.
 
     Args:
-        stage: the stage of the recipe.
-        number: its place, for the seed of its data order.
-        teacher: where targets come from.
-        towers: whose block states the hidden and vision losses compare.
-        samples: the records that it sees.
-        features: their image features.
-        seed: the recipe's.
-        calibration_batches: batches that importance is averaged over.
-        working: folder of the step checkpoints.
-        checkpoint_every: steps between two of them.
-        bridge_weights: of the tokens that the bridge hands on, as `distill.parts` takes them.
+        work: the stage.
+        shared: what it has in common with the others of the run.
+        working: folder of its step checkpoints.
     """
 
-    def __init__(
-        self,
-        stage: Stage,
-        number: int,
-        teacher: Teacher,
-        towers: tuple[str, ...],
-        samples: Samples,
-        features: ImageFeatures,
-        *,
-        seed: int,
-        calibration_batches: int,
-        working: Path,
-        checkpoint_every: int,
-        bridge_weights: np.ndarray | None = None,
-    ):
-        self.stage, self.teacher, self.towers = stage, teacher, towers
-        self.samples, self.features = samples, features
-        self.seed, self.calibration_batches, self.checkpoint_every = (
-            seed + 1000 * number,
-            calibration_batches,
-            checkpoint_every,
-        )
-        self.optimizer = optimizer_of(stage.optimizer, stage.steps, stage.frozen)
-        self.working, self.bridge_weights = working, bridge_weights
+    def __init__(self, work: Work, shared: Shared, working: Path):
+        self.work, self.stage, self.shared, self.working = work, work.stage, shared, working
 
-    def run(self, start: Student) -> tuple[Student, list[dict[str, float]]]:
-        """From the model that the stage finds to the one it leaves.
+    def run(self, start: Student) -> Left:
+        """Cuts and trains, or goes on with it.
 
         Args:
-            start: what the stage before left.
+            start: the model that the stage finds.
 
         Returns:
-            The student, and the points of its loss curves.
+            What it leaves.
         """
-        steps = self.stage.mask_steps + self.stage.recover_steps
-        targets = segment_targets(start.config, self.stage)
-        self.data = self._shuffled(start, targets[-1])
+        stage, steps = self.stage, self.stage.mask_steps + self.stage.recover_steps
+        targets = segment_targets(start.config, stage)
+        self.objective = OBJECTIVES[self.work.objective](self.work, self.shared, start)
+        self.optimizer = optimizer_of(stage.optimizer, stage.steps, stage.frozen, root=self.objective.root)
+        self.data = self.objective.data
         self.stepper = Stepper(self.working, self.data)
         state, place = self._resume(start)
-        with bar(f"stage {self.stage.name}", self.stage.steps) as self.progress:
-            for segment in range(self.stage.segments):
+        with bar(self.work.title, stage.steps) as self.progress:
+            for segment in range(stage.segments):
                 begin = segment * steps
-                if place.cuts == segment:
+                if stage.cuts and place.cuts == segment:
                     if not place.plan:
                         place = self._plan(state.params, place, targets[segment])
                     state, place = self._mask(state, place, begin)
                     state, place = self._cut(state, place)
                 if int(state.step) < begin + steps:
                     state = self._train(state, place, lambda step: {}, begin + steps)
-        return Student(place.config, state.params, place.keep), place.history
+        learnt = self.objective.learnt(state.params)
+        return Left(place.config, learnt, place.keep, place.history, self.data.position)
 
     def _plan(self, params: Params, place: _Place, targets: Mapping[str, int]) -> _Place:
         full = complete(place.config, targets)
@@ -173,9 +134,9 @@ class StageRun:
             params,
             {axis: self.stage.method(axis) for axis in full},
             full,
-            self.samples,
-            **self.stage.optimizer.pieces(self.calibration_batches),
-            seed=self.seed,
+            self.shared.samples,
+            **self.stage.optimizer.pieces(self.shared.recipe.calibration_batches),
+            seed=self.work.seed,
         )
         keep = {**pruning.plan(scores, place.config, targets), **bases}
         return place._replace(plan=keep, scores={axis: scores[axis] for axis in keep if axis in scores})
@@ -193,7 +154,7 @@ class StageRun:
     def _cut(self, state: State, place: _Place) -> tuple[State, _Place]:
         config, params = pruning.shrink(place.config, state.params, place.plan)
         if self.stage.weights != "kept":
-            params = new_weights(config, self.stage.weights, self.seed)
+            params = new_weights(config, self.stage.weights, self.work.seed)
         if self.stage.weights == "kept" and not any(map(pruning.is_basis, place.plan.values())):
             axes, keep = functional(place.config).axes, pruning.array_keep(place.config, place.plan)
             moments = map_moments(
@@ -207,144 +168,49 @@ class StageRun:
         return State(params, moments, state.step), cut
 
     def _train(self, state: State, place: _Place, gates: Callable[[int], Any], until: int) -> State:
-        compared = parts(place.config, place.keep, bridge_weights=self.bridge_weights)
-        step = make_step(
-            functional(place.config, self.stage.optimizer.remat),
-            self.optimizer,
-            loss_config(self.stage.loss),
-            teacher=self.teacher,
-            parts=tuple(part for part in compared if part.term == "bridge" or part.tower in self.towers),
-            micro_batches=self.stage.optimizer.accumulate,
-            dtype=jax.numpy.dtype(self.stage.optimizer.dtype),
-        )
+        step = self.objective.step(place.config, place.keep, self.optimizer)
         try:
             state, _ = train(
                 step,
                 state,
-                self._batches(),
+                self.data,
                 steps=until,
                 gates_at=gates,
-                teacher=self.teacher,
+                teacher=self.objective.teacher,
                 save=lambda state: self._save(state, place),
-                save_every=self.checkpoint_every,
+                save_every=self.shared.recipe.checkpoint_every,
                 last_checkpoint=self.stepper.last,
                 report=lambda progress: self._report(progress, place),
                 report_every=HISTORY_EVERY,
-                names=self.samples.names,
+                names=self.shared.samples.names,
             )
         finally:
             self.stepper.finish()
         return state
-
-    def _shuffled(self, start: Student, targets: Mapping[str, int]) -> Batches:
-        """What is trained on: image features in the place of pictures where the stage leaves them as they are."""
-        features = None
-        if reads_features(start.config, self.stage, targets):
-            features = self.features(start.config, start.params, self.stage.shift)
-        else:
-            self.features.drop()
-        loss = self.stage.loss
-        return self.samples.shuffled(
-            self.stage.optimizer.batch_size,
-            self.seed,
-            # What reads no answer compiles one program for all lengths.
-            full=not (loss.reads_answers or self.samples.pack),
-            features=features,
-            pictures=self.teacher.reads_pictures and loss.reads_teacher,
-            rows=self.samples.repeated(self.stage.repeat),
-            shift=self.stage.shift,
-        )
-
-    def _batches(self) -> Iterator[Arrays]:
-        """What the steps are taken on."""
-        return self.data
 
     def _report(self, progress: Progress, place: _Place) -> None:
         add_point(place.history, progress)
         self.progress(progress.step, f"loss {progress.metrics['loss']:.4f}")
 
     def _save(self, state: State, place: _Place) -> str:
-        record = {
-            "config": to_dict(place.config),
-            "keep": place.keep,
-            "cuts": place.cuts,
-            "plan": place.plan,
-            "scores": place.scores,
-            "history": place.history,
-        }
+        record: dict[str, Any] = {"history": place.history}
+        if self.stage.cuts:
+            record |= {
+                "config": to_dict(place.config),
+                "keep": place.keep,
+                "cuts": place.cuts,
+                "plan": place.plan,
+                "scores": place.scores,
+            }
         return self.stepper.save(state, record)
 
     def _resume(self, start: Student) -> tuple[State, _Place]:
-        record = self.stepper.record()
+        place, record = _Place(start.config, start.keep, 0, {}, {}, []), self.stepper.record()
         if record is None:
-            return init_state(start.params, self.optimizer), _Place(start.config, start.keep, 0, {}, {}, [])
-        config = from_dict(record["config"])
-        pure = functional(config)
-        like = jax.eval_shape(lambda: init_state(pure.init(jax.random.key(0)), self.optimizer))
-        # Under another mesh than the one that saved it, the state is read onto the devices of this one.
-        state = self.stepper.restore(lay_out(like, pure.axes, self.optimizer))
-        arrays = {
-            name: {axis: pruning.as_kept(v) for axis, v in record[name].items()} for name in ("keep", "plan", "scores")
-        }
-        return state, _Place(config, cuts=record["cuts"], history=record["history"], **arrays)
-
-
-def new_weights(config: LMMConfig, source: str, seed: int) -> Params:
-    """Parameters of a cut model that keeps none of the teacher's: what a control starts from.
-
-    Args:
-        config: the cut model.
-        source: "random", or the folder of a finished phase of `antgmm train`, laid over random ones.
-        seed: of the random ones.
-
-    Returns:
-        float32 parameters.
-
-    Raises:
-        AntgmmError: no such phase, or one of another shape.
-    """
-    params = functional(config).init(jax.random.key(seed))
-    trained = {} if source == "random" else checkpoint.load_stage(source)[0]["params"]
-    laid = {**params, **trained}
-    if jax.tree.map(np.shape, laid) != jax.tree.map(np.shape, params):
-        raise AntgmmError(f"{source} trained another shape than this cut: give its recipe the same model.sizes")
-    return float32(config, laid)
-
-
-def reads_features(config: LMMConfig, stage: Stage, targets: Mapping[str, int]) -> bool:
-    """Whether a stage trains on image features that are computed once: nothing that they depend on moves.
-
-    Args:
-        config: the model that the stage finds.
-        stage: the stage.
-        targets: axis -> size that it cuts to.
-
-    Returns:
-        Whether it runs no image side.
-    """
-    cut = any(axis.startswith(("vision/", "bridge/")) for axis in complete(config, targets))
-    return freezes_features(config, stage.frozen) and not (cut or stage.loss.vision)
-
-
-def segment_targets(config: LMMConfig, stage: Stage) -> list[dict[str, int]]:
-    """The sizes that each segment of a stage ends at: equal parts of the way, each the next legal size above.
-
-    Args:
-        config: the model that the stage finds.
-        stage: its sizes and segments.
-
-    Returns:
-        One {axis: size} a segment; the last is the stage's own.
-
-    Raises:
-        AntgmmError: an illegal size, naming the nearest legal ones, or one that would grow an axis.
-    """
-    present = sizes(config)
-    final = pruning.resolve(config, stage.sizes)
-    found = []
-    for segment in range(1, stage.segments):
-        part = {
-            axis: present[axis] + round((n - present[axis]) * segment / stage.segments) for axis, n in final.items()
-        }
-        found.append(pruning.legal_above(config, part))
-    return [*found, final]
+            return self.objective.begin(self.optimizer), place
+        place = place._replace(history=record["history"])
+        if self.stage.cuts:
+            names = ("keep", "plan", "scores")
+            arrays = {name: {axis: pruning.as_kept(v) for axis, v in record[name].items()} for name in names}
+            place = place._replace(config=from_dict(record["config"]), cuts=record["cuts"], **arrays)
+        return self.stepper.restore(self.objective.like(place.config, self.optimizer)), place

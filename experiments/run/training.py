@@ -1,47 +1,26 @@
-"""Trains a teacher phase by phase and exports it as a Hugging Face directory; resumes at any step."""
+"""The model that a training begins with: a preset's, with random parameters and a processor made for its data."""
 
 import dataclasses
-import json
-import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
 from transformers import ProcessorMixin
 
-import distill
-from antgmm_jax import checkpoint, folders
-from antgmm_jax.axes import resize, to_dict
+from antgmm_jax.axes import resize
 from antgmm_jax.config import LMMConfig, towers
-from antgmm_jax.convert import load_hf, open_hf, save_hf
+from antgmm_jax.convert import open_hf
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import complete, new_processor, violations
 from antgmm_jax.families.words import IMAGE
-from antgmm_jax.functional import Params, abstract, float32, functional
+from antgmm_jax.functional import functional
 from antgmm_jax.presets import preset
-from antgmm_jax.processes import by_first, gather
-from antgmm_jax.sharding import own_rows
-from data.batches import Batches
-from data.maad.cells import cell_classes
-from data.maad.source import latent_sizes
-from data.maad.tier import tier
 from data.record import PROMPT, prompt
 from data.source import Source
 from data.tokenizer import corpus, train_tokenizer
-from experiments.run.checks import check_steps
-from experiments.run.datasets import encode_both, load_both
-from experiments.run.evaluate import evaluate
-from experiments.run.features import ImageFeatures, freezes_features
-from experiments.run.folder import WHOLE, RunFolder, write_json
-from experiments.run.host.console import bar, say
-from experiments.run.host.energy import Energy
-from experiments.run.pretrain import IMAGE_SIDE, init_params, make_pretrain_step
-from experiments.run.prompts import note_prompt, prompt_of
-from experiments.run.samples import load_processor
-from experiments.run.schema import Data, MaadData, Model, Phase, Training
-from experiments.run.stage import optimizer_of
-from experiments.run.stepper import HISTORY_EVERY, Stepper, add_point
+from experiments.run.folder import write_json
+from experiments.run.prompts import prompt_of
+from experiments.run.schema import Data, Model, Training
+from experiments.run.student import Student, whole
 
 
 def shape_of(recipe: Training) -> LMMConfig:
@@ -102,179 +81,22 @@ def make_processor(config: LMMConfig, data: Data, records: Source, template: str
     return new_processor(config, tokenizer)
 
 
-class TrainingRun:
-    """One run of `antgmm train`, on the ambient mesh if there is one, in one process or several.
+def fresh(recipe: Training, shape: LMMConfig, records: Source) -> tuple[Student, ProcessorMixin]:
+    """A model with random parameters, and its processor.
 
     Args:
-        recipe: what to do.
-        path: the run's folder.
+        recipe: the recipe.
+        shape: from `shape_of`.
+        records: what it is trained on.
+
+    Returns:
+        The model, with the vocabulary of a tokenizer of the data, and the processor.
     """
-
-    def __init__(self, recipe: Training, path: str | Path):
-        self.recipe, self.folder = recipe, RunFolder(path)
-
-    def __call__(self) -> dict[str, Any]:
-        """Trains, or goes on training, and exports.
-
-        Returns:
-            Scores, size, seconds and energy.
-
-        Raises:
-            AntgmmError: bad input, or a loss that is not finite.
-        """
-        for phase in self.recipe.phases:
-            own_rows(phase.optimizer.batch_size)  # refuses what the mesh does not divide
-        self.folder.check(self.recipe)
-        shape = shape_of(self.recipe)
-        # A recipe that cannot run must not claim the folder.
-        with self.folder.opened(self.recipe):
-            return self._run(shape)
-
-    def _run(self, shape: LMMConfig) -> dict[str, Any]:
-        recipe = self.recipe
-        records = load_both(recipe)
-        params = self._start(shape, records[0])
-        self.samples, self.test = encode_both(recipe, records, self.processor, self.config)
-        self.samples.check_types({f"phase {phase.name!r}": phase.types for phase in recipe.phases})
-        whole = abstract(self.config)
-        for phase in recipe.phases:
-            paths, rows = whole, 0 if recipe.pack else len(self.samples.rows_of(phase.types))
-            if phase.kind == "facts":
-                paths, rows = {part: whole[part] for part in IMAGE_SIDE}, len(self.samples)
-            check_steps(f"phase {phase.name!r}", phase.optimizer, paths, rows, phase.frozen)
-        self.folder.bind(data=self.samples.fingerprint)
-        self.features = ImageFeatures(self.samples, recipe.seed, self.folder.cache / "features")
-        for number, phase in enumerate(recipe.phases, 1):
-            params = self._phase(number, phase, params)
-        return self._export(params)
-
-    def _start(self, shape: LMMConfig, records: Source) -> Params:
-        """The parameters to begin with; sets the config and the processor that go with them."""
-        recipe = self.recipe
-        if recipe.model.path:
-            self.processor = load_processor(recipe.model.path)
-            self.config, params = load_hf(recipe.model.path)
-            return float32(self.config, params)
-        self.processor = make_processor(shape, recipe.data, records, prompt_of(recipe))
-        vocab = -(-len(self.processor.tokenizer) // 64) * 64
-        language = dataclasses.replace(shape.language, vocab=vocab)
-        self.config = dataclasses.replace(shape, language=language, image_token=IMAGE)
-        return functional(self.config).init(jax.random.key(recipe.seed))
-
-    def _phase(self, number: int, phase: Phase, params: Params) -> Params:
-        done = self.folder.stage(number, phase.name)
-        if self.folder.finished(number, phase.name):
-            say(f"phase {phase.name}: found complete in {done}")
-            return float32(self.config, {**params, **checkpoint.load_stage(done)[0]["params"]})
-        with self.folder.metered(done.name) as energy:
-            return self._learn(number, phase, params, energy)
-
-    def _learn(self, number: int, phase: Phase, params: Params, energy: Callable[[], Energy]) -> Params:
-        done, working = self.folder.stage(number, phase.name), self.folder.steps(number, phase.name)
-        root = "model/" if phase.kind == "facts" else ""
-        optimizer = optimizer_of(phase.optimizer, phase.steps, phase.frozen, root=root)
-        prepare = self._facts if phase.kind == "facts" else self._answers
-        trained, step, data = prepare(number, phase, params, optimizer)
-        state, history = self._train(phase, Stepper(working, data), step, distill.init_state(trained, optimizer), data)
-        new = state.params["model"] if phase.kind == "facts" else state.params
-        record = {
-            "phase": phase.model_dump(mode="json"),
-            "config": to_dict(self.config),
-            "metrics": {"history": history, "energy": energy()._asdict()},
-            "seed": self.recipe.seed,
-            "data": self.samples.fingerprint,
-        }
-        checkpoint.save_stage(done, {"params": new}, record)
-        checkpoint.discard_steps(working)
-        return {**params, **new}
-
-    def _facts(self, number: int, phase: Phase, params: Params, optimizer: distill.Optimizer):
-        """What is trained on the pictures' facts, how a step is taken, and its batches."""
-        assert isinstance(self.recipe.data, MaadData)  # the schema says so
-        self.features.drop()
-        seed = self.recipe.seed + number
-        facts, classes = latent_sizes(self.recipe.data.tier), cell_classes(tier(self.recipe.data.tier))
-        trained = init_params(self.config, params, facts, classes, jax.random.key(seed))
-        dtype, remat = jax.numpy.dtype(phase.optimizer.dtype), phase.optimizer.remat
-        step = make_pretrain_step(self.config, params, facts, optimizer, dtype=dtype, remat=remat)
-        return trained, step, self.samples.facts(phase.optimizer.batch_size, seed, [*facts])
-
-    def _answers(self, number: int, phase: Phase, params: Params, optimizer: distill.Optimizer):
-        """What is trained on answers, how a step is taken, and its batches."""
-        loss = distill.LossConfig(hard=1.0)
-        table, dtype = phase.optimizer, jax.numpy.dtype(phase.optimizer.dtype)
-        pure = functional(self.config, table.remat)
-        step = distill.make_step(pure, optimizer, loss, micro_batches=table.accumulate, dtype=dtype)
-        size, seed = phase.optimizer.batch_size, self.recipe.seed + number
-        features = None
-        if freezes_features(self.config, phase.frozen):
-            features = self.features(self.config, params)
-        else:
-            self.features.drop()
-        rows = self.samples.rows_of(phase.types)
-        return params, step, self.samples.shuffled(size, seed, features=features, rows=rows)
-
-    def _train(self, phase: Phase, stepper: Stepper, step, state: distill.State, data: Batches):
-        history: list[dict[str, float]] = []
-        if found := stepper.record():
-            state, history = stepper.restore(state), found["history"]
-        with bar(f"phase {phase.name}", phase.steps) as update:
-
-            def report(progress: distill.Progress) -> None:
-                add_point(history, progress)
-                update(progress.step, f"loss {progress.metrics['loss']:.4f}")
-
-            try:
-                state, _ = distill.train(
-                    step,
-                    state,
-                    data,
-                    steps=phase.steps,
-                    save=lambda state: stepper.save(state, {"history": history}),
-                    save_every=self.recipe.checkpoint_every,
-                    last_checkpoint=stepper.last,
-                    report=report,
-                    report_every=HISTORY_EVERY,
-                )
-            finally:
-                stepper.finish()
-        return state, history
-
-    def _export(self, params: Params) -> dict[str, Any]:
-        directory, like = self.folder.export, Path(self.recipe.model.path or self.folder.path / "processor")
-        dtype = jax.numpy.dtype(self.recipe.export.dtype)
-        params = jax.tree.map(lambda leaf: gather(leaf).astype(dtype), params)
-
-        def write() -> None:
-            if not self.recipe.model.path:
-                save_processor(self.processor, like)
-            fresh = directory.with_name("export.new")
-            shutil.rmtree(fresh, ignore_errors=True)
-            save_hf(self.config, params, fresh, like=like)
-            note_prompt(fresh, prompt_of(self.recipe))
-            folders.replace(fresh, directory)
-
-        by_first(write)
-        config, params = load_hf(directory)
-        with bar("scores", len(self.test)) as update:
-            scores, _ = evaluate(
-                config,
-                params,
-                self.test,
-                self.processor,
-                max_new_tokens=self.recipe.evaluate.max_new_tokens,
-                progress=update,
-            )
-        place = self.folder.report / "report.json"
-
-        def tell() -> None:  # the first process alone counts energy
-            size = sum(leaf.size for leaf in jax.tree.leaves(params))
-            report = {"params": size, "scores": scores, "seed": self.recipe.seed}
-            energy = self.folder.energy[WHOLE]._asdict()
-            write_json(place, {**report, "wall_seconds": self.folder.seconds, "energy": energy})
-
-        by_first(tell)
-        return json.loads(place.read_text())
+    processor = make_processor(shape, recipe.data, records, prompt_of(recipe))
+    vocab = -(-len(processor.tokenizer) // 64) * 64
+    language = dataclasses.replace(shape.language, vocab=vocab)
+    config = dataclasses.replace(shape, language=language, image_token=IMAGE)
+    return whole(config, functional(config).init(jax.random.key(recipe.seed))), processor
 
 
 def save_processor(processor: ProcessorMixin, directory: Path) -> None:

@@ -21,9 +21,10 @@ from experiments.lab.bench.timing import spread, told
 from experiments.run.datasets import encoded, load_records
 from experiments.run.host.console import bar, table
 from experiments.run.host.facts import machine
+from experiments.run.objectives import loss_config
 from experiments.run.samples import load_processor
 from experiments.run.schema import Recipe
-from experiments.run.stage import loss_config, optimizer_of
+from experiments.run.stage import optimizer_of
 from experiments.run.stepper import HISTORY_EVERY, Stepper
 
 SIDES = {

@@ -10,11 +10,11 @@ import pruning
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import complete
+from data.maad.facts import IMAGE_SIDE
+from experiments.run.cuts import reads_features, segment_targets
 from experiments.run.features import views
-from experiments.run.pretrain import IMAGE_SIDE
 from experiments.run.schema import Count, Name, Recipe, Stage, Table, validated
 from experiments.run.schema.recipe import load_recipe, read_toml
-from experiments.run.stage import reads_features, segment_targets
 
 
 class Arm(Table):

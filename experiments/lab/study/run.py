@@ -11,6 +11,7 @@ from typing import Any
 
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.convert import load_hf
+from antgmm_jax.errors import AntgmmError
 from distill import fingerprint
 from experiments.lab.planning.rates import Asked
 from experiments.lab.study.arms import Arm, Study, recipe_of, training_flops
@@ -21,7 +22,6 @@ from experiments.run.host.console import say
 from experiments.run.pipeline import Run
 from experiments.run.schema import Recipe
 from experiments.run.schema.recipe import dump_recipe, load_recipe, load_training
-from experiments.run.training import TrainingRun
 
 RESULT = "result.json"
 Result = dict[str, Any]
@@ -122,7 +122,7 @@ def lend_stages(recipe: Recipe, folder: Path, place: Path) -> None:
     if place.exists():
         return
     lenders = sorted(path.parent for path in folder.glob(f"*/seed-*/{RESULT}"))
-    alike = {lender: _alike(recipe, load_recipe(lender / RECIPE)) for lender in lenders}
+    alike = {lender: _alike(recipe, lender / RECIPE) for lender in lenders}
     if not any(alike.values()):
         return
     lender = max(alike, key=lambda lender: alike[lender])
@@ -138,8 +138,12 @@ def lend_stages(recipe: Recipe, folder: Path, place: Path) -> None:
         say(f"{alike[lender]} of {len(recipe.stages)} stages are those of {lender.relative_to(folder)}")
 
 
-def _alike(one: Recipe, other: Recipe) -> int:
-    """How many of their first stages two recipes have in common; 0 where they differ in what stages read."""
+def _alike(one: Recipe, path: Path) -> int:
+    """How many of its first stages a recipe has in common with a run's; 0 where they differ in what stages read."""
+    try:
+        other = load_recipe(path)
+    except AntgmmError:  # of another version
+        return 0
     # The loss and the optimizer at the top are laid under those of each stage.
     own = {"stages", "loss", "optimizer"}
     if one.model_dump(exclude=own) != other.model_dump(exclude=own):
@@ -155,5 +159,5 @@ def _pretrained(arm: Arm, seed: int, folder: Path) -> str:
     run, name = RunFolder(folder / arm.name / f"pretrained-{seed}"), recipe.phases[0].name
     run.check(recipe)
     if not run.finished(1, name):
-        TrainingRun(recipe, run.path)()
+        Run(recipe, run.path).finish_stages()
     return str(run.stage(1, name))

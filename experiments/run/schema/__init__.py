@@ -5,8 +5,9 @@ Tables under a stage, a phase or `evaluate` hold only what differs: `recipe.py` 
 name at the top. Paths are relative to the folder that the command is started in.
 """
 
-from experiments.run.schema.compress import Loss, Recipe, Stage, can_score
+from experiments.run.schema.compress import Recipe
 from experiments.run.schema.faults import validated
+from experiments.run.schema.stage import Loss, Stage, Work, can_score
 from experiments.run.schema.tables import Axis, Count, Data, FileData, MaadData, Name, Optimizer, Size, Table
 from experiments.run.schema.train import Model, Phase, Training
 
@@ -26,6 +27,7 @@ __all__ = [
     "Stage",
     "Table",
     "Training",
+    "Work",
     "can_score",
     "validated",
 ]

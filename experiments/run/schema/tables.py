@@ -192,6 +192,11 @@ class BaseRecipe(Table):
     max_length: Count = 512
     max_answer: Count = 64
 
+    @property
+    def hard(self) -> "MaadData | FileData | TfdsData | None":
+        """Harder records that are scored as well, if any."""
+        return None
+
     @field_validator("buckets", "prompt_buckets")
     @classmethod
     def _ascending(cls, value: tuple[int, ...], info: ValidationInfo) -> tuple[int, ...]:

@@ -1,9 +1,10 @@
 """Recipes that train a teacher: `antgmm train`."""
 
-from typing import Literal, Self
+from typing import ClassVar, Self
 
 from pydantic import Field, model_validator
 
+from experiments.run.schema.stage import Loss, Objective, Stage, Work
 from experiments.run.schema.tables import Axis, BaseRecipe, Count, Name, Optimizer, Table, check_names
 
 
@@ -37,16 +38,21 @@ class Phase(Table):
       kind: "facts" trains the image side on what MAAD-synth's pictures show, "answers" the model on its answers.
       steps: optimizer steps.
       frozen: path prefixes of parameters ("vision", "language/encoder") that an "answers" phase does not train.
-      types: question types that an "answers" phase sees, all by default: for what is learnt last.
       optimizer: what differs from the recipe's own.
     """
 
     name: Name
-    kind: Literal["facts", "answers"]
+    kind: Objective
     steps: Count
     frozen: tuple[str, ...] = ()
-    types: tuple[str, ...] = ()
     optimizer: Optimizer
+
+    @property
+    def stage(self) -> Stage:
+        """The same as a stage that cuts nothing and has no teacher."""
+        return Stage(
+            name=self.name, recover_steps=self.steps, frozen=self.frozen, loss=Loss(), optimizer=self.optimizer
+        )
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -54,8 +60,6 @@ class Phase(Table):
             raise ValueError("a facts phase trains the whole image side and nothing else; leave out frozen")
         if self.kind == "facts" and self.optimizer.accumulate > 1:
             raise ValueError("a facts phase takes its batch whole; leave out accumulate, or lower batch_size")
-        if self.kind == "facts" and self.types:
-            raise ValueError("a facts phase reads pictures, not questions; leave out types")
         if self.optimizer.warmup >= self.steps:
             raise ValueError(f"warmup = {self.optimizer.warmup} is not below the phase's {self.steps} steps")
         return self
@@ -89,6 +93,22 @@ class Training(BaseRecipe):
 
     model: Model
     phases: tuple[Phase, ...] = Field(alias="phase")
+    # What only a recipe that cuts a trained model has.
+    teacher: ClassVar[None] = None
+    calibration_batches: ClassVar[int] = 0
+
+    @property
+    def work(self) -> tuple[Work, ...]:
+        """The phases as the run machine takes them."""
+        return tuple(
+            Work(number, f"phase {phase.name!r}", phase.stage, phase.kind, self.seed + number)
+            for number, phase in enumerate(self.phases, 1)
+        )
+
+    @property
+    def start(self) -> str:
+        """The checkpoint that the run starts from; "" for random parameters."""
+        return self.model.path
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

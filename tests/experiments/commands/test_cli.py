@@ -22,7 +22,7 @@ from data.readers import read_records
 from data.record import PROMPT
 from experiments import cli
 from experiments.commands.models import _asked, _runs
-from experiments.run.pipeline import teacher_key
+from experiments.run.student import teacher_key
 from tests import reference
 from tests.experiments.tiny import save_teacher, write_recipe
 

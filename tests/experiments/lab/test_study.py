@@ -17,9 +17,10 @@ from antgmm_jax.families import complete
 from experiments.lab.study.arms import Arm, load_study, recipe_of, step_flops, training_flops
 from experiments.lab.study.run import lend_stages, results, run_study
 from experiments.lab.study.summary import markdown, plot, rows, told
-from experiments.run.pipeline import load_student
+from experiments.run.cuts import new_weights, segment_targets
 from experiments.run.schema.recipe import dump_recipe, load_recipe
-from experiments.run.stage import StageRun, new_weights, segment_targets
+from experiments.run.stage import StageRun
+from experiments.run.student import load_student
 from tests.experiments.tiny import HEAD, save_teacher
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -9,6 +9,7 @@ from experiments.report import write
 from experiments.run.folder import InUse, RunFolder
 from experiments.run.pipeline import Run
 from experiments.run.schema.recipe import load_recipe
+from experiments.run.start import Start
 from tests.experiments.tiny import write_recipe
 
 
@@ -20,9 +21,10 @@ def test_a_report_that_is_stopped_is_written_when_the_run_is_given_again(monkeyp
 
     @contextmanager
     def opened(run):
-        run.teacher = run.test = run.processor = None
+        run.test = run.hard = None
+        run.start = Start(None, None, None, "")
         with run.folder.opened(run.recipe):
-            yield None, None
+            yield None
 
     def stop(outcome):
         assert outcome.recipe == recipe and state() == "running"

@@ -12,7 +12,7 @@ from antgmm_jax.errors import AntgmmError
 from experiments.run.checks import check_sizes
 from experiments.run.pipeline import Run
 from experiments.run.schema.recipe import load_recipe
-from experiments.run.stage import Student
+from experiments.run.student import Student
 from tests.experiments.tiny import save_towers
 
 

@@ -16,9 +16,10 @@ from data.maad import source
 from experiments.report.write import finish
 from experiments.run import stage
 from experiments.run.evaluate import evaluate
-from experiments.run.pipeline import Run, load_student
+from experiments.run.pipeline import Run
 from experiments.run.samples import Samples, load_processor
 from experiments.run.schema.recipe import load_recipe
+from experiments.run.student import load_student
 from tests.experiments.tiny import RECIPE, save_teacher
 
 ROOT = Path(__file__).resolve().parents[3]

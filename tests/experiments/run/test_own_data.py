@@ -19,11 +19,13 @@ from data.record import prompt
 from data.rows import parse
 from data.writers import write_jsonl
 from experiments import cli
-from experiments.run import training
+from experiments.report.write import finish
+from experiments.run import stage
 from experiments.run.datasets import encode_both, load_both
+from experiments.run.pipeline import Run
 from experiments.run.samples import load_processor
 from experiments.run.schema.recipe import load_recipe, load_training
-from experiments.run.training import TrainingRun, shape_of
+from experiments.run.training import shape_of
 from tests import reference
 from tests.experiments.tiny import save_llava, save_teacher
 
@@ -237,7 +239,7 @@ def test_sizes_are_laid_over_the_preset_with_what_is_tied_to_them():
 @pytest.mark.long
 def test_a_training_that_is_stopped_goes_on_to_the_same_arrays(ads, monkeypatch):
     recipe = load_training(RECIPES / "own-data-llava.toml", [*tiny("llava"), "checkpoint_every=1"])
-    save, saved = training.Stepper.save, []
+    save, saved = stage.Stepper.save, []
 
     def stop(self, *arguments):
         saved.append(save(self, *arguments))
@@ -245,13 +247,13 @@ def test_a_training_that_is_stopped_goes_on_to_the_same_arrays(ads, monkeypatch)
             raise KeyboardInterrupt
         return saved[-1]
 
-    monkeypatch.setattr(training.Stepper, "save", stop)
+    monkeypatch.setattr(stage.Stepper, "save", stop)
     with pytest.raises(KeyboardInterrupt):
-        TrainingRun(recipe, "stopped")()
+        finish(Run(recipe, "stopped"))
     monkeypatch.undo()
     monkeypatch.chdir(ads)
     for run in ("stopped", "whole"):
-        TrainingRun(recipe, run)()
+        finish(Run(recipe, run))
     (mine, one), (theirs, other) = (checkpoint.load_stage(f"{run}/stages/01-answers") for run in ("stopped", "whole"))
     for name in mine["params"]:
         _same(mine["params"][name], theirs["params"][name])

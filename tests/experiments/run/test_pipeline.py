@@ -19,10 +19,11 @@ from data.maad import source
 from experiments import cli
 from experiments.report import figures
 from experiments.report.write import finish
-from experiments.run import pipeline
-from experiments.run.pipeline import Run, load_student
+from experiments.run import publish
+from experiments.run.cuts import segment_targets
+from experiments.run.pipeline import Run
 from experiments.run.schema.recipe import load_recipe
-from experiments.run.stage import segment_targets
+from experiments.run.student import load_student
 from tests import reference
 from tests.experiments.tiny import save_llava, save_teacher, write_recipe
 
@@ -192,7 +193,7 @@ def test_a_student_that_answers_differently_fails_the_run(recipe, whole, tmp_pat
     (run / "stages").parent.mkdir()
     for part in ("stages", "cache", "recipe.toml"):
         (run / part).symlink_to(whole[0] / part)
-    save = pipeline.save_hf
+    save = publish.save_hf
 
     def damaged(config, params, directory, *, like):
         language = params["language"]
@@ -200,7 +201,7 @@ def test_a_student_that_answers_differently_fails_the_run(recipe, whole, tmp_pat
         save(config, {**params, "language": {**language, "norm": norm}}, directory, like=like)
 
     # Whole files with other numbers than the student's: JAX would read them as PyTorch does.
-    monkeypatch.setattr(pipeline, "save_hf", damaged)
+    monkeypatch.setattr(publish, "save_hf", damaged)
     with pytest.raises(AntgmmError, match="export gate failed: logits of sample maad-s-0-val-"):
         finish(Run(load_recipe(recipe), run))
     status = json.loads((run / "status.json").read_text())

@@ -12,9 +12,9 @@ from antgmm_jax.families import complete
 from antgmm_jax.presets import PRESETS
 from distill.losses import LossConfig
 from distill.optimizer import make_optimizer
+from experiments.run.objectives import loss_config
 from experiments.run.schema import FileData, Loss, Optimizer
 from experiments.run.schema.recipe import difference, dump_recipe, fingerprint, load_recipe, load_training
-from experiments.run.stage import loss_config
 
 RECIPES = Path(__file__).resolve().parents[3] / "experiments" / "recipes"
 
@@ -265,8 +265,6 @@ def test_a_training_recipe(write):
         load_training(write(TRAINING), ['data={kind="jsonl", path="a", samples=4}', 'evaluate.data={path="b"}'])
     with pytest.raises(AntgmmError, match=r"phase\[0\]: a facts phase trains the whole image side"):
         load_training(write(TRAINING), ['phase.vision.frozen=["vision"]'])
-    with pytest.raises(AntgmmError, match=r"phase\[0\]: a facts phase reads pictures, not questions"):
-        load_training(write(TRAINING), ['phase.vision.types=["price"]'])
     with pytest.raises(AntgmmError, match="give preset for random parameters, or path for those of a checkpoint"):
         load_training(write(TRAINING), ['model.path="mine"'])
     with pytest.raises(AntgmmError, match="a checkpoint is cut by antgmm compress"):

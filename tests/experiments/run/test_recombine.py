@@ -15,9 +15,9 @@ from antgmm_jax.families.blip2_t5.presets import sized as blip2_t5
 from antgmm_jax.functional import float32, functional
 from experiments.report.write import finish
 from experiments.run import recombine
-from experiments.run.pipeline import load_student, teacher_key
 from experiments.run.recombine import Source
 from experiments.run.schema.recipe import load_recipe
+from experiments.run.student import load_student, teacher_key
 from tests.experiments.tiny import save_teacher, write_recipe
 
 CONFIG = blip2_t5(

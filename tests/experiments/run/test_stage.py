@@ -15,14 +15,16 @@ from antgmm_jax.families.blip2_t5.frequency import CROSS_LAYERS
 from antgmm_jax.functional import float32, functional, is_axes
 from distill.align import state_sum
 from experiments.run import features as image_side
+from experiments.run import objectives
 from experiments.run import stage as stages
 from experiments.run.checks import check_steps
 from experiments.run.datasets import encoded, load_records
 from experiments.run.importance import calibration_batches
-from experiments.run.pipeline import Run, load_student
+from experiments.run.pipeline import Run
 from experiments.run.samples import load_processor
 from experiments.run.schema import Optimizer
 from experiments.run.schema.recipe import load_recipe
+from experiments.run.student import load_student
 from tests.experiments.tiny import TOWERS, save_towers
 
 
@@ -35,7 +37,7 @@ def folder(tmp_path_factory):
 def run(folder):
     made: list[tuple[int, int]] = []
     computed: list[tuple[str, str]] = []
-    whole, step, pure = image_side.image_features, stages.make_step, stages.functional
+    whole, step, pure = image_side.image_features, objectives.make_step, objectives.functional
     policies = {}
 
     def remembered(config, remat="dots"):
@@ -53,8 +55,8 @@ def run(folder):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(image_side, "image_features", counted)
-        patch.setattr(stages, "make_step", noted)
-        patch.setattr(stages, "functional", remembered)
+        patch.setattr(objectives, "make_step", noted)
+        patch.setattr(objectives, "functional", remembered)
         scores = Run(load_recipe(folder / "recipe.toml"), folder / "run").scores()
     students = [load_student(path) for path in sorted((folder / "run" / "stages").iterdir())]
     return scores, students, made, computed
@@ -326,7 +328,7 @@ def test_a_phase_of_training_is_no_stage(tmp_path):
 @pytest.mark.long
 def test_the_bridges_tokens_weigh_by_what_the_teachers_answers_depend_on(folder, tmp_path):
     weights, losses = {}, {}
-    parts = stages.parts
+    parts = objectives.parts
     for tokens in ("alike", "sensitivity"):
 
         def noted(*about, bridge_weights, tokens=tokens):
@@ -339,7 +341,7 @@ def test_the_bridges_tokens_weigh_by_what_the_teachers_answers_depend_on(folder,
         )
         recipe = load_recipe(folder / "recipe.toml", ["teacher.states=[]", f"stage=[{stage}]"])
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(stages, "parts", noted)
+            patch.setattr(objectives, "parts", noted)
             patch.setattr(Run, "_scores", lambda *_: {"exact_match": 0.0, "by_type": {}})
             Run(recipe, tmp_path / tokens).scores()
         record = checkpoint.load_record(tmp_path / tokens / "stages" / "01-a")

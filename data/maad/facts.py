@@ -1,7 +1,6 @@
-"""Pretraining of the image side on what generated pictures show: facts of the whole, and what stands in each cell."""
+"""Pretraining of an image side on what generated pictures show: facts of the whole, and what stands in each cell."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +12,6 @@ from antgmm_jax.config import LMMConfig, Remat, VisionConfig, towers
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.functional import Params, functional
 from data.maad.cells import SIDE
-from distill.optimizer import Optimizer, State
-from distill.step import Step, jitted
-from distill.teacher import to_dtype
 
 IMAGE_SIDE = ("vision", "bridge")
 """Top-level parameters that pretraining trains."""
@@ -23,8 +19,10 @@ IMAGE_SIDE = ("vision", "bridge")
 CELLS_WEIGHT = 3.0
 """Weight of the cells' loss beside the facts': with 0 digits stay at chance for many times the steps."""
 
+Loss = Callable[[Params, Mapping[str, jax.Array]], tuple[Float[Array, ""], dict[str, Float[Array, ""]]]]
 
-def init_params(config: LMMConfig, params: Params, facts: Mapping[str, int], classes: int, key: jax.Array) -> Params:
+
+def with_heads(config: LMMConfig, params: Params, facts: Mapping[str, int], classes: int, key: jax.Array) -> Params:
     """The image side's parameters with a linear head per fact and one for the cells.
 
     Args:
@@ -61,43 +59,45 @@ def _cells_a_patch(config: VisionConfig) -> int:
     return SIDE // patches
 
 
-def _cell_logits(config: VisionConfig, head: Params, states: Float[Array, "B N V"]) -> Float[Array, "B S S C"]:
-    """Class logits of all cells, read off the states of the patches (the class token left out)."""
+def cell_logits(config: VisionConfig, head: Params, states: Float[Array, "B N V"]) -> Float[Array, "B S S C"]:
+    """Class logits of all cells, read off the states of the patches (the class token left out).
+
+    Args:
+        config: the image encoder.
+        head: `kernel` [V, y, x, C] and `bias` [C].
+        states: the encoder's last states, the class token first.
+
+    Returns:
+        Logits of `SIDE` by `SIDE` cells.
+    """
     patches = config.image // config.patch
     logits = jnp.einsum("bnv,vyxc->bnyxc", states[:, 1:], head["kernel"]) + head["bias"]
     return rearrange(logits, "b (gy gx) y x c -> b (gy y) (gx x) c", gy=patches)
 
 
-def make_pretrain_step(
-    config: LMMConfig,
-    params: Params,
-    facts: Mapping[str, int],
-    optimizer: Optimizer,
-    *,
-    dtype: jnp.dtype = jnp.float32,
-    remat: Remat = "dots",
-) -> Step:
-    """One jitted step on the mean cross-entropy of the facts and, weighted, of the cells; for `distill.train.train`.
+def facts_loss(
+    config: LMMConfig, params: Params, facts: Mapping[str, int], *, dtype: jnp.dtype, remat: Remat = "dots"
+) -> Loss:
+    """The mean cross-entropy of the facts and, weighted, of the cells, as a function of what `with_heads` gives.
 
     Args:
         config: the model.
-        params: its parameters; the language model's are not touched and not read.
+        params: its parameters; the language model's are not read by the loss.
         facts: fact -> number of classes.
-        optimizer: from `distill.optimizer.make_optimizer`.
-        dtype: what the model is computed in; heads, losses and the parameters in the state are float32.
+        dtype: what the model is computed in; heads and losses are float32.
         remat: what the model's layers keep for the backward pass.
 
     Returns:
-        The step, whose gates and teacher are not read; batch has `images`, `cells` [B, SIDE, SIDE] and a class
-        per fact under `fact/<name>` [B]. Metrics: `loss`, `accuracy`, `worst` (the hardest fact's accuracy), `cells`
-        (accuracy where a cell shows something), `grad_norm` and `learning_rate`.
+        loss(trained, batch) -> (float32 scalar, metrics). A batch has `images`, `cells` [B, SIDE, SIDE] and a class per
+        fact under `fact/<name>` [B]. Metrics: `accuracy`, `worst` (the hardest fact's accuracy) and `cells` (accuracy
+        where a cell shows something).
     """
     vision, language = functional(config, remat).vision, params["language"]
     cross_entropy = optax.softmax_cross_entropy_with_integer_labels
 
     def loss(trained: Params, batch: Mapping[str, jax.Array]):
-        model = to_dtype({**trained["model"], "language": language}, dtype)
-        states, queries = to_dtype(vision(model, batch["images"]), jnp.float32)
+        model = optax.tree.cast({**trained["model"], "language": language}, dtype)
+        states, queries = (made.astype(jnp.float32) for made in vision(model, batch["images"]))
         losses, accuracies = [], []
         for i, name in enumerate(facts):
             head = trained["facts"][name]
@@ -105,20 +105,14 @@ def make_pretrain_step(
             target = batch[f"fact/{name}"]
             losses.append(cross_entropy(logits, target).mean())
             accuracies.append((logits.argmax(-1) == target).mean())
-        logits, target = _cell_logits(config.vision, trained["cells"], states), batch["cells"].astype(jnp.int32)
+        logits, target = cell_logits(config.vision, trained["cells"], states), batch["cells"].astype(jnp.int32)
         shows = target > 0
         # Two thirds of all cells are background, which is easy.
         weight = jnp.where(shows, 1.0, 0.2)
         dense = (weight * cross_entropy(logits, target)).sum() / weight.sum()
         seen = (shows & (logits.argmax(-1) == target)).sum() / jnp.maximum(shows.sum(), 1)
-        return sum(losses[1:], losses[0]) / len(losses) + CELLS_WEIGHT * dense, (jnp.stack(accuracies), seen)
+        accuracy = jnp.stack(accuracies)
+        metrics = {"accuracy": accuracy.mean(), "worst": accuracy.min(), "cells": seen}
+        return sum(losses[1:], losses[0]) / len(losses) + CELLS_WEIGHT * dense, metrics
 
-    def step(state: State, batch: Any, gates: Any, teacher: Any, rate: jax.Array):
-        (value, (accuracy, seen)), grads = jax.value_and_grad(loss, has_aux=True)(state.params, batch)
-        updates, opt_state = optimizer.transform.update(grads, state.opt_state, state.params)
-        params = jax.tree.map(lambda p, u: p - rate * u, state.params, updates)
-        metrics = {"loss": value, "accuracy": accuracy.mean(), "worst": accuracy.min(), "cells": seen}
-        metrics |= {"grad_norm": optax.tree.norm(grads), "learning_rate": rate}
-        return State(params, opt_state, state.step + 1), metrics
-
-    return jitted(step, optimizer)
+    return loss

@@ -1,0 +1,214 @@
+"""What a stage is trained on: answers, of the data and of a teacher, or what MAAD-synth's pictures show."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from antgmm_jax.config import LMMConfig
+from antgmm_jax.functional import Params, functional
+from data.batches import Batches
+from data.maad.cells import cell_classes
+from data.maad.facts import Loss, facts_loss, with_heads
+from data.maad.source import latent_sizes
+from data.maad.tier import tier
+from distill import NO_TEACHER, LossConfig, Optimizer, State, Step, Teacher, init_state, lay_out, make_step, parts
+from distill.step import jitted
+from experiments.run.cuts import reads_features, segment_targets
+from experiments.run.features import ImageFeatures
+from experiments.run.samples import Samples
+from experiments.run.schema import Loss as LossTable
+from experiments.run.schema import MaadData, Recipe, Stage, Training, Work
+from experiments.run.student import Student
+
+
+class Shared(NamedTuple):
+    """What all stages of a run share.
+
+    Attributes:
+        recipe: the run's.
+        teacher: where targets come from.
+        samples: the records that are trained on.
+        features: their image features.
+        bridge_weights: stage -> weights of the tokens that the bridge hands on, as `distill.parts` takes them.
+    """
+
+    recipe: Recipe | Training
+    teacher: Teacher
+    samples: Samples
+    features: ImageFeatures
+    bridge_weights: Callable[[Stage], np.ndarray | None]
+
+
+class Objective(Protocol):
+    """How a stage is trained.
+
+    Attributes:
+        data: the batches of its steps.
+        teacher: where the targets of the batches come from.
+        root: what stands before the model's own paths in those of the trained parameters.
+    """
+
+    root: str
+    data: Batches
+    teacher: Teacher
+
+    def begin(self, optimizer: Optimizer) -> State:
+        """The state before the first step."""
+        ...
+
+    def like(self, config: LMMConfig, optimizer: Optimizer) -> State:
+        """A state, or its description, that a checkpoint of a model is restored into."""
+        ...
+
+    def step(self, config: LMMConfig, keep: Mapping[str, np.ndarray], optimizer: Optimizer) -> Step:
+        """How one step is taken on a model whose units lie at `keep` in the teacher."""
+        ...
+
+    def learnt(self, trained: Params) -> Params:
+        """What was trained of the model itself, by its top-level names."""
+        ...
+
+
+class Answers:
+    """Labels, and what a teacher makes of the same rows.
+
+    Args:
+        work: the stage.
+        shared: what it has in common with the others.
+        start: the model that it finds.
+    """
+
+    root = ""
+
+    def __init__(self, work: Work, shared: Shared, start: Student):
+        self._stage, self._start, self.teacher = work.stage, start, shared.teacher
+        table = shared.recipe.teacher
+        self._towers = table.states if table else ()
+        self._bridge_weights = shared.bridge_weights(work.stage)
+        self.data = self._shuffled(work.seed, shared)
+
+    def begin(self, optimizer: Optimizer) -> State:
+        """The state before the first step."""
+        return init_state(self._start.params, optimizer)
+
+    def like(self, config: LMMConfig, optimizer: Optimizer) -> State:
+        """The description of a state, laid over the devices of this mesh, which may be another than the saver's."""
+        pure = functional(config)
+        like = jax.eval_shape(lambda: init_state(pure.init(jax.random.key(0)), optimizer))
+        return lay_out(like, pure.axes, optimizer)
+
+    def step(self, config: LMMConfig, keep: Mapping[str, np.ndarray], optimizer: Optimizer) -> Step:
+        """A step on the weighted losses of the stage."""
+        table = self._stage.optimizer
+        compared = parts(config, keep, bridge_weights=self._bridge_weights)
+        return make_step(
+            functional(config, table.remat),
+            optimizer,
+            loss_config(self._stage.loss),
+            teacher=self.teacher,
+            parts=tuple(part for part in compared if part.term == "bridge" or part.tower in self._towers),
+            micro_batches=table.accumulate,
+            dtype=jnp.dtype(table.dtype),
+        )
+
+    def learnt(self, trained: Params) -> Params:
+        """All parameters."""
+        return trained
+
+    def _shuffled(self, seed: int, shared: Shared) -> Batches:
+        """Batches with image features in the place of pictures where the stage leaves them as they are."""
+        stage, start, features = self._stage, self._start, None
+        if reads_features(start.config, stage, segment_targets(start.config, stage)[-1]):
+            features = shared.features(start.config, start.params, stage.shift)
+        else:
+            shared.features.drop()
+        return shared.samples.shuffled(
+            stage.optimizer.batch_size,
+            seed,
+            # What reads no answer compiles one program for all lengths.
+            full=not (stage.loss.reads_answers or shared.samples.pack),
+            features=features,
+            pictures=self.teacher.reads_pictures and stage.loss.reads_teacher,
+            rows=shared.samples.repeated(stage.repeat),
+            shift=stage.shift,
+        )
+
+
+class Facts:
+    """What MAAD-synth's pictures show: trains the image side with heads of its own, which are then dropped.
+
+    Args:
+        work: the stage.
+        shared: what it has in common with the others.
+        start: the model that it finds.
+
+    Raises:
+        AntgmmError: a model without a bridge that has a stack, or one that pictures of this data cannot pretrain.
+    """
+
+    root, teacher = "model/", NO_TEACHER
+
+    def __init__(self, work: Work, shared: Shared, start: Student):
+        assert isinstance(shared.recipe.data, MaadData)  # the schema says so
+        name = shared.recipe.data.tier
+        self._stage, self._start, self._facts = work.stage, start, latent_sizes(name)
+        self._trained = with_heads(
+            start.config, start.params, self._facts, cell_classes(tier(name)), jax.random.key(work.seed)
+        )
+        shared.features.drop()
+        self.data = shared.samples.facts(work.stage.optimizer.batch_size, work.seed, [*self._facts])
+
+    def begin(self, optimizer: Optimizer) -> State:
+        """The state before the first step."""
+        return init_state(self._trained, optimizer)
+
+    def like(self, config: LMMConfig, optimizer: Optimizer) -> State:
+        """A fresh state."""
+        return self.begin(optimizer)
+
+    def step(self, config: LMMConfig, keep: Mapping[str, np.ndarray], optimizer: Optimizer) -> Step:
+        """A step on the facts and cells of the pictures."""
+        table = self._stage.optimizer
+        return facts_step(
+            facts_loss(config, self._start.params, self._facts, dtype=jnp.dtype(table.dtype), remat=table.remat),
+            optimizer,
+        )
+
+    def learnt(self, trained: Params) -> Params:
+        """The image side."""
+        return trained["model"]
+
+
+def loss_config(table: LossTable) -> LossConfig:
+    """The loss weights that a recipe's table gives."""
+    return LossConfig(**table.model_dump(exclude={"bridge_tokens"}))
+
+
+def facts_step(loss: Loss, optimizer: Optimizer) -> Step:
+    """One jitted step on the facts of pictures; for `distill.train`.
+
+    Args:
+        loss: from `data.maad.facts.facts_loss`.
+        optimizer: from `distill.make_optimizer`.
+
+    Returns:
+        The step, whose gates and teacher are not read. Metrics: those of the loss with `loss`, `grad_norm` and
+        `learning_rate`.
+    """
+
+    def step(state: State, batch: Any, gates: Any, teacher: Any, rate: jax.Array):
+        (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(state.params, batch)
+        updates, opt_state = optimizer.transform.update(grads, state.opt_state, state.params)
+        params = jax.tree.map(lambda p, u: p - rate * u, state.params, updates)
+        metrics = {"loss": value, **metrics, "grad_norm": optax.tree.norm(grads), "learning_rate": rate}
+        return State(params, opt_state, state.step + 1), metrics
+
+    return jitted(step, optimizer)
+
+
+OBJECTIVES: dict[str, Callable[[Work, Shared, Student], Objective]] = {"answers": Answers, "facts": Facts}
+"""How each objective of a stage is trained."""

@@ -1,0 +1,72 @@
+"""What a run begins with: a teacher, a cut of it, or a model that is yet to be taught."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from transformers import ProcessorMixin
+
+from antgmm_jax.convert import load_hf
+from antgmm_jax.errors import AntgmmError
+from data.source import Source
+from experiments.run.checks import check_sizes, check_states
+from experiments.run.samples import load_processor
+from experiments.run.schema import Recipe, Training
+from experiments.run.student import Student, cut_record, load_student, teacher_key, whole
+from experiments.run.training import fresh, shape_of
+
+
+class Start(NamedTuple):
+    """What a run begins with.
+
+    Attributes:
+        model: what its first stage finds.
+        teacher: what is cut and learnt from; None where a model is trained without one.
+        processor: of both.
+        parent: folder of the stage that the model was read from; "" for none.
+    """
+
+    model: Student
+    teacher: Student | None
+    processor: ProcessorMixin
+    parent: str
+
+
+def opening(recipe: Recipe | Training) -> Callable[[Source], Start]:
+    """Reads what a recipe starts from, and refuses what cannot be cut or trained.
+
+    Args:
+        recipe: the recipe.
+
+    Returns:
+        records that are trained on -> the start; a model from random parameters gets a tokenizer of them.
+
+    Raises:
+        AntgmmError: no such checkpoint, sizes that no model has, or stages that the model cannot take.
+    """
+    if isinstance(recipe, Recipe):
+        start = _cut_from(recipe)
+        return lambda records: start
+    shape = shape_of(recipe)
+
+    def begin(records: Source) -> Start:
+        if recipe.start:
+            return Start(whole(*load_hf(recipe.start)), None, load_processor(recipe.start), "")
+        model, processor = fresh(recipe, shape, records)
+        return Start(model, None, processor, "")
+
+    return begin
+
+
+def _cut_from(recipe: Recipe) -> Start:
+    teacher = whole(*load_hf(recipe.teacher.path))
+    model = _parent(recipe, teacher) if recipe.parent else teacher
+    check_sizes(model, recipe.stages, whole=teacher.keep)
+    check_states(teacher.config, recipe)
+    return Start(model, teacher, load_processor(recipe.teacher.path), recipe.parent)
+
+
+def _parent(recipe: Recipe, teacher: Student) -> Student:
+    if cut_record(Path(recipe.parent))["teacher"] != teacher_key(teacher.params):
+        raise AntgmmError(f"parent {recipe.parent} was cut from another teacher than {recipe.teacher.path}")
+    return load_student(Path(recipe.parent))

@@ -1,0 +1,65 @@
+"""Pretraining reads each fact off its query and each cell off the patch that covers it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from antgmm_jax.errors import AntgmmError
+from antgmm_jax.functional import functional
+from antgmm_jax.presets import preset
+from data.maad.cells import SIDE
+from data.maad.facts import CELLS_WEIGHT, cell_logits, facts_loss, with_heads
+from tests.pruning.models import CONFIGS
+from tests.reference import squares
+
+FACTS = {"colour": 3, "sign": 2}
+CONFIG = CONFIGS["blip2_t5"]
+
+
+def batch(config, rows=6):
+    rng = np.random.default_rng(0)
+    side = config.vision.image
+    return {
+        "images": squares(rng.normal(size=(rows, 3, side, side)).astype(np.float32)),
+        "cells": rng.integers(0, 5, (rows, SIDE, SIDE), dtype=np.uint8),
+        **{f"fact/{name}": rng.integers(0, n, rows, dtype=np.int32) for name, n in FACTS.items()},
+    }
+
+
+def test_a_cell_is_read_off_its_own_patch():
+    config = CONFIG.vision
+    patches = config.image // config.patch
+    inside, width = SIDE // patches, config.stack.embed
+    states = np.zeros((1, 1 + patches**2, width), np.float32)
+    # Channel 0 holds the patch's number; class k reads it times k, plus the cell's place inside the patch.
+    states[0, 1:, 0] = np.arange(patches**2)
+    kernel = np.zeros((width, inside, inside, 2), np.float32)
+    kernel[0, ..., 1] = 1.0
+    logits = np.asarray(cell_logits(config, {"kernel": kernel, "bias": np.zeros(2, np.float32)}, states))
+    rows = np.arange(SIDE) // inside
+    np.testing.assert_array_equal(logits[0, :, :, 1], rows[:, None] * patches + rows)
+
+
+def test_the_loss_is_the_facts_mean_plus_the_weighted_cells():
+    params = functional(CONFIG).init(jax.random.key(0))
+    trained = with_heads(CONFIG, params, FACTS, 5, jax.random.key(1))
+    rows = batch(CONFIG)
+    states, queries = functional(CONFIG).vision(params, rows["images"])
+    ce = optax.softmax_cross_entropy_with_integer_labels
+    facts = []
+    for i, name in enumerate(FACTS):
+        head = trained["facts"][name]
+        facts.append(float(ce(queries[:, 0, i] @ head["kernel"] + head["bias"], rows[f"fact/{name}"]).mean()))
+    dense = np.asarray(ce(cell_logits(CONFIG.vision, trained["cells"], states), rows["cells"].astype(np.int32)))
+    weight = np.where(rows["cells"] > 0, 1.0, 0.2)
+    expected = np.mean(facts) + CELLS_WEIGHT * (weight * dense).sum() / weight.sum()
+    found, _ = facts_loss(CONFIG, params, FACTS, dtype=jnp.float32)(trained, rows)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_patches_that_split_cells_are_refused():
+    config = preset("antgmm-small")
+    with pytest.raises(AntgmmError, match="7 patches a side do not divide 16 cells"):
+        with_heads(config, {"vision": {}, "bridge": {}}, FACTS, 5, jax.random.key(0))

@@ -1,0 +1,135 @@
+"""Both objectives of a stage are trained by one loop, and resumed by it: answers, and facts of pictures."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import distill
+from antgmm_jax import checkpoint
+from antgmm_jax.errors import AntgmmError
+from antgmm_jax.functional import functional
+from data.maad.facts import facts_loss, with_heads
+from experiments.run import stage as stages
+from experiments.run.objectives import facts_step
+from experiments.run.pipeline import Run
+from experiments.run.schema.recipe import dump_recipe, load_training
+from tests.data.test_facts import CONFIG, FACTS, batch
+
+
+def step_of(params, optimizer, dtype=jnp.float32):
+    return facts_step(facts_loss(CONFIG, params, FACTS, dtype=dtype), optimizer)
+
+
+def test_in_bfloat16_the_loss_is_nearly_the_same_and_parameters_stay_float32():
+    params, rows = functional(CONFIG).init(jax.random.key(0)), batch(CONFIG)
+    optimizer, losses = distill.make_optimizer(learning_rate=1e-3, steps=3), []
+    for dtype in (jnp.float32, jnp.bfloat16):
+        state = distill.init_state(with_heads(CONFIG, params, FACTS, 5, jax.random.key(1)), optimizer)
+        state, metrics = step_of(params, optimizer, dtype)(state, rows, None, None)
+        losses.append(float(metrics["loss"]))
+        assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {jnp.dtype("float32")}
+    assert losses[0] != losses[1]
+    assert losses[1] == pytest.approx(losses[0], rel=2e-2)
+
+
+def test_training_lowers_the_loss_and_leaves_the_language_model_alone():
+    params = functional(CONFIG).init(jax.random.key(0))
+    optimizer = distill.make_optimizer(learning_rate=3e-3, steps=30)
+    trained = with_heads(CONFIG, params, FACTS, 5, jax.random.key(1))
+    assert set(trained["model"]) == {"vision", "bridge"}
+    step, rows = step_of(params, optimizer), batch(CONFIG)
+    state, losses = distill.init_state(trained, optimizer), []
+    for _ in range(30):
+        state, metrics = step(state, rows, None, None)
+        losses.append(float(metrics["loss"]))
+    assert losses[-1] < 0.8 * losses[0]
+
+
+RECIPE = """
+seed = 0
+checkpoint_every = 1
+[model]
+preset = "antgmm-tiny"
+sizes = { "vision/layers" = 2, "bridge/layers" = 2, "encoder/layers" = 1, "decoder/layers" = 1 }
+[data]
+kind = "maad"
+tier = "s"
+samples = 16
+[optimizer]
+learning_rate = 1e-3
+batch_size = 4
+[evaluate]
+max_new_tokens = 2
+[evaluate.data]
+split = "val"
+samples = 2
+[[phase]]
+name = "facts"
+kind = "facts"
+steps = 3
+[[phase]]
+name = "answers"
+kind = "answers"
+steps = 3
+"""
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    path = tmp_path_factory.mktemp("recipe") / "recipe.toml"
+    path.write_text(RECIPE)
+    return load_training(path)
+
+
+@pytest.fixture(scope="module")
+def whole(recipe, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    return folder, Run(recipe, folder).finish_stages()
+
+
+def assert_equal(first, second):
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+
+
+def test_facts_train_the_image_side_and_answers_all_of_the_model(whole):
+    folder, model = whole
+    (facts, one), (answers, two) = (checkpoint.load_stage(path) for path in sorted((folder / "stages").iterdir()))
+    assert set(facts["params"]) == {"vision", "bridge"} and set(answers["params"]) == {"vision", "bridge", "language"}
+    assert_equal(answers["params"], jax.tree.map(np.asarray, model.params))
+    assert (one["objective"], two["objective"]) == ("facts", "answers")
+    assert "scores" not in one["metrics"] and 0 <= two["metrics"]["scores"]["exact_match"] <= 1
+    fresh = functional(model.config).init(jax.random.key(0))["language"]["tokens"]
+    assert not np.array_equal(answers["params"]["language"]["tokens"], fresh)
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_stage_of_either_objective_goes_on_where_it_was_stopped(recipe, whole, tmp_path, monkeypatch, number):
+    train, begun = stages.train, []
+
+    def halting(step, state, batches, *, steps, **rest):
+        begun.append(steps)
+        if len(begun) != number:
+            return train(step, state, batches, steps=steps, **rest)
+        train(step, state, batches, steps=2, **rest)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stages, "train", halting)
+    with pytest.raises(KeyboardInterrupt):
+        Run(recipe, tmp_path / "run").finish_stages()
+    (working,) = (tmp_path / "run" / "steps").iterdir()
+    assert checkpoint.latest_step(working) == 2
+    assert_equal(Run(recipe, tmp_path / "run").finish_stages().params, whole[1].params)
+    assert not list((tmp_path / "run" / "steps").iterdir())
+
+
+def test_a_folder_of_a_version_with_other_keys_is_refused_with_the_way_on(recipe, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "recipe.toml").write_text(dump_recipe(recipe).replace('kind = "facts"', 'kind = "facts"\ntypes = []'))
+    with pytest.raises(AntgmmError) as caught:
+        Run(recipe, run).finish_stages()
+    text = str(caught.value)
+    assert "unknown key phase[0].types" in text and "\n" not in text
+    assert text.endswith("finish it with that one, or choose another folder")
+    assert [path.name for path in run.iterdir()] == ["recipe.toml"]
