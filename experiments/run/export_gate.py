@@ -62,11 +62,13 @@ def torch_model(directory: str | os.PathLike):
         raise AntgmmError("the export gate reads the files with PyTorch: pip install 'antgmm-jax[torch]'") from error
     import transformers
 
-    config = transformers.AutoConfig.from_pretrained(directory)
+    config = transformers.AutoConfig.from_pretrained(directory, trust_remote_code=False)
     architecture = getattr(transformers, (config.architectures or [""])[0], None)
     if architecture is None:
         raise AntgmmError(f"{directory}: config.json names no architecture of transformers: export again")
-    model, info = architecture.from_pretrained(directory, dtype=torch.float32, output_loading_info=True)
+    model, info = architecture.from_pretrained(
+        directory, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
+    )
     for fault in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info[fault]:
             raise AntgmmError(f"{directory}: transformers reports {fault} {sorted(info[fault])[:5]}: export again")
