@@ -1,6 +1,7 @@
 """What LLaVA reads of a record: its chat template's user turn, pictures first; and the processor of a new model."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -15,9 +16,9 @@ from antgmm_jax.families.square import (
     check_size,
     check_words,
     side,
-    torch_pixels,
 )
 from antgmm_jax.families.words import wrap
+from antgmm_jax.pictures import as_hf
 
 # Plain text around the image, so that servers which need a chat template accept an exported model.
 _CHAT = (
@@ -54,7 +55,8 @@ class Inputs:
         if not self.processor.chat_template:
             return "USER: " + f"{self._picture}\n" * pictures + f"{line} ASSISTANT:"
         parts = [*[{"type": "image"}] * pictures, {"type": "text", "text": line}]
-        return self.processor.apply_chat_template([{"role": "user", "content": parts}], add_generation_prompt=True)
+        turns: list[Any] = [{"role": "user", "content": parts}]
+        return self.processor.apply_chat_template(turns, add_generation_prompt=True)
 
     def __call__(self, line: str, images: Sequence[np.ndarray]) -> tuple[np.ndarray, Tree]:
         """Prompt token ids int32 [T] and the pictures' tree, [M, ...]."""
@@ -66,7 +68,7 @@ class Inputs:
 
     def torch(self, images: Mapping[str, np.ndarray]) -> Tree:
         """A batch's pictures as the PyTorch model takes them."""
-        return torch_pixels(images)
+        return {"pixel_values": as_hf(images)}
 
 
 def _tokens(processor: LlavaProcessor) -> int:
