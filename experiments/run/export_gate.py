@@ -165,7 +165,8 @@ def torch_logits(model, inputs: Mapping[str, np.ndarray], batch: Mapping[str, np
     import torch
 
     tensors = torch_tensors(inputs)
-    tensors["pixel_values"] = tensors["pixel_values"].to(model.dtype)
+    if "pixel_values" in tensors:
+        tensors["pixel_values"] = tensors["pixel_values"].to(model.dtype)
     with torch.no_grad():
         return _answer_logits(model(**tensors).logits.numpy(), batch)
 
@@ -190,7 +191,8 @@ def torch_tensors(arrays: Mapping[str, Any]) -> dict[str, Any]:
     """A batch as PyTorch models take it: pictures as `pixel_values`, ids and masks as int64."""
     import torch
 
-    pixels = {"pixel_values": as_hf(arrays["images"])} if "images" in arrays else {}
+    shown = "images" in arrays and np.any(arrays["images"]["valid"])
+    pixels = {"pixel_values": as_hf(arrays["images"])} if shown else {}
     rest = {name: array for name, array in arrays.items() if name != "images"}
     # Copied, for JAX's arrays cannot be written to and PyTorch warns of such.
     tensors = {name: torch.from_numpy(np.array(array)) for name, array in {**pixels, **rest}.items()}
