@@ -34,7 +34,7 @@ def load_records(data: Data) -> Sequence[Record]:
         AntgmmError: no such data, fewer records than asked for, or bad rows (all named).
     """
     if data.kind == "maad":
-        return source(data.tier, data.split, data.samples, seed=data.seed)
+        return source(data.tier, data.split, data.samples)
     records = read_records(data.kind, Path(data.path), split=getattr(data, "split", ""), most=data.samples)
     if len(records) < data.samples:
         raise AntgmmError(

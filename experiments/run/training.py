@@ -71,7 +71,7 @@ def make_processor(config: LMMConfig, data: Data, records: Sequence[Record], tem
     """
     vocab, px = config.language.vocab, config.vision.image
     if data.kind == "maad":
-        tokenizer = train_tokenizer(corpus(data.tier, seed=data.seed, template=template), vocab=vocab)
+        tokenizer = train_tokenizer(corpus(data.tier, template=template), vocab=vocab)
     else:
         # A user's few rows repeat little: what occurs twice is worth a token.
         texts = (text for r in records for text in (prompt(r.question, r.text, template), r.answer))

@@ -94,14 +94,10 @@ def train(task: Task, data: Arrays, work: Path, record: Recorder, teacher: disti
 
 def make_optimizer(task: Task, steps: int) -> distill.Optimizer:
     """AdamW at a constant rate, unclipped as with the peers; the image side, which no row reaches, is not trained."""
-    return distill.make_optimizer(
-        learning_rate=task.learning_rate,
-        steps=steps,
-        schedule="constant",
-        weight_decay=task.weight_decay,
-        clip=math.inf,
-        frozen=("vision", "bridge"),
+    config = distill.OptimizerConfig(
+        learning_rate=task.learning_rate, schedule="constant", weight_decay=task.weight_decay, clip=math.inf
     )
+    return distill.make_optimizer(config, steps, frozen=("vision", "bridge"))
 
 
 def stream(task: Task, data: Arrays) -> Batches:
