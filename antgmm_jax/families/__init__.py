@@ -78,7 +78,7 @@ def inputs(config: LMMConfig, processor: "ProcessorMixin") -> Inputs:
     Raises:
         AntgmmError: the processor makes other pictures or tokens than the model reads.
     """
-    return _host(config).Inputs(config, processor)
+    return _host(config.family).Inputs(config, processor)
 
 
 def new_processor(config: LMMConfig, tokenizer: "Tokenizer") -> "ProcessorMixin":
@@ -91,9 +91,22 @@ def new_processor(config: LMMConfig, tokenizer: "Tokenizer") -> "ProcessorMixin"
     Returns:
         A processor; `save_pretrained` writes what `AutoProcessor` reads back offline.
     """
-    return _host(config).new_processor(config, tokenizer)
+    return _host(config.family).new_processor(config, tokenizer)
 
 
-def _host(config: LMMConfig) -> Any:
+def torch_images(model_type: str, images: Mapping[str, Any]) -> dict[str, Any]:
+    """A batch's pictures as the PyTorch model of a `model_type` takes them.
+
+    Args:
+        model_type: of config.json.
+        images: the batch's tree, leaves [B, M, ...].
+
+    Returns:
+        NumPy arrays by the names of the model's arguments; none where no slot is in use.
+    """
+    return _host(family_of(model_type).name).Inputs.torch(images)
+
+
+def _host(name: str) -> Any:
     # Imported when it is needed: processors take seconds to import.
-    return import_module(f"antgmm_jax.families.{config.family}.inputs")
+    return import_module(f"antgmm_jax.families.{name}.inputs")

@@ -35,7 +35,8 @@ class Inputs(Protocol):
         """Prompt token ids int32 [T], each picture's tokens among them, and the pictures' tree, leaves [M, ...]."""
         ...
 
-    def torch(self, images: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    @staticmethod
+    def torch(images: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """A batch's pictures, leaves [B, M, ...], as the arrays that the PyTorch model takes."""
         ...
 

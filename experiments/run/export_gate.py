@@ -9,9 +9,9 @@ import numpy as np
 
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.errors import AntgmmError
+from antgmm_jax.families import torch_images
 from antgmm_jax.functional import Params, functional
 from antgmm_jax.generate import generate
-from antgmm_jax.pictures import as_hf
 
 TOLERANCE = 1e-5
 """Largest difference of logits, as a share of their largest magnitude; also the floor."""
@@ -164,9 +164,9 @@ def torch_logits(model, inputs: Mapping[str, np.ndarray], batch: Mapping[str, np
     """
     import torch
 
-    tensors = torch_tensors(inputs)
-    if "pixel_values" in tensors:
-        tensors["pixel_values"] = tensors["pixel_values"].to(model.dtype)
+    tensors = {
+        name: x.to(model.dtype) if x.is_floating_point() else x for name, x in torch_tensors(model, inputs).items()
+    }
     with torch.no_grad():
         return _answer_logits(model(**tensors).logits.numpy(), batch)
 
@@ -187,12 +187,12 @@ def _answer_logits(logits: np.ndarray, batch: Mapping[str, np.ndarray]) -> np.nd
     return np.where(batch["targets"][:, :, None] == -100, 0.0, at)
 
 
-def torch_tensors(arrays: Mapping[str, Any]) -> dict[str, Any]:
-    """A batch as PyTorch models take it: pictures as `pixel_values`, ids and masks as int64."""
+def torch_tensors(model, arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """A batch as a PyTorch model takes it: pictures as its family hands them in, ids and masks as int64."""
     import torch
 
     shown = "images" in arrays and np.any(arrays["images"]["valid"])
-    pixels = {"pixel_values": as_hf(arrays["images"])} if shown else {}
+    pixels = torch_images(model.config.model_type, arrays["images"]) if shown else {}
     rest = {name: array for name, array in arrays.items() if name != "images"}
     # Copied, for JAX's arrays cannot be written to and PyTorch warns of such.
     tensors = {name: torch.from_numpy(np.array(array)) for name, array in {**pixels, **rest}.items()}
@@ -215,7 +215,9 @@ def torch_answers(model, prompt: Mapping[str, np.ndarray], max_new_tokens: int, 
     import torch
 
     with torch.no_grad():
-        ids = model.generate(**torch_tensors(prompt), max_new_tokens=max_new_tokens, do_sample=False, **options).numpy()
+        ids = model.generate(
+            **torch_tensors(model, prompt), max_new_tokens=max_new_tokens, do_sample=False, **options
+        ).numpy()
     start = 1 if model.config.is_encoder_decoder else prompt["input_ids"].shape[1]
     ids = ids[:, start:]
     return np.pad(ids, ((0, 0), (0, max_new_tokens - ids.shape[1])), constant_values=pad)

@@ -10,6 +10,7 @@ import transformers
 from antgmm_jax.convert import save_hf
 from antgmm_jax.families import new_processor
 from antgmm_jax.families.blip2_t5.presets import sized as blip2_t5
+from antgmm_jax.families.idefics3.presets import sized as smolvlm
 from antgmm_jax.families.llava.presets import sized as llava
 from antgmm_jax.families.words import EOS, IMAGE, PAD
 from antgmm_jax.functional import functional
@@ -137,6 +138,29 @@ def save_llava(directory: Path) -> Path:
     )
     randomised(transformers.LlavaForConditionalGeneration(config), 0).save_pretrained(directory)
     processor.save_pretrained(directory)
+    return directory
+
+
+def save_smolvlm(directory: Path) -> Path:
+    """A SmolVLM checkpoint of random weights whose processor splits pictures into tiles of 32 pixels."""
+    config = smolvlm(
+        vision=(2, 32, 2, 48),
+        text=(2, 32, 2, 48),
+        head_dims=(16, 16),
+        image=32,
+        patch=8,
+        scale=2,
+        vocab=320,
+        image_token=IMAGE,
+    )
+    processor = new_processor(config, train_tokenizer(corpus("s", 200), vocab=256, min_frequency=2))
+    processor.image_processor.do_image_splitting = True
+    processor.image_processor.size = {"longest_edge": 64}
+    save_hf(config, jax.tree.map(np.asarray, functional(config).init(jax.random.key(0))), directory)
+    like = directory.with_name("processor")
+    processor.save_pretrained(like)
+    for path in like.iterdir():
+        shutil.copyfile(path, directory / path.name)
     return directory
 
 

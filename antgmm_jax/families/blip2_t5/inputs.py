@@ -46,7 +46,8 @@ class Inputs:
         ids = [self._token] * (self._count * len(images)) + self.processor.tokenizer(line)["input_ids"]
         return np.array(ids, np.int32), self._pictures(images)
 
-    def torch(self, images: Mapping[str, np.ndarray]) -> Tree:
+    @staticmethod
+    def torch(images: Mapping[str, np.ndarray]) -> Tree:
         """A batch's pictures as the PyTorch model takes them."""
         return {"pixel_values": as_hf(images)}
 

@@ -71,7 +71,8 @@ class Inputs:
         }
         return np.asarray(made["input_ids"][0], np.int32), tree
 
-    def torch(self, images: Mapping[str, np.ndarray]) -> Tree:
+    @staticmethod
+    def torch(images: Mapping[str, np.ndarray]) -> Tree:
         """A batch's tiles as the PyTorch model takes them: `pixel_values` [B, M, C, H, W], empty slots zero."""
         valid, pixels = np.asarray(images["valid"]), np.asarray(images["pixels"]).astype(np.float32)
         if not valid.any():

@@ -54,7 +54,8 @@ class Inputs:
         ids = words(text, add_special_tokens=not starts_itself(self.processor, text))["input_ids"]
         return np.array(ids, np.int32), self._pictures(images)
 
-    def torch(self, images: Mapping[str, np.ndarray]) -> Tree:
+    @staticmethod
+    def torch(images: Mapping[str, np.ndarray]) -> Tree:
         """A batch's pictures as the PyTorch model takes them."""
         return {"pixel_values": as_hf(images)}
 

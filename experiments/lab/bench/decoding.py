@@ -64,7 +64,7 @@ def _torch_generate(model: Any, prompt: Mapping[str, np.ndarray], tokens: int) -
 
     # Without an end token every answer has the same length.
     model.generation_config.eos_token_id, model.generation_config.pad_token_id = None, 0
-    inputs = torch_tensors(prompt)
+    inputs = torch_tensors(model, prompt)
 
     def answer() -> np.ndarray:
         with torch.no_grad():

@@ -6,6 +6,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 from transformers import AutoProcessor
 from typer.testing import CliRunner
 
@@ -27,7 +28,7 @@ from experiments.run.samples import load_processor
 from experiments.run.schema.recipe import load_recipe, load_training
 from experiments.run.training import shape_of
 from tests import reference
-from tests.experiments.tiny import save_llava, save_teacher
+from tests.experiments.tiny import save_llava, save_smolvlm, save_teacher
 
 ROOT = Path(__file__).resolve().parents[3]
 RECIPES = ROOT / "experiments" / "recipes"
@@ -39,11 +40,14 @@ SMALL = {
     ' "bridge/mlp"=96, "encoder/layers"=2, "decoder/layers"=2, "text/embed"=48, "encoder/heads"=2, "encoder/mlp"=64}',
     "llava": '{"vision/layers"=2, "vision/embed"=64, "vision/mlp"=96, "text/layers"=2, "text/embed"=48, "text/mlp"=64,'
     ' "text/heads"=1}',
+    "smolvlm": '{"vision/layers"=2, "vision/embed"=64, "vision/mlp"=96, "text/layers"=2, "text/embed"=48,'
+    ' "text/mlp"=64, "text/heads"=1}',
 }
 FROZEN = 'phase.answers.frozen=["vision", "bridge"]'
 CUT = {
     "blip2": '{"vision/layers"=1, "bridge/layers"=1, "encoder/layers"=1, "decoder/layers"=1, "text/embed"=32}',
     "llava": '{"vision/layers"=1, "text/layers"=1, "text/mlp"=0.5}',
+    "smolvlm": '{"vision/layers"=1, "text/layers"=1, "text/mlp"=0.5}',
 }
 
 
@@ -82,7 +86,7 @@ def as_conversations(file):
     file.write_text("".join(rows))
 
 
-@pytest.mark.parametrize("family", ["blip2", "llava"])
+@pytest.mark.parametrize("family", ["blip2", "llava", "smolvlm"])
 def test_rows_of_a_user_become_an_exported_student(ads, family):
     if family == "llava":
         for split in ("train", "test"):
@@ -112,6 +116,30 @@ def test_rows_of_a_user_become_an_exported_student(ads, family):
         mask = batch["prompt/attention_mask"][row] == 1
         np.testing.assert_array_equal(batch["prompt/input_ids"][row][mask], expected)
     _answers_as_a_stock_model(ads / "runs/student/export", ads / "ads", family)
+
+
+def test_rows_with_tiles_of_any_number_of_pictures_are_compressed(ads):
+    teacher, rng = save_smolvlm(ads / "teacher"), np.random.default_rng(0)
+    for split, rows in (("train", 16), ("test", 8)):
+        lines = []
+        for row in range(rows):
+            names = [f"{split}-{row}-{k}.png" for k in range(row % 3)]
+            for k, name in enumerate(names):
+                size = (40 + 30 * (row % 2), 64 if k else 33)
+                Image.fromarray(rng.integers(0, 256, (*size, 3), np.uint8)).save(ads / "ads" / name)
+            lines.append(
+                json.dumps({"images": names, "question": f"is it {row}?", "answer": "yes" if row % 2 else "no"})
+            )
+        (ads / "ads" / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
+    recipe = RECIPES / "own-data-smolvlm-compress.toml"
+    changes = [change for change in tiny("smolvlm") if not change.startswith(("model", "phase", "data.samples"))]
+    changes += [f"teacher.path={json.dumps(str(teacher))}", "data.samples=16", "stage.cut.importance=activation"]
+    changes += ["stage.cut.mask_steps=1", "stage.cut.recover_steps=2"]
+    changes += ['stage.cut.sizes={"vision/mlp"=0.5, "text/mlp"=0.5, "text/embed"=0.5}']
+    done = antgmm("compress", recipe, "runs/tiles", *changes)
+    assert done.exit_code == 0, done.output
+    gate = json.loads((ads / "runs/tiles/report/gate.json").read_text())
+    assert gate["passed"] and gate["answers_equal"] == 1.0 and gate["prompts"] == 8
 
 
 def _answers_as_a_stock_model(directory, rows, family):
