@@ -90,7 +90,7 @@ class Shards:
         self._paths = sorted(directory.glob(f"*{SUFFIX}"))
         self._readers = [ArrayRecordReader(str(path), _READ, file_reader_buffer_size=_BUFFER) for path in self._paths]
         self._lock = Lock()
-        self._file, self._place = np.full(samples, -1), np.zeros(samples, int)
+        self._file, self._place = np.full(samples, -1, np.int32), np.zeros(samples, np.int32)
         for file, reader in enumerate(self._readers):
             if not reader.num_records():  # also where the file's end is missing
                 raise self._damaged(file)

@@ -57,11 +57,11 @@ class Widths(NamedTuple):
 
     def groups(self, needs: Needs) -> Int[np.ndarray, " N"]:
         """Which of the shapes each row needs, by number."""
-        found = np.zeros(len(needs.text), int)
+        found = np.zeros(len(needs.text), np.int32)
         for widths, need in zip(self, needs, strict=True):
             if need.max(initial=0) > widths[-1]:
                 raise AntgmmError(f"the widest bucket is {widths[-1]} but a row needs {need.max()}: add a bucket")
-            found = found * len(widths) + np.searchsorted(widths, need)
+            found = found * np.int32(len(widths)) + np.searchsorted(widths, need).astype(np.int32)
         return found
 
     def holds(self, shape: Shape) -> Shape:

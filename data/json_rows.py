@@ -57,8 +57,9 @@ class JsonRows:
 
     def __iter__(self) -> Iterator[Any]:
         with self.path.open("rb") as file:
-            for start, end in zip(self._bounds.starts.tolist(), self._bounds.ends.tolist(), strict=True):
-                file.seek(start)
+            for start, end in zip(self._bounds.starts, self._bounds.ends, strict=True):
+                if file.tell() != start:
+                    file.seek(start)
                 yield _parsed(file.read(end - start))
 
     def place(self, number: int) -> str:
