@@ -55,6 +55,7 @@ def _fields(
             "model_type": "t5",
             "num_layers": text[0],
             "num_decoder_layers": text[1],
+            "decoder_layers": text[1],  # of the cache, see `to_hf`
             "d_model": text[2],
             "num_heads": text[3],
             "d_kv": 8,
