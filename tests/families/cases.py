@@ -1,6 +1,6 @@
 """Random PyTorch models of every family's small shapes, what we read of their files, and batches for both."""
 
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,7 +43,7 @@ class Case(NamedTuple):
     reads: Inputs
 
 
-@lru_cache(maxsize=None)
+@cache
 def case_of(family: str, shape: str, root: Path) -> Case:
     """The case of a family's shape, made once below `root`."""
     fields, own_head = FAMILIES[family].tiny(0)[shape]
@@ -72,7 +72,10 @@ def _randomised(model: torch.nn.Module, own_head: bool) -> torch.nn.Module:
 @lru_cache
 def tokenizer() -> Tokenizer:
     """Words of the suite's lines, behind the special tokens that every family's processor needs."""
-    words = [*SPECIAL, *"text question what is it ? answer: price , new $25. a b c".split()]
+    words = [
+        *SPECIAL,
+        *["text", "question", "what", "is", "it", "?", "answer:", "price", ",", "new", "$25.", "a", "b", "c"],
+    ]
     own = Tokenizer(models.WordLevel({word: place for place, word in enumerate(words)}, unk_token="<unk>"))
     own.add_special_tokens(list(SPECIAL))
     own.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -141,12 +144,12 @@ def torch_logits(model: torch.nn.Module, case: Case, arrays: dict) -> np.ndarray
         return model(**given).logits.float().numpy()[counted(arrays)]
 
 
-@lru_cache(maxsize=None)
+@cache
 def _plain(config: LMMConfig):
     return jax.jit(lambda params, batch: functional(config).apply(params, batch)["logits"])
 
 
-@lru_cache(maxsize=None)
+@cache
 def _gated(config: LMMConfig):
     return jax.jit(lambda params, batch, gates: functional(config).apply(params, batch, gates)["logits"])
 

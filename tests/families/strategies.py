@@ -1,6 +1,6 @@
 """Which units stay: drawn by hypothesis for any model."""
 
-from functools import lru_cache
+from functools import cache
 from itertools import combinations
 
 import numpy as np
@@ -27,7 +27,7 @@ def keeps(draw, config: LMMConfig, counts: dict[str, int]):
     return keep
 
 
-@lru_cache(maxsize=None)
+@cache
 def layer_sets(config: LMMConfig, axis: str, count: int) -> list[tuple[int, ...]]:
     """So many layers of a tower, all sets of which a config of the family describes."""
 

@@ -47,5 +47,7 @@ def test_everything_cut_at_once_computes_in_transformers_what_closed_gates_do(ca
     close(logits(smaller, cut, arrays), expected)
     # Cut on disk, a tensor at a time, the files are the same.
     assert shrink_hf(case.directory, keep, tmp_path / "disk", max_shard_size="10KB") == smaller
-    memory, disk = ({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("memory", "disk"))
+    memory, disk = (
+        {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("memory", "disk")
+    )
     assert disk == memory

@@ -69,7 +69,9 @@ def test_eight_bit_pictures_are_normalised_as_their_tree_says(first):
     arrays, rng = batch(first.config), np.random.default_rng(3)
     shape = arrays["images"]["pixels"].shape
     pixels = rng.integers(0, 256, shape).astype(np.uint8)
-    scale, offset = (rng.uniform(low, high, (*shape[:2], 3)).astype(np.float32) for low, high in ((0.01, 0.02), (-2, -1)))
+    scale, offset = (
+        rng.uniform(low, high, (*shape[:2], 3)).astype(np.float32) for low, high in ((0.01, 0.02), (-2, -1))
+    )
     plain = pixels * scale[:, :, None, None] + offset[:, :, None, None]
     found, expected = (
         logits(first.config, first.params, {**arrays, "images": {**tree, "valid": arrays["images"]["valid"]}})

@@ -9,7 +9,7 @@ def tiny(seed: int) -> dict[str, Tiny]:
     """Shapes by name; the seed draws the sizes of the feed-forward layers."""
     rng = np.random.default_rng(seed)
     return {
-        "gated": Tiny(_fields(rng, vision=(3, 24, 3), bridge=(4, 24, 3, 2), text=(3, 3, 20, 3)), own_head=True),
+        "gated": Tiny(_fields(rng, vision=(3, 32, 4), bridge=(4, 32, 4, 2), text=(3, 3, 20, 4)), own_head=True),
         "plain, tied, scaled": Tiny(
             _fields(rng, vision=(2, 32, 4), bridge=(2, 24, 3, 1), text=(3, 1, 16, 2), gated=False, scaled=True)
         ),
