@@ -72,10 +72,7 @@ def _randomised(model: torch.nn.Module, own_head: bool) -> torch.nn.Module:
 @lru_cache
 def tokenizer() -> Tokenizer:
     """Words of the suite's lines, behind the special tokens that every family's processor needs."""
-    words = [
-        *SPECIAL,
-        *["text", "question", "what", "is", "it", "?", "answer:", "price", ",", "new", "$25.", "a", "b", "c"],
-    ]
+    words = [*SPECIAL, "text:", "question:", "what", "is", "the", "price", "?", "answer:", ",", "new", "$25."]
     own = Tokenizer(models.WordLevel({word: place for place, word in enumerate(words)}, unk_token="<unk>"))
     own.add_special_tokens(list(SPECIAL))
     own.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -102,7 +99,7 @@ def _row(rng: np.random.Generator, pictures: list[int], words: int, config: LMMC
     row: list[int] = []
     for tokens in pictures:
         row += [*rng.integers(*WORDS, rng.integers(3)), *[config.image_token] * tokens]
-    return row + [*rng.integers(*WORDS, words)]
+    return [*row, *rng.integers(*WORDS, words)]
 
 
 def _answers(ids: np.ndarray, mask: np.ndarray) -> dict:
