@@ -95,7 +95,7 @@ _product.defvjp(lambda x, kernel: (x @ kernel, (x, kernel)), _product_backward)
 def initial(config: StackConfig, fan_in: int) -> float:
     """Standard deviation of a new kernel: 0.02 as in ViT, BERT and Llama, or by fan-in as in T5.
 
-    A post-norm stack (Q-Former) at fan-in scale hardly learns: its branches drown the stream.
+    A post-norm stack at fan-in scale hardly learns: its branches drown the stream.
     """
     return 0.02 if config.scaled else fan_in**-0.5
 

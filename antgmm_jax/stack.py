@@ -1,4 +1,4 @@
-"""One stack of blocks from which ViT, CLIP, Q-Former, T5 encoder and decoder, and Llama are all assembled."""
+"""One stack of blocks from which image encoders, bridges, text encoders and decoders are all assembled."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -160,7 +160,7 @@ def _unit_norms(units: Mapping[str, Any], name: str, valid: Array | None) -> Arr
 class Stack(nnx.Module):
     """Blocks stored stacked on a leading `layers` axis; scanned to train, unrolled to decode.
 
-    Where only every `cross_every`-th layer has cross-attention (Q-Former), those form a shorter stack of their own
+    Where only every `cross_every`-th layer has cross-attention, those form a shorter stack of their own
     on the axis `<tower>/cross_layers`, and the scan goes by groups of `cross_every` layers.
     """
 

@@ -1,4 +1,4 @@
-"""The image encoder that reads squares of pixels: ViT, CLIP and SigLIP."""
+"""The image encoder that reads squares of pixels: a vision transformer."""
 
 from collections.abc import Sequence
 

@@ -196,7 +196,7 @@ def read_records(kind: str, path: str | Path, *, split: str = "", most: int = 0)
     """The records of a user's files by number; `data.store.every` checks them before anything is trained.
 
     A row needs pictures (one, a list, or an empty list for none), a question and an answer, under the names of
-    `data.rows.ALIASES` or as LLaVA's `conversations`, where each question with its answer becomes a record. Other
+    `data.rows.ALIASES` or as `conversations`, where each question with its answer becomes a record. Other
     columns are not read.
 
     Args:

@@ -54,7 +54,7 @@ def parse(raw: Any) -> list[Row]:
     """The rows that one line of a file stands for: one, or one for each question of a conversation.
 
     Args:
-        raw: an object of the file, with the names of `ALIASES` or LLaVA's `conversations`.
+        raw: an object of the file, with the names of `ALIASES` or `conversations`.
 
     Returns:
         At least one row.
@@ -138,7 +138,7 @@ def _latents(value: Any) -> dict[str, int]:
 
 
 def _conversation(turns: Any, name: str) -> list[tuple[str, str]]:
-    """Questions and answers of LLaVA's `conversations` (from, value) or chat `messages` (role, content)."""
+    """Questions and answers of `conversations` (from, value) or chat `messages` (role, content)."""
     if not isinstance(turns, list) or len(turns) < 2 or not all(isinstance(turn, Mapping) for turn in turns):
         raise BadRow(f"{name} is not a list of turns, a question and its answer at least")
     if (turns[0].get("from") or turns[0].get("role")) == "system":

@@ -71,7 +71,7 @@ def search(
     weigh = _weights(config, free_axes(config, complete(config, pinned)), weights or {})
 
     def sized(wanted: dict[str, int]) -> Sized:
-        # Scores decide which layers of a Q-Former stay, and with them how many have cross-attention: at most these.
+        # Where only some layers have cross-attention, scores decide how many of those stay: at most these.
         legal = [variant for variant in variants(config, complete(config, wanted)) if not violations(variant)]
         largest = max(legal, key=total_parameters)
         return Sized(wanted, largest, price(largest))

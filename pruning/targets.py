@@ -64,8 +64,8 @@ def planned_configs(config: LMMConfig, wanted: Mapping[str, int]) -> list[LMMCon
         wanted: axis -> units, legal.
 
     Returns:
-        The smaller configs: more than one where scores decide which layers of a Q-Former are kept, those that read the
-        picture or others.
+        The smaller configs: more than one where scores decide which layers are kept, those with cross-attention or
+        others.
     """
     return [c for c in variants(config, complete(config, wanted)) if not violations(c)]
 
@@ -78,6 +78,6 @@ def planned_config(config: LMMConfig, wanted: Mapping[str, int]) -> LMMConfig:
         wanted: axis -> units, legal.
 
     Returns:
-        The smaller config; its Q-Former reads the picture as often as the model's, where it may.
+        The smaller config, its cross-attention as frequent as the model's where it may be.
     """
     return planned_configs(config, wanted)[0]

@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from antgmm_jax.families import FAMILIES
+from antgmm_jax.presets import PRESETS
+
 ROOT = Path(__file__).resolve().parent.parent
 PEERS = ROOT / "experiments/lab/peers/requirements.txt"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -161,3 +164,75 @@ def function():
     path.write_text(code)
     known = {"a", "a.one", "a.two", "a.b.three", "a.b.four", "a.other", "a.b.five", "a.b.module", "a.unused"}
     assert imported_modules("a.b.module", path, known) == known - {"a.b.module", "a.unused"}
+
+
+FAMILY_PACKAGE = ROOT / "antgmm_jax" / "families"
+
+
+def family_names() -> set[str]:
+    """How families are called in keys, `model_type`s and Hugging Face's classes, in small letters alone."""
+    classes = {one.fields["architectures"][0] for family in FAMILIES.values() for one in family.tiny(0).values()}
+    names = {*FAMILIES, *(kind for family in FAMILIES.values() for kind in family.model_types)}
+    return {plain(name) for name in names | {one.removesuffix("ForConditionalGeneration") for one in classes}}
+
+
+def plain(text: str) -> str:
+    """In small letters, "Blip-2" as "blip2"."""
+    return re.sub(r"(?<=\w)[-_ ](?=\w)", "", text.lower())
+
+
+def named(text: str) -> set[str]:
+    """Families that a line names; a preset's name is data and is none."""
+    for preset in PRESETS:
+        text = text.replace(preset, "")
+    return {name for name in family_names() if name in plain(text)}
+
+
+def outside_families() -> Iterator[Path]:
+    yield from (path for package in ALLOWED for path in files(package) if FAMILY_PACKAGE not in path.parents)
+
+
+def test_nothing_outside_its_folder_names_a_family():
+    """Neither imports nor code, and neither comments nor docstrings."""
+    wrong = [
+        f"{path.relative_to(ROOT)}:{number} names {', '.join(found)}"
+        for path in outside_families()
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if (found := named(line))
+    ]
+    assert not wrong
+
+
+def test_nothing_outside_a_familys_folder_asks_for_its_classes():
+    """No `isinstance` of a config that a family has, nor of any Hugging Face processor."""
+    configs = {family.config.__name__ for family in FAMILIES.values()}
+
+    def asked(node: ast.AST) -> set[str]:
+        if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "isinstance"):
+            return set()
+        names = {getattr(one, "id", getattr(one, "attr", "")) for one in ast.walk(node.args[1])}
+        return {name for name in names if name in configs or re.search(r"Processor(Mixin|Fast)?$", name)}
+
+    wrong = [
+        f"{path.relative_to(ROOT)}:{node.lineno} asks for {', '.join(found)}"
+        for path in outside_families()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if (found := asked(node))
+    ]
+    assert not wrong
+
+
+@pytest.mark.parametrize(
+    ("line", "names"),
+    [
+        ("from antgmm_jax.families.llava.presets import sized", {"llava"}),
+        ("from antgmm_jax.families import blip2_t5 as family", {"blip2", "blip2t5"}),
+        ('if model.config.model_type == "blip-2":', {"blip2"}),
+        ("model = transformers.Idefics3ForConditionalGeneration(config)", {"idefics3"}),
+        ("# SmolVLM has tiles", {"smolvlm"}),
+        ('BASE = "llava-tiny"', set()),
+        ("from antgmm_jax.families import family", set()),
+    ],
+)
+def test_a_line_that_names_a_family_is_seen(line, names):
+    assert named(line) == names

@@ -80,7 +80,7 @@ def torch_model(directory: str | os.PathLike):
 
 
 def _generating(model) -> list[Any]:
-    """The model, and in BLIP-2 the language model whose own `generate` it calls."""
+    """The model, and its language model where it calls the `generate` of that."""
     inner = getattr(model, "language_model", None)
     return [part for part in (model, inner) if getattr(part, "generation_config", None) is not None]
 

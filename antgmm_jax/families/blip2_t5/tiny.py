@@ -9,7 +9,7 @@ def tiny(seed: int) -> dict[str, Tiny]:
     """Shapes by name; the seed draws the sizes of the feed-forward layers."""
     rng = np.random.default_rng(seed)
     return {
-        "gated": Tiny(_fields(rng, vision=(3, 24, 3), bridge=(4, 24, 3, 2), text=(3, 3, 20, 3)), own_head=True),
+        "gated": Tiny(_fields(rng, vision=(3, 32, 4), bridge=(4, 32, 4, 2), text=(3, 3, 20, 4)), own_head=True),
         "plain, tied, scaled": Tiny(
             _fields(rng, vision=(2, 32, 4), bridge=(2, 24, 3, 1), text=(3, 1, 16, 2), gated=False, scaled=True)
         ),
@@ -55,6 +55,7 @@ def _fields(
             "model_type": "t5",
             "num_layers": text[0],
             "num_decoder_layers": text[1],
+            "decoder_layers": text[1],  # of the cache, see `to_hf`
             "d_model": text[2],
             "num_heads": text[3],
             "d_kv": 8,

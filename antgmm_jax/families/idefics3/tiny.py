@@ -11,15 +11,15 @@ def tiny(seed: int) -> dict[str, Tiny]:
     """Shapes by name; the seed draws the sizes of the feed-forward layers."""
     rng = np.random.default_rng(seed)
     return {
-        "smolvlm": Tiny(_fields(rng, "smolvlm", vision=(3, 24, 3), text=(3, 24, 6, 3, 10), patch=4, scale=2)),
+        "smolvlm": Tiny(_fields(rng, "smolvlm", vision=(3, 32, 4), text=(3, 24, 4, 2, 10), patch=4, scale=2)),
         "smolvlm, tied": Tiny(
-            _fields(rng, "smolvlm", vision=(2, 32, 4), text=(1, 24, 4, 1, 6), patch=2, scale=4, tied=True)
+            _fields(rng, "smolvlm", vision=(2, 24, 3), text=(1, 24, 4, 1, 6), patch=2, scale=4, tied=True)
         ),
         "idefics3, biases": Tiny(
             _fields(rng, "idefics3", vision=(1, 16, 2), text=(2, 20, 4, 4, 8), patch=8, scale=2, bias=True)
         ),
         "idefics3, every patch": Tiny(
-            _fields(rng, "idefics3", vision=(2, 24, 3), text=(2, 24, 4, 2, 10), patch=8, scale=1, tied=True)
+            _fields(rng, "idefics3", vision=(2, 24, 3), text=(2, 24, 6, 3, 6), patch=8, scale=1, tied=True)
         ),
     }
 

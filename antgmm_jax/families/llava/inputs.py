@@ -71,7 +71,7 @@ def new_processor(config: LlavaConfig, tokenizer: Tokenizer) -> LlavaProcessor:
     """The processor of a model that is trained from scratch; `save_pretrained` writes what `AutoProcessor` reads.
 
     Args:
-        config: the model, with a CLIP tower whose class token is dropped.
+        config: the model.
         tokenizer: a trained one that has the tokens of `antgmm_jax.families.words`.
 
     Returns:
@@ -83,7 +83,7 @@ def new_processor(config: LlavaConfig, tokenizer: Tokenizer) -> LlavaProcessor:
         CLIPImageProcessor(size={"shortest_edge": px}, crop_size={"height": px, "width": px}),
         words,
         patch_size=config.vision.patch,
-        vision_feature_select_strategy="default",
+        vision_feature_select_strategy="full" if config.vision.keep_cls else "default",
         num_additional_image_tokens=1,
         chat_template=CHAT,
     )

@@ -10,8 +10,8 @@ def tiny(seed: int) -> dict[str, Tiny]:
     """Shapes by name; the seed draws the sizes of the feed-forward layers."""
     rng = np.random.default_rng(seed)
     return {
-        "2 KV heads": Tiny(_fields(rng, vision=(4, 24, 3), text=(3, 24, 4, 2, 10))),
-        "1 KV head, tied": Tiny(_fields(rng, vision=(2, 32, 4), text=(2, 24, 4, 1, 6), tied=True, feature_layer=-1)),
+        "2 KV heads": Tiny(_fields(rng, vision=(4, 32, 4), text=(3, 24, 4, 2, 10))),
+        "1 KV head, tied": Tiny(_fields(rng, vision=(2, 24, 3), text=(2, 24, 4, 1, 6), tied=True, feature_layer=-1)),
         "4 KV heads, biases, all tokens": Tiny(
             _fields(rng, vision=(3, 16, 2), text=(2, 20, 4, 4, 8), bias=True, whole=True, feature_layer=2)
         ),

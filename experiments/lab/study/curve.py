@@ -55,7 +55,7 @@ def with_costs(results: Sequence[dict[str, Any]], teacher: LMMConfig, asked: Ask
 def shape_of(teacher: LMMConfig, result: Mapping[str, Any]) -> LMMConfig:
     """The model that a run left.
 
-    Sizes alone do not say which of a Q-Former's layers read the picture; the number of parameters does.
+    Sizes alone do not say which of a bridge's layers read the picture; the number of parameters does.
 
     Args:
         teacher: the model that it was cut from.

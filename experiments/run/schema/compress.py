@@ -26,7 +26,7 @@ class Teacher(Table):
       path: its Hugging Face folder.
       mode: "cache" computes its final hidden states at answer positions once; "online" runs it at every step.
       states: towers whose block states are compared, "vision" and "bridge" by the `vision` loss, "encoder", "decoder"
-        (LLaVA: "text") by `hidden`; cached too under "cache". Exactly the recipes with such a loss name some.
+        (a decoder alone: "text") by `hidden`; cached too under "cache". Exactly the recipes with such a loss name some.
       pairs: further records to train on, pictures of the samples with other samples' questions, which the teacher
         answers once; 0 for none.
     """

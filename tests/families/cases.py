@@ -1,0 +1,171 @@
+"""Random PyTorch models of every family's small shapes, what we read of their files, and batches for both."""
+
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import torch
+import transformers
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from antgmm_jax.config import LMMConfig
+from antgmm_jax.convert import load_hf
+from antgmm_jax.families import FAMILIES, inputs, new_processor
+from antgmm_jax.families.base import Inputs
+from antgmm_jax.families.words import SPECIAL
+from antgmm_jax.functional import functional
+
+SHAPES = [(name, shape) for name, family in FAMILIES.items() for shape in family.tiny(0)]
+FIRST = [next(one for one in SHAPES if one[0] == name) for name in FAMILIES]
+PICTURES, SLOTS = (2, 0, 1, 2), 3
+"""Pictures of each row of a batch, and the slots that it has for them."""
+WORDS = (20, 60)
+"""Ids of plain words."""
+
+
+class Case(NamedTuple):
+    """A shape of a family: the PyTorch model, its directory, and what is read of it.
+
+    Attributes:
+        model: with random parameters, float32.
+        directory: as `save_pretrained` writes it.
+        config: ours.
+        params: ours, numpy.
+        reads: the family's inputs.
+    """
+
+    model: torch.nn.Module
+    directory: Path
+    config: LMMConfig
+    params: dict
+    reads: Inputs
+
+
+@cache
+def case_of(family: str, shape: str, root: Path) -> Case:
+    """The case of a family's shape, made once below `root`."""
+    fields, own_head = FAMILIES[family].tiny(0)[shape]
+    hf = transformers.CONFIG_MAPPING[fields["model_type"]].from_dict(fields)
+    model = _randomised(getattr(transformers, fields["architectures"][0])(hf), own_head)
+    model.generation_config.pad_token_id, model.generation_config.eos_token_id = 0, 1
+    directory = root / "families" / family / shape
+    model.save_pretrained(directory)
+    config, params = load_hf(directory)
+    return Case(model, directory, config, params, inputs(config, new_processor(config, tokenizer())))
+
+
+def _randomised(model: torch.nn.Module, own_head: bool) -> torch.nn.Module:
+    """Every parameter drawn, norms around 1: initial zeros and ones would hide a bias or a unit in the wrong place."""
+    generator = torch.Generator().manual_seed(0)
+    if own_head:
+        head = model.get_output_embeddings()
+        head.weight = torch.nn.Parameter(head.weight.detach().clone())
+    for name, parameter in model.named_parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        scale = parameter.ndim == 1 and name.endswith("weight")
+        parameter.data = 1 + 0.3 * noise if scale else 0.2 * noise
+    return model.eval()
+
+
+@lru_cache
+def tokenizer() -> Tokenizer:
+    """Words of the suite's lines, behind the special tokens that every family's processor needs."""
+    words = [*SPECIAL, "text:", "question:", "what", "is", "the", "price", "?", "answer:", ",", "new", "$25."]
+    own = Tokenizer(models.WordLevel({word: place for place, word in enumerate(words)}, unk_token="<unk>"))
+    own.add_special_tokens(list(SPECIAL))
+    own.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return own
+
+
+def batch(config: LMMConfig, *, pad: str = "right", seed: int = 0) -> dict:
+    """Four rows of two pictures, none, one and two in three slots, of unequal lengths, with what training reads."""
+    rng = np.random.default_rng(seed)
+    rows = [_row(rng, count * [config.image_tokens], 4 + place, config) for place, count in enumerate(PICTURES)]
+    length = max(len(row) for row in rows)
+    ids, mask = np.zeros((2, len(rows), length), np.int32)
+    for place, row in enumerate(rows):
+        at = slice(len(row)) if pad == "right" else slice(length - len(row), None)
+        ids[place, at], mask[place, at] = row, 1
+    valid, side = np.arange(SLOTS) < np.array(PICTURES)[:, None], config.vision.image
+    pixels = rng.normal(size=(*valid.shape, side, side, 3)).astype(np.float32)
+    pixels[~valid] = 0
+    made = {"images": {"pixels": pixels, "valid": valid}, "input_ids": ids, "attention_mask": mask}
+    return made | (_apart(rng) if config.encoder_decoder else _answers(ids, mask))
+
+
+def _row(rng: np.random.Generator, pictures: list[int], words: int, config: LMMConfig) -> list[int]:
+    row: list[int] = []
+    for tokens in pictures:
+        row += [*rng.integers(*WORDS, rng.integers(3)), *[config.image_token] * tokens]
+    return [*row, *rng.integers(*WORDS, words)]
+
+
+def _answers(ids: np.ndarray, mask: np.ndarray) -> dict:
+    """The last two words of each row are its answer; of the last row the second is padding."""
+    ends = ids.shape[1] - np.argmax(mask[:, ::-1], axis=1)
+    at = ends[:, None] + np.array([-2, -1])
+    targets = np.take_along_axis(ids, at, axis=1)
+    labels = np.full_like(ids, -100)
+    np.put_along_axis(labels, at, targets, axis=1)
+    targets[-1, -1] = labels[-1, ends[-1] - 1] = -100
+    return {"labels": labels, "targets": targets, "positions": (at - 1).astype(np.int32)}
+
+
+def _apart(rng: np.random.Generator) -> dict:
+    """Answers of four tokens that a decoder reads apart; the second's last two are padding."""
+    labels = rng.integers(*WORDS, (len(PICTURES), 4)).astype(np.int32)
+    decoded = np.pad(labels[:, :-1], ((0, 0), (1, 0)))
+    labels[1, -2:] = -100
+    places = np.tile(np.arange(4, dtype=np.int32), (len(PICTURES), 1))
+    return {"labels": labels, "targets": labels, "positions": places, "decoder_input_ids": decoded}
+
+
+def counted(arrays: dict) -> np.ndarray:
+    """Which logits mean something: of a decoder alone those at tokens, of one after an encoder all."""
+    own = arrays.get("decoder_input_ids")
+    return arrays["attention_mask"] > 0 if own is None else np.ones(own.shape, bool)
+
+
+def as_torch(case: Case, arrays: dict, *names: str) -> dict[str, torch.Tensor]:
+    """The pictures of a batch, and the arrays named, as the PyTorch model takes them."""
+    ours = {name: arrays[name].astype(np.int64) for name in names if name in arrays}
+    return {name: torch.from_numpy(one) for name, one in (ours | case.reads.torch(arrays["images"])).items()}
+
+
+def torch_logits(model: torch.nn.Module, case: Case, arrays: dict) -> np.ndarray:
+    """PyTorch's logits, those that count [tokens, V]."""
+    given = as_torch(case, arrays, "input_ids", "attention_mask", "decoder_input_ids")
+    with torch.no_grad():
+        return model(**given).logits.float().numpy()[counted(arrays)]
+
+
+@cache
+def _plain(config: LMMConfig):
+    return jax.jit(lambda params, batch: functional(config).apply(params, batch)["logits"])
+
+
+@cache
+def _gated(config: LMMConfig):
+    return jax.jit(lambda params, batch, gates: functional(config).apply(params, batch, gates)["logits"])
+
+
+def logits(config: LMMConfig, params: dict, arrays: dict, gates: dict | None = None) -> np.ndarray:
+    """Our logits, those that count [tokens, V]; programs are kept by config."""
+    made = _plain(config)(params, arrays) if gates is None else _gated(config)(params, arrays, gates)
+    return np.asarray(made)[counted(arrays)]
+
+
+def reloaded(directory: Path) -> torch.nn.Module:
+    """A directory read back by the class that it names, in float32, no tensor missing or left over."""
+    config = transformers.AutoConfig.from_pretrained(directory)
+    kind = getattr(transformers, config.architectures[0])
+    model, info = kind.from_pretrained(directory, dtype=torch.float32, output_loading_info=True)
+    assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")), info
+    return model.eval()
+
+
+def close(ours: np.ndarray, reference: np.ndarray) -> None:
+    """Within 1e-5 of the reference's largest magnitude, floor 1e-5."""
+    np.testing.assert_allclose(ours, reference, rtol=0, atol=max(1e-5, 1e-5 * float(np.abs(reference).max())))

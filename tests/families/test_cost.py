@@ -1,0 +1,86 @@
+"""The analytic cost against the compiled program's own count, and against the parameters themselves."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from antgmm_jax.axes import resize, sizes
+from antgmm_jax.config import towers
+from antgmm_jax.functional import abstract, functional
+from pruning.cost import cost, forward_flops, kernels, parameters
+from tests.families.cases import batch
+
+BATCH, LENGTH, ANSWER, WIDTH = 2, 48, 16, 256
+
+
+@pytest.fixture(scope="module")
+def wide(first):
+    """One layer a stack, as XLA counts a scan's body once whatever its length, and wide: what it counts besides matrix
+    products (norms, softmax, activations) is then a few percent. Such models are compiled, never run."""
+    stacks = {name: tower.stack for name, tower in towers(first.config).items()}
+
+    def size(axis):
+        tower, local = axis.split("/")
+        if local.endswith("heads"):
+            return WIDTH // (stacks[tower].head_dim * stacks[tower].q_per_kv)
+        return {"layers": 1, "embed": WIDTH, "mlp": 4 * WIDTH}[local]
+
+    return resize(first.config, {axis: size(axis) for axis in sizes(first.config)})
+
+
+def described(config):
+    """A batch of one picture a row, nothing allocated."""
+
+    def ints(*shape):
+        return jax.ShapeDtypeStruct(shape, jnp.int32)
+
+    images = {name: jax.ShapeDtypeStruct((BATCH, 1, *leaf.shape[2:]), leaf.dtype)
+              for name, leaf in batch(config)["images"].items()}  # fmt: skip
+    made = {"images": images, "input_ids": ints(BATCH, LENGTH), "attention_mask": ints(BATCH, LENGTH)}
+    return made | ({"decoder_input_ids": ints(BATCH, ANSWER)} if config.encoder_decoder else {})
+
+
+def xla_flops(function, *arguments) -> float:
+    analysis = jax.jit(function).lower(*arguments).compile().cost_analysis()
+    assert analysis is not None
+    return analysis["flops"]
+
+
+def test_forward_flops_are_those_of_the_compiled_program(wide):
+    model = functional(wide)
+    compiled = xla_flops(lambda p, b: model.apply(p, b)["logits"], abstract(wide), described(wide))
+    assert sum(forward_flops(wide, BATCH, LENGTH, ANSWER).values()) == pytest.approx(compiled, rel=0.05)
+
+
+def test_phases_are_those_of_the_compiled_engine(wide):
+    model, params, arrays = functional(wide), abstract(wide), described(wide)
+    flops = cost(wide, BATCH, LENGTH, ANSWER).flops
+
+    def prefill(params, batch):
+        return nnx.merge(model.graph, nnx.State(params)).prefill(batch, ANSWER)
+
+    def step(params, ids, state, valid):
+        language = nnx.merge(model.graph, nnx.State(params)).language
+        return language.step(ids, state, valid, language.decoder.unstack())
+
+    # The engine runs the bridge's last maps with the prompt, not with the image.
+    last = 2 * BATCH * wide.tokens["bridge/out"] * kernels(wide)["bridge", "bridge/out"]
+    vision = xla_flops(model.features, params, arrays["images"])
+    assert sum(flops["vision"].values()) - last == pytest.approx(vision, rel=0.05)
+    both = sum(flops["vision"].values()) + sum(flops["prefill"].values())
+    assert both == pytest.approx(xla_flops(prefill, params, arrays), rel=0.05)
+    state, valid = jax.eval_shape(prefill, params, arrays)
+    once = xla_flops(step, params, jax.ShapeDtypeStruct((BATCH,), jnp.int32), state, valid)
+    assert sum(flops["decode"].values()) == pytest.approx((ANSWER - 1) * once, rel=0.05)
+    caches = [leaf for leaf in jax.tree.leaves((state.caches, state.cross_caches)) if leaf is not None]
+    assert cost(wide, BATCH, LENGTH, ANSWER, itemsize=4).kv_cache == sum(leaf.size * 4 for leaf in caches)
+
+
+def test_parameters_are_counted_exactly(case):
+    counts = parameters(case.config)
+    assert sum(counts.values()) == sum(leaf.size for leaf in jax.tree.leaves(case.params))
+    assert counts == cost(case.config, 1, 8, 4).parameters
+    language = case.config.language
+    assert counts["tokens"] == np.prod((language.vocab, language.decoder.embed)) * (1 if language.tied else 2)

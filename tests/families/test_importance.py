@@ -1,0 +1,117 @@
+"""Scores of whole models: gate gradients against differences and weight gradients, and every method's shapes."""
+
+from functools import cache, reduce
+from operator import getitem
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from antgmm_jax.axes import sizes
+from antgmm_jax.config import towers
+from antgmm_jax.families import family
+from antgmm_jax.functional import functional, is_axes, local_axes
+from pruning import activation, block_influence, last, magnitude, ones, random, taylor
+from tests.families.cases import batch
+
+
+@cache
+def answer_loss(config):
+    """Mean cross-entropy of the answer tokens, as the trainer reads them."""
+    apply = functional(config).apply
+
+    def loss(params, gates, batch):
+        logits = apply(params, batch, gates)["logits"]
+        at = jnp.take_along_axis(logits, batch["positions"][..., None], axis=1)
+        valid = batch["targets"] >= 0
+        picked = jnp.take_along_axis(jax.nn.log_softmax(at), jnp.where(valid, batch["targets"], 0)[..., None], axis=-1)
+        return -jnp.sum(picked[..., 0] * valid) / valid.sum()
+
+    return loss
+
+
+@cache
+def _scored(config, seed):
+    return taylor(answer_loss(config), _PARAMS[config], ones(config), [batch(config, seed=seed)])
+
+
+_PARAMS: dict = {}
+
+
+def scored(case):
+    """Taylor scores of a case, computed once."""
+    _PARAMS[case.config] = case.params
+    return _scored(case.config, 0)
+
+
+def test_the_gradient_of_every_axis_is_that_of_central_differences(first):
+    config, step = first.config, 2e-2
+    arrays, open_gates, rng = batch(config), ones(config), np.random.default_rng(0)
+    loss, scores = jax.jit(answer_loss(config)), scored(first)
+    for axis, score in scores.items():
+        for unit in (np.unravel_index(score.argmax(), score.shape), tuple(rng.integers(score.shape))):
+
+            def at(change, axis=axis, unit=unit):
+                gate = open_gates[axis].copy()
+                gate[unit] += change
+                return float(loss(first.params, {**open_gates, axis: gate}, arrays))
+
+            coarse, fine = ((at(h) - at(-h)) / (2 * h) for h in (step, step / 2))
+            # Richardson's extrapolation: a width's gate stands in every norm, so the loss bends quickly in it.
+            slope = (4 * fine - coarse) / 3
+            assert abs(abs(slope) - score[unit]) <= 1e-4 + 1e-3 * score.max(), (axis, unit)
+
+
+def carriers(config):
+    """Axis of heads or hidden units -> paths of the kernels that carry its units' output on, with their axes."""
+    found = {}
+    for path, axes in jax.tree_util.tree_leaves_with_path(functional(config).axes, is_leaf=is_axes):
+        keys = tuple(key.key for key in path)
+        for axis in set(axes) & set(sizes(config)) if keys[-1] in ("o", "down") else ():
+            if not axis.endswith(("/layers", "/embed")):
+                found.setdefault(axis, []).append((keys, axes))
+    return found
+
+
+def test_the_gradient_is_the_signed_sum_of_weight_times_gradient(first):
+    """The paper's score, over the weights that carry a unit's output on."""
+    config, params, places = first.config, first.params, carriers(first.config)
+    units = {axis for axis in sizes(config) if axis.split("/")[1] in ("heads", "cross_heads", "mlp")}
+    assert set(places) == units
+
+    def signed_sums(params, gates, batch):
+        product = jax.tree.map(jnp.multiply, params, jax.grad(answer_loss(config))(params, gates, batch))
+        return {
+            axis: sum(_by_unit(reduce(getitem, keys, product), axes, axis, local_axes(config)) for keys, axes in paths)
+            for axis, paths in places.items()
+        }
+
+    sums = jax.jit(signed_sums)(params, ones(config), batch(config))
+    scores = family(config).depth.array_keep(config, {axis: scored(first)[axis] for axis in places})
+    for axis, total in sums.items():
+        np.testing.assert_allclose(scores[axis], np.abs(total), rtol=1e-4, atol=1e-6, err_msg=axis)
+
+
+def _by_unit(product, axes, axis, local):
+    kept = {axes.index(axis), 0} if axis in local else {axes.index(axis)}
+    return product.sum(tuple(set(range(product.ndim)) - kept))
+
+
+def test_every_method_scores_all_its_units(first):
+    config, arrays, apply = first.config, batch(first.config), functional(first.config).apply
+    present, local, shapes = sizes(config), local_axes(config), {a: gate.shape for a, gate in ones(config).items()}
+    units = [axis for axis in present if not axis.endswith("/layers")]
+    depths = [axis for axis in present if axis.endswith("/layers")]
+    made = {
+        "taylor": (scored(first), present),
+        "magnitude": (magnitude(first.params, config), present),
+        "random": (random(jax.random.key(0), present, local), present),
+        "activation": (activation(apply, first.params, [arrays], units, local), units),
+        "block influence": (block_influence(apply, first.params, [arrays], towers(config).values()), depths),
+        "last": (last(present), depths),
+    }
+    for method, (scores, axes) in made.items():
+        assert {axis: score.shape for axis, score in scores.items()} == {axis: shapes[axis] for axis in axes}, method
+        for axis, score in scores.items():
+            assert score.dtype == np.float32 and np.isfinite(score).all() and (score >= 0).all(), (method, axis)
+            assert score.any(), (method, axis)

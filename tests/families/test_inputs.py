@@ -1,0 +1,84 @@
+"""Token ids and pixels are those of the checkpoint's own `AutoProcessor`."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from transformers import AutoProcessor
+
+from antgmm_jax.errors import AntgmmError
+from antgmm_jax.families import inputs, new_processor
+from tests.families.cases import tokenizer
+
+LINE = "text: new , $25. question: what is the price ?"
+SIDES = ((16, 16), (50, 21), (19, 64), (7, 5), (33, 33))
+"""Width and height of pictures: the models' own size, and others."""
+
+
+@pytest.fixture(scope="module")
+def reads(case, tmp_path_factory):
+    """The inputs by a processor that was saved and read back as a user would."""
+    folder = tmp_path_factory.mktemp("processor")
+    new_processor(case.config, tokenizer()).save_pretrained(folder)
+    return inputs(case.config, AutoProcessor.from_pretrained(folder))
+
+
+def picture(width, height):
+    """A ramp with noise: what resizing, cropping and tiling do to it shows."""
+    noise = np.random.default_rng(width).integers(0, 55, (height, width, 3))
+    return (np.linspace(0, 200, width)[None, :, None] + noise).astype(np.uint8)
+
+
+def own(reads, images):
+    """What the processor itself makes of a row: token ids, and its pictures as PyTorch takes them."""
+    prompt = reads.prompt(LINE, len(images))
+    made = reads.processor(text=[prompt], images=images or None, return_tensors="np")
+    return np.asarray(made["input_ids"])[0], np.asarray(made["pixel_values"]) if images else None
+
+
+def assert_pictures(reads, tree, theirs):
+    """A row's tree against the processor's pixels, by the line of each channel and by what PyTorch is given."""
+    assert tree["pixels"].dtype == np.uint8
+    made = tree["pixels"] * tree["scale"][:, None, None] + tree["offset"][:, None, None]
+    np.testing.assert_allclose(np.moveaxis(made, -1, 1), theirs.reshape(-1, *theirs.shape[-3:]), rtol=0, atol=1e-6)
+    row = {name: leaf[None] for name, leaf in tree.items()} | {"valid": np.ones((1, len(tree["pixels"])), bool)}
+    np.testing.assert_allclose(reads.torch(row)["pixel_values"], theirs, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("side", SIDES, ids=str)
+def test_a_picture_and_its_tokens_are_the_processors_own(case, reads, side):
+    ids, tree = reads(LINE, [picture(*side)])
+    expected, theirs = own(reads, [picture(*side)])
+    np.testing.assert_array_equal(ids, expected)
+    assert ids.dtype == np.int32
+    assert (ids == case.config.image_token).sum() == len(tree["pixels"]) * case.config.image_tokens
+    assert_pictures(reads, tree, theirs)
+
+
+def test_a_line_without_a_picture_is_the_processors_own(case, reads):
+    ids, tree = reads(LINE, [])
+    np.testing.assert_array_equal(ids, own(reads, [])[0])
+    assert case.config.image_token not in ids
+    assert {len(leaf) for leaf in tree.values()} == {0}
+
+
+def test_several_pictures_are_the_processors_own(case, reads):
+    images = [picture(*side) for side in SIDES[:3]]
+    ids, tree = reads(LINE, images)
+    expected, theirs = own(reads, images)
+    token = case.config.image_token
+    assert (ids == token).sum() == len(tree["pixels"]) * case.config.image_tokens
+    if (expected == token).sum() == case.config.image_tokens:
+        # A processor that counts one picture a text: each further one takes as many tokens beside the first.
+        more = np.repeat(token, len(ids) - len(expected))
+        expected = np.insert(expected, np.argmax(expected == token), more)
+    np.testing.assert_array_equal(ids, expected)
+    assert_pictures(reads, tree, theirs)
+
+
+def test_a_processor_of_a_model_of_another_size_is_refused(case, reads):
+    config = replace(case.config, vision=replace(case.config.vision, image=2 * case.config.vision.image))
+    with pytest.raises(AntgmmError, match="the processor makes pictures of 16 pixels that take"):
+        inputs(config, reads.processor)
+    with pytest.raises(AntgmmError, match="the model looks for 7"):
+        inputs(replace(case.config, image_token=7), reads.processor)

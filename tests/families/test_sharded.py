@@ -1,0 +1,50 @@
+"""A model split over eight devices computes what it does on one: its logits, and the gradient of every parameter."""
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, get_mesh
+
+from antgmm_jax.functional import float32, functional
+from antgmm_jax.processes import gather
+from antgmm_jax.sharding import make_mesh, rows, spec
+from pruning import ones
+from tests.families.cases import batch, counted
+from tests.families.test_importance import answer_loss
+
+
+@pytest.fixture
+def mesh():
+    with jax.set_mesh(make_mesh(data=2, fsdp=2, tensor=2)) as mesh:
+        yield mesh
+
+
+def computed(case):
+    """Parameters where the mesh puts them, logits, and gradients of the loss of the answers."""
+    config, arrays, gates = case.config, batch(case.config), ones(case.config)
+    params, there = float32(config, case.params), rows(arrays)
+
+    @jax.jit
+    def both(params, batch):
+        gradient = jax.grad(answer_loss(config))(params, gates, batch)
+        return functional(config).apply(params, batch)["logits"], gradient
+
+    logits, gradient = gather(both(params, there))
+    return params, np.asarray(logits)[counted(arrays)], gradient
+
+
+def test_a_split_model_computes_what_a_whole_one_does(first, mesh):
+    params, logits, gradient = computed(first)
+
+    def lies(leaf, names) -> bool:
+        return leaf.sharding.is_equivalent_to(NamedSharding(get_mesh(), spec(names, leaf.shape)), leaf.ndim)
+
+    assert jax.tree.all(jax.tree.map(lies, params, functional(first.config).axes))
+    # Heads or hidden units by widths: a quarter on each device.
+    assert any(4 * leaf.addressable_shards[0].data.size == leaf.size for leaf in jax.tree.leaves(params))
+    with jax.set_mesh(None):
+        _, expected, slope = computed(first)
+    # Sums go over the devices in another order than over one device's memory.
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+    for mine, theirs in zip(jax.tree.leaves(gradient), jax.tree.leaves(slope), strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-5)
