@@ -33,13 +33,13 @@ def settings(cls: type[Settings]) -> type[Settings]:
         try:
             plain(self, *args, **fields)
         except ValidationError as error:
-            raise AntgmmError(f"{cls.__name__}: {'; '.join(map(_told, error.errors()))}") from None
+            raise AntgmmError(f"{cls.__name__}: {'; '.join(map(_line, error.errors()))}") from None
 
     checked.__init__ = init
     return checked
 
 
-def _told(fault: Any) -> str:
+def _line(fault: Any) -> str:
     where = ".".join(map(str, fault["loc"]))
     message = fault["msg"].removeprefix("Value error, ")
     return f"{where} = {fault['input']!r}: {message}" if where else message

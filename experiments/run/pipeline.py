@@ -11,6 +11,7 @@ from transformers import ProcessorMixin
 
 from antgmm_jax import checkpoint
 from antgmm_jax.axes import sizes, to_dict
+from antgmm_jax.config import LMMConfig
 from antgmm_jax.convert import load_hf
 from antgmm_jax.functional import abstract, float32
 from antgmm_jax.processes import by_first
@@ -88,7 +89,7 @@ class Run:
         with self._opened() as student:
             exported = self._export(student)
             yield Outcome(
-                self.folder, self.recipe, self.start.teacher, exported, self.test, self.hard, self.start.processor
+                self.folder, self.recipe, self.origin.teacher, exported, self.test, self.hard, self.origin.processor
             )
 
     def finish_stages(self) -> Student:
@@ -105,6 +106,8 @@ class Run:
 
     def scores(self) -> dict[str, Any]:
         """Runs, or goes on with, the stages alone, and scores what they leave: neither export nor report.
+
+        The last stage trains on answers, as all do that distil.
 
         Returns:
             `params`, `sizes`, `seconds`, `exact_match`, `by_type`, and `exact_match_hard` where the recipe names hard
@@ -133,23 +136,22 @@ class Run:
         # A recipe that cannot run must not claim the folder.
         with self.folder.opened(recipe):
             records = load_both(recipe)
-            self.start = begin(records[0])
-            shared = self._prepared(records)
-            student = self.start.model
+            student, self.origin = begin(records[0])
+            shared = self._prepared(records, (self.origin.teacher or student).config)
             for work in recipe.work:
                 student = self._stage(work, student, shared)
             yield student
 
-    def _prepared(self, records: tuple[Source, Source]) -> Shared:
+    def _prepared(self, records: tuple[Source, Source], config: LMMConfig) -> Shared:
         """Encodes the records, checks what stages could not train with, and asks the teacher for its targets."""
-        recipe, (model, teacher, processor, _) = self.recipe, self.start
-        samples, self.test = encode_both(recipe, records, processor, model.config)
+        recipe, (teacher, processor, _) = self.recipe, self.origin
+        samples, self.test = encode_both(recipe, records, processor, config)
         samples.check_types({work.title: (*work.stage.repeat,) for work in recipe.work})
         for work in recipe.work:
             packed = recipe.pack and work.objective == "answers"
-            check_steps(work, abstract(model.config), 0 if packed else len(samples.repeated(work.stage.repeat)))
+            check_steps(work, abstract(config), 0 if packed else len(samples.repeated(work.stage.repeat)))
         # Read before anything is trained: what is wrong with them is refused now.
-        self.hard = None if recipe.hard is None else encoded(recipe, load_records(recipe.hard), processor, model.config)
+        self.hard = None if recipe.hard is None else encoded(recipe, load_records(recipe.hard), processor, config)
         if self.hard is not None:
             self.test.pad_prompts_like(self.hard)
         place = self.folder.cache / "features"
@@ -199,23 +201,23 @@ class Run:
             "data": shared.samples.fingerprint,
             "position": left.position,
         }
-        if self.start.teacher is None:
+        if self.origin.teacher is None:
             return record
-        parent = self.start.parent
+        parent = self.origin.parent
         if work.number > 1:
             parent = str(self.folder.stage(work.number - 1, self.recipe.work[work.number - 2].stage.name))
-        return record | {"parent": parent, "teacher": teacher_key(self.start.teacher.params), "keep": left.keep}
+        return record | {"parent": parent, "teacher": teacher_key(self.origin.teacher.params), "keep": left.keep}
 
     def _scores(self, title: str, student: Student, records: Samples) -> dict[str, Any]:
         longest = self.recipe.evaluate.max_new_tokens
-        return scored(title, student.config, student.params, records, self.start.processor, max_new_tokens=longest)[0]
+        return scored(title, student.config, student.params, records, self.origin.processor, max_new_tokens=longest)[0]
 
     def _export(self, student: Student) -> Student:
         """Exports the model; the same as the files hold it."""
         recipe, folder = self.recipe, self.folder
         like = Path(recipe.start or folder.path / "processor")
         if not recipe.start:
-            by_first(lambda: save_processor(self.start.processor, like))
+            by_first(lambda: save_processor(self.origin.processor, like))
         result = publish(
             student.config,
             student.params,
@@ -223,16 +225,20 @@ class Run:
             like,
             dtype=recipe.export.dtype,
             prompt=prompt_of(recipe),
-            questions=self._questions() if self.start.teacher else None,
+            questions=self._questions() if self.origin.teacher else None,
         )
-        if result is not None:  # in the first process
-            write_json(folder.report / "gate.json", result._asdict())
+
+        def note() -> None:
+            if result is not None:
+                write_json(folder.report / "gate.json", result._asdict())
+
+        by_first(note)
         config, params = load_hf(folder.export)
         return Student(config, float32(config, params), student.keep)
 
     def _questions(self) -> Questions:
         """What the export gate asks: some of the questions that the student is scored on."""
-        batches, tokenizer = [], self.start.processor.tokenizer
+        batches, tokenizer = [], self.origin.processor.tokenizer
         for batch in self.test.in_order(min(64, len(self.test)), prompts=True):
             batches.append({**batch, "id": np.array(self.test.names(batch["index"]))})
             if sum(len(b["index"]) for b in batches) >= min(GATE_PROMPTS, len(self.test)):

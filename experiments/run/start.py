@@ -16,30 +16,29 @@ from experiments.run.student import Student, cut_record, load_student, teacher_k
 from experiments.run.training import fresh, shape_of
 
 
-class Start(NamedTuple):
-    """What a run begins with.
+class Origin(NamedTuple):
+    """Where the model of a run comes from.
 
     Attributes:
-        model: what its first stage finds.
         teacher: what is cut and learnt from; None where a model is trained without one.
         processor: of both.
         parent: folder of the stage that the model was read from; "" for none.
     """
 
-    model: Student
     teacher: Student | None
     processor: ProcessorMixin
     parent: str
 
 
-def opening(recipe: Recipe | Training) -> Callable[[Source], Start]:
+def opening(recipe: Recipe | Training) -> Callable[[Source], tuple[Student, Origin]]:
     """Reads what a recipe starts from, and refuses what cannot be cut or trained.
 
     Args:
         recipe: the recipe.
 
     Returns:
-        records that are trained on -> the start; a model from random parameters gets a tokenizer of them.
+        records that are trained on -> what the first stage finds, and its origin; a model from random parameters gets a
+        tokenizer of them.
 
     Raises:
         AntgmmError: no such checkpoint, sizes that no model has, or stages that the model cannot take.
@@ -49,21 +48,21 @@ def opening(recipe: Recipe | Training) -> Callable[[Source], Start]:
         return lambda records: start
     shape = shape_of(recipe)
 
-    def begin(records: Source) -> Start:
+    def begin(records: Source) -> tuple[Student, Origin]:
         if recipe.start:
-            return Start(whole(*load_hf(recipe.start)), None, load_processor(recipe.start), "")
+            return whole(*load_hf(recipe.start)), Origin(None, load_processor(recipe.start), "")
         model, processor = fresh(recipe, shape, records)
-        return Start(model, None, processor, "")
+        return model, Origin(None, processor, "")
 
     return begin
 
 
-def _cut_from(recipe: Recipe) -> Start:
+def _cut_from(recipe: Recipe) -> tuple[Student, Origin]:
     teacher = whole(*load_hf(recipe.teacher.path))
     model = _parent(recipe, teacher) if recipe.parent else teacher
     check_sizes(model, recipe.stages, whole=teacher.keep)
     check_states(teacher.config, recipe)
-    return Start(model, teacher, load_processor(recipe.teacher.path), recipe.parent)
+    return model, Origin(teacher, load_processor(recipe.teacher.path), recipe.parent)
 
 
 def _parent(recipe: Recipe, teacher: Student) -> Student:

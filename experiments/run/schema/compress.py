@@ -24,7 +24,8 @@ class Teacher(Table):
 
     Attributes:
       path: its Hugging Face folder.
-      mode: "cache" computes its final hidden states at answer positions once; "online" runs it at every step.
+      mode: "cache" computes its final hidden states at answer positions once; "online" runs it at every step, in the
+        dtype of the recipe's own [optimizer].
       states: towers whose block states are compared, "vision" and "bridge" by the `vision` loss, "encoder", "decoder"
         (a decoder alone: "text") by `hidden`; cached too under "cache". Exactly the recipes with such a loss name some.
       pairs: further records to train on, pictures of the samples with other samples' questions, which the teacher
@@ -41,7 +42,6 @@ class EvaluateTwice(Evaluate):
     """What a run is scored on, and harder records that only the teacher and the exported student are scored on.
 
     Attributes:
-      data, max_new_tokens: as in `Evaluate`.
       hard: what differs from the recipe's own [data], such as `split = "test_hard"`; without the table there is no
         such score.
     """
@@ -54,17 +54,9 @@ class Recipe(BaseRecipe):
 
     Attributes:
       teacher: the trained model.
-      data: the records that importance and distillation see.
-      loss: weights of the loss terms.
-      optimizer: how a step is taken.
-      stages: the cuts in order, `[[stage]]` in the file.
-      evaluate: what the scores are measured on.
-      export: form of the exported folder.
-      seed: of the order of the data and of random importance.
-      calibration_batches: batches that importance is averaged over.
-      checkpoint_every: steps between two step checkpoints.
-      buckets, prompt_buckets, pack, prompt, max_length, max_answer: as in `Training`; importance is averaged over rows
-        of one sample and one width in any case.
+      loss: weights of the loss terms; a stage says what differs.
+      stages: the cuts, in order.
+      calibration_batches: batches that importance is averaged over, of one sample a row and one width in any case.
       parent: folder of a finished stage of another run to start from, with its trained weights; "" starts from the
         teacher.
     """

@@ -71,26 +71,7 @@ class Training(BaseRecipe):
 
     Attributes:
       model: what is trained.
-      data: the records it sees.
-      optimizer: how a step is taken.
-      phases: in order, `[[phase]]` in the file.
-      evaluate: what the scores are measured on.
-      export: form of the exported folder.
-      seed: of the parameters and of the order of the data.
-      checkpoint_every: steps between two step checkpoints.
-      buckets: widths that a batch is cut to, the smallest first, as in [16, 32, 48]: answer tokens in a model with an
-        encoder, all tokens of the row (the picture's too) in one without; longer rows keep the full width. A batch
-        holds rows of one bucket, and each bucket compiles its own program. [] pads all rows alike.
-      prompt_buckets: the same for the prompts (the picture's tokens too) that an encoder reads; each pair of buckets
-        compiles its own program.
-      pack: tokens of a row (the pictures' too) that several samples share, none seeing another; `batch_size` then
-        counts such rows. For models without an encoder, in the place of buckets. 0 gives each sample its own row.
-      prompt: how the model is asked: `{question}` and `{text}` stand for a record's, square brackets around `{text}`
-        hold what is left out of records without one. The processor's chat template, if any, is laid around it. ""
-        asks as the checkpoint that is started from was (`antgmm.json` in its folder), or "[text: {text} ]question:
-        {question}".
-      max_length: most tokens of a prompt, the picture's not counted; a longer row is refused.
-      max_answer: most tokens of an answer, the end token counted; a longer row is refused.
+      phases: what it is trained on, in order.
     """
 
     model: Model

@@ -9,7 +9,7 @@ from experiments.report import write
 from experiments.run.folder import InUse, RunFolder
 from experiments.run.pipeline import Run
 from experiments.run.schema.recipe import load_recipe
-from experiments.run.start import Start
+from experiments.run.start import Origin
 from tests.experiments.tiny import write_recipe
 
 
@@ -22,7 +22,7 @@ def test_a_report_that_is_stopped_is_written_when_the_run_is_given_again(monkeyp
     @contextmanager
     def opened(run):
         run.test = run.hard = None
-        run.start = Start(None, None, None, "")
+        run.origin = Origin(None, None, "")
         with run.folder.opened(run.recipe):
             yield None
 
