@@ -7,12 +7,12 @@ import jax
 import numpy as np
 import pytest
 
-from antgmm_jax.axes import resize, sizes, to_dict
+from antgmm_jax.axes import resize
 from antgmm_jax.convert import load_hf
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.families import complete, from_dict, violations
+from antgmm_jax.families import complete, violations
 from antgmm_jax.families.llava.presets import sized as llava
-from antgmm_jax.functional import abstract, functional, is_axes, local_axes
+from antgmm_jax.functional import abstract, functional, local_axes
 from antgmm_jax.presets import PRESETS, preset
 from tests import reference
 
@@ -58,29 +58,6 @@ def test_a_llava_of_the_builder_is_one_that_transformers_knows(tmp_path):
 def config(request, tmp_path_factory):
     model = getattr(reference, request.param)()
     return load_hf(reference.saved(model, tmp_path_factory.mktemp("m") / "m"))[0]
-
-
-def test_resize_is_the_way_back_of_sizes(config):
-    wanted = {axis: size - 1 if size > 1 else 1 for axis, size in sizes(config).items()}
-    assert sizes(resize(config, wanted)) == wanted
-    assert resize(resize(config, wanted), sizes(config)) == config
-
-
-def test_json_types_and_back(config):
-    assert from_dict(to_dict(config)) == config
-
-
-def test_every_dimension_that_can_be_cut_has_a_name_of_its_size(config):
-    axes, present = functional(config).axes, sizes(config)
-    leaves, names = jax.tree.leaves(abstract(config)), jax.tree.leaves(axes, is_leaf=is_axes)
-    seen = set()
-    for leaf, dims in zip(leaves, names, strict=True):
-        assert len(dims) == leaf.ndim
-        for size, name in zip(leaf.shape, dims, strict=True):
-            if name in present:
-                assert size == present[name], name
-                seen.add(name)
-    assert seen == set(present)
 
 
 def test_shared_and_local_axes_are_those_of_the_design(config):

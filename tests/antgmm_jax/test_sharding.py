@@ -8,9 +8,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from antgmm_jax import sharding
-from antgmm_jax.axes import sizes
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.presets import PRESETS
 from antgmm_jax.sharding import make_mesh, place, rows, spec
 
 
@@ -18,12 +16,6 @@ from antgmm_jax.sharding import make_mesh, place, rows, spec
 def mesh():
     with jax.set_mesh(make_mesh(data=2, fsdp=2, tensor=2)) as mesh:
         yield mesh
-
-
-@pytest.mark.parametrize("preset", PRESETS)
-def test_every_axis_that_can_be_cut_has_a_rule_but_depth(preset):
-    units = {axis.rpartition("/")[2] for axis in sizes(PRESETS[preset])}
-    assert units - {"layers"} <= sharding.RULES.keys()
 
 
 @pytest.mark.parametrize(

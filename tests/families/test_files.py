@@ -1,20 +1,30 @@
 """Checkpoints come back to the bit; everything cut at once is a checkpoint that stock `transformers` computes with."""
 
 import copy
+import json
 
 import jax
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from antgmm_jax.axes import sizes
-from antgmm_jax.convert import load_hf, save_hf
+from antgmm_jax.convert import load_hf, open_hf, save_hf
 from antgmm_jax.functional import local_axes
-from pruning import gates_of, legal_above, ones, plan, random, shrink, shrink_hf
+from pruning import gates_of, identity, legal_above, magnitude, ones, plan, random, shrink, shrink_hf
 from tests.families.cases import batch, close, logits, reloaded, torch_logits
+from tests.families.strategies import fewer, keeps
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def half(config):
+    """A keep of about half of the units of every axis, which the family's files can describe."""
+    targets = legal_above(config, {axis: -(-size // 2) for axis, size in sizes(config).items()})
+    return plan(random(jax.random.key(1), sizes(config), local_axes(config)), config, targets)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_every_tensor_survives_the_way_back_bit_for_bit(case, tmp_path, dtype):
     model = copy.deepcopy(case.model).to(dtype)
     model.save_pretrained(tmp_path / "in")
@@ -24,7 +34,9 @@ def test_every_tensor_survives_the_way_back_bit_for_bit(case, tmp_path, dtype):
     back_config, back = load_hf(tmp_path / "out")
     assert back_config == config
     jax.tree.map(np.testing.assert_array_equal, back, params)
-    assert {str(leaf.dtype) for leaf in jax.tree.leaves(back)} == {str(dtype).removeprefix("torch.")}
+    name = str(dtype).removeprefix("torch.")
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(back)} == {name}
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == name
     again, original = reloaded(tmp_path / "out"), model.state_dict()
     # Layers that the model never runs are not written.
     for name, tensor in again.state_dict().items():
@@ -36,18 +48,54 @@ def test_every_tensor_survives_the_way_back_bit_for_bit(case, tmp_path, dtype):
 
 def test_everything_cut_at_once_computes_in_transformers_what_closed_gates_do(case, tmp_path):
     config, params = case.config, case.params
-    targets = legal_above(config, {axis: -(-size // 2) for axis, size in sizes(config).items()})
-    keep = plan(random(jax.random.key(1), sizes(config), local_axes(config)), config, targets)
+    keep = half(config)
     smaller, cut = shrink(config, params, keep)
     assert all(sizes(smaller)[axis] < size for axis, size in sizes(config).items() if size > 1)
-    save_hf(smaller, cut, tmp_path / "memory", like=case.directory, max_shard_size="10KB")
+    save_hf(smaller, cut, tmp_path / "student", like=case.directory)
     arrays = batch(config)
-    expected = torch_logits(reloaded(tmp_path / "memory"), case, arrays)
+    expected = torch_logits(reloaded(tmp_path / "student"), case, arrays)
     close(logits(config, params, arrays, {**ones(config), **gates_of(keep, config)}), expected)
     close(logits(smaller, cut, arrays), expected)
-    # Cut on disk, a tensor at a time, the files are the same.
-    assert shrink_hf(case.directory, keep, tmp_path / "disk", max_shard_size="10KB") == smaller
+
+
+def test_a_cut_on_disk_is_the_cut_in_memory_bit_for_bit(case, tmp_path):
+    """A tensor at a time, in half precision, into several files, with what lies beside them."""
+    source = tmp_path / "source"
+    copy.deepcopy(case.model).to(torch.bfloat16).save_pretrained(source)
+    (source / "tokenizer.json").write_text("{}")
+    config, params = load_hf(source)
+    keep = half(config)
+    smaller, cut = shrink(config, params, keep)
+    save_hf(smaller, cut, tmp_path / "memory", like=source, max_shard_size="5KB")
+    assert shrink_hf(source, keep, tmp_path / "disk", max_shard_size="5KB") == smaller
     memory, disk = (
         {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("memory", "disk")
     )
     assert disk == memory
+    assert {"tokenizer.json", "model.safetensors.index.json"} < set(disk)
+
+
+@settings(max_examples=5, deadline=None)
+@given(data=st.data())
+def test_any_cut_reads_the_same_from_disk(first, data):
+    """Also shapes that no file describes, which `save_hf` would refuse; a cut of a cut as well."""
+    config, params = first.config, first.params
+    keep = data.draw(keeps(config, fewer(config, data.draw(st.sampled_from([0.4, 0.7])))))
+    smaller, memory = shrink(config, params, keep)
+    again, disk = shrink(*open_hf(first.directory), keep)
+    assert again == smaller
+    jax.tree.map(np.testing.assert_array_equal, jax.tree.map(np.asarray, disk), memory)
+    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), disk) == jax.tree.map(
+        lambda leaf: (leaf.shape, leaf.dtype), memory
+    )
+    deeper = {axis: index[..., -1:] for axis, index in identity(smaller).items() if axis.endswith("/mlp")}
+    expected, got = shrink(smaller, memory, deeper)[1], shrink(smaller, disk, deeper)[1]
+    jax.tree.map(np.testing.assert_array_equal, jax.tree.map(np.asarray, got), expected)
+
+
+def test_magnitude_on_disk_is_that_of_the_same_arrays_in_memory(case):
+    config, stored = open_hf(case.directory)
+    scores, expected = magnitude(stored, config), magnitude(case.params, config)
+    assert set(scores) == set(sizes(config))
+    for axis, score in expected.items():
+        np.testing.assert_allclose(scores[axis], score, rtol=1e-6, err_msg=axis)

@@ -115,3 +115,4 @@ def test_every_method_scores_all_its_units(first):
         for axis, score in scores.items():
             assert score.dtype == np.float32 and np.isfinite(score).all() and (score >= 0).all(), (method, axis)
             assert score.any(), (method, axis)
+    assert all(((score > 0) & (score < 2)).all() for score in made["block influence"][0].values())

@@ -1,4 +1,4 @@
-"""Legal cuts leave checkpoints that plain `transformers` loads, with the logits of the teacher behind closed gates."""
+"""Cuts of Q-Former layers, and decoders of another depth, leave checkpoints that plain `transformers` computes with."""
 
 import jax
 import numpy as np
@@ -12,24 +12,15 @@ from antgmm_jax.generate import generate
 from pruning import gates_of, ones, plan, random, shrink
 from tests import reference
 
-BLOCKS = {"vision/layers": 1, "bridge/layers": 2, "encoder/layers": 2, "decoder/layers": 1}
-HIDDEN = {"vision/embed": 16, "bridge/embed": 16, "text/embed": 10}
 CUTS = {
-    "blocks": ("blip2", BLOCKS),
-    "only cross layers, encoder deeper": ("blip2", {"bridge/layers": 1, "decoder/layers": 1}),
-    "intermediate": ("blip2", {"vision/mlp": 9, "bridge/mlp": 7, "encoder/mlp": 0.5, "encoder/heads": 2}),
-    "hidden": ("blip2", HIDDEN),
-    "everything": ("blip2", {**BLOCKS, **HIDDEN, "vision/mlp": 9, "encoder/mlp": 5, "encoder/heads": 1}),
-    "LLaVA blocks": ("llava", {"vision/layers": 1, "text/layers": 1}),
-    "LLaVA intermediate": ("llava", {"vision/mlp": 9, "text/mlp": 7, "text/heads": 1}),
-    "LLaVA hidden": ("llava", {"vision/embed": 24, "text/embed": 16}),
-    "LLaVA everything": ("llava", {"vision/layers": 1, "vision/embed": 8, "text/embed": 12, "text/heads": 1}),
-}  # fmt: skip
+    "blocks": {"vision/layers": 1, "bridge/layers": 2, "encoder/layers": 2, "decoder/layers": 1},
+    "only cross layers, encoder deeper": {"bridge/layers": 1, "decoder/layers": 1},
+}
 
 
-@pytest.mark.parametrize(("family", "targets"), CUTS.values(), ids=CUTS)
-def test_a_legal_cut_is_served_by_transformers(tmp_path, family, targets):
-    model = getattr(reference, family)(seed=3)
+@pytest.mark.parametrize("targets", CUTS.values(), ids=CUTS)
+def test_a_legal_cut_is_served_by_transformers(tmp_path, targets):
+    model = reference.blip2(seed=3)
     arrays = reference.batch(model)
     reference.saved(model, tmp_path / "teacher")
     config, params = load_hf(tmp_path / "teacher")
@@ -38,8 +29,7 @@ def test_a_legal_cut_is_served_by_transformers(tmp_path, family, targets):
     student = reference.reloaded(tmp_path / "student")
     gates = {**ones(config), **gates_of(keep, config)}
     gated = jax.jit(functional(config).apply)(params, reference.ours(arrays), gates)["logits"]
-    valid = reference.valid(model, arrays)
-    reference.close(np.asarray(gated)[valid], reference.logits(student, arrays)[valid])
+    reference.close(np.asarray(gated), reference.logits(student, arrays))
 
 
 @pytest.mark.parametrize("cached", [True, False])

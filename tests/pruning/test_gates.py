@@ -10,8 +10,8 @@ from antgmm_jax.errors import AntgmmError
 from antgmm_jax.functional import local_axes
 from pruning.gates import gates_at, gates_of, ones
 from pruning.keep import gate_shape
+from tests.families.strategies import keeps
 from tests.pruning.models import CONFIGS
-from tests.pruning.strategies import keeps
 
 LLAVA = CONFIGS["llava"]
 

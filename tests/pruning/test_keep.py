@@ -9,8 +9,8 @@ from antgmm_jax.axes import sizes
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families.blip2_t5.frequency import every
 from pruning.keep import check, compose, identity, merge, shrunk_config
+from tests.families.strategies import keeps
 from tests.pruning.models import CONFIGS
-from tests.pruning.strategies import keeps
 
 BLIP, LLAVA = CONFIGS["blip2_t5"], CONFIGS["llava"]
 

@@ -13,8 +13,8 @@ from antgmm_jax.families.blip2_t5.frequency import every, with_every
 from antgmm_jax.functional import abstract
 from pruning.keep import compose, identity
 from pruning.shrink import shrink, take
+from tests.families.strategies import keeps
 from tests.pruning.models import CONFIGS, parameters
-from tests.pruning.strategies import keeps
 
 
 def index(*values):

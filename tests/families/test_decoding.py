@@ -1,0 +1,41 @@
+"""Decoding reads the same slots that training trains: step by step the logits are those of one teacher-forced pass."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from antgmm_jax.functional import functional
+from tests.families.cases import PICTURES, WORDS, batch
+
+NEW = 5
+
+
+def stepwise(config, params, arrays, answers):
+    lmm = nnx.merge(functional(config).graph, nnx.State(params))
+    state, memory_valid = jax.jit(lambda batch: lmm.prefill(batch, NEW)[0])(arrays), None
+    if config.encoder_decoder:
+        memory_valid = arrays["attention_mask"].astype(bool)
+    layers, logits = lmm.language.decoder.unstack(), [state.logits]
+    step = jax.jit(lambda ids, state: lmm.language.step(ids, state, memory_valid, layers))
+    for ids in answers.T[:-1]:
+        new, caches = step(ids, state)
+        state = state._replace(caches=caches, lengths=state.lengths + 1, slot=state.slot + 1)
+        logits.append(new)
+    return np.stack(logits, axis=1)
+
+
+def test_teacher_forced_logits_equal_those_of_step_by_step_decoding(first):
+    config, arrays = first.config, batch(first.config, pad="left")
+    params = jax.tree.map(jnp.asarray, first.params)
+    answers = np.random.default_rng(0).integers(*WORDS, (len(PICTURES), NEW)).astype(np.int32)
+    if config.encoder_decoder:
+        start = np.full((len(PICTURES), 1), config.language.start_token, np.int32)
+        longer, prompt = {**arrays, "decoder_input_ids": np.concatenate([start, answers[:, :-1]], axis=1)}, 1
+    else:
+        ids = np.concatenate([arrays["input_ids"], answers[:, :-1]], axis=1)
+        mask = np.pad(arrays["attention_mask"], ((0, 0), (0, NEW - 1)), constant_values=1)
+        longer, prompt = {**arrays, "input_ids": ids, "attention_mask": mask}, arrays["input_ids"].shape[1]
+    longer.pop("labels")
+    forced = jax.jit(functional(config).apply)(params, longer)["logits"][:, prompt - 1 :]
+    np.testing.assert_allclose(stepwise(config, params, arrays, answers), forced, rtol=1e-5, atol=1e-5)
