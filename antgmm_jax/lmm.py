@@ -7,12 +7,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from antgmm_jax.bridge import OUT
+from antgmm_jax.blocks.language import LanguageModel, Prefilled
+from antgmm_jax.blocks.pictures import Images, by_row, flat
+from antgmm_jax.blocks.projector import OUT
+from antgmm_jax.blocks.stack import Gates
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.language import LanguageModel, Prefilled
-from antgmm_jax.pictures import Images, by_row, flat
-from antgmm_jax.stack import Gates
 
 Batch = Mapping[str, Any]
 

@@ -1,6 +1,6 @@
 """Several samples in one row of tokens, so that short ones cost no padding: which go together, and their arrays.
 
-Only models without an encoder pack; `antgmm_jax.packing` says how they read such a batch.
+Only models without an encoder pack; `antgmm_jax.blocks.packing` says how they read such a batch.
 """
 
 import math
@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Int
 
 from antgmm_jax.errors import AntgmmError
-from data.batches import Batches, batches
+from data.batching import Batches, batches
 from data.collate import IGNORE, Needs
 from data.making import ASIS, Rows, Seen, placed
 from data.record import Arrays
@@ -142,7 +142,7 @@ def packed_batches(
         width: tokens of a row.
         answer: columns of each sample's answer.
         own: the rows of a batch that this process makes.
-        visits: samples that an epoch visits, as in `data.batches.batches`.
+        visits: samples that an epoch visits, as in `data.batching.batches`.
         seen: how pictures are seen.
         prefetch: as there.
         threads: as there.

@@ -18,9 +18,9 @@ import numpy as np
 from filelock import FileLock
 from flax.serialization import msgpack_restore, msgpack_serialize
 
-from antgmm_jax import folders
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.shards import Shards, Writer
+from antgmm_jax.io import folders
+from antgmm_jax.io.shards import Shards, Writer
 from data.encoding import Encoder, Long, refuse
 from data.record import Arrays, Record
 from data.rows import BadRow

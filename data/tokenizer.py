@@ -8,7 +8,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from antgmm_jax.families.words import SPECIAL
 from data.maad.answers import accompanying, answer
 from data.maad.latents import draw
-from data.maad.tier import tier
+from data.maad.tiers import tier
 from data.maad.vocab import QUESTIONS
 from data.record import PROMPT, prompt
 

@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.folders import new_file
+from antgmm_jax.io.folders import new_file
+from data.maad.drawing import fingerprint, source
 from data.maad.latents import SIZES
-from data.maad.source import fingerprint, source
 from data.record import Record
 
 Progress = Callable[[str, int, int], None]

@@ -4,12 +4,12 @@ from distill.align import Part, parts
 from distill.build import build_cache, cache_size
 from distill.cache import TeacherCache, fingerprint, open_cache
 from distill.chunked import answer_sums
+from distill.loop import Progress, train
 from distill.losses import LossConfig
 from distill.optimizer import Optimizer, OptimizerConfig, State, init_state, lay_out, make_optimizer, map_moments
 from distill.sensitivity import bridge_weights
 from distill.step import Step, StepConfig, make_loss, make_step
 from distill.teacher import NO_TEACHER, Teacher, cached, online
-from distill.train import Progress, train
 
 __all__ = [
     "NO_TEACHER",

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from antgmm_jax.bridge import OUT
+from antgmm_jax.blocks.pictures import valid_slots
+from antgmm_jax.blocks.projector import OUT
+from antgmm_jax.blocks.tokens import KINDS, token_masks
 from antgmm_jax.config import LMMConfig, Tower, towers
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.pictures import valid_slots
-from antgmm_jax.tokens import KINDS, token_masks
 from distill import losses
 from distill.losses import LossConfig
 

@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from antgmm_jax import folders, processes, sharding
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.shards import Shards, Writer
+from antgmm_jax.io import folders
+from antgmm_jax.io.shards import Shards, Writer
+from antgmm_jax.parallel import processes, sharding
 from distill.cache import Params, Shapes, of_pictures, read_meta
 from distill.chunked import at_positions
 

@@ -17,9 +17,9 @@ import jax
 import ml_dtypes
 import numpy as np
 
-from antgmm_jax import processes
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.shards import Shards
+from antgmm_jax.io.shards import Shards
+from antgmm_jax.parallel import processes
 
 Params = Any
 Shapes = dict[str, tuple[int, ...]]

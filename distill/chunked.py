@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from antgmm_jax.tokens import IGNORE
+from antgmm_jax.blocks.tokens import IGNORE
 from distill import losses
 from distill.losses import LossConfig
 

@@ -15,7 +15,7 @@ import optax
 from jaxtyping import Array, Float, Int, Shaped
 from pydantic import Field, model_validator
 
-from distill.settings import settings
+from distill.schema import settings
 
 Direction = Literal["forward", "reverse"]
 Weight = Annotated[float, Field(ge=0)]

@@ -11,9 +11,9 @@ from jaxtyping import Array, Float, Int
 from optax.contrib import MuonDimensionNumbers, muon
 from pydantic import Field
 
-from antgmm_jax import sharding
 from antgmm_jax.errors import AntgmmError
-from distill.settings import settings
+from antgmm_jax.parallel import sharding
+from distill.schema import settings
 
 Params = Any
 Schedule = Literal["cosine", "constant"]

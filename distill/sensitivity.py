@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.processes import gather
+from antgmm_jax.parallel.processes import gather
 from distill.losses import LossConfig
 from distill.step import make_loss
 

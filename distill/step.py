@@ -10,15 +10,15 @@ import optax
 from jaxtyping import Array, Float
 from pydantic import Field, model_validator
 
+from antgmm_jax.blocks.tokens import IGNORE
 from antgmm_jax.config import Remat
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.tokens import IGNORE
 from distill import align
 from distill.align import Part
 from distill.chunked import ANSWER_TERMS, TEACHER_TERMS, answer_sums, at_positions
 from distill.losses import LossConfig
 from distill.optimizer import Optimizer, OptimizerConfig, Params, State, combine, lay_out, trainable
-from distill.settings import settings
+from distill.schema import settings
 from distill.teacher import NO_TEACHER, Teacher, collected, params_dtype, to_dtype, without_targets
 
 Batch = Mapping[str, Any]  # of arrays, numpy or JAX

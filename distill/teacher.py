@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from antgmm_jax.blocks.pictures import has_pixels
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.pictures import has_pixels
 from distill.cache import TeacherCache
 from distill.chunked import at_positions
 from distill.packed import layers_first, packed_rows

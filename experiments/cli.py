@@ -15,7 +15,9 @@ import typer
 from typer.core import TyperGroup
 
 from antgmm_jax.errors import AntgmmError
-from experiments.commands import data, lab, models, plan, runs, search
+from experiments.commands import data, lab, models, runs
+from experiments.commands import planning as plan
+from experiments.commands import sizes as search
 from experiments.commands.output import Commands
 from experiments.run.host.allocator import keep_freed_memory
 

@@ -1,13 +1,13 @@
 """Structural pruning by named axes: score, gate, plan, shrink, recombine, cost, search."""
 
-from pruning.cost import Cost, cost, forward_flops
+from pruning.components import check_basis, principal
+from pruning.costs import Cost, cost, forward_flops
 from pruning.gates import gates_at, gates_of, ones
 from pruning.importance import activation, block_influence, last, magnitude, random, taylor
 from pruning.keep import Keep, as_kept, check, compose, identity, is_basis, merge, shrunk_config
-from pruning.plan import plan
-from pruning.principal import check_basis, principal
-from pruning.search import by_stage, free_axes, search
-from pruning.shrink import array_keep, shrink, shrink_hf, take
+from pruning.planning import plan
+from pruning.shrinking import array_keep, shrink, shrink_hf, take
+from pruning.sizing import by_stage, free_axes, search
 from pruning.targets import legal_above, planned_config, planned_configs, resolve
 
 __all__ = [

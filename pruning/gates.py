@@ -9,7 +9,7 @@ import numpy as np
 from antgmm_jax.axes import sizes
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.functional import local_axes
+from antgmm_jax.pure import local_axes
 from pruning.importance import scores_for
 from pruning.keep import Keep, check, gate_shape, is_basis
 

@@ -12,13 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from antgmm_jax.axes import sizes
+from antgmm_jax.blocks.tokens import valid_tokens
 from antgmm_jax.config import LMMConfig, Tower
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import family
-from antgmm_jax.functional import functional, is_axes, local_axes
-from antgmm_jax.processes import gather
-from antgmm_jax.stored import Stored, as_it_lies
-from antgmm_jax.tokens import valid_tokens
+from antgmm_jax.io.stored import Stored, as_it_lies
+from antgmm_jax.parallel.processes import gather
+from antgmm_jax.pure import functional, is_axes, local_axes
 from pruning.keep import gate_shape
 
 CACHED = 2**18  # elements that are squared at a time: in float32 they fit a processor's cache

@@ -11,7 +11,7 @@ from antgmm_jax.axes import resize, sizes
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import family, violations
-from antgmm_jax.functional import local_axes
+from antgmm_jax.pure import local_axes
 
 Keep = Mapping[str, np.ndarray]
 """axis -> what stays: int32 indices, or float32 [n, k], a basis of a width (`pruning.principal`)."""

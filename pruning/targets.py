@@ -8,7 +8,7 @@ from antgmm_jax.axes import sizes
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import complete, violations
-from pruning.plan import advice, fault_of, size_of, variants
+from pruning.planning import advice, fault_of, size_of, variants
 
 
 def resolve(config: LMMConfig, targets: Mapping[str, int | float]) -> dict[str, int]:

@@ -1,10 +1,10 @@
 """MAAD-synth: advertisements with an auditor's questions, generated; the open stand-in for MAAD."""
 
+from data.maad.drawing import MaadSource, fingerprint, latent_sizes, source
 from data.maad.latents import SIZES, SLICES
 from data.maad.render import compose
 from data.maad.sheet import contact_sheet
-from data.maad.source import MaadSource, fingerprint, latent_sizes, source
-from data.maad.tier import TIERS, tier
+from data.maad.tiers import TIERS, tier
 from data.maad.vocab import TYPES
 
 __all__ = [

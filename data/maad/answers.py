@@ -1,6 +1,6 @@
 """The accompanying text and the answers, evidence first: `picture $12 text $23 no`, not `no`."""
 
-from data.maad.tier import Tier, brands, products
+from data.maad.tiers import Tier, brands, products
 from data.maad.vocab import (
     BANNED,
     CLAIMS,

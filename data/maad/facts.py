@@ -10,8 +10,8 @@ from jaxtyping import Array, Float
 
 from antgmm_jax.config import LMMConfig, Remat, VisionConfig, towers
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.functional import Params, functional
-from data.maad.cells import SIDE
+from antgmm_jax.pure import Params, functional
+from data.maad.cell_grid import SIDE
 
 IMAGE_SIDE = ("vision", "bridge")
 """Top-level parameters that pretraining trains."""

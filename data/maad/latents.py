@@ -8,7 +8,7 @@ from zlib import crc32
 
 from antgmm_jax.errors import AntgmmError
 from data.maad.answers import CLASSES, accompanying
-from data.maad.tier import Tier, brands, products
+from data.maad.tiers import Tier, brands, products
 from data.maad.vocab import BANNED, CLAIMS, FILLERS, HARMLESS_BADGES, LOOKALIKES, NEEDS_NOTICE, OPENINGS, SLOGANS, TYPES
 
 SIZES = {"train": 16000, "val": 1000, "test": 3000, "test_hard": 3000}

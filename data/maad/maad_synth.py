@@ -17,9 +17,9 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from antgmm_jax.errors import AntgmmError
+from data.maad.drawing import latent_sizes, source
 from data.maad.latents import SIZES
-from data.maad.source import latent_sizes, source
-from data.maad.tier import TIERS
+from data.maad.tiers import TIERS
 
 _WORDS = ("question", "answer", "text", "type", "id", "slice")
 

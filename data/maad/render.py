@@ -7,9 +7,9 @@ from PIL import Image, ImageFilter
 
 from data.maad import sprites
 from data.maad.latents import Latents
-from data.maad.layout import Box, place
+from data.maad.layouts import Box, place
 from data.maad.sprites import Sprite
-from data.maad.tier import Tier, brands, products
+from data.maad.tiers import Tier, brands, products
 from data.maad.vocab import CLAIMS, HARMLESS_BADGES, SLOGANS
 
 _WHITE = (255, 255, 255)

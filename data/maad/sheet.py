@@ -5,7 +5,7 @@ import textwrap
 from PIL import Image, ImageDraw
 
 from data.maad import sprites
-from data.maad.source import source
+from data.maad.drawing import source
 
 _WIDTH, _GAP, _LINE, _COLUMNS = 232, 12, 13, 6
 

@@ -133,8 +133,8 @@ def peers(
 ) -> None:
     """Hold distillation against TRL's GKD and google-tunix: one task, one core, each a process of its own, in turn."""
     from experiments.lab.peers.results import compare
-    from experiments.lab.peers.run import PYTHON
-    from experiments.lab.peers.summary import sentences, tables
+    from experiments.lab.peers.runs import PYTHON
+    from experiments.lab.peers.summaries import sentences, tables
     from experiments.lab.peers.task import Task
 
     figures = compare(Task(rows=samples), work, out, python=python or PYTHON, repeats=repeats)

@@ -36,8 +36,8 @@ def import_(model: Model, as_json: Json = False) -> None:
     import jax
 
     from antgmm_jax.axes import sizes
-    from antgmm_jax.convert import open_hf
-    from antgmm_jax.functional import local_axes
+    from antgmm_jax.io.convert import open_hf
+    from antgmm_jax.pure import local_axes
 
     config, params = open_hf(model)
     for leaf in jax.tree.leaves(params):
@@ -65,7 +65,7 @@ def _dtypes(params: Any) -> list[str]:
 def _legal(config: "LMMConfig", axis: str, size: int) -> dict[str, Any]:
     """Sizes that this axis alone can be cut to, and the axes that are cut along with it."""
     from antgmm_jax.families import complete
-    from pruning.plan import fault_of
+    from pruning.planning import fault_of
 
     legal = [n for n in range(1, size + 1) if not fault_of(config, {axis: n})]
     return {"legal": legal, "tied": sorted(set(complete(config, {axis: legal[0]})) - {axis}) if legal else []}
@@ -127,7 +127,7 @@ def shrink(
     as_json: Json = False,
 ) -> None:
     """Cut a checkpoint by magnitude, one tensor in memory at a time: nothing is trained, the model need not fit."""
-    from antgmm_jax.convert import open_hf
+    from antgmm_jax.io.convert import open_hf
     from experiments.run.disk_cut import cut, shown, targets_of
 
     if bool(size) == bool(like):
@@ -147,7 +147,7 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Ask a checkpoint every question of a data set, in JAX, and score the answers by type."""
-    from antgmm_jax.convert import load_hf
+    from antgmm_jax.io.convert import load_hf
     from experiments.run.samples import Samples, load_processor
     from experiments.run.scoring import scored
 
@@ -174,7 +174,7 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write a stage as a Hugging Face directory, if transformers reads it back and answers as JAX does."""
-    from experiments.run.publish import Questions, publish
+    from experiments.run.publishing import Questions, publish
     from experiments.run.student import load_student
 
     if out.exists():
@@ -196,7 +196,7 @@ def export(
 
 
 def _same_family(config: "LMMConfig", like: Path) -> None:
-    from antgmm_jax.convert import open_hf
+    from antgmm_jax.io.convert import open_hf
 
     family = open_hf(like)[0].family
     if family != config.family:

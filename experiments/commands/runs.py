@@ -20,7 +20,7 @@ _BOOKS = {".lock", "recipe.toml", "status.json", "inputs.json"}
 
 
 class Machine(NamedTuple):
-    """What a run is made on: the options of `experiments.run.host.devices.devices`."""
+    """What a run is made on: the options of `experiments.run.host.meshes.devices`."""
 
     mesh: str
     coordinator: str
@@ -124,8 +124,8 @@ def recombine(
     """Join cuts of several runs of one teacher, each axis from one of them; cut the teacher so, and distil it."""
     with _started(run, Machine(mesh, coordinator, processes, process)):
         from experiments.report.write import finish
-        from experiments.run.recombine import Source
-        from experiments.run.recombine import recombine as joined
+        from experiments.run.recombining import Source
+        from experiments.run.recombining import recombine as joined
 
         figures = finish(joined(recipe, run, [Source.parse(text) for text in sources], steps, changes or []))
     _tell_both(figures, run, as_json)
@@ -173,7 +173,7 @@ def _state(run: Path) -> str:
 
 def _tell(figures: Mapping[str, Any], as_json: bool, *shown: Any) -> None:
     """Prints a run's result once, however many processes made it."""
-    from antgmm_jax.processes import first
+    from antgmm_jax.parallel.processes import first
 
     if first():
         emit(figures, as_json, *shown)
@@ -181,7 +181,7 @@ def _tell(figures: Mapping[str, Any], as_json: bool, *shown: Any) -> None:
 
 def _tell_both(figures: Mapping[str, Any], run: Path, as_json: bool) -> None:
     """Prints teacher and student side by side."""
-    from experiments.report.summary import summary
+    from experiments.report.closing import summary
 
     _tell(figures, as_json, summary(figures), _places(run, "report.html", "report.md"))
 
@@ -189,8 +189,8 @@ def _tell_both(figures: Mapping[str, Any], run: Path, as_json: bool) -> None:
 @contextmanager
 def _started(run: Path, machine: Machine) -> Iterator[None]:
     """On the devices that are asked for, in the run's folder."""
-    from antgmm_jax.processes import first
-    from experiments.run.host.devices import devices
+    from antgmm_jax.parallel.processes import first
+    from experiments.run.host.meshes import devices
 
     with devices(*machine), _in_folder(run) if first() else nullcontext():
         yield

@@ -92,7 +92,7 @@ def config_of(model: Path | None, preset: str) -> "LMMConfig":
     Raises:
         AntgmmError: not exactly one of the two, or what reading it refuses.
     """
-    from antgmm_jax.convert import open_hf
+    from antgmm_jax.io.convert import open_hf
     from antgmm_jax.presets import preset as named
 
     if (model is None) == (not preset):

@@ -10,12 +10,12 @@ import numpy as np
 from transformers import ProcessorMixin
 
 import pruning
-from antgmm_jax import checkpoint
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.families import from_dict
-from antgmm_jax.functional import Params
-from antgmm_jax.processes import gather
-from antgmm_jax.sharding import active
+from antgmm_jax.io import checkpoint
+from antgmm_jax.parallel.processes import gather
+from antgmm_jax.parallel.sharding import active
+from antgmm_jax.pure import Params
 from data.metrics import normal
 from experiments.report.latency import Served, compare
 from experiments.report.savings import kwh_a_year, payback

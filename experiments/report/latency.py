@@ -10,9 +10,9 @@ import jax
 import numpy as np
 
 from antgmm_jax.config import LMMConfig
+from antgmm_jax.decoding import phases
 from antgmm_jax.families import family_of
-from antgmm_jax.functional import Params
-from antgmm_jax.generate import phases
+from antgmm_jax.pure import Params
 from experiments.run.export_gate import torch_model, torch_tensors
 from experiments.run.host.energy import JOULES_A_KWH, metered
 

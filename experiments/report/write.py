@@ -10,10 +10,10 @@ import numpy as np
 from PIL import Image
 
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.processes import by_first
+from antgmm_jax.parallel.processes import by_first
+from experiments.report.as_html import page
+from experiments.report.as_markdown import markdown
 from experiments.report.figures import measure, score, stage_models
-from experiments.report.markdown import markdown
-from experiments.report.page import page
 from experiments.report.tables import Report
 from experiments.run.folder import WHOLE, RunFolder, write_bytes, write_json, write_text
 from experiments.run.pipeline import Outcome, Run

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 import numpy as np
 
 import pruning
-from antgmm_jax import checkpoint
 from antgmm_jax.axes import sizes
 from antgmm_jax.config import LMMConfig, towers
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import complete
-from antgmm_jax.functional import Params
+from antgmm_jax.io import checkpoint
+from antgmm_jax.pure import Params
 from distill.optimizer import check_paths
 from experiments.run.cuts import segment_targets
 from experiments.run.schema import Recipe, Stage, Work, can_score

@@ -6,12 +6,12 @@ import jax
 import numpy as np
 
 import pruning
-from antgmm_jax import checkpoint
 from antgmm_jax.axes import sizes
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import complete
-from antgmm_jax.functional import Params, float32, functional
+from antgmm_jax.io import checkpoint
+from antgmm_jax.pure import Params, float32, functional
 from experiments.run.features import freezes_features
 from experiments.run.schema import Stage
 

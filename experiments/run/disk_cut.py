@@ -12,14 +12,14 @@ import jax
 import pruning
 from antgmm_jax.axes import sizes
 from antgmm_jax.config import LMMConfig, towers
-from antgmm_jax.convert import open_hf, save_hf
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.functional import Params
+from antgmm_jax.io.convert import open_hf, save_hf
 from antgmm_jax.presets import preset
+from antgmm_jax.pure import Params
 from experiments.run.host import resources
 from experiments.run.host.console import bar, count, table
 from experiments.run.host.facts import machine
-from pruning.cost import total_parameters
+from pruning.costs import total_parameters
 
 _MB = 10**6
 

@@ -8,10 +8,10 @@ import jax
 import numpy as np
 
 from antgmm_jax.config import LMMConfig
+from antgmm_jax.decoding import generate
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import torch_images
-from antgmm_jax.functional import Params, functional
-from antgmm_jax.generate import generate
+from antgmm_jax.pure import Params, functional
 
 TOLERANCE = 1e-5
 """Largest difference of logits, as a share of their largest magnitude; also the floor."""

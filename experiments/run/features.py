@@ -12,14 +12,14 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from antgmm_jax import folders
 from antgmm_jax.axes import to_dict
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.families import family
-from antgmm_jax.functional import Params, functional
-from antgmm_jax.processes import by_first, from_first, gather
-from antgmm_jax.sharding import rows
-from antgmm_jax.shards import Shards, Writer
+from antgmm_jax.io import folders
+from antgmm_jax.io.shards import Shards, Writer
+from antgmm_jax.parallel.processes import by_first, from_first, gather
+from antgmm_jax.parallel.sharding import rows
+from antgmm_jax.pure import Params, functional
 from data.shifting import drawn
 from distill import fingerprint
 from experiments.run.host.console import bar

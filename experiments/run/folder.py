@@ -12,10 +12,10 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from antgmm_jax import checkpoint
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.folders import new_file
-from antgmm_jax.processes import by_first, first
+from antgmm_jax.io import checkpoint
+from antgmm_jax.io.folders import new_file
+from antgmm_jax.parallel.processes import by_first, first
 from experiments.run.host.energy import Energy, metered, total
 from experiments.run.schema import Recipe, Training
 from experiments.run.schema.recipe import difference, dump_recipe, load_recipe, load_training

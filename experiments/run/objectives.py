@@ -9,12 +9,12 @@ import numpy as np
 import optax
 
 from antgmm_jax.config import LMMConfig
-from antgmm_jax.functional import Params, functional
-from data.batches import Batches
-from data.maad.cells import cell_classes
+from antgmm_jax.pure import Params, functional
+from data.batching import Batches
+from data.maad.cell_grid import cell_classes
+from data.maad.drawing import latent_sizes
 from data.maad.facts import Loss, facts_loss, with_heads
-from data.maad.source import latent_sizes
-from data.maad.tier import tier
+from data.maad.tiers import tier
 from distill import NO_TEACHER, Optimizer, State, Step, Teacher, init_state, lay_out, make_step, parts
 from distill.step import jitted
 from experiments.run.cuts import reads_features, segment_targets

@@ -11,14 +11,14 @@ from transformers import ProcessorMixin
 
 from antgmm_jax.axes import to_dict
 from antgmm_jax.config import LMMConfig
-from antgmm_jax.functional import Params
-from antgmm_jax.processes import by_first
+from antgmm_jax.parallel.processes import by_first
+from antgmm_jax.pure import Params
 from data.record import Record
 from data.rows import Row
 from data.source import Source
 from distill import fingerprint
 from experiments.run.datasets import encoded
-from experiments.run.evaluate import evaluate
+from experiments.run.evaluation import evaluate
 from experiments.run.folder import held, write_json
 from experiments.run.host.console import bar
 from experiments.run.samples import Samples

@@ -9,13 +9,13 @@ import jax
 import numpy as np
 from transformers import ProcessorMixin
 
-from antgmm_jax import checkpoint
 from antgmm_jax.axes import sizes, to_dict
 from antgmm_jax.config import LMMConfig
-from antgmm_jax.convert import load_hf
-from antgmm_jax.functional import abstract, float32
-from antgmm_jax.processes import by_first
-from antgmm_jax.sharding import own_rows
+from antgmm_jax.io import checkpoint
+from antgmm_jax.io.convert import load_hf
+from antgmm_jax.parallel.processes import by_first
+from antgmm_jax.parallel.sharding import own_rows
+from antgmm_jax.pure import abstract, float32
 from data.source import Source
 from distill import NO_TEACHER
 from experiments.run.checks import check_steps
@@ -27,7 +27,7 @@ from experiments.run.host.energy import Energy
 from experiments.run.objectives import Shared
 from experiments.run.pairs import with_pairs
 from experiments.run.prompts import prompt_of
-from experiments.run.publish import Questions, publish
+from experiments.run.publishing import Questions, publish
 from experiments.run.samples import Samples
 from experiments.run.schema import Recipe, Training, Work
 from experiments.run.scoring import scored

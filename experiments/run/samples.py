@@ -10,9 +10,9 @@ from transformers import AutoProcessor, ProcessorMixin
 
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.sharding import own_rows, whole_rows
+from antgmm_jax.parallel.sharding import own_rows, whole_rows
 from data import collate
-from data.batches import Batches, batches, visits_once
+from data.batching import Batches, batches, visits_once
 from data.encoding import Encoder
 from data.making import Seen, Views, batch, moved
 from data.packing import packed_batches

@@ -5,8 +5,8 @@ from typing import Any
 from transformers import ProcessorMixin
 
 from antgmm_jax.config import LMMConfig
-from antgmm_jax.functional import Params
-from experiments.run.evaluate import evaluate
+from antgmm_jax.pure import Params
+from experiments.run.evaluation import evaluate
 from experiments.run.host.console import bar
 from experiments.run.samples import Samples
 

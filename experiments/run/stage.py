@@ -11,12 +11,12 @@ import pruning
 from antgmm_jax.axes import to_dict
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.families import complete, from_dict
-from antgmm_jax.functional import Params, functional
+from antgmm_jax.pure import Params, functional
 from distill import Optimizer, Progress, State, init_state, make_optimizer, map_moments, train
 from distill.optimizer import under
+from experiments.run.calibration import importance
 from experiments.run.cuts import new_weights, segment_targets
 from experiments.run.host.console import bar
-from experiments.run.importance import importance
 from experiments.run.objectives import OBJECTIVES, Shared
 from experiments.run.schema import Stage, Work
 from experiments.run.stepper import HISTORY_EVERY, Stepper, add_point

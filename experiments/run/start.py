@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 from transformers import ProcessorMixin
 
-from antgmm_jax.convert import load_hf
 from antgmm_jax.errors import AntgmmError
+from antgmm_jax.io.convert import load_hf
 from data.source import Source
 from experiments.run.checks import check_sizes, check_states
 from experiments.run.samples import load_processor

@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from antgmm_jax import checkpoint
-from data.batches import Batches
+from antgmm_jax.io import checkpoint
+from data.batching import Batches
 from distill import Progress, State
 
 HISTORY_EVERY = 10

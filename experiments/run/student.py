@@ -7,11 +7,11 @@ import numpy as np
 
 import distill
 import pruning
-from antgmm_jax import checkpoint
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import from_dict
-from antgmm_jax.functional import Params, float32
+from antgmm_jax.io import checkpoint
+from antgmm_jax.pure import Params, float32
 
 
 class Student(NamedTuple):

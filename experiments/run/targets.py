@@ -8,13 +8,13 @@ import numpy as np
 
 import distill
 from antgmm_jax.axes import to_dict
-from antgmm_jax.bridge import OUT
-from antgmm_jax.functional import functional
+from antgmm_jax.blocks.projector import OUT
+from antgmm_jax.pure import functional
 from distill import Teacher
 from distill.teacher import to_dtype
+from experiments.run.calibration import calibration_batches
 from experiments.run.folder import RunFolder, held
 from experiments.run.host.console import bar, say
-from experiments.run.importance import calibration_batches
 from experiments.run.samples import Samples
 from experiments.run.schema import Recipe, Stage
 from experiments.run.student import Student

@@ -8,12 +8,12 @@ from transformers import ProcessorMixin
 
 from antgmm_jax.axes import resize
 from antgmm_jax.config import LMMConfig, towers
-from antgmm_jax.convert import open_hf
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import complete, new_processor, violations
 from antgmm_jax.families.words import IMAGE
-from antgmm_jax.functional import functional
+from antgmm_jax.io.convert import open_hf
 from antgmm_jax.presets import preset
+from antgmm_jax.pure import functional
 from data.record import PROMPT, prompt
 from data.source import Source
 from data.tokenizer import corpus, train_tokenizer

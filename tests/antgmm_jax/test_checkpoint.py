@@ -17,8 +17,8 @@ import numpy as np
 import optax
 import pytest
 
-from antgmm_jax import checkpoint, folders
 from antgmm_jax.errors import AntgmmError
+from antgmm_jax.io import checkpoint, folders
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORD = {
@@ -232,7 +232,7 @@ def test_a_disk_that_fills_up_at_the_record_leaves_nothing(tmp_path, monkeypatch
 SAVER = textwrap.dedent("""
     import sys
     import numpy as np
-    from antgmm_jax import checkpoint
+    from antgmm_jax.io import checkpoint
 
     steps = sys.argv[1]
     step = (checkpoint.latest_step(steps) or 0) + 1
@@ -276,7 +276,8 @@ PAIR = textwrap.dedent("""
     jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
     import numpy as np
     from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
-    from antgmm_jax import checkpoint, processes
+    from antgmm_jax.io import checkpoint
+    from antgmm_jax.parallel import processes
 
     mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
     sharding = NamedSharding(mesh, P("data"))

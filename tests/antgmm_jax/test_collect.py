@@ -11,8 +11,8 @@ import torch
 
 from antgmm_jax.axes import sizes
 from antgmm_jax.config import towers
-from antgmm_jax.convert import load_hf
-from antgmm_jax.functional import functional
+from antgmm_jax.io.convert import load_hf
+from antgmm_jax.pure import functional
 from tests import reference
 
 QUICK = {"xla_backend_optimization_level": 0}  # a program that runs once on tiny shapes

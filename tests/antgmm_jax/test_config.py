@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from antgmm_jax.axes import resize
-from antgmm_jax.convert import load_hf
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import complete, violations
 from antgmm_jax.families.llava.presets import sized as llava
-from antgmm_jax.functional import abstract, functional, local_axes
+from antgmm_jax.io.convert import load_hf
 from antgmm_jax.presets import PRESETS, preset
+from antgmm_jax.pure import abstract, functional, local_axes
 from tests import reference
 
 MILLIONS = {

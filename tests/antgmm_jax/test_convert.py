@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from antgmm_jax.convert import load_hf, save_hf
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.functional import functional
-from antgmm_jax.tensors import INDEX, WEIGHTS
+from antgmm_jax.io.convert import load_hf, save_hf
+from antgmm_jax.io.tensors import INDEX, WEIGHTS
+from antgmm_jax.pure import functional
 from tests import reference
 
 
@@ -147,7 +147,7 @@ def test_a_failed_write_leaves_nothing(checkpoint, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("antgmm_jax.convert.write", full)
+    monkeypatch.setattr("antgmm_jax.io.convert.write", full)
     before = sorted(checkpoint.parent.iterdir())
     with pytest.raises(AntgmmError, match="No space left on device"):
         save_hf(config, params, checkpoint.parent / "out")

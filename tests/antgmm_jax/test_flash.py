@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from jax._src.cudnn import fused_attention_stablehlo
 
-from antgmm_jax import attention
-from antgmm_jax.attention import attend
-from antgmm_jax.functional import abstract, functional
+from antgmm_jax.blocks import attention
+from antgmm_jax.blocks.attention import attend
+from antgmm_jax.pure import abstract, functional
 from distill import LossConfig, make_loss
 from tests.pruning.models import CONFIGS
 

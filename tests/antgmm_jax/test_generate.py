@@ -3,8 +3,8 @@
 import numpy as np
 import torch
 
-from antgmm_jax.convert import load_hf
-from antgmm_jax.generate import generate
+from antgmm_jax.decoding import generate
+from antgmm_jax.io.convert import load_hf
 from tests import reference
 
 NEW = 10

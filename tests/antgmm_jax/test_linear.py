@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from antgmm_jax.layers import linear
+from antgmm_jax.blocks.layers import linear
 
 SHAPES = {
     "b t d, d h e -> b t h e": ((2, 3, 4), (4, 2, 5), 1),

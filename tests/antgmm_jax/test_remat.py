@@ -6,7 +6,7 @@ import pytest
 
 from antgmm_jax.axes import resize
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.functional import abstract, functional
+from antgmm_jax.pure import abstract, functional
 from distill import LossConfig, make_loss
 from tests.pruning.models import CONFIGS, batch_of, parameters
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from antgmm_jax import sharding
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.sharding import make_mesh, place, rows, spec
+from antgmm_jax.parallel import sharding
+from antgmm_jax.parallel.sharding import make_mesh, place, rows, spec
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from antgmm_jax.convert import load_hf, open_hf
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.tensors import Spec, Tensors, _finite, write
+from antgmm_jax.io.convert import load_hf, open_hf
+from antgmm_jax.io.tensors import Spec, Tensors, _finite, write
 from tests import reference
 
 

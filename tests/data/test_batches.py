@@ -8,7 +8,7 @@ import pytest
 
 from antgmm_jax.errors import AntgmmError
 from data import collate
-from data.batches import batches, visits_once
+from data.batching import batches, visits_once
 from data.making import Seen, batch
 from data.shifting import shifted
 from tests.data.toy import LLAMA, T5, ToyViews, toy

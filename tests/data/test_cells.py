@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 import data.maad as maad
-from data.maad.cells import SIDE, cell_classes, cells
+from data.maad.cell_grid import SIDE, cell_classes, cells
+from data.maad.drawing import facts
 from data.maad.latents import draw
-from data.maad.layout import Box
-from data.maad.source import facts
-from data.maad.tier import brands
+from data.maad.layouts import Box
+from data.maad.tiers import brands
 
 
 @pytest.mark.parametrize("tier", ["s", "m", "full"])

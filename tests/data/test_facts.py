@@ -7,9 +7,9 @@ import optax
 import pytest
 
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.functional import functional
 from antgmm_jax.presets import preset
-from data.maad.cells import SIDE
+from antgmm_jax.pure import functional
+from data.maad.cell_grid import SIDE
 from data.maad.facts import CELLS_WEIGHT, cell_logits, facts_loss, with_heads
 from tests.pruning.models import CONFIGS
 from tests.reference import squares

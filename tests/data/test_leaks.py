@@ -7,7 +7,7 @@ import data.maad as maad
 from data.maad.answers import accompanying, answer
 from data.maad.latents import draw
 from data.maad.render import compose
-from data.maad.tier import products
+from data.maad.tiers import products
 from data.maad.vocab import TYPES
 
 MATCHES = ("price_match", "product_match", "brand_match")

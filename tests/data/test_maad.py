@@ -10,7 +10,7 @@ import data.maad as maad
 from antgmm_jax.errors import AntgmmError
 from data.maad.answers import CLASSES, accompanying, answer
 from data.maad.latents import draw, share
-from data.maad.tier import brands, products
+from data.maad.tiers import brands, products
 from data.maad.vocab import BANNED, CLAIMS, NEEDS_NOTICE, QUESTIONS
 
 SPLITS = tuple(maad.SIZES)

@@ -21,7 +21,7 @@ from data import collate
 from data.encoding import Encoder, decode
 from data.maad.answers import answer
 from data.maad.latents import draw
-from data.maad.tier import brands
+from data.maad.tiers import brands
 from data.making import batch
 from data.record import Record, check_template, prompt
 from data.source import Held

@@ -8,9 +8,9 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from antgmm_jax import processes, sharding
+from antgmm_jax.parallel import processes, sharding
 from distill import build as build_module
-from experiments.run.host.devices import devices
+from experiments.run.host.meshes import devices
 
 
 def main(directory: str, moment: str, mesh: str, address: str, process: str) -> None:

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from antgmm_jax import shards
 from antgmm_jax.errors import AntgmmError
+from antgmm_jax.io import shards
 from distill import build as build_module
 from distill.build import cache_size
 from distill.cache import fingerprint, open_cache

@@ -7,7 +7,7 @@ import pytest
 
 from antgmm_jax.axes import sizes
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.functional import functional
+from antgmm_jax.pure import functional
 from distill import (
     LossConfig,
     build_cache,
@@ -23,7 +23,7 @@ from distill import (
 )
 from pruning.gates import gates_of
 from pruning.keep import identity
-from pruning.shrink import shrink
+from pruning.shrinking import shrink
 from tests.pruning.models import CONFIGS, batch_of, parameters
 
 ALL = LossConfig(hard=1.0, soft=1.0, pair=0.3, rank=0.2, hidden=0.5, vision=0.5, bridge=0.5, temperature=2.0)

@@ -11,7 +11,7 @@ import pytest
 import distill
 from antgmm_jax.axes import sizes
 from antgmm_jax.config import towers
-from antgmm_jax.functional import abstract, functional
+from antgmm_jax.pure import abstract, functional
 from distill.align import parts
 from tests.pruning.models import CONFIGS
 

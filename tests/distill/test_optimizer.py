@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.functional import abstract, functional, is_axes
+from antgmm_jax.pure import abstract, functional, is_axes
 from distill.optimizer import OptimizerConfig, _linear_maps, combine, init_state, make_optimizer, map_moments, trainable
 from tests.pruning.models import CONFIGS
 

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import torch
 
-from antgmm_jax.convert import load_hf
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.functional import functional
+from antgmm_jax.io.convert import load_hf
+from antgmm_jax.pure import functional
 from distill import LossConfig, bridge_weights, make_loss, online, parts
 from distill.sensitivity import FLOOR
 from pruning.keep import identity

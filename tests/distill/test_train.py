@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from antgmm_jax.errors import AntgmmError
+from distill.loop import train
 from distill.losses import LossConfig
 from distill.optimizer import OptimizerConfig, init_state, make_optimizer
 from distill.step import make_step
 from distill.teacher import online
-from distill.train import train
 from tests.distill import toy
 
 STUDENT, TEACHER = toy.toy(4, 2), toy.toy(6, 3)

@@ -1,4 +1,4 @@
-"""A small model with the interface of `antgmm_jax.functional`, and batches for it."""
+"""A small model with the interface of `antgmm_jax.pure`, and batches for it."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple

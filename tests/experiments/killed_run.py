@@ -1,6 +1,6 @@
 """A run that kills itself with SIGKILL: `python -m tests.experiments.killed_run RECIPE RUN MOMENT`.
 
-Behind these may stand MESH COORDINATOR PROCESSES PROCESS, as `experiments.run.host.devices.devices` takes them.
+Behind these may stand MESH COORDINATOR PROCESSES PROCESS, as `experiments.run.host.meshes.devices` takes them.
 """
 
 import os
@@ -8,12 +8,12 @@ import signal
 import sys
 import time
 
-import antgmm_jax.convert
-import antgmm_jax.folders
-from antgmm_jax import checkpoint
+import antgmm_jax.io.convert
+import antgmm_jax.io.folders
+from antgmm_jax.io import checkpoint
 from experiments.report.write import finish
 from experiments.run import stage
-from experiments.run.host.devices import devices
+from experiments.run.host.meshes import devices
 from experiments.run.pipeline import Run
 from experiments.run.schema.recipe import load_recipe
 from tests.experiments.quick import time_few_requests
@@ -41,19 +41,19 @@ def at_step(name: str, number: int) -> None:
 
 def at_publication(number: int) -> None:
     """Dies between writing a checkpoint and giving it its name, at the given one."""
-    publish, count = antgmm_jax.folders.publish, iter(range(1, 10**6))
+    publish, count = antgmm_jax.io.folders.publish, iter(range(1, 10**6))
 
     def dying(*args):
         if next(count) == number:
             die()
         publish(*args)
 
-    antgmm_jax.folders.publish = dying
+    antgmm_jax.io.folders.publish = dying
 
 
 def at_export() -> None:
     """Dies when the weights of the export are written and its config is not."""
-    antgmm_jax.convert._write_config = die
+    antgmm_jax.io.convert._write_config = die
 
 
 MOMENTS = {

@@ -7,13 +7,13 @@ import jax
 import numpy as np
 import transformers
 
-from antgmm_jax.convert import save_hf
 from antgmm_jax.families import new_processor
 from antgmm_jax.families.blip2_t5.presets import sized as blip2_t5
 from antgmm_jax.families.idefics3.presets import sized as smolvlm
 from antgmm_jax.families.llava.presets import sized as llava
 from antgmm_jax.families.words import EOS, IMAGE, PAD
-from antgmm_jax.functional import functional
+from antgmm_jax.io.convert import save_hf
+from antgmm_jax.pure import functional
 from data.tokenizer import corpus, train_tokenizer
 from tests.reference import randomised
 

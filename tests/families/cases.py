@@ -11,11 +11,11 @@ import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from antgmm_jax.config import LMMConfig
-from antgmm_jax.convert import load_hf
 from antgmm_jax.families import FAMILIES, inputs, new_processor
 from antgmm_jax.families.base import Inputs
 from antgmm_jax.families.words import SPECIAL
-from antgmm_jax.functional import functional
+from antgmm_jax.io.convert import load_hf
+from antgmm_jax.pure import functional
 
 SHAPES = [(name, shape) for name, family in FAMILIES.items() for shape in family.tiny(0)]
 FIRST = [next(one for one in SHAPES if one[0] == name) for name in FAMILIES]

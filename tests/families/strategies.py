@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from antgmm_jax.axes import sizes
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.functional import local_axes
+from antgmm_jax.pure import local_axes
 from pruning.keep import gate_shape, shrunk_config
 
 

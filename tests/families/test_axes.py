@@ -4,10 +4,10 @@ import json
 
 import jax
 
-from antgmm_jax import sharding
 from antgmm_jax.axes import resize, sizes, to_dict
 from antgmm_jax.families import family, family_of, from_dict, violations
-from antgmm_jax.functional import abstract, functional, is_axes
+from antgmm_jax.parallel import sharding
+from antgmm_jax.pure import abstract, functional, is_axes
 
 
 def test_a_checkpoint_is_of_its_family_and_legal(case):

@@ -8,8 +8,8 @@ from flax import nnx
 
 from antgmm_jax.axes import resize, sizes
 from antgmm_jax.config import towers
-from antgmm_jax.functional import abstract, functional
-from pruning.cost import cost, forward_flops, kernels, parameters
+from antgmm_jax.pure import abstract, functional
+from pruning.costs import cost, forward_flops, kernels, parameters
 from tests.families.cases import batch
 
 BATCH, LENGTH, ANSWER, WIDTH = 2, 48, 16, 256

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from antgmm_jax.functional import functional
+from antgmm_jax.pure import functional
 from tests.families.cases import PICTURES, WORDS, batch
 
 NEW = 5

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from antgmm_jax.axes import sizes
-from antgmm_jax.convert import load_hf, open_hf, save_hf
-from antgmm_jax.functional import local_axes
+from antgmm_jax.io.convert import load_hf, open_hf, save_hf
+from antgmm_jax.pure import local_axes
 from pruning import gates_of, identity, legal_above, magnitude, ones, plan, random, shrink, shrink_hf
 from tests.families.cases import batch, close, logits, reloaded, torch_logits
 from tests.families.strategies import fewer, keeps

@@ -10,7 +10,7 @@ import numpy as np
 from antgmm_jax.axes import sizes
 from antgmm_jax.config import towers
 from antgmm_jax.families import family
-from antgmm_jax.functional import functional, is_axes, local_axes
+from antgmm_jax.pure import functional, is_axes, local_axes
 from pruning import activation, block_influence, last, magnitude, ones, random, taylor
 from tests.families.cases import batch
 

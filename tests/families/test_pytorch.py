@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from antgmm_jax.generate import generate
+from antgmm_jax.decoding import generate
 from tests.families.cases import PICTURES, SLOTS, WORDS, as_torch, batch, close, logits, torch_logits
 
 NEW = 8

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, get_mesh
 
-from antgmm_jax.functional import float32, functional
-from antgmm_jax.processes import gather
-from antgmm_jax.sharding import make_mesh, rows, spec
+from antgmm_jax.parallel.processes import gather
+from antgmm_jax.parallel.sharding import make_mesh, rows, spec
+from antgmm_jax.pure import float32, functional
 from pruning import ones
 from tests.families.cases import batch, counted
 from tests.families.test_importance import answer_loss

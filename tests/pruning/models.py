@@ -6,11 +6,11 @@ from functools import lru_cache
 import jax
 import numpy as np
 
-from antgmm_jax.bridge import ProjectorConfig
+from antgmm_jax.blocks.projector import ProjectorConfig
 from antgmm_jax.config import LanguageConfig, LMMConfig, StackConfig, VisionConfig
 from antgmm_jax.families.blip2_t5.presets import sized as blip2_t5
 from antgmm_jax.families.llava.config import LlavaConfig
-from antgmm_jax.functional import abstract
+from antgmm_jax.pure import abstract
 from tests.reference import squares
 
 IMAGE_TOKEN = 3

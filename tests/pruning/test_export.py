@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from antgmm_jax.axes import sizes
-from antgmm_jax.convert import load_hf, save_hf
-from antgmm_jax.functional import functional, local_axes
-from antgmm_jax.generate import generate
+from antgmm_jax.decoding import generate
+from antgmm_jax.io.convert import load_hf, save_hf
+from antgmm_jax.pure import functional, local_axes
 from pruning import gates_of, ones, plan, random, shrink
 from tests import reference
 

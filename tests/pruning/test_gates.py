@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from antgmm_jax.axes import sizes
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.functional import local_axes
+from antgmm_jax.pure import local_axes
 from pruning.gates import gates_at, gates_of, ones
 from pruning.keep import gate_shape
 from tests.families.strategies import keeps

@@ -8,7 +8,7 @@ import pytest
 from antgmm_jax.axes import sizes
 from antgmm_jax.config import towers
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.functional import functional, local_axes
+from antgmm_jax.pure import functional, local_axes
 from pruning.gates import ones
 from pruning.importance import activation, block_influence, last, magnitude, mean_of, random, taylor
 from pruning.keep import gate_shape

@@ -6,13 +6,13 @@ import jax
 import numpy as np
 import pytest
 
-from antgmm_jax.convert import open_hf, save_hf
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.functional import functional, is_axes
+from antgmm_jax.io.convert import open_hf, save_hf
+from antgmm_jax.pure import functional, is_axes
+from pruning.components import folded, principal
 from pruning.gates import gates_of
 from pruning.keep import compose, identity, merge
-from pruning.principal import folded, principal
-from pruning.shrink import shrink
+from pruning.shrinking import shrink
 from tests.pruning.models import CONFIGS, batch_of, parameters
 
 WIDTHS = [("blip2_t5", "vision/embed"), ("blip2_t5", "text/embed"), ("llava", "text/embed")]

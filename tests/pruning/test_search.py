@@ -8,13 +8,13 @@ import pytest
 from antgmm_jax.axes import sizes
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import complete, violations
-from antgmm_jax.functional import local_axes
 from antgmm_jax.presets import preset
+from antgmm_jax.pure import local_axes
 from pruning import by_stage, free_axes, plan, planned_config, search, shrunk_config
-from pruning.cost import cost, parameters
+from pruning.costs import cost, parameters
 from pruning.keep import gate_shape
-from pruning.plan import fault_of
-from pruning.search import below
+from pruning.planning import fault_of
+from pruning.sizing import below
 from tests.pruning.models import CONFIGS
 
 MODELS = {**CONFIGS, "antgmm-deep": preset("antgmm-deep"), "llava-tiny": preset("llava-tiny")}

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from antgmm_jax.axes import sizes
 from antgmm_jax.families.blip2_t5.frequency import every, with_every
-from antgmm_jax.functional import abstract
+from antgmm_jax.pure import abstract
 from pruning.keep import compose, identity
-from pruning.shrink import shrink, take
+from pruning.shrinking import shrink, take
 from tests.families.strategies import keeps
 from tests.pruning.models import CONFIGS, parameters
 

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from antgmm_jax.axes import sizes
-from antgmm_jax.convert import load_hf, open_hf, save_hf
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.functional import local_axes
+from antgmm_jax.io.convert import load_hf, open_hf, save_hf
+from antgmm_jax.pure import local_axes
 from pruning import plan, random, shrink, shrink_hf
 from tests import reference
 

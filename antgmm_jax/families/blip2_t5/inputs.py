@@ -6,11 +6,11 @@ import numpy as np
 from tokenizers import Tokenizer
 from transformers import Blip2Processor, BlipImageProcessor, ProcessorMixin
 
+from antgmm_jax.blocks.pictures import as_hf
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families.blip2_t5.config import Blip2T5Config
 from antgmm_jax.families.square import SquarePictures, Tree, check_fields, check_size, check_words
 from antgmm_jax.families.words import wrap
-from antgmm_jax.pictures import as_hf
 
 
 class Inputs:

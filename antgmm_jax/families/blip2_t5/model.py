@@ -5,14 +5,14 @@ from collections.abc import Sequence
 from flax import nnx
 from jaxtyping import Array, Float
 
-from antgmm_jax.bridge import OUT
+from antgmm_jax.blocks.language import LanguageModel
+from antgmm_jax.blocks.layers import Norm, linear, param, repeated
+from antgmm_jax.blocks.projector import OUT
+from antgmm_jax.blocks.stack import Context, Gates, Stack
+from antgmm_jax.blocks.vision import VisionEncoder
 from antgmm_jax.config import Remat, Tower, towers
 from antgmm_jax.families.blip2_t5.config import Blip2T5Config, QFormerConfig
-from antgmm_jax.language import LanguageModel
-from antgmm_jax.layers import Norm, linear, param, repeated
 from antgmm_jax.lmm import LMM
-from antgmm_jax.stack import Context, Gates, Stack
-from antgmm_jax.vision import VisionEncoder
 
 
 class QFormer(nnx.Module):

@@ -6,14 +6,14 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float
 
-from antgmm_jax.bridge import OUT
+from antgmm_jax.blocks.language import LanguageModel
+from antgmm_jax.blocks.layers import linear, param
+from antgmm_jax.blocks.projector import OUT
+from antgmm_jax.blocks.stack import Gates
+from antgmm_jax.blocks.vision import VisionEncoder
 from antgmm_jax.config import Remat, Tower, towers
 from antgmm_jax.families.idefics3.config import Idefics3Config, ShuffleConfig
-from antgmm_jax.language import LanguageModel
-from antgmm_jax.layers import linear, param
 from antgmm_jax.lmm import LMM
-from antgmm_jax.stack import Gates
-from antgmm_jax.vision import VisionEncoder
 
 
 class PixelShuffle(nnx.Module):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from antgmm_jax.axes import part
-from antgmm_jax.bridge import ProjectorConfig
+from antgmm_jax.blocks.projector import ProjectorConfig
 from antgmm_jax.config import LanguageConfig, LMMConfig, VisionConfig
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families.llama import decoder_of, head_violations, text_config

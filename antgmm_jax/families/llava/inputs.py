@@ -6,6 +6,7 @@ import numpy as np
 from tokenizers import Tokenizer
 from transformers import CLIPImageProcessor, LlavaProcessor, ProcessorMixin
 
+from antgmm_jax.blocks.pictures import as_hf
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families.llava.config import LlavaConfig
 from antgmm_jax.families.square import (
@@ -17,7 +18,6 @@ from antgmm_jax.families.square import (
     side,
 )
 from antgmm_jax.families.words import CHAT, starts_itself, user_turn, wrap
-from antgmm_jax.pictures import as_hf
 
 
 class Inputs:

@@ -2,12 +2,12 @@
 
 from flax import nnx
 
-from antgmm_jax.bridge import Projector
+from antgmm_jax.blocks.language import LanguageModel
+from antgmm_jax.blocks.projector import Projector
+from antgmm_jax.blocks.vision import VisionEncoder
 from antgmm_jax.config import Remat, towers
 from antgmm_jax.families.llava.config import LlavaConfig
-from antgmm_jax.language import LanguageModel
 from antgmm_jax.lmm import LMM
-from antgmm_jax.vision import VisionEncoder
 
 
 def build(config: LlavaConfig, *, remat: Remat, rngs: nnx.Rngs) -> LMM:

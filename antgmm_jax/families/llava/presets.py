@@ -1,6 +1,6 @@
 """LLaVA models by name, and from their sizes."""
 
-from antgmm_jax.bridge import ProjectorConfig
+from antgmm_jax.blocks.projector import ProjectorConfig
 from antgmm_jax.config import LanguageConfig, StackConfig, VisionConfig
 from antgmm_jax.families.llava.config import LlavaConfig
 

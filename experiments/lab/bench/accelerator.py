@@ -14,8 +14,8 @@ import numpy as np
 import distill
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.functional import Params, functional
 from antgmm_jax.presets import preset
+from antgmm_jax.pure import Params, functional
 from distill.teacher import to_dtype
 from experiments.lab.bench.batches import cached_teacher, first
 from experiments.lab.bench.checks import correctness, refuse

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 import distill
 from antgmm_jax.config import LMMConfig
-from antgmm_jax.functional import Params, functional
+from antgmm_jax.pure import Params, functional
 
 _PIECE = 8  # rows that the teacher reads at a time while its states are cached
 

@@ -11,10 +11,10 @@ import numpy as np
 from flax import nnx
 
 from antgmm_jax.config import LMMConfig
-from antgmm_jax.convert import save_hf
+from antgmm_jax.decoding import generate
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.functional import Params, functional
-from antgmm_jax.generate import generate
+from antgmm_jax.io.convert import save_hf
+from antgmm_jax.pure import Params, functional
 from distill.chunked import at_positions
 from distill.teacher import to_dtype
 from experiments.lab.bench.batches import device_arrays

@@ -9,11 +9,11 @@ import ml_dtypes
 import numpy as np
 
 from antgmm_jax.config import LMMConfig
-from antgmm_jax.convert import save_hf
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.functional import abstract, functional, is_axes
+from antgmm_jax.io.convert import save_hf
+from antgmm_jax.io.stored import Stored
 from antgmm_jax.presets import preset
-from antgmm_jax.stored import Stored
+from antgmm_jax.pure import abstract, functional, is_axes
 from experiments.run.disk_cut import cut, targets_of
 from experiments.run.host.console import say
 

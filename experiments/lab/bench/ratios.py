@@ -19,13 +19,13 @@ import numpy as np
 import distill
 import pruning
 from antgmm_jax.config import LMMConfig
-from antgmm_jax.convert import save_hf
-from antgmm_jax.functional import Params, functional
+from antgmm_jax.io.convert import save_hf
 from antgmm_jax.presets import preset
+from antgmm_jax.pure import Params, functional
 from distill import LossConfig
 from experiments.lab.bench.batches import cached_teacher, device_arrays
 from experiments.lab.bench.cutting import shrinking
-from experiments.lab.bench.decoding import PROMPT, decoding, requests
+from experiments.lab.bench.decode_speed import PROMPT, decoding, requests
 from experiments.lab.bench.flops import step_flops
 from experiments.lab.bench.timing import in_turn, milliseconds, spread, told
 from experiments.report.latency import Latency

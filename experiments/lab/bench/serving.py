@@ -10,8 +10,8 @@ import numpy as np
 import distill
 import pruning
 from antgmm_jax.config import LMMConfig
-from antgmm_jax.functional import Params, functional
-from antgmm_jax.generate import phases
+from antgmm_jax.decoding import phases
+from antgmm_jax.pure import Params, functional
 from experiments.lab.bench.batches import device_arrays, first
 from experiments.lab.bench.flops import scoring_flops
 from experiments.lab.bench.timing import dispatched, spread

@@ -12,10 +12,10 @@ import jax
 import numpy as np
 
 import distill
-from antgmm_jax.convert import load_hf
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.functional import float32, functional
-from antgmm_jax.sharding import rows
+from antgmm_jax.io.convert import load_hf
+from antgmm_jax.parallel.sharding import rows
+from antgmm_jax.pure import float32, functional
 from distill.step import Step
 from experiments.lab.bench.timing import spread, told
 from experiments.run.datasets import encoded, load_records

@@ -10,7 +10,7 @@ import numpy as np
 import distill
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.functional import functional
+from antgmm_jax.pure import functional
 from experiments.lab.bench.batches import device_arrays, first
 from experiments.lab.bench.flops import step_flops, traced_flops
 from experiments.lab.bench.timing import dispatched, spread

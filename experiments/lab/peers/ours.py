@@ -11,13 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 
 import distill
-from antgmm_jax.convert import load_hf, open_hf
-from antgmm_jax.functional import float32, functional
-from antgmm_jax.sharding import rows
-from data.batches import Batches, visits_once
+from antgmm_jax.io.convert import load_hf, open_hf
+from antgmm_jax.parallel.sharding import rows
+from antgmm_jax.pure import float32, functional
+from data.batching import Batches, visits_once
 from data.record import Arrays
 from distill.step import Step
-from experiments.lab.peers.prepare import batch_of, narrow, stream
+from experiments.lab.peers.preparation import batch_of, narrow, stream
 from experiments.lab.peers.record import SIDE, Recorder
 from experiments.lab.peers.task import EPOCHS, Task, Text, read
 from experiments.run.host.allocator import keep_freed_memory

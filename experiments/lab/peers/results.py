@@ -8,8 +8,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from experiments.lab.peers.run import CONTENDERS, run
-from experiments.lab.peers.summary import Record, markdown, rate, summary
+from experiments.lab.peers.runs import CONTENDERS, run
+from experiments.lab.peers.summaries import Record, markdown, rate, summary
 from experiments.lab.peers.task import Task
 from experiments.report.svg import save, styled
 from experiments.run.folder import write_text

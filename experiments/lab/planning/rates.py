@@ -14,11 +14,11 @@ import pruning
 from antgmm_jax.axes import sizes
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.functional import abstract
+from antgmm_jax.pure import abstract
 from experiments.report.latency import PHASES, Latency, Request, jax_request, measure
 from experiments.run.host.console import bar
 from experiments.run.random_batches import random_batch
-from pruning.cost import total_parameters
+from pruning.costs import total_parameters
 
 ROUNDS = 200
 DEPTHS, NARROW = (5, 1), 4

@@ -12,8 +12,8 @@ from experiments.lab.planning.rates import ROUNDS, Asked, calibrate, named, pred
 from experiments.report.latency import measure
 from experiments.run.host.console import say
 from experiments.run.host.facts import machine
-from pruning.cost import total_parameters
-from pruning.search import Sized
+from pruning.costs import total_parameters
+from pruning.sizing import Sized
 
 TRIES = 6
 NEAR = 0.9

@@ -11,10 +11,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import distill
 import pruning
-from antgmm_jax import sharding
 from antgmm_jax.config import LMMConfig, Remat
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.functional import abstract, functional
+from antgmm_jax.parallel import sharding
+from antgmm_jax.pure import abstract, functional
 from experiments.lab.planning.chips import Chip
 from experiments.lab.planning.collectives import sent
 

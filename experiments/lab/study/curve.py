@@ -13,13 +13,13 @@ from antgmm_jax.config import LMMConfig
 from antgmm_jax.errors import AntgmmError
 from experiments.lab.planning.rates import ROUNDS, Asked, random_request
 from experiments.lab.study.summary import COLOURS, SCORES, by_arm, told, write_json_results
+from experiments.report.as_markdown import table
 from experiments.report.latency import measure
-from experiments.report.markdown import table
 from experiments.report.plots import ticks
 from experiments.report.svg import save, styled
 from experiments.report.tables import Table
 from experiments.run.folder import write_text
-from pruning.cost import total_parameters
+from pruning.costs import total_parameters
 
 TIMES = {"smaller": "times fewer parameters", "faster": "times lower latency in JAX"}
 HEAD = ("arm", "parameters", *TIMES.values(), *(f"exact match on {name}" for name in SCORES.values()))

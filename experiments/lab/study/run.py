@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from antgmm_jax.config import LMMConfig
-from antgmm_jax.convert import load_hf
 from antgmm_jax.errors import AntgmmError
+from antgmm_jax.io.convert import load_hf
 from distill import fingerprint
 from experiments.lab.planning.rates import Asked
 from experiments.lab.study.arms import Arm, Study, recipe_of, training_flops

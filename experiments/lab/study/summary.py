@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.report.markdown import table
+from experiments.report.as_markdown import table
 from experiments.report.svg import save, styled
 from experiments.report.tables import Table
 from experiments.run.folder import write_text

@@ -136,8 +136,9 @@ class BaseRecipe(Table):
       pack: tokens of a row (the pictures' too) that several samples share, none seeing another; `batch_size` then
         counts such rows. For models without an encoder, in the place of buckets. 0 gives each sample its own row.
       prompt: how the model is asked: `{question}` and `{text}` stand for a record's, square brackets around `{text}`
-        hold what is left out of records without one. The processor's chat template, if any, is laid around it. "" asks as the
-        checkpoint that is started from was (`antgmm.json` in its folder), or "[text: {text} ]question: {question}".
+        hold what is left out of records without one. The processor's chat template, if any, is laid around it. ""
+        asks as the checkpoint that is started from was (`antgmm.json` in its folder), or "[text: {text} ]question:
+        {question}".
       max_length: most tokens of a prompt, the picture's not counted; a longer row is refused.
       max_answer: most tokens of an answer, the end token counted; a longer row is refused.
     """

@@ -12,12 +12,12 @@ import pytest
 from typer.main import get_command
 
 import pruning
-from antgmm_jax import checkpoint, convert, tensors
 from antgmm_jax.axes import sizes, to_dict
-from antgmm_jax.convert import load_hf, save_hf
 from antgmm_jax.families import FAMILIES
-from antgmm_jax.functional import abstract, functional
+from antgmm_jax.io import checkpoint, convert, tensors
+from antgmm_jax.io.convert import load_hf, save_hf
 from antgmm_jax.presets import PRESETS, preset
+from antgmm_jax.pure import abstract, functional
 from data.readers import read_records
 from data.record import PROMPT
 from experiments import cli
@@ -249,7 +249,7 @@ def test_cost_of_a_checkpoint_reads_headers_only(antgmm, monkeypatch, tmp_path):
     def read(*_):
         raise AssertionError("a tensor was read")
 
-    monkeypatch.setattr("antgmm_jax.tensors.Tensors._rows", read)
+    monkeypatch.setattr("antgmm_jax.io.tensors.Tensors._rows", read)
     figures = json.loads(antgmm("cost", model, "--json").stdout)
     assert figures == json.loads(antgmm("cost", "--preset", "antgmm-5b", "--json").stdout)
     assert weights.stat().st_size > 10e9 > 1e6 > 512 * weights.stat().st_blocks

@@ -9,14 +9,15 @@ import pytest
 import torch
 
 from antgmm_jax.axes import sizes
-from antgmm_jax.convert import load_hf
+from antgmm_jax.blocks.pictures import as_hf
 from antgmm_jax.families.blip2_t5.presets import sized as blip2_t5
-from antgmm_jax.functional import functional
-from antgmm_jax.pictures import as_hf
+from antgmm_jax.io.convert import load_hf
 from antgmm_jax.presets import preset
+from antgmm_jax.pure import functional
 from distill import LossConfig, make_loss
 from experiments.commands.sources import end_tokens
-from experiments.lab.bench import cutting, decoding, flops, ratios, timing
+from experiments.lab.bench import cutting, flops, ratios, timing
+from experiments.lab.bench import decode_speed as decoding
 from experiments.lab.bench.batches import device_arrays
 from experiments.report import latency
 from experiments.run import disk_cut

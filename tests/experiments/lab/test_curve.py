@@ -10,7 +10,7 @@ from antgmm_jax.axes import sizes
 from antgmm_jax.errors import AntgmmError
 from experiments.lab.planning.rates import Asked
 from experiments.lab.study.curve import knee, markdown, shape_of, with_costs, write_curve
-from pruning.cost import total_parameters
+from pruning.costs import total_parameters
 from tests.pruning.models import CONFIGS
 
 

@@ -12,8 +12,10 @@ import torch
 import transformers
 
 from antgmm_jax.errors import AntgmmError
-from experiments.lab.peers import ours, results, run, summary
-from experiments.lab.peers.prepare import batch_of, prepare
+from experiments.lab.peers import ours, results
+from experiments.lab.peers import runs as run
+from experiments.lab.peers import summaries as summary
+from experiments.lab.peers.preparation import batch_of, prepare
 from experiments.lab.peers.record import Recorder
 from experiments.lab.peers.task import BUCKETED, Task, Text, draw, in_order, padded, planned, read
 
@@ -186,7 +188,7 @@ def rounds():
 
 def test_a_process_of_ours_does_without_pytorch(work, told, tmp_path):
     code = (
-        "import sys; from pathlib import Path; from experiments.lab.peers.start import start\n"
+        "import sys; from pathlib import Path; from experiments.lab.peers.starting import start\n"
         "start('ours', Path(sys.argv[1]), Path(sys.argv[2]), 'online'); print('torch' in sys.modules)"
     )
     out = tmp_path / "out.json"

@@ -12,10 +12,10 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec, get_mesh
 
 import distill
-from antgmm_jax.convert import load_hf
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.functional import float32, functional
-from antgmm_jax.sharding import make_mesh
+from antgmm_jax.io.convert import load_hf
+from antgmm_jax.parallel.sharding import make_mesh
+from antgmm_jax.pure import float32, functional
 from experiments.lab.planning import step as planning
 from experiments.lab.planning.chips import CHIPS, Chip
 from experiments.lab.planning.collectives import sent

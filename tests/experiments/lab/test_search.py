@@ -24,7 +24,7 @@ from experiments.lab.planning.rates import (
 from experiments.lab.planning.search import TRIES, by_latency
 from experiments.report.latency import Latency
 from pruning import planned_config, resolve, search
-from pruning.cost import parameters
+from pruning.costs import parameters
 from tests.pruning.models import CONFIGS
 
 ASKED = Asked(length=40, answer=8)

@@ -9,11 +9,11 @@ import pytest
 from filelock import FileLock
 
 import pruning
-from antgmm_jax import checkpoint
 from antgmm_jax.axes import sizes
-from antgmm_jax.convert import load_hf, open_hf
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import complete
+from antgmm_jax.io import checkpoint
+from antgmm_jax.io.convert import load_hf, open_hf
 from experiments.lab.study.arms import Arm, load_study, recipe_of, step_flops, training_flops
 from experiments.lab.study.run import lend_stages, results, run_study
 from experiments.lab.study.summary import markdown, plot, rows, told

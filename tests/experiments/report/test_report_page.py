@@ -17,9 +17,9 @@ from markdown_it import MarkdownIt
 from PIL import Image
 
 from antgmm_jax.errors import AntgmmError
+from experiments.report.as_html import page
+from experiments.report.as_markdown import cell, markdown
 from experiments.report.figures import choose, example
-from experiments.report.markdown import cell, markdown
-from experiments.report.page import page
 from experiments.report.plots import ticks
 from experiments.report.write import FORMAT, PICTURE_SIDE, png, render
 

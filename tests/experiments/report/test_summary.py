@@ -4,7 +4,7 @@ import os
 
 from rich.console import Console
 
-from experiments.report.summary import summary
+from experiments.report.closing import summary
 
 
 def test_teacher_and_student_stand_side_by_side():

@@ -10,9 +10,9 @@ import data.maad as maad
 import distill
 import pruning
 from antgmm_jax.config import towers
-from antgmm_jax.convert import load_hf
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.functional import functional
+from antgmm_jax.io.convert import load_hf
+from antgmm_jax.pure import functional
 from experiments.run.samples import Samples, load_processor
 from tests.experiments.tiny import save_llava, save_teacher, taken
 

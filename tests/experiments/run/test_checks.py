@@ -7,8 +7,8 @@ import pytest
 
 import pruning
 from antgmm_jax.axes import resize
-from antgmm_jax.convert import load_hf
 from antgmm_jax.errors import AntgmmError
+from antgmm_jax.io.convert import load_hf
 from experiments.run.checks import check_sizes
 from experiments.run.pipeline import Run
 from experiments.run.schema.recipe import load_recipe

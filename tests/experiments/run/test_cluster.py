@@ -10,12 +10,12 @@ import jax
 import numpy as np
 import pytest
 
-from antgmm_jax import checkpoint
-from antgmm_jax.sharding import make_mesh
+from antgmm_jax.io import checkpoint
+from antgmm_jax.parallel.sharding import make_mesh
 from data.maad import source
 from experiments.report.write import finish
 from experiments.run import stage
-from experiments.run.evaluate import evaluate
+from experiments.run.evaluation import evaluate
 from experiments.run.pipeline import Run
 from experiments.run.samples import Samples, load_processor
 from experiments.run.schema.recipe import load_recipe

@@ -10,7 +10,7 @@ import jax
 import pytest
 
 from antgmm_jax.errors import AntgmmError
-from experiments.run.host.devices import devices, parse
+from experiments.run.host.meshes import devices, parse
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -43,7 +43,7 @@ def test_a_mesh_is_held_while_the_run_lasts():
 
 def test_a_machine_without_accelerators_takes_as_many_devices_as_are_asked_for():
     code = (
-        "import jax; from experiments.run.host.devices import devices\n"
+        "import jax; from experiments.run.host.meshes import devices\n"
         "with devices('data=3', '', 1, 0): print(jax.device_count())"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=True)
@@ -57,7 +57,7 @@ def test_several_processes_need_a_place_to_meet():
 
 def test_a_process_of_several_ends_when_it_is_told_to():
     code = (
-        "import os, signal, sys, time; from experiments.run.host.devices import devices\n"
+        "import os, signal, sys, time; from experiments.run.host.meshes import devices\n"
         "with devices('', sys.argv[1], 1, 0): os.kill(os.getpid(), signal.SIGTERM); time.sleep(60)"
     )
     with socket.socket() as probe:

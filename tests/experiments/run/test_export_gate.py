@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from antgmm_jax.convert import load_hf
+from antgmm_jax.io.convert import load_hf
 from experiments.run import export_gate
 from experiments.run.random_batches import random_batch
 from tests import reference

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 
 import data.maad as maad
-from antgmm_jax.convert import load_hf
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.functional import functional
+from antgmm_jax.io.convert import load_hf
 from antgmm_jax.presets import preset
+from antgmm_jax.pure import functional
 from data.encoding import decode
 from data.shifting import shifted
 from experiments.run import features as image_side
-from experiments.run.evaluate import evaluate
+from experiments.run.evaluation import evaluate
 from experiments.run.features import VIEWS, ImageFeatures, freezes_features, image_features
 from experiments.run.samples import Samples, load_processor
 from tests.experiments.tiny import save_llava, save_teacher, taken

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 import distill
-from antgmm_jax import checkpoint
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.functional import functional
+from antgmm_jax.io import checkpoint
+from antgmm_jax.pure import functional
 from data.maad.facts import facts_loss, with_heads
 from experiments.run import stage as stages
 from experiments.run.objectives import facts_step

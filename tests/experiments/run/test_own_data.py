@@ -11,10 +11,10 @@ from transformers import AutoProcessor
 from typer.testing import CliRunner
 
 import data.maad as maad
-from antgmm_jax import checkpoint
-from antgmm_jax.convert import load_hf, open_hf
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import inputs
+from antgmm_jax.io import checkpoint
+from antgmm_jax.io.convert import load_hf, open_hf
 from data.readers import read_records
 from data.record import prompt
 from data.rows import parse

@@ -10,11 +10,11 @@ import pytest
 import data.maad as maad
 import distill
 import pruning
-from antgmm_jax.bridge import OUT
-from antgmm_jax.convert import load_hf
+from antgmm_jax.blocks.projector import OUT
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.functional import functional
-from distill.train import HOST_ONLY
+from antgmm_jax.io.convert import load_hf
+from antgmm_jax.pure import functional
+from distill.loop import HOST_ONLY
 from experiments.run.features import image_features
 from experiments.run.pipeline import Run
 from experiments.run.samples import Samples, load_processor

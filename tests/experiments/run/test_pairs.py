@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 import data.maad as maad
-from antgmm_jax.convert import load_hf
+from antgmm_jax.io.convert import load_hf
 from experiments.run import pairs
 from experiments.run.datasets import encoded
-from experiments.run.evaluate import evaluate
+from experiments.run.evaluation import evaluate
 from experiments.run.samples import Samples, load_processor
 from experiments.run.schema.recipe import load_recipe
 from tests.experiments.tiny import save_llava, save_teacher, taken, write_recipe

@@ -11,15 +11,15 @@ import pytest
 from safetensors.numpy import load_file
 from typer.testing import CliRunner
 
-from antgmm_jax import checkpoint
 from antgmm_jax.axes import sizes
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import from_dict
+from antgmm_jax.io import checkpoint
 from data.maad import source
 from experiments import cli
 from experiments.report import figures
 from experiments.report.write import finish
-from experiments.run import publish
+from experiments.run import publishing as publish
 from experiments.run.cuts import segment_targets
 from experiments.run.pipeline import Run
 from experiments.run.schema.recipe import load_recipe

@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 
 import pruning
-from antgmm_jax import checkpoint
 from antgmm_jax.axes import sizes, to_dict
-from antgmm_jax.convert import load_hf
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families.blip2_t5.presets import sized as blip2_t5
-from antgmm_jax.functional import float32, functional
+from antgmm_jax.io import checkpoint
+from antgmm_jax.io.convert import load_hf
+from antgmm_jax.pure import float32, functional
 from experiments.report.write import finish
-from experiments.run import recombine
-from experiments.run.recombine import Source
+from experiments.run import recombining as recombine
+from experiments.run.recombining import Source
 from experiments.run.schema.recipe import load_recipe
 from experiments.run.student import load_student, teacher_key
 from tests.experiments.tiny import save_teacher, write_recipe

@@ -8,13 +8,13 @@ import pytest
 from jax.sharding import NamedSharding, get_mesh
 
 import pruning
-from antgmm_jax import checkpoint
-from antgmm_jax.bridge import ProjectorConfig
+from antgmm_jax.blocks.projector import ProjectorConfig
 from antgmm_jax.config import LanguageConfig, StackConfig, VisionConfig
 from antgmm_jax.families.llava.config import LlavaConfig
-from antgmm_jax.functional import float32, functional
-from antgmm_jax.processes import by_first, gather
-from antgmm_jax.sharding import make_mesh, rows, spec
+from antgmm_jax.io import checkpoint
+from antgmm_jax.parallel.processes import by_first, gather
+from antgmm_jax.parallel.sharding import make_mesh, rows, spec
+from antgmm_jax.pure import float32, functional
 from distill import LossConfig, OptimizerConfig, init_state, lay_out, make_optimizer, make_step
 from tests.pruning.models import batch_of, randomised
 

@@ -9,20 +9,20 @@ import pytest
 
 import distill
 import pruning
-from antgmm_jax import checkpoint
 from antgmm_jax.axes import sizes
-from antgmm_jax.convert import load_hf
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families.blip2_t5.frequency import CROSS_LAYERS
-from antgmm_jax.functional import float32, functional, is_axes
+from antgmm_jax.io import checkpoint
+from antgmm_jax.io.convert import load_hf
+from antgmm_jax.pure import float32, functional, is_axes
 from distill import LossConfig, StepConfig
 from distill.align import state_sum
 from experiments.run import features as image_side
 from experiments.run import objectives
 from experiments.run import stage as stages
+from experiments.run.calibration import calibration_batches
 from experiments.run.checks import check_steps
 from experiments.run.datasets import encoded, load_records
-from experiments.run.importance import calibration_batches
 from experiments.run.pipeline import Run
 from experiments.run.samples import load_processor
 from experiments.run.schema import Stage, Work

@@ -1,0 +1,190 @@
+"""The language model: T5's encoder and decoder, or a Llama decoder alone."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from antgmm_jax.blocks import packing
+from antgmm_jax.blocks.layers import Norm, linear, lookup, param, rope
+from antgmm_jax.blocks.stack import Cache, Context, Gates, Stack, unrolled
+from antgmm_jax.config import LanguageConfig, Remat, Tower
+from antgmm_jax.parallel.sharding import place
+
+
+class Prefilled(NamedTuple):
+    """A prompt that has been read.
+
+    Attributes:
+        logits: of the first answer token, [B, V].
+        caches: self-attention keys and values, one pair a layer.
+        cross_caches: cross-attention keys and values, one pair a layer, None without cross-attention.
+        mask: which cache slots may be attended to, bool [B, slots]; slots of tokens to come are True.
+        lengths: position of the next token, [B].
+        slot: cache slot of the next token.
+    """
+
+    logits: Array
+    caches: list[Cache]
+    cross_caches: list[Cache | None]
+    mask: Array
+    lengths: Array
+    slot: int
+
+
+def _embed_scale(config: LanguageConfig) -> float:
+    # T5's table is drawn at unit variance (Mesh TensorFlow), Llama's at 0.02.
+    return 1.0 if config.encoder is not None else 0.02
+
+
+class LanguageModel(nnx.Module):
+    """Token table, stacks, final norms and head; T5 where the config has an encoder, else decoder-only."""
+
+    def __init__(self, config: LanguageConfig, towers: Mapping[str, Tower], *, remat: Remat = "dots", rngs: nnx.Rngs):
+        self.config, decoder = config, config.decoder
+        width = decoder.embed
+        self.tokens = param(rngs.params(), (config.vocab, width), ("vocab", "text/embed"), scale=_embed_scale(config))
+        encoder = config.encoder
+        self.encoder = None if encoder is None else Stack(towers["encoder"], remat=remat, rngs=rngs)
+        self.encoder_norm = None if encoder is None else Norm(encoder, "text/embed", rngs=rngs)
+        tower = towers["text" if encoder is None else "decoder"]
+        self.decoder = Stack(tower, memory=width, remat=remat, rngs=rngs)
+        self.norm = Norm(decoder, "text/embed", rngs=rngs)
+        axes = ("text/embed", "vocab")
+        self.out = None if config.tied else param(rngs.params(), (width, config.vocab), axes, scale=width**-0.5)
+
+    def embed(self, ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+        """Token embeddings."""
+        # Gathered along its width first: the partitioner cannot turn columns of what is looked up into rows of a batch.
+        return place(lookup(place(self.tokens[...], ("vocab",)), ids), ("batch",))
+
+    def head(self, hidden: Float[Array, "... D"], gates: Gates) -> Float[Array, "... V"]:
+        """Logits of final hidden states; T5 v1.0 scales them by width ** -0.5, the open width where gated."""
+        if self.config.scaled_head:
+            gate = gates.get("text/embed")
+            width = self.config.decoder.embed if gate is None else jax.lax.stop_gradient(gate.sum())
+            hidden = hidden * jnp.asarray(width, jnp.float32).astype(hidden.dtype) ** -0.5
+        return linear(hidden, self.tokens[...].T if self.out is None else self.out[...], None)
+
+    def encode(
+        self, x: Float[Array, "B T D"], valid: Bool[Array, "B T"], gates: Gates, collect: Sequence[str] = ()
+    ) -> tuple[Float[Array, "B T D"], dict[str, Array]]:
+        """T5's encoder over embedded tokens: normed states, and the intermediates named in `collect`."""
+        assert self.encoder is not None and self.encoder.relative is not None and self.encoder_norm is not None
+        at = jnp.arange(x.shape[1])
+        context = Context(mask=valid[:, None, None, :], bias=self.encoder.relative(at, at), valid=valid)
+        x, kept = self.encoder(x, context, gates, collect)
+        return self.encoder_norm(x, gates.get("text/embed")), kept
+
+    def decode(
+        self,
+        x: Float[Array, "B T D"],
+        valid: Bool[Array, "B T"] | None,
+        memory: Float[Array, "B M D"] | None,
+        memory_valid: Bool[Array, "B M"] | None,
+        gates: Gates,
+        collect: Sequence[str] = (),
+        segments: Int[Array, "B T"] | None = None,
+        counted: Bool[Array, "B T"] | None = None,
+    ) -> tuple[Float[Array, "B T D"], dict[str, Array]]:
+        """The decoder over embedded tokens, all positions at once: normed states, and the intermediates.
+
+        Args:
+            x: embedded decoder tokens.
+            valid: which are tokens; None for all (T5 masks no decoder position, as in Hugging Face).
+            memory: what cross-attention reads; None for a decoder-only model.
+            memory_valid: which of it are tokens.
+            gates: axis name -> gate.
+            collect: names of the intermediates to keep.
+            segments: which of a packed row's samples each token belongs to; None for rows of one sample.
+            counted: which positions collected norms count; None for those of `valid`.
+
+        Returns:
+            States that `head` reads, and the intermediates.
+        """
+        at = jnp.arange(x.shape[1])
+        if segments is None:
+            mask, places = None if valid is None else valid[:, None, None, :], _positions(x, valid)
+        else:
+            mask, places = packing.same_sample(segments), packing.positions(segments)
+        context = self._context(mask, memory, memory_valid, at, at, places)
+        context = context._replace(causal=True, valid=valid if counted is None else counted)
+        x, kept = self.decoder(x, context, gates, collect)
+        return self.norm(x, gates.get("text/embed")), kept
+
+    def _context(self, mask, memory, memory_valid, queries, keys, positions) -> Context:
+        config = self.config.decoder
+        memory_mask = None if memory_valid is None else memory_valid[:, None, None, :]
+        return Context(
+            mask=mask,
+            bias=None if self.decoder.relative is None else self.decoder.relative(queries, keys),
+            positions=rope(positions, config.head_dim, config.rope_theta) if config.positions == "rope" else None,
+            memory=memory,
+            memory_mask=memory_mask,
+        )
+
+    def prefill(
+        self,
+        x: Float[Array, "B T D"],
+        valid: Bool[Array, "B T"],
+        memory: Float[Array, "B M D"] | None,
+        slots: int,
+        memory_valid: Bool[Array, "B M"] | None = None,
+    ) -> Prefilled:
+        """Reads the decoder's first tokens into a cache of `slots`.
+
+        Args:
+            x: embedded decoder tokens.
+            valid: which are tokens; padding may stand on either side.
+            memory: T5's encoder states, or None.
+            slots: cache length, at least T.
+            memory_valid: which encoder states are tokens, or None.
+
+        Returns:
+            Logits after the last token of each row, and the caches.
+        """
+        config, layers, (batch, length, _) = self.config.decoder, self.decoder.unstack(), x.shape
+        empty = jnp.zeros((batch, config.heads, slots, config.head_dim), x.dtype)
+        cross_caches: list[Cache | None] = [None] * len(layers)
+        if memory is not None:
+            cross_caches = [cross.attention.keys_values(memory) for _, cross in layers if cross is not None]
+        usable = jnp.concatenate([valid, jnp.ones((batch, slots - length), bool)], axis=1)
+        at, keys = jnp.arange(length), jnp.arange(slots)
+        mask = (keys[None, :] <= at[:, None])[None, None] & usable[:, None, None, :]
+        context = self._context(mask, None, memory_valid, at, keys, _positions(x, valid))
+        x, caches = unrolled(layers, x, context, [(empty, empty)] * len(layers), cross_caches, 0)
+        last = jnp.max(jnp.where(valid, at[None, :], 0), axis=1)
+        logits = self.head(self.norm(x[jnp.arange(batch), last]), {})
+        return Prefilled(logits, caches, cross_caches, usable, valid.sum(axis=1), length)
+
+    def step(
+        self, ids: Int[Array, " B"], state: Prefilled, memory_valid: Bool[Array, "B M"] | None, layers
+    ) -> tuple[Float[Array, "B V"], list[Cache]]:
+        """One token further: its logits and the caches with it written.
+
+        Args:
+            ids: the token of each row.
+            state: caches, with `slot` and `lengths` of this token.
+            memory_valid: which encoder states are tokens, or None.
+            layers: `self.decoder.unstack()`, made once outside the loop.
+
+        Returns:
+            Logits of the next token, and the caches.
+        """
+        slots = state.mask.shape[1]
+        keys = jnp.arange(slots)
+        mask = (state.mask & (keys[None, :] <= state.slot))[:, None, None, :]
+        context = self._context(mask, None, memory_valid, jnp.asarray(state.slot)[None], keys, state.lengths[:, None])
+        x = self.embed(ids)[:, None]
+        x, caches = unrolled(layers, x, context, state.caches, state.cross_caches, state.slot)
+        return self.head(self.norm(x[:, 0]), {}), caches
+
+
+def _positions(x: Array, valid: Array | None) -> Array:
+    """Position of each token among its row's tokens, so that padding on either side changes nothing."""
+    if valid is None:
+        return jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
+    return jnp.maximum(jnp.cumsum(valid, axis=1) - 1, 0)

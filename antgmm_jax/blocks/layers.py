@@ -1,0 +1,275 @@
+"""The layers that every tower is built from; each parameter carries the names of its axes, each cut a gate."""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from antgmm_jax.blocks.attention import attend
+from antgmm_jax.config import StackConfig, Tower
+
+ACTIVATIONS = {
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_new": lambda x: jax.nn.gelu(x, approximate=True),
+    "gelu_pytorch_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+    "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
+}
+
+
+def param(
+    key: jax.Array, shape: tuple[int, ...], axes: tuple[str, ...], *, scale: float | None, over: str = ""
+) -> nnx.Param:
+    """A parameter with named axes.
+
+    Args:
+        key: random key.
+        shape: one size per axis.
+        axes: one name per axis; names with a "/" can be cut.
+        scale: standard deviation of the normal that it is drawn from; None gives zeros.
+        over: the tokens that it multiplies, where it is the kernel of a linear map: a tower, or a key of
+            `LMMConfig.tokens`.
+
+    Returns:
+        A float32 `nnx.Param` with metadata `axes` and `over`.
+    """
+    value = jnp.zeros(shape) if scale is None else scale * jax.random.normal(key, shape)
+    return nnx.Param(value, axes=axes, over=over)
+
+
+def linear(x: Array, kernel: Array, bias: Array | None, *, inputs: int = 1) -> Array:
+    """Contracts the last `inputs` axes of x with the first of a kernel, adds a bias."""
+    rows, columns = math.prod(x.shape[x.ndim - inputs :]), kernel.shape[inputs:]
+    y = _product(x.reshape(-1, rows), kernel.reshape(rows, -1)).reshape(*x.shape[: x.ndim - inputs], *columns)
+    return y if bias is None else plus(y, bias)
+
+
+def plus(x: Array, bias: Array) -> Array:
+    """x + a parameter that all rows share, in the dtype of x; in float32, as the parameter's gradient is a sum."""
+    return (x.astype(jnp.float32) + bias.astype(jnp.float32)).astype(x.dtype)
+
+
+def repeated(parameter: Float[Array, "..."], rows: int) -> Float[Array, "rows ..."]:
+    """A parameter [...] as [rows, ...]; its gradient is summed over the rows in float32."""
+    whole = jnp.broadcast_to(parameter.astype(jnp.float32), (rows, *parameter.shape))
+    return whole.astype(parameter.dtype)
+
+
+@jax.custom_vjp
+def lookup(table: Float[Array, "V D"], ids: Int[Array, "..."]) -> Float[Array, "... D"]:
+    """Rows of a table. A row's gradient is summed in float32: a common token is read thousands of times in a batch."""
+    return table[ids]
+
+
+def _lookup_backward(saved, dy):
+    table, ids = saved
+    return jnp.zeros_like(table, jnp.float32).at[ids].add(dy.astype(jnp.float32)).astype(table.dtype), None
+
+
+lookup.defvjp(lambda table, ids: (table[ids], (table, ids)), _lookup_backward)
+
+
+@jax.custom_vjp
+def _product(x: Float[Array, "n k"], kernel: Float[Array, "k m"]) -> Float[Array, "n m"]:
+    """A matrix product whose backward pass reads its operands as they lie in memory.
+
+    On a CPU, XLA otherwise computes an activation's gradient a second time inside the transposed copy that the kernel's
+    gradient reads, column by column: the gradient of a feed-forward layer then takes twice as long (measured).
+    """
+    return x @ kernel
+
+
+def _product_backward(saved, dy):
+    x, kernel = saved
+    dy = jax.lax.optimization_barrier(dy)
+    return dy @ kernel.T, (dy.T @ jax.lax.optimization_barrier(x)).T
+
+
+_product.defvjp(lambda x, kernel: (x @ kernel, (x, kernel)), _product_backward)
+
+
+def initial(config: StackConfig, fan_in: int) -> float:
+    """Standard deviation of a new kernel: 0.02 as in ViT, BERT and Llama, or by fan-in as in T5.
+
+    A post-norm stack at fan-in scale hardly learns: its branches drown the stream.
+    """
+    return 0.02 if config.scaled else fan_in**-0.5
+
+
+class Norm(nnx.Module):
+    """LayerNorm or RMSNorm whose statistics are taken over open channels only.
+
+    With a gate g the mean of z is sum(g * z) / sum(g), and the output, bias included, is times g: with a 0/1 gate
+    that equals the norm of the channels that stay.
+    """
+
+    def __init__(self, config: StackConfig, axis: str, *, rngs: nnx.Rngs):
+        self.eps, self.rms = config.eps, config.norm == "rms"
+        self.scale = nnx.Param(jnp.ones((config.embed,)), axes=(axis,), over="")
+        self.bias = None if self.rms else param(rngs.params(), (config.embed,), (axis,), scale=None)
+
+    def __call__(self, x: Float[Array, "... D"], gate: Float[Array, " D"] | None = None) -> Float[Array, "... D"]:
+        """Norms the last axis of x over its open channels."""
+        # In float32: in bfloat16 the variance of a wide stream loses its last digits, and so do the gradients of scale
+        # and bias, which are sums over all tokens.
+        z = x.astype(jnp.float32)
+
+        def mean(v):
+            if gate is None:
+                return jnp.mean(v, axis=-1, keepdims=True)
+            return jnp.sum(v * gate, axis=-1, keepdims=True) / jnp.maximum(jnp.sum(gate), 1.0)
+
+        if not self.rms:
+            z = z - mean(z)
+        y = z * jax.lax.rsqrt(mean(z * z) + self.eps) * self.scale[...].astype(jnp.float32)
+        y = (y if self.bias is None else y + self.bias[...].astype(jnp.float32)).astype(x.dtype)
+        return y if gate is None else y * gate.astype(y.dtype)
+
+
+class Rope(NamedTuple):
+    """Cosines and sines of rotary positions, [B, T, head_dim / 2] float32."""
+
+    cos: Array
+    sin: Array
+
+
+def rope(positions: Int[Array, "B T"], head_dim: int, theta: float) -> Rope:
+    """Rotary position angles (RoFormer, arXiv 2104.09864), in the half-split layout of Hugging Face Llama.
+
+    Args:
+        positions: token positions.
+        head_dim: width of a head.
+        theta: base of the geometric series of wavelengths.
+
+    Returns:
+        Cosines and sines.
+    """
+    frequency = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    angle = positions[..., None].astype(jnp.float32) * frequency
+    return Rope(jnp.cos(angle), jnp.sin(angle))
+
+
+def rotate(x: Float[Array, "B T H d"], by: Rope) -> Float[Array, "B T H d"]:
+    """Rotates the halves of each head by its position's angles."""
+    cos, sin = by.cos[:, :, None, :], by.sin[:, :, None, :]
+    a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
+
+
+class Attention(nnx.Module):
+    """Multi-head attention with grouped queries; a gate multiplies each key-value head's output group."""
+
+    def __init__(self, tower: Tower, *, memory: int = 0, rngs: nnx.Rngs):
+        """`memory` is the width of the states that it reads where it is cross-attention; 0: self-attention."""
+        config, cross = tower.stack, memory > 0
+        heads, group, width = (config.cross_heads if cross else config.heads), config.q_per_kv, config.head_dim
+        reads, keys_over = (memory, tower.reads) if cross else (config.embed, tower.name)
+        heads_axis = tower.axis("cross_heads" if cross else "heads")
+        embed, source = tower.embed, tower.memory if cross else tower.embed
+        self.scale = width**-0.5 if config.scaled else 1.0
+        # Without the 1/sqrt(d) of the logits the query's initial scale carries it (T5).
+        q_scale = initial(config, config.embed * width)
+        q_axes, kv_axes = (heads_axis, "q_per_kv", "head_dim"), (heads_axis, "head_dim")
+        self.q = param(
+            rngs.params(), (config.embed, heads, group, width), (embed, *q_axes), scale=q_scale, over=tower.name
+        )
+        keys = {"axes": (source, *kv_axes), "scale": initial(config, reads), "over": keys_over}
+        self.k = param(rngs.params(), (reads, heads, width), **keys)
+        self.v = param(rngs.params(), (reads, heads, width), **keys)
+        o_scale = initial(config, heads * group * width)
+        out_axes, size = (*q_axes, embed), (heads, group, width, config.embed)
+        self.o = param(rngs.params(), size, out_axes, scale=o_scale, over=tower.name)
+        key = rngs.params()
+        self.q_bias = param(key, (heads, group, width), q_axes, scale=None) if config.qkv_bias else None
+        self.k_bias = param(key, (heads, width), kv_axes, scale=None) if config.qkv_bias else None
+        self.v_bias = param(key, (heads, width), kv_axes, scale=None) if config.qkv_bias else None
+        self.o_bias = param(key, (config.embed,), (embed,), scale=None) if config.out_bias else None
+
+    def keys_values(self, x: Float[Array, "B S E"], positions: Rope | None = None) -> tuple[Array, Array]:
+        """Keys and values [B, heads, S, head_dim] of the states that are attended to."""
+        k = linear(x, self.k[...], None if self.k_bias is None else self.k_bias[...])
+        v = linear(x, self.v[...], None if self.v_bias is None else self.v_bias[...])
+        k = k if positions is None else rotate(k, positions)
+        return k.swapaxes(1, 2), v.swapaxes(1, 2)
+
+    def attend(
+        self,
+        x: Float[Array, "B T E"],
+        k: Float[Array, "B K S d"],
+        v: Float[Array, "B K S d"],
+        *,
+        causal: bool = False,
+        mask: Bool[Array, "#B 1 #T S"] | None = None,
+        bias: Float[Array, "1 N T S"] | None = None,
+        positions: Rope | None = None,
+        gate: Float[Array, " K"] | None = None,
+    ) -> tuple[Float[Array, "B T E"], Float[Array, "B T K G d"]]:
+        """Attends from x; returns what is written to the stream, and the heads' own outputs before the last map."""
+        q = linear(x, self.q[...], None if self.q_bias is None else self.q_bias[...])
+        batch, length, heads, group, width = q.shape
+        q = q.reshape(batch, length, heads * group, width)
+        if positions is not None:
+            q = rotate(q, positions)
+        out = attend(q, k, v, scale=self.scale, causal=causal, mask=mask, bias=bias)
+        out = out.reshape(batch, length, heads, group, width)
+        if gate is not None:
+            out = out * gate[:, None, None].astype(out.dtype)
+        return linear(out, self.o[...], None if self.o_bias is None else self.o_bias[...], inputs=3), out
+
+
+class MLP(nnx.Module):
+    """Feed-forward layer, plain or gated; a gate multiplies each hidden unit."""
+
+    def __init__(self, tower: Tower, *, rngs: nnx.Rngs):
+        config = tower.stack
+        self.act = config.act
+        embed, hidden = (config.embed, tower.embed), (config.mlp, tower.axis("mlp"))
+        up, over = ((embed[0], hidden[0]), (embed[1], hidden[1])), tower.name
+        self.up = param(rngs.params(), *up, scale=initial(config, embed[0]), over=over)
+        self.gate = param(rngs.params(), *up, scale=initial(config, embed[0]), over=over) if config.gated else None
+        self.down = param(rngs.params(), up[0][::-1], up[1][::-1], scale=initial(config, hidden[0]), over=over)
+        self.up_bias = param(rngs.params(), hidden[:1], hidden[1:], scale=None) if config.mlp_bias else None
+        self.down_bias = param(rngs.params(), embed[:1], embed[1:], scale=None) if config.mlp_bias else None
+
+    def __call__(self, x: Float[Array, "B T E"], gate: Float[Array, " M"] | None = None) -> tuple[Array, Array]:
+        """Returns what is written to the stream, and the hidden units [B, T, M] before the last map."""
+        act = ACTIVATIONS[self.act]
+        hidden = linear(x, self.up[...], None if self.up_bias is None else self.up_bias[...])
+        hidden = act(hidden) if self.gate is None else act(linear(x, self.gate[...], None)) * hidden
+        if gate is not None:
+            hidden = hidden * gate.astype(hidden.dtype)
+        return linear(hidden, self.down[...], None if self.down_bias is None else self.down_bias[...]), hidden
+
+
+class RelativeBias(nnx.Module):
+    """T5's learnt attention bias by bucketed distance (arXiv 1910.10683), one table a stack."""
+
+    def __init__(self, tower: Tower, *, rngs: nnx.Rngs):
+        config, heads_axis = tower.stack, tower.axis("heads")
+        self.buckets, self.distance, self.two_sided = (
+            config.relative_buckets,
+            config.relative_distance,
+            not config.causal,
+        )
+        scale = config.embed**-0.5
+        self.table = param(rngs.params(), (config.relative_buckets, config.heads), ("buckets", heads_axis), scale=scale)
+
+    def __call__(self, queries: Int[Array, " T"], keys: Int[Array, " S"]) -> Float[Array, "1 H T S"]:
+        """Bias between query and key positions, float32: its gradient is a sum over layers, rows and positions."""
+        offset = keys[None, :] - queries[:, None]
+        buckets, first = self.buckets, jnp.zeros_like(offset)
+        if self.two_sided:
+            buckets //= 2
+            first, offset = (offset > 0) * buckets, jnp.abs(offset)
+        else:
+            offset = jnp.maximum(-offset, 0)
+        exact = buckets // 2
+        # float32 logarithm as in the reference; the argument is kept above 0 for the branch that is not taken.
+        ratio = jnp.log(jnp.maximum(offset, 1).astype(jnp.float32) / exact) / math.log(self.distance / exact)
+        far = jnp.minimum(exact + (ratio * (buckets - exact)).astype(offset.dtype), buckets - 1)
+        bucket = first + jnp.where(offset < exact, offset, far)
+        return jnp.transpose(self.table[...].astype(jnp.float32)[bucket], (2, 0, 1))[None]

@@ -1,0 +1,55 @@
+"""From image states to text embeddings: the perceptron that several families have as their bridge."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from antgmm_jax.axes import axis
+from antgmm_jax.blocks.layers import ACTIVATIONS, linear, param
+from antgmm_jax.blocks.stack import Gates
+from antgmm_jax.config import Act, Tower
+
+OUT = "bridge/out"
+"""What the language model is handed, under this name among the collected."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProjectorConfig:
+    """A two-layer perceptron from the image encoder's width to the text width."""
+
+    mlp: int = axis()
+    act: Act
+    bias: bool = True
+
+
+class Projector(nnx.Module):
+    """A perceptron from image states to text embeddings."""
+
+    def __init__(self, config: ProjectorConfig, vision: Tower, text: Tower, *, rngs: nnx.Rngs):
+        self.act = config.act
+        wide, narrow = vision.stack.embed, text.stack.embed
+        axes = (vision.embed, "bridge/mlp", text.embed)
+        self.up = param(rngs.params(), (wide, config.mlp), axes[:2], scale=wide**-0.5, over=OUT)
+        self.down = param(rngs.params(), (config.mlp, narrow), axes[1:], scale=config.mlp**-0.5, over=OUT)
+        self.up_bias = param(rngs.params(), (config.mlp,), axes[1:2], scale=None) if config.bias else None
+        self.down_bias = param(rngs.params(), (narrow,), axes[2:], scale=None) if config.bias else None
+
+    def features(
+        self, vision: Float[Array, "S N V"], gates: Gates, collect: Sequence[str] = ()
+    ) -> tuple[Float[Array, "S N V"], dict[str, Array]]:
+        """Image states as they are: a projector has no stack."""
+        return vision, {}
+
+    def project(
+        self, features: Float[Array, "S N V"], gates: Gates, collect: Sequence[str] = ()
+    ) -> tuple[Float[Array, "S N E"], dict[str, Array]]:
+        """Image states as text embeddings; where `collect` names `bridge/mlp`, norms of its units [S, M]."""
+        hidden = linear(features, self.up[...], None if self.up_bias is None else self.up_bias[...])
+        hidden = ACTIVATIONS[self.act](hidden)
+        if "bridge/mlp" in gates:
+            hidden = hidden * gates["bridge/mlp"].astype(hidden.dtype)
+        kept = {"bridge/mlp": jnp.linalg.norm(hidden.astype(jnp.float32), axis=1)} if "bridge/mlp" in collect else {}
+        return linear(hidden, self.down[...], None if self.down_bias is None else self.down_bias[...]), kept

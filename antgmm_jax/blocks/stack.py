@@ -1,0 +1,298 @@
+"""One stack of blocks from which image encoders, bridges, text encoders and decoders are all assembled."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+from antgmm_jax.blocks.layers import MLP, Attention, Norm, RelativeBias, Rope
+from antgmm_jax.config import Remat, Tower
+from antgmm_jax.parallel.sharding import place
+
+Gates = Mapping[str, Array]
+Cache = tuple[Array, Array]  # keys and values, each [B, heads, slots, head_dim]
+
+
+class Context(NamedTuple):
+    """What every block of a stack reads beside the stream.
+
+    Attributes:
+        causal: whether a position sees no later one.
+        mask: which keys a query sees beside that, bool [B, 1, T or 1, S]; None for all.
+        bias: added to attention logits, [1, H, T, S].
+        positions: rotary angles.
+        memory: states [B, M, E] that cross-attention reads.
+        memory_mask: which of them are tokens, bool [B, 1, 1, M].
+        valid: which stream positions are tokens, [B, T]; collected norms leave the others out.
+    """
+
+    causal: bool = False
+    mask: Bool[Array, "..."] | None = None
+    bias: Array | None = None
+    positions: Rope | None = None
+    memory: Array | None = None
+    memory_mask: Array | None = None
+    valid: Array | None = None
+
+
+LOCAL = ("layers", "heads", "cross_heads", "mlp", "embed")
+"""Axes of a stack by the names of its config's fields."""
+
+
+class CrossAttention(nnx.Module):
+    """A block's cross-attention with its norm."""
+
+    def __init__(self, tower: Tower, memory: int, *, rngs: nnx.Rngs):
+        self.norm = Norm(tower.stack, tower.embed, rngs=rngs)
+        self.attention = Attention(tower, memory=memory, rngs=rngs)
+
+
+class Block(nnx.Module):
+    """Self-attention, cross-attention where one is handed in, feed-forward; norms before or after each."""
+
+    def __init__(self, tower: Tower, *, rngs: nnx.Rngs):
+        self.config = tower.stack
+        self.norm1 = Norm(tower.stack, tower.embed, rngs=rngs)
+        self.attention = Attention(tower, rngs=rngs)
+        self.norm2 = Norm(tower.stack, tower.embed, rngs=rngs)
+        self.mlp = MLP(tower, rngs=rngs)
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        context: Context,
+        gates: Gates,
+        *,
+        cross: CrossAttention | None = None,
+        cache: Cache | None = None,
+        cross_cache: Cache | None = None,
+        slot: Array | int = 0,
+    ) -> tuple[Array, dict[str, Array], Cache | None]:
+        """One block.
+
+        Args:
+            x: the stream.
+            context: masks, positions and the states that cross-attention reads.
+            gates: local name -> gate of this layer (`heads`, `cross_heads`, `mlp`, `embed`, scalar `layers`).
+            cross: the cross-attention of this layer, if it has one.
+            cache: keys and values of earlier positions, written at `slot`.
+            cross_cache: keys and values of the states that cross-attention reads.
+            slot: first cache slot of x.
+
+        Returns:
+            The stream after the block; the units' outputs by local name; the cache.
+        """
+        # Without this the partitioner may split the stream by its width, as the weights are, and not by its rows.
+        x = place(x, ("batch",))
+        start, units = x, {}
+
+        def residual(x, norm, inner, name):
+            if self.config.post_norm:
+                delta, units[name] = inner(x)
+                return norm(x + delta, gates.get("embed"))
+            y = norm(x, gates.get("embed"))
+            units.setdefault("embed", []).append(y)
+            delta, units[name] = inner(y)
+            return x + delta
+
+        def attend(y):
+            nonlocal cache
+            k, v = self.attention.keys_values(y, context.positions)
+            if cache is not None:
+                k, v = (jax.lax.dynamic_update_slice_in_dim(c, n, slot, 2) for c, n in zip(cache, (k, v), strict=True))
+                cache = (k, v)
+            seen = {"causal": context.causal, "mask": context.mask, "bias": context.bias}
+            return self.attention.attend(y, k, v, **seen, positions=context.positions, gate=gates.get("heads"))
+
+        x = residual(x, self.norm1, attend, "heads")
+        if cross is not None:
+            attention, mask = cross.attention, context.memory_mask
+            if cross_cache is None:
+                assert context.memory is not None
+                cross_cache = attention.keys_values(context.memory)
+            k, v = cross_cache
+
+            def read(y):
+                return attention.attend(y, k, v, mask=mask, gate=gates.get("cross_heads"))
+
+            x = residual(x, cross.norm, read, "cross_heads")
+        x = residual(x, self.norm2, lambda y: self.mlp(y, gates.get("mlp")), "mlp")
+        if self.config.post_norm:
+            units["embed"] = [x]
+        if "layers" in gates:
+            g = gates["layers"].astype(x.dtype)
+            x = g * x + (1 - g) * start
+        return x, units, cache
+
+
+def rematerialised(function: Callable, remat: Remat) -> Callable:
+    """A function whose intermediates are computed again for its gradient, as a policy says.
+
+    Args:
+        function: the body of a scan.
+        remat: "none" keeps every intermediate; "dots" the matrix products, the rest being cheaper to compute again than
+            a scan's stacking of it, on a CPU too; "full" nothing: least memory, one more forward pass.
+
+    Returns:
+        The function, equal in values and gradients.
+    """
+    if remat == "none":
+        return function
+    saved = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
+    return jax.checkpoint(function, policy=saved, prevent_cse=False)
+
+
+def _unit_norms(units: Mapping[str, Any], name: str, valid: Array | None) -> Array:
+    """L2 norm of each unit's output over tokens (and head_dim), [B, units] float32."""
+    outputs = units[name] if name == "embed" else [units[name]]
+    norms = []
+    for y in outputs:
+        y = y.astype(jnp.float32)
+        y = y.reshape(*y.shape[:2], y.shape[2], -1)
+        y = y if valid is None else y * valid[:, :, None, None]
+        norms.append(jnp.sqrt(jnp.sum(y * y, axis=(1, 3))))
+    return sum(norms[1:], norms[0]) / len(norms)
+
+
+class Stack(nnx.Module):
+    """Blocks stored stacked on a leading `layers` axis; scanned to train, unrolled to decode.
+
+    Where only every `cross_every`-th layer has cross-attention, those form a shorter stack of their own
+    on the axis `<tower>/cross_layers`, and the scan goes by groups of `cross_every` layers.
+    """
+
+    def __init__(self, tower: Tower, *, memory: int = 0, remat: Remat = "dots", rngs: nnx.Rngs):
+        """`memory` is the width of the states that cross-attention reads."""
+        config = tower.stack
+        self.config, self.tower = config, tower.name
+        self.remat: Remat = remat
+        self.names = {local: tower.axis(local) for local in LOCAL}
+
+        def stacked(build, count: int, axis: str):
+            keys = jax.random.split(rngs.params(), count)
+            module = nnx.vmap(lambda key: build(rngs=nnx.Rngs(key)))(keys)
+            for _, leaf in nnx.iter_graph(module):
+                if isinstance(leaf, nnx.Variable):
+                    leaf.set_metadata(axes=(axis, *leaf.get_metadata()["axes"]))
+            return module
+
+        self.blocks = stacked(lambda rngs: Block(tower, rngs=rngs), config.layers, tower.axis("layers"))
+        axis = tower.axis("layers" if config.cross_every == 1 else "cross_layers")
+        build_cross = lambda rngs: CrossAttention(tower, memory, rngs=rngs)  # noqa: E731
+        self.cross = stacked(build_cross, config.cross_layers, axis) if config.cross_heads else None
+        self.relative = RelativeBias(tower, rngs=rngs) if config.positions == "relative" else None
+
+    def _split_gates(self, gates: Gates) -> tuple[dict[str, Array], dict[str, Array]]:
+        """Local-name gates with a row a layer, and those that all layers share."""
+        mine = {local: gates[name] for local, name in self.names.items() if name in gates}
+        by_layer = {k: g for k, g in mine.items() if k == "layers" or g.ndim == 2}
+        return by_layer, {k: g for k, g in mine.items() if k not in by_layer}
+
+    def __call__(
+        self, x: Float[Array, "B T D"], context: Context, gates: Gates, collect: Sequence[str] = ()
+    ) -> tuple[Float[Array, "B T D"], dict[str, Array]]:
+        """All blocks.
+
+        Args:
+            x: the stream.
+            context: what blocks read beside it.
+            gates: global axis name -> gate; absent is open.
+            collect: global names of the intermediates to keep.
+
+        Returns:
+            The stream, and the intermediates by name: `<tower>/states` [L + 1, B, T, D]; of an axis the units' norms
+            [L, B, units], or [B, D] for the width.
+        """
+        by_layer, shared = self._split_gates(gates)
+        wanted = {local for local, name in self.names.items() if name in collect and local != "layers"}
+        states = f"{self.tower}/states"
+
+        def body(x, layer, cross):
+            params, gates_here = layer
+            block = nnx.merge(block_graph, params)
+            module = None if cross_graph is None or cross is None else nnx.merge(cross_graph, cross)
+            y, units, _ = block(x, context, {**shared, **gates_here}, cross=module)
+            kept = {}
+            for name in sorted(wanted):
+                # A layer without cross-attention has no such units: zeros keep the rows aligned with the layers.
+                absent = jnp.zeros((x.shape[0], self.config.cross_heads))
+                kept[name] = _unit_norms(units, name, context.valid) if name in units else absent
+            if states in collect:
+                kept["states"] = x
+            return y, kept
+
+        block_graph, block_params = nnx.split(self.blocks)
+        cross_graph, cross_params = nnx.split(self.cross) if self.cross is not None else (None, None)
+        layers = (block_params, by_layer)
+        every = self.config.cross_every if cross_params is not None else 1
+        whole = self.config.layers // every
+
+        def group(x, xs):
+            """A layer with cross-attention and those up to the next; they alternate, so one program serves them all."""
+            rows = []
+            for i in range(jax.tree.leaves(xs[0])[0].shape[0]):
+                x, row = body(x, jax.tree.map(lambda a, i=i: a[i], xs[0]), xs[1] if i == 0 else None)
+                rows.append(row)
+            return x, jax.tree.map(lambda *rows: jnp.stack(rows), *rows)
+
+        grouped = jax.tree.map(lambda a: a[: whole * every].reshape(whole, every, *a.shape[1:]), layers)
+        group = rematerialised(group, self.remat)
+        x, kept = jax.lax.scan(group, x, (grouped, jax.tree.map(lambda a: a[:whole], cross_params)))
+        kept = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), kept)
+        if whole * every < self.config.layers:
+            rest = jax.tree.map(lambda a: a[whole * every :], layers)
+            x, last = group(x, (rest, jax.tree.map(lambda a: a[whole], cross_params)))
+            kept = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), kept, last)
+        return x, self._named(kept, x)
+
+    def _named(self, kept: dict[str, Array], last: Array) -> dict[str, Array]:
+        out = {self.names[k]: v for k, v in kept.items() if k != "states"}
+        if "embed" in kept:
+            out[self.names["embed"]] = kept["embed"].mean(axis=0)
+        if "states" in kept:
+            out[f"{self.tower}/states"] = jnp.concatenate([kept["states"], last[None]])
+        return out
+
+    def unstack(self) -> list[tuple[Block, CrossAttention | None]]:
+        """The layers one by one, for decoding: a scan would copy each layer's weights at every token."""
+        every, layers = self.config.cross_every, []
+        block_graph, blocks = nnx.split(self.blocks)
+        cross_graph, crosses = nnx.split(self.cross) if self.cross is not None else (None, None)
+        for i in range(self.config.layers):
+            block = nnx.merge(block_graph, jax.tree.map(lambda a, i=i: a[i], blocks))
+            cross = None
+            if cross_graph is not None and i % every == 0:
+                cross = nnx.merge(cross_graph, jax.tree.map(lambda a, j=i // every: a[j], crosses))
+            layers.append((block, cross))
+        return layers
+
+
+def unrolled(
+    layers: Sequence[tuple[Block, CrossAttention | None]],
+    x: Float[Array, "B T D"],
+    context: Context,
+    caches: Sequence[Cache],
+    cross_caches: Sequence[Cache | None],
+    slot: Array | int,
+) -> tuple[Float[Array, "B T D"], list[Cache]]:
+    """The stream through unstacked layers with key-value caches.
+
+    Args:
+        layers: what `Stack.unstack` gave.
+        x: the stream of the new positions.
+        context: masks and positions of the new positions against all slots.
+        caches: self-attention caches, one a layer.
+        cross_caches: cross-attention keys and values, one a layer.
+        slot: first cache slot of x.
+
+    Returns:
+        The stream and the caches with the new positions written.
+    """
+    new = []
+    for (block, cross), cache, cross_cache in zip(layers, caches, cross_caches, strict=True):
+        x, _, cache = block(x, context, {}, cross=cross, cache=cache, cross_cache=cross_cache, slot=slot)
+        new.append(cache)
+    return x, new

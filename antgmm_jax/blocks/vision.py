@@ -1,0 +1,60 @@
+"""The image encoder that reads squares of pixels: a vision transformer."""
+
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+from einops import rearrange
+from flax import nnx
+from jaxtyping import Array, Float
+
+from antgmm_jax.blocks.layers import Norm, linear, param, plus, repeated
+from antgmm_jax.blocks.pictures import Images, flat, normalised
+from antgmm_jax.blocks.stack import Context, Gates, Stack
+from antgmm_jax.config import Remat, Tower, VisionConfig
+
+
+class VisionEncoder(nnx.Module):
+    """Patches, perhaps a class token, and learnt positions through a stack."""
+
+    def __init__(self, config: VisionConfig, tower: Tower, *, remat: Remat = "dots", rngs: nnx.Rngs):
+        self.config, width = config, config.stack.embed
+        fan_in = config.channels * config.patch**2
+        shape = (config.channels, config.patch, config.patch, width)
+        axes, along = (tower.embed,), ("channels", "patch_y", "patch_x")
+        self.patch = param(rngs.params(), shape, along + axes, scale=fan_in**-0.5, over="vision/patches")
+        key = rngs.params()
+        self.patch_bias = param(key, (width,), axes, scale=None) if config.patch_bias else None
+        self.cls = param(rngs.params(), (width,), axes, scale=0.02) if config.has_cls else None
+        self.positions = param(rngs.params(), (config.tokens, width), ("positions", *axes), scale=0.02)
+        self.first_norm = Norm(config.stack, axes[0], rngs=rngs) if config.first_norm else None
+        self.stack = Stack(tower, remat=remat, rngs=rngs)
+        self.final_norm = Norm(config.stack, axes[0], rngs=rngs)
+
+    def __call__(
+        self, images: Images, gates: Gates, collect: Sequence[str] = ()
+    ) -> tuple[Float[Array, "S N D"], dict[str, Array]]:
+        """Encodes pictures.
+
+        Args:
+            images: squares of pixels, as `normalised` takes them: B rows of M slots, S = B * M.
+            gates: axis name -> gate.
+            collect: names of the intermediates to keep.
+
+        Returns:
+            Token states as the bridge reads them, and the intermediates.
+        """
+        gate, p = gates.get("vision/embed"), self.config.patch
+        pixels = normalised(images).astype(self.patch[...].dtype)
+        patches = rearrange(pixels, "s (gy y) (gx x) c -> s (gy gx) c y x", y=p, x=p)
+        x = linear(patches, self.patch[...], None if self.patch_bias is None else self.patch_bias[...], inputs=3)
+        if self.cls is not None:
+            x = jnp.concatenate([repeated(self.cls[...][None], x.shape[0]), x], axis=1)
+        x = plus(x, self.positions[...])
+        if self.first_norm is not None:
+            x = self.first_norm(x, gate)
+        x, kept = self.stack(x, Context(valid=flat(images["valid"])[:, None]), gates, collect)
+        if self.config.final_norm:
+            x = self.final_norm(x, gate)
+        elif gate is not None:
+            x = x * gate.astype(x.dtype)  # no norm stands between the stream and its reader
+        return (x if self.cls is None or self.config.keep_cls else x[:, 1:]), kept

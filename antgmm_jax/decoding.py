@@ -1,0 +1,126 @@
+"""Greedy decoding with a key-value cache: three jitted phases, layers unrolled."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Int
+
+from antgmm_jax.blocks.language import Prefilled
+from antgmm_jax.config import LMMConfig
+from antgmm_jax.lmm import LMM, Batch
+from antgmm_jax.pure import Params, functional
+
+
+class Phases(NamedTuple):
+    """The phases of a request, each jitted, so that each can be timed.
+
+    Attributes:
+        vision: (params, images) -> image features.
+        prefill: (params, batch with `vision_features`) -> the state that `decode` reads.
+        decode: (params, state) -> token ids [B, max_new_tokens].
+    """
+
+    vision: Callable[..., Array]
+    prefill: Callable[..., tuple[Prefilled, Array | None]]
+    decode: Callable[..., Array]
+
+
+def generate(
+    config: LMMConfig,
+    params: Params,
+    batch: Mapping[str, Array | np.ndarray],
+    *,
+    max_new_tokens: int,
+    eos: int | Sequence[int],
+    pad: int,
+) -> Int[Array, "B max_new_tokens"]:
+    """Greedy answers.
+
+    Args:
+        config: the model.
+        params: its parameters.
+        batch: `images` (and `vision_features` in the place of pixels), `input_ids`, `attention_mask`;
+            padding on either side.
+        max_new_tokens: length of the answers.
+        eos: token or tokens that end an answer; none (an empty sequence) decodes to the full length.
+        pad: token after the end.
+
+    Returns:
+        Token ids; after a row's end `pad`.
+    """
+    ends = (eos,) if isinstance(eos, int) else tuple(eos)
+    run = phases(config, max_new_tokens, ends, pad)
+    prompt: dict[str, Any] = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    prompt["images"] = {"valid": batch["images"]["valid"]}
+    if "vision_features" in batch:
+        prompt["vision_features"] = batch["vision_features"]
+    elif prompt["images"]["valid"].shape[1]:
+        prompt["vision_features"] = run.vision(params, batch["images"])
+    return run.decode(params, run.prefill(params, prompt))
+
+
+@lru_cache(maxsize=32)
+def phases(config: LMMConfig, max_new_tokens: int, eos: tuple[int, ...], pad: int) -> Phases:
+    """The jitted phases of a request.
+
+    Args:
+        config: the model.
+        max_new_tokens: length of the answers.
+        eos: tokens that end an answer.
+        pad: token after the end.
+
+    Returns:
+        Vision, prefill and decode.
+    """
+    pure = functional(config)
+
+    def model(params):
+        return nnx.merge(pure.graph, nnx.State(params))
+
+    def prefill(params: Params, batch: Batch):
+        state, memory_valid = model(params).prefill(batch, max_new_tokens)
+        return state._replace(slot=jnp.int32(state.slot)), memory_valid
+
+    def decode(params: Params, state: tuple[Prefilled, Array | None]) -> Int[Array, "B T"]:
+        return _decode(model(params), *state, max_new_tokens=max_new_tokens, eos=eos, pad=pad)
+
+    return Phases(vision=jax.jit(pure.features), prefill=jax.jit(prefill), decode=jax.jit(decode))
+
+
+def _decode(
+    model: LMM,
+    state: Prefilled,
+    memory_valid: Array | None,
+    *,
+    max_new_tokens: int,
+    eos: tuple[int, ...],
+    pad: int,
+) -> Int[Array, "B T"]:
+    language = model.language
+    layers = language.decoder.unstack()
+    batch = state.logits.shape[0]
+    ends = jnp.asarray(eos, jnp.int32).reshape(-1)
+
+    def choose(logits, done):
+        ids = jnp.where(done, pad, jnp.argmax(logits, axis=-1).astype(jnp.int32))
+        return ids, done | (ids[:, None] == ends[None, :]).any(axis=1)
+
+    def more(carry):
+        step, _, _, done, _ = carry
+        return (step < max_new_tokens) & ~done.all()
+
+    def body(carry):
+        step, ids, state, done, out = carry
+        logits, caches = language.step(ids, state, memory_valid, layers)
+        ids, done = choose(logits, done)
+        state = state._replace(logits=logits, caches=caches, lengths=state.lengths + 1, slot=state.slot + 1)
+        return step + 1, ids, state, done, jax.lax.dynamic_update_index_in_dim(out, ids, step, 1)
+
+    ids, done = choose(state.logits, jnp.zeros((batch,), bool))
+    out = jnp.full((batch, max_new_tokens), pad, jnp.int32).at[:, 0].set(ids)
+    return jax.lax.while_loop(more, body, (jnp.int32(1), ids, state, done, out))[-1]

@@ -1,0 +1,1 @@
+"""The model's way in and out of files."""

@@ -1,0 +1,307 @@
+"""A Hugging Face directory <-> (config, params), tensor by tensor; only safetensors are read."""
+
+import glob
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from einops import rearrange
+from transformers import CONFIG_MAPPING
+
+from antgmm_jax.blocks.layers import ACTIVATIONS
+from antgmm_jax.config import LMMConfig, towers
+from antgmm_jax.errors import AntgmmError
+from antgmm_jax.families import family, family_of, violations
+from antgmm_jax.families.table import Entry
+from antgmm_jax.io import folders
+from antgmm_jax.io.stored import Stored
+from antgmm_jax.io.tensors import Spec, Tensors, read_json, write
+from antgmm_jax.pure import Params, abstract
+
+CONFIG = "config.json"
+
+
+def load_hf(directory: str | os.PathLike) -> tuple[LMMConfig, Params]:
+    """Reads a checkpoint as `transformers` saves it.
+
+    Args:
+        directory: holds config.json and model.safetensors, or shards with their index.
+
+    Returns:
+        The config, and the parameters as numpy arrays in the file's own dtypes.
+
+    Raises:
+        AntgmmError: another family; a missing, extra, misshapen or non-finite tensor; a damaged file.
+    """
+    config, params = open_hf(directory)
+    return config, jax.tree.map(np.asarray, params)
+
+
+def open_hf(
+    directory: str | os.PathLike, *, on_read: Callable[[int], None] = lambda _: None
+) -> tuple[LMMConfig, Params]:
+    """A checkpoint whose tensors stay in their files: headers are read now, a layer's values when they are asked for.
+
+    The parameters are `Stored` arrays, which `pruning.magnitude`, `pruning.shrink` and `save_hf` take one layer at a
+    time. Values are read here only where the file holds a head that may be the token table, up to the first difference.
+
+    Args:
+        directory: as in `load_hf`.
+        on_read: is told the bytes of each piece of data that is read later on.
+
+    Returns:
+        The config, and the parameters as `Stored` arrays in the file's own dtypes.
+
+    Raises:
+        AntgmmError: as `load_hf`; for a tensor that is damaged or not finite, when it is read.
+    """
+    directory = Path(directory)
+    raw = read_json(directory / CONFIG)
+    of = family_of(raw.get("model_type", "?"))
+    files = of.files
+    tensors = Tensors(directory, files.renames, on_read)
+    present, head, tokens = tensors.names, files.head, files.tokens
+    tied = head not in present or (files.says_tied(raw) and tokens in present and tensors.equal(head, tokens))
+    config = of.from_hf(_with_defaults(raw, directory), raw, tied=tied)
+    _check_activations(config)
+    layers, table = _layers(config), of.weights(config)
+    needed = {name for entry in table for name, _ in entry.tensors(layers)}
+    unread = {name for name in present if files.unread(config, name)}
+    _check_names(needed, tensors, files.ignored, allowed={head} if tied else set(), unread=unread)
+    return config, _stored(table, layers, tensors, abstract(config))
+
+
+def _layers(config: LMMConfig) -> dict[str, int]:
+    return {name: tower.stack.layers for name, tower in towers(config).items()}
+
+
+def _with_defaults(raw: Mapping[str, Any], directory: Path) -> dict[str, Any]:
+    try:
+        return CONFIG_MAPPING[raw["model_type"]].from_dict(dict(raw)).to_dict()
+    except Exception as error:
+        line = " ".join(str(error).split())
+        raise AntgmmError(f"{directory / CONFIG}: transformers refuses it: {line}") from error
+
+
+def _check_activations(config: LMMConfig) -> None:
+    for name, tower in towers(config).items():
+        if tower.stack.act not in ACTIVATIONS:
+            raise AntgmmError(
+                f"activation {tower.stack.act!r} of {name} is not supported: known are {', '.join(ACTIVATIONS)}"
+            )
+
+
+def _check_names(
+    needed: set[str], tensors: Tensors, ignored: tuple[str, ...], *, allowed: set[str], unread: set[str]
+) -> None:
+    present = set(tensors.names)
+    missing = sorted(needed - present)
+    extra = sorted(n for n in present - needed - allowed - unread if not any(re.fullmatch(p, n) for p in ignored))
+    if missing:
+        raise AntgmmError(f"tensors missing from the checkpoint: {_some(missing)}; is config.json of the same model?")
+    if extra:
+        raise AntgmmError(f"tensors that config.json has no place for: {_some(extra)}; is it of the same model?")
+
+
+def _some(names: list[str], limit: int = 5) -> str:
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+
+
+def _lookup(tree: Params, path: str) -> Any:
+    for key in path.split("/"):
+        tree = tree[key]
+    return tree
+
+
+def _store(tree: dict, path: str, value: Any) -> None:
+    *parents, last = path.split("/")
+    for key in parents:
+        tree = tree.setdefault(key, {})
+    tree[last] = value
+
+
+def _file_shape(entry: Entry, shapes: list[tuple[int, ...]]) -> tuple[int, ...]:
+    """The tensor's shape in the file, from the shapes of the parameters it holds."""
+    return _to_file(entry, [np.broadcast_to(np.uint8(0), shape) for shape in shapes]).shape
+
+
+def _to_file(entry: Entry, parts: list[np.ndarray]) -> np.ndarray:
+    left, right = (side.strip() for side in entry.pattern.split("->"))
+    if len(parts) > 1:
+        # Fused parameters lie on axis n; heads of a stack without grouped queries carry a group axis of 1.
+        parts = [part.reshape(parts[1].shape) for part in parts]
+        return rearrange(np.stack(parts), f"{right} -> {left}")
+    return rearrange(parts[0], f"{right} -> {left}")
+
+
+def _from_file(entry: Entry, values: np.ndarray, shapes: list[tuple[int, ...]], part: int) -> np.ndarray:
+    """One of the parameters that a tensor holds, from its part of the tensor: a view in the file's memory order."""
+    left, right = (side.strip() for side in entry.pattern.split("->"))
+    fused = len(shapes) > 1
+    axes = _composed(left, right.split(), (1, *shapes[1]) if fused else shapes[0])
+    return rearrange(values, f"{left} -> {right}", **axes).reshape(shapes[part])
+
+
+def _composed(left: str, names: list[str], shape: tuple[int, ...]) -> dict[str, int]:
+    """Sizes of the axes that the file composes in brackets: einops cannot split those by itself."""
+    inside = set(" ".join(re.findall(r"\(([^)]*)\)", left)).split())
+    return {name: size for name, size in zip(names, shape, strict=True) if name in inside}
+
+
+def _stored(table: list[Entry], layers: dict[str, int], tensors: Tensors, target: Params) -> Params:
+    params: Params = {}
+    for entry in table:
+        targets = [_lookup(target, path).shape for path in entry.paths]
+        shapes = [shape[1:] if entry.tower else shape for shape in targets]
+        names = {row: name for name, row in entry.tensors(layers)}
+        dtype = _check_tensors(tensors, [*names.values()], _file_shape(entry, shapes))
+        for part, (path, shape) in enumerate(zip(entry.paths, targets, strict=True)):
+            read = partial(_read, entry, tensors, names, shapes, part)
+            _store(params, path, Stored(shape, dtype, read, stacked=bool(entry.tower)))
+    if jax.tree.structure(params) != jax.tree.structure(target):
+        raise AssertionError("a conversion table leaves parameters uncovered")
+    return params
+
+
+def _check_tensors(tensors: Tensors, names: list[str], shape: tuple[int, ...]) -> np.dtype:
+    """The dtype that one tensor has in all layers, each of the shape that it must have."""
+    dtype = tensors.spec(names[0]).dtype
+    for name in names:
+        found = tensors.spec(name)
+        if found.shape != shape:
+            raise AntgmmError(
+                f"tensor {name} has shape {found.shape}, config.json implies {shape}: is it of the same model?"
+            )
+        if found.dtype != dtype:
+            raise AntgmmError(f"tensor {name} is {found.dtype}, its other layers {dtype}: convert to one")
+    return dtype
+
+
+def _read(
+    entry: Entry, tensors: Tensors, names: dict[int, str], shapes: list[tuple[int, ...]], part: int, row: int
+) -> np.ndarray:
+    # Fused parameters lie one after the other in the file: each is read alone.
+    return _from_file(entry, tensors.read(names[row], part, len(shapes)), shapes, part)
+
+
+def hf_tensors(config: LMMConfig, params: Params) -> Iterator[tuple[str, np.ndarray]]:
+    """The checkpoint's tensors under their Hugging Face names, one at a time.
+
+    Args:
+        config: the model.
+        params: its parameters.
+
+    Yields:
+        Name and array.
+    """
+    for name, entry, row in _outline(config):
+        parts = [_part(_lookup(params, path), row) for path in entry.paths]
+        yield name, np.ascontiguousarray(_to_file(entry, parts))
+
+
+def _outline(config: LMMConfig) -> Iterator[tuple[str, Entry, int]]:
+    """Name, table entry and row of every tensor of the file, in the order of writing."""
+    of, layers = family(config), _layers(config)
+    for entry in of.weights(config):
+        for name, row in entry.tensors(layers):
+            yield name, entry, row
+    if config.language.tied and of.files.writes_head(config):
+        yield of.files.head, Entry(of.files.head, ("language/tokens",), "v d -> v d"), -1
+
+
+def _part(leaf: Any, row: int) -> np.ndarray:
+    if isinstance(leaf, Stored):
+        return leaf.read(row)
+    return np.asarray(leaf) if row < 0 else np.asarray(leaf)[row]
+
+
+def _specs(config: LMMConfig, params: Params) -> dict[str, Spec]:
+    specs, known = {}, {}
+    for name, entry, row in _outline(config):
+        if entry not in known:
+            leaves = [_lookup(params, path) for path in entry.paths]
+            shape = _file_shape(entry, [tuple(leaf.shape if row < 0 else leaf.shape[1:]) for leaf in leaves])
+            known[entry] = Spec(shape, np.result_type(*(leaf.dtype for leaf in leaves)))
+        specs[name] = known[entry]
+    return specs
+
+
+def save_hf(
+    config: LMMConfig,
+    params: Params,
+    directory: str | os.PathLike,
+    *,
+    like: str | os.PathLike | None = None,
+    max_shard_size: str = "5GB",
+) -> None:
+    """Writes a checkpoint that stock `transformers` loads; the directory appears whole or not at all.
+
+    Args:
+        config: a model of a shape that its family serves.
+        params: its parameters, in memory or `Stored`; each tensor keeps its dtype.
+        directory: where to; must not exist yet.
+        like: checkpoint directory whose other config fields, generation config, tokenizer and processor are carried
+            over; None writes config and weights alone.
+        max_shard_size: above it the weights are split into shards with an index.
+
+    Raises:
+        AntgmmError: the shape cannot be served, the directory exists, or the disk is full.
+    """
+    directory = Path(directory)
+    broken = violations(config)
+    if broken:
+        raise AntgmmError(f"transformers cannot serve this shape: {'; '.join(broken)}")
+    if directory.exists():
+        raise AntgmmError(f"{directory} exists: choose another name or remove it")
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    for left in directory.parent.glob(f".{glob.escape(directory.name)}-*.tmp"):  # by a process that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", suffix=".tmp", dir=directory.parent))
+    try:
+        write(_specs(config, params), hf_tensors(config, params), temporary, max_shard_size)
+        _write_config(config, params, temporary, None if like is None else Path(like))
+        temporary.chmod(0o755)
+        folders.publish(temporary, directory)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise AntgmmError(
+            f"{directory} could not be written ({error}): free disk space or choose another place"
+        ) from error
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _write_config(config: LMMConfig, params: Params, directory: Path, like: Path | None) -> None:
+    dtypes = {str(leaf.dtype) for leaf in jax.tree.leaves(params)}
+    dtype = dtypes.pop() if len(dtypes) == 1 else "float32"
+    base = {} if like is None else read_json(like / CONFIG)
+    for old in ("torch_dtype", "transformers_version"):
+        base.pop(old, None)
+    fields = _merge(base, {**family(config).to_hf(config), "dtype": dtype})
+    (directory / CONFIG).write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n")
+    if like is not None:
+        for path in sorted(like.iterdir()):
+            weights = path.suffix in _WEIGHT_SUFFIXES or path.name.endswith(".index.json")
+            if path.is_file() and path.name != CONFIG and not weights:
+                shutil.copyfile(path, directory / path.name)
+
+
+_WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx"}
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with the fields of `over`, nested."""
+    merged = dict(base)
+    for key, value in over.items():
+        old = merged.get(key)
+        merged[key] = _merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return merged

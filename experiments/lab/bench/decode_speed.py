@@ -1,0 +1,104 @@
+"""The half of the benchmark that answers: decoding against `transformers`, and a teacher against its student."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from antgmm_jax.config import LMMConfig
+from antgmm_jax.decoding import generate
+from antgmm_jax.io.convert import load_hf
+from antgmm_jax.pure import float32
+from experiments.lab.bench.timing import in_turn, milliseconds, spread
+from experiments.report.latency import Served, compare, thread_counts, with_threads
+from experiments.run.export_gate import torch_model, torch_tensors
+from experiments.run.host.console import say
+from experiments.run.random_batches import random_batch
+
+PROMPT = {"words": 32, "answer": 16}
+"""Tokens beside the image's, and answer tokens: about those of MAAD-synth."""
+
+
+def decoding(directory: Path, rows: int, tokens: int, rounds: int) -> dict[str, Any]:
+    """Whole greedy answers of equal length, ours against `transformers.generate`, on the same checkpoint.
+
+    PyTorch is timed with each of `thread_counts` and compared at its best: where other work shares the cores, its
+    threads wait for one another, and more of them can be ten times slower.
+
+    Args:
+        directory: the checkpoint.
+        rows: prompts decoded together.
+        tokens: answer length.
+        rounds: rounds that are timed.
+
+    Returns:
+        `ratio` of the times (higher is better), `torch_threads` that were best, whether the answers are the same, and
+        milliseconds of all.
+    """
+    say(f"bench: decoding at batch {rows}")
+    config, params = load_hf(directory)
+    params, prompt = float32(config, params), random_prompt(config, rows)
+    inputs = {name: jnp.asarray(value) for name, value in prompt.items()}
+    theirs = _torch_generate(torch_model(directory), prompt, tokens)
+
+    def ours() -> np.ndarray:
+        return np.asarray(generate(config, params, inputs, max_new_tokens=tokens, eos=(), pad=0))
+
+    sides = {f"torch_{count}": partial(with_threads, count, theirs) for count in thread_counts()}
+    seconds = in_turn({"jax": ours, **sides}, rounds)
+    best = min(sides, key=lambda name: np.median(seconds[name]))
+    return {
+        "tokens": tokens,
+        "equal": bool(np.array_equal(ours(), theirs())),
+        "torch_threads": int(best.removeprefix("torch_")),
+        "ratio": spread(seconds[best] / seconds["jax"]),
+        **milliseconds(seconds),
+    }
+
+
+def _torch_generate(model: Any, prompt: Mapping[str, np.ndarray], tokens: int) -> Callable[[], np.ndarray]:
+    import torch
+
+    # Without an end token every answer has the same length.
+    model.generation_config.eos_token_id, model.generation_config.pad_token_id = None, 0
+    inputs = torch_tensors(model, prompt)
+
+    def answer() -> np.ndarray:
+        with torch.no_grad():
+            return model.generate(**inputs, max_new_tokens=tokens, do_sample=False).numpy()[:, -tokens:]
+
+    return answer
+
+
+def requests(teacher: Path, student: Path, tokens: int, rounds: int) -> dict[str, Any]:
+    """Requests at batch 1 to a teacher and its student, in turn in the same engine; PyTorch at its best.
+
+    Args:
+        teacher: a checkpoint.
+        student: a smaller one.
+        tokens: answer length of both.
+        rounds: rounds that are timed.
+
+    Returns:
+        engine -> model -> latency in milliseconds by phase, and `ratio` of the medians.
+    """
+    say("bench: requests")
+    models = {}
+    for name, directory in (("teacher", teacher), ("student", student)):
+        config, params = load_hf(directory)
+        models[name] = Served(config, float32(config, params), directory, random_prompt(config, 1))
+    found: dict[str, Any] = compare(models, tokens, rounds)
+    for times in found.values():
+        times["ratio"] = times["teacher"]["p50"] / times["student"]["p50"]
+    return {"tokens": tokens, **found}
+
+
+def random_prompt(config: LMMConfig, rows: int) -> dict[str, np.ndarray]:
+    """Random prompts without padding, as a request brings them."""
+    batch = random_batch(config, rows, **PROMPT)
+    return {
+        name.removeprefix("prompt/"): batch[name] for name in ("images", "prompt/input_ids", "prompt/attention_mask")
+    }

@@ -1,0 +1,146 @@
+"""Runs the contenders in turn, round after round, each a process of its own on one core; goes on where it stopped."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from antgmm_jax.errors import AntgmmError
+from experiments.lab.peers.preparation import prepare
+from experiments.lab.peers.task import Task
+from experiments.run.host.console import bar, say
+
+ROOT = Path(__file__).resolve().parents[3]
+PYTHON = ROOT / ".cache" / "peers-venv" / "bin" / "python"
+"""The peers' interpreter, which `make peers-env` makes."""
+
+
+class Contender(NamedTuple):
+    """A process of the comparison.
+
+    Attributes:
+        label: its name for people.
+        module: the file of this package that runs it.
+        mode: its last argument.
+        peer: whether it runs in the peers' environment.
+    """
+
+    label: str
+    module: str
+    mode: str
+    peer: bool
+
+
+CONTENDERS = {
+    "trl": Contender("TRL GKD, grouped by length", "trl_gkd", "group_by_length", True),
+    "tunix": Contender("tunix, padded to 32", "tunix_logit", "padded", True),
+    "tunix_bucketed": Contender("tunix, given our batches", "tunix_logit", "bucketed", True),
+    "ours_online": Contender("ours, teacher online", "ours", "online", False),
+    "ours_build": Contender("ours, building the cache", "ours", "build", False),
+    "ours_cached": Contender("ours, teacher cached", "ours", "cached", False),
+}
+
+
+def run(task: Task, work: Path, *, python: Path = PYTHON, repeats: int = 5) -> dict[str, list[dict[str, Any]]]:
+    """Every contender's figures, round by round; what the folder already holds is not run again.
+
+    Args:
+        task: the settings.
+        work: folder of weights, text, cache and single results.
+        python: the peers' interpreter.
+        repeats: rounds.
+
+    Returns:
+        Contender -> its record of each round.
+
+    Raises:
+        AntgmmError: the peers' environment is missing, the folder is of another task, or a contender failed.
+    """
+    check_environment(python)
+    say("peers: text and weights")
+    prepare(task, work)
+    rounds = work / "rounds"
+    rounds.mkdir(exist_ok=True)
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in CONTENDERS}
+    took: dict[str, float] = {}
+    turns = [(turn, name) for turn in range(repeats) for name in CONTENDERS]
+    with _one_core(), bar("peers", len(turns)) as update:
+        for done, (turn, name) in enumerate(turns):
+            update(done, f"round {turn + 1}, {CONTENDERS[name].label}{_left(took, turns[done:])}")
+            out = rounds / f"{turn}-{name}.json"
+            if not out.exists():
+                began = time.perf_counter()
+                _start(name, work, out, python)
+                took[name] = time.perf_counter() - began
+            found[name].append(json.loads(out.read_text()))
+        update(len(turns), "")
+    return found
+
+
+def check_environment(python: Path) -> None:
+    """AntgmmError where the peers' interpreter is missing or lacks a peer."""
+    code = "import importlib.metadata as m; [m.version(name) for name in ('trl', 'google-tunix')]"
+    if not python.exists() or subprocess.run([python, "-c", code], capture_output=True, check=False).returncode:
+        raise AntgmmError(f"no environment with TRL and google-tunix at {python}: run `make peers-env` first")
+
+
+def _start(name: str, work: Path, out: Path, python: Path) -> None:
+    """Runs a contender to its end; its output goes to a log beside its figures."""
+    contender, log = CONTENDERS[name], out.with_suffix(".log")
+    command = [python if contender.peer else sys.executable, "-m", "experiments.lab.peers.starting", contender.module]
+    with log.open("w") as file:
+        code = subprocess.run(
+            [*command, work.resolve(), out.resolve(), contender.mode],
+            env=_environment(work),
+            cwd=ROOT,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            check=False,
+        ).returncode
+    if code or not out.exists():
+        lines = [line for line in log.read_text().splitlines() if line.strip()]
+        raise AntgmmError(f"{contender.label} ended with code {code}: {lines[-1] if lines else 'no output'}; see {log}")
+
+
+@contextmanager
+def _one_core() -> Iterator[None]:
+    """Processes started inside run on one core: the first that this one may use, so that `taskset` chooses it."""
+    if not hasattr(os, "sched_setaffinity"):  # not Linux
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def _environment(work: Path) -> dict[str, str]:
+    """Equal for all: one thread, programs kept from round to round, nothing fetched; our package found, no other."""
+    settings = {
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": str((work / "xla").resolve()),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "TRL_EXPERIMENTAL_SILENCE": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+    return {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"} | settings
+
+
+def _left(took: dict[str, float], turns: list[tuple[int, str]]) -> str:
+    """About how long the turns to come take; a contender that has not run yet counts as the mean of those that have."""
+    if not took:
+        return ""
+    mean = sum(took.values()) / len(took)
+    return f", about {sum(took.get(name, mean) for _, name in turns) / 60:.0f} min left"

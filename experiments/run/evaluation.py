@@ -1,0 +1,60 @@
+"""Scores of a model: greedy answers to every question, by type."""
+
+from collections.abc import Callable
+
+import numpy as np
+from transformers import ProcessorMixin
+
+from antgmm_jax.config import LMMConfig
+from antgmm_jax.decoding import generate
+from antgmm_jax.parallel.processes import gather
+from antgmm_jax.parallel.sharding import rows
+from antgmm_jax.pure import Params, float32
+from data.encoding import decode
+from data.metrics import scores
+from experiments.run.samples import Samples
+
+
+def evaluate(
+    config: LMMConfig,
+    params: Params,
+    samples: Samples,
+    processor: ProcessorMixin,
+    *,
+    max_new_tokens: int,
+    batch_size: int = 64,
+    progress: Callable[[int, str], None] = lambda done, note="": None,
+) -> tuple[dict, list[str]]:
+    """Answers every question and scores the answers.
+
+    Args:
+        config: the model.
+        params: its parameters.
+        samples: encoded records.
+        processor: decodes answers.
+        max_new_tokens: longest answer.
+        batch_size: questions at a time.
+        progress: called with the number of questions answered.
+
+    Returns:
+        What `data.metrics.scores` gives, and the answers.
+    """
+    params = float32(config, params)
+    tokens, done = np.zeros((len(samples), max_new_tokens), np.int32), 0
+    # A batch decodes until its longest answer ends: those of about one length go together.
+    for batch in samples.in_order(min(batch_size, len(samples)), prompts=True, by_length=True):
+        prompt = {name: batch[f"prompt/{name}"] for name in ("input_ids", "attention_mask")}
+        prompt |= {name: batch[name] for name in ("images", "index")}
+        eos, pad, placed = processor.tokenizer.eos_token_id, processor.tokenizer.pad_token_id, rows(prompt)
+        said = generate(config, params, placed, max_new_tokens=max_new_tokens, eos=eos, pad=pad)
+        index, said = gather((placed["index"], said))
+        tokens[index] = said
+        done += len(index)
+        progress(min(done, len(samples)), "")
+    answers = decode(processor, tokens)
+    records = [samples.records.words(row) for row in range(len(samples))]
+    slices = [r.slice for r in records]
+    found = scores(
+        [r.type for r in records], answers, [r.answer for r in records], slices=slices if any(slices) else ()
+    )
+    return found, answers

@@ -1,0 +1,220 @@
+"""What a model costs, from its config alone: parameters, FLOPs, bytes and KV cache, by tower and by phase.
+
+FLOPs are those of matrix products (2 per multiply-add), as the engine executes them: attention runs over all cache
+slots, padding included. Norms, softmax and activations are left out; at real widths they are a few percent.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from functools import lru_cache
+from typing import NamedTuple
+
+import jax
+
+from antgmm_jax.axes import resize, sizes
+from antgmm_jax.config import LMMConfig, StackConfig, towers
+from antgmm_jax.errors import AntgmmError
+from antgmm_jax.families import family
+from antgmm_jax.pure import abstract, functional, is_axes
+
+TOKENS = "tokens"  # the token table and the head
+
+
+class Cost(NamedTuple):
+    """The cost of answering a batch, greedily, with a KV cache.
+
+    Attributes:
+        parameters: tower -> number of parameters; towers are `vision`, `bridge`, `encoder` and `decoder`, or `text`
+            (decoder-only), and `tokens` (token table and head).
+        flops: phase -> tower -> FLOPs; phases are `vision` (images to text positions), `prefill` (prompt to first
+            answer token) and `decode` (all further tokens).
+        bytes: phase -> tower -> bytes of parameters and KV cache read or written at least, the bound of a decoder at
+            batch 1.
+        kv_cache: bytes of keys and values held at the end.
+        sublayers: phase -> tower -> attentions and FFNs run one after another, over all steps; what a small model
+            waits for.
+    """
+
+    parameters: dict[str, int]
+    flops: dict[str, dict[str, int]]
+    bytes: dict[str, dict[str, int]]
+    kv_cache: int
+    sublayers: dict[str, dict[str, int]]
+
+
+def cost(config: LMMConfig, batch: int, length: int, answer: int, *, itemsize: int = 2) -> Cost:
+    """The cost of one call of `generate`; nothing is allocated.
+
+    Args:
+        config: the model.
+        batch: samples.
+        length: prompt tokens a sample, image tokens included.
+        answer: answer tokens a sample.
+        itemsize: bytes of a parameter and of a cache entry; 2 for bfloat16.
+
+    Returns:
+        Parameters, FLOPs, bytes and KV cache.
+
+    Raises:
+        AntgmmError: for a batch, length or answer below 1.
+    """
+    if min(batch, length, answer) < 1:
+        raise AntgmmError(f"cost of batch {batch}, length {length}, answer {answer}: each must be at least 1")
+    counts, steps, tower = parameters(config), answer - 1, decoder_tower(config)
+    # A decoder after an encoder starts from one start token, a decoder alone from the prompt.
+    first, memory = (1, length) if config.encoder_decoder else (length, 0)
+    slots, heads = first + answer, _head_flops(config, batch)
+    prefill = {"encoder": _tower_flops(config, "encoder", batch, length, length)} if config.encoder_decoder else {}
+    prefill[tower] = _tower_flops(config, tower, batch, first, slots, memory) + _memory_flops(config, batch, memory)
+    decode = steps * _tower_flops(config, tower, batch, 1, slots, memory)
+    flops = {
+        "vision": _image_flops(config, batch),
+        "prefill": {**prefill, TOKENS: heads},
+        "decode": {tower: decode, TOKENS: steps * heads},
+    }
+    kv_cache = _cache_entries(config.language.decoder, batch, slots, memory) * itemsize
+    read = {phase: {name: counts[name] * itemsize for name in towers} for phase, towers in flops.items()}
+    # The prompt only gathers its rows of the token table; the head is read once for the first token.
+    head = config.language.vocab * config.language.decoder.embed * itemsize
+    read["prefill"] |= {tower: counts[tower] * itemsize + kv_cache, TOKENS: head}
+    # Keys and values of the encoder's states are in the cache: their kernels are not read again.
+    weights = counts[tower] - kernels(config).get((tower, "encoder"), 0)
+    read["decode"] = {tower: steps * (weights * itemsize + kv_cache), TOKENS: steps * head}
+    return Cost(counts, flops, read, kv_cache, _sublayers(config, steps))
+
+
+def forward_flops(config: LMMConfig, batch: int, length: int, answer: int = 0) -> dict[str, int]:
+    """FLOPs of one teacher-forced forward pass (`Functional.apply`); a training step takes about three times as many.
+
+    Args:
+        config: the model.
+        batch: samples.
+        length: prompt tokens a sample, image tokens included; of a decoder-only model, prompt and answer.
+        answer: decoder tokens a sample, of a model with an encoder.
+
+    Returns:
+        tower -> FLOPs.
+    """
+    flops, tower = _image_flops(config, batch), decoder_tower(config)
+    tokens, memory = (answer, length) if config.encoder_decoder else (length, 0)
+    if config.encoder_decoder:
+        flops["encoder"] = _tower_flops(config, "encoder", batch, length, length)
+    flops[tower] = _tower_flops(config, tower, batch, tokens, tokens, memory) + _memory_flops(config, batch, memory)
+    return {**flops, TOKENS: _head_flops(config, batch * tokens)}
+
+
+def parameters(config: LMMConfig) -> dict[str, int]:
+    """Number of parameters by tower, exactly.
+
+    Args:
+        config: the model.
+
+    Returns:
+        tower -> count, as in `Cost.parameters`.
+    """
+    counts: Counter[str] = Counter()
+    for tower, _, elements in _arrays(config):
+        counts[tower] += elements
+    order = ("vision", "bridge", *towers(config), TOKENS)
+    return {tower: counts[tower] for tower in dict.fromkeys(order) if tower in counts}
+
+
+def total_parameters(config: LMMConfig) -> int:
+    """Number of parameters of a model, exactly."""
+    return sum(parameters(config).values())
+
+
+def kernels(config: LMMConfig) -> dict[tuple[str, str], int]:
+    """Elements of the kernels of linear maps, by their tower and by the tokens that they multiply."""
+    found: Counter[tuple[str, str]] = Counter()
+    for tower, over, elements in _arrays(config):
+        if over:
+            found[tower, over] += elements
+    return dict(found)
+
+
+def _arrays(config: LMMConfig) -> list[tuple[str, str, int]]:
+    """Tower, tokens and number of elements of every parameter."""
+    present = {**sizes(config), **family(config).depth.sizes(config)}
+    unit = _unit_arrays(resize(config, dict.fromkeys(sizes(config), 1)))
+    return [(tower, over, fixed * math.prod(present[axis] for axis in axes)) for tower, over, fixed, axes in unit]
+
+
+@lru_cache(maxsize=64)
+def _unit_arrays(unit: LMMConfig) -> list[tuple[str, str, int, tuple[str, ...]]]:
+    """Tower, tokens, elements and axes of every parameter of a model whose axes are all 1: tracing takes a while."""
+    known = {*sizes(unit), *family(unit).depth.sizes(unit)}
+    pure, found = functional(unit), []
+    shapes = jax.tree_util.tree_leaves_with_path(abstract(unit))
+    names, over = jax.tree.leaves(pure.axes, is_leaf=is_axes), jax.tree.leaves(pure.over)
+    for (path, leaf), axes, tokens in zip(shapes, names, over, strict=True):
+        tower = _tower_of("/".join(key.key for key in path), unit)
+        found.append((tower, tokens, math.prod(leaf.shape), tuple(axis for axis in axes if axis in known)))
+    return found
+
+
+def _tower_of(path: str, config: LMMConfig) -> str:
+    """The tower that a parameter is counted to: the one below whose root it lies, or that its norm ends."""
+    for tower in towers(config).values():
+        if path.startswith((f"{tower.root}/", f"{tower.root}_norm/")):
+            return tower.name
+    part, name = path.split("/")[:2]
+    if part != "language":
+        return part
+    return TOKENS if name in ("tokens", "out") else decoder_tower(config)
+
+
+def decoder_tower(config: LMMConfig) -> str:
+    """Name of the tower that decodes."""
+    return [*towers(config)][-1]
+
+
+def _head_flops(config: LMMConfig, tokens: int) -> int:
+    return 2 * tokens * config.language.decoder.embed * config.language.vocab
+
+
+def _image_flops(config: LMMConfig, batch: int) -> dict[str, int]:
+    """FLOPs of the image side for one picture slot a sample."""
+    flops: Counter[str] = Counter()
+    for (tower, over), elements in kernels(config).items():
+        if over in config.tokens:
+            flops[tower] += 2 * batch * config.tokens[over] * elements
+    for tower in towers(config).values():
+        if tower.tokens == "images":
+            queries, memory = config.tokens[tower.name], config.tokens.get(tower.reads, 0)
+            flops[tower.name] += batch * _attention_flops(tower.stack, queries, queries, memory)
+    return dict(flops)
+
+
+def _tower_flops(config: LMMConfig, tower: str, batch: int, queries: int, keys: int, memory: int = 0) -> int:
+    """A tower over `queries` new tokens that attend to `keys` slots and `memory` states whose keys are known."""
+    linear = 2 * queries * kernels(config)[tower, tower]
+    return batch * (linear + _attention_flops(towers(config)[tower].stack, queries, keys, memory))
+
+
+def _attention_flops(stack: StackConfig, queries: int, keys: int, memory: int) -> int:
+    """Scores and weighted sums of a stack's attentions."""
+    own = stack.layers * stack.heads * keys
+    cross = stack.cross_layers * stack.cross_heads * memory
+    return 4 * queries * stack.q_per_kv * stack.head_dim * (own + cross)
+
+
+def _memory_flops(config: LMMConfig, batch: int, memory: int) -> int:
+    """Keys and values of the encoder's states that the decoder's cross-attention reads."""
+    return 2 * batch * memory * kernels(config).get((decoder_tower(config), "encoder"), 0)
+
+
+def _sublayers(config: LMMConfig, steps: int) -> dict[str, dict[str, int]]:
+    """Attentions (a cross-attention is one more) and FFNs by phase and tower; a bridge without a stack counts one."""
+    count = {name: 2 * tower.stack.layers + tower.stack.cross_layers for name, tower in towers(config).items()}
+    tower = decoder_tower(config)
+    images = {name: count.get(name, 1) for name in ("vision", "bridge")}
+    text = {name: n for name, n in count.items() if name not in images}
+    return {"vision": images, "prefill": text, "decode": {tower: steps * count[tower]}}
+
+
+def _cache_entries(stack: StackConfig, batch: int, slots: int, memory: int) -> int:
+    heads = stack.layers * stack.heads * slots + stack.cross_layers * stack.cross_heads * memory
+    return 2 * batch * heads * stack.head_dim
