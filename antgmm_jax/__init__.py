@@ -1,7 +1,6 @@
 """The model that is compressed, and its way in and out.
 
-Public names are imported when they are first used: `antgmm --help` need not wait for JAX and transformers. The
-functions `functional` and `generate` stand in the modules of the same names.
+Public names are imported when they are first used: `antgmm --help` need not wait for JAX and transformers.
 """
 
 from importlib import import_module
@@ -9,13 +8,15 @@ from typing import Any
 
 _HOME = {
     "AntgmmError": "errors",
-    "Functional": "functional",
+    "Functional": "pure",
     "LMMConfig": "config",
-    "load_hf": "convert",
-    "open_hf": "convert",
+    "functional": "pure",
+    "generate": "decoding",
+    "load_hf": "io.convert",
+    "open_hf": "io.convert",
     "preset": "presets",
     "resize": "axes",
-    "save_hf": "convert",
+    "save_hf": "io.convert",
     "sizes": "axes",
 }
 __all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]

@@ -7,8 +7,8 @@ from antgmm_jax.families.blip2_t5.config import Blip2T5Config, from_hf, ties, to
 from antgmm_jax.families.blip2_t5.frequency import Frequency
 from antgmm_jax.families.blip2_t5.model import build
 from antgmm_jax.families.blip2_t5.presets import PRESETS
-from antgmm_jax.families.blip2_t5.tiny import tiny
-from antgmm_jax.families.blip2_t5.weights import FILES, weights
+from antgmm_jax.families.blip2_t5.tiny import shapes
+from antgmm_jax.families.blip2_t5.weights import FILES, tensors
 
 
 def _torch_ends(model: Any) -> tuple[Any, Any]:
@@ -22,7 +22,7 @@ FAMILY = Family(
     from_hf=from_hf,
     to_hf=to_hf,
     build=build,
-    weights=weights,
+    weights=tensors,
     files=FILES,
     ties=ties,
     violations=violations,
@@ -30,6 +30,6 @@ FAMILY = Family(
     features=("vision", "bridge/queries", "bridge/norm", "bridge/stack"),
     depth=Frequency(),
     torch_ends=_torch_ends,
-    tiny=tiny,
+    tiny=shapes,
     presets=PRESETS,
 )

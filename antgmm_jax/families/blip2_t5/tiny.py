@@ -5,7 +5,7 @@ import numpy as np
 from antgmm_jax.families.base import Tiny
 
 
-def tiny(seed: int) -> dict[str, Tiny]:
+def shapes(seed: int) -> dict[str, Tiny]:
     """Shapes by name; the seed draws the sizes of the feed-forward layers."""
     rng = np.random.default_rng(seed)
     return {

@@ -24,7 +24,7 @@ FILES = Files(
 )
 
 
-def weights(config: Blip2T5Config) -> list[Entry]:
+def tensors(config: Blip2T5Config) -> list[Entry]:
     """Every tensor of the file and where its numbers live in our tree."""
     return _vision(config) + _qformer(config.bridge.stack.cross_every) + _language(config)
 

@@ -6,8 +6,8 @@ from antgmm_jax.families.base import Family
 from antgmm_jax.families.idefics3.config import Idefics3Config, from_hf, ties, to_hf, violations
 from antgmm_jax.families.idefics3.model import build
 from antgmm_jax.families.idefics3.presets import PRESETS
-from antgmm_jax.families.idefics3.tiny import tiny
-from antgmm_jax.families.idefics3.weights import FILES, weights
+from antgmm_jax.families.idefics3.tiny import shapes
+from antgmm_jax.families.idefics3.weights import FILES, tensors
 
 
 def _torch_ends(model: Any) -> tuple[Any, Any]:
@@ -21,12 +21,12 @@ FAMILY = Family(
     from_hf=from_hf,
     to_hf=to_hf,
     build=build,
-    weights=weights,
+    weights=tensors,
     files=FILES,
     ties=ties,
     violations=violations,
     image_readers=lambda config: ("bridge/kernel",),
     torch_ends=_torch_ends,
-    tiny=tiny,
+    tiny=shapes,
     presets=PRESETS,
 )

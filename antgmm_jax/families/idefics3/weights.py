@@ -13,7 +13,7 @@ FILES = Files(
 )
 
 
-def weights(config: Idefics3Config) -> list[Entry]:
+def tensors(config: Idefics3Config) -> list[Entry]:
     """Every tensor of the file and where its numbers live in our tree."""
     proj, squares = "model.connector.modality_projection.proj.weight", "e (s d) -> s d e"
     return [

@@ -6,7 +6,7 @@ from antgmm_jax.families.base import Tiny
 from antgmm_jax.families.llama import small_text
 
 
-def tiny(seed: int) -> dict[str, Tiny]:
+def shapes(seed: int) -> dict[str, Tiny]:
     """Shapes by name; the seed draws the sizes of the feed-forward layers."""
     rng = np.random.default_rng(seed)
     return {

@@ -36,7 +36,7 @@ FILES = Files(
 )
 
 
-def weights(config: LlavaConfig) -> list[Entry]:
+def tensors(config: LlavaConfig) -> list[Entry]:
     """Every tensor of the file and where its numbers live in our tree."""
     up_bias, down_bias = ("bridge/up_bias", "bridge/down_bias") if config.bridge.bias else (None, None)
     return [
