@@ -1,14 +1,45 @@
-"""Folders that are complete or absent: written under a hidden name, flushed to disk, renamed."""
+"""Files and folders that are complete or absent: written under a hidden name, flushed to disk, renamed."""
 
+import contextlib
 import os
 import shutil
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from antgmm_jax.errors import AntgmmError
 
 _BLOCK = 1 << 22
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """A hidden name beside a file, flushed and renamed to it at the end; after a fault neither is left.
+
+    Args:
+        path: the file to be; its folder is made.
+
+    Yields:
+        The path to write to.
+
+    Raises:
+        AntgmmError: the file cannot be written.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        raise AntgmmError(
+            f"cannot write {path}: {error.strerror or error}; free disk space or choose another folder"
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):  # what went wrong before is what counts
+            partial.unlink()
 
 
 def publish(temporary: Path, target: Path) -> None:

@@ -32,11 +32,19 @@ def normalised(images: Images) -> Float[Array, "S H W C"]:
 
 
 def as_hf(images: Images) -> np.ndarray:
-    """The pictures as `transformers` models take them, `pixel_values` float32 [S, C, H, W], on the host."""
-    leaves = {name: np.asarray(leaf).reshape(-1, *leaf.shape[2:]) for name, leaf in images.items()}
-    pixels = leaves["pixels"].astype(np.float32)
-    if "scale" in leaves:
-        pixels = pixels * leaves["scale"][:, None, None, :] + leaves["offset"][:, None, None, :]
+    """The pictures as `transformers` models take them, on the host: one after the other, without the slots in no use.
+
+    Args:
+        images: as `normalised` takes them.
+
+    Returns:
+        `pixel_values` float32 [K, C, H, W].
+    """
+    valid = np.asarray(images["valid"])
+    pixels = np.asarray(images["pixels"])[valid].astype(np.float32)
+    if "scale" in images:
+        scale, offset = (np.asarray(images[name])[valid][:, None, None, :] for name in ("scale", "offset"))
+        pixels = pixels * scale + offset
     return np.ascontiguousarray(np.moveaxis(pixels, -1, 1))
 
 

@@ -8,7 +8,7 @@ import hashlib
 import os
 import shutil
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -101,7 +101,7 @@ def every(source: Source, work: Callable[[Record], Made], progress: Progress = _
     source.check(bad)
 
 
-class Encoded(Sequence[Arrays]):
+class Encoded:
     """Encoded records by number.
 
     Args:
@@ -130,18 +130,24 @@ class Encoded(Sequence[Arrays]):
     def __len__(self) -> int:
         return len(self.index.prompt)
 
-    def __getitem__(self, index: int) -> Arrays:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def __getitem__(self, index: int) -> Arrays:
         return {**self.tokens(index), "images": self.images(index)}
 
     def tokens(self, index: int) -> Arrays:
         """All of an encoded record but its pictures."""
-        return msgpack_restore(self._tokens[index])
+        return _restored(self._tokens[index])
 
     def images(self, index: int) -> Arrays:
         """The pictures of an encoded record, leaves [M, ...]."""
         if self._images is not None:
-            return msgpack_restore(self._images[index])
+            return _restored(self._images[index])
         return self.encoder(self.source[index])["images"]
+
+
+def _restored(content: bytes) -> Arrays:
+    found = msgpack_restore(content)
+    assert isinstance(found, dict)  # as it was written
+    return found
 
 
 def open_encoded(

@@ -1,10 +1,8 @@
 """Records to Parquet, as Hugging Face datasets reads it, or to JSONL with pictures; a file is complete or absent."""
 
-import contextlib
 import io
 import json
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +11,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from antgmm_jax.errors import AntgmmError
+from antgmm_jax.folders import new_file
 from data.maad.latents import SIZES
 from data.maad.source import fingerprint, source
 from data.record import Record
@@ -24,33 +23,6 @@ _ROWS = 512
 
 def _silent(name: str, done: int, total: int) -> None:
     """No progress is shown."""
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside a file, renamed to it at the end; after a fault neither is left.
-
-    Args:
-        path: the file to be.
-
-    Yields:
-        The path to write to.
-
-    Raises:
-        AntgmmError: the file cannot be written.
-    """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield partial
-        os.replace(partial, path)
-    except OSError as error:
-        raise AntgmmError(
-            f"cannot write {path}: {error.strerror or error}; free space or choose another folder"
-        ) from error
-    finally:
-        with contextlib.suppress(OSError):  # what went wrong before is what counts
-            partial.unlink()
 
 
 def _schema(latents: Sequence[str]) -> pa.Schema:
@@ -86,7 +58,7 @@ def write_parquet(records: Sequence[Record], path: str | Path, *, progress: Prog
     if not len(records):
         raise AntgmmError(f"{path}: no records to write")
     schema = _schema([*records[0].latents])
-    with replacing(path) as partial, pq.ParquetWriter(partial, schema) as writer:
+    with new_file(path) as partial, pq.ParquetWriter(partial, schema) as writer:
         for first in range(0, len(records), _ROWS):
             part = [records[row] for row in range(first, min(first + _ROWS, len(records)))]
             writer.write_table(pa.Table.from_pylist([_plain(record) for record in part], schema=schema))
@@ -109,12 +81,12 @@ def write_jsonl(records: Sequence[Record], path: str | Path, *, progress: Progre
     path = Path(path)
     if not len(records):
         raise AntgmmError(f"{path}: no records to write")
-    with replacing(path) as partial, partial.open("w", encoding="utf-8") as lines:
+    with new_file(path) as partial, partial.open("w", encoding="utf-8") as lines:
         for row in range(len(records)):
             record, names = records[row], []
             for place, image in enumerate(record.images):
                 names.append(f"images/{path.stem}-{row:06d}{f'-{place}' if place else ''}.png")
-                with replacing(path.parent / names[-1]) as picture:
+                with new_file(path.parent / names[-1]) as picture:
                     picture.write_bytes(png(image))
             shown = {"image": names[0]} if len(names) == 1 else {"images": names}
             words = {word: getattr(record, word) for word in _WORDS if getattr(record, word)}
@@ -163,6 +135,6 @@ def write_maad(
         _WRITERS[form](records, folder / f"{split}.{form}", progress=progress)
     prints = {split: fingerprint(records) for split, records in splits.items()}
     info = {"tier": tier, "seed": seed, "sizes": dict(sizes), "fingerprints": prints}
-    with replacing(folder / "maad.json") as partial:
+    with new_file(folder / "maad.json") as partial:
         partial.write_text(json.dumps(info, indent=2) + "\n")
     return info

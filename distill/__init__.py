@@ -5,9 +5,9 @@ from distill.build import build_cache, cache_size
 from distill.cache import TeacherCache, fingerprint, open_cache
 from distill.chunked import answer_sums
 from distill.losses import LossConfig
-from distill.optimizer import Optimizer, State, init_state, lay_out, make_optimizer, map_moments
+from distill.optimizer import Optimizer, OptimizerConfig, State, init_state, lay_out, make_optimizer, map_moments
 from distill.sensitivity import bridge_weights
-from distill.step import Step, make_loss, make_step
+from distill.step import Step, StepConfig, make_loss, make_step
 from distill.teacher import NO_TEACHER, Teacher, cached, online
 from distill.train import Progress, train
 
@@ -15,10 +15,12 @@ __all__ = [
     "NO_TEACHER",
     "LossConfig",
     "Optimizer",
+    "OptimizerConfig",
     "Part",
     "Progress",
     "State",
     "Step",
+    "StepConfig",
     "Teacher",
     "TeacherCache",
     "answer_sums",

@@ -161,8 +161,8 @@ def _begin(partial: Path, meta: dict, shapes: Shapes) -> np.ndarray:
     if read_meta(partial) != meta:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        (partial / ".meta.tmp").write_text(json.dumps(meta))
-        (partial / ".meta.tmp").rename(partial / "meta.json")
+        with folders.new_file(partial / "meta.json") as file:
+            file.write_text(json.dumps(meta))
     for leftover in partial.glob(".*.tmp"):
         leftover.unlink()
     held = Shards(partial, meta["samples"]).held

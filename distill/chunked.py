@@ -88,6 +88,6 @@ def _chunk_sums(
         if "soft" in names:
             values["soft"] = losses.soft(logits, theirs, temperature=config.temperature, direction=config.direction)
         if "rank" in names:
-            values["rank"] = losses.rank(logits, theirs, top=config.rank_top)
+            values["rank"] = losses.rank(logits, theirs)
     valid = targets != IGNORE
     return {name: jnp.sum(jnp.where(valid, value, 0.0)) for name, value in values.items()}

@@ -6,64 +6,73 @@ and Distillation at AntGroup, arXiv 2312.05795), rank (our ranking by the teache
 the language model is handed).
 """
 
-from dataclasses import dataclass, fields
-from typing import Literal, get_args
+from typing import Annotated, Literal, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, Shaped
+from pydantic import Field, model_validator
 
-from antgmm_jax.errors import AntgmmError
+from distill.settings import settings
 
 Direction = Literal["forward", "reverse"]
+Weight = Annotated[float, Field(ge=0)]
 TERMS = ("hard", "soft", "pair", "rank", "hidden", "vision", "bridge")
 _TINY = 1e-12
 
 
-@dataclass(frozen=True)
+@settings
 class LossConfig:
-    """The weight of every loss term, and the settings that the terms read. A term of weight 0 is not computed.
+    """The weight of every loss term, and the settings that the terms read; a term of weight 0 is not computed.
 
-    Args:
-        hard, soft, pair, rank, hidden, vision, bridge: weights, >= 0.
-        temperature: softmax temperature T of `soft`, > 0.
-        direction: "forward" is KL(teacher || student), "reverse" is KL(student || teacher).
-        rank_top: how many of the teacher's largest logits `rank` orders, >= 2.
-
-    Raises:
-        AntgmmError: for a value outside those ranges, or when every weight is 0.
+    Attributes:
+        hard: cross-entropy against the label.
+        soft: divergence from the teacher's distribution at `temperature`.
+        pair: margin of the label over the two largest logits.
+        rank: order of the teacher's four largest logits.
+        hidden: block states at text tokens.
+        vision: block states at image tokens.
+        bridge: what the bridge hands to the language model.
+        bridge_tokens: "alike" weighs all tokens of it alike, "sensitivity" by how much the teacher's answers depend on
+            each (`distill.bridge_weights`).
+        temperature: softmax temperature of `soft`.
+        direction: "forward" is KL(teacher || student), "reverse" the other way.
     """
 
-    hard: float = 1.0
-    soft: float = 0.0
-    pair: float = 0.0
-    rank: float = 0.0
-    hidden: float = 0.0
-    vision: float = 0.0
-    bridge: float = 0.0
-    temperature: float = 1.0
+    hard: Weight = 1.0
+    soft: Weight = 0.0
+    pair: Weight = 0.0
+    rank: Weight = 0.0
+    hidden: Weight = 0.0
+    vision: Weight = 0.0
+    bridge: Weight = 0.0
+    bridge_tokens: Literal["alike", "sensitivity"] = "alike"
+    temperature: Annotated[float, Field(gt=0)] = 1.0
     direction: Direction = "forward"
-    rank_top: int = 4
 
-    def __post_init__(self) -> None:
-        for name in TERMS:
-            weight = getattr(self, name)
-            if not (np.isfinite(weight) and weight >= 0):
-                raise AntgmmError(f"loss weight {name} = {weight}: give a finite number >= 0")
+    @model_validator(mode="after")
+    def _some_weight(self) -> Self:
         if not self.terms():
-            raise AntgmmError(f"every loss weight is 0, nothing would be trained: set one of {', '.join(TERMS)}")
-        if not (np.isfinite(self.temperature) and self.temperature > 0):
-            raise AntgmmError(f"loss temperature = {self.temperature}: give a finite number > 0")
-        if self.direction not in get_args(Direction):
-            raise AntgmmError(f"loss direction = {self.direction!r}: give one of {', '.join(get_args(Direction))}")
-        if self.rank_top < 2:
-            raise AntgmmError(f"loss rank_top = {self.rank_top}: give at least 2, a pair needs two tokens")
+            raise ValueError("every weight is 0, nothing would be trained")
+        if self.bridge_tokens != "alike" and not self.bridge:
+            raise ValueError(f"bridge_tokens = {self.bridge_tokens!r} weighs nothing: give bridge a weight")
+        return self
 
     def terms(self) -> tuple[str, ...]:
         """The names of the terms that are computed, in a fixed order."""
-        return tuple(f.name for f in fields(self) if f.name in TERMS and getattr(self, f.name) > 0)
+        return tuple(name for name in TERMS if getattr(self, name) > 0)
+
+    @property
+    def reads_answers(self) -> bool:
+        """Whether a term reads the language model's output or states: all but those of image tokens do."""
+        return bool(self.hard or self.soft or self.pair or self.rank or self.hidden)
+
+    @property
+    def reads_teacher(self) -> bool:
+        """Whether a term compares with the teacher; `hard` and `pair` read labels alone."""
+        return bool(self.soft or self.rank or self.hidden or self.vision or self.bridge)
 
 
 def hard(logits: Float[Array, "*T V"], targets: Int[Array, "*T"]) -> Float[Array, "*T"]:

@@ -2,20 +2,24 @@
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 from optax.contrib import MuonDimensionNumbers, muon
+from pydantic import Field
 
 from antgmm_jax import sharding
 from antgmm_jax.errors import AntgmmError
+from distill.settings import settings
 
 Params = Any
-Kind = Literal["adamw", "muon"]
-Schedule = Literal["cosine", "linear", "constant"]
+Schedule = Literal["cosine", "constant"]
+B1, EPS = 0.9, 1e-8
+"""Adam's decay of first moments, and its denominator's smallest value."""
+
 _READS = ("q", "k", "v", "up", "gate")
 _WRITES = ("o", "down", "out", "patch")
 _HEAD = ["language", "out"]
@@ -43,67 +47,62 @@ class State(NamedTuple):
     step: Int[Array, ""]
 
 
-def make_optimizer(
-    *,
-    learning_rate: float,
-    steps: int,
-    kind: Kind = "adamw",
-    schedule: Schedule = "cosine",
-    warmup: int = 0,
-    floor: float = 0.0,
-    weight_decay: float = 0.01,
-    clip: float = 1.0,
-    b1: float = 0.9,
-    b2: float = 0.999,
-    eps: float = 1e-8,
-    rates: Mapping[str, float] | None = None,
-    frozen: tuple[str, ...] = (),
-) -> Optimizer:
-    """AdamW (arXiv 1711.05101) or Muon, after clipping the gradient to a global norm of `clip`.
+@settings
+class OptimizerConfig:
+    """AdamW or Muon with clipping and a schedule that runs once over a stage.
+
+    Attributes:
+        kind: "adamw", or "muon", which orthogonalizes the updates of linear maps and leaves the rest to AdamW: fewer
+            steps to the same loss, each a little dearer.
+        learning_rate: the peak.
+        schedule: "cosine" decay to zero, or "constant".
+        warmup: steps of linear rise.
+        weight_decay: per unit of learning rate; norms and biases are spared.
+        clip: largest global norm of the gradient; inf clips nothing.
+        b2: decay of Adam's second moments; lower follows a loss that changes in jumps.
+        rates: path prefix of parameters ("vision", "vision/patch") -> factor of their learning rate; the longest prefix
+            decides.
+    """
+
+    kind: Literal["adamw", "muon"] = "adamw"
+    learning_rate: Annotated[float, Field(gt=0)]
+    schedule: Schedule = "cosine"
+    warmup: Annotated[int, Field(ge=0)] = 0
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    clip: Annotated[float, Field(gt=0, allow_inf_nan=True)] = 1.0
+    b2: Annotated[float, Field(gt=0, lt=1)] = 0.999
+    rates: dict[str, Annotated[float, Field(gt=0)]] = Field(default={})
+
+
+def make_optimizer(config: OptimizerConfig, steps: int, frozen: tuple[str, ...] = ()) -> Optimizer:
+    """AdamW (arXiv 1711.05101) or Muon, after clipping the gradient to a global norm.
 
     Muon orthogonalizes the momentum of the model's linear maps (https://kellerjordan.github.io/posts/muon), scaled to
     the root mean square that AdamW's updates have (arXiv 2502.16982), so that rates carry over; tables, norms and
     biases take AdamW with Nesterov's momentum.
 
     Args:
-        learning_rate: peak rate, reached at step `warmup`.
-        steps: step at which the decay reaches the floor; the rate stays there afterwards.
-        kind: "adamw" or "muon".
-        schedule: form of the decay: "cosine", "linear", or "constant" (warm-up only).
-        warmup: steps of linear rise before the peak.
-        floor: final rate as a fraction of the peak, in [0, 1].
-        weight_decay: decay of the parameters per unit of learning rate; scales of norms and biases are spared.
-        clip: largest global norm of the gradient, > 0.
-        b1, b2, eps: Adam's moment decays and denominator.
-        rates: path prefix -> factor > 0 of the learning rate of the parameters under it; the longest prefix decides.
+        config: which one, its rate and schedule.
+        steps: step at which the decay reaches zero; the rate stays there afterwards.
         frozen: path prefixes ("vision", "language/encoder") of parameters that are not trained.
 
     Returns:
         The `Optimizer`.
 
     Raises:
-        AntgmmError: for an unknown kind or schedule, or a value out of range.
+        AntgmmError: the warm-up is not shorter than the steps.
     """
-    if kind not in get_args(Kind):
-        raise AntgmmError(f"kind = {kind!r}: give one of {', '.join(get_args(Kind))}")
-    if schedule not in get_args(Schedule):
-        raise AntgmmError(f"schedule = {schedule!r}: give one of {', '.join(get_args(Schedule))}")
-    if not 0 <= warmup < max(steps, 1):
-        raise AntgmmError(f"warmup = {warmup} with steps = {steps}: give fewer warm-up steps than steps")
-    if not 0.0 <= floor <= 1.0:
-        raise AntgmmError(f"floor = {floor}: give a fraction of the peak learning rate, 0 to 1")
-    if clip <= 0 or learning_rate <= 0:
-        raise AntgmmError(f"clip = {clip}, learning_rate = {learning_rate}: both must be above 0")
-    if slow := [prefix for prefix, factor in (rates or {}).items() if factor <= 0]:
-        raise AntgmmError(f"rates of {slow[0]}: give a factor above 0; what is not trained is frozen")
-    moments = optax.scale_by_adam(b1=b1, b2=b2, eps=eps) if kind == "adamw" else _muon(b1, b2, eps)
+    steps = max(steps, 1)  # of a stage that only cuts none is taken
+    if config.warmup >= steps:
+        raise AntgmmError(f"warmup = {config.warmup} with steps = {steps}: give fewer warm-up steps than steps")
+    moments = optax.scale_by_adam(B1, config.b2, EPS) if config.kind == "adamw" else _muon(config.b2)
     transform = optax.chain(
-        optax.clip_by_global_norm(clip),
+        optax.clip_by_global_norm(config.clip),
         moments,
-        optax.add_decayed_weights(weight_decay, mask=_decayed),
-        *([optax.stateless(partial(_scaled, rates))] if rates else []),
+        optax.add_decayed_weights(config.weight_decay, mask=_decayed),
+        *([optax.stateless(partial(_scaled, config.rates))] if config.rates else []),
     )
-    return Optimizer(transform, _schedule(schedule, learning_rate, warmup, steps, floor), tuple(frozen))
+    return Optimizer(transform, _schedule(config.schedule, config.learning_rate, config.warmup, steps), tuple(frozen))
 
 
 def _scaled(rates: Mapping[str, float], updates: Params, params: Params | None) -> Params:
@@ -117,16 +116,16 @@ def _scaled(rates: Mapping[str, float], updates: Params, params: Params | None) 
     return jax.tree.unflatten(treedef, [factor(path) * leaf for path, leaf in leaves.items()])
 
 
-def _muon(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
+def _muon(b2: float) -> optax.GradientTransformation:
     # Its own five steps, one row each: it then loops over them, where it would write each out for every array, which
     # takes longer on a CPU, to run and to compile.
     steps = ((3.4445, -4.7750, 2.0315),) * 5
     rule = muon(
         1.0,
         ns_coeffs=steps,
-        adam_b1=b1,
+        adam_b1=B1,
         adam_b2=b2,
-        eps=eps,
+        eps=EPS,
         consistent_rms=0.2,
         muon_weight_dimension_numbers=_linear_maps,
     )
@@ -153,14 +152,14 @@ def _linear_maps(params: Params) -> Params:
     return jax.tree_util.tree_map_with_path(map_of, params)
 
 
-def _schedule(name: Schedule, peak: float, warmup: int, steps: int, floor: float) -> Callable[[Array], Array]:
+def _schedule(name: Schedule, peak: float, warmup: int, steps: int) -> Callable[[Array], Array]:
     def rate(step: Float[Array, ""]) -> Float[Array, ""]:
         step = jnp.asarray(step, jnp.float32)
         # Clipped at 1: a cosine left to run past its period would climb again.
         done = jnp.clip((step - warmup) / (steps - warmup), 0.0, 1.0)
-        shape = {"cosine": 0.5 * (1.0 + jnp.cos(jnp.pi * done)), "linear": 1.0 - done, "constant": jnp.ones(())}[name]
+        shape = 0.5 * (1.0 + jnp.cos(jnp.pi * done)) if name == "cosine" else jnp.ones(())
         rise = jnp.minimum((step + 1.0) / (warmup + 1.0), 1.0)  # the first step already moves
-        return peak * rise * (shape if name == "constant" else floor + (1.0 - floor) * shape)
+        return peak * rise * shape
 
     return rate
 

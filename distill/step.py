@@ -2,25 +2,64 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal, Self
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
+from pydantic import Field, model_validator
 
+from antgmm_jax.config import Remat
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.tokens import IGNORE
 from distill import align
 from distill.align import Part
 from distill.chunked import ANSWER_TERMS, TEACHER_TERMS, answer_sums, at_positions
 from distill.losses import LossConfig
-from distill.optimizer import Optimizer, Params, State, combine, lay_out, trainable
+from distill.optimizer import Optimizer, OptimizerConfig, Params, State, combine, lay_out, trainable
+from distill.settings import settings
 from distill.teacher import NO_TEACHER, Teacher, collected, params_dtype, to_dtype, without_targets
 
 Batch = Mapping[str, Any]  # of arrays, numpy or JAX
 Gates = Mapping[str, Any]
 Metrics = dict[str, Array]
+
+
+@settings
+class StepConfig(OptimizerConfig):
+    """How a step is taken: the optimizer, and the batch that a step sees.
+
+    Attributes:
+        batch_size: samples of one optimizer step; rows of them where several share a row.
+        accumulate: pieces that the batch is taken in, one after another; divides `batch_size`.
+        dtype: what the model is computed in; parameters, moments, norms and losses stay float32. "bfloat16" is for
+            accelerators: a CPU is no faster with it.
+        remat: what the student's layers keep for the backward pass, the rest being computed again: "none" all, "dots"
+            matrix products, "full" their input alone, for the least memory.
+    """
+
+    batch_size: Annotated[int, Field(ge=1)]
+    accumulate: Annotated[int, Field(ge=1)] = 1
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    remat: Remat = "dots"
+
+    @model_validator(mode="after")
+    def _whole_pieces(self) -> Self:
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"accumulate = {self.accumulate} does not divide batch_size = {self.batch_size}")
+        return self
+
+    def pieces(self, batches: int) -> dict[str, int]:
+        """As many rows as so many batches have, in the pieces that the memory holds.
+
+        Args:
+            batches: of `batch_size` rows.
+
+        Returns:
+            `batch_size` and `batches`.
+        """
+        return {"batch_size": self.batch_size // self.accumulate, "batches": batches * self.accumulate}
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -61,6 +61,18 @@ class Files:
     unread: Callable[[LMMConfig, str], bool] = lambda config, name: False
     says_tied: Callable[[Mapping[str, Any]], bool] = lambda raw: bool(raw.get("tie_word_embeddings", False))
     writes_head: Callable[[LMMConfig], bool] = lambda config: False
+
+
+class Tiny(NamedTuple):
+    """A small shape of a family, of which the conformance tests make a random PyTorch model.
+
+    Attributes:
+        fields: of its config.json, `architectures` among them; `<pad>` is 0, `</s>` 1 and the image token 3.
+        own_head: whether the head differs from the token table although the config shares them.
+    """
+
+    fields: dict[str, Any]
+    own_head: bool = False
 
 
 class Depth:
@@ -137,8 +149,8 @@ class Family:
         features: paths of the parameters that image features depend on.
         depth: what else changes when layers go.
         torch_ends: PyTorch model -> the modules whose outputs end its image phase and its prompt phase.
+        tiny: seed -> small shapes by name, their sizes in part drawn at random, for the conformance tests.
         presets: models by name.
-        tiny: seed -> small random PyTorch models of odd shapes by name, for the conformance tests.
     """
 
     name: str
@@ -155,4 +167,5 @@ class Family:
     features: tuple[str, ...] = ("vision",)
     depth: Depth = field(default_factory=Depth)
     torch_ends: Callable[[Any], tuple[Any, Any]]
+    tiny: Callable[[int], dict[str, Tiny]]
     presets: Mapping[str, LMMConfig] = field(default_factory=dict)

@@ -63,6 +63,36 @@ def text_config(language: LanguageConfig) -> dict[str, Any]:
     }
 
 
+def small_text(sizes: tuple[int, int, int, int, int], mlp: int, *, tied: bool, bias: bool) -> dict[str, Any]:
+    """A small `text_config` for the conformance tests.
+
+    Args:
+        sizes: layers, width, query heads, key-value heads and their width.
+        mlp: hidden units of a feed-forward layer.
+        tied: whether the head is the token table.
+        bias: whether attention has biases.
+
+    Returns:
+        Its fields.
+    """
+    layers, embed, heads, kv_heads, head_dim = sizes
+    return {
+        "model_type": "llama",
+        "num_hidden_layers": layers,
+        "hidden_size": embed,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "head_dim": head_dim,
+        "intermediate_size": mlp,
+        "vocab_size": 160,
+        "attention_bias": bias,
+        "tie_word_embeddings": tied,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 500.0},
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+    }
+
+
 def text_weights(language: LanguageConfig, model: str, head: str) -> list[Entry]:
     """Tensors of the decoder, and of its head where it is not the token table.
 

@@ -1,7 +1,7 @@
 """Square pictures as a processor makes them: uint8 on the host, and the line that normalises each channel."""
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -90,24 +90,6 @@ def side(processor: ProcessorMixin) -> int:
     if not size.get("height") or size["height"] != size.get("width"):
         raise AntgmmError(f"the image processor makes pictures of {dict(size)}: only squares are supported")
     return size["height"]
-
-
-def torch_pixels(images: Mapping[str, np.ndarray]) -> Tree:
-    """A batch's pictures as PyTorch models take them: normalised, one after another, slots without a picture left out.
-
-    Args:
-        images: `valid` bool [B, M], `pixels` [B, M, H, W, C], and `scale` and `offset` float32 [B, M, C], without which
-            the pixels are normalised already.
-
-    Returns:
-        `pixel_values` float32 [K, C, H, W].
-    """
-    valid = np.asarray(images["valid"])
-    pixels = np.asarray(images["pixels"])[valid].astype(np.float32)
-    if "scale" in images:
-        scale, offset = (np.asarray(images[name])[valid][:, None, None] for name in ("scale", "offset"))
-        pixels = pixels * scale + offset
-    return {"pixel_values": np.ascontiguousarray(np.moveaxis(pixels, -1, 1))}
 
 
 def _table(processor: ProcessorMixin) -> np.ndarray:

@@ -113,7 +113,7 @@ def end_tokens(directory: Path) -> tuple[Any, int]:
 
     path = directory / "generation_config.json"
     own = json.loads(path.read_text()) if path.exists() else {}
-    text = AutoConfig.from_pretrained(directory).get_text_config()
+    text = AutoConfig.from_pretrained(directory, trust_remote_code=False).get_text_config()
 
     def token(name: str, absent: int) -> Any:
         found = (own.get(name), getattr(text, name, None), absent)

@@ -34,7 +34,7 @@ def load_records(data: Data) -> Source:
         AntgmmError: no such data.
     """
     if data.kind == "maad":
-        return source(data.tier, data.split, data.samples, seed=data.seed)
+        return source(data.tier, data.split, data.samples)
     return read_records(data.kind, Path(data.path), split=getattr(data, "split", ""), most=data.samples)
 
 

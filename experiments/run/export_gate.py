@@ -62,11 +62,13 @@ def torch_model(directory: str | os.PathLike):
         raise AntgmmError("the export gate reads the files with PyTorch: pip install 'antgmm-jax[torch]'") from error
     import transformers
 
-    config = transformers.AutoConfig.from_pretrained(directory)
+    config = transformers.AutoConfig.from_pretrained(directory, trust_remote_code=False)
     architecture = getattr(transformers, (config.architectures or [""])[0], None)
     if architecture is None:
         raise AntgmmError(f"{directory}: config.json names no architecture of transformers: export again")
-    model, info = architecture.from_pretrained(directory, dtype=torch.float32, output_loading_info=True)
+    model, info = architecture.from_pretrained(
+        directory, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
+    )
     for fault in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info[fault]:
             raise AntgmmError(f"{directory}: transformers reports {fault} {sorted(info[fault])[:5]}: export again")
@@ -163,7 +165,8 @@ def torch_logits(model, inputs: Mapping[str, np.ndarray], batch: Mapping[str, np
     import torch
 
     tensors = torch_tensors(inputs)
-    tensors["pixel_values"] = tensors["pixel_values"].to(model.dtype)
+    if "pixel_values" in tensors:
+        tensors["pixel_values"] = tensors["pixel_values"].to(model.dtype)
     with torch.no_grad():
         return _answer_logits(model(**tensors).logits.numpy(), batch)
 
@@ -188,7 +191,8 @@ def torch_tensors(arrays: Mapping[str, Any]) -> dict[str, Any]:
     """A batch as PyTorch models take it: pictures as `pixel_values`, ids and masks as int64."""
     import torch
 
-    pixels = {"pixel_values": as_hf(arrays["images"])} if "images" in arrays else {}
+    shown = "images" in arrays and np.any(arrays["images"]["valid"])
+    pixels = {"pixel_values": as_hf(arrays["images"])} if shown else {}
     rest = {name: array for name, array in arrays.items() if name != "images"}
     # Copied, for JAX's arrays cannot be written to and PyTorch warns of such.
     tensors = {name: torch.from_numpy(np.array(array)) for name, array in {**pixels, **rest}.items()}

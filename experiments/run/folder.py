@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 
 from antgmm_jax import checkpoint
 from antgmm_jax.errors import AntgmmError
+from antgmm_jax.folders import new_file
 from antgmm_jax.processes import by_first, first
 from experiments.run.host.energy import Energy, metered, total
 from experiments.run.schema import Recipe, Training
@@ -214,8 +215,13 @@ class RunFolder:
                 raise AntgmmError(
                     f"{self.path} is a run of another recipe ({found}): choose another folder or remove it"
                 )
-        elif self.path.exists() and set(os.listdir(self.path)) - {".lock"}:
+        elif self.path.exists() and any(not _hidden(name) for name in os.listdir(self.path)):
             raise AntgmmError(f"{self.path} is not empty and not a run: choose another folder")
+
+
+def _hidden(name: str) -> bool:
+    """Whether a name is of ours and stands for nothing yet: the lock, or what a killed process was writing."""
+    return name == ".lock" or (name.startswith(".") and name.endswith(".tmp"))
 
 
 @contextmanager
@@ -232,14 +238,8 @@ def held(place: Path) -> Iterator[None]:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Writes a file under a temporary name and renames it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise AntgmmError(f"{path} could not be written ({error.strerror}): free disk space and start again") from error
+    with new_file(path) as partial:
+        partial.write_bytes(content)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -15,12 +15,11 @@ from data.maad.cells import cell_classes
 from data.maad.facts import Loss, facts_loss, with_heads
 from data.maad.source import latent_sizes
 from data.maad.tier import tier
-from distill import NO_TEACHER, LossConfig, Optimizer, State, Step, Teacher, init_state, lay_out, make_step, parts
+from distill import NO_TEACHER, Optimizer, State, Step, Teacher, init_state, lay_out, make_step, parts
 from distill.step import jitted
 from experiments.run.cuts import reads_features, segment_targets
 from experiments.run.features import ImageFeatures
 from experiments.run.samples import Samples
-from experiments.run.schema import Loss as LossTable
 from experiments.run.schema import MaadData, Recipe, Stage, Training, Work
 from experiments.run.student import Student
 
@@ -108,7 +107,7 @@ class Answers:
         return make_step(
             functional(config, table.remat),
             optimizer,
-            loss_config(self._stage.loss),
+            self._stage.loss,
             teacher=self.teacher,
             parts=tuple(part for part in compared if part.term == "bridge" or part.tower in self._towers),
             micro_batches=table.accumulate,
@@ -181,11 +180,6 @@ class Facts:
     def learnt(self, trained: Params) -> Params:
         """The image side."""
         return trained["model"]
-
-
-def loss_config(table: LossTable) -> LossConfig:
-    """The loss weights that a recipe's table gives."""
-    return LossConfig(**table.model_dump(exclude={"bridge_tokens"}))
 
 
 def facts_step(loss: Loss, optimizer: Optimizer) -> Step:

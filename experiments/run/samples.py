@@ -29,7 +29,7 @@ def load_processor(directory: str | Path) -> ProcessorMixin:
         AntgmmError: the directory has none that loads offline.
     """
     try:
-        return AutoProcessor.from_pretrained(directory, local_files_only=True)
+        return AutoProcessor.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, ImportError) as error:
         raise AntgmmError(
             f"{directory} has no processor that AutoProcessor reads offline: save the model's processor there"

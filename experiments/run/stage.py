@@ -1,5 +1,6 @@
 """One stage: the way from a model to a smaller or better trained one, resumable at any step."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,8 +18,7 @@ from experiments.run.cuts import new_weights, segment_targets
 from experiments.run.host.console import bar
 from experiments.run.importance import importance
 from experiments.run.objectives import OBJECTIVES, Shared
-from experiments.run.schema import Optimizer as OptimizerTable
-from experiments.run.schema import Work
+from experiments.run.schema import Stage, Work
 from experiments.run.stepper import HISTORY_EVERY, Stepper, add_point
 from experiments.run.student import Student
 
@@ -43,29 +43,19 @@ class _Place(NamedTuple):
     history: list[dict[str, float]]
 
 
-def optimizer_of(table: OptimizerTable, steps: int, frozen: tuple[str, ...] = (), *, root: str = "") -> Optimizer:
-    """The optimizer that a recipe's table describes, its schedule running once over `steps`.
+def optimizer_of(stage: Stage, root: str = "") -> Optimizer:
+    """The optimizer of a stage; rates of what it freezes are left out.
 
     Args:
-        table: of a stage or phase; rates of what it freezes are left out.
-        steps: its steps.
-        frozen: path prefixes of parameters that it does not train.
+        stage: the stage.
         root: what stands before the model's own paths in those of the parameters that are trained.
+
+    Returns:
+        The optimizer, with a schedule that runs once over the stage's steps.
     """
+    table, frozen = stage.optimizer, stage.frozen
     rates = {root + path: rate for path, rate in table.rates.items() if not any(under(path, one) for one in frozen)}
-    return make_optimizer(
-        kind=table.kind,
-        learning_rate=table.learning_rate,
-        steps=max(steps, 1),
-        schedule=table.schedule,
-        warmup=table.warmup,
-        floor=table.floor,
-        weight_decay=table.weight_decay,
-        clip=table.clip,
-        b2=table.b2,
-        rates=rates,
-        frozen=frozen,
-    )
+    return make_optimizer(dataclasses.replace(table, rates=rates), stage.steps, frozen)
 
 
 class Left(NamedTuple):
@@ -110,7 +100,7 @@ class StageRun:
         stage, steps = self.stage, self.stage.mask_steps + self.stage.recover_steps
         targets = segment_targets(start.config, stage)
         self.objective = OBJECTIVES[self.work.objective](self.work, self.shared, start)
-        self.optimizer = optimizer_of(stage.optimizer, stage.steps, stage.frozen, root=self.objective.root)
+        self.optimizer = optimizer_of(stage, self.objective.root)
         self.data = self.objective.data
         self.stepper = Stepper(self.working, self.data)
         state, place = self._resume(start)

@@ -72,7 +72,7 @@ def make_processor(config: LMMConfig, data: Data, records: Source, template: str
     """
     vocab = config.language.vocab
     if data.kind == "maad":
-        tokenizer = train_tokenizer(corpus(data.tier, seed=data.seed, template=template), vocab=vocab)
+        tokenizer = train_tokenizer(corpus(data.tier, template=template), vocab=vocab)
     else:
         # A user's few rows repeat little: what occurs twice is worth a token.
         rows = map(records.words, range(len(records)))

@@ -285,7 +285,7 @@ def test_a_failed_write_leaves_nothing(tmp_path):
         raise OSError(28, "No space left on device")
 
     (tmp_path / "a.parquet").write_text("before")
-    with pytest.raises(AntgmmError, match=r"cannot write .*a\.parquet: No space left on device; free space"):
+    with pytest.raises(AntgmmError, match=r"cannot write .*a\.parquet: No space left on device; free disk space"):
         write_parquet(maad.source("s", "val", 5), tmp_path / "a.parquet", progress=full)
     assert [file.name for file in tmp_path.iterdir()] == ["a.parquet"]
     assert (tmp_path / "a.parquet").read_text() == "before"

@@ -64,7 +64,7 @@ def test_steps_with_every_loss_bring_a_cut_student_nearer(family):
     model, batch = functional(config), batch_of(config)
     teacher = online(model, parameters(family))
     student_config, student = shrink(config, parameters(family), keep)
-    optimizer = make_optimizer(learning_rate=3e-3, steps=100, schedule="constant")
+    optimizer = make_optimizer(OptimizerConfig(learning_rate=3e-3, schedule="constant"), steps=100)
     step = make_step(
         functional(student_config),
         optimizer,

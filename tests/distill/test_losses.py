@@ -132,10 +132,10 @@ def test_bfloat16_inputs_give_float32_losses():
     [
         ({"soft": -1.0}, "soft"),
         ({"hidden": float("nan")}, "hidden"),
-        ({"hard": 0.0}, "every loss weight is 0"),
+        ({"hard": 0.0}, "every weight is 0"),
         ({"temperature": 0.0}, "temperature"),
-        ({"direction": "sideways"}, "forward, reverse"),
-        ({"rank_top": 1}, "rank_top"),
+        ({"direction": "sideways"}, "'forward' or 'reverse'"),
+        ({"bridge_tokens": "sensitivity"}, "bridge_tokens = 'sensitivity' weighs nothing: give bridge a weight"),
     ],
 )
 def test_config_refuses(fields, message):

@@ -39,7 +39,7 @@ def shapes(config):
 def temporaries(family, **options):
     """Bytes that the compiled step takes beside its arguments and results."""
     config = model(family)
-    pure, optimizer = functional(config), distill.make_optimizer(learning_rate=1e-3, steps=1)
+    pure, optimizer = functional(config), distill.make_optimizer(distill.OptimizerConfig(learning_rate=1e-3), steps=1)
     state = jax.eval_shape(partial(distill.init_state, optimizer=optimizer), abstract(config))
     frozen = abstract(config)
     axes = [axis for tower in towers(config).values() for axis in (tower.axis("layers"), tower.embed)]

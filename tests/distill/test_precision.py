@@ -34,7 +34,7 @@ def step(request):
     """The operations of a step in bfloat16, and the state that it gives back."""
     family, kind = request.param
     config, pure = CONFIGS[family], functional(CONFIGS[family])
-    optimizer = distill.make_optimizer(learning_rate=1e-3, steps=1, kind=kind)
+    optimizer = distill.make_optimizer(distill.OptimizerConfig(learning_rate=1e-3, kind=kind), steps=1)
     state = jax.eval_shape(partial(distill.init_state, optimizer=optimizer), abstract(config))
     frozen = abstract(config, jnp.bfloat16)
     options = {"parts": distill.parts(config, pruning.identity(config)), "dtype": jnp.bfloat16, "chunk": 2}

@@ -9,7 +9,7 @@ import pytest
 
 from antgmm_jax.errors import AntgmmError
 from distill.losses import LossConfig
-from distill.optimizer import init_state, make_optimizer
+from distill.optimizer import OptimizerConfig, init_state, make_optimizer
 from distill.step import make_step
 from distill.teacher import online
 from distill.train import train
@@ -17,7 +17,7 @@ from tests.distill import toy
 
 STUDENT, TEACHER = toy.toy(4, 2), toy.toy(6, 3)
 TEACH = online(TEACHER, TEACHER.init(jax.random.key(1)))
-OPTIMIZER = make_optimizer(learning_rate=0.02, steps=12, warmup=2)
+OPTIMIZER = make_optimizer(OptimizerConfig(learning_rate=0.02, warmup=2), steps=12)
 STEP = make_step(STUDENT, OPTIMIZER, LossConfig(hard=1.0, soft=1.0), teacher=TEACH)
 
 

@@ -7,6 +7,7 @@ from antgmm_jax.families.blip2_t5.config import Blip2T5Config, from_hf, ties, to
 from antgmm_jax.families.blip2_t5.frequency import Frequency
 from antgmm_jax.families.blip2_t5.model import build
 from antgmm_jax.families.blip2_t5.presets import PRESETS
+from antgmm_jax.families.blip2_t5.tiny import tiny
 from antgmm_jax.families.blip2_t5.weights import FILES, weights
 
 
@@ -29,5 +30,6 @@ FAMILY = Family(
     features=("vision", "bridge/queries", "bridge/norm", "bridge/stack"),
     depth=Frequency(),
     torch_ends=_torch_ends,
+    tiny=tiny,
     presets=PRESETS,
 )

@@ -8,8 +8,9 @@ from transformers import Blip2Processor, BlipImageProcessor, ProcessorMixin
 
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families.blip2_t5.config import Blip2T5Config
-from antgmm_jax.families.square import SquarePictures, Tree, check_fields, check_size, check_words, torch_pixels
+from antgmm_jax.families.square import SquarePictures, Tree, check_fields, check_size, check_words
 from antgmm_jax.families.words import wrap
+from antgmm_jax.pictures import as_hf
 
 
 class Inputs:
@@ -47,7 +48,7 @@ class Inputs:
 
     def torch(self, images: Mapping[str, np.ndarray]) -> Tree:
         """A batch's pictures as the PyTorch model takes them."""
-        return torch_pixels(images)
+        return {"pixel_values": as_hf(images)}
 
 
 def new_processor(config: Blip2T5Config, tokenizer: Tokenizer) -> Blip2Processor:

@@ -6,6 +6,7 @@ from antgmm_jax.families.base import Family
 from antgmm_jax.families.idefics3.config import Idefics3Config, from_hf, ties, to_hf, violations
 from antgmm_jax.families.idefics3.model import build
 from antgmm_jax.families.idefics3.presets import PRESETS
+from antgmm_jax.families.idefics3.tiny import tiny
 from antgmm_jax.families.idefics3.weights import FILES, weights
 
 
@@ -26,5 +27,6 @@ FAMILY = Family(
     violations=violations,
     image_readers=lambda config: ("bridge/kernel",),
     torch_ends=_torch_ends,
+    tiny=tiny,
     presets=PRESETS,
 )

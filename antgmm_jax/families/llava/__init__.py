@@ -6,6 +6,7 @@ from antgmm_jax.families.base import Family
 from antgmm_jax.families.llava.config import LlavaConfig, from_hf, ties, to_hf, violations
 from antgmm_jax.families.llava.model import build
 from antgmm_jax.families.llava.presets import PRESETS
+from antgmm_jax.families.llava.tiny import tiny
 from antgmm_jax.families.llava.weights import FILES, weights
 
 
@@ -26,5 +27,6 @@ FAMILY = Family(
     violations=violations,
     image_readers=lambda config: ("bridge/up",),
     torch_ends=_torch_ends,
+    tiny=tiny,
     presets=PRESETS,
 )

@@ -15,9 +15,9 @@ from antgmm_jax.families.square import (
     check_size,
     check_words,
     side,
-    torch_pixels,
 )
 from antgmm_jax.families.words import CHAT, starts_itself, user_turn, wrap
+from antgmm_jax.pictures import as_hf
 
 
 class Inputs:
@@ -56,7 +56,7 @@ class Inputs:
 
     def torch(self, images: Mapping[str, np.ndarray]) -> Tree:
         """A batch's pictures as the PyTorch model takes them."""
-        return torch_pixels(images)
+        return {"pixel_values": as_hf(images)}
 
 
 def _tokens(processor: LlavaProcessor) -> int:

@@ -147,7 +147,7 @@ def distillation_step(config: LMMConfig, rows: int, side: int, rounds: int) -> d
     params, batch = pure.init(jax.random.key(0)), random_batch(config, rows, **PROMPT)
     matrix = jnp.ones((side, side), jnp.float32)
     product = jax.jit(jnp.dot)
-    optimizer = distill.make_optimizer(learning_rate=1e-4, steps=1000)
+    optimizer = distill.make_optimizer(distill.OptimizerConfig(learning_rate=1e-4), steps=1000)
     teacher = cached_teacher(config, params, batch)
     step = distill.make_step(pure, optimizer, LossConfig(hard=0.5, soft=1.0, temperature=2.0), teacher=teacher)
     inputs = device_arrays(teacher.attach(batch))

@@ -21,10 +21,8 @@ from experiments.lab.bench.timing import spread, told
 from experiments.run.datasets import encoded, load_records
 from experiments.run.host.console import bar, table
 from experiments.run.host.facts import machine
-from experiments.run.objectives import loss_config
 from experiments.run.samples import load_processor
 from experiments.run.schema import Recipe
-from experiments.run.stage import optimizer_of
 from experiments.run.stepper import HISTORY_EVERY, Stepper
 
 SIDES = {
@@ -116,12 +114,12 @@ class _Bench:
             )
         opened = {held: distill.open_cache(folder / "cache", key="stalls", in_memory=held) for held in (True, False)}
         self._teachers = {held: distill.cached(pure, params, cache) for held, cache in opened.items()}
-        optimizer = optimizer_of(stage.optimizer, stage.steps)
+        optimizer = distill.make_optimizer(stage.optimizer, stage.steps)
         self._step = _Watched(
             distill.make_step(
                 pure,
                 optimizer,
-                loss_config(stage.loss),
+                stage.loss,
                 teacher=self._teachers[True],
                 micro_batches=stage.optimizer.accumulate,
                 dtype=jax.numpy.dtype(stage.optimizer.dtype),

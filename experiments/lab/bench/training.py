@@ -91,7 +91,7 @@ def _with_best(found: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _step(lesson: Lesson, batch: Mapping[str, np.ndarray], limits: Limits, rounds: int) -> dict[str, Any]:
     pure = functional(lesson.student)
-    optimizer = distill.make_optimizer(learning_rate=1e-4, steps=1000)
+    optimizer = distill.make_optimizer(distill.OptimizerConfig(learning_rate=1e-4), steps=1000)
     step = distill.make_step(pure, optimizer, LOSS, teacher=lesson.source, dtype=lesson.dtype)
     state = [distill.init_state(pure.init(jax.random.key(1)), optimizer)]
     inputs = device_arrays(lesson.source.attach(dict(batch)))

@@ -93,14 +93,10 @@ def train(task: Task, text: Text, work: Path, record: Recorder, teacher: distill
 
 def make_optimizer(task: Task, steps: int) -> distill.Optimizer:
     """AdamW at a constant rate, unclipped as with the peers; the image side, which no row reaches, is not trained."""
-    return distill.make_optimizer(
-        learning_rate=task.learning_rate,
-        steps=steps,
-        schedule="constant",
-        weight_decay=task.weight_decay,
-        clip=math.inf,
-        frozen=("vision", "bridge"),
+    config = distill.OptimizerConfig(
+        learning_rate=task.learning_rate, schedule="constant", weight_decay=task.weight_decay, clip=math.inf
     )
+    return distill.make_optimizer(config, steps, frozen=("vision", "bridge"))
 
 
 def warm(step: Step, state: distill.State, source: Batches, steps: int, teacher: distill.Teacher) -> None:

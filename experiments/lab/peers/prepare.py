@@ -108,8 +108,9 @@ def narrow(task: Task, text: Text, rows: np.ndarray) -> Arrays:
 def stream(task: Task, text: Text, prefetch: int = 2) -> Batches:
     """Shuffled batches of rows of like length, each cut to its bucket's width."""
     groups = np.searchsorted(task.widths, text.lengths)
-    about = {"size": task.batch, "seed": task.seed, "prefetch": prefetch}
-    return batches(lambda rows, rng: narrow(task, text, rows), groups, **about)
+    return batches(
+        lambda rows, rng: narrow(task, text, rows), groups, size=task.batch, seed=task.seed, prefetch=prefetch
+    )
 
 
 def _save(config: LMMConfig, seed: int, folder: Path, name: str) -> None:

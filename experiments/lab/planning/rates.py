@@ -5,7 +5,6 @@ and over all phases so much for a FLOP and for a byte. These eight rates are fit
 """
 
 from collections.abc import Mapping, Sequence
-from itertools import combinations
 from typing import Any, NamedTuple
 
 import jax
@@ -113,7 +112,7 @@ def fit(measured: Sequence[tuple[np.ndarray, Latency]]) -> Rates:
 
 
 def non_negative(rows: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Least squares without negative coefficients, exactly: of all subsets of columns the best whose solution has none.
+    """Least squares without negative coefficients.
 
     Args:
         rows: [n, k], a handful of columns.
@@ -122,18 +121,13 @@ def non_negative(rows: np.ndarray, values: np.ndarray) -> np.ndarray:
     Returns:
         Coefficients [k].
     """
-    # The scale of a column must not decide its rank: FLOPs are counted in millions, phases in ones.
+    # Imported here: every command that predicts would wait for it.
+    from scipy.optimize import nnls
+
+    # The scale of a column must not decide what is taken for zero: FLOPs are counted in millions, phases in ones.
     scale = np.linalg.norm(rows, axis=0)
     scale[scale == 0] = 1
-    unit, best, least = rows / scale, np.zeros(rows.shape[1]), float(values @ values)
-    for size in range(1, rows.shape[1] + 1):
-        for columns in map(list, combinations(range(rows.shape[1]), size)):
-            found = np.linalg.lstsq(unit[:, columns], values, rcond=None)[0]
-            residual = values - unit[:, columns] @ found
-            if (found >= 0).all() and residual @ residual < least:
-                best, least = np.zeros(rows.shape[1]), float(residual @ residual)
-                best[columns] = found
-    return best / scale
+    return nnls(rows / scale, values)[0] / scale
 
 
 def calibrate(config: LMMConfig, asked: Asked) -> Rates:

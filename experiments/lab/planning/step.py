@@ -119,7 +119,7 @@ def _abstract(asked: Asked) -> tuple[Any, dict[str, Any]]:
     """The jitted step, and its arguments as shapes that say where they lie."""
     sharding.own_rows(asked.batch)  # refuses what does not divide
     pure, big = functional(asked.student, asked.remat), functional(asked.teacher)
-    optimizer = distill.make_optimizer(learning_rate=1e-3, steps=1)
+    optimizer = distill.make_optimizer(distill.OptimizerConfig(learning_rate=1e-3), steps=1)
     fresh = jax.eval_shape(lambda params: distill.init_state(params, optimizer), abstract(asked.student))
     frozen = sharding.lay(abstract(asked.teacher, jnp.bfloat16), big.axes)
     step = distill.make_step(

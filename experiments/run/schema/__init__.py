@@ -7,8 +7,8 @@ name at the top. Paths are relative to the folder that the command is started in
 
 from experiments.run.schema.compress import Recipe
 from experiments.run.schema.faults import validated
-from experiments.run.schema.stage import Loss, Stage, Work, can_score
-from experiments.run.schema.tables import Axis, Count, Data, FileData, MaadData, Name, Optimizer, Size, Table
+from experiments.run.schema.stage import Stage, Work, can_score
+from experiments.run.schema.tables import Axis, Count, Data, FileData, MaadData, Name, Size, Table
 from experiments.run.schema.train import Model, Phase, Training
 
 __all__ = [
@@ -16,11 +16,9 @@ __all__ = [
     "Count",
     "Data",
     "FileData",
-    "Loss",
     "MaadData",
     "Model",
     "Name",
-    "Optimizer",
     "Phase",
     "Recipe",
     "Size",

@@ -4,7 +4,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from experiments.run.schema.stage import Loss, Stage, Work
+from distill import LossConfig
+from experiments.run.schema.stage import Stage, Work
 from experiments.run.schema.tables import (
     BaseRecipe,
     Count,
@@ -69,7 +70,7 @@ class Recipe(BaseRecipe):
     """
 
     teacher: Teacher
-    loss: Loss
+    loss: LossConfig
     evaluate: EvaluateTwice
     stages: tuple[Stage, ...] = Field(alias="stage")
     calibration_batches: Count = 8

@@ -2,11 +2,13 @@
 
 import difflib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
+from pydantic.dataclasses import is_pydantic_dataclass
+from pydantic.fields import FieldInfo
 
 from antgmm_jax.errors import AntgmmError
 
@@ -56,7 +58,7 @@ def _under(parts: tuple[int | str, ...]) -> tuple[int | str, ...]:
 def _told(kind: str, parts: tuple[int | str, ...], owner: Any, value: Any, message: str) -> str:
     where = _written(parts)
     message = message.removeprefix("Value error, ")
-    if kind == "extra_forbidden":
+    if kind in ("extra_forbidden", "unexpected_keyword_argument"):  # of a model, of a dataclass
         return f"unknown key {where}{_nearest(str(parts[-1]), owner)}"
     if kind == "missing":
         return f"{where} is missing"
@@ -73,15 +75,21 @@ def _written(parts: tuple[int | str, ...]) -> str:
     return text.lstrip(".")
 
 
-def _nearest(key: str, owner: type[BaseModel] | None) -> str:
-    known = list(_keys(owner)) if owner else []
+def _nearest(key: str, owner: Any) -> str:
+    known = [*(fields_of(owner) or {})]
     near = difflib.get_close_matches(key, known, n=1)
     return f", did you mean {near[0]!r}?" if near else f": known here are {', '.join(known)}" if known else ""
 
 
-def _keys(schema: type[BaseModel]) -> Iterator[str]:
-    for name, field in schema.model_fields.items():
-        yield field.alias or name
+def fields_of(schema: Any) -> dict[str, FieldInfo] | None:
+    """The fields of a table by the keys of the file; None for what is no table.
+
+    Args:
+        schema: an annotation: a Pydantic model or dataclass, or anything else.
+    """
+    if not isinstance(schema, type) or not (issubclass(schema, BaseModel) or is_pydantic_dataclass(schema)):
+        return None
+    return {field.alias or name: field for name, field in schema.__pydantic_fields__.items()}
 
 
 def _locate(schema: type[BaseModel], location: tuple[int | str, ...]) -> tuple[tuple[int | str, ...], Any]:
@@ -100,10 +108,9 @@ def _locate(schema: type[BaseModel], location: tuple[int | str, ...]) -> tuple[t
         if part == "[key]":  # the fault lies in the key itself
             continue
         parts.append(part)
-        if isinstance(here, type) and issubclass(here, BaseModel):
+        if (fields := fields_of(here)) is not None:
             owner = here
-            fields = {field.alias or name: field.annotation for name, field in here.model_fields.items()}
-            here = fields.get(str(part))
+            here = fields[str(part)].annotation if str(part) in fields else None
         elif get_origin(here) is tuple:
             here = get_args(here)[0]
         else:
@@ -112,6 +119,5 @@ def _locate(schema: type[BaseModel], location: tuple[int | str, ...]) -> tuple[t
 
 
 def _tags(option: Any) -> tuple[str, ...]:
-    if isinstance(option, type) and issubclass(option, BaseModel):
-        return get_args(option.model_fields["kind"].annotation)
-    return ()
+    fields = fields_of(option)
+    return get_args(fields["kind"].annotation) if fields else ()

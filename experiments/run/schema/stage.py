@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 from pydantic import Field, field_validator, model_validator
 
 from antgmm_jax.errors import AntgmmError
-from experiments.run.schema.tables import Axis, Count, Name, Optimizer, Size, Table, Weight
+from distill import LossConfig, StepConfig
+from experiments.run.schema.tables import Axis, Count, Name, Size, Table
 
 Objective = Literal["answers", "facts"]
 """What a stage is trained on: answers, of the data or of a teacher, or what MAAD-synth's pictures show."""
@@ -21,55 +22,6 @@ def can_score(method: Method, axis: str) -> bool:
     if method == "principal":
         return axis.endswith("/embed")
     return method != "activation" or not axis.endswith("/layers")
-
-
-class Loss(Table):
-    """Weights of the loss terms, which `distill.losses` defines; a term of weight 0 is not computed.
-
-    Attributes:
-      hard: cross-entropy against the label.
-      soft: divergence from the teacher's distribution at `temperature`.
-      pair: margin of the label over the two largest logits.
-      rank: order of the teacher's `rank_top` largest logits.
-      hidden: block states at text tokens.
-      vision: block states at image tokens.
-      bridge: what the bridge hands to the language model.
-      bridge_tokens: "alike" weighs all tokens of it alike, "sensitivity" by how much the teacher's answers depend on
-        each.
-      temperature: softmax temperature of `soft`.
-      direction: "forward" is KL(teacher || student), "reverse" the other way.
-      rank_top: how many logits `rank` orders.
-    """
-
-    hard: Weight = 1.0
-    soft: Weight = 0.0
-    pair: Weight = 0.0
-    rank: Weight = 0.0
-    hidden: Weight = 0.0
-    vision: Weight = 0.0
-    bridge: Weight = 0.0
-    bridge_tokens: Literal["alike", "sensitivity"] = "alike"
-    temperature: Annotated[float, Field(gt=0)] = 1.0
-    direction: Literal["forward", "reverse"] = "forward"
-    rank_top: Annotated[int, Field(ge=2)] = 4
-
-    @model_validator(mode="after")
-    def _some_weight(self) -> Self:
-        if not any((self.hard, self.soft, self.pair, self.rank, self.hidden, self.vision, self.bridge)):
-            raise ValueError("every weight is 0, nothing would be trained")
-        if self.bridge_tokens != "alike" and not self.bridge:
-            raise ValueError(f"bridge_tokens = {self.bridge_tokens!r} weighs nothing: give bridge a weight")
-        return self
-
-    @property
-    def reads_answers(self) -> bool:
-        """Whether a term reads the language model's output or states: all but those of image tokens do."""
-        return bool(self.hard or self.soft or self.pair or self.rank or self.hidden)
-
-    @property
-    def reads_teacher(self) -> bool:
-        """Whether a term compares with the teacher; `hard` and `pair` read labels alone."""
-        return bool(self.soft or self.rank or self.hidden or self.vision or self.bridge)
 
 
 class Stage(Table):
@@ -110,8 +62,8 @@ class Stage(Table):
     repeat: dict[str, Count] = Field(default={})
     shift: Annotated[int, Field(ge=0)] = 0
     weights: str = "kept"
-    loss: Loss
-    optimizer: Optimizer
+    loss: LossConfig
+    optimizer: StepConfig
 
     @property
     def steps(self) -> int:

@@ -15,11 +15,10 @@ from pydantic import (
     model_validator,
 )
 
-from antgmm_jax.config import Remat
 from data.record import check_template
+from distill import StepConfig
 
 Count = Annotated[int, Field(ge=1)]
-Weight = Annotated[float, Field(ge=0)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
 
 
@@ -56,14 +55,12 @@ class MaadData(Table):
       tier: "s", "m" or "full".
       split: "train", "val", "test" or "test_hard".
       samples: how many records; "train" goes on without end.
-      seed: another seed is another data set.
     """
 
     kind: Literal["maad"]
     tier: Literal["s", "m", "full"]
     split: Literal["train", "val", "test", "test_hard"] = "train"
     samples: Count
-    seed: int = 0
 
 
 class FileData(Table):
@@ -99,61 +96,6 @@ class TfdsData(Table):
 Data = Annotated[MaadData | FileData | TfdsData, Field(discriminator="kind")]
 
 
-class Optimizer(Table):
-    """AdamW or Muon with clipping and a schedule that runs once over a stage or a phase.
-
-    Attributes:
-      kind: "adamw", or "muon", which orthogonalizes the updates of linear maps and leaves the rest to AdamW: fewer
-        steps to the same loss, each a little dearer.
-      learning_rate: the peak.
-      schedule: "cosine" or "linear" decay to `floor`, or "constant".
-      warmup: steps of linear rise.
-      floor: final rate as a fraction of the peak.
-      weight_decay: per unit of learning rate; norms and biases are spared.
-      clip: largest global norm of the gradient.
-      b2: decay of Adam's second moments; lower follows a loss that changes in jumps.
-      rates: path prefix of parameters ("vision", "vision/patch") -> factor of their learning rate; the longest prefix
-        decides.
-      batch_size: samples of one optimizer step; rows of them where the recipe has `pack`.
-      accumulate: pieces that the batch is taken in, one after another; divides `batch_size`.
-      dtype: what the model is computed in; parameters, moments, norms and losses stay float32. "bfloat16" is for
-        accelerators: a CPU is no faster with it. The recipe's own is also an online teacher's.
-      remat: what the student's layers keep for the backward pass, the rest being computed again: "none" all, "dots"
-        matrix products, "full" their input alone, for the least memory.
-    """
-
-    kind: Literal["adamw", "muon"] = "adamw"
-    learning_rate: Annotated[float, Field(gt=0)]
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    warmup: Annotated[int, Field(ge=0)] = 0
-    floor: Annotated[float, Field(ge=0, le=1)] = 0.0
-    weight_decay: Annotated[float, Field(ge=0)] = 0.01
-    clip: Annotated[float, Field(gt=0)] = 1.0
-    b2: Annotated[float, Field(gt=0, lt=1)] = 0.999
-    rates: dict[str, Annotated[float, Field(gt=0)]] = Field(default={})
-    batch_size: Count
-    accumulate: Count = 1
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: Remat = "dots"
-
-    @model_validator(mode="after")
-    def _whole_pieces(self) -> Self:
-        if self.batch_size % self.accumulate:
-            raise ValueError(f"accumulate = {self.accumulate} does not divide batch_size = {self.batch_size}")
-        return self
-
-    def pieces(self, batches: int) -> dict[str, int]:
-        """As many rows as so many batches have, in the pieces that the memory holds.
-
-        Args:
-          batches: of `batch_size` rows.
-
-        Returns:
-          `batch_size` and `batches`.
-        """
-        return {"batch_size": self.batch_size // self.accumulate, "batches": batches * self.accumulate}
-
-
 class Evaluate(Table):
     """What the scores in the report are measured on.
 
@@ -180,7 +122,7 @@ class BaseRecipe(Table):
     """What recipes of both kinds say; `Training` tells what its keys mean."""
 
     data: Data
-    optimizer: Optimizer
+    optimizer: StepConfig
     evaluate: Evaluate
     export: Export = Export()
     seed: int = 0

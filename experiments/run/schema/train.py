@@ -4,8 +4,9 @@ from typing import ClassVar, Self
 
 from pydantic import Field, model_validator
 
-from experiments.run.schema.stage import Loss, Objective, Stage, Work
-from experiments.run.schema.tables import Axis, BaseRecipe, Count, Name, Optimizer, Table, check_names
+from distill import LossConfig, StepConfig
+from experiments.run.schema.stage import Objective, Stage, Work
+from experiments.run.schema.tables import Axis, BaseRecipe, Count, Name, Table, check_names
 
 
 class Model(Table):
@@ -45,13 +46,13 @@ class Phase(Table):
     kind: Objective
     steps: Count
     frozen: tuple[str, ...] = ()
-    optimizer: Optimizer
+    optimizer: StepConfig
 
     @property
     def stage(self) -> Stage:
         """The same as a stage that cuts nothing and has no teacher."""
         return Stage(
-            name=self.name, recover_steps=self.steps, frozen=self.frozen, loss=Loss(), optimizer=self.optimizer
+            name=self.name, recover_steps=self.steps, frozen=self.frozen, loss=LossConfig(), optimizer=self.optimizer
         )
 
     @model_validator(mode="after")

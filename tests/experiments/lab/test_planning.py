@@ -87,7 +87,7 @@ def steps():
 @pytest.mark.long
 def test_memory_is_that_of_the_arrays_of_a_real_step(steps):
     step = steps[8]
-    optimizer = distill.make_optimizer(learning_rate=1e-3, steps=1)
+    optimizer = distill.make_optimizer(distill.OptimizerConfig(learning_rate=1e-3), steps=1)
     with jax.set_mesh(make_mesh(**MESH)):
         state = distill.lay_out(
             distill.init_state(float32(CONFIG, randomised(CONFIG)), optimizer), functional(CONFIG).axes, optimizer

@@ -23,7 +23,7 @@ def step_of(params, optimizer, dtype=jnp.float32):
 
 def test_in_bfloat16_the_loss_is_nearly_the_same_and_parameters_stay_float32():
     params, rows = functional(CONFIG).init(jax.random.key(0)), batch(CONFIG)
-    optimizer, losses = distill.make_optimizer(learning_rate=1e-3, steps=3), []
+    optimizer, losses = distill.make_optimizer(distill.OptimizerConfig(learning_rate=1e-3), steps=3), []
     for dtype in (jnp.float32, jnp.bfloat16):
         state = distill.init_state(with_heads(CONFIG, params, FACTS, 5, jax.random.key(1)), optimizer)
         state, metrics = step_of(params, optimizer, dtype)(state, rows, None, None)
@@ -35,7 +35,7 @@ def test_in_bfloat16_the_loss_is_nearly_the_same_and_parameters_stay_float32():
 
 def test_training_lowers_the_loss_and_leaves_the_language_model_alone():
     params = functional(CONFIG).init(jax.random.key(0))
-    optimizer = distill.make_optimizer(learning_rate=3e-3, steps=30)
+    optimizer = distill.make_optimizer(distill.OptimizerConfig(learning_rate=3e-3), steps=30)
     trained = with_heads(CONFIG, params, FACTS, 5, jax.random.key(1))
     assert set(trained["model"]) == {"vision", "bridge"}
     step, rows = step_of(params, optimizer), batch(CONFIG)

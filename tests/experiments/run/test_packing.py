@@ -91,7 +91,7 @@ def test_micro_batches_of_packed_rows_equal_the_whole(model):
     teacher = distill.online(pure, params)
     inputs = device(teacher, batch)
     for pieces in (1, 2):
-        optimizer = distill.make_optimizer(learning_rate=1e-2, steps=1)
+        optimizer = distill.make_optimizer(distill.OptimizerConfig(learning_rate=1e-2), steps=1)
         parts = distill.parts(config, pruning.identity(config))
         step = distill.make_step(pure, optimizer, WEIGHTS, teacher=teacher, parts=parts, micro_batches=pieces)
         state = distill.init_state(pure.init(jax.random.key(7)), optimizer)

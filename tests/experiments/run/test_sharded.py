@@ -15,7 +15,7 @@ from antgmm_jax.families.llava.config import LlavaConfig
 from antgmm_jax.functional import float32, functional
 from antgmm_jax.processes import by_first, gather
 from antgmm_jax.sharding import make_mesh, rows, spec
-from distill import LossConfig, init_state, lay_out, make_optimizer, make_step
+from distill import LossConfig, OptimizerConfig, init_state, lay_out, make_optimizer, make_step
 from tests.pruning.models import batch_of, randomised
 
 # Without biases of keys: their gradient is zero but for rounding, of which Adam makes steps of full size.
@@ -27,7 +27,7 @@ CONFIG = LlavaConfig(
     language=LanguageConfig(decoder=StackConfig(**BARE, **TEXT, out_bias=False, mlp_bias=False), vocab=64, tied=False),
     image_token=3,
 )
-PURE, OPTIMIZER = functional(CONFIG), make_optimizer(learning_rate=1e-2, steps=10)
+PURE, OPTIMIZER = functional(CONFIG), make_optimizer(OptimizerConfig(learning_rate=1e-2), steps=10)
 PARAMS = randomised(CONFIG)
 BATCH = jax.tree.map(lambda leaf: np.tile(leaf, (4, *[1] * (leaf.ndim - 1))), batch_of(CONFIG))
 STEP = make_step(PURE, OPTIMIZER, LossConfig(hard=1.0))

@@ -1,5 +1,7 @@
 """Stages by tower: what is frozen stays bit for bit, image features stand in where nothing under them moves."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import optax
@@ -13,6 +15,7 @@ from antgmm_jax.convert import load_hf
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families.blip2_t5.frequency import CROSS_LAYERS
 from antgmm_jax.functional import float32, functional, is_axes
+from distill import LossConfig, StepConfig
 from distill.align import state_sum
 from experiments.run import features as image_side
 from experiments.run import objectives
@@ -22,7 +25,7 @@ from experiments.run.datasets import encoded, load_records
 from experiments.run.importance import calibration_batches
 from experiments.run.pipeline import Run
 from experiments.run.samples import load_processor
-from experiments.run.schema import Optimizer
+from experiments.run.schema import Stage, Work
 from experiments.run.schema.recipe import load_recipe
 from experiments.run.student import load_student
 from tests.experiments.tiny import TOWERS, save_towers
@@ -312,11 +315,13 @@ def test_a_shift_that_would_move_the_teachers_pictures_too_is_refused(folder):
 
 
 def test_rates_of_what_a_stage_freezes_are_left_out():
-    table = Optimizer(learning_rate=0.1, batch_size=4, rates={"vision/patch": 0.5, "language": 0.5})
+    table = StepConfig(learning_rate=0.1, batch_size=4, rates={"vision/patch": 0.5, "language": 0.5})
+    stage = Stage(name="a", recover_steps=2, frozen=("vision",), loss=LossConfig(), optimizer=table)
     params = {"vision": {"patch": np.ones(2, np.float32)}, "language": {"tokens": np.ones(2, np.float32)}}
-    distill.init_state(params, stages.optimizer_of(table, 2, ("vision",)))
-    with pytest.raises(AntgmmError, match="rates of text matches no parameter"):
-        check_steps("stage 'a'", table.model_copy(update={"rates": {"text": 0.5}}), params, 8, ())
+    distill.init_state(params, stages.optimizer_of(stage))
+    other = stage.model_copy(update={"frozen": (), "optimizer": dataclasses.replace(table, rates={"text": 0.5})})
+    with pytest.raises(AntgmmError, match="stage 'a': rates of text matches no parameter"):
+        check_steps(Work(1, "stage 'a'", other, "answers", 0), params, 8)
 
 
 def test_a_phase_of_training_is_no_stage(tmp_path):

@@ -1,0 +1,55 @@
+"""Small Idefics3 and SmolVLM shapes for the conformance tests."""
+
+import numpy as np
+
+from antgmm_jax.families.base import Tiny
+from antgmm_jax.families.idefics3.config import ARCHITECTURES
+from antgmm_jax.families.llama import small_text
+
+
+def tiny(seed: int) -> dict[str, Tiny]:
+    """Shapes by name; the seed draws the sizes of the feed-forward layers."""
+    rng = np.random.default_rng(seed)
+    return {
+        "smolvlm": Tiny(_fields(rng, "smolvlm", vision=(3, 24, 3), text=(3, 24, 6, 3, 10), patch=4, scale=2)),
+        "smolvlm, tied": Tiny(
+            _fields(rng, "smolvlm", vision=(2, 32, 4), text=(1, 24, 4, 1, 6), patch=2, scale=4, tied=True)
+        ),
+        "idefics3, biases": Tiny(
+            _fields(rng, "idefics3", vision=(1, 16, 2), text=(2, 20, 4, 4, 8), patch=8, scale=2, bias=True)
+        ),
+        "idefics3, every patch": Tiny(
+            _fields(rng, "idefics3", vision=(2, 24, 3), text=(2, 24, 4, 2, 10), patch=8, scale=1, tied=True)
+        ),
+    }
+
+
+def _fields(
+    rng: np.random.Generator,
+    model_type: str,
+    *,
+    vision: tuple[int, int, int],
+    text: tuple[int, int, int, int, int],
+    patch: int,
+    scale: int,
+    tied: bool = False,
+    bias: bool = False,
+) -> dict:
+    """Layers, width, heads of SigLIP; layers, width, heads, KV heads and their width of Llama."""
+    return {
+        "architectures": [ARCHITECTURES[model_type]],
+        "model_type": model_type,
+        "vision_config": {
+            "model_type": f"{model_type}_vision",
+            "num_hidden_layers": vision[0],
+            "hidden_size": vision[1],
+            "num_attention_heads": vision[2],
+            "intermediate_size": int(rng.integers(17, 41)),
+            "image_size": 16,
+            "patch_size": patch,
+        },
+        "text_config": small_text(text, int(rng.integers(17, 41)), tied=tied, bias=bias),
+        "scale_factor": scale,
+        "image_token_id": 3,
+        "tie_word_embeddings": tied,
+    }

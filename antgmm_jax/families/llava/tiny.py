@@ -1,0 +1,56 @@
+"""Small LLaVA shapes for the conformance tests."""
+
+import numpy as np
+
+from antgmm_jax.families.base import Tiny
+from antgmm_jax.families.llama import small_text
+
+
+def tiny(seed: int) -> dict[str, Tiny]:
+    """Shapes by name; the seed draws the sizes of the feed-forward layers."""
+    rng = np.random.default_rng(seed)
+    return {
+        "2 KV heads": Tiny(_fields(rng, vision=(4, 24, 3), text=(3, 24, 4, 2, 10))),
+        "1 KV head, tied": Tiny(_fields(rng, vision=(2, 32, 4), text=(2, 24, 4, 1, 6), tied=True, feature_layer=-1)),
+        "4 KV heads, biases, all tokens": Tiny(
+            _fields(rng, vision=(3, 16, 2), text=(2, 20, 4, 4, 8), bias=True, whole=True, feature_layer=2)
+        ),
+        "6 heads in 3 groups, first layer": Tiny(
+            _fields(rng, vision=(3, 24, 3), text=(1, 24, 6, 3, 6), feature_layer=1, act="gelu_pytorch_tanh")
+        ),
+    }
+
+
+def _fields(
+    rng: np.random.Generator,
+    *,
+    vision: tuple[int, int, int],
+    text: tuple[int, int, int, int, int],
+    tied: bool = False,
+    bias: bool = False,
+    whole: bool = False,
+    feature_layer: int = -2,
+    act: str = "gelu",
+) -> dict:
+    """Layers, width, heads of CLIP; layers, width, heads, KV heads and their width of Llama."""
+    patches = 4
+    return {
+        "architectures": ["LlavaForConditionalGeneration"],
+        "model_type": "llava",
+        "vision_config": {
+            "model_type": "clip_vision_model",
+            "num_hidden_layers": vision[0],
+            "hidden_size": vision[1],
+            "num_attention_heads": vision[2],
+            "intermediate_size": int(rng.integers(17, 41)),
+            "image_size": 16,
+            "patch_size": 8,
+        },
+        "text_config": small_text(text, int(rng.integers(17, 41)), tied=tied, bias=bias),
+        "image_token_index": 3,
+        "image_seq_length": patches + whole,
+        "projector_hidden_act": act,
+        "vision_feature_layer": feature_layer,
+        "vision_feature_select_strategy": "full" if whole else "default",
+        "tie_word_embeddings": tied,
+    }
