@@ -7,6 +7,8 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
+from typing import Any
 
 import antgmm_jax.io.convert
 import antgmm_jax.io.folders
@@ -23,20 +25,38 @@ def die(*_, **__):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def with_each_batch(act: Callable[[stage.StageRun, int], None]) -> Callable[..., Any]:
+    """`StageRun._train` that calls `act` with the stage and the number of batches drawn, before each is trained on."""
+    train = stage.StageRun._train
+
+    def watched(self, *arguments):
+        data = self.data
+
+        def batches():
+            for batch in data:
+                act(self, data.position["next_index"])
+                yield batch
+
+        self.data = batches()
+        try:
+            return train(self, *arguments)
+        finally:
+            self.data = data
+
+    return watched
+
+
 def at_step(name: str, number: int) -> None:
     """Dies when the named stage asks for the batch of step `number`, with what it saved before that on disk."""
-    batches = stage.StageRun._batches
 
-    def dying(self):
-        for batch in batches(self):
-            if self.stage.name == name and self.data.position["next_index"] > number:
-                # Another process may still write its part.
-                while checkpoint.latest_step(self.working) != number // 2 * 2:
-                    time.sleep(0.01)
-                die()
-            yield batch
+    def act(run: stage.StageRun, drawn: int) -> None:
+        if run.stage.name == name and drawn > number:
+            # Another process may still write its part.
+            while checkpoint.latest_step(run.working) != number // 2 * 2:
+                time.sleep(0.01)
+            die()
 
-    stage.StageRun._batches = dying
+    stage.StageRun._train = with_each_batch(act)
 
 
 def at_publication(number: int) -> None:

@@ -1,6 +1,9 @@
 """A tiny teacher with its processor, and recipes that take seconds: what a whole run is tested on."""
 
 import shutil
+import tempfile
+from collections.abc import Callable
+from functools import cache, wraps
 from pathlib import Path
 
 import jax
@@ -94,6 +97,25 @@ optimizer.remat = "full"
 _WORDS = {"vocab": 256, "image_token": IMAGE}
 
 
+def _made_once(save: Callable[[Path], Path]) -> Callable[[Path], Path]:
+    """`save`, computed once a process: its files are written again wherever they are wanted."""
+
+    @cache
+    def files() -> dict[str, bytes]:
+        with tempfile.TemporaryDirectory() as folder:
+            return {path.name: path.read_bytes() for path in save(Path(folder) / "model").iterdir()}
+
+    @wraps(save)
+    def written(directory: Path) -> Path:
+        directory.mkdir(parents=True)
+        for name, content in files().items():
+            (directory / name).write_bytes(content)
+        return directory
+
+    return written
+
+
+@_made_once
 def save_teacher(directory: Path) -> Path:
     """A BLIP-2 + T5 checkpoint of random weights with a tokenizer of MAAD-synth."""
     tokenizer = train_tokenizer(corpus("s", 200), vocab=256, min_frequency=2)
@@ -117,6 +139,7 @@ def save_teacher(directory: Path) -> Path:
     return directory
 
 
+@_made_once
 def save_llava(directory: Path) -> Path:
     """A LLaVA checkpoint of random weights, as PyTorch saves it, with a tokenizer of MAAD-synth."""
     like = llava(vision=(3, 32, 2, 48), text=(3, 32, 4, 48), head_dims=(16, 8), image=32, patch=16, **_WORDS)

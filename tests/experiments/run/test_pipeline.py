@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
@@ -83,7 +84,9 @@ def recipe(tmp_path_factory):
 
 def start(recipe: Path, run: Path, moment: str) -> int:
     command = [sys.executable, "-m", "tests.experiments.killed_run", str(recipe), str(run), moment]
-    return subprocess.run(command, cwd=ROOT, env=os.environ.copy(), capture_output=True, check=False).returncode
+    # As many devices as this process has: with others XLA shares out its threads otherwise, and rounds otherwise.
+    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": str(jax.device_count())}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, check=False).returncode
 
 
 @pytest.fixture(scope="module")
