@@ -6,6 +6,7 @@ from operator import getitem
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from antgmm_jax.axes import sizes
 from antgmm_jax.config import towers
@@ -30,24 +31,16 @@ def answer_loss(config):
     return loss
 
 
-@cache
-def _scored(config, seed):
-    return taylor(answer_loss(config), _PARAMS[config], ones(config), [batch(config, seed=seed)])
+@pytest.fixture(scope="module")
+def scores(first):
+    """Taylor scores of a case."""
+    return taylor(answer_loss(first.config), first.params, ones(first.config), [batch(first.config)])
 
 
-_PARAMS: dict = {}
-
-
-def scored(case):
-    """Taylor scores of a case, computed once."""
-    _PARAMS[case.config] = case.params
-    return _scored(case.config, 0)
-
-
-def test_the_gradient_of_every_axis_is_that_of_central_differences(first):
+def test_the_gradient_of_every_axis_is_that_of_central_differences(first, scores):
     config, step = first.config, 2e-2
     arrays, open_gates, rng = batch(config), ones(config), np.random.default_rng(0)
-    loss, scores = jax.jit(answer_loss(config)), scored(first)
+    loss = jax.jit(answer_loss(config))
     for axis, score in scores.items():
         for unit in (np.unravel_index(score.argmax(), score.shape), tuple(rng.integers(score.shape))):
 
@@ -73,7 +66,7 @@ def carriers(config):
     return found
 
 
-def test_the_gradient_is_the_signed_sum_of_weight_times_gradient(first):
+def test_the_gradient_is_the_signed_sum_of_weight_times_gradient(first, scores):
     """The paper's score, over the weights that carry a unit's output on."""
     config, params, places = first.config, first.params, carriers(first.config)
     units = {axis for axis in sizes(config) if axis.split("/")[1] in ("heads", "cross_heads", "mlp")}
@@ -87,9 +80,9 @@ def test_the_gradient_is_the_signed_sum_of_weight_times_gradient(first):
         }
 
     sums = jax.jit(signed_sums)(params, ones(config), batch(config))
-    scores = family(config).depth.array_keep(config, {axis: scored(first)[axis] for axis in places})
+    rows = family(config).depth.array_keep(config, {axis: scores[axis] for axis in places})
     for axis, total in sums.items():
-        np.testing.assert_allclose(scores[axis], np.abs(total), rtol=1e-4, atol=1e-6, err_msg=axis)
+        np.testing.assert_allclose(rows[axis], np.abs(total), rtol=1e-4, atol=1e-6, err_msg=axis)
 
 
 def _by_unit(product, axes, axis, local):
@@ -97,22 +90,22 @@ def _by_unit(product, axes, axis, local):
     return product.sum(tuple(set(range(product.ndim)) - kept))
 
 
-def test_every_method_scores_all_its_units(first):
+def test_every_method_scores_all_its_units(first, scores):
     config, arrays, apply = first.config, batch(first.config), functional(first.config).apply
     present, local, shapes = sizes(config), local_axes(config), {a: gate.shape for a, gate in ones(config).items()}
     units = [axis for axis in present if not axis.endswith("/layers")]
     depths = [axis for axis in present if axis.endswith("/layers")]
     made = {
-        "taylor": (scored(first), present),
+        "taylor": (scores, present),
         "magnitude": (magnitude(first.params, config), present),
         "random": (random(jax.random.key(0), present, local), present),
         "activation": (activation(apply, first.params, [arrays], units, local), units),
         "block influence": (block_influence(apply, first.params, [arrays], towers(config).values()), depths),
         "last": (last(present), depths),
     }
-    for method, (scores, axes) in made.items():
-        assert {axis: score.shape for axis, score in scores.items()} == {axis: shapes[axis] for axis in axes}, method
-        for axis, score in scores.items():
+    for method, (found, axes) in made.items():
+        assert {axis: score.shape for axis, score in found.items()} == {axis: shapes[axis] for axis in axes}, method
+        for axis, score in found.items():
             assert score.dtype == np.float32 and np.isfinite(score).all() and (score >= 0).all(), (method, axis)
             assert score.any(), (method, axis)
     assert all(((score > 0) & (score < 2)).all() for score in made["block influence"][0].values())

@@ -4,11 +4,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from transformers import AutoProcessor
 
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import inputs, new_processor
-from tests.families.cases import tokenizer
+from tests.families.cases import close, logits, tokenizer
 
 LINE = "text: new , $25. question: what is the price ?"
 SIDES = ((16, 16), (50, 21), (19, 64), (7, 5), (33, 33))
@@ -45,6 +46,19 @@ def assert_pictures(reads, tree, theirs):
     np.testing.assert_allclose(reads.torch(row)["pixel_values"], theirs, rtol=0, atol=1e-6)
 
 
+def assert_computed(case, reads, image):
+    """Our logits against PyTorch's, which is given the processor's own masks of pixels and of tokens too."""
+    given = reads.processor(text=[reads.prompt(LINE, 1)], images=[image], return_tensors="pt")
+    ids, tree = reads(LINE, [image])
+    images = {name: leaf[None] for name, leaf in tree.items()} | {"valid": np.ones((1, len(tree["pixels"])), bool)}
+    row = {"images": images, "input_ids": ids[None], "attention_mask": np.ones((1, len(ids)), np.int32)}
+    if case.config.encoder_decoder:
+        row["decoder_input_ids"] = np.zeros((1, 1), np.int32)
+        given["decoder_input_ids"] = torch.zeros((1, 1), dtype=torch.int64)
+    with torch.no_grad():
+        close(logits(case.config, case.params, row), case.model(**given).logits.numpy()[0])
+
+
 @pytest.mark.parametrize("side", SIDES, ids=str)
 def test_a_picture_and_its_tokens_are_the_processors_own(case, reads, side):
     ids, tree = reads(LINE, [picture(*side)])
@@ -74,6 +88,10 @@ def test_several_pictures_are_the_processors_own(case, reads):
         expected = np.insert(expected, np.argmax(expected == token), more)
     np.testing.assert_array_equal(ids, expected)
     assert_pictures(reads, tree, theirs)
+
+
+def test_a_row_is_computed_with_as_pytorch_computes_with_all_that_the_processor_makes(first):
+    assert_computed(first, first.reads, picture(50, 21))
 
 
 def test_a_processor_of_a_model_of_another_size_is_refused(case, reads):
