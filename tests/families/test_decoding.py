@@ -12,15 +12,21 @@ NEW = 5
 
 
 def stepwise(config, params, arrays, answers):
-    lmm = nnx.merge(functional(config).graph, nnx.State(params))
-    state, memory_valid = jax.jit(lambda batch: lmm.prefill(batch, NEW)[0])(arrays), None
-    if config.encoder_decoder:
-        memory_valid = arrays["attention_mask"].astype(bool)
-    layers, logits = lmm.language.decoder.unstack(), [state.logits]
-    step = jax.jit(lambda ids, state: lmm.language.step(ids, state, memory_valid, layers))
+    """Logits of each answer token, from the prompt and from one token after another, by the engine's own phases."""
+    graph = functional(config).graph
+
+    def prefill(params, batch):
+        return nnx.merge(graph, nnx.State(params)).prefill(batch, NEW)
+
+    def step(params, ids, state, valid):
+        language = nnx.merge(graph, nnx.State(params)).language
+        return language.step(ids, state, valid, language.decoder.unstack())
+
+    (state, valid), next_token = jax.jit(prefill)(params, arrays), jax.jit(step)
+    logits = [state.logits]
     for ids in answers.T[:-1]:
-        new, caches = step(ids, state)
-        state = state._replace(caches=caches, lengths=state.lengths + 1, slot=state.slot + 1)
+        new, caches = next_token(params, ids, state, valid)
+        state = state._replace(caches=caches, lengths=state.lengths + 1, slot=jnp.int32(state.slot + 1))
         logits.append(new)
     return np.stack(logits, axis=1)
 

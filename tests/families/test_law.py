@@ -26,14 +26,8 @@ def assert_law(case, keep):
 @settings(max_examples=5, deadline=None)
 @given(data=st.data())
 def test_a_cut_computes_what_closed_gates_do(first, group, data):
+    """Counts are not tied here: also shapes that no file describes. Cuts of every shape that is: `test_files`."""
     assert_law(first, data.draw(keeps(first.config, fewer(first.config, 0.7, *group.split()))))
-
-
-@settings(max_examples=2, deadline=None)
-@given(data=st.data())
-def test_so_does_any_cut_of_any_shape(case, data):
-    """Counts are not tied here: also shapes that no file describes."""
-    assert_law(case, data.draw(keeps(case.config, fewer(case.config, 0.5))))
 
 
 def test_open_gates_change_nothing(case):
