@@ -1,6 +1,6 @@
 """The whole model: image encoder -> bridge -> language model."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax.numpy as jnp
@@ -11,7 +11,8 @@ from antgmm_jax.blocks.language import LanguageModel, Prefilled
 from antgmm_jax.blocks.pictures import Images, by_row, flat
 from antgmm_jax.blocks.projector import OUT
 from antgmm_jax.blocks.stack import Gates
-from antgmm_jax.config import LMMConfig
+from antgmm_jax.blocks.vision import VisionEncoder
+from antgmm_jax.config import LMMConfig, Remat, Tower, towers
 from antgmm_jax.errors import AntgmmError
 
 Batch = Mapping[str, Any]
@@ -113,3 +114,27 @@ class LMM(nnx.Module):
         target = self.language.embed(start)
         state = self.language.prefill(target, jnp.ones_like(start, bool), memory, 1 + max_new_tokens, valid)
         return state, valid
+
+
+def assemble(
+    config: LMMConfig,
+    bridge: Callable[[Mapping[str, Tower], nnx.Rngs], Bridge],
+    *,
+    remat: Remat,
+    rngs: nnx.Rngs,
+) -> LMM:
+    """A model with new parameters from the common image encoder and language model and a family's own bridge.
+
+    Args:
+        config: the model.
+        bridge: makes the bridge of the model's towers.
+        remat: what its stacks keep for the backward pass.
+        rngs: source of its parameters.
+
+    Returns:
+        The module.
+    """
+    stacks = towers(config)
+    vision = VisionEncoder(config.vision, stacks["vision"], remat=remat, rngs=rngs)
+    between = bridge(stacks, rngs)
+    return LMM(config, vision, between, LanguageModel(config.language, stacks, remat=remat, rngs=rngs))

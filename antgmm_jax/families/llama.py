@@ -41,6 +41,41 @@ def decoder_of(text: Mapping[str, Any]) -> StackConfig:
     )
 
 
+def sized_decoder(
+    sizes: tuple[int, int, int, int], head_dim: int, *, q_per_kv: int, eps: float, rope_theta: float
+) -> StackConfig:
+    """A Llama decoder from its sizes.
+
+    Args:
+        sizes: layers, embed, key-value heads, mlp.
+        head_dim: width of a head.
+        q_per_kv: query heads of one key-value head.
+        eps: of the norms.
+        rope_theta: base of the rotary positions.
+
+    Returns:
+        The stack.
+    """
+    layers, embed, heads, mlp = sizes
+    plain = {"qkv_bias": False, "out_bias": False, "mlp_bias": False}
+    rotary: dict[str, Any] = {"positions": "rope", "rope_theta": rope_theta}
+    return StackConfig(
+        layers=layers,
+        embed=embed,
+        heads=heads,
+        mlp=mlp,
+        head_dim=head_dim,
+        q_per_kv=q_per_kv,
+        act="silu",
+        norm="rms",
+        eps=eps,
+        gated=True,
+        causal=True,
+        **plain,
+        **rotary,
+    )
+
+
 def text_config(language: LanguageConfig) -> dict[str, Any]:
     """The fields of `text_config` that the model's shape decides."""
     llama = language.decoder

@@ -1,18 +1,16 @@
 """BLIP-2 + T5 assembled from the common parts and its own bridge, the Q-Former."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from flax import nnx
 from jaxtyping import Array, Float
 
-from antgmm_jax.blocks.language import LanguageModel
 from antgmm_jax.blocks.layers import Norm, linear, param, repeated
 from antgmm_jax.blocks.projector import OUT
 from antgmm_jax.blocks.stack import Context, Gates, Stack
-from antgmm_jax.blocks.vision import VisionEncoder
-from antgmm_jax.config import Remat, Tower, towers
+from antgmm_jax.config import Remat, Tower
 from antgmm_jax.families.blip2_t5.config import Blip2T5Config, QFormerConfig
-from antgmm_jax.lmm import LMM
+from antgmm_jax.lmm import LMM, assemble
 
 
 class QFormer(nnx.Module):
@@ -44,17 +42,10 @@ class QFormer(nnx.Module):
 
 
 def build(config: Blip2T5Config, *, remat: Remat, rngs: nnx.Rngs) -> LMM:
-    """The model with new parameters.
+    """The model with new parameters; the arguments are those of `antgmm_jax.lmm.assemble`."""
+    vision, text = config.vision.stack.embed, config.language.decoder.embed
 
-    Args:
-        config: the model.
-        remat: what its stacks keep for the backward pass.
-        rngs: source of its parameters.
+    def bridge(stacks: Mapping[str, Tower], rngs: nnx.Rngs) -> QFormer:
+        return QFormer(config.bridge, stacks["bridge"], vision, text, remat=remat, rngs=rngs)
 
-    Returns:
-        The module.
-    """
-    stacks, text = towers(config), config.language.decoder.embed
-    vision = VisionEncoder(config.vision, stacks["vision"], remat=remat, rngs=rngs)
-    bridge = QFormer(config.bridge, stacks["bridge"], config.vision.stack.embed, text, remat=remat, rngs=rngs)
-    return LMM(config, vision, bridge, LanguageModel(config.language, stacks, remat=remat, rngs=rngs))
+    return assemble(config, bridge, remat=remat, rngs=rngs)

@@ -1,19 +1,17 @@
 """Idefics3 assembled from the common parts and its own bridge, the pixel shuffle."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float
 
-from antgmm_jax.blocks.language import LanguageModel
 from antgmm_jax.blocks.layers import linear, param
 from antgmm_jax.blocks.projector import OUT
 from antgmm_jax.blocks.stack import Gates
-from antgmm_jax.blocks.vision import VisionEncoder
-from antgmm_jax.config import Remat, Tower, towers
+from antgmm_jax.config import Remat, Tower
 from antgmm_jax.families.idefics3.config import Idefics3Config, ShuffleConfig
-from antgmm_jax.lmm import LMM
+from antgmm_jax.lmm import LMM, assemble
 
 
 class PixelShuffle(nnx.Module):
@@ -42,17 +40,9 @@ class PixelShuffle(nnx.Module):
 
 
 def build(config: Idefics3Config, *, remat: Remat, rngs: nnx.Rngs) -> LMM:
-    """The model with new parameters.
+    """The model with new parameters; the arguments are those of `antgmm_jax.lmm.assemble`."""
 
-    Args:
-        config: the model.
-        remat: what its stacks keep for the backward pass.
-        rngs: source of its parameters.
+    def bridge(stacks: Mapping[str, Tower], rngs: nnx.Rngs) -> PixelShuffle:
+        return PixelShuffle(config.bridge, stacks["vision"], stacks["text"], rngs=rngs)
 
-    Returns:
-        The module.
-    """
-    stacks = towers(config)
-    vision = VisionEncoder(config.vision, stacks["vision"], remat=remat, rngs=rngs)
-    bridge = PixelShuffle(config.bridge, stacks["vision"], stacks["text"], rngs=rngs)
-    return LMM(config, vision, bridge, LanguageModel(config.language, stacks, remat=remat, rngs=rngs))
+    return assemble(config, bridge, remat=remat, rngs=rngs)

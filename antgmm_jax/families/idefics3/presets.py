@@ -2,6 +2,7 @@
 
 from antgmm_jax.config import LanguageConfig, StackConfig, VisionConfig
 from antgmm_jax.families.idefics3.config import Idefics3Config, ShuffleConfig
+from antgmm_jax.families.llama import sized_decoder
 
 
 def sized(
@@ -44,24 +45,7 @@ def sized(
         head_dim=head_dims[0],
         act="gelu_pytorch_tanh",
     )
-    llama = StackConfig(
-        layers=text[0],
-        embed=text[1],
-        heads=text[2],
-        mlp=text[3],
-        head_dim=head_dims[1],
-        q_per_kv=q_per_kv,
-        act="silu",
-        norm="rms",
-        eps=1e-5,
-        gated=True,
-        qkv_bias=False,
-        out_bias=False,
-        mlp_bias=False,
-        causal=True,
-        positions="rope",
-        rope_theta=rope_theta,
-    )
+    llama = sized_decoder(text, head_dims[1], q_per_kv=q_per_kv, eps=1e-5, rope_theta=rope_theta)
     return Idefics3Config(
         model_type="smolvlm",
         vision=VisionConfig(stack=siglip, image=image, patch=patch, has_cls=False),

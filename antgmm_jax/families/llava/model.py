@@ -1,27 +1,19 @@
 """LLaVA assembled from the common parts."""
 
+from collections.abc import Mapping
+
 from flax import nnx
 
-from antgmm_jax.blocks.language import LanguageModel
 from antgmm_jax.blocks.projector import Projector
-from antgmm_jax.blocks.vision import VisionEncoder
-from antgmm_jax.config import Remat, towers
+from antgmm_jax.config import Remat, Tower
 from antgmm_jax.families.llava.config import LlavaConfig
-from antgmm_jax.lmm import LMM
+from antgmm_jax.lmm import LMM, assemble
 
 
 def build(config: LlavaConfig, *, remat: Remat, rngs: nnx.Rngs) -> LMM:
-    """The model with new parameters.
+    """The model with new parameters; the arguments are those of `antgmm_jax.lmm.assemble`."""
 
-    Args:
-        config: the model.
-        remat: what its stacks keep for the backward pass.
-        rngs: source of its parameters.
+    def bridge(stacks: Mapping[str, Tower], rngs: nnx.Rngs) -> Projector:
+        return Projector(config.bridge, stacks["vision"], stacks["text"], rngs=rngs)
 
-    Returns:
-        The module.
-    """
-    stacks = towers(config)
-    vision = VisionEncoder(config.vision, stacks["vision"], remat=remat, rngs=rngs)
-    bridge = Projector(config.bridge, stacks["vision"], stacks["text"], rngs=rngs)
-    return LMM(config, vision, bridge, LanguageModel(config.language, stacks, remat=remat, rngs=rngs))
+    return assemble(config, bridge, remat=remat, rngs=rngs)

@@ -2,6 +2,7 @@
 
 from antgmm_jax.blocks.projector import ProjectorConfig
 from antgmm_jax.config import LanguageConfig, StackConfig, VisionConfig
+from antgmm_jax.families.llama import sized_decoder
 from antgmm_jax.families.llava.config import LlavaConfig
 
 
@@ -42,22 +43,7 @@ def sized(
         act="quick_gelu",
         eps=1e-5,
     )
-    llama = StackConfig(
-        layers=text[0],
-        embed=text[1],
-        heads=text[2],
-        mlp=text[3],
-        head_dim=head_dims[1],
-        q_per_kv=q_per_kv,
-        act="silu",
-        norm="rms",
-        gated=True,
-        qkv_bias=False,
-        out_bias=False,
-        mlp_bias=False,
-        causal=True,
-        positions="rope",
-    )
+    llama = sized_decoder(text, head_dims[1], q_per_kv=q_per_kv, eps=1e-6, rope_theta=10000.0)
     encoder = VisionConfig(
         stack=clip, image=image, patch=patch, patch_bias=False, first_norm=True, final_norm=False, keep_cls=False
     )
