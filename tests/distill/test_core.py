@@ -10,6 +10,7 @@ from antgmm_jax.errors import AntgmmError
 from antgmm_jax.pure import functional
 from distill import (
     LossConfig,
+    OptimizerConfig,
     build_cache,
     cached,
     fingerprint,

@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -41,7 +42,7 @@ def decoding(directory: Path, rows: int, tokens: int, rounds: int) -> dict[str, 
     say(f"bench: decoding at batch {rows}")
     config, params = load_hf(directory)
     params, prompt = float32(config, params), random_prompt(config, rows)
-    inputs = {name: jnp.asarray(value) for name, value in prompt.items()}
+    inputs = jax.tree.map(jnp.asarray, prompt)
     theirs = _torch_generate(torch_model(directory), prompt, tokens)
 
     def ours() -> np.ndarray:

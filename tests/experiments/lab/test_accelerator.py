@@ -69,7 +69,7 @@ def test_mfu_is_needed_flops_over_time_over_the_rate():
 def test_a_forward_passs_flops_are_those_of_the_traced_products(config):
     loss = make_loss(functional(config), LossConfig(hard=1.0))
     batch = random_batch(config, 3, words=5, answer=4)
-    arrays = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in device_arrays(batch).items()}
+    arrays = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), device_arrays(batch))
     traced = jax.jit(lambda params, batch: loss(params, {}, batch, {})[0]).trace(abstract(config), arrays)
     assert traced_flops(traced.jaxpr) == scoring_flops(config, batch)
     assert traced_flops(traced.jaxpr, loops_once=True) < scoring_flops(config, batch)

@@ -253,7 +253,7 @@ def test_a_model_that_cannot_be_is_refused_and_leaves_nothing(ads, change, messa
 
 
 def test_facts_are_for_a_model_with_queries():
-    with pytest.raises(AntgmmError, match="phase 'facts' trains a Q-Former, which llava-tiny lacks"):
+    with pytest.raises(AntgmmError, match="phase 'facts' trains a bridge with a stack, which llava-tiny lacks"):
         shape_of(load_training(RECIPES / "teacher-m.toml", ["model.preset=llava-tiny"]))
 
 
@@ -261,7 +261,7 @@ def test_sizes_are_laid_over_the_preset_with_what_is_tied_to_them():
     recipe = load_training(RECIPES / "own-data-llava.toml", ['model.sizes={"vision/embed"=64, "text/embed"=320}'])
     config = shape_of(recipe)
     assert (config.vision.stack.embed, config.vision.stack.heads) == (64, 1)
-    assert (config.language.decoder.embed, config.projector.mlp) == (320, 320)
+    assert (config.language.decoder.embed, config.bridge.mlp) == (320, 320)
 
 
 @pytest.mark.long

@@ -15,6 +15,7 @@ from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io.convert import load_hf
 from antgmm_jax.pure import functional
 from distill.loop import HOST_ONLY
+from experiments.run.datasets import encode_both, load_both
 from experiments.run.features import image_features
 from experiments.run.pipeline import Run
 from experiments.run.samples import Samples, load_processor
@@ -146,10 +147,11 @@ def test_a_run_goes_on_from_its_place(model):
 def test_a_recipe_trains_on_packed_rows(tmp_path):
     recipe = write_recipe(tmp_path / "recipe.toml", save_llava(tmp_path / "teacher"), sizes='"text/layers" = 2')
     loaded = load_recipe(recipe, ["pack=128", "optimizer.batch_size=2", "optimizer.accumulate=2"])
-    run = Run(loaded, tmp_path / "run")
-    run.scores()
+    Run(loaded, tmp_path / "run").scores()
+    config, processor = load_hf(tmp_path / "teacher")[0], load_processor(tmp_path / "teacher")
+    samples, _ = encode_both(loaded, load_both(loaded), processor, config)
     # 16 samples of 40 tokens or so, three to a row.
-    assert next(run.samples.shuffled(2, 0))["index"].shape[1] > 1
+    assert next(samples.shuffled(2, 0))["index"].shape[1] > 1
     history = json.loads((tmp_path / "run" / "stages" / "01-blocks" / "stage.json").read_text())["metrics"]["history"]
     assert np.isfinite([point["loss"] for point in history]).all() and history[-1]["step"] == 4
 
