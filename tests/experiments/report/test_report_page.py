@@ -334,13 +334,13 @@ def test_the_report_is_written_whole_or_refused(folder):
     assert not (folder / "none").exists()
 
 
-def asked(records):
+def asked(listed):
     """As much of `Samples` as the choice of examples reads."""
 
     class Asked(list):
-        records = SimpleNamespace(words=records.__getitem__)
+        records = SimpleNamespace(words=listed.__getitem__)
 
-    return Asked(records)
+    return Asked(listed)
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=40), st.integers(1, 15))
