@@ -92,12 +92,13 @@ def sizes(config: Any) -> dict[str, int]:
     Returns:
         axis name -> number of units; `heads` counts key-value heads. Axes of stacks come first.
     """
-    found: dict[str, int] = {}
-    alone: dict[str, int] = {}
+    stacks: dict[str, int] = {}
+    single: dict[str, int] = {}
     for node in nodes(config):
         own = {name: getattr(node.config, local) for local, name in _axes(node.config, node.part)}
-        (found if len(own) > 1 else alone).update(own)
-    return {**found, **{name: size for name, size in alone.items() if name not in found}}
+        # A stack declares several axes, a bridge's perceptron one.
+        (stacks if len(own) > 1 else single).update(own)
+    return {**stacks, **{name: size for name, size in single.items() if name not in stacks}}
 
 
 def resize(config: Config, new: Mapping[str, int]) -> Config:

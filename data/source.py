@@ -1,6 +1,7 @@
 """Where records come from: any of them by its number, with its pictures or without."""
 
 import hashlib
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -21,13 +22,13 @@ class Source(Sequence[Record]):
     path: Path | None = None
     drawn = False
 
+    @abstractmethod
     def words(self, index: int) -> Row:
         """A record without its pictures, which is all that scoring needs."""
-        raise NotImplementedError
 
+    @abstractmethod
     def digest(self) -> str:
-        """A digest of what the records are read from: equal where nothing has changed, and found without reading it."""
-        raise NotImplementedError
+        """A digest of what the records are read from: equal where nothing has changed, and known without reading it."""
 
     def read(self, index: int) -> Record:
         """A record that was not yet checked. Raises BadRow where its row or a picture is bad."""
