@@ -14,6 +14,7 @@ from transformers import (
     SmolVLMVideoProcessor,
 )
 
+from antgmm_jax.blocks.pictures import as_hf
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families.idefics3.config import Idefics3Config
 from antgmm_jax.families.square import Tree, check_fields, check_size, check_words, one_thread
@@ -74,14 +75,13 @@ class Inputs:
     @staticmethod
     def torch(images: Mapping[str, np.ndarray]) -> Tree:
         """A batch's tiles as the PyTorch model takes them: `pixel_values` [B, M, C, H, W], empty slots zero."""
-        valid, pixels = np.asarray(images["valid"]), np.asarray(images["pixels"]).astype(np.float32)
+        valid = np.asarray(images["valid"])
         if not valid.any():
             return {}
-        if "scale" in images:
-            scale, offset = (np.asarray(images[name])[:, :, None, None] for name in ("scale", "offset"))
-            pixels = pixels * scale + offset
-        pixels = np.where(valid[:, :, None, None, None], pixels, 0)
-        return {"pixel_values": np.ascontiguousarray(np.moveaxis(pixels, -1, 2), dtype=np.float32)}
+        tiles = as_hf(images)
+        pixels = np.zeros((*valid.shape, *tiles.shape[1:]), np.float32)
+        pixels[valid] = tiles
+        return {"pixel_values": pixels}
 
 
 def _normalising(images: Any) -> tuple[np.ndarray, np.ndarray]:
