@@ -37,6 +37,8 @@ CACHE_BYTES = 16 << 30
 """Of all data sets that are kept; those that were not read for the longest time go first."""
 THREADS = min(8, os.cpu_count() or 1)
 _AHEAD = 4 * THREADS
+_GROUP = 16
+"""Rows of token ids, some hundred bytes each, that are read from disk together."""
 
 
 def _silent(done: int, note: str) -> None:
@@ -248,7 +250,7 @@ class _Pictures:
 
 def _encode(source: Source, encoder: Encoder, folder: Path, progress: Progress) -> dict[str, Any]:
     """Writes all records, and gives their index."""
-    tokens, pictures = Writer(folder / "tokens", 0), _Pictures(folder / "images", source)
+    tokens, pictures = Writer(folder / "tokens", 0, _GROUP), _Pictures(folder / "images", source)
     digest, names, texts = hashlib.sha256(), {}, False
     named: list[tuple[str, str]] = []
     long: list[tuple[str, Long]] = []

@@ -15,8 +15,8 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 from antgmm_jax.errors import AntgmmError
 
 SUFFIX = ".array_record"
-# A record is read by itself; states hardly compress, and padding is not worth the time to unpack it at every step.
-_WRITE = "group_size:1,uncompressed"
+# States hardly compress, and padding is not worth the time to unpack it at every step.
+_WRITE = "group_size:{group},uncompressed"
 _READ = "readahead_buffer_size:0,max_parallelism:0"
 _BUFFER = 1 << 15
 
@@ -27,10 +27,13 @@ class Writer:
     Args:
         directory: an existing folder, which other processes may write to as well.
         process: number of this process; what it wrote there before is kept.
+        group: rows that are read from disk together. A reader holds about 50 bytes of index for each group, so small
+            rows are worth grouping.
     """
 
-    def __init__(self, directory: Path, process: int):
+    def __init__(self, directory: Path, process: int, group: int = 1):
         self._directory, self._prefix = directory, f"{process:05d}-"
+        self._options = _WRITE.format(group=group)
         self._rows = array("q")
 
     def add(self, row: int, record: bytes) -> None:
@@ -43,7 +46,7 @@ class Writer:
             number = len([*self._directory.glob(f"{self._prefix}*{SUFFIX}")])
             self._path = self._directory / f"{self._prefix}{number:05d}{SUFFIX}"
             self._temporary = self._path.with_name(f".{self._path.name}.tmp")
-            self._writer = ArrayRecordWriter(str(self._temporary), _WRITE)
+            self._writer = ArrayRecordWriter(str(self._temporary), self._options)
         self._write(record)
         self._rows.append(row)
 
