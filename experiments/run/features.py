@@ -93,8 +93,11 @@ class ImageFeatures:
             params: its parameters.
             shift: as in `image_features`.
         """
-        own = [reduce(getitem, path.split("/"), params) for path in family(config).features]
-        about = f"{json.dumps(to_dict(config))} {shift} {self._seed} {self._samples.fingerprint}"
+        paths = [path.split("/") for path in family(config).features]
+        own = [reduce(getitem, path, params) for path in paths]
+        # A config lies as the parameters do; another language model has the same features.
+        parts = {path[0]: to_dict(getattr(config, path[0])) for path in paths}
+        about = f"{json.dumps(parts)} {shift} {self._seed} {self._samples.fingerprint}"
         key = fingerprint(own, about)[:16]
         if self._made is None or key != self._key:
             place = self._folder / key

@@ -7,6 +7,9 @@ import numpy as np
 import pytest
 
 import data.maad as maad
+import pruning
+from antgmm_jax.axes import sizes
+from antgmm_jax.config import towers
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io.convert import load_hf
 from antgmm_jax.presets import preset
@@ -74,6 +77,9 @@ def test_features_are_kept_until_the_image_side_changes(model, monkeypatch, tmp_
     values = whole(first)
     other = {**params, "language": jax.tree.map(lambda leaf: leaf + 1, params["language"])}
     assert features(config, other) is first and len(made) == 1
+    axis = f"{[*towers(config)][-1]}/mlp"
+    keep = pruning.plan(pruning.magnitude(params, config), config, {axis: sizes(config)[axis] // 2})
+    assert features(*pruning.shrink(config, params, keep)) is first and len(made) == 1
     # So they are after a restart.
     np.testing.assert_array_equal(whole(ImageFeatures(samples, 5, tmp_path)(config, params)), values)
     assert len(made) == 1
