@@ -67,14 +67,15 @@ def build_cache(
         samples: number of samples.
         like: a host batch of the largest lengths; shorter ones are padded with zeros, which no loss reads.
         key: from `fingerprint`.
-        names: what to store: `final`, and `<tower>/states` and `bridge/out` for losses that compare them.
+        names: what to store: `final` for losses that compare logits, `<tower>/states` and `bridge/out` for those that
+            compare them. Parts of the teacher that no name reads are not run.
         progress: called with (samples done, samples).
 
     Raises:
         AntgmmError: rows that no batch named, padding on the left, or no room on the disk.
     """
     # In one order, whoever asks: an interrupted build is gone on with by another.
-    names = ("final", *sorted({*names} - {"final"}))
+    names = tuple(sorted({*names}, key=lambda name: (name != "final", name)))
     shapes = _row_shapes(functional, params, like, names)
     meta = {"key": key, "samples": samples, "shapes": {name: list(shape) for name, shape in shapes.items()}}
     whole = read_meta(directory)
@@ -96,7 +97,7 @@ def build_cache(
         new[np.unique(index, return_index=True)[1]] = True  # of rows that repeat in the batch one counts
         new &= ~done[index]
         if new.any():
-            if len(names) > 1:
+            if names != ("final",):
                 _check_padding(batch)
             for place, record in _records(run(params, sharding.rows(_device(batch))), shapes):
                 if new[place]:
@@ -138,7 +139,8 @@ def _targets(functional: Any, params: Params, batch: dict, names: tuple[str, ...
     rows |= {
         name: x.reshape(len(batch["input_ids"]), -1, *x.shape[1:]) for name, x in rows.items() if of_pictures(name)
     }
-    rows["final"] = at_positions(out["final"], batch["positions"])
+    if "final" in names:
+        rows["final"] = at_positions(out["final"], batch["positions"])
     return {name: rows[name].astype(jnp.bfloat16) for name in names}
 
 

@@ -1,4 +1,4 @@
-"""The teacher cache: final hidden states at answer positions (and further states by name), one row per sample.
+"""The teacher cache: final hidden states at answer positions, or further states by name, one row per sample.
 
 A cache is a folder: `meta.json`, and ArrayRecord files that each process wrote for its own rows. A row is one record:
 its states in bfloat16, name after name, padded to the longest. It keeps the teacher's width, so it still serves after
@@ -118,7 +118,7 @@ def open_cache(
     Args:
         directory: the folder.
         key: from `fingerprint`, of what the cache is to be used with.
-        names: what to attach to each batch; `final` always is.
+        names: what to attach to each batch.
         in_memory: hold all rows in memory instead of reading those of each batch.
 
     Returns:
@@ -135,7 +135,6 @@ def open_cache(
         raise AntgmmError(
             f"teacher cache {directory} is of another teacher, processor or other data: delete it and build it again"
         )
-    names = tuple(dict.fromkeys(("final", *names)))
     lacking = [name for name in names if name not in meta["shapes"]]
     if lacking:
         raise AntgmmError(f"teacher cache {directory} lacks {', '.join(lacking)}: it holds {', '.join(meta['shapes'])}")

@@ -11,7 +11,6 @@ from distill import losses
 from distill.losses import LossConfig
 
 ANSWER_TERMS = ("hard", "soft", "pair", "rank")
-TEACHER_TERMS = ("soft", "rank")
 Head = Callable[[Array], Array]
 
 
@@ -83,7 +82,7 @@ def _chunk_sums(
         values["hard"] = losses.hard(logits, targets)
     if "pair" in names:
         values["pair"] = losses.pair(logits, targets)
-    if any(name in TEACHER_TERMS for name in names):
+    if config.reads_logits:
         theirs = jax.lax.stop_gradient(teacher_head(teacher_hidden))
         if "soft" in names:
             values["soft"] = losses.soft(logits, theirs, temperature=config.temperature, direction=config.direction)

@@ -70,6 +70,11 @@ class LossConfig:
         return bool(self.hard or self.soft or self.pair or self.rank or self.hidden)
 
     @property
+    def reads_logits(self) -> bool:
+        """Whether a term compares with the teacher's logits, which are made of its final states."""
+        return bool(self.soft or self.rank)
+
+    @property
     def reads_teacher(self) -> bool:
         """Whether a term compares with the teacher; `hard` and `pair` read labels alone."""
         return bool(self.soft or self.rank or self.hidden or self.vision or self.bridge)

@@ -15,7 +15,7 @@ from antgmm_jax.config import Remat
 from antgmm_jax.errors import AntgmmError
 from distill import align
 from distill.align import Part
-from distill.chunked import ANSWER_TERMS, TEACHER_TERMS, answer_sums, at_positions
+from distill.chunked import ANSWER_TERMS, answer_sums, at_positions
 from distill.losses import LossConfig
 from distill.optimizer import Optimizer, OptimizerConfig, Params, State, combine, lay_out, trainable
 from distill.schema import settings
@@ -132,9 +132,8 @@ def make_loss(
     """
     chosen = align.selected(config, parts)
     states = tuple(dict.fromkeys(part.states for part in chosen))
-    needs_logits = any(term in TEACHER_TERMS for term in config.terms())
     needs_final = any(term in ANSWER_TERMS for term in config.terms())
-    targets_of = teacher.select((("final",) if needs_logits else ()) + states)
+    targets_of = teacher.select((("final",) if config.reads_logits else ()) + states)
     collect = (("final",) if needs_final else ()) + states
 
     def loss(params: Params, gates: Gates, batch: Batch, teacher_params: Params, totals: Any = None):

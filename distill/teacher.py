@@ -115,7 +115,8 @@ def online(functional: Any, params: Params) -> Teacher:
 def cached(functional: Any, params: Params, cache: TeacherCache) -> Teacher:
     """A teacher that is never run: targets come from a cache, logits from its frozen head.
 
-    Only the parameters that the head reads are kept in the result, so the rest may be freed.
+    Only the parameters that the head reads are kept in the result, so the rest may be freed; without `final` in the
+    cache there are no logits, and no parameters are kept.
 
     Args:
         functional: the teacher's `Functional`.
@@ -145,6 +146,8 @@ def cached(functional: Any, params: Params, cache: TeacherCache) -> Teacher:
         found = packed_rows(cache, batch) if "segment_ids" in batch else cache.rows(batch)
         return batch | {PREFIX + name: rows for name, rows in found.items()}
 
+    if "final" not in cache.shapes:  # `select` refuses a loss that needs it
+        return Teacher({}, _no_head, select, attach)
     used, head = _frozen_head(functional.head, params, cache.shapes["final"][-1])
     return Teacher(used, head, select, attach)
 

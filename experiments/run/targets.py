@@ -42,7 +42,8 @@ def targets_of(recipe: Recipe, teacher: Student, samples: Samples, folder: RunFo
         return distill.NO_TEACHER
     if table.mode == "online":
         return distill.online(functional(config), to_dtype(params, jax.numpy.dtype(recipe.optimizer.dtype)))
-    names = ("final", *(f"{tower}/states" for tower in table.states))
+    final = ("final",) if any(stage.loss.reads_logits for stage in recipe.stages) else ()
+    names = (*final, *(f"{tower}/states" for tower in table.states))
     if any(stage.loss.bridge for stage in recipe.stages):
         names = (*names, OUT)
     like = next(samples.in_order(CACHE_BATCH))

@@ -51,3 +51,14 @@ def test_losses_on_states_are_refused_when_the_cache_lacks_them(tmp_path):
     teacher = cached(TEACHER, PARAMS, open_cache(tmp_path / "cache", key=KEY))
     with pytest.raises(AntgmmError, match=r"lacks text/states.*online"):
         teacher.select(STATES)
+
+
+def test_a_cache_of_states_alone_compares_states_and_refuses_logits(tmp_path):
+    build(tmp_path / "cache", names=STATES[1:])
+    cache = open_cache(tmp_path / "cache", key=KEY, names=STATES[1:])
+    assert [*cache.shapes] == ["text/states"]
+    teacher = cached(TEACHER, PARAMS, cache)
+    assert not jax.tree.leaves(teacher.params)
+    teacher.select(STATES[1:])
+    with pytest.raises(AntgmmError, match="lacks final: it holds text/states"):
+        make_loss(STUDENT, LossConfig(soft=1.0), teacher=teacher)
