@@ -9,6 +9,9 @@ from antgmm_jax.axes import Part, axis, nodes, part, part_by
 Remat = Literal["none", "dots", "full"]
 """What a layer keeps for the backward pass, the rest being computed again: all, matrix products, its input alone."""
 
+IMAGE_SIDE = ("vision", "bridge")
+"""Parts of a model that read pictures: fields of its config, and roots of their parameters."""
+
 Act = Literal["gelu", "gelu_new", "gelu_pytorch_tanh", "quick_gelu", "relu", "silu"]
 
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import jax
 
 from antgmm_jax.axes import resize, sizes
-from antgmm_jax.config import LMMConfig, StackConfig, towers
+from antgmm_jax.config import IMAGE_SIDE, LMMConfig, StackConfig, towers
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import family
 from antgmm_jax.pure import abstract, functional, is_axes
@@ -117,7 +117,7 @@ def parameters(config: LMMConfig) -> dict[str, int]:
     counts: Counter[str] = Counter()
     for tower, _, elements in _arrays(config):
         counts[tower] += elements
-    order = ("vision", "bridge", *towers(config), TOKENS)
+    order = (*IMAGE_SIDE, *towers(config), TOKENS)
     return {tower: counts[tower] for tower in dict.fromkeys(order) if tower in counts}
 
 
@@ -210,7 +210,7 @@ def _sublayers(config: LMMConfig, steps: int) -> dict[str, dict[str, int]]:
     """Attentions (a cross-attention is one more) and FFNs by phase and tower; a bridge without a stack counts one."""
     count = {name: 2 * tower.stack.layers + tower.stack.cross_layers for name, tower in towers(config).items()}
     tower = decoder_tower(config)
-    images = {name: count.get(name, 1) for name in ("vision", "bridge")}
+    images = {name: count.get(name, 1) for name in IMAGE_SIDE}
     text = {name: n for name, n in count.items() if name not in images}
     return {"vision": images, "prefill": text, "decode": {tower: steps * count[tower]}}
 

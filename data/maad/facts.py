@@ -8,13 +8,10 @@ import optax
 from einops import rearrange
 from jaxtyping import Array, Float
 
-from antgmm_jax.config import LMMConfig, Remat, VisionConfig, towers
+from antgmm_jax.config import IMAGE_SIDE, LMMConfig, Remat, VisionConfig, towers
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.pure import Params, functional
 from data.maad.cell_grid import SIDE
-
-IMAGE_SIDE = ("vision", "bridge")
-"""Top-level parameters that pretraining trains."""
 
 CELLS_WEIGHT = 3.0
 """Weight of the cells' loss beside the facts': with 0 digits stay at chance for many times the steps."""

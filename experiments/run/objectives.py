@@ -84,7 +84,8 @@ class Answers:
     root = ""
 
     def __init__(self, work: Work, shared: Shared, start: Student):
-        self._stage, self._start, self.teacher = work.stage, start, shared.teacher
+        self._stage, self._start = work.stage, start
+        self.teacher = shared.teacher if work.stage.loss.reads_teacher else NO_TEACHER
         table = shared.recipe.teacher
         self._towers = table.states if table else ()
         self._bridge_weights = shared.bridge_weights(work.stage)
@@ -131,7 +132,7 @@ class Answers:
             # What reads no answer compiles one program for all lengths.
             full=not (stage.loss.reads_answers or shared.samples.pack),
             features=features,
-            pictures=self.teacher.reads_pictures and stage.loss.reads_teacher,
+            pictures=self.teacher.reads_pictures,
             rows=shared.samples.repeated(stage.repeat),
             shift=stage.shift,
         )

@@ -10,9 +10,8 @@ import pruning
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import complete
-from data.maad.facts import IMAGE_SIDE
-from experiments.run.cuts import reads_features, segment_targets
-from experiments.run.features import views
+from experiments.run.cuts import segment_targets
+from experiments.run.flops import step_flops, training_flops
 from experiments.run.schema import Count, Name, Recipe, Stage, Table, validated
 from experiments.run.schema.recipe import load_recipe, read_toml
 
@@ -174,62 +173,3 @@ def _ordered(stages: Sequence[Stage], arm: Arm) -> tuple[Stage, ...]:
     if sorted(arm.order) != sorted(named):
         raise AntgmmError(f"arm {arm.name!r}: order must name each stage once: {', '.join(named)}")
     return tuple(named[name] for name in arm.order)
-
-
-def step_flops(
-    config: LMMConfig, stage: Stage, states: Sequence[str], *, features: bool = False, length: int, answer: int
-) -> int:
-    """FLOPs of a train step: three times those of a forward pass through the towers that the stage runs.
-
-    The teacher's, recomputed ones and what freezing saves inside a tower that is run are left out.
-
-    Args:
-        config: the model.
-        stage: its losses say which towers are run.
-        states: towers whose states the losses may read, `teacher.states` of the recipe.
-        features: whether image features stand in for the image side.
-        length: prompt tokens a sample.
-        answer: answer tokens a sample.
-
-    Returns:
-        FLOPs.
-    """
-    if not config.encoder_decoder:
-        length, answer = length + answer, 0
-    flops = pruning.forward_flops(config, stage.optimizer.batch_size, length, answer)
-    run = set(flops) - ({*IMAGE_SIDE} if features else set())
-    if not stage.loss.reads_answers and (not stage.loss.vision or {*IMAGE_SIDE}.issuperset(states)):
-        run &= {*IMAGE_SIDE}
-    return 3 * sum(flops[tower] for tower in run)
-
-
-def training_flops(config: LMMConfig, recipe: Recipe, *, length: int, answer: int) -> int:
-    """FLOPs of all train steps of a recipe, and of the image features that stages read instead of pictures.
-
-    Features are computed once for each image side, of every row in all its views.
-
-    Args:
-        config: the model that its first stage finds.
-        recipe: the recipe.
-        length: prompt tokens a sample.
-        answer: answer tokens a sample.
-
-    Returns:
-        FLOPs.
-    """
-    total, kept = 0, None
-    for stage in recipe.stages:
-        segments = segment_targets(config, stage)
-        features = reads_features(config, stage, segments[-1])
-        if features and kept != stage.shift:
-            rows = views(stage.shift) * (recipe.data.samples + recipe.teacher.pairs)
-            total += sum(pruning.forward_flops(config, rows, length, answer)[tower] for tower in IMAGE_SIDE)
-        kept = stage.shift if features else None
-        for targets in segments:
-            smaller = pruning.planned_config(config, targets)
-            for steps, model in ((stage.mask_steps, config), (stage.recover_steps, smaller)):
-                total += steps * step_flops(
-                    model, stage, recipe.teacher.states, features=features, length=length, answer=answer
-                )
-            config = smaller
-    return total

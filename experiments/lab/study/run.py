@@ -14,9 +14,10 @@ from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io.convert import load_hf
 from distill import fingerprint
 from experiments.lab.planning.rates import Asked
-from experiments.lab.study.arms import Arm, Study, recipe_of, training_flops
+from experiments.lab.study.arms import Arm, Study, recipe_of
 from experiments.lab.study.curve import with_costs, write_curve
 from experiments.lab.study.summary import write_results
+from experiments.run.flops import training_flops
 from experiments.run.folder import RECIPE, InUse, RunFolder, write_json, write_text
 from experiments.run.host.console import say
 from experiments.run.pipeline import Run

@@ -1,5 +1,7 @@
 """What a person sees: lines and bars with the time left while a run works, tables and short numbers of what it gave."""
 
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -11,6 +13,9 @@ from rich.table import Table
 CONSOLE = Console(stderr=True, markup=False, emoji=False)
 """Everything for people goes to standard error; standard output is for figures."""
 
+EVERY = 10.0
+"""Seconds between two lines of progress in a log."""
+
 
 def say(message: str) -> None:
     """One line about what the run does."""
@@ -19,7 +24,10 @@ def say(message: str) -> None:
 
 @contextmanager
 def bar(title: str, total: int) -> Iterator[Callable[[int, str], None]]:
-    """A progress bar with time elapsed and left; off a terminal, a line at each tenth.
+    """Progress with the time passed and left: a bar on a terminal, lines in a log.
+
+    A log gets the first and the last line of each piece of work and one every `EVERY` seconds between them, also while
+    a program compiles and nothing is counted.
 
     Args:
         title: what is being done.
@@ -29,15 +37,8 @@ def bar(title: str, total: int) -> Iterator[Callable[[int, str], None]]:
         update(done, note): units done so far, and a few words such as the loss.
     """
     if not CONSOLE.is_terminal:
-        told = [-1]
-
-        def line(done: int, note: str = "") -> None:
-            tenth = 10 * done // max(total, 1)
-            if tenth > told[0]:
-                told[0] = tenth
-                say(f"{title}: {done}/{total} {note}".rstrip())
-
-        yield line
+        with _Lines(title, total) as lines:
+            yield lines.update
         return
     columns = (
         TextColumn("{task.description}", markup=False),
@@ -51,6 +52,57 @@ def bar(title: str, total: int) -> Iterator[Callable[[int, str], None]]:
     with Progress(*columns, console=CONSOLE) as progress:
         task = progress.add_task(title, total=total, note="")
         yield lambda done, note="": progress.update(task, completed=done, note=note)
+
+
+class _Lines:
+    """Progress as lines of a log, written by the work itself and, while it says nothing, by a thread."""
+
+    def __init__(self, title: str, total: int):
+        self._title, self._total, self._done, self._note = title, total, 0, ""
+        self._begin, self._printed, self._first = time.monotonic(), 0.0, (0.0, 0)
+        self._over, self._lock = threading.Event(), threading.Lock()
+        self._thread = threading.Thread(target=self._tick, daemon=True)
+
+    def __enter__(self) -> "_Lines":
+        self._print()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def update(self, done: int, note: str = "") -> None:
+        with self._lock:
+            now, last = time.monotonic(), self._done == self._total
+            self._done, self._note = done, note
+            if not self._first[1]:
+                self._first = now, done
+            if (done == self._total and not last) or now - self._printed >= EVERY:
+                self._print()
+
+    def _tick(self) -> None:
+        while not self._over.wait(1):
+            with self._lock:
+                if time.monotonic() - self._printed >= EVERY:
+                    self._print()
+
+    def _print(self) -> None:
+        self._printed = now = time.monotonic()
+        passed, times = now - self._begin, []
+        if passed >= 1:
+            times.append(f"{clock(passed)} passed")
+        start, before = self._first
+        if before < self._done < self._total:  # what compiles before the first unit is done says nothing of the others
+            times.append(f"{clock((now - start) * (self._total - self._done) / (self._done - before))} left")
+        say(", ".join([f"{self._title}: {self._done}/{self._total}", *times, *filter(None, [self._note])]))
+
+
+def clock(seconds: float) -> str:
+    """A duration as minutes and seconds, "2:05", or with hours, "1:02:05"."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[Any]], title: str = "") -> Table:

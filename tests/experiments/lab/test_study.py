@@ -14,10 +14,11 @@ from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import complete
 from antgmm_jax.io import checkpoint
 from antgmm_jax.io.convert import load_hf, open_hf
-from experiments.lab.study.arms import Arm, load_study, recipe_of, step_flops, training_flops
+from experiments.lab.study.arms import Arm, load_study, recipe_of
 from experiments.lab.study.run import lend_stages, results, run_study
 from experiments.lab.study.summary import markdown, plot, rows, told
 from experiments.run.cuts import new_weights, segment_targets
+from experiments.run.flops import step_flops, training_flops
 from experiments.run.schema.recipe import dump_recipe, load_recipe
 from experiments.run.stage import StageRun
 from experiments.run.student import load_student

@@ -2,8 +2,11 @@
 
 import json
 
+import pytest
+
 from experiments.commands.output import emit
-from experiments.run.host.console import bar, say, table
+from experiments.run.host import console
+from experiments.run.host.console import bar, clock, say, table
 
 NAME = "runs/[red]a:m:b"
 
@@ -14,10 +17,53 @@ def test_names_are_neither_markup_nor_emoji(capsys):
         update(1, "done")
     emit({}, False, NAME, table(("folder", "score"), [(NAME, "1")]))
     printed = capsys.readouterr()
-    assert printed.err.splitlines() == [f"found complete in {NAME}", f"{NAME}: 1/1 done"]
+    assert printed.err.splitlines() == [f"found complete in {NAME}", f"{NAME}: 0/1", f"{NAME}: 1/1, done"]
     assert printed.out.count(NAME) == 2
 
 
 def test_figures_are_json_alone(capsys):
     emit({"score": 1}, True, NAME)
     assert json.loads(capsys.readouterr().out) == {"score": 1}
+
+
+class Time:
+    """A clock that moves when it is told to."""
+
+    now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+def test_a_log_gets_a_line_every_ten_seconds_with_the_time_left(capsys, monkeypatch):
+    time = Time()
+    monkeypatch.setattr(console, "time", time)
+    with bar("steps", 100) as update:
+        for done, now in ((1, 120), (11, 130), (12, 131), (21, 140), (100, 219)):
+            time.now = 100.0 + now
+            update(done, f"loss {done}")
+    # The first unit took 120 s to compile; the others take a second each.
+    assert capsys.readouterr().err.splitlines() == [
+        "steps: 0/100",
+        "steps: 1/100, 2:00 passed, loss 1",
+        "steps: 11/100, 2:10 passed, 1:29 left, loss 11",
+        "steps: 21/100, 2:20 passed, 1:19 left, loss 21",
+        "steps: 100/100, 3:39 passed, loss 100",
+    ]
+
+
+def test_a_log_gets_lines_while_nothing_is_counted(capsys, monkeypatch):
+    time, shown = Time(), []
+    monkeypatch.setattr(console, "time", time)
+    monkeypatch.setattr(console, "say", lambda line: shown.append(line) or seen.set())
+    seen = console.threading.Event()
+    with bar("compiling", 1):
+        seen.clear()
+        time.now += 31
+        assert seen.wait(10)
+    assert shown[:2] == ["compiling: 0/1", "compiling: 0/1, 0:31 passed"]
+
+
+@pytest.mark.parametrize(("seconds", "shown"), [(0, "0:00"), (59.6, "1:00"), (125, "2:05"), (3725, "1:02:05")])
+def test_durations(seconds, shown):
+    assert clock(seconds) == shown
