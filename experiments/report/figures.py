@@ -20,7 +20,6 @@ from data.metrics import normal
 from experiments.report.latency import Served, compare
 from experiments.report.savings import kwh_a_year, payback
 from experiments.run.folder import WHOLE, RunFolder
-from experiments.run.host.console import say
 from experiments.run.host.facts import machine
 from experiments.run.samples import Samples
 from experiments.run.schema import Recipe
@@ -95,7 +94,6 @@ def measure(
     teacher, student = scored["teacher"], scored["student"]
     models = {name: model.figures for name, model in scored.items()}
     answers = {name: model.answers for name, model in scored.items()}
-    say("latency")
     latency, stage_latency = measure_latency(recipe.teacher.path, folder.export, teacher, student, stages, test)
     chosen = choose(test, answers)
     report = {

@@ -14,9 +14,11 @@ from antgmm_jax.decoding import phases
 from antgmm_jax.families import family_of
 from antgmm_jax.pure import Params
 from experiments.run.export_gate import torch_model, torch_tensors
+from experiments.run.host.console import bar
 from experiments.run.host.energy import JOULES_A_KWH, metered
 
 PHASES = ("vision", "prefill", "decode")
+LEAST, LONGEST = 10, 30.0
 ENERGY_SECONDS = 1.0
 """Least time that energy is counted over: power is sampled, and the ticks of load and counters are up to 0.1 s."""
 
@@ -110,39 +112,51 @@ def torch_request(model, prompt: Mapping[str, np.ndarray], tokens: int) -> Reque
     return request
 
 
-def timed(requests: Mapping[Any, Request], *, repeats: int, warmup: int) -> dict[Any, np.ndarray]:
+def timed(
+    requests: Mapping[Any, Request], *, repeats: int, warmup: int, title: str = "timing requests"
+) -> dict[Any, np.ndarray]:
     """Seconds of several requests by phase, in turn, so that what else the machine does falls on all alike.
 
     Args:
         requests: name -> request.
-        repeats: rounds that are timed.
+        repeats: rounds that are timed; slow requests fewer, at least `LEAST`, within about `LONGEST` seconds.
         warmup: rounds before, which compile.
+        title: of the progress.
 
     Returns:
-        name -> [repeats, 3], in the order of `PHASES`.
+        name -> [rounds, 3], in the order of `PHASES`.
     """
     seconds: dict[Any, list[tuple[float, float, float]]] = {name: [] for name in requests}
-    for turn in range(warmup + repeats):
-        for name, request in requests.items():
-            taken = request()
-            if turn >= warmup:
-                seconds[name].append(taken)
+    with bar(title, warmup + repeats) as update:
+        for turn in range(warmup + repeats):
+            if turn == warmup:
+                begin = time.perf_counter()
+            elif turn >= warmup + LEAST and time.perf_counter() - begin > LONGEST:
+                break
+            for name, request in requests.items():
+                taken = request()
+                if turn >= warmup:
+                    seconds[name].append(taken)
+            update(turn + 1, "")
     return {name: np.array(rows) for name, rows in seconds.items()}
 
 
-def measure(requests: Mapping[Any, Request], *, repeats: int = 30, warmup: int = 3) -> dict[Any, Latency]:
+def measure(
+    requests: Mapping[Any, Request], *, repeats: int = 30, warmup: int = 3, title: str = "timing requests"
+) -> dict[Any, Latency]:
     """Latency of several requests, timed in turn.
 
     Args:
         requests: name -> request.
-        repeats: rounds that are timed.
+        repeats: as in `timed`.
         warmup: rounds before, which compile.
+        title: of the progress.
 
     Returns:
         name -> latency in milliseconds.
     """
     out = {}
-    for name, seconds in timed(requests, repeats=repeats, warmup=warmup).items():
+    for name, seconds in timed(requests, repeats=repeats, warmup=warmup, title=title).items():
         table = 1e3 * seconds
         whole = table.sum(axis=1)
         out[name] = Latency(
@@ -202,7 +216,8 @@ def compare(models: Mapping[Any, Served], tokens: int, repeats: int) -> dict[str
         if model.directory is not None:
             request = torch_request(torch_model(model.directory), model.prompt, tokens)
             theirs |= {(name, count): partial(with_threads, count, request) for count in thread_counts()}
-    jax_times, torch_times = measure(ours, repeats=repeats), measure(theirs, repeats=repeats)
+    jax_times = measure(ours, repeats=repeats, title="latency in JAX")
+    torch_times = measure(theirs, repeats=repeats, title="latency in PyTorch")
     served = [name for name, model in models.items() if model.directory is not None]
     best = {name: min(thread_counts(), key=lambda n: torch_times[name, n].p50) for name in served}
     return {

@@ -16,12 +16,14 @@ from antgmm_jax.io.convert import load_hf
 from antgmm_jax.parallel.processes import by_first
 from antgmm_jax.parallel.sharding import own_rows
 from antgmm_jax.pure import abstract, float32
+from data.encoding import Encoder
 from data.source import Source
 from distill import NO_TEACHER
 from experiments.run.checks import check_steps
 from experiments.run.datasets import encode_both, encoded, load_both, load_records
 from experiments.run.features import ImageFeatures
 from experiments.run.folder import RunFolder, write_json
+from experiments.run.forecast import Rows, announce, look_at
 from experiments.run.host.console import say
 from experiments.run.host.energy import Energy
 from experiments.run.objectives import Shared
@@ -137,10 +139,20 @@ class Run:
         with self.folder.opened(recipe):
             records = load_both(recipe)
             student, self.origin = begin(records[0])
+            by_first(lambda: self._announce(records, student.config))
             shared = self._prepared(records, (self.origin.teacher or student).config)
             for work in recipe.work:
                 student = self._stage(work, student, shared)
             yield student
+
+    def _announce(self, records: tuple[Source, Source], config: LMMConfig) -> None:
+        """Prints the parts of the run that are left, with about how long they take."""
+        recipe, limits = self.recipe, {"max_length": self.recipe.max_length, "max_answer": self.recipe.max_answer}
+        encoder = Encoder(self.origin.processor, config, **limits, template=prompt_of(recipe))
+        hard = recipe.hard.samples if recipe.hard else 0
+        if looks := look_at(records[0], encoder):
+            done = [work.title for work in recipe.work if self.folder.finished(work.number, work.stage.name)]
+            announce(recipe, config, Rows(len(records[0]), len(records[1]), hard, **looks), done)
 
     def _prepared(self, records: tuple[Source, Source], config: LMMConfig) -> Shared:
         """Encodes the records, checks what stages could not train with, and asks the teacher for its targets."""

@@ -16,7 +16,7 @@ from antgmm_jax.parallel.processes import by_first, gather
 from antgmm_jax.pure import Params
 from experiments.run import export_gate
 from experiments.run.export_gate import GateResult
-from experiments.run.host.console import say
+from experiments.run.host.console import say, working
 from experiments.run.prompts import note_prompt
 
 
@@ -84,8 +84,8 @@ def publish(
 
 
 def _checked(config: LMMConfig, params: Any, written: Path, directory: Path, questions: Questions) -> GateResult:
-    say("export gate: reading the files back with transformers")
-    result = export_gate.check(written, config, params, **questions._asdict())
+    with working("export gate: PyTorch answers from the files"):
+        result = export_gate.check(written, config, params, **questions._asdict())
     if not result.passed:
         raise AntgmmError(f"{directory} was not written: the export gate failed: {result.where}")
     equal = f"{result.answers_equal:.0%} of answers equal"

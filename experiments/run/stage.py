@@ -119,6 +119,7 @@ class StageRun:
 
     def _plan(self, params: Params, place: _Place, targets: Mapping[str, int]) -> _Place:
         full = complete(place.config, targets)
+        self.progress(place.cuts * (self.stage.steps // self.stage.segments), "importance")
         scores, bases = importance(
             place.config,
             params,

@@ -14,7 +14,7 @@ from distill import Teacher
 from distill.teacher import to_dtype
 from experiments.run.calibration import calibration_batches
 from experiments.run.folder import RunFolder, held
-from experiments.run.host.console import bar, say
+from experiments.run.host.console import bar, say, working
 from experiments.run.samples import Samples
 from experiments.run.schema import Recipe, Stage
 from experiments.run.student import Student
@@ -87,4 +87,5 @@ def bridge_weights_of(recipe: Recipe, stage: Stage, teacher: Student, samples: S
         return None
     pieces = stage.optimizer.pieces(recipe.calibration_batches)
     seen = calibration_batches(samples, **pieces, seed=recipe.seed)
-    return distill.bridge_weights(functional(teacher.config), teacher.params, seen)
+    with working(f"stage {stage.name!r}: how the teacher's answers depend on image tokens"):
+        return distill.bridge_weights(functional(teacher.config), teacher.params, seen)

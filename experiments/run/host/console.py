@@ -7,7 +7,15 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 CONSOLE = Console(stderr=True, markup=False, emoji=False)
@@ -54,8 +62,29 @@ def bar(title: str, total: int) -> Iterator[Callable[[int, str], None]]:
         yield lambda done, note="": progress.update(task, completed=done, note=note)
 
 
+@contextmanager
+def working(title: str) -> Iterator[None]:
+    """Says that work is going on of which nothing can be counted, and for how long.
+
+    Args:
+        title: what is being done.
+    """
+    if not CONSOLE.is_terminal:
+        with _Lines(title, 0):
+            yield
+        return
+    with Progress(
+        SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn(), console=CONSOLE
+    ) as p:
+        p.add_task(title, total=None)
+        yield
+
+
 class _Lines:
-    """Progress as lines of a log, written by the work itself and, while it says nothing, by a thread."""
+    """Progress as lines of a log, written by the work itself and, while it says nothing, by a thread.
+
+    A total of 0 stands for work that is not counted.
+    """
 
     def __init__(self, title: str, total: int):
         self._title, self._total, self._done, self._note = title, total, 0, ""
@@ -95,7 +124,8 @@ class _Lines:
         start, before = self._first
         if before < self._done < self._total:  # what compiles before the first unit is done says nothing of the others
             times.append(f"{clock((now - start) * (self._total - self._done) / (self._done - before))} left")
-        say(", ".join([f"{self._title}: {self._done}/{self._total}", *times, *filter(None, [self._note])]))
+        counted = f"{self._title}: {self._done}/{self._total}" if self._total else self._title
+        say(", ".join([counted, *times, *filter(None, [self._note])]))
 
 
 def clock(seconds: float) -> str:

@@ -1,0 +1,203 @@
+"""What a run is going to do, part by part, and about how long each part takes on this machine.
+
+FLOPs are analytic (`pruning.costs`, `experiments.run.flops`); a matrix product timed at the start says how fast the
+machine is. The constants were fitted to the parts of `antgmm demo` on two cores; on other hardware they are a guess.
+"""
+
+import time
+from collections.abc import Collection
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import pruning
+from antgmm_jax.axes import sizes
+from antgmm_jax.config import IMAGE_SIDE, LMMConfig
+from data.encoding import Encoder
+from data.rows import BadRow
+from data.source import Source
+from experiments.run.flops import StageFlops, stage_flops
+from experiments.run.host.console import clock, count, say
+from experiments.run.schema import Recipe, Training
+from pruning.costs import total_parameters
+
+SHARE = 0.5
+"""Share of a matrix product's rate that train steps and forward passes reach."""
+CALL, COMPILE, CLOSE = 3e-3, 5.0, 40.0
+"""Seconds beside the FLOPs: of one batch, of compiling a program, and of the export gate and latency together."""
+BATCH, SCORES = 64, "scores after "
+_PROBED, _SIDE = 8, 1024
+
+
+class Part(NamedTuple):
+    """A part of a run.
+
+    Attributes:
+        title: names it, as its progress does.
+        work: what it does, in a few words.
+        flops: floating-point operations of its matrix products.
+        batches: that it goes through.
+        seconds: that it takes beside these.
+    """
+
+    title: str
+    work: str
+    flops: float = 0.0
+    batches: float = 0.0
+    seconds: float = COMPILE
+
+
+class Rows(NamedTuple):
+    """The data of a run.
+
+    Attributes:
+        trained: records that are trained on.
+        scored: records that scores are measured on.
+        hard: harder records that are scored at the end.
+        prompt: mean tokens of a prompt, those of the pictures included.
+        answer: mean tokens of an answer.
+        slots: mean picture slots of a record.
+        read: seconds to read and encode a record.
+    """
+
+    trained: int
+    scored: int
+    hard: int
+    prompt: int
+    answer: int
+    slots: float
+    read: float
+
+
+def look_at(source: Source, encoder: Encoder) -> dict[str, Any]:
+    """Mean lengths of the first records, and how long encoding one takes.
+
+    Args:
+        source: the records.
+        encoder: of the model.
+
+    Returns:
+        `prompt`, `answer`, `slots` and `read`, for `Rows`; nothing where all of them are bad.
+    """
+    encoded, times = [], []
+    for index in range(min(_PROBED, len(source))):
+        begin = time.perf_counter()
+        with suppress(BadRow):  # refused when all are read
+            encoded.append(encoder(source.read(index)))
+        times.append(time.perf_counter() - begin)
+    if not encoded:
+        return {}
+    slots = [next((len(leaf) for leaf in row["images"].values()), 0) for row in encoded]
+    lengths = {name: int(np.ceil(np.mean([len(row[name]) for row in encoded]))) for name in ("prompt", "answer")}
+    return {**lengths, "slots": float(np.mean(slots)), "read": min(times)}
+
+
+def parts(recipe: Recipe | Training, start: LMMConfig, rows: Rows) -> list[Part]:
+    """The parts of a run, in order.
+
+    Args:
+        recipe: the recipe.
+        start: the model that its first stage finds.
+        rows: its data.
+
+    Returns:
+        What a person waits for, one after another.
+    """
+    records, questions = rows.trained + rows.scored + rows.hard, rows.scored + rows.hard
+    made = [Part("reading", f"{records} records", seconds=records * rows.read), *_cache(recipe, start, rows)]
+    models = [start] if isinstance(recipe, Recipe) else []
+    for stage in stage_flops(start, recipe, length=rows.prompt, answer=rows.answer):
+        made += _stage(stage, rows)
+        models = [*models[:1], stage.after] if isinstance(recipe, Recipe) else [stage.after]
+    flops = questions * sum(_answer_flops(model, rows) for model in models)
+    batches = len(models) * questions / BATCH * rows.answer
+    return [*made, Part("report", f"export, latency, scores on {questions} questions", flops, batches, CLOSE)]
+
+
+def _cache(recipe: Recipe | Training, teacher: LMMConfig, rows: Rows) -> list[Part]:
+    if not isinstance(recipe, Recipe) or recipe.teacher.mode != "cache":
+        return []
+    losses = [stage.loss for stage in recipe.stages]
+    if not any(loss.reads_teacher for loss in losses):
+        return []
+    image, text = _forward_flops(teacher, rows)
+    whole = any(loss.reads_logits or loss.hidden for loss in losses)
+    flops = rows.trained * (image + text * whole)
+    return [Part("teacher cache", f"{rows.trained} records", flops, rows.trained / BATCH)]
+
+
+def _stage(stage: StageFlops, rows: Rows) -> list[Part]:
+    work, table = stage.work, stage.work.stage
+    before, after = sizes(stage.before), sizes(stage.after)
+    cuts = ", ".join(f"{axis} {before[axis]} to {after[axis]}" for axis in table.sizes)
+    steps = f"{table.steps} steps of {table.optimizer.batch_size}"
+    made = [Part(work.title, f"{cuts}; {steps}" if cuts else steps, rows.slots * stage.steps, table.steps, 2 * COMPILE)]
+    if stage.features:
+        flops, batches = rows.slots * stage.features, rows.trained / BATCH
+        made.insert(0, Part("image features", f"{rows.trained} records", flops, batches))
+    if work.objective == "answers":
+        flops, batches = rows.scored * _answer_flops(stage.after, rows), rows.scored / BATCH * rows.answer
+        made.append(Part(f"{SCORES}{work.title}", f"{rows.scored} questions", flops, batches))
+    return made
+
+
+def _forward_flops(config: LMMConfig, rows: Rows) -> tuple[float, float]:
+    """FLOPs of a forward pass over one record: over its pictures, and over its words."""
+    length, answer = (rows.prompt, rows.answer) if config.encoder_decoder else (rows.prompt + rows.answer, 0)
+    flops = pruning.forward_flops(config, 1, length, answer)
+    image = sum(flops[part] for part in IMAGE_SIDE)
+    return rows.slots * image, sum(flops.values()) - image
+
+
+def _answer_flops(config: LMMConfig, rows: Rows) -> float:
+    """FLOPs of one answer."""
+    phases = pruning.cost(config, 1, rows.prompt, rows.answer).flops
+    flops = {phase: sum(towers.values()) for phase, towers in phases.items()}
+    return sum(flops.values()) + (rows.slots - 1) * flops["vision"]
+
+
+def matmul_rate() -> float:
+    """FLOPs a second of a matrix product in float32, the fastest of several."""
+    square, product, taken = jnp.ones((_SIDE, _SIDE)), jax.jit(jnp.dot), []
+    for _ in range(6):
+        begin = time.perf_counter()
+        product(square, square).block_until_ready()
+        taken.append(time.perf_counter() - begin)
+    return 2 * _SIDE**3 / min(taken)
+
+
+def seconds(part: Part, rate: float) -> float:
+    """About how long a part takes.
+
+    Args:
+        part: the part.
+        rate: from `matmul_rate`.
+
+    Returns:
+        Seconds.
+    """
+    return part.seconds + CALL * part.batches + part.flops / (SHARE * rate)
+
+
+def announce(recipe: Recipe | Training, start: LMMConfig, rows: Rows, done: Collection[str] = ()) -> None:
+    """Prints what a run is going to do, and about how long each part and the whole take.
+
+    Args:
+        recipe: the recipe.
+        start: the model that its first stage finds.
+        rows: its data.
+        done: titles of stages that are complete.
+    """
+    [*_, last] = stage_flops(start, recipe, length=rows.prompt, answer=rows.answer)
+    before, after = total_parameters(start), total_parameters(last.after)
+    smaller = f" to about {count(after)}, {before / after:.3g} times fewer" if after < before else ""
+    say(f"{count(before)} parameters{smaller}; what is done, and about how long it takes:")
+    todo = [part for part in parts(recipe, start, rows) if part.title.removeprefix(SCORES) not in done]
+    rate = matmul_rate()
+    for part in todo:
+        say(f"  {clock(seconds(part, rate)):>7}  {part.title}: {part.work}")
+    total = clock(sum(seconds(part, rate) for part in todo))
+    say(f"  {total:>7}  in all, a guess from {count(rate)}FLOP/s that a matrix product reaches here")

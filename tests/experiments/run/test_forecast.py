@@ -1,0 +1,75 @@
+"""What a run prints before it starts: its parts in order, with the FLOPs that they are guessed from."""
+
+from pathlib import Path
+
+import pytest
+
+import pruning
+from antgmm_jax.io.convert import open_hf
+from data.encoding import Encoder
+from data.maad import source
+from experiments.run import forecast
+from experiments.run.flops import training_flops
+from experiments.run.forecast import Part, Rows, announce, look_at, parts, seconds
+from experiments.run.samples import load_processor
+from experiments.run.schema.recipe import load_recipe
+
+EXPERIMENTS = Path(__file__).resolve().parents[3] / "experiments"
+TEACHER = EXPERIMENTS / "teachers" / "maad-m"
+ROWS = Rows(trained=16000, scored=3000, hard=1000, prompt=50, answer=6, slots=1.0, read=1e-3)
+
+
+@pytest.fixture(scope="module")
+def config():
+    return open_hf(TEACHER)[0]
+
+
+def demo(*changes):
+    return load_recipe(EXPERIMENTS / "recipes" / "demo.toml", [f"teacher.path={TEACHER}", *changes])
+
+
+def test_the_parts_of_the_demo(config):
+    recipe = demo("loss.soft=1", "loss.hard=1")
+    found = {part.title: part for part in parts(recipe, config, ROWS)}
+    assert [*found] == [
+        "reading",
+        "teacher cache",
+        "stage 'image'",
+        "scores after stage 'image'",
+        "image features",
+        "stage 'language'",
+        "scores after stage 'language'",
+        "stage 'settle'",
+        "scores after stage 'settle'",
+        "report",
+    ]
+    trained = sum(part.flops for title, part in found.items() if title.startswith(("stage", "image")))
+    assert trained == training_flops(config, recipe, length=50, answer=6)
+    forward = pruning.forward_flops(config, 1, 50, 6)
+    image = forward["vision"] + forward["bridge"]
+    labels = demo(*(f"stage.{stage}.loss.{term}" for stage in ("language", "settle") for term in ("soft=0", "hard=1")))
+    [cache] = (part for part in parts(labels, config, ROWS) if part.title == "teacher cache")
+    # Without a loss that reads its logits the teacher's language model is not run.
+    assert cache.flops == 16000 * image
+
+
+def test_seconds_are_of_flops_batches_and_what_is_fixed():
+    part = Part("steps", "", flops=1e12, batches=100, seconds=7)
+    assert seconds(part, 1e11) == pytest.approx(7 + 100 * forecast.CALL + 10 / forecast.SHARE)
+
+
+def test_what_is_complete_is_left_out(config, capsys, monkeypatch):
+    monkeypatch.setattr(forecast, "matmul_rate", lambda: 1e11)
+    announce(demo(), config, ROWS, done=["stage 'image'"])
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("11 M parameters to about ")
+    assert not any("'image'" in line for line in lines)
+    assert any("stage 'language': encoder/layers 6 to 2, " in line for line in lines)
+
+
+def test_rows_are_measured_by_their_first_records(config):
+    encoder, records = Encoder(load_processor(TEACHER), config), source("m", "val", 20)
+    found = look_at(records, encoder)
+    first = [encoder(records[index]) for index in range(8)]
+    assert found["prompt"] == -(-sum(len(row["prompt"]) for row in first) // 8)
+    assert found["slots"] == 1
