@@ -16,7 +16,7 @@ from antgmm_jax.blocks.tokens import valid_tokens
 from antgmm_jax.config import LMMConfig, Tower
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import family
-from antgmm_jax.io.stored import Stored, as_it_lies
+from antgmm_jax.io.stored import Stored, in_memory_order
 from antgmm_jax.parallel.processes import gather
 from antgmm_jax.pure import functional, is_axes, local_axes
 from pruning.keep import gate_shape
@@ -143,7 +143,7 @@ def _stored_squares(
 
     found: dict[str, list[np.ndarray]] = {axis: [] for axis in dims if axis in prunable}
     for values in leaf.parts():
-        part, lying, _ = as_it_lies(values, units)
+        part, lying, _ = in_memory_order(values, units)
         totals = dict(zip(lying, _totals(part), strict=True))
         totals |= {axis: totals[lying[0]].sum(keepdims=True) for axis in layers}
         for axis, parts in found.items():

@@ -13,7 +13,7 @@ import numpy as np
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.families import family
 from antgmm_jax.io.convert import open_hf, save_hf
-from antgmm_jax.io.stored import Stored, as_it_lies
+from antgmm_jax.io.stored import Stored, in_memory_order
 from antgmm_jax.parallel.sharding import place
 from antgmm_jax.pure import functional
 from pruning.components import projected
@@ -67,7 +67,7 @@ def _take_stored(leaf: Stored, names: tuple[str, ...], keep: Mapping[str, Any]) 
     def read(row: int) -> np.ndarray:
         source = int(keep[layers][row]) if layers in keep else row
         own = {axis: keep[axis][source] if keep[axis].ndim == 2 else keep[axis] for axis in units if axis in keep}
-        part, lying, back = as_it_lies(leaf.read(source), units)
+        part, lying, back = in_memory_order(leaf.read(source), units)
         return _take(part, lying, own).transpose(back)
 
     shape = tuple(keep[name].shape[-1] if name in keep else n for name, n in zip(names, leaf.shape, strict=True))
