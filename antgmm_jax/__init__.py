@@ -1,6 +1,6 @@
-"""The model that is compressed, and its way in and out.
+"""Vision-language models in JAX: load, run, resize and save them.
 
-Public names are imported when they are first used: `antgmm --help` need not wait for JAX and transformers.
+Public names are imported on first use, so that `antgmm --help` does not wait for JAX and transformers.
 """
 
 from importlib import import_module

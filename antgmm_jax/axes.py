@@ -1,7 +1,7 @@
-"""Axes that can be cut: declared on the fields of a config, read by everything else.
+"""Axes that can be pruned, declared on the fields of a config.
 
-A field made by `axis` counts units that can be removed. A field made by `part` holds a config whose axes are named
-after that part: `part("vision")` around a stack with the axis `mlp` declares "vision/mlp".
+A field made by `axis` counts units that can be removed. A field made by `part` holds another config and prefixes the
+names of its axes: `part("vision")` around a stack with the axis `mlp` declares "vision/mlp".
 """
 
 import dataclasses
@@ -15,14 +15,14 @@ Config = TypeVar("Config")
 
 
 class Part(NamedTuple):
-    """A part of a model, as the field that holds its config declares it.
+    """Metadata of a config field that holds a part of a model.
 
     Attributes:
-        name: first half of its axes' names.
-        embed: name of its width axis; parts with one width share a name.
-        tokens: what it processes: "images" (picture slots), "text" (the prompt) or "answers".
-        memory: width axis of the states that its cross-attention reads; "" without.
-        reads: which tokens those states are, a key of `LMMConfig.tokens` or a part; "" without.
+        name: prefix of the part's axis names.
+        embed: name of its width axis; parts of equal width share one name.
+        tokens: what it processes: "images" (image slots), "text" (the prompt) or "answers".
+        memory: width axis of the states that its cross-attention reads; "" without cross-attention.
+        reads: tokens of those states: a key of `LMMConfig.tokens` or a part; "" without cross-attention.
     """
 
     name: str
@@ -33,28 +33,28 @@ class Part(NamedTuple):
 
 
 def axis(*, default: Any = MISSING) -> Any:
-    """A config field that counts units which can be cut; a count of 0 declares no axis."""
+    """Declares a config field that counts removable units; a count of 0 declares no axis."""
     return field(default=default, metadata={"axis": True})
 
 
 def part(name: str, *, tokens: str, embed: str = "", memory: str = "", reads: str = "", default: Any = MISSING) -> Any:
-    """A config field whose own axes are named after `name`; the arguments are those of `Part`."""
+    """Declares a config field with axis names that start with `name`; see `Part` for the arguments."""
     fixed = Part(name, embed or f"{name}/embed", tokens, memory, reads)
     return part_by(lambda owner: fixed, default=default)
 
 
 def part_by(choose: Callable[[Any], Part], *, default: Any = MISSING) -> Any:
-    """A `part` that depends on the config which holds the field."""
+    """Declares a `part` that `choose` computes from the config that holds the field."""
     return field(default=default, metadata={"part": choose})
 
 
 class Node(NamedTuple):
-    """A config inside another.
+    """A nested config and its place in the outermost one.
 
     Attributes:
-        config: the dataclass.
-        part: the part that it belongs to; None outside of all.
-        path: the fields that lead to it.
+        config: the nested dataclass.
+        part: the part that it belongs to, or None.
+        path: field names that lead to it.
     """
 
     config: Any
@@ -62,57 +62,57 @@ class Node(NamedTuple):
     path: tuple[str, ...]
 
 
-def nodes(config: Any, belongs: Part | None = None, path: tuple[str, ...] = ()) -> Iterator[Node]:
-    """Every dataclass of a config, in the order of its fields."""
-    yield Node(config, belongs, path)
-    for one in fields(config):
-        value = getattr(config, one.name)
+def nodes(config: Any, parent: Part | None = None, path: tuple[str, ...] = ()) -> Iterator[Node]:
+    """Iterates over a config and all configs nested in it, in field order."""
+    yield Node(config, parent, path)
+    for item in fields(config):
+        value = getattr(config, item.name)
         if is_dataclass(value):
-            yield from nodes(value, _part(config, one, belongs), (*path, one.name))
+            yield from nodes(value, _part(config, item, parent), (*path, item.name))
 
 
-def _part(owner: Any, one: dataclasses.Field, belongs: Part | None) -> Part | None:
-    return one.metadata["part"](owner) if "part" in one.metadata else belongs
+def _part(owner: Any, item: dataclasses.Field, parent: Part | None) -> Part | None:
+    return item.metadata["part"](owner) if "part" in item.metadata else parent
 
 
-def _axes(node: Any, belongs: Part | None) -> Iterator[tuple[str, str]]:
-    """Field and global name of each axis that a dataclass itself declares."""
-    if belongs is not None:
-        for one in fields(node):
-            if one.metadata.get("axis") and getattr(node, one.name):
-                yield one.name, belongs.embed if one.name == "embed" else f"{belongs.name}/{one.name}"
+def _axes(node: Any, parent: Part | None) -> Iterator[tuple[str, str]]:
+    """Field name and full axis name of each axis declared directly on a dataclass."""
+    if parent is not None:
+        for item in fields(node):
+            if item.metadata.get("axis") and getattr(node, item.name):
+                yield item.name, parent.embed if item.name == "embed" else f"{parent.name}/{item.name}"
 
 
 def sizes(config: Any) -> dict[str, int]:
-    """Every axis that can be cut, with its present size; `resize` is the way back.
+    """Returns the current size of every axis that can be pruned; `resize` sets sizes.
 
     Args:
-        config: the model.
+        config: model config.
 
     Returns:
-        axis name -> number of units; `heads` counts key-value heads. Axes of stacks come first.
+        Axis name -> number of units, stacks first. `heads` counts key-value heads.
     """
     stacks: dict[str, int] = {}
     single: dict[str, int] = {}
     for node in nodes(config):
         own = {name: getattr(node.config, local) for local, name in _axes(node.config, node.part)}
-        # A stack declares several axes, a bridge's perceptron one.
+        # A stack declares several axes, a bridge's MLP only one.
         (stacks if len(own) > 1 else single).update(own)
     return {**stacks, **{name: size for name, size in single.items() if name not in stacks}}
 
 
 def resize(config: Config, new: Mapping[str, int]) -> Config:
-    """The same model with some axes at other sizes; legality is `families.violations`' business.
+    """Returns a config with new axis sizes; `families.violations` checks whether they are legal.
 
     Args:
-        config: the model.
-        new: axis name -> size; axes not named keep theirs.
+        config: model config.
+        new: axis name -> size; other axes keep their size.
 
     Returns:
         A new config.
 
     Raises:
-        AntgmmError: an axis that this model does not have.
+        AntgmmError: the model has no such axis.
     """
     known = sizes(config)
     if unknown := sorted(set(new) - set(known)):
@@ -120,32 +120,32 @@ def resize(config: Config, new: Mapping[str, int]) -> Config:
     return _resized(config, None, new)
 
 
-def _resized(config: Any, belongs: Part | None, new: Mapping[str, int]) -> Any:
-    changes = {local: new[name] for local, name in _axes(config, belongs) if name in new}
-    for one in fields(config):
-        value = getattr(config, one.name)
+def _resized(config: Any, parent: Part | None, new: Mapping[str, int]) -> Any:
+    changes = {local: new[name] for local, name in _axes(config, parent) if name in new}
+    for item in fields(config):
+        value = getattr(config, item.name)
         if is_dataclass(value):
-            changes[one.name] = _resized(value, _part(config, one, belongs), new)
+            changes[item.name] = _resized(value, _part(config, item, parent), new)
     return replace(config, **changes)
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """The config as plain JSON types."""
+    """Converts a config to plain JSON types; `read_dict` reads them back."""
     return dataclasses.asdict(config)
 
 
 def read_dict(kind: type[Config], values: Mapping[str, Any]) -> Config:
-    """The config of a type that `to_dict` wrote.
+    """Builds a config from the output of `to_dict`.
 
     Args:
-        kind: its dataclass.
-        values: field -> value.
+        kind: dataclass of the config.
+        values: field name -> value.
 
     Returns:
         The config.
     """
     hints = get_type_hints(kind)
-    # Records of former releases repeat the width that cross-attention reads.
+    # Older releases also stored the width that cross-attention reads.
     known = {name: value for name, value in values.items() if name != "cross_embed"}
     return kind(**{name: _read(hints[name], value) if name in hints else value for name, value in known.items()})
 

@@ -1,4 +1,4 @@
-"""Frozen configurations of the parts that every model is assembled from."""
+"""Frozen configs of the parts of every model."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 from antgmm_jax.axes import Part, axis, nodes, part, part_by
 
 Remat = Literal["none", "dots", "full"]
-"""What a layer keeps for the backward pass, the rest being computed again: all, matrix products, its input alone."""
+"""What a layer saves for the backward pass: everything, matrix products, or only its input (rest recomputed)."""
 
 IMAGE_SIDE = ("vision", "bridge")
 """Parts of a model that read pictures: fields of its config, and roots of their parameters."""
@@ -19,8 +19,8 @@ Act = Literal["gelu", "gelu_new", "gelu_pytorch_tanh", "quick_gelu", "relu", "si
 class StackConfig:
     """A stack of transformer blocks of one width.
 
-    `heads` counts key-value heads; each takes `q_per_kv` query heads along. `cross_heads` of 0 means no
-    cross-attention; otherwise the layers i with i % cross_every == 0 read the states of another part.
+    `heads` counts key-value heads; each serves `q_per_kv` query heads. `cross_heads` is 0 without cross-attention;
+    otherwise layer i has cross-attention to another part if i % cross_every == 0.
     """
 
     layers: int = axis()
@@ -48,16 +48,16 @@ class StackConfig:
 
     @property
     def cross_layers(self) -> int:
-        """Layers with cross-attention."""
+        """Number of layers with cross-attention."""
         return -(-self.layers // self.cross_every) if self.cross_heads else 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class VisionConfig:
-    """An image encoder: patches, perhaps a class token, learnt positions and a stack.
+    """An image encoder: patches, an optional class token, learnt positions and a stack.
 
-    `final_norm` says whether the norm after the stack is applied or only carried along (where readers take the stream
-    before it). `has_cls` says whether there is a class token, `keep_cls` whether it is handed on.
+    `final_norm` says whether the norm after the stack is applied; if not, its parameters are only stored. `has_cls`
+    says whether there is a class token, `keep_cls` whether the bridge reads it.
     """
 
     stack: StackConfig
@@ -72,17 +72,17 @@ class VisionConfig:
 
     @property
     def patches(self) -> int:
-        """Patches of a square of pixels."""
+        """Patches of one square image."""
         return (self.image // self.patch) ** 2
 
     @property
     def tokens(self) -> int:
-        """Patches of a square of pixels plus the class token."""
+        """Patches of one square image plus the class token."""
         return self.patches + self.has_cls
 
     @property
     def handed_on(self) -> int:
-        """Tokens of a square of pixels that the bridge reads."""
+        """Tokens of one square image that the bridge reads."""
         return self.patches + (self.has_cls and self.keep_cls)
 
 
@@ -94,9 +94,9 @@ def _decoder(language: "LanguageConfig") -> Part:
 
 @dataclass(frozen=True, kw_only=True)
 class LanguageConfig:
-    """A decoder, with an encoder before it where `encoder` is given or alone.
+    """A decoder, preceded by an encoder if `encoder` is set.
 
-    `tied`: the head is the token table. `scaled_head`: logits are times width ** -0.5.
+    `tied`: the head shares the token table. `scaled_head`: logits are multiplied by width ** -0.5.
     """
 
     encoder: StackConfig | None = part("encoder", embed="text/embed", tokens="text", default=None)
@@ -109,7 +109,7 @@ class LanguageConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LMMConfig:
-    """A large multimodal model: image encoder, bridge, language model; each family has a config of its own."""
+    """A vision-language model: image encoder, bridge and language model. Each family subclasses it."""
 
     family: str
     vision: VisionConfig = part("vision", tokens="images")
@@ -119,20 +119,20 @@ class LMMConfig:
 
     @property
     def encoder_decoder(self) -> bool:
-        """Whether prompt and answer are read apart."""
+        """Whether an encoder reads the prompt and a decoder the answer."""
         return self.language.encoder is not None
 
     @property
     def image_tokens(self) -> int:
-        """Text positions that a picture slot takes."""
+        """Text positions that one image slot occupies."""
         return self.vision.handed_on
 
     @property
     def tokens(self) -> Mapping[str, int]:
-        """Tokens of one picture slot that each kind of linear map of the image side reads.
+        """Tokens per image slot that the linear maps of each stage of the image side read.
 
-        `vision/patches` is what the first map reads, `vision` the stack, `vision/out` what is handed on to the bridge,
-        `bridge` the bridge's own stack and `bridge/out` what its last maps read.
+        The stages are the patch embedding (`vision/patches`), the encoder stack (`vision`), the bridge's input
+        (`vision/out`), the bridge's own stack (`bridge`) and its last maps (`bridge/out`).
         """
         vision = self.vision
         counts = {"vision/patches": vision.patches, "vision": vision.tokens, "vision/out": vision.handed_on}
@@ -140,16 +140,16 @@ class LMMConfig:
 
 
 class Tower(NamedTuple):
-    """A stack of a model with what is known of it.
+    """A stack of a model with its axis names and its place in the parameter tree.
 
     Attributes:
-        name: first half of its axes' names.
+        name: prefix of its axis names.
         stack: its config.
         root: path of its parameters.
         embed: name of its width axis.
         tokens: what it processes: "images", "text" or "answers".
-        memory: width axis of the states that its cross-attention reads; "" without.
-        reads: which tokens those states are, a key of `LMMConfig.tokens` or a tower; "" without.
+        memory: width axis of the states that its cross-attention reads; "" without cross-attention.
+        reads: tokens of those states: a key of `LMMConfig.tokens` or a tower; "" without cross-attention.
     """
 
     name: str
@@ -161,15 +161,15 @@ class Tower(NamedTuple):
     reads: str
 
     def axis(self, local: str) -> str:
-        """Name of one of its axes: `mlp` -> "vision/mlp"."""
+        """Full name of one of its axes: `mlp` -> "vision/mlp"."""
         return self.embed if local == "embed" else f"{self.name}/{local}"
 
 
 def towers(config: LMMConfig) -> dict[str, Tower]:
-    """The model's stacks by name, in the order data flows.
+    """Returns the model's stacks by name, in the order in which data flows.
 
-    A config lies as the parameters do, so that the fields which lead to a stack are the path of its parameters.
+    Config and parameters are nested alike, so the field path of a stack is the path of its parameters.
     """
-    found = [node for node in nodes(config) if isinstance(node.config, StackConfig) and node.part is not None]
-    made = (Tower(p.name, n.config, "/".join(n.path), *p[1:]) for n in found if (p := n.part))
-    return {tower.name: tower for tower in made}
+    stacks = [node for node in nodes(config) if isinstance(node.config, StackConfig) and node.part is not None]
+    all_towers = (Tower(p.name, n.config, "/".join(n.path), *p[1:]) for n in stacks if (p := n.part))
+    return {tower.name: tower for tower in all_towers}

@@ -1,4 +1,4 @@
-"""Greedy decoding with a key-value cache: three jitted phases, layers unrolled."""
+"""Greedy decoding with a key-value cache, in three jitted phases."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
@@ -17,11 +17,11 @@ from antgmm_jax.pure import Params, functional
 
 
 class Phases(NamedTuple):
-    """The phases of a request, each jitted, so that each can be timed.
+    """The jitted phases of a request, separate so that each can be timed.
 
     Attributes:
         vision: (params, images) -> image features.
-        prefill: (params, batch with `vision_features`) -> the state that `decode` reads.
+        prefill: (params, batch with `vision_features`) -> state for `decode`.
         decode: (params, state) -> token ids [B, max_new_tokens].
     """
 
@@ -39,19 +39,18 @@ def generate(
     eos: int | Sequence[int],
     pad: int,
 ) -> Int[Array, "B max_new_tokens"]:
-    """Greedy answers.
+    """Generates answers by greedy decoding.
 
     Args:
-        config: the model.
-        params: its parameters.
-        batch: `images` (and `vision_features` in the place of pixels), `input_ids`, `attention_mask`;
-            padding on either side.
+        config: model config.
+        params: model parameters.
+        batch: `images` (or `vision_features` instead of pixels), `input_ids`, `attention_mask`; padding on either side.
         max_new_tokens: length of the answers.
-        eos: token or tokens that end an answer; none (an empty sequence) decodes to the full length.
-        pad: token after the end.
+        eos: token or tokens that end an answer; an empty sequence decodes to the full length.
+        pad: token after the end of an answer.
 
     Returns:
-        Token ids; after a row's end `pad`.
+        int32 token ids, filled up with `pad`.
     """
     ends = (eos,) if isinstance(eos, int) else tuple(eos)
     run = phases(config, max_new_tokens, ends, pad)
@@ -66,16 +65,16 @@ def generate(
 
 @lru_cache(maxsize=32)
 def phases(config: LMMConfig, max_new_tokens: int, eos: tuple[int, ...], pad: int) -> Phases:
-    """The jitted phases of a request.
+    """Builds the jitted phases of a request.
 
     Args:
-        config: the model.
+        config: model config.
         max_new_tokens: length of the answers.
         eos: tokens that end an answer.
-        pad: token after the end.
+        pad: token after the end of an answer.
 
     Returns:
-        Vision, prefill and decode.
+        The phases vision, prefill and decode.
     """
     pure = functional(config)
 

@@ -1,8 +1,8 @@
-"""The one exception that a person is meant to read."""
+"""The exception for errors that the user can fix."""
 
 
 class AntgmmError(Exception):
-    """A fault of input or environment: one line that names the thing and the remedy.
+    """An error in the input or the environment; its one-line message names the cause and the remedy.
 
-    The command line prints it without a traceback and exits with a non-zero status.
+    The command line prints the message without a traceback and exits with a non-zero status.
     """

@@ -19,33 +19,33 @@ Batch = Mapping[str, Any]
 
 
 class Encoder(Protocol):
-    """An image encoder: (images, gates, collect) -> states of all slots [B * M, N, D], and what is collected."""
+    """An image encoder: (images, gates, collect) -> states of all slots [B * M, N, D], and collected intermediates."""
 
     def __call__(
         self, images: Images, gates: Gates, collect: Sequence[str] = ()
     ) -> tuple[Float[Array, "S N D"], dict[str, Array]]:
-        """Encodes the slots of all rows."""
+        """Encodes the image slots of all rows."""
         ...
 
 
 class Bridge(Protocol):
-    """What turns image states into text embeddings, in the part that can be computed once and the last maps."""
+    """Maps image states to text embeddings, in two steps so that the result of the first can be cached."""
 
     def features(
         self, vision: Float[Array, "S N V"], gates: Gates, collect: Sequence[str] = ()
     ) -> tuple[Float[Array, "S Q D"], dict[str, Array]]:
-        """What can be computed once and kept."""
+        """The first step, before the last linear maps; the result can be cached."""
         ...
 
     def project(
         self, features: Float[Array, "S Q D"], gates: Gates, collect: Sequence[str] = ()
     ) -> tuple[Float[Array, "S Q E"], dict[str, Array]]:
-        """The last maps, to text embeddings."""
+        """The last linear maps, to text embeddings."""
         ...
 
 
 class LMM(nnx.Module):
-    """A large multimodal model as one NNX module, from parts that its family makes; `functional` is the way to it."""
+    """A vision-language model as one NNX module; use `functional` to run it."""
 
     def __init__(self, config: LMMConfig, vision: Encoder, bridge: Bridge, language: LanguageModel):
         self.config = config
@@ -54,7 +54,7 @@ class LMM(nnx.Module):
     def vision_features(
         self, images: Images, gates: Gates, collect: Sequence[str] = ()
     ) -> tuple[Float[Array, "B M N D"], dict[str, Array]]:
-        """What the image side hands to its last linear maps: the part that can be computed once and kept."""
+        """Image features before the bridge's last linear maps (they can be cached), and collected intermediates."""
         states, kept = self.vision(images, gates, collect)
         features, more = self.bridge.features(states, gates, collect)
         return by_row(features, images), {**kept, **more}
@@ -62,7 +62,7 @@ class LMM(nnx.Module):
     def inputs(
         self, batch: Batch, gates: Gates, collect: Sequence[str] = ()
     ) -> tuple[Float[Array, "B T D"], dict[str, Array]]:
-        """Embedded prompt: tokens, with image states in the place of the image tokens."""
+        """Embeds the prompt, with image states in place of the image tokens."""
         ids = batch["input_ids"]
         words = self.language.embed(ids)
         if batch["images"]["valid"].shape[1] == 0:
@@ -73,7 +73,7 @@ class LMM(nnx.Module):
             features, kept = self.vision_features(batch["images"], gates, collect)
         states, more = self.bridge.project(flat(features), gates, collect)
         kept = {**kept, **more, **({OUT: states[None]} if OUT in collect else {})}
-        # The n-th image token of a row takes the n-th image state: slots in use come first.
+        # The n-th image token of a row gets the n-th image state: used slots come first.
         states = states.reshape(ids.shape[0], -1, states.shape[-1])
         is_image = ids == self.config.image_token
         order = jnp.clip(jnp.cumsum(is_image, axis=1) - 1, 0, states.shape[1] - 1)
@@ -81,20 +81,20 @@ class LMM(nnx.Module):
         return jnp.where(is_image[:, :, None], placed, words), kept
 
     def __call__(self, batch: Batch, gates: Gates, collect: Sequence[str] = ()) -> dict[str, Array]:
-        """Logits at every position, teacher forced; `Functional.apply` documents arguments and result."""
+        """Logits at every position with teacher forcing; `Functional.apply` documents arguments and result."""
         x, kept = self.inputs(batch, gates, collect)
         valid = batch["attention_mask"].astype(bool)
         if not self.config.encoder_decoder:
             final, more = self.language.decode(x, valid, None, None, gates, collect, batch.get("segment_ids"))
         elif "segment_ids" in batch:
-            raise AntgmmError("a model with an encoder does not read packed rows: leave out pack, use buckets")
+            raise AntgmmError("a model with an encoder cannot read packed rows: remove `pack` and use buckets")
         else:
             memory, seen = self.language.encode(x, valid, gates, collect)
             target = self.language.embed(batch["decoder_input_ids"])
-            # The decoder masks no position, but what stands for padding is no answer.
+            # The decoder masks no position, but collected norms must not count padding.
             counted = batch["labels"] >= 0 if "labels" in batch else None
             final, more = self.language.decode(target, None, memory, valid, gates, collect, counted=counted)
-            # Both stacks norm the same width: its activation is the mean of the two.
+            # Both stacks share the width axis: its activation is the mean of the two.
             if "text/embed" in seen:
                 more["text/embed"] = (seen.pop("text/embed") + more["text/embed"]) / 2
             more.update(seen)
@@ -104,7 +104,7 @@ class LMM(nnx.Module):
         return out
 
     def prefill(self, batch: Batch, max_new_tokens: int) -> tuple[Prefilled, Array | None]:
-        """Reads a prompt: the caches and first logits, and which encoder states are tokens (None without encoder)."""
+        """Reads a prompt; returns caches and first logits, and the encoder's token mask (None without encoder)."""
         x, _ = self.inputs(batch, {})
         valid = batch["attention_mask"].astype(bool)
         if not self.config.encoder_decoder:
@@ -123,18 +123,18 @@ def assemble(
     remat: Remat,
     rngs: nnx.Rngs,
 ) -> LMM:
-    """A model with new parameters from the common image encoder and language model and a family's own bridge.
+    """Builds a model with new parameters from the common image encoder and language model and a family's bridge.
 
     Args:
-        config: the model.
-        bridge: makes the bridge of the model's towers.
-        remat: what its stacks keep for the backward pass.
-        rngs: source of its parameters.
+        config: model config.
+        bridge: (towers, rngs) -> the bridge.
+        remat: what the stacks save for the backward pass.
+        rngs: random keys of the parameters.
 
     Returns:
         The module.
     """
     stacks = towers(config)
     vision = VisionEncoder(config.vision, stacks["vision"], remat=remat, rngs=rngs)
-    between = bridge(stacks, rngs)
-    return LMM(config, vision, between, LanguageModel(config.language, stacks, remat=remat, rngs=rngs))
+    bridge_module = bridge(stacks, rngs)
+    return LMM(config, vision, bridge_module, LanguageModel(config.language, stacks, remat=remat, rngs=rngs))

@@ -1,4 +1,4 @@
-"""Models by name, of all families."""
+"""Named model configs of all families."""
 
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.errors import AntgmmError
@@ -8,13 +8,13 @@ PRESETS: dict[str, LMMConfig] = {name: config for one in FAMILIES.values() for n
 
 
 def preset(name: str) -> LMMConfig:
-    """A named model.
+    """Returns the config of a named model.
 
     Args:
         name: a key of `PRESETS`.
 
     Returns:
-        The config.
+        Model config.
 
     Raises:
         AntgmmError: no such preset.

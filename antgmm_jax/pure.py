@@ -1,4 +1,4 @@
-"""The one bridge from NNX modules to pure functions over trees of arrays."""
+"""Models as pure functions over trees of arrays."""
 
 from collections.abc import Callable, Mapping
 from functools import lru_cache
@@ -17,7 +17,7 @@ from antgmm_jax.lmm import LMM
 from antgmm_jax.parallel import sharding
 
 Params = Any
-"""A nested dict of arrays; the blocks of a stack lie stacked on a leading axis."""
+"""A nested dict of arrays; the blocks of a stack are stacked on a leading axis."""
 
 
 class Functional(NamedTuple):
@@ -26,17 +26,17 @@ class Functional(NamedTuple):
     Attributes:
         init: key -> parameters, float32.
         apply: (params, batch, gates=None, *, collect=()) -> dict with `logits` [B, T, V] and every collected name:
-            `final` [B, T, D], `<tower>/states` [L + 1, B, N, D], `bridge/out` [1, B * M, N, D] (of image towers B * M
-            in the place of B, for M picture slots a row), or an axis name (norms of its units [L, B, units]; of widths
-            and of a bridge's one layer [B, units]). `gates` is a flat dict axis -> array, `[n]` where the axis is
-            shared, `[L, n]` where it is local. Under jit what the caller does not use is not computed.
+            `final` [B, T, D], `<tower>/states` [L + 1, B, N, D], `bridge/out` [1, B * M, N, D] (image towers have
+            B * M instead of B, with M image slots per row), or an axis name (norms of its units [L, B, units];
+            [B, units] for widths and for a bridge with one layer). `gates` is a flat dict axis -> array, `[n]` for a
+            shared axis, `[L, n]` for a local one. Under jit, unused outputs are not computed.
         head: (params, hidden [..., D], gates=None) -> logits [..., V].
-        features: (params, images) -> `vision_features` [B, M, N, D], which a batch may have in the place of pictures.
-        vision: (params, images) -> the image encoder's states [B * M, N, D] and the features made of them.
-        axes: tree like the parameters, each leaf the tuple of its axes' names.
-        over: the same, each leaf the tokens that a linear map's kernel multiplies: a tower, a key of
-            `LMMConfig.tokens`, or "" for what is no such kernel.
-        graph: what `nnx.merge` needs to rebuild the module from the parameters.
+        features: (params, images) -> `vision_features` [B, M, N, D], which a batch may hold instead of images.
+        vision: (params, images) -> states of the image encoder [B * M, N, D], and the features computed from them.
+        axes: tree like the parameters; each leaf is the tuple of its axis names.
+        over: tree like the parameters; each leaf names the tokens that a linear map's kernel multiplies (a tower or a
+            key of `LMMConfig.tokens`), or is "" for other parameters.
+        graph: graph definition for `nnx.merge`.
     """
 
     init: Callable[..., Params]
@@ -50,17 +50,18 @@ class Functional(NamedTuple):
 
 
 def functional(config: LMMConfig, remat: Remat = "dots") -> Functional:
-    """Pure functions of a model; nothing is allocated.
+    """Returns a model as pure functions, without allocating parameters.
 
     Args:
-        config: the model.
-        remat: what its stacks keep for the backward pass (`antgmm_jax.blocks.stack.rematerialised`); no value changes.
+        config: model config.
+        remat: what the stacks save for the backward pass (`antgmm_jax.blocks.stack.rematerialised`); results do not
+            depend on it.
 
     Returns:
-        Its init, apply, head, features, vision, axis names and graph.
+        The model's functions, axis names and graph.
 
     Raises:
-        AntgmmError: no such policy.
+        AntgmmError: no such rematerialisation policy.
     """
     if remat not in get_args(Remat):
         raise AntgmmError(f"remat = {remat!r}: give one of {', '.join(get_args(Remat))}")
@@ -101,25 +102,25 @@ def _map_variables(f, state):
 
 
 def is_axes(leaf: Any) -> bool:
-    """Whether a node of an axes tree is a leaf: a tuple of names."""
+    """Whether a node of an axes tree is a leaf, that is a tuple of names."""
     return isinstance(leaf, tuple)
 
 
 def abstract(config: LMMConfig, dtype=jnp.float32) -> Params:
-    """The parameters' shapes and dtypes, nothing allocated."""
+    """Shapes and dtypes of the parameters, without allocating them."""
     shapes = jax.eval_shape(lambda: functional(config).init(jax.random.key(0)))
     return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, dtype), shapes)
 
 
 def float32(config: LMMConfig, params: Params) -> Params:
-    """Parameters in float32, on the device or where the mesh's rules put them.
+    """Converts parameters to float32 JAX arrays, sharded by the mesh's rules if there is a mesh.
 
     Args:
-        config: the model.
-        params: its parameters, numpy or JAX.
+        config: model config.
+        params: NumPy or JAX parameters.
 
     Returns:
-        The tree as JAX arrays.
+        The parameters as JAX arrays.
     """
     placed = sharding.lay(params, functional(config).axes)
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), placed)
@@ -127,17 +128,17 @@ def float32(config: LMMConfig, params: Params) -> Params:
 
 @lru_cache(maxsize=64)
 def local_axes(config: LMMConfig) -> frozenset[str]:
-    """Axes whose units each layer chooses for itself: those that stand on stacked parameters only.
+    """Returns the axes for which each layer keeps its own units: those of stacked parameters only.
 
     Args:
-        config: the model.
+        config: model config.
 
     Returns:
-        Names of local axes; every other axis of `sizes(config)` is shared by all its readers.
+        Names of the local axes. All other axes of `sizes(config)` are shared between layers.
     """
     shared: set[str] = set()
     for axes in jax.tree.leaves(functional(config).axes, is_leaf=is_axes):
         stacked = axes[0].endswith("layers")
-        # A width stands on unstacked parameters as well, a head axis only where one table serves the stack.
+        # Widths also appear on unstacked parameters; a head axis does if one bias table serves the whole stack.
         shared.update(axes[:1] if stacked else axes)
     return frozenset(axis for axis in sizes(config) if axis not in shared)

@@ -1,4 +1,4 @@
-"""Structural pruning by named axes: score, gate, plan, shrink, recombine, cost, search."""
+"""Structural pruning by named axes: score units, plan what to keep, gate, shrink, merge, and compute costs."""
 
 from pruning.components import check_basis, principal
 from pruning.costs import Cost, cost, forward_flops

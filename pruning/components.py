@@ -1,7 +1,7 @@
-"""A width cut to the principal components of its stream: a basis in the place of kept channels.
+"""Pruning of a width to principal components of the residual stream, instead of to a subset of channels.
 
-Where norms stand before each block, what blocks read and write can be turned into another orthogonal basis (SliceGPT,
-arXiv 2401.15024). Of the components of largest variance a third hold what of the channels nearly all hold.
+In a pre-norm transformer, an orthogonal change of basis of the residual stream can be absorbed into the weights
+(SliceGPT, arXiv 2401.15024). A third of the principal components hold as much variance as nearly all channels.
 """
 
 from __future__ import annotations
@@ -34,30 +34,30 @@ def principal(
     batches: Iterable[Batch],
     targets: Mapping[str, int],
 ) -> dict[str, np.ndarray]:
-    """The bases that keep most of what blocks read, one for each width.
+    """Computes the principal components of the normed residual stream, for each width to be pruned.
 
     Args:
-        apply: (params, batch, collect=names) -> dict that holds `<tower>/states` [L + 1, B, N, D].
-        params: parameters.
-        config: their config.
+        apply: (params, batch, collect=names) -> dict with `<tower>/states` [L + 1, B, N, D].
+        params: model parameters.
+        config: model config.
         batches: calibration batches.
-        targets: width axis -> components to keep.
+        targets: width axis -> number of components to keep.
 
     Returns:
-        axis -> float32 [n, k]: the student's channels in the model's. The columns are k orthogonal components; under a
-        LayerNorm, which takes the mean off, they span k - 1, and columns and rows sum to 0. They have the length by
-        which a norm over k channels divides more than one over n, so that what is read keeps its scale; a head that
-        is scaled by its width (T5's, tied) changes its own, as after any cut.
+        axis -> float32 basis [n, k] that maps the model's n channels to the student's k. Its columns are orthogonal;
+        under a LayerNorm, which subtracts the mean, they span k - 1 dimensions, and rows and columns sum to 0. They are
+        scaled so that a norm over k channels gives blocks inputs of the same scale as one over n. (A head that is
+        scaled by its width, as in tied T5, changes its scale as with any pruning.)
 
     Raises:
-        AntgmmError: an axis without such bases, fewer or more components than there are, or no batch.
+        AntgmmError: an axis that has no such basis, too few or too many components, or no batch.
     """
     present = sizes(config)
     for axis, count in targets.items():
         check_basis(config, axis)
         least = 1 + _centred(config, axis)
         if not least <= count <= present[axis]:
-            raise AntgmmError(f"{axis} = {count}: give {least} to {present[axis]} components")
+            raise AntgmmError(f"{axis} = {count}: choose {least} to {present[axis]} components")
     users = {axis: _towers(config, axis) for axis in targets}
     names = tuple(tower.axis("states") for axis in targets for tower in users[axis])
 
@@ -71,10 +71,10 @@ def principal(
             for name in (tower.axis("states"),)
         }
 
-    found = mean_of(lambda batch: moments(params, batch), batches)
+    second_moments = mean_of(lambda batch: moments(params, batch), batches)
     return {
         axis: _basis(
-            np.stack([found[tower.axis("states")] for tower in users[axis]]).astype(np.float64).sum(axis=0),
+            np.stack([second_moments[tower.axis("states")] for tower in users[axis]]).astype(np.float64).sum(axis=0),
             count,
             centred=_centred(config, axis),
         )
@@ -83,7 +83,7 @@ def principal(
 
 
 def _second_moments(states: jax.Array, valid: jax.Array, *, centred: bool) -> jax.Array:
-    """Mean outer product of tokens' states as a norm leaves them, at unit mean square, [D, D]."""
+    """Mean outer product [D, D] of the tokens' normed states (unit mean square)."""
     states = states.astype(jnp.float32)
     if centred:
         states = states - jnp.mean(states, axis=-1, keepdims=True)
@@ -94,12 +94,12 @@ def _second_moments(states: jax.Array, valid: jax.Array, *, centred: bool) -> ja
 
 
 def _basis(moments: np.ndarray, count: int, *, centred: bool) -> np.ndarray:
-    # Imported here: every command would wait for it, and only a cut to components needs it.
+    # Imported on use: scipy is slow to import, and nothing else needs it.
     from scipy.linalg import helmert
 
     size = len(moments)
-    # Orthonormal bases of what sums to 0, in the model's channels and in the student's. The largest components stay in
-    # few channels: spread evenly over all of them, the student learns more slowly (docs/calibration.md).
+    # Orthonormal bases of the zero-sum vectors in the model's and the student's channels. Large components stay in few
+    # channels: if spread evenly over all channels, the student learns more slowly (docs/calibration.md).
     inside, outside = (helmert(size).T, helmert(count)) if centred else (np.eye(size), np.eye(count))
     spread, components = np.linalg.eigh(inside.T @ moments @ inside)
     best = (inside @ components)[:, ::-1][:, : len(outside)]
@@ -112,33 +112,35 @@ def _towers(config: LMMConfig, axis: str) -> list[Tower]:
 
 
 def check_basis(config: LMMConfig, axis: str) -> None:
-    """Refuses an axis that cannot be cut to a basis.
+    """Checks that an axis can be pruned to principal components.
 
     Args:
-        config: the model.
-        axis: the axis.
+        config: model config.
+        axis: axis name.
 
     Raises:
-        AntgmmError: it is no tower's width, or a norm stands on its stream itself.
+        AntgmmError: the axis is not a width, or a norm writes to its residual stream (post-norm).
     """
     users = _towers(config, axis)
     if not users:
-        raise AntgmmError(f"{axis} has no principal components: only widths do, */embed; score it another way")
+        raise AntgmmError(f"{axis} has no principal components: only widths (*/embed) do; use another score")
     vision = axis == "vision/embed" and (config.vision.first_norm or not config.vision.final_norm)
     if vision or any(tower.stack.post_norm for tower in users):
-        raise AntgmmError(f"{axis} has no principal components: a norm writes to its stream; score it another way")
+        raise AntgmmError(
+            f"{axis} has no principal components: a norm writes to its residual stream; use another score"
+        )
     names = _flat(functional(config).axes)
     for norm, readers in _readers(config, frozenset([axis])).items():
         bare = [path for path in readers if _bias(path) not in names]
         if (*norm, "bias") in names and bare:
             raise AntgmmError(
-                f"{axis} has no principal components: {'/'.join(bare[0])} has no bias to take its norm's; "
-                "score it another way"
+                f"{axis} has no principal components: {'/'.join(bare[0])} has no bias to absorb the bias of its norm; "
+                "use another score"
             )
 
 
 def _centred(config: LMMConfig, axis: str) -> bool:
-    """Whether the norms that stand on a width take the mean off."""
+    """Whether the norms of a width subtract the mean."""
     return any(tower.stack.norm == "layer" for tower in _towers(config, axis))
 
 
@@ -147,74 +149,74 @@ def _bias(kernel: Path) -> Path:
 
 
 def folded(config: LMMConfig, params: Any, axes: Iterable[str]) -> Any:
-    """Parameters whose norms along some widths have no scales of their own: those are in what reads them.
+    """Moves scales and biases of norms into the linear maps that read them, so that all scales are 1.
 
-    The function stays the same, but where the table of tokens is the head as well: there the last norm's scales become
-    their mean.
+    The model computes the same, except with a tied head: it cannot absorb the scales of the last norm, which are
+    replaced by their mean.
 
     Args:
-        config: the model.
-        params: its parameters.
-        axes: width axes that `check_basis` allows.
+        config: model config.
+        params: model parameters.
+        axes: widths of the norms; `check_basis` must allow them.
 
     Returns:
-        Parameters of the same shapes, those that changed in float32.
+        Parameters of the same shapes; changed ones are float32.
 
     Raises:
-        AntgmmError: parameters that lie on disk.
+        AntgmmError: the parameters are on disk (`Stored`).
     """
     if any(isinstance(leaf, Stored) for leaf in jax.tree.leaves(params)):
-        raise AntgmmError("a cut to principal components reads whole arrays: load the model with load_hf")
-    names, found = _flat(functional(config).axes), _flat(params)
+        raise AntgmmError("pruning to principal components needs whole arrays: load the model with load_hf")
+    names, leaves = _flat(functional(config).axes), _flat(params)
     for norm, readers in _readers(config, frozenset(axes)).items():
-        scale = jnp.asarray(found[(*norm, "scale")], jnp.float32)
-        bias = found.get((*norm, "bias"))
+        scale = jnp.asarray(leaves[(*norm, "scale")], jnp.float32)
+        bias = leaves.get((*norm, "bias"))
         bias = None if bias is None else jnp.asarray(bias, jnp.float32)
         axis = names[(*norm, "scale")][-1]
         for path in readers:
-            kernel, dim = found[path], names[path].index(axis)
+            kernel, dim = leaves[path], names[path].index(axis)
             along = [1] * kernel.ndim
             along[dim] = scale.shape[-1]
-            if scale.ndim == 2:  # a row for each layer
+            if scale.ndim == 2:  # one row per layer
                 along[0] = len(scale)
             if bias is not None:
-                found[_bias(path)] = found[_bias(path)] + jnp.sum(kernel * bias.reshape(along), axis=dim)
-            found[path] = kernel * scale.reshape(along)
-        found[(*norm, "scale")] = jnp.ones_like(scale) if readers else jnp.full_like(scale, jnp.mean(scale))
+                leaves[_bias(path)] = leaves[_bias(path)] + jnp.sum(kernel * bias.reshape(along), axis=dim)
+            leaves[path] = kernel * scale.reshape(along)
+        leaves[(*norm, "scale")] = jnp.ones_like(scale) if readers else jnp.full_like(scale, jnp.mean(scale))
         if bias is not None:
-            found[(*norm, "bias")] = jnp.zeros_like(bias)
-    return unflatten_dict(found)
+            leaves[(*norm, "bias")] = jnp.zeros_like(bias)
+    return unflatten_dict(leaves)
 
 
 def projected(config: LMMConfig, params: Any, bases: Mapping[str, np.ndarray]) -> Any:
-    """Parameters in other bases of their widths.
+    """Projects parameters to new bases of their widths.
 
     Args:
-        config: the model.
-        params: its parameters.
+        config: model config.
+        params: model parameters.
         bases: width axis -> float [n, k], from `principal`.
 
     Returns:
-        Parameters with k in the place of n; a tied head loses what `folded` says.
+        Parameters with k instead of n channels.
 
     Raises:
-        AntgmmError: as `check_basis` and `folded`.
+        AntgmmError: as in `check_basis` and `folded`.
     """
     for axis in bases:
         check_basis(config, axis)
     names = _flat(functional(config).axes)
-    norms, dtypes, found = set(_readers(config, frozenset(bases))), _flat(params), {}
+    norms, originals, out = set(_readers(config, frozenset(bases))), _flat(params), {}
     for path, leaf in _flat(folded(config, params, bases)).items():
         for dim, axis in enumerate(names[path]):
             if axis not in bases:
                 continue
-            if path[:-1] in norms:  # all alike
+            if path[:-1] in norms:  # all scales are 1
                 leaf = leaf[..., : bases[axis].shape[1]]
             else:
-                turned = jnp.tensordot(leaf.astype(jnp.float32), jnp.asarray(bases[axis]), (dim, 0))
-                leaf = jnp.moveaxis(turned, -1, dim)
-        found[path] = jax.block_until_ready(place(leaf.astype(dtypes[path].dtype), names[path]))
-    return unflatten_dict(found)
+                projection = jnp.tensordot(leaf.astype(jnp.float32), jnp.asarray(bases[axis]), (dim, 0))
+                leaf = jnp.moveaxis(projection, -1, dim)
+        out[path] = jax.block_until_ready(place(leaf.astype(originals[path].dtype), names[path]))
+    return unflatten_dict(out)
 
 
 def _flat(tree: Any) -> dict[Path, Any]:
@@ -222,23 +224,23 @@ def _flat(tree: Any) -> dict[Path, Any]:
 
 
 def _readers(config: LMMConfig, axes: frozenset[str]) -> dict[Path, tuple[Path, ...]]:
-    """Norm -> the linear maps that read it, for the norms along some widths; none: the table of tokens alone."""
-    found: dict[Path, tuple[Path, ...]] = {}
+    """Norm -> linear maps that read it, for the norms of some widths; empty if only the token table reads it."""
+    readers: dict[Path, tuple[Path, ...]] = {}
     for tower in towers(config).values():
         if tower.embed not in axes:
             continue
         root, stack = tuple(tower.root.split("/")), tower.stack
         blocks, cross = (*root, "blocks"), (*root, "cross")
-        found[*blocks, "norm1"] = tuple((*blocks, "attention", name) for name in "qkv")
-        found[*blocks, "norm2"] = tuple((*blocks, "mlp", name) for name in ("up", "gate")[: 1 + stack.gated])
+        readers[*blocks, "norm1"] = tuple((*blocks, "attention", name) for name in "qkv")
+        readers[*blocks, "norm2"] = tuple((*blocks, "mlp", name) for name in ("up", "gate")[: 1 + stack.gated])
         if stack.cross_heads:
-            found[*cross, "norm"] = ((*cross, "attention", "q"),)
+            readers[*cross, "norm"] = ((*cross, "attention", "q"),)
     if "vision/embed" in axes:
-        found["vision", "final_norm"] = tuple(tuple(path.split("/")) for path in family(config).image_readers(config))
+        readers["vision", "final_norm"] = tuple(tuple(path.split("/")) for path in family(config).image_readers(config))
     if "text/embed" in axes:
         if config.encoder_decoder:
-            found["language", "encoder_norm"] = tuple(
+            readers["language", "encoder_norm"] = tuple(
                 ("language", "decoder", "cross", "attention", name) for name in "kv"
             )
-        found["language", "norm"] = () if config.language.tied else (("language", "out"),)
-    return found
+        readers["language", "norm"] = () if config.language.tied else (("language", "out"),)
+    return readers

@@ -1,7 +1,7 @@
-"""What a model costs, from its config alone: parameters, FLOPs, bytes and KV cache, by tower and by phase.
+"""Parameters, FLOPs, memory traffic and KV cache of a model, computed from its config.
 
-FLOPs are those of matrix products (2 per multiply-add), as the engine executes them: attention runs over all cache
-slots, padding included. Norms, softmax and activations are left out; at real widths they are a few percent.
+FLOPs count matrix products only (2 per multiply-add), as executed: attention includes all cache slots, also padding.
+Norms, softmax and activations are ignored; at real widths they are a few percent.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ TOKENS = "tokens"  # the token table and the head
 
 
 class Cost(NamedTuple):
-    """The cost of answering a batch, greedily, with a KV cache.
+    """The cost of generating answers for a batch by greedy decoding with a KV cache.
 
     Attributes:
         parameters: tower -> number of parameters; towers are `vision`, `bridge`, `encoder` and `decoder`, or `text`
             (decoder-only), and `tokens` (token table and head).
         flops: phase -> tower -> FLOPs; phases are `vision` (images to text positions), `prefill` (prompt to first
             answer token) and `decode` (all further tokens).
-        bytes: phase -> tower -> bytes of parameters and KV cache read or written at least, the bound of a decoder at
+        bytes: phase -> tower -> minimum bytes of parameters and KV cache read or written; they limit decoding at
             batch 1.
-        kv_cache: bytes of keys and values held at the end.
-        sublayers: phase -> tower -> attentions and FFNs run one after another, over all steps; what a small model
-            waits for.
+        kv_cache: bytes of keys and values at the end.
+        sublayers: phase -> tower -> number of attention and MLP layers executed in sequence, over all steps; they
+            limit the latency of small models.
     """
 
     parameters: dict[str, int]
@@ -45,25 +45,25 @@ class Cost(NamedTuple):
 
 
 def cost(config: LMMConfig, batch: int, length: int, answer: int, *, itemsize: int = 2) -> Cost:
-    """The cost of one call of `generate`; nothing is allocated.
+    """Returns the cost of one call of `generate`, without allocating the model.
 
     Args:
-        config: the model.
-        batch: samples.
-        length: prompt tokens a sample, image tokens included.
-        answer: answer tokens a sample.
+        config: model config.
+        batch: number of samples.
+        length: prompt tokens per sample, including image tokens.
+        answer: answer tokens per sample.
         itemsize: bytes of a parameter and of a cache entry; 2 for bfloat16.
 
     Returns:
-        Parameters, FLOPs, bytes and KV cache.
+        The cost.
 
     Raises:
-        AntgmmError: for a batch, length or answer below 1.
+        AntgmmError: batch, length or answer is below 1.
     """
     if min(batch, length, answer) < 1:
         raise AntgmmError(f"cost of batch {batch}, length {length}, answer {answer}: each must be at least 1")
     counts, steps, tower = parameters(config), answer - 1, decoder_tower(config)
-    # A decoder after an encoder starts from one start token, a decoder alone from the prompt.
+    # With an encoder, the decoder starts from one start token, else from the prompt.
     first, memory = (1, length) if config.encoder_decoder else (length, 0)
     slots, heads = first + answer, _head_flops(config, batch)
     prefill = {"encoder": _tower_flops(config, "encoder", batch, length, length)} if config.encoder_decoder else {}
@@ -76,23 +76,23 @@ def cost(config: LMMConfig, batch: int, length: int, answer: int, *, itemsize: i
     }
     kv_cache = _cache_entries(config.language.decoder, batch, slots, memory) * itemsize
     read = {phase: {name: counts[name] * itemsize for name in towers} for phase, towers in flops.items()}
-    # The prompt only gathers its rows of the token table; the head is read once for the first token.
+    # Embedding the prompt reads few rows of the token table; the head is read once for the first token.
     head = config.language.vocab * config.language.decoder.embed * itemsize
     read["prefill"] |= {tower: counts[tower] * itemsize + kv_cache, TOKENS: head}
-    # Keys and values of the encoder's states are in the cache: their kernels are not read again.
+    # Decoding does not read the kernels for the encoder states' keys and values: these are in the cache.
     weights = counts[tower] - kernels(config).get((tower, "encoder"), 0)
     read["decode"] = {tower: steps * (weights * itemsize + kv_cache), TOKENS: steps * head}
     return Cost(counts, flops, read, kv_cache, _sublayers(config, steps))
 
 
 def forward_flops(config: LMMConfig, batch: int, length: int, answer: int = 0) -> dict[str, int]:
-    """FLOPs of one teacher-forced forward pass (`Functional.apply`); a training step takes about three times as many.
+    """Returns the FLOPs of one forward pass with teacher forcing; a training step takes about three times as many.
 
     Args:
-        config: the model.
-        batch: samples.
-        length: prompt tokens a sample, image tokens included; of a decoder-only model, prompt and answer.
-        answer: decoder tokens a sample, of a model with an encoder.
+        config: model config.
+        batch: number of samples.
+        length: prompt tokens per sample, including image tokens; for a decoder-only model, prompt and answer.
+        answer: decoder tokens per sample, for a model with an encoder.
 
     Returns:
         tower -> FLOPs.
@@ -106,10 +106,10 @@ def forward_flops(config: LMMConfig, batch: int, length: int, answer: int = 0) -
 
 
 def parameters(config: LMMConfig) -> dict[str, int]:
-    """Number of parameters by tower, exactly.
+    """Returns the exact number of parameters per tower.
 
     Args:
-        config: the model.
+        config: model config.
 
     Returns:
         tower -> count, as in `Cost.parameters`.
@@ -122,21 +122,21 @@ def parameters(config: LMMConfig) -> dict[str, int]:
 
 
 def total_parameters(config: LMMConfig) -> int:
-    """Number of parameters of a model, exactly."""
+    """Returns the exact number of parameters of a model."""
     return sum(parameters(config).values())
 
 
 def kernels(config: LMMConfig) -> dict[tuple[str, str], int]:
-    """Elements of the kernels of linear maps, by their tower and by the tokens that they multiply."""
-    found: Counter[tuple[str, str]] = Counter()
-    for tower, over, elements in _arrays(config):
+    """Returns (tower, tokens that they multiply) -> number of elements of the kernels of linear maps."""
+    elements_by: Counter[tuple[str, str]] = Counter()
+    for tower, over, count in _arrays(config):
         if over:
-            found[tower, over] += elements
-    return dict(found)
+            elements_by[tower, over] += count
+    return dict(elements_by)
 
 
 def _arrays(config: LMMConfig) -> list[tuple[str, str, int]]:
-    """Tower, tokens and number of elements of every parameter."""
+    """Tower, `over` (see `Functional.over`) and number of elements of every parameter."""
     present = {**sizes(config), **family(config).depth.sizes(config)}
     unit = _unit_arrays(resize(config, dict.fromkeys(sizes(config), 1)))
     return [(tower, over, fixed * math.prod(present[axis] for axis in axes)) for tower, over, fixed, axes in unit]
@@ -144,19 +144,19 @@ def _arrays(config: LMMConfig) -> list[tuple[str, str, int]]:
 
 @lru_cache(maxsize=64)
 def _unit_arrays(unit: LMMConfig) -> list[tuple[str, str, int, tuple[str, ...]]]:
-    """Tower, tokens, elements and axes of every parameter of a model whose axes are all 1: tracing takes a while."""
+    """The same for a model with all axes of size 1, with axis names; cached because tracing is slow."""
     known = {*sizes(unit), *family(unit).depth.sizes(unit)}
-    pure, found = functional(unit), []
+    pure, arrays = functional(unit), []
     shapes = jax.tree_util.tree_leaves_with_path(abstract(unit))
     names, over = jax.tree.leaves(pure.axes, is_leaf=is_axes), jax.tree.leaves(pure.over)
     for (path, leaf), axes, tokens in zip(shapes, names, over, strict=True):
         tower = _tower_of("/".join(key.key for key in path), unit)
-        found.append((tower, tokens, math.prod(leaf.shape), tuple(axis for axis in axes if axis in known)))
-    return found
+        arrays.append((tower, tokens, math.prod(leaf.shape), tuple(axis for axis in axes if axis in known)))
+    return arrays
 
 
 def _tower_of(path: str, config: LMMConfig) -> str:
-    """The tower that a parameter is counted to: the one below whose root it lies, or that its norm ends."""
+    """Tower of a parameter; the final norm of a stack counts as part of it."""
     for tower in towers(config).values():
         if path.startswith((f"{tower.root}/", f"{tower.root}_norm/")):
             return tower.name
@@ -167,7 +167,7 @@ def _tower_of(path: str, config: LMMConfig) -> str:
 
 
 def decoder_tower(config: LMMConfig) -> str:
-    """Name of the tower that decodes."""
+    """Returns the name of the tower that decodes answers."""
     return [*towers(config)][-1]
 
 
@@ -176,7 +176,7 @@ def _head_flops(config: LMMConfig, tokens: int) -> int:
 
 
 def _image_flops(config: LMMConfig, batch: int) -> dict[str, int]:
-    """FLOPs of the image side for one picture slot a sample."""
+    """FLOPs of the image side with one image slot per sample."""
     flops: Counter[str] = Counter()
     for (tower, over), elements in kernels(config).items():
         if over in config.tokens:
@@ -189,25 +189,25 @@ def _image_flops(config: LMMConfig, batch: int) -> dict[str, int]:
 
 
 def _tower_flops(config: LMMConfig, tower: str, batch: int, queries: int, keys: int, memory: int = 0) -> int:
-    """A tower over `queries` new tokens that attend to `keys` slots and `memory` states whose keys are known."""
+    """FLOPs of a tower for `queries` new tokens that attend to `keys` slots and to `memory` cached states."""
     linear = 2 * queries * kernels(config)[tower, tower]
     return batch * (linear + _attention_flops(towers(config)[tower].stack, queries, keys, memory))
 
 
 def _attention_flops(stack: StackConfig, queries: int, keys: int, memory: int) -> int:
-    """Scores and weighted sums of a stack's attentions."""
+    """FLOPs of attention scores and weighted sums of a stack."""
     own = stack.layers * stack.heads * keys
     cross = stack.cross_layers * stack.cross_heads * memory
     return 4 * queries * stack.q_per_kv * stack.head_dim * (own + cross)
 
 
 def _memory_flops(config: LMMConfig, batch: int, memory: int) -> int:
-    """Keys and values of the encoder's states that the decoder's cross-attention reads."""
+    """FLOPs of the keys and values of the encoder states in the decoder's cross-attention."""
     return 2 * batch * memory * kernels(config).get((decoder_tower(config), "encoder"), 0)
 
 
 def _sublayers(config: LMMConfig, steps: int) -> dict[str, dict[str, int]]:
-    """Attentions (a cross-attention is one more) and FFNs by phase and tower; a bridge without a stack counts one."""
+    """Number of attentions, cross-attentions and MLPs by phase and tower; a bridge without a stack counts as 1."""
     count = {name: 2 * tower.stack.layers + tower.stack.cross_layers for name, tower in towers(config).items()}
     tower = decoder_tower(config)
     images = {name: count.get(name, 1) for name in IMAGE_SIDE}

@@ -1,4 +1,4 @@
-"""Gates that close the units a keep leaves out: all at once, or a few at a time."""
+"""Gates that close pruned units, all at once or gradually."""
 
 from __future__ import annotations
 
@@ -15,35 +15,35 @@ from pruning.keep import Keep, check, gate_shape, is_basis
 
 
 def ones(config: LMMConfig) -> dict[str, np.ndarray]:
-    """Open gates for every axis.
+    """Returns open gates for every axis.
 
     Args:
-        config: the model's config.
+        config: model config.
 
     Returns:
-        axis -> float32 ones: shared [n], local [L, n].
+        axis -> float32 ones, [n] for a shared axis or [L, n] for a local one.
     """
     present, local = sizes(config), local_axes(config)
     return {axis: np.ones(gate_shape(axis, present, local), np.float32) for axis in present}
 
 
 def gates_of(keep: Keep, config: LMMConfig) -> dict[str, np.ndarray]:
-    """Gates of 1 at the kept units and 0 elsewhere, for which the model computes what the shrunk one does.
+    """Returns gates that are 1 for kept units and 0 elsewhere; with them, the model computes what the shrunk one does.
 
     Args:
-        keep: axis -> indices, shared [k] or local [L, k], in the coordinates of this model; rows of -1 (layers that the
-            keep drops) give closed gates.
-        config: the model's config.
+        keep: axis -> kept indices of this model, [k] for a shared axis or [L, k] for a local one; rows of -1 (for
+            removed layers) give closed gates.
+        config: model config.
 
     Returns:
-        axis -> float32 gates, shared [n] or local [L, n], for the axes of `keep`.
+        axis -> float32 gates, [n] or [L, n], for the axes of `keep`.
 
     Raises:
-        AntgmmError: for a keep that does not describe this model, or holds a basis.
+        AntgmmError: `keep` does not fit the model, or contains a basis.
     """
     check(config, keep)
     if bases := [axis for axis, kept in keep.items() if is_basis(kept)]:
-        raise AntgmmError(f"{bases[0]} is cut to a basis, for which there are no gates; cut it at once")
+        raise AntgmmError(f"{bases[0]} is pruned to a basis, for which there are no gates; prune it at once")
     present, local = sizes(config), local_axes(config)
     gates = {axis: np.zeros(gate_shape(axis, present, local), np.float32) for axis in keep}
     for axis, index in keep.items():
@@ -60,31 +60,31 @@ def _scatter(kept: np.ndarray, size: int) -> np.ndarray:
 
 
 def gates_at(keep: Keep, scores: Mapping[str, np.ndarray], config: LMMConfig, fraction: float) -> dict[str, np.ndarray]:
-    """Gates part of the way to `gates_of(keep, config)`: units close one by one, the lowest scores first.
+    """Returns gates that close a fraction of the pruned units, those with the lowest scores first.
 
-    The number closed is linear in `fraction`, and a unit once closed stays closed for every larger fraction.
+    The number of closed units is linear in `fraction`; a closed unit stays closed for every larger fraction.
 
     Args:
-        keep: axis -> indices, shared [k] or local [L, k], in the coordinates of this model.
-        scores: axis -> importance, shared [n] or local [L, n], at least for every axis that `keep` cuts.
-        config: the model's config.
-        fraction: 0 (all open) to 1 (equal to `gates_of`).
+        keep: axis -> kept indices of this model, [k] or [L, k].
+        scores: axis -> importance, [n] or [L, n], at least for every pruned axis.
+        config: model config.
+        fraction: from 0 (all open) to 1 (equal to `gates_of`).
 
     Returns:
-        axis -> float32 gates of 0 and 1, shared [n] or local [L, n], for the axes of `keep`.
+        axis -> float32 gates of 0 and 1, [n] or [L, n], for the axes of `keep`.
 
     Raises:
-        AntgmmError: for a fraction outside 0..1, or a cut axis without finite scores of its shape.
+        AntgmmError: a fraction outside 0..1, or a pruned axis without finite scores of its shape.
     """
     if not 0 <= fraction <= 1:
-        raise AntgmmError(f"fraction {fraction} of the way to closed gates: expected 0 to 1")
+        raise AntgmmError(f"fraction of closed gates is {fraction}: expected 0 to 1")
     final = gates_of(keep, config)
     return {axis: _close(axis, gate, scores, fraction) if (gate == 0).any() else gate for axis, gate in final.items()}
 
 
 def _close(axis: str, final: np.ndarray, scores: Mapping[str, np.ndarray], fraction: float) -> np.ndarray:
     score = scores_for(axis, scores, final.shape)
-    # Kept units rank last; a stable sort makes the order, and so the set closed so far, independent of `fraction`.
+    # Kept units rank last. The order does not depend on `fraction`, so closed units stay closed.
     order = np.argsort(np.where(final == 1, np.inf, score), axis=-1, kind="stable")
     rank = np.argsort(order, axis=-1, kind="stable")
     closed = np.floor((final == 0).sum(axis=-1, keepdims=True) * fraction + 1e-6)

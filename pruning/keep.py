@@ -1,4 +1,4 @@
-"""Which units a model keeps: index sets, the config they lead to, composition, and recombination of several runs."""
+"""Kept units as index sets: validation, the resulting config, composition, and merging of several runs."""
 
 from __future__ import annotations
 
@@ -14,53 +14,32 @@ from antgmm_jax.families import family, violations
 from antgmm_jax.pure import local_axes
 
 Keep = Mapping[str, np.ndarray]
-"""axis -> what stays: int32 indices, or float32 [n, k], a basis of a width (`pruning.principal`)."""
+"""axis -> kept units: int32 indices, or for a width a float32 basis [n, k] (`pruning.principal`)."""
 
 
 def is_basis(kept: np.ndarray) -> bool:
-    """Whether an axis is kept as a basis, not as indices.
-
-    Args:
-        kept: its entry in a keep.
-
-    Returns:
-        Whether it is.
-    """
+    """Whether the kept units of an axis are a basis and not indices."""
     return kept.dtype.kind == "f"
 
 
 def as_kept(values: Any) -> np.ndarray:
-    """An entry of a keep as a record holds it, as an array again.
-
-    Args:
-        values: nested lists.
-
-    Returns:
-        int32 indices, or a float32 basis.
-    """
+    """Converts kept units from nested lists (as in records) to an int32 array of indices or a float32 basis."""
     kept = np.asarray(values)
     return kept.astype(np.float32 if is_basis(kept) else np.int32)
 
 
 def depth_axis(axis: str) -> str:
-    """The layers axis of an axis's tower.
-
-    Args:
-        axis: an axis name, such as "vision/mlp".
-
-    Returns:
-        Its tower's layers axis, such as "vision/layers".
-    """
+    """Returns the layers axis of the same tower: "vision/mlp" -> "vision/layers"."""
     return axis.split("/")[0] + "/layers"
 
 
 def gate_shape(axis: str, present: Mapping[str, int], local: Collection[str]) -> tuple[int, ...]:
-    """The shape of an axis's gates and scores.
+    """Returns the shape of the gates and scores of an axis.
 
     Args:
-        axis: an axis name.
+        axis: axis name.
         present: axis -> size.
-        local: the axes with one row a layer.
+        local: axes with one row per layer.
 
     Returns:
         (n,) for a shared axis, (L, n) for a local one.
@@ -69,31 +48,32 @@ def gate_shape(axis: str, present: Mapping[str, int], local: Collection[str]) ->
 
 
 def identity(config: LMMConfig) -> dict[str, np.ndarray]:
-    """The keep that cuts nothing and holds every axis.
+    """Returns the indices of all units of every axis.
 
     Args:
-        config: the model's config.
+        config: model config.
 
     Returns:
-        axis -> int32 indices: shared [n], local [L, n].
+        axis -> int32 indices, [n] for a shared axis or [L, n] for a local one.
     """
     present, local = sizes(config), local_axes(config)
-    every = {axis: np.arange(size, dtype=np.int32) for axis, size in present.items()}
+    indices = {axis: np.arange(size, dtype=np.int32) for axis, size in present.items()}
     return {
-        axis: np.tile(all_, (present[depth_axis(axis)], 1)) if axis in local else all_ for axis, all_ in every.items()
+        axis: np.tile(index, (present[depth_axis(axis)], 1)) if axis in local else index
+        for axis, index in indices.items()
     }
 
 
 def check(config: LMMConfig, keep: Keep) -> None:
-    """Refuse a keep that does not describe this model.
+    """Checks that kept units fit a model.
 
     Args:
-        config: the model's config.
-        keep: axis -> indices sorted ascending; shared [k], local [L, k] with one row for each layer of this model,
-            where rows of -1 stand for layers that the same keep drops; or a basis [n, k] of a shared one.
+        config: model config.
+        keep: axis -> ascending indices, [k] for a shared axis, or [L, k] for a local one with one row per layer of this
+            model (rows of -1 for layers that `keep` removes); or a basis [n, k] of a width.
 
     Raises:
-        AntgmmError: naming the axis, what is wrong with it, and what was expected.
+        AntgmmError: names the axis, the error, and what was expected.
     """
     present, local = sizes(config), local_axes(config)
     for axis, index in keep.items():
@@ -103,7 +83,7 @@ def check(config: LMMConfig, keep: Keep) -> None:
             size = present[axis]
             if not axis.endswith("/embed") or index.ndim != 2 or len(index) != size or not 1 <= index.shape[1] <= size:
                 raise AntgmmError(
-                    f"{axis}: a basis of shape {index.shape}, expected [{size}, k] of a width; take it from principal"
+                    f"{axis}: a basis of shape {index.shape}, expected [{size}, k]; compute it with principal"
                 )
             continue
         if axis in local:
@@ -124,21 +104,23 @@ def _check_local(axis: str, index: np.ndarray, depth: int, used: np.ndarray) -> 
         raise AntgmmError(f"{axis}: indices have shape {index.shape}, expected one row for each of {depth} layers")
     missing = [int(layer) for layer in used if (index[layer] < 0).any()]
     if missing:
-        raise AntgmmError(f"{axis}: no row for the kept layers {missing} of {depth_axis(axis)}; choose other layers")
+        raise AntgmmError(
+            f"{axis}: no indices for the kept layers {missing} of {depth_axis(axis)}; choose other layers"
+        )
 
 
 def shrunk_config(config: LMMConfig, keep: Keep) -> LMMConfig:
-    """The config of the model that a keep leaves.
+    """Returns the config of a pruned model.
 
     Args:
-        config: the config of the model that is cut.
-        keep: as in `check`; an axis left out stays whole.
+        config: model config before pruning.
+        keep: kept units as in `check`; other axes are not pruned.
 
     Returns:
-        The config with the kept counts, and what follows from the kept layers.
+        Config with the new sizes, adjusted to the kept layers.
 
     Raises:
-        AntgmmError: for a keep that does not describe the model, or layers that no config of its family describes.
+        AntgmmError: `keep` does not fit the model, or no config of the family describes the kept layers.
     """
     check(config, keep)
     smaller = resize(config, {axis: int(index.shape[-1]) for axis, index in keep.items()})
@@ -146,21 +128,21 @@ def shrunk_config(config: LMMConfig, keep: Keep) -> LMMConfig:
 
 
 def compose(parent: Keep, keep: Keep) -> dict[str, np.ndarray]:
-    """Where the units kept by a second cut lie in the model that the first one cut.
+    """Composes two prunings: returns the kept units as indices of the original model (the teacher).
 
     Args:
-        parent: a keep of every axis in the coordinates of the teacher, such as `identity` or a former `compose`.
-        keep: a keep in the coordinates of the model that `parent` left; an axis left out stays whole.
+        parent: kept units of every axis, as indices of the teacher: `identity` or an earlier result.
+        keep: units kept by the second pruning, as indices of the model after `parent`; other axes are not pruned.
 
     Returns:
-        A keep of every axis in the teacher's coordinates. A local axis that `keep` cuts has a row for each layer that
-        stood when it was cut, also if `keep` drops it, and -1 for layers dropped before.
+        axis -> kept units of the teacher, for every axis. On a local axis, layers that `keep` removes still have a row;
+        layers that `parent` had removed have rows of -1.
 
     Raises:
-        AntgmmError: for an axis that `parent` lacks, or a basis of an axis that it has cut by index.
+        AntgmmError: an axis that `parent` lacks, or a basis of an axis that `parent` has pruned by index.
     """
     if unknown := sorted(set(keep) - set(parent)):
-        raise AntgmmError(f"compose: the parent keep lacks the axes {', '.join(unknown)}; start from identity(config)")
+        raise AntgmmError(f"compose: parent lacks the axes {', '.join(unknown)}; start from identity(config)")
     result = dict(parent)
     for axis, index in keep.items():
         known = parent[axis]
@@ -169,7 +151,7 @@ def compose(parent: Keep, keep: Keep) -> dict[str, np.ndarray]:
         elif is_basis(index):
             if not np.array_equal(known, np.arange(len(index))):
                 raise AntgmmError(
-                    f"{axis}: a basis of channels of which some were cut before; cut it to components first"
+                    f"{axis}: channels were pruned by index before this basis; prune the axis to components first"
                 )
             result[axis] = index
         elif known.ndim == 1:
@@ -183,31 +165,30 @@ def compose(parent: Keep, keep: Keep) -> dict[str, np.ndarray]:
 
 
 def merge(*keeps: Keep, config: LMMConfig, names: Sequence[str] = ()) -> dict[str, np.ndarray]:
-    """Recombine runs of one teacher: each axis from the one source that cuts it.
+    """Merges the kept units of several runs with the same teacher; each axis may be pruned in one run only.
 
     Args:
-        *keeps: keeps in the teacher's coordinates, whole or of some axes; an axis that is absent or equal to the
-            identity is not cut there.
-        config: the teacher's config.
-        names: what to call the sources in errors, such as their stage folders; "source 1", ... where left out.
+        *keeps: kept units as indices of the teacher; an axis is not pruned if it is missing or complete.
+        config: config of the teacher.
+        names: names of the runs for error messages; "source 1", ... by default.
 
     Returns:
-        A keep of every axis in the teacher's coordinates, to be cut from the teacher's weights.
+        axis -> kept units of the teacher, for every axis.
 
     Raises:
-        AntgmmError: for an axis cut by two sources (naming both), a chosen layer without a row in a local axis (naming
-            the layers), or counts that together make no legal model (naming the rule).
+        AntgmmError: an axis is pruned in two runs, a kept layer has no indices on a local axis, or the sizes do not
+            form a legal model.
     """
-    called = [*names, *(f"source {n}" for n in range(len(names) + 1, len(keeps) + 1))]
+    labels = [*names, *(f"source {n}" for n in range(len(names) + 1, len(keeps) + 1))]
     whole = identity(config)
-    result, source = dict(whole), {}
-    for name, keep in zip(called, keeps, strict=True):
+    result, owner = dict(whole), {}
+    for name, keep in zip(labels, keeps, strict=True):
         for axis, index in keep.items():
             if axis in whole and np.array_equal(index, whole[axis]):
                 continue
-            if axis in source:
-                raise AntgmmError(f"{axis} is cut in both {source[axis]} and {name}; take it from one of them")
-            source[axis], result[axis] = name, as_kept(index)
-    if faults := violations(shrunk_config(config, result)):
-        raise AntgmmError(f"the merged cuts make no legal model: {'; '.join(faults)}")
+            if axis in owner:
+                raise AntgmmError(f"{axis} is pruned in both {owner[axis]} and {name}; take it from one of them")
+            owner[axis], result[axis] = name, as_kept(index)
+    if reasons := violations(shrunk_config(config, result)):
+        raise AntgmmError(f"the merged sizes are not a legal model: {'; '.join(reasons)}")
     return result

@@ -1,4 +1,4 @@
-"""From scores and target sizes to the units that stay, under the shapes that a family can serve."""
+"""Chooses the units to keep from scores and target sizes, and checks sizes against the family's constraints."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ from pruning.keep import gate_shape
 def plan(
     scores: Mapping[str, np.ndarray], config: LMMConfig, targets: Mapping[str, int | float]
 ) -> dict[str, np.ndarray]:
-    """Which units stay: the best by score, at sizes that the family can serve.
+    """Chooses the units to keep: the best ones by score.
 
-    Axes tied to the stated ones are cut along with them, by their own scores: counts are tied, indices are free. Where
-    not any layers may stay together (cross-attention at every second one), the family chooses among those that may.
+    Axes tied to the targets are pruned too, by their own scores: only sizes are tied. If not every set of layers is
+    legal (cross-attention in every second layer), the family chooses the best legal set.
 
     Args:
-        scores: axis -> importance, shared [n] or local [L, n], for every axis that gets smaller.
-        config: the model that is cut.
-        targets: axis -> number of units to keep, or (a float) the fraction of the present size to keep.
+        scores: axis -> importance, [n] for a shared axis or [L, n] for a local one, for every pruned axis.
+        config: model config.
+        targets: axis -> number of units to keep, or (float) the fraction to keep.
 
     Returns:
-        axis -> int32 indices sorted ascending, shared [k] or local [L, k], for the stated axes and those tied to them.
+        axis -> ascending int32 indices, [k] or [L, k], for the targets and the axes tied to them.
 
     Raises:
-        AntgmmError: for an unknown axis (naming the nearest), a size that would grow an axis, a size that no legal
-            model has (naming the nearest legal ones), or an axis to be cut that has no usable scores.
+        AntgmmError: an unknown axis, a size above the current one, an illegal size (names the nearest legal ones), or a
+            pruned axis without valid scores.
     """
     present, local = sizes(config), local_axes(config)
     wanted = {axis: size_of(axis, target, present) for axis, target in targets.items()}
-    fault = fault_of(config, wanted)
-    if fault:
-        raise AntgmmError(advice(config, wanted, fault))
+    reason = fault_of(config, wanted)
+    if reason:
+        raise AntgmmError(advice(config, wanted, reason))
     full = complete(config, wanted)
     keep = {}
     for axis in sorted(full):
@@ -57,64 +57,66 @@ def plan(
 
 
 def size_of(axis: str, target: int | float, present: Mapping[str, int]) -> int:
-    """The number of units that a target asks for.
+    """Converts a target to a number of units.
 
     Args:
-        axis: the axis.
-        target: units to keep, or (a float) the fraction of the present size.
-        present: axis -> size of the model that is cut.
+        axis: axis name.
+        target: number of units to keep, or (float) the fraction to keep.
+        present: axis -> current size.
 
     Returns:
-        A count from 1 to the present size.
+        A number from 1 to the current size.
 
     Raises:
-        AntgmmError: for an unknown axis (naming the nearest), or a count outside that range.
+        AntgmmError: an unknown axis, or a number outside this range.
     """
     if axis not in present:
         near = difflib.get_close_matches(axis, present, n=1, cutoff=0.0)
         raise AntgmmError(f"unknown axis {axis!r}: did you mean {near[0]!r}? This model has {', '.join(present)}")
     count = round(target * present[axis]) if isinstance(target, float) else int(target)
     if count > present[axis]:
-        raise AntgmmError(f"{axis} = {target} would grow the axis: it has {present[axis]} units; ask for at most that")
+        raise AntgmmError(
+            f"{axis} = {target} would enlarge the axis: it has {present[axis]} units; choose at most that"
+        )
     if count < 1:
-        raise AntgmmError(f"{axis} = {target} leaves no unit of {present[axis]}; ask for at least 1")
+        raise AntgmmError(f"{axis} = {target} keeps none of the {present[axis]} units; choose at least 1")
     return count
 
 
 def _top(score: np.ndarray, count: int) -> np.ndarray:
-    """Indices of the largest scores of each row, ascending; of equal scores the first units stay."""
+    """Ascending indices of the largest scores of each row; the first units win ties."""
     best = np.argsort(-score, axis=-1, kind="stable")[..., :count]
     return np.sort(best, axis=-1).astype(np.int32)
 
 
 def variants(config: LMMConfig, full: Mapping[str, int]) -> list[LMMConfig]:
-    """The configs that a cut to sizes may leave: more than one where scores decide between patterns of layers."""
+    """Returns the configs that pruning to these sizes may result in; scores decide between several."""
     return family(config).depth.variants(config, resize(config, full))
 
 
 def legal_variants(config: LMMConfig, full: Mapping[str, int]) -> list[LMMConfig]:
-    """Those of `variants` that the family serves."""
+    """Returns the legal configs among `variants`."""
     return [variant for variant in variants(config, full) if not violations(variant)]
 
 
 def fault_of(config: LMMConfig, wanted: Mapping[str, int]) -> str:
-    """Why no legal model has these sizes; empty where one has."""
+    """Returns the reason why no legal model has these sizes; empty if one has."""
     try:
-        found = [violations(variant) for variant in variants(config, complete(config, wanted))]
+        reasons = [violations(variant) for variant in variants(config, complete(config, wanted))]
     except AntgmmError as error:
         return str(error)
-    return "; ".join(found[0]) if all(found) else ""
+    return "; ".join(reasons[0]) if all(reasons) else ""
 
 
-def advice(config: LMMConfig, wanted: Mapping[str, int], fault: str) -> str:
-    """The fault, and the nearest legal sizes of each axis that alone could mend it (else of each that is at fault)."""
+def advice(config: LMMConfig, wanted: Mapping[str, int], reason: str) -> str:
+    """Returns an error message for illegal sizes, with the nearest legal sizes of the axes that could be changed."""
     hints = [_nearest(config, wanted, axis) for axis in wanted]
     if not any(hints):
         hints = [
             _nearest(config, {axis: wanted[axis]}, axis) for axis in wanted if fault_of(config, {axis: wanted[axis]})
         ]
-    asked = ", ".join(f"{axis} = {count}" for axis, count in wanted.items())
-    return f"{asked} cannot be served: {fault}; nearest legal sizes: {'; '.join(filter(None, hints)) or 'none'}"
+    sizes_text = ", ".join(f"{axis} = {count}" for axis, count in wanted.items())
+    return f"{sizes_text} is not legal: {reason}; nearest legal sizes: {'; '.join(filter(None, hints)) or 'none'}"
 
 
 def _nearest(config: LMMConfig, wanted: Mapping[str, int], axis: str) -> str:

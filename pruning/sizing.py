@@ -1,4 +1,4 @@
-"""The inverse of `cost`: from a budget to legal sizes."""
+"""Search for the sizes of a model within a budget."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from pruning.planning import fault_of, variants
 from pruning.targets import resolve
 
 Price = Callable[[LMMConfig], float]
-"""What a model costs, in one figure: no axis that gets smaller may make it dearer."""
+"""Model config -> cost as one number; it must not increase when an axis gets smaller."""
 
 WEIGHTS = {"layers": 3.0, "embed": 3.0, "heads": 1.0, "mlp": 1.0}
-"""How much an axis counts. A part of the width costs more than the same part of the depth, so at equal weights depth
-outlasts width, as it should: small students read better deep than wide. What stands inside a layer goes first."""
+"""Weight of each kind of axis. Layers and widths have equal weights; since width saves more than depth, width is
+pruned more, as small students are better deep than wide. Heads and MLP units inside a layer are pruned first."""
 
 STAGES = {"layers": "blocks", "heads": "intermediate", "mlp": "intermediate", "embed": "hidden"}
-"""The paper's stage that cuts an axis, in their order."""
+"""Kind of axis -> stage of the paper that prunes it, in order."""
 
 
 class Sized(NamedTuple):
-    """Sizes that a search found.
+    """The result of a search.
 
     Attributes:
-        sizes: axis -> units: of each group of tied axes one, and those that were pinned.
-        config: the model that a cut to them leaves.
-        price: its price.
+        sizes: axis -> units, for one axis of each tied group and the pinned axes.
+        config: config of the pruned model.
+        price: its cost.
     """
 
     sizes: dict[str, int]
@@ -46,92 +46,94 @@ def search(
     pins: Mapping[str, int | float] | None = None,
     weights: Mapping[str, float] | None = None,
 ) -> Sized:
-    """The sizes within a budget that take least from a model.
+    """Searches for the sizes within a budget that prune a model least.
 
-    What a cut takes is the sum over axes of weight times how many times smaller each gets. From the model down, one
-    axis at a time goes to its next legal size, always the one that saves most for what it takes, until the price is
-    within the budget; then what still fits is given back, best merit first. The order depends on the model and the
-    price alone: a larger budget never finds a cheaper model, and no axis of what is found could be one size larger.
+    The loss of a pruning is the sum over axes of weight x (old size / new size). A greedy search repeatedly reduces the
+    axis with the best ratio of saving to loss to its next legal size until the price is within the budget, then undoes
+    reductions that still fit. The order depends only on the model and the price: a larger budget never results in a
+    cheaper model, and no axis of the result could be one step larger.
 
     Args:
-        config: the model that is cut.
-        price: what is to be saved.
-        budget: the most that it may be.
-        pins: axis -> units, or (a float) the fraction of the present size: sizes that are not searched.
-        weights: tower -> factor on the weights of its axes; 1 for one not named.
+        config: model config.
+        price: cost to reduce.
+        budget: maximum cost.
+        pins: axis -> fixed number of units, or (float) fixed fraction of the current size.
+        weights: tower -> factor on the weights of its axes; 1 by default.
 
     Returns:
-        The sizes; the model's own (with the pins) where these are within the budget, the smallest legal ones, over the
-        budget, where none are.
+        The sizes. The current sizes (with the pins) if they are within the budget; the smallest legal sizes, which
+        exceed the budget, if none are within it.
 
     Raises:
-        AntgmmError: an unknown axis or tower, or pins that no legal model has.
+        AntgmmError: an unknown axis or tower, or illegal pins.
     """
     pinned, present = resolve(config, pins or {}), sizes(config)
-    weigh = _weights(config, free_axes(config, complete(config, pinned)), weights or {})
+    weight_of = _weights(config, free_axes(config, complete(config, pinned)), weights or {})
 
     def sized(wanted: dict[str, int]) -> Sized:
-        # Where only some layers have cross-attention, scores decide how many of those stay: at most these.
+        # If only some layers have cross-attention, scores decide how many of them are kept: assume the most.
         legal = [variant for variant in variants(config, complete(config, wanted)) if not violations(variant)]
         largest = max(legal, key=total_parameters)
         return Sized(wanted, largest, price(largest))
 
     def merit(larger: Sized, smaller: Sized, axis: str) -> float:
-        taken = weigh[axis] * present[axis] * (1 / smaller.sizes[axis] - 1 / larger.sizes[axis])
-        return (larger.price - smaller.price) / taken
+        loss = weight_of[axis] * present[axis] * (1 / smaller.sizes[axis] - 1 / larger.sizes[axis])
+        return (larger.price - smaller.price) / loss
 
-    here = sized({axis: present[axis] for axis in weigh} | pinned)
-    passed: dict[str, list[int]] = {axis: [] for axis in weigh}
-    while here.price > budget:
-        down = {axis: sized({**here.sizes, axis: n}) for axis in weigh if (n := below(config, here.sizes, axis))}
-        if not down:
-            return here
-        axis = max(down, key=lambda axis: merit(here, down[axis], axis))
-        passed[axis].append(here.sizes[axis])
-        here = down[axis]
+    current = sized({axis: present[axis] for axis in weight_of} | pinned)
+    larger_sizes: dict[str, list[int]] = {axis: [] for axis in weight_of}
+    while current.price > budget:
+        reductions = {
+            axis: sized({**current.sizes, axis: n}) for axis in weight_of if (n := below(config, current.sizes, axis))
+        }
+        if not reductions:
+            return current
+        axis = max(reductions, key=lambda axis: merit(current, reductions[axis], axis))
+        larger_sizes[axis].append(current.sizes[axis])
+        current = reductions[axis]
     while True:
-        back = {axis: {**here.sizes, axis: before[-1]} for axis, before in passed.items() if before}
-        up = {axis: sized(wanted) for axis, wanted in back.items() if not fault_of(config, wanted)}
-        fits = [axis for axis, found in up.items() if found.price <= budget]
+        back = {axis: {**current.sizes, axis: before[-1]} for axis, before in larger_sizes.items() if before}
+        increases = {axis: sized(wanted) for axis, wanted in back.items() if not fault_of(config, wanted)}
+        fits = [axis for axis, larger in increases.items() if larger.price <= budget]
         if not fits:
-            return here
-        axis = min(fits, key=lambda axis: merit(up[axis], here, axis))
-        passed[axis].pop()
-        here = up[axis]
+            return current
+        axis = min(fits, key=lambda axis: merit(increases[axis], current, axis))
+        larger_sizes[axis].pop()
+        current = increases[axis]
 
 
 def free_axes(config: LMMConfig, held: Collection[str] = ()) -> list[str]:
-    """One axis of each group of tied ones; the others follow from it.
+    """Returns one axis of each group of tied axes.
 
     Args:
-        config: the model.
-        held: axes whose groups are left out.
+        config: model config.
+        held: groups that contain one of these axes are left out.
 
     Returns:
         Axes in the order of `sizes`.
     """
-    found, seen = [], set(held)
+    free, seen = [], set(held)
     for axis, size in sizes(config).items():
         group = set(complete(config, {axis: size}))
         if not group & seen:
-            found.append(axis)
+            free.append(axis)
         seen |= group
-    return found
+    return free
 
 
 def below(config: LMMConfig, at: Mapping[str, int], axis: str) -> int:
-    """The next size down that the search considers.
+    """Returns the next smaller size that the search considers.
 
-    Sizes have three significant bits (7, 8, 10, 12, 14, 16, 20 ...: steps of 13 to 20 %, at numbers that hardware
-    likes), or are the nearest legal ones above such.
+    Sizes have three significant bits (7, 8, 10, 12, 14, 16, 20 ...: steps of 13 to 20 %, efficient on hardware), or are
+    the nearest legal sizes above.
 
     Args:
-        config: the model that is cut.
-        at: axis -> units, legal.
-        axis: one of them.
+        config: model config.
+        at: axis -> current legal size.
+        axis: axis to reduce.
 
     Returns:
-        Units; 0 where no legal size is left.
+        The size; 0 if there is no smaller legal size.
     """
     size = at[axis] - 1
     while size > 0:
@@ -145,23 +147,23 @@ def below(config: LMMConfig, at: Mapping[str, int], axis: str) -> int:
 
 
 def by_stage(config: LMMConfig, wanted: Mapping[str, int]) -> dict[str, dict[str, int]]:
-    """Sizes by the paper's stages: blocks, intermediate dimensions, hidden dimensions.
+    """Groups target sizes by the paper's stages: blocks, intermediate dimensions, hidden dimensions.
 
     Args:
-        config: the model that is cut.
+        config: model config.
         wanted: axis -> units, legal together.
 
     Returns:
-        stage -> axis -> units, of the axes that get smaller; a stage that would cut nothing is left out.
+        stage -> axis -> units, without axes that keep their size and empty stages.
     """
     smaller = {axis: n for axis, n in wanted.items() if n < sizes(config)[axis]}
     stages: dict[str, dict[str, int]] = {stage: {} for stage in STAGES.values()}
     for axis, n in smaller.items():
         stage = STAGES[axis.split("/")[1].removeprefix("cross_")]
-        # What is legal only beside a smaller width goes with it: heads, for one, that do not divide the full width.
+        # Sizes that are legal only with a smaller width (such as heads that do not divide the full width) go with it.
         alone = stage != "intermediate" or not fault_of(config, {axis: n})
         stages[stage if alone else "hidden"][axis] = n
-    return {stage: found for stage, found in stages.items() if found}
+    return {stage: axes for stage, axes in stages.items() if axes}
 
 
 def _weights(config: LMMConfig, axes: Collection[str], towers: Mapping[str, float]) -> dict[str, float]:

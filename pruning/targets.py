@@ -1,4 +1,4 @@
-"""Sizes that a recipe asks for: counted, checked, and walked to in legal steps."""
+"""Target sizes of a recipe: conversion to counts, validation, and the resulting configs."""
 
 from __future__ import annotations
 
@@ -12,72 +12,71 @@ from pruning.planning import advice, fault_of, size_of, variants
 
 
 def resolve(config: LMMConfig, targets: Mapping[str, int | float]) -> dict[str, int]:
-    """Counts of the stated sizes, after checking that a legal model has them.
+    """Converts target sizes to numbers of units and checks that they are legal.
 
     Args:
-        config: the model that is cut.
-        targets: axis -> units to keep, or (a float) the fraction of the present size.
+        config: model config.
+        targets: axis -> number of units to keep, or (float) the fraction to keep.
 
     Returns:
-        axis -> units, for the stated axes.
+        axis -> units, for the axes of `targets`.
 
     Raises:
-        AntgmmError: an unknown axis, one that would grow, or an illegal size (naming the nearest legal ones).
+        AntgmmError: an unknown axis, a size above the current one, or an illegal size (names the nearest legal ones).
     """
     wanted = {axis: size_of(axis, target, sizes(config)) for axis, target in targets.items()}
-    if fault := fault_of(config, wanted):
-        raise AntgmmError(advice(config, wanted, fault))
+    if reason := fault_of(config, wanted):
+        raise AntgmmError(advice(config, wanted, reason))
     return wanted
 
 
 def legal_above(config: LMMConfig, wanted: Mapping[str, int]) -> dict[str, int]:
-    """The sizes given where they are legal together, else the smallest legal ones above, axis by axis in their order.
+    """Increases illegal sizes to the next legal ones, axis by axis.
 
     Args:
-        config: the model that is cut.
+        config: model config.
         wanted: axis -> units.
 
     Returns:
-        axis -> units.
+        axis -> units; `wanted` itself if it is legal.
 
     Raises:
-        AntgmmError: no legal sizes above.
+        AntgmmError: there are no larger legal sizes.
     """
-    # Axes that bound each other (T5's two depths) may be legal only together.
+    # Axes that constrain each other (T5's two depths) may be legal only together.
     if not fault_of(config, wanted):
         return dict(wanted)
-    found: dict[str, int] = {}
+    result: dict[str, int] = {}
     for axis, count in wanted.items():
-        candidates = (n for n in range(count, sizes(config)[axis] + 1) if not fault_of(config, {**found, axis: n}))
+        candidates = (n for n in range(count, sizes(config)[axis] + 1) if not fault_of(config, {**result, axis: n}))
         legal = next(candidates, None)
         if legal is None:
-            raise AntgmmError(f"no legal size of {axis} from {count} up, with {found}: use fewer segments")
-        found[axis] = legal
-    return found
+            raise AntgmmError(f"{axis} has no legal size of {count} or more with {result}: use fewer segments")
+        result[axis] = legal
+    return result
 
 
 def planned_configs(config: LMMConfig, wanted: Mapping[str, int]) -> list[LMMConfig]:
-    """The configs that a cut to these sizes may leave, tied axes included.
+    """Returns the configs that pruning to these sizes may result in.
 
     Args:
-        config: the model that is cut.
-        wanted: axis -> units, legal.
+        config: model config.
+        wanted: axis -> units, legal; tied axes may be missing.
 
     Returns:
-        The smaller configs: more than one where scores decide which layers are kept, those with cross-attention or
-        others.
+        Configs of the pruned model; several if scores decide how many layers with cross-attention are kept.
     """
     return [c for c in variants(config, complete(config, wanted)) if not violations(c)]
 
 
 def planned_config(config: LMMConfig, wanted: Mapping[str, int]) -> LMMConfig:
-    """The config that a cut to these sizes leaves, before scores are known: the first of `planned_configs`.
+    """Returns the config of a model pruned to these sizes: the first of `planned_configs`.
 
     Args:
-        config: the model that is cut.
+        config: model config.
         wanted: axis -> units, legal.
 
     Returns:
-        The smaller config, its cross-attention as frequent as the model's where it may be.
+        Config of the pruned model, with the current frequency of cross-attention if possible.
     """
     return planned_configs(config, wanted)[0]

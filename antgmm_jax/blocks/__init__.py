@@ -1,1 +1,1 @@
-"""What every family is assembled from."""
+"""Building blocks shared by all model families."""

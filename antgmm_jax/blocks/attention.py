@@ -1,4 +1,4 @@
-"""Which program computes attention: cuDNN's flash kernel or XLA."""
+"""Attention, by cuDNN's flash kernel where possible and by XLA elsewhere."""
 
 import jax
 import jax.numpy as jnp
@@ -6,11 +6,11 @@ from jax.extend.backend import get_backend
 from jaxtyping import Array, Bool, Float
 
 _HIDDEN = -0.7 * float(jnp.finfo(jnp.float32).max)
-"""Logit of a key that is not seen; far enough from the end of float32 that nothing overflows."""
+"""Logit of a masked key; far enough from the float32 limit that nothing overflows."""
 
 
 def has_flash() -> bool:
-    """Whether JAX's devices run cuDNN's flash attention: NVIDIA's since Ampere do."""
+    """Whether JAX's devices support cuDNN's flash attention (NVIDIA, Ampere or newer)."""
     if "cuda" not in get_backend().platform_version:
         return False
     return float(jax.local_devices()[0].compute_capability) >= 8.0
@@ -26,22 +26,22 @@ def attend(
     mask: Bool[Array, "#B 1 #T S"] | None = None,
     bias: Float[Array, "1 N T S"] | None = None,
 ) -> Float[Array, "B T N d"]:
-    """Attention, its softmax in float32: cuDNN's flash kernel on a GPU where that allows the case, XLA elsewhere.
+    """Computes attention with a float32 softmax, by cuDNN's flash kernel where it supports the case.
 
-    cuDNN takes 16-bit numbers and heads of at most 128 in steps of 8, and returns the gradient of a bias, which T5
-    learns. Left to XLA: single queries (decoding), and a bias beside a mask (T5's encoder), as their sum [B, N, T, S]
-    is all that a flash kernel saves.
+    cuDNN supports 16-bit inputs and head widths up to 128 in steps of 8, and returns the gradient of a bias (T5 learns
+    its bias). XLA computes single queries (decoding) and a bias combined with a mask (T5's encoder): their sum
+    [B, N, T, S] would use the memory that a flash kernel saves.
 
     Args:
         q: queries.
         k, v: keys and values, heads before positions; N is a multiple of K.
         scale: factor of the logits.
-        causal: whether query t sees keys up to t alone.
-        mask: which keys a query sees, beside that.
-        bias: what is added to the logits.
+        causal: whether query t sees only keys up to t.
+        mask: which keys a query sees, in addition to `causal`.
+        bias: added to the logits.
 
     Returns:
-        The heads' outputs.
+        Outputs of the heads.
     """
     fits = q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[3] % 8 == 0 and q.shape[3] <= 128 and q.shape[1] > 1
     if fits and (bias is None or (causal and mask is None)) and has_flash():
@@ -52,10 +52,10 @@ def attend(
 def _plain(
     q: Array, k: Array, v: Array, *, scale: float, causal: bool, mask: Array | None, bias: Array | None
 ) -> Array:
-    """By XLA, as products of [T, d] and [d, S] matrices.
+    """Attention by XLA, as products of [T, d] and [d, S] matrices.
 
-    `jax.nn.dot_product_attention` has heads behind positions; on a CPU, XLA takes nearly twice as long for the gradient
-    of that, and copies a whole cache that lies so at every token that is decoded.
+    `jax.nn.dot_product_attention` puts positions before heads: on a CPU its gradient takes nearly twice as long, and
+    XLA copies the whole cache for every decoded token.
     """
     (batch, length, heads, width), (groups, keys) = q.shape, k.shape[1:3]
     q = q.transpose(0, 2, 1, 3).reshape(batch, groups, heads // groups * length, width)
@@ -75,20 +75,20 @@ def _plain(
 def _flash(
     q: Array, k: Array, v: Array, *, scale: float, causal: bool, mask: Array | None, bias: Array | None
 ) -> Array:
-    """By cuDNN, whose backward pass takes even lengths alone: one more position is hidden from the others."""
+    """Attention by cuDNN. Its backward pass supports only even lengths, so odd ones get one masked position."""
     k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
     (batch, length), odd = q.shape[:2], (q.shape[1] % 2, k.shape[1] % 2)
-    more, beside = {}, ((0, 0), (0, 0), (0, odd[0]), (0, odd[1]))
+    more, padding = {}, ((0, 0), (0, 0), (0, odd[0]), (0, odd[1]))
     if mask is not None:
-        # cuDNN takes a mask as a bias, which has to have a row for every query.
-        mask = jnp.pad(jnp.broadcast_to(mask, (mask.shape[0], 1, length, k.shape[1])), beside)
+        # cuDNN treats a mask as a bias and needs a row for every query.
+        mask = jnp.pad(jnp.broadcast_to(mask, (mask.shape[0], 1, length, k.shape[1])), padding)
     elif any(odd) and not causal:
         lengths = (jnp.full((batch,), x.shape[1], jnp.int32) for x in (q, k))
         more = dict(zip(("query_seq_lengths", "key_value_seq_lengths"), lengths, strict=True))
     if bias is not None:
-        bias = jnp.pad(bias.astype(q.dtype), beside)
+        bias = jnp.pad(bias.astype(q.dtype), padding)
     q, k, v = (jnp.pad(x, ((0, 0), (0, n), (0, 0), (0, 0))) for x, n in ((q, odd[0]), (k, odd[1]), (v, odd[1])))
-    found = jax.nn.dot_product_attention(
+    out = jax.nn.dot_product_attention(
         q, k, v, bias=bias, mask=mask, scale=scale, is_causal=causal, implementation="cudnn", **more
     )
-    return found[:, :length]
+    return out[:, :length]

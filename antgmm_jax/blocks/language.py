@@ -1,4 +1,4 @@
-"""The language model: T5's encoder and decoder, or a Llama decoder alone."""
+"""The language model: T5's encoder and decoder, or a Llama decoder."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -16,13 +16,13 @@ from antgmm_jax.parallel.sharding import place
 
 
 class Prefilled(NamedTuple):
-    """A prompt that has been read.
+    """State of decoding after the prompt.
 
     Attributes:
         logits: of the first answer token, [B, V].
-        caches: self-attention keys and values, one pair a layer.
-        cross_caches: cross-attention keys and values, one pair a layer, None without cross-attention.
-        mask: which cache slots may be attended to, bool [B, slots]; slots of tokens to come are True.
+        caches: self-attention keys and values, one pair per layer.
+        cross_caches: cross-attention keys and values, one pair per layer, None without cross-attention.
+        mask: which cache slots may be attended to, bool [B, slots]; True for slots of future tokens.
         lengths: position of the next token, [B].
         slot: cache slot of the next token.
     """
@@ -36,12 +36,12 @@ class Prefilled(NamedTuple):
 
 
 def _embed_scale(config: LanguageConfig) -> float:
-    # T5's table is drawn at unit variance (Mesh TensorFlow), Llama's at 0.02.
+    # T5 initialises its table with unit variance (Mesh TensorFlow), Llama with a deviation of 0.02.
     return 1.0 if config.encoder is not None else 0.02
 
 
 class LanguageModel(nnx.Module):
-    """Token table, stacks, final norms and head; T5 where the config has an encoder, else decoder-only."""
+    """Token table, stacks, final norms and head: T5 if the config has an encoder, else decoder-only."""
 
     def __init__(self, config: LanguageConfig, towers: Mapping[str, Tower], *, remat: Remat = "dots", rngs: nnx.Rngs):
         self.config, decoder = config, config.decoder
@@ -58,11 +58,11 @@ class LanguageModel(nnx.Module):
 
     def embed(self, ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         """Token embeddings."""
-        # Gathered along its width first: the partitioner cannot turn columns of what is looked up into rows of a batch.
+        # Gather the table along its width first: the partitioner cannot reshard looked-up columns to batch rows.
         return place(lookup(place(self.tokens[...], ("vocab",)), ids), ("batch",))
 
     def head(self, hidden: Float[Array, "... D"], gates: Gates) -> Float[Array, "... V"]:
-        """Logits of final hidden states; T5 v1.0 scales them by width ** -0.5, the open width where gated."""
+        """Logits of final hidden states. T5 v1.0 scales them by width ** -0.5, counting only open channels if gated."""
         if self.config.scaled_head:
             gate = gates.get("text/embed")
             width = self.config.decoder.embed if gate is None else jax.lax.stop_gradient(gate.sum())
@@ -72,7 +72,7 @@ class LanguageModel(nnx.Module):
     def encode(
         self, x: Float[Array, "B T D"], valid: Bool[Array, "B T"], gates: Gates, collect: Sequence[str] = ()
     ) -> tuple[Float[Array, "B T D"], dict[str, Array]]:
-        """T5's encoder over embedded tokens: normed states, and the intermediates named in `collect`."""
+        """Runs T5's encoder on embedded tokens; returns normed states and the intermediates named in `collect`."""
         assert self.encoder is not None and self.encoder.relative is not None and self.encoder_norm is not None
         at = jnp.arange(x.shape[1])
         context = Context(mask=valid[:, None, None, :], bias=self.encoder.relative(at, at), valid=valid)
@@ -90,20 +90,20 @@ class LanguageModel(nnx.Module):
         segments: Int[Array, "B T"] | None = None,
         counted: Bool[Array, "B T"] | None = None,
     ) -> tuple[Float[Array, "B T D"], dict[str, Array]]:
-        """The decoder over embedded tokens, all positions at once: normed states, and the intermediates.
+        """Runs the decoder on all positions of the embedded tokens at once.
 
         Args:
             x: embedded decoder tokens.
-            valid: which are tokens; None for all (T5 masks no decoder position, as in Hugging Face).
-            memory: what cross-attention reads; None for a decoder-only model.
-            memory_valid: which of it are tokens.
+            valid: which positions are tokens; None for all (T5 masks no decoder position, as in Hugging Face).
+            memory: states that cross-attention reads; None for a decoder-only model.
+            memory_valid: which of `memory` are tokens.
             gates: axis name -> gate.
-            collect: names of the intermediates to keep.
-            segments: which of a packed row's samples each token belongs to; None for rows of one sample.
-            counted: which positions collected norms count; None for those of `valid`.
+            collect: names of the intermediates to return.
+            segments: number of each token's sample in a packed row; None for rows of one sample.
+            counted: positions that collected norms include; None for those of `valid`.
 
         Returns:
-            States that `head` reads, and the intermediates.
+            Normed states for `head`, and the intermediates.
         """
         at = jnp.arange(x.shape[1])
         if segments is None:
@@ -134,11 +134,11 @@ class LanguageModel(nnx.Module):
         slots: int,
         memory_valid: Bool[Array, "B M"] | None = None,
     ) -> Prefilled:
-        """Reads the decoder's first tokens into a cache of `slots`.
+        """Runs the decoder on its first tokens and fills a cache of `slots` positions.
 
         Args:
             x: embedded decoder tokens.
-            valid: which are tokens; padding may stand on either side.
+            valid: which positions are tokens; padding on either side.
             memory: T5's encoder states, or None.
             slots: cache length, at least T.
             memory_valid: which encoder states are tokens, or None.
@@ -163,16 +163,16 @@ class LanguageModel(nnx.Module):
     def step(
         self, ids: Int[Array, " B"], state: Prefilled, memory_valid: Bool[Array, "B M"] | None, layers
     ) -> tuple[Float[Array, "B V"], list[Cache]]:
-        """One token further: its logits and the caches with it written.
+        """Decodes one token and adds it to the caches.
 
         Args:
             ids: the token of each row.
             state: caches, with `slot` and `lengths` of this token.
             memory_valid: which encoder states are tokens, or None.
-            layers: `self.decoder.unstack()`, made once outside the loop.
+            layers: `self.decoder.unstack()`, computed once outside the loop.
 
         Returns:
-            Logits of the next token, and the caches.
+            Logits of the next token, and the updated caches.
         """
         slots = state.mask.shape[1]
         keys = jnp.arange(slots)
@@ -184,7 +184,7 @@ class LanguageModel(nnx.Module):
 
 
 def _positions(x: Array, valid: Array | None) -> Array:
-    """Position of each token among its row's tokens, so that padding on either side changes nothing."""
+    """Position of each token in its row, not counting padding."""
     if valid is None:
         return jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
     return jnp.maximum(jnp.cumsum(valid, axis=1) - 1, 0)

@@ -1,4 +1,4 @@
-"""The layers that every tower is built from; each parameter carries the names of its axes, each cut a gate."""
+"""Layers of all towers. Every parameter has named axes, and every unit that can be pruned has a gate."""
 
 import math
 from typing import NamedTuple
@@ -24,15 +24,14 @@ ACTIVATIONS = {
 def param(
     key: jax.Array, shape: tuple[int, ...], axes: tuple[str, ...], *, scale: float | None, over: str = ""
 ) -> nnx.Param:
-    """A parameter with named axes.
+    """Creates a parameter with named axes.
 
     Args:
         key: random key.
         shape: one size per axis.
-        axes: one name per axis; names with a "/" can be cut.
-        scale: standard deviation of the normal that it is drawn from; None gives zeros.
-        over: the tokens that it multiplies, where it is the kernel of a linear map: a tower, or a key of
-            `LMMConfig.tokens`.
+        axes: one name per axis; axes with a "/" in their name can be pruned.
+        scale: standard deviation of the normal distribution; None gives zeros.
+        over: for the kernel of a linear map, the tokens that it multiplies: a tower, or a key of `LMMConfig.tokens`.
 
     Returns:
         A float32 `nnx.Param` with metadata `axes` and `over`.
@@ -42,26 +41,26 @@ def param(
 
 
 def linear(x: Array, kernel: Array, bias: Array | None, *, inputs: int = 1) -> Array:
-    """Contracts the last `inputs` axes of x with the first of a kernel, adds a bias."""
+    """Contracts the last `inputs` axes of x with the first ones of the kernel and adds the bias."""
     rows, columns = math.prod(x.shape[x.ndim - inputs :]), kernel.shape[inputs:]
     y = _product(x.reshape(-1, rows), kernel.reshape(rows, -1)).reshape(*x.shape[: x.ndim - inputs], *columns)
     return y if bias is None else plus(y, bias)
 
 
 def plus(x: Array, bias: Array) -> Array:
-    """x + a parameter that all rows share, in the dtype of x; in float32, as the parameter's gradient is a sum."""
+    """x + bias in the dtype of x. Adds in float32, so that the bias gradient is summed in float32."""
     return (x.astype(jnp.float32) + bias.astype(jnp.float32)).astype(x.dtype)
 
 
 def repeated(parameter: Float[Array, "..."], rows: int) -> Float[Array, "rows ..."]:
-    """A parameter [...] as [rows, ...]; its gradient is summed over the rows in float32."""
+    """Repeats a parameter [...] to [rows, ...]; its gradient is summed over the rows in float32."""
     whole = jnp.broadcast_to(parameter.astype(jnp.float32), (rows, *parameter.shape))
     return whole.astype(parameter.dtype)
 
 
 @jax.custom_vjp
 def lookup(table: Float[Array, "V D"], ids: Int[Array, "..."]) -> Float[Array, "... D"]:
-    """Rows of a table. A row's gradient is summed in float32: a common token is read thousands of times in a batch."""
+    """Rows of a table. Gradients are summed in float32: a common token occurs thousands of times in a batch."""
     return table[ids]
 
 
@@ -75,10 +74,10 @@ lookup.defvjp(lambda table, ids: (table[ids], (table, ids)), _lookup_backward)
 
 @jax.custom_vjp
 def _product(x: Float[Array, "n k"], kernel: Float[Array, "k m"]) -> Float[Array, "n m"]:
-    """A matrix product whose backward pass reads its operands as they lie in memory.
+    """A matrix product with a backward pass that reads its operands without transposing them in memory.
 
-    On a CPU, XLA otherwise computes an activation's gradient a second time inside the transposed copy that the kernel's
-    gradient reads, column by column: the gradient of a feed-forward layer then takes twice as long (measured).
+    Otherwise, XLA on a CPU recomputes the activation's gradient inside the transposed copy that the kernel's gradient
+    reads: the gradient of a feed-forward layer then takes twice as long (measured).
     """
     return x @ kernel
 
@@ -95,16 +94,16 @@ _product.defvjp(lambda x, kernel: (x @ kernel, (x, kernel)), _product_backward)
 def initial(config: StackConfig, fan_in: int) -> float:
     """Standard deviation of a new kernel: 0.02 as in ViT, BERT and Llama, or by fan-in as in T5.
 
-    A post-norm stack at fan-in scale hardly learns: its branches drown the stream.
+    A post-norm stack at fan-in scale hardly learns: its branches dominate the residual stream.
     """
     return 0.02 if config.scaled else fan_in**-0.5
 
 
 class Norm(nnx.Module):
-    """LayerNorm or RMSNorm whose statistics are taken over open channels only.
+    """LayerNorm or RMSNorm with statistics over open channels only.
 
-    With a gate g the mean of z is sum(g * z) / sum(g), and the output, bias included, is times g: with a 0/1 gate
-    that equals the norm of the channels that stay.
+    With a gate g the mean of z is sum(g * z) / sum(g), and the output, including the bias, is multiplied by g. With a
+    0/1 gate this equals the norm of the kept channels.
     """
 
     def __init__(self, config: StackConfig, axis: str, *, rngs: nnx.Rngs):
@@ -113,9 +112,9 @@ class Norm(nnx.Module):
         self.bias = None if self.rms else param(rngs.params(), (config.embed,), (axis,), scale=None)
 
     def __call__(self, x: Float[Array, "... D"], gate: Float[Array, " D"] | None = None) -> Float[Array, "... D"]:
-        """Norms the last axis of x over its open channels."""
-        # In float32: in bfloat16 the variance of a wide stream loses its last digits, and so do the gradients of scale
-        # and bias, which are sums over all tokens.
+        """Normalises the last axis of x over its open channels."""
+        # In float32: bfloat16 loses precision in the variance of a wide stream and in the gradients of scale and bias,
+        # which are sums over all tokens.
         z = x.astype(jnp.float32)
 
         def mean(v):
@@ -138,7 +137,7 @@ class Rope(NamedTuple):
 
 
 def rope(positions: Int[Array, "B T"], head_dim: int, theta: float) -> Rope:
-    """Rotary position angles (RoFormer, arXiv 2104.09864), in the half-split layout of Hugging Face Llama.
+    """Computes rotary position angles (RoFormer, arXiv 2104.09864) in the half-split layout of Hugging Face Llama.
 
     Args:
         positions: token positions.
@@ -154,24 +153,24 @@ def rope(positions: Int[Array, "B T"], head_dim: int, theta: float) -> Rope:
 
 
 def rotate(x: Float[Array, "B T H d"], by: Rope) -> Float[Array, "B T H d"]:
-    """Rotates the halves of each head by its position's angles."""
+    """Rotates each head by the angles of its position."""
     cos, sin = by.cos[:, :, None, :], by.sin[:, :, None, :]
     a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
 
 
 class Attention(nnx.Module):
-    """Multi-head attention with grouped queries; a gate multiplies each key-value head's output group."""
+    """Multi-head attention with grouped queries; a gate multiplies the outputs of each key-value head."""
 
     def __init__(self, tower: Tower, *, memory: int = 0, rngs: nnx.Rngs):
-        """`memory` is the width of the states that it reads where it is cross-attention; 0: self-attention."""
+        """`memory` is the width of the states that cross-attention reads; 0 for self-attention."""
         config, cross = tower.stack, memory > 0
         heads, group, width = (config.cross_heads if cross else config.heads), config.q_per_kv, config.head_dim
         reads, keys_over = (memory, tower.reads) if cross else (config.embed, tower.name)
         heads_axis = tower.axis("cross_heads" if cross else "heads")
         embed, source = tower.embed, tower.memory if cross else tower.embed
         self.scale = width**-0.5 if config.scaled else 1.0
-        # Without the 1/sqrt(d) of the logits the query's initial scale carries it (T5).
+        # T5 has no factor 1/sqrt(d) on the logits; the initial scale of the queries includes it.
         q_scale = initial(config, config.embed * width)
         q_axes, kv_axes = (heads_axis, "q_per_kv", "head_dim"), (heads_axis, "head_dim")
         self.q = param(
@@ -190,7 +189,7 @@ class Attention(nnx.Module):
         self.o_bias = param(key, (config.embed,), (embed,), scale=None) if config.out_bias else None
 
     def keys_values(self, x: Float[Array, "B S E"], positions: Rope | None = None) -> tuple[Array, Array]:
-        """Keys and values [B, heads, S, head_dim] of the states that are attended to."""
+        """Keys and values [B, heads, S, head_dim] of the attended states."""
         k = linear(x, self.k[...], None if self.k_bias is None else self.k_bias[...])
         v = linear(x, self.v[...], None if self.v_bias is None else self.v_bias[...])
         k = k if positions is None else rotate(k, positions)
@@ -208,7 +207,7 @@ class Attention(nnx.Module):
         positions: Rope | None = None,
         gate: Float[Array, " K"] | None = None,
     ) -> tuple[Float[Array, "B T E"], Float[Array, "B T K G d"]]:
-        """Attends from x; returns what is written to the stream, and the heads' own outputs before the last map."""
+        """Attends from x; returns the output for the residual stream, and the head outputs before the last map."""
         q = linear(x, self.q[...], None if self.q_bias is None else self.q_bias[...])
         batch, length, heads, group, width = q.shape
         q = q.reshape(batch, length, heads * group, width)
@@ -236,7 +235,7 @@ class MLP(nnx.Module):
         self.down_bias = param(rngs.params(), embed[:1], embed[1:], scale=None) if config.mlp_bias else None
 
     def __call__(self, x: Float[Array, "B T E"], gate: Float[Array, " M"] | None = None) -> tuple[Array, Array]:
-        """Returns what is written to the stream, and the hidden units [B, T, M] before the last map."""
+        """Returns the output for the residual stream, and the hidden units [B, T, M] before the last map."""
         act = ACTIVATIONS[self.act]
         hidden = linear(x, self.up[...], None if self.up_bias is None else self.up_bias[...])
         hidden = act(hidden) if self.gate is None else act(linear(x, self.gate[...], None)) * hidden
@@ -246,7 +245,7 @@ class MLP(nnx.Module):
 
 
 class RelativeBias(nnx.Module):
-    """T5's learnt attention bias by bucketed distance (arXiv 1910.10683), one table a stack."""
+    """T5's learnt attention bias by bucketed distance (arXiv 1910.10683), one table per stack."""
 
     def __init__(self, tower: Tower, *, rngs: nnx.Rngs):
         config, heads_axis = tower.stack, tower.axis("heads")
@@ -259,7 +258,7 @@ class RelativeBias(nnx.Module):
         self.table = param(rngs.params(), (config.relative_buckets, config.heads), ("buckets", heads_axis), scale=scale)
 
     def __call__(self, queries: Int[Array, " T"], keys: Int[Array, " S"]) -> Float[Array, "1 H T S"]:
-        """Bias between query and key positions, float32: its gradient is a sum over layers, rows and positions."""
+        """Bias between query and key positions; float32, as its gradient sums over layers, rows and positions."""
         offset = keys[None, :] - queries[:, None]
         buckets, first = self.buckets, jnp.zeros_like(offset)
         if self.two_sided:
@@ -268,7 +267,7 @@ class RelativeBias(nnx.Module):
         else:
             offset = jnp.maximum(-offset, 0)
         exact = buckets // 2
-        # float32 logarithm as in the reference; the argument is kept above 0 for the branch that is not taken.
+        # float32 logarithm as in the reference; the maximum keeps the unused branch finite.
         ratio = jnp.log(jnp.maximum(offset, 1).astype(jnp.float32) / exact) / math.log(self.distance / exact)
         far = jnp.minimum(exact + (ratio * (buckets - exact)).astype(offset.dtype), buckets - 1)
         bucket = first + jnp.where(offset < exact, offset, far)

@@ -1,8 +1,8 @@
-"""Pictures of a batch as a tree of arrays: what every part may know of it, and squares of pixels.
+"""Images of a batch as a tree of arrays.
 
-`batch["images"]` is a dict whose leaves lie [B, M, ...]: B rows with M picture slots each, those in use first. `valid`
-bool [B, M] says which are; the other leaves are for the family that made them. Features that stand in for pictures are
-`batch["vision_features"]` [B, M, N, D], beside `valid`.
+`batch["images"]` is a dict with leaves [B, M, ...]: B rows with M image slots each, used slots first. `valid`, bool
+[B, M], marks the used slots; the family defines the other leaves. Cached features replace the images as
+`batch["vision_features"]` [B, M, N, D], together with `valid`.
 """
 
 from collections.abc import Mapping
@@ -16,10 +16,10 @@ Images = Mapping[str, Any]
 
 
 def normalised(images: Images) -> Float[Array, "S H W C"]:
-    """The pictures of all rows, one after the other, as the image encoder reads them.
+    """Normalises the images of all rows for the image encoder.
 
     Args:
-        images: `pixels` [B, M, H, W, C]; uint8 with `scale` and `offset` float32 [B, M, C], or float and normalised.
+        images: `pixels` [B, M, H, W, C]; uint8 with `scale` and `offset` float32 [B, M, C], or normalised floats.
 
     Returns:
         float32 `pixels * scale + offset`, S = B * M.
@@ -32,13 +32,13 @@ def normalised(images: Images) -> Float[Array, "S H W C"]:
 
 
 def as_hf(images: Images) -> np.ndarray:
-    """The pictures as `transformers` models take them, on the host: one after the other, without the slots in no use.
+    """Converts the images to the `pixel_values` of `transformers` models, without unused slots.
 
     Args:
-        images: as `normalised` takes them.
+        images: as for `normalised`.
 
     Returns:
-        `pixel_values` float32 [K, C, H, W].
+        float32 [K, C, H, W] of the K used slots.
     """
     valid = np.asarray(images["valid"])
     pixels = np.asarray(images["pixels"])[valid].astype(np.float32)
@@ -49,20 +49,20 @@ def as_hf(images: Images) -> np.ndarray:
 
 
 def flat(leaf: Array) -> Array:
-    """A leaf [B, M, ...] as [B * M, ...]."""
+    """Reshapes a leaf [B, M, ...] to [B * M, ...]."""
     return leaf.reshape(-1, *leaf.shape[2:])
 
 
 def by_row(states: Array, images: Images) -> Array:
-    """What was computed of all slots, [B * M, ...], row by row: [B, M, ...]."""
+    """Reshapes states of all slots [B * M, ...] to [B, M, ...]."""
     return states.reshape(*images["valid"].shape, *states.shape[1:])
 
 
 def valid_slots(batch: Mapping[str, Any]) -> Bool[Array, "S 1"]:
-    """Which picture slots of a batch hold a picture, as a mask of states [B * M, N]."""
+    """Mask of the used image slots; it broadcasts to states [B * M, N]."""
     return batch["images"]["valid"].reshape(-1, 1)
 
 
 def has_pixels(batch: Mapping[str, Any]) -> bool:
-    """Whether a batch holds pictures themselves and not only which slots are in use."""
+    """Whether a batch holds pixels, and not only `valid`."""
     return len(batch.get("images", ())) > 1

@@ -1,4 +1,4 @@
-"""From image states to text embeddings: the perceptron that several families have as their bridge."""
+"""The projector: an MLP from image states to text embeddings, the bridge of several families."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,12 +13,12 @@ from antgmm_jax.blocks.stack import Gates
 from antgmm_jax.config import Act, Tower
 
 OUT = "bridge/out"
-"""What the language model is handed, under this name among the collected."""
+"""Name of the bridge's output among the collected intermediates."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProjectorConfig:
-    """A two-layer perceptron from the image encoder's width to the text width."""
+    """A two-layer MLP from the image encoder's width to the text width."""
 
     mlp: int = axis()
     act: Act
@@ -26,7 +26,7 @@ class ProjectorConfig:
 
 
 class Projector(nnx.Module):
-    """A perceptron from image states to text embeddings."""
+    """A two-layer MLP from image states to text embeddings."""
 
     def __init__(self, config: ProjectorConfig, vision: Tower, text: Tower, *, rngs: nnx.Rngs):
         self.act = config.act
@@ -40,13 +40,13 @@ class Projector(nnx.Module):
     def features(
         self, vision: Float[Array, "S N V"], gates: Gates, collect: Sequence[str] = ()
     ) -> tuple[Float[Array, "S N V"], dict[str, Array]]:
-        """Image states as they are: a projector has no stack."""
+        """Returns the image states unchanged: a projector has no stack."""
         return vision, {}
 
     def project(
         self, features: Float[Array, "S N V"], gates: Gates, collect: Sequence[str] = ()
     ) -> tuple[Float[Array, "S N E"], dict[str, Array]]:
-        """Image states as text embeddings; where `collect` names `bridge/mlp`, norms of its units [S, M]."""
+        """Maps image states to text embeddings; collects the norms [S, M] of `bridge/mlp` if named in `collect`."""
         hidden = linear(features, self.up[...], None if self.up_bias is None else self.up_bias[...])
         hidden = ACTIVATIONS[self.act](hidden)
         if "bridge/mlp" in gates:

@@ -1,4 +1,4 @@
-"""One stack of blocks from which image encoders, bridges, text encoders and decoders are all assembled."""
+"""The transformer stack of image encoders, bridges, text encoders and decoders."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -17,16 +17,16 @@ Cache = tuple[Array, Array]  # keys and values, each [B, heads, slots, head_dim]
 
 
 class Context(NamedTuple):
-    """What every block of a stack reads beside the stream.
+    """Inputs that all blocks of a stack share.
 
     Attributes:
-        causal: whether a position sees no later one.
-        mask: which keys a query sees beside that, bool [B, 1, T or 1, S]; None for all.
+        causal: whether positions see no later ones.
+        mask: which keys a query sees, in addition to `causal`, bool [B, 1, T or 1, S]; None for all.
         bias: added to attention logits, [1, H, T, S].
         positions: rotary angles.
         memory: states [B, M, E] that cross-attention reads.
-        memory_mask: which of them are tokens, bool [B, 1, 1, M].
-        valid: which stream positions are tokens, [B, T]; collected norms leave the others out.
+        memory_mask: which states of `memory` are tokens, bool [B, 1, 1, M].
+        valid: which positions are tokens, [B, T]; collected norms ignore the others.
     """
 
     causal: bool = False
@@ -39,7 +39,7 @@ class Context(NamedTuple):
 
 
 LOCAL = ("layers", "heads", "cross_heads", "mlp", "embed")
-"""Axes of a stack by the names of its config's fields."""
+"""Axes of a stack, named like the fields of its config."""
 
 
 class CrossAttention(nnx.Module):
@@ -51,7 +51,7 @@ class CrossAttention(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Self-attention, cross-attention where one is handed in, feed-forward; norms before or after each."""
+    """Self-attention, optional cross-attention and feed-forward layer, with norms before or after each."""
 
     def __init__(self, tower: Tower, *, rngs: nnx.Rngs):
         self.config = tower.stack
@@ -71,21 +71,21 @@ class Block(nnx.Module):
         cross_cache: Cache | None = None,
         slot: Array | int = 0,
     ) -> tuple[Array, dict[str, Array], Cache | None]:
-        """One block.
+        """Applies the block.
 
         Args:
-            x: the stream.
+            x: residual stream.
             context: masks, positions and the states that cross-attention reads.
             gates: local name -> gate of this layer (`heads`, `cross_heads`, `mlp`, `embed`, scalar `layers`).
             cross: the cross-attention of this layer, if it has one.
-            cache: keys and values of earlier positions, written at `slot`.
+            cache: keys and values of earlier positions; those of x are written at `slot`.
             cross_cache: keys and values of the states that cross-attention reads.
             slot: first cache slot of x.
 
         Returns:
-            The stream after the block; the units' outputs by local name; the cache.
+            The residual stream, the outputs of the units by local name, and the cache.
         """
-        # Without this the partitioner may split the stream by its width, as the weights are, and not by its rows.
+        # Without this the partitioner may split the stream by width, like the weights, and not by rows.
         x = place(x, ("batch",))
         start, units = x, {}
 
@@ -129,15 +129,15 @@ class Block(nnx.Module):
 
 
 def rematerialised(function: Callable, remat: Remat) -> Callable:
-    """A function whose intermediates are computed again for its gradient, as a policy says.
+    """Wraps a function so that its gradient recomputes intermediates instead of storing them.
 
     Args:
         function: the body of a scan.
-        remat: "none" keeps every intermediate; "dots" the matrix products, the rest being cheaper to compute again than
-            a scan's stacking of it, on a CPU too; "full" nothing: least memory, one more forward pass.
+        remat: "none" stores every intermediate; "dots" the matrix products (recomputing the rest costs less than
+            stacking it in a scan, also on a CPU); "full" nothing: least memory, one more forward pass.
 
     Returns:
-        The function, equal in values and gradients.
+        A function with equal values and gradients.
     """
     if remat == "none":
         return function
@@ -158,10 +158,10 @@ def _unit_norms(units: Mapping[str, Any], name: str, valid: Array | None) -> Arr
 
 
 class Stack(nnx.Module):
-    """Blocks stored stacked on a leading `layers` axis; scanned to train, unrolled to decode.
+    """Blocks with parameters stacked on a leading `layers` axis: scanned in training, unrolled in decoding.
 
-    Where only every `cross_every`-th layer has cross-attention, those form a shorter stack of their own
-    on the axis `<tower>/cross_layers`, and the scan goes by groups of `cross_every` layers.
+    If only every `cross_every`-th layer has cross-attention, the cross-attentions form a shorter stack on the axis
+    `<tower>/cross_layers`, and the scan runs over groups of `cross_every` layers.
     """
 
     def __init__(self, tower: Tower, *, memory: int = 0, remat: Remat = "dots", rngs: nnx.Rngs):
@@ -186,7 +186,7 @@ class Stack(nnx.Module):
         self.relative = RelativeBias(tower, rngs=rngs) if config.positions == "relative" else None
 
     def _split_gates(self, gates: Gates) -> tuple[dict[str, Array], dict[str, Array]]:
-        """Local-name gates with a row a layer, and those that all layers share."""
+        """Gates by local name: those with one row per layer, and those that all layers share."""
         mine = {local: gates[name] for local, name in self.names.items() if name in gates}
         by_layer = {k: g for k, g in mine.items() if k == "layers" or g.ndim == 2}
         return by_layer, {k: g for k, g in mine.items() if k not in by_layer}
@@ -194,17 +194,17 @@ class Stack(nnx.Module):
     def __call__(
         self, x: Float[Array, "B T D"], context: Context, gates: Gates, collect: Sequence[str] = ()
     ) -> tuple[Float[Array, "B T D"], dict[str, Array]]:
-        """All blocks.
+        """Applies all blocks.
 
         Args:
-            x: the stream.
-            context: what blocks read beside it.
-            gates: global axis name -> gate; absent is open.
-            collect: global names of the intermediates to keep.
+            x: residual stream.
+            context: inputs that all blocks share.
+            gates: global axis name -> gate; a missing gate is open.
+            collect: global names of the intermediates to return.
 
         Returns:
-            The stream, and the intermediates by name: `<tower>/states` [L + 1, B, T, D]; of an axis the units' norms
-            [L, B, units], or [B, D] for the width.
+            The residual stream, and the intermediates by name: `<tower>/states` [L + 1, B, T, D]; for an axis the norms
+            of its units [L, B, units], or [B, D] for the width.
         """
         by_layer, shared = self._split_gates(gates)
         wanted = {local for local, name in self.names.items() if name in collect and local != "layers"}
@@ -213,11 +213,11 @@ class Stack(nnx.Module):
         def body(x, layer, cross):
             params, gates_here = layer
             block = nnx.merge(block_graph, params)
-            module = None if cross_graph is None or cross is None else nnx.merge(cross_graph, cross)
-            y, units, _ = block(x, context, {**shared, **gates_here}, cross=module)
+            cross_module = None if cross_graph is None or cross is None else nnx.merge(cross_graph, cross)
+            y, units, _ = block(x, context, {**shared, **gates_here}, cross=cross_module)
             kept = {}
             for name in sorted(wanted):
-                # A layer without cross-attention has no such units: zeros keep the rows aligned with the layers.
+                # Layers without cross-attention have no such units: zeros keep the rows aligned with the layers.
                 absent = jnp.zeros((x.shape[0], self.config.cross_heads))
                 kept[name] = _unit_norms(units, name, context.valid) if name in units else absent
             if states in collect:
@@ -231,7 +231,7 @@ class Stack(nnx.Module):
         whole = self.config.layers // every
 
         def group(x, xs):
-            """A layer with cross-attention and those up to the next; they alternate, so one program serves them all."""
+            """One layer with cross-attention and the layers up to the next one."""
             rows = []
             for i in range(jax.tree.leaves(xs[0])[0].shape[0]):
                 x, row = body(x, jax.tree.map(lambda a, i=i: a[i], xs[0]), xs[1] if i == 0 else None)
@@ -257,7 +257,7 @@ class Stack(nnx.Module):
         return out
 
     def unstack(self) -> list[tuple[Block, CrossAttention | None]]:
-        """The layers one by one, for decoding: a scan would copy each layer's weights at every token."""
+        """Returns the layers as a list, for decoding: a scan would copy the weights of each layer for every token."""
         every, layers = self.config.cross_every, []
         block_graph, blocks = nnx.split(self.blocks)
         cross_graph, crosses = nnx.split(self.cross) if self.cross is not None else (None, None)
@@ -278,18 +278,18 @@ def unrolled(
     cross_caches: Sequence[Cache | None],
     slot: Array | int,
 ) -> tuple[Float[Array, "B T D"], list[Cache]]:
-    """The stream through unstacked layers with key-value caches.
+    """Applies unstacked layers with key-value caches.
 
     Args:
-        layers: what `Stack.unstack` gave.
-        x: the stream of the new positions.
+        layers: result of `Stack.unstack`.
+        x: residual stream of the new positions.
         context: masks and positions of the new positions against all slots.
-        caches: self-attention caches, one a layer.
-        cross_caches: cross-attention keys and values, one a layer.
+        caches: self-attention caches, one per layer.
+        cross_caches: cross-attention keys and values, one per layer.
         slot: first cache slot of x.
 
     Returns:
-        The stream and the caches with the new positions written.
+        The residual stream, and the caches including the new positions.
     """
     new = []
     for (block, cross), cache, cross_cache in zip(layers, caches, cross_caches, strict=True):

@@ -1,4 +1,4 @@
-"""Which tokens of a batch a tower processes."""
+"""Masks of the tokens that a tower processes."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,22 +10,22 @@ from antgmm_jax.blocks.pictures import valid_slots
 from antgmm_jax.config import Tower
 
 IGNORE = -100
-"""Label of a position that is no answer token."""
+"""Label of positions that are not answer tokens."""
 
 
 KINDS = {"images": ("vision",), "text": ("hidden", "vision"), "answers": ("hidden",)}
-"""Kinds of tokens that a tower's states are compared on, by what the tower processes."""
+"""`Tower.tokens` -> kinds of tokens on which states of teacher and student are compared."""
 
 
 def valid_tokens(tower: Tower, batch: Mapping[str, Any]) -> Bool[Array, "B N"]:
-    """Which positions of a tower are tokens.
+    """Returns the mask of a tower's positions that are tokens, not padding.
 
     Args:
         tower: a stack of the model.
         batch: a training batch.
 
     Returns:
-        bool [B, N], of image towers [B * M, 1]: all positions of a slot are valid or none.
+        bool [B, N]; for image towers [B * M, 1], as all positions of a slot are valid or none.
     """
     if tower.tokens == "images":
         return valid_slots(batch)
@@ -35,22 +35,22 @@ def valid_tokens(tower: Tower, batch: Mapping[str, Any]) -> Bool[Array, "B N"]:
 
 
 def predicting(batch: Mapping[str, Any]) -> Bool[Array, "B N"]:
-    """Positions of a decoder with an encoder before it that predict an answer token."""
+    """Mask of the decoder positions that predict an answer token, in an encoder-decoder model."""
     rows = jnp.arange(batch["targets"].shape[0])[:, None]
     none = jnp.zeros(batch["decoder_input_ids"].shape, bool)
     return none.at[rows, batch["positions"]].max(batch["targets"] != IGNORE)
 
 
 def token_masks(tower: Tower, image_token: int, batch: Mapping[str, Any]) -> dict[str, Bool[Array, "B N"]]:
-    """The tokens on which a tower's states are compared.
+    """Returns masks of the tokens on which a tower's states are compared.
 
     Args:
         tower: a stack of the model.
-        image_token: id of the placeholder token.
+        image_token: id of the image token.
         batch: a training batch.
 
     Returns:
-        Masks of the tower's `KINDS`: "hidden" are text tokens, "vision" image tokens.
+        One mask for each of the tower's `KINDS`: "hidden" for text tokens, "vision" for image tokens.
     """
     if tower.tokens == "images":
         return {"vision": valid_slots(batch)}

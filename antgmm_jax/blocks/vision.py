@@ -1,4 +1,4 @@
-"""The image encoder that reads squares of pixels: a vision transformer."""
+"""The image encoder: a vision transformer on square images."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ from antgmm_jax.config import Remat, Tower, VisionConfig
 
 
 class VisionEncoder(nnx.Module):
-    """Patches, perhaps a class token, and learnt positions through a stack."""
+    """A vision transformer: patches, an optional class token, learnt positions and a stack."""
 
     def __init__(self, config: VisionConfig, tower: Tower, *, remat: Remat = "dots", rngs: nnx.Rngs):
         self.config, width = config, config.stack.embed
@@ -33,15 +33,15 @@ class VisionEncoder(nnx.Module):
     def __call__(
         self, images: Images, gates: Gates, collect: Sequence[str] = ()
     ) -> tuple[Float[Array, "S N D"], dict[str, Array]]:
-        """Encodes pictures.
+        """Encodes images.
 
         Args:
-            images: squares of pixels, as `normalised` takes them: B rows of M slots, S = B * M.
+            images: square images as for `normalised`: B rows of M slots, S = B * M.
             gates: axis name -> gate.
-            collect: names of the intermediates to keep.
+            collect: names of the intermediates to return.
 
         Returns:
-            Token states as the bridge reads them, and the intermediates.
+            Token states for the bridge, and the intermediates.
         """
         gate, p = gates.get("vision/embed"), self.config.patch
         pixels = normalised(images).astype(self.patch[...].dtype)
@@ -56,5 +56,5 @@ class VisionEncoder(nnx.Module):
         if self.config.final_norm:
             x = self.final_norm(x, gate)
         elif gate is not None:
-            x = x * gate.astype(x.dtype)  # no norm stands between the stream and its reader
+            x = x * gate.astype(x.dtype)  # no norm applies the gate before the bridge reads the stream
         return (x if self.cls is None or self.config.keep_cls else x[:, 1:]), kept

@@ -1,4 +1,4 @@
-"""One folder a Hugging Face family; here the choice between them."""
+"""Model families, one folder each, and the functions that choose the family of a model."""
 
 from collections.abc import Mapping
 from importlib import import_module
@@ -19,94 +19,97 @@ FAMILIES = {module.FAMILY.name: module.FAMILY for module in (blip2_t5, llava, id
 
 
 def family(config: LMMConfig) -> Family:
-    """The family of a model."""
+    """Returns the family of a model config."""
     return FAMILIES[config.family]
 
 
 def family_of(model_type: str) -> Family:
-    """The family that reads a `model_type` of config.json.
+    """Returns the family for a `model_type` in config.json.
 
     Raises:
-        AntgmmError: no family does.
+        AntgmmError: no family supports this type.
     """
     by_type = {name: one for one in FAMILIES.values() for name in one.model_types}
     if model_type not in by_type:
-        raise AntgmmError(f"model_type {model_type!r} is not supported: known are {', '.join(by_type)}")
+        raise AntgmmError(f"model_type {model_type!r} is not supported: use one of {', '.join(by_type)}")
     return by_type[model_type]
 
 
 def from_dict(values: Mapping[str, Any]) -> LMMConfig:
-    """The config that `antgmm_jax.axes.to_dict` wrote.
+    """Builds a model config from the output of `antgmm_jax.axes.to_dict`.
 
     Raises:
-        AntgmmError: of a family that is not known.
+        AntgmmError: unknown family.
     """
     name = values.get("family")
     if name not in FAMILIES:
-        raise AntgmmError(f"a record names the family {name!r}: known are {', '.join(FAMILIES)}")
+        raise AntgmmError(f"unknown model family {name!r} in the record: it must be one of {', '.join(FAMILIES)}")
     return read_dict(FAMILIES[name].config, values)
 
 
 def complete(config: LMMConfig, wanted: Mapping[str, int]) -> dict[str, int]:
-    """Fills in the axes whose count is tied to a stated one; AntgmmError where two statements conflict.
+    """Adds the sizes of axes that are tied to the given ones.
 
     Args:
-        config: the model.
-        wanted: axis name -> size, as stated.
+        config: model config.
+        wanted: axis name -> size.
 
     Returns:
-        `wanted` and what follows from it.
+        `wanted` with the tied axes added.
+
+    Raises:
+        AntgmmError: an unknown axis, or sizes that conflict.
     """
     return complete_ties(family(config).ties(config), config, wanted)
 
 
 def violations(config: LMMConfig) -> tuple[str, ...]:
-    """What keeps a shape from being served by stock transformers, each as a sentence; empty where nothing does."""
+    """Returns the reasons why stock transformers cannot load a model of this shape; empty if it can."""
     return family(config).violations(config)
 
 
 def inputs(config: LMMConfig, processor: "ProcessorMixin") -> Inputs:
-    """How a model's records are read.
+    """Returns the object that turns prompts and images into model inputs.
 
     Args:
-        config: the model.
-        processor: of its checkpoint.
+        config: model config.
+        processor: processor of the checkpoint.
 
     Returns:
-        The family's inputs.
+        The family's `Inputs`.
 
     Raises:
-        AntgmmError: the processor makes other pictures or tokens than the model reads.
+        AntgmmError: the processor does not fit the model.
     """
     return _host(config.family).Inputs(config, processor)
 
 
 def new_processor(config: LMMConfig, tokenizer: "Tokenizer") -> "ProcessorMixin":
-    """The processor of a model that is trained from scratch.
+    """Creates the processor of a model that is trained from scratch.
 
     Args:
-        config: the model.
-        tokenizer: a trained one that has the tokens of `antgmm_jax.families.words`.
+        config: model config.
+        tokenizer: trained tokenizer with the special tokens of `antgmm_jax.families.words`.
 
     Returns:
-        A processor; `save_pretrained` writes what `AutoProcessor` reads back offline.
+        A processor; `AutoProcessor` can load what its `save_pretrained` writes.
     """
     return _host(config.family).new_processor(config, tokenizer)
 
 
 def torch_images(model_type: str, images: Mapping[str, Any]) -> dict[str, Any]:
-    """A batch's pictures as the PyTorch model of a `model_type` takes them.
+    """Converts the images of a batch to arguments of the PyTorch model.
 
     Args:
-        model_type: of config.json.
-        images: the batch's tree, leaves [B, M, ...].
+        model_type: `model_type` of config.json.
+        images: images of a batch, leaves [B, M, ...].
 
     Returns:
-        NumPy arrays by the names of the model's arguments; none where no slot is in use.
+        Argument name -> NumPy array; empty if no slot is used.
     """
     return _host(family_of(model_type).name).Inputs.torch(images)
 
 
 def _host(name: str) -> Any:
-    # Imported when it is needed: processors take seconds to import.
+    # Imported on use: importing processors takes seconds.
     return import_module(f"antgmm_jax.families.{name}.inputs")

@@ -1,4 +1,4 @@
-"""What a family provides; nothing outside its folder knows more of it."""
+"""The interface of a model family; other packages use a family only through it."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,42 +17,42 @@ Keep = Mapping[str, np.ndarray]
 
 
 class Inputs(Protocol):
-    """The host side of a family: a record as token ids and a tree of pictures.
+    """Turns a prompt with images into token ids and a tree of images, on the host.
 
     Attributes:
-        processor: of the checkpoint; the tokenizer is its `tokenizer`.
-        encoder_decoder: whether prompt and answer are read apart.
+        processor: processor of the checkpoint, with its `tokenizer`.
+        encoder_decoder: whether an encoder reads the prompt and a decoder the answer.
     """
 
     processor: "ProcessorMixin"
     encoder_decoder: bool
 
     def prompt(self, line: str, pictures: int) -> str:
-        """The text given to the processor beside so many pictures."""
+        """The text for the processor, for a line of text and a number of images."""
         ...
 
     def __call__(self, line: str, images: Sequence[np.ndarray]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Prompt token ids int32 [T], each picture's tokens among them, and the pictures' tree, leaves [M, ...]."""
+        """Prompt token ids int32 [T], including image tokens, and the tree of images, leaves [M, ...]."""
         ...
 
     @staticmethod
     def torch(images: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """A batch's pictures, leaves [B, M, ...], as the arrays that the PyTorch model takes."""
+        """Converts images of a batch, leaves [B, M, ...], to arguments of the PyTorch model."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Files:
-    """How a family's safetensors files spell what its table names.
+    """Tensor names in a family's safetensors files, beyond its table of weights.
 
     Attributes:
         head: tensor of the head.
         tokens: tensor of the token table.
-        renames: patterns of other releases' names, and what stands for them in ours.
-        ignored: patterns of tensors that nothing reads.
+        renames: (pattern, replacement) pairs that map the names of other releases to ours.
+        ignored: patterns of tensors that are not needed.
         unread: (config, name) -> whether a tensor belongs to a layer that the model never runs.
-        says_tied: config.json as it stands -> whether a head equal to the token table is that table.
-        writes_head: config -> whether a tied head is written all the same.
+        says_tied: raw config.json -> whether a head equal to the token table shares it.
+        writes_head: config -> whether the file stores the head although it is tied.
     """
 
     head: str
@@ -65,11 +65,11 @@ class Files:
 
 
 class Tiny(NamedTuple):
-    """A small shape of a family, of which the conformance tests make a random PyTorch model.
+    """A small model shape, from which the conformance tests create a random PyTorch model.
 
     Attributes:
-        fields: of its config.json, `architectures` among them; `<pad>` is 0, `</s>` 1 and the image token 3.
-        own_head: whether the head differs from the token table although the config shares them.
+        fields: contents of config.json, including `architectures`; `<pad>` is 0, `</s>` 1 and the image token 3.
+        own_head: whether the head differs from the token table although the config ties them.
     """
 
     fields: dict[str, Any]
@@ -77,53 +77,53 @@ class Tiny(NamedTuple):
 
 
 class Depth:
-    """What else changes in a family when layers go; here for families where nothing does."""
+    """Hooks for families in which removing layers changes more than sizes; the defaults do nothing."""
 
     def sizes(self, config: LMMConfig) -> dict[str, int]:
-        """Axes of parameters that follow from others, which cannot be cut by themselves, with their sizes."""
+        """Sizes of parameter axes that follow from other axes and cannot be pruned by themselves."""
         return {}
 
     def variants(self, config: LMMConfig, smaller: LMMConfig) -> list[LMMConfig]:
-        """The configs that a cut to the sizes of `smaller` may leave: scores decide between several."""
+        """Configs that pruning to the sizes of `smaller` may result in; scores decide between them."""
         return [smaller]
 
     def reindex(self, config: LMMConfig, smaller: LMMConfig, keep: Keep) -> LMMConfig:
-        """The config of the model that a keep leaves, beyond its sizes.
+        """Adjusts the config of a pruned model beyond its sizes.
 
         Args:
-            config: the model that is cut.
-            smaller: the same with the kept counts.
-            keep: axis -> indices.
+            config: model before pruning.
+            smaller: `config` with the sizes after pruning.
+            keep: axis name -> kept indices.
 
         Returns:
-            The config.
+            Config of the pruned model.
 
         Raises:
-            AntgmmError: layers that no config of the family describes.
+            AntgmmError: no config of the family describes the kept layers.
         """
         return smaller
 
     def array_keep(self, config: LMMConfig, keep: Keep) -> dict[str, np.ndarray]:
-        """A keep as arrays of parameters need it: with the axes of `sizes`."""
+        """Adds kept indices of the axes of `sizes` to `keep`."""
         return dict(keep)
 
     def by_layer(self, config: LMMConfig, scores: dict[str, Any]) -> dict[str, Any]:
-        """Squares summed by axis of the arrays, as squares by axis of the model."""
+        """Maps sums of squares per parameter axis to those per model axis."""
         return scores
 
     def choose(
         self, config: LMMConfig, axis: str, scores: np.ndarray, variants: Sequence[LMMConfig]
     ) -> np.ndarray | None:
-        """The layers to keep where not any may stay.
+        """Chooses the layers to keep if not every set of layers is legal.
 
         Args:
-            config: the model that is cut.
+            config: model before pruning.
             axis: a `*/layers` axis.
-            scores: of its layers [L].
-            variants: legal configs after the cut.
+            scores: scores of its layers [L].
+            variants: legal configs after pruning.
 
         Returns:
-            int32 indices, ascending; None where the best by score may stay.
+            int32 indices, ascending; None if any layers may be kept.
         """
         return None
 
@@ -132,26 +132,26 @@ class Depth:
 class Family:
     """A family of Hugging Face models.
 
-    How its records are read stands in `inputs.py` of its folder, which imports processors: the class `Inputs`, made of
-    config and processor, and `new_processor` of config and tokenizer.
+    Input processing is in `inputs.py` of the family's folder, because it imports processors: the class
+    `Inputs(config, processor)` and the function `new_processor(config, tokenizer)`.
 
     Attributes:
-        name: of its folder, and in records.
-        model_types: values of `model_type` in config.json that it reads.
-        config: its dataclass.
-        from_hf: (hf with defaults filled in, config.json as it stands, tied=) -> config.
-        to_hf: config -> the fields of config.json that the model's shape decides.
-        build: (config, remat=, rngs=) -> the `LMM`, from the common parts and its own.
-        weights: config -> every tensor of the file, read in both directions.
-        files: how its files spell them.
-        ties: config -> counts that one field of config.json holds for several axes.
-        violations: config -> what keeps a shape from being served, each as a sentence.
+        name: name of its folder, also used in records.
+        model_types: supported values of `model_type` in config.json.
+        config: its config dataclass.
+        from_hf: (config.json with defaults, raw config.json, tied=) -> config.
+        to_hf: config -> the fields of config.json that depend on the model's shape.
+        build: (config, remat=, rngs=) -> the `LMM`.
+        weights: config -> conversion table of all tensors of the file.
+        files: further tensor names of its files.
+        ties: config -> sizes that share one field of config.json.
+        violations: config -> reasons why transformers cannot load this shape.
         image_readers: config -> paths of the linear maps that read the image encoder's output.
-        features: paths of the parameters that image features depend on.
-        depth: what else changes when layers go.
-        torch_ends: PyTorch model -> the modules whose outputs end its image phase and its prompt phase.
-        tiny: seed -> small shapes by name, their sizes in part drawn at random, for the conformance tests.
-        presets: models by name.
+        features: paths of the parameters on which image features depend.
+        depth: what else changes when layers are removed.
+        torch_ends: PyTorch model -> modules whose outputs end its image phase and its prompt phase.
+        tiny: seed -> named small shapes with partly random sizes, for the conformance tests.
+        presets: named models.
     """
 
     name: str

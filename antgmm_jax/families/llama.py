@@ -1,4 +1,4 @@
-"""A Llama decoder inside a larger checkpoint: config both ways, name table and legal shapes."""
+"""A Llama decoder inside a larger checkpoint: config conversion, conversion table and legal shapes."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,18 +9,18 @@ from antgmm_jax.families.table import Entry, attention, dense, norm
 
 
 def decoder_of(text: Mapping[str, Any]) -> StackConfig:
-    """The decoder that a `text_config` with its defaults filled in describes.
+    """Converts a `text_config` (with its defaults) to the decoder's config.
 
     Raises:
-        AntgmmError: another kind of decoder, scaled rotary positions, or biases in the feed-forward layers.
+        AntgmmError: another type of decoder, scaled rotary positions, or biases in the MLPs.
     """
     if text["model_type"] != "llama":
-        raise AntgmmError(f"text_config.model_type = {text['model_type']!r} is not supported: bring one with 'llama'")
+        raise AntgmmError(f"text_config.model_type = {text['model_type']!r} is not supported: it must be 'llama'")
     rope = text["rope_parameters"]
     if rope.get("rope_type", "default") != "default":
-        raise AntgmmError(f"rope_type {rope['rope_type']!r} is not supported: only the default rotary positions are")
+        raise AntgmmError(f"rope_type {rope['rope_type']!r} is not supported: it must be 'default'")
     if text["mlp_bias"]:
-        raise AntgmmError("Llama with mlp_bias is not supported: bring a checkpoint without it")
+        raise AntgmmError("Llama with mlp_bias is not supported: use a checkpoint without it")
     return StackConfig(
         layers=text["num_hidden_layers"],
         embed=text["hidden_size"],
@@ -44,17 +44,17 @@ def decoder_of(text: Mapping[str, Any]) -> StackConfig:
 def sized_decoder(
     sizes: tuple[int, int, int, int], head_dim: int, *, q_per_kv: int, eps: float, rope_theta: float
 ) -> StackConfig:
-    """A Llama decoder from its sizes.
+    """Returns the config of a Llama decoder of given sizes.
 
     Args:
         sizes: layers, embed, key-value heads, mlp.
         head_dim: width of a head.
-        q_per_kv: query heads of one key-value head.
-        eps: of the norms.
+        q_per_kv: query heads per key-value head.
+        eps: epsilon of the norms.
         rope_theta: base of the rotary positions.
 
     Returns:
-        The stack.
+        Stack config.
     """
     layers, embed, heads, mlp = sizes
     plain = {"qkv_bias": False, "out_bias": False, "mlp_bias": False}
@@ -77,7 +77,7 @@ def sized_decoder(
 
 
 def text_config(language: LanguageConfig) -> dict[str, Any]:
-    """The fields of `text_config` that the model's shape decides."""
+    """Returns the fields of `text_config` that depend on the model's shape."""
     llama = language.decoder
     return {
         "model_type": "llama",
@@ -99,16 +99,16 @@ def text_config(language: LanguageConfig) -> dict[str, Any]:
 
 
 def small_text(sizes: tuple[int, int, int, int, int], mlp: int, *, tied: bool, bias: bool) -> dict[str, Any]:
-    """A small `text_config` for the conformance tests.
+    """Returns a small `text_config` for the conformance tests.
 
     Args:
-        sizes: layers, width, query heads, key-value heads and their width.
-        mlp: hidden units of a feed-forward layer.
-        tied: whether the head is the token table.
+        sizes: layers, width, query heads, key-value heads, head width.
+        mlp: hidden units of an MLP.
+        tied: whether the head shares the token table.
         bias: whether attention has biases.
 
     Returns:
-        Its fields.
+        Fields of `text_config`.
     """
     layers, embed, heads, kv_heads, head_dim = sizes
     return {
@@ -129,15 +129,15 @@ def small_text(sizes: tuple[int, int, int, int, int], mlp: int, *, tied: bool, b
 
 
 def text_weights(language: LanguageConfig, model: str, head: str) -> list[Entry]:
-    """Tensors of the decoder, and of its head where it is not the token table.
+    """Returns the conversion table of the decoder and, unless tied, its head.
 
     Args:
-        language: the language model.
-        model: prefix of the decoder's names.
-        head: tensor of the head.
+        language: config of the language model.
+        model: prefix of the decoder's tensor names.
+        head: tensor name of the head.
 
     Returns:
-        The entries.
+        Entries of the table.
     """
     ours, bias = "language/decoder/blocks", language.decoder.qkv_bias
     layer = model + ".layers.{i}"
@@ -158,7 +158,7 @@ def text_weights(language: LanguageConfig, model: str, head: str) -> list[Entry]
 
 
 def head_violations(config: LMMConfig) -> tuple[str, ...]:
-    """Llama's config demands a width that its query heads divide, although head_dim is stated."""
+    """Checks that the number of query heads divides the width: Llama's config requires it in spite of `head_dim`."""
     llama = config.language.decoder
     heads = llama.heads * llama.q_per_kv
     if llama.embed % heads == 0:

@@ -1,4 +1,4 @@
-"""Which shapes a family serves: tied counts and constraints, as data and one small solver."""
+"""Constraints on the sizes of a model that its file format imposes."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -9,7 +9,7 @@ from antgmm_jax.errors import AntgmmError
 
 
 class Tie(NamedTuple):
-    """`sizes[a] == factor * sizes[b]`: counts that the file format holds in one field; indices stay free."""
+    """The constraint `sizes[a] == factor * sizes[b]`: one field of the file holds both. Kept indices may differ."""
 
     a: str
     b: str
@@ -17,18 +17,18 @@ class Tie(NamedTuple):
 
 
 def complete_ties(ties: tuple[Tie, ...], config: LMMConfig, wanted: Mapping[str, int]) -> dict[str, int]:
-    """Fills in every axis whose count follows from the ones stated.
+    """Adds the sizes of axes that are tied to the given ones.
 
     Args:
-        ties: the family's tied counts.
-        config: the model.
-        wanted: axis name -> size, as stated.
+        ties: constraints of the family.
+        config: model config.
+        wanted: axis name -> size.
 
     Returns:
-        `wanted` and what follows from it.
+        `wanted` with the tied axes added.
 
     Raises:
-        AntgmmError: an unknown axis, or two stated sizes that no shape of the family can have together.
+        AntgmmError: an unknown axis, or sizes that conflict.
     """
     known = sizes(config)
     unknown = sorted(set(wanted) - set(known))
@@ -42,18 +42,18 @@ def complete_ties(ties: tuple[Tie, ...], config: LMMConfig, wanted: Mapping[str,
                 full[a], changed = full[b] * factor, True
             elif a in full and b not in full:
                 if full[a] % factor:
-                    raise AntgmmError(f"{a} = {full[a]} is no multiple of {factor}, the width of one unit of {b}")
+                    raise AntgmmError(f"{a} = {full[a]} is not a multiple of {factor}, the width of one unit of {b}")
                 full[b], changed = full[a] // factor, True
             elif a in full and full[a] != full[b] * factor:
                 raise AntgmmError(
-                    f"{a} = {full[a]} and {b} = {full[b]} cannot stand together: this family needs"
+                    f"{a} = {full[a]} and {b} = {full[b]} conflict: this family needs"
                     f" {a} = {f'{factor} x ' if factor > 1 else ''}{b}"
                 )
     return full
 
 
 def tie_violations(ties: tuple[Tie, ...], config: LMMConfig) -> tuple[str, ...]:
-    """The ties that a model's sizes break, each as a sentence; empty where none."""
+    """Returns a sentence for every constraint that a model violates."""
     now = sizes(config)
     return tuple(
         f"{a} = {now[a]} must be {f'{factor} x ' if factor > 1 else ''}{b} = {now[b]}"
@@ -63,14 +63,14 @@ def tie_violations(ties: tuple[Tie, ...], config: LMMConfig) -> tuple[str, ...]:
 
 
 def check_square(image: Any, patch: Any) -> None:
-    """Refuses pictures that are no whole number of square patches.
+    """Checks that images are square and consist of whole patches.
 
     Args:
         image: `image_size` of a config.json.
         patch: its `patch_size`.
 
     Raises:
-        AntgmmError: names both.
+        AntgmmError: they are not.
     """
     if not isinstance(image, int) or not isinstance(patch, int) or image % patch:
         raise AntgmmError(f"image_size {image} must be a whole number of patches of {patch} pixels, square")

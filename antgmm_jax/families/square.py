@@ -1,42 +1,44 @@
-"""Square pictures as a processor makes them: uint8 on the host, and the line that normalises each channel."""
+"""Square images as uint8 with the scale and offset that normalise them, and checks of processors."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 from transformers import ProcessorMixin
 
+from antgmm_jax.config import LMMConfig
 from antgmm_jax.errors import AntgmmError
 
 Tree = dict[str, np.ndarray]
 
 
 class SquarePictures:
-    """Pictures of one size, each a slot of its own.
+    """Resizes images to one square size, one slot per image.
 
     Args:
-        processor: the model's.
+        processor: processor of the model.
 
     Attributes:
-        side: pixels of a side.
+        side: pixels per side.
 
     Raises:
-        AntgmmError: the processor makes pictures that are not square.
+        AntgmmError: the processor's images are not square.
     """
 
     def __init__(self, processor: ProcessorMixin):
         self._processor, self.side = processor.image_processor, side(processor)
         table = _table(processor)
         self._offset, self._scale = table[:, 0], ((table[:, 255] - table[:, 0]) / 255).astype(np.float32)
-        # Where pictures are resized to more than they are cropped to, none is left as it is.
-        self._kept = {value for value in dict(self._processor.size).values() if value} == {self.side}
+        # Images of the final size can skip the processor, unless it resizes to another size before cropping.
+        self._keeps_final_size = {value for value in dict(self._processor.size).values() if value} == {self.side}
 
     def __call__(self, images: Sequence[np.ndarray]) -> Tree:
-        """A row's pictures.
+        """Resizes the images of one row.
 
         Args:
-            images: each uint8 [H, W, 3].
+            images: uint8 [H, W, 3] each.
 
         Returns:
             `pixels` uint8 [M, side, side, 3], `scale` and `offset` float32 [M, 3].
@@ -51,22 +53,22 @@ class SquarePictures:
         }
 
     def _resized(self, image: np.ndarray) -> np.ndarray:
-        if self._kept and image.shape == (self.side, self.side, 3):
+        if self._keeps_final_size and image.shape == (self.side, self.side, 3):
             return image
-        # Channels first and in one piece, torchvision need not copy them.
+        # torchvision copies images unless they are contiguous with channels first.
         planes = np.ascontiguousarray(np.moveaxis(image, -1, 0))
         raw = {"do_rescale": False, "do_normalize": False, "input_data_format": "channels_first"}
         with one_thread():
-            made = self._processor(planes, return_tensors="np", **raw)
-        return np.moveaxis(np.asarray(made["pixel_values"])[0], 0, -1)
+            out = self._processor(planes, return_tensors="np", **raw)
+        return np.moveaxis(np.asarray(out["pixel_values"])[0], 0, -1)
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Keeps torch, which image processors may resize with, from sharing out one picture.
+    """Limits torch, with which image processors may resize, to one thread.
 
-    Rows are read in threads already: its own wait for each other where the cores are taken. On two cores with other
-    work a picture took 16 ms so, and 1.6 ms in one thread.
+    Several threads read rows already. On two busy cores an image took 16 ms with torch's own threads and 1.6 ms with
+    one.
     """
     torch = sys.modules.get("torch")
     before = torch.get_num_threads() if torch else 0
@@ -80,64 +82,76 @@ def one_thread() -> Iterator[None]:
 
 
 def side(processor: ProcessorMixin) -> int:
-    """Side in pixels of the square picture that a processor makes.
+    """Returns the side in pixels of a processor's square images.
 
     Raises:
-        AntgmmError: it makes other pictures.
+        AntgmmError: its images are not square.
     """
     settings = processor.image_processor
     size = settings.crop_size if getattr(settings, "do_center_crop", False) else settings.size
     if not size.get("height") or size["height"] != size.get("width"):
-        raise AntgmmError(f"the image processor makes pictures of {dict(size)}: only squares are supported")
+        raise AntgmmError(f"the image processor makes images of size {dict(size)}: only square images are supported")
     return size["height"]
 
 
 def _table(processor: ProcessorMixin) -> np.ndarray:
-    """What the processor makes of each of the 256 values of each channel, float32 [3, 256]."""
+    """Normalised value of each of the 256 pixel values of each channel, float32 [3, 256]."""
     ramp = np.repeat(np.arange(256, dtype=np.uint8).reshape(16, 16, 1), 3, axis=-1)
     settings = {"do_center_crop": False} if hasattr(processor.image_processor, "do_center_crop") else {}
-    made = processor.image_processor(ramp, do_resize=False, return_tensors="np", **settings)
-    return np.asarray(made["pixel_values"], np.float32)[0].reshape(3, 256)
+    out = processor.image_processor(ramp, do_resize=False, return_tensors="np", **settings)
+    return np.asarray(out["pixel_values"], np.float32)[0].reshape(3, 256)
 
 
-def check_words(processor: ProcessorMixin, picture: str, token: int | None, vocab: int) -> None:
-    """Refuses a tokenizer that is not its model's.
+def check_processor(
+    processor: ProcessorMixin,
+    config: LMMConfig,
+    *,
+    kind: type[ProcessorMixin],
+    fields: Sequence[str],
+    size: Callable[[Any], tuple[int, int]],
+) -> None:
+    """Checks that a processor makes the images and tokens that the model reads.
 
     Args:
-        processor: of a checkpoint.
-        picture: what stands for a part of a picture in a prompt.
-        token: the id that the model looks for there.
-        vocab: tokens that the model has.
+        processor: processor of the checkpoint.
+        config: model config.
+        kind: class that it must have.
+        fields: attributes that it must have: older releases of transformers did not save all of them.
+        size: processor -> (pixels per side, tokens) of an image.
 
     Raises:
-        AntgmmError: another token stands for pictures, there are more tokens than the model has, or none that pads.
+        AntgmmError: the processor does not fit the model.
     """
-    words = processor.tokenizer
-    if words.pad_token_id is None:
-        raise AntgmmError("the tokenizer has no token that pads: set pad_token in tokenizer_config.json to one it has")
-    written = words.convert_tokens_to_ids(picture)
-    if written != token:
+    if not isinstance(processor, kind):
         raise AntgmmError(
-            f"the processor writes token {written} where the picture stands, the model looks for {token}:"
-            " save the model's own processor beside it, or mend image_token_index in config.json"
+            f"the model has a {type(processor).__name__} but needs a {kind.__name__}: save one in its folder"
         )
-    if len(words) > vocab:
-        raise AntgmmError(f"the tokenizer has {len(words)} tokens, the model {vocab}: save its own tokenizer beside it")
-
-
-def check_fields(processor: ProcessorMixin, names: Sequence[str]) -> None:
-    """Refuses a processor that lacks fields, as older releases of transformers saved them."""
-    if absent := [name for name in names if getattr(processor, name) is None]:
+    if missing := [name for name in fields if getattr(processor, name) is None]:
         raise AntgmmError(
-            f"the processor has no {absent[0]}, as those that older releases of transformers saved: set it in"
-            " processor_config.json to the model's"
+            f"the processor has no {missing[0]} (older releases of transformers did not save it):"
+            " set it in processor_config.json to the model's value"
+        )
+    _check_tokenizer(processor, config)
+    made, read = size(processor), (config.vision.image, config.image_tokens)
+    if made != read:
+        raise AntgmmError(
+            f"the processor makes images of {made[0]} pixels with {made[1]} tokens, the model reads"
+            f" {read[0]} pixels and {read[1]} tokens: save the model's own processor in its folder"
         )
 
 
-def check_size(found: tuple[int, int], wanted: tuple[int, int]) -> None:
-    """Refuses pictures of another side, or of another number of tokens, than a model reads: (pixels, tokens)."""
-    if found != wanted:
+def _check_tokenizer(processor: Any, config: LMMConfig) -> None:
+    """Checks that the tokenizer has a padding token, the model's image token and at most the model's vocabulary."""
+    tokenizer, vocab = processor.tokenizer, config.language.vocab
+    if tokenizer.pad_token_id is None:
+        raise AntgmmError("the tokenizer has no padding token: set pad_token in tokenizer_config.json")
+    token = tokenizer.convert_tokens_to_ids(str(processor.image_token))
+    if token != config.image_token:
         raise AntgmmError(
-            f"the processor makes pictures of {found[0]} pixels that take {found[1]} tokens, the model reads"
-            f" {wanted[0]} and {wanted[1]}: save the model's own processor beside it"
+            f"the processor's image token is {token}, the model's {config.image_token}:"
+            " save the model's own processor in its folder, or correct image_token_index in config.json"
+        )
+    if len(tokenizer) > vocab:
+        raise AntgmmError(
+            f"the tokenizer has {len(tokenizer)} tokens, the model {vocab}: save the model's tokenizer in its folder"
         )

@@ -1,18 +1,19 @@
-"""The shape of a conversion table: one entry a tensor of the file, read in both directions."""
+"""Conversion tables between checkpoint files and parameters, used in both directions."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
 
 
 class Entry(NamedTuple):
-    """One tensor of a Hugging Face file and the parameters that it holds.
+    """A tensor of a Hugging Face file (in every layer of a stack) and the parameters that it holds.
 
     Attributes:
         name: tensor name; `{i}` stands for the layer.
-        paths: parameters that the tensor holds, "/"-joined; several where the file fuses them.
-        pattern: einops pattern from the file's layout to ours. Fused parameters lie on its first output axis `n`.
-        tower: stack whose layers `{i}` runs over; "" for a tensor that stands once.
-        every: file layers per layer of that stack (a Q-Former's cross-attention stands at every second).
+        paths: "/"-joined paths of the parameters that the tensor holds; several if the file fuses them.
+        pattern: einops pattern from the file's layout to ours. Fused parameters are stacked on its first output axis
+            `n`.
+        tower: stack that `{i}` counts the layers of; "" for a single tensor.
+        every: file layers per layer of the stack (2 for cross-attention in every second layer).
     """
 
     name: str
@@ -22,13 +23,13 @@ class Entry(NamedTuple):
     every: int = 1
 
     def tensors(self, layers: dict[str, int]) -> Iterator[tuple[str, int]]:
-        """The tensors' names with the row that each has on the parameters' leading axis (-1: none).
+        """Iterates over the names of the entry's tensors.
 
         Args:
-            layers: layers of each tower.
+            layers: tower name -> number of layers.
 
         Yields:
-            Name and row.
+            Tensor name, and its index on the leading axis of the parameters (-1 without layers).
         """
         if not self.tower:
             yield self.name, -1
@@ -38,7 +39,7 @@ class Entry(NamedTuple):
 
 
 def norm(hf: str, path: str, tower: str = "", every: int = 1, *, rms: bool = False) -> list[Entry]:
-    """Entries of a norm: scale, and bias unless it is an RMSNorm."""
+    """Returns the entries of a norm: scale, and bias unless it is an RMSNorm."""
     scale = Entry(f"{hf}.weight", (f"{path}/scale",), "d -> d", tower, every)
     return [scale] if rms else [scale, Entry(f"{hf}.bias", (f"{path}/bias",), "d -> d", tower, every)]
 
@@ -46,15 +47,15 @@ def norm(hf: str, path: str, tower: str = "", every: int = 1, *, rms: bool = Fal
 def dense(
     hf: str, path: str, bias: str | None, pattern: str, bias_pattern: str = "d -> d", tower: str = "", every: int = 1
 ) -> list[Entry]:
-    """Entries of a linear map: its weight, and its bias where there is one.
+    """Returns the entries of a linear map: weight, and bias if it has one.
 
     Args:
         hf: module name in the file.
-        path: our kernel.
-        bias: our bias; None without one.
+        path: path of the kernel.
+        bias: path of the bias, or None.
         pattern: layout of the weight.
         bias_pattern: layout of the bias.
-        tower: stack whose layers `{i}` runs over.
+        tower: see `Entry`.
         every: see `Entry`.
 
     Returns:
@@ -69,12 +70,12 @@ def dense(
 def attention(
     hf: dict[str, str], path: str, tower: str, every: int = 1, *, qkv_bias: bool, out_bias: bool
 ) -> list[Entry]:
-    """Entries of an attention layer with separate projections, heads outermost in the file.
+    """Returns the entries of an attention layer with separate projections.
 
     Args:
-        hf: module names of q, k, v and o.
-        path: our attention module.
-        tower: stack whose layers `{i}` runs over.
+        hf: module names of q, k, v and o in the file, where heads are the outermost axis.
+        path: path of the attention module.
+        tower: see `Entry`.
         every: see `Entry`.
         qkv_bias: whether q, k and v have a bias.
         out_bias: whether o has one.

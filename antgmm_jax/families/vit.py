@@ -1,14 +1,14 @@
-"""The image encoder that CLIP and SigLIP share: config both ways and name table."""
+"""The image encoder of CLIP and SigLIP: config conversion and conversion table."""
 
 from collections.abc import Mapping
 from typing import Any
 
-from antgmm_jax.config import StackConfig, VisionConfig
+from antgmm_jax.config import Act, StackConfig, VisionConfig
 from antgmm_jax.families.table import Entry, attention, dense, norm
 
 
 def encoder_of(vision: Mapping[str, Any], layers: int) -> StackConfig:
-    """The stack that a `vision_config` with its defaults filled in describes, of which so many layers are run."""
+    """Converts a `vision_config` (with its defaults) to the stack of its first `layers` layers."""
     return StackConfig(
         layers=layers,
         embed=vision["hidden_size"],
@@ -20,8 +20,24 @@ def encoder_of(vision: Mapping[str, Any], layers: int) -> StackConfig:
     )
 
 
+def sized_encoder(sizes: tuple[int, int, int, int], head_dim: int, *, act: Act, eps: float) -> StackConfig:
+    """Returns the config of an image encoder's stack of given sizes.
+
+    Args:
+        sizes: layers, embed, heads, mlp; embed must be heads x head_dim.
+        head_dim: width of a head.
+        act: activation of the MLPs.
+        eps: epsilon of the norms.
+
+    Returns:
+        Stack config.
+    """
+    layers, embed, heads, mlp = sizes
+    return StackConfig(layers=layers, embed=embed, heads=heads, mlp=mlp, head_dim=head_dim, act=act, eps=eps)
+
+
 def vision_config(config: VisionConfig) -> dict[str, Any]:
-    """The fields of `vision_config` that the model's shape decides."""
+    """Returns the fields of `vision_config` that depend on the model's shape."""
     stack = config.stack
     return {
         "hidden_size": stack.embed,
@@ -37,7 +53,7 @@ def vision_config(config: VisionConfig) -> dict[str, Any]:
 
 
 def vision_weights(config: VisionConfig, model: str) -> list[Entry]:
-    """Tensors of the image encoder under the prefix `model`, but for class token and first norm."""
+    """Returns the conversion table of an image encoder with prefix `model`, without class token and first norm."""
     ours, layer = "vision/stack/blocks", model + ".encoder.layers.{i}"
     names = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "out_proj"}
     heads = {ours_name: f"{layer}.self_attn.{name}" for ours_name, name in names.items()}

@@ -1,15 +1,15 @@
-"""Special tokens of a tokenizer that is trained here, and the Hugging Face tokenizer that is made of it."""
+"""Special tokens of tokenizers that we train, and prompts by chat template."""
 
 from typing import Any
 
 from tokenizers import Tokenizer, processors
 from transformers import PreTrainedTokenizerFast, ProcessorMixin
 
-# The ids are part of the interface: configs of models name them.
+# These ids are part of the interface: model configs contain them.
 PAD, EOS, UNK, IMAGE, BOS = range(5)
 SPECIAL = ("<pad>", "</s>", "<unk>", "<image>", "<s>")
 
-# Plain text around the image, so that servers which need a chat template accept an exported model.
+# A plain chat template, so that servers which require one accept an exported model.
 CHAT = (
     "{% for message in messages %}{% if message['content'] is string %}{{ message['content'] }} {% else %}"
     "{% for part in message['content'] %}{% if part['type'] == 'image' %}<image> {% else %}{{ part['text'] }} "
@@ -18,7 +18,7 @@ CHAT = (
 
 
 def user_turn(processor: ProcessorMixin, line: str, pictures: int) -> str:
-    """A question by the processor's chat template, its pictures first; "" where it has none."""
+    """Formats a user's turn (images, then the line) by the chat template; "" if the processor has none."""
     if not processor.chat_template:
         return ""
     content: list[Any] = [*[{"type": "image"}] * pictures, {"type": "text", "text": line}]
@@ -27,21 +27,21 @@ def user_turn(processor: ProcessorMixin, line: str, pictures: int) -> str:
 
 
 def starts_itself(processor: ProcessorMixin, text: str) -> bool:
-    """Whether a text holds the start token that the tokenizer would add before it a second time."""
+    """Whether a text already begins with the start token that the tokenizer would add."""
     start = processor.tokenizer.bos_token
     return bool(start) and text.startswith(start)
 
 
 def wrap(tokenizer: Tokenizer, *, template: str, **extra) -> PreTrainedTokenizerFast:
-    """Makes a Hugging Face tokenizer of it.
+    """Converts a trained tokenizer to a Hugging Face one.
 
     Args:
-        tokenizer: the trained one.
-        template: what surrounds a text, such as `$A </s>` (T5) or `<s> $A` (Llama).
-        extra: further settings of the Hugging Face class.
+        tokenizer: trained tokenizer.
+        template: special tokens around a text, such as `$A </s>` (T5) or `<s> $A` (Llama).
+        extra: further arguments of the Hugging Face class.
 
     Returns:
-        A tokenizer that saves and reloads offline.
+        The Hugging Face tokenizer.
     """
     own = Tokenizer.from_str(tokenizer.to_str())
     named = [(token, place) for place, token in enumerate(SPECIAL) if token in template]

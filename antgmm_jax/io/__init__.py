@@ -1,1 +1,1 @@
-"""The model's way in and out of files."""
+"""Reading and writing checkpoints."""

@@ -1,4 +1,4 @@
-"""A Hugging Face directory <-> (config, params), tensor by tensor; only safetensors are read."""
+"""Conversion between Hugging Face checkpoints (safetensors only) and our configs and parameters."""
 
 import glob
 import json
@@ -30,16 +30,16 @@ CONFIG = "config.json"
 
 
 def load_hf(directory: str | os.PathLike) -> tuple[LMMConfig, Params]:
-    """Reads a checkpoint as `transformers` saves it.
+    """Loads a Hugging Face checkpoint.
 
     Args:
-        directory: holds config.json and model.safetensors, or shards with their index.
+        directory: folder with config.json and model.safetensors, or with shards and their index.
 
     Returns:
-        The config, and the parameters as numpy arrays in the file's own dtypes.
+        Model config, and the parameters as NumPy arrays in the dtypes of the file.
 
     Raises:
-        AntgmmError: another family; a missing, extra, misshapen or non-finite tensor; a damaged file.
+        AntgmmError: an unsupported family; a missing, extra, wrongly shaped or non-finite tensor; a damaged file.
     """
     config, params = open_hf(directory)
     return config, jax.tree.map(np.asarray, params)
@@ -48,20 +48,21 @@ def load_hf(directory: str | os.PathLike) -> tuple[LMMConfig, Params]:
 def open_hf(
     directory: str | os.PathLike, *, on_read: Callable[[int], None] = lambda _: None
 ) -> tuple[LMMConfig, Params]:
-    """A checkpoint whose tensors stay in their files: headers are read now, a layer's values when they are asked for.
+    """Opens a Hugging Face checkpoint and reads values lazily, layer by layer.
 
-    The parameters are `Stored` arrays, which `pruning.magnitude`, `pruning.shrink` and `save_hf` take one layer at a
-    time. Values are read here only where the file holds a head that may be the token table, up to the first difference.
+    `pruning.magnitude`, `pruning.shrink` and `save_hf` process the returned `Stored` arrays one layer at a time, so the
+    model need not fit into memory. Opening reads only the headers and, if the file has a head, compares it with the
+    token table up to the first difference.
 
     Args:
         directory: as in `load_hf`.
-        on_read: is told the bytes of each piece of data that is read later on.
+        on_read: called with the number of bytes after each later read.
 
     Returns:
-        The config, and the parameters as `Stored` arrays in the file's own dtypes.
+        Model config, and the parameters as `Stored` arrays in the dtypes of the file.
 
     Raises:
-        AntgmmError: as `load_hf`; for a tensor that is damaged or not finite, when it is read.
+        AntgmmError: as in `load_hf`; for a damaged or non-finite tensor, when it is read.
     """
     directory = Path(directory)
     raw = read_json(directory / CONFIG)
@@ -88,14 +89,14 @@ def _with_defaults(raw: Mapping[str, Any], directory: Path) -> dict[str, Any]:
         return CONFIG_MAPPING[raw["model_type"]].from_dict(dict(raw)).to_dict()
     except Exception as error:
         line = " ".join(str(error).split())
-        raise AntgmmError(f"{directory / CONFIG}: transformers refuses it: {line}") from error
+        raise AntgmmError(f"{directory / CONFIG} is not accepted by transformers: {line}") from error
 
 
 def _check_activations(config: LMMConfig) -> None:
     for name, tower in towers(config).items():
         if tower.stack.act not in ACTIVATIONS:
             raise AntgmmError(
-                f"activation {tower.stack.act!r} of {name} is not supported: known are {', '.join(ACTIVATIONS)}"
+                f"activation {tower.stack.act!r} of {name} is not supported: use one of {', '.join(ACTIVATIONS)}"
             )
 
 
@@ -106,9 +107,13 @@ def _check_names(
     missing = sorted(needed - present)
     extra = sorted(n for n in present - needed - allowed - unread if not any(re.fullmatch(p, n) for p in ignored))
     if missing:
-        raise AntgmmError(f"tensors missing from the checkpoint: {_some(missing)}; is config.json of the same model?")
+        raise AntgmmError(
+            f"tensors missing from the checkpoint: {_some(missing)}; check that config.json belongs to the same model"
+        )
     if extra:
-        raise AntgmmError(f"tensors that config.json has no place for: {_some(extra)}; is it of the same model?")
+        raise AntgmmError(
+            f"unexpected tensors in the checkpoint: {_some(extra)}; check that config.json belongs to the same model"
+        )
 
 
 def _some(names: list[str], limit: int = 5) -> str:
@@ -136,14 +141,14 @@ def _file_shape(entry: Entry, shapes: list[tuple[int, ...]]) -> tuple[int, ...]:
 def _to_file(entry: Entry, parts: list[np.ndarray]) -> np.ndarray:
     left, right = (side.strip() for side in entry.pattern.split("->"))
     if len(parts) > 1:
-        # Fused parameters lie on axis n; heads of a stack without grouped queries carry a group axis of 1.
+        # Fused parameters are stacked on axis n; without grouped queries, q has a group axis of size 1.
         parts = [part.reshape(parts[1].shape) for part in parts]
         return rearrange(np.stack(parts), f"{right} -> {left}")
     return rearrange(parts[0], f"{right} -> {left}")
 
 
 def _from_file(entry: Entry, values: np.ndarray, shapes: list[tuple[int, ...]], part: int) -> np.ndarray:
-    """One of the parameters that a tensor holds, from its part of the tensor: a view in the file's memory order."""
+    """One of the parameters in a tensor, from its part of the tensor, as a view in the file's memory order."""
     left, right = (side.strip() for side in entry.pattern.split("->"))
     fused = len(shapes) > 1
     axes = _composed(left, right.split(), (1, *shapes[1]) if fused else shapes[0])
@@ -151,7 +156,7 @@ def _from_file(entry: Entry, values: np.ndarray, shapes: list[tuple[int, ...]], 
 
 
 def _composed(left: str, names: list[str], shape: tuple[int, ...]) -> dict[str, int]:
-    """Sizes of the axes that the file composes in brackets: einops cannot split those by itself."""
+    """Sizes of the axes that the file merges (in brackets), which einops needs to split them."""
     inside = set(" ".join(re.findall(r"\(([^)]*)\)", left)).split())
     return {name: size for name, size in zip(names, shape, strict=True) if name in inside}
 
@@ -172,35 +177,35 @@ def _stored(table: list[Entry], layers: dict[str, int], tensors: Tensors, target
 
 
 def _check_tensors(tensors: Tensors, names: list[str], shape: tuple[int, ...]) -> np.dtype:
-    """The dtype that one tensor has in all layers, each of the shape that it must have."""
+    """Checks that a tensor has the same dtype and the expected shape in all layers; returns the dtype."""
     dtype = tensors.spec(names[0]).dtype
     for name in names:
-        found = tensors.spec(name)
-        if found.shape != shape:
+        spec = tensors.spec(name)
+        if spec.shape != shape:
             raise AntgmmError(
-                f"tensor {name} has shape {found.shape}, config.json implies {shape}: is it of the same model?"
+                f"tensor {name} has shape {spec.shape}, config.json implies {shape}: are both of the same model?"
             )
-        if found.dtype != dtype:
-            raise AntgmmError(f"tensor {name} is {found.dtype}, its other layers {dtype}: convert to one")
+        if spec.dtype != dtype:
+            raise AntgmmError(f"tensor {name} is {spec.dtype}, other layers are {dtype}: convert them to one dtype")
     return dtype
 
 
 def _read(
     entry: Entry, tensors: Tensors, names: dict[int, str], shapes: list[tuple[int, ...]], part: int, row: int
 ) -> np.ndarray:
-    # Fused parameters lie one after the other in the file: each is read alone.
+    # Fused parameters follow one another in the file, so each can be read alone.
     return _from_file(entry, tensors.read(names[row], part, len(shapes)), shapes, part)
 
 
 def hf_tensors(config: LMMConfig, params: Params) -> Iterator[tuple[str, np.ndarray]]:
-    """The checkpoint's tensors under their Hugging Face names, one at a time.
+    """Converts parameters to Hugging Face tensors, one at a time.
 
     Args:
-        config: the model.
-        params: its parameters.
+        config: model config.
+        params: model parameters.
 
     Yields:
-        Name and array.
+        Tensor name and array.
     """
     for name, entry, row in _outline(config):
         parts = [_part(_lookup(params, path), row) for path in entry.paths]
@@ -242,27 +247,27 @@ def save_hf(
     like: str | os.PathLike | None = None,
     max_shard_size: str = "5GB",
 ) -> None:
-    """Writes a checkpoint that stock `transformers` loads; the directory appears whole or not at all.
+    """Saves a checkpoint that stock `transformers` can load; the write is atomic.
 
     Args:
-        config: a model of a shape that its family serves.
-        params: its parameters, in memory or `Stored`; each tensor keeps its dtype.
-        directory: where to; must not exist yet.
-        like: checkpoint directory whose other config fields, generation config, tokenizer and processor are carried
-            over; None writes config and weights alone.
-        max_shard_size: above it the weights are split into shards with an index.
+        config: model config of a legal shape.
+        params: model parameters, in memory or `Stored`; each tensor keeps its dtype.
+        directory: folder to create; it must not exist.
+        like: checkpoint folder to copy tokenizer, processor, generation config and other config fields from; None
+            writes config and weights only.
+        max_shard_size: larger weights are split into shards with an index.
 
     Raises:
-        AntgmmError: the shape cannot be served, the directory exists, or the disk is full.
+        AntgmmError: the shape is not legal, the folder exists, or the disk is full.
     """
     directory = Path(directory)
     broken = violations(config)
     if broken:
-        raise AntgmmError(f"transformers cannot serve this shape: {'; '.join(broken)}")
+        raise AntgmmError(f"transformers cannot load this shape: {'; '.join(broken)}")
     if directory.exists():
         raise AntgmmError(f"{directory} exists: choose another name or remove it")
     directory.parent.mkdir(parents=True, exist_ok=True)
-    for left in directory.parent.glob(f".{glob.escape(directory.name)}-*.tmp"):  # by a process that was killed
+    for left in directory.parent.glob(f".{glob.escape(directory.name)}-*.tmp"):  # left by a killed process
         shutil.rmtree(left, ignore_errors=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", suffix=".tmp", dir=directory.parent))
     try:

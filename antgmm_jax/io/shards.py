@@ -1,7 +1,7 @@
-"""Numbered rows of bytes in ArrayRecord files: every process appends to files of its own, a reader opens them all.
+"""Numbered rows of bytes in ArrayRecord files: every process writes its own files, a reader opens all of them.
 
-The last record of a file lists the numbers of the rows before it (int64), so that a file tells by itself what it holds.
-A file is written under a hidden name and renamed when it is closed: its rows are all there, or none of them.
+The last record of a file lists the numbers of its rows (int64). Writes are atomic: a file has a hidden name until it is
+closed.
 """
 
 import os
@@ -15,20 +15,20 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 from antgmm_jax.errors import AntgmmError
 
 SUFFIX = ".array_record"
-# States hardly compress, and padding is not worth the time to unpack it at every step.
+# States hardly compress, and decompression would slow down every step.
 _WRITE = "group_size:{group},uncompressed"
 _READ = "readahead_buffer_size:0,max_parallelism:0"
 _BUFFER = 1 << 15
 
 
 class Writer:
-    """Rows of one process.
+    """Writes the rows of one process.
 
     Args:
-        directory: an existing folder, which other processes may write to as well.
-        process: number of this process; what it wrote there before is kept.
-        group: rows that are read from disk together. A reader holds about 50 bytes of index for each group, so small
-            rows are worth grouping.
+        directory: existing folder; other processes may write to it too.
+        process: number of this process; its earlier files are kept.
+        group: rows that are stored and read together. A reader keeps about 50 bytes of index per group in memory, so
+            small rows are worth grouping.
     """
 
     def __init__(self, directory: Path, process: int, group: int = 1):
@@ -37,7 +37,7 @@ class Writer:
         self._rows = array("q")
 
     def add(self, row: int, record: bytes) -> None:
-        """Appends a row; it counts from the next `flush` on.
+        """Appends a row; it becomes visible with the next `flush`.
 
         Raises:
             AntgmmError: it cannot be written (a full disk).
@@ -51,10 +51,10 @@ class Writer:
         self._rows.append(row)
 
     def flush(self) -> None:
-        """Closes the file at hand and puts it on disk under its name; nothing happens without new rows.
+        """Closes the current file and gives it its final name; does nothing without new rows.
 
         Raises:
-            AntgmmError: as `add`.
+            AntgmmError: as in `add`.
         """
         if not self._rows:
             return
@@ -65,24 +65,24 @@ class Writer:
                 os.fsync(file.fileno())
             self._temporary.rename(self._path)
         except (OSError, RuntimeError) as error:
-            raise self._refused(error) from error
+            raise self._write_error(error) from error
         self._rows = array("q")
 
     def _write(self, record: bytes) -> None:
         try:
             self._writer.write(record)
         except RuntimeError as error:
-            raise self._refused(error) from error
+            raise self._write_error(error) from error
 
-    def _refused(self, error: Exception) -> AntgmmError:
+    def _write_error(self, error: Exception) -> AntgmmError:
         return AntgmmError(f"cannot write {self._path}: {str(error).splitlines()[0]}; free space and run it again")
 
 
 class Shards:
-    """All rows in a folder; several threads may read them.
+    """Reads the rows of all files in a folder; thread-safe.
 
     Args:
-        directory: the folder.
+        directory: folder with the files.
         samples: rows are numbered 0 .. samples - 1.
 
     Raises:
@@ -95,25 +95,25 @@ class Shards:
         self._lock = Lock()
         self._file, self._place = np.full(samples, -1, np.int32), np.zeros(samples, np.int32)
         for file, reader in enumerate(self._readers):
-            if not reader.num_records():  # also where the file's end is missing
+            if not reader.num_records():  # also if the end of the file is missing
                 raise self._damaged(file)
             numbers = np.frombuffer(self._read(file, reader.num_records() - 1), np.int64)
             self._file[numbers], self._place[numbers] = file, np.arange(len(numbers))
 
     @property
     def held(self) -> np.ndarray:
-        """Which rows there are: bool [samples]."""
+        """Which rows exist: bool [samples]."""
         return self._file >= 0
 
     def __getitem__(self, row: int) -> bytes:
-        """The row's bytes; it must be held. Raises AntgmmError where they are damaged."""
+        """Returns the bytes of an existing row. Raises AntgmmError if the file is damaged."""
         return self._read(self._file[row], int(self._place[row]))
 
     def _read(self, file: int, place: int) -> bytes:
         reader = self._readers[file]
         try:
             with self._lock:
-                # Less than half the time of read([place]), which goes through a pool of threads.
+                # Takes less than half the time of read([place]), which uses a thread pool.
                 reader.seek(place)
                 return reader.read()
         except (IndexError, RuntimeError) as error:

@@ -1,4 +1,4 @@
-"""Arrays that stay on disk: a tree of them stands for a model that need not fit into memory."""
+"""Arrays that stay on disk, so that a model need not fit into memory."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -9,15 +9,13 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Stored:
-    """An array that is read layer by layer, each time anew; a leaf wherever a parameter may stand.
-
-    `numpy.asarray` reads the whole of it.
+    """A parameter that is read from disk layer by layer, without caching; `numpy.asarray` reads all of it.
 
     Attributes:
-        shape: its shape.
+        shape: shape of the whole array.
         dtype: its dtype.
-        read: layer -> that layer's values, without the leading axis; -1 -> the values of an array that has no layers.
-            In the memory order of the file, so that the array given may be a transposed view.
+        read: layer -> values of the layer without the leading axis (-1 -> values of an array without layers), in the
+            file's memory order, so possibly a transposed view.
         stacked: whether the leading axis counts layers.
     """
 
@@ -27,27 +25,27 @@ class Stored:
     stacked: bool
 
     def parts(self) -> Iterator[np.ndarray]:
-        """Each layer's values in turn; of an array that has no layers, all of it at once."""
+        """Iterates over the layers; an array without layers is one part."""
         return map(self.read, range(self.shape[0]) if self.stacked else (-1,))
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         if copy is False:
-            raise ValueError("a stored array cannot be had without reading it")
+            raise ValueError("a stored array cannot be converted without a copy")
         whole = np.empty(self.shape, dtype or self.dtype)
         for target, part in zip(whole if self.stacked else (whole,), self.parts(), strict=True):
             target[...] = part
         return whole
 
 
-def as_it_lies(array: np.ndarray, names: tuple[str, ...]) -> tuple[np.ndarray, tuple[str, ...], tuple[int, ...]]:
-    """An array with its axes from the outermost in memory to the innermost: NumPy and JAX copy any other one first.
+def in_memory_order(array: np.ndarray, names: tuple[str, ...]) -> tuple[np.ndarray, tuple[str, ...], tuple[int, ...]]:
+    """Transposes an array to its memory order (outermost axis first), which NumPy and JAX can read without a copy.
 
     Args:
-        array: an array, perhaps a transposed view.
-        names: its axes.
+        array: an array, possibly a transposed view.
+        names: names of its axes.
 
     Returns:
-        The view, the names of its axes, and what `transpose` takes to go back.
+        The transposed view, its axis names, and the permutation that restores the original order.
     """
     order = sorted(range(array.ndim), key=lambda axis: -array.strides[axis])
     back = sorted(range(array.ndim), key=order.__getitem__)

@@ -1,1 +1,1 @@
-"""Several devices and several processes."""
+"""Sharding over devices and synchronisation of processes."""

@@ -1,4 +1,4 @@
-"""Several processes that make one run (`jax.distributed`): all compute, the first one writes."""
+"""Runs with several processes (`jax.distributed`): all of them compute, the first one writes files."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -10,33 +10,33 @@ from jax.experimental import multihost_utils
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.parallel.sharding import alone
 
-Found = TypeVar("Found")
-_LONGEST = 4096  # bytes of an error that is told to the others
+Result = TypeVar("Result")
+_MAX_MESSAGE = 4096  # bytes of an error message sent to the other processes
 
 
 def first() -> bool:
-    """Whether this process is the one that writes."""
+    """Whether this is the first process, the one that writes files."""
     return jax.process_index() == 0
 
 
 def wait(moment: str) -> None:
-    """Until all processes are here.
+    """Blocks until all processes have called it.
 
     Args:
-        moment: its name, the same in all of them.
+        moment: name of the barrier, equal in all processes.
     """
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(moment)
 
 
 def gather(tree: Any) -> Any:
-    """Arrays whole in the memory of every process; all of them call it.
+    """Copies whole arrays to the host memory of every process; all processes must call it.
 
     Args:
-        tree: arrays, on the devices of all processes or on the host.
+        tree: arrays on the devices of all processes or on the host.
 
     Returns:
-        The tree as numpy arrays.
+        The tree as NumPy arrays.
     """
 
     def whole(leaf: Any) -> np.ndarray:
@@ -48,34 +48,34 @@ def gather(tree: Any) -> Any:
 
 
 def from_first(tree: Any) -> Any:
-    """The first process's numpy arrays, in every process; the others give arrays of the same shapes."""
-    return jax.tree.map(np.array, multihost_utils.broadcast_one_to_all(tree))  # copies, for JAX gives read-only ones
+    """Broadcasts the first process's NumPy arrays; the other processes pass arrays of equal shapes."""
+    return jax.tree.map(np.array, multihost_utils.broadcast_one_to_all(tree))  # copies: JAX returns read-only arrays
 
 
-def by_first(work: Callable[[], Found]) -> Found | None:
-    """Lets the first process do something by itself, outside of the mesh, while the others wait.
+def by_first(work: Callable[[], Result]) -> Result | None:
+    """Calls a function in the first process only, outside the mesh, while the others wait.
 
     Args:
-        work: what only one may do, such as writing a file. It must not wait for the other processes.
+        work: function, for example one that writes a file. It must not wait for the other processes.
 
     Returns:
-        What it gave in the first process, None in the others.
+        The function's result in the first process, None in the others.
 
     Raises:
-        AntgmmError: what it refused, in every process.
+        AntgmmError: the function raised it; every process raises it.
     """
-    found, refused = None, ""
+    result, message = None, ""
     if first():
         try:
             with alone():
-                found = work()
+                result = work()
         except AntgmmError as error:
             if jax.process_count() == 1:
                 raise
-            refused = str(error)
+            message = str(error)
     if jax.process_count() > 1:
-        padded = refused.encode()[:_LONGEST].ljust(_LONGEST, b"\0")
-        told = from_first(np.frombuffer(padded, np.uint8)).tobytes().rstrip(b"\0")
-        if told:
-            raise AntgmmError(told.decode(errors="ignore"))
-    return found
+        padded = message.encode()[:_MAX_MESSAGE].ljust(_MAX_MESSAGE, b"\0")
+        received = from_first(np.frombuffer(padded, np.uint8)).tobytes().rstrip(b"\0")
+        if received:
+            raise AntgmmError(received.decode(errors="ignore"))
+    return result

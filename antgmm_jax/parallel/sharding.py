@@ -1,6 +1,6 @@
-"""Where arrays lie on a mesh of devices: by the names of their axes, on the mesh that JAX holds (`jax.set_mesh`).
+"""Sharding of arrays by their axis names, on the mesh set with `jax.set_mesh`.
 
-Without such a mesh arrays stay as they are, and programs are those of one device.
+Without a mesh, arrays stay as they are and everything runs on one device.
 """
 
 import logging
@@ -16,7 +16,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 from antgmm_jax.errors import AntgmmError
 
 MESH = ("data", "fsdp", "tensor")
-"""Axes of a mesh; the devices of one `tensor` group are neighbours."""
+"""Axes of the mesh; the devices of a `tensor` group are neighbours."""
 
 RULES = {
     "batch": ("data", "fsdp"),
@@ -26,72 +26,72 @@ RULES = {
     "mlp": ("tensor",),
     "vocab": ("tensor",),
 }
-"""Axis, without its tower -> mesh axes that it is split over; one that is not named here lies whole on every device."""
+"""Axis name without its tower -> mesh axes over which it is split; other axes are replicated."""
 
 _LOG = logging.getLogger(__name__)
-_told: set[str] = set()
+_warned: set[str] = set()
 
 
 def make_mesh(*, data: int = 1, fsdp: int = 1, tensor: int = 1) -> Mesh:
-    """A mesh for `jax.set_mesh`.
+    """Creates a mesh for `jax.set_mesh`.
 
     Args:
         data: copies of the model, each with its own rows of a batch.
-        fsdp: devices that a copy's widths are split over; they have their own rows too.
-        tensor: devices that its heads, hidden units and vocabulary are split over.
+        fsdp: devices over which widths are split; each has its own rows of a batch too.
+        tensor: devices over which heads, hidden units and vocabulary are split.
 
     Returns:
-        The mesh, of the first devices where there are more.
+        The mesh; it uses the first devices if there are more.
 
     Raises:
-        AntgmmError: too few devices, or a mesh of several processes that leaves some out.
+        AntgmmError: too few devices, or several processes and a mesh that does not use all devices.
     """
-    shape, found, processes = (data, fsdp, tensor), jax.devices(), jax.process_count()
-    if math.prod(shape) > len(found) or (processes > 1 and math.prod(shape) < len(found)):
-        asked = ",".join(f"{axis}={size}" for axis, size in zip(MESH, shape, strict=True))
-        every = f", which {processes} processes have to use all" if processes > 1 else ""
-        raise AntgmmError(
-            f"mesh {asked} needs {math.prod(shape)} devices: there are {len(found)} ({found[0].device_kind}){every}"
-        )
+    shape, devices, processes = (data, fsdp, tensor), jax.devices(), jax.process_count()
+    if math.prod(shape) > len(devices) or (processes > 1 and math.prod(shape) < len(devices)):
+        wanted = ",".join(f"{axis}={size}" for axis, size in zip(MESH, shape, strict=True))
+        kind, suffix = devices[0].device_kind, f", and {processes} processes must use all" if processes > 1 else ""
+        raise AntgmmError(f"mesh {wanted} needs {math.prod(shape)} devices: there are {len(devices)} ({kind}){suffix}")
     return jax.make_mesh(shape, MESH, axis_types=(AxisType.Auto,) * len(MESH))
 
 
 def active() -> bool:
-    """Whether there is a mesh."""
+    """Whether a mesh is set."""
     return not jax.sharding.get_abstract_mesh().empty
 
 
 def alone() -> AbstractContextManager:
-    """Outside of the mesh: what is computed in here, one process computes by itself, on its first device."""
-    # To JAX "no mesh" is not the same as none ever set: it would compile every program once more.
+    """A context without the mesh: this process computes on its own first device."""
+    # Not without need: JAX compiles everything again under `set_mesh(None)`, even if no mesh was set before.
     return jax.set_mesh(None) if active() else nullcontext()
 
 
 def everywhere() -> Sharding:
-    """Whole on every device of the mesh; on the first device where there is none."""
+    """Sharding that replicates an array over the mesh; on the first device if there is no mesh."""
     mesh = jax.sharding.get_mesh()
     return NamedSharding(mesh, PartitionSpec()) if active() else jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
 
 def spec(names: Sequence[str], shape: Sequence[int]) -> PartitionSpec:
-    """How an array is split over the mesh. A size that does not divide is left whole; this is told once an axis.
+    """Returns how an array is split over the mesh.
+
+    An axis with a size that is not divisible stays whole; a warning says so once per axis.
 
     Args:
-        names: of its axes; those after the last name are left whole.
-        shape: its shape.
+        names: axis names; axes after the last name stay whole.
+        shape: shape of the array.
 
     Returns:
-        A part for each name.
+        A spec with one entry per name.
     """
     sizes, free, parts = jax.sharding.get_abstract_mesh().shape, set(MESH), []
     for name, size in zip(names, shape, strict=False):
         over = RULES.get(name.rpartition("/")[2], ())
         count = math.prod(sizes[axis] for axis in over)
-        # Of two axes with one rule, such as the widths that a projection joins, the first is split.
+        # If two axes have the same rule, such as the two widths of a projection, the first is split.
         if count == 1 or not free.issuperset(over):
             parts.append(None)
         elif size % count:
-            _tell_whole(name, size, " x ".join(over), count)
+            _warn_replicated(name, size, " x ".join(over), count)
             parts.append(None)
         else:
             parts.append(over)
@@ -99,22 +99,22 @@ def spec(names: Sequence[str], shape: Sequence[int]) -> PartitionSpec:
     return PartitionSpec(*parts)
 
 
-def _tell_whole(name: str, size: int, over: str, count: int) -> None:
-    if name not in _told and jax.process_index() == 0:
-        _LOG.warning("%s = %d does not divide by %s = %d: it lies whole on every device", name, size, over, count)
-    _told.add(name)
+def _warn_replicated(name: str, size: int, over: str, count: int) -> None:
+    if name not in _warned and jax.process_index() == 0:
+        _LOG.warning("%s = %d is not divisible by %s = %d: it is replicated on every device", name, size, over, count)
+    _warned.add(name)
 
 
 def place(leaf: Any, names: Sequence[str]) -> Any:
-    """An array where the rules put it.
+    """Shards an array over the mesh by its axis names.
 
     Args:
-        leaf: a `jax.Array`, also a traced one; a numpy array that every process has whole; or a
-            `jax.ShapeDtypeStruct`, which then says where its array is to lie.
-        names: of its axes.
+        leaf: a `jax.Array`, possibly traced; a NumPy array that every process holds whole; or a `jax.ShapeDtypeStruct`,
+            which gets the sharding.
+        names: axis names.
 
     Returns:
-        The same on the mesh; unchanged where there is none.
+        The sharded array; `leaf` itself without a mesh.
     """
     if not active():
         return leaf
@@ -128,18 +128,18 @@ def place(leaf: Any, names: Sequence[str]) -> Any:
 
 
 def lay(tree: Any, axes: Any) -> Any:
-    """`place` for each leaf of a tree; `axes` has a tuple of names in the place of each."""
+    """Shards every leaf of a tree by `place`; `axes` is a tree of tuples of axis names."""
     return jax.tree.map(place, tree, axes) if active() else tree
 
 
 def rows(batch: Mapping[str, Any]) -> dict[str, Any]:
-    """A host batch on the devices, its rows split over them.
+    """Puts a host batch on the devices and splits its rows over them.
 
     Args:
-        batch: a tree of arrays of the same rows; under a mesh those that `own_rows` named.
+        batch: tree of arrays with equal numbers of rows; under a mesh, the rows that `own_rows` returns.
 
     Returns:
-        The whole batch, of which each process has its part.
+        The global batch; each process holds its part.
     """
     if not active():
         return jax.device_put(dict(batch))
@@ -148,29 +148,29 @@ def rows(batch: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def own_rows(size: int) -> np.ndarray:
-    """Which rows of a batch this process has to read: those of its own devices.
+    """Returns the rows of a batch that this process reads, for its own devices.
 
     Args:
-        size: rows of the batch.
+        size: rows of the whole batch.
 
     Returns:
         Row numbers, ascending.
 
     Raises:
-        AntgmmError: the batch does not divide by the devices that it is split over.
+        AntgmmError: the batch is not divisible by the number of devices over which rows are split.
     """
     if not active():
         return np.arange(size)
     if whole_rows(size) != size:
         over = " x ".join(RULES["batch"])
-        raise AntgmmError(f"a batch of {size} rows does not divide by {over} = {whole_rows(1)}: give a multiple of it")
+        raise AntgmmError(f"a batch of {size} rows is not divisible by {over} = {whole_rows(1)}: use a multiple of it")
     sharding = NamedSharding(jax.sharding.get_mesh(), PartitionSpec(RULES["batch"]))
     rows, parts = np.arange(size), sharding.addressable_devices_indices_map((size,)).values()
     return np.unique(np.concatenate([rows[part] for part in parts]))
 
 
 def whole_rows(size: int) -> int:
-    """The smallest batch of at least `size` rows that divides by the devices that rows are split over."""
+    """Rounds a batch size up to a multiple of the number of devices over which rows are split."""
     if not active():
         return size
     count = math.prod(jax.sharding.get_abstract_mesh().shape[axis] for axis in RULES["batch"])

@@ -78,7 +78,7 @@ def test_tied_counts_follow_from_one(config):
             "vision/embed": 16,
             "vision/heads": 2,
         }
-        with pytest.raises(AntgmmError, match="bridge/embed = 16 and bridge/heads = 3 cannot stand together"):
+        with pytest.raises(AntgmmError, match="bridge/embed = 16 and bridge/heads = 3 conflict"):
             complete(config, {"bridge/embed": 16, "bridge/heads": 3})
     else:
         assert complete(config, {"text/embed": 20}) == {"text/embed": 20, "bridge/mlp": 20}

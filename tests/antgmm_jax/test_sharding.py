@@ -30,38 +30,40 @@ def mesh():
         ((), (3,), ()),
     ],
 )  # fmt: skip
-def test_names_say_how_an_array_is_split(mesh, names, shape, expected):
+def test_axis_names_determine_the_sharding(mesh, names, shape, expected):
     assert spec(names, shape) == P(*expected)
 
 
-def test_a_size_that_does_not_divide_lies_whole_and_this_is_told_once(mesh, caplog, monkeypatch):
-    monkeypatch.setattr(sharding, "_told", set())
+def test_an_indivisible_axis_is_replicated_with_one_warning(mesh, caplog, monkeypatch):
+    monkeypatch.setattr(sharding, "_warned", set())
     with caplog.at_level(logging.WARNING):
         for size in (3, 5, 4, 3):
-            found = place(np.ones((size, 2), np.float32), ("encoder/heads", "head_dim"))
-            assert found.sharding.spec == P("tensor" if size == 4 else None, None)
-            np.testing.assert_array_equal(found, np.ones((size, 2)))
+            placed = place(np.ones((size, 2), np.float32), ("encoder/heads", "head_dim"))
+            assert placed.sharding.spec == P("tensor" if size == 4 else None, None)
+            np.testing.assert_array_equal(placed, np.ones((size, 2)))
         place(np.ones(3, np.float32), ("decoder/heads",))
-    told = "%s = 3 does not divide by tensor = 2: it lies whole on every device"
-    assert caplog.messages == [told % "encoder/heads", told % "decoder/heads"]
+    warning = "%s = 3 is not divisible by tensor = 2: it is replicated on every device"
+    assert caplog.messages == [warning % "encoder/heads", warning % "decoder/heads"]
 
 
-def test_arrays_descriptions_and_traced_arrays_lie_alike(mesh):
+def test_arrays_shape_structs_and_traced_arrays_get_the_same_sharding(mesh):
     whole = np.arange(8, dtype=np.float32).reshape(4, 2)
     names = ("text/embed", "text/mlp")
     described = place(jax.ShapeDtypeStruct(whole.shape, whole.dtype), names)
     traced = jax.jit(lambda x: place(x, names))(whole)
-    for found in (place(whole, names), place(jax.numpy.asarray(whole), names), traced):
-        assert found.sharding.is_equivalent_to(described.sharding, 2)
-        np.testing.assert_array_equal(found.addressable_shards[-1].data, whole[2:, 1:])
+    for placed in (place(whole, names), place(jax.numpy.asarray(whole), names), traced):
+        assert placed.sharding.is_equivalent_to(described.sharding, 2)
+        np.testing.assert_array_equal(placed.addressable_shards[-1].data, whole[2:, 1:])
 
 
 def test_rows_are_split_over_data_and_fsdp(mesh):
-    found = rows({"x": np.arange(8)})["x"]
-    assert [shard.data.tolist() for shard in found.addressable_shards] == [[i, i + 1] for i in (0, 0, 2, 2, 4, 4, 6, 6)]
+    placed = rows({"x": np.arange(8)})["x"]
+    assert [shard.data.tolist() for shard in placed.addressable_shards] == [
+        [i, i + 1] for i in (0, 0, 2, 2, 4, 4, 6, 6)
+    ]
     assert sharding.own_rows(8).tolist() == [*range(8)]
     assert sharding.whole_rows(5) == 8
-    with pytest.raises(AntgmmError, match="batch of 6 rows does not divide by data x fsdp = 4: give a multiple"):
+    with pytest.raises(AntgmmError, match="batch of 6 rows is not divisible by data x fsdp = 4: use a multiple"):
         sharding.own_rows(6)
 
 

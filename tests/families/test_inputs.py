@@ -96,7 +96,7 @@ def test_a_row_is_computed_with_as_pytorch_computes_with_all_that_the_processor_
 
 def test_a_processor_of_a_model_of_another_size_is_refused(case, reads):
     config = replace(case.config, vision=replace(case.config.vision, image=2 * case.config.vision.image))
-    with pytest.raises(AntgmmError, match="the processor makes pictures of 16 pixels that take"):
+    with pytest.raises(AntgmmError, match="the processor makes images of 16 pixels with"):
         inputs(config, reads.processor)
-    with pytest.raises(AntgmmError, match="the model looks for 7"):
+    with pytest.raises(AntgmmError, match="the model's 7"):
         inputs(replace(case.config, image_token=7), reads.processor)

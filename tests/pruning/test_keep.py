@@ -48,7 +48,7 @@ def test_identity_holds_every_axis():
         ({"text/embed": index(1, 0)}, "ascend"),
         ({"text/embed": index(1, 1)}, "ascend"),
         ({"text/embed": np.zeros(0, np.int32)}, "at least one"),
-        ({"text/heads": index([0], [-1], [1])}, r"no row for the kept layers \[1\]"),
+        ({"text/heads": index([0], [-1], [1])}, r"no indices for the kept layers \[1\]"),
     ],
 )
 def test_a_keep_that_does_not_fit_is_refused(keep, message):
@@ -107,7 +107,7 @@ def test_merge_takes_each_axis_from_the_source_that_cuts_it():
 
 def test_merge_refuses_two_sources_for_an_axis_and_names_both():
     one, two = cut_of(LLAVA, text__layers=index(0)), cut_of(LLAVA, text__layers=index(1))
-    with pytest.raises(AntgmmError, match="text/layers is cut in both runs/a and runs/b"):
+    with pytest.raises(AntgmmError, match="text/layers is pruned in both runs/a and runs/b"):
         merge(one, two, config=LLAVA, names=("runs/a", "runs/b"))
     with pytest.raises(AntgmmError, match="both source 1 and source 2"):
         merge(one, one, config=LLAVA)
@@ -116,12 +116,12 @@ def test_merge_refuses_two_sources_for_an_axis_and_names_both():
 def test_merge_refuses_layers_that_a_local_axis_has_no_row_for():
     # The widths were scored in a model without its first layer, the blocks keep it.
     widths = compose(cut_of(LLAVA, text__layers=index(1, 2)), {"text/mlp": index([0], [1])})
-    with pytest.raises(AntgmmError, match=r"text/mlp: no row for the kept layers \[0\]"):
+    with pytest.raises(AntgmmError, match=r"text/mlp: no indices for the kept layers \[0\]"):
         merge({"text/mlp": widths["text/mlp"]}, cut_of(LLAVA, text__layers=index(0, 2)), config=LLAVA)
 
 
 def test_merge_checks_tied_counts():
-    with pytest.raises(AntgmmError, match=r"no legal model.*heads"):
+    with pytest.raises(AntgmmError, match=r"not a legal model.*heads"):
         merge(cut_of(BLIP, encoder__heads=index(0, 1)), config=BLIP)
 
 

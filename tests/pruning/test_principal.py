@@ -151,11 +151,11 @@ def test_bases_of_one_run_join_with_cuts_of_another():
 @pytest.mark.parametrize(
     ("family", "axis", "reason"),
     [
-        ("blip2_t5", "bridge/embed", "a norm writes to its stream"),
-        ("llava", "vision/embed", "a norm writes to its stream"),
-        ("blip2_t5", "vision/mlp", "only widths do"),
-        ("blip2_t5", "vision/embed", "vision/embed = 1: give 2 to 24 components"),
-        ("blip2_t5", "text/embed", "text/embed = 21: give 1 to 20 components"),
+        ("blip2_t5", "bridge/embed", "a norm writes to its residual stream"),
+        ("llava", "vision/embed", "a norm writes to its residual stream"),
+        ("blip2_t5", "vision/mlp", "only widths"),
+        ("blip2_t5", "vision/embed", "vision/embed = 1: choose 2 to 24 components"),
+        ("blip2_t5", "text/embed", "text/embed = 21: choose 1 to 20 components"),
     ],
 )
 def test_an_axis_without_components_is_refused(family, axis, reason):
@@ -168,7 +168,7 @@ def test_norms_whose_readers_have_no_biases_are_refused():
     config, params = model("blip2_t5")
     stack = dataclasses.replace(config.vision.stack, mlp_bias=False)
     bare = dataclasses.replace(config, vision=dataclasses.replace(config.vision, stack=stack))
-    with pytest.raises(AntgmmError, match="vision/stack/blocks/mlp/up has no bias to take its norm's"):
+    with pytest.raises(AntgmmError, match="vision/stack/blocks/mlp/up has no bias to absorb the bias of its norm"):
         principal(functional(config).apply, params, bare, [], {"vision/embed": 4})
 
 
@@ -180,7 +180,7 @@ def test_a_basis_that_does_not_fit_is_refused():
     with pytest.raises(AntgmmError, match="there are no gates"):
         gates_of(basis, config)
     cut = compose(identity(config), {"text/embed": np.arange(1, 31, dtype=np.int32)})
-    with pytest.raises(AntgmmError, match="cut it to components first"):
+    with pytest.raises(AntgmmError, match="prune the axis to components first"):
         compose(cut, {"text/embed": np.eye(30, 2, dtype=np.float32)})
 
 

@@ -19,7 +19,7 @@ def test_sizes_are_counted_before_anything_is_cut():
     ("targets", "message"),
     [
         ({"vision/embed": 12}, r"vision/embed 8 or 16$"),
-        ({"vision/mlp": 21}, "would grow the axis"),
+        ({"vision/mlp": 21}, "would enlarge the axis"),
         ({"vision/mpl": 4}, "did you mean 'vision/mlp'"),
     ],
 )

@@ -1,4 +1,4 @@
-"""BLIP-2 with T5: ViT, Q-Former, T5."""
+"""BLIP-2 with T5: ViT, Q-Former and T5."""
 
 from typing import Any
 

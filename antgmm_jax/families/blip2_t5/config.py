@@ -1,4 +1,4 @@
-"""BLIP-2 with T5: its config, from and to Hugging Face's, and its legal shapes."""
+"""Config of BLIP-2 with T5, its conversion from and to Hugging Face, and its legal shapes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from antgmm_jax.families.rules import Tie, check_square, tie_violations
 
 @dataclass(frozen=True, kw_only=True)
 class QFormerConfig:
-    """Learnt queries that read the image encoder by cross-attention, then a linear map to the text width."""
+    """A stack of learnt queries with cross-attention to the image encoder, then a linear map to the text width."""
 
     stack: StackConfig
     queries: int
@@ -27,29 +27,29 @@ class Blip2T5Config(LMMConfig):
 
     @property
     def image_tokens(self) -> int:
-        """Text positions that a picture takes: one a query."""
+        """Text positions that one image occupies: one per query."""
         return self.bridge.queries
 
 
 def from_hf(hf: Mapping[str, Any], raw: Mapping[str, Any], *, tied: bool) -> Blip2T5Config:
-    """Our config of a Hugging Face one.
+    """Converts a Hugging Face config.
 
     Args:
-        hf: the config with its defaults filled in.
-        raw: config.json as it stands: T5's head scale is only there.
-        tied: whether the file's head is the token table.
+        hf: the Hugging Face config including its defaults.
+        raw: config.json as written: only it holds T5's head scale.
+        tied: whether the head shares the token table.
 
     Returns:
-        The config.
+        Model config.
 
     Raises:
         AntgmmError: a language model other than T5, or a Q-Former that reads text.
     """
     vision, qformer, text = hf["vision_config"], hf["qformer_config"], hf["text_config"]
     if text["model_type"] != "t5":
-        raise AntgmmError(f"BLIP-2 with {text['model_type']} is not supported: bring BLIP-2 with T5, or LLaVA")
+        raise AntgmmError(f"BLIP-2 with {text['model_type']} is not supported: use BLIP-2 with T5, or LLaVA")
     if qformer["use_qformer_text_input"]:
-        raise AntgmmError("a Q-Former that reads text (InstructBLIP) is not supported: bring BLIP-2 with T5, or LLaVA")
+        raise AntgmmError("a Q-Former that reads text (InstructBLIP) is not supported: use BLIP-2 with T5, or LLaVA")
     if hf.get("image_token_index") is None:
         raise AntgmmError("config.json has no image_token_index: set it to the id of the <image> token")
     check_square(vision["image_size"], vision["patch_size"])
@@ -118,11 +118,11 @@ def _t5(text: Mapping[str, Any], *, decoder: bool) -> StackConfig:
 
 
 def to_hf(config: Blip2T5Config) -> dict[str, Any]:
-    """The fields of config.json that the model's shape decides.
+    """Returns the fields of config.json that depend on the model's shape.
 
-    T5 states two facts in one pair of fields: whether logits are scaled, and whether the head is the token table.
-    transformers scales by `scale_decoder_outputs`, or where that is absent unless `tie_word_embeddings` is false; it
-    ties unless the file holds a head that differs. So both fields say "scaled", and the file says "tied".
+    transformers scales T5's logits if `scale_decoder_outputs` is true or, without this field, if `tie_word_embeddings`
+    is not false. It ties the head to the token table unless the file holds a different head. So both fields are written
+    as "scaled", and the file alone decides whether the head is tied.
     """
     vit, queries, language = config.vision.stack, config.bridge.stack, config.language
     encoder, decoder = language.encoder, language.decoder
@@ -167,7 +167,7 @@ def to_hf(config: Blip2T5Config) -> dict[str, Any]:
             "d_ff": decoder.mlp,
             "num_layers": encoder.layers,
             "num_decoder_layers": decoder.layers,
-            # transformers makes the cache of generate() as deep as the encoder, unless a legacy name says otherwise.
+            # Without this legacy field, transformers allocates as many cache layers as the encoder has.
             "decoder_layers": decoder.layers,
             "num_heads": decoder.heads,
             "feed_forward_proj": prefix + act,
@@ -186,7 +186,7 @@ def to_hf(config: Blip2T5Config) -> dict[str, Any]:
 
 
 def ties(config: Blip2T5Config) -> tuple[Tie, ...]:
-    """Counts that one field of config.json holds for several axes."""
+    """Returns the sizes that share one field of config.json."""
     return (
         Tie("vision/embed", "vision/heads", config.vision.stack.head_dim),
         Tie("bridge/embed", "bridge/heads", config.bridge.stack.head_dim),
@@ -198,5 +198,5 @@ def ties(config: Blip2T5Config) -> tuple[Tie, ...]:
 
 
 def violations(config: Blip2T5Config) -> tuple[str, ...]:
-    """What keeps a shape from being served, each as a sentence; empty where nothing does."""
+    """Returns the reasons why transformers cannot load this shape; empty if it can."""
     return tie_violations(ties(config), config)

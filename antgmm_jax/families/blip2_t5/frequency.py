@@ -1,4 +1,4 @@
-"""The Q-Former's cross-attention stands at every `cross_every`-th layer: what that means when layers go."""
+"""Rules for removing layers from a Q-Former with cross-attention in every `cross_every`-th layer."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,35 +13,35 @@ from antgmm_jax.families.base import Depth, Keep
 
 LAYERS, CROSS_HEADS = "bridge/layers", "bridge/cross_heads"
 CROSS_LAYERS = "bridge/cross_layers"
-"""Axis of the stack of cross-attentions, whose indices follow from those of the layers."""
+"""Axis of the stacked cross-attentions; its indices follow from those of the layers."""
 
 
 def every(config: LMMConfig) -> int:
-    """At which layers cross-attention stands: those with index % every == 0."""
+    """Returns the cross-attention frequency n: layers with index % n == 0 have cross-attention."""
     return config.bridge.stack.cross_every
 
 
 def with_every(config: LMMConfig, count: int) -> LMMConfig:
-    """The same model whose Q-Former reads the picture at every `count`-th layer."""
+    """Returns the config with cross-attention in every `count`-th layer of the Q-Former."""
     stack = replace(config.bridge.stack, cross_every=count)
     return replace(config, bridge=replace(config.bridge, stack=stack))
 
 
 class Frequency(Depth):
-    """A cut keeps the frequency, or keeps only layers with cross-attention and sets it to 1."""
+    """Pruning keeps the frequency, or keeps only layers with cross-attention and sets it to 1."""
 
     def sizes(self, config: LMMConfig) -> dict[str, int]:
-        """The number of cross-attentions."""
+        """Number of cross-attentions."""
         return {CROSS_LAYERS: config.bridge.stack.cross_layers}
 
     def variants(self, config: LMMConfig, smaller: LMMConfig) -> list[LMMConfig]:
-        """The present frequency, or every layer where as many have cross-attention."""
+        """Configs with the current frequency and, if enough layers have cross-attention, with frequency 1."""
         layers, has = smaller.bridge.stack.layers, config.bridge.stack.cross_layers
         cut = layers < config.bridge.stack.layers
         return [smaller, with_every(smaller, 1)] if every(config) > 1 and cut and layers <= has else [smaller]
 
     def reindex(self, config: LMMConfig, smaller: LMMConfig, keep: Keep) -> LMMConfig:
-        """The frequency that puts cross-attention exactly on the kept layers that have it: the present if it fits."""
+        """Sets the frequency that matches the kept layers with cross-attention, preferably the current one."""
         if LAYERS not in keep:
             return smaller
         layers, now = keep[LAYERS], every(config)
@@ -50,12 +50,12 @@ class Frequency(Depth):
             if np.array_equal(position % candidate == 0, has_cross):
                 return with_every(smaller, candidate)
         raise AntgmmError(
-            f"{LAYERS} {layers.tolist()}: cross attention would fall on positions {position[has_cross].tolist()}, "
-            f"which no frequency describes; drop layers in groups of {now}, or keep only layers with cross attention"
+            f"{LAYERS} {layers.tolist()}: cross-attention would be in layers {position[has_cross].tolist()}, "
+            f"which no frequency describes; remove layers in groups of {now}, or keep only layers with cross-attention"
         )
 
     def array_keep(self, config: LMMConfig, keep: Keep) -> dict[str, np.ndarray]:
-        """With indices of the cross-attentions, and rows of `bridge/cross_heads` for those alone."""
+        """Adds indices of the cross-attentions, and reduces `bridge/cross_heads` to their rows."""
         full, now = dict(keep), every(config)
         if CROSS_HEADS in keep:
             full[CROSS_HEADS] = keep[CROSS_HEADS][::now]
@@ -65,7 +65,7 @@ class Frequency(Depth):
         return full
 
     def by_layer(self, config: LMMConfig, scores: dict[str, Any]) -> dict[str, Any]:
-        """Rows of heads for all layers, 0 where there are none; a cross-attention counts to its layer."""
+        """Expands head scores to all layers (0 without cross-attention); adds each cross-attention to its layer."""
         if CROSS_LAYERS not in scores:
             return scores
         layers, now = config.bridge.stack.layers, every(config)
@@ -78,7 +78,7 @@ class Frequency(Depth):
     def choose(
         self, config: LMMConfig, axis: str, scores: np.ndarray, variants: Sequence[LMMConfig]
     ) -> np.ndarray | None:
-        """The legal set of layers with the largest sum of scores."""
+        """Chooses the legal set of layers with the largest sum of scores."""
         if axis != LAYERS:
             return None
         has_cross, options = np.arange(len(scores)) % every(config) == 0, []
@@ -89,10 +89,10 @@ class Frequency(Depth):
 
 
 def _best_subsequence(score: np.ndarray, has_cross: np.ndarray, pattern: np.ndarray) -> np.ndarray:
-    """Ascending layers whose cross-attention follows `pattern`, of the largest sum of scores (dynamic programming)."""
+    """Best ascending layers by sum of scores with cross-attention as in `pattern` (dynamic programming)."""
     best: dict[int, tuple[float, tuple[int, ...]]] = {0: (0.0, ())}
     for layer, value in enumerate(score.tolist()):
-        # From long to short, so that a layer is used once.
+        # From long to short, so that each layer is used at most once.
         for length in sorted(best, reverse=True):
             if length < len(pattern) and pattern[length] == has_cross[layer]:
                 total, chosen = best[length]

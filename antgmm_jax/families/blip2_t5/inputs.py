@@ -1,4 +1,4 @@
-"""What BLIP-2 with T5 reads of a record: pictures as query tokens, then the question; and a new model's processor."""
+"""Inputs of BLIP-2 with T5 (query tokens for the images, then the question), and the processor of a new model."""
 
 from collections.abc import Mapping, Sequence
 
@@ -7,61 +7,48 @@ from tokenizers import Tokenizer
 from transformers import Blip2Processor, BlipImageProcessor, ProcessorMixin
 
 from antgmm_jax.blocks.pictures import as_hf
-from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families.blip2_t5.config import Blip2T5Config
-from antgmm_jax.families.square import SquarePictures, Tree, check_fields, check_size, check_words
+from antgmm_jax.families.square import SquarePictures, Tree, check_processor, side
 from antgmm_jax.families.words import wrap
 
 
 class Inputs:
-    """Records as its own processor makes them, `antgmm_jax.families.base.Inputs`.
+    """Implements `antgmm_jax.families.base.Inputs`.
 
     Args:
-        config: the model.
-        processor: of its checkpoint.
+        config: model config.
+        processor: processor of the checkpoint.
 
     Raises:
-        AntgmmError: the processor makes other pictures or tokens than the model reads.
+        AntgmmError: the processor does not fit the model.
     """
 
     encoder_decoder = True
 
     def __init__(self, config: Blip2T5Config, processor: ProcessorMixin):
-        if not isinstance(processor, Blip2Processor):
-            raise AntgmmError(f"a {type(processor).__name__} is not what BLIP-2 reads by: save its Blip2Processor")
-        self.processor = processor
-        check_fields(processor, ("num_query_tokens",))
-        check_words(processor, processor.image_token.content, config.image_token, config.language.vocab)
-        self._pictures, self._count = SquarePictures(processor), int(processor.num_query_tokens or 0)
-        check_size((self._pictures.side, self._count), (config.vision.image, config.image_tokens))
-        self._token = config.image_token
+        fields, size = ("num_query_tokens",), lambda p: (side(p), int(p.num_query_tokens))
+        check_processor(processor, config, kind=Blip2Processor, fields=fields, size=size)
+        self.processor, self._images = processor, SquarePictures(processor)
+        self._token, self._tokens_per_image = config.image_token, config.image_tokens
 
     def prompt(self, line: str, pictures: int) -> str:
-        """The text given to the processor: it puts the pictures' tokens before it by itself."""
+        """The line itself: the processor adds the image tokens."""
         del pictures
         return line
 
     def __call__(self, line: str, images: Sequence[np.ndarray]) -> tuple[np.ndarray, Tree]:
-        """Prompt token ids int32 [T] and the pictures' tree, [M, ...]."""
-        ids = [self._token] * (self._count * len(images)) + self.processor.tokenizer(line)["input_ids"]
-        return np.array(ids, np.int32), self._pictures(images)
+        """Prompt token ids int32 [T] and the tree of images, [M, ...]."""
+        ids = [self._token] * (self._tokens_per_image * len(images)) + self.processor.tokenizer(line)["input_ids"]
+        return np.array(ids, np.int32), self._images(images)
 
     @staticmethod
     def torch(images: Mapping[str, np.ndarray]) -> Tree:
-        """A batch's pictures as the PyTorch model takes them."""
+        """Converts images of a batch to arguments of the PyTorch model."""
         return {"pixel_values": as_hf(images)}
 
 
 def new_processor(config: Blip2T5Config, tokenizer: Tokenizer) -> Blip2Processor:
-    """The processor of a model that is trained from scratch; `save_pretrained` writes what `AutoProcessor` reads.
-
-    Args:
-        config: the model.
-        tokenizer: a trained one that has the tokens of `antgmm_jax.families.words`.
-
-    Returns:
-        The processor.
-    """
+    """Creates the processor of a model that is trained from scratch; see `antgmm_jax.families.new_processor`."""
     px = config.vision.image
     images = BlipImageProcessor(size={"height": px, "width": px})
     return Blip2Processor(images, wrap(tokenizer, template="$A </s>"), num_query_tokens=config.bridge.queries)

@@ -1,4 +1,4 @@
-"""BLIP-2 + T5 assembled from the common parts and its own bridge, the Q-Former."""
+"""BLIP-2 with T5: the common parts and the Q-Former."""
 
 from collections.abc import Mapping, Sequence
 
@@ -14,7 +14,7 @@ from antgmm_jax.lmm import LMM, assemble
 
 
 class QFormer(nnx.Module):
-    """Learnt queries that read image states through a stack with cross-attention, then a linear map."""
+    """A stack of learnt queries with cross-attention to image states, then a linear map to the text width."""
 
     def __init__(
         self, config: QFormerConfig, tower: Tower, memory: int, text: int, *, remat: Remat = "dots", rngs: nnx.Rngs
@@ -30,19 +30,19 @@ class QFormer(nnx.Module):
     def features(
         self, vision: Float[Array, "S N V"], gates: Gates, collect: Sequence[str] = ()
     ) -> tuple[Float[Array, "S Q D"], dict[str, Array]]:
-        """Query states after the stack, and the intermediates named in `collect`."""
+        """Returns query states after the stack, and the intermediates named in `collect`."""
         x = repeated(self.norm(self.queries[...], gates.get("bridge/embed")), vision.shape[0])
         return self.stack(x, Context(memory=vision), gates, collect)
 
     def project(
         self, features: Float[Array, "S Q D"], gates: Gates, collect: Sequence[str] = ()
     ) -> tuple[Float[Array, "S Q E"], dict[str, Array]]:
-        """Query states as text embeddings; the last norm of the stack has gated the input."""
+        """Maps query states to text embeddings; the stack's last norm has applied the width gate already."""
         return linear(features, self.out[...], self.out_bias[...]), {}
 
 
 def build(config: Blip2T5Config, *, remat: Remat, rngs: nnx.Rngs) -> LMM:
-    """The model with new parameters; the arguments are those of `antgmm_jax.lmm.assemble`."""
+    """Builds the model with new parameters; see `antgmm_jax.lmm.assemble`."""
     vision, text = config.vision.stack.embed, config.language.decoder.embed
 
     def bridge(stacks: Mapping[str, Tower], rngs: nnx.Rngs) -> QFormer:

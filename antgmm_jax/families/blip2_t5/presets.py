@@ -1,4 +1,4 @@
-"""BLIP-2 + T5 models by name, and from their sizes."""
+"""Named BLIP-2 + T5 models, and models of given sizes."""
 
 import dataclasses
 
@@ -19,19 +19,19 @@ def sized(
     image_token: int,
     cross_every: int = 2,
 ) -> Blip2T5Config:
-    """A BLIP-2 + T5 model from its sizes: T5 with gated FFN as in v1.1 and the tied, scaled head of v1.0.
+    """Returns a BLIP-2 + T5 config of given sizes, with the gated MLP of T5 v1.1 and the tied, scaled head of v1.0.
 
     Args:
         vision: layers, embed, heads, mlp of the ViT.
         bridge: layers, embed, heads, mlp of the Q-Former.
         text: encoder layers, decoder layers, embed, heads, mlp of T5.
-        head_dims: width of a head in ViT, Q-Former and T5.
+        head_dims: head widths of ViT, Q-Former and T5.
         image: image side in pixels.
         patch: patch side in pixels.
-        queries: Q-Former queries, each one text position.
+        queries: number of Q-Former queries; each occupies one text position.
         vocab: size of the token table.
-        image_token: id of the placeholder token.
-        cross_every: the Q-Former reads the image at every such layer.
+        image_token: id of the image token.
+        cross_every: every how many layers the Q-Former has cross-attention.
 
     Returns:
         The config.

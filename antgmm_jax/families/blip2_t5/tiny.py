@@ -6,7 +6,7 @@ from antgmm_jax.families.base import Tiny
 
 
 def shapes(seed: int) -> dict[str, Tiny]:
-    """Shapes by name; the seed draws the sizes of the feed-forward layers."""
+    """Returns named shapes; the seed determines the sizes of the MLPs."""
     rng = np.random.default_rng(seed)
     return {
         "gated": Tiny(_fields(rng, vision=(3, 32, 4), bridge=(4, 32, 4, 2), text=(3, 3, 20, 4)), own_head=True),
@@ -31,7 +31,7 @@ def _fields(
     scaled: bool = False,
     qkv_bias: bool = True,
 ) -> dict:
-    """Layers, width, heads of each tower; then of the Q-Former the frequency, of T5 both depths first."""
+    """Tuples: layers, width, heads; the Q-Former also has its cross-attention frequency, T5 two layer counts."""
     return {
         "architectures": ["Blip2ForConditionalGeneration"],
         "model_type": "blip-2",

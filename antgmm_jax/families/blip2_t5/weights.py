@@ -1,4 +1,4 @@
-"""Every tensor of a BLIP-2 + T5 checkpoint and where its numbers live in our tree."""
+"""Conversion table of BLIP-2 + T5 checkpoints."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,23 +9,23 @@ from antgmm_jax.families.table import Entry, attention, dense, norm
 
 
 def _says_tied(raw: Mapping[str, Any]) -> bool:
-    # T5 has no field for it: there a head equal to the table is the table.
+    # T5 has no field for it: a head equal to the token table shares it.
     return True
 
 
 FILES = Files(
     head="language_model.lm_head.weight",
     tokens="language_model.shared.weight",
-    # Duplicates of the token table and buffers that older releases wrote.
+    # Copies of the token table, and buffers that older releases wrote.
     ignored=(r"language_model\.(encoder|decoder)\.embed_tokens\.weight", r".*position_ids"),
     says_tied=_says_tied,
-    # An unscaled T5 says tie_word_embeddings: false, so its head has to be in the file, tied or not.
+    # An unscaled T5 has tie_word_embeddings: false, so its file must hold the head, tied or not.
     writes_head=lambda config: not config.language.scaled_head,
 )
 
 
 def tensors(config: Blip2T5Config) -> list[Entry]:
-    """Every tensor of the file and where its numbers live in our tree."""
+    """Returns one entry for every tensor of the file (or for all layers of a stack)."""
     return _vision(config) + _qformer(config.bridge.stack.cross_every) + _language(config)
 
 

@@ -1,4 +1,4 @@
-"""Idefics3 and SmolVLM: SigLIP, pixel shuffle with one linear map, Llama."""
+"""Idefics3 and SmolVLM: SigLIP, pixel shuffle with one linear map, and Llama."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Idefics3 and SmolVLM: their config, from and to Hugging Face's, and its legal shapes."""
+"""Config of Idefics3 and SmolVLM, its conversion from and to Hugging Face, and its legal shapes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,19 +12,19 @@ from antgmm_jax.families.rules import Tie, check_square, tie_violations
 from antgmm_jax.families.vit import encoder_of, vision_config
 
 ARCHITECTURES = {"idefics3": "Idefics3ForConditionalGeneration", "smolvlm": "SmolVLMForConditionalGeneration"}
-"""`model_type` -> class in transformers; the two compute the same and have processors of their own."""
+"""`model_type` -> class in transformers. Both compute the same; their processors differ."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShuffleConfig:
-    """Squares of `scale` by `scale` neighbouring image states, joined and mapped to the text width."""
+    """Concatenates squares of `scale` x `scale` image states and maps them to the text width."""
 
     scale: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Idefics3Config(LMMConfig):
-    """SigLIP, pixel shuffle with one linear map, Llama; a picture fills one slot, or one for each of its tiles."""
+    """SigLIP, pixel shuffle with one linear map, and Llama; each tile of an image occupies one slot."""
 
     family: str = "idefics3"
     model_type: Literal["idefics3", "smolvlm"]
@@ -32,29 +32,29 @@ class Idefics3Config(LMMConfig):
 
     @property
     def image_tokens(self) -> int:
-        """Text positions that a tile takes."""
+        """Text positions that one tile occupies."""
         return self.vision.patches // self.bridge.scale**2
 
 
 def from_hf(hf: Mapping[str, Any], raw: Mapping[str, Any], *, tied: bool) -> Idefics3Config:
-    """Our config of a Hugging Face one.
+    """Converts a Hugging Face config.
 
     Args:
-        hf: the config with its defaults filled in.
-        raw: config.json as it stands.
-        tied: whether the file's head is the token table.
+        hf: the Hugging Face config including its defaults.
+        raw: config.json as written.
+        tied: whether the head shares the token table.
 
     Returns:
-        The config.
+        Model config.
 
     Raises:
-        AntgmmError: a language model other than Llama, or patches that the pixel shuffle does not divide.
+        AntgmmError: a language model other than Llama, or a number of patches that the pixel shuffle cannot split.
     """
     vision, text, scale = hf["vision_config"], hf["text_config"], hf["scale_factor"]
     check_square(vision["image_size"], vision["patch_size"])
     side = vision["image_size"] // vision["patch_size"]
     if side % scale:
-        raise AntgmmError(f"scale_factor = {scale} does not divide the {side} patches of a side: mend config.json")
+        raise AntgmmError(f"scale_factor = {scale} does not divide the {side} patches per side: correct config.json")
     image = VisionConfig(
         stack=encoder_of(vision, vision["num_hidden_layers"]),
         image=vision["image_size"],
@@ -72,7 +72,7 @@ def from_hf(hf: Mapping[str, Any], raw: Mapping[str, Any], *, tied: bool) -> Ide
 
 
 def to_hf(config: Idefics3Config) -> dict[str, Any]:
-    """The fields of config.json that the model's shape decides."""
+    """Returns the fields of config.json that depend on the model's shape."""
     return {
         "architectures": [ARCHITECTURES[config.model_type]],
         "model_type": config.model_type,
@@ -85,10 +85,10 @@ def to_hf(config: Idefics3Config) -> dict[str, Any]:
 
 
 def ties(config: Idefics3Config) -> tuple[Tie, ...]:
-    """Counts that one field of config.json holds for several axes."""
+    """Returns the sizes that share one field of config.json."""
     return (Tie("vision/embed", "vision/heads", config.vision.stack.head_dim),)
 
 
 def violations(config: Idefics3Config) -> tuple[str, ...]:
-    """What keeps a shape from being served, each as a sentence; empty where nothing does."""
+    """Returns the reasons why transformers cannot load this shape; empty if it can."""
     return (*tie_violations(ties(config), config), *head_violations(config))

@@ -1,4 +1,4 @@
-"""What Idefics3 and SmolVLM read of a record: tiles of its pictures, and their tokens with rows and columns."""
+"""Inputs of Idefics3 and SmolVLM (image tiles, and image tokens with rows and columns), and new processors."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,9 +15,8 @@ from transformers import (
 )
 
 from antgmm_jax.blocks.pictures import as_hf
-from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families.idefics3.config import Idefics3Config
-from antgmm_jax.families.square import Tree, check_fields, check_size, check_words, one_thread
+from antgmm_jax.families.square import Tree, check_processor, one_thread
 from antgmm_jax.families.words import CHAT, starts_itself, user_turn, wrap
 
 _CLASSES = {"idefics3": Idefics3Processor, "smolvlm": SmolVLMProcessor}
@@ -25,56 +24,48 @@ _SPECIAL = ("<fake_token_around_image>", "<end_of_utterance>", "<global-img>")
 
 
 class Inputs:
-    """Records as their own processor makes them, `antgmm_jax.families.base.Inputs`.
+    """Implements `antgmm_jax.families.base.Inputs`.
 
     Args:
-        config: the model.
-        processor: of its checkpoint.
+        config: model config.
+        processor: processor of the checkpoint.
 
     Raises:
-        AntgmmError: the processor makes other pictures or tokens than the model reads.
+        AntgmmError: the processor does not fit the model.
     """
 
     encoder_decoder = False
 
     def __init__(self, config: Idefics3Config, processor: ProcessorMixin):
-        wanted = _CLASSES[config.model_type]
-        if not isinstance(processor, wanted):
-            raise AntgmmError(
-                f"a {type(processor).__name__} is not what this model reads by: save its {wanted.__name__}"
-            )
+        fields, kind = ("image_seq_len",), _CLASSES[config.model_type]
+        check_processor(processor, config, kind=kind, fields=fields, size=lambda p: (_side(p), p.image_seq_len))
         self.processor: Any = processor
-        check_fields(processor, ("image_seq_len",))
-        check_words(processor, self.processor.image_token, config.image_token, config.language.vocab)
-        self._images = processor.image_processor
-        side = dict(self._images.max_image_size)["longest_edge"]
-        check_size((side, self.processor.image_seq_len), (config.vision.image, config.image_tokens))
-        self._scale, self._offset = _normalising(self._images)
+        self._scale, self._offset = _normalisation(processor.image_processor)
 
     def prompt(self, line: str, pictures: int) -> str:
-        """The text given to the processor: the user's turn by the chat template, or the classic prompt without one."""
+        """The user's turn by the chat template, or the classic prompt without a template."""
         classic = "User:" + self.processor.image_token * pictures + f"{line}<end_of_utterance>\nAssistant:"
         return user_turn(self.processor, line, pictures) or classic
 
     def __call__(self, line: str, images: Sequence[np.ndarray]) -> tuple[np.ndarray, Tree]:
-        """Prompt token ids int32 [T], and the pictures' tree, [M, ...]: of each its tiles, then the whole."""
+        """Prompt token ids int32 [T], and the tree of images, [M, ...]: each image as its tiles and the whole."""
         text = self.prompt(line, len(images))
-        given: dict[str, Any] = {"add_special_tokens": not starts_itself(self.processor, text)}
+        options: dict[str, Any] = {"add_special_tokens": not starts_itself(self.processor, text)}
         if images:
-            given |= {"images": [[*images]], "do_rescale": False, "do_normalize": False, "return_tensors": "np"}
+            options |= {"images": [[*images]], "do_rescale": False, "do_normalize": False, "return_tensors": "np"}
         with one_thread():
-            made = self.processor(text=[text], **given)
-        side = self._images.max_image_size["longest_edge"]
-        tiles = np.asarray(made["pixel_values"])[0] if images else np.zeros((0, 3, side, side))
+            out = self.processor(text=[text], **options)
+        side = _side(self.processor)
+        tiles = np.asarray(out["pixel_values"])[0] if images else np.zeros((0, 3, side, side))
         pixels = np.ascontiguousarray(np.moveaxis(tiles, 1, -1).astype(np.uint8))
         tree = {"pixels": pixels} | {
             name: np.tile(row, (len(pixels), 1)) for name, row in (("scale", self._scale), ("offset", self._offset))
         }
-        return np.asarray(made["input_ids"][0], np.int32), tree
+        return np.asarray(out["input_ids"][0], np.int32), tree
 
     @staticmethod
     def torch(images: Mapping[str, np.ndarray]) -> Tree:
-        """A batch's tiles as the PyTorch model takes them: `pixel_values` [B, M, C, H, W], empty slots zero."""
+        """Converts tiles of a batch to the PyTorch model's `pixel_values` [B, M, C, H, W]; unused slots are zero."""
         valid = np.asarray(images["valid"])
         if not valid.any():
             return {}
@@ -84,29 +75,29 @@ class Inputs:
         return {"pixel_values": pixels}
 
 
-def _normalising(images: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Scale and offset of each channel, float32 [3], as the image processor's settings say."""
+def _side(processor: Any) -> int:
+    """Pixels per side of a tile."""
+    return processor.image_processor.max_image_size["longest_edge"]
+
+
+def _normalisation(images: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Scale and offset of each channel, float32 [3], from the settings of the image processor."""
     factor = np.full(3, images.rescale_factor if images.do_rescale else 1.0)
     mean, std = (images.image_mean, images.image_std) if images.do_normalize else (0.0, 1.0)
     return (factor / np.asarray(std)).astype(np.float32), np.full(3, -np.asarray(mean) / np.asarray(std), np.float32)
 
 
 def new_processor(config: Idefics3Config, tokenizer: Tokenizer) -> ProcessorMixin:
-    """The processor of a model that is trained from scratch; `save_pretrained` writes what `AutoProcessor` reads.
+    """Creates the processor of a model that is trained from scratch; see `antgmm_jax.families.new_processor`.
 
-    Args:
-        config: the model; a picture is one tile.
-        tokenizer: a trained one that has the tokens of `antgmm_jax.families.words`.
-
-    Returns:
-        The processor.
+    Every image becomes one tile.
     """
     words = wrap(tokenizer, template="<s> $A", bos_token="<s>", padding_side="left")
     words.add_special_tokens({"additional_special_tokens": ["<image>", *_SPECIAL]})
     smol, edge = config.model_type == "smolvlm", {"longest_edge": config.vision.image}
     kind = SmolVLMImageProcessor if smol else Idefics3ImageProcessor
-    about: dict[str, Any] = {"size": edge, "max_image_size": edge, "do_image_splitting": False}
-    rest: dict[str, Any] = {"image_seq_len": config.image_tokens, "chat_template": CHAT}
+    settings: dict[str, Any] = {"size": edge, "max_image_size": edge, "do_image_splitting": False}
+    further: dict[str, Any] = {"image_seq_len": config.image_tokens, "chat_template": CHAT}
     if smol:
-        rest["video_processor"] = SmolVLMVideoProcessor(size=edge, max_image_size=edge)
-    return _CLASSES[config.model_type](image_processor=kind(**about), tokenizer=words, **rest)
+        further["video_processor"] = SmolVLMVideoProcessor(size=edge, max_image_size=edge)
+    return _CLASSES[config.model_type](image_processor=kind(**settings), tokenizer=words, **further)

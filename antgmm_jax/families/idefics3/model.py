@@ -1,4 +1,4 @@
-"""Idefics3 assembled from the common parts and its own bridge, the pixel shuffle."""
+"""Idefics3 and SmolVLM: the common parts and the pixel shuffle."""
 
 from collections.abc import Mapping, Sequence
 
@@ -15,7 +15,7 @@ from antgmm_jax.lmm import LMM, assemble
 
 
 class PixelShuffle(nnx.Module):
-    """Joins each square of neighbouring image states and maps it to the text width."""
+    """Concatenates each square of neighbouring image states and maps it to the text width."""
 
     def __init__(self, config: ShuffleConfig, vision: Tower, text: Tower, *, rngs: nnx.Rngs):
         self.scale, inside = config.scale, config.scale**2
@@ -26,13 +26,13 @@ class PixelShuffle(nnx.Module):
     def features(
         self, vision: Float[Array, "S N V"], gates: Gates, collect: Sequence[str] = ()
     ) -> tuple[Float[Array, "S N V"], dict[str, Array]]:
-        """Image states as they are: there is no stack."""
+        """Returns the image states unchanged: there is no stack."""
         return vision, {}
 
     def project(
         self, features: Float[Array, "S N V"], gates: Gates, collect: Sequence[str] = ()
     ) -> tuple[Float[Array, "S Q E"], dict[str, Array]]:
-        """Image states as text embeddings, Q = N / scale ** 2 of them."""
+        """Maps image states to Q = N / scale ** 2 text embeddings."""
         side = round(features.shape[1] ** 0.5)
         squares = "s (gy y gx x) d -> s (gy gx) (y x) d"
         joined = rearrange(features, squares, gy=side // self.scale, y=self.scale, x=self.scale, gx=side // self.scale)
@@ -40,7 +40,7 @@ class PixelShuffle(nnx.Module):
 
 
 def build(config: Idefics3Config, *, remat: Remat, rngs: nnx.Rngs) -> LMM:
-    """The model with new parameters; the arguments are those of `antgmm_jax.lmm.assemble`."""
+    """Builds the model with new parameters; see `antgmm_jax.lmm.assemble`."""
 
     def bridge(stacks: Mapping[str, Tower], rngs: nnx.Rngs) -> PixelShuffle:
         return PixelShuffle(config.bridge, stacks["vision"], stacks["text"], rngs=rngs)

@@ -1,8 +1,9 @@
-"""SmolVLM models by name, and from their sizes."""
+"""Named SmolVLM models, and models of given sizes."""
 
-from antgmm_jax.config import LanguageConfig, StackConfig, VisionConfig
+from antgmm_jax.config import LanguageConfig, VisionConfig
 from antgmm_jax.families.idefics3.config import Idefics3Config, ShuffleConfig
 from antgmm_jax.families.llama import sized_decoder
+from antgmm_jax.families.vit import sized_encoder
 
 
 def sized(
@@ -19,32 +20,25 @@ def sized(
     tied: bool = False,
     rope_theta: float = 100000.0,
 ) -> Idefics3Config:
-    """A SmolVLM model from its sizes.
+    """Returns a SmolVLM config of given sizes.
 
     Args:
-        vision: layers, embed, heads, mlp of the SigLIP tower.
-        text: layers, embed, key-value heads, mlp of Llama.
-        head_dims: width of a head in SigLIP and Llama; in SigLIP, heads times width is the embed.
+        vision: sizes of SigLIP, see `antgmm_jax.families.vit.sized_encoder`.
+        text: sizes of Llama, see `antgmm_jax.families.llama.sized_decoder`.
+        head_dims: head widths of SigLIP and Llama.
         image: side of a tile in pixels.
-        patch: patch side in pixels.
-        scale: side of the squares of patches that share a text position.
+        patch: side of a patch in pixels.
+        scale: `scale` x `scale` patches share one text position.
         vocab: size of the token table.
-        image_token: id of the placeholder token.
-        q_per_kv: query heads of one key-value head.
-        tied: whether the head is the token table.
+        image_token: id of the image token.
+        q_per_kv: query heads per key-value head.
+        tied: whether the head shares the token table.
         rope_theta: base of the rotary positions.
 
     Returns:
-        The config.
+        Model config.
     """
-    siglip = StackConfig(
-        layers=vision[0],
-        embed=vision[1],
-        heads=vision[2],
-        mlp=vision[3],
-        head_dim=head_dims[0],
-        act="gelu_pytorch_tanh",
-    )
+    siglip = sized_encoder(vision, head_dims[0], act="gelu_pytorch_tanh", eps=1e-6)
     llama = sized_decoder(text, head_dims[1], q_per_kv=q_per_kv, eps=1e-5, rope_theta=rope_theta)
     return Idefics3Config(
         model_type="smolvlm",

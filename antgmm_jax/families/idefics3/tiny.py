@@ -8,7 +8,7 @@ from antgmm_jax.families.llama import small_text
 
 
 def shapes(seed: int) -> dict[str, Tiny]:
-    """Shapes by name; the seed draws the sizes of the feed-forward layers."""
+    """Returns named shapes; the seed determines the sizes of the MLPs."""
     rng = np.random.default_rng(seed)
     return {
         "smolvlm": Tiny(_fields(rng, "smolvlm", vision=(3, 32, 4), text=(3, 24, 4, 2, 10), patch=4, scale=2)),
@@ -35,7 +35,7 @@ def _fields(
     tied: bool = False,
     bias: bool = False,
 ) -> dict:
-    """Layers, width, heads of SigLIP; layers, width, heads, KV heads and their width of Llama."""
+    """Tuples: layers, width, heads of SigLIP; layers, width, heads, KV heads, head width of Llama."""
     return {
         "architectures": [ARCHITECTURES[model_type]],
         "model_type": model_type,

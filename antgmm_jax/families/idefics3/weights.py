@@ -1,4 +1,4 @@
-"""Every tensor of an Idefics3 or SmolVLM checkpoint and where its numbers live in our tree."""
+"""Conversion table of Idefics3 and SmolVLM checkpoints."""
 
 from antgmm_jax.families.base import Files
 from antgmm_jax.families.idefics3.config import Idefics3Config
@@ -14,7 +14,7 @@ FILES = Files(
 
 
 def tensors(config: Idefics3Config) -> list[Entry]:
-    """Every tensor of the file and where its numbers live in our tree."""
+    """Returns one entry for every tensor of the file (or for all layers of a stack)."""
     proj, squares = "model.connector.modality_projection.proj.weight", "e (s d) -> s d e"
     return [
         *vision_weights(config.vision, "model.vision_model"),

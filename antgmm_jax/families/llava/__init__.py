@@ -1,4 +1,4 @@
-"""LLaVA: CLIP, a two-layer perceptron, Llama."""
+"""LLaVA: CLIP, a two-layer MLP and Llama."""
 
 from typing import Any
 

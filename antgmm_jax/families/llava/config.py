@@ -1,4 +1,4 @@
-"""LLaVA with CLIP and Llama: its config, from and to Hugging Face's, and its legal shapes."""
+"""Config of LLaVA with CLIP and Llama, its conversion from and to Hugging Face, and its legal shapes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,39 +15,41 @@ from antgmm_jax.families.vit import encoder_of, vision_config
 
 @dataclass(frozen=True, kw_only=True)
 class LlavaConfig(LMMConfig):
-    """CLIP, a two-layer perceptron and Llama."""
+    """CLIP, a two-layer MLP and Llama."""
 
     family: str = "llava"
     bridge: ProjectorConfig = part("bridge", tokens="images")
 
 
 def from_hf(hf: Mapping[str, Any], raw: Mapping[str, Any], *, tied: bool) -> LlavaConfig:
-    """Our config of a Hugging Face one.
+    """Converts a Hugging Face config.
 
-    The feature layer that the projector reads ends the image encoder: layers after it are never run and are not
-    part of the model.
+    The image encoder ends at the layer that the projector reads: later layers are never run and not part of the model.
 
     Args:
-        hf: the config with its defaults filled in.
-        raw: config.json as it stands.
-        tied: whether the file's head is the token table.
+        hf: the Hugging Face config including its defaults.
+        raw: config.json as written.
+        tied: whether the head shares the token table.
 
     Returns:
-        The config.
+        Model config.
 
     Raises:
         AntgmmError: towers other than CLIP and Llama, several feature layers, or scaled rotary positions.
     """
     vision, text = hf["vision_config"], hf["text_config"]
-    for got, need in ((vision["model_type"], "clip_vision_model"), (text["model_type"], "llama")):
-        if got != need:
-            raise AntgmmError(f"LLaVA with {got} is not supported: bring LLaVA with clip_vision_model and llama")
-    at = hf["vision_feature_layer"]
-    if not isinstance(at, int):
-        raise AntgmmError(f"vision_feature_layer = {at} joins several layers: only one layer is supported")
-    used = vision["num_hidden_layers"] + 1 + at if at < 0 else at
-    if not 1 <= used <= vision["num_hidden_layers"]:
-        raise AntgmmError(f"vision_feature_layer = {at} is not a layer of {vision['num_hidden_layers']}")
+    for model_type, supported in ((vision["model_type"], "clip_vision_model"), (text["model_type"], "llama")):
+        if model_type != supported:
+            raise AntgmmError(f"LLaVA with {model_type} is not supported: use LLaVA with clip_vision_model and llama")
+    feature_layer = hf["vision_feature_layer"]
+    if not isinstance(feature_layer, int):
+        raise AntgmmError(f"vision_feature_layer = {feature_layer} is not supported: it must be a single layer")
+    layers = vision["num_hidden_layers"]
+    used = layers + 1 + feature_layer if feature_layer < 0 else feature_layer
+    if not 1 <= used <= layers:
+        raise AntgmmError(
+            f"vision_feature_layer = {feature_layer} does not exist: the image encoder has {layers} layers"
+        )
     check_square(vision["image_size"], vision["patch_size"])
     image = VisionConfig(
         stack=encoder_of(vision, used),
@@ -70,7 +72,7 @@ def from_hf(hf: Mapping[str, Any], raw: Mapping[str, Any], *, tied: bool) -> Lla
 
 
 def to_hf(config: LlavaConfig) -> dict[str, Any]:
-    """The fields of config.json that the model's shape decides."""
+    """Returns the fields of config.json that depend on the model's shape."""
     return {
         "architectures": ["LlavaForConditionalGeneration"],
         "model_type": "llava",
@@ -87,7 +89,7 @@ def to_hf(config: LlavaConfig) -> dict[str, Any]:
 
 
 def ties(config: LlavaConfig) -> tuple[Tie, ...]:
-    """Counts that one field of config.json holds for several axes."""
+    """Returns the sizes that share one field of config.json."""
     return (
         Tie("vision/embed", "vision/heads", config.vision.stack.head_dim),
         Tie("bridge/mlp", "text/embed"),
@@ -95,5 +97,5 @@ def ties(config: LlavaConfig) -> tuple[Tie, ...]:
 
 
 def violations(config: LlavaConfig) -> tuple[str, ...]:
-    """What keeps a shape from being served, each as a sentence; empty where nothing does."""
+    """Returns the reasons why transformers cannot load this shape; empty if it can."""
     return (*tie_violations(ties(config), config), *head_violations(config))

@@ -1,4 +1,4 @@
-"""LLaVA assembled from the common parts."""
+"""LLaVA: the common parts and a projector."""
 
 from collections.abc import Mapping
 
@@ -11,7 +11,7 @@ from antgmm_jax.lmm import LMM, assemble
 
 
 def build(config: LlavaConfig, *, remat: Remat, rngs: nnx.Rngs) -> LMM:
-    """The model with new parameters; the arguments are those of `antgmm_jax.lmm.assemble`."""
+    """Builds the model with new parameters; see `antgmm_jax.lmm.assemble`."""
 
     def bridge(stacks: Mapping[str, Tower], rngs: nnx.Rngs) -> Projector:
         return Projector(config.bridge, stacks["vision"], stacks["text"], rngs=rngs)

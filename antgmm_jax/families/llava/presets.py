@@ -1,9 +1,10 @@
-"""LLaVA models by name, and from their sizes."""
+"""Named LLaVA models, and models of given sizes."""
 
 from antgmm_jax.blocks.projector import ProjectorConfig
-from antgmm_jax.config import LanguageConfig, StackConfig, VisionConfig
+from antgmm_jax.config import LanguageConfig, VisionConfig
 from antgmm_jax.families.llama import sized_decoder
 from antgmm_jax.families.llava.config import LlavaConfig
+from antgmm_jax.families.vit import sized_encoder
 
 
 def sized(
@@ -18,31 +19,23 @@ def sized(
     q_per_kv: int = 1,
     tied: bool = False,
 ) -> LlavaConfig:
-    """A LLaVA model from its sizes, in the form of LLaVA 1.5: CLIP tower, two-layer projector, Llama decoder.
+    """Returns a LLaVA 1.5 config of given sizes.
 
     Args:
-        vision: layers, embed, heads, mlp of the CLIP tower; its class token is not handed on.
-        text: layers, embed, key-value heads, mlp of Llama.
-        head_dims: width of a head in CLIP and Llama; in CLIP, heads times width is the embed.
-        image: image side in pixels.
-        patch: patch side in pixels; each patch is one text position.
+        vision: sizes of CLIP, see `antgmm_jax.families.vit.sized_encoder`. The projector does not read the class token.
+        text: sizes of Llama, see `antgmm_jax.families.llama.sized_decoder`.
+        head_dims: head widths of CLIP and Llama.
+        image: side of an image in pixels.
+        patch: side of a patch in pixels; each patch occupies one text position.
         vocab: size of the token table.
-        image_token: id of the placeholder token.
-        q_per_kv: query heads of one key-value head.
-        tied: whether the head is the token table.
+        image_token: id of the image token.
+        q_per_kv: query heads per key-value head.
+        tied: whether the head shares the token table.
 
     Returns:
-        The config.
+        Model config.
     """
-    clip = StackConfig(
-        layers=vision[0],
-        embed=vision[1],
-        heads=vision[2],
-        mlp=vision[3],
-        head_dim=head_dims[0],
-        act="quick_gelu",
-        eps=1e-5,
-    )
+    clip = sized_encoder(vision, head_dims[0], act="quick_gelu", eps=1e-5)
     llama = sized_decoder(text, head_dims[1], q_per_kv=q_per_kv, eps=1e-6, rope_theta=10000.0)
     encoder = VisionConfig(
         stack=clip, image=image, patch=patch, patch_bias=False, first_norm=True, final_norm=False, keep_cls=False

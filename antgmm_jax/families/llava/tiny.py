@@ -7,7 +7,7 @@ from antgmm_jax.families.llama import small_text
 
 
 def shapes(seed: int) -> dict[str, Tiny]:
-    """Shapes by name; the seed draws the sizes of the feed-forward layers."""
+    """Returns named shapes; the seed determines the sizes of the MLPs."""
     rng = np.random.default_rng(seed)
     return {
         "2 KV heads": Tiny(_fields(rng, vision=(4, 32, 4), text=(3, 24, 4, 2, 10))),
@@ -32,7 +32,7 @@ def _fields(
     feature_layer: int = -2,
     act: str = "gelu",
 ) -> dict:
-    """Layers, width, heads of CLIP; layers, width, heads, KV heads and their width of Llama."""
+    """Tuples: layers, width, heads of CLIP; layers, width, heads, KV heads, head width of Llama."""
     patches = 4
     return {
         "architectures": ["LlavaForConditionalGeneration"],

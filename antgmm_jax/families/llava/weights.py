@@ -1,4 +1,4 @@
-"""Every tensor of a LLaVA checkpoint and where its numbers live in our tree."""
+"""Conversion table of LLaVA checkpoints."""
 
 import re
 
@@ -9,7 +9,7 @@ from antgmm_jax.families.llava.config import LlavaConfig
 from antgmm_jax.families.table import Entry, dense, norm
 from antgmm_jax.families.vit import vision_weights
 
-# transformers 5.x and older releases name the same tensors differently; ours are the names that vLLM needs.
+# Tensor names differ between transformers 5.x and older releases; ours are those that vLLM needs.
 _RENAMES = (
     (r"^model\.vision_tower\.", "vision_tower."),
     (r"^model\.multi_modal_projector\.", "multi_modal_projector."),
@@ -22,7 +22,7 @@ _LAYER = re.compile(r"vision_tower\.vision_model\.encoder\.layers\.(\d+)\.")
 
 
 def _unread(config: LMMConfig, name: str) -> bool:
-    """Image-encoder layers after the one that the projector reads: in the file, but never run."""
+    """Whether a tensor belongs to a layer after the one that the projector reads: stored, but never run."""
     layer = _LAYER.match(name)
     return layer is not None and int(layer[1]) >= config.vision.stack.layers
 
@@ -37,7 +37,7 @@ FILES = Files(
 
 
 def tensors(config: LlavaConfig) -> list[Entry]:
-    """Every tensor of the file and where its numbers live in our tree."""
+    """Returns one entry for every tensor of the file (or for all layers of a stack)."""
     up_bias, down_bias = ("bridge/up_bias", "bridge/down_bias") if config.bridge.bias else (None, None)
     return [
         Entry(f"{_VISION}.embeddings.class_embedding", ("vision/cls",), "d -> d"),

@@ -82,7 +82,7 @@ def test_the_persons_own_settings_stay(monkeypatch):
     [
         ("loss.hrad=1.0", "unknown key loss.hrad, did you mean 'hard'?"),
         ('stage.0.sizes={"vision/embed"=20}', "nearest legal sizes: vision/embed 16 or 24"),
-        ('stage.0.sizes={"vision/layers"=9}', "vision/layers = 9 would grow the axis: it has 2 units"),
+        ('stage.0.sizes={"vision/layers"=9}', "vision/layers = 9 would enlarge the axis: it has 2 units"),
         ('stage.0.sizes={"vision/leyers"=1}', "unknown axis 'vision/leyers': did you mean 'vision/layers'?"),
         ('parent="nowhere"', "nowhere"),
     ],
@@ -282,7 +282,7 @@ def test_shrink_like_a_preset_needs_heads_of_its_width(refused, teacher, tmp_pat
     assert "antgmm-300m is of family" in refused(
         *("shrink", reference.saved(reference.llava(), tmp_path / "llava"), "--out", "out", "--like", "antgmm-300m")
     )
-    assert "would grow the axis" in refused("shrink", teacher, "--out", "out", "--size", "vision/layers=9")
+    assert "would enlarge the axis" in refused("shrink", teacher, "--out", "out", "--size", "vision/layers=9")
     assert not (tmp_path / "out").exists()
 
 

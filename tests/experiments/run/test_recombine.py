@@ -89,7 +89,7 @@ def test_a_basis_is_read_back_bit_for_bit_and_joins_other_cuts(stage):
 @pytest.mark.parametrize(
     ("cuts", "patterns", "message"),
     [
-        ((WIDTH, WIDTH), ("*", "*"), "vision/mlp is cut in both {0} and {1}"),
+        ((WIDTH, WIDTH), ("*", "*"), "vision/mlp is pruned in both {0} and {1}"),
         ((DEPTH, WIDTH), ("*/heads", "*"), r"{0} cuts no axis that fits '\*/heads': it cuts bridge/mlp, vision/layers"),
     ],
 )
@@ -112,7 +112,7 @@ def test_a_layer_without_a_row_is_named_with_both_sources(stage):
 def test_counts_that_make_no_legal_model_are_refused(stage):
     # In the image encoder a head goes with every 16 channels.
     cut = stage("a", {"vision/embed": np.arange(16), "vision/heads": np.zeros((4, 1), np.int32)})
-    with pytest.raises(AntgmmError, match="the merged cuts make no legal model"):
+    with pytest.raises(AntgmmError, match="the merged sizes are not a legal model"):
         recombine.joined(CONFIG, KEY, [Source(cut, ("*/heads",))])
 
 
