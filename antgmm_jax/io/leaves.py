@@ -25,44 +25,27 @@ def named_leaves(tree: Any) -> dict[str, tuple[list[str], Any]]:
             raise TypeError(f"leaf {name!r} is a {type(leaf).__name__}, not an array; put it into the record instead")
         if name in named or not keys:
             raise TypeError(f"leaf {name!r} has no name of its own; hold it in a dict under another key")
-        named[name] = (keys, leaf)
+        named[name] = (keys, np.asarray(leaf) if isinstance(leaf, np.generic) else leaf)
     return named
 
 
-def _is_key(leaf: Any) -> bool:
-    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def plain(leaf: Any) -> Any:
-    """A leaf as an array that can be stored: a typed PRNG key as its data."""
-    if _is_key(leaf):
-        return jax.random.key_data(leaf)
-    return np.asarray(leaf) if isinstance(leaf, np.generic) else leaf
-
-
 def describe(leaf: Any) -> dict[str, Any]:
-    """Shape and dtype of what is stored of a leaf, as JSON types."""
-    aval = jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
-    return {"shape": list(aval.shape), "dtype": np.dtype(aval.dtype).name}
+    """Shape and dtype of a leaf, as JSON types."""
+    return {"shape": list(leaf.shape), "dtype": str(leaf.dtype)}
 
 
 def target_of(leaf: Any) -> Any:
     """What Orbax is asked for in place of `leaf`: the same kind of array with the same sharding."""
-    if _is_key(leaf):
-        aval = jax.eval_shape(jax.random.key_data, leaf)
-        return np.empty(aval.shape, aval.dtype)
-    if isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding or sharding.everywhere())
-    return np.asarray(leaf)
+    if isinstance(leaf, np.ndarray):
+        return leaf
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding or sharding.everywhere())
 
 
-def as_like(like: Any, array: Any) -> Any:
-    """What was read, as the same kind of array as `like`, on its devices."""
-    if _is_key(like):
-        return jax.random.wrap_key_data(array, impl=jax.random.key_impl(like))
-    if isinstance(like, jax.Array | jax.ShapeDtypeStruct):
-        return array if isinstance(array, jax.Array) else jax.device_put(array, like.sharding)
-    return array
+def empty(target: Any) -> Any:
+    """An array of no elements in place of a `target_of`; Orbax does not store those."""
+    if isinstance(target, np.ndarray):
+        return target
+    return jnp.zeros(target.shape, target.dtype, device=target.sharding)
 
 
 def assert_same_leaves(folder: Path, saved: dict[str, Any], wanted: dict[str, Any]) -> None:

