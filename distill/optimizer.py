@@ -34,7 +34,7 @@ class Optimizer(NamedTuple):
     """
 
     transform: optax.GradientTransformation
-    schedule: Callable[[Array], Array]
+    schedule: optax.Schedule
     frozen: tuple[str, ...]
 
 
