@@ -99,7 +99,7 @@ def _basis(moments: np.ndarray, count: int, *, centred: bool) -> np.ndarray:
 
     size = len(moments)
     # Orthonormal bases of the zero-sum vectors in the model's and the student's channels. Large components stay in few
-    # channels: if spread evenly over all channels, the student learns more slowly (docs/calibration.md).
+    # channels: if spread evenly over all channels, the student learns more slowly (docs/lab/calibration.md).
     inside, outside = (helmert(size).T, helmert(count)) if centred else (np.eye(size), np.eye(count))
     spread, components = np.linalg.eigh(inside.T @ moments @ inside)
     best = (inside @ components)[:, ::-1][:, : len(outside)]

@@ -1,4 +1,4 @@
-"""The reference of recipe keys, from the schema: `python -m experiments.run.schema.reference > docs/recipes.md`."""
+"""The reference of recipe keys, from the schema: `python -m experiments.run.schema.reference > docs/reference/recipes.md`."""
 
 import inspect
 import re
@@ -14,7 +14,7 @@ from experiments.run.schema.faults import fields_of
 
 HEAD = """# Recipe keys
 
-Made from the schema by `python -m experiments.run.schema.reference > docs/recipes.md`; a test compares the two.
+Made from the schema by `python -m experiments.run.schema.reference > docs/reference/recipes.md`; a test compares the two.
 
 A recipe is a TOML file. One with `[[stage]]` tables cuts and distils a trained model (`antgmm compress`), one with
 `[[phase]]` tables trains a model (`antgmm train`). Tables under a stage, a phase or `[evaluate]` say only what differs

@@ -314,7 +314,7 @@ def _same(left, right):
 
 
 def test_rows_that_the_page_shows_are_rows_that_the_reader_takes():
-    page = (ROOT / "docs" / "your-own-data.md").read_text()
+    page = (ROOT / "docs" / "guides" / "your-data.md").read_text()
     blocks = [block.split("```")[0] for block in page.split("```json\n")[1:]]
     rows = [line for block in blocks for line in block.splitlines()]
     assert [len(parse(json.loads(row))) for row in rows] == [1, 2, 1]

@@ -9,11 +9,11 @@ from experiments.run.schema.reference import reference
 from experiments.run.schema.stage import Stage
 from experiments.run.schema.train import Model, Phase
 
-COMMITTED = Path(__file__).resolve().parents[3] / "docs" / "recipes.md"
+COMMITTED = Path(__file__).resolve().parents[3] / "docs" / "reference" / "recipes.md"
 
 
 def test_the_committed_reference_is_that_of_the_schema():
-    hint = "python -m experiments.run.schema.reference > docs/recipes.md"
+    hint = "python -m experiments.run.schema.reference > docs/reference/recipes.md"
     assert COMMITTED.read_text(encoding="utf-8") == reference(), hint
 
 
