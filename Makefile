@@ -6,7 +6,9 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PEERS := .cache/peers-venv
 
-.PHONY: test test-all lint format demo teacher study peers peers-env lock clean
+.PHONY: install test test-all lint format docs demo teacher study peers peers-env lock clean
+
+install: $(STAMP)
 
 test: lint
 	$(BIN)/python -m pytest -m "not long"
@@ -22,6 +24,10 @@ lint: $(STAMP)
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# The site, as files in build/site. Material announces there that MkDocs 2 will not carry it; pyproject.toml asks for MkDocs 1.
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 demo: $(STAMP)
 	$(BIN)/antgmm demo
@@ -46,7 +52,7 @@ $(PEERS)/.installed: experiments/lab/peers/requirements.txt
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[torch,test]' -c constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[torch,test,docs]' -c constraints.txt
 	touch $@
 
 # Writes uv.lock and the constraints pip reads. torch stays out of them: its build depends on the machine.

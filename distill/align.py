@@ -22,13 +22,14 @@ Batch = Mapping[str, Any]
 class Part(NamedTuple):
     """One comparison of states.
 
-    Args:
+    Attributes:
         term: "hidden" (text tokens) or "vision" (image tokens) of a tower's blocks, or "bridge" (what it hands on).
         tower: name of the tower.
         states: name under which the model collects what is compared.
         layers: teacher layer of each student layer [Ls]; None: one state, not one of each block.
         embed: teacher channel of each student channel [Ds], or a basis [Dt, Ds] of the student's in the teacher's.
-        layers_axis, embed_axis: the gates that weigh them.
+        layers_axis: axis of the gates that weigh the layers.
+        embed_axis: axis of the gates that weigh the channels.
         mask: batch -> bool [B, N], the tokens that count; [B, 1] where all of a sample's tokens count.
         weights: of a sample's tokens [N], mean 1; None: all alike.
     """

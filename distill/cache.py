@@ -29,7 +29,7 @@ LENGTHS = {"encoder": "input_ids", "text": "input_ids", "decoder": "decoder_inpu
 class TeacherCache(NamedTuple):
     """An opened cache.
 
-    Args:
+    Attributes:
         directory: where it lies.
         samples: number of its rows.
         shapes: of a row, by name: `final` [A, Dt], `<tower>/states` [layers + 1, N, D], of image towers

@@ -19,7 +19,7 @@ HOST_ONLY = ("id", "index", "slots")
 class Progress(NamedTuple):
     """What the loop tells of itself.
 
-    Args:
+    Attributes:
         step: steps taken, of `steps`.
         metrics: the last step's metrics.
     """

@@ -27,7 +27,7 @@ _HEAD = ["language", "out"]
 class Optimizer(NamedTuple):
     """A gradient transformation without its learning rate, the schedule of that rate, and what is not trained.
 
-    Args:
+    Attributes:
         transform: gradients to unit-rate updates (clipping, moments, weight decay).
         schedule: step to learning rate, the sole place that knows it.
         frozen: path prefixes of parameters that stay as they are.

@@ -21,7 +21,7 @@ PREFIX = "teacher/"
 class Teacher(NamedTuple):
     """A frozen teacher as the step and the loop see it.
 
-    Args:
+    Attributes:
         params: the arrays that the step is given; never trained, never donated.
         head: (params, hidden [..., Dt]) -> logits [..., V].
         select: names -> (params, device batch) -> {name: targets}, with `final` [B, A, Dt] at the answer positions,

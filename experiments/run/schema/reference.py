@@ -1,4 +1,7 @@
-"""The reference of recipe keys, from the schema: `python -m experiments.run.schema.reference > docs/reference/recipes.md`."""
+"""The reference of recipe keys, made from the schema.
+
+`python -m experiments.run.schema.reference > docs/reference/recipes.md` writes it.
+"""
 
 import inspect
 import re
@@ -14,7 +17,7 @@ from experiments.run.schema.faults import fields_of
 
 HEAD = """# Recipe keys
 
-Made from the schema by `python -m experiments.run.schema.reference > docs/reference/recipes.md`; a test compares the two.
+This page is made from the schema by `python -m experiments.run.schema.reference > docs/reference/recipes.md`.
 
 A recipe is a TOML file. One with `[[stage]]` tables cuts and distils a trained model (`antgmm compress`), one with
 `[[phase]]` tables trains a model (`antgmm train`). Tables under a stage, a phase or `[evaluate]` say only what differs
