@@ -11,7 +11,6 @@ from antgmm_jax.errors import AntgmmError
 from data.maad import source
 from data.readers import read_records
 from data.source import Source
-from experiments.run.host.console import say
 from experiments.run.prompts import prompt_of
 from experiments.run.samples import Samples
 from experiments.run.schema import Data, Recipe, Training
@@ -70,7 +69,6 @@ def encode_both(
     Raises:
         AntgmmError: what `Samples` refuses in either.
     """
-    say(f"reading {recipe.data.samples} samples")
 
     def make(found: Source, trained: bool) -> Samples:
         return encoded(recipe, found, processor, config, trained=trained)
