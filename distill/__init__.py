@@ -1,4 +1,4 @@
-"""Distillation: losses, teacher targets, one train step and the loop around it."""
+"""Distillation: losses, teacher targets, the train step and the training loop."""
 
 from distill.align import Part, parts
 from distill.build import build_cache, cache_size

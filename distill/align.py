@@ -1,4 +1,4 @@
-"""Which student state is compared with which teacher state, and on which tokens."""
+"""Alignment of student and teacher states: which states are compared, and on which tokens."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -20,18 +20,19 @@ Batch = Mapping[str, Any]
 
 
 class Part(NamedTuple):
-    """One comparison of states.
+    """One comparison of student and teacher states.
 
     Attributes:
-        term: "hidden" (text tokens) or "vision" (image tokens) of a tower's blocks, or "bridge" (what it hands on).
+        term: loss term: "hidden" (text tokens) or "vision" (image tokens) for the blocks of a tower, or "bridge" for
+            the bridge's output.
         tower: name of the tower.
-        states: name under which the model collects what is compared.
-        layers: teacher layer of each student layer [Ls]; None: one state, not one of each block.
-        embed: teacher channel of each student channel [Ds], or a basis [Dt, Ds] of the student's in the teacher's.
-        layers_axis: axis of the gates that weigh the layers.
-        embed_axis: axis of the gates that weigh the channels.
-        mask: batch -> bool [B, N], the tokens that count; [B, 1] where all of a sample's tokens count.
-        weights: of a sample's tokens [N], mean 1; None: all alike.
+        states: name of the collected states.
+        layers: teacher layer of each student layer [Ls]; None for a single state.
+        embed: teacher channel of each student channel [Ds], or a basis [Dt, Ds].
+        layers_axis: axis of the student's gates that weight the layers.
+        embed_axis: axis of the student's gates that weight the channels.
+        mask: batch -> bool [B, N], the tokens to compare; [B, 1] for all tokens of a sample.
+        weights: weights of a sample's tokens [N] with mean 1; None for equal weights.
     """
 
     term: str
@@ -48,22 +49,22 @@ class Part(NamedTuple):
 def parts(
     config: LMMConfig, keep: Mapping[str, np.ndarray], *, bridge_weights: Float[np.ndarray, " N"] | None = None
 ) -> tuple[Part, ...]:
-    """Every state comparison that a student allows: text tokens of its language towers, image tokens of all towers and
-    what the bridge hands to the language model.
+    """Returns all possible comparisons between student and teacher states.
 
     Args:
-        config: the teacher's or the student's config; only its family's shape and image token are read.
-        keep: teacher coordinates of the student: `<tower>/layers` [Ls] and `*/embed` [Ds], or a basis
-            [Dt, Ds], of every tower.
-        bridge_weights: of the tokens that the bridge hands on, mean 1, from `distill.bridge_weights`; None: all alike.
+        config: config of the teacher or the student.
+        keep: units of the teacher that the student keeps: `<tower>/layers` [Ls] and `*/embed` [Ds] (or a basis
+            [Dt, Ds]) of every tower.
+        bridge_weights: weights of the bridge's output tokens with mean 1, from `distill.bridge_weights`; None for equal
+            weights.
 
     Returns:
-        One `Part` per tower and kind of token, and one of the bridge's output.
+        One `Part` per tower and kind of token, and one for the bridge's output.
 
     Raises:
-        AntgmmError: when `keep` lacks an axis of a tower.
+        AntgmmError: `keep` lacks an axis of a tower.
     """
-    found = []
+    result = []
     for name, tower in towers(config).items():
         axes = (tower.axis("layers"), tower.embed)
         absent = [axis for axis in axes if axis not in keep]
@@ -72,9 +73,9 @@ def parts(
         layers, embed = (np.asarray(keep[axis]) for axis in axes)
         for term in KINDS[tower.tokens]:
             mask = partial(_mask, tower, config.image_token, term)
-            found.append(Part(term, name, tower.axis("states"), layers, embed, *axes, mask))
+            result.append(Part(term, name, tower.axis("states"), layers, embed, *axes, mask))
     embed = np.asarray(keep["text/embed"])
-    return (*found, Part("bridge", "bridge", OUT, None, embed, "", "text/embed", valid_slots, bridge_weights))
+    return (*result, Part("bridge", "bridge", OUT, None, embed, "", "text/embed", valid_slots, bridge_weights))
 
 
 def _mask(tower: Tower, image_token: int, term: str, batch: Batch) -> Bool[Array, "B N"]:
@@ -82,20 +83,20 @@ def _mask(tower: Tower, image_token: int, term: str, batch: Batch) -> Bool[Array
 
 
 def selected(config: LossConfig, available: tuple[Part, ...]) -> tuple[Part, ...]:
-    """The parts that a loss config asks for.
+    """Returns the comparisons that a loss config uses.
 
     Raises:
-        AntgmmError: when it weighs a state loss for which there is no part.
+        AntgmmError: a loss compares states, but there is no comparison for it.
     """
-    asked = [term for term in ("hidden", "vision", "bridge") if term in config.terms()]
-    lacking = [term for term in asked if term not in {part.term for part in available}]
+    terms = [term for term in ("hidden", "vision", "bridge") if term in config.terms()]
+    lacking = [term for term in terms if term not in {part.term for part in available}]
     if lacking:
-        raise AntgmmError(f"loss {', '.join(lacking)} compares states, but no towers were aligned: give parts=")
-    return tuple(part for part in available if part.term in asked)
+        raise AntgmmError(f"loss {', '.join(lacking)} compares states, but there are no aligned states: pass parts=")
+    return tuple(part for part in available if part.term in terms)
 
 
 def counts(batch: Batch, chosen: tuple[Part, ...]) -> tuple[Float[Array, ""], ...]:
-    """Number of tokens of each part in a batch, at least 1."""
+    """Number of tokens of each comparison in a batch, at least 1."""
     return tuple(jnp.maximum(jnp.sum(part.mask(batch).astype(jnp.float32)), 1.0) for part in chosen)
 
 
@@ -106,13 +107,13 @@ def state_sum(
     batch: Batch,
     gates: Mapping[str, Any],
 ) -> Float[Array, ""]:
-    """Sum of a part's loss over its tokens.
+    """Sums the loss of a comparison over its tokens.
 
     Args:
-        part: what is compared.
-        student, teacher: its states; [1, B, N, D] where there is one.
-        batch: the batch they came from.
-        gates: the student's gates; an absent one is open.
+        part: the comparison.
+        student, teacher: states to compare; [1, B, N, D] for a single state.
+        batch: batch of the states.
+        gates: gates of the student; a missing gate is open.
 
     Returns:
         A float32 scalar; divide by `counts` for the mean.

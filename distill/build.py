@@ -1,4 +1,4 @@
-"""Building a teacher cache: the teacher runs once over all samples, and each process writes its own rows."""
+"""Building of a teacher cache: the teacher runs once over all samples, and each process writes its own rows."""
 
 import json
 import math
@@ -18,24 +18,24 @@ from antgmm_jax.parallel import processes, sharding
 from distill.cache import Params, Shapes, of_pictures, read_meta
 from distill.chunked import at_positions
 
-FLUSH_EVERY = 32  # batches between two points from which an interrupted build goes on, and more where
-FILES = 256  # files would become too many for one process to hold open
+FLUSH_EVERY = 32  # batches between points from which an interrupted build can resume; more if otherwise
+FILES = 256  # there would be more than this number of files to open
 
 
 def cache_size(
     functional: Any, params: Params, like: Mapping[str, np.ndarray], *, samples: int, names: tuple[str, ...]
 ) -> dict[str, int]:
-    """Bytes that a cache would take on disk, by name; nothing is computed.
+    """Returns the size of a cache on disk, without running the teacher.
 
     Args:
-        functional: the teacher's `Functional`.
-        params: its parameters.
+        functional: `Functional` of the teacher.
+        params: parameters of the teacher.
         like: a host batch of the largest shape.
         samples: number of samples.
-        names: `final`, `<tower>/states`, `bridge/out`.
+        names: cached states: `final`, `<tower>/states`, `bridge/out`.
 
     Returns:
-        {name: bytes}.
+        name -> bytes.
     """
     shapes = _row_shapes(functional, params, like, names)
     return {name: 2 * samples * int(np.prod(shape)) for name, shape in shapes.items()}
@@ -53,28 +53,29 @@ def build_cache(
     names: tuple[str, ...] = ("final",),
     progress: Callable[[int, int], None] = lambda done, samples: None,
 ) -> None:
-    """Runs the teacher once over all samples and writes its states; an interrupted build goes on where it was.
+    """Runs the teacher once over all samples and stores its states; an interrupted build resumes.
 
-    Written to `<directory>.partial` and renamed when complete. A complete cache of the same key is left where it holds
-    all names. All processes of a run call it, each with its own rows of the same batches, and each writes its own rows
-    to files of its own: states are never gathered. A build may go on with another number of processes.
+    Does nothing if a complete cache with the same key and all names exists. The cache is written to
+    `<directory>.partial` and renamed when complete. All processes of a run call this function, each with its own rows
+    of the same batches, and write their own files: states are never gathered. A build may resume with another number of
+    processes.
 
     Args:
-        functional: the teacher's `Functional`.
-        params: its parameters, in the dtype they are to be computed in.
-        batches: host batches with `index` [B] that together name every row 0 .. samples - 1; rows may repeat.
-        directory: the folder to make; all processes see it.
+        functional: `Functional` of the teacher.
+        params: parameters of the teacher, in the dtype to compute in.
+        batches: host batches with `index` [B]; together they must contain every row 0 .. samples - 1. Rows may repeat.
+        directory: folder to create; all processes must see it.
         samples: number of samples.
-        like: a host batch of the largest lengths; shorter ones are padded with zeros, which no loss reads.
-        key: from `fingerprint`.
-        names: what to store: `final` for losses that compare logits, `<tower>/states` and `bridge/out` for those that
-            compare them. Parts of the teacher that no name reads are not run.
+        like: a host batch of the largest lengths; shorter batches are padded with zeros, which no loss reads.
+        key: key of the cache, from `fingerprint`.
+        names: states to store: `final` for losses that compare logits, and `<tower>/states` and `bridge/out` for losses
+            that compare them. The teacher runs only the parts that these states need.
         progress: called with (samples done, samples).
 
     Raises:
-        AntgmmError: rows that no batch named, padding on the left, or no room on the disk.
+        AntgmmError: rows are missing from the batches, padding is on the left, or the disk is too full.
     """
-    # In one order, whoever asks: an interrupted build is gone on with by another.
+    # In a fixed order, so that another caller can resume the build.
     names = tuple(sorted({*names}, key=lambda name: (name != "final", name)))
     shapes = _row_shapes(functional, params, like, names)
     meta = {"key": key, "samples": samples, "shapes": {name: list(shape) for name, shape in shapes.items()}}
@@ -82,19 +83,19 @@ def build_cache(
     if whole and {**whole, "shapes": {name: whole["shapes"].get(name) for name in shapes}} == meta:
         return
     partial = directory.with_name(directory.name + ".partial")
-    found = processes.by_first(lambda: _begin(partial, meta, shapes))
-    done = processes.from_first(np.zeros(samples, bool) if found is None else found)
+    stored = processes.by_first(lambda: _begin(partial, meta, shapes))
+    done = processes.from_first(np.zeros(samples, bool) if stored is None else stored)
 
     @jax.jit
     def run(params: Params, batch: dict) -> dict[str, jax.Array]:
-        found = _targets(functional, params, batch, names)
-        return {name: sharding.place(rows, ("batch",)) for name, rows in found.items()}
+        states = _targets(functional, params, batch, names)
+        return {name: sharding.place(rows, ("batch",)) for name, rows in states.items()}
 
     writer = Writer(partial, jax.process_index())
     for count, batch in enumerate(batches, 1):
         index = processes.gather(sharding.rows({"index": batch["index"]}))["index"]
         new = np.zeros(len(index), bool)
-        new[np.unique(index, return_index=True)[1]] = True  # of rows that repeat in the batch one counts
+        new[np.unique(index, return_index=True)[1]] = True  # once per row, even if it repeats in the batch
         new &= ~done[index]
         if new.any():
             if names != ("final",):
@@ -111,12 +112,12 @@ def build_cache(
     processes.by_first(lambda: _finish(partial, directory, samples))
 
 
-def _records(found: Mapping[str, jax.Array], shapes: Shapes) -> Iterator[tuple[int, bytes]]:
-    """The rows of a computed batch that are this process's to write: place in the whole batch, and bytes.
+def _records(states: Mapping[str, jax.Array], shapes: Shapes) -> Iterator[tuple[int, bytes]]:
+    """Iterates over the rows of a batch that this process writes, as (position in the whole batch, bytes).
 
-    Of devices that hold the same rows one is the first, so that each row is one process's.
+    If several devices hold the same rows, only the first replica counts, so that exactly one process writes each row.
     """
-    parts = [[part for part in found[name].addressable_shards if part.replica_id == 0] for name in shapes]
+    parts = [[part for part in states[name].addressable_shards if part.replica_id == 0] for name in shapes]
     for part in zip(*parts, strict=True):
         first = part[0].index[0].start or 0
         padded = [_padded(np.asarray(piece.data), shape) for piece, shape in zip(part, shapes.values(), strict=True)]
@@ -125,17 +126,17 @@ def _records(found: Mapping[str, jax.Array], shapes: Shapes) -> Iterator[tuple[i
 
 
 def _padded(rows: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Rows filled up with zero positions and picture slots, each flat."""
+    """Pads rows with zeros to `shape` and flattens each of them."""
     full = np.zeros((len(rows), *shape), rows.dtype)
     full[tuple(map(slice, rows.shape))] = rows
     return full.reshape(len(rows), -1)
 
 
 def _targets(functional: Any, params: Params, batch: dict, names: tuple[str, ...]) -> dict[str, jax.Array]:
-    """{name: bfloat16 [B, ..., positions, width]}, of image towers [B, slots, ...]."""
+    """name -> bfloat16 states [B, ..., positions, width]; [B, slots, ...] for image towers."""
     out = functional.apply(params, batch, collect=names)
     rows = {name: jnp.swapaxes(out[name], 0, 1) for name in names if name != "final"}
-    # States of pictures stand slot by slot: back to their rows.
+    # States of images have the slots of all rows on one axis: separate rows and slots.
     rows |= {
         name: x.reshape(len(batch["input_ids"]), -1, *x.shape[1:]) for name, x in rows.items() if of_pictures(name)
     }
@@ -149,18 +150,18 @@ def _device(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _row_shapes(functional: Any, params: Params, like: Mapping, names: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
-    found = jax.eval_shape(lambda params, batch: _targets(functional, params, batch, names), params, _device(like))
-    return {name: value.shape[1:] for name, value in found.items()}
+    targets = jax.eval_shape(lambda params, batch: _targets(functional, params, batch, names), params, _device(like))
+    return {name: value.shape[1:] for name, value in targets.items()}
 
 
 def _check_padding(batch: Mapping[str, np.ndarray]) -> None:
-    # Rows are cut on the right to a batch's length; with padding on the left another token would be read.
+    # Cached rows are cut on the right to the length of a batch; with padding on the left, tokens would be misaligned.
     if "attention_mask" in batch and not np.asarray(batch["attention_mask"])[:, 0].all():
-        raise AntgmmError("teacher cache: a batch is padded on the left; pad input_ids on the right")
+        raise AntgmmError("the teacher cache needs input_ids padded on the right, but a batch is padded on the left")
 
 
 def _begin(partial: Path, meta: dict, shapes: Shapes) -> np.ndarray:
-    """Makes room for a build, or finds an interrupted one of the same meta; which rows are in, bool [samples]."""
+    """Starts or resumes a build; returns which rows are stored already, bool [samples]."""
     if read_meta(partial) != meta:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
@@ -173,7 +174,7 @@ def _begin(partial: Path, meta: dict, shapes: Shapes) -> np.ndarray:
     free = shutil.disk_usage(partial).free
     if needed > free:
         raise AntgmmError(
-            f"teacher cache {partial}: {needed / 1e9:.3g} GB do not fit, {free / 1e9:.3g} GB are free: make room or "
+            f"teacher cache {partial} needs {needed / 1e9:.3g} GB, but only {free / 1e9:.3g} GB are free: make room or "
             "run the teacher online"
         )
     return held
@@ -182,7 +183,9 @@ def _begin(partial: Path, meta: dict, shapes: Shapes) -> np.ndarray:
 def _finish(partial: Path, directory: Path, samples: int) -> None:
     held = Shards(partial, samples).held
     if not held.all():
-        raise AntgmmError(f"teacher cache {directory}: {int((~held).sum())} of {samples} samples were in no batch")
+        raise AntgmmError(
+            f"teacher cache {directory}: {int((~held).sum())} of {samples} samples are missing from the batches"
+        )
     if directory.exists():
         folders.discard(directory)
     folders.publish(partial, directory)

@@ -1,8 +1,8 @@
-"""The teacher cache: final hidden states at answer positions, or further states by name, one row per sample.
+"""The teacher cache: final hidden states at answer positions and other states, one row per sample.
 
-A cache is a folder: `meta.json`, and ArrayRecord files that each process wrote for its own rows. A row is one record:
-its states in bfloat16, name after name, padded to the longest. It keeps the teacher's width, so it still serves after
-the student has been cut.
+A cache is a folder with `meta.json` and ArrayRecord files; every process writes its own rows. Each row is one record:
+its states in bfloat16, one name after another, padded to the longest sample. States have the teacher's width, so the
+cache is independent of the student's.
 """
 
 import hashlib
@@ -27,13 +27,13 @@ LENGTHS = {"encoder": "input_ids", "text": "input_ids", "decoder": "decoder_inpu
 
 
 class TeacherCache(NamedTuple):
-    """An opened cache.
+    """An open teacher cache.
 
     Attributes:
-        directory: where it lies.
-        samples: number of its rows.
-        shapes: of a row, by name: `final` [A, Dt], `<tower>/states` [layers + 1, N, D], of image towers
-            [slots, layers + 1, N, D], `bridge/out` [slots, 1, N, D].
+        directory: its folder.
+        samples: number of rows.
+        shapes: name -> shape of a row: `final` [A, Dt], `<tower>/states` [layers + 1, N, D] (image towers
+            [slots, layers + 1, N, D]), `bridge/out` [slots, 1, N, D].
         read: row numbers [B] -> {name: bfloat16 [B, *shape]}.
     """
 
@@ -43,16 +43,16 @@ class TeacherCache(NamedTuple):
     read: Callable[[np.ndarray], dict[str, np.ndarray]]
 
     def rows(self, batch: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """The cached rows of a host batch, cut to the batch's lengths and picture slots.
+        """Reads the rows of a host batch, cut to the batch's lengths and image slots.
 
         Args:
-            batch: host batch with `index` [B], the samples' row numbers.
+            batch: host batch with `index` [B], the row numbers of the samples.
 
         Returns:
-            {name: bfloat16 array, sample first}.
+            name -> bfloat16 [B, ...].
 
         Raises:
-            AntgmmError: a row or a length beyond the cache, or a damaged file.
+            AntgmmError: the batch has rows or lengths that the cache does not hold, or a file is damaged.
         """
         index = np.asarray(batch["index"])
         if index.min() < 0 or index.max() >= self.samples:
@@ -64,28 +64,28 @@ class TeacherCache(NamedTuple):
                     f"teacher cache {self.directory} holds {self.shapes[name][-2]} positions of {name}, "
                     f"a batch has {length}: build it again with like= a batch of the largest shape"
                 )
-        found = {name: rows[..., : lengths[name], :] for name, rows in self.read(index).items()}
+        states = {name: rows[..., : lengths[name], :] for name, rows in self.read(index).items()}
         return {
-            name: rows[:, : self._slots(name, batch)] if of_pictures(name) else rows for name, rows in found.items()
+            name: rows[:, : self._slots(name, batch)] if of_pictures(name) else rows for name, rows in states.items()
         }
 
     def _slots(self, name: str, batch: Mapping[str, Any]) -> int:
         slots, held = batch["images"]["valid"].shape[1], self.shapes[name][0]
         if slots > held:
             raise AntgmmError(
-                f"teacher cache {self.directory} holds {held} picture slots, a batch has {slots}: build it again with"
+                f"teacher cache {self.directory} holds {held} image slots, a batch has {slots}: build it again with"
                 " like= a batch of the largest shape"
             )
         return slots
 
 
 def of_pictures(name: str) -> bool:
-    """Whether states of that name stand picture by picture, not token by token."""
+    """Whether states of this name have one entry per image slot (not one per sample)."""
     return name != "final" and name.split("/")[0] not in LENGTHS
 
 
 def _length(name: str, batch: Mapping[str, Any], shape: Sequence[int]) -> int:
-    """Positions of `name` that a batch needs: answers, the tower's tokens, or all of an image's."""
+    """Positions of `name` in a batch: answer tokens, the tower's tokens, or all positions of an image."""
     if name == "final":
         return batch["positions"].shape[1]
     key = LENGTHS.get(name.split("/")[0])
@@ -93,11 +93,11 @@ def _length(name: str, batch: Mapping[str, Any], shape: Sequence[int]) -> int:
 
 
 def fingerprint(params: Params, data: str) -> str:
-    """A hash of a teacher's parameters (paths, shapes, dtypes, bytes) and of what else its states depend on.
+    """Computes a hash of a teacher's parameters (paths, shapes, dtypes, bytes) and of other inputs.
 
     Args:
-        params: the teacher's parameters.
-        data: the rest, such as its config and a digest of the processed data.
+        params: parameters of the teacher.
+        data: description of the other inputs, such as config and a digest of the processed data.
 
     Returns:
         Hexadecimal SHA-256.
@@ -116,28 +116,28 @@ def open_cache(
     """Opens a complete cache for reading.
 
     Args:
-        directory: the folder.
-        key: from `fingerprint`, of what the cache is to be used with.
-        names: what to attach to each batch.
-        in_memory: hold all rows in memory instead of reading those of each batch.
+        directory: folder of the cache.
+        key: expected key, from `fingerprint`.
+        names: states to read.
+        in_memory: load all rows into memory, instead of reading those of each batch.
 
     Returns:
-        The `TeacherCache`.
+        The cache.
 
     Raises:
-        AntgmmError: no cache there, one of another teacher, processor or data, a damaged one, or one that lacks a
-            name.
+        AntgmmError: the cache is missing, incomplete or damaged, has another key (another teacher, processor or data),
+            or lacks a name.
     """
     meta = read_meta(directory)
     if meta is None:
         raise AntgmmError(f"no teacher cache at {directory}: build it first")
     if meta["key"] != key:
         raise AntgmmError(
-            f"teacher cache {directory} is of another teacher, processor or other data: delete it and build it again"
+            f"teacher cache {directory} belongs to another teacher, processor or data: delete it and build it again"
         )
-    lacking = [name for name in names if name not in meta["shapes"]]
-    if lacking:
-        raise AntgmmError(f"teacher cache {directory} lacks {', '.join(lacking)}: it holds {', '.join(meta['shapes'])}")
+    missing = [name for name in names if name not in meta["shapes"]]
+    if missing:
+        raise AntgmmError(f"teacher cache {directory} lacks {', '.join(missing)}: it holds {', '.join(meta['shapes'])}")
     samples, shapes = meta["samples"], {name: tuple(shape) for name, shape in meta["shapes"].items()}
     shards = Shards(directory, samples)
     if not shards.held.all():
@@ -155,7 +155,7 @@ def _take(arrays: dict[str, np.ndarray], index: np.ndarray) -> dict[str, np.ndar
 
 
 def _read(shards: Shards, shapes: Shapes, names: Sequence[str], index: np.ndarray) -> dict[str, np.ndarray]:
-    """{name: bfloat16 [B, *shape]} for some of the names that each record holds."""
+    """Reads the states `names` of rows; returns name -> bfloat16 [B, *shape]."""
     arrays = {name: np.empty((len(index), math.prod(shapes[name])), ml_dtypes.bfloat16) for name in names}
     ends = dict(zip(shapes, np.cumsum([math.prod(shape) for shape in shapes.values()]).tolist(), strict=True))
     for place, row in enumerate(index):
@@ -166,6 +166,6 @@ def _read(shards: Shards, shapes: Shapes, names: Sequence[str], index: np.ndarra
 
 
 def read_meta(directory: Path) -> dict[str, Any] | None:
-    """What `meta.json` of a cache says: `key`, `samples` and `shapes` of a row by name; None where there is none."""
+    """Reads `key`, `samples` and `shapes` from `meta.json` of a cache; None if it does not exist."""
     path = directory / "meta.json"
     return json.loads(path.read_text()) if path.exists() else None

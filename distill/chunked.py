@@ -1,4 +1,4 @@
-"""Losses over answer tokens in chunks, so that no [tokens, vocab] array is ever held."""
+"""Losses over answer tokens in chunks, so that the logits of all tokens are never in memory at once."""
 
 from collections.abc import Callable
 
@@ -15,7 +15,7 @@ Head = Callable[[Array], Array]
 
 
 def at_positions(final: Float[Array, "B L D"], positions: Int[Array, "B A"]) -> Float[Array, "B A D"]:
-    """The states at the answer positions, out of the states at every position."""
+    """Selects the states at the answer positions."""
     return jnp.take_along_axis(final, positions[..., None], axis=1)
 
 
@@ -29,22 +29,22 @@ def answer_sums(
     *,
     chunk: int = 512,
 ) -> dict[str, Float[Array, ""]]:
-    """Sum of every answer-token loss over the tokens whose target is not ignored.
+    """Computes the sum of each answer-token loss over the tokens that are not ignored.
 
-    More than `chunk` tokens are walked by a scan whose body is recomputed in the backward pass, so at most one chunk's
-    logits are alive at a time. The result does not depend on `chunk` but for rounding.
+    More than `chunk` tokens are processed by a scan that recomputes each chunk in the backward pass, so only the logits
+    of one chunk are in memory at a time. Apart from rounding, the result does not depend on `chunk`.
 
     Args:
-        config: which terms to compute, and their settings.
-        head: final hidden state [..., Ds] to student logits [..., V].
+        config: loss terms and their settings.
+        head: final hidden states [..., Ds] -> student logits [..., V].
         hidden: the student's final hidden states at the answer positions.
-        targets: label token ids, -100 where ignored.
-        teacher_head: the same as `head` for the teacher; called only when a term reads teacher logits.
-        teacher_hidden: the teacher's final hidden states; [T, 0] when no term reads them.
-        chunk: the largest number of tokens whose logits are alive at once.
+        targets: label token ids, -100 for ignored positions.
+        teacher_head: like `head`, for the teacher; called only if a term reads teacher logits.
+        teacher_hidden: the teacher's final hidden states; [T, 0] if no term reads them.
+        chunk: maximum number of tokens per chunk.
 
     Returns:
-        {term: float32 sum}, unweighted, for each of hard, soft, pair, rank with a weight above 0.
+        term -> unweighted float32 sum, for those of hard, soft, pair and rank with a positive weight.
     """
     tokens = hidden.shape[0]
     count = -(-tokens // chunk)
@@ -54,7 +54,7 @@ def answer_sums(
 
     if count == 1:
         return sums((hidden, targets, teacher_hidden))
-    # Chunk i takes tokens i, i + count, ...: each device of a batch-sharded mesh then keeps its own rows.
+    # Chunk i has the tokens i, i + count, ..., so that each device of a batch-sharded mesh keeps its own rows.
     padding = -tokens % count
     parts = tuple(
         jnp.pad(x, ((0, padding),) + ((0, 0),) * (x.ndim - 1), constant_values=fill)
@@ -83,10 +83,12 @@ def _chunk_sums(
     if "pair" in names:
         values["pair"] = losses.pair(logits, targets)
     if config.reads_logits:
-        theirs = jax.lax.stop_gradient(teacher_head(teacher_hidden))
+        teacher_logits = jax.lax.stop_gradient(teacher_head(teacher_hidden))
         if "soft" in names:
-            values["soft"] = losses.soft(logits, theirs, temperature=config.temperature, direction=config.direction)
+            values["soft"] = losses.soft(
+                logits, teacher_logits, temperature=config.temperature, direction=config.direction
+            )
         if "rank" in names:
-            values["rank"] = losses.rank(logits, theirs)
+            values["rank"] = losses.rank(logits, teacher_logits)
     valid = targets != IGNORE
     return {name: jnp.sum(jnp.where(valid, value, 0.0)) for name, value in values.items()}

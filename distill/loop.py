@@ -1,4 +1,4 @@
-"""The training loop: deterministic, resumable, and stopped by the first loss that is not finite."""
+"""The training loop: deterministic and resumable; it stops at the first loss that is not finite."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -17,11 +17,12 @@ HOST_ONLY = ("id", "index", "slots")
 
 
 class Progress(NamedTuple):
-    """What the loop tells of itself.
+    """Progress of the training loop.
 
     Attributes:
-        step: steps taken, of `steps`.
-        metrics: the last step's metrics.
+        step: number of steps taken.
+        steps: total number of steps.
+        metrics: metrics of the last step.
     """
 
     step: int
@@ -29,8 +30,8 @@ class Progress(NamedTuple):
     metrics: dict[str, float]
 
 
-class _Taken(NamedTuple):
-    """A step that was dispatched and not yet looked at."""
+class _Pending(NamedTuple):
+    """A step that was dispatched; its metrics are not yet checked."""
 
     step: int
     ids: np.ndarray | None
@@ -52,34 +53,34 @@ def train(
     report_every: int = 10,
     names: Callable[[np.ndarray], list] = np.ndarray.tolist,
 ) -> tuple[State, dict[str, float]]:
-    """Takes steps from `state.step` to `steps`.
+    """Trains from step `state.step` up to step `steps`.
 
-    Runs a .. b and b .. c give the same bits as a .. c when the iterator stands where the first run left it: it is
-    advanced once a step, and not ahead of a save.
+    Training can be interrupted: steps a .. b followed by b .. c give the same bits as a .. c, if the iterator continues
+    where it was. The loop takes one batch per step and none ahead of a save.
 
     Args:
-        step_fn: from `make_step`.
-        state: where to start; donated.
-        batches: host batches, dicts of arrays, of this process's rows. `id`, `index` and `slots` stay on the host; an
-            error names `id`, or else `index`.
-        steps: number of the last step plus one.
-        gates_at: step to gates, always of the same names and shapes.
-        teacher: the one that `step_fn` was made with.
-        save: writes a state whose numbers are known to be finite; returns the checkpoint's name.
-        save_every: steps between two saves; 0 saves never. The caller saves the state that is returned.
-        last_checkpoint: name of the one that `state` came from, for the error.
-        report: called every `report_every` steps and after the last.
-        report_every: steps between two reports, >= 1.
-        names: what an error calls the samples that a batch's `id` or `index` stands for.
+        step_fn: train step from `make_step`.
+        state: initial state; donated.
+        batches: host batches (dicts of arrays) with the rows of this process. `id`, `index` and `slots` stay on the
+            host; errors name the `id` or else the `index` of samples.
+        steps: total number of steps.
+        gates_at: step -> gates, always with the same names and shapes.
+        teacher: teacher of `step_fn`.
+        save: saves a state (checked to be finite) and returns the name of the checkpoint.
+        save_every: steps between saves; 0 for none. The caller saves the returned state.
+        last_checkpoint: name of the checkpoint of `state`, for error messages.
+        report: called every `report_every` steps and after the last step.
+        report_every: steps between reports, >= 1.
+        names: converts `id` or `index` of a batch to sample names for error messages.
 
     Returns:
-        The state after the last step and that step's metrics.
+        The state after the last step, and the metrics of that step.
 
     Raises:
-        AntgmmError: a loss, gradient or parameter that is not finite: names the step, the batch's samples and the last
-            good checkpoint; or the batches ran out.
+        AntgmmError: a loss, gradient or parameter is not finite (names the step, the samples and the last good
+            checkpoint), or there are too few batches.
     """
-    pending: _Taken | None = None
+    pending: _Pending | None = None
     metrics: dict[str, float] = {}
     first = int(state.step)
     for step in range(first, steps):
@@ -88,10 +89,10 @@ def train(
             raise AntgmmError(f"the data ended at step {step} of {steps}: repeat it or take fewer steps")
         inputs = rows({name: x for name, x in teacher.attach(dict(host)).items() if name not in HOST_ONLY})
         state, fresh = step_fn(state, inputs, gates_at(step), teacher.params)
-        # The step before is looked at while this one runs, so that the host never holds the device up.
+        # Check the previous step while this one runs, so that the device never waits for the host.
         if pending is not None:
             metrics = _checked(pending, last_checkpoint, names)
-        pending = _Taken(step, _ids(host), fresh)
+        pending = _Pending(step, _ids(host), fresh)
         done, saving = step + 1, save_every and (step + 1) % save_every == 0
         if saving or done == steps or done % report_every == 0 or step == first:
             metrics, pending = _checked(pending, last_checkpoint, names), None
@@ -112,16 +113,16 @@ def _named(ids: np.ndarray | None, names: Callable[[np.ndarray], list]) -> list:
     return [] if ids is None else names(ids)
 
 
-def _checked(taken: _Taken, checkpoint: str, names: Callable[[np.ndarray], list]) -> dict[str, float]:
-    """A step's metrics on the host, or the error that stops the run."""
-    metrics = {name: float(value) for name, value in jax.device_get(dict(taken.metrics)).items()}
+def _checked(pending: _Pending, checkpoint: str, names: Callable[[np.ndarray], list]) -> dict[str, float]:
+    """Fetches the metrics of a step; raises AntgmmError if one is not finite."""
+    metrics = {name: float(value) for name, value in jax.device_get(dict(pending.metrics)).items()}
     bad = [
         f"{name} = {metrics[name]}"
         for name in sorted(metrics, key=lambda n: (n != "loss", n))
         if not np.isfinite(metrics[name])
     ]
     if bad:
-        raise _stop(", ".join(bad), taken.step, _named(taken.ids, names), checkpoint)
+        raise _stop(", ".join(bad), pending.step, _named(pending.ids, names), checkpoint)
     return metrics
 
 
@@ -138,5 +139,5 @@ def _all_finite(tree: Any) -> jax.Array:
 def _stop(what: str, step: int, ids: list, checkpoint: str) -> AntgmmError:
     return AntgmmError(
         f"training stopped at step {step}: {what}; batch ids {ids}; last good checkpoint: {checkpoint or 'none'}; "
-        "resume from it with a lower learning rate, or look at those samples"
+        "resume from it with a lower learning rate, or check these samples"
     )

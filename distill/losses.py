@@ -1,9 +1,7 @@
-"""The distillation losses: pure functions that return one float32 value per token.
+"""Distillation losses: pure functions that return one float32 value per token; callers mask and sum.
 
-Callers mask and sum (`chunked.answer_sums`, `align.state_sum`), so a padding token costs nothing but its own zero.
-Names and formulas are those of the method: hard, soft, pair (Large Multimodal Model Compression via Efficient Pruning
-and Distillation at AntGroup, arXiv 2312.05795), rank (our ranking by the teacher's top pairs), hidden and bridge (what
-the language model is handed).
+The losses hard, soft and pair are those of "Large Multimodal Model Compression via Efficient Pruning and Distillation
+at AntGroup" (arXiv 2312.05795). We add rank (order of the teacher's top tokens), hidden, vision and bridge (states).
 """
 
 from typing import Annotated, Literal, Self
@@ -25,20 +23,20 @@ _TINY = 1e-12
 
 @settings
 class LossConfig:
-    """The weight of every loss term, and the settings that the terms read; a term of weight 0 is not computed.
+    """Weights and settings of the loss terms; a term of weight 0 is not computed.
 
     Attributes:
-        hard: cross-entropy against the label.
+        hard: cross-entropy with the label.
         soft: divergence from the teacher's distribution at `temperature`.
-        pair: margin of the label over the two largest logits.
+        pair: margin between the label's logit and the two largest logits.
         rank: order of the teacher's four largest logits.
-        hidden: block states at text tokens.
-        vision: block states at image tokens.
-        bridge: what the bridge hands to the language model.
-        bridge_tokens: "alike" weighs all tokens of it alike, "sensitivity" by how much the teacher's answers depend on
-            each (`distill.bridge_weights`).
+        hidden: block outputs at text tokens.
+        vision: block outputs at image tokens.
+        bridge: the bridge's output, which the language model reads.
+        bridge_tokens: weights of the bridge's tokens: "alike" for equal weights, "sensitivity" for how much the
+            teacher's answers depend on each (`distill.bridge_weights`).
         temperature: softmax temperature of `soft`.
-        direction: "forward" is KL(teacher || student), "reverse" the other way.
+        direction: "forward" for KL(teacher || student), "reverse" for KL(student || teacher).
     """
 
     hard: Weight = 1.0
@@ -55,18 +53,18 @@ class LossConfig:
     @model_validator(mode="after")
     def _some_weight(self) -> Self:
         if not self.terms():
-            raise ValueError("every weight is 0, nothing would be trained")
+            raise ValueError("every weight is 0: set at least one")
         if self.bridge_tokens != "alike" and not self.bridge:
-            raise ValueError(f"bridge_tokens = {self.bridge_tokens!r} weighs nothing: give bridge a weight")
+            raise ValueError(f"bridge_tokens = {self.bridge_tokens!r} has no effect: set the weight of bridge")
         return self
 
     def terms(self) -> tuple[str, ...]:
-        """The names of the terms that are computed, in a fixed order."""
+        """Names of the terms with a positive weight, in a fixed order."""
         return tuple(name for name in TERMS if getattr(self, name) > 0)
 
     @property
     def reads_answers(self) -> bool:
-        """Whether a term reads the language model's output or states: all but those of image tokens do."""
+        """Whether a term needs the language model's output or states (all terms but vision and bridge)."""
         return bool(self.hard or self.soft or self.pair or self.rank or self.hidden)
 
     @property
@@ -76,12 +74,12 @@ class LossConfig:
 
     @property
     def reads_teacher(self) -> bool:
-        """Whether a term compares with the teacher; `hard` and `pair` read labels alone."""
+        """Whether a term needs the teacher (all terms but hard and pair)."""
         return bool(self.soft or self.rank or self.hidden or self.vision or self.bridge)
 
 
 def hard(logits: Float[Array, "*T V"], targets: Int[Array, "*T"]) -> Float[Array, "*T"]:
-    """Cross-entropy against the label. A negative (ignored) target counts as token 0: mask it.
+    """Cross-entropy with the label. A negative (ignored) target counts as token 0: mask it.
 
     Args:
         logits: student logits.
@@ -100,7 +98,7 @@ def soft(
     temperature: float = 1.0,
     direction: Direction = "forward",
 ) -> Float[Array, "*T"]:
-    """Kullback-Leibler divergence of the softened distributions, times T^2 (Hinton et al., arXiv 1503.02531).
+    """Kullback-Leibler divergence of the distributions at temperature T, times T^2 (Hinton et al., arXiv 1503.02531).
 
     Args:
         logits, teacher_logits: student and teacher logits.
@@ -117,15 +115,15 @@ def soft(
 
 
 def _margin(gap: Float[Array, "*T"]) -> Float[Array, "*T"]:
-    """max(0, gap * min(|gap|, 1)): quadratic up to 1 and linear after, with its gradient through both factors."""
+    """max(0, gap * min(|gap|, 1)): quadratic up to 1, linear above; the gradient flows through both factors."""
     return jnp.maximum(0.0, gap * jnp.minimum(jnp.abs(gap), 1.0))
 
 
 def pair(logits: Float[Array, "*T V"], targets: Int[Array, "*T"]) -> Float[Array, "*T"]:
-    """The paper's pairwise loss as released: the label's logit against the mean m of the two largest student logits.
+    """The paper's pairwise loss: compares the label's logit with the mean m of the two largest student logits.
 
-    With gap = m - s_y it is max(0, gap * min(|gap|, 1)); 0 where the label is top-1. The gradient also runs through the
-    second factor. A negative (ignored) target counts as token 0: mask it.
+    As in the released code, with gap = m - s_y it is max(0, gap * min(|gap|, 1)), which is 0 if the label is top-1; the
+    gradient also flows through the second factor. A negative (ignored) target counts as token 0: mask it.
 
     Args:
         logits: student logits, V >= 2.
@@ -141,14 +139,14 @@ def pair(logits: Float[Array, "*T V"], targets: Int[Array, "*T"]) -> Float[Array
 
 
 def rank(logits: Float[Array, "*T V"], teacher_logits: Float[Array, "*T V"], *, top: int = 4) -> Float[Array, "*T"]:
-    """Our ranking variant: every pair among the teacher's `top` largest tokens keeps the teacher's order.
+    """Our ranking loss: penalises pairs among the teacher's `top` tokens that the student orders differently.
 
-    For a pair that the teacher orders i before j, gap = s_j - s_i goes through the pair loss's own margin, and the
-    pairs are averaged; 0 where the student orders them alike.
+    For a pair that the teacher orders i before j, it applies the margin of `pair` to the gap s_j - s_i, and averages
+    over pairs; 0 if the student has the same order.
 
     Args:
         logits, teacher_logits: student and teacher logits.
-        top: how many of the teacher's tokens are ordered; more than V counts as V.
+        top: number of the teacher's top tokens; at most V.
 
     Returns:
         float32 per token, >= 0.
@@ -169,21 +167,20 @@ def hidden(
     layer_gates: Float[Array, " Ls"] | float = 1.0,
     embed_gates: Float[Array, " Ds"] | float = 1.0,
 ) -> Float[Array, "B N"]:
-    """Distance of each student block's output from the teacher state that enters the next kept block.
+    """Compares the output of each student block with the teacher state that enters the next kept block.
 
-    The last block is compared with the teacher's final state. Per token and block it is the squared error over the kept
-    channels, divided by the teacher's sum of squares over the same channels, so it has no scale; blocks are averaged.
-    Closed gates count as cut: a gated student and the one shrunk to its open units give the same value.
+    The last block is compared with the teacher's final state. The error of a token and block is `relative_error`;
+    blocks are averaged. Closed gates count as pruned: a gated student and one shrunk to its open units have equal loss.
 
     Args:
-        student: state that enters each student block, then the last block's output.
-        teacher: the same of the teacher.
+        student: input of each student block, then the output of the last block.
+        teacher: the same for the teacher.
         layers: teacher layer of each student layer, ascending.
-        embed: teacher channel of each student channel, or a basis [Dt, Ds] of the student's in the teacher's.
+        embed: teacher channel of each student channel, or a basis [Dt, Ds].
         layer_gates, embed_gates: 1 for an open unit of the student, 0 for a closed one.
 
     Returns:
-        float32 per token; without a scale.
+        float32 per token, dimensionless.
     """
     following = np.append(layers[1:], teacher.shape[0] - 1)
     errors = relative_error(student[1:], teacher[following], embed=embed, embed_gates=embed_gates)
@@ -201,12 +198,12 @@ def relative_error(
     """Squared error over the kept channels, divided by the teacher's sum of squares over the same channels.
 
     Args:
-        student, teacher: states; no gradient reaches the teacher's.
-        embed: teacher channel of each student channel, or a basis [Dt, Ds] of the student's in the teacher's.
-        embed_gates: 1 for an open channel of the student, 0 for a closed one, which counts as cut.
+        student, teacher: states; the teacher's get no gradient.
+        embed: teacher channel of each student channel, or a basis [Dt, Ds].
+        embed_gates: 1 for an open channel of the student, 0 for a closed one, which is ignored.
 
     Returns:
-        float32 per token; without a scale.
+        float32 per token, dimensionless.
     """
     target = jax.lax.stop_gradient(teacher)
     if embed.dtype.kind == "f":
@@ -220,11 +217,10 @@ def relative_error(
 
 
 def _block_weights(gates: Float[Array, " L"]) -> Float[Array, " L"]:
-    """Weight of the state after each block, summing to 1.
+    """Weights of the states after each block, with sum 1.
 
-    The state after block l is the one that enters block l + 1. It counts when that block is open (a closed one passes
-    the state on to the next) and when an open block came before it (else it is the stack's input). The final state
-    always counts.
+    The state after block l counts if block l + 1 is open (else the next open block reads it) and if a block up to l is
+    open (else it is the input of the stack). The final state always counts.
     """
     started = 1.0 - jnp.cumprod(1.0 - gates)
     weights = started * jnp.append(gates[1:], 1.0)

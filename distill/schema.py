@@ -1,4 +1,4 @@
-"""Settings that check what they hold, alike in Python and in a recipe that embeds them."""
+"""Dataclasses that validate their fields, both in Python and as part of a recipe."""
 
 import functools
 from typing import Any, TypeVar, dataclass_transform
@@ -14,29 +14,29 @@ _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, validate_
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
 def settings(cls: type[Settings]) -> type[Settings]:
-    """Makes a class a frozen dataclass with keyword arguments, whose annotations say what its fields may hold.
+    """Turns a class into a frozen, keyword-only dataclass that validates its fields by their annotations.
 
-    Made in Python, it raises `AntgmmError` in one line for what its annotations or validators refuse; as a field of a
-    Pydantic model, its faults are the model's, with the path of the key.
+    Created in Python, it raises a one-line `AntgmmError` for invalid values. As a field of a Pydantic model, its errors
+    are part of the model's, with the path of the key.
 
     Args:
-        cls: a class with annotated fields, as `pydantic.dataclasses.dataclass` takes it.
+        cls: class with annotated fields, as for `pydantic.dataclasses.dataclass`.
 
     Returns:
         The dataclass.
     """
-    checked: Any = dataclass(cls, frozen=True, kw_only=True, config=_STRICT)
-    plain = checked.__init__
+    validated: Any = dataclass(cls, frozen=True, kw_only=True, config=_STRICT)
+    original = validated.__init__
 
-    @functools.wraps(plain)
+    @functools.wraps(original)
     def init(self: Any, *args: Any, **fields: Any) -> None:
         try:
-            plain(self, *args, **fields)
+            original(self, *args, **fields)
         except ValidationError as error:
             raise AntgmmError(f"{cls.__name__}: {'; '.join(map(_line, error.errors()))}") from None
 
-    checked.__init__ = init
-    return checked
+    validated.__init__ = init
+    return validated
 
 
 def _line(fault: Any) -> str:

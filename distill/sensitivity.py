@@ -1,4 +1,4 @@
-"""Which of the tokens that the bridge hands on the answers depend on."""
+"""Sensitivity of the answers to each token of the bridge's output."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -14,24 +14,24 @@ from distill.losses import LossConfig
 from distill.step import make_loss
 
 FLOOR = 0.1
-"""Weight of a token that no answer depends on, beside a mean of 1: so that it does not drift away unseen."""
+"""Added to the weights (with mean 1), so that tokens on which no answer depends do not drift."""
 _TINY = 1e-30
 
 
 def bridge_weights(functional: Any, params: Any, batches: Iterable[Mapping[str, Any]]) -> Float[np.ndarray, " N"]:
-    """How much the answers depend on each token that the bridge hands on: what the `bridge` loss weighs it by.
+    """Computes weights of the bridge's output tokens by how much the answers depend on them.
 
-    A token's share of a sample is |dL/df|^2 |f|^2 over the sum of all its tokens, with f the token's features and L the
-    sample's cross-entropy: to first order what an equal relative error there does to the loss. Shares, not gradients,
-    are averaged, or the few samples that the model is unsure of would decide alone.
+    The share of a token in a sample is |dL/df|^2 |f|^2, normalised over the sample's tokens, with features f and
+    cross-entropy L: the first-order effect of an equal relative error on the loss. Averaging shares, not gradients,
+    prevents a few samples with large gradients from dominating.
 
     Args:
-        functional: of the model that is distilled from.
-        params: its parameters.
-        batches: calibration batches with pictures, one sample a row; each shape compiles once.
+        functional: `Functional` of the teacher.
+        params: parameters of the teacher.
+        batches: calibration batches with images, one sample per row; each shape is compiled once.
 
     Returns:
-        float32, mean 1, none below about `FLOOR`.
+        float32 weights with mean 1, at least about `FLOOR`.
 
     Raises:
         AntgmmError: there is no batch.
@@ -43,19 +43,19 @@ def bridge_weights(functional: Any, params: Any, batches: Iterable[Mapping[str, 
         valid = batch["images"]["valid"]
         rest = {**batch, "images": {"valid": valid}}
         features = functional.features(params, batch["images"])
-        gradient = jax.grad(lambda given: loss(params, {}, {**rest, "vision_features": given}, {})[0])(features)
-        felt = _square(gradient) * _square(features)
-        shares = felt / jnp.maximum(jnp.sum(felt, axis=-1, keepdims=True), _TINY)
+        gradient = jax.grad(lambda candidate: loss(params, {}, {**rest, "vision_features": candidate}, {})[0])(features)
+        effect = _square(gradient) * _square(features)
+        shares = effect / jnp.maximum(jnp.sum(effect, axis=-1, keepdims=True), _TINY)
         return jnp.mean(shares, axis=(0, 1), where=valid[:, :, None])
 
-    found = [np.asarray(gather(shares(params, batch)), np.float32) for batch in batches]
-    if not found:
-        raise AntgmmError("the weights of the bridge's tokens need at least one calibration batch; there was none")
-    mean = np.mean(found, axis=0)
+    shares_by_batch = [np.asarray(gather(shares(params, batch)), np.float32) for batch in batches]
+    if not shares_by_batch:
+        raise AntgmmError("bridge weights need at least one calibration batch; there was none")
+    mean = np.mean(shares_by_batch, axis=0)
     return (mean / mean.mean() + FLOOR) / (1 + FLOOR)
 
 
 def _square(values: Float[Array, "B M N D"]) -> Float[Array, "B M N"]:
-    # Tiny gradients would vanish when squared.
+    # Normalise first: the squares of tiny gradients would underflow.
     values = values.astype(jnp.float32)
     return jnp.sum(jnp.square(values / jnp.maximum(jnp.max(jnp.abs(values)), _TINY)), axis=-1)

@@ -1,4 +1,4 @@
-"""One jitted, donated train step: losses combined by weight, micro-batches accumulated, gates and rate as arguments."""
+"""The train step: weighted losses, gradient accumulation, and an optimizer update."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,22 +21,22 @@ from distill.optimizer import Optimizer, OptimizerConfig, Params, State, combine
 from distill.schema import settings
 from distill.teacher import NO_TEACHER, Teacher, collected, params_dtype, to_dtype, without_targets
 
-Batch = Mapping[str, Any]  # of arrays, numpy or JAX
+Batch = Mapping[str, Any]  # NumPy or JAX arrays
 Gates = Mapping[str, Any]
 Metrics = dict[str, Array]
 
 
 @settings
 class StepConfig(OptimizerConfig):
-    """How a step is taken: the optimizer, and the batch that a step sees.
+    """Settings of the train step: optimizer, batch size, dtype and rematerialisation.
 
     Attributes:
-        batch_size: samples of one optimizer step; rows of them where several share a row.
-        accumulate: pieces that the batch is taken in, one after another; divides `batch_size`.
-        dtype: what the model is computed in; parameters, moments, norms and losses stay float32. "bfloat16" is for
-            accelerators: a CPU is no faster with it.
-        remat: what the student's layers keep for the backward pass, the rest being computed again: "none" all, "dots"
-            matrix products, "full" their input alone, for the least memory.
+        batch_size: samples per optimizer step; with packing, rows.
+        accumulate: number of micro-batches per step; it must divide `batch_size`.
+        dtype: dtype of computation; parameters, moments, norms and losses stay float32. "bfloat16" is for accelerators:
+            a CPU is not faster with it.
+        remat: what the student's layers store for the backward pass: "none" recomputes nothing, "dots" stores matrix
+            products, "full" only the layers' inputs (least memory).
     """
 
     batch_size: Annotated[int, Field(ge=1)]
@@ -51,38 +51,38 @@ class StepConfig(OptimizerConfig):
         return self
 
     def pieces(self, batches: int) -> dict[str, int]:
-        """As many rows as so many batches have, in the pieces that the memory holds.
+        """Splits batches of `batch_size` rows into micro-batches.
 
         Args:
-            batches: of `batch_size` rows.
+            batches: number of batches.
 
         Returns:
-            `batch_size` and `batches`.
+            `batch_size` and `batches` of the micro-batches.
         """
         return {"batch_size": self.batch_size // self.accumulate, "batches": batches * self.accumulate}
 
 
 @dataclass(frozen=True)
 class Step:
-    """A train step, from `jitted`: (state, batch, gates, teacher_params) -> (state, metrics), the first used up.
+    """A jitted train step: (state, batch, gates, teacher_params) -> (state, metrics). The state is donated.
 
-    The learning rate is handed to the program, so that one serves all rates, schedules and numbers of steps.
+    The learning rate is an argument of the program, so that one compiled program serves all schedules.
 
     Attributes:
-        program: jitted, with the rate as its last argument; what is lowered to be looked at.
-        schedule: jitted, step -> rate.
+        program: the jitted function, with the rate as last argument.
+        schedule: jitted function step -> rate.
     """
 
     program: Any
     schedule: Callable[[Array], Array]
 
     def __call__(self, state: State, batch: Batch, gates: Gates, teacher_params: Params) -> tuple[State, Metrics]:
-        """One step further.
+        """Takes one step.
 
         Args:
             state: parameters, moments and step; donated.
-            batch: on the devices.
-            gates: of the student; {} leaves all open.
+            batch: batch on the devices.
+            gates: gates of the student; {} for all open.
             teacher_params: `Teacher.params`.
 
         Returns:
@@ -92,11 +92,11 @@ class Step:
 
 
 def jitted(step: Callable[..., tuple[State, Metrics]], optimizer: Optimizer) -> Step:
-    """A `Step` of a function that is handed its learning rate.
+    """Creates a `Step` from a function that takes the learning rate as argument.
 
     Args:
-        step: (state, batch, gates, teacher_params, rate) -> (state, metrics); its state is donated.
-        optimizer: whose schedule gives the rate.
+        step: (state, batch, gates, teacher_params, rate) -> (state, metrics); the state is donated.
+        optimizer: optimizer with the schedule of the rate.
 
     Returns:
         The step.
@@ -113,22 +113,22 @@ def make_loss(
     chunk: int = 512,
     dtype: jnp.dtype = jnp.float32,
 ) -> Callable[..., tuple[Float[Array, ""], Metrics]]:
-    """The weighted loss of a batch, as a pure function; the step differentiates it, importance may too.
+    """Returns the weighted loss of a batch as a pure, differentiable function.
 
     Args:
-        functional: the student's `Functional`.
+        functional: `Functional` of the student.
         config: weights and settings of the terms.
-        teacher: where targets come from.
-        parts: state comparisons (`align.parts`), for the hidden, vision and bridge terms.
-        chunk: answer tokens whose logits are alive at once.
-        dtype: compute dtype; parameters are cast to it, losses are float32.
+        teacher: source of the targets.
+        parts: state comparisons (`align.parts`) for the hidden, vision and bridge terms.
+        chunk: maximum number of answer tokens with logits in memory.
+        dtype: dtype of computation; parameters are cast to it, losses are float32.
 
     Returns:
         loss(params, gates, batch, teacher_params, totals=None) -> (float32 scalar, {term: float32 mean}). `totals` are
-        the token counts to divide by, of a larger batch that this one is a piece of; without it the batch's own.
+        the token counts to divide by; for a micro-batch, those of the whole batch.
 
     Raises:
-        AntgmmError: a term that needs what the teacher or `parts` cannot give.
+        AntgmmError: a term needs targets that neither the teacher nor `parts` provides.
     """
     chosen = align.selected(config, parts)
     states = tuple(dict.fromkeys(part.states for part in chosen))
@@ -146,7 +146,7 @@ def make_loss(
             final = at_positions(out["final"], batch["positions"])
             sums = answer_sums(
                 config,
-                # Cast chunk by chunk, so that the chunks' gradients of the head are summed in float32.
+                # Cast in every chunk, so that the head's gradients are summed over chunks in float32.
                 lambda hidden: functional.head(to_dtype(master, dtype), hidden, gates),
                 final.reshape(-1, final.shape[-1]),
                 batch["targets"].reshape(-1),
@@ -168,14 +168,14 @@ def make_loss(
 
 
 def _teacher_hidden(targets: Mapping[str, Array], teacher_params: Params, tokens: int) -> Float[Array, "T Dt"]:
-    """Teacher's final states by token, in the dtype its head computes in; [T, 0] when no term reads them."""
+    """Final states of the teacher per token, in the dtype of its head; [T, 0] if no term reads them."""
     if "final" not in targets:
         return jnp.zeros((tokens, 0))
     return targets["final"].reshape(tokens, -1).astype(params_dtype(teacher_params))
 
 
 def token_counts(batch: Batch, chosen: tuple[Part, ...]) -> tuple[Array, tuple[Array, ...]]:
-    """Valid answer tokens of a batch, and tokens of each part; each at least 1."""
+    """Number of answer tokens of a batch and of tokens of each comparison, at least 1 each."""
     answers = jnp.sum((batch["targets"] != IGNORE).astype(jnp.float32))
     return jnp.maximum(answers, 1.0), align.counts(batch, chosen)
 
@@ -191,28 +191,28 @@ def make_step(
     chunk: int = 512,
     dtype: jnp.dtype = jnp.float32,
 ) -> Step:
-    """One optimizer step, compiled once per batch shape, its state donated.
+    """Creates the train step; it is compiled once per batch shape.
 
-    Gates are an argument: their values change under one compile, and no gradient is taken for them. On a mesh the state
-    stays split as `Functional.axes` and the rules say.
+    Gates are an argument, so changing them does not recompile; they get no gradient. On a mesh, the state keeps its
+    sharding.
 
     Args:
-        functional: the student's `Functional`.
+        functional: `Functional` of the student.
         optimizer: from `make_optimizer`.
         config: weights and settings of the loss terms.
-        teacher: where targets come from; its `params` are the step's last argument.
-        parts: state comparisons (`align.parts`), for the hidden, vision and bridge terms.
-        micro_batches: pieces that the batch is walked in; gradients are summed in float32 and each token weighs the
-            same, so the result is that of the whole batch.
-        chunk: answer tokens whose logits are alive at once.
-        dtype: compute dtype; the parameters in the state stay float32.
+        teacher: source of the targets; its `params` are the last argument of the step.
+        parts: state comparisons (`align.parts`) for the hidden, vision and bridge terms.
+        micro_batches: number of micro-batches; gradients are summed in float32 and all tokens have equal weight, so the
+            result is that of the whole batch.
+        chunk: maximum number of answer tokens with logits in memory.
+        dtype: dtype of computation; the parameters in the state stay float32.
 
     Returns:
-        The step. Metrics are float32 scalars: `loss`, every term's mean, `grad_norm` (before clipping),
-        `learning_rate`, `tokens`.
+        The step. Metrics are float32 scalars: `loss`, the mean of every term, `grad_norm` (before clipping),
+        `learning_rate` and `tokens`.
 
     Raises:
-        AntgmmError: a term that needs what the teacher or `parts` cannot give.
+        AntgmmError: a term needs targets that neither the teacher nor `parts` provides.
     """
     chosen = align.selected(config, parts)
     loss = make_loss(functional, config, teacher=teacher, parts=parts, chunk=chunk, dtype=dtype)
@@ -238,17 +238,17 @@ def make_step(
 def _accumulated(
     objective: Callable, trained: Params, batch: Batch, pieces: int, terms: tuple[str, ...]
 ) -> tuple[tuple[Array, Metrics], Params]:
-    """Value and gradient of the objective, summed over pieces of the batch."""
+    """Value and gradient of the objective, summed over micro-batches."""
     differentiated = jax.value_and_grad(objective, has_aux=True)
     if pieces < 1:
-        raise AntgmmError(f"micro_batches = {pieces}: give at least 1")
+        raise AntgmmError(f"micro_batches = {pieces}: it must be at least 1")
     if pieces == 1:
         return differentiated(trained, batch)
     size = batch["targets"].shape[0]
     if size % pieces:
         raise AntgmmError(f"a batch of {size} does not split into {pieces} micro-batches: choose a divisor")
 
-    # Piece i takes rows i, i + pieces, ...: each device of a batch-sharded mesh then keeps its own rows.
+    # Micro-batch i has the rows i, i + pieces, ..., so that each device of a batch-sharded mesh keeps its own rows.
     def split(x: Array) -> Array:
         return x.reshape((size // pieces, pieces, *x.shape[1:])).swapaxes(0, 1)
 

@@ -1,4 +1,4 @@
-"""Where a teacher's targets come from: its own forward pass inside the step, or a cache. One small interface."""
+"""Teachers: sources of distillation targets, either a forward pass inside the step or a cache."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -19,16 +19,16 @@ PREFIX = "teacher/"
 
 
 class Teacher(NamedTuple):
-    """A frozen teacher as the step and the loop see it.
+    """A frozen teacher, as the step and the training loop use it.
 
     Attributes:
-        params: the arrays that the step is given; never trained, never donated.
+        params: arrays that are passed to the step; never trained or donated.
         head: (params, hidden [..., Dt]) -> logits [..., V].
         select: names -> (params, device batch) -> {name: targets}, with `final` [B, A, Dt] at the answer positions,
-            `<tower>/states` [layers + 1, B, N, D] and `bridge/out` [1, B, N, D]. Raises AntgmmError for a name that it
-            cannot give.
-        attach: host batch -> host batch with the cached targets in it.
-        reads_pictures: whether `select` needs a batch's pictures, also where the student reads image features.
+            `<tower>/states` [layers + 1, B, N, D] and `bridge/out` [1, B, N, D]. Raises AntgmmError for a name that is
+            not available.
+        attach: host batch -> host batch with cached targets added.
+        reads_pictures: whether `select` needs the images of a batch, even if the student reads cached image features.
     """
 
     params: Params
@@ -39,23 +39,25 @@ class Teacher(NamedTuple):
 
 
 def without_targets(batch: Batch) -> dict[str, Any]:
-    """The batch without cached teacher targets: what a model reads."""
+    """Removes cached teacher targets from a batch."""
     return {name: value for name, value in batch.items() if not name.startswith(PREFIX)}
 
 
 def collected(out: Mapping[str, Array], names: tuple[str, ...]) -> dict[str, Array]:
-    """The named outputs of a model.
+    """Selects outputs of a model by name.
 
     Raises:
-        AntgmmError: one that the batch does not give: with `vision_features` the image encoder never runs.
+        AntgmmError: an output is missing: with `vision_features` in the batch, the image encoder does not run.
     """
-    if absent := [name for name in names if name not in out]:
-        raise AntgmmError(f"the batch gives no {', '.join(absent)}: give it pictures, or set the vision weight to 0")
+    if missing := [name for name in names if name not in out]:
+        raise AntgmmError(
+            f"a batch without images has no {', '.join(missing)}: add images, or set the vision weight to 0"
+        )
     return {name: out[name] for name in names}
 
 
 def to_dtype(tree: Any, dtype: jnp.dtype) -> Any:
-    """The floating leaves of a tree in `dtype`, the others as they are."""
+    """Casts the floating-point leaves of a tree to `dtype`."""
 
     def cast(leaf: Array) -> Array:
         return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
@@ -64,33 +66,33 @@ def to_dtype(tree: Any, dtype: jnp.dtype) -> Any:
 
 
 def params_dtype(params: Params) -> jnp.dtype:
-    """The dtype of the first floating leaf, in which the teacher computes."""
+    """Returns the dtype of the first floating-point leaf, in which the teacher computes."""
     return next(leaf.dtype for leaf in jax.tree.leaves(params) if jnp.issubdtype(leaf.dtype, jnp.floating))
 
 
 def _no_head(params: Params, hidden: Array) -> Array:
-    raise AntgmmError("a loss reads teacher logits, but the run has no teacher: give teacher=")
+    raise AntgmmError("a loss reads teacher logits, but there is no teacher: pass teacher=")
 
 
 def _no_targets(names: tuple[str, ...]) -> Callable[[Params, Batch], dict[str, Array]]:
     if names:
-        raise AntgmmError(f"losses need the teacher's {', '.join(names)}, but the run has no teacher: give teacher=")
+        raise AntgmmError(f"losses read the teacher's {', '.join(names)}, but there is no teacher: pass teacher=")
     return lambda params, batch: {}
 
 
 NO_TEACHER = Teacher({}, _no_head, _no_targets, lambda batch: batch)
-"""Plain supervised training: nothing to attach, an error for a loss that needs a teacher."""
+"""For supervised training: losses that need a teacher raise AntgmmError."""
 
 
 def online(functional: Any, params: Params) -> Teacher:
-    """A teacher that runs inside the step, in the dtype of its parameters; it can give every target.
+    """Creates a teacher that runs inside the train step; it provides every target.
 
     Args:
-        functional: the teacher's `Functional`.
-        params: its parameters, in the dtype they are to be computed in.
+        functional: `Functional` of the teacher.
+        params: parameters of the teacher, in the dtype to compute in.
 
     Returns:
-        The `Teacher`.
+        The teacher.
     """
 
     def select(names: tuple[str, ...]) -> Callable[[Params, Batch], dict[str, Array]]:
@@ -99,13 +101,13 @@ def online(functional: Any, params: Params) -> Teacher:
                 return {}
             inputs = without_targets(batch)
             if has_pixels(inputs):
-                # What else stands for the pictures is the student's.
+                # These features are the student's.
                 inputs.pop("vision_features", None)
             out = functional.apply(params, inputs, collect=names)
-            found = collected(out, names)
-            if "final" in found:
-                found["final"] = at_positions(found["final"], batch["positions"])
-            return jax.lax.stop_gradient(found)
+            targets_by_name = collected(out, names)
+            if "final" in targets_by_name:
+                targets_by_name["final"] = at_positions(targets_by_name["final"], batch["positions"])
+            return jax.lax.stop_gradient(targets_by_name)
 
         return targets
 
@@ -113,38 +115,37 @@ def online(functional: Any, params: Params) -> Teacher:
 
 
 def cached(functional: Any, params: Params, cache: TeacherCache) -> Teacher:
-    """A teacher that is never run: targets come from a cache, logits from its frozen head.
+    """Creates a teacher that reads its targets from a cache and computes logits with its frozen head.
 
-    Only the parameters that the head reads are kept in the result, so the rest may be freed; without `final` in the
-    cache there are no logits, and no parameters are kept.
+    The result holds only the parameters of the head (none if the cache lacks `final`), so the others can be freed.
 
     Args:
-        functional: the teacher's `Functional`.
-        params: its parameters.
+        functional: `Functional` of the teacher.
+        params: parameters of the teacher.
         cache: from `open_cache`.
 
     Returns:
-        The `Teacher`; asking it for states that the cache lacks is an AntgmmError.
+        The teacher; it raises AntgmmError for states that the cache lacks.
     """
 
     def select(names: tuple[str, ...]) -> Callable[[Params, Batch], dict[str, Array]]:
-        lacking = [name for name in names if name not in cache.shapes]
-        if lacking:
+        missing = [name for name in names if name not in cache.shapes]
+        if missing:
             raise AntgmmError(
-                f"teacher cache {cache.directory} lacks {', '.join(lacking)}: it holds {', '.join(cache.shapes)}; "
+                f"teacher cache {cache.directory} lacks {', '.join(missing)}: it holds {', '.join(cache.shapes)}; "
                 f"build it with names={names} or run the teacher online"
             )
 
         def targets(params: Params, batch: Batch) -> dict[str, Array]:
-            found = {name: batch[PREFIX + name] for name in names}
-            # States are stored sample first, so that they split into micro-batches like any input.
-            return {name: layers_first(name, x) for name, x in found.items()}
+            states = {name: batch[PREFIX + name] for name in names}
+            # Cached states have samples first, so that they split into micro-batches like other inputs.
+            return {name: layers_first(name, x) for name, x in states.items()}
 
         return targets
 
     def attach(batch: dict) -> dict:
-        found = packed_rows(cache, batch) if "segment_ids" in batch else cache.rows(batch)
-        return batch | {PREFIX + name: rows for name, rows in found.items()}
+        states = packed_rows(cache, batch) if "segment_ids" in batch else cache.rows(batch)
+        return batch | {PREFIX + name: rows for name, rows in states.items()}
 
     if "final" not in cache.shapes:  # `select` refuses a loss that needs it
         return Teacher({}, _no_head, select, attach)
@@ -155,7 +156,7 @@ def cached(functional: Any, params: Params, cache: TeacherCache) -> Teacher:
 def _frozen_head(
     head: Callable[..., Array], params: Params, width: int
 ) -> tuple[list[Array], Callable[[list[Array], Array], Array]]:
-    """The leaves that the head reads, and the head as a function of these alone."""
+    """Returns the parameters that the head reads, and the head as a function of only these."""
     leaves, treedef = jax.tree.flatten(params)
     shapes = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves]
     probe = jax.ShapeDtypeStruct((1, width), params_dtype(params))
@@ -164,7 +165,7 @@ def _frozen_head(
     chosen = [i for i, v in enumerate(traced.jaxpr.invars[: len(leaves)]) if id(v) in read]
 
     def frozen(used: list[Array], hidden: Array) -> Array:
-        # The others are never read; as zeros they only complete the tree, and the compiler drops them.
+        # Zeros stand in for unused parameters; the compiler removes them.
         full = [jnp.zeros(shape.shape, shape.dtype) for shape in shapes]
         for i, leaf in zip(chosen, used, strict=True):
             full[i] = leaf

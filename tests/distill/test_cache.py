@@ -55,7 +55,7 @@ def test_a_stale_or_absent_cache_is_refused(tmp_path):
     build(tmp_path / "cache")
     changed = jax.tree.map(lambda x: x.at[(0,) * x.ndim].add(1e-3), PARAMS)
     for key in (fingerprint(changed, "data"), fingerprint(PARAMS, "other data")):
-        with pytest.raises(AntgmmError, match="another teacher, processor or other data"):
+        with pytest.raises(AntgmmError, match="another teacher, processor or data"):
             open_cache(tmp_path / "cache", key=key)
     with pytest.raises(AntgmmError, match="no teacher cache"):
         open_cache(tmp_path / "nothing", key=KEY)
@@ -154,7 +154,7 @@ def test_missing_rows_left_padding_and_long_batches_are_refused(tmp_path):
 def test_a_cache_that_does_not_fit_is_refused_before_the_teacher_runs(tmp_path, monkeypatch):
     free = shutil.disk_usage(tmp_path)._replace(free=8 * 36 - 1)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
-    with pytest.raises(AntgmmError, match="2.88e-07 GB do not fit, 2.87e-07 GB are free"):
+    with pytest.raises(AntgmmError, match="needs 2.88e-07 GB, but only 2.87e-07 GB are free"):
         build(tmp_path / "cache", batches=lambda: (pytest.fail("a batch was asked for") for _ in range(1)))
     monkeypatch.setattr(shutil, "disk_usage", lambda _: free._replace(free=8 * 36))
     build(tmp_path / "cache")

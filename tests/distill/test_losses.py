@@ -135,7 +135,7 @@ def test_bfloat16_inputs_give_float32_losses():
         ({"hard": 0.0}, "every weight is 0"),
         ({"temperature": 0.0}, "temperature"),
         ({"direction": "sideways"}, "'forward' or 'reverse'"),
-        ({"bridge_tokens": "sensitivity"}, "bridge_tokens = 'sensitivity' weighs nothing: give bridge a weight"),
+        ({"bridge_tokens": "sensitivity"}, "bridge_tokens = 'sensitivity' has no effect: set the weight of bridge"),
     ],
 )
 def test_config_refuses(fields, message):

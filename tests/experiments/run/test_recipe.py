@@ -155,7 +155,7 @@ def test_a_recipe_cannot_be_changed(write):
         ("teacher.mode=onlin", "teacher.mode = \"onlin\": Input should be 'cache' or 'online'"),
         ("seed=true", "seed = true: Input should be a valid integer"),
         ("loss.soft=nan", "loss.soft = NaN: Input should be a finite number"),
-        ("loss={soft=0.0, hard=0.0}", "loss: every weight is 0, nothing would be trained"),
+        ("loss={soft=0.0, hard=0.0}", "loss: every weight is 0: set at least one"),
         ("optimizer={batch_size=8}", "optimizer.learning_rate is missing"),
         ("optimizer.kind=sgd", "optimizer.kind = \"sgd\": Input should be 'adamw' or 'muon'"),
         ("optimizer.accumulate=3", "optimizer: accumulate = 3 does not divide batch_size = 8"),
@@ -282,7 +282,7 @@ def test_rows_are_cut_to_buckets_or_packed(write):
 def test_weights_of_the_bridge_tokens_need_a_bridge_loss(write):
     keys = ['loss.bridge_tokens="sensitivity"', "loss.bridge=0.5"]
     assert load_recipe(write(RECIPE), keys).stages[0].loss.bridge_tokens == "sensitivity"
-    with pytest.raises(AntgmmError, match="bridge_tokens = 'sensitivity' weighs nothing: give bridge a weight"):
+    with pytest.raises(AntgmmError, match="bridge_tokens = 'sensitivity' has no effect: set the weight of bridge"):
         load_recipe(write(RECIPE), keys[:1])
 
 
