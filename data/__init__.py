@@ -1,1 +1,1 @@
-"""Data: the MAAD-synth generator, readers for a user's own files, processors, batches and metrics."""
+"""Data: readers of user files, the MAAD-synth generator, encoding, batches and metrics."""

@@ -1,4 +1,4 @@
-"""Batches in a fixed random order, made ahead of time, that can be resumed at any batch."""
+"""Prefetched batches in a reproducible random order that can resume at any batch."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
@@ -12,14 +12,14 @@ from data.record import Arrays
 
 _ENDLESS = 2**48
 Make = Callable[[np.ndarray, np.random.Generator], Arrays]
-"""Row numbers of a batch, and a source of chance that is the same whenever it is made again -> the batch."""
+"""(row numbers, random generator) -> batch; the generator is the same whenever the batch is created again."""
 
 
 class Batches(Iterator[Arrays]):
-    """An endless iterator of batches with a position that is one number: the batch that comes next."""
+    """An endless iterator of batches; its position is the number of the next batch."""
 
     def __init__(self, dataset: grain.MapDataset, prefetch: int, threads: int = 1):
-        # grain's own default keeps 500 batches ahead, gigabytes of pixels.
+        # By default grain prefetches 500 batches, gigabytes of pixels.
         options = grain.ReadOptions(num_threads=min(prefetch, threads), prefetch_buffer_size=prefetch)
         self._iterator = iter(dataset.to_iter_dataset(options))
 
@@ -28,25 +28,25 @@ class Batches(Iterator[Arrays]):
 
     @property
     def position(self) -> dict[str, int]:
-        """Where the iterator stands, `{"next_index": n}`: JSON-able, for a checkpoint."""
+        """Position of the iterator for a checkpoint, `{"next_index": n}`."""
         return {"next_index": int(self._iterator.get_state()["next_index"])}
 
     def seek(self, position: Mapping[str, int]) -> None:
-        """Goes on from a position of this or an earlier iterator over the same data.
+        """Continues from a position of this or an earlier iterator over the same data.
 
         Args:
-            position: what `position` gave.
+            position: value of `position`.
         """
         self._iterator.set_state({"next_index": int(position["next_index"])})
 
 
 class Plan(Sequence[np.ndarray]):
-    """Batch number -> row numbers: every epoch is a permutation of its own, sorted into groups of one shape."""
+    """Batch number -> row numbers. Every epoch is a new permutation; rows of one shape share batches."""
 
     def __init__(self, groups: np.ndarray, size: int, seed: int):
         self.groups, self.size, self.seed = groups, size, seed
         self.per_epoch = len(groups) // size
-        # The epoch at hand, and its neighbour while batches are made ahead of time.
+        # The current epoch and, while prefetching, the next one.
         self._epoch = lru_cache(maxsize=2)(self._make)
 
     def __len__(self) -> int:
@@ -59,7 +59,7 @@ class Plan(Sequence[np.ndarray]):
     def _make(self, epoch: int) -> np.ndarray:
         rng = np.random.Generator(np.random.PCG64([self.seed, epoch]))
         rows = rng.permutation(len(self.groups))
-        # Whole batches of one group each; what is left of the groups is mixed, and the last few wait an epoch.
+        # Full batches of one group each; leftover rows are mixed, and the last few are dropped in this epoch.
         full, rest = [], []
         for group in np.unique(self.groups):
             inside = rows[self.groups[rows] == group]
@@ -81,29 +81,30 @@ def batches(
     prefetch: int = 2,
     threads: int = 1,
 ) -> Batches:
-    """Endless shuffled batches.
+    """Returns an endless iterator of shuffled batches; equal arguments give equal batches.
 
-    Every epoch visits each row once, but for the last N modulo `size`; equal arguments give equal batches.
-    Where several processes share a mesh, all go through the same batches and each makes the rows of its own devices.
+    Every epoch visits each row once, except for a remainder smaller than a batch. With several processes, all use the
+    same order and each creates the rows of its own devices.
 
     Args:
-        make: makes a batch of its row numbers; runs ahead in threads.
-        groups: which shape each row needs, [N]; a batch holds rows of one, but for the few that mix what is left over.
-        size: rows a batch.
-        seed: seed of the order and of what `make` draws.
-        visits: which rows an epoch visits, and each as often as it stands there; None: all once.
-        prefetch: batches made ahead of time; 0 makes each when it is asked for.
-        threads: that make them, each a batch of its own.
+        make: (row numbers, random generator) -> batch; called ahead of time in threads.
+        groups: number of the shape that each row needs, [N]; the rows of a batch have one shape, except in the few
+            batches of leftover rows.
+        size: rows per batch.
+        seed: seed of the order and of the random generators.
+        visits: row numbers that an epoch visits (repeated for several visits); None for all rows once.
+        prefetch: number of batches created ahead of time; 0 for none.
+        threads: number of threads that create batches.
 
     Returns:
-        An iterator of batches.
+        Iterator of batches.
 
     Raises:
-        AntgmmError: fewer rows than a batch needs.
+        AntgmmError: there are fewer rows than `size`.
     """
     rows = np.arange(len(groups)) if visits is None else visits
     if len(rows) < size:
-        raise AntgmmError(f"a batch of {size} needs as many rows; the data has {len(rows)}")
+        raise AntgmmError(f"a batch of {size} needs at least as many rows, but the data has {len(rows)}")
 
     def of_rows(places: np.ndarray, rng: np.random.Generator) -> Arrays:
         return make(rows[places], rng)
@@ -113,11 +114,11 @@ def batches(
 
 
 def visits_once(order: np.ndarray, size: int) -> Iterator[np.ndarray]:
-    """Row numbers of batches that visit each row once; the last repeats its last row, so that one shape is compiled.
+    """Splits row numbers into batches of equal size; the last batch is filled up with its last row.
 
     Args:
-        order: the rows in the order to visit them.
-        size: rows a batch.
+        order: row numbers.
+        size: rows per batch.
 
     Yields:
         int [size].

@@ -1,4 +1,4 @@
-"""Encoded rows side by side: padded token ids, what the loss reads, and pictures in the slots of a batch."""
+"""Collation of encoded rows into padded token ids, loss targets and image slots."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -15,12 +15,12 @@ IGNORE = -100
 
 
 class Layout(NamedTuple):
-    """How a model reads a batch.
+    """Token layout that a model expects in a batch.
 
     Attributes:
-        apart: whether prompt and answer are read apart, by an encoder and a decoder.
-        pad: the token that fills rows.
-        start: the first token that such a decoder reads.
+        apart: whether an encoder reads the prompt and a decoder the answer.
+        pad: padding token.
+        start: first decoder token, if `apart`.
     """
 
     apart: bool
@@ -29,7 +29,7 @@ class Layout(NamedTuple):
 
 
 class Shape(NamedTuple):
-    """Columns of a batch, or what each row needs of them: of text, of answers, and picture slots."""
+    """Shape of a batch: columns of text, columns of answers, and image slots."""
 
     text: int
     answer: int
@@ -37,80 +37,80 @@ class Shape(NamedTuple):
 
 
 class Needs(NamedTuple):
-    """What each row of some data needs, int [N]: columns of text, of answers, and picture slots."""
+    """Columns of text, columns of answers, and image slots that each row needs, int [N]."""
 
     text: Int[np.ndarray, " N"]
     answer: Int[np.ndarray, " N"]
     slots: Int[np.ndarray, " N"]
 
     def of(self, rows: np.ndarray) -> Shape:
-        """The shape that holds some rows, no wider than they need."""
+        """Returns the smallest shape for the given rows."""
         return Shape(*(int(each[rows].max()) for each in self))
 
 
 class Widths(NamedTuple):
-    """The shapes that batches may have, in each dimension ascending; each choice of three is a compiled program."""
+    """Allowed sizes of a batch in each dimension, ascending; every combination is compiled separately."""
 
     text: tuple[int, ...]
     answer: tuple[int, ...]
     slots: tuple[int, ...]
 
     def groups(self, needs: Needs) -> Int[np.ndarray, " N"]:
-        """Which of the shapes each row needs, by number."""
-        found = np.zeros(len(needs.text), np.int32)
+        """Returns the number of the shape that each row needs."""
+        group = np.zeros(len(needs.text), np.int32)
         for widths, need in zip(self, needs, strict=True):
             if need.max(initial=0) > widths[-1]:
-                raise AntgmmError(f"the widest bucket is {widths[-1]} but a row needs {need.max()}: add a bucket")
-            found = found * np.int32(len(widths)) + np.searchsorted(widths, need).astype(np.int32)
-        return found
+                raise AntgmmError(f"the largest bucket is {widths[-1]}, but a row needs {need.max()}: add a bucket")
+            group = group * np.int32(len(widths)) + np.searchsorted(widths, need).astype(np.int32)
+        return group
 
     def holds(self, shape: Shape) -> Shape:
-        """The narrowest of the shapes that holds another."""
+        """Returns the smallest allowed shape that is at least `shape`."""
         return Shape(*(each[int(np.searchsorted(each, need))] for each, need in zip(self, shape, strict=True)))
 
 
 def layout(encoder: Encoder, start: int) -> Layout:
-    """How the model of an encoder reads batches. `start`: the first token of its decoder."""
+    """Returns the token layout for an encoder's model; `start` is the first token of its decoder."""
     return Layout(encoder.inputs.encoder_decoder, encoder.pad, start)
 
 
 def needs(index: Index, apart: bool) -> Needs:
-    """What each row needs; where prompt and answer are not read apart, its text holds both."""
+    """Returns what each row needs; unless `apart`, the text includes the answer."""
     return Needs(index.prompt if apart else index.prompt + index.answer, index.answer, index.slots)
 
 
 def bucket(length: int, multiple: int = 8) -> int:
-    """The smallest multiple that holds a length: few shapes mean few compilations."""
+    """Rounds a length up to a multiple, so that few shapes are compiled."""
     return -(-length // multiple) * multiple
 
 
 def widths(rows: Needs, apart: bool, *, buckets: Sequence[int] = (), prompt_buckets: Sequence[int] = ()) -> Widths:
-    """The shapes that batches of some rows are cut to; without buckets one, that holds them all.
+    """Returns the allowed batch shapes; a single one without buckets.
 
-    Picture slots double from one bucket to the next.
+    With buckets, the number of image slots doubles from one bucket to the next.
 
     Args:
-        rows: what each needs.
-        apart: whether prompt and answer are read apart.
-        buckets: columns of answers where they are read apart, else of text.
-        prompt_buckets: columns of text, where prompt and answer are read apart.
+        rows: what each row needs.
+        apart: whether an encoder reads the prompt and a decoder the answer.
+        buckets: columns of answers if `apart`, else of text.
+        prompt_buckets: columns of text if `apart`.
 
     Returns:
-        The widths, each dimension with the full one, a multiple of 8, as its last.
+        Allowed sizes; the last one in each dimension fits all rows and, for text and answers, is a multiple of 8.
     """
     text, answer = (prompt_buckets, buckets) if apart else (buckets, ())
     most = max(1, int(rows.slots.max()))
     slots = [2**power for power in range(most.bit_length())] if buckets or prompt_buckets else []
     full = (bucket(int(rows.text.max())), bucket(int(rows.answer.max())), most)
-    cut = (
+    allowed = (
         (*(w for w in narrower if w < widest), widest)
         for narrower, widest in zip((text, answer, slots), full, strict=True)
     )
-    return Widths(*cut)
+    return Widths(*allowed)
 
 
 def padded(rows: Sequence[Sequence[int] | np.ndarray], width: int, fill: int, *, left: bool = False) -> np.ndarray:
-    """Rows of numbers as int32 [N, width], filled on the right or on the left."""
+    """Pads rows of numbers to int32 [N, width], on the right or on the left."""
     out = np.full((len(rows), width), fill, np.int32)
     for place, row in enumerate(rows):
         if len(row):
@@ -122,28 +122,28 @@ def _mask(rows: Sequence[np.ndarray], width: int, *, left: bool = False) -> np.n
     return padded([np.ones(len(row), np.int32) for row in rows], width, 0, left=left)
 
 
-def text(rows: Sequence[Arrays], about: Layout, shape: Shape) -> Arrays:
-    """Training arrays of encoded rows, padded on the right.
+def text(rows: Sequence[Arrays], layout: Layout, shape: Shape) -> Arrays:
+    """Collates encoded rows for training, padded on the right.
 
-    The loss reads `positions` (where along the logits the state that predicts an answer token stands) and `targets`
-    (that token, -100 for none).
+    The loss reads `positions` (positions of the logits that predict the answer tokens) and `targets` (these tokens,
+    -100 for none).
 
     Args:
-        rows: with `prompt` and `answer`.
-        about: how the model reads them.
-        shape: columns.
+        rows: encoded rows with `prompt` and `answer`.
+        layout: token layout of the model.
+        shape: shape of the batch.
 
     Returns:
-        int32 arrays: `input_ids`, `attention_mask` [N, text], `labels`, `positions`, `targets` [N, answer]; read apart
-        also `decoder_input_ids` [N, answer]. Where they are not, `labels` are [N, text].
+        int32 arrays `input_ids`, `attention_mask` [N, text], `labels`, `positions`, `targets` [N, answer]; for an
+        encoder-decoder also `decoder_input_ids` [N, answer], else `labels` are [N, text].
     """
     prompts, answers = [row["prompt"] for row in rows], [row["answer"] for row in rows]
     targets = padded(answers, shape.answer, IGNORE)
-    if about.apart:
+    if layout.apart:
         return {
-            "input_ids": padded(prompts, shape.text, about.pad),
+            "input_ids": padded(prompts, shape.text, layout.pad),
             "attention_mask": _mask(prompts, shape.text),
-            "decoder_input_ids": padded([[about.start, *row[:-1]] for row in answers], shape.answer, about.pad),
+            "decoder_input_ids": padded([[layout.start, *row[:-1]] for row in answers], shape.answer, layout.pad),
             "labels": targets.copy(),
             "positions": np.tile(np.arange(shape.answer, dtype=np.int32), (len(rows), 1)),
             "targets": targets,
@@ -152,7 +152,7 @@ def text(rows: Sequence[Arrays], about: Layout, shape: Shape) -> Arrays:
     pairs = list(zip(prompts, answers, strict=True))
     hidden = [np.concatenate([np.full(len(a), IGNORE, np.int32), b]) for a, b in pairs]
     return {
-        "input_ids": padded(joined, shape.text, about.pad),
+        "input_ids": padded(joined, shape.text, layout.pad),
         "attention_mask": _mask(joined, shape.text),
         "labels": padded(hidden, shape.text, IGNORE),
         "positions": padded([range(len(a) - 1, len(a) + len(b) - 1) for a, b in pairs], shape.answer, 0),
@@ -160,30 +160,30 @@ def text(rows: Sequence[Arrays], about: Layout, shape: Shape) -> Arrays:
     }
 
 
-def prompts(rows: Sequence[Arrays], about: Layout, width: int) -> Arrays:
-    """Prompts for generation, on the left of their padding where a decoder goes on from them.
+def prompts(rows: Sequence[Arrays], layout: Layout, width: int) -> Arrays:
+    """Collates prompts for generation; padded on the left for decoder-only models.
 
     Args:
-        rows: with `prompt`.
-        about: how the model reads them.
+        rows: encoded rows with `prompt`.
+        layout: token layout of the model.
         width: columns.
 
     Returns:
         `input_ids`, `attention_mask` int32 [N, width].
     """
-    ids, left = [row["prompt"] for row in rows], not about.apart
+    ids, left = [row["prompt"] for row in rows], not layout.apart
     return {
-        "input_ids": padded(ids, width, about.pad, left=left),
+        "input_ids": padded(ids, width, layout.pad, left=left),
         "attention_mask": _mask(ids, width, left=left),
     }
 
 
 def pictures(trees: Sequence[Sequence[Arrays]], slots: int) -> Arrays:
-    """The pictures of a batch.
+    """Collates images into the image slots of a batch.
 
     Args:
-        trees: of each row the trees of its samples, leaves [m, ...]; they lie one after another.
-        slots: of each row; those that are left are zero.
+        trees: for each row the image trees of its samples, leaves [m, ...], placed one after another.
+        slots: slots per row; unused ones are zero.
 
     Returns:
         `valid` bool [B, slots], and every leaf [B, slots, ...].

@@ -1,4 +1,4 @@
-"""Records as what a model reads: prompt and answer as token ids, pictures as the family's tree."""
+"""Encoding of records: prompt and answer as token ids, images as the family's tree."""
 
 import hashlib
 import tempfile
@@ -16,11 +16,11 @@ from data.record import PROMPT, Arrays, Record, prompt
 from data.rows import Row
 
 _FORMAT = 1
-"""Of encoded rows; another one makes those of earlier code worthless."""
+"""Format version of encoded rows; increase it to invalidate caches."""
 
 
 class Long(NamedTuple):
-    """A part of a row that has too many tokens: which part, how many, how many it may have, and what says so."""
+    """A part of a row with too many tokens: part, number of tokens, limit, and name of the setting with the limit."""
 
     part: str
     tokens: int
@@ -29,22 +29,22 @@ class Long(NamedTuple):
 
 
 class Encoder:
-    """Encodes records as a checkpoint's own processor does.
+    """Encodes records with the processor of a checkpoint.
 
     Args:
-        processor: the model's.
-        config: the model.
-        max_length: most tokens of a prompt beside the pictures'.
-        max_answer: most tokens of an answer, end token included.
-        template: of the prompts, as `data.record.prompt` takes it.
+        processor: processor of the model.
+        config: model config.
+        max_length: maximum number of prompt tokens, not counting image tokens.
+        max_answer: maximum number of answer tokens, including the end token.
+        template: prompt template, see `data.record.prompt`.
 
     Attributes:
-        inputs: the family's.
-        eos: the token that ends an answer.
-        pad: the token that fills rows.
+        inputs: the family's `Inputs`.
+        eos: token that ends an answer.
+        pad: padding token.
 
     Raises:
-        AntgmmError: a processor that does not fit the model, or a template that names the pictures.
+        AntgmmError: the processor does not fit the model, or the template contains the image token.
     """
 
     def __init__(
@@ -64,18 +64,18 @@ class Encoder:
         self._token, self.picture = config.image_token, self._words.convert_ids_to_tokens(config.image_token)
         if self.picture in template:
             raise AntgmmError(
-                f"prompt = {template!r} names {self.picture}: where the picture stands is the processor's to say"
+                f"prompt = {template!r} contains {self.picture}: remove it, the processor places the image tokens"
             )
 
     def __call__(self, record: Record) -> Arrays:
-        """A record, encoded.
+        """Encodes a record.
 
         Args:
-            record: with its pictures.
+            record: record with images.
 
         Returns:
-            `prompt` int32 [T], placeholders of the pictures among it, `answer` int32 [A] with its end token, `images`
-            {leaf: [M, ...]}, `latents` {name: int32 []}, and `cells` where the record has them.
+            `prompt` int32 [T] including image tokens, `answer` int32 [A] with end token, `images` {leaf: [M, ...]},
+            `latents` {name: int32 []}, and `cells` if the record has them.
         """
         line = prompt(record.question, record.text, self._template)
         ids, images = self.inputs(line, record.images)
@@ -85,27 +85,27 @@ class Encoder:
         return {"prompt": ids, "answer": np.array(answer, np.int32), "images": images, "latents": latents, **cells}
 
     def too_long(self, row: Arrays) -> list[Long]:
-        """The parts of an encoded row that have too many tokens."""
+        """Returns the parts of an encoded row that have too many tokens."""
         prompt = Long("prompt", int((row["prompt"] != self._token).sum()), self._max_length, "max_length")
         answer = Long("answer", len(row["answer"]), self._max_answer, "max_answer")
         return [part for part in (prompt, answer) if part.tokens > part.limit]
 
     def names_pictures(self, record: Record | Row) -> list[str]:
-        """The parts of a record that hold the pictures' placeholder: parts of pictures would stand there."""
+        """Returns the parts of a record that contain the image token, which would be replaced by image states."""
         return [part for part in ("question", "text", "answer") if self.picture in getattr(record, part)]
 
     def check_text(self, texts: bool) -> None:
-        """Refuses a template that leaves out the text of rows. `texts`: whether a row has any."""
+        """Raises AntgmmError if rows have a text (`texts`) but the template does not contain it."""
         if texts and "{text}" not in self._template:
             raise AntgmmError(
-                f"prompt = {self._template!r} leaves out the text of rows: write [{{text}} ] into it, or take it out of"
-                " them"
+                f"prompt = {self._template!r} does not contain the text of rows: add [{{text}} ], or remove the text"
+                " from the rows"
             )
 
     def digest(self) -> str:
-        """A digest of all that an encoded row depends on beside its record: processor, model, template and limits."""
-        about = f"{self._about} {self._template!r} {self._max_length} {self._max_answer}"
-        digest = hashlib.sha256(about.encode())
+        """Returns a digest of everything but the record that an encoded row depends on."""
+        inputs = f"{self._about} {self._template!r} {self._max_length} {self._max_answer}"
+        digest = hashlib.sha256(inputs.encode())
         with tempfile.TemporaryDirectory() as folder:
             self.inputs.processor.save_pretrained(folder)
             for path in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
@@ -114,20 +114,20 @@ class Encoder:
 
 
 def refuse(named: Sequence[tuple[str, str]], long: Sequence[tuple[str, Long]], count: int, picture: str) -> None:
-    """Refuses rows together, each with its reason.
+    """Raises one error that lists all invalid rows.
 
     Args:
-        named: row and part that hold the pictures' placeholder.
-        long: row and part that have too many tokens.
-        count: rows in all.
-        picture: the placeholder.
+        named: (row, part) pairs that contain the image token.
+        long: (row, part) pairs with too many tokens.
+        count: total number of rows.
+        picture: the image token.
 
     Raises:
-        AntgmmError: there is such a row.
+        AntgmmError: there is an invalid row.
     """
     if named:
         lines = (f"{row}: {part}" for row, part in named)
-        raise AntgmmError("\n".join([f"{picture} stands for the picture; take it out of what rows say", *lines]))
+        raise AntgmmError("\n".join([f"rows contain the image token {picture}; remove it from them", *lines]))
     if long:
         rows, names = len({row for row, _ in long}), _joined(part.name for _, part in long)
         head = f"{rows} of {count} rows are too long; shorten or remove them, or raise {names}"
@@ -140,13 +140,13 @@ def _joined(names: Iterable[str]) -> str:
 
 
 def decode(processor: ProcessorMixin, tokens: np.ndarray) -> list[str]:
-    """Generated token ids as answers, without special tokens.
+    """Decodes generated token ids, without special tokens.
 
     Args:
-        processor: the model's.
+        processor: processor of the model.
         tokens: int32 [N, T].
 
     Returns:
-        One answer a row.
+        One answer per row.
     """
     return [line.strip() for line in processor.tokenizer.batch_decode(tokens, skip_special_tokens=True)]

@@ -1,4 +1,4 @@
-"""Rows of JSONL and of JSON arrays by number: only where each row begins and ends is held in memory."""
+"""Random access to rows of JSONL files and JSON arrays; only the offsets of rows are in memory."""
 
 import codecs
 import hashlib
@@ -18,12 +18,12 @@ _BLANK = " \t\n\r"
 
 
 class _Bounds(NamedTuple):
-    """Where rows stand in their file.
+    """Positions of rows in their file.
 
     Attributes:
-        starts: bytes before each, int64 [N].
-        ends: of each, int64 [N].
-        numbers: line or element, counted from 1, int64 [N].
+        starts: offset in bytes of each row, int64 [N].
+        ends: offset after each row, int64 [N].
+        numbers: line or element number from 1, int64 [N].
     """
 
     starts: np.ndarray
@@ -32,13 +32,13 @@ class _Bounds(NamedTuple):
 
 
 class JsonRows:
-    """A JSONL file, or one that holds a JSON array.
+    """Rows of a JSONL file or of a JSON array.
 
     Args:
-        path: the file; pictures are named relative to its folder.
+        path: the file; image paths are relative to its folder.
 
     Raises:
-        AntgmmError: it is not UTF-8, or no JSON array.
+        AntgmmError: the file is not UTF-8, or not a JSON array.
     """
 
     def __init__(self, path: Path):
@@ -63,15 +63,15 @@ class JsonRows:
                 yield _parsed(file.read(end - start))
 
     def place(self, number: int) -> str:
-        """Where a row stands, for people."""
+        """Describes the position of a row for messages."""
         return f"{self._word} {self._bounds.numbers[number]}"
 
     def picture(self, name: str | bytes) -> np.ndarray:
-        """A picture that a row names. Raises BadRow where it is missing or no picture."""
+        """Reads an image of a row. Raises BadRow if it is missing or cannot be decoded."""
         return decode_image(name if isinstance(name, bytes) else inside(self.path.parent, name))
 
     def digest(self) -> str:
-        """A digest of the file's content, and of the size and time of every picture that it names."""
+        """Returns a digest of the file's content, and of size and time of all image files."""
         digest = hashlib.sha256(self._digest.encode())
         for raw in self:
             for name in image_names(raw):
@@ -87,7 +87,7 @@ def _parsed(text: bytes) -> Any:
 
 
 def _text_digest(path: Path) -> str:
-    """A digest of a file of UTF-8 text."""
+    """Digest of a text file; raises AntgmmError unless it is UTF-8."""
     digest, decoder, done = hashlib.sha256(), codecs.getincrementaldecoder("utf-8")(), 0
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK):
@@ -108,37 +108,37 @@ def _not_text(path: Path, byte: int) -> AntgmmError:
 
 
 def _lines(path: Path) -> _Bounds:
-    """Where the lines stand that are not blank."""
-    found, at = (array("q"), array("q"), array("q")), 0
+    """Positions of the lines that are not blank."""
+    columns, at = (array("q"), array("q"), array("q")), 0
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             start = at + (len(codecs.BOM_UTF8) if number == 1 and line.startswith(codecs.BOM_UTF8) else 0)
             at += len(line)
             if line.strip(b" \t\n\r\v\f") and start < at:
-                for column, value in zip(found, (start, at, number), strict=True):
+                for column, value in zip(columns, (start, at, number), strict=True):
                     column.append(value)
-    return _Bounds(*(np.frombuffer(column, np.int64) if column else np.zeros(0, np.int64) for column in found))
+    return _Bounds(*(np.frombuffer(column, np.int64) if column else np.zeros(0, np.int64) for column in columns))
 
 
 class _Scanner:
-    """A file of JSON, read piece by piece as Latin-1: a character is a byte, and JSON's own signs are what they are."""
+    """Scans a JSON file in chunks. It decodes Latin-1, so that characters are bytes; JSON's syntax is ASCII."""
 
     def __init__(self, file):
         self._file, self.text, self.at, self._before = file, "", 0, 0
 
     @property
     def place(self) -> int:
-        """Bytes before the next character."""
+        """Offset in bytes of the next character."""
         return self._before + self.at
 
     def more(self) -> bool:
-        """Reads on; what was passed is let go."""
+        """Reads the next chunk and drops what was scanned. Returns whether there was more."""
         fresh = self._file.read(max(_CHUNK, len(self.text) - self.at)).decode("latin-1")
         self.text, self._before, self.at = self.text[self.at :] + fresh, self._before + self.at, 0
         return bool(fresh)
 
     def sign(self) -> str:
-        """The next character that is not blank; it is not passed. Empty at the end."""
+        """Returns the next character that is not blank, without consuming it; "" at the end."""
         while True:
             while self.at < len(self.text):
                 if self.text[self.at] not in _BLANK:
@@ -148,7 +148,7 @@ class _Scanner:
                 return ""
 
     def value(self) -> None:
-        """Passes one value. Raises ValueError where there is none."""
+        """Skips one JSON value. Raises ValueError if there is none."""
         while True:
             try:
                 end = _DECODER.raw_decode(self.text, self.at)[1]
@@ -156,7 +156,7 @@ class _Scanner:
                 if not self.more():
                     raise
                 continue
-            # A number may go on in what was not read yet.
+            # A number may continue in the next chunk.
             if end < len(self.text) or not self.more():
                 self.at += end - self.at
                 return
@@ -166,7 +166,7 @@ _DECODER = json.JSONDecoder()
 
 
 def _elements(path: Path) -> _Bounds:
-    """Where the elements of a JSON array stand."""
+    """Positions of the elements of a JSON array."""
     starts, ends = array("q"), array("q")
     with path.open("rb") as file:
         if file.read(len(codecs.BOM_UTF8)) != codecs.BOM_UTF8:
@@ -191,14 +191,14 @@ def _elements(path: Path) -> _Bounds:
         except ValueError:
             raise _no_array(path) from None
     count = len(starts)
-    found = (np.array(starts, np.int64), np.array(ends, np.int64), np.arange(1, count + 1, dtype=np.int64))
-    return _Bounds(*found)
+    bounds = (np.array(starts, np.int64), np.array(ends, np.int64), np.arange(1, count + 1, dtype=np.int64))
+    return _Bounds(*bounds)
 
 
 def _no_array(path: Path) -> AntgmmError:
-    """Why a file is no JSON array: read whole, so that the fault is named with its line."""
+    """Error for a file that is not a JSON array; parses the whole file to report the line."""
     try:
         json.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:
         return AntgmmError(f"{path} is not JSON: {error}")
-    return AntgmmError(f"{path} is not a JSON array of rows: write an array, or one object a line as .jsonl")
+    return AntgmmError(f"{path} is not a JSON array of rows: write an array, or one object per line as .jsonl")

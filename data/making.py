@@ -1,4 +1,4 @@
-"""A batch of row numbers: rows are read, their pictures moved, or features computed before taken in their place."""
+"""Creation of training batches: reads rows, and shifts their images or replaces them by cached features."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -12,40 +12,40 @@ from data.shifting import drawn, shifted
 
 
 class Rows(Protocol):
-    """Encoded records by number, as `data.store.Encoded` reads them."""
+    """Random access to encoded records, such as `data.store.Encoded`."""
 
     def __len__(self) -> int: ...
     def tokens(self, index: int) -> Arrays:
-        """All of an encoded record but its pictures."""
+        """Returns an encoded record without its images."""
         ...
 
     def images(self, index: int) -> Arrays:
-        """Its pictures, leaves [M, ...]."""
+        """Returns the images of a record, leaves [M, ...]."""
         ...
 
 
 class Views(Protocol):
-    """Image features of rows, computed once.
+    """Cached image features of rows, for several views (shifted copies) of the images.
 
     Attributes:
-        count: of each row.
+        count: views per row.
     """
 
     count: int
 
     def __getitem__(self, index: int) -> Float[np.ndarray, "V M N D"]:
-        """The features of all views of a row's pictures."""
+        """Returns the features of all views of a row."""
         ...
 
 
 @dataclass(frozen=True)
 class Seen:
-    """How pictures are seen.
+    """Image options of a batch.
 
     Attributes:
-        shift: pixels by which those of a row are moved at random, at most, each way.
-        views: features that stand in for them, one of a row's views whenever it is seen.
-        pictures: keep the pictures beside the features, for a teacher that reads them.
+        shift: maximum random shift of images in pixels, in each direction.
+        views: cached features to use instead of images; each visit of a row uses a random view.
+        pictures: also include the images, for a teacher that reads them.
     """
 
     shift: int = 0
@@ -53,35 +53,35 @@ class Seen:
     pictures: bool = False
 
     def choices(self, rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-        """What chance decides of the rows of all processes, so that each is seen alike whoever makes it.
+        """Draws the random choices for the rows of all processes, so that they do not depend on the process.
 
         Args:
-            rng: the source of chance.
-            shape: of the rows.
+            rng: random generator.
+            shape: shape of the array of rows.
 
         Returns:
-            Which view, [*shape], or rows and columns of a move, [*shape, 2].
+            Number of the view, [*shape], or vertical and horizontal shift, [*shape, 2].
         """
         if self.views is not None:
             return rng.integers(self.views.count, size=shape)
         return drawn(rng, self.shift, shape) if self.shift else np.zeros((*shape, 2), int)
 
     def images(self, rows: Rows, index: int, choice: np.ndarray) -> Arrays:
-        """A row's pictures, as chance decides; `vision_features` [M, N, D] where features stand in for them."""
-        found = {}
+        """Returns the images of a row for a random choice, or `vision_features` [M, N, D] if there are cached views."""
+        images = {}
         if self.views is None or self.pictures:
-            found = rows.images(index)
+            images = rows.images(index)
         if self.views is not None:
-            return {**found, "vision_features": self.views[index][int(choice)]}
-        return moved(found, choice)
+            return {**images, "vision_features": self.views[index][int(choice)]}
+        return moved(images, choice)
 
 
 ASIS = Seen()
-"""Pictures as they are."""
+"""Images without changes."""
 
 
 def moved(images: Arrays, by: np.ndarray) -> Arrays:
-    """A row's pictures, all moved by so many rows and columns, [2]."""
+    """Shifts all images of a row by the given rows and columns, [2]."""
     if not np.any(by):
         return images
     pixels = images["pixels"]
@@ -91,39 +91,39 @@ def moved(images: Arrays, by: np.ndarray) -> Arrays:
 def batch(
     rows: Rows,
     index: np.ndarray,
-    about: Layout,
+    layout: Layout,
     shape: Shape,
     *,
     seen: Seen = ASIS,
     choices: np.ndarray | None = None,
     prompt: int = 0,
 ) -> Arrays:
-    """A training batch of rows, one sample each.
+    """Creates a training batch with one sample per row.
 
     Args:
         rows: encoded records.
-        index: numbers of the rows, [B].
-        about: how the model reads them.
-        shape: columns and picture slots.
-        seen: how pictures are seen.
-        choices: what chance decided of each row, from `Seen.choices`.
-        prompt: columns of the prompts alone, for generation, which are added under `prompt/`; 0 for none.
+        index: row numbers [B].
+        layout: token layout of the model.
+        shape: shape of the batch.
+        seen: image options.
+        choices: random choices of the rows, from `Seen.choices`.
+        prompt: columns of prompts for generation, which are added under `prompt/`; 0 for none.
 
     Returns:
-        What `data.collate.text` gives, `images`, `index` int32 [B], and `vision_features` [B, M, N, D] where
-        features stand in for the pictures.
+        The arrays of `data.collate.text`, `images`, `index` int32 [B], and `vision_features` [B, M, N, D] if there are
+        cached views.
     """
     choices = np.zeros((len(index), 2), int) if choices is None else choices
     tokens = [rows.tokens(int(row)) for row in index]
     trees = [seen.images(rows, int(row), choice) for row, choice in zip(index, choices, strict=True)]
-    made = {**text(tokens, about, shape), **placed([[tree] for tree in trees], shape.slots)}
+    out = {**text(tokens, layout, shape), **placed([[tree] for tree in trees], shape.slots)}
     if prompt:
-        made |= {f"prompt/{name}": value for name, value in prompts(tokens, about, prompt).items()}
-    return {**made, "index": index.astype(np.int32)}
+        out |= {f"prompt/{name}": value for name, value in prompts(tokens, layout, prompt).items()}
+    return {**out, "index": index.astype(np.int32)}
 
 
 def placed(trees: list[list[Arrays]], slots: int) -> Arrays:
-    """`images`, and `vision_features` where rows have them, of the trees of each row's samples."""
-    found = pictures(trees, slots)
-    features = {name: found.pop(name) for name in ("vision_features",) if name in found}
-    return {"images": found, **features}
+    """Collates the image trees of rows to `images` and, if they have them, `vision_features`."""
+    images = pictures(trees, slots)
+    features = {name: images.pop(name) for name in ("vision_features",) if name in images}
+    return {"images": images, **features}

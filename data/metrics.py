@@ -1,4 +1,4 @@
-"""How good answers are: pure functions from strings to figures."""
+"""Metrics of answers."""
 
 import re
 from collections.abc import Sequence
@@ -12,18 +12,18 @@ VERDICT = "verdict"
 
 
 def normal(answer: str) -> str:
-    """An answer for comparison: lower case, single spaces."""
+    """Normalises an answer for comparison: lower case, single spaces."""
     return " ".join(answer.lower().split())
 
 
 def _last(answer: str) -> str:
-    """The last word: the answer class of an evidence-first answer."""
+    """Last word of an answer: the class, in answers that state the evidence first."""
     words = normal(answer).split()
     return words[-1] if words else ""
 
 
 def macro_f1(answers: Sequence[str], references: Sequence[str]) -> float:
-    """Mean F1 over the classes that occur among the references (as scikit-learn's `f1_score` with those labels).
+    """Mean F1 over the classes that occur in the references (like scikit-learn's `f1_score` with these labels).
 
     Args:
         answers: predicted classes.
@@ -32,16 +32,16 @@ def macro_f1(answers: Sequence[str], references: Sequence[str]) -> float:
     Returns:
         0 to 1.
     """
-    found, true = np.asarray(answers, dtype=object), np.asarray(references, dtype=object)
+    predicted, true = np.asarray(answers, dtype=object), np.asarray(references, dtype=object)
     scores = []
     for label in sorted(set(references)):
-        hits = np.sum((found == label) & (true == label))
-        scores.append(2 * hits / (np.sum(found == label) + np.sum(true == label)))
+        hits = np.sum((predicted == label) & (true == label))
+        scores.append(2 * hits / (np.sum(predicted == label) + np.sum(true == label)))
     return float(np.mean(scores))
 
 
 class _Words:
-    """Lower-case words; of text that is written without spaces each character."""
+    """Tokenizer for ROUGE: lower-case words, or single characters of scripts without spaces."""
 
     _alone = r"\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
     _word = re.compile(rf"[{_alone}]|[^\W_{_alone}]+")
@@ -51,9 +51,9 @@ class _Words:
 
 
 def rouge_l(answers: Sequence[str], references: Sequence[str]) -> float:
-    """Mean ROUGE-L F1 (Lin 2004), with the reference implementation `rouge-score`, no stemming.
+    """Mean ROUGE-L F1 (Lin 2004), from the reference implementation `rouge-score` without stemming.
 
-    Its own tokenizer knows a to z and digits alone; here words of any script count, Chinese and Japanese by character.
+    Its own tokenizer only supports a to z and digits; ours supports all scripts, Chinese and Japanese by character.
 
     Args:
         answers: predicted answers.
@@ -64,7 +64,7 @@ def rouge_l(answers: Sequence[str], references: Sequence[str]) -> float:
     """
     scorer = RougeScorer(["rougeL"], tokenizer=_Words())
     pairs = zip(references, answers, strict=True)
-    return float(np.mean([scorer.score(true, found)["rougeL"].fmeasure for true, found in pairs]))
+    return float(np.mean([scorer.score(true, predicted)["rougeL"].fmeasure for true, predicted in pairs]))
 
 
 def _means(hits: np.ndarray, groups: Sequence[str]) -> dict[str, float]:
@@ -75,26 +75,27 @@ def _means(hits: np.ndarray, groups: Sequence[str]) -> dict[str, float]:
 def scores(
     types: Sequence[str], answers: Sequence[str], references: Sequence[str], *, slices: Sequence[str] = ()
 ) -> dict:
-    """Every figure of an evaluation. Letter case and runs of spaces do not count.
+    """Computes all metrics of an evaluation, ignoring letter case and repeated spaces.
 
     Args:
-        types: question type of each answer ("" where there is none).
-        answers: what the model said.
-        references: what is right.
-        slices: what is unusual about each record; empty for a set without slices.
+        types: question type of each answer ("" for none).
+        answers: answers of the model.
+        references: correct answers.
+        slices: slice of each record; empty without slices.
 
     Returns:
-        `count`, `exact_match` (mean over types of `by_type`), `exact_match_micro` (over answers), `final_token`
-        (right last words, mean over types), `rouge_l`, `by_type`; `verdict_f1` where verdicts are asked;
-        `by_slice` (macro exact match in each) where slices are given. All 0 to 1 but the count.
+        `count`, `exact_match` (mean over question types), `exact_match_micro` (mean over answers), `final_token`
+        (correct last words, mean over types), `rouge_l`, `by_type` (exact match per type); `verdict_f1` if there are
+        verdict questions; `by_slice` (macro exact match per slice) if there are slices. All from 0 to 1, except
+        `count`.
 
     Raises:
-        AntgmmError: nothing to score, or lists of different lengths.
+        AntgmmError: there are no answers, or the lists have different lengths.
     """
     lengths = {len(types), len(answers), len(references), len(slices) or len(answers)}
     if lengths != {len(answers)} or not len(answers):
         raise AntgmmError(
-            f"scores need equally many types, answers and references, at least one; got {sorted(lengths)}"
+            f"metrics need equally many types, answers and references, at least one; got {sorted(lengths)}"
         )
     pairs = list(zip(answers, references, strict=True))
     hits = np.array([normal(a) == normal(r) for a, r in pairs], float)
@@ -114,7 +115,7 @@ def scores(
     if len(slices):
         out["by_slice"] = {}
         for name in dict.fromkeys(slices):
-            rows = [place for place, found in enumerate(slices) if found == name]
+            rows = [place for place, slice_name in enumerate(slices) if slice_name == name]
             inside = _means(hits[rows], [types[i] for i in rows])
             out["by_slice"][name] = float(np.mean(list(inside.values())))
     return out

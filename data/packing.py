@@ -1,6 +1,6 @@
-"""Several samples in one row of tokens, so that short ones cost no padding: which go together, and their arrays.
+"""Packing of several short samples into one row of tokens, to avoid padding; for decoder-only models.
 
-Only models without an encoder pack; `antgmm_jax.blocks.packing` says how they read such a batch.
+`antgmm_jax.blocks.packing` describes the format of a packed batch.
 """
 
 import math
@@ -15,37 +15,35 @@ from data.making import ASIS, Rows, Seen, placed
 from data.record import Arrays
 
 OPEN = 64
-"""Rows that a sample may yet join: more fill rows hardly better, and take longer to look through."""
+"""Number of open rows to search for free space; more fill rows hardly better and take longer to search."""
 
 
 def pack(
     tokens: Int[np.ndarray, " N"], slots: Int[np.ndarray, " N"], width: int, *, seed: int
 ) -> Int[np.ndarray, "K M"]:
-    """Puts samples into rows: in random order, each into the first of the open rows that has room for it.
+    """Assigns samples to rows: in random order, each to the first open row with enough space.
 
-    A row is given at most as many samples as the width divided by the mean length, rounded, and at most the picture
-    slots that so many have on average: all rows have as many slots as the fullest, used or not, and a picture costs
-    more than a few tokens of padding.
+    A row gets at most round(width / mean length) samples and at most the image slots that so many samples have on
+    average: every row is padded to the largest number of slots, and a slot costs more than a few tokens.
 
     Args:
-        tokens: of each sample.
-        slots: of each sample's pictures.
-        width: tokens of a row.
-        seed: of the order.
+        tokens: tokens of each sample.
+        slots: image slots of each sample.
+        width: tokens per row.
+        seed: seed of the order.
 
     Returns:
-        Sample numbers of each row in the order that they lie in, M in the fullest, -1 behind the last of the others;
-        every sample once.
+        Sample numbers of each row, filled up with -1; every sample occurs once.
 
     Raises:
-        AntgmmError: a sample that is longer than a row.
+        AntgmmError: a sample is longer than a row.
     """
     if tokens.max() > width:
-        raise AntgmmError(f"pack = {width} but a sample has {tokens.max()} tokens: raise pack")
+        raise AntgmmError(f"pack = {width}, but a sample has {tokens.max()} tokens: increase pack")
     most = max(1, round(width / tokens.mean()))
     room = max(int(slots.max()), math.ceil(most * slots.mean()))
     rows: list[list[int]] = []
-    # Tokens and slots left in the last rows; no tokens once a row has its M samples.
+    # Free tokens and slots of the open rows; 0 once a row has its maximum number of samples.
     free = np.zeros((0, 2), int)
     for sample in np.random.Generator(np.random.PCG64(seed)).permutation(len(tokens)):
         wanted = (tokens[sample], slots[sample])
@@ -71,21 +69,21 @@ def packed(
     seen: Seen = ASIS,
     choices: np.ndarray | None = None,
 ) -> Arrays:
-    """The batch of packed rows.
+    """Creates a batch of packed rows.
 
     Args:
-        rows: encoded records of a model that reads prompt and answer in one.
+        rows: encoded records, for a decoder-only model.
         table: sample numbers of each row, -1 for none.
-        width: tokens of a row.
-        answer: columns of each sample's answer.
-        slots: picture slots of a row.
-        seen: how pictures are seen.
-        choices: what chance decided of each sample, [R, M, ...], from `Seen.choices`.
+        width: tokens per row.
+        answer: columns per answer.
+        slots: image slots per row.
+        seen: image options.
+        choices: random choices of the samples, [R, M, ...], from `Seen.choices`.
 
     Returns:
-        `input_ids`, `attention_mask`, `segment_ids` int32 [R, width]; `positions`, `targets` int32 [R, M * answer],
-        those of the row's samples one after another; `images` and `vision_features` [R, slots, ...] in the order of the
-        samples; `index` int32 [R, M], the sample numbers, and `slots` int32 [R, M], picture slots of each.
+        `input_ids`, `attention_mask`, `segment_ids` int32 [R, width]; `positions`, `targets` int32 [R, M * answer], for
+        one sample after another; `images` and `vision_features` [R, slots, ...] in the order of the samples; `index`
+        int32 [R, M], the sample numbers; `slots` int32 [R, M], image slots per sample.
     """
     count, most = table.shape
     choices = np.zeros((count, most, 2), int) if choices is None else choices
@@ -97,18 +95,18 @@ def packed(
     for row, samples in enumerate(table):
         start, own = 0, []
         for place, sample in enumerate(samples[samples >= 0].tolist()):
-            found = rows.tokens(sample)
-            prompt, said = found["prompt"], found["answer"]
-            end = start + len(prompt) + len(said)
-            out["input_ids"][row, start:end] = np.concatenate([prompt, said])
+            encoded = rows.tokens(sample)
+            prompt, reply = encoded["prompt"], encoded["answer"]
+            end = start + len(prompt) + len(reply)
+            out["input_ids"][row, start:end] = np.concatenate([prompt, reply])
             out["segment_ids"][row, start:end] = place + 1
-            out["targets"][row, place, : len(said)] = said
-            out["positions"][row, place, : len(said)] = np.arange(len(said)) + start + len(prompt) - 1
+            out["targets"][row, place, : len(reply)] = reply
+            out["positions"][row, place, : len(reply)] = np.arange(len(reply)) + start + len(prompt) - 1
             own.append(seen.images(rows, sample, choices[row, place]))
             out["slots"][row, place] = len(next(iter(own[-1].values()), ()))
             start = end
         trees.append(own)
-    if not any(trees):  # a last batch may be filled up with rows without samples
+    if not any(trees):  # the last batch may be filled up with empty rows
         trees[0].append({name: leaf[:0] for name, leaf in seen.images(rows, 0, choices[0, 0]).items()})
     out["attention_mask"][:] = out["segment_ids"] > 0
     flat = {name: out[name].reshape(count, most * answer) for name in ("positions", "targets")}
@@ -129,29 +127,29 @@ def packed_batches(
     prefetch: int = 2,
     threads: int = 1,
 ) -> Batches:
-    """Endless shuffled batches of packed rows; equal arguments give equal batches.
+    """Returns an endless iterator of shuffled batches of packed rows; equal arguments give equal batches.
 
-    Which samples share a row is drawn once; every epoch has its own order of rows, and each sample once: rows without
-    samples make whole batches of them.
+    Samples are assigned to rows once; every epoch has a new order of rows and visits each sample once. Empty rows
+    complete the last batch.
 
     Args:
-        rows: encoded records of a model that reads prompt and answer in one.
-        needs: of each.
-        size: rows a batch.
-        seed: seed of the rows and their order.
-        width: tokens of a row.
-        answer: columns of each sample's answer.
-        own: the rows of a batch that this process makes.
-        visits: samples that an epoch visits, as in `data.batching.batches`.
-        seen: how pictures are seen.
-        prefetch: as there.
-        threads: as there.
+        rows: encoded records, for a decoder-only model.
+        needs: columns and slots that each record needs.
+        size: rows per batch.
+        seed: seed of the assignment and the order.
+        width: tokens per row.
+        answer: columns per answer.
+        own: rows of a batch that this process creates.
+        visits: sample numbers that an epoch visits, see `data.batching.batches`.
+        seen: image options.
+        prefetch: see `data.batching.batches`.
+        threads: see `data.batching.batches`.
 
     Returns:
-        An iterator of what `packed` gives.
+        Iterator of the batches of `packed`.
 
     Raises:
-        AntgmmError: fewer rows than a batch needs, or a sample longer than a row.
+        AntgmmError: there are fewer rows than `size`, or a sample is longer than a row.
     """
     chosen = np.arange(len(rows)) if visits is None else visits
     table = pack(needs.text[chosen], needs.slots[chosen], width, seed=seed)

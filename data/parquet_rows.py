@@ -1,4 +1,4 @@
-"""Rows of Parquet files by number: the row group that holds one is read, and kept with its neighbour for the next."""
+"""Random access to rows of Parquet files; the two row groups used last are kept in memory."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -16,10 +16,10 @@ from data.rows import ALIASES, columns, decode_image, image_names, inside, stamp
 
 
 class ParquetRows:
-    """Parquet files one after another.
+    """Rows of several Parquet files.
 
     Args:
-        files: at least one; pictures that are named are relative to their folder.
+        files: at least one file; image paths are relative to their folder.
 
     Raises:
         AntgmmError: a file cannot be read as Parquet.
@@ -39,7 +39,7 @@ class ParquetRows:
 
     def __getitem__(self, number: int) -> Any:
         group = int(np.searchsorted(self._starts, number, "right")) - 1
-        with self._lock:  # two threads would read a group twice
+        with self._lock:  # else two threads would read the same group
             table = self._read(group)
         return table.slice(number - int(self._starts[group]), 1).to_pylist()[0]
 
@@ -47,16 +47,16 @@ class ParquetRows:
         return (self[number] for number in range(len(self)))
 
     def place(self, number: int) -> str:
-        """Where a row stands, for people."""
+        """Describes the position of a row for messages."""
         file = int(np.searchsorted(self._rows, number, "right")) - 1
         return f"{self._files[file].name} row {number - self._rows[file] + 1}"
 
     def picture(self, name: str | bytes) -> np.ndarray:
-        """A picture of a row. Raises BadRow where it is missing or no picture."""
+        """Reads an image of a row. Raises BadRow if it is missing or cannot be decoded."""
         return decode_image(name if isinstance(name, bytes) else inside(self._folder, name))
 
     def digest(self) -> str:
-        """A digest of the files' names, sizes and times, and of the size and time of every picture that they name."""
+        """Returns a digest of names, sizes and times of the files, and of sizes and times of all image files."""
         digest = hashlib.sha256(files_digest(self._files).encode())
         for file in self._files:
             for name in _opened(file, lambda table: [*_named_pictures(table)]):
@@ -69,7 +69,7 @@ class ParquetRows:
 
 
 def _named_pictures(table: pq.ParquetFile) -> Iterator[str]:
-    """Paths in the column of pictures, where it holds paths."""
+    """Image paths in the image column, if it contains paths."""
     schema = table.schema_arrow
     for name in schema.names:
         kind = schema.field(name).type
@@ -81,7 +81,7 @@ def _named_pictures(table: pq.ParquetFile) -> Iterator[str]:
 
 
 def files_digest(files: Sequence[Path]) -> str:
-    """A digest of the names, sizes and times of files."""
+    """Returns a digest of the names, sizes and times of files."""
     stamps = ((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files)
     return hashlib.sha256("\n".join(map(str, stamps)).encode()).hexdigest()
 

@@ -1,4 +1,4 @@
-"""The one form in which every data set reaches the model."""
+"""The record: the common format of all data sets, and the prompt template."""
 
 import re
 from collections.abc import Mapping
@@ -9,19 +9,26 @@ from typing import Any
 import numpy as np
 
 Arrays = dict[str, Any]
-"""A tree of numpy arrays by name: an encoded record, or a batch of them with the records first in every leaf."""
+"""A tree of NumPy arrays: an encoded record, or a batch with a leading axis of records."""
 PROMPT = "[text: {text} ]question: {question}"
-"""How a model is asked unless a recipe says otherwise."""
+"""The default prompt template."""
 _OPTIONAL = re.compile(r"\[([^\[\]]*\{text\}[^\[\]]*)\]")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """One question about a picture, about several or about none.
+    """A question with its answer, about any number of images.
 
-    Each of `images` is uint8 [H, W, 3]; `text` accompanies them; `type` groups questions in the metrics and `slice`
-    names what is unusual about the record. For pretraining an encoder, `latents` are integer facts of the picture and
-    `cells` the class of what each cell of a grid laid over it shows, uint8 [side, side].
+    Attributes:
+        images: uint8 [H, W, 3] each.
+        question: the question.
+        answer: the expected answer.
+        text: text that accompanies the images, "" for none.
+        type: question type, by which metrics are grouped.
+        id: name of the record in messages.
+        slice: subset of an evaluation set to which the record belongs.
+        latents: integer facts about the image, for pretraining an image encoder.
+        cells: class of every cell of a grid over the image, uint8 [side, side], for pretraining an image encoder.
     """
 
     images: tuple[np.ndarray, ...]
@@ -36,39 +43,39 @@ class Record:
 
 
 def prompt(question: str, text: str = "", template: str = PROMPT) -> str:
-    """What the model is asked, the same in training, evaluation and the exported model's documentation.
+    """Fills in a prompt template.
 
     Args:
         question: the question.
-        text: text that accompanies the picture, if any.
-        template: `check_template` tells its form.
+        text: text that accompanies the images, if any.
+        template: see `check_template`.
 
     Returns:
-        The template with both filled in.
+        The prompt.
     """
     line = _OPTIONAL.sub(r"\1" if text else "", template)
     return line.format(question=question, text=text)
 
 
 def check_template(template: str) -> str:
-    """Refuses a template that `prompt` cannot fill.
+    """Validates a prompt template.
 
     Args:
-        template: `{question}` stands for the question, `{text}` for the text; square brackets around `{text}`
-            hold what is left out where there is no text.
+        template: contains `{question}` and optionally `{text}`; a part in square brackets around `{text}` is left out
+            if there is no text.
 
     Returns:
         The template.
 
     Raises:
-        ValueError: what it names or lacks.
+        ValueError: the template is invalid.
     """
     try:
         parts = [(name, spec, kind) for _, name, spec, kind in Formatter().parse(template) if name is not None]
     except ValueError as error:
-        raise ValueError(f"{template!r} is no template ({error}): write {{{{ and }}}} for braces") from None
+        raise ValueError(f"{template!r} is not a valid template ({error}): write {{{{ and }}}} for braces") from None
     if wrong := [name for name, spec, kind in parts if name not in ("question", "text") or spec or kind]:
-        raise ValueError(f"{template!r} names {{{wrong[0]}}}: only {{question}} and {{text}} are filled in")
+        raise ValueError(f"{template!r} contains {{{wrong[0]}}}: only {{question}} and {{text}} are allowed")
     if "question" not in [name for name, _, _ in parts]:
-        raise ValueError(f"{template!r} asks no question: write {{question}} where it stands")
+        raise ValueError(f"{template!r} has no question: add {{question}}")
     return template

@@ -1,4 +1,4 @@
-"""One row of a user's file, under whatever names its columns have, as question, answer and pictures."""
+"""Parsing of rows of user files, with common alternative column names, and decoding of images."""
 
 import io
 import os
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-# The first name is ours; the others are common elsewhere.
+# The first name is ours; the others are common in other data sets.
 ALIASES = {
     "image": ("image", "images", "image_path", "file_name", "filename", "img", "jpg", "png"),
     "question": ("question", "prompt", "query", "instruction"),
@@ -27,12 +27,12 @@ _ASKS, _TELLS = ("human", "user"), ("gpt", "assistant")
 
 
 class BadRow(Exception):
-    """Why a row is refused, in a few words."""
+    """An invalid row; the message is a short reason."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A record whose pictures are not yet decoded: each is a path inside the data folder, or the bytes of a file."""
+    """A record with undecoded images: paths inside the data folder, or bytes of files."""
 
     images: tuple[str | bytes, ...]
     question: str
@@ -45,31 +45,31 @@ class Row:
 
 
 def columns(names: Iterator[str] | list[str]) -> list[str]:
-    """Those of a file's columns that a row is made of."""
+    """Selects the columns of a file that rows use."""
     known = {name for group in ALIASES.values() for name in group} | set(_TURNS)
     return [name for name in names if name in known]
 
 
 def parse(raw: Any) -> list[Row]:
-    """The rows that one line of a file stands for: one, or one for each question of a conversation.
+    """Parses an object of a file into one row, or one per question of a conversation.
 
     Args:
-        raw: an object of the file, with the names of `ALIASES` or `conversations`.
+        raw: object with the names of `ALIASES`, or with `conversations`.
 
     Returns:
         At least one row.
 
     Raises:
-        BadRow: something is missing, empty, ambiguous or of the wrong type.
+        BadRow: a field is missing, empty, ambiguous or of the wrong type.
     """
     if not isinstance(raw, Mapping):
         raise BadRow(f"is a {type(raw).__name__}, not an object with named fields")
-    found = {name: _pick(raw, name) for name in ALIASES}
-    images = _images(found["image"])
-    label = "" if found["id"] is None else str(found["id"])
-    rest: dict[str, Any] = {name: _string(found[name], name) for name in ("type", "slice")}
-    rest["latents"] = _latents(found["latents"])
-    text = _string(found["text"], "text")
+    fields = {name: _pick(raw, name) for name in ALIASES}
+    images = _images(fields["image"])
+    label = "" if fields["id"] is None else str(fields["id"])
+    rest: dict[str, Any] = {name: _string(fields[name], name) for name in ("type", "slice")}
+    rest["latents"] = _latents(fields["latents"])
+    text = _string(fields["text"], "text")
     turns = [name for name in _TURNS if raw.get(name) is not None]
     if turns:
         pairs = _conversation(raw[turns[0]], turns[0])
@@ -78,24 +78,24 @@ def parse(raw: Any) -> list[Row]:
             Row(images=images, question=q, answer=a, text=text, id=i, **rest)
             for (q, a), i in zip(pairs, ids, strict=True)
         ]
-    question, answer = _question(found["question"]), _needed(found["answer"], "answer")
+    question, answer = _question(fields["question"]), _needed(fields["answer"], "answer")
     return [Row(images=images, question=question, answer=answer, text=text, id=label, **rest)]
 
 
 def _pick(raw: Mapping, name: str) -> Any:
     present = [alias for alias in ALIASES[name] if raw.get(alias) is not None]
     if len(present) > 1:
-        raise BadRow(f"{' and '.join(map(repr, present))} both name the {name}: leave one out")
+        raise BadRow(f"{' and '.join(map(repr, present))} both contain the {name}: remove one")
     return raw[present[0]] if present else None
 
 
 def _images(value: Any) -> tuple[str | bytes, ...]:
-    """One picture, or a list of them; an empty list says that there is none."""
+    """One image, or a list of images, which may be empty."""
     return tuple(map(_image, value)) if isinstance(value, list) else (_image(value),)
 
 
 def _image(value: Any) -> str | bytes:
-    # Parquet written by Hugging Face datasets holds pictures as {"bytes": ..., "path": ...}.
+    # Hugging Face datasets writes images to Parquet as {"bytes": ..., "path": ...}.
     if isinstance(value, Mapping) and {"bytes", "path"} & set(value):
         value = value.get("bytes") or value.get("path")
     if value is None:
@@ -125,7 +125,7 @@ def _needed(value: Any, name: str) -> str:
 
 
 def _question(value: Any) -> str:
-    # Where the picture stands is the processor's to say.
+    # The processor places the image tokens.
     return _needed(value.replace("<image>", "") if isinstance(value, str) else value, "question")
 
 
@@ -140,7 +140,7 @@ def _latents(value: Any) -> dict[str, int]:
 def _conversation(turns: Any, name: str) -> list[tuple[str, str]]:
     """Questions and answers of `conversations` (from, value) or chat `messages` (role, content)."""
     if not isinstance(turns, list) or len(turns) < 2 or not all(isinstance(turn, Mapping) for turn in turns):
-        raise BadRow(f"{name} is not a list of turns, a question and its answer at least")
+        raise BadRow(f"{name} is not a list of at least two turns, a question and its answer")
     if (turns[0].get("from") or turns[0].get("role")) == "system":
         turns = turns[1:]
     pairs = []
@@ -155,22 +155,22 @@ def _conversation(turns: Any, name: str) -> list[tuple[str, str]]:
 
 
 def decode_image(data: bytes | Path) -> np.ndarray:
-    """The picture in a file, upright, as RGB.
+    """Decodes an image to RGB and applies its EXIF orientation.
 
     Args:
-        data: a path, or the bytes of a file in any format that Pillow reads.
+        data: a path, or the bytes of a file in any format that Pillow supports.
 
     Returns:
         uint8 [H, W, 3].
 
     Raises:
-        BadRow: the file is missing or no picture.
+        BadRow: the file is missing or not an image.
     """
     name = data.name if isinstance(data, Path) else "(bytes)"
     try:
         with Image.open(data if isinstance(data, Path) else io.BytesIO(data)) as file:
             image = ImageOps.exif_transpose(file)
-            # By way of RGBA, as Pillow wants it for palettes with transparency.
+            # Pillow requires the step via RGBA for palettes with transparency.
             image = image.convert("RGBA") if "transparency" in image.info else image
             return np.array(image.convert("RGB"))
     except FileNotFoundError as error:
@@ -182,29 +182,29 @@ def decode_image(data: bytes | Path) -> np.ndarray:
 
 
 def inside(folder: Path, path: str) -> Path:
-    """The file that a row names.
+    """Resolves an image path of a row.
 
     Args:
-        folder: the data folder.
-        path: as written in the row.
+        folder: data folder.
+        path: path as written in the row.
 
     Returns:
-        The resolved path.
+        Resolved path.
 
     Raises:
-        BadRow: it leaves the folder, by `..`, as an absolute path or through a link.
+        BadRow: the path leaves the folder (by `..`, as an absolute path or through a link).
     """
     try:
-        found = (folder / path).resolve()
+        resolved = (folder / path).resolve()
     except (OSError, ValueError) as error:
         raise BadRow(f"image path {path[:80]!r} is not a path") from error
-    if not found.is_relative_to(folder.resolve()):
+    if not resolved.is_relative_to(folder.resolve()):
         raise BadRow(f"image path {path!r} leaves the data folder")
-    return found
+    return resolved
 
 
 def image_names(raw: Any) -> list[str]:
-    """Paths that a row names as pictures, as they are written; whatever else is wrong with it is passed over."""
+    """Returns the image paths of a raw row as written; invalid rows have none."""
     if not isinstance(raw, Mapping):
         return []
     given = next((raw[alias] for alias in ALIASES["image"] if raw.get(alias) is not None), None)
@@ -212,9 +212,9 @@ def image_names(raw: Any) -> list[str]:
 
 
 def stamp(folder: Path, name: str) -> bytes:
-    """Size and time of a file in a folder, or that there is none: another picture has another stamp."""
+    """Returns size and modification time of a file as bytes for a digest, or a marker if it does not exist."""
     try:
-        found = os.stat(f"{folder}/{name}")  # of hundreds of thousands: a Path would take longer than the call
+        status = os.stat(f"{folder}/{name}")  # faster than Path.stat, for hundreds of thousands of files
     except (OSError, ValueError):
         return b"none "
-    return f"{found.st_size} {found.st_mtime_ns} ".encode()
+    return f"{status.st_size} {status.st_mtime_ns} ".encode()

@@ -1,18 +1,18 @@
-"""Pictures moved by a few pixels: other views of what stays the same to read."""
+"""Random shifts of images by a few pixels, for augmentation."""
 
 import numpy as np
 from jaxtyping import Int, UInt8
 
 
 def shifted(images: UInt8[np.ndarray, "N H W C"], by: Int[np.ndarray, "N 2"]) -> UInt8[np.ndarray, "N H W C"]:
-    """Pictures moved down and to the right, each by its own pixels; what comes in repeats the edge.
+    """Shifts images and fills the border by repeating the edge.
 
     Args:
-        images: the pictures.
-        by: rows and columns, negative ones up and to the left.
+        images: the images.
+        by: shift of each image in rows (down) and columns (right); negative for up and left.
 
     Returns:
-        New pictures.
+        Shifted images.
     """
     most, (high, wide) = int(np.abs(by).max(initial=0)), images.shape[1:3]
     padded = np.pad(images, ((0, 0), (most, most), (most, most), (0, 0)), mode="edge")
@@ -23,14 +23,14 @@ def shifted(images: UInt8[np.ndarray, "N H W C"], by: Int[np.ndarray, "N 2"]) ->
 
 
 def drawn(rng: np.random.Generator, most: int, shape: tuple[int, ...]) -> Int[np.ndarray, "... 2"]:
-    """Moves of at most so many pixels each way, all alike likely.
+    """Draws uniformly distributed shifts of at most `most` pixels in each direction.
 
     Args:
-        rng: the source of chance.
-        most: pixels.
-        shape: of the pictures that are moved.
+        rng: random generator.
+        most: maximum shift in pixels.
+        shape: shape of the array of images.
 
     Returns:
-        Rows and columns, [*shape, 2].
+        Shifts in rows and columns, [*shape, 2].
     """
     return rng.integers(-most, most + 1, (*shape, 2))

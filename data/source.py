@@ -1,4 +1,4 @@
-"""Where records come from: any of them by its number, with its pictures or without."""
+"""Sources of records: random access, with or without images."""
 
 import hashlib
 from abc import abstractmethod
@@ -12,11 +12,11 @@ from data.rows import Row
 
 
 class Source(Sequence[Record]):
-    """Records by number; nothing of a record is held in memory.
+    """Random access to records, which are read on access.
 
     Attributes:
-        path: the file or folder that they come from, for people; None where there is none.
-        drawn: whether reading a record means to draw it, which takes longer than reading it from a disk.
+        path: file or folder of the records, for messages; None if there is none.
+        drawn: whether records are generated, which takes longer than reading them from disk.
     """
 
     path: Path | None = None
@@ -24,36 +24,36 @@ class Source(Sequence[Record]):
 
     @abstractmethod
     def words(self, index: int) -> Row:
-        """A record without its pictures, which is all that scoring needs."""
+        """Returns a record without its images."""
 
     @abstractmethod
     def digest(self) -> str:
-        """A digest of what the records are read from: equal where nothing has changed, and known without reading it."""
+        """Returns a digest of the records, without reading them; equal if nothing has changed."""
 
     def read(self, index: int) -> Record:
-        """A record that was not yet checked. Raises BadRow where its row or a picture is bad."""
+        """Reads a record that may be invalid. Raises BadRow if its row or an image is."""
         return self[index]
 
     def check(self, bad: Mapping[int, str]) -> None:
-        """Refuses bad records together.
+        """Raises one error that lists all invalid records.
 
         Args:
-            bad: record -> what is wrong with it.
+            bad: record number -> error.
 
         Raises:
-            AntgmmError: there is one, or the source itself knows of faults.
+            AntgmmError: there are invalid records.
         """
 
     def places(self) -> dict[str, np.ndarray]:
-        """What a pass over the rows has taught, for `restore`."""
+        """Returns positions of records that a pass over the rows determined, for `restore`."""
         return {}
 
     def restore(self, places: Mapping[str, np.ndarray]) -> None:
-        """Takes what an earlier process learnt of the same rows."""
+        """Restores the result of `places` from an earlier process."""
 
 
 class Held(Source):
-    """Records that are in memory."""
+    """Records in memory."""
 
     def __init__(self, records: Sequence[Record]):
         self._records = records
@@ -65,12 +65,12 @@ class Held(Source):
         return self._records[index]
 
     def words(self, index: int) -> Row:
-        """A record without its pictures."""
+        """Returns a record without its images."""
         values = {name: value for name, value in vars(self._records[index]).items() if name != "cells"}
         return Row(**{**values, "images": ()})
 
     def digest(self) -> str:
-        """A digest of the records and of every pixel."""
+        """Returns a digest of the records, including their images."""
         digest = hashlib.sha256()
         for index, record in enumerate(self._records):
             digest.update(repr(self.words(index)).encode())

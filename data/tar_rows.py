@@ -1,4 +1,4 @@
-"""Samples of WebDataset shards by number: where their files stand in the archives is all that is held in memory."""
+"""Random access to samples of WebDataset shards; only the offsets of files are in memory."""
 
 import json
 import tarfile
@@ -17,12 +17,12 @@ _PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
 
 
 class _Members(NamedTuple):
-    """Files of samples, one sample's after another's.
+    """Members of the archives, grouped by sample.
 
     Attributes:
         file: archive of each sample, [N].
-        first: number of each sample's first member, [N + 1].
-        header: bytes before each member's header in its archive.
+        first: first member of each sample, [N + 1].
+        header: offset in bytes of each member's header in its archive.
     """
 
     file: np.ndarray
@@ -31,13 +31,13 @@ class _Members(NamedTuple):
 
 
 class TarRows:
-    """Tar archives of neighbouring files `KEY.jpg` (or several, `KEY.0.jpg`, `KEY.1.jpg`) and `KEY.json`.
+    """Rows of tar archives with adjacent files `KEY.jpg` (or `KEY.0.jpg`, `KEY.1.jpg`, ...) and `KEY.json`.
 
     Args:
-        files: at least one, not compressed.
+        files: at least one uncompressed archive.
 
     Raises:
-        AntgmmError: a file is no such archive.
+        AntgmmError: a file is not such an archive.
     """
 
     def __init__(self, files: Sequence[Path]):
@@ -60,19 +60,19 @@ class TarRows:
         return (self[number] for number in range(len(self)))
 
     def place(self, number: int) -> str:
-        """Where a sample stands, for people."""
+        """Describes the position of a sample for messages."""
         with self._archive(number) as archive:
             key = _key(_member(archive, self._headers(number)[0]).name)
         return f"{self._files[self._members.file[number]].name} {key}"
 
     def picture(self, name: str | bytes) -> np.ndarray:
-        """A picture of a sample. Raises BadRow where it is none."""
+        """Decodes an image of a sample. Raises BadRow if it cannot be decoded."""
         if isinstance(name, str):
-            raise BadRow(f"image {name!r} is a path: a shard holds its pictures itself")
+            raise BadRow(f"image {name!r} is a path: a shard must contain its images")
         return decode_image(name)
 
     def digest(self) -> str:
-        """A digest of the archives' names, sizes and times."""
+        """Returns a digest of the archives' names, sizes and times."""
         return files_digest(self._files)
 
     def _archive(self, number: int) -> tarfile.TarFile:
@@ -96,17 +96,17 @@ def _key(name: str) -> str:
 
 
 def _scan(files: Sequence[Path]) -> _Members:
-    """Samples are neighbouring members with names that agree up to the first dot."""
+    """Groups adjacent members with names that agree up to the first dot."""
     file, first, header = array("q"), array("q"), array("q")
     for number, path in enumerate(files):
         key = None
         try:
             with tarfile.open(path, "r:") as archive:
                 for member in archive:
-                    # Kept by tarfile, they would fill the memory.
+                    # Else tarfile keeps all members in memory.
                     archive.members = []  # pyright: ignore[reportAttributeAccessIssue]
                     name = PurePosixPath(member.name).name
-                    if not member.isfile() or name.startswith("."):  # what macOS puts beside each file
+                    if not member.isfile() or name.startswith("."):  # metadata files of macOS
                         continue
                     if _key(member.name) != key:
                         key = _key(member.name)
@@ -123,7 +123,7 @@ def _scan(files: Sequence[Path]) -> _Members:
 def _sample(parts: dict[str, bytes]) -> Any:
     pictures = [suffix for suffix in parts if suffix.endswith(_PICTURES)]
     if ".json" not in parts:
-        return BadRow(f"needs one picture and a .json, has {', '.join(sorted(parts))}")
+        return BadRow(f"needs an image and a .json, has {', '.join(sorted(parts))}")
     try:
         fields = json.loads(parts[".json"])
     except ValueError as error:
@@ -131,5 +131,5 @@ def _sample(parts: dict[str, bytes]) -> Any:
     if not isinstance(fields, dict) or (not pictures and fields.get("images") == []):
         return fields
     if not pictures:
-        return BadRow(f"needs one picture and a .json, has {', '.join(sorted(parts))}")
+        return BadRow(f"needs an image and a .json, has {', '.join(sorted(parts))}")
     return {**fields, "image": [parts[suffix] for suffix in sorted(pictures)]}

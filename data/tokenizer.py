@@ -1,4 +1,4 @@
-"""A small tokenizer for models that are trained from scratch."""
+"""Training of a small tokenizer for models that are trained from scratch."""
 
 from collections.abc import Iterable, Iterator
 from string import digits
@@ -12,21 +12,21 @@ from data.maad.tiers import tier
 from data.maad.vocab import QUESTIONS
 from data.record import PROMPT, prompt
 
-# Mathematical digits, double-struck and bold, which no text has.
+# Mathematical digits (double-struck and bold), which do not occur in texts.
 TENS, HUNDREDS = ("".join(chr(zero + digit) for digit in range(10)) for zero in (0x1D7D8, 0x1D7CE))
 
 
 def corpus(name: str, count: int = 6000, *, seed: int = 0, template: str = PROMPT) -> Iterator[str]:
-    """Prompts and answers of MAAD-synth to train a tokenizer on.
+    """Iterates over prompts and answers of MAAD-synth, to train a tokenizer.
 
     Args:
-        name: the tier.
-        count: how many training advertisements to read.
+        name: name of the tier.
+        count: number of training advertisements.
         seed: seed of the data set.
-        template: of the prompts.
+        template: prompt template.
 
     Yields:
-        One prompt or answer at a time.
+        A prompt or an answer.
     """
     preset = tier(name)
     for index in range(count):
@@ -36,26 +36,26 @@ def corpus(name: str, count: int = 6000, *, seed: int = 0, template: str = PROMP
 
 
 def train_tokenizer(texts: Iterable[str], *, vocab: int = 1024, min_frequency: int = 20) -> Tokenizer:
-    """Trains a byte-pair tokenizer in which every digit and punctuation mark is a token of its own.
+    """Trains a byte-pair tokenizer with single tokens for digits and punctuation marks.
 
-    Digits carry their place (Nogueira et al., arXiv 2102.13019): 411 is three tokens that say 4 hundred, 1 ten
-    and 1, and decode to 411. A small model that has plain digits copies 411 as 141: nothing but positions tells one
-    digit from the next.
+    The token of a digit depends on its place (Nogueira et al., arXiv 2102.13019): 411 is three different tokens for 4
+    hundreds, 1 ten and 1 one. With plain digits, a small model copies 411 as 141, because only positions distinguish
+    the digits.
 
-    No token crosses from a lower-case letter to a capital: the parts of MerZen are tokens wherever they stand, so that
-    a name never seen in training is spelt with tokens that were.
+    No token contains a lower-case letter followed by a capital: MerZen is split into Mer and Zen, so that unseen names
+    consist of seen tokens.
 
     Args:
-        texts: what to learn from.
-        vocab: greatest number of tokens.
-        min_frequency: how often a pair must occur to become a token.
+        texts: training texts.
+        vocab: maximum number of tokens.
+        min_frequency: minimum frequency of a pair to become a token.
 
     Returns:
-        The tokenizer: `<pad>` 0, `</s>` 1, `<unk>` 2, `<image>` 3, `<s>` 4; all of printable ASCII is spelt exactly.
+        The tokenizer, with `<pad>` 0, `</s>` 1, `<unk>` 2, `<image>` 3, `<s>` 4. It encodes printable ASCII losslessly.
     """
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Sequence(
-        # Hundreds first: what stands behind a digit must still be plain.
+        # Hundreds first: their pattern needs plain digits to the right.
         [
             normalizers.Replace(Regex(f"{digit}(?=[0-9]{{{behind}}}(?![0-9{HUNDREDS}]))"), symbol)
             for behind, symbols in ((2, HUNDREDS), (1, TENS))

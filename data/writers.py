@@ -1,4 +1,4 @@
-"""Records to Parquet, as Hugging Face datasets reads it, or to JSONL with pictures; a file is complete or absent."""
+"""Writers of records: Parquet (readable by Hugging Face datasets), or JSONL with images. Writes are atomic."""
 
 import io
 import json
@@ -22,7 +22,7 @@ _ROWS = 512
 
 
 def _silent(name: str, done: int, total: int) -> None:
-    """No progress is shown."""
+    """Shows no progress."""
 
 
 def _schema(latents: Sequence[str]) -> pa.Schema:
@@ -37,22 +37,22 @@ def _schema(latents: Sequence[str]) -> pa.Schema:
 
 
 def png(image: np.ndarray) -> bytes:
-    """A picture, uint8 [H, W, 3], as the bytes of a PNG file."""
+    """Encodes an image, uint8 [H, W, 3], as PNG."""
     stream = io.BytesIO()
     Image.fromarray(image).save(stream, format="png", compress_level=4)
     return stream.getvalue()
 
 
 def write_parquet(records: Sequence[Record], path: str | Path, *, progress: Progress = _silent) -> None:
-    """Writes records as Parquet that `read_records("parquet", path)` and Hugging Face datasets read.
+    """Writes records as a Parquet file for `read_records("parquet", path)` and Hugging Face datasets.
 
     Args:
-        records: at least one; all with the same latents.
-        path: the file, replaced when all is written.
-        progress: called with the file's name, records done and records in all.
+        records: at least one record; all must have the same latents.
+        path: the file; it is replaced at the end.
+        progress: called with (file name, records done, number of records).
 
     Raises:
-        AntgmmError: nothing to write, or the file cannot be written.
+        AntgmmError: there are no records, or the file cannot be written.
     """
     path = Path(path)
     if not len(records):
@@ -66,17 +66,17 @@ def write_parquet(records: Sequence[Record], path: str | Path, *, progress: Prog
 
 
 def write_jsonl(records: Sequence[Record], path: str | Path, *, progress: Progress = _silent) -> None:
-    """Writes records as JSONL that `read_records("jsonl", path)` reads, with pictures as PNG in `images` beside it.
+    """Writes records as a JSONL file for `read_records("jsonl", path)`, with PNG images in the folder `images`.
 
-    What a person would write is written: empty fields and the latents are left out.
+    Empty fields and latents are left out.
 
     Args:
-        records: at least one.
-        path: the file, replaced when all is written; its name leads the pictures'.
-        progress: called with the file's name, records done and records in all.
+        records: at least one record.
+        path: the file; it is replaced at the end. Names of images start with its name.
+        progress: called with (file name, records done, number of records).
 
     Raises:
-        AntgmmError: nothing to write, or a file cannot be written.
+        AntgmmError: there are no records, or a file cannot be written.
     """
     path = Path(path)
     if not len(records):
@@ -99,7 +99,7 @@ _WRITERS = {"parquet": write_parquet, "jsonl": write_jsonl}
 
 def _plain(record: Record) -> dict:
     if len(record.images) != 1:
-        raise AntgmmError(f"{record.id} has {len(record.images)} pictures: Parquet is written of rows with one")
+        raise AntgmmError(f"{record.id} has {len(record.images)} images: Parquet supports only records with one")
     image = {"bytes": png(record.images[0]), "path": f"{record.id or 'image'}.png"}
     return {"image": image, **{name: getattr(record, name) for name in _WORDS}, "latents": dict(record.latents)}
 
@@ -113,18 +113,18 @@ def write_maad(
     form: str = "parquet",
     progress: Progress = _silent,
 ) -> dict:
-    """Writes splits of MAAD-synth as `SPLIT.parquet` or `SPLIT.jsonl`, and `maad.json` that says what they are.
+    """Writes splits of MAAD-synth as `SPLIT.parquet` or `SPLIT.jsonl`, and a description `maad.json`.
 
     Args:
         tier: `s`, `m` or `full`.
-        folder: where to; files of those names are replaced.
-        sizes: records of each split.
+        folder: target folder; existing files are replaced.
+        sizes: split -> number of records.
         seed: seed of the data set.
-        form: `parquet`, or `jsonl` with the pictures in `images`.
-        progress: called with the file's name, records done and records in all.
+        form: `parquet`, or `jsonl` with images in `images`.
+        progress: called with (file name, records done, number of records).
 
     Returns:
-        What `maad.json` holds: tier, seed, sizes and a fingerprint of each split.
+        Contents of `maad.json`: tier, seed, sizes and a fingerprint of each split.
 
     Raises:
         AntgmmError: no such tier or split, or a file cannot be written.
@@ -133,8 +133,8 @@ def write_maad(
     splits = {split: source(tier, split, size, seed=seed) for split, size in sizes.items()}
     for split, records in splits.items():
         _WRITERS[form](records, folder / f"{split}.{form}", progress=progress)
-    prints = {split: fingerprint(records) for split, records in splits.items()}
-    info = {"tier": tier, "seed": seed, "sizes": dict(sizes), "fingerprints": prints}
+    fingerprints = {split: fingerprint(records) for split, records in splits.items()}
+    info = {"tier": tier, "seed": seed, "sizes": dict(sizes), "fingerprints": fingerprints}
     with new_file(folder / "maad.json") as partial:
         partial.write_text(json.dumps(info, indent=2) + "\n")
     return info

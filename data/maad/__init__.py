@@ -1,4 +1,4 @@
-"""MAAD-synth: advertisements with an auditor's questions, generated; the open stand-in for MAAD."""
+"""MAAD-synth: generated advertisements with an auditor's questions, an open substitute for the MAAD data set."""
 
 from data.maad.drawing import MaadSource, fingerprint, latent_sizes, source
 from data.maad.latents import SIZES, SLICES

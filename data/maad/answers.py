@@ -1,4 +1,4 @@
-"""The accompanying text and the answers, evidence first: `picture $12 text $23 no`, not `no`."""
+"""Accompanying texts, and answers that state the evidence first: `picture $12 text $23 no`, not `no`."""
 
 from data.maad.tiers import Tier, brands, products
 from data.maad.vocab import (
@@ -29,14 +29,14 @@ _PHRASES = (*FILLERS, *LOOKALIKES, UNSEEN_LOOKALIKE)
 
 
 def accompanying(tier: Tier, text) -> str:
-    """The words that stand beside the picture.
+    """Returns the text that accompanies the image.
 
     Args:
         tier: the preset.
-        text: the text's latents, wording included.
+        text: latents of the text, including its wording.
 
     Returns:
-        Two to five sentences in lower case but for the brand.
+        Two to five sentences in lower case, except for the brand.
     """
     opening, first, second, claim, notice, order = text.wording
     named = {"brand": brands(tier)[0][text.brand].name, "product": products(tier)[text.product].name}
@@ -53,7 +53,7 @@ def accompanying(tier: Tier, text) -> str:
 
 
 def badge(claim: int) -> str:
-    """The name of a picture's badge in answers: a claim, a harmless word or `none`."""
+    """Returns the name of an image's badge in answers: a claim, a harmless word or `none`."""
     if claim == 0:
         return "none"
     if claim <= len(CLAIMS):
@@ -76,16 +76,16 @@ def _notice(category: str, picture, text) -> str:
 
 
 def _verdict(tier: Tier, picture, text) -> str:
-    """Seven rules in a fixed order, each with what was found; it ends at the first that is broken."""
-    product, said = products(tier)[picture.product], products(tier)[text.product]
-    brand, told = brands(tier)[0][picture.brand].name, brands(tier)[0][text.brand].name
+    """Evidence for seven rules in a fixed order, up to the first broken rule."""
+    product, text_product = products(tier)[picture.product], products(tier)[text.product]
+    brand, text_brand = brands(tier)[0][picture.brand].name, brands(tier)[0][text.brand].name
     notice, contact = _notice(product.category, picture, text), _contact(picture)
     rules = (
         (product.name, product.category not in BANNED),
         (f"claim {badge(picture.claim)} {_said(text.claim)}", not (0 < picture.claim <= len(CLAIMS) or text.claim)),
         (f"${picture.price} ${text.price}", picture.price == text.price),
-        (said.name, picture.product == text.product),
-        (f"{brand} {told}", picture.brand == text.brand),
+        (text_product.name, picture.product == text.product),
+        (f"{brand} {text_brand}", picture.brand == text.brand),
         (f"notice {notice}", notice != "missing"),
         (f"contact {contact}", contact == "none"),
     )
@@ -98,14 +98,14 @@ def _verdict(tier: Tier, picture, text) -> str:
 
 
 def answer(tier: Tier, latents) -> str:
-    """The answer to an advertisement's question: what was seen and read, then the class as its last word.
+    """Returns the answer to an advertisement's question: the evidence, then the class as last word.
 
     Args:
         tier: the preset.
         latents: the advertisement.
 
     Returns:
-        The answer in lower case (brands as in MerZen, rules as R1-R7).
+        The answer in lower case, except for brands (MerZen) and rules (R1 to R7).
     """
     picture, text, kind = latents.picture, latents.text, latents.type
     product = products(tier)[picture.product]

@@ -1,7 +1,7 @@
-"""What every small cell of a picture shows: dense targets for pretraining an image encoder.
+"""Class of the content of every cell of an image: dense targets for pretraining an image encoder.
 
-Facts of a whole picture teach a small encoder to read words and digits too slowly: it must first find them. Told which
-fact each cell shows and with what value, it learns where to look and what to read at once.
+From facts of the whole image alone, a small encoder learns to read words and digits too slowly, because it must locate
+them first. Targets per cell teach location and content at once.
 """
 
 from collections.abc import Mapping
@@ -14,14 +14,14 @@ from data.maad.tiers import Tier, brands, fact_sizes
 from data.maad.vocab import SYLLABLES
 
 SIDE = 16
-"""Cells along each side of a picture."""
+"""Cells along each side of an image."""
 
 _BACKGROUND, _CURRENCY, _SLOGAN = range(3)
 _PLAIN = 3
 
 
 def cell_classes(tier: Tier) -> int:
-    """How many classes a cell can have: background, currency sign, slogan, then every value of every fact.
+    """Returns the number of classes of a cell: background, currency sign, slogan, and every value of every fact.
 
     Args:
         tier: the preset.
@@ -33,16 +33,16 @@ def cell_classes(tier: Tier) -> int:
 
 
 def cells(tier: Tier, picture: Picture, facts: Mapping[str, int], boxes: Mapping[str, Box]) -> np.ndarray:
-    """The class of what stands at the middle of each cell.
+    """Returns the class at the centre of each cell.
 
-    The characters of a price share its width evenly, and so do the letters of a brand's two syllables, which is where
-    they stand to within a pixel or two. A logo shows its shape on the left and its colour on the right.
+    Characters of a price and letters of a brand are assumed to be equally wide, which is correct within a pixel or two.
+    For a logo, the left half has the class of its shape and the right half that of its colour.
 
     Args:
         tier: the preset.
-        picture: what is drawn.
-        facts: the picture's facts, from `data.maad.drawing.facts`.
-        boxes: where each drawn element stands, from `data.maad.render.compose`.
+        picture: latents of the image.
+        facts: facts of the image, from `data.maad.drawing.facts`.
+        boxes: boxes of the drawn elements, from `data.maad.render.compose`.
 
     Returns:
         uint8 [SIDE, SIDE], rows from the top.
@@ -50,7 +50,7 @@ def cells(tier: Tier, picture: Picture, facts: Mapping[str, int], boxes: Mapping
     sizes = fact_sizes(tier)
     first = dict(zip(sizes, _PLAIN + np.cumsum([0, *sizes.values()])[:-1], strict=True))
     shows = {name: first[name] + value for name, value in facts.items()}
-    found, middle = np.zeros((SIDE, SIDE), np.uint8), (np.arange(SIDE) + 0.5) * tier.px / SIDE
+    classes_by_cell, middle = np.zeros((SIDE, SIDE), np.uint8), (np.arange(SIDE) + 0.5) * tier.px / SIDE
     for element, box in boxes.items():
         top, bottom, left, right = np.searchsorted(middle, (box.top, box.bottom, box.left, box.right))
         match element:
@@ -65,5 +65,5 @@ def cells(tier: Tier, picture: Picture, facts: Mapping[str, int], boxes: Mapping
             case _:
                 classes = [shows[{"icon": "product", "badge": "claim"}.get(element, element)]]
         places = (middle[left:right] - box.left) / (box.right - box.left) * len(classes)
-        found[top:bottom, left:right] = np.array(classes, np.uint8)[places.astype(int)]
-    return found
+        classes_by_cell[top:bottom, left:right] = np.array(classes, np.uint8)[places.astype(int)]
+    return classes_by_cell

@@ -18,7 +18,7 @@ from data.source import Source
 
 
 class MaadSource(Source):
-    """A split of MAAD-synth; a record is drawn when it is asked for, and is the same every time."""
+    """A split of MAAD-synth; records are drawn on access and reproducible."""
 
     drawn = True
 
@@ -29,7 +29,7 @@ class MaadSource(Source):
         return self.size
 
     def latents(self, index: int) -> Latents:
-        """The advertisement behind record `index`, without drawing it."""
+        """Returns the latents of a record, without drawing it."""
         if not 0 <= index < self.size:
             raise IndexError(f"{self.split} of tier {self.tier.name} has {self.size} records, no record {index}")
         return draw(self.tier, self.split, int(index), self.seed)
@@ -37,12 +37,12 @@ class MaadSource(Source):
     def __getitem__(self, index: int) -> Record:  # pyright: ignore[reportIncompatibleMethodOverride]
         latents = self.latents(index)
         image, boxes = compose(self.tier, latents)
-        found = self.words(index)
-        shown = cells(self.tier, latents.picture, found.latents, boxes)
-        return Record(**{**vars(found), "images": (np.array(image),)}, cells=shown)
+        row = self.words(index)
+        shown = cells(self.tier, latents.picture, row.latents, boxes)
+        return Record(**{**vars(row), "images": (np.array(image),)}, cells=shown)
 
     def words(self, index: int) -> Row:
-        """Record `index` without its picture, which is what takes time to draw."""
+        """Returns a record without its image, which is slow to draw."""
         latents = self.latents(index)
         return Row(
             images=(),
@@ -56,7 +56,7 @@ class MaadSource(Source):
         )
 
     def digest(self) -> str:
-        """A digest of what is drawn, and of the code that draws it."""
+        """Returns a digest of the data and of the code that draws it."""
         digest = hashlib.sha256(f"maad {self.tier} {self.split} {self.size} {self.seed} {fingerprint(self)}".encode())
         for path in sorted(Path(__file__).parent.rglob("*.py")):
             digest.update(path.read_bytes())
@@ -64,35 +64,34 @@ class MaadSource(Source):
 
 
 def source(name: str, split: str, size: int | None = None, *, seed: int = 0) -> MaadSource:
-    """MAAD-synth, one split of one tier.
+    """Returns a split of MAAD-synth.
 
     Args:
-        name: the tier: `s`, `m` or `full`.
-        split: `train` (16 000), `val` (1 000), `test` (3 000), `test_hard` (3 000, each of one slice).
-        size: how many records; at most the split's, except that `train` goes on without end.
-        seed: another seed gives another data set. Splits of equal or different seeds share no picture content and
-            no text.
+        name: name of the tier: `s`, `m` or `full`.
+        split: `train` (16 000 records), `val` (1 000), `test` (3 000) or `test_hard` (3 000, each of one slice).
+        size: number of records; at most the size of the split, but unlimited for `train`.
+        seed: seed of the data set. Different splits never share image contents or texts, whatever their seeds.
 
     Returns:
-        A sequence of records.
+        Source of records.
 
     Raises:
-        AntgmmError: no such tier or split, or more records than the split has.
+        AntgmmError: no such tier or split, or too many records.
     """
     preset = tier(name)
     if split not in SIZES:
         raise AntgmmError(f"no split {split!r} of MAAD-synth: choose one of {', '.join(SIZES)}")
     size = SIZES[split] if size is None else size
     if size < 1 or (size > SIZES[split] and split != "train"):
-        raise AntgmmError(f"{split} of MAAD-synth has {SIZES[split]} records, not {size}: ask for 1 to {SIZES[split]}")
+        raise AntgmmError(f"{split} of MAAD-synth has {SIZES[split]} records, not {size}: choose 1 to {SIZES[split]}")
     return MaadSource(preset, split, size, seed)
 
 
 def latent_sizes(name: str) -> dict[str, int]:
-    """How many classes each fact of a picture has: the heads that pretrain an image encoder.
+    """Returns the number of classes of each fact of an image, for the heads in pretraining.
 
     Args:
-        name: the tier.
+        name: name of the tier.
 
     Returns:
         fact -> number of classes, in a fixed order.
@@ -101,13 +100,13 @@ def latent_sizes(name: str) -> dict[str, int]:
 
 
 def facts(preset: Tier, picture: Picture) -> dict[str, int]:
-    """A picture's facts as class numbers; a price by its digits from the left, 10 where it has no more."""
+    """Returns the facts of an image as class numbers; a price as digits from the left, 10 for missing digits."""
     digits = str(picture.price)
     first, second = brands(preset)[0][picture.brand].parts
-    found = {"product": picture.product, "brand_0": first, "brand_1": second}
+    values = {"product": picture.product, "brand_0": first, "brand_1": second}
     for place in range(len(str(max(preset.prices)))):
-        found[f"price_{place}"] = int(digits[place]) if place < len(digits) else 10
-    return found | {
+        values[f"price_{place}"] = int(digits[place]) if place < len(digits) else 10
+    return values | {
         "claim": picture.claim,
         "qr": int(picture.qr),
         "phone": int(picture.phone),
@@ -115,15 +114,15 @@ def facts(preset: Tier, picture: Picture) -> dict[str, int]:
     }
 
 
-def fingerprint(found: MaadSource, count: int = 256) -> str:
-    """A digest of the first records' latents: equal wherever the same data set is drawn, whatever draws the pixels.
+def fingerprint(split: MaadSource, count: int = 256) -> str:
+    """Returns a digest of the latents of the first records; it does not depend on the drawing code.
 
     Args:
-        found: a split.
-        count: how many records to digest.
+        split: a split.
+        count: number of records.
 
     Returns:
         16 hexadecimal digits.
     """
-    lines = (repr(found.latents(index)) for index in range(min(count, len(found))))
+    lines = (repr(split.latents(index)) for index in range(min(count, len(split))))
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]

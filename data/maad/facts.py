@@ -1,4 +1,4 @@
-"""Pretraining of an image side on what generated pictures show: facts of the whole, and what stands in each cell."""
+"""Pretraining of the image side of a model on facts of generated images and on the content of their cells."""
 
 from collections.abc import Callable, Mapping
 
@@ -14,27 +14,27 @@ from antgmm_jax.pure import Params, functional
 from data.maad.cell_grid import SIDE
 
 CELLS_WEIGHT = 3.0
-"""Weight of the cells' loss beside the facts': with 0 digits stay at chance for many times the steps."""
+"""Weight of the cells' loss relative to the facts'; with 0, digits stay at chance for many times more steps."""
 
 Loss = Callable[[Params, Mapping[str, jax.Array]], tuple[Float[Array, ""], dict[str, Float[Array, ""]]]]
 
 
 def with_heads(config: LMMConfig, params: Params, facts: Mapping[str, int], classes: int, key: jax.Array) -> Params:
-    """The image side's parameters with a linear head per fact and one for the cells.
+    """Returns the parameters of the image side with linear heads for the facts and the cells.
 
     Args:
-        config: a model whose bridge has a stack.
-        params: the model's parameters.
-        facts: fact -> number of classes, in a fixed order; fact i is read off image token i.
-        classes: number of classes of a cell, read off the patch that covers it.
+        config: model config; its bridge must have a stack.
+        params: model parameters.
+        facts: fact -> number of classes, in a fixed order; the head of fact i reads image token i.
+        classes: number of classes of a cell; its head reads the patch that contains the cell.
         key: random key of the heads.
 
     Returns:
-        {"model": image-side parameters, "facts": {fact: {"kernel" [D, n], "bias" [n]}}, "cells": {"kernel"
-        [V, y, x, classes], "bias" [classes]}} with y by x cells a patch.
+        {"model": parameters of the image side, "facts": {fact: {"kernel" [D, n], "bias" [n]}}, "cells": {"kernel"
+        [V, y, x, classes], "bias" [classes]}} with y x x cells per patch.
 
     Raises:
-        AntgmmError: no such bridge, fewer image tokens than facts, or patches that do not cover whole cells.
+        AntgmmError: no such bridge, fewer image tokens than facts, or patches that do not contain whole cells.
     """
     if "bridge" not in towers(config) or config.image_tokens < len(facts):
         raise AntgmmError(f"pretraining on {len(facts)} facts needs a bridge with a stack and as many image tokens")
@@ -52,17 +52,17 @@ def with_heads(config: LMMConfig, params: Params, facts: Mapping[str, int], clas
 def _cells_a_patch(config: VisionConfig) -> int:
     patches = config.image // config.patch
     if SIDE % patches:
-        raise AntgmmError(f"{patches} patches a side do not divide {SIDE} cells: choose another patch size")
+        raise AntgmmError(f"{patches} patches per side do not divide {SIDE} cells: choose another patch size")
     return SIDE // patches
 
 
 def cell_logits(config: VisionConfig, head: Params, states: Float[Array, "B N V"]) -> Float[Array, "B S S C"]:
-    """Class logits of all cells, read off the states of the patches (the class token left out).
+    """Computes class logits of all cells from the states of the patches.
 
     Args:
-        config: the image encoder.
+        config: config of the image encoder.
         head: `kernel` [V, y, x, C] and `bias` [C].
-        states: the encoder's last states, the class token first.
+        states: last states of the encoder; the first one is the class token, which is ignored.
 
     Returns:
         Logits of `SIDE` by `SIDE` cells.
@@ -75,26 +75,26 @@ def cell_logits(config: VisionConfig, head: Params, states: Float[Array, "B N V"
 def facts_loss(
     config: LMMConfig, params: Params, facts: Mapping[str, int], *, dtype: jnp.dtype, remat: Remat = "dots"
 ) -> Loss:
-    """The mean cross-entropy of the facts and, weighted, of the cells, as a function of what `with_heads` gives.
+    """Returns the pretraining loss: mean cross-entropy of the facts, plus the weighted cross-entropy of the cells.
 
     Args:
-        config: the model.
-        params: its parameters; the language model's are not read by the loss.
+        config: model config.
+        params: model parameters; the loss does not depend on those of the language model.
         facts: fact -> number of classes.
-        dtype: what the model is computed in; heads and losses are float32.
-        remat: what the model's layers keep for the backward pass.
+        dtype: dtype of computation; heads and losses are float32.
+        remat: what the layers save for the backward pass.
 
     Returns:
-        loss(trained, batch) -> (float32 scalar, metrics). A batch has `images`, `cells` [B, SIDE, SIDE] and a class per
-        fact under `fact/<name>` [B]. Metrics: `accuracy`, `worst` (the hardest fact's accuracy) and `cells` (accuracy
-        where a cell shows something).
+        loss(trained, batch) -> (float32 scalar, metrics), with `trained` from `with_heads`. A batch has `images`,
+        `cells` [B, SIDE, SIDE] and `fact/<name>` [B], the class of each fact. Metrics: `accuracy`, `worst` (lowest
+        accuracy of a fact) and `cells` (accuracy on cells that are not background).
     """
     vision, language = functional(config, remat).vision, params["language"]
     cross_entropy = optax.softmax_cross_entropy_with_integer_labels
 
     def loss(trained: Params, batch: Mapping[str, jax.Array]):
         model = optax.tree.cast({**trained["model"], "language": language}, dtype)
-        states, queries = (made.astype(jnp.float32) for made in vision(model, batch["images"]))
+        states, queries = (x.astype(jnp.float32) for x in vision(model, batch["images"]))
         losses, accuracies = [], []
         for i, name in enumerate(facts):
             head = trained["facts"][name]

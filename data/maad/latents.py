@@ -1,4 +1,4 @@
-"""What an advertisement is, before any pixel: drawn from a string seed, answer class first."""
+"""Latents of advertisements: random contents that the image, text and answer are generated from."""
 
 import random
 from dataclasses import dataclass
@@ -14,12 +14,12 @@ from data.maad.vocab import BANNED, CLAIMS, FILLERS, HARMLESS_BADGES, LOOKALIKES
 SIZES = {"train": 16000, "val": 1000, "test": 3000, "test_hard": 3000}
 SLICES = ("font", "icons", "layout", "brand", "claim", "jpeg")
 PALETTES = 8
-# Tenths of the hash space of picture contents and of texts: no advertisement of one split can occur in another.
+# Tenths of the hash space of image contents and texts, so that splits cannot share an advertisement.
 _SHARES = {"train": range(7), "val": range(7, 8), "test": range(8, 9), "test_hard": range(9, 10)}
 
 
 class Picture(NamedTuple):
-    """What the picture says. `claim`: 0 none, 1-4 a forbidden one, 5-8 a harmless badge."""
+    """Content of the image. `claim`: 0 for none, 1-4 for a forbidden claim, 5-8 for a harmless badge."""
 
     product: int
     brand: int
@@ -31,7 +31,7 @@ class Picture(NamedTuple):
 
 
 class Text(NamedTuple):
-    """What the accompanying text says, and its wording (indices of phrases)."""
+    """Content of the accompanying text, and its wording as indices of phrases."""
 
     product: int
     brand: int
@@ -42,7 +42,7 @@ class Text(NamedTuple):
 
 
 class Style(NamedTuple):
-    """How the picture is drawn; `noise` seeds everything that is not named."""
+    """Style of the image; `noise` is the seed of everything else."""
 
     layout: int
     palette: int
@@ -54,8 +54,8 @@ class Style(NamedTuple):
 
 @dataclass(frozen=True)
 class Latents:
-    """One advertisement and the question asked of it; `slice` names what is unseen in it (`test_hard`; of "claim" the
-    words of its text, where that makes a claim), else ""."""
+    """An advertisement and the question about it. In `test_hard`, `slice` names the property that does not occur in
+    training (for "claim", the wording of a claim in the text); else it is ""."""
 
     type: str
     picture: Picture
@@ -65,13 +65,13 @@ class Latents:
 
 
 class Wish(NamedTuple):
-    """What the answer class demands; None leaves the matter to chance."""
+    """Constraints that the answer class imposes on the latents; None for no constraint."""
 
     products: tuple[int, ...] | None = None
     brand: int | None = None
     price: int | None = None
     same: tuple[bool | None, bool | None, bool | None] = (None, None, None)  # product, brand, price
-    free: tuple[bool, bool, bool] = (False, False, False)  # the text's field is drawn apart from the picture's
+    free: tuple[bool, bool, bool] = (False, False, False)  # the text's field is independent of the image's
     claims: tuple[bool | None, bool | None] = (None, None)  # picture, text
     contact: tuple[bool, bool] | None = None  # QR code, phone
     notice: bool | None = None
@@ -80,19 +80,19 @@ class Wish(NamedTuple):
 @lru_cache
 def _pools(tier: Tier) -> dict[str, tuple[int, ...]]:
     """Product indices by category and by rule."""
-    found = products(tier)
-    pools = {c: tuple(i for i, p in enumerate(found) if p.category == c) for c in {p.category for p in found}}
+    items = products(tier)
+    pools = {c: tuple(i for i, p in enumerate(items) if p.category == c) for c in {p.category for p in items}}
     rules = {"banned": BANNED, "notice": NEEDS_NOTICE}
     for rule, categories in rules.items():
-        pools[rule] = tuple(i for i, p in enumerate(found) if p.category in categories)
-        pools[f"not {rule}"] = tuple(i for i, p in enumerate(found) if p.category not in categories)
+        pools[rule] = tuple(i for i, p in enumerate(items) if p.category in categories)
+        pools[f"not {rule}"] = tuple(i for i, p in enumerate(items) if p.category not in categories)
     pools["legal notice"] = tuple(i for i in pools["notice"] if i in pools["not banned"])
     pools["legal exempt"] = tuple(i for i in pools["not banned"] if i in pools["not notice"])
     return pools
 
 
 def _verdict(tier: Tier, answer: str, rng: random.Random) -> Wish:
-    """The first broken rule is the answer: those before it hold, those after it are left to chance."""
+    """Constraints for a verdict: earlier rules hold, the answer's rule is broken, later rules are random."""
     pools, rank = _pools(tier), 8 if answer == "pass" else int(answer[1])
     if rank == 1:
         return Wish(products=pools["banned"])
@@ -100,7 +100,7 @@ def _verdict(tier: Tier, answer: str, rng: random.Random) -> Wish:
     if rank == 2:
         claims = ((True, False), (False, True), (True, True))[int(rng.random() * 3)]
     product, brand, price = (None if rank < at else rank != at for at in (4, 5, 3))
-    # From rule 6 on the notice decides; half of the products that pass it need one and have it.
+    # Rule 6 depends on the notice; half of the products that pass it need a notice and have one.
     group = "legal notice" if rank == 6 or rng.random() < 0.5 else "legal exempt"
     notice = None if rank < 6 else rank != 6 if group == "legal notice" else None
     contact = None if rank < 7 else (False, False) if rank == 8 else _CONTACTS[1 + int(rng.random() * 3)]
@@ -112,7 +112,7 @@ _CONTACTS = ((False, False), (True, False), (False, True), (True, True))
 
 
 def _wish(tier: Tier, kind: str, turn: int, hard_brand: bool, rng: random.Random) -> Wish:
-    """What the `turn`-th question of a type demands: classes take turns, so every split is balanced."""
+    """Constraints of the `turn`-th question of a type. Classes alternate, so that every split is balanced."""
     pools = _pools(tier)
     if kind == "product":
         return Wish(products=(turn % len(products(tier)),), free=(True, False, False))
@@ -144,7 +144,7 @@ def _wish(tier: Tier, kind: str, turn: int, hard_brand: bool, rng: random.Random
 
 
 def _other_price(tier: Tier, price: int, rng: random.Random) -> int:
-    """A different price: half of the time one digit apart, else any."""
+    """A different price; half of the time it differs in one digit."""
     if rng.random() < 0.5:
         digits = str(price)
         at = int(rng.random() * len(digits))
@@ -162,13 +162,13 @@ def _price_set(tier: Tier) -> frozenset[int]:
 def _other(pool, value, rng: random.Random):
     """A member of the pool that is not `value`."""
     while True:
-        found = pool[int(rng.random() * len(pool))]
-        if found != value:
-            return found
+        candidate = pool[int(rng.random() * len(pool))]
+        if candidate != value:
+            return candidate
 
 
 def _field(pool, value, same: bool | None, free: bool, rng: random.Random):
-    """The text's version of a field of the picture."""
+    """The text's value of a field of the image."""
     if free:
         return pool[int(rng.random() * len(pool))]
     if same is None:
@@ -197,7 +197,7 @@ def _picture(tier: Tier, wish: Wish, brand_pool, rng: random.Random) -> Picture:
 
 
 def _text(tier: Tier, wish: Wish, picture: Picture, brand_pool, rng: random.Random) -> tuple[Picture, Text]:
-    """The accompanying text; a demanded risk notice stands in the picture, in the text, or in both."""
+    """Draws the accompanying text; a required risk notice is in the image, in the text, or in both."""
     chance = rng.random
     forbidden = chance() < 0.3 if wish.claims[1] is None else wish.claims[1]
     notice = chance() < 0.4
@@ -225,14 +225,14 @@ def _wording(tier: Tier, unseen_claims: bool, rng: random.Random) -> tuple[int, 
     chance = rng.random
     ordinary = len(FILLERS) + len(LOOKALIKES)
     first = ordinary if unseen_claims and chance() < 0.5 else int(chance() * ordinary)
-    # Another filler than the first.
+    # A different filler than the first.
     second = (first + 1 + int(chance() * (len(FILLERS) - 1))) % len(FILLERS) if tier.fillers > 1 else -1
     claim = 3 if unseen_claims else int(chance() * 3)
     return int(chance() * len(OPENINGS)), first, second, claim, int(chance() * 3), int(chance() * 6)
 
 
 def share(key: Picture) -> int:
-    """The tenth of the hash space that a picture's content falls into."""
+    """Returns the tenth of the hash space (0 to 9) that contains an image's content."""
     number = ((key.product << 9 | key.brand) << 10 | key.price) << 7
     number |= key.claim << 3 | key.qr << 2 | key.phone << 1 | key.notice
     # Fibonacci hashing; the high half of a 64-bit product is well mixed.
@@ -240,15 +240,15 @@ def share(key: Picture) -> int:
 
 
 def draw(tier: Tier, split: str, index: int, seed: int = 0) -> Latents:
-    """Draws one advertisement; equal arguments give equal latents on every machine.
+    """Draws the latents of an advertisement; equal arguments give equal latents on every machine.
 
-    Types and answer classes take turns along the index, so any prefix of a split is balanced.
+    Question types and answer classes alternate with the index, so that any prefix of a split is balanced.
 
     Args:
         tier: the preset.
         split: `train`, `val`, `test` or `test_hard`.
-        index: row of the split, from 0; `train` goes on without end.
-        seed: another seed gives another data set, with the same splits of the content space.
+        index: row of the split, from 0; unlimited for `train`.
+        seed: seed of the data set; it does not change which contents belong to which split.
 
     Returns:
         The latents.

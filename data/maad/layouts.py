@@ -1,4 +1,4 @@
-"""Where things stand: rows of columns of boxes, with the free space dealt out between them, so nothing can overlap."""
+"""Layouts of advertisements: rows of columns of boxes with the free space distributed between them."""
 
 import random
 from functools import lru_cache
@@ -8,7 +8,7 @@ Size = tuple[int, int]
 
 
 class Box(NamedTuple):
-    """A rectangle in pixels, `right` and `bottom` outside it."""
+    """A rectangle in pixels; `right` and `bottom` are exclusive."""
 
     left: int
     top: int
@@ -27,10 +27,10 @@ _MARGIN, _APART, _BETWEEN = 2, 2, 4
 
 @lru_cache
 def layout(index: int) -> tuple[tuple[tuple[str, ...], ...], ...]:
-    """One of 96 layouts: order of the rows (16 of each), which rows are mirrored, which form.
+    """Returns one of 96 layouts, which differ in the order of rows, the mirrored rows and the form.
 
     Args:
-        index: 0 to 95.
+        index: 0 to 95; 16 consecutive layouts have the same order of rows.
 
     Returns:
         Rows, top to bottom, of columns, left to right, of element names.
@@ -41,24 +41,24 @@ def layout(index: int) -> tuple[tuple[tuple[str, ...], ...], ...]:
 
 
 def _gaps(free: int, count: int, jitter: float, rng: random.Random) -> list[int]:
-    """Starts of `count` gaps' shares of the free space: even ones moved towards random ones by `jitter`."""
+    """Offsets of `count` gaps in the free space: even ones, moved towards random ones by `jitter`."""
     cuts = sorted(rng.random() for _ in range(count))
     even = (place / (count + 1) for place in range(1, count + 1))
     return [int(free * ((1 - jitter) * a + jitter * b)) for a, b in zip(even, cuts, strict=True)]
 
 
 def place(index: int, sizes: dict[str, Size], px: int, jitter: float, rng: random.Random) -> dict[str, Box] | None:
-    """Puts every element into a box of its own size, inside the picture and at least 2 pixels from any other.
+    """Places every element inside the image, at least 2 pixels from any other.
 
     Args:
-        index: which layout.
-        sizes: width and height of each element, in pixels.
-        px: side of the picture.
-        jitter: share of the free space that is dealt out at random, 0 to 1.
-        rng: source of chance.
+        index: number of the layout.
+        sizes: width and height of each element in pixels.
+        px: side of the image.
+        jitter: fraction of the free space that is distributed at random, 0 to 1.
+        rng: random generator.
 
     Returns:
-        element name -> box; None where the elements do not fit.
+        element name -> box; None if the elements do not fit.
     """
     rows = layout(index)
     heights = [max(sum(sizes[n][1] + _APART for n in column) - _APART for column in row) for row in rows]

@@ -26,7 +26,7 @@ _WORDS = ("question", "answer", "text", "type", "id", "slice")
 
 @dataclasses.dataclass
 class MaadConfig(tfds.core.BuilderConfig):
-    """What is drawn; `samples` cuts each split to so many records (0: all of them)."""
+    """Config of the builder; `samples` limits the records of each split (0 for all)."""
 
     tier: str = "s"
     samples: int = 0
@@ -34,7 +34,7 @@ class MaadConfig(tfds.core.BuilderConfig):
 
 
 class MaadSynth(tfds.core.GeneratorBasedBuilder):
-    """Generated advertisements with an auditor's twelve questions, answered evidence first."""
+    """Generated advertisements with twelve types of auditor's questions; answers state the evidence first."""
 
     VERSION = tfds.core.Version("1.0.0")
     builder_config: MaadConfig
@@ -69,27 +69,29 @@ class MaadSynth(tfds.core.GeneratorBasedBuilder):
         for row in range(count):
             record = records[row]
             words = {name: getattr(record, name) for name in _WORDS}
-            # As a PIL picture: tfds encodes arrays with TensorFlow.
+            # As a PIL image: tfds would encode arrays with TensorFlow.
             yield row, {"image": Image.fromarray(record.images[0]), **words, "latents": dict(record.latents)}
 
 
 def open_split(folder: str | Path, split: str) -> Sequence[dict]:
-    """A split of a prepared TFDS folder of array_record files, read without TensorFlow.
+    """Opens a split of a prepared TFDS folder (array_record files) without TensorFlow.
 
     Args:
-        folder: holds `dataset_info.json`.
-        split: its name.
+        folder: folder with `dataset_info.json`.
+        split: name of the split.
 
     Returns:
-        Random access to dicts: `image` uint8 [H, W, 3], words as bytes, `latents`.
+        Random access to dicts with `image` uint8 [H, W, 3], texts as bytes, and `latents`.
 
     Raises:
-        AntgmmError: no prepared data set of array_record files, or no such split.
+        AntgmmError: the folder is not such a folder, or has no such split.
     """
     try:
         builder = tfds.builder_from_directory(folder)
-    except Exception as error:  # tfds raises many kinds for a folder that it did not write
-        raise AntgmmError(f"{folder} is no prepared TFDS folder: give the one with dataset_info.json") from error
+    except Exception as error:  # tfds raises various exceptions for other folders
+        raise AntgmmError(
+            f"{folder} is not a prepared TFDS folder: specify the folder with dataset_info.json"
+        ) from error
     if split not in builder.info.splits:
         raise AntgmmError(f"{folder} has no split {split!r}: choose one of {', '.join(builder.info.splits)}")
     if builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:

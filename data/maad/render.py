@@ -1,4 +1,4 @@
-"""Draws an advertisement from its latents, with Pillow."""
+"""Drawing of advertisements from their latents, with Pillow."""
 
 import io
 import random
@@ -21,21 +21,21 @@ def _pick(pool, rng: random.Random):
 
 
 def _phone(noise: int) -> str:
-    """One of 64 numbers: few enough to be drawn once each."""
+    """One of 64 phone numbers, few enough to cache their drawings."""
     return f"tel {2000 + noise % 64 * 123}"
 
 
 def _badge(claim: int) -> str:
-    """The word on the badge; without a claim, one that only keeps its place."""
+    """Text of the badge; without a claim, a text of typical size that reserves its space."""
     return ("SALE", *(c.badge for c in CLAIMS), *HARMLESS_BADGES)[claim]
 
 
 def _parts(tier: Tier, latents: Latents, rng: random.Random) -> dict[str, Sprite]:
-    """Every element's sprite, drawn or not: an absent one keeps its place, so presence moves nothing."""
+    """Sprites of all elements, also of those that are not drawn: they reserve their space in the layout."""
     picture, style = latents.picture, latents.style
     palette, brand = sprites.PALETTES[style.palette], brands(tier)[0][picture.brand]
     small, scale = _pick(tier.small_px, rng), max(1, tier.px // 100)
-    # A multiple of four degrees: few enough rotations to keep each.
+    # A multiple of four degrees, so that rotations can be cached.
     tilt = round((2 * rng.random() - 1) * tier.tilt / 4) * 4
     parts = {
         "icon": sprites.icon(products(tier)[picture.product].name, style.icons, _pick(tier.icon_px, rng), tilt),
@@ -49,7 +49,7 @@ def _parts(tier: Tier, latents: Latents, rng: random.Random) -> dict[str, Sprite
     if tier.brands == "logo":
         parts["brand"] = sprites.logo(*brand.parts, side)
     else:
-        # Between plate and word colour: a tint of its own that stays dark enough on the palest background.
+        # Between the colours of plates and words: distinct, and dark enough on the brightest background.
         red, green, blue = ((a + b) // 2 for a, b in zip(palette.ink, palette.accent, strict=True))
         parts["brand"] = Sprite((red, green, blue), sprites.words(brand.name.lower(), style.font, side))
     price, px = f"${picture.price}", _pick(tier.price_px, rng)
@@ -61,23 +61,23 @@ def _parts(tier: Tier, latents: Latents, rng: random.Random) -> dict[str, Sprite
 
 
 def compose(tier: Tier, latents: Latents) -> tuple[Image.Image, dict[str, Box]]:
-    """Draws an advertisement and says where everything stands.
+    """Draws an advertisement.
 
     Args:
         tier: the preset.
         latents: the advertisement.
 
     Returns:
-        The picture, and the box of each element that is drawn.
+        The image, and the box of each drawn element.
     """
     picture, style = latents.picture, latents.style
     rng = random.Random(style.noise)
-    boxes, tries = None, 0
+    boxes, attempts = None, 0
     while boxes is None:
-        # Wide words and big sizes may not fit together; other sizes are drawn then.
-        parts, tries = _parts(tier, latents, rng), tries + 1
+        # Large elements may not fit together; then draw other sizes.
+        parts, attempts = _parts(tier, latents, rng), attempts + 1
         boxes = place(style.layout, {name: part.size for name, part in parts.items()}, tier.px, tier.jitter, rng)
-        if tries == 1000:
+        if attempts == 1000:
             raise ValueError(f"tier {tier.name}: no sizes of the preset fit {latents}")
     image = sprites.ground(style.palette, tier.px).copy()
     if tier.clutter:
@@ -92,7 +92,7 @@ def compose(tier: Tier, latents: Latents) -> tuple[Image.Image, dict[str, Box]]:
 
 
 def _worn(image: Image.Image, rng: random.Random) -> Image.Image:
-    """A picture as it comes back from the wild: slightly blurred, strongly compressed."""
+    """Degrades an image: slight blur and strong JPEG compression."""
     stream = io.BytesIO()
     blurred = image.filter(ImageFilter.GaussianBlur(0.3 + 0.4 * rng.random()))
     blurred.save(stream, format="jpeg", quality=35 + int(rng.random() * 30))

@@ -1,4 +1,4 @@
-"""A contact sheet: advertisements with their texts, questions and answers, for a person to look at."""
+"""Contact sheets of advertisements with their texts, questions and answers."""
 
 import textwrap
 
@@ -11,17 +11,17 @@ _WIDTH, _GAP, _LINE, _COLUMNS = 232, 12, 13, 6
 
 
 def contact_sheet(tier: str, split: str = "test", count: int = 24, *, first: int = 0, seed: int = 0) -> Image.Image:
-    """Draws records of MAAD-synth side by side, six a row, each picture about 224 pixels wide.
+    """Draws records of MAAD-synth on a sheet, six per row, each about 224 pixels wide.
 
     Args:
         tier: `s`, `m` or `full`.
-        split: which split.
-        count: how many records; from the 13th on every type occurs a second time.
-        first: the first record shown.
+        split: name of the split.
+        count: number of records; question types repeat after 12.
+        first: number of the first record.
         seed: seed of the data set.
 
     Returns:
-        An RGB picture.
+        An RGB image.
     """
     records = source(tier, split, first + count, seed=seed)
     cells = [_cell(records[row]) for row in range(first, first + count)]

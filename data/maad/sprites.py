@@ -1,4 +1,4 @@
-"""The parts an advertisement is drawn from, each drawn once and kept: icons, logos, words, QR codes, backgrounds."""
+"""Parts of advertisements, with caching: icons, logos, words, QR codes and backgrounds."""
 
 import math
 import random
@@ -16,7 +16,7 @@ RGB = tuple[int, int, int]
 
 
 class Sprite(NamedTuple):
-    """Colours, or one colour for all of it, and where it covers what is below."""
+    """An image or a single colour, and its mask."""
 
     ink: Image.Image | RGB
     mask: Image.Image
@@ -56,7 +56,7 @@ def _image(name: str, mode: str) -> Image.Image:
 
 @lru_cache(maxsize=8192)
 def icon(product: str, style: str, px: int, degrees: int) -> Sprite:
-    """A product's drawing.
+    """Returns the drawing of a product.
 
     Args:
         product: its name.
@@ -71,7 +71,7 @@ def icon(product: str, style: str, px: int, degrees: int) -> Sprite:
     left, top = at % _COLUMNS * _CELL, at // _COLUMNS * _CELL
     cell = _image(f"icons-{style}.png", "RGBA").crop((left, top, left + _CELL, top + _CELL))
     if degrees:
-        # Shrunk first, so that the corners of the rotated drawing stay inside the cell.
+        # Shrink first, so that the corners stay inside the cell after the rotation.
         turn = abs(math.radians(degrees))
         inner = int(_CELL / (math.cos(turn) + math.sin(turn)))
         small = cell.resize((inner, inner), Image.Resampling.LANCZOS)
@@ -84,7 +84,7 @@ def icon(product: str, style: str, px: int, degrees: int) -> Sprite:
 
 @lru_cache
 def logo(shape: int, colour: int, px: int) -> Sprite:
-    """A shape in a colour on a white plate, drawn at four times its size and reduced."""
+    """Draws a coloured shape on a white plate, antialiased by drawing it four times larger."""
     big = 4 * px
     plate = Image.new("RGB", (big, big), "white")
     pen, fill = ImageDraw.Draw(plate), tuple(COLOURS.values())[colour]
@@ -110,17 +110,17 @@ def logo(shape: int, colour: int, px: int) -> Sprite:
 
 @lru_cache
 def face(name: str, px: int) -> ImageFont.FreeTypeFont:
-    """A committed font at a size in pixels."""
+    """Loads a font of the assets at a size in pixels."""
     return ImageFont.truetype(str(_ASSETS / f"{name}.ttf"), px, layout_engine=ImageFont.Layout.BASIC)
 
 
 @lru_cache(maxsize=65536)
 def words(text: str, font: str, px: int) -> Image.Image:
-    """The mask of a line of text, cut to its ink.
+    """Draws a line of text as a mask, cropped to its ink.
 
     Args:
         text: printable ASCII.
-        font: name of a committed font.
+        font: name of a font of the assets.
         px: size of the em square in pixels.
 
     Returns:
@@ -135,7 +135,7 @@ def words(text: str, font: str, px: int) -> Image.Image:
 
 @lru_cache(maxsize=65536)
 def plate(text: str, font: str, px: int, ground: RGB, ink: RGB) -> Sprite:
-    """A line of text on a rounded plate, two pixels wider on every side than its ink."""
+    """Draws a line of text on a rounded plate with a margin of three pixels."""
     mask = words(text, font, px)
     size = (mask.width + 6, mask.height + 6)
     image, cover = Image.new("RGB", size, ground), Image.new("L", size)
@@ -146,7 +146,7 @@ def plate(text: str, font: str, px: int, ground: RGB, ink: RGB) -> Sprite:
 
 @lru_cache
 def code(which: int, scale: int) -> Sprite:
-    """One of the 24 QR codes with two modules of white around it."""
+    """Returns one of the 24 QR codes with a white margin of two modules."""
     left = which % _CODES * _MODULES
     bare = _image("qr.png", "L").crop((left, 0, left + _MODULES, _MODULES))
     side = _MODULES * scale
@@ -157,7 +157,7 @@ def code(which: int, scale: int) -> Sprite:
 
 @lru_cache
 def ground(palette: int, px: int) -> Image.Image:
-    """The plain background: a gradient from top to bottom."""
+    """Draws the background: a gradient from top to bottom."""
     top, bottom = PALETTES[palette].top, PALETTES[palette].bottom
     column = Image.new("RGB", (1, px))
     for y in range(px):
@@ -166,7 +166,7 @@ def ground(palette: int, px: int) -> Image.Image:
 
 
 def clutter(image: Image.Image, palette: int, count: int, rng: random.Random) -> None:
-    """Draws pale shapes, lines and dots onto a background, in place."""
+    """Draws pale shapes and lines onto a background, in place."""
     pen, px = ImageDraw.Draw(image), image.width
     low, high = PALETTES[palette].bottom, PALETTES[palette].accent
     for _ in range(count):

@@ -1,4 +1,4 @@
-"""How hard MAAD-synth is: one frozen preset a tier."""
+"""Tiers (levels of difficulty) of MAAD-synth."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -10,11 +10,11 @@ from data.maad.vocab import CATEGORIES, CLAIMS, COLOURS, HARMLESS_BADGES, PRODUC
 
 @dataclass(frozen=True, kw_only=True)
 class Tier:
-    """What is drawn and how much it varies; lengths are pixels.
+    """Contents of advertisements and how much they vary; lengths are in pixels.
 
-    `jitter` is the share of the free space that is dealt out at random (0: even gaps, 1: anywhere). `plates` is the
-    share of prices that stand on a plate, `clutter` the number of background shapes, `tilt` the greatest rotation of
-    the product in degrees. `layouts` and `hard_layouts` are indices of `data.maad.layouts.layout`.
+    `jitter` is the fraction of the free space that is distributed at random (0 for even gaps), `plates` the fraction of
+    prices on a plate, `clutter` the number of background shapes, `tilt` the maximum rotation of the product in degrees.
+    `layouts` and `hard_layouts` are indices of `data.maad.layouts.layout`.
     """
 
     name: str
@@ -56,7 +56,7 @@ TIERS = {
         categories=6,
         per_category=4,
         brands="logo",
-        # Closed under changing one digit, so that near misses keep the marginals.
+        # Changing one digit gives another valid price, so that near misses keep the marginal distribution.
         prices=tuple(10 * tens + ones for tens in range(1, 6) for ones in (2, 4, 5, 9)),
         fonts=("montserrat",),
         hard_fonts=("archivo-narrow",),
@@ -118,7 +118,7 @@ TIERS = {
 
 
 def tier(name: str) -> Tier:
-    """The preset of that name.
+    """Returns the preset of a tier.
 
     Args:
         name: `s` (tests), `m` (study on a CPU) or `full` (accelerators).
@@ -136,14 +136,17 @@ def tier(name: str) -> Tier:
 
 @lru_cache
 def products(preset: Tier) -> tuple[Product, ...]:
-    """What a tier sells, grouped by category; a latent product is an index into it."""
+    """Returns the products of a tier, grouped by category; latents hold indices into this tuple."""
     groups = ([p for p in PRODUCTS if p.category == c] for c in CATEGORIES[: preset.categories])
     return tuple(p for group in groups for p in group[: preset.per_category])
 
 
 @lru_cache
 def brands(preset: Tier) -> tuple[tuple[Brand, ...], int]:
-    """Every brand of a tier and how many of them are seen in training; the rest, unseen pairs of seen parts, follow."""
+    """Returns the brands of a tier, those seen in training first, and the number of seen ones.
+
+    Unseen brands are new combinations of seen parts.
+    """
     if preset.brands == "logo":
         pairs, names = [(s, c) for s in range(5) for c in range(5)], (SHAPES, tuple(COLOURS))
         pairs.sort(key=lambda p: ((p[1] - p[0] + 1) % 5, p))
@@ -157,7 +160,7 @@ def brands(preset: Tier) -> tuple[tuple[Brand, ...], int]:
 
 @lru_cache
 def fact_sizes(preset: Tier) -> dict[str, int]:
-    """How many values each fact of a picture can have, in a fixed order; a price counts by its digits, 10 for none."""
+    """Returns the number of classes of each fact, in a fixed order; digits of prices have 11, including none."""
     parts = [max(pair) + 1 for pair in zip(*(brand.parts for brand in brands(preset)[0]), strict=True)]
     return {
         "product": len(products(preset)),

@@ -1,10 +1,10 @@
-"""The words of MAAD-synth: products, brands, claims and the phrases that the accompanying text is made of."""
+"""Vocabulary of MAAD-synth: products, brands, claims and phrases of the accompanying text."""
 
 from typing import NamedTuple
 
 
 class Product(NamedTuple):
-    """What an advertisement sells; `icon` names its drawing in both icon sets."""
+    """An advertised product; `icon` is the name of its drawing in both icon sets."""
 
     name: str
     category: str
@@ -34,7 +34,7 @@ PRODUCTS = tuple(
     for name, _, icon in (word.partition(":") for word in words.split())
 )
 
-# What an auditor looks up: these may not be advertised, those need a risk notice.
+# Categories that must not be advertised, and categories that need a risk notice.
 BANNED = frozenset({"alcohol", "gambling"})
 NEEDS_NOTICE = frozenset({"health", "finance"})
 
@@ -46,7 +46,7 @@ COLOURS = {
     "purple": (140, 50, 170),
     "black": (20, 20, 24),
 }
-# Brand words are two syllables, so that a name which was never seen can still be read, letter by letter.
+# Brand names consist of two syllables, so that unseen names can be read.
 SYLLABLES = (
     ("ba", "den", "fi", "gor", "ju", "kal", "lo", "mer", "ni", "pav", "ru", "sol", "tek", "vi", "wam", "zo"),
     ("bex", "co", "dri", "fa", "gum", "ha", "kin", "lys", "mo", "nat", "pe", "ris", "sta", "tou", "va", "zen"),
@@ -54,7 +54,7 @@ SYLLABLES = (
 
 
 class Claim(NamedTuple):
-    """A forbidden superlative: its name in answers, the words on the badge, its wordings in texts."""
+    """A forbidden claim: its name in answers, the text of the badge, and its wordings in texts."""
 
     name: str
     badge: str
@@ -68,7 +68,7 @@ CLAIMS = (
     Claim("cure", "CURE", ("a cure for all", "it can cure you", "cure in a week"), "doctors call it a cure"),
     Claim("sure", "100%", ("works 100% of the time", "100% sure", "100% safe"), "we swear it is 100% good"),
 )
-# Badge words that claim nothing, and text that only looks like a claim.
+# Harmless words on badges, and phrases that only look like claims.
 HARMLESS_BADGES = ("SALE", "NEW", "GIFT", "FRESH")
 LOOKALIKES = (
     "best before may",

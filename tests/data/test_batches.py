@@ -240,7 +240,7 @@ def test_every_row_once_and_the_last_again():
 
 
 def test_bad_requests_are_refused():
-    with pytest.raises(AntgmmError, match="a batch of 5 needs as many rows; the data has 4"):
+    with pytest.raises(AntgmmError, match="a batch of 5 needs at least as many rows, but the data has 4"):
         run(rows_of(4), 5, 0)
-    with pytest.raises(AntgmmError, match="widest bucket is 4 but a row needs 8: add a bucket"):
+    with pytest.raises(AntgmmError, match="largest bucket is 4, but a row needs 8: add a bucket"):
         collate.Widths((8,), (2, 4), (1,)).groups(rows_of(8).needs(T5))

@@ -61,5 +61,5 @@ def test_the_loss_is_the_facts_mean_plus_the_weighted_cells():
 
 def test_patches_that_split_cells_are_refused():
     config = preset("antgmm-small")
-    with pytest.raises(AntgmmError, match="7 patches a side do not divide 16 cells"):
+    with pytest.raises(AntgmmError, match="7 patches per side do not divide 16 cells"):
         with_heads(config, {"vision": {}, "bridge": {}}, FACTS, 5, jax.random.key(0))

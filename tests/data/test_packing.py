@@ -128,7 +128,7 @@ def test_a_resumed_run_sees_the_same_batches(prefetch):
 
 
 def test_bad_requests_are_refused():
-    with pytest.raises(AntgmmError, match="pack = 5 but a sample has 6 tokens: raise pack"):
+    with pytest.raises(AntgmmError, match="pack = 5, but a sample has 6 tokens: increase pack"):
         run(rows_of(4), 1, 0, 5)
     with pytest.raises(AntgmmError, match="a batch of 9 rows of 13 tokens needs more samples: the data fills"):
         run(rows_of(4), 9, 0, 13)

@@ -120,7 +120,7 @@ def test_every_bad_row_is_refused_with_its_reason(folder, tmp_path_factory):
     with pytest.raises(AntgmmError) as caught:
         read("jsonl", file)
     head, *listed = str(caught.value).split("\n")
-    assert "20 of 21 rows are refused" in head
+    assert "20 of 21 rows are invalid" in head
     reasons = dict(line.split(": ", 1) for line in listed)
     expected = {
         2: "image none.png is missing",
@@ -138,8 +138,8 @@ def test_every_bad_row_is_refused_with_its_reason(folder, tmp_path_factory):
         14: "id 'a' is also that of line 1",
         15: "is not JSON",
         16: "is a list, not an object",
-        17: "'answer' and 'caption' both name the answer",
-        18: "not a list of turns",
+        17: "'answer' and 'caption' both contain the answer",
+        18: "not a list of at least two turns",
         19: "do not alternate",
         20: "image images is a folder",
         21: "is not a path",
@@ -164,7 +164,7 @@ def test_no_more_is_read_than_is_asked_for(folder):
     assert [r.id for r in read("jsonl", file, most=3)] == ["x#0", "x#1", "y#0"]
     assert [r.id for r in read("jsonl", file, most=4)] == ["x#0", "x#1", "y#0", "y#1"]
     for most in (0, 5):
-        with pytest.raises(AntgmmError, match="1 of 3 rows are refused"):
+        with pytest.raises(AntgmmError, match="1 of 3 rows are invalid"):
             read("jsonl", file, most=most)
 
 
@@ -187,13 +187,13 @@ def test_unusual_pictures_become_rgb(folder):
 @pytest.mark.parametrize(
     ("kind", "name", "content", "said"),
     [
-        ("jsonl", "a.jsonl", b"", "holds no rows"),
+        ("jsonl", "a.jsonl", b"", "has no rows"),
         ("jsonl", "a.jsonl", b"\xff\xfe\x00", "not UTF-8"),
         ("jsonl", "a.json", b"{}", "not a JSON array"),
         ("jsonl", "a.json", b"[", "is not JSON"),
         ("parquet", "a.parquet", b"PAR1nothing", "not a readable Parquet file"),
         ("webdataset", "a.tar", b"nothing", "not a readable tar file"),
-        ("csv", "a.csv", b"", "no reader for data of kind 'csv'"),
+        ("csv", "a.csv", b"", "unknown kind of data 'csv'"),
     ],
 )
 def test_files_that_are_none_are_refused(tmp_path, kind, name, content, said):
@@ -205,11 +205,11 @@ def test_files_that_are_none_are_refused(tmp_path, kind, name, content, said):
 def test_folders_without_or_with_too_many_files_are_refused(tmp_path):
     with pytest.raises(AntgmmError, match="does not exist"):
         read("jsonl", tmp_path / "none")
-    with pytest.raises(AntgmmError, match=r"holds no \.parquet file"):
+    with pytest.raises(AntgmmError, match=r"contains no \.parquet file"):
         read("parquet", tmp_path)
     for name in "ab":
         (tmp_path / f"{name}.jsonl").write_text("{}")
-    with pytest.raises(AntgmmError, match=r"a\.jsonl, b\.jsonl: name the file"):
+    with pytest.raises(AntgmmError, match=r"a\.jsonl, b\.jsonl: specify one"):
         read("jsonl", tmp_path)
 
 
@@ -269,7 +269,7 @@ def test_webdataset_shards(tmp_path):
             info = tarfile.TarInfo(name)
             info.size = len(content)
             archive.addfile(info, io.BytesIO(content))
-    with pytest.raises(AntgmmError, match=r"1 of 2 rows.*\n0\.tar x/b: needs one picture and a \.json, has \.json"):
+    with pytest.raises(AntgmmError, match=r"1 of 2 rows.*\n0\.tar x/b: needs an image and a \.json, has \.json"):
         read("webdataset", tmp_path)
     with tarfile.open(tmp_path / "0.tar", "w") as archive:
         for name in ("x/._a.png", "x/a.png", "x/a.json"):
@@ -334,7 +334,7 @@ def test_elements_of_an_array_are_read_by_their_places(folder, monkeypatch, chun
             assert row.answer == rows[number]["answer"] and row.text == rows[number].get("text", "")
             assert row.id == str(rows[number].get("id", f"row {number + 1}#0"))
     for text, said in (
-        ("[]", "holds no rows"),
+        ("[]", "has no rows"),
         ("[1, 2", "is not JSON"),
         ("[1] 2", "is not JSON"),
         ("[1 2]", "is not JSON"),

@@ -158,7 +158,7 @@ def test_bad_rows_are_refused_together_and_nothing_is_kept(rows, encode):
     with pytest.raises(AntgmmError) as refused:
         opened(rows, encode)
     head, *reasons = str(refused.value).split("\n")
-    assert head == f"{rows}: 3 of 6 rows are refused; mend or remove them"
+    assert head == f"{rows}: 3 of 6 rows are invalid; correct or remove them"
     assert [reason.split(" cannot")[0] for reason in reasons] == [
         "line 2: image none.png is missing",
         "line 3: image text.png",
@@ -166,7 +166,7 @@ def test_bad_rows_are_refused_together_and_nothing_is_kept(rows, encode):
     ]
     assert not [path for path in (folder / "cache").iterdir() if path.is_dir()]
     write(folder, [lines[k] for k in (0, 3, 5)])
-    with pytest.raises(AntgmmError, match="holds 3 records, the recipe asks for 9: lower samples"):
+    with pytest.raises(AntgmmError, match="has 3 records, but samples = 9: reduce samples"):
         opened(rows, encode, most=9)
 
 

@@ -32,15 +32,15 @@ FONTS = {
 
 
 def icons(folder: Path, name: str) -> None:
-    """Draws every product of one icon set into an atlas, COLUMNS cells a row."""
+    """Draws every product of one icon set into an atlas with COLUMNS cells per row."""
     import resvg_py
 
-    found = json.loads((folder / name / "icons.json").read_text())
+    icon_set = json.loads((folder / name / "icons.json").read_text())
     rows = -(-len(PRODUCTS) // COLUMNS)
     atlas = Image.new("RGBA", (COLUMNS * CELL, rows * CELL))
     for place, product in enumerate(PRODUCTS):
-        entry = found["icons"][found.get("aliases", {}).get(product.icon, {}).get("parent", product.icon)]
-        width, height = entry.get("width", found["width"]), entry.get("height", found["height"])
+        entry = icon_set["icons"][icon_set.get("aliases", {}).get(product.icon, {}).get("parent", product.icon)]
+        width, height = entry.get("width", icon_set["width"]), entry.get("height", icon_set["height"])
         svg = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}">{entry["body"]}</svg>'
         png = resvg_py.svg_to_bytes(svg_string=svg, width=CELL, height=CELL)
         cell = Image.open(io.BytesIO(bytes(png))).convert("RGBA")
@@ -49,7 +49,7 @@ def icons(folder: Path, name: str) -> None:
 
 
 def fonts(folder: Path) -> None:
-    """Cuts each font to printable ASCII and gives the subset a name of its own."""
+    """Reduces each font to printable ASCII and renames it."""
     from fontTools import subset
     from fontTools.ttLib import TTFont
 
@@ -68,7 +68,7 @@ def fonts(folder: Path) -> None:
 
 
 def codes() -> None:
-    """Draws 24 QR codes (21 modules a side, one pixel a module) side by side."""
+    """Draws 24 QR codes (21 x 21 modules, one pixel per module) side by side."""
     import segno
 
     row = Image.new("L", (24 * 21, 21))

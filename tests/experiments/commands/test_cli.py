@@ -380,5 +380,5 @@ def test_eval_scores_by_type(antgmm, tmp_path):
     assert "verdict" in antgmm(*words).stdout
     # A prompt of the command line is the one that the questions are asked by: it is held against their words.
     left_out = antgmm(*words, "--prompt", "Question: {question} Answer:")
-    assert left_out.exit_code == 2 and "leaves out the text of rows" in left_out.stderr
-    assert "--prompt '{answer}' names {answer}" in antgmm(*words, "--prompt", "{answer}").stderr
+    assert left_out.exit_code == 2 and "does not contain the text of rows" in left_out.stderr
+    assert "--prompt '{answer}' contains {answer}" in antgmm(*words, "--prompt", "{answer}").stderr

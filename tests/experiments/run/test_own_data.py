@@ -210,7 +210,7 @@ def test_bad_rows_are_told_together_and_nothing_is_trained(ads, command, family)
         return result.stderr.partition("error: ")[2].splitlines()
 
     head, *reasons = told(bad)
-    assert head == "ads/train.jsonl: 6 of 24 rows are refused; mend or remove them"
+    assert head == "ads/train.jsonl: 6 of 24 rows are invalid; correct or remove them"
     expected = {2: "none.png is missing", 3: "cannot be decoded", 4: "leaves the data folder", 5: "question is empty"}
     expected |= {6: "answer is a int, not text", 7: f"id {whole[1]['id']!r} is also that of line 1"}
     assert len(reasons) == len(expected)
