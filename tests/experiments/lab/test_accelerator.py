@@ -15,7 +15,7 @@ from antgmm_jax.families.llava.presets import sized as llava
 from antgmm_jax.pure import abstract, functional
 from distill import LossConfig, make_loss
 from experiments.lab.bench import accelerator, checks, peaks, timing, training
-from experiments.lab.bench.accelerator import Asked, defaults
+from experiments.lab.bench.accelerator import Settings, defaults
 from experiments.lab.bench.batches import device_arrays
 from experiments.lab.bench.checks import Check, refuse
 from experiments.lab.bench.flops import scoring_flops, step_flops, traced_flops
@@ -47,7 +47,7 @@ LLAVA = llava(
     image_token=3,
     q_per_kv=2,
 )
-TINY = Asked("test", "test", "float32", (2, 4), (1, 2), words=5, answer=4, matmul=(16, 32), copied=4096, rounds=3)
+TINY = Settings("test", "test", "float32", (2, 4), (1, 2), words=5, answer=4, matmul=(16, 32), copied=4096, rounds=3)
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from antgmm_jax.pure import float32, functional
 from experiments.lab.planning import step as planning
 from experiments.lab.planning.chips import CHIPS, Chip
 from experiments.lab.planning.collectives import sent
-from experiments.lab.planning.step import Asked, Step, check, compiled, roofline, smallest
+from experiments.lab.planning.step import Step, StepSpec, check, compiled, roofline, smallest
 from tests import reference
 from tests.pruning.models import CONFIGS, randomised
 
@@ -30,7 +30,7 @@ MESH = {"data": 1, "fsdp": 4, "tensor": 2}
 
 
 def asked(config=CONFIG, batch=8):
-    return Asked(config, config, batch, length=config.image_tokens + 4, answer=8)
+    return StepSpec(config, config, batch, length=config.image_tokens + 4, answer=8)
 
 
 def program(function, *arguments):
