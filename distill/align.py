@@ -29,7 +29,8 @@ class Part(NamedTuple):
         states: name of the collected states.
         layers: teacher layer of each student layer [Ls]; None for a single state.
         embed: teacher channel of each student channel [Ds], or a basis [Dt, Ds].
-        layers_axis, embed_axis: axes of the student's gates that weight layers and channels.
+        layers_axis: axis of the student's gates that weight the layers.
+        embed_axis: axis of the student's gates that weight the channels.
         mask: batch -> bool [B, N], the tokens to compare; [B, 1] for all tokens of a sample.
         weights: weights of a sample's tokens [N] with mean 1; None for equal weights.
     """

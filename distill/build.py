@@ -68,8 +68,8 @@ def build_cache(
         samples: number of samples.
         like: a host batch of the largest lengths; shorter batches are padded with zeros, which no loss reads.
         key: key of the cache, from `fingerprint`.
-        names: states to store: `final` for losses on logits, `<tower>/states` and `bridge/out` for losses that compare
-            these. Parts of the teacher that no name depends on do not run.
+        names: states to store: `final` for losses that compare logits, and `<tower>/states` and `bridge/out` for losses
+            that compare them. The teacher runs only the parts that these states need.
         progress: called with (samples done, samples).
 
     Raises:

@@ -1,4 +1,4 @@
-"""The teacher cache: final hidden states at answer positions or other states, one row per sample.
+"""The teacher cache: final hidden states at answer positions and other states, one row per sample.
 
 A cache is a folder with `meta.json` and ArrayRecord files; every process writes its own rows. Each row is one record:
 its states in bfloat16, one name after another, padded to the longest sample. States have the teacher's width, so the

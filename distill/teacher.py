@@ -117,7 +117,7 @@ def online(functional: Any, params: Params) -> Teacher:
 def cached(functional: Any, params: Params, cache: TeacherCache) -> Teacher:
     """Creates a teacher that reads its targets from a cache and computes logits with its frozen head.
 
-    The result holds only the parameters of the head, so the others can be freed. A cache without `final` has no head.
+    The result holds only the parameters of the head (none if the cache lacks `final`), so the others can be freed.
 
     Args:
         functional: `Functional` of the teacher.

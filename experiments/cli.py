@@ -1,6 +1,6 @@
-"""The command line `antgmm`: what a person types, what a person sees, and exit codes.
+"""The command line `antgmm`.
 
-Exit codes: 0 done; 2 a fault of input or environment, told in one line; 130 stopped by the person.
+Exit codes: 0 for success, 2 for an error in the input or environment (one line on stderr), 130 for Ctrl-C.
 """
 
 import errno
@@ -25,33 +25,33 @@ SHOWN = (
     *("demo", "compress", "train", "import", "eval", "export"),
     *("search", "plan", "shrink", "cost", "recombine", "report"),
 )
-"""Commands in the order of `antgmm --help`, which lists the groups `data` and `lab` after them."""
+"""Commands in the order of `antgmm --help`, before the groups `data` and `lab`."""
 
 RESUMED = ("demo", "train", "compress", "recombine", "study", "peers")
-"""Commands that go on where they stopped when they are given again."""
+"""Commands that resume when they are run again."""
 
-_OF_THE_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR)
+_ENVIRONMENT_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR)
 
 
 class _Group(TyperGroup):
-    """Faults that a person can mend become one line and an exit code; a traceback is left for bugs."""
+    """Prints errors that the user can fix as one line with an exit code; bugs keep their traceback."""
 
     def invoke(self, ctx) -> Any:
         try:
             return super().invoke(ctx)
         except AntgmmError as error:
-            raise _refused(str(error)) from error
+            raise _failure(str(error)) from error
         except OSError as error:
-            if error.errno not in _OF_THE_MACHINE:
+            if error.errno not in _ENVIRONMENT_ERRORS:
                 raise
-            raise _refused(f"{error.filename or 'a file'}: {error.strerror}; mend that and start again") from error
+            raise _failure(f"{error.filename or 'a file'}: {error.strerror}; fix this and start again") from error
         except KeyboardInterrupt as error:
-            again = "; the same command goes on where it stopped" if ctx.invoked_subcommand in RESUMED else ""
+            again = "; run the same command to resume" if ctx.invoked_subcommand in RESUMED else ""
             typer.echo(f"stopped{again}", err=True)
             raise typer.Exit(130) from error
 
 
-def _refused(message: str) -> typer.Exit:
+def _failure(message: str) -> typer.Exit:
     typer.echo(f"error: {message}", err=True)
     return typer.Exit(2)
 
@@ -73,13 +73,13 @@ def _antgmm() -> None:
 
 
 def environment() -> None:
-    """Settings that must stand before jax and transformers are imported; what the person has set stays."""
+    """Sets environment variables before jax and transformers are imported; existing ones are kept."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "antgmm-jax" / "xla"
     defaults = {
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-        # Checkpoints and data are folders: nothing is fetched behind the person's back.
+        # Checkpoints and data are local: never download anything.
         "HF_HUB_OFFLINE": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "TRANSFORMERS_VERBOSITY": "error",
@@ -99,22 +99,22 @@ def _add(group: typer.Typer, commands: Commands) -> None:
 
 def _add_group(name: str, about: str, example: str, commands: Commands) -> None:
     group = typer.Typer(cls=_Group, no_args_is_help=True, help=about, epilog=f"Example: {example}")
-    group.callback()(lambda: None)  # with a callback a single command keeps its name
+    group.callback()(lambda: None)  # with a callback, a group can have a single command
     _add(group, commands)
     app.add_typer(group, name=name)
 
 
 _COMMANDS: Commands = runs.COMMANDS | models.COMMANDS | search.COMMANDS | plan.COMMANDS
 _add(app, {name: _COMMANDS[name] for name in SHOWN})
-_add_group("data", "Make data sets.", "antgmm data maad --tier s --split test --out maad-s", data.COMMANDS)
+_add_group("data", "Create data sets.", "antgmm data maad --tier s --split test --out maad-s", data.COMMANDS)
 _add_group("lab", "Measure: speed, energy, studies of recipes.", "antgmm lab bench --quick", lab.COMMANDS)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The script `antgmm`.
+    """Runs the command line.
 
     Args:
-        arguments: in the place of the process's own.
+        arguments: arguments instead of those of the process.
     """
     app(args=None if arguments is None else list(arguments), prog_name="antgmm")
 

@@ -1,1 +1,1 @@
-"""Commands of `antgmm`, by subject. Heavy libraries are imported inside a command, so that `--help` is quick."""
+"""Commands of `antgmm` by subject. Commands import heavy libraries inside functions, so that `--help` is fast."""

@@ -1,4 +1,4 @@
-"""Commands that make data sets."""
+"""Commands that create data sets."""
 
 from enum import StrEnum
 from itertools import accumulate
@@ -12,22 +12,22 @@ from experiments.run.host.console import table
 
 
 class Form(StrEnum):
-    """Forms that data is written in."""
+    """File formats for writing data."""
 
     PARQUET = "parquet"
     JSONL = "jsonl"
 
 
 def maad(
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Where to.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Output folder.")],
     tier: Annotated[str, typer.Option(help="s, m or full.")] = "s",
-    split: Annotated[list[str] | None, typer.Option(help="train, val, test or test_hard; all unless given.")] = None,
-    samples: Annotated[int, typer.Option(min=0, help="Records of each split; 0 for the data set's own sizes.")] = 0,
-    seed: Annotated[int, typer.Option(help="Another seed is another data set.")] = 0,
-    form: Annotated[Form, typer.Option("--format", help="jsonl has its pictures beside it.")] = Form.PARQUET,
+    split: Annotated[list[str] | None, typer.Option(help="train, val, test or test_hard; all by default.")] = None,
+    samples: Annotated[int, typer.Option(min=0, help="Records of each split; 0 for the default sizes.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the data set.")] = 0,
+    form: Annotated[Form, typer.Option("--format", help="jsonl writes images to a folder next to it.")] = Form.PARQUET,
     as_json: Json = False,
 ) -> None:
-    """Draw MAAD-synth, advertisements with an auditor's questions, as files."""
+    """Generate MAAD-synth (advertisements with an auditor's questions) as files."""
     from antgmm_jax.errors import AntgmmError
     from data.maad.latents import SIZES
     from data.writers import write_maad
@@ -35,7 +35,7 @@ def maad(
 
     chosen = split or [*SIZES]
     if unknown := [name for name in chosen if name not in SIZES]:
-        raise AntgmmError(f"no split {unknown[0]!r}: choose among {', '.join(SIZES)}")
+        raise AntgmmError(f"no split {unknown[0]!r}: choose one of {', '.join(SIZES)}")
     sizes = {name: samples or SIZES[name] for name in chosen}
     before = dict(zip(sizes, accumulate(sizes.values(), initial=0), strict=False))
     with bar(f"MAAD-synth {tier}", sum(sizes.values())) as update:

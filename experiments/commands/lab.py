@@ -1,4 +1,4 @@
-"""Commands of `antgmm lab`: how fast, how well and at what energy; nothing that a user's run needs."""
+"""Commands of `antgmm lab`: benchmarks, studies and energy estimates."""
 
 from pathlib import Path
 from typing import Annotated
@@ -12,20 +12,22 @@ from experiments.run.host.console import count, table
 
 def bench(
     model: Annotated[
-        Path | None, typer.Argument(metavar="[MODEL]", help="Hugging Face directory; antgmm-tiny if none is given.")
+        Path | None, typer.Argument(metavar="[MODEL]", help="Hugging Face directory; antgmm-tiny by default.")
     ] = None,
     student: Annotated[
-        Path | None, typer.Argument(metavar="[STUDENT]", help="A cut one, to compare request times with.")
+        Path | None, typer.Argument(metavar="[STUDENT]", help="A pruned model, to compare request times.")
     ] = None,
-    rounds: Annotated[int, typer.Option(min=3, help="Rounds that are timed; medians are told.")] = 9,
+    rounds: Annotated[int, typer.Option(min=3, help="Measured rounds; results are medians.")] = 9,
     large: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="A folder with 13 GB free: also cuts a random antgmm-5b on disk there."),
+        typer.Option(
+            metavar="DIR", help="Folder with 13 GB of free space: also prunes a random antgmm-5b on disk there."
+        ),
     ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Small shapes: whether it runs, not how fast.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Use small shapes, to check that it runs.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Measure speed as ratios, both sides in turn in one run: importance, training, decoding, requests, cuts."""
+    """Measure relative speed of importance, training, decoding, requests and pruning."""
     from experiments.lab.bench.ratios import run, shown
 
     figures = run(model, student, large, rounds=rounds, quick=quick)
@@ -33,13 +35,15 @@ def bench(
 
 
 def stalls(
-    recipe: Annotated[Path | None, typer.Argument(metavar="[RECIPE]", help="The demo's if none is given.")] = None,
+    recipe: Annotated[
+        Path | None, typer.Argument(metavar="[RECIPE]", help="A TOML file; the demo's recipe by default.")
+    ] = None,
     changes: Set = None,
-    rounds: Annotated[int, typer.Option(min=3, help="Rounds that are timed; medians are told.")] = 9,
-    steps: Annotated[int, typer.Option(min=1, help="Steps of each loop in a round.")] = 20,
+    rounds: Annotated[int, typer.Option(min=3, help="Measured rounds; results are medians.")] = 9,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of each loop per round.")] = 20,
     as_json: Json = False,
 ) -> None:
-    """Measure what the training loop of a recipe's last stage waits for: data, the teacher's cache, checkpoints."""
+    """Measure how long training waits for data, the teacher cache and checkpoints, in the last stage of a recipe."""
     from experiments.lab.bench.stalls import run, shown
     from experiments.run.schema.recipe import load_recipe
 
@@ -49,11 +53,11 @@ def stalls(
 
 
 def stream(
-    rows: Annotated[list[int] | None, typer.Option(min=64, help="Rows of the data. Can be repeated.")] = None,
-    side: Annotated[int, typer.Option(min=16, help="Pixels of the model's pictures.")] = 64,
+    rows: Annotated[list[int] | None, typer.Option(min=64, help="Number of rows. Can be repeated.")] = None,
+    side: Annotated[int, typer.Option(min=16, help="Side of the model's images in pixels.")] = 64,
     as_json: Json = False,
 ) -> None:
-    """Measure memory and the time to the first batch of data of 2 000 and of 200 000 rows, new and started again."""
+    """Measure memory and time to the first batch for 2 000 and 200 000 rows, without and with a cache."""
     from experiments.lab.bench.stream import run, shown
 
     figures = run(rows or (2_000, 200_000), side=side)
@@ -62,52 +66,54 @@ def stream(
 
 def accelerator(
     student: Annotated[
-        str, typer.Option(help="Preset that is trained; chosen by the device and its memory unless given.")
+        str, typer.Option(help="Preset to train; by default chosen for the device and its memory.")
     ] = "",
-    teacher: Annotated[str, typer.Option(help="Preset that it learns from; the same.")] = "",
+    teacher: Annotated[str, typer.Option(help="Preset of the teacher; by default chosen likewise.")] = "",
     dtype: Annotated[
-        str, typer.Option(help="What both compute in, bfloat16 or float32; float32 on a CPU unless given.")
+        str, typer.Option(help="Dtype of computation, bfloat16 or float32; by default float32 on a CPU, else bfloat16.")
     ] = "",
     batch: Annotated[
-        list[int] | None, typer.Option(min=1, help="A batch size of the train step. Can be repeated.")
+        list[int] | None, typer.Option(min=1, help="Batch size of the train step. Can be repeated.")
     ] = None,
-    rounds: Annotated[int, typer.Option(min=0, help="Rounds that are timed; 0 for the device's own number.")] = 0,
-    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Also writes the figures there, as JSON.")] = None,
+    rounds: Annotated[int, typer.Option(min=0, help="Measured rounds; 0 for the default of the device.")] = 0,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also write the figures to this file, as JSON.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Measure the first GPU, TPU or CPU that JAX sees: correctness, its own rates, training and serving as shares."""
+    """Check and benchmark the first device of JAX: peak rates, and training and serving relative to them."""
     import jax
 
     from experiments.lab.bench.accelerator import defaults, measure, memory
     from experiments.lab.bench.tables import shown
     from experiments.run.folder import write_json
 
-    given = {
+    options = {
         "student": student,
         "teacher": teacher,
         "dtype": dtype,
         "batches": tuple(sorted(set(batch or ()))),
         "rounds": rounds,
     }
-    asked = defaults(jax.devices()[0].platform, memory())
-    figures = measure(asked._replace(**{name: value for name, value in given.items() if value}))
+    settings = defaults(jax.devices()[0].platform, memory())
+    figures = measure(settings._replace(**{name: value for name, value in options.items() if value}))
     if out is not None:
         write_json(out, figures)
     emit(figures, as_json, *shown(figures))
 
 
 def study(
-    path: Annotated[Path, typer.Argument(metavar="STUDY", help="A TOML file: a recipe and arms that change it.")],
+    path: Annotated[Path, typer.Argument(metavar="STUDY", help="A TOML file with a recipe and arms that change it.")],
     run: Annotated[
-        Path, typer.Option("--run", metavar="DIR", help="Folder of all its runs; a study found there goes on.")
+        Path, typer.Option("--run", metavar="DIR", help="Folder of all runs; an existing study is resumed.")
     ],
-    out: Annotated[Path, typer.Option(metavar="FILE", help="Results as JSON; beside it .md and .svg.")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="Results as JSON; also writes .md and .svg.")],
     arms: Annotated[
-        list[str] | None, typer.Option("--arm", metavar="NAME", help="Only these. Can be repeated.")
+        list[str] | None, typer.Option("--arm", metavar="NAME", help="Run only this arm. Can be repeated.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Run a study arm by arm and tell the scores with their spread; a second process takes other runs of it."""
+    """Run a study arm by arm and report scores with their spread. Several processes can share a study."""
     from experiments.lab.study.arms import load_study
 
     chosen = load_study(path)
@@ -119,19 +125,22 @@ def study(
 
 
 def peers(
-    out: Annotated[Path, typer.Option(metavar="FILE", help="Results as JSON; beside it .md and .svg.")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="Results as JSON; also writes .md and .svg.")],
     work: Annotated[
-        Path, typer.Option(metavar="DIR", help="Weights, text and single results; a comparison found there goes on.")
+        Path,
+        typer.Option(
+            metavar="DIR", help="Folder of weights, texts and single results; an existing comparison is resumed."
+        ),
     ] = Path("runs/peers"),
     python: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Python of the peers' environment; that of `make peers-env` unless given."),
+        typer.Option(metavar="FILE", help="Python of the peers' environment; by default that of `make peers-env`."),
     ] = None,
-    repeats: Annotated[int, typer.Option(min=1, help="Rounds; medians and ranges are told.")] = 5,
-    samples: Annotated[int, typer.Option(min=8, help="Samples of the data set, each seen once by each peer.")] = 192,
+    repeats: Annotated[int, typer.Option(min=1, help="Rounds; results are medians and ranges.")] = 5,
+    samples: Annotated[int, typer.Option(min=8, help="Samples of the data set; every library sees each once.")] = 192,
     as_json: Json = False,
 ) -> None:
-    """Hold distillation against TRL's GKD and google-tunix: one task, one core, each a process of its own, in turn."""
+    """Compare distillation with TRL's GKD and google-tunix on one task and one core, in alternating processes."""
     from experiments.lab.peers.results import compare
     from experiments.lab.peers.runs import PYTHON
     from experiments.lab.peers.summaries import sentences, tables
@@ -143,24 +152,24 @@ def peers(
 
 
 def energy(
-    watts: Annotated[float, typer.Option(min=0, help="Of an accelerator with its share of a server, serving.")],
-    teacher_ms: Annotated[float, typer.Option(min=0, help="Latency of a request to the teacher.")],
-    student_ms: Annotated[float, typer.Option(min=0, help="To the student.")],
-    rate: Annotated[float | None, typer.Option(min=0, help="Requests a second, day and night.")] = None,
-    kwh_a_year: Annotated[
-        float | None, typer.Option(min=0, help="In place of --rate: what is said to be saved.")
-    ] = None,
-    pue: Annotated[float, typer.Option(min=1, help="Power of the data centre over that of its servers.")] = 1.0,
+    watts: Annotated[
+        float, typer.Option(min=0, help="Power of an accelerator and its share of the server under load.")
+    ],
+    teacher_ms: Annotated[float, typer.Option(min=0, help="Latency of a request to the teacher in milliseconds.")],
+    student_ms: Annotated[float, typer.Option(min=0, help="Latency of a request to the student in milliseconds.")],
+    rate: Annotated[float | None, typer.Option(min=0, help="Requests per second, day and night.")] = None,
+    kwh_a_year: Annotated[float | None, typer.Option(min=0, help="Claimed saving, instead of --rate.")] = None,
+    pue: Annotated[float, typer.Option(min=1, help="Power usage effectiveness of the data centre.")] = 1.0,
     as_json: Json = False,
 ) -> None:
-    """Tell what a rate of requests costs with teacher and student, or which rate a claimed saving implies."""
+    """Compute the energy of a request rate with teacher and student, or the rate that a claimed saving implies."""
     from experiments.lab.fleet import service
 
     figures = service(watts, pue, teacher_ms, student_ms, kwh=kwh_a_year, rate=rate)
-    names = {"joules": "J a request", "kwh_a_year": "kWh a year", "megawatts": "MW", "busy": "busy accelerators"}
+    names = {"joules": "J per request", "kwh_a_year": "kWh per year", "megawatts": "MW", "busy": "busy accelerators"}
     models = ("teacher", "student", "saved")
     rows = [(name, *(count(figures[model][key]) for model in models)) for key, name in names.items()]
-    rates = f"{count(figures['requests_a_second'])} requests a second, {count(figures['requests_a_day'])} a day"
+    rates = f"{count(figures['requests_a_second'])} requests per second, {count(figures['requests_a_day'])} per day"
     emit(figures, as_json, table(["", *models], rows, rates))
 
 

@@ -1,4 +1,4 @@
-"""Commands about one checkpoint: import and cost look at it, shrink cuts it, eval asks it, export writes one."""
+"""Commands about one checkpoint: import, cost, shrink, eval and export."""
 
 from collections.abc import Iterator, Mapping
 from enum import StrEnum
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="A Hugging Face directory.")]
 Prompt = Annotated[
     str,
-    typer.Option(metavar="TEMPLATE", help="How it is asked, as in recipes; without it as its antgmm.json says."),
+    typer.Option(metavar="TEMPLATE", help="Prompt template as in recipes; by default that of the model's antgmm.json."),
 ]
 
 
 class DType(StrEnum):
-    """Dtypes of exported tensors."""
+    """Dtypes for export."""
 
     FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"
@@ -32,7 +32,7 @@ class DType(StrEnum):
 
 
 def import_(model: Model, as_json: Json = False) -> None:
-    """Read a checkpoint, check every tensor, and tell what can be cut and to which sizes."""
+    """Check every tensor of a checkpoint, and list its axes with their legal sizes."""
     import jax
 
     from antgmm_jax.axes import sizes
@@ -41,7 +41,7 @@ def import_(model: Model, as_json: Json = False) -> None:
 
     config, params = open_hf(model)
     for leaf in jax.tree.leaves(params):
-        for _ in leaf.parts():  # read, which checks the values, and let go: the model need not fit into memory
+        for _ in leaf.parts():  # reading checks the values; the model need not fit into memory
             pass
     local, present = local_axes(config), sizes(config)
     axes = {
@@ -49,10 +49,10 @@ def import_(model: Model, as_json: Json = False) -> None:
     }
     figures = {"family": config.family, "dtypes": _dtypes(params), **_cost(config, 1, 64, 16), "axes": axes}
     rows = [
-        (axis, f["size"], "its own" if f["local"] else "shared", _runs(f["legal"]), ", ".join(f["tied"]))
+        (axis, f["size"], "local" if f["local"] else "shared", _runs(f["legal"]), ", ".join(f["tied"]))
         for axis, f in axes.items()
     ]
-    shown = table(["axis", "units", "in each layer", "legal sizes", "cut along with it"], rows, "What can be cut")
+    shown = table(["axis", "units", "in each layer", "legal sizes", "tied axes"], rows, "Axes that can be pruned")
     emit(figures, as_json, f"{model}: {config.family}, {', '.join(figures['dtypes'])}", _sizes(figures), shown)
 
 
@@ -63,7 +63,7 @@ def _dtypes(params: Any) -> list[str]:
 
 
 def _legal(config: "LMMConfig", axis: str, size: int) -> dict[str, Any]:
-    """Sizes that this axis alone can be cut to, and the axes that are cut along with it."""
+    """Legal sizes of an axis if only it and its tied axes change, and the tied axes."""
     from antgmm_jax.families import complete
     from pruning.planning import fault_of
 
@@ -72,7 +72,7 @@ def _legal(config: "LMMConfig", axis: str, size: int) -> dict[str, Any]:
 
 
 def _runs(numbers: list[int]) -> str:
-    """Sizes in few words: equal steps as `first, second ... last`."""
+    """Formats sizes; abbreviates equal steps as `first, second ... last`."""
     steps = {b - a for a, b in pairwise(numbers)}
     if len(numbers) < 4 or len(steps) > 1:
         return ", ".join(map(str, numbers)) or "none"
@@ -82,12 +82,12 @@ def _runs(numbers: list[int]) -> str:
 def cost(
     model: Maybe = None,
     preset: Preset = "",
-    batch: Annotated[int, typer.Option(min=1, help="Samples of a request.")] = 1,
-    length: Annotated[int, typer.Option(min=1, help="Prompt tokens, the image's included.")] = 64,
+    batch: Annotated[int, typer.Option(min=1, help="Samples per request.")] = 1,
+    length: Annotated[int, typer.Option(min=1, help="Prompt tokens, including image tokens.")] = 64,
     answer: Annotated[int, typer.Option(min=1, help="Answer tokens.")] = 16,
     as_json: Json = False,
 ) -> None:
-    """Parameters, FLOPs, bytes and KV cache of a request, by tower and phase, from config and headers alone."""
+    """Compute parameters, FLOPs, bytes and KV cache of a request, by tower and phase."""
     config = config_of(model, preset)
     figures = {"family": config.family, "batch": batch, "length": length, "answer": answer}
     figures |= _cost(config, batch, length, answer)
@@ -99,13 +99,13 @@ def cost(
 def _cost(config: "LMMConfig", batch: int, length: int, answer: int) -> dict[str, Any]:
     import pruning
 
-    found = pruning.cost(config, batch, length, answer)
-    return {"params": sum(found.parameters.values()), **found._asdict()}
+    result = pruning.cost(config, batch, length, answer)
+    return {"params": sum(result.parameters.values()), **result._asdict()}
 
 
 def _sizes(figures: Mapping[str, Any]) -> Any:
     rows = [(tower, count(n)) for tower, n in figures["parameters"].items()]
-    return table(["tower", "parameters"], [*rows, ("together", count(figures["params"]))])
+    return table(["tower", "parameters"], [*rows, ("total", count(figures["params"]))])
 
 
 def _by_phase(figures: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
@@ -116,22 +116,22 @@ def _by_phase(figures: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
 
 def shrink(
     model: Model,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Where to; must not exist yet.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to create.")],
     size: Annotated[
         list[str] | None,
-        typer.Option(metavar="AXIS=SIZE", help="Units to keep, or with a decimal point a fraction. Can be repeated."),
+        typer.Option(metavar="AXIS=SIZE", help="Units to keep, or a fraction (with a decimal point). Can be repeated."),
     ] = None,
-    like: Annotated[str, typer.Option(metavar="PRESET", help="All sizes of a preset in their place.")] = "",
-    max_shard_size: Annotated[str, typer.Option(metavar="SIZE", help="Largest file, such as 500MB.")] = "5GB",
-    disk: Annotated[bool, typer.Option("--disk", help="Also time a plain read and write of the same bytes.")] = False,
+    like: Annotated[str, typer.Option(metavar="PRESET", help="Use all sizes of a preset instead.")] = "",
+    max_shard_size: Annotated[str, typer.Option(metavar="SIZE", help="Maximum size of a file, such as 500MB.")] = "5GB",
+    disk: Annotated[bool, typer.Option("--disk", help="Also measure the time to copy the same bytes.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Cut a checkpoint by magnitude, one tensor in memory at a time: nothing is trained, the model need not fit."""
+    """Prune a checkpoint by magnitude, without training. The model need not fit into memory."""
     from antgmm_jax.io.convert import open_hf
     from experiments.run.disk_cut import cut, shown, targets_of
 
     if bool(size) == bool(like):
-        raise AntgmmError("shrink needs --size or --like, one of the two")
+        raise AntgmmError("shrink needs either --size or --like")
     targets = sizes_given(size) if size else targets_of(open_hf(model)[0], like)
     figures = cut(model, targets, out, max_shard_size=max_shard_size, disk=disk)
     emit(figures, as_json, *shown(figures))
@@ -140,13 +140,13 @@ def shrink(
 def evaluate(
     model: Model,
     data: Annotated[str, typer.Option(metavar="DATA", help=FORMS + ".")],
-    samples: Annotated[int, typer.Option(min=0, help="How many records, the first ones; 0 for all.")] = 0,
+    samples: Annotated[int, typer.Option(min=0, help="Number of records, from the first; 0 for all.")] = 0,
     prompt: Prompt = "",
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 32,
-    batch: Annotated[int, typer.Option(min=1, help="Questions at a time: fewer need less memory.")] = 64,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Maximum length of an answer.")] = 32,
+    batch: Annotated[int, typer.Option(min=1, help="Questions per batch; fewer need less memory.")] = 64,
     as_json: Json = False,
 ) -> None:
-    """Ask a checkpoint every question of a data set, in JAX, and score the answers by type."""
+    """Evaluate a checkpoint on a data set in JAX, with scores by question type."""
     from antgmm_jax.io.convert import load_hf
     from experiments.run.samples import Samples, load_processor
     from experiments.run.scoring import scored
@@ -164,16 +164,18 @@ def evaluate(
 
 def export(
     stage: Annotated[Path, typer.Argument(metavar="STAGE", help="A finished stage, RUN/stages/NN-name.")],
-    like: Annotated[Path, typer.Option(metavar="DIR", help="The teacher: its tokenizer and settings are taken along.")],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Where to; must not exist yet.")],
-    dtype: Annotated[DType, typer.Option(help="Of the tensors.")] = DType.BFLOAT16,
-    data: Annotated[str, typer.Option(metavar="DATA", help=f"Prompts of the check, {FORMS}; else random ones.")] = "",
-    samples: Annotated[int, typer.Option(min=1, help="How many prompts.")] = 32,
+    like: Annotated[Path, typer.Option(metavar="DIR", help="The teacher, to copy tokenizer and settings from.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to create.")],
+    dtype: Annotated[DType, typer.Option(help="Dtype of the tensors.")] = DType.BFLOAT16,
+    data: Annotated[
+        str, typer.Option(metavar="DATA", help=f"Prompts of the check, {FORMS}; random prompts by default.")
+    ] = "",
+    samples: Annotated[int, typer.Option(min=1, help="Number of prompts.")] = 32,
     prompt: Prompt = "",
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of the compared answers.")] = 32,
     as_json: Json = False,
 ) -> None:
-    """Write a stage as a Hugging Face directory, if transformers reads it back and answers as JAX does."""
+    """Export a stage as a Hugging Face directory, after checking that transformers and JAX give equal results."""
     from experiments.run.publishing import Questions, publish
     from experiments.run.student import load_student
 
@@ -182,11 +184,15 @@ def export(
     student = load_student(stage)
     _same_family(student.config, like)
     if prompt and not data:
-        raise AntgmmError("--prompt is how the questions of --data are asked: give --data")
-    asked = template(prompt, like)
-    questions = Questions(_asked(student.config, like, data, samples, asked), max_new_tokens, *end_tokens(like))
-    result = publish(student.config, student.params, out, like, dtype=dtype.value, prompt=asked, questions=questions)
-    assert result is not None  # of one process, with questions
+        raise AntgmmError("--prompt is the template for the records of --data: add --data")
+    prompt_template = template(prompt, like)
+    questions = Questions(
+        _check_prompts(student.config, like, data, samples, prompt_template), max_new_tokens, *end_tokens(like)
+    )
+    result = publish(
+        student.config, student.params, out, like, dtype=dtype.value, prompt=prompt_template, questions=questions
+    )
+    assert result is not None  # never None with questions and one process
     rows = [
         ("largest difference of logits", f"{result.max_abs_logit_diff:.2g}"),
         ("largest logit", f"{result.max_abs_logit:.3g}"),
@@ -200,11 +206,11 @@ def _same_family(config: "LMMConfig", like: Path) -> None:
 
     family = open_hf(like)[0].family
     if family != config.family:
-        raise AntgmmError(f"{like} is of family {family}, the stage of {config.family}: give the teacher's directory")
+        raise AntgmmError(f"{like} has family {family}, the stage {config.family}: specify the teacher's directory")
 
 
-def _asked(config: "LMMConfig", like: Path, data: str, samples: int, prompt: str) -> list[Mapping[str, Any]]:
-    """The prompts of the check, in batches."""
+def _check_prompts(config: "LMMConfig", like: Path, data: str, samples: int, prompt: str) -> list[Mapping[str, Any]]:
+    """Batches of prompts for the check."""
     from experiments.run.random_batches import random_batch
     from experiments.run.samples import Samples, load_processor
 
@@ -212,8 +218,8 @@ def _asked(config: "LMMConfig", like: Path, data: str, samples: int, prompt: str
         questions = Samples(records(data, samples), load_processor(like), config, prompt=prompt)
         return [*questions.in_order(min(32, len(questions)), prompts=True)]
     starts = range(0, samples, 32)
-    found = [random_batch(config, min(32, samples - start), seed=start // 32) for start in starts]
-    return [{**batch, "index": batch["index"] + start} for batch, start in zip(found, starts, strict=True)]
+    batches = [random_batch(config, min(32, samples - start), seed=start // 32) for start in starts]
+    return [{**batch, "index": batch["index"] + start} for batch, start in zip(batches, starts, strict=True)]
 
 
 COMMANDS = {

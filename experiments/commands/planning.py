@@ -19,23 +19,26 @@ def plan(
     model: Maybe = None,
     preset: Preset = "",
     student: Annotated[
-        str, typer.Option(help="The preset that is trained; without it the model itself, as the first stage finds it.")
+        str, typer.Option(help="Preset of the student; by default the model itself, as in the first stage.")
     ] = "",
     mesh: Annotated[
         str, typer.Option("--mesh", metavar="AXIS=N,...", help="Devices to plan for, by data, fsdp and tensor.")
     ] = "fsdp=8",
-    batch: Annotated[int, typer.Option(min=1, help="Samples of a step.")] = 256,
+    batch: Annotated[int, typer.Option(min=1, help="Samples per step.")] = 256,
     length: Annotated[
-        int, typer.Option(min=0, help="Prompt tokens of a sample, the image's included; 0: 128, or the image's and 64.")
+        int,
+        typer.Option(
+            min=0, help="Prompt tokens per sample, including image tokens; 0 for max(128, image tokens + 64)."
+        ),
     ] = 0,
-    answer: Annotated[int, typer.Option(min=1, help="Its answer tokens.")] = 48,
+    answer: Annotated[int, typer.Option(min=1, help="Answer tokens per sample.")] = 48,
     remat: Annotated[
-        Remat, typer.Option(help="What the student's layers keep for the backward pass: all, matrix products, inputs.")
+        Remat, typer.Option(help="What the student's layers save for the backward pass: all, matrix products, inputs.")
     ] = "dots",
-    chip: Annotated[str, typer.Option(help="v5e, v5p, v6e, H100 or H200: a plan that it cannot hold is refused.")] = "",
+    chip: Annotated[str, typer.Option(help="v5e, v5p, v6e, H100 or H200; an error if its memory is too small.")] = "",
     as_json: Json = False,
 ) -> None:
-    """Tell memory, FLOPs, collectives and time at the roofline of a distillation step on devices that are not here."""
+    """Predict memory, FLOPs, communication and roofline time of a distillation step on other devices."""
     from antgmm_jax.presets import preset as named
     from experiments.lab.planning import step as planning
     from experiments.lab.planning.chips import CHIPS
@@ -45,16 +48,16 @@ def plan(
         raise AntgmmError(f"--chip {chip}: choose one of {', '.join(CHIPS)}")
     sizes = {"data": 1, "fsdp": 1, "tensor": 1, **parse(mesh)}
     if math.prod(sizes.values()) > planning.DEVICES:
-        raise AntgmmError(f"--mesh {mesh}: plans are made for at most {planning.DEVICES} devices")
-    # Before the model is read: an array, or the description of one, starts JAX with the devices that are there.
+        raise AntgmmError(f"--mesh {mesh}: at most {planning.DEVICES} devices are supported")
+    # Before reading the model: any array, or even its shape, initialises JAX with the real devices.
     simulate(planning.DEVICES)
     teacher = config_of(model, preset)
     length = length or max(128, teacher.image_tokens + 64)
-    asked = planning.Asked(named(student) if student else teacher, teacher, batch, length, answer, remat)
-    planning.check(asked)
-    step = planning.compiled(asked, sizes)
+    request = planning.StepSpec(named(student) if student else teacher, teacher, batch, length, answer, remat)
+    planning.check(request)
+    step = planning.compiled(request, sizes)
     if chip and step.total > CHIPS[chip].memory:
-        raise AntgmmError(_too_large(step, chip, planning.smallest(asked, sizes, CHIPS[chip].memory)))
+        raise AntgmmError(_too_large(step, chip, planning.smallest(request, sizes, CHIPS[chip].memory)))
     chips = {name: CHIPS[name] for name in ([chip] if chip else CHIPS)}
     figures = {
         "mesh": step.mesh,
@@ -75,42 +78,42 @@ def plan(
     times = [
         (
             name,
-            "yes" if found["fits"] else "no",
-            *(f"{1e3 * seconds:.3g}" for seconds in found["seconds"].values()),
-            f"{1e3 * max(found['seconds'].values()):.3g}",
+            "yes" if figures_of_chip["fits"] else "no",
+            *(f"{1e3 * seconds:.3g}" for seconds in figures_of_chip["seconds"].values()),
+            f"{1e3 * max(figures_of_chip['seconds'].values()):.3g}",
         )
-        for name, found in figures["chips"].items()
+        for name, figures_of_chip in figures["chips"].items()
     ]
     head = ["chip", "fits", "compute", "memory", "links", "at least"]
     emit(
         figures,
         as_json,
-        table(["memory of a device", ""], memory, f"A step on {_listed(step.mesh) or 'one device'}"),
-        f"{count(step.flops)}FLOP a device and step",
-        table(["sent by a device in a step", ""], sent),
-        table(head, times, "Milliseconds of a step at the published peaks"),
-        "Temporaries and what is sent are those of the CPU's compiler, which widens bfloat16: up to twice a TPU's.",
+        table(["memory per device", ""], memory, f"A step on {_listed(step.mesh) or 'one device'}"),
+        f"{count(step.flops)}FLOP per device and step",
+        table(["sent per device and step", ""], sent),
+        table(head, times, "Milliseconds per step at published peak rates"),
+        "Temporaries and communication are those of the CPU compiler, which widens bfloat16: up to twice a TPU's.",
     )
 
 
 def _by_operation(step: "Step") -> dict[str, int]:
-    found: dict[str, int] = {}
+    sizes: dict[str, int] = {}
     for (operation, _), size in step.sent.items():
-        found[operation] = found.get(operation, 0) + size
-    return found
+        sizes[operation] = sizes.get(operation, 0) + size
+    return sizes
 
 
 def _listed(mesh: dict[str, int]) -> str:
-    """A mesh as it is typed, axes of one device left out."""
+    """Formats a mesh like the option --mesh, without axes of size 1."""
     return ",".join(f"{axis}={n}" for axis, n in mesh.items() if n > 1)
 
 
 def _too_large(step: "Step", chip: str, fitting: "Step | None") -> str:
-    needs = f"a step takes {step.total / 1e9:.3g} GB a device, more than {chip} has"
+    needs = f"a step needs {step.total / 1e9:.3g} GB per device, more than {chip} has"
     if fitting is None:
-        return f"{needs}; no mesh of this tensor size and batch is enough: raise tensor, or lower --batch"
+        return f"{needs}; no mesh with this tensor size and batch is sufficient: increase tensor, or reduce --batch"
     enough = f"--mesh {_listed(fitting.mesh) or 'fsdp=1'} ({fitting.total / 1e9:.3g} GB)"
-    return f"{needs}; the smallest mesh that is enough: {enough}"
+    return f"{needs}; the smallest sufficient mesh is {enough}"
 
 
 COMMANDS = {"plan": (plan, "antgmm plan --preset antgmm-5b --mesh fsdp=16,tensor=4 --batch 256 --chip v5e")}

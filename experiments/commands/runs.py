@@ -1,4 +1,4 @@
-"""Commands that make a run: demo, train, compress, recombine; and its report."""
+"""Commands for runs: demo, train, compress, recombine and report."""
 
 import json
 import shutil
@@ -20,7 +20,7 @@ _BOOKS = {".lock", "recipe.toml", "status.json", "inputs.json"}
 
 
 class Machine(NamedTuple):
-    """What a run is made on: the options of `experiments.run.host.meshes.devices`."""
+    """Devices and processes of a run: arguments of `experiments.run.host.meshes.devices`."""
 
     mesh: str
     coordinator: str
@@ -40,12 +40,12 @@ def demo(
     processes: Processes = 1,
     process: Process = 0,
 ) -> None:
-    """Compress the packaged teacher by the packaged recipe: cut and distil tower by tower, export, report."""
+    """Compress the packaged teacher with the packaged recipe: prune and distil stage by stage, export, report."""
     _compress(DEMO, run, packaged(changes), Machine(mesh, coordinator, processes, process), as_json)
 
 
 def packaged(changes: list[str] | None) -> list[str]:
-    """Changes of the packaged recipe: its teacher is found from any folder, and the person's own come after and win."""
+    """Returns changes of the packaged recipe: the absolute path of its teacher, then the user's changes."""
     return [f"teacher.path={json.dumps(str(TEACHER))}", *(changes or [])]
 
 
@@ -59,7 +59,7 @@ def compress(
     processes: Processes = 1,
     process: Process = 0,
 ) -> None:
-    """Cut and distil a trained model by a recipe, stage by stage; export it and prove the export."""
+    """Prune and distil a trained model by a recipe, stage by stage; export it and check the export."""
     _compress(recipe, run, changes or [], Machine(mesh, coordinator, processes, process), as_json)
 
 
@@ -72,7 +72,7 @@ def _compress(path: Path, run: Path, changes: list[str], machine: Machine, as_js
         from experiments.run.pipeline import Run
 
         figures = finish(Run(recipe, run))
-    _tell_both(figures, run, as_json)
+    _print_comparison(figures, run, as_json)
 
 
 def train(
@@ -85,7 +85,7 @@ def train(
     processes: Processes = 1,
     process: Process = 0,
 ) -> None:
-    """Train a teacher by a recipe, from random parameters or further from a checkpoint, and export it."""
+    """Train a teacher by a recipe, from random parameters or from a checkpoint, and export it."""
     from experiments.run.schema.recipe import load_training
 
     training = load_training(recipe, changes or [])
@@ -99,7 +99,7 @@ def train(
     rows += [(f"... {kind or '-'}", f"{value:.4f}") for kind, value in scores["by_type"].items()]
     energy = figures["energy"]
     rows.append((f"energy, {energy['source']}", f"{energy['kwh']:.3g} kWh, {energy['kg_co2']:.3g} kg CO2"))
-    _tell(figures, as_json, table(["", "teacher"], rows), f"model: {run / 'export'}")
+    _print_result(figures, as_json, table(["", "teacher"], rows), f"model: {run / 'export'}")
 
 
 def recombine(
@@ -110,7 +110,7 @@ def recombine(
         typer.Option(
             "--from",
             metavar="STAGE[:AXES]",
-            help="A finished stage, and patterns of the axes to take from it (all that it cuts). Can be repeated.",
+            help="A finished stage, and patterns of axes to take from it (default: all pruned ones). Can be repeated.",
         ),
     ],
     steps: Annotated[int, typer.Option(min=1, help="Distillation steps of the recombined model.")],
@@ -121,20 +121,20 @@ def recombine(
     processes: Processes = 1,
     process: Process = 0,
 ) -> None:
-    """Join cuts of several runs of one teacher, each axis from one of them; cut the teacher so, and distil it."""
+    """Merge prunings of several runs of one teacher, each axis from one run; prune the teacher, and distil it."""
     with _started(run, Machine(mesh, coordinator, processes, process)):
         from experiments.report.write import finish
         from experiments.run.recombining import Source
         from experiments.run.recombining import recombine as joined
 
         figures = finish(joined(recipe, run, [Source.parse(text) for text in sources], steps, changes or []))
-    _tell_both(figures, run, as_json)
+    _print_comparison(figures, run, as_json)
 
 
 def report(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")], as_json: Json = False
 ) -> None:
-    """Print the report of a run, and write its Markdown and its page anew from what the run has left."""
+    """Print the report of a run, and render its Markdown and HTML again."""
     figures = _figures(run)
     if "teacher" not in figures:  # of `antgmm train`
         emit(figures, as_json, json.dumps(figures, indent=1))
@@ -148,7 +148,7 @@ def report(
 
 
 def _places(run: Path, *reports: str) -> str:
-    """Where a run's report and model are."""
+    """Paths of a run's report and model."""
     shown = [f"report: {run / 'report' / name}" for name in reports]
     return "\n".join([*shown, f"model:  {run / 'export'}"])
 
@@ -158,9 +158,9 @@ def _figures(run: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text())
     except FileNotFoundError as error:
-        raise AntgmmError(f"{run} has no report: it stands there when a run is complete{_state(run)}") from error
+        raise AntgmmError(f"{run} has no report: the run is not complete{_state(run)}") from error
     except ValueError as error:
-        raise AntgmmError(f"{path} is not JSON ({error}): give the run's own command again") from error
+        raise AntgmmError(f"{path} is not JSON ({error}): run the command of the run again") from error
 
 
 def _state(run: Path) -> str:
@@ -168,27 +168,27 @@ def _state(run: Path) -> str:
         status = json.loads((run / "status.json").read_text())
     except (OSError, ValueError):
         return ""
-    return f" (this one is {status['state']}{': ' + status['error'] if status.get('error') else ''})"
+    return f" (it is {status['state']}{': ' + status['error'] if status.get('error') else ''})"
 
 
-def _tell(figures: Mapping[str, Any], as_json: bool, *shown: Any) -> None:
-    """Prints a run's result once, however many processes made it."""
+def _print_result(figures: Mapping[str, Any], as_json: bool, *shown: Any) -> None:
+    """Prints the result of a run in the first process."""
     from antgmm_jax.parallel.processes import first
 
     if first():
         emit(figures, as_json, *shown)
 
 
-def _tell_both(figures: Mapping[str, Any], run: Path, as_json: bool) -> None:
-    """Prints teacher and student side by side."""
+def _print_comparison(figures: Mapping[str, Any], run: Path, as_json: bool) -> None:
+    """Prints a comparison of teacher and student."""
     from experiments.report.closing import summary
 
-    _tell(figures, as_json, summary(figures), _places(run, "report.html", "report.md"))
+    _print_result(figures, as_json, summary(figures), _places(run, "report.html", "report.md"))
 
 
 @contextmanager
 def _started(run: Path, machine: Machine) -> Iterator[None]:
-    """On the devices that are asked for, in the run's folder."""
+    """A context with the requested devices and the folder of the run."""
     from antgmm_jax.parallel.processes import first
     from experiments.run.host.meshes import devices
 
@@ -198,19 +198,19 @@ def _started(run: Path, machine: Machine) -> Iterator[None]:
 
 @contextmanager
 def _in_folder(run: Path) -> Iterator[None]:
-    """A run refused before it saved anything leaves no folder; one that saved something says how to go on."""
+    """On errors, removes the folder of a run that has saved nothing, or says how to resume the run."""
     existed = run.exists()
     try:
         yield
     except AntgmmError as error:
         from experiments.run.folder import InUse
 
-        # Where two start at once, the folder is the other one's.
+        # If two processes start at once, the folder belongs to the other one.
         new = not existed and not isinstance(error, InUse) and run.exists()
         if new and {path.name for path in run.iterdir()} <= _BOOKS:
             shutil.rmtree(run)
         elif (run / "status.json").exists() and _state(run).endswith(f": {error})"):
-            typer.echo(f"what {run} holds is kept; once that is mended, the same command goes on from there", err=True)
+            typer.echo(f"{run} is kept; fix the error and run the same command to resume", err=True)
         raise
 
 

@@ -1,4 +1,4 @@
-"""The command from a budget to sizes."""
+"""The command that searches sizes for a budget."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any
@@ -15,55 +15,57 @@ def search(
     model: Maybe = None,
     preset: Preset = "",
     params: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="The most parameters that the student may have.")
+        int | None, typer.Option(min=1, metavar="N", help="Maximum number of parameters of the student.")
     ] = None,
     latency_ms: Annotated[
         float | None,
-        typer.Option(metavar="MS", help="The most milliseconds that it may take, measured on this machine."),
+        typer.Option(metavar="MS", help="Maximum latency of a request in milliseconds, measured on this machine."),
     ] = None,
     size: Annotated[
         list[str] | None,
-        typer.Option(metavar="AXIS=N", help="A size that is not searched, e.g. vision/layers=4. Can be repeated."),
+        typer.Option(metavar="AXIS=N", help="A fixed size, e.g. vision/layers=4. Can be repeated."),
     ] = None,
     weigh: Annotated[
         list[str] | None,
-        typer.Option(metavar="TOWER=W", help="How dear a tower's sizes are, 1 if not given. Can be repeated."),
+        typer.Option(
+            metavar="TOWER=W", help="Weight of a tower: a higher one prunes it less; 1 by default. Can be repeated."
+        ),
     ] = None,
-    length: Annotated[int, typer.Option(min=1, help="Prompt tokens of a request, the image's included.")] = 64,
-    answer: Annotated[int, typer.Option(min=1, help="Its answer tokens.")] = 16,
+    length: Annotated[int, typer.Option(min=1, help="Prompt tokens of a request, including image tokens.")] = 64,
+    answer: Annotated[int, typer.Option(min=1, help="Answer tokens of a request.")] = 16,
     as_json: Json = False,
 ) -> None:
-    """Pick legal sizes for a number of parameters or a latency, as a recipe's stages."""
-    from experiments.lab.planning.rates import Asked
+    """Search legal sizes for a number of parameters or a latency, as stages of a recipe."""
+    from experiments.lab.planning.rates import RequestSize
     from experiments.lab.planning.search import run
 
     if (params is None) == (latency_ms is None):
-        raise AntgmmError("search needs a budget: --params or --latency-ms, one of the two")
+        raise AntgmmError("search needs a budget: either --params or --latency-ms")
     if latency_ms is not None and not 0 < latency_ms < float("inf"):
-        raise AntgmmError(f"--latency-ms {latency_ms}: give milliseconds above 0")
+        raise AntgmmError(f"--latency-ms {latency_ms}: it must be above 0")
     pins, weights = sizes_given(size or ()), _weights(weigh or ())
     if wrong := [tower for tower, weight in weights.items() if not 0 < weight < float("inf")]:
-        raise AntgmmError(f"--weigh {wrong[0]}={weights[wrong[0]]:g}: give a weight above 0")
+        raise AntgmmError(f"--weigh {wrong[0]}={weights[wrong[0]]:g}: it must be above 0")
     figures = run(
         config_of(model, preset),
         parameters=params,
         latency=latency_ms,
         pins=pins,
         weights=weights,
-        asked=Asked(length, answer),
+        request=RequestSize(length, answer),
     )
     emit(figures, as_json, *_shown(figures), recipe(figures["stages"]))
 
 
 def _weights(texts: Sequence[str]) -> dict[str, float]:
-    found = {}
+    weights = {}
     for text in texts:
         tower, _, value = text.partition("=")
         try:
-            found[tower] = float(value)
+            weights[tower] = float(value)
         except ValueError:
             raise AntgmmError(f"--weigh {text!r}: write it as in --weigh vision=2") from None
-    return found
+    return weights
 
 
 def _shown(figures: Mapping[str, Any]) -> Iterator[Any]:
@@ -76,24 +78,24 @@ def _shown(figures: Mapping[str, Any]) -> Iterator[Any]:
     )
     rows: list[tuple[str, ...]] = [
         (name, count(teacher[key]), count(student[key]), f"{teacher[key] / student[key]:.1f}x")
-        for name, key in (("parameters", "params"), ("FLOPs a request", "flops"))
+        for name, key in (("parameters", "params"), ("FLOPs per request", "flops"))
     ]
     for name, key in (("predicted latency", "predicted_ms"), ("measured latency", "measured_ms")):
         if key in student:
             shown = [f"{model[key]:.2f} ms" if key in model else "" for model in (teacher, student)]
             ratio = f"{teacher[key] / student[key]:.1f}x" if key in teacher else ""
             rows.append((name, *shown, ratio))
-    asked = figures["request"]
-    yield table(["", "teacher", "student", ""], rows, f"A request of {asked['length']} + {asked['answer']} tokens")
+    request = figures["request"]
+    yield table(["", "teacher", "student", ""], rows, f"A request of {request['length']} + {request['answer']} tokens")
     if "tried" in figures:
-        told = "; ".join(f"{each['predicted_ms']:.2f} / {each['measured_ms']:.2f}" for each in figures["tried"])
-        whose = figures["machine"]
-        yield f"milliseconds predicted / measured, in turn: {told}"
-        yield f"{whose['cpu']}, {whose['cores']} cores, load {whose['load']}: others' work counts as latency"
+        latencies = "; ".join(f"{each['predicted_ms']:.2f} / {each['measured_ms']:.2f}" for each in figures["tried"])
+        machine = figures["machine"]
+        yield f"milliseconds predicted / measured: {latencies}"
+        yield f"{machine['cpu']}, {machine['cores']} cores, load {machine['load']}: other load increases latency"
 
 
 def recipe(stages: Mapping[str, Mapping[str, int]]) -> str:
-    """The stages of a recipe that cuts to these sizes.
+    """Formats sizes as stages of a recipe.
 
     Args:
         stages: stage -> axis -> units.
@@ -102,8 +104,8 @@ def recipe(stages: Mapping[str, Mapping[str, int]]) -> str:
         TOML.
     """
     parts = []
-    for stage, found in stages.items():
-        listed = ", ".join(f'"{axis}" = {n}' for axis, n in found.items())
+    for stage, axes in stages.items():
+        listed = ", ".join(f'"{axis}" = {n}' for axis, n in axes.items())
         parts.append(f'[[stage]]\nname = "{stage}"\nsizes = {{ {listed} }}\n')
     return "\n".join(parts)
 

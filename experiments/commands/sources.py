@@ -1,4 +1,4 @@
-"""Records, templates, models and sizes as they are named on the command line."""
+"""Parsing of command-line values: records, templates, models and sizes."""
 
 import json
 from collections.abc import Sequence
@@ -22,17 +22,17 @@ _KEYS = {
 
 
 def template(text: str, model: Path) -> str:
-    """The template of prompts that `--prompt` gives.
+    """Returns the prompt template for `--prompt`.
 
     Args:
-        text: as `data.record.check_template` takes it; empty: what is noted beside the model, or the usual one.
-        model: a Hugging Face directory.
+        text: a template, see `data.record.check_template`; "" for that of the model or the default.
+        model: Hugging Face directory.
 
     Returns:
         The template.
 
     Raises:
-        AntgmmError: it is none.
+        AntgmmError: the template is invalid.
     """
     from data.record import check_template
     from experiments.run.prompts import noted_prompt
@@ -44,17 +44,17 @@ def template(text: str, model: Path) -> str:
 
 
 def records(text: str, samples: int) -> "Source":
-    """The records that `--data` names.
+    """Opens the records for `--data`.
 
     Args:
-        text: as in FORMS.
-        samples: how many, the first ones; 0 for all of a user's own files, or the split's size in MAAD-synth.
+        text: one of the forms of FORMS.
+        samples: number of records, from the first; 0 for all.
 
     Returns:
         The records.
 
     Raises:
-        AntgmmError: not of a known form, or what the reader refuses.
+        AntgmmError: an invalid value, or an error of the reader.
     """
     from pydantic import TypeAdapter, ValidationError
 
@@ -64,7 +64,7 @@ def records(text: str, samples: int) -> "Source":
     from experiments.run.schema import Data
 
     kind, _, rest = text.partition(":")
-    # A path may hold a colon, a tier and a split do not.
+    # A path may contain a colon; a tier or a split does not.
     values = rest.rsplit(":", 1) if len(_KEYS.get(kind, ())) == 2 else [rest]
     if kind not in _KEYS or len(values) != len(_KEYS[kind]) or not all(values):
         raise AntgmmError(f"--data {text!r}: write it as {FORMS}")
@@ -80,34 +80,34 @@ def records(text: str, samples: int) -> "Source":
 
 
 def config_of(model: Path | None, preset: str) -> "LMMConfig":
-    """The config of the model that a command is about.
+    """Returns the config of a checkpoint or a preset.
 
     Args:
-        model: a Hugging Face directory, or None.
-        preset: a preset's name, or "".
+        model: Hugging Face directory, or None.
+        preset: name of a preset, or "".
 
     Returns:
-        Its config.
+        Model config.
 
     Raises:
-        AntgmmError: not exactly one of the two, or what reading it refuses.
+        AntgmmError: not exactly one of the two is given, or the checkpoint cannot be read.
     """
     from antgmm_jax.io.convert import open_hf
     from antgmm_jax.presets import preset as named
 
     if (model is None) == (not preset):
-        raise AntgmmError("name a checkpoint directory or --preset, one of the two")
+        raise AntgmmError("specify either a checkpoint directory or --preset")
     return named(preset) if model is None else open_hf(model)[0]
 
 
 def end_tokens(directory: Path) -> tuple[Any, int]:
-    """The end token or tokens of a checkpoint's answers, and what pads behind them.
+    """Returns the end token or tokens and the padding token of a checkpoint.
 
     Args:
-        directory: a Hugging Face directory.
+        directory: Hugging Face directory.
 
     Returns:
-        eos and pad, from generation_config.json, else from config.json, else those of the architecture.
+        eos and pad, from generation_config.json, else from config.json, else the defaults 1 and 0.
     """
     from transformers import AutoConfig
 
@@ -115,37 +115,37 @@ def end_tokens(directory: Path) -> tuple[Any, int]:
     own = json.loads(path.read_text()) if path.exists() else {}
     text = AutoConfig.from_pretrained(directory, trust_remote_code=False).get_text_config()
 
-    def token(name: str, absent: int) -> Any:
-        found = (own.get(name), getattr(text, name, None), absent)
-        return next(value for value in found if value is not None)
+    def token(name: str, default: int) -> Any:
+        candidates = (own.get(name), getattr(text, name, None), default)
+        return next(value for value in candidates if value is not None)
 
     pad = token("pad_token_id", 0)
     return token("eos_token_id", 1), pad if isinstance(pad, int) else pad[0]
 
 
 def sizes_given(texts: Sequence[str]) -> dict[str, int | float]:
-    """The sizes that `--size` names, each once.
+    """Parses the values of `--size`.
 
     Args:
-        texts: `AXIS=N`, a whole number of units, or a decimal as the fraction of them.
+        texts: `AXIS=N` with a number of units, or a fraction with a decimal point.
 
     Returns:
         axis -> size.
 
     Raises:
-        AntgmmError: the first that is none.
+        AntgmmError: a value is invalid.
     """
     from pydantic import TypeAdapter
 
     from experiments.run.schema import Axis, Size
 
-    found: dict[str, int | float] = {}
+    sizes: dict[str, int | float] = {}
     for text in texts:
         axis, _, value = text.partition("=")
         try:
-            found |= TypeAdapter(dict[Axis, Size]).validate_python({axis: json.loads(value)})
+            sizes |= TypeAdapter(dict[Axis, Size]).validate_python({axis: json.loads(value)})
         except ValueError:
             raise AntgmmError(
                 f"--size {text!r}: write it as vision/layers=12, or as text/embed=0.5 for a fraction"
             ) from None
-    return found
+    return sizes

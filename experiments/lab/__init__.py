@@ -1,1 +1,1 @@
-"""How we measure: benchmarks, comparisons, studies and plans; nothing that a user's run needs."""
+"""Benchmarks, comparisons with other libraries, studies, and plans for clusters; runs do not need them."""

@@ -1,4 +1,4 @@
-"""What a service's energy comes to with teacher and student, and the way back: from a claim to the rate it implies."""
+"""Energy of a service with teacher and student, from its request rate or from a claimed saving."""
 
 from typing import Any
 
@@ -15,25 +15,25 @@ def service(
     kwh: float | None = None,
     rate: float | None = None,
 ) -> dict[str, Any]:
-    """A service that moves from teacher to student, each accelerator serving one request at a time.
+    """Computes the energy of a service with teacher and student, at one request per accelerator at a time.
 
-    A request costs power times overhead times latency; idle accelerators cost nothing. One of `kwh` and `rate` is
-    given, the other follows.
+    The energy of a request is power x PUE x latency; idle accelerators use none. `rate` follows from `kwh` if that is
+    given instead.
 
     Args:
-        watts: power of an accelerator, or of its share of a server, while it serves.
-        pue: power of the whole data centre over that of its servers.
-        teacher_ms: latency of a request to the teacher.
-        student_ms: to the student.
-        kwh: energy that a year is to save.
-        rate: requests a second.
+        watts: power of an accelerator with its share of the server, under load.
+        pue: power usage effectiveness of the data centre.
+        teacher_ms: latency of a request to the teacher in milliseconds.
+        student_ms: latency of a request to the student in milliseconds.
+        kwh: energy saved per year.
+        rate: requests per second.
 
     Returns:
-        JSON types: for `teacher`, `student` and `saved` the `joules` of a request, `kwh_a_year`, `megawatts` on average
-        and `busy` accelerators on average (Little's law: rate times latency); `requests_a_second`, `requests_a_day`.
+        JSON types: for `teacher`, `student` and `saved` the `joules` per request, `kwh_a_year`, average `megawatts`,
+        and average number of `busy` accelerators (Little's law: rate x latency); `requests_a_second`, `requests_a_day`.
 
     Raises:
-        AntgmmError: not one of `kwh` and `rate`; or a claim where a request saves nothing.
+        AntgmmError: not exactly one of `kwh` and `rate` is given, or `kwh` although a request saves nothing.
     """
     seconds = {"teacher": teacher_ms / 1e3, "student": student_ms / 1e3, "saved": (teacher_ms - student_ms) / 1e3}
     joules = {name: watts * pue * taken for name, taken in seconds.items()}
@@ -42,7 +42,9 @@ def service(
             raise AntgmmError("a request saves nothing at this power and these latencies: no rate saves energy")
         rate = kwh / kwh_a_year(joules["saved"], 1.0)
     elif rate is None or kwh is not None:
-        raise AntgmmError("give one of --kwh-a-year (which rate saves that much?) and --rate (how much does it save?)")
+        raise AntgmmError(
+            "specify either --kwh-a-year (which rate saves that much?) or --rate (how much does it save?)"
+        )
     return {
         "requests_a_second": rate,
         "requests_a_day": rate * SECONDS_A_DAY,

@@ -1,1 +1,1 @@
-"""The report of a run: figures are measured once, then told as JSON, as Markdown and as one self-contained page."""
+"""The report of a run: measurements, written as JSON, Markdown and a self-contained HTML page."""

@@ -1,4 +1,4 @@
-"""The report as one HTML page that needs nothing but itself: styles, plots and pictures are in it."""
+"""The report as a self-contained HTML page with embedded styles, plots and images."""
 
 import base64
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,21 +15,21 @@ PHASES = ("vision", "prefill", "decode")
 
 
 class Plot(NamedTuple):
-    """An `<svg>` element and the words under it."""
+    """An `<svg>` element and its caption."""
 
     svg: str
     caption: str
 
 
 def page(report: Report, directory: Path) -> str:
-    """The report for a browser.
+    """Renders the report as an HTML page.
 
     Args:
-        report: what `report.json` holds.
-        directory: where the pictures of its examples lie; one that is missing is said to be.
+        report: contents of `report.json`.
+        directory: folder of the example images; the page says if one is missing.
 
     Returns:
-        HTML that loads nothing.
+        HTML that loads no other files.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -43,7 +43,7 @@ def page(report: Report, directory: Path) -> str:
         headline=tables.headline(report),
         provenance=tables.provenance(report),
         sections=tables.sections(report),
-        plots={name: list(found) for name, found in _plots(report)},
+        plots={name: list(section) for name, section in _plots(report)},
         export_gate=tables.export_gate(report),
         examples=[{**example, "data": _inlined(directory / example["picture"])} for example in report["examples"]],
         mark=tables.mark,
@@ -52,37 +52,37 @@ def page(report: Report, directory: Path) -> str:
 
 
 def _plots(report: Report) -> Iterator[tuple[str, Iterator[Plot]]]:
-    """The plots of each section that has some."""
+    """Plots by section."""
     yield "stages", _named("quality", _pareto(report))
     yield "latency", _named("phases", _phases(report))
     yield "losses", _named("loss", _losses(report))
 
 
-def _named(prefix: str, found: Iterator[tuple[str, str]]) -> Iterator[Plot]:
-    for place, (svg, caption) in enumerate(found):
+def _named(prefix: str, plots_of_section: Iterator[tuple[str, str]]) -> Iterator[Plot]:
+    for place, (svg, caption) in enumerate(plots_of_section):
         yield Plot(plots.own_ids(svg, f"{prefix}{place}"), caption)
 
 
 def _pareto(report: Report) -> Iterator[tuple[str, str]]:
     scores = [(name, figures["exact_match"]) for name, figures in tables.models(report)]
     sizes = [figures["params"] for _, figures in tables.models(report)]
-    times = [found["p50"] for _, found in tables.latencies(report, "jax")]
+    times = [latency["p50"] for _, latency in tables.latencies(report, "jax")]
     for label, costs, form, unit in (
         ("parameters", sizes, count, ""),
-        ("milliseconds of a request in JAX", times, lambda value: f"{value:.3g}", " ms"),
+        ("milliseconds per request in JAX", times, lambda value: f"{value:.3g}", " ms"),
     ):
         points = [(name, cost, score) for (name, score), cost in zip(scores, costs, strict=True)]
-        told = "; ".join(f"{name} {form(cost)}{unit}, {score:.3f}" for name, cost, score in points)
+        values = "; ".join(f"{name} {form(cost)}{unit}, {score:.3f}" for name, cost, score in points)
         caption = f"Exact match against {label}: higher and further to the left is better."
-        yield plots.pareto(points, label, form, f"Exact match against {label}: {told}."), caption
+        yield plots.pareto(points, label, form, f"Exact match against {label}: {values}."), caption
 
 
 def _phases(report: Report) -> Iterator[tuple[str, str]]:
     for engine, name in ENGINES.items():
         rows = tables.latencies(report, engine)
-        told = "; ".join(f"{model} {_split(times)}" for model, times in rows)
-        caption = f"{name}: what a request's phases take; at the end of each bar their sum."
-        yield plots.phases(rows, PHASES, f"Milliseconds by phase in {name}: {told}."), caption
+        values = "; ".join(f"{model} {_split(times)}" for model, times in rows)
+        caption = f"{name}: time of each phase of a request, with their sum at the end of each bar."
+        yield plots.phases(rows, PHASES, f"Milliseconds by phase in {name}: {values}."), caption
 
 
 def _split(times: Mapping[str, float]) -> str:
@@ -93,13 +93,13 @@ def _losses(report: Report) -> Iterator[tuple[str, str]]:
     for stage in report["stages"]:
         history: Sequence[Mapping[str, Any]] = stage["history"]
         if history:
-            told = f"from {history[0]['loss']:.3g} at step {history[0]['step']}"
-            told += f" to {history[-1]['loss']:.3g} at step {history[-1]['step']}"
-            yield plots.losses(history, f"Loss of stage {stage['name']}: {told}."), f"{stage['name']}: {told}"
+            change = f"from {history[0]['loss']:.3g} at step {history[0]['step']}"
+            change += f" to {history[-1]['loss']:.3g} at step {history[-1]['step']}"
+            yield plots.losses(history, f"Loss of stage {stage['name']}: {change}."), f"{stage['name']}: {change}"
 
 
 def _inlined(picture: Path) -> str:
-    """A PNG file as a data URI; "" where it is missing."""
+    """Encodes a PNG file as a data URI; "" if it is missing."""
     try:
         return "data:image/png;base64," + base64.b64encode(picture.read_bytes()).decode()
     except FileNotFoundError:

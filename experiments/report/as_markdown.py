@@ -6,10 +6,10 @@ from experiments.report.tables import Report, Table, answers, export_gate, headl
 
 
 def markdown(report: Report) -> str:
-    """The report for people.
+    """Renders the report as Markdown.
 
     Args:
-        report: what `report.json` holds.
+        report: contents of `report.json`.
 
     Returns:
         Markdown.
@@ -23,7 +23,7 @@ def markdown(report: Report) -> str:
 
 
 def table(content: Table) -> str:
-    """A Markdown table; figures to the right."""
+    """Renders a table as Markdown, with numbers aligned to the right."""
     lines = [
         "| " + " | ".join(content.head) + " |",
         "| --- |" + (" --- |" if content.prose else " ---: |") * (len(content.head) - 1),
@@ -32,5 +32,5 @@ def table(content: Table) -> str:
 
 
 def cell(text: str) -> str:
-    """Text that Markdown shows as it is, on one line: answers are whatever a model says."""
+    """Escapes text for a cell of a Markdown table, on one line: answers may contain anything."""
     return re.sub(r"([\\`*_\[\]<>|&~])", r"\\\1", " ".join(text.split()))

@@ -1,4 +1,4 @@
-"""A run's report in one table, as its command prints it at the end."""
+"""The summary that a command prints at the end of a run."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,10 +9,10 @@ from experiments.run.host.console import count, table
 
 
 def summary(figures: Mapping[str, Any]) -> Table:
-    """Teacher and student side by side.
+    """Builds a table that compares teacher and student.
 
     Args:
-        figures: a run's report.
+        figures: report of a run.
 
     Returns:
         A table for the terminal.
@@ -30,14 +30,14 @@ def summary(figures: Mapping[str, Any]) -> Table:
 
     rows = [
         row("parameters", teacher["params"], student["params"]),
-        row("FLOPs a request", teacher["flops"], student["flops"]),
+        row("FLOPs per request", teacher["flops"], student["flops"]),
     ]
     for engine, name in (("jax", "JAX"), ("torch", "PyTorch")):
         if engine in latency:
             times = latency[engine]
             rows.append(row(f"latency in {name}", times["teacher_ms"], times["student_ms"], milliseconds))
             energy = [times[model]["energy"] for model in ("teacher", "student")]
-            name = f"energy of a request in {name}, {energy[0]['source']}"
+            name = f"energy per request in {name}, {energy[0]['source']}"
             rows.append(row(name, energy[0]["joules"], energy[1]["joules"], joules))
     for key, name in (("exact_match", "exact match (macro)"), ("exact_match_hard", "... on hard records")):
         if key in teacher:
@@ -45,5 +45,5 @@ def summary(figures: Mapping[str, Any]) -> Table:
             rows.append((name, *scores, f"{100 * (student[key] - teacher[key]):+.1f} points"))
     gate = figures["export"]
     verdict = f"{100 * gate['answers_equal']:.0f} % of {gate['prompts']} answers equal"
-    rows.append(("read back by transformers", "", "passed" if gate["passed"] else "failed", verdict))
+    rows.append(("export loaded by transformers", "", "passed" if gate["passed"] else "failed", verdict))
     return table(["", "teacher", "student", ""], rows)

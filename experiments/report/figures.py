@@ -1,4 +1,4 @@
-"""What a run is measured by: sizes, scores, latency, the export gate and examples, as JSON types."""
+"""Measurements of a report: sizes, scores, latency, energy, the export gate and examples, as JSON types."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -29,21 +29,21 @@ from experiments.run.scoring import scored
 LATENCY_REPEATS = 30
 EXAMPLES = 12
 RATES = (1, 100, 10_000)
-"""Requests a second that a year's energy is told for."""
+"""Requests per second for which the report states the energy per year."""
 
 
 StageModels = dict[Path, tuple[LMMConfig, Params]]
-"""Folder of a finished stage -> its student's config and parameters, on the host."""
+"""Folder of a finished stage -> config and parameters of its student, on the host."""
 
 
 class Scored(NamedTuple):
-    """A model that has answered.
+    """A model with its scores.
 
     Attributes:
-        config: the model.
-        params: its parameters, as one process alone can use them.
-        figures: its sizes and scores, as JSON types.
-        answers: what it answered to the records that scores are measured on.
+        config: model config.
+        params: parameters, usable by a single process.
+        figures: sizes and scores, as JSON types.
+        answers: answers to the test records.
     """
 
     config: LMMConfig
@@ -55,41 +55,41 @@ class Scored(NamedTuple):
 def score(
     name: str, model: Any, recipe: Recipe, test: Samples, hard: Samples | None, processor: ProcessorMixin
 ) -> Scored:
-    """Lets a model answer; all processes of a run do it together.
+    """Evaluates a model; all processes of a run call it together.
 
     Args:
         name: "teacher" or "student".
         model: a `Student`.
-        recipe: the run's.
-        test: records that scores are measured on.
-        hard: harder records, scored as well; None where the recipe names none.
-        processor: the model's.
+        recipe: recipe of the run.
+        test: test records.
+        hard: hard test records, or None.
+        processor: processor of the model.
 
     Returns:
         The model with its sizes and scores.
     """
-    found, answers = _scores(f"{name} scores", model, test, recipe, processor)
-    figures = {**size_of(model.config, test), "exact_match": found["exact_match"], "scores": found}
+    scores, answers = _scores(f"{name} scores", model, test, recipe, processor)
+    figures = {**size_of(model.config, test), "exact_match": scores["exact_match"], "scores": scores}
     if hard is not None:
-        found, _ = _scores(f"{name} scores, hard", model, hard, recipe, processor)
-        figures |= {"exact_match_hard": found["exact_match"], "scores_hard": found}
+        scores, _ = _scores(f"{name} scores, hard", model, hard, recipe, processor)
+        figures |= {"exact_match_hard": scores["exact_match"], "scores_hard": scores}
     return Scored(model.config, gather(model.params) if active() else model.params, figures, answers)
 
 
 def measure(
     folder: RunFolder, recipe: Recipe, scored: Mapping[str, Scored], stages: StageModels, test: Samples
 ) -> tuple[dict[str, Any], list[np.ndarray]]:
-    """Measures what one process can by itself, and gathers what the stages have left.
+    """Measures latency and energy in a single process and assembles the report.
 
     Args:
-        folder: the run.
-        recipe: its recipe.
-        scored: the teacher and the exported student.
+        folder: folder of the run.
+        recipe: recipe of the run.
+        scored: teacher and exported student.
         stages: from `stage_models`.
-        test: records that they were scored on.
+        test: test records.
 
     Returns:
-        The report as JSON types, and the picture of each of its examples, uint8 [H, W, 3].
+        The report as JSON types, and the images of its examples, uint8 [H, W, 3] each.
     """
     teacher, student = scored["teacher"], scored["student"]
     models = {name: model.figures for name, model in scored.items()}
@@ -123,7 +123,7 @@ def _scores(
 
 
 def size_of(config: LMMConfig, test: Samples) -> dict[str, Any]:
-    """Parameters and FLOPs of one request of the test set's mean length, by tower and phase."""
+    """Returns parameters, and FLOPs of a request of mean length, by tower and phase."""
     length = int(test.rows.index.prompt.mean().round())
     cost = pruning.cost(config, 1, length, answer_length(test), itemsize=4)
     return {
@@ -136,26 +136,26 @@ def size_of(config: LMMConfig, test: Samples) -> dict[str, Any]:
 
 
 def answer_length(test: Samples) -> int:
-    """Median answer length in tokens, end token included: what latency requests decode."""
+    """Returns the median answer length in tokens, including the end token."""
     return int(np.median(test.needs.answer))
 
 
 def measure_latency(
     teacher_dir: str, student_dir: Path, teacher: Any, student: Any, stages: StageModels, test: Samples
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Whole requests at batch 1, all models in turn in the same engine, JAX then PyTorch.
+    """Measures the latency of requests at batch 1 in JAX and PyTorch, alternating between models.
 
     Args:
-        teacher_dir: the teacher's Hugging Face directory.
-        student_dir: the exported one.
+        teacher_dir: Hugging Face folder of the teacher.
+        student_dir: folder of the exported student.
         teacher: the teacher in JAX.
         student: the student in JAX.
-        stages: the students of the finished stages by their folders; they run in JAX only.
-        test: its first record is the request.
+        stages: students of the finished stages; they are measured in JAX only.
+        test: test records; the first one is the request.
 
     Returns:
-        Latency in milliseconds by engine, model and phase with the energy of a request, the medians also under
-        `<model>_ms`, where scripts look for them, and `tokens`, the answer length that all decode; and each stage's.
+        Milliseconds by engine, model and phase and the energy of a request, with the medians also as `<model>_ms` for
+        scripts, and the answer length `tokens`; and the latency of each stage.
     """
     prompt, tokens = _request(test), answer_length(test)
     models: dict[Any, Served] = {
@@ -167,12 +167,12 @@ def measure_latency(
     latency: dict[str, Any] = {"tokens": tokens}
     for engine in ("jax", "torch"):
         pair = {name: times[engine][name] for name in ("teacher", "student")}
-        latency[engine] = {**pair, **{f"{name}_ms": found["p50"] for name, found in pair.items()}}
+        latency[engine] = {**pair, **{f"{name}_ms": times_of["p50"] for name, times_of in pair.items()}}
     return latency, [times["jax"][stage] for stage in stages]
 
 
 def _request(test: Samples) -> dict[str, Any]:
-    """The first record as it is served: not padded."""
+    """The first record as a request, without padding."""
     batch = next(test.in_order(1, prompts=True))
     length = int(batch["prompt/attention_mask"].sum())
     start = 0 if batch["prompt/attention_mask"][0, 0] else -length
@@ -181,33 +181,33 @@ def _request(test: Samples) -> dict[str, Any]:
 
 
 def stage_models(folder: RunFolder, recipe: Recipe) -> StageModels:
-    """The students that the stages left, for `measure`; all processes of a run read them together."""
-    found = {}
+    """Loads the students of all stages; all processes of a run call it together."""
+    models = {}
     for number, stage in enumerate(recipe.stages, 1):
         directory = folder.stage(number, stage.name)
         tree, record = checkpoint.load_stage(directory)
         params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), tree["params"])
-        found[directory] = from_dict(record["config"]), params
-    return found
+        models[directory] = from_dict(record["config"]), params
+    return models
 
 
 def export_figures(gate: Mapping[str, Any]) -> dict[str, Any]:
-    """The gate's figures."""
+    """Selects the figures of the export gate for the report."""
     names = ("max_abs_logit_diff", "max_abs_logit", "torch_rounding", "answers_equal", "prompts", "passed")
     return {name: gate[name] for name in names}
 
 
 def energy_figures(folder: RunFolder, latency: Mapping[str, Any]) -> dict[str, Any]:
-    """What the run used, and what its student saves.
+    """Returns the energy that the run used and the energy that its student saves.
 
     Args:
-        folder: the run.
+        folder: folder of the run.
         latency: from `measure_latency`.
 
     Returns:
-        The energy of the whole `run` so far, and of building the teacher `cache` where there is one; `saved` in each
-        engine: `joules` of a request, `kwh_a_year` at each of `RATES`, and `payback`, the number of requests that save
-        what the run used, None where they save nothing.
+        The energy of the whole `run` so far and, if there is one, of the teacher `cache`; and `saved` per engine:
+        `joules` per request, `kwh_a_year` at each of `RATES`, and `payback`, the number of requests after which the
+        savings equal the energy of the run, None if there are no savings.
     """
     used, saved = folder.energy, {}
     for engine in ("jax", "torch"):
@@ -221,15 +221,15 @@ def energy_figures(folder: RunFolder, latency: Mapping[str, Any]) -> dict[str, A
 
 
 def stage_figures(directory: Path, test: Samples, latency: Mapping[str, Any]) -> dict[str, Any]:
-    """What a finished stage left: sizes, losses, scores, latency.
+    """Returns sizes, losses, scores and latency of a finished stage.
 
     Args:
-        directory: `stages/NN-name`.
-        test: the records that it was scored on.
-        latency: of a request in JAX, milliseconds by phase, and its energy.
+        directory: folder of the stage, `stages/NN-name`.
+        test: test records.
+        latency: milliseconds by phase and energy of a request in JAX.
 
     Returns:
-        JSON types; the loss curves are `history`, `energy` is of all attempts at the stage.
+        JSON types; `history` is the loss curve, `energy` includes all attempts at the stage.
     """
     record = checkpoint.load_record(directory)
     history = record["metrics"]["history"]
@@ -248,25 +248,25 @@ def stage_figures(directory: Path, test: Samples, latency: Mapping[str, Any]) ->
 
 
 def choose(test: Samples, answers: Mapping[str, Sequence[str]], count: int = EXAMPLES) -> list[int]:
-    """Which records are shown: those that the student answers wrongly first, half of all where there are as many.
+    """Chooses examples for the report: if possible, half of them answered wrongly by the student.
 
     Args:
-        test: the records.
-        answers: what each model said, under "student" the student's.
-        count: how many at most.
+        test: test records.
+        answers: model -> answers, with the key "student".
+        count: maximum number of examples.
 
     Returns:
-        Indices.
+        Record numbers, wrong answers first.
     """
-    right = (test.records.words(row).answer for row in range(len(test)))
-    fits = [normal(said) == normal(answer) for said, answer in zip(answers["student"], right, strict=True)]
-    wrong, right = ([index for index, found in enumerate(fits) if found is kind] for kind in (False, True))
+    references = (test.records.words(row).answer for row in range(len(test)))
+    correct = [normal(a) == normal(reference) for a, reference in zip(answers["student"], references, strict=True)]
+    wrong, right = ([index for index, value in enumerate(correct) if value is kind] for kind in (False, True))
     wrong = wrong[: max(count // 2, count - len(right))]
     return [*wrong, *right[: count - len(wrong)]]
 
 
 def shown(images: Sequence[np.ndarray]) -> np.ndarray:
-    """A record's pictures side by side, uint8 [H, W, 3]; a white square where there is none."""
+    """Joins the images of a record side by side, uint8 [H, W, 3]; a white pixel if there are none."""
     if not images:
         return np.full((1, 1, 3), 255, np.uint8)
     high = max(len(image) for image in images)
@@ -274,16 +274,16 @@ def shown(images: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def example(test: Samples, answers: Mapping[str, Sequence[str]], index: int, place: int) -> dict[str, Any]:
-    """A record with the answers of both models and the file of its picture, which lies beside the report."""
+    """Returns a record as an example: with the answers of both models and the path of its image."""
     record = test.records.words(index)
-    said = {name: answers[name][index] for name in ("teacher", "student")}
+    replies = {name: answers[name][index] for name in ("teacher", "student")}
     return {
         "id": record.id,
         "type": record.type,
         "question": record.question,
         "text": record.text,
         "answer": record.answer,
-        **said,
-        **{f"{name}_right": normal(text) == normal(record.answer) for name, text in said.items()},
+        **replies,
+        **{f"{name}_right": normal(text) == normal(record.answer) for name, text in replies.items()},
         "picture": f"ads/{place:02d}.png",
     }

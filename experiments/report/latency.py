@@ -1,4 +1,4 @@
-"""Measured latency of a request, teacher and student side by side, in JAX and in PyTorch, split into its phases."""
+"""Measurement of request latency by phase and of energy, in JAX and PyTorch."""
 
 import os
 import time
@@ -20,11 +20,11 @@ from experiments.run.host.energy import JOULES_A_KWH, metered
 PHASES = ("vision", "prefill", "decode")
 LEAST, LONGEST = 10, 30.0
 ENERGY_SECONDS = 1.0
-"""Least time that energy is counted over: power is sampled, and the ticks of load and counters are up to 0.1 s."""
+"""Minimum duration of an energy measurement: counters and load are updated only every 0.1 s."""
 
 
 class Latency(NamedTuple):
-    """Milliseconds of one request: median and 95th percentile of the whole, medians of its phases."""
+    """Latency in milliseconds: median and 95th percentile of the request, medians of its phases."""
 
     p50: float
     p95: float
@@ -34,20 +34,20 @@ class Latency(NamedTuple):
 
 
 Request = Callable[[], tuple[float, float, float]]
-"""Runs one request; seconds of vision, prefill, decode."""
+"""Runs one request and returns the seconds of vision, prefill and decode."""
 
 
 def jax_request(config: LMMConfig, params: Params, prompt: Mapping[str, np.ndarray], tokens: int) -> Request:
-    """A request in JAX that decodes exactly `tokens` tokens.
+    """Returns a request in JAX that decodes exactly `tokens` tokens.
 
     Args:
-        config: the model.
-        params: its parameters.
-        prompt: `images`, `input_ids`, `attention_mask`, batch of any size.
-        tokens: answer length, the same for every model compared: a wrong short answer is not fast.
+        config: model config.
+        params: model parameters.
+        prompt: `images`, `input_ids`, `attention_mask` of any batch size.
+        tokens: answer length; equal for all compared models, so that short wrong answers have no advantage.
 
     Returns:
-        The request; the first call compiles.
+        The request; its first call compiles.
     """
     run = phases(config, tokens, (), 0)
     params = jax.device_put(params)
@@ -59,10 +59,10 @@ def jax_request(config: LMMConfig, params: Params, prompt: Mapping[str, np.ndarr
 
     def request():
         t0 = time.perf_counter()
-        shown = {"vision_features": run.vision(params, images)} if images["valid"].any() else {}
-        jax.block_until_ready(shown)
+        features = {"vision_features": run.vision(params, images)} if images["valid"].any() else {}
+        jax.block_until_ready(features)
         t1 = time.perf_counter()
-        state = jax.block_until_ready(run.prefill(params, {**text, **shown}))
+        state = jax.block_until_ready(run.prefill(params, {**text, **features}))
         t2 = time.perf_counter()
         np.asarray(run.decode(params, state))
         return t1 - t0, t2 - t1, time.perf_counter() - t2
@@ -71,10 +71,9 @@ def jax_request(config: LMMConfig, params: Params, prompt: Mapping[str, np.ndarr
 
 
 def torch_request(model, prompt: Mapping[str, np.ndarray], tokens: int) -> Request:
-    """A request through `transformers`' own `generate` that decodes exactly `tokens` tokens.
+    """Returns a request with the `generate` of transformers that decodes exactly `tokens` tokens.
 
-    The phases are told apart by hooks, as generate() runs them in one call: the vision phase ends when image features
-    are there, prefill when the first token's logits are.
+    `generate` runs all phases in one call; hooks measure when the image features and the first logits are available.
 
     Args:
         model: from `export_gate.torch_model`.
@@ -92,7 +91,7 @@ def torch_request(model, prompt: Mapping[str, np.ndarray], tokens: int) -> Reque
     marks: dict[str, float] = {}
 
     def mark(name: str):
-        def hook(*_):  # returns nothing: what a hook returns replaces the module's output
+        def hook(*_):  # returns None: another value would replace the module's output
             marks.setdefault(name, time.perf_counter())
 
         return hook
@@ -106,8 +105,8 @@ def torch_request(model, prompt: Mapping[str, np.ndarray], tokens: int) -> Reque
         with torch.no_grad():
             model.generate(**tensors, **length)
         end = time.perf_counter()
-        seen = marks.get("vision", start)  # a request without a picture has no such phase
-        return seen - start, marks["first"] - seen, end - marks["first"]
+        vision_end = marks.get("vision", start)  # requests without images have no vision phase
+        return vision_end - start, marks["first"] - vision_end, end - marks["first"]
 
     return request
 
@@ -115,16 +114,16 @@ def torch_request(model, prompt: Mapping[str, np.ndarray], tokens: int) -> Reque
 def timed(
     requests: Mapping[Any, Request], *, repeats: int, warmup: int, title: str = "timing requests"
 ) -> dict[Any, np.ndarray]:
-    """Seconds of several requests by phase, in turn, so that what else the machine does falls on all alike.
+    """Measures the phases of several requests, alternating between them so that other load affects all equally.
 
     Args:
         requests: name -> request.
-        repeats: rounds that are timed; slow requests fewer, at least `LEAST`, within about `LONGEST` seconds.
-        warmup: rounds before, which compile.
-        title: of the progress.
+        repeats: number of measured rounds; fewer (but at least `LEAST`) if they take more than `LONGEST` seconds.
+        warmup: number of earlier rounds, which compile.
+        title: title of the progress bar.
 
     Returns:
-        name -> [rounds, 3], in the order of `PHASES`.
+        name -> seconds [rounds, 3], in the order of `PHASES`.
     """
     seconds: dict[Any, list[tuple[float, float, float]]] = {name: [] for name in requests}
     with bar(title, warmup + repeats) as update:
@@ -144,13 +143,13 @@ def timed(
 def measure(
     requests: Mapping[Any, Request], *, repeats: int = 30, warmup: int = 3, title: str = "timing requests"
 ) -> dict[Any, Latency]:
-    """Latency of several requests, timed in turn.
+    """Measures the latency of several requests, alternating between them.
 
     Args:
         requests: name -> request.
         repeats: as in `timed`.
-        warmup: rounds before, which compile.
-        title: of the progress.
+        warmup: number of earlier rounds, which compile.
+        title: title of the progress bar.
 
     Returns:
         name -> latency in milliseconds.
@@ -166,15 +165,15 @@ def measure(
 
 
 def consumption(request: Request, repeats: int) -> dict[str, Any]:
-    """Energy of a request, from requests one after the other; warm ones.
+    """Measures the energy of a request by repeating it.
 
     Args:
-        request: the request.
-        repeats: how many at least; `ENERGY_SECONDS` are filled.
+        request: a request that is already compiled.
+        repeats: minimum number of requests; they take at least `ENERGY_SECONDS`.
 
     Returns:
-        `joules` of a request: all that the machine used, idle power included, over the number of `requests`; and the
-        loop's `Energy`.
+        `joules` per request (energy of the machine, including idle power, divided by the number of `requests`), and
+        the fields of `Energy` for the whole loop.
     """
     count = 0
     with metered() as read:
@@ -187,7 +186,7 @@ def consumption(request: Request, repeats: int) -> dict[str, Any]:
 
 
 class Served(NamedTuple):
-    """A model as it is served: in JAX, and as the directory that PyTorch reads; None for one only JAX has."""
+    """A model to measure in JAX and, if `directory` is its Hugging Face folder, in PyTorch."""
 
     config: LMMConfig
     params: Params
@@ -196,51 +195,55 @@ class Served(NamedTuple):
 
 
 def compare(models: Mapping[Any, Served], tokens: int, repeats: int) -> dict[str, Any]:
-    """Requests to several models in turn, in JAX and then in PyTorch.
+    """Measures requests to several models, in JAX and then in PyTorch.
 
-    PyTorch is timed with each of `thread_counts` and counts at its best: where other work shares the cores its threads
-    wait for one another, and more of them can be ten times slower.
+    PyTorch is measured with each of `thread_counts`, and the best result counts: on busy cores, threads wait for each
+    other, and more of them can be ten times slower.
 
     Args:
-        models: name -> model; one without a directory is timed in JAX only.
-        tokens: answer length of all.
-        repeats: rounds that are timed.
+        models: name -> model; models without a directory are measured in JAX only.
+        tokens: answer length of all models.
+        repeats: number of measured rounds.
 
     Returns:
-        engine -> model -> latency in milliseconds by phase, and `energy`, the `consumption` of a request; PyTorch's
-        with the `threads` that were best.
+        engine -> model -> milliseconds by phase, and `energy` from `consumption`; for PyTorch also the best number of
+        `threads`.
     """
-    ours, theirs = {}, {}
+    jax_requests, torch_requests = {}, {}
     for name, model in models.items():
-        ours[name] = jax_request(model.config, model.params, model.prompt, tokens)
+        jax_requests[name] = jax_request(model.config, model.params, model.prompt, tokens)
         if model.directory is not None:
             request = torch_request(torch_model(model.directory), model.prompt, tokens)
-            theirs |= {(name, count): partial(with_threads, count, request) for count in thread_counts()}
-    jax_times = measure(ours, repeats=repeats, title="latency in JAX")
-    torch_times = measure(theirs, repeats=repeats, title="latency in PyTorch")
-    served = [name for name, model in models.items() if model.directory is not None]
-    best = {name: min(thread_counts(), key=lambda n: torch_times[name, n].p50) for name in served}
+            torch_requests |= {(name, count): partial(with_threads, count, request) for count in thread_counts()}
+    jax_times = measure(jax_requests, repeats=repeats, title="latency in JAX")
+    torch_times = measure(torch_requests, repeats=repeats, title="latency in PyTorch")
+    with_files = [name for name, model in models.items() if model.directory is not None]
+    best = {name: min(thread_counts(), key=lambda n: torch_times[name, n].p50) for name in with_files}
     return {
         "jax": {
-            name: {**latency._asdict(), "energy": consumption(ours[name], repeats)}
+            name: {**latency._asdict(), "energy": consumption(jax_requests[name], repeats)}
             for name, latency in jax_times.items()
         },
         "torch": {
-            name: {**torch_times[name, n]._asdict(), "threads": n, "energy": consumption(theirs[name, n], repeats)}
+            name: {
+                **torch_times[name, n]._asdict(),
+                "threads": n,
+                "energy": consumption(torch_requests[name, n], repeats),
+            }
             for name, n in best.items()
         },
     }
 
 
 def thread_counts() -> list[int]:
-    """How many threads PyTorch is tried with: one, and all that it would take."""
+    """Returns the numbers of threads to try in PyTorch: one, and its default."""
     import torch
 
     return sorted({1, torch.get_num_threads()})
 
 
 def with_threads(count: int, work: Callable[[], Any]) -> Any:
-    """What `work` gives when PyTorch may use so many threads."""
+    """Calls a function with a limit on PyTorch's threads."""
     import torch
 
     before = torch.get_num_threads()

@@ -1,4 +1,4 @@
-"""Plots of a report as SVG elements for a page: equal figures give equal text, colours are the page's own."""
+"""Plots of a report as reproducible SVG elements in the colours of the page."""
 
 import io
 import math
@@ -15,13 +15,13 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 from experiments.report.svg import styled
 
 WIDTH = 3.9
-"""Inches; a page shows a plot at about its own size, so that its letters stay readable on a phone."""
+"""Width in inches; the page shows plots at about this size, so that text is readable on a phone."""
 
 INK, FAINT, BACK = "#000101", "#000102", "#000103"
 SERIES = tuple(f"#0002{place:02x}" for place in range(8))
 MARKERS = "*sD^vPXp"
 
-# matplotlib writes these colours into the SVG; the page's variables, which know light from dark, take their places.
+# matplotlib writes these colours into the SVG; they are replaced by CSS variables for light and dark mode.
 _VARIABLES = {INK: "--ink", FAINT: "--line", BACK: "--back", **{c: f"--series-{n}" for n, c in enumerate(SERIES)}}
 
 _STYLE: dict[Any, Any] = {
@@ -48,17 +48,17 @@ _STYLE: dict[Any, Any] = {
 }
 
 Point = tuple[str, float, float]
-"""Name, place along x, place along y."""
+"""(name, x, y)"""
 
 
 def pareto(points: Sequence[Point], label: str, form: Callable[[float], str], alt: str) -> str:
-    """Quality against a cost, a marker for each model, joined in the order of the run.
+    """Plots quality against cost, with a marker for each model, connected in the order of the run.
 
     Args:
-        points: name, cost > 0, quality from 0 to 1.
-        label: of the cost.
-        form: writes a cost.
-        alt: what a reader who does not see the plot is told.
+        points: (name, cost > 0, quality from 0 to 1).
+        label: label of the cost axis.
+        form: formats a cost.
+        alt: alternative text.
 
     Returns:
         An `<svg>` element.
@@ -73,7 +73,7 @@ def pareto(points: Sequence[Point], label: str, form: Callable[[float], str], al
                 cost,
                 score,
                 linestyle="none",
-                # The export lies on the last stage: a ring around its mark.
+                # The export coincides with the last stage: draw it as a ring.
                 marker="o" if last else MARKERS[place % len(MARKERS)],
                 markersize=12 if last else 10 if place == 0 else 7,
                 color=INK if last else SERIES[place % len(SERIES)],
@@ -89,12 +89,12 @@ def pareto(points: Sequence[Point], label: str, form: Callable[[float], str], al
 
 
 def phases(rows: Sequence[tuple[str, Mapping[str, float]]], names: Sequence[str], alt: str) -> str:
-    """Stacked horizontal bars: what the phases of each model's request take, the first model on top.
+    """Plots the phases of each model's request as stacked horizontal bars, the first model on top.
 
     Args:
         rows: name of the model and milliseconds by phase.
-        names: the phases, from the left.
-        alt: what a reader who does not see the plot is told.
+        names: the phases, from left to right.
+        alt: alternative text.
 
     Returns:
         An `<svg>` element.
@@ -123,16 +123,16 @@ def phases(rows: Sequence[tuple[str, Mapping[str, float]]], names: Sequence[str]
 
 
 def _short(value: float, digits: int) -> str:
-    """A number of so many digits, zeros behind the point among them; all digits where more stand before it."""
+    """Formats a number with the given significant digits; more if it has more before the decimal point."""
     return f"{value:.0f}" if value >= 10**digits else f"{value:#.{digits}g}".rstrip(".")
 
 
 def losses(history: Sequence[Mapping[str, float]], alt: str) -> str:
-    """The loss of a stage by its steps.
+    """Plots the loss of a stage over its steps.
 
     Args:
         history: points with `step` and `loss`; at least one.
-        alt: what a reader who does not see the plot is told.
+        alt: alternative text.
 
     Returns:
         An `<svg>` element.
@@ -140,7 +140,7 @@ def losses(history: Sequence[Mapping[str, float]], alt: str) -> str:
     steps, values = [point["step"] for point in history], [point["loss"] for point in history]
     with _axes(2.0) as (figure, axes):
         axes.plot(steps, values, color=SERIES[0], linewidth=1.2, marker="o" if len(values) < 20 else None, markersize=3)
-        # On a logarithmic scale little would be seen of a loss that falls by less.
+        # A logarithmic scale only helps if the loss changes by a large factor.
         if max(values) > 5 * min(values) > 0:
             _logarithmic(axes, "y", min(values), max(values), lambda value: f"{value:g}")
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
@@ -151,25 +151,25 @@ def losses(history: Sequence[Mapping[str, float]], alt: str) -> str:
 
 @contextmanager
 def _axes(height: float):
-    """A figure of its own, known to no window, and its axes; the style ends with it."""
+    """Creates a figure and its axes, with our style inside the context."""
     with styled(_STYLE):
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
         yield figure, figure.subplots()
 
 
 def ticks(low: float, high: float) -> list[float]:
-    """Round numbers on a logarithmic scale from `low` to `high`, both > 0; fewer where they would be many."""
+    """Returns at most about six round numbers from `low` to `high` (both > 0) for a logarithmic scale."""
     for steps in ((1, 2, 5), (1, 3), (1,)):
         powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-        found = [step * 10.0**power for power in powers for step in steps]
-        inside = [value for value in found if low <= value <= high]
+        candidates = [step * 10.0**power for power in powers for step in steps]
+        inside = [value for value in candidates if low <= value <= high]
         if len(inside) <= 6:
             return inside
     return inside[:: math.ceil(len(inside) / 6)]
 
 
 def _logarithmic(axes: Axes, side: str, low: float, high: float, form: Callable[[float], str]) -> None:
-    # Wide enough for two round numbers at least.
+    # Wide enough for at least two round numbers.
     room = max(1.15, math.sqrt(5.5 * low / high))
     low, high = low / room, high * room
     axes.set(**{f"{side}scale": "log", f"{side}lim": (low, high)})
@@ -180,19 +180,19 @@ def _logarithmic(axes: Axes, side: str, low: float, high: float, form: Callable[
 
 
 def _spread(axes: Axes, scores: Sequence[float]) -> None:
-    """Limits that show differences of a point, and no more than those are."""
+    """Limits the y axis to the range of scores, at least two points."""
     room = max(0.1 * (max(scores) - min(scores)), 0.01)
     axes.set_ylim(min(scores) - room, max(scores) + room)
     axes.yaxis.set_major_locator(MaxNLocator(5))
 
 
 def _svg(figure: Figure, alt: str) -> str:
-    """The figure as an element of a page: an image with a text for it, its ids its own, its colours the page's."""
+    """Converts the figure to an `<svg>` element with alternative text and the colours of the page."""
     file = io.StringIO()
     figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     text = file.getvalue()
     text = text[text.index("<svg") :]
-    # What would load something or reach beyond the plot: metadata with addresses, a style for every element, fonts.
+    # Remove everything that refers to other files or affects the page: metadata, global styles and fonts.
     text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>| font-family: [^;]*;", "", text, flags=re.DOTALL)
     for colour, variable in _VARIABLES.items():
         text = text.replace(colour, f"var({variable})")
@@ -202,11 +202,11 @@ def _svg(figure: Figure, alt: str) -> str:
 
 
 def own_ids(svg: str, prefix: str) -> str:
-    """The element with a prefix before each of its ids: those of two plots on one page must not meet.
+    """Adds a prefix to all ids of an `<svg>` element, so that several plots on a page do not conflict.
 
     Args:
         svg: an `<svg>` element.
-        prefix: letters, unlike those of the page's other plots.
+        prefix: letters that are unique on the page.
 
     Returns:
         The element.

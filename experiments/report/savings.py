@@ -1,4 +1,4 @@
-"""What the energy of a request comes to over a year of serving, and when what a run used is saved again."""
+"""Energy per year of serving, and the number of requests after which a run has paid off."""
 
 import math
 
@@ -9,26 +9,26 @@ DAYS_A_YEAR = 365
 
 
 def kwh_a_year(joules: float, rate: float) -> float:
-    """Energy of a year of requests.
+    """Returns the energy of a year of requests in kWh.
 
     Args:
-        joules: of a request.
-        rate: requests a second, day and night.
+        joules: energy per request.
+        rate: requests per second, day and night.
 
     Returns:
-        kWh.
+        Energy in kWh.
     """
     return joules * rate * SECONDS_A_DAY * DAYS_A_YEAR / JOULES_A_KWH
 
 
 def payback(kwh: float, joules: float) -> int | None:
-    """After how many requests what was spent once has been saved.
+    """Returns the number of requests after which their savings equal an energy spent once.
 
     Args:
-        kwh: spent.
-        joules: saved by a request.
+        kwh: energy spent.
+        joules: energy saved per request.
 
     Returns:
-        Requests; None where a request saves nothing.
+        Number of requests; None if a request saves nothing.
     """
     return math.ceil(kwh * JOULES_A_KWH / joules) if joules > 0 else None

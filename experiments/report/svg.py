@@ -1,4 +1,4 @@
-"""Plots as SVG in a style of their own: equal figures give equal files everywhere."""
+"""Reproducible SVG plots: equal figures give equal files on every machine."""
 
 import io
 from collections.abc import Iterator, Mapping
@@ -15,7 +15,7 @@ from experiments.run.folder import write_bytes
 
 @contextmanager
 def styled(style: Mapping[Any, Any] = MappingProxyType({})) -> Iterator[None]:
-    """matplotlib's defaults and what is given over them, not the person's own style; it ends with the `with`."""
+    """A context with matplotlib's defaults and `style`, independent of the user's settings."""
     with rc_context():
         rcdefaults()
         rcParams.update({"svg.hashsalt": "antgmm", **style})
@@ -23,7 +23,7 @@ def styled(style: Mapping[Any, Any] = MappingProxyType({})) -> Iterator[None]:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Writes a figure as SVG, without the date."""
+    """Saves a figure as SVG, without a date."""
     file = io.BytesIO()
     figure.savefig(file, format="svg", metadata={"Date": None})
     write_bytes(path, file.getvalue())

@@ -1,4 +1,4 @@
-"""The report's words and tables, from its figures: what the Markdown and the page both show."""
+"""Texts and tables of the report, for Markdown and HTML."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -8,13 +8,13 @@ from experiments.report.savings import kwh_a_year
 from experiments.run.host.console import count
 
 Report = Mapping[str, Any]
-"""What `report.json` holds."""
+"""Contents of `report.json`."""
 
 ENGINES = {"jax": "JAX", "torch": "PyTorch"}
 
 
 class Table(NamedTuple):
-    """Cells as text; the first of each row names the row, the others are figures unless `prose` is set."""
+    """A table of text cells. The first column is the row's name; the others are numbers, unless `prose` is set."""
 
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -22,7 +22,7 @@ class Table(NamedTuple):
 
 
 class Section(NamedTuple):
-    """A heading, what the figures under it are, and the figures."""
+    """A section of the report: heading, explanation and table."""
 
     key: str
     title: str
@@ -31,7 +31,7 @@ class Section(NamedTuple):
 
 
 def headline(report: Report) -> str:
-    """What the run came to, in one sentence."""
+    """Summarises the run in one sentence."""
     ratios, lost = report["ratios"], 100 * (report["teacher"]["exact_match"] - report["student"]["exact_match"])
     return (
         f"{_fold(ratios['params'], 'fewer', 'more')} parameters, {_fold(ratios['jax'], 'lower', 'higher')} latency in"
@@ -45,7 +45,7 @@ def _fold(ratio: float, less: str, more: str) -> str:
 
 
 def provenance(report: Report) -> list[tuple[str, str]]:
-    """Where the figures come from: name and value."""
+    """Returns name and value of facts about the run and the machine."""
     machine = report["machine"]
     return [
         ("Measured on", f"{machine['cpu']}, {machine['cores']} cores, load {machine['load']}"),
@@ -53,35 +53,35 @@ def provenance(report: Report) -> list[tuple[str, str]]:
         ("System", machine["system"]),
         ("Seed", str(report["seed"])),
         ("Recipe", report["recipe"]),
-        ("Wall time of all starts of the run together", f"{report['wall_seconds']:.0f} s"),
+        ("Wall time, including interrupted attempts", f"{report['wall_seconds']:.0f} s"),
     ]
 
 
 def sections(report: Report) -> list[Section]:
-    """Every table, in the order in which it is read.
+    """Returns the sections of the report in order.
 
     Args:
-        report: what `report.json` holds.
+        report: contents of `report.json`.
 
     Returns:
-        The sections; one on hard records only where they were scored.
+        The sections; hard records have one only if they were scored.
     """
     latency, slices = report["latency"], _slices(report)
-    found = [
+    result = [
         Section("models", "Teacher and student", _scored(report), _models(report)),
         Section(
             "stages",
             "Stages",
-            "Size, quality and latency of what each stage left. The student of a stage is scored in float32, the export"
-            " as its files hold it; latency is the median of a request in JAX, all models measured in turn.",
+            "Size, quality and latency of the student after each stage, scored in float32; the export is scored with"
+            " the dtype of its files. Latency is the median of a request in JAX, alternating between models.",
             _stages(report),
         ),
         Section("towers", "Parameters by tower", "", _towers(report)),
         Section(
             "latency",
             "Latency of a request",
-            f"Batch 1, {latency['tokens']} answer tokens for all, milliseconds; phases are medians; PyTorch with the"
-            " number of threads that suits each model best.",
+            f"Milliseconds at batch 1 with {latency['tokens']} answer tokens; medians for phases. PyTorch uses the"
+            " number of threads that is fastest for each model.",
             _latency(report),
         ),
         Section("energy", "Energy of a request", _saved(report), _requests(report)),
@@ -89,28 +89,28 @@ def sections(report: Report) -> list[Section]:
         Section("types", "Exact match by question type", "", _types(report)),
     ]
     if slices:
-        text = "Macro exact match on the hard records, by what is unusual about them."
-        found.append(Section("slices", "Exact match by hard slice", text, slices))
-    return found
+        text = "Macro exact match on the hard records, by the property that does not occur in training."
+        result.append(Section("slices", "Exact match by hard slice", text, slices))
+    return result
 
 
 def export_gate(report: Report) -> str:
-    """What the comparison of both engines on the exported files gave."""
+    """Describes the result of the export gate."""
     export = report["export"]
-    beside = (
-        f"; where that is much, float64 decided: PyTorch's own float32 is up to {export['torch_rounding']:.2g} off"
+    note = (
+        f"; large differences were checked in float64: PyTorch's float32 is off by up to {export['torch_rounding']:.2g}"
         if export["torch_rounding"]
         else ""
     )
     return (
-        f"Plain transformers read the exported files in float32: logits differ by at most"
-        f" {export['max_abs_logit_diff']:.2g} (largest magnitude {export['max_abs_logit']:.3g}{beside}),"
-        f" {100 * export['answers_equal']:.1f} % of {export['prompts']} greedy answers are equal token for token."
+        f"Stock transformers, with the exported files in float32: logits differ by at most"
+        f" {export['max_abs_logit_diff']:.2g} (largest magnitude {export['max_abs_logit']:.3g}{note}),"
+        f" {100 * export['answers_equal']:.1f} % of {export['prompts']} greedy answers have equal tokens."
     )
 
 
 def answers(report: Report) -> Table:
-    """Questions with the right answer and those of both models."""
+    """Returns the table of example questions with the correct answer and those of both models."""
     head = ["question", "right answer", "teacher", "student"]
     rows = [
         [
@@ -124,29 +124,29 @@ def answers(report: Report) -> Table:
 
 
 def mark(right: bool) -> str:
-    """A sign that tells right from wrong without colour."""
+    """Returns a sign for right or wrong answers."""
     return "✓" if right else "✗"
 
 
 def models(report: Report) -> list[tuple[str, Mapping[str, Any]]]:
-    """Name and figures of the teacher, each stage's student and the export, in order."""
+    """Returns name and figures of the teacher, of each stage's student and of the export."""
     stages = [(stage["name"], stage) for stage in report["stages"]]
     return [("teacher", report["teacher"]), *stages, ("export", report["student"])]
 
 
 def latencies(report: Report, engine: str) -> list[tuple[str, Mapping[str, Any]]]:
-    """Name, latency and energy of every model that was timed in an engine, in the order of `models`."""
+    """Returns name and latency of every model that was measured in an engine, in the order of `models`."""
     times = report["latency"][engine]
     stages = [(stage["name"], stage["latency"]) for stage in report["stages"]] if engine == "jax" else []
     return [("teacher", times["teacher"]), *stages, ("export", times["student"])]
 
 
 def _scored(report: Report) -> str:
-    """What the scores of teacher and student are measured on."""
-    scored = f"{report['teacher']['scores']['count']} test records"
+    """Explains the scores of teacher and student."""
+    tested = f"{report['teacher']['scores']['count']} test records"
     if "scores_hard" in report["teacher"]:
-        scored += f" and {report['teacher']['scores_hard']['count']} hard ones"
-    return f"The student's figures come from the exported files read back; scores are on {scored}."
+        tested += f" and {report['teacher']['scores_hard']['count']} hard ones"
+    return f"The student is the exported model, loaded from its files. Scores are on {tested}."
 
 
 def _models(report: Report) -> Table:
@@ -155,7 +155,7 @@ def _models(report: Report) -> Table:
     rows = [
         _ratio("parameters", teacher["params"], student["params"]),
         *(_ratio(f"… {tower}", size, student["params_by_tower"][tower]) for tower, size in towers),
-        _ratio("FLOPs a request", teacher["flops"], student["flops"]),
+        _ratio("FLOPs per request", teacher["flops"], student["flops"]),
         _points("exact match (macro)", teacher["exact_match"], student["exact_match"]),
     ]
     if "exact_match_hard" in teacher:
@@ -223,16 +223,16 @@ def _latency(report: Report) -> Table:
 
 
 def _saved(report: Report) -> str:
-    """What the energies of requests are, and when the run has paid for itself."""
-    told = []
+    """Explains the energy of requests, and states when the run has paid off."""
+    savings = []
     for engine, name in ENGINES.items():
         saved = report["energy"]["saved"][engine]
         after = "never" if saved["payback"] is None else f"after {count(saved['payback'])} requests"
-        told.append(f"{saved['joules']:.3g} J a request in {name}, the run's own energy {after}")
+        savings.append(f"{saved['joules']:.3g} J per request in {name}; that repays the run's energy {after}")
     return (
-        "Requests one after the other; all that the machine used over their number, idle power not subtracted. A year"
-        " is 365 days at so many requests a second, by as many such machines as that takes, none of them idle. The"
-        f" export saves {', and '.join(told)}."
+        "Energy of the whole machine, including idle power, for consecutive requests. A year is 365 days at the given"
+        " rate, on as many fully used machines as necessary. The"
+        f" export saves {', and '.join(savings)}."
     )
 
 
@@ -241,17 +241,17 @@ def _requests(report: Report) -> Table:
     rows = []
     for engine, name in ENGINES.items():
         for model, times in latencies(report, engine):
-            found = times["energy"]
-            years = [count(kwh_a_year(found["joules"], float(rate))) for rate in rates]
-            rows.append([f"{name} {model}", f"{found['joules']:.3g}", found["source"], *years])
-    return Table(["model", "J a request", "source", *(f"kWh a year at {rate}/s" for rate in rates)], rows)
+            energy = times["energy"]
+            years = [count(kwh_a_year(energy["joules"], float(rate))) for rate in rates]
+            rows.append([f"{name} {model}", f"{energy['joules']:.3g}", energy["source"], *years])
+    return Table(["model", "J per request", "source", *(f"kWh per year at {rate}/s" for rate in rates)], rows)
 
 
 def _assumed(report: Report) -> str:
-    """What was counted, read and assumed of the run's energy."""
+    """Explains the energy of the run, with its assumptions."""
     return (
-        "Of the whole machine, all starts of the run together; a stage with its scores, the run with all that is"
-        f" measured for this report. {'; '.join(report['energy']['run']['assumes'])}."
+        "Energy of the whole machine, including interrupted attempts. Stages include their evaluation, the run includes"
+        f" the measurements of this report. {'; '.join(report['energy']['run']['assumes'])}."
     )
 
 
@@ -262,13 +262,13 @@ def _compression(report: Report) -> Table:
     rows = [
         [
             name,
-            f"{found['kwh']:.3g}",
-            f"{found['kg_co2']:.3g}",
-            f"{found['seconds']:.0f}",
-            *(f"{found[f'{part}_watts']:.3g}" for part in ("cpu", "gpu", "ram")),
-            found["source"],
+            f"{energy['kwh']:.3g}",
+            f"{energy['kg_co2']:.3g}",
+            f"{energy['seconds']:.0f}",
+            *(f"{energy[f'{part}_watts']:.3g}" for part in ("cpu", "gpu", "ram")),
+            energy["source"],
         ]
-        for name, found in [*used, ("whole run", report["energy"]["run"])]
+        for name, energy in [*used, ("whole run", report["energy"]["run"])]
     ]
     return Table(["part", "kWh", "kg CO2", "seconds", "CPU W", "GPU W", "memory W", "source"], rows)
 

@@ -1,4 +1,4 @@
-"""Writes a run's report: report.json and the pictures of its examples, and from them report.md and report.html."""
+"""Writes the report of a run: report.json, example images, report.md and report.html."""
 
 import io
 import json
@@ -21,14 +21,14 @@ from experiments.run.schema import Recipe
 from experiments.run.scoring import scored
 
 FORMAT = 4
-"""Of report.json; what is written anew from another one would lack figures."""
+"""Format version of report.json; other versions cannot be rendered."""
 
 PICTURE_SIDE = 320
-"""Largest side of an example's picture in the report, in pixels."""
+"""Maximum side of an example image in pixels."""
 
 
 def finish(run: Run) -> dict[str, Any]:
-    """Runs, or goes on with, the whole of a run, and writes its report while the folder is still held.
+    """Starts or resumes a run, completes it and writes its report.
 
     Args:
         run: the run.
@@ -37,17 +37,17 @@ def finish(run: Run) -> dict[str, Any]:
         The report as JSON types.
 
     Raises:
-        AntgmmError: as `Run.exported`.
+        AntgmmError: as in `Run.exported`.
     """
     with run.exported() as outcome:
         return write_report(outcome) if isinstance(outcome.recipe, Recipe) else write_teacher_report(outcome)
 
 
 def write_teacher_report(outcome: Outcome) -> dict[str, Any]:
-    """Scores an exported model that was trained without a teacher, with all processes of the run: report.json alone.
+    """Evaluates an exported model that was trained without a teacher, and writes only report.json.
 
     Args:
-        outcome: what the run has left.
+        outcome: result of the run.
 
     Returns:
         Scores, size, seconds and energy, as JSON types.
@@ -57,7 +57,7 @@ def write_teacher_report(outcome: Outcome) -> dict[str, Any]:
     scores, _ = scored("scores", model.config, model.params, outcome.test, outcome.processor, max_new_tokens=longest)
     size = sum(leaf.size for leaf in jax.tree.leaves(model.params))
 
-    def write() -> None:  # the first process alone counts energy
+    def write() -> None:  # only the first process measures energy
         energy = folder.energy[WHOLE]._asdict()
         figures = {"params": size, "scores": scores, "seed": recipe.seed}
         write_json(place, {**figures, "wall_seconds": folder.seconds, "energy": energy})
@@ -67,10 +67,10 @@ def write_teacher_report(outcome: Outcome) -> dict[str, Any]:
 
 
 def write_report(outcome: Outcome) -> dict[str, Any]:
-    """Scores teacher and exported student, with all processes of the run, measures the rest and writes `report/`.
+    """Evaluates teacher and exported student, measures latency and energy, and writes `report/`.
 
     Args:
-        outcome: what the run has left.
+        outcome: result of the run.
 
     Returns:
         The report as JSON types.
@@ -99,18 +99,18 @@ def render(directory: Path, report: Report) -> str:
     """Writes report.md and report.html.
 
     Args:
-        directory: the run's `report/`, which holds the pictures of the examples.
-        report: what `report.json` in it holds.
+        directory: folder `report/` of the run, with the example images.
+        report: contents of its `report.json`.
 
     Returns:
         The Markdown.
 
     Raises:
-        AntgmmError: the report is of another format.
+        AntgmmError: the report has another format version.
     """
     if report.get("format") != FORMAT:
         raise AntgmmError(
-            f"{directory / 'report.json'} was written by another version: give the run's own command again"
+            f"{directory / 'report.json'} was written by another version: run the command of the run again"
         )
     text = markdown(report)
     write_text(directory / "report.md", text)
@@ -119,13 +119,13 @@ def render(directory: Path, report: Report) -> str:
 
 
 def png(picture: np.ndarray) -> bytes:
-    """A picture as PNG, made smaller where a side is longer than `PICTURE_SIDE`.
+    """Encodes an image as PNG, with sides of at most `PICTURE_SIDE`.
 
     Args:
         picture: uint8 [H, W, 3].
 
     Returns:
-        The file's content.
+        Contents of the file.
     """
     image, content = Image.fromarray(picture), io.BytesIO()
     image.thumbnail((PICTURE_SIDE, PICTURE_SIDE))

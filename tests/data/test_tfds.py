@@ -29,7 +29,7 @@ for record in maad.source("s", "test", 24):
     np.testing.assert_array_equal(other.images[0], record.images[0])
     assert (other.question, other.answer, other.text) == (record.question, record.answer, record.text)
     assert (other.type, other.slice, other.latents) == (record.type, record.slice, record.latents)
-wrong = ((builder.data_dir, "dev", "no split 'dev'"), (sys.argv[1], "test", "no prepared TFDS folder"))
+wrong = ((builder.data_dir, "dev", "no split 'dev'"), (sys.argv[1], "test", "is not a prepared TFDS folder"))
 for path, split, said in wrong:
     try:
         read_records("tfds", path, split=split)

@@ -1,4 +1,4 @@
-"""One device measured from end to end: correctness first, then what it reaches, then each piece of work as a share."""
+"""Benchmark of one device: correctness, peak rates, and training and serving relative to these rates."""
 
 import gc
 import importlib.metadata
@@ -29,25 +29,25 @@ from experiments.run.host.facts import machine
 from experiments.run.random_batches import random_batch
 
 _DRIVER = Path("/proc/driver/nvidia/version")
-_CHECKED = 2  # rows that are compared
+_CHECKED = 2  # rows for the correctness checks
 LARGE = 50e9
-"""Bytes from which on the largest preset is the teacher: what JAX takes of an 80 GB device, three quarters, is more."""
+"""Bytes of memory from which the largest preset is the teacher; JAX uses 60 GB of an 80 GB device."""
 
 
-class Asked(NamedTuple):
-    """What is measured.
+class Settings(NamedTuple):
+    """Settings of the benchmark.
 
     Attributes:
-        student: preset that is trained and served.
-        teacher: preset that it learns from, and that is served beside it.
-        dtype: what both compute in, a name of `peaks.PRODUCTS`.
-        batches: batch sizes of the train step, rising.
-        served: batch sizes of decoding; scoring takes the largest of them.
-        words: prompt tokens beside the image's.
+        student: preset of the student, which is trained and served.
+        teacher: preset of the teacher, which is served too.
+        dtype: dtype of computation, a key of `peaks.PRODUCTS`.
+        batches: batch sizes of the train step, ascending.
+        served: batch sizes of decoding; scoring uses the largest one.
+        words: prompt tokens, not counting image tokens.
         answer: answer tokens.
-        matmul: sides of the matrices that give the matmul rate.
-        copied: bytes of the arrays that give the copy rate.
-        rounds: rounds that are timed.
+        matmul: sides of the matrices for the matmul rate.
+        copied: bytes of the arrays for the copy rate.
+        rounds: measured rounds.
     """
 
     student: str = "antgmm-tiny"
@@ -62,21 +62,21 @@ class Asked(NamedTuple):
     rounds: int = 5
 
 
-def defaults(platform: str, held: int | None) -> Asked:
-    """What is measured on a device unless it is asked otherwise.
+def defaults(platform: str, held: int | None) -> Settings:
+    """Returns the default settings for a device.
 
     Args:
         platform: "cpu", "gpu" or "tpu".
-        held: bytes that JAX may take of it; None where it does not tell.
+        held: bytes of memory that JAX may use; None if unknown.
 
     Returns:
-        On a CPU a tiny model in float32. On an accelerator bfloat16 and a student of 300 million parameters, with the
-        paper's teacher of 5 thousand million where its float32 form and a step beside it fit, else its own teacher.
+        A tiny float32 model for a CPU. For an accelerator, a student with 300 million parameters in bfloat16, whose
+        teacher has 5 billion parameters if it fits in float32 together with a train step, else is the student itself.
     """
     if platform == "cpu":
-        return Asked()
+        return Settings()
     large = held is not None and held >= LARGE
-    return Asked(
+    return Settings(
         student="antgmm-300m",
         teacher="antgmm-5b" if large else "antgmm-300m",
         dtype="bfloat16",
@@ -91,60 +91,63 @@ def defaults(platform: str, held: int | None) -> Asked:
 
 
 def memory(name: str = "bytes_limit") -> int | None:
-    """One of the first device's memory figures, by default what JAX may take; None where it does not tell (a CPU)."""
+    """Returns a memory statistic of the first device, by default the limit; None if unknown (on a CPU)."""
     return (jax.devices()[0].memory_stats() or {}).get(name)
 
 
-def measure(asked: Asked) -> dict[str, Any]:
-    """Measures everything on the first device that JAX sees.
+def measure(settings: Settings) -> dict[str, Any]:
+    """Runs the benchmark on the first device of JAX.
 
     Args:
-        asked: what.
+        settings: the settings.
 
     Returns:
-        Figures as JSON types: `device`, `asked`, `checks`, `matmul` and `copy` rates, `train`, `scoring`, `decode`,
-        `requests`, `matmul_after`, the rate once more at the end, and `memory`.
+        Figures as JSON types: `device`, `settings` (the settings), `checks`, `matmul` and `copy` rates, `train`,
+        `scoring`, `decode`, `requests`, `matmul_after` (the rate at the end) and `memory`.
 
     Raises:
-        AntgmmError: models that do not fit one another, a device that computes wrongly, or too small a memory.
+        AntgmmError: student and teacher do not fit each other, the device computes wrong results, or its memory is too
+            small.
     """
-    student, teacher = preset(asked.student), preset(asked.teacher)
-    batch = _batch(asked, student)
-    planning.check(planning.Asked(student, teacher, len(batch["index"]), batch["input_ids"].shape[1], asked.answer))
-    if asked.dtype not in ("bfloat16", "float32"):
-        raise AntgmmError(f"--dtype {asked.dtype}: give bfloat16 or float32")
-    figures: dict[str, Any] = {"device": device(), "asked": asked._asdict()}
+    student, teacher = preset(settings.student), preset(settings.teacher)
+    batch = _batch(settings, student)
+    planning.check(
+        planning.StepSpec(student, teacher, len(batch["index"]), batch["input_ids"].shape[1], settings.answer)
+    )
+    if settings.dtype not in ("bfloat16", "float32"):
+        raise AntgmmError(f"--dtype {settings.dtype}: it must be bfloat16 or float32")
+    figures: dict[str, Any] = {"device": device(), "asked": settings._asdict()}
     models = {"student": student, "teacher": teacher}
     say("accelerator: correctness")
     distinct = {name: config for name, config in models.items() if name == "student" or teacher != student}
     checks = {name: correctness(config, _params(config), first(batch, _CHECKED)) for name, config in distinct.items()}
     refuse(checks)
-    figures["checks"] = {name: [check._asdict() for check in found] for name, found in checks.items()}
+    figures["checks"] = {name: [check._asdict() for check in each] for name, each in checks.items()}
     say("accelerator: rates of matrix products and copies")
-    figures["matmul"] = {kind: matmul_rate(kind, asked.matmul, asked.rounds) for kind in PRODUCTS}
-    figures["copy"] = copy_rate(asked.copied, asked.rounds)
-    rate, copy = figures["matmul"][asked.dtype], figures["copy"]["median"]
+    figures["matmul"] = {kind: matmul_rate(kind, settings.matmul, settings.rounds) for kind in PRODUCTS}
+    figures["copy"] = copy_rate(settings.copied, settings.rounds)
+    rate, copy = figures["matmul"][settings.dtype], figures["copy"]["median"]
     chip = published(figures["device"]["kind"])
-    peak = chip.flops if chip is not None and asked.dtype == "bfloat16" else None
+    peak = chip.flops if chip is not None and settings.dtype == "bfloat16" else None
     figures["published"] = None if chip is None else {"flops": chip.flops, "bandwidth": chip.bandwidth}
     limits = Limits(rate["median"], peak)
-    figures["train"] = _training(asked, models, batch, limits)
-    served = {name: Model(config, _params(config, asked.dtype)) for name, config in models.items()}
-    largest = first(batch, max(asked.served))
-    figures["scoring"] = {name: scoring(model, largest, limits, asked.rounds) for name, model in served.items()}
+    figures["train"] = _training(settings, models, batch, limits)
+    served = {name: Model(config, _params(config, settings.dtype)) for name, config in models.items()}
+    largest = first(batch, max(settings.served))
+    figures["scoring"] = {name: scoring(model, largest, limits, settings.rounds) for name, model in served.items()}
     figures["decode"] = {
-        name: [decoding(model, first(batch, rows), copy, asked.rounds) for rows in asked.served]
+        name: [decoding(model, first(batch, rows), copy, settings.rounds) for rows in settings.served]
         for name, model in served.items()
     }
-    figures["requests"] = requests(served, batch, limits, copy, 4 * asked.rounds)
-    figures["matmul_after"] = matmul_rate(asked.dtype, [rate["side"]], asked.rounds)
-    # JAX keeps one peak for the whole process: the largest of all that was measured.
+    figures["requests"] = requests(served, batch, limits, copy, 4 * settings.rounds)
+    figures["matmul_after"] = matmul_rate(settings.dtype, [rate["side"]], settings.rounds)
+    # JAX reports one peak for the whole process.
     figures["memory"] = {"limit": memory("bytes_limit"), "peak": memory("peak_bytes_in_use")}
     return figures
 
 
 def device() -> dict[str, Any]:
-    """The device, its driver, and the libraries that run on it."""
+    """Returns facts about the device, its driver and the JAX version."""
     first_device = jax.devices()[0]
     driver = _DRIVER.read_text().splitlines()[0] if _DRIVER.exists() else ""
     return {
@@ -157,27 +160,27 @@ def device() -> dict[str, Any]:
     }
 
 
-def _batch(asked: Asked, config: LMMConfig) -> dict[str, np.ndarray]:
-    rows = max(*asked.batches, *asked.served, _CHECKED)
-    return random_batch(config, rows, words=asked.words, answer=asked.answer)
+def _batch(settings: Settings, config: LMMConfig) -> dict[str, np.ndarray]:
+    rows = max(*settings.batches, *settings.served, _CHECKED)
+    return random_batch(config, rows, words=settings.words, answer=settings.answer)
 
 
 def _params(config: LMMConfig, dtype: str = "float32") -> Params:
-    """Random parameters; in one program, so that those of another dtype need no second copy."""
+    """Random parameters, cast inside the same program to avoid a second copy."""
     return jax.jit(lambda key: to_dtype(functional(config).init(key), jnp.dtype(dtype)))(jax.random.key(0))
 
 
 def _training(
-    asked: Asked, models: Mapping[str, LMMConfig], batch: Mapping[str, np.ndarray], limits: Limits
+    settings: Settings, models: Mapping[str, LMMConfig], batch: Mapping[str, np.ndarray], limits: Limits
 ) -> dict[str, Any]:
-    """A step with each kind of teacher; of a cached one only the head stays on the device."""
+    """Train steps with an online and with a cached teacher; of the latter only the head stays on the device."""
     student, teacher = models["student"], models["teacher"]
-    sizes, most = sorted(asked.batches), max(asked.batches)
-    lesson = partial(Lesson, student, teacher, dtype=jnp.dtype(asked.dtype))
-    params = _params(teacher, asked.dtype)
+    sizes, most = sorted(settings.batches), max(settings.batches)
+    lesson = partial(Lesson, student, teacher, dtype=jnp.dtype(settings.dtype))
+    params = _params(teacher, settings.dtype)
     source = distill.online(functional(teacher), params)
-    found = {"online": sweep(lesson(source, True), first(batch, most), sizes, limits, asked.rounds)}
+    results = {"online": sweep(lesson(source, True), first(batch, most), sizes, limits, settings.rounds)}
     source = cached_teacher(teacher, params, first(batch, most))
     del params
-    gc.collect()  # what an error's traceback or a traced program still holds
-    return {"cached": sweep(lesson(source, False), first(batch, most), sizes, limits, asked.rounds), **found}
+    gc.collect()  # frees arrays that tracebacks or traced programs still hold
+    return {"cached": sweep(lesson(source, False), first(batch, most), sizes, limits, settings.rounds), **results}

@@ -1,4 +1,4 @@
-"""Random batches on the device, and a cached teacher of them."""
+"""Random batches on the device, and a teacher with cached states for them."""
 
 import tempfile
 from collections.abc import Mapping
@@ -12,37 +12,37 @@ import distill
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.pure import Params, functional
 
-_PIECE = 8  # rows that the teacher reads at a time while its states are cached
+_PIECE = 8  # batch size for building the cache
 
 
 def device_arrays(batch: Mapping[str, Any]) -> dict[str, Any]:
-    """What a train step reads of a batch, on the device.
+    """Copies the arrays of a batch that a train step reads to the device.
 
     Args:
-        batch: from `random_batch`, perhaps with a teacher's states.
+        batch: from `random_batch`, possibly with states of the teacher.
 
     Returns:
-        Arrays by name, without row numbers and prompts.
+        name -> array, without row numbers and prompts.
     """
     read = {name: value for name, value in batch.items() if name != "index" and not name.startswith("prompt/")}
     return jax.tree.map(jnp.asarray, read)
 
 
 def first(batch: Mapping[str, Any], rows: int) -> dict[str, Any]:
-    """The first rows of a batch."""
+    """Returns the first rows of a batch."""
     return jax.tree.map(lambda value: value[:rows], dict(batch))
 
 
 def cached_teacher(config: LMMConfig, params: Params, batch: Mapping[str, Any]) -> distill.Teacher:
-    """A teacher whose states for a batch are in memory.
+    """Creates a teacher with its states for a batch cached in memory.
 
     Args:
-        config: the teacher.
-        params: its parameters.
+        config: config of the teacher.
+        params: parameters of the teacher.
         batch: from `random_batch`.
 
     Returns:
-        The `Teacher`, whose `attach` takes any rows of the batch.
+        The teacher; its `attach` accepts any rows of the batch.
     """
     pure, samples = functional(config), len(batch["index"])
     starts = range(0, samples, _PIECE)

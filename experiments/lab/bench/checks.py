@@ -1,4 +1,4 @@
-"""Whether a device computes rightly; without that no time of it is told."""
+"""Correctness checks of a device, which must pass before it is benchmarked."""
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -23,18 +23,18 @@ from experiments.run.random_batches import teacher_forced
 
 FLOAT32 = 1e-4
 BFLOAT16 = 0.1
-"""Largest difference of logits that passes, as a share of their largest magnitude. bfloat16 has eight bits, and the
-stream is rounded at every one of up to 300 sublayers; a wrong mask or cast is off by the whole of the logits."""
+"""Allowed difference of logits relative to their largest magnitude. bfloat16 has eight significant bits and rounds the
+residual stream after each of up to 300 sublayers; a wrong mask or cast causes a relative difference of about 1."""
 
 
 class Check(NamedTuple):
     """A comparison of logits.
 
     Attributes:
-        name: what is checked.
-        against: what it is held against.
-        error: largest difference, as a share of the largest magnitude.
-        allowed: the largest that passes.
+        name: name of the check.
+        against: the reference.
+        error: largest difference, relative to the largest magnitude.
+        allowed: largest error that passes.
     """
 
     name: str
@@ -44,55 +44,59 @@ class Check(NamedTuple):
 
     @property
     def passed(self) -> bool:
-        """Whether the difference is small enough; one that is no number is not."""
+        """Whether the error is small enough; NaN is not."""
         return self.error <= self.allowed
 
 
 def correctness(config: LMMConfig, params: Params, batch: Mapping[str, np.ndarray]) -> list[Check]:
-    """Compares what the device computes with three references.
+    """Compares logits of the device with references.
 
     Args:
-        config: the model.
+        config: model config.
         params: float32 parameters on the device.
         batch: from `random_batch`.
 
     Returns:
-        float32 against the host's CPU (against PyTorch, where the device is the CPU), bfloat16 against float32,
-        decoding with a cache against a forward pass over the same tokens, and each token that was chosen against the
-        largest logit of that pass.
+        Checks of float32 against the CPU (on a CPU, against PyTorch), of bfloat16 against float32, of cached decoding
+        against a forward pass over the same tokens, and of the chosen tokens against the largest logits of that pass.
     """
     arrays = device_arrays(batch)
-    # JAX's default is less than float32 on a GPU or TPU.
+    # By default, JAX multiplies float32 matrices at lower precision on GPUs and TPUs.
     with jax.default_matmul_precision("highest"):
-        ours = np.asarray(_answer_logits(config)(params, arrays))
+        in_float32 = np.asarray(_answer_logits(config)(params, arrays))
         against, reference = _reference(config, params, batch)
         tokens, stepped, whole = _decoded(config, params, batch)
-    low = _answer_logits(config)(to_dtype(params, jnp.bfloat16), arrays)
+    in_bfloat16 = _answer_logits(config)(to_dtype(params, jnp.bfloat16), arrays)
     chosen, largest = np.take_along_axis(whole, tokens[:, :, None], axis=2), whole.max(axis=2, keepdims=True)
     return [
-        Check("float32 forward", against, _error(ours, reference), FLOAT32),
-        Check("bfloat16 forward", "float32 on the same device", _error(np.asarray(low, np.float32), ours), BFLOAT16),
+        Check("float32 forward", against, _error(in_float32, reference), FLOAT32),
+        Check(
+            "bfloat16 forward",
+            "float32 on the same device",
+            _error(np.asarray(in_bfloat16, np.float32), in_float32),
+            BFLOAT16,
+        ),
         Check("cached decode", "a forward pass without cache", _error(stepped, whole), FLOAT32),
         Check("greedy answers", "the largest logits of that pass", _error(chosen, largest), FLOAT32),
     ]
 
 
 def refuse(checks: Mapping[str, Sequence[Check]]) -> None:
-    """Stops where a check has failed.
+    """Raises an error if a check has failed.
 
     Args:
         checks: model -> checks.
 
     Raises:
-        AntgmmError: names the first that failed, and by how much.
+        AntgmmError: names the first failed check and its error.
     """
-    for model, found in checks.items():
-        for check in found:
+    for model, checks_of_model in checks.items():
+        for check in checks_of_model:
             if not check.passed:
                 raise AntgmmError(
-                    f"{model}, {check.name}: logits are {check.error:.2g} of the largest away from {check.against},"
-                    f" {check.allowed:g} are allowed: no time is told of a device that computes wrongly;"
-                    " try another jaxlib or driver, or XLA_FLAGS without extra flags"
+                    f"{model}, {check.name}: logits differ by {check.error:.2g} of the largest from {check.against},"
+                    f" {check.allowed:g} is allowed: the device computes wrong results;"
+                    " try another jaxlib or driver, or unset XLA_FLAGS"
                 )
 
 
@@ -109,12 +113,12 @@ def _answer_logits(config: LMMConfig) -> Callable[[Params, Mapping[str, jax.Arra
 
 
 def _reference(config: LMMConfig, params: Params, batch: Mapping[str, np.ndarray]) -> tuple[str, np.ndarray]:
-    """What computed the logits that count as right, and the logits."""
+    """Name of the reference, and its logits."""
     if jax.devices()[0].platform != "cpu":
         try:
             host = jax.devices("cpu")[0]
         except RuntimeError as error:
-            raise AntgmmError("JAX sees no CPU to compare with: unset JAX_PLATFORMS, or add cpu to it") from error
+            raise AntgmmError("JAX has no CPU device to compare with: unset JAX_PLATFORMS, or add cpu to it") from error
         placed = jax.device_put((params, device_arrays(batch)), host)
         return "the host's CPU", np.asarray(_answer_logits(config)(*placed))
     with tempfile.TemporaryDirectory() as folder:
@@ -151,5 +155,5 @@ def _decoded(
     return np.asarray(tokens), np.asarray(stepped(params, tokens)), np.asarray(whole)
 
 
-def _error(found: np.ndarray, right: np.ndarray) -> float:
-    return float(np.abs(found - right).max() / np.abs(right).max())
+def _error(logits: np.ndarray, reference: np.ndarray) -> float:
+    return float(np.abs(logits - reference).max() / np.abs(reference).max())

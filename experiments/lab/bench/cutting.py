@@ -1,4 +1,4 @@
-"""A checkpoint too large for the machine's memory, of random weights, cut on disk."""
+"""Pruning on disk of a random checkpoint that is larger than the memory."""
 
 import tempfile
 from pathlib import Path
@@ -19,12 +19,12 @@ from experiments.run.host.console import say
 
 
 def random_checkpoint(config: LMMConfig, directory: Path, *, seed: int = 0) -> None:
-    """Writes a checkpoint of uniform random weights in bfloat16, drawn one layer at a time.
+    """Writes a checkpoint with uniform random weights in bfloat16, one layer at a time.
 
     Args:
-        config: the model.
-        directory: where to; must not exist yet.
-        seed: another seed is another model.
+        config: model config.
+        directory: folder to create.
+        seed: random seed.
     """
     dtype = np.dtype(ml_dtypes.bfloat16)
 
@@ -44,21 +44,21 @@ def random_checkpoint(config: LMMConfig, directory: Path, *, seed: int = 0) -> N
 
 
 def shrinking(large: str, small: str, folder: Path) -> dict[str, Any]:
-    """Makes a random checkpoint of one preset and cuts it to the sizes of another by magnitude.
+    """Creates a random checkpoint of one preset and prunes it to the sizes of another by magnitude.
 
     Args:
-        large: preset of the model that is made.
-        small: preset whose sizes it is cut to.
-        folder: where both are written, and removed afterwards.
+        large: preset of the checkpoint.
+        small: preset with the target sizes.
+        folder: folder for both checkpoints, which are removed afterwards.
 
     Returns:
-        The figures of `disk_cut.cut`, with the disk's own speed.
+        The figures of `disk_cut.cut`, including the speed of the disk.
 
     Raises:
-        AntgmmError: there is no such folder.
+        AntgmmError: the folder does not exist.
     """
     if not folder.is_dir():
-        raise AntgmmError(f"{folder} is no folder: make it, with room for the {large}")
+        raise AntgmmError(f"{folder} is not a folder: create it, with enough space for {large}")
     config = preset(large)
     with tempfile.TemporaryDirectory(dir=folder) as place:
         source = Path(place) / "source"

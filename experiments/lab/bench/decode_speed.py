@@ -1,4 +1,4 @@
-"""The half of the benchmark that answers: decoding against `transformers`, and a teacher against its student."""
+"""Benchmarks of decoding against `transformers`, and of a teacher against its student."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -20,40 +20,40 @@ from experiments.run.host.console import say
 from experiments.run.random_batches import random_batch
 
 PROMPT = {"words": 32, "answer": 16}
-"""Tokens beside the image's, and answer tokens: about those of MAAD-synth."""
+"""Prompt tokens (without image tokens) and answer tokens, similar to MAAD-synth."""
 
 
 def decoding(directory: Path, rows: int, tokens: int, rounds: int) -> dict[str, Any]:
-    """Whole greedy answers of equal length, ours against `transformers.generate`, on the same checkpoint.
+    """Compares greedy decoding with `transformers.generate` on the same checkpoint, with answers of equal length.
 
-    PyTorch is timed with each of `thread_counts` and compared at its best: where other work shares the cores, its
-    threads wait for one another, and more of them can be ten times slower.
+    PyTorch is measured with each of `thread_counts`, and the best result counts: on busy cores, threads wait for each
+    other, and more of them can be ten times slower.
 
     Args:
         directory: the checkpoint.
-        rows: prompts decoded together.
+        rows: batch size.
         tokens: answer length.
-        rounds: rounds that are timed.
+        rounds: measured rounds.
 
     Returns:
-        `ratio` of the times (higher is better), `torch_threads` that were best, whether the answers are the same, and
-        milliseconds of all.
+        `ratio` of the times (higher is better), the best number of `torch_threads`, whether the answers are `equal`,
+        and milliseconds of all variants.
     """
     say(f"bench: decoding at batch {rows}")
     config, params = load_hf(directory)
     params, prompt = float32(config, params), random_prompt(config, rows)
     inputs = jax.tree.map(jnp.asarray, prompt)
-    theirs = _torch_generate(torch_model(directory), prompt, tokens)
+    torch_generate = _torch_generate(torch_model(directory), prompt, tokens)
 
-    def ours() -> np.ndarray:
+    def jax_generate() -> np.ndarray:
         return np.asarray(generate(config, params, inputs, max_new_tokens=tokens, eos=(), pad=0))
 
-    sides = {f"torch_{count}": partial(with_threads, count, theirs) for count in thread_counts()}
-    seconds = in_turn({"jax": ours, **sides}, rounds)
+    sides = {f"torch_{count}": partial(with_threads, count, torch_generate) for count in thread_counts()}
+    seconds = in_turn({"jax": jax_generate, **sides}, rounds)
     best = min(sides, key=lambda name: np.median(seconds[name]))
     return {
         "tokens": tokens,
-        "equal": bool(np.array_equal(ours(), theirs())),
+        "equal": bool(np.array_equal(jax_generate(), torch_generate())),
         "torch_threads": int(best.removeprefix("torch_")),
         "ratio": spread(seconds[best] / seconds["jax"]),
         **milliseconds(seconds),
@@ -63,7 +63,7 @@ def decoding(directory: Path, rows: int, tokens: int, rounds: int) -> dict[str, 
 def _torch_generate(model: Any, prompt: Mapping[str, np.ndarray], tokens: int) -> Callable[[], np.ndarray]:
     import torch
 
-    # Without an end token every answer has the same length.
+    # Without an end token, all answers have the same length.
     model.generation_config.eos_token_id, model.generation_config.pad_token_id = None, 0
     inputs = torch_tensors(model, prompt)
 
@@ -75,13 +75,13 @@ def _torch_generate(model: Any, prompt: Mapping[str, np.ndarray], tokens: int) -
 
 
 def requests(teacher: Path, student: Path, tokens: int, rounds: int) -> dict[str, Any]:
-    """Requests at batch 1 to a teacher and its student, in turn in the same engine; PyTorch at its best.
+    """Measures requests at batch 1 to a teacher and its student, alternating between them, in JAX and PyTorch.
 
     Args:
-        teacher: a checkpoint.
-        student: a smaller one.
+        teacher: checkpoint of the teacher.
+        student: checkpoint of the student.
         tokens: answer length of both.
-        rounds: rounds that are timed.
+        rounds: measured rounds.
 
     Returns:
         engine -> model -> latency in milliseconds by phase, and `ratio` of the medians.
@@ -91,14 +91,14 @@ def requests(teacher: Path, student: Path, tokens: int, rounds: int) -> dict[str
     for name, directory in (("teacher", teacher), ("student", student)):
         config, params = load_hf(directory)
         models[name] = Served(config, float32(config, params), directory, random_prompt(config, 1))
-    found: dict[str, Any] = compare(models, tokens, rounds)
-    for times in found.values():
+    results: dict[str, Any] = compare(models, tokens, rounds)
+    for times in results.values():
         times["ratio"] = times["teacher"]["p50"] / times["student"]["p50"]
-    return {"tokens": tokens, **found}
+    return {"tokens": tokens, **results}
 
 
 def random_prompt(config: LMMConfig, rows: int) -> dict[str, np.ndarray]:
-    """Random prompts without padding, as a request brings them."""
+    """Returns random prompts without padding."""
     batch = random_batch(config, rows, **PROMPT)
     return {
         name.removeprefix("prompt/"): batch[name] for name in ("images", "prompt/input_ids", "prompt/attention_mask")

@@ -1,4 +1,4 @@
-"""FLOPs of a train step, counted twice: what the mathematics needs, and what the program that was traced computes."""
+"""FLOPs of a train step: the necessary ones from the config, and those of the traced program."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -13,11 +13,11 @@ from antgmm_jax.config import LMMConfig
 
 
 def step_flops(student: LMMConfig, teacher: LMMConfig, batch: Mapping[str, np.ndarray], *, online: bool = False) -> int:
-    """FLOPs that a distillation step needs on a batch whose answer positions are all valid; none is counted twice.
+    """Returns the necessary FLOPs of a distillation step, without recomputation, if all answer positions are valid.
 
     Args:
-        student: the model that is trained: a forward pass three times, for outputs and gradients of inputs and weights.
-        teacher: its head runs once, and where it is online so does all before that.
+        student: config of the student; it counts three times a forward pass (outputs, gradients of inputs and weights).
+        teacher: config of the teacher; its head counts once, and if `online` its whole forward pass.
         batch: from `random_batch`.
         online: whether the teacher runs inside the step.
 
@@ -29,10 +29,10 @@ def step_flops(student: LMMConfig, teacher: LMMConfig, batch: Mapping[str, np.nd
 
 
 def scoring_flops(config: LMMConfig, batch: Mapping[str, np.ndarray]) -> int:
-    """FLOPs of a teacher-forced forward pass with logits at the answer positions only.
+    """Returns the FLOPs of a forward pass with teacher forcing and logits at the answer positions only.
 
     Args:
-        config: the model.
+        config: model config.
         batch: from `random_batch`.
 
     Returns:
@@ -48,20 +48,19 @@ def _head_flops(config: LMMConfig, batch: Mapping[str, np.ndarray]) -> int:
 
 
 def traced_flops(program: Any, *, loops_once: bool = False) -> int:
-    """FLOPs of the matrix products of a traced program, what is computed again in its backward pass included.
+    """Returns the FLOPs of the matrix products of a traced program, including recomputation in the backward pass.
 
-    What no result depends on is left out, as the compiler leaves it out. A kernel that is no matrix product to JAX
-    (cuDNN's attention) is not seen.
+    Dead code does not count. Custom kernels such as cuDNN's attention are not visible.
 
     Args:
         program: `jax.stages.Traced.jaxpr`.
-        loops_once: count the body of a loop once, as XLA's own cost analysis does.
+        loops_once: whether to count the body of a loop once, like XLA's cost analysis.
 
     Returns:
         FLOPs.
 
     Raises:
-        ValueError: a convolution, or a loop of unknown length around a product: neither can be counted.
+        ValueError: the program contains a convolution, or a matrix product in a loop of unknown length.
     """
     live, _ = dce_jaxpr(program.jaxpr, [True] * len(program.jaxpr.outvars))
     return _counted(live, loops_once)
@@ -78,17 +77,17 @@ def _counted(jaxpr: Any, loops_once: bool) -> int:
             raise ValueError("a convolution's FLOPs are not counted")
         else:
             inner = [_counted(part, loops_once) for part in _parts(equation)]
-            # Of branches one is taken.
-            found = max(inner, default=0) if equation.primitive.name == "cond" else sum(inner)
-            if found and equation.primitive.name == "while" and not loops_once:
-                raise ValueError("a loop whose length is not known has no count")
-            turns = equation.params["length"] if equation.primitive.name == "scan" and not loops_once else 1
-            total += turns * found
+            # Only one branch of a condition runs.
+            flops = max(inner, default=0) if equation.primitive.name == "cond" else sum(inner)
+            if flops and equation.primitive.name == "while" and not loops_once:
+                raise ValueError("cannot count FLOPs in a loop of unknown length")
+            trips = equation.params["length"] if equation.primitive.name == "scan" and not loops_once else 1
+            total += trips * flops
     return total
 
 
 def _parts(equation: Any) -> Iterator[Any]:
-    """The programs inside an equation; a function's own derivative rule is not traced yet and not among them."""
+    """Programs inside an equation, except custom derivative rules, which are not traced yet."""
     for leaf in jax.tree.leaves([*equation.params.values()], is_leaf=lambda leaf: hasattr(leaf, "eqns")):
         if hasattr(leaf, "eqns"):
             yield leaf

@@ -1,8 +1,8 @@
-"""Speed as ratios: what is compared runs in turn in one process, so that what else the machine does falls on both.
+"""Benchmarks of relative speed; both sides alternate in one process, so that other load affects them equally.
 
-Five comparisons: importance of all structures against one forward and backward pass; a distillation step's FLOP rate
-against the machine's own matmul rate; decoding against `transformers`; a teacher's requests against its student's; a
-large checkpoint cut on disk against the disk itself.
+There are five: importance of all units against a forward and backward pass; the FLOP rate of a distillation step
+against the matmul rate; decoding against `transformers`; requests of a teacher against its student's; pruning of a
+large checkpoint on disk against the speed of the disk.
 """
 
 import importlib.metadata
@@ -27,7 +27,7 @@ from experiments.lab.bench.batches import cached_teacher, device_arrays
 from experiments.lab.bench.cutting import shrinking
 from experiments.lab.bench.decode_speed import PROMPT, decoding, requests
 from experiments.lab.bench.flops import step_flops
-from experiments.lab.bench.timing import in_turn, milliseconds, spread, told
+from experiments.lab.bench.timing import format_spread, in_turn, milliseconds, spread
 from experiments.report.latency import Latency
 from experiments.run import disk_cut
 from experiments.run.host.console import say, table
@@ -36,15 +36,15 @@ from experiments.run.random_batches import random_batch
 
 
 class Scale(NamedTuple):
-    """Shapes of a run of the benchmark.
+    """Shapes of the benchmark.
 
     Attributes:
         small: preset of the distillation step.
-        batch: rows of a training batch.
-        matmul: side of the square matrices that give the machine's rate.
-        tokens: length of decoded answers.
-        batches: rows of the decoded batches.
-        cut: preset that is cut on disk, and the one whose sizes it is cut to.
+        batch: batch size in training.
+        matmul: side of the matrices for the matmul rate.
+        tokens: answer length in decoding.
+        batches: batch sizes in decoding.
+        cut: preset that is pruned on disk, and the preset with the target sizes.
     """
 
     small: str = "antgmm-small"
@@ -61,23 +61,23 @@ QUICK = Scale(small="antgmm-tiny", batch=2, matmul=256, tokens=4, batches=(1,), 
 def run(
     model: Path | None, student: Path | None, large: Path | None, *, rounds: int, quick: bool = False
 ) -> dict[str, Any]:
-    """Measures everything.
+    """Runs all benchmarks.
 
     Args:
-        model: a checkpoint to decode with; None takes random weights of `antgmm-tiny`.
-        student: a smaller one of the same family, to compare requests with.
-        large: folder in which a large checkpoint is made and cut.
-        rounds: rounds that are timed.
-        quick: small shapes.
+        model: checkpoint for decoding; None for `antgmm-tiny` with random weights.
+        student: smaller checkpoint of the same family, to compare requests.
+        large: folder in which a large checkpoint is created and pruned.
+        rounds: measured rounds.
+        quick: whether to use small shapes.
 
     Returns:
-        Figures as JSON types: `machine`, `importance`, `step`, `decode`, `requests` where a student is given, and
-        `shrink` where a folder is.
+        Figures as JSON types: `machine`, `importance`, `step`, `decode`, `requests` with a student, and `shrink` with a
+        folder.
     """
     scale = QUICK if quick else Scale()
     figures: dict[str, Any] = {"machine": {**machine(), **versions()}, "rounds": rounds}
     if large is not None:
-        # First: memory that was freed stays with the process and would hide what this needs.
+        # First, because memory freed by other benchmarks would stay with the process and hide its peak.
         figures["shrink"] = shrinking(*scale.cut, large)
     figures["importance"] = importance(preset("antgmm-tiny"), scale.batch, rounds)
     figures["step"] = distillation_step(preset(scale.small), scale.batch, scale.matmul, rounds)
@@ -94,17 +94,17 @@ def run(
 
 
 def versions() -> dict[str, str]:
-    """Versions of the libraries whose speed is compared."""
+    """Returns versions of the compared libraries."""
     return {name: importlib.metadata.version(name) for name in ("jax", "torch", "transformers")}
 
 
 def importance(config: LMMConfig, rows: int, rounds: int) -> dict[str, Any]:
-    """Taylor scores of every axis against one forward and backward pass over the parameters: same loss, same batch.
+    """Compares Taylor scores of all axes with a forward and backward pass, with equal loss and batch.
 
     Args:
-        config: the model; its weights are random.
-        rows: rows of the batch.
-        rounds: rounds that are timed.
+        config: model config; weights are random.
+        rows: batch size.
+        rounds: measured rounds.
 
     Returns:
         `ratio` (lower is better), and milliseconds of both sides.
@@ -128,16 +128,15 @@ def importance(config: LMMConfig, rows: int, rounds: int) -> dict[str, Any]:
 
 
 def distillation_step(config: LMMConfig, rows: int, side: int, rounds: int) -> dict[str, Any]:
-    """A float32 distillation step (hard and soft loss, cached teacher of the student's size) against the matmul rate.
+    """Compares the FLOP rate of a float32 distillation step (hard and soft loss, cached teacher) with the matmul rate.
 
-    The FLOPs counted are those that the mathematics needs: matrix products of the student's forward pass, three times
-    (forward, and backward for inputs and weights), and of the teacher's head once; none for what is computed again.
+    Only necessary FLOPs count, see `experiments.lab.bench.flops.step_flops`.
 
     Args:
-        config: teacher and student; weights are random.
-        rows: rows of the batch.
-        side: side of the square float32 matrices whose product gives the machine's rate.
-        rounds: rounds that are timed.
+        config: config of both teacher and student; weights are random.
+        rows: batch size.
+        side: side of the float32 matrices for the matmul rate.
+        rounds: measured rounds.
 
     Returns:
         `share` of the matmul rate (higher is better), both rates in FLOP/s, `flops` of a step, and milliseconds.
@@ -154,7 +153,7 @@ def distillation_step(config: LMMConfig, rows: int, side: int, rounds: int) -> d
     state = [distill.init_state(params, optimizer)]
 
     def take_step() -> None:
-        # The state is donated: the new one takes its place.
+        # The step donates its state.
         state[0], metrics = step(state[0], inputs, {}, teacher.params)
         jax.block_until_ready((state[0], metrics))
 
@@ -172,30 +171,30 @@ def distillation_step(config: LMMConfig, rows: int, side: int, rounds: int) -> d
 
 
 def shown(figures: Mapping[str, Any]) -> list[Any]:
-    """The figures for people.
+    """Formats the figures as texts and tables.
 
     Args:
-        figures: what `run` gave.
+        figures: result of `run`.
 
     Returns:
-        Text and tables.
+        Texts and tables.
     """
-    whose, step = figures["machine"], figures["step"]
+    host, step = figures["machine"], figures["step"]
     rows = [
         (
-            "importance of all structures / forward and backward pass",
-            told(figures["importance"]["ratio"], ".2f"),
+            "importance of all units / forward and backward pass",
+            format_spread(figures["importance"]["ratio"], ".2f"),
             "at most 1.2",
         ),
-        ("FLOP rate of a distillation step / of a matmul", told(step["share"], ".2f"), "at least 0.5"),
+        ("FLOP rate of a distillation step / of a matmul", format_spread(step["share"], ".2f"), "at least 0.5"),
         *(
-            (f"transformers' decoding time / ours, batch {n}", told(found["ratio"], ".2f"), "at least 1.5")
-            for n, found in figures["decode"].items()
+            (f"transformers' decoding time / ours, batch {n}", format_spread(result["ratio"], ".2f"), "at least 1.5")
+            for n, result in figures["decode"].items()
         ),
     ]
     parts = [
-        f"{whose['cpu']}, {whose['cores']} cores, load {whose['load']} to {whose['load_after']},"
-        f" jax {whose['jax']}, torch {whose['torch']}, transformers {whose['transformers']}",
+        f"{host['cpu']}, {host['cores']} cores, load {host['load']} to {host['load_after']},"
+        f" jax {host['jax']}, torch {host['torch']}, transformers {host['transformers']}",
         table(["ratio", "median (quartiles)", "aim"], rows, f"{figures['rounds']} rounds"),
         f"a step: {step['flops'] / 1e9:.1f} GFLOP at {step['flops_per_second']['median'] / 1e9:.1f} GFLOP/s;"
         f" matmul: {step['matmul_flops_per_second']['median'] / 1e9:.1f} GFLOP/s",
@@ -203,13 +202,13 @@ def shown(figures: Mapping[str, Any]) -> list[Any]:
     if "shrink" in figures:
         parts += disk_cut.shown(figures["shrink"])
     if "requests" in figures:
-        found = figures["requests"]
+        result = figures["requests"]
         requested = [
-            (f"{engine} {model}", *(f"{found[engine][model][name]:.2f}" for name in Latency._fields))
+            (f"{engine} {model}", *(f"{result[engine][model][name]:.2f}" for name in Latency._fields))
             for engine in ("jax", "torch")
             for model in ("teacher", "student")
         ]
         head = ["milliseconds", "p50", "p95", "vision", "prefill", "decode"]
-        ratios = ", ".join(f"{found[engine]['ratio']:.2f} in {engine}" for engine in ("jax", "torch"))
-        parts += [table(head, requested, f"Requests of {found['tokens']} tokens"), f"teacher / student: {ratios}"]
+        ratios = ", ".join(f"{result[engine]['ratio']:.2f} in {engine}" for engine in ("jax", "torch"))
+        parts += [table(head, requested, f"Requests of {result['tokens']} tokens"), f"teacher / student: {ratios}"]
     return parts

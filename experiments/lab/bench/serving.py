@@ -1,4 +1,4 @@
-"""Scoring, decoding and whole requests on one device, as shares of its measured rates."""
+"""Benchmarks of scoring, decoding and requests on one device, relative to its measured rates."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -22,28 +22,28 @@ from experiments.run.host.console import say
 
 
 class Model(NamedTuple):
-    """A model as it is served: its parameters on the device, in the dtype that it computes in."""
+    """A model with its parameters on the device, in the dtype of computation."""
 
     config: LMMConfig
     params: Params
 
     @property
     def dtype(self) -> np.dtype:
-        """Of the parameters."""
+        """Dtype of the parameters."""
         return jax.tree.leaves(self.params)[0].dtype
 
 
 def scoring(model: Model, batch: Mapping[str, np.ndarray], limits: Limits, rounds: int) -> dict[str, Any]:
-    """The log-likelihood of given answers: a forward pass, nothing kept for a backward one.
+    """Measures the computation of the log-likelihood of given answers, without gradients.
 
     Args:
         model: the model.
         batch: from `random_batch`.
-        limits: of the device.
-        rounds: rounds that are timed.
+        limits: matmul rates of the device.
+        rounds: measured rounds.
 
     Returns:
-        Milliseconds, samples/s, FLOPs and the shares of the matmul rates.
+        Milliseconds, samples/s, FLOPs, and the rate relative to the matmul rates.
     """
     say(f"accelerator: scoring at batch {len(batch['targets'])}")
     loss = distill.make_loss(functional(model.config), distill.LossConfig(hard=1.0), dtype=model.dtype)
@@ -60,17 +60,17 @@ def scoring(model: Model, batch: Mapping[str, np.ndarray], limits: Limits, round
 
 
 def decoding(model: Model, batch: Mapping[str, np.ndarray], copy: float, rounds: int) -> dict[str, Any]:
-    """Greedy decoding of full answers after their first token, which comes with the prompt.
+    """Measures greedy decoding after the first token, which is part of prefill.
 
     Args:
         model: the model.
-        batch: from `random_batch`; its answers give the length.
-        copy: bytes/s that the device copies.
-        rounds: rounds that are timed.
+        batch: from `random_batch`, with the answer length.
+        copy: copy rate of the device in bytes/s.
+        rounds: measured rounds.
 
     Returns:
-        Milliseconds, tokens/s, `bytes_per_step`, the weights and the cache that a step reads or writes at least, and
-        `copy_share`, their rate as a share of `copy`.
+        Milliseconds, tokens/s, `bytes_per_step` (minimum bytes of weights and cache read or written), and `copy_share`,
+        their rate relative to `copy`.
     """
     prompt = split(batch)[1]
     rows, length = batch["targets"].shape
@@ -92,37 +92,37 @@ def decoding(model: Model, batch: Mapping[str, np.ndarray], copy: float, rounds:
 def requests(
     models: Mapping[str, Model], batch: Mapping[str, np.ndarray], limits: Limits, copy: float, rounds: int
 ) -> dict[str, Any]:
-    """Whole requests at batch 1, the models in turn, the host waiting after each phase.
+    """Measures requests at batch 1, alternating between models.
 
     Args:
         models: name -> model.
         batch: from `random_batch`; its first row is the request.
-        limits: of the device.
-        copy: bytes/s that it copies.
-        rounds: rounds that are timed.
+        limits: matmul rates of the device.
+        copy: copy rate of the device in bytes/s.
+        rounds: measured rounds.
 
     Returns:
-        model -> `whole`, `vision`, `prefill` and `decode`: milliseconds, and `roofline`, the least time that FLOPs and
-        bytes take at the measured rates as a share of the median.
+        model -> `whole`, `vision`, `prefill` and `decode`: milliseconds, and `roofline`, the minimum time for FLOPs and
+        bytes at the measured rates divided by the median.
     """
     say("accelerator: requests")
     one = first(batch, 1)
     length, answer = one["prompt/input_ids"].shape[1], one["targets"].shape[1]
-    asked = {name: jax_request(*model, split(one)[1], answer) for name, model in models.items()}
-    seconds = timed(asked, repeats=rounds, warmup=2)
-    found = {}
+    requests_by_model = {name: jax_request(*model, split(one)[1], answer) for name, model in models.items()}
+    seconds = timed(requests_by_model, repeats=rounds, warmup=2)
+    results = {}
     for name, model in models.items():
         cost = pruning.cost(model.config, 1, length, answer, itemsize=model.dtype.itemsize)
         least = [
             max(sum(cost.flops[phase].values()) / limits.measured, sum(cost.bytes[phase].values()) / copy)
             for phase in PHASES
         ]
-        found[name] = _phases(seconds[name], least)
-    return found
+        results[name] = _phases(seconds[name], least)
+    return results
 
 
 def _phases(seconds: np.ndarray, least: Sequence[float]) -> dict[str, Any]:
-    """Spread and share of the whole and of each phase; seconds are [rounds, phase]."""
+    """Spread and roofline share of the request and of each phase; seconds are [rounds, phase]."""
     columns = {"whole": (seconds.sum(axis=1), sum(least))}
     columns |= {name: (seconds[:, place], least[place]) for place, name in enumerate(PHASES)}
     return {

@@ -1,4 +1,4 @@
-"""What a training step waits for: how long data and checkpoints hold the loop up, against a loop without either."""
+"""Benchmark of stalls in training: how long the loop waits for data and checkpoints."""
 
 import tempfile
 import time
@@ -17,7 +17,7 @@ from antgmm_jax.io.convert import load_hf
 from antgmm_jax.parallel.sharding import rows
 from antgmm_jax.pure import float32, functional
 from distill.step import Step
-from experiments.lab.bench.timing import spread, told
+from experiments.lab.bench.timing import format_spread, spread
 from experiments.run.datasets import encoded, load_records
 from experiments.run.host.console import bar, table
 from experiments.run.host.facts import machine
@@ -27,17 +27,17 @@ from experiments.run.stepper import HISTORY_EVERY, Stepper
 
 SIDES = {
     "resident": "one batch that stays on the device",
-    "data": "batches made ahead, teacher's rows in memory",
-    "disk": "batches made ahead, teacher's rows from the disk",
-    "checkpoints": "as the second, and a checkpoint",
+    "data": "prefetched batches, teacher cache in memory",
+    "disk": "prefetched batches, teacher cache on disk",
+    "checkpoints": "like the second, with a checkpoint",
 }
 
 
 class _Clock:
-    """Counts the seconds that calls take while a device has nothing to do.
+    """Measures the seconds that calls take while the device is idle.
 
     Args:
-        idle_since: when the device ended its work; infinite while it is at work.
+        idle_since: returns the time since which the device is idle; infinity while it is busy.
     """
 
     def __init__(self, idle_since: Callable[[], float] = lambda: 0.0) -> None:
@@ -60,7 +60,7 @@ class _Clock:
 
 
 class _Watched:
-    """A step, and when the newest one that was begun was done.
+    """A train step that records when its last call was completed on the device.
 
     Args:
         step: the step.
@@ -87,18 +87,18 @@ def _when_done(array: jax.Array) -> float:
 
 
 class _Bench:
-    """The loop of a recipe's last stage, started from its teacher, with a cache and checkpoints in a folder."""
+    """The training loop of a recipe's last stage, starting from the teacher."""
 
     def __init__(self, recipe: Recipe, folder: Path):
         stage = recipe.stages[-1]
         if others := [term for term in ("hidden", "vision", "bridge") if getattr(stage.loss, term)]:
             changes = " ".join(f"--set stage.{stage.name}.loss.{term}=0" for term in others)
             raise AntgmmError(
-                f"stalls reads the teacher's last states, stage {stage.name!r} others too: give {changes}"
+                f"stalls supports only losses on answers, but stage {stage.name!r} has others: add {changes}"
             )
         config, params = load_hf(recipe.teacher.path)
         pure, params = functional(config, stage.optimizer.remat), float32(config, params)
-        # Of one width, as what is scored: the resident batch has only one.
+        # All batches have one width, like the resident batch.
         samples = encoded(recipe, load_records(recipe.data), load_processor(recipe.teacher.path), config)
         like = next(samples.in_order(stage.optimizer.batch_size))
         with bar("teacher cache", len(samples)) as update:
@@ -112,8 +112,11 @@ class _Bench:
                 key="stalls",
                 progress=lambda done, _: update(done, ""),
             )
-        opened = {held: distill.open_cache(folder / "cache", key="stalls", in_memory=held) for held in (True, False)}
-        self._teachers = {held: distill.cached(pure, params, cache) for held, cache in opened.items()}
+        opened = {
+            in_memory: distill.open_cache(folder / "cache", key="stalls", in_memory=in_memory)
+            for in_memory in (True, False)
+        }
+        self._teachers = {in_memory: distill.cached(pure, params, cache) for in_memory, cache in opened.items()}
         optimizer = distill.make_optimizer(stage.optimizer, stage.steps)
         self._step = _Watched(
             distill.make_step(
@@ -132,9 +135,9 @@ class _Bench:
         self._resident = rows({name: value for name, value in first.items() if name != "index"})
 
     def __call__(self, side: str, steps: int) -> dict[str, float]:
-        """Takes some steps; seconds of them all, of those in which the device had to wait for data, and to save.
+        """Takes some steps; returns seconds in total (`all`), waiting for `data`, and to `save`.
 
-        `written` is how long after the last step the checkpoint, begun at the end, was on disk.
+        `written` is the time from the last step until the checkpoint is on disk.
         """
         data, saving = _Clock(self._step.idle_since), _Clock()
         teacher = self._teachers[side != "disk"]
@@ -153,38 +156,38 @@ class _Bench:
         )
         end = time.perf_counter()
         self._stepper.finish()
-        found = {"all": end - begin, "data": data.seconds, "save": saving.seconds}
-        return {**found, "written": time.perf_counter() - end}
+        seconds = {"all": end - begin, "data": data.seconds, "save": saving.seconds}
+        return {**seconds, "written": time.perf_counter() - end}
 
 
 def run(recipe: Recipe, *, rounds: int, steps: int) -> dict[str, Any]:
-    """Measures the loop with and without what may hold it up, in turn.
+    """Measures the training loop with and without data loading and checkpoints, alternating between them.
 
     Args:
-        recipe: the last stage's loss, optimizer and batch size are used, and the teacher's shape.
-        rounds: rounds that are timed.
-        steps: steps of each side in a round, with one checkpoint after them.
+        recipe: the benchmark uses loss, optimizer and batch size of its last stage, and the teacher.
+        rounds: measured rounds.
+        steps: steps of each variant per round, followed by one checkpoint.
 
     Returns:
-        Figures as JSON types: for each of `SIDES` milliseconds a `step`, its `ratio` to the resident batch's, and the
-        share of the loop's time in which the device was idle and waited for `data`; of a checkpoint the milliseconds
-        that it `held` the loop, that it was yet being `written` after the loop, and the `share` of time with one every
-        `every` steps, as the recipe says; `machine`.
+        Figures as JSON types: for each of `SIDES` the milliseconds per step, the `ratio` to the resident batch, and
+        the fraction of time in which the device was idle waiting for `data`; for a checkpoint the milliseconds for
+        which it blocked the loop (`held_ms`) and until it was on disk (`written_ms`), and the `share` of time with a
+        checkpoint `every` so many steps; `machine`.
 
     Raises:
-        AntgmmError: bad input.
+        AntgmmError: invalid input.
     """
     with tempfile.TemporaryDirectory() as folder:
         bench = _Bench(recipe, Path(folder))
-        for side in SIDES:  # compiles, and writes once
+        for side in SIDES:  # compiles, and warms up the disk
             bench(side, 2)
         with bar("stalls", rounds * len(SIDES)) as update:
-            found: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
+            results: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
             for turn in range(rounds):
                 for number, side in enumerate(SIDES, 1):
-                    found[side].append(bench(side, steps))
+                    results[side].append(bench(side, steps))
                     update(turn * len(SIDES) + number, "")
-    seconds = {side: {key: np.array([x[key] for x in each]) for key in each[0]} for side, each in found.items()}
+    seconds = {side: {key: np.array([x[key] for x in each]) for key in each[0]} for side, each in results.items()}
     each = {
         side: {
             "step_ms": spread(1e3 * (s["all"] - s["save"]) / steps),
@@ -205,24 +208,29 @@ def run(recipe: Recipe, *, rounds: int, steps: int) -> dict[str, Any]:
 
 
 def shown(figures: Mapping[str, Any]) -> list[Any]:
-    """The figures for people.
+    """Formats the figures as texts and a table.
 
     Args:
-        figures: what `run` gave.
+        figures: result of `run`.
 
     Returns:
-        Text and a table.
+        Texts and a table.
     """
     lines = [
-        (SIDES[side], told(found["step_ms"], ".1f"), told(found["ratio"], ".3f"), told(found["data"], ".2%"))
-        for side, found in figures["sides"].items()
+        (
+            SIDES[side],
+            format_spread(result["step_ms"], ".1f"),
+            format_spread(result["ratio"], ".3f"),
+            format_spread(result["data"], ".2%"),
+        )
+        for side, result in figures["sides"].items()
     ]
-    head = ["loop", "ms a step", "/ resident", "idle for data"]
-    about, saved = figures["machine"], figures["checkpoint"]
+    head = ["loop", "ms per step", "/ resident", "waiting for data"]
+    host, saved = figures["machine"], figures["checkpoint"]
     return [
-        f"{about['cpu']}, {about['cores']} cores, {about['device']}, load {about['load']}",
+        f"{host['cpu']}, {host['cores']} cores, {host['device']}, load {host['load']}",
         table(head, lines, f"{figures['rounds']} rounds of {figures['steps']} steps, medians (quartiles)"),
-        f"a checkpoint holds the loop for {told(saved['held_ms'], '.1f')} ms, and is on disk"
-        f" {told(saved['written_ms'], '.0f')} ms later; one every {saved['every']} steps:"
-        f" {told(saved['share'], '.2%')} of the time",
+        f"a checkpoint blocks the loop for {format_spread(saved['held_ms'], '.1f')} ms, and is on disk"
+        f" {format_spread(saved['written_ms'], '.0f')} ms later; one every {saved['every']} steps:"
+        f" {format_spread(saved['share'], '.2%')} of the time",
     ]

@@ -1,4 +1,4 @@
-"""How memory and the start of a run depend on the number of rows: JSONL with pictures, each size in its own process."""
+"""Benchmark of memory and start-up time for different numbers of rows; every size runs in its own process."""
 
 import json
 import os
@@ -29,12 +29,12 @@ _WORDS = ("red", "green", "small", "large", "open", "closed", "left", "right")
 
 
 def write_rows(folder: Path, rows: int, *, side: int) -> Path:
-    """JSONL of so many rows with `PICTURES` JPEG files that they take turns in.
+    """Writes a JSONL file with rows that share `PICTURES` JPEG files.
 
     Args:
-        folder: where to.
-        rows: how many.
-        side: pixels of a picture's shorter side; they are resized when they are read.
+        folder: target folder.
+        rows: number of rows.
+        side: shorter side of an image in pixels; images are resized on reading.
 
     Returns:
         The file.
@@ -48,13 +48,13 @@ def write_rows(folder: Path, rows: int, *, side: int) -> Path:
     with file.open("w") as lines:
         for row in range(rows):
             words = [_WORDS[row // 8**place % 8] for place in range(6)]
-            said = {"question": f"is it {' '.join(words)}?", "answer": words[0]}
-            lines.write(json.dumps({"image": f"images/{row % PICTURES}.jpg", **said}) + "\n")
+            texts = {"question": f"is it {' '.join(words)}?", "answer": words[0]}
+            lines.write(json.dumps({"image": f"images/{row % PICTURES}.jpg", **texts}) + "\n")
     return file
 
 
 def save_model(folder: Path, *, side: int) -> None:
-    """The processor of a small model of that picture side."""
+    """Saves the processor of a small model with the given image side."""
     new_processor(_config(side), train_tokenizer(_WORDS * 3, vocab=512, min_frequency=2)).save_pretrained(folder)
 
 
@@ -69,22 +69,23 @@ def _config(side: int) -> LMMConfig:
 
 
 def child(file: str, processor: str, side: int) -> dict[str, Any]:
-    """Opens the data as a run does and makes batches; what that took of this process.
+    """Opens the data like a run and creates batches, in this process.
 
     Args:
         file: from `write_rows`.
         processor: from `save_model`.
-        side: of the model's pictures.
+        side: image side of the model.
 
     Returns:
-        `peak` bytes of memory, `first` seconds to the first batch, `seconds` in all.
+        `peak` bytes of memory, `first` seconds to the first batch, `seconds` in total, and whether images are `kept`
+        encoded.
     """
     from data.readers import read_records
     from experiments.run.samples import Samples, load_processor
 
-    made = load_processor(processor)
+    loaded = load_processor(processor)
     begin = time.perf_counter()
-    samples = Samples(read_records("jsonl", file), made, _config(side))
+    samples = Samples(read_records("jsonl", file), loaded, _config(side))
     data = samples.shuffled(BATCH, 0)
     next(data)
     first = time.perf_counter() - begin
@@ -95,40 +96,40 @@ def child(file: str, processor: str, side: int) -> dict[str, Any]:
 
 
 def run(sizes: Sequence[int], *, side: int) -> dict[str, Any]:
-    """Measures each size twice: with nothing kept of it, and started again.
+    """Measures each size twice: without and with a cache of encoded data.
 
     Args:
         sizes: numbers of rows, at least `BATCH`.
-        side: of the model's pictures.
+        side: image side of the model.
 
     Returns:
-        Figures as JSON types: under `rows` a size's `new` and `again`, each from `child`; `machine`.
+        Figures as JSON types: `rows` -> size -> `new` and `again`, from `child`; `machine`.
     """
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         save_model(Path(folder) / "processor", side=side)
         environment = {**os.environ, "XDG_CACHE_HOME": str(Path(folder) / "cache")}
         for rows in sizes:
             file = write_rows(Path(folder) / "data", rows, side=side * 3 // 2)
-            found[str(rows)] = {}
+            results[str(rows)] = {}
             for turn in ("new", "again"):
                 say(f"{rows} rows, {turn}")
                 command = [sys.executable, "-m", __name__, str(file), str(Path(folder) / "processor"), str(side)]
-                told = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True).stdout
-                found[str(rows)][turn] = json.loads(told)
-    return {"rows": found, "side": side, "machine": machine()}
+                output = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True).stdout
+                results[str(rows)][turn] = json.loads(output)
+    return {"rows": results, "side": side, "machine": machine()}
 
 
 def shown(figures: Mapping[str, Any]) -> list[Any]:
-    """The figures for people: text and a table."""
+    """Formats the figures as a table."""
     lines = []
     for rows, turns in figures["rows"].items():
         for turn, one in turns.items():
             kept = "encoded" if one["kept"] else "in their files"
             peak, first, seconds = f"{one['peak'] / 2**20:.0f} MiB", f"{one['first']:.1f} s", f"{one['seconds']:.1f} s"
             lines.append((rows, turn, peak, first, seconds, kept))
-    head = ["rows", "start", "peak memory", "first batch", f"{BATCHES} batches", "pictures"]
-    return [table(head, lines, f"JSONL with JPEG, batches of {BATCH}, pictures of {figures['side']} pixels")]
+    head = ["rows", "start", "peak memory", "first batch", f"{BATCHES} batches", "images"]
+    return [table(head, lines, f"JSONL with JPEG, batches of {BATCH}, images of {figures['side']} pixels")]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The figures of one device as tables."""
+"""Tables of the benchmark of one device."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -9,44 +9,44 @@ AIM = 0.5
 
 
 def shown(figures: Mapping[str, Any]) -> Iterator[Any]:
-    """The figures of one device for people.
+    """Formats the figures of one device as texts and tables.
 
     Args:
-        figures: what `accelerator.measure` gave.
+        figures: result of `accelerator.measure`.
 
     Yields:
-        Text and tables.
+        Texts and tables.
     """
-    device, asked = figures["device"], figures["asked"]
+    device, settings = figures["device"], figures["asked"]
     driver = f", {device['driver']}" if device["driver"] else ""
     yield (
         f"{device['kind']} ({device['platform']}), jax {device['jax']}, jaxlib {device['jaxlib']}{driver}; host"
         f" {device['host']['cpu']}, {device['host']['cores']} cores, load {device['host']['load']}"
     )
     yield (
-        f"student {asked['student']}, teacher {asked['teacher']}, computed in {asked['dtype']}; a prompt has"
-        f" {asked['words']} words beside the picture, an answer {asked['answer']} tokens;"
-        f" medians (quartiles) of {asked['rounds']} rounds"
+        f"student {settings['student']}, teacher {settings['teacher']}, computed in {settings['dtype']}; prompts of"
+        f" {settings['words']} tokens and the image, answers of {settings['answer']} tokens;"
+        f" medians (quartiles) of {settings['rounds']} rounds"
     )
     rows = [
         (model, check["name"], check["against"], f"{check['error']:.1e}", f"{check['allowed']:.0e}")
-        for model, found in figures["checks"].items()
-        for check in found
+        for model, results in figures["checks"].items()
+        for check in results
     ]
     yield table(["model", "computed", "against", "difference", "allowed"], rows, "Correctness: logits")
-    yield table(["rate", "measured", "best with"], list(_rates(figures)), "What the device reaches")
-    for source, found in figures["train"].items():
-        yield _train(source, found, asked)
-    title = "Scoring and decoding: weights that fit a cache can be read faster than memory is copied"
+    yield table(["rate", "measured", "best with"], list(_rates(figures)), "Measured rates of the device")
+    for source, results in figures["train"].items():
+        yield _train(source, results, settings)
+    title = "Scoring and decoding (weights that fit into a cache can exceed the copy rate)"
     yield table(["", "batch", "rate", "share", "of"], list(_served(figures)), title)
     rows = [
         (f"{model}, {phase}", _cell(each["ms"]), f"{each['roofline']:.2f}")
         for model, phases in figures["requests"].items()
         for phase, each in phases.items()
     ]
-    yield table(["request", "ms", "roofline / time"], rows, f"Requests at batch 1, {asked['answer']} tokens")
+    yield table(["request", "ms", "roofline / time"], rows, f"Requests at batch 1, {settings['answer']} tokens")
     if figures["memory"]["peak"] is not None:
-        yield f"peak of memory {_bytes(figures['memory']['peak'])} of {_bytes(figures['memory']['limit'])}"
+        yield f"peak memory {_bytes(figures['memory']['peak'])} of {_bytes(figures['memory']['limit'])}"
 
 
 def _rates(figures: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
@@ -54,17 +54,17 @@ def _rates(figures: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     for kind, rate in figures["matmul"].items():
         yield f"matmul {kind}, TFLOP/s", _cell(rate, 1e12), f"side {rate['side']}"
     after = figures["matmul_after"]
-    yield f"matmul {figures['asked']['dtype']} once more at the end", _cell(after, 1e12), f"side {after['side']}"
+    yield f"matmul {figures['asked']['dtype']} again at the end", _cell(after, 1e12), f"side {after['side']}"
     yield "copy, GB/s", _cell(figures["copy"], 1e9), figures["copy"]["kernel"]
     if published:
         yield "published bfloat16, TFLOP/s", f"{published['flops'] / 1e12:.0f}", ""
         yield "published memory, GB/s", f"{published['bandwidth'] / 1e9:.0f}", ""
 
 
-def _train(source: str, found: Mapping[str, Any], asked: Mapping[str, Any]) -> Any:
+def _train(source: str, results: Mapping[str, Any], settings: Mapping[str, Any]) -> Any:
     rows = []
-    for each in found["sizes"]:
-        published, best = each["mfu_published"], each["batch"] == found["best"]["batch"]
+    for each in results["sizes"]:
+        published, best = each["mfu_published"], each["batch"] == results["best"]["batch"]
         rows.append(
             (
                 f"{each['batch']}{' (best)' if best else ''}",
@@ -76,10 +76,12 @@ def _train(source: str, found: Mapping[str, Any], asked: Mapping[str, Any]) -> A
                 "" if each["program_bytes"] is None else _bytes(each["program_bytes"]),
             )
         )
-    if found["full_at"] is not None:
-        rows.append((f"{found['full_at']}: memory full", *[""] * 6))
+    if results["full_at"] is not None:
+        rows.append((f"{results['full_at']}: memory full", *[""] * 6))
     head = ["batch", "ms", "samples/s", "MFU", "of published", "FLOPs / needed", "memory"]
-    title = f"Train step, teacher {source}, {asked['dtype']}: MFU of the measured matmul rate (aim {AIM} in bfloat16)"
+    title = (
+        f"Train step, teacher {source}, {settings['dtype']}: MFU of the measured matmul rate (aim {AIM} in bfloat16)"
+    )
     return table(head, rows, title)
 
 
@@ -99,7 +101,7 @@ def _cell(value: Mapping[str, float], unit: float = 1.0) -> str:
 
 
 def _number(value: float) -> str:
-    """Three digits, of large numbers all, and no exponent."""
+    """Formats a number with three significant digits, without exponent."""
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 

@@ -1,4 +1,4 @@
-"""Timing: several things in turn, so that what else the machine does falls on all alike, or one in a full queue."""
+"""Timing of several functions in alternation, or of one function with a full device queue."""
 
 import math
 import time
@@ -12,12 +12,12 @@ Seconds = dict[str, np.ndarray]
 
 
 def in_turn(sides: Mapping[str, Callable[[], Any]], rounds: int, warmup: int = 2) -> Seconds:
-    """Seconds of each side in each round, the sides one after the other.
+    """Measures several functions, alternating between them so that other load affects all equally.
 
     Args:
-        sides: name -> what is timed; it returns when its work is done.
-        rounds: rounds that are timed.
-        warmup: rounds before, which compile.
+        sides: name -> function; it must wait until its work is done.
+        rounds: measured rounds.
+        warmup: earlier rounds, which compile.
 
     Returns:
         name -> seconds [rounds].
@@ -29,22 +29,22 @@ def in_turn(sides: Mapping[str, Callable[[], Any]], rounds: int, warmup: int = 2
             side()
             if turn >= warmup:
                 seconds[name].append(time.perf_counter() - begin)
-    return {name: np.array(found) for name, found in seconds.items()}
+    return {name: np.array(values) for name, values in seconds.items()}
 
 
 def spread(values: np.ndarray) -> dict[str, float]:
-    """Median and quartiles."""
+    """Returns median and quartiles."""
     low, middle, high = np.percentile(values, (25, 50, 75))
     return {"median": float(middle), "low": float(low), "high": float(high)}
 
 
-def told(value: Mapping[str, float], form: str, scale: float = 1.0) -> str:
-    """A spread as text: "median (low to high)".
+def format_spread(value: Mapping[str, float], form: str, scale: float = 1.0) -> str:
+    """Formats a spread as "median (low to high)".
 
     Args:
         value: `median`, `low` and `high`.
-        form: format of each number, as in ".2f".
-        scale: factor of each.
+        form: format of the numbers, such as ".2f".
+        scale: factor of the numbers.
 
     Returns:
         The text.
@@ -54,22 +54,22 @@ def told(value: Mapping[str, float], form: str, scale: float = 1.0) -> str:
 
 
 def milliseconds(seconds: Seconds) -> dict[str, Any]:
-    """Median and quartiles of each side, in milliseconds, under `<side>_ms`."""
+    """Returns median and quartiles of each side in milliseconds, as `<side>_ms`."""
     return {f"{name}_ms": spread(1e3 * values) for name, values in seconds.items()}
 
 
 def dispatched(work: Callable[[], Any], rounds: int, least: float = 0.2) -> np.ndarray:
-    """Seconds of a call, several of them sent to the device one after the other before the host waits for the last.
+    """Measures the time per call when several calls are dispatched before the host waits for the last one.
 
-    So the host's own time for a call is hidden behind the device's, as in a training loop.
+    This hides the host's time per call behind the device's, as in a training loop.
 
     Args:
-        work: sends work to the device and returns its results without waiting; the first two calls are not timed.
-        rounds: rounds that are timed.
-        least: seconds that a round takes at least; decides how many calls it has.
+        work: dispatches work and returns its results without waiting; the first two calls are not measured.
+        rounds: measured rounds.
+        least: minimum seconds per round, which determine the number of calls.
 
     Returns:
-        Seconds a call, [rounds].
+        Seconds per call, [rounds].
     """
     jax.block_until_ready(work())
     begin = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Distillation steps of several batch sizes: how much of the device's matmul rate each turns into needed FLOPs."""
+"""Benchmark of distillation steps at several batch sizes, relative to the matmul rate of the device."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -21,11 +21,11 @@ FULL = "RESOURCE_EXHAUSTED"
 
 
 class Limits(NamedTuple):
-    """What a device can do, FLOP/s.
+    """Matmul rates of a device in FLOP/s.
 
     Attributes:
-        measured: matrix products of the step's dtype, as measured.
-        published: those its maker states for bfloat16; None in another dtype, or where they are not known.
+        measured: measured rate in the dtype of the step.
+        published: published rate for bfloat16; None for another dtype, or if unknown.
     """
 
     measured: float
@@ -33,14 +33,14 @@ class Limits(NamedTuple):
 
 
 class Lesson(NamedTuple):
-    """Who learns from whom.
+    """Student and teacher of a distillation step.
 
     Attributes:
-        student: the model that is trained, parameters and moments in float32.
-        teacher: the one it learns from.
-        source: its targets.
-        online: whether they are computed inside the step.
-        dtype: compute dtype.
+        student: config of the student; parameters and moments are float32.
+        teacher: config of the teacher.
+        source: source of the targets.
+        online: whether the teacher runs inside the step.
+        dtype: dtype of computation.
     """
 
     student: LMMConfig
@@ -53,40 +53,40 @@ class Lesson(NamedTuple):
 def sweep(
     lesson: Lesson, batch: Mapping[str, np.ndarray], sizes: Sequence[int], limits: Limits, rounds: int
 ) -> dict[str, Any]:
-    """Times a step at each batch size until the memory is full.
+    """Measures the step at each batch size until the memory is full.
 
     Args:
-        lesson: the step.
+        lesson: student and teacher.
         batch: the largest batch, from `random_batch`.
-        sizes: batch sizes, rising.
-        limits: of the device.
-        rounds: rounds that are timed.
+        sizes: batch sizes, ascending.
+        limits: matmul rates of the device.
+        rounds: measured rounds.
 
     Returns:
-        `sizes`, the figures of each, `best`, those of the one with the largest share of the matmul rate, and `full_at`,
+        `sizes` (figures of each batch size), `best` (figures of the batch size with the highest rate), and `full_at`,
         the batch size that did not fit, or None.
 
     Raises:
-        AntgmmError: not even the smallest fits, or a loss that is not finite.
+        AntgmmError: the smallest batch does not fit, or a loss is not finite.
     """
-    found: list[dict[str, Any]] = []
+    results: list[dict[str, Any]] = []
     for size in sizes:
         say(f"accelerator: step with {'an online' if lesson.online else 'a cached'} teacher at batch {size}")
         try:
-            found.append(_step(lesson, first(batch, size), limits, rounds))
+            results.append(_step(lesson, first(batch, size), limits, rounds))
         except jax.errors.JaxRuntimeError as error:
             if FULL not in str(error):
                 raise
-            if not found:
+            if not results:
                 raise AntgmmError(
-                    f"the device cannot hold a step at batch {size}: give a smaller --batch, --student or --teacher"
+                    f"the memory is too small for a step at batch {size}: use a smaller --batch, --student or --teacher"
                 ) from error
-            return {**_with_best(found), "full_at": size}
-    return {**_with_best(found), "full_at": None}
+            return {**_with_best(results), "full_at": size}
+    return {**_with_best(results), "full_at": None}
 
 
-def _with_best(found: list[dict[str, Any]]) -> dict[str, Any]:
-    return {"sizes": found, "best": max(found, key=lambda each: each["mfu"]["median"])}
+def _with_best(results: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"sizes": results, "best": max(results, key=lambda each: each["mfu"]["median"])}
 
 
 def _step(lesson: Lesson, batch: Mapping[str, np.ndarray], limits: Limits, rounds: int) -> dict[str, Any]:
@@ -100,14 +100,14 @@ def _step(lesson: Lesson, batch: Mapping[str, np.ndarray], limits: Limits, round
     program = traced.lower().compile()
 
     def take_step() -> Mapping[str, jax.Array]:
-        # The state is donated: the new one takes its place.
+        # The step donates its state.
         state[0], metrics = program(state[0], inputs, {}, lesson.source.params, rate)
         return metrics
 
     seconds = dispatched(take_step, rounds)
     loss = float(jax.device_get(take_step()["loss"]))
     if not np.isfinite(loss):
-        raise AntgmmError(f"the loss of a step in {jnp.dtype(lesson.dtype).name} is {loss}: no time is told of it")
+        raise AntgmmError(f"the loss of a step in {jnp.dtype(lesson.dtype).name} is {loss}: use another --dtype")
     needed = step_flops(lesson.student, lesson.teacher, batch, online=lesson.online)
     rows = len(batch["targets"])
     return {
@@ -127,17 +127,15 @@ def _step(lesson: Lesson, batch: Mapping[str, np.ndarray], limits: Limits, round
 
 
 def shares(flops: float, seconds: np.ndarray, limits: Limits) -> dict[str, Any]:
-    """The share of a device's rate that work of so many needed FLOPs takes: model FLOPs utilization, MFU.
-
-    Source: PaLM, arXiv 2204.02311, appendix B; against the measured matmul rate in the place of the published one.
+    """Computes the model FLOPs utilization (MFU; PaLM, arXiv 2204.02311, appendix B).
 
     Args:
-        flops: that the mathematics needs.
-        seconds: [rounds].
-        limits: of the device.
+        flops: necessary FLOPs.
+        seconds: measured times [rounds].
+        limits: matmul rates of the device.
 
     Returns:
-        `mfu` of the measured rate, and `mfu_published`, None where no peak is published.
+        `mfu` relative to the measured matmul rate, and `mfu_published` relative to the published one, or None.
     """
     rate = flops / seconds
     published = None if limits.published is None else spread(rate / limits.published)
@@ -145,15 +143,15 @@ def shares(flops: float, seconds: np.ndarray, limits: Limits) -> dict[str, Any]:
 
 
 def _compiled_flops(program: Any) -> float | None:
-    """What the compiler counts, the body of each loop once, norms and activations included; None where it does not."""
+    """FLOPs by the compiler's cost analysis (loop bodies once, with norms and activations); None if unknown."""
     analysis = program.cost_analysis()
     return None if analysis is None else analysis.get("flops")
 
 
 def _bytes(program: Any) -> int | None:
-    """Arguments, results and temporaries of a program together; None where the compiler does not tell."""
-    found = program.memory_analysis()
-    if found is None:
+    """Bytes of arguments, results and temporaries of a program; None if unknown."""
+    analysis = program.memory_analysis()
+    if analysis is None:
         return None
-    kept = found.argument_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
-    return kept + found.temp_size_in_bytes
+    kept = analysis.argument_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+    return kept + analysis.temp_size_in_bytes

@@ -1,6 +1,6 @@
-"""Distillation against peers: TRL's GKD, google-tunix and this toolkit, on one task and one machine, in one run.
+"""Comparison of distillation with other libraries (TRL's GKD and google-tunix) on one task and one machine.
 
-Each contender is a process of its own (`ours`, `tunix_logit`, `trl_gkd`), which reads the task from a folder and writes
-what it took as JSON. The peers run in an environment of their own (`requirements.txt`, `make peers-env`); what they
-import of this package needs numpy alone.
+Each contender (`ours`, `tunix_logit`, `trl_gkd`) runs in its own process, reads the task from a folder and writes its
+measurements as JSON. The other libraries have their own environment (`requirements.txt`, `make peers-env`); the modules
+of this package that they import need only NumPy.
 """

@@ -1,4 +1,4 @@
-"""This toolkit as a contender: its own step, cache and batches; the teacher online, or cached by a process before."""
+"""This toolkit as a contender, with an online teacher or with a teacher cache."""
 
 import math
 import shutil
@@ -29,9 +29,9 @@ def main(work: Path, out: Path, mode: str) -> None:
     """Runs the contender.
 
     Args:
-        work: the task's folder; the cache is `cache` in it.
+        work: folder of the task, also for the `cache`.
         out: JSON file to write.
-        mode: "online", one epoch; "build", which makes the cache; or "cached", `EPOCHS` epochs from the cache.
+        mode: "online" for one epoch, "build" to build the cache, or "cached" for `EPOCHS` epochs with the cache.
     """
     record = Recorder("jax", "flax")
     keep_freed_memory()  # as `antgmm` does
@@ -48,7 +48,7 @@ def main(work: Path, out: Path, mode: str) -> None:
 
 
 def build(task: Task, text: Text, work: Path, record: Recorder) -> None:
-    """Makes the cache anew, and notes `build_seconds`, from the parameters in memory on, and `cache_bytes` on disk."""
+    """Builds the cache, and records `build_seconds` (without loading the model) and `cache_bytes`."""
     config, params = load_hf(work / "ours" / "teacher")
     params, place = float32(config, params), work / "cache"
     for left in (place, place.with_name("cache.partial")):
@@ -66,14 +66,14 @@ def build(task: Task, text: Text, work: Path, record: Recorder) -> None:
 
 
 def from_cache(work: Path) -> distill.Teacher:
-    """The teacher whose states a process before has cached: of its weights, only the head's are read."""
+    """Opens the teacher cache of an earlier process; it reads only the weights of the head."""
     config, params = open_hf(work / "ours" / "teacher")
     cache = distill.open_cache(work / "cache", key=(work / "cache.key").read_text(), in_memory=True)
     return distill.cached(functional(config), params, cache)
 
 
 def train(task: Task, text: Text, work: Path, record: Recorder, teacher: distill.Teacher, steps: int) -> None:
-    """Compiles and warms every program, then trains the student from its first weights and records each step."""
+    """Compiles and warms up every program, then trains the student and records each step."""
     config, start = load_hf(work / "ours" / "student")
     optimizer = make_optimizer(task, steps)
     step = distill.make_step(functional(config), optimizer, LOSS, teacher=teacher)
@@ -86,13 +86,13 @@ def train(task: Task, text: Text, work: Path, record: Recorder, teacher: distill
         stream(task, text),
         steps=steps,
         teacher=teacher,
-        report=lambda told: record.step(told.metrics["loss"]),
+        report=lambda progress: record.step(progress.metrics["loss"]),
         report_every=1,
     )
 
 
 def make_optimizer(task: Task, steps: int) -> distill.Optimizer:
-    """AdamW at a constant rate, unclipped as with the peers; the image side, which no row reaches, is not trained."""
+    """Returns AdamW at a constant rate without clipping, like the peers; the unused image side is frozen."""
     config = distill.OptimizerConfig(
         learning_rate=task.learning_rate, schedule="constant", weight_decay=task.weight_decay, clip=math.inf
     )
@@ -100,7 +100,7 @@ def make_optimizer(task: Task, steps: int) -> distill.Optimizer:
 
 
 def warm(step: Step, state: distill.State, source: Batches, steps: int, teacher: distill.Teacher) -> None:
-    """Takes two steps of each width that the source has, so that every program is compiled; the state is given up."""
+    """Takes two steps at each width, to compile every program; the state is consumed."""
     seen: dict[int, Arrays] = {}
     for batch in islice(source, steps):
         seen.setdefault(batch["input_ids"].shape[1], batch)

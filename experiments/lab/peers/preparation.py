@@ -1,4 +1,4 @@
-"""Makes the task's folder once: text, weights as a text model and as one of ours, and the order of our batches."""
+"""Creates the folder of the task: text, checkpoints as text models and for this toolkit, and order of batches."""
 
 import json
 import os
@@ -20,32 +20,32 @@ from data.batching import Batches, batches
 from data.record import Arrays
 from experiments.lab.peers.task import BUCKETED, Task, Text, draw, padded, read, write
 
-# tunix's Llama turns positions at this base whatever its config says.
+# tunix's Llama always uses this base.
 ROPE_THETA = 1e6
 BASE = "llava-tiny"
-"""Preset with the text model that every contender knows."""
+"""Preset with a text model that all contenders support."""
 OURS, THEIRS = "ours", "text"
-"""Folders of the checkpoints, with `student` and `teacher` each: what we read, and its text model alone."""
-_VISION = 8  # side and width of an image encoder that no row of text reaches
+"""Folders with the checkpoints `student` and `teacher`: for this toolkit, and as text models."""
+_VISION = 8  # image side and width of the unused image encoder
 _IMAGE_TOKEN = 3
 _WEIGHTS = "model.safetensors"
 _PREFIX = "language_model."
 
 
 def prepare(task: Task, folder: Path) -> None:
-    """Makes the folder, or finds it made.
+    """Creates the folder of a task if it does not exist.
 
     Args:
-        task: the settings.
-        folder: holds afterwards what `task.write` writes, the checkpoints in `OURS` and `THEIRS`, and the rows of our
-            length-bucketed batches, in the order in which they come.
+        task: settings of the task.
+        folder: folder for the files of `task.write`, the checkpoints in `OURS` and `THEIRS`, and the row numbers of our
+            length-bucketed batches.
 
     Raises:
-        AntgmmError: the folder holds another task.
+        AntgmmError: the folder contains another task.
     """
     if folder.exists():
         if read(folder)[0] != task:
-            raise AntgmmError(f"{folder} holds a comparison with other settings: remove it or choose another --work")
+            raise AntgmmError(f"{folder} contains a comparison with other settings: remove it or choose another --work")
         return
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -60,14 +60,14 @@ def prepare(task: Task, folder: Path) -> None:
 
 
 def language_config(task: Task, name: str) -> LMMConfig:
-    """The student or teacher as the language model of a model whose image side is as small as can be.
+    """Returns the config of the student or teacher, with a minimal image side.
 
     Args:
-        task: the shapes.
+        task: settings of the task.
         name: "student" or "teacher".
 
     Returns:
-        The config.
+        Model config.
     """
     layers, width, heads, mlp = getattr(task, name)
     base = preset(BASE)
@@ -84,29 +84,29 @@ def language_config(task: Task, name: str) -> LMMConfig:
 
 
 def batch_of(task: Task, text: Text, rows: np.ndarray, width: int) -> Arrays:
-    """Rows as our engine reads them: text alone, without a picture slot.
+    """Returns a batch of text rows for this toolkit, without image slots.
 
     Args:
-        task: the widths.
+        task: settings of the task.
         text: all rows.
-        rows: which of them, [B].
+        rows: row numbers [B].
         width: columns.
 
     Returns:
-        What `task.padded` gives, `images` without a slot, and `index`.
+        The arrays of `task.padded`, `images` without slots, and `index`.
     """
     none = {"valid": np.zeros((len(rows), 0), bool)}
     return {**padded(task, text, rows, width), "images": none, "index": rows.astype(np.int32)}
 
 
 def narrow(task: Task, text: Text, rows: np.ndarray) -> Arrays:
-    """The batch of some rows in the narrowest bucket that holds them all."""
+    """Returns a batch of rows in the narrowest bucket that fits."""
     width = task.widths[int(np.searchsorted(task.widths, text.lengths[rows].max()))]
     return batch_of(task, text, rows, width)
 
 
 def stream(task: Task, text: Text, prefetch: int = 2) -> Batches:
-    """Shuffled batches of rows of like length, each cut to its bucket's width."""
+    """Returns shuffled batches of rows of similar length, padded to the width of their bucket."""
     groups = np.searchsorted(task.widths, text.lengths)
     return batches(
         lambda rows, rng: narrow(task, text, rows), groups, size=task.batch, seed=task.seed, prefetch=prefetch
@@ -122,6 +122,6 @@ def _save(config: LMMConfig, seed: int, folder: Path, name: str) -> None:
     language = {key.removeprefix(_PREFIX): value for key, value in tensors.items() if key.startswith(_PREFIX)}
     save_file(language, alone / _WEIGHTS, metadata={"format": "pt"})
     fields = family(config).to_hf(config)["text_config"]
-    # The name of the base before transformers 5.
+    # transformers before version 5 reads rope_theta here.
     fields |= {"rope_theta": ROPE_THETA, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "dtype": "float32"}
     (alone / "config.json").write_text(json.dumps(fields, indent=1) + "\n")

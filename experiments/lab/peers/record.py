@@ -1,4 +1,4 @@
-"""What a contender writes down: seconds and loss of every step, peak memory, and its library's matmul rate."""
+"""Measurements of a contender: seconds and loss of every step, peak memory, and matmul rate of its library."""
 
 import importlib.metadata
 import json
@@ -15,22 +15,22 @@ from experiments.run.host import resources
 
 _PRODUCTS = 15
 SIDE = 1024
-"""Side of the square matrices that give a library's rate."""
+"""Side of the square matrices for the matmul rate."""
 
 
 def memory(field: str) -> int:
-    """Bytes that the process holds now (VmRSS) or held at most (VmHWM); where only the latter is told, that."""
-    if (told := resources.memory(field)) is not None:
-        return told
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else most * 1024
+    """Returns current (VmRSS) or peak (VmHWM) memory in bytes; always the peak where only that is available."""
+    if (size := resources.memory(field)) is not None:
+        return size
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 class Recorder:
-    """Collects the figures of one process; made when everything is imported and nothing is loaded.
+    """Collects the figures of one process; create it after all imports and before loading anything.
 
     Args:
-        libraries: distributions whose versions are told.
+        libraries: distributions whose versions are recorded.
     """
 
     def __init__(self, *libraries: str):
@@ -40,27 +40,27 @@ class Recorder:
         self._more: dict[str, Any] = {}
 
     def ready(self) -> None:
-        """Everything is loaded, compiled and warm: the first timed step begins now."""
+        """Marks the start of the first measured step."""
         self._last = time.perf_counter()
         self._more["setup_seconds"] = self._last - self._began
 
     def step(self, loss: float) -> None:
-        """A step is done, its loss known; time since the last belongs to it."""
+        """Records a step: its loss, and the time since the previous step."""
         now = time.perf_counter()
         self._steps.append({"seconds": now - self._last, "loss": float(loss)})
         self._last = time.perf_counter()
 
     def note(self, **figures: Any) -> None:
-        """Further figures, as JSON types."""
+        """Records further figures, as JSON types."""
         self._more |= figures
 
     def write(self, out: Path, product: Callable[[], Any], rows: int) -> None:
-        """Writes everything; the file appears whole.
+        """Writes all figures atomically.
 
         Args:
-            out: where to.
-            product: one float32 matrix product of `SIDE` by `SIDE`, run to its end; timed after the peak is read.
-            rows: samples of a step.
+            out: JSON file.
+            product: computes a float32 product of `SIDE` x `SIDE` matrices; it is measured after reading peak memory.
+            rows: samples per step.
         """
         figures = {
             "versions": self._versions,
@@ -77,7 +77,7 @@ class Recorder:
 
 
 def rate(product: Callable[[], Any]) -> float:
-    """FLOP/s of a product of two `SIDE` by `SIDE` matrices: the median of several, after one that warms up."""
+    """Returns the median FLOP/s of a product of two `SIDE` x `SIDE` matrices, after a warm-up."""
     seconds = []
     for _ in range(_PRODUCTS + 1):
         began = time.perf_counter()

@@ -1,4 +1,4 @@
-"""The comparison from its settings to its files: figures as JSON, tables as Markdown, loss curves as SVG."""
+"""Runs the comparison and writes its results: figures as JSON, tables as Markdown, loss curves as SVG."""
 
 import dataclasses
 import json
@@ -16,21 +16,21 @@ from experiments.run.folder import write_text
 from experiments.run.host.facts import machine
 
 _COLOURS = ("#c25a10", "#7a4fa3", "#b8497f", "#1f6fb4", "#2c8a57")
-_WINDOW = 4  # steps that a curve is averaged over: batches of short rows and of long ones differ
+_WINDOW = 4  # steps to average curves over, because batches of short and long rows differ
 
 
 def compare(task: Task, work: Path, out: Path, *, python: Path, repeats: int) -> dict[str, Any]:
-    """Runs what is missing and writes the results.
+    """Runs missing measurements and writes the results.
 
     Args:
-        task: the settings.
+        task: settings of the task.
         work: folder of weights, text and single results.
-        out: JSON file; beside it go `.md` and `.svg`.
-        python: the peers' interpreter.
+        out: JSON file; `.md` and `.svg` files are written next to it.
+        python: interpreter of the peers' environment.
         repeats: rounds.
 
     Returns:
-        What the JSON file holds.
+        Contents of the JSON file.
     """
     facts = machine()
     rounds = run(task, work, python=python, repeats=repeats)
@@ -39,7 +39,7 @@ def compare(task: Task, work: Path, out: Path, *, python: Path, repeats: int) ->
         "repeats": repeats,
         "machine_facts": {**facts, "load_after": machine()["load"]},
         **summary(rounds, task.rows),
-        "rounds": {name: [_short(record) for record in found] for name, found in rounds.items()},
+        "rounds": {name: [_short(record) for record in records] for name, records in rounds.items()},
     }
     write_text(out, json.dumps(figures, indent=1) + "\n")
     write_text(out.with_suffix(".md"), markdown(figures))
@@ -48,19 +48,19 @@ def compare(task: Task, work: Path, out: Path, *, python: Path, repeats: int) ->
 
 
 def _short(record: Record) -> dict[str, Any]:
-    """A round's record, with its rate in the place of its steps."""
-    found = {name: value for name, value in record.items() if name != "steps"}
-    return found | ({"samples_per_second": rate(record)} if record["steps"] else {})
+    """A record with its rate instead of its steps."""
+    short = {name: value for name, value in record.items() if name != "steps"}
+    return short | ({"samples_per_second": rate(record)} if record["steps"] else {})
 
 
 def plot(figures: Mapping[str, Any], path: Path) -> None:
-    """Writes an SVG: the loss of each contender by its steps, over the steps that all have taken.
+    """Plots the loss of each contender over the common steps, as SVG.
 
     Args:
-        figures: what `compare` returns.
+        figures: result of `compare`.
         path: the file.
     """
-    losses = {name: found["losses"] for name, found in figures["contenders"].items() if "losses" in found}
+    losses = {name: each["losses"] for name, each in figures["contenders"].items() if "losses" in each}
     steps = min(map(len, losses.values()))
     with styled():
         figure = Figure(figsize=(7.0, 3.6), layout="constrained")
@@ -69,7 +69,7 @@ def plot(figures: Mapping[str, Any], path: Path) -> None:
             smooth = smoothed(values[:steps], _WINDOW)
             axes.plot(range(1, steps + 1), smooth, color=colour, linewidth=1.4, label=CONTENDERS[name].label)
         axes.set_xlabel("step")
-        axes.set_ylabel("KL(teacher || student) a token, nats")
+        axes.set_ylabel("KL(teacher || student) per token, nats")
         axes.grid(color="#dddddd", linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
         figure.legend(loc="outside upper center", ncols=3, frameon=False)
@@ -77,6 +77,6 @@ def plot(figures: Mapping[str, Any], path: Path) -> None:
 
 
 def smoothed(values: list[float], window: int) -> list[float]:
-    """Each value's mean with those before it, at most `window` in all."""
+    """Returns the trailing mean over at most `window` values."""
     kept = [values[max(0, place + 1 - window) : place + 1] for place in range(len(values))]
     return [sum(part) / len(part) for part in kept]

@@ -1,4 +1,4 @@
-"""Runs the contenders in turn, round after round, each a process of its own on one core; goes on where it stopped."""
+"""Runs the contenders in alternation, each as a process on one core; an interrupted comparison can be resumed."""
 
 import json
 import os
@@ -17,16 +17,16 @@ from experiments.run.host.console import bar, say
 
 ROOT = Path(__file__).resolve().parents[3]
 PYTHON = ROOT / ".cache" / "peers-venv" / "bin" / "python"
-"""The peers' interpreter, which `make peers-env` makes."""
+"""Interpreter of the peers' environment, created by `make peers-env`."""
 
 
 class Contender(NamedTuple):
     """A process of the comparison.
 
     Attributes:
-        label: its name for people.
-        module: the file of this package that runs it.
-        mode: its last argument.
+        label: name in results.
+        module: module of this package that runs it.
+        mode: last argument of the module.
         peer: whether it runs in the peers' environment.
     """
 
@@ -39,7 +39,7 @@ class Contender(NamedTuple):
 CONTENDERS = {
     "trl": Contender("TRL GKD, grouped by length", "trl_gkd", "group_by_length", True),
     "tunix": Contender("tunix, padded to 32", "tunix_logit", "padded", True),
-    "tunix_bucketed": Contender("tunix, given our batches", "tunix_logit", "bucketed", True),
+    "tunix_bucketed": Contender("tunix with our batches", "tunix_logit", "bucketed", True),
     "ours_online": Contender("ours, teacher online", "ours", "online", False),
     "ours_build": Contender("ours, building the cache", "ours", "build", False),
     "ours_cached": Contender("ours, teacher cached", "ours", "cached", False),
@@ -47,26 +47,26 @@ CONTENDERS = {
 
 
 def run(task: Task, work: Path, *, python: Path = PYTHON, repeats: int = 5) -> dict[str, list[dict[str, Any]]]:
-    """Every contender's figures, round by round; what the folder already holds is not run again.
+    """Runs all contenders in rounds; existing results are not run again.
 
     Args:
-        task: the settings.
+        task: settings of the task.
         work: folder of weights, text, cache and single results.
-        python: the peers' interpreter.
+        python: interpreter of the peers' environment.
         repeats: rounds.
 
     Returns:
         Contender -> its record of each round.
 
     Raises:
-        AntgmmError: the peers' environment is missing, the folder is of another task, or a contender failed.
+        AntgmmError: the peers' environment is missing, the folder belongs to another task, or a contender failed.
     """
     check_environment(python)
     say("peers: text and weights")
     prepare(task, work)
     rounds = work / "rounds"
     rounds.mkdir(exist_ok=True)
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in CONTENDERS}
+    records: dict[str, list[dict[str, Any]]] = {name: [] for name in CONTENDERS}
     took: dict[str, float] = {}
     turns = [(turn, name) for turn in range(repeats) for name in CONTENDERS]
     with _one_core(), bar("peers", len(turns)) as update:
@@ -77,20 +77,20 @@ def run(task: Task, work: Path, *, python: Path = PYTHON, repeats: int = 5) -> d
                 began = time.perf_counter()
                 _start(name, work, out, python)
                 took[name] = time.perf_counter() - began
-            found[name].append(json.loads(out.read_text()))
+            records[name].append(json.loads(out.read_text()))
         update(len(turns), "")
-    return found
+    return records
 
 
 def check_environment(python: Path) -> None:
-    """AntgmmError where the peers' interpreter is missing or lacks a peer."""
+    """Raises AntgmmError if the peers' environment is missing or incomplete."""
     code = "import importlib.metadata as m; [m.version(name) for name in ('trl', 'google-tunix')]"
     if not python.exists() or subprocess.run([python, "-c", code], capture_output=True, check=False).returncode:
         raise AntgmmError(f"no environment with TRL and google-tunix at {python}: run `make peers-env` first")
 
 
 def _start(name: str, work: Path, out: Path, python: Path) -> None:
-    """Runs a contender to its end; its output goes to a log beside its figures."""
+    """Runs a contender, with its output in a log file next to its figures."""
     contender, log = CONTENDERS[name], out.with_suffix(".log")
     command = [python if contender.peer else sys.executable, "-m", "experiments.lab.peers.starting", contender.module]
     with log.open("w") as file:
@@ -109,7 +109,7 @@ def _start(name: str, work: Path, out: Path, python: Path) -> None:
 
 @contextmanager
 def _one_core() -> Iterator[None]:
-    """Processes started inside run on one core: the first that this one may use, so that `taskset` chooses it."""
+    """A context in which new processes run on one core: the first one that this process may use."""
     if not hasattr(os, "sched_setaffinity"):  # not Linux
         yield
         return
@@ -122,7 +122,7 @@ def _one_core() -> Iterator[None]:
 
 
 def _environment(work: Path) -> dict[str, str]:
-    """Equal for all: one thread, programs kept from round to round, nothing fetched; our package found, no other."""
+    """Environment of all contenders: one thread, a compilation cache, no downloads, and only our package."""
     settings = {
         "PYTHONPATH": str(ROOT),
         "OMP_NUM_THREADS": "1",
@@ -139,7 +139,7 @@ def _environment(work: Path) -> dict[str, str]:
 
 
 def _left(took: dict[str, float], turns: list[tuple[int, str]]) -> str:
-    """About how long the turns to come take; a contender that has not run yet counts as the mean of those that have."""
+    """Estimated time left; contenders that have not run yet count with the mean of the others."""
     if not took:
         return ""
     mean = sum(took.values()) / len(took)

@@ -10,22 +10,22 @@ NEEDS_TORCH = "trl_gkd"
 
 
 class WithoutTorch(PathFinder):
-    """Finds what is installed, but for PyTorch: what `transformers` would import of it, no JAX contender reads."""
+    """Hides PyTorch from imports, so that transformers does not import it in JAX contenders."""
 
     @classmethod
     def find_spec(cls, fullname, path=None, target=None):
-        """As the import system asks; None for PyTorch, as where it is not installed."""
+        """Finds a module; None for PyTorch, as if it were not installed."""
         return None if fullname in TORCH else super().find_spec(fullname, path, target)
 
 
 def start(module: str, work: Path, out: Path, mode: str) -> None:
-    """Runs a contender to its end.
+    """Runs a contender.
 
     Args:
-        module: the file of this package that runs it.
-        work: the task's folder.
+        module: module of this package that runs it.
+        work: folder of the task.
         out: JSON file to write.
-        mode: what the contender is asked for.
+        mode: mode of the contender.
     """
     if module != NEEDS_TORCH:
         sys.meta_path[sys.meta_path.index(PathFinder)] = WithoutTorch

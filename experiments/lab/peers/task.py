@@ -1,4 +1,4 @@
-"""The task that all contenders are given: its settings, its text as token ids, and padded rows. numpy alone."""
+"""The common task of all contenders: settings, text as token ids, and padded rows. It needs only NumPy."""
 
 import dataclasses
 import json
@@ -11,25 +11,25 @@ import numpy as np
 
 PAD, IGNORE = 0, -100
 EPOCHS = 3
-"""Epochs that a whole training is counted over, the making of a cache among its seconds."""
+"""Epochs of a complete training, whose time includes building the cache."""
 
 SETTINGS, TEXT, BUCKETED = "task.json", "text.npz", "bucketed.npy"
-_RESERVED = 4  # ids below this are no words: padding, start, end, and the placeholder of an image
+_RESERVED = 4  # smaller ids are not words: padding, start, end and image token
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is trained, on what, and how; equal for every contender.
+    """Settings of the task, equal for all contenders.
 
     Args:
         rows: samples of the data set.
-        batch: samples of a step.
-        vocab: size of the token table that teacher and student share.
-        student, teacher: layers, width, heads and feed-forward width of a Llama with tied embeddings.
-        prompt, answer: least and greatest number of tokens; a row has one of each, drawn evenly on a logarithmic scale.
-        multiple: widths that batches are padded to are multiples of it, where a contender compiles by shape.
-        learning_rate, weight_decay: of AdamW at a constant rate; norms are not decayed.
-        seed: of weights, text and order.
+        batch: samples per step.
+        vocab: size of the vocabulary of teacher and student.
+        student, teacher: layers, width, heads and MLP width of a Llama with tied embeddings.
+        prompt, answer: minimum and maximum number of tokens; lengths are log-uniformly distributed.
+        multiple: for contenders that compile per shape, batches are padded to a multiple of it.
+        learning_rate, weight_decay: settings of AdamW at a constant rate; norms are not decayed.
+        seed: seed of weights, text and order.
     """
 
     rows: int = 192
@@ -46,16 +46,16 @@ class Task:
 
     @property
     def steps(self) -> int:
-        """Steps of an epoch."""
+        """Steps per epoch."""
         return self.rows // self.batch
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """Every width that a padded batch can have, ascending."""
+        """All possible widths of a padded batch, ascending."""
         return tuple(range(self.multiple, self.width(self.prompt[1] + self.answer[1]) + 1, self.multiple))
 
     def width(self, length: int) -> int:
-        """The smallest multiple that holds a length."""
+        """Rounds a length up to a multiple of `multiple`."""
         return -(-int(length) // self.multiple) * self.multiple
 
 
@@ -64,7 +64,7 @@ class Text(NamedTuple):
 
     Attributes:
         ids: prompt and answer of each row, int32.
-        prompts: tokens of each row's prompt, int [N]; the rest of the row is its answer.
+        prompts: number of prompt tokens of each row, int [N]; the other tokens are the answer.
     """
 
     ids: list[np.ndarray]
@@ -77,10 +77,10 @@ class Text(NamedTuple):
 
 
 def draw(task: Task) -> Text:
-    """Seeded text: lengths even on a logarithmic scale, words by Zipf's law (the n-th as often as 1 / n).
+    """Draws text with log-uniform lengths and words by Zipf's law (frequency of the n-th word ~ 1 / n).
 
     Args:
-        task: rows, lengths, vocabulary and seed.
+        task: settings of the task.
 
     Returns:
         The text.
@@ -99,17 +99,17 @@ def draw(task: Task) -> Text:
 
 
 def padded(task: Task, text: Text, rows: np.ndarray, width: int) -> dict[str, np.ndarray]:
-    """Rows as arrays, padded on the right.
+    """Pads rows on the right.
 
     Args:
-        task: the greatest length of an answer gives A.
+        task: settings of the task; A is the maximum answer length.
         text: all rows.
-        rows: which of them, [B].
-        width: columns, at least the longest row.
+        rows: row numbers [B].
+        width: columns, at least the length of the longest row.
 
     Returns:
-        int32 `input_ids`, `attention_mask` [B, width]; `positions` (of the logits that predict an answer token) and
-        `targets` (that token, -100 for none) [B, A].
+        int32 `input_ids`, `attention_mask` [B, width]; `positions` of the logits that predict answer tokens and
+        `targets` (these tokens, -100 for none) [B, A].
     """
     size, answers = len(rows), task.answer[1]
     ids, mask = np.full((size, width), PAD, np.int32), np.zeros((size, width), np.int32)
@@ -124,15 +124,15 @@ def padded(task: Task, text: Text, rows: np.ndarray, width: int) -> dict[str, np
 
 
 def planned(task: Task, text: Text, plan: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
-    """Batches of a plan, each padded to the width that its longest row needs.
+    """Iterates over the batches of a plan, each padded to the width of its longest row.
 
     Args:
-        task: batch size and widths.
+        task: settings of the task.
         text: all rows.
         plan: row numbers [steps, batch].
 
     Yields:
-        What `padded` gives.
+        Batches from `padded`.
     """
     lengths = text.lengths
     for rows in plan:
@@ -140,7 +140,7 @@ def planned(task: Task, text: Text, plan: np.ndarray) -> Iterator[dict[str, np.n
 
 
 def in_order(task: Task) -> np.ndarray:
-    """The plan that takes rows in the order of the file, [steps, batch]."""
+    """Returns a plan with the rows in file order, [steps, batch]."""
     return np.arange(task.steps * task.batch).reshape(task.steps, task.batch)
 
 
@@ -151,10 +151,10 @@ def write(task: Task, text: Text, folder: Path) -> None:
 
 
 def read(folder: Path) -> tuple[Task, Text]:
-    """Settings and text that `write` left in a folder."""
+    """Reads settings and text from a folder of `write`."""
     settings: dict[str, Any] = json.loads((folder / SETTINGS).read_text())
     settings |= {name: tuple(value) for name, value in settings.items() if isinstance(value, list)}
     task = Task(**settings)
-    with np.load(folder / TEXT) as found:
-        ids = np.split(found["ids"], np.cumsum(found["lengths"])[:-1])
-        return task, Text(ids, found["prompts"])
+    with np.load(folder / TEXT) as arrays:
+        ids = np.split(arrays["ids"], np.cumsum(arrays["lengths"])[:-1])
+        return task, Text(ids, arrays["prompts"])

@@ -1,4 +1,4 @@
-"""TRL's GKD as a contender: teacher forced (`lmbda=0`), batches grouped by length. Runs in the peers' environment."""
+"""TRL's GKD as a contender: teacher forcing (`lmbda=0`), batches grouped by length, in the peers' environment."""
 # pyright: reportMissingImports=false, reportAttributeAccessIssue=false
 
 import os
@@ -18,7 +18,7 @@ WARM_STEPS = 2
 
 
 class _Timed(GKDTrainer):
-    """The trainer, whose losses are kept: its own log would be an average."""
+    """A trainer that stores every loss; its log contains only averages."""
 
     losses: list[torch.Tensor]
 
@@ -28,7 +28,7 @@ class _Timed(GKDTrainer):
         return loss
 
 
-class _Told(TrainerCallback):
+class _StepCallback(TrainerCallback):
     def __init__(self, record: Recorder):
         self._record = record
         self.trainer: _Timed
@@ -44,7 +44,7 @@ def main(work: Path, out: Path, mode: str) -> None:
     """Runs the contender.
 
     Args:
-        work: the task's folder.
+        work: folder of the task.
         out: JSON file to write.
         mode: the sampling strategy of transformers' trainer, "group_by_length" or "random".
     """
@@ -52,12 +52,12 @@ def main(work: Path, out: Path, mode: str) -> None:
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     task, text = read(work)
     scratch = out.parent
-    # A trainer of its own for the first steps, so that the timed one starts from the same weights, warm.
+    # Warm up with a separate trainer, so that the measured one starts from the initial weights.
     _trainer(task, text, work, scratch, mode, steps=WARM_STEPS).train()
-    told = _Told(record)
-    told.trainer = _trainer(task, text, work, scratch, mode, steps=task.steps)
-    told.trainer.add_callback(told)
-    told.trainer.train()
+    callback = _StepCallback(record)
+    callback.trainer = _trainer(task, text, work, scratch, mode, steps=task.steps)
+    callback.trainer.add_callback(callback)
+    callback.trainer.train()
     matrix = torch.ones(SIDE, SIDE)
     record.write(out, lambda: torch.mm(matrix, matrix), task.batch)
 
@@ -70,7 +70,7 @@ def _trainer(task: Task, text: Text, work: Path, scratch: Path, mode: str, *, st
     settings = GKDConfig(
         output_dir=str(scratch / "trl"),
         lmbda=0.0,
-        beta=0.0,  # KL(teacher || student); GKD's loss is at temperature 1 whatever `temperature`, which samples
+        beta=0.0,  # KL(teacher || student); GKD's loss always has temperature 1 (`temperature` is for sampling)
         per_device_train_batch_size=task.batch,
         max_steps=steps,
         learning_rate=task.learning_rate,
@@ -103,7 +103,7 @@ def _trainer(task: Task, text: Text, work: Path, scratch: Path, mode: str, *, st
 
 
 def _dataset(text: Text) -> Dataset:
-    """The rows as GKD's own collator reads tokenized text: where the answer begins, its mask tells."""
+    """The rows in the format of GKD's collator for tokenized text, with a mask of the answers."""
     return Dataset.from_dict(
         {
             "prompt": [""] * len(text.ids),
@@ -118,7 +118,7 @@ def _dataset(text: Text) -> Dataset:
 
 
 def _tokenizer(task: Task) -> PreTrainedTokenizerFast:
-    """A tokenizer that names every id: the trainer asks for one, the collator for its padding."""
+    """A tokenizer with a name for every id: the trainer requires one, and the collator its padding token."""
     words = Tokenizer(WordLevel({f"w{n}": n for n in range(task.vocab)}, unk_token="w0"))
     return PreTrainedTokenizerFast(
         tokenizer_object=words, pad_token="w0", bos_token="w1", eos_token="w2", model_max_length=1 << 20

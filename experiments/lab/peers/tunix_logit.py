@@ -1,4 +1,4 @@
-"""google-tunix as a contender: its distillation trainer with the logit strategy. Runs in the peers' environment."""
+"""google-tunix as a contender: its distillation trainer with the logit strategy, in the peers' environment."""
 # pyright: reportMissingImports=false
 
 import json
@@ -24,21 +24,21 @@ PROMPT, ANSWER = 1, 2  # in the mask of the trainer's input, 0 for padding
 
 
 class AnswerStrategy(LogitStrategy):
-    """The logit strategy's forward KL, as a mean over answer tokens: tunix's own has no mask and adds a task loss.
+    """Forward KL as a mean over answer tokens; tunix's own strategy has no mask and adds a task loss.
 
-    It computes less than its parent, whose cross-entropies against one-hot labels it leaves out.
+    It computes less than its parent: no cross-entropy with one-hot labels.
     """
 
     def compute_loss(self, student_output: jax.Array, teacher_output: jax.Array, labels: jax.Array):
-        """Mean KL(teacher || student) over the tokens that `labels` marks, and no metrics."""
+        """Returns the mean KL(teacher || student) over the tokens marked by `labels`, and no metrics."""
         student = jax.nn.log_softmax(student_output / self.temperature)
         teacher = jax.nn.softmax(teacher_output / self.temperature)
         kl = optax.kl_divergence(student, teacher) * self.temperature**2
         return jnp.sum(kl * labels) / jnp.sum(labels), {}
 
 
-class _Told(TrainingHooks):
-    """Hands every step's loss to the recorder, but for those that warmed the programs up."""
+class _StepHooks(TrainingHooks):
+    """Records the loss of every step after the warm-up."""
 
     def __init__(self, record: Recorder, warm: int):
         self._record, self._warm = record, warm
@@ -62,10 +62,10 @@ def main(work: Path, out: Path, mode: str) -> None:
     """Runs the contender.
 
     Args:
-        work: the task's folder.
+        work: folder of the task.
         out: JSON file to write.
-        mode: "padded" takes rows in the order of the file, each batch padded to a multiple of 32, as a user would;
-            "bucketed" is given this toolkit's batches of rows of like length.
+        mode: "padded" for rows in file order, with batches padded to a multiple of 32, like a user would do;
+            "bucketed" for this toolkit's batches of rows of similar length.
     """
     record = Recorder("google-tunix", "jax", "flax")
     task, text = read(work)
@@ -74,17 +74,17 @@ def main(work: Path, out: Path, mode: str) -> None:
     trainer = _trainer(task, student, teacher)
     start = jax.tree.map(jnp.copy, nnx.state((trainer.model, trainer.optimizer)))
     by_width = {batch.input_tokens.shape[1]: batch for batch in _inputs(task, text, plan)}
-    # A program is compiled for each width, and anew where the state is not a step's own: both kinds are met here.
+    # A program is compiled for each width, and again for states that are outputs of a step: warm up both.
     warm = [*by_width.values()] * 2
-    # Managed from outside, the trainer can be called twice: first to warm up, then for the epoch.
+    # Managed externally, the trainer can be called twice: for the warm-up and for the epoch.
     trainer.is_managed_externally = True
-    trainer.with_training_hooks(_Told(record, len(warm)))
+    trainer.with_training_hooks(_StepHooks(record, len(warm)))
     nnx.update((trainer.model, trainer.optimizer), jax.tree.map(jnp.copy, start))
     trainer.train(warm)
     nnx.update((trainer.model, trainer.optimizer), start)
     record.ready()
     trainer.train(_inputs(task, text, plan))
-    trainer.close()  # hands over the last loss
+    trainer.close()  # reports the last loss
     matrix, product = jnp.ones((SIDE, SIDE), jnp.float32), jax.jit(jnp.dot)
     record.write(out, lambda: product(matrix, matrix).block_until_ready(), task.batch)
 
@@ -110,7 +110,7 @@ def _trainer(task: Task, student: Llama3, teacher: Llama3) -> DistillationTraine
     answers = task.answer[1]
 
     def at_answers(mask: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Where the logits that predict answer tokens stand, and which are of a token, both [B, A]."""
+        """Positions of the logits that predict answer tokens, and which of them are valid, both [B, A]."""
         count = jnp.sum(mask == ANSWER, axis=1, keepdims=True)
         places = jnp.sum(mask > 0, axis=1, keepdims=True) - count - 1 + jnp.arange(answers)
         return jnp.minimum(places, mask.shape[1] - 1), jnp.arange(answers) < count

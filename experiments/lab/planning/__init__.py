@@ -1,1 +1,1 @@
-"""What a distillation step takes on a cluster that is not at hand: memory, FLOPs, collectives, time at the roofline."""
+"""Predictions for a distillation step on a cluster (memory, FLOPs, communication, time), and search for sizes."""

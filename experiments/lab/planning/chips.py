@@ -1,19 +1,19 @@
-"""Published peaks of accelerators."""
+"""Published specifications of accelerators."""
 
 from typing import NamedTuple
 
 
 class Chip(NamedTuple):
-    """One accelerator as its maker states it.
+    """Published specifications of an accelerator.
 
     Attributes:
-        flops: dense bfloat16 matrix products, FLOP/s.
-        memory: bytes of its own memory.
-        bandwidth: bytes/s of that memory.
-        link: bytes/s that it sends to its neighbours: half of the stated bidirectional rate.
-        island: how many chips such links join.
-        network: bytes/s a chip sends beyond its island.
-        source: where the figures stand.
+        flops: dense bfloat16 matrix products in FLOP/s.
+        memory: memory in bytes.
+        bandwidth: memory bandwidth in bytes/s.
+        link: bytes/s sent to neighbours, half of the published bidirectional rate.
+        island: number of chips that are connected by such links.
+        network: bytes/s per chip to other islands.
+        source: source of the figures.
     """
 
     flops: float
@@ -35,7 +35,7 @@ CHIPS = {
     "H100": Chip(989e12, 80e9, 3.35e12, 450e9, 8, 50e9, _NVIDIA),
     "H200": Chip(989e12, 141e9, 4.8e12, 450e9, 8, 50e9, _NVIDIA),
 }
-"""Name -> chip. A TPU's network is a chip's share of its pod's: 6.4 Tb/s of 256 v5e, 25.6 of 256 v6e; v5p 50 Gb/s."""
+"""Name -> chip. The network rate of a TPU is its share of the pod's: 6.4 Tb/s for 256 v5e, 25.6 for 256 v6e."""
 
 KINDS = {
     "TPU v5 lite": "v5e",
@@ -44,16 +44,16 @@ KINDS = {
     "NVIDIA H100 80GB HBM3": "H100",
     "NVIDIA H200": "H200",
 }
-"""What JAX calls a device -> its chip. Others of the same family (H100 PCIe, GH200) have other peaks."""
+"""JAX's device kind -> chip. Variants such as H100 PCIe and GH200 have other specifications."""
 
 
 def published(kind: str) -> Chip | None:
-    """The published peaks of a device; None where they do not stand here.
+    """Returns the specifications of a device.
 
     Args:
         kind: `jax.Device.device_kind`.
 
     Returns:
-        The chip.
+        The chip, or None if unknown.
     """
     return CHIPS.get(KINDS.get(kind, ""))

@@ -1,4 +1,4 @@
-"""What a compiled program sends between devices, read off its text."""
+"""Communication of a compiled program, parsed from its text."""
 
 import math
 import re
@@ -16,32 +16,32 @@ _SHAPE = re.compile(r"([a-z]\w*)\[([\d,]*)\]")
 
 
 def sent(text: str, devices: int) -> Counter[tuple[str, int]]:
-    """Bytes that each device sends in one run, by operation and by how many devices take part.
+    """Returns the bytes that each device sends in one run, by operation and group size.
 
-    Rings are assumed: of g devices, an all-gather or reduce-scatter sends (g - 1) / g of the whole array, an
-    all-reduce twice that. The body of a loop counts as often as the loop turns.
+    It assumes ring algorithms: with g devices, an all-gather or reduce-scatter sends (g - 1) / g of the whole array, an
+    all-reduce twice that. Loop bodies are counted by their number of iterations.
 
     Args:
         text: the compiled program, `jax.stages.Compiled.as_text()`.
-        devices: how many run it.
+        devices: number of devices.
 
     Returns:
         (operation, group size) -> bytes.
     """
     bodies, entry = _computations(text)
-    found: Counter[tuple[str, int]] = Counter()
+    sizes: Counter[tuple[str, int]] = Counter()
 
     def walk(name: str, times: int) -> None:
         for line in bodies.get(name, ()):
             if match := _COLLECTIVE.search(line):
                 group = _group(line, devices)
-                found[match[2], group] += times * _ring(match[2], _size(match[1]), group)
+                sizes[match[2], group] += times * _ring(match[2], _size(match[1]), group)
             trips = _TRIPS.search(line)
             for called in _CALL.findall(line):
                 walk(called, times * (int(trips[1]) if trips and " while(" in line else 1))
 
     walk(entry, 1)
-    return found
+    return sizes
 
 
 def _computations(text: str) -> tuple[dict[str, list[str]], str]:
@@ -66,7 +66,7 @@ def _numbers(text: str) -> Iterator[int]:
 
 
 def _group(line: str, devices: int) -> int:
-    """How many devices take part: of `[4,16]<=[64]`, of `mesh['a'=16,'b'=4], ... {'a'}` or of `{{0,1},{2,3}}`."""
+    """Group size from `[4,16]<=[64]`, from `mesh['a'=16,'b'=4], ... {'a'}` or from `{{0,1},{2,3}}`."""
     if match := re.search(r"replica_groups=\[\d+,(\d+)\]", line):
         return int(match[1])
     if match := re.search(r"replica_groups=@?mesh\S*?\[(.*?)\].*? \{(.*?)\}", line):
@@ -79,7 +79,7 @@ def _group(line: str, devices: int) -> int:
 
 
 def _ring(operation: str, size: int, group: int) -> int:
-    """Bytes that a device sends; `size` is that of the result, which a reduce-scatter leaves in parts."""
+    """Bytes that a device sends, from the size of the result (for a reduce-scatter, of one part)."""
     if operation == "collective-permute":
         return size
     if operation == "reduce-scatter":

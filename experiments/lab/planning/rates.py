@@ -1,7 +1,7 @@
-"""Predicted milliseconds of a request: the analytic cost at this machine's rates, which small models are timed for.
+"""Prediction of request latency from the analytic cost, with rates fitted to measurements of small models.
 
-A phase (vision, prefill, decode) takes a fixed time, so much for each attention and FFN that it runs one after another,
-and over all phases so much for a FLOP and for a byte. These eight rates are fitted, none below 0.
+The time of a phase (vision, prefill, decode) is a constant per phase, plus a time per sublayer (attention or MLP) of
+the phase, plus a time per FLOP and per byte, equal for all phases. These eight non-negative rates are fitted.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,15 +23,15 @@ from pruning.costs import total_parameters
 ROUNDS = 200
 DEPTHS, NARROW = (5, 1), 4
 LARGEST = 20_000_000
-"""Calibration models: every stack this deep or this, at full widths and at that part of them, with at most so many
-parameters. Time grows evenly with depth, so deep models, which compile long, are not needed."""
+"""Calibration models have stacks of these `DEPTHS`, full widths or 1/`NARROW` of them, and at most `LARGEST`
+parameters. Latency is linear in depth, so deep models, which compile slowly, are not needed."""
 
 
-class Asked(NamedTuple):
-    """A request at batch 1.
+class RequestSize(NamedTuple):
+    """Size of a request at batch 1.
 
     Attributes:
-        length: prompt tokens, the image's included.
+        length: prompt tokens, including image tokens.
         answer: answer tokens.
     """
 
@@ -40,13 +40,13 @@ class Asked(NamedTuple):
 
 
 class Rates(NamedTuple):
-    """What a machine takes, in milliseconds.
+    """Fitted rates of a machine in milliseconds.
 
     Attributes:
-        phase: for each phase once, [3].
-        sublayer: for an attention or an FFN of each phase, [3].
-        flop: for a FLOP.
-        byte: for a byte of parameters and cache, float32.
+        phase: constant of each phase, [3].
+        sublayer: per attention or MLP of each phase, [3].
+        flop: per FLOP.
+        byte: per byte of float32 parameters and cache.
     """
 
     phase: np.ndarray
@@ -55,22 +55,22 @@ class Rates(NamedTuple):
     byte: float
 
 
-def predict(rates: Rates, config: LMMConfig, asked: Asked) -> float:
-    """Milliseconds of a request.
+def predict(rates: Rates, config: LMMConfig, request: RequestSize) -> float:
+    """Predicts the latency of a request.
 
     Args:
-        rates: of the machine.
-        config: the model.
-        asked: the request.
+        rates: rates of the machine.
+        config: model config.
+        request: the request.
 
     Returns:
         Milliseconds of all phases together.
     """
-    return float((amounts(config, asked) @ np.concatenate([rates.phase, rates.sublayer, rates[2:]])).sum())
+    return float((amounts(config, request) @ np.concatenate([rates.phase, rates.sublayer, rates[2:]])).sum())
 
 
 def named(rates: Rates) -> dict[str, Any]:
-    """Rates as JSON types: milliseconds of a phase, of a sublayer, of 1e9 FLOPs and of 1e9 bytes."""
+    """Converts rates to JSON types: milliseconds per phase, sublayer, 1e9 FLOPs and 1e9 bytes."""
     by_phase = {
         name: dict(zip(PHASES, map(float, values), strict=True))
         for name, values in (("phase_ms", rates.phase), ("sublayer_ms", rates.sublayer))
@@ -78,103 +78,103 @@ def named(rates: Rates) -> dict[str, Any]:
     return {**by_phase, "gflop_ms": 1e9 * rates.flop, "gigabyte_ms": 1e9 * rates.byte}
 
 
-def amounts(config: LMMConfig, asked: Asked) -> np.ndarray:
-    """How much of each rate's unit a request takes.
+def amounts(config: LMMConfig, request: RequestSize) -> np.ndarray:
+    """Returns the coefficients of the rates for a request.
 
     Args:
-        config: the model.
-        asked: the request.
+        config: model config.
+        request: the request.
 
     Returns:
-        [phase, rate] of 3 phases and 8 rates, in the order of `Rates`.
+        Array [3 phases, 8 rates], in the order of `Rates`.
     """
-    found = pruning.cost(config, 1, asked.length, asked.answer, itemsize=4)
-    rows = [[sum(each[phase].values()) for each in (found.sublayers, found.flops, found.bytes)] for phase in PHASES]
+    cost = pruning.cost(config, 1, request.length, request.answer, itemsize=4)
+    rows = [[sum(each[phase].values()) for each in (cost.sublayers, cost.flops, cost.bytes)] for phase in PHASES]
     sublayers, flops, read = np.array(rows, float).T
     return np.column_stack([np.eye(3), np.diag(sublayers), flops, read])
 
 
 def fit(measured: Sequence[tuple[np.ndarray, Latency]]) -> Rates:
-    """The rates that explain measurements best, by the squares of relative errors.
+    """Fits the rates to measurements, minimising the squares of relative errors.
 
     Args:
-        measured: `amounts` and latency of models of different depth and width.
+        measured: `amounts` and latency of models with different depths and widths.
 
     Returns:
         The rates.
     """
-    # On a busy machine the median of the whole is above the sum of the phases' medians: the whole counts.
-    times = [np.array([getattr(found, phase) for phase in PHASES]) for _, found in measured]
-    times = [phases * found.p50 / phases.sum() for phases, (_, found) in zip(times, measured, strict=True)]
+    # On a busy machine, the median of the request exceeds the sum of the phases' medians: scale these up to it.
+    times = [np.array([getattr(latency, phase) for phase in PHASES]) for _, latency in measured]
+    times = [phases * latency.p50 / phases.sum() for phases, (_, latency) in zip(times, measured, strict=True)]
     rows = np.concatenate([amount / phases[:, None] for (amount, _), phases in zip(measured, times, strict=True)])
-    found = non_negative(rows, np.ones(len(rows)))
-    return Rates(found[:3], found[3:6], float(found[6]), float(found[7]))
+    fitted = non_negative(rows, np.ones(len(rows)))
+    return Rates(fitted[:3], fitted[3:6], float(fitted[6]), float(fitted[7]))
 
 
 def non_negative(rows: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Least squares without negative coefficients.
+    """Solves least squares with non-negative coefficients.
 
     Args:
-        rows: [n, k], a handful of columns.
+        rows: [n, k], with few columns.
         values: [n].
 
     Returns:
         Coefficients [k].
     """
-    # Imported here: every command that predicts would wait for it.
+    # Imported on use: scipy is slow to import.
     from scipy.optimize import nnls
 
-    # The scale of a column must not decide what is taken for zero: FLOPs are counted in millions, phases in ones.
+    # Normalise columns, so that the solver's tolerance suits all: FLOPs are in millions, phases are 1.
     scale = np.linalg.norm(rows, axis=0)
     scale[scale == 0] = 1
     return nnls(rows / scale, values)[0] / scale
 
 
-def calibrate(config: LMMConfig, asked: Asked) -> Rates:
-    """Measures small models of a family on this machine.
+def calibrate(config: LMMConfig, request: RequestSize) -> Rates:
+    """Fits the rates of this machine to measurements of small models.
 
     Args:
-        config: the model whose students are to be predicted.
-        asked: the request.
+        config: config of the model whose students are to be predicted.
+        request: the request.
 
     Returns:
-        The machine's rates.
+        Rates of this machine.
 
     Raises:
-        AntgmmError: a prompt without room for the image.
+        AntgmmError: the prompt is too short for the image tokens.
     """
-    if asked.length <= config.image_tokens:
+    if request.length <= config.image_tokens:
         raise AntgmmError(
-            f"a prompt of {asked.length} tokens has no word beside the image's {config.image_tokens}:"
-            f" give --length {config.image_tokens + 32}"
+            f"a prompt of {request.length} tokens is too short for {config.image_tokens} image tokens:"
+            f" use --length {config.image_tokens + 32}"
         )
     models = calibration_models(config)
     requests = {}
     with bar("calibration", len(models)) as update:
         for number, model in enumerate(models, 1):
-            requests[model] = random_request(model, asked)
+            requests[model] = random_request(model, request)
             requests[model]()
             update(number, "models compiled")
     times: Mapping[LMMConfig, Latency] = measure(requests, repeats=ROUNDS)
-    return fit([(amounts(model, asked), times[model]) for model in models])
+    return fit([(amounts(model, request), times[model]) for model in models])
 
 
 def calibration_models(config: LMMConfig) -> list[LMMConfig]:
-    """Legal models of two depths by two widths; fewer where a small model has no two.
+    """Returns legal configs of two depths and two widths (fewer for a small model).
 
     Args:
-        config: the model that they are parts of.
+        config: config of the model to scale down.
 
     Returns:
         Configs.
     """
-    found = []
+    models = []
     for depth in DEPTHS:
         part = 1
         while total_parameters(_scaled(config, depth, part)) > LARGEST:
             part *= 2
-        found += [_scaled(config, depth, part), _scaled(config, depth, NARROW * part)]
-    return list(dict.fromkeys(found))
+        models += [_scaled(config, depth, part), _scaled(config, depth, NARROW * part)]
+    return list(dict.fromkeys(models))
 
 
 def _scaled(config: LMMConfig, depth: int, part: int) -> LMMConfig:
@@ -186,18 +186,18 @@ def _scaled(config: LMMConfig, depth: int, part: int) -> LMMConfig:
     return pruning.planned_config(config, pruning.legal_above(config, wanted))
 
 
-def random_request(config: LMMConfig, asked: Asked) -> Request:
-    """A request to a model of random parameters: speed does not depend on what they are.
+def random_request(config: LMMConfig, request: RequestSize) -> Request:
+    """Returns a request to a model with random parameters.
 
     Args:
-        config: the model.
-        asked: the request.
+        config: model config.
+        request: the request.
 
     Returns:
         The request; its first call compiles.
     """
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda leaf: 0.02 * rng.standard_normal(leaf.shape, np.float32), abstract(config))
-    batch = random_batch(config, 1, words=asked.length - config.image_tokens, answer=1)
+    batch = random_batch(config, 1, words=request.length - config.image_tokens, answer=1)
     prompt = {name: batch[f"prompt/{name}"] for name in ("input_ids", "attention_mask")}
-    return jax_request(config, params, {"images": batch["images"], **prompt}, asked.answer)
+    return jax_request(config, params, {"images": batch["images"], **prompt}, request.answer)

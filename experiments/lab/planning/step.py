@@ -1,4 +1,4 @@
-"""A distillation step compiled ahead of time for devices that are only simulated: nothing is allocated."""
+"""A distillation step compiled for simulated devices, without allocating arrays."""
 
 import math
 from collections import Counter
@@ -19,19 +19,19 @@ from experiments.lab.planning.chips import Chip
 from experiments.lab.planning.collectives import sent
 
 DEVICES = 512
-"""The most devices that a plan is made for."""
+"""Maximum number of devices."""
 
 
-class Asked(NamedTuple):
-    """A step: who learns from whom, and from how much.
+class StepSpec(NamedTuple):
+    """Specification of a distillation step.
 
     Attributes:
-        student: the model that is trained: float32 parameters and AdamW's moments, computed in bfloat16.
-        teacher: the model that runs beside it, in bfloat16.
-        batch: samples.
-        length: prompt tokens of each, the picture's included.
-        answer: answer tokens of each.
-        remat: what the student's layers keep for the backward pass.
+        student: config of the student: float32 parameters and AdamW moments, computed in bfloat16.
+        teacher: config of the teacher, in bfloat16.
+        batch: number of samples.
+        length: prompt tokens per sample, including image tokens.
+        answer: answer tokens per sample.
+        remat: what the student's layers save for the backward pass.
     """
 
     student: LMMConfig
@@ -43,14 +43,14 @@ class Asked(NamedTuple):
 
 
 class Step(NamedTuple):
-    """What a step takes on each device.
+    """Cost of a step per device.
 
     Attributes:
         mesh: mesh axis -> devices.
         memory: kind -> bytes: `teacher`, `parameters`, `moments`, `batch` and `temporaries` (gradients, activations,
             gathered weights).
-        flops: of the matrix products that the models need; what is computed twice to save memory is not counted.
-        traffic: bytes of device memory that are read or written at least: what stays once, temporaries twice.
+        flops: FLOPs of matrix products, without recomputation.
+        traffic: minimum bytes of memory read or written: inputs once, parameters and moments and temporaries twice.
         sent: (operation, group size) -> bytes.
     """
 
@@ -62,66 +62,66 @@ class Step(NamedTuple):
 
     @property
     def total(self) -> int:
-        """Bytes of memory in all."""
+        """Total bytes of memory."""
         return sum(self.memory.values())
 
 
-def check(asked: Asked) -> None:
-    """Refuses a step that no mesh can run.
+def check(spec: StepSpec) -> None:
+    """Checks that a step is possible.
 
     Raises:
-        AntgmmError: models that read different pictures or tokens, or a prompt without room for the picture.
+        AntgmmError: student and teacher have different images or tokens, or the prompt is too short for the image.
     """
     for name, one, other in (
-        ("pictures of side", asked.student.vision.image, asked.teacher.vision.image),
-        ("tables of tokens", asked.student.language.vocab, asked.teacher.language.vocab),
-        ("image tokens", asked.student.image_tokens, asked.teacher.image_tokens),
+        ("image side", spec.student.vision.image, spec.teacher.vision.image),
+        ("vocabulary", spec.student.language.vocab, spec.teacher.language.vocab),
+        ("number of image tokens", spec.student.image_tokens, spec.teacher.image_tokens),
     ):
         if one != other:
-            raise AntgmmError(f"the student's {name} are {one}, the teacher's {other}: a student reads what it did")
-    if asked.length <= asked.student.image_tokens:
-        raise AntgmmError(f"--length {asked.length}: the picture alone takes {asked.student.image_tokens} tokens")
+            raise AntgmmError(f"the student's {name} is {one}, the teacher's {other}: they must be equal")
+    if spec.length <= spec.student.image_tokens:
+        raise AntgmmError(f"--length {spec.length}: the image alone takes {spec.student.image_tokens} tokens")
 
 
-def compiled(asked: Asked, mesh: Mapping[str, int]) -> Step:
+def compiled(spec: StepSpec, mesh: Mapping[str, int]) -> Step:
     """Compiles the step for a mesh of simulated devices.
 
-    The CPU's compiler computes products of bfloat16 in float32 and widens what it sends for them, so temporaries
-    and bytes sent are those of a program that is up to twice as large.
+    The CPU compiler multiplies bfloat16 in float32 and widens the data that it sends, so temporaries and communication
+    are up to twice as large as on an accelerator.
 
     Args:
-        asked: the step.
+        spec: the step.
         mesh: mesh axis -> devices.
 
     Returns:
-        What it takes.
+        Cost per device.
 
     Raises:
-        AntgmmError: a batch that does not divide, or a mesh of more than DEVICES.
+        AntgmmError: the batch is not divisible by the mesh, or the mesh has more than DEVICES devices.
     """
     with jax.set_mesh(sharding.make_mesh(**mesh)):
-        step, arguments = _abstract(asked)
-        # The program never runs, so its machine code need not be good.
+        step, arguments = _abstract(spec)
+        # The program never runs, so it need not be optimised.
         program = step.lower(*arguments.values()).compile({"xla_backend_optimization_level": 0})
         kept = _kept(arguments)
-    found, devices = program.memory_analysis(), math.prod(mesh.values())
-    assert found is not None  # the CPU's compiler always tells
-    # What a step returns beside the state that it was given and gives back.
-    fresh = found.output_size_in_bytes - found.alias_size_in_bytes
-    memory = {**kept, "temporaries": found.temp_size_in_bytes + fresh}
-    size = (asked.batch, asked.length, asked.answer)
-    ahead, back = (sum(pruning.forward_flops(model, *size).values()) for model in (asked.teacher, asked.student))
+    analysis, devices = program.memory_analysis(), math.prod(mesh.values())
+    assert analysis is not None  # known for the CPU compiler
+    # Outputs that do not reuse the buffers of donated inputs.
+    fresh = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+    memory = {**kept, "temporaries": analysis.temp_size_in_bytes + fresh}
+    size = (spec.batch, spec.length, spec.answer)
+    ahead, back = (sum(pruning.forward_flops(model, *size).values()) for model in (spec.teacher, spec.student))
     traffic = sum(kept.values()) + kept["parameters"] + kept["moments"] + 2 * memory["temporaries"]
     return Step(dict(mesh), memory, (ahead + 3 * back) / devices, traffic, sent(program.as_text(), devices))
 
 
-def _abstract(asked: Asked) -> tuple[Any, dict[str, Any]]:
-    """The jitted step, and its arguments as shapes that say where they lie."""
-    sharding.own_rows(asked.batch)  # refuses what does not divide
-    pure, big = functional(asked.student, asked.remat), functional(asked.teacher)
+def _abstract(spec: StepSpec) -> tuple[Any, dict[str, Any]]:
+    """Returns the jitted step, and its arguments as shapes with sharding."""
+    sharding.own_rows(spec.batch)  # raises if the batch is not divisible
+    pure, big = functional(spec.student, spec.remat), functional(spec.teacher)
     optimizer = distill.make_optimizer(distill.OptimizerConfig(learning_rate=1e-3), steps=1)
-    fresh = jax.eval_shape(lambda params: distill.init_state(params, optimizer), abstract(asked.student))
-    frozen = sharding.lay(abstract(asked.teacher, jnp.bfloat16), big.axes)
+    fresh = jax.eval_shape(lambda params: distill.init_state(params, optimizer), abstract(spec.student))
+    frozen = sharding.lay(abstract(spec.teacher, jnp.bfloat16), big.axes)
     step = distill.make_step(
         pure,
         optimizer,
@@ -131,17 +131,17 @@ def _abstract(asked: Asked) -> tuple[Any, dict[str, Any]]:
     )
     state = distill.lay_out(fresh, pure.axes, optimizer)
     rate = jax.ShapeDtypeStruct((), jnp.float32)
-    return step.program, {"state": state, "batch": dict(_batch(asked)), "gates": {}, "teacher": frozen, "rate": rate}
+    return step.program, {"state": state, "batch": dict(_batch(spec)), "gates": {}, "teacher": frozen, "rate": rate}
 
 
-def _batch(asked: Asked) -> Iterator[tuple[str, Any]]:
-    vision, apart = asked.student.vision, asked.student.encoder_decoder
-    prompt = asked.length if apart else asked.length + asked.answer
+def _batch(spec: StepSpec) -> Iterator[tuple[str, Any]]:
+    vision, apart = spec.student.vision, spec.student.encoder_decoder
+    prompt = spec.length if apart else spec.length + spec.answer
     shapes: dict[str, tuple[int, ...]] = dict.fromkeys(("input_ids", "attention_mask"), (prompt,))
-    shapes |= dict.fromkeys(("positions", "targets", *(["decoder_input_ids"] if apart else [])), (asked.answer,))
+    shapes |= dict.fromkeys(("positions", "targets", *(["decoder_input_ids"] if apart else [])), (spec.answer,))
     where = NamedSharding(jax.sharding.get_mesh(), PartitionSpec(sharding.RULES["batch"]))
     for name, shape in shapes.items():
-        yield name, jax.ShapeDtypeStruct((asked.batch, *shape), jnp.int32, sharding=where)
+        yield name, jax.ShapeDtypeStruct((spec.batch, *shape), jnp.int32, sharding=where)
     images = {
         "pixels": ((vision.image, vision.image, vision.channels), jnp.uint8),
         "scale": ((vision.channels,), jnp.float32),
@@ -151,22 +151,22 @@ def _batch(asked: Asked) -> Iterator[tuple[str, Any]]:
     yield (
         "images",
         {
-            name: jax.ShapeDtypeStruct((asked.batch, 1, *shape), dtype, sharding=where)
+            name: jax.ShapeDtypeStruct((spec.batch, 1, *shape), dtype, sharding=where)
             for name, (shape, dtype) in images.items()
         },
     )
 
 
 def _kept(arguments: Mapping[str, Any]) -> dict[str, int]:
-    """Bytes of a device's parts of what a step is given."""
+    """Bytes of the step's arguments per device."""
     state = arguments["state"]
     kinds = {"teacher": arguments["teacher"], "parameters": state.params, "moments": state.opt_state}
     return {kind: _bytes(tree) for kind, tree in {**kinds, "batch": arguments["batch"]}.items()}
 
 
-def _stays(asked: Asked, mesh: Mapping[str, int]) -> int:
+def _stays(spec: StepSpec, mesh: Mapping[str, int]) -> int:
     with jax.set_mesh(sharding.make_mesh(**mesh)):
-        return sum(_kept(_abstract(asked)[1]).values())
+        return sum(_kept(_abstract(spec)[1]).values())
 
 
 def _bytes(tree: Any) -> int:
@@ -177,40 +177,40 @@ def _part(leaf: jax.ShapeDtypeStruct) -> int:
     return math.prod(leaf.sharding.shard_shape(leaf.shape) if leaf.sharding else leaf.shape)
 
 
-def smallest(asked: Asked, refused: Mapping[str, int], memory: float) -> Step | None:
-    """The step on the smallest mesh that it fits, `fsdp` doubled until it does.
+def smallest(spec: StepSpec, refused: Mapping[str, int], memory: float) -> Step | None:
+    """Finds the smallest mesh with enough memory by doubling `fsdp`.
 
     Args:
-        asked: the step.
-        refused: a mesh that it does not fit, which is not compiled again; its `tensor` is kept.
-        memory: bytes of a device.
+        spec: the step.
+        refused: a mesh with too little memory, which is not compiled again; the result has the same `tensor`.
+        memory: bytes of memory per device.
 
     Returns:
-        The step; None where no mesh of at most DEVICES is enough.
+        The step; None if no mesh of at most DEVICES devices is sufficient.
     """
     fsdp, tensor = 1, refused["tensor"]
-    while fsdp * tensor <= DEVICES and asked.batch % fsdp == 0:
+    while fsdp * tensor <= DEVICES and spec.batch % fsdp == 0:
         mesh = {"data": 1, "fsdp": fsdp, "tensor": tensor}
-        # What stays is known without compiling, and most meshes that are too small are so by that alone.
-        if mesh != refused and _stays(asked, mesh) < memory and (step := compiled(asked, mesh)).total <= memory:
+        # The size of the arguments is known without compiling, and rules out most meshes.
+        if mesh != refused and _stays(spec, mesh) < memory and (step := compiled(spec, mesh)).total <= memory:
             return step
         fsdp *= 2
     return None
 
 
 def roofline(step: Step, chip: Chip) -> dict[str, float]:
-    """Seconds that a step takes at least on a chip, by what bounds it.
+    """Returns lower bounds of the time of a step on a chip.
 
     Args:
         step: from `compiled`.
         chip: the chip.
 
     Returns:
-        `compute`, `memory` and `links`; perfectly overlapped, a step takes the largest of them.
+        Seconds for `compute`, `memory` and `links`; with perfect overlap, a step takes the largest of them.
     """
     devices, seconds = math.prod(step.mesh.values()), 0.0
     for (_, group), size in step.sent.items():
-        # Devices of one tensor group are neighbours; any other group of a large mesh leaves the island.
+        # Devices of a tensor group are neighbours; in a mesh larger than an island, other groups cross islands.
         near = devices <= chip.island or group <= min(step.mesh.get("tensor", 1), chip.island)
         seconds += size / (chip.link if near else chip.network)
     return {"compute": step.flops / chip.flops, "memory": step.traffic / chip.bandwidth, "links": seconds}

@@ -1,1 +1,1 @@
-"""Studies: arms of one recipe by seeds, run one after another, told as tables and plots with their spread."""
+"""Studies: several variants (arms) of a recipe and several seeds, with tables and plots of the results."""

@@ -1,4 +1,4 @@
-"""What a study says: a recipe, and arms that change it; each arm and seed is a recipe of its own."""
+"""The schema of a study: a recipe, and arms that change it. Each arm and seed results in one recipe."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,17 +17,17 @@ from experiments.run.schema.recipe import load_recipe, read_toml
 
 
 class Arm(Table):
-    """One way to compress.
+    """A variant of the study's recipe.
 
     Attributes:
-        name: in the results.
-        changes: `key=value` over the recipe, as `--set` takes them.
-        order: all stages by name, in the order that they run in; empty: the recipe's.
-        at_once: all stages' cuts in one stage, otherwise as the last one; as many recovery steps as take the training
-            FLOPs of the study's own stages, whatever the arm changes.
-        weights: what the student starts from, as in `Stage.weights`; other than "kept" only `at_once`.
-        pretrained: a recipe of `antgmm train` for the student's shape, whose first phase gives its weights instead.
-        seeds: this arm's, where they are not the study's.
+        name: name in the results.
+        changes: changes of the recipe as `key=value`, like `--set`.
+        order: names of all stages in the order to run; empty for the recipe's order.
+        at_once: whether to prune everything in one stage with the settings of the last one, with recovery steps for the
+            same training FLOPs as the study's own stages.
+        weights: initial weights of the student, as in `Stage.weights`; other than "kept" only with `at_once`.
+        pretrained: recipe of `antgmm train` for the student's shape; its first phase provides the initial weights.
+        seeds: seeds of this arm, if different from the study's.
     """
 
     name: Name
@@ -41,21 +41,19 @@ class Arm(Table):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if (self.weights != "kept" or self.pretrained) and not self.at_once:
-            raise ValueError(
-                f"arm {self.name!r} starts from other weights: at_once = true, or each stage draws them anew"
-            )
+            raise ValueError(f"arm {self.name!r} starts from other weights, which needs at_once = true")
         return self
 
 
 class Study(Table):
-    """Arms of one recipe.
+    """A recipe and its arms.
 
     Attributes:
-        recipe: of `antgmm compress`.
-        changes: over the recipe in every arm.
-        seeds: every arm is run with each.
-        length, answer: prompt tokens (the picture's too) and answer tokens of a sample, for counting FLOPs.
-        curve: whether the arms are sizes of one student: they are timed beside the teacher, and the knee is named.
+        recipe: recipe of `antgmm compress`.
+        changes: changes of the recipe in every arm.
+        seeds: seeds of every arm.
+        length, answer: prompt tokens (including image tokens) and answer tokens of a sample, to count FLOPs.
+        curve: whether the arms are sizes of one student: then latency is measured, and the knee of the curve is marked.
         arms: `[[arm]]` in the file.
     """
 
@@ -68,24 +66,24 @@ class Study(Table):
     arms: Annotated[tuple[Arm, ...], Field(alias="arm", min_length=1)]
 
     @model_validator(mode="after")
-    def _named_apart(self) -> Self:
+    def _unique_names(self) -> Self:
         names = [arm.name for arm in self.arms]
         if twice := {name for name in names if names.count(name) > 1}:
             raise ValueError(f"two arms are named {min(twice)!r}")
         return self
 
     def runs(self, only: tuple[str, ...] = ()) -> list[tuple[Arm, int]]:
-        """Every arm and seed, seed by seed, so that a study which is cut short has compared what it has.
+        """Returns all (arm, seed) pairs, ordered by seed, so that an interrupted study has comparable results.
 
         Args:
-            only: names of the arms; all where it is empty.
+            only: names of the arms; empty for all.
 
         Raises:
             AntgmmError: there is no such arm.
         """
         known = [arm.name for arm in self.arms]
         if unknown := [name for name in only if name not in known]:
-            raise AntgmmError(f"no arm {unknown[0]!r}: choose among {', '.join(known)}")
+            raise AntgmmError(f"no arm {unknown[0]!r}: choose one of {', '.join(known)}")
         chosen = [arm for arm in self.arms if not only or arm.name in only]
         turns = max(len(self.seeds_of(arm)) for arm in chosen)
         return [
@@ -93,7 +91,7 @@ class Study(Table):
         ]
 
     def seeds_of(self, arm: Arm) -> tuple[int, ...]:
-        """The seeds that an arm is run with."""
+        """Returns the seeds of an arm."""
         return arm.seeds or self.seeds
 
 
@@ -107,26 +105,26 @@ def load_study(path: str | Path) -> Study:
         The study.
 
     Raises:
-        AntgmmError: no such file, not TOML, or what is wrong in it.
+        AntgmmError: the file does not exist, is not TOML, or is invalid.
     """
     return validated(read_toml(path, "study"), Study, str(path))
 
 
 def recipe_of(study: Study, arm: Arm, seed: int, config: LMMConfig, *, pretrained: str = "") -> Recipe:
-    """The recipe of one run of a study.
+    """Returns the recipe of one run of a study.
 
     Args:
         study: the study.
         arm: one of its arms.
-        seed: of the run.
-        config: the model that the first stage finds.
-        pretrained: folder of the phase that the student starts from, for an arm that has one.
+        seed: seed of the run.
+        config: config of the teacher.
+        pretrained: folder of the pretrained student, for an arm that has one.
 
     Returns:
         The recipe.
 
     Raises:
-        AntgmmError: what `load_recipe` refuses, or sizes that are not legal.
+        AntgmmError: an error of `load_recipe`, or illegal sizes.
     """
     recipe = load_recipe(study.recipe, [*study.changes, *arm.changes, f"seed={seed}"])
     if arm.order:
@@ -136,13 +134,13 @@ def recipe_of(study: Study, arm: Arm, seed: int, config: LMMConfig, *, pretraine
     own = load_recipe(study.recipe, [*study.changes, f"seed={seed}"])
     whole = training_flops(config, own, length=study.length, answer=study.answer)
     shape: dict[str, int] = {}
-    importance, here = {}, config
+    importance, current = {}, config
     for stage in recipe.stages:
-        # With the axes that are cut along: a pattern of their own must fit them as well.
-        targets = complete(here, segment_targets(here, stage)[-1])
+        # Including tied axes, which may have their own importance method.
+        targets = complete(current, segment_targets(current, stage)[-1])
         importance |= {axis: stage.method(axis) for axis in targets}
         shape |= targets
-        here = pruning.planned_config(here, targets)
+        current = pruning.planned_config(current, targets)
     last, weights = recipe.stages[-1], pretrained or arm.weights
     table = {
         "name": "at-once",
@@ -153,16 +151,16 @@ def recipe_of(study: Study, arm: Arm, seed: int, config: LMMConfig, *, pretraine
         "frozen": (),
         "weights": weights,
     }
-    # The warmup may be longer than this one step: checked with the steps that it gets.
+    # Not validated yet: the warm-up may be longer than this single step.
     once = last.model_copy(update=table)
-    closing, each = (
+    mask_step, recovery_step = (
         step_flops(model, once, recipe.teacher.states, length=study.length, answer=study.answer)
-        for model in (config, here)
+        for model in (config, current)
     )
     mask = last.mask_steps if once.keeps_moments else 0
-    steps = round((whole - mask * closing) / each)
+    steps = round((whole - mask * mask_step) / recovery_step)
     table = once.model_dump(mode="json") | {"mask_steps": mask, "recover_steps": steps}
-    stage = validated(table, Stage, f"arm {arm.name!r} cannot cut all at once")
+    stage = validated(table, Stage, f"arm {arm.name!r} cannot prune all at once")
     compares = stage.loss.hidden or stage.loss.vision
     teacher = recipe.teacher if compares else recipe.teacher.model_copy(update={"states": ()})
     return recipe.model_copy(update={"stages": (stage,), "teacher": teacher})

@@ -1,4 +1,4 @@
-"""Arms as points of one curve: quality against how many times smaller and faster, and where it bends."""
+"""Arms as points of a curve: quality against compression and speed-up, and the knee of the curve."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,8 +11,8 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 import pruning
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.errors import AntgmmError
-from experiments.lab.planning.rates import ROUNDS, Asked, random_request
-from experiments.lab.study.summary import COLOURS, SCORES, by_arm, told, write_json_results
+from experiments.lab.planning.rates import ROUNDS, RequestSize, random_request
+from experiments.lab.study.summary import COLOURS, SCORES, by_arm, format_scores, write_json_results
 from experiments.report.as_markdown import table
 from experiments.report.latency import measure
 from experiments.report.plots import ticks
@@ -25,20 +25,20 @@ TIMES = {"smaller": "times fewer parameters", "faster": "times lower latency in 
 HEAD = ("arm", "parameters", *TIMES.values(), *(f"exact match on {name}" for name in SCORES.values()))
 
 
-def with_costs(results: Sequence[dict[str, Any]], teacher: LMMConfig, asked: Asked) -> list[dict[str, Any]]:
-    """Results with what each student saves; all shapes and the teacher's are timed in turn, in one run.
+def with_costs(results: Sequence[dict[str, Any]], teacher: LMMConfig, request: RequestSize) -> list[dict[str, Any]]:
+    """Adds compression and speed-up to results; it measures the latency of all shapes and of the teacher.
 
     Args:
-        results: what `run_study` found; `sizes` and `params` of each are read.
-        teacher: the model that all were cut from.
-        asked: the request that is timed, at batch 1.
+        results: results with `sizes` and `params`.
+        teacher: config of the teacher.
+        request: request to measure, at batch 1.
 
     Returns:
-        The results with `smaller` and `faster`, ratios to the teacher, and `latency_ms`.
+        The results with `smaller` and `faster` (ratios to the teacher) and `latency_ms`.
     """
     shapes = [shape_of(teacher, result) for result in results]
     times = measure(
-        {shape: random_request(shape, asked) for shape in {teacher: 0, **dict.fromkeys(shapes)}}, repeats=ROUNDS
+        {shape: random_request(shape, request) for shape in {teacher: 0, **dict.fromkeys(shapes)}}, repeats=ROUNDS
     )
     whole = total_parameters(teacher)
     return [
@@ -53,19 +53,19 @@ def with_costs(results: Sequence[dict[str, Any]], teacher: LMMConfig, asked: Ask
 
 
 def shape_of(teacher: LMMConfig, result: Mapping[str, Any]) -> LMMConfig:
-    """The model that a run left.
+    """Returns the config of the student of a run.
 
-    Sizes alone do not say which of a bridge's layers read the picture; the number of parameters does.
+    Sizes do not determine which layers of a bridge have cross-attention, but the number of parameters does.
 
     Args:
-        teacher: the model that it was cut from.
-        result: of the run; `sizes` and `params` are read.
+        teacher: config of the teacher.
+        result: result of the run with `sizes` and `params`.
 
     Returns:
-        Its config.
+        Config of the student.
 
     Raises:
-        AntgmmError: no model of these sizes has so many parameters.
+        AntgmmError: no model of these sizes has this number of parameters.
     """
     for shape in pruning.planned_configs(teacher, result["sizes"]):
         if total_parameters(shape) == result["params"]:
@@ -74,16 +74,16 @@ def shape_of(teacher: LMMConfig, result: Mapping[str, Any]) -> LMMConfig:
 
 
 def knee(costs: Sequence[float], scores: Sequence[float]) -> int:
-    """The point after which quality falls faster: farthest above the line from the first point to the last.
+    """Finds the knee of a curve: the point farthest above the line from the first point to the last.
 
-    Costs count by their logarithm (Kneedle, Satopaa et al. 2011, without smoothing).
+    Costs are on a logarithmic scale (Kneedle, Satopaa et al. 2011, without smoothing).
 
     Args:
-        costs: > 0, how many times smaller or faster; at least two that differ.
+        costs: compression or speed-up, > 0; at least two different values.
         scores: quality of each.
 
     Returns:
-        Its place in the sequences.
+        Index of the knee.
     """
     x, y = np.log(np.asarray(costs, float)), np.asarray(scores, float)
     low, high = np.argmin(x), np.argmax(x)
@@ -92,18 +92,18 @@ def knee(costs: Sequence[float], scores: Sequence[float]) -> int:
 
 
 def points(results: Sequence[dict[str, Any]], cost: str) -> tuple[list[str], list[float], list[float]]:
-    """Arms, their cost and their mean score on `test`."""
+    """Returns arms, their costs and their mean scores on `test`."""
     arms = by_arm(results)
     means = [float(np.mean([run["exact_match"] for run in runs])) for runs in arms.values()]
     return list(arms), [runs[0][cost] for runs in arms.values()], means
 
 
 def write_curve(results: Sequence[dict[str, Any]], path: Path) -> None:
-    """Writes the results, their table with the knees named, and their plot.
+    """Writes the results, their table with the knees, and their plot.
 
     Args:
         results: from `with_costs`.
-        path: the JSON file; the others have its name with `.md` and `.svg`.
+        path: the JSON file; `.md` and `.svg` files are written next to it.
     """
     write_json_results(results, path)
     write_text(path.with_suffix(".md"), markdown(results))
@@ -111,20 +111,20 @@ def write_curve(results: Sequence[dict[str, Any]], path: Path) -> None:
 
 
 def rows(results: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
-    """A row for each arm: parameters, ratios to the teacher, scores."""
+    """Returns a row for each arm: parameters, ratios to the teacher, scores."""
     return [
         (
             arm,
             f"{runs[0]['params'] / 1e3:.0f} k",
             *(f"{runs[0][cost]:.1f}x" for cost in TIMES),
-            *(told([run[score] for run in runs if score in run]) for score in SCORES),
+            *(format_scores([run[score] for run in runs if score in run]) for score in SCORES),
         )
         for arm, runs in by_arm(results).items()
     ]
 
 
 def markdown(results: Sequence[dict[str, Any]]) -> str:
-    """The table as Markdown, and which arm is the knee by each cost."""
+    """Formats the table as Markdown, with the knee for each cost."""
     knees = []
     for cost, label in TIMES.items():
         arms, costs, scores = points(results, cost)
@@ -134,7 +134,7 @@ def markdown(results: Sequence[dict[str, Any]]) -> str:
 
 
 def plot(results: Sequence[dict[str, Any]], path: Path) -> None:
-    """Writes an SVG: quality against each cost, a dot for each seed, a ring around the knee.
+    """Plots quality against each cost as SVG, with a dot for each seed and a ring around the knee.
 
     Args:
         results: from `with_costs`.
@@ -144,9 +144,9 @@ def plot(results: Sequence[dict[str, Any]], path: Path) -> None:
         figure = Figure(figsize=(8.4, 3.4), layout="constrained")
         for axes, (cost, label) in zip(figure.subplots(1, 2, sharey=True), TIMES.items(), strict=True):
             for place, (score, name) in enumerate(SCORES.items()):
-                found = [(run[cost], run[score]) for run in results if score in run]
-                if found:
-                    axes.plot(*zip(*sorted(found), strict=True), "o-", color=COLOURS[place], markersize=5, label=name)
+                pairs = [(run[cost], run[score]) for run in results if score in run]
+                if pairs:
+                    axes.plot(*zip(*sorted(pairs), strict=True), "o-", color=COLOURS[place], markersize=5, label=name)
             _, costs, scores = points(results, cost)
             place = knee(costs, scores)
             axes.plot(

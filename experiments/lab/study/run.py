@@ -1,4 +1,4 @@
-"""Runs a study: one arm and seed after another, each resumable; what is finished is read back."""
+"""Runs a study: one run for each arm and seed; runs are resumable, and finished results are reused."""
 
 import itertools
 import json
@@ -13,7 +13,7 @@ from antgmm_jax.config import LMMConfig
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io.convert import load_hf
 from distill import fingerprint
-from experiments.lab.planning.rates import Asked
+from experiments.lab.planning.rates import RequestSize
 from experiments.lab.study.arms import Arm, Study, recipe_of
 from experiments.lab.study.curve import with_costs, write_curve
 from experiments.lab.study.summary import write_results
@@ -27,37 +27,38 @@ from experiments.run.schema.recipe import dump_recipe, load_recipe, load_trainin
 RESULT = "result.json"
 Result = dict[str, Any]
 """`arm`, `seed`, `exact_match`, `exact_match_hard`, `by_type`, `params`, `sizes`, `steps`, `flops`, `seconds`,
-and `of`, a digest of recipe and teacher."""
+and `of` (a digest of recipe and teacher)."""
 
 
 def run_study(study: Study, folder: Path, out: Path, *, only: Sequence[str] = ()) -> list[Result]:
-    """Runs what is not finished yet, and writes all results after each run.
+    """Runs all unfinished runs, and writes all results after each of them.
 
-    What the file of results holds of the same recipe and teacher is finished as well, so that a study can be gone on
-    with where the runs' folder is not at hand. Started twice, two processes share the runs between them: a run that one
-    holds is passed over by the other.
+    Results in the output file with the same recipe and teacher count as finished, so that a study can be continued
+    without the folder of its runs. Several processes can share a study: each skips runs that another one holds.
 
     Args:
         study: the study.
-        folder: for its runs, `ARM/seed-N` each, and the teacher cache that they share.
-        out: JSON file of the results, a list in the order of the arms; beside it go their table (.md) and plot (.svg).
-        only: names of the arms to run; all where it is empty.
+        folder: folder for the runs `ARM/seed-N` and their common teacher cache.
+        out: JSON file for the list of results; a table (.md) and a plot (.svg) are written next to it.
+        only: names of the arms to run; empty for all.
 
     Returns:
-        The results so far, those of other arms included; of a curve that is complete, with what each student saves.
+        All results so far, including other arms; for a complete curve with compression and speed-up.
 
     Raises:
-        AntgmmError: no such arm, or what a run raises.
+        AntgmmError: no such arm, or an error of a run.
     """
     config, params = load_hf(load_recipe(study.recipe, study.changes).teacher.path)
     wanted = {
-        (arm.name, seed): fingerprint(params, _told(recipe_of(study, arm, seed, config, pretrained=arm.pretrained)))
+        (arm.name, seed): fingerprint(
+            params, _canonical(recipe_of(study, arm, seed, config, pretrained=arm.pretrained))
+        )
         for arm in study.arms
         for seed in study.seeds_of(arm)
     }
     for arm, seed in study.runs(tuple(only)):
         place = folder / arm.name / f"seed-{seed}"
-        if any((found["arm"], found["seed"]) == (arm.name, seed) for found in results(wanted, folder, out)):
+        if any((each["arm"], each["seed"]) == (arm.name, seed) for each in results(wanted, folder, out)):
             continue
         say(f"arm {arm.name}, seed {seed}")
         try:
@@ -67,36 +68,36 @@ def run_study(study: Study, folder: Path, out: Path, *, only: Sequence[str] = ()
             continue
         write_json(place / RESULT, result | {"of": wanted[arm.name, seed]})
         write_results(results(wanted, folder, out), out)
-    found = results(wanted, folder, out)
-    if study.curve and len(found) == len(study.runs()):
-        found = with_costs(found, config, Asked(study.length, study.answer))
-        write_curve(found, out)
+    finished = results(wanted, folder, out)
+    if study.curve and len(finished) == len(study.runs()):
+        finished = with_costs(finished, config, RequestSize(study.length, study.answer))
+        write_curve(finished, out)
     else:
-        write_results(found, out)
-    return found
+        write_results(finished, out)
+    return finished
 
 
 def results(wanted: Mapping[tuple[str, int], str], folder: Path, out: Path) -> list[Result]:
-    """What is known of a study: what the folder of its runs holds, or else the file of results.
+    """Collects finished results from the folder of runs and from the output file.
 
     Args:
-        wanted: (arm, seed) -> digest of recipe and teacher that a result must have.
+        wanted: (arm, seed) -> expected digest of recipe and teacher.
         folder, out: as in `run_study`.
 
     Returns:
         Results of finished runs, in the order of `wanted`.
     """
-    told = json.loads(out.read_text()) if out.exists() else []
-    found = {(r["arm"], r["seed"]): r for r in told if r.get("of") == wanted.get((r["arm"], r["seed"]))}
+    stored = json.loads(out.read_text()) if out.exists() else []
+    finished = {(r["arm"], r["seed"]): r for r in stored if r.get("of") == wanted.get((r["arm"], r["seed"]))}
     for arm, seed in wanted:
         place = folder / arm / f"seed-{seed}" / RESULT
-        if place.exists() and (told := json.loads(place.read_text())).get("of") == wanted[arm, seed]:
-            found[arm, seed] = told
-    return [found[key] for key in wanted if key in found]
+        if place.exists() and (stored := json.loads(place.read_text())).get("of") == wanted[arm, seed]:
+            finished[arm, seed] = stored
+    return [finished[key] for key in wanted if key in finished]
 
 
-def _told(recipe: Recipe) -> str:
-    """A recipe without what it leaves at its default, so that a new key leaves old results standing."""
+def _canonical(recipe: Recipe) -> str:
+    """A recipe as JSON without default values, so that new keys do not invalidate old results."""
     return json.dumps(recipe.model_dump(mode="json", exclude_defaults=True), sort_keys=True)
 
 
@@ -104,48 +105,48 @@ def _run(study: Study, arm: Arm, seed: int, config: LMMConfig, folder: Path, pla
     before = _pretrained(arm, seed, folder) if arm.pretrained else ""
     recipe = recipe_of(study, arm, seed, config, pretrained=before)
     lend_stages(recipe, folder, place)
-    found = Run(recipe, place, cache=folder / "cache").scores()
+    scores = Run(recipe, place, cache=folder / "cache").scores()
     flops = training_flops(config, recipe, length=study.length, answer=study.answer)
     steps = sum(stage.steps for stage in recipe.stages)
-    return {"arm": arm.name, "seed": seed, "steps": steps, "flops": flops, **found}
+    return {"arm": arm.name, "seed": seed, "steps": steps, "flops": flops, **scores}
 
 
 def lend_stages(recipe: Recipe, folder: Path, place: Path) -> None:
-    """Copies the first stages of a run from a finished one that went the same way so far; a run that has begun is left.
+    """Copies the first stages of a new run from a finished run with the same recipe up to there.
 
-    A stage gives the same bits each time: what differs later does not reach it.
+    This is possible because stages are deterministic and do not depend on later stages. Existing runs are not changed.
 
     Args:
-        recipe: of the run that is to begin.
-        folder: of the study, whose finished runs may lend.
-        place: of the run.
+        recipe: recipe of the new run.
+        folder: folder of the study with the finished runs.
+        place: folder of the new run.
     """
     if place.exists():
         return
-    lenders = sorted(path.parent for path in folder.glob(f"*/seed-*/{RESULT}"))
-    alike = {lender: _alike(recipe, lender / RECIPE) for lender in lenders}
-    if not any(alike.values()):
+    sources = sorted(path.parent for path in folder.glob(f"*/seed-*/{RESULT}"))
+    common = {source: _common_stages(recipe, source / RECIPE) for source in sources}
+    if not any(common.values()):
         return
-    lender = max(alike, key=lambda lender: alike[lender])
+    source = max(common, key=lambda source: common[source])
     place.parent.mkdir(parents=True, exist_ok=True)
-    # Whole or not at all; where another process was first, its run stands.
+    # Atomic; if another process was faster, its run is kept.
     with tempfile.TemporaryDirectory(dir=folder) as draft, suppress(OSError):
         copy = RunFolder(Path(draft) / place.name)
-        for number, stage in enumerate(recipe.stages[: alike[lender]], 1):
-            shutil.copytree(RunFolder(lender).stage(number, stage.name), copy.stage(number, stage.name))
-        shutil.copyfile(RunFolder(lender).inputs, copy.inputs)
+        for number, stage in enumerate(recipe.stages[: common[source]], 1):
+            shutil.copytree(RunFolder(source).stage(number, stage.name), copy.stage(number, stage.name))
+        shutil.copyfile(RunFolder(source).inputs, copy.inputs)
         write_text(copy.path / RECIPE, dump_recipe(recipe))
         copy.path.rename(place)
-        say(f"{alike[lender]} of {len(recipe.stages)} stages are those of {lender.relative_to(folder)}")
+        say(f"{common[source]} of {len(recipe.stages)} stages are copied from {source.relative_to(folder)}")
 
 
-def _alike(one: Recipe, path: Path) -> int:
-    """How many of its first stages a recipe has in common with a run's; 0 where they differ in what stages read."""
+def _common_stages(one: Recipe, path: Path) -> int:
+    """Number of common first stages of two recipes; 0 if they differ in settings that affect all stages."""
     try:
         other = load_recipe(path)
     except AntgmmError:  # of another version
         return 0
-    # The loss and the optimizer at the top are laid under those of each stage.
+    # Loss and optimizer at the top level are merged into each stage.
     own = {"stages", "loss", "optimizer"}
     if one.model_dump(exclude=own) != other.model_dump(exclude=own):
         return 0
@@ -154,7 +155,7 @@ def _alike(one: Recipe, path: Path) -> int:
 
 
 def _pretrained(arm: Arm, seed: int, folder: Path) -> str:
-    """The first phase of the arm's training recipe, run where it is not finished."""
+    """Runs the first phase of the arm's training recipe if necessary; returns its folder."""
     recipe = load_training(arm.pretrained, [f"seed={seed}"])
     recipe = recipe.model_copy(update={"phases": recipe.phases[:1]})
     run, name = RunFolder(folder / arm.name / f"pretrained-{seed}"), recipe.phases[0].name

@@ -1,4 +1,4 @@
-"""What a study found: a table with the spread over seeds, and the same as a plot."""
+"""Results of a study as a table and a plot, with the spread over seeds."""
 
 import json
 from collections.abc import Sequence
@@ -19,32 +19,34 @@ COLOURS = ("#1f6fb4", "#c25a10")
 
 
 def by_arm(results: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """Results grouped by arm, arms in the order of their first result."""
-    found: dict[str, list[dict[str, Any]]] = {}
+    """Groups results by arm, in the order of the first result of each arm."""
+    grouped: dict[str, list[dict[str, Any]]] = {}
     for result in results:
-        found.setdefault(result["arm"], []).append(result)
-    return found
+        grouped.setdefault(result["arm"], []).append(result)
+    return grouped
 
 
 def rows(results: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
-    """A row for each arm.
+    """Returns a row for each arm.
 
     Args:
-        results: what `run_study` gave.
+        results: result of `run_study`.
 
     Returns:
-        Arm, seeds, parameters, training FLOPs, then of each score its mean and, over several seeds, its range.
+        Arm, seeds, parameters, training FLOPs, and the mean (with range) of each score.
     """
-    found = []
+    table_rows = []
     for arm, runs in by_arm(results).items():
         first = runs[0]
-        scores = (told([run[score] for run in runs if score in run]) for score in SCORES)
-        found.append((arm, str(len(runs)), f"{first['params'] / 1e3:.0f} k", f"{first['flops'] / 1e12:.1f} T", *scores))
-    return found
+        scores = (format_scores([run[score] for run in runs if score in run]) for score in SCORES)
+        table_rows.append(
+            (arm, str(len(runs)), f"{first['params'] / 1e3:.0f} k", f"{first['flops'] / 1e12:.1f} T", *scores)
+        )
+    return table_rows
 
 
-def told(values: Sequence[float]) -> str:
-    """A score's mean, and its range where there are several."""
+def format_scores(values: Sequence[float]) -> str:
+    """Formats the mean of scores, with the range if there are several."""
     if not values:
         return "-"
     mean = f"{np.mean(values):.3f}"
@@ -55,8 +57,8 @@ def write_results(results: Sequence[dict[str, Any]], path: Path) -> None:
     """Writes the results, their table and their plot.
 
     Args:
-        results: what `run_study` gave; with none, nothing is written.
-        path: the JSON file; the others have its name with `.md` and `.svg`.
+        results: result of `run_study`; if empty, nothing is written.
+        path: the JSON file; `.md` and `.svg` files are written next to it.
     """
     if results:
         write_json_results(results, path)
@@ -70,15 +72,15 @@ def write_json_results(results: Sequence[dict[str, Any]], path: Path) -> None:
 
 
 def markdown(results: Sequence[dict[str, Any]]) -> str:
-    """The table as Markdown."""
+    """Formats the table as Markdown."""
     return table(Table(HEAD, rows(results))) + "\n"
 
 
 def plot(results: Sequence[dict[str, Any]], path: Path) -> None:
-    """Writes an SVG: a dot for each seed, a bar at the mean, arms from the top.
+    """Plots the scores as SVG, with a dot for each seed and a bar at the mean.
 
     Args:
-        results: what `run_study` gave; at least one.
+        results: result of `run_study`; at least one.
         path: the file.
     """
     arms = by_arm(results)

@@ -15,7 +15,7 @@ from antgmm_jax.families.llava.presets import sized as llava
 from antgmm_jax.pure import abstract, functional
 from distill import LossConfig, make_loss
 from experiments.lab.bench import accelerator, checks, peaks, timing, training
-from experiments.lab.bench.accelerator import Asked, defaults
+from experiments.lab.bench.accelerator import Settings, defaults
 from experiments.lab.bench.batches import device_arrays
 from experiments.lab.bench.checks import Check, refuse
 from experiments.lab.bench.flops import scoring_flops, step_flops, traced_flops
@@ -47,7 +47,7 @@ LLAVA = llava(
     image_token=3,
     q_per_kv=2,
 )
-TINY = Asked("test", "test", "float32", (2, 4), (1, 2), words=5, answer=4, matmul=(16, 32), copied=4096, rounds=3)
+TINY = Settings("test", "test", "float32", (2, 4), (1, 2), words=5, answer=4, matmul=(16, 32), copied=4096, rounds=3)
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +90,7 @@ def test_traced_flops_of_a_loop_are_counted_as_often_as_it_turns():
     assert traced_flops(jaxpr) == 5 * 2 * 3 * 8 * 8
     assert traced_flops(jaxpr, loops_once=True) == 2 * 3 * 8 * 8
     endless = jax.make_jaxpr(lambda x: jax.lax.while_loop(lambda x: x.sum() < 9, lambda x: x @ x, x))(jnp.ones((2, 2)))
-    with pytest.raises(ValueError, match="length is not known"):
+    with pytest.raises(ValueError, match="loop of unknown length"):
         traced_flops(endless)
 
 
@@ -169,11 +169,13 @@ def test_no_time_is_told_of_a_device_that_computes_wrongly(monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(LanguageModel, "step", astray)
-        with pytest.raises(AntgmmError, match="student, cached decode: .* without cache, 0.0001 are allowed: no time"):
+        with pytest.raises(
+            AntgmmError, match="student, cached decode: .* without cache, 0.0001 is allowed: the device"
+        ):
             accelerator.measure(TINY)
     right = checks.torch_logits
     monkeypatch.setattr(checks, "torch_logits", lambda *given: 1.001 * right(*given))
-    with pytest.raises(AntgmmError, match="student, float32 forward: logits are 0.001 of .* from PyTorch"):
+    with pytest.raises(AntgmmError, match="student, float32 forward: logits differ by 0.001 of .* from PyTorch"):
         accelerator.measure(TINY)
 
 
@@ -194,7 +196,7 @@ def test_a_full_memory_ends_the_sweep(monkeypatch):
     batch = random_batch(BLIP2, 8, words=5, answer=4)
     found = training.sweep(lesson, batch, (1, 2, 4, 8), Limits(1.0, None), 3)
     assert found["full_at"] == 4 and [each["batch"] for each in found["sizes"]] == [1, 2]
-    with pytest.raises(AntgmmError, match="a step at batch 4: give a smaller --batch"):
+    with pytest.raises(AntgmmError, match="a step at batch 4: use a smaller --batch"):
         training.sweep(lesson, batch, (4, 8), Limits(1.0, None), 3)
 
 
@@ -211,7 +213,7 @@ def test_only_the_very_card_has_a_published_peak():
 
 
 def test_models_and_dtypes_that_do_not_fit_are_refused():
-    with pytest.raises(AntgmmError, match="the student's pictures of side are 96"):
+    with pytest.raises(AntgmmError, match="the student's image side is 96"):
         accelerator.measure(TINY._replace(student="antgmm-tiny", teacher="antgmm-300m"))
-    with pytest.raises(AntgmmError, match="--dtype float16: give bfloat16 or float32"):
+    with pytest.raises(AntgmmError, match="--dtype float16: it must be bfloat16 or float32"):
         accelerator.measure(TINY._replace(student="antgmm-tiny", teacher="antgmm-tiny", dtype="float16"))

@@ -8,7 +8,7 @@ import pytest
 import pruning
 from antgmm_jax.axes import sizes
 from antgmm_jax.errors import AntgmmError
-from experiments.lab.planning.rates import Asked
+from experiments.lab.planning.rates import RequestSize
 from experiments.lab.study.curve import knee, markdown, shape_of, with_costs, write_curve
 from pruning.costs import total_parameters
 from tests.pruning.models import CONFIGS
@@ -34,7 +34,7 @@ def curve():
         common = {"arm": name, "params": total_parameters(small), "sizes": sizes(small)}
         found += [{**common, "seed": 0, "exact_match": score, "exact_match_hard": 0.3}]
         found += [{**common, "seed": 1, "exact_match": score - 0.1}]
-    return teacher, found, with_costs(found, teacher, Asked(12, 2))
+    return teacher, found, with_costs(found, teacher, RequestSize(12, 2))
 
 
 def test_the_shape_that_is_timed_is_the_one_that_was_left():

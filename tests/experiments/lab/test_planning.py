@@ -19,7 +19,7 @@ from antgmm_jax.pure import float32, functional
 from experiments.lab.planning import step as planning
 from experiments.lab.planning.chips import CHIPS, Chip
 from experiments.lab.planning.collectives import sent
-from experiments.lab.planning.step import Asked, Step, check, compiled, roofline, smallest
+from experiments.lab.planning.step import Step, StepSpec, check, compiled, roofline, smallest
 from tests import reference
 from tests.pruning.models import CONFIGS, randomised
 
@@ -30,7 +30,7 @@ MESH = {"data": 1, "fsdp": 4, "tensor": 2}
 
 
 def asked(config=CONFIG, batch=8):
-    return Asked(config, config, batch, length=config.image_tokens + 4, answer=8)
+    return StepSpec(config, config, batch, length=config.image_tokens + 4, answer=8)
 
 
 def program(function, *arguments):
@@ -139,7 +139,7 @@ def test_the_roofline_is_bytes_and_flops_over_their_rates():
 
 
 def test_models_that_do_not_read_the_same_are_refused():
-    with pytest.raises(AntgmmError, match="the picture alone takes"):
+    with pytest.raises(AntgmmError, match="the image alone takes"):
         check(asked()._replace(length=CONFIG.image_tokens))
 
 
@@ -156,7 +156,7 @@ def test_a_plan_is_told_or_refused_with_the_mesh_that_is_enough(antgmm, refused,
     assert told["sent"] == {"all-gather": 12}
     assert told["chips"].keys() == CHIPS.keys() and all(each["fits"] for each in told["chips"].values())
     assert told["chips"]["H100"]["seconds"]["compute"] == pytest.approx(2e12 / 989e12)
-    assert "Milliseconds of a step" in antgmm(*plan, "--mesh", "fsdp=2").stdout
+    assert "Milliseconds per step" in antgmm(*plan, "--mesh", "fsdp=2").stdout
     monkeypatch.setitem(CHIPS, "H100", CHIPS["H100"]._replace(memory=8.0))
     found = refused(*plan, "--mesh", "fsdp=2", "--chip", "H100")
     assert found.endswith("more than H100 has; the smallest mesh that is enough: --mesh fsdp=4 (8e-09 GB)")

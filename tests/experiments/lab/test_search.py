@@ -13,8 +13,8 @@ from antgmm_jax.families import violations
 from antgmm_jax.presets import preset
 from experiments.lab.planning.rates import (
     LARGEST,
-    Asked,
     Rates,
+    RequestSize,
     amounts,
     calibration_models,
     fit,
@@ -27,7 +27,7 @@ from pruning import planned_config, resolve, search
 from pruning.costs import parameters
 from tests.pruning.models import CONFIGS
 
-ASKED = Asked(length=40, answer=8)
+REQUEST = RequestSize(length=40, answer=8)
 RATES = Rates(np.array([0.3, 0.2, 0.1]), np.array([0.07, 0.04, 0.003]), 3e-8, 4e-8)
 
 
@@ -40,7 +40,7 @@ def test_non_negative_least_squares_are_scipys(seed):
 
 def test_a_request_is_counted_by_hand():
     llava = CONFIGS["llava"]  # 3 layers in both stacks; the projector counts as one
-    counted = amounts(llava, ASKED)
+    counted = amounts(llava, REQUEST)
     np.testing.assert_array_equal(counted[:, :3], np.eye(3))
     np.testing.assert_array_equal(np.diag(counted[:, 3:6]), [7, 6, 7 * 6])
     assert (counted[:, 6:] > 0).all()
@@ -52,10 +52,10 @@ def test_rates_are_found_again_from_the_calibration_models(name):
     models = calibration_models(teacher)
     measured = []
     for model in models:
-        phases = amounts(model, ASKED) @ np.concatenate([RATES.phase, RATES.sublayer, RATES[2:]])
-        measured.append((amounts(model, ASKED), Latency(phases.sum(), 0.0, *phases)))
+        phases = amounts(model, REQUEST) @ np.concatenate([RATES.phase, RATES.sublayer, RATES[2:]])
+        measured.append((amounts(model, REQUEST), Latency(phases.sum(), 0.0, *phases)))
     found = fit(measured)
-    assert predict(found, teacher, ASKED) == pytest.approx(predict(RATES, teacher, ASKED), rel=1e-4)
+    assert predict(found, teacher, REQUEST) == pytest.approx(predict(RATES, teacher, REQUEST), rel=1e-4)
 
 
 @pytest.mark.parametrize("name", ["antgmm-deep", "antgmm-5b", "llava-tiny"])
@@ -73,7 +73,7 @@ def walk(budget, truth):
     teacher = preset("antgmm-deep")
 
     def price(model):
-        return predict(RATES, model, ASKED)
+        return predict(RATES, model, REQUEST)
 
     return by_latency(teacher, budget, lambda *given: search(teacher, *given), price, lambda m: truth * price(m))
 
@@ -90,10 +90,10 @@ def test_the_walk_ends_within_the_budget_and_near_it(truth):
 def test_a_student_far_below_the_budget_is_left_for_one_between_it_and_the_one_above():
     # Widths are dearer here than predicted, so that the first correction overshoots.
     def timed(model):
-        return predict(RATES._replace(flop=8 * RATES.flop), model, ASKED)
+        return predict(RATES._replace(flop=8 * RATES.flop), model, REQUEST)
 
     def price(model):
-        return predict(RATES, model, ASKED)
+        return predict(RATES, model, REQUEST)
 
     teacher = preset("antgmm-deep")
     best, tried = by_latency(teacher, 6.0, lambda *given: search(teacher, *given), price, timed)
@@ -106,7 +106,7 @@ def test_a_latency_out_of_reach_names_the_fastest():
     fastest = r"the fastest of 1 measured takes .* ms, at load .* cores \(vision/layers 1, "
     with pytest.raises(AntgmmError, match="within 0.1 ms: " + fastest):
         walk(0.1, 1.0)
-    with pytest.raises(AntgmmError, match="nothing is to be cut"):
+    with pytest.raises(AntgmmError, match="no pruning is necessary"):
         walk(1000.0, 1.0)
 
 

@@ -85,7 +85,7 @@ def test_runs_go_seed_by_seed(study):
         *(("full", 0), ("labels", 0), ("one_shot", 0), ("scratch", 0)),
         *(("full", 1), ("one_shot", 1), ("scratch", 1)),
     ]
-    with pytest.raises(AntgmmError, match="no arm 'fool': choose among full, labels, one_shot, scratch"):
+    with pytest.raises(AntgmmError, match="no arm 'fool': choose one of full, labels, one_shot, scratch"):
         study.runs(("fool",))
 
 
@@ -134,7 +134,9 @@ def test_cutting_at_once_takes_as_many_flops_and_cuts_as_much(study, teacher):
     how = 'stage.layers.importance={{"*/embed"="principal", "*/layers"="last", "*"="{}"}}'
     components, unfit = (shot.model_copy(update={"changes": (turned, how.format(m))}) for m in ("magnitude", "last"))
     assert recipe_of(study, components, 7, config).stages[0].mask_steps == 0
-    with pytest.raises(AntgmmError, match="arm 'one_shot' cannot cut all at once: .*'last' cannot score vision/heads$"):
+    with pytest.raises(
+        AntgmmError, match="arm 'one_shot' cannot prune all at once: .*'last' cannot score vision/heads$"
+    ):
         recipe_of(study, unfit, 7, config)
     # The measure is what the study's own stages take, whatever the arm changes.
     halved = shot.model_copy(update={"changes": ("stage.mlp.optimizer.batch_size=4", "stage.mlp.repeat.price=2")})
