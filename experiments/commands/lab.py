@@ -5,9 +5,10 @@ from typing import Annotated
 
 import typer
 
+from antgmm_jax.extras import require
 from experiments.commands.output import Json, Set, emit
 from experiments.commands.runs import DEMO, packaged
-from experiments.run.host.console import count, table
+from experiments.run.host.console import count, say, table
 
 
 def bench(
@@ -26,6 +27,8 @@ def bench(
     as_json: Json = False,
 ) -> None:
     """Measure speed as ratios, both sides in turn in one run: importance, training, decoding, requests, cuts."""
+    require("torch")
+    say("bench: measuring speed as ratios")
     from experiments.lab.bench.ratios import run, shown
 
     figures = run(model, student, large, rounds=rounds, quick=quick)
@@ -40,6 +43,7 @@ def stalls(
     as_json: Json = False,
 ) -> None:
     """Measure what the training loop of a recipe's last stage waits for: data, the teacher's cache, checkpoints."""
+    say("stalls: measuring what a training step waits for")
     from experiments.lab.bench.stalls import run, shown
     from experiments.run.schema.recipe import load_recipe
 
@@ -54,6 +58,7 @@ def stream(
     as_json: Json = False,
 ) -> None:
     """Measure memory and the time to the first batch of data of 2 000 and of 200 000 rows, new and started again."""
+    say("stream: measuring memory and the time to the first batch")
     from experiments.lab.bench.stream import run, shown
 
     figures = run(rows or (2_000, 200_000), side=side)
@@ -76,6 +81,7 @@ def accelerator(
     as_json: Json = False,
 ) -> None:
     """Measure the first GPU, TPU or CPU that JAX sees: correctness, its own rates, training and serving as shares."""
+    say("accelerator: measuring the first device that JAX sees")
     import jax
 
     from experiments.lab.bench.accelerator import defaults, measure, memory
@@ -108,6 +114,8 @@ def study(
     as_json: Json = False,
 ) -> None:
     """Run a study arm by arm and tell the scores with their spread; a second process takes other runs of it."""
+    require("energy", "eval", "report", "torch")
+    say(f"study: running the arms of {path}, in {run}")
     from experiments.lab.study.arms import load_study
 
     chosen = load_study(path)
@@ -132,6 +140,8 @@ def peers(
     as_json: Json = False,
 ) -> None:
     """Hold distillation against TRL's GKD and google-tunix: one task, one core, each a process of its own, in turn."""
+    require("report")
+    say(f"peers: comparing distillation with TRL and google-tunix, in {work}")
     from experiments.lab.peers.results import compare
     from experiments.lab.peers.runs import PYTHON
     from experiments.lab.peers.summaries import sentences, tables
@@ -154,6 +164,7 @@ def energy(
     as_json: Json = False,
 ) -> None:
     """Tell what a rate of requests costs with teacher and student, or which rate a claimed saving implies."""
+    say("energy: of a service with teacher and student")
     from experiments.lab.fleet import service
 
     figures = service(watts, pue, teacher_ms, student_ms, kwh=kwh_a_year, rate=rate)

@@ -79,25 +79,44 @@ def records(text: str, samples: int) -> "Source":
         raise AntgmmError(f"--data {text!r}: {fault['loc'][-1]} = {fault['input']!r}: {fault['msg']}") from None
 
 
-def config_of(model: Path | None, preset: str) -> "LMMConfig":
-    """The config of the model that a command is about.
+def name_of(model: Path | None, preset: str) -> str:
+    """The name of the model that a command is about.
 
     Args:
         model: a Hugging Face directory, or None.
         preset: a preset's name, or "".
 
     Returns:
+        The one of the two that is given.
+
+    Raises:
+        AntgmmError: not exactly one of the two is given.
+    """
+    if (model is None) == (not preset):
+        raise AntgmmError("name a checkpoint directory or --preset, one of the two")
+    return preset or str(model)
+
+
+def config_of(model: Path | None, preset: str) -> "LMMConfig":
+    """The config of the model that a command is about; `name_of` has checked the arguments.
+
+    Args:
+        model: a Hugging Face directory, or None.
+        preset: a preset's name, used where `model` is None.
+
+    Returns:
         Its config.
 
     Raises:
-        AntgmmError: not exactly one of the two, or what reading it refuses.
+        AntgmmError: there is no such preset, or the directory cannot be read.
     """
-    from antgmm_jax.io.convert import open_hf
-    from antgmm_jax.presets import preset as named
+    if model is None:
+        from antgmm_jax.presets import preset as named
 
-    if (model is None) == (not preset):
-        raise AntgmmError("name a checkpoint directory or --preset, one of the two")
-    return named(preset) if model is None else open_hf(model)[0]
+        return named(preset)
+    from antgmm_jax.io.convert import open_hf
+
+    return open_hf(model)[0]
 
 
 def end_tokens(directory: Path) -> tuple[Any, int]:
