@@ -79,25 +79,44 @@ def records(text: str, samples: int) -> "Source":
         raise AntgmmError(f"--data {text!r}: {fault['loc'][-1]} = {fault['input']!r}: {fault['msg']}") from None
 
 
-def config_of(model: Path | None, preset: str) -> "LMMConfig":
-    """Returns the config of a checkpoint or a preset.
+def name_of(model: Path | None, preset: str) -> str:
+    """Returns the name of the checkpoint or preset.
 
     Args:
         model: Hugging Face directory, or None.
         preset: name of a preset, or "".
 
     Returns:
+        Name of the one that is given.
+
+    Raises:
+        AntgmmError: not exactly one of the two is given.
+    """
+    if (model is None) == (not preset):
+        raise AntgmmError("specify either a checkpoint directory or --preset")
+    return preset or str(model)
+
+
+def config_of(model: Path | None, preset: str) -> "LMMConfig":
+    """Returns the config of a checkpoint or a preset; `name_of` checks the arguments.
+
+    Args:
+        model: Hugging Face directory, or None.
+        preset: name of a preset, used if `model` is None.
+
+    Returns:
         Model config.
 
     Raises:
-        AntgmmError: not exactly one of the two is given, or the checkpoint cannot be read.
+        AntgmmError: there is no such preset, or the checkpoint cannot be read.
     """
-    from antgmm_jax.io.convert import open_hf
-    from antgmm_jax.presets import preset as named
+    if model is None:
+        from antgmm_jax.presets import preset as named
 
-    if (model is None) == (not preset):
-        raise AntgmmError("specify either a checkpoint directory or --preset")
-    return named(preset) if model is None else open_hf(model)[0]
+        return named(preset)
+    from antgmm_jax.io.convert import open_hf
+
+    return open_hf(model)[0]
 
 
 def end_tokens(directory: Path) -> tuple[Any, int]:
