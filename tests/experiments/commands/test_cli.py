@@ -22,7 +22,7 @@ from antgmm_jax.pure import abstract, functional
 from data.readers import read_records
 from data.record import PROMPT
 from experiments import cli
-from experiments.commands.models import _asked, _runs
+from experiments.commands.models import _check_prompts, _runs
 from experiments.commands.runs import TEACHER
 from experiments.run.student import teacher_key
 from tests import reference
@@ -96,17 +96,17 @@ BEGUN = {
     "search m --params 9": "search: sizes of m within 9 parameters",
     "plan m": "plan: compiling a training step of m for fsdp=8",
     "shrink m --out o --like p": "shrink: cutting m to p, into o",
-    "cost --preset p": "cost: counting a request to p",
-    "recombine r.toml --run r --steps 9 --from s": "joining cuts of s by r.toml, in r",
-    "report r": "report: of r",
-    "data maad --out o": "data: drawing MAAD-synth, tier s, into o",
+    "cost --preset p": "cost: computing the cost of a request to p",
+    "recombine r.toml --run r --steps 9 --from s": "merging prunings of s by r.toml, in r",
+    "report r": "report of r",
+    "data maad --out o": "data: generating MAAD-synth, tier s, in o",
     "lab bench": "bench:",
     "lab stalls": "stalls:",
     "lab stream": "stream:",
     "lab accelerator": "accelerator:",
     "lab study s.toml --run r --out o": "study: running the arms of s.toml, in r",
     "lab peers --out o": "peers:",
-    "lab energy --watts 1 --teacher-ms 1 --student-ms 1 --rate 1": "energy:",
+    "lab energy --watts 1 --teacher-ms 1 --student-ms 1 --rate 1": "energy of",
 }
 
 
@@ -466,7 +466,7 @@ def test_export_writes_a_stage_that_transformers_reads(antgmm, monkeypatch, tmp_
 
 
 def test_random_prompts_of_the_check_are_as_many_as_asked_for():
-    batches = _asked(preset("antgmm-tiny"), None, "", 40, "")
+    batches = _check_prompts(preset("antgmm-tiny"), None, "", 40, "")
     assert [len(batch["input_ids"]) for batch in batches] == [32, 8]
     assert np.concatenate([batch["index"] for batch in batches]).tolist() == list(range(40))
 
