@@ -227,8 +227,8 @@ def _saved(report: Report) -> str:
     savings = []
     for engine, name in ENGINES.items():
         saved = report["energy"]["saved"][engine]
-        after = "never" if saved["payback"] is None else f"after {count(saved['payback'])} requests"
-        savings.append(f"{saved['joules']:.3g} J per request in {name}; that repays the run's energy {after}")
+        repaid = "never repaid" if saved["payback"] is None else f"repaid after {count(saved['payback'])} requests"
+        savings.append(f"{saved['joules']:.3g} J per request in {name} (energy of the run {repaid})")
     return (
         "Energy of the whole machine, including idle power, for consecutive requests. A year is 365 days at the given"
         " rate, on as many fully used machines as necessary. The"

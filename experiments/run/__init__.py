@@ -1,1 +1,1 @@
-"""The run machine: a recipe in, stages, an exported model; it imports nothing of the storeys above it."""
+"""Runs: from a recipe through stages to an exported model. Does not import `report`, `commands` or `lab`."""

@@ -1,4 +1,4 @@
-"""What a cut goes by: every axis scored by its own method, on calibration batches."""
+"""Importance scores of all axes for pruning, from calibration batches."""
 
 from collections.abc import Mapping
 
@@ -25,21 +25,21 @@ def importance(
     batches: int,
     seed: int,
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """What each axis is cut by, each by its own method.
+    """Computes importance scores, with a method per axis.
 
     Args:
-        config: the model.
-        params: its parameters.
+        config: model config.
+        params: model parameters.
         methods: axis -> taylor, magnitude, activation, block_influence, random, last or principal.
-        targets: axis -> size that it is cut to.
+        targets: axis -> target size.
         samples: calibration records.
-        batch_size: rows a calibration batch.
-        batches: calibration batches to average over.
-        seed: of the batches and of random scores.
+        batch_size: rows per calibration batch.
+        batches: number of calibration batches.
+        seed: seed of the batches and of random scores.
 
     Returns:
-        axis -> float32 scores, absent where its method cannot score it, and axis -> basis of those that are cut to
-        principal components, whose channels score alike.
+        axis -> float32 scores (missing if the method does not support the axis), and axis -> basis of axes that are
+        pruned to principal components (their scores are equal for all channels).
     """
     pure, local, used = functional(config), local_axes(config), set(methods.values())
     calibration: list[dict[str, jax.Array]] = []
@@ -48,7 +48,7 @@ def importance(
     scores: dict[str, dict[str, np.ndarray]] = {}
     if "taylor" in used:
         loss = make_loss(pure, LossConfig(hard=1.0))
-        # No gradient of gates that nothing reads: where a language model is cut, none goes back through the image side.
+        # Only gates that are needed: pruning the language model then needs no gradient of the image side.
         gates = {axis: gate for axis, gate in pruning.ones(config).items() if methods.get(axis) == "taylor"}
         scores["taylor"] = pruning.taylor(lambda p, g, b: loss(p, g, b, {})[0], params, gates, calibration)
     if "magnitude" in used:
@@ -69,22 +69,22 @@ def importance(
         widths = {a: targets[a] for a, method in methods.items() if method == "principal" and targets[a] < present[a]}
         bases = pruning.principal(pure.apply, params, config, calibration, widths)
         scores["principal"] = {axis: np.ones(len(basis), np.float32) for axis, basis in bases.items()}
-    found = {axis: scores[method][axis] for axis, method in methods.items() if axis in scores[method]}
-    return found, bases
+    by_axis = {axis: scores[method][axis] for axis, method in methods.items() if axis in scores[method]}
+    return by_axis, bases
 
 
 def calibration_batches(samples: Samples, *, batch_size: int, batches: int, seed: int) -> list[dict[str, jax.Array]]:
-    """Batches on the devices, one sample a row, for what is measured before anything is trained.
+    """Returns batches on the devices with one sample per row, for measurements before training.
 
     Args:
         samples: the records.
-        batch_size: rows a batch.
-        batches: how many.
-        seed: of their order.
+        batch_size: rows per batch.
+        batches: number of batches.
+        seed: seed of their order.
 
     Returns:
         The batches, without `index`.
     """
     source = samples.shuffled(min(batch_size, len(samples)), seed + 500, full=True)
-    found = (next(source) for _ in range(batches))
-    return [rows({name: value for name, value in batch.items() if name != "index"}) for batch in found]
+    chosen = (next(source) for _ in range(batches))
+    return [rows({name: value for name, value in batch.items() if name != "index"}) for batch in chosen]

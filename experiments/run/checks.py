@@ -1,4 +1,4 @@
-"""What a recipe asks of a model that it cannot have: refused before anything runs."""
+"""Checks of a recipe against its model, before anything runs."""
 
 import itertools
 from collections.abc import Mapping
@@ -19,16 +19,16 @@ from experiments.run.student import Student
 
 
 def check_sizes(start: Student, stages: tuple[Stage, ...], *, whole: Mapping[str, np.ndarray]) -> None:
-    """Walks through a recipe's cuts before anything runs; an illegal one is refused with the nearest legal ones.
+    """Checks that all sizes of a recipe are legal and can be scored.
 
     Args:
-        start: the model that the first stage finds; only its config and keep are read.
-        stages: the recipe's.
-        whole: the teacher's keep.
+        start: initial model; only its config and kept units are read.
+        stages: stages of the recipe.
+        whole: all units of the teacher, `pruning.identity`.
 
     Raises:
-        AntgmmError: names the stage, the size, and what would be legal; the weights that are not there; an axis that is
-            cut along and that its importance cannot score; or a width that has no components, or no longer.
+        AntgmmError: a size is illegal (names the nearest legal ones), initial weights are missing, the importance
+            method does not support a tied axis, or a width has no principal components (any more).
     """
     config = start.config
     by_index = {a for a, kept in start.keep.items() if not (pruning.is_basis(kept) or np.array_equal(kept, whole[a]))}
@@ -37,65 +37,65 @@ def check_sizes(start: Student, stages: tuple[Stage, ...], *, whole: Mapping[str
             if stage.weights not in ("kept", "random"):
                 checkpoint.load_record(stage.weights)
             for targets in segment_targets(config, stage):
-                by_index |= _cut_by_index(config, stage, targets, by_index)
+                by_index |= _pruned_by_index(config, stage, targets, by_index)
                 config = pruning.planned_config(config, targets)
         except AntgmmError as error:
             raise AntgmmError(f"stage {stage.name!r}: {error}") from error
 
 
-def _cut_by_index(config: LMMConfig, stage: Stage, targets: Mapping[str, int], before: set[str]) -> set[str]:
-    """The axes that a segment cuts to some of their units; its importance is checked against all that it cuts."""
+def _pruned_by_index(config: LMMConfig, stage: Stage, targets: Mapping[str, int], before: set[str]) -> set[str]:
+    """Checks the importance methods of a segment; returns the axes that it prunes by index."""
     full, present = complete(config, targets), sizes(config)
     cut = [axis for axis in full if full[axis] < present[axis]]
     for axis in cut:
         if not can_score(stage.method(axis), axis):
             how = f"importance {stage.method(axis)!r} cannot score {axis}"
-            raise AntgmmError(f"{how}, which is cut along: give it a pattern")
-    turned = sorted(axis for axis in cut if stage.method(axis) == "principal")
-    if turned and (stage.segments, stage.mask_steps) != (1, 0):
-        how = f'importance "principal" leaves no units of {turned[0]} to close'
-        raise AntgmmError(f"{how}: segments = 1, mask_steps = 0")
-    for axis in turned:
+            raise AntgmmError(f"{how}, a tied axis: add a pattern for it")
+    projected = sorted(axis for axis in cut if stage.method(axis) == "principal")
+    if projected and (stage.segments, stage.mask_steps) != (1, 0):
+        how = f'importance "principal" cannot close units of {projected[0]} gradually'
+        raise AntgmmError(f"{how}: set segments = 1, mask_steps = 0")
+    for axis in projected:
         pruning.check_basis(config, axis)
         if axis in before:
-            raise AntgmmError(f"{axis} was cut by index before: cut it to components first")
-    return {*cut} - {*turned}
+            raise AntgmmError(f"{axis} was pruned by index before: prune it to components first")
+    return {*cut} - {*projected}
 
 
 def check_steps(work: Work, params: Params, rows: int) -> None:
-    """Refuses what a stage could not take a step with, before anything is trained.
+    """Checks that a stage can train.
 
     Args:
         work: the stage.
-        params: the parameters that it finds, or their description.
-        rows: what it draws its batches from; 0 where that is known later (packed rows).
+        params: parameters before the stage, or their shapes.
+        rows: number of training rows; 0 if not known yet (packed rows).
 
     Raises:
-        AntgmmError: fewer rows than a batch has, or a path in `frozen` or `rates` that is none of the model's.
+        AntgmmError: there are fewer rows than a batch, or a path in `frozen` or `rates` matches no parameter.
     """
     table = work.stage.optimizer
     try:
         if rows and table.batch_size > rows:
-            raise AntgmmError(f"batch_size = {table.batch_size} is more than its {rows} rows: lower it")
+            raise AntgmmError(f"batch_size = {table.batch_size} is more than its {rows} rows: reduce it")
         check_paths(params, work.stage.frozen, tuple(table.rates))
     except AntgmmError as error:
         raise AntgmmError(f"{work.title}: {error}") from error
 
 
 def check_states(config: LMMConfig, recipe: Recipe) -> None:
-    """Refuses `teacher.states` that the losses of a recipe cannot compare.
+    """Checks that `teacher.states` fits the model and the losses of a recipe.
 
     Args:
-        config: the teacher.
+        config: config of the teacher.
         recipe: the recipe.
 
     Raises:
-        AntgmmError: names the towers that can be compared.
+        AntgmmError: an unknown tower, or a loss without a matching tower; lists the possible towers.
     """
     terms = {name: "vision" if tower.tokens == "images" else "hidden" for name, tower in towers(config).items()}
     if wrong := sorted(set(recipe.teacher.states) - set(terms)):
-        raise AntgmmError(f"teacher.states names {wrong[0]!r}: this model has states of {', '.join(terms)}")
+        raise AntgmmError(f"teacher.states contains {wrong[0]!r}: this model has {', '.join(terms)}")
     for stage, term in itertools.product(recipe.stages, ("hidden", "vision")):
         if getattr(stage.loss, term) and not any(terms[tower] == term for tower in recipe.teacher.states):
             fit = " or ".join(tower for tower, own in terms.items() if own == term)
-            raise AntgmmError(f"stage {stage.name!r}: loss.{term} compares states of {fit}: name one in teacher.states")
+            raise AntgmmError(f"stage {stage.name!r}: loss.{term} compares states of {fit}: add one to teacher.states")

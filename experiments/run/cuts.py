@@ -1,4 +1,4 @@
-"""What a stage cuts: the sizes that its segments end at, and what the cut model starts from."""
+"""Pruning in a stage: target sizes of its segments, and new weights."""
 
 from collections.abc import Mapping
 
@@ -17,61 +17,61 @@ from experiments.run.schema import Stage
 
 
 def new_weights(config: LMMConfig, source: str, seed: int) -> Params:
-    """Parameters of a cut model that keeps none of the teacher's: what a control starts from.
+    """Returns new parameters of a pruned model, for baselines that do not keep the teacher's weights.
 
     Args:
-        config: the cut model.
-        source: "random", or the folder of a finished phase of `antgmm train`, laid over random ones.
-        seed: of the random ones.
+        config: config of the pruned model.
+        source: "random", or the folder of a finished phase of `antgmm train` that replaces random parameters.
+        seed: random seed.
 
     Returns:
         float32 parameters.
 
     Raises:
-        AntgmmError: no such phase, or one of another shape.
+        AntgmmError: the phase does not exist or has another shape.
     """
     params = functional(config).init(jax.random.key(seed))
     trained = {} if source == "random" else checkpoint.load_stage(source)[0]["params"]
-    laid = {**params, **trained}
-    if jax.tree.map(np.shape, laid) != jax.tree.map(np.shape, params):
-        raise AntgmmError(f"{source} trained another shape than this cut: give its recipe the same model.sizes")
-    return float32(config, laid)
+    merged = {**params, **trained}
+    if jax.tree.map(np.shape, merged) != jax.tree.map(np.shape, params):
+        raise AntgmmError(f"{source} was trained with another shape: use the same model.sizes in its recipe")
+    return float32(config, merged)
 
 
 def reads_features(config: LMMConfig, stage: Stage, targets: Mapping[str, int]) -> bool:
-    """Whether a stage trains on image features that are computed once: nothing that they depend on moves.
+    """Whether a stage can train on cached image features, because it neither trains nor prunes the image side.
 
     Args:
-        config: the model that the stage finds.
+        config: model config before the stage.
         stage: the stage.
-        targets: axis -> size that it cuts to.
+        targets: axis -> target size.
 
     Returns:
-        Whether it runs no image side.
+        Whether the stage does not need to run the image side.
     """
     cut = any(axis.split("/")[0] in IMAGE_SIDE for axis in complete(config, targets))
     return freezes_features(config, stage.frozen) and not (cut or stage.loss.vision)
 
 
 def segment_targets(config: LMMConfig, stage: Stage) -> list[dict[str, int]]:
-    """The sizes that each segment of a stage ends at: equal parts of the way, each the next legal size above.
+    """Returns the target sizes of each segment of a stage: equal parts, increased to the next legal sizes.
 
     Args:
-        config: the model that the stage finds.
-        stage: its sizes and segments.
+        config: model config before the stage.
+        stage: stage with sizes and segments.
 
     Returns:
-        One {axis: size} a segment; the last is the stage's own.
+        {axis: size} for each segment; the last one has the sizes of the stage.
 
     Raises:
-        AntgmmError: an illegal size, naming the nearest legal ones, or one that would grow an axis.
+        AntgmmError: an illegal size (names the nearest legal ones), or one above the current size.
     """
     present = sizes(config)
     final = pruning.resolve(config, stage.sizes)
-    found = []
+    targets = []
     for segment in range(1, stage.segments):
         part = {
             axis: present[axis] + round((n - present[axis]) * segment / stage.segments) for axis, n in final.items()
         }
-        found.append(pruning.legal_above(config, part))
-    return [*found, final]
+        targets.append(pruning.legal_above(config, part))
+    return [*targets, final]

@@ -1,4 +1,4 @@
-"""From a recipe's data tables to encoded records."""
+"""Loading and encoding of the records of a recipe."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,22 +15,22 @@ from experiments.run.prompts import prompt_of
 from experiments.run.samples import Samples
 from experiments.run.schema import Data, Recipe, Training
 
-Found = TypeVar("Found")
-Both = tuple[Found, Found]
-"""What is trained on, and what is scored on."""
+Result = TypeVar("Result")
+Both = tuple[Result, Result]
+"""For training, and for evaluation."""
 
 
 def load_records(data: Data) -> Source:
-    """The records that a data table names; what is wrong with them is found when they are encoded.
+    """Opens the records of a data table, without validating them.
 
     Args:
-        data: the table of a recipe.
+        data: data table of a recipe.
 
     Returns:
         `data.samples` records.
 
     Raises:
-        AntgmmError: no such data.
+        AntgmmError: the data does not exist.
     """
     if data.kind == "maad":
         return source(data.tier, data.split, data.samples)
@@ -38,16 +38,16 @@ def load_records(data: Data) -> Source:
 
 
 def load_both(recipe: Recipe | Training) -> Both[Source]:
-    """The records that a recipe trains on, and those that it is scored on.
+    """Opens the records for training and for evaluation.
 
     Args:
         recipe: the recipe.
 
     Returns:
-        Both.
+        Both sources.
 
     Raises:
-        AntgmmError: what `load_records` refuses in either.
+        AntgmmError: lists the errors of both.
     """
     return _both(load_records, (recipe.data,), (recipe.evaluate.data,))
 
@@ -55,23 +55,23 @@ def load_both(recipe: Recipe | Training) -> Both[Source]:
 def encode_both(
     recipe: Recipe | Training, records: Both[Source], processor: ProcessorMixin, config: LMMConfig
 ) -> "Both[Samples]":
-    """Encodes what `load_both` gave, to the recipe's lengths; only training batches are cut to its buckets or packed.
+    """Encodes the records for training (with the recipe's buckets or packing) and for evaluation.
 
     Args:
         recipe: the recipe.
         records: from `load_both`.
-        processor: the model's.
-        config: the model.
+        processor: processor of the model.
+        config: model config.
 
     Returns:
-        Both.
+        Both sets of samples.
 
     Raises:
-        AntgmmError: what `Samples` refuses in either.
+        AntgmmError: lists the errors of both.
     """
 
-    def make(found: Source, trained: bool) -> Samples:
-        return encoded(recipe, found, processor, config, trained=trained)
+    def make(source: Source, trained: bool) -> Samples:
+        return encoded(recipe, source, processor, config, trained=trained)
 
     return _both(make, (records[0], True), (records[1], False))
 
@@ -84,34 +84,34 @@ def encoded(
     *,
     trained: bool = False,
 ) -> "Samples":
-    """Encodes records to a recipe's lengths.
+    """Encodes records with the settings of a recipe.
 
     Args:
         recipe: the recipe.
         records: the records.
-        processor: the model's.
-        config: the model.
-        trained: whether they are trained on: their batches are cut to the recipe's buckets or packed.
+        processor: processor of the model.
+        config: model config.
+        trained: whether to use the recipe's buckets or packing, for training.
 
     Returns:
         The samples.
 
     Raises:
-        AntgmmError: what `Samples` refuses.
+        AntgmmError: as in `Samples`.
     """
     rows = {"buckets": recipe.buckets, "prompt_buckets": recipe.prompt_buckets, "pack": recipe.pack} if trained else {}
     limits = {"max_length": recipe.max_length, "max_answer": recipe.max_answer}
     return Samples(records, processor, config, prompt=prompt_of(recipe), **limits, **rows)
 
 
-def _both(make: Callable[..., Found], *arguments: tuple[Any, ...]) -> Both[Found]:
-    """The function's results; what it refuses of either is told together."""
-    made, faults = [], []
+def _both(make: Callable[..., Result], *arguments: tuple[Any, ...]) -> Both[Result]:
+    """Calls a function twice; an error lists the errors of both calls."""
+    results, errors = [], []
     for each in arguments:
         try:
-            made.append(make(*each))
+            results.append(make(*each))
         except AntgmmError as error:
-            faults.append(str(error))
-    if faults:
-        raise AntgmmError("\n".join(faults))
-    return made[0], made[1]
+            errors.append(str(error))
+    if errors:
+        raise AntgmmError("\n".join(errors))
+    return results[0], results[1]

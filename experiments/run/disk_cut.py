@@ -1,4 +1,4 @@
-"""A checkpoint cut on disk to stated sizes by magnitude, and how fast that is against the disk itself."""
+"""Pruning of a checkpoint on disk by magnitude, with its speed relative to the disk."""
 
 import math
 import time
@@ -25,33 +25,33 @@ _MB = 10**6
 
 
 def targets_of(config: LMMConfig, name: str) -> dict[str, int]:
-    """The sizes of a preset, as what a model is to be cut to.
+    """Returns the sizes of a preset as target sizes.
 
     Args:
-        config: the model that is cut.
-        name: the preset.
+        config: model config.
+        name: name of the preset.
 
     Returns:
         axis -> units.
 
     Raises:
-        AntgmmError: it is of another family, or its heads are of another width, which no cut changes.
+        AntgmmError: the preset has another family, or other head widths, which cannot be pruned.
     """
     small = preset(name)
     if small.family != config.family:
-        raise AntgmmError(f"{name} is of family {small.family}, the checkpoint of {config.family}: state sizes instead")
+        raise AntgmmError(f"{name} has family {small.family}, the checkpoint {config.family}: specify sizes instead")
     for tower in towers(small).values():
         own, other = towers(config)[tower.name].stack.head_dim, tower.stack.head_dim
         if own != other:
             raise AntgmmError(
-                f"a head of {tower.name} is {own} wide, in {name} {other}: widths of heads are never cut;"
-                " state sizes instead"
+                f"heads of {tower.name} have width {own}, in {name} {other}: head widths cannot be pruned;"
+                " specify sizes instead"
             )
     return sizes(small)
 
 
 class _Reading:
-    """Counts what is read, with a bar."""
+    """Counts bytes read, with a progress bar."""
 
     def __init__(self) -> None:
         self._count: Callable[[int], None] = lambda _: None
@@ -61,7 +61,7 @@ class _Reading:
 
     @contextmanager
     def phase(self, title: str, total: int) -> Iterator[dict[str, Any]]:
-        """Times a phase; `total` bytes are to be read in it."""
+        """Measures a phase that reads `total` bytes."""
         figures: dict[str, Any] = {"tensors": 0, "read": 0}
         with bar(f"{title}, MB", total // _MB) as update:
 
@@ -71,38 +71,37 @@ class _Reading:
                 update(figures["read"] // _MB, "")
 
             self._count = tell
-            began, worked = time.perf_counter(), time.process_time()
+            start, cpu_start = time.perf_counter(), time.process_time()
             yield figures
-            figures["seconds"] = time.perf_counter() - began
-            figures["processor_seconds"] = time.process_time() - worked
+            figures["seconds"] = time.perf_counter() - start
+            figures["processor_seconds"] = time.process_time() - cpu_start
 
 
 def cut(
     source: Path, targets: Mapping[str, int | float], out: Path, *, max_shard_size: str = "5GB", disk: bool = False
 ) -> dict[str, Any]:
-    """Scores a checkpoint by magnitude, cuts it and writes it, one tensor in memory at a time.
+    """Prunes a checkpoint by magnitude, with one tensor in memory at a time.
 
     Args:
-        source: a Hugging Face directory.
-        targets: axis -> units to keep, or (a float) the fraction of the present size.
-        out: where to; must not exist yet.
-        max_shard_size: above it the weights are split into shards.
-        disk: whether the same bytes are also read and written plainly, for comparison.
+        source: Hugging Face directory.
+        targets: axis -> units to keep, or (float) the fraction to keep.
+        out: folder to create.
+        max_shard_size: larger weights are split into shards.
+        disk: whether to also measure the speed of the disk.
 
     Returns:
-        Figures as JSON types: parameters of both models; of `score` and `cut` the tensors, bytes, seconds, and seconds
-        of processor time (on a machine that others use, what the work itself takes); `memory`
-        in bytes, empty where the system does not tell; `disk`, empty unless asked for.
+        Figures as JSON types: parameters of both models; tensors, bytes, seconds and CPU seconds of `score` and `cut`;
+        `memory` in bytes, empty except on Linux; `disk`, empty unless measured.
 
     Raises:
-        AntgmmError: as `open_hf`, `plan` and `save_hf`.
+        AntgmmError: as in `open_hf`, `plan` and `save_hf`.
     """
     if out.exists():
         raise AntgmmError(f"{out} exists: choose another name or remove it")
     with resources.PeakMemory() as memory:
         reading = _Reading()
         config, params = open_hf(source, on_read=reading)
-        pruning.resolve(config, targets)  # what cannot be served is told before anything is read
+        pruning.resolve(config, targets)  # checks the sizes before reading anything
         if disk:
             resources.forget(_weights(source))
         with reading.phase("magnitude", _bytes(params, params)) as score:
@@ -133,14 +132,14 @@ def _weights(directory: Path) -> list[Path]:
 
 
 def _bytes(params: Params, kept: Params) -> int:
-    """Bytes of the layers of `params` that `kept` is cut from."""
+    """Bytes of the layers of `params` that are read for `kept`."""
     pairs = zip(jax.tree.leaves(params), jax.tree.leaves(kept), strict=True)
     layers = ((leaf, cut.shape[0] if leaf.stacked else leaf.shape[0]) for leaf, cut in pairs)
     return sum(math.prod((rows, *leaf.shape[1:])) * leaf.dtype.itemsize for leaf, rows in layers)
 
 
 def _disk(source: Path, out: Path, score: Mapping[str, Any], cut: Mapping[str, Any]) -> dict[str, Any]:
-    """The disk's own rates, bytes a second, and how many times its own time each phase took."""
+    """Rates of the disk in bytes/s, and the time of each phase relative to the disk's."""
     whole = sum(path.stat().st_size for path in _weights(source))
     read = whole / resources.seconds_to_read(_weights(source))
     write = cut["written"] / resources.seconds_to_write(_weights(out), out.parent)
@@ -151,22 +150,22 @@ def _disk(source: Path, out: Path, score: Mapping[str, Any], cut: Mapping[str, A
 
 
 def shown(figures: Mapping[str, Any]) -> list[Any]:
-    """The figures for people.
+    """Formats the figures as texts and a table.
 
     Args:
-        figures: what `cut` gave.
+        figures: result of `cut`.
 
     Returns:
-        Text and a table.
+        Texts and a table.
     """
     ratio, rows = figures["disk"].get("ratio", {}), []
     for phase in ("score", "cut"):
-        found = figures[phase]
-        seconds, moved = found["seconds"], found["read"] + found.get("written", 0)
+        result = figures[phase]
+        seconds, moved = result["seconds"], result["read"] + result.get("written", 0)
         own = f"{ratio[phase]:.2f}x" if ratio else "not measured"
-        gigabytes = (f"{found['read'] / 1e9:.2f}", f"{found.get('written', 0) / 1e9:.2f}")
-        times = (f"{seconds:.1f}", f"{found['processor_seconds']:.1f}")
-        rates = (f"{found['tensors'] / seconds:.0f}", f"{moved / seconds / 1e9:.2f}")
+        gigabytes = (f"{result['read'] / 1e9:.2f}", f"{result.get('written', 0) / 1e9:.2f}")
+        times = (f"{seconds:.1f}", f"{result['processor_seconds']:.1f}")
+        rates = (f"{result['tensors'] / seconds:.0f}", f"{moved / seconds / 1e9:.2f}")
         rows.append((phase, *gigabytes, *times, *rates, own))
     head = ["", "GB read", "GB written", "seconds", "CPU s", "tensors/s", "GB/s", "/ disk alone"]
     before, after = figures["params"].values()
@@ -180,9 +179,9 @@ def shown(figures: Mapping[str, Any]) -> list[Any]:
     memory, system = figures["memory"], figures["machine"]["system"]
     if memory:
         parts.append(
-            f"anonymous memory: at most {memory['beyond'] / 1e9:.2f} GB beyond the {memory['before'] / 1e9:.2f} GB of"
+            f"anonymous memory: at most {memory['beyond'] / 1e9:.2f} GB above the {memory['before'] / 1e9:.2f} GB of"
             f" Python with its libraries ({system})"
         )
     else:
-        parts.append(f"anonymous memory: not told by {system}")
+        parts.append(f"anonymous memory: not available on {system}")
     return [*parts, f"written: {figures['out']}"]

@@ -1,4 +1,4 @@
-"""Scores of a model: greedy answers to every question, by type."""
+"""Evaluation of a model by greedy answers to all questions."""
 
 from collections.abc import Callable
 
@@ -25,36 +25,36 @@ def evaluate(
     batch_size: int = 64,
     progress: Callable[[int, str], None] = lambda done, note="": None,
 ) -> tuple[dict, list[str]]:
-    """Answers every question and scores the answers.
+    """Answers all questions and scores the answers.
 
     Args:
-        config: the model.
-        params: its parameters.
+        config: model config.
+        params: model parameters.
         samples: encoded records.
-        processor: decodes answers.
-        max_new_tokens: longest answer.
-        batch_size: questions at a time.
-        progress: called with the number of questions answered.
+        processor: processor of the model.
+        max_new_tokens: maximum length of answers.
+        batch_size: questions per batch.
+        progress: called with the number of answered questions.
 
     Returns:
-        What `data.metrics.scores` gives, and the answers.
+        The result of `data.metrics.scores`, and the answers.
     """
     params = float32(config, params)
     tokens, done = np.zeros((len(samples), max_new_tokens), np.int32), 0
-    # A batch decodes until its longest answer ends: those of about one length go together.
+    # A batch decodes until its longest answer ends, so batch questions with answers of similar length.
     for batch in samples.in_order(min(batch_size, len(samples)), prompts=True, by_length=True):
         prompt = {name: batch[f"prompt/{name}"] for name in ("input_ids", "attention_mask")}
         prompt |= {name: batch[name] for name in ("images", "index")}
         eos, pad, placed = processor.tokenizer.eos_token_id, processor.tokenizer.pad_token_id, rows(prompt)
-        said = generate(config, params, placed, max_new_tokens=max_new_tokens, eos=eos, pad=pad)
-        index, said = gather((placed["index"], said))
-        tokens[index] = said
+        generated = generate(config, params, placed, max_new_tokens=max_new_tokens, eos=eos, pad=pad)
+        index, generated = gather((placed["index"], generated))
+        tokens[index] = generated
         done += len(index)
         progress(min(done, len(samples)), "")
     answers = decode(processor, tokens)
     records = [samples.records.words(row) for row in range(len(samples))]
     slices = [r.slice for r in records]
-    found = scores(
+    metrics = scores(
         [r.type for r in records], answers, [r.answer for r in records], slices=slices if any(slices) else ()
     )
-    return found, answers
+    return metrics, answers

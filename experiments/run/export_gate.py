@@ -1,4 +1,4 @@
-"""The gate that no run skips: the exported files, read back by plain `transformers`, answer as the JAX student does."""
+"""The export gate: checks that exported files in stock `transformers` give the same results as the JAX student."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -15,28 +15,27 @@ from antgmm_jax.families import torch_images
 from antgmm_jax.pure import Params, functional
 
 TOLERANCE = 1e-5
-"""Largest difference of logits, as a share of their largest magnitude; also the floor."""
+"""Allowed difference of logits relative to their largest magnitude (at least 1)."""
 
 ROUNDING = 5.0
-"""Larger differences pass up to this many times what PyTorch's own float32 logits are from its float64 ones, over all
-prompts: attention logits of several hundreds (T5 does not scale them) amplify what both round. By how much is chance
-and differs between prompts (the demo's worst by 48 times the median), so that one prompt's own rounding settles
-nothing; parameters that are 0.01 % off differ by twenty times the bound.
+"""Larger differences pass up to this factor times PyTorch's own rounding error (float32 against float64), over all
+prompts: attention logits of several hundreds (T5 does not scale them) amplify rounding. The amplification varies
+randomly between prompts (in the demo, the worst is 48 times the median), so a single prompt's error is not a bound.
+Parameters that are wrong by 0.01 % exceed the bound by a factor of twenty.
 """
 
 
 class GateResult(NamedTuple):
-    """What the comparison found.
+    """Result of the comparison.
 
     Attributes:
         max_abs_logit_diff: largest difference of float32 logits at answer positions.
-        max_abs_logit: their largest magnitude.
-        torch_rounding: how far PyTorch's float32 logits are from its float64 ones at most, where that had to decide;
-            else 0.
-        answers_equal: share of prompts with the same greedy answer, token for token.
+        max_abs_logit: largest magnitude of these logits.
+        torch_rounding: largest difference between PyTorch's float32 and float64 logits; 0 if it was not needed.
+        answers_equal: fraction of prompts with equal greedy answers, token by token.
         prompts: number of prompts.
-        passed: whether logits are within TOLERANCE or rounding, and every answer is equal.
-        where: what differs first; "" where nothing does.
+        passed: whether logits are within TOLERANCE or rounding, and all answers are equal.
+        where: description of the first difference; "" if there is none.
     """
 
     max_abs_logit_diff: float
@@ -49,13 +48,13 @@ class GateResult(NamedTuple):
 
 
 def torch_model(directory: str | os.PathLike):
-    """A checkpoint directory as plain `transformers` reads it, float32, in evaluation mode, to answer greedily.
+    """Loads a checkpoint with stock `transformers`, in float32 and evaluation mode, for greedy decoding.
 
-    Of what its generation_config.json says only the special tokens are taken: beams, penalties and least lengths are
-    for whoever serves it, and would not be what JAX is compared with.
+    Only the special tokens of its generation_config.json are used, because JAX decodes without beams, penalties and
+    minimum lengths.
 
     Raises:
-        AntgmmError: PyTorch is not installed, or a tensor is missing, left over or misshapen.
+        AntgmmError: PyTorch is not installed, or a tensor is missing, unexpected or has the wrong shape.
     """
     require("torch")
     import torch
@@ -64,22 +63,22 @@ def torch_model(directory: str | os.PathLike):
     config = transformers.AutoConfig.from_pretrained(directory, trust_remote_code=False)
     architecture = getattr(transformers, (config.architectures or [""])[0], None)
     if architecture is None:
-        raise AntgmmError(f"{directory}: config.json names no architecture of transformers: export again")
+        raise AntgmmError(f"{directory}: config.json has no architecture of transformers: export again")
     model, info = architecture.from_pretrained(
         directory, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
     )
-    for fault in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if info[fault]:
-            raise AntgmmError(f"{directory}: transformers reports {fault} {sorted(info[fault])[:5]}: export again")
+    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if info[problem]:
+            raise AntgmmError(f"{directory}: transformers reports {problem} {sorted(info[problem])[:5]}: export again")
     for part in _generating(model):
-        found = part.generation_config
+        generation = part.generation_config
         tokens = ("bos_token_id", "decoder_start_token_id", "eos_token_id", "pad_token_id")
-        part.generation_config = transformers.GenerationConfig(**{name: getattr(found, name) for name in tokens})
+        part.generation_config = transformers.GenerationConfig(**{name: getattr(generation, name) for name in tokens})
     return model.eval()
 
 
 def _generating(model) -> list[Any]:
-    """The model, and its language model where it calls the `generate` of that."""
+    """The model, and its language model if that has a generation config of its own."""
     inner = getattr(model, "language_model", None)
     return [part for part in (model, inner) if getattr(part, "generation_config", None) is not None]
 
@@ -94,49 +93,49 @@ def check(
     eos: int,
     pad: int,
 ) -> GateResult:
-    """Compares exported files, read by PyTorch, with the student in JAX.
+    """Compares exported files in PyTorch with the student in JAX.
 
     Args:
-        directory: the exported checkpoint.
-        config: the student.
-        params: its parameters.
-        batches: full training batches (prompts with their answers) for logits; prompts for answers under the same
-            names prefixed `prompt/`.
+        directory: exported checkpoint.
+        config: config of the student.
+        params: parameters of the student.
+        batches: training batches (prompts with answers) for logits, which also contain the prompts alone with the
+            prefix `prompt/`.
         max_new_tokens: length of the greedy answers.
         eos: token that ends an answer.
-        pad: token after the end.
+        pad: token after the end of an answer.
 
     Returns:
-        The figures, and where the first difference is.
+        Result of the comparison.
     """
     model = torch_model(directory)
     for part in _generating(model):
         part.generation_config.pad_token_id, part.generation_config.eos_token_id = pad, eos
     apply = jax.jit(functional(config).apply)
-    # The files hold what was exported: in another dtype than float32 that is not `params` to the last bit.
+    # `params` have the dtype of the export, so their float32 values equal those of the files.
     params = jax.tree.map(lambda a: np.asarray(a, np.float32), params)
-    worst, ids, equal, asked, scale, where = [], [], [], [], 0.0, ""
+    worst, ids, equal, sample_numbers, scale, where = [], [], [], [], 0.0, ""
     for batch in batches:
         inputs, prompt = split(batch)
-        # An accelerator's own float32 products keep a tenth of the bits: the tolerance does not forgive that.
+        # By default, accelerators multiply float32 at lower precision, which exceeds the tolerance.
         with jax.default_matmul_precision("highest"):
             logits = np.asarray(apply(params, inputs)["logits"])
-            mine = np.asarray(generate(config, params, prompt, max_new_tokens=max_new_tokens, eos=eos, pad=pad))
-        ours = _answer_logits(logits, batch)
+            jax_answers = np.asarray(generate(config, params, prompt, max_new_tokens=max_new_tokens, eos=eos, pad=pad))
+        jax_logits = _answer_logits(logits, batch)
         reference = torch_logits(model, inputs, batch)
-        worst += [*np.abs(ours - reference).max(axis=(1, 2))]
+        worst += [*np.abs(jax_logits - reference).max(axis=(1, 2))]
         scale = max(scale, float(np.abs(reference).max()))
-        theirs = torch_answers(model, prompt, max_new_tokens, pad)
-        ids += [*batch.get("id", np.arange(len(equal), len(equal) + len(mine)))]
-        equal += [*(mine == theirs).all(axis=1)]
-        asked += [*batch.get("index", np.arange(len(asked), len(asked) + len(mine)))]
+        torch_ids = torch_answers(model, prompt, max_new_tokens, pad)
+        ids += [*batch.get("id", np.arange(len(equal), len(equal) + len(jax_answers)))]
+        equal += [*(jax_answers == torch_ids).all(axis=1)]
+        sample_numbers += [*batch.get("index", np.arange(len(sample_numbers), len(sample_numbers) + len(jax_answers)))]
         if not where and not all(equal):
-            row = int((mine != theirs).any(axis=1).argmax())
-            answers = f"JAX {mine[row].tolist()}, PyTorch {theirs[row].tolist()}"
-            where = f"the answer to sample {ids[len(ids) - len(mine) + row]} differs: {answers}"
+            row = int((jax_answers != torch_ids).any(axis=1).argmax())
+            answers = f"JAX {jax_answers[row].tolist()}, PyTorch {torch_ids[row].tolist()}"
+            where = f"the answer to sample {ids[len(ids) - len(jax_answers) + row]} differs: {answers}"
     diff, bound, rounding = float(np.max(worst)), TOLERANCE * max(1.0, scale), 0.0
-    if not diff <= bound:  # nor is what is no number
-        # Computed again, for the logits of all prompts need not fit into memory.
+    if not diff <= bound:  # also for NaN
+        # Compute logits again, as those of all prompts may not fit into memory.
         exact = torch_model(directory).double()
         for batch in batches:
             inputs, _ = split(batch)
@@ -145,21 +144,21 @@ def check(
         bound = max(bound, ROUNDING * rounding)
     if not diff <= bound:
         where = f"logits of sample {ids[int(np.argmax(worst))]} differ by {diff:.3g}, more than {bound:.3g}"
-    # The last row stands several times where it fills a batch.
-    once = np.unique(asked, return_index=True)[1]
+    # The last row may be repeated to fill a batch.
+    once = np.unique(sample_numbers, return_index=True)[1]
     return GateResult(diff, scale, rounding, float(np.mean(np.array(equal)[once])), len(once), not where, where)
 
 
 def torch_logits(model, inputs: Mapping[str, np.ndarray], batch: Mapping[str, np.ndarray]) -> np.ndarray:
-    """PyTorch's logits at the answer positions, in the model's own dtype.
+    """Computes PyTorch's logits at the answer positions, in the dtype of the model.
 
     Args:
         model: from `torch_model`.
-        inputs: what it reads, from `split`.
-        batch: the whole batch, with `positions` and `targets`.
+        inputs: model inputs, from `split`.
+        batch: the batch, with `positions` and `targets`.
 
     Returns:
-        [B, A, V], zero where there is no target.
+        [B, A, V], zero without a target.
     """
     import torch
 
@@ -171,7 +170,7 @@ def torch_logits(model, inputs: Mapping[str, np.ndarray], batch: Mapping[str, np
 
 
 def split(batch: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What a model reads of a training batch: prompts with their answers, and prompts alone."""
+    """Splits a training batch into model inputs with answers, and prompts alone."""
     inputs = {
         name: batch[name] for name in ("images", "input_ids", "attention_mask", "decoder_input_ids") if name in batch
     }
@@ -181,35 +180,35 @@ def split(batch: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _answer_logits(logits: np.ndarray, batch: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Logits at the answer positions, zero where there is no target."""
+    """Logits at the answer positions, zero without a target."""
     at = np.take_along_axis(logits, batch["positions"][:, :, None], axis=1)
     return np.where(batch["targets"][:, :, None] == -100, 0.0, at)
 
 
 def torch_tensors(model, arrays: Mapping[str, Any]) -> dict[str, Any]:
-    """A batch as a PyTorch model takes it: pictures as its family hands them in, ids and masks as int64."""
+    """Converts a batch to PyTorch tensors: images in the family's format, ids and masks as int64."""
     import torch
 
-    shown = "images" in arrays and np.any(arrays["images"]["valid"])
-    pixels = torch_images(model.config.model_type, arrays["images"]) if shown else {}
+    has_images = "images" in arrays and np.any(arrays["images"]["valid"])
+    pixels = torch_images(model.config.model_type, arrays["images"]) if has_images else {}
     rest = {name: array for name, array in arrays.items() if name != "images"}
-    # Copied, for JAX's arrays cannot be written to and PyTorch warns of such.
+    # Copies, because PyTorch warns about read-only arrays such as JAX's.
     tensors = {name: torch.from_numpy(np.array(array)) for name, array in {**pixels, **rest}.items()}
     return {name: t.long() if name.endswith(("ids", "mask")) else t for name, t in tensors.items()}
 
 
 def torch_answers(model, prompt: Mapping[str, np.ndarray], max_new_tokens: int, pad: int, **options) -> np.ndarray:
-    """PyTorch's greedy answers alone, [B, max_new_tokens], padded.
+    """Generates greedy answers with PyTorch.
 
     Args:
         model: from `torch_model`.
         prompt: `images`, `input_ids`, `attention_mask`.
         max_new_tokens: length of the answers.
-        pad: token after the end.
+        pad: token after the end of an answer.
         options: further options of `generate`.
 
     Returns:
-        int token ids.
+        Token ids of the answers, [B, max_new_tokens], padded.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""Image features that are computed once, for whatever leaves the image side as it is."""
+"""Cached image features, for stages that do not change the image side."""
 
 import json
 import shutil
@@ -26,59 +26,59 @@ from experiments.run.host.console import bar
 from experiments.run.samples import Samples
 
 VIEWS = 4
-"""Moved views of each picture whose features are computed where that happens once."""
+"""Number of shifted views per image in the cache."""
 
 
 def views(shift: int) -> int:
-    """How many views of each picture features are computed of.
+    """Returns the number of views per image.
 
     Args:
-        shift: pixels by which pictures are moved at random, at most, each way.
+        shift: maximum random shift in pixels.
     """
     return VIEWS if shift else 1
 
 
 def freezes_features(config: LMMConfig, frozen: Sequence[str]) -> bool:
-    """Whether a phase or stage leaves all that image features depend on as it is, so that they can be computed once.
+    """Whether all parameters that image features depend on are frozen.
 
     Args:
-        config: the model.
-        frozen: path prefixes of what it does not train.
+        config: model config.
+        frozen: path prefixes of frozen parameters.
 
     Returns:
-        Whether they are constant.
+        Whether image features are constant.
     """
     return all(any(f"{part}/".startswith(f"{prefix}/") for prefix in frozen) for part in family(config).features)
 
 
 class StoredViews:
-    """Image features on disk, a record for each row: `data.making.Views`.
+    """Image features on disk; implements `data.making.Views`.
 
     Args:
-        directory: from `image_features`.
-        samples: rows.
+        directory: folder written by `image_features`.
+        samples: number of rows.
 
     Attributes:
-        count: views of each row.
+        count: views per row.
     """
 
     def __init__(self, directory: Path, samples: int):
-        about = json.loads((directory / "meta.json").read_text())
-        self.count, self._shape, self._dtype = about["views"], about["shape"], np.dtype(about["dtype"])
+        meta = json.loads((directory / "meta.json").read_text())
+        self.count, self._shape, self._dtype = meta["views"], meta["shape"], np.dtype(meta["dtype"])
         self._rows = Shards(directory, samples)
 
     def __getitem__(self, index: int) -> Float[np.ndarray, "V M N D"]:
-        """The features of all views of a row's pictures."""
+        """Returns the features of all views of a row."""
         return np.frombuffer(self._rows[index], self._dtype).reshape(self.count, -1, *self._shape)
 
 
 class ImageFeatures:
-    """`image_features` of some samples, kept on disk for as long as the image side stays what it is.
+    """Cache of the image features of samples, which is valid until the image side changes.
 
     Args:
         samples: encoded records.
-        seed: of the moves.
-        folder: where they are kept, of this run alone; all its processes see it.
+        seed: seed of the shifts.
+        folder: folder of the cache; only this run may use it, and all its processes must see it.
     """
 
     def __init__(self, samples: Samples, seed: int, folder: Path):
@@ -86,29 +86,29 @@ class ImageFeatures:
         self._key, self._made = "", None
 
     def __call__(self, config: LMMConfig, params: Params, shift: int = 0) -> StoredViews:
-        """The features of a model, computed where those kept are another's.
+        """Returns the features of a model; computes them unless they are cached.
 
         Args:
-            config: the model.
-            params: its parameters.
+            config: model config.
+            params: model parameters.
             shift: as in `image_features`.
         """
         paths = [path.split("/") for path in family(config).features]
         own = [reduce(getitem, path, params) for path in paths]
-        # A config lies as the parameters do; another language model has the same features.
+        # Config and parameters are nested alike. The key does not depend on the language model.
         parts = {path[0]: to_dict(getattr(config, path[0])) for path in paths}
         about = f"{json.dumps(parts)} {shift} {self._seed} {self._samples.fingerprint}"
         key = fingerprint(own, about)[:16]
         if self._made is None or key != self._key:
             place = self._folder / key
-            self.drop(but=place)  # before as much again is made
-            if not by_all(place.exists()):
+            self.drop(but=place)  # before using as much space again
+            if not from_first_process(place.exists()):
                 image_features(config, params, self._samples, place, shift=shift, seed=self._seed)
             self._key, self._made = key, StoredViews(place, len(self._samples))
         return self._made
 
     def drop(self, but: Path | None = None) -> None:
-        """Removes what is kept: for what trains the image side. `but`: a folder that stays."""
+        """Removes cached features, except for the folder `but`."""
         self._key, self._made = "", None
 
         def remove() -> None:
@@ -119,8 +119,8 @@ class ImageFeatures:
         by_first(remove)
 
 
-def by_all(held: bool) -> bool:
-    """Whether something holds for the first process, and so for all."""
+def from_first_process(held: bool) -> bool:
+    """Broadcasts a condition from the first process."""
     return bool(from_first(np.array(held)))
 
 
@@ -134,35 +134,35 @@ def image_features(
     seed: int = 0,
     batch_size: int = 64,
 ) -> StoredViews:
-    """What the image side hands to its last linear map, once for every row: for what does not train it.
+    """Computes the image features of all rows, see `antgmm_jax.pure.Functional.features`.
 
     Args:
-        config: the model.
-        params: its parameters.
+        config: model config.
+        params: model parameters.
         samples: encoded records.
-        directory: where they are written, complete or not at all; all processes see it.
-        shift: pixels by which pictures are moved at random, at most, each way; above 0 each row has `VIEWS` views.
-        seed: of the moves.
-        batch_size: rows at a time.
+        directory: folder to write (atomically); all processes must see it.
+        shift: maximum random shift in pixels, in each direction; if positive, each row has `VIEWS` views.
+        seed: seed of the shifts.
+        batch_size: rows per batch.
 
     Returns:
-        Features in float32.
+        float32 features.
     """
     run, rng, count = jax.jit(functional(config).features), np.random.default_rng(seed), views(shift)
     moves = np.stack([drawn(rng, shift, (len(samples),)).astype(np.int16) for _ in range(count)])
     partial, done = directory.with_name(f".{directory.name}.tmp"), 0
     writer = by_first(lambda: _begin(partial))
     with bar("image features", len(samples)) as update:
-        for seen in samples.pictures(min(batch_size, len(samples)), moves):
-            made = np.stack([gather(run(params, rows(images))) for images in seen], axis=1)
-            made = made[: len(samples) - done]
+        for batch in samples.pictures(min(batch_size, len(samples)), moves):
+            computed = np.stack([gather(run(params, rows(images))) for images in batch], axis=1)
+            computed = computed[: len(samples) - done]
             if writer is not None:
-                for row, features in enumerate(made, done):
+                for row, features in enumerate(computed, done):
                     writer.add(row, features[:, : samples.needs.slots[row]].tobytes())
-            done += len(made)
+            done += len(computed)
             update(done, "")
-    about = {"views": count, "shape": made.shape[3:], "dtype": str(made.dtype)}
-    by_first(lambda: _finish(writer, partial, directory, about))
+    meta = {"views": count, "shape": computed.shape[3:], "dtype": str(computed.dtype)}
+    by_first(lambda: _finish(writer, partial, directory, meta))
     return StoredViews(directory, len(samples))
 
 
@@ -172,8 +172,8 @@ def _begin(partial: Path) -> Writer:
     return Writer(partial, 0)
 
 
-def _finish(writer: Writer | None, partial: Path, directory: Path, about: dict[str, Any]) -> None:
+def _finish(writer: Writer | None, partial: Path, directory: Path, meta: dict[str, Any]) -> None:
     assert writer is not None  # this is the first process
     writer.flush()
-    (partial / "meta.json").write_text(json.dumps(about))
+    (partial / "meta.json").write_text(json.dumps(meta))
     folders.publish(partial, directory)

@@ -1,4 +1,4 @@
-"""Training FLOPs of a run's stages, from its recipe and its model's shape alone."""
+"""Training FLOPs of the stages of a run, from its recipe and model config."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -13,17 +13,17 @@ from experiments.run.schema import Recipe, Stage, Training, Work
 def step_flops(
     config: LMMConfig, stage: Stage, states: Sequence[str], *, features: bool = False, length: int, answer: int
 ) -> int:
-    """FLOPs of a train step: three times those of a forward pass through the towers that the stage runs.
+    """Returns the FLOPs of a train step: three forward passes through the towers that the stage runs.
 
-    The teacher's, recomputed ones and what freezing saves inside a tower that is run are left out.
+    It ignores the teacher, recomputation, and savings by frozen parameters inside a tower.
 
     Args:
-        config: the model.
-        stage: its losses say which towers are run.
-        states: towers whose states the losses may read, `teacher.states` of the recipe.
-        features: whether image features stand in for the image side.
-        length: prompt tokens a sample.
-        answer: answer tokens a sample.
+        config: model config.
+        stage: stage of a recipe; its losses determine which towers run.
+        states: towers with states that losses may read, `teacher.states` of the recipe.
+        features: whether cached image features replace the image side.
+        length: prompt tokens per sample.
+        answer: answer tokens per sample.
 
     Returns:
         FLOPs.
@@ -38,14 +38,13 @@ def step_flops(
 
 
 class StageFlops(NamedTuple):
-    """What a stage computes.
+    """FLOPs of a stage.
 
     Attributes:
         work: the stage.
-        before: the model that it finds.
-        after: the model that it leaves.
-        features: FLOPs of the image features that it reads in the place of pictures; 0 where an earlier stage has
-            computed them, or where it reads pictures.
+        before: model config before the stage.
+        after: model config after the stage.
+        features: FLOPs of computing cached image features; 0 if the stage uses none, or those of an earlier stage.
         steps: FLOPs of its train steps.
     """
 
@@ -57,16 +56,16 @@ class StageFlops(NamedTuple):
 
 
 def stage_flops(config: LMMConfig, recipe: Recipe | Training, *, length: int, answer: int) -> Iterator[StageFlops]:
-    """FLOPs of every stage of a recipe.
+    """Iterates over the FLOPs of all stages of a recipe.
 
     Args:
-        config: the model that its first stage finds.
+        config: config of the initial model.
         recipe: the recipe.
-        length: prompt tokens a sample.
-        answer: answer tokens a sample.
+        length: prompt tokens per sample.
+        answer: answer tokens per sample.
 
     Yields:
-        A stage's; features are computed once for each image side, of every row in all its views.
+        FLOPs of a stage. Image features are computed once per image side, for all views of all rows.
     """
     kept, tables = None, recipe.teacher if isinstance(recipe, Recipe) else None
     states, rows = (tables.states, recipe.data.samples + tables.pairs) if tables else ((), recipe.data.samples)
@@ -74,18 +73,18 @@ def stage_flops(config: LMMConfig, recipe: Recipe | Training, *, length: int, an
         stage, segments = work.stage, segment_targets(config, work.stage)
         features = work.objective == "answers" and reads_features(config, stage, segments[-1])
         computed = views(stage.shift) * rows if features and kept != stage.shift else 0
-        kept, total, here = (stage.shift if features else None), 0, config
+        kept, total, current = (stage.shift if features else None), 0, config
         for targets in segments:
-            smaller = pruning.planned_config(here, targets)
-            for steps, model in ((stage.mask_steps, here), (stage.recover_steps, smaller)):
+            smaller = pruning.planned_config(current, targets)
+            for steps, model in ((stage.mask_steps, current), (stage.recover_steps, smaller)):
                 if work.objective == "facts":
                     each = 3 * _image_flops(model, stage.optimizer.batch_size)
                 else:
                     each = step_flops(model, stage, states, features=features, length=length, answer=answer)
                 total += steps * each
-            here = smaller
-        yield StageFlops(work, config, here, _image_flops(config, computed) if computed else 0, total)
-        config = here
+            current = smaller
+        yield StageFlops(work, config, current, _image_flops(config, computed) if computed else 0, total)
+        config = current
 
 
 def _image_flops(config: LMMConfig, rows: int) -> int:
@@ -94,13 +93,13 @@ def _image_flops(config: LMMConfig, rows: int) -> int:
 
 
 def training_flops(config: LMMConfig, recipe: Recipe, *, length: int, answer: int) -> int:
-    """FLOPs of all train steps of a recipe, and of the image features that stages read instead of pictures.
+    """Returns the FLOPs of all train steps of a recipe, and of cached image features.
 
     Args:
-        config: the model that its first stage finds.
+        config: config of the initial model.
         recipe: the recipe.
-        length: prompt tokens a sample.
-        answer: answer tokens a sample.
+        length: prompt tokens per sample.
+        answer: answer tokens per sample.
 
     Returns:
         FLOPs.

@@ -1,4 +1,4 @@
-"""A run's folder: one recipe, stages, export, report; opened by one run at a time."""
+"""The folder of a run: recipe, stages, export and report; only one process may open it at a time."""
 
 import json
 import os
@@ -22,20 +22,20 @@ from experiments.run.schema.recipe import difference, dump_recipe, load_recipe, 
 
 RECIPE, STATUS, INPUTS = "recipe.toml", "status.json", "inputs.json"
 BEAT = 15.0
-"""Seconds between two notes of time and energy: what a killed process loses of them."""
+"""Seconds between updates of time and energy in status.json; a killed process loses at most that much."""
 WHOLE = "run"
-"""Names the energy of all that is done while the folder is open."""
+"""Key of the energy of the whole run."""
 
 
 class InUse(AntgmmError):
-    """Another process holds a run's folder."""
+    """The folder of the run is in use by another process."""
 
 
 class RunFolder:
-    """Paths of a run.
+    """Paths, lock, time and energy of a run.
 
     Args:
-        path: the folder.
+        path: folder of the run.
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -47,23 +47,23 @@ class RunFolder:
 
     @property
     def seconds(self) -> float:
-        """Wall time of the run: of this process since it named the folder, and of all that held it before."""
+        """Wall time of the run in seconds, including earlier processes."""
         return self._before + time.monotonic() - self._began
 
     @property
     def energy(self) -> dict[str, Energy]:
-        """Energy of the run, under `WHOLE`, and of its parts, of all processes that held it: name -> energy."""
+        """Energy of the run (`WHOLE`) and of its parts, including earlier processes."""
         return {part: read() for part, read in [*self._meters.items()]}
 
     @contextmanager
     def metered(self, part: str) -> Iterator[Callable[[], Energy]]:
-        """Counts the energy of a part of the run; what earlier processes have spent on it counts in.
+        """Measures the energy of a part of the run, and adds it to that of earlier processes.
 
         Args:
-            part: its name.
+            part: name of the part.
 
         Yields:
-            read(): the energy of all that was done for it so far.
+            read(): returns the total energy of the part so far.
         """
         from experiments.run.host.metering import metered  # an extra's, and not every user of a folder counts energy
 
@@ -73,22 +73,22 @@ class RunFolder:
             yield self._meters[part]
 
     def stage(self, number: int, name: str) -> Path:
-        """Folder of a finished stage, counted from 1."""
+        """Folder of a finished stage; numbers start at 1."""
         return self.path / "stages" / f"{number:02d}-{name}"
 
     def steps(self, number: int, name: str) -> Path:
-        """Folder of the step checkpoints of a stage that is not finished."""
+        """Folder of the step checkpoints of an unfinished stage."""
         return self.path / "steps" / f"{number:02d}-{name}"
 
     def finished(self, number: int, name: str) -> bool:
-        """Whether a stage is complete; step checkpoints that it has left behind are then removed.
+        """Whether a stage is complete; if so, removes its step checkpoints.
 
         Args:
-            number: its place, counted from 1.
-            name: its name.
+            number: position of the stage, from 1.
+            name: name of the stage.
 
         Raises:
-            AntgmmError: its folder is there but damaged.
+            AntgmmError: the folder of the stage is damaged.
         """
         done = self.stage(number, name)
         if not checkpoint.is_complete(done):
@@ -99,25 +99,25 @@ class RunFolder:
         return True
 
     def _write_status(self, state: str, **more: Any) -> None:
-        energy = {part: found._asdict() for part, found in self.energy.items()}
+        energy = {part: used._asdict() for part, used in self.energy.items()}
         write_json(self.path / STATUS, {"state": state, "seconds": self.seconds, "energy": energy, **more})
 
     def _recall(self) -> None:
-        """Takes up the time and energy that earlier processes took, as far as they came to note them."""
+        """Loads time and energy of earlier processes from status.json."""
         try:
             status = json.loads((self.path / STATUS).read_text())
             self._before = status["seconds"]
-            self._meters = {part: partial(Energy, **found) for part, found in status["energy"].items()}
+            self._meters = {part: partial(Energy, **used) for part, used in status["energy"].items()}
         except (OSError, ValueError, KeyError):
             return
 
     @contextmanager
     def _counted(self) -> Iterator[None]:
-        """Notes time and energy again and again, for a process that is killed has no last word."""
+        """Writes time and energy to status.json periodically, so that they survive if the process is killed."""
         done = threading.Event()
 
         def note() -> None:
-            # A full disk is told by whoever has something to save.
+            # Ignore a full disk here: saving something important will report it.
             with suppress(AntgmmError):
                 self._write_status("running")
 
@@ -139,23 +139,23 @@ class RunFolder:
 
     @contextmanager
     def opened(self, recipe: Recipe | Training) -> Iterator[None]:
-        """Holds the folder for this recipe and this run; status.json says `running`, then `complete` or `failed`.
+        """Locks the folder for a recipe; status.json is `running`, then `complete` or `failed`.
 
-        Where several processes make the run, the first one holds it for all.
+        With several processes, the first one locks it for all.
 
         Args:
-            recipe: the run's.
+            recipe: recipe of the run.
 
         Raises:
-            AntgmmError: the folder is another recipe's or holds something else.
-            InUse: another process has it.
+            AntgmmError: the folder belongs to another recipe or contains other files.
+            InUse: another process has locked it.
         """
         with ExitStack() as stack:
-            by_first(lambda: stack.enter_context(self._held(recipe)))
+            by_first(lambda: stack.enter_context(self._locked(recipe)))
             yield
 
     @contextmanager
-    def _held(self, recipe: Recipe | Training) -> Iterator[None]:
+    def _locked(self, recipe: Recipe | Training) -> Iterator[None]:
         self._check(recipe)
         self.path.mkdir(parents=True, exist_ok=True)
         try:
@@ -174,31 +174,31 @@ class RunFolder:
             raise InUse(f"{self.path} is in use by another process: wait for it or choose another folder") from error
 
     def check(self, recipe: Recipe | Training) -> None:
-        """Refuses a folder that is another recipe's or no run; writes nothing.
+        """Checks that the folder is new or belongs to the recipe, without writing anything.
 
         Args:
-            recipe: the run's.
+            recipe: recipe of the run.
 
         Raises:
-            AntgmmError: says what the folder is.
+            AntgmmError: the folder belongs to another recipe or contains other files.
         """
         by_first(lambda: self._check(recipe))
 
     def bind(self, **digests: str) -> None:
-        """Notes what the run reads, or refuses to go on with something else: stages of both would not fit together.
+        """Records digests of the run's inputs, or checks them when a run is resumed.
 
         Args:
-            digests: of the teacher, the data: whatever a path in the recipe stands for.
+            digests: digests of the inputs, such as teacher and data.
 
         Raises:
-            AntgmmError: the folder was begun with another.
+            AntgmmError: the run was started with other inputs.
         """
         by_first(lambda: self._bind(digests))
 
     def _bind(self, digests: dict[str, str]) -> None:
         before = json.loads(self.inputs.read_text()) if self.inputs.exists() else digests
         if other := [name for name, digest in digests.items() if before.get(name) != digest]:
-            raise AntgmmError(f"{self.path} was begun with another {other[0]}: choose another folder or remove it")
+            raise AntgmmError(f"{self.path} was started with another {other[0]}: choose another folder or remove it")
         write_json(self.inputs, digests)
 
     def _check(self, recipe: Recipe | Training) -> None:
@@ -208,30 +208,30 @@ class RunFolder:
             try:
                 before = load(own)
             except AntgmmError as error:
-                fault = str(error).partition("; ")[0]
+                reason = str(error).partition("; ")[0]
                 raise AntgmmError(
-                    f"{self.path} was begun by another command or version ({fault}): finish it with that one, or"
+                    f"{self.path} was started by another command or version ({reason}): finish it with that one, or"
                     " choose another folder"
                 ) from None
-            if found := difference(before, recipe):
+            if changed := difference(before, recipe):
                 raise AntgmmError(
-                    f"{self.path} is a run of another recipe ({found}): choose another folder or remove it"
+                    f"{self.path} is a run of another recipe ({changed}): choose another folder or remove it"
                 )
         elif self.path.exists() and any(not _hidden(name) for name in os.listdir(self.path)):
             raise AntgmmError(f"{self.path} is not empty and not a run: choose another folder")
 
 
 def _hidden(name: str) -> bool:
-    """Whether a name is of ours and stands for nothing yet: the lock, or what a killed process was writing."""
+    """Whether a file is the lock, or a temporary file of a killed process."""
     return name == ".lock" or (name.startswith(".") and name.endswith(".tmp"))
 
 
 @contextmanager
 def held(place: Path) -> Iterator[None]:
-    """Holds what several runs share: the second to come waits; processes of one run go in together.
+    """Locks a file or folder that several runs share; other runs wait.
 
     Args:
-        place: file or folder; the lock lies beside it.
+        place: file or folder; the lock file is next to it.
     """
     place.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(place.with_suffix(".lock")) if first() else nullcontext():
@@ -239,16 +239,16 @@ def held(place: Path) -> Iterator[None]:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Writes a file under a temporary name and renames it."""
+    """Writes a file atomically."""
     with new_file(path) as partial:
         partial.write_bytes(content)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes UTF-8 under a temporary name and renames it."""
+    """Writes a UTF-8 file atomically."""
     write_bytes(path, text.encode())
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Writes JSON under a temporary name and renames it."""
+    """Writes a JSON file atomically."""
     write_text(path, json.dumps(value, indent=1, default=float) + "\n")

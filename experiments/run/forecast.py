@@ -1,7 +1,7 @@
-"""What a run is going to do, part by part, and about how long each part takes on this machine.
+"""Forecast of a run: its parts, and an estimate of their durations on this machine.
 
-FLOPs are analytic (`pruning.costs`, `experiments.run.flops`); a matrix product timed at the start says how fast the
-machine is. The constants were fitted to the parts of `antgmm demo` on two cores; on other hardware they are a guess.
+Estimates use analytic FLOPs (`pruning.costs`, `experiments.run.flops`) and the measured rate of a matrix product. The
+constants were fitted to `antgmm demo` on two cores; on other hardware they are only a guess.
 """
 
 import time
@@ -25,9 +25,9 @@ from experiments.run.schema import Recipe, Training
 from pruning.costs import total_parameters
 
 SHARE = 0.5
-"""Share of a matrix product's rate that train steps and forward passes reach."""
+"""Rate of train steps and forward passes relative to that of a matrix product."""
 CALL, COMPILE, CLOSE = 3e-3, 5.0, 40.0
-"""Seconds beside the FLOPs: of one batch, of compiling a program, and of the export gate and latency together."""
+"""Seconds in addition to FLOPs: per batch, per compiled program, and for export gate and latency together."""
 BATCH, SCORES = 64, "scores after "
 _PROBED, _SIDE = 8, 1024
 
@@ -36,11 +36,11 @@ class Part(NamedTuple):
     """A part of a run.
 
     Attributes:
-        title: names it, as its progress does.
-        work: what it does, in a few words.
-        flops: floating-point operations of its matrix products.
-        batches: that it goes through.
-        seconds: that it takes beside these.
+        title: title, as in progress messages.
+        work: short description.
+        flops: FLOPs of its matrix products.
+        batches: number of batches.
+        seconds: additional seconds.
     """
 
     title: str
@@ -51,15 +51,15 @@ class Part(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """The data of a run.
+    """Statistics of the data of a run.
 
     Attributes:
-        trained: records that are trained on.
-        scored: records that scores are measured on.
-        hard: harder records that are scored at the end.
-        prompt: mean tokens of a prompt, those of the pictures included.
-        answer: mean tokens of an answer.
-        slots: mean picture slots of a record.
+        trained: number of training records.
+        scored: number of test records.
+        hard: number of hard test records.
+        prompt: mean number of prompt tokens, including image tokens.
+        answer: mean number of answer tokens.
+        slots: mean number of image slots.
         read: seconds to read and encode a record.
     """
 
@@ -73,19 +73,19 @@ class Rows(NamedTuple):
 
 
 def look_at(source: Source, encoder: Encoder) -> dict[str, Any]:
-    """Mean lengths of the first records, and how long encoding one takes.
+    """Measures mean lengths of the first records and the time to encode one.
 
     Args:
         source: the records.
-        encoder: of the model.
+        encoder: encoder of the model.
 
     Returns:
-        `prompt`, `answer`, `slots` and `read`, for `Rows`; nothing where all of them are bad.
+        `prompt`, `answer`, `slots` and `read` for `Rows`; empty if all of these records are invalid.
     """
     encoded, times = [], []
     for index in range(min(_PROBED, len(source))):
         begin = time.perf_counter()
-        with suppress(BadRow):  # refused when all are read
+        with suppress(BadRow):  # reported when all records are read
             encoded.append(encoder(source.read(index)))
         times.append(time.perf_counter() - begin)
     if not encoded:
@@ -96,25 +96,25 @@ def look_at(source: Source, encoder: Encoder) -> dict[str, Any]:
 
 
 def parts(recipe: Recipe | Training, start: LMMConfig, rows: Rows) -> list[Part]:
-    """The parts of a run, in order.
+    """Returns the parts of a run, in order.
 
     Args:
         recipe: the recipe.
-        start: the model that its first stage finds.
-        rows: its data.
+        start: config of the initial model.
+        rows: statistics of the data.
 
     Returns:
-        What a person waits for, one after another.
+        The parts.
     """
     records, questions = rows.trained + rows.scored + rows.hard, rows.scored + rows.hard
-    made = [Part("reading", f"{records} records", seconds=records * rows.read), *_cache(recipe, start, rows)]
+    result = [Part("reading", f"{records} records", seconds=records * rows.read), *_cache(recipe, start, rows)]
     models = [start] if isinstance(recipe, Recipe) else []
     for stage in stage_flops(start, recipe, length=rows.prompt, answer=rows.answer):
-        made += _stage(stage, rows)
+        result += _stage(stage, rows)
         models = [*models[:1], stage.after] if isinstance(recipe, Recipe) else [stage.after]
     flops = questions * sum(_answer_flops(model, rows) for model in models)
     batches = len(models) * questions / BATCH * rows.answer
-    return [*made, Part("report", f"export, latency, scores on {questions} questions", flops, batches, CLOSE)]
+    return [*result, Part("report", f"export, latency, scores on {questions} questions", flops, batches, CLOSE)]
 
 
 def _cache(recipe: Recipe | Training, teacher: LMMConfig, rows: Rows) -> list[Part]:
@@ -134,18 +134,20 @@ def _stage(stage: StageFlops, rows: Rows) -> list[Part]:
     before, after = sizes(stage.before), sizes(stage.after)
     cuts = ", ".join(f"{axis} {before[axis]} to {after[axis]}" for axis in table.sizes)
     steps = f"{table.steps} steps of {table.optimizer.batch_size}"
-    made = [Part(work.title, f"{cuts}; {steps}" if cuts else steps, rows.slots * stage.steps, table.steps, 2 * COMPILE)]
+    result = [
+        Part(work.title, f"{cuts}; {steps}" if cuts else steps, rows.slots * stage.steps, table.steps, 2 * COMPILE)
+    ]
     if stage.features:
         flops, batches = rows.slots * stage.features, rows.trained / BATCH
-        made.insert(0, Part("image features", f"{rows.trained} records", flops, batches))
+        result.insert(0, Part("image features", f"{rows.trained} records", flops, batches))
     if work.objective == "answers":
         flops, batches = rows.scored * _answer_flops(stage.after, rows), rows.scored / BATCH * rows.answer
-        made.append(Part(f"{SCORES}{work.title}", f"{rows.scored} questions", flops, batches))
-    return made
+        result.append(Part(f"{SCORES}{work.title}", f"{rows.scored} questions", flops, batches))
+    return result
 
 
 def _forward_flops(config: LMMConfig, rows: Rows) -> tuple[float, float]:
-    """FLOPs of a forward pass over one record: over its pictures, and over its words."""
+    """FLOPs of a forward pass over one record: of the image side, and of the language model."""
     length, answer = (rows.prompt, rows.answer) if config.encoder_decoder else (rows.prompt + rows.answer, 0)
     flops = pruning.forward_flops(config, 1, length, answer)
     image = sum(flops[part] for part in IMAGE_SIDE)
@@ -153,14 +155,14 @@ def _forward_flops(config: LMMConfig, rows: Rows) -> tuple[float, float]:
 
 
 def _answer_flops(config: LMMConfig, rows: Rows) -> float:
-    """FLOPs of one answer."""
+    """FLOPs of generating one answer."""
     phases = pruning.cost(config, 1, rows.prompt, rows.answer).flops
     flops = {phase: sum(towers.values()) for phase, towers in phases.items()}
     return sum(flops.values()) + (rows.slots - 1) * flops["vision"]
 
 
 def matmul_rate() -> float:
-    """FLOPs a second of a matrix product in float32, the fastest of several."""
+    """Measures the FLOP/s of a float32 matrix product, the best of several."""
     square, product, taken = jnp.ones((_SIDE, _SIDE)), jax.jit(jnp.dot), []
     for _ in range(6):
         begin = time.perf_counter()
@@ -170,7 +172,7 @@ def matmul_rate() -> float:
 
 
 def seconds(part: Part, rate: float) -> float:
-    """About how long a part takes.
+    """Estimates the duration of a part.
 
     Args:
         part: the part.
@@ -183,21 +185,21 @@ def seconds(part: Part, rate: float) -> float:
 
 
 def announce(recipe: Recipe | Training, start: LMMConfig, rows: Rows, done: Collection[str] = ()) -> None:
-    """Prints what a run is going to do, and about how long each part and the whole take.
+    """Prints the parts of a run with estimated durations.
 
     Args:
         recipe: the recipe.
-        start: the model that its first stage finds.
-        rows: its data.
-        done: titles of stages that are complete.
+        start: config of the initial model.
+        rows: statistics of the data.
+        done: titles of complete stages.
     """
     [*_, last] = stage_flops(start, recipe, length=rows.prompt, answer=rows.answer)
     before, after = total_parameters(start), total_parameters(last.after)
     smaller = f" to about {count(after)}, {before / after:.3g} times fewer" if after < before else ""
-    say(f"{count(before)} parameters{smaller}; what is done, and about how long it takes:")
+    say(f"{count(before)} parameters{smaller}; the parts of the run, with estimated durations:")
     todo = [part for part in parts(recipe, start, rows) if part.title.removeprefix(SCORES) not in done]
     rate = matmul_rate()
     for part in todo:
         say(f"  {clock(seconds(part, rate)):>7}  {part.title}: {part.work}")
     total = clock(sum(seconds(part, rate) for part in todo))
-    say(f"  {total:>7}  in all, a guess from {count(rate)}FLOP/s that a matrix product reaches here")
+    say(f"  {total:>7}  in total, estimated from {count(rate)}FLOP/s of a matrix product on this machine")

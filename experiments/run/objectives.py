@@ -1,4 +1,4 @@
-"""What a stage is trained on: answers, of the data and of a teacher, or what MAAD-synth's pictures show."""
+"""Training objectives of a stage: answers (of the data and a teacher), or facts about MAAD-synth's images."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
@@ -25,14 +25,14 @@ from experiments.run.student import Student
 
 
 class Shared(NamedTuple):
-    """What all stages of a run share.
+    """Objects that all stages of a run share.
 
     Attributes:
-        recipe: the run's.
-        teacher: where targets come from.
-        samples: the records that are trained on.
-        features: their image features.
-        bridge_weights: stage -> weights of the tokens that the bridge hands on, as `distill.parts` takes them.
+        recipe: recipe of the run.
+        teacher: source of targets.
+        samples: training records.
+        features: cached image features of the records.
+        bridge_weights: stage -> weights of the bridge's output tokens for `distill.parts`.
     """
 
     recipe: Recipe | Training
@@ -43,12 +43,12 @@ class Shared(NamedTuple):
 
 
 class Objective(Protocol):
-    """How a stage is trained.
+    """Training objective of a stage.
 
     Attributes:
-        data: the batches of its steps.
-        teacher: where the targets of the batches come from.
-        root: what stands before the model's own paths in those of the trained parameters.
+        data: training batches.
+        teacher: source of targets.
+        root: prefix of the model's parameter paths in the trained parameters.
     """
 
     root: str
@@ -60,25 +60,25 @@ class Objective(Protocol):
         ...
 
     def like(self, config: LMMConfig, optimizer: Optimizer) -> State:
-        """A state, or its description, that a checkpoint of a model is restored into."""
+        """Returns a state, or its shapes, as the target for restoring a checkpoint."""
         ...
 
     def step(self, config: LMMConfig, keep: Mapping[str, np.ndarray], optimizer: Optimizer) -> Step:
-        """How one step is taken on a model whose units lie at `keep` in the teacher."""
+        """Creates the train step for a model with the kept units `keep` of the teacher."""
         ...
 
     def learnt(self, trained: Params) -> Params:
-        """What was trained of the model itself, by its top-level names."""
+        """Returns the trained parameters of the model, by top-level names."""
         ...
 
 
 class Answers:
-    """Labels, and what a teacher makes of the same rows.
+    """Training on labels and on a teacher's outputs.
 
     Args:
         work: the stage.
-        shared: what it has in common with the others.
-        start: the model that it finds.
+        shared: objects that all stages share.
+        start: model before the stage.
     """
 
     root = ""
@@ -96,13 +96,13 @@ class Answers:
         return init_state(self._start.params, optimizer)
 
     def like(self, config: LMMConfig, optimizer: Optimizer) -> State:
-        """The description of a state, laid over the devices of this mesh, which may be another than the saver's."""
+        """Returns the shapes of a state with sharding for the current mesh, which may differ from the saved one."""
         pure = functional(config)
         like = jax.eval_shape(lambda: init_state(pure.init(jax.random.key(0)), optimizer))
         return lay_out(like, pure.axes, optimizer)
 
     def step(self, config: LMMConfig, keep: Mapping[str, np.ndarray], optimizer: Optimizer) -> Step:
-        """A step on the weighted losses of the stage."""
+        """Creates a step with the weighted losses of the stage."""
         table = self._stage.optimizer
         compared = parts(config, keep, bridge_weights=self._bridge_weights)
         return make_step(
@@ -116,11 +116,11 @@ class Answers:
         )
 
     def learnt(self, trained: Params) -> Params:
-        """All parameters."""
+        """Returns all parameters."""
         return trained
 
     def _shuffled(self, seed: int, shared: Shared) -> Batches:
-        """Batches with image features in the place of pictures where the stage leaves them as they are."""
+        """Training batches, with cached image features if the stage does not change the image side."""
         stage, start, features = self._stage, self._start, None
         if reads_features(start.config, stage, segment_targets(start.config, stage)[-1]):
             features = shared.features(start.config, start.params, stage.shift)
@@ -129,7 +129,7 @@ class Answers:
         return shared.samples.shuffled(
             stage.optimizer.batch_size,
             seed,
-            # What reads no answer compiles one program for all lengths.
+            # Losses that do not read answers need only one shape.
             full=not (stage.loss.reads_answers or shared.samples.pack),
             features=features,
             pictures=self.teacher.reads_pictures,
@@ -139,21 +139,21 @@ class Answers:
 
 
 class Facts:
-    """What MAAD-synth's pictures show: trains the image side with heads of its own, which are then dropped.
+    """Pretraining of the image side on facts about MAAD-synth's images, with heads that are dropped afterwards.
 
     Args:
         work: the stage.
-        shared: what it has in common with the others.
-        start: the model that it finds.
+        shared: objects that all stages share.
+        start: model before the stage.
 
     Raises:
-        AntgmmError: a model without a bridge that has a stack, or one that pictures of this data cannot pretrain.
+        AntgmmError: the model's bridge has no stack, or the model does not fit the facts.
     """
 
     root, teacher = "model/", NO_TEACHER
 
     def __init__(self, work: Work, shared: Shared, start: Student):
-        assert isinstance(shared.recipe.data, MaadData)  # the schema says so
+        assert isinstance(shared.recipe.data, MaadData)  # checked by the schema
         name = shared.recipe.data.tier
         self._stage, self._start, self._facts = work.stage, start, latent_sizes(name)
         self._trained = with_heads(
@@ -167,11 +167,11 @@ class Facts:
         return init_state(self._trained, optimizer)
 
     def like(self, config: LMMConfig, optimizer: Optimizer) -> State:
-        """A fresh state."""
+        """Returns an initial state."""
         return self.begin(optimizer)
 
     def step(self, config: LMMConfig, keep: Mapping[str, np.ndarray], optimizer: Optimizer) -> Step:
-        """A step on the facts and cells of the pictures."""
+        """Creates a step with the losses of facts and cells."""
         table = self._stage.optimizer
         return facts_step(
             facts_loss(config, self._start.params, self._facts, dtype=jnp.dtype(table.dtype), remat=table.remat),
@@ -179,20 +179,19 @@ class Facts:
         )
 
     def learnt(self, trained: Params) -> Params:
-        """The image side."""
+        """Returns the parameters of the image side."""
         return trained["model"]
 
 
 def facts_step(loss: Loss, optimizer: Optimizer) -> Step:
-    """One jitted step on the facts of pictures; for `distill.train`.
+    """Creates the train step for facts, for `distill.train`.
 
     Args:
         loss: from `data.maad.facts.facts_loss`.
         optimizer: from `distill.make_optimizer`.
 
     Returns:
-        The step, whose gates and teacher are not read. Metrics: those of the loss with `loss`, `grad_norm` and
-        `learning_rate`.
+        The step; it ignores gates and teacher. Metrics: those of the loss, `loss`, `grad_norm` and `learning_rate`.
     """
 
     def step(state: State, batch: Any, gates: Any, teacher: Any, rate: jax.Array):
@@ -206,4 +205,4 @@ def facts_step(loss: Loss, optimizer: Optimizer) -> Step:
 
 
 OBJECTIVES: dict[str, Callable[[Work, Shared, Student], Objective]] = {"answers": Answers, "facts": Facts}
-"""How each objective of a stage is trained."""
+"""Name -> training objective."""

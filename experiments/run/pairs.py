@@ -1,4 +1,4 @@
-"""More to learn from the same samples: each picture with other samples' questions, answered by the teacher."""
+"""Additional training records: images of samples with questions of other samples, answered by the teacher."""
 
 import hashlib
 import json
@@ -30,18 +30,18 @@ BATCH = 128
 def with_pairs(
     recipe: Recipe, samples: Samples, config: LMMConfig, params: Params, processor: ProcessorMixin, folder: Path
 ) -> Samples:
-    """The samples of a recipe, and those that its `teacher.pairs` asks for.
+    """Adds the records of `teacher.pairs` to the samples of a recipe.
 
     Args:
         recipe: the recipe.
         samples: its samples.
-        config: the teacher.
-        params: its parameters.
-        processor: its processor.
-        folder: where its answers are kept, `KEY.answers.json`.
+        config: config of the teacher.
+        params: parameters of the teacher.
+        processor: processor of the teacher.
+        folder: folder for the teacher's answers, `KEY.answers.json`.
 
     Returns:
-        Both together.
+        All samples.
     """
     pairs = encoded(recipe, paired(samples.records, recipe.teacher.pairs), processor, config)
     longest = recipe.evaluate.max_new_tokens
@@ -55,17 +55,17 @@ def with_pairs(
 
     place = folder / key[:16]
     with held(place):
-        found = answered(pairs.records, ask, place.with_suffix(".answers.json"), key)
-    return encoded(recipe, Joined(samples.records, found), processor, config, trained=True)
+        answered_pairs = answered(pairs.records, ask, place.with_suffix(".answers.json"), key)
+    return encoded(recipe, Joined(samples.records, answered_pairs), processor, config, trained=True)
 
 
 class Paired(Source):
-    """Records that each take question and text from one sample and the pictures from another.
+    """Records that combine the question and text of one sample with the images of another.
 
     Args:
         source: the samples.
-        asks: which sample asks, of each record.
-        shows: which one shows.
+        asks: number of the sample with the question, for each record.
+        shows: number of the sample with the images, for each record.
     """
 
     def __init__(self, source: Source, asks: np.ndarray, shows: np.ndarray):
@@ -75,7 +75,7 @@ class Paired(Source):
         return len(self._asks)
 
     def words(self, index: int) -> Row:
-        """A record without its pictures; its answer is still that to the question's own."""
+        """Returns a record without images; its answer is still that of the question's own sample."""
         asks, shows = (self._source.words(int(each[index])) for each in (self._asks, self._shows))
         return replace(asks, id=f"{asks.id} on {shows.id}", images=())
 
@@ -84,17 +84,17 @@ class Paired(Source):
         return Record(**{**vars(self.words(index)), "images": images})
 
     def digest(self) -> str:
-        """A digest of the samples and of which ask and show."""
+        """Returns a digest of the samples and of the combinations."""
         return _digest(self._source.digest(), self._asks.tobytes(), self._shows.tobytes())
 
 
 class Answered(Source):
-    """Some records of a source with other answers.
+    """Selected records of a source, with other answers.
 
     Args:
         source: the records.
-        rows: which of them.
-        answers: theirs.
+        rows: numbers of the selected records.
+        answers: their answers.
     """
 
     def __init__(self, source: Source, rows: Sequence[int], answers: Sequence[str]):
@@ -104,19 +104,19 @@ class Answered(Source):
         return len(self._rows)
 
     def words(self, index: int) -> Row:
-        """A record without its pictures."""
+        """Returns a record without images."""
         return replace(self._source.words(self._rows[index]), answer=self._answers[index])
 
     def __getitem__(self, index: int) -> Record:  # pyright: ignore[reportIncompatibleMethodOverride]
         return replace(self._source[self._rows[index]], answer=self._answers[index])
 
     def digest(self) -> str:
-        """A digest of the records and their answers."""
+        """Returns a digest of the records and their answers."""
         return _digest(self._source.digest(), repr((self._rows, self._answers)).encode())
 
 
 class Joined(Source):
-    """Records of two sources, one after the other."""
+    """The records of two sources, one after the other."""
 
     def __init__(self, first: Source, second: Source):
         self._parts, self.drawn = (first, second), first.drawn or second.drawn
@@ -131,7 +131,7 @@ class Joined(Source):
         return (self._parts[0], index) if index < first else (self._parts[1], index - first)
 
     def words(self, index: int) -> Row:
-        """A record without its pictures."""
+        """Returns a record without images."""
         source, place = self._part(index)
         return source.words(place)
 
@@ -140,7 +140,7 @@ class Joined(Source):
         return source[place]
 
     def digest(self) -> str:
-        """A digest of both."""
+        """Returns a digest of both sources."""
         return _digest(*(part.digest() for part in self._parts))
 
 
@@ -152,17 +152,16 @@ def _digest(*parts: str | bytes) -> str:
 
 
 def paired(records: Source, count: int) -> Paired:
-    """Records that each take question and text from one sample and the pictures from another.
+    """Creates records that combine the question and text of one sample with the images of another.
 
-    Every sample gives its question, and its pictures, once before any gives them again. The draw is always the same:
-    what it makes is a part of the data.
+    All samples are used equally often. The combinations are always the same, as they are part of the data.
 
     Args:
         records: at least two samples.
-        count: how many records to make.
+        count: number of records.
 
     Returns:
-        The records; their answers are still those to the question's own pictures.
+        The records, with the answers of the questions' own samples.
     """
     rng = np.random.default_rng(0)
     turns = [rng.permutation(len(records)) for _ in range(-(-count // len(records)))]
@@ -172,25 +171,25 @@ def paired(records: Source, count: int) -> Paired:
 
 
 def answered(records: Source, answers: Callable[[], list[str]], file: Path, key: str) -> Answered:
-    """Records with a model's answers, which are kept in a file; those that it answers with nothing are left out.
+    """Replaces answers by those of a model, which are cached in a file; records with empty answers are left out.
 
     Args:
         records: the records.
-        answers: asks the model, record by record.
-        file: JSON, written once.
-        key: of the model and the records; answers under another key are asked for anew.
+        answers: computes the model's answer to each record.
+        file: JSON file of the cache.
+        key: key of model and records; cached answers with another key are not used.
 
     Returns:
         The records.
     """
 
     def kept() -> list[str] | None:
-        found = json.loads(file.read_text()) if file.exists() else {}
-        return found["answers"] if found.get("key") == key else None
+        stored = json.loads(file.read_text()) if file.exists() else {}
+        return stored["answers"] if stored.get("key") == key else None
 
-    said = kept()
-    if said is None:
-        said = answers()
-        by_first(lambda: write_json(file, {"key": key, "answers": said}))
-    rows = [row for row, answer in enumerate(said) if answer]
-    return Answered(records, rows, [said[row] for row in rows])
+    replies = kept()
+    if replies is None:
+        replies = answers()
+        by_first(lambda: write_json(file, {"key": key, "answers": replies}))
+    rows = [row for row, answer in enumerate(replies) if answer]
+    return Answered(records, rows, [replies[row] for row in rows])

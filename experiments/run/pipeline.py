@@ -1,4 +1,4 @@
-"""A whole run: a start, stages, export, scores; started again it goes on where it stopped."""
+"""A run: initial model, stages, export and scores; an interrupted run can be resumed."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -43,16 +43,16 @@ GATE_PROMPTS = 320
 
 
 class Outcome(NamedTuple):
-    """What a run hands to its report.
+    """Result of a run, for its report.
 
     Attributes:
-        folder: the run's folder, held by this process.
-        recipe: its recipe.
-        teacher: the model that was cut; None where one was trained without a teacher.
-        student: the last stage's model as it was read back from the exported files.
-        test: records that scores are measured on.
-        hard: harder records, scored as well; None where the recipe names none.
-        processor: of both models.
+        folder: folder of the run, locked by this process.
+        recipe: recipe of the run.
+        teacher: the model that was pruned; None if a model was trained without a teacher.
+        student: the final model, loaded from the exported files.
+        test: test records.
+        hard: hard test records, or None.
+        processor: processor of both models.
     """
 
     folder: RunFolder
@@ -65,13 +65,12 @@ class Outcome(NamedTuple):
 
 
 class Run:
-    """One run of stages, on the ambient mesh if there is one, in one process or several.
+    """A run, on the current mesh if there is one, in one or several processes.
 
     Args:
-        recipe: what to do.
-        path: the run's folder.
-        cache: folder of teacher caches, one for each teacher and data, for runs that share them; the run's own unless
-            given.
+        recipe: the recipe.
+        path: folder of the run.
+        cache: folder of teacher caches that several runs share; by default inside the folder of the run.
     """
 
     def __init__(self, recipe: Recipe | Training, path: str | Path, *, cache: Path | None = None):
@@ -80,13 +79,13 @@ class Run:
 
     @contextmanager
     def exported(self) -> Iterator[Outcome]:
-        """Runs, or goes on with, the stages and the export; the folder is held, and status.json says so, until the end.
+        """Starts or resumes stages and export; the folder is locked inside the context.
 
         Yields:
-            What the report is made of.
+            The result of the run, for its report.
 
         Raises:
-            AntgmmError: bad input, or the export does not answer as the student does.
+            AntgmmError: invalid input, or the export gate failed.
         """
         with self._opened() as student:
             exported = self._export(student)
@@ -95,28 +94,27 @@ class Run:
             )
 
     def finish_stages(self) -> Student:
-        """Runs, or goes on with, the stages alone: neither export nor report.
+        """Starts or resumes the stages, without export and report.
 
         Returns:
-            The model that the last one leaves.
+            The model after the last stage.
 
         Raises:
-            AntgmmError: bad input.
+            AntgmmError: invalid input.
         """
         with self._opened() as student:
             return student
 
     def scores(self) -> dict[str, Any]:
-        """Runs, or goes on with, the stages alone, and scores what they leave: neither export nor report.
+        """Starts or resumes the stages and evaluates the final model, without export and report.
 
-        The last stage trains on answers, as all do that distil.
+        The last stage must train on answers.
 
         Returns:
-            `params`, `sizes`, `seconds`, `exact_match`, `by_type`, and `exact_match_hard` where the recipe names hard
-            records.
+            `params`, `sizes`, `seconds`, `exact_match`, `by_type`, and `exact_match_hard` if there are hard records.
 
         Raises:
-            AntgmmError: bad input.
+            AntgmmError: invalid input.
         """
         with self._opened() as student:
             last = self.recipe.work[-1]
@@ -129,13 +127,13 @@ class Run:
 
     @contextmanager
     def _opened(self) -> Iterator[Student]:
-        """The folder held, and all stages run: the model that the last one leaves."""
+        """Locks the folder and runs all stages; yields the final model."""
         recipe = self.recipe
         for work in recipe.work:
-            own_rows(work.stage.optimizer.batch_size)  # refuses what the mesh does not divide
+            own_rows(work.stage.optimizer.batch_size)  # checks that the mesh divides the batch
         self.folder.check(recipe)
         begin = opening(recipe)
-        # A recipe that cannot run must not claim the folder.
+        # Lock the folder only after checking that the recipe can run.
         with self.folder.opened(recipe):
             records = load_both(recipe)
             student, self.origin = begin(records[0])
@@ -146,7 +144,7 @@ class Run:
             yield student
 
     def _announce(self, records: tuple[Source, Source], config: LMMConfig) -> None:
-        """Prints the parts of the run that are left, with about how long they take."""
+        """Prints the remaining parts of the run with estimated durations."""
         recipe, limits = self.recipe, {"max_length": self.recipe.max_length, "max_answer": self.recipe.max_answer}
         encoder = Encoder(self.origin.processor, config, **limits, template=prompt_of(recipe))
         hard = recipe.hard.samples if recipe.hard else 0
@@ -155,14 +153,14 @@ class Run:
             announce(recipe, config, Rows(len(records[0]), len(records[1]), hard, **looks), done)
 
     def _prepared(self, records: tuple[Source, Source], config: LMMConfig) -> Shared:
-        """Encodes the records, checks what stages could not train with, and asks the teacher for its targets."""
+        """Encodes the records, checks the stages, and prepares the teacher's targets."""
         recipe, (teacher, processor, _) = self.recipe, self.origin
         samples, self.test = encode_both(recipe, records, processor, config)
         samples.check_types({work.title: (*work.stage.repeat,) for work in recipe.work})
         for work in recipe.work:
             packed = recipe.pack and work.objective == "answers"
             check_steps(work, abstract(config), 0 if packed else len(samples.repeated(work.stage.repeat)))
-        # Read before anything is trained: what is wrong with them is refused now.
+        # Before training, so that invalid records are reported now.
         self.hard = None if recipe.hard is None else encoded(recipe, load_records(recipe.hard), processor, config)
         if self.hard is not None:
             self.test.pad_prompts_like(self.hard)
@@ -191,41 +189,41 @@ class Run:
 
     def _trained(self, work: Work, student: Student, shared: Shared, energy: Callable[[], Energy]) -> Student:
         working = self.folder.steps(work.number, work.stage.name)
-        left = StageRun(work, shared, working).run(student)
-        after = Student(left.config, {**student.params, **left.params}, left.keep)
-        metrics: dict[str, Any] = {"history": left.history}
+        result = StageRun(work, shared, working).run(student)
+        after = Student(result.config, {**student.params, **result.params}, result.keep)
+        metrics: dict[str, Any] = {"history": result.history}
         if work.objective == "answers":
             metrics["scores"] = self._scores(f"scores after {work.title}", after, self.test)
             say(f"{work.title}: exact match {metrics['scores']['exact_match']:.3f}")
         metrics["energy"] = energy()._asdict()
-        record = self._record(work, left, shared) | {"metrics": metrics}
-        checkpoint.save_stage(self.folder.stage(work.number, work.stage.name), {"params": left.params}, record)
+        record = self._record(work, result, shared) | {"metrics": metrics}
+        checkpoint.save_stage(self.folder.stage(work.number, work.stage.name), {"params": result.params}, record)
         checkpoint.discard_steps(working)
         return after
 
-    def _record(self, work: Work, left: Left, shared: Shared) -> dict[str, Any]:
-        """What a stage's folder says beside its arrays and metrics; where its units lie, if in a teacher."""
+    def _record(self, work: Work, result: Left, shared: Shared) -> dict[str, Any]:
+        """Record of a stage without metrics; with its kept units if there is a teacher."""
         record = {
             "stage": work.stage.model_dump(mode="json"),
             "objective": work.objective,
-            "config": to_dict(left.config),
+            "config": to_dict(result.config),
             "seed": self.recipe.seed,
             "data": shared.samples.fingerprint,
-            "position": left.position,
+            "position": result.position,
         }
         if self.origin.teacher is None:
             return record
         parent = self.origin.parent
         if work.number > 1:
             parent = str(self.folder.stage(work.number - 1, self.recipe.work[work.number - 2].stage.name))
-        return record | {"parent": parent, "teacher": teacher_key(self.origin.teacher.params), "keep": left.keep}
+        return record | {"parent": parent, "teacher": teacher_key(self.origin.teacher.params), "keep": result.keep}
 
     def _scores(self, title: str, student: Student, records: Samples) -> dict[str, Any]:
         longest = self.recipe.evaluate.max_new_tokens
         return scored(title, student.config, student.params, records, self.origin.processor, max_new_tokens=longest)[0]
 
     def _export(self, student: Student) -> Student:
-        """Exports the model; the same as the files hold it."""
+        """Exports the model, and loads it again from the files."""
         recipe, folder = self.recipe, self.folder
         like = Path(recipe.start or folder.path / "processor")
         if not recipe.start:
@@ -249,7 +247,7 @@ class Run:
         return Student(config, float32(config, params), student.keep)
 
     def _questions(self) -> Questions:
-        """What the export gate asks: some of the questions that the student is scored on."""
+        """Questions for the export gate: the first test records."""
         batches, tokenizer = [], self.origin.processor.tokenizer
         for batch in self.test.in_order(min(64, len(self.test)), prompts=True):
             batches.append({**batch, "id": np.array(self.test.names(batch["index"]))})

@@ -1,4 +1,4 @@
-"""How a checkpoint is asked: noted beside its files, where whoever serves or cuts it finds the words."""
+"""Prompt templates, which are stored next to the files of a checkpoint."""
 
 import json
 from pathlib import Path
@@ -9,30 +9,30 @@ from experiments.run.folder import write_json
 from experiments.run.schema import Recipe, Training
 
 NOTE = "antgmm.json"
-"""File of a Hugging Face directory that `transformers` does not read."""
+"""File with the prompt template in a Hugging Face directory; `transformers` ignores it."""
 
 
 def note_prompt(directory: Path, template: str) -> None:
-    """Notes how the model in a directory was asked.
+    """Stores the prompt template of a checkpoint.
 
     Args:
-        directory: its Hugging Face directory.
-        template: of its prompts.
+        directory: Hugging Face directory.
+        template: prompt template.
     """
     write_json(directory / NOTE, {"prompt": template})
 
 
 def noted_prompt(directory: str | Path) -> str:
-    """How the model in a directory is asked.
+    """Returns the prompt template of a checkpoint.
 
     Args:
-        directory: its Hugging Face directory.
+        directory: Hugging Face directory.
 
     Returns:
-        The template that is noted there, or else the usual one.
+        The stored template, or else the default.
 
     Raises:
-        AntgmmError: the note is none.
+        AntgmmError: the file is invalid.
     """
     note = Path(directory) / NOTE
     try:
@@ -42,15 +42,15 @@ def noted_prompt(directory: str | Path) -> str:
 
 
 def prompt_of(recipe: Recipe | Training) -> str:
-    """How the model of a recipe is asked.
+    """Returns the prompt template of a recipe.
 
     Args:
         recipe: the recipe.
 
     Returns:
-        The recipe's own template, else that of the checkpoint it starts from, else the usual one.
+        The recipe's template, else that of the initial checkpoint, else the default.
 
     Raises:
-        AntgmmError: as `noted_prompt`.
+        AntgmmError: as in `noted_prompt`.
     """
     return recipe.prompt or (noted_prompt(recipe.start) if recipe.start else PROMPT)

@@ -1,4 +1,4 @@
-"""The one way by which a result leaves: a Hugging Face directory that is whole, and checked where it is a student's."""
+"""Atomic export of a model as a Hugging Face directory, with the export gate for students."""
 
 import shutil
 from collections.abc import Mapping, Sequence
@@ -21,13 +21,13 @@ from experiments.run.prompts import note_prompt
 
 
 class Questions(NamedTuple):
-    """What the export gate asks of the written files and of the parameters in memory.
+    """Questions for the export gate.
 
     Attributes:
-        batches: full training batches with prompts, as `export_gate.check` takes them.
+        batches: training batches with prompts, as in `export_gate.check`.
         max_new_tokens: length of the greedy answers.
         eos: token that ends an answer.
-        pad: token after the end.
+        pad: token after the end of an answer.
     """
 
     batches: Sequence[Mapping[str, np.ndarray]]
@@ -46,31 +46,31 @@ def publish(
     prompt: str,
     questions: Questions | None = None,
 ) -> GateResult | None:
-    """Writes a model as a Hugging Face directory; under its name stands a whole one that has passed, or none.
+    """Exports a model as a Hugging Face directory, atomically and only if it passes the export gate.
 
     All processes of a run call it; the first one writes.
 
     Args:
-        config: the model.
-        params: its parameters, on the devices of all processes or on the host.
-        directory: where to; a directory of that name is replaced.
-        like: checkpoint directory whose tokenizer, processor and other settings are taken along.
-        dtype: of the tensors, by name.
-        prompt: template of the prompts that the model was trained with; noted beside the files.
-        questions: of the export gate, for a student; None writes without it.
+        config: model config.
+        params: model parameters, on the devices of all processes or on the host.
+        directory: target folder; an existing one is replaced.
+        like: checkpoint directory to copy tokenizer, processor and other settings from.
+        dtype: name of the tensors' dtype.
+        prompt: prompt template, stored with the files.
+        questions: questions for the export gate; None for no gate.
 
     Returns:
-        What the gate measured, in the first process; None without a gate.
+        Result of the gate, in the first process; None without a gate.
 
     Raises:
-        AntgmmError: a shape that cannot be served, a full disk, or a gate that does not pass; nothing is left then.
+        AntgmmError: the shape is not legal, the disk is full, or the gate failed; nothing is written then.
     """
     target = jax.numpy.dtype(dtype)
     params = jax.tree.map(lambda leaf: gather(leaf).astype(target), params)
     unchecked = directory.with_name(f".{directory.name}.unchecked")
 
     def write() -> GateResult | None:
-        shutil.rmtree(unchecked, ignore_errors=True)  # of a process that was killed
+        shutil.rmtree(unchecked, ignore_errors=True)  # left by a killed process
         try:
             save_hf(config, params, unchecked, like=like)
             note_prompt(unchecked, prompt)
@@ -84,7 +84,7 @@ def publish(
 
 
 def _checked(config: LMMConfig, params: Any, written: Path, directory: Path, questions: Questions) -> GateResult:
-    with working("export gate: PyTorch answers from the files"):
+    with working("export gate: comparing PyTorch with JAX"):
         result = export_gate.check(written, config, params, **questions._asdict())
     if not result.passed:
         raise AntgmmError(f"{directory} was not written: the export gate failed: {result.where}")

@@ -1,4 +1,4 @@
-"""Random pictures and tokens where there are no data: for benchmarks, and as prompts of the export gate."""
+"""Random batches for benchmarks and for the export gate without data."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,24 +9,24 @@ from antgmm_jax.config import LMMConfig
 
 
 def random_batch(config: LMMConfig, rows: int, *, words: int = 16, answer: int = 8, seed: int = 0) -> dict[str, Any]:
-    """A training batch of random pictures and tokens, with the prompts alone under `prompt/`.
+    """Creates a training batch of random images and tokens, with the prompts alone under `prompt/`.
 
     Args:
-        config: the model that is to read it.
-        rows: samples.
-        words: prompt tokens beside the image's.
+        config: model config.
+        rows: number of samples.
+        words: prompt tokens, without image tokens.
         answer: answer tokens.
-        seed: another seed is another batch.
+        seed: random seed.
 
     Returns:
-        Arrays with `transformers`' names, the pictures as a tree, `positions`, `targets`, and the row numbers, `index`.
+        Model inputs with the names of `transformers`, `images`, `positions`, `targets`, and row numbers `index`.
     """
     rng = np.random.default_rng(seed)
     vision, language = config.vision, config.language
 
     def tokens(length: int) -> np.ndarray:
         ids = rng.integers(2, language.vocab - 1, (rows, length), dtype=np.int32)
-        # The image's own token stands where the image is, and nowhere else.
+        # The image token must only occur at the image.
         return np.where(ids == config.image_token, ids - 1, ids)
 
     image = np.full((rows, config.image_tokens), config.image_token, np.int32)
@@ -46,15 +46,15 @@ def random_batch(config: LMMConfig, rows: int, *, words: int = 16, answer: int =
 
 
 def teacher_forced(config: LMMConfig, prompt: Mapping[str, np.ndarray], targets: np.ndarray) -> dict[str, np.ndarray]:
-    """What a model reads to predict given answers, prompts without padding.
+    """Builds model inputs for teacher forcing, from prompts without padding.
 
     Args:
-        config: the model that is to read it.
+        config: model config.
         prompt: `input_ids` and `attention_mask`, [B, T].
         targets: answer tokens, [B, A].
 
     Returns:
-        Tokens and mask with `transformers`' names, and `positions` [B, A] of the states that predict the targets.
+        Tokens and mask with the names of `transformers`, and `positions` [B, A] of the logits that predict the targets.
     """
     language, (rows, answer) = config.language, targets.shape
     if config.encoder_decoder:

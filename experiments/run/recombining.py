@@ -1,4 +1,4 @@
-"""Recombination: cuts of several runs of one teacher joined, each axis from one of them, and distilled as one stage."""
+"""Recombination: merges the prunings of several runs with the same teacher, and distils the result in one stage."""
 
 import fnmatch
 import json
@@ -21,24 +21,24 @@ from experiments.run.schema.recipe import load_recipe
 from experiments.run.student import cut_record, keep_of, teacher_key, whole
 
 NAME = "recombined"
-"""Names the folder of the joined cut: `stages/00-recombined`."""
+"""Name of the folder of the merged model: `stages/00-recombined`."""
 
 
 class Source(NamedTuple):
-    """A finished stage, and patterns of the axes that are taken from it."""
+    """A finished stage, and patterns of the axes to take from it."""
 
     stage: Path
     patterns: tuple[str, ...]
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Reads `STAGE` or `STAGE:PATTERN,PATTERN`, as in `runs/a/stages/01-blocks:*/layers`.
+        """Parses `STAGE` or `STAGE:PATTERN,PATTERN`, for example `runs/a/stages/01-blocks:*/layers`.
 
         Args:
-            text: what stands behind `--from`.
+            text: value of `--from`.
 
         Returns:
-            The source; without patterns, of every axis that the stage's model has cut.
+            The source; without patterns, for all pruned axes.
         """
         stage, colon, patterns = text.rpartition(":")
         return cls(Path(stage if colon else text), tuple(patterns.split(",")) if colon else ("*",))
@@ -47,21 +47,21 @@ class Source(NamedTuple):
 def recombine(
     path: str | Path, run: str | Path, sources: Sequence[Source], steps: int, overrides: Sequence[str] = ()
 ) -> Run:
-    """Joins the sources' cuts and cuts the teacher's weights so: what a run with one stage of distillation starts from.
+    """Prepares a run that prunes the teacher like the merged sources and distils it in one stage.
 
     Args:
-        path: a recipe; its teacher, data, loss and optimizer are used, its stages are not.
-        run: the run's folder.
-        sources: where axes come from.
+        path: a recipe; its stages are ignored.
+        run: folder of the run.
+        sources: sources of the axes.
         steps: distillation steps.
         overrides: as in `load_recipe`.
 
     Returns:
-        The run, which is to be finished; one that was stopped goes on.
+        The run; an interrupted one can be resumed.
 
     Raises:
-        AntgmmError: a source of another teacher, an axis from two sources, a local axis without a row for a chosen
-            layer, counts that make no legal model.
+        AntgmmError: a source has another teacher, an axis comes from two sources, a kept layer has no indices on a
+            local axis, or the sizes are not legal.
     """
     folder = RunFolder(run)
     merged = folder.stage(0, NAME)
@@ -84,13 +84,13 @@ def recombine(
 
 
 def distillation(path: str | Path, parent: Path, steps: int, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe with one stage that only distils, from a parent.
+    """Returns a recipe with one stage that distils the model of a parent stage.
 
     Args:
         path: the recipe.
-        parent: the stage to start from.
+        parent: folder of the parent stage.
         steps: distillation steps.
-        overrides: as in `load_recipe`; laid over the file before.
+        overrides: as in `load_recipe`.
 
     Returns:
         The recipe.
@@ -100,47 +100,51 @@ def distillation(path: str | Path, parent: Path, steps: int, overrides: Sequence
 
 
 def joined(config: LMMConfig, key: str, sources: Sequence[Source]) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """The keep that several stages' cuts make together.
+    """Merges the kept units of several stages.
 
     Args:
-        config: the teacher.
-        key: the teacher's `teacher_key`.
-        sources: stages, and the axes that are taken from each.
+        config: config of the teacher.
+        key: `teacher_key` of the teacher.
+        sources: stages with the axes to take from each.
 
     Returns:
-        The keep, in the teacher's coordinates, and the stage that each cut axis comes from.
+        Kept units of the teacher, and the stage of each pruned axis.
 
     Raises:
-        AntgmmError: as `recombine`.
+        AntgmmError: as in `recombine`.
     """
     taken: list[dict[str, np.ndarray]] = []
     origin: dict[str, str] = {}
     for source in sources:
         cuts = _cuts(config, key, source)
         taken.append(cuts)
-        # Where two sources claim an axis, `merge` refuses and names both.
+        # If two sources prune an axis, `merge` raises an error.
         origin |= dict.fromkeys(cuts, str(source.stage))
     try:
         return pruning.merge(*taken, config=config, names=[str(source.stage) for source in sources]), origin
     except AntgmmError as error:
-        raise AntgmmError(f"{error}{_whence(str(error), origin)}") from error
+        raise AntgmmError(f"{error}{_origins(str(error), origin)}") from error
 
 
 def _cuts(config: LMMConfig, key: str, source: Source) -> dict[str, np.ndarray]:
-    """The axes of a stage's keep that its model has fewer of than the teacher, as far as the patterns fit."""
+    """Kept units of a stage's pruned axes that match the patterns."""
     record = cut_record(source.stage)
     if record["teacher"] != key:
-        raise AntgmmError(f"{source.stage} was cut from another teacher than the recipe's: recombine stages of one")
+        raise AntgmmError(
+            f"{source.stage} was cut from another teacher than the recipe's: use stages with the same teacher"
+        )
     whole = pruning.identity(config)
     cut = {axis: keep for axis, keep in keep_of(record).items() if not np.array_equal(keep, whole[axis])}
     for pattern in source.patterns:
         if not fnmatch.filter(cut, pattern):
-            raise AntgmmError(f"{source.stage} cuts no axis that fits {pattern!r}: it cuts {', '.join(sorted(cut))}")
+            raise AntgmmError(
+                f"{source.stage} prunes no axis that matches {pattern!r}: it prunes {', '.join(sorted(cut))}"
+            )
     return {axis: keep for axis, keep in cut.items() if any(fnmatch.fnmatchcase(axis, p) for p in source.patterns)}
 
 
-def _whence(message: str, origin: Mapping[str, str]) -> str:
-    """Which stages the axes come from that a refusal is about."""
+def _origins(message: str, origin: Mapping[str, str]) -> str:
+    """Text with the stages of the axes in an error message."""
     named = [axis for axis in origin if axis in message and origin[axis] not in message]
     return f" ({', '.join(f'{axis} comes from {origin[axis]}' for axis in named)})" if named else ""
 
@@ -151,6 +155,6 @@ def _save_once(merged: Path, params: Any, record: Mapping[str, Any]) -> None:
             raise AntgmmError(f"{merged} is damaged: remove it and start again")
         checkpoint.save_stage(merged, {"params": params}, record)
         return
-    found = keep_of(checkpoint.load_record(merged))
-    if any(not np.array_equal(found[axis], index) for axis, index in record["keep"].items()):
-        raise AntgmmError(f"{merged} joins other cuts than these: choose another run folder")
+    stored = keep_of(checkpoint.load_record(merged))
+    if any(not np.array_equal(stored[axis], index) for axis, index in record["keep"].items()):
+        raise AntgmmError(f"{merged} merges other prunings than these: choose another run folder")

@@ -1,4 +1,4 @@
-"""Encoded records, and the batches that a model reads of them."""
+"""Encoded records and their batches."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,43 +23,43 @@ from experiments.run.host.console import bar
 
 
 def load_processor(directory: str | Path) -> ProcessorMixin:
-    """The processor of a checkpoint directory.
+    """Loads the processor of a checkpoint directory.
 
     Raises:
-        AntgmmError: the directory has none that loads offline.
+        AntgmmError: the directory has no processor that can be loaded offline.
     """
     try:
         return AutoProcessor.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, ImportError) as error:
         raise AntgmmError(
-            f"{directory} has no processor that AutoProcessor reads offline: save the model's processor there"
+            f"{directory} has no processor that AutoProcessor can load: save the model's processor there"
         ) from error
 
 
 class Samples:
-    """Encoded records, read a batch at a time: in memory are a few numbers of each.
+    """Encoded records that are read batch by batch; only a few numbers per record are in memory.
 
     Args:
         records: the records.
-        processor: the model's.
-        config: the model.
-        max_length: most tokens of a prompt beside the pictures'.
-        max_answer: most tokens of an answer.
-        buckets: widths that training batches are cut to, beside the full one; empty: the full one alone.
-        prompt_buckets: the same for the prompts of a model with an encoder, whose `buckets` are of answers.
-        pack: tokens of a row that several samples share in training batches; 0: each has its own.
-        prompt: template of what the model is asked, as `data.record.prompt` takes it.
+        processor: processor of the model.
+        config: model config.
+        max_length: maximum number of prompt tokens, without image tokens.
+        max_answer: maximum number of answer tokens.
+        buckets: widths of training batches, in addition to the full width.
+        prompt_buckets: widths of prompts for a model with an encoder, whose `buckets` are for answers.
+        pack: tokens per row of packed training batches; 0 for one sample per row.
+        prompt: prompt template, see `data.record.prompt`.
 
     Attributes:
-        records: the records, by number.
-        rows: the encoded records, by number.
-        needs: columns and picture slots that each takes in a batch.
+        records: the records.
+        rows: the encoded records.
+        needs: columns and image slots that each record needs.
         pack: as given.
         fingerprint: digest of all token ids and pixels.
 
     Raises:
-        AntgmmError: bad rows or rows that are too long, all named; a model that does not pack, or has no prompts apart;
-            a processor that does not fit the model.
+        AntgmmError: lists invalid and too long rows; or the model does not support `pack` or `prompt_buckets`, or the
+            processor does not fit the model.
     """
 
     def __init__(
@@ -76,9 +76,9 @@ class Samples:
         prompt: str = PROMPT,
     ):
         if pack and config.encoder_decoder:
-            raise AntgmmError(f"pack = {pack}: only models without an encoder read packed rows: use buckets")
+            raise AntgmmError(f"pack = {pack}: only models without an encoder can read packed rows: use buckets")
         if prompt_buckets and not config.encoder_decoder:
-            raise AntgmmError("prompt_buckets: a model without an encoder reads prompt and answer in one: use buckets")
+            raise AntgmmError("prompt_buckets: a model without an encoder has no separate prompts: use buckets")
         self.records = records if isinstance(records, Source) else Held(records)
         encoder = Encoder(processor, config, max_length=max_length, max_answer=max_answer, template=prompt)
         self.rows = open_encoded(self.records, encoder, shown=bar)
@@ -88,49 +88,49 @@ class Samples:
         self._cut = collate.widths(self.needs, apart, buckets=buckets, prompt_buckets=prompt_buckets)
         self._prompt_width = collate.bucket(int(self.rows.index.prompt.max()))
         self.pack, self.fingerprint = pack, self.rows.index.fingerprint
-        # What is decoded from files takes longer than a step of a small model.
+        # Decoding image files takes longer than a step of a small model.
         self._threads = 1 if self.rows.kept else THREADS
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def names(self, index: np.ndarray) -> list[Any]:
-        """Ids of the records of some numbers, nested as the numbers are; "" for -1, which is none."""
+        """Returns the ids of records as nested lists like `index`; "" for -1."""
         if index.ndim > 1:
             return [self.names(part) for part in index]
         return [self.records.words(int(row)).id if row >= 0 else "" for row in index]
 
     def pad_prompts_like(self, other: "Samples") -> None:
-        """Pads the prompts of two sets of questions to one width, so that one program answers both.
+        """Pads the prompts of two sets of samples to the same width, so that they share a compiled program.
 
         Args:
-            other: the other set, whose prompts are padded too.
+            other: the other samples, which are changed too.
         """
         self._prompt_width = other._prompt_width = max(self._prompt_width, other._prompt_width)
 
     def rows_of(self, types: Sequence[str]) -> np.ndarray:
-        """The rows whose questions are of some types.
+        """Returns the rows with given question types.
 
         Args:
-            types: names of types; empty: all.
+            types: question types; empty for all.
 
         Returns:
             Row numbers, ascending.
 
         Raises:
-            AntgmmError: a type that no row is of.
+            AntgmmError: no row has one of the types.
         """
         known = self.rows.index.names
         if absent := sorted(set(types) - set(known)):
-            raise AntgmmError(f"no question is of type {', '.join(absent)}: the data has {', '.join(sorted(known))}")
+            raise AntgmmError(f"no question has type {', '.join(absent)}: the data has {', '.join(sorted(known))}")
         wanted = np.array([not types or name in types for name in known])
         return np.flatnonzero(wanted[self.rows.index.types])
 
     def repeated(self, times: Mapping[str, int]) -> np.ndarray:
-        """Every row, those of some question types several times.
+        """Returns all rows, with rows of some question types repeated.
 
         Args:
-            times: type -> how often; the others once.
+            times: question type -> number of repetitions; 1 for other types.
 
         Returns:
             Row numbers, ascending.
@@ -139,13 +139,13 @@ class Samples:
         return np.repeat(np.arange(len(self)), often[self.rows.index.types])
 
     def check_types(self, wanted: Mapping[str, Sequence[str]]) -> None:
-        """Refuses types that no row is of.
+        """Checks that question types occur in the data.
 
         Args:
-            wanted: who asks -> names of types.
+            wanted: name for messages -> question types.
 
         Raises:
-            AntgmmError: the first such type, and who asks for it.
+            AntgmmError: a type does not occur.
         """
         for who, types in wanted.items():
             try:
@@ -164,44 +164,43 @@ class Samples:
         rows: np.ndarray | None = None,
         shift: int = 0,
     ) -> Batches:
-        """Endless shuffled training batches, cut to the buckets or packed; the iterator's position resumes it.
+        """Returns an endless, resumable iterator of shuffled training batches, with buckets or packing.
 
         Args:
-            size: rows a batch.
-            seed: of the order.
-            full: leave all padding and rows of one sample, and an order that does not depend on the buckets.
-            features: image features of all rows, from `image_features`, that stand in for the pictures; one of a row's
-                views whenever it is seen.
-            pictures: keep the pictures beside them, for a teacher that reads them.
-            rows: which rows an epoch visits, and each as often as it stands there; None: all once.
-            shift: pixels by which pictures are moved at random, at most, each way.
+            size: rows per batch.
+            seed: seed of the order.
+            full: no buckets and no packing: full width, and an order that does not depend on buckets.
+            features: cached image features of all rows instead of images; each visit uses a random view.
+            pictures: also include images, for a teacher that reads them.
+            rows: row numbers that an epoch visits (repeated for several visits); None for all once.
+            shift: maximum random shift of images in pixels, in each direction.
 
         Returns:
-            The iterator; of packed rows, `index` is [size, M] with -1 for none.
+            The iterator; with packing, `index` is [size, M] with -1 for none.
 
         Raises:
-            AntgmmError: fewer rows than a batch needs.
+            AntgmmError: there are fewer rows than `size`.
         """
         seen, own = Seen(shift, features, pictures), own_rows(size)
-        about = {"size": size, "seed": seed, "visits": rows, "threads": self._threads}
+        options = {"size": size, "seed": seed, "visits": rows, "threads": self._threads}
         if self.pack and not full:
             answer = self._whole.answer[-1]
-            return packed_batches(self.rows, self.needs, width=self.pack, answer=answer, own=own, seen=seen, **about)
+            return packed_batches(self.rows, self.needs, width=self.pack, answer=answer, own=own, seen=seen, **options)
         widths = self._whole if full else self._cut
 
         def make(index: np.ndarray, rng: np.random.Generator) -> Arrays:
             shape, choices = widths.holds(self.needs.of(index)), seen.choices(rng, index.shape)[own]
             return batch(self.rows, index[own], self._layout, shape, seen=seen, choices=choices)
 
-        return batches(make, widths.groups(self.needs), **about)
+        return batches(make, widths.groups(self.needs), **options)
 
     def facts(self, size: int, seed: int, names: Sequence[str]) -> Batches:
-        """Endless shuffled batches of pictures with what they show, for pretraining an image encoder.
+        """Returns an endless iterator of shuffled batches of images with facts, for pretraining an image encoder.
 
         Args:
-            size: rows a batch.
-            seed: of the order.
-            names: facts.
+            size: rows per batch.
+            seed: seed of the order.
+            names: names of the facts.
 
         Returns:
             The iterator of `images`, `cells` and `fact/NAME` int32 [size].
@@ -209,36 +208,36 @@ class Samples:
         own = own_rows(size)
 
         def make(index: np.ndarray, rng: np.random.Generator) -> Arrays:
-            found = [self.rows[int(row)] for row in index[own]]
-            shown = collate.pictures([[row["images"]] for row in found], self._whole.slots[-1])
-            facts = {f"fact/{name}": np.array([row["latents"][name] for row in found]) for name in names}
-            cells = np.stack([row["cells"] for row in found])
-            return {"images": shown, "cells": cells, **facts, "index": index[own].astype(np.int32)}
+            encoded = [self.rows[int(row)] for row in index[own]]
+            images = collate.pictures([[row["images"]] for row in encoded], self._whole.slots[-1])
+            facts = {f"fact/{name}": np.array([row["latents"][name] for row in encoded]) for name in names}
+            cells = np.stack([row["cells"] for row in encoded])
+            return {"images": images, "cells": cells, **facts, "index": index[own].astype(np.int32)}
 
         return batches(make, np.zeros(len(self), int), size=size, seed=seed, threads=self._threads)
 
     def in_order(self, size: int, *, prompts: bool = False, by_length: bool = False) -> Iterator[Arrays]:
-        """Every row once; the last batch repeats its last row, so that one shape is compiled.
+        """Iterates over all rows once; the last batch is filled up with its last row.
 
         Args:
-            size: rows a batch; under a mesh the next number that its devices divide.
-            prompts: add the prompts alone, for generation, under `prompt/`.
-            by_length: rows with short answers first, instead of the order of the records.
+            size: rows per batch; under a mesh, rounded up to a multiple of its devices.
+            prompts: also include the prompts alone under `prompt/`, for generation.
+            by_length: order by answer length instead of record number.
 
         Yields:
-            Training batches with `index`, the rows' numbers; under a mesh the rows of this process's devices.
+            Training batches with row numbers `index`; under a mesh, the rows of this process.
         """
         order = np.argsort(self.needs.answer, kind="stable") if by_length else np.arange(len(self))
         yield from self._once(order, size, self._whole, self._prompt_width if prompts else 0)
 
     def by_bucket(self, size: int) -> Iterator[Arrays]:
-        """Every row once, the shorter first, cut to `buckets`: for a teacher that reads each row once.
+        """Iterates over all rows once, in order of length and padded to `buckets`, for a teacher.
 
         Args:
-            size: rows a batch; under a mesh the next number that its devices divide.
+            size: rows per batch; under a mesh, rounded up to a multiple of its devices.
 
         Yields:
-            Training batches as of `in_order`.
+            Training batches as in `in_order`.
         """
         apart = self._layout.apart
         order = np.argsort(self.needs.answer if apart else self.needs.text, kind="stable")
@@ -252,11 +251,11 @@ class Samples:
             yield batch(self.rows, index[own], self._layout, shape, prompt=prompt)
 
     def pictures(self, size: int, moves: Int[np.ndarray, "V N 2"]) -> Iterator[list[Arrays]]:
-        """Every row's pictures once, in order; batches as of `in_order`.
+        """Iterates over the images of all rows in order, in batches as in `in_order`.
 
         Args:
-            size: rows a batch.
-            moves: rows and columns that a row's pictures are moved by in each view.
+            size: rows per batch.
+            moves: vertical and horizontal shift of each row's images in each view.
 
         Yields:
             `images` [B, M, ...] of each view.
@@ -264,10 +263,10 @@ class Samples:
         size = whole_rows(size)
         own, slots = own_rows(size), self._whole.slots[-1]
         for index in visits_once(np.arange(len(self)), size):
-            found = [self.rows.images(int(row)) for row in index[own]]
+            trees = [self.rows.images(int(row)) for row in index[own]]
             yield [
                 collate.pictures(
-                    [[moved(tree, move)] for tree, move in zip(found, view[index[own]], strict=True)], slots
+                    [[moved(tree, move)] for tree, move in zip(trees, view[index[own]], strict=True)], slots
                 )
                 for view in moves
             ]

@@ -1,4 +1,4 @@
-"""Scores of a model, with progress: the one call by which runs, reports and commands let a model answer."""
+"""Evaluation of a model with a progress bar, for runs, reports and commands."""
 
 from typing import Any
 
@@ -21,19 +21,19 @@ def scored(
     max_new_tokens: int,
     batch_size: int = 64,
 ) -> tuple[dict[str, Any], list[str]]:
-    """Lets a model answer every question; all processes of a run do it together.
+    """Evaluates a model; all processes of a run call it together.
 
     Args:
-        title: of the progress bar.
-        config: the model.
-        params: its parameters.
+        title: title of the progress bar.
+        config: model config.
+        params: model parameters.
         records: encoded records.
-        processor: decodes answers.
-        max_new_tokens: longest answer.
-        batch_size: questions at a time.
+        processor: processor of the model.
+        max_new_tokens: maximum length of answers.
+        batch_size: questions per batch.
 
     Returns:
-        What `data.metrics.scores` gives, and the answers.
+        The result of `data.metrics.scores`, and the answers.
     """
     with bar(title, len(records)) as update:
         return evaluate(

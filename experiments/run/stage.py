@@ -1,4 +1,4 @@
-"""One stage: the way from a model to a smaller or better trained one, resumable at any step."""
+"""A stage: prunes and trains a model; it can be resumed at any step."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -24,15 +24,15 @@ from experiments.run.student import Student
 
 
 class _Place(NamedTuple):
-    """Where a running stage stands, beside its arrays.
+    """Progress of a running stage, without its arrays.
 
     Attributes:
-        config: the model as it is now.
-        keep: its units in the teacher.
-        cuts: segments whose cut is done.
-        plan: what the segment at hand closes and cuts, in the model's coordinates; empty outside a mask phase.
-        scores: of the units that the plan cuts.
-        history: points of the loss curves so far.
+        config: current model config.
+        keep: kept units of the teacher.
+        cuts: number of segments that are pruned already.
+        plan: units that the current segment keeps, as indices of the current model; empty unless gates are closing.
+        scores: scores of the axes in `plan`.
+        history: points of the loss curves.
     """
 
     config: LMMConfig
@@ -44,14 +44,14 @@ class _Place(NamedTuple):
 
 
 def optimizer_of(stage: Stage, root: str = "") -> Optimizer:
-    """The optimizer of a stage; rates of what it freezes are left out.
+    """Creates the optimizer of a stage, without rates of frozen parameters.
 
     Args:
         stage: the stage.
-        root: what stands before the model's own paths in those of the parameters that are trained.
+        root: prefix of the model's parameter paths in the trained parameters.
 
     Returns:
-        The optimizer, with a schedule that runs once over the stage's steps.
+        The optimizer, with a schedule over the steps of the stage.
     """
     table, frozen = stage.optimizer, stage.frozen
     rates = {root + path: rate for path, rate in table.rates.items() if not any(under(path, one) for one in frozen)}
@@ -59,14 +59,14 @@ def optimizer_of(stage: Stage, root: str = "") -> Optimizer:
 
 
 class Left(NamedTuple):
-    """What a stage leaves.
+    """Result of a stage.
 
     Attributes:
-        config: the model.
-        params: what was trained of it: all parameters, or those under some top-level names.
-        keep: its units in the teacher.
+        config: model config.
+        params: trained parameters, possibly only those under some top-level names.
+        keep: kept units of the teacher.
         history: points of the loss curves.
-        position: where its data stand.
+        position: position in the data.
     """
 
     config: LMMConfig
@@ -77,11 +77,11 @@ class Left(NamedTuple):
 
 
 class StageRun:
-    """Runs one stage.
+    """Runs a stage.
 
     Args:
         work: the stage.
-        shared: what it has in common with the others of the run.
+        shared: objects that all stages share.
         working: folder of its step checkpoints.
     """
 
@@ -89,13 +89,13 @@ class StageRun:
         self.work, self.stage, self.shared, self.working = work, work.stage, shared, working
 
     def run(self, start: Student) -> Left:
-        """Cuts and trains, or goes on with it.
+        """Starts or resumes the stage.
 
         Args:
-            start: the model that the stage finds.
+            start: model before the stage.
 
         Returns:
-            What it leaves.
+            The result of the stage.
         """
         stage, steps = self.stage, self.stage.mask_steps + self.stage.recover_steps
         targets = segment_targets(start.config, stage)

@@ -1,4 +1,4 @@
-"""What a run begins with: a teacher, a cut of it, or a model that is yet to be taught."""
+"""The initial model of a run: a teacher, a pruned model, or a model to be trained."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -17,12 +17,12 @@ from experiments.run.training import fresh, shape_of
 
 
 class Origin(NamedTuple):
-    """Where the model of a run comes from.
+    """Origin of the initial model of a run.
 
     Attributes:
-        teacher: what is cut and learnt from; None where a model is trained without one.
-        processor: of both.
-        parent: folder of the stage that the model was read from; "" for none.
+        teacher: the teacher; None if a model is trained without one.
+        processor: processor of the models.
+        parent: folder of the stage with the initial model; "" for none.
     """
 
     teacher: Student | None
@@ -31,17 +31,16 @@ class Origin(NamedTuple):
 
 
 def opening(recipe: Recipe | Training) -> Callable[[Source], tuple[Student, Origin]]:
-    """Reads what a recipe starts from, and refuses what cannot be cut or trained.
+    """Loads and checks the initial model of a recipe.
 
     Args:
         recipe: the recipe.
 
     Returns:
-        records that are trained on -> what the first stage finds, and its origin; a model from random parameters gets a
-        tokenizer of them.
+        training records -> (initial model, origin). For random parameters, the tokenizer is trained on the records.
 
     Raises:
-        AntgmmError: no such checkpoint, sizes that no model has, or stages that the model cannot take.
+        AntgmmError: the checkpoint does not exist, sizes are not legal, or the stages do not fit the model.
     """
     if isinstance(recipe, Recipe):
         start = _cut_from(recipe)

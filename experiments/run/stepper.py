@@ -1,4 +1,4 @@
-"""What makes a stage or phase resumable at any step: its checkpoints, its place in the data, its loss curves."""
+"""Step checkpoints of a stage, with its position in the data and its loss curves."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -9,15 +9,15 @@ from data.batching import Batches
 from distill import Progress, State
 
 HISTORY_EVERY = 10
-"""Steps between two points of the loss curves."""
+"""Steps between points of the loss curves."""
 
 
 class Stepper:
-    """The step checkpoints of a running stage or phase, each with its place in the data.
+    """Saves and restores step checkpoints with their position in the data.
 
     Args:
-        folder: where they lie.
-        data: the batches that the steps take; sought to the right place when a state is restored.
+        folder: folder of the checkpoints.
+        data: training batches; `restore` sets their position.
     """
 
     def __init__(self, folder: Path, data: Batches):
@@ -27,42 +27,42 @@ class Stepper:
 
     @property
     def last(self) -> str:
-        """Name of the newest checkpoint, for errors; "" where there is none."""
+        """Name of the latest checkpoint, for messages; "" if there is none."""
         return "" if self._step is None else str(self._folder / f"{self._step:08d}")
 
     def record(self) -> dict[str, Any] | None:
-        """What the caller saved beside the newest state; None where there is no checkpoint."""
+        """Returns the record of the latest checkpoint; None if there is none."""
         return None if self._step is None else checkpoint.load_step_record(self._folder, self._step)
 
     def restore(self, like: State) -> State:
-        """The newest state; the data goes on with the batch after it.
+        """Restores the latest state and the position in the data.
 
         Args:
-            like: a state of the same shapes, or their description; the new one lies on the devices where it does.
+            like: a state, or its shapes, with the sharding for the restored state.
 
         Returns:
             The state.
 
         Raises:
-            AntgmmError: the checkpoint is damaged, or of other shapes.
+            AntgmmError: the checkpoint is damaged or has other shapes.
         """
-        assert self._step is not None, "nothing was saved: ask record() first"
+        assert self._step is not None, "there is no checkpoint: check record() first"
         state, record = checkpoint.load_step(self._folder, self._step, like)
         self._data.seek(record["position"])
         return state
 
     def save(self, state: State, record: Mapping[str, Any]) -> str:
-        """Begins to save a state with its place in the data; it is written while the next steps are taken.
+        """Starts saving a state and the position in the data, in the background.
 
         Args:
-            state: after its last step.
-            record: what else is needed to go on, as JSON types.
+            state: the state.
+            record: further data to save, as JSON types.
 
         Returns:
-            The checkpoint's name.
+            Name of the checkpoint.
 
         Raises:
-            AntgmmError: it, or the one before, cannot be written.
+            AntgmmError: this or the previous checkpoint cannot be written.
         """
         self.finish()
         step = int(state.step)
@@ -71,19 +71,19 @@ class Stepper:
         return self.last
 
     def finish(self) -> None:
-        """Waits until what was saved is on disk. Raises AntgmmError where it cannot be written."""
+        """Waits until the checkpoint is on disk. Raises AntgmmError if it cannot be written."""
         saved, self._saved = self._saved, lambda: None
         saved()
 
 
 def add_point(history: list[dict[str, float]], progress: Progress) -> None:
-    """Adds the step's metrics to the loss curves where a point is due.
+    """Adds the metrics of a step to the loss curves every `HISTORY_EVERY` steps and at the end.
 
-    The loop also reports the first step after a restart, and a resumed run takes some steps again: neither counts.
+    Steps that a resumed run repeats are not added again.
 
     Args:
-        history: the points so far; changed in place.
-        progress: what the loop reports.
+        history: points of the loss curves, changed in place.
+        progress: progress of the training loop.
     """
     due = progress.step % HISTORY_EVERY == 0 or progress.step == progress.steps
     if due and (not history or progress.step > history[-1]["step"]):

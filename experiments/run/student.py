@@ -1,4 +1,4 @@
-"""A model on its way through a run, and the folders of finished stages that it is read back from."""
+"""The model during a run, and loading it from folders of finished stages."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ from antgmm_jax.pure import Params, float32
 
 
 class Student(NamedTuple):
-    """A model on its way: config, parameters (float32) and where its units lie in the model that was cut."""
+    """A model during a run: config, float32 parameters, and kept units of the teacher."""
 
     config: LMMConfig
     params: Params
@@ -23,51 +23,51 @@ class Student(NamedTuple):
 
 
 def whole(config: LMMConfig, params: Params) -> Student:
-    """A model that nothing was cut from.
+    """Creates a `Student` from a model that is not pruned.
 
     Args:
-        config: the model.
-        params: its parameters, in any dtype.
+        config: model config.
+        params: model parameters in any dtype.
 
     Returns:
-        The same in float32, with all of its units.
+        The model in float32, with all units kept.
     """
     return Student(config, float32(config, params), pruning.identity(config))
 
 
 def teacher_key(params: Params) -> str:
-    """A digest of a teacher's parameters: stages of one teacher can be recombined."""
+    """Returns a digest of a teacher's parameters; only stages of the same teacher can be recombined."""
     return distill.fingerprint(params, "")[:16]
 
 
 def cut_record(directory: Path) -> dict[str, Any]:
-    """The record of a stage that was cut.
+    """Loads the record of a stage of `antgmm compress`.
 
     Args:
-        directory: `stages/NN-name` of a run of `antgmm compress`.
+        directory: folder `stages/NN-name` of a run.
 
     Returns:
         The record.
 
     Raises:
-        AntgmmError: no finished stage, or a phase of `antgmm train`.
+        AntgmmError: the stage is not finished, or is a phase of `antgmm train`.
     """
     record = checkpoint.load_record(directory)
     if "keep" not in record:
-        raise AntgmmError(f"{directory} is a phase of antgmm train: give a stage of antgmm compress")
+        raise AntgmmError(f"{directory} is a phase of antgmm train: specify a stage of antgmm compress")
     return record
 
 
 def keep_of(record: dict[str, Any]) -> dict[str, np.ndarray]:
-    """A stage record's keep as arrays."""
+    """Returns the kept units of a stage's record as arrays."""
     return {axis: pruning.as_kept(kept) for axis, kept in record["keep"].items()}
 
 
 def load_student(directory: Path) -> Student:
-    """The model that a finished stage left.
+    """Loads the model of a finished stage.
 
     Args:
-        directory: `stages/NN-name`.
+        directory: folder of the stage, `stages/NN-name`.
 
     Returns:
         The student.
@@ -79,14 +79,14 @@ def load_student(directory: Path) -> Student:
 
 
 def load_after(directory: Path, before: Student) -> Student:
-    """The model that a finished stage or phase left, which may have saved only what it trained.
+    """Loads the model of a finished stage or phase, which may have saved only the trained parameters.
 
     Args:
-        directory: `stages/NN-name`.
-        before: the model that it began with.
+        directory: folder of the stage, `stages/NN-name`.
+        before: model before the stage, with the other parameters.
 
     Returns:
-        The model after it.
+        The model after the stage.
     """
     tree, record = checkpoint.load_stage(directory)
     config = from_dict(record["config"])

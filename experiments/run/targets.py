@@ -1,4 +1,4 @@
-"""What the stages of a run learn from: the teacher's cached or running outputs, and how much its tokens weigh."""
+"""Distillation targets of a run: cached or online teachers, and weights of the bridge's tokens."""
 
 import json
 from pathlib import Path
@@ -20,21 +20,21 @@ from experiments.run.schema import Recipe, Stage
 from experiments.run.student import Student
 
 CACHE_BATCH = 128
-IN_MEMORY = 4 << 30  # bytes of a teacher cache that each process holds whole; of a larger one it reads rows as it goes
+IN_MEMORY = 4 << 30  # maximum bytes of a teacher cache to load into memory; larger caches are read from disk
 
 
 def targets_of(recipe: Recipe, teacher: Student, samples: Samples, folder: RunFolder, cache: Path) -> Teacher:
-    """Where the targets of a recipe's stages come from; a cache is computed where it is not there yet.
+    """Creates the teacher of a recipe; builds its cache if necessary.
 
     Args:
         recipe: the recipe.
-        teacher: the model.
-        samples: the records that are trained on.
-        folder: of the run, where the energy counts.
-        cache: for caches, one folder for each teacher and data.
+        teacher: the teacher.
+        samples: training records.
+        folder: folder of the run, to record the energy.
+        cache: folder of caches, which has one folder for each teacher and data.
 
     Returns:
-        The teacher as steps see it; none where no stage compares with it.
+        The teacher; `NO_TEACHER` if no stage needs one.
     """
     config, params, _ = teacher
     table = recipe.teacher
@@ -72,20 +72,20 @@ def targets_of(recipe: Recipe, teacher: Student, samples: Samples, folder: RunFo
 
 
 def bridge_weights_of(recipe: Recipe, stage: Stage, teacher: Student, samples: Samples) -> np.ndarray | None:
-    """Weights of the tokens that the teacher's bridge hands on.
+    """Computes the weights of the bridge's output tokens for a stage.
 
     Args:
         recipe: the recipe.
         stage: one of its stages.
-        teacher: the model.
-        samples: the records that are trained on.
+        teacher: the teacher.
+        samples: training records.
 
     Returns:
-        From `distill.bridge_weights`; None where the stage weighs all alike.
+        Result of `distill.bridge_weights`; None for equal weights.
     """
     if stage.loss.bridge_tokens == "alike":
         return None
     pieces = stage.optimizer.pieces(recipe.calibration_batches)
-    seen = calibration_batches(samples, **pieces, seed=recipe.seed)
-    with working(f"stage {stage.name!r}: how the teacher's answers depend on image tokens"):
-        return distill.bridge_weights(functional(teacher.config), teacher.params, seen)
+    batches = calibration_batches(samples, **pieces, seed=recipe.seed)
+    with working(f"stage {stage.name!r}: sensitivity of the teacher's answers to image tokens"):
+        return distill.bridge_weights(functional(teacher.config), teacher.params, batches)

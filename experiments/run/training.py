@@ -1,4 +1,4 @@
-"""The model that a training begins with: a preset's, with random parameters and a processor made for its data."""
+"""The initial model of a training: a preset with random parameters and a new processor."""
 
 import dataclasses
 from pathlib import Path
@@ -24,25 +24,24 @@ from experiments.run.student import Student, whole
 
 
 def shape_of(recipe: Training) -> LMMConfig:
-    """The model that a recipe trains: its checkpoint's, or its preset with the recipe's sizes laid over it.
+    """Returns the config of the model to train: that of its checkpoint, or its preset with the recipe's sizes.
 
     Args:
         recipe: the recipe.
 
     Returns:
-        The config; of a preset's, the tokenizer will yet decide the vocabulary.
+        Model config; for a preset, the vocabulary will be that of the new tokenizer.
 
     Raises:
-        AntgmmError: no such preset or checkpoint, sizes that no model of its family has, or a phase that it cannot
-            take.
+        AntgmmError: the preset or checkpoint does not exist, sizes are not legal, or a phase does not fit the model.
     """
     model = recipe.model
     config = open_hf(model.path)[0] if model.path else _preset_of(model)
     facts = [phase.name for phase in recipe.phases if phase.kind == "facts"]
     if facts and "bridge" not in towers(config):
         raise AntgmmError(
-            f"phase {facts[0]!r} trains a bridge with a stack, which {model.path or model.preset} lacks: "
-            "give it phases of kind answers"
+            f"phase {facts[0]!r} needs a bridge with a stack, which {model.path or model.preset} does not have: "
+            "use phases of kind answers"
         )
     return config
 
@@ -54,27 +53,27 @@ def _preset_of(model: Model) -> LMMConfig:
     except AntgmmError as error:
         raise AntgmmError(f"model.sizes: {error}") from None
     if broken := violations(config):
-        raise AntgmmError(f"model.sizes: transformers cannot serve this shape: {'; '.join(broken)}")
+        raise AntgmmError(f"model.sizes: transformers cannot load this shape: {'; '.join(broken)}")
     return config
 
 
 def make_processor(config: LMMConfig, data: Data, records: Source, template: str = PROMPT) -> ProcessorMixin:
-    """The processor of a model that is trained from scratch, with a tokenizer of its data.
+    """Creates the processor of a model that is trained from scratch, with a tokenizer trained on its data.
 
     Args:
-        config: the model.
-        data: where the records come from.
-        records: what it is trained on.
-        template: of the prompts.
+        config: model config.
+        data: data table of the recipe.
+        records: training records.
+        template: prompt template.
 
     Returns:
-        A processor of the model's family, with at most the config's number of tokens.
+        Processor of the model's family; its vocabulary is at most that of the config.
     """
     vocab = config.language.vocab
     if data.kind == "maad":
         tokenizer = train_tokenizer(corpus(data.tier, template=template), vocab=vocab)
     else:
-        # A user's few rows repeat little: what occurs twice is worth a token.
+        # User data is often small, so even pairs that occur only twice become tokens.
         rows = map(records.words, range(len(records)))
         texts = (text for row in rows for text in (prompt(row.question, row.text, template), row.answer))
         tokenizer = train_tokenizer(texts, vocab=vocab, min_frequency=2)
@@ -82,15 +81,15 @@ def make_processor(config: LMMConfig, data: Data, records: Source, template: str
 
 
 def fresh(recipe: Training, shape: LMMConfig, records: Source) -> tuple[Student, ProcessorMixin]:
-    """A model with random parameters, and its processor.
+    """Creates a model with random parameters and its processor.
 
     Args:
         recipe: the recipe.
         shape: from `shape_of`.
-        records: what it is trained on.
+        records: training records.
 
     Returns:
-        The model, with the vocabulary of a tokenizer of the data, and the processor.
+        The model, with the vocabulary of the new tokenizer, and the processor.
     """
     processor = make_processor(shape, recipe.data, records, prompt_of(recipe))
     vocab = -(-len(processor.tokenizer) // 64) * 64
@@ -100,14 +99,14 @@ def fresh(recipe: Training, shape: LMMConfig, records: Source) -> tuple[Student,
 
 
 def save_processor(processor: ProcessorMixin, directory: Path) -> None:
-    """A processor's files, and a config.json that tells `transformers` the special tokens of its tokenizer.
+    """Saves a processor, and a config.json with the special tokens of its tokenizer.
 
     Args:
         processor: the processor.
-        directory: where to; what `save_hf` takes as `like`.
+        directory: folder to write; it can be the argument `like` of `save_hf`.
     """
     processor.save_pretrained(directory)
     names = ("pad_token_id", "eos_token_id", "bos_token_id")
-    found = {name: getattr(processor.tokenizer, name) for name in names}
-    tokens = {name: token for name, token in found.items() if token is not None}
+    token_ids = {name: getattr(processor.tokenizer, name) for name in names}
+    tokens = {name: token for name, token in token_ids.items() if token is not None}
     write_json(directory / "config.json", {"text_config": tokens})

@@ -1,1 +1,1 @@
-"""The machine that a run works on: its console, devices, memory, energy and facts."""
+"""The machine of a run: console, devices, memory, energy and hardware facts."""

@@ -1,4 +1,4 @@
-"""What a person sees: lines and bars with the time left while a run works, tables and short numbers of what it gave."""
+"""Console output: messages, progress bars with the time left, tables and numbers."""
 
 import threading
 import time
@@ -19,30 +19,29 @@ from rich.progress import (
 from rich.table import Table
 
 CONSOLE = Console(stderr=True, markup=False, emoji=False)
-"""Everything for people goes to standard error; standard output is for figures."""
+"""Messages and progress go to standard error; standard output is for results."""
 
 EVERY = 10.0
-"""Seconds between two lines of progress in a log."""
+"""Seconds between progress lines in a log."""
 
 
 def say(message: str) -> None:
-    """One line about what the run does."""
+    """Prints a message."""
     CONSOLE.print(message, highlight=False, soft_wrap=True)
 
 
 @contextmanager
 def bar(title: str, total: int) -> Iterator[Callable[[int, str], None]]:
-    """Progress with the time passed and left: a bar on a terminal, lines in a log.
+    """Shows progress with elapsed and remaining time: a bar on a terminal, lines in a log.
 
-    A log gets the first and the last line of each piece of work and one every `EVERY` seconds between them, also while
-    a program compiles and nothing is counted.
+    A log gets the first and the last line, and one every `EVERY` seconds, also while a program compiles.
 
     Args:
-        title: what is being done.
+        title: name of the work.
         total: units of work.
 
     Yields:
-        update(done, note): units done so far, and a few words such as the loss.
+        update(done, note): sets the number of units done, and a note such as the loss.
     """
     if not CONSOLE.is_terminal:
         with _Lines(title, total) as lines:
@@ -64,10 +63,10 @@ def bar(title: str, total: int) -> Iterator[Callable[[int, str], None]]:
 
 @contextmanager
 def working(title: str) -> Iterator[None]:
-    """Says that work is going on of which nothing can be counted, and for how long.
+    """Shows work without countable units, with the elapsed time.
 
     Args:
-        title: what is being done.
+        title: name of the work.
     """
     if not CONSOLE.is_terminal:
         with _Lines(title, 0):
@@ -81,9 +80,9 @@ def working(title: str) -> Iterator[None]:
 
 
 class _Lines:
-    """Progress as lines of a log, written by the work itself and, while it says nothing, by a thread.
+    """Progress as lines of a log, printed by `update` and, between calls, by a thread.
 
-    A total of 0 stands for work that is not counted.
+    A total of 0 is for work without countable units.
     """
 
     def __init__(self, title: str, total: int):
@@ -122,40 +121,40 @@ class _Lines:
         if passed >= 1:
             times.append(f"{clock(passed)} passed")
         start, before = self._first
-        if before < self._done < self._total:  # what compiles before the first unit is done says nothing of the others
+        if before < self._done < self._total:  # excludes compilation before the first unit
             times.append(f"{clock((now - start) * (self._total - self._done) / (self._done - before))} left")
         counted = f"{self._title}: {self._done}/{self._total}" if self._total else self._title
         say(", ".join([counted, *times, *filter(None, [self._note])]))
 
 
 def clock(seconds: float) -> str:
-    """A duration as minutes and seconds, "2:05", or with hours, "1:02:05"."""
+    """Formats a duration as "2:05" (minutes and seconds) or "1:02:05" (with hours)."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[Any]], title: str = "") -> Table:
-    """A table for people; all columns but the first to the right.
+    """Creates a table with all columns but the first aligned to the right.
 
     Args:
         head: names of the columns.
         rows: cells.
-        title: above it.
+        title: title of the table.
 
     Returns:
         The table.
     """
-    made = Table(title=title or None, title_justify="left")
+    result = Table(title=title or None, title_justify="left")
     for place, name in enumerate(head):
-        made.add_column(name, justify="right" if place else "left", overflow="fold")
+        result.add_column(name, justify="right" if place else "left", overflow="fold")
     for row in rows:
-        made.add_row(*map(str, row))
-    return made
+        result.add_row(*map(str, row))
+    return result
 
 
 def count(number: float) -> str:
-    """A large number with its unit, three digits."""
+    """Formats a number with three significant digits and a prefix such as M."""
     for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(number) >= size:
             return f"{number / size:.3g} {unit}"

@@ -1,4 +1,4 @@
-"""Energy and carbon of pieces of work, and their sums; `experiments.run.host.metering` measures them."""
+"""Energy and carbon emissions of pieces of work; `experiments.run.host.metering` measures them."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -7,17 +7,17 @@ JOULES_A_KWH = 3.6e6
 
 
 class Energy(NamedTuple):
-    """What the whole machine used while a piece of work ran, idle power and other work included.
+    """Energy of the whole machine during a piece of work, including idle power and other work.
 
     Attributes:
-        kwh: energy.
-        kg_co2: carbon dioxide equivalent of it, in the country's electricity.
-        seconds: how long it took.
-        source: "measured" where counters of CPU or GPU were read, "estimated" where all power is assumed.
+        kwh: energy in kWh.
+        kg_co2: carbon dioxide equivalent in kg.
+        seconds: duration.
+        source: "measured" if counters of CPU or GPU were read, "estimated" if all power is assumed.
         cpu_watts: mean power of the CPU.
-        gpu_watts: of GPUs.
-        ram_watts: of memory.
-        assumes: what was read and what is assumed, a sentence's part each.
+        gpu_watts: mean power of GPUs.
+        ram_watts: mean power of memory.
+        assumes: descriptions of the measurements and assumptions.
     """
 
     kwh: float
@@ -31,13 +31,13 @@ class Energy(NamedTuple):
 
 
 def total(parts: Sequence[Energy]) -> Energy:
-    """Several pieces of work as one.
+    """Adds the energy of several pieces of work.
 
     Args:
-        parts: at least one; they did not run at the same time.
+        parts: at least one; they must not overlap in time.
 
     Returns:
-        Sums; mean power by time; "measured" where all are.
+        Sums, and mean power; "measured" if all parts are.
     """
     seconds = sum(part.seconds for part in parts)
 

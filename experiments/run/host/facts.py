@@ -1,4 +1,4 @@
-"""Facts of the machine that figures are measured on."""
+"""Facts about the machine of a measurement."""
 
 import os
 import platform
@@ -9,7 +9,7 @@ import jax
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
+    """Returns CPU, cores, JAX device, load and operating system."""
     name = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():

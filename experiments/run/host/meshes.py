@@ -1,4 +1,4 @@
-"""The devices and processes of a run: matters of the machine, which no recipe names."""
+"""Devices and processes of a run, which are command-line options and not part of recipes."""
 
 import math
 from collections.abc import Iterator
@@ -16,20 +16,21 @@ AUTO = "auto"
 
 @contextmanager
 def devices(mesh: str, coordinator: str, processes: int, process: int) -> Iterator[None]:
-    """Joins the processes of the run, and holds its mesh as JAX's own.
+    """Connects the processes of a run, and sets its mesh in JAX.
 
     Args:
-        mesh: `AXIS=N,...` with axes of `sharding.MESH`; "" is one device, or `data` over all of several processes.
-        coordinator: HOST:PORT of process 0; "auto" asks JAX to find it in a Slurm or Kubernetes job; "" is one process.
-        processes: how many there are; read with HOST:PORT only.
-        process: which of them this is, from 0.
+        mesh: `AXIS=N,...` with axes of `sharding.MESH`; "" for one device, or with several processes for all devices on
+            the axis `data`.
+        coordinator: HOST:PORT of process 0, "auto" for a Slurm or Kubernetes job, or "" for a single process.
+        processes: number of processes; only used with HOST:PORT.
+        process: number of this process, from 0.
 
     Raises:
-        AntgmmError: a mesh that cannot be read or is larger than the machine, processes without a coordinator, or
-            processes that do not meet or part.
+        AntgmmError: the mesh is invalid or too large, there are several processes without a coordinator, or a process
+            fails.
     """
     if processes > 1 and not coordinator:
-        raise AntgmmError(f"--processes {processes}: say where they meet, --coordinator HOST:PORT, and start each")
+        raise AntgmmError(f"--processes {processes}: add --coordinator HOST:PORT, and start each of them")
     sizes = parse(mesh)
     if sizes:
         simulate(max(math.prod(sizes.values()) // processes, 1))
@@ -46,21 +47,21 @@ def devices(mesh: str, coordinator: str, processes: int, process: int) -> Iterat
         if jax.process_count() == 1:
             raise
         reason = str(error).splitlines()[0]
-        raise AntgmmError(f"this process or one that it waited for has failed ({reason}): start all again") from error
+        raise AntgmmError(f"this process or another one has failed ({reason}): start all of them again") from error
 
 
 def simulate(count: int) -> None:
-    """Makes a machine without accelerators one of as many CPU devices as are asked for, unless JAX already runs.
+    """Simulates CPU devices on a machine without accelerators, unless JAX is already initialised.
 
     Args:
-        count: devices of this process.
+        count: number of devices of this process.
     """
     with suppress(RuntimeError):
         jax.config.update("jax_num_cpu_devices", count)
 
 
 def _join(coordinator: str, processes: int, process: int) -> None:
-    # Its handler keeps a process alive that is told to end (SIGTERM); a run goes on from its last checkpoint anyway.
+    # Its handler ignores SIGTERM; runs resume from their last checkpoint anyway.
     jax.config.update("jax_enable_preemption_service", False)
     try:
         if coordinator == AUTO:
@@ -72,19 +73,19 @@ def _join(coordinator: str, processes: int, process: int) -> None:
 
 
 def parse(text: str) -> dict[str, int]:
-    """Mesh sizes as they are typed.
+    """Parses the option --mesh.
 
     Args:
-        text: such as `data=2,fsdp=2,tensor=2`.
+        text: for example `data=2,fsdp=2,tensor=2`.
 
     Returns:
         Mesh axis -> devices.
 
     Raises:
-        AntgmmError: it cannot be read so.
+        AntgmmError: the text is invalid.
     """
     pairs = [part.partition("=") for part in text.split(",") if part]
     sizes = {name.strip(): int(size) for name, _, size in pairs if size.strip().isdecimal()}
     if len(sizes) < len(pairs) or not sizes.keys() <= {*sharding.MESH} or 0 in sizes.values():
-        raise AntgmmError(f"--mesh {text}: give sizes of {', '.join(sharding.MESH)}, as in data=2,fsdp=2,tensor=2")
+        raise AntgmmError(f"--mesh {text}: specify sizes of {', '.join(sharding.MESH)}, as in data=2,fsdp=2,tensor=2")
     return sizes

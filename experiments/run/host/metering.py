@@ -1,7 +1,7 @@
-"""Energy and carbon of a piece of work, through codecarbon: counters where the machine has them, else stated power.
+"""Energy and carbon emissions of a piece of work, by codecarbon: from hardware counters if available, else estimated.
 
-Nothing is asked of the network and no file is written. The country whose electricity is assumed is codecarbon's own
-setting, the environment variable CODECARBON_COUNTRY_ISO_CODE; `COUNTRY` where it is not set.
+It uses no network and writes no files. The environment variable CODECARBON_COUNTRY_ISO_CODE (default: `COUNTRY`) sets
+the country for the carbon intensity of electricity.
 """
 
 import logging
@@ -24,29 +24,29 @@ from antgmm_jax.errors import AntgmmError
 from experiments.run.host.energy import JOULES_A_KWH, Energy
 
 COUNTRY = "CHN"
-"""Where the paper's service stands."""
+"""Country of the paper's service."""
 
 UNATTENDED = 3600.0
-"""Seconds after which codecarbon reads by itself: two readings at once count a while twice, so it hardly ever does."""
+"""Seconds between codecarbon's own readings. They are rare, as a concurrent reading would count energy twice."""
 
-# It speaks before a tracker can be told not to.
+# It logs before a tracker can disable it.
 logging.getLogger("codecarbon").setLevel(logging.CRITICAL)
 
 
 @contextmanager
 def metered() -> Iterator[Callable[[], Energy]]:
-    """Counts the energy that the machine uses inside.
+    """Measures the energy of the machine inside the context.
 
     Yields:
-        read(), from any thread: the energy since the start; after the end, the whole.
+        read(): returns the energy since the start (after the end, the total); thread-safe.
 
     Raises:
-        AntgmmError: the country that is set is none.
+        AntgmmError: the country code is invalid.
     """
     country, grams = _electricity()
     last, lock = _Last(), threading.Lock()
     tracker = OfflineEmissionsTracker(
-        # All is said here, for codecarbon's configuration files and environment could send figures somewhere.
+        # Set everything, because codecarbon's configuration files could enable uploads.
         country_iso_code=country,
         force_carbon_intensity_g_co2e_kwh=grams,
         force_cpu_power=_cpu_watts(),
@@ -55,7 +55,7 @@ def metered() -> Iterator[Callable[[], Energy]]:
         output_methods=[],
         output_handlers=[last],
         emissions_endpoint=None,
-        allow_multiple_runs=True,  # else it writes a lock file
+        allow_multiple_runs=True,  # otherwise it writes a lock file
         pue=1.0,
         log_level="critical",
     )
@@ -63,8 +63,8 @@ def metered() -> Iterator[Callable[[], Energy]]:
 
     def read() -> Energy:
         with lock:
-            tracker.flush()  # does nothing once it has stopped
-            return _energy(last.data, f"{grams:.0f} g CO2 a kWh ({country})")
+            tracker.flush()  # does nothing after the tracker has stopped
+            return _energy(last.data, f"{grams:.0f} g CO2 per kWh ({country})")
 
     try:
         yield read
@@ -74,7 +74,7 @@ def metered() -> Iterator[Callable[[], Energy]]:
 
 
 class _Last(BaseOutput):
-    """Keeps the newest figures of a tracker."""
+    """Stores the last figures of a tracker."""
 
     data: EmissionsData
 
@@ -109,18 +109,18 @@ def _energy(data: EmissionsData, carbon: str) -> Energy:
 
 @cache
 def _cpu_watts() -> float | None:
-    """Power that is assumed of the CPU at full load, by what codecarbon knows of its model; None where RAPL is read."""
+    """Assumed power of the CPU at full load, from codecarbon's table of models; None if RAPL counters are available."""
     if is_rapl_available():
         return None
     return count_physical_cpus() * (TDP().tdp or POWER_CONSTANT)
 
 
 def _electricity() -> tuple[str, float]:
-    """Country code, and grams of carbon dioxide equivalent of a kWh there."""
+    """Country code, and grams of carbon dioxide equivalent per kWh."""
     country = get_hierarchical_config().get("country_iso_code", COUNTRY).upper()
     known = DataSource().get_global_energy_mix_data()
     if country not in known:
         raise AntgmmError(
-            f"CODECARBON_COUNTRY_ISO_CODE: no country {country!r}: set its three letters, as in {COUNTRY}"
+            f"CODECARBON_COUNTRY_ISO_CODE: no country {country!r}: use a three-letter code such as {COUNTRY}"
         )
     return country, known[country]["carbon_intensity"]

@@ -1,4 +1,4 @@
-"""What a piece of work takes of the machine: anonymous memory, and the disk's own speed to hold it against."""
+"""Measurement of memory and of the speed of the disk."""
 
 import os
 import shutil
@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any, Self
 
 _STATUS = Path("/proc/self/status")
-_EVERY = 0.005  # seconds between two looks at the memory
+_EVERY = 0.005  # seconds between memory readings
 _BLOCK = 1 << 23
 
 
 def memory(field: str) -> int | None:
-    """Bytes of the process by the system's own name for them; None where it does not tell (not Linux).
+    """Returns the memory of this process in bytes; None except on Linux.
 
     Args:
-        field: "VmRSS", what it holds; "VmHWM", what it held at most; "RssAnon", what it holds beyond mapped files.
+        field: "VmRSS" (current), "VmHWM" (peak) or "RssAnon" (current, without mapped files).
     """
     if not _STATUS.exists():
         return None
@@ -26,7 +26,7 @@ def memory(field: str) -> int | None:
 
 
 class PeakMemory:
-    """The most anonymous memory that the process held inside a `with`, beyond what it held before."""
+    """Measures the peak of anonymous memory inside a `with` block, relative to its start."""
 
     def __enter__(self) -> Self:
         self._before = self._peak = memory("RssAnon")
@@ -47,14 +47,14 @@ class PeakMemory:
 
     @property
     def figures(self) -> dict[str, Any]:
-        """`before` and `beyond`, bytes; empty where the system does not tell."""
+        """Bytes `before` the block and peak increase `beyond` it; empty except on Linux."""
         if self._before is None or self._peak is None:
             return {}
         return {"before": self._before, "beyond": self._peak - self._before}
 
 
 def forget(paths: Iterable[Path]) -> None:
-    """Lets files be read from the disk again and not from memory, where the system can."""
+    """Removes files from the page cache, if the system supports it."""
     if not hasattr(os, "posix_fadvise"):
         return
     for path in paths:
@@ -64,28 +64,28 @@ def forget(paths: Iterable[Path]) -> None:
 
 
 def seconds_to_read(paths: Iterable[Path]) -> float:
-    """Seconds of a plain read from the first byte to the last, from the disk."""
+    """Measures the seconds to read files from the disk."""
     paths, block = [*paths], bytearray(_BLOCK)
     forget(paths)
-    began = time.perf_counter()
+    start = time.perf_counter()
     for path in paths:
         with path.open("rb", buffering=0) as file:
             while file.readinto(block):
                 pass
-    return time.perf_counter() - began
+    return time.perf_counter() - start
 
 
 def seconds_to_write(paths: Iterable[Path], folder: Path) -> float:
-    """Seconds of a plain copy of files that were just written, until it is on the disk; the copy is removed."""
-    took = 0.0
+    """Measures the seconds to copy files in the page cache to the disk; the copies are removed."""
+    seconds = 0.0
     for path in paths:
         copied = folder / f".{path.name}.copy"
         try:
-            began = time.perf_counter()
+            start = time.perf_counter()
             shutil.copyfile(path, copied)
             with copied.open("rb") as file:
                 os.fsync(file.fileno())
-            took += time.perf_counter() - began
+            seconds += time.perf_counter() - start
         finally:
             copied.unlink(missing_ok=True)
-    return took
+    return seconds

@@ -1,8 +1,8 @@
-"""What a recipe may say: every table and key, its meaning and its range.
+"""The schema of recipes: all tables and keys with their meanings and ranges.
 
-`Recipe` cuts and distils a trained model (`antgmm compress`), `Training` trains a teacher (`antgmm train`).
-Tables under a stage, a phase or `evaluate` hold only what differs: `recipe.py` lays them over the table of the same
-name at the top. Paths are relative to the folder that the command is started in.
+`Recipe` prunes and distils a trained model (`antgmm compress`), `Training` trains a teacher (`antgmm train`). Tables
+under a stage, a phase or `evaluate` contain only differences: `recipe.py` merges them with the table of the same name
+at the top level. Paths are relative to the working directory.
 """
 
 from experiments.run.schema.compress import Recipe

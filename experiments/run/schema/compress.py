@@ -1,4 +1,4 @@
-"""Recipes that cut and distil a trained model: `antgmm compress`."""
+"""Recipes that prune and distil a trained model: `antgmm compress`."""
 
 from typing import Annotated, Literal, Self
 
@@ -20,16 +20,16 @@ from experiments.run.schema.tables import (
 
 
 class Teacher(Table):
-    """The trained model: what is cut, and what the student learns from.
+    """The trained model, which is pruned and which the student learns from.
 
     Attributes:
       path: its Hugging Face folder.
       mode: "cache" computes its final hidden states at answer positions once; "online" runs it at every step, in the
-        dtype of the recipe's own [optimizer].
-      states: towers whose block states are compared, "vision" and "bridge" by the `vision` loss, "encoder", "decoder"
-        (a decoder alone: "text") by `hidden`; cached too under "cache". Exactly the recipes with such a loss name some.
-      pairs: further records to train on, pictures of the samples with other samples' questions, which the teacher
-        answers once; 0 for none.
+        dtype of the top-level [optimizer].
+      states: towers with block states to compare: "vision" and "bridge" for the `vision` loss, "encoder" and "decoder"
+        (decoder-only: "text") for the `hidden` loss. Required with such a loss only; also cached with "cache".
+      pairs: number of additional training records: images of samples with questions of other samples, answered by the
+        teacher; 0 for none.
     """
 
     path: str
@@ -39,26 +39,25 @@ class Teacher(Table):
 
 
 class EvaluateTwice(Evaluate):
-    """What a run is scored on, and harder records that only the teacher and the exported student are scored on.
+    """Evaluation of a run, and optionally of hard records for the teacher and the exported student.
 
     Attributes:
-      hard: what differs from the recipe's own [data], such as `split = "test_hard"`; without the table there is no
-        such score.
+      hard: differences from the top-level [data], such as `split = "test_hard"`; without this table there is no such
+        evaluation.
     """
 
     hard: MaadData | FileData | TfdsData | None = Field(default=None, discriminator="kind")
 
 
 class Recipe(BaseRecipe):
-    """Cuts and distils a trained model, stage by stage.
+    """Prunes and distils a trained model, stage by stage.
 
     Attributes:
       teacher: the trained model.
-      loss: weights of the loss terms; a stage says what differs.
-      stages: the cuts, in order.
-      calibration_batches: batches that importance is averaged over, of one sample a row and one width in any case.
-      parent: folder of a finished stage of another run to start from, with its trained weights; "" starts from the
-        teacher.
+      loss: weights of the loss terms; stages override them.
+      stages: the stages, in order.
+      calibration_batches: number of batches for importance scores; always with one sample per row and full width.
+      parent: folder of a finished stage of another run to start from; "" for the teacher.
     """
 
     teacher: Teacher
@@ -70,7 +69,7 @@ class Recipe(BaseRecipe):
 
     @property
     def work(self) -> tuple[Work, ...]:
-        """The stages as the run machine takes them."""
+        """The stages in the common form of both kinds of recipes."""
         return tuple(
             Work(number, f"stage {stage.name!r}", stage, "answers", self.seed + 1000 * number)
             for number, stage in enumerate(self.stages, 1)
@@ -78,12 +77,12 @@ class Recipe(BaseRecipe):
 
     @property
     def hard(self) -> MaadData | FileData | TfdsData | None:
-        """Harder records that are scored as well, if any."""
+        """Hard test records, if any."""
         return self.evaluate.hard
 
     @property
     def start(self) -> str:
-        """The checkpoint that the run starts from."""
+        """Path of the initial checkpoint."""
         return self.teacher.path
 
     @model_validator(mode="after")
@@ -91,10 +90,12 @@ class Recipe(BaseRecipe):
         check_names("stage", [stage.name for stage in self.stages])
         comparing = [stage.name for stage in self.stages if stage.loss.hidden or stage.loss.vision]
         if comparing and not self.teacher.states:
-            raise ValueError(f"stage {comparing[0]!r} compares block states: name the towers in teacher.states")
+            raise ValueError(f"stage {comparing[0]!r} compares block states: list the towers in teacher.states")
         if self.teacher.states and not comparing:
-            raise ValueError("teacher.states is read by no stage: give loss.hidden or loss.vision a weight")
+            raise ValueError("no stage uses teacher.states: set the weight of loss.hidden or loss.vision")
         moving = [stage.name for stage in self.stages if stage.shift and stage.loss.reads_teacher]
         if moving and self.teacher.mode == "online":
-            raise ValueError(f"stage {moving[0]!r}: an online teacher would see the shifted pictures: give mode cache")
+            raise ValueError(
+                f"stage {moving[0]!r}: an online teacher would read the shifted images: set teacher.mode to cache"
+            )
         return self

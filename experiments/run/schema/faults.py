@@ -1,4 +1,4 @@
-"""What a file says is checked against a schema; all that is wrong in it is told in one line."""
+"""Validation of files against a schema, with all errors in one line."""
 
 import difflib
 import json
@@ -16,46 +16,46 @@ Schema = TypeVar("Schema", bound=BaseModel)
 
 
 def validated(raw: Mapping[str, Any], schema: type[Schema], where: str) -> Schema:
-    """Tables as a schema has them.
+    """Validates tables against a schema.
 
     Args:
-        raw: the tables, as TOML or JSON holds them.
-        schema: what they must be.
-        where: begins the error: the file's name.
+        raw: tables from a TOML or JSON file.
+        schema: the schema.
+        where: start of the error message, for example the file name.
 
     Returns:
-        The checked table.
+        The validated table.
 
     Raises:
-        AntgmmError: the keys that are unknown, missing or wrong.
+        AntgmmError: lists unknown, missing and invalid keys.
     """
     try:
-        # Strict validation takes an array for a tuple only where it reads JSON.
+        # Strict validation accepts lists as tuples only in JSON.
         return schema.model_validate_json(json.dumps(raw, default=str))
     except ValidationError as error:
-        raise AntgmmError(f"{where}: {_faults(error, schema)}") from None
+        raise AntgmmError(f"{where}: {_errors(error, schema)}") from None
 
 
-def _faults(error: ValidationError, schema: type[BaseModel]) -> str:
-    """Every fault in one line; one of a table at the top is not told again for each table that it is laid under."""
-    told: dict[tuple, str] = {}
-    for fault in error.errors():
-        if fault["type"] == "too_short" and fault["input"]:
-            continue  # its entries are told to be wrong, and Pydantic then counts none
-        parts, owner = _locate(schema, fault["loc"])
-        if (_under(parts), fault["type"]) not in told:
-            told[parts, fault["type"]] = _told(fault["type"], parts, owner, fault["input"], fault["msg"])
-    return "; ".join(told.values())
+def _errors(error: ValidationError, schema: type[BaseModel]) -> str:
+    """All errors in one line; errors of a top-level table are not repeated for tables that inherit it."""
+    messages: dict[tuple, str] = {}
+    for item in error.errors():
+        if item["type"] == "too_short" and item["input"]:
+            continue  # Pydantic does not count invalid entries, which have errors of their own
+        parts, owner = _locate(schema, item["loc"])
+        if (_under(parts), item["type"]) not in messages:
+            messages[parts, item["type"]] = _message(item["type"], parts, owner, item["input"], item["msg"])
+    return "; ".join(messages.values())
 
 
 def _under(parts: tuple[int | str, ...]) -> tuple[int | str, ...]:
-    """The key path at the top of what was laid under a table; () for a key that is at the top itself."""
+    """The top-level key path that a key inherits from; () for top-level keys."""
     if parts[:2] == ("evaluate", "hard"):
         return ("data", *parts[2:])
     return parts[2:] if parts[:1] in (("stage",), ("phase",)) else parts[1:] if parts[:1] == ("evaluate",) else ()
 
 
-def _told(kind: str, parts: tuple[int | str, ...], owner: Any, value: Any, message: str) -> str:
+def _message(kind: str, parts: tuple[int | str, ...], owner: Any, value: Any, message: str) -> str:
     where = _written(parts)
     message = message.removeprefix("Value error, ")
     if kind in ("extra_forbidden", "unexpected_keyword_argument"):  # of a model, of a dataclass
@@ -67,7 +67,7 @@ def _told(kind: str, parts: tuple[int | str, ...], owner: Any, value: Any, messa
 
 
 def _written(parts: tuple[int | str, ...]) -> str:
-    """A key path as TOML writes it, with the number of a list's entry in brackets."""
+    """Formats a key path like TOML, with list indices in brackets."""
     text = ""
     for part in parts:
         bare = isinstance(part, str) and part.replace("_", "").replace("-", "").isalnum()
@@ -82,10 +82,10 @@ def _nearest(key: str, owner: Any) -> str:
 
 
 def fields_of(schema: Any) -> dict[str, FieldInfo] | None:
-    """The fields of a table by the keys of the file; None for what is no table.
+    """Returns the fields of a table by their keys in files; None if `schema` is not a table.
 
     Args:
-        schema: an annotation: a Pydantic model or dataclass, or anything else.
+        schema: annotation: a Pydantic model or dataclass, or anything else.
     """
     if not isinstance(schema, type) or not (issubclass(schema, BaseModel) or is_pydantic_dataclass(schema)):
         return None
@@ -93,9 +93,9 @@ def fields_of(schema: Any) -> dict[str, FieldInfo] | None:
 
 
 def _locate(schema: type[BaseModel], location: tuple[int | str, ...]) -> tuple[tuple[int | str, ...], Any]:
-    """Key path as it stands in the file, and the table that its last part was looked for in.
+    """Returns the key path as in the file, and the table of its last part.
 
-    Pydantic names the chosen variant of a union among the parts; a recipe does not.
+    Pydantic's location also contains the chosen variant of a union.
     """
     parts: list[int | str] = []
     owner: Any = None
@@ -105,7 +105,7 @@ def _locate(schema: type[BaseModel], location: tuple[int | str, ...]) -> tuple[t
         if options:
             here = next((option for option in options if part in _tags(option)), None)
             continue
-        if part == "[key]":  # the fault lies in the key itself
+        if part == "[key]":  # the error is in the key itself
             continue
         parts.append(part)
         if (fields := fields_of(here)) is not None:

@@ -1,4 +1,4 @@
-"""Reads recipes from TOML: defaults laid under, overrides laid over, one line for what is wrong."""
+"""Reading of recipes from TOML, with overrides and inheritance of top-level tables."""
 
 import hashlib
 import json
@@ -16,18 +16,18 @@ AnyRecipe = TypeVar("AnyRecipe", Recipe, Training)
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Reads a recipe that cuts and distils.
+    """Reads a recipe that prunes and distils.
 
     Args:
       path: a TOML file.
-      overrides: `key=value` over the file, e.g. `optimizer.batch_size=32` or `stage.blocks.recover_steps=50` (a stage
-        by its name or number); the value as in TOML, quotes of a plain word may be left out.
+      overrides: `key=value` changes, e.g. `optimizer.batch_size=32` or `stage.blocks.recover_steps=50` (a stage by name
+        or number); values as in TOML, where words need no quotes.
 
     Returns:
-      The recipe, each stage with its whole loss and optimizer.
+      The recipe; each stage has its complete loss and optimizer.
 
     Raises:
-      AntgmmError: no such file, not TOML, or the first keys that are unknown, missing or wrong.
+      AntgmmError: the file does not exist, is not TOML, or has unknown, missing or invalid keys.
     """
     return _load(path, overrides, Recipe)
 
@@ -38,17 +38,17 @@ def load_training(path: str | Path, overrides: Sequence[str] = ()) -> Training:
 
 
 def read_toml(path: str | Path, kind: str) -> dict[str, Any]:
-    """The tables of a TOML file.
+    """Reads a TOML file.
 
     Args:
       path: the file.
-      kind: what it is, for the error: "recipe".
+      kind: kind of file for error messages, such as "recipe".
 
     Returns:
-      Its content.
+      Its tables.
 
     Raises:
-      AntgmmError: no such file, or not TOML.
+      AntgmmError: the file does not exist or is not TOML.
     """
     try:
         return tomllib.loads(Path(path).read_text(encoding="utf-8"))
@@ -59,21 +59,18 @@ def read_toml(path: str | Path, kind: str) -> dict[str, Any]:
 
 
 def dump_recipe(recipe: Recipe | Training) -> str:
-    """The recipe as canonical TOML: every key spelled out, so that equal recipes give equal text."""
+    """Formats a recipe as canonical TOML with all keys, so that equal recipes give equal text."""
     return tomli_w.dumps(_plain(recipe))
 
 
 def fingerprint(recipe: Recipe | Training) -> str:
-    """16 hexadecimal digits that tell one recipe from another; comments and spelled-out defaults do not count."""
+    """Returns a digest of a recipe (16 hexadecimal digits), independent of comments and explicit defaults."""
     text = json.dumps(_plain(recipe), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def difference(first: Recipe | Training, second: Recipe | Training) -> str:
-    """The first key whose values differ, with both values; "" for equal recipes.
-
-    A run folder of another recipe is refused with it.
-    """
+    """Returns the first key with different values in two recipes, with both values; "" for equal recipes."""
     one, other = (_flat(_plain(recipe)) for recipe in (first, second))
     for key in [*one, *other]:
         if one.get(key) != other.get(key):
@@ -82,7 +79,7 @@ def difference(first: Recipe | Training, second: Recipe | Training) -> str:
 
 
 def _plain(recipe: Recipe | Training) -> dict[str, Any]:
-    """A recipe as TOML can hold it; a table that it lacks is absent."""
+    """A recipe as plain types, without tables that are None."""
     return recipe.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
@@ -93,7 +90,7 @@ def _load(path: str | Path, overrides: Sequence[str], schema: type[AnyRecipe]) -
     for other, key, command in ((Training, "phase", "train"), (Recipe, "stage", "compress")):
         if schema is not other and key in raw:
             raise AntgmmError(f"{path} has {key}s: it is a recipe for `antgmm {command}`")
-    _lay_under(raw)
+    _inherit(raw)
     return validated(raw, schema, str(path))
 
 
@@ -110,7 +107,7 @@ def _override(raw: dict[str, Any], override: str) -> None:
     for key in parents:
         node = _entry(node, key, override)
     if not isinstance(node, dict):
-        raise AntgmmError(f"override {override!r}: {'.'.join(parents)} is not a table; name one key under a table")
+        raise AntgmmError(f"override {override!r}: {'.'.join(parents)} is not a table; specify a key of a table")
     node[last] = value
 
 
@@ -122,20 +119,20 @@ def _entry(node: Any, key: str, override: str) -> Any:
         if key == str(index) or (isinstance(entry, dict) and key == entry.get("name")):
             return entry
     names = [str(entry.get("name")) for entry in entries if isinstance(entry, dict)]
-    raise AntgmmError(f"override {override!r}: no {key!r} there; there are {', '.join(names) or 'none'}")
+    raise AntgmmError(f"override {override!r}: there is no {key!r}, only {', '.join(names) or 'nothing'}")
 
 
-def _lay_under(raw: dict[str, Any]) -> None:
-    """Completes the tables of stages, phases and `evaluate` from those at the top."""
+def _inherit(raw: dict[str, Any]) -> None:
+    """Completes the tables of stages, phases and `evaluate` from the top-level ones."""
 
     def complete(table: Any, name: str, top: str = "") -> None:
-        under = raw.get(top or name)
-        if not isinstance(table, dict) or not isinstance(under, dict):
+        base = raw.get(top or name)
+        if not isinstance(table, dict) or not isinstance(base, dict):
             return
         own = table.get(name, {})
-        # Data of another kind shares no key.
-        if isinstance(own, dict) and own.get("kind", under.get("kind")) == under.get("kind"):
-            table[name] = {**under, **own}
+        # Data tables of different kinds have different keys.
+        if isinstance(own, dict) and own.get("kind", base.get("kind")) == base.get("kind"):
+            table[name] = {**base, **own}
 
     for stage in _tables(raw.get("stage")):
         complete(stage, "loss")
@@ -156,7 +153,7 @@ def _tables(value: Any) -> list[Any]:
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested tables as key path -> value."""
+    """Flattens nested tables to key path -> value."""
     items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
     if not items:
         return {prefix: value}

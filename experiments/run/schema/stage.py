@@ -1,4 +1,4 @@
-"""A stage of a run: what is cut, what is trained and on which losses; what the run machine takes of it."""
+"""The schema of a stage: pruning, training and losses."""
 
 import fnmatch
 from typing import Annotated, Any, Literal, NamedTuple, Self
@@ -10,13 +10,13 @@ from distill import LossConfig, StepConfig
 from experiments.run.schema.tables import Axis, Count, Name, Size, Table
 
 Objective = Literal["answers", "facts"]
-"""What a stage is trained on: answers, of the data or of a teacher, or what MAAD-synth's pictures show."""
+"""Training objective: answers (of the data or a teacher), or facts about MAAD-synth's images."""
 
 Method = Literal["taylor", "magnitude", "activation", "block_influence", "random", "last", "principal"]
 
 
 def can_score(method: Method, axis: str) -> bool:
-    """Whether a method of importance can score an axis: some are for layers alone, one for all else, one for widths."""
+    """Whether an importance method supports an axis: some are for layers only, one for other axes, one for widths."""
     if method in ("block_influence", "last"):
         return axis.endswith("/layers")
     if method == "principal":
@@ -25,31 +25,31 @@ def can_score(method: Method, axis: str) -> bool:
 
 
 class Stage(Table):
-    """One cut and its distillation.
+    """Pruning to given sizes, followed by distillation.
 
-    The way to the target sizes is gone in `segments` equal parts. In each, gates close over `mask_steps` steps, the
-    closed units are removed, and the smaller model is distilled for `recover_steps` steps.
+    A stage reaches its sizes in `segments` equal parts. In each part, gates close over `mask_steps` steps, the closed
+    units are removed, and the smaller model is distilled for `recover_steps` steps.
 
     Attributes:
-      name: names the stage's folder.
-      sizes: axis -> units to keep, or (with a decimal point) the fraction of the units that the stage finds; none: the
-        stage only distils.
-      importance: which units go first, one method for all axes or a table pattern -> method; the first pattern that
-        fits an axis decides. "block_influence" and "last" score only layers, the latter keeps the first ones;
-        "activation" all but layers. "principal" cuts a width (`*/embed`) to the principal components of what blocks
-        read, not to some of its channels.
-      segments: parts that the way is divided into.
-      mask_steps: steps over which gates close, per segment; 0 cuts at once.
-      recover_steps: steps of distillation after each cut.
-      frozen: path prefixes of parameters ("vision", "language") that are not trained. Image features that depend on
-        nothing else, and on nothing that the stage cuts, are computed once, unless it weighs `vision`.
-      repeat: question type -> how often an epoch sees its samples, the others' once: for what is learnt last.
-      shift: pixels by which a picture is moved at random, at most, each way, whenever it is seen; what the teacher's
-        cache says of it stays the same. Keeps a student from knowing few pictures by heart. Image features that are
-        computed once are those of four moved views of each picture.
-      weights: "kept": those that the units had; "random": new ones, the control from scratch; else the folder of a
-        phase of `antgmm train`, `RUN/stages/NN-phase`: what it trained, laid over new ones.
-      loss, optimizer: what differs from the recipe's own.
+      name: name of the stage and its folder.
+      sizes: axis -> units to keep, or (with a decimal point) the fraction to keep; without sizes, the stage only
+        distils.
+      importance: importance method for all axes, or a table pattern -> method, of which the first matching pattern
+        applies. "block_influence" and "last" (keeps the first layers) are only for layers; "activation" is not for
+        layers. "principal" prunes a width (`*/embed`) to principal components instead of channels.
+      segments: number of parts of the pruning.
+      mask_steps: steps per segment over which gates close; 0 prunes at once.
+      recover_steps: steps of distillation per segment, after pruning.
+      frozen: path prefixes of parameters that are not trained, such as "vision" or "language". If the stage neither
+        trains nor prunes the image side, nor has the `vision` loss, image features are computed only once.
+      repeat: question type -> number of visits of its samples per epoch (1 for other types), for types that are learnt
+        slowly.
+      shift: maximum random shift of images in pixels, in each direction, on every visit; the teacher's cached states
+        are those of the original images. It reduces overfitting to few images. With image features that are computed
+        only once, each image has four shifted views.
+      weights: initial weights: "kept" for those of the kept units, "random" for new ones (a baseline trained from
+        scratch), or the folder of a phase of `antgmm train` (`RUN/stages/NN-phase`) that provides trained parameters.
+      loss, optimizer: differences from the top-level tables.
     """
 
     name: Name
@@ -67,28 +67,28 @@ class Stage(Table):
 
     @property
     def steps(self) -> int:
-        """Optimizer steps of the whole stage."""
+        """Total number of optimizer steps."""
         return self.segments * (self.mask_steps + self.recover_steps)
 
     def method(self, axis: str) -> Method:
-        """How the units of an axis are scored; also for an axis that is cut because it is tied to a stated one.
+        """Returns the importance method of an axis, which may also be one that is tied to an axis of `sizes`.
 
         Raises:
-          AntgmmError: no pattern of `importance` fits the axis.
+          AntgmmError: no pattern of `importance` matches the axis.
         """
         for pattern, method in self.importance.items():
             if fnmatch.fnmatchcase(axis, pattern):
                 return method
-        raise AntgmmError(f"stage {self.name!r} cuts {axis}, but no pattern of its importance fits it: add one")
+        raise AntgmmError(f"stage {self.name!r} prunes {axis}, but no pattern of its importance matches it: add one")
 
     @property
     def cuts(self) -> bool:
-        """Whether it changes the model before it trains it."""
+        """Whether the stage changes the model before training."""
         return bool(self.sizes) or self.weights != "kept"
 
     @property
     def keeps_moments(self) -> bool:
-        """Whether cuts of the stated sizes leave units to close, and moments to go on with."""
+        """Whether pruning can close units gradually and keep the optimizer's moments."""
         return self.weights == "kept" and all(self.method(axis) != "principal" for axis in self.sizes)
 
     @field_validator("importance", mode="before")
@@ -102,33 +102,33 @@ class Stage(Table):
         for axis in self.sizes:
             pattern = next((p for p in self.importance if fnmatch.fnmatchcase(axis, p)), None)
             if pattern is None:
-                raise ValueError(f"no pattern of importance fits {axis}")
+                raise ValueError(f"no pattern of importance matches {axis}")
             used.add(pattern)
             if not can_score(self.importance[pattern], axis):
                 raise ValueError(f"importance {self.importance[pattern]!r} cannot score {axis}")
-        # "*" also decides for axes that are cut because they are tied to a stated one.
+        # "*" also applies to axes that are tied to those of `sizes`.
         idle = [pattern for pattern in self.importance if pattern not in used and pattern != "*"]
         if self.sizes and idle:
-            raise ValueError(f"importance pattern {idle[0]!r} decides for none of {', '.join(self.sizes)}")
+            raise ValueError(f"importance pattern {idle[0]!r} matches none of {', '.join(self.sizes)}")
         if not self.sizes and ((self.segments, self.mask_steps) != (1, 0) or not self.recover_steps):
-            raise ValueError("a stage without sizes only distils: segments = 1, mask_steps = 0, recover_steps from 1")
+            raise ValueError("a stage without sizes needs segments = 1, mask_steps = 0 and recover_steps of at least 1")
         if self.steps and self.optimizer.warmup >= self.steps:
-            raise ValueError(f"warmup = {self.optimizer.warmup} is not below the stage's {self.steps} steps")
+            raise ValueError(f"warmup = {self.optimizer.warmup} is not less than the stage's {self.steps} steps")
         if not self.keeps_moments and (self.segments, self.mask_steps) != (1, 0):
             how = 'importance "principal"' if self.weights == "kept" else f"weights = {self.weights!r}"
-            raise ValueError(f"{how} leaves no units to close one by one: segments = 1, mask_steps = 0")
+            raise ValueError(f"{how} cannot close units gradually: set segments = 1, mask_steps = 0")
         return self
 
 
 class Work(NamedTuple):
-    """A stage as the run machine takes it, whichever kind of recipe names it.
+    """A stage of either kind of recipe.
 
     Attributes:
-        number: its place in the run, from 1.
-        title: names it in errors and on the console: "stage 'blocks'".
-        stage: what is cut and how it is trained.
-        objective: what it is trained on.
-        seed: of the order of its data and of its new parameters.
+        number: position in the run, from 1.
+        title: name in messages, such as "stage 'blocks'".
+        stage: settings of the stage.
+        objective: training objective.
+        seed: seed of the order of its data and of new parameters.
     """
 
     number: int

@@ -1,4 +1,4 @@
-"""Tables and keys that recipes of both kinds have."""
+"""Tables and keys of both kinds of recipes."""
 
 import re
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
 
 def _axis(name: str) -> str:
     if not re.fullmatch(r"[a-z]+/[a-z_]+", name):
-        raise ValueError('an axis is written tower/dimension, as in "vision/mlp"')
+        raise ValueError('must be an axis tower/dimension, such as "vision/mlp"')
     return name
 
 
@@ -33,7 +33,7 @@ def _size(value: Any) -> int | float:
         return value
     if type(value) is float and 0 < value <= 1:
         return value
-    raise ValueError("give the number of units to keep, or a fraction such as 0.5")
+    raise ValueError("must be the number of units to keep, or a fraction such as 0.5")
 
 
 Prompt = Annotated[str, AfterValidator(lambda text: text and check_template(text))]
@@ -42,19 +42,19 @@ Size = Annotated[int | float, PlainValidator(_size)]
 
 
 class Table(BaseModel):
-    """A table of a recipe or study: frozen, strict, without unknown keys."""
+    """Base class of the tables of recipes and studies: frozen and strict, without unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, validate_default=True)
 
 
 class MaadData(Table):
-    """MAAD-synth, drawn when it is read.
+    """MAAD-synth, generated on access.
 
     Attributes:
       kind: "maad".
       tier: "s", "m" or "full".
       split: "train", "val", "test" or "test_hard".
-      samples: how many records; "train" goes on without end.
+      samples: number of records; unlimited for "train".
     """
 
     kind: Literal["maad"]
@@ -64,12 +64,12 @@ class MaadData(Table):
 
 
 class FileData(Table):
-    """Records of a user's own files.
+    """Records of user files.
 
     Attributes:
-      kind: "jsonl" (with image files beside it), "parquet" or "webdataset".
+      kind: "jsonl" (with image files), "parquet" or "webdataset".
       path: the file or folder.
-      samples: how many records, the first ones; more than there are is refused.
+      samples: number of records, from the first; an error if there are fewer.
     """
 
     kind: Literal["jsonl", "parquet", "webdataset"]
@@ -82,9 +82,9 @@ class TfdsData(Table):
 
     Attributes:
       kind: "tfds".
-      path: the folder that holds `dataset_info.json`.
-      split: a split of it.
-      samples: how many records, the first ones; more than there are is refused.
+      path: the folder with `dataset_info.json`.
+      split: name of the split.
+      samples: number of records, from the first; an error if there are fewer.
     """
 
     kind: Literal["tfds"]
@@ -97,11 +97,11 @@ Data = Annotated[MaadData | FileData | TfdsData, Field(discriminator="kind")]
 
 
 class Evaluate(Table):
-    """What the scores in the report are measured on.
+    """Evaluation for the scores in the report.
 
     Attributes:
-      data: what differs from the recipe's own [data]; other records than those.
-      max_new_tokens: longest answer.
+      data: differences from the top-level [data]; it must specify other records.
+      max_new_tokens: maximum length of answers.
     """
 
     data: Data
@@ -109,38 +109,37 @@ class Evaluate(Table):
 
 
 class Export(Table):
-    """The Hugging Face folder that is written.
+    """The exported Hugging Face folder.
 
     Attributes:
-      dtype: of its tensors.
+      dtype: dtype of its tensors.
     """
 
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
 
 
 class BaseRecipe(Table):
-    """What recipes of both kinds say.
+    """Keys of both kinds of recipes.
 
     Attributes:
-      data: the records that are trained on, and that importance is measured on.
-      optimizer: how a step is taken; a stage or phase says what differs.
-      evaluate: what the scores are measured on.
-      export: form of the exported folder.
-      seed: of new parameters, of the order of the data and of random importance.
-      checkpoint_every: steps between two step checkpoints.
-      buckets: widths that a batch is cut to, the smallest first, as in [16, 32, 48]: answer tokens in a model with an
-        encoder, all tokens of the row (the picture's too) in one without; longer rows keep the full width. A batch
-        holds rows of one bucket, and each bucket compiles its own program. [] pads all rows alike.
-      prompt_buckets: the same for the prompts (the picture's tokens too) that an encoder reads; each pair of buckets
-        compiles its own program.
-      pack: tokens of a row (the pictures' too) that several samples share, none seeing another; `batch_size` then
-        counts such rows. For models without an encoder, in the place of buckets. 0 gives each sample its own row.
-      prompt: how the model is asked: `{question}` and `{text}` stand for a record's, square brackets around `{text}`
-        hold what is left out of records without one. The processor's chat template, if any, is laid around it. ""
-        asks as the checkpoint that is started from was (`antgmm.json` in its folder), or "[text: {text} ]question:
-        {question}".
-      max_length: most tokens of a prompt, the picture's not counted; a longer row is refused.
-      max_answer: most tokens of an answer, the end token counted; a longer row is refused.
+      data: the records for training and importance scores.
+      optimizer: settings of the train step; stages and phases override them.
+      evaluate: evaluation for the scores.
+      export: settings of the exported folder.
+      seed: seed of new parameters, of the order of the data and of random importance.
+      checkpoint_every: steps between step checkpoints.
+      buckets: ascending widths of batches, for example [16, 32, 48]: of answers in a model with an encoder, else of
+        whole rows including image tokens; longer rows are padded to the full width. A batch contains rows of one
+        bucket, and each bucket is compiled separately. [] pads all rows to the full width.
+      prompt_buckets: ascending widths of prompts (including image tokens) in a model with an encoder; each pair of
+        buckets is compiled separately.
+      pack: tokens per row (including image tokens) in which to pack several independent samples; `batch_size` then
+        counts rows. Only for models without an encoder, instead of buckets. 0 for one sample per row.
+      prompt: prompt template with `{question}` and `{text}`; a part in square brackets around `{text}` is left out of
+        records without a text. It is put into the processor's chat template, if there is one. "" for the template of
+        the initial checkpoint (`antgmm.json` in its folder), or else "[text: {text} ]question: {question}".
+      max_length: maximum number of prompt tokens, without image tokens; longer rows are an error.
+      max_answer: maximum number of answer tokens, including the end token; longer rows are an error.
     """
 
     data: Data
@@ -158,20 +157,22 @@ class BaseRecipe(Table):
 
     @property
     def hard(self) -> "MaadData | FileData | TfdsData | None":
-        """Harder records that are scored as well, if any."""
+        """Hard test records, if any."""
         return None
 
     @field_validator("buckets", "prompt_buckets")
     @classmethod
     def _ascending(cls, value: tuple[int, ...], info: ValidationInfo) -> tuple[int, ...]:
         if list(value) != sorted(set(value)):
-            raise ValueError(f"{info.field_name} = {list(value)}: write each width once, the smallest first")
+            raise ValueError(f"{info.field_name} = {list(value)}: widths must be unique and ascending")
         return value
 
     @model_validator(mode="after")
     def _buckets_or_packed(self) -> Self:
         if self.buckets and self.pack:
-            raise ValueError("buckets cut rows of one sample, pack fills rows with several: give one of the two")
+            raise ValueError(
+                "buckets are for rows of one sample, pack puts several samples into a row: set only one of them"
+            )
         return self
 
     @model_validator(mode="after")
@@ -180,22 +181,22 @@ class BaseRecipe(Table):
             test = getattr(self.evaluate, name, None)
             same = [getattr(self.data, key, "") == getattr(test, key, "") for key in ("kind", "path", "split")]
             if test is not None and all(same):
-                raise ValueError(f"evaluate.{name} are the records of data; give another split or path")
+                raise ValueError(f"evaluate.{name} are the records of data; use another split or path")
         return self
 
 
 def check_names(table: str, names: Sequence[str]) -> None:
-    """Refuses a list of tables that is empty or names two alike.
+    """Checks that a list of tables is not empty and has unique names.
 
     Args:
-        table: what they are, for the error.
-        names: theirs.
+        table: name of the table, for error messages.
+        names: names of the entries.
 
     Raises:
-        ValueError: says which.
+        ValueError: there are no entries, or two with the same name.
     """
     if not names:
-        raise ValueError(f"there is no [[{table}]], nothing would be done")
+        raise ValueError(f"there is no [[{table}]]: add at least one")
     for name in names:
         if names.count(name) > 1:
             raise ValueError(f"two {table}s are named {name!r}")

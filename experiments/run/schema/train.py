@@ -10,12 +10,12 @@ from experiments.run.schema.tables import Axis, BaseRecipe, Count, Name, Table, 
 
 
 class Model(Table):
-    """The model that is trained: from random parameters, or further from a checkpoint.
+    """The model to train, with random parameters or from a checkpoint.
 
     Attributes:
       preset: name in `antgmm_jax.presets.PRESETS`, for random parameters.
-      sizes: axis -> units, laid over the preset's, smaller or larger; axes tied to a stated one follow it.
-      path: a Hugging Face directory with its processor, instead of a preset: training starts from its parameters.
+      sizes: axis -> units, instead of the preset's sizes; tied axes follow.
+      path: Hugging Face directory (with processor) of the initial checkpoint, instead of a preset.
     """
 
     preset: str = ""
@@ -25,21 +25,21 @@ class Model(Table):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if bool(self.preset) == bool(self.path):
-            raise ValueError("give preset for random parameters, or path for those of a checkpoint: one of the two")
+            raise ValueError("set either preset (random parameters) or path (a checkpoint)")
         if self.path and self.sizes:
-            raise ValueError("sizes are laid over a preset's; a checkpoint is cut by antgmm compress")
+            raise ValueError("sizes are only for a preset; to change those of a checkpoint, use antgmm compress")
         return self
 
 
 class Phase(Table):
-    """One phase of a teacher's training.
+    """A phase of a teacher's training.
 
     Attributes:
-      name: names the phase's folder.
-      kind: "facts" trains the image side on what MAAD-synth's pictures show, "answers" the model on its answers.
+      name: name of the phase and its folder.
+      kind: "facts" trains the image side on facts about MAAD-synth's images, "answers" the model on answers.
       steps: optimizer steps.
-      frozen: path prefixes of parameters ("vision", "language/encoder") that an "answers" phase does not train.
-      optimizer: what differs from the recipe's own.
+      frozen: path prefixes of parameters that an "answers" phase does not train, such as "language/encoder".
+      optimizer: differences from the top-level [optimizer].
     """
 
     name: Name
@@ -50,7 +50,7 @@ class Phase(Table):
 
     @property
     def stage(self) -> Stage:
-        """The same as a stage that cuts nothing and has no teacher."""
+        """The phase as a stage without pruning and teacher."""
         return Stage(
             name=self.name, recover_steps=self.steps, frozen=self.frozen, loss=LossConfig(), optimizer=self.optimizer
         )
@@ -58,31 +58,31 @@ class Phase(Table):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.kind == "facts" and self.frozen:
-            raise ValueError("a facts phase trains the whole image side and nothing else; leave out frozen")
+            raise ValueError("a facts phase trains exactly the image side; remove frozen")
         if self.kind == "facts" and self.optimizer.accumulate > 1:
-            raise ValueError("a facts phase takes its batch whole; leave out accumulate, or lower batch_size")
+            raise ValueError("a facts phase does not support accumulate; remove it, or reduce batch_size")
         if self.optimizer.warmup >= self.steps:
-            raise ValueError(f"warmup = {self.optimizer.warmup} is not below the phase's {self.steps} steps")
+            raise ValueError(f"warmup = {self.optimizer.warmup} is not less than the phase's {self.steps} steps")
         return self
 
 
 class Training(BaseRecipe):
-    """Trains a teacher phase by phase.
+    """Trains a teacher, phase by phase.
 
     Attributes:
-      model: what is trained.
-      phases: what it is trained on, in order.
+      model: the model to train.
+      phases: the phases, in order.
     """
 
     model: Model
     phases: tuple[Phase, ...] = Field(alias="phase")
-    # What only a recipe that cuts a trained model has.
+    # Only recipes that prune a trained model have these.
     teacher: ClassVar[None] = None
     calibration_batches: ClassVar[int] = 0
 
     @property
     def work(self) -> tuple[Work, ...]:
-        """The phases as the run machine takes them."""
+        """The phases in the common form of both kinds of recipes."""
         return tuple(
             Work(number, f"phase {phase.name!r}", phase.stage, phase.kind, self.seed + number)
             for number, phase in enumerate(self.phases, 1)
@@ -90,7 +90,7 @@ class Training(BaseRecipe):
 
     @property
     def start(self) -> str:
-        """The checkpoint that the run starts from; "" for random parameters."""
+        """Path of the initial checkpoint; "" for random parameters."""
         return self.model.path
 
     @model_validator(mode="after")
@@ -99,6 +99,6 @@ class Training(BaseRecipe):
         facts = [phase.name for phase in self.phases if phase.kind == "facts"]
         if facts and self.data.kind != "maad":
             raise ValueError(
-                f"phase {facts[0]!r} needs the facts of MAAD-synth, which data of kind {self.data.kind!r} lack"
+                f"phase {facts[0]!r} needs the facts of MAAD-synth, which data of kind {self.data.kind!r} does not have"
             )
         return self

@@ -240,7 +240,7 @@ def test_a_folder_that_is_another_runs_is_left_as_it_is(refused, teacher, tmp_pa
         (["compress", "none.toml", "--run", "run"], "cannot read the recipe none.toml"),
         (
             ["data", "maad", "--split", "tset", "--out", "d"],
-            "no split 'tset': choose among train, val, test, test_hard",
+            "no split 'tset': choose one of train, val, test, test_hard",
         ),
         (["recombine", "none.toml", "--run", "run", "--from", "a", "--steps", "1"], "cannot read the recipe none.toml"),
         (["export", "nowhere", "--like", "t", "--out", "o"], "nowhere"),
@@ -249,8 +249,8 @@ def test_a_folder_that_is_another_runs_is_left_as_it_is(refused, teacher, tmp_pa
         (["shrink", "nowhere", "--out", "o", "--size", "vision/mlp=no"], "write it as vision/layers=12"),
         (["shrink", "nowhere", "--out", "o", "--size", "vision/mlp=1.5"], "write it as vision/layers=12"),
         (["shrink", "nowhere", "--out", "o", "--like", "antgmm-300m"], "nowhere/config.json is missing"),
-        ([*SERVICE], "give one of --kwh-a-year"),
-        ([*SERVICE, "--rate", "1", "--kwh-a-year", "1"], "give one of --kwh-a-year"),
+        ([*SERVICE], "specify either --kwh-a-year"),
+        ([*SERVICE, "--rate", "1", "--kwh-a-year", "1"], "specify either --kwh-a-year"),
         ([*SERVICE[:-1], "800", "--kwh-a-year", "1"], "saves nothing at this power and these latencies"),
     ],
 )
@@ -288,7 +288,7 @@ def test_a_stopped_run_says_how_to_go_on(antgmm, monkeypatch, teacher, tmp_path)
     monkeypatch.setattr("experiments.run.pipeline.Run.exported", stop)
     result = antgmm("compress", write_recipe(tmp_path / "r.toml", teacher), "--run", "run")
     assert result.exit_code == 130
-    assert result.stderr.splitlines()[1:] == ["stopped; the same command goes on where it stopped"]
+    assert result.stderr.splitlines()[1:] == ["stopped; run the same command to resume"]
 
 
 @pytest.mark.parametrize(
@@ -304,7 +304,7 @@ def test_a_stopped_measurement_says_whether_it_goes_on(antgmm, monkeypatch, tmp_
     result = antgmm("lab", *words)
     assert result.exit_code == 130
     _, last = result.stderr.splitlines()
-    assert last == ("stopped; the same command goes on where it stopped" if goes_on else "stopped")
+    assert last == ("stopped; run the same command to resume" if goes_on else "stopped")
 
 
 def test_a_failed_run_keeps_what_it_has_and_says_so(antgmm, monkeypatch, teacher, tmp_path):
@@ -318,10 +318,10 @@ def test_a_failed_run_keeps_what_it_has_and_says_so(antgmm, monkeypatch, teacher
     monkeypatch.setattr("experiments.run.pipeline.Run.exported", fail)
     result = antgmm("compress", write_recipe(tmp_path / "r.toml", teacher), "--run", "run")
     assert result.exit_code == 2
-    assert "the same command goes on from there" in result.stderr
+    assert "run the same command to resume" in result.stderr
     assert "error: the loss is not finite" in result.stderr
     assert (tmp_path / "run" / "stages").exists()
-    assert "this one is failed: the loss is not finite" in antgmm("report", "run").stderr
+    assert "it is failed: the loss is not finite" in antgmm("report", "run").stderr
 
 
 def test_a_full_disk_is_one_line(refused, monkeypatch, teacher, tmp_path):
@@ -330,7 +330,7 @@ def test_a_full_disk_is_one_line(refused, monkeypatch, teacher, tmp_path):
 
     monkeypatch.setattr("experiments.run.pipeline.Run.exported", full)
     told = refused("compress", write_recipe(tmp_path / "r.toml", teacher), "--run", "run")
-    assert told == "run/x: No space left on device; mend that and start again"
+    assert told == "run/x: No space left on device; fix this and start again"
 
 
 def test_cost_of_a_preset_is_that_of_pruning_cost(antgmm):
@@ -384,8 +384,8 @@ def test_shrink_cuts_by_magnitude_as_in_memory(antgmm, tmp_path, model):
 
 def test_shrink_like_a_preset_needs_heads_of_its_width(refused, teacher, tmp_path):
     told = refused("shrink", teacher, "--out", "out", "--like", "antgmm-300m")
-    assert "a head of vision is 8 wide, in antgmm-300m 88" in told
-    assert "antgmm-300m is of family" in refused(
+    assert "heads of vision have width 8, in antgmm-300m 88" in told
+    assert "antgmm-300m has family" in refused(
         *("shrink", reference.saved(reference.llava(), tmp_path / "llava"), "--out", "out", "--like", "antgmm-300m")
     )
     assert "would enlarge the axis" in refused("shrink", teacher, "--out", "out", "--size", "vision/layers=9")
@@ -454,7 +454,7 @@ def test_export_writes_a_stage_that_transformers_reads(antgmm, monkeypatch, tmp_
     assert json.loads((tmp_path / "out" / "antgmm.json").read_text()) == {"prompt": PROMPT}
     assert "out exists" in antgmm(*words).stderr
     words[5] = "asked"
-    assert "--prompt is how the questions of --data are asked" in antgmm(*words, "--prompt", "{question}").stderr
+    assert "--prompt is the template for the records of --data" in antgmm(*words, "--prompt", "{question}").stderr
 
     for bound in ("TOLERANCE", "ROUNDING"):
         monkeypatch.setattr(f"experiments.run.export_gate.{bound}", 0.0)

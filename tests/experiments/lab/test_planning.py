@@ -159,12 +159,12 @@ def test_a_plan_is_told_or_refused_with_the_mesh_that_is_enough(antgmm, refused,
     assert "Milliseconds per step" in antgmm(*plan, "--mesh", "fsdp=2").stdout
     monkeypatch.setitem(CHIPS, "H100", CHIPS["H100"]._replace(memory=8.0))
     found = refused(*plan, "--mesh", "fsdp=2", "--chip", "H100")
-    assert found.endswith("more than H100 has; the smallest mesh that is enough: --mesh fsdp=4 (8e-09 GB)")
+    assert found.endswith("more than H100 has; the smallest sufficient mesh is --mesh fsdp=4 (8e-09 GB)")
     monkeypatch.setitem(CHIPS, "H100", CHIPS["H100"]._replace(memory=6.0))
     found = refused(*plan, "--mesh", "fsdp=2", "--chip", "H100")
-    assert found.endswith("no mesh of this tensor size and batch is enough: raise tensor, or lower --batch")
+    assert found.endswith("no mesh with this tensor size and batch is sufficient: increase tensor, or reduce --batch")
     assert refused(*plan, "--chip", "v9") == "--chip v9: choose one of v5e, v5p, v6e, H100, H200"
-    assert refused(*plan, "--mesh", "fsdp=1024") == "--mesh fsdp=1024: plans are made for at most 512 devices"
+    assert refused(*plan, "--mesh", "fsdp=1024") == "--mesh fsdp=1024: at most 512 devices are supported"
     assert refused(*plan, "--student", "antgmm-deep").startswith("the student's ")
 
 

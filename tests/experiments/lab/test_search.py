@@ -128,15 +128,18 @@ def test_the_printed_stages_cut_to_the_printed_sizes(antgmm, name):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "--params or --latency-ms, one of the two"),
-        (["--params", "9", "--latency-ms", "9"], "--params or --latency-ms, one of the two"),
+        ([], "either --params or --latency-ms"),
+        (["--params", "9", "--latency-ms", "9"], "either --params or --latency-ms"),
         (["--params", "60000"], "no legal model has at most 60,000 parameters: the smallest has "),
         (["--params", "60000000"], "nothing is to be cut"),
-        (["--latency-ms", "-1"], "--latency-ms -1.0: give milliseconds above 0"),
-        (["--latency-ms", "9", "--length", "16"], "no word beside the image's 16: give --length 48"),
+        (["--latency-ms", "-1"], "--latency-ms -1.0: it must be above 0"),
+        (
+            ["--latency-ms", "9", "--length", "16"],
+            "a prompt of 16 tokens is too short for 16 image tokens: use --length 48",
+        ),
         (["--latency-ms", "9", "--size", "vision/embed=5"], "nearest legal sizes: vision/embed 64"),
         (["--params", "9", "--size", "vision/embed"], "write it as vision/layers=12"),
-        (["--params", "9", "--weigh", "vision=0"], "--weigh vision=0: give a weight above 0"),
+        (["--params", "9", "--weigh", "vision=0"], "--weigh vision=0: it must be above 0"),
     ],
 )
 def test_what_cannot_be_is_one_line(refused, words, message):

@@ -16,7 +16,7 @@ from antgmm_jax.io import checkpoint
 from antgmm_jax.io.convert import load_hf, open_hf
 from experiments.lab.study.arms import Arm, load_study, recipe_of
 from experiments.lab.study.run import lend_stages, results, run_study
-from experiments.lab.study.summary import markdown, plot, rows, told
+from experiments.lab.study.summary import format_scores, markdown, plot, rows
 from experiments.run.cuts import new_weights, segment_targets
 from experiments.run.flops import step_flops, training_flops
 from experiments.run.schema.recipe import dump_recipe, load_recipe
@@ -286,14 +286,14 @@ def test_weights_of_a_finished_phase_are_laid_over_new_ones(teacher, tmp_path):
     assert all(jax.tree.leaves(same))
     np.testing.assert_array_equal(made["language"]["tokens"], fresh["language"]["tokens"])
     smaller = pruning.planned_config(config, {"vision/layers": 2})
-    with pytest.raises(AntgmmError, match="trained another shape than this cut"):
+    with pytest.raises(AntgmmError, match="was trained with another shape"):
         new_weights(smaller, str(phase), 5)
 
 
 @pytest.mark.parametrize(
     ("wrong", "fault"),
     [
-        ('weights = "random"', r"arm\[0\]: arm 'x' starts from other weights: at_once = true"),
+        ('weights = "random"', r"arm\[0\]: arm 'x' starts from other weights, which needs at_once = true"),
         ('name2 = "x"', r"unknown key arm\[0\].name2, did you mean 'name'\?"),
         ("at_once = 1", r"arm\[0\].at_once = 1: "),
     ],
@@ -311,7 +311,7 @@ def test_spread_is_told_by_hand(tmp_path):
         {"arm": "a", "seed": 1, "params": 1500, "flops": 2e12, "exact_match": 0.7, "exact_match_hard": 0.25},
         {"arm": "b", "seed": 0, "params": 1500, "flops": 2e12, "exact_match": 0.1},
     ]
-    assert told([0.5, 0.7]) == "0.600 (0.500 to 0.700)"
+    assert format_scores([0.5, 0.7]) == "0.600 (0.500 to 0.700)"
     assert rows(runs)[1] == ("b", "1", "2 k", "2.0 T", "0.100", "-")
     assert markdown(runs).splitlines()[2].startswith("| a | 2 | 2 k | 2.0 T | 0.600 (0.500 to 0.700) | 0.250 (")
     plot(runs, tmp_path / "plot.svg")

@@ -34,7 +34,7 @@ def test_teacher_and_student_stand_side_by_side():
     for words in (
         ("parameters", "8.4 M", "700 k", "12.0x"),
         ("latency in JAX", "12.0 ms", "3.0x"),
-        ("energy of a request in PyTorch, estimated", "3 J", "1 J", "3.0x"),
+        ("energy per request in PyTorch, estimated", "3 J", "1 J", "3.0x"),
         ("exact match (macro)", "-1.8 points"),
         ("hard records", "0.8000", "-5.0 points"),
     ):

@@ -26,7 +26,9 @@ def test_components_of_a_width_that_was_cut_by_index_are_refused_before_anything
     late = '{name = "late", sizes = {"text/embed" = 16}, importance = "principal", recover_steps = 1}'
     changes = ["teacher.states=[]", "loss.vision=0.0"]
     recipe = load_recipe(folder / "recipe.toml", [f"stage=[{early}, {late}]", *changes])
-    with pytest.raises(AntgmmError, match="stage 'late': text/embed was cut by index before: cut it to components"):
+    with pytest.raises(
+        AntgmmError, match="stage 'late': text/embed was pruned by index before: prune it to components"
+    ):
         Run(recipe, tmp_path / "run").scores()
     assert not (tmp_path / "run").exists()
     config, params = load_hf(folder / "teacher")
@@ -36,7 +38,7 @@ def test_components_of_a_width_that_was_cut_by_index_are_refused_before_anything
     # The first channels of the teacher are some of them as well.
     for kept in (np.arange(1, 25, dtype=np.int32), np.arange(24, dtype=np.int32)):
         cut = whole._replace(config=resize(config, {"text/embed": 24}), keep={**whole.keep, "text/embed": kept})
-        with pytest.raises(AntgmmError, match="cut it to components first"):
+        with pytest.raises(AntgmmError, match="prune it to components first"):
             check_sizes(cut, alone, whole=whole.keep)
 
 
@@ -45,12 +47,12 @@ def test_components_of_a_width_that_was_cut_by_index_are_refused_before_anything
     [
         (
             'sizes = {"vision/embed" = 16}, importance = {"vision/embed" = "principal", "*" = "block_influence"}',
-            "importance 'block_influence' cannot score vision/heads, which is cut along: give it a pattern",
+            "importance 'block_influence' cannot score vision/heads, a tied axis: add a pattern for it",
         ),
         (
             'sizes = {"vision/heads" = 1}, mask_steps = 2,'
             ' importance = {"vision/heads" = "magnitude", "*" = "principal"}',
-            'importance "principal" leaves no units of vision/embed to close: segments = 1, mask_steps = 0',
+            'importance "principal" cannot close units of vision/embed gradually: set segments = 1, mask_steps = 0',
         ),
     ],
 )
@@ -66,12 +68,12 @@ def test_importance_of_what_is_cut_along_is_checked_before_anything_runs(folder,
     [
         (["stage.language.frozen=['visoin']"], "stage 'language': frozen visoin matches no parameter"),
         (["stage.whole.optimizer.rates={encoder=0.5}"], "stage 'whole': rates of encoder matches no parameter"),
-        (["stage.whole.optimizer.batch_size=17"], "stage 'whole': batch_size = 17 is more than its 16 rows: lower it"),
+        (["stage.whole.optimizer.batch_size=17"], "stage 'whole': batch_size = 17 is more than its 16 rows: reduce it"),
         (
             ["teacher.states=['text']"],
-            "teacher.states names 'text': this model has states of vision, bridge, encoder",
+            "teacher.states contains 'text': this model has vision, bridge, encoder",
         ),
-        (["teacher.states=['encoder']"], "stage 'image': loss.vision compares states of vision or bridge: name one"),
+        (["teacher.states=['encoder']"], "stage 'image': loss.vision compares states of vision or bridge: add one"),
     ],
 )
 def test_what_a_later_stage_could_not_train_with_is_refused_before_the_first(folder, tmp_path, changes, message):

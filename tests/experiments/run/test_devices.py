@@ -22,7 +22,7 @@ def test_a_mesh_is_read():
 
 @pytest.mark.parametrize("text", ["data", "data=two", "data=0", "model=2", "data=2,tensor=", "data=-1"])
 def test_what_is_no_mesh_is_refused(text):
-    with pytest.raises(AntgmmError, match=f"^--mesh {text}: give sizes of data, fsdp, tensor, as in data=2"):
+    with pytest.raises(AntgmmError, match=f"^--mesh {text}: specify sizes of data, fsdp, tensor, as in data=2"):
         parse(text)
 
 
@@ -51,7 +51,7 @@ def test_a_machine_without_accelerators_takes_as_many_devices_as_are_asked_for()
 
 
 def test_several_processes_need_a_place_to_meet():
-    with pytest.raises(AntgmmError, match="^--processes 2: say where they meet"), devices("", "", 2, 0):
+    with pytest.raises(AntgmmError, match="^--processes 2: add --coordinator"), devices("", "", 2, 0):
         pass
 
 
@@ -77,6 +77,6 @@ def test_processes_that_do_not_meet_are_refused_in_one_line():
 def test_a_process_that_loses_another_says_so(monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(jax.distributed, "initialize", lambda *_: None)
-    refused = pytest.raises(AntgmmError, match=r"has failed \(UNKNOWN: closed by peer\): start all again$")
+    refused = pytest.raises(AntgmmError, match=r"has failed \(UNKNOWN: closed by peer\): start all of them again$")
     with refused, devices("data=8", "localhost:1", 2, 1):
         raise jax.errors.JaxRuntimeError("UNKNOWN: closed by peer\nat line 1")

@@ -72,7 +72,7 @@ def test_a_second_of_work_is_counted_and_nothing_else_is_done(tmp_path):
     assert found["kwh"] == pytest.approx(watts * found["seconds"] / 3.6e6)
     france = DataSource().get_global_energy_mix_data()["FRA"]["carbon_intensity"]
     assert found["kg_co2"] == pytest.approx(found["kwh"] * france / 1000)
-    assert found["assumes"][-1] == f"{france:.0f} g CO2 a kWh (FRA)"
+    assert found["assumes"][-1] == f"{france:.0f} g CO2 per kWh (FRA)"
     told = re.match(r"CPU of (\d+) cores at ([\d.]+) W idle to ([\d.]+) W at full load", found["assumes"][0])
     if told:
         assert int(told[1]) == os.cpu_count() and float(told[2]) == pytest.approx(float(told[3]) / 10)
@@ -118,5 +118,5 @@ def test_parts_add_up():
 
 def test_an_unknown_country_is_refused(monkeypatch):
     monkeypatch.setenv("CODECARBON_COUNTRY_ISO_CODE", "China")
-    with pytest.raises(AntgmmError, match="CODECARBON_COUNTRY_ISO_CODE: no country 'CHINA': set its three letters"):
+    with pytest.raises(AntgmmError, match="CODECARBON_COUNTRY_ISO_CODE: no country 'CHINA': use a three-letter code"):
         metered().__enter__()

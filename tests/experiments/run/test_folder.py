@@ -100,5 +100,5 @@ def test_a_folder_goes_on_only_with_what_it_was_begun_with(tmp_path):
     run = RunFolder(tmp_path)
     run.bind(teacher="one", data="two")
     run.bind(teacher="one", data="two")
-    with pytest.raises(AntgmmError, match="was begun with another data: choose another folder or remove it"):
+    with pytest.raises(AntgmmError, match="was started with another data: choose another folder or remove it"):
         run.bind(teacher="one", data="three")

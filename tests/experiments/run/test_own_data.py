@@ -231,7 +231,7 @@ def test_faults_of_both_files_are_told_at_once(ads):
     result = antgmm("train", RECIPES / "own-data-llava.toml", "run")
     assert result.exit_code == 2
     for file in ("train", "test"):
-        assert f"ads/{file}.jsonl: 1 of 1 rows are refused" in result.stderr
+        assert f"ads/{file}.jsonl: 1 of 1 rows are invalid" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -239,8 +239,8 @@ def test_faults_of_both_files_are_told_at_once(ads):
     [
         ("model.preset=llava-huge", "unknown preset 'llava-huge'"),
         ('model.sizes={"text/leyers"=1}', "model.sizes: unknown axis text/leyers: this model has"),
-        ('model.sizes={"vision/embed"=100}', "model.sizes: vision/embed = 100 is no multiple of 64"),
-        ('model.sizes={"text/embed"=90}', "model.sizes: transformers cannot serve this shape: text/embed = 90 must be"),
+        ('model.sizes={"vision/embed"=100}', "model.sizes: vision/embed = 100 is not a multiple of 64"),
+        ('model.sizes={"text/embed"=90}', "model.sizes: transformers cannot load this shape: text/embed = 90 must be"),
         ('model.sizes={"text/embed"=0.5}', 'model.sizes."text/embed" = 0.5: Input should be a valid integer'),
     ],
 )
@@ -253,7 +253,7 @@ def test_a_model_that_cannot_be_is_refused_and_leaves_nothing(ads, change, messa
 
 
 def test_facts_are_for_a_model_with_queries():
-    with pytest.raises(AntgmmError, match="phase 'facts' trains a bridge with a stack, which llava-tiny lacks"):
+    with pytest.raises(AntgmmError, match="phase 'facts' needs a bridge with a stack, which llava-tiny does not have"):
         shape_of(load_training(RECIPES / "teacher-m.toml", ["model.preset=llava-tiny"]))
 
 

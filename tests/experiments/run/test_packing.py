@@ -159,8 +159,8 @@ def test_a_recipe_trains_on_packed_rows(tmp_path):
 def test_t5_is_refused(tmp_path):
     directory = save_teacher(tmp_path / "teacher")
     config, params = load_hf(directory)
-    with pytest.raises(AntgmmError, match="pack = 64: only models without an encoder read packed rows"):
+    with pytest.raises(AntgmmError, match="pack = 64: only models without an encoder can read packed rows"):
         Samples(maad.source("s", "val", 4), load_processor(directory), config, pack=64)
     ids = dict.fromkeys(("input_ids", "attention_mask", "segment_ids", "decoder_input_ids"), np.ones((1, 8), np.int32))
-    with pytest.raises(AntgmmError, match="a model with an encoder does not read packed rows"):
+    with pytest.raises(AntgmmError, match="a model with an encoder cannot read packed rows"):
         functional(config).apply(params, ids | {"images": squares(np.zeros((1, 3, 32, 32), np.float32))})

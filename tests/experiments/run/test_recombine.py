@@ -90,7 +90,11 @@ def test_a_basis_is_read_back_bit_for_bit_and_joins_other_cuts(stage):
     ("cuts", "patterns", "message"),
     [
         ((WIDTH, WIDTH), ("*", "*"), "vision/mlp is pruned in both {0} and {1}"),
-        ((DEPTH, WIDTH), ("*/heads", "*"), r"{0} cuts no axis that fits '\*/heads': it cuts bridge/mlp, vision/layers"),
+        (
+            (DEPTH, WIDTH),
+            ("*/heads", "*"),
+            r"{0} prunes no axis that matches '\*/heads': it prunes bridge/mlp, vision/layers",
+        ),
     ],
 )
 def test_what_does_not_join_is_refused_by_name(stage, cuts, patterns, message):
@@ -103,7 +107,7 @@ def test_a_layer_without_a_row_is_named_with_both_sources(stage):
     # The second run cut its layers to 0 and 1 before it chose inner units, so that layer 3 has none.
     a = stage("a", DEPTH)
     b = stage("b", {"vision/layers": [0, 1]}, {"vision/mlp": np.tile([1, 2, 4], (2, 1))})
-    with pytest.raises(AntgmmError, match=r"no row for the kept layers \[3\] of vision/layers") as caught:
+    with pytest.raises(AntgmmError, match=r"no indices for the kept layers \[3\] of vision/layers") as caught:
         recombine.joined(CONFIG, KEY, [Source(a, ("vision/layers",)), Source(b, ("*/mlp",))])
     assert f"vision/layers comes from {a}" in str(caught.value)
     assert f"vision/mlp comes from {b}" in str(caught.value)
@@ -127,7 +131,7 @@ def test_the_recipe_keeps_all_but_its_stages(tmp_path):
     assert [(s.name, s.steps, s.optimizer.batch_size, s.loss.soft) for s in recipe.stages] == [("distil", 7, 4, 1.0)]
     assert recipe.parent == str(tmp_path / "stages" / "00-recombined")
     assert recipe.data == load_recipe(path).data
-    with pytest.raises(AntgmmError, match="warmup = 9 is not below the stage's 7 steps"):
+    with pytest.raises(AntgmmError, match="warmup = 9 is not less than the stage's 7 steps"):
         recombine.distillation(path, tmp_path, 7, ["optimizer.warmup=9"])
 
 
@@ -136,7 +140,7 @@ def test_a_joined_cut_is_saved_once_and_not_replaced(tmp_path):
     for _ in range(2):
         recombine._save_once(directory, {"x": np.ones(2)}, {"keep": keep, "config": to_dict(CONFIG)})
     other = {**keep, "vision/layers": np.array([0, 1])}
-    with pytest.raises(AntgmmError, match="joins other cuts than these"):
+    with pytest.raises(AntgmmError, match="merges other prunings than these"):
         recombine._save_once(directory, {"x": np.ones(2)}, {"keep": other})
     (directory / "stage.json").unlink()
     with pytest.raises(AntgmmError, match="is damaged"):

@@ -108,9 +108,9 @@ def test_what_a_stage_cannot_do_is_refused(run, tmp_path):
     text = TOWERS.format(teacher=tmp_path)
     path = tmp_path / "recipe.toml"
     for change, fault in (
-        ("stage.whole.mask_steps=1", "a stage without sizes only distils"),
-        ("stage.whole.recover_steps=0", "a stage without sizes only distils"),
-        ("stage.language.weights=random", "weights = 'random' leaves no units to close"),
+        ("stage.whole.mask_steps=1", "a stage without sizes needs"),
+        ("stage.whole.recover_steps=0", "a stage without sizes needs"),
+        ("stage.language.weights=random", "weights = 'random' cannot close units gradually"),
     ):
         path.write_text(text)
         with pytest.raises(AntgmmError, match=fault):
@@ -250,7 +250,7 @@ def test_what_is_repeated_meets_its_own_targets(folder, tmp_path):
         curves.append([[point[name] for name in ("soft", "vision")] for point in record["metrics"]["history"]])
     # The cache holds bfloat16.
     np.testing.assert_allclose(*curves, rtol=2e-2)
-    with pytest.raises(AntgmmError, match="stage 'image': no question is of type prise: the data has brand, "):
+    with pytest.raises(AntgmmError, match="stage 'image': no question has type prise: the data has brand, "):
         Run(load_recipe(folder / "recipe.toml", ["stage.image.repeat={prise=2}"]), tmp_path / "none").scores()
 
 
@@ -310,7 +310,7 @@ def test_a_stage_that_leaves_the_image_side_alone_sees_features_of_moved_views(f
 
 
 def test_a_shift_that_would_move_the_teachers_pictures_too_is_refused(folder):
-    with pytest.raises(AntgmmError, match="stage 'image': an online teacher would see the shifted pictures"):
+    with pytest.raises(AntgmmError, match="stage 'image': an online teacher would read the shifted images"):
         load_recipe(folder / "recipe.toml", ["stage.image.shift=2", "teacher.mode=online"])
 
 
@@ -326,7 +326,7 @@ def test_rates_of_what_a_stage_freezes_are_left_out():
 
 def test_a_phase_of_training_is_no_stage(tmp_path):
     checkpoint.save_stage(tmp_path / "01-facts", {"params": {}}, {})
-    with pytest.raises(AntgmmError, match="01-facts is a phase of antgmm train: give a stage of antgmm compress"):
+    with pytest.raises(AntgmmError, match="01-facts is a phase of antgmm train: specify a stage of antgmm compress"):
         load_student(tmp_path / "01-facts")
 
 
