@@ -112,7 +112,7 @@ def check(
     for part in _generating(model):
         part.generation_config.pad_token_id, part.generation_config.eos_token_id = pad, eos
     apply = jax.jit(functional(config).apply)
-    # `params` have the dtype of the export, so their float32 values equal those of the files.
+    # Exact: `params` are already rounded to the dtype of the files.
     params = jax.tree.map(lambda a: np.asarray(a, np.float32), params)
     worst, ids, equal, sample_numbers, scale, where = [], [], [], [], 0.0, ""
     for batch in batches:

@@ -131,7 +131,7 @@ def test_the_printed_stages_cut_to_the_printed_sizes(antgmm, name):
         ([], "either --params or --latency-ms"),
         (["--params", "9", "--latency-ms", "9"], "either --params or --latency-ms"),
         (["--params", "60000"], "no legal model has at most 60,000 parameters: the smallest has "),
-        (["--params", "60000000"], "nothing is to be cut"),
+        (["--params", "60000000"], "no pruning is necessary"),
         (["--latency-ms", "-1"], "--latency-ms -1.0: it must be above 0"),
         (
             ["--latency-ms", "9", "--length", "16"],
