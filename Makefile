@@ -52,7 +52,7 @@ $(PEERS)/.installed: experiments/lab/peers/requirements.txt
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[torch,test,docs]' -c constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[all,torch,test,docs]' -c constraints.txt
 	touch $@
 
 # Writes uv.lock and the constraints pip reads. torch stays out of them: its build depends on the machine.

@@ -4,9 +4,9 @@ import re
 from collections.abc import Sequence
 
 import numpy as np
-from rouge_score.rouge_scorer import RougeScorer
 
 from antgmm_jax.errors import AntgmmError
+from antgmm_jax.extras import require
 
 VERDICT = "verdict"
 
@@ -61,7 +61,13 @@ def rouge_l(answers: Sequence[str], references: Sequence[str]) -> float:
 
     Returns:
         0 to 1.
+
+    Raises:
+        AntgmmError: rouge-score is not installed.
     """
+    require("eval")
+    from rouge_score.rouge_scorer import RougeScorer
+
     scorer = RougeScorer(["rougeL"], tokenizer=_Words())
     pairs = zip(references, answers, strict=True)
     return float(np.mean([scorer.score(true, predicted)["rougeL"].fmeasure for true, predicted in pairs]))

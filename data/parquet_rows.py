@@ -12,7 +12,7 @@ import pyarrow
 import pyarrow.parquet as pq
 
 from antgmm_jax.errors import AntgmmError
-from data.rows import ALIASES, columns, decode_image, image_names, inside, stamp
+from data.rows import ALIASES, columns, decode_image, files_digest, image_names, inside, stamp
 
 
 class ParquetRows:
@@ -78,12 +78,6 @@ def _named_pictures(table: pq.ParquetFile) -> Iterator[str]:
             for batch in table.iter_batches(columns=[name]):
                 for value in batch.column(0).to_pylist():
                     yield from image_names({name: value})
-
-
-def files_digest(files: Sequence[Path]) -> str:
-    """Returns a digest of the names, sizes and times of files."""
-    stamps = ((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files)
-    return hashlib.sha256("\n".join(map(str, stamps)).encode()).hexdigest()
 
 
 def _sizes(file: Path) -> list[int]:

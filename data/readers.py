@@ -11,8 +11,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from antgmm_jax.errors import AntgmmError
+from antgmm_jax.extras import require
 from data.json_rows import JsonRows
-from data.parquet_rows import ParquetRows
 from data.record import Record
 from data.rows import BadRow, Row, parse
 from data.source import Source
@@ -211,7 +211,7 @@ def read_records(kind: str, path: str | Path, *, split: str = "", most: int = 0)
         The records.
 
     Raises:
-        AntgmmError: the files do not exist or have another format.
+        AntgmmError: the files do not exist or have another format, or the library that reads them is not installed.
     """
     path = Path(path)
     if kind == "tfds":
@@ -221,7 +221,12 @@ def read_records(kind: str, path: str | Path, *, split: str = "", most: int = 0)
     files = _files(path, kind)
     if kind == "jsonl":
         return FileSource(path, JsonRows(files[0]), most)
-    return FileSource(path, (ParquetRows if kind == "parquet" else TarRows)(files), most)
+    if kind == "webdataset":
+        return FileSource(path, TarRows(files), most)
+    require("parquet")
+    from data.parquet_rows import ParquetRows
+
+    return FileSource(path, ParquetRows(files), most)
 
 
 def _files(path: Path, kind: str) -> list[Path]:

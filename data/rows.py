@@ -1,9 +1,10 @@
 """Parsing of rows of user files, with common alternative column names, and decoding of images."""
 
+import hashlib
 import io
 import os
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -209,6 +210,12 @@ def image_names(raw: Any) -> list[str]:
         return []
     given = next((raw[alias] for alias in ALIASES["image"] if raw.get(alias) is not None), None)
     return [name for name in (given if isinstance(given, list) else [given]) if isinstance(name, str)]
+
+
+def files_digest(files: Sequence[Path]) -> str:
+    """A digest of the names, sizes and times of files."""
+    stamps = ((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files)
+    return hashlib.sha256("\n".join(map(str, stamps)).encode()).hexdigest()
 
 
 def stamp(folder: Path, name: str) -> bytes:

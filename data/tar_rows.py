@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from antgmm_jax.errors import AntgmmError
-from data.parquet_rows import files_digest
-from data.rows import BadRow, decode_image
+from data.rows import BadRow, decode_image, files_digest
 
 _PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
 

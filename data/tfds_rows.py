@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from data.parquet_rows import files_digest
+from antgmm_jax.extras import require
+from data.rows import files_digest
 
 
 class TfdsRows:
@@ -18,10 +19,11 @@ class TfdsRows:
         split: name of the split.
 
     Raises:
-        AntgmmError: the folder is not such a folder, or has no such split.
+        AntgmmError: the folder is not such a folder, has no such split, or TFDS is not installed.
     """
 
     def __init__(self, path: Path, split: str):
+        require("tfds")
         from data.maad.maad_synth import open_split
 
         self._path, self._split, self._rows, self._lock = path, split, open_split(path, split), Lock()

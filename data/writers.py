@@ -4,17 +4,20 @@ import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from PIL import Image
 
 from antgmm_jax.errors import AntgmmError
+from antgmm_jax.extras import require
 from antgmm_jax.io.folders import new_file
 from data.maad.drawing import fingerprint, source
 from data.maad.latents import SIZES
 from data.record import Record
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 Progress = Callable[[str, int, int], None]
 _WORDS = ("question", "answer", "text", "type", "id", "slice")
@@ -25,7 +28,9 @@ def _silent(name: str, done: int, total: int) -> None:
     """Shows no progress."""
 
 
-def _schema(latents: Sequence[str]) -> pa.Schema:
+def _schema(latents: Sequence[str]) -> "pa.Schema":
+    import pyarrow as pa
+
     image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     fields = [("image", image), *((name, pa.string()) for name in _WORDS)]
     features: dict = {name: {"dtype": "string", "_type": "Value"} for name in _WORDS}
@@ -52,8 +57,12 @@ def write_parquet(records: Sequence[Record], path: str | Path, *, progress: Prog
         progress: called with (file name, records done, number of records).
 
     Raises:
-        AntgmmError: there are no records, or the file cannot be written.
+        AntgmmError: there are no records, the file cannot be written, or pyarrow is not installed.
     """
+    require("parquet")
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     path = Path(path)
     if not len(records):
         raise AntgmmError(f"{path}: no records to write")

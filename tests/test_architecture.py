@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from antgmm_jax.extras import EXTRAS
 from antgmm_jax.families import FAMILIES
 from antgmm_jax.presets import PRESETS
 
@@ -81,7 +82,8 @@ def test_every_third_party_import_is_declared():
         return {PACKAGE_OF.get(name, name) for name in names}
 
     extras = PROJECT["project"]["optional-dependencies"]
-    declared = packages(PROJECT["project"]["dependencies"]) | packages(extras["torch"] + extras["assets"])
+    optional = [*extras["torch"], *extras["assets"], *(line for name in EXTRAS for line in extras[name])]
+    declared = packages(PROJECT["project"]["dependencies"]) | packages(optional)
     known = declared | set(sys.stdlib_module_names) | set(ALLOWED)
     # The peers' contenders run in an environment of their own, with a list of their own.
     theirs = packages(line for line in PEERS.read_text().splitlines() if not line.startswith("#"))
@@ -93,6 +95,15 @@ def test_every_third_party_import_is_declared():
         if name not in known and not (PEERS.parent in path.parents and name in theirs)
     }
     assert not missing
+
+
+def test_every_extra_that_is_asked_for_by_name_is_declared():
+    extras = PROJECT["project"]["optional-dependencies"]
+    for extra, (_, packages) in EXTRAS.items():
+        names = {re.split(r"[^\w-]", requirement)[0] for requirement in extras[extra]}
+        assert set(packages) <= {PACKAGE_OF.get(name, name) for name in names}, extra
+    # PyTorch's build depends on the machine, so it is not in `all`.
+    assert extras["all"] == [f"antgmm-jax[{','.join(name for name in EXTRAS if name != 'torch')}]"]
 
 
 def test_the_wheel_holds_every_package():

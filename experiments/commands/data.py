@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
+from antgmm_jax.extras import require
 from experiments.commands.output import Json, emit
-from experiments.run.host.console import table
+from experiments.run.host.console import say, table
 
 
 class Form(StrEnum):
@@ -28,6 +29,9 @@ def maad(
     as_json: Json = False,
 ) -> None:
     """Generate MAAD-synth (advertisements with an auditor's questions) as files."""
+    if form is Form.PARQUET:
+        require("parquet")
+    say(f"data: generating MAAD-synth, tier {tier}, in {out}")
     from antgmm_jax.errors import AntgmmError
     from data.maad.latents import SIZES
     from data.writers import write_maad

@@ -5,9 +5,10 @@ from typing import Annotated
 
 import typer
 
+from antgmm_jax.extras import require
 from experiments.commands.output import Json, Set, emit
 from experiments.commands.runs import DEMO, packaged
-from experiments.run.host.console import count, table
+from experiments.run.host.console import count, say, table
 
 
 def bench(
@@ -28,6 +29,8 @@ def bench(
     as_json: Json = False,
 ) -> None:
     """Measure relative speed of importance, training, decoding, requests and pruning."""
+    require("torch")
+    say("bench: measuring relative speed")
     from experiments.lab.bench.ratios import run, shown
 
     figures = run(model, student, large, rounds=rounds, quick=quick)
@@ -44,6 +47,7 @@ def stalls(
     as_json: Json = False,
 ) -> None:
     """Measure how long training waits for data, the teacher cache and checkpoints, in the last stage of a recipe."""
+    say("stalls: measuring what a training step waits for")
     from experiments.lab.bench.stalls import run, shown
     from experiments.run.schema.recipe import load_recipe
 
@@ -58,6 +62,7 @@ def stream(
     as_json: Json = False,
 ) -> None:
     """Measure memory and time to the first batch for 2 000 and 200 000 rows, without and with a cache."""
+    say("stream: measuring memory and time to the first batch")
     from experiments.lab.bench.stream import run, shown
 
     figures = run(rows or (2_000, 200_000), side=side)
@@ -82,6 +87,7 @@ def accelerator(
     as_json: Json = False,
 ) -> None:
     """Check and benchmark the first device of JAX: peak rates, and training and serving relative to them."""
+    say("accelerator: measuring the first device of JAX")
     import jax
 
     from experiments.lab.bench.accelerator import defaults, measure, memory
@@ -114,6 +120,8 @@ def study(
     as_json: Json = False,
 ) -> None:
     """Run a study arm by arm and report scores with their spread. Several processes can share a study."""
+    require("energy", "eval", "report", "torch")
+    say(f"study: running the arms of {path} in {run}")
     from experiments.lab.study.arms import load_study
 
     chosen = load_study(path)
@@ -141,6 +149,8 @@ def peers(
     as_json: Json = False,
 ) -> None:
     """Compare distillation with TRL's GKD and google-tunix on one task and one core, in alternating processes."""
+    require("report")
+    say(f"peers: comparing distillation with TRL and google-tunix in {work}")
     from experiments.lab.peers.results import compare
     from experiments.lab.peers.runs import PYTHON
     from experiments.lab.peers.summaries import sentences, tables
@@ -163,6 +173,7 @@ def energy(
     as_json: Json = False,
 ) -> None:
     """Compute the energy of a request rate with teacher and student, or the rate that a claimed saving implies."""
+    say("energy: computing the energy of requests to teacher and student")
     from experiments.lab.fleet import service
 
     figures = service(watts, pue, teacher_ms, student_ms, kwh=kwh_a_year, rate=rate)

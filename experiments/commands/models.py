@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from antgmm_jax.errors import AntgmmError
+from antgmm_jax.extras import require
 from experiments.commands.output import Json, Maybe, Preset, emit
-from experiments.commands.sources import FORMS, config_of, end_tokens, records, sizes_given, template
-from experiments.run.host.console import count, table
+from experiments.commands.sources import FORMS, config_of, end_tokens, name_of, records, sizes_given, template
+from experiments.run.host.console import count, say, table
 
 if TYPE_CHECKING:
     from antgmm_jax.config import LMMConfig
@@ -33,6 +34,7 @@ class DType(StrEnum):
 
 def import_(model: Model, as_json: Json = False) -> None:
     """Check every tensor of a checkpoint, and list its axes with their legal sizes."""
+    say(f"import: checking every tensor of {model}")
     import jax
 
     from antgmm_jax.axes import sizes
@@ -88,12 +90,14 @@ def cost(
     as_json: Json = False,
 ) -> None:
     """Compute parameters, FLOPs, bytes and KV cache of a request, by tower and phase."""
+    name = name_of(model, preset)
+    say(f"cost: computing the cost of a request to {name}")
     config = config_of(model, preset)
     figures = {"family": config.family, "batch": batch, "length": length, "answer": answer}
     figures |= _cost(config, batch, length, answer)
     shown = table(["phase", "tower", "FLOPs", "bytes (bfloat16)"], _by_phase(figures), "Cost of a request")
     cache = f"KV cache at the end: {count(figures['kv_cache'])}B"
-    emit(figures, as_json, f"{model or preset}: {config.family}", _sizes(figures), shown, cache)
+    emit(figures, as_json, f"{name}: {config.family}", _sizes(figures), shown, cache)
 
 
 def _cost(config: "LMMConfig", batch: int, length: int, answer: int) -> dict[str, Any]:
@@ -127,11 +131,12 @@ def shrink(
     as_json: Json = False,
 ) -> None:
     """Prune a checkpoint by magnitude, without training. The model need not fit into memory."""
+    if bool(size) == bool(like):
+        raise AntgmmError("shrink needs either --size or --like")
+    say(f"shrink: pruning {model} to {like or ', '.join(size or ())}, into {out}")
     from antgmm_jax.io.convert import open_hf
     from experiments.run.disk_cut import cut, shown, targets_of
 
-    if bool(size) == bool(like):
-        raise AntgmmError("shrink needs either --size or --like")
     targets = sizes_given(size) if size else targets_of(open_hf(model)[0], like)
     figures = cut(model, targets, out, max_shard_size=max_shard_size, disk=disk)
     emit(figures, as_json, *shown(figures))
@@ -147,6 +152,8 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Evaluate a checkpoint on a data set in JAX, with scores by question type."""
+    require("eval")
+    say(f"eval: scoring answers of {model} to {data}")
     from antgmm_jax.io.convert import load_hf
     from experiments.run.samples import Samples, load_processor
     from experiments.run.scoring import scored
@@ -176,11 +183,13 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Export a stage as a Hugging Face directory, after checking that transformers and JAX give equal results."""
+    require("torch")
+    if out.exists():
+        raise AntgmmError(f"{out} exists: choose another name or remove it")
+    say(f"export: writing {stage} to {out} and checking it with PyTorch")
     from experiments.run.publishing import Questions, publish
     from experiments.run.student import load_student
 
-    if out.exists():
-        raise AntgmmError(f"{out} exists: choose another name or remove it")
     student = load_student(stage)
     _same_family(student.config, like)
     if prompt and not data:

@@ -8,8 +8,8 @@ import typer
 from antgmm_jax.config import Remat
 from antgmm_jax.errors import AntgmmError
 from experiments.commands.output import Json, Maybe, Preset, emit
-from experiments.commands.sources import config_of
-from experiments.run.host.console import count, table
+from experiments.commands.sources import config_of, name_of
+from experiments.run.host.console import count, say, table
 
 if TYPE_CHECKING:
     from experiments.lab.planning.step import Step
@@ -39,6 +39,7 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Predict memory, FLOPs, communication and roofline time of a distillation step on other devices."""
+    say(f"plan: compiling a training step of {name_of(model, preset)} for {mesh}")
     from antgmm_jax.presets import preset as named
     from experiments.lab.planning import step as planning
     from experiments.lab.planning.chips import CHIPS

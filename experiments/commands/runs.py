@@ -10,12 +10,15 @@ from typing import Annotated, Any, NamedTuple
 import typer
 
 from antgmm_jax.errors import AntgmmError
+from antgmm_jax.extras import require
 from experiments.commands.output import Coordinator, Json, Mesh, Process, Processes, RunDir, Set, emit
-from experiments.run.host.console import count, table
+from experiments.run.host.console import count, say, table
 
 _EXPERIMENTS = Path(__file__).resolve().parent.parent
 DEMO = _EXPERIMENTS / "recipes" / "demo.toml"
 TEACHER = _EXPERIMENTS / "teachers" / "maad-m"
+_NEEDED = ("energy", "eval", "report")
+"""Extras that every run needs; it checks for them before it starts."""
 _BOOKS = {".lock", "recipe.toml", "status.json", "inputs.json"}
 
 
@@ -64,6 +67,8 @@ def compress(
 
 
 def _compress(path: Path, run: Path, changes: list[str], machine: Machine, as_json: bool) -> None:
+    require(*_NEEDED, "torch")
+    say(f"compressing by {path} in {run}")
     from experiments.run.schema.recipe import load_recipe
 
     recipe = load_recipe(path, changes)
@@ -86,6 +91,8 @@ def train(
     process: Process = 0,
 ) -> None:
     """Train a teacher by a recipe, from random parameters or from a checkpoint, and export it."""
+    require(*_NEEDED)
+    say(f"training by {recipe} in {run}")
     from experiments.run.schema.recipe import load_training
 
     training = load_training(recipe, changes or [])
@@ -122,6 +129,8 @@ def recombine(
     process: Process = 0,
 ) -> None:
     """Merge prunings of several runs of one teacher, each axis from one run; prune the teacher, and distil it."""
+    require(*_NEEDED, "torch")
+    say(f"recombining {', '.join(sources)} by {recipe} in {run}")
     with _started(run, Machine(mesh, coordinator, processes, process)):
         from experiments.report.write import finish
         from experiments.run.recombining import Source
@@ -135,6 +144,8 @@ def report(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")], as_json: Json = False
 ) -> None:
     """Print the report of a run, and render its Markdown and HTML again."""
+    require("report")
+    say(f"report: {run}")
     figures = _figures(run)
     if "teacher" not in figures:  # of `antgmm train`
         emit(figures, as_json, json.dumps(figures, indent=1))

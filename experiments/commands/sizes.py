@@ -7,8 +7,8 @@ import typer
 
 from antgmm_jax.errors import AntgmmError
 from experiments.commands.output import Json, Maybe, Preset, emit
-from experiments.commands.sources import config_of, sizes_given
-from experiments.run.host.console import count, table
+from experiments.commands.sources import config_of, name_of, sizes_given
+from experiments.run.host.console import count, say, table
 
 
 def search(
@@ -36,13 +36,15 @@ def search(
     as_json: Json = False,
 ) -> None:
     """Search legal sizes for a number of parameters or a latency, as stages of a recipe."""
-    from experiments.lab.planning.rates import RequestSize
-    from experiments.lab.planning.search import run
-
     if (params is None) == (latency_ms is None):
         raise AntgmmError("search needs a budget: either --params or --latency-ms")
     if latency_ms is not None and not 0 < latency_ms < float("inf"):
         raise AntgmmError(f"--latency-ms {latency_ms}: it must be above 0")
+    budget = f"{latency_ms:g} ms" if params is None else f"{params} parameters"
+    say(f"search: sizes of {name_of(model, preset)} within {budget}")
+    from experiments.lab.planning.rates import RequestSize
+    from experiments.lab.planning.search import run
+
     pins, weights = sizes_given(size or ()), _weights(weigh or ())
     if wrong := [tower for tower, weight in weights.items() if not 0 < weight < float("inf")]:
         raise AntgmmError(f"--weigh {wrong[0]}={weights[wrong[0]]:g}: it must be above 0")

@@ -79,25 +79,44 @@ def records(text: str, samples: int) -> "Source":
         raise AntgmmError(f"--data {text!r}: {fault['loc'][-1]} = {fault['input']!r}: {fault['msg']}") from None
 
 
-def config_of(model: Path | None, preset: str) -> "LMMConfig":
-    """Returns the config of a checkpoint or a preset.
+def name_of(model: Path | None, preset: str) -> str:
+    """Returns the name of the model of a command.
 
     Args:
-        model: Hugging Face directory, or None.
-        preset: name of a preset, or "".
+        model: a Hugging Face directory, or None.
+        preset: a preset's name, or "".
 
     Returns:
-        Model config.
+        The one of the two that is given.
 
     Raises:
-        AntgmmError: not exactly one of the two is given, or the checkpoint cannot be read.
+        AntgmmError: both are given, or neither.
     """
-    from antgmm_jax.io.convert import open_hf
-    from antgmm_jax.presets import preset as named
-
     if (model is None) == (not preset):
         raise AntgmmError("specify either a checkpoint directory or --preset")
-    return named(preset) if model is None else open_hf(model)[0]
+    return preset or str(model)
+
+
+def config_of(model: Path | None, preset: str) -> "LMMConfig":
+    """Returns the config of the model of a command; `name_of` checks the arguments.
+
+    Args:
+        model: a Hugging Face directory, or None.
+        preset: a preset's name, used where `model` is None.
+
+    Returns:
+        Its config.
+
+    Raises:
+        AntgmmError: there is no such preset, or the directory cannot be read.
+    """
+    if model is None:
+        from antgmm_jax.presets import preset as named
+
+        return named(preset)
+    from antgmm_jax.io.convert import open_hf
+
+    return open_hf(model)[0]
 
 
 def end_tokens(directory: Path) -> tuple[Any, int]:

@@ -10,6 +10,7 @@ import numpy as np
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.decoding import generate
 from antgmm_jax.errors import AntgmmError
+from antgmm_jax.extras import require
 from antgmm_jax.families import torch_images
 from antgmm_jax.pure import Params, functional
 
@@ -56,10 +57,8 @@ def torch_model(directory: str | os.PathLike):
     Raises:
         AntgmmError: PyTorch is not installed, or a tensor is missing, left over or misshapen.
     """
-    try:
-        import torch
-    except ImportError as error:
-        raise AntgmmError("the export gate reads the files with PyTorch: pip install 'antgmm-jax[torch]'") from error
+    require("torch")
+    import torch
     import transformers
 
     config = transformers.AutoConfig.from_pretrained(directory, trust_remote_code=False)

@@ -16,7 +16,7 @@ from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io import checkpoint
 from antgmm_jax.io.folders import new_file
 from antgmm_jax.parallel.processes import by_first, first
-from experiments.run.host.energy import Energy, metered, total
+from experiments.run.host.energy import Energy, total
 from experiments.run.schema import Recipe, Training
 from experiments.run.schema.recipe import difference, dump_recipe, load_recipe, load_training
 
@@ -65,6 +65,8 @@ class RunFolder:
         Yields:
             read(): the energy of all that was done for it so far.
         """
+        from experiments.run.host.metering import metered  # an extra's, and not every user of a folder counts energy
+
         earlier = [self._meters[part]()] if part in self._meters else []
         with metered() as read:
             self._meters[part] = lambda: total([*earlier, read()])

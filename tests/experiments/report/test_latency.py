@@ -5,6 +5,7 @@ from contextlib import contextmanager
 import pytest
 
 from experiments.report import latency
+from experiments.run.host import metering
 from experiments.run.host.energy import Energy
 
 
@@ -19,7 +20,7 @@ def test_a_requests_energy_is_the_loops_over_its_number(monkeypatch):
         asked.append(1)
         return 0.1, 0.2, 0.3
 
-    monkeypatch.setattr(latency, "metered", counted)
+    monkeypatch.setattr(metering, "metered", counted)
     monkeypatch.setattr(latency, "ENERGY_SECONDS", 0.0)
     found = latency.consumption(request, 7)
     assert len(asked) == found["requests"] == 7

@@ -12,8 +12,9 @@ import pytest
 from codecarbon.input import DataSource
 
 from antgmm_jax.errors import AntgmmError
-from experiments.run.host import energy
-from experiments.run.host.energy import Energy, metered, total
+from experiments.run.host import metering
+from experiments.run.host.energy import Energy, total
+from experiments.run.host.metering import metered
 
 ROOT = Path(__file__).resolve().parents[3]
 COUNTED = """
@@ -24,7 +25,7 @@ def blocked(*_, **__):
     raise OSError("no network")
 
 socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = blocked
-from experiments.run.host.energy import metered
+from experiments.run.host.metering import metered
 with metered() as read:
     end = time.perf_counter() + 1.0
     while time.perf_counter() < end:
@@ -94,13 +95,13 @@ def test_a_second_of_work_is_counted_and_nothing_else_is_done(tmp_path):
     ],
 )
 def test_a_label_says_whether_counters_were_read(monkeypatch, assumed, gpus, source, assumes):
-    monkeypatch.setattr(energy, "_cpu_watts", lambda: assumed)
-    monkeypatch.setattr(energy.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(metering, "_cpu_watts", lambda: assumed)
+    monkeypatch.setattr(metering.os, "cpu_count", lambda: 2)
     parts = {"cpu_energy": 0.001, "gpu_energy": 0.01 * gpus, "ram_energy": 0.002}
     data = SimpleNamespace(
         **parts, duration=1800.0, gpu_count=gpus, ram_power=20.0, energy_consumed=sum(parts.values()), emissions=0.5
     )
-    found = energy._energy(data, "carbon")
+    found = metering._energy(data, "carbon")
     # 0.001 kWh in half an hour is 2 W.
     expected = Energy(0.003 + 0.01 * gpus, 0.5, 1800.0, source, 2.0, 20.0 * gpus, 4.0, [*assumes, "carbon"])
     assert found[:3] == pytest.approx(expected[:3]) and found[4:7] == pytest.approx(expected[4:7])

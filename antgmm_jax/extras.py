@@ -1,0 +1,36 @@
+"""Optional dependencies: the extras of pyproject.toml, and the error for one that is not installed."""
+
+from importlib.util import find_spec
+
+from antgmm_jax.errors import AntgmmError
+
+EXTRAS = {
+    "energy": ("energy figures", ("codecarbon",)),
+    "eval": ("scores of answers", ("rouge_score",)),
+    "parquet": ("Parquet files", ("pyarrow",)),
+    "report": ("reports", ("jinja2", "matplotlib")),
+    "tfds": ("TFDS folders", ("importlib_resources", "tensorflow_datasets")),
+    "torch": ("PyTorch checks", ("torch",)),
+}
+"""Extra -> what it is for, and the packages that are imported for it."""
+
+
+def require(*extras: str) -> None:
+    """Checks that the packages of optional extras are installed, without importing them.
+
+    Args:
+        extras: keys of `EXTRAS`.
+
+    Raises:
+        AntgmmError: names the packages that are missing, what needs them, and the `pip install` that adds them.
+    """
+    absent = {extra: [name for name in EXTRAS[extra][1] if find_spec(name) is None] for extra in extras}
+    missing = {extra: names for extra, names in absent.items() if names}
+    if missing:
+        purposes = _listed([EXTRAS[extra][0] for extra in missing])
+        packages = _listed([name for names in missing.values() for name in names])
+        raise AntgmmError(f"{purposes} need {packages}: pip install 'antgmm-jax[{','.join(missing)}]'")
+
+
+def _listed(words: list[str]) -> str:
+    return " and ".join([", ".join(words[:-1]), words[-1]] if words[1:] else words)
