@@ -30,7 +30,7 @@ def bench(
 ) -> None:
     """Measure relative speed of importance, training, decoding, requests and pruning."""
     require("torch")
-    say("bench: measuring speed as ratios")
+    say("bench: measuring relative speed")
     from experiments.lab.bench.ratios import run, shown
 
     figures = run(model, student, large, rounds=rounds, quick=quick)
@@ -62,7 +62,7 @@ def stream(
     as_json: Json = False,
 ) -> None:
     """Measure memory and time to the first batch for 2 000 and 200 000 rows, without and with a cache."""
-    say("stream: measuring memory and the time to the first batch")
+    say("stream: measuring memory and time to the first batch")
     from experiments.lab.bench.stream import run, shown
 
     figures = run(rows or (2_000, 200_000), side=side)
@@ -87,7 +87,7 @@ def accelerator(
     as_json: Json = False,
 ) -> None:
     """Check and benchmark the first device of JAX: peak rates, and training and serving relative to them."""
-    say("accelerator: measuring the first device that JAX sees")
+    say("accelerator: measuring the first device of JAX")
     import jax
 
     from experiments.lab.bench.accelerator import defaults, measure, memory
@@ -121,7 +121,7 @@ def study(
 ) -> None:
     """Run a study arm by arm and report scores with their spread. Several processes can share a study."""
     require("energy", "eval", "report", "torch")
-    say(f"study: running the arms of {path}, in {run}")
+    say(f"study: running the arms of {path} in {run}")
     from experiments.lab.study.arms import load_study
 
     chosen = load_study(path)
@@ -150,7 +150,7 @@ def peers(
 ) -> None:
     """Compare distillation with TRL's GKD and google-tunix on one task and one core, in alternating processes."""
     require("report")
-    say(f"peers: comparing distillation with TRL and google-tunix, in {work}")
+    say(f"peers: comparing distillation with TRL and google-tunix in {work}")
     from experiments.lab.peers.results import compare
     from experiments.lab.peers.runs import PYTHON
     from experiments.lab.peers.summaries import sentences, tables
@@ -173,7 +173,7 @@ def energy(
     as_json: Json = False,
 ) -> None:
     """Compute the energy of a request rate with teacher and student, or the rate that a claimed saving implies."""
-    say("energy of a service with teacher and student")
+    say("energy: computing the energy of requests to teacher and student")
     from experiments.lab.fleet import service
 
     figures = service(watts, pue, teacher_ms, student_ms, kwh=kwh_a_year, rate=rate)

@@ -153,7 +153,7 @@ def evaluate(
 ) -> None:
     """Evaluate a checkpoint on a data set in JAX, with scores by question type."""
     require("eval")
-    say(f"eval: asking {model} the questions of {data}")
+    say(f"eval: scoring answers of {model} to {data}")
     from antgmm_jax.io.convert import load_hf
     from experiments.run.samples import Samples, load_processor
     from experiments.run.scoring import scored
@@ -186,7 +186,7 @@ def export(
     require("torch")
     if out.exists():
         raise AntgmmError(f"{out} exists: choose another name or remove it")
-    say(f"export: writing {stage} as {out}, and comparing PyTorch's answers with JAX's")
+    say(f"export: writing {stage} to {out} and checking it with PyTorch")
     from experiments.run.publishing import Questions, publish
     from experiments.run.student import load_student
 

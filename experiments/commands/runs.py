@@ -18,7 +18,7 @@ _EXPERIMENTS = Path(__file__).resolve().parent.parent
 DEMO = _EXPERIMENTS / "recipes" / "demo.toml"
 TEACHER = _EXPERIMENTS / "teachers" / "maad-m"
 _NEEDED = ("energy", "eval", "report")
-"""Extras that every run needs: asked for before it starts, not at its end."""
+"""Extras that every run needs; it checks for them before it starts."""
 _BOOKS = {".lock", "recipe.toml", "status.json", "inputs.json"}
 
 
@@ -68,7 +68,7 @@ def compress(
 
 def _compress(path: Path, run: Path, changes: list[str], machine: Machine, as_json: bool) -> None:
     require(*_NEEDED, "torch")
-    say(f"compressing by {path}, in {run}")
+    say(f"compressing by {path} in {run}")
     from experiments.run.schema.recipe import load_recipe
 
     recipe = load_recipe(path, changes)
@@ -92,7 +92,7 @@ def train(
 ) -> None:
     """Train a teacher by a recipe, from random parameters or from a checkpoint, and export it."""
     require(*_NEEDED)
-    say(f"training by {recipe}, in {run}")
+    say(f"training by {recipe} in {run}")
     from experiments.run.schema.recipe import load_training
 
     training = load_training(recipe, changes or [])
@@ -130,7 +130,7 @@ def recombine(
 ) -> None:
     """Merge prunings of several runs of one teacher, each axis from one run; prune the teacher, and distil it."""
     require(*_NEEDED, "torch")
-    say(f"merging prunings of {', '.join(sources)} by {recipe}, in {run}")
+    say(f"recombining {', '.join(sources)} by {recipe} in {run}")
     with _started(run, Machine(mesh, coordinator, processes, process)):
         from experiments.report.write import finish
         from experiments.run.recombining import Source
@@ -145,7 +145,7 @@ def report(
 ) -> None:
     """Print the report of a run, and render its Markdown and HTML again."""
     require("report")
-    say(f"report of {run}")
+    say(f"report: {run}")
     figures = _figures(run)
     if "teacher" not in figures:  # of `antgmm train`
         emit(figures, as_json, json.dumps(figures, indent=1))

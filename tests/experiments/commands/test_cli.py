@@ -88,25 +88,25 @@ def test_help_loads_no_heavy_library():
 
 BEGUN = {
     "demo": "compressing by",
-    "compress r.toml --run r": "compressing by r.toml, in r",
-    "train r.toml --run r": "training by r.toml, in r",
+    "compress r.toml --run r": "compressing by r.toml in r",
+    "train r.toml --run r": "training by r.toml in r",
     "import m": "import: checking every tensor of m",
-    "eval m --data jsonl:d": "eval: asking m the questions of jsonl:d",
-    "export s --like m --out o": "export: writing s as o",
+    "eval m --data jsonl:d": "eval: scoring answers of m to jsonl:d",
+    "export s --like m --out o": "export: writing s to o",
     "search m --params 9": "search: sizes of m within 9 parameters",
     "plan m": "plan: compiling a training step of m for fsdp=8",
-    "shrink m --out o --like p": "shrink: cutting m to p, into o",
+    "shrink m --out o --like p": "shrink: pruning m to p, into o",
     "cost --preset p": "cost: computing the cost of a request to p",
-    "recombine r.toml --run r --steps 9 --from s": "merging prunings of s by r.toml, in r",
-    "report r": "report of r",
+    "recombine r.toml --run r --steps 9 --from s": "recombining s by r.toml in r",
+    "report r": "report: r",
     "data maad --out o": "data: generating MAAD-synth, tier s, in o",
     "lab bench": "bench:",
     "lab stalls": "stalls:",
     "lab stream": "stream:",
     "lab accelerator": "accelerator:",
-    "lab study s.toml --run r --out o": "study: running the arms of s.toml, in r",
+    "lab study s.toml --run r --out o": "study: running the arms of s.toml in r",
     "lab peers --out o": "peers:",
-    "lab energy --watts 1 --teacher-ms 1 --student-ms 1 --rate 1": "energy of",
+    "lab energy --watts 1 --teacher-ms 1 --student-ms 1 --rate 1": "energy:",
 }
 
 
@@ -240,7 +240,7 @@ def test_a_folder_that_is_another_runs_is_left_as_it_is(refused, teacher, tmp_pa
         (["compress", "none.toml", "--run", "run"], "cannot read the recipe none.toml"),
         (
             ["data", "maad", "--split", "tset", "--out", "d"],
-            "no split 'tset': choose one of train, val, test, test_hard",
+            "no split 'tset': choose among train, val, test, test_hard",
         ),
         (["recombine", "none.toml", "--run", "run", "--from", "a", "--steps", "1"], "cannot read the recipe none.toml"),
         (["export", "nowhere", "--like", "t", "--out", "o"], "nowhere"),
@@ -249,8 +249,8 @@ def test_a_folder_that_is_another_runs_is_left_as_it_is(refused, teacher, tmp_pa
         (["shrink", "nowhere", "--out", "o", "--size", "vision/mlp=no"], "write it as vision/layers=12"),
         (["shrink", "nowhere", "--out", "o", "--size", "vision/mlp=1.5"], "write it as vision/layers=12"),
         (["shrink", "nowhere", "--out", "o", "--like", "antgmm-300m"], "nowhere/config.json is missing"),
-        ([*SERVICE], "specify either --kwh-a-year"),
-        ([*SERVICE, "--rate", "1", "--kwh-a-year", "1"], "specify either --kwh-a-year"),
+        ([*SERVICE], "give one of --kwh-a-year"),
+        ([*SERVICE, "--rate", "1", "--kwh-a-year", "1"], "give one of --kwh-a-year"),
         ([*SERVICE[:-1], "800", "--kwh-a-year", "1"], "saves nothing at this power and these latencies"),
     ],
 )
@@ -330,7 +330,7 @@ def test_a_full_disk_is_one_line(refused, monkeypatch, teacher, tmp_path):
 
     monkeypatch.setattr("experiments.run.pipeline.Run.exported", full)
     told = refused("compress", write_recipe(tmp_path / "r.toml", teacher), "--run", "run")
-    assert told == "run/x: No space left on device; fix this and start again"
+    assert told == "run/x: No space left on device; mend that and start again"
 
 
 def test_cost_of_a_preset_is_that_of_pruning_cost(antgmm):
