@@ -58,7 +58,7 @@ class Writer:
         """
         if not self._rows:
             return
-        self._write(np.array(self._rows, np.int64).tobytes())
+        self._write(self._rows.tobytes())
         try:
             self._writer.close()
             with self._temporary.open("rb") as file:

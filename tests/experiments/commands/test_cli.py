@@ -240,7 +240,7 @@ def test_a_folder_that_is_another_runs_is_left_as_it_is(refused, teacher, tmp_pa
         (["compress", "none.toml", "--run", "run"], "cannot read the recipe none.toml"),
         (
             ["data", "maad", "--split", "tset", "--out", "d"],
-            "no split 'tset': choose among train, val, test, test_hard",
+            "no split 'tset': choose one of train, val, test, test_hard",
         ),
         (["recombine", "none.toml", "--run", "run", "--from", "a", "--steps", "1"], "cannot read the recipe none.toml"),
         (["export", "nowhere", "--like", "t", "--out", "o"], "nowhere"),
@@ -249,8 +249,8 @@ def test_a_folder_that_is_another_runs_is_left_as_it_is(refused, teacher, tmp_pa
         (["shrink", "nowhere", "--out", "o", "--size", "vision/mlp=no"], "write it as vision/layers=12"),
         (["shrink", "nowhere", "--out", "o", "--size", "vision/mlp=1.5"], "write it as vision/layers=12"),
         (["shrink", "nowhere", "--out", "o", "--like", "antgmm-300m"], "nowhere/config.json is missing"),
-        ([*SERVICE], "give one of --kwh-a-year"),
-        ([*SERVICE, "--rate", "1", "--kwh-a-year", "1"], "give one of --kwh-a-year"),
+        ([*SERVICE], "specify either --kwh-a-year"),
+        ([*SERVICE, "--rate", "1", "--kwh-a-year", "1"], "specify either --kwh-a-year"),
         ([*SERVICE[:-1], "800", "--kwh-a-year", "1"], "saves nothing at this power and these latencies"),
     ],
 )
@@ -330,7 +330,7 @@ def test_a_full_disk_is_one_line(refused, monkeypatch, teacher, tmp_path):
 
     monkeypatch.setattr("experiments.run.pipeline.Run.exported", full)
     told = refused("compress", write_recipe(tmp_path / "r.toml", teacher), "--run", "run")
-    assert told == "run/x: No space left on device; mend that and start again"
+    assert told == "run/x: No space left on device; fix this and start again"
 
 
 def test_cost_of_a_preset_is_that_of_pruning_cost(antgmm):
@@ -397,7 +397,7 @@ def test_energy_of_a_claim_and_of_its_rate_agree(antgmm):
     rate = str(claim["requests_a_second"])
     figures = json.loads(antgmm(*SERVICE, "--rate", rate, "--json").stdout)
     assert figures["saved"]["kwh_a_year"] == pytest.approx(75e6)
-    assert "3.03 G a day" in antgmm(*SERVICE, "--rate", rate).stdout
+    assert "3.03 G per day" in antgmm(*SERVICE, "--rate", rate).stdout
 
 
 @pytest.mark.parametrize("model", [reference.blip2, reference.llava])
