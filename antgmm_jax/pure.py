@@ -34,8 +34,8 @@ class Functional(NamedTuple):
         features: (params, images) -> `vision_features` [B, M, N, D], which a batch may hold instead of images.
         vision: (params, images) -> states of the image encoder [B * M, N, D], and the features computed from them.
         axes: tree like the parameters; each leaf is the tuple of its axis names.
-        over: tree like the parameters; each leaf names the tokens that a linear map's kernel multiplies (a tower or a
-            key of `LMMConfig.tokens`), or is "" for other parameters.
+        over: tree like the parameters; for a linear kernel, the name of the token sequence that passes through it (a
+            tower, or a key of `LMMConfig.tokens`), from which FLOPs are counted; "" for other parameters.
         graph: graph definition for `nnx.merge`.
     """
 

@@ -56,8 +56,8 @@ def build_cache(
     """Runs the teacher once over all samples and stores its states; an interrupted build resumes.
 
     Does nothing if a complete cache with the same key and all names exists. The cache is written to
-    `<directory>.partial` and renamed when complete. All processes of a run call this function, each with its own rows
-    of the same batches, and write their own files: states are never gathered. A build may resume with another number of
+    `<directory>.partial` and renamed when complete. All processes of a run iterate over the same batches; each
+    supplies and stores only its own rows, so states are never gathered. A build may resume with another number of
     processes.
 
     Args:

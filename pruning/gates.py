@@ -60,9 +60,10 @@ def _scatter(kept: np.ndarray, size: int) -> np.ndarray:
 
 
 def gates_at(keep: Keep, scores: Mapping[str, np.ndarray], config: LMMConfig, fraction: float) -> dict[str, np.ndarray]:
-    """Returns gates that close a fraction of the pruned units, those with the lowest scores first.
+    """Returns gates that close a fraction of the units that `keep` removes, those with the lowest scores first.
 
-    The number of closed units is linear in `fraction`; a closed unit stays closed for every larger fraction.
+    Per axis and layer, `floor(fraction * units to remove)` gates are 0; a closed unit stays closed for every larger
+    fraction.
 
     Args:
         keep: axis -> kept indices of this model, [k] or [L, k].

@@ -135,8 +135,8 @@ def compose(parent: Keep, keep: Keep) -> dict[str, np.ndarray]:
         keep: units kept by the second pruning, as indices of the model after `parent`; other axes are not pruned.
 
     Returns:
-        axis -> kept units of the teacher, for every axis. On a local axis, layers that `keep` removes still have a row;
-        layers that `parent` had removed have rows of -1.
+        axis -> kept units of the teacher, for every axis. On a local axis, rows of removed layers
+        have no meaning (-1, or an old row), and nothing reads them.
 
     Raises:
         AntgmmError: an axis that `parent` lacks, or a basis of an axis that `parent` has pruned by index.

@@ -25,9 +25,10 @@ def plan(
     legal (cross-attention in every second layer), the family chooses the best legal set.
 
     Args:
-        scores: axis -> importance, [n] for a shared axis or [L, n] for a local one, for every pruned axis.
+        scores: axis -> importance, [n] for a shared axis or [L, n] for a local one, for every pruned axis (tied axes
+            too).
         config: model config.
-        targets: axis -> number of units to keep, or (float) the fraction to keep.
+        targets: axis -> number of units to keep (int), or the fraction to keep (float: 1 is one unit, 1.0 is all).
 
     Returns:
         axis -> ascending int32 indices, [k] or [L, k], for the targets and the axes tied to them.
