@@ -1,7 +1,7 @@
-"""Encoded records by number: each is read, checked and encoded once, and a later run finds that done.
+"""Cache of encoded records: each record is read, checked and encoded only once.
 
-A folder of the cache holds what one data set is for one processor: `index.npz`, small arrays with a value a record, and
-token ids and, where they fit, pictures in ArrayRecord files. It is written under a hidden name and renamed.
+A folder of the cache contains a data set encoded by one processor: `index.npz` with small arrays, and ArrayRecord files
+with token ids and, if they fit, images. It is written under a hidden name and renamed.
 """
 
 import hashlib
@@ -26,34 +26,34 @@ from data.record import Arrays, Record
 from data.rows import BadRow
 from data.source import Source
 
-Made = TypeVar("Made")
+Result = TypeVar("Result")
 Progress = Callable[[int, str], None]
 Shown = Callable[[str, int], AbstractContextManager[Progress]]
 MOST_BYTES = 4 << 30
-"""Of pictures that are kept encoded; those of larger data are decoded from their files once an epoch."""
+"""Maximum size of the encoded images of a data set; images of larger data are decoded from their files every epoch."""
 _SAMPLED = 1000
-"""Rows that tell how large all are."""
+"""Number of rows after which the total size is estimated."""
 CACHE_BYTES = 16 << 30
-"""Of all data sets that are kept; those that were not read for the longest time go first."""
+"""Maximum size of the cache; the least recently used data sets are removed."""
 THREADS = min(8, os.cpu_count() or 1)
 _AHEAD = 4 * THREADS
 _GROUP = 16
-"""Rows of token ids, some hundred bytes each, that are read from disk together."""
+"""Rows of token ids (some hundred bytes each) that are read together."""
 
 
 def _silent(done: int, note: str) -> None:
-    """No progress is shown."""
+    """Shows no progress."""
 
 
 class Index(NamedTuple):
-    """What is held in memory of encoded records: a number each.
+    """Sizes and types of encoded records, kept in memory.
 
     Attributes:
-        prompt: tokens of the prompt, those of pictures among them, int32 [N].
-        answer: tokens of the answer, the end token among them, int32 [N].
-        slots: picture slots, int32 [N].
-        types: type of the question, an index into `names`, int32 [N].
-        names: of the types.
+        prompt: number of prompt tokens, including image tokens, int32 [N].
+        answer: number of answer tokens, including the end token, int32 [N].
+        slots: number of image slots, int32 [N].
+        types: type of the question as an index into `names`, int32 [N].
+        names: names of the types.
         fingerprint: digest of all token ids and pixels.
     """
 
@@ -65,63 +65,65 @@ class Index(NamedTuple):
     fingerprint: str
 
 
-def every(source: Source, work: Callable[[Record], Made], progress: Progress = _silent) -> Iterator[tuple[int, Made]]:
-    """All records of a source in order, read and worked on ahead in threads.
+def every(
+    source: Source, function: Callable[[Record], Result], progress: Progress = _silent
+) -> Iterator[tuple[int, Result]]:
+    """Applies a function to all records of a source, ahead in threads; yields the results in order.
 
     Args:
-        source: the records.
-        work: what is made of each.
+        source: records.
+        function: applied to each record.
         progress: called with the number of records read.
 
     Yields:
-        Number and what was made; after the first bad record nothing, while the others are looked at.
+        Index and result; nothing after the first bad record, but the remaining records are still checked.
 
     Raises:
-        AntgmmError: at the end, for all bad records together.
+        AntgmmError: at the end, lists all bad records.
     """
 
-    def one(index: int) -> Made | BadRow:
+    def one(index: int) -> Result | BadRow:
         try:
-            return work(source.read(index))
+            return function(source.read(index))
         except BadRow as reason:
             return reason
 
     bad: dict[int, str] = {}
     with ThreadPoolExecutor(1 if source.drawn else THREADS) as pool:
-        waiting: deque[Future[Made | BadRow]] = deque()
+        waiting: deque[Future[Result | BadRow]] = deque()
         for index in range(len(source) + _AHEAD):
             if index < len(source):
                 waiting.append(pool.submit(one, index))
             if index < _AHEAD or not waiting:
                 continue
-            made, done = waiting.popleft().result(), index - _AHEAD
-            if isinstance(made, BadRow):
-                bad[done] = str(made)
+            result, done = waiting.popleft().result(), index - _AHEAD
+            if isinstance(result, BadRow):
+                bad[done] = str(result)
             elif not bad:
-                yield done, made
+                yield done, result
             progress(done + 1, "")
     source.check(bad)
 
 
 class Encoded:
-    """Encoded records by number.
+    """Encoded records by index.
 
     Args:
-        source: the records.
-        encoder: encodes them.
-        folder: of the cache, complete.
+        source: records.
+        encoder: encoder of the records.
+        folder: complete folder of the cache.
 
     Attributes:
-        source: as given.
-        encoder: as given.
-        index: a number of each record.
-        kept: whether the pictures are read encoded, not decoded from their files.
+        source: records.
+        encoder: encoder of the records.
+        index: sizes and types of the records.
+        kept: whether encoded images are in the cache, or else are decoded from their files.
     """
 
     def __init__(self, source: Source, encoder: Encoder, folder: Path):
         self.source, self.encoder = source, encoder
-        with np.load(folder / "index.npz") as found:
-            arrays = dict(found)
+        with np.load(folder / "index.npz") as file:
+            arrays = dict(file)
         source.restore({name[len("places/") :]: x for name, x in arrays.items() if name.startswith("places/")})
         names, fingerprint = tuple(arrays["names"].tolist()), str(arrays["fingerprint"])
         self.index = Index(**{n: arrays[n] for n in Index._fields[:4]}, names=names, fingerprint=fingerprint)
@@ -136,20 +138,20 @@ class Encoded:
         return {**self.tokens(index), "images": self.images(index)}
 
     def tokens(self, index: int) -> Arrays:
-        """All of an encoded record but its pictures."""
+        """Returns an encoded record without its images."""
         return _restored(self._tokens[index])
 
     def images(self, index: int) -> Arrays:
-        """The pictures of an encoded record, leaves [M, ...]."""
+        """Returns the images of an encoded record, leaves [M, ...]."""
         if self._images is not None:
             return _restored(self._images[index])
         return self.encoder(self.source[index])["images"]
 
 
 def _restored(content: bytes) -> Arrays:
-    found = msgpack_restore(content)
-    assert isinstance(found, dict)  # as it was written
-    return found
+    arrays = msgpack_restore(content)
+    assert isinstance(arrays, dict)  # for the type checker
+    return arrays
 
 
 def open_encoded(
@@ -159,19 +161,21 @@ def open_encoded(
     *,
     shown: Shown = lambda title, total: nullcontext(_silent),
 ) -> Encoded:
-    """Encoded records; whoever asks first reads, checks and encodes them all, a second process waits for that.
+    """Opens encoded records in the cache; reads, checks and encodes all records first if they are not there.
+
+    While one process encodes, others wait.
 
     Args:
-        source: the records.
-        encoder: encodes them.
-        folder: the cache; None: `cache_folder`.
-        shown: a bar of that title and total, to which the number of records read is told, where they are.
+        source: records.
+        encoder: encoder of the records.
+        folder: folder of the cache; default: `cache_folder()`.
+        shown: creates a progress bar from a title and a total; used if records are encoded.
 
     Returns:
-        The records.
+        The encoded records.
 
     Raises:
-        AntgmmError: bad records, all named; a full disk.
+        AntgmmError: lists all bad records; or the disk is full.
     """
     folder = folder or cache_folder()
     folder.mkdir(parents=True, exist_ok=True)
@@ -186,12 +190,12 @@ def open_encoded(
 
 
 def cache_folder() -> Path:
-    """Where encoded data is kept, beside compiled programs."""
+    """Returns the folder of the cache of encoded data."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "antgmm-jax" / "data"
 
 
 def _evict(folder: Path) -> None:
-    """Makes room in the cache. What another process reads, it goes on reading: its files are open."""
+    """Removes old data sets from the cache. Other processes can still read their open files."""
     places = sorted((path for path in folder.iterdir() if path.is_dir()), key=lambda path: path.stat().st_mtime)
     sizes = {path: sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) for path in places}
     for path in places:
@@ -209,23 +213,23 @@ def _build(source: Source, encoder: Encoder, place: Path, progress: Progress) ->
     try:
         (partial / "tokens").mkdir(parents=True)
         (partial / "images").mkdir()
-        found = _encode(source, encoder, partial, progress)
-        np.savez(partial / "index.npz", **found)
+        index = _encode(source, encoder, partial, progress)
+        np.savez(partial / "index.npz", **index)
         folders.publish(partial, place)
     except AntgmmError as error:
-        raise AntgmmError(_of(source, str(error))) from error
+        raise AntgmmError(_with_path(source, str(error))) from error
     except OSError as error:
         raise AntgmmError(f"cannot write {place}: {error.strerror or error}; free space and start again") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _of(source: Source, reason: str) -> str:
+def _with_path(source: Source, reason: str) -> str:
     return reason if source.path is None or reason.startswith(str(source.path)) else f"{source.path}: {reason}"
 
 
-class _Pictures:
-    """Writes encoded pictures for as long as all of them are likely to fit."""
+class _ImageWriter:
+    """Writes encoded images; removes them again once their expected total size exceeds the limit."""
 
     def __init__(self, folder: Path, source: Source):
         free = shutil.disk_usage(folder).free // 2
@@ -249,36 +253,36 @@ class _Pictures:
 
 
 def _encode(source: Source, encoder: Encoder, folder: Path, progress: Progress) -> dict[str, Any]:
-    """Writes all records, and gives their index."""
-    tokens, pictures = Writer(folder / "tokens", 0, _GROUP), _Pictures(folder / "images", source)
+    """Writes all records; returns the arrays of their index."""
+    tokens, images_writer = Writer(folder / "tokens", 0, _GROUP), _ImageWriter(folder / "images", source)
     digest, names, texts = hashlib.sha256(), {}, False
-    named: list[tuple[str, str]] = []
+    with_image_token: list[tuple[str, str]] = []
     long: list[tuple[str, Long]] = []
     columns = {name: np.zeros(len(source), np.int32) for name in Index._fields[:4]}
-    for row, (record, made) in every(source, lambda record: (_light(record), encoder(record)), progress):
+    for row, (record, encoded) in every(source, lambda record: (_light(record), encoder(record)), progress):
         label = record.id or f"record {row + 1}"
         texts |= bool(record.text)
-        named += [(label, part) for part in encoder.names_pictures(record)]
-        long += [(label, part) for part in encoder.too_long(made)]
-        slots = next((len(leaf) for leaf in made["images"].values()), 0)
+        with_image_token += [(label, part) for part in encoder.names_pictures(record)]
+        long += [(label, part) for part in encoder.too_long(encoded)]
+        slots = next((len(leaf) for leaf in encoded["images"].values()), 0)
         kind = names.setdefault(record.type, len(names))
-        for name, value in zip(columns, (len(made["prompt"]), len(made["answer"]), slots, kind), strict=True):
+        for name, value in zip(columns, (len(encoded["prompt"]), len(encoded["answer"]), slots, kind), strict=True):
             columns[name][row] = value
-        if named or long:
+        if with_image_token or long:
             continue
-        images = msgpack_serialize(made.pop("images"))
-        for content in (rest := msgpack_serialize(made), images):
+        images = msgpack_serialize(encoded.pop("images"))
+        for content in (rest := msgpack_serialize(encoded), images):
             digest.update(content)
         tokens.add(row, rest)
-        pictures.add(row, images)
+        images_writer.add(row, images)
     encoder.check_text(texts)
-    refuse(named, long, len(source), encoder.picture)
+    refuse(with_image_token, long, len(source), encoder.picture)
     tokens.flush()
-    pictures.finish()
+    images_writer.finish()
     places = {f"places/{name}": value for name, value in source.places().items()}
     return {**columns, **places, "names": np.array([*names]), "fingerprint": np.array(digest.hexdigest()[:16])}
 
 
 def _light(record: Record) -> Record:
-    """A record without its pictures, which would be held while it waits."""
+    """Returns a record without its images, to save memory while it waits."""
     return Record(**{**vars(record), "images": (), "cells": None})

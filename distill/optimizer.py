@@ -17,7 +17,7 @@ from distill.schema import settings
 Params = Any
 Schedule = Literal["cosine", "constant"]
 B1, EPS = 0.9, 1e-8
-"""Adam's decay of first moments, and its denominator's smallest value."""
+"""Adam's decay rate of first moments, and epsilon."""
 
 _READS = ("q", "k", "v", "up", "gate")
 _WRITES = ("o", "down", "out", "patch")
@@ -25,12 +25,12 @@ _HEAD = ["language", "out"]
 
 
 class Optimizer(NamedTuple):
-    """A gradient transformation without its learning rate, the schedule of that rate, and what is not trained.
+    """A gradient transformation without its learning rate, with a schedule and frozen parameters.
 
     Attributes:
-        transform: gradients to unit-rate updates (clipping, moments, weight decay).
-        schedule: step to learning rate, the sole place that knows it.
-        frozen: path prefixes of parameters that stay as they are.
+        transform: gradients -> updates at learning rate 1 (clipping, moments, weight decay).
+        schedule: step -> learning rate.
+        frozen: path prefixes of parameters that are not trained.
     """
 
     transform: optax.GradientTransformation
@@ -39,7 +39,7 @@ class Optimizer(NamedTuple):
 
 
 class State(NamedTuple):
-    """What a step reads and writes: float32 parameters, optimizer state, and the number of steps taken."""
+    """State of training: float32 parameters, optimizer state, and the number of completed steps."""
 
     params: Params
     opt_state: optax.OptState
@@ -48,19 +48,19 @@ class State(NamedTuple):
 
 @settings
 class OptimizerConfig:
-    """AdamW or Muon with clipping and a schedule that runs once over a stage.
+    """AdamW or Muon with clipping and a learning rate schedule over a stage.
 
     Attributes:
-        kind: "adamw", or "muon", which orthogonalizes the updates of linear maps and leaves the rest to AdamW: fewer
-            steps to the same loss, each a little dearer.
-        learning_rate: the peak.
+        kind: "adamw", or "muon", which orthogonalizes the updates of linear maps and uses AdamW for the rest: fewer
+            steps to the same loss, with slightly slower steps.
+        learning_rate: peak learning rate.
         schedule: "cosine" decay to zero, or "constant".
-        warmup: steps of linear rise.
-        weight_decay: per unit of learning rate; norms and biases are spared.
-        clip: largest global norm of the gradient; inf clips nothing.
-        b2: decay of Adam's second moments; lower follows a loss that changes in jumps.
-        rates: path prefix of parameters ("vision", "vision/patch") -> factor of their learning rate; the longest prefix
-            decides.
+        warmup: steps of linear warm-up.
+        weight_decay: weight decay, multiplied by the learning rate; not applied to norms and biases.
+        clip: maximum global norm of the gradient; inf disables clipping.
+        b2: decay rate of Adam's second moments; lower values adapt faster when the loss jumps.
+        rates: path prefix of parameters ("vision", "vision/patch") -> factor of their learning rate; the longest
+            matching prefix applies.
     """
 
     kind: Literal["adamw", "muon"] = "adamw"
@@ -74,26 +74,26 @@ class OptimizerConfig:
 
 
 def make_optimizer(config: OptimizerConfig, steps: int, frozen: tuple[str, ...] = ()) -> Optimizer:
-    """AdamW (arXiv 1711.05101) or Muon, after clipping the gradient to a global norm.
+    """Creates AdamW (arXiv 1711.05101) or Muon, with clipping of the gradient by global norm.
 
-    Muon orthogonalizes the momentum of the model's linear maps (https://kellerjordan.github.io/posts/muon), scaled to
-    the root mean square that AdamW's updates have (arXiv 2502.16982), so that rates carry over; tables, norms and
-    biases take AdamW with Nesterov's momentum.
+    Muon orthogonalizes the momentum of linear maps (https://kellerjordan.github.io/posts/muon) and scales it to the
+    root mean square of AdamW's updates (arXiv 2502.16982), so that learning rates of AdamW can be used. Embeddings,
+    norms and biases use AdamW with Nesterov momentum.
 
     Args:
-        config: which one, its rate and schedule.
-        steps: step at which the decay reaches zero; the rate stays there afterwards.
+        config: settings.
+        steps: step at which the cosine decay reaches zero; the rate stays zero afterwards.
         frozen: path prefixes ("vision", "language/encoder") of parameters that are not trained.
 
     Returns:
         The `Optimizer`.
 
     Raises:
-        AntgmmError: the warm-up is not shorter than the steps.
+        AntgmmError: the warm-up is not shorter than `steps`.
     """
-    steps = max(steps, 1)  # of a stage that only cuts none is taken
+    steps = max(steps, 1)  # 0 for a stage without training
     if config.warmup >= steps:
-        raise AntgmmError(f"warmup = {config.warmup} with steps = {steps}: give fewer warm-up steps than steps")
+        raise AntgmmError(f"warmup = {config.warmup} with steps = {steps}: use fewer warm-up steps than steps")
     moments = optax.scale_by_adam(B1, config.b2, EPS) if config.kind == "adamw" else _muon(config.b2)
     transform = optax.chain(
         optax.clip_by_global_norm(config.clip),
@@ -105,13 +105,13 @@ def make_optimizer(config: OptimizerConfig, steps: int, frozen: tuple[str, ...] 
 
 
 def _rates(rates: Mapping[str, float]) -> optax.GradientTransformation:
-    """Updates times the factor of their longest prefix."""
+    """Scales updates by the factor of their longest matching prefix."""
 
     def prefixes(params: Params) -> Params:
         leaves, treedef = _by_path(params)
         _check_prefixes("rates of", [*rates], leaves)
         matching = ([prefix for prefix in rates if under(path, prefix)] for path in leaves)
-        return jax.tree.unflatten(treedef, [max(some, key=len, default="") for some in matching])
+        return jax.tree.unflatten(treedef, [max(found_prefixes, key=len, default="") for found_prefixes in matching])
 
     scales = {prefix: optax.scale(factor) for prefix, factor in rates.items()}
     return optax.partition({**scales, "": optax.identity()}, prefixes)
@@ -130,20 +130,19 @@ def _muon(b2: float) -> optax.GradientTransformation:
         consistent_rms=0.2,
         muon_weight_dimension_numbers=_linear_maps,
     )
-    # optax's turns gradients into steps downhill; `Optimizer.schedule` has the sign and the rate.
+    # optax's Muon returns updates to add; here, the step multiplies by minus the learning rate.
     return optax.chain(rule, optax.scale(-1.0))
 
 
 def _linear_maps(params: Params) -> Params:
-    """How the linear maps of a model lie in their arrays; None for every other leaf, the head among them.
+    """Returns input and output dimensions of linear maps for Muon; None for other leaves.
 
-    A head's rows are tokens and not directions of a stream: as the table of tokens, it is AdamW's
-    (https://kellerjordan.github.io/posts/muon/).
+    The output head is excluded, as the embedding table is (https://kellerjordan.github.io/posts/muon/).
     """
 
     def map_of(path: tuple, leaf: Array) -> MuonDimensionNumbers | None:
         keys = [_key(entry) for entry in path]
-        # The blocks of a stack lie stacked on a leading axis, and each is a map of its own.
+        # The leading axis of stacked blocks is a batch of maps.
         dims = tuple(range("blocks" in keys or "cross" in keys, leaf.ndim))
         if len(dims) < 2 or keys[-1] not in _READS + _WRITES or keys == _HEAD:
             return None
@@ -154,14 +153,14 @@ def _linear_maps(params: Params) -> Params:
 
 
 def _schedule(name: Schedule, peak: float, warmup: int, steps: int) -> optax.Schedule:
-    first = peak / (warmup + 1)  # the first step already moves
+    first = peak / (warmup + 1)  # not 0, so that the first step has an effect
     if name == "constant":
         return optax.warmup_constant_schedule(first, peak, warmup)
     return optax.warmup_cosine_decay_schedule(first, peak, warmup, steps)
 
 
 def _decayed(params: Params) -> Params:
-    """True for the leaves that weight decay applies to: neither a norm's scale nor a bias."""
+    """Returns True for leaves with weight decay: all but scales of norms and biases."""
 
     def decays(path: tuple, _: Array) -> bool:
         return not any(word in _key(path[-1]) for word in ("bias", "scale"))
@@ -173,21 +172,21 @@ def _key(entry: Any) -> str:
     return str(getattr(entry, "key", getattr(entry, "name", getattr(entry, "idx", entry))))
 
 
-# Frozen leaves are holes in the tree. `optax.selective_transform` sums their gradients over micro-batches all the same,
-# and they count in the norm: a step of antgmm-tiny (batch 8, 2 cores of an AMD EPYC, least of 4, optax 0.2.8, jax
-# 0.10.2, 2026-11-28) takes 97 ms with vision frozen, by optax 112; in two micro-batches 114, by optax 182.
+# Frozen leaves are None. With `optax.selective_transform` instead, their gradients would be computed, summed over
+# micro-batches and included in the norm: a step of antgmm-tiny with vision frozen (batch 8, 2 cores of an AMD EPYC,
+# minimum of 4, optax 0.2.8, jax 0.10.2, 2026-11-28) takes 97 ms, with optax 112; in two micro-batches 114, optax 182.
 def trainable(params: Params, frozen: tuple[str, ...]) -> Params:
-    """The parameters that are trained: the same tree with None in the place of every frozen leaf.
+    """Returns the trainable parameters: the tree with None for every frozen leaf.
 
     Args:
         params: nested dict of arrays.
         frozen: path prefixes, parts joined by "/".
 
     Returns:
-        The tree; optax and `jax.grad` pass over None.
+        The tree; optax and `jax.grad` ignore None.
 
     Raises:
-        AntgmmError: a prefix that matches no parameter, or nothing left to train.
+        AntgmmError: a prefix matches no parameter, or all parameters are frozen.
     """
     leaves, treedef = _by_path(params)
     _check_prefixes("frozen", frozen, leaves)
@@ -198,47 +197,47 @@ def trainable(params: Params, frozen: tuple[str, ...]) -> Params:
 
 
 def check_paths(params: Params, frozen: tuple[str, ...], rates: Sequence[str]) -> None:
-    """Refuses path prefixes that match no parameter.
+    """Checks that path prefixes match parameters.
 
     Args:
-        params: the parameters, or their description.
-        frozen: prefixes of those that are not trained.
-        rates: prefixes of those with a rate of their own.
+        params: parameters, or their shapes.
+        frozen: path prefixes of frozen parameters.
+        rates: path prefixes with learning rate factors.
 
     Raises:
-        AntgmmError: names the prefixes and what there is; or `frozen` leaves nothing to train.
+        AntgmmError: a prefix matches no parameter, or all parameters are frozen.
     """
     trainable(params, frozen)
     _check_prefixes("rates of", rates, _by_path(params)[0])
 
 
 def _by_path(tree: Params) -> tuple[dict[str, Array], Any]:
-    """Leaves by path, parts joined by "/", in the tree's order; and what puts them together again."""
+    """Returns leaves by path, parts joined by "/", in the order of the tree, and the tree's structure."""
     flat, treedef = jax.tree_util.tree_flatten_with_path(tree)
     return {"/".join(map(_key, path)): leaf for path, leaf in flat}, treedef
 
 
 def under(path: str, prefix: str) -> bool:
-    """Whether a path, parts joined by "/", is the prefix or lies under it."""
+    """Whether a path (parts joined by "/") equals the prefix or is below it."""
     return path == prefix or path.startswith(prefix.rstrip("/") + "/")
 
 
 def _check_prefixes(what: str, prefixes: Sequence[str], paths: Collection[str]) -> None:
-    """Refuses a prefix that no path is under."""
+    """Raises AntgmmError for prefixes that match no path."""
     if unmatched := [prefix for prefix in prefixes if not any(under(path, prefix) for path in paths)]:
         tops = sorted({path.split("/")[0] for path in paths})
         raise AntgmmError(f"{what} {', '.join(unmatched)} matches no parameter: top-level names are {', '.join(tops)}")
 
 
 def combine(trained: Params, params: Params) -> Params:
-    """`trained` with what it lacks, None or masked out by optax, taken from `params`."""
-    return jax.tree.map(lambda new, old: old if _hole(new) else new, trained, params, is_leaf=_hole)
+    """Fills the leaves of `trained` that are None or masked by optax with those of `params`."""
+    return jax.tree.map(lambda new, old: old if _is_hole(new) else new, trained, params, is_leaf=_is_hole)
 
 
 def init_state(params: Params, optimizer: Optimizer) -> State:
-    """A fresh state at step 0.
+    """Creates the initial state.
 
-    The arrays are copied: the step donates its state, and the teacher may hold the same arrays.
+    The arrays are copied, because the training step donates its state and the teacher may share the arrays.
 
     Args:
         params: float32 parameters.
@@ -257,44 +256,44 @@ def map_moments(
 ) -> optax.OptState:
     """Applies a tree -> tree function to each parameter-shaped tree of an optimizer state (the moments).
 
-    So a cut of the parameters (`pruning.take`) cuts their moments alike, and the rest (step counts) stays.
+    For example, pruning (`pruning.take`) applies to moments as to parameters. Step counts are unchanged.
 
     Args:
-        opt_state: the optimizer's state.
-        params: the parameters it belongs to, of the same shapes.
+        opt_state: optimizer state.
+        params: parameters with the shapes of the moments.
         optimizer: from `make_optimizer`.
-        change: tree of the parameters' structure -> tree of the same structure. Frozen leaves have no moments;
-            `change` sees the parameter there and its answer is dropped.
+        change: function from a tree with the parameters' structure to a tree with the same structure. Frozen leaves
+            have no moments: `change` receives the parameter instead, and its result is ignored.
 
     Returns:
         The new optimizer state.
     """
-    # `optax.tree.map_params` goes leaf by leaf, and a cut needs the whole tree: which units stay is said by axis.
+    # `optax.tree.map_params` maps single leaves, but pruning by axis needs the whole tree.
     structure = jax.tree.structure(trainable(params, optimizer.frozen))
 
     def like_params(tree: Any) -> bool:
-        return jax.tree.structure(tree, is_leaf=_masked) == structure
+        return jax.tree.structure(tree, is_leaf=_is_masked) == structure
 
     def changed(tree: Any) -> Any:
         if not like_params(tree):
             return tree
         whole = trainable(change(combine(tree, params)), optimizer.frozen)
-        # Muon has one tree of moments for the linear maps and others for the rest: what is masked stays so.
-        return jax.tree.map(lambda old, new: old if _masked(old) else new, tree, whole, is_leaf=_hole)
+        # Muon has separate trees of moments for linear maps and the rest: masked leaves stay masked.
+        return jax.tree.map(lambda old, new: old if _is_masked(old) else new, tree, whole, is_leaf=_is_hole)
 
     return jax.tree.map(changed, opt_state, is_leaf=like_params)
 
 
 def lay_out(state: State, axes: Params, optimizer: Optimizer) -> State:
-    """A state whose parameters lie where the mesh's rules put them, and their moments beside them.
+    """Shards parameters and moments by the rules of the mesh.
 
     Args:
-        state: arrays, traced ones among them, or `jax.ShapeDtypeStruct`s.
-        axes: names of the parameters' axes, `Functional.axes`.
+        state: arrays (also traced), or `jax.ShapeDtypeStruct`s.
+        axes: names of the parameters' axes, from `Functional.axes`.
         optimizer: from `make_optimizer`.
 
     Returns:
-        The state; unchanged without a mesh.
+        The sharded state; unchanged without a mesh.
     """
     if not sharding.active():
         return state
@@ -302,9 +301,9 @@ def lay_out(state: State, axes: Params, optimizer: Optimizer) -> State:
     return State(sharding.lay(state.params, axes), moments, state.step)
 
 
-def _masked(leaf: Any) -> bool:
+def _is_masked(leaf: Any) -> bool:
     return isinstance(leaf, optax.MaskedNode)
 
 
-def _hole(leaf: Any) -> bool:
-    return leaf is None or _masked(leaf)
+def _is_hole(leaf: Any) -> bool:
+    return leaf is None or _is_masked(leaf)

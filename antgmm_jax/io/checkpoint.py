@@ -1,23 +1,23 @@
-"""Stage and step checkpoints: arrays by Orbax, a JSON record beside them; a folder is complete or absent.
+"""Stage and step checkpoints: arrays by Orbax, with a JSON record; a folder is complete or absent.
 
-Both kinds of checkpoint have one layout::
+Both kinds of checkpoint have the same layout::
 
     DIR/arrays/                     one Orbax checkpoint, a flat dict leaf name -> array
-    DIR/stage.json (or step.json)   the caller's record, the versions that wrote it, a table of leaves and of files
+    DIR/stage.json (or step.json)   the caller's record, library versions, tables of leaves and files
 
-A checkpoint is written under a hidden temporary name, flushed to disk and renamed, so that a process killed at any
-moment, or a full disk, leaves either the whole folder or none. Nothing is ever pickled.
+A checkpoint is written under a hidden temporary name, flushed to disk and renamed. If the process is killed or the
+disk is full, the folder is either complete or absent. Pickle is not used.
 
-This is the only file that touches Orbax.
+This is the only file that uses Orbax.
 """
 
-# Orbax 0.12.8 writes and reads the arrays. The record, the commit and the retention of steps are not left to its
-# `training.Checkpointer`, which takes as long (150 arrays, 120 MB: 0.36 s, ours with checksums 0.48 s; 8 MB: 0.15 s
-# both) and keeps less of what a checkpoint promises here, measured on 2026-11-28 (AMD EPYC, Linux, Python 3.11):
-# * 12 times killed while it saved with `LatestN(2)`, it listed a step that was half removed once: it deletes in place.
-# * A byte changed in the middle of a data file loads as other numbers, without an error: its zstd has no checksum.
-# * `_CHECKPOINT_METADATA` cut in half or removed loads as an empty record, without an error.
-# * Neither the metadata files nor the final rename are flushed to disk (strace: every fsync is TensorStore's).
+# Orbax 0.12.8 writes and reads the arrays, but its `training.Checkpointer` is not used for the record, the commit and
+# the retention of steps. It is about as fast (150 arrays, 120 MB: 0.36 s, ours with checksums 0.48 s; 8 MB: 0.15 s
+# both), but gives weaker guarantees, as measured on 2026-11-28 (AMD EPYC, Linux, Python 3.11):
+# * It deletes in place: when killed 12 times while saving with `LatestN(2)`, it once listed a half-removed step.
+# * It loads a data file with a changed byte without an error, with wrong numbers: its zstd has no checksum.
+# * It loads a truncated or missing `_CHECKPOINT_METADATA` as an empty record, without an error.
+# * It flushes neither the metadata files nor the final rename to disk (strace: every fsync is TensorStore's).
 
 import contextlib
 import errno
@@ -50,18 +50,18 @@ _VERSIONS_OF = ("antgmm-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoin
 
 
 def save_stage(directory: str | Path, tree: Any, record: Mapping[str, Any]) -> None:
-    """Saves a finished stage; when this returns it is on disk, until then `directory` does not exist.
+    """Saves a finished stage. `directory` does not exist until the stage is completely on disk.
 
-    Under `jax.distributed` every process calls it with the same arguments and a folder that all of them see.
+    With `jax.distributed`, all processes must call it with the same arguments; `directory` must be on shared storage.
 
     Args:
       directory: folder of the stage, `stages/NN-name`; must not exist.
       tree: nested dict of arrays.
-      record: what JSON can hold (config, parent, keep, metrics, seeds, data fingerprint and position); NumPy arrays
-        and scalars become lists and numbers. The versions of the libraries are added under `versions`.
+      record: JSON-compatible values (config, parent, keep, metrics, seeds, data fingerprint and position); NumPy arrays
+        and scalars are converted. The versions of the libraries are added under `versions`.
 
     Raises:
-      AntgmmError: the folder exists, or it cannot be written (a full disk); nothing is left behind.
+      AntgmmError: the folder exists or cannot be written; nothing is left on disk.
       TypeError: a leaf is not an array.
     """
     directory = Path(directory)
@@ -70,21 +70,21 @@ def save_stage(directory: str | Path, tree: Any, record: Mapping[str, Any]) -> N
 
 
 def load_stage(directory: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Reads a stage back.
+    """Loads a stage.
 
     Args:
-      directory: folder that `save_stage` wrote.
+      directory: folder written by `save_stage`.
 
     Returns:
-      The tree as nested dicts of NumPy arrays (bfloat16 included), and the record with `versions`.
+      The tree as nested dicts of NumPy arrays in their saved dtypes, and the record with `versions`.
 
     Raises:
-      AntgmmError: the stage is absent or incomplete, or a file of it is truncated or altered.
+      AntgmmError: the stage is absent or incomplete, or a file is truncated or altered.
     """
     directory = Path(directory)
     record, contents = _read(directory, STAGE_RECORD)
     leaves = contents["leaves"]
-    flat = _load_arrays(directory, contents, {name: np.empty(of["shape"], of["dtype"]) for name, of in leaves.items()})
+    flat = _load_arrays(directory, contents, {name: np.empty(x["shape"], x["dtype"]) for name, x in leaves.items()})
     tree: dict[str, Any] = {}
     for name, leaf in leaves.items():
         *parents, last = leaf["path"]
@@ -96,7 +96,7 @@ def load_stage(directory: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def load_record(directory: str | Path) -> dict[str, Any]:
-    """Reads the record of a stage without its arrays.
+    """Loads the record of a stage without its arrays.
 
     Raises:
       AntgmmError: the stage is absent, or its record is not JSON.
@@ -105,7 +105,7 @@ def load_record(directory: str | Path) -> dict[str, Any]:
 
 
 def is_complete(directory: str | Path) -> bool:
-    """Whether `directory` holds a whole stage: its record, and every file the record lists at its full size."""
+    """Whether `directory` contains a complete stage: its record, and all files of the record with their full sizes."""
     directory = Path(directory)
     try:
         files = _read(directory, STAGE_RECORD)[1]["files"]
@@ -115,41 +115,40 @@ def is_complete(directory: str | Path) -> bool:
 
 
 def save_step(directory: str | Path, step: int, tree: Any, record: Mapping[str, Any]) -> Callable[[], None]:
-    """Begins to save a step of a running stage, and drops all but the newest two once it is saved.
+    """Starts saving a step of a running stage in a thread; then removes all but the newest two steps.
 
-    When this returns the arrays are off the devices, or held so that a step which takes them over works on others; they
-    are written in a thread while training goes on. Until they are, the step does not exist.
+    When this returns, the caller may donate or change the arrays. The step exists only once it is completely on disk.
 
     Args:
-      directory: folder of the running stage's steps; made if absent.
-      step: number of optimizer steps taken, >= 0.
+      directory: folder for the steps of the stage; created if absent.
+      step: number of completed optimizer steps, >= 0.
       tree: any tree of arrays (parameters, optimizer state, PRNG keys).
       record: as in `save_stage`.
 
     Returns:
-      A function that waits until this process's part is on disk. It is to be called before the next save, and raises
-      the AntgmmError of a step that could not be written; earlier steps are then intact.
+      A function that waits until this process's part is on disk. Call it before the next save. It raises AntgmmError
+      if the step could not be written; earlier steps are then intact.
 
     Raises:
-      AntgmmError: the step was saved before, or cannot be begun.
+      AntgmmError: the step already exists, or its folder cannot be created.
       TypeError: a leaf is not an array.
     """
     directory = Path(directory)
 
-    def drop() -> None:
+    def remove_old() -> None:
         for old in _steps(directory)[:-KEEP_STEPS]:
             folders.discard(directory / f"{old:08d}")
 
-    return _save(directory / f"{step:08d}", tree, record, STEP_RECORD, drop)
+    return _save(directory / f"{step:08d}", tree, record, STEP_RECORD, remove_old)
 
 
 def latest_step(directory: str | Path) -> int | None:
-    """The newest step saved under `directory`; None when there is none."""
+    """Returns the newest step saved in `directory`, or None."""
     return max(_steps(Path(directory)), default=None)
 
 
 def load_step_record(directory: str | Path, step: int) -> dict[str, Any]:
-    """Reads the record of a step without its arrays: what their shapes are may stand in it.
+    """Loads the record of a step without its arrays.
 
     Raises:
       AntgmmError: the step is absent, or its record is not JSON.
@@ -158,20 +157,20 @@ def load_step_record(directory: str | Path, step: int) -> dict[str, Any]:
 
 
 def load_step(directory: str | Path, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
-    """Reads a step back into the structure of `like`, bit for bit.
+    """Loads a step exactly, into the structure of `like`.
 
     Args:
-      directory: folder that `save_step` was given.
-      step: a step that stands there.
-      like: tree with the structure, shapes and dtypes that were saved. A `jax.Array` or `jax.ShapeDtypeStruct` leaf
-        is restored as a `jax.Array` with the leaf's sharding (without one, whole on every device), a NumPy leaf as a
-        NumPy array, a typed PRNG key as one.
+      directory: the folder passed to `save_step`.
+      step: an existing step.
+      like: tree with the saved structure, shapes and dtypes. A `jax.Array` or `jax.ShapeDtypeStruct` leaf is restored
+        as a `jax.Array` with the leaf's sharding (default: replicated), a NumPy leaf as a NumPy array, a typed PRNG
+        key as a typed PRNG key.
 
     Returns:
       The tree and the record with `versions`.
 
     Raises:
-      AntgmmError: the step is absent or damaged, or does not have the leaves of `like`.
+      AntgmmError: the step is absent or damaged, or its leaves differ from those of `like`.
     """
     folder = Path(directory) / f"{step:08d}"
     record, contents = _read(folder, STEP_RECORD)
@@ -182,7 +181,7 @@ def load_step(directory: str | Path, step: int, like: Any) -> tuple[Any, dict[st
 
 
 def discard_steps(directory: str | Path) -> None:
-    """Removes a stage's steps, once the stage itself is saved. An absent folder is fine."""
+    """Removes the steps of a stage that has been saved; does nothing if the folder is absent."""
     directory = Path(directory)
     if jax.process_index() == 0 and directory.exists():
         folders.discard(directory)
@@ -193,52 +192,52 @@ def _steps(directory: Path) -> list[int]:
 
 
 def _save(
-    target: Path, tree: Any, record: Mapping[str, Any], record_name: str, then: Callable[[], None] = lambda: None
+    target: Path, tree: Any, record: Mapping[str, Any], record_name: str, after: Callable[[], None] = lambda: None
 ) -> Callable[[], None]:
-    """Begins a save that ends in a thread, with `then` in the first process; gives a function that waits for it."""
+    """Starts a save in a thread, followed by `after` in the first process; returns a function that waits for it."""
     named = named_leaves(tree)
-    # Orbax refuses arrays of no elements; the table of leaves is enough to make them again.
+    # Orbax rejects arrays without elements; they are restored from the table of leaves.
     arrays = {name: leaf for name, (_, leaf) in named.items() if leaf.size}
     leaves = {name: {"path": path, **describe(leaf)} for name, (path, leaf) in named.items()}
-    # As it is now: the caller goes on and may add to it.
+    # A copy, because the caller may change the record while the thread is writing.
     text = json.loads(json.dumps({**record, "versions": _versions()}, default=_plain))
     if target.exists():
-        raise AntgmmError(f"{target} is there already; remove it to save it anew")
+        raise AntgmmError(f"{target} already exists; remove it to save it again")
     temporary, primary = target.with_name(f".{target.name}.tmp"), processes.first()
-    with _told(target, temporary):
+    with _save_errors(target, temporary):
         if primary:
             folders.remove_leftovers(target.parent)
             temporary.mkdir(parents=True)
-        processes.wait(f"{target} begun")
+        processes.wait(f"{target} started")
         with _quiet_orbax():
             saved = ocp.save_async(str(temporary.absolute() / _ARRAYS), arrays) if arrays else None
 
     def write() -> None:
-        with _told(target, temporary), _quiet_orbax():
+        with _save_errors(target, temporary), _quiet_orbax():
             if saved is not None:
                 saved.result()
             if primary:
                 contents = {"leaves": leaves, "files": folders.checksums(temporary)}
                 (temporary / record_name).write_text(json.dumps({**text, "contents": contents}, indent=1) + "\n")
                 folders.publish(temporary, target)
-                then()
+                after()
 
-    executor = ThreadPoolExecutor(1)  # Python waits for its thread before it ends
+    executor = ThreadPoolExecutor(1)  # Python waits for its thread before it exits
     written = executor.submit(write)
     executor.shutdown(wait=False)
     return written.result
 
 
 @contextlib.contextmanager
-def _told(target: Path, temporary: Path) -> Iterator[None]:
-    """What a disk refuses in one line, with nothing left of it."""
+def _save_errors(target: Path, temporary: Path) -> Iterator[None]:
+    """Removes the temporary folder after an error, and reports errors of the disk in one line."""
     try:
         yield
     except Exception as error:
         if processes.first():
             shutil.rmtree(temporary, ignore_errors=True)
         if isinstance(error, OSError | ValueError):  # TensorStore reports a failed write as ValueError
-            raise AntgmmError(f"cannot save {target}: {_reason(error)}; what was saved before is intact") from error
+            raise AntgmmError(f"cannot save {target}: {_reason(error)}; earlier checkpoints are intact") from error
         raise
 
 
@@ -248,9 +247,11 @@ def _read(directory: Path, record_name: str) -> tuple[dict[str, Any], dict[str, 
         record = json.loads(path.read_text())
         contents = record.pop("contents")
     except (FileNotFoundError, NotADirectoryError):
-        raise AntgmmError(f"{directory} holds no saved {path.stem}: {path} is missing; run it again") from None
+        raise AntgmmError(
+            f"{directory} does not contain a complete {path.stem}: {path} is missing; run it again"
+        ) from None
     except (ValueError, KeyError, AttributeError):
-        raise AntgmmError(f"{path} is not a whole record; remove {directory} and run it again") from None
+        raise AntgmmError(f"{path} is damaged; remove {directory} and run it again") from None
     return record, contents
 
 
@@ -268,7 +269,7 @@ def _load_arrays(directory: Path, contents: dict[str, Any], like: dict[str, Any]
 
 @contextlib.contextmanager
 def _quiet_orbax() -> Iterator[None]:
-    """On failure Orbax logs a traceback per thread; the caller raises one line instead."""
+    """Hides the tracebacks that Orbax logs for each thread; the caller raises a one-line error instead."""
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
@@ -280,19 +281,19 @@ def _quiet_orbax() -> Iterator[None]:
 
 def _reason(error: Exception) -> str:
     if getattr(error, "errno", None) == errno.ENOSPC or os.strerror(errno.ENOSPC) in str(error):
-        return "no space left on the disk, free some and run it again"
+        return "no space left on the disk; free some and run it again"
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
+    versions = {"python": platform.python_version()}
     for name in _VERSIONS_OF:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
+            versions[name] = importlib.metadata.version(name)
+    return versions
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, np.ndarray | np.generic | jax.Array):
         return np.asarray(value).tolist()
-    raise TypeError(f"a record cannot hold a {type(value).__name__}")
+    raise TypeError(f"a record cannot contain a {type(value).__name__}")

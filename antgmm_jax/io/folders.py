@@ -15,10 +15,10 @@ _BLOCK = 1 << 22
 
 @contextmanager
 def new_file(path: Path) -> Iterator[Path]:
-    """A hidden name beside a file, flushed and renamed to it at the end; after a fault neither is left.
+    """Writes a file atomically: yields a hidden temporary path, which is flushed and renamed to `path` at the end.
 
     Args:
-        path: the file to be; its folder is made.
+        path: the new file; its folder is created. It does not exist after an error.
 
     Yields:
         The path to write to.
@@ -38,14 +38,14 @@ def new_file(path: Path) -> Iterator[Path]:
             f"cannot write {path}: {error.strerror or error}; free disk space or choose another folder"
         ) from error
     finally:
-        with contextlib.suppress(OSError):  # what went wrong before is what counts
+        with contextlib.suppress(OSError):  # must not hide the first error
             partial.unlink()
 
 
 def publish(temporary: Path, target: Path) -> None:
     """Flushes every file of `temporary` to disk and renames it to `target`, which must not exist.
 
-    A rename outlives a power cut only if what it names was written first.
+    Without the flush, a power failure after the rename could leave incomplete files.
     """
     for path in _files(temporary):
         with path.open("rb") as file:
@@ -57,7 +57,7 @@ def publish(temporary: Path, target: Path) -> None:
 
 
 def replace(fresh: Path, target: Path) -> None:
-    """Gives a finished folder the name of another, which is removed once the new one stands there."""
+    """Replaces a folder by a finished one, and then removes the old one."""
     if target.exists():
         _set_aside(target)
     fresh.rename(target)
@@ -66,35 +66,35 @@ def replace(fresh: Path, target: Path) -> None:
 
 
 def discard(path: Path) -> None:
-    """Removes a folder; half of it never stands under its name, because it is renamed first."""
+    """Removes a folder, after renaming it, so that a partly removed folder never has its name."""
     _set_aside(path)
     shutil.rmtree(_old(path))
 
 
 def remove_leftovers(directory: Path) -> None:
-    """Removes what a killed process left under `directory` with a hidden name of ours (`.NAME.tmp`, `.NAME.old`)."""
+    """Removes hidden folders (`.NAME.tmp`, `.NAME.old`) in `directory` that a killed process has left."""
     for path in [*directory.glob(".*.tmp"), *directory.glob(".*.old")]:
         shutil.rmtree(path, ignore_errors=True)
 
 
 def checksums(directory: Path) -> dict[str, tuple[int, int]]:
-    """Relative path -> (size in bytes, CRC-32) of each file under `directory`."""
+    """Returns relative path -> (size in bytes, CRC-32) for each file in `directory`."""
     return {path.relative_to(directory).as_posix(): (path.stat().st_size, _crc32(path)) for path in _files(directory)}
 
 
 def verify(directory: Path, expected: Mapping[str, tuple[int, int]]) -> None:
-    """Raises AntgmmError for the first file that differs from its entry in a table of `checksums`."""
+    """Raises AntgmmError for the first file that differs from its entry in `expected`, a result of `checksums`."""
     for name, (size, checksum) in expected.items():
         path = directory / name
-        found = path.stat().st_size if path.is_file() else 0
-        if found != size:
-            raise AntgmmError(f"{path} is cut short ({found} of {size} bytes); remove {directory} and run it again")
+        actual = path.stat().st_size if path.is_file() else 0
+        if actual != size:
+            raise AntgmmError(f"{path} is truncated ({actual} of {size} bytes); remove {directory} and run it again")
         if _crc32(path) != checksum:
             raise AntgmmError(f"{path} was altered after it was saved; remove {directory} and run it again")
 
 
 def _old(path: Path) -> Path:
-    """The hidden name of what is going to be removed."""
+    """Returns the hidden name of a folder that is about to be removed."""
     return path.with_name(f".{path.name}.old")
 
 

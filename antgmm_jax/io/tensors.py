@@ -1,4 +1,4 @@
-"""The safetensors files of a checkpoint, read and written one tensor at a time."""
+"""Reads and writes the safetensors files of a checkpoint, one tensor at a time."""
 
 import json
 import math
@@ -15,30 +15,30 @@ from safetensors import SafetensorError, TensorSpec, safe_open
 
 from antgmm_jax.errors import AntgmmError
 
-# safetensors parses and checks headers, huggingface_hub decides on shards; values are read and written here. Ten
+# safetensors parses and checks headers, huggingface_hub plans the shards; values are read and written here. Ten
 # bfloat16 tensors of 100 MB, safetensors 0.8.0, page cache warm (2026-11-28, AMD EPYC, 2 cores, three runs each):
 # * read: 0.11 to 0.17 s and no mapped memory, `safe_open` 0.45 to 0.79 s and 954 MB of the process mapped to the file.
 # * write: 0.7 to 3.9 s and 190 MB at most, `save_file` 3.1 to 5.8 s and 954 MB, as it takes all tensors at once.
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-_BLOCK = 1 << 22  # bytes of two tensors that are compared at a time
+_BLOCK = 1 << 22  # bytes that are compared at a time
 _HALVES = (np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file of a checkpoint.
+    """Reads a JSON file of a checkpoint.
 
     Raises:
-        AntgmmError: it is missing, no JSON, or no object.
+        AntgmmError: the file is missing, or is not a JSON object.
     """
     try:
-        found = json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except FileNotFoundError as error:
-        raise AntgmmError(f"{path} is missing: a Hugging Face checkpoint directory holds it") from error
+        raise AntgmmError(f"{path} is missing: every Hugging Face checkpoint has it") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise AntgmmError(f"{path} is not JSON ({error}): copy it again") from error
-    if not isinstance(found, dict):
-        raise AntgmmError(f"{path} holds a {type(found).__name__}, not an object with named fields: copy it again")
-    return found
+    if not isinstance(content, dict):
+        raise AntgmmError(f"{path} contains a {type(content).__name__}, not a JSON object: copy it again")
+    return content
 
 
 def _shards(index: Path) -> list[str]:
@@ -49,27 +49,27 @@ def _shards(index: Path) -> list[str]:
 
 
 class Spec(NamedTuple):
-    """A tensor without its values."""
+    """Shape and dtype of a tensor."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the values."""
+        """Size of the values in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
 class Tensors:
-    """Tensors of one or more safetensors files by our spelling of their names; only the headers are read at once.
+    """Tensors of one or more safetensors files, by renamed names; initially, only the headers are read.
 
     Args:
-        directory: holds model.safetensors, or shards with their index.
-        renames: patterns of names and what stands for them in ours.
-        on_read: is told the bytes of each piece of data that is read.
+        directory: contains model.safetensors, or shards with their index.
+        renames: regular expressions for names, with their replacements.
+        on_read: called with the number of bytes after each read.
 
     Raises:
-        AntgmmError: no such file, one outside the directory, or a damaged one.
+        AntgmmError: a file is missing, damaged, or outside the directory.
     """
 
     def __init__(
@@ -87,17 +87,17 @@ class Tensors:
         self.names: dict[str, tuple[Any, str, Path, int]] = {}
         for file in files:
             path = directory / file
-            # The name alone: in a Hub's cache the file is a link to a blob elsewhere.
+            # Only the name is checked: in a Hub cache, the file is a link to a blob elsewhere.
             if Path(file).name != file:
                 raise AntgmmError(
-                    f"{directory / INDEX} names {file!r}, which is outside the checkpoint: mend the index"
+                    f"{directory / INDEX} contains {file!r}, which is outside the checkpoint: correct the index"
                 )
             try:
                 handle = safe_open(path, framework="numpy")
                 starts = _starts(path)
             except (SafetensorError, OSError) as error:
                 raise AntgmmError(
-                    f"{path} cannot be read ({error}): the file is damaged or cut short, copy it again"
+                    f"{path} cannot be read ({error}): the file is damaged or truncated, copy it again"
                 ) from error
             for name in handle.keys():  # noqa: SIM118 (not a dict)
                 ours = name
@@ -106,26 +106,26 @@ class Tensors:
                 self.names[ours] = (handle, name, path, starts[name])
 
     def spec(self, name: str) -> Spec:
-        """Shape and dtype, from the header."""
+        """Returns the shape and dtype, from the header."""
         handle, own, _, _ = self.names[name]
         lazy = handle.get_slice(own)
         return Spec(tuple(lazy.get_shape()), lazy[0:0].dtype)
 
     def read(self, name: str, part: int = 0, parts: int = 1) -> np.ndarray:
-        """The values, or those of one of several equal parts along the first axis.
+        """Reads the values, or part `part` of `parts` equal parts along the first axis.
 
         Raises:
-            AntgmmError: the file cannot be read, or holds a NaN or infinity there.
+            AntgmmError: the file cannot be read, or the values contain NaN or infinity.
         """
         rows = self.spec(name).shape[0] // parts
         values = self._rows(name, part * rows, (part + 1) * rows)
         if not _finite(values):
-            raise AntgmmError(f"tensor {name} holds a NaN or infinity: the checkpoint is damaged, use another")
+            raise AntgmmError(f"tensor {name} contains NaN or infinity: the checkpoint is damaged, use another")
         self._on_read(values.nbytes)
         return values
 
     def equal(self, name: str, other: str) -> bool:
-        """Whether two tensors hold the same values; nothing is read after the first difference."""
+        """Whether two tensors are equal; reading stops after the first difference."""
         spec = self.spec(name)
         if spec != self.spec(other):
             return False
@@ -134,7 +134,7 @@ class Tensors:
         return all(np.array_equal(self._rows(name, *piece), self._rows(other, *piece)) for piece in pieces)
 
     def _rows(self, name: str, start: int, stop: int) -> np.ndarray:
-        """Rows of a tensor by a plain read."""
+        """Reads rows of a tensor."""
         spec, (_, own, path, first) = self.spec(name), self.names[name]
         values = np.empty((stop - start, *spec.shape[1:]), spec.dtype)
         try:
@@ -144,12 +144,12 @@ class Tensors:
         except OSError as error:
             raise AntgmmError(f"{path}: tensor {own} cannot be read ({error}): copy the file again") from error
         if read != values.nbytes:
-            raise AntgmmError(f"{path}: tensor {own} cannot be read (the file is cut short): copy the file again")
+            raise AntgmmError(f"{path}: tensor {own} cannot be read (the file is truncated): copy the file again")
         return values
 
 
 def _starts(path: Path) -> dict[str, int]:
-    """Where each tensor begins in a file that the library has found sound."""
+    """Returns the byte offset of each tensor in a file with a valid header."""
     with path.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
         fields = json.loads(file.read(length))
@@ -159,8 +159,8 @@ def _starts(path: Path) -> dict[str, int]:
 def _finite(values: np.ndarray) -> bool:
     if values.dtype not in _HALVES:
         return bool(np.isfinite(values).all())
-    # By their bits, which is many times faster: they are at least infinity's, as those of the largest positive and of
-    # the largest negative number are not.
+    # Comparing bits is many times faster: for each sign, the bits of NaN and infinity as integers are larger than those
+    # of all finite numbers.
     infinity, sign = int(np.array(np.inf, values.dtype).view(np.uint16)), 1 << 15
     largest, most_negative = values.view(np.int16).max(initial=0), values.view(np.uint16).max(initial=0)
     return bool(largest < infinity and most_negative < sign + infinity)
@@ -169,16 +169,16 @@ def _finite(values: np.ndarray) -> bool:
 def write(
     specs: Mapping[str, Spec], tensors: Iterable[tuple[str, np.ndarray]], directory: Path, max_shard_size: str
 ) -> None:
-    """Writes each tensor to its place as it comes; no more than one is held.
+    """Writes tensors one at a time, in any order, so that only one is in memory.
 
     Args:
-        specs: name -> shape and dtype, of every tensor that comes.
-        tensors: names and values, each of them contiguous.
-        directory: where to.
-        max_shard_size: above it the tensors are split over shards with an index, such as "5GB".
+        specs: name -> shape and dtype of every tensor.
+        tensors: names with contiguous values.
+        directory: folder to write to.
+        max_shard_size: maximum size of a file, such as "5GB"; larger checkpoints are split into shards with an index.
 
     Raises:
-        OSError: a full disk.
+        OSError: the disk is full.
     """
     split = split_state_dict_into_shards_factory(
         dict(specs),
@@ -194,7 +194,7 @@ def write(
         places |= offsets
     for name, tensor in tensors:
         if Spec(tensor.shape, tensor.dtype) != specs[name]:
-            raise AssertionError(f"tensor {name} is {tensor.dtype}{tensor.shape}, not {specs[name]} as announced")
+            raise AssertionError(f"tensor {name} is {tensor.dtype}{tensor.shape}, not {specs[name]} as in specs")
         with (directory / split.tensor_to_filename[name]).open("r+b") as file:
             file.seek(places[name])
             file.write(tensor.reshape(-1).view(np.uint8).data)
@@ -204,14 +204,15 @@ def write(
 
 
 def _header(specs: Mapping[str, Spec]) -> tuple[bytes, dict[str, int]]:
-    """A file's head, and where each tensor begins (https://huggingface.co/docs/safetensors: Format).
+    """Returns a file's header and the offset of each tensor (https://huggingface.co/docs/safetensors: Format).
 
-    The library would want all tensors at once; the order is the library's, in which each is aligned to its dtype.
+    The safetensors library needs all tensors at once. As there, tensors are ordered so that each is aligned to its
+    dtype.
     """
     fields: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, spec in sorted(specs.items(), key=lambda item: (-item[1].dtype.itemsize, item[0])):
-        # data_ptr is not followed; the library knows how the format spells a dtype.
+        # Only for the format's name of the dtype; data_ptr is not used.
         code = TensorSpec(dtype=spec.dtype.name, shape=spec.shape, data_ptr=0, data_len=spec.nbytes).dtype
         fields[name] = {"dtype": code, "shape": spec.shape, "data_offsets": (end, end + spec.nbytes)}
         end += spec.nbytes

@@ -65,7 +65,7 @@ def test_a_stage_comes_back_bit_for_bit(tmp_path):
 
 def test_a_stage_is_never_overwritten(tmp_path):
     checkpoint.save_stage(tmp_path / "a", {"w": jnp.ones(2)}, {})
-    with pytest.raises(AntgmmError, match="is there already"):
+    with pytest.raises(AntgmmError, match="already exists"):
         checkpoint.save_stage(tmp_path / "a", {"w": jnp.zeros(2)}, {})
     assert checkpoint.load_stage(tmp_path / "a")[0]["w"].tolist() == [1.0, 1.0]
 
@@ -158,7 +158,7 @@ def test_training_goes_on_while_a_step_is_saved(tmp_path, monkeypatch):
 
 
 def test_an_absent_stage_is_one_line(tmp_path):
-    with pytest.raises(AntgmmError, match="holds no saved stage") as caught:
+    with pytest.raises(AntgmmError, match="does not contain a complete stage") as caught:
         checkpoint.load_stage(tmp_path / "none")
     assert "\n" not in str(caught.value)
 

@@ -99,7 +99,7 @@ def test_frozen_refuses(frozen, message):
     [
         ({"kind": "sgd"}, "kind = 'sgd': Input should be 'adamw' or 'muon'"),
         ({"schedule": "zigzag"}, "schedule = 'zigzag': Input should be 'cosine' or 'constant'"),
-        ({"warmup": 10}, "warmup = 10 with steps = 10: give fewer"),
+        ({"warmup": 10}, "warmup = 10 with steps = 10: use fewer"),
         ({"clip": 0.0}, "clip = 0.0: Input should be greater than 0"),
         ({"clip": float("nan")}, "clip = nan: Input should be greater than 0"),
         ({"learning_rate": float("inf")}, "learning_rate = inf: Input should be a finite number"),
