@@ -7,10 +7,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from antgmm_jax.blocks.block import Gates
 from antgmm_jax.blocks.language import LanguageModel, Prefilled
 from antgmm_jax.blocks.pictures import Images, by_row, flat
 from antgmm_jax.blocks.projector import OUT
-from antgmm_jax.blocks.stack import Gates
 from antgmm_jax.blocks.vision import VisionEncoder
 from antgmm_jax.config import LMMConfig, Remat, Tower, towers
 from antgmm_jax.errors import AntgmmError

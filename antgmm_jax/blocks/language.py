@@ -9,8 +9,9 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from antgmm_jax.blocks import packing
+from antgmm_jax.blocks.block import Cache, Context, Gates
 from antgmm_jax.blocks.layers import Norm, linear, lookup, param, rope
-from antgmm_jax.blocks.stack import Cache, Context, Gates, Stack, unrolled
+from antgmm_jax.blocks.stack import Stack, unrolled
 from antgmm_jax.config import LanguageConfig, Remat, Tower
 from antgmm_jax.parallel.sharding import place
 

@@ -8,8 +8,8 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from antgmm_jax.axes import axis
+from antgmm_jax.blocks.block import Gates
 from antgmm_jax.blocks.layers import ACTIVATIONS, linear, param
-from antgmm_jax.blocks.stack import Gates
 from antgmm_jax.config import Act, Tower
 
 OUT = "bridge/out"

@@ -1,131 +1,19 @@
 """The transformer stack of image encoders, bridges, text encoders and decoders."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
-from antgmm_jax.blocks.layers import MLP, Attention, Norm, RelativeBias, Rope
+from antgmm_jax.blocks.block import Block, Cache, Context, CrossAttention, Gates
+from antgmm_jax.blocks.layers import RelativeBias
 from antgmm_jax.config import Remat, Tower
-from antgmm_jax.parallel.sharding import place
-
-Gates = Mapping[str, Array]
-Cache = tuple[Array, Array]  # keys and values, each [B, heads, slots, head_dim]
-
-
-class Context(NamedTuple):
-    """Inputs that all blocks of a stack share.
-
-    Attributes:
-        causal: whether positions see no later ones.
-        mask: which keys a query sees, in addition to `causal`, bool [B, 1, T or 1, S]; None for all.
-        bias: added to attention logits, [1, H, T, S].
-        positions: rotary angles.
-        memory: states [B, M, E] that cross-attention reads.
-        memory_mask: which states of `memory` are tokens, bool [B, 1, 1, M].
-        valid: which positions are tokens, [B, T]; collected norms ignore the others.
-    """
-
-    causal: bool = False
-    mask: Bool[Array, "..."] | None = None
-    bias: Array | None = None
-    positions: Rope | None = None
-    memory: Array | None = None
-    memory_mask: Array | None = None
-    valid: Array | None = None
-
 
 LOCAL = ("layers", "heads", "cross_heads", "mlp", "embed")
 """Axes of a stack, named like the fields of its config."""
-
-
-class CrossAttention(nnx.Module):
-    """A block's cross-attention with its norm."""
-
-    def __init__(self, tower: Tower, memory: int, *, rngs: nnx.Rngs):
-        self.norm = Norm(tower.stack, tower.embed, rngs=rngs)
-        self.attention = Attention(tower, memory=memory, rngs=rngs)
-
-
-class Block(nnx.Module):
-    """Self-attention, optional cross-attention and feed-forward layer, with norms before or after each."""
-
-    def __init__(self, tower: Tower, *, rngs: nnx.Rngs):
-        self.config = tower.stack
-        self.norm1 = Norm(tower.stack, tower.embed, rngs=rngs)
-        self.attention = Attention(tower, rngs=rngs)
-        self.norm2 = Norm(tower.stack, tower.embed, rngs=rngs)
-        self.mlp = MLP(tower, rngs=rngs)
-
-    def __call__(
-        self,
-        x: Float[Array, "B T D"],
-        context: Context,
-        gates: Gates,
-        *,
-        cross: CrossAttention | None = None,
-        cache: Cache | None = None,
-        cross_cache: Cache | None = None,
-        slot: Array | int = 0,
-    ) -> tuple[Array, dict[str, Array], Cache | None]:
-        """Applies the block.
-
-        Args:
-            x: residual stream.
-            context: masks, positions and the states that cross-attention reads.
-            gates: local name -> gate of this layer (`heads`, `cross_heads`, `mlp`, `embed`, scalar `layers`).
-            cross: the cross-attention of this layer, if it has one.
-            cache: keys and values of earlier positions; those of x are written at `slot`.
-            cross_cache: keys and values of the states that cross-attention reads.
-            slot: first cache slot of x.
-
-        Returns:
-            The residual stream, the outputs of the units by local name, and the cache.
-        """
-        # Without this the partitioner may split the stream by width, like the weights, and not by rows.
-        x = place(x, ("batch",))
-        start, units = x, {}
-
-        def residual(x, norm, inner, name):
-            if self.config.post_norm:
-                delta, units[name] = inner(x)
-                return norm(x + delta, gates.get("embed"))
-            y = norm(x, gates.get("embed"))
-            units.setdefault("embed", []).append(y)
-            delta, units[name] = inner(y)
-            return x + delta
-
-        def attend(y):
-            nonlocal cache
-            k, v = self.attention.keys_values(y, context.positions)
-            if cache is not None:
-                k, v = (jax.lax.dynamic_update_slice_in_dim(c, n, slot, 2) for c, n in zip(cache, (k, v), strict=True))
-                cache = (k, v)
-            seen = {"causal": context.causal, "mask": context.mask, "bias": context.bias}
-            return self.attention.attend(y, k, v, **seen, positions=context.positions, gate=gates.get("heads"))
-
-        x = residual(x, self.norm1, attend, "heads")
-        if cross is not None:
-            attention, mask = cross.attention, context.memory_mask
-            if cross_cache is None:
-                assert context.memory is not None
-                cross_cache = attention.keys_values(context.memory)
-            k, v = cross_cache
-
-            def read(y):
-                return attention.attend(y, k, v, mask=mask, gate=gates.get("cross_heads"))
-
-            x = residual(x, cross.norm, read, "cross_heads")
-        x = residual(x, self.norm2, lambda y: self.mlp(y, gates.get("mlp")), "mlp")
-        if self.config.post_norm:
-            units["embed"] = [x]
-        if "layers" in gates:
-            g = gates["layers"].astype(x.dtype)
-            x = g * x + (1 - g) * start
-        return x, units, cache
 
 
 def rematerialised(function: Callable, remat: Remat) -> Callable:

@@ -7,9 +7,10 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float
 
+from antgmm_jax.blocks.block import Context, Gates
 from antgmm_jax.blocks.layers import Norm, linear, param, plus, repeated
 from antgmm_jax.blocks.pictures import Images, flat, normalised
-from antgmm_jax.blocks.stack import Context, Gates, Stack
+from antgmm_jax.blocks.stack import Stack
 from antgmm_jax.config import Remat, Tower, VisionConfig
 
 

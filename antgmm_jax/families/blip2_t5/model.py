@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence
 from flax import nnx
 from jaxtyping import Array, Float
 
+from antgmm_jax.blocks.block import Context, Gates
 from antgmm_jax.blocks.layers import Norm, linear, param, repeated
 from antgmm_jax.blocks.projector import OUT
-from antgmm_jax.blocks.stack import Context, Gates, Stack
+from antgmm_jax.blocks.stack import Stack
 from antgmm_jax.config import Remat, Tower
 from antgmm_jax.families.blip2_t5.config import Blip2T5Config, QFormerConfig
 from antgmm_jax.lmm import LMM, assemble

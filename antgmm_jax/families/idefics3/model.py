@@ -6,9 +6,9 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float
 
+from antgmm_jax.blocks.block import Gates
 from antgmm_jax.blocks.layers import linear, param
 from antgmm_jax.blocks.projector import OUT
-from antgmm_jax.blocks.stack import Gates
 from antgmm_jax.config import Remat, Tower
 from antgmm_jax.families.idefics3.config import Idefics3Config, ShuffleConfig
 from antgmm_jax.lmm import LMM, assemble
