@@ -152,4 +152,6 @@ def read_dict(kind: type[Config], values: Mapping[str, Any]) -> Config:
 
 def _read(hint: Any, value: Any) -> Any:
     options = [option for option in (hint, *get_args(hint)) if isinstance(option, type) and is_dataclass(option)]
-    return read_dict(options[0], value) if options and isinstance(value, Mapping) else value
+    if options and isinstance(value, Mapping):
+        return read_dict(options[0], value)
+    return tuple(value) if isinstance(value, list) else value  # JSON has no tuples, a config no lists

@@ -1,5 +1,6 @@
 """Frozen configs of the parts of every model."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -20,7 +21,8 @@ class StackConfig:
     """A stack of transformer blocks of one width.
 
     `heads` counts key-value heads; each serves `q_per_kv` query heads. `cross_heads` is 0 without cross-attention;
-    otherwise layer i has cross-attention to another part if i % cross_every == 0.
+    otherwise layer i has cross-attention to another part if i % cross_every == 0. `qk_norm`: an RMSNorm over each head
+    of queries and keys. `rope_sections`: the number of rotary frequencies of each axis, if positions have several axes.
     """
 
     layers: int = axis()
@@ -42,6 +44,8 @@ class StackConfig:
     scaled: bool = True
     positions: Literal["none", "rope", "relative"] = "none"
     rope_theta: float = 10000.0
+    rope_sections: tuple[int, ...] = ()
+    qk_norm: bool = False
     relative_buckets: int = 32
     relative_distance: int = 128
     cross_every: int = 1
@@ -123,9 +127,32 @@ class LMMConfig:
         return self.language.encoder is not None
 
     @property
+    def grid(self) -> tuple[int, int] | None:
+        """Rows and columns of squares, one per slot, that an image of the usual size is cut into.
+
+        None for families that encode each slot alone.
+        """
+        return None
+
+    @property
+    def slots(self) -> int:
+        """Image slots of an image of the usual size."""
+        return math.prod(self.grid or (1, 1))
+
+    @property
+    def side(self) -> int:
+        """Pixels per side of a slot."""
+        return self.vision.image // (self.grid or (1, 1))[0]
+
+    @property
     def image_tokens(self) -> int:
         """Text positions that one image slot occupies."""
         return self.vision.handed_on
+
+    @property
+    def usual_tokens(self) -> int:
+        """Text positions that an image of the usual size occupies."""
+        return self.slots * self.image_tokens
 
     @property
     def tokens(self) -> Mapping[str, int]:

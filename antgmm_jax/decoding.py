@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jaxtyping import Array, Int
 
 from antgmm_jax.blocks.language import Prefilled
+from antgmm_jax.blocks.pictures import without_pixels
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.lmm import LMM, Batch
 from antgmm_jax.pure import Params, functional
@@ -33,7 +33,7 @@ class Phases(NamedTuple):
 def generate(
     config: LMMConfig,
     params: Params,
-    batch: Mapping[str, Array | np.ndarray],
+    batch: Mapping[str, Any],
     *,
     max_new_tokens: int,
     eos: int | Sequence[int],
@@ -55,7 +55,7 @@ def generate(
     ends = (eos,) if isinstance(eos, int) else tuple(eos)
     run = phases(config, max_new_tokens, ends, pad)
     prompt: dict[str, Any] = {name: batch[name] for name in ("input_ids", "attention_mask")}
-    prompt["images"] = {"valid": batch["images"]["valid"]}
+    prompt["images"] = without_pixels(batch["images"])
     if "vision_features" in batch:
         prompt["vision_features"] = batch["vision_features"]
     elif prompt["images"]["valid"].shape[1]:

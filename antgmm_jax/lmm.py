@@ -8,7 +8,8 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from antgmm_jax.blocks.block import Gates
-from antgmm_jax.blocks.language import LanguageModel, Prefilled
+from antgmm_jax.blocks.grids import image_states
+from antgmm_jax.blocks.language import Embedded, LanguageModel, Prefilled
 from antgmm_jax.blocks.pictures import Images, by_row, flat
 from antgmm_jax.blocks.projector import OUT
 from antgmm_jax.blocks.vision import VisionEncoder
@@ -59,38 +60,34 @@ class LMM(nnx.Module):
         features, more = self.bridge.features(states, gates, collect)
         return by_row(features, images), {**kept, **more}
 
-    def inputs(
-        self, batch: Batch, gates: Gates, collect: Sequence[str] = ()
-    ) -> tuple[Float[Array, "B T D"], dict[str, Array]]:
+    def inputs(self, batch: Batch, gates: Gates, collect: Sequence[str] = ()) -> tuple[Embedded, dict[str, Array]]:
         """Embeds the prompt, with image states in place of the image tokens."""
         ids = batch["input_ids"]
         words = self.language.embed(ids)
         if batch["images"]["valid"].shape[1] == 0:
-            return words, {}
+            return Embedded(words), {}
         if "vision_features" in batch:
             features, kept = batch["vision_features"].astype(words.dtype), {}
         else:
             features, kept = self.vision_features(batch["images"], gates, collect)
         states, more = self.bridge.project(flat(features), gates, collect)
         kept = {**kept, **more, **({OUT: states[None]} if OUT in collect else {})}
-        # The n-th image token of a row gets the n-th image state: used slots come first.
+        # Used slots come first.
         states = states.reshape(ids.shape[0], -1, states.shape[-1])
-        is_image = ids == self.config.image_token
-        order = jnp.clip(jnp.cumsum(is_image, axis=1) - 1, 0, states.shape[1] - 1)
-        placed = jnp.take_along_axis(states, order[:, :, None], axis=1)
-        return jnp.where(is_image[:, :, None], placed, words), kept
+        is_image, placed = image_states(ids, self.config.image_token, states)
+        return Embedded(jnp.where(is_image[:, :, None], placed, words)), kept
 
     def __call__(self, batch: Batch, gates: Gates, collect: Sequence[str] = ()) -> dict[str, Array]:
         """Logits at every position with teacher forcing; `Functional.apply` documents arguments and result."""
-        x, kept = self.inputs(batch, gates, collect)
+        tokens, kept = self.inputs(batch, gates, collect)
         valid = batch["attention_mask"].astype(bool)
         if not self.config.encoder_decoder:
-            final, more = self.language.decode(x, valid, None, None, gates, collect, batch.get("segment_ids"))
+            final, more = self.language.decode(tokens, valid, None, None, gates, collect, batch.get("segment_ids"))
         elif "segment_ids" in batch:
             raise AntgmmError("a model with an encoder cannot read packed rows: remove `pack` and use buckets")
         else:
-            memory, seen = self.language.encode(x, valid, gates, collect)
-            target = self.language.embed(batch["decoder_input_ids"])
+            memory, seen = self.language.encode(tokens.x, valid, gates, collect)
+            target = Embedded(self.language.embed(batch["decoder_input_ids"]))
             # The decoder masks no position, but collected norms must not count padding.
             counted = batch["labels"] >= 0 if "labels" in batch else None
             final, more = self.language.decode(target, None, memory, valid, gates, collect, counted=counted)
@@ -105,13 +102,13 @@ class LMM(nnx.Module):
 
     def prefill(self, batch: Batch, max_new_tokens: int) -> tuple[Prefilled, Array | None]:
         """Reads a prompt; returns caches and first logits, and the encoder's token mask (None without encoder)."""
-        x, _ = self.inputs(batch, {})
+        tokens, _ = self.inputs(batch, {})
         valid = batch["attention_mask"].astype(bool)
         if not self.config.encoder_decoder:
-            return self.language.prefill(x, valid, None, x.shape[1] + max_new_tokens), None
-        memory, _ = self.language.encode(x, valid, {})
-        start = jnp.full((x.shape[0], 1), self.config.language.start_token)
-        target = self.language.embed(start)
+            return self.language.prefill(tokens, valid, None, valid.shape[1] + max_new_tokens), None
+        memory, _ = self.language.encode(tokens.x, valid, {})
+        start = jnp.full((valid.shape[0], 1), self.config.language.start_token)
+        target = Embedded(self.language.embed(start))
         state = self.language.prefill(target, jnp.ones_like(start, bool), memory, 1 + max_new_tokens, valid)
         return state, valid
 
@@ -122,19 +119,23 @@ def assemble(
     *,
     remat: Remat,
     rngs: nnx.Rngs,
+    encoder: Callable[..., Encoder] = VisionEncoder,
+    kind: type[LMM] = LMM,
 ) -> LMM:
-    """Builds a model with new parameters from the common image encoder and language model and a family's bridge.
+    """Builds a model with new parameters from the common language model and a family's image side.
 
     Args:
         config: model config.
         bridge: (towers, rngs) -> the bridge.
         remat: what the stacks save for the backward pass.
         rngs: random keys of the parameters.
+        encoder: (vision config, tower, remat=, rngs=) -> the image encoder.
+        kind: class of the model.
 
     Returns:
         The module.
     """
     stacks = towers(config)
-    vision = VisionEncoder(config.vision, stacks["vision"], remat=remat, rngs=rngs)
+    vision = encoder(config.vision, stacks["vision"], remat=remat, rngs=rngs)
     bridge_module = bridge(stacks, rngs)
-    return LMM(config, vision, bridge_module, LanguageModel(config.language, stacks, remat=remat, rngs=rngs))
+    return kind(config, vision, bridge_module, LanguageModel(config.language, stacks, remat=remat, rngs=rngs))

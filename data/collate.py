@@ -87,7 +87,7 @@ def bucket(length: int, multiple: int = 8) -> int:
 def widths(rows: Needs, apart: bool, *, buckets: Sequence[int] = (), prompt_buckets: Sequence[int] = ()) -> Widths:
     """Returns the allowed batch shapes; a single one without buckets.
 
-    With buckets, the number of image slots doubles from one bucket to the next.
+    With buckets, the number of image slots grows by at most a half from one bucket to the next: 2, 3, 4, 6, 8, 12, ...
 
     Args:
         rows: what each row needs.
@@ -100,7 +100,8 @@ def widths(rows: Needs, apart: bool, *, buckets: Sequence[int] = (), prompt_buck
     """
     text, answer = (prompt_buckets, buckets) if apart else (buckets, ())
     most = max(1, int(rows.slots.max()))
-    slots = [2**power for power in range(most.bit_length())] if buckets or prompt_buckets else []
+    steps = sorted({1, *(n << power for power in range(most.bit_length()) for n in (2, 3))})
+    slots = steps if buckets or prompt_buckets else []
     full = (bucket(int(rows.text.max())), bucket(int(rows.answer.max())), most)
     allowed = (
         (*(w for w in narrower if w < widest), widest)

@@ -13,7 +13,7 @@ from antgmm_jax.config import LMMConfig
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import inputs
 from data.record import PROMPT, Arrays, Record, prompt
-from data.rows import Row
+from data.rows import BadRow, Row
 
 _FORMAT = 1
 """Format version of encoded rows; increase it to invalidate caches."""
@@ -74,15 +74,23 @@ class Encoder:
             record: record with images.
 
         Returns:
-            `prompt` int32 [T] including image tokens, `answer` int32 [A] with end token, `images` {leaf: [M, ...]},
-            `latents` {name: int32 []}, and `cells` if the record has them.
+            `prompt` int32 [T] including image tokens, `answer` int32 [A] with end token, `images` {leaf: [M, ...]}, a
+            copy of their leaf `place` if they have it, `latents` {name: int32 []}, and `cells` if the record has them.
+
+        Raises:
+            BadRow: the model cannot read the record.
         """
         line = prompt(record.question, record.text, self._template)
-        ids, images = self.inputs(line, record.images)
+        try:
+            ids, images = self.inputs(line, record.images)
+        except AntgmmError as error:
+            raise BadRow(str(error)) from error
         answer = [*self._words(record.answer, add_special_tokens=False)["input_ids"], self.eos]
         latents = {name: np.int32(value) for name, value in record.latents.items()}
-        cells = {} if record.cells is None else {"cells": record.cells}
-        return {"prompt": ids, "answer": np.array(answer, np.int32), "images": images, "latents": latents, **cells}
+        more = {} if record.cells is None else {"cells": record.cells}
+        # The positions of the tokens depend on it, also if cached features replace the images.
+        more |= {"place": images["place"]} if "place" in images else {}
+        return {"prompt": ids, "answer": np.array(answer, np.int32), "images": images, "latents": latents, **more}
 
     def too_long(self, row: Arrays) -> list[Long]:
         """Returns the parts of an encoded row that have too many tokens."""

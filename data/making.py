@@ -8,7 +8,7 @@ from jaxtyping import Float
 
 from data.collate import Layout, Shape, pictures, prompts, text
 from data.record import Arrays
-from data.shifting import drawn, shifted
+from data.shifting import drawn, shifted, shifted_squares
 
 
 class Rows(Protocol):
@@ -66,9 +66,19 @@ class Seen:
             return rng.integers(self.views.count, size=shape)
         return drawn(rng, self.shift, shape) if self.shift else np.zeros((*shape, 2), int)
 
-    def images(self, rows: Rows, index: int, choice: np.ndarray) -> Arrays:
-        """Returns the images of a row for a random choice, or `vision_features` [M, N, D] if there are cached views."""
-        images = {}
+    def images(self, rows: Rows, index: int, tokens: Arrays, choice: np.ndarray) -> Arrays:
+        """Returns the images of a row for a random choice, or `vision_features` [M, N, D] if there are cached views.
+
+        Args:
+            rows: encoded rows.
+            index: row number.
+            tokens: `rows.tokens(index)`.
+            choice: from `choices`.
+
+        Returns:
+            Leaves [M, ...].
+        """
+        images = {"place": tokens["place"]} if "place" in tokens else {}
         if self.views is None or self.pictures:
             images = rows.images(index)
         if self.views is not None:
@@ -84,6 +94,8 @@ def moved(images: Arrays, by: np.ndarray) -> Arrays:
     """Shifts all images of a row by the given rows and columns, [2]."""
     if not np.any(by):
         return images
+    if "place" in images:
+        return {**images, "pixels": shifted_squares(images["pixels"], images["place"], by)}
     pixels = images["pixels"]
     return {**images, "pixels": shifted(pixels, np.tile(by, (len(pixels), 1)))}
 
@@ -115,7 +127,8 @@ def batch(
     """
     choices = np.zeros((len(index), 2), int) if choices is None else choices
     tokens = [rows.tokens(int(row)) for row in index]
-    trees = [seen.images(rows, int(row), choice) for row, choice in zip(index, choices, strict=True)]
+    each = zip(index, tokens, choices, strict=True)
+    trees = [seen.images(rows, int(row), row_tokens, choice) for row, row_tokens, choice in each]
     out = {**text(tokens, layout, shape), **placed([[tree] for tree in trees], shape.slots)}
     if prompt:
         out |= {f"prompt/{name}": value for name, value in prompts(tokens, layout, prompt).items()}

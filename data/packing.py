@@ -102,12 +102,13 @@ def packed(
             out["segment_ids"][row, start:end] = place + 1
             out["targets"][row, place, : len(reply)] = reply
             out["positions"][row, place, : len(reply)] = np.arange(len(reply)) + start + len(prompt) - 1
-            own.append(seen.images(rows, sample, choices[row, place]))
+            own.append(seen.images(rows, sample, encoded, choices[row, place]))
             out["slots"][row, place] = len(next(iter(own[-1].values()), ()))
             start = end
         trees.append(own)
     if not any(trees):  # the last batch may be filled up with empty rows
-        trees[0].append({name: leaf[:0] for name, leaf in seen.images(rows, 0, choices[0, 0]).items()})
+        none = seen.images(rows, 0, rows.tokens(0), choices[0, 0])
+        trees[0].append({name: leaf[:0] for name, leaf in none.items()})
     out["attention_mask"][:] = out["segment_ids"] > 0
     flat = {name: out[name].reshape(count, most * answer) for name in ("positions", "targets")}
     return {**out, **flat, **placed(trees, slots), "index": table.astype(np.int32)}

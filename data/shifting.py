@@ -1,6 +1,7 @@
 """Random shifts of images by a few pixels, for augmentation."""
 
 import numpy as np
+from einops import rearrange
 from jaxtyping import Int, UInt8
 
 
@@ -19,6 +20,29 @@ def shifted(images: UInt8[np.ndarray, "N H W C"], by: Int[np.ndarray, "N 2"]) ->
     out = np.empty_like(images)
     for picture, wider, (down, right) in zip(out, padded, most - by, strict=True):
         picture[:] = wider[down : down + high, right : right + wide]
+    return out
+
+
+def shifted_squares(
+    squares: UInt8[np.ndarray, "M S S C"], place: Int[np.ndarray, "M 4"], by: Int[np.ndarray, " 2"]
+) -> UInt8[np.ndarray, "M S S C"]:
+    """Shifts images that are cut into squares.
+
+    Args:
+        squares: squares of all images, row by row.
+        place: place of each square (`antgmm_jax.blocks.grids`).
+        by: vertical and horizontal shift in pixels.
+
+    Returns:
+        New squares.
+    """
+    out, start = np.empty_like(squares), 0
+    while start < len(squares):
+        high, wide = place[start, 2:].tolist()
+        own = slice(start, start + high * wide)
+        whole = rearrange(squares[own], "(gy gx) y x c -> 1 (gy y) (gx x) c", gx=wide)
+        out[own] = rearrange(shifted(whole, by[None]), "1 (gy y) (gx x) c -> (gy gx) y x c", gy=high, gx=wide)
+        start = own.stop
     return out
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from antgmm_jax.blocks.pictures import without_pixels
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.parallel.processes import gather
 from distill.losses import LossConfig
@@ -39,9 +40,9 @@ def bridge_weights(functional: Any, params: Any, batches: Iterable[Mapping[str, 
     loss = make_loss(functional, LossConfig(hard=1.0))
 
     @jax.jit
-    def shares(params: Any, batch: Mapping[str, Array]) -> Float[Array, " N"]:
+    def shares(params: Any, batch: Mapping[str, Any]) -> Float[Array, " N"]:
         valid = batch["images"]["valid"]
-        rest = {**batch, "images": {"valid": valid}}
+        rest = {**batch, "images": without_pixels(batch["images"])}
         features = functional.features(params, batch["images"])
         gradient = jax.grad(lambda candidate: loss(params, {}, {**rest, "vision_features": candidate}, {})[0])(features)
         effect = _square(gradient) * _square(features)

@@ -151,7 +151,8 @@ def _unit_arrays(unit: LMMConfig) -> list[tuple[str, str, int, tuple[str, ...]]]
     names, over = jax.tree.leaves(pure.axes, is_leaf=is_axes), jax.tree.leaves(pure.over)
     for (path, leaf), axes, tokens in zip(shapes, names, over, strict=True):
         tower = _tower_of("/".join(key.key for key in path), unit)
-        arrays.append((tower, tokens, math.prod(leaf.shape), tuple(axis for axis in axes if axis in known)))
+        fixed = math.prod(size for size, axis in zip(leaf.shape, axes, strict=True) if axis not in known)
+        arrays.append((tower, tokens, fixed, tuple(axis for axis in axes if axis in known)))
     return arrays
 
 
@@ -176,14 +177,15 @@ def _head_flops(config: LMMConfig, tokens: int) -> int:
 
 
 def _image_flops(config: LMMConfig, batch: int) -> dict[str, int]:
-    """FLOPs of the image side with one image slot per sample."""
+    """FLOPs of the image side with one image of the usual size per sample."""
     flops: Counter[str] = Counter()
+    tokens = {name: config.slots * count for name, count in config.tokens.items()}
     for (tower, over), elements in kernels(config).items():
-        if over in config.tokens:
-            flops[tower] += 2 * batch * config.tokens[over] * elements
+        if over in tokens:
+            flops[tower] += 2 * batch * tokens[over] * elements
     for tower in towers(config).values():
         if tower.tokens == "images":
-            queries, memory = config.tokens[tower.name], config.tokens.get(tower.reads, 0)
+            queries, memory = tokens[tower.name], tokens.get(tower.reads, 0)
             flops[tower.name] += batch * _attention_flops(tower.stack, queries, queries, memory)
     return dict(flops)
 

@@ -33,11 +33,20 @@ def take(tree: Any, axes: Any, keep: Mapping[str, Any]) -> Any:
             axis (see `array_keep`). Rows of removed entries are ignored.
 
     Returns:
-        The tree, with only the kept indices in each named dimension.
+        The tree, with only the kept indices in each named dimension; without modules that have no unit left.
     """
-    return jax.tree.map(
+    taken = jax.tree.map(
         lambda names, leaf: _take(leaf, names, keep), axes, tree, is_leaf=lambda x: isinstance(x, tuple)
     )
+    return _left(taken)
+
+
+def _left(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Removes empty arrays, and branches without other arrays."""
+    branches = {name: _left(node) if isinstance(node, Mapping) else node for name, node in tree.items()}
+    return {
+        name: node for name, node in branches.items() if (node if isinstance(node, Mapping) else 0 not in node.shape)
+    }
 
 
 def _take(leaf: Any, names: tuple[str, ...], keep: Mapping[str, Any]) -> Any:

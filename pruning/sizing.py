@@ -159,7 +159,7 @@ def by_stage(config: LMMConfig, wanted: Mapping[str, int]) -> dict[str, dict[str
     smaller = {axis: n for axis, n in wanted.items() if n < sizes(config)[axis]}
     stages: dict[str, dict[str, int]] = {stage: {} for stage in STAGES.values()}
     for axis, n in smaller.items():
-        stage = STAGES[axis.split("/")[1].removeprefix("cross_")]
+        stage = STAGES[axis.split("/")[1].rpartition("_")[2]]
         # Sizes that are legal only with a smaller width (such as heads that do not divide the full width) go with it.
         alone = stage != "intermediate" or not fault_of(config, {axis: n})
         stages[stage if alone else "hidden"][axis] = n

@@ -7,7 +7,8 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from antgmm_jax.blocks.layers import MLP, Attention, Norm, Rope
+from antgmm_jax.blocks.layers import MLP, Attention, Norm
+from antgmm_jax.blocks.rope import Rope
 from antgmm_jax.config import Tower
 from antgmm_jax.parallel.sharding import place
 

@@ -10,10 +10,25 @@ from jaxtyping import Array, Bool, Float, Int
 
 from antgmm_jax.blocks import packing
 from antgmm_jax.blocks.block import Cache, Context, Gates
-from antgmm_jax.blocks.layers import Norm, linear, lookup, param, rope
+from antgmm_jax.blocks.layers import Norm, linear, lookup, param
+from antgmm_jax.blocks.rope import rope
 from antgmm_jax.blocks.stack import Stack, unrolled
 from antgmm_jax.config import LanguageConfig, Remat, Tower
 from antgmm_jax.parallel.sharding import place
+
+
+class Embedded(NamedTuple):
+    """Embedded tokens of a decoder.
+
+    Attributes:
+        x: embeddings, [B, T, D].
+        places: positions along several axes, int [B, T, A]; None for the order of the tokens.
+        added: [K, B, T, D], [k] is added to the residual stream after layer k; None for nothing.
+    """
+
+    x: Array
+    places: Array | None = None
+    added: Array | None = None
 
 
 class Prefilled(NamedTuple):
@@ -82,7 +97,7 @@ class LanguageModel(nnx.Module):
 
     def decode(
         self,
-        x: Float[Array, "B T D"],
+        tokens: Embedded,
         valid: Bool[Array, "B T"] | None,
         memory: Float[Array, "B M D"] | None,
         memory_valid: Bool[Array, "B M"] | None,
@@ -94,7 +109,7 @@ class LanguageModel(nnx.Module):
         """Runs the decoder on all positions of the embedded tokens at once.
 
         Args:
-            x: embedded decoder tokens.
+            tokens: embedded decoder tokens.
             valid: which positions are tokens; None for all (T5 masks no decoder position, as in Hugging Face).
             memory: states that cross-attention reads; None for a decoder-only model.
             memory_valid: which of `memory` are tokens.
@@ -106,14 +121,15 @@ class LanguageModel(nnx.Module):
         Returns:
             Normed states for `head`, and the intermediates.
         """
+        x, places, added = tokens
         at = jnp.arange(x.shape[1])
         if segments is None:
-            mask, places = None if valid is None else valid[:, None, None, :], _positions(x, valid)
+            mask, order = None if valid is None else valid[:, None, None, :], _positions(x, valid)
         else:
-            mask, places = packing.same_sample(segments), packing.positions(segments)
-        context = self._context(mask, memory, memory_valid, at, at, places)
+            mask, order = packing.same_sample(segments), packing.positions(segments)
+        context = self._context(mask, memory, memory_valid, at, at, order if places is None else places)
         context = context._replace(causal=True, valid=valid if counted is None else counted)
-        x, kept = self.decoder(x, context, gates, collect)
+        x, kept = self.decoder(x, context, gates, collect, added=added)
         return self.norm(x, gates.get("text/embed")), kept
 
     def _context(self, mask, memory, memory_valid, queries, keys, positions) -> Context:
@@ -122,14 +138,16 @@ class LanguageModel(nnx.Module):
         return Context(
             mask=mask,
             bias=None if self.decoder.relative is None else self.decoder.relative(queries, keys),
-            positions=rope(positions, config.head_dim, config.rope_theta) if config.positions == "rope" else None,
+            positions=rope(positions, config.head_dim, config.rope_theta, config.rope_sections)
+            if config.positions == "rope"
+            else None,
             memory=memory,
             memory_mask=memory_mask,
         )
 
     def prefill(
         self,
-        x: Float[Array, "B T D"],
+        tokens: Embedded,
         valid: Bool[Array, "B T"],
         memory: Float[Array, "B M D"] | None,
         slots: int,
@@ -138,7 +156,7 @@ class LanguageModel(nnx.Module):
         """Runs the decoder on its first tokens and fills a cache of `slots` positions.
 
         Args:
-            x: embedded decoder tokens.
+            tokens: embedded decoder tokens.
             valid: which positions are tokens; padding on either side.
             memory: T5's encoder states, or None.
             slots: cache length, at least T.
@@ -147,7 +165,9 @@ class LanguageModel(nnx.Module):
         Returns:
             Logits after the last token of each row, and the caches.
         """
+        x, places, added = tokens
         config, layers, (batch, length, _) = self.config.decoder, self.decoder.unstack(), x.shape
+        places = _positions(x, valid) if places is None else places
         empty = jnp.zeros((batch, config.heads, slots, config.head_dim), x.dtype)
         cross_caches: list[Cache | None] = [None] * len(layers)
         if memory is not None:
@@ -155,11 +175,13 @@ class LanguageModel(nnx.Module):
         usable = jnp.concatenate([valid, jnp.ones((batch, slots - length), bool)], axis=1)
         at, keys = jnp.arange(length), jnp.arange(slots)
         mask = (keys[None, :] <= at[:, None])[None, None] & usable[:, None, None, :]
-        context = self._context(mask, None, memory_valid, at, keys, _positions(x, valid))
-        x, caches = unrolled(layers, x, context, [(empty, empty)] * len(layers), cross_caches, 0)
+        context = self._context(mask, None, memory_valid, at, keys, places)
+        more = () if added is None else added
+        x, caches = unrolled(layers, x, context, [(empty, empty)] * len(layers), cross_caches, 0, more)
         last = jnp.max(jnp.where(valid, at[None, :], 0), axis=1)
         logits = self.head(self.norm(x[jnp.arange(batch), last]), {})
-        return Prefilled(logits, caches, cross_caches, usable, valid.sum(axis=1), length)
+        seen = jnp.where(valid, places.reshape(batch, length, -1).max(axis=-1) + 1, 0)
+        return Prefilled(logits, caches, cross_caches, usable, seen.max(axis=1), length)
 
     def step(
         self, ids: Int[Array, " B"], state: Prefilled, memory_valid: Bool[Array, "B M"] | None, layers

@@ -1,7 +1,6 @@
 """Layers of all towers. Every parameter has named axes, and every unit that can be pruned has a gate."""
 
 import math
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from antgmm_jax.blocks.attention import attend
+from antgmm_jax.blocks.rope import Rope, rotate
 from antgmm_jax.config import StackConfig, Tower
 
 ACTIVATIONS = {
@@ -99,12 +99,49 @@ def initial(config: StackConfig, fan_in: int) -> float:
     return 0.02 if config.scaled else fan_in**-0.5
 
 
-class Norm(nnx.Module):
-    """LayerNorm or RMSNorm with statistics over open channels only.
+def normed(
+    x: Float[Array, "... D"],
+    scale: Float[Array, " D"],
+    bias: Float[Array, " D"] | None,
+    *,
+    eps: float,
+    rms: bool,
+    gate: Float[Array, " D"] | None = None,
+) -> Float[Array, "... D"]:
+    """LayerNorm or RMSNorm of the last axis with statistics over open channels only.
 
     With a gate g the mean of z is sum(g * z) / sum(g), and the output, including the bias, is multiplied by g. With a
     0/1 gate this equals the norm of the kept channels.
+
+    Args:
+        x: states.
+        scale: scale of each channel.
+        bias: bias of each channel, or None.
+        eps: added to the variance.
+        rms: RMSNorm, which does not subtract the mean.
+        gate: gate of each channel; None if all are open.
+
+    Returns:
+        The normalised states in the dtype of x.
     """
+    # In float32: in bfloat16 the variance of a wide stream loses its last digits, and so do the gradients of scale
+    # and bias, which are sums over all tokens.
+    z = x.astype(jnp.float32)
+
+    def mean(v):
+        if gate is None:
+            return jnp.mean(v, axis=-1, keepdims=True)
+        return jnp.sum(v * gate, axis=-1, keepdims=True) / jnp.maximum(jnp.sum(gate), 1.0)
+
+    if not rms:
+        z = z - mean(z)
+    y = z * jax.lax.rsqrt(mean(z * z) + eps) * scale.astype(jnp.float32)
+    y = (y if bias is None else y + bias.astype(jnp.float32)).astype(x.dtype)
+    return y if gate is None else y * gate.astype(y.dtype)
+
+
+class Norm(nnx.Module):
+    """The norm of a stack's width, as `normed` computes it."""
 
     def __init__(self, config: StackConfig, axis: str, *, rngs: nnx.Rngs):
         self.eps, self.rms = config.eps, config.norm == "rms"
@@ -113,50 +150,20 @@ class Norm(nnx.Module):
 
     def __call__(self, x: Float[Array, "... D"], gate: Float[Array, " D"] | None = None) -> Float[Array, "... D"]:
         """Normalises the last axis of x over its open channels."""
-        # In float32: bfloat16 loses precision in the variance of a wide stream and in the gradients of scale and bias,
-        # which are sums over all tokens.
-        z = x.astype(jnp.float32)
-
-        def mean(v):
-            if gate is None:
-                return jnp.mean(v, axis=-1, keepdims=True)
-            return jnp.sum(v * gate, axis=-1, keepdims=True) / jnp.maximum(jnp.sum(gate), 1.0)
-
-        if not self.rms:
-            z = z - mean(z)
-        y = z * jax.lax.rsqrt(mean(z * z) + self.eps) * self.scale[...].astype(jnp.float32)
-        y = (y if self.bias is None else y + self.bias[...].astype(jnp.float32)).astype(x.dtype)
-        return y if gate is None else y * gate.astype(y.dtype)
+        bias = None if self.bias is None else self.bias[...]
+        return normed(x, self.scale[...], bias, eps=self.eps, rms=self.rms, gate=gate)
 
 
-class Rope(NamedTuple):
-    """Cosines and sines of rotary positions, [B, T, head_dim / 2] float32."""
+class HeadNorm(nnx.Module):
+    """RMSNorm over the units of each head."""
 
-    cos: Array
-    sin: Array
+    def __init__(self, config: StackConfig):
+        self.eps = config.eps
+        self.scale = nnx.Param(jnp.ones((config.head_dim,)), axes=("head_dim",), over="")
 
-
-def rope(positions: Int[Array, "B T"], head_dim: int, theta: float) -> Rope:
-    """Computes rotary position angles (RoFormer, arXiv 2104.09864) in the half-split layout of Hugging Face Llama.
-
-    Args:
-        positions: token positions.
-        head_dim: width of a head.
-        theta: base of the geometric series of wavelengths.
-
-    Returns:
-        Cosines and sines.
-    """
-    frequency = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
-    angle = positions[..., None].astype(jnp.float32) * frequency
-    return Rope(jnp.cos(angle), jnp.sin(angle))
-
-
-def rotate(x: Float[Array, "B T H d"], by: Rope) -> Float[Array, "B T H d"]:
-    """Rotates each head by the angles of its position."""
-    cos, sin = by.cos[:, :, None, :], by.sin[:, :, None, :]
-    a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
+    def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
+        """Normalises the last axis of x."""
+        return normed(x, self.scale[...], None, eps=self.eps, rms=True)
 
 
 class Attention(nnx.Module):
@@ -187,11 +194,13 @@ class Attention(nnx.Module):
         self.k_bias = param(key, (heads, width), kv_axes, scale=None) if config.qkv_bias else None
         self.v_bias = param(key, (heads, width), kv_axes, scale=None) if config.qkv_bias else None
         self.o_bias = param(key, (config.embed,), (embed,), scale=None) if config.out_bias else None
+        self.q_norm, self.k_norm = (HeadNorm(config) if config.qk_norm else None for _ in "qk")
 
     def keys_values(self, x: Float[Array, "B S E"], positions: Rope | None = None) -> tuple[Array, Array]:
         """Keys and values [B, heads, S, head_dim] of the attended states."""
         k = linear(x, self.k[...], None if self.k_bias is None else self.k_bias[...])
         v = linear(x, self.v[...], None if self.v_bias is None else self.v_bias[...])
+        k = k if self.k_norm is None else self.k_norm(k)
         k = k if positions is None else rotate(k, positions)
         return k.swapaxes(1, 2), v.swapaxes(1, 2)
 
@@ -209,6 +218,7 @@ class Attention(nnx.Module):
     ) -> tuple[Float[Array, "B T E"], Float[Array, "B T K G d"]]:
         """Attends from x; returns the output for the residual stream, and the head outputs before the last map."""
         q = linear(x, self.q[...], None if self.q_bias is None else self.q_bias[...])
+        q = q if self.q_norm is None else self.q_norm(q)
         batch, length, heads, group, width = q.shape
         q = q.reshape(batch, length, heads * group, width)
         if positions is not None:

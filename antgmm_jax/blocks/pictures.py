@@ -1,8 +1,9 @@
 """Images of a batch as a tree of arrays.
 
 `batch["images"]` is a dict with leaves [B, M, ...]: B rows with M image slots each, used slots first. `valid`, bool
-[B, M], marks the used slots; the family defines the other leaves. Cached features replace the images as
-`batch["vision_features"]` [B, M, N, D], together with `valid`.
+[B, M], marks the used slots; the family defines the other leaves. If images are cut into squares that attend to one
+another, `place` is the position of each slot's square (`antgmm_jax.blocks.grids`). Cached features replace the images
+as `batch["vision_features"]` [B, M, N, D], together with `valid` and `place`.
 """
 
 from collections.abc import Mapping
@@ -64,5 +65,10 @@ def valid_slots(batch: Mapping[str, Any]) -> Bool[Array, "S 1"]:
 
 
 def has_pixels(batch: Mapping[str, Any]) -> bool:
-    """Whether a batch holds pixels, and not only `valid`."""
-    return len(batch.get("images", ())) > 1
+    """Whether a batch holds pixels, and not only `valid` and `place`."""
+    return "pixels" in batch.get("images", ())
+
+
+def without_pixels(images: Images) -> dict[str, Any]:
+    """The leaves that a batch keeps if cached features replace its images: `valid`, and `place` if present."""
+    return {name: images[name] for name in ("valid", "place") if name in images}

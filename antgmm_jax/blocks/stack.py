@@ -1,6 +1,7 @@
 """The transformer stack of image encoders, bridges, text encoders and decoders."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -45,6 +46,16 @@ def _unit_norms(units: Mapping[str, Any], name: str, valid: Array | None) -> Arr
     return sum(norms[1:], norms[0]) / len(norms)
 
 
+def repeated_module(build: Callable[..., nnx.Module], count: int, axis: str, *, rngs: nnx.Rngs) -> Any:
+    """Builds `count` modules as one, with parameters stacked on a leading axis of the given name."""
+    keys = jax.random.split(rngs.params(), count)
+    module = nnx.vmap(lambda key: build(rngs=nnx.Rngs(key)))(keys)
+    for _, leaf in nnx.iter_graph(module):
+        if isinstance(leaf, nnx.Variable):
+            leaf.set_metadata(axes=(axis, *leaf.get_metadata()["axes"]))
+    return module
+
+
 class Stack(nnx.Module):
     """Blocks with parameters stacked on a leading `layers` axis: scanned in training, unrolled in decoding.
 
@@ -58,19 +69,11 @@ class Stack(nnx.Module):
         self.config, self.tower = config, tower.name
         self.remat: Remat = remat
         self.names = {local: tower.axis(local) for local in LOCAL}
-
-        def stacked(build, count: int, axis: str):
-            keys = jax.random.split(rngs.params(), count)
-            module = nnx.vmap(lambda key: build(rngs=nnx.Rngs(key)))(keys)
-            for _, leaf in nnx.iter_graph(module):
-                if isinstance(leaf, nnx.Variable):
-                    leaf.set_metadata(axes=(axis, *leaf.get_metadata()["axes"]))
-            return module
-
-        self.blocks = stacked(lambda rngs: Block(tower, rngs=rngs), config.layers, tower.axis("layers"))
+        build = partial(Block, tower)
+        self.blocks = repeated_module(build, config.layers, tower.axis("layers"), rngs=rngs)
         axis = tower.axis("layers" if config.cross_every == 1 else "cross_layers")
-        build_cross = lambda rngs: CrossAttention(tower, memory, rngs=rngs)  # noqa: E731
-        self.cross = stacked(build_cross, config.cross_layers, axis) if config.cross_heads else None
+        build = partial(CrossAttention, tower, memory)
+        self.cross = repeated_module(build, config.cross_layers, axis, rngs=rngs) if config.cross_heads else None
         self.relative = RelativeBias(tower, rngs=rngs) if config.positions == "relative" else None
 
     def _split_gates(self, gates: Gates) -> tuple[dict[str, Array], dict[str, Array]]:
@@ -80,7 +83,14 @@ class Stack(nnx.Module):
         return by_layer, {k: g for k, g in mine.items() if k not in by_layer}
 
     def __call__(
-        self, x: Float[Array, "B T D"], context: Context, gates: Gates, collect: Sequence[str] = ()
+        self,
+        x: Float[Array, "B T D"],
+        context: Context,
+        gates: Gates,
+        collect: Sequence[str] = (),
+        *,
+        taps: Sequence[int] = (),
+        added: Float[Array, "K B T D"] | None = None,
     ) -> tuple[Float[Array, "B T D"], dict[str, Array]]:
         """Applies all blocks.
 
@@ -89,17 +99,35 @@ class Stack(nnx.Module):
             context: inputs that all blocks share.
             gates: global axis name -> gate; a missing gate is open.
             collect: global names of the intermediates to return.
+            taps: layers, ascending, after which the residual stream is returned.
+            added: [k] is added to the residual stream after layer k.
 
         Returns:
             The residual stream, and the intermediates by name: `<tower>/states` [L + 1, B, T, D]; for an axis the norms
-            of its units [L, B, units], or [B, D] for the width.
+            of its units [L, B, units], or [B, D] for the width; with taps, `<tower>/taps` [taps, B, T, D].
         """
+        run = self._pieces(context, gates, collect)
+        extra = 0 if added is None else min(len(added), self.config.layers)
+        ends = sorted({*(tap + 1 for tap in taps), extra, self.config.layers} - {0})
+        after, rows, start = {}, [], 0
+        for end in ends:
+            x, kept = run(x, start, end, None if added is None or start >= extra else added[start:end])
+            after[end - 1], start = x, end
+            rows.append(kept)
+        named = self._named(jax.tree.map(lambda *parts: jnp.concatenate(parts), *rows), x)
+        tapped = {f"{self.tower}/taps": jnp.stack([after[tap] for tap in taps])} if taps else {}
+        return x, {**named, **tapped}
+
+    def _pieces(self, context: Context, gates: Gates, collect: Sequence[str]) -> Callable[..., tuple[Array, dict]]:
+        """Returns (x, start, end, added) -> (x after the layers [start, end), intermediates)."""
         by_layer, shared = self._split_gates(gates)
         wanted = {local for local, name in self.names.items() if name in collect and local != "layers"}
-        states = f"{self.tower}/states"
+        block_graph, block_params = nnx.split(self.blocks)
+        cross_graph, cross_params = nnx.split(self.cross) if self.cross is not None else (None, None)
+        every = self.config.cross_every if cross_params is not None else 1
 
         def body(x, layer, cross):
-            params, gates_here = layer
+            params, gates_here, more = layer
             block = nnx.merge(block_graph, params)
             cross_module = None if cross_graph is None or cross is None else nnx.merge(cross_graph, cross)
             y, units, _ = block(x, context, {**shared, **gates_here}, cross=cross_module)
@@ -108,15 +136,9 @@ class Stack(nnx.Module):
                 # Layers without cross-attention have no such units: zeros keep the rows aligned with the layers.
                 absent = jnp.zeros((x.shape[0], self.config.cross_heads))
                 kept[name] = _unit_norms(units, name, context.valid) if name in units else absent
-            if states in collect:
+            if f"{self.tower}/states" in collect:
                 kept["states"] = x
-            return y, kept
-
-        block_graph, block_params = nnx.split(self.blocks)
-        cross_graph, cross_params = nnx.split(self.cross) if self.cross is not None else (None, None)
-        layers = (block_params, by_layer)
-        every = self.config.cross_every if cross_params is not None else 1
-        whole = self.config.layers // every
+            return (y if more is None else y + more.astype(y.dtype)), kept
 
         def group(x, xs):
             """One layer with cross-attention and the layers up to the next one."""
@@ -126,15 +148,22 @@ class Stack(nnx.Module):
                 rows.append(row)
             return x, jax.tree.map(lambda *rows: jnp.stack(rows), *rows)
 
-        grouped = jax.tree.map(lambda a: a[: whole * every].reshape(whole, every, *a.shape[1:]), layers)
         group = rematerialised(group, self.remat)
-        x, kept = jax.lax.scan(group, x, (grouped, jax.tree.map(lambda a: a[:whole], cross_params)))
-        kept = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), kept)
-        if whole * every < self.config.layers:
-            rest = jax.tree.map(lambda a: a[whole * every :], layers)
-            x, last = group(x, (rest, jax.tree.map(lambda a: a[whole], cross_params)))
-            kept = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), kept, last)
-        return x, self._named(kept, x)
+
+        def run(x, start: int, end: int, added):
+            layers = (*jax.tree.map(lambda a: a[start:end], (block_params, by_layer)), added)
+            cross = jax.tree.map(lambda a: a[-(-start // every) :], cross_params)
+            whole = (end - start) // every
+            grouped = jax.tree.map(lambda a: a[: whole * every].reshape(whole, every, *a.shape[1:]), layers)
+            x, kept = jax.lax.scan(group, x, (grouped, jax.tree.map(lambda a: a[:whole], cross)))
+            kept = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), kept)
+            if start + whole * every < end:
+                rest = jax.tree.map(lambda a: a[whole * every :], layers)
+                x, last = group(x, (rest, jax.tree.map(lambda a: a[whole], cross)))
+                kept = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), kept, last)
+            return x, kept
+
+        return run
 
     def _named(self, kept: dict[str, Array], last: Array) -> dict[str, Array]:
         out = {self.names[k]: v for k, v in kept.items() if k != "states"}
@@ -165,6 +194,7 @@ def unrolled(
     caches: Sequence[Cache],
     cross_caches: Sequence[Cache | None],
     slot: Array | int,
+    added: Float[Array, "K B T D"] | Sequence[Array] = (),
 ) -> tuple[Float[Array, "B T D"], list[Cache]]:
     """Applies unstacked layers with key-value caches.
 
@@ -175,6 +205,7 @@ def unrolled(
         caches: self-attention caches, one per layer.
         cross_caches: cross-attention keys and values, one per layer.
         slot: first cache slot of x.
+        added: [k] is added to the residual stream after layer k.
 
     Returns:
         The residual stream, and the caches including the new positions.
@@ -182,5 +213,6 @@ def unrolled(
     new = []
     for (block, cross), cache, cross_cache in zip(layers, caches, cross_caches, strict=True):
         x, _, cache = block(x, context, {}, cross=cross, cache=cache, cross_cache=cross_cache, slot=slot)
+        x = x + added[len(new)].astype(x.dtype) if len(new) < len(added) else x
         new.append(cache)
     return x, new

@@ -97,17 +97,17 @@ def new_processor(config: LMMConfig, tokenizer: "Tokenizer") -> "ProcessorMixin"
     return _host(config.family).new_processor(config, tokenizer)
 
 
-def torch_images(model_type: str, images: Mapping[str, Any]) -> dict[str, Any]:
+def torch_images(batch: Mapping[str, Any], config: Any) -> dict[str, Any]:
     """Converts the images of a batch to arguments of the PyTorch model.
 
     Args:
-        model_type: `model_type` of config.json.
-        images: images of a batch, leaves [B, M, ...].
+        batch: `images`, leaves [B, M, ...], and `input_ids`.
+        config: config of the PyTorch model.
 
     Returns:
         Argument name -> NumPy array; empty if no slot is used.
     """
-    return _host(family_of(model_type).name).Inputs.torch(images)
+    return _host(family_of(config.model_type).name).Inputs.torch(batch, config)
 
 
 def _host(name: str) -> Any:

@@ -36,8 +36,8 @@ class Inputs(Protocol):
         ...
 
     @staticmethod
-    def torch(images: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Converts images of a batch, leaves [B, M, ...], to arguments of the PyTorch model."""
+    def torch(batch: Mapping[str, Any], config: Any) -> dict[str, np.ndarray]:
+        """Converts `images` of a batch (with `input_ids`) to arguments of the PyTorch model, given its config."""
         ...
 
 

@@ -21,6 +21,11 @@ def decoder_of(text: Mapping[str, Any]) -> StackConfig:
         raise AntgmmError(f"rope_type {rope['rope_type']!r} is not supported: it must be 'default'")
     if text["mlp_bias"]:
         raise AntgmmError("Llama with mlp_bias is not supported: use a checkpoint without it")
+    return stack_of(text)
+
+
+def stack_of(text: Mapping[str, Any]) -> StackConfig:
+    """Returns the stack of a `text_config` from the fields that Llama shares with similar models."""
     return StackConfig(
         layers=text["num_hidden_layers"],
         embed=text["hidden_size"],
@@ -37,7 +42,7 @@ def decoder_of(text: Mapping[str, Any]) -> StackConfig:
         mlp_bias=False,
         causal=True,
         positions="rope",
-        rope_theta=float(rope["rope_theta"]),
+        rope_theta=float(text["rope_parameters"]["rope_theta"]),
     )
 
 
@@ -78,10 +83,14 @@ def sized_decoder(
 
 def text_config(language: LanguageConfig) -> dict[str, Any]:
     """Returns the fields of `text_config` that depend on the model's shape."""
+    head = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "mlp_bias": language.decoder.mlp_bias}
+    return {**head, **text_fields(language)}
+
+
+def text_fields(language: LanguageConfig) -> dict[str, Any]:
+    """Returns those that Llama shares with similar models."""
     llama = language.decoder
     return {
-        "model_type": "llama",
-        "architectures": ["LlamaForCausalLM"],
         "hidden_size": llama.embed,
         "intermediate_size": llama.mlp,
         "num_hidden_layers": llama.layers,
@@ -91,7 +100,6 @@ def text_config(language: LanguageConfig) -> dict[str, Any]:
         "hidden_act": llama.act,
         "rms_norm_eps": llama.eps,
         "attention_bias": llama.qkv_bias,
-        "mlp_bias": llama.mlp_bias,
         "rope_parameters": {"rope_type": "default", "rope_theta": llama.rope_theta},
         "tie_word_embeddings": language.tied,
         "vocab_size": language.vocab,

@@ -102,6 +102,13 @@ def _table(processor: ProcessorMixin) -> np.ndarray:
     return np.asarray(out["pixel_values"], np.float32)[0].reshape(3, 256)
 
 
+def normalisation(images: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Scale and offset of each channel, float32 [3], from the settings of the image processor."""
+    factor = np.full(3, images.rescale_factor if images.do_rescale else 1.0)
+    mean, std = (images.image_mean, images.image_std) if images.do_normalize else (0.0, 1.0)
+    return (factor / np.asarray(std)).astype(np.float32), np.full(3, -np.asarray(mean) / np.asarray(std), np.float32)
+
+
 def check_processor(
     processor: ProcessorMixin,
     config: LMMConfig,
@@ -132,7 +139,7 @@ def check_processor(
             " set it in processor_config.json to the model's value"
         )
     _check_tokenizer(processor, config)
-    made, read = size(processor), (config.vision.image, config.image_tokens)
+    made, read = size(processor), (config.side, config.image_tokens)
     if made != read:
         raise AntgmmError(
             f"the processor makes images of {made[0]} pixels with {made[1]} tokens, the model reads"

@@ -12,7 +12,7 @@ class Entry(NamedTuple):
         paths: "/"-joined paths of the parameters that the tensor holds; several if the file fuses them.
         pattern: einops pattern from the file's layout to ours. Fused parameters are stacked on its first output axis
             `n`.
-        tower: stack that `{i}` counts the layers of; "" for a single tensor.
+        tower: stack that `{i}` counts the layers of, a tower or an axis of `Depth.sizes`; "" for a single tensor.
         every: file layers per layer of the stack (2 for cross-attention in every second layer).
     """
 

@@ -81,7 +81,9 @@ def open_hf(
 
 
 def _layers(config: LMMConfig) -> dict[str, int]:
-    return {name: tower.stack.layers for name, tower in towers(config).items()}
+    """Layers of each tower, and of the stacks whose number follows from other axes."""
+    stacks = {name: tower.stack.layers for name, tower in towers(config).items()}
+    return {**stacks, **family(config).depth.sizes(config)}
 
 
 def _with_defaults(raw: Mapping[str, Any], directory: Path) -> dict[str, Any]:

@@ -24,6 +24,7 @@ RULES = {
     "heads": ("tensor",),
     "cross_heads": ("tensor",),
     "mlp": ("tensor",),
+    "deepstack_mlp": ("tensor",),
     "vocab": ("tensor",),
 }
 """Axis name without its tower -> mesh axes over which it is split; other axes are replicated."""

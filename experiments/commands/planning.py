@@ -53,7 +53,7 @@ def plan(
     # Before reading the model: any array, or even its shape, initialises JAX with the real devices.
     simulate(planning.DEVICES)
     teacher = config_of(model, preset)
-    length = length or max(128, teacher.image_tokens + 64)
+    length = length or max(128, teacher.usual_tokens + 64)
     request = planning.StepSpec(named(student) if student else teacher, teacher, batch, length, answer, remat)
     planning.check(request)
     step = planning.compiled(request, sizes)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from antgmm_jax.blocks.pictures import without_pixels
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.decoding import phases
 from antgmm_jax.families import family_of
@@ -55,7 +56,7 @@ def jax_request(config: LMMConfig, params: Params, prompt: Mapping[str, np.ndarr
     images = jax.tree.map(np.asarray, dict(prompt["images"]))
     if not images["valid"].any():
         images = jax.tree.map(lambda leaf: leaf[:, :0], images)
-    text["images"] = {"valid": images["valid"]}
+    text["images"] = without_pixels(images)
 
     def request():
         t0 = time.perf_counter()

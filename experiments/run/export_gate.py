@@ -190,7 +190,7 @@ def torch_tensors(model, arrays: Mapping[str, Any]) -> dict[str, Any]:
     import torch
 
     has_images = "images" in arrays and np.any(arrays["images"]["valid"])
-    pixels = torch_images(model.config.model_type, arrays["images"]) if has_images else {}
+    pixels = torch_images(arrays, model.config) if has_images else {}
     rest = {name: array for name, array in arrays.items() if name != "images"}
     # Copies, because PyTorch warns about read-only arrays such as JAX's.
     tensors = {name: torch.from_numpy(np.array(array)) for name, array in {**pixels, **rest}.items()}

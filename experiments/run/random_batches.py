@@ -5,11 +5,13 @@ from typing import Any
 
 import numpy as np
 
+from antgmm_jax.blocks.grids import places
+from antgmm_jax.blocks.pictures import without_pixels
 from antgmm_jax.config import LMMConfig
 
 
 def random_batch(config: LMMConfig, rows: int, *, words: int = 16, answer: int = 8, seed: int = 0) -> dict[str, Any]:
-    """Creates a training batch of random images and tokens, with the prompts alone under `prompt/`.
+    """Creates a training batch of random images of the usual size and tokens, with the prompts alone under `prompt/`.
 
     Args:
         config: model config.
@@ -22,20 +24,20 @@ def random_batch(config: LMMConfig, rows: int, *, words: int = 16, answer: int =
         Model inputs with the names of `transformers`, `images`, `positions`, `targets`, and row numbers `index`.
     """
     rng = np.random.default_rng(seed)
-    vision, language = config.vision, config.language
+    language = config.language
 
     def tokens(length: int) -> np.ndarray:
         ids = rng.integers(2, language.vocab - 1, (rows, length), dtype=np.int32)
         # The image token must only occur at the image.
         return np.where(ids == config.image_token, ids - 1, ids)
 
-    image = np.full((rows, config.image_tokens), config.image_token, np.int32)
+    image = np.full((rows, config.usual_tokens), config.image_token, np.int32)
     prompt, targets = np.concatenate([image, tokens(words)], axis=1), tokens(answer)
+    picture = usual_image(config)
+    images = {name: np.stack([leaf] * rows) for name, leaf in without_pixels(picture).items()}
+    images["pixels"] = rng.standard_normal((rows, *picture["pixels"].shape), dtype=np.float32)
     batch = {
-        "images": {
-            "pixels": rng.standard_normal((rows, 1, vision.image, vision.image, vision.channels), dtype=np.float32),
-            "valid": np.ones((rows, 1), bool),
-        },
+        "images": images,
         "targets": targets,
         "prompt/input_ids": prompt,
         "prompt/attention_mask": np.ones_like(prompt),
@@ -43,6 +45,23 @@ def random_batch(config: LMMConfig, rows: int, *, words: int = 16, answer: int =
     }
     prompts = {name: batch[f"prompt/{name}"] for name in ("input_ids", "attention_mask")}
     return batch | teacher_forced(config, prompts, targets)
+
+
+def usual_image(config: LMMConfig) -> dict[str, np.ndarray]:
+    """Returns a black image of the usual size as a tree with leaves [M, ...], uint8 pixels.
+
+    Args:
+        config: model config.
+    """
+    slots, side, channels = config.slots, config.side, config.vision.channels
+    place = {"place": places(*config.grid)} if config.grid else {}
+    return {
+        "pixels": np.zeros((slots, side, side, channels), np.uint8),
+        "scale": np.ones((slots, channels), np.float32),
+        "offset": np.zeros((slots, channels), np.float32),
+        "valid": np.ones(slots, bool),
+        **place,
+    }
 
 
 def teacher_forced(config: LMMConfig, prompt: Mapping[str, np.ndarray], targets: np.ndarray) -> dict[str, np.ndarray]:

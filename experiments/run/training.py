@@ -6,7 +6,6 @@ from pathlib import Path
 import jax
 from transformers import ProcessorMixin
 
-from antgmm_jax.axes import resize
 from antgmm_jax.config import LMMConfig, towers
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import complete, new_processor, violations
@@ -21,6 +20,7 @@ from experiments.run.folder import write_json
 from experiments.run.prompts import prompt_of
 from experiments.run.schema import Data, Model, Training
 from experiments.run.student import Student, whole
+from pruning.planning import variants
 
 
 def shape_of(recipe: Training) -> LMMConfig:
@@ -49,7 +49,7 @@ def shape_of(recipe: Training) -> LMMConfig:
 def _preset_of(model: Model) -> LMMConfig:
     base = preset(model.preset)
     try:
-        config = resize(base, complete(base, model.sizes))
+        config, *_ = variants(base, complete(base, model.sizes))
     except AntgmmError as error:
         raise AntgmmError(f"model.sizes: {error}") from None
     if broken := violations(config):

@@ -1,8 +1,10 @@
 """Shifted pictures: every pixel comes from where the move says, whatever comes in repeats the edge."""
 
 import numpy as np
+from einops import rearrange
 
-from data.shifting import drawn, shifted
+from antgmm_jax.blocks.grids import places
+from data.shifting import drawn, shifted, shifted_squares
 
 
 def test_pictures_move_by_hand():
@@ -32,3 +34,15 @@ def test_moves_reach_every_distance_both_ways():
     assert moves.shape == (500, 2)
     for axis in (0, 1):
         assert {*moves[:, axis].tolist()} == {-2, -1, 0, 1, 2}
+
+
+def test_a_picture_that_is_cut_to_squares_is_moved_as_a_whole():
+    rng, moves = np.random.default_rng(1), np.array([2, -3])
+    wholes = [rng.integers(0, 256, (1, 4 * high, 4 * wide, 3)).astype(np.uint8) for high, wide in ((2, 3), (1, 2))]
+
+    def cut(picture):
+        return rearrange(picture, "1 (gy y) (gx x) c -> (gy gx) y x c", y=4, x=4)
+
+    place = np.concatenate([places(2, 3), places(1, 2)])
+    moved = shifted_squares(np.concatenate([cut(whole) for whole in wholes]), place, moves)
+    np.testing.assert_array_equal(moved, np.concatenate([cut(shifted(whole, moves[None])) for whole in wholes]))

@@ -10,6 +10,7 @@ import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from antgmm_jax.blocks.grids import places
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.families import FAMILIES, inputs, new_processor
 from antgmm_jax.families.base import Inputs
@@ -19,8 +20,8 @@ from antgmm_jax.pure import functional
 
 SHAPES = [(name, shape) for name, family in FAMILIES.items() for shape in family.tiny(0)]
 FIRST = [next(one for one in SHAPES if one[0] == name) for name in FAMILIES]
-PICTURES, SLOTS = (2, 0, 1, 2), 3
-"""Pictures of each row of a batch, and the slots that it has for them."""
+PICTURES = (2, 0, 1, 2)
+"""Pictures of each row of a batch."""
 WORDS = (20, 60)
 """Ids of plain words."""
 
@@ -80,25 +81,47 @@ def tokenizer() -> Tokenizer:
 
 
 def batch(config: LMMConfig, *, pad: str = "right", seed: int = 0) -> dict:
-    """Four rows of two pictures, none, one and two in three slots, of unequal lengths, with what training reads."""
+    """Four rows of two pictures, none, one and two, of unequal lengths, with what training reads and a slot to spare.
+
+    Where pictures are cut to squares, each is of another size.
+    """
     rng = np.random.default_rng(seed)
-    rows = [_row(rng, count * [config.image_tokens], 4 + place, config) for place, count in enumerate(PICTURES)]
+    grids = [[_grid(rng, config) for _ in range(count)] for count in PICTURES]
+    rows = [_row(rng, row, 4 + place, config) for place, row in enumerate(grids)]
     length = max(len(row) for row in rows)
     ids, mask = np.zeros((2, len(rows), length), np.int32)
     for place, row in enumerate(rows):
         at = slice(len(row)) if pad == "right" else slice(length - len(row), None)
         ids[place, at], mask[place, at] = row, 1
-    valid, side = np.arange(SLOTS) < np.array(PICTURES)[:, None], config.vision.image
+    used = [sum(high * wide for high, wide in row) for row in grids]
+    valid, side = np.arange(max(used) + 1) < np.array(used)[:, None], config.side
     pixels = rng.normal(size=(*valid.shape, side, side, 3)).astype(np.float32)
     pixels[~valid] = 0
-    made = {"images": {"pixels": pixels, "valid": valid}, "input_ids": ids, "attention_mask": mask}
+    images = {"pixels": pixels, "valid": valid} | (_placed(grids, valid) if config.grid else {})
+    made = {"images": images, "input_ids": ids, "attention_mask": mask}
     return made | (_apart(rng) if config.encoder_decoder else _answers(ids, mask))
 
 
-def _row(rng: np.random.Generator, pictures: list[int], words: int, config: LMMConfig) -> list[int]:
+def _grid(rng: np.random.Generator, config: LMMConfig) -> tuple[int, int]:
+    """Rows and columns of squares of a picture."""
+    return (int(rng.integers(1, 4)), int(rng.integers(1, 4))) if config.grid else (1, 1)
+
+
+def _placed(grids: list[list[tuple[int, int]]], valid: np.ndarray) -> dict:
+    place = np.zeros((*valid.shape, 4), np.int32)
+    for row, sizes in zip(place, grids, strict=True):
+        found = [places(*size) for size in sizes]
+        at = np.concatenate([np.zeros((0, 4), np.int32), *found])
+        row[: len(at)] = at
+    return {"place": place}
+
+
+def _row(rng: np.random.Generator, grids: list[tuple[int, int]], words: int, config: LMMConfig) -> list[int]:
     row: list[int] = []
-    for tokens in pictures:
-        row += [*rng.integers(*WORDS, rng.integers(3)), *[config.image_token] * tokens]
+    for high, wide in grids:
+        # PyTorch takes adjacent pictures whose size is theirs to say as one: a word stands between.
+        before = rng.integers(3) + (config.grid is not None)
+        row += [*rng.integers(*WORDS, before), *[config.image_token] * (config.image_tokens * high * wide)]
     return [*row, *rng.integers(*WORDS, words)]
 
 
@@ -131,7 +154,8 @@ def counted(arrays: dict) -> np.ndarray:
 def as_torch(case: Case, arrays: dict, *names: str) -> dict[str, torch.Tensor]:
     """The pictures of a batch, and the arrays named, as the PyTorch model takes them."""
     ours = {name: arrays[name].astype(np.int64) for name in names if name in arrays}
-    return {name: torch.from_numpy(one) for name, one in (ours | case.reads.torch(arrays["images"])).items()}
+    pictures = case.reads.torch(arrays, case.model.config)
+    return {name: torch.from_numpy(one) for name, one in (ours | pictures).items()}
 
 
 def torch_logits(model: torch.nn.Module, case: Case, arrays: dict) -> np.ndarray:

@@ -25,18 +25,18 @@ def wide(first):
         tower, local = axis.split("/")
         if local.endswith("heads"):
             return WIDTH // (stacks[tower].head_dim * stacks[tower].q_per_kv)
-        return {"layers": 1, "embed": WIDTH, "mlp": 4 * WIDTH}[local]
+        return {"layers": 1, "embed": WIDTH}.get(local, 4 * WIDTH)
 
     return resize(first.config, {axis: size(axis) for axis in sizes(first.config)})
 
 
 def described(config):
-    """A batch of one picture a row, nothing allocated."""
+    """A batch of one picture of the usual size a row, nothing allocated."""
 
     def ints(*shape):
         return jax.ShapeDtypeStruct(shape, jnp.int32)
 
-    images = {name: jax.ShapeDtypeStruct((BATCH, 1, *leaf.shape[2:]), leaf.dtype)
+    images = {name: jax.ShapeDtypeStruct((BATCH, config.slots, *leaf.shape[2:]), leaf.dtype)
               for name, leaf in batch(config)["images"].items()}  # fmt: skip
     made = {"images": images, "input_ids": ints(BATCH, LENGTH), "attention_mask": ints(BATCH, LENGTH)}
     return made | ({"decoder_input_ids": ints(BATCH, ANSWER)} if config.encoder_decoder else {})
@@ -66,7 +66,7 @@ def test_phases_are_those_of_the_compiled_engine(wide):
         return language.step(ids, state, valid, language.decoder.unstack())
 
     # The engine runs the bridge's last maps with the prompt, not with the image.
-    last = 2 * BATCH * wide.tokens["bridge/out"] * kernels(wide)["bridge", "bridge/out"]
+    last = 2 * BATCH * wide.slots * wide.tokens["bridge/out"] * kernels(wide)["bridge", "bridge/out"]
     vision = xla_flops(model.features, params, arrays["images"])
     assert sum(flops["vision"].values()) - last == pytest.approx(vision, rel=0.05)
     both = sum(flops["vision"].values()) + sum(flops["prefill"].values())

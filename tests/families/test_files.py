@@ -50,7 +50,7 @@ def test_everything_cut_at_once_computes_in_transformers_what_closed_gates_do(ca
     config, params = case.config, case.params
     keep = half(config)
     smaller, cut = shrink(config, params, keep)
-    assert all(sizes(smaller)[axis] < size for axis, size in sizes(config).items() if size > 1)
+    assert all(sizes(smaller).get(axis, 0) < size for axis, size in sizes(config).items() if size > 1)
     save_hf(smaller, cut, tmp_path / "student", like=case.directory)
     arrays = batch(config)
     expected = torch_logits(reloaded(tmp_path / "student"), case, arrays)

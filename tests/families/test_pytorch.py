@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from antgmm_jax.decoding import generate
-from tests.families.cases import PICTURES, SLOTS, WORDS, as_torch, batch, close, logits, torch_logits
+from tests.families.cases import PICTURES, WORDS, as_torch, batch, close, logits, torch_logits
 
 NEW = 8
 
@@ -15,7 +15,8 @@ def answers(case, arrays):
 
 def test_logits_are_pytorchs(case):
     arrays = batch(case.config)
-    assert not arrays["attention_mask"].all() and arrays["images"]["valid"].sum(axis=1).tolist() == [*PICTURES]
+    used = arrays["images"]["valid"].sum(axis=1)
+    assert not arrays["attention_mask"].all() and (used >= PICTURES).all() and used[1] == 0
     close(logits(case.config, case.params, arrays), torch_logits(case.model, case, arrays))
 
 
@@ -43,7 +44,7 @@ def test_a_wider_bucket_changes_no_logit(first):
     wide = {name: np.pad(value, ((0, 0), (0, 5))) for name, value in arrays.items() if name != "images"}
     kept = {name: arrays[name] for name in ("decoder_input_ids",) if name in arrays}
     images = {name: np.concatenate([leaf, leaf[:, -1:]], axis=1) for name, leaf in arrays["images"].items()}
-    assert images["valid"].shape[1] == SLOTS + 1 and not images["valid"][:, -1].any()
+    assert images["valid"].shape[1] > arrays["images"]["valid"].shape[1] and not images["valid"][:, -1].any()
     found = logits(first.config, first.params, {**wide, **kept, "images": images})
     close(found, logits(first.config, first.params, arrays))
 
@@ -74,7 +75,7 @@ def test_eight_bit_pictures_are_normalised_as_their_tree_says(first):
     )
     plain = pixels * scale[:, :, None, None] + offset[:, :, None, None]
     found, expected = (
-        logits(first.config, first.params, {**arrays, "images": {**tree, "valid": arrays["images"]["valid"]}})
+        logits(first.config, first.params, {**arrays, "images": {**arrays["images"], **tree}})
         for tree in ({"pixels": pixels, "scale": scale, "offset": offset}, {"pixels": plain})
     )
     close(found, expected)

@@ -29,7 +29,7 @@ def test_tiles_and_their_tokens_are_the_processors_own(split, sides):
     assert (ids == case.config.image_token).sum() == len(tree["pixels"]) * case.config.image_tokens
     if sides:
         assert len(tree["pixels"]) > len(sides)
-        assert_pictures(reads, tree, theirs)
+        assert_pictures(case, reads, tree, theirs)
 
 
 def test_tiles_are_computed_with_as_pytorch_computes(split):

@@ -1,6 +1,7 @@
 """Inputs of BLIP-2 with T5 (query tokens for the images, then the question), and the processor of a new model."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -42,9 +43,10 @@ class Inputs:
         return np.array(ids, np.int32), self._images(images)
 
     @staticmethod
-    def torch(images: Mapping[str, np.ndarray]) -> Tree:
+    def torch(batch: Mapping[str, Any], config: Any) -> Tree:
         """Converts images of a batch to arguments of the PyTorch model."""
-        return {"pixel_values": as_hf(images)}
+        del config
+        return {"pixel_values": as_hf(batch["images"])}
 
 
 def new_processor(config: Blip2T5Config, tokenizer: Tokenizer) -> Blip2Processor:

@@ -16,7 +16,7 @@ from transformers import (
 
 from antgmm_jax.blocks.pictures import as_hf
 from antgmm_jax.families.idefics3.config import Idefics3Config
-from antgmm_jax.families.square import Tree, check_processor, one_thread
+from antgmm_jax.families.square import Tree, check_processor, normalisation, one_thread
 from antgmm_jax.families.words import CHAT, starts_itself, user_turn, wrap
 
 _CLASSES = {"idefics3": Idefics3Processor, "smolvlm": SmolVLMProcessor}
@@ -40,7 +40,7 @@ class Inputs:
         fields, kind = ("image_seq_len",), _CLASSES[config.model_type]
         check_processor(processor, config, kind=kind, fields=fields, size=lambda p: (_side(p), p.image_seq_len))
         self.processor: Any = processor
-        self._scale, self._offset = _normalisation(processor.image_processor)
+        self._scale, self._offset = normalisation(processor.image_processor)
 
     def prompt(self, line: str, pictures: int) -> str:
         """The user's turn by the chat template, or the classic prompt without a template."""
@@ -64,8 +64,10 @@ class Inputs:
         return np.asarray(out["input_ids"][0], np.int32), tree
 
     @staticmethod
-    def torch(images: Mapping[str, np.ndarray]) -> Tree:
+    def torch(batch: Mapping[str, Any], config: Any) -> Tree:
         """Converts tiles of a batch to the PyTorch model's `pixel_values` [B, M, C, H, W]; unused slots are zero."""
+        del config
+        images = batch["images"]
         valid = np.asarray(images["valid"])
         if not valid.any():
             return {}
@@ -78,13 +80,6 @@ class Inputs:
 def _side(processor: Any) -> int:
     """Pixels per side of a tile."""
     return processor.image_processor.max_image_size["longest_edge"]
-
-
-def _normalisation(images: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Scale and offset of each channel, float32 [3], from the settings of the image processor."""
-    factor = np.full(3, images.rescale_factor if images.do_rescale else 1.0)
-    mean, std = (images.image_mean, images.image_std) if images.do_normalize else (0.0, 1.0)
-    return (factor / np.asarray(std)).astype(np.float32), np.full(3, -np.asarray(mean) / np.asarray(std), np.float32)
 
 
 def new_processor(config: Idefics3Config, tokenizer: Tokenizer) -> ProcessorMixin:

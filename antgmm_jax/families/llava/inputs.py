@@ -46,9 +46,10 @@ class Inputs:
         return np.array(ids, np.int32), self._images(images)
 
     @staticmethod
-    def torch(images: Mapping[str, np.ndarray]) -> Tree:
+    def torch(batch: Mapping[str, Any], config: Any) -> Tree:
         """Converts images of a batch to arguments of the PyTorch model."""
-        return {"pixel_values": as_hf(images)}
+        del config
+        return {"pixel_values": as_hf(batch["images"])}
 
 
 def _tokens(processor: LlavaProcessor) -> int:

@@ -143,10 +143,10 @@ def calibrate(config: LMMConfig, request: RequestSize) -> Rates:
     Raises:
         AntgmmError: the prompt is too short for the image tokens.
     """
-    if request.length <= config.image_tokens:
+    if request.length <= config.usual_tokens:
         raise AntgmmError(
-            f"a prompt of {request.length} tokens is too short for {config.image_tokens} image tokens:"
-            f" use --length {config.image_tokens + 32}"
+            f"a prompt of {request.length} tokens is too short for {config.usual_tokens} image tokens:"
+            f" use --length {config.usual_tokens + 32}"
         )
     models = calibration_models(config)
     requests = {}
@@ -198,6 +198,6 @@ def random_request(config: LMMConfig, request: RequestSize) -> Request:
     """
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda leaf: 0.02 * rng.standard_normal(leaf.shape, np.float32), abstract(config))
-    batch = random_batch(config, 1, words=request.length - config.image_tokens, answer=1)
+    batch = random_batch(config, 1, words=request.length - config.usual_tokens, answer=1)
     prompt = {name: batch[f"prompt/{name}"] for name in ("input_ids", "attention_mask")}
     return jax_request(config, params, {"images": batch["images"], **prompt}, request.answer)

@@ -17,6 +17,7 @@ from antgmm_jax.parallel import sharding
 from antgmm_jax.pure import abstract, functional
 from experiments.lab.planning.chips import Chip
 from experiments.lab.planning.collectives import sent
+from experiments.run.random_batches import usual_image
 
 DEVICES = 512
 """Maximum number of devices."""
@@ -75,12 +76,12 @@ def check(spec: StepSpec) -> None:
     for name, one, other in (
         ("image side", spec.student.vision.image, spec.teacher.vision.image),
         ("vocabulary", spec.student.language.vocab, spec.teacher.language.vocab),
-        ("number of image tokens", spec.student.image_tokens, spec.teacher.image_tokens),
+        ("number of image tokens", spec.student.usual_tokens, spec.teacher.usual_tokens),
     ):
         if one != other:
             raise AntgmmError(f"the student's {name} is {one}, the teacher's {other}: they must be equal")
-    if spec.length <= spec.student.image_tokens:
-        raise AntgmmError(f"--length {spec.length}: the image alone takes {spec.student.image_tokens} tokens")
+    if spec.length <= spec.student.usual_tokens:
+        raise AntgmmError(f"--length {spec.length}: the image alone takes {spec.student.usual_tokens} tokens")
 
 
 def compiled(spec: StepSpec, mesh: Mapping[str, int]) -> Step:
@@ -135,24 +136,18 @@ def _abstract(spec: StepSpec) -> tuple[Any, dict[str, Any]]:
 
 
 def _batch(spec: StepSpec) -> Iterator[tuple[str, Any]]:
-    vision, apart = spec.student.vision, spec.student.encoder_decoder
+    apart = spec.student.encoder_decoder
     prompt = spec.length if apart else spec.length + spec.answer
     shapes: dict[str, tuple[int, ...]] = dict.fromkeys(("input_ids", "attention_mask"), (prompt,))
     shapes |= dict.fromkeys(("positions", "targets", *(["decoder_input_ids"] if apart else [])), (spec.answer,))
     where = NamedSharding(jax.sharding.get_mesh(), PartitionSpec(sharding.RULES["batch"]))
     for name, shape in shapes.items():
         yield name, jax.ShapeDtypeStruct((spec.batch, *shape), jnp.int32, sharding=where)
-    images = {
-        "pixels": ((vision.image, vision.image, vision.channels), jnp.uint8),
-        "scale": ((vision.channels,), jnp.float32),
-        "offset": ((vision.channels,), jnp.float32),
-        "valid": ((), jnp.bool_),
-    }
     yield (
         "images",
         {
-            name: jax.ShapeDtypeStruct((spec.batch, 1, *shape), dtype, sharding=where)
-            for name, (shape, dtype) in images.items()
+            name: jax.ShapeDtypeStruct((spec.batch, *leaf.shape), leaf.dtype, sharding=where)
+            for name, leaf in usual_image(spec.student).items()
         },
     )
 
