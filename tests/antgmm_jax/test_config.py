@@ -25,6 +25,10 @@ MILLIONS = {
     "llava-tiny": (2, 4),
     "smolvlm-tiny": (2, 4),
     "smolvlm-256m": (250, 260),
+    "qwen3-vl-tiny": (4, 5),
+    # As the safetensors indexes of the released checkpoints say.
+    "qwen3-vl-2b": (2127.5, 2127.6),
+    "qwen3-vl-4b": (4437.8, 4437.9),
 }
 
 

@@ -9,11 +9,14 @@ from pathlib import Path
 import jax
 import numpy as np
 import transformers
+from transformers import ProcessorMixin
 
+from antgmm_jax.config import LMMConfig
 from antgmm_jax.families import new_processor
 from antgmm_jax.families.blip2_t5.presets import sized as blip2_t5
 from antgmm_jax.families.idefics3.presets import sized as smolvlm
 from antgmm_jax.families.llava.presets import sized as llava
+from antgmm_jax.families.qwen3_vl.presets import sized as qwen3_vl
 from antgmm_jax.families.words import EOS, IMAGE, PAD
 from antgmm_jax.io.convert import save_hf
 from antgmm_jax.pure import functional
@@ -130,13 +133,7 @@ def save_teacher(directory: Path) -> Path:
         vocab=-(-tokenizer.get_vocab_size() // 64) * 64,
         image_token=IMAGE,
     )
-    processor = new_processor(config, tokenizer)
-    save_hf(config, jax.tree.map(np.asarray, functional(config).init(jax.random.key(0))), directory)
-    like = directory.with_name("processor")
-    processor.save_pretrained(like)
-    for path in like.iterdir():
-        shutil.copyfile(path, directory / path.name)
-    return directory
+    return _save(config, new_processor(config, tokenizer), directory)
 
 
 @_made_once
@@ -179,6 +176,27 @@ def save_smolvlm(directory: Path) -> Path:
     processor = new_processor(config, train_tokenizer(corpus("s", 200), vocab=256, min_frequency=2))
     processor.image_processor.do_image_splitting = True
     processor.image_processor.size = {"longest_edge": 64}
+    return _save(config, processor, directory)
+
+
+def save_qwen3_vl(directory: Path) -> Path:
+    """A Qwen3-VL checkpoint of random weights that cuts pictures to up to 9 squares of 16 pixels."""
+    config = qwen3_vl(
+        vision=(3, 32, 2, 48),
+        text=(3, 32, 2, 48),
+        head_dims=(16, 16),
+        taps=(0, 2),
+        sections=(4, 2, 2),
+        side=6,
+        patch=8,
+        vocab=320,
+        image_token=IMAGE,
+    )
+    processor = new_processor(config, train_tokenizer(corpus("s", 200), vocab=256, min_frequency=2))
+    return _save(config, processor, directory)
+
+
+def _save(config: LMMConfig, processor: ProcessorMixin, directory: Path) -> Path:
     save_hf(config, jax.tree.map(np.asarray, functional(config).init(jax.random.key(0))), directory)
     like = directory.with_name("processor")
     processor.save_pretrained(like)

@@ -28,7 +28,7 @@ from experiments.run.samples import load_processor
 from experiments.run.schema.recipe import load_recipe, load_training
 from experiments.run.training import shape_of
 from tests import reference
-from tests.experiments.tiny import save_llava, save_smolvlm, save_teacher
+from tests.experiments.tiny import save_llava, save_qwen3_vl, save_smolvlm, save_teacher
 
 ROOT = Path(__file__).resolve().parents[3]
 RECIPES = ROOT / "experiments" / "recipes"
@@ -42,12 +42,15 @@ SMALL = {
     ' "text/heads"=1}',
     "smolvlm": '{"vision/layers"=2, "vision/embed"=64, "vision/mlp"=96, "text/layers"=2, "text/embed"=48,'
     ' "text/mlp"=64, "text/heads"=1}',
+    "qwen3-vl": '{"vision/layers"=2, "vision/embed"=64, "vision/mlp"=96, "text/layers"=2, "text/embed"=48,'
+    ' "text/mlp"=64, "text/heads"=1}',
 }
 FROZEN = 'phase.answers.frozen=["vision", "bridge"]'
 CUT = {
     "blip2": '{"vision/layers"=1, "bridge/layers"=1, "encoder/layers"=1, "decoder/layers"=1, "text/embed"=32}',
     "llava": '{"vision/layers"=1, "text/layers"=1, "text/mlp"=0.5}',
     "smolvlm": '{"vision/layers"=1, "text/layers"=1, "text/mlp"=0.5}',
+    "qwen3-vl": '{"vision/layers"=1, "text/layers"=1, "text/mlp"=0.5}',
 }
 
 
@@ -86,7 +89,7 @@ def as_conversations(file):
     file.write_text("".join(rows))
 
 
-@pytest.mark.parametrize("family", ["blip2", "llava", "smolvlm"])
+@pytest.mark.parametrize("family", ["blip2", "llava", "smolvlm", "qwen3-vl"])
 def test_rows_of_a_user_become_an_exported_student(ads, family):
     if family == "llava":
         for split in ("train", "test"):
@@ -118,8 +121,9 @@ def test_rows_of_a_user_become_an_exported_student(ads, family):
     _answers_as_a_stock_model(ads / "runs/student/export", ads / "ads", family)
 
 
-def test_rows_with_tiles_of_any_number_of_pictures_are_compressed(ads):
-    teacher, rng = save_smolvlm(ads / "teacher"), np.random.default_rng(0)
+@pytest.mark.parametrize(("family", "save"), [("smolvlm", save_smolvlm), ("qwen3-vl", save_qwen3_vl)])
+def test_rows_with_tiles_of_any_number_of_pictures_are_compressed(ads, family, save):
+    teacher, rng = save(ads / "teacher"), np.random.default_rng(0)
     for split, rows in (("train", 16), ("test", 8)):
         lines = []
         for row in range(rows):
@@ -131,8 +135,8 @@ def test_rows_with_tiles_of_any_number_of_pictures_are_compressed(ads):
                 json.dumps({"images": names, "question": f"is it {row}?", "answer": "yes" if row % 2 else "no"})
             )
         (ads / "ads" / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
-    recipe = RECIPES / "own-data-smolvlm-compress.toml"
-    changes = [change for change in tiny("smolvlm") if not change.startswith(("model", "phase", "data.samples"))]
+    recipe = RECIPES / f"own-data-{family}-compress.toml"
+    changes = [change for change in tiny(family) if not change.startswith(("model", "phase", "data.samples"))]
     changes += [f"teacher.path={json.dumps(str(teacher))}", "data.samples=16", "stage.cut.importance=activation"]
     changes += ["stage.cut.mask_steps=1", "stage.cut.recover_steps=2"]
     changes += ['stage.cut.sizes={"vision/mlp"=0.5, "text/mlp"=0.5, "text/embed"=0.5}']

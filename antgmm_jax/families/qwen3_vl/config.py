@@ -1,0 +1,173 @@
+"""Config of Qwen3-VL, its conversion from and to Hugging Face, and its legal shapes."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from antgmm_jax.axes import axis, part
+from antgmm_jax.blocks.projector import ProjectorConfig
+from antgmm_jax.config import LanguageConfig, LMMConfig, StackConfig, VisionConfig
+from antgmm_jax.families.llama import stack_of, text_fields
+from antgmm_jax.families.qwen3_vl.checks import check
+from antgmm_jax.families.rules import Tie, tie_violations
+
+UNITS = "vision/deepstack_mlp"
+"""Axis of the hidden units of DeepStack's mergers: one row per layer, of which only those of `taps` are used."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackedVisionConfig(VisionConfig):
+    """A vision transformer over the patches of all images of a row.
+
+    `entries` is the number of learned positions, and `image` the side of the image that has as many patches. Squares of
+    `merge` by `merge` patches share a text position. A patch spans `frames` frames, in which an image is repeated.
+    DeepStack reads the residual stream after the layers `taps`, by mergers with `deepstack_mlp` hidden units each.
+    """
+
+    has_cls: bool = False
+    final_norm: bool = False
+    merge: int
+    frames: int
+    entries: int
+    taps: tuple[int, ...]
+    deepstack_mlp: int = axis(default=0)
+
+    @property
+    def reached(self) -> tuple[int, ...]:
+        """`taps`, limited to the last layer: `resize` keeps `taps`."""
+        return tuple(min(tap, self.stack.layers - 1) for tap in self.taps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Qwen3VLConfig(LMMConfig):
+    """A packed vision transformer, mergers of 2 x 2 patches and Qwen3; each merged square fills a slot."""
+
+    family: str = "qwen3_vl"
+    vision: PackedVisionConfig = part("vision", tokens="images")
+    bridge: ProjectorConfig = part("bridge", tokens="images")
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of squares of the image with one patch per learned position."""
+        side = self.vision.image // (self.vision.patch * self.vision.merge)
+        return side, side
+
+    @property
+    def image_tokens(self) -> int:
+        """Text positions that one image slot occupies."""
+        return 1
+
+    @property
+    def tokens(self) -> Mapping[str, int]:
+        """Tokens per image slot that the linear maps of each stage of the image side read."""
+        inside = self.vision.merge**2
+        return {"vision/patches": inside, "vision": inside, "vision/out": inside, "bridge": 1, "bridge/out": 1}
+
+
+def from_hf(hf: Mapping[str, Any], raw: Mapping[str, Any], *, tied: bool) -> Qwen3VLConfig:
+    """Converts a Hugging Face config.
+
+    Args:
+        hf: the Hugging Face config including its defaults.
+        raw: config.json as written.
+        tied: whether the head shares the token table.
+
+    Returns:
+        Model config.
+
+    Raises:
+        AntgmmError: the variant is not supported.
+    """
+    vision, text = hf["vision_config"], hf["text_config"]
+    check(vision, text, raw)
+    merge, side = vision["spatial_merge_size"], round(vision["num_position_embeddings"] ** 0.5)
+    taps = tuple(vision["deepstack_visual_indexes"])
+    inner = merge**2 * vision["hidden_size"]
+    decoder = replace(stack_of(text), rope_sections=tuple(text["rope_parameters"]["mrope_section"]), qk_norm=True)
+    image = PackedVisionConfig(
+        stack=_encoder(vision),
+        image=side // merge * merge * vision["patch_size"],
+        patch=vision["patch_size"],
+        channels=vision["in_channels"],
+        merge=merge,
+        frames=vision["temporal_patch_size"],
+        entries=side**2,
+        taps=taps,
+        deepstack_mlp=inner if taps else 0,
+    )
+    return Qwen3VLConfig(
+        vision=image,
+        bridge=ProjectorConfig(mlp=inner, act="gelu"),
+        language=LanguageConfig(decoder=decoder, vocab=text["vocab_size"], tied=tied),
+        image_token=hf["image_token_id"],
+    )
+
+
+def _encoder(vision: Mapping[str, Any]) -> StackConfig:
+    return StackConfig(
+        layers=vision["depth"],
+        embed=vision["hidden_size"],
+        heads=vision["num_heads"],
+        head_dim=vision["hidden_size"] // vision["num_heads"],
+        mlp=vision["intermediate_size"],
+        act=vision["hidden_act"],
+        positions="rope",
+        rope_theta=float(vision["rope_parameters"]["rope_theta"]),
+    )
+
+
+def to_hf(config: Qwen3VLConfig) -> dict[str, Any]:
+    """Returns the fields of config.json that depend on the model's shape."""
+    vision, text = config.vision, config.language.decoder
+    return {
+        "architectures": ["Qwen3VLForConditionalGeneration"],
+        "model_type": "qwen3_vl",
+        "image_token_id": config.image_token,
+        "tie_word_embeddings": config.language.tied,
+        "vision_config": {
+            "model_type": "qwen3_vl_vision",
+            "depth": vision.stack.layers,
+            "hidden_size": vision.stack.embed,
+            "hidden_act": vision.stack.act,
+            "intermediate_size": vision.stack.mlp,
+            "num_heads": vision.stack.heads,
+            "in_channels": vision.channels,
+            "patch_size": vision.patch,
+            "spatial_merge_size": vision.merge,
+            "temporal_patch_size": vision.frames,
+            "out_hidden_size": text.embed,
+            "num_position_embeddings": vision.entries,
+            "deepstack_visual_indexes": list(vision.taps),
+            "rope_parameters": {"rope_type": "axial", "rope_theta": vision.stack.rope_theta},
+        },
+        "text_config": {
+            **text_fields(config.language),
+            "model_type": "qwen3_vl_text",
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": text.rope_theta,
+                "mrope_section": list(text.rope_sections),
+                "mrope_interleaved": True,
+            },
+        },
+    }
+
+
+def ties(config: Qwen3VLConfig) -> tuple[Tie, ...]:
+    """Returns the sizes that share one field of config.json."""
+    inside = config.vision.merge**2
+    mergers = [Tie("bridge/mlp", "vision/embed", inside)]
+    if config.vision.deepstack_mlp:
+        mergers.append(Tie(UNITS, "vision/embed", inside))
+    return (Tie("vision/embed", "vision/heads", config.vision.stack.head_dim), *mergers)
+
+
+def violations(config: Qwen3VLConfig) -> tuple[str, ...]:
+    """Returns the reasons why transformers cannot load this shape; empty if it can."""
+    taps, layers, text = config.vision.taps, config.vision.stack.layers, config.language.decoder.layers
+    found = [*tie_violations(ties(config), config)]
+    if taps and taps[-1] >= layers:
+        found.append(f"DeepStack reads layer {taps[-1]}, but vision/layers = {layers}")
+    if len(taps) > text:
+        found.append(f"text/layers = {text} must be at least {len(taps)}, the number of DeepStack's mergers")
+    return tuple(found)
