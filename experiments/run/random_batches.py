@@ -33,9 +33,9 @@ def random_batch(config: LMMConfig, rows: int, *, words: int = 16, answer: int =
 
     image = np.full((rows, config.usual_tokens), config.image_token, np.int32)
     prompt, targets = np.concatenate([image, tokens(words)], axis=1), tokens(answer)
-    picture = usual_image(config)
-    images = {name: np.stack([leaf] * rows) for name, leaf in without_pixels(picture).items()}
-    images["pixels"] = rng.standard_normal((rows, *picture["pixels"].shape), dtype=np.float32)
+    usual = usual_image(config)
+    images = {name: np.stack([leaf] * rows) for name, leaf in without_pixels(usual).items()}
+    images["pixels"] = rng.standard_normal((rows, *usual["pixels"].shape), dtype=np.float32)
     batch = {
         "images": images,
         "targets": targets,

@@ -16,7 +16,8 @@ from antgmm_jax.families.square import Tree, check_processor, normalisation, one
 from antgmm_jax.families.words import starts_itself, user_turn, wrap
 
 _START, _END, _VIDEO = "<|vision_start|>", "<|vision_end|>", "<|video_pad|>"
-_LONGEST = 200  # of the image processor
+_LONGEST = 200  # the limit of the image processor
+_NONE = {"pixel_values": (), "image_grid_thw": np.zeros((0, 3), int)}
 _TURN, _TURN_END = "<|im_start|>", "<|im_end|>"
 _SPECIAL = (_TURN, _TURN_END, _START, _END, _VIDEO)
 _CHAT = (
@@ -69,21 +70,23 @@ class Inputs:
             options |= {"images": raw, "return_tensors": "np", **plain}
         with one_thread():
             out = self.processor(text=[text], **options)
-        grids = np.asarray(out["image_grid_thw"])[:, 1:] if images else np.zeros((0, 2), int)
+        return np.asarray(out["input_ids"][0], np.int32), self._squares(out if images else _NONE)
+
+    def _squares(self, out: Mapping[str, Any]) -> Tree:
+        """Converts the processor's patches and grids to the tree of squares."""
         config = self._config
         sides = {"y": config.merge, "x": config.merge, "t": config.frames, "py": config.patch, "px": config.patch}
-        patches = (
-            np.asarray(out["pixel_values"])
-            if images
-            else np.zeros((0, config.channels * config.frames * config.patch**2))
-        )
+        patches = np.asarray(out["pixel_values"]).reshape(-1, config.channels * config.frames * config.patch**2)
+        # All frames of a patch are equal.
         squares = rearrange(patches, "(g y x) (c t py px) -> t g (y py) (x px) c", **sides)[0]
-        tree = {"pixels": np.ascontiguousarray(squares.astype(np.uint8))} | {
-            name: np.tile(row, (len(squares), 1)) for name, row in (("scale", self._scale), ("offset", self._offset))
+        sizes = np.asarray(out["image_grid_thw"]).reshape(-1, 3)[:, 1:] // config.merge
+        place = [places(*size.tolist()) for size in sizes]
+        return {
+            "pixels": np.ascontiguousarray(squares.astype(np.uint8)),
+            "scale": np.tile(self._scale, (len(squares), 1)),
+            "offset": np.tile(self._offset, (len(squares), 1)),
+            "place": np.concatenate([np.zeros((0, 4), np.int32), *place]),
         }
-        place = [places(*(grid // config.merge).tolist()) for grid in grids]
-        tree["place"] = np.concatenate([np.zeros((0, 4), np.int32), *place])
-        return np.asarray(out["input_ids"][0], np.int32), tree
 
     @staticmethod
     def torch(batch: Mapping[str, Any], config: Any) -> Tree:
