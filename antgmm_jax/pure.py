@@ -78,7 +78,7 @@ def _functional(config: LMMConfig, remat: Remat) -> Functional:
         return nnx.merge(graph, nnx.State(params))
 
     def init(key: jax.Array) -> Params:
-        return sharding.lay(nnx.to_pure_dict(nnx.state(build(config, remat=remat, rngs=nnx.Rngs(key)))), axes)
+        return sharding.place_tree(nnx.to_pure_dict(nnx.state(build(config, remat=remat, rngs=nnx.Rngs(key)))), axes)
 
     def apply(params: Params, batch, gates: Mapping[str, jax.Array] | None = None, *, collect=()):
         return model(params)(batch, gates or {}, collect)
@@ -122,7 +122,7 @@ def float32(config: LMMConfig, params: Params) -> Params:
     Returns:
         The parameters as JAX arrays.
     """
-    placed = sharding.lay(params, functional(config).axes)
+    placed = sharding.place_tree(params, functional(config).axes)
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), placed)
 
 

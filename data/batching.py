@@ -113,7 +113,7 @@ def batches(
     return Batches(order.random_map(of_rows, seed=seed), max(prefetch, threads if prefetch else 0), threads)
 
 
-def visits_once(order: np.ndarray, size: int) -> Iterator[np.ndarray]:
+def sequential_batches(order: np.ndarray, size: int) -> Iterator[np.ndarray]:
     """Splits row numbers into batches of equal size; the last batch is filled up with its last row.
 
     Args:

@@ -19,7 +19,7 @@ _FORMAT = 1
 """Format version of encoded rows; increase it to invalidate caches."""
 
 
-class Long(NamedTuple):
+class TooLong(NamedTuple):
     """A part of a row with too many tokens: part, number of tokens, limit, and name of the setting with the limit."""
 
     part: str
@@ -92,13 +92,13 @@ class Encoder:
         more |= {"place": images["place"]} if "place" in images else {}
         return {"prompt": ids, "answer": np.array(answer, np.int32), "images": images, "latents": latents, **more}
 
-    def too_long(self, row: Arrays) -> list[Long]:
+    def too_long(self, row: Arrays) -> list[TooLong]:
         """Returns the parts of an encoded row that have too many tokens."""
-        prompt = Long("prompt", int((row["prompt"] != self._token).sum()), self._max_length, "max_length")
-        answer = Long("answer", len(row["answer"]), self._max_answer, "max_answer")
+        prompt = TooLong("prompt", int((row["prompt"] != self._token).sum()), self._max_length, "max_length")
+        answer = TooLong("answer", len(row["answer"]), self._max_answer, "max_answer")
         return [part for part in (prompt, answer) if part.tokens > part.limit]
 
-    def names_pictures(self, record: Record | Row) -> list[str]:
+    def parts_with_image_token(self, record: Record | Row) -> list[str]:
         """Returns the parts of a record that contain the image token, which would be replaced by image states."""
         return [part for part in ("question", "text", "answer") if self.picture in getattr(record, part)]
 
@@ -121,7 +121,7 @@ class Encoder:
         return digest.hexdigest()
 
 
-def refuse(named: Sequence[tuple[str, str]], long: Sequence[tuple[str, Long]], count: int, picture: str) -> None:
+def refuse(named: Sequence[tuple[str, str]], long: Sequence[tuple[str, TooLong]], count: int, picture: str) -> None:
     """Raises one error that lists all invalid rows.
 
     Args:

@@ -39,7 +39,7 @@ class Views(Protocol):
 
 
 @dataclass(frozen=True)
-class Seen:
+class ImageOptions:
     """Image options of a batch.
 
     Attributes:
@@ -86,7 +86,7 @@ class Seen:
         return moved(images, choice)
 
 
-ASIS = Seen()
+UNCHANGED = ImageOptions()
 """Images without changes."""
 
 
@@ -106,7 +106,7 @@ def batch(
     layout: Layout,
     shape: Shape,
     *,
-    seen: Seen = ASIS,
+    seen: ImageOptions = UNCHANGED,
     choices: np.ndarray | None = None,
     prompt: int = 0,
 ) -> Arrays:
@@ -118,7 +118,7 @@ def batch(
         layout: token layout of the model.
         shape: shape of the batch.
         seen: image options.
-        choices: random choices of the rows, from `Seen.choices`.
+        choices: random choices of the rows, from `ImageOptions.choices`.
         prompt: columns of prompts for generation, which are added under `prompt/`; 0 for none.
 
     Returns:

@@ -11,7 +11,7 @@ from jaxtyping import Int
 from antgmm_jax.errors import AntgmmError
 from data.batching import Batches, batches
 from data.collate import IGNORE, Needs
-from data.making import ASIS, Rows, Seen, placed
+from data.making import UNCHANGED, ImageOptions, Rows, placed
 from data.record import Arrays
 
 OPEN = 64
@@ -66,7 +66,7 @@ def packed(
     width: int,
     answer: int,
     slots: int,
-    seen: Seen = ASIS,
+    seen: ImageOptions = UNCHANGED,
     choices: np.ndarray | None = None,
 ) -> Arrays:
     """Creates a batch of packed rows.
@@ -78,7 +78,7 @@ def packed(
         answer: columns per answer.
         slots: image slots per row.
         seen: image options.
-        choices: random choices of the samples, [R, M, ...], from `Seen.choices`.
+        choices: random choices of the samples, [R, M, ...], from `ImageOptions.choices`.
 
     Returns:
         `input_ids`, `attention_mask`, `segment_ids` int32 [R, width]; `positions`, `targets` int32 [R, M * answer], for
@@ -124,7 +124,7 @@ def packed_batches(
     answer: int,
     own: np.ndarray,
     visits: np.ndarray | None = None,
-    seen: Seen = ASIS,
+    seen: ImageOptions = UNCHANGED,
     prefetch: int = 2,
     threads: int = 1,
 ) -> Batches:

@@ -52,7 +52,7 @@ class Source(Sequence[Record]):
         """Restores the result of `places` from an earlier process."""
 
 
-class Held(Source):
+class InMemorySource(Source):
     """Records in memory."""
 
     def __init__(self, records: Sequence[Record]):

@@ -21,7 +21,7 @@ from flax.serialization import msgpack_restore, msgpack_serialize
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io import folders
 from antgmm_jax.io.shards import Shards, Writer
-from data.encoding import Encoder, Long, refuse
+from data.encoding import Encoder, TooLong, refuse
 from data.record import Arrays, Record
 from data.rows import BadRow
 from data.source import Source
@@ -65,7 +65,7 @@ class Index(NamedTuple):
     fingerprint: str
 
 
-def every(
+def read_all(
     source: Source, function: Callable[[Record], Result], progress: Progress = _silent
 ) -> Iterator[tuple[int, Result]]:
     """Applies a function to all records of a source, ahead in threads; yields the results in order.
@@ -257,12 +257,12 @@ def _encode(source: Source, encoder: Encoder, folder: Path, progress: Progress) 
     tokens, images_writer = Writer(folder / "tokens", 0, _GROUP), _ImageWriter(folder / "images", source)
     digest, names, texts = hashlib.sha256(), {}, False
     with_image_token: list[tuple[str, str]] = []
-    long: list[tuple[str, Long]] = []
+    long: list[tuple[str, TooLong]] = []
     columns = {name: np.zeros(len(source), np.int32) for name in Index._fields[:4]}
-    for row, (record, encoded) in every(source, lambda record: (_light(record), encoder(record)), progress):
+    for row, (record, encoded) in read_all(source, lambda record: (_light(record), encoder(record)), progress):
         label = record.id or f"record {row + 1}"
         texts |= bool(record.text)
-        with_image_token += [(label, part) for part in encoder.names_pictures(record)]
+        with_image_token += [(label, part) for part in encoder.parts_with_image_token(record)]
         long += [(label, part) for part in encoder.too_long(encoded)]
         slots = next((len(leaf) for leaf in encoded["images"].values()), 0)
         kind = names.setdefault(record.type, len(names))

@@ -6,7 +6,7 @@ from distill.cache import TeacherCache, fingerprint, open_cache
 from distill.chunked import answer_sums
 from distill.loop import Progress, train
 from distill.losses import LossConfig
-from distill.optimizer import Optimizer, OptimizerConfig, State, init_state, lay_out, make_optimizer, map_moments
+from distill.optimizer import Optimizer, OptimizerConfig, State, init_state, make_optimizer, map_moments, shard_state
 from distill.sensitivity import bridge_weights
 from distill.step import Step, StepConfig, make_loss, make_step
 from distill.teacher import NO_TEACHER, Teacher, cached, online
@@ -30,7 +30,6 @@ __all__ = [
     "cached",
     "fingerprint",
     "init_state",
-    "lay_out",
     "make_loss",
     "make_optimizer",
     "make_step",
@@ -38,5 +37,6 @@ __all__ = [
     "online",
     "open_cache",
     "parts",
+    "shard_state",
     "train",
 ]

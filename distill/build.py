@@ -15,7 +15,7 @@ from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io import folders
 from antgmm_jax.io.shards import Shards, Writer
 from antgmm_jax.parallel import processes, sharding
-from distill.cache import Params, Shapes, of_pictures, read_meta
+from distill.cache import Params, Shapes, has_image_slots, read_meta
 from distill.chunked import at_positions
 
 FLUSH_EVERY = 32  # batches between points from which an interrupted build can resume; more if otherwise
@@ -83,8 +83,8 @@ def build_cache(
     if whole and {**whole, "shapes": {name: whole["shapes"].get(name) for name in shapes}} == meta:
         return
     partial = directory.with_name(directory.name + ".partial")
-    stored = processes.by_first(lambda: _begin(partial, meta, shapes))
-    done = processes.from_first(np.zeros(samples, bool) if stored is None else stored)
+    stored = processes.run_on_first(lambda: _begin(partial, meta, shapes))
+    done = processes.broadcast_from_first(np.zeros(samples, bool) if stored is None else stored)
 
     @jax.jit
     def run(params: Params, batch: dict) -> dict[str, jax.Array]:
@@ -93,14 +93,14 @@ def build_cache(
 
     writer = Writer(partial, jax.process_index())
     for count, batch in enumerate(batches, 1):
-        index = processes.gather(sharding.rows({"index": batch["index"]}))["index"]
+        index = processes.gather(sharding.shard_rows({"index": batch["index"]}))["index"]
         new = np.zeros(len(index), bool)
         new[np.unique(index, return_index=True)[1]] = True  # once per row, even if it repeats in the batch
         new &= ~done[index]
         if new.any():
             if names != ("final",):
                 _check_padding(batch)
-            for place, record in _records(run(params, sharding.rows(_device(batch))), shapes):
+            for place, record in _records(run(params, sharding.shard_rows(_device(batch))), shapes):
                 if new[place]:
                     writer.add(int(index[place]), record)
             done[index] = True
@@ -108,8 +108,8 @@ def build_cache(
             writer.flush()
         progress(int(done.sum()), samples)
     writer.flush()
-    processes.wait(f"{partial} written")
-    processes.by_first(lambda: _finish(partial, directory, samples))
+    processes.barrier(f"{partial} written")
+    processes.run_on_first(lambda: _finish(partial, directory, samples))
 
 
 def _records(states: Mapping[str, jax.Array], shapes: Shapes) -> Iterator[tuple[int, bytes]]:
@@ -138,7 +138,7 @@ def _targets(functional: Any, params: Params, batch: dict, names: tuple[str, ...
     rows = {name: jnp.swapaxes(out[name], 0, 1) for name in names if name != "final"}
     # States of images have the slots of all rows on one axis: separate rows and slots.
     rows |= {
-        name: x.reshape(len(batch["input_ids"]), -1, *x.shape[1:]) for name, x in rows.items() if of_pictures(name)
+        name: x.reshape(len(batch["input_ids"]), -1, *x.shape[1:]) for name, x in rows.items() if has_image_slots(name)
     }
     if "final" in names:
         rows["final"] = at_positions(out["final"], batch["positions"])

@@ -66,7 +66,8 @@ class TeacherCache(NamedTuple):
                 )
         states = {name: rows[..., : lengths[name], :] for name, rows in self.read(index).items()}
         return {
-            name: rows[:, : self._slots(name, batch)] if of_pictures(name) else rows for name, rows in states.items()
+            name: rows[:, : self._slots(name, batch)] if has_image_slots(name) else rows
+            for name, rows in states.items()
         }
 
     def _slots(self, name: str, batch: Mapping[str, Any]) -> int:
@@ -79,7 +80,7 @@ class TeacherCache(NamedTuple):
         return slots
 
 
-def of_pictures(name: str) -> bool:
+def has_image_slots(name: str) -> bool:
     """Whether states of this name have one entry per image slot (not one per sample)."""
     return name != "final" and name.split("/")[0] not in LENGTHS
 

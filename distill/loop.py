@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.parallel.sharding import rows
+from antgmm_jax.parallel.sharding import shard_rows
 from distill.optimizer import Params, State
 from distill.step import Batch, Gates, Metrics
 from distill.teacher import NO_TEACHER, Teacher
@@ -87,7 +87,7 @@ def train(
         host = next(batches, None)
         if host is None:
             raise AntgmmError(f"the data ended at step {step} of {steps}: repeat it or take fewer steps")
-        inputs = rows({name: x for name, x in teacher.attach(dict(host)).items() if name not in HOST_ONLY})
+        inputs = shard_rows({name: x for name, x in teacher.attach(dict(host)).items() if name not in HOST_ONLY})
         state, fresh = step_fn(state, inputs, gates_at(step), teacher.params)
         # Check the previous step while this one runs, so that the device never waits for the host.
         if pending is not None:

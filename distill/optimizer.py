@@ -284,7 +284,7 @@ def map_moments(
     return jax.tree.map(changed, opt_state, is_leaf=like_params)
 
 
-def lay_out(state: State, axes: Params, optimizer: Optimizer) -> State:
+def shard_state(state: State, axes: Params, optimizer: Optimizer) -> State:
     """Shards parameters and moments by the rules of the mesh.
 
     Args:
@@ -297,8 +297,8 @@ def lay_out(state: State, axes: Params, optimizer: Optimizer) -> State:
     """
     if not sharding.active():
         return state
-    moments = map_moments(state.opt_state, state.params, optimizer, lambda tree: sharding.lay(tree, axes))
-    return State(sharding.lay(state.params, axes), moments, state.step)
+    moments = map_moments(state.opt_state, state.params, optimizer, lambda tree: sharding.place_tree(tree, axes))
+    return State(sharding.place_tree(state.params, axes), moments, state.step)
 
 
 def _is_masked(leaf: Any) -> bool:

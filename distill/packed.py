@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from distill.cache import TeacherCache, of_pictures
+from distill.cache import TeacherCache, has_image_slots
 
 
 def packed_rows(cache: TeacherCache, batch: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -34,7 +34,7 @@ def packed_rows(cache: TeacherCache, batch: Mapping[str, Any]) -> dict[str, np.n
         states = states.reshape(rows, samples, *states.shape[1:])
         if name == "final":
             states = states.reshape(rows, -1, states.shape[-1])
-        elif of_pictures(name):
+        elif has_image_slots(name):
             states = _pack_images(states, batch["slots"], batch["images"]["valid"].shape[1])
         else:
             states = _pack_tokens(states, counts, length)

@@ -17,7 +17,7 @@ from distill import align
 from distill.align import Part
 from distill.chunked import ANSWER_TERMS, answer_sums, at_positions
 from distill.losses import LossConfig
-from distill.optimizer import Optimizer, OptimizerConfig, Params, State, combine, lay_out, trainable
+from distill.optimizer import Optimizer, OptimizerConfig, Params, State, combine, shard_state, trainable
 from distill.schema import settings
 from distill.teacher import NO_TEACHER, Teacher, collected, params_dtype, to_dtype, without_targets
 
@@ -230,7 +230,7 @@ def make_step(
         metrics = {"loss": value, **terms, "grad_norm": optax.tree.norm(grads), "learning_rate": rate}
         metrics["tokens"] = jnp.sum((batch["targets"] != IGNORE).astype(jnp.float32))
         after = State(combine(moved, state.params), opt_state, state.step + 1)
-        return lay_out(after, functional.axes, optimizer), metrics
+        return shard_state(after, functional.axes, optimizer), metrics
 
     return jitted(step, optimizer)
 

@@ -28,14 +28,14 @@ class Teacher(NamedTuple):
             `<tower>/states` [layers + 1, B, N, D] and `bridge/out` [1, B, N, D]. Raises AntgmmError for a name that is
             not available.
         attach: host batch -> host batch with cached targets added.
-        reads_pictures: whether `select` needs the images of a batch, even if the student reads cached image features.
+        reads_images: whether `select` needs the images of a batch, even if the student reads cached image features.
     """
 
     params: Params
     head: Callable[[Params, Array], Array]
     select: Callable[[tuple[str, ...]], Callable[[Params, Batch], dict[str, Array]]]
     attach: Callable[[dict], dict]
-    reads_pictures: bool = False
+    reads_images: bool = False
 
 
 def without_targets(batch: Batch) -> dict[str, Any]:
@@ -111,7 +111,7 @@ def online(functional: Any, params: Params) -> Teacher:
 
         return targets
 
-    return Teacher(params, functional.head, select, lambda batch: batch, reads_pictures=True)
+    return Teacher(params, functional.head, select, lambda batch: batch, reads_images=True)
 
 
 def cached(functional: Any, params: Params, cache: TeacherCache) -> Teacher:

@@ -148,7 +148,7 @@ def _bias(kernel: Path) -> Path:
     return (*kernel[:-1], f"{kernel[-1]}_bias")
 
 
-def folded(config: LMMConfig, params: Any, axes: Iterable[str]) -> Any:
+def fold_norms(config: LMMConfig, params: Any, axes: Iterable[str]) -> Any:
     """Moves scales and biases of norms into the linear maps that read them, so that all scales are 1.
 
     The model computes the same, except with a tied head: it cannot absorb the scales of the last norm, which are
@@ -188,7 +188,7 @@ def folded(config: LMMConfig, params: Any, axes: Iterable[str]) -> Any:
     return unflatten_dict(leaves)
 
 
-def projected(config: LMMConfig, params: Any, bases: Mapping[str, np.ndarray]) -> Any:
+def project(config: LMMConfig, params: Any, bases: Mapping[str, np.ndarray]) -> Any:
     """Projects parameters to new bases of their widths.
 
     Args:
@@ -200,13 +200,13 @@ def projected(config: LMMConfig, params: Any, bases: Mapping[str, np.ndarray]) -
         Parameters with k instead of n channels.
 
     Raises:
-        AntgmmError: as in `check_basis` and `folded`.
+        AntgmmError: as in `check_basis` and `fold_norms`.
     """
     for axis in bases:
         check_basis(config, axis)
     names = _flat(functional(config).axes)
     norms, originals, out = set(_readers(config, frozenset(bases))), _flat(params), {}
-    for path, leaf in _flat(folded(config, params, bases)).items():
+    for path, leaf in _flat(fold_norms(config, params, bases)).items():
         for dim, axis in enumerate(names[path]):
             if axis not in bases:
                 continue

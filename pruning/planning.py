@@ -39,9 +39,9 @@ def plan(
     """
     present, local = sizes(config), local_axes(config)
     wanted = {axis: size_of(axis, target, present) for axis, target in targets.items()}
-    reason = fault_of(config, wanted)
+    reason = illegal_reason(config, wanted)
     if reason:
-        raise AntgmmError(advice(config, wanted, reason))
+        raise AntgmmError(explain_illegal(config, wanted, reason))
     full = complete(config, wanted)
     keep = {}
     for axis in sorted(full):
@@ -100,7 +100,7 @@ def legal_variants(config: LMMConfig, full: Mapping[str, int]) -> list[LMMConfig
     return [variant for variant in variants(config, full) if not violations(variant)]
 
 
-def fault_of(config: LMMConfig, wanted: Mapping[str, int]) -> str:
+def illegal_reason(config: LMMConfig, wanted: Mapping[str, int]) -> str:
     """Returns the reason why no legal model has these sizes; empty if one has."""
     try:
         reasons = [violations(variant) for variant in variants(config, complete(config, wanted))]
@@ -109,12 +109,14 @@ def fault_of(config: LMMConfig, wanted: Mapping[str, int]) -> str:
     return "; ".join(reasons[0]) if all(reasons) else ""
 
 
-def advice(config: LMMConfig, wanted: Mapping[str, int], reason: str) -> str:
+def explain_illegal(config: LMMConfig, wanted: Mapping[str, int], reason: str) -> str:
     """Returns an error message for illegal sizes, with the nearest legal sizes of the axes that could be changed."""
     hints = [_nearest(config, wanted, axis) for axis in wanted]
     if not any(hints):
         hints = [
-            _nearest(config, {axis: wanted[axis]}, axis) for axis in wanted if fault_of(config, {axis: wanted[axis]})
+            _nearest(config, {axis: wanted[axis]}, axis)
+            for axis in wanted
+            if illegal_reason(config, {axis: wanted[axis]})
         ]
     sizes_text = ", ".join(f"{axis} = {count}" for axis, count in wanted.items())
     return f"{sizes_text} is not legal: {reason}; nearest legal sizes: {'; '.join(filter(None, hints)) or 'none'}"
@@ -122,7 +124,7 @@ def advice(config: LMMConfig, wanted: Mapping[str, int], reason: str) -> str:
 
 def _nearest(config: LMMConfig, wanted: Mapping[str, int], axis: str) -> str:
     def first(candidates: Iterable[int]) -> list[int]:
-        return [n for n in candidates if not fault_of(config, {**wanted, axis: n})][:1]
+        return [n for n in candidates if not illegal_reason(config, {**wanted, axis: n})][:1]
 
     below = first(range(wanted[axis] - 1, 0, -1))
     above = first(range(wanted[axis] + 1, sizes(config)[axis] + 1))

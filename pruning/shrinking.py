@@ -16,7 +16,7 @@ from antgmm_jax.io.convert import open_hf, save_hf
 from antgmm_jax.io.stored import Stored, in_memory_order
 from antgmm_jax.parallel.sharding import place
 from antgmm_jax.pure import functional
-from pruning.components import projected
+from pruning.components import project
 from pruning.keep import Keep, is_basis, shrunk_config
 
 
@@ -116,7 +116,7 @@ def shrink(config: LMMConfig, params: Any, keep: Keep) -> tuple[LMMConfig, Any]:
     smaller = shrunk_config(config, keep)
     bases = {axis: kept for axis, kept in keep.items() if is_basis(kept)}
     if bases:
-        params = projected(config, params, bases)
+        params = project(config, params, bases)
     indices = {axis: kept for axis, kept in keep.items() if axis not in bases}
     return smaller, take(params, functional(config).axes, array_keep(config, indices))
 

@@ -10,7 +10,7 @@ from antgmm_jax.config import LMMConfig
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import complete, violations
 from pruning.costs import total_parameters
-from pruning.planning import fault_of, variants
+from pruning.planning import illegal_reason, variants
 from pruning.targets import resolve
 
 Price = Callable[[LMMConfig], float]
@@ -84,7 +84,9 @@ def search(
     larger_sizes: dict[str, list[int]] = {axis: [] for axis in weight_of}
     while current.price > budget:
         reductions = {
-            axis: sized({**current.sizes, axis: n}) for axis in weight_of if (n := below(config, current.sizes, axis))
+            axis: sized({**current.sizes, axis: n})
+            for axis in weight_of
+            if (n := next_smaller(config, current.sizes, axis))
         }
         if not reductions:
             return current
@@ -93,7 +95,7 @@ def search(
         current = reductions[axis]
     while True:
         back = {axis: {**current.sizes, axis: before[-1]} for axis, before in larger_sizes.items() if before}
-        increases = {axis: sized(wanted) for axis, wanted in back.items() if not fault_of(config, wanted)}
+        increases = {axis: sized(wanted) for axis, wanted in back.items() if not illegal_reason(config, wanted)}
         fits = [axis for axis, larger in increases.items() if larger.price <= budget]
         if not fits:
             return current
@@ -121,7 +123,7 @@ def free_axes(config: LMMConfig, held: Collection[str] = ()) -> list[str]:
     return free
 
 
-def below(config: LMMConfig, at: Mapping[str, int], axis: str) -> int:
+def next_smaller(config: LMMConfig, at: Mapping[str, int], axis: str) -> int:
     """Returns the next smaller size that the search considers.
 
     Sizes have three significant bits (7, 8, 10, 12, 14, 16, 20 ...: steps of 13 to 20 %, efficient on hardware), or are
@@ -139,7 +141,7 @@ def below(config: LMMConfig, at: Mapping[str, int], axis: str) -> int:
     while size > 0:
         shift = max(size.bit_length() - 3, 0)
         size = size >> shift << shift
-        legal = next((n for n in range(size, at[axis]) if not fault_of(config, {**at, axis: n})), 0)
+        legal = next((n for n in range(size, at[axis]) if not illegal_reason(config, {**at, axis: n})), 0)
         if legal:
             return legal
         size -= 1
@@ -161,7 +163,7 @@ def by_stage(config: LMMConfig, wanted: Mapping[str, int]) -> dict[str, dict[str
     for axis, n in smaller.items():
         stage = STAGES[axis.split("/")[1].rpartition("_")[2]]
         # Sizes that are legal only with a smaller width (such as heads that do not divide the full width) go with it.
-        alone = stage != "intermediate" or not fault_of(config, {axis: n})
+        alone = stage != "intermediate" or not illegal_reason(config, {axis: n})
         stages[stage if alone else "hidden"][axis] = n
     return {stage: axes for stage, axes in stages.items() if axes}
 

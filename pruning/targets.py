@@ -8,7 +8,7 @@ from antgmm_jax.axes import sizes
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import complete, violations
-from pruning.planning import advice, fault_of, size_of, variants
+from pruning.planning import explain_illegal, illegal_reason, size_of, variants
 
 
 def resolve(config: LMMConfig, targets: Mapping[str, int | float]) -> dict[str, int]:
@@ -25,8 +25,8 @@ def resolve(config: LMMConfig, targets: Mapping[str, int | float]) -> dict[str, 
         AntgmmError: an unknown axis, a size above the current one, or an illegal size (names the nearest legal ones).
     """
     wanted = {axis: size_of(axis, target, sizes(config)) for axis, target in targets.items()}
-    if reason := fault_of(config, wanted):
-        raise AntgmmError(advice(config, wanted, reason))
+    if reason := illegal_reason(config, wanted):
+        raise AntgmmError(explain_illegal(config, wanted, reason))
     return wanted
 
 
@@ -44,11 +44,13 @@ def legal_above(config: LMMConfig, wanted: Mapping[str, int]) -> dict[str, int]:
         AntgmmError: there are no larger legal sizes.
     """
     # Axes that constrain each other (T5's two depths) may be legal only together.
-    if not fault_of(config, wanted):
+    if not illegal_reason(config, wanted):
         return dict(wanted)
     result: dict[str, int] = {}
     for axis, count in wanted.items():
-        candidates = (n for n in range(count, sizes(config)[axis] + 1) if not fault_of(config, {**result, axis: n}))
+        candidates = (
+            n for n in range(count, sizes(config)[axis] + 1) if not illegal_reason(config, {**result, axis: n})
+        )
         legal = next(candidates, None)
         if legal is None:
             raise AntgmmError(f"{axis} has no legal size of {count} or more with {result}: use fewer segments")

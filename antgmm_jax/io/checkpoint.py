@@ -66,7 +66,7 @@ def save_stage(directory: str | Path, tree: Any, record: Mapping[str, Any]) -> N
     """
     directory = Path(directory)
     _save(directory, tree, record, STAGE_RECORD)()
-    processes.wait(f"{directory} done")
+    processes.barrier(f"{directory} done")
 
 
 def load_stage(directory: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -203,12 +203,12 @@ def _save(
     text = json.loads(json.dumps({**record, "versions": _versions()}, default=_plain))
     if target.exists():
         raise AntgmmError(f"{target} already exists; remove it to save it again")
-    temporary, primary = target.with_name(f".{target.name}.tmp"), processes.first()
+    temporary, primary = target.with_name(f".{target.name}.tmp"), processes.is_first()
     with _save_errors(target, temporary):
         if primary:
             folders.remove_leftovers(target.parent)
             temporary.mkdir(parents=True)
-        processes.wait(f"{target} started")
+        processes.barrier(f"{target} started")
         with _quiet_orbax():
             saved = ocp.save_async(str(temporary.absolute() / _ARRAYS), arrays) if arrays else None
 
@@ -234,7 +234,7 @@ def _save_errors(target: Path, temporary: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if processes.first():
+        if processes.is_first():
             shutil.rmtree(temporary, ignore_errors=True)
         if isinstance(error, OSError | ValueError):  # TensorStore reports a failed write as ValueError
             raise AntgmmError(f"cannot save {target}: {_reason(error)}; earlier checkpoints are intact") from error

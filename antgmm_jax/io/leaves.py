@@ -38,7 +38,7 @@ def target_of(leaf: Any) -> Any:
     """Returns the target for Orbax to restore `leaf`: the same kind of array with the same sharding."""
     if isinstance(leaf, np.ndarray):
         return leaf
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding or sharding.everywhere())
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding or sharding.replicated())
 
 
 def empty(target: Any) -> Any:

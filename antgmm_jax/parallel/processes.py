@@ -8,18 +8,18 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.parallel.sharding import alone
+from antgmm_jax.parallel.sharding import without_mesh
 
 Result = TypeVar("Result")
 _MAX_MESSAGE = 4096  # bytes of an error message sent to the other processes
 
 
-def first() -> bool:
+def is_first() -> bool:
     """Whether this is the first process, the one that writes files."""
     return jax.process_index() == 0
 
 
-def wait(moment: str) -> None:
+def barrier(moment: str) -> None:
     """Blocks until all processes have called it.
 
     Args:
@@ -47,12 +47,12 @@ def gather(tree: Any) -> Any:
     return jax.tree.map(whole, tree)
 
 
-def from_first(tree: Any) -> Any:
+def broadcast_from_first(tree: Any) -> Any:
     """Broadcasts the first process's NumPy arrays; the other processes pass arrays of equal shapes."""
     return jax.tree.map(np.array, multihost_utils.broadcast_one_to_all(tree))  # copies: JAX returns read-only arrays
 
 
-def by_first(work: Callable[[], Result]) -> Result | None:
+def run_on_first(work: Callable[[], Result]) -> Result | None:
     """Calls a function in the first process only, outside the mesh, while the others wait.
 
     Args:
@@ -65,9 +65,9 @@ def by_first(work: Callable[[], Result]) -> Result | None:
         AntgmmError: the function raised it; every process raises it.
     """
     result, message = None, ""
-    if first():
+    if is_first():
         try:
-            with alone():
+            with without_mesh():
                 result = work()
         except AntgmmError as error:
             if jax.process_count() == 1:
@@ -75,7 +75,7 @@ def by_first(work: Callable[[], Result]) -> Result | None:
             message = str(error)
     if jax.process_count() > 1:
         padded = message.encode()[:_MAX_MESSAGE].ljust(_MAX_MESSAGE, b"\0")
-        received = from_first(np.frombuffer(padded, np.uint8)).tobytes().rstrip(b"\0")
+        received = broadcast_from_first(np.frombuffer(padded, np.uint8)).tobytes().rstrip(b"\0")
         if received:
             raise AntgmmError(received.decode(errors="ignore"))
     return result

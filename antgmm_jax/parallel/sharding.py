@@ -60,13 +60,13 @@ def active() -> bool:
     return not jax.sharding.get_abstract_mesh().empty
 
 
-def alone() -> AbstractContextManager:
+def without_mesh() -> AbstractContextManager:
     """A context without the mesh: this process computes on its own first device."""
     # Not without need: JAX compiles everything again under `set_mesh(None)`, even if no mesh was set before.
     return jax.set_mesh(None) if active() else nullcontext()
 
 
-def everywhere() -> Sharding:
+def replicated() -> Sharding:
     """Sharding that replicates an array over the mesh; on the first device if there is no mesh."""
     mesh = jax.sharding.get_mesh()
     return NamedSharding(mesh, PartitionSpec()) if active() else jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -128,16 +128,16 @@ def place(leaf: Any, names: Sequence[str]) -> Any:
     return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
 
 
-def lay(tree: Any, axes: Any) -> Any:
+def place_tree(tree: Any, axes: Any) -> Any:
     """Shards every leaf of a tree by `place`; `axes` is a tree of tuples of axis names."""
     return jax.tree.map(place, tree, axes) if active() else tree
 
 
-def rows(batch: Mapping[str, Any]) -> dict[str, Any]:
+def shard_rows(batch: Mapping[str, Any]) -> dict[str, Any]:
     """Puts a host batch on the devices and splits its rows over them.
 
     Args:
-        batch: tree of arrays with equal numbers of rows; under a mesh, the rows that `own_rows` returns.
+        batch: tree of arrays with equal numbers of rows; under a mesh, the rows that `local_rows` returns.
 
     Returns:
         The global batch; each process holds its part.
@@ -148,7 +148,7 @@ def rows(batch: Mapping[str, Any]) -> dict[str, Any]:
     return jax.tree.map(lambda value: jax.make_array_from_process_local_data(sharding, value), dict(batch))
 
 
-def own_rows(size: int) -> np.ndarray:
+def local_rows(size: int) -> np.ndarray:
     """Returns the rows of a batch that this process reads, for its own devices.
 
     Args:
@@ -162,15 +162,17 @@ def own_rows(size: int) -> np.ndarray:
     """
     if not active():
         return np.arange(size)
-    if whole_rows(size) != size:
+    if padded_batch_size(size) != size:
         over = " x ".join(RULES["batch"])
-        raise AntgmmError(f"a batch of {size} rows is not divisible by {over} = {whole_rows(1)}: use a multiple of it")
+        raise AntgmmError(
+            f"a batch of {size} rows is not divisible by {over} = {padded_batch_size(1)}: use a multiple of it"
+        )
     sharding = NamedSharding(jax.sharding.get_mesh(), PartitionSpec(RULES["batch"]))
     rows, parts = np.arange(size), sharding.addressable_devices_indices_map((size,)).values()
     return np.unique(np.concatenate([rows[part] for part in parts]))
 
 
-def whole_rows(size: int) -> int:
+def padded_batch_size(size: int) -> int:
     """Rounds a batch size up to a multiple of the number of devices over which rows are split."""
     if not active():
         return size

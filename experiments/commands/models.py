@@ -67,9 +67,9 @@ def _dtypes(params: Any) -> list[str]:
 def _legal(config: "LMMConfig", axis: str, size: int) -> dict[str, Any]:
     """Legal sizes of an axis if only it and its tied axes change, and the tied axes."""
     from antgmm_jax.families import complete
-    from pruning.planning import fault_of
+    from pruning.planning import illegal_reason
 
-    legal = [n for n in range(1, size + 1) if not fault_of(config, {axis: n})]
+    legal = [n for n in range(1, size + 1) if not illegal_reason(config, {axis: n})]
     return {"legal": legal, "tied": sorted(set(complete(config, {axis: legal[0]})) - {axis}) if legal else []}
 
 

@@ -184,9 +184,9 @@ def _state(run: Path) -> str:
 
 def _print_result(figures: Mapping[str, Any], as_json: bool, *shown: Any) -> None:
     """Prints the result of a run in the first process."""
-    from antgmm_jax.parallel.processes import first
+    from antgmm_jax.parallel.processes import is_first
 
-    if first():
+    if is_first():
         emit(figures, as_json, *shown)
 
 
@@ -200,10 +200,10 @@ def _print_comparison(figures: Mapping[str, Any], run: Path, as_json: bool) -> N
 @contextmanager
 def _started(run: Path, machine: Machine) -> Iterator[None]:
     """A context with the requested devices and the folder of the run."""
-    from antgmm_jax.parallel.processes import first
+    from antgmm_jax.parallel.processes import is_first
     from experiments.run.host.meshes import devices
 
-    with devices(*machine), _in_folder(run) if first() else nullcontext():
+    with devices(*machine), _in_folder(run) if is_first() else nullcontext():
         yield
 
 

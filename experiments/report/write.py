@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.parallel.processes import by_first
+from antgmm_jax.parallel.processes import run_on_first
 from experiments.report.as_html import page
 from experiments.report.as_markdown import markdown
 from experiments.report.figures import measure, score, stage_models
@@ -62,7 +62,7 @@ def write_teacher_report(outcome: Outcome) -> dict[str, Any]:
         figures = {"params": size, "scores": scores, "seed": recipe.seed}
         write_json(place, {**figures, "wall_seconds": folder.seconds, "energy": energy})
 
-    by_first(write)
+    run_on_first(write)
     return json.loads(place.read_text())
 
 
@@ -82,7 +82,7 @@ def write_report(outcome: Outcome) -> dict[str, Any]:
         for name, model in (("teacher", teacher), ("student", student))
     }
     stages = stage_models(folder, recipe)
-    by_first(lambda: _write(folder, measure(folder, recipe, scored, stages, test)))
+    run_on_first(lambda: _write(folder, measure(folder, recipe, scored, stages, test)))
     return json.loads((folder.report / "report.json").read_text())
 
 

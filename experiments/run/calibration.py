@@ -8,7 +8,7 @@ import numpy as np
 import pruning
 from antgmm_jax.axes import sizes
 from antgmm_jax.config import LMMConfig, towers
-from antgmm_jax.parallel.sharding import rows
+from antgmm_jax.parallel.sharding import shard_rows
 from antgmm_jax.pure import Params, functional, local_axes
 from distill import LossConfig, make_loss
 from experiments.run.samples import Samples
@@ -87,4 +87,4 @@ def calibration_batches(samples: Samples, *, batch_size: int, batches: int, seed
     """
     source = samples.shuffled(min(batch_size, len(samples)), seed + 500, full=True)
     chosen = (next(source) for _ in range(batches))
-    return [rows({name: value for name, value in batch.items() if name != "index"}) for batch in chosen]
+    return [shard_rows({name: value for name, value in batch.items() if name != "index"}) for batch in chosen]

@@ -17,8 +17,8 @@ from antgmm_jax.config import LMMConfig
 from antgmm_jax.families import family
 from antgmm_jax.io import folders
 from antgmm_jax.io.shards import Shards, Writer
-from antgmm_jax.parallel.processes import by_first, from_first, gather
-from antgmm_jax.parallel.sharding import rows
+from antgmm_jax.parallel.processes import broadcast_from_first, gather, run_on_first
+from antgmm_jax.parallel.sharding import shard_rows
 from antgmm_jax.pure import Params, functional
 from data.shifting import drawn
 from distill import fingerprint
@@ -116,12 +116,12 @@ class ImageFeatures:
                 if path != but:
                     shutil.rmtree(path)
 
-        by_first(remove)
+        run_on_first(remove)
 
 
 def from_first_process(held: bool) -> bool:
     """Broadcasts a condition from the first process."""
-    return bool(from_first(np.array(held)))
+    return bool(broadcast_from_first(np.array(held)))
 
 
 def image_features(
@@ -151,10 +151,10 @@ def image_features(
     run, rng, count = jax.jit(functional(config).features), np.random.default_rng(seed), views(shift)
     moves = np.stack([drawn(rng, shift, (len(samples),)).astype(np.int16) for _ in range(count)])
     partial, done = directory.with_name(f".{directory.name}.tmp"), 0
-    writer = by_first(lambda: _begin(partial))
+    writer = run_on_first(lambda: _begin(partial))
     with bar("image features", len(samples)) as update:
         for batch in samples.pictures(min(batch_size, len(samples)), moves):
-            computed = np.stack([gather(run(params, rows(images))) for images in batch], axis=1)
+            computed = np.stack([gather(run(params, shard_rows(images))) for images in batch], axis=1)
             computed = computed[: len(samples) - done]
             if writer is not None:
                 for row, features in enumerate(computed, done):
@@ -162,7 +162,7 @@ def image_features(
             done += len(computed)
             update(done, "")
     meta = {"views": count, "shape": computed.shape[3:], "dtype": str(computed.dtype)}
-    by_first(lambda: _finish(writer, partial, directory, meta))
+    run_on_first(lambda: _finish(writer, partial, directory, meta))
     return StoredViews(directory, len(samples))
 
 

@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io import checkpoint
 from antgmm_jax.io.folders import new_file
-from antgmm_jax.parallel.processes import by_first, first
+from antgmm_jax.parallel.processes import is_first, run_on_first
 from experiments.run.host.energy import Energy, total
 from experiments.run.schema import Recipe, Training
 from experiments.run.schema.recipe import difference, dump_recipe, load_recipe, load_training
@@ -151,7 +151,7 @@ class RunFolder:
             InUse: another process has locked it.
         """
         with ExitStack() as stack:
-            by_first(lambda: stack.enter_context(self._locked(recipe)))
+            run_on_first(lambda: stack.enter_context(self._locked(recipe)))
             yield
 
     @contextmanager
@@ -182,7 +182,7 @@ class RunFolder:
         Raises:
             AntgmmError: the folder belongs to another recipe or contains other files.
         """
-        by_first(lambda: self._check(recipe))
+        run_on_first(lambda: self._check(recipe))
 
     def bind(self, **digests: str) -> None:
         """Records digests of the run's inputs, or checks them when a run is resumed.
@@ -193,7 +193,7 @@ class RunFolder:
         Raises:
             AntgmmError: the run was started with other inputs.
         """
-        by_first(lambda: self._bind(digests))
+        run_on_first(lambda: self._bind(digests))
 
     def _bind(self, digests: dict[str, str]) -> None:
         before = json.loads(self.inputs.read_text()) if self.inputs.exists() else digests
@@ -234,7 +234,7 @@ def held(place: Path) -> Iterator[None]:
         place: file or folder; the lock file is next to it.
     """
     place.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(place.with_suffix(".lock")) if first() else nullcontext():
+    with FileLock(place.with_suffix(".lock")) if is_first() else nullcontext():
         yield
 
 

@@ -15,7 +15,7 @@ from data.maad.cell_grid import cell_classes
 from data.maad.drawing import latent_sizes
 from data.maad.facts import Loss, facts_loss, with_heads
 from data.maad.tiers import tier
-from distill import NO_TEACHER, Optimizer, State, Step, Teacher, init_state, lay_out, make_step, parts
+from distill import NO_TEACHER, Optimizer, State, Step, Teacher, init_state, make_step, parts, shard_state
 from distill.step import jitted
 from experiments.run.cuts import reads_features, segment_targets
 from experiments.run.features import ImageFeatures
@@ -99,7 +99,7 @@ class Answers:
         """Returns the shapes of a state with sharding for the current mesh, which may differ from the saved one."""
         pure = functional(config)
         like = jax.eval_shape(lambda: init_state(pure.init(jax.random.key(0)), optimizer))
-        return lay_out(like, pure.axes, optimizer)
+        return shard_state(like, pure.axes, optimizer)
 
     def step(self, config: LMMConfig, keep: Mapping[str, np.ndarray], optimizer: Optimizer) -> Step:
         """Creates a step with the weighted losses of the stage."""
@@ -132,7 +132,7 @@ class Answers:
             # Losses that do not read answers need only one shape.
             full=not (stage.loss.reads_answers or shared.samples.pack),
             features=features,
-            pictures=self.teacher.reads_pictures,
+            pictures=self.teacher.reads_images,
             rows=shared.samples.repeated(stage.repeat),
             shift=stage.shift,
         )

@@ -11,7 +11,7 @@ from transformers import ProcessorMixin
 
 from antgmm_jax.axes import to_dict
 from antgmm_jax.config import LMMConfig
-from antgmm_jax.parallel.processes import by_first
+from antgmm_jax.parallel.processes import run_on_first
 from antgmm_jax.pure import Params
 from data.record import Record
 from data.rows import Row
@@ -190,6 +190,6 @@ def answered(records: Source, answers: Callable[[], list[str]], file: Path, key:
     replies = kept()
     if replies is None:
         replies = answers()
-        by_first(lambda: write_json(file, {"key": key, "answers": replies}))
+        run_on_first(lambda: write_json(file, {"key": key, "answers": replies}))
     rows = [row for row, answer in enumerate(replies) if answer]
     return Answered(records, rows, [replies[row] for row in rows])

@@ -13,8 +13,8 @@ from antgmm_jax.axes import sizes, to_dict
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.io import checkpoint
 from antgmm_jax.io.convert import load_hf
-from antgmm_jax.parallel.processes import by_first
-from antgmm_jax.parallel.sharding import own_rows
+from antgmm_jax.parallel.processes import run_on_first
+from antgmm_jax.parallel.sharding import local_rows
 from antgmm_jax.pure import abstract, float32
 from data.encoding import Encoder
 from data.source import Source
@@ -130,14 +130,14 @@ class Run:
         """Locks the folder and runs all stages; yields the final model."""
         recipe = self.recipe
         for work in recipe.work:
-            own_rows(work.stage.optimizer.batch_size)  # checks that the mesh divides the batch
+            local_rows(work.stage.optimizer.batch_size)  # checks that the mesh divides the batch
         self.folder.check(recipe)
         begin = opening(recipe)
         # Lock the folder only after checking that the recipe can run.
         with self.folder.opened(recipe):
             records = load_both(recipe)
             student, self.origin = begin(records[0])
-            by_first(lambda: self._announce(records, student.config))
+            run_on_first(lambda: self._announce(records, student.config))
             shared = self._prepared(records, (self.origin.teacher or student).config)
             for work in recipe.work:
                 student = self._stage(work, student, shared)
@@ -227,7 +227,7 @@ class Run:
         recipe, folder = self.recipe, self.folder
         like = Path(recipe.start or folder.path / "processor")
         if not recipe.start:
-            by_first(lambda: save_processor(self.origin.processor, like))
+            run_on_first(lambda: save_processor(self.origin.processor, like))
         result = publish(
             student.config,
             student.params,
@@ -242,7 +242,7 @@ class Run:
             if result is not None:
                 write_json(folder.report / "gate.json", result._asdict())
 
-        by_first(note)
+        run_on_first(note)
         config, params = load_hf(folder.export)
         return Student(config, float32(config, params), student.keep)
 

@@ -12,7 +12,7 @@ from antgmm_jax.config import LMMConfig
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io import folders
 from antgmm_jax.io.convert import save_hf
-from antgmm_jax.parallel.processes import by_first, gather
+from antgmm_jax.parallel.processes import gather, run_on_first
 from antgmm_jax.pure import Params
 from experiments.run import export_gate
 from experiments.run.export_gate import GateResult
@@ -80,7 +80,7 @@ def publish(
             shutil.rmtree(unchecked, ignore_errors=True)
         return result
 
-    return by_first(write)
+    return run_on_first(write)
 
 
 def _checked(config: LMMConfig, params: Any, written: Path, directory: Path, questions: Questions) -> GateResult:

@@ -10,14 +10,14 @@ from transformers import AutoProcessor, ProcessorMixin
 
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.parallel.sharding import own_rows, whole_rows
+from antgmm_jax.parallel.sharding import local_rows, padded_batch_size
 from data import collate
-from data.batching import Batches, batches, visits_once
+from data.batching import Batches, batches, sequential_batches
 from data.encoding import Encoder
-from data.making import Seen, Views, batch, moved
+from data.making import ImageOptions, Views, batch, moved
 from data.packing import packed_batches
 from data.record import PROMPT, Arrays, Record
-from data.source import Held, Source
+from data.source import InMemorySource, Source
 from data.store import THREADS, open_encoded
 from experiments.run.host.console import bar
 
@@ -79,7 +79,7 @@ class Samples:
             raise AntgmmError(f"pack = {pack}: only models without an encoder can read packed rows: use buckets")
         if prompt_buckets and not config.encoder_decoder:
             raise AntgmmError("prompt_buckets: a model without an encoder has no separate prompts: use buckets")
-        self.records = records if isinstance(records, Source) else Held(records)
+        self.records = records if isinstance(records, Source) else InMemorySource(records)
         encoder = Encoder(processor, config, max_length=max_length, max_answer=max_answer, template=prompt)
         self.rows = open_encoded(self.records, encoder, shown=bar)
         self._layout = collate.layout(encoder, config.language.start_token)
@@ -181,7 +181,7 @@ class Samples:
         Raises:
             AntgmmError: there are fewer rows than `size`.
         """
-        seen, own = Seen(shift, features, pictures), own_rows(size)
+        seen, own = ImageOptions(shift, features, pictures), local_rows(size)
         options = {"size": size, "seed": seed, "visits": rows, "threads": self._threads}
         if self.pack and not full:
             answer = self._whole.answer[-1]
@@ -205,7 +205,7 @@ class Samples:
         Returns:
             The iterator of `images`, `cells` and `fact/NAME` int32 [size].
         """
-        own = own_rows(size)
+        own = local_rows(size)
 
         def make(index: np.ndarray, rng: np.random.Generator) -> Arrays:
             encoded = [self.rows[int(row)] for row in index[own]]
@@ -244,9 +244,9 @@ class Samples:
         yield from self._once(order, size, self._cut._replace(text=self._whole.text) if apart else self._cut)
 
     def _once(self, order: np.ndarray, size: int, widths: collate.Widths, prompt: int = 0) -> Iterator[Arrays]:
-        size = whole_rows(size)
-        own = own_rows(size)
-        for index in visits_once(order, size):
+        size = padded_batch_size(size)
+        own = local_rows(size)
+        for index in sequential_batches(order, size):
             shape = widths.holds(self.needs.of(index))
             yield batch(self.rows, index[own], self._layout, shape, prompt=prompt)
 
@@ -260,9 +260,9 @@ class Samples:
         Yields:
             `images` [B, M, ...] of each view.
         """
-        size = whole_rows(size)
-        own, slots = own_rows(size), self._whole.slots[-1]
-        for index in visits_once(np.arange(len(self)), size):
+        size = padded_batch_size(size)
+        own, slots = local_rows(size), self._whole.slots[-1]
+        for index in sequential_batches(np.arange(len(self)), size):
             trees = [self.rows.images(int(row)) for row in index[own]]
             yield [
                 collate.pictures(

@@ -285,7 +285,7 @@ PAIR = textwrap.dedent("""
     w = jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
     for step in (1, 2, 3):
         checkpoint.save_step(sys.argv[3], step, {"w": w * step}, {"step": step})()
-    processes.wait("the first has given it its name")
+    processes.barrier("the first has given it its name")
     found, _ = checkpoint.load_step(sys.argv[3], 3, {"w": w})
     assert found["w"].sharding == sharding
     for shard in found["w"].addressable_shards:

@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec as P
 
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.parallel import sharding
-from antgmm_jax.parallel.sharding import make_mesh, place, rows, spec
+from antgmm_jax.parallel.sharding import make_mesh, place, shard_rows, spec
 
 
 @pytest.fixture
@@ -57,22 +57,22 @@ def test_arrays_shape_structs_and_traced_arrays_get_the_same_sharding(mesh):
 
 
 def test_rows_are_split_over_data_and_fsdp(mesh):
-    placed = rows({"x": np.arange(8)})["x"]
+    placed = shard_rows({"x": np.arange(8)})["x"]
     assert [shard.data.tolist() for shard in placed.addressable_shards] == [
         [i, i + 1] for i in (0, 0, 2, 2, 4, 4, 6, 6)
     ]
-    assert sharding.own_rows(8).tolist() == [*range(8)]
-    assert sharding.whole_rows(5) == 8
+    assert sharding.local_rows(8).tolist() == [*range(8)]
+    assert sharding.padded_batch_size(5) == 8
     with pytest.raises(AntgmmError, match="batch of 6 rows is not divisible by data x fsdp = 4: use a multiple"):
-        sharding.own_rows(6)
+        sharding.local_rows(6)
 
 
 def test_without_a_mesh_nothing_is_placed():
     whole = np.ones((3, 2))
     assert place(whole, ("vocab",)) is whole
-    assert sharding.own_rows(3).tolist() == [0, 1, 2]
-    assert sharding.whole_rows(3) == 3
-    with jax.set_mesh(make_mesh(data=8)), sharding.alone():
+    assert sharding.local_rows(3).tolist() == [0, 1, 2]
+    assert sharding.padded_batch_size(3) == 3
+    with jax.set_mesh(make_mesh(data=8)), sharding.without_mesh():
         assert place(whole, ("vocab",)) is whole
 
 

@@ -8,8 +8,8 @@ import pytest
 
 from antgmm_jax.errors import AntgmmError
 from data import collate
-from data.batching import batches, visits_once
-from data.making import Seen, batch
+from data.batching import batches, sequential_batches
+from data.making import ImageOptions, batch
 from data.shifting import shifted
 from tests.data.toy import LLAMA, T5, ToyViews, toy
 
@@ -22,7 +22,7 @@ def rows_of(count=10, widths=8, prompts=(4,), pictures=(1,), side=2):
 
 def run(rows, size, seed, *, buckets=(), prompt_buckets=(), about=T5, seen=None, **more):
     """Shuffled batches as samples make them."""
-    needs, seen = rows.needs(about), seen or Seen()
+    needs, seen = rows.needs(about), seen or ImageOptions()
     widths = collate.widths(needs, about.apart, buckets=buckets, prompt_buckets=prompt_buckets)
 
     def make(index, rng):
@@ -66,7 +66,7 @@ def test_an_epoch_visits_the_rows_asked_for_as_often(widths):
 @pytest.mark.parametrize("widths", [(), (2, 5, 8)])
 def test_a_resumed_run_sees_the_same_batches(widths, prefetch, threads):
     rows = rows_of(11, pictures=(1, 0, 3), side=6)
-    about = {"buckets": widths, "prefetch": prefetch, "threads": threads, "seen": Seen(shift=1)}
+    about = {"buckets": widths, "prefetch": prefetch, "threads": threads, "seen": ImageOptions(shift=1)}
     whole = run(rows, 4, 1, **about)
     seen = []
     for _ in range(9):
@@ -127,7 +127,7 @@ def test_rows_of_no_one_and_several_pictures_share_a_batch(about):
 
 def test_pictures_are_shifted_anew_whenever_they_are_seen_and_alike_after_a_restart():
     rows = rows_of(6, pictures=(1, 2), side=8)
-    made = run(rows, 3, 4, seen=Seen(shift=1))
+    made = run(rows, 3, 4, seen=ImageOptions(shift=1))
     seen = [next(made) for _ in range(20)]
     moves = {row: set() for row in range(6)}
     every = [(down, right) for down in (-1, 0, 1) for right in (-1, 0, 1)]
@@ -140,7 +140,7 @@ def test_pictures_are_shifted_anew_whenever_they_are_seen_and_alike_after_a_rest
             moves[int(row)].add(move)
             np.testing.assert_array_equal(each["input_ids"][place][:4], rows[row]["prompt"])
     assert all(len(found) > 2 for found in moves.values())
-    again = run(rows, 3, 4, seen=Seen(shift=1), prefetch=0)
+    again = run(rows, 3, 4, seen=ImageOptions(shift=1), prefetch=0)
     again.seek({"next_index": 13})
     np.testing.assert_array_equal(next(again)["images"]["pixels"], seen[13]["images"]["pixels"])
 
@@ -148,7 +148,7 @@ def test_pictures_are_shifted_anew_whenever_they_are_seen_and_alike_after_a_rest
 def test_of_computed_views_one_is_drawn_whenever_a_row_is_seen():
     rows = rows_of(6, pictures=(1, 2))
     views = ToyViews(np.random.default_rng(0).normal(size=(4, count, 3, 2)) for count in (1, 2) * 3)
-    made = run(rows, 3, 4, seen=Seen(views=views))
+    made = run(rows, 3, 4, seen=ImageOptions(views=views))
     found = {row: set() for row in range(6)}
     for _ in range(40):
         each = next(made)
@@ -160,7 +160,7 @@ def test_of_computed_views_one_is_drawn_whenever_a_row_is_seen():
             (view,) = np.flatnonzero((views[row] == features[:count]).all(axis=(1, 2, 3)))
             found[int(row)].add(int(view))
     assert all(views == {0, 1, 2, 3} for views in found.values())
-    both = next(run(rows, 3, 4, seen=Seen(views=views, pictures=True)))
+    both = next(run(rows, 3, 4, seen=ImageOptions(views=views, pictures=True)))
     assert {*both["images"]} == {"valid", "pixels", "scale"} and "vision_features" in both
 
 
@@ -235,7 +235,7 @@ def test_llava_is_cut_along_the_input():
 
 
 def test_every_row_once_and_the_last_again():
-    found = [index.tolist() for index in visits_once(np.array([3, 1, 2]), 2)]
+    found = [index.tolist() for index in sequential_batches(np.array([3, 1, 2]), 2)]
     assert found == [[3, 1], [2, 2]]
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from antgmm_jax.errors import AntgmmError
-from data.making import Seen
+from data.making import ImageOptions
 from data.packing import pack, packed, packed_batches
 from data.shifting import shifted
 from tests.data.test_batches import assert_equal
@@ -116,7 +116,7 @@ def test_an_epoch_holds_the_samples_asked_for_as_often():
 @pytest.mark.parametrize("prefetch", [0, 2])
 def test_a_resumed_run_sees_the_same_batches(prefetch):
     rows = rows_of(20, (1, 0, 2), 6)
-    options = {"size": 2, "seed": 1, "width": 13, "prefetch": prefetch, "seen": Seen(shift=1)}
+    options = {"size": 2, "seed": 1, "width": 13, "prefetch": prefetch, "seen": ImageOptions(shift=1)}
     whole, seen = run(rows, **options), []
     for _ in range(9):
         position = json.loads(json.dumps(whole.position))
@@ -136,7 +136,7 @@ def test_bad_requests_are_refused():
 
 def test_shifted_pictures_stand_at_their_own_samples():
     rows = rows_of(10, side=6)
-    still, moving = run(rows, 2, 1, 14), run(rows, 2, 1, 14, seen=Seen(shift=1))
+    still, moving = run(rows, 2, 1, 14), run(rows, 2, 1, 14, seen=ImageOptions(shift=1))
     every = np.array([(down, right) for down in (-1, 0, 1) for right in (-1, 0, 1)])
     moved = 0
     for _ in range(5):
@@ -153,7 +153,7 @@ def test_shifted_pictures_stand_at_their_own_samples():
 def test_each_sample_of_a_row_is_given_the_features_of_one_of_its_own_views():
     rows, rng = rows_of(10), np.random.default_rng(0)
     views = ToyViews(rng.normal(size=(4, 1, 3, 5)) for _ in range(10))
-    given = run(rows, 2, 1, 14, seen=Seen(views=views))
+    given = run(rows, 2, 1, 14, seen=ImageOptions(views=views))
     found = {sample: set() for sample in range(10)}
     for _ in range(100):
         made = next(given)

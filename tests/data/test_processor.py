@@ -24,7 +24,7 @@ from data.maad.latents import draw
 from data.maad.tiers import brands
 from data.making import batch
 from data.record import Record, check_template, prompt
-from data.source import Held
+from data.source import InMemorySource
 from data.store import open_encoded
 from data.tokenizer import HUNDREDS, TENS, corpus, train_tokenizer
 
@@ -65,7 +65,7 @@ def encode(saved, tmp_path):
 
     def made(family, records, **about):
         encoder = Encoder(saved[family], sizes(family), **about)
-        rows = open_encoded(Held(records), encoder, tmp_path / "cache")
+        rows = open_encoded(InMemorySource(records), encoder, tmp_path / "cache")
         form = collate.layout(encoder, 0)
         needs, order = collate.needs(rows.index, form.apart), np.arange(len(rows))
         shape = collate.widths(needs, form.apart).holds(needs.of(order))

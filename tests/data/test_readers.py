@@ -14,13 +14,13 @@ import data.maad as maad
 from antgmm_jax.errors import AntgmmError
 from data import json_rows
 from data.readers import read_records
-from data.store import every
+from data.store import read_all
 from data.writers import write_jsonl, write_maad, write_parquet
 
 
 def read(kind, path, **about):
     """All records of files; bad rows are refused together."""
-    return [record for _, record in every(read_records(kind, path, **about), lambda record: record)]
+    return [record for _, record in read_all(read_records(kind, path, **about), lambda record: record)]
 
 
 def picture(seed=0, size=(7, 5)):

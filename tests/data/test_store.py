@@ -19,8 +19,8 @@ from antgmm_jax.families.words import IMAGE
 from data import readers, store
 from data.encoding import Encoder
 from data.readers import read_records
-from data.source import Held
-from data.store import every, open_encoded
+from data.source import InMemorySource
+from data.store import open_encoded, read_all
 from data.tokenizer import train_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -203,7 +203,7 @@ def test_the_cache_holds_what_was_read_last(rows, encode, monkeypatch):
 
 def test_progress_is_told(rows, encode):
     said = []
-    found = [record.id for _, record in every(read_records("jsonl", rows), lambda r: r, lambda n, _: said.append(n))]
+    found = [record.id for _, record in read_all(read_records("jsonl", rows), lambda r: r, lambda n, _: said.append(n))]
     assert found == [f"line {number}#0" for number in range(1, 7)]
     assert said == [1, 2, 3, 4, 5, 6]
 
@@ -211,7 +211,9 @@ def test_progress_is_told(rows, encode):
 def test_records_in_memory_are_known_by_their_pixels(encode, tmp_path):
     record = replace(maad.source("s", "val", 1)[0], cells=None)
     other = replace(record, images=(255 - record.images[0],))
-    prints = [open_encoded(Held([each]), encode, tmp_path).index.fingerprint for each in (record, other, record)]
+    prints = [
+        open_encoded(InMemorySource([each]), encode, tmp_path).index.fingerprint for each in (record, other, record)
+    ]
     assert prints[0] == prints[2] != prints[1]
 
 

@@ -20,8 +20,8 @@ def main(directory: str, moment: str, mesh: str, address: str, process: str) -> 
 
         def batches():
             for batch in cached.batches():
-                yield {name: x[sharding.own_rows(len(x))] for name, x in batch.items()}
-                processes.wait(str(batch["id"][0]))
+                yield {name: x[sharding.local_rows(len(x))] for name, x in batch.items()}
+                processes.barrier(str(batch["id"][0]))
                 if moment == "half":
                     os.kill(os.getpid(), signal.SIGKILL)
 

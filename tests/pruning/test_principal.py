@@ -9,7 +9,7 @@ import pytest
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io.convert import open_hf, save_hf
 from antgmm_jax.pure import functional, is_axes
-from pruning.components import folded, principal
+from pruning.components import fold_norms, principal
 from pruning.gates import gates_of
 from pruning.keep import compose, identity, merge
 from pruning.shrinking import shrink
@@ -67,7 +67,7 @@ def test_what_the_stream_does_not_hold_is_cut_without_loss(family, axis):
         return np.moveaxis(np.tensordot(leaf, onto, (dim, 0)), -1, dim)
 
     params = jax.tree_util.tree_map_with_path(
-        flatten, folded(config, params, [axis]), jax.tree.unflatten(jax.tree.structure(params), axes_of(config))
+        flatten, fold_norms(config, params, [axis]), jax.tree.unflatten(jax.tree.structure(params), axes_of(config))
     )
     smaller, cut = shrink(config, params, components(config, params, batch, axis, held + centred))
     assert identity(smaller)[axis].size == held + centred
@@ -79,7 +79,7 @@ def test_what_the_stream_does_not_hold_is_cut_without_loss(family, axis):
 def test_the_norm_before_a_tied_head_keeps_its_mean():
     config, params = CONFIGS["blip2_t5"], parameters("blip2_t5")
     scale = params["language"]["norm"]["scale"]
-    found = folded(config, params, ["text/embed"])["language"]["norm"]["scale"]
+    found = fold_norms(config, params, ["text/embed"])["language"]["norm"]["scale"]
     np.testing.assert_allclose(found, np.full(scale.shape, scale.mean()), rtol=1e-6)
     assert not np.allclose(scale, scale.mean())
 

@@ -13,8 +13,8 @@ from antgmm_jax.pure import local_axes
 from pruning import by_stage, free_axes, plan, planned_config, search, shrunk_config
 from pruning.costs import cost, parameters
 from pruning.keep import gate_shape
-from pruning.planning import fault_of
-from pruning.sizing import below
+from pruning.planning import illegal_reason
+from pruning.sizing import next_smaller
 from tests.pruning.models import CONFIGS
 
 MODELS = {**CONFIGS, "antgmm-deep": preset("antgmm-deep"), "llava-tiny": preset("llava-tiny")}
@@ -34,7 +34,7 @@ def sublayers(config):
 def test_what_is_found_is_legal_within_the_budget_and_no_cheaper_for_a_larger_one(name):
     config = MODELS[name]
     smallest = search(config, count, 0)
-    assert all(below(config, smallest.sizes, axis) == 0 for axis in smallest.sizes)
+    assert all(next_smaller(config, smallest.sizes, axis) == 0 for axis in smallest.sizes)
     found = [search(config, count, share * count(config)) for share in SHARES]
     for share, sized in zip(SHARES, found, strict=True):
         assert sized.price == count(sized.config) <= max(share * count(config), smallest.price)
@@ -49,9 +49,11 @@ def test_one_size_more_on_any_axis_would_exceed_the_budget(name):
     budget = 0.3 * count(config)
     found, more = search(config, count, budget).sizes, {}
     for axis in free_axes(config):
-        above = [n for n in range(found[axis] + 1, sizes(config)[axis] + 1) if not fault_of(config, {**found, axis: n})]
+        above = [
+            n for n in range(found[axis] + 1, sizes(config)[axis] + 1) if not illegal_reason(config, {**found, axis: n})
+        ]
         # The next size up is the largest from which the next one down is this one.
-        if next_up := [n for n in above if below(config, {**found, axis: n}, axis) == found[axis]]:
+        if next_up := [n for n in above if next_smaller(config, {**found, axis: n}, axis) == found[axis]]:
             more[axis] = search(config, count, np.inf, pins={**found, axis: next_up[-1]}).price
     assert len(more) > 1
     assert min(more.values()) > budget
@@ -68,7 +70,7 @@ def test_sizes_go_down_by_three_significant_bits_or_to_the_nearest_legal_size_ab
         at = {name: at[name] for name in free_axes(config)}
         while at[axis]:
             found.append(at[axis])
-            at[axis] = below(config, at, axis)
+            at[axis] = next_smaller(config, at, axis)
         return found
 
     deep = MODELS["antgmm-deep"]
@@ -155,14 +157,14 @@ def test_stages_lead_to_the_sizes_found_in_legal_steps(name):
         stages, at = by_stage(config, found.sizes), config
         assert all(axis.endswith("layers") for axis in stages.get("blocks", ()))
         for wanted in stages.values():
-            assert not fault_of(at, wanted)
+            assert not illegal_reason(at, wanted)
             at = planned_config(at, wanted)
         assert sizes(at) == sizes(found.config)
 
 
 def test_heads_that_do_not_divide_the_full_width_are_cut_with_it():
     llava = CONFIGS["llava"]  # 36 wide, 3 x 2 query heads; of 40, 5 x 2
-    assert not fault_of(llava, {"text/embed": 32, "text/heads": 2})
+    assert not illegal_reason(llava, {"text/embed": 32, "text/heads": 2})
     assert by_stage(llava, {"text/embed": 24, "text/heads": 2})["intermediate"] == {"text/heads": 2}
     wide = planned_config(llava, {"text/embed": 30})
     assert by_stage(wide, {"text/embed": 24, "text/heads": 2}) == {"hidden": {"text/embed": 24, "text/heads": 2}}

@@ -14,7 +14,7 @@ import numpy as np
 import distill
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io.convert import load_hf
-from antgmm_jax.parallel.sharding import rows
+from antgmm_jax.parallel.sharding import shard_rows
 from antgmm_jax.pure import float32, functional
 from distill.step import Step
 from experiments.lab.bench.timing import format_spread, spread
@@ -132,7 +132,7 @@ class _Bench:
         self._data = samples.shuffled(stage.optimizer.batch_size, recipe.seed)
         self._stepper = Stepper(folder / "steps", self._data)
         first = self._teachers[True].attach(next(self._data))
-        self._resident = rows({name: value for name, value in first.items() if name != "index"})
+        self._resident = shard_rows({name: value for name, value in first.items() if name != "index"})
 
     def __call__(self, side: str, steps: int) -> dict[str, float]:
         """Takes some steps; returns seconds in total (`all`), waiting for `data`, and to `save`.

@@ -12,9 +12,9 @@ import numpy as np
 
 import distill
 from antgmm_jax.io.convert import load_hf, open_hf
-from antgmm_jax.parallel.sharding import rows
+from antgmm_jax.parallel.sharding import shard_rows
 from antgmm_jax.pure import float32, functional
-from data.batching import Batches, visits_once
+from data.batching import Batches, sequential_batches
 from data.record import Arrays
 from distill.step import Step
 from experiments.lab.peers.preparation import batch_of, narrow, stream
@@ -57,7 +57,7 @@ def build(task: Task, text: Text, work: Path, record: Recorder) -> None:
     began = time.perf_counter()
     key = distill.fingerprint(params, "peers")
     order = np.argsort(text.lengths, kind="stable")
-    short_first = (narrow(task, text, rows) for rows in visits_once(order, task.batch))
+    short_first = (narrow(task, text, rows) for rows in sequential_batches(order, task.batch))
     distill.build_cache(functional(config), params, short_first, place, samples=task.rows, like=like, key=key)
     seconds = time.perf_counter() - began
     (work / "cache.key").write_text(key)
@@ -105,6 +105,6 @@ def warm(step: Step, state: distill.State, source: Batches, steps: int, teacher:
     for batch in islice(source, steps):
         seen.setdefault(batch["input_ids"].shape[1], batch)
     for batch in [*seen.values()] * 2:
-        inputs = rows({name: x for name, x in teacher.attach(batch).items() if name != "index"})
+        inputs = shard_rows({name: x for name, x in teacher.attach(batch).items() if name != "index"})
         state, metrics = step(state, inputs, {}, teacher.params)
         jax.block_until_ready(metrics)

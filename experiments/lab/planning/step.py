@@ -118,11 +118,11 @@ def compiled(spec: StepSpec, mesh: Mapping[str, int]) -> Step:
 
 def _abstract(spec: StepSpec) -> tuple[Any, dict[str, Any]]:
     """Returns the jitted step, and its arguments as shapes with sharding."""
-    sharding.own_rows(spec.batch)  # raises if the batch is not divisible
+    sharding.local_rows(spec.batch)  # raises if the batch is not divisible
     pure, big = functional(spec.student, spec.remat), functional(spec.teacher)
     optimizer = distill.make_optimizer(distill.OptimizerConfig(learning_rate=1e-3), steps=1)
     fresh = jax.eval_shape(lambda params: distill.init_state(params, optimizer), abstract(spec.student))
-    frozen = sharding.lay(abstract(spec.teacher, jnp.bfloat16), big.axes)
+    frozen = sharding.place_tree(abstract(spec.teacher, jnp.bfloat16), big.axes)
     step = distill.make_step(
         pure,
         optimizer,
@@ -130,7 +130,7 @@ def _abstract(spec: StepSpec) -> tuple[Any, dict[str, Any]]:
         teacher=distill.online(big, frozen),
         dtype=jnp.bfloat16,
     )
-    state = distill.lay_out(fresh, pure.axes, optimizer)
+    state = distill.shard_state(fresh, pure.axes, optimizer)
     rate = jax.ShapeDtypeStruct((), jnp.float32)
     return step.program, {"state": state, "batch": dict(_batch(spec)), "gates": {}, "teacher": frozen, "rate": rate}
 

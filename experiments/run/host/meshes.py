@@ -8,7 +8,7 @@ import jax
 
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.parallel import sharding
-from antgmm_jax.parallel.processes import first
+from antgmm_jax.parallel.processes import is_first
 from experiments.run.host.console import CONSOLE
 
 AUTO = "auto"
@@ -36,7 +36,7 @@ def devices(mesh: str, coordinator: str, processes: int, process: int) -> Iterat
         simulate(max(math.prod(sizes.values()) // processes, 1))
     if coordinator:
         _join(coordinator, processes, process)
-        CONSOLE.quiet = not first()
+        CONSOLE.quiet = not is_first()
     if not sizes and jax.process_count() == 1:
         yield
         return

@@ -40,7 +40,9 @@ def test_the_papers_claim_by_hand(watts, pue, a_day):
 
 def test_what_the_document_shows_is_what_the_command_prints(monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
-    shown = re.findall(r"```console\n\$ antgmm (.*)\n((?:.*\n)*?)```", (ROOT / "docs" / "energy.md").read_text())
+    shown = re.findall(
+        r"```console\n\$ antgmm (.*)\n((?:.*\n)*?)```", (ROOT / "docs" / "lab" / "energy.md").read_text()
+    )
     assert len(shown) == 4
     for words, printed in shown:
         found = CliRunner().invoke(cli.app, words.split(), prog_name="antgmm").stdout

@@ -89,7 +89,7 @@ def test_memory_is_that_of_the_arrays_of_a_real_step(steps):
     step = steps[8]
     optimizer = distill.make_optimizer(distill.OptimizerConfig(learning_rate=1e-3), steps=1)
     with jax.set_mesh(make_mesh(**MESH)):
-        state = distill.lay_out(
+        state = distill.shard_state(
             distill.init_state(float32(CONFIG, randomised(CONFIG)), optimizer), functional(CONFIG).axes, optimizer
         )
 

@@ -251,7 +251,7 @@ def test_faults_of_both_files_are_told_at_once(ads):
 def test_a_model_that_cannot_be_is_refused_and_leaves_nothing(ads, change, message):
     result = antgmm("train", RECIPES / "own-data-llava.toml", "run", change)
     assert result.exit_code == 2
-    assert len(result.stderr.splitlines()) == 1
+    assert len(result.stderr.splitlines()) == 2  # what begins, and the error
     assert message in result.stderr
     assert not (ads / "run").exists()
 

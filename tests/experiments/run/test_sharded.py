@@ -12,10 +12,10 @@ from antgmm_jax.blocks.projector import ProjectorConfig
 from antgmm_jax.config import LanguageConfig, StackConfig, VisionConfig
 from antgmm_jax.families.llava.config import LlavaConfig
 from antgmm_jax.io import checkpoint
-from antgmm_jax.parallel.processes import by_first, gather
+from antgmm_jax.parallel.processes import gather, run_on_first
 from antgmm_jax.parallel.sharding import make_mesh, rows, spec
 from antgmm_jax.pure import float32, functional
-from distill import LossConfig, OptimizerConfig, init_state, lay_out, make_optimizer, make_step
+from distill import LossConfig, OptimizerConfig, init_state, make_optimizer, make_step, shard_state
 from tests.pruning.models import batch_of, randomised
 
 # Without biases of keys: their gradient is zero but for rounding, of which Adam makes steps of full size.
@@ -138,7 +138,7 @@ def test_a_state_goes_on_under_another_mesh(one, mesh, other, tmp_path):
     expected = gather(state)
     with jax.set_mesh(None if other is None else make_mesh(**other)):
         like = jax.eval_shape(lambda: init_state(PURE.init(jax.random.key(0)), OPTIMIZER))
-        found, _ = checkpoint.load_step(tmp_path, 1, lay_out(like, PURE.axes, OPTIMIZER))
+        found, _ = checkpoint.load_step(tmp_path, 1, shard_state(like, PURE.axes, OPTIMIZER))
         if other is not None:
             assert_laid_out(found.params, CONFIG)
             assert_laid_out(found.opt_state[1].nu, CONFIG)
@@ -146,4 +146,4 @@ def test_a_state_goes_on_under_another_mesh(one, mesh, other, tmp_path):
 
 
 def test_one_process_alone_is_outside_of_the_mesh(mesh):
-    assert len(by_first(lambda: jax.numpy.ones(3)).sharding.device_set) == 1
+    assert len(run_on_first(lambda: jax.numpy.ones(3)).sharding.device_set) == 1
