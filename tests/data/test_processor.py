@@ -100,7 +100,7 @@ def test_pixels_are_the_processors_own(saved, encode, records, family):
         theirs = [processor.image_processor(r.images[0], return_tensors="np")["pixel_values"][0] for r in group]
         assert images["pixels"].dtype == np.uint8 and images["valid"].shape == (len(group), 1)
         np.testing.assert_allclose(normalised(images), np.stack(theirs), atol=1e-6, rtol=0)
-        given = inputs(sizes(family), processor).torch(images)
+        given = inputs(sizes(family), processor).torch({"images": images}, None)
         np.testing.assert_allclose(given["pixel_values"], np.stack(theirs), atol=1e-6, rtol=0)
 
 
