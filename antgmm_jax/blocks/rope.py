@@ -44,10 +44,10 @@ def _frequencies(width: int, theta: float) -> Float[Array, " F"]:
 
 def _axis_of_frequency(count: int, sections: Sequence[int]) -> np.ndarray:
     """Axis of each frequency: 0 1 2 0 1 2 ..., and 0 after the last frequency of another axis."""
-    found = np.zeros(count, np.int32)
+    axes = np.zeros(count, np.int32)
     for axis, size in enumerate(sections[1:], 1):
-        found[axis : size * len(sections) : len(sections)] = axis
-    return found
+        axes[axis : size * len(sections) : len(sections)] = axis
+    return axes
 
 
 def _angles(angles: Float[Array, "B T F"]) -> Rope:

@@ -165,9 +165,9 @@ def ties(config: Qwen3VLConfig) -> tuple[Tie, ...]:
 def violations(config: Qwen3VLConfig) -> tuple[str, ...]:
     """Returns the reasons why transformers cannot load this shape; empty if it can."""
     taps, layers, text = config.vision.taps, config.vision.stack.layers, config.language.decoder.layers
-    found = [*tie_violations(ties(config), config)]
+    reasons = [*tie_violations(ties(config), config)]
     if taps and taps[-1] >= layers:
-        found.append(f"DeepStack reads layer {taps[-1]}, but vision/layers = {layers}")
+        reasons.append(f"DeepStack reads layer {taps[-1]}, but vision/layers = {layers}")
     if len(taps) > text:
-        found.append(f"text/layers = {text} must be at least {len(taps)}, the number of DeepStack's mergers")
-    return tuple(found)
+        reasons.append(f"text/layers = {text} must be at least {len(taps)}, the number of DeepStack's mergers")
+    return tuple(reasons)
