@@ -1,7 +1,7 @@
 """The whole model: image encoder -> bridge -> language model."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 from flax import nnx
@@ -19,6 +19,7 @@ from antgmm_jax.errors import AntgmmError
 Batch = Mapping[str, Any]
 
 
+@runtime_checkable
 class Encoder(Protocol):
     """An image encoder: (images, gates, collect) -> states of all slots [B * M, N, D], and collected intermediates."""
 
@@ -29,6 +30,7 @@ class Encoder(Protocol):
         ...
 
 
+@runtime_checkable
 class Bridge(Protocol):
     """Maps image states to text embeddings, in two steps so that the result of the first can be cached."""
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple, cast, get_args
 
 import jax
 import jax.numpy as jnp
@@ -49,7 +49,7 @@ class Functional(NamedTuple):
     graph: Any
 
 
-def functional(config: LMMConfig, remat: Remat = "dots") -> Functional:
+def functional(config: LMMConfig, remat: Remat | str = "dots") -> Functional:
     """Returns a model as pure functions, without allocating parameters.
 
     Args:
@@ -65,7 +65,7 @@ def functional(config: LMMConfig, remat: Remat = "dots") -> Functional:
     """
     if remat not in get_args(Remat):
         raise AntgmmError(f"remat = {remat!r}: give one of {', '.join(get_args(Remat))}")
-    return _functional(config, remat)
+    return _functional(config, cast(Remat, remat))
 
 
 @lru_cache(maxsize=64)
@@ -75,26 +75,31 @@ def _functional(config: LMMConfig, remat: Remat) -> Functional:
     axes, over = (_map_variables(lambda v, name=name: v.get_metadata()[name], state) for name in ("axes", "over"))
 
     def model(params: Params) -> LMM:
-        return nnx.merge(graph, nnx.State(params))
+        return nnx.merge(graph, nnx.State(_arrays(params)))
 
     def init(key: jax.Array) -> Params:
         return sharding.place_tree(nnx.to_pure_dict(nnx.state(build(config, remat=remat, rngs=nnx.Rngs(key)))), axes)
 
-    def apply(params: Params, batch, gates: Mapping[str, jax.Array] | None = None, *, collect=()):
-        return model(params)(batch, gates or {}, collect)
+    def apply(params: Params, batch, gates: Mapping[str, Any] | None = None, *, collect=()):
+        return model(params)(_arrays(batch), _arrays(gates or {}), collect)
 
-    def head(params: Params, hidden: jax.Array, gates: Mapping[str, jax.Array] | None = None):
-        return model(params).language.head(hidden, gates or {})
+    def head(params: Params, hidden: Any, gates: Mapping[str, Any] | None = None):
+        return model(params).language.head(jnp.asarray(hidden), _arrays(gates or {}))
 
     def features(params: Params, images: Images):
         return vision(params, images)[1]
 
     def vision(params: Params, images: Images):
-        whole = model(params)
+        whole, images = model(params), _arrays(images)
         states, _ = whole.vision(images, {})
         return states, by_row(whole.bridge.features(states, {})[0], images)
 
     return Functional(jax.jit(init), apply, head, features, vision, axes, over, graph)
+
+
+def _arrays(tree: Any) -> Any:
+    """Converts NumPy leaves to JAX arrays."""
+    return jax.tree.map(jnp.asarray, tree)
 
 
 def _map_variables(f, state):

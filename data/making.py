@@ -1,7 +1,7 @@
 """Creation of training batches: reads rows, and shifts their images or replaces them by cached features."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -11,6 +11,7 @@ from data.record import Arrays
 from data.shifting import drawn, shifted, shifted_squares
 
 
+@runtime_checkable
 class Rows(Protocol):
     """Random access to encoded records, such as `data.store.Encoded`."""
 
@@ -24,6 +25,7 @@ class Rows(Protocol):
         ...
 
 
+@runtime_checkable
 class Views(Protocol):
     """Cached image features of rows, for several views (shifted copies) of the images.
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from data.tfds_rows import TfdsRows
 _SUFFIXES = {"jsonl": (".jsonl", ".json"), "parquet": (".parquet",), "webdataset": (".tar",)}
 
 
+@runtime_checkable
 class Table(Protocol):
     """Random access to raw rows of files; rows that cannot be parsed are returned as `BadRow`."""
 

@@ -17,7 +17,7 @@ from data.maad.latents import SIZES
 from data.record import Record
 
 if TYPE_CHECKING:
-    import pyarrow as pa
+    import pyarrow
 
 Progress = Callable[[str, int, int], None]
 _WORDS = ("question", "answer", "text", "type", "id", "slice")
@@ -28,7 +28,7 @@ def _silent(name: str, done: int, total: int) -> None:
     """Shows no progress."""
 
 
-def _schema(latents: Sequence[str]) -> "pa.Schema":
+def _schema(latents: Sequence[str]) -> "pyarrow.Schema":
     import pyarrow as pa
 
     image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])

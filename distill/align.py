@@ -42,7 +42,7 @@ class Part(NamedTuple):
     embed: Shaped[np.ndarray, "*Dt Ds"]
     layers_axis: str
     embed_axis: str
-    mask: Callable[[Batch], Bool[Array, "B N"]]
+    mask: Callable[[Batch], Bool[Array | np.ndarray, "B N"]]
     weights: Float[np.ndarray, " N"] | None = None
 
 
@@ -78,7 +78,7 @@ def parts(
     return (*result, Part("bridge", "bridge", OUT, None, embed, "", "text/embed", valid_slots, bridge_weights))
 
 
-def _mask(tower: Tower, image_token: int, term: str, batch: Batch) -> Bool[Array, "B N"]:
+def _mask(tower: Tower, image_token: int, term: str, batch: Batch) -> Bool[Array | np.ndarray, "B N"]:
     return token_masks(tower, image_token, batch)[term]
 
 
@@ -102,8 +102,8 @@ def counts(batch: Batch, chosen: tuple[Part, ...]) -> tuple[Float[Array, ""], ..
 
 def state_sum(
     part: Part,
-    student: Float[Array, "Ls+1 B N Ds"],
-    teacher: Float[Array, "Lt+1 B N Dt"],
+    student: Float[Array, "Ks B N Ds"],
+    teacher: Float[Array, "Kt B N Dt"],
     batch: Batch,
     gates: Mapping[str, Any],
 ) -> Float[Array, ""]:
@@ -125,7 +125,7 @@ def state_sum(
         layer_gates = gates.get(part.layers_axis, 1.0)
         values = losses.hidden(student, teacher, layers=part.layers, layer_gates=layer_gates, **embed)
     if part.weights is not None:
-        values = values * part.weights
+        values = values * part.weights[None, :]
     mask = part.mask(batch)
     if mask.shape[1] == 1:
         values = jnp.mean(values, axis=1, keepdims=True)

@@ -23,7 +23,7 @@ FILES = 256  # there would be more than this number of files to open
 
 
 def cache_size(
-    functional: Any, params: Params, like: Mapping[str, np.ndarray], *, samples: int, names: tuple[str, ...]
+    functional: Any, params: Params, like: Mapping[str, Any], *, samples: int, names: tuple[str, ...]
 ) -> dict[str, int]:
     """Returns the size of a cache on disk, without running the teacher.
 
@@ -44,11 +44,11 @@ def cache_size(
 def build_cache(
     functional: Any,
     params: Params,
-    batches: Iterable[Mapping[str, np.ndarray]],
+    batches: Iterable[Mapping[str, Any]],
     directory: Path,
     *,
     samples: int,
-    like: Mapping[str, np.ndarray],
+    like: Mapping[str, Any],
     key: str,
     names: tuple[str, ...] = ("final",),
     progress: Callable[[int, int], None] = lambda done, samples: None,
@@ -145,7 +145,7 @@ def _targets(functional: Any, params: Params, batch: dict, names: tuple[str, ...
     return {name: rows[name].astype(jnp.bfloat16) for name in names}
 
 
-def _device(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _device(batch: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in batch.items() if name not in ("id", "index", "slots")}
 
 
@@ -154,7 +154,7 @@ def _row_shapes(functional: Any, params: Params, like: Mapping, names: tuple[str
     return {name: value.shape[1:] for name, value in targets.items()}
 
 
-def _check_padding(batch: Mapping[str, np.ndarray]) -> None:
+def _check_padding(batch: Mapping[str, Any]) -> None:
     # Cached rows are cut on the right to the length of a batch; with padding on the left, tokens would be misaligned.
     if "attention_mask" in batch and not np.asarray(batch["attention_mask"])[:, 0].all():
         raise AntgmmError("the teacher cache needs input_ids padded on the right, but a batch is padded on the left")

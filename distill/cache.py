@@ -160,7 +160,7 @@ def _read(shards: Shards, shapes: Shapes, names: Sequence[str], index: np.ndarra
     arrays = {name: np.empty((len(index), math.prod(shapes[name])), ml_dtypes.bfloat16) for name in names}
     ends = dict(zip(shapes, np.cumsum([math.prod(shape) for shape in shapes.values()]).tolist(), strict=True))
     for place, row in enumerate(index):
-        record = np.frombuffer(shards[row], ml_dtypes.bfloat16)
+        record = np.frombuffer(shards[int(row)], ml_dtypes.bfloat16)
         for name, array in arrays.items():
             array[place] = record[ends[name] - array.shape[1] : ends[name]]
     return {name: array.reshape(-1, *shapes[name]) for name, array in arrays.items()}

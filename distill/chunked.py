@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from antgmm_jax.blocks.tokens import IGNORE
@@ -14,7 +15,7 @@ ANSWER_TERMS = ("hard", "soft", "pair", "rank")
 Head = Callable[[Array], Array]
 
 
-def at_positions(final: Float[Array, "B L D"], positions: Int[Array, "B A"]) -> Float[Array, "B A D"]:
+def at_positions(final: Float[Array, "B L D"], positions: Int[Array | np.ndarray, "B A"]) -> Float[Array, "B A D"]:
     """Selects the states at the answer positions."""
     return jnp.take_along_axis(final, positions[..., None], axis=1)
 

@@ -41,7 +41,7 @@ class _Pending(NamedTuple):
 def train(
     step_fn: Callable[[State, Batch, Gates, Params], tuple[State, Metrics]],
     state: State,
-    batches: Iterator[Mapping[str, np.ndarray]],
+    batches: Iterator[Mapping[str, Any]],
     *,
     steps: int,
     gates_at: Callable[[int], Gates] = lambda step: {},

@@ -4,7 +4,7 @@ The losses hard, soft and pair are those of "Large Multimodal Model Compression 
 at AntGroup" (arXiv 2312.05795). We add rank (order of the teacher's top tokens), hidden, vision and bridge (states).
 """
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
@@ -51,7 +51,7 @@ class LossConfig:
     direction: Direction = "forward"
 
     @model_validator(mode="after")
-    def _some_weight(self) -> Self:
+    def _some_weight(self) -> "LossConfig":
         if not self.terms():
             raise ValueError("every weight is 0: set at least one")
         if self.bridge_tokens != "alike" and not self.bridge:
@@ -159,8 +159,8 @@ def rank(logits: Float[Array, "*T V"], teacher_logits: Float[Array, "*T V"], *, 
 
 
 def hidden(
-    student: Float[Array, "Ls+1 B N Ds"],
-    teacher: Float[Array, "Lt+1 B N Dt"],
+    student: Float[Array, "Ks B N Ds"],
+    teacher: Float[Array, "Kt B N Dt"],
     *,
     layers: Int[np.ndarray, " Ls"],
     embed: Shaped[np.ndarray, "*Dt Ds"],

@@ -140,7 +140,7 @@ def _linear_maps(params: Params) -> Params:
     The output head is excluded, as the embedding table is (https://kellerjordan.github.io/posts/muon/).
     """
 
-    def map_of(path: tuple, leaf: Array) -> MuonDimensionNumbers | None:
+    def map_of(path: tuple, leaf: Array | jax.ShapeDtypeStruct) -> MuonDimensionNumbers | None:
         keys = [_key(entry) for entry in path]
         # The leading axis of stacked blocks is a batch of maps.
         dims = tuple(range("blocks" in keys or "cross" in keys, leaf.ndim))
@@ -211,7 +211,7 @@ def check_paths(params: Params, frozen: tuple[str, ...], rates: Sequence[str]) -
     _check_prefixes("rates of", rates, _by_path(params)[0])
 
 
-def _by_path(tree: Params) -> tuple[dict[str, Array], Any]:
+def _by_path(tree: Params) -> tuple[dict[str, Any], Any]:
     """Returns leaves by path, parts joined by "/", in the order of the tree, and the tree's structure."""
     flat, treedef = jax.tree_util.tree_flatten_with_path(tree)
     return {"/".join(map(_key, path)): leaf for path, leaf in flat}, treedef

@@ -60,7 +60,7 @@ def _pack_tokens(states: np.ndarray, counts: np.ndarray, length: int) -> np.ndar
     return out
 
 
-def layers_first(name: str, states: Array) -> Array:
+def layers_first(name: str, states: Array | np.ndarray) -> Array | np.ndarray:
     """Transposes cached states to the layout of collected states, [layers + 1, samples or rows, N, D].
 
     Args:

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 from pydantic import Field, model_validator
 
@@ -45,7 +46,7 @@ class StepConfig(OptimizerConfig):
     remat: Remat = "dots"
 
     @model_validator(mode="after")
-    def _whole_pieces(self) -> Self:
+    def _whole_pieces(self) -> "StepConfig":
         if self.batch_size % self.accumulate:
             raise ValueError(f"accumulate = {self.accumulate} does not divide batch_size = {self.batch_size}")
         return self
@@ -111,7 +112,7 @@ def make_loss(
     teacher: Teacher = NO_TEACHER,
     parts: tuple[Part, ...] = (),
     chunk: int = 512,
-    dtype: jnp.dtype = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
 ) -> Callable[..., tuple[Float[Array, ""], Metrics]]:
     """Returns the weighted loss of a batch as a pure, differentiable function.
 
@@ -137,6 +138,7 @@ def make_loss(
     collect = (("final",) if needs_final else ()) + states
 
     def loss(params: Params, gates: Gates, batch: Batch, teacher_params: Params, totals: Any = None):
+        batch = jax.tree.map(jnp.asarray, dict(batch))  # of NumPy arrays where it is not traced
         tokens, part_tokens = token_counts(batch, chosen) if totals is None else totals
         master, params = params, to_dtype(params, dtype)
         targets = targets_of(teacher_params, batch)
@@ -189,7 +191,7 @@ def make_step(
     parts: tuple[Part, ...] = (),
     micro_batches: int = 1,
     chunk: int = 512,
-    dtype: jnp.dtype = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
 ) -> Step:
     """Creates the train step; it is compiled once per batch shape.
 

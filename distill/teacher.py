@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from antgmm_jax.blocks.pictures import has_pixels
@@ -56,10 +58,10 @@ def collected(out: Mapping[str, Array], names: tuple[str, ...]) -> dict[str, Arr
     return {name: out[name] for name in names}
 
 
-def to_dtype(tree: Any, dtype: jnp.dtype) -> Any:
+def to_dtype(tree: Any, dtype: DTypeLike) -> Any:
     """Casts the floating-point leaves of a tree to `dtype`."""
 
-    def cast(leaf: Array) -> Array:
+    def cast(leaf: Array | np.ndarray) -> Array | np.ndarray:
         return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
 
     return jax.tree.map(cast, tree)
@@ -136,7 +138,7 @@ def cached(functional: Any, params: Params, cache: TeacherCache) -> Teacher:
                 f"build it with names={names} or run the teacher online"
             )
 
-        def targets(params: Params, batch: Batch) -> dict[str, Array]:
+        def targets(params: Params, batch: Batch) -> dict[str, Any]:
             states = {name: batch[PREFIX + name] for name in names}
             # Cached states have samples first, so that they split into micro-batches like other inputs.
             return {name: layers_first(name, x) for name, x in states.items()}

@@ -82,7 +82,7 @@ def principal(
     }
 
 
-def _second_moments(states: jax.Array, valid: jax.Array, *, centred: bool) -> jax.Array:
+def _second_moments(states: jax.Array, valid: jax.Array | np.ndarray, *, centred: bool) -> jax.Array:
     """Mean outer product [D, D] of the tokens' normed states (unit mean square)."""
     states = states.astype(jnp.float32)
     if centred:

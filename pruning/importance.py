@@ -229,7 +229,7 @@ def block_influence(
     return mean_of(lambda batch: score(params, batch), batches)
 
 
-def _influence(states: jax.Array, valid: jax.Array) -> jax.Array:
+def _influence(states: jax.Array, valid: jax.Array | np.ndarray) -> jax.Array:
     states = states.astype(jnp.float32)
     before, after = states[:-1], states[1:]
     norms = jnp.linalg.norm(before, axis=-1) * jnp.linalg.norm(after, axis=-1)

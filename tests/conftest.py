@@ -7,6 +7,9 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from jaxtyping import install_import_hook
+
+from tests import annotations
 
 _CACHE = Path(__file__).resolve().parent.parent / ".cache" / "jax"
 # Tests compile many programs and run each a few times, so compile time is what they take: machine code without
@@ -26,12 +29,15 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Every annotation of a function, shapes and dtypes among them, is checked whenever a test calls it.
+install_import_hook(("antgmm_jax", "pruning", "distill"), f"{annotations.__name__}.checked")
 
 
 def pytest_configure():
     """Eight devices for the tests of sharding, in this process only: a command that is started sets its own number."""
     import jax
 
+    jax.config.update("jax_numpy_rank_promotion", "raise")
     jax.config.update("jax_num_cpu_devices", 8)
     jax.devices()  # starts them, so that no command under test leaves another number to the tests behind it
 

@@ -64,7 +64,7 @@ def _plain(
     if bias is not None:
         logits = logits + bias
     if causal:
-        seen = jnp.arange(keys) <= jnp.arange(length)[:, None]
+        seen = (jnp.arange(keys)[None, :] <= jnp.arange(length)[:, None])[None, None]
         mask = seen if mask is None else mask & seen
     if mask is not None:
         logits = jnp.where(mask, logits, _HIDDEN)

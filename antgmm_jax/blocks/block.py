@@ -1,7 +1,7 @@
 """One block of a transformer stack and the inputs that all blocks share."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from flax import nnx
@@ -66,7 +66,7 @@ class Block(nnx.Module):
         cache: Cache | None = None,
         cross_cache: Cache | None = None,
         slot: Array | int = 0,
-    ) -> tuple[Array, dict[str, Array], Cache | None]:
+    ) -> tuple[Array, dict[str, Any], Cache | None]:
         """Applies the block.
 
         Args:

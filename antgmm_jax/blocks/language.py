@@ -72,7 +72,7 @@ class LanguageModel(nnx.Module):
         axes = ("text/embed", "vocab")
         self.out = None if config.tied else param(rngs.params(), (width, config.vocab), axes, scale=width**-0.5)
 
-    def embed(self, ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+    def embed(self, ids: Int[Array, "..."]) -> Float[Array, "... D"]:
         """Token embeddings."""
         # Gather the table along its width first: the partitioner cannot reshard looked-up columns to batch rows.
         return place(lookup(place(self.tokens[...], ("vocab",)), ids), ("batch",))

@@ -47,9 +47,14 @@ def linear(x: Array, kernel: Array, bias: Array | None, *, inputs: int = 1) -> A
     return y if bias is None else plus(y, bias)
 
 
+def aligned(value: Array, x: Array) -> Array:
+    """Gives a value of the last axes of x leading axes of size 1, so that it broadcasts to x."""
+    return value.reshape((1,) * (x.ndim - value.ndim) + value.shape)
+
+
 def plus(x: Array, bias: Array) -> Array:
     """x + bias in the dtype of x. Adds in float32, so that the bias gradient is summed in float32."""
-    return (x.astype(jnp.float32) + bias.astype(jnp.float32)).astype(x.dtype)
+    return (x.astype(jnp.float32) + aligned(bias, x).astype(jnp.float32)).astype(x.dtype)
 
 
 def repeated(parameter: Float[Array, "..."], rows: int) -> Float[Array, "rows ..."]:
@@ -127,17 +132,18 @@ def normed(
     # In float32: in bfloat16 the variance of a wide stream loses its last digits, and so do the gradients of scale
     # and bias, which are sums over all tokens.
     z = x.astype(jnp.float32)
+    opened = None if gate is None else aligned(gate, x)
 
     def mean(v):
-        if gate is None:
+        if opened is None:
             return jnp.mean(v, axis=-1, keepdims=True)
-        return jnp.sum(v * gate, axis=-1, keepdims=True) / jnp.maximum(jnp.sum(gate), 1.0)
+        return jnp.sum(v * opened, axis=-1, keepdims=True) / jnp.maximum(jnp.sum(opened), 1.0)
 
     if not rms:
         z = z - mean(z)
-    y = z * jax.lax.rsqrt(mean(z * z) + eps) * scale.astype(jnp.float32)
-    y = (y if bias is None else y + bias.astype(jnp.float32)).astype(x.dtype)
-    return y if gate is None else y * gate.astype(y.dtype)
+    y = z * jax.lax.rsqrt(mean(z * z) + eps) * aligned(scale, x).astype(jnp.float32)
+    y = (y if bias is None else plus(y, bias)).astype(x.dtype)
+    return y if opened is None else y * opened.astype(y.dtype)
 
 
 class Norm(nnx.Module):
@@ -226,7 +232,7 @@ class Attention(nnx.Module):
         out = attend(q, k, v, scale=self.scale, causal=causal, mask=mask, bias=bias)
         out = out.reshape(batch, length, heads, group, width)
         if gate is not None:
-            out = out * gate[:, None, None].astype(out.dtype)
+            out = out * aligned(gate[:, None, None], out).astype(out.dtype)
         return linear(out, self.o[...], None if self.o_bias is None else self.o_bias[...], inputs=3), out
 
 
@@ -250,7 +256,7 @@ class MLP(nnx.Module):
         hidden = linear(x, self.up[...], None if self.up_bias is None else self.up_bias[...])
         hidden = act(hidden) if self.gate is None else act(linear(x, self.gate[...], None)) * hidden
         if gate is not None:
-            hidden = hidden * gate.astype(hidden.dtype)
+            hidden = hidden * aligned(gate, hidden).astype(hidden.dtype)
         return linear(hidden, self.down[...], None if self.down_bias is None else self.down_bias[...]), hidden
 
 

@@ -59,7 +59,7 @@ def by_row(states: Array, images: Images) -> Array:
     return states.reshape(*images["valid"].shape, *states.shape[1:])
 
 
-def valid_slots(batch: Mapping[str, Any]) -> Bool[Array, "S 1"]:
+def valid_slots(batch: Mapping[str, Any]) -> Bool[Array | np.ndarray, "S 1"]:
     """Mask of the used image slots; it broadcasts to states [B * M, N]."""
     return batch["images"]["valid"].reshape(-1, 1)
 

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from antgmm_jax.axes import axis
 from antgmm_jax.blocks.block import Gates
-from antgmm_jax.blocks.layers import ACTIVATIONS, linear, param
+from antgmm_jax.blocks.layers import ACTIVATIONS, aligned, linear, param
 from antgmm_jax.config import Act, Tower
 
 OUT = "bridge/out"
@@ -50,6 +50,6 @@ class Projector(nnx.Module):
         hidden = linear(features, self.up[...], None if self.up_bias is None else self.up_bias[...])
         hidden = ACTIVATIONS[self.act](hidden)
         if "bridge/mlp" in gates:
-            hidden = hidden * gates["bridge/mlp"].astype(hidden.dtype)
+            hidden = hidden * aligned(gates["bridge/mlp"], hidden).astype(hidden.dtype)
         kept = {"bridge/mlp": jnp.linalg.norm(hidden.astype(jnp.float32), axis=1)} if "bridge/mlp" in collect else {}
         return linear(hidden, self.down[...], None if self.down_bias is None else self.down_bias[...]), kept

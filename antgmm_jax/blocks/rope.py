@@ -38,8 +38,8 @@ def axial(rows: Int[Array, "B T"], columns: Int[Array, "B T"], head_dim: int, th
     return _angles(jnp.concatenate(angles, axis=-1))
 
 
-def _frequencies(width: int, theta: float) -> Float[Array, " F"]:
-    return theta ** (-jnp.arange(0, width, 2, dtype=jnp.float32) / width)
+def _frequencies(width: int, theta: float) -> Float[Array, "1 1 F"]:
+    return theta ** (-jnp.arange(0, width, 2, dtype=jnp.float32) / width)[None, None]
 
 
 def _axis_of_frequency(count: int, sections: Sequence[int]) -> np.ndarray:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool
 
 from antgmm_jax.blocks.pictures import valid_slots
@@ -17,7 +18,7 @@ KINDS = {"images": ("vision",), "text": ("hidden", "vision"), "answers": ("hidde
 """`Tower.tokens` -> kinds of tokens on which states of teacher and student are compared."""
 
 
-def valid_tokens(tower: Tower, batch: Mapping[str, Any]) -> Bool[Array, "B N"]:
+def valid_tokens(tower: Tower, batch: Mapping[str, Any]) -> Bool[Array | np.ndarray, "B N"]:
     """Returns the mask of a tower's positions that are tokens, not padding.
 
     Args:
@@ -34,14 +35,14 @@ def valid_tokens(tower: Tower, batch: Mapping[str, Any]) -> Bool[Array, "B N"]:
     return batch["labels"] >= 0
 
 
-def predicting(batch: Mapping[str, Any]) -> Bool[Array, "B N"]:
+def predicting(batch: Mapping[str, Any]) -> Bool[Array | np.ndarray, "B N"]:
     """Mask of the decoder positions that predict an answer token, in an encoder-decoder model."""
     rows = jnp.arange(batch["targets"].shape[0])[:, None]
     none = jnp.zeros(batch["decoder_input_ids"].shape, bool)
     return none.at[rows, batch["positions"]].max(batch["targets"] != IGNORE)
 
 
-def token_masks(tower: Tower, image_token: int, batch: Mapping[str, Any]) -> dict[str, Bool[Array, "B N"]]:
+def token_masks(tower: Tower, image_token: int, batch: Mapping[str, Any]) -> dict[str, Bool[Array | np.ndarray, "B N"]]:
     """Returns masks of the tokens on which a tower's states are compared.
 
     Args:

@@ -8,7 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from antgmm_jax.blocks.block import Context, Gates
-from antgmm_jax.blocks.layers import Norm, linear, param, plus, repeated
+from antgmm_jax.blocks.layers import Norm, aligned, linear, param, plus, repeated
 from antgmm_jax.blocks.pictures import Images, flat, normalised
 from antgmm_jax.blocks.stack import Stack
 from antgmm_jax.config import Remat, Tower, VisionConfig
@@ -57,5 +57,5 @@ class VisionEncoder(nnx.Module):
         if self.config.final_norm:
             x = self.final_norm(x, gate)
         elif gate is not None:
-            x = x * gate.astype(x.dtype)  # no norm applies the gate before the bridge reads the stream
+            x = x * aligned(gate, x).astype(x.dtype)  # no norm applies the gate before the bridge reads the stream
         return (x if self.cls is None or self.config.keep_cls else x[:, 1:]), kept

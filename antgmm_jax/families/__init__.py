@@ -12,8 +12,8 @@ from antgmm_jax.families.base import Family, Inputs
 from antgmm_jax.families.rules import complete_ties
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
-    from transformers import ProcessorMixin
+    import tokenizers
+    import transformers
 
 FAMILIES = {module.FAMILY.name: module.FAMILY for module in (blip2_t5, llava, idefics3, qwen3_vl)}
 
@@ -68,7 +68,7 @@ def violations(config: LMMConfig) -> tuple[str, ...]:
     return family(config).violations(config)
 
 
-def inputs(config: LMMConfig, processor: "ProcessorMixin") -> Inputs:
+def inputs(config: LMMConfig, processor: "transformers.ProcessorMixin") -> Inputs:
     """Returns the object that turns prompts and images into model inputs.
 
     Args:
@@ -84,7 +84,7 @@ def inputs(config: LMMConfig, processor: "ProcessorMixin") -> Inputs:
     return _host(config.family).Inputs(config, processor)
 
 
-def new_processor(config: LMMConfig, tokenizer: "Tokenizer") -> "ProcessorMixin":
+def new_processor(config: LMMConfig, tokenizer: "tokenizers.Tokenizer") -> "transformers.ProcessorMixin":
     """Creates the processor of a model that is trained from scratch.
 
     Args:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -11,11 +11,12 @@ from antgmm_jax.families.rules import Tie
 from antgmm_jax.families.table import Entry
 
 if TYPE_CHECKING:
-    from transformers import ProcessorMixin
+    import transformers
 
 Keep = Mapping[str, np.ndarray]
 
 
+@runtime_checkable
 class Inputs(Protocol):
     """Turns a prompt with images into token ids and a tree of images, on the host.
 
@@ -24,7 +25,7 @@ class Inputs(Protocol):
         encoder_decoder: whether an encoder reads the prompt and a decoder the answer.
     """
 
-    processor: "ProcessorMixin"
+    processor: "transformers.ProcessorMixin"
     encoder_decoder: bool
 
     def prompt(self, line: str, pictures: int) -> str:

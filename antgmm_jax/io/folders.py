@@ -4,7 +4,7 @@ import contextlib
 import os
 import shutil
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -82,7 +82,7 @@ def checksums(directory: Path) -> dict[str, tuple[int, int]]:
     return {path.relative_to(directory).as_posix(): (path.stat().st_size, _crc32(path)) for path in _files(directory)}
 
 
-def verify(directory: Path, expected: Mapping[str, tuple[int, int]]) -> None:
+def verify(directory: Path, expected: Mapping[str, Sequence[int]]) -> None:
     """Raises AntgmmError for the first file that differs from its entry in `expected`, a result of `checksums`."""
     for name, (size, checksum) in expected.items():
         path = directory / name

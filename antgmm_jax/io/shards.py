@@ -107,7 +107,7 @@ class Shards:
 
     def __getitem__(self, row: int) -> bytes:
         """Returns the bytes of an existing row. Raises AntgmmError if the file is damaged."""
-        return self._read(self._file[row], int(self._place[row]))
+        return self._read(int(self._file[row]), int(self._place[row]))
 
     def _read(self, file: int, place: int) -> bytes:
         reader = self._readers[file]

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from einops import rearrange
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from antgmm_jax.config import IMAGE_SIDE, LMMConfig, Remat, VisionConfig, towers
@@ -68,12 +69,12 @@ def cell_logits(config: VisionConfig, head: Params, states: Float[Array, "B N V"
         Logits of `SIDE` by `SIDE` cells.
     """
     patches = config.image // config.patch
-    logits = jnp.einsum("bnv,vyxc->bnyxc", states[:, 1:], head["kernel"]) + head["bias"]
+    logits = jnp.einsum("bnv,vyxc->bnyxc", states[:, 1:], head["kernel"]) + head["bias"][None, None, None, None]
     return rearrange(logits, "b (gy gx) y x c -> b (gy y) (gx x) c", gy=patches)
 
 
 def facts_loss(
-    config: LMMConfig, params: Params, facts: Mapping[str, int], *, dtype: jnp.dtype, remat: Remat = "dots"
+    config: LMMConfig, params: Params, facts: Mapping[str, int], *, dtype: DTypeLike, remat: Remat = "dots"
 ) -> Loss:
     """Returns the pretraining loss: mean cross-entropy of the facts, plus the weighted cross-entropy of the cells.
 

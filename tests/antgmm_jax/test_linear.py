@@ -18,16 +18,17 @@ SHAPES = {
 def test_value_and_gradients_are_those_of_an_einsum(pattern):
     left, right, inputs = SHAPES[pattern]
     rng = np.random.default_rng(0)
-    x, kernel = (rng.normal(size=shape).astype(np.float32) for shape in (left, right))
+    x, kernel = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in (left, right))
     expected = jnp.einsum(pattern.replace(" ", ""), x, kernel)
     weight = rng.normal(size=expected.shape).astype(np.float32)
-    bias = rng.normal(size=right[inputs:]).astype(np.float32)
+    bias = jnp.asarray(rng.normal(size=right[inputs:]), jnp.float32)
 
     def value(x, kernel, bias):
         return (weight * linear(x, kernel, bias, inputs=inputs)).sum()
 
     def reference(x, kernel, bias):
-        return (weight * (jnp.einsum(pattern.replace(" ", ""), x, kernel) + bias)).sum()
+        with jax.numpy_rank_promotion("allow"):
+            return (weight * (jnp.einsum(pattern.replace(" ", ""), x, kernel) + bias)).sum()
 
     np.testing.assert_allclose(linear(x, kernel, None, inputs=inputs), expected, rtol=1e-5, atol=1e-5)
     found, wanted = (jax.jit(jax.grad(f, argnums=(0, 1, 2)))(x, kernel, bias) for f in (value, reference))

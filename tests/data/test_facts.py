@@ -51,7 +51,7 @@ def test_the_loss_is_the_facts_mean_plus_the_weighted_cells():
     facts = []
     for i, name in enumerate(FACTS):
         head = trained["facts"][name]
-        facts.append(float(ce(queries[:, 0, i] @ head["kernel"] + head["bias"], rows[f"fact/{name}"]).mean()))
+        facts.append(float(ce(queries[:, 0, i] @ head["kernel"] + head["bias"][None], rows[f"fact/{name}"]).mean()))
     dense = np.asarray(ce(cell_logits(CONFIG.vision, trained["cells"], states), rows["cells"].astype(np.int32)))
     weight = np.where(rows["cells"] > 0, 1.0, 0.2)
     expected = np.mean(facts) + CELLS_WEIGHT * (weight * dense).sum() / weight.sum()

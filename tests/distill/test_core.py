@@ -105,14 +105,15 @@ def test_the_bridge_loss_by_hand(family):
         parts=parts(small_config, keep),
     )
     handed = []
-    for of, weights in ((config, params), (small_config, small)):
-        features = functional(of).features(weights, batch["images"])
-        if family == "blip2_t5":
-            handed.append(features @ weights["bridge"]["out"] + weights["bridge"]["out_bias"])
-        else:
-            bridge = weights["bridge"]
-            inner = jax.nn.gelu(features @ bridge["up"] + bridge["up_bias"], approximate=False)
-            handed.append(inner @ bridge["down"] + bridge["down_bias"])
+    with jax.numpy_rank_promotion("allow"):
+        for of, weights in ((config, params), (small_config, small)):
+            features = functional(of).features(weights, batch["images"])
+            if family == "blip2_t5":
+                handed.append(features @ weights["bridge"]["out"] + weights["bridge"]["out_bias"])
+            else:
+                bridge = weights["bridge"]
+                inner = jax.nn.gelu(features @ bridge["up"] + bridge["up_bias"], approximate=False)
+                handed.append(inner @ bridge["down"] + bridge["down_bias"])
     whole, got = handed[0][..., keep["text/embed"]], handed[1]
     expected = np.mean(np.sum((got - whole) ** 2, -1) / np.sum(whole**2, -1))
     value, _ = loss(small, {}, batch, params)

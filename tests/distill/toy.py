@@ -39,10 +39,10 @@ def toy(width: int, layers: int, vocab: int = VOCAB) -> Toy:
         x = params["text"]["table"][batch["input_ids"]]
         states = [x]
         for i in range(blocks.shape[0]):
-            y = jnp.tanh((x * open_channels) @ blocks[i] + params["text"]["bias"][i])
+            y = jnp.tanh((x * open_channels[None, None]) @ blocks[i] + params["text"]["bias"][i][None, None])
             x = x + open_layers[i] * y
             states.append(x)
-        final = x * open_channels
+        final = x * open_channels[None, None]
         out = {"logits": head(params, final), "final": final, "text/states": jnp.stack(states)}
         return {"logits": out["logits"], **{name: out[name] for name in collect}}
 

@@ -42,7 +42,7 @@ def test_what_stands_in_padding_changes_no_logit(case):
 def test_a_wider_bucket_changes_no_logit(first):
     arrays = batch(first.config)
     wide = {name: np.pad(value, ((0, 0), (0, 5))) for name, value in arrays.items() if name != "images"}
-    kept = {name: arrays[name] for name in ("decoder_input_ids",) if name in arrays}
+    kept = {name: arrays[name] for name in ("decoder_input_ids", "labels") if name in arrays}
     images = {name: np.concatenate([leaf, leaf[:, -1:]], axis=1) for name, leaf in arrays["images"].items()}
     assert images["valid"].shape[1] > arrays["images"]["valid"].shape[1] and not images["valid"][:, -1].any()
     found = logits(first.config, first.params, {**wide, **kept, "images": images})

@@ -30,7 +30,7 @@ def test_taylor_by_hand_is_the_mean_of_absolute_gradients():
 def test_what_is_measured_in_bfloat16_is_averaged_in_float32():
     # From 256 on bfloat16 has even numbers alone: a sum in it stays at 256, whatever the number of ones.
     values = [256.0] + [1.0] * 31
-    found = mean_of(lambda batch: {"t/mlp": batch}, [jnp.full(1, value, jnp.bfloat16) for value in values])
+    found = mean_of(lambda batch: batch, [{"t/mlp": jnp.full(1, value, jnp.bfloat16)} for value in values])
     np.testing.assert_allclose(found["t/mlp"], [287 / 32])
     assert found["t/mlp"].dtype == np.float32
 

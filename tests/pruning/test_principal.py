@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -91,7 +92,7 @@ def axes_of(config):
 def test_a_basis_by_hand():
     # Three tokens along the first channel, one along the second, and padding along the third: of the variance 3/4 lie
     # in the first component, and a norm over one channel divides by more than one over three by sqrt(3/4 * 3).
-    states = np.array([[[[2.0, 0, 0], [-1, 0, 0], [5, 0, 0], [0, 4, 0], [0, 0, 9]]]], np.float32)
+    states = jnp.array([[[[2.0, 0, 0], [-1, 0, 0], [5, 0, 0], [0, 4, 0], [0, 0, 9]]]], jnp.float32)
     batch = {"attention_mask": np.array([[1, 1, 1, 1, 0]])}
     basis = principal(
         lambda params, batch, collect: dict.fromkeys(collect, states),
@@ -110,7 +111,7 @@ def test_both_stacks_of_t5_count_in_the_basis_that_they_share():
     tokens = {"encoder": np.stack([one, -3 * one, 2 * one, padding]), "decoder": np.stack([5 * other, 9 * padding])}
     batch = {"attention_mask": np.array([[1, 1, 1, 0]]), "labels": np.array([[4, -100]])}
     basis = principal(
-        lambda params, batch, collect: {name: tokens[name.split("/")[0]][None, None] for name in collect},
+        lambda params, batch, collect: {name: jnp.asarray(tokens[name.split("/")[0]])[None, None] for name in collect},
         {},
         config,
         [batch],
