@@ -103,5 +103,5 @@ def _taps(
     along = at.astype(jnp.float32) * (side - 1) / jnp.maximum(size - 1, 1)
     first = jnp.floor(along)
     share = along - first
-    entries = jnp.clip(first.astype(jnp.int32)[..., None] + jnp.arange(2), 0, side - 1)
+    entries = jnp.clip(first.astype(jnp.int32)[..., None] + jnp.arange(2)[None, None], 0, side - 1)
     return entries, jnp.stack([1 - share, share], axis=-1)

@@ -12,12 +12,12 @@ from jaxtyping import Array, Bool, Int
 def starts(segments: Int[Array, "B T"]) -> Int[Array, "B T"]:
     """First position of the sample to which each position belongs."""
     begins = segments != jnp.pad(segments, ((0, 0), (1, 0)), constant_values=-1)[:, :-1]
-    return jax.lax.cummax(jnp.where(begins, jnp.arange(segments.shape[1]), 0), axis=1)
+    return jax.lax.cummax(jnp.where(begins, jnp.arange(segments.shape[1])[None], 0), axis=1)
 
 
 def positions(segments: Int[Array, "B T"]) -> Int[Array, "B T"]:
     """Index of each position within its sample, from 0."""
-    return jnp.arange(segments.shape[1]) - starts(segments)
+    return jnp.arange(segments.shape[1])[None] - starts(segments)
 
 
 def same_sample(segments: Int[Array, "B T"]) -> Bool[Array, "B 1 T T"]:

@@ -99,7 +99,7 @@ def facts_loss(
         losses, accuracies = [], []
         for i, name in enumerate(facts):
             head = trained["facts"][name]
-            logits = queries[:, 0, i] @ head["kernel"] + head["bias"]
+            logits = queries[:, 0, i] @ head["kernel"] + head["bias"][None]
             target = batch[f"fact/{name}"]
             losses.append(cross_entropy(logits, target).mean())
             accuracies.append((logits.argmax(-1) == target).mean())

@@ -6,7 +6,7 @@ import pytest
 from jax.sharding import NamedSharding, get_mesh
 
 from antgmm_jax.parallel.processes import gather
-from antgmm_jax.parallel.sharding import make_mesh, rows, spec
+from antgmm_jax.parallel.sharding import make_mesh, shard_rows, spec
 from antgmm_jax.pure import float32, functional
 from tests.families.cases import batch, close, counted
 
@@ -20,7 +20,7 @@ def mesh():
 def computed(case):
     """Parameters where the mesh puts them, logits, and the gradient of their weighted sum."""
     config, arrays = case.config, batch(case.config)
-    params, there = float32(config, case.params), rows(arrays)
+    params, there = float32(config, case.params), shard_rows(arrays)
     weights = np.random.default_rng(0).normal(size=(*counted(arrays).shape, config.language.vocab)).astype(np.float32)
     weights[~counted(arrays)] = 0
 

@@ -52,7 +52,7 @@ class PackedEncoder(nnx.Module):
         x = linear(jnp.repeat(patches, config.frames, axis=3), self.patch[...], self.patch_bias[...], inputs=4)
         x = x.reshape(rows, slots * inside, -1)
         place = jnp.repeat(images["place"], inside, axis=1)
-        inner = jnp.tile(jnp.arange(inside), slots)
+        inner = jnp.tile(jnp.arange(inside), slots)[None]
         at = (side * place[..., 0] + inner // side, side * place[..., 1] + inner % side)
         learnt = interpolated(self.positions[...], *at, side * place[..., 2:])
         x = (x.astype(jnp.float32) + learnt).astype(x.dtype)

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 from transformers import ProcessorMixin, Qwen2VLImageProcessor, Qwen3VLProcessor, Qwen3VLVideoProcessor
 
 from antgmm_jax.blocks.grids import places
-from antgmm_jax.blocks.pictures import flat, normalised
+from antgmm_jax.blocks.pictures import as_hf
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families.qwen3_vl.config import Qwen3VLConfig
 from antgmm_jax.families.square import Tree, check_processor, normalisation, one_thread
@@ -92,12 +92,12 @@ class Inputs:
     def torch(batch: Mapping[str, Any], config: Any) -> Tree:
         """Converts images of a batch to the PyTorch model's patches and grids, and marks their tokens."""
         images, vision = batch["images"], config.vision_config
-        valid = np.asarray(images["valid"]).reshape(-1)
+        valid = np.asarray(images["valid"])
         if not valid.any():
             return {}
-        squares, place = np.asarray(normalised(images))[valid], np.asarray(flat(images["place"]))[valid]
+        squares, place = as_hf(images), np.asarray(images["place"])[valid]
         merge, frames = vision.spatial_merge_size, vision.temporal_patch_size
-        patches = rearrange(squares, "s (y py) (x px) c -> (s y x) c 1 py px", y=merge, x=merge)
+        patches = rearrange(squares, "s c (y py) (x px) -> (s y x) c 1 py px", y=merge, x=merge)
         begins = (place[:, :2] == 0).all(axis=1)
         grids = np.pad(place[begins, 2:] * merge, ((0, 0), (1, 0)), constant_values=1)
         marks = np.asarray(batch["input_ids"]) == config.image_token_id

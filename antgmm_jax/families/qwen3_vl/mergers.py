@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from antgmm_jax.blocks.block import Gates
-from antgmm_jax.blocks.layers import ACTIVATIONS, linear, normed, param
+from antgmm_jax.blocks.layers import ACTIVATIONS, aligned, linear, normed, param
 from antgmm_jax.blocks.projector import OUT
 from antgmm_jax.blocks.stack import repeated_module
 from antgmm_jax.config import Tower
@@ -50,7 +50,7 @@ class Merger(nnx.Module):
         scale, bias = (leaf[...].reshape(-1) for leaf in (self.scale, self.bias))
         x = normed(x, scale, bias, eps=self.eps, rms=False, gate=gate).reshape(patches.shape)
         hidden = ACTIVATIONS["gelu"](linear(x, self.up[...], self.up_bias[...], inputs=2))
-        hidden = hidden if open_units is None else hidden * open_units.astype(hidden.dtype)
+        hidden = hidden if open_units is None else hidden * aligned(open_units, hidden).astype(hidden.dtype)
         return linear(hidden, self.down[...], self.down_bias[...]), hidden
 
 

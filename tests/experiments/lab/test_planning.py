@@ -1,6 +1,7 @@
 """A plan's figures are those of programs that can be counted by hand, and of the step that really runs."""
 
 import json
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -172,7 +173,9 @@ def test_a_checkpoint_is_planned_by_a_process_that_starts_with_one_device(tmp_pa
     model = reference.saved(reference.llava(), tmp_path / "model")
     words = ["plan", str(model), "--mesh", "data=2", "--batch", "2", "--length", "8", "--answer", "2", "--json"]
     command = [sys.executable, "-m", "experiments.cli", *words]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    # None of the settings of the tests: the command makes all that it needs.
+    clean = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}
+    done = subprocess.run(command, cwd=ROOT, env=clean, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     figures = json.loads(done.stdout)
     assert figures["mesh"] == {"data": 2, "fsdp": 1, "tensor": 1}

@@ -26,7 +26,7 @@ def test_in_bfloat16_the_loss_is_nearly_the_same_and_parameters_stay_float32():
     optimizer, losses = distill.make_optimizer(distill.OptimizerConfig(learning_rate=1e-3), steps=3), []
     for dtype in (jnp.float32, jnp.bfloat16):
         state = distill.init_state(with_heads(CONFIG, params, FACTS, 5, jax.random.key(1)), optimizer)
-        state, metrics = step_of(params, optimizer, dtype)(state, rows, None, None)
+        state, metrics = step_of(params, optimizer, dtype)(state, rows, {}, None)
         losses.append(float(metrics["loss"]))
         assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {jnp.dtype("float32")}
     assert losses[0] != losses[1]
@@ -41,7 +41,7 @@ def test_training_lowers_the_loss_and_leaves_the_language_model_alone():
     step, rows = step_of(params, optimizer), batch(CONFIG)
     state, losses = distill.init_state(trained, optimizer), []
     for _ in range(30):
-        state, metrics = step(state, rows, None, None)
+        state, metrics = step(state, rows, {}, None)
         losses.append(float(metrics["loss"]))
     assert losses[-1] < 0.8 * losses[0]
 

@@ -13,7 +13,7 @@ from antgmm_jax.config import LanguageConfig, StackConfig, VisionConfig
 from antgmm_jax.families.llava.config import LlavaConfig
 from antgmm_jax.io import checkpoint
 from antgmm_jax.parallel.processes import gather, run_on_first
-from antgmm_jax.parallel.sharding import make_mesh, rows, spec
+from antgmm_jax.parallel.sharding import make_mesh, shard_rows, spec
 from antgmm_jax.pure import float32, functional
 from distill import LossConfig, OptimizerConfig, init_state, make_optimizer, make_step, shard_state
 from tests.pruning.models import batch_of, randomised
@@ -78,7 +78,7 @@ def compiled(state, batch):
 @pytest.fixture(scope="module")
 def one():
     """A step on one device: state and metrics."""
-    state, batch = fresh(), rows(BATCH)
+    state, batch = fresh(), shard_rows(BATCH)
     return compiled(state, batch)(state, batch, {}, {})
 
 
@@ -89,7 +89,7 @@ def mesh():
 
 
 def test_a_step_is_that_of_one_device_and_leaves_the_state_split(one, mesh):
-    state, batch = fresh(), rows(BATCH)
+    state, batch = fresh(), shard_rows(BATCH)
     assert_laid_out(state.params, CONFIG)
     whole = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     # Matrices, nearly all of it, by fsdp and tensor: a quarter of each on a device.
