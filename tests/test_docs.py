@@ -27,7 +27,7 @@ from experiments.run.schema.recipe import load_recipe, load_training
 ROOT = Path(__file__).resolve().parents[1]
 GUIDES = [page for part in ("guides", "concepts") for page in sorted((ROOT / "docs" / part).iterdir())]
 PAGES = ["README.md", "docs/index.md", *(str(page.relative_to(ROOT)) for page in GUIDES)]
-LONG = {"docs/guides/your-data.md", "docs/concepts/resume-and-recombine.md"}  # these train
+LONG = {"docs/guides/your-data.md", "docs/guides/your-model.md", "docs/concepts/resume-and-recombine.md"}  # these train
 _FENCE = RawFencedCodeBlockLexer(re.compile(r'(?P<language>\w*)(?: title="(?P<title>[^"\n]+)")?[^\n]*\n'))
 _run_python = PythonEvaluator()
 

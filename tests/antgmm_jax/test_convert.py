@@ -108,8 +108,8 @@ def test_pickled_weights_are_not_read(checkpoint):
 
 def test_another_family_is_refused(checkpoint):
     path = checkpoint / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "model_type": "qwen3_vl"}))
-    with pytest.raises(AntgmmError, match="'qwen3_vl' is not supported: use one of blip-2, llava"):
+    path.write_text(json.dumps({**json.loads(path.read_text()), "model_type": "qwen2_vl"}))
+    with pytest.raises(AntgmmError, match="'qwen2_vl' is not supported: use one of blip-2, llava"):
         load_hf(checkpoint)
 
 

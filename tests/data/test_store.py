@@ -224,6 +224,7 @@ print(json.dumps(child(sys.argv[1], sys.argv[2], 64)))
 """
 
 
+@pytest.mark.long
 def test_memory_does_not_grow_with_rows(tmp_path):
     from experiments.lab.bench import stream
 

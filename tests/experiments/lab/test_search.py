@@ -87,6 +87,7 @@ def test_the_walk_ends_within_the_budget_and_near_it(truth):
     assert best.measured == max(each.measured for each in tried if each.measured <= 6)
 
 
+@pytest.mark.long
 def test_a_student_far_below_the_budget_is_left_for_one_between_it_and_the_one_above():
     # Widths are dearer here than predicted, so that the first correction overshoots.
     def timed(model):
@@ -102,6 +103,7 @@ def test_a_student_far_below_the_budget_is_left_for_one_between_it_and_the_one_a
     assert best.measured > 0.8 * 6
 
 
+@pytest.mark.long
 def test_a_latency_out_of_reach_names_the_fastest():
     fastest = r"the fastest of 1 measured takes .* ms, at load .* cores \(vision/layers 1, "
     with pytest.raises(AntgmmError, match="within 0.1 ms: " + fastest):

@@ -121,7 +121,9 @@ def test_rows_of_a_user_become_an_exported_student(ads, family):
     _answers_as_a_stock_model(ads / "runs/student/export", ads / "ads", family)
 
 
-@pytest.mark.parametrize(("family", "save"), [("smolvlm", save_smolvlm), ("qwen3-vl", save_qwen3_vl)])
+@pytest.mark.parametrize(
+    ("family", "save"), [pytest.param("smolvlm", save_smolvlm, marks=pytest.mark.long), ("qwen3-vl", save_qwen3_vl)]
+)
 def test_rows_with_tiles_of_any_number_of_pictures_are_compressed(ads, family, save):
     teacher, rng = save(ads / "teacher"), np.random.default_rng(0)
     for split, rows in (("train", 16), ("test", 8)):

@@ -242,6 +242,7 @@ def test_a_folder_of_another_recipe_is_refused(recipe, whole):
         finish(Run(load_recipe(recipe, ["seed=4"]), whole[0]))
 
 
+@pytest.mark.long
 def test_a_decoder_only_model_goes_the_whole_way(tmp_path):
     vision = '"vision/layers" = 1, "vision/embed" = 16'
     cut = vision + ', "text/layers" = 2, "text/heads" = 1, "text/mlp" = 24, "text/embed" = 24'
