@@ -20,6 +20,8 @@ from experiments.run.host.energy import JOULES_A_KWH
 
 PHASES = ("vision", "prefill", "decode")
 LEAST, LONGEST = 10, 30.0
+"""Minimum number of timed rounds, and the seconds after which no further round starts."""
+
 ENERGY_SECONDS = 1.0
 """Minimum duration of an energy measurement: counters and load are updated only every 0.1 s."""
 

@@ -199,7 +199,7 @@ def announce(recipe: Recipe | Training, start: LMMConfig, rows: Rows, done: Coll
     say(f"{count(before)} parameters{smaller}; the parts of the run, with estimated durations:")
     todo = [part for part in parts(recipe, start, rows) if part.title.removeprefix(SCORES) not in done]
     rate = matmul_rate()
-    for part in todo:
-        say(f"  {clock(seconds(part, rate)):>7}  {part.title}: {part.work}")
-    total = clock(sum(seconds(part, rate) for part in todo))
-    say(f"  {total:>7}  in total, estimated from {count(rate)}FLOP/s of a matrix product on this machine")
+    times = [seconds(part, rate) for part in todo]
+    for part, each in zip(todo, times, strict=True):
+        say(f"  {clock(each):>7}  {part.title}: {part.work}")
+    say(f"  {clock(sum(times)):>7}  in total, estimated from {count(rate)}FLOP/s of a matrix product on this machine")
