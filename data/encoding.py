@@ -12,6 +12,7 @@ from transformers import ProcessorMixin
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import inputs
+from antgmm_jax.families.words import user_turn
 from data.record import PROMPT, Arrays, Record, prompt
 from data.rows import BadRow, Row
 
@@ -82,7 +83,8 @@ class Encoder:
         """
         line = prompt(record.question, record.text, self._template)
         try:
-            ids, images = self.inputs(line, record.images)
+            text = self.inputs.chat(user_turn(line, len(record.images)))
+            ids, images = self.inputs(text, record.images)
         except AntgmmError as error:
             raise BadRow(str(error)) from error
         answer = [*self._words(record.answer, add_special_tokens=False)["input_ids"], self.eos]

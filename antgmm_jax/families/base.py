@@ -9,6 +9,7 @@ import numpy as np
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.families.rules import Tie
 from antgmm_jax.families.table import Entry
+from antgmm_jax.families.words import Messages
 
 if TYPE_CHECKING:
     import transformers
@@ -18,7 +19,7 @@ Keep = Mapping[str, np.ndarray]
 
 @runtime_checkable
 class Inputs(Protocol):
-    """Turns a prompt with images into token ids and a tree of images, on the host.
+    """Turns a conversation with images into token ids and a tree of images, on the host.
 
     Attributes:
         processor: processor of the checkpoint, with its `tokenizer`.
@@ -28,12 +29,12 @@ class Inputs(Protocol):
     processor: "transformers.ProcessorMixin"
     encoder_decoder: bool
 
-    def prompt(self, line: str, pictures: int) -> str:
-        """The text for the processor, for a line of text and a number of images."""
+    def chat(self, messages: Messages) -> str:
+        """Renders a conversation as text for the processor, by its chat template; see `words.rendered`."""
         ...
 
-    def __call__(self, line: str, images: Sequence[np.ndarray]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Prompt token ids int32 [T], including image tokens, and the tree of images, leaves [M, ...]."""
+    def __call__(self, text: str, images: Sequence[np.ndarray]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Token ids int32 [T] of such a text, including image tokens, and the tree of images, leaves [M, ...]."""
         ...
 
     @staticmethod

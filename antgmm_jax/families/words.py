@@ -1,9 +1,12 @@
-"""Special tokens of tokenizers that we train, and prompts by chat template."""
+"""Special tokens of tokenizers that we train, and conversations as text by the chat template."""
 
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tokenizers import Tokenizer, processors
 from transformers import PreTrainedTokenizerFast, ProcessorMixin
+
+from antgmm_jax.errors import AntgmmError
 
 # These ids are part of the interface: model configs contain them.
 PAD, EOS, UNK, IMAGE, BOS = range(5)
@@ -17,13 +20,41 @@ CHAT = (
 )
 
 
-def user_turn(processor: ProcessorMixin, line: str, pictures: int) -> str:
-    """Formats a user's turn (images, then the line) by the chat template; "" if the processor has none."""
-    if not processor.chat_template:
-        return ""
+Messages = Sequence[Mapping[str, Any]]
+"""A conversation: turns with `role` and `content`, a list of parts as in `user_turn`."""
+
+
+def user_turn(line: str, pictures: int) -> Messages:
+    """Returns a conversation of one user turn: images, then a line of text."""
     content: list[Any] = [*[{"type": "image"}] * pictures, {"type": "text", "text": line}]
-    turns: list[Any] = [{"role": "user", "content": content}]
-    return processor.apply_chat_template(turns, add_generation_prompt=True)
+    return [{"role": "user", "content": content}]
+
+
+def rendered(processor: ProcessorMixin, messages: Messages, plain: Callable[[str, int], str]) -> str:
+    """Renders a conversation as text for the processor.
+
+    Args:
+        processor: processor of the checkpoint.
+        messages: the conversation. If it ends with a user turn, the text ends where the answer begins.
+        plain: (line, number of images) -> text, for a processor without a chat template.
+
+    Returns:
+        The text.
+
+    Raises:
+        AntgmmError: no chat template, and the conversation is not a single user turn that begins with its images.
+    """
+    if processor.chat_template:
+        turns: Any = list(messages)
+        return processor.apply_chat_template(turns, add_generation_prompt=messages[-1]["role"] == "user")
+    parts = messages[0]["content"]
+    pictures = sum(part["type"] == "image" for part in parts)
+    line = "".join(part["text"] for part in parts[pictures:] if part["type"] == "text")
+    if [*messages] != user_turn(line, pictures):
+        raise AntgmmError(
+            "the processor has no chat template: a conversation must be a single user turn that begins with its images"
+        )
+    return plain(line, pictures)
 
 
 def starts_itself(processor: ProcessorMixin, text: str) -> bool:

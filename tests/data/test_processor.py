@@ -15,7 +15,7 @@ from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import inputs, new_processor
 from antgmm_jax.families.blip2_t5.presets import sized as blip2_t5
 from antgmm_jax.families.llava.presets import sized as llava
-from antgmm_jax.families.words import BOS, EOS, IMAGE, PAD, wrap
+from antgmm_jax.families.words import BOS, EOS, IMAGE, PAD, user_turn, wrap
 from antgmm_jax.presets import preset
 from data import collate
 from data.encoding import Encoder, decode
@@ -109,7 +109,7 @@ def test_prompt_ids_are_the_processors_own(saved, encode, records, family):
     processor, reads = saved[family], inputs(sizes(family), saved[family])
     arrays = encode(family, records)
     for row, record in enumerate(records):
-        line = reads.prompt(prompt(record.question, record.text), 1)
+        line = reads.chat(user_turn(prompt(record.question, record.text), 1))
         theirs = processor(images=record.images[0], text=[line], return_tensors="np")
         np.testing.assert_array_equal(
             arrays["prompt/input_ids"][row][arrays["prompt/attention_mask"][row] == 1], theirs["input_ids"][0]
@@ -132,7 +132,7 @@ def test_several_pictures_and_none_are_what_the_processor_makes_of_them(saved, e
     assert not images["pixels"][~images["valid"]].any()
     at = 0
     for row, record in enumerate(rows):
-        line = reads.prompt(prompt(record.question, record.text), len(record.images))
+        line = reads.chat(user_turn(prompt(record.question, record.text), len(record.images)))
         own = [*record.images] or None
         ids = arrays["prompt/input_ids"][row][arrays["prompt/attention_mask"][row] == 1]
         if family == "llava":
@@ -254,9 +254,9 @@ def test_a_llava_processor_without_chat_template_gets_the_classic_prompt(saved):
     processor = copy.deepcopy(saved["llava"])
     processor.chat_template = None
     reads = inputs(sizes("llava"), processor)
-    assert reads.prompt("text: a question: b", 1) == "USER: <image>\ntext: a question: b ASSISTANT:"
-    assert reads.prompt("q", 0) == "USER: q ASSISTANT:"
-    assert reads.prompt("q", 2) == "USER: <image>\n<image>\nq ASSISTANT:"
+    assert reads.chat(user_turn("text: a question: b", 1)) == "USER: <image>\ntext: a question: b ASSISTANT:"
+    assert reads.chat(user_turn("q", 0)) == "USER: q ASSISTANT:"
+    assert reads.chat(user_turn("q", 2)) == "USER: <image>\n<image>\nq ASSISTANT:"
 
 
 def test_a_template_is_filled_with_a_records_words():
@@ -347,6 +347,6 @@ def test_a_picture_of_the_models_size_is_resized_where_others_are(tokenizer):
     made.image_processor.size = {"shortest_edge": 32}
     image = (np.arange(24 * 24 * 3) % 251).astype(np.uint8).reshape(24, 24, 3)
     expected = made.image_processor(image, return_tensors="np")["pixel_values"]
-    _, tree = inputs(sizes("llava", 24), made)("q", [image])
+    _, tree = inputs(sizes("llava", 24), made)("<image>q", [image])
     found = tree["pixels"] * tree["scale"][:, None, None] + tree["offset"][:, None, None]
     np.testing.assert_allclose(np.moveaxis(found, -1, 1), np.asarray(expected), atol=1e-6, rtol=0)

@@ -19,7 +19,7 @@ from data.rows import BadRow
 from pruning import plan, shrink
 from pruning.keep import shrunk_config
 from tests.families.cases import case_of
-from tests.families.test_inputs import LINE, picture
+from tests.families.test_inputs import picture, text_of
 
 QWEN, SHAPE = "qwen3_vl", "two mergers"
 
@@ -112,7 +112,7 @@ def test_the_text_layers_that_deepstack_adds_to_stay(case):
 
 @pytest.mark.parametrize("side", [(1, 1), (1, 190), (300, 7), (20000, 110)], ids=str)
 def test_an_image_of_any_size_is_cut_into_the_squares_of_its_processor(case, side):
-    _, tree = case.reads(LINE, [picture(*side)])
+    _, tree = case.reads(text_of(case.reads, [0]), [picture(*side)])
     high, wide = tree["place"][0, 2:].tolist()
     patches = case.reads.processor.image_processor.get_number_of_image_patches(*side[::-1])
     assert high * wide == len(tree["pixels"]) == patches // case.config.vision.merge**2
@@ -124,7 +124,7 @@ def test_rows_that_cannot_be_read_are_refused(case):
     with pytest.raises(BadRow, match="an image of 300 x 1 pixels"):
         Encoder(case.reads.processor, case.config)(Record(question="?", answer="yes", images=(picture(300, 1),)))
     with pytest.raises(AntgmmError, match="an image of 300 x 1 pixels: one side may be at most 200 times the other"):
-        case.reads(LINE, [picture(300, 1)])
+        case.reads(text_of(case.reads, [0]), [picture(300, 1)])
     with pytest.raises(AntgmmError, match=r"<\|video_pad\|> is the token of a video, which is not supported"):
         case.reads("what is <|video_pad|> ?", [])
     with pytest.raises(AntgmmError, match="needs a Qwen3VLProcessor"):

@@ -9,6 +9,7 @@ from transformers import AutoProcessor
 
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import inputs, new_processor
+from antgmm_jax.families.words import user_turn
 from tests.families.cases import close, logits, tokenizer
 
 LINE = "text: new , $25. question: what is the price ?"
@@ -30,10 +31,14 @@ def picture(width, height):
     return (np.linspace(0, 200, width)[None, :, None] + noise).astype(np.uint8)
 
 
+def text_of(reads, images):
+    """The text of one turn with these images, as the processor takes it."""
+    return reads.chat(user_turn(LINE, len(images)))
+
+
 def own(reads, images):
     """What the processor itself makes of a row: token ids, and its pictures as PyTorch takes them."""
-    prompt = reads.prompt(LINE, len(images))
-    made = reads.processor(text=[prompt], images=images or None, return_tensors="np")
+    made = reads.processor(text=[text_of(reads, images)], images=images or None, return_tensors="np")
     return np.asarray(made["input_ids"])[0], np.asarray(made["pixel_values"]) if images else None
 
 
@@ -50,8 +55,9 @@ def assert_pictures(case, reads, tree, theirs):
 
 def assert_computed(case, reads, image):
     """Our logits against PyTorch's, which is given the processor's own masks of pixels and of tokens too."""
-    given = reads.processor(text=[reads.prompt(LINE, 1)], images=[image], return_tensors="pt")
-    ids, tree = reads(LINE, [image])
+    text = text_of(reads, [image])
+    given = reads.processor(text=[text], images=[image], return_tensors="pt")
+    ids, tree = reads(text, [image])
     images = {name: leaf[None] for name, leaf in tree.items()} | {"valid": np.ones((1, len(tree["pixels"])), bool)}
     row = {"images": images, "input_ids": ids[None], "attention_mask": np.ones((1, len(ids)), np.int32)}
     if case.config.encoder_decoder:
@@ -63,7 +69,7 @@ def assert_computed(case, reads, image):
 
 @pytest.mark.parametrize("side", SIDES, ids=str)
 def test_a_picture_and_its_tokens_are_the_processors_own(case, reads, side):
-    ids, tree = reads(LINE, [picture(*side)])
+    ids, tree = reads(text_of(reads, [0]), [picture(*side)])
     expected, theirs = own(reads, [picture(*side)])
     np.testing.assert_array_equal(ids, expected)
     assert ids.dtype == np.int32
@@ -72,7 +78,7 @@ def test_a_picture_and_its_tokens_are_the_processors_own(case, reads, side):
 
 
 def test_a_line_without_a_picture_is_the_processors_own(case, reads):
-    ids, tree = reads(LINE, [])
+    ids, tree = reads(text_of(reads, []), [])
     np.testing.assert_array_equal(ids, own(reads, [])[0])
     assert case.config.image_token not in ids
     assert {len(leaf) for leaf in tree.values()} == {0}
@@ -80,7 +86,7 @@ def test_a_line_without_a_picture_is_the_processors_own(case, reads):
 
 def test_several_pictures_are_the_processors_own(case, reads):
     images = [picture(*side) for side in SIDES[:3]]
-    ids, tree = reads(LINE, images)
+    ids, tree = reads(text_of(reads, images), images)
     expected, theirs = own(reads, images)
     token = case.config.image_token
     assert (ids == token).sum() == len(tree["pixels"]) * case.config.image_tokens

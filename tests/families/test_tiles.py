@@ -5,7 +5,7 @@ import pytest
 
 from antgmm_jax.families import inputs, new_processor
 from tests.families.cases import FIRST, case_of, tokenizer
-from tests.families.test_inputs import LINE, assert_computed, assert_pictures, own, picture
+from tests.families.test_inputs import assert_computed, assert_pictures, own, picture, text_of
 
 SPLITTING = [one for one in FIRST if one[0] == "idefics3"]
 
@@ -23,7 +23,7 @@ def split(request, tmp_path_factory):
 @pytest.mark.parametrize("sides", [[(16, 16)], [(50, 21)], [(19, 64), (40, 40)], []], ids=str)
 def test_tiles_and_their_tokens_are_the_processors_own(split, sides):
     (case, reads), images = split, [picture(*side) for side in sides]
-    ids, tree = reads(LINE, images)
+    ids, tree = reads(text_of(reads, images), images)
     expected, theirs = own(reads, images)
     np.testing.assert_array_equal(ids, expected)
     assert (ids == case.config.image_token).sum() == len(tree["pixels"]) * case.config.image_tokens

@@ -10,7 +10,7 @@ from transformers import Blip2Processor, BlipImageProcessor, ProcessorMixin
 from antgmm_jax.blocks.pictures import as_hf
 from antgmm_jax.families.blip2_t5.config import Blip2T5Config
 from antgmm_jax.families.square import SquarePictures, Tree, check_processor, side
-from antgmm_jax.families.words import wrap
+from antgmm_jax.families.words import Messages, rendered, wrap
 
 
 class Inputs:
@@ -32,14 +32,13 @@ class Inputs:
         self.processor, self._images = processor, SquarePictures(processor)
         self._token, self._tokens_per_image = config.image_token, config.image_tokens
 
-    def prompt(self, line: str, pictures: int) -> str:
-        """The line itself: the processor adds the image tokens."""
-        del pictures
-        return line
+    def chat(self, messages: Messages) -> str:
+        """Returns the text of a single user turn: the processor adds the image tokens."""
+        return rendered(self.processor, messages, lambda line, pictures: line)
 
-    def __call__(self, line: str, images: Sequence[np.ndarray]) -> tuple[np.ndarray, Tree]:
-        """Prompt token ids int32 [T] and the tree of images, [M, ...]."""
-        ids = [self._token] * (self._tokens_per_image * len(images)) + self.processor.tokenizer(line)["input_ids"]
+    def __call__(self, text: str, images: Sequence[np.ndarray]) -> tuple[np.ndarray, Tree]:
+        """Token ids int32 [T] of a text behind the image tokens, and the tree of images, [M, ...]."""
+        ids = [self._token] * (self._tokens_per_image * len(images)) + self.processor.tokenizer(text)["input_ids"]
         return np.array(ids, np.int32), self._images(images)
 
     @staticmethod

@@ -17,7 +17,7 @@ from transformers import (
 from antgmm_jax.blocks.pictures import as_hf
 from antgmm_jax.families.idefics3.config import Idefics3Config
 from antgmm_jax.families.square import Tree, check_processor, normalisation, one_thread
-from antgmm_jax.families.words import CHAT, starts_itself, user_turn, wrap
+from antgmm_jax.families.words import CHAT, Messages, rendered, starts_itself, wrap
 
 _CLASSES = {"idefics3": Idefics3Processor, "smolvlm": SmolVLMProcessor}
 _SPECIAL = ("<fake_token_around_image>", "<end_of_utterance>", "<global-img>")
@@ -42,14 +42,13 @@ class Inputs:
         self.processor: Any = processor
         self._scale, self._offset = normalisation(processor.image_processor)
 
-    def prompt(self, line: str, pictures: int) -> str:
-        """The user's turn by the chat template, or the classic prompt without a template."""
-        classic = "User:" + self.processor.image_token * pictures + f"{line}<end_of_utterance>\nAssistant:"
-        return user_turn(self.processor, line, pictures) or classic
+    def chat(self, messages: Messages) -> str:
+        """Renders a conversation by the chat template, or as the classic prompt."""
+        image, end = self.processor.image_token, "<end_of_utterance>\nAssistant:"
+        return rendered(self.processor, messages, lambda line, pictures: f"User:{image * pictures}{line}{end}")
 
-    def __call__(self, line: str, images: Sequence[np.ndarray]) -> tuple[np.ndarray, Tree]:
-        """Prompt token ids int32 [T], and the tree of images, [M, ...]: each image as its tiles and the whole."""
-        text = self.prompt(line, len(images))
+    def __call__(self, text: str, images: Sequence[np.ndarray]) -> tuple[np.ndarray, Tree]:
+        """Token ids int32 [T] of a text, and the tree of images, [M, ...]: each image as its tiles and the whole."""
         options: dict[str, Any] = {"add_special_tokens": not starts_itself(self.processor, text)}
         if images:
             options |= {"images": [[*images]], "do_rescale": False, "do_normalize": False, "return_tensors": "np"}

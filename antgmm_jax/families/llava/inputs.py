@@ -1,4 +1,4 @@
-"""Inputs of LLaVA (the user's turn of the chat template, images first), and the processor of a new model."""
+"""Inputs of LLaVA (image tokens for each image of the text), and the processor of a new model."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from transformers import CLIPImageProcessor, LlavaProcessor, ProcessorMixin
 from antgmm_jax.blocks.pictures import as_hf
 from antgmm_jax.families.llava.config import LlavaConfig
 from antgmm_jax.families.square import SquarePictures, Tree, check_processor, side
-from antgmm_jax.families.words import CHAT, starts_itself, user_turn, wrap
+from antgmm_jax.families.words import CHAT, Messages, rendered, starts_itself, wrap
 
 
 class Inputs:
@@ -33,14 +33,14 @@ class Inputs:
         self._image_token, self._tokens_per_image = self.processor.image_token, config.image_tokens
         self._images = SquarePictures(processor)
 
-    def prompt(self, line: str, pictures: int) -> str:
-        """The user's turn by the chat template, or the classic prompt without a template."""
-        classic = "USER: " + f"{self._image_token}\n" * pictures + f"{line} ASSISTANT:"
-        return user_turn(self.processor, line, pictures) or classic
+    def chat(self, messages: Messages) -> str:
+        """Renders a conversation by the chat template, or as the classic prompt."""
+        image = f"{self._image_token}\n"
+        return rendered(self.processor, messages, lambda line, pictures: f"USER: {image * pictures}{line} ASSISTANT:")
 
-    def __call__(self, line: str, images: Sequence[np.ndarray]) -> tuple[np.ndarray, Tree]:
-        """Prompt token ids int32 [T] and the tree of images, [M, ...]."""
-        text = self.prompt(line, len(images)).replace(self._image_token, self._image_token * self._tokens_per_image)
+    def __call__(self, text: str, images: Sequence[np.ndarray]) -> tuple[np.ndarray, Tree]:
+        """Token ids int32 [T] of a text, and the tree of images, [M, ...]."""
+        text = text.replace(self._image_token, self._image_token * self._tokens_per_image)
         add_start = not starts_itself(self.processor, text)
         ids = self.processor.tokenizer(text, add_special_tokens=add_start)["input_ids"]
         return np.array(ids, np.int32), self._images(images)

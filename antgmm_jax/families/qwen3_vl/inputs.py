@@ -13,7 +13,7 @@ from antgmm_jax.blocks.pictures import as_hf
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families.qwen3_vl.config import Qwen3VLConfig
 from antgmm_jax.families.square import Tree, check_processor, normalisation, one_thread
-from antgmm_jax.families.words import starts_itself, user_turn, wrap
+from antgmm_jax.families.words import Messages, rendered, starts_itself, wrap
 
 _START, _END, _VIDEO = "<|vision_start|>", "<|vision_end|>", "<|video_pad|>"
 _LONGEST = 200  # the limit of the image processor
@@ -53,16 +53,14 @@ class Inputs:
             )
         self._scale, self._offset = normalisation(self._images)
 
-    def prompt(self, line: str, pictures: int) -> str:
-        """The user's turn by the chat template, or in ChatML without a template."""
-        shown = f"{_START}{self.processor.image_token}{_END}" * pictures
-        classic = f"{_TURN}user\n{shown}{line}{_TURN_END}\n{_TURN}assistant\n"
-        return user_turn(self.processor, line, pictures) or classic
+    def chat(self, messages: Messages) -> str:
+        """Renders a conversation by the chat template, or in ChatML without a template."""
+        image, end = f"{_START}{self.processor.image_token}{_END}", f"{_TURN_END}\n{_TURN}assistant\n"
+        return rendered(self.processor, messages, lambda line, pictures: f"{_TURN}user\n{image * pictures}{line}{end}")
 
-    def __call__(self, line: str, images: Sequence[np.ndarray]) -> tuple[np.ndarray, Tree]:
-        """Prompt token ids int32 [T], and the tree of images, [M, ...]: the squares of each image, row by row."""
-        _check_row(line, images, self.processor.video_token)
-        text = self.prompt(line, len(images))
+    def __call__(self, text: str, images: Sequence[np.ndarray]) -> tuple[np.ndarray, Tree]:
+        """Token ids int32 [T] of a text, and the tree of images, [M, ...]: the squares of each image, row by row."""
+        _check_row(text, images, self.processor.video_token)
         options: dict[str, Any] = {"add_special_tokens": not starts_itself(self.processor, text)}
         if images:
             raw = [np.ascontiguousarray(np.moveaxis(image, -1, 0)) for image in images]
@@ -113,9 +111,9 @@ def _side(processor: Any) -> int:
     return processor.image_processor.patch_size * processor.image_processor.merge_size
 
 
-def _check_row(line: str, images: Sequence[np.ndarray], video: str) -> None:
+def _check_row(text: str, images: Sequence[np.ndarray], video: str) -> None:
     """Refuses videos, and images that the image processor cannot resize."""
-    if video in line:
+    if video in text:
         raise AntgmmError(f"{video} is the token of a video, which is not supported: use images")
     for image in images:
         high, wide = image.shape[:2]

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 import data.maad as maad
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import inputs
+from antgmm_jax.families.words import user_turn
 from antgmm_jax.io import checkpoint
 from antgmm_jax.io.convert import load_hf, open_hf
 from data.readers import read_records
@@ -114,7 +115,7 @@ def test_rows_of_a_user_become_an_exported_student(ads, family):
     records, reads = load_both(recipe), inputs(config, processor)
     (batch,) = encode_both(recipe, records, processor, config)[1].in_order(8, prompts=True)
     for row, record in enumerate(records[1]):
-        line = reads.prompt(prompt(record.question, record.text, asked), 1)
+        line = reads.chat(user_turn(prompt(record.question, record.text, asked), 1))
         expected = processor(images=record.images[0], text=line, return_tensors="np")["input_ids"][0]
         mask = batch["prompt/attention_mask"][row] == 1
         np.testing.assert_array_equal(batch["prompt/input_ids"][row][mask], expected)
@@ -157,7 +158,7 @@ def _answers_as_a_stock_model(directory, rows, family):
     special = processor.tokenizer
     assert (text.pad_token_id, text.eos_token_id) == (special.pad_token_id, special.eos_token_id)
     record = read_records("jsonl", rows / "test.jsonl")[0]
-    line = inputs(open_hf(directory)[0], processor).prompt(prompt(record.question, record.text), 1)
+    line = inputs(open_hf(directory)[0], processor).chat(user_turn(prompt(record.question, record.text), 1))
     given = processor(images=record.images[0], text=line, return_tensors="pt")
     assert model.generate(**given, max_new_tokens=3).shape[0] == 1
 
