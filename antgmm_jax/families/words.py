@@ -12,13 +12,16 @@ from antgmm_jax.errors import AntgmmError
 PAD, EOS, UNK, IMAGE, BOS = range(5)
 SPECIAL = ("<pad>", "</s>", "<unk>", "<image>", "<s>")
 
-# A plain chat template, so that servers which require one accept an exported model.
+# A plain chat template, so that servers which require one accept an exported model. Servers add no start token to a
+# conversation, so the template does.
 CHAT = (
-    "{% for message in messages %}{% if message['content'] is string %}{{ message['content'] }} {% else %}"
-    "{% for part in message['content'] %}{% if part['type'] == 'image' %}<image> {% else %}{{ part['text'] }} "
-    "{% endif %}{% endfor %}{% endif %}{% endfor %}{% if add_generation_prompt %}answer:{% endif %}"
+    "{{ bos_token }}{% for message in messages %}{% set answers = message['role'] == 'assistant' %}"
+    "{% if answers %}answer: {% endif %}{% set end = eos_token if answers else ' ' %}"
+    "{% if message['content'] is string %}{{ message['content'] + end }}{% else %}{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<image>{% else %}{{ part['text'] }}{% endif %}"
+    "{{ end if loop.last or not answers }}{% endfor %}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}answer:{% endif %}"
 )
-
 
 Messages = Sequence[Mapping[str, Any]]
 """A conversation: turns with `role` and `content`, a list of parts as in `user_turn`."""
@@ -68,7 +71,7 @@ def wrap(tokenizer: Tokenizer, *, template: str, **extra) -> PreTrainedTokenizer
 
     Args:
         tokenizer: trained tokenizer.
-        template: special tokens around a text, such as `$A </s>` (T5) or `<s> $A` (Llama).
+        template: special tokens around a text: `$A </s>` for T5, `$A` where the chat template writes the start token.
         extra: further arguments of the Hugging Face class.
 
     Returns:

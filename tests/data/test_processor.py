@@ -291,7 +291,7 @@ def test_a_recipes_own_prompt_is_what_the_processor_is_given(saved, encode, reco
     some = [replace(records[0], question="what price?", text=""), replace(records[1], question="wine?", text="$25.")]
     lines = ["Question: what price? Answer:", "Question: wine? ($25.) Answer:"]
     if family == "llava":
-        lines = [f"<image> {line} answer:" for line in lines]
+        lines = [f"<s><image> {line} answer:" for line in lines]
     found = encode(family, some, template=own)
     for row, (record, line) in enumerate(zip(some, lines, strict=True)):
         theirs = processor(images=record.images[0], text=[line], return_tensors="np")["input_ids"][0]

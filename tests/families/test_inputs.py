@@ -109,3 +109,15 @@ def test_a_processor_of_a_model_of_another_size_is_refused(case, reads):
         inputs(config, reads.processor)
     with pytest.raises(AntgmmError, match="the model's 7"):
         inputs(replace(case.config, image_token=7), reads.processor)
+
+
+def test_a_new_processor_serves_the_ids_of_training(case, reads):
+    """A server renders the chat template and adds no special tokens; transformers tokenises in one step or two."""
+    if not reads.processor.chat_template:
+        pytest.skip("no chat template")
+    image = picture(50, 21)
+    text = text_of(reads, [image])
+    ids, _ = reads(text, [image])
+    for options in ({}, {"add_special_tokens": False}):
+        served = reads.processor(text=[text], images=[image], **options)["input_ids"][0]
+        np.testing.assert_array_equal(served, ids)

@@ -86,7 +86,7 @@ def new_processor(config: Idefics3Config, tokenizer: Tokenizer) -> ProcessorMixi
 
     Every image becomes one tile.
     """
-    words = wrap(tokenizer, template="<s> $A", bos_token="<s>", padding_side="left")
+    words = wrap(tokenizer, template="$A", bos_token="<s>", padding_side="left")
     words.add_special_tokens({"additional_special_tokens": ["<image>", *_SPECIAL]})
     smol, edge = config.model_type == "smolvlm", {"longest_edge": config.vision.image}
     kind = SmolVLMImageProcessor if smol else Idefics3ImageProcessor

@@ -62,7 +62,7 @@ def _tokens(processor: LlavaProcessor) -> int:
 def new_processor(config: LlavaConfig, tokenizer: Tokenizer) -> LlavaProcessor:
     """Creates the processor of a model that is trained from scratch; see `antgmm_jax.families.new_processor`."""
     px, image = config.vision.image, {"image_token": "<image>"}
-    words = wrap(tokenizer, template="<s> $A", bos_token="<s>", padding_side="left", extra_special_tokens=image)
+    words = wrap(tokenizer, template="$A", bos_token="<s>", padding_side="left", extra_special_tokens=image)
     return LlavaProcessor(
         CLIPImageProcessor(size={"shortest_edge": px}, crop_size={"height": px, "width": px}),
         words,
