@@ -12,7 +12,7 @@ from transformers import ProcessorMixin
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import inputs
-from antgmm_jax.families.words import user_turn
+from antgmm_jax.families.words import Messages, user_turn
 from data.record import PROMPT, Arrays, Record, prompt
 from data.rows import BadRow, Row
 
@@ -81,10 +81,8 @@ class Encoder:
         Raises:
             BadRow: the model cannot read the record.
         """
-        line = prompt(record.question, record.text, self._template)
         try:
-            text = self.inputs.chat(user_turn(line, len(record.images)))
-            ids, images = self.inputs(text, record.images)
+            ids, images = self.inputs(self.inputs.chat(self.messages(record)), record.images)
         except AntgmmError as error:
             raise BadRow(str(error)) from error
         answer = [*self._words(record.answer, add_special_tokens=False)["input_ids"], self.eos]
@@ -93,6 +91,10 @@ class Encoder:
         # The positions of the tokens depend on it, also if cached features replace the images.
         more |= {"place": images["place"]} if "place" in images else {}
         return {"prompt": ids, "answer": np.array(answer, np.int32), "images": images, "latents": latents, **more}
+
+    def messages(self, record: Record) -> Messages:
+        """Returns the conversation of a record, up to the answer."""
+        return user_turn(prompt(record.question, record.text, self._template), len(record.images))
 
     def too_long(self, row: Arrays) -> list[TooLong]:
         """Returns the parts of an encoded row that have too many tokens."""

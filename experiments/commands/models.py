@@ -16,6 +16,7 @@ from experiments.run.host.console import count, say, table
 
 if TYPE_CHECKING:
     from antgmm_jax.config import LMMConfig
+    from experiments.run.served_prompt import Conversation
 
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="A Hugging Face directory.")]
 Prompt = Annotated[
@@ -195,9 +196,8 @@ def export(
     if prompt and not data:
         raise AntgmmError("--prompt is the template for the records of --data: add --data")
     prompt_template = template(prompt, like)
-    questions = Questions(
-        _check_prompts(student.config, like, data, samples, prompt_template), max_new_tokens, *end_tokens(like)
-    )
+    batches, chats = _check_prompts(student.config, like, data, samples, prompt_template)
+    questions = Questions(batches, max_new_tokens, *end_tokens(like), chats)
     result = publish(
         student.config, student.params, out, like, dtype=dtype.value, prompt=prompt_template, questions=questions
     )
@@ -218,17 +218,20 @@ def _same_family(config: "LMMConfig", like: Path) -> None:
         raise AntgmmError(f"{like} has family {family}, the stage {config.family}: specify the teacher's directory")
 
 
-def _check_prompts(config: "LMMConfig", like: Path, data: str, samples: int, prompt: str) -> list[Mapping[str, Any]]:
-    """Batches of prompts for the check."""
+def _check_prompts(
+    config: "LMMConfig", like: Path, data: str, samples: int, prompt: str
+) -> tuple[list[Mapping[str, Any]], list["Conversation"]]:
+    """Batches of prompts for the check, and conversations unless the prompts are random."""
     from experiments.run.random_batches import random_batch
     from experiments.run.samples import Samples, load_processor
+    from experiments.run.served_prompt import CHECKED, conversations
 
     if data:
         questions = Samples(records(data, samples), load_processor(like), config, prompt=prompt)
-        return [*questions.in_order(min(32, len(questions)), prompts=True)]
+        return [*questions.in_order(min(32, len(questions)), prompts=True)], conversations(questions, CHECKED)
     starts = range(0, samples, 32)
     batches = [random_batch(config, min(32, samples - start), seed=start // 32) for start in starts]
-    return [{**batch, "index": batch["index"] + start} for batch, start in zip(batches, starts, strict=True)]
+    return [{**batch, "index": batch["index"] + start} for batch, start in zip(batches, starts, strict=True)], []
 
 
 COMMANDS = {

@@ -33,6 +33,7 @@ from experiments.run.publishing import Questions, publish
 from experiments.run.samples import Samples
 from experiments.run.schema import Recipe, Training, Work
 from experiments.run.scoring import scored
+from experiments.run.served_prompt import CHECKED, conversations
 from experiments.run.stage import Left, StageRun
 from experiments.run.start import opening
 from experiments.run.student import Student, load_after, teacher_key
@@ -254,4 +255,5 @@ class Run:
             if sum(len(b["index"]) for b in batches) >= min(GATE_PROMPTS, len(self.test)):
                 break
         longest = self.recipe.evaluate.max_new_tokens
-        return Questions(batches, longest, tokenizer.eos_token_id, tokenizer.pad_token_id)
+        chats = conversations(self.test, CHECKED)
+        return Questions(batches, longest, tokenizer.eos_token_id, tokenizer.pad_token_id, chats)

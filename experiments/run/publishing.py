@@ -18,6 +18,7 @@ from experiments.run import export_gate
 from experiments.run.export_gate import GateResult
 from experiments.run.host.console import say, working
 from experiments.run.prompts import note_prompt
+from experiments.run.served_prompt import Conversation, first_difference, write_start_token
 
 
 class Questions(NamedTuple):
@@ -28,12 +29,14 @@ class Questions(NamedTuple):
         max_new_tokens: length of the greedy answers.
         eos: token that ends an answer.
         pad: token after the end of an answer.
+        conversations: conversations of which a server must make the token ids of training.
     """
 
     batches: Sequence[Mapping[str, np.ndarray]]
     max_new_tokens: int
     eos: int
     pad: int
+    conversations: Sequence[Conversation] = ()
 
 
 def publish(
@@ -74,6 +77,7 @@ def publish(
         try:
             save_hf(config, params, unchecked, like=like)
             note_prompt(unchecked, prompt)
+            write_start_token(unchecked)
             result = None if questions is None else _checked(config, params, unchecked, directory, questions)
             folders.replace(unchecked, directory)
         finally:
@@ -85,9 +89,11 @@ def publish(
 
 def _checked(config: LMMConfig, params: Any, written: Path, directory: Path, questions: Questions) -> GateResult:
     with working("export gate: comparing PyTorch with JAX"):
-        result = export_gate.check(written, config, params, **questions._asdict())
-    if not result.passed:
-        raise AntgmmError(f"{directory} was not written: the export gate failed: {result.where}")
+        settings = questions._asdict()
+        other = first_difference(written, settings.pop("conversations"))
+        result = export_gate.check(written, config, params, **settings)
+    if other or not result.passed:
+        raise AntgmmError(f"{directory} was not written: the export gate failed: {other or result.where}")
     equal = f"{result.answers_equal:.0%} of answers equal"
     say(f"export gate: logits differ by {result.max_abs_logit_diff:.2g}, {equal}")
     return result

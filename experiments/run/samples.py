@@ -52,6 +52,7 @@ class Samples:
 
     Attributes:
         records: the records.
+        encoder: encodes the records.
         rows: the encoded records.
         needs: columns and image slots that each record needs.
         pack: as given.
@@ -80,9 +81,9 @@ class Samples:
         if prompt_buckets and not config.encoder_decoder:
             raise AntgmmError("prompt_buckets: a model without an encoder has no separate prompts: use buckets")
         self.records = records if isinstance(records, Source) else InMemorySource(records)
-        encoder = Encoder(processor, config, max_length=max_length, max_answer=max_answer, template=prompt)
-        self.rows = open_encoded(self.records, encoder, shown=bar)
-        self._layout = collate.layout(encoder, config.language.start_token)
+        self.encoder = Encoder(processor, config, max_length=max_length, max_answer=max_answer, template=prompt)
+        self.rows = open_encoded(self.records, self.encoder, shown=bar)
+        self._layout = collate.layout(self.encoder, config.language.start_token)
         self.needs, apart = collate.needs(self.rows.index, self._layout.apart), self._layout.apart
         self._whole = collate.widths(self.needs, apart)
         self._cut = collate.widths(self.needs, apart, buckets=buckets, prompt_buckets=prompt_buckets)
