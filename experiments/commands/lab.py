@@ -161,6 +161,28 @@ def peers(
     emit(figures, as_json, *shown, *sentences(figures), f"results: {out}")
 
 
+def servers(
+    out: Annotated[Path, typer.Option(metavar="FILE", help="Results as JSON.")],
+    work: Annotated[Path, typer.Option(metavar="DIR", help="Folder of exports and logs.")] = Path("runs/servers"),
+    preset: Annotated[
+        list[str] | None, typer.Option("--preset", metavar="NAME", help="Only this preset. Can be repeated.")
+    ] = None,
+    python: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Python of vLLM's environment; by default of `make vllm-env`.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Compare token ids, pixels and answers of a pruned export of each family in JAX, transformers and vLLM."""
+    require("torch")
+    say(f"servers: comparing pruned exports in JAX, transformers and vLLM in {work}")
+    from experiments.lab.servers.compare import HEAD, PYTHON, rows, run
+    from experiments.run.folder import write_json
+
+    figures = run(work, python or PYTHON, names=preset or ())
+    write_json(out, figures)
+    emit(figures, as_json, table(HEAD, rows(figures)), f"results: {out}")
+
+
 def energy(
     watts: Annotated[
         float, typer.Option(min=0, help="Power of an accelerator and its share of the server under load.")
@@ -198,6 +220,7 @@ COMMANDS = {
         " --out experiments/lab/results/study.json --arm full --arm scratch",
     ),
     "peers": (peers, "antgmm lab peers --out experiments/lab/results/peers.json, after `make peers-env`"),
+    "servers": (servers, "antgmm lab servers --out runs/servers.json --preset llava-tiny, after `make vllm-env`"),
     "energy": (
         energy,
         "antgmm lab energy --watts 400 --teacher-ms 700 --student-ms 90 --kwh-a-year 75e6"

@@ -77,6 +77,18 @@ def torch_model(directory: str | os.PathLike):
     return model.eval()
 
 
+def stop_at(model, *, eos: int, pad: int) -> None:
+    """Sets the end and padding tokens of a model's answers.
+
+    Args:
+        model: from `torch_model`, changed in place.
+        eos: token that ends an answer.
+        pad: token after the end of an answer.
+    """
+    for part in _generating(model):
+        part.generation_config.pad_token_id, part.generation_config.eos_token_id = pad, eos
+
+
 def _generating(model) -> list[Any]:
     """The model, and its language model if that has a generation config of its own."""
     inner = getattr(model, "language_model", None)
@@ -109,8 +121,7 @@ def check(
         Result of the comparison.
     """
     model = torch_model(directory)
-    for part in _generating(model):
-        part.generation_config.pad_token_id, part.generation_config.eos_token_id = pad, eos
+    stop_at(model, eos=eos, pad=pad)
     apply = jax.jit(functional(config).apply)
     # Exact: `params` are already rounded to the dtype of the files.
     params = jax.tree.map(lambda a: np.asarray(a, np.float32), params)

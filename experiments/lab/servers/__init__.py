@@ -1,0 +1,1 @@
+"""Pruned exports in JAX, transformers and vLLM: token ids, pixels and greedy answers of the same conversations."""

@@ -1,0 +1,106 @@
+"""Compares pruned exports in JAX, transformers and vLLM."""
+
+import json
+import re
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from antgmm_jax.errors import AntgmmError
+from experiments.lab.servers.exports import PAD, conversations, expected, presets, pruned_export
+from experiments.run.host.console import say
+from experiments.run.samples import load_processor
+
+ROOT = Path(__file__).resolve().parents[3]
+PYTHON = ROOT / ".cache" / "vllm-venv" / "bin" / "python"
+"""Interpreter of vLLM's environment, created by `make vllm-env`."""
+HEAD = ("model", "token ids", "pixels", "transformers", "vLLM")
+
+
+def run(folder: Path, python: Path, *, names: Sequence[str] = (), tokens: int = 8) -> dict[str, Any]:
+    """Exports a pruned model of each family, and compares its answers.
+
+    Args:
+        folder: folder for exports and images.
+        python: interpreter with vLLM.
+        names: presets; empty for all small ones.
+        tokens: length of the answers.
+
+    Returns:
+        preset -> figures of `compared`, or `not_served`, vLLM's last error.
+
+    Raises:
+        AntgmmError: no such interpreter or preset.
+    """
+    if not python.exists():
+        raise AntgmmError(f"{python} does not exist: run `make vllm-env`, or name vLLM's Python with --python")
+    if unknown := sorted({*names} - {*presets()}):
+        raise AntgmmError(f"unknown preset {unknown[0]!r}: use one of {', '.join(presets())}")
+    folder.mkdir(parents=True, exist_ok=True)
+    results = {}
+    for name in names or presets():
+        say(f"servers: {name}")
+        results[name] = _one(name, folder, python, tokens)
+    return results
+
+
+def _one(name: str, folder: Path, python: Path, tokens: int) -> dict[str, Any]:
+    export = pruned_export(name, folder)
+    processor: Any = load_processor(export.directory)
+    chats = conversations(folder, processor)
+    ours = expected(export, chats, tokens)
+    asked, answers = folder / f"{name}.asked.json", folder / f"{name}.answers.json"
+    texts, template = [one["text"] for one in ours], bool(processor.chat_template)
+    asked.write_text(
+        json.dumps({"conversations": chats, "texts": texts, "template": template, "tokens": tokens}, indent=1)
+    )
+    answers.unlink(missing_ok=True)
+    script = Path(__file__).with_name("vllm_answers.py")
+    done = subprocess.run([python, script, export.directory, asked, answers], capture_output=True, text=True)
+    (folder / f"{name}.log").write_text(done.stdout + done.stderr)
+    if done.returncode:
+        return {"not_served": re.findall(r"Error: (.+)", done.stderr)[-1:] or ["see its log"]}
+    return compared(ours, json.loads(answers.read_text()))
+
+
+def compared(ours: Sequence[Mapping[str, Any]], served: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Compares our conversations with a server's.
+
+    Args:
+        ours: from `expected`.
+        served: for each conversation its `ids`, `pixels` and `answer`, without padding.
+
+    Returns:
+        `conversations`, and how many have equal `ids`, equal answers in `torch` and in `vllm`; `pixels`, the largest
+        difference, None if the number of values differs.
+    """
+    pairs = [*zip(ours, served, strict=True)]
+    sizes = all(len(one["pixels"]) == len(other["pixels"]) for one, other in pairs)
+    largest = [float(np.abs(np.subtract(a["pixels"], b["pixels"])).max(initial=0)) for a, b in pairs] if sizes else []
+    return {
+        "conversations": len(pairs),
+        "ids": sum(one["ids"] == other["ids"] for one, other in pairs),
+        "pixels": max(largest) if sizes else None,
+        "torch": sum(one["jax"] == one["torch"] for one in ours),
+        "vllm": sum(one["jax"] == _padded(other["answer"], len(one["jax"])) for one, other in pairs),
+    }
+
+
+def _padded(answer: Sequence[int], length: int) -> list[int]:
+    return [*answer, *[PAD] * (length - len(answer))]
+
+
+def rows(results: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    """Returns the lines of the table with `HEAD`: equal token ids and answers, and the largest difference of pixels."""
+    lines = []
+    for name, one in results.items():
+        if "not_served" in one:
+            lines.append((name, "-", "-", "-", f"not served: {one['not_served'][0][:80]}"))
+            continue
+        count, pixels = one["conversations"], one["pixels"]
+        ids, torch, vllm = (f"{one[key]} of {count}" for key in ("ids", "torch", "vllm"))
+        lines.append((name, ids, "other sizes" if pixels is None else f"{pixels:.1g}", torch, vllm))
+    return lines

@@ -1,0 +1,56 @@
+"""The comparison of exports with a server."""
+
+import numpy as np
+import pytest
+
+from antgmm_jax.errors import AntgmmError
+from antgmm_jax.io.convert import load_hf
+from experiments.lab.servers.compare import compared, rows, run
+from experiments.lab.servers.exports import conversations, expected, pruned_export, read
+from experiments.run.samples import load_processor
+from tests import reference
+
+OURS = {"text": "", "ids": [1, 2], "pixels": [0.5, 1.0], "jax": [7, 1, 0], "torch": [7, 1, 0]}
+
+
+def test_equal_and_unequal_conversations_are_counted():
+    served = [
+        {"ids": [1, 2], "pixels": [0.5, 1.0], "answer": [7, 1]},
+        {"ids": [1, 3], "pixels": [0.5, 1.25], "answer": [7, 2]},
+    ]
+    figures = compared([OURS, {**OURS, "torch": [8, 1, 0]}], served)
+    assert figures == {"conversations": 2, "ids": 1, "pixels": 0.25, "torch": 1, "vllm": 1}
+    fewer = compared([OURS], [{**served[0], "pixels": [0.5]}])
+    assert fewer["pixels"] is None
+    lines = rows({"a": figures, "b": fewer, "c": {"not_served": ["no such model"]}})
+    assert lines == [
+        ("a", "1 of 2", "0.2", "1 of 2", "1 of 2"),
+        ("b", "1 of 1", "other sizes", "1 of 1", "1 of 1"),
+        ("c", "-", "-", "-", "not served: no such model"),
+    ]
+
+
+def test_an_export_answers_alike_in_jax_and_transformers(tmp_path):
+    export = pruned_export("llava-tiny", tmp_path)
+    processor = load_processor(export.directory)
+    chats = conversations(tmp_path, processor)
+    answers = expected(export, chats, 4)
+    assert len(answers) == len(chats) == 6
+    model = reference.reloaded(export.directory)
+    for chat, ours in zip(chats, answers, strict=True):
+        assert ours["jax"] == ours["torch"]
+        messages, images = read(chat, tmp_path)
+        options = {"images": images} if images else {}
+        theirs = processor(text=processor.apply_chat_template(messages, add_generation_prompt=True), **options)
+        assert ours["ids"] == [*theirs["input_ids"][0]]
+        pixels = np.concatenate([np.ravel(one) for one in theirs["pixel_values"]]) if images else np.zeros(0)
+        np.testing.assert_allclose(ours["pixels"], pixels, rtol=0, atol=1e-6)
+    assert model.config.vision_config.num_hidden_layers == 3 == load_hf(export.directory)[0].vision.stack.layers
+
+
+def test_an_interpreter_or_a_preset_that_does_not_exist_is_named(tmp_path):
+    with pytest.raises(AntgmmError, match="none does not exist: run `make vllm-env`"):
+        run(tmp_path, tmp_path / "none")
+    (tmp_path / "python").touch()
+    with pytest.raises(AntgmmError, match="unknown preset 'llava-huge': use one of antgmm-tiny, llava-tiny"):
+        run(tmp_path, tmp_path / "python", names=["llava-huge"])
