@@ -95,9 +95,9 @@ def sizes(config: Any) -> dict[str, int]:
     stacks: dict[str, int] = {}
     single: dict[str, int] = {}
     for node in nodes(config):
-        own = {name: getattr(node.config, local) for local, name in _axes(node.config, node.part)}
+        declared = {name: getattr(node.config, local) for local, name in _axes(node.config, node.part)}
         # A stack declares several axes, a bridge's MLP only one.
-        (stacks if len(own) > 1 else single).update(own)
+        (stacks if len(declared) > 1 else single).update(declared)
     return {**stacks, **{name: size for name, size in single.items() if name not in stacks}}
 
 

@@ -39,10 +39,10 @@ def shifted_squares(
     out, start = np.empty_like(squares), 0
     while start < len(squares):
         high, wide = place[start, 2:].tolist()
-        own = slice(start, start + high * wide)
-        whole = rearrange(squares[own], "(gy gx) y x c -> 1 (gy y) (gx x) c", gx=wide)
-        out[own] = rearrange(shifted(whole, by[None]), "1 (gy y) (gx x) c -> (gy gx) y x c", gy=high, gx=wide)
-        start = own.stop
+        span = slice(start, start + high * wide)
+        whole = rearrange(squares[span], "(gy gx) y x c -> 1 (gy y) (gx x) c", gx=wide)
+        out[span] = rearrange(shifted(whole, by[None]), "1 (gy y) (gx x) c -> (gy gx) y x c", gy=high, gx=wide)
+        start = span.stop
     return out
 
 

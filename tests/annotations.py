@@ -1,6 +1,6 @@
-"""The check that the tests run on every annotated function."""
+"""The type check that tests apply to every annotated function."""
 
 from beartype import BeartypeConf, beartype
 
-# An int is fine where a float is annotated, as for pyright.
+# An int is accepted where a float is annotated, as in pyright.
 checked = beartype(conf=BeartypeConf(is_pep484_tower=True))

@@ -1,4 +1,4 @@
-"""Random tiny PyTorch models of both families: the independent reference that ours are held against."""
+"""Random tiny PyTorch models of two families: the independent reference for our models."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ VOCAB, IMAGE_TOKEN, IMAGE, PATCH, QUERIES = 50, 49, 16, 8, 4
 
 
 def randomised(model: torch.nn.Module, seed: int) -> torch.nn.Module:
-    """Every parameter drawn at random: norms at their initial ones and zeros would hide a forgotten scale or bias."""
+    """The model with random values in every parameter: initial ones and zeros would hide a missing scale or bias."""
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
         parameter.data = 0.2 * torch.randn(parameter.shape, generator=generator)
@@ -119,7 +119,7 @@ def llava(
 
 
 def batch(model: torch.nn.Module, *, seed: int = 0, rows: int = 3, words: int = 7, pad: str = "right") -> dict:
-    """A random batch of numpy arrays in `transformers`' names and layouts, some of it padding."""
+    """A random batch of numpy arrays with the names and layouts of `transformers`, including padding."""
     rng = np.random.default_rng(seed)
     encoder_decoder = model.config.model_type == "blip-2"
     images = QUERIES + (getattr(model.config, "vision_feature_select_strategy", "default") == "full")
@@ -140,37 +140,37 @@ def batch(model: torch.nn.Module, *, seed: int = 0, rows: int = 3, words: int = 
 
 
 def ours(arrays: dict) -> dict:
-    """The same batch as our models take it: pictures as a tree, one a row."""
+    """The same batch in the form of our models: pictures as a tree, one per row."""
     rest = {name: array for name, array in arrays.items() if name != "pixel_values"}
     return {**rest, "images": squares(arrays["pixel_values"])}
 
 
 def squares(pixels: np.ndarray) -> dict:
-    """Normalised pictures [B, C, H, W] as a tree."""
+    """The image tree of normalised pictures [B, C, H, W]."""
     return {"pixels": np.moveaxis(pixels, 1, -1)[:, None], "valid": np.ones((len(pixels), 1), bool)}
 
 
 def logits(model: torch.nn.Module, arrays: dict) -> np.ndarray:
-    """PyTorch's logits in float32."""
+    """PyTorch's logits, float32."""
     with torch.no_grad():
         return model(**{name: torch.from_numpy(array) for name, array in arrays.items()}).logits.float().numpy()
 
 
 def valid(model: torch.nn.Module, arrays: dict) -> np.ndarray:
-    """Which logits mean something: a decoder-only model's at its tokens, an encoder-decoder's everywhere."""
+    """Mask of the logits to compare: tokens that are not padding; all positions of an encoder-decoder model."""
     if model.config.model_type == "blip-2":
         return np.ones(arrays["decoder_input_ids"].shape, bool)
     return arrays["attention_mask"].astype(bool)
 
 
 def saved(model: torch.nn.Module, directory: Path, **kwargs) -> Path:
-    """The model as a checkpoint directory."""
+    """Saves the model and returns its directory."""
     model.save_pretrained(directory, **kwargs)
     return directory
 
 
 def reloaded(directory: Path) -> torch.nn.Module:
-    """A checkpoint directory read back by the architecture it names, in float32."""
+    """The model of a checkpoint directory, loaded by the architecture that its config names, in float32."""
     config = transformers.AutoConfig.from_pretrained(directory)
     architecture = getattr(transformers, config.architectures[0])
     model, info = architecture.from_pretrained(directory, dtype=torch.float32, output_loading_info=True)
@@ -179,5 +179,5 @@ def reloaded(directory: Path) -> torch.nn.Module:
 
 
 def close(ours: np.ndarray, reference: np.ndarray) -> None:
-    """Within 1e-5 of the reference's largest magnitude, floor 1e-5."""
+    """Asserts a difference of at most 1e-5 times the reference's largest magnitude (at least 1e-5)."""
     np.testing.assert_allclose(ours, reference, rtol=0, atol=max(1e-5, 1e-5 * float(np.abs(reference).max())))

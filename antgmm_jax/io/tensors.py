@@ -107,8 +107,8 @@ class Tensors:
 
     def spec(self, name: str) -> Spec:
         """Returns the shape and dtype, from the header."""
-        handle, own, _, _ = self.names[name]
-        lazy = handle.get_slice(own)
+        handle, stored_name, _, _ = self.names[name]
+        lazy = handle.get_slice(stored_name)
         return Spec(tuple(lazy.get_shape()), lazy[0:0].dtype)
 
     def read(self, name: str, part: int = 0, parts: int = 1) -> np.ndarray:
@@ -135,16 +135,16 @@ class Tensors:
 
     def _rows(self, name: str, start: int, stop: int) -> np.ndarray:
         """Reads rows of a tensor."""
-        spec, (_, own, path, first) = self.spec(name), self.names[name]
+        spec, (_, stored, path, first) = self.spec(name), self.names[name]
         values = np.empty((stop - start, *spec.shape[1:]), spec.dtype)
         try:
             with path.open("rb") as file:
                 file.seek(first + start * (spec.nbytes // max(1, spec.shape[0])))
                 read = file.readinto(values.reshape(-1).view(np.uint8).data)
         except OSError as error:
-            raise AntgmmError(f"{path}: tensor {own} cannot be read ({error}): copy the file again") from error
+            raise AntgmmError(f"{path}: tensor {stored} cannot be read ({error}): copy the file again") from error
         if read != values.nbytes:
-            raise AntgmmError(f"{path}: tensor {own} cannot be read (the file is truncated): copy the file again")
+            raise AntgmmError(f"{path}: tensor {stored} cannot be read (the file is truncated): copy the file again")
         return values
 
 

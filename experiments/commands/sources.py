@@ -131,11 +131,11 @@ def end_tokens(directory: Path) -> tuple[Any, int]:
     from transformers import AutoConfig
 
     path = directory / "generation_config.json"
-    own = json.loads(path.read_text()) if path.exists() else {}
+    generation = json.loads(path.read_text()) if path.exists() else {}
     text = AutoConfig.from_pretrained(directory, trust_remote_code=False).get_text_config()
 
     def token(name: str, default: int) -> Any:
-        candidates = (own.get(name), getattr(text, name, None), default)
+        candidates = (generation.get(name), getattr(text, name, None), default)
         return next(value for value in candidates if value is not None)
 
     pad = token("pad_token_id", 0)

@@ -97,5 +97,5 @@ def check_states(config: LMMConfig, recipe: Recipe) -> None:
         raise AntgmmError(f"teacher.states contains {wrong[0]!r}: this model has {', '.join(terms)}")
     for stage, term in itertools.product(recipe.stages, ("hidden", "vision")):
         if getattr(stage.loss, term) and not any(terms[tower] == term for tower in recipe.teacher.states):
-            fit = " or ".join(tower for tower, own in terms.items() if own == term)
+            fit = " or ".join(tower for tower, kind in terms.items() if kind == term)
             raise AntgmmError(f"stage {stage.name!r}: loss.{term} compares states of {fit}: add one to teacher.states")

@@ -41,10 +41,10 @@ def targets_of(config: LMMConfig, name: str) -> dict[str, int]:
     if small.family != config.family:
         raise AntgmmError(f"{name} has family {small.family}, the checkpoint {config.family}: specify sizes instead")
     for tower in towers(small).values():
-        own, other = towers(config)[tower.name].stack.head_dim, tower.stack.head_dim
-        if own != other:
+        width, other = towers(config)[tower.name].stack.head_dim, tower.stack.head_dim
+        if width != other:
             raise AntgmmError(
-                f"heads of {tower.name} have width {own}, in {name} {other}: head widths cannot be pruned;"
+                f"heads of {tower.name} have width {width}, in {name} {other}: head widths cannot be pruned;"
                 " specify sizes instead"
             )
     return sizes(small)
@@ -143,9 +143,9 @@ def _disk(source: Path, out: Path, score: Mapping[str, Any], cut: Mapping[str, A
     whole = sum(path.stat().st_size for path in _weights(source))
     read = whole / resources.seconds_to_read(_weights(source))
     write = cut["written"] / resources.seconds_to_write(_weights(out), out.parent)
-    own = {"score": score["read"] / read, "cut": cut["read"] / read + cut["written"] / write}
-    ratio = {"score": score["seconds"] / own["score"], "cut": cut["seconds"] / own["cut"]}
-    ratio["both"] = (score["seconds"] + cut["seconds"]) / sum(own.values())
+    expected = {"score": score["read"] / read, "cut": cut["read"] / read + cut["written"] / write}
+    ratio = {"score": score["seconds"] / expected["score"], "cut": cut["seconds"] / expected["cut"]}
+    ratio["both"] = (score["seconds"] + cut["seconds"]) / sum(expected.values())
     return {"read_per_second": read, "written_per_second": write, "ratio": ratio}
 
 
@@ -162,11 +162,11 @@ def shown(figures: Mapping[str, Any]) -> list[Any]:
     for phase in ("score", "cut"):
         result = figures[phase]
         seconds, moved = result["seconds"], result["read"] + result.get("written", 0)
-        own = f"{ratio[phase]:.2f}x" if ratio else "not measured"
+        to_disk = f"{ratio[phase]:.2f}x" if ratio else "not measured"
         gigabytes = (f"{result['read'] / 1e9:.2f}", f"{result.get('written', 0) / 1e9:.2f}")
         times = (f"{seconds:.1f}", f"{result['processor_seconds']:.1f}")
         rates = (f"{result['tensors'] / seconds:.0f}", f"{moved / seconds / 1e9:.2f}")
-        rows.append((phase, *gigabytes, *times, *rates, own))
+        rows.append((phase, *gigabytes, *times, *rates, to_disk))
     head = ["", "GB read", "GB written", "seconds", "CPU s", "tensors/s", "GB/s", "/ disk alone"]
     before, after = figures["params"].values()
     parts = [f"parameters: {count(before)} -> {count(after)}, {before / after:.1f}x fewer", table(head, rows)]

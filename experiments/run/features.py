@@ -94,11 +94,11 @@ class ImageFeatures:
             shift: as in `image_features`.
         """
         paths = [path.split("/") for path in family(config).features]
-        own = [reduce(getitem, path, params) for path in paths]
+        leaves = [reduce(getitem, path, params) for path in paths]
         # Config and parameters are nested alike. The key does not depend on the language model.
         parts = {path[0]: to_dict(getattr(config, path[0])) for path in paths}
         about = f"{json.dumps(parts)} {shift} {self._seed} {self._samples.fingerprint}"
-        key = fingerprint(own, about)[:16]
+        key = fingerprint(leaves, about)[:16]
         if self._made is None or key != self._key:
             place = self._folder / key
             self.drop(but=place)  # before using as much space again

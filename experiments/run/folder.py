@@ -202,11 +202,11 @@ class RunFolder:
         write_json(self.inputs, digests)
 
     def _check(self, recipe: Recipe | Training) -> None:
-        own = self.path / RECIPE
-        if own.exists():
+        stored = self.path / RECIPE
+        if stored.exists():
             load = load_recipe if isinstance(recipe, Recipe) else load_training
             try:
-                before = load(own)
+                before = load(stored)
             except AntgmmError as error:
                 reason = str(error).partition("; ")[0]
                 raise AntgmmError(

@@ -1,4 +1,4 @@
-"""A checkpoint is complete or absent, comes back bit for bit, and outlives kill -9 and a full disk."""
+"""Checkpoints are complete or absent, are restored bit for bit, and survive kill -9 and a full disk."""
 
 import json
 import shutil
@@ -42,14 +42,14 @@ def params():
     }
 
 
-def assert_same(found, expected):
-    assert jax.tree.structure(found) == jax.tree.structure(expected)
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+def assert_same(actual, expected):
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         assert a.dtype == b.dtype
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
 
 
-def test_a_stage_comes_back_bit_for_bit(tmp_path):
+def test_a_stage_is_restored_bit_for_bit(tmp_path):
     stage = tmp_path / "stages" / "01-blocks"
     assert not checkpoint.is_complete(stage)
     checkpoint.save_stage(stage, params(), RECORD)
@@ -86,29 +86,29 @@ def train_state():
     return {"params": weights, "optimizer": state, "key": jax.random.key(5), "raw_key": jax.random.PRNGKey(6)}
 
 
-def test_a_step_comes_back_in_the_structure_of_like(tmp_path):
+def test_a_step_is_restored_in_the_structure_of_like(tmp_path):
     state = train_state()
     checkpoint.save_step(tmp_path / "steps", 12, state, {"position": 96})()
     like = jax.tree.map(lambda leaf: leaf if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf * 0, state)
-    found, record = checkpoint.load_step(tmp_path / "steps", 12, like)
+    restored, record = checkpoint.load_step(tmp_path / "steps", 12, like)
     assert record["position"] == 96
-    key, expected_key = found.pop("key"), state.pop("key")
+    key, expected_key = restored.pop("key"), state.pop("key")
     assert key.dtype == expected_key.dtype
     np.testing.assert_array_equal(jax.random.key_data(key), jax.random.key_data(expected_key))
-    assert_same(found, state)
-    assert isinstance(found["optimizer"][1][0], optax.ScaleByAdamState)
-    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(found))
+    assert_same(restored, state)
+    assert isinstance(restored["optimizer"][1][0], optax.ScaleByAdamState)
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(restored))
 
 
-def test_a_step_goes_onto_the_sharding_of_like(tmp_path):
+def test_a_step_is_restored_with_the_sharding_of_like(tmp_path):
     mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
     checkpoint.save_step(tmp_path, 1, {"w": np.arange(4.0)}, {})()
     like = {"w": jax.ShapeDtypeStruct((4,), np.float64, sharding=sharding)}
     with jax.enable_x64(True):
-        found, _ = checkpoint.load_step(tmp_path, 1, like)
-    assert found["w"].sharding == sharding
-    assert found["w"].tolist() == [0.0, 1.0, 2.0, 3.0]
+        restored, _ = checkpoint.load_step(tmp_path, 1, like)
+    assert restored["w"].sharding == sharding
+    assert restored["w"].tolist() == [0.0, 1.0, 2.0, 3.0]
 
 
 @pytest.mark.parametrize(
@@ -139,8 +139,8 @@ def test_the_newest_two_steps_are_kept(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_training_goes_on_while_a_step_is_saved(tmp_path, monkeypatch):
-    """The state of the call is written, though a step takes its arrays over and the caller adds to the record."""
+def test_training_continues_while_a_step_is_saved(tmp_path, monkeypatch):
+    """The saved state is that of the call, although later steps donate its arrays and the record changes."""
     going_on, checksums = threading.Event(), folders.checksums
     monkeypatch.setattr(folders, "checksums", lambda path: going_on.wait(60) and checksums(path))
     step = jax.jit(lambda x: x + 1, donate_argnums=0)
@@ -153,11 +153,11 @@ def test_training_goes_on_while_a_step_is_saved(tmp_path, monkeypatch):
     assert checkpoint.latest_step(tmp_path) is None
     going_on.set()
     finish()
-    found, record = checkpoint.load_step(tmp_path, 1, {"w": jnp.zeros((500, 500))})
-    assert (found["w"] == 1).all() and record["history"] == [1]
+    restored, record = checkpoint.load_step(tmp_path, 1, {"w": jnp.zeros((500, 500))})
+    assert (restored["w"] == 1).all() and record["history"] == [1]
 
 
-def test_an_absent_stage_is_one_line(tmp_path):
+def test_an_absent_stage_is_refused_in_one_line(tmp_path):
     with pytest.raises(AntgmmError, match="does not contain a complete stage") as caught:
         checkpoint.load_stage(tmp_path / "none")
     assert "\n" not in str(caught.value)
@@ -174,7 +174,7 @@ def damage(path, how):
 
 
 @pytest.mark.parametrize("how", ["truncated", "altered", "removed"])
-def test_every_damaged_file_is_found(tmp_path, how):
+def test_every_damaged_file_is_detected(tmp_path, how):
     checkpoint.save_stage(tmp_path / "a", {"w": jnp.arange(100.0)}, RECORD)
     for path in sorted(p for p in (tmp_path / "a").rglob("*") if p.is_file() and p.stat().st_size):
         if path.name == "stage.json" and how == "altered":
@@ -192,7 +192,7 @@ def test_every_damaged_file_is_found(tmp_path, how):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of 400 kB; mounting one needs root."""
+    """The mount point of a file system of 400 kB; mounting needs root."""
     mount = tmp_path / "disk"
     mount.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(mount)]
@@ -206,7 +206,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", str(mount)], check=True)
 
 
-def test_a_full_disk_leaves_what_was_saved(small_disk, capfd):
+def test_a_full_disk_keeps_earlier_steps(small_disk, capfd):
     small = {"w": jnp.arange(8.0)}
     checkpoint.save_step(small_disk, 1, small, {})()
     noise = np.random.default_rng(0).integers(0, 256, 2_000_000, dtype=np.uint8)
@@ -245,7 +245,7 @@ SAVER = textwrap.dedent("""
 
 @pytest.mark.long
 def test_kill_9_loses_nothing_that_was_reported(tmp_path):
-    """Killed at random moments of a loop that only saves, so most kills fall into a write, a rename or a removal."""
+    """The loop only saves, so most kills, at random moments, fall into a write, a rename or a removal."""
     steps = tmp_path / "steps"
     log = tmp_path / "log"
     random = np.random.default_rng(0)
@@ -260,13 +260,13 @@ def test_kill_9_loses_nothing_that_was_reported(tmp_path):
             child.send_signal(signal.SIGKILL)
             child.wait()
         reported = int(log.read_text().split()[-1])
-        found = checkpoint.latest_step(steps)
-        assert found in (reported, reported + 1)
-        like = {"a": {"w": np.zeros((64, 64), int)}, "b": np.zeros(found, int)}
-        tree, record = checkpoint.load_step(steps, found, like)
-        assert record["step"] == found
-        assert (tree["a"]["w"] == found).all()
-        assert tree["b"].tolist() == list(range(found))
+        latest = checkpoint.latest_step(steps)
+        assert latest in (reported, reported + 1)
+        like = {"a": {"w": np.zeros((64, 64), int)}, "b": np.zeros(latest, int)}
+        tree, record = checkpoint.load_step(steps, latest, like)
+        assert record["step"] == latest
+        assert (tree["a"]["w"] == latest).all()
+        assert tree["b"].tolist() == list(range(latest))
 
 
 PAIR = textwrap.dedent("""
@@ -285,10 +285,10 @@ PAIR = textwrap.dedent("""
     w = jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
     for step in (1, 2, 3):
         checkpoint.save_step(sys.argv[3], step, {"w": w * step}, {"step": step})()
-    processes.barrier("the first has given it its name")
-    found, _ = checkpoint.load_step(sys.argv[3], 3, {"w": w})
-    assert found["w"].sharding == sharding
-    for shard in found["w"].addressable_shards:
+    processes.barrier("process 0 has published the step")
+    restored, _ = checkpoint.load_step(sys.argv[3], 3, {"w": w})
+    assert restored["w"].sharding == sharding
+    for shard in restored["w"].addressable_shards:
         np.testing.assert_array_equal(shard.data, whole[shard.index] * 3)
 """)
 
@@ -307,8 +307,8 @@ def test_two_processes_save_one_checkpoint(tmp_path):
         _, errors = child.communicate(timeout=120)
         assert child.returncode == 0, errors.decode()
     assert sorted(path.name for path in (tmp_path / "steps").iterdir()) == ["00000002", "00000003"]
-    found, _ = checkpoint.load_step(tmp_path / "steps", 2, {"w": np.zeros((8, 1), np.float32)})
-    assert found["w"].ravel().tolist() == [0, 2, 4, 6, 8, 10, 12, 14]
+    restored, _ = checkpoint.load_step(tmp_path / "steps", 2, {"w": np.zeros((8, 1), np.float32)})
+    assert restored["w"].ravel().tolist() == [0, 2, 4, 6, 8, 10, 12, 14]
 
 
 def test_the_record_is_plain_json(tmp_path):
@@ -318,7 +318,7 @@ def test_the_record_is_plain_json(tmp_path):
     assert not list((tmp_path / "a").rglob("*.pkl"))
 
 
-def test_a_folder_takes_anothers_place_whole(tmp_path, monkeypatch):
+def test_replace_swaps_whole_folders(tmp_path, monkeypatch):
     target = tmp_path / "export"
     for name in ("first", "second"):
         fresh = tmp_path / "fresh"
@@ -327,7 +327,7 @@ def test_a_folder_takes_anothers_place_whole(tmp_path, monkeypatch):
         folders.replace(fresh, target)
         assert [path.name for path in target.iterdir()] == [name]
         assert [path.name for path in tmp_path.iterdir()] == ["export"]
-    # The old one is removed only when the new one stands there.
+    # The old folder is removed only after the new one is in place.
     (tmp_path / "fresh").mkdir()
     removed = []
     monkeypatch.setattr(shutil, "rmtree", lambda path, **_: removed.append((path.exists(), [*target.iterdir()])))

@@ -1,4 +1,4 @@
-"""What a model collects on its way against PyTorch: the states between its layers, and the norms of its units."""
+"""Collected intermediates equal PyTorch's: the states between layers and the norms of units."""
 
 import re
 from functools import partial
@@ -16,7 +16,7 @@ from antgmm_jax.pure import functional
 from tests import reference
 
 QUICK = {"xla_backend_optimization_level": 0}  # a program that runs once on tiny shapes
-# The maps whose inputs are a layer's heads and hidden units. LLaVA reads two of its three image layers.
+# Linear maps that read a layer's heads or hidden units. LLaVA uses two of its three image layers.
 UNITS = {
     "blip2": {
         "vision/heads": r"vision_model.*\.projection",
@@ -38,7 +38,7 @@ UNITS = {
         "text/mlp": r".*language_model.*\.down_proj",
     },
 }
-# The maps that read what a layer's norms hand on. The Q-Former's norm stands last, so the next layer's map reads it.
+# Linear maps that read the output of a layer's norms. The Q-Former's norm is last, so the next layer's map reads it.
 WIDTHS = {
     "blip2": {
         "vision/embed": [r"vision_model.*\.(qkv|fc1)"],
@@ -50,7 +50,7 @@ WIDTHS = {
         "text/embed": [r".*language_model.*\.(q_proj|up_proj)"],
     },
 }
-# The norms that a language model's stacks end with.
+# The final norms of a language model's stacks.
 FINAL = {
     "encoder": r"language_model\.encoder\.final_layer_norm",
     "decoder": r"language_model\.decoder\.final_layer_norm",
@@ -58,24 +58,24 @@ FINAL = {
 }
 
 
-def handed(model, arrays, patterns):
-    """What PyTorch's modules of each pattern are handed, layer after layer."""
-    found = {pattern: [] for pattern in patterns}
+def inputs_of(model, arrays, patterns):
+    """The inputs of PyTorch's modules that match each pattern, layer by layer."""
+    inputs_by_pattern = {pattern: [] for pattern in patterns}
     hooks = [
-        module.register_forward_pre_hook(lambda _, inputs, pattern=pattern: found[pattern].append(inputs[0].numpy()))
-        for pattern in patterns
+        module.register_forward_pre_hook(lambda _, inputs, seen=seen: seen.append(inputs[0].numpy()))
+        for pattern, seen in inputs_by_pattern.items()
         for name, module in model.named_modules()
         if re.fullmatch(pattern, name)
     ]
     reference.logits(model, arrays)
     for hook in hooks:
         hook.remove()
-    return found
+    return inputs_by_pattern
 
 
 @pytest.fixture(scope="module", params=UNITS)
 def case(request, tmp_path_factory):
-    """A model with prompts and answers that are padded, its PyTorch twin, and all that it collects."""
+    """A PyTorch model, a batch with padded prompts and answers, and all intermediates that our model collects."""
     model = getattr(reference, request.param)()
     arrays = reference.batch(model)
     config, params = load_hf(reference.saved(model, tmp_path_factory.mktemp("m") / "m"))
@@ -88,14 +88,14 @@ def case(request, tmp_path_factory):
     axes = [axis for axis in sizes(config) if not axis.endswith("/layers")]
     names = (*axes, *(f"{tower}/states" for tower in towers(config)))
     apply = jax.jit(partial(functional(config).apply, collect=names), compiler_options=QUICK)
-    found = apply(params, {**reference.ours(arrays), **more})
+    collected = apply(params, {**reference.ours(arrays), **more})
     return SimpleNamespace(
-        family=request.param, model=model, arrays=arrays, config=config, counted=counted, found=found
+        family=request.param, model=model, arrays=arrays, config=config, counted=counted, collected=collected
     )
 
 
 def torch_states(case):
-    """PyTorch's `hidden_states` of every tower."""
+    """PyTorch's `hidden_states` by tower."""
     model, tensors = case.model, {name: torch.from_numpy(array) for name, array in case.arrays.items()}
     with torch.no_grad():
         whole = model(**tensors, output_hidden_states=True)
@@ -110,55 +110,55 @@ def torch_states(case):
     return {"vision": vision.hidden_states, "bridge": bridge.hidden_states, **towers}
 
 
-def test_states_are_pytorchs_layer_by_layer(case):
-    inputs = handed(case.model, case.arrays, FINAL.values())
+def test_states_equal_pytorchs_hidden_states(case):
+    inputs = inputs_of(case.model, case.arrays, FINAL.values())
     expected = {tower: [state.numpy() for state in states] for tower, states in torch_states(case).items()}
     assert set(expected) == set(towers(case.config))
     for tower, states in expected.items():
         if tower in FINAL:
-            # PyTorch's last entry of a language model is normed; the stream before it is what its norm is handed.
+            # PyTorch norms the last entry of a language model; the input of that norm is the residual stream.
             (states[-1],) = inputs[FINAL[tower]]
         layers = towers(case.config)[tower].stack.layers
-        assert len(states) == layers + 1 + (case.family == "llava" and tower == "vision")  # a layer that is never read
-        found = np.asarray(case.found[f"{tower}/states"])
-        assert found.shape == (layers + 1, *states[0].shape)
-        seen = case.counted[tower] if tower in ("encoder", "text") else np.ones(found.shape[1:3], bool)
-        for mine, theirs in zip(found, states, strict=False):
+        assert len(states) == layers + 1 + (case.family == "llava" and tower == "vision")  # one layer is unused
+        collected = np.asarray(case.collected[f"{tower}/states"])
+        assert collected.shape == (layers + 1, *states[0].shape)
+        seen = case.counted[tower] if tower in ("encoder", "text") else np.ones(collected.shape[1:3], bool)
+        for mine, theirs in zip(collected, states, strict=False):
             reference.close(mine[seen], theirs[seen])
 
 
 def norms(case, tower, inputs, units):
-    """L2 norms of a layer's units over the tokens that count, [rows, units]."""
+    """L2 norms of a layer's units over the counted tokens, [rows, units]."""
     counted = case.counted.get(tower, np.ones(inputs.shape[:2], bool))
     split = np.float64(inputs).reshape(*inputs.shape[:2], units, -1)
     return np.sqrt(np.sum(split**2, axis=(1, 3), where=counted[:, :, None, None]))
 
 
-def test_norms_of_units_are_those_of_what_pytorch_hands_to_the_last_maps(case):
+def test_unit_norms_equal_those_of_pytorchs_module_inputs(case):
     patterns = UNITS[case.family]
-    inputs = handed(case.model, case.arrays, patterns.values())
+    inputs = inputs_of(case.model, case.arrays, patterns.values())
     assert set(patterns) == {axis for axis in sizes(case.config) if not axis.endswith(("/layers", "/embed"))}
     for axis, pattern in patterns.items():
-        units, found = sizes(case.config)[axis], np.asarray(case.found[axis])
+        units, collected = sizes(case.config)[axis], np.asarray(case.collected[axis])
         expected = [norms(case, axis.split("/")[0], layer, units) for layer in inputs[pattern]]
         if axis == "bridge/cross_heads":  # at every second layer
-            assert not found[1::2].any()
-            found = found[::2]
-        found = found if found.ndim == 3 else found[None]  # LLaVA's projector is no stack
-        for mine, theirs in zip(found, expected, strict=True):
+            assert not collected[1::2].any()
+            collected = collected[::2]
+        collected = collected if collected.ndim == 3 else collected[None]  # LLaVA's projector has no layers
+        for mine, theirs in zip(collected, expected, strict=True):
             reference.close(mine, theirs)
 
 
-def test_norms_of_widths_are_those_of_what_pytorchs_norms_hand_on(case):
+def test_width_norms_equal_those_of_pytorchs_norm_outputs(case):
     readers = WIDTHS[case.family]
-    inputs = handed(case.model, case.arrays, [pattern for patterns in readers.values() for pattern in patterns])
+    inputs = inputs_of(case.model, case.arrays, [pattern for patterns in readers.values() for pattern in patterns])
     assert set(readers) == {axis for axis in sizes(case.config) if axis.endswith("/embed")}
     for axis, patterns in readers.items():
-        # T5's two stacks count alike, however many norms each has.
+        # T5's two stacks have equal weight, whatever their number of norms.
         towers = ("encoder", "decoder") if len(patterns) == 2 else (axis.split("/")[0],)
         units = sizes(case.config)[axis]
         means = [
             np.mean([norms(case, tower, layer, units) for layer in inputs[pattern]], axis=0)
             for tower, pattern in zip(towers, patterns, strict=True)
         ]
-        reference.close(np.asarray(case.found[axis]), np.mean(means, axis=0))
+        reference.close(np.asarray(case.collected[axis]), np.mean(means, axis=0))

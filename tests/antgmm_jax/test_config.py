@@ -1,4 +1,4 @@
-"""Configs: sizes and back, presets of the promised sizes, names for every dimension."""
+"""Configs: presets have the documented sizes, tied sizes follow, local axes, initial parameters."""
 
 import dataclasses
 import math
@@ -26,14 +26,14 @@ MILLIONS = {
     "smolvlm-tiny": (2, 4),
     "smolvlm-256m": (250, 260),
     "qwen3-vl-tiny": (4, 5),
-    # As the safetensors indexes of the released checkpoints say.
+    # From the safetensors indexes of the released checkpoints.
     "qwen3-vl-2b": (2127.5, 2127.6),
     "qwen3-vl-4b": (4437.8, 4437.9),
 }
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_presets_have_the_promised_size_and_a_legal_shape_without_allocation(name):
+def test_presets_have_the_documented_size_and_a_legal_shape(name):
     config = preset(name)
     count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract(config))) / 1e6
     low, high = MILLIONS[name]
@@ -41,9 +41,9 @@ def test_presets_have_the_promised_size_and_a_legal_shape_without_allocation(nam
     assert violations(config) == ()
 
 
-def test_a_llava_of_the_builder_is_one_that_transformers_knows(tmp_path):
+def test_the_llava_builder_gives_the_config_of_a_transformers_checkpoint(tmp_path):
     model = reference.llava(vision=(3, 32, 4, 48), text=(2, 24, 20), feature_layer=-1)
-    found = load_hf(reference.saved(model, tmp_path / "m"))[0]
+    loaded = load_hf(reference.saved(model, tmp_path / "m"))[0]
     made = llava(
         vision=(3, 32, 4, 48),
         text=(2, 24, 2, 20),
@@ -54,8 +54,8 @@ def test_a_llava_of_the_builder_is_one_that_transformers_knows(tmp_path):
         image_token=reference.IMAGE_TOKEN,
         q_per_kv=2,
     )
-    stack = dataclasses.replace(made.language.decoder, rope_theta=500.0)  # the reference's own
-    assert found == dataclasses.replace(made, language=dataclasses.replace(made.language, decoder=stack))
+    stack = dataclasses.replace(made.language.decoder, rope_theta=500.0)  # the value of the reference
+    assert loaded == dataclasses.replace(made, language=dataclasses.replace(made.language, decoder=stack))
 
 
 @pytest.fixture(scope="module", params=["blip2", "llava"])
@@ -64,7 +64,7 @@ def config(request, tmp_path_factory):
     return load_hf(reference.saved(model, tmp_path_factory.mktemp("m") / "m"))[0]
 
 
-def test_shared_and_local_axes_are_those_of_the_design(config):
+def test_local_axes_are_as_designed(config):
     local = {
         "blip2_t5": "vision/heads vision/mlp bridge/heads bridge/cross_heads bridge/mlp encoder/mlp decoder/mlp"
         " decoder/cross_heads",
@@ -73,7 +73,7 @@ def test_shared_and_local_axes_are_those_of_the_design(config):
     assert local_axes(config) == set(local[config.family].split())
 
 
-def test_tied_counts_follow_from_one(config):
+def test_complete_adds_tied_counts(config):
     if config.family == "blip2_t5":
         assert complete(config, {"encoder/heads": 2, "vision/embed": 16}) == {
             "encoder/heads": 2,
@@ -91,7 +91,7 @@ def test_tied_counts_follow_from_one(config):
         )
 
 
-def test_equal_keys_give_equal_parameters_and_other_keys_others(config):
+def test_initial_parameters_depend_on_the_key_alone(config):
     init = functional(config).init
     first, again, other = (jax.tree.leaves(init(jax.random.key(seed))) for seed in (0, 0, 1))
     for a, b in zip(first, again, strict=True):

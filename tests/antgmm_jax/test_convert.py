@@ -1,4 +1,4 @@
-"""Checkpoints in and out: shards, files beside the weights, and what is refused."""
+"""Loading and saving checkpoints: shards, other files, and errors."""
 
 import json
 import shutil
@@ -19,7 +19,7 @@ def ours(directory, arrays):
     return np.asarray(functional(config).apply(params, reference.ours(arrays))["logits"])
 
 
-def test_shards_with_an_index_load_in_both(tmp_path):
+def test_sharded_checkpoints_load_in_jax_and_pytorch(tmp_path):
     model = reference.blip2()
     arrays = reference.batch(model)
     reference.saved(model, tmp_path / "in", max_shard_size="20KB")
@@ -32,7 +32,7 @@ def test_shards_with_an_index_load_in_both(tmp_path):
     reference.close(reference.logits(reference.reloaded(tmp_path / "out"), arrays), expected)
 
 
-def test_a_start_token_other_than_the_usual_survives_the_way_back(tmp_path):
+def test_an_unusual_start_token_survives_a_round_trip(tmp_path):
     model = reference.blip2()
     model.config.text_config.decoder_start_token_id = 2
     config, params = load_hf(reference.saved(model, tmp_path / "in"))
@@ -42,11 +42,11 @@ def test_a_start_token_other_than_the_usual_survives_the_way_back(tmp_path):
     assert reference.reloaded(tmp_path / "out").config.text_config.decoder_start_token_id == 2
 
 
-def test_files_beside_the_weights_are_carried_and_weights_are_not(tmp_path):
+def test_other_files_are_copied_and_other_weights_are_not(tmp_path):
     reference.saved(reference.llava(), tmp_path / "in")
     (tmp_path / "in" / "tokenizer.json").write_text("{}")
     (tmp_path / "in" / "pytorch_model.bin").write_bytes(b"pickle")
-    (tmp_path / "in" / "pytorch_model.bin.index.json").write_text("{}")  # names files that the copy has not
+    (tmp_path / "in" / "pytorch_model.bin.index.json").write_text("{}")  # names files that the copy lacks
     config, params = load_hf(tmp_path / "in")
     save_hf(config, params, tmp_path / "out", like=tmp_path / "in")
     assert {p.name for p in (tmp_path / "out").iterdir()} == {
@@ -120,7 +120,7 @@ def test_an_index_may_not_leave_the_folder(checkpoint):
         load_hf(checkpoint)
 
 
-def test_files_may_be_links_as_in_the_cache_of_a_hub(checkpoint):
+def test_files_may_be_links_as_in_the_hubs_cache(checkpoint):
     config, _ = load_hf(checkpoint)
     blob = checkpoint.parent / "blob"
     (checkpoint / WEIGHTS).rename(blob)
@@ -129,13 +129,13 @@ def test_files_may_be_links_as_in_the_cache_of_a_hub(checkpoint):
 
 
 @pytest.mark.parametrize("text", ["{}", '{"weight_map": ["model.safetensors"]}', "[]"])
-def test_an_index_that_is_none_is_named(checkpoint, text):
+def test_an_invalid_index_is_refused(checkpoint, text):
     (checkpoint / INDEX).write_text(text)
     with pytest.raises(AntgmmError, match=r"model\.safetensors\.index\.json .*copy it again"):
         load_hf(checkpoint)
 
 
-def test_an_existing_directory_is_left_alone(checkpoint):
+def test_an_existing_directory_is_not_overwritten(checkpoint):
     config, params = load_hf(checkpoint)
     with pytest.raises(AntgmmError, match="exists"):
         save_hf(config, params, checkpoint)

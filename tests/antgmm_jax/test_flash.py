@@ -1,4 +1,4 @@
-"""Attention: by cuDNN's flash kernel where that allows it (asked of programs lowered for CUDA), else as JAX's own."""
+"""Attention uses cuDNN's flash kernel where possible (in programs lowered for CUDA) and equals JAX's everywhere."""
 
 import re
 from collections import Counter
@@ -27,7 +27,7 @@ def gpu(monkeypatch):
 
 
 def calls(function, *arguments) -> Counter[str]:
-    """cuDNN's calls in a program lowered for CUDA, and XLA's softmaxes by shape."""
+    """Counts of cuDNN calls, and of XLA's exponentials by shape, in a program lowered for CUDA."""
     text = jax.jit(function).trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
     exponentials = re.findall(r"stablehlo.exponential .*tensor<(\w+)xf32>", text)
     return Counter(re.findall(r"__cudnn\$(\w+)", text)) + Counter(exponentials)
@@ -42,31 +42,31 @@ def batch(config, *, prompt, answer):
 
 
 def of_a_step(config, dtype=jnp.bfloat16, *, prompt=8, answer=4):
-    """Calls of a loss's gradient; every layer of a stack is the same program, and nothing is computed twice."""
+    """Counts of attention calls in a loss's gradient; the layers of a stack share one program, without remat."""
     loss = make_loss(functional(config, "none"), LossConfig(), dtype=dtype)
     gradient = jax.grad(lambda params, batch: loss(params, {}, batch, {})[0])
-    found = calls(gradient, abstract(config), batch(config, prompt=prompt, answer=answer))
-    # XLA's attention has rows, heads, queries and keys; the loss's softmax has tokens and vocabulary.
-    return {name: count for name, count in found.items() if "fmha" in name or name.count("x") == 3}
+    counts = calls(gradient, abstract(config), batch(config, prompt=prompt, answer=answer))
+    # XLA's attention has four dimensions (rows, heads, queries, keys); the loss's softmax has two.
+    return {name: count for name, count in counts.items() if "fmha" in name or name.count("x") == 3}
 
 
 def cudnn(plain, biased):
     return {PLAIN: plain, f"{PLAIN}Backward": plain, BIASED: biased, f"{BIASED}Backward": biased}
 
 
-# CLIP has no mask; Llama's padding is one. Of the other family ViT, the Q-Former's two self-attentions and the one that
-# reads the image have no mask; T5's decoder has a bias, a mask where it reads the encoder; the encoder has both.
+# LLaVA: CLIP has no mask, Llama masks padding. BLIP-2: the ViT, the Q-Former's two self-attentions and its
+# cross-attention have no mask; T5's decoder has a bias, and a mask in cross-attention; T5's encoder has both.
 @pytest.mark.usefixtures("gpu")
 @pytest.mark.parametrize("lengths", [{}, {"prompt": 9, "answer": 5}], ids=["even", "odd"])
 @pytest.mark.parametrize(("family", "plain", "biased"), [("llava", 1, 1), ("blip2_t5", 4, 2)])
-def test_a_bfloat16_step_attends_by_cudnn_but_in_t5s_encoder(family, plain, biased, lengths):
+def test_a_bfloat16_step_uses_cudnn_except_in_t5s_encoder(family, plain, biased, lengths):
     side = lengths.get("prompt", 8)
     left = {"blip2_t5": {f"2x3x{side}x{side}": 1}, "llava": {}}[family]
     assert of_a_step(CONFIGS[family], **lengths) == cudnn(plain, biased) | left
 
 
 @pytest.mark.usefixtures("gpu")
-def test_float32_and_odd_heads_are_left_to_xla():
+def test_xla_computes_float32_and_unsupported_head_widths():
     assert not any("fmha" in name for name in of_a_step(CONFIGS["llava"], jnp.float32))
     for width, flash in ((12, False), (128, True), (136, False)):
         q, k = SHAPE((2, 4, 3, width), jnp.bfloat16), SHAPE((2, 3, 4, width), jnp.bfloat16)
@@ -76,7 +76,7 @@ def test_float32_and_odd_heads_are_left_to_xla():
     assert "fmhaSoftmax" not in calls(partial(attend, scale=1.0), one, many, many)
 
 
-def test_without_such_a_gpu_all_is_left_to_xla():
+def test_xla_computes_all_attention_without_a_supported_gpu():
     assert not attention.has_flash()
     assert not any("fmha" in name for name in of_a_step(CONFIGS["llava"]))
 
@@ -91,15 +91,15 @@ CASES = {
 }
 
 
-# Cross-attention alone reads another number of keys than it has queries, and it is never causal.
+# Only cross-attention has different numbers of keys and queries; it is never causal.
 ALIKE = [(case, length, length) for case in CASES for length in (6, 7)]
 ACROSS = [(case, *lengths) for case in ("plain", "keys") for lengths in ((7, 6), (6, 7), (7, 5))]
 
 
 @pytest.mark.usefixtures("gpu")
 @pytest.mark.parametrize(("case", "length", "keys"), ALIKE + ACROSS)
-def test_what_cudnn_is_handed_is_the_same_attention(monkeypatch, case, length, keys):
-    """The arguments of the flash kernel are given to XLA's, which takes them too: padding must not be seen."""
+def test_arguments_for_cudnn_describe_the_same_attention(monkeypatch, case, length, keys):
+    """XLA's attention on the padded arguments for the flash kernel gives the result of the unpadded ones."""
     rng = np.random.default_rng(0)
     q = jnp.array(rng.normal(size=(2, length, 4, 8)), jnp.bfloat16)
     k, v = (jnp.array(rng.normal(size=(2, keys, 2, 8)), jnp.bfloat16) for _ in range(2))
@@ -117,23 +117,23 @@ def test_what_cudnn_is_handed_is_the_same_attention(monkeypatch, case, length, k
         return real(*arguments, **rest)
 
     monkeypatch.setattr(jax.nn, "dot_product_attention", by_xla)
-    found = attend(q, k.swapaxes(1, 2), v.swapaxes(1, 2), scale=0.5, **given)
+    attended = attend(q, k.swapaxes(1, 2), v.swapaxes(1, 2), scale=0.5, **given)
     expected = real(q, k, v, scale=0.5, is_causal=given.pop("causal", False), **given)
     assert seen == [("cudnn", length + length % 2, keys + keys % 2)]
-    assert found.shape == expected.shape == q.shape
-    np.testing.assert_array_equal(found.astype(jnp.float32), expected.astype(jnp.float32))
+    assert attended.shape == expected.shape == q.shape
+    np.testing.assert_array_equal(attended.astype(jnp.float32), expected.astype(jnp.float32))
 
 
 @pytest.mark.parametrize("heads", [(4, 4), (4, 2), (3, 1)], ids=["each", "grouped", "one"])
 @pytest.mark.parametrize("case", [*CASES, "nothing"])
-def test_attention_by_xla_and_its_gradient_are_jaxs_own(case, heads):
+def test_attention_by_xla_and_its_gradient_equal_jaxs(case, heads):
     rng = np.random.default_rng(1)
     given = dict(CASES.get(case, {"mask": (2, 1, 1)}))
     q, k, v = (jnp.array(rng.normal(size=(2, 5, n, 8)), jnp.float32) for n in (heads[0], heads[1], heads[1]))
     if "mask" in given:
         rows, one, queries = given["mask"]
         seen = rng.random((rows, one, queries or 5, 5)) < 0.6
-        given["mask"] = jnp.array(seen & (case != "nothing"))  # a row that sees no key sees all alike
+        given["mask"] = jnp.array(seen & (case != "nothing"))  # a row without keys attends to all keys equally
     if "bias" in given:
         given["bias"] = jnp.array(rng.normal(size=(1, heads[0], 5, 5)), jnp.float32)
     causal = given.pop("causal", False)
@@ -146,5 +146,5 @@ def test_attention_by_xla_and_its_gradient_are_jaxs_own(case, heads):
         return attend(q, k.swapaxes(1, 2), v.swapaxes(1, 2), **named)
 
     expected = whole(jax.nn.dot_product_attention, is_causal=causal)
-    for found, wanted in zip(whole(ours, causal=causal), expected, strict=True):
-        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
+    for actual, desired in zip(whole(ours, causal=causal), expected, strict=True):
+        np.testing.assert_allclose(actual, desired, rtol=1e-5, atol=1e-5)

@@ -22,14 +22,14 @@ def test_decoding_starts_from_the_token_that_the_config_names(tmp_path):
     model = reference.blip2()
     model.config.text_config.decoder_start_token_id = 2
     reference.saved(model, tmp_path / "m")
-    model = reference.reloaded(tmp_path / "m")  # generate() has read the token where a model is made
+    model = reference.reloaded(tmp_path / "m")  # generate() reads the token when a model is created
     arrays = reference.batch(model, rows=6)
     config, params = load_hf(tmp_path / "m")
     got = generate(config, params, reference.ours(arrays), max_new_tokens=NEW, eos=1, pad=0)
     np.testing.assert_array_equal(got, _torch_answers(model, arrays))
 
 
-def test_a_row_that_ends_is_padded_while_others_go_on(tmp_path):
+def test_a_finished_row_is_padded_while_others_continue(tmp_path):
     model = reference.blip2()
     arrays = reference.batch(model, rows=6)
     config, params = load_hf(reference.saved(model, tmp_path / "m"))

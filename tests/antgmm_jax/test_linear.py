@@ -1,4 +1,4 @@
-"""Linear maps with a backward pass of their own have the value and the gradients of an einsum."""
+"""Linear maps with a custom backward pass have the value and the gradients of an einsum."""
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,6 @@ def test_value_and_gradients_are_those_of_an_einsum(pattern):
             return (weight * (jnp.einsum(pattern.replace(" ", ""), x, kernel) + bias)).sum()
 
     np.testing.assert_allclose(linear(x, kernel, None, inputs=inputs), expected, rtol=1e-5, atol=1e-5)
-    found, wanted = (jax.jit(jax.grad(f, argnums=(0, 1, 2)))(x, kernel, bias) for f in (value, reference))
-    for one, other in zip(found, wanted, strict=True):
+    gradients, desired = (jax.jit(jax.grad(f, argnums=(0, 1, 2)))(x, kernel, bias) for f in (value, reference))
+    for one, other in zip(gradients, desired, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)

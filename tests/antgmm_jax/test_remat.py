@@ -1,4 +1,4 @@
-"""What layers keep for the backward pass changes memory, and nothing else."""
+"""Rematerialisation policies change memory use but not gradients."""
 
 import jax
 import numpy as np
@@ -23,7 +23,7 @@ def gradient(config, remat):
 
 
 @pytest.mark.parametrize("family", CONFIGS)
-def test_gradients_are_those_of_every_policy(family):
+def test_gradients_do_not_depend_on_the_policy(family):
     config = CONFIGS[family]
     plain, *others = (gradient(config, remat)(parameters(family), batch_of(config)) for remat in POLICIES)
     for other in others:
@@ -32,7 +32,7 @@ def test_gradients_are_those_of_every_policy(family):
 
 
 @pytest.mark.parametrize("family", CONFIGS)
-def test_the_less_is_kept_the_less_memory_a_deep_model_takes(family):
+def test_policies_that_keep_less_use_less_memory(family):
     config = resize(CONFIGS[family], DEEP[family])
     batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((32, *x.shape[1:]), x.dtype), batch_of(config))
     peaks = {}

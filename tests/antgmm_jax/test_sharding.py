@@ -1,4 +1,4 @@
-"""The rules by which names of axes split arrays over a mesh."""
+"""Rules that split arrays over a mesh by the names of their axes."""
 
 import logging
 
@@ -24,8 +24,8 @@ def mesh():
         (("layers", "vision/embed", "vision/heads", "head_dim"), (4, 8, 2, 4), (None, "fsdp", "tensor", None)),
         (("vision/layers", "vision/mlp", "vision/embed"), (3, 12, 6), (None, "tensor", "fsdp")),
         (("vocab", "text/embed"), (10, 8), ("tensor", "fsdp")),
-        (("bridge/embed", "text/embed"), (4, 8), ("fsdp", None)),  # one rule, two axes: the first
-        (("bridge/embed", "text/embed"), (5, 8), (None, "fsdp")),  # ... that divides
+        (("bridge/embed", "text/embed"), (4, 8), ("fsdp", None)),  # two axes match one rule: the first
+        (("bridge/embed", "text/embed"), (5, 8), (None, "fsdp")),  # that is divisible is split
         (("batch",), (8, 3), (("data", "fsdp"),)),
         ((), (3,), ()),
     ],

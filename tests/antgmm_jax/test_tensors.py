@@ -1,4 +1,4 @@
-"""Safetensors files as they are written here against the library's own, and what opening a checkpoint reads."""
+"""Written safetensors files equal the library's; opening a checkpoint reads no tensors."""
 
 import json
 
@@ -27,7 +27,7 @@ def specs(tensors):
 
 
 @pytest.mark.parametrize("order", [1, -1])
-def test_a_file_is_the_librarys_own_byte_for_byte(tmp_path, order):
+def test_files_equal_the_librarys_byte_for_byte(tmp_path, order):
     tensors = arrays()
     write(specs(tensors), [*tensors.items()][::order], tmp_path, "5GB")
     save_file(tensors, tmp_path / "expected", metadata={"format": "pt"})
@@ -44,14 +44,14 @@ def test_shards_hold_each_tensor_once(tmp_path):
         np.testing.assert_array_equal(load_file(tmp_path / file)[name], tensors[name])
 
 
-def test_a_tensor_of_another_shape_than_announced_is_refused(tmp_path):
+def test_a_tensor_that_does_not_fit_its_spec_is_refused(tmp_path):
     with pytest.raises(AssertionError, match=r"a is float32\(3,\)"):
         write({"a": Spec((4,), np.dtype(np.float32))}, [("a", np.zeros(3, np.float32))], tmp_path, "5GB")
 
 
 @pytest.mark.parametrize("scaled", [True, False])
 @pytest.mark.parametrize("tied", [True, False])
-def test_a_head_is_tied_where_the_file_says_so_or_repeats_the_table(tmp_path, tied, scaled):
+def test_a_head_is_tied_by_the_config_or_by_equal_tensors(tmp_path, tied, scaled):
     reference.saved(reference.blip2(tied=tied, scaled=scaled).to(torch.bfloat16), tmp_path / "model")
     read = []
     assert open_hf(tmp_path / "model", on_read=read.append)[0].language.tied == tied
@@ -61,28 +61,28 @@ def test_a_head_is_tied_where_the_file_says_so_or_repeats_the_table(tmp_path, ti
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
 @pytest.mark.filterwarnings("ignore:invalid value encountered in isfinite")  # NumPy's, of signalling NaNs
-def test_halves_are_finite_where_numpy_says_so(dtype):
+def test_finite_agrees_with_numpy_for_all_16_bit_values(dtype):
     every = np.arange(1 << 16, dtype=np.uint16).view(dtype)
-    found = [_finite(every[i : i + 1]) for i in range(len(every))]
-    np.testing.assert_array_equal(found, np.isfinite(every))
+    finite = [_finite(every[i : i + 1]) for i in range(len(every))]
+    np.testing.assert_array_equal(finite, np.isfinite(every))
     assert _finite(every[np.isfinite(every)]) and not _finite(every)
 
 
-def test_parts_and_rows_are_read_from_where_they_lie(tmp_path):
+def test_only_the_requested_rows_are_read(tmp_path):
     tensors = {"a": np.arange(12, dtype=np.float32).reshape(6, 2), "b": np.arange(5, dtype=np.float16)}
     save_file(tensors, tmp_path / "model.safetensors")
     read = []
-    found = Tensors(tmp_path, ((r"^b$", "c"),), read.append)
-    np.testing.assert_array_equal(found.read("a", 1, 3), tensors["a"][2:4])
-    np.testing.assert_array_equal(found.read("c"), tensors["b"])
+    tensors_on_disk = Tensors(tmp_path, ((r"^b$", "c"),), read.append)
+    np.testing.assert_array_equal(tensors_on_disk.read("a", 1, 3), tensors["a"][2:4])
+    np.testing.assert_array_equal(tensors_on_disk.read("c"), tensors["b"])
     assert read == [16, 10]
-    assert found.equal("a", "a") and not found.equal("a", "c")
+    assert tensors_on_disk.equal("a", "a") and not tensors_on_disk.equal("a", "c")
 
 
 def test_a_file_cut_short_while_it_is_open_is_named(tmp_path):
     save_file({"a": np.zeros(6, np.float32)}, tmp_path / "model.safetensors")
-    found = Tensors(tmp_path, ())
+    tensors = Tensors(tmp_path, ())
     with (tmp_path / "model.safetensors").open("r+b") as file:
         file.truncate(file.seek(0, 2) - 4)
     with pytest.raises(AntgmmError, match="tensor a cannot be read"):
-        found.read("a")
+        tensors.read("a")

@@ -1,4 +1,4 @@
-"""The order of batches: complete, deterministic, resumable, bucketed; and what is in them, by hand."""
+"""Batches: their order is complete, deterministic, resumable and bucketed; their contents by hand."""
 
 import json
 from itertools import islice
@@ -21,7 +21,7 @@ def rows_of(count=10, widths=8, prompts=(4,), pictures=(1,), side=2):
 
 
 def run(rows, size, seed, *, buckets=(), prompt_buckets=(), about=T5, seen=None, **more):
-    """Shuffled batches as samples make them."""
+    """Shuffled batches of rows, made as `Samples` makes them."""
     needs, seen = rows.needs(about), seen or ImageOptions()
     widths = collate.widths(needs, about.apart, buckets=buckets, prompt_buckets=prompt_buckets)
 
@@ -33,12 +33,12 @@ def run(rows, size, seed, *, buckets=(), prompt_buckets=(), about=T5, seen=None,
 
 
 def leaves(made):
-    """Every array of a batch by its path."""
+    """All arrays of a batch by path."""
     return {**{n: x for n, x in made.items() if n != "images"}, **{f"images/{n}": x for n, x in made["images"].items()}}
 
 
-def assert_equal(found, expected):
-    one, other = leaves(found), leaves(expected)
+def assert_equal(actual, expected):
+    one, other = leaves(actual), leaves(expected)
     assert one.keys() == other.keys()
     for name in one:
         np.testing.assert_array_equal(one[name], other[name])
@@ -54,11 +54,11 @@ def test_every_epoch_visits_each_row_once(widths):
 
 
 @pytest.mark.parametrize("widths", [(), (3, 8)])
-def test_an_epoch_visits_the_rows_asked_for_as_often(widths):
+def test_an_epoch_visits_each_row_as_often_as_requested(widths):
     rows, wanted = rows_of(12), np.array([0, 4, 4, 9, 9, 11])
-    found = [*islice(run(rows, 3, 5, buckets=widths, visits=wanted), 2)]
-    np.testing.assert_array_equal(np.sort(np.concatenate([each["index"] for each in found])), wanted)
-    for each in found:
+    epoch = [*islice(run(rows, 3, 5, buckets=widths, visits=wanted), 2)]
+    np.testing.assert_array_equal(np.sort(np.concatenate([each["index"] for each in epoch])), wanted)
+    for each in epoch:
         np.testing.assert_array_equal(each["input_ids"][:, :4], [rows[row]["prompt"] for row in each["index"]])
 
 
@@ -74,13 +74,13 @@ def test_a_resumed_run_sees_the_same_batches(widths, prefetch, threads):
         seen.append((position, next(whole)))
     assert seen[5][0] == {"next_index": 5}
     again = run(rows, 4, 1, **about)
-    again.seek(seen[5][0])  # in the middle of the third epoch
+    again.seek(seen[5][0])  # the middle of the third epoch
     for _, expected in seen[5:]:
         assert_equal(next(again), expected)
 
 
 @pytest.mark.parametrize("about", [T5, LLAMA], ids=["apart", "joined"])
-def test_rows_of_no_one_and_several_pictures_share_a_batch(about):
+def test_rows_with_zero_one_and_several_pictures_share_a_batch(about):
     rows = toy([3, 2, 1], [2, 1, 3], [2, 0, 1])
     made = batch(rows, np.array([2, 0, 1]), about, collate.Shape(8, 4, 2))
     images = {
@@ -125,7 +125,7 @@ def test_rows_of_no_one_and_several_pictures_share_a_batch(about):
         assert made[name].dtype == np.int32
 
 
-def test_pictures_are_shifted_anew_whenever_they_are_seen_and_alike_after_a_restart():
+def test_shifts_differ_between_visits_and_repeat_after_a_restart():
     rows = rows_of(6, pictures=(1, 2), side=8)
     made = run(rows, 3, 4, seen=ImageOptions(shift=1))
     seen = [next(made) for _ in range(20)]
@@ -139,17 +139,17 @@ def test_pictures_are_shifted_anew_whenever_they_are_seen_and_alike_after_a_rest
             (move,) = [number for number, view in enumerate(views) if np.array_equal(view, shown)]
             moves[int(row)].add(move)
             np.testing.assert_array_equal(each["input_ids"][place][:4], rows[row]["prompt"])
-    assert all(len(found) > 2 for found in moves.values())
+    assert all(len(shifts) > 2 for shifts in moves.values())
     again = run(rows, 3, 4, seen=ImageOptions(shift=1), prefetch=0)
     again.seek({"next_index": 13})
     np.testing.assert_array_equal(next(again)["images"]["pixels"], seen[13]["images"]["pixels"])
 
 
-def test_of_computed_views_one_is_drawn_whenever_a_row_is_seen():
+def test_each_visit_of_a_row_draws_one_computed_view():
     rows = rows_of(6, pictures=(1, 2))
     views = ToyViews(np.random.default_rng(0).normal(size=(4, count, 3, 2)) for count in (1, 2) * 3)
     made = run(rows, 3, 4, seen=ImageOptions(views=views))
-    found = {row: set() for row in range(6)}
+    drawn = {row: set() for row in range(6)}
     for _ in range(40):
         each = next(made)
         assert {*each["images"]} == {"valid"} and each["vision_features"].shape == (3, 2, 3, 2)
@@ -158,13 +158,13 @@ def test_of_computed_views_one_is_drawn_whenever_a_row_is_seen():
             np.testing.assert_array_equal(valid, np.arange(2) < count)
             assert not features[count:].any()
             (view,) = np.flatnonzero((views[row] == features[:count]).all(axis=(1, 2, 3)))
-            found[int(row)].add(int(view))
-    assert all(views == {0, 1, 2, 3} for views in found.values())
+            drawn[int(row)].add(int(view))
+    assert all(views == {0, 1, 2, 3} for views in drawn.values())
     both = next(run(rows, 3, 4, seen=ImageOptions(views=views, pictures=True)))
     assert {*both["images"]} == {"valid", "pixels", "scale"} and "vision_features" in both
 
 
-def test_rows_stay_together_and_another_seed_gives_another_order():
+def test_arrays_of_a_row_stay_together_and_the_seed_sets_the_order():
     rows = rows_of(12)
     one, two = run(rows, 3, 0), run(rows, 3, 1)
     first, other = next(one), next(two)
@@ -193,7 +193,7 @@ def test_buckets_cut_padding_only():
     assert {*shapes} == {3, 8}
 
 
-def test_prompts_are_cut_by_themselves():
+def test_prompts_have_their_own_buckets():
     rows = rows_of(64, prompts=(2, 2, 3, 4))
     whole = batch(rows, np.arange(64), T5, collate.Shape(8, 8, 1))
     made = run(rows, 4, 0, buckets=(3,), prompt_buckets=(2,))
@@ -209,7 +209,7 @@ def test_prompts_are_cut_by_themselves():
     assert shapes == {(2, 3), (2, 8), (8, 3), (8, 8)}
 
 
-def test_a_bucket_is_of_text_and_of_picture_slots():
+def test_buckets_cover_text_length_and_picture_slots():
     rows = rows_of(96, pictures=(0, 1, 2, 3, 5, 5))
     made, shapes = run(rows, 2, 0, buckets=(3,)), []
     for _ in range(48):
@@ -220,11 +220,11 @@ def test_a_bucket_is_of_text_and_of_picture_slots():
         assert max(count) <= slots <= max(1, 1.5 * max(count))
         shapes.append((slots, each["targets"].shape[1]))
     assert {*shapes} == {(slots, answer) for slots in (1, 2, 3, 5) for answer in (3, 8)}
-    # Without buckets there is one shape, and so one program.
+    # Without buckets there is one shape, so one program.
     assert {next(run(rows, 2, seed))["images"]["valid"].shape for seed in range(5)} == {(2, 5)}
 
 
-def test_llava_is_cut_along_the_input():
+def test_llava_buckets_follow_the_input_length():
     rows = toy([1, 2], [1, 1], [1, 1])
     widths = collate.widths(rows.needs(LLAMA), False, buckets=(2, 4))
     assert widths == ((2, 4, 8), (8,), (1,))
@@ -234,9 +234,9 @@ def test_llava_is_cut_along_the_input():
     np.testing.assert_array_equal(rows.needs(LLAMA).text, [2, 3])
 
 
-def test_every_row_once_and_the_last_again():
-    found = [index.tolist() for index in sequential_batches(np.array([3, 1, 2]), 2)]
-    assert found == [[3, 1], [2, 2]]
+def test_sequential_batches_visit_every_row_and_repeat_the_last():
+    batches_of_rows = [index.tolist() for index in sequential_batches(np.array([3, 1, 2]), 2)]
+    assert batches_of_rows == [[3, 1], [2, 2]]
 
 
 def test_bad_requests_are_refused():

@@ -1,4 +1,4 @@
-"""The cells of a picture name what is drawn there."""
+"""The labels of a picture's cells name the element drawn there."""
 
 import numpy as np
 import pytest
@@ -12,20 +12,20 @@ from data.maad.tiers import brands
 
 
 @pytest.mark.parametrize("tier", ["s", "m", "full"])
-def test_every_element_has_its_classes_where_it_stands(tier):
+def test_cells_are_labelled_where_elements_are_drawn(tier):
     preset, seen = maad.tier(tier), set()
     for index in range(150):
         lat = draw(preset, "train", index)
         image, boxes = maad.compose(preset, lat)
-        found = cells(preset, lat.picture, facts(preset, lat.picture), boxes)
-        assert found.max() < cell_classes(preset) <= 256
+        labels = cells(preset, lat.picture, facts(preset, lat.picture), boxes)
+        assert labels.max() < cell_classes(preset) <= 256
         middle = (np.arange(SIDE) + 0.5) * image.width / SIDE
         inside = np.zeros((SIDE, SIDE), bool)
         for box in boxes.values():
             rows, columns = (middle >= box.top) & (middle < box.bottom), (middle >= box.left) & (middle < box.right)
             inside |= rows[:, None] & columns
-        np.testing.assert_array_equal(found > 0, inside)
-        seen |= set(np.unique(found).tolist())
+        np.testing.assert_array_equal(labels > 0, inside)
+        seen |= set(np.unique(labels).tolist())
     assert len(seen) > 30
 
 
@@ -35,7 +35,7 @@ def test_cells_by_hand():
     # "kal" + "kin" are parts 5 and 6.
     brand = next(i for i, b in enumerate(brands(preset)[0]) if b.name == "KalKin")
     picture = picture._replace(price=57, claim=2, product=3, brand=brand)
-    # Cells are 7 pixels wide: their middles stand at 3.5, 10.5, 17.5 and so on.
+    # Cells are 7 pixels wide: their centres are at 3.5, 10.5, 17.5 and so on.
     boxes = {
         "price": Box(0, 0, 21, 7),
         "icon": Box(0, 70, 14, 77),
@@ -43,10 +43,10 @@ def test_cells_by_hand():
         "brand": Box(0, 98, 42, 105),
         "slogan": Box(105, 0, 112, 7),
     }
-    found = cells(preset, picture, facts(preset, picture), boxes)
+    labels = cells(preset, picture, facts(preset, picture), boxes)
     # After background, currency and slogan: 48 products, 16 + 16 syllables, three places of 11, 9 badges.
-    assert found[0].tolist() == [1, 3 + 80 + 5, 3 + 91 + 7, *[0] * 12, 2]
-    assert found[10, :3].tolist() == [3 + 3, 3 + 3, 0]
-    assert found[12, :2].tolist() == [3 + 113 + 2, 0]
-    assert found[14, :7].tolist() == [*[3 + 48 + 5] * 3, *[3 + 64 + 6] * 3, 0]
-    assert found.astype(int).sum() == found[[0, 10, 12, 14]].astype(int).sum()
+    assert labels[0].tolist() == [1, 3 + 80 + 5, 3 + 91 + 7, *[0] * 12, 2]
+    assert labels[10, :3].tolist() == [3 + 3, 3 + 3, 0]
+    assert labels[12, :2].tolist() == [3 + 113 + 2, 0]
+    assert labels[14, :7].tolist() == [*[3 + 48 + 5] * 3, *[3 + 64 + 6] * 3, 0]
+    assert labels.astype(int).sum() == labels[[0, 10, 12, 14]].astype(int).sum()

@@ -1,4 +1,4 @@
-"""Pretraining reads each fact off its query and each cell off the patch that covers it."""
+"""Pretraining predicts each fact from its query and each cell from the patch that covers it."""
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +28,7 @@ def batch(config, rows=6):
     }
 
 
-def test_a_cell_is_read_off_its_own_patch():
+def test_a_cell_is_predicted_from_its_own_patch():
     config = CONFIG.vision
     patches = config.image // config.patch
     inside, width = SIDE // patches, config.stack.embed
@@ -42,7 +42,7 @@ def test_a_cell_is_read_off_its_own_patch():
     np.testing.assert_array_equal(logits[0, :, :, 1], rows[:, None] * patches + rows)
 
 
-def test_the_loss_is_the_facts_mean_plus_the_weighted_cells():
+def test_the_loss_is_the_mean_over_facts_plus_the_weighted_cell_loss():
     params = functional(CONFIG).init(jax.random.key(0))
     trained = with_heads(CONFIG, params, FACTS, 5, jax.random.key(1))
     rows = batch(CONFIG)
@@ -55,8 +55,8 @@ def test_the_loss_is_the_facts_mean_plus_the_weighted_cells():
     dense = np.asarray(ce(cell_logits(CONFIG.vision, trained["cells"], states), rows["cells"].astype(np.int32)))
     weight = np.where(rows["cells"] > 0, 1.0, 0.2)
     expected = np.mean(facts) + CELLS_WEIGHT * (weight * dense).sum() / weight.sum()
-    found, _ = facts_loss(CONFIG, params, FACTS, dtype=jnp.float32)(trained, rows)
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    loss, _ = facts_loss(CONFIG, params, FACTS, dtype=jnp.float32)(trained, rows)
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
 
 
 def test_patches_that_split_cells_are_refused():

@@ -1,4 +1,4 @@
-"""Half of the input is not enough: neither text alone nor the picture alone tells a matching question's answer."""
+"""A matching question cannot be answered from the text alone or from the picture alone."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ def rows(tier, kind, count):
 
 
 def accuracy(features, labels, *, held_out):
-    """Held-out accuracy of a ridge classifier, one-hot targets, and the share of the commonest class."""
+    """Held-out accuracy of a ridge classifier on one-hot targets, and the share of the most frequent class."""
     classes, target = np.unique(labels, return_inverse=True)
     x = np.concatenate([features, np.ones((len(features), 1))], axis=1).astype(np.float64)
     y = np.eye(len(classes))[target]
@@ -33,13 +33,13 @@ def accuracy(features, labels, *, held_out):
 
 
 def words(texts):
-    """Which words each text holds, numbers and marks among them."""
+    """A 0/1 matrix [texts, words] of the words, numbers and marks in each text."""
     split = [set(text.replace(".", " ").replace(",", " ").replace(":", " ").split()) for text in texts]
     place = {word: at for at, word in enumerate(sorted(set().union(*split)))}
-    found = np.zeros((len(texts), len(place)))
+    holds_word = np.zeros((len(texts), len(place)))
     for row, inside in enumerate(split):
-        found[row, [place[word] for word in inside]] = 1
-    return found
+        holds_word[row, [place[word] for word in inside]] = 1
+    return holds_word
 
 
 def gradients(images):
@@ -59,46 +59,46 @@ def gradients(images):
 def test_the_text_alone_does_not_answer(tier):
     preset = maad.tier(tier)
     for kind in MATCHES + PERCEPTION:
-        found = rows(tier, kind, 2400)
-        features = words([accompanying(preset, lat.text) for lat in found])
-        labels = [answer(preset, lat).split()[-1] for lat in found]
+        latents = rows(tier, kind, 2400)
+        features = words([accompanying(preset, lat.text) for lat in latents])
+        labels = [answer(preset, lat).split()[-1] for lat in latents]
         reached, majority = accuracy(features, labels, held_out=1000)
         assert reached < majority + 0.06, (kind, reached, majority)
 
 
 @pytest.mark.parametrize("tier", ["s", "m"])
-def test_wordings_tell_no_more_than_what_the_text_says(tier):
-    # These answers rest on text and picture both, so that the text is evidence; its phrases must not be.
+def test_phrasing_adds_no_evidence(tier):
+    # These answers depend on text and picture, so the text's content is evidence; its phrasing must not be.
     preset = maad.tier(tier)
     for kind in ("claim", "risk_notice", "verdict"):
-        found = rows(tier, kind, 2400)
+        latents = rows(tier, kind, 2400)
         categories = sorted({p.category for p in products(preset)})
-        said = [(lat.text, categories.index(products(preset)[lat.text.product].category)) for lat in found]
-        evidence = np.array([[4 * at + 2 * (text.claim > 0) + text.notice] for text, at in said])
+        texts = [(lat.text, categories.index(products(preset)[lat.text.product].category)) for lat in latents]
+        evidence = np.array([[4 * at + 2 * (text.claim > 0) + text.notice] for text, at in texts])
         evidence = np.eye(evidence.max() + 1)[evidence[:, 0]]
-        labels = [answer(preset, lat).split()[-1] for lat in found]
+        labels = [answer(preset, lat).split()[-1] for lat in latents]
         allowed, majority = accuracy(evidence, labels, held_out=1000)
-        features = words([accompanying(preset, lat.text) for lat in found])
+        features = words([accompanying(preset, lat.text) for lat in latents])
         reached, _ = accuracy(features, labels, held_out=1000)
         assert reached < allowed + 0.06, (kind, reached, allowed)
         assert allowed < majority + 0.3, (kind, allowed, majority)
 
 
 @pytest.mark.parametrize("tier", ["s", "m"])
-def test_the_picture_alone_does_not_tell_a_match(tier):
+def test_the_picture_alone_does_not_answer(tier):
     preset = maad.tier(tier)
     for kind in MATCHES:
-        found = rows(tier, kind, 700)
-        features = gradients([np.array(compose(preset, lat)[0]) for lat in found])
-        labels = [answer(preset, lat).split()[-1] for lat in found]
+        latents = rows(tier, kind, 700)
+        features = gradients([np.array(compose(preset, lat)[0]) for lat in latents])
+        labels = [answer(preset, lat).split()[-1] for lat in latents]
         reached, majority = accuracy(features, labels, held_out=250)
         assert reached < majority + 0.07, (kind, reached, majority)
 
 
-def test_the_classifier_does_find_a_leak():
-    # The same classifier on the text, asked what the text does say: it can read.
+def test_the_classifier_detects_a_leak():
+    # Control: the same classifier reads from the text what the text does contain.
     preset = maad.tier("s")
-    found = rows("s", "claim", 2400)
-    features = words([accompanying(preset, lat.text) for lat in found])
-    reached, majority = accuracy(features, [lat.text.claim > 0 for lat in found], held_out=800)
+    latents = rows("s", "claim", 2400)
+    features = words([accompanying(preset, lat.text) for lat in latents])
+    reached, majority = accuracy(features, [lat.text.claim > 0 for lat in latents], held_out=800)
     assert reached > 0.95 > majority + 0.3

@@ -23,7 +23,7 @@ def records(tier, split, count):
     return [(lat, accompanying(preset, lat.text), answer(preset, lat)) for lat in drawn]
 
 
-def test_latents_and_pixels_repeat():
+def test_latents_and_pixels_are_deterministic():
     first, again = maad.source("m", "val"), maad.source("m", "val")
     for index in (0, 7, 999):
         assert first.latents(index) == again.latents(index)
@@ -34,15 +34,15 @@ def test_latents_and_pixels_repeat():
 @pytest.mark.parametrize(
     ("tier", "expected"), [("s", "402aa9858084207b"), ("m", "43ba30fbc1f3a8ca"), ("full", "7d43b355c34ea257")]
 )
-def test_latents_are_those_of_every_machine(tier, expected):
+def test_latents_are_the_same_on_every_machine(tier, expected):
     assert maad.fingerprint(maad.source(tier, "test")) == expected
 
 
 @pytest.mark.parametrize("tier", ["s", "m"])
 def test_splits_share_no_picture_and_no_text(tier):
     seen = {split: records(tier, split, 1500) for split in SPLITS}
-    pictures = {split: {lat.picture for lat, _, _ in found} for split, found in seen.items()}
-    texts = {split: {text for _, text, _ in found} for split, found in seen.items()}
+    pictures = {split: {lat.picture for lat, _, _ in rows} for split, rows in seen.items()}
+    texts = {split: {text for _, text, _ in rows} for split, rows in seen.items()}
     for one, two in itertools.combinations(SPLITS, 2):
         assert not pictures[one] & pictures[two]
         assert not texts[one] & texts[two]
@@ -56,12 +56,12 @@ def test_the_endless_stream_stays_in_the_training_share():
 @pytest.mark.parametrize("tier", ["s", "m"])
 @pytest.mark.parametrize("split", ["train", "test_hard"])
 def test_types_and_answer_classes_are_balanced(tier, split):
-    found = records(tier, split, 3000)
-    kinds = Counter(lat.type for lat, _, _ in found)
+    rows = records(tier, split, 3000)
+    kinds = Counter(lat.type for lat, _, _ in rows)
     assert set(kinds) == set(QUESTIONS)
     assert max(kinds.values()) - min(kinds.values()) <= 1
     for kind, classes in CLASSES.items():
-        last = Counter(said.split()[-1] for lat, _, said in found if lat.type == kind)
+        last = Counter(reply.split()[-1] for lat, _, reply in rows if lat.type == kind)
         assert set(last) == set(classes)
         assert max(last.values()) - min(last.values()) <= 6, (kind, last)
 
@@ -70,15 +70,15 @@ def test_types_and_answer_classes_are_balanced(tier, split):
 def test_answers_follow_from_the_latents(tier):
     preset = maad.tier(tier)
     names = [brand.name for brand in brands(preset)[0]]
-    for lat, text, said in records(tier, "train", 1200):
-        picture, words, last = lat.picture, lat.text, said.split()[-1]
+    for lat, text, reply in records(tier, "train", 1200):
+        picture, words, last = lat.picture, lat.text, reply.split()[-1]
         product = products(preset)[picture.product]
         assert f"${words.price}" in text
         assert names[words.brand] in text
         assert products(preset)[words.product].name in text
         match lat.type:
             case "price_match":
-                assert said == f"picture ${picture.price} text ${words.price} {last}"
+                assert reply == f"picture ${picture.price} text ${words.price} {last}"
                 assert (last == "yes") == (picture.price == words.price)
             case "product_match":
                 assert (last == "yes") == (picture.product == words.product)
@@ -87,15 +87,15 @@ def test_answers_follow_from_the_latents(tier):
             case "prohibited":
                 assert (last == "yes") == (product.category in BANNED)
             case "category":
-                assert said == f"{product.name} {product.category}"
+                assert reply == f"{product.name} {product.category}"
             case "brand":
-                assert said == names[picture.brand]
+                assert reply == names[picture.brand]
             case "verdict":
                 assert last == verdict(product, picture, words)
 
 
 def verdict(product, picture, words):
-    """The rules in their order, written apart from the generator's."""
+    """The first rule that applies, written independently of the generator."""
     if product.category in BANNED:
         return "R1"
     if picture.claim in range(1, len(CLAIMS) + 1) or words.claim:
@@ -136,13 +136,13 @@ def test_elements_are_drawn_where_the_latents_say():
         }
 
 
-def test_hard_slices_hold_what_training_never_shows():
+def test_hard_slices_hold_styles_that_training_lacks():
     for tier in ("s", "m"):
         preset = maad.tier(tier)
-        found = [draw(preset, "test_hard", index) for index in range(720)]
-        assert {lat.slice for lat in found} == set(maad.SLICES)
+        latents = [draw(preset, "test_hard", index) for index in range(720)]
+        assert {lat.slice for lat in latents} == set(maad.SLICES)
         _, seen = brands(preset)
-        for lat in found:
+        for lat in latents:
             assert (lat.picture.brand >= seen) == (lat.slice == "brand")
             assert (lat.style.font in preset.hard_fonts) == (lat.slice == "font")
             assert (lat.style.icons == "fluent") == (lat.slice == "icons")
@@ -155,13 +155,13 @@ def test_hard_slices_hold_what_training_never_shows():
             assert lat.style.font not in preset.hard_fonts
 
 
-def test_unseen_parts_of_brands_were_seen_apart():
+def test_syllables_of_unseen_brands_occur_in_seen_brands():
     for tier in ("s", "m"):
-        found, seen = brands(maad.tier(tier))
-        assert 16 <= seen < len(found)
+        all_brands, seen = brands(maad.tier(tier))
+        assert 16 <= seen < len(all_brands)
         for part in (0, 1):
-            assert {b.parts[part] for b in found[seen:]} <= {b.parts[part] for b in found[:seen]}
-        assert len({b.name for b in found}) == len(found)
+            assert {b.parts[part] for b in all_brands[seen:]} <= {b.parts[part] for b in all_brands[:seen]}
+        assert len({b.name for b in all_brands}) == len(all_brands)
 
 
 @pytest.mark.parametrize("tier", ["s", "m"])
@@ -189,7 +189,7 @@ def test_records_are_plain_arrays_and_words():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (("x", "train"), "no tier 'x'"),
         (("s", "dev"), "no split 'dev'"),
@@ -197,8 +197,8 @@ def test_records_are_plain_arrays_and_words():
         (("s", "train", 0), "records, not 0"),
     ],
 )
-def test_wrong_requests_are_refused(arguments, said):
-    with pytest.raises(AntgmmError, match=said):
+def test_wrong_requests_are_refused(arguments, message):
+    with pytest.raises(AntgmmError, match=message):
         maad.source(*arguments)
 
 

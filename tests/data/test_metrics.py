@@ -1,4 +1,4 @@
-"""Figures against numbers worked out by hand."""
+"""Metrics equal numbers computed by hand."""
 
 import pytest
 from rouge_score.tokenizers import DefaultTokenizer
@@ -17,18 +17,18 @@ def test_exact_match_is_averaged_over_types():
     assert "by_slice" not in out
 
 
-def test_the_last_word_counts_apart_from_the_evidence():
+def test_the_final_token_is_scored_separately():
     out = scores(["m", "m"], ["picture $1 text $2 no", ""], ["picture $1 text $3 no", "yes"])
     assert out["exact_match"] == 0
     assert out["final_token"] == 0.5
 
 
 def test_macro_f1_by_hand():
-    # R1: precision 1/2, recall 1: 2/3. pass: precision 1, recall 1/2: 2/3. R2: never found: 0. R9 is no true class.
-    found = ["R1", "R1", "pass", "R9"]
+    # R1: precision 1/2, recall 1: 2/3. pass: precision 1, recall 1/2: 2/3. R2: never predicted. R9: no true class.
+    predicted = ["R1", "R1", "pass", "R9"]
     true = ["R1", "pass", "pass", "R2"]
-    assert macro_f1(found, true) == pytest.approx((2 / 3 + 2 / 3 + 0) / 3)
-    out = scores(["verdict"] * 4, [f"mug {x}" for x in found], [f"mug {x}" for x in true])
+    assert macro_f1(predicted, true) == pytest.approx((2 / 3 + 2 / 3 + 0) / 3)
+    out = scores(["verdict"] * 4, [f"mug {x}" for x in predicted], [f"mug {x}" for x in true])
     assert out["verdict_f1"] == pytest.approx(4 / 9)
 
 
@@ -39,7 +39,7 @@ def test_rouge_l_by_hand():
     assert rouge_l(["same words", "none"], ["same words", "other"]) == pytest.approx(0.5)
 
 
-def test_rouge_l_counts_words_of_any_script_and_is_the_reference_implementations_in_english():
+def test_rouge_l_counts_words_of_any_script_and_equals_the_reference_in_english():
     # Two of the three Chinese characters in order: precision and recall 2/3.
     assert rouge_l(["好产品"], ["产品好"]) == pytest.approx(2 / 3)
     assert rouge_l(["цена 12"], ["цена 12"]) == 1.0
@@ -47,7 +47,7 @@ def test_rouge_l_counts_words_of_any_script_and_is_the_reference_implementations
     assert _Words().tokenize(english) == DefaultTokenizer().tokenize(english)
 
 
-def test_slices_are_macro_scores_of_their_own():
+def test_each_slice_has_its_own_macro_score():
     out = scores(
         ["a", "b", "a", "b"], ["1", "1", "1", "1"], ["1", "0", "1", "1"], slices=["font", "font", "jpeg", "jpeg"]
     )

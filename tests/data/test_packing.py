@@ -1,4 +1,4 @@
-"""Packed rows: every sample once, none cut, the same at every start."""
+"""Packed rows hold every sample once and whole, in the same order at every start."""
 
 import json
 
@@ -24,7 +24,7 @@ def rows_of(count=10, pictures=(1,), side=2):
 
 
 def run(rows, size, seed, width, **more):
-    """Shuffled packed batches as samples make them."""
+    """Shuffled packed batches, made as `Samples` makes them."""
     return packed_batches(
         rows, rows.needs(LLAMA), size=size, seed=seed, width=width, answer=2, own=np.arange(size), **more
     )
@@ -35,16 +35,16 @@ def test_every_sample_has_a_place_and_no_row_is_too_long():
     np.testing.assert_array_equal(np.sort(rows[rows >= 0]), np.arange(101))
     assert np.where(rows >= 0, LENGTHS[rows], 0).sum(axis=1).max() <= 64
     assert rows.shape[1] == round(64 / LENGTHS.mean())
-    # Room for a sample is used.
+    # Little room is left unused.
     assert len(rows) < 1.2 * LENGTHS.sum() / 64
-    # Samples stand first, -1 behind them.
+    # Samples come first, then -1.
     assert (np.diff((rows < 0).astype(int), axis=1) >= 0).all()
     np.testing.assert_array_equal(pack(LENGTHS, ONES, 64, seed=3), rows)
     assert not np.array_equal(pack(LENGTHS, ONES, 64, seed=4)[: len(rows) - 2], rows[: len(rows) - 2])
 
 
 def test_a_sample_joins_the_first_row_that_has_room():
-    # Whatever the order, 5 + 3 fill a row of 8, and so do 4 + 4.
+    # In any order, 5 + 3 fill a row of 8, and 4 + 4 do as well.
     rows = pack(np.array([5, 3]), np.ones(2, int), 8, seed=0)
     assert sorted(rows[0]) == [0, 1] and len(rows) == 1
     assert len(pack(np.array([4, 4, 4, 4]), np.ones(4, int), 8, seed=0)) == 2
@@ -52,7 +52,7 @@ def test_a_sample_joins_the_first_row_that_has_room():
     assert pack(np.array([6, 5]), np.ones(2, int), 8, seed=0).tolist() in ([[0], [1]], [[1], [0]])
 
 
-def test_a_row_takes_no_more_pictures_than_its_samples_have_on_average():
+def test_the_pictures_of_a_row_are_limited_by_the_average():
     slots = RNG.choice([0, 1, 9], 101)
     rows = pack(LENGTHS, slots, 64, seed=3)
     np.testing.assert_array_equal(np.sort(rows[rows >= 0]), np.arange(101))
@@ -74,7 +74,7 @@ def test_rows_by_hand():
     np.testing.assert_array_equal(made["positions"], [[4, 0, 7, 0, 11, 0], [3, 4, 0, 0, 0, 0]])
     no = -100
     np.testing.assert_array_equal(made["targets"], [[206, no, 303, no, 4, no], [105, 106, no, no, no, no]])
-    # Pictures lie in the order of the samples, of which one has none.
+    # Pictures are in the order of the samples; one sample has none.
     pixels = [[rows[2]["images"]["pixels"][0], rows[0]["images"]["pixels"][0]], rows[1]["images"]["pixels"]]
     np.testing.assert_array_equal(made["images"]["pixels"], np.stack(pixels))
     np.testing.assert_array_equal(made["images"]["scale"], np.array([[3, 1], [2, 2]])[:, :, None].repeat(3, axis=2))
@@ -100,14 +100,14 @@ def test_every_epoch_sees_each_sample_once_in_another_order(size):
     assert not np.array_equal(epochs[0], epochs[1])
 
 
-def test_an_epoch_holds_the_samples_asked_for_as_often():
+def test_an_epoch_holds_each_sample_as_often_as_requested():
     rows, wanted = rows_of(10), np.array([1, 3, 3, 7, 8, 8, 8])
     made = run(rows, 2, 5, 13, visits=wanted)
     count = len(pack(rows.needs(LLAMA).text[wanted], np.ones(7, int), 13, seed=5))
-    found = [next(made) for _ in range(-(-count // 2))]
-    index = np.concatenate([each["index"] for each in found])
+    epoch = [next(made) for _ in range(-(-count // 2))]
+    index = np.concatenate([each["index"] for each in epoch])
     np.testing.assert_array_equal(np.sort(index[index >= 0]), wanted)
-    for each in found:
+    for each in epoch:
         for samples, pixels in zip(each["index"], each["images"]["pixels"], strict=True):
             for sample, image in zip(samples[samples >= 0], pixels, strict=False):
                 np.testing.assert_array_equal(image, rows[sample]["images"]["pixels"][0])
@@ -134,7 +134,7 @@ def test_bad_requests_are_refused():
         run(rows_of(4), 9, 0, 13)
 
 
-def test_shifted_pictures_stand_at_their_own_samples():
+def test_shifted_pictures_stay_with_their_samples():
     rows = rows_of(10, side=6)
     still, moving = run(rows, 2, 1, 14), run(rows, 2, 1, 14, seen=ImageOptions(shift=1))
     every = np.array([(down, right) for down in (-1, 0, 1) for right in (-1, 0, 1)])
@@ -150,16 +150,16 @@ def test_shifted_pictures_stand_at_their_own_samples():
     assert moved > 10
 
 
-def test_each_sample_of_a_row_is_given_the_features_of_one_of_its_own_views():
+def test_each_sample_of_a_row_gets_features_of_one_of_its_views():
     rows, rng = rows_of(10), np.random.default_rng(0)
     views = ToyViews(rng.normal(size=(4, 1, 3, 5)) for _ in range(10))
     given = run(rows, 2, 1, 14, seen=ImageOptions(views=views))
-    found = {sample: set() for sample in range(10)}
+    drawn = {sample: set() for sample in range(10)}
     for _ in range(100):
         made = next(given)
         assert {*made["images"]} == {"valid"}
         for samples, features in zip(made["index"], made["vision_features"], strict=True):
-            for sample, own in zip(samples[samples >= 0], features, strict=False):
-                (view,) = np.flatnonzero((views[sample][:, 0] == own).all(axis=(1, 2)))
-                found[int(sample)].add(int(view))
-    assert all(views == {0, 1, 2, 3} for views in found.values())
+            for sample, view_features in zip(samples[samples >= 0], features, strict=False):
+                (view,) = np.flatnonzero((views[sample][:, 0] == view_features).all(axis=(1, 2)))
+                drawn[int(sample)].add(int(view))
+    assert all(views == {0, 1, 2, 3} for views in drawn.values())

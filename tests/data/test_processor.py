@@ -1,4 +1,4 @@
-"""Processors against Hugging Face's own output; arrays against the contract of the loss."""
+"""Encoded pixels and ids equal the Hugging Face processor's; arrays have the layout that the loss expects."""
 
 import copy
 from dataclasses import replace
@@ -50,7 +50,7 @@ TOKENS = {"blip2": 5, "llava": 16}
 
 @pytest.fixture(scope="module")
 def saved(tokenizer, tmp_path_factory):
-    """Both processors, saved and read back as a user would."""
+    """Both processors, saved and loaded with `AutoProcessor`."""
     out = {}
     for name in FAMILIES:
         folder = tmp_path_factory.mktemp(name)
@@ -61,7 +61,7 @@ def saved(tokenizer, tmp_path_factory):
 
 @pytest.fixture
 def encode(saved, tmp_path):
-    """Records as one batch of all, with their prompts alone."""
+    """A function that encodes records as one batch, including their prompts without answers."""
 
     def made(family, records, **about):
         encoder = Encoder(saved[family], sizes(family), **about)
@@ -80,20 +80,20 @@ def records():
 
 
 def odd_records(records):
-    """Pictures that the processor has to resize or crop."""
+    """Records with pictures that the processor must resize or crop."""
     shapes = ((50, 70), (96, 150), (200, 96), (131, 131))
     resized = [np.array(Image.fromarray(r.images[0]).resize(wh)) for r, wh in zip(records, shapes, strict=False)]
     return [Record(images=(image,), question="what is it?", answer="a", id=str(k)) for k, image in enumerate(resized)]
 
 
 def normalised(images):
-    """[K, C, H, W] of the slots that hold a picture."""
+    """Normalised pixels [K, C, H, W] of the slots that hold a picture."""
     pixels = images["pixels"] * images["scale"][:, :, None, None] + images["offset"][:, :, None, None]
     return np.moveaxis(pixels[images["valid"]], -1, 1)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_pixels_are_the_processors_own(saved, encode, records, family):
+def test_pixels_equal_the_processors(saved, encode, records, family):
     processor = saved[family]
     for group in (records[:6], odd_records(records)):
         images = encode(family, group)["images"]
@@ -105,7 +105,7 @@ def test_pixels_are_the_processors_own(saved, encode, records, family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_prompt_ids_are_the_processors_own(saved, encode, records, family):
+def test_prompt_ids_equal_the_processors(saved, encode, records, family):
     processor, reads = saved[family], inputs(sizes(family), saved[family])
     arrays = encode(family, records)
     for row, record in enumerate(records):
@@ -121,7 +121,7 @@ def test_prompt_ids_are_the_processors_own(saved, encode, records, family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_several_pictures_and_none_are_what_the_processor_makes_of_them(saved, encode, records, family):
+def test_rows_with_several_pictures_or_none_equal_the_processors_output(saved, encode, records, family):
     processor, reads = saved[family], inputs(sizes(family), saved[family])
     pictures = [record.images[0] for record in (*records[:2], *odd_records(records))]
     rows = [replace(records[k], images=tuple(pictures[:count])) for k, count in enumerate((3, 0, 1, 2))]
@@ -133,17 +133,19 @@ def test_several_pictures_and_none_are_what_the_processor_makes_of_them(saved, e
     at = 0
     for row, record in enumerate(rows):
         line = reads.chat(user_turn(prompt(record.question, record.text), len(record.images)))
-        own = [*record.images] or None
+        shown = [*record.images] or None
         ids = arrays["prompt/input_ids"][row][arrays["prompt/attention_mask"][row] == 1]
         if family == "llava":
-            np.testing.assert_array_equal(ids, processor(images=own, text=[line], return_tensors="np")["input_ids"][0])
-        else:  # the processor itself counts one picture a text: each further one takes as many tokens
+            np.testing.assert_array_equal(
+                ids, processor(images=shown, text=[line], return_tensors="np")["input_ids"][0]
+            )
+        else:  # the processor counts one picture per text; each further picture takes as many tokens
             words = processor.tokenizer(line)["input_ids"]
             np.testing.assert_array_equal(ids, [IMAGE] * 5 * len(record.images) + words)
-        if own:
-            theirs = processor.image_processor(own, return_tensors="np")["pixel_values"]
-            found = normalised(images)[at : at + len(own)]
-            np.testing.assert_allclose(found, np.stack(theirs), atol=1e-6, rtol=0)
+        if shown:
+            theirs = processor.image_processor(shown, return_tensors="np")["pixel_values"]
+            actual = normalised(images)[at : at + len(shown)]
+            np.testing.assert_allclose(actual, np.stack(theirs), atol=1e-6, rtol=0)
         at += len(record.images)
 
 
@@ -171,7 +173,7 @@ def test_llava_arrays(encode, records):
     for row in range(len(records)):
         ids, targets, places = arrays["input_ids"][row], arrays["targets"][row], arrays["positions"][row]
         real = targets != -100
-        # The state at a position predicts the token after it.
+        # The state at a position predicts the next token.
         np.testing.assert_array_equal(ids[places[real] + 1], targets[real])
         before = arrays["prompt/input_ids"][row][arrays["prompt/attention_mask"][row] == 1]
         assert before[0] == BOS
@@ -184,12 +186,12 @@ def test_llava_arrays(encode, records):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_answers_come_back(saved, encode, records, family):
+def test_decoded_targets_are_the_answers(saved, encode, records, family):
     targets = encode(family, records)["targets"]
     assert decode(saved[family], np.where(targets == -100, PAD, targets)) == [r.answer for r in records]
 
 
-def test_token_ids_are_whole_numbers_of_four_bytes(encode, records):
+def test_token_ids_are_int32(encode, records):
     arrays = encode("blip2", records[:3])
     assert arrays["images"]["pixels"].shape == (3, 1, 96, 96, 3)
     assert {value.dtype for name, value in arrays.items() if name != "images"} == {np.dtype(np.int32)}
@@ -206,7 +208,7 @@ def test_answers_of_every_tier_are_short(tier, limit):
 
 @settings(max_examples=200, deadline=None)
 @given(words=st.lists(st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1), min_size=1))
-def test_any_ascii_line_is_spelt_exactly(tokenizer, words):
+def test_any_ascii_line_survives_tokenization(tokenizer, words):
     line = " ".join(words)
     fast = wrap(tokenizer, template="$A </s>")
     ids = fast(line, add_special_tokens=False)["input_ids"]
@@ -216,23 +218,23 @@ def test_any_ascii_line_is_spelt_exactly(tokenizer, words):
         assert all(len(token) == 1 for token in digits)
 
 
-def test_digits_carry_their_place(tokenizer):
+def test_digits_have_tokens_by_place_value(tokenizer):
     fast = wrap(tokenizer, template="$A </s>")
     assert fast.tokenize("$411,35;6") == ["▁$", HUNDREDS[4], TENS[1], "1", ",", TENS[3], "5", ";", "6"]
-    # Of longer numbers the last three.
+    # Longer numbers mark their last three digits.
     assert fast.tokenize("20245") == ["▁", "2", "0", HUNDREDS[2], TENS[4], "5"]
 
 
 def test_unseen_brands_are_spelt_with_seen_syllables():
     fast = wrap(train_tokenizer(corpus("m")), template="$A </s>")
-    found, seen = brands(maad.tier("m"))
-    pieces = [set(fast(b.name, add_special_tokens=False)["input_ids"]) for b in found]
+    all_brands, seen = brands(maad.tier("m"))
+    pieces = [set(fast(b.name, add_special_tokens=False)["input_ids"]) for b in all_brands]
     assert set().union(*pieces[seen:]) <= set().union(*pieces[:seen])
     assert all(len(p) >= 2 for p in pieces)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_rows_that_are_too_long_are_all_named(encode, records, family):
+def test_all_rows_that_are_too_long_are_listed(encode, records, family):
     alone = encode(family, records)["prompt/attention_mask"].sum(axis=1) - TOKENS[family]
     limit = sorted(alone)[2]
     with pytest.raises(AntgmmError) as caught:
@@ -262,9 +264,9 @@ def test_a_llava_processor_without_chat_template_gets_the_classic_prompt(saved):
 def test_a_template_is_filled_with_a_records_words():
     assert prompt("what?", "new, $25.") == "text: new, $25. question: what?"
     assert prompt("what?") == "question: what?"
-    own = "[Read: {text}; then ]say [INST] {question} Answer:"
-    assert prompt("what {a}?", "[b] {c}", own) == "Read: [b] {c}; then say [INST] what {a}? Answer:"
-    assert prompt("what?", "", own) == "say [INST] what? Answer:"
+    template = "[Read: {text}; then ]say [INST] {question} Answer:"
+    assert prompt("what {a}?", "[b] {c}", template) == "Read: [b] {c}; then say [INST] what {a}? Answer:"
+    assert prompt("what?", "", template) == "say [INST] what? Answer:"
     assert prompt("what?", "", "{{{question}}} {text}") == "{what?} "
 
 
@@ -280,24 +282,24 @@ def test_a_template_is_filled_with_a_records_words():
         ("{question} {}", "contains {}"),
     ],
 )
-def test_what_no_record_fills_is_no_template(template, message):
+def test_invalid_templates_are_refused(template, message):
     with pytest.raises(ValueError, match=message):
         check_template(template)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_recipes_own_prompt_is_what_the_processor_is_given(saved, encode, records, family):
-    processor, own = saved[family], "Question: {question}[ ({text})] Answer:"
+def test_a_recipes_prompt_reaches_the_processor(saved, encode, records, family):
+    processor, template = saved[family], "Question: {question}[ ({text})] Answer:"
     some = [replace(records[0], question="what price?", text=""), replace(records[1], question="wine?", text="$25.")]
     lines = ["Question: what price? Answer:", "Question: wine? ($25.) Answer:"]
     if family == "llava":
         lines = [f"<s><image> {line} answer:" for line in lines]
-    found = encode(family, some, template=own)
+    arrays = encode(family, some, template=template)
     for row, (record, line) in enumerate(zip(some, lines, strict=True)):
         theirs = processor(images=record.images[0], text=[line], return_tensors="np")["input_ids"][0]
-        ids, mask = found["prompt/input_ids"][row], found["prompt/attention_mask"][row]
+        ids, mask = arrays["prompt/input_ids"][row], arrays["prompt/attention_mask"][row]
         np.testing.assert_array_equal(ids[mask == 1], theirs)
-        np.testing.assert_array_equal(found["input_ids"][row][: len(theirs)], theirs)
+        np.testing.assert_array_equal(arrays["input_ids"][row][: len(theirs)], theirs)
 
 
 def test_a_prompt_that_leaves_out_a_rows_text_or_names_the_picture_is_refused(encode, records):
@@ -310,7 +312,7 @@ def test_a_prompt_that_leaves_out_a_rows_text_or_names_the_picture_is_refused(en
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_words_that_hold_the_pictures_placeholder_are_refused(encode, records, family):
+def test_text_with_the_image_token_is_refused(encode, records, family):
     rows = [replace(records[0], id="a", text="see <image>"), records[1], replace(records[2], id="", answer="<image>")]
     expected = "rows contain the image token <image>; remove it from them\na: text\nrecord 3: answer"
     with pytest.raises(AntgmmError) as refused:
@@ -322,7 +324,7 @@ def test_a_processor_of_another_model_is_refused(saved, monkeypatch):
     config = preset("antgmm-tiny")
     with pytest.raises(AntgmmError, match="makes images of 96 pixels with 5 tokens, the model reads"):
         inputs(config, saved["blip2"])
-    # Features would be put where no such token is: nowhere.
+    # The text would have no tokens for the image features.
     with pytest.raises(AntgmmError, match="image token is 3, the model's 7"):
         inputs(replace(config, image_token=7), saved["blip2"])
     small = replace(config, language=replace(config.language, vocab=64))
@@ -342,11 +344,11 @@ def test_a_processor_of_another_model_is_refused(saved, monkeypatch):
             inputs(sizes(family), saved[other])
 
 
-def test_a_picture_of_the_models_size_is_resized_where_others_are(tokenizer):
+def test_a_picture_of_the_models_size_is_resized_like_others(tokenizer):
     made = new_processor(sizes("llava", 24), tokenizer)
     made.image_processor.size = {"shortest_edge": 32}
     image = (np.arange(24 * 24 * 3) % 251).astype(np.uint8).reshape(24, 24, 3)
     expected = made.image_processor(image, return_tensors="np")["pixel_values"]
     _, tree = inputs(sizes("llava", 24), made)("<image>q", [image])
-    found = tree["pixels"] * tree["scale"][:, None, None] + tree["offset"][:, None, None]
-    np.testing.assert_allclose(np.moveaxis(found, -1, 1), np.asarray(expected), atol=1e-6, rtol=0)
+    normalised_tree = tree["pixels"] * tree["scale"][:, None, None] + tree["offset"][:, None, None]
+    np.testing.assert_allclose(np.moveaxis(normalised_tree, -1, 1), np.asarray(expected), atol=1e-6, rtol=0)

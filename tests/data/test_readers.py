@@ -1,4 +1,4 @@
-"""A user's files: what is understood, what is refused and how it is said."""
+"""Readers of a user's files: accepted forms, refused rows and their error messages."""
 
 import io
 import json
@@ -55,17 +55,17 @@ def good(k=0, **more):
 def test_jsonl_rows_become_records(folder):
     file = lines(folder, good(0, text=" beside ", type="t", id=7, extra=[1]), "", good(1))
     for path in (file, folder):
-        found = read("jsonl", path)
-        assert len(found) == 2
-        first = found[0]
+        records = read("jsonl", path)
+        assert len(records) == 2
+        first = records[0]
         assert (first.question, first.answer, first.text) == ("what?", "thing 0", "beside")
         assert (first.type, first.id) == ("t", "7")
         np.testing.assert_array_equal(first.images[0], picture(0))
-        np.testing.assert_array_equal(found[1].images[0], picture(1))
-    assert found[1].id == "line 3#0"
+        np.testing.assert_array_equal(records[1].images[0], picture(1))
+    assert records[1].id == "line 3#0"
 
 
-def test_other_names_of_columns_are_understood(folder):
+def test_alternative_column_names_are_read(folder):
     row = {"file_name": "images/0.png", "prompt": "q", "response": "a", "context": "c", "question_id": "x"}
     (record,) = read("jsonl", lines(folder, row))
     assert (record.question, record.answer, record.text, record.id) == ("q", "a", "c", "x")
@@ -83,11 +83,11 @@ def test_llava_conversations_and_chat_messages(folder):
     file.write_text(
         json.dumps([good(0) | {"id": "d", "conversations": turns}, good(1) | {"id": "m", "messages": chat}])
     )
-    found = [(r.id, r.question, r.answer) for r in read("jsonl", file)]
-    assert found == [("d#0", "what is it?", "a dog"), ("d#1", "which colour?", "brown"), ("m", "q", "a")]
+    turns_of_records = [(r.id, r.question, r.answer) for r in read("jsonl", file)]
+    assert turns_of_records == [("d#0", "what is it?", "a dog"), ("d#1", "which colour?", "brown"), ("m", "q", "a")]
 
 
-def test_every_bad_row_is_refused_with_its_reason(folder, tmp_path_factory):
+def test_every_bad_row_is_listed_with_its_reason(folder, tmp_path_factory):
     outside = tmp_path_factory.mktemp("elsewhere") / "secret.png"
     outside.write_bytes(png(picture()))
     (folder / "link.png").symlink_to(outside)
@@ -149,8 +149,8 @@ def test_every_bad_row_is_refused_with_its_reason(folder, tmp_path_factory):
         assert reason in reasons[f"line {number}"]
 
 
-def test_no_more_is_read_than_is_asked_for(folder):
-    """What stands behind is not looked at, be it bad; conversations of two questions end in their middle."""
+def test_most_limits_the_rows_that_are_read(folder):
+    """Rows beyond the limit are not checked; a conversation of two questions may be cut in the middle."""
     talk = {
         "image": good()["image"],
         "conversations": [
@@ -175,17 +175,17 @@ def test_unusual_pictures_become_rgb(folder):
     flat.save(folder / "palette.png", transparency=bytes([0, 255]))
     turned = Image.fromarray(picture())
     exif = turned.getexif()
-    exif[0x0112] = 6  # the camera was turned: rows become columns
+    exif[0x0112] = 6  # rotated camera: rows become columns
     turned.save(folder / "turned.jpg", exif=exif)
     rows = [{**good(), "image": name} for name in ("grey.png", "palette.png", "turned.jpg")]
-    found = read("jsonl", lines(folder, *rows))
-    np.testing.assert_array_equal(found[0].images[0], np.repeat(picture()[..., :1], 3, axis=-1))
-    assert (found[1].images[0] == [10, 20, 30]).all()
-    assert found[2].images[0].shape == (7, 5, 3)
+    records = read("jsonl", lines(folder, *rows))
+    np.testing.assert_array_equal(records[0].images[0], np.repeat(picture()[..., :1], 3, axis=-1))
+    assert (records[1].images[0] == [10, 20, 30]).all()
+    assert records[2].images[0].shape == (7, 5, 3)
 
 
 @pytest.mark.parametrize(
-    ("kind", "name", "content", "said"),
+    ("kind", "name", "content", "message"),
     [
         ("jsonl", "a.jsonl", b"", "has no rows"),
         ("jsonl", "a.jsonl", b"\xff\xfe\x00", "not UTF-8"),
@@ -196,9 +196,9 @@ def test_unusual_pictures_become_rgb(folder):
         ("csv", "a.csv", b"", "unknown kind of data 'csv'"),
     ],
 )
-def test_files_that_are_none_are_refused(tmp_path, kind, name, content, said):
+def test_invalid_files_are_refused(tmp_path, kind, name, content, message):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(AntgmmError, match=said):
+    with pytest.raises(AntgmmError, match=message):
         read(kind, tmp_path / name)
 
 
@@ -213,14 +213,14 @@ def test_folders_without_or_with_too_many_files_are_refused(tmp_path):
         read("jsonl", tmp_path)
 
 
-def test_parquet_goes_both_ways(tmp_path):
+def test_parquet_round_trip(tmp_path):
     source, seen = maad.source("s", "val", 700), []
     write_parquet(source, tmp_path / "val.parquet", progress=lambda *step: seen.append(step))
-    found = read("parquet", tmp_path)
+    records = read("parquet", tmp_path)
     assert seen == [("val.parquet", 512, 700), ("val.parquet", 700, 700)]
-    assert len(found) == 700
+    assert len(records) == 700
     for row in (0, 511, 512, 699):
-        before, after = source[row], found[row]
+        before, after = source[row], records[row]
         np.testing.assert_array_equal(after.images[0], before.images[0])
         for name in ("question", "answer", "text", "type", "id", "slice"):
             assert getattr(after, name) == getattr(before, name)
@@ -229,7 +229,7 @@ def test_parquet_goes_both_ways(tmp_path):
     assert described["info"]["features"]["image"] == {"_type": "Image"}
 
 
-def test_jsonl_goes_both_ways(tmp_path):
+def test_jsonl_round_trip(tmp_path):
     source, seen = maad.source("s", "val", 3), []
     write_jsonl(source, tmp_path / "val.jsonl", progress=lambda *step: seen.append(step))
     assert seen == [("val.jsonl", row, 3) for row in (1, 2, 3)]
@@ -305,9 +305,9 @@ def test_maad_is_written_with_a_description(tmp_path):
 def test_a_row_has_several_pictures_or_none(folder):
     rows = [good(), {**good(), "image": ["images/1.png", "images/0.png"]}, {**good(), "image": []}]
     rows.append({"images": ["images/1.png"], "question": "q", "answer": "a"})
-    found = read("jsonl", lines(folder, *rows))
+    records = read("jsonl", lines(folder, *rows))
     expected = [(0,), (1, 0), (), (1,)]
-    for record, pictures in zip(found, expected, strict=True):
+    for record, pictures in zip(records, expected, strict=True):
         assert len(record.images) == len(pictures)
         for image, number in zip(record.images, pictures, strict=True):
             np.testing.assert_array_equal(image, picture(number))
@@ -321,7 +321,7 @@ def test_a_row_has_several_pictures_or_none(folder):
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 1 << 20])
-def test_elements_of_an_array_are_read_by_their_places(folder, monkeypatch, chunk):
+def test_elements_of_a_json_array_are_read_by_offset(folder, monkeypatch, chunk):
     monkeypatch.setattr(json_rows, "_CHUNK", chunk)
     rows = [good(0, text='öl ]}, [" \u00e9'), good(1, extra={"a": [1, {"b": "]"}]}), good(0, id=12345), good(1, id="ü")]
     file = folder / "rows.json"
@@ -333,18 +333,18 @@ def test_elements_of_an_array_are_read_by_their_places(folder, monkeypatch, chun
             row = source.words(number)
             assert row.answer == rows[number]["answer"] and row.text == rows[number].get("text", "")
             assert row.id == str(rows[number].get("id", f"row {number + 1}#0"))
-    for text, said in (
+    for text, message in (
         ("[]", "has no rows"),
         ("[1, 2", "is not JSON"),
         ("[1] 2", "is not JSON"),
         ("[1 2]", "is not JSON"),
     ):
         file.write_text(text)
-        with pytest.raises(AntgmmError, match=said):
+        with pytest.raises(AntgmmError, match=message):
             read("jsonl", file)
 
 
-def test_lines_end_as_they_like(folder):
+def test_any_line_ending_is_read(folder):
     text = "\ufeff" + json.dumps(good(0)) + "\r\n\r\n  \n" + json.dumps(good(1, text="é"), ensure_ascii=False)
     (folder / "rows.jsonl").write_text(text, encoding="utf-8", newline="")
     source = read_records("jsonl", folder / "rows.jsonl")
@@ -365,15 +365,15 @@ def test_rows_of_parquet_are_read_by_group(tmp_path, monkeypatch):
         return read_group(self, group, columns)
 
     monkeypatch.setattr(pq.ParquetFile, "read_row_group", counted)
-    found = read_records("parquet", tmp_path)
-    assert len(found) == 9 and read_groups == [0, 1, 2, 0, 1]
+    records = read_records("parquet", tmp_path)
+    assert len(records) == 9 and read_groups == [0, 1, 2, 0, 1]
     for row in (8, 7, 4, 5, 0, 1, 0):
-        np.testing.assert_array_equal(found[row].images[0], source[row].images[0])
-        assert found.words(row).id == source.words(row).id
+        np.testing.assert_array_equal(records[row].images[0], source[row].images[0])
+        assert records.words(row).id == source.words(row).id
     assert len(read_groups) < 5 + 7
 
 
-def test_samples_of_shards_are_read_by_their_places(tmp_path):
+def test_samples_of_shards_are_read_by_offset(tmp_path):
     long = "d" * 120
     shards = {
         "0.tar": {f"{long}/a.0.png": png(picture(0)), f"{long}/a.1.jpg.png": png(picture(1)), f"{long}/a.json": None},
@@ -391,17 +391,17 @@ def test_samples_of_shards_are_read_by_their_places(tmp_path):
                 info = tarfile.TarInfo(member)
                 info.size = len(content)
                 archive.addfile(info, io.BytesIO(content))
-    found = read_records("webdataset", tmp_path)
-    assert len(found) == 3
+    records = read_records("webdataset", tmp_path)
+    assert len(records) == 3
     expected = [(f"0.tar {long}/a#0", "d", 2), ("1.tar b#0", "none", 0), ("1.tar c#0", "c", 1)]
     for number in (2, 0, 1):
-        record = found[number]
+        record = records[number]
         assert (record.id, record.answer, len(record.images)) == expected[number]
-    np.testing.assert_array_equal(found[0].images[1], picture(1))
-    np.testing.assert_array_equal(found[2].images[0], picture(1))
+    np.testing.assert_array_equal(records[0].images[1], picture(1))
+    np.testing.assert_array_equal(records[2].images[0], picture(1))
 
 
-def test_a_digest_is_that_of_rows_and_pictures(folder):
+def test_a_digest_covers_rows_and_pictures(folder):
     file = lines(folder, good(0), good(1))
     pq.write_table(pa.table({"image": ["images/0.png"], "question": ["q"], "caption": ["a"]}), folder / "a.parquet")
     sources = {"jsonl": file, "parquet": folder / "a.parquet"}

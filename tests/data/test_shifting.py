@@ -1,4 +1,4 @@
-"""Shifted pictures: every pixel comes from where the move says, whatever comes in repeats the edge."""
+"""Shifted pictures: every pixel comes from its shifted position; pixels from outside repeat the edge."""
 
 import numpy as np
 from einops import rearrange
@@ -7,36 +7,36 @@ from antgmm_jax.blocks.grids import places
 from data.shifting import drawn, shifted, shifted_squares
 
 
-def test_pictures_move_by_hand():
+def test_shifted_by_hand():
     picture = np.arange(9, dtype=np.uint8).reshape(1, 3, 3, 1)
     moves = {(0, 0): "012345678", (1, 0): "012012345", (0, -1): "122455788", (-2, 2): "666666666"}
     for move, expected in moves.items():
-        found = shifted(picture, np.array([move]))
-        assert "".join(map(str, found.reshape(-1))) == expected, move
+        moved = shifted(picture, np.array([move]))
+        assert "".join(map(str, moved.reshape(-1))) == expected, move
 
 
-def test_each_picture_has_its_own_move_and_stays_as_it_was():
+def test_each_picture_has_its_own_shift_and_inputs_are_unchanged():
     rng = np.random.default_rng(0)
     images, by = (
         rng.integers(0, 256, (6, 5, 7, 3), np.uint8),
         np.array([[0, 0], [2, 1], [-1, 3], [4, -4], [0, 1], [9, 0]]),
     )
     before = images.copy()
-    found = shifted(images, by)
+    moved = shifted(images, by)
     np.testing.assert_array_equal(images, before)
-    for picture, image, (down, right) in zip(found, images, by, strict=True):
+    for picture, image, (down, right) in zip(moved, images, by, strict=True):
         for y, x in np.ndindex(5, 7):
             np.testing.assert_array_equal(picture[y, x], image[np.clip(y - down, 0, 4), np.clip(x - right, 0, 6)])
 
 
-def test_moves_reach_every_distance_both_ways():
+def test_shifts_cover_all_distances_in_both_directions():
     moves = drawn(np.random.default_rng(0), 2, (500,))
     assert moves.shape == (500, 2)
     for axis in (0, 1):
         assert {*moves[:, axis].tolist()} == {-2, -1, 0, 1, 2}
 
 
-def test_a_picture_that_is_cut_to_squares_is_moved_as_a_whole():
+def test_squares_of_a_picture_are_shifted_as_one_picture():
     rng, moves = np.random.default_rng(1), np.array([2, -3])
     wholes = [rng.integers(0, 256, (1, 4 * high, 4 * wide, 3)).astype(np.uint8) for high, wide in ((2, 3), (1, 2))]
 

@@ -1,4 +1,4 @@
-"""Encoded rows on disk: read and checked once, found again, made anew when something changed, refused together."""
+"""Encoded rows on disk: encoded and checked once, encoded again after a change; bad rows are listed together."""
 
 import json
 import os
@@ -47,7 +47,7 @@ def encode():
 
 @pytest.fixture
 def rows(tmp_path):
-    """A folder with JSONL of 6 rows on 3 pictures, one row without, one with two."""
+    """A JSONL file of 6 rows with 3 pictures; one row has no picture, one has two."""
     for number in range(3):
         pixels = np.random.default_rng(number).integers(0, 256, (20, 24, 3), np.uint8)
         Image.fromarray(pixels).save(tmp_path / f"{number}.png")
@@ -74,31 +74,31 @@ def same(one, other):
             assert np.asarray(one[name]).dtype == np.asarray(other[name]).dtype
 
 
-def test_rows_come_back_as_they_were_encoded_whether_their_pictures_are_kept_or_not(rows, encode, monkeypatch):
+def test_rows_equal_their_encoding_with_and_without_stored_pictures(rows, encode, monkeypatch):
     source = read_records("jsonl", rows)
     kept = opened(rows, encode)
-    monkeypatch.setattr(store, "MOST_BYTES", 2000)  # more than one row's and less than all
+    monkeypatch.setattr(store, "MOST_BYTES", 2000)  # more than one row, less than all
     decoded = open_encoded(source, encode, rows.parent / "other")
     assert kept.kept and not decoded.kept
     assert kept.index.fingerprint == decoded.index.fingerprint
     for number in range(6):
         expected = encode(source[number])
-        for found in (kept, decoded):
-            same(found[number], expected)
-            assert found.index.prompt[number] == len(expected["prompt"])
-            assert found.index.answer[number] == len(expected["answer"])
+        for stored in (kept, decoded):
+            same(stored[number], expected)
+            assert stored.index.prompt[number] == len(expected["prompt"])
+            assert stored.index.answer[number] == len(expected["answer"])
     np.testing.assert_array_equal(kept.index.slots, [1, 1, 2, 0, 1, 1])
 
 
-def test_facts_and_cells_are_kept_and_what_is_drawn_is_drawn_once(tmp_path, monkeypatch):
+def test_facts_and_cells_are_stored_and_pictures_are_drawn_once(tmp_path, monkeypatch):
     monkeypatch.setattr(store, "MOST_BYTES", 0)
     config = llava(
         vision=(1, 16, 1, 16), text=(1, 16, 1, 16), head_dims=(16, 16), image=96, patch=48, vocab=512, image_token=IMAGE
     )
     reads = Encoder(new_processor(config, train_tokenizer(WORDS * 3, vocab=512, min_frequency=2)), config)
     source = maad.source("s", "val", 5)
-    found = open_encoded(source, reads, tmp_path)
-    assert found.kept
+    stored = open_encoded(source, reads, tmp_path)
+    assert stored.kept
     with monkeypatch.context() as patch:
         patch.setattr(type(source), "__getitem__", lambda *_: pytest.fail("drawn again"))
         again = open_encoded(source, reads, tmp_path)
@@ -110,7 +110,7 @@ def test_facts_and_cells_are_kept_and_what_is_drawn_is_drawn_once(tmp_path, monk
     assert [again.index.names[kind] for kind in again.index.types] == [record.type for record in source]
 
 
-def test_a_restart_opens_no_picture_and_passes_over_no_row(rows, encode, monkeypatch):
+def test_a_restart_parses_no_row_and_opens_no_picture(rows, encode, monkeypatch):
     first = opened(rows, encode)
     for module, name in ((readers, "parse"), (store, "_build")):
         monkeypatch.setattr(module, name, lambda *_: pytest.fail("read again"))
@@ -121,35 +121,35 @@ def test_a_restart_opens_no_picture_and_passes_over_no_row(rows, encode, monkeyp
         same(again[number], first[number])
 
 
-def test_what_changed_is_read_anew(rows, encode):
+def test_changed_data_or_settings_are_encoded_again(rows, encode):
     before, folder = opened(rows, encode), rows.parent
     lines = [json.loads(line) for line in rows.read_text().splitlines()]
     seen = {before.index.fingerprint}
 
-    def changed(found):
-        assert found.index.fingerprint not in seen
-        seen.add(found.index.fingerprint)
+    def changed(encoded_rows):
+        assert encoded_rows.index.fingerprint not in seen
+        seen.add(encoded_rows.index.fingerprint)
 
     write(folder, [*lines[:5], {**lines[5], "answer": "green"}])
-    found = opened(rows, encode)
-    changed(found)
-    assert found.source.words(5).answer == "green"
+    reopened = opened(rows, encode)
+    changed(reopened)
+    assert reopened.source.words(5).answer == "green"
     Image.fromarray(np.zeros((20, 24, 3), np.uint8)).save(folder / "1.png")
-    found = opened(rows, encode)
-    changed(found)
-    assert not found.images(1)["pixels"].any()
+    reopened = opened(rows, encode)
+    changed(reopened)
+    assert not reopened.images(1)["pixels"].any()
     changed(opened(rows, encode, most=5))
     changed(opened(rows, encoder(template="Q: {question}")))
-    # Another limit is another check, of the same rows.
-    assert opened(rows, encoder(max_answer=60)).index.fingerprint == found.index.fingerprint
+    # Another limit repeats the check of the same rows.
+    assert opened(rows, encoder(max_answer=60)).index.fingerprint == reopened.index.fingerprint
     with pytest.raises(AntgmmError, match="6 of 6 rows are too long"):
         opened(rows, encoder(max_answer=1))
-    # What was there before is there yet.
+    # Earlier encodings are kept.
     write(folder, lines)
     assert len([path for path in (folder / "cache").iterdir() if path.is_dir()]) == 6
 
 
-def test_bad_rows_are_refused_together_and_nothing_is_kept(rows, encode):
+def test_bad_rows_are_listed_together_and_nothing_is_stored(rows, encode):
     folder = rows.parent
     lines = [json.loads(line) for line in rows.read_text().splitlines()]
     (folder / "text.png").write_text("no picture")
@@ -170,15 +170,15 @@ def test_bad_rows_are_refused_together_and_nothing_is_kept(rows, encode):
         opened(rows, encode, most=9)
 
 
-def test_a_picture_that_goes_after_it_was_checked_is_named(rows, encode, monkeypatch):
+def test_a_picture_removed_after_the_check_is_named(rows, encode, monkeypatch):
     monkeypatch.setattr(store, "MOST_BYTES", 0)
-    found = opened(rows, encode)
+    encoded_rows = opened(rows, encode)
     (rows.parent / "1.png").unlink()
     with pytest.raises(AntgmmError, match=r"has changed since it was read: line 2: image 1\.png is missing"):
-        found.images(1)
+        encoded_rows.images(1)
 
 
-def test_a_killed_writer_leaves_nothing_that_is_taken_for_rows(rows, encode, monkeypatch):
+def test_a_killed_writer_leaves_no_partial_rows(rows, encode, monkeypatch):
     def stop(*_):
         raise KeyboardInterrupt
 
@@ -189,26 +189,26 @@ def test_a_killed_writer_leaves_nothing_that_is_taken_for_rows(rows, encode, mon
     assert len(opened(rows, encode)) == 6
 
 
-def test_the_cache_holds_what_was_read_last(rows, encode, monkeypatch):
+def test_the_cache_removes_the_oldest_data(rows, encode, monkeypatch):
     folder, names = rows.parent, []
     for number in range(4):
         write(folder, [{"image": "0.png", "question": "is it red?", "answer": f"red {number}"}])
         if number == 2:
-            monkeypatch.setattr(store, "CACHE_BYTES", 0)  # all but the new one goes
+            monkeypatch.setattr(store, "CACHE_BYTES", 0)  # all but the newest are removed
         opened(rows, encode)
         names.append({path.name for path in (folder / "cache").iterdir() if path.is_dir()})
-    assert [len(found) for found in names] == [1, 2, 1, 1]
+    assert [len(folders) for folders in names] == [1, 2, 1, 1]
     assert not names[3] & names[2]
 
 
-def test_progress_is_told(rows, encode):
-    said = []
-    found = [record.id for _, record in read_all(read_records("jsonl", rows), lambda r: r, lambda n, _: said.append(n))]
-    assert found == [f"line {number}#0" for number in range(1, 7)]
-    assert said == [1, 2, 3, 4, 5, 6]
+def test_progress_is_reported(rows, encode):
+    counts = []
+    ids = [record.id for _, record in read_all(read_records("jsonl", rows), lambda r: r, lambda n, _: counts.append(n))]
+    assert ids == [f"line {number}#0" for number in range(1, 7)]
+    assert counts == [1, 2, 3, 4, 5, 6]
 
 
-def test_records_in_memory_are_known_by_their_pixels(encode, tmp_path):
+def test_the_fingerprint_of_records_in_memory_covers_their_pixels(encode, tmp_path):
     record = replace(maad.source("s", "val", 1)[0], cells=None)
     other = replace(record, images=(255 - record.images[0],))
     prints = [

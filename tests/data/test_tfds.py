@@ -22,21 +22,21 @@ from data.readers import read_records
 config = MaadConfig(name="s-24", tier="s", samples=24, version="1.0.0")
 builder = MaadSynth(config=config, data_dir=sys.argv[1], file_format="array_record")
 builder.download_and_prepare()
-found = {record.id: record for record in read_records("tfds", builder.data_dir, split="test")}
-assert len(found) == 24
+records = {record.id: record for record in read_records("tfds", builder.data_dir, split="test")}
+assert len(records) == 24
 for record in maad.source("s", "test", 24):
-    other = found[record.id]
+    other = records[record.id]
     np.testing.assert_array_equal(other.images[0], record.images[0])
     assert (other.question, other.answer, other.text) == (record.question, record.answer, record.text)
     assert (other.type, other.slice, other.latents) == (record.type, record.slice, record.latents)
 wrong = ((builder.data_dir, "dev", "no split 'dev'"), (sys.argv[1], "test", "is not a prepared TFDS folder"))
-for path, split, said in wrong:
+for path, split, message in wrong:
     try:
         read_records("tfds", path, split=split)
     except AntgmmError as error:
-        assert said in str(error), error
+        assert message in str(error), error
     else:
-        raise AssertionError(said)
+        raise AssertionError(message)
 assert "tensorflow" not in sys.modules
 print("prepared without TensorFlow")
 """
@@ -49,7 +49,7 @@ def test_the_builder_needs_no_tensorflow(tmp_path):
     assert "prepared without TensorFlow" in done.stdout
 
 
-def test_the_generator_itself_imports_neither():
+def test_the_generator_imports_no_tfds_torch_or_jax():
     script = "import sys, data.maad; print(*(m for m in ('tensorflow_datasets', 'torch', 'jax') if m in sys.modules))"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""

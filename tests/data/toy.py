@@ -1,4 +1,4 @@
-"""Encoded rows in memory, whose batches are known by hand."""
+"""Encoded rows in memory with simple, predictable contents."""
 
 import numpy as np
 
@@ -33,7 +33,7 @@ class ToyRows:
 
 
 def toy(prompts, answers, pictures, side=2) -> ToyRows:
-    """Rows of so many tokens and pictures each: row r's tokens are 100 r + 1, 100 r + 2, ..."""
+    """Rows with the given numbers of tokens and pictures; row r's tokens are 100 r + 1, 100 r + 2, ..."""
     rng, rows = np.random.default_rng(0), []
     for row, (prompt, answer, count) in enumerate(zip(prompts, answers, pictures, strict=True)):
         ids = np.arange(1, prompt + answer + 1, dtype=np.int32) + 100 * row
@@ -44,7 +44,7 @@ def toy(prompts, answers, pictures, side=2) -> ToyRows:
 
 
 class ToyViews:
-    """Image features of rows, [V, M, N, D] each."""
+    """Image features of rows, [V, M, N, D] per row."""
 
     def __init__(self, features):
         self.features = [*features]

@@ -14,9 +14,9 @@ from experiments.run.host.meshes import devices
 
 
 def main(directory: str, moment: str, mesh: str, address: str, process: str) -> None:
-    """Builds it, or dies when the first batch is written."""
+    """Builds the cache, or kills itself after the first batch is written."""
     with devices(mesh, address, 2, int(process)):
-        from tests.distill import cached  # makes arrays, which has to wait for the processes to meet
+        from tests.distill import cached  # creates arrays, which must happen after the processes connect
 
         def batches():
             for batch in cached.batches():

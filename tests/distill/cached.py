@@ -13,7 +13,7 @@ STATES = ("final", "text/states")
 
 
 def batches():
-    """Eight samples; the second batch is of a shorter bucket."""
+    """Eight samples in two batches; the second is in a shorter bucket."""
     return [toy.batch(0), toy.batch(1, length=5, answers=2)]
 
 

@@ -1,4 +1,4 @@
-"""A teacher cache holds the teacher's states, whoever wrote them; a stale, damaged or poor one is refused."""
+"""A teacher cache holds the teacher's states; a stale, damaged or incomplete cache is refused."""
 
 import shutil
 import socket
@@ -39,13 +39,13 @@ def test_rows_are_the_final_states_at_answer_positions(tmp_path):
 
 
 @pytest.mark.parametrize("in_memory", [False, True])
-def test_each_name_has_its_own_states(tmp_path, in_memory):
+def test_states_are_stored_by_name(tmp_path, in_memory):
     build(tmp_path / "cache", names=STATES)
     cache = open_cache(tmp_path / "cache", key=KEY, names=STATES, in_memory=in_memory)
     states = TEACHER.apply(PARAMS, toy.device(toy.batch(0)), collect=("text/states",))["text/states"]
     expected = np.asarray(states).swapaxes(0, 1)[[2, 0, 2]].astype(jnp.bfloat16)
-    found = cache.rows({"index": np.array([2, 0, 2]), **{k: toy.batch(0)[k] for k in ("positions", "input_ids")}})
-    np.testing.assert_array_equal(found["text/states"], expected)
+    rows = cache.rows({"index": np.array([2, 0, 2]), **{k: toy.batch(0)[k] for k in ("positions", "input_ids")}})
+    np.testing.assert_array_equal(rows["text/states"], expected)
     alone = open_cache(tmp_path / "cache", key=KEY, in_memory=in_memory)
     np.testing.assert_array_equal(alone.read(np.arange(8))["final"], cache.read(np.arange(8))["final"])
     assert [*alone.read(np.arange(8))] == ["final"]
@@ -62,7 +62,7 @@ def test_a_stale_or_absent_cache_is_refused(tmp_path):
 
 
 def flip(content: bytes) -> bytes:
-    """One bit of a row's states is another."""
+    """The content with one bit of a row's states flipped."""
     middle = len(content) // 2
     return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
 
@@ -88,7 +88,7 @@ def test_a_damaged_cache_is_refused(tmp_path, monkeypatch, change, reason):
         open_cache(tmp_path / "cache", key=KEY, in_memory=True)
 
 
-def test_a_stale_cache_is_replaced_and_a_fresh_one_left(tmp_path):
+def test_a_stale_cache_is_replaced_and_a_current_one_kept(tmp_path):
     build(tmp_path / "cache", key="old")
     build(tmp_path / "cache")
     assert open_cache(tmp_path / "cache", key=KEY).samples == 8
@@ -96,7 +96,7 @@ def test_a_stale_cache_is_replaced_and_a_fresh_one_left(tmp_path):
     build(tmp_path / "cache", batches=lambda: (pytest.fail("a complete cache was built again") for _ in range(1)))
 
 
-def test_a_cache_that_holds_more_is_left_and_one_that_lacks_a_name_is_replaced(tmp_path):
+def test_a_cache_with_more_names_is_kept_and_one_with_fewer_is_replaced(tmp_path):
     build(tmp_path / "cache", names=STATES)
     made = (tmp_path / "cache" / "meta.json").stat().st_mtime_ns
     build(tmp_path / "cache", names=STATES[:1])
@@ -106,7 +106,7 @@ def test_a_cache_that_holds_more_is_left_and_one_that_lacks_a_name_is_replaced(t
     open_cache(tmp_path / "less", key=KEY, names=STATES)
 
 
-def test_an_interrupted_build_goes_on(tmp_path, monkeypatch):
+def test_an_interrupted_build_resumes(tmp_path, monkeypatch):
     monkeypatch.setattr(build_module, "FLUSH_EVERY", 1)
 
     def broken():
@@ -116,20 +116,20 @@ def test_an_interrupted_build_goes_on(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         build(tmp_path / "cache", batches=broken)
     assert not (tmp_path / "cache").exists()
-    # What a process was writing when it was killed.
+    # A file that a killed process was writing.
     (tmp_path / "cache.partial" / ".00000-00001.array_record.tmp").write_bytes(b"half a file")
-    poisoned = toy.batch(0) | {"positions": np.full((4, 3), 10**6, np.int32)}  # its rows are in: it is not run again
+    poisoned = toy.batch(0) | {"positions": np.full((4, 3), 10**6, np.int32)}  # stored: it must not run again
     build(tmp_path / "cache", batches=lambda: [poisoned, toy.batch(1)])
     build(tmp_path / "whole", batches=lambda: [toy.batch(0), toy.batch(1)])
     assert same_files(tmp_path / "cache", tmp_path / "whole")
 
 
 def same_files(one: Path, other: Path) -> bool:
-    found = [{path.name: path.read_bytes() for path in folder.iterdir()} for folder in (one, other)]
-    return found[0] == found[1]
+    contents = [{path.name: path.read_bytes() for path in folder.iterdir()} for folder in (one, other)]
+    return contents[0] == contents[1]
 
 
-def test_rows_that_repeat_are_written_once(tmp_path):
+def test_repeated_rows_are_written_once(tmp_path):
     twice = {name: np.concatenate([x, x[-1:]]) for name, x in toy.batch(1).items()}
     build(tmp_path / "cache", batches=lambda: [toy.batch(0), twice, toy.batch(0)])
     build(tmp_path / "once", batches=lambda: [toy.batch(0), toy.batch(1)])
@@ -155,18 +155,18 @@ def test_a_cache_that_does_not_fit_is_refused_before_the_teacher_runs(tmp_path, 
     free = shutil.disk_usage(tmp_path)._replace(free=8 * 36 - 1)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
     with pytest.raises(AntgmmError, match="needs 2.88e-07 GB, but only 2.87e-07 GB are free"):
-        build(tmp_path / "cache", batches=lambda: (pytest.fail("a batch was asked for") for _ in range(1)))
+        build(tmp_path / "cache", batches=lambda: (pytest.fail("a batch was read") for _ in range(1)))
     monkeypatch.setattr(shutil, "disk_usage", lambda _: free._replace(free=8 * 36))
     build(tmp_path / "cache")
 
 
-def test_a_disk_that_fills_up_is_told_in_one_line(tmp_path, monkeypatch):
+def test_a_full_disk_is_refused_in_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(shards, "ArrayRecordWriter", lambda _, options: ArrayRecordWriter("/dev/full", options))
     with pytest.raises(AntgmmError, match=r"^cannot write .*00000-00000.array_record: .*No space left[^\n]*; free"):
         build(tmp_path / "cache")
 
 
-def test_size_is_told_before_anything_is_computed(tmp_path):
+def test_cache_size_equals_the_stored_bytes(tmp_path):
     size = cache_size(TEACHER, PARAMS, toy.batch(0), samples=8, names=STATES)
     assert size == {"final": 2 * 8 * 3 * 6, "text/states": 2 * 8 * 4 * toy.LENGTH * 6}
     build(tmp_path / "cache", names=STATES)
@@ -175,7 +175,7 @@ def test_size_is_told_before_anything_is_computed(tmp_path):
 
 
 def build_in_two(directory: Path, moment: str, mesh: str = "data=2,tensor=2") -> list[int]:
-    """Two processes of two devices each build a cache; their exit codes."""
+    """Builds a cache in two processes of two devices each; returns their exit codes."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
@@ -190,21 +190,21 @@ def build_in_two(directory: Path, moment: str, mesh: str = "data=2,tensor=2") ->
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    """The cache that one process builds."""
+    """The rows of a cache built by one process."""
     folder = tmp_path_factory.mktemp("alone") / "cache"
     build(folder, names=STATES)
     return open_cache(folder, key=KEY, names=STATES).read(np.arange(8))
 
 
 def assert_same(directory: Path, expected: dict[str, np.ndarray]) -> None:
-    found = open_cache(directory, key=KEY, names=STATES).read(np.arange(8))
+    stored = open_cache(directory, key=KEY, names=STATES).read(np.arange(8))
     for name, rows in expected.items():
-        # Programs for other devices may round the last bit of a bfloat16 otherwise.
-        np.testing.assert_allclose(found[name].astype(np.float32), rows.astype(np.float32), rtol=2**-7, atol=1e-6)
+        # Programs for different devices may round the last bit of a bfloat16 differently.
+        np.testing.assert_allclose(stored[name].astype(np.float32), rows.astype(np.float32), rtol=2**-7, atol=1e-6)
 
 
 def held(directory: Path, process: int, folder: Path) -> list[int]:
-    """The rows in the files of one process."""
+    """Indices of the rows in the files of one process."""
     folder.mkdir()
     for path in directory.glob(f"{process:05d}-*.array_record"):
         shutil.copy(path, folder)
@@ -214,7 +214,7 @@ def held(directory: Path, process: int, folder: Path) -> list[int]:
 @pytest.mark.long
 @pytest.mark.parametrize(
     ("mesh", "rows"),
-    # Of devices that hold the same rows one writes them.
+    # One of the devices that hold the same rows writes them.
     [("data=2,tensor=2", [[0, 1, 4, 5], [2, 3, 6, 7]]), ("tensor=4", [[*range(8)], []])],
 )
 def test_two_processes_write_their_own_rows(alone, tmp_path, mesh, rows):
@@ -224,7 +224,7 @@ def test_two_processes_write_their_own_rows(alone, tmp_path, mesh, rows):
 
 
 @pytest.mark.long
-def test_what_two_processes_began_one_ends(alone, tmp_path):
+def test_one_process_completes_the_cache_of_two(alone, tmp_path):
     assert build_in_two(tmp_path / "cache", "half") != [0, 0]
     assert len([*(tmp_path / "cache.partial").glob("0000[01]-00000.array_record")]) == 2
     poisoned = toy.batch(0) | {"positions": np.full((4, 3), 10**6, np.int32)}

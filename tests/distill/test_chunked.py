@@ -56,7 +56,7 @@ def test_chunked_equals_unchunked_in_value_and_gradient(chunk, direction):
         np.testing.assert_allclose(got, want, atol=1e-5, rtol=1e-4)
 
 
-def test_a_weight_of_zero_is_not_computed():
+def test_losses_with_weight_zero_are_not_computed():
     hidden, kernel, _, _, targets = problem(5, 9)
 
     def no_teacher(hidden):
@@ -79,7 +79,7 @@ def test_peak_memory_is_far_below_all_logits():
 
     all_logits = 4 * tokens * vocab
     assert peak(chunk) < all_logits / 4
-    assert peak(tokens) > all_logits  # the measure sees what chunks avoid
+    assert peak(tokens) > all_logits  # the measure detects the memory that chunks avoid
 
 
 def test_at_positions_by_hand():

@@ -1,4 +1,4 @@
-"""One real distillation step of both families: teacher online and cached, student cut and gated."""
+"""Distillation steps of two families: online and cached teachers, shrunk and gated students."""
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +32,7 @@ FAMILIES = tuple(CONFIGS)
 
 
 def cut(family):
-    """A keep that drops a layer, and channels that are not the first, of the language and image towers."""
+    """A config and a keep that drops a layer and random channels of the language and image towers."""
     config = CONFIGS[family]
     keep = identity(config)
     full = sizes(config)
@@ -44,7 +44,7 @@ def cut(family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_loss_of_the_gated_model_equals_that_of_the_shrunk_one(family):
+def test_the_gated_and_the_shrunk_model_have_equal_losses(family):
     config, keep = cut(family)
     params, batch = parameters(family), batch_of(config)
     teacher = online(functional(config), jax.tree.map(jnp.asarray, parameters(family)))
@@ -60,7 +60,7 @@ def test_loss_of_the_gated_model_equals_that_of_the_shrunk_one(family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_steps_with_every_loss_bring_a_cut_student_nearer(family):
+def test_steps_with_every_loss_lower_the_loss_of_a_cut_student(family):
     config, keep = cut(family)
     model, batch = functional(config), batch_of(config)
     teacher = online(model, parameters(family))
@@ -84,7 +84,7 @@ def test_steps_with_every_loss_bring_a_cut_student_nearer(family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_an_uncut_student_is_at_distance_zero_from_its_teacher(family):
+def test_an_uncut_student_has_zero_loss(family):
     config = CONFIGS[family]
     teacher = online(functional(config), parameters(family))
     config_ = LossConfig(hard=0.0, soft=1.0, rank=1.0, hidden=1.0, vision=1.0, bridge=1.0)
@@ -104,17 +104,17 @@ def test_the_bridge_loss_by_hand(family):
         teacher=online(functional(config), params),
         parts=parts(small_config, keep),
     )
-    handed = []
+    outputs = []
     with jax.numpy_rank_promotion("allow"):
         for of, weights in ((config, params), (small_config, small)):
             features = functional(of).features(weights, batch["images"])
             if family == "blip2_t5":
-                handed.append(features @ weights["bridge"]["out"] + weights["bridge"]["out_bias"])
+                outputs.append(features @ weights["bridge"]["out"] + weights["bridge"]["out_bias"])
             else:
                 bridge = weights["bridge"]
                 inner = jax.nn.gelu(features @ bridge["up"] + bridge["up_bias"], approximate=False)
-                handed.append(inner @ bridge["down"] + bridge["down_bias"])
-    whole, got = handed[0][..., keep["text/embed"]], handed[1]
+                outputs.append(inner @ bridge["down"] + bridge["down_bias"])
+    whole, got = outputs[0][..., keep["text/embed"]], outputs[1]
     expected = np.mean(np.sum((got - whole) ** 2, -1) / np.sum(whole**2, -1))
     value, _ = loss(small, {}, batch, params)
     assert expected > 0.01
@@ -138,7 +138,7 @@ def test_cached_targets_equal_online_ones(family, tmp_path):
         np.testing.assert_allclose(got[name].astype(np.float32), expected[name], rtol=2**-8, atol=1e-6)
     hidden = expected["final"]
     np.testing.assert_allclose(cache.head(cache.params, hidden), model.head(params, hidden), rtol=1e-6)
-    assert len(jax.tree.leaves(cache.params)) == 1  # the head's matrix, or the token table it is tied to
+    assert len(jax.tree.leaves(cache.params)) == 1  # the head's matrix, or the tied token table
 
 
 def test_cached_vision_features_serve_text_losses_and_refuse_vision_ones():
@@ -168,7 +168,7 @@ def test_cached_vision_features_serve_text_losses_and_refuse_vision_ones():
         losses[1](params, {}, stored, params)
 
 
-def test_parts_name_the_tower_that_a_keep_lacks():
+def test_parts_name_the_tower_that_is_missing_from_a_keep():
     config = CONFIGS["llava"]
     keep = identity(config)
     del keep["vision/embed"]

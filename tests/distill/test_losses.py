@@ -1,4 +1,4 @@
-"""Losses against numbers worked out by hand, PyTorch, optax, and finite differences."""
+"""Losses equal values computed by hand, by PyTorch and by optax."""
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +37,7 @@ def test_soft_equals_torch_and_optax(temperature, direction):
     np.testing.assert_allclose(got, by_optax * temperature**2, atol=1e-5)
 
 
-def test_soft_of_equal_logits_is_zero_and_flat():
+def test_soft_of_equal_logits_has_zero_value_and_gradient():
     value, gradient = jax.value_and_grad(lambda x: losses.soft(x, TEACHER, temperature=3.0).sum())(TEACHER)
     np.testing.assert_allclose(value, 0.0, atol=1e-5)
     np.testing.assert_allclose(gradient, 0.0, atol=1e-5)
@@ -85,13 +85,13 @@ def test_hidden_by_hand():
     # Layers 0 and 2 of a teacher of 3, channels 1 and 2 of 3; one token.
     teacher = jnp.arange(12.0).reshape(4, 1, 1, 3)
     student = jnp.array([[50.0, 50.0], [7.0, 9.0], [10.0, 12.0]]).reshape(3, 1, 1, 2)
-    # After layer 0 comes teacher layer 2, entered by [6, 7, 8]; the end is [9, 10, 11].
+    # The layer after 0 is teacher layer 2 with the input [6, 7, 8]; the final state is [9, 10, 11].
     expected = (((7 - 7) ** 2 + (9 - 8) ** 2) / (49 + 64) + (0 + 1) / (100 + 121)) / 2
     got = losses.hidden(student, teacher, layers=np.array([0, 2]), embed=np.array([1, 2]))
     np.testing.assert_allclose(got, [[expected]], rtol=1e-6)
 
 
-def test_hidden_has_no_scale_and_is_zero_on_equal_states():
+def test_hidden_is_scale_free_and_zero_on_equal_states():
     teacher = jnp.array(RNG.normal(size=(4, 2, 3, 5)), jnp.float32)
     student = jnp.array(RNG.normal(size=(4, 2, 3, 5)), jnp.float32)
 
@@ -102,12 +102,12 @@ def test_hidden_has_no_scale_and_is_zero_on_equal_states():
     np.testing.assert_allclose(hidden(student, teacher), hidden(90 * student, 90 * teacher), rtol=1e-5)
 
 
-def test_hidden_of_a_gated_student_equals_that_of_the_shrunk_one():
+def test_hidden_is_equal_for_the_gated_and_the_shrunk_student():
     teacher = jnp.array(RNG.normal(size=(6, 2, 3, 7)), jnp.float32)
     gated = np.array(RNG.normal(size=(5, 2, 3, 4)), np.float32)
     layers, embed = np.array([0, 1, 3, 4]), np.array([0, 2, 3, 6])
     kept, channels = np.array([1, 3]), np.array([0, 1, 3])
-    gated[1], gated[3] = gated[0], gated[2]  # a closed block passes the stream on
+    gated[1], gated[3] = gated[0], gated[2]  # a closed block leaves the stream unchanged
     got = losses.hidden(
         jnp.array(gated),
         teacher,
@@ -138,10 +138,10 @@ def test_bfloat16_inputs_give_float32_losses():
         ({"bridge_tokens": "sensitivity"}, "bridge_tokens = 'sensitivity' has no effect: set the weight of bridge"),
     ],
 )
-def test_config_refuses(fields, message):
+def test_invalid_loss_configs_are_refused(fields, message):
     with pytest.raises(AntgmmError, match=message):
         LossConfig(**fields)
 
 
-def test_config_names_the_terms_that_count():
+def test_terms_are_the_losses_with_a_weight():
     assert LossConfig(hard=0.0, soft=1.0, vision=0.5).terms() == ("soft", "vision")

@@ -1,4 +1,4 @@
-"""A whole step at a vocabulary of 150 000 never holds [batch, length, vocab]: asked of the compiled program."""
+"""The compiled step at a vocabulary of 150 000 never holds an array [batch, length, vocab]."""
 
 import dataclasses
 from functools import partial
@@ -26,7 +26,7 @@ def model(family):
 
 
 def shapes(config):
-    """A batch of shapes: nothing of it is ever allocated."""
+    """The shapes of a batch; no array is allocated."""
     t5, image = config.language.encoder is not None, config.vision.image
     prompt = config.image_tokens + 4 + (0 if t5 else ANSWER)
     names = {"input_ids": prompt, "attention_mask": prompt, "positions": ANSWER, "targets": ANSWER}
@@ -37,7 +37,7 @@ def shapes(config):
 
 
 def temporaries(family, **options):
-    """Bytes that the compiled step takes beside its arguments and results."""
+    """Bytes of temporary memory of the compiled step."""
     config = model(family)
     pure, optimizer = functional(config), distill.make_optimizer(distill.OptimizerConfig(learning_rate=1e-3), steps=1)
     state = jax.eval_shape(partial(distill.init_state, optimizer=optimizer), abstract(config))
@@ -45,7 +45,7 @@ def temporaries(family, **options):
     axes = [axis for tower in towers(config).values() for axis in (tower.axis("layers"), tower.embed)]
     aligned = parts(config, {axis: np.arange(sizes(config)[axis]) for axis in axes})
     step = distill.make_step(pure, optimizer, LOSSES, teacher=distill.online(pure, frozen), parts=aligned, **options)
-    # The program never runs, so its machine code need not be good.
+    # The program never runs, so it is compiled without optimisation.
     lowered = step.program.lower(state, shapes(config), {}, frozen, jax.ShapeDtypeStruct((), jnp.float32))
     analysis = lowered.compile({"xla_backend_optimization_level": 0}).memory_analysis()
     assert analysis is not None
@@ -53,10 +53,10 @@ def temporaries(family, **options):
 
 
 @pytest.mark.parametrize("family", CONFIGS)
-def test_hard_soft_pair_and_hidden_take_a_third_of_one_models_logits(family):
-    # 512 of 8192 tokens are alive at once, in four arrays or so: logits of both models and what is made of them.
+def test_a_step_needs_less_than_a_third_of_one_models_logits(family):
+    # 512 of 8192 tokens are in memory at once, in about four arrays: logits of both models and derived values.
     assert temporaries(family) < ALL_LOGITS / 3
 
 
-def test_without_chunks_the_measure_sees_all_logits():
+def test_a_step_without_chunks_holds_all_logits():
     assert temporaries("llava", chunk=BATCH * ANSWER) > 4 * ALL_LOGITS

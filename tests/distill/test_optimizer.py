@@ -1,4 +1,4 @@
-"""Schedule, clipping, weight decay and partial training do what they say."""
+"""Schedules, clipping, weight decay, rates and frozen parameters, against optax and PyTorch."""
 
 import re
 
@@ -21,7 +21,7 @@ def rates(at, steps, **options):
     return np.array([schedule(jnp.array(step)) for step in at])
 
 
-def test_cosine_equals_optax_after_warmup_and_never_climbs_again():
+def test_cosine_equals_optax_after_warmup_and_never_rises():
     got = rates(range(60), steps=30, warmup=5)
     expected = optax.cosine_decay_schedule(2.0, 25)
     np.testing.assert_allclose(got[5:], np.array([expected(step) for step in range(55)]), rtol=1e-5, atol=1e-6)
@@ -66,7 +66,7 @@ def test_updates_equal_torch_adamw(rates):
     np.testing.assert_allclose(params["bias"], bias.detach().numpy(), rtol=1e-5)
 
 
-def test_the_longest_prefix_decides_on_a_rate():
+def test_the_longest_prefix_sets_the_rate():
     def updates(frozen=(), **options):
         optimizer = make_optimizer(OptimizerConfig(learning_rate=1.0, **options), 1, frozen)
         trained = trainable(PARAMS, optimizer.frozen)
@@ -75,13 +75,13 @@ def test_the_longest_prefix_decides_on_a_rate():
     plain, scaled = updates(), updates(rates={"a": 0.5, "a/bias": 2.0})
     factors = {"a": {"kernel": 0.5, "bias": 2.0}, "ab": jax.tree.map(lambda _: 1.0, plain["ab"])}
     jax.tree.map(lambda s, p, f: np.testing.assert_allclose(s, f * p, rtol=1e-6), scaled, plain, factors)
-    # What is frozen has no rate.
+    # Frozen parameters have no rate.
     assert updates(frozen=("ab",), rates={"a": 0.5})["ab"] == jax.tree.map(lambda _: None, PARAMS["ab"])
     with pytest.raises(AntgmmError, match="rates of ab matches no parameter: top-level names are a"):
         updates(frozen=("ab",), rates={"ab": 0.5})
 
 
-def test_a_prefix_freezes_whole_path_parts_only():
+def test_a_prefix_freezes_only_whole_path_components():
     kept = trainable(PARAMS, ("a",))
     assert kept["a"] == {"kernel": None, "bias": None}
     assert kept["ab"] is PARAMS["ab"]
@@ -89,7 +89,7 @@ def test_a_prefix_freezes_whole_path_parts_only():
 
 
 @pytest.mark.parametrize(("frozen", "message"), [(("vision",), "vision.*a, ab"), (("a", "ab"), "nothing to train")])
-def test_frozen_refuses(frozen, message):
+def test_invalid_frozen_prefixes_are_refused(frozen, message):
     with pytest.raises(AntgmmError, match=message):
         trainable(PARAMS, frozen)
 
@@ -107,13 +107,13 @@ def test_frozen_refuses(frozen, message):
         ({"floor": 0.1}, "floor = 0.1: Unexpected keyword argument"),
     ],
 )
-def test_optimizer_refuses(options, message):
+def test_invalid_optimizer_configs_are_refused(options, message):
     with pytest.raises(AntgmmError, match=re.escape(message)) as caught:
         make_optimizer(OptimizerConfig(**{"learning_rate": 1.0, **options}), 10)
     assert "\n" not in str(caught.value)
 
 
-def test_a_gradient_is_left_unclipped_on_demand():
+def test_an_infinite_clip_leaves_gradients_unchanged():
     optimizer = make_optimizer(OptimizerConfig(learning_rate=1.0, clip=float("inf"), weight_decay=0.0), steps=1)
     gradient = jax.tree.map(lambda x: 100.0 * x, PARAMS)
     _, opt_state = optimizer.transform.update(gradient, optimizer.transform.init(PARAMS), PARAMS)
@@ -121,17 +121,17 @@ def test_a_gradient_is_left_unclipped_on_demand():
     np.testing.assert_allclose(optax.tree.norm(moment), 0.1 * optax.tree.norm(gradient), rtol=1e-5)
 
 
-def test_muon_turns_every_linear_map_by_itself():
-    """Singular vectors of the first update are those of the gradient, singular values about one size (0.2 sqrt(n))."""
+def test_muon_orthogonalises_each_linear_map_separately():
+    """The first update has the gradient's singular vectors, and singular values of about 0.2 sqrt(n)."""
     optimizer = make_optimizer(OptimizerConfig(kind="muon", learning_rate=1.0, weight_decay=0.0, clip=1e9), steps=1)
     q, o, rest = (jax.random.normal(key, (2, 4, 3, 2)) for key in jax.random.split(jax.random.key(0), 3))
     gradient = {"blocks": {"q": q, "o": jnp.moveaxis(o, 1, 3)}, "tokens": rest}
     updates, _ = optimizer.transform.update(gradient, optimizer.transform.init(gradient), gradient)
     for name, flat in (("q", (4, 6)), ("o", (6, 4))):
         for layer in range(2):
-            found, given = (np.asarray(tree["blocks"][name][layer]).reshape(flat) for tree in (updates, gradient))
+            update, given = (np.asarray(tree["blocks"][name][layer]).reshape(flat) for tree in (updates, gradient))
             left, _, right = np.linalg.svd(given, full_matrices=False)
-            inside = left.T @ found @ right.T / (0.2 * 6**0.5)
+            inside = left.T @ update @ right.T / (0.2 * 6**0.5)
             np.testing.assert_allclose(inside - np.diag(np.diag(inside)), 0.0, atol=1e-4)
             # Newton-Schulz with these coefficients leaves singular values between 0.68 and 1.13.
             assert (np.diag(inside) > 0.6).all()
@@ -141,7 +141,7 @@ def test_muon_turns_every_linear_map_by_itself():
     np.testing.assert_allclose(updates["tokens"], first * jnp.sign(rest), rtol=1e-4)
 
 
-def test_muons_steps_are_those_of_optax():
+def test_muon_updates_equal_optax():
     optimizer = make_optimizer(OptimizerConfig(kind="muon", learning_rate=1.0, weight_decay=0.0, clip=1e9), steps=1)
     params = {"blocks": {"q": jax.random.normal(jax.random.key(0), (2, 4, 3, 2)), "bias": jnp.ones((2, 3))}}
     reference = optax.contrib.muon(1.0, consistent_rms=0.2, muon_weight_dimension_numbers=_linear_maps)
@@ -154,24 +154,24 @@ def test_muons_steps_are_those_of_optax():
 
 
 @pytest.mark.parametrize("family", CONFIGS)
-def test_muon_takes_all_linear_maps_of_a_model_and_nothing_else(family):
+def test_muon_applies_to_exactly_the_linear_maps_of_a_model(family):
     params, names = abstract(CONFIGS[family]), functional(CONFIGS[family]).axes
     maps = jax.tree.map(lambda axes, rule: (axes, rule), names, _linear_maps(params), is_leaf=is_axes)
     for path, (axes, rule) in jax.tree_util.tree_leaves_with_path(maps, is_leaf=is_axes):
-        leaf, own = path[-1].key, [axis for axis in axes if not axis.endswith("layers")]
-        tables = {"vocab", "queries", "positions", "buckets"} & {*own}
-        if len(own) < 2 or tables or leaf.endswith("bias"):
+        leaf, map_axes = path[-1].key, [axis for axis in axes if not axis.endswith("layers")]
+        tables = {"vocab", "queries", "positions", "buckets"} & {*map_axes}
+        if len(map_axes) < 2 or tables or leaf.endswith("bias"):
             assert rule is None, path
             continue
         read, written = ([axes[i] for i in part] for part in rule)
-        assert read + written == own, path
-        # One side is a stream or the hidden units as they are, the other may be heads or a patch.
+        assert read + written == map_axes, path
+        # One side is a stream or the hidden units; the other may have several axes (heads, a patch).
         assert [side for side in (read, written) if len(side) == 1 and side[0].endswith(("embed", "mlp"))], path
         assert (leaf in ("q", "k", "v")) == (len(written) > 1), path
 
 
 @pytest.mark.parametrize("frozen", [(), ("blocks/bias",)])
-def test_muons_moments_are_cut_like_parameters(frozen):
+def test_muon_moments_are_cut_like_parameters(frozen):
     params = {"blocks": {"q": jnp.ones((2, 4, 3)), "bias": jnp.ones((2, 3))}, "tokens": jnp.ones((5, 4))}
     optimizer = make_optimizer(OptimizerConfig(kind="muon", learning_rate=0.1), steps=4, frozen=frozen)
     kept = trainable(params, frozen)
@@ -204,7 +204,7 @@ def test_moments_are_cut_like_parameters(frozen):
     assert optax.tree.get(small, "count") == 1
 
 
-def test_the_state_owns_its_arrays():
+def test_the_state_copies_the_parameters():
     state = init_state(PARAMS, make_optimizer(OptimizerConfig(learning_rate=0.1), steps=4))
     assert state.params["ab"] is not PARAMS["ab"]
     assert state.params["ab"].unsafe_buffer_pointer() != PARAMS["ab"].unsafe_buffer_pointer()

@@ -1,4 +1,4 @@
-"""A bfloat16 step sums in float32: softmax, norms, losses, moments, and every gradient that rows or layers share."""
+"""A bfloat16 step sums in float32: softmax, norms, losses, moments, and gradients of shared parameters."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -21,7 +21,7 @@ Core = jax.extend.core
 
 
 def equations(jaxpr) -> Iterator:
-    """Every operation of a program, those of loops and branches among them."""
+    """All operations of a program, including those in loops and branches."""
     for equation in jaxpr.eqns:
         yield equation
         for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: isinstance(x, Core.ClosedJaxpr)):
@@ -31,7 +31,7 @@ def equations(jaxpr) -> Iterator:
 
 @pytest.fixture(scope="module", params=[(family, kind) for family in CONFIGS for kind in ("adamw", "muon")], ids=str)
 def step(request):
-    """The operations of a step in bfloat16, and the state that it gives back."""
+    """The operations of a step in bfloat16, and the shapes of its results."""
     family, kind = request.param
     config, pure = CONFIGS[family], functional(CONFIGS[family])
     optimizer = distill.make_optimizer(distill.OptimizerConfig(learning_rate=1e-3, kind=kind), steps=1)
@@ -53,21 +53,21 @@ def test_the_model_is_computed_in_bfloat16(step):
 
 
 @pytest.mark.parametrize("name", ["reduce_sum", "reduce_max", "cumsum", "rsqrt", "log", "logsumexp"])
-def test_sums_maxima_and_roots_are_of_float32(step, name):
-    found = [
+def test_sums_maxima_and_roots_are_in_float32(step, name):
+    narrow_operations = [
         (e.invars[0].aval.shape, e.outvars[0].aval.shape)
         for e in step[0]
         # A sum along an axis of 1 adds nothing.
         if e.primitive.name == name and narrow(e.invars[0]) and (name != "reduce_sum" or _adds(e))
     ]
-    assert not found
+    assert not narrow_operations
 
 
 def _adds(equation) -> bool:
     return equation.invars[0].aval.size > equation.outvars[0].aval.size
 
 
-def test_only_the_stream_is_carried_in_bfloat16(step):
+def test_scans_carry_only_the_residual_stream_in_bfloat16(step):
     carried = [
         v.aval.shape
         for e in step[0]
@@ -75,11 +75,11 @@ def test_only_the_stream_is_carried_in_bfloat16(step):
         for v in e.invars[e.params["num_consts"] :][: e.params["num_carry"]]
         if narrow(v)
     ]
-    # What layers or chunks share, such as the head and T5's bias, would be summed here.
+    # Gradients of shared parameters, such as the head and T5's bias, must not be carried here.
     assert carried and all(len(shape) == 3 and shape[0] == BATCH for shape in carried)
 
 
-def test_a_tables_gradient_is_gathered_in_float32(step):
+def test_gradients_of_tables_are_summed_in_float32(step):
     added = [e.invars[0].aval for e in step[0] if e.primitive.name == "scatter-add"]
     wide = [aval.shape for aval in added if aval.dtype == jnp.float32]
     # Image tokens and answer positions are each read once.
@@ -94,8 +94,8 @@ def test_losses_parameters_and_moments_are_float32(step):
     assert LOSSES.terms() == distill.losses.TERMS and set(LOSSES.terms()) < set(metrics)
 
 
-def test_what_rows_share_has_the_gradient_of_all_of_them():
-    # 4096 ones summed in bfloat16 are 256: the next one is rounded off.
+def test_gradients_of_parameters_shared_by_rows_are_summed_in_float32():
+    # In bfloat16 the sum of 4096 ones stops at 256, because 257 is rounded to 256.
     rows, parameter = 4096, jnp.zeros((1, 3), jnp.bfloat16)
     ids = jnp.zeros((rows,), jnp.int32)
     for read in (

@@ -1,4 +1,4 @@
-"""Weights of the tokens that the bridge hands on, against PyTorch's own gradients."""
+"""Weights of the bridge's output tokens equal those from PyTorch's gradients."""
 
 import jax
 import numpy as np
@@ -25,38 +25,36 @@ def torch_shares(model, arrays, targets) -> np.ndarray:
     hook.remove()
     torch.nn.functional.cross_entropy(logits.flatten(0, 1), torch.from_numpy(targets).flatten()).backward()
     (features,) = seen
-    felt = (features.grad**2).sum(-1) * (features**2).sum(-1)
-    return (felt / felt.sum(1, keepdim=True)).mean(0).detach().numpy()
+    effect = (features.grad**2).sum(-1) * (features**2).sum(-1)
+    return (effect / effect.sum(1, keepdim=True)).mean(0).detach().numpy()
 
 
-def test_weights_are_the_shares_that_pytorch_gives(tmp_path):
+def test_weights_equal_the_shares_of_pytorchs_gradients(tmp_path):
     model = reference.blip2(seed=5)
     config, params = load_hf(reference.saved(model, tmp_path / "model"))
     arrays, rng = reference.batch(model), np.random.default_rng(1)
-    # Tokens that some samples, or none, may read.
+    # Token 0 is hidden from one sample, token 2 from all.
     arrays["attention_mask"][0, 0] = arrays["attention_mask"][:, 2] = 0
     targets = rng.integers(2, 48, arrays["decoder_input_ids"].shape)
     shares = torch_shares(model, arrays, targets)
     ours = {**reference.ours(arrays), "targets": targets, "positions": np.broadcast_to(np.arange(5), targets.shape)}
-    found = bridge_weights(functional(config), params, [ours])
+    weights = bridge_weights(functional(config), params, [ours])
     expected = (shares * len(shares) + FLOOR) / (1 + FLOOR)
     assert expected[2] < 0.1 < expected[0] < 0.9 < expected[1]
-    np.testing.assert_allclose(found, expected, rtol=1e-4)
-    np.testing.assert_allclose(found.mean(), 1, rtol=1e-6)
+    np.testing.assert_allclose(weights, expected, rtol=1e-4)
+    np.testing.assert_allclose(weights.mean(), 1, rtol=1e-6)
 
 
-def test_an_image_token_that_nobody_reads_weighs_the_floor():
+def test_an_unused_image_token_has_the_floor_weight():
     config, batch = CONFIGS["llava"], batch_of(CONFIGS["llava"])
     ids = np.array(batch["input_ids"])
     last = np.array([np.flatnonzero(row == config.image_token)[-1] for row in ids])
     unread = {**batch, "input_ids": ids.copy()}
-    # A word in the place of each sample's last image token.
+    # A word replaces the last image token of each sample.
     unread["input_ids"][np.arange(len(ids)), last] = 5
-    found, only = (
-        bridge_weights(functional(config), parameters("llava"), seen) for seen in ([unread, batch], [unread])
-    )
+    both, only = (bridge_weights(functional(config), parameters("llava"), seen) for seen in ([unread, batch], [unread]))
     np.testing.assert_allclose(only[-1], FLOOR / (1 + FLOOR), rtol=1e-6)
-    assert found[-1] > 2 * only[-1]
+    assert both[-1] > 2 * only[-1]
     with pytest.raises(AntgmmError, match="at least one calibration batch"):
         bridge_weights(functional(config), parameters("llava"), [])
 

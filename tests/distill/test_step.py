@@ -41,7 +41,7 @@ def make(config=ALL, *, optimizer=None, **options):
     return optimizer, teacher, make_step(STUDENT, optimizer, config, teacher=teacher, parts=PARTS, **options)
 
 
-def test_all_losses_together_fall():
+def test_training_lowers_the_sum_of_all_losses():
     optimizer, teacher, step = make()
     state, batch = fresh(optimizer), toy.device(toy.batch(0))
     history, metrics = [], {}
@@ -71,7 +71,7 @@ def test_one_program_serves_all_learning_rates():
     assert len(texts) == 1
     (fast, far), (slow, near) = rates
     assert (fast, slow) == pytest.approx((0.1, 0.01))
-    # Adam's first step goes as far as the rate says.
+    # The length of Adam's first step is proportional to the rate.
     jax.tree.map(lambda one, other: np.testing.assert_allclose(one, 10 * other, rtol=1e-3), far, near)
 
 
@@ -125,7 +125,7 @@ def test_gates_change_under_one_compile_and_are_not_trained():
     assert len(set(losses)) == 3
 
 
-def test_closed_layers_and_channels_count_as_cut_in_the_loss():
+def test_the_loss_treats_closed_layers_and_channels_as_cut():
     params, batch = STUDENT.init(jax.random.key(0)), toy.device(toy.batch(0))
     teacher = online(TEACHER, TEACHER_PARAMS)
     gated = make_loss(STUDENT, ALL, teacher=teacher, parts=PARTS)
@@ -164,14 +164,14 @@ def test_frozen_parameters_stay_and_have_no_moments():
 
 
 def test_bfloat16_compute_keeps_float32_master_parameters():
-    batch, found = toy.device(toy.batch(0)), {}
+    batch, losses = toy.device(toy.batch(0)), {}
     for dtype in (jnp.float32, jnp.bfloat16):
         optimizer, teacher, step = make(dtype=dtype)
         state, metrics = step(fresh(optimizer), batch, {}, teacher.params)
         assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {jnp.dtype(jnp.float32)}
-        found[dtype] = float(metrics["loss"])
-    assert found[jnp.bfloat16] != found[jnp.float32]
-    np.testing.assert_allclose(found[jnp.bfloat16], found[jnp.float32], rtol=0.05)
+        losses[dtype] = float(metrics["loss"])
+    assert losses[jnp.bfloat16] != losses[jnp.float32]
+    np.testing.assert_allclose(losses[jnp.bfloat16], losses[jnp.float32], rtol=0.05)
 
 
 def test_losses_without_their_sources_are_refused():

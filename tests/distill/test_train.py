@@ -1,4 +1,4 @@
-"""The loop resumes bit for bit, never saves a bad state, and names what stopped it."""
+"""The training loop resumes bit for bit, never saves a non-finite state, and reports why it stopped."""
 
 import itertools
 
@@ -37,7 +37,7 @@ def run(state, batches, steps, **options):
     return train(STEP, state, batches, steps=steps, gates_at=gates_at, teacher=TEACH, **options)
 
 
-def test_two_legs_equal_one_run_bit_for_bit():
+def test_a_resumed_run_equals_one_run_bit_for_bit():
     whole, metrics = run(fresh(), data(), 9)
     kept = {}
     run(fresh(), data(), 5, save_every=5, save=lambda state: kept.update(state=jax.device_get(state)) or "five")
@@ -47,7 +47,7 @@ def test_two_legs_equal_one_run_bit_for_bit():
         np.testing.assert_array_equal(got, want)
 
 
-def test_save_sees_the_iterator_just_past_the_saved_step():
+def test_a_step_is_saved_before_the_next_batch_is_read():
     taken = []
 
     def counted():
@@ -60,7 +60,7 @@ def test_save_sees_the_iterator_just_past_the_saved_step():
     assert saved == [(2, 2), (4, 4), (6, 6)]
 
 
-def test_progress_tells_steps_and_metrics():
+def test_progress_reports_steps_and_metrics():
     seen = []
     run(fresh(), data(), 7, report=seen.append, report_every=3)
     assert [(p.step, p.steps) for p in seen] == [(1, 7), (3, 7), (6, 7), (7, 7)]
@@ -89,7 +89,7 @@ def test_a_loss_that_is_not_finite_stops_with_step_ids_and_checkpoint(bad):
     assert f"last good checkpoint: step-{saved[-1]}" in message
 
 
-def test_a_bad_parameter_is_not_saved_though_its_loss_was_finite():
+def test_a_non_finite_parameter_is_not_saved_after_a_finite_loss():
     huge = OPTIMIZER._replace(schedule=lambda step: jnp.where(step == 3, jnp.inf, 0.01))
     step = make_step(STUDENT, huge, LossConfig())
     with pytest.raises(AntgmmError, match=r"step 3.*row-3-0.*last good checkpoint: older"):
@@ -101,7 +101,7 @@ def test_data_that_ends_is_an_error():
         run(fresh(), itertools.islice(data(), 2), 4)
 
 
-def test_nothing_to_do_returns_the_state():
+def test_zero_steps_return_the_state():
     state, metrics = run(fresh(), data(), 0)
     assert state.step == 0
     assert metrics == {}

@@ -1,4 +1,4 @@
-"""The command line as tests run it."""
+"""Fixtures that run the command line."""
 
 import pytest
 from typer.testing import CliRunner
@@ -31,15 +31,15 @@ def antgmm(monkeypatch, tmp_path):
 
 @pytest.fixture
 def refused(antgmm):
-    """A command's one line of complaint; its exit code is 2 and before it stands at most what the command does."""
+    """Runs a command that must fail with exit code 2 and returns its error; at most its first line comes before."""
 
     def complaint(*arguments) -> str:
         result = antgmm(*arguments)
         assert result.exit_code == 2, result.output
         assert result.stdout == ""
-        *begun, last = result.stderr.splitlines()
+        *earlier, last = result.stderr.splitlines()
         assert last.startswith("error: "), result.stderr
-        assert not begun or (len(begun) == 1 and not begun[0].startswith("error")), begun
+        assert not earlier or (len(earlier) == 1 and not earlier[0].startswith("error")), earlier
         return last.removeprefix("error: ")
 
     return complaint

@@ -1,6 +1,6 @@
 """A run that kills itself with SIGKILL: `python -m tests.experiments.killed_run RECIPE RUN MOMENT`.
 
-Behind these may stand MESH COORDINATOR PROCESSES PROCESS, as `experiments.run.host.meshes.devices` takes them.
+MESH COORDINATOR PROCESSES PROCESS may follow, the arguments of `experiments.run.host.meshes.devices`.
 """
 
 import os
@@ -26,7 +26,7 @@ def die(*_, **__):
 
 
 def with_each_batch(act: Callable[[stage.StageRun, int], None]) -> Callable[..., Any]:
-    """`StageRun._train` that calls `act` with the stage and the number of batches drawn, before each is trained on."""
+    """A `StageRun._train` that calls `act(stage, batches drawn)` before it trains on each batch."""
     train = stage.StageRun._train
 
     def watched(self, *arguments):
@@ -47,11 +47,11 @@ def with_each_batch(act: Callable[[stage.StageRun, int], None]) -> Callable[...,
 
 
 def at_step(name: str, number: int) -> None:
-    """Dies when the named stage asks for the batch of step `number`, with what it saved before that on disk."""
+    """Kills the process before step `number` of the named stage, once the last checkpoint is on disk."""
 
     def act(run: stage.StageRun, drawn: int) -> None:
         if run.stage.name == name and drawn > number:
-            # Another process may still write its part.
+            # Another process may still be writing its part.
             while checkpoint.latest_step(run.working) != number // 2 * 2:
                 time.sleep(0.01)
             die()
@@ -60,7 +60,7 @@ def at_step(name: str, number: int) -> None:
 
 
 def at_publication(number: int) -> None:
-    """Dies between writing a checkpoint and giving it its name, at the given one."""
+    """Kills the process between writing and publishing checkpoint `number`."""
     publish, count = antgmm_jax.io.folders.publish, iter(range(1, 10**6))
 
     def dying(*args):
@@ -72,7 +72,7 @@ def at_publication(number: int) -> None:
 
 
 def at_export() -> None:
-    """Dies when the weights of the export are written and its config is not."""
+    """Kills the process between writing the weights and the config of the export."""
     antgmm_jax.io.convert._write_config = die
 
 

@@ -1,4 +1,4 @@
-"""Latencies of whole runs from few requests: no test asserts a time."""
+"""Fewer timed requests in whole runs, because no test asserts a time."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,10 +9,10 @@ from experiments.report import figures
 
 
 def time_few_requests(assign: Callable[[Any, str, int], None]) -> None:
-    """Sets the rounds that are timed, which are 30 in a report and 200 in a plan.
+    """Sets the number of timed rounds to 3 (otherwise 30 in a report, 200 in a plan).
 
     Args:
-        assign: `setattr`, or one that is undone later.
+        assign: `setattr`, or a version of it that is undone later.
     """
     assign(figures, "LATENCY_REPEATS", 3)
     for module in (rates, curve):

@@ -1,4 +1,4 @@
-"""A tiny teacher with its processor, and recipes that take seconds: what a whole run is tested on."""
+"""Tiny teachers with processors, and recipes that take seconds, for tests of whole runs."""
 
 import shutil
 import tempfile
@@ -101,7 +101,7 @@ _WORDS = {"vocab": 256, "image_token": IMAGE}
 
 
 def _made_once(save: Callable[[Path], Path]) -> Callable[[Path], Path]:
-    """`save`, computed once a process: its files are written again wherever they are wanted."""
+    """A `save` that creates its files once per process and writes copies of them."""
 
     @cache
     def files() -> dict[str, bytes]:
@@ -120,7 +120,7 @@ def _made_once(save: Callable[[Path], Path]) -> Callable[[Path], Path]:
 
 @_made_once
 def save_teacher(directory: Path) -> Path:
-    """A BLIP-2 + T5 checkpoint of random weights with a tokenizer of MAAD-synth."""
+    """Saves a BLIP-2 + T5 checkpoint with random weights and a tokenizer of MAAD-synth."""
     tokenizer = train_tokenizer(corpus("s", 200), vocab=256, min_frequency=2)
     config = blip2_t5(
         vision=(3, 32, 2, 48),
@@ -138,7 +138,7 @@ def save_teacher(directory: Path) -> Path:
 
 @_made_once
 def save_llava(directory: Path) -> Path:
-    """A LLaVA checkpoint of random weights, as PyTorch saves it, with a tokenizer of MAAD-synth."""
+    """Saves, with PyTorch, a LLaVA checkpoint with random weights and a tokenizer of MAAD-synth."""
     like = llava(vision=(3, 32, 2, 48), text=(3, 32, 4, 48), head_dims=(16, 8), image=32, patch=16, **_WORDS)
     processor = new_processor(like, train_tokenizer(corpus("s", 200), vocab=256, min_frequency=2))
     vision = {"model_type": "clip_vision_model", "num_hidden_layers": 3, "hidden_size": 32, "num_attention_heads": 2}
@@ -162,7 +162,7 @@ def save_llava(directory: Path) -> Path:
 
 
 def save_smolvlm(directory: Path) -> Path:
-    """A SmolVLM checkpoint of random weights whose processor splits pictures into tiles of 32 pixels."""
+    """Saves a SmolVLM checkpoint with random weights; its processor splits pictures into tiles of 32 pixels."""
     config = smolvlm(
         vision=(2, 32, 2, 48),
         text=(2, 32, 2, 48),
@@ -180,7 +180,7 @@ def save_smolvlm(directory: Path) -> Path:
 
 
 def save_qwen3_vl(directory: Path) -> Path:
-    """A Qwen3-VL checkpoint of random weights that cuts pictures to up to 9 squares of 16 pixels."""
+    """Saves a Qwen3-VL checkpoint with random weights that splits a picture into at most 9 squares of 16 pixels."""
     config = qwen3_vl(
         vision=(3, 32, 2, 48),
         text=(3, 32, 2, 48),
@@ -206,18 +206,18 @@ def _save(config: LMMConfig, processor: ProcessorMixin, directory: Path) -> Path
 
 
 def write_recipe(path: Path, teacher: Path, name: str = "blocks", sizes: str = '"vision/layers" = 2') -> Path:
-    """A recipe of one stage."""
+    """Writes a recipe with one stage."""
     path.write_text(RECIPE.format(teacher=teacher, name=name, sizes=sizes))
     return path
 
 
 def save_towers(folder: Path) -> Path:
-    """A teacher and `recipe.toml`, which cuts the image side, then the language model, then distils the whole."""
+    """Saves a teacher and `recipe.toml`: stages cut the image side, cut the language model, and distil all of it."""
     (folder / "recipe.toml").write_text(TOWERS.format(teacher=save_teacher(folder / "teacher")))
     return folder
 
 
 def taken(samples, rows):
-    """Some rows of samples as one batch of the full shape."""
+    """The given rows of samples as one batch of the full shape."""
     (batch,) = samples.in_order(len(samples))
     return jax.tree.map(lambda leaf: leaf[rows], batch)

@@ -1,4 +1,4 @@
-"""Random PyTorch models of every family's small shapes, what we read of their files, and batches for both."""
+"""Random small PyTorch models of every family, our models loaded from their files, and batches for both."""
 
 from functools import cache, lru_cache
 from pathlib import Path
@@ -21,13 +21,13 @@ from antgmm_jax.pure import functional
 SHAPES = [(name, shape) for name, family in FAMILIES.items() for shape in family.tiny(0)]
 FIRST = [next(one for one in SHAPES if one[0] == name) for name in FAMILIES]
 PICTURES = (2, 0, 1, 2)
-"""Pictures of each row of a batch."""
+"""Number of pictures in each row of a batch."""
 WORDS = (20, 60)
 """Ids of plain words."""
 
 
 class Case(NamedTuple):
-    """A shape of a family: the PyTorch model, its directory, and what is read of it.
+    """A shape of a family: the PyTorch model, its directory, and our model loaded from it.
 
     Attributes:
         model: with random parameters, float32.
@@ -46,7 +46,7 @@ class Case(NamedTuple):
 
 @cache
 def case_of(family: str, shape: str, root: Path) -> Case:
-    """The case of a family's shape, made once below `root`."""
+    """Returns the case of a family's shape, created once below `root`."""
     fields, own_head = FAMILIES[family].tiny(0)[shape]
     hf = transformers.CONFIG_MAPPING[fields["model_type"]].from_dict(fields)
     model = _randomised(getattr(transformers, fields["architectures"][0])(hf), own_head)
@@ -58,7 +58,7 @@ def case_of(family: str, shape: str, root: Path) -> Case:
 
 
 def _randomised(model: torch.nn.Module, own_head: bool) -> torch.nn.Module:
-    """Every parameter drawn, norms around 1: initial zeros and ones would hide a bias or a unit in the wrong place."""
+    """Draws random parameters, norms around 1: initial zeros and ones would hide a wrong bias or unit."""
     generator = torch.Generator().manual_seed(0)
     if own_head:
         head = model.get_output_embeddings()
@@ -72,7 +72,7 @@ def _randomised(model: torch.nn.Module, own_head: bool) -> torch.nn.Module:
 
 @lru_cache
 def tokenizer() -> Tokenizer:
-    """Words of the suite's lines, behind the special tokens that every family's processor needs."""
+    """Returns a tokenizer of the special tokens of all families and the words of the tests."""
     words = [*SPECIAL, "text:", "question:", "what", "is", "the", "price", "?", "answer:", ",", "new", "$25."]
     own = Tokenizer(models.WordLevel({word: place for place, word in enumerate(words)}, unk_token="<unk>"))
     own.add_special_tokens(list(SPECIAL))
@@ -81,7 +81,7 @@ def tokenizer() -> Tokenizer:
 
 
 def batch(config: LMMConfig, *, pad: str = "right", seed: int = 0) -> dict:
-    """Four rows of two pictures, none, one and two, of unequal lengths, with what training reads and a slot to spare.
+    """Returns four rows of unequal lengths with 2, 0, 1 and 2 pictures, the arrays for training, and one unused slot.
 
     Where pictures are cut to squares, each is of another size.
     """
@@ -103,7 +103,7 @@ def batch(config: LMMConfig, *, pad: str = "right", seed: int = 0) -> dict:
 
 
 def _grid(rng: np.random.Generator, config: LMMConfig) -> tuple[int, int]:
-    """Rows and columns of squares of a picture."""
+    """Returns the rows and columns of squares of a picture."""
     return (int(rng.integers(1, 4)), int(rng.integers(1, 4))) if config.grid else (1, 1)
 
 
@@ -119,14 +119,14 @@ def _placed(grids: list[list[tuple[int, int]]], valid: np.ndarray) -> dict:
 def _row(rng: np.random.Generator, grids: list[tuple[int, int]], words: int, config: LMMConfig) -> list[int]:
     row: list[int] = []
     for high, wide in grids:
-        # PyTorch takes adjacent pictures whose size is theirs to say as one: a word stands between.
+        # PyTorch would join adjacent pictures of variable size, so a word separates them.
         before = rng.integers(3) + (config.grid is not None)
         row += [*rng.integers(*WORDS, before), *[config.image_token] * (config.image_tokens * high * wide)]
     return [*row, *rng.integers(*WORDS, words)]
 
 
 def _answers(ids: np.ndarray, mask: np.ndarray) -> dict:
-    """The last two words of each row are its answer; of the last row the second is padding."""
+    """The answer of a row is its last two words; in the last row the second is padding."""
     ends = ids.shape[1] - np.argmax(mask[:, ::-1], axis=1)
     at = ends[:, None] + np.array([-2, -1])
     targets = np.take_along_axis(ids, at, axis=1)
@@ -137,7 +137,7 @@ def _answers(ids: np.ndarray, mask: np.ndarray) -> dict:
 
 
 def _apart(rng: np.random.Generator) -> dict:
-    """Answers of four tokens that a decoder reads apart; the second's last two are padding."""
+    """Answers of four tokens for a separate decoder; the last two of the second row are padding."""
     labels = rng.integers(*WORDS, (len(PICTURES), 4)).astype(np.int32)
     decoded = np.pad(labels[:, :-1], ((0, 0), (1, 0)))
     labels[1, -2:] = -100
@@ -146,20 +146,20 @@ def _apart(rng: np.random.Generator) -> dict:
 
 
 def counted(arrays: dict) -> np.ndarray:
-    """Which logits mean something: of a decoder alone those at tokens, of one after an encoder all."""
+    """Mask of the logits to compare: tokens without padding; all positions of a model with an encoder."""
     own = arrays.get("decoder_input_ids")
     return arrays["attention_mask"] > 0 if own is None else np.ones(own.shape, bool)
 
 
 def as_torch(case: Case, arrays: dict, *names: str) -> dict[str, torch.Tensor]:
-    """The pictures of a batch, and the arrays named, as the PyTorch model takes them."""
+    """Returns the pictures and the named arrays of a batch in the form of the PyTorch model."""
     ours = {name: arrays[name].astype(np.int64) for name in names if name in arrays}
     pictures = case.reads.torch(arrays, case.model.config)
     return {name: torch.from_numpy(one) for name, one in (ours | pictures).items()}
 
 
 def torch_logits(model: torch.nn.Module, case: Case, arrays: dict) -> np.ndarray:
-    """PyTorch's logits, those that count [tokens, V]."""
+    """Returns PyTorch's logits at the positions to compare, [tokens, V]."""
     given = as_torch(case, arrays, "input_ids", "attention_mask", "decoder_input_ids")
     with torch.no_grad():
         return model(**given).logits.float().numpy()[counted(arrays)]
@@ -176,13 +176,13 @@ def _gated(config: LMMConfig):
 
 
 def logits(config: LMMConfig, params: dict, arrays: dict, gates: dict | None = None) -> np.ndarray:
-    """Our logits, those that count [tokens, V]; programs are kept by config."""
+    """Returns our logits at the positions to compare, [tokens, V]; programs are cached by config."""
     made = _plain(config)(params, arrays) if gates is None else _gated(config)(params, arrays, gates)
     return np.asarray(made)[counted(arrays)]
 
 
 def reloaded(directory: Path) -> torch.nn.Module:
-    """A directory read back by the class that it names, in float32, no tensor missing or left over."""
+    """Returns the PyTorch model of a directory in float32; no tensor may be missing or unexpected."""
     config = transformers.AutoConfig.from_pretrained(directory)
     kind = getattr(transformers, config.architectures[0])
     model, info = kind.from_pretrained(directory, dtype=torch.float32, output_loading_info=True)
@@ -191,5 +191,5 @@ def reloaded(directory: Path) -> torch.nn.Module:
 
 
 def close(ours: np.ndarray, reference: np.ndarray) -> None:
-    """Within 1e-5 of the reference's largest magnitude, floor 1e-5."""
+    """Asserts a difference of at most 1e-5 times the reference's largest magnitude (at least 1e-5)."""
     np.testing.assert_allclose(ours, reference, rtol=0, atol=max(1e-5, 1e-5 * float(np.abs(reference).max())))

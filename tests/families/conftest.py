@@ -1,4 +1,4 @@
-"""Every test here runs for each registered family: on all its small shapes, or on the first."""
+"""Fixtures that run tests for each registered family: on all of its small shapes, or on the first."""
 
 import pytest
 

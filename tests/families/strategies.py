@@ -1,4 +1,4 @@
-"""Which units stay: drawn by hypothesis for any model."""
+"""Hypothesis strategies for the units to keep of any model."""
 
 from functools import cache
 from itertools import combinations
@@ -15,7 +15,7 @@ from pruning.keep import gate_shape, shrunk_config
 
 @st.composite
 def keeps(draw, config: LMMConfig, counts: dict[str, int]):
-    """A keep of the given counts, its indices free; of layers those that may stay together."""
+    """Returns a strategy for keeps with the given counts, any indices, and legal sets of layers."""
     present, local, keep = sizes(config), local_axes(config), {}
     for axis, count in counts.items():
         row = st.permutations(range(present[axis])).map(lambda drawn, count=count: sorted(drawn[:count]))
@@ -29,7 +29,7 @@ def keeps(draw, config: LMMConfig, counts: dict[str, int]):
 
 @cache
 def layer_sets(config: LMMConfig, axis: str, count: int) -> list[tuple[int, ...]]:
-    """So many layers of a tower, all sets of which a config of the family describes."""
+    """Returns all sets of `count` layers of an axis that a config of the family can describe."""
 
     def described(layers: tuple[int, ...]) -> bool:
         try:
@@ -42,6 +42,6 @@ def layer_sets(config: LMMConfig, axis: str, count: int) -> list[tuple[int, ...]
 
 
 def fewer(config: LMMConfig, fraction: float, *local: str) -> dict[str, int]:
-    """About a fraction of the units of every axis, or of those with these local names; at least one."""
+    """Returns counts of about a fraction of the units of all axes, or of axes with these local names; at least one."""
     of = {axis: size for axis, size in sizes(config).items() if not local or axis.split("/")[1] in local}
     return {axis: max(1, int(fraction * size)) for axis, size in of.items()}

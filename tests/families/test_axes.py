@@ -1,4 +1,4 @@
-"""Configs: sizes and back, JSON and back, names for every dimension."""
+"""Configs: round trips of sizes and JSON; every axis names a dimension of a parameter."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The analytic cost against the compiled program's own count, and against the parameters themselves."""
+"""The analytic cost equals XLA's count of the compiled program and the number of parameters."""
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +17,8 @@ BATCH, LENGTH, ANSWER, WIDTH = 2, 48, 16, 256
 
 @pytest.fixture(scope="module")
 def wide(first):
-    """One layer a stack, as XLA counts a scan's body once whatever its length, and wide: what it counts besides matrix
-    products (norms, softmax, activations) is then a few percent. Such models are compiled, never run."""
+    """A wide config with one layer per stack, because XLA counts a scan's body once. In wide models norms, softmax and
+    activations, which only XLA counts, are a few percent. These models are compiled and never run."""
     stacks = {name: tower.stack for name, tower in towers(first.config).items()}
 
     def size(axis):
@@ -31,7 +31,7 @@ def wide(first):
 
 
 def described(config):
-    """A batch of one picture of the usual size a row, nothing allocated."""
+    """Returns the shapes of a batch with one picture of the usual size per row."""
 
     def ints(*shape):
         return jax.ShapeDtypeStruct(shape, jnp.int32)
@@ -65,7 +65,7 @@ def test_phases_are_those_of_the_compiled_engine(wide):
         language = nnx.merge(model.graph, nnx.State(params)).language
         return language.step(ids, state, valid, language.decoder.unstack())
 
-    # The engine runs the bridge's last maps with the prompt, not with the image.
+    # The engine runs the bridge's last maps in the prompt phase, not in the image phase.
     last = 2 * BATCH * wide.slots * wide.tokens["bridge/out"] * kernels(wide)["bridge", "bridge/out"]
     vision = xla_flops(model.features, params, arrays["images"])
     assert sum(flops["vision"].values()) - last == pytest.approx(vision, rel=0.05)

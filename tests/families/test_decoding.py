@@ -1,4 +1,4 @@
-"""Decoding reads the same slots that training trains: step by step the logits are those of one teacher-forced pass."""
+"""Step-by-step decoding gives the logits of one teacher-forced pass."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ NEW = 5
 
 
 def stepwise(config, params, arrays, answers):
-    """Logits of each answer token, from the prompt and from one token after another, by the engine's own phases."""
+    """Returns the logits of each answer token by the engine's phases: prompt, then one token at a time."""
     graph = functional(config).graph
 
     def prefill(params, batch):

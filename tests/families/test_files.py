@@ -1,4 +1,4 @@
-"""Checkpoints come back to the bit; everything cut at once is a checkpoint that stock `transformers` computes with."""
+"""Checkpoints survive round trips bit for bit; models with all axes cut run in stock `transformers`."""
 
 import copy
 import json
@@ -19,7 +19,7 @@ from tests.families.strategies import fewer, keeps
 
 
 def half(config):
-    """A keep of about half of the units of every axis, which the family's files can describe."""
+    """Returns a keep of about half of the units of every axis that the family's files can describe."""
     targets = legal_above(config, {axis: -(-size // 2) for axis, size in sizes(config).items()})
     return plan(random(jax.random.key(1), sizes(config), local_axes(config)), config, targets)
 
@@ -59,7 +59,7 @@ def test_everything_cut_at_once_computes_in_transformers_what_closed_gates_do(ca
 
 
 def test_a_cut_on_disk_is_the_cut_in_memory_bit_for_bit(case, tmp_path):
-    """A tensor at a time, in half precision, into several files, with what lies beside them."""
+    """Tensor by tensor, in half precision, into several files, with the other files of the directory."""
     source = tmp_path / "source"
     copy.deepcopy(case.model).to(torch.bfloat16).save_pretrained(source)
     (source / "tokenizer.json").write_text("{}")
@@ -78,7 +78,7 @@ def test_a_cut_on_disk_is_the_cut_in_memory_bit_for_bit(case, tmp_path):
 @settings(max_examples=5, deadline=None)
 @given(data=st.data())
 def test_any_cut_reads_the_same_from_disk(first, data):
-    """Also shapes that no file describes, which `save_hf` would refuse; a cut of a cut as well."""
+    """Includes shapes that `save_hf` would refuse, and a cut of a cut."""
     config, params = first.config, first.params
     keep = data.draw(keeps(config, fewer(config, data.draw(st.sampled_from([0.4, 0.7])))))
     smaller, memory = shrink(config, params, keep)

@@ -1,4 +1,4 @@
-"""Models that read images near their own size: squares, places, DeepStack, and what is refused."""
+"""Models that read images near their original size: squares, places, DeepStack, and errors."""
 
 import copy
 from dataclasses import replace

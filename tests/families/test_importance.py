@@ -1,4 +1,4 @@
-"""Scores of whole models: gate gradients against differences and weight gradients, and every method's shapes."""
+"""Scores of whole models: gate gradients equal finite differences and weight gradients; shapes of all methods."""
 
 from functools import cache, reduce
 from operator import getitem
@@ -18,7 +18,7 @@ from tests.families.cases import batch
 
 @cache
 def answer_loss(config):
-    """Mean cross-entropy of the answer tokens, as the trainer reads them."""
+    """Returns the mean cross-entropy of the answer tokens, as in training."""
     apply = functional(config).apply
 
     def loss(params, gates, batch):
@@ -50,13 +50,13 @@ def test_the_gradient_of_every_axis_is_that_of_central_differences(first, scores
                 return float(loss(first.params, {**open_gates, axis: gate}, arrays))
 
             coarse, fine = ((at(h) - at(-h)) / (2 * h) for h in (step, step / 2))
-            # Richardson's extrapolation: a width's gate stands in every norm, so the loss bends quickly in it.
+            # Richardson extrapolation, because the gate of a width enters every norm and the loss is strongly curved.
             slope = (4 * fine - coarse) / 3
             assert abs(abs(slope) - score[unit]) <= 1e-4 + 1e-3 * score.max(), (axis, unit)
 
 
 def carriers(config):
-    """Axis of heads or hidden units -> paths of the kernels that carry its units' output on, with their axes."""
+    """Axis of heads or hidden units -> paths and axes of the kernels that read the units' outputs."""
     found = {}
     for path, axes in jax.tree_util.tree_leaves_with_path(functional(config).axes, is_leaf=is_axes):
         keys = tuple(key.key for key in path)
@@ -67,7 +67,7 @@ def carriers(config):
 
 
 def test_the_gradient_is_the_signed_sum_of_weight_times_gradient(first, scores):
-    """The paper's score, over the weights that carry a unit's output on."""
+    """The paper's score, over the weights that read a unit's output."""
     config, params, places = first.config, first.params, carriers(first.config)
     units = {axis for axis in sizes(config) if axis.split("/")[1] not in ("layers", "embed")}
     assert set(places) == units

@@ -1,4 +1,4 @@
-"""Token ids and pixels are those of the checkpoint's own `AutoProcessor`."""
+"""Token ids and pixels equal those of the checkpoint's `AutoProcessor`."""
 
 from dataclasses import replace
 
@@ -14,36 +14,36 @@ from tests.families.cases import close, logits, tokenizer
 
 LINE = "text: new , $25. question: what is the price ?"
 SIDES = ((16, 16), (50, 21), (19, 64), (7, 5), (33, 33))
-"""Width and height of pictures: the models' own size, and others."""
+"""Widths and heights of pictures: the model's size and others."""
 
 
 @pytest.fixture(scope="module")
 def reads(case, tmp_path_factory):
-    """The inputs by a processor that was saved and read back as a user would."""
+    """The inputs of a processor that was saved and loaded with `AutoProcessor`."""
     folder = tmp_path_factory.mktemp("processor")
     new_processor(case.config, tokenizer()).save_pretrained(folder)
     return inputs(case.config, AutoProcessor.from_pretrained(folder))
 
 
 def picture(width, height):
-    """A ramp with noise: what resizing, cropping and tiling do to it shows."""
+    """Returns a noisy ramp, which shows resizing, cropping and tiling."""
     noise = np.random.default_rng(width).integers(0, 55, (height, width, 3))
     return (np.linspace(0, 200, width)[None, :, None] + noise).astype(np.uint8)
 
 
 def text_of(reads, images):
-    """The text of one turn with these images, as the processor takes it."""
+    """Returns the text of one turn with these images for the processor."""
     return reads.chat(user_turn(LINE, len(images)))
 
 
 def own(reads, images):
-    """What the processor itself makes of a row: token ids, and its pictures as PyTorch takes them."""
+    """Returns the processor's output for a row: token ids, and the pictures for PyTorch."""
     made = reads.processor(text=[text_of(reads, images)], images=images or None, return_tensors="np")
     return np.asarray(made["input_ids"])[0], np.asarray(made["pixel_values"]) if images else None
 
 
 def assert_pictures(case, reads, tree, theirs):
-    """A row's tree against the processor's pixels, by the line of each channel and by what PyTorch is given."""
+    """Asserts that a row's tree has the processor's pixels, both normalised and converted for PyTorch."""
     assert tree["pixels"].dtype == np.uint8
     if not case.config.grid:
         made = tree["pixels"] * tree["scale"][:, None, None] + tree["offset"][:, None, None]
@@ -54,7 +54,7 @@ def assert_pictures(case, reads, tree, theirs):
 
 
 def assert_computed(case, reads, image):
-    """Our logits against PyTorch's, which is given the processor's own masks of pixels and of tokens too."""
+    """Asserts that our logits equal PyTorch's with the processor's masks of pixels and tokens."""
     text = text_of(reads, [image])
     given = reads.processor(text=[text], images=[image], return_tensors="pt")
     ids, tree = reads(text, [image])
@@ -91,7 +91,7 @@ def test_several_pictures_are_the_processors_own(case, reads):
     token = case.config.image_token
     assert (ids == token).sum() == len(tree["pixels"]) * case.config.image_tokens
     if (expected == token).sum() < (ids == token).sum():
-        # A processor that counts one picture a text: each further one takes as many tokens beside the first.
+        # This processor counts one picture per text; each further picture takes as many tokens.
         more = np.repeat(token, len(ids) - len(expected))
         expected = np.insert(expected, np.argmax(expected == token), more)
     np.testing.assert_array_equal(ids, expected)

@@ -1,4 +1,4 @@
-"""The law of the house: a model with closed gates computes what the shrunk model computes."""
+"""The law of gates: a model with closed gates gives the logits of the shrunk model."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from tests.families.cases import batch, close, logits
 from tests.families.strategies import fewer, keeps
 
 GROUPS = ("layers", "embed", "heads cross_heads", "mlp", "")
-"""Axes that are cut together, by their local names; the last are all axes. Few shapes, so few compilations."""
+"""Local names of axes that are cut together; the last group is all axes. Few groups keep compilations few."""
 
 
 def gated(case, keep):
@@ -26,7 +26,7 @@ def assert_law(case, keep):
 @settings(max_examples=5, deadline=None)
 @given(data=st.data())
 def test_a_cut_computes_what_closed_gates_do(first, group, data):
-    """Counts are not tied here: also shapes that no file describes. Cuts of every shape that is: `test_files`."""
+    """Counts are not tied, so shapes include those that no file describes; `test_files` cuts to legal shapes."""
     assert_law(first, data.draw(keeps(first.config, fewer(first.config, 0.7, *group.split()))))
 
 
@@ -37,7 +37,7 @@ def test_open_gates_change_nothing(case):
 
 
 def test_a_wrong_unit_would_be_seen(case):
-    """The comparison can fail: closing one other unit of any axis moves the logits far past the tolerance."""
+    """The comparison can fail: closing another unit of any axis moves the logits far beyond the tolerance."""
     whole = identity(case.config)
     for axis, size in sizes(case.config).items():
         if size > 1:

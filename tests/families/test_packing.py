@@ -1,4 +1,4 @@
-"""Rows with several samples, and cached features in place of images: the same logits."""
+"""Rows with several samples, and cached features instead of images, give the same logits."""
 
 import jax
 import numpy as np

@@ -1,4 +1,4 @@
-"""Logits and greedy answers against PyTorch `transformers`; what pads a batch changes neither."""
+"""Logits and greedy answers equal PyTorch `transformers`; padding changes neither."""
 
 import numpy as np
 import torch

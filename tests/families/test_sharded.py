@@ -1,4 +1,4 @@
-"""A model split over eight devices computes what it does on one: its logits, and the gradient of every parameter."""
+"""A model sharded over eight devices gives the logits and gradients of one device."""
 
 import jax
 import numpy as np
@@ -18,7 +18,7 @@ def mesh():
 
 
 def computed(case):
-    """Parameters where the mesh puts them, logits, and the gradient of their weighted sum."""
+    """Returns placed parameters, logits, and the gradient of the logits' weighted sum."""
     config, arrays = case.config, batch(case.config)
     params, there = float32(config, case.params), shard_rows(arrays)
     weights = np.random.default_rng(0).normal(size=(*counted(arrays).shape, config.language.vocab)).astype(np.float32)
@@ -39,11 +39,11 @@ def test_a_split_model_computes_what_a_whole_one_does(first, mesh):
         return leaf.sharding.is_equivalent_to(NamedSharding(get_mesh(), spec(names, leaf.shape)), leaf.ndim)
 
     assert jax.tree.all(jax.tree.map(lies, params, functional(first.config).axes))
-    # Heads or hidden units by widths: a quarter on each device.
+    # Kernels of heads or hidden units by widths: each device holds a quarter.
     assert any(4 * leaf.addressable_shards[0].data.size == leaf.size for leaf in jax.tree.leaves(params))
     with jax.set_mesh(None):
         _, expected, slope = computed(first)
-    # Sums go over the devices in another order than over one device's memory.
+    # Sums over devices have another order than sums on one device.
     close(logits, expected)
     for mine, theirs in zip(jax.tree.leaves(gradient), jax.tree.leaves(slope), strict=True):
         np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-5 * max(1.0, float(np.abs(theirs).max())))

@@ -1,4 +1,4 @@
-"""Processors that split pictures: each tile fills a slot and has its own tokens, with its row and column."""
+"""Processors that split pictures into tiles: each tile has a slot, and tokens with its row and column."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ SPLITTING = [one for one in FIRST if one[0] == "idefics3"]
 
 @pytest.fixture(scope="module", params=SPLITTING, ids=" ".join)
 def split(request, tmp_path_factory):
-    """A case, and its inputs by a processor that makes up to three tiles of a side."""
+    """A case and its inputs with a processor that makes up to three tiles per side."""
     case = case_of(*request.param, tmp_path_factory.getbasetemp())
     processor = new_processor(case.config, tokenizer())
     processor.image_processor.do_image_splitting = True

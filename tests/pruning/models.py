@@ -1,4 +1,4 @@
-"""Small models of both families with odd shapes, random in every parameter, and batches with padding."""
+"""Small models of two families with odd shapes and random parameters, and batches with padding."""
 
 import dataclasses
 from functools import lru_cache
@@ -28,7 +28,7 @@ def _blip2_t5() -> LMMConfig:
         vocab=32,
         image_token=IMAGE_TOKEN,
     )
-    # The head that is tied and scaled has the width inside a formula.
+    # A tied, scaled head uses the width in a formula.
     return dataclasses.replace(config, language=dataclasses.replace(config.language, tied=True, scaled_head=True))
 
 
@@ -53,7 +53,7 @@ CONFIGS = {"blip2_t5": _blip2_t5(), "llava": _llava()}
 
 
 def randomised(config: LMMConfig, seed: int = 0):
-    """Normal values in every parameter, norms around 1: initial zeros and ones would hide a wrong gather."""
+    """Random normal parameters, norm scales around 1: initial zeros and ones would hide a wrong gather."""
     rng = np.random.default_rng(seed)
 
     def draw(path, leaf):
@@ -95,6 +95,6 @@ def batch_of(config: LMMConfig, seed: int = 0) -> dict[str, np.ndarray]:
 
 
 def valid_logits(batch, logits) -> np.ndarray:
-    """The logits at positions that are not padding, [tokens, V]."""
+    """The logits at positions without padding, [tokens, V]."""
     mask = batch["labels"] >= 0 if "decoder_input_ids" in batch else batch["attention_mask"] > 0
     return np.asarray(logits)[mask]

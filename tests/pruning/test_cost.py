@@ -1,4 +1,4 @@
-"""The analytic cost by hand, and of the paper's teacher."""
+"""Parameters, FLOPs and bytes of models equal values computed by hand."""
 
 import pytest
 
@@ -10,40 +10,40 @@ from pruning.costs import cost, forward_flops
 from tests.pruning.models import CONFIGS
 
 
-def test_layers_count_linearly():
+def test_flops_are_linear_in_layers():
     one = CONFIGS["blip2_t5"]
     deep = resize(one, {"vision/layers": 6, "bridge/layers": 8, "encoder/layers": 6, "decoder/layers": 6})
     unit, double = (forward_flops(config, 1, 8, 4) for config in (one, deep))
     assert double["encoder"] == 2 * unit["encoder"]
     assert double["decoder"] == 2 * unit["decoder"]
     assert double["tokens"] == unit["tokens"]
-    # What stands outside the stacks: the patches, and the map to the text width.
+    # Outside the stacks: the patch embedding, and the map to the text width.
     assert 2 * unit["vision"] - double["vision"] == 2 * 4 * 3 * 8 * 8 * 24
     assert 2 * unit["bridge"] - double["bridge"] == 2 * 3 * 24 * 20
 
 
-def test_the_teacher_of_the_paper_is_costed_without_allocation():
-    found = cost(preset("antgmm-5b"), 1, 256, 32)
-    assert sum(found.parameters.values()) == pytest.approx(5.4e9, rel=0.02)
-    assert list(found.flops) == list(found.bytes) == ["vision", "prefill", "decode"]
-    # At batch 1 a decoder reads its parameters once a token, and computes two FLOPs for each: 1 FLOP a bfloat16 byte.
-    decode = found.flops["decode"]["decoder"] / found.bytes["decode"]["decoder"]
+def test_cost_of_the_papers_teacher_by_hand():
+    computed = cost(preset("antgmm-5b"), 1, 256, 32)
+    assert sum(computed.parameters.values()) == pytest.approx(5.4e9, rel=0.02)
+    assert list(computed.flops) == list(computed.bytes) == ["vision", "prefill", "decode"]
+    # At batch 1 a decoder reads each parameter once per token and computes two FLOPs with it: 1 FLOP per bfloat16 byte.
+    decode = computed.flops["decode"]["decoder"] / computed.bytes["decode"]["decoder"]
     assert 0.7 < decode < 1.1
-    # 36 layers of 32 heads of 64, keys and values, 33 own slots and 256 encoder states, bfloat16.
-    assert found.kv_cache == 2 * 36 * 32 * 64 * (33 + 256) * 2
+    # 36 layers of 32 heads of 64, keys and values, 33 decoder slots and 256 encoder states, bfloat16.
+    assert computed.kv_cache == 2 * 36 * 32 * 64 * (33 + 256) * 2
 
 
-def test_a_step_of_decoding_reads_what_it_multiplies_with():
+def test_each_decoding_step_reads_weights_and_cache():
     config = preset("antgmm-5b")
-    found = cost(config, 1, 256, 3)
+    computed = cost(config, 1, 256, 3)
     # Self-attention 4, the queries and outputs of cross-attention 2, a gated FFN 3; two norms and one more; 36 layers.
     layer = 4 * 2048 * 2048 + 2 * 2048 * 2048 + 3 * 2048 * 5376 + 3 * 2048
-    # The table of relative positions and the last norm stand once.
+    # The table of relative positions and the last norm occur once.
     weights = 36 * layer + 32 * 32 + 2048
-    assert found.bytes["decode"]["decoder"] == 2 * (2 * weights + found.kv_cache)
+    assert computed.bytes["decode"]["decoder"] == 2 * (2 * weights + computed.kv_cache)
 
 
-# No two widths alike: one that is read in the place of another would show.
+# All widths differ, so that a mix-up changes the result.
 COUNTED = blip2_t5(
     vision=(3, 16, 2, 20), bridge=(5, 24, 3, 28), text=(2, 4, 40, 3, 12), head_dims=(8, 8, 8), image=16, patch=8,
     queries=3, vocab=32, image_token=3,
@@ -51,9 +51,9 @@ COUNTED = blip2_t5(
 
 
 def test_sublayers_of_an_encoder_decoder_model_by_hand():
-    found = cost(COUNTED, 2, 7, 4).sublayers
-    # The Q-Former's layers 0, 2 and 4 read the image, and each of T5's decoder its encoder: one attention more.
-    assert found == {
+    sublayers = cost(COUNTED, 2, 7, 4).sublayers
+    # Layers 0, 2 and 4 of the Q-Former, and all layers of T5's decoder, have an additional cross-attention.
+    assert sublayers == {
         "vision": {"vision": 3 * 2, "bridge": 5 * 2 + 3},
         "prefill": {"encoder": 2 * 2, "decoder": 4 * 3},
         "decode": {"decoder": 3 * 4 * 3},
@@ -61,7 +61,7 @@ def test_sublayers_of_an_encoder_decoder_model_by_hand():
 
 
 def test_bytes_of_an_encoder_decoder_model_by_hand():
-    found = cost(COUNTED, 2, 7, 4)
+    computed = cost(COUNTED, 2, 7, 4)
     # Four attention kernels and an FFN of two, all with biases; two norms.
     block = {
         "vision": 4 * (16 * 16 + 16) + (2 * 16 * 20 + 20 + 16) + 2 * 2 * 16,
@@ -69,20 +69,20 @@ def test_bytes_of_an_encoder_decoder_model_by_hand():
     }
     # Patches with a bias, the class token, five positions and the last norm.
     vision = 3 * 8 * 8 * 16 + 16 + 16 + 5 * 16 + 2 * 16 + 3 * block["vision"]
-    # Cross-attention's queries and outputs, its keys and values of the image's width, and its norm.
+    # Cross-attention: queries and outputs, keys and values of the image's width, and a norm.
     reads = 2 * (24 * 24 + 24) + 2 * (16 * 24 + 24) + 2 * 24
     # The queries with their norm, and the map to the text.
     bridge = 3 * 24 + 2 * 24 + 24 * 40 + 40 + 5 * block["bridge"] + 3 * reads
-    # T5 has no biases; a gated FFN has three kernels. Relative positions in 32 buckets and the last norm stand once.
+    # T5 has no biases; a gated FFN has three kernels. Relative positions in 32 buckets and the last norm occur once.
     encoder = 2 * (4 * 40 * 24 + 3 * 40 * 12 + 2 * 40) + 32 * 3 + 40
     decoder = 4 * (8 * 40 * 24 + 3 * 40 * 12 + 3 * 40) + 32 * 3 + 40
     # Keys and values in 4 layers of 3 heads of 8: the start token and 4 of the answer, and 7 of the prompt.
     cache = 2 * 2 * 4 * 3 * 8 * (5 + 7) * 2
-    assert found.kv_cache == cache
-    assert found.bytes == {
+    assert computed.kv_cache == cache
+    assert computed.bytes == {
         "vision": {"vision": 2 * vision, "bridge": 2 * bridge},
         "prefill": {"encoder": 2 * encoder, "decoder": 2 * decoder + cache, "tokens": 2 * 32 * 40},
-        # Three steps; the encoder's states are not turned into keys and values again.
+        # Three steps; keys and values of the encoder's states are computed once.
         "decode": {"decoder": 3 * (2 * (decoder - 4 * 2 * 40 * 24) + cache), "tokens": 3 * 2 * 32 * 40},
     }
 

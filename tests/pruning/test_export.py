@@ -1,4 +1,4 @@
-"""Cuts of Q-Former layers, and decoders of another depth, leave checkpoints that plain `transformers` computes with."""
+"""Models with fewer Q-Former layers, or with unequal encoder and decoder depths, load in stock `transformers`."""
 
 import jax
 import numpy as np
@@ -19,7 +19,7 @@ CUTS = {
 
 
 @pytest.mark.parametrize("targets", CUTS.values(), ids=CUTS)
-def test_a_legal_cut_is_served_by_transformers(tmp_path, targets):
+def test_transformers_gives_the_gated_models_logits(tmp_path, targets):
     model = reference.blip2(seed=3)
     arrays = reference.batch(model)
     reference.saved(model, tmp_path / "teacher")

@@ -1,4 +1,4 @@
-"""Gates by hand, and the order in which they close."""
+"""Values of gates by hand, and the order in which gates close."""
 
 import numpy as np
 import pytest
@@ -46,7 +46,7 @@ def test_gates_close_the_lowest_scores_first_and_linearly():
     np.testing.assert_array_equal(gates_at(keep, scores, LLAVA, 0.0)["text/layers"], [1, 1, 1])
 
 
-def test_kept_units_stay_open_whatever_their_score():
+def test_kept_units_stay_open_with_low_scores():
     keep, scores = {"text/layers": index(0, 1)}, {"text/layers": np.array([0.0, 0.1, 9.0])}
     np.testing.assert_array_equal(gates_at(keep, scores, LLAVA, 1.0)["text/layers"], [1, 1, 0])
 
@@ -59,7 +59,7 @@ def test_closing_is_monotone_and_ends_at_gates_of(family, data, seed):
     present, local, rng = sizes(config), local_axes(config), np.random.default_rng(seed)
     counts = {axis: data.draw(st.integers(1, size)) for axis, size in present.items() if axis != "bridge/layers"}
     keep = data.draw(keeps(config, counts))
-    # Few distinct values, so that ties occur.
+    # Few distinct values make ties.
     scores = {axis: rng.integers(0, 4, gate_shape(axis, present, local)).astype(np.float32) for axis in present}
     before = {axis: gate for axis, gate in ones(config).items() if axis in keep}
     for step in range(6):

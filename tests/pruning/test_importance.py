@@ -1,4 +1,4 @@
-"""Scores by hand on small trees and models."""
+"""Importance scores equal values computed by hand on small trees and models."""
 
 import jax
 import jax.numpy as jnp
@@ -27,16 +27,16 @@ def test_taylor_by_hand_is_the_mean_of_absolute_gradients():
     assert scores["t/embed"].dtype == np.float32
 
 
-def test_what_is_measured_in_bfloat16_is_averaged_in_float32():
-    # From 256 on bfloat16 has even numbers alone: a sum in it stays at 256, whatever the number of ones.
+def test_bfloat16_scores_are_averaged_in_float32():
+    # Above 256 bfloat16 has only even integers, so a sum of ones in bfloat16 stays at 256.
     values = [256.0] + [1.0] * 31
-    found = mean_of(lambda batch: batch, [{"t/mlp": jnp.full(1, value, jnp.bfloat16)} for value in values])
-    np.testing.assert_allclose(found["t/mlp"], [287 / 32])
-    assert found["t/mlp"].dtype == np.float32
+    mean = mean_of(lambda batch: batch, [{"t/mlp": jnp.full(1, value, jnp.bfloat16)} for value in values])
+    np.testing.assert_allclose(mean["t/mlp"], [287 / 32])
+    assert mean["t/mlp"].dtype == np.float32
 
 
 def test_taylor_takes_the_gradient_of_bfloat16_gates_in_float32():
-    # A gradient has the dtype of what it is taken at, and bfloat16 has no 257.
+    # A gradient has the dtype of the gates, and bfloat16 cannot represent 257.
     def loss(params, gates, batch):
         return jnp.sum(params["w"] * gates["t/embed"])
 
@@ -45,7 +45,7 @@ def test_taylor_takes_the_gradient_of_bfloat16_gates_in_float32():
 
 
 @pytest.mark.parametrize("score", [taylor, activation, block_influence])
-def test_no_batch_is_an_error(score):
+def test_scores_without_batches_are_refused(score):
     arguments = {taylor: ({}, {}, []), activation: ({}, [], ["t/mlp"], []), block_influence: ({}, [], [])}
     with pytest.raises(AntgmmError, match="at least one calibration batch"):
         score(lambda *_: None, *arguments[score])
@@ -93,21 +93,21 @@ def test_activation_by_hand():
     np.testing.assert_allclose(scores["t/embed"], [3.0, 4.0])
 
 
-def test_activation_leaves_what_pads_an_answer_out():
+def test_activation_ignores_answer_padding():
     config, params = CONFIGS["blip2_t5"], parameters("blip2_t5")
     batch, axes = batch_of(config), ["decoder/heads", "decoder/cross_heads", "decoder/mlp", "text/embed"]
     wider = dict(batch)
     for name, fill in (("labels", -100), ("targets", -100), ("decoder_input_ids", 7), ("positions", 0)):
         wider[name] = np.pad(batch[name], ((0, 0), (0, 5)), constant_values=fill)
-    found, padded = (
+    plain, padded = (
         activation(functional(config).apply, params, [each], axes, local_axes(config)) for each in (batch, wider)
     )
     for axis in axes:
-        np.testing.assert_allclose(padded[axis], found[axis], rtol=1e-4)
+        np.testing.assert_allclose(padded[axis], plain[axis], rtol=1e-4)
 
 
-def test_block_influence_by_hand_leaves_padding_out():
-    # Three states of two blocks: the first turns the first token by a right angle, the second turns nothing.
+def test_block_influence_by_hand_ignores_padding():
+    # Two blocks: the first rotates the first token by a right angle, the second reverses the second token.
     x, y = [1.0, 0.0], [0.0, 2.0]
     states = jnp.array([[[x, x]], [[y, x]], [[y, [-1.0, 0.0]]]])
 

@@ -1,4 +1,4 @@
-"""Index sets: what they may hold, how they compose and merge."""
+"""Kept indices: validation, composition and merging."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ def index(*values):
 
 
 def cut_of(config, **axes):
-    """A whole keep in the teacher's coordinates that cuts these axes ("tower__name")."""
+    """A complete keep in the teacher's indices that cuts the given axes ("tower__name")."""
     return compose(identity(config), {name.replace("__", "/"): value for name, value in axes.items()})
 
 
@@ -51,7 +51,7 @@ def test_identity_holds_every_axis():
         ({"text/heads": index([0], [-1], [1])}, r"no indices for the kept layers \[1\]"),
     ],
 )
-def test_a_keep_that_does_not_fit_is_refused(keep, message):
+def test_invalid_keeps_are_refused(keep, message):
     with pytest.raises(AntgmmError, match=message):
         check(LLAVA, keep)
 
@@ -61,7 +61,7 @@ def test_rows_of_dropped_layers_may_be_absent():
 
 
 def test_compose_by_hand():
-    # Layers 0, 2, 3 of 4 stand; then their units are cut by row, and the middle one is dropped as well.
+    # First layers 0, 2 and 3 of 4 are kept; then units are cut in each layer, and the middle layer is dropped.
     parent = {"t/layers": index(0, 2, 3), "t/mlp": index(*[[0, 1, 2, 3]] * 4), "t/embed": index(1, 2, 5)}
     keep = {"t/layers": index(0, 2), "t/mlp": index([0, 1], [1, 2], [2, 3]), "t/embed": index(0, 2)}
     out = compose(parent, keep)
@@ -114,7 +114,7 @@ def test_merge_refuses_two_sources_for_an_axis_and_names_both():
 
 
 def test_merge_refuses_layers_that_a_local_axis_has_no_row_for():
-    # The widths were scored in a model without its first layer, the blocks keep it.
+    # The widths come from a model without the first layer; the other source keeps that layer.
     widths = compose(cut_of(LLAVA, text__layers=index(1, 2)), {"text/mlp": index([0], [1])})
     with pytest.raises(AntgmmError, match=r"text/mlp: no indices for the kept layers \[0\]"):
         merge({"text/mlp": widths["text/mlp"]}, cut_of(LLAVA, text__layers=index(0, 2)), config=LLAVA)
@@ -128,7 +128,7 @@ def test_merge_checks_tied_counts():
 @pytest.mark.parametrize(
     ("layers", "expected"), [([0, 1], 2), ([0, 3], 2), ([2], 2), ([0, 2], 1), ([0, 1, 3], 3), ([0, 1, 2, 3], 2)]
 )
-def test_the_cross_attention_pattern_of_the_kept_layers_is_found(layers, expected):
+def test_kept_layers_determine_the_cross_attention_frequency(layers, expected):
     assert every(shrunk_config(BLIP, {"bridge/layers": index(*layers)})) == expected
 
 

@@ -1,4 +1,4 @@
-"""Which units a plan keeps, and which sizes it refuses."""
+"""The units that a plan keeps, and the sizes that it refuses."""
 
 import itertools
 
@@ -21,7 +21,7 @@ def scores_of(config, seed=0):
     return {axis: rng.random(gate_shape(axis, present, local), np.float32) for axis in present}
 
 
-def test_the_largest_scores_stay_by_row_and_in_order():
+def test_units_with_the_largest_scores_are_kept_in_order():
     scores = {"text/layers": np.array([0.3, 0.1, 0.2]), "vision/mlp": np.tile(np.arange(20.0), (3, 1))}
     scores["vision/mlp"][1] = -scores["vision/mlp"][1]
     keep = plan(scores, LLAVA, {"text/layers": 2, "vision/mlp": 3})
@@ -30,7 +30,7 @@ def test_the_largest_scores_stay_by_row_and_in_order():
     assert {rows.dtype for rows in keep.values()} == {np.dtype(np.int32)}
 
 
-def test_of_equal_scores_the_first_units_stay():
+def test_ties_keep_the_first_units():
     np.testing.assert_array_equal(plan({"text/layers": np.ones(3)}, LLAVA, {"text/layers": 2})["text/layers"], [0, 1])
 
 
@@ -41,7 +41,7 @@ def test_a_float_is_a_fraction_of_the_present_size():
     }  # fmt: skip
 
 
-def test_tied_axes_follow_in_count_with_indices_of_their_own():
+def test_tied_axes_get_tied_counts_and_their_own_indices():
     keep = plan(scores_of(BLIP), BLIP, {"encoder/heads": 2, "vision/embed": 16, "encoder/mlp": 5})
     counts = {axis: rows.shape for axis, rows in keep.items()}
     assert counts == {
@@ -65,7 +65,7 @@ def test_tied_axes_follow_in_count_with_indices_of_their_own():
         (LLAVA, {"text/embed": 17, "text/heads": 2}, r"sizes: text/embed 16 or 20$"),
     ],
 )
-def test_sizes_that_cannot_be_are_refused_with_a_remedy(config, targets, message):
+def test_illegal_sizes_are_refused_with_a_remedy(config, targets, message):
     with pytest.raises(AntgmmError, match=message):
         plan(scores_of(config), config, targets)
 
@@ -79,7 +79,7 @@ def test_an_axis_without_scores_is_named():
 @pytest.mark.parametrize("seed", range(4))
 def test_q_former_layers_are_the_best_legal_set(count, seed):
     scores = scores_of(BLIP, seed)
-    found = plan(scores, BLIP, {"bridge/layers": count})["bridge/layers"]
+    layers_kept = plan(scores, BLIP, {"bridge/layers": count})["bridge/layers"]
     score = scores["bridge/layers"]
 
     def legal(layers):
@@ -87,5 +87,5 @@ def test_q_former_layers_are_the_best_legal_set(count, seed):
         return cross == [i % 2 == 0 for i in range(count)] or all(cross)
 
     best = max(filter(legal, itertools.combinations(range(4), count)), key=lambda layers: score[list(layers)].sum())
-    assert tuple(found) == best
-    assert every(shrunk_config(BLIP, {"bridge/layers": found})) in (1, 2)
+    assert tuple(layers_kept) == best
+    assert every(shrunk_config(BLIP, {"bridge/layers": layers_kept})) in (1, 2)

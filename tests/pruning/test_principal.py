@@ -1,4 +1,4 @@
-"""A cut to principal components against the model itself, small cases by hand, and what is refused."""
+"""Cuts to principal components: equal logits where nothing is lost, small cases by hand, and errors."""
 
 import dataclasses
 
@@ -21,7 +21,7 @@ CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 
 
 def model(family):
-    """A config and its parameters; the norm before a tied head scales all channels alike, as only then it folds."""
+    """A config and its parameters; the norm before a tied head has one scale, because only then it can be folded."""
     config, params = CONFIGS[family], parameters(family)
     if config.language.tied:
         scale = np.full_like(params["language"]["norm"]["scale"], 1.3)
@@ -38,7 +38,7 @@ def components(config, params, batch, axis, count):
 
 
 @pytest.mark.parametrize(("family", "axis"), WIDTHS)
-def test_all_components_leave_the_function_as_it_is(family, axis):
+def test_keeping_all_components_leaves_the_logits_unchanged(family, axis):
     config, params = model(family)
     batch, size = batch_of(config), identity(config)[axis].size
     basis = components(config, params, batch, axis, size)
@@ -51,11 +51,11 @@ def test_all_components_leave_the_function_as_it_is(family, axis):
 
 
 @pytest.mark.parametrize(("family", "axis"), WIDTHS)
-def test_what_the_stream_does_not_hold_is_cut_without_loss(family, axis):
+def test_unused_directions_are_cut_without_loss(family, axis):
     config, params = model(family)
     batch, size = batch_of(config), identity(config)[axis].size
     centred = axis == "vision/embed"
-    # All that is written to the stream lies in few dimensions; with a LayerNorm, among what sums to 0.
+    # Everything written to the stream lies in a few directions; for a LayerNorm these sum to 0.
     rng, held = np.random.default_rng(0), 8
     directions = rng.normal(size=(size, held))
     directions = np.linalg.qr(directions - centred * directions.mean(0))[0]
@@ -72,16 +72,16 @@ def test_what_the_stream_does_not_hold_is_cut_without_loss(family, axis):
     )
     smaller, cut = shrink(config, params, components(config, params, batch, axis, held + centred))
     assert identity(smaller)[axis].size == held + centred
-    # T5's head divides by the root of its width, whatever is cut by.
+    # T5's head divides by the square root of the width, which the cut changes.
     rescale = (held / size) ** 0.5 if config.language.scaled_head and axis == "text/embed" else 1.0
     np.testing.assert_allclose(rescale * logits(smaller, cut, batch), logits(config, params, batch), **CLOSE)
 
 
-def test_the_norm_before_a_tied_head_keeps_its_mean():
+def test_the_norm_before_a_tied_head_keeps_its_mean_scale():
     config, params = CONFIGS["blip2_t5"], parameters("blip2_t5")
     scale = params["language"]["norm"]["scale"]
-    found = fold_norms(config, params, ["text/embed"])["language"]["norm"]["scale"]
-    np.testing.assert_allclose(found, np.full(scale.shape, scale.mean()), rtol=1e-6)
+    folded = fold_norms(config, params, ["text/embed"])["language"]["norm"]["scale"]
+    np.testing.assert_allclose(folded, np.full(scale.shape, scale.mean()), rtol=1e-6)
     assert not np.allclose(scale, scale.mean())
 
 
@@ -90,8 +90,8 @@ def axes_of(config):
 
 
 def test_a_basis_by_hand():
-    # Three tokens along the first channel, one along the second, and padding along the third: of the variance 3/4 lie
-    # in the first component, and a norm over one channel divides by more than one over three by sqrt(3/4 * 3).
+    # Three tokens along the first channel, one along the second, padding along the third: the first component has 3/4
+    # of the variance, so a norm over 1 instead of 3 channels divides by a factor of sqrt(3/4 * 3) more.
     states = jnp.array([[[[2.0, 0, 0], [-1, 0, 0], [5, 0, 0], [0, 4, 0], [0, 0, 9]]]], jnp.float32)
     batch = {"attention_mask": np.array([[1, 1, 1, 1, 0]])}
     basis = principal(
@@ -104,8 +104,8 @@ def test_a_basis_by_hand():
     np.testing.assert_allclose(np.abs(basis), [[1.5], [0], [0]], atol=1e-6)
 
 
-def test_both_stacks_of_t5_count_in_the_basis_that_they_share():
-    # The encoder's stream lies along one direction, the decoder's along another, what pads either along a third.
+def test_the_shared_basis_of_t5_covers_both_stacks():
+    # The encoder's states have one direction, the decoder's another, padding a third.
     config, rng = CONFIGS["blip2_t5"], np.random.default_rng(0)
     one, other, padding = np.linalg.qr(rng.normal(size=(20, 3)))[0].T.astype(np.float32)
     tokens = {"encoder": np.stack([one, -3 * one, 2 * one, padding]), "decoder": np.stack([5 * other, 9 * padding])}
@@ -117,7 +117,7 @@ def test_both_stacks_of_t5_count_in_the_basis_that_they_share():
         [batch],
         {"text/embed": 2},
     )["text/embed"]
-    # A norm over 2 of 20 channels that hold all there is divides by sqrt(10) more.
+    # A norm over 2 instead of 20 channels with the same sum of squares divides by sqrt(10) more.
     np.testing.assert_allclose(basis @ basis.T, 10 * (np.outer(one, one) + np.outer(other, other)), atol=1e-5)
 
 
@@ -129,22 +129,22 @@ def test_a_later_cut_composes_with_a_basis(family, axis):
     then = {axis: np.array([0, 2, 3], np.int32), "vision/mlp": np.tile(np.arange(4, dtype=np.int32), (3, 1))}
     smaller, expected = shrink(first, turned, then)
     keep = compose(compose(identity(config), basis), then)
-    found, cut = shrink(config, params, keep)
-    assert found == smaller
+    actual, cut = shrink(config, params, keep)
+    assert actual == smaller
     for one, other in zip(jax.tree.leaves(cut), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(one, other, **CLOSE)
     again = {axis: np.eye(9, 2, dtype=np.float32)}
     np.testing.assert_array_equal(compose(basis, again)[axis], basis[axis][:, :2])
 
 
-def test_bases_of_one_run_join_with_cuts_of_another():
+def test_a_basis_of_one_run_merges_with_cuts_of_another():
     config, params = model("llava")
     basis = components(config, params, batch_of(config), "text/embed", 24)
     mlp = {"text/mlp": np.tile(np.arange(4, dtype=np.int32), (3, 1)), "bridge/mlp": np.arange(24, dtype=np.int32)}
     joined = merge(compose(identity(config), basis), mlp, config=config)
     np.testing.assert_array_equal(joined["text/embed"], basis["text/embed"])
-    (found, cut), (expected, then) = shrink(config, params, joined), shrink(*shrink(config, params, basis), mlp)
-    assert found == expected
+    (actual, cut), (expected, then) = shrink(config, params, joined), shrink(*shrink(config, params, basis), mlp)
+    assert actual == expected
     for one, other in zip(jax.tree.leaves(cut), jax.tree.leaves(then), strict=True):
         np.testing.assert_allclose(one, other, **CLOSE)
 
@@ -165,7 +165,7 @@ def test_an_axis_without_components_is_refused(family, axis, reason):
         components(config, params, batch_of(config), axis, int(reason.split()[2].rstrip(":")) if "=" in reason else 4)
 
 
-def test_norms_whose_readers_have_no_biases_are_refused():
+def test_norms_that_no_bias_can_absorb_are_refused():
     config, params = model("blip2_t5")
     stack = dataclasses.replace(config.vision.stack, mlp_bias=False)
     bare = dataclasses.replace(config, vision=dataclasses.replace(config.vision, stack=stack))

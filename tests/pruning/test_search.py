@@ -1,4 +1,4 @@
-"""From a budget to sizes: legal, within the budget, none of it left lying, and nothing that was pinned moves."""
+"""Search: sizes are legal, within the budget, as large as it allows, and pinned sizes are kept."""
 
 from itertools import pairwise
 
@@ -26,35 +26,35 @@ def count(config):
 
 
 def sublayers(config):
-    """What a request waits for: a price that widths do not touch."""
+    """The sublayers that a request passes through: a price that does not depend on widths."""
     return sum(sum(towers.values()) for towers in cost(config, 1, 64, 16).sublayers.values())
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_what_is_found_is_legal_within_the_budget_and_no_cheaper_for_a_larger_one(name):
+def test_results_are_legal_within_the_budget_and_grow_with_it(name):
     config = MODELS[name]
     smallest = search(config, count, 0)
     assert all(next_smaller(config, smallest.sizes, axis) == 0 for axis in smallest.sizes)
-    found = [search(config, count, share * count(config)) for share in SHARES]
-    for share, sized in zip(SHARES, found, strict=True):
+    results = [search(config, count, share * count(config)) for share in SHARES]
+    for share, sized in zip(SHARES, results, strict=True):
         assert sized.price == count(sized.config) <= max(share * count(config), smallest.price)
         assert not violations(sized.config)
         assert complete(config, sized.sizes) == sizes(sized.config)
-    assert all(larger.price >= smaller.price for larger, smaller in pairwise(found))
+    assert all(larger.price >= smaller.price for larger, smaller in pairwise(results))
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_one_size_more_on_any_axis_would_exceed_the_budget(name):
+def test_the_next_larger_size_on_any_axis_exceeds_the_budget(name):
     config = MODELS[name]
     budget = 0.3 * count(config)
-    found, more = search(config, count, budget).sizes, {}
+    best, more = search(config, count, budget).sizes, {}
     for axis in free_axes(config):
         above = [
-            n for n in range(found[axis] + 1, sizes(config)[axis] + 1) if not illegal_reason(config, {**found, axis: n})
+            n for n in range(best[axis] + 1, sizes(config)[axis] + 1) if not illegal_reason(config, {**best, axis: n})
         ]
-        # The next size up is the largest from which the next one down is this one.
-        if next_up := [n for n in above if next_smaller(config, {**found, axis: n}, axis) == found[axis]]:
-            more[axis] = search(config, count, np.inf, pins={**found, axis: next_up[-1]}).price
+        # The next larger size is the largest one that steps down to the chosen size.
+        if next_up := [n for n in above if next_smaller(config, {**best, axis: n}, axis) == best[axis]]:
+            more[axis] = search(config, count, np.inf, pins={**best, axis: next_up[-1]}).price
     assert len(more) > 1
     assert min(more.values()) > budget
 
@@ -64,14 +64,14 @@ def test_a_whole_model_within_the_budget_stays_whole():
         assert search(config, count, count(config)).config == config
 
 
-def test_sizes_go_down_by_three_significant_bits_or_to_the_nearest_legal_size_above():
+def test_sizes_step_down_to_three_significant_bits_rounded_up_to_legal_sizes():
     def ladder(config, axis):
-        at, found = sizes(config), []
+        at, steps = sizes(config), []
         at = {name: at[name] for name in free_axes(config)}
         while at[axis]:
-            found.append(at[axis])
+            steps.append(at[axis])
             at[axis] = next_smaller(config, at, axis)
-        return found
+        return steps
 
     deep = MODELS["antgmm-deep"]
     assert ladder(deep, "decoder/layers") == [37, 32, 28, 24, 20, 16, 14, 12, 10, 8, 7, 6, 5, 4, 3, 2, 1]
@@ -80,22 +80,22 @@ def test_sizes_go_down_by_three_significant_bits_or_to_the_nearest_legal_size_ab
     assert ladder(CONFIGS["llava"], "text/embed") == [36, 30, 24, 18, 12, 6]
 
 
-def test_a_step_goes_where_it_saves_most_for_what_it_takes():
-    # Worked out by hand: a layer of 3 less takes 3 x (3/2 - 1) = 1.5 on any stack. Of 3 + 3 layers, a text layer stands
-    # for 2 sublayers at the prompt and 2 more at each of 15 further tokens, an image layer for 2.
+def test_a_step_takes_the_axis_with_the_best_saving():
+    # By hand: one layer of 3 less costs 3 x (3/2 - 1) = 1.5 on both stacks. A text layer saves 2 sublayers at the
+    # prompt and 2 at each of 15 further tokens; an image layer saves 2.
     llava = CONFIGS["llava"]
     assert sublayers(llava) == 3 * 2 + 1 + 3 * 2 * 16
-    found = search(llava, sublayers, 72)
-    assert {axis: n for axis, n in found.sizes.items() if n != sizes(llava)[axis]} == {"text/layers": 2}
-    assert found.price == 3 * 2 + 1 + 2 * 2 * 16
+    result = search(llava, sublayers, 72)
+    assert {axis: n for axis, n in result.sizes.items() if n != sizes(llava)[axis]} == {"text/layers": 2}
+    assert result.price == 3 * 2 + 1 + 2 * 2 * 16
 
 
-def test_latency_takes_layers_and_parameters_take_widths_first():
+def test_a_latency_budget_cuts_layers_first_and_a_parameter_budget_widths():
     deep = MODELS["antgmm-deep"]
 
     def kept(price):
-        found = search(deep, price, 0.2 * price(deep)).sizes
-        return {axis: found[axis] / sizes(deep)[axis] for axis in ("decoder/layers", "vision/layers", "text/embed")}
+        chosen = search(deep, price, 0.2 * price(deep)).sizes
+        return {axis: chosen[axis] / sizes(deep)[axis] for axis in ("decoder/layers", "vision/layers", "text/embed")}
 
     few, quick = kept(count), kept(sublayers)
     assert few["decoder/layers"] > few["text/embed"]
@@ -111,15 +111,15 @@ def test_latency_takes_layers_and_parameters_take_widths_first():
         ("llava", {"bridge/mlp": 24}, {"text/embed": 24, "bridge/mlp": 24}),
     ],
 )
-def test_pins_hold_with_what_is_tied_to_them(family, pins, held):
+def test_pinned_sizes_and_their_tied_sizes_are_kept(family, pins, held):
     config = CONFIGS[family]
     for share in (0.8, 0.4, 0):
-        found = sizes(search(config, count, share * count(config), pins=pins).config)
-        assert {axis: found[axis] for axis in held} == held
-    assert found != sizes(config)
+        chosen = sizes(search(config, count, share * count(config), pins=pins).config)
+        assert {axis: chosen[axis] for axis in held} == held
+    assert chosen != sizes(config)
 
 
-def test_a_tower_weighs_what_it_is_given():
+def test_a_tower_with_a_larger_weight_stays_larger():
     deep = MODELS["antgmm-deep"]
     plain, vision = (search(deep, count, 1e6, weights=weights) for weights in ({}, {"vision": 8.0}))
     assert parameters(vision.config)["vision"] > parameters(plain.config)["vision"]
@@ -133,33 +133,33 @@ def test_a_tower_weighs_what_it_is_given():
         ({"weights": {"image": 2.0}}, "unknown tower 'image': this model has vision, bridge, encoder, text, decoder"),
     ],
 )
-def test_what_the_model_lacks_is_refused(options, message):
+def test_invalid_pins_and_weights_are_refused(options, message):
     with pytest.raises(AntgmmError, match=message):
         search(CONFIGS["blip2_t5"], count, 1000, **options)
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_cut_to_the_sizes_found_is_within_the_budget_whatever_the_scores(seed):
+def test_a_cut_to_the_chosen_sizes_has_their_price_for_any_scores(seed):
     # Scores may choose Q-Former layers that all have cross-attention.
     config, rng = CONFIGS["blip2_t5"], np.random.default_rng(seed)
-    found = search(config, count, 0.5 * count(config), pins={"bridge/layers": 2})
+    result = search(config, count, 0.5 * count(config), pins={"bridge/layers": 2})
     present, local = sizes(config), local_axes(config)
     scores = {axis: rng.random(gate_shape(axis, present, local)) for axis in present}
     scores["bridge/layers"] = np.array([1.0, 0, 1.0, 0])
-    assert count(shrunk_config(config, plan(scores, config, found.sizes))) == found.price
+    assert count(shrunk_config(config, plan(scores, config, result.sizes))) == result.price
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_stages_lead_to_the_sizes_found_in_legal_steps(name):
+def test_stages_reach_the_chosen_sizes_in_legal_steps(name):
     config = MODELS[name]
     for share in SHARES:
-        found = search(config, count, share * count(config))
-        stages, at = by_stage(config, found.sizes), config
+        result = search(config, count, share * count(config))
+        stages, at = by_stage(config, result.sizes), config
         assert all(axis.endswith("layers") for axis in stages.get("blocks", ()))
         for wanted in stages.values():
             assert not illegal_reason(at, wanted)
             at = planned_config(at, wanted)
-        assert sizes(at) == sizes(found.config)
+        assert sizes(at) == sizes(result.config)
 
 
 def test_heads_that_do_not_divide_the_full_width_are_cut_with_it():

@@ -1,4 +1,4 @@
-"""Gathers by hand on small arrays, then on whole models."""
+"""Gathers on small arrays by hand, and cuts of whole models."""
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ def index(*values):
     return np.array(values, np.int32)
 
 
-def test_take_gathers_a_shared_axis_wherever_it_stands():
+def test_take_gathers_a_shared_axis_in_every_array():
     tree = {"a": np.array([10.0, 11.0, 12.0, 13.0]), "b": np.arange(8.0).reshape(2, 4)}
     axes = {"a": ("t/embed",), "b": ("vocab", "t/embed")}
     out = take(tree, axes, {"t/embed": index(1, 3)})
@@ -62,7 +62,7 @@ def test_take_keeps_dtype_and_kind_of_array(dtype):
     assert on_host["w"].dtype == on_device["w"].dtype == dtype
 
 
-def test_take_compiles_with_the_keep_as_argument():
+def test_take_compiles_with_the_keep_as_an_argument():
     axes = {"w": ("t/layers", "t/mlp")}
     keep = {"t/layers": index(1), "t/mlp": index([0, 1], [1, 3])}
     out = jax.jit(lambda tree, keep: take(tree, axes, keep))({"w": np.arange(8.0).reshape(2, 4)}, keep)

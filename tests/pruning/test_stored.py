@@ -1,4 +1,4 @@
-"""Checkpoints cut on disk, tensor by tensor: what is read of them, and damaged ones."""
+"""Checkpoints cut on disk, tensor by tensor: the bytes that are read, and damaged files."""
 
 import jax
 import pytest
@@ -27,18 +27,18 @@ def drawn(config, targets):
     return plan(random(jax.random.key(1), sizes(config), local_axes(config)), config, targets)
 
 
-def test_what_is_dropped_is_not_read_and_what_is_kept_is_read_once(tmp_path, written):
+def test_kept_tensors_are_read_once_and_dropped_ones_never(tmp_path, written):
     read = []
     config, params = open_hf(written, on_read=read.append)
     assert read == []
     keep = drawn(config, {"vision/layers": 1, "text/layers": 1})
     save_hf(*shrink(config, params, keep), tmp_path / "out")
-    # Whole layers go: what was read is what is written.
+    # Only whole layers are dropped, so the bytes read equal the bytes written.
     _, cut = load_hf(tmp_path / "out")
     assert sum(read) == sum(leaf.nbytes for leaf in jax.tree.leaves(cut))
 
 
-def test_a_tensor_that_is_damaged_is_named_and_nothing_is_left(tmp_path, written):
+def test_a_damaged_tensor_is_named_and_nothing_is_written(tmp_path, written):
     source = tmp_path / "source"
     source.mkdir()
     for name, content in files(written).items():

@@ -1,4 +1,4 @@
-"""Sizes of a recipe: counted, refused, and walked to in legal steps."""
+"""Sizes of a recipe: converted to counts, checked, and rounded up to legal sizes."""
 
 import pytest
 
@@ -11,7 +11,7 @@ from tests.pruning.models import CONFIGS
 BLIP, LLAVA = CONFIGS["blip2_t5"], CONFIGS["llava"]
 
 
-def test_sizes_are_counted_before_anything_is_cut():
+def test_fractions_become_counts():
     assert resolve(BLIP, {"vision/mlp": 0.5, "encoder/heads": 2}) == {"vision/mlp": 10, "encoder/heads": 2}
 
 
@@ -37,7 +37,7 @@ def test_impossible_sizes_are_refused(targets, message):
         (LLAVA, {"text/embed": 31}, {"text/embed": 36}),
     ],
 )
-def test_the_way_to_a_size_is_legal(config, wanted, legal):
+def test_legal_above_rounds_up_to_legal_sizes(config, wanted, legal):
     assert legal_above(config, wanted) == legal
 
 

@@ -116,7 +116,7 @@ def measure(settings: Settings) -> dict[str, Any]:
     )
     if settings.dtype not in ("bfloat16", "float32"):
         raise AntgmmError(f"--dtype {settings.dtype}: it must be bfloat16 or float32")
-    figures: dict[str, Any] = {"device": device(), "asked": settings._asdict()}
+    figures: dict[str, Any] = {"device": device(), "settings": settings._asdict()}
     models = {"student": student, "teacher": teacher}
     say("accelerator: correctness")
     distinct = {name: config for name, config in models.items() if name == "student" or teacher != student}

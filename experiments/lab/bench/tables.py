@@ -17,7 +17,7 @@ def shown(figures: Mapping[str, Any]) -> Iterator[Any]:
     Yields:
         Texts and tables.
     """
-    device, settings = figures["device"], figures["asked"]
+    device, settings = figures["device"], figures["settings"]
     driver = f", {device['driver']}" if device["driver"] else ""
     yield (
         f"{device['kind']} ({device['platform']}), jax {device['jax']}, jaxlib {device['jaxlib']}{driver}; host"
@@ -54,7 +54,7 @@ def _rates(figures: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     for kind, rate in figures["matmul"].items():
         yield f"matmul {kind}, TFLOP/s", _cell(rate, 1e12), f"side {rate['side']}"
     after = figures["matmul_after"]
-    yield f"matmul {figures['asked']['dtype']} again at the end", _cell(after, 1e12), f"side {after['side']}"
+    yield f"matmul {figures['settings']['dtype']} again at the end", _cell(after, 1e12), f"side {after['side']}"
     yield "copy, GB/s", _cell(figures["copy"], 1e9), figures["copy"]["kernel"]
     if published:
         yield "published bfloat16, TFLOP/s", f"{published['flops'] / 1e12:.0f}", ""

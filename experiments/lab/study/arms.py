@@ -131,8 +131,8 @@ def recipe_of(study: Study, arm: Arm, seed: int, config: LMMConfig, *, pretraine
         recipe = recipe.model_copy(update={"stages": _ordered(recipe.stages, arm)})
     if not arm.at_once:
         return recipe
-    own = load_recipe(study.recipe, [*study.changes, f"seed={seed}"])
-    whole = training_flops(config, own, length=study.length, answer=study.answer)
+    unchanged = load_recipe(study.recipe, [*study.changes, f"seed={seed}"])
+    whole = training_flops(config, unchanged, length=study.length, answer=study.answer)
     shape: dict[str, int] = {}
     importance, current = {}, config
     for stage in recipe.stages:

@@ -147,8 +147,8 @@ def _common_stages(one: Recipe, path: Path) -> int:
     except AntgmmError:  # of another version
         return 0
     # Loss and optimizer at the top level are merged into each stage.
-    own = {"stages", "loss", "optimizer"}
-    if one.model_dump(exclude=own) != other.model_dump(exclude=own):
+    per_stage = {"stages", "loss", "optimizer"}
+    if one.model_dump(exclude=per_stage) != other.model_dump(exclude=per_stage):
         return 0
     pairs = zip(one.stages, other.stages, strict=False)
     return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))

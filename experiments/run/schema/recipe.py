@@ -129,10 +129,10 @@ def _inherit(raw: dict[str, Any]) -> None:
         base = raw.get(top or name)
         if not isinstance(table, dict) or not isinstance(base, dict):
             return
-        own = table.get(name, {})
+        given = table.get(name, {})
         # Data tables of different kinds have different keys.
-        if isinstance(own, dict) and own.get("kind", base.get("kind")) == base.get("kind"):
-            table[name] = {**base, **own}
+        if isinstance(given, dict) and given.get("kind", base.get("kind")) == base.get("kind"):
+            table[name] = {**base, **given}
 
     for stage in _tables(raw.get("stage")):
         complete(stage, "loss")

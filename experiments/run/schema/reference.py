@@ -44,7 +44,7 @@ def _sections(path: str, schema: Any, shown: set[Any]) -> Iterator[str]:
     rows, inner = [], []
     meanings = _meanings(schema)
     for key, field in (fields_of(schema) or {}).items():
-        name = next(name for name, own in schema.__pydantic_fields__.items() if own is field)
+        name = next(name for name, declared in schema.__pydantic_fields__.items() if declared is field)
         rows.append(f"| `{key}` | {_values(field)} | {_default(field)} | {meanings[name]} |")
         inner += [(key, field, table) for table in _tables(field.annotation)]
     yield "\n".join(["| key | values | default | |", "| --- | --- | --- | --- |", *rows, ""])

@@ -1,4 +1,4 @@
-"""What a person types: help with an example everywhere, figures as JSON, every fault one line and exit code 2."""
+"""The command line: help with examples, figures as JSON, errors in one line with exit code 2."""
 
 import json
 import os
@@ -34,7 +34,7 @@ COMMANDS = [
     *(["lab", name] for name in ("bench", "stalls", "stream", "accelerator", "study", "peers", "energy")),
 ]
 SERVICE = ("lab", "energy", "--watts", "400", "--teacher-ms", "700", "--student-ms", "90")
-# PyTorch's and transformers' own warnings, where a command starts them.
+# Commands may cause warnings of PyTorch and transformers.
 pytestmark = pytest.mark.filterwarnings("default")
 
 
@@ -43,12 +43,12 @@ def teacher(tmp_path):
     return reference.saved(reference.blip2(), tmp_path / "teacher")
 
 
-def test_every_command_is_listed_in_the_order_of_need():
+def test_commands_are_listed_in_the_documented_order():
     command: Any = get_command(cli.app)
     groups = {(): command, **{(name,): command.commands[name] for name in ("data", "lab")}}
     listed = [[*path, name] for path, group in groups.items() for name in group.commands]
     assert sorted(listed) == sorted(COMMANDS)
-    # As documented: what a user needs first comes first, what only measures last.
+    # In the documented order: from the first commands that a user needs to the benchmarks.
     assert list(command.commands) == [words[0] for words in COMMANDS if len(words) == 1]
 
 
@@ -60,7 +60,7 @@ def test_help_has_an_example(antgmm, words):
     command: Any = get_command(cli.app)
     for word in words:
         command = command.commands[word]
-    # Word for word: what looks like an emoji's name (":m:") would be shown as one.
+    # Verbatim: Rich would replace names of emoji such as ":m:".
     assert command.epilog in " ".join(shown.stdout.split())
 
 
@@ -110,8 +110,8 @@ BEGUN = {
 }
 
 
-def test_every_command_says_what_it_does_before_it_loads_a_heavy_library(tmp_path):
-    """The libraries can be looked up, but not loaded; what a command has printed by then is its first line."""
+def test_every_command_prints_its_first_line_before_loading_heavy_libraries(tmp_path):
+    """Heavy libraries can be located but not loaded, so a command stops after its first line."""
     code = """
         import json, os, sys
         from importlib.abc import Loader, MetaPathFinder
@@ -129,12 +129,12 @@ def test_every_command_says_what_it_does_before_it_loads_a_heavy_library(tmp_pat
         heavy = sys.argv[1].split(",")
         sys.meta_path.insert(0, Refusing())
         results = {words: CliRunner().invoke(cli.app, words.split()) for words in sys.argv[2:]}
-        print(json.dumps({words: [found.stderr, repr(found.exception)] for words, found in results.items()}))
+        print(json.dumps({words: [one.stderr, repr(one.exception)] for words, one in results.items()}))
     """
-    found = in_a_fresh_process(code, ",".join(HEAVY), *BEGUN)
-    for words, (shown, exception) in found.items():
+    results = in_a_fresh_process(code, ",".join(HEAVY), *BEGUN)
+    for words, (shown, exception) in results.items():
         assert shown.startswith(BEGUN[words]), (words, shown, exception)
-        # Each then needs such a library; but for a report that is not there, and a sum.
+        # Every command then loads such a library, except the report of a missing run and the energy formula.
         assert exception.startswith("ImportError") or words.startswith(("report", "lab energy")), (words, exception)
     named = {" ".join(words) for words in COMMANDS} - {"data", "lab"}
     assert {name for name in named if any(f"{words} ".startswith(f"{name} ") for words in BEGUN)} == named
@@ -166,7 +166,7 @@ MISSING = [
 
 
 @pytest.mark.parametrize(("words", "absent", "complaint"), MISSING)
-def test_a_missing_extra_is_asked_for_by_name(refused, monkeypatch, tmp_path, words, absent, complaint):
+def test_a_missing_extra_is_named_with_its_install_command(refused, monkeypatch, tmp_path, words, absent, complaint):
     for name in absent.split():
         monkeypatch.setitem(sys.modules, name, None)
     (tmp_path / "x.parquet").touch()
@@ -175,7 +175,7 @@ def test_a_missing_extra_is_asked_for_by_name(refused, monkeypatch, tmp_path, wo
     assert not [name for name in ("o", "r") if (tmp_path / name).exists()]
 
 
-def test_the_persons_own_settings_stay(monkeypatch):
+def test_environment_keeps_the_users_settings(monkeypatch):
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "elsewhere")
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     cli.environment()
@@ -215,20 +215,20 @@ def test_a_bad_checkpoint_is_refused(refused, teacher, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["r.toml", "teacher"]
 
 
-def test_a_folder_that_is_another_runs_is_left_as_it_is(refused, teacher, tmp_path):
+def test_a_folder_of_another_run_is_refused_and_unchanged(refused, teacher, tmp_path):
     recipe, run = write_recipe(tmp_path / "r.toml", teacher), tmp_path / "run"
     run.mkdir()
     (run / "notes.txt").write_text("mine")
     assert "is not empty and not a run" in refused("compress", recipe, "--run", run)
     (run / "notes.txt").unlink()
-    own = tmp_path / "own.toml"
+    dumped = tmp_path / "dumped.toml"
     from experiments.run.schema.recipe import dump_recipe, load_recipe
 
-    own.write_text(dump_recipe(load_recipe(recipe)))
-    (run / "recipe.toml").write_text(own.read_text())
-    told = refused("compress", recipe, "--run", run, "--set", "seed=7")
-    assert "is a run of another recipe (seed: 0 / 7)" in told
-    assert (run / "recipe.toml").read_text() == own.read_text()
+    dumped.write_text(dump_recipe(load_recipe(recipe)))
+    (run / "recipe.toml").write_text(dumped.read_text())
+    complaint = refused("compress", recipe, "--run", run, "--set", "seed=7")
+    assert "is a run of another recipe (seed: 0 / 7)" in complaint
+    assert (run / "recipe.toml").read_text() == dumped.read_text()
 
 
 @pytest.mark.parametrize(
@@ -254,7 +254,7 @@ def test_a_folder_that_is_another_runs_is_left_as_it_is(refused, teacher, tmp_pa
         ([*SERVICE[:-1], "800", "--kwh-a-year", "1"], "saves nothing at this power and these latencies"),
     ],
 )
-def test_faults_are_one_line(refused, tmp_path, words, message):
+def test_errors_are_one_line(refused, tmp_path, words, message):
     assert message in refused(*words)
     assert list(tmp_path.iterdir()) == []
 
@@ -268,7 +268,7 @@ def test_faults_are_one_line(refused, tmp_path, words, message):
         ("jsonl:a.jsonl", "a.jsonl does not exist"),
     ],
 )
-def test_data_is_named_in_known_forms(data, message):
+def test_unknown_forms_of_data_are_refused(data, message):
     from antgmm_jax.errors import AntgmmError
     from experiments.commands.sources import records
 
@@ -281,7 +281,7 @@ def test_a_wrong_option_is_a_usage_error(antgmm):
     assert antgmm("dmeo").exit_code == 2
 
 
-def test_a_stopped_run_says_how_to_go_on(antgmm, monkeypatch, teacher, tmp_path):
+def test_a_stopped_run_says_how_to_resume(antgmm, monkeypatch, teacher, tmp_path):
     def stop(*_):
         raise KeyboardInterrupt
 
@@ -294,7 +294,7 @@ def test_a_stopped_run_says_how_to_go_on(antgmm, monkeypatch, teacher, tmp_path)
 @pytest.mark.parametrize(
     ("command", "goes_on"), [("experiments.lab.study.run.run_study", True), ("experiments.lab.bench.ratios.run", False)]
 )
-def test_a_stopped_measurement_says_whether_it_goes_on(antgmm, monkeypatch, tmp_path, command, goes_on):
+def test_a_stopped_measurement_says_whether_it_can_resume(antgmm, monkeypatch, tmp_path, command, goes_on):
     def stop(*_, **__):
         raise KeyboardInterrupt
 
@@ -307,7 +307,7 @@ def test_a_stopped_measurement_says_whether_it_goes_on(antgmm, monkeypatch, tmp_
     assert last == ("stopped; run the same command to resume" if goes_on else "stopped")
 
 
-def test_a_failed_run_keeps_what_it_has_and_says_so(antgmm, monkeypatch, teacher, tmp_path):
+def test_a_failed_run_keeps_its_stages_and_says_how_to_resume(antgmm, monkeypatch, teacher, tmp_path):
     from antgmm_jax.errors import AntgmmError
 
     def fail(run):
@@ -324,16 +324,16 @@ def test_a_failed_run_keeps_what_it_has_and_says_so(antgmm, monkeypatch, teacher
     assert "it is failed: the loss is not finite" in antgmm("report", "run").stderr
 
 
-def test_a_full_disk_is_one_line(refused, monkeypatch, teacher, tmp_path):
+def test_a_full_disk_is_refused_in_one_line(refused, monkeypatch, teacher, tmp_path):
     def full(*_):
         raise OSError(28, "No space left on device", "run/x")
 
     monkeypatch.setattr("experiments.run.pipeline.Run.exported", full)
-    told = refused("compress", write_recipe(tmp_path / "r.toml", teacher), "--run", "run")
-    assert told == "run/x: No space left on device; fix this and start again"
+    complaint = refused("compress", write_recipe(tmp_path / "r.toml", teacher), "--run", "run")
+    assert complaint == "run/x: No space left on device; fix this and start again"
 
 
-def test_cost_of_a_preset_is_that_of_pruning_cost(antgmm):
+def test_cost_of_a_preset_equals_pruning_cost(antgmm):
     figures = json.loads(antgmm("cost", "--preset", "antgmm-5b", "--length", "100", "--answer", "9", "--json").stdout)
     expected = pruning.cost(PRESETS["antgmm-5b"], 1, 100, 9)
     assert figures["parameters"] == expected.parameters
@@ -343,7 +343,7 @@ def test_cost_of_a_preset_is_that_of_pruning_cost(antgmm):
 
 
 def test_cost_of_a_checkpoint_reads_headers_only(antgmm, monkeypatch, tmp_path):
-    """11 GB that take no room: the values are a hole in the file, and nobody asks for them."""
+    """The values of the 11 GB file are a hole, and no tensor may be read."""
     config, model = PRESETS["antgmm-5b"], tmp_path / "large"
     model.mkdir()
     (model / "config.json").write_text(json.dumps(FAMILIES[config.family].to_hf(config)))
@@ -362,7 +362,7 @@ def test_cost_of_a_checkpoint_reads_headers_only(antgmm, monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("model", [reference.blip2, reference.llava])
-def test_shrink_cuts_by_magnitude_as_in_memory(antgmm, tmp_path, model):
+def test_shrink_writes_the_files_of_a_cut_in_memory(antgmm, tmp_path, model):
     teacher = reference.saved(model(), tmp_path / "teacher")
     words = ["shrink", teacher, "--size", "vision/layers=1", "--size", "vision/mlp=0.5", "--disk", "--out", "out"]
     figures = json.loads(antgmm(*words, "--json").stdout)
@@ -383,8 +383,8 @@ def test_shrink_cuts_by_magnitude_as_in_memory(antgmm, tmp_path, model):
 
 
 def test_shrink_like_a_preset_needs_heads_of_its_width(refused, teacher, tmp_path):
-    told = refused("shrink", teacher, "--out", "out", "--like", "antgmm-300m")
-    assert "heads of vision have width 8, in antgmm-300m 88" in told
+    complaint = refused("shrink", teacher, "--out", "out", "--like", "antgmm-300m")
+    assert "heads of vision have width 8, in antgmm-300m 88" in complaint
     assert "antgmm-300m has family" in refused(
         *("shrink", reference.saved(reference.llava(), tmp_path / "llava"), "--out", "out", "--like", "antgmm-300m")
     )
@@ -392,7 +392,7 @@ def test_shrink_like_a_preset_needs_heads_of_its_width(refused, teacher, tmp_pat
     assert not (tmp_path / "out").exists()
 
 
-def test_energy_of_a_claim_and_of_its_rate_agree(antgmm):
+def test_energy_of_a_claim_and_of_its_request_rate_agree(antgmm):
     claim = json.loads(antgmm(*SERVICE, "--kwh-a-year", "75e6", "--json").stdout)
     rate = str(claim["requests_a_second"])
     figures = json.loads(antgmm(*SERVICE, "--rate", rate, "--json").stdout)
@@ -401,13 +401,13 @@ def test_energy_of_a_claim_and_of_its_rate_agree(antgmm):
 
 
 @pytest.mark.parametrize("model", [reference.blip2, reference.llava])
-def test_import_tells_what_can_be_cut(antgmm, tmp_path, model):
+def test_import_prints_what_can_be_cut(antgmm, tmp_path, model):
     directory = reference.saved(model(), tmp_path / "model")
     figures = json.loads(antgmm("import", directory, "--json").stdout)
     config, _ = load_hf(directory)
-    assert {axis: found["size"] for axis, found in figures["axes"].items()} == sizes(config)
+    assert {axis: described["size"] for axis, described in figures["axes"].items()} == sizes(config)
     assert figures["params"] == sum(p.size for p in _leaves(config))
-    # A width is cut in steps of a head of 8, and its heads with it.
+    # The width shrinks in steps of one head of 8 channels.
     assert figures["axes"]["vision/embed"]["legal"] == [8, 16, 24, 32]
     assert figures["axes"]["vision/embed"]["tied"] == ["vision/heads"]
     assert "8, 16 ... 32" in antgmm("import", directory).stdout
@@ -419,7 +419,7 @@ def _leaves(config):
     return jax.tree.leaves(jax.eval_shape(functional(config).init, jax.random.key(0)))
 
 
-def test_runs_of_sizes_are_short():
+def test_sizes_are_printed_as_ranges():
     assert _runs([1, 2, 3, 4, 5]) == "1 to 5"
     assert _runs([32, 64, 96, 128]) == "32, 64 ... 128"
     assert _runs([1, 2, 4, 8]) == "1, 2, 4, 8"
@@ -453,7 +453,7 @@ def test_export_writes_a_stage_that_transformers_reads(antgmm, monkeypatch, tmp_
     assert {str(p.dtype) for p in _arrays(load_hf(tmp_path / "out")[1])} == {"bfloat16"}
     assert json.loads((tmp_path / "out" / "antgmm.json").read_text()) == {"prompt": PROMPT}
     assert "out exists" in antgmm(*words).stderr
-    words[5] = "asked"
+    words[5] = "prompted"
     assert "--prompt is the template for the records of --data" in antgmm(*words, "--prompt", "{question}").stderr
 
     for bound in ("TOLERANCE", "ROUNDING"):
@@ -465,7 +465,7 @@ def test_export_writes_a_stage_that_transformers_reads(antgmm, monkeypatch, tmp_
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "stage", "teacher"]
 
 
-def test_random_prompts_of_the_check_are_as_many_as_asked_for():
+def test_the_check_draws_the_requested_number_of_random_prompts():
     batches = _check_prompts(preset("antgmm-tiny"), None, "", 40, "")
     assert [len(batch["input_ids"]) for batch in batches] == [32, 8]
     assert np.concatenate([batch["index"] for batch in batches]).tolist() == list(range(40))
@@ -484,7 +484,7 @@ def test_eval_scores_by_type(antgmm, tmp_path):
     assert figures["count"] == 12
     assert len(figures["by_type"]) == 12
     assert "verdict" in antgmm(*words).stdout
-    # A prompt of the command line is the one that the questions are asked by: it is held against their words.
+    # --prompt replaces the template: it must contain all text of the records.
     left_out = antgmm(*words, "--prompt", "Question: {question} Answer:")
     assert left_out.exit_code == 2 and "does not contain the text of rows" in left_out.stderr
     assert "--prompt '{answer}' contains {answer}" in antgmm(*words, "--prompt", "{answer}").stderr

@@ -1,4 +1,4 @@
-"""What the accelerator's benchmark counts, what it tells, and when it refuses; how fast anything is, no test says."""
+"""The accelerator benchmark: counted FLOPs, reported figures and errors; no test asserts a speed."""
 
 import json
 
@@ -23,7 +23,7 @@ from experiments.lab.bench.training import Limits, shares
 from experiments.lab.planning.chips import CHIPS, published
 from experiments.run.random_batches import random_batch
 
-# PyTorch's and transformers' own, where the device is held against them.
+# The checks of the device may cause warnings of PyTorch and transformers.
 pytestmark = pytest.mark.filterwarnings("default")
 
 BLIP2 = blip2_t5(
@@ -57,16 +57,16 @@ def figures():
         yield accelerator.measure(TINY)
 
 
-def test_mfu_is_needed_flops_over_time_over_the_rate():
-    # 6 TFLOP in 2 s are 3 TFLOP/s: 0.3 of 10 that were measured, 0.15 of 20 that are published.
-    found = shares(6e12, np.array([1.0, 2.0, 4.0]), Limits(10e12, 20e12))
-    assert found["mfu"] == pytest.approx({"median": 0.3, "low": 0.225, "high": 0.45})
-    assert found["mfu_published"] == pytest.approx({"median": 0.15, "low": 0.1125, "high": 0.225})
+def test_mfu_by_hand():
+    # 6 TFLOP in 2 s are 3 TFLOP/s: 0.3 of the 10 measured, 0.15 of the 20 published.
+    computed = shares(6e12, np.array([1.0, 2.0, 4.0]), Limits(10e12, 20e12))
+    assert computed["mfu"] == pytest.approx({"median": 0.3, "low": 0.225, "high": 0.45})
+    assert computed["mfu_published"] == pytest.approx({"median": 0.15, "low": 0.1125, "high": 0.225})
     assert shares(6e12, np.ones(3), Limits(10e12, None))["mfu_published"] is None
 
 
 @pytest.mark.parametrize("config", [BLIP2, LLAVA], ids=["blip2_t5", "llava"])
-def test_a_forward_passs_flops_are_those_of_the_traced_products(config):
+def test_forward_flops_equal_those_of_the_traced_products(config):
     loss = make_loss(functional(config), LossConfig(hard=1.0))
     batch = random_batch(config, 3, words=5, answer=4)
     arrays = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), device_arrays(batch))
@@ -75,14 +75,14 @@ def test_a_forward_passs_flops_are_those_of_the_traced_products(config):
     assert traced_flops(traced.jaxpr, loops_once=True) < scoring_flops(config, batch)
 
 
-def test_a_steps_flops_are_three_forward_passes_and_the_teachers_part():
+def test_step_flops_are_three_forward_passes_plus_the_teachers_part():
     batch = random_batch(BLIP2, 3, words=5, answer=4)
     forward, head = scoring_flops(BLIP2, batch), 2 * 3 * 4 * 32 * 64
     assert step_flops(BLIP2, BLIP2, batch) == 3 * forward + head
     assert step_flops(BLIP2, BLIP2, batch, online=True) == 4 * forward
 
 
-def test_traced_flops_of_a_loop_are_counted_as_often_as_it_turns():
+def test_traced_flops_count_every_iteration_of_a_loop():
     def scanned(x, kernels):
         return jax.lax.scan(lambda x, kernel: (x @ kernel, None), x, kernels)[0]
 
@@ -98,23 +98,23 @@ def test_calls_go_to_the_device_in_rounds():
     called = []
     seconds = timing.dispatched(lambda: called.append(0), 3, least=0.0)
     assert seconds.shape == (3,) and (seconds > 0).all()
-    assert len(called) == 2 + 3  # two warm it up; a round of no length has one call
+    assert len(called) == 2 + 3  # two calls warm up; a round of at least 0 s has one call
 
 
-def test_rates_name_the_best_of_what_was_tried():
-    found = peaks.matmul_rate("bfloat16", (16, 64), 3)
-    assert found["median"] == max(each["median"] for each in found["sides"].values())
-    assert found["sides"][str(found["side"])]["median"] == found["median"]
+def test_rates_report_the_fastest_size_and_kernel():
+    measured = peaks.matmul_rate("bfloat16", (16, 64), 3)
+    assert measured["median"] == max(each["median"] for each in measured["sides"].values())
+    assert measured["sides"][str(measured["side"])]["median"] == measured["median"]
     copied = peaks.copy_rate(4096, 3)
     assert copied["bytes"] == 4096 and set(copied["kernels"]) == {"copy", "triad"}
     assert copied["median"] == copied["kernels"][copied["kernel"]]["median"]
 
 
 @pytest.mark.long
-def test_a_whole_run_tells_device_dtype_and_every_number_with_its_spread(figures):
+def test_a_whole_run_reports_device_dtype_and_every_figure_with_its_spread(figures):
     read = json.loads(json.dumps(figures))
     assert read["device"]["platform"] == "cpu" and read["device"]["jax"] == jax.__version__
-    assert read["asked"]["dtype"] == "float32" and read["published"] is None
+    assert read["settings"]["dtype"] == "float32" and read["published"] is None
     names = ["float32 forward", "bfloat16 forward", "cached decode", "greedy answers"]
     assert [check["name"] for check in read["checks"]["student"]] == names
     assert all(0 <= check["error"] <= check["allowed"] for check in read["checks"]["student"])
@@ -125,15 +125,15 @@ def test_a_whole_run_tells_device_dtype_and_every_number_with_its_spread(figures
         return value["median"]
 
     for source in ("cached", "online"):
-        found = read["train"][source]
-        assert [each["batch"] for each in found["sizes"]] == [2, 4] and found["full_at"] is None
-        for each in found["sizes"]:
+        trained = read["train"][source]
+        assert [each["batch"] for each in trained["sizes"]] == [2, 4] and trained["full_at"] is None
+        for each in trained["sizes"]:
             batch = random_batch(BLIP2, each["batch"], words=5, answer=4)
             assert each["flops"]["needed"] == step_flops(BLIP2, BLIP2, batch, online=source == "online")
             assert each["flops"]["traced_loops_once"] < each["flops"]["traced"]
             assert median(each["mfu"]) > 0 and each["mfu_published"] is None
             assert median(each["ms"]) * median(each["samples_per_second"]) == pytest.approx(1e3 * each["batch"])
-        assert found["best"] in found["sizes"]
+        assert trained["best"] in trained["sizes"]
     for model in ("student", "teacher"):
         assert median(read["scoring"][model]["mfu"]) > 0
         assert [each["batch"] for each in read["decode"][model]] == [1, 2]
@@ -146,20 +146,20 @@ def test_a_whole_run_tells_device_dtype_and_every_number_with_its_spread(figures
 
 @pytest.mark.long
 def test_the_command_writes_and_prints_what_was_measured(antgmm, figures, monkeypatch, tmp_path):
-    asked = []
-    monkeypatch.setattr(accelerator, "measure", lambda given: asked.append(given) or figures)
+    settings = []
+    monkeypatch.setattr(accelerator, "measure", lambda given: settings.append(given) or figures)
     out = tmp_path / "deep" / "figures.json"
     words = ("--student", "llava-tiny", "--batch", "4", "--batch", "2", "--out", str(out))
     printed = antgmm("lab", "accelerator", *words, "--json")
     assert json.loads(printed.stdout) == json.loads(out.read_text()) == json.loads(json.dumps(figures))
-    assert asked == [defaults("cpu", None)._replace(student="llava-tiny", batches=(2, 4))]
+    assert settings == [defaults("cpu", None)._replace(student="llava-tiny", batches=(2, 4))]
     shown = antgmm("lab", "accelerator").stdout
     for text in ("cpu (cpu)", "computed in float32", "float32 forward", "teacher cached", "teacher online", "tokens/s"):
         assert text in shown
 
 
 @pytest.mark.long
-def test_no_time_is_told_of_a_device_that_computes_wrongly(monkeypatch):
+def test_a_device_that_computes_wrongly_is_not_timed(monkeypatch):
     monkeypatch.setitem(presets.PRESETS, "test", BLIP2)
     monkeypatch.setattr(accelerator, "matmul_rate", lambda *_: pytest.fail("timed"))
     step = LanguageModel.step
@@ -179,13 +179,13 @@ def test_no_time_is_told_of_a_device_that_computes_wrongly(monkeypatch):
         accelerator.measure(TINY)
 
 
-def test_what_is_no_number_is_refused():
+def test_a_check_with_error_nan_is_refused():
     refuse({"student": [Check("a", "b", 0.1, 0.1)]})
     with pytest.raises(AntgmmError, match="student, a"):
         refuse({"student": [Check("a", "b", float("nan"), 0.1)]})
 
 
-def test_a_full_memory_ends_the_sweep(monkeypatch):
+def test_running_out_of_memory_ends_the_sweep(monkeypatch):
     def step(lesson, batch, limits, rounds):
         if len(batch["targets"]) > 2:
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
@@ -194,20 +194,20 @@ def test_a_full_memory_ends_the_sweep(monkeypatch):
     monkeypatch.setattr(training, "_step", step)
     lesson = training.Lesson(BLIP2, BLIP2, None, True, jnp.float32)
     batch = random_batch(BLIP2, 8, words=5, answer=4)
-    found = training.sweep(lesson, batch, (1, 2, 4, 8), Limits(1.0, None), 3)
-    assert found["full_at"] == 4 and [each["batch"] for each in found["sizes"]] == [1, 2]
+    swept = training.sweep(lesson, batch, (1, 2, 4, 8), Limits(1.0, None), 3)
+    assert swept["full_at"] == 4 and [each["batch"] for each in swept["sizes"]] == [1, 2]
     with pytest.raises(AntgmmError, match="a step at batch 4: use a smaller --batch"):
         training.sweep(lesson, batch, (4, 8), Limits(1.0, None), 3)
 
 
-def test_the_device_decides_what_is_measured():
+def test_defaults_depend_on_the_device():
     assert defaults("cpu", None).dtype == "float32"
     h100, small, silent = (defaults("gpu", held) for held in (int(60e9), int(18e9), None))
     assert (h100.student, h100.teacher, h100.dtype) == ("antgmm-300m", "antgmm-5b", "bfloat16")
     assert small.teacher == silent.teacher == "antgmm-300m"
 
 
-def test_only_the_very_card_has_a_published_peak():
+def test_a_published_peak_needs_the_exact_device_name():
     assert published("NVIDIA H100 80GB HBM3") == CHIPS["H100"]
     assert published("NVIDIA H100 PCIe") is None and published("cpu") is None
 

@@ -1,4 +1,4 @@
-"""What the benchmark counts and how it compares; how fast anything is, no test says."""
+"""Benchmarks: counted FLOPs, equal work on both sides, memory; no test asserts a speed."""
 
 import mmap
 import sys
@@ -46,7 +46,7 @@ def test_sides_take_turns_and_warm_up_rounds_are_not_timed():
     assert all((values >= 0).all() for values in seconds.values())
 
 
-def test_pytorch_gets_its_threads_back():
+def test_with_threads_restores_pytorchs_thread_count():
     before = torch.get_num_threads()
     assert latency.with_threads(1, torch.get_num_threads) == 1
     assert torch.get_num_threads() == before
@@ -56,21 +56,21 @@ def test_spread_is_median_and_quartiles():
     assert timing.spread(np.array([1.0, 2.0, 3.0, 4.0, 100.0])) == {"median": 3.0, "low": 2.0, "high": 4.0}
 
 
-def test_a_steps_flops_are_those_that_the_compiler_counts():
+def test_step_flops_agree_with_the_compilers_count():
     batch = random_batch(CONFIG, 4, **decoding.PROMPT)
     arrays = device_arrays(batch)
     params = functional(CONFIG).init(jax.random.key(0))
     loss = make_loss(functional(CONFIG), LossConfig(hard=1.0))
     compiled = jax.jit(jax.grad(lambda p: loss(p, {}, arrays, {})[0])).lower(params).compile()
-    head = 2 * batch["targets"].size * 256 * 1024  # of the teacher: not in this program
+    head = 2 * batch["targets"].size * 256 * 1024  # the teacher's head is not in this program
     counted = compiled.cost_analysis()["flops"]
-    # No stack has more than one layer under its scan, so the compiler sees all; pixels and tokens need no gradient,
-    # and norms and activations are counted there alone.
+    # Every stack has one layer in its scan, so the compiler counts all FLOPs. Only the compiler counts norms and
+    # activations; pixels and tokens need no gradient.
     assert flops.step_flops(CONFIG, CONFIG, batch) - head == pytest.approx(counted, rel=0.1)
 
 
 @pytest.mark.parametrize("model", [reference.blip2, reference.llava])
-def test_random_prompts_are_read_alike_by_both_engines(tmp_path, model):
+def test_random_batches_give_equal_logits_in_both_engines(tmp_path, model):
     directory = reference.saved(model(), tmp_path / "model")
     config, params = load_hf(directory)
     batch = random_batch(config, 2, words=5, answer=4)
@@ -92,14 +92,14 @@ def _long(array: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.long
-@pytest.mark.filterwarnings("default")  # PyTorch's and transformers' own
+@pytest.mark.filterwarnings("default")  # warnings of PyTorch and transformers
 def test_decoding_and_requests_compare_the_same_answers(tmp_path):
     teacher = reference.saved(reference.blip2(), tmp_path / "teacher")
     student = reference.saved(reference.blip2(vision=(1, 32, 4, 24)), tmp_path / "student")
-    found = decoding.decoding(teacher, 2, 5, 3)
-    assert found["equal"]
-    assert found["torch_threads"] in decoding.thread_counts()
-    assert {f"torch_{count}_ms" for count in decoding.thread_counts()} < set(found)
+    decoded = decoding.decoding(teacher, 2, 5, 3)
+    assert decoded["equal"]
+    assert decoded["torch_threads"] in decoding.thread_counts()
+    assert {f"torch_{count}_ms" for count in decoding.thread_counts()} < set(decoded)
     figures = decoding.requests(teacher, student, 3, 3)
     for engine in ("jax", "torch"):
         assert set(figures[engine]) == {"teacher", "student", "ratio"}
@@ -108,14 +108,14 @@ def test_decoding_and_requests_compare_the_same_answers(tmp_path):
 
 @pytest.mark.long
 def test_importance_and_step_run_on_a_tiny_model():
-    found = ratios.importance(CONFIG, 2, 3)
-    assert found["ratio"]["median"] > 0
+    scored = ratios.importance(CONFIG, 2, 3)
+    assert scored["ratio"]["median"] > 0
     step = ratios.distillation_step(CONFIG, 2, 64, 3)
     assert step["share"]["median"] > 0
     assert step["flops"] == flops.step_flops(CONFIG, CONFIG, random_batch(CONFIG, 2, **decoding.PROMPT))
 
 
-def test_a_random_checkpoint_is_cut_and_what_keeps_all_is_the_same(tmp_path):
+def test_a_cut_that_keeps_all_units_copies_the_checkpoint(tmp_path):
     config = preset("llava-tiny")
     cutting.random_checkpoint(config, tmp_path / "a")
     assert load_hf(tmp_path / "a")[0] == config
@@ -128,14 +128,14 @@ def test_a_random_checkpoint_is_cut_and_what_keeps_all_is_the_same(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "c"]
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the system does not tell")
-def test_the_peak_of_memory_is_seen_after_it_is_given_back():
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_peak_memory_includes_freed_memory():
     size = 1 << 26
     pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     with resources.PeakMemory() as memory, pages:
         pages.write(b"x" * size)
         seen = resources.memory("RssAnon")
-        while memory._peak < seen:  # until the next look
+        while memory._peak < seen:  # until the next sample
             pass
     assert memory.figures["beyond"] >= size
     assert resources.memory("RssAnon") < memory.figures["before"] + memory.figures["beyond"]

@@ -14,10 +14,10 @@ from pruning.costs import total_parameters
 from tests.pruning.models import CONFIGS
 
 
-def test_the_knee_is_farthest_above_the_line_by_hand():
-    # By the logarithms of 1, 10, 100, 1000 the line from 0.9 to 0.0 is at 0.6 and 0.3: 0.25 and 0.1 above it.
+def test_the_knee_by_hand():
+    # Over log costs the line from 0.9 to 0.0 passes 0.6 at 10 and 0.3 at 100: the scores are 0.25 and 0.1 above it.
     assert knee([1, 10, 100, 1000], [0.9, 0.85, 0.4, 0.0]) == 1
-    # Plain costs would choose the first of these: the line falls by 0.008 only up to 10.
+    # Over plain costs the first would win, because the line falls by only 0.008 up to 10.
     assert knee([1, 10, 100, 1000], [0.9, 0.65, 0.6, 0.0]) == 2
     assert knee([1000, 1, 100, 10], [0.0, 0.9, 0.6, 0.65]) == 2
 
@@ -25,20 +25,20 @@ def test_the_knee_is_farthest_above_the_line_by_hand():
 @pytest.fixture(scope="module")
 def curve():
     teacher = CONFIGS["blip2_t5"]
-    found = []
+    runs = []
     for name, wanted, score in (
         ("half", {"vision/mlp": 8}, 0.9),
         ("small", {"vision/mlp": 8, "decoder/layers": 1}, 0.4),
     ):
         small = pruning.planned_config(teacher, wanted)
         common = {"arm": name, "params": total_parameters(small), "sizes": sizes(small)}
-        found += [{**common, "seed": 0, "exact_match": score, "exact_match_hard": 0.3}]
-        found += [{**common, "seed": 1, "exact_match": score - 0.1}]
-    return teacher, found, with_costs(found, teacher, RequestSize(12, 2))
+        runs += [{**common, "seed": 0, "exact_match": score, "exact_match_hard": 0.3}]
+        runs += [{**common, "seed": 1, "exact_match": score - 0.1}]
+    return teacher, runs, with_costs(runs, teacher, RequestSize(12, 2))
 
 
-def test_the_shape_that_is_timed_is_the_one_that_was_left():
-    """Of the Q-Former's layers every other one reads the picture; the two that are kept may be those or not."""
+def test_shape_of_restores_the_shape_from_sizes_and_parameters():
+    """Every second Q-Former layer has cross-attention, so equal sizes can have different shapes."""
     teacher = CONFIGS["blip2_t5"]
     every = {}
     for layers in ([0, 1], [0, 2]):
@@ -56,7 +56,7 @@ def test_costs_are_ratios_to_the_teacher(curve):
     for given, result in zip(before, after, strict=True):
         assert result["smaller"] == pytest.approx(total_parameters(teacher) / given["params"])
         assert {name: result[name] for name in given} == given
-    # Seeds of an arm have one shape, which is timed once.
+    # The seeds of an arm share a shape, which is timed once.
     assert after[0]["latency_ms"] == after[1]["latency_ms"] != after[2]["latency_ms"]
     assert after[0]["faster"] / after[2]["faster"] == pytest.approx(after[2]["latency_ms"] / after[0]["latency_ms"])
 

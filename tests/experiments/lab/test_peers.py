@@ -1,4 +1,4 @@
-"""The comparison with peers: one task and loss for all, figures by hand, resume; how fast it is, no test says."""
+"""The comparison with peers: equal tasks and losses, figures by hand, resuming; no test asserts a speed."""
 
 import json
 import subprocess
@@ -39,10 +39,10 @@ def work(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def told(work):
-    """What our three processes write, each run here."""
+def written(work):
+    """The figures of our three processes, which run inside this one."""
     with pytest.MonkeyPatch.context() as patch:
-        # A setting of the whole process, which is not this file's own.
+        # This setting would affect the whole test process.
         patch.setattr(ours, "keep_freed_memory", lambda: None)
         for mode in ("online", "build", "cached"):
             ours.main(work, work / f"{mode}.json", mode)
@@ -54,7 +54,7 @@ def llama(work, name):
 
 
 def reference_loss(student, teacher, batch):
-    """Forward KL a token over the answers, from PyTorch's models on rows without any padding."""
+    """Forward KL per answer token by PyTorch's models, one row at a time without padding."""
     total, count = 0.0, 0
     for ids, mask, positions, targets in zip(
         *(batch[name] for name in ("input_ids", "attention_mask", "positions", "targets")), strict=True
@@ -79,14 +79,14 @@ def test_text_is_seeded_and_within_its_lengths():
 
 def test_padded_rows_name_the_logits_that_predict_the_answer():
     text = Text([np.array([7, 8, 9, 10]), np.array([5, 6, 4])], np.array([2, 1]))
-    found = padded(replace(TASK, answer=(1, 3)), text, np.array([1, 0]), 5)
-    assert found["input_ids"].tolist() == [[5, 6, 4, 0, 0], [7, 8, 9, 10, 0]]
-    assert found["attention_mask"].tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 0]]
-    assert found["positions"].tolist() == [[0, 1, 0], [1, 2, 0]]
-    assert found["targets"].tolist() == [[6, 4, -100], [9, 10, -100]]
+    batch = padded(replace(TASK, answer=(1, 3)), text, np.array([1, 0]), 5)
+    assert batch["input_ids"].tolist() == [[5, 6, 4, 0, 0], [7, 8, 9, 10, 0]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 0]]
+    assert batch["positions"].tolist() == [[0, 1, 0], [1, 2, 0]]
+    assert batch["targets"].tolist() == [[6, 4, -100], [9, 10, -100]]
 
 
-def test_what_is_written_is_read_back(work):
+def test_a_task_is_read_as_written(work):
     task, text = read(work)
     assert task == TASK
     drawn = draw(TASK)
@@ -104,7 +104,7 @@ def test_a_plan_visits_every_row_once_and_pads_to_the_multiple(work):
             assert (batch["attention_mask"].sum(axis=1) == text.lengths[rows]).all()
 
 
-def test_our_batches_are_those_that_the_plan_holds(work):
+def test_our_batches_follow_the_plan(work):
     task, text = read(work)
     stream = ours.stream(task, text)
     for rows, batch in zip(np.load(work / BUCKETED), planned(task, text, np.load(work / BUCKETED)), strict=True):
@@ -113,8 +113,8 @@ def test_our_batches_are_those_that_the_plan_holds(work):
         assert all((mine[name] == value).all() for name, value in batch.items())
 
 
-def test_both_checkpoints_are_one_model(work):
-    """PyTorch's Llama, on rows without padding, and our engine, on padded ones without a picture slot."""
+def test_both_checkpoints_have_equal_logits(work):
+    """Logits of PyTorch's Llama on unpadded rows equal ours on padded rows without picture slots."""
     task, text = read(work)
     batch = batch_of(task, text, np.arange(4), task.widths[-1])
     for name in ("student", "teacher"):
@@ -127,9 +127,9 @@ def test_both_checkpoints_are_one_model(work):
             np.testing.assert_allclose(mine[row, : len(theirs)], theirs, atol=1e-5)
 
 
-def test_our_steps_are_pytorchs(work, told):
-    """Every loss of an epoch, against PyTorch's models, loss and AdamW."""
-    found = [step["loss"] for step in told["online"]["steps"]]
+def test_our_losses_equal_pytorchs(work, written):
+    """All losses of an epoch equal those of PyTorch's models, loss and AdamW."""
+    losses = [step["loss"] for step in written["online"]["steps"]]
     task, text = read(work)
     student, teacher = llama(work, "student"), llama(work, "teacher")
     decayed = [p for p in student.parameters() if p.ndim > 1]
@@ -143,21 +143,21 @@ def test_our_steps_are_pytorchs(work, told):
         loss.backward()
         optimizer.step()
         expected.append(loss.item())
-    assert len(found) == task.steps
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+    assert len(losses) == task.steps
+    np.testing.assert_allclose(losses, expected, rtol=1e-4, atol=1e-6)
 
 
-def test_a_cached_teacher_gives_the_online_ones_losses(told):
-    online, build, cached = told["online"], told["build"], told["cached"]
+def test_cached_and_online_teachers_give_equal_losses(written):
+    online, build, cached = written["online"], written["build"], written["cached"]
     assert len(cached["steps"]) == 3 * len(online["steps"])
-    losses = [[step["loss"] for step in found["steps"][: TASK.steps]] for found in (online, cached)]
-    # The cache keeps bfloat16: 8 bits of the states.
+    losses = [[step["loss"] for step in figures["steps"][: TASK.steps]] for figures in (online, cached)]
+    # The cache stores the states in bfloat16.
     np.testing.assert_allclose(losses[1], losses[0], rtol=2e-2)
     assert build["build_seconds"] > 0 and not build["steps"]
-    # 16 samples, 5 answer positions, 32 wide, 2 bytes each, and the file's own: ArrayRecord ends on a block of 64 KiB.
+    # 16 samples, 5 answer positions, width 32, 2 bytes each; ArrayRecord pads files to blocks of 64 KiB.
     assert 16 * 5 * 32 * 2 <= build["cache_bytes"] < 16 * 5 * 32 * 2 + 3 * 65536
-    for found in (online, build, cached):
-        assert 0 < found["baseline_bytes"] <= found["peak_bytes"]
+    for figures in (online, build, cached):
+        assert 0 < figures["baseline_bytes"] <= figures["peak_bytes"]
 
 
 def record(seconds, losses=(1.0, 0.5), **more):
@@ -175,7 +175,7 @@ def record(seconds, losses=(1.0, 0.5), **more):
 
 @pytest.fixture
 def rounds():
-    """Three rounds; 16 samples take 2 steps. TRL at 8, 4 and 16 a second, tunix at 8, ours at 16 and 80."""
+    """Three rounds of 16 samples in 2 steps. Samples per second: TRL 8, 4 and 16, tunix 8, ours 16 and 80."""
     return {
         "trl": [record(seconds, matmul_flops_per_second=1e9) for seconds in (1.0, 2.0, 0.5)],
         "tunix": [record(1.0, peak_bytes=peak) for peak in (4000, 2000, 5000)],
@@ -186,7 +186,7 @@ def rounds():
     }
 
 
-def test_a_process_of_ours_does_without_pytorch(work, told, tmp_path):
+def test_our_process_does_not_import_pytorch(work, written, tmp_path):
     code = (
         "import sys; from pathlib import Path; from experiments.lab.peers.starting import start\n"
         "start('ours', Path(sys.argv[1]), Path(sys.argv[2]), 'online'); print('torch' in sys.modules)"
@@ -194,15 +194,15 @@ def test_a_process_of_ours_does_without_pytorch(work, told, tmp_path):
     out = tmp_path / "out.json"
     printed = subprocess.run([sys.executable, "-c", code, work, out], capture_output=True, text=True, check=True)
     assert printed.stdout.split() == ["False"]
-    losses = [[step["loss"] for step in figures["steps"]] for figures in (json.loads(out.read_text()), told["online"])]
+    losses = [[step["loss"] for step in one["steps"]] for one in (json.loads(out.read_text()), written["online"])]
     np.testing.assert_allclose(*losses, rtol=1e-6)
 
 
-def test_figures_are_those_worked_out_by_hand(rounds):
-    found = summary.summary(rounds, 16)
-    assert found["contenders"]["trl"]["samples_per_second"] == pytest.approx({"median": 8, "low": 4, "high": 16})
-    assert found["contenders"]["ours_cached"]["samples_per_second"]["median"] == pytest.approx(80)
-    ratios = found["ratios"]
+def test_figures_by_hand(rounds):
+    figures = summary.summary(rounds, 16)
+    assert figures["contenders"]["trl"]["samples_per_second"] == pytest.approx({"median": 8, "low": 4, "high": 16})
+    assert figures["contenders"]["ours_cached"]["samples_per_second"]["median"] == pytest.approx(80)
+    ratios = figures["ratios"]
     assert ratios["cached_to_trl"] == pytest.approx({"median": 10, "low": 5, "high": 20})
     assert ratios["cached_to_tunix"]["median"] == pytest.approx(10)
     # Three epochs: TRL 6, 12 and 3 s; ours 2 s for the cache and 3 x 0.2 s.
@@ -213,21 +213,21 @@ def test_figures_are_those_worked_out_by_hand(rounds):
     assert ratios["memory_cached_to_tunix"] == pytest.approx({"median": 0.25, "low": 0.2, "high": 0.5})
     assert ratios["memory_with_building_to_tunix"]["median"] == pytest.approx(1500 / 4000)
     assert ratios["memory_online_to_tunix"]["median"] == pytest.approx(0.75)
-    # torch's matmul is half as fast as JAX's: at an even one TRL would do 16 a second.
-    assert found["machine"]["jax_to_torch"]["median"] == pytest.approx(2)
+    # PyTorch's matmul is half as fast as JAX's; at equal speed TRL would reach 16 per second.
+    assert figures["machine"]["jax_to_torch"]["median"] == pytest.approx(2)
     assert ratios["cached_to_trl_at_even_matmul"]["median"] == pytest.approx(5)
-    cache = found["cache"]
+    cache = figures["cache"]
     assert cache["seconds_a_sample"]["median"] == pytest.approx(0.125) and cache["bytes_a_sample"] == 100
     # An epoch takes 2 s with TRL and tunix, 1 s online and 0.2 s cached.
     assert cache["epochs_to_pay"] == pytest.approx({"trl": 2 / 1.8, "tunix": 2 / 1.8, "ours_online": 2 / 0.8})
     assert summary.pays(2.0, 16, 100.0, [80.0]) is None
 
 
-def test_aims_are_met_or_not(rounds):
-    found = {row[0]: row[1:] for row in summary.aims(summary.summary(rounds, 16)["ratios"])}
-    assert found["cached / TRL grouped, samples per second"] == ("10.00 (5.00 to 20.00)", ">= 8", "yes")
-    assert found["3 epochs with building the cache, TRL's time / ours"][2] == "no"
-    assert found["peak memory, cached / tunix"] == ("0.25 (0.20 to 0.50)", "< 0.5", "yes")
+def test_aims_are_compared_with_figures(rounds):
+    aims = {row[0]: row[1:] for row in summary.aims(summary.summary(rounds, 16)["ratios"])}
+    assert aims["cached / TRL grouped, samples per second"] == ("10.00 (5.00 to 20.00)", ">= 8", "yes")
+    assert aims["3 epochs with building the cache, TRL's time / ours"][2] == "no"
+    assert aims["peak memory, cached / tunix"] == ("0.25 (0.20 to 0.50)", "< 0.5", "yes")
 
 
 def test_files_are_written(rounds, tmp_path, monkeypatch):
@@ -242,29 +242,29 @@ def test_files_are_written(rounds, tmp_path, monkeypatch):
     assert out.with_suffix(".svg").read_text() == drawn
 
 
-def test_a_curve_is_averaged_over_the_steps_before():
+def test_smoothed_averages_over_previous_steps():
     assert results.smoothed([4.0, 2.0, 0.0, 4.0], 2) == [4.0, 3.0, 1.0, 2.0]
 
 
-def test_a_recorder_gives_each_step_its_seconds(tmp_path):
+def test_a_recorder_records_every_step(tmp_path):
     recorder = Recorder("jax")
     recorder.ready()
     recorder.step(2.0)
     recorder.step(1.0)
     recorder.note(cache_bytes=7)
     recorder.write(tmp_path / "out.json", lambda: None, 8)
-    found = json.loads((tmp_path / "out.json").read_text())
-    assert [step["loss"] for step in found["steps"]] == [2.0, 1.0] and found["cache_bytes"] == 7
-    assert found["versions"] == {"jax": jax.__version__} and found["rows"] == 8
+    recorded = json.loads((tmp_path / "out.json").read_text())
+    assert [step["loss"] for step in recorded["steps"]] == [2.0, 1.0] and recorded["cache_bytes"] == 7
+    assert recorded["versions"] == {"jax": jax.__version__} and recorded["rows"] == 8
 
 
-def test_without_the_environment_the_remedy_is_told(refused, tmp_path):
+def test_a_missing_environment_is_refused_with_a_remedy(refused, tmp_path):
     place = tmp_path / "nowhere" / "python"
     message = f"no environment with TRL and google-tunix at {place}: run `make peers-env` first"
     assert refused("lab", "peers", "--out", tmp_path / "out.json", "--python", place) == message
 
 
-def test_a_comparison_goes_on_where_it_stopped(tmp_path, monkeypatch):
+def test_a_comparison_resumes(tmp_path, monkeypatch):
     monkeypatch.setattr(run, "check_environment", lambda python: None)
     started, work = [], tmp_path / "work"
 
@@ -279,9 +279,9 @@ def test_a_comparison_goes_on_where_it_stopped(tmp_path, monkeypatch):
         run.run(TASK, work, repeats=2)
     before, started = started, []
     monkeypatch.setattr(run, "_start", lambda *a: (started.append(a[2].stem), a[2].write_text(json.dumps({}))))
-    found = run.run(TASK, work, repeats=2)
+    figures = run.run(TASK, work, repeats=2)
     assert before == ["0-trl", "0-tunix", "0-tunix_bucketed"] and len(started) == 9 and started[-1] == "1-ours_cached"
-    assert found["tunix"] == [{"name": "0-tunix"}, {}]
+    assert figures["tunix"] == [{"name": "0-tunix"}, {}]
     with pytest.raises(AntgmmError, match="other settings: remove it or choose another --work"):
         run.run(replace(TASK, seed=5), work, repeats=2)
 

@@ -1,4 +1,4 @@
-"""Rates that are fitted, the walk to a measured latency, and what the command prints."""
+"""Search: fitted rates, the search for a measured latency, and the printed stages."""
 
 import json
 import tomllib
@@ -32,13 +32,13 @@ RATES = Rates(np.array([0.3, 0.2, 0.1]), np.array([0.07, 0.04, 0.003]), 3e-8, 4e
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_non_negative_least_squares_are_scipys(seed):
+def test_non_negative_least_squares_equal_scipys(seed):
     rng = np.random.default_rng(seed)
     rows, values = rng.normal(size=(9, 5)) * 10.0 ** np.arange(5), rng.normal(size=9)
     np.testing.assert_allclose(non_negative(rows, values), nnls(rows, values)[0], rtol=1e-6, atol=1e-12)
 
 
-def test_a_request_is_counted_by_hand():
+def test_amounts_of_a_request_by_hand():
     llava = CONFIGS["llava"]  # 3 layers in both stacks; the projector counts as one
     counted = amounts(llava, REQUEST)
     np.testing.assert_array_equal(counted[:, :3], np.eye(3))
@@ -47,15 +47,15 @@ def test_a_request_is_counted_by_hand():
 
 
 @pytest.mark.parametrize("name", ["antgmm-deep", "llava-tiny"])
-def test_rates_are_found_again_from_the_calibration_models(name):
+def test_fit_recovers_the_rates(name):
     teacher = preset(name)
     models = calibration_models(teacher)
     measured = []
     for model in models:
         phases = amounts(model, REQUEST) @ np.concatenate([RATES.phase, RATES.sublayer, RATES[2:]])
         measured.append((amounts(model, REQUEST), Latency(phases.sum(), 0.0, *phases)))
-    found = fit(measured)
-    assert predict(found, teacher, REQUEST) == pytest.approx(predict(RATES, teacher, REQUEST), rel=1e-4)
+    fitted = fit(measured)
+    assert predict(fitted, teacher, REQUEST) == pytest.approx(predict(RATES, teacher, REQUEST), rel=1e-4)
 
 
 @pytest.mark.parametrize("name", ["antgmm-deep", "antgmm-5b", "llava-tiny"])
@@ -68,8 +68,8 @@ def test_calibration_models_are_legal_and_small(name):
     assert {sizes(model)["vision/layers"] for model in models} == {1, 5}
 
 
-def walk(budget, truth):
-    """The walk where a machine takes `truth` times what is predicted, on antgmm-deep."""
+def search_latency(budget, truth):
+    """`by_latency` on antgmm-deep with measured latencies of `truth` times the predicted ones."""
     teacher = preset("antgmm-deep")
 
     def price(model):
@@ -79,8 +79,8 @@ def walk(budget, truth):
 
 
 @pytest.mark.parametrize("truth", [0.4, 1.0, 3.0])
-def test_the_walk_ends_within_the_budget_and_near_it(truth):
-    best, tried = walk(6.0, truth)
+def test_the_search_ends_within_the_budget_and_near_it(truth):
+    best, tried = search_latency(6.0, truth)
     assert 0.8 * 6 <= best.measured <= 6
     assert best in tried
     assert len(tried) <= TRIES
@@ -88,8 +88,8 @@ def test_the_walk_ends_within_the_budget_and_near_it(truth):
 
 
 @pytest.mark.long
-def test_a_student_far_below_the_budget_is_left_for_one_between_it_and_the_one_above():
-    # Widths are dearer here than predicted, so that the first correction overshoots.
+def test_the_search_improves_a_student_far_below_the_budget():
+    # Widths cost more than predicted, so that the first correction overshoots.
     def timed(model):
         return predict(RATES._replace(flop=8 * RATES.flop), model, REQUEST)
 
@@ -104,12 +104,12 @@ def test_a_student_far_below_the_budget_is_left_for_one_between_it_and_the_one_a
 
 
 @pytest.mark.long
-def test_a_latency_out_of_reach_names_the_fastest():
+def test_an_unreachable_latency_names_the_fastest_student():
     fastest = r"the fastest of 1 measured takes .* ms, at load .* cores \(vision/layers 1, "
     with pytest.raises(AntgmmError, match="within 0.1 ms: " + fastest):
-        walk(0.1, 1.0)
+        search_latency(0.1, 1.0)
     with pytest.raises(AntgmmError, match="no pruning is necessary"):
-        walk(1000.0, 1.0)
+        search_latency(1000.0, 1.0)
 
 
 @pytest.mark.parametrize("name", ["antgmm-deep", "llava-tiny"])
@@ -144,5 +144,5 @@ def test_the_printed_stages_cut_to_the_printed_sizes(antgmm, name):
         (["--params", "9", "--weigh", "vision=0"], "--weigh vision=0: it must be above 0"),
     ],
 )
-def test_what_cannot_be_is_one_line(refused, words, message):
+def test_impossible_requests_are_refused_in_one_line(refused, words, message):
     assert message in refused("search", "--preset", "llava-tiny", *words)

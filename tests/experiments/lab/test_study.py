@@ -1,4 +1,4 @@
-"""Studies: equal FLOPs, controls that start anew, runs that are shared and read back."""
+"""Studies: arms with equal FLOPs, controls with new weights, shared stages, stored results."""
 
 import json
 from pathlib import Path
@@ -98,11 +98,11 @@ def test_training_flops_by_hand(study, teacher):
         return 3 * sum(pruning.forward_flops(cut, 8, 20, 5).values())
 
     layers, both = step(vision_layers=2), step(vision_layers=2, vision_mlp=16)
-    # Two steps after the first cut, one while the second one's gates close, two after it.
+    # Two steps after the first cut, one while the second stage's gates close, two after the second cut.
     assert training_flops(config, recipe, length=20, answer=5) == 2 * layers + 1 * layers + 2 * both
 
 
-def test_stages_by_tower_count_the_towers_they_run(study, teacher):
+def test_training_flops_of_stages_by_tower_by_hand(study, teacher):
     config, _ = load_hf(teacher)
     image = ["loss.hard=0", "loss.soft=0", "loss.vision=1", "teacher.states=['bridge']"]
     recipe = load_recipe(study.recipe, [*(f"stage.layers.{key}" for key in image[:3]), image[3]])
@@ -116,7 +116,7 @@ def test_stages_by_tower_count_the_towers_they_run(study, teacher):
     features = recipe.data.samples * (closing["vision"] + closing["bridge"]) // 8
     trained = 3 * (image_side + language)
     assert training_flops(config, recipe, length=20, answer=5) == trained + features
-    # Four moved views of each picture; a further stage that trains as much of the language model computes none anew.
+    # Features of four shifted views per picture; a further stage with the same frozen parts reuses them.
     moved = frozen.model_copy(update={"shift": 1})
     again = moved.model_copy(update={"sizes": {}, "mask_steps": 0})
     recipe = recipe.model_copy(update={"stages": (recipe.stages[0], moved, again)})
@@ -124,12 +124,12 @@ def test_stages_by_tower_count_the_towers_they_run(study, teacher):
     assert training_flops(config, recipe, length=20, answer=5) == trained + 4 * features + further
 
 
-def test_cutting_at_once_takes_as_many_flops_and_cuts_as_much(study, teacher):
+def test_an_arm_that_cuts_at_once_has_equal_flops_and_sizes(study, teacher):
     config, _ = load_hf(teacher)
     staged = load_recipe(study.recipe)
     whole = training_flops(config, staged, length=20, answer=5)
     (shot, scratch) = (arm for arm in study.arms if arm.at_once)
-    # Components leave no units to close one by one.
+    # Components have no units to close one by one.
     turned = 'stage.layers.sizes={"vision/layers"=2, "vision/embed"=16}'
     how = 'stage.layers.importance={{"*/embed"="principal", "*/layers"="last", "*"="{}"}}'
     components, unfit = (shot.model_copy(update={"changes": (turned, how.format(m))}) for m in ("magnitude", "last"))
@@ -138,7 +138,7 @@ def test_cutting_at_once_takes_as_many_flops_and_cuts_as_much(study, teacher):
         AntgmmError, match="arm 'one_shot' cannot prune all at once: .*'last' cannot score vision/heads$"
     ):
         recipe_of(study, unfit, 7, config)
-    # The measure is what the study's own stages take, whatever the arm changes.
+    # The reference is the FLOPs of the study's recipe, without the changes of the arm.
     halved = shot.model_copy(update={"changes": ("stage.mlp.optimizer.batch_size=4", "stage.mlp.repeat.price=2")})
     for arm, mask in ((shot, 1), (scratch, 0), (halved, 1)):
         recipe = recipe_of(study, arm, 7, config)
@@ -152,12 +152,12 @@ def test_cutting_at_once_takes_as_many_flops_and_cuts_as_much(study, teacher):
         assert (stage.method("vision/layers"), stage.method("vision/mlp")) == ("last", "magnitude")
         small = pruning.planned_config(config, {"vision/layers": 2, "vision/mlp": 16})
         spent = training_flops(config, recipe, length=20, answer=5)
-        # Whole steps: within half of one.
+        # Steps are whole, so the difference is at most half a step.
         assert abs(spent - whole) <= step_flops(small, stage, (), length=20, answer=5) / 2
 
 
 @pytest.mark.parametrize("file", sorted(STUDIES.glob("*.toml")), ids=lambda path: path.stem)
-def test_every_arm_of_a_shipped_study_can_be_run_and_ends_in_its_shape(file, monkeypatch, tmp_path):
+def test_every_arm_of_a_packaged_study_is_valid_and_ends_in_its_shape(file, monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)
     study = load_study(file)
     teacher, _ = open_hf(load_recipe(study.recipe).teacher.path)
@@ -166,14 +166,14 @@ def test_every_arm_of_a_shipped_study_can_be_run_and_ends_in_its_shape(file, mon
         config = teacher
         recipe = recipe_of(study, arm, 0, teacher, pretrained="somewhere" if arm.pretrained else "")
         (tmp_path / "recipe.toml").write_text(dump_recipe(recipe))
-        assert load_recipe(tmp_path / "recipe.toml") == recipe  # as a run's folder holds it
+        assert load_recipe(tmp_path / "recipe.toml") == recipe  # as stored in a run's folder
         for stage in recipe.stages:
             for targets in segment_targets(config, stage):
                 for axis in complete(config, targets):
-                    stage.method(axis)  # refuses an axis that nothing scores
+                    stage.method(axis)  # raises for an axis without a score
                 config = pruning.planned_config(config, targets)
         shapes.append(config)
-    # Arms differ in how they get there, but for those that ask how large each part should be.
+    # All arms end in one shape, except in studies of the sizes themselves.
     assert len(set(shapes)) == (len(study.arms) if study.curve or file.stem == "towers" else 1)
 
 
@@ -186,7 +186,7 @@ def test_an_arm_runs_the_stages_in_its_own_order(study, teacher):
 
 
 @pytest.mark.long
-def test_a_study_runs_every_arm_and_reads_back_what_is_done(study, teacher, tmp_path, monkeypatch):
+def test_a_study_runs_every_arm_once(study, teacher, tmp_path, monkeypatch):
     folder, out = tmp_path / "runs", tmp_path / "results" / "study.json"
     first = run_study(study, folder, out, only=("full", "labels", "scratch"))
     assert [(r["arm"], r["seed"]) for r in first] == [
@@ -204,7 +204,7 @@ def test_a_study_runs_every_arm_and_reads_back_what_is_done(study, teacher, tmp_
         assert sizes(student.config)["vision/mlp"] == 16
         assert result["params"] == sum(leaf.size for leaf in jax.tree.leaves(student.params))
         assert set(result["by_type"]) and 0 <= result["exact_match_hard"] <= 1
-    # The token table takes no cut: what starts from the teacher stays near it, what starts anew does not.
+    # The token table is not cut: it stays near the teacher's table only if training starts from the teacher.
     table = np.asarray(params["language"]["tokens"])
     near = {
         arm: np.abs(
@@ -214,11 +214,11 @@ def test_a_study_runs_every_arm_and_reads_back_what_is_done(study, teacher, tmp_
         for arm in ("full", "scratch")
     }
     assert near["full"] < 0.05 < 0.5 < near["scratch"]
-    # One cache for the runs that compare with the teacher.
+    # All runs that compare with the teacher share one cache.
     assert len(list(folder.glob("cache/*/meta.json"))) == 1
     assert not list(folder.glob("*/*/cache"))
 
-    # What is done is not done again, and what another process holds is passed over.
+    # Finished runs are not repeated, and runs held by another process are skipped.
     monkeypatch.setattr("experiments.lab.study.run._run", lambda *a: pytest.fail("ran again"))
     assert run_study(study, folder, out, only=("full", "labels", "scratch")) == first
     monkeypatch.undo()
@@ -230,7 +230,7 @@ def test_a_study_runs_every_arm_and_reads_back_what_is_done(study, teacher, tmp_
 
 
 @pytest.mark.long
-def test_stages_in_common_are_run_once(study, tmp_path, monkeypatch):
+def test_shared_stages_run_once(study, tmp_path, monkeypatch):
     folder, out = tmp_path / "runs", tmp_path / "study.json"
     late = Arm(name="late", changes=("stage.mlp.recover_steps=3",))
     study = study.model_copy(update={"seeds": (0,), "arms": (study.arms[0], late)})
@@ -241,7 +241,7 @@ def test_stages_in_common_are_run_once(study, tmp_path, monkeypatch):
     (_, lent) = run_study(study, folder, out)
     assert began == ["mlp"]
 
-    # The same figures as of a run of its own.
+    # The figures equal those of a separate run.
     monkeypatch.setattr("experiments.lab.study.run.lend_stages", lambda *a: None)
     (alone,) = run_study(study.model_copy(update={"arms": (late,)}), tmp_path / "alone", tmp_path / "alone.json")
     assert began == ["mlp", "layers", "mlp"]
@@ -251,7 +251,7 @@ def test_stages_in_common_are_run_once(study, tmp_path, monkeypatch):
     )
     jax.tree.map(np.testing.assert_array_equal, one, other)
 
-    # A run that has begun is left as it is.
+    # A run that has begun is left unchanged.
     monkeypatch.undo()
     began_elsewhere = folder / "full" / "seed-7"
     began_elsewhere.mkdir()
@@ -259,25 +259,25 @@ def test_stages_in_common_are_run_once(study, tmp_path, monkeypatch):
     assert not list(began_elsewhere.iterdir())
 
 
-def test_what_the_file_of_results_holds_is_finished(study, teacher, tmp_path, monkeypatch):
+def test_runs_in_the_results_file_are_not_repeated(study, teacher, tmp_path, monkeypatch):
     folder, out = tmp_path / "runs", tmp_path / "study.json"
     short = study.model_copy(update={"seeds": (0,), "arms": study.arms[:1]})
     first = run_study(short, folder, out)
     monkeypatch.setattr("experiments.lab.study.run._run", lambda study, arm, seed, *a: {**first[0], "seed": seed})
 
-    # On another machine the folder is empty: only what is new is run, and nothing is lost.
+    # On another machine the folder is empty: only new runs start, and no result is lost.
     later = run_study(short.model_copy(update={"seeds": (0, 1)}), tmp_path / "elsewhere", out)
     assert [result["seed"] for result in later] == [0, 1] and later[0] == first[0]
     assert not (tmp_path / "elsewhere/full/seed-0").exists()
 
-    # Of another recipe, or of another teacher, it is none of this study's, wherever it lies.
+    # Results of another recipe or teacher are ignored.
     other = short.model_copy(update={"changes": ("optimizer.learning_rate=0.5",)})
     assert run_study(other, tmp_path / "other", out)[0]["of"] != first[0]["of"]
     assert (tmp_path / "other/full/seed-0").exists()
     assert results({("full", 0): "another"}, folder, tmp_path / "none.json") == []
 
 
-def test_weights_of_a_finished_phase_are_laid_over_new_ones(teacher, tmp_path):
+def test_weights_of_a_finished_phase_replace_new_ones(teacher, tmp_path):
     config, params = load_hf(teacher)
     phase = tmp_path / "stages" / "01-facts"
     checkpoint.save_stage(phase, {"params": {"vision": params["vision"]}}, {})
@@ -305,7 +305,7 @@ def test_a_wrong_study_is_refused(tmp_path, wrong, fault):
         load_study(path)
 
 
-def test_spread_is_told_by_hand(tmp_path):
+def test_scores_and_spreads_by_hand(tmp_path):
     runs = [
         {"arm": "a", "seed": 0, "params": 1500, "flops": 2e12, "exact_match": 0.5, "exact_match_hard": 0.25},
         {"arm": "a", "seed": 1, "params": 1500, "flops": 2e12, "exact_match": 0.7, "exact_match_hard": 0.25},

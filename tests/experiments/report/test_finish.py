@@ -1,4 +1,4 @@
-"""A run is finished by its report, which is written while the run's folder is still held."""
+"""A run is complete after its report, which is written while the run's folder is locked."""
 
 import json
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ from experiments.run.start import Origin
 from tests.experiments.tiny import write_recipe
 
 
-def test_a_report_that_is_stopped_is_written_when_the_run_is_given_again(monkeypatch, tmp_path):
+def test_an_interrupted_report_is_written_when_the_run_is_repeated(monkeypatch, tmp_path):
     recipe, folder = load_recipe(write_recipe(tmp_path / "recipe.toml", tmp_path)), tmp_path / "run"
 
     def state():

@@ -1,4 +1,4 @@
-"""The energy of a request, counted over a loop of requests."""
+"""The energy of a request, measured over a loop of requests."""
 
 from contextlib import contextmanager
 
@@ -9,21 +9,21 @@ from experiments.run.host import metering
 from experiments.run.host.energy import Energy
 
 
-def test_a_requests_energy_is_the_loops_over_its_number(monkeypatch):
-    asked = []
+def test_energy_per_request_is_the_loops_energy_over_the_requests(monkeypatch):
+    requests = []
 
     @contextmanager
     def counted():
-        yield lambda: Energy(len(asked) * 1e-6, 0.0, 1.0, "estimated", 1.0, 0.0, 0.0, [])
+        yield lambda: Energy(len(requests) * 1e-6, 0.0, 1.0, "estimated", 1.0, 0.0, 0.0, [])
 
     def request():
-        asked.append(1)
+        requests.append(1)
         return 0.1, 0.2, 0.3
 
     monkeypatch.setattr(metering, "metered", counted)
     monkeypatch.setattr(latency, "ENERGY_SECONDS", 0.0)
-    found = latency.consumption(request, 7)
-    assert len(asked) == found["requests"] == 7
-    assert found["joules"] == pytest.approx(3.6) and found["kwh"] == pytest.approx(7e-6)
+    consumed = latency.consumption(request, 7)
+    assert len(requests) == consumed["requests"] == 7
+    assert consumed["joules"] == pytest.approx(3.6) and consumed["kwh"] == pytest.approx(7e-6)
     monkeypatch.setattr(latency, "ENERGY_SECONDS", 0.05)
     assert latency.consumption(request, 1)["requests"] > 1

@@ -1,4 +1,4 @@
-"""The report's page shows whatever models say as text, loads nothing, and stands in a browser as it was meant."""
+"""The report page escapes the output of models, loads nothing, and is displayed correctly by a browser."""
 
 import base64
 import copy
@@ -65,7 +65,7 @@ def latency(scale: float) -> dict:
 
 
 def made(*, hard: bool = True) -> dict:
-    """A report of two stages, the first of which trained nothing."""
+    """A report of two stages; the first one trained nothing."""
     engine = {"teacher": latency(1.0), "student": latency(0.3), "teacher_ms": 6.0, "student_ms": 1.8}
     curve = [{"step": step, "loss": 3.0 / step} for step in (1, 10, 20)]
     report = {
@@ -133,7 +133,7 @@ def made(*, hard: bool = True) -> dict:
 
 
 def hostile() -> dict:
-    """A report whose every free text is one of `HOSTILE`."""
+    """A report with texts of `HOSTILE` in all free fields."""
     report = made()
     report["machine"]["cpu"] = HOSTILE[0]
     for figures in (report["teacher"], report["student"], *report["stages"]):
@@ -147,7 +147,7 @@ def hostile() -> dict:
 
 
 class Parsed(HTMLParser):
-    """Elements in order, each with its attributes and the names of those that it stands in; and all text."""
+    """The elements of a page in order, each with its attributes and the names of its ancestors, and all text."""
 
     def __init__(self, html: str):
         super().__init__()
@@ -184,7 +184,7 @@ def picture(value: int = 0, side: int = 8) -> np.ndarray:
 
 @pytest.fixture
 def folder(tmp_path):
-    """A `report/` with the pictures of `made`."""
+    """A `report/` folder with the pictures of `made`."""
     directory = tmp_path / "report"
     (directory / "ads").mkdir(parents=True)
     for place in (1, 2):
@@ -193,7 +193,7 @@ def folder(tmp_path):
 
 
 @pytest.mark.parametrize("report", [made(), made(hard=False), hostile()], ids=["hard", "plain", "hostile"])
-def test_the_page_loads_nothing_and_can_be_read_aloud(folder, report):
+def test_the_page_loads_nothing_and_is_accessible(folder, report):
     html = page(report, folder)
     parsed = Parsed(html)
     assert html.startswith("<!DOCTYPE html>")
@@ -233,14 +233,14 @@ def test_every_table_has_headers_for_its_columns_and_rows(folder):
             assert 1 + len(row.all("td")) == len(columns)
 
 
-def test_what_models_say_is_text(folder):
+def test_output_of_models_is_escaped(folder):
     report = hostile()
     parsed, shown = Parsed(page(report, folder)), MarkdownIt("commonmark").enable("table").render(markdown(report))
     text = "".join(parsed.text)
-    for said in HOSTILE:
+    for output in HOSTILE:
         # An example's question, answer, teacher and student; a type and a slice.
-        assert text.count(said) >= 6
-    # Only the elements and attributes that a harmless report has.
+        assert text.count(output) >= 6
+    # Only elements and attributes of a harmless report occur.
     harmless = Parsed(page(made(), folder))
     assert {tag for tag, *_ in parsed.elements} <= {tag for tag, *_ in harmless.elements}
     assert {name for _, a, _ in parsed.elements for name in a} <= {name for _, a, _ in harmless.elements for name in a}
@@ -252,12 +252,12 @@ def test_a_cell_of_markdown_shows_its_text(texts):
     rows = "".join(f"| x | {cell(text)} |\n" for text in texts)
     shown = Parsed(MarkdownIt("commonmark").enable("table").render(f"| a | b |\n| --- | --- |\n{rows}"))
     assert {tag for tag, *_ in shown.elements} == {"table", "thead", "tbody", "tr", "th", "td"}
-    found = "".join(shown.text).split()
+    words = "".join(shown.text).split()
     # Markdown shows U+FFFD for a null.
-    assert found == ["a", "b", *(word for text in texts for word in ["x", *text.replace("\0", "\ufffd").split()])]
+    assert words == ["a", "b", *(word for text in texts for word in ["x", *text.replace("\0", "\ufffd").split()])]
 
 
-def test_right_and_wrong_are_told_in_words(folder):
+def test_right_and_wrong_answers_are_marked_in_words(folder):
     html = page(made(), folder)
     assert (html.count("✓ right"), html.count("✗ wrong")) == (3, 1)
     rows = [line for line in markdown(made()).splitlines() if line.startswith("| what price?")]
@@ -267,7 +267,7 @@ def test_right_and_wrong_are_told_in_words(folder):
     ]
 
 
-def test_hard_records_are_told_of_only_where_they_were_scored(folder):
+def test_hard_records_appear_only_if_they_were_scored(folder):
     plain, hard = made(hard=False), made()
     for text in (markdown(plain), page(plain, folder)):
         assert not re.search(r"\bhard\b|slice", text, re.IGNORECASE)
@@ -277,7 +277,7 @@ def test_hard_records_are_told_of_only_where_they_were_scored(folder):
     assert "| font | 0.8000 | 0.7000 | -10.0 points |" in markdown(hard)
 
 
-def test_stages_stand_between_teacher_and_export():
+def test_stages_are_listed_with_their_figures():
     text = markdown(made())
     assert "| blocks | 3 M | 90 M | 0.8000 | 3.60 ms | - | 12 |" in text
     assert "| hidden | 600 k | 18 M | 0.9310 | 1.80 ms | 3.000 → 0.150 | 12 |" in text
@@ -287,7 +287,7 @@ def test_stages_stand_between_teacher_and_export():
     assert "Wall time, including interrupted attempts: 100 s" in text
 
 
-def test_energy_is_told_of_requests_years_and_the_run(folder):
+def test_energy_of_requests_years_and_the_run_is_shown(folder):
     text, html = markdown(made()), page(made(), folder)
     # 1 J x 31 536 000 s / 3.6e6 J/kWh = 8.76 kWh.
     for row in (
@@ -309,11 +309,11 @@ def test_energy_is_told_of_requests_years_and_the_run(folder):
         assert words in html and words in text
 
 
-def test_equal_figures_give_equal_bytes(folder):
+def test_equal_reports_give_equal_bytes(folder):
     assert page(made(), folder) == page(copy.deepcopy(made()), folder)
 
 
-def test_pictures_are_in_the_page(folder):
+def test_pictures_are_embedded_in_the_page(folder):
     (folder / "ads" / "02.png").unlink()
     html = page(made(), folder)
     content = base64.b64decode(Parsed(html).all("img")[0]["src"].removeprefix("data:image/png;base64,"))
@@ -321,11 +321,11 @@ def test_pictures_are_in_the_page(folder):
     assert html.count("<img") == html.count("The picture is missing.") == 1
 
 
-def test_a_large_picture_is_made_smaller():
+def test_a_large_picture_is_scaled_down():
     assert Image.open(io.BytesIO(png(picture(side=900)))).size == (PICTURE_SIDE, PICTURE_SIDE)
 
 
-def test_the_report_is_written_whole_or_refused(folder):
+def test_the_report_is_written_completely_or_refused(folder):
     text = render(folder, made())
     assert (folder / "report.md").read_text(encoding="utf-8") == text
     assert sorted(path.name for path in folder.iterdir()) == ["ads", "report.html", "report.md"]
@@ -336,23 +336,23 @@ def test_the_report_is_written_whole_or_refused(folder):
     assert not (folder / "none").exists()
 
 
-def asked(listed):
-    """As much of `Samples` as the choice of examples reads."""
+def samples_of(listed):
+    """A stand-in for `Samples` with the parts that the choice of examples reads."""
 
-    class Asked(list):
+    class ListedSamples(list):
         records = SimpleNamespace(words=listed.__getitem__)
 
-    return Asked(listed)
+    return ListedSamples(listed)
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=40), st.integers(1, 15))
-def test_examples_show_the_wrong_answers_first_and_right_ones_too(fits, count):
+def test_examples_show_wrong_answers_first_and_some_right_ones(fits, count):
     records = [
         SimpleNamespace(id=str(n), type="t", question="q", text="", answer="Five  euros", image=None)
         for n in range(len(fits))
     ]
     answers = {"student": ["five euros" if right else "six" for right in fits], "teacher": ["six"] * len(fits)}
-    test = asked(records)
+    test = samples_of(records)
     chosen = choose(test, answers, count)
     assert len(chosen) == len(set(chosen)) <= count
     shown = [example(test, answers, index, place) for place, index in enumerate(chosen, 1)]
@@ -365,13 +365,13 @@ def test_examples_show_the_wrong_answers_first_and_right_ones_too(fits, count):
 
 
 @given(st.floats(1e-9, 1e12), st.floats(1.001, 1e9))
-def test_ticks_are_few_and_inside(low, ratio):
-    found = ticks(low, low * ratio)
-    assert len(found) <= 6
-    assert found == sorted(set(found))
-    assert all(low <= value <= low * ratio for value in found)
+def test_ticks_are_few_and_within_the_range(low, ratio):
+    values = ticks(low, low * ratio)
+    assert len(values) <= 6
+    assert values == sorted(set(values))
+    assert all(low <= value <= low * ratio for value in values)
     if ratio >= 5:
-        assert len(found) >= 2
+        assert len(values) >= 2
 
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -404,5 +404,5 @@ def test_a_browser_shows_the_page_without_a_network(folder, tmp_path):
         assert pixels.shape[1] == width
         written = np.abs(pixels - pixels[0, 0]).sum(axis=2) > 60
         assert written.mean() > 0.01 and written.any(axis=1).mean() > 0.2
-        # Whatever is too wide scrolls in its own frame: nothing reaches into the margins.
+        # Wide content scrolls in its own frame, so the margins stay empty.
         assert not written[:, :12].any() and not written[:, -12:].any()

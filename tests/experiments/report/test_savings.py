@@ -1,4 +1,4 @@
-"""A year of requests and a payback, by hand."""
+"""Energy of a year of requests and payback, by hand."""
 
 import pytest
 

@@ -7,7 +7,7 @@ from rich.console import Console
 from experiments.report.closing import summary
 
 
-def test_teacher_and_student_stand_side_by_side():
+def test_the_summary_shows_teacher_and_student_side_by_side():
     model = {"params": 8_400_000, "flops": 2e8, "exact_match": 0.988}
     small = {"params": 700_000, "flops": 1e7, "exact_match": 0.97}
     model["exact_match_hard"], small["exact_match_hard"] = 0.8, 0.75

@@ -1,4 +1,4 @@
-"""Freed memory stays with the process: buffers that come and go cause no page faults."""
+"""Freed memory stays with the process: repeated allocations cause no page faults."""
 
 import subprocess
 import sys
@@ -29,5 +29,5 @@ def faults(call):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a setting of glibc")
-def test_a_buffer_that_comes_again_is_not_mapped_again():
+def test_reallocated_buffers_cause_no_page_faults():
     assert faults("assert keep_freed_memory()") < 100 < faults("")

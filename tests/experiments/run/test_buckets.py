@@ -1,4 +1,4 @@
-"""Length buckets of a recipe: the same rows, the same loss, and a place to go on from."""
+"""Length buckets of a recipe: same rows, same loss, same teacher cache, resumable."""
 
 from itertools import islice
 
@@ -38,12 +38,12 @@ def width(batch):
 
 def test_every_row_is_visited_and_some_batches_are_narrower(model):
     _, _, plain, cut = model
-    found = [*islice(cut.shuffled(SIZE, 3), ROWS // SIZE)]
-    np.testing.assert_array_equal(np.sort(np.concatenate([b["index"] for b in found])), np.arange(ROWS))
-    # The full width stands for every bucket beyond it.
+    epoch = [*islice(cut.shuffled(SIZE, 3), ROWS // SIZE)]
+    np.testing.assert_array_equal(np.sort(np.concatenate([b["index"] for b in epoch])), np.arange(ROWS))
+    # Larger buckets are replaced by the full width.
     whole = {width(b) for b in islice(plain.shuffled(SIZE, 3), 2)}
-    assert {width(b) for b in found} == {min(map(width, found))} | whole
-    assert min(map(width, found)) < max(whole)
+    assert {width(b) for b in epoch} == {min(map(width, epoch))} | whole
+    assert min(map(width, epoch)) < max(whole)
 
 
 def test_full_batches_do_not_depend_on_the_buckets(model):
@@ -52,7 +52,7 @@ def test_full_batches_do_not_depend_on_the_buckets(model):
         jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
-def test_a_run_goes_on_from_its_place(model):
+def test_batches_resume_from_a_position(model):
     _, _, _, cut = model
     whole = cut.shuffled(SIZE, 3)
     for _ in range(5):
@@ -63,27 +63,27 @@ def test_a_run_goes_on_from_its_place(model):
         jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
-def test_a_cache_of_cut_batches_holds_what_one_of_whole_batches_does(model, tmp_path):
+def test_caches_of_bucketed_and_full_batches_are_equal(model, tmp_path):
     config, params, plain, cut = model
     visits = [*cut.by_bucket(SIZE)]
     np.testing.assert_array_equal(np.sort(np.concatenate([b["index"] for b in visits])), np.arange(ROWS))
     assert min(map(width, visits)) < max(map(width, visits)) == width(next(plain.in_order(SIZE)))
     names = ("final", *(f"{tower}/states" for tower in towers(config)))
-    found = []
+    caches = []
     for name, rows in (("cut", visits), ("whole", plain.in_order(SIZE))):
         about = {"samples": ROWS, "like": next(plain.in_order(SIZE)), "key": "k", "names": names}
         distill.build_cache(functional(config), params, rows, tmp_path / name, **about)
-        found.append(distill.open_cache(tmp_path / name, key="k", names=names))
+        caches.append(distill.open_cache(tmp_path / name, key="k", names=names))
     for batch in visits:
-        one, other = (cache.rows(batch) for cache in found)
+        one, other = (cache.rows(batch) for cache in caches)
         for name in one:
-            # Stored in bfloat16: what float32 rounds otherwise can be one last bit of it.
+            # Float32 rounding can change the last bit of the stored bfloat16.
             close = {"rtol": 2**-7, "atol": 1e-4}
             np.testing.assert_allclose(np.float32(one[name]), np.float32(other[name]), **close, err_msg=name)
 
 
 @pytest.mark.parametrize("mode", ["online", "cache"])
-def test_a_cut_batch_has_the_loss_of_the_whole_one(model, tmp_path, mode):
+def test_a_bucketed_batch_has_the_loss_of_the_full_one(model, tmp_path, mode):
     config, params, plain, cut = model
     pure = functional(config)
     names = ("final", *(f"{tower}/states" for tower in towers(config)))
@@ -105,17 +105,17 @@ def test_a_cut_batch_has_the_loss_of_the_whole_one(model, tmp_path, mode):
     whole = taken(plain, rows)
     assert width(narrow) < width(whole)
     assert narrow["input_ids"].shape[1] < whole["input_ids"].shape[1]
-    found = []
+    losses = []
     for batch in (narrow, whole):
         inputs = {name: value for name, value in teacher.attach(batch).items() if name != "index"}
-        found.append(loss(student, {}, inputs, teacher.params))
-    (one, terms), (other, others) = found
+        losses.append(loss(student, {}, inputs, teacher.params))
+    (one, terms), (other, others) = losses
     np.testing.assert_allclose(one, other, rtol=1e-5)
     for name in terms:
         np.testing.assert_allclose(terms[name], others[name], rtol=1e-5, atol=1e-5)
 
 
-def test_prompts_are_cut_apart_only_where_an_encoder_reads_them(model):
+def test_prompt_buckets_need_an_encoder(model):
     config, _, plain, _ = model
     if config.language.encoder is None:
         with pytest.raises(AntgmmError, match="prompt_buckets: a model without an encoder"):

@@ -1,4 +1,4 @@
-"""What a recipe asks of a model that it cannot have is refused by name, before anything runs."""
+"""Recipes that do not fit their model are refused by name before the run."""
 
 import re
 
@@ -21,7 +21,7 @@ def folder(tmp_path_factory):
     return save_towers(tmp_path_factory.mktemp("towers"))
 
 
-def test_components_of_a_width_that_was_cut_by_index_are_refused_before_anything_is_trained(folder, tmp_path):
+def test_components_of_a_width_cut_by_index_are_refused_before_training(folder, tmp_path):
     early = '{name = "early", sizes = {"text/embed" = 24}, importance = "magnitude", recover_steps = 1}'
     late = '{name = "late", sizes = {"text/embed" = 16}, importance = "principal", recover_steps = 1}'
     changes = ["teacher.states=[]", "loss.vision=0.0"]
@@ -35,7 +35,7 @@ def test_components_of_a_width_that_was_cut_by_index_are_refused_before_anything
     whole = Student(config, params, pruning.identity(config))
     alone = load_recipe(folder / "recipe.toml", [f"stage=[{late}]", *changes]).stages
     check_sizes(whole, alone, whole=whole.keep)
-    # The first channels of the teacher are some of them as well.
+    # This also holds for the first channels of the teacher.
     for kept in (np.arange(1, 25, dtype=np.int32), np.arange(24, dtype=np.int32)):
         cut = whole._replace(config=resize(config, {"text/embed": 24}), keep={**whole.keep, "text/embed": kept})
         with pytest.raises(AntgmmError, match="prune it to components first"):
@@ -56,7 +56,7 @@ def test_components_of_a_width_that_was_cut_by_index_are_refused_before_anything
         ),
     ],
 )
-def test_importance_of_what_is_cut_along_is_checked_before_anything_runs(folder, tmp_path, stage, message):
+def test_importance_of_tied_axes_is_checked_before_the_run(folder, tmp_path, stage, message):
     changes = ["teacher.states=[]", "loss.vision=0.0", f'stage=[{{name = "a", recover_steps = 1, {stage}}}]']
     with pytest.raises(AntgmmError, match=re.escape(message)):
         Run(load_recipe(folder / "recipe.toml", changes), tmp_path / "run").scores()
@@ -76,7 +76,7 @@ def test_importance_of_what_is_cut_along_is_checked_before_anything_runs(folder,
         (["teacher.states=['encoder']"], "stage 'image': loss.vision compares states of vision or bridge: add one"),
     ],
 )
-def test_what_a_later_stage_could_not_train_with_is_refused_before_the_first(folder, tmp_path, changes, message):
+def test_errors_of_later_stages_are_refused_before_the_first_stage(folder, tmp_path, changes, message):
     with pytest.raises(AntgmmError, match=re.escape(message)):
         Run(load_recipe(folder / "recipe.toml", changes), tmp_path / "run").scores()
     assert not (tmp_path / "run" / "stages").exists()

@@ -1,4 +1,4 @@
-"""A whole run over eight devices, and one of two processes that is killed: both end as the run on one device."""
+"""Runs on eight devices and in two processes, interrupted and resumed, end like the run on one device."""
 
 import json
 import os
@@ -25,19 +25,19 @@ from tests.experiments.killed_run import with_each_batch
 from tests.experiments.tiny import RECIPE, save_teacher
 
 ROOT = Path(__file__).resolve().parents[3]
-# 27 units do not divide by two: they lie whole on every device.
+# 27 units are not divisible by two: every device holds all of them.
 SIZES = '"vision/layers" = 2, "text/embed" = 24, "encoder/mlp" = 27'
-# Not with the older emitters of conftest: there the processes' collectives met in another order (gloo: sizes differ).
+# Without conftest's older emitters: with them the collectives of the processes ran in different orders (gloo fails).
 ENVIRONMENT = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"}
 
-pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("default")]  # PyTorch's and transformers' own
+pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("default")]  # warnings of PyTorch and transformers
 
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory):
     folder = tmp_path_factory.mktemp("recipe")
     text = RECIPE.format(teacher=save_teacher(folder / "teacher"), name="blocks", sizes=SIZES)
-    # One phase of training: each compiles a program of its own.
+    # One phase of training, because each phase compiles a program.
     text = text.replace("mask_steps = 2\nrecover_steps = 2", "mask_steps = 4\nrecover_steps = 0")
     (folder / "recipe.toml").write_text(f"checkpoint_every = 2\n{text}")
     return folder / "recipe.toml"
@@ -45,13 +45,13 @@ def recipe(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def alone(recipe, tmp_path_factory):
-    """The run on one device."""
+    """The folder and the report of the run on one device."""
     run = tmp_path_factory.mktemp("alone") / "run"
     return run, finish(Run(load_recipe(recipe), run))
 
 
 def assert_same(run: Path, expected: Path) -> None:
-    """Both runs cut the same units, walked down the same loss and answer alike."""
+    """Asserts that both runs have equal cuts, losses and scores."""
     mine, theirs = (checkpoint.load_record(folder / "stages" / "01-blocks") for folder in (run, expected))
     assert mine["keep"] == theirs["keep"]
     assert mine["metrics"]["scores"] == theirs["metrics"]["scores"]
@@ -68,7 +68,7 @@ class Stopped(Exception):
     pass
 
 
-def test_a_run_over_eight_devices_goes_on_on_one(recipe, alone, tmp_path, monkeypatch):
+def test_a_run_on_eight_devices_resumes_on_one(recipe, alone, tmp_path, monkeypatch):
     def stopping(_, drawn):
         if drawn > 3:
             raise Stopped
@@ -82,7 +82,7 @@ def test_a_run_over_eight_devices_goes_on_on_one(recipe, alone, tmp_path, monkey
     assert_same(tmp_path / "run", alone[0])
 
 
-def test_answers_over_eight_devices_are_those_of_one(recipe, alone):
+def test_answers_on_eight_devices_equal_those_on_one(recipe, alone):
     student, table = load_student(alone[0] / "stages" / "01-blocks"), load_recipe(recipe)
     processor = load_processor(table.teacher.path)
     samples = Samples(source("s", "val", 7), processor, student.config)
@@ -97,7 +97,7 @@ def test_answers_over_eight_devices_are_those_of_one(recipe, alone):
 
 
 def start(recipe: Path, run: Path, moments: tuple[str, str]) -> list[int]:
-    """Two processes of two devices each, a moment for each; their exit codes."""
+    """Runs two processes of two devices each, with a moment to die for each; returns their exit codes."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
@@ -107,7 +107,7 @@ def start(recipe: Path, run: Path, moments: tuple[str, str]) -> list[int]:
         for process, moment in enumerate(moments)
     )
     try:
-        # Without the second the first gives up too, but only once JAX has missed it for a while.
+        # Without the second process the first one fails too, but only after JAX's timeout.
         if second.wait(timeout=900):
             first.kill()
         return [first.wait(timeout=900), second.returncode]
@@ -116,7 +116,7 @@ def start(recipe: Path, run: Path, moments: tuple[str, str]) -> list[int]:
         second.kill()
 
 
-def test_two_processes_one_killed_both_started_again_end_as_one(recipe, alone, tmp_path):
+def test_two_processes_resume_after_one_was_killed(recipe, alone, tmp_path):
     run = tmp_path / "run"
     assert start(recipe, run, ("never", "mask"))[1] == -9
     assert [path.name for path in (run / "steps" / "01-blocks").iterdir()] == ["00000002"]

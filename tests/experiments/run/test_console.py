@@ -1,4 +1,4 @@
-"""What is said to a person stands as it was said."""
+"""Messages, progress and figures on the console."""
 
 import json
 
@@ -21,13 +21,13 @@ def test_names_are_neither_markup_nor_emoji(capsys):
     assert printed.out.count(NAME) == 2
 
 
-def test_figures_are_json_alone(capsys):
+def test_json_output_holds_only_the_figures(capsys):
     emit({"score": 1}, True, NAME)
     assert json.loads(capsys.readouterr().out) == {"score": 1}
 
 
 class Time:
-    """A clock that moves when it is told to."""
+    """A clock that the test sets."""
 
     now = 100.0
 
@@ -52,7 +52,7 @@ def test_a_log_gets_a_line_every_ten_seconds_with_the_time_left(capsys, monkeypa
     ]
 
 
-def test_a_log_gets_lines_while_nothing_is_counted(capsys, monkeypatch):
+def test_a_log_gets_lines_while_no_unit_finishes(capsys, monkeypatch):
     time, shown = Time(), []
     monkeypatch.setattr(console, "time", time)
     monkeypatch.setattr(console, "say", lambda line: shown.append(line) or seen.set())

@@ -1,4 +1,4 @@
-"""The options that say what a run is made on."""
+"""Options for meshes, devices and processes."""
 
 import signal
 import socket
@@ -15,13 +15,13 @@ from experiments.run.host.meshes import devices, parse
 ROOT = Path(__file__).resolve().parents[3]
 
 
-def test_a_mesh_is_read():
+def test_a_mesh_is_parsed():
     assert parse("data=2, tensor=4") == {"data": 2, "tensor": 4}
     assert parse("") == {}
 
 
 @pytest.mark.parametrize("text", ["data", "data=two", "data=0", "model=2", "data=2,tensor=", "data=-1"])
-def test_what_is_no_mesh_is_refused(text):
+def test_an_invalid_mesh_is_refused(text):
     with pytest.raises(AntgmmError, match=f"^--mesh {text}: specify sizes of data, fsdp, tensor, as in data=2"):
         parse(text)
 
@@ -31,8 +31,8 @@ def test_one_device_needs_no_mesh():
         assert jax.sharding.get_mesh().empty
 
 
-def test_a_mesh_is_held_while_the_run_lasts():
-    jax.devices()  # started with the eight of conftest
+def test_a_mesh_is_set_only_during_the_run():
+    jax.devices()  # starts the eight devices of conftest
     with devices("fsdp=4,tensor=2", "", 1, 0):
         assert dict(jax.sharding.get_mesh().shape) == {"data": 1, "fsdp": 4, "tensor": 2}
     assert jax.sharding.get_mesh().empty
@@ -41,7 +41,7 @@ def test_a_mesh_is_held_while_the_run_lasts():
         pass
 
 
-def test_a_machine_without_accelerators_takes_as_many_devices_as_are_asked_for():
+def test_a_cpu_machine_provides_the_requested_number_of_devices():
     code = (
         "import jax; from experiments.run.host.meshes import devices\n"
         "with devices('data=3', '', 1, 0): print(jax.device_count())"
@@ -50,12 +50,12 @@ def test_a_machine_without_accelerators_takes_as_many_devices_as_are_asked_for()
     assert done.stdout.decode().split() == ["3"]
 
 
-def test_several_processes_need_a_place_to_meet():
+def test_several_processes_need_a_coordinator():
     with pytest.raises(AntgmmError, match="^--processes 2: add --coordinator"), devices("", "", 2, 0):
         pass
 
 
-def test_a_process_of_several_ends_when_it_is_told_to():
+def test_a_process_with_a_coordinator_ends_on_sigterm():
     code = (
         "import os, signal, sys, time; from experiments.run.host.meshes import devices\n"
         "with devices('', sys.argv[1], 1, 0): os.kill(os.getpid(), signal.SIGTERM); time.sleep(60)"
@@ -67,14 +67,14 @@ def test_a_process_of_several_ends_when_it_is_told_to():
     assert done.returncode == -signal.SIGTERM
 
 
-def test_processes_that_do_not_meet_are_refused_in_one_line():
-    jax.devices()  # JAX joins no others once it runs by itself
+def test_a_failed_connection_is_refused_in_one_line():
+    jax.devices()  # JAX cannot connect to others after it has started alone
     refused = pytest.raises(AntgmmError, match=r"^--coordinator localhost:1: .*initialize.*before[^\n]*$")
     with refused, devices("", "localhost:1", 2, 1):
         pass
 
 
-def test_a_process_that_loses_another_says_so(monkeypatch):
+def test_the_loss_of_another_process_is_reported(monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(jax.distributed, "initialize", lambda *_: None)
     refused = pytest.raises(AntgmmError, match=r"has failed \(UNKNOWN: closed by peer\): start all of them again$")

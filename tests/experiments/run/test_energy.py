@@ -1,4 +1,4 @@
-"""Energy: what is read and what is assumed, sums by hand, no network, nothing left behind."""
+"""Energy: measured and assumed parts, sums by hand, no network access, no files."""
 
 import json
 import os
@@ -21,7 +21,7 @@ COUNTED = """
 import json, os, socket, time
 
 def blocked(*_, **__):
-    os.write(2, b"the network was asked")
+    os.write(2, b"a connection was opened")
     raise OSError("no network")
 
 socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = blocked
@@ -33,7 +33,7 @@ with metered() as read:
     middle = read()
 print(json.dumps([middle._asdict(), read()._asdict(), read()._asdict()]))
 """
-# What a person may have set for other work.
+# Settings that a user may have for other work.
 SETTINGS = {
     "EMISSIONS_ENDPOINT": "http://127.0.0.1:9/x",
     "OUTPUT_METHODS": "csv,api,logger,prometheus",
@@ -47,12 +47,12 @@ SETTINGS = {
 
 
 def has_counters() -> bool:
-    """Whether this machine lets a process read the energy of its CPU, or has a GPU with a driver."""
+    """Whether this process can read the energy counters of the CPU, or the machine has a GPU with a driver."""
     zones = Path("/sys/class/powercap").glob("intel-rapl*:*")
     return any(os.access(zone / "energy_uj", os.R_OK) for zone in zones) or Path("/proc/driver/nvidia/gpus").exists()
 
 
-def test_a_second_of_work_is_counted_and_nothing_else_is_done(tmp_path):
+def test_a_second_of_work_is_metered_without_network_or_files(tmp_path):
     settings = {f"CODECARBON_{name}": value for name, value in SETTINGS.items()}
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", COUNTED],
@@ -64,21 +64,21 @@ def test_a_second_of_work_is_counted_and_nothing_else_is_done(tmp_path):
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert list(tmp_path.iterdir()) == []
-    middle, found, again = json.loads(done.stdout)
-    assert found == again and middle["kwh"] <= found["kwh"] and middle["seconds"] < found["seconds"]
-    assert found["source"] == ("measured" if has_counters() else "estimated")
-    assert found["seconds"] >= 1.0 and found["kwh"] > 0
-    watts = found["cpu_watts"] + found["gpu_watts"] + found["ram_watts"]
-    assert found["kwh"] == pytest.approx(watts * found["seconds"] / 3.6e6)
+    middle, used, again = json.loads(done.stdout)
+    assert used == again and middle["kwh"] <= used["kwh"] and middle["seconds"] < used["seconds"]
+    assert used["source"] == ("measured" if has_counters() else "estimated")
+    assert used["seconds"] >= 1.0 and used["kwh"] > 0
+    watts = used["cpu_watts"] + used["gpu_watts"] + used["ram_watts"]
+    assert used["kwh"] == pytest.approx(watts * used["seconds"] / 3.6e6)
     france = DataSource().get_global_energy_mix_data()["FRA"]["carbon_intensity"]
-    assert found["kg_co2"] == pytest.approx(found["kwh"] * france / 1000)
-    assert found["assumes"][-1] == f"{france:.0f} g CO2 per kWh (FRA)"
-    told = re.match(r"CPU of (\d+) cores at ([\d.]+) W idle to ([\d.]+) W at full load", found["assumes"][0])
-    if told:
-        assert int(told[1]) == os.cpu_count() and float(told[2]) == pytest.approx(float(told[3]) / 10)
-        assert 0 < found["cpu_watts"] <= float(told[3])
+    assert used["kg_co2"] == pytest.approx(used["kwh"] * france / 1000)
+    assert used["assumes"][-1] == f"{france:.0f} g CO2 per kWh (FRA)"
+    assumption = re.match(r"CPU of (\d+) cores at ([\d.]+) W idle to ([\d.]+) W at full load", used["assumes"][0])
+    if assumption:
+        assert int(assumption[1]) == os.cpu_count() and float(assumption[2]) == pytest.approx(float(assumption[3]) / 10)
+        assert 0 < used["cpu_watts"] <= float(assumption[3])
     else:
-        assert found["assumes"][0] == "CPU read from RAPL counters"
+        assert used["assumes"][0] == "CPU read from RAPL counters"
 
 
 @pytest.mark.parametrize(
@@ -94,21 +94,21 @@ def test_a_second_of_work_is_counted_and_nothing_else_is_done(tmp_path):
         (None, 0, "measured", ["CPU read from RAPL counters", "memory at 20 W"]),
     ],
 )
-def test_a_label_says_whether_counters_were_read(monkeypatch, assumed, gpus, source, assumes):
+def test_the_source_says_whether_counters_were_read(monkeypatch, assumed, gpus, source, assumes):
     monkeypatch.setattr(metering, "_cpu_watts", lambda: assumed)
     monkeypatch.setattr(metering.os, "cpu_count", lambda: 2)
     parts = {"cpu_energy": 0.001, "gpu_energy": 0.01 * gpus, "ram_energy": 0.002}
     data = SimpleNamespace(
         **parts, duration=1800.0, gpu_count=gpus, ram_power=20.0, energy_consumed=sum(parts.values()), emissions=0.5
     )
-    found = metering._energy(data, "carbon")
+    used = metering._energy(data, "carbon")
     # 0.001 kWh in half an hour is 2 W.
     expected = Energy(0.003 + 0.01 * gpus, 0.5, 1800.0, source, 2.0, 20.0 * gpus, 4.0, [*assumes, "carbon"])
-    assert found[:3] == pytest.approx(expected[:3]) and found[4:7] == pytest.approx(expected[4:7])
-    assert (found.source, found.assumes) == (source, expected.assumes)
+    assert used[:3] == pytest.approx(expected[:3]) and used[4:7] == pytest.approx(expected[4:7])
+    assert (used.source, used.assumes) == (source, expected.assumes)
 
 
-def test_parts_add_up():
+def test_total_by_hand():
     first = Energy(1.0, 0.5, 100.0, "measured", 10.0, 100.0, 1.0, ["a", "b"])
     second = Energy(2.0, 0.25, 300.0, "estimated", 30.0, 0.0, 1.0, ["c", "b"])
     # Watts by time: (10 x 100 + 30 x 300) / 400.

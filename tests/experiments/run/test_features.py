@@ -1,4 +1,4 @@
-"""Image features computed once stand in for pictures, and scores do not depend on the order of the questions."""
+"""Stored image features replace pictures; scores do not depend on the order of the questions."""
 
 from dataclasses import replace
 
@@ -38,7 +38,7 @@ def whole(features):
     return np.stack([features[row] for row in range(ROWS)])
 
 
-def test_batches_with_features_give_the_logits_of_those_with_pictures(model, tmp_path):
+def test_features_and_pictures_give_equal_logits(model, tmp_path):
     config, params, _, samples = model
     features = image_features(config, params, samples, tmp_path / "features", batch_size=4)
     assert whole(features).shape[:3] == (ROWS, 1, 1)
@@ -49,7 +49,7 @@ def test_batches_with_features_give_the_logits_of_those_with_pictures(model, tmp
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_moved_views_have_the_features_of_moved_pictures(model, tmp_path):
+def test_shifted_views_have_the_features_of_shifted_pictures(model, tmp_path):
     config, params, _, samples = model
     about = {"shift": 1, "seed": 3, "batch_size": 4}
     features = whole(image_features(config, params, samples, tmp_path / "one", **about))
@@ -80,7 +80,7 @@ def test_features_are_kept_until_the_image_side_changes(model, monkeypatch, tmp_
     axis = f"{[*towers(config)][-1]}/mlp"
     keep = pruning.plan(pruning.magnitude(params, config), config, {axis: sizes(config)[axis] // 2})
     assert features(*pruning.shrink(config, params, keep)) is first and len(made) == 1
-    # So they are after a restart.
+    # Features are also kept after a restart.
     np.testing.assert_array_equal(whole(ImageFeatures(samples, 5, tmp_path)(config, params)), values)
     assert len(made) == 1
     moved = {**params, "vision": jax.tree.map(lambda leaf: leaf * 1.5, params["vision"])}
@@ -95,7 +95,7 @@ def test_features_are_kept_until_the_image_side_changes(model, monkeypatch, tmp_
     assert made[4:] == [{"shift": 1, "seed": 5}]
 
 
-def test_rows_of_several_pictures_and_of_none_have_their_features(model, tmp_path):
+def test_rows_with_several_pictures_and_none_have_their_features(model, tmp_path):
     config, params, processor, samples = model
     records = [*maad.source("s", "val", 3)]
     many = tuple(record.images[0] for record in records)
@@ -126,11 +126,11 @@ def test_rows_of_several_pictures_and_of_none_have_their_features(model, tmp_pat
         ("llava-tiny", ("bridge",), False),
     ],
 )
-def test_features_are_constant_where_all_that_makes_them_is_frozen(name, frozen, constant):
+def test_features_are_constant_if_their_parameters_are_frozen(name, frozen, constant):
     assert freezes_features(preset(name), frozen) is constant
 
 
-def test_answers_come_back_in_the_order_of_the_records(model):
+def test_answers_are_in_the_order_of_the_records(model):
     config, params, processor, samples = model
     lengths = samples.needs.answer
     visited = np.concatenate([batch["index"] for batch in samples.in_order(4, by_length=True)])[:ROWS]
@@ -144,7 +144,7 @@ def test_questions_padded_like_longer_ones_get_the_same_answers(model):
     config, params, processor, _ = model
     records = [*maad.source("s", "val", 4)]
     short, long = (
-        Samples(found, processor, config) for found in (records, [replace(r, text=3 * r.text) for r in records])
+        Samples(rows, processor, config) for rows in (records, [replace(r, text=3 * r.text) for r in records])
     )
 
     def answers():
@@ -156,10 +156,10 @@ def test_questions_padded_like_longer_ones_get_the_same_answers(model):
     before, apart = answers(), shapes()
     short.pad_prompts_like(long)
     assert shapes() == {max(apart)} != apart
-    assert answers() == before and all(len({*found}) > 1 for found in before)
+    assert answers() == before and all(len({*rows}) > 1 for rows in before)
 
 
-def test_the_end_token_counts_as_answer(model):
+def test_the_end_token_is_part_of_the_answer(model):
     _, _, processor, samples = model
     rows = taken(samples, np.arange(ROWS))["targets"]
     for record, targets, length in zip(samples.records, rows, samples.needs.answer, strict=True):
@@ -167,16 +167,16 @@ def test_the_end_token_counts_as_answer(model):
         assert decode(processor, targets[None, :length]) == [record.answer]
 
 
-def test_batches_of_some_question_types_hold_no_others(model):
+def test_batches_can_be_limited_to_question_types(model):
     _, _, _, samples = model
     wanted = {samples.records[1].type, samples.records[4].type}
     rows = [i for i, record in enumerate(samples.records) if record.type in wanted]
     assert 2 <= len(rows) < ROWS
     np.testing.assert_array_equal(samples.rows_of((*wanted,)), rows)
-    found = next(samples.shuffled(len(rows), 0, rows=samples.rows_of((*wanted,))))
+    batch = next(samples.shuffled(len(rows), 0, rows=samples.rows_of((*wanted,))))
     for name in ("targets", "input_ids"):
-        np.testing.assert_array_equal(found[name], taken(samples, found["index"])[name])
-    assert sorted(found["index"]) == rows
+        np.testing.assert_array_equal(batch[name], taken(samples, batch["index"])[name])
+    assert sorted(batch["index"]) == rows
     with pytest.raises(
         AntgmmError, match=f"a batch of {len(rows) + 1} needs at least as many rows, but the data has {len(rows)}"
     ):
@@ -185,7 +185,7 @@ def test_batches_of_some_question_types_hold_no_others(model):
         samples.rows_of(("prize", "brand"))
 
 
-def test_an_epoch_sees_repeated_types_as_often_as_asked(model):
+def test_an_epoch_visits_repeated_types_as_often_as_requested(model):
     _, _, _, samples = model
     kind = samples.records[1].type
     often = [3 if record.type == kind else 1 for record in samples.records]
@@ -194,7 +194,7 @@ def test_an_epoch_sees_repeated_types_as_often_as_asked(model):
     np.testing.assert_array_equal(epoch["targets"], taken(samples, epoch["index"])["targets"])
 
 
-def test_the_fingerprint_is_that_of_data_and_processor(model, tmp_path):
+def test_the_fingerprint_covers_data_and_processor(model, tmp_path):
     config, _, processor, samples = model
     config = replace(config, language=replace(config.language, vocab=512))  # room for one more word
 
@@ -208,12 +208,12 @@ def test_the_fingerprint_is_that_of_data_and_processor(model, tmp_path):
         other.image_processor.image_mean = [0.5, 0.4, 0.4]
 
     def other_resizing(other):
-        other.image_processor.resample = 0  # the nearest pixel
+        other.image_processor.resample = 0  # nearest neighbour
 
     def other_words(other):
         other.tokenizer.add_tokens([samples.records[0].question.split()[-1]])  # a word with a token of its own
 
     assert fingerprint(lambda other: None) == samples.fingerprint
-    found = {samples.fingerprint, *(fingerprint(change) for change in (other_colours, other_resizing, other_words))}
-    assert len(found) == 4
-    assert Samples(maad.source("s", "val", ROWS, seed=1), processor, config).fingerprint not in found
+    distinct = {samples.fingerprint, *(fingerprint(change) for change in (other_colours, other_resizing, other_words))}
+    assert len(distinct) == 4
+    assert Samples(maad.source("s", "val", ROWS, seed=1), processor, config).fingerprint not in distinct

@@ -1,4 +1,4 @@
-"""A run's folder counts the time of every process that held it."""
+"""A run's folder sums the time and energy of all processes that worked on it."""
 
 import json
 import time
@@ -22,26 +22,26 @@ def status(path):
     return json.loads((path / "status.json").read_text())
 
 
-def test_seconds_are_those_of_all_starts(recipe, tmp_path):
+def test_seconds_sum_over_all_starts(recipe, tmp_path):
     path = tmp_path / "run"
     with RunFolder(path).opened(recipe):
         assert status(path)["state"] == "running"
     assert status(path)["state"] == "complete"
-    # As another process left it: stopped by the person, killed, failed.
+    # The state after another process was stopped, was killed or failed.
     for state in ("running", "failed"):
         (path / "status.json").write_text(json.dumps({"state": state, "seconds": 1000.0}))
         again = RunFolder(path)
         with again.opened(recipe):
             assert 1000 <= again.seconds < 1100
         assert 1000 <= status(path)["seconds"] < 1100
-    # Folders of older versions do not say.
+    # Folders of older versions hold no time.
     (path / "status.json").write_text(json.dumps({"state": "complete"}))
     with RunFolder(path).opened(recipe):
         pass
     assert 0 < status(path)["seconds"] < 100
 
 
-def test_energy_is_that_of_all_starts_and_of_each_part(recipe, tmp_path):
+def test_energy_sums_over_all_starts_by_part(recipe, tmp_path):
     path = tmp_path / "run"
     earlier = Energy(2.0, 1.0, 3000.0, "measured", 10.0, 20.0, 30.0, ["counters"])
     with RunFolder(path).opened(recipe):
@@ -54,7 +54,7 @@ def test_energy_is_that_of_all_starts_and_of_each_part(recipe, tmp_path):
             pass
         first = energy()
         assert 3000 < first.seconds < 3100 and 2.0 < first.kwh < 2.1 and first.assumes[0] == "counters"
-        # The same part again, in the same process.
+        # The same part a second time in this process.
         with again.metered("01-a") as energy:
             pass
         assert first.seconds < energy().seconds < 3100
@@ -65,7 +65,7 @@ def test_energy_is_that_of_all_starts_and_of_each_part(recipe, tmp_path):
     assert noted["run"]["seconds"] < 100
 
 
-def test_a_process_that_is_killed_has_noted_its_time(recipe, tmp_path, monkeypatch):
+def test_a_killed_process_has_recorded_its_time(recipe, tmp_path, monkeypatch):
     monkeypatch.setattr(folder, "BEAT", 0.01)
     path = tmp_path / "run"
     with RunFolder(path).opened(recipe):
@@ -82,7 +82,7 @@ def _taken(noted):
 
 
 @pytest.mark.parametrize(("error", "state"), [(AntgmmError("no"), "failed"), (KeyboardInterrupt(), "running")])
-def test_a_run_that_ends_early_has_noted_its_time(recipe, tmp_path, error, state):
+def test_a_run_that_ends_early_has_recorded_its_time(recipe, tmp_path, error, state):
     path = tmp_path / "run"
 
     def run():
@@ -96,7 +96,7 @@ def test_a_run_that_ends_early_has_noted_its_time(recipe, tmp_path, error, state
     assert status(path)["seconds"] > 0
 
 
-def test_a_folder_goes_on_only_with_what_it_was_begun_with(tmp_path):
+def test_a_folder_resumes_only_with_the_same_teacher_and_data(tmp_path):
     run = RunFolder(tmp_path)
     run.bind(teacher="one", data="two")
     run.bind(teacher="one", data="two")

@@ -1,4 +1,4 @@
-"""What a run prints before it starts: its parts in order, with the FLOPs that they are guessed from."""
+"""The forecast of a run: its parts in order, their FLOPs and estimated durations."""
 
 from pathlib import Path
 
@@ -30,8 +30,8 @@ def demo(*changes):
 
 def test_the_parts_of_the_demo(config):
     recipe = demo("loss.soft=1", "loss.hard=1")
-    found = {part.title: part for part in parts(recipe, config, ROWS)}
-    assert [*found] == [
+    by_title = {part.title: part for part in parts(recipe, config, ROWS)}
+    assert [*by_title] == [
         "reading",
         "teacher cache",
         "stage 'image'",
@@ -43,22 +43,22 @@ def test_the_parts_of_the_demo(config):
         "scores after stage 'settle'",
         "report",
     ]
-    trained = sum(part.flops for title, part in found.items() if title.startswith(("stage", "image")))
+    trained = sum(part.flops for title, part in by_title.items() if title.startswith(("stage", "image")))
     assert trained == training_flops(config, recipe, length=50, answer=6)
     forward = pruning.forward_flops(config, 1, 50, 6)
     image = forward["vision"] + forward["bridge"]
     labels = demo(*(f"stage.{stage}.loss.{term}" for stage in ("language", "settle") for term in ("soft=0", "hard=1")))
     [cache] = (part for part in parts(labels, config, ROWS) if part.title == "teacher cache")
-    # Without a loss that reads its logits the teacher's language model is not run.
+    # Without a loss on logits the teacher's language model does not run.
     assert cache.flops == 16000 * image
 
 
-def test_seconds_are_of_flops_batches_and_what_is_fixed():
+def test_seconds_of_a_part_by_hand():
     part = Part("steps", "", flops=1e12, batches=100, seconds=7)
     assert seconds(part, 1e11) == pytest.approx(7 + 100 * forecast.CALL + 10 / forecast.SHARE)
 
 
-def test_what_is_complete_is_left_out(config, capsys, monkeypatch):
+def test_complete_parts_are_left_out(config, capsys, monkeypatch):
     monkeypatch.setattr(forecast, "matmul_rate", lambda: 1e11)
     announce(demo(), config, ROWS, done=["stage 'image'"])
     lines = capsys.readouterr().err.splitlines()
@@ -67,9 +67,9 @@ def test_what_is_complete_is_left_out(config, capsys, monkeypatch):
     assert any("stage 'language': encoder/layers 6 to 2, " in line for line in lines)
 
 
-def test_rows_are_measured_by_their_first_records(config):
+def test_lengths_are_estimated_from_the_first_records(config):
     encoder, records = Encoder(load_processor(TEACHER), config), source("m", "val", 20)
-    found = look_at(records, encoder)
+    estimate = look_at(records, encoder)
     first = [encoder(records[index]) for index in range(8)]
-    assert found["prompt"] == -(-sum(len(row["prompt"]) for row in first) // 8)
-    assert found["slots"] == 1
+    assert estimate["prompt"] == -(-sum(len(row["prompt"]) for row in first) // 8)
+    assert estimate["slots"] == 1

@@ -1,4 +1,4 @@
-"""Both objectives of a stage are trained by one loop, and resumed by it: answers, and facts of pictures."""
+"""Both objectives, answers and facts of pictures, are trained and resumed by the same loop."""
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ def step_of(params, optimizer, dtype=jnp.float32):
     return facts_step(facts_loss(CONFIG, params, FACTS, dtype=dtype), optimizer)
 
 
-def test_in_bfloat16_the_loss_is_nearly_the_same_and_parameters_stay_float32():
+def test_bfloat16_gives_nearly_the_same_loss_and_keeps_float32_parameters():
     params, rows = functional(CONFIG).init(jax.random.key(0)), batch(CONFIG)
     optimizer, losses = distill.make_optimizer(distill.OptimizerConfig(learning_rate=1e-3), steps=3), []
     for dtype in (jnp.float32, jnp.bfloat16):
@@ -33,7 +33,7 @@ def test_in_bfloat16_the_loss_is_nearly_the_same_and_parameters_stay_float32():
     assert losses[1] == pytest.approx(losses[0], rel=2e-2)
 
 
-def test_training_lowers_the_loss_and_leaves_the_language_model_alone():
+def test_facts_training_lowers_the_loss_and_excludes_the_language_model():
     params = functional(CONFIG).init(jax.random.key(0))
     optimizer = distill.make_optimizer(distill.OptimizerConfig(learning_rate=3e-3), steps=30)
     trained = with_heads(CONFIG, params, FACTS, 5, jax.random.key(1))
@@ -104,7 +104,7 @@ def test_facts_train_the_image_side_and_answers_all_of_the_model(whole):
 
 
 @pytest.mark.parametrize("number", [1, 2])
-def test_a_stage_of_either_objective_goes_on_where_it_was_stopped(recipe, whole, tmp_path, monkeypatch, number):
+def test_a_stage_of_either_objective_resumes(recipe, whole, tmp_path, monkeypatch, number):
     train, begun = stages.train, []
 
     def halting(step, state, batches, *, steps, **rest):
@@ -123,7 +123,7 @@ def test_a_stage_of_either_objective_goes_on_where_it_was_stopped(recipe, whole,
     assert not list((tmp_path / "run" / "steps").iterdir())
 
 
-def test_a_folder_of_a_version_with_other_keys_is_refused_with_the_way_on(recipe, tmp_path):
+def test_a_folder_of_a_version_with_other_keys_is_refused_with_a_remedy(recipe, tmp_path):
     run = tmp_path / "run"
     run.mkdir()
     (run / "recipe.toml").write_text(dump_recipe(recipe).replace('kind = "facts"', 'kind = "facts"\ntypes = []'))

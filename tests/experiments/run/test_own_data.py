@@ -1,4 +1,4 @@
-"""A user's own rows, from JSONL and pictures to an exported student, for both families; and rows that are refused."""
+"""A user's own rows, from JSONL and pictures to an exported student, and errors in rows and models."""
 
 import json
 from pathlib import Path
@@ -33,7 +33,7 @@ from tests.experiments.tiny import save_llava, save_qwen3_vl, save_smolvlm, save
 
 ROOT = Path(__file__).resolve().parents[3]
 RECIPES = ROOT / "experiments" / "recipes"
-# PyTorch's and transformers' own warnings, where a command starts them.
+# Commands may cause warnings of PyTorch and transformers.
 pytestmark = pytest.mark.filterwarnings("default")
 
 SMALL = {
@@ -57,7 +57,7 @@ CUT = {
 
 @pytest.fixture
 def ads(tmp_path, monkeypatch):
-    """The working folder, with `ads/train.jsonl`, `ads/test.jsonl` and pictures."""
+    """The working folder; it holds `ads/train.jsonl`, `ads/test.jsonl` and pictures."""
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.chdir(tmp_path)
     for split, rows in (("train", 24), ("test", 8)):
@@ -71,14 +71,14 @@ def antgmm(command, recipe, run, *changes):
 
 
 def tiny(family):
-    """Changes to a shipped training recipe that let it take seconds."""
+    """Changes to a packaged training recipe that make it take seconds."""
     changes = ("optimizer.batch_size=8", "optimizer.warmup=1", "data.samples=24", "evaluate.data.samples=8")
     changes = [*changes, "evaluate.max_new_tokens=4", "export.dtype=float32"]
     return [*changes, f"model.sizes={SMALL[family]}", "phase.answers.steps=3", FROZEN]
 
 
 def as_conversations(file):
-    """Rows of LLaVA's own form in the place of a file's."""
+    """Rewrites the rows of a file as conversations in LLaVA's format."""
     rows = []
     for line in file.read_text().splitlines():
         row = json.loads(line)
@@ -91,16 +91,16 @@ def as_conversations(file):
 
 
 @pytest.mark.parametrize("family", ["blip2", "llava", "smolvlm", "qwen3-vl"])
-def test_rows_of_a_user_become_an_exported_student(ads, family):
+def test_a_users_rows_become_an_exported_student(ads, family):
     if family == "llava":
         for split in ("train", "test"):
             as_conversations(ads / "ads" / f"{split}.jsonl")
-    asked = "Question: {question}[ ({text})] Answer:"
-    taught = [*tiny(family), "buckets=[]", f'prompt="{asked}"']
+    template = "Question: {question}[ ({text})] Answer:"
+    taught = [*tiny(family), "buckets=[]", f'prompt="{template}"']
     trained = antgmm("train", RECIPES / f"own-data-{family}.toml", f"runs/own-{family}", *taught)
     assert trained.exit_code == 0, trained.output
     changes = [change for change in tiny(family) if not change.startswith(("model", "phase"))]
-    # Compiling is what takes time here: one step, no mask phase, and scores that need no gradient.
+    # Compilation takes most of the time: few steps, no mask phase, and scores without gradients.
     stage = ["stage.cut.importance=magnitude", "stage.cut.mask_steps=0", "stage.cut.recover_steps=2"]
     sizes = f"stage.cut.sizes={CUT[family]}"
     recipe = RECIPES / f"own-data-{family}-compress.toml"
@@ -108,24 +108,24 @@ def test_rows_of_a_user_become_an_exported_student(ads, family):
     assert compressed.exit_code == 0, compressed.output
     gate = json.loads((ads / "runs/student/report/gate.json").read_text())
     assert gate["passed"] and gate["answers_equal"] == 1.0 and gate["prompts"] == 8
-    # The student is asked as its teacher was, though its recipe does not say how, and notes it for whoever serves it.
-    assert json.loads((ads / "runs/student/export/antgmm.json").read_text()) == {"prompt": asked}
+    # The student inherits the teacher's prompt template, and the export records it.
+    assert json.loads((ads / "runs/student/export/antgmm.json").read_text()) == {"prompt": template}
     config, processor = open_hf(ads / "runs/student/export")[0], load_processor(ads / "runs/student/export")
     recipe = load_recipe(recipe, [*changes, *stage, sizes])
     records, reads = load_both(recipe), inputs(config, processor)
     (batch,) = encode_both(recipe, records, processor, config)[1].in_order(8, prompts=True)
     for row, record in enumerate(records[1]):
-        line = reads.chat(user_turn(prompt(record.question, record.text, asked), 1))
+        line = reads.chat(user_turn(prompt(record.question, record.text, template), 1))
         expected = processor(images=record.images[0], text=line, return_tensors="np")["input_ids"][0]
         mask = batch["prompt/attention_mask"][row] == 1
         np.testing.assert_array_equal(batch["prompt/input_ids"][row][mask], expected)
-    _answers_as_a_stock_model(ads / "runs/student/export", ads / "ads", family)
+    _runs_in_transformers(ads / "runs/student/export", ads / "ads", family)
 
 
 @pytest.mark.parametrize(
     ("family", "save"), [pytest.param("smolvlm", save_smolvlm, marks=pytest.mark.long), ("qwen3-vl", save_qwen3_vl)]
 )
-def test_rows_with_tiles_of_any_number_of_pictures_are_compressed(ads, family, save):
+def test_models_with_tiles_are_compressed_on_rows_with_any_number_of_pictures(ads, family, save):
     teacher, rng = save(ads / "teacher"), np.random.default_rng(0)
     for split, rows in (("train", 16), ("test", 8)):
         lines = []
@@ -149,8 +149,8 @@ def test_rows_with_tiles_of_any_number_of_pictures_are_compressed(ads, family, s
     assert gate["passed"] and gate["answers_equal"] == 1.0 and gate["prompts"] == 8
 
 
-def _answers_as_a_stock_model(directory, rows, family):
-    """What a person does who has only transformers and the exported folder."""
+def _runs_in_transformers(directory, rows, family):
+    """Loads and runs the exported folder with `transformers` alone."""
     model, processor = reference.reloaded(directory), AutoProcessor.from_pretrained(directory)
     assert model.config.vision_config.num_hidden_layers == 1
     text = model.config.text_config
@@ -163,7 +163,7 @@ def _answers_as_a_stock_model(directory, rows, family):
     assert model.generate(**given, max_new_tokens=3).shape[0] == 1
 
 
-def test_a_recipes_prompt_is_what_is_trained_on_and_asked(ads):
+def test_a_recipes_prompt_is_used_in_training_and_evaluation(ads):
     change = 'prompt="Question: {question}[ ({text})] Answer:"'
     recipe = load_recipe(
         RECIPES / "own-data-blip2-compress.toml", ["data.samples=24", "evaluate.data.samples=8", change]
@@ -185,7 +185,7 @@ def test_a_recipes_prompt_is_what_is_trained_on_and_asked(ads):
 
 @pytest.mark.parametrize("command", ["train", "compress"])
 @pytest.mark.parametrize("family", ["blip2", "llava"])
-def test_bad_rows_are_told_together_and_nothing_is_trained(ads, command, family):
+def test_bad_rows_are_listed_together_before_training(ads, command, family):
     rows = [json.loads(line) for line in (ads / "ads/train.jsonl").read_text().splitlines()]
     whole = dict(enumerate(rows, 1))
     (ads / "ads/text.png").write_text("no picture")
@@ -208,7 +208,7 @@ def test_bad_rows_are_told_together_and_nothing_is_trained(ads, command, family)
     if command == "compress":
         changes += [f"teacher.path={save(ads / 'teacher')}", "stage.cut.sizes={'vision/layers'=1}"]
 
-    def told(rows):
+    def errors_of(rows):
         (ads / "ads/train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows.values()))
         result = antgmm(command, recipe, "run", *changes)
         assert result.exit_code == 2
@@ -216,23 +216,23 @@ def test_bad_rows_are_told_together_and_nothing_is_trained(ads, command, family)
         assert not (ads / "run").exists()
         return result.stderr.partition("error: ")[2].splitlines()
 
-    head, *reasons = told(bad)
+    head, *reasons = errors_of(bad)
     assert head == "ads/train.jsonl: 6 of 24 rows are invalid; correct or remove them"
     expected = {2: "none.png is missing", 3: "cannot be decoded", 4: "leaves the data folder", 5: "question is empty"}
     expected |= {6: "answer is a int, not text", 7: f"id {whole[1]['id']!r} is also that of line 1"}
     assert len(reasons) == len(expected)
-    for (line, reason), found in zip(expected.items(), reasons, strict=True):
-        assert found.startswith(f"line {line}: ") and reason in found
-    head, *reasons = told(long)
+    for (line, reason), error in zip(expected.items(), reasons, strict=True):
+        assert error.startswith(f"line {line}: ") and reason in error
+    head, *reasons = errors_of(long)
     assert head.endswith("3 of 24 rows are too long; shorten or remove them, or raise max_length and max_answer")
     assert head.startswith("ads/train.jsonl: ")
     parts = [(2, "prompt", 512), (3, "answer", 64), (4, "prompt", 512), (4, "answer", 64)]
     assert len(reasons) == len(parts)
-    for (line, part, limit), found in zip(parts, reasons, strict=True):
-        assert found.startswith(f"{whole[line]['id']}: {part} of ") and found.endswith(f" tokens, at most {limit}")
+    for (line, part, limit), error in zip(parts, reasons, strict=True):
+        assert error.startswith(f"{whole[line]['id']}: {part} of ") and error.endswith(f" tokens, at most {limit}")
 
 
-def test_faults_of_both_files_are_told_at_once(ads):
+def test_errors_of_both_files_are_listed_together(ads):
     (ads / "ads/test.jsonl").write_text("{}\n")
     (ads / "ads/train.jsonl").write_text("[]\n")
     result = antgmm("train", RECIPES / "own-data-llava.toml", "run")
@@ -251,20 +251,20 @@ def test_faults_of_both_files_are_told_at_once(ads):
         ('model.sizes={"text/embed"=0.5}', 'model.sizes."text/embed" = 0.5: Input should be a valid integer'),
     ],
 )
-def test_a_model_that_cannot_be_is_refused_and_leaves_nothing(ads, change, message):
+def test_an_impossible_model_is_refused_and_leaves_nothing(ads, change, message):
     result = antgmm("train", RECIPES / "own-data-llava.toml", "run", change)
     assert result.exit_code == 2
-    assert len(result.stderr.splitlines()) == 2  # what begins, and the error
+    assert len(result.stderr.splitlines()) == 2  # the first line, and the error
     assert message in result.stderr
     assert not (ads / "run").exists()
 
 
-def test_facts_are_for_a_model_with_queries():
+def test_a_facts_phase_needs_a_model_with_queries():
     with pytest.raises(AntgmmError, match="phase 'facts' needs a bridge with a stack, which llava-tiny does not have"):
         shape_of(load_training(RECIPES / "teacher-m.toml", ["model.preset=llava-tiny"]))
 
 
-def test_sizes_are_laid_over_the_preset_with_what_is_tied_to_them():
+def test_sizes_override_the_preset_and_its_tied_sizes():
     recipe = load_training(RECIPES / "own-data-llava.toml", ['model.sizes={"vision/embed"=64, "text/embed"=320}'])
     config = shape_of(recipe)
     assert (config.vision.stack.embed, config.vision.stack.heads) == (64, 1)
@@ -272,7 +272,7 @@ def test_sizes_are_laid_over_the_preset_with_what_is_tied_to_them():
 
 
 @pytest.mark.long
-def test_a_training_that_is_stopped_goes_on_to_the_same_arrays(ads, monkeypatch):
+def test_a_resumed_training_ends_with_the_same_arrays(ads, monkeypatch):
     recipe = load_training(RECIPES / "own-data-llava.toml", [*tiny("llava"), "checkpoint_every=1"])
     save, saved = stage.Stepper.save, []
 
@@ -297,7 +297,7 @@ def test_a_training_that_is_stopped_goes_on_to_the_same_arrays(ads, monkeypatch)
     assert load_hf("stopped/export")[0] == load_hf("whole/export")[0]
 
 
-def test_a_checkpoint_is_trained_further_from_its_own_parameters(ads):
+def test_training_continues_from_the_parameters_of_a_checkpoint(ads):
     teacher, like = save_llava(ads / "mine"), ["model={path='mine'}", "phase.answers.frozen=['vision']"]
     changes = [change for change in tiny("llava") if not change.startswith("model.sizes") and change != FROZEN]
     assert antgmm("train", RECIPES / "own-data-llava.toml", "run", *changes, *like).exit_code == 0
@@ -305,7 +305,7 @@ def test_a_checkpoint_is_trained_further_from_its_own_parameters(ads):
     assert same == config
     _same(before["vision"], after["vision"])
     moved = jax.tree.map(lambda old, new: np.abs(new - old).max(), before["language"], after["language"])
-    # Three steps of AdamW move a parameter by about three learning rates: further away would be another start.
+    # Three steps of AdamW move a parameter by about three learning rates; other initial parameters differ more.
     assert 0 < max(jax.tree.leaves(moved)) < 5e-3
     tokenizers = [AutoProcessor.from_pretrained(folder).tokenizer for folder in (teacher, "run/export")]
     assert tokenizers[0].get_vocab() == tokenizers[1].get_vocab()
@@ -320,7 +320,7 @@ def _same(left, right):
         np.testing.assert_array_equal(left, right)
 
 
-def test_rows_that_the_page_shows_are_rows_that_the_reader_takes():
+def test_rows_in_the_guide_are_valid():
     page = (ROOT / "docs" / "guides" / "your-data.md").read_text()
     blocks = [block.split("```")[0] for block in page.split("```json\n")[1:]]
     rows = [line for block in blocks for line in block.splitlines()]

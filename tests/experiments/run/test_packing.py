@@ -1,4 +1,4 @@
-"""Packed rows give the loss and the gradients of rows of one sample, and no token sees another sample's."""
+"""Packed rows give the loss and gradients of unpacked rows, and no token attends to another sample."""
 
 import json
 from itertools import islice
@@ -29,19 +29,19 @@ WEIGHTS = distill.LossConfig(hard=1.0, soft=1.0, pair=0.5, rank=0.5, hidden=0.5,
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    """Config, parameters, samples that are packed three to a row or so, and a whole batch of them."""
+    """Config, parameters, samples without and with packing (about three per row), and a packed batch."""
     directory = save_llava(tmp_path_factory.mktemp("m") / "teacher")
     config, params = load_hf(directory)
     records, processor = maad.source("s", "val", SAMPLES), load_processor(directory)
     plain = Samples(records, processor, config)
     packed = Samples(records, processor, config, pack=int(2.6 * plain.needs.text.mean()))
-    # Some row has fewer samples than another, and lengths differ.
+    # A batch with an empty place: its rows hold different numbers of samples.
     batch = next(each for each in packed.shuffled(ROWS, SEED) if (each["index"] < 0).any())
     return config, params, plain, packed, batch
 
 
 def unpacked(plain, batch):
-    """The same samples, each in a row of its own."""
+    """The same samples, one per row."""
     rows = batch["index"][batch["index"] >= 0]
     return taken(plain, rows)
 
@@ -62,7 +62,7 @@ def test_a_batch_has_several_samples_a_row_and_each_once_an_epoch(model):
 
 
 @pytest.mark.parametrize("mode", ["online", "cache"])
-def test_loss_and_gradients_are_those_of_rows_of_one_sample(model, tmp_path, mode):
+def test_loss_and_gradients_equal_those_of_unpacked_rows(model, tmp_path, mode):
     config, params, plain, _, batch = model
     pure = functional(config)
     teacher = distill.online(pure, params)
@@ -86,9 +86,9 @@ def test_loss_and_gradients_are_those_of_rows_of_one_sample(model, tmp_path, mod
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5 * max(1.0, largest))
 
 
-def test_micro_batches_of_packed_rows_equal_the_whole(model):
+def test_micro_batches_of_packed_rows_equal_the_whole_batch(model):
     config, params, _, _, batch = model
-    pure, found = functional(config), []
+    pure, results = functional(config), []
     teacher = distill.online(pure, params)
     inputs = device(teacher, batch)
     for pieces in (1, 2):
@@ -96,12 +96,12 @@ def test_micro_batches_of_packed_rows_equal_the_whole(model):
         parts = distill.parts(config, pruning.identity(config))
         step = distill.make_step(pure, optimizer, WEIGHTS, teacher=teacher, parts=parts, micro_batches=pieces)
         state = distill.init_state(pure.init(jax.random.key(7)), optimizer)
-        found.append(step(state, inputs, {}, teacher.params)[1])
-    for name in found[0]:
-        np.testing.assert_allclose(found[1][name], found[0][name], rtol=1e-5)
+        results.append(step(state, inputs, {}, teacher.params)[1])
+    for name in results[0]:
+        np.testing.assert_allclose(results[1][name], results[0][name], rtol=1e-5)
 
 
-def test_image_features_stand_in_for_pictures(model, tmp_path):
+def test_image_features_replace_pictures(model, tmp_path):
     config, params, _, packed, batch = model
     features = image_features(config, params, packed, tmp_path / "features")
     run = packed.shuffled(ROWS, SEED, features=features)
@@ -120,7 +120,7 @@ def test_no_token_sees_another_sample(model):
     before = np.asarray(apply(params, inputs)["logits"])
     segments = batch["segment_ids"]
     for sample in (1, 2):
-        # Another picture and other words; image tokens stay where they are.
+        # Change the picture and the words of the sample, but not its image tokens.
         ids, images = inputs["input_ids"].copy(), inputs["images"]
         words = (segments == sample) & (ids != config.image_token)
         ids[words] = 5 + ids[words] % 7
@@ -132,7 +132,7 @@ def test_no_token_sees_another_sample(model):
         assert (np.abs(after - before)[mine].max(axis=-1) > 0).all()
 
 
-def test_a_run_goes_on_from_its_place(model):
+def test_batches_resume_from_a_position(model):
     _, _, _, packed, _ = model
     whole = packed.shuffled(ROWS, SEED)
     for _ in range(5):
@@ -150,7 +150,7 @@ def test_a_recipe_trains_on_packed_rows(tmp_path):
     Run(loaded, tmp_path / "run").scores()
     config, processor = load_hf(tmp_path / "teacher")[0], load_processor(tmp_path / "teacher")
     samples, _ = encode_both(loaded, load_both(loaded), processor, config)
-    # 16 samples of 40 tokens or so, three to a row.
+    # 16 samples of about 40 tokens, three per row.
     assert next(samples.shuffled(2, 0))["index"].shape[1] > 1
     history = json.loads((tmp_path / "run" / "stages" / "01-blocks" / "stage.json").read_text())["metrics"]["history"]
     assert np.isfinite([point["loss"] for point in history]).all() and history[-1]["step"] == 4

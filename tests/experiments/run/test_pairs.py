@@ -1,4 +1,4 @@
-"""Pairs: who asks and who shows, and answers that are the teacher's, asked for once."""
+"""Pairs: questions of one sample with the picture of another, answered once by the teacher."""
 
 import jax
 import numpy as np
@@ -25,7 +25,7 @@ def given(tmp_path_factory):
     return recipe, Samples(maad.source("s", "train", ROWS), processor, config), config, params, processor
 
 
-def test_every_sample_asks_and_shows_once_before_any_does_again(given):
+def test_every_sample_gives_its_question_and_its_picture_once_per_round(given):
     samples = given[1].records
     source = pairs.paired(samples, 2 * ROWS)
     made, names = [*source], [record.id for record in samples]
@@ -42,25 +42,25 @@ def test_every_sample_asks_and_shows_once_before_any_does_again(given):
     assert [record.id for record in pairs.paired(samples, 5)] == [record.id for record in made[:5]]
 
 
-def test_answers_are_the_teachers_and_asked_for_once(given, tmp_path, monkeypatch):
+def test_answers_are_the_teachers_and_computed_once(given, tmp_path, monkeypatch):
     recipe, samples, config, params, processor = given
     both = pairs.with_pairs(recipe, samples, config, params, processor, tmp_path)
     made = Samples(pairs.paired(samples.records, 14), processor, config)
-    _, said = evaluate(config, params, made, processor, max_new_tokens=recipe.evaluate.max_new_tokens)
-    expected = [(r.id, text) for r, text in zip(made.records, said, strict=True) if text]
-    found = [both.records.words(row) for row in range(len(both))]
-    assert [(r.id, r.answer) for r in found[ROWS:]] == expected
+    _, replies = evaluate(config, params, made, processor, max_new_tokens=recipe.evaluate.max_new_tokens)
+    expected = [(r.id, text) for r, text in zip(made.records, replies, strict=True) if text]
+    records = [both.records.words(row) for row in range(len(both))]
+    assert [(r.id, r.answer) for r in records[ROWS:]] == expected
     assert [(r.id, r.answer) for r in both.records][ROWS:] == expected
-    assert [r.id for r in found[:ROWS]] == [r.id for r in samples.records]
+    assert [r.id for r in records[:ROWS]] == [r.id for r in samples.records]
     first = np.arange(ROWS)
     jax.tree.map(np.testing.assert_array_equal, taken(both, first)["images"], taken(samples, first)["images"])
 
-    monkeypatch.setattr(pairs, "evaluate", lambda *a, **k: pytest.fail("asked again"))
+    monkeypatch.setattr(pairs, "evaluate", lambda *a, **k: pytest.fail("answered again"))
     again = pairs.with_pairs(recipe, samples, config, params, processor, tmp_path)
     assert again.fingerprint == both.fingerprint != samples.fingerprint
-    # Shorter answers are others.
+    # A shorter limit gives other answers.
     shorter = recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update={"max_new_tokens": 2})})
-    with pytest.raises(pytest.fail.Exception, match="asked again"):
+    with pytest.raises(pytest.fail.Exception, match="answered again"):
         pairs.with_pairs(shorter, samples, config, params, processor, tmp_path)
 
 
@@ -75,11 +75,11 @@ def test_pairs_are_packed_like_the_samples(tmp_path):
     assert batch["segment_ids"].shape == (1, 256) and batch["segment_ids"].max() > 1
 
 
-def test_no_answer_no_record_and_another_key_asks_anew(given, tmp_path):
+def test_empty_answers_are_dropped_and_another_key_computes_answers_again(given, tmp_path):
     made = pairs.paired(given[1].records, 3)
-    found = pairs.answered(made, lambda: ["a", "", "b"], tmp_path / "x.json", "one")
-    assert [(r.id, r.answer) for r in found] == [(made[0].id, "a"), (made[2].id, "b")]
-    np.testing.assert_array_equal(found[1].images[0], made[2].images[0])
-    again = pairs.answered(made, lambda: pytest.fail("asked again"), tmp_path / "x.json", "one")
+    records = pairs.answered(made, lambda: ["a", "", "b"], tmp_path / "x.json", "one")
+    assert [(r.id, r.answer) for r in records] == [(made[0].id, "a"), (made[2].id, "b")]
+    np.testing.assert_array_equal(records[1].images[0], made[2].images[0])
+    again = pairs.answered(made, lambda: pytest.fail("answered again"), tmp_path / "x.json", "one")
     assert [r.answer for r in again] == ["a", "b"]
     assert [r.answer for r in pairs.answered(made, lambda: ["c"] * 3, tmp_path / "x.json", "two")] == ["c"] * 3

@@ -1,4 +1,4 @@
-"""A whole run, and the same run killed again and again: the arrays are identical."""
+"""A whole run, and the same run killed several times: both end with identical arrays."""
 
 import json
 import os
@@ -84,7 +84,7 @@ def recipe(tmp_path_factory):
 
 def start(recipe: Path, run: Path, moment: str) -> int:
     command = [sys.executable, "-m", "tests.experiments.killed_run", str(recipe), str(run), moment]
-    # As many devices as this process has: with others XLA shares out its threads otherwise, and rounds otherwise.
+    # As many devices as in this process, because XLA's threads, and so its rounding, depend on their number.
     environment = {**os.environ, "JAX_NUM_CPU_DEVICES": str(jax.device_count())}
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, check=False).returncode
 
@@ -96,16 +96,16 @@ def whole(recipe, tmp_path_factory):
     return run, report
 
 
-def test_a_run_leaves_stages_export_and_evidence(recipe, whole):
+def test_a_run_writes_stages_export_and_report(recipe, whole):
     run, report = whole
     assert json.loads((run / "status.json").read_text())["state"] == "complete"
     assert report["export"]["passed"] and report["export"]["answers_equal"] == 1.0
     assert report["export"]["max_abs_logit_diff"] <= 1e-5 * max(1.0, report["export"]["max_abs_logit"])
     student = load_student(run / "stages" / "02-widths")
-    found = sizes(student.config)
+    counts = sizes(student.config)
     wanted = {"vision/layers": 2, "decoder/layers": 1, "vision/embed": 16, "vision/heads": 1, "text/embed": 24}
-    assert {axis: found[axis] for axis in wanted} == wanted
-    assert (found["encoder/mlp"], found["decoder/mlp"], found["vision/mlp"]) == (24, 24, 24)
+    assert {axis: counts[axis] for axis in wanted} == wanted
+    assert (counts["encoder/mlp"], counts["decoder/mlp"], counts["vision/mlp"]) == (24, 24, 24)
     assert [len(student.keep[axis]) for axis in ("vision/layers", "text/embed")] == [2, 24]
     assert not list((run / "steps").glob("*"))
     arrays = reference.reloaded(run / "export").state_dict()
@@ -118,7 +118,7 @@ def test_a_run_leaves_stages_export_and_evidence(recipe, whole):
     assert all(stage["latency"]["p50"] > 0 for stage in report["stages"])
 
 
-def test_a_run_tells_its_energy(whole):
+def test_a_run_reports_its_energy(whole):
     run, report = whole
     used, parts = report["energy"]["run"], [report["energy"]["cache"], *(stage["energy"] for stage in report["stages"])]
     assert sum(part["kwh"] for part in parts) < used["kwh"] and used["seconds"] < report["wall_seconds"]
@@ -128,15 +128,15 @@ def test_a_run_tells_its_energy(whole):
     assert all(part["kwh"] > 0 and part["kg_co2"] > 0 for part in parts)
     for engine in ("jax", "torch"):
         requests = [report["latency"][engine][name]["energy"] for name in ("teacher", "student")]
-        for found in requests:
-            assert found["requests"] >= figures.LATENCY_REPEATS
-            assert found["joules"] * found["requests"] == pytest.approx(3.6e6 * found["kwh"])
+        for request in requests:
+            assert request["requests"] >= figures.LATENCY_REPEATS
+            assert request["joules"] * request["requests"] == pytest.approx(3.6e6 * request["kwh"])
         saved = report["energy"]["saved"][engine]
         assert saved["joules"] == requests[0]["joules"] - requests[1]["joules"]
         assert saved["kwh_a_year"]["100"] == pytest.approx(876 * saved["joules"])
 
 
-def test_a_runs_report_is_written_anew_from_what_the_run_left(whole):
+def test_the_report_command_rebuilds_a_report(whole):
     run, report = whole
     files = [run / "report" / name for name in ("report.md", "report.html")]
     before = [file.read_bytes() for file in files]
@@ -169,7 +169,7 @@ def test_a_run_killed_at_every_kind_of_moment_ends_with_the_same_arrays(recipe, 
             np.testing.assert_array_equal(left, right)
         assert mine[1]["keep"] == theirs[1]["keep"]
         assert mine[1]["metrics"]["history"] == theirs[1]["metrics"]["history"]
-    # What the attempts before had used counts in, and only in the stage that they were at.
+    # The energy of earlier attempts counts, in their own stage only.
     used = [checkpoint.load_record(stage)["metrics"]["energy"] for stage in sorted((run / "stages").iterdir())]
     assert 50.0 < used[0]["kwh"] < 50.1 and 1e6 < used[0]["seconds"] < 1.01e6
     assert 0.0 < used[1]["kwh"] < 0.1 and used[1]["seconds"] < 1e4
@@ -181,7 +181,7 @@ def test_a_run_killed_at_every_kind_of_moment_ends_with_the_same_arrays(recipe, 
 
 
 def _note_energy(path, part, **changes):
-    """Notes what an attempt at a part used, as a process that lives longer than a few seconds does by itself."""
+    """Records energy of an attempt at a part, as a process does after a few seconds."""
     status = json.loads(path.read_text())
     status["energy"][part] = {**status["energy"]["run"], **changes}
     path.write_text(json.dumps(status))
@@ -203,7 +203,7 @@ def test_a_student_that_answers_differently_fails_the_run(recipe, whole, tmp_pat
         norm = {**language["norm"], "scale": language["norm"]["scale"] * 1.01}
         save(config, {**params, "language": {**language, "norm": norm}}, directory, like=like)
 
-    # Whole files with other numbers than the student's: JAX would read them as PyTorch does.
+    # The files are complete but hold other numbers, which JAX and PyTorch would read equally.
     monkeypatch.setattr(publish, "save_hf", damaged)
     with pytest.raises(AntgmmError, match="export gate failed: logits of sample maad-s-0-val-"):
         finish(Run(load_recipe(recipe), run))
@@ -221,19 +221,19 @@ def test_a_parent_of_another_teacher_is_refused(recipe, whole, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_an_illegal_size_stops_before_anything_is_written(recipe, tmp_path):
+def test_an_illegal_size_is_refused_before_anything_is_written(recipe, tmp_path):
     changed = load_recipe(recipe, ["stage.widths.sizes={'vision/embed' = 20}"])
     with pytest.raises(AntgmmError, match="stage 'widths'.*nearest legal sizes.*16.*32"):
         finish(Run(changed, tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
 
-def test_segments_walk_through_legal_sizes(recipe, whole):
+def test_segments_have_legal_sizes(recipe, whole):
     stage = load_recipe(recipe).stages[1]
     record = checkpoint.load_record(whole[0] / "stages" / "01-blocks")
     first, last = segment_targets(from_dict(record["config"]), stage)
     assert last == {"vision/embed": 16, "bridge/embed": 16, "text/embed": 24, "encoder/mlp": 24, "vision/mlp": 24}
-    # Half-way from 32 to 16 is 24, which no whole number of heads of 16 makes: the next legal size above is 32.
+    # Halfway from 32 to 16 is 24, which is not a multiple of a head's 16: the next larger legal size is 32.
     assert first == {"vision/embed": 32, "bridge/embed": 32, "text/embed": 28, "encoder/mlp": 36, "vision/mlp": 36}
 
 
@@ -243,7 +243,7 @@ def test_a_folder_of_another_recipe_is_refused(recipe, whole):
 
 
 @pytest.mark.long
-def test_a_decoder_only_model_goes_the_whole_way(tmp_path):
+def test_a_decoder_only_model_is_compressed_and_exported(tmp_path):
     vision = '"vision/layers" = 1, "vision/embed" = 16'
     cut = vision + ', "text/layers" = 2, "text/heads" = 1, "text/mlp" = 24, "text/embed" = 24'
     path = write_recipe(tmp_path / "r.toml", save_llava(tmp_path / "teacher"), name="all", sizes=cut)

@@ -1,4 +1,4 @@
-"""A recipe is read whole, completed from its own tables, and refused in one line that names the key."""
+"""Recipes: defaults from their own tables, overrides, and errors in one line that names the key."""
 
 import dataclasses
 from pathlib import Path
@@ -88,7 +88,7 @@ def write(tmp_path):
     return write
 
 
-def test_a_recipe_is_completed_from_its_own_tables(write):
+def test_stages_inherit_the_tables_of_their_recipe(write):
     recipe = load_recipe(write(RECIPE))
     blocks, hidden = recipe.stages
     assert blocks.loss == recipe.loss
@@ -115,7 +115,7 @@ def test_the_first_pattern_decides_how_an_axis_is_scored(write):
         only.method("bridge/embed")
 
 
-def test_overrides_reach_every_depth(write):
+def test_overrides_apply_at_every_depth(write):
     path = write(RECIPE)
     recipe = load_recipe(
         path, ["seed=4", "optimizer.batch_size=2", "stage.hidden.recover_steps=1", "stage.0.importance=random"]
@@ -189,7 +189,7 @@ def test_a_recipe_cannot_be_changed(write):
         ("loss.soft=1.0 2", 'loss.soft = "1.0 2": Input should be a valid number'),
     ],
 )
-def test_what_is_wrong_is_one_line_that_names_the_key(write, override, message):
+def test_an_invalid_recipe_is_refused_in_one_line_that_names_the_key(write, override, message):
     with pytest.raises(AntgmmError) as caught:
         load_recipe(write(RECIPE), [override])
     text = str(caught.value)
@@ -198,21 +198,21 @@ def test_what_is_wrong_is_one_line_that_names_the_key(write, override, message):
     assert len(text) < 320
 
 
-def test_components_are_cut_at_once(write):
+def test_cuts_to_components_need_one_segment_without_masks(write):
     at_once = ["stage.1.importance=principal", "stage.1.segments=1", "stage.1.mask_steps=0"]
     assert load_recipe(write(RECIPE), at_once).stages[1].method("text/embed") == "principal"
-    idle = ['stage.1.importance={"text/embed"="taylor", "*"="principal"}']  # of no axis of this stage
+    idle = ['stage.1.importance={"text/embed"="taylor", "*"="principal"}']  # matches no axis of this stage
     assert load_recipe(write(RECIPE), idle).stages[1].keeps_moments
 
 
-def test_every_fault_is_told_once(write):
+def test_every_error_is_listed_once(write):
     with pytest.raises(AntgmmError) as caught:
         load_recipe(write(RECIPE), ["loss.hrad=1.0", "seed=1.5", "stage.1.szies=1"])
     text = str(caught.value)
     assert [text.count(word) for word in ("hrad", "seed", "szies")] == [1, 1, 1]
 
 
-def test_a_file_that_is_no_recipe(write, tmp_path):
+def test_invalid_files_are_refused(write, tmp_path):
     with pytest.raises(AntgmmError, match=r"cannot read the recipe .*none.toml: No such file"):
         load_recipe(tmp_path / "none.toml")
     with pytest.raises(AntgmmError, match=r"broken.toml is not TOML: .*line 1"):
@@ -238,7 +238,7 @@ def test_a_users_own_files(write):
     assert load_recipe(elsewhere).evaluate.data.kind == "tfds"
 
 
-def test_hard_records_are_completed_from_the_data(write):
+def test_hard_records_inherit_the_data_table(write):
     plain = load_recipe(write(RECIPE))
     assert plain.evaluate.hard is None
     hard = load_recipe(write(RECIPE), ['evaluate.hard={split="test_hard"}'])
@@ -275,7 +275,7 @@ def test_a_training_recipe(write):
         load_training(write(TRAINING), ['model={path="mine", sizes={"text/embed"=96}}'])
 
 
-def test_rows_are_cut_to_buckets_or_packed(write):
+def test_buckets_and_packing_exclude_each_other(write):
     assert load_recipe(write(RECIPE)).pack == 0
     assert load_training(write(TRAINING), ["pack=512"]).pack == 512
     with pytest.raises(AntgmmError, match="pack puts several samples into a row: set only one"):
@@ -295,7 +295,7 @@ def test_a_recipe_embeds_the_settings_of_the_packages_that_use_them(write):
     assert hidden.optimizer == StepConfig(learning_rate=5e-4, batch_size=8, warmup=2)
 
 
-def test_shipped_recipes_are_valid():
+def test_packaged_recipes_are_valid():
     texts = {path: path.read_text() for path in sorted(RECIPES.glob("*.toml"))}
     cuts = [load_recipe(path) for path, text in texts.items() if "[[stage]]" in text]
     trainings = [load_training(path) for path, text in texts.items() if "[[phase]]" in text]
@@ -303,7 +303,7 @@ def test_shipped_recipes_are_valid():
     assert all(training.model.preset in PRESETS for training in trainings)
 
 
-def test_the_demo_says_how_every_axis_that_it_cuts_is_scored():
+def test_the_demo_scores_every_axis_that_it_cuts():
     for stage in load_recipe(RECIPES / "demo.toml").stages:
         counts = {axis: size for axis, size in stage.sizes.items() if isinstance(size, int)}
         for axis in complete(PRESETS["antgmm-deep"], counts):

@@ -1,4 +1,4 @@
-"""Cuts of several stages of one teacher are joined axis by axis, or refused by name."""
+"""Cuts of several stages of one teacher are merged axis by axis, or refused by name."""
 
 import json
 
@@ -36,7 +36,7 @@ KEY = "teacher"
 
 @pytest.fixture
 def stage(tmp_path):
-    """Saves what `cuts`, one after another, leave of CONFIG as a finished stage."""
+    """A function that saves CONFIG after a sequence of `cuts` as a finished stage."""
 
     def save(name: str, *cuts, key: str = KEY, config=CONFIG):
         keep = pruning.identity(config)
@@ -67,14 +67,14 @@ def test_each_axis_comes_from_the_source_that_names_it(stage):
     assert origin == {"vision/layers": str(a), "vision/mlp": str(b)}
     assert keep["vision/layers"].tolist() == [0, 3]
     assert keep["vision/mlp"].tolist() == [[1, 2, 4]] * 4
-    # What is taken from nowhere is whole: bridge/mlp of the first source was left out.
+    # Other axes stay whole: no source gives bridge/mlp.
     smaller, params = pruning.shrink(CONFIG, functional(CONFIG).init(jax.random.key(0)), keep)
     changed = {axis: n for axis, n in sizes(smaller).items() if n != sizes(CONFIG)[axis]}
     assert changed == {"vision/layers": 2, "vision/mlp": 3}
     assert {leaf.shape[0] for leaf in jax.tree.leaves(params["vision"]["stack"])} == {2}
 
 
-def test_a_basis_is_read_back_bit_for_bit_and_joins_other_cuts(stage):
+def test_a_basis_is_restored_bit_for_bit_and_merges_with_other_cuts(stage):
     basis = np.random.default_rng(0).normal(size=(32, 16)).astype(np.float32)
     a, b = stage("a", {"vision/embed": basis, "vision/heads": np.zeros((4, 1), np.int32)}), stage("b", WIDTH)
     keep, origin = recombine.joined(CONFIG, KEY, [Source(a, ("*",)), Source(b, ("*",))])
@@ -97,14 +97,14 @@ def test_a_basis_is_read_back_bit_for_bit_and_joins_other_cuts(stage):
         ),
     ],
 )
-def test_what_does_not_join_is_refused_by_name(stage, cuts, patterns, message):
+def test_conflicting_or_unmatched_sources_are_refused_by_name(stage, cuts, patterns, message):
     stages = [stage(name, cut) for name, cut in zip("ab", cuts, strict=True)]
     with pytest.raises(AntgmmError, match=message.format(*stages)):
         recombine.joined(CONFIG, KEY, [Source(s, (p,)) for s, p in zip(stages, patterns, strict=True)])
 
 
 def test_a_layer_without_a_row_is_named_with_both_sources(stage):
-    # The second run cut its layers to 0 and 1 before it chose inner units, so that layer 3 has none.
+    # The second run kept only layers 0 and 1 before it chose inner units, so layer 3 has no units.
     a = stage("a", DEPTH)
     b = stage("b", {"vision/layers": [0, 1]}, {"vision/mlp": np.tile([1, 2, 4], (2, 1))})
     with pytest.raises(AntgmmError, match=r"no indices for the kept layers \[3\] of vision/layers") as caught:
@@ -113,8 +113,8 @@ def test_a_layer_without_a_row_is_named_with_both_sources(stage):
     assert f"vision/mlp comes from {b}" in str(caught.value)
 
 
-def test_counts_that_make_no_legal_model_are_refused(stage):
-    # In the image encoder a head goes with every 16 channels.
+def test_merged_sizes_of_an_illegal_model_are_refused(stage):
+    # In the image encoder a head has 16 channels of the width.
     cut = stage("a", {"vision/embed": np.arange(16), "vision/heads": np.zeros((4, 1), np.int32)})
     with pytest.raises(AntgmmError, match="the merged sizes are not a legal model"):
         recombine.joined(CONFIG, KEY, [Source(cut, ("*/heads",))])
@@ -135,7 +135,7 @@ def test_the_recipe_keeps_all_but_its_stages(tmp_path):
         recombine.distillation(path, tmp_path, 7, ["optimizer.warmup=9"])
 
 
-def test_a_joined_cut_is_saved_once_and_not_replaced(tmp_path):
+def test_a_merged_cut_is_saved_once_and_not_replaced(tmp_path):
     directory, keep = tmp_path / "00-recombined", pruning.identity(CONFIG)
     for _ in range(2):
         recombine._save_once(directory, {"x": np.ones(2)}, {"keep": keep, "config": to_dict(CONFIG)})
@@ -147,7 +147,7 @@ def test_a_joined_cut_is_saved_once_and_not_replaced(tmp_path):
         recombine._save_once(directory, {"x": np.ones(2)}, {"keep": keep})
 
 
-@pytest.mark.filterwarnings("default")  # PyTorch's and transformers' own
+@pytest.mark.filterwarnings("default")  # warnings of PyTorch and transformers
 def test_two_cuts_recombine_into_an_exported_model(tmp_path, stage):
     teacher = save_teacher(tmp_path / "teacher")
     config, params = load_hf(teacher)

@@ -1,4 +1,4 @@
-"""The reference of recipe keys is made from the schema, and is up to date."""
+"""The reference of recipe keys is generated from the schema and up to date."""
 
 from pathlib import Path
 
@@ -12,12 +12,12 @@ from experiments.run.schema.train import Model, Phase
 COMMITTED = Path(__file__).resolve().parents[3] / "docs" / "reference" / "recipes.md"
 
 
-def test_the_committed_reference_is_that_of_the_schema():
+def test_the_committed_reference_is_up_to_date():
     hint = "python -m experiments.run.schema.reference > docs/reference/recipes.md"
     assert COMMITTED.read_text(encoding="utf-8") == reference(), hint
 
 
-def test_every_key_of_every_table_is_told_with_its_meaning():
+def test_every_key_of_every_table_is_described():
     lines = reference().splitlines()
     for schema in (Recipe, Training, Stage, Phase, Teacher, Model, EvaluateTwice, LossConfig, StepConfig):
         for name, field in schema.__pydantic_fields__.items():
@@ -26,7 +26,7 @@ def test_every_key_of_every_table_is_told_with_its_meaning():
             assert all(len(line.rsplit("|", 2)[1]) > 8 for line in row), row
 
 
-def test_ranges_defaults_and_values_are_those_of_the_fields():
+def test_ranges_defaults_and_values_are_listed():
     text = reference()
     assert '| `kind` | `"adamw"`, `"muon"` | `"adamw"` |' in text
     assert "| `learning_rate` | number above 0 |  | peak learning rate. |" in text

@@ -1,4 +1,4 @@
-"""The processor of a checkpoint: read without running its code."""
+"""The processor of a checkpoint is loaded without running its code."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Stages by tower: what is frozen stays bit for bit, image features stand in where nothing under them moves."""
+"""Stages by tower: frozen parameters stay equal, and image features replace pictures if the image side is frozen."""
 
 import dataclasses
 
@@ -70,9 +70,9 @@ def same(first, second) -> bool:
     return all(np.array_equal(a, b) for a, b in pairs)
 
 
-def test_a_frozen_tower_stays_and_the_others_move(run):
+def test_a_frozen_tower_stays_equal_and_the_others_change(run):
     _, (image, language, whole), *_ = run
-    # The second stage cuts the width that the bridge writes to, so its last map is not compared.
+    # The second stage cuts the output width of the bridge, so the last map is not compared.
     for part in ("queries", "norm", "stack"):
         assert same(image.params["bridge"][part], language.params["bridge"][part])
         assert not same(language.params["bridge"][part], whole.params["bridge"][part])
@@ -81,20 +81,20 @@ def test_a_frozen_tower_stays_and_the_others_move(run):
     assert not same(language.params["language"], whole.params["language"])
 
 
-def test_the_first_stage_leaves_the_language_model_the_teachers(run):
+def test_the_first_stage_leaves_the_language_model_uncut(run):
     _, (image, *_), *_ = run
     assert sizes(image.config)["bridge/embed"] == 16
     assert image.keep["decoder/mlp"].shape[-1] == 48
 
 
-def test_features_are_computed_once_and_only_where_the_image_side_stands_still(run):
+def test_features_are_computed_once_and_only_for_a_frozen_image_side(run):
     _, _, made, _ = run
     assert made == [(0, 16)]
 
 
-def test_a_stage_is_computed_in_its_own_dtype_with_its_own_remat_and_left_in_float32(run):
+def test_a_stage_uses_its_dtype_and_remat_and_keeps_float32_parameters(run):
     _, (*_, whole), _, computed = run
-    assert computed == [("float32", "dots")] * 3 + [("bfloat16", "full")]  # the second stage has two halves
+    assert computed == [("float32", "dots")] * 3 + [("bfloat16", "full")]  # the second stage has two phases
     assert {leaf.dtype for leaf in jax.tree.leaves(whole.params)} == {np.dtype("float32")}
 
 
@@ -118,8 +118,8 @@ def test_what_a_stage_cannot_do_is_refused(run, tmp_path):
 
 
 @pytest.mark.long
-def test_a_width_is_cut_to_components_and_its_states_are_compared_in_them(folder, tmp_path):
-    """Two stages, the second of which ends halfway and goes on, as one that was not stopped."""
+def test_a_width_is_cut_to_components_and_the_run_resumes(folder, tmp_path):
+    """Two stages; a run whose second stage is interrupted and resumed ends like an uninterrupted one."""
     turned = (
         '[{name = "image", sizes = {"vision/embed" = 16}, recover_steps = 1, '
         'importance = {"vision/embed" = "principal", "*" = "magnitude"}}, '
@@ -154,7 +154,7 @@ def test_a_width_is_cut_to_components_and_its_states_are_compared_in_them(folder
     assert same(whole.keep, halted.keep)
 
 
-def test_a_width_that_goes_to_components_along_with_heads_starts_with_new_moments(folder, tmp_path):
+def test_a_width_cut_to_components_with_its_heads_starts_with_new_moments(folder, tmp_path):
     along = '{"vision/heads" = "magnitude", "*" = "principal"}'
     stage = f'{{name = "a", sizes = {{"vision/heads" = 1}}, importance = {along}, recover_steps = 2}}'
     changes = ["teacher.states=[]", "loss.vision=0.0", f"stage=[{stage}]"]
@@ -165,26 +165,26 @@ def test_a_width_that_goes_to_components_along_with_heads_starts_with_new_moment
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
 def test_moments_are_cut_with_their_parameters(folder, tmp_path, kind):
-    """What a stage goes on with after a mask phase are the moments of the units that it kept."""
+    """After a mask phase a stage continues with the moments of the kept units."""
     units = '{"decoder/mlp" = 16, "text/embed" = 16, "bridge/layers" = 1}'
     stage = f'{{name = "a", sizes = {units}, mask_steps = 2, recover_steps = 1, importance = "magnitude"}}'
     changes = [f'optimizer.kind="{kind}"', "teacher.states=[]", "loss.vision=0.0", f"stage=[{stage}]"]
     before, place, after, _ = as_cut(load_recipe(folder / "recipe.toml", changes), tmp_path / "run")
     names = jax.tree_util.tree_leaves_with_path(functional(place.config).axes, is_leaf=is_axes)
-    axes = {jax.tree_util.keystr(path): own for path, own in names}
+    axes = {jax.tree_util.keystr(path): leaf_axes for path, leaf_axes in names}
     compared = 0
     for (_, old), (_, new) in zip(*(moments(state) for state in (before, after)), strict=True):
         left = dict(jax.tree_util.tree_leaves_with_path(new))
         for path, leaf in jax.tree_util.tree_leaves_with_path(old):
-            own = axes[jax.tree_util.keystr(path)]
-            if CROSS_LAYERS not in own:
-                np.testing.assert_array_equal(left[path], taken(np.asarray(leaf), own, place.plan))
+            leaf_axes = axes[jax.tree_util.keystr(path)]
+            if CROSS_LAYERS not in leaf_axes:
+                np.testing.assert_array_equal(left[path], taken(np.asarray(leaf), leaf_axes, place.plan))
                 compared += bool(np.any(leaf) and left[path].shape != leaf.shape)
     assert compared > 20
 
 
 def as_cut(recipe, folder):
-    """State and place before the first cut of a run, and behind it, where the run is stopped."""
+    """State and place before and after the first cut of a run, which is stopped there."""
     seen, cut = [], stages.StageRun._cut
 
     def noted(self, state, place):
@@ -199,23 +199,23 @@ def as_cut(recipe, folder):
 
 
 def moments(state):
-    """Trees of both moments; Muon has one for the linear maps, AdamW two for the rest."""
+    """Trees of moments: Muon has one for the linear maps, AdamW two for the other parameters."""
     return [*optax.tree.get_all_with_path(state.opt_state, "mu"), *optax.tree.get_all_with_path(state.opt_state, "nu")]
 
 
-def taken(leaf, own, plan):
-    """The units of a plan, axis by axis: each layer's own first, then whole layers and widths."""
-    for dim, axis in enumerate(own):
+def taken(leaf, leaf_axes, plan):
+    """The units of a plan: first those chosen in each layer, then whole layers and widths."""
+    for dim, axis in enumerate(leaf_axes):
         if axis in plan and plan[axis].ndim == 2:
             leaf = np.stack([np.take(one, row, axis=dim - 1) for one, row in zip(leaf, plan[axis], strict=True)])
-    for dim, axis in enumerate(own):
+    for dim, axis in enumerate(leaf_axes):
         if axis in plan and plan[axis].ndim == 1:
             leaf = np.take(leaf, plan[axis], axis=dim)
     return leaf
 
 
 @pytest.mark.parametrize("axis", ["vision/embed", "text/embed"])
-def test_states_of_a_model_in_all_its_components_are_the_teachers(folder, axis):
+def test_states_in_all_components_equal_the_teachers(folder, axis):
     config, params = load_hf(folder / "teacher")
     recipe, params = load_recipe(folder / "recipe.toml"), float32(config, params)
     samples = encoded(recipe, load_records(recipe.data), load_processor(folder / "teacher"), config)
@@ -230,15 +230,15 @@ def test_states_of_a_model_in_all_its_components_are_the_teachers(folder, axis):
     for part in compared:
         arrays = (student[part.states], teacher[part.states])
         assert float(state_sum(part, *arrays, batch, {})) < 1e-6
-        # As channels, not as components, they are others.
+        # Compared as channels instead of components, the states differ.
         if part.embed.ndim == 2:
             channels = part._replace(embed=np.arange(sizes(config)[axis]))
             assert float(state_sum(channels, *arrays, batch, {})) > 1
 
 
 @pytest.mark.long
-def test_what_is_repeated_meets_its_own_targets(folder, tmp_path):
-    """From a cache, which goes by the row, as from the teacher itself, which reads the batch."""
+def test_repeated_rows_get_their_own_targets(folder, tmp_path):
+    """Targets from a cache, read by row, equal those of the online teacher, computed from the batch."""
     changes = ["stage.image.repeat={price=5, brand=3}", "stage.image.recover_steps=1"]
     changes += ["stage.image.loss={hard=0.0,soft=1.0,vision=1.0}", "stage.image.optimizer.batch_size=4"]
     curves = []
@@ -255,7 +255,7 @@ def test_what_is_repeated_meets_its_own_targets(folder, tmp_path):
 
 
 @pytest.mark.long
-def test_a_teacher_that_runs_reads_pictures_where_the_student_reads_features(folder, tmp_path):
+def test_an_online_teacher_reads_pictures_while_the_student_reads_features(folder, tmp_path):
     curves = []
     for mode in ("cache", "online"):
         recipe = load_recipe(folder / "recipe.toml", ["stage.image.recover_steps=1", f"teacher.mode={mode}"])
@@ -267,7 +267,7 @@ def test_a_teacher_that_runs_reads_pictures_where_the_student_reads_features(fol
 
 
 def watched(train, seen):
-    """A training loop whose batches, with their targets, are kept."""
+    """A training loop that appends its batches, with targets, to `seen`."""
 
     def loop(step, state, batches, *, teacher, **rest):
         def kept(batch):
@@ -279,7 +279,7 @@ def watched(train, seen):
     return loop
 
 
-def test_a_stage_sees_shifted_pictures_and_the_targets_of_those_that_stand(folder, tmp_path):
+def test_shifted_pictures_get_the_targets_of_unshifted_ones(folder, tmp_path):
     first = []
     for shift in (0, 3):
         seen = []
@@ -295,7 +295,7 @@ def test_a_stage_sees_shifted_pictures_and_the_targets_of_those_that_stand(folde
 
 
 @pytest.mark.long
-def test_a_stage_that_leaves_the_image_side_alone_sees_features_of_moved_views(folder, tmp_path):
+def test_a_stage_with_a_frozen_image_side_reads_features_of_shifted_views(folder, tmp_path):
     seen = []
     changed = ["stage.language.shift=1", "stage.image.recover_steps=1", "stage.language.recover_steps=9"]
     recipe = load_recipe(folder / "recipe.toml", [*changed, "stage.language.segments=1"])
@@ -309,12 +309,12 @@ def test_a_stage_that_leaves_the_image_side_alone_sees_features_of_moved_views(f
     assert 1 < max(map(len, views.values())) <= 4
 
 
-def test_a_shift_that_would_move_the_teachers_pictures_too_is_refused(folder):
+def test_a_shift_with_an_online_teacher_is_refused(folder):
     with pytest.raises(AntgmmError, match="stage 'image': an online teacher would read the shifted images"):
         load_recipe(folder / "recipe.toml", ["stage.image.shift=2", "teacher.mode=online"])
 
 
-def test_rates_of_what_a_stage_freezes_are_left_out():
+def test_rates_of_frozen_parameters_are_ignored():
     table = StepConfig(learning_rate=0.1, batch_size=4, rates={"vision/patch": 0.5, "language": 0.5})
     stage = Stage(name="a", recover_steps=2, frozen=("vision",), loss=LossConfig(), optimizer=table)
     params = {"vision": {"patch": np.ones(2, np.float32)}, "language": {"tokens": np.ones(2, np.float32)}}
@@ -324,14 +324,14 @@ def test_rates_of_what_a_stage_freezes_are_left_out():
         check_steps(Work(1, "stage 'a'", other, "answers", 0), params, 8)
 
 
-def test_a_phase_of_training_is_no_stage(tmp_path):
+def test_a_training_phase_is_refused_as_a_stage(tmp_path):
     checkpoint.save_stage(tmp_path / "01-facts", {"params": {}}, {})
     with pytest.raises(AntgmmError, match="01-facts is a phase of antgmm train: specify a stage of antgmm compress"):
         load_student(tmp_path / "01-facts")
 
 
 @pytest.mark.long
-def test_the_bridges_tokens_weigh_by_what_the_teachers_answers_depend_on(folder, tmp_path):
+def test_bridge_tokens_are_weighted_by_the_teachers_sensitivity(folder, tmp_path):
     weights, losses = {}, {}
     parts = objectives.parts
     for tokens in ("alike", "sensitivity"):
