@@ -23,6 +23,8 @@ class StackConfig:
     `heads` counts key-value heads; each serves `q_per_kv` query heads. `cross_heads` is 0 without cross-attention;
     otherwise layer i has cross-attention to another part if i % cross_every == 0. `qk_norm`: an RMSNorm over each head
     of queries and keys. `rope_sections`: the number of rotary frequencies of each axis, if positions have several axes.
+    `local_layers`: indices of the layers with a mask and positions of their own; those beyond the last layer are
+    ignored, because `resize` keeps them.
     """
 
     layers: int = axis()
@@ -49,6 +51,12 @@ class StackConfig:
     relative_buckets: int = 32
     relative_distance: int = 128
     cross_every: int = 1
+    local_layers: tuple[int, ...] = ()
+
+    @property
+    def is_local(self) -> tuple[bool, ...]:
+        """Whether each layer is one of `local_layers`."""
+        return tuple(layer in self.local_layers for layer in range(self.layers))
 
     @property
     def cross_layers(self) -> int:
