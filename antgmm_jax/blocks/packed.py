@@ -1,21 +1,70 @@
-"""The image encoder of Qwen3-VL, for packed images of any size."""
+"""An image encoder for packed images of any size, with rotary and learned positions."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float
 
+from antgmm_jax.axes import part
 from antgmm_jax.blocks.block import Context, Gates
 from antgmm_jax.blocks.grids import image_of_slot, interpolated
 from antgmm_jax.blocks.layers import linear, param
 from antgmm_jax.blocks.packing import same_sample
 from antgmm_jax.blocks.pictures import Images, normalised
+from antgmm_jax.blocks.projector import ProjectorConfig
 from antgmm_jax.blocks.rope import axial
 from antgmm_jax.blocks.stack import Stack
-from antgmm_jax.config import Remat, Tower
-from antgmm_jax.families.qwen3_vl.config import PackedVisionConfig
+from antgmm_jax.config import LMMConfig, Remat, Tower, VisionConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackedVisionConfig(VisionConfig):
+    """A vision transformer over the patches of all images of a row.
+
+    `entries` is the number of learned positions, and `image` the side of the image that has as many patches. Squares of
+    `merge` by `merge` patches share a text position. A patch spans `frames` frames, in which an image is repeated. The
+    residual stream after the layers `taps` is also handed on.
+    """
+
+    has_cls: bool = False
+    final_norm: bool = False
+    merge: int
+    frames: int
+    entries: int
+    taps: tuple[int, ...]
+
+    @property
+    def reached(self) -> tuple[int, ...]:
+        """`taps`, limited to the last layer: `resize` keeps `taps`."""
+        return tuple(min(tap, self.stack.layers - 1) for tap in self.taps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackedConfig(LMMConfig):
+    """A model with a packed vision transformer and a merger; each merged square fills a slot."""
+
+    vision: PackedVisionConfig = part("vision", tokens="images")
+    bridge: ProjectorConfig = part("bridge", tokens="images")
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of squares of the image of the usual size."""
+        side = self.vision.image // (self.vision.patch * self.vision.merge)
+        return side, side
+
+    @property
+    def image_tokens(self) -> int:
+        """Text positions that one image slot occupies."""
+        return 1
+
+    @property
+    def tokens(self) -> Mapping[str, int]:
+        """Tokens per image slot that the linear maps of each stage of the image side read."""
+        inside = self.vision.merge**2
+        return {"vision/patches": inside, "vision": inside, "vision/out": inside, "bridge": 1, "bridge/out": 1}
 
 
 class PackedEncoder(nnx.Module):
@@ -42,7 +91,7 @@ class PackedEncoder(nnx.Module):
             collect: names of the intermediates to return.
 
         Returns:
-            States of each slot's patches (the last ones, then those that DeepStack reads), and the intermediates.
+            States of each slot's patches (the last ones, then those of the taps), and the intermediates.
         """
         config, (rows, slots) = self.config, images["valid"].shape
         side, inside = config.merge, config.merge**2
