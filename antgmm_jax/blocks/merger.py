@@ -16,17 +16,17 @@ from antgmm_jax.config import Tower
 class Merger(nnx.Module):
     """A norm and a perceptron from the patches of a square to a text embedding.
 
-    The norm is over each patch, or over all patches of the square if `joined`.
+    The norm is of the image encoder's kind, over each patch, or over all patches of the square if `joined`.
     """
 
     def __init__(
         self, units: tuple[str, int], joined: bool, inside: int, vision: Tower, text: Tower, *, rngs: nnx.Rngs
     ):
         (axis, size), wide = units, vision.stack.embed
-        self.eps, self.joined = vision.stack.eps, joined
+        self.eps, self.rms, self.joined = vision.stack.eps, vision.stack.norm == "rms", joined
         shape, axes = ((inside, wide), ("merged", vision.embed)) if joined else ((wide,), (vision.embed,))
         self.scale = nnx.Param(jnp.ones(shape), axes=axes, over="")
-        self.bias = param(rngs.params(), shape, axes, scale=None)
+        self.bias = None if self.rms else param(rngs.params(), shape, axes, scale=None)
         fan_in = inside * wide
         up = ("merged", vision.embed, axis)
         self.up = param(rngs.params(), (inside, wide, size), up, scale=fan_in**-0.5, over=OUT)
@@ -42,8 +42,8 @@ class Merger(nnx.Module):
         x, gate = patches, open_width
         if self.joined:
             x, gate = x.reshape(len(x), -1), None if gate is None else jnp.tile(gate, x.shape[1])
-        scale, bias = (leaf[...].reshape(-1) for leaf in (self.scale, self.bias))
-        x = normed(x, scale, bias, eps=self.eps, rms=False, gate=gate).reshape(patches.shape)
+        scale, bias = self.scale[...].reshape(-1), None if self.bias is None else self.bias[...].reshape(-1)
+        x = normed(x, scale, bias, eps=self.eps, rms=self.rms, gate=gate).reshape(patches.shape)
         hidden = ACTIVATIONS["gelu"](linear(x, self.up[...], self.up_bias[...], inputs=2))
         hidden = hidden if open_units is None else hidden * aligned(open_units, hidden).astype(hidden.dtype)
         return linear(hidden, self.down[...], self.down_bias[...]), hidden

@@ -1,4 +1,4 @@
-"""An image encoder for packed images of any size, with rotary and learned positions."""
+"""An image encoder for packed images of any size."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from antgmm_jax.axes import part
 from antgmm_jax.blocks.block import Context, Gates
-from antgmm_jax.blocks.grids import image_of_slot, interpolated
+from antgmm_jax.blocks.grids import image_of_slot, interpolated, window_of_slot
 from antgmm_jax.blocks.layers import linear, param
 from antgmm_jax.blocks.packing import same_sample
 from antgmm_jax.blocks.pictures import Images, normalised
@@ -24,17 +24,19 @@ from antgmm_jax.config import LMMConfig, Remat, Tower, VisionConfig
 class PackedVisionConfig(VisionConfig):
     """A vision transformer over the patches of all images of a row.
 
-    `entries` is the number of learned positions, and `image` the side of the image that has as many patches. Squares of
-    `merge` by `merge` patches share a text position. A patch spans `frames` frames, in which an image is repeated. The
-    residual stream after the layers `taps` is also handed on.
+    Squares of `merge` by `merge` patches share a text position. A patch spans `frames` frames, in which an image is
+    repeated. `image` is the side of an image of the usual size. `entries` is the number of learned positions, 0 for
+    none; `window` the side in squares of the windows in which the stack's local layers attend. The residual stream
+    after the layers `taps` is also handed on.
     """
 
     has_cls: bool = False
     final_norm: bool = False
     merge: int
     frames: int
-    entries: int
-    taps: tuple[int, ...]
+    entries: int = 0
+    window: int = 0
+    taps: tuple[int, ...] = ()
 
     @property
     def reached(self) -> tuple[int, ...]:
@@ -68,7 +70,7 @@ class PackedConfig(LMMConfig):
 
 
 class PackedEncoder(nnx.Module):
-    """A vision transformer over all patches of a row; each attends to the patches of its own image."""
+    """A vision transformer over all patches of a row; each attends to the patches of its own image or window."""
 
     def __init__(self, config: PackedVisionConfig, tower: Tower, *, remat: Remat = "dots", rngs: nnx.Rngs):
         self.config, width = config, config.stack.embed
@@ -76,8 +78,10 @@ class PackedEncoder(nnx.Module):
         axes = ("channels", "frames", "patch_y", "patch_x", tower.embed)
         fan_in = config.channels * config.frames * config.patch**2
         self.patch = param(rngs.params(), shape, axes, scale=fan_in**-0.5, over="vision/patches")
-        self.patch_bias = param(rngs.params(), (width,), axes[-1:], scale=None)
-        self.positions = param(rngs.params(), (config.entries, width), ("positions", *axes[-1:]), scale=0.02)
+        key, table = rngs.params(), (config.entries, width)
+        self.patch_bias = param(key, (width,), axes[-1:], scale=None) if config.patch_bias else None
+        key, learned = rngs.params(), ("positions", *axes[-1:])
+        self.positions = param(key, table, learned, scale=0.02) if config.entries else None
         self.stack = Stack(tower, remat=remat, rngs=rngs)
 
     def __call__(
@@ -93,26 +97,36 @@ class PackedEncoder(nnx.Module):
         Returns:
             States of each slot's patches (the last ones, then those of the taps), and the intermediates.
         """
-        config, (rows, slots) = self.config, images["valid"].shape
-        side, inside = config.merge, config.merge**2
-        squares = normalised(images).astype(self.patch[...].dtype)
-        patches = rearrange(squares, "s (gy y) (gx x) c -> s (gy gx) c 1 y x", gy=side, gx=side)
-        # As in transformers, an image fills every frame of a patch.
-        x = linear(jnp.repeat(patches, config.frames, axis=3), self.patch[...], self.patch_bias[...], inputs=4)
-        x = x.reshape(rows, slots * inside, -1)
-        place = jnp.repeat(images["place"], inside, axis=1)
-        inner = jnp.tile(jnp.arange(inside), slots)[None]
-        at = (side * place[..., 0] + inner // side, side * place[..., 1] + inner % side)
-        learnt = interpolated(self.positions[...], *at, side * place[..., 2:])
-        x = (x.astype(jnp.float32) + learnt).astype(x.dtype)
-        context = Context(
-            mask=same_sample(jnp.repeat(image_of_slot(images), inside, axis=1)),
-            positions=axial(*at, config.stack.head_dim, config.stack.rope_theta),
-            valid=jnp.repeat(images["valid"], inside, axis=1),
-        )
-        x, kept = self.stack(x, context, gates, collect, taps=config.reached)
+        (rows, slots), inside = images["valid"].shape, self.config.merge**2
+        x, context = self._embedded(images)
+        x, kept = self.stack(x, context, gates, collect, taps=self.config.reached)
         states = [x, *kept.pop("vision/taps", ())]
         by_slot = [state.reshape(rows * slots, inside, -1) for state in states]
         if "vision/states" in kept:
             kept["vision/states"] = kept["vision/states"].reshape(-1, *by_slot[0].shape)
         return jnp.concatenate(by_slot, axis=1), kept
+
+    def _embedded(self, images: Images) -> tuple[Float[Array, "B N D"], Context]:
+        """Patches of each row with their learned positions, and what they attend to."""
+        config, (rows, slots) = self.config, images["valid"].shape
+        side, inside = config.merge, config.merge**2
+        squares = normalised(images).astype(self.patch[...].dtype)
+        patches = rearrange(squares, "s (gy y) (gx x) c -> s (gy gx) c 1 y x", gy=side, gx=side)
+        bias = None if self.patch_bias is None else self.patch_bias[...]
+        # As in transformers, an image fills every frame of a patch.
+        x = linear(jnp.repeat(patches, config.frames, axis=3), self.patch[...], bias, inputs=4)
+        x = x.reshape(rows, slots * inside, -1)
+        place = jnp.repeat(images["place"], inside, axis=1)
+        inner = jnp.tile(jnp.arange(inside), slots)[None]
+        at = (side * place[..., 0] + inner // side, side * place[..., 1] + inner % side)
+        if self.positions is not None:
+            learned = interpolated(self.positions[...], *at, side * place[..., 2:])
+            x = (x.astype(jnp.float32) + learned).astype(x.dtype)
+
+        def within(groups: Int[Array, "B M"]) -> Context:
+            mask = same_sample(jnp.repeat(groups, inside, axis=1))
+            return Context(mask=mask, positions=axial(*at, config.stack.head_dim, config.stack.rope_theta))
+
+        local = within(window_of_slot(images, config.window)) if config.window else None
+        valid = jnp.repeat(images["valid"], inside, axis=1)
+        return x, within(image_of_slot(images))._replace(valid=valid, local=local)

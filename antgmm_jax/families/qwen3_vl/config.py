@@ -7,8 +7,9 @@ from typing import Any
 from antgmm_jax.axes import axis, part
 from antgmm_jax.blocks.packed import PackedConfig, PackedVisionConfig
 from antgmm_jax.blocks.projector import ProjectorConfig
-from antgmm_jax.config import LanguageConfig, StackConfig
+from antgmm_jax.config import LanguageConfig
 from antgmm_jax.families.llama import stack_of, text_fields
+from antgmm_jax.families.qwen import encoder_of, vision_fields
 from antgmm_jax.families.qwen3_vl.checks import check
 from antgmm_jax.families.rules import Tie, tie_violations
 
@@ -52,7 +53,7 @@ def from_hf(hf: Mapping[str, Any], raw: Mapping[str, Any], *, tied: bool) -> Qwe
     inner = merge**2 * vision["hidden_size"]
     decoder = replace(stack_of(text), rope_sections=tuple(text["rope_parameters"]["mrope_section"]), qk_norm=True)
     image = DeepStackVisionConfig(
-        stack=_encoder(vision),
+        stack=encoder_of(vision),
         image=side // merge * merge * vision["patch_size"],
         patch=vision["patch_size"],
         channels=vision["in_channels"],
@@ -70,19 +71,6 @@ def from_hf(hf: Mapping[str, Any], raw: Mapping[str, Any], *, tied: bool) -> Qwe
     )
 
 
-def _encoder(vision: Mapping[str, Any]) -> StackConfig:
-    return StackConfig(
-        layers=vision["depth"],
-        embed=vision["hidden_size"],
-        heads=vision["num_heads"],
-        head_dim=vision["hidden_size"] // vision["num_heads"],
-        mlp=vision["intermediate_size"],
-        act=vision["hidden_act"],
-        positions="rope",
-        rope_theta=float(vision["rope_parameters"]["rope_theta"]),
-    )
-
-
 def to_hf(config: Qwen3VLConfig) -> dict[str, Any]:
     """Returns the fields of config.json that depend on the model's shape."""
     vision, text = config.vision, config.language.decoder
@@ -93,19 +81,9 @@ def to_hf(config: Qwen3VLConfig) -> dict[str, Any]:
         "tie_word_embeddings": config.language.tied,
         "vision_config": {
             "model_type": "qwen3_vl_vision",
-            "depth": vision.stack.layers,
-            "hidden_size": vision.stack.embed,
-            "hidden_act": vision.stack.act,
-            "intermediate_size": vision.stack.mlp,
-            "num_heads": vision.stack.heads,
-            "in_channels": vision.channels,
-            "patch_size": vision.patch,
-            "spatial_merge_size": vision.merge,
-            "temporal_patch_size": vision.frames,
-            "out_hidden_size": text.embed,
+            **vision_fields(vision, text),
             "num_position_embeddings": vision.entries,
             "deepstack_visual_indexes": list(vision.taps),
-            "rope_parameters": {"rope_type": "axial", "rope_theta": vision.stack.rope_theta},
         },
         "text_config": {
             **text_fields(config.language),
