@@ -22,7 +22,10 @@ class StackConfig:
 
     `heads` counts key-value heads; each serves `q_per_kv` query heads. `cross_heads` is 0 without cross-attention;
     otherwise layer i has cross-attention to another part if i % cross_every == 0. `qk_norm`: an RMSNorm over each head
-    of queries and keys. `rope_sections`: the number of rotary frequencies of each axis, if positions have several axes.
+    of queries and keys. `rope_sections`: the number of rotary frequencies of each axis, if positions have several axes;
+    `rope_interleaved`: whether the frequencies of the axes alternate.
+    `local_layers`: indices of the layers with a mask and positions of their own; those beyond the last layer are
+    ignored, because `resize` keeps them.
     """
 
     layers: int = axis()
@@ -45,10 +48,17 @@ class StackConfig:
     positions: Literal["none", "rope", "relative"] = "none"
     rope_theta: float = 10000.0
     rope_sections: tuple[int, ...] = ()
+    rope_interleaved: bool = True
     qk_norm: bool = False
     relative_buckets: int = 32
     relative_distance: int = 128
     cross_every: int = 1
+    local_layers: tuple[int, ...] = ()
+
+    @property
+    def is_local(self) -> tuple[bool, ...]:
+        """Whether each layer is one of `local_layers`."""
+        return tuple(layer in self.local_layers for layer in range(self.layers))
 
     @property
     def cross_layers(self) -> int:

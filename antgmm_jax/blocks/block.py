@@ -1,9 +1,11 @@
 """One block of a transformer stack and the inputs that all blocks share."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
@@ -27,6 +29,8 @@ class Context(NamedTuple):
         memory: states [B, M, E] that cross-attention reads.
         memory_mask: which states of `memory` are tokens, bool [B, 1, 1, M].
         valid: which positions are tokens, [B, T]; collected norms ignore the others.
+        local: mask and positions of the stack's local layers (`StackConfig.local_layers`), None where they are None
+            here; None if all layers see the same.
     """
 
     causal: bool = False
@@ -36,6 +40,15 @@ class Context(NamedTuple):
     memory: Array | None = None
     memory_mask: Array | None = None
     valid: Array | None = None
+    local: "Context | None" = None
+
+    def of_layer(self, is_local: Array | bool) -> "Context":
+        """Returns the context of one layer, of which `is_local` may be a traced bool."""
+        if self.local is None:
+            return self
+        ours, theirs = ((one.mask, one.positions) for one in (self, self.local))
+        mask, positions = jax.tree.map(partial(jnp.where, is_local), theirs, ours)
+        return self._replace(mask=mask, positions=positions, local=None)
 
 
 class CrossAttention(nnx.Module):

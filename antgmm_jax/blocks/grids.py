@@ -27,6 +27,17 @@ def image_of_slot(images: Mapping[str, Any]) -> Int[Array, "B M"]:
     return jnp.where(valid, jnp.cumsum(begins, axis=1), 0)
 
 
+def window_of_slot(images: Mapping[str, Any], side: int) -> Int[Array, "B M"]:
+    """Numbers the windows of `side` by `side` squares of each row, for each of their slots; -1 for unused slots.
+
+    As in Qwen2.5-VL, windows start at the first square of an image, and those at its far edges are smaller. The number
+    of a window is the slot of its first square.
+    """
+    row, column, _, columns = jnp.moveaxis(images["place"], -1, 0)
+    first = jnp.arange(row.shape[1])[None] - (row % side) * columns - column % side
+    return jnp.where(images["valid"], first, -1)
+
+
 def image_states(ids: Int[Array, "B T"], image_token: int, states: Array) -> tuple[Bool[Array, "B T"], Array]:
     """Gathers the state of each image token: the n-th image token of a row gets the n-th state of its slots.
 

@@ -135,10 +135,11 @@ class LanguageModel(nnx.Module):
     def _context(self, mask, memory, memory_valid, queries, keys, positions) -> Context:
         config = self.config.decoder
         memory_mask = None if memory_valid is None else memory_valid[:, None, None, :]
+        rotary = (config.head_dim, config.rope_theta, config.rope_sections)
         return Context(
             mask=mask,
             bias=None if self.decoder.relative is None else self.decoder.relative(queries, keys),
-            positions=rope(positions, config.head_dim, config.rope_theta, config.rope_sections)
+            positions=rope(positions, *rotary, interleaved=config.rope_interleaved)
             if config.positions == "rope"
             else None,
             memory=memory,

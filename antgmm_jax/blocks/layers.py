@@ -249,12 +249,17 @@ class MLP(nnx.Module):
         self.down = param(rngs.params(), up[0][::-1], up[1][::-1], scale=initial(config, hidden[0]), over=over)
         self.up_bias = param(rngs.params(), hidden[:1], hidden[1:], scale=None) if config.mlp_bias else None
         self.down_bias = param(rngs.params(), embed[:1], embed[1:], scale=None) if config.mlp_bias else None
+        biased = config.gated and config.mlp_bias
+        self.gate_bias = param(rngs.params(), hidden[:1], hidden[1:], scale=None) if biased else None
 
     def __call__(self, x: Float[Array, "B T E"], gate: Float[Array, " M"] | None = None) -> tuple[Array, Array]:
         """Returns the output for the residual stream, and the hidden units [B, T, M] before the last map."""
         act = ACTIVATIONS[self.act]
         hidden = linear(x, self.up[...], None if self.up_bias is None else self.up_bias[...])
-        hidden = act(hidden) if self.gate is None else act(linear(x, self.gate[...], None)) * hidden
+        if self.gate is None:
+            hidden = act(hidden)
+        else:
+            hidden = act(linear(x, self.gate[...], None if self.gate_bias is None else self.gate_bias[...])) * hidden
         if gate is not None:
             hidden = hidden * aligned(gate, hidden).astype(hidden.dtype)
         return linear(hidden, self.down[...], None if self.down_bias is None else self.down_bias[...]), hidden

@@ -15,19 +15,30 @@ class Rope(NamedTuple):
     sin: Array
 
 
-def rope(positions: Int[Array, "B T *A"], head_dim: int, theta: float, sections: Sequence[int] = ()) -> Rope:
+def rope(
+    positions: Int[Array, "B T *A"],
+    head_dim: int,
+    theta: float,
+    sections: Sequence[int] = (),
+    *,
+    interleaved: bool = True,
+) -> Rope:
     """Computes the rotary angles of token positions.
 
     Args:
         positions: token positions; [B, T, A] along A axes.
         head_dim: width of a head.
         theta: base of the geometric series of wavelengths.
-        sections: number of frequencies of each axis, interleaved.
+        sections: number of frequencies of each axis.
+        interleaved: whether the frequencies of the axes alternate, or those of one axis follow those of another.
 
     Returns:
         Cosines and sines.
     """
-    along = positions[..., None] if positions.ndim == 2 else positions[..., _axis_of_frequency(head_dim // 2, sections)]
+    if positions.ndim == 2:
+        along = positions[..., None]
+    else:
+        along = positions[..., _alternating(head_dim // 2, sections) if interleaved else _in_turn(sections)]
     return _angles(along.astype(jnp.float32) * _frequencies(head_dim, theta))
 
 
@@ -42,7 +53,12 @@ def _frequencies(width: int, theta: float) -> Float[Array, "1 1 F"]:
     return theta ** (-jnp.arange(0, width, 2, dtype=jnp.float32) / width)[None, None]
 
 
-def _axis_of_frequency(count: int, sections: Sequence[int]) -> np.ndarray:
+def _in_turn(sections: Sequence[int]) -> np.ndarray:
+    """Axis of each frequency: 0 0 ... 1 1 ... 2 2 ..."""
+    return np.repeat(np.arange(len(sections)), sections)
+
+
+def _alternating(count: int, sections: Sequence[int]) -> np.ndarray:
     """Axis of each frequency: 0 1 2 0 1 2 ..., and 0 after the last frequency of another axis."""
     axes = np.zeros(count, np.int32)
     for axis, size in enumerate(sections[1:], 1):

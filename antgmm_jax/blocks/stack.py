@@ -125,12 +125,14 @@ class Stack(nnx.Module):
         block_graph, block_params = nnx.split(self.blocks)
         cross_graph, cross_params = nnx.split(self.cross) if self.cross is not None else (None, None)
         every = self.config.cross_every if cross_params is not None else 1
+        is_local = None if context.local is None else jnp.array(self.config.is_local)
 
         def body(x, layer, cross):
-            params, gates_here, more = layer
+            params, gates_here, local, more = layer
             block = nnx.merge(block_graph, params)
             cross_module = None if cross_graph is None or cross is None else nnx.merge(cross_graph, cross)
-            y, units, _ = block(x, context, {**shared, **gates_here}, cross=cross_module)
+            here = context if local is None else context.of_layer(local)
+            y, units, _ = block(x, here, {**shared, **gates_here}, cross=cross_module)
             kept = {}
             for name in sorted(wanted):
                 # Layers without cross-attention have no such units: zeros keep the rows aligned with the layers.
@@ -151,7 +153,7 @@ class Stack(nnx.Module):
         group = rematerialised(group, self.remat)
 
         def run(x, start: int, end: int, added):
-            layers = (*jax.tree.map(lambda a: a[start:end], (block_params, by_layer)), added)
+            layers = (*jax.tree.map(lambda a: a[start:end], (block_params, by_layer, is_local)), added)
             cross = jax.tree.map(lambda a: a[-(-start // every) :], cross_params)
             whole = (end - start) // every
             grouped = jax.tree.map(lambda a: a[: whole * every].reshape(whole, every, *a.shape[1:]), layers)
@@ -212,7 +214,8 @@ def unrolled(
     """
     new = []
     for (block, cross), cache, cross_cache in zip(layers, caches, cross_caches, strict=True):
-        x, _, cache = block(x, context, {}, cross=cross, cache=cache, cross_cache=cross_cache, slot=slot)
+        here = context.of_layer(block.config.is_local[len(new)])
+        x, _, cache = block(x, here, {}, cross=cross, cache=cache, cross_cache=cross_cache, slot=slot)
         x = x + added[len(new)].astype(x.dtype) if len(new) < len(added) else x
         new.append(cache)
     return x, new

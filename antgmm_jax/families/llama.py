@@ -147,12 +147,12 @@ def text_weights(language: LanguageConfig, model: str, head: str) -> list[Entry]
     Returns:
         Entries of the table.
     """
-    ours, bias = "language/decoder/blocks", language.decoder.qkv_bias
+    ours, stack = "language/decoder/blocks", language.decoder
     layer = model + ".layers.{i}"
     llama = {name: f"{layer}.self_attn.{name}_proj" for name in "qkvo"}
     entries = [
         Entry(f"{model}.embed_tokens.weight", ("language/tokens",), "v d -> v d"),
-        *attention(llama, f"{ours}/attention", "text", qkv_bias=bias, out_bias=bias),
+        *attention(llama, f"{ours}/attention", "text", qkv_bias=stack.qkv_bias, out_bias=stack.out_bias),
         *norm(f"{layer}.input_layernorm", f"{ours}/norm1", "text", rms=True),
         *norm(f"{layer}.post_attention_layernorm", f"{ours}/norm2", "text", rms=True),
         *dense(f"{layer}.mlp.gate_proj", f"{ours}/mlp/gate", None, "m e -> e m", tower="text"),

@@ -29,6 +29,9 @@ MILLIONS = {
     # From the safetensors indexes of the released checkpoints.
     "qwen3-vl-2b": (2127.5, 2127.6),
     "qwen3-vl-4b": (4437.8, 4437.9),
+    "qwen2.5-vl-tiny": (3, 4),
+    "qwen2.5-vl-3b": (3754.6, 3754.7),
+    "qwen2.5-vl-7b": (8292.1, 8292.2),
 }
 
 

@@ -1,8 +1,9 @@
 """Random small PyTorch models of every family, our models loaded from their files, and batches for both."""
 
+import copy
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -12,7 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from antgmm_jax.blocks.grids import places
 from antgmm_jax.config import LMMConfig
-from antgmm_jax.families import FAMILIES, inputs, new_processor
+from antgmm_jax.families import FAMILIES, family_of, inputs, new_processor
 from antgmm_jax.families.base import Inputs
 from antgmm_jax.families.words import SPECIAL
 from antgmm_jax.io.convert import load_hf
@@ -55,6 +56,20 @@ def case_of(family: str, shape: str, root: Path) -> Case:
     model.save_pretrained(directory)
     config, params = load_hf(directory)
     return Case(model, directory, config, params, inputs(config, new_processor(config, tokenizer())))
+
+
+def read_fields(fields: dict[str, Any], *, tied: bool = False) -> LMMConfig:
+    """The config of a model from the contents of its config.json."""
+    hf = transformers.CONFIG_MAPPING[fields["model_type"]].from_dict(copy.deepcopy(fields)).to_dict()
+    return family_of(fields["model_type"]).from_hf(hf, fields, tied=tied)
+
+
+def config_with(family: str, shape: str, **changes: Any) -> LMMConfig:
+    """The config of a family's shape with some fields of its config.json changed; those in nested fields too."""
+    fields = copy.deepcopy(FAMILIES[family].tiny(0)[shape].fields)
+    for name, values in changes.items():
+        fields[name] = {**fields[name], **values} if isinstance(values, dict) and name in fields else values
+    return read_fields(fields)
 
 
 def _randomised(model: torch.nn.Module, own_head: bool) -> torch.nn.Module:

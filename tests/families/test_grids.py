@@ -1,12 +1,10 @@
 """Models that read images near their original size: squares, places, DeepStack, and errors."""
 
-import copy
 from dataclasses import replace
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import transformers
 from transformers import ProcessorMixin
 
 from antgmm_jax.errors import AntgmmError
@@ -18,7 +16,7 @@ from data.record import Record
 from data.rows import BadRow
 from pruning import plan, shrink
 from pruning.keep import shrunk_config
-from tests.families.cases import case_of
+from tests.families.cases import case_of, config_with, read_fields
 from tests.families.test_inputs import picture, text_of
 
 QWEN, SHAPE = "qwen3_vl", "two mergers"
@@ -27,15 +25,6 @@ QWEN, SHAPE = "qwen3_vl", "two mergers"
 @pytest.fixture(scope="module")
 def case(tmp_path_factory):
     return case_of(QWEN, SHAPE, tmp_path_factory.getbasetemp())
-
-
-def config_of(**changes):
-    """The config of the shape with some fields changed."""
-    fields = copy.deepcopy(FAMILIES[QWEN].tiny(0)[SHAPE].fields)
-    for name, values in changes.items():
-        fields[name] = {**fields[name], **values} if isinstance(values, dict) and name in fields else values
-    hf = transformers.CONFIG_MAPPING[fields["model_type"]].from_dict(copy.deepcopy(fields)).to_dict()
-    return FAMILIES[QWEN].from_hf(hf, fields, tied=False)
 
 
 @pytest.mark.parametrize(
@@ -55,7 +44,7 @@ def config_of(**changes):
 )
 def test_variants_that_are_not_computed_are_refused_by_field_and_value(changes, message):
     with pytest.raises(AntgmmError, match=message) as error:
-        config_of(**changes)
+        config_with(QWEN, SHAPE, **changes)
     assert "\n" not in str(error.value)
 
 
@@ -69,14 +58,12 @@ def test_the_released_config_is_the_preset():
     text |= {"rms_norm_eps": 1e-6, "hidden_act": "silu", "attention_bias": False, "rope_theta": 5000000}
     text["rope_scaling"] = {"mrope_interleaved": True, "mrope_section": [24, 20, 20], "rope_type": "default"}
     raw = {"model_type": QWEN, "image_token_id": 151655, "vision_config": vision, "text_config": text}
-    hf = transformers.CONFIG_MAPPING[QWEN].from_dict(copy.deepcopy(raw)).to_dict()
-    config = FAMILIES[QWEN].from_hf(hf, raw, tied=True)
+    config = read_fields(raw, tied=True)
     assert config == PRESETS["qwen3-vl-2b"]
     # The fields that we write agree with the old ones next to them.
     merged = {**raw, "vision_config": vision | FAMILIES[QWEN].to_hf(config)["vision_config"]}
     merged["text_config"] = text | FAMILIES[QWEN].to_hf(config)["text_config"]
-    again = transformers.CONFIG_MAPPING[QWEN].from_dict(copy.deepcopy(merged)).to_dict()
-    assert FAMILIES[QWEN].from_hf(again, merged, tied=True) == config
+    assert read_fields(merged, tied=True) == config
 
 
 @pytest.mark.parametrize("present", [(1, 1, 1), (0, 1, 1), (1, 0, 1), (0, 0, 1), (0, 0, 0)], ids=str)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from antgmm_jax.errors import AntgmmError
+from antgmm_jax.families import qwen
 
 
 def check(vision: Mapping[str, Any], text: Mapping[str, Any], raw: Mapping[str, Any]) -> None:
@@ -17,54 +18,20 @@ def check(vision: Mapping[str, Any], text: Mapping[str, Any], raw: Mapping[str, 
     Raises:
         AntgmmError: names the field, its value and what would work.
     """
-    if text["model_type"] != "qwen3_vl_text":
-        raise AntgmmError(
-            f"text_config.model_type = {text['model_type']!r} is not supported: it must be 'qwen3_vl_text'"
-        )
-    if "quantization_config" in raw:
-        raise AntgmmError("quantization_config: quantized weights are not supported: use a checkpoint in 16 or 32 bits")
+    # transformers reads no other order of `mrope_section` than the interleaved one, whatever the field says.
+    qwen.check(vision, text, raw, text["head_dim"])
     _check_deepstack(vision, text)
-    _check_rope(vision, text)
-    for name in ("patch_size", "temporal_patch_size"):
-        if not isinstance(vision[name], int):
-            raise AntgmmError(f"vision_config.{name} = {vision[name]}: it must be one number")
     entries = vision["num_position_embeddings"]
     if round(entries**0.5) ** 2 != entries:
         raise AntgmmError(f"vision_config.num_position_embeddings = {entries} must be a square number")
-    if vision["out_hidden_size"] != text["hidden_size"]:
-        raise AntgmmError(
-            f"vision_config.out_hidden_size = {vision['out_hidden_size']} must be text_config.hidden_size ="
-            f" {text['hidden_size']}"
-        )
 
 
 def _check_deepstack(vision: Mapping[str, Any], text: Mapping[str, Any]) -> None:
     """transformers accepts stale indexes silently: it never reaches them, or runs another merger."""
-    taps, depth, layers = [*vision["deepstack_visual_indexes"]], vision["depth"], text["num_hidden_layers"]
-    if taps != sorted(set(taps)) or not all(0 <= tap < depth for tap in taps):
-        raise AntgmmError(
-            f"vision_config.deepstack_visual_indexes = {taps} must ascend within 0..{depth - 1}, as depth = {depth}"
-        )
+    taps, layers = [*vision["deepstack_visual_indexes"]], text["num_hidden_layers"]
+    qwen.check_layers("deepstack_visual_indexes", taps, vision["depth"])
     if len(taps) > layers:
         raise AntgmmError(
             f"vision_config.deepstack_visual_indexes = {taps} needs as many text layers, but num_hidden_layers ="
             f" {layers}: remove indexes"
-        )
-
-
-def _check_rope(vision: Mapping[str, Any], text: Mapping[str, Any]) -> None:
-    rope, width = text["rope_parameters"], text["head_dim"]
-    if rope.get("rope_type", "default") != "default":
-        raise AntgmmError(f"rope_type {rope['rope_type']!r} is not supported: it must be 'default'")
-    # transformers reads no other order than the interleaved one, whatever the field says.
-    sections = rope.get("mrope_section")
-    if sections is None or len(sections) != 3 or sum(sections) != width // 2:
-        raise AntgmmError(
-            f"rope_parameters.mrope_section = {sections} must be three numbers that sum to head_dim / 2 = {width // 2}"
-        )
-    head = vision["hidden_size"] // vision["num_heads"]
-    if vision["hidden_size"] % vision["num_heads"] or head % 4:
-        raise AntgmmError(
-            f"vision_config.hidden_size = {vision['hidden_size']} must be num_heads = {vision['num_heads']} times a"
-            " multiple of 4"
         )

@@ -5,9 +5,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from antgmm_jax.axes import axis, part
+from antgmm_jax.blocks.packed import PackedConfig, PackedVisionConfig
 from antgmm_jax.blocks.projector import ProjectorConfig
-from antgmm_jax.config import LanguageConfig, LMMConfig, StackConfig, VisionConfig
+from antgmm_jax.config import LanguageConfig
 from antgmm_jax.families.llama import stack_of, text_fields
+from antgmm_jax.families.qwen import encoder_of, vision_fields
 from antgmm_jax.families.qwen3_vl.checks import check
 from antgmm_jax.families.rules import Tie, tie_violations
 
@@ -16,52 +18,18 @@ UNITS = "vision/deepstack_mlp"
 
 
 @dataclass(frozen=True, kw_only=True)
-class PackedVisionConfig(VisionConfig):
-    """A vision transformer over the patches of all images of a row.
+class DeepStackVisionConfig(PackedVisionConfig):
+    """A packed vision transformer with DeepStack: mergers with `deepstack_mlp` hidden units each read its `taps`."""
 
-    `entries` is the number of learned positions, and `image` the side of the image that has as many patches. Squares of
-    `merge` by `merge` patches share a text position. A patch spans `frames` frames, in which an image is repeated.
-    DeepStack reads the residual stream after the layers `taps`, by mergers with `deepstack_mlp` hidden units each.
-    """
-
-    has_cls: bool = False
-    final_norm: bool = False
-    merge: int
-    frames: int
-    entries: int
-    taps: tuple[int, ...]
     deepstack_mlp: int = axis(default=0)
-
-    @property
-    def reached(self) -> tuple[int, ...]:
-        """`taps`, limited to the last layer: `resize` keeps `taps`."""
-        return tuple(min(tap, self.stack.layers - 1) for tap in self.taps)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Qwen3VLConfig(LMMConfig):
-    """A packed vision transformer, mergers of 2 x 2 patches and Qwen3; each merged square fills a slot."""
+class Qwen3VLConfig(PackedConfig):
+    """A packed vision transformer, mergers of 2 x 2 patches and Qwen3."""
 
     family: str = "qwen3_vl"
-    vision: PackedVisionConfig = part("vision", tokens="images")
-    bridge: ProjectorConfig = part("bridge", tokens="images")
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of squares of the image with one patch per learned position."""
-        side = self.vision.image // (self.vision.patch * self.vision.merge)
-        return side, side
-
-    @property
-    def image_tokens(self) -> int:
-        """Text positions that one image slot occupies."""
-        return 1
-
-    @property
-    def tokens(self) -> Mapping[str, int]:
-        """Tokens per image slot that the linear maps of each stage of the image side read."""
-        inside = self.vision.merge**2
-        return {"vision/patches": inside, "vision": inside, "vision/out": inside, "bridge": 1, "bridge/out": 1}
+    vision: DeepStackVisionConfig = part("vision", tokens="images")
 
 
 def from_hf(hf: Mapping[str, Any], raw: Mapping[str, Any], *, tied: bool) -> Qwen3VLConfig:
@@ -84,8 +52,8 @@ def from_hf(hf: Mapping[str, Any], raw: Mapping[str, Any], *, tied: bool) -> Qwe
     taps = tuple(vision["deepstack_visual_indexes"])
     inner = merge**2 * vision["hidden_size"]
     decoder = replace(stack_of(text), rope_sections=tuple(text["rope_parameters"]["mrope_section"]), qk_norm=True)
-    image = PackedVisionConfig(
-        stack=_encoder(vision),
+    image = DeepStackVisionConfig(
+        stack=encoder_of(vision),
         image=side // merge * merge * vision["patch_size"],
         patch=vision["patch_size"],
         channels=vision["in_channels"],
@@ -103,19 +71,6 @@ def from_hf(hf: Mapping[str, Any], raw: Mapping[str, Any], *, tied: bool) -> Qwe
     )
 
 
-def _encoder(vision: Mapping[str, Any]) -> StackConfig:
-    return StackConfig(
-        layers=vision["depth"],
-        embed=vision["hidden_size"],
-        heads=vision["num_heads"],
-        head_dim=vision["hidden_size"] // vision["num_heads"],
-        mlp=vision["intermediate_size"],
-        act=vision["hidden_act"],
-        positions="rope",
-        rope_theta=float(vision["rope_parameters"]["rope_theta"]),
-    )
-
-
 def to_hf(config: Qwen3VLConfig) -> dict[str, Any]:
     """Returns the fields of config.json that depend on the model's shape."""
     vision, text = config.vision, config.language.decoder
@@ -126,19 +81,9 @@ def to_hf(config: Qwen3VLConfig) -> dict[str, Any]:
         "tie_word_embeddings": config.language.tied,
         "vision_config": {
             "model_type": "qwen3_vl_vision",
-            "depth": vision.stack.layers,
-            "hidden_size": vision.stack.embed,
-            "hidden_act": vision.stack.act,
-            "intermediate_size": vision.stack.mlp,
-            "num_heads": vision.stack.heads,
-            "in_channels": vision.channels,
-            "patch_size": vision.patch,
-            "spatial_merge_size": vision.merge,
-            "temporal_patch_size": vision.frames,
-            "out_hidden_size": text.embed,
+            **vision_fields(vision, text),
             "num_position_embeddings": vision.entries,
             "deepstack_visual_indexes": list(vision.taps),
-            "rope_parameters": {"rope_type": "axial", "rope_theta": vision.stack.rope_theta},
         },
         "text_config": {
             **text_fields(config.language),

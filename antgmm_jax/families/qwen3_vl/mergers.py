@@ -1,4 +1,4 @@
-"""The bridge of Qwen3-VL: perceptrons from the patches of a square to a text embedding."""
+"""The bridge of Qwen3-VL: a merger, and those of DeepStack."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -10,74 +10,22 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from antgmm_jax.blocks.block import Gates
-from antgmm_jax.blocks.layers import ACTIVATIONS, aligned, linear, normed, param
-from antgmm_jax.blocks.projector import OUT
+from antgmm_jax.blocks.merger import Merger, SquareMerger, magnitudes
 from antgmm_jax.blocks.stack import repeated_module
 from antgmm_jax.config import Tower
 from antgmm_jax.families.qwen3_vl.config import UNITS, Qwen3VLConfig
 from antgmm_jax.families.qwen3_vl.deepstack import LAYERS, MERGERS, entered
 
 
-class Merger(nnx.Module):
-    """A norm and a perceptron from the patches of a square to a text embedding.
-
-    The norm is over each patch, or over all patches of the square if `joined`.
-    """
-
-    def __init__(
-        self, units: tuple[str, int], joined: bool, inside: int, vision: Tower, text: Tower, *, rngs: nnx.Rngs
-    ):
-        (axis, size), wide = units, vision.stack.embed
-        self.eps, self.joined = vision.stack.eps, joined
-        shape, axes = ((inside, wide), ("merged", vision.embed)) if joined else ((wide,), (vision.embed,))
-        self.scale = nnx.Param(jnp.ones(shape), axes=axes, over="")
-        self.bias = param(rngs.params(), shape, axes, scale=None)
-        fan_in = inside * wide
-        up = ("merged", vision.embed, axis)
-        self.up = param(rngs.params(), (inside, wide, size), up, scale=fan_in**-0.5, over=OUT)
-        self.up_bias = param(rngs.params(), (size,), (axis,), scale=None)
-        narrow = (size, text.stack.embed)
-        self.down = param(rngs.params(), narrow, (axis, text.embed), scale=size**-0.5, over=OUT)
-        self.down_bias = param(rngs.params(), narrow[1:], (text.embed,), scale=None)
-
-    def __call__(
-        self, patches: Float[Array, "S P V"], open_width: Array | None, open_units: Array | None
-    ) -> tuple[Float[Array, "S E"], Float[Array, "S U"]]:
-        """Returns the embedding of each square and its hidden units; takes gates of the width and of the units."""
-        x, gate = patches, open_width
-        if self.joined:
-            x, gate = x.reshape(len(x), -1), None if gate is None else jnp.tile(gate, x.shape[1])
-        scale, bias = (leaf[...].reshape(-1) for leaf in (self.scale, self.bias))
-        x = normed(x, scale, bias, eps=self.eps, rms=False, gate=gate).reshape(patches.shape)
-        hidden = ACTIVATIONS["gelu"](linear(x, self.up[...], self.up_bias[...], inputs=2))
-        hidden = hidden if open_units is None else hidden * aligned(open_units, hidden).astype(hidden.dtype)
-        return linear(hidden, self.down[...], self.down_bias[...]), hidden
-
-
-class Mergers(nnx.Module):
+class Mergers(SquareMerger):
     """The merger that makes the embeddings of image tokens, and those of DeepStack."""
 
     def __init__(self, config: Qwen3VLConfig, vision: Tower, text: Tower, *, rngs: nnx.Rngs):
+        super().__init__(config, vision, text, rngs=rngs)
         image = config.vision
-        self.taps, self.layers, self.inside = image.reached, image.stack.layers, image.merge**2
-        sizes = (self.inside, vision, text)
-        self.merger = Merger(("bridge/mlp", config.bridge.mlp), False, *sizes, rngs=rngs)
-        build = partial(Merger, (UNITS, image.deepstack_mlp), True, *sizes)
+        self.taps, self.layers = image.reached, image.stack.layers
+        build = partial(Merger, (UNITS, image.deepstack_mlp), True, self.inside, vision, text)
         self.deepstack = repeated_module(build, len(image.taps), MERGERS, rngs=rngs) if image.taps else None
-
-    def features(
-        self, vision: Float[Array, "S N V"], gates: Gates, collect: Sequence[str] = ()
-    ) -> tuple[Float[Array, "S N V"], dict[str, Array]]:
-        """Returns the image states unchanged: there is no stack."""
-        return vision, {}
-
-    def project(
-        self, features: Float[Array, "S N V"], gates: Gates, collect: Sequence[str] = ()
-    ) -> tuple[Float[Array, "S 1 E"], dict[str, Array]]:
-        """Maps squares to text embeddings; if `bridge/mlp` is in `collect`, also returns norms of its units [S, M]."""
-        last = features[:, : self.inside]
-        out, hidden = self.merger(last, gates.get("vision/embed"), gates.get("bridge/mlp"))
-        return out[:, None], {"bridge/mlp": _magnitudes(hidden)} if "bridge/mlp" in collect else {}
 
     def added(
         self, features: Float[Array, "S N V"], gates: Gates, collect: Sequence[str] = ()
@@ -100,9 +48,5 @@ class Mergers(nnx.Module):
         if LAYERS in gates:
             weights = entered(gates[LAYERS][taps])
             out = jnp.einsum("tk,kse->tse", weights, out.astype(jnp.float32)).astype(out.dtype)
-        kept = jnp.zeros((self.layers, *hidden.shape[1:])).at[taps].set(_magnitudes(hidden))
+        kept = jnp.zeros((self.layers, *hidden.shape[1:])).at[taps].set(magnitudes(hidden))
         return out, {UNITS: kept} if UNITS in collect else {}
-
-
-def _magnitudes(hidden: Array) -> Array:
-    return jnp.abs(hidden.astype(jnp.float32))

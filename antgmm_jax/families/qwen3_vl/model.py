@@ -7,18 +7,19 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from antgmm_jax.blocks.block import Gates
-from antgmm_jax.blocks.grids import image_states, token_places
+from antgmm_jax.blocks.grids import image_states
 from antgmm_jax.blocks.language import Embedded
+from antgmm_jax.blocks.packed import PackedEncoder
 from antgmm_jax.blocks.pictures import Images, flat
 from antgmm_jax.config import Remat, Tower
+from antgmm_jax.families.qwen import QwenVL
 from antgmm_jax.families.qwen3_vl.config import Qwen3VLConfig
-from antgmm_jax.families.qwen3_vl.encoder import PackedEncoder
 from antgmm_jax.families.qwen3_vl.mergers import Mergers
 from antgmm_jax.lmm import LMM, Batch, assemble
 
 
-class Qwen3VL(LMM):
-    """The whole model, with positions in three dimensions and DeepStack."""
+class Qwen3VL(QwenVL):
+    """The whole model, with DeepStack."""
 
     bridge: Mergers
 
@@ -36,9 +37,7 @@ class Qwen3VL(LMM):
         if added is not None:
             is_image, at = image_states(ids, self.config.image_token, jnp.moveaxis(_by_row(added, images), 0, 2))
             added = jnp.moveaxis(jnp.where(is_image[..., None, None], at, 0), 2, 0)
-        mask = batch["attention_mask"].astype(bool)
-        places = token_places(ids, mask, images["place"], self.config.image_token, batch.get("segment_ids"))
-        return Embedded(tokens.x, places, added), {**made, **kept, **more}
+        return tokens._replace(added=added), {**made, **kept, **more}
 
 
 def _by_row(added: Float[Array, "K S E"], images: Images) -> Float[Array, "K B M E"]:

@@ -5,7 +5,7 @@ from dataclasses import replace
 from antgmm_jax.blocks.projector import ProjectorConfig
 from antgmm_jax.config import LanguageConfig
 from antgmm_jax.families.llama import sized_decoder
-from antgmm_jax.families.qwen3_vl.config import PackedVisionConfig, Qwen3VLConfig
+from antgmm_jax.families.qwen3_vl.config import DeepStackVisionConfig, Qwen3VLConfig
 from antgmm_jax.families.vit import sized_encoder
 
 
@@ -44,7 +44,7 @@ def sized(
         Model config.
     """
     encoder, inner = sized_encoder(vision, head_dims[0], act="gelu_pytorch_tanh", eps=1e-6), 4 * vision[1]
-    image = PackedVisionConfig(
+    image = DeepStackVisionConfig(
         stack=replace(encoder, positions="rope"),
         image=side * patch,
         patch=patch,

@@ -45,6 +45,8 @@ SMALL = {
     ' "text/mlp"=64, "text/heads"=1}',
     "qwen3-vl": '{"vision/layers"=2, "vision/embed"=64, "vision/mlp"=96, "text/layers"=2, "text/embed"=48,'
     ' "text/mlp"=64, "text/heads"=1}',
+    "qwen2.5-vl": '{"vision/layers"=2, "vision/embed"=64, "vision/mlp"=96, "text/layers"=2, "text/heads"=1,'
+    ' "text/mlp"=64}',
 }
 FROZEN = 'phase.answers.frozen=["vision", "bridge"]'
 CUT = {
@@ -52,6 +54,7 @@ CUT = {
     "llava": '{"vision/layers"=1, "text/layers"=1, "text/mlp"=0.5}',
     "smolvlm": '{"vision/layers"=1, "text/layers"=1, "text/mlp"=0.5}',
     "qwen3-vl": '{"vision/layers"=1, "text/layers"=1, "text/mlp"=0.5}',
+    "qwen2.5-vl": '{"vision/layers"=1, "text/layers"=1, "text/mlp"=0.5}',
 }
 
 
@@ -90,8 +93,10 @@ def as_conversations(file):
     file.write_text("".join(rows))
 
 
-@pytest.mark.parametrize("family", ["blip2", "llava", "smolvlm", "qwen3-vl"])
-def test_a_users_rows_become_an_exported_student(ads, family):
+@pytest.mark.parametrize(
+    "family", ["blip2", "llava", "smolvlm", "qwen3-vl", pytest.param("qwen2.5-vl", marks=pytest.mark.long)]
+)
+def test_rows_of_a_user_become_an_exported_student(ads, family):
     if family == "llava":
         for split in ("train", "test"):
             as_conversations(ads / "ads" / f"{split}.jsonl")

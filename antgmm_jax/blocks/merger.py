@@ -1,0 +1,76 @@
+"""A bridge that merges the patches of a square to one text embedding."""
+
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from antgmm_jax.blocks.block import Gates
+from antgmm_jax.blocks.layers import ACTIVATIONS, aligned, linear, normed, param
+from antgmm_jax.blocks.packed import PackedConfig
+from antgmm_jax.blocks.projector import OUT
+from antgmm_jax.config import Tower
+
+
+class Merger(nnx.Module):
+    """A norm and a perceptron from the patches of a square to a text embedding.
+
+    The norm is of the image encoder's kind, over each patch, or over all patches of the square if `joined`.
+    """
+
+    def __init__(
+        self, units: tuple[str, int], joined: bool, inside: int, vision: Tower, text: Tower, *, rngs: nnx.Rngs
+    ):
+        (axis, size), wide = units, vision.stack.embed
+        self.eps, self.rms, self.joined = vision.stack.eps, vision.stack.norm == "rms", joined
+        shape, axes = ((inside, wide), ("merged", vision.embed)) if joined else ((wide,), (vision.embed,))
+        self.scale = nnx.Param(jnp.ones(shape), axes=axes, over="")
+        self.bias = None if self.rms else param(rngs.params(), shape, axes, scale=None)
+        fan_in = inside * wide
+        up = ("merged", vision.embed, axis)
+        self.up = param(rngs.params(), (inside, wide, size), up, scale=fan_in**-0.5, over=OUT)
+        self.up_bias = param(rngs.params(), (size,), (axis,), scale=None)
+        narrow = (size, text.stack.embed)
+        self.down = param(rngs.params(), narrow, (axis, text.embed), scale=size**-0.5, over=OUT)
+        self.down_bias = param(rngs.params(), narrow[1:], (text.embed,), scale=None)
+
+    def __call__(
+        self, patches: Float[Array, "S P V"], open_width: Array | None, open_units: Array | None
+    ) -> tuple[Float[Array, "S E"], Float[Array, "S U"]]:
+        """Returns the embedding of each square and its hidden units; takes gates of the width and of the units."""
+        x, gate = patches, open_width
+        if self.joined:
+            x, gate = x.reshape(len(x), -1), None if gate is None else jnp.tile(gate, x.shape[1])
+        scale, bias = self.scale[...].reshape(-1), None if self.bias is None else self.bias[...].reshape(-1)
+        x = normed(x, scale, bias, eps=self.eps, rms=self.rms, gate=gate).reshape(patches.shape)
+        hidden = ACTIVATIONS["gelu"](linear(x, self.up[...], self.up_bias[...], inputs=2))
+        hidden = hidden if open_units is None else hidden * aligned(open_units, hidden).astype(hidden.dtype)
+        return linear(hidden, self.down[...], self.down_bias[...]), hidden
+
+
+class SquareMerger(nnx.Module):
+    """The bridge: a merger over the last states of the patches of each square."""
+
+    def __init__(self, config: PackedConfig, vision: Tower, text: Tower, *, rngs: nnx.Rngs):
+        self.inside = config.vision.merge**2
+        self.merger = Merger(("bridge/mlp", config.bridge.mlp), False, self.inside, vision, text, rngs=rngs)
+
+    def features(
+        self, vision: Float[Array, "S N V"], gates: Gates, collect: Sequence[str] = ()
+    ) -> tuple[Float[Array, "S N V"], dict[str, Array]]:
+        """Returns the image states unchanged: there is no stack."""
+        return vision, {}
+
+    def project(
+        self, features: Float[Array, "S N V"], gates: Gates, collect: Sequence[str] = ()
+    ) -> tuple[Float[Array, "S 1 E"], dict[str, Array]]:
+        """Maps squares to text embeddings; if `bridge/mlp` is in `collect`, also returns norms of its units [S, M]."""
+        last = features[:, : self.inside]
+        out, hidden = self.merger(last, gates.get("vision/embed"), gates.get("bridge/mlp"))
+        return out[:, None], {"bridge/mlp": magnitudes(hidden)} if "bridge/mlp" in collect else {}
+
+
+def magnitudes(hidden: Array) -> Array:
+    """Absolute values of hidden units, float32: the norms of units with one token a slot."""
+    return jnp.abs(hidden.astype(jnp.float32))

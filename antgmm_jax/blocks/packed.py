@@ -1,0 +1,132 @@
+"""An image encoder for packed images of any size."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+from einops import rearrange
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from antgmm_jax.axes import part
+from antgmm_jax.blocks.block import Context, Gates
+from antgmm_jax.blocks.grids import image_of_slot, interpolated, window_of_slot
+from antgmm_jax.blocks.layers import linear, param
+from antgmm_jax.blocks.packing import same_sample
+from antgmm_jax.blocks.pictures import Images, normalised
+from antgmm_jax.blocks.projector import ProjectorConfig
+from antgmm_jax.blocks.rope import axial
+from antgmm_jax.blocks.stack import Stack
+from antgmm_jax.config import LMMConfig, Remat, Tower, VisionConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackedVisionConfig(VisionConfig):
+    """A vision transformer over the patches of all images of a row.
+
+    Squares of `merge` by `merge` patches share a text position. A patch spans `frames` frames, in which an image is
+    repeated. `image` is the side of an image of the usual size. `entries` is the number of learned positions, 0 for
+    none; `window` the side in squares of the windows in which the stack's local layers attend. The residual stream
+    after the layers `taps` is also handed on.
+    """
+
+    has_cls: bool = False
+    final_norm: bool = False
+    merge: int
+    frames: int
+    entries: int = 0
+    window: int = 0
+    taps: tuple[int, ...] = ()
+
+    @property
+    def reached(self) -> tuple[int, ...]:
+        """`taps`, limited to the last layer: `resize` keeps `taps`."""
+        return tuple(min(tap, self.stack.layers - 1) for tap in self.taps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackedConfig(LMMConfig):
+    """A model with a packed vision transformer and a merger; each merged square fills a slot."""
+
+    vision: PackedVisionConfig = part("vision", tokens="images")
+    bridge: ProjectorConfig = part("bridge", tokens="images")
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of squares of the image of the usual size."""
+        side = self.vision.image // (self.vision.patch * self.vision.merge)
+        return side, side
+
+    @property
+    def image_tokens(self) -> int:
+        """Text positions that one image slot occupies."""
+        return 1
+
+    @property
+    def tokens(self) -> Mapping[str, int]:
+        """Tokens per image slot that the linear maps of each stage of the image side read."""
+        inside = self.vision.merge**2
+        return {"vision/patches": inside, "vision": inside, "vision/out": inside, "bridge": 1, "bridge/out": 1}
+
+
+class PackedEncoder(nnx.Module):
+    """A vision transformer over all patches of a row; each attends to the patches of its own image or window."""
+
+    def __init__(self, config: PackedVisionConfig, tower: Tower, *, remat: Remat = "dots", rngs: nnx.Rngs):
+        self.config, width = config, config.stack.embed
+        shape = (config.channels, config.frames, config.patch, config.patch, width)
+        axes = ("channels", "frames", "patch_y", "patch_x", tower.embed)
+        fan_in = config.channels * config.frames * config.patch**2
+        self.patch = param(rngs.params(), shape, axes, scale=fan_in**-0.5, over="vision/patches")
+        key, table = rngs.params(), (config.entries, width)
+        self.patch_bias = param(key, (width,), axes[-1:], scale=None) if config.patch_bias else None
+        key, learned = rngs.params(), ("positions", *axes[-1:])
+        self.positions = param(key, table, learned, scale=0.02) if config.entries else None
+        self.stack = Stack(tower, remat=remat, rngs=rngs)
+
+    def __call__(
+        self, images: Images, gates: Gates, collect: Sequence[str] = ()
+    ) -> tuple[Float[Array, "S N D"], dict[str, Array]]:
+        """Encodes the squares of images.
+
+        Args:
+            images: `pixels` [B, M, merge * patch, merge * patch, C] as in `normalised`, `valid` and `place`.
+            gates: axis name -> gate.
+            collect: names of the intermediates to return.
+
+        Returns:
+            States of each slot's patches (the last ones, then those of the taps), and the intermediates.
+        """
+        (rows, slots), inside = images["valid"].shape, self.config.merge**2
+        x, context = self._embedded(images)
+        x, kept = self.stack(x, context, gates, collect, taps=self.config.reached)
+        states = [x, *kept.pop("vision/taps", ())]
+        by_slot = [state.reshape(rows * slots, inside, -1) for state in states]
+        if "vision/states" in kept:
+            kept["vision/states"] = kept["vision/states"].reshape(-1, *by_slot[0].shape)
+        return jnp.concatenate(by_slot, axis=1), kept
+
+    def _embedded(self, images: Images) -> tuple[Float[Array, "B N D"], Context]:
+        """Patches of each row with their learned positions, and what they attend to."""
+        config, (rows, slots) = self.config, images["valid"].shape
+        side, inside = config.merge, config.merge**2
+        squares = normalised(images).astype(self.patch[...].dtype)
+        patches = rearrange(squares, "s (gy y) (gx x) c -> s (gy gx) c 1 y x", gy=side, gx=side)
+        bias = None if self.patch_bias is None else self.patch_bias[...]
+        # As in transformers, an image fills every frame of a patch.
+        x = linear(jnp.repeat(patches, config.frames, axis=3), self.patch[...], bias, inputs=4)
+        x = x.reshape(rows, slots * inside, -1)
+        place = jnp.repeat(images["place"], inside, axis=1)
+        inner = jnp.tile(jnp.arange(inside), slots)[None]
+        at = (side * place[..., 0] + inner // side, side * place[..., 1] + inner % side)
+        if self.positions is not None:
+            learned = interpolated(self.positions[...], *at, side * place[..., 2:])
+            x = (x.astype(jnp.float32) + learned).astype(x.dtype)
+
+        def within(groups: Int[Array, "B M"]) -> Context:
+            mask = same_sample(jnp.repeat(groups, inside, axis=1))
+            return Context(mask=mask, positions=axial(*at, config.stack.head_dim, config.stack.rope_theta))
+
+        local = within(window_of_slot(images, config.window)) if config.window else None
+        valid = jnp.repeat(images["valid"], inside, axis=1)
+        return x, within(image_of_slot(images))._replace(valid=valid, local=local)

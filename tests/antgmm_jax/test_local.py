@@ -1,0 +1,58 @@
+"""A stack of which some layers have a mask and positions of their own."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from antgmm_jax.blocks.block import Context
+from antgmm_jax.blocks.rope import rope
+from antgmm_jax.blocks.stack import Stack, unrolled
+from antgmm_jax.config import StackConfig, Tower
+
+B, T, LOCAL = 2, 6, (0, 2, 3, 9)
+CONFIG = StackConfig(
+    layers=5, embed=8, heads=2, head_dim=4, mlp=12, act="silu", positions="rope", norm="rms", local_layers=LOCAL
+)
+AT = jnp.broadcast_to(jnp.arange(T)[None], (B, T))
+
+
+@pytest.fixture(scope="module")
+def stack() -> Stack:
+    """Initial weights are too small for a mask to matter."""
+    graph, leaves = nnx.split(Stack(Tower("text", CONFIG, "", "text/embed", "text", "", ""), rngs=nnx.Rngs(0)))
+    return nnx.merge(graph, jax.tree.map(lambda leaf: 10 * leaf, leaves))
+
+
+def contexts() -> Context:
+    """Whole rows for global layers, two neighbours and other wavelengths for local ones."""
+    whole = jnp.ones((B, 1, 1, T), bool)
+    near = jnp.asarray(np.abs(np.arange(T)[:, None] - np.arange(T)[None]) < 2)[None, None]
+    local = Context(mask=near, positions=rope(AT, 4, 50.0))
+    return Context(mask=whole, positions=rope(AT, 4, 1e4), valid=jnp.ones((B, T), bool), local=local)
+
+
+def test_each_layer_sees_what_its_kind_sees(stack):
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(B, T, 8)), jnp.float32)
+    both, expected = contexts(), x
+    assert both.local is not None
+    for layer, (block, _) in enumerate(stack.unstack()):
+        own = both.local if layer in LOCAL else both._replace(local=None)
+        expected = block(expected, own, {})[0]
+    got, kept = jax.jit(lambda x: stack(x, both, {}, ("text/mlp",), taps=(1,)))(x)
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-4)
+    assert kept["text/mlp"].shape == (5, B, 12)
+    alike = stack(x, both._replace(local=None), {})[0]
+    assert np.abs(alike - expected).max() > 0.1
+
+
+def test_layers_of_a_list_see_the_same(stack):
+    x = jnp.asarray(np.random.default_rng(1).normal(size=(B, T, 8)), jnp.float32)
+    empty = jnp.zeros((B, 2, T, 4))
+    got, _ = unrolled(stack.unstack(), x, contexts(), [(empty, empty)] * 5, [None] * 5, 0)
+    np.testing.assert_allclose(got, stack(x, contexts(), {})[0], rtol=1e-5, atol=1e-4)
+
+
+def test_indices_beyond_the_last_layer_are_ignored():
+    assert CONFIG.is_local == (True, False, True, True, False)
