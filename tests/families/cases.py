@@ -1,5 +1,6 @@
 """Random PyTorch models of every family's small shapes, what we read of their files, and batches for both."""
 
+import copy
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -55,6 +56,15 @@ def case_of(family: str, shape: str, root: Path) -> Case:
     model.save_pretrained(directory)
     config, params = load_hf(directory)
     return Case(model, directory, config, params, inputs(config, new_processor(config, tokenizer())))
+
+
+def config_with(family: str, shape: str, **changes) -> LMMConfig:
+    """The config of a family's shape with some fields changed, and nested fields of those that are dicts."""
+    fields = copy.deepcopy(FAMILIES[family].tiny(0)[shape].fields)
+    for name, values in changes.items():
+        fields[name] = {**fields[name], **values} if isinstance(values, dict) and name in fields else values
+    hf = transformers.CONFIG_MAPPING[fields["model_type"]].from_dict(copy.deepcopy(fields)).to_dict()
+    return FAMILIES[family].from_hf(hf, fields, tied=False)
 
 
 def _randomised(model: torch.nn.Module, own_head: bool) -> torch.nn.Module:

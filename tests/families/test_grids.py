@@ -18,7 +18,7 @@ from data.record import Record
 from data.rows import BadRow
 from pruning import plan, shrink
 from pruning.keep import shrunk_config
-from tests.families.cases import case_of
+from tests.families.cases import case_of, config_with
 from tests.families.test_inputs import picture, text_of
 
 QWEN, SHAPE = "qwen3_vl", "two mergers"
@@ -27,15 +27,6 @@ QWEN, SHAPE = "qwen3_vl", "two mergers"
 @pytest.fixture(scope="module")
 def case(tmp_path_factory):
     return case_of(QWEN, SHAPE, tmp_path_factory.getbasetemp())
-
-
-def config_of(**changes):
-    """The config of the shape with some fields changed."""
-    fields = copy.deepcopy(FAMILIES[QWEN].tiny(0)[SHAPE].fields)
-    for name, values in changes.items():
-        fields[name] = {**fields[name], **values} if isinstance(values, dict) and name in fields else values
-    hf = transformers.CONFIG_MAPPING[fields["model_type"]].from_dict(copy.deepcopy(fields)).to_dict()
-    return FAMILIES[QWEN].from_hf(hf, fields, tied=False)
 
 
 @pytest.mark.parametrize(
@@ -55,7 +46,7 @@ def config_of(**changes):
 )
 def test_variants_that_are_not_computed_are_refused_by_field_and_value(changes, message):
     with pytest.raises(AntgmmError, match=message) as error:
-        config_of(**changes)
+        config_with(QWEN, SHAPE, **changes)
     assert "\n" not in str(error.value)
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from antgmm_jax.errors import AntgmmError
+from antgmm_jax.families.rules import check_unquantized
 
 
 def check(vision: Mapping[str, Any], text: Mapping[str, Any], raw: Mapping[str, Any]) -> None:
@@ -21,8 +22,7 @@ def check(vision: Mapping[str, Any], text: Mapping[str, Any], raw: Mapping[str, 
         raise AntgmmError(
             f"text_config.model_type = {text['model_type']!r} is not supported: it must be 'qwen3_vl_text'"
         )
-    if "quantization_config" in raw:
-        raise AntgmmError("quantization_config: quantized weights are not supported: use a checkpoint in 16 or 32 bits")
+    check_unquantized(raw)
     _check_deepstack(vision, text)
     _check_rope(vision, text)
     for name in ("patch_size", "temporal_patch_size"):

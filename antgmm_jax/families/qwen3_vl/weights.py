@@ -13,23 +13,13 @@ FILES = Files(head="lm_head.weight", tokens=f"{_TEXT}.embed_tokens.weight", igno
 
 def tensors(config: Qwen3VLConfig) -> list[Entry]:
     """Returns one entry for every tensor of the file (or for all layers of a stack)."""
-    norms = [
-        Entry(
-            f"{_TEXT}.layers.{{i}}.self_attn.{name}_norm.weight", (f"{_ATTENTION}/{name}_norm/scale",), "d -> d", "text"
-        )
-        for name in "qk"
-    ]
     deepstack = _merger(f"{_VISION}.deepstack_merger_list.{{i}}", "bridge/deepstack", joined=True)
     return [
         *_encoder(),
         *_merger(f"{_VISION}.merger", "bridge/merger", joined=False),
         *(deepstack if config.vision.taps else ()),
         *text_weights(config.language, _TEXT, FILES.head),
-        *norms,
     ]
-
-
-_ATTENTION = "language/decoder/blocks/attention"
 
 
 def _encoder() -> list[Entry]:
