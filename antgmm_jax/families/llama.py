@@ -1,27 +1,10 @@
-"""A Llama decoder inside a larger checkpoint: config conversion, conversion table and legal shapes."""
+"""What Llama and similar decoders share inside a larger checkpoint: fields of `text_config` and conversion table."""
 
 from collections.abc import Mapping
 from typing import Any
 
-from antgmm_jax.config import LanguageConfig, LMMConfig, StackConfig
-from antgmm_jax.errors import AntgmmError
+from antgmm_jax.config import LanguageConfig, StackConfig
 from antgmm_jax.families.table import Entry, attention, dense, norm
-
-
-def decoder_of(text: Mapping[str, Any]) -> StackConfig:
-    """Converts a `text_config` (with its defaults) to the decoder's config.
-
-    Raises:
-        AntgmmError: another type of decoder, scaled rotary positions, or biases in the MLPs.
-    """
-    if text["model_type"] != "llama":
-        raise AntgmmError(f"text_config.model_type = {text['model_type']!r} is not supported: it must be 'llama'")
-    rope = text["rope_parameters"]
-    if rope.get("rope_type", "default") != "default":
-        raise AntgmmError(f"rope_type {rope['rope_type']!r} is not supported: it must be 'default'")
-    if text["mlp_bias"]:
-        raise AntgmmError("Llama with mlp_bias is not supported: use a checkpoint without it")
-    return stack_of(text)
 
 
 def stack_of(text: Mapping[str, Any]) -> StackConfig:
@@ -81,14 +64,8 @@ def sized_decoder(
     )
 
 
-def text_config(language: LanguageConfig) -> dict[str, Any]:
-    """Returns the fields of `text_config` that depend on the model's shape."""
-    head = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "mlp_bias": language.decoder.mlp_bias}
-    return {**head, **text_fields(language)}
-
-
 def text_fields(language: LanguageConfig) -> dict[str, Any]:
-    """Returns those that Llama shares with similar models."""
+    """Returns the fields of `text_config` that Llama shares with similar models and that depend on the shape."""
     llama = language.decoder
     return {
         "hidden_size": llama.embed,
@@ -106,21 +83,24 @@ def text_fields(language: LanguageConfig) -> dict[str, Any]:
     }
 
 
-def small_text(sizes: tuple[int, int, int, int, int], mlp: int, *, tied: bool, bias: bool) -> dict[str, Any]:
+def small_text(
+    sizes: tuple[int, int, int, int, int], mlp: int, *, tied: bool, bias: bool = False, model_type: str = "llama"
+) -> dict[str, Any]:
     """Returns a small `text_config` for the conformance tests.
 
     Args:
         sizes: layers, width, query heads, key-value heads, head width.
         mlp: hidden units of an MLP.
         tied: whether the head shares the token table.
-        bias: whether attention has biases.
+        bias: whether attention has biases, for types with a field that says so.
+        model_type: type of the text model.
 
     Returns:
         Fields of `text_config`.
     """
     layers, embed, heads, kv_heads, head_dim = sizes
     return {
-        "model_type": "llama",
+        "model_type": model_type,
         "num_hidden_layers": layers,
         "hidden_size": embed,
         "num_attention_heads": heads,
@@ -128,7 +108,8 @@ def small_text(sizes: tuple[int, int, int, int, int], mlp: int, *, tied: bool, b
         "head_dim": head_dim,
         "intermediate_size": mlp,
         "vocab_size": 160,
-        "attention_bias": bias,
+        **({"attention_bias": True} if bias else {}),
+        **({"sliding_window": None} if model_type == "mistral" else {}),
         "tie_word_embeddings": tied,
         "rope_parameters": {"rope_type": "default", "rope_theta": 500.0},
         "pad_token_id": 0,
@@ -160,15 +141,10 @@ def text_weights(language: LanguageConfig, model: str, head: str) -> list[Entry]
         *dense(f"{layer}.mlp.down_proj", f"{ours}/mlp/down", None, "e m -> m e", tower="text"),
         *norm(f"{model}.norm", "language/norm", rms=True),
     ]
+    if stack.qk_norm:
+        for name in "qk":
+            heads = f"{ours}/attention/{name}_norm"
+            entries += norm(f"{layer}.self_attn.{name}_norm", heads, "text", rms=True)
     if not language.tied:
         entries.append(Entry(head, ("language/out",), "v d -> d v"))
     return entries
-
-
-def head_violations(config: LMMConfig) -> tuple[str, ...]:
-    """Checks that the number of query heads divides the width: Llama's config requires it in spite of `head_dim`."""
-    llama = config.language.decoder
-    heads = llama.heads * llama.q_per_kv
-    if llama.embed % heads == 0:
-        return ()
-    return (f"text/embed = {llama.embed} must be divisible by the {heads} query heads (text/heads = {llama.heads})",)

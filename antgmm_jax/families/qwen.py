@@ -11,6 +11,7 @@ from antgmm_jax.blocks.language import Embedded
 from antgmm_jax.blocks.packed import PackedVisionConfig
 from antgmm_jax.config import StackConfig
 from antgmm_jax.errors import AntgmmError
+from antgmm_jax.families.rules import check_unquantized
 from antgmm_jax.families.table import Entry, dense, norm
 from antgmm_jax.lmm import LMM, Batch
 
@@ -43,8 +44,7 @@ def check(vision: Mapping[str, Any], text: Mapping[str, Any], raw: Mapping[str, 
     """
     if text["model_type"] != (wanted := f"{raw['model_type']}_text"):
         raise AntgmmError(f"text_config.model_type = {text['model_type']!r} is not supported: it must be {wanted!r}")
-    if "quantization_config" in raw:
-        raise AntgmmError("quantization_config: quantized weights are not supported: use a checkpoint in 16 or 32 bits")
+    check_unquantized(raw)
     rope = text["rope_parameters"]
     if rope.get("rope_type", "default") != "default":
         raise AntgmmError(f"rope_type {rope['rope_type']!r} is not supported: it must be 'default'")

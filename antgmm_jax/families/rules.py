@@ -74,3 +74,13 @@ def check_square(image: Any, patch: Any) -> None:
     """
     if not isinstance(image, int) or not isinstance(patch, int) or image % patch:
         raise AntgmmError(f"image_size {image} must be a whole number of patches of {patch} pixels, square")
+
+
+def check_unquantized(raw: Mapping[str, Any]) -> None:
+    """Checks that the weights of a config.json as written are not quantized.
+
+    Raises:
+        AntgmmError: they are.
+    """
+    if any("quantization_config" in fields for fields in (raw, raw.get("text_config") or {})):
+        raise AntgmmError("quantization_config: quantized weights are not supported: use a checkpoint in 16 or 32 bits")

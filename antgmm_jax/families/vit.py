@@ -53,12 +53,15 @@ def vision_config(config: VisionConfig) -> dict[str, Any]:
 
 
 def vision_weights(config: VisionConfig, model: str) -> list[Entry]:
-    """Returns the conversion table of an image encoder with prefix `model`, without class token and first norm."""
+    """Returns the conversion table of an image encoder with prefix `model`."""
     ours, layer = "vision/stack/blocks", model + ".encoder.layers.{i}"
     names = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "out_proj"}
     heads = {ours_name: f"{layer}.self_attn.{name}" for ours_name, name in names.items()}
     bias = "vision/patch_bias" if config.patch_bias else None
+    cls = [Entry(f"{model}.embeddings.class_embedding", ("vision/cls",), "d -> d")] if config.has_cls else []
     return [
+        *cls,
+        *(norm(f"{model}.pre_layrnorm", "vision/first_norm") if config.first_norm else ()),
         Entry(f"{model}.embeddings.position_embedding.weight", ("vision/positions",), "p d -> p d"),
         *dense(f"{model}.embeddings.patch_embedding", "vision/patch", bias, "d c y x -> c y x d"),
         *attention(heads, f"{ours}/attention", "vision", qkv_bias=True, out_bias=True),

@@ -7,9 +7,10 @@ import jax
 import numpy as np
 
 from antgmm_jax.blocks.projector import ProjectorConfig
-from antgmm_jax.config import LanguageConfig, LMMConfig, StackConfig, VisionConfig
+from antgmm_jax.config import LMMConfig, StackConfig, VisionConfig
 from antgmm_jax.families.blip2_t5.presets import sized as blip2_t5
 from antgmm_jax.families.llava.config import LlavaConfig
+from antgmm_jax.families.text import TextConfig
 from antgmm_jax.pure import abstract
 from tests.reference import squares
 
@@ -44,7 +45,7 @@ def _llava() -> LMMConfig:
             stack=vision, image=16, patch=8, patch_bias=False, first_norm=True, final_norm=False, keep_cls=False
         ),
         bridge=ProjectorConfig(mlp=36, act="gelu"),
-        language=LanguageConfig(decoder=text, vocab=32, tied=False),
+        language=TextConfig(decoder=text, vocab=32, tied=False),
         image_token=IMAGE_TOKEN,
     )
 

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from antgmm_jax.axes import part
-from antgmm_jax.config import LanguageConfig, LMMConfig, VisionConfig
+from antgmm_jax.config import LMMConfig, VisionConfig
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.families.llama import decoder_of, head_violations, text_config
 from antgmm_jax.families.rules import Tie, check_square, tie_violations
+from antgmm_jax.families.text import TextConfig, text_config, text_of, text_violations
 from antgmm_jax.families.vit import encoder_of, vision_config
 
 ARCHITECTURES = {"idefics3": "Idefics3ForConditionalGeneration", "smolvlm": "SmolVLMForConditionalGeneration"}
@@ -29,6 +29,7 @@ class Idefics3Config(LMMConfig):
     family: str = "idefics3"
     model_type: Literal["idefics3", "smolvlm"]
     bridge: ShuffleConfig = part("bridge", tokens="images")
+    language: TextConfig
 
     @property
     def image_tokens(self) -> int:
@@ -66,7 +67,7 @@ def from_hf(hf: Mapping[str, Any], raw: Mapping[str, Any], *, tied: bool) -> Ide
         model_type=hf["model_type"],
         vision=image,
         bridge=ShuffleConfig(scale=scale),
-        language=LanguageConfig(decoder=decoder_of(text), vocab=text["vocab_size"], tied=tied),
+        language=text_of(text, tied=tied, types=("llama",)),
         image_token=hf["image_token_id"],
     )
 
@@ -91,4 +92,4 @@ def ties(config: Idefics3Config) -> tuple[Tie, ...]:
 
 def violations(config: Idefics3Config) -> tuple[str, ...]:
     """Returns the reasons why transformers cannot load this shape; empty if it can."""
-    return (*tie_violations(ties(config), config), *head_violations(config))
+    return (*tie_violations(ties(config), config), *text_violations(config))

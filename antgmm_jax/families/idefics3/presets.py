@@ -1,8 +1,9 @@
 """Named SmolVLM models, and models of given sizes."""
 
-from antgmm_jax.config import LanguageConfig, VisionConfig
+from antgmm_jax.config import VisionConfig
 from antgmm_jax.families.idefics3.config import Idefics3Config, ShuffleConfig
 from antgmm_jax.families.llama import sized_decoder
+from antgmm_jax.families.text import TextConfig
 from antgmm_jax.families.vit import sized_encoder
 
 
@@ -44,7 +45,7 @@ def sized(
         model_type="smolvlm",
         vision=VisionConfig(stack=siglip, image=image, patch=patch, has_cls=False),
         bridge=ShuffleConfig(scale=scale),
-        language=LanguageConfig(decoder=llama, vocab=vocab, tied=tied),
+        language=TextConfig(decoder=llama, vocab=vocab, tied=tied),
         image_token=image_token,
     )
 

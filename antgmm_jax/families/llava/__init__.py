@@ -1,13 +1,14 @@
-"""LLaVA: CLIP, a two-layer MLP and Llama."""
+"""LLaVA: CLIP or SigLIP, a two-layer MLP and Llama, Mistral, Qwen2 or Qwen3."""
 
 from typing import Any
 
 from antgmm_jax.families.base import Family
+from antgmm_jax.families.image_side import FILES
 from antgmm_jax.families.llava.config import LlavaConfig, from_hf, ties, to_hf, violations
 from antgmm_jax.families.llava.model import build
 from antgmm_jax.families.llava.presets import PRESETS
 from antgmm_jax.families.llava.tiny import shapes
-from antgmm_jax.families.llava.weights import FILES, tensors
+from antgmm_jax.families.llava.weights import tensors
 
 
 def _torch_ends(model: Any) -> tuple[Any, Any]:

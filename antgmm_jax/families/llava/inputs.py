@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
-from transformers import CLIPImageProcessor, LlavaProcessor, ProcessorMixin
+from transformers import CLIPImageProcessor, LlavaProcessor, ProcessorMixin, SiglipImageProcessor
 
 from antgmm_jax.blocks.pictures import as_hf
 from antgmm_jax.families.llava.config import LlavaConfig
@@ -61,13 +61,18 @@ def _tokens(processor: LlavaProcessor) -> int:
 
 def new_processor(config: LlavaConfig, tokenizer: Tokenizer) -> LlavaProcessor:
     """Creates the processor of a model that is trained from scratch; see `antgmm_jax.families.new_processor`."""
-    px, image = config.vision.image, {"image_token": "<image>"}
+    vision, image = config.vision, {"image_token": "<image>"}
+    square = {"height": vision.image, "width": vision.image}
+    if vision.has_cls:
+        images = CLIPImageProcessor(size={"shortest_edge": vision.image}, crop_size=square)
+    else:
+        images = SiglipImageProcessor(size=square)
     words = wrap(tokenizer, template="$A", bos_token="<s>", padding_side="left", extra_special_tokens=image)
     return LlavaProcessor(
-        CLIPImageProcessor(size={"shortest_edge": px}, crop_size={"height": px, "width": px}),
+        images,
         words,
-        patch_size=config.vision.patch,
-        vision_feature_select_strategy="full" if config.vision.keep_cls else "default",
-        num_additional_image_tokens=1,
+        patch_size=vision.patch,
+        vision_feature_select_strategy="full" if vision.keep_cls else "default",
+        num_additional_image_tokens=int(vision.has_cls),
         chat_template=CHAT,
     )

@@ -1,9 +1,10 @@
 """Named LLaVA models, and models of given sizes."""
 
 from antgmm_jax.blocks.projector import ProjectorConfig
-from antgmm_jax.config import LanguageConfig, VisionConfig
+from antgmm_jax.config import VisionConfig
 from antgmm_jax.families.llama import sized_decoder
 from antgmm_jax.families.llava.config import LlavaConfig
+from antgmm_jax.families.text import TextConfig
 from antgmm_jax.families.vit import sized_encoder
 
 
@@ -18,6 +19,7 @@ def sized(
     image_token: int,
     q_per_kv: int = 1,
     tied: bool = False,
+    eps: float = 1e-6,
 ) -> LlavaConfig:
     """Returns a LLaVA 1.5 config of given sizes.
 
@@ -31,19 +33,20 @@ def sized(
         image_token: id of the image token.
         q_per_kv: query heads per key-value head.
         tied: whether the head shares the token table.
+        eps: epsilon of Llama's norms.
 
     Returns:
         Model config.
     """
     clip = sized_encoder(vision, head_dims[0], act="quick_gelu", eps=1e-5)
-    llama = sized_decoder(text, head_dims[1], q_per_kv=q_per_kv, eps=1e-6, rope_theta=10000.0)
+    llama = sized_decoder(text, head_dims[1], q_per_kv=q_per_kv, eps=eps, rope_theta=10000.0)
     encoder = VisionConfig(
         stack=clip, image=image, patch=patch, patch_bias=False, first_norm=True, final_norm=False, keep_cls=False
     )
     return LlavaConfig(
         vision=encoder,
         bridge=ProjectorConfig(mlp=text[1], act="gelu"),
-        language=LanguageConfig(decoder=llama, vocab=vocab, tied=tied),
+        language=TextConfig(decoder=llama, vocab=vocab, tied=tied),
         image_token=image_token,
     )
 
@@ -58,5 +61,16 @@ PRESETS: dict[str, LlavaConfig] = {
         vocab=1024,
         image_token=3,
         q_per_kv=2,
+    ),
+    # Without the last layer of CLIP, which LLaVA-1.5 never runs.
+    "llava-1.5-7b": sized(
+        vision=(23, 1024, 16, 4096),
+        text=(32, 4096, 32, 11008),
+        head_dims=(64, 128),
+        image=336,
+        patch=14,
+        vocab=32064,
+        image_token=32000,
+        eps=1e-5,
     ),
 }

@@ -14,12 +14,6 @@ FILES = Files(head="lm_head.weight", tokens=f"{_TEXT}.embed_tokens.weight", igno
 
 def tensors(config: Qwen3VLConfig) -> list[Entry]:
     """Returns one entry for every tensor of the file (or for all layers of a stack)."""
-    norms = [
-        Entry(
-            f"{_TEXT}.layers.{{i}}.self_attn.{name}_norm.weight", (f"{_ATTENTION}/{name}_norm/scale",), "d -> d", "text"
-        )
-        for name in "qk"
-    ]
     ours, layer = "vision/stack/blocks/mlp", f"{_VISION}.blocks.{{i}}.mlp.linear"
     return [
         *encoder_weights(config.vision, _VISION),
@@ -29,11 +23,7 @@ def tensors(config: Qwen3VLConfig) -> list[Entry]:
         *merger_weights(f"{_VISION}.merger", "bridge/merger", ("norm", "linear_fc1", "linear_fc2"), rms=False),
         *(_deepstack() if config.vision.taps else ()),
         *text_weights(config.language, _TEXT, FILES.head),
-        *norms,
     ]
-
-
-_ATTENTION = "language/decoder/blocks/attention"
 
 
 def _deepstack() -> list[Entry]:

@@ -9,8 +9,9 @@ from jax.sharding import NamedSharding, get_mesh
 
 import pruning
 from antgmm_jax.blocks.projector import ProjectorConfig
-from antgmm_jax.config import LanguageConfig, StackConfig, VisionConfig
+from antgmm_jax.config import StackConfig, VisionConfig
 from antgmm_jax.families.llava.config import LlavaConfig
+from antgmm_jax.families.text import TextConfig
 from antgmm_jax.io import checkpoint
 from antgmm_jax.parallel.processes import gather, run_on_first
 from antgmm_jax.parallel.sharding import make_mesh, shard_rows, spec
@@ -24,7 +25,7 @@ TEXT = {"q_per_kv": 2, "act": "silu", "norm": "rms", "gated": True, "causal": Tr
 CONFIG = LlavaConfig(
     vision=VisionConfig(stack=StackConfig(**BARE, act="gelu"), image=16, patch=8, keep_cls=False),
     bridge=ProjectorConfig(mlp=32, act="gelu"),
-    language=LanguageConfig(decoder=StackConfig(**BARE, **TEXT, out_bias=False, mlp_bias=False), vocab=64, tied=False),
+    language=TextConfig(decoder=StackConfig(**BARE, **TEXT, out_bias=False, mlp_bias=False), vocab=64, tied=False),
     image_token=3,
 )
 PURE, OPTIMIZER = functional(CONFIG), make_optimizer(OptimizerConfig(learning_rate=1e-2), steps=10)
