@@ -119,16 +119,19 @@ def check_basis(config: LMMConfig, axis: str) -> None:
         axis: axis name.
 
     Raises:
-        AntgmmError: the axis is not a width, or a norm writes to its residual stream (post-norm).
+        AntgmmError: the axis is not a width, a norm writes to its residual stream (post-norm), or no linear map reads
+            its last norm.
     """
     users = _towers(config, axis)
     if not users:
         raise AntgmmError(f"{axis} has no principal components: only widths (*/embed) do; use another score")
     vision = axis == "vision/embed" and (config.vision.first_norm or not config.vision.final_norm)
-    if vision or any(tower.stack.post_norm for tower in users):
+    if vision or any(tower.stack.post_norm or tower.stack.sandwich for tower in users):
         raise AntgmmError(
             f"{axis} has no principal components: a norm writes to its residual stream; use another score"
         )
+    if axis == "vision/embed" and not family(config).image_readers(config):
+        raise AntgmmError(f"{axis} has no principal components: no linear map reads its last norm; use another score")
     names = _flat(functional(config).axes)
     for norm, readers in _readers(config, frozenset([axis])).items():
         bare = [path for path in readers if _bias(path) not in names]

@@ -146,30 +146,42 @@ def normed(
     return y if opened is None else y * opened.astype(y.dtype)
 
 
+def new_scale(config: StackConfig, size: int, axis: str) -> nnx.Param:
+    """Creates the scale of a norm that is the identity on normalised states."""
+    return nnx.Param((jnp.zeros if config.norm == "rms1" else jnp.ones)((size,)), axes=(axis,), over="")
+
+
+def plus_one(scale: Float[Array, " D"]) -> Float[Array, " D"]:
+    """1 + scale in float32: bfloat16 would drop the last digits of a small scale."""
+    return 1 + scale.astype(jnp.float32)
+
+
 class Norm(nnx.Module):
     """The norm of a stack's width, as `normed` computes it."""
 
     def __init__(self, config: StackConfig, axis: str, *, rngs: nnx.Rngs):
-        self.eps, self.rms = config.eps, config.norm == "rms"
-        self.scale = nnx.Param(jnp.ones((config.embed,)), axes=(axis,), over="")
+        self.eps, self.rms, self.shift = config.eps, config.norm != "layer", config.norm == "rms1"
+        self.scale = new_scale(config, config.embed, axis)
         self.bias = None if self.rms else param(rngs.params(), (config.embed,), (axis,), scale=None)
 
     def __call__(self, x: Float[Array, "... D"], gate: Float[Array, " D"] | None = None) -> Float[Array, "... D"]:
         """Normalises the last axis of x over its open channels."""
         bias = None if self.bias is None else self.bias[...]
-        return normed(x, self.scale[...], bias, eps=self.eps, rms=self.rms, gate=gate)
+        scale = plus_one(self.scale[...]) if self.shift else self.scale[...]
+        return normed(x, scale, bias, eps=self.eps, rms=self.rms, gate=gate)
 
 
 class HeadNorm(nnx.Module):
     """RMSNorm over the units of each head."""
 
     def __init__(self, config: StackConfig):
-        self.eps = config.eps
-        self.scale = nnx.Param(jnp.ones((config.head_dim,)), axes=("head_dim",), over="")
+        self.eps, self.shift = config.eps, config.norm == "rms1"
+        self.scale = new_scale(config, config.head_dim, "head_dim")
 
     def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
         """Normalises the last axis of x."""
-        return normed(x, self.scale[...], None, eps=self.eps, rms=True)
+        scale = plus_one(self.scale[...]) if self.shift else self.scale[...]
+        return normed(x, scale, None, eps=self.eps, rms=True)
 
 
 class Attention(nnx.Module):
@@ -182,7 +194,7 @@ class Attention(nnx.Module):
         reads, keys_over = (memory, tower.reads) if cross else (config.embed, tower.name)
         heads_axis = tower.axis("cross_heads" if cross else "heads")
         embed, source = tower.embed, tower.memory if cross else tower.embed
-        self.scale = width**-0.5 if config.scaled else 1.0
+        self.scale = (config.scale_width or width) ** -0.5 if config.scaled else 1.0
         # T5 has no factor 1/sqrt(d) on the logits; the initial scale of the queries includes it.
         q_scale = initial(config, config.embed * width)
         q_axes, kv_axes = (heads_axis, "q_per_kv", "head_dim"), (heads_axis, "head_dim")

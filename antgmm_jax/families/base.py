@@ -148,7 +148,7 @@ class Family:
         files: further tensor names of its files.
         ties: config -> sizes that share one field of config.json.
         violations: config -> reasons why transformers cannot load this shape.
-        image_readers: config -> paths of the linear maps that read the image encoder's output.
+        image_readers: config -> paths of the linear maps that read the image encoder's output; none if a norm does.
         features: paths of the parameters on which image features depend.
         depth: what else changes when layers are removed.
         torch_ends: PyTorch model -> modules whose outputs end its image phase and its prompt phase.
