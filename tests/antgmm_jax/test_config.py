@@ -72,7 +72,7 @@ def config(request, tmp_path_factory):
 
 def test_local_axes_are_as_designed(config):
     local = {
-        "blip2_t5": "vision/heads vision/mlp bridge/heads bridge/cross_heads bridge/mlp encoder/mlp decoder/mlp"
+        "blip2": "vision/heads vision/mlp bridge/heads bridge/cross_heads bridge/mlp encoder/mlp decoder/mlp"
         " decoder/cross_heads",
         "llava": "vision/heads vision/mlp text/heads text/mlp",
     }
@@ -80,7 +80,7 @@ def test_local_axes_are_as_designed(config):
 
 
 def test_complete_adds_tied_counts(config):
-    if config.family == "blip2_t5":
+    if config.family == "blip2":
         assert complete(config, {"encoder/heads": 2, "vision/embed": 16}) == {
             "encoder/heads": 2,
             "decoder/heads": 2,

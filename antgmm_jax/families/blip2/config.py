@@ -19,10 +19,10 @@ class QFormerConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Blip2T5Config(LMMConfig):
+class Blip2Config(LMMConfig):
     """ViT, Q-Former and T5."""
 
-    family: str = "blip2_t5"
+    family: str = "blip2"
     bridge: QFormerConfig = part("bridge", tokens="images", memory="vision/embed", reads="vision/out")
 
     @property
@@ -31,7 +31,7 @@ class Blip2T5Config(LMMConfig):
         return self.bridge.queries
 
 
-def from_hf(hf: Mapping[str, Any], raw: Mapping[str, Any], *, tied: bool) -> Blip2T5Config:
+def from_hf(hf: Mapping[str, Any], raw: Mapping[str, Any], *, tied: bool) -> Blip2Config:
     """Converts a Hugging Face config.
 
     Args:
@@ -78,7 +78,7 @@ def from_hf(hf: Mapping[str, Any], raw: Mapping[str, Any], *, tied: bool) -> Bli
     raw_text = raw["text_config"]
     scaled = raw_text.get("scale_decoder_outputs", raw_text.get("tie_word_embeddings") is not False)
     starts = (raw_text.get("decoder_start_token_id"), text["pad_token_id"], 0)
-    return Blip2T5Config(
+    return Blip2Config(
         vision=VisionConfig(stack=vit, image=vision["image_size"], patch=vision["patch_size"]),
         bridge=QFormerConfig(stack=queries, queries=hf["num_query_tokens"]),
         language=LanguageConfig(
@@ -117,7 +117,7 @@ def _t5(text: Mapping[str, Any], *, decoder: bool) -> StackConfig:
     )
 
 
-def to_hf(config: Blip2T5Config) -> dict[str, Any]:
+def to_hf(config: Blip2Config) -> dict[str, Any]:
     """Returns the fields of config.json that depend on the model's shape.
 
     transformers scales T5's logits if `scale_decoder_outputs` is true or, without this field, if `tie_word_embeddings`
@@ -185,7 +185,7 @@ def to_hf(config: Blip2T5Config) -> dict[str, Any]:
     }
 
 
-def ties(config: Blip2T5Config) -> tuple[Tie, ...]:
+def ties(config: Blip2Config) -> tuple[Tie, ...]:
     """Returns the sizes that share one field of config.json."""
     return (
         Tie("vision/embed", "vision/heads", config.vision.stack.head_dim),
@@ -197,6 +197,6 @@ def ties(config: Blip2T5Config) -> tuple[Tie, ...]:
     )
 
 
-def violations(config: Blip2T5Config) -> tuple[str, ...]:
+def violations(config: Blip2Config) -> tuple[str, ...]:
     """Returns the reasons why transformers cannot load this shape; empty if it can."""
     return tie_violations(ties(config), config)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from antgmm_jax.families.base import Files
-from antgmm_jax.families.blip2_t5.config import Blip2T5Config
+from antgmm_jax.families.blip2.config import Blip2Config
 from antgmm_jax.families.table import Entry, attention, dense, norm
 
 
@@ -24,12 +24,12 @@ FILES = Files(
 )
 
 
-def tensors(config: Blip2T5Config) -> list[Entry]:
+def tensors(config: Blip2Config) -> list[Entry]:
     """Returns one entry for every tensor of the file (or for all layers of a stack)."""
     return _vision(config) + _qformer(config.bridge.stack.cross_every) + _language(config)
 
 
-def _vision(config: Blip2T5Config) -> list[Entry]:
+def _vision(config: Blip2Config) -> list[Entry]:
     hf, layer, block = "vision_model", "vision_model.encoder.layers.{i}", "vision/stack/blocks"
     fused = tuple(f"{block}/attention/{name}" for name in "qkv")
     entries = [
@@ -82,7 +82,7 @@ def _qformer(cross_every: int) -> list[Entry]:
     ]
 
 
-def _language(config: Blip2T5Config) -> list[Entry]:
+def _language(config: Blip2Config) -> list[Entry]:
     entries = [Entry("language_model.shared.weight", ("language/tokens",), "v d -> v d")]
     if not config.language.tied:
         entries.append(Entry("language_model.lm_head.weight", ("language/out",), "v d -> d v"))

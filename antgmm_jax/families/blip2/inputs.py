@@ -8,7 +8,7 @@ from tokenizers import Tokenizer
 from transformers import Blip2Processor, BlipImageProcessor, ProcessorMixin
 
 from antgmm_jax.blocks.pictures import as_hf
-from antgmm_jax.families.blip2_t5.config import Blip2T5Config
+from antgmm_jax.families.blip2.config import Blip2Config
 from antgmm_jax.families.square import SquarePictures, Tree, check_processor, side
 from antgmm_jax.families.words import Messages, rendered, wrap
 
@@ -26,7 +26,7 @@ class Inputs:
 
     encoder_decoder = True
 
-    def __init__(self, config: Blip2T5Config, processor: ProcessorMixin):
+    def __init__(self, config: Blip2Config, processor: ProcessorMixin):
         fields, size = ("num_query_tokens",), lambda p: (side(p), int(p.num_query_tokens))
         check_processor(processor, config, kind=Blip2Processor, fields=fields, size=size)
         self.processor, self._images = processor, SquarePictures(processor)
@@ -48,7 +48,7 @@ class Inputs:
         return {"pixel_values": as_hf(batch["images"])}
 
 
-def new_processor(config: Blip2T5Config, tokenizer: Tokenizer) -> Blip2Processor:
+def new_processor(config: Blip2Config, tokenizer: Tokenizer) -> Blip2Processor:
     """Creates the processor of a model that is trained from scratch; see `antgmm_jax.families.new_processor`."""
     px = config.vision.image
     images = BlipImageProcessor(size={"height": px, "width": px})
