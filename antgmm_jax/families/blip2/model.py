@@ -10,7 +10,8 @@ from antgmm_jax.blocks.layers import Norm, linear, param, repeated
 from antgmm_jax.blocks.projector import OUT
 from antgmm_jax.blocks.stack import Stack
 from antgmm_jax.config import Remat, Tower
-from antgmm_jax.families.blip2.config import Blip2Config, QFormerConfig
+from antgmm_jax.families.blip2.config import Blip2Config
+from antgmm_jax.families.blip2.image import QFormerConfig
 from antgmm_jax.lmm import LMM, assemble
 
 

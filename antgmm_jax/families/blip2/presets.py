@@ -3,7 +3,8 @@
 import dataclasses
 
 from antgmm_jax.config import LanguageConfig, StackConfig, VisionConfig
-from antgmm_jax.families.blip2.config import Blip2Config, QFormerConfig
+from antgmm_jax.families.blip2.config import Blip2Config
+from antgmm_jax.families.blip2.image import QFormerConfig
 
 
 def sized(

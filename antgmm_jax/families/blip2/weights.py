@@ -5,6 +5,7 @@ from typing import Any
 
 from antgmm_jax.families.base import Files
 from antgmm_jax.families.blip2.config import Blip2Config
+from antgmm_jax.families.t5 import text_weights
 from antgmm_jax.families.table import Entry, attention, dense, norm
 
 
@@ -26,7 +27,8 @@ FILES = Files(
 
 def tensors(config: Blip2Config) -> list[Entry]:
     """Returns one entry for every tensor of the file (or for all layers of a stack)."""
-    return _vision(config) + _qformer(config.bridge.stack.cross_every) + _language(config)
+    text = text_weights(config.language, "language_model", FILES.head)
+    return _vision(config) + _qformer(config.bridge.stack.cross_every) + text
 
 
 def _vision(config: Blip2Config) -> list[Entry]:
@@ -80,35 +82,3 @@ def _qformer(cross_every: int) -> list[Entry]:
         *norm(f"{layer}.output_query.LayerNorm", f"{block}/norm2", "bridge"),
         *dense("language_projection", "bridge/out", "bridge/out_bias", "e d -> d e"),
     ]
-
-
-def _language(config: Blip2Config) -> list[Entry]:
-    entries = [Entry("language_model.shared.weight", ("language/tokens",), "v d -> v d")]
-    if not config.language.tied:
-        entries.append(Entry("language_model.lm_head.weight", ("language/out",), "v d -> d v"))
-    for tower, final in (("encoder", "encoder_norm"), ("decoder", "norm")):
-        hf, ours = f"language_model.{tower}", f"language/{tower}"
-        layer, block = hf + ".block.{i}.layer", f"{ours}/blocks"
-        bias = f"{hf}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
-        entries += [
-            Entry(bias, (f"{ours}/relative/table",), "b h -> b h"),
-            *norm(f"{hf}.final_layer_norm", f"language/{final}", rms=True),
-            *_t5_attention(f"{layer}.0.SelfAttention", f"{block}/attention", tower),
-            *norm(f"{layer}.0.layer_norm", f"{block}/norm1", tower, rms=True),
-        ]
-        last = 1
-        if tower == "decoder":
-            cross, last = f"{ours}/cross", 2
-            entries += _t5_attention(f"{layer}.1.EncDecAttention", f"{cross}/attention", tower)
-            entries += norm(f"{layer}.1.layer_norm", f"{cross}/norm", tower, rms=True)
-        mlp = f"{layer}.{last}.DenseReluDense"
-        maps = {"wi_0": "gate", "wi_1": "up"} if config.language.decoder.gated else {"wi": "up"}
-        for name, path in maps.items():
-            entries += dense(f"{mlp}.{name}", f"{block}/mlp/{path}", None, "m e -> e m", tower=tower)
-        entries += dense(f"{mlp}.wo", f"{block}/mlp/down", None, "e m -> m e", tower=tower)
-        entries += norm(f"{layer}.{last}.layer_norm", f"{block}/norm2", tower, rms=True)
-    return entries
-
-
-def _t5_attention(hf: str, path: str, tower: str) -> list[Entry]:
-    return attention({name: f"{hf}.{name}" for name in "qkvo"}, path, tower, qkv_bias=False, out_bias=False)
