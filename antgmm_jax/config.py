@@ -120,7 +120,8 @@ class LanguageConfig:
     """A decoder, preceded by an encoder if `encoder` is set.
 
     `tied`: the head shares the token table. `scaled_head`: logits are multiplied by width ** -0.5. `scaled_tokens`:
-    embeddings of tokens are multiplied by width ** 0.5.
+    embeddings of tokens are multiplied by width ** 0.5. `learned_positions`: a decoder alone adds an entry of a table to
+    each token; it has so many after `first_position` unused ones. 0 without a table.
     """
 
     encoder: StackConfig | None = part("encoder", embed="text/embed", tokens="text", default=None)
@@ -129,6 +130,8 @@ class LanguageConfig:
     tied: bool
     scaled_head: bool = False
     scaled_tokens: bool = False
+    learned_positions: int = 0
+    first_position: int = 0
     start_token: int = 0
 
 

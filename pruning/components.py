@@ -119,8 +119,8 @@ def check_basis(config: LMMConfig, axis: str) -> None:
         axis: axis name.
 
     Raises:
-        AntgmmError: the axis is not a width, a norm writes to its residual stream (post-norm), or no linear map reads
-            its last norm.
+        AntgmmError: the axis is not a width, a norm writes to its residual stream (post-norm), or no linear map absorbs
+            the bias of a norm.
     """
     users = _towers(config, axis)
     if not users:
@@ -130,8 +130,6 @@ def check_basis(config: LMMConfig, axis: str) -> None:
         raise AntgmmError(
             f"{axis} has no principal components: a norm writes to its residual stream; use another score"
         )
-    if axis == "vision/embed" and not family(config).image_readers(config):
-        raise AntgmmError(f"{axis} has no principal components: no linear map reads its last norm; use another score")
     names = _flat(functional(config).axes)
     for norm, readers in _readers(config, frozenset([axis])).items():
         bare = [path for path in readers if _bias(path) not in names]
@@ -139,6 +137,11 @@ def check_basis(config: LMMConfig, axis: str) -> None:
             raise AntgmmError(
                 f"{axis} has no principal components: {'/'.join(bare[0])} has no bias to absorb the bias of its norm; "
                 "use another score"
+            )
+        if (*norm, "bias") in names and not readers:
+            raise AntgmmError(
+                f"{axis} has no principal components: no linear map absorbs the bias of {'/'.join(norm)}; use another"
+                " score"
             )
 
 

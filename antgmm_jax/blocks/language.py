@@ -1,4 +1,4 @@
-"""The language model: an encoder and a decoder as in T5, or a decoder alone as in Llama."""
+"""The language model: an encoder and a decoder as in T5, or a decoder alone as in Llama and OPT."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -14,6 +14,7 @@ from antgmm_jax.blocks.layers import Norm, linear, lookup, param
 from antgmm_jax.blocks.rope import rope
 from antgmm_jax.blocks.stack import Stack, unrolled
 from antgmm_jax.config import LanguageConfig, Remat, Tower
+from antgmm_jax.errors import AntgmmError
 from antgmm_jax.parallel.sharding import place
 
 
@@ -67,6 +68,9 @@ class LanguageModel(nnx.Module):
         self.config, decoder = config, config.decoder
         width = decoder.embed
         self.tokens = param(rngs.params(), (config.vocab, width), ("vocab", "text/embed"), scale=_embed_scale(config))
+        rows, names = config.learned_positions + config.first_position, ("positions", "text/embed")
+        learned = config.learned_positions > 0
+        self.positions = param(rngs.params(), (rows, width), names, scale=0.02) if learned else None
         encoder = config.encoder
         self.encoder = None if encoder is None else Stack(towers["encoder"], remat=remat, rngs=rngs)
         self.encoder_norm = None if encoder is None else Norm(encoder, "text/embed", rngs=rngs)
@@ -78,13 +82,23 @@ class LanguageModel(nnx.Module):
 
     def embed(self, ids: Int[Array, "..."], gates: Gates | None = None) -> Float[Array, "... D"]:
         """Token embeddings, in some models multiplied by width ** 0.5, which counts only open channels if gated."""
-        # Gather the table along its width first: the partitioner cannot reshard looked-up columns to batch rows.
-        x = place(lookup(place(self.tokens[...], ("vocab",)), ids), ("batch",))
+        x = _rows(self.tokens[...], "vocab", ids)
         if not self.config.scaled_tokens:
             return x
         gate = (gates or {}).get("text/embed")
         width = jnp.float32(self.config.decoder.embed) if gate is None else gate.astype(jnp.float32).sum()
         return x * jnp.sqrt(width).astype(x.dtype)
+
+    def _placed(self, x: Float[Array, "B T D"], order: Int[Array, "B T"], slots: int) -> Float[Array, "B T D"]:
+        """Adds learned positions to embedded tokens, for a row of `slots` tokens in all."""
+        if self.positions is None:
+            return x
+        if slots > self.config.learned_positions:
+            raise AntgmmError(
+                f"a row of {slots} tokens: the model has {self.config.learned_positions} learned positions;"
+                " shorten prompts or answers"
+            )
+        return x + _rows(self.positions[...], "positions", order + self.config.first_position).astype(x.dtype)
 
     def head(self, hidden: Float[Array, "... D"], gates: Gates) -> Float[Array, "... V"]:
         """Logits of final hidden states. T5 v1.0 scales them by width ** -0.5, counting only open channels if gated."""
@@ -141,6 +155,7 @@ class LanguageModel(nnx.Module):
         places = order if tokens.places is None else tokens.places
         context = self._context(mask, memory, memory_valid, at, at, places)
         context = context._replace(causal=tokens.spans is None, valid=valid if counted is None else counted)
+        x = self._placed(x, order, at.size)
         x, kept = self.decoder(x, self._with_local(context, order, order), gates, collect, added=tokens.added)
         return self.norm(x, gates.get("text/embed")), kept
 
@@ -202,6 +217,7 @@ class LanguageModel(nnx.Module):
         lengths = jnp.where(valid, order + 1, 0).max(axis=1)
         order = jnp.concatenate([order, lengths[:, None] + jnp.arange(slots - length)[None]], axis=1)
         context = self._with_local(context, order[:, :length], order)
+        x = self._placed(x, order[:, :length], slots)
         more = () if tokens.added is None else tokens.added
         x, caches = unrolled(layers, x, context, [(empty, empty)] * len(layers), cross_caches, 0, more)
         last = jnp.max(jnp.where(valid, at[None, :], 0), axis=1)
@@ -228,9 +244,14 @@ class LanguageModel(nnx.Module):
         at = state.lengths[:, None]
         context = self._context(mask, None, memory_valid, jnp.asarray(state.slot)[None], keys, at)
         context = self._with_local(context, at, state.order)
-        x = self.embed(ids)[:, None]
+        x = self._placed(self.embed(ids)[:, None], at, slots)
         x, caches = unrolled(layers, x, context, state.caches, state.cross_caches, state.slot)
         return self.head(self.norm(x[:, 0]), {}), caches
+
+
+def _rows(table: Float[Array, "V D"], axis: str, ids: Int[Array, "..."]) -> Float[Array, "... D"]:
+    # Gather the table along its width first: the partitioner cannot reshard looked-up columns to batch rows.
+    return place(lookup(place(table, (axis,)), ids), ("batch",))
 
 
 def _positions(x: Array, valid: Array | None) -> Array:

@@ -49,7 +49,7 @@ class Files:
 
     Attributes:
         head: tensor of the head.
-        tokens: tensor of the token table.
+        tokens: tensor of the token table, by language model; a file holds one of them.
         renames: (pattern, replacement) pairs that map the names of other releases to ours.
         ignored: patterns of tensors that are not needed.
         unread: (config, name) -> whether a tensor belongs to a layer that the model never runs.
@@ -58,7 +58,7 @@ class Files:
     """
 
     head: str
-    tokens: str
+    tokens: tuple[str, ...]
     renames: tuple[tuple[str, str], ...] = ()
     ignored: tuple[str, ...] = ()
     unread: Callable[[LMMConfig, str], bool] = lambda config, name: False

@@ -1,4 +1,4 @@
-"""BLIP-2 with T5: ViT, Q-Former and T5."""
+"""BLIP-2: ViT, Q-Former, and T5 or OPT."""
 
 from typing import Any
 
@@ -8,7 +8,8 @@ from antgmm_jax.families.blip2.frequency import Frequency
 from antgmm_jax.families.blip2.model import build
 from antgmm_jax.families.blip2.presets import PRESETS
 from antgmm_jax.families.blip2.tiny import shapes
-from antgmm_jax.families.blip2.weights import FILES, tensors
+from antgmm_jax.families.blip2.weights import tensors
+from antgmm_jax.families.languages import FILES
 
 
 def _torch_ends(model: Any) -> tuple[Any, Any]:

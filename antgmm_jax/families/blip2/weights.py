@@ -1,37 +1,19 @@
-"""Conversion table of BLIP-2 + T5 checkpoints."""
+"""Conversion table of BLIP-2 checkpoints."""
 
-from collections.abc import Mapping
-from typing import Any
-
-from antgmm_jax.families.base import Files
+from antgmm_jax.config import VisionConfig
 from antgmm_jax.families.blip2.config import Blip2Config
-from antgmm_jax.families.t5 import text_weights
+from antgmm_jax.families.languages import language_weights
 from antgmm_jax.families.table import Entry, attention, dense, norm
-
-
-def _says_tied(raw: Mapping[str, Any]) -> bool:
-    # T5 has no field for it: a head equal to the token table shares it.
-    return True
-
-
-FILES = Files(
-    head="language_model.lm_head.weight",
-    tokens="language_model.shared.weight",
-    # Copies of the token table, and buffers that older releases wrote.
-    ignored=(r"language_model\.(encoder|decoder)\.embed_tokens\.weight", r".*position_ids"),
-    says_tied=_says_tied,
-    # An unscaled T5 has tie_word_embeddings: false, so its file must hold the head, tied or not.
-    writes_head=lambda config: not config.language.scaled_head,
-)
 
 
 def tensors(config: Blip2Config) -> list[Entry]:
     """Returns one entry for every tensor of the file (or for all layers of a stack)."""
-    text = text_weights(config.language, "language_model", FILES.head)
-    return _vision(config) + _qformer(config.bridge.stack.cross_every) + text
+    qformer = [*norm("qformer.layernorm", "bridge/norm"), *qformer_weights(config.bridge.stack.cross_every)]
+    return [*vit_weights(config.vision), *qformer, *language_weights(config.language)]
 
 
-def _vision(config: Blip2Config) -> list[Entry]:
+def vit_weights(config: VisionConfig) -> list[Entry]:
+    """Returns the conversion table of the ViT."""
     hf, layer, block = "vision_model", "vision_model.encoder.layers.{i}", "vision/stack/blocks"
     fused = tuple(f"{block}/attention/{name}" for name in "qkv")
     entries = [
@@ -52,13 +34,14 @@ def _vision(config: Blip2Config) -> list[Entry]:
         *dense(f"{layer}.mlp.fc2", f"{block}/mlp/down", f"{block}/mlp/down_bias", "e m -> m e", tower="vision"),
         *norm(f"{hf}.post_layernorm", "vision/final_norm"),
     ]
-    if config.vision.stack.qkv_bias:
+    if config.stack.qkv_bias:
         biases = tuple(f"{path}_bias" for path in fused)
         entries.append(Entry(f"{layer}.self_attn.qkv.bias", biases, "(n k d) -> n k d", "vision"))
     return entries
 
 
-def _qformer(cross_every: int) -> list[Entry]:
+def qformer_weights(cross_every: int) -> list[Entry]:
+    """Returns the conversion table of the Q-Former, without its first norm, and of the map to the text width."""
     layer, block, cross = "qformer.encoder.layer.{i}", "bridge/stack/blocks", "bridge/stack/cross"
 
     def bert(hf: str, path: str, norm_path: str, every: int) -> list[Entry]:
@@ -70,7 +53,6 @@ def _qformer(cross_every: int) -> list[Entry]:
 
     return [
         Entry("query_tokens", ("bridge/queries",), "1 q d -> q d"),
-        *norm("qformer.layernorm", "bridge/norm"),
         *bert(f"{layer}.attention", f"{block}/attention", f"{block}/norm1", 1),
         *bert(f"{layer}.crossattention", f"{cross}/attention", f"{cross}/norm", cross_every),
         *dense(

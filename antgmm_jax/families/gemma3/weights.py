@@ -19,7 +19,7 @@ _VISION, _TEXT, _BRIDGE = "vision_tower.vision_model", "language_model.model", "
 
 FILES = Files(
     head="language_model.lm_head.weight",
-    tokens=f"{_TEXT}.embed_tokens.weight",
+    tokens=(f"{_TEXT}.embed_tokens.weight",),
     renames=_RENAMES,
     # Gemma 3 does not run SigLIP's head.
     ignored=(r".*position_ids", r".*rotary_emb\..*inv_freq", rf"{_VISION}\.head\..*"),

@@ -29,7 +29,7 @@ def _unread(config: LMMConfig, name: str) -> bool:
 
 FILES = Files(
     head="language_model.lm_head.weight",
-    tokens="language_model.model.embed_tokens.weight",
+    tokens=("language_model.model.embed_tokens.weight",),
     renames=_RENAMES,
     ignored=(r".*position_ids", r".*rotary_emb\.inv_freq"),
     unread=_unread,
