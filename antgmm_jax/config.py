@@ -25,7 +25,11 @@ class StackConfig:
     of queries and keys. `rope_sections`: the number of rotary frequencies of each axis, if positions have several axes;
     `rope_interleaved`: whether the frequencies of the axes alternate.
     `local_layers`: indices of the layers with a mask and positions of their own; those beyond the last layer are
-    ignored, because `resize` keeps them.
+    ignored, because `resize` keeps them. In a decoder they see the last `window` positions (0: as many as the others),
+    with rotary positions of base `local_theta`. `rope_factor`: the other rotary positions are divided by it.
+    `norm`: LayerNorm, RMSNorm, or "rms1", an RMSNorm that multiplies by 1 + scale. `post_norm`: norms after each
+    residual sum instead of before each sublayer. `sandwich`: norms before and after each sublayer. `scale_width`:
+    attention logits are divided by its square root; None for that of `head_dim`.
     """
 
     layers: int = axis()
@@ -36,17 +40,20 @@ class StackConfig:
     head_dim: int
     act: Act
     q_per_kv: int = 1
-    norm: Literal["layer", "rms"] = "layer"
+    norm: Literal["layer", "rms", "rms1"] = "layer"
     eps: float = 1e-6
     post_norm: bool = False
+    sandwich: bool = False
     gated: bool = False
     qkv_bias: bool = True
     out_bias: bool = True
     mlp_bias: bool = True
     causal: bool = False
     scaled: bool = True
+    scale_width: int | None = None
     positions: Literal["none", "rope", "relative"] = "none"
     rope_theta: float = 10000.0
+    rope_factor: float = 1.0
     rope_sections: tuple[int, ...] = ()
     rope_interleaved: bool = True
     qk_norm: bool = False
@@ -54,6 +61,8 @@ class StackConfig:
     relative_distance: int = 128
     cross_every: int = 1
     local_layers: tuple[int, ...] = ()
+    local_theta: float = 10000.0
+    window: int = 0
 
     @property
     def is_local(self) -> tuple[bool, ...]:
@@ -110,7 +119,9 @@ def _decoder(language: "LanguageConfig") -> Part:
 class LanguageConfig:
     """A decoder, preceded by an encoder if `encoder` is set.
 
-    `tied`: the head shares the token table. `scaled_head`: logits are multiplied by width ** -0.5.
+    `tied`: the head shares the token table. `scaled_head`: logits are multiplied by width ** -0.5. `scaled_tokens`:
+    embeddings of tokens are multiplied by width ** 0.5. `learned_positions`: number of entries of a position table that
+    a decoder-only model adds to its tokens, after `first_position` unused ones; 0 without a table.
     """
 
     encoder: StackConfig | None = part("encoder", embed="text/embed", tokens="text", default=None)
@@ -118,6 +129,9 @@ class LanguageConfig:
     vocab: int
     tied: bool
     scaled_head: bool = False
+    scaled_tokens: bool = False
+    learned_positions: int = 0
+    first_position: int = 0
     start_token: int = 0
 
 

@@ -65,7 +65,7 @@ class LMM(nnx.Module):
     def inputs(self, batch: Batch, gates: Gates, collect: Sequence[str] = ()) -> tuple[Embedded, dict[str, Array]]:
         """Embeds the prompt, with image states in place of the image tokens."""
         ids = batch["input_ids"]
-        words = self.language.embed(ids)
+        words = self.language.embed(ids, gates)
         if batch["images"]["valid"].shape[1] == 0:
             return Embedded(words), {}
         if "vision_features" in batch:
@@ -89,7 +89,7 @@ class LMM(nnx.Module):
             raise AntgmmError("a model with an encoder cannot read packed rows: remove `pack` and use buckets")
         else:
             memory, seen = self.language.encode(tokens.x, valid, gates, collect)
-            target = Embedded(self.language.embed(batch["decoder_input_ids"]))
+            target = Embedded(self.language.embed(batch["decoder_input_ids"], gates))
             # The decoder masks no position, but collected norms must not count padding.
             counted = batch["labels"] >= 0 if "labels" in batch else None
             final, more = self.language.decode(target, None, memory, valid, gates, collect, counted=counted)

@@ -119,13 +119,14 @@ def check_basis(config: LMMConfig, axis: str) -> None:
         axis: axis name.
 
     Raises:
-        AntgmmError: the axis is not a width, or a norm writes to its residual stream (post-norm).
+        AntgmmError: the axis is not a width, a norm writes to its residual stream (post-norm), or no linear map absorbs
+            the bias of a norm.
     """
     users = _towers(config, axis)
     if not users:
         raise AntgmmError(f"{axis} has no principal components: only widths (*/embed) do; use another score")
     vision = axis == "vision/embed" and (config.vision.first_norm or not config.vision.final_norm)
-    if vision or any(tower.stack.post_norm for tower in users):
+    if vision or any(tower.stack.post_norm or tower.stack.sandwich for tower in users):
         raise AntgmmError(
             f"{axis} has no principal components: a norm writes to its residual stream; use another score"
         )
@@ -136,6 +137,11 @@ def check_basis(config: LMMConfig, axis: str) -> None:
             raise AntgmmError(
                 f"{axis} has no principal components: {'/'.join(bare[0])} has no bias to absorb the bias of its norm; "
                 "use another score"
+            )
+        if (*norm, "bias") in names and not readers:
+            raise AntgmmError(
+                f"{axis} has no principal components: no linear map absorbs the bias of {'/'.join(norm)}; use another"
+                " score"
             )
 
 

@@ -242,7 +242,7 @@ def test_no_isinstance_of_family_classes_outside_families():
     ("line", "names"),
     [
         ("from antgmm_jax.families.llava.presets import sized", {"llava"}),
-        ("from antgmm_jax.families import blip2_t5 as family", {"blip2", "blip2t5"}),
+        ("from antgmm_jax.families import blip2 as family", {"blip2"}),
         ('if model.config.model_type == "blip-2":', {"blip2"}),
         ("model = transformers.Idefics3ForConditionalGeneration(config)", {"idefics3"}),
         ("# SmolVLM has tiles", {"smolvlm"}),

@@ -60,7 +60,7 @@ class CrossAttention(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Self-attention, optional cross-attention and feed-forward layer, with norms before or after each."""
+    """Self-attention, optional cross-attention and feed-forward layer, with norms before or after each, or both."""
 
     def __init__(self, tower: Tower, *, rngs: nnx.Rngs):
         self.config = tower.stack
@@ -68,6 +68,9 @@ class Block(nnx.Module):
         self.attention = Attention(tower, rngs=rngs)
         self.norm2 = Norm(tower.stack, tower.embed, rngs=rngs)
         self.mlp = MLP(tower, rngs=rngs)
+        self.after1, self.after2 = (
+            Norm(tower.stack, tower.embed, rngs=rngs) if tower.stack.sandwich else None for _ in range(2)
+        )
 
     def __call__(
         self,
@@ -98,14 +101,14 @@ class Block(nnx.Module):
         x = place(x, ("batch",))
         start, units = x, {}
 
-        def residual(x, norm, inner, name):
+        def residual(x, norm, inner, name, after=None):
             if self.config.post_norm:
                 delta, units[name] = inner(x)
                 return norm(x + delta, gates.get("embed"))
             y = norm(x, gates.get("embed"))
             units.setdefault("embed", []).append(y)
             delta, units[name] = inner(y)
-            return x + delta
+            return x + (delta if after is None else after(delta, gates.get("embed")))
 
         def attend(y):
             nonlocal cache
@@ -116,7 +119,7 @@ class Block(nnx.Module):
             seen = {"causal": context.causal, "mask": context.mask, "bias": context.bias}
             return self.attention.attend(y, k, v, **seen, positions=context.positions, gate=gates.get("heads"))
 
-        x = residual(x, self.norm1, attend, "heads")
+        x = residual(x, self.norm1, attend, "heads", self.after1)
         if cross is not None:
             attention, mask = cross.attention, context.memory_mask
             if cross_cache is None:
@@ -128,7 +131,7 @@ class Block(nnx.Module):
                 return attention.attend(y, k, v, mask=mask, gate=gates.get("cross_heads"))
 
             x = residual(x, cross.norm, read, "cross_heads")
-        x = residual(x, self.norm2, lambda y: self.mlp(y, gates.get("mlp")), "mlp")
+        x = residual(x, self.norm2, lambda y: self.mlp(y, gates.get("mlp")), "mlp", self.after2)
         if self.config.post_norm:
             units["embed"] = [x]
         if "layers" in gates:

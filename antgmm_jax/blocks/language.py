@@ -1,4 +1,4 @@
-"""The language model: T5's encoder and decoder, or a Llama decoder."""
+"""The language model: an encoder and a decoder as in T5, or a decoder alone as in Llama and OPT."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -8,12 +8,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from antgmm_jax.blocks import packing
+from antgmm_jax.blocks import packing, spans
 from antgmm_jax.blocks.block import Cache, Context, Gates
 from antgmm_jax.blocks.layers import Norm, linear, lookup, param
 from antgmm_jax.blocks.rope import rope
 from antgmm_jax.blocks.stack import Stack, unrolled
 from antgmm_jax.config import LanguageConfig, Remat, Tower
+from antgmm_jax.errors import AntgmmError
 from antgmm_jax.parallel.sharding import place
 
 
@@ -24,11 +25,13 @@ class Embedded(NamedTuple):
         x: embeddings, [B, T, D].
         places: positions along several axes, int [B, T, A]; None for the order of the tokens.
         added: [K, B, T, D], [k] is added to the residual stream after layer k; None for nothing.
+        spans: int [B, T], tokens with equal numbers above 0 see one another; None for causal attention.
     """
 
     x: Array
     places: Array | None = None
     added: Array | None = None
+    spans: Array | None = None
 
 
 class Prefilled(NamedTuple):
@@ -39,6 +42,7 @@ class Prefilled(NamedTuple):
         caches: self-attention keys and values, one pair per layer.
         cross_caches: cross-attention keys and values, one pair per layer, None without cross-attention.
         mask: which cache slots may be attended to, bool [B, slots]; True for slots of future tokens.
+        order: position of the token of each cache slot, [B, slots].
         lengths: position of the next token, [B].
         slot: cache slot of the next token.
     """
@@ -47,6 +51,7 @@ class Prefilled(NamedTuple):
     caches: list[Cache]
     cross_caches: list[Cache | None]
     mask: Array
+    order: Array
     lengths: Array
     slot: int
 
@@ -63,6 +68,9 @@ class LanguageModel(nnx.Module):
         self.config, decoder = config, config.decoder
         width = decoder.embed
         self.tokens = param(rngs.params(), (config.vocab, width), ("vocab", "text/embed"), scale=_embed_scale(config))
+        rows, names = config.learned_positions + config.first_position, ("positions", "text/embed")
+        learned = config.learned_positions > 0
+        self.positions = param(rngs.params(), (rows, width), names, scale=0.02) if learned else None
         encoder = config.encoder
         self.encoder = None if encoder is None else Stack(towers["encoder"], remat=remat, rngs=rngs)
         self.encoder_norm = None if encoder is None else Norm(encoder, "text/embed", rngs=rngs)
@@ -72,10 +80,25 @@ class LanguageModel(nnx.Module):
         axes = ("text/embed", "vocab")
         self.out = None if config.tied else param(rngs.params(), (width, config.vocab), axes, scale=width**-0.5)
 
-    def embed(self, ids: Int[Array, "..."]) -> Float[Array, "... D"]:
-        """Token embeddings."""
-        # Gather the table along its width first: the partitioner cannot reshard looked-up columns to batch rows.
-        return place(lookup(place(self.tokens[...], ("vocab",)), ids), ("batch",))
+    def embed(self, ids: Int[Array, "..."], gates: Gates | None = None) -> Float[Array, "... D"]:
+        """Token embeddings, in some models multiplied by width ** 0.5, which counts only open channels if gated."""
+        x = _rows(self.tokens[...], "vocab", ids)
+        if not self.config.scaled_tokens:
+            return x
+        gate = (gates or {}).get("text/embed")
+        width = jnp.float32(self.config.decoder.embed) if gate is None else gate.astype(jnp.float32).sum()
+        return x * jnp.sqrt(width).astype(x.dtype)
+
+    def _placed(self, x: Float[Array, "B T D"], order: Int[Array, "B T"], slots: int) -> Float[Array, "B T D"]:
+        """Adds learned positions to embedded tokens, for a row of `slots` tokens in all."""
+        if self.positions is None:
+            return x
+        if slots > self.config.learned_positions:
+            raise AntgmmError(
+                f"a row of {slots} tokens: the model has {self.config.learned_positions} learned positions;"
+                " shorten prompts or answers"
+            )
+        return x + _rows(self.positions[...], "positions", order + self.config.first_position).astype(x.dtype)
 
     def head(self, hidden: Float[Array, "... D"], gates: Gates) -> Float[Array, "... V"]:
         """Logits of final hidden states. T5 v1.0 scales them by width ** -0.5, counting only open channels if gated."""
@@ -121,15 +144,19 @@ class LanguageModel(nnx.Module):
         Returns:
             Normed states for `head`, and the intermediates.
         """
-        x, places, added = tokens
-        at = jnp.arange(x.shape[1])
+        x, at = tokens.x, jnp.arange(tokens.x.shape[1])
         if segments is None:
             mask, order = None if valid is None else valid[:, None, None, :], _positions(x, valid)
         else:
             mask, order = packing.same_sample(segments), packing.positions(segments)
-        context = self._context(mask, memory, memory_valid, at, at, order if places is None else places)
-        context = context._replace(causal=True, valid=valid if counted is None else counted)
-        x, kept = self.decoder(x, context, gates, collect, added=added)
+        if tokens.spans is not None:
+            seen = spans.visible(tokens.spans, at.size)
+            mask = seen if mask is None else seen & mask
+        places = order if tokens.places is None else tokens.places
+        context = self._context(mask, memory, memory_valid, at, at, places)
+        context = context._replace(causal=tokens.spans is None, valid=valid if counted is None else counted)
+        x = self._placed(x, order, at.size)
+        x, kept = self.decoder(x, self._with_local(context, order, order), gates, collect, added=tokens.added)
         return self.norm(x, gates.get("text/embed")), kept
 
     def _context(self, mask, memory, memory_valid, queries, keys, positions) -> Context:
@@ -139,12 +166,22 @@ class LanguageModel(nnx.Module):
         return Context(
             mask=mask,
             bias=None if self.decoder.relative is None else self.decoder.relative(queries, keys),
-            positions=rope(positions, *rotary, interleaved=config.rope_interleaved)
+            positions=rope(positions, *rotary, interleaved=config.rope_interleaved, factor=config.rope_factor)
             if config.positions == "rope"
             else None,
             memory=memory,
             memory_mask=memory_mask,
         )
+
+    def _with_local(self, context: Context, queries: Int[Array, "B T"], keys: Int[Array, "B S"]) -> Context:
+        """Adds what local layers see, given the positions of queries and keys."""
+        config = self.config.decoder
+        if not config.window:
+            return context
+        near = spans.within(queries, keys, config.window)
+        mask = near if context.mask is None else near & context.mask
+        angles = rope(queries, config.head_dim, config.local_theta)
+        return context._replace(local=context._replace(mask=mask, positions=angles))
 
     def prefill(
         self,
@@ -166,23 +203,26 @@ class LanguageModel(nnx.Module):
         Returns:
             Logits after the last token of each row, and the caches.
         """
-        x, places, added = tokens
-        config, layers, (batch, length, _) = self.config.decoder, self.decoder.unstack(), x.shape
-        places = _positions(x, valid) if places is None else places
+        x, config, layers = tokens.x, self.config.decoder, self.decoder.unstack()
+        (batch, length, _), places = x.shape, _positions(x, valid) if tokens.places is None else tokens.places
         empty = jnp.zeros((batch, config.heads, slots, config.head_dim), x.dtype)
         cross_caches: list[Cache | None] = [None] * len(layers)
         if memory is not None:
             cross_caches = [cross.attention.keys_values(memory) for _, cross in layers if cross is not None]
         usable = jnp.concatenate([valid, jnp.ones((batch, slots - length), bool)], axis=1)
         at, keys = jnp.arange(length), jnp.arange(slots)
-        mask = (keys[None, :] <= at[:, None])[None, None] & usable[:, None, None, :]
-        context = self._context(mask, None, memory_valid, at, keys, places)
-        more = () if added is None else added
+        mask = spans.visible(jnp.zeros((1, length), int) if tokens.spans is None else tokens.spans, slots)
+        context = self._context(mask & usable[:, None, None, :], None, memory_valid, at, keys, places)
+        order = places.reshape(batch, length, -1).max(axis=-1)
+        lengths = jnp.where(valid, order + 1, 0).max(axis=1)
+        order = jnp.concatenate([order, lengths[:, None] + jnp.arange(slots - length)[None]], axis=1)
+        context = self._with_local(context, order[:, :length], order)
+        x = self._placed(x, order[:, :length], slots)
+        more = () if tokens.added is None else tokens.added
         x, caches = unrolled(layers, x, context, [(empty, empty)] * len(layers), cross_caches, 0, more)
         last = jnp.max(jnp.where(valid, at[None, :], 0), axis=1)
         logits = self.head(self.norm(x[jnp.arange(batch), last]), {})
-        seen = jnp.where(valid, places.reshape(batch, length, -1).max(axis=-1) + 1, 0)
-        return Prefilled(logits, caches, cross_caches, usable, seen.max(axis=1), length)
+        return Prefilled(logits, caches, cross_caches, usable, order, lengths, length)
 
     def step(
         self, ids: Int[Array, " B"], state: Prefilled, memory_valid: Bool[Array, "B M"] | None, layers
@@ -201,10 +241,17 @@ class LanguageModel(nnx.Module):
         slots = state.mask.shape[1]
         keys = jnp.arange(slots)
         mask = (state.mask & (keys[None, :] <= state.slot))[:, None, None, :]
-        context = self._context(mask, None, memory_valid, jnp.asarray(state.slot)[None], keys, state.lengths[:, None])
-        x = self.embed(ids)[:, None]
+        at = state.lengths[:, None]
+        context = self._context(mask, None, memory_valid, jnp.asarray(state.slot)[None], keys, at)
+        context = self._with_local(context, at, state.order)
+        x = self._placed(self.embed(ids)[:, None], at, slots)
         x, caches = unrolled(layers, x, context, state.caches, state.cross_caches, state.slot)
         return self.head(self.norm(x[:, 0]), {}), caches
+
+
+def _rows(table: Float[Array, "V D"], axis: str, ids: Int[Array, "..."]) -> Float[Array, "... D"]:
+    # Gather the table along its width first: the partitioner cannot reshard looked-up columns to batch rows.
+    return place(lookup(place(table, (axis,)), ids), ("batch",))
 
 
 def _positions(x: Array, valid: Array | None) -> Array:

@@ -146,30 +146,42 @@ def normed(
     return y if opened is None else y * opened.astype(y.dtype)
 
 
+def new_scale(config: StackConfig, size: int, axis: str) -> nnx.Param:
+    """Creates the scale of a norm that is the identity on normalised states."""
+    return nnx.Param((jnp.zeros if config.norm == "rms1" else jnp.ones)((size,)), axes=(axis,), over="")
+
+
+def plus_one(scale: Float[Array, " D"]) -> Float[Array, " D"]:
+    """1 + scale in float32: bfloat16 would drop the last digits of a small scale."""
+    return 1 + scale.astype(jnp.float32)
+
+
 class Norm(nnx.Module):
     """The norm of a stack's width, as `normed` computes it."""
 
     def __init__(self, config: StackConfig, axis: str, *, rngs: nnx.Rngs):
-        self.eps, self.rms = config.eps, config.norm == "rms"
-        self.scale = nnx.Param(jnp.ones((config.embed,)), axes=(axis,), over="")
+        self.eps, self.rms, self.shift = config.eps, config.norm != "layer", config.norm == "rms1"
+        self.scale = new_scale(config, config.embed, axis)
         self.bias = None if self.rms else param(rngs.params(), (config.embed,), (axis,), scale=None)
 
     def __call__(self, x: Float[Array, "... D"], gate: Float[Array, " D"] | None = None) -> Float[Array, "... D"]:
         """Normalises the last axis of x over its open channels."""
         bias = None if self.bias is None else self.bias[...]
-        return normed(x, self.scale[...], bias, eps=self.eps, rms=self.rms, gate=gate)
+        scale = plus_one(self.scale[...]) if self.shift else self.scale[...]
+        return normed(x, scale, bias, eps=self.eps, rms=self.rms, gate=gate)
 
 
 class HeadNorm(nnx.Module):
     """RMSNorm over the units of each head."""
 
     def __init__(self, config: StackConfig):
-        self.eps = config.eps
-        self.scale = nnx.Param(jnp.ones((config.head_dim,)), axes=("head_dim",), over="")
+        self.eps, self.shift = config.eps, config.norm == "rms1"
+        self.scale = new_scale(config, config.head_dim, "head_dim")
 
     def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
         """Normalises the last axis of x."""
-        return normed(x, self.scale[...], None, eps=self.eps, rms=True)
+        scale = plus_one(self.scale[...]) if self.shift else self.scale[...]
+        return normed(x, scale, None, eps=self.eps, rms=True)
 
 
 class Attention(nnx.Module):
@@ -182,7 +194,7 @@ class Attention(nnx.Module):
         reads, keys_over = (memory, tower.reads) if cross else (config.embed, tower.name)
         heads_axis = tower.axis("cross_heads" if cross else "heads")
         embed, source = tower.embed, tower.memory if cross else tower.embed
-        self.scale = width**-0.5 if config.scaled else 1.0
+        self.scale = (config.scale_width or width) ** -0.5 if config.scaled else 1.0
         # T5 has no factor 1/sqrt(d) on the logits; the initial scale of the queries includes it.
         q_scale = initial(config, config.embed * width)
         q_axes, kv_axes = (heads_axis, "q_per_kv", "head_dim"), (heads_axis, "head_dim")
@@ -263,33 +275,3 @@ class MLP(nnx.Module):
         if gate is not None:
             hidden = hidden * aligned(gate, hidden).astype(hidden.dtype)
         return linear(hidden, self.down[...], None if self.down_bias is None else self.down_bias[...]), hidden
-
-
-class RelativeBias(nnx.Module):
-    """T5's learnt attention bias by bucketed distance (arXiv 1910.10683), one table per stack."""
-
-    def __init__(self, tower: Tower, *, rngs: nnx.Rngs):
-        config, heads_axis = tower.stack, tower.axis("heads")
-        self.buckets, self.distance, self.two_sided = (
-            config.relative_buckets,
-            config.relative_distance,
-            not config.causal,
-        )
-        scale = config.embed**-0.5
-        self.table = param(rngs.params(), (config.relative_buckets, config.heads), ("buckets", heads_axis), scale=scale)
-
-    def __call__(self, queries: Int[Array, " T"], keys: Int[Array, " S"]) -> Float[Array, "1 H T S"]:
-        """Bias between query and key positions; float32, as its gradient sums over layers, rows and positions."""
-        offset = keys[None, :] - queries[:, None]
-        buckets, first = self.buckets, jnp.zeros_like(offset)
-        if self.two_sided:
-            buckets //= 2
-            first, offset = (offset > 0) * buckets, jnp.abs(offset)
-        else:
-            offset = jnp.maximum(-offset, 0)
-        exact = buckets // 2
-        # float32 logarithm as in the reference; the maximum keeps the unused branch finite.
-        ratio = jnp.log(jnp.maximum(offset, 1).astype(jnp.float32) / exact) / math.log(self.distance / exact)
-        far = jnp.minimum(exact + (ratio * (buckets - exact)).astype(offset.dtype), buckets - 1)
-        bucket = first + jnp.where(offset < exact, offset, far)
-        return jnp.transpose(self.table[...].astype(jnp.float32)[bucket], (2, 0, 1))[None]

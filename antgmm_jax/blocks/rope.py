@@ -22,6 +22,7 @@ def rope(
     sections: Sequence[int] = (),
     *,
     interleaved: bool = True,
+    factor: float = 1.0,
 ) -> Rope:
     """Computes the rotary angles of token positions.
 
@@ -31,6 +32,7 @@ def rope(
         theta: base of the geometric series of wavelengths.
         sections: number of frequencies of each axis.
         interleaved: whether the frequencies of the axes alternate, or those of one axis follow those of another.
+        factor: the frequencies are divided by it, for more positions than a model was trained on.
 
     Returns:
         Cosines and sines.
@@ -39,7 +41,7 @@ def rope(
         along = positions[..., None]
     else:
         along = positions[..., _alternating(head_dim // 2, sections) if interleaved else _in_turn(sections)]
-    return _angles(along.astype(jnp.float32) * _frequencies(head_dim, theta))
+    return _angles(along.astype(jnp.float32) * _frequencies(head_dim, theta) / factor)
 
 
 def axial(rows: Int[Array, "B T"], columns: Int[Array, "B T"], head_dim: int, theta: float) -> Rope:

@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from antgmm_jax.blocks.block import Block, Cache, Context, CrossAttention, Gates
-from antgmm_jax.blocks.layers import RelativeBias
+from antgmm_jax.blocks.relative import RelativeBias
 from antgmm_jax.config import Remat, Tower
 
 LOCAL = ("layers", "heads", "cross_heads", "mlp", "embed")

@@ -49,7 +49,7 @@ class Files:
 
     Attributes:
         head: tensor of the head.
-        tokens: tensor of the token table.
+        tokens: tensor of the token table, by language model; a file holds one of them.
         renames: (pattern, replacement) pairs that map the names of other releases to ours.
         ignored: patterns of tensors that are not needed.
         unread: (config, name) -> whether a tensor belongs to a layer that the model never runs.
@@ -58,7 +58,7 @@ class Files:
     """
 
     head: str
-    tokens: str
+    tokens: tuple[str, ...]
     renames: tuple[tuple[str, str], ...] = ()
     ignored: tuple[str, ...] = ()
     unread: Callable[[LMMConfig, str], bool] = lambda config, name: False
@@ -148,7 +148,7 @@ class Family:
         files: further tensor names of its files.
         ties: config -> sizes that share one field of config.json.
         violations: config -> reasons why transformers cannot load this shape.
-        image_readers: config -> paths of the linear maps that read the image encoder's output.
+        image_readers: config -> paths of the linear maps that read the image encoder's output; none if a norm does.
         features: paths of the parameters on which image features depend.
         depth: what else changes when layers are removed.
         torch_ends: PyTorch model -> modules whose outputs end its image phase and its prompt phase.

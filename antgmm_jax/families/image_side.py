@@ -35,7 +35,7 @@ def _unread(config: LMMConfig, name: str) -> bool:
 
 FILES = Files(
     head="language_model.lm_head.weight",
-    tokens=f"{TEXT}.embed_tokens.weight",
+    tokens=(f"{TEXT}.embed_tokens.weight",),
     renames=_RENAMES,
     ignored=(r".*position_ids", r".*rotary_emb\.inv_freq"),
     unread=_unread,

@@ -148,3 +148,11 @@ def text_weights(language: LanguageConfig, model: str, head: str) -> list[Entry]
     if not language.tied:
         entries.append(Entry(head, ("language/out",), "v d -> d v"))
     return entries
+
+
+def head_violations(stack: StackConfig) -> tuple[str, ...]:
+    """Checks that the number of query heads divides the width, which some configs require in spite of `head_dim`."""
+    heads = stack.heads * stack.q_per_kv
+    if stack.embed % heads == 0:
+        return ()
+    return (f"text/embed = {stack.embed} must be divisible by the {heads} query heads (text/heads = {stack.heads})",)

@@ -116,6 +116,7 @@ def check_processor(
     kind: type[ProcessorMixin],
     fields: Sequence[str],
     size: Callable[[Any], tuple[int, int]],
+    image_token: Callable[[Any], str] = lambda processor: str(processor.image_token),
 ) -> None:
     """Checks that a processor makes the images and tokens that the model reads.
 
@@ -125,6 +126,7 @@ def check_processor(
         kind: class that it must have.
         fields: attributes that it must have: older releases of transformers did not save all of them.
         size: processor -> (pixels per side, tokens) of an image.
+        image_token: processor -> the token that stands for a part of an image.
 
     Raises:
         AntgmmError: the processor does not fit the model.
@@ -138,7 +140,7 @@ def check_processor(
             f"the processor has no {missing[0]} (older releases of transformers did not save it):"
             " set it in processor_config.json to the model's value"
         )
-    _check_tokenizer(processor, config)
+    _check_tokenizer(processor.tokenizer, image_token(processor), config)
     made, read = size(processor), (config.side, config.image_tokens)
     if made != read:
         raise AntgmmError(
@@ -147,12 +149,12 @@ def check_processor(
         )
 
 
-def _check_tokenizer(processor: Any, config: LMMConfig) -> None:
+def _check_tokenizer(tokenizer: Any, image_token: str, config: LMMConfig) -> None:
     """Checks that the tokenizer has a padding token, the model's image token and at most the model's vocabulary."""
-    tokenizer, vocab = processor.tokenizer, config.language.vocab
+    vocab = config.language.vocab
     if tokenizer.pad_token_id is None:
         raise AntgmmError("the tokenizer has no padding token: set pad_token in tokenizer_config.json")
-    token = tokenizer.convert_tokens_to_ids(str(processor.image_token))
+    token = tokenizer.convert_tokens_to_ids(image_token)
     if token != config.image_token:
         raise AntgmmError(
             f"the processor's image token is {token}, the model's {config.image_token}:"

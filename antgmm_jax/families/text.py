@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple
 
 from antgmm_jax.config import LanguageConfig, LMMConfig, StackConfig
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.families.llama import stack_of, text_fields
+from antgmm_jax.families.llama import head_violations, stack_of, text_fields
 from antgmm_jax.families.rules import Tie
 
 TextType = Literal["llama", "mistral", "qwen2", "qwen3"]
@@ -122,9 +122,6 @@ def text_ties(language: TextConfig) -> tuple[Tie, ...]:
 
 def text_violations(config: LMMConfig) -> tuple[str, ...]:
     """Returns the reasons why the text model cannot be loaded with this shape, beyond its ties."""
-    language, stack = config.language, config.language.decoder
-    heads = stack.heads * stack.q_per_kv
+    language = config.language
     assert isinstance(language, TextConfig)
-    if _TYPES[language.model_type].heads != "divide" or stack.embed % heads == 0:
-        return ()
-    return (f"text/embed = {stack.embed} must be divisible by the {heads} query heads (text/heads = {stack.heads})",)
+    return head_violations(language.decoder) if _TYPES[language.model_type].heads == "divide" else ()

@@ -69,8 +69,9 @@ def open_hf(
     of = family_of(raw.get("model_type", "?"))
     files = of.files
     tensors = Tensors(directory, files.renames, on_read)
-    present, head, tokens = tensors.names, files.head, files.tokens
-    tied = head not in present or (files.says_tied(raw) and tokens in present and tensors.equal(head, tokens))
+    present, head = tensors.names, files.head
+    tables = [name for name in files.tokens if name in present]
+    tied = head not in present or (files.says_tied(raw) and any(tensors.equal(head, name) for name in tables))
     config = of.from_hf(_with_defaults(raw, directory), raw, tied=tied)
     _check_activations(config)
     layers, table = _layers(config), of.weights(config)

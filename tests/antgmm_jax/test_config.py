@@ -34,6 +34,9 @@ MILLIONS = {
     "qwen2.5-vl-tiny": (3, 4),
     "qwen2.5-vl-3b": (3754.6, 3754.7),
     "qwen2.5-vl-7b": (8292.1, 8292.2),
+    "gemma3-tiny": (3, 4),
+    "gemma3-4b": (4300, 4300.2),
+    "gemma3-12b": (12187.2, 12187.4),
 }
 
 
@@ -71,7 +74,7 @@ def config(request, tmp_path_factory):
 
 def test_local_axes_are_as_designed(config):
     local = {
-        "blip2_t5": "vision/heads vision/mlp bridge/heads bridge/cross_heads bridge/mlp encoder/mlp decoder/mlp"
+        "blip2": "vision/heads vision/mlp bridge/heads bridge/cross_heads bridge/mlp encoder/mlp decoder/mlp"
         " decoder/cross_heads",
         "llava": "vision/heads vision/mlp text/heads text/mlp",
     }
@@ -79,7 +82,7 @@ def test_local_axes_are_as_designed(config):
 
 
 def test_complete_adds_tied_counts(config):
-    if config.family == "blip2_t5":
+    if config.family == "blip2":
         assert complete(config, {"encoder/heads": 2, "vision/embed": 16}) == {
             "encoder/heads": 2,
             "decoder/heads": 2,

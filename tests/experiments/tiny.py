@@ -13,7 +13,7 @@ from transformers import ProcessorMixin
 
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.families import new_processor
-from antgmm_jax.families.blip2_t5.presets import sized as blip2_t5
+from antgmm_jax.families.blip2.presets import sized as blip2_t5
 from antgmm_jax.families.idefics3.presets import sized as smolvlm
 from antgmm_jax.families.llava.presets import sized as llava
 from antgmm_jax.families.qwen3_vl.presets import sized as qwen3_vl

@@ -4,7 +4,7 @@ import pytest
 
 from antgmm_jax.axes import resize
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.families.blip2_t5.presets import sized as blip2_t5
+from antgmm_jax.families.blip2.presets import sized as blip2_t5
 from antgmm_jax.presets import preset
 from pruning.costs import cost, forward_flops
 from tests.pruning.models import CONFIGS

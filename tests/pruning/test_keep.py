@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from antgmm_jax.axes import sizes
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.families.blip2_t5.frequency import every
+from antgmm_jax.families.blip2.frequency import every
 from pruning.keep import check, compose, identity, merge, shrunk_config
 from tests.families.strategies import keeps
 from tests.pruning.models import CONFIGS

@@ -7,7 +7,7 @@ import pytest
 
 from antgmm_jax.axes import sizes
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.families.blip2_t5.frequency import every
+from antgmm_jax.families.blip2.frequency import every
 from antgmm_jax.pure import local_axes
 from pruning.keep import check, gate_shape, shrunk_config
 from pruning.planning import plan

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from antgmm_jax.axes import sizes
-from antgmm_jax.families.blip2_t5.frequency import every, with_every
+from antgmm_jax.families.blip2.frequency import every, with_every
 from antgmm_jax.pure import abstract
 from pruning.keep import compose, identity
 from pruning.shrinking import shrink, take

@@ -4,7 +4,7 @@ import pytest
 
 from antgmm_jax.axes import sizes
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.families.blip2_t5.frequency import every
+from antgmm_jax.families.blip2.frequency import every
 from pruning.targets import legal_above, planned_config, resolve
 from tests.pruning.models import CONFIGS
 

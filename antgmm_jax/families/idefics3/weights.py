@@ -8,7 +8,7 @@ from antgmm_jax.families.vit import vision_weights
 
 FILES = Files(
     head="lm_head.weight",
-    tokens="model.text_model.embed_tokens.weight",
+    tokens=("model.text_model.embed_tokens.weight",),
     ignored=(r".*position_ids", r".*rotary_emb\.inv_freq"),
 )
 

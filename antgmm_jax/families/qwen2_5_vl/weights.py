@@ -9,7 +9,7 @@ from antgmm_jax.families.table import Entry, dense
 # Tensor names of the releases on the Hub, which vLLM and every release of transformers read.
 FILES = Files(
     head="lm_head.weight",
-    tokens="model.embed_tokens.weight",
+    tokens=("model.embed_tokens.weight",),
     renames=((r"^model\.visual\.", "visual."), (r"^model\.language_model\.", "model.")),
     ignored=(r".*rotary_(pos_)?emb\.inv_freq",),
 )

@@ -9,7 +9,9 @@ from antgmm_jax.families.table import Entry, dense
 
 _VISION, _TEXT = "model.visual", "model.language_model"
 
-FILES = Files(head="lm_head.weight", tokens=f"{_TEXT}.embed_tokens.weight", ignored=(r".*rotary_(pos_)?emb\.inv_freq",))
+FILES = Files(
+    head="lm_head.weight", tokens=(f"{_TEXT}.embed_tokens.weight",), ignored=(r".*rotary_(pos_)?emb\.inv_freq",)
+)
 
 
 def tensors(config: Qwen3VLConfig) -> list[Entry]:

@@ -10,7 +10,7 @@ import pytest
 from antgmm_jax import presets
 from antgmm_jax.blocks.language import LanguageModel
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.families.blip2_t5.presets import sized as blip2_t5
+from antgmm_jax.families.blip2.presets import sized as blip2_t5
 from antgmm_jax.families.llava.presets import sized as llava
 from antgmm_jax.pure import abstract, functional
 from distill import LossConfig, make_loss

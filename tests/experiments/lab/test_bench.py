@@ -10,7 +10,7 @@ import torch
 
 from antgmm_jax.axes import sizes
 from antgmm_jax.blocks.pictures import as_hf
-from antgmm_jax.families.blip2_t5.presets import sized as blip2_t5
+from antgmm_jax.families.blip2.presets import sized as blip2_t5
 from antgmm_jax.io.convert import load_hf
 from antgmm_jax.presets import preset
 from antgmm_jax.pure import functional

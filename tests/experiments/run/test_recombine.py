@@ -9,7 +9,7 @@ import pytest
 import pruning
 from antgmm_jax.axes import sizes, to_dict
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.families.blip2_t5.presets import sized as blip2_t5
+from antgmm_jax.families.blip2.presets import sized as blip2_t5
 from antgmm_jax.io import checkpoint
 from antgmm_jax.io.convert import load_hf
 from antgmm_jax.pure import float32, functional

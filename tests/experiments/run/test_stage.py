@@ -11,7 +11,7 @@ import distill
 import pruning
 from antgmm_jax.axes import sizes
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.families.blip2_t5.frequency import CROSS_LAYERS
+from antgmm_jax.families.blip2.frequency import CROSS_LAYERS
 from antgmm_jax.io import checkpoint
 from antgmm_jax.io.convert import load_hf
 from antgmm_jax.pure import float32, functional, is_axes

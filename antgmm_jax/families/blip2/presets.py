@@ -3,7 +3,8 @@
 import dataclasses
 
 from antgmm_jax.config import LanguageConfig, StackConfig, VisionConfig
-from antgmm_jax.families.blip2_t5.config import Blip2T5Config, QFormerConfig
+from antgmm_jax.families.blip2.config import Blip2Config
+from antgmm_jax.families.blip2.image import QFormerConfig
 
 
 def sized(
@@ -18,7 +19,7 @@ def sized(
     vocab: int,
     image_token: int,
     cross_every: int = 2,
-) -> Blip2T5Config:
+) -> Blip2Config:
     """Returns a BLIP-2 + T5 config of given sizes, with the gated MLP of T5 v1.1 and the tied, scaled head of v1.0.
 
     Args:
@@ -67,7 +68,7 @@ def sized(
         positions="relative",
     )
     decoder = dataclasses.replace(encoder, layers=text[1], causal=True, cross_heads=text[3])
-    return Blip2T5Config(
+    return Blip2Config(
         vision=VisionConfig(stack=vit, image=image, patch=patch),
         bridge=QFormerConfig(stack=qformer, queries=queries),
         language=LanguageConfig(encoder=encoder, decoder=decoder, vocab=vocab, tied=True, scaled_head=True),
@@ -75,7 +76,7 @@ def sized(
     )
 
 
-PRESETS: dict[str, Blip2T5Config] = {
+PRESETS: dict[str, Blip2Config] = {
     "antgmm-tiny": sized(
         vision=(6, 192, 6, 768),
         bridge=(4, 192, 6, 768),

@@ -1,14 +1,15 @@
-"""Inputs of BLIP-2 with T5 (query tokens for the images, then the question), and the processor of a new model."""
+"""Inputs of BLIP-2 (query tokens for the images, then the question), and the processor of a new model."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
-from transformers import Blip2Processor, BlipImageProcessor, ProcessorMixin
+from transformers import Blip2Processor, BlipImageProcessor, PreTrainedTokenizerFast, ProcessorMixin
 
 from antgmm_jax.blocks.pictures import as_hf
-from antgmm_jax.families.blip2_t5.config import Blip2T5Config
+from antgmm_jax.config import LMMConfig
+from antgmm_jax.families.blip2.config import Blip2Config
 from antgmm_jax.families.square import SquarePictures, Tree, check_processor, side
 from antgmm_jax.families.words import Messages, rendered, wrap
 
@@ -24,12 +25,11 @@ class Inputs:
         AntgmmError: the processor does not fit the model.
     """
 
-    encoder_decoder = True
-
-    def __init__(self, config: Blip2T5Config, processor: ProcessorMixin):
+    def __init__(self, config: Blip2Config, processor: ProcessorMixin):
         fields, size = ("num_query_tokens",), lambda p: (side(p), int(p.num_query_tokens))
         check_processor(processor, config, kind=Blip2Processor, fields=fields, size=size)
         self.processor, self._images = processor, SquarePictures(processor)
+        self.encoder_decoder = config.encoder_decoder
         self._token, self._tokens_per_image = config.image_token, config.image_tokens
 
     def chat(self, messages: Messages) -> str:
@@ -48,8 +48,15 @@ class Inputs:
         return {"pixel_values": as_hf(batch["images"])}
 
 
-def new_processor(config: Blip2T5Config, tokenizer: Tokenizer) -> Blip2Processor:
+def new_processor(config: Blip2Config, tokenizer: Tokenizer) -> Blip2Processor:
     """Creates the processor of a model that is trained from scratch; see `antgmm_jax.families.new_processor`."""
     px = config.vision.image
     images = BlipImageProcessor(size={"height": px, "width": px})
-    return Blip2Processor(images, wrap(tokenizer, template="$A </s>"), num_query_tokens=config.bridge.queries)
+    return Blip2Processor(images, wrapped(config, tokenizer), num_query_tokens=config.bridge.queries)
+
+
+def wrapped(config: LMMConfig, tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
+    """Converts a trained tokenizer to one for the prompts of an encoder, or of a decoder alone."""
+    if config.encoder_decoder:
+        return wrap(tokenizer, template="$A </s>")
+    return wrap(tokenizer, template="<s> $A", bos_token="<s>", padding_side="left")

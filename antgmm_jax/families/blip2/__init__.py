@@ -1,14 +1,15 @@
-"""BLIP-2 with T5: ViT, Q-Former and T5."""
+"""BLIP-2: ViT, Q-Former, and T5 or OPT."""
 
 from typing import Any
 
 from antgmm_jax.families.base import Family
-from antgmm_jax.families.blip2_t5.config import Blip2T5Config, from_hf, ties, to_hf, violations
-from antgmm_jax.families.blip2_t5.frequency import Frequency
-from antgmm_jax.families.blip2_t5.model import build
-from antgmm_jax.families.blip2_t5.presets import PRESETS
-from antgmm_jax.families.blip2_t5.tiny import shapes
-from antgmm_jax.families.blip2_t5.weights import FILES, tensors
+from antgmm_jax.families.blip2.config import Blip2Config, from_hf, ties, to_hf, violations
+from antgmm_jax.families.blip2.frequency import Frequency
+from antgmm_jax.families.blip2.model import build
+from antgmm_jax.families.blip2.presets import PRESETS
+from antgmm_jax.families.blip2.tiny import shapes
+from antgmm_jax.families.blip2.weights import tensors
+from antgmm_jax.families.languages import FILES
 
 
 def _torch_ends(model: Any) -> tuple[Any, Any]:
@@ -16,9 +17,9 @@ def _torch_ends(model: Any) -> tuple[Any, Any]:
 
 
 FAMILY = Family(
-    name="blip2_t5",
+    name="blip2",
     model_types=("blip-2",),
-    config=Blip2T5Config,
+    config=Blip2Config,
     from_hf=from_hf,
     to_hf=to_hf,
     build=build,

@@ -10,7 +10,8 @@ from antgmm_jax.blocks.layers import Norm, linear, param, repeated
 from antgmm_jax.blocks.projector import OUT
 from antgmm_jax.blocks.stack import Stack
 from antgmm_jax.config import Remat, Tower
-from antgmm_jax.families.blip2_t5.config import Blip2T5Config, QFormerConfig
+from antgmm_jax.families.blip2.config import Blip2Config
+from antgmm_jax.families.blip2.image import QFormerConfig
 from antgmm_jax.lmm import LMM, assemble
 
 
@@ -42,7 +43,7 @@ class QFormer(nnx.Module):
         return linear(features, self.out[...], self.out_bias[...]), {}
 
 
-def build(config: Blip2T5Config, *, remat: Remat, rngs: nnx.Rngs) -> LMM:
+def build(config: Blip2Config, *, remat: Remat, rngs: nnx.Rngs) -> LMM:
     """Builds the model with new parameters; see `antgmm_jax.lmm.assemble`."""
     vision, text = config.vision.stack.embed, config.language.decoder.embed
 
