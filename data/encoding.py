@@ -13,8 +13,9 @@ from antgmm_jax.config import LMMConfig
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import inputs
 from antgmm_jax.families.words import Messages, user_turn
+from data.files import BadRow
 from data.record import PROMPT, Arrays, Record, prompt
-from data.rows import BadRow, Row
+from data.rows import Row
 
 _FORMAT = 1
 """Format version of encoded rows; increase it to invalidate caches."""

@@ -12,7 +12,8 @@ import pyarrow
 import pyarrow.parquet as pq
 
 from antgmm_jax.errors import AntgmmError
-from data.rows import ALIASES, columns, decode_image, files_digest, image_names, inside, stamp
+from data.files import decode_image, files_digest, inside, stamp
+from data.rows import ALIASES, columns, image_names
 
 
 class ParquetRows:

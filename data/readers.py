@@ -12,9 +12,10 @@ import numpy as np
 
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.extras import require
+from data.files import BadRow
 from data.json_rows import JsonRows
 from data.record import Record
-from data.rows import BadRow, Row, parse
+from data.rows import Row, parse
 from data.source import Source
 from data.tar_rows import TarRows
 from data.tfds_rows import TfdsRows

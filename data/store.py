@@ -22,8 +22,8 @@ from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io import folders
 from antgmm_jax.io.shards import Shards, Writer
 from data.encoding import Encoder, TooLong, refuse
+from data.files import BadRow
 from data.record import Arrays, Record
-from data.rows import BadRow
 from data.source import Source
 
 Result = TypeVar("Result")

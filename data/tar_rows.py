@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from antgmm_jax.errors import AntgmmError
-from data.rows import BadRow, decode_image, files_digest
+from data.files import BadRow, decode_image, files_digest
 
 _PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from antgmm_jax.extras import require
-from data.rows import files_digest
+from data.files import files_digest
 
 
 class TfdsRows:
