@@ -4,7 +4,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from data.chat_rows import TURNS, own_images, parse_chat
 from data.files import BadRow
+from data.record import Turn, prompt
 
 # The first name is ours; the others are common in other data sets.
 ALIASES = {
@@ -17,8 +19,7 @@ ALIASES = {
     "slice": ("slice",),
     "latents": ("latents",),
 }
-_TURNS = ("conversations", "messages")
-_ASKS, _TELLS = ("human", "user"), ("gpt", "assistant")
+_VIDEO = ("video", "videos")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +29,7 @@ class Row:
     images: tuple[str | bytes, ...]
     question: str
     answer: str
+    turns: tuple[Turn, ...] = ()
     text: str = ""
     type: str = ""
     id: str = ""
@@ -35,42 +37,70 @@ class Row:
     latents: Mapping[str, int] = field(default_factory=dict)
 
 
+def texts(row: Row, template: str) -> Iterator[str]:
+    """Yields the texts of a row that a model reads or writes.
+
+    Args:
+        row: a row.
+        template: prompt template, see `data.record.check_template`.
+
+    Yields:
+        The prompt of a single question or the texts of the turns, then the answer.
+    """
+    if row.turns:
+        yield from (turn.text for turn in row.turns)
+    else:
+        yield prompt(row.question, row.text, template)
+    yield row.answer
+
+
 def columns(names: Iterator[str] | list[str]) -> list[str]:
     """Selects the columns of a file that rows use."""
-    known = {name for group in ALIASES.values() for name in group} | set(_TURNS)
+    known = {name for group in ALIASES.values() for name in group} | {*TURNS, *_VIDEO}
     return [name for name in names if name in known]
 
 
-def parse(raw: Any) -> list[Row]:
-    """Parses an object of a file into one row, or one per question of a conversation.
+def parse(raw: Any) -> Row:
+    """Parses an object of a file.
 
     Args:
-        raw: object with the names of `ALIASES`, or with `conversations`.
+        raw: object with the names of `ALIASES`, or with a conversation (`data.chat_rows`).
 
     Returns:
-        At least one row.
+        The row.
 
     Raises:
         BadRow: a field is missing, empty, ambiguous or of the wrong type.
     """
     if not isinstance(raw, Mapping):
         raise BadRow(f"is a {type(raw).__name__}, not an object with named fields")
+    if named := [name for name in _VIDEO if raw.get(name)]:
+        raise BadRow(f"has a {named[0]}: video is not supported, use images")
+    if turns := [name for name in TURNS if raw.get(name) is not None]:
+        return _chat(raw, turns)
     fields = {name: _pick(raw, name) for name in ALIASES}
-    images = _images(fields["image"])
-    label = "" if fields["id"] is None else str(fields["id"])
-    rest: dict[str, Any] = {name: _string(fields[name], name) for name in ("type", "slice")}
-    rest["latents"] = _latents(fields["latents"])
-    text = _string(fields["text"], "text")
-    turns = [name for name in _TURNS if raw.get(name) is not None]
-    if turns:
-        pairs = _conversation(raw[turns[0]], turns[0])
-        ids = [label] if len(pairs) == 1 else [label and f"{label}#{place}" for place in range(len(pairs))]
-        return [
-            Row(images=images, question=q, answer=a, text=text, id=i, **rest)
-            for (q, a), i in zip(pairs, ids, strict=True)
-        ]
+    images, text = _images(fields["image"]), _string(fields["text"], "text")
     question, answer = _question(fields["question"]), _needed(fields["answer"], "answer")
-    return [Row(images=images, question=question, answer=answer, text=text, id=label, **rest)]
+    return Row(images=images, question=question, answer=answer, text=text, **_about(fields))
+
+
+def _chat(raw: Mapping, names: list[str]) -> Row:
+    """Parses an object with a conversation; of the other fields it has images and what describes the row."""
+    if len(names) > 1:
+        raise BadRow(f"{' and '.join(map(repr, names))} both contain turns: remove one")
+    fields = {name: _pick(raw, name) for name in ("image", "text", "type", "id", "slice", "latents")}
+    if fields["text"]:
+        raise BadRow(f"has a text beside {names[0]}: write it into a turn, or remove it")
+    images = () if fields["image"] is None else _images(fields["image"])
+    chat = parse_chat(raw[names[0]], names[0], images)
+    question = next(turn.text for turn in reversed(chat.turns) if turn.role == "user")
+    return Row(images=chat.images, question=question, answer=chat.answer, turns=chat.turns, **_about(fields))
+
+
+def _about(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Parses the fields that describe a row."""
+    about: dict[str, Any] = {name: _string(fields[name], name) for name in ("type", "slice")}
+    return {**about, "id": "" if fields["id"] is None else str(fields["id"]), "latents": _latents(fields["latents"])}
 
 
 def _pick(raw: Mapping, name: str) -> Any:
@@ -128,26 +158,10 @@ def _latents(value: Any) -> dict[str, int]:
     return {str(name): number for name, number in value.items() if number is not None}
 
 
-def _conversation(turns: Any, name: str) -> list[tuple[str, str]]:
-    """Questions and answers of `conversations` (from, value) or chat `messages` (role, content)."""
-    if not isinstance(turns, list) or len(turns) < 2 or not all(isinstance(turn, Mapping) for turn in turns):
-        raise BadRow(f"{name} is not a list of at least two turns, a question and its answer")
-    if (turns[0].get("from") or turns[0].get("role")) == "system":
-        turns = turns[1:]
-    pairs = []
-    for place in range(0, len(turns), 2):
-        pair = turns[place : place + 2]
-        speakers = [turn.get("from") or turn.get("role") for turn in pair]
-        if len(pair) < 2 or speakers[0] not in _ASKS or speakers[1] not in _TELLS:
-            raise BadRow(f"{name} do not alternate between a question (human) and an answer (gpt): {speakers}")
-        said = [turn["value"] if "value" in turn else turn.get("content") for turn in pair]
-        pairs.append((_question(said[0]), _needed(said[1], "answer")))
-    return pairs
-
-
 def image_names(raw: Any) -> list[str]:
     """Returns the image paths of a raw row as written; invalid rows have none."""
     if not isinstance(raw, Mapping):
         return []
     given = next((raw[alias] for alias in ALIASES["image"] if raw.get(alias) is not None), None)
-    return [name for name in (given if isinstance(given, list) else [given]) if isinstance(name, str)]
+    own = (image for name in TURNS for image in own_images(raw.get(name)))
+    return [name for name in (*(given if isinstance(given, list) else [given]), *own) if isinstance(name, str)]

@@ -158,9 +158,9 @@ MISSING = [
     ("train r.toml --run r", "codecarbon", "energy figures need codecarbon: pip install 'antgmm-jax[energy]'"),
     (
         "demo --run r",
-        "codecarbon rouge_score jinja2 matplotlib torch",
-        "energy figures, scores of answers, reports and PyTorch checks need codecarbon, rouge_score, jinja2, matplotlib"
-        " and torch: pip install 'antgmm-jax[energy,eval,report,torch]'",
+        "codecarbon rouge_score matplotlib torch",
+        "energy figures, scores of answers, reports and PyTorch checks need codecarbon, rouge_score, matplotlib and"
+        " torch: pip install 'antgmm-jax[energy,eval,report,torch]'",
     ),
 ]
 
