@@ -111,9 +111,7 @@ def widths(rows: Needs, apart: bool, *, buckets: Sequence[int] = (), prompt_buck
     return Widths(*allowed)
 
 
-def padded(
-    rows: Sequence[Sequence[int] | range | np.ndarray], width: int, fill: int, *, left: bool = False
-) -> np.ndarray:
+def padded(rows: Sequence[np.ndarray], width: int, fill: int, *, left: bool = False) -> np.ndarray:
     """Pads rows of numbers to int32 [N, width], on the right or on the left."""
     out = np.full((len(rows), width), fill, np.int32)
     for place, row in enumerate(rows):
@@ -144,10 +142,11 @@ def text(rows: Sequence[Arrays], layout: Layout, shape: Shape) -> Arrays:
     prompts, answers = [row["prompt"] for row in rows], [row["answer"] for row in rows]
     if layout.apart:
         targets = padded(answers, shape.answer, IGNORE)
+        shifted = [np.append(layout.start, answer[:-1]) for answer in answers]
         return {
             "input_ids": padded(prompts, shape.text, layout.pad),
             "attention_mask": _mask(prompts, shape.text),
-            "decoder_input_ids": padded([[layout.start, *row[:-1]] for row in answers], shape.answer, layout.pad),
+            "decoder_input_ids": padded(shifted, shape.answer, layout.pad),
             "labels": targets.copy(),
             "positions": np.tile(np.arange(shape.answer, dtype=np.int32), (len(rows), 1)),
             "targets": targets,

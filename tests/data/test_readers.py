@@ -14,8 +14,9 @@ import data.maad as maad
 from antgmm_jax.errors import AntgmmError
 from data import json_rows
 from data.readers import read_records
+from data.record import Turn, prompt
 from data.store import read_all
-from data.writers import write_jsonl, write_maad, write_parquet
+from data.writers import write_chat, write_jsonl, write_maad, write_parquet
 
 
 def read(kind, path, **about):
@@ -220,6 +221,20 @@ def test_jsonl_round_trip(tmp_path):
     assert not (tmp_path / "a.jsonl").exists()
     with pytest.raises(AntgmmError, match="no records to write"):
         write_jsonl([], tmp_path / "b.jsonl")
+
+
+def test_conversations_are_written_with_two_pictures_each(tmp_path):
+    source = maad.source("s", "val", 3)
+    write_chat(source, tmp_path / "val.jsonl")
+    assert len([*(tmp_path / "images").iterdir()]) == 3
+    found = read("jsonl", tmp_path)
+    for row, record in enumerate(found):
+        first, second = source[row], source[(row + 1) % 3]
+        asked = [Turn("user", (None, prompt(each.question, each.text))) for each in (first, second)]
+        assert record.turns == (asked[0], Turn("assistant", (first.answer,)), asked[1])
+        assert (record.answer, record.type) == (second.answer, second.type)
+        for image, each in zip(record.images, (first, second), strict=True):
+            np.testing.assert_array_equal(image, each.images[0])
 
 
 def test_parquet_with_paths_and_plain_bytes(folder):
