@@ -1,4 +1,4 @@
-"""Parsing of conversations: chat `messages` (role, content) and LLaVA's `conversations` (from, value)."""
+"""Parsing of conversations: chat `messages` (role, content) and ShareGPT `conversations` (from, value)."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -10,7 +10,7 @@ TURNS = ("messages", "conversations")
 """Names of the field with the turns."""
 _ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
 _PLACE = "<image>"
-"""Place of an image in a turn that is a string, as in LLaVA's files."""
+"""Place of an image in a turn that is a string."""
 PATHS = ("image", "path", "url", "image_url")
 """Names of the field with the file of an image part."""
 Image = str | bytes
@@ -85,7 +85,7 @@ def _turn(raw: Mapping, where: str) -> tuple[str, list[_Part]]:
 
 
 def _split(text: str) -> list[_Part]:
-    """Splits a string at its places of images, which LLaVA's files separate from the text by a line break."""
+    """Splits a string at its places of images; a line break separates a place from the text."""
     if "<video>" in text:
         raise BadRow("contains <video>: video is not supported, use images")
     first, *rest = text.strip().split(_PLACE)
