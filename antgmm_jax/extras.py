@@ -8,7 +8,7 @@ EXTRAS = {
     "energy": ("energy figures", ("codecarbon",)),
     "eval": ("scores of answers", ("rouge_score",)),
     "parquet": ("Parquet files", ("pyarrow",)),
-    "report": ("reports", ("jinja2", "matplotlib")),
+    "report": ("reports", ("matplotlib",)),
     "tfds": ("TFDS folders", ("importlib_resources", "tensorflow_datasets")),
     "torch": ("PyTorch checks", ("torch",)),
 }

@@ -37,7 +37,7 @@ class Shape(NamedTuple):
 
 
 class Needs(NamedTuple):
-    """Columns of text, columns of answers, and image slots that each row needs, int [N]."""
+    """Columns of text, columns of answer tokens, and image slots that each row needs, int [N]."""
 
     text: Int[np.ndarray, " N"]
     answer: Int[np.ndarray, " N"]
@@ -75,8 +75,9 @@ def layout(encoder: Encoder, start: int) -> Layout:
 
 
 def needs(index: Index, apart: bool) -> Needs:
-    """Returns what each row needs; unless `apart`, the text includes the answer."""
-    return Needs(index.prompt if apart else index.prompt + index.answer, index.answer, index.slots)
+    """Returns what each row needs; unless `apart`, the text includes the answer. Answers of earlier turns count."""
+    text = index.prompt if apart else index.prompt + index.answer
+    return Needs(text, index.answer + index.earlier, index.slots)
 
 
 def bucket(length: int, multiple: int = 8) -> int:
@@ -110,7 +111,7 @@ def widths(rows: Needs, apart: bool, *, buckets: Sequence[int] = (), prompt_buck
     return Widths(*allowed)
 
 
-def padded(rows: Sequence[Sequence[int] | np.ndarray], width: int, fill: int, *, left: bool = False) -> np.ndarray:
+def padded(rows: Sequence[np.ndarray], width: int, fill: int, *, left: bool = False) -> np.ndarray:
     """Pads rows of numbers to int32 [N, width], on the right or on the left."""
     out = np.full((len(rows), width), fill, np.int32)
     for place, row in enumerate(rows):
@@ -126,11 +127,11 @@ def _mask(rows: Sequence[np.ndarray], width: int, *, left: bool = False) -> np.n
 def text(rows: Sequence[Arrays], layout: Layout, shape: Shape) -> Arrays:
     """Collates encoded rows for training, padded on the right.
 
-    The loss reads `positions` (positions of the logits that predict the answer tokens) and `targets` (these tokens,
-    -100 for none).
+    The loss reads `positions` (positions of the logits that predict the answer tokens, those of earlier turns first)
+    and `targets` (these tokens, -100 for none).
 
     Args:
-        rows: encoded rows with `prompt` and `answer`.
+        rows: encoded rows with `prompt`, `answer` and, for several turns and unless `layout.apart`, `earlier`.
         layout: token layout of the model.
         shape: shape of the batch.
 
@@ -139,26 +140,36 @@ def text(rows: Sequence[Arrays], layout: Layout, shape: Shape) -> Arrays:
         encoder-decoder also `decoder_input_ids` [N, answer], else `labels` are [N, text].
     """
     prompts, answers = [row["prompt"] for row in rows], [row["answer"] for row in rows]
-    targets = padded(answers, shape.answer, IGNORE)
     if layout.apart:
+        targets = padded(answers, shape.answer, IGNORE)
+        shifted = [np.append(layout.start, answer[:-1]) for answer in answers]
         return {
             "input_ids": padded(prompts, shape.text, layout.pad),
             "attention_mask": _mask(prompts, shape.text),
-            "decoder_input_ids": padded([[layout.start, *row[:-1]] for row in answers], shape.answer, layout.pad),
+            "decoder_input_ids": padded(shifted, shape.answer, layout.pad),
             "labels": targets.copy(),
             "positions": np.tile(np.arange(shape.answer, dtype=np.int32), (len(rows), 1)),
             "targets": targets,
         }
     joined = [np.concatenate(pair) for pair in zip(prompts, answers, strict=True)]
-    pairs = list(zip(prompts, answers, strict=True))
-    hidden = [np.concatenate([np.full(len(a), IGNORE, np.int32), b]) for a, b in pairs]
+    trained = [trained_tokens(row) for row in rows]
+    labels = np.full((len(rows), shape.text), IGNORE, np.int32)
+    for line, ids, places in zip(labels, joined, trained, strict=True):
+        line[places] = ids[places]
     return {
         "input_ids": padded(joined, shape.text, layout.pad),
         "attention_mask": _mask(joined, shape.text),
-        "labels": padded(hidden, shape.text, IGNORE),
-        "positions": padded([range(len(a) - 1, len(a) + len(b) - 1) for a, b in pairs], shape.answer, 0),
-        "targets": targets,
+        "labels": labels,
+        "positions": padded([places - 1 for places in trained], shape.answer, 0),
+        "targets": padded([ids[at] for ids, at in zip(joined, trained, strict=True)], shape.answer, IGNORE),
     }
+
+
+def trained_tokens(row: Arrays) -> Int[np.ndarray, " A"]:
+    """Places of the answer tokens of an encoded row in its prompt and answer together, ascending."""
+    start = len(row["prompt"])
+    last = np.arange(start, start + len(row["answer"]))
+    return np.concatenate([row["earlier"], last]) if "earlier" in row else last
 
 
 def prompts(rows: Sequence[Arrays], layout: Layout, width: int) -> Arrays:

@@ -1,4 +1,4 @@
-"""Encoding of records: prompt and answer as token ids, images as the family's tree."""
+"""Encoding of records: prompt and answers as token ids, images as the family's tree."""
 
 import hashlib
 import tempfile
@@ -12,11 +12,13 @@ from transformers import ProcessorMixin
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import inputs
-from antgmm_jax.families.words import Messages, user_turn
-from data.record import PROMPT, Arrays, Record, prompt
-from data.rows import BadRow, Row
+from antgmm_jax.families.words import Messages
+from data.chat import ChatEncoder, messages
+from data.files import BadRow
+from data.record import PROMPT, Arrays, Record, Turn, prompt
+from data.rows import Row
 
-_FORMAT = 1
+_FORMAT = 2
 """Format version of encoded rows; increase it to invalidate caches."""
 
 
@@ -37,11 +39,11 @@ class Encoder:
         config: model config.
         max_length: maximum number of prompt tokens, not counting image tokens.
         max_answer: maximum number of answer tokens, including the end token.
-        template: prompt template, see `data.record.prompt`.
+        template: prompt template of single questions, see `data.record.prompt`.
 
     Attributes:
         inputs: the family's `Inputs`.
-        eos: token that ends an answer.
+        eos: token that ends an answer: what the chat template writes, else the end token of the tokenizer.
         pad: padding token.
 
     Raises:
@@ -61,7 +63,8 @@ class Encoder:
         self._words, self._template = processor.tokenizer, template
         self._max_length, self._max_answer = max_length, max_answer
         self._about = f"{_FORMAT} {config.family} {config.image_token} {config.vision.image} {config.image_tokens}"
-        self.eos, self.pad = self._words.eos_token_id, self._words.pad_token_id
+        self._chat = ChatEncoder(self.inputs, config)
+        self.eos, self.pad = self._chat.end, self._words.pad_token_id
         self._token, self.picture = config.image_token, self._words.convert_ids_to_tokens(config.image_token)
         if self.picture in template:
             raise AntgmmError(
@@ -76,35 +79,52 @@ class Encoder:
 
         Returns:
             `prompt` int32 [T] including image tokens, `answer` int32 [A] with end token, `images` {leaf: [M, ...]}, a
-            copy of their leaf `place` if they have it, `latents` {name: int32 []}, and `cells` if the record has them.
+            copy of their leaf `place` if they have it, `latents` {name: int32 []}, `cells` if the record has them, and
+            of a conversation of several turns `earlier` int32 [E], places in the prompt of the earlier answers' tokens.
 
         Raises:
             BadRow: the model cannot read the record.
+            AntgmmError: the model cannot be trained on conversations of several turns.
         """
+        turns = self._turns(record)
         try:
-            ids, images = self.inputs(self.inputs.chat(self.messages(record)), record.images)
+            self._chat.check(turns)
         except AntgmmError as error:
+            raise AntgmmError(f"{record.id}: {error}") from error
+        try:
+            row = self._chat(turns, record.answer, record.images)
+        except (AntgmmError, ValueError) as error:  # processors raise ValueError
             raise BadRow(str(error)) from error
-        answer = [*self._words(record.answer, add_special_tokens=False)["input_ids"], self.eos]
-        latents = {name: np.int32(value) for name, value in record.latents.items()}
+        images = row["images"]
         more = {} if record.cells is None else {"cells": record.cells}
         # The positions of the tokens depend on it, also if cached features replace the images.
         more |= {"place": images["place"]} if "place" in images else {}
-        return {"prompt": ids, "answer": np.array(answer, np.int32), "images": images, "latents": latents, **more}
+        return {**row, "latents": {name: np.int32(value) for name, value in record.latents.items()}, **more}
 
     def messages(self, record: Record) -> Messages:
         """Returns the conversation of a record, up to the answer."""
-        return user_turn(prompt(record.question, record.text, self._template), len(record.images))
+        return messages(self._turns(record))
+
+    def _turns(self, record: Record) -> Sequence[Turn]:
+        """Turns before the answer; of a single question, a user turn of images and the prompt template."""
+        line = prompt(record.question, record.text, self._template)
+        return record.turns or (Turn("user", (*[None] * len(record.images), line)),)
 
     def too_long(self, row: Arrays) -> list[TooLong]:
-        """Returns the parts of an encoded row that have too many tokens."""
+        """Returns the parts of an encoded row that have too many tokens; of several answers, the longest one counts."""
+        earlier = row.get("earlier", np.zeros(0, int))
+        answers = [len(row["answer"]), *map(len, np.split(earlier, np.flatnonzero(np.diff(earlier) > 1) + 1))]
         prompt = TooLong("prompt", int((row["prompt"] != self._token).sum()), self._max_length, "max_length")
-        answer = TooLong("answer", len(row["answer"]), self._max_answer, "max_answer")
+        answer = TooLong("answer", max(answers), self._max_answer, "max_answer")
         return [part for part in (prompt, answer) if part.tokens > part.limit]
 
     def parts_with_image_token(self, record: Record | Row) -> list[str]:
         """Returns the parts of a record that contain the image token, which would be replaced by image states."""
-        return [part for part in ("question", "text", "answer") if self.picture in getattr(record, part)]
+        parts = {name: getattr(record, name) for name in ("question", "text", "answer")}
+        if record.turns:
+            parts = {f"turn {n} ({turn.role})": turn.text for n, turn in enumerate(record.turns, 1)}
+            parts["answer"] = record.answer
+        return [name for name, text in parts.items() if self.picture in text]
 
     def check_text(self, texts: bool) -> None:
         """Raises AntgmmError if rows have a text (`texts`) but the template does not contain it."""

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from antgmm_jax.errors import AntgmmError
-from data.rows import BadRow, decode_image, image_names, inside, stamp
+from data.files import BadRow, decode_image, inside, stamp
+from data.rows import image_names
 
 _CHUNK = 1 << 20
 _BLANK = " \t\n\r"

@@ -10,7 +10,7 @@ from jaxtyping import Int
 
 from antgmm_jax.errors import AntgmmError
 from data.batching import Batches, batches
-from data.collate import IGNORE, Needs
+from data.collate import IGNORE, Needs, trained_tokens
 from data.making import UNCHANGED, ImageOptions, Rows, placed
 from data.record import Arrays
 
@@ -75,7 +75,7 @@ def packed(
         rows: encoded records, for a decoder-only model.
         table: sample numbers of each row, -1 for none.
         width: tokens per row.
-        answer: columns per answer.
+        answer: columns per sample for tokens of its answers.
         slots: image slots per row.
         seen: image options.
         choices: random choices of the samples, [R, M, ...], from `ImageOptions.choices`.
@@ -96,12 +96,12 @@ def packed(
         start, own = 0, []
         for place, sample in enumerate(samples[samples >= 0].tolist()):
             encoded = rows.tokens(sample)
-            prompt, reply = encoded["prompt"], encoded["answer"]
-            end = start + len(prompt) + len(reply)
-            out["input_ids"][row, start:end] = np.concatenate([prompt, reply])
+            ids, trained = np.concatenate([encoded["prompt"], encoded["answer"]]), trained_tokens(encoded)
+            end = start + len(ids)
+            out["input_ids"][row, start:end] = ids
             out["segment_ids"][row, start:end] = place + 1
-            out["targets"][row, place, : len(reply)] = reply
-            out["positions"][row, place, : len(reply)] = np.arange(len(reply)) + start + len(prompt) - 1
+            out["targets"][row, place, : len(trained)] = ids[trained]
+            out["positions"][row, place, : len(trained)] = trained + start - 1
             own.append(seen.images(rows, sample, encoded, choices[row, place]))
             out["slots"][row, place] = len(next(iter(own[-1].values()), ()))
             start = end
@@ -139,7 +139,7 @@ def packed_batches(
         size: rows per batch.
         seed: seed of the assignment and the order.
         width: tokens per row.
-        answer: columns per answer.
+        answer: columns per sample for tokens of its answers.
         own: rows of a batch that this process creates.
         visits: sample numbers that an epoch visits, see `data.batching.batches`.
         seen: image options.

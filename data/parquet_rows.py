@@ -12,7 +12,9 @@ import pyarrow
 import pyarrow.parquet as pq
 
 from antgmm_jax.errors import AntgmmError
-from data.rows import ALIASES, columns, decode_image, files_digest, image_names, inside, stamp
+from data.arrow_rows import named_images
+from data.files import decode_image, files_digest, inside, stamp
+from data.rows import columns, image_names
 
 
 class ParquetRows:
@@ -69,15 +71,11 @@ class ParquetRows:
 
 
 def _named_pictures(table: pq.ParquetFile) -> Iterator[str]:
-    """Image paths in the image column, if it contains paths."""
-    schema = table.schema_arrow
-    for name in schema.names:
-        kind = schema.field(name).type
-        inner = kind.value_type if pyarrow.types.is_list(kind) or pyarrow.types.is_large_list(kind) else kind
-        if name in ALIASES["image"] and (pyarrow.types.is_string(inner) or pyarrow.types.is_large_string(inner)):
-            for batch in table.iter_batches(columns=[name]):
-                for value in batch.column(0).to_pylist():
-                    yield from image_names({name: value})
+    """Image paths in the rows."""
+    if names := named_images(table.schema_arrow):
+        for batch in table.iter_batches(columns=names):
+            for raw in batch.to_pylist():
+                yield from image_names(raw)
 
 
 def _sizes(file: Path) -> list[int]:

@@ -1,4 +1,4 @@
-"""Readers of user data: JSONL or JSON with image files, Parquet, WebDataset tar files, and prepared TFDS folders."""
+"""Readers of user data: JSONL or JSON with image files, Parquet, Arrow, WebDataset tar files, and TFDS folders."""
 
 import hashlib
 from array import array
@@ -12,14 +12,15 @@ import numpy as np
 
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.extras import require
+from data.files import BadRow
 from data.json_rows import JsonRows
 from data.record import Record
-from data.rows import BadRow, Row, parse
+from data.rows import Row, parse
 from data.source import Source
 from data.tar_rows import TarRows
 from data.tfds_rows import TfdsRows
 
-_SUFFIXES = {"jsonl": (".jsonl", ".json"), "parquet": (".parquet",), "webdataset": (".tar",)}
+_SUFFIXES = {"jsonl": (".jsonl", ".json"), "parquet": (".parquet",), "arrow": (".arrow",), "webdataset": (".tar",)}
 
 
 @runtime_checkable
@@ -42,22 +43,10 @@ class Table(Protocol):
         ...
 
 
-class Places(NamedTuple):
-    """Positions of records in a table.
-
-    Attributes:
-        rows: row of each record, int64 [N].
-        turns: number of the question in its row's conversation, int32 [N].
-    """
+class _Read(NamedTuple):
+    """Result of a pass over a table: numbers of valid rows int64 [N], row -> error for invalid rows, and rows read."""
 
     rows: np.ndarray
-    turns: np.ndarray
-
-
-class _Read(NamedTuple):
-    """Result of a pass over a table: positions of records, row -> error for invalid rows, and number of rows read."""
-
-    places: Places
     errors: dict[int, str]
     total: int
 
@@ -69,29 +58,30 @@ class FileSource(Source):
         path: file or folder, for messages.
         table: rows of the files.
         most: maximum number of records; 0 for all.
+        drops_long: whether records that are too long are left out.
     """
 
-    def __init__(self, path: Path, table: Table, most: int = 0):
-        self.path, self._table, self._most = path, table, most
+    def __init__(self, path: Path, table: Table, most: int = 0, *, drops_long: bool = False):
+        self.path, self._table, self._most, self.drops_long = path, table, most, drops_long
 
     @cached_property
     def _read(self) -> _Read:
         return _pass(self._table, self._most)
 
     @cached_property
-    def _places(self) -> Places:
-        return self._read.places
+    def _rows(self) -> np.ndarray:
+        return self._read.rows
 
     def places(self) -> dict[str, np.ndarray]:
-        """Returns the positions of records, which requires a pass over the rows."""
-        return self._places._asdict()
+        """Returns the row numbers of all records, which requires a pass over the rows."""
+        return {"rows": self._read.rows}
 
     def restore(self, places: Mapping[str, np.ndarray]) -> None:
-        """Restores the positions that an earlier process determined, to avoid a pass over the rows."""
-        self._places = Places(**places)
+        """Restores row numbers that an earlier process determined, to avoid a pass over the rows."""
+        self._rows = places["rows"]
 
     def __len__(self) -> int:
-        return len(self._places.rows)
+        return len(self._rows)
 
     def words(self, index: int) -> Row:
         """Reads a record without its images. Raises AntgmmError if the row is invalid."""
@@ -113,7 +103,7 @@ class FileSource(Source):
 
     def digest(self) -> str:
         """Returns a digest of the files, without reading images; equal if nothing has changed."""
-        return hashlib.sha256(f"{self._most} {self._table.digest()}".encode()).hexdigest()
+        return hashlib.sha256(f"{self._most} {self.drops_long} {self._table.digest()}".encode()).hexdigest()
 
     def check(self, bad: Mapping[int, str]) -> None:
         """Raises one error that lists all invalid rows, or if there are too few records.
@@ -126,7 +116,7 @@ class FileSource(Source):
         """
         errors = dict(self._read.errors)
         for index, reason in bad.items():
-            errors.setdefault(int(self._places.rows[index]), reason)
+            errors.setdefault(int(self._rows[index]), reason)
         if errors:
             lines = (f"{self._table.place(row)}: {errors[row]}" for row in sorted(errors))
             head = f"{self.path}: {len(errors)} of {self._read.total} rows are invalid; correct or remove them"
@@ -137,16 +127,20 @@ class FileSource(Source):
             raise AntgmmError(f"{self.path} has {len(self)} records, but samples = {self._most}: reduce samples")
 
     def _row(self, index: int) -> Row:
-        row, turn = int(self._places.rows[index]), int(self._places.turns[index])
-        record = _parsed(self._table[row])[turn]
-        return record if record.id else replace(record, id=f"{self._table.place(row)}#{turn}")
+        number = int(self._rows[index])
+        row = _parsed(self._table[number])
+        if row.id and not row.turns:
+            return row
+        # Files with conversations repeat ids.
+        place = self._table.place(number)
+        return replace(row, id=f"{row.id} ({place})" if row.id else place)
 
     def _changed(self, index: int, reason: BadRow) -> AntgmmError:
-        place = self._table.place(int(self._places.rows[index]))
+        place = self._table.place(int(self._rows[index]))
         return AntgmmError(f"{self.path} has changed since it was read: {place}: {reason}")
 
 
-def _parsed(raw: Any) -> list[Row]:
+def _parsed(raw: Any) -> Row:
     if isinstance(raw, BadRow):
         raise raw
     return parse(raw)
@@ -154,59 +148,55 @@ def _parsed(raw: Any) -> list[Row]:
 
 def _pass(table: Table, most: int) -> _Read:
     """Parses all rows once (without images) to determine records and invalid rows."""
-    rows, turns, hashes, errors, total = array("q"), array("i"), array("Q"), {}, 0
+    rows, hashes, errors, total = array("q"), array("Q"), {}, 0
     for number, raw in enumerate(table):
         total += 1
         try:
-            records = _parsed(raw)
+            row = _parsed(raw)
         except BadRow as reason:
             errors[number] = str(reason)
             continue
-        for turn, row in enumerate(records):
-            rows.append(number)
-            turns.append(turn)
-            hashes.append(_id_hash(row.id or f"\0{number}#{turn}"))
-        if most and len(rows) >= most:
-            break  # the last conversation may have more records
-    kept = slice(0, most or None)
-    places = Places(np.array(rows[kept], np.int64), np.array(turns[kept], np.int32))
-    errors |= _duplicates(table, places, np.array(hashes[kept], np.uint64))
-    good = ~np.isin(places.rows, [*errors])
-    return _Read(Places(places.rows[good], places.turns[good]), errors, total)
+        rows.append(number)
+        hashes.append(_id_hash(f"\0{number}" if row.turns or not row.id else row.id))
+        if len(rows) == most:
+            break
+    valid = np.array(rows, np.int64)
+    errors |= _duplicates(table, valid, np.array(hashes, np.uint64))
+    return _Read(valid[~np.isin(valid, [*errors])], errors, total)
 
 
 def _id_hash(name: str) -> int:
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest())
 
 
-def _duplicates(table: Table, places: Places, hashes: np.ndarray) -> dict[int, str]:
+def _duplicates(table: Table, rows: np.ndarray, hashes: np.ndarray) -> dict[int, str]:
     """Finds rows with the id of an earlier row; returns row -> error."""
     order = np.argsort(hashes, kind="stable")
     again = order[1:][hashes[order[1:]] == hashes[order[:-1]]]
     first = np.searchsorted(hashes, hashes[again], sorter=order)
     errors = {}
-    for index, earlier in zip(again.tolist(), order[first].tolist(), strict=True):
-        row, before = int(places.rows[index]), int(places.rows[earlier])
-        names = [parse(table[r])[int(places.turns[i])].id for r, i in ((row, index), (before, earlier))]
+    for row, before in zip(rows[again].tolist(), rows[order[first]].tolist(), strict=True):
+        names = [parse(table[number]).id for number in (row, before)]
         if names[0] == names[1]:  # not just equal hashes
             errors[row] = f"id {names[0]!r} is also that of {table.place(before)}"
     return errors
 
 
-def read_records(kind: str, path: str | Path, *, split: str = "", most: int = 0) -> FileSource:
+def read_records(kind: str, path: str | Path, *, split: str = "", most: int = 0, drop_long: bool = False) -> FileSource:
     """Opens user files as a random-access source of records; `data.store.every` validates them.
 
     A row needs images (one, a list, or an empty list for none), a question and an answer under the names of
-    `data.rows.ALIASES`, or `conversations`, in which every question with its answer is a record. Other columns are
-    ignored.
+    `data.rows.ALIASES`, or a conversation under one of the names of `data.chat_rows.TURNS`, with or without images.
+    Other columns are ignored.
 
     Args:
         kind: `jsonl` (or a JSON array; image paths are relative to the file), `parquet` (images as bytes, as written by
-            Hugging Face datasets, or as paths), `webdataset` (tar files with `KEY.jpg` and `KEY.json`), or `tfds` (a
-            prepared folder of array_record files).
-        path: the file, or its folder; a folder may contain several Parquet or tar files.
+            Hugging Face datasets, or as paths), `arrow` (a folder of `datasets.save_to_disk`), `webdataset` (tar files
+            with `KEY.jpg` and `KEY.json`), or `tfds` (a prepared folder of array_record files).
+        path: the file, or its folder; a folder may contain several Parquet, Arrow or tar files.
         split: split of a `tfds` folder.
         most: maximum number of records; the rest is not read. 0 for all.
+        drop_long: whether records that are too long for a model are left out; else they are an error.
 
     Returns:
         The records.
@@ -214,20 +204,28 @@ def read_records(kind: str, path: str | Path, *, split: str = "", most: int = 0)
     Raises:
         AntgmmError: the files do not exist or have another format, or the library that reads them is not installed.
     """
-    path = Path(path)
+    return FileSource(Path(path), _table(kind, Path(path), split), most, drops_long=drop_long)
+
+
+def _table(kind: str, path: Path, split: str) -> Table:
     if kind == "tfds":
-        return FileSource(path, TfdsRows(path, split), most)
+        return TfdsRows(path, split)
     if kind not in _SUFFIXES:
         raise AntgmmError(f"unknown kind of data {kind!r}: choose one of {', '.join(_SUFFIXES)}, tfds")
+    if kind == "arrow":
+        require("parquet")
+        from data.arrow_rows import ArrowRows, data_files
+
+        return ArrowRows(data_files(path) or _files(path, kind))
     files = _files(path, kind)
     if kind == "jsonl":
-        return FileSource(path, JsonRows(files[0]), most)
+        return JsonRows(files[0])
     if kind == "webdataset":
-        return FileSource(path, TarRows(files), most)
+        return TarRows(files)
     require("parquet")
     from data.parquet_rows import ParquetRows
 
-    return FileSource(path, ParquetRows(files), most)
+    return ParquetRows(files)
 
 
 def _files(path: Path, kind: str) -> list[Path]:

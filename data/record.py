@@ -1,10 +1,10 @@
-"""The record: the common format of all data sets, and the prompt template."""
+"""The record: the common format of all data sets, turns of conversations, and the prompt template."""
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from string import Formatter
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,15 +15,34 @@ PROMPT = "[text: {text} ]question: {question}"
 _OPTIONAL = re.compile(r"\[([^\[\]]*\{text\}[^\[\]]*)\]")
 
 
+class Turn(NamedTuple):
+    """A turn of a conversation.
+
+    Attributes:
+        role: "system", "user" or "assistant".
+        parts: texts, and None in the place of each image.
+    """
+
+    role: str
+    parts: tuple[str | None, ...]
+
+    @property
+    def text(self) -> str:
+        """The text of the turn."""
+        return "".join(part for part in self.parts if part is not None)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """A question with its answer, about any number of images.
+    """A question with its answer, about any number of images, or a conversation that ends with an answer.
 
     Attributes:
         images: uint8 [H, W, 3] each.
-        question: the question.
-        answer: the expected answer.
-        text: text that accompanies the images, "" for none.
+        question: the question; of a conversation, the text of its last user turn.
+        answer: the expected answer; of a conversation, its last one.
+        turns: the turns of a conversation before the last answer; empty for a single question, which a prompt template
+            puts into words.
+        text: text that accompanies the images of a single question, "" for none.
         type: question type, by which metrics are grouped.
         id: name of the record in messages.
         slice: subset of an evaluation set to which the record belongs.
@@ -34,12 +53,29 @@ class Record:
     images: tuple[np.ndarray, ...]
     question: str
     answer: str
+    turns: tuple[Turn, ...] = ()
     text: str = ""
     type: str = ""
     id: str = ""
     slice: str = ""
     latents: Mapping[str, int] = field(default_factory=dict)
     cells: np.ndarray | None = None
+
+
+def images_first(turns: tuple[Turn, ...], count: int) -> tuple[Turn, ...]:
+    """Moves the places of images to the beginning of the first user turn.
+
+    Args:
+        turns: turns of a conversation.
+        count: new number of images.
+
+    Returns:
+        The turns.
+    """
+    plain = [Turn(turn.role, tuple(part for part in turn.parts if part is not None)) for turn in turns]
+    first = next(place for place, turn in enumerate(plain) if turn.role == "user")
+    plain[first] = Turn("user", (*[None] * count, *plain[first].parts))
+    return tuple(plain)
 
 
 def prompt(question: str, text: str = "", template: str = PROMPT) -> str:

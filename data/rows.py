@@ -1,16 +1,12 @@
-"""Parsing of rows of user files, with common alternative column names, and decoding of images."""
+"""Parsing of rows of user files, with common alternative column names."""
 
-import hashlib
-import io
-import os
-import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image, ImageOps
+from data.chat_rows import TURNS, own_images, parse_chat
+from data.files import BadRow
+from data.record import Turn, prompt
 
 # The first name is ours; the others are common in other data sets.
 ALIASES = {
@@ -23,12 +19,7 @@ ALIASES = {
     "slice": ("slice",),
     "latents": ("latents",),
 }
-_TURNS = ("conversations", "messages")
-_ASKS, _TELLS = ("human", "user"), ("gpt", "assistant")
-
-
-class BadRow(Exception):
-    """An invalid row; the message is a short reason."""
+_VIDEO = ("video", "videos")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +29,7 @@ class Row:
     images: tuple[str | bytes, ...]
     question: str
     answer: str
+    turns: tuple[Turn, ...] = ()
     text: str = ""
     type: str = ""
     id: str = ""
@@ -45,42 +37,70 @@ class Row:
     latents: Mapping[str, int] = field(default_factory=dict)
 
 
+def texts(row: Row, template: str) -> Iterator[str]:
+    """Yields the texts of a row that a model reads or writes.
+
+    Args:
+        row: a row.
+        template: prompt template, see `data.record.check_template`.
+
+    Yields:
+        The prompt of a single question or the texts of the turns, then the answer.
+    """
+    if row.turns:
+        yield from (turn.text for turn in row.turns)
+    else:
+        yield prompt(row.question, row.text, template)
+    yield row.answer
+
+
 def columns(names: Iterator[str] | list[str]) -> list[str]:
     """Selects the columns of a file that rows use."""
-    known = {name for group in ALIASES.values() for name in group} | set(_TURNS)
+    known = {name for group in ALIASES.values() for name in group} | {*TURNS, *_VIDEO}
     return [name for name in names if name in known]
 
 
-def parse(raw: Any) -> list[Row]:
-    """Parses an object of a file into one row, or one per question of a conversation.
+def parse(raw: Any) -> Row:
+    """Parses an object of a file.
 
     Args:
-        raw: object with the names of `ALIASES`, or with `conversations`.
+        raw: object with the names of `ALIASES`, or with a conversation (`data.chat_rows`).
 
     Returns:
-        At least one row.
+        The row.
 
     Raises:
         BadRow: a field is missing, empty, ambiguous or of the wrong type.
     """
     if not isinstance(raw, Mapping):
         raise BadRow(f"is a {type(raw).__name__}, not an object with named fields")
+    if named := [name for name in _VIDEO if raw.get(name)]:
+        raise BadRow(f"has a {named[0]}: video is not supported, use images")
+    if turns := [name for name in TURNS if raw.get(name) is not None]:
+        return _chat(raw, turns)
     fields = {name: _pick(raw, name) for name in ALIASES}
-    images = _images(fields["image"])
-    label = "" if fields["id"] is None else str(fields["id"])
-    rest: dict[str, Any] = {name: _string(fields[name], name) for name in ("type", "slice")}
-    rest["latents"] = _latents(fields["latents"])
-    text = _string(fields["text"], "text")
-    turns = [name for name in _TURNS if raw.get(name) is not None]
-    if turns:
-        pairs = _conversation(raw[turns[0]], turns[0])
-        ids = [label] if len(pairs) == 1 else [label and f"{label}#{place}" for place in range(len(pairs))]
-        return [
-            Row(images=images, question=q, answer=a, text=text, id=i, **rest)
-            for (q, a), i in zip(pairs, ids, strict=True)
-        ]
+    images, text = _images(fields["image"]), _string(fields["text"], "text")
     question, answer = _question(fields["question"]), _needed(fields["answer"], "answer")
-    return [Row(images=images, question=question, answer=answer, text=text, id=label, **rest)]
+    return Row(images=images, question=question, answer=answer, text=text, **_about(fields))
+
+
+def _chat(raw: Mapping, names: list[str]) -> Row:
+    """Parses an object with a conversation; of the other fields it has images and what describes the row."""
+    if len(names) > 1:
+        raise BadRow(f"{' and '.join(map(repr, names))} both contain turns: remove one")
+    fields = {name: _pick(raw, name) for name in ("image", "text", "type", "id", "slice", "latents")}
+    if fields["text"]:
+        raise BadRow(f"has a text beside {names[0]}: write it into a turn, or remove it")
+    images = () if fields["image"] is None else _images(fields["image"])
+    chat = parse_chat(raw[names[0]], names[0], images)
+    question = next(turn.text for turn in reversed(chat.turns) if turn.role == "user")
+    return Row(images=chat.images, question=question, answer=chat.answer, turns=chat.turns, **_about(fields))
+
+
+def _about(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Parses the fields that describe a row."""
+    about: dict[str, Any] = {name: _string(fields[name], name) for name in ("type", "slice")}
+    return {**about, "id": "" if fields["id"] is None else str(fields["id"]), "latents": _latents(fields["latents"])}
 
 
 def _pick(raw: Mapping, name: str) -> Any:
@@ -138,90 +158,10 @@ def _latents(value: Any) -> dict[str, int]:
     return {str(name): number for name, number in value.items() if number is not None}
 
 
-def _conversation(turns: Any, name: str) -> list[tuple[str, str]]:
-    """Questions and answers of `conversations` (from, value) or chat `messages` (role, content)."""
-    if not isinstance(turns, list) or len(turns) < 2 or not all(isinstance(turn, Mapping) for turn in turns):
-        raise BadRow(f"{name} is not a list of at least two turns, a question and its answer")
-    if (turns[0].get("from") or turns[0].get("role")) == "system":
-        turns = turns[1:]
-    pairs = []
-    for place in range(0, len(turns), 2):
-        pair = turns[place : place + 2]
-        speakers = [turn.get("from") or turn.get("role") for turn in pair]
-        if len(pair) < 2 or speakers[0] not in _ASKS or speakers[1] not in _TELLS:
-            raise BadRow(f"{name} do not alternate between a question (human) and an answer (gpt): {speakers}")
-        said = [turn["value"] if "value" in turn else turn.get("content") for turn in pair]
-        pairs.append((_question(said[0]), _needed(said[1], "answer")))
-    return pairs
-
-
-def decode_image(data: bytes | Path) -> np.ndarray:
-    """Decodes an image to RGB and applies its EXIF orientation.
-
-    Args:
-        data: a path, or the bytes of a file in any format that Pillow supports.
-
-    Returns:
-        uint8 [H, W, 3].
-
-    Raises:
-        BadRow: the file is missing or not an image.
-    """
-    name = data.name if isinstance(data, Path) else "(bytes)"
-    try:
-        with Image.open(data if isinstance(data, Path) else io.BytesIO(data)) as file:
-            image = ImageOps.exif_transpose(file)
-            # Pillow requires the step via RGBA for palettes with transparency.
-            image = image.convert("RGBA") if "transparency" in image.info else image
-            return np.array(image.convert("RGB"))
-    except FileNotFoundError as error:
-        raise BadRow(f"image {name} is missing") from error
-    except IsADirectoryError as error:
-        raise BadRow(f"image {name} is a folder") from error
-    except (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError) as error:
-        raise BadRow(f"image {name} cannot be decoded: {' '.join(str(error).split())[:120]}") from error
-
-
-def inside(folder: Path, path: str) -> Path:
-    """Resolves an image path of a row.
-
-    Args:
-        folder: data folder.
-        path: path as written in the row.
-
-    Returns:
-        Resolved path.
-
-    Raises:
-        BadRow: the path leaves the folder (by `..`, as an absolute path or through a link).
-    """
-    try:
-        resolved = (folder / path).resolve()
-    except (OSError, ValueError) as error:
-        raise BadRow(f"image path {path[:80]!r} is not a path") from error
-    if not resolved.is_relative_to(folder.resolve()):
-        raise BadRow(f"image path {path!r} leaves the data folder")
-    return resolved
-
-
 def image_names(raw: Any) -> list[str]:
     """Returns the image paths of a raw row as written; invalid rows have none."""
     if not isinstance(raw, Mapping):
         return []
     given = next((raw[alias] for alias in ALIASES["image"] if raw.get(alias) is not None), None)
-    return [name for name in (given if isinstance(given, list) else [given]) if isinstance(name, str)]
-
-
-def files_digest(files: Sequence[Path]) -> str:
-    """A digest of the names, sizes and times of files."""
-    stamps = ((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files)
-    return hashlib.sha256("\n".join(map(str, stamps)).encode()).hexdigest()
-
-
-def stamp(folder: Path, name: str) -> bytes:
-    """Returns size and modification time of a file as bytes for a digest, or a marker if it does not exist."""
-    try:
-        status = os.stat(f"{folder}/{name}")  # faster than Path.stat, for hundreds of thousands of files
-    except (OSError, ValueError):
-        return b"none "
-    return f"{status.st_size} {status.st_mtime_ns} ".encode()
+    own = (image for name in TURNS for image in own_images(raw.get(name)))
+    return [name for name in (*(given if isinstance(given, list) else [given]), *own) if isinstance(name, str)]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from antgmm_jax.errors import AntgmmError
 from data.record import Record
 from data.rows import Row
 
@@ -17,10 +18,12 @@ class Source(Sequence[Record]):
     Attributes:
         path: file or folder of the records, for messages; None if there is none.
         drawn: whether records are generated, which takes longer than reading them from disk.
+        drops_long: whether records that are too long are left out; else they are an error.
     """
 
     path: Path | None = None
     drawn = False
+    drops_long = False
 
     @abstractmethod
     def words(self, index: int) -> Row:
@@ -43,6 +46,9 @@ class Source(Sequence[Record]):
         Raises:
             AntgmmError: there are invalid records.
         """
+        if bad:
+            lines = (f"{self.words(index).id or f'record {index + 1}'}: {reason}" for index, reason in bad.items())
+            raise AntgmmError("\n".join([f"{len(bad)} of {len(self)} records are invalid", *lines]))
 
     def places(self) -> dict[str, np.ndarray]:
         """Returns positions of records that a pass over the rows determined, for `restore`."""

@@ -22,8 +22,8 @@ from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io import folders
 from antgmm_jax.io.shards import Shards, Writer
 from data.encoding import Encoder, TooLong, refuse
+from data.files import BadRow
 from data.record import Arrays, Record
-from data.rows import BadRow
 from data.source import Source
 
 Result = TypeVar("Result")
@@ -50,7 +50,8 @@ class Index(NamedTuple):
 
     Attributes:
         prompt: number of prompt tokens, including image tokens, int32 [N].
-        answer: number of answer tokens, including the end token, int32 [N].
+        answer: number of tokens of the last answer, including the end token, int32 [N].
+        earlier: number of tokens of the answers in the prompt, int32 [N].
         slots: number of image slots, int32 [N].
         types: type of the question as an index into `names`, int32 [N].
         names: names of the types.
@@ -59,10 +60,15 @@ class Index(NamedTuple):
 
     prompt: np.ndarray
     answer: np.ndarray
+    earlier: np.ndarray
     slots: np.ndarray
     types: np.ndarray
     names: tuple[str, ...]
     fingerprint: str
+
+
+_COLUMNS = ("prompt", "answer", "earlier", "slots", "types")
+"""Fields of `Index` with a number for each record."""
 
 
 def read_all(
@@ -118,6 +124,7 @@ class Encoded:
         encoder: encoder of the records.
         index: sizes and types of the records.
         kept: whether encoded images are in the cache, or else are decoded from their files.
+        dropped: number of records of the source that were too long and are left out.
     """
 
     def __init__(self, source: Source, encoder: Encoder, folder: Path):
@@ -126,7 +133,8 @@ class Encoded:
             arrays = dict(file)
         source.restore({name[len("places/") :]: x for name, x in arrays.items() if name.startswith("places/")})
         names, fingerprint = tuple(arrays["names"].tolist()), str(arrays["fingerprint"])
-        self.index = Index(**{n: arrays[n] for n in Index._fields[:4]}, names=names, fingerprint=fingerprint)
+        self.index = Index(**{n: arrays[n] for n in _COLUMNS}, names=names, fingerprint=fingerprint)
+        self.dropped = int(arrays["dropped"])
         self._tokens = Shards(folder / "tokens", len(self))
         self.kept = (folder / "images").exists()
         self._images = Shards(folder / "images", len(self)) if self.kept else None
@@ -213,6 +221,7 @@ def _build(source: Source, encoder: Encoder, place: Path, progress: Progress) ->
     try:
         (partial / "tokens").mkdir(parents=True)
         (partial / "images").mkdir()
+        source.restore(source.places())  # all records, also those that another encoder found too long
         index = _encode(source, encoder, partial, progress)
         np.savez(partial / "index.npz", **index)
         folders.publish(partial, place)
@@ -258,29 +267,45 @@ def _encode(source: Source, encoder: Encoder, folder: Path, progress: Progress) 
     digest, names, texts = hashlib.sha256(), {}, False
     with_image_token: list[tuple[str, str]] = []
     long: list[tuple[str, TooLong]] = []
-    columns = {name: np.zeros(len(source), np.int32) for name in Index._fields[:4]}
-    for row, (record, encoded) in read_all(source, lambda record: (_light(record), encoder(record)), progress):
+    columns, kept = {name: np.zeros(len(source), np.int32) for name in _COLUMNS}, np.zeros(len(source), bool)
+    count = 0
+
+    def encoded(record: Record) -> tuple[Record, list[str], Arrays]:
+        named = encoder.parts_with_image_token(record)
+        return _light(record), named, {} if named else encoder(record)
+
+    for row, (record, named, arrays) in read_all(source, encoded, progress):
         label = record.id or f"record {row + 1}"
         texts |= bool(record.text)
-        with_image_token += [(label, part) for part in encoder.parts_with_image_token(record)]
-        long += [(label, part) for part in encoder.too_long(encoded)]
-        slots = next((len(leaf) for leaf in encoded["images"].values()), 0)
-        kind = names.setdefault(record.type, len(names))
-        for name, value in zip(columns, (len(encoded["prompt"]), len(encoded["answer"]), slots, kind), strict=True):
-            columns[name][row] = value
-        if with_image_token or long:
+        with_image_token += [(label, part) for part in named]
+        if named:
             continue
-        images = msgpack_serialize(encoded.pop("images"))
-        for content in (rest := msgpack_serialize(encoded), images):
+        too_long = encoder.too_long(arrays)
+        long += [(label, part) for part in too_long]
+        if with_image_token or too_long or (long and not source.drops_long):
+            continue
+        kind = names.setdefault(record.type, len(names))
+        for name, value in zip(_COLUMNS, (*_lengths(arrays), kind), strict=True):
+            columns[name][count] = value
+        images = msgpack_serialize(arrays.pop("images"))
+        for content in (rest := msgpack_serialize(arrays), images):
             digest.update(content)
-        tokens.add(row, rest)
-        images_writer.add(row, images)
+        tokens.add(count, rest)
+        images_writer.add(count, images)
+        count, kept[row] = count + 1, True
     encoder.check_text(texts)
-    refuse(with_image_token, long, len(source), encoder.picture)
+    refuse(with_image_token, () if source.drops_long and count else long, len(source), encoder.picture)
     tokens.flush()
     images_writer.finish()
-    places = {f"places/{name}": value for name, value in source.places().items()}
-    return {**columns, **places, "names": np.array([*names]), "fingerprint": np.array(digest.hexdigest()[:16])}
+    places = {f"places/{name}": value[kept] for name, value in source.places().items()}
+    about = {"names": [*names], "fingerprint": digest.hexdigest()[:16], "dropped": len(kept) - count}
+    return {name: column[:count] for name, column in columns.items()} | places | about
+
+
+def _lengths(arrays: Arrays) -> tuple[int, int, int, int]:
+    """Tokens of prompt, answer and earlier answers, and image slots."""
+    slots = next((len(leaf) for leaf in arrays["images"].values()), 0)
+    return len(arrays["prompt"]), len(arrays["answer"]), len(arrays.get("earlier", ())), slots
 
 
 def _light(record: Record) -> Record:

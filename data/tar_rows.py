@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from antgmm_jax.errors import AntgmmError
-from data.rows import BadRow, decode_image, files_digest
+from data.chat_rows import TURNS
+from data.files import BadRow, decode_image, files_digest
 
 _PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
 
@@ -127,8 +128,13 @@ def _sample(parts: dict[str, bytes]) -> Any:
         fields = json.loads(parts[".json"])
     except ValueError as error:
         return BadRow(f".json is not JSON: {error}")
-    if not isinstance(fields, dict) or (not pictures and fields.get("images") == []):
+    if not isinstance(fields, dict) or (not pictures and (fields.get("images") == [] or {*TURNS} & {*fields})):
         return fields
     if not pictures:
         return BadRow(f"needs an image and a .json, has {', '.join(sorted(parts))}")
-    return {**fields, "image": [parts[suffix] for suffix in sorted(pictures)]}
+    return {**fields, "image": [parts[suffix] for suffix in sorted(pictures, key=_by_number)]}
+
+
+def _by_number(suffix: str) -> list[tuple[int, str]]:
+    """Sorting key that puts `.2.jpg` before `.10.jpg`."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in suffix.split(".")]

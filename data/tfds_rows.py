@@ -1,6 +1,6 @@
 """Random access to rows of a prepared TFDS folder."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -8,7 +8,10 @@ from typing import Any
 import numpy as np
 
 from antgmm_jax.extras import require
-from data.rows import files_digest
+from data.chat_rows import TURNS
+from data.files import files_digest
+
+_IMAGES = ("image", "images")
 
 
 class TfdsRows:
@@ -33,10 +36,12 @@ class TfdsRows:
 
     def __getitem__(self, number: int) -> Any:
         raw = self._fields(number)
-        fields = {name: value for name, value in raw.items() if name not in ("image", "latents")}
-        fields = {name: value.decode() if isinstance(value, bytes) else value for name, value in fields.items()}
+        fields = {name: _plain(value) for name, value in raw.items() if name not in (*_IMAGES, "latents")}
+        for name in TURNS:  # TFDS turns a sequence of objects into an object of sequences
+            if isinstance(turns := fields.get(name), dict):
+                fields[name] = [dict(zip(turns, turn, strict=True)) for turn in zip(*turns.values(), strict=True)]
         latents = {name: int(value) for name, value in raw.get("latents", {}).items()}
-        return {**fields, "latents": latents, "image": str(number)}
+        return {**fields, "latents": latents, "image": [f"{number}/{place}" for place in range(len(_images(raw)))]}
 
     def __iter__(self) -> Iterator[Any]:
         return (self[number] for number in range(len(self)))
@@ -46,8 +51,9 @@ class TfdsRows:
         return f"{self._split} row {number}"
 
     def picture(self, name: str | bytes) -> np.ndarray:
-        """Returns the image of the row with this number."""
-        return np.asarray(self._fields(int(name))["image"])
+        """Returns an image of a row, by number of the row and place in it."""
+        number, place = map(int, str(name).split("/"))
+        return np.asarray(_images(self._fields(number))[place])
 
     def digest(self) -> str:
         """Returns a digest of the split's name and of the files' names, sizes and times."""
@@ -56,3 +62,19 @@ class TfdsRows:
     def _fields(self, number: int) -> dict[str, Any]:
         with self._lock:  # the reader is not thread-safe
             return self._rows[number]
+
+
+def _images(raw: Mapping[str, Any]) -> Sequence[Any]:
+    """Decoded images of a row: its `image`, or its sequence `images`."""
+    return [raw["image"]] if "image" in raw else raw.get("images", ())
+
+
+def _plain(value: Any) -> Any:
+    """Texts and lists of texts, at any depth."""
+    if isinstance(value, bytes):
+        return value.decode()
+    if isinstance(value, dict):
+        return {name: _plain(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple) or (isinstance(value, np.ndarray) and value.ndim):
+        return [_plain(inner) for inner in value]
+    return value

@@ -14,7 +14,7 @@ from antgmm_jax.extras import require
 from antgmm_jax.io.folders import new_file
 from data.maad.drawing import fingerprint, source
 from data.maad.latents import SIZES
-from data.record import Record
+from data.record import Record, prompt
 
 if TYPE_CHECKING:
     import pyarrow
@@ -87,23 +87,67 @@ def write_jsonl(records: Sequence[Record], path: str | Path, *, progress: Progre
     Raises:
         AntgmmError: there are no records, or a file cannot be written.
     """
+    _write_lines(records, Path(path), _line, progress)
+
+
+def write_chat(records: Sequence[Record], path: str | Path, *, progress: Progress = _silent) -> None:
+    """Writes records with one image as conversations: a JSONL file for `read_records("jsonl", path)`, with PNG images.
+
+    Each row asks about its own image, and then about that of the next record.
+
+    Args:
+        records: at least one record.
+        path: the file; it is replaced at the end. Names of images start with its name.
+        progress: called with (file name, records done, number of records).
+
+    Raises:
+        AntgmmError: there are no records, or a file cannot be written.
+    """
     path = Path(path)
+
+    def line(row: int, record: Record, names: Sequence[str]) -> dict:
+        following = (row + 1) % len(records)
+        asked = ((names[0], record), (_image_name(path, following), records[following]))
+        turns = [turn for name, each in asked for turn in _exchange(name, each)]
+        return {"id": record.id, "type": asked[1][1].type, "messages": turns}
+
+    _write_lines(records, path, line, progress)
+
+
+def _write_lines(
+    records: Sequence[Record], path: Path, line: Callable[[int, Record, Sequence[str]], dict], progress: Progress
+) -> None:
+    """Writes the images of records, and a line of JSON for each: (row, record, names of its images) -> object."""
     if not len(records):
         raise AntgmmError(f"{path}: no records to write")
     with new_file(path) as partial, partial.open("w", encoding="utf-8") as lines:
         for row in range(len(records)):
             record, names = records[row], []
             for place, image in enumerate(record.images):
-                names.append(f"images/{path.stem}-{row:06d}{f'-{place}' if place else ''}.png")
+                names.append(_image_name(path, row, place))
                 with new_file(path.parent / names[-1]) as picture:
                     picture.write_bytes(png(image))
-            shown = {"image": names[0]} if len(names) == 1 else {"images": names}
-            words = {word: getattr(record, word) for word in _WORDS if getattr(record, word)}
-            lines.write(json.dumps({**shown, **words}, ensure_ascii=False) + "\n")
+            lines.write(json.dumps(line(row, record, names), ensure_ascii=False) + "\n")
             progress(path.name, row + 1, len(records))
 
 
-_WRITERS = {"parquet": write_parquet, "jsonl": write_jsonl}
+def _image_name(path: Path, row: int, place: int = 0) -> str:
+    return f"images/{path.stem}-{row:06d}{f'-{place}' if place else ''}.png"
+
+
+def _line(row: int, record: Record, names: Sequence[str]) -> dict:
+    """A record as an object of a JSONL file, without empty fields."""
+    shown = {"image": names[0]} if len(names) == 1 else {"images": [*names]}
+    return {**shown, **{word: getattr(record, word) for word in _WORDS if getattr(record, word)}}
+
+
+def _exchange(name: str, record: Record) -> list[dict]:
+    """A question about an image and its answer, as two turns."""
+    asked = [{"type": "image", "path": name}, {"type": "text", "text": prompt(record.question, record.text)}]
+    return [{"role": "user", "content": asked}, {"role": "assistant", "content": record.answer}]
+
+
+_WRITERS = {"parquet": write_parquet, "jsonl": write_jsonl, "chat": write_chat}
 
 
 def _plain(record: Record) -> dict:
@@ -129,7 +173,7 @@ def write_maad(
         folder: target folder; existing files are replaced.
         sizes: split -> number of records.
         seed: seed of the data set.
-        form: `parquet`, or `jsonl` with images in `images`.
+        form: `parquet`, `jsonl` with images in `images`, or `chat`, conversations as JSONL.
         progress: called with (file name, records done, number of records).
 
     Returns:
@@ -141,7 +185,8 @@ def write_maad(
     folder = Path(folder)
     splits = {split: source(tier, split, size, seed=seed) for split, size in sizes.items()}
     for split, records in splits.items():
-        _WRITERS[form](records, folder / f"{split}.{form}", progress=progress)
+        suffix = "parquet" if form == "parquet" else "jsonl"
+        _WRITERS[form](records, folder / f"{split}.{suffix}", progress=progress)
     fingerprints = {split: fingerprint(records) for split, records in splits.items()}
     info = {"tier": tier, "seed": seed, "sizes": dict(sizes), "fingerprints": fingerprints}
     with new_file(folder / "maad.json") as partial:

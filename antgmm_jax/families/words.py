@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from jinja2 import TemplateError
 from tokenizers import Tokenizer, processors
 from transformers import PreTrainedTokenizerFast, ProcessorMixin
 
@@ -45,11 +46,15 @@ def rendered(processor: ProcessorMixin, messages: Messages, plain: Callable[[str
         The text.
 
     Raises:
-        AntgmmError: no chat template, and the conversation is not a single user turn that begins with its images.
+        AntgmmError: the chat template refuses the conversation; or there is none, and the conversation is not a single
+            user turn that begins with its images.
     """
     if processor.chat_template:
         turns: Any = list(messages)
-        return processor.apply_chat_template(turns, add_generation_prompt=messages[-1]["role"] == "user")
+        try:
+            return processor.apply_chat_template(turns, add_generation_prompt=messages[-1]["role"] == "user")
+        except TemplateError as error:
+            raise AntgmmError(f"the chat template refuses the conversation: {error}") from error
     parts = messages[0]["content"]
     pictures = sum(part["type"] == "image" for part in parts)
     line = "".join(part["text"] for part in parts[pictures:] if part["type"] == "text")

@@ -17,6 +17,7 @@ class Form(StrEnum):
 
     PARQUET = "parquet"
     JSONL = "jsonl"
+    CHAT = "chat"
 
 
 def maad(
@@ -25,7 +26,9 @@ def maad(
     split: Annotated[list[str] | None, typer.Option(help="train, val, test or test_hard; all by default.")] = None,
     samples: Annotated[int, typer.Option(min=0, help="Records of each split; 0 for the default sizes.")] = 0,
     seed: Annotated[int, typer.Option(help="Seed of the data set.")] = 0,
-    form: Annotated[Form, typer.Option("--format", help="jsonl writes images to a folder next to it.")] = Form.PARQUET,
+    form: Annotated[
+        Form, typer.Option("--format", help="jsonl and chat (conversations as jsonl) write images to a folder.")
+    ] = Form.PARQUET,
     as_json: Json = False,
 ) -> None:
     """Generate MAAD-synth (advertisements with an auditor's questions) as files."""

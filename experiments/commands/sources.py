@@ -11,11 +11,12 @@ if TYPE_CHECKING:
     from antgmm_jax.config import LMMConfig
     from data.source import Source
 
-FORMS = "maad:TIER:SPLIT, jsonl:PATH, parquet:PATH, webdataset:PATH or tfds:PATH:SPLIT"
+FORMS = "maad:TIER:SPLIT, jsonl:PATH, parquet:PATH, arrow:PATH, webdataset:PATH or tfds:PATH:SPLIT"
 _KEYS = {
     "maad": ("tier", "split"),
     "jsonl": ("path",),
     "parquet": ("path",),
+    "arrow": ("path",),
     "webdataset": ("path",),
     "tfds": ("path", "split"),
 }

@@ -136,8 +136,8 @@ def size_of(config: LMMConfig, test: Samples) -> dict[str, Any]:
 
 
 def answer_length(test: Samples) -> int:
-    """Returns the median answer length in tokens, including the end token."""
-    return int(np.median(test.needs.answer))
+    """Returns the median length of the last answers in tokens, including the end token."""
+    return int(np.median(test.rows.index.answer))
 
 
 def measure_latency(

@@ -11,6 +11,7 @@ from antgmm_jax.errors import AntgmmError
 from data.maad import source
 from data.readers import read_records
 from data.source import Source
+from experiments.run.host.console import say
 from experiments.run.prompts import prompt_of
 from experiments.run.samples import Samples
 from experiments.run.schema import Data, Recipe, Training
@@ -34,7 +35,8 @@ def load_records(data: Data) -> Source:
     """
     if data.kind == "maad":
         return source(data.tier, data.split, data.samples)
-    return read_records(data.kind, Path(data.path), split=getattr(data, "split", ""), most=data.samples)
+    split, drop_long = getattr(data, "split", ""), data.too_long == "drop"
+    return read_records(data.kind, Path(data.path), split=split, most=data.samples, drop_long=drop_long)
 
 
 def load_both(recipe: Recipe | Training) -> Both[Source]:
@@ -101,7 +103,10 @@ def encoded(
     """
     rows = {"buckets": recipe.buckets, "prompt_buckets": recipe.prompt_buckets, "pack": recipe.pack} if trained else {}
     limits = {"max_length": recipe.max_length, "max_answer": recipe.max_answer}
-    return Samples(records, processor, config, prompt=prompt_of(recipe), **limits, **rows)
+    samples = Samples(records, processor, config, prompt=prompt_of(recipe), **limits, **rows)
+    if dropped := samples.rows.dropped:
+        say(f"{records.path}: {dropped} of {dropped + len(samples)} records are too long and are left out")
+    return samples
 
 
 def _both(make: Callable[..., Result], *arguments: tuple[Any, ...]) -> Both[Result]:

@@ -45,7 +45,7 @@ def evaluate(
     for batch in samples.in_order(min(batch_size, len(samples)), prompts=True, by_length=True):
         prompt = {name: batch[f"prompt/{name}"] for name in ("input_ids", "attention_mask")}
         prompt |= {name: batch[name] for name in ("images", "index")}
-        eos, pad, placed = processor.tokenizer.eos_token_id, processor.tokenizer.pad_token_id, shard_rows(prompt)
+        (eos, pad), placed = samples.end_tokens, shard_rows(prompt)
         generated = generate(config, params, placed, max_new_tokens=max_new_tokens, eos=eos, pad=pad)
         index, generated = gather((placed["index"], generated))
         tokens[index] = generated

@@ -17,7 +17,7 @@ import pruning
 from antgmm_jax.axes import sizes
 from antgmm_jax.config import IMAGE_SIDE, LMMConfig
 from data.encoding import Encoder
-from data.rows import BadRow
+from data.files import BadRow
 from data.source import Source
 from experiments.run.flops import StageFlops, stage_flops
 from experiments.run.host.console import clock, count, say

@@ -13,7 +13,7 @@ from antgmm_jax.axes import to_dict
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.parallel.processes import run_on_first
 from antgmm_jax.pure import Params
-from data.record import Record
+from data.record import Record, images_first
 from data.rows import Row
 from data.source import Source
 from distill import fingerprint
@@ -76,12 +76,17 @@ class Paired(Source):
 
     def words(self, index: int) -> Row:
         """Returns a record without images; its answer is still that of the question's own sample."""
-        asks, shows = (self._source.words(int(each[index])) for each in (self._asks, self._shows))
-        return replace(asks, id=f"{asks.id} on {shows.id}", images=())
+        return self._of(index, len(self._source.words(int(self._shows[index])).images))
 
     def __getitem__(self, index: int) -> Record:  # pyright: ignore[reportIncompatibleMethodOverride]
         images = self._source[int(self._shows[index])].images
-        return Record(**{**vars(self.words(index)), "images": images})
+        return Record(**{**vars(self._of(index, len(images))), "images": images})
+
+    def _of(self, index: int, count: int) -> Row:
+        """A record without images; in a conversation, they stand before its first question."""
+        asks, shows = (self._source.words(int(each[index])) for each in (self._asks, self._shows))
+        turns = images_first(asks.turns, count) if asks.turns else ()
+        return replace(asks, id=f"{asks.id} on {shows.id}", images=(), turns=turns)
 
     def digest(self) -> str:
         """Returns a digest of the samples and of the combinations."""

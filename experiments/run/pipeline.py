@@ -249,11 +249,10 @@ class Run:
 
     def _questions(self) -> Questions:
         """Questions for the export gate: the first test records."""
-        batches, tokenizer = [], self.origin.processor.tokenizer
+        batches = []
         for batch in self.test.in_order(min(64, len(self.test)), prompts=True):
             batches.append({**batch, "id": np.array(self.test.names(batch["index"]))})
             if sum(len(b["index"]) for b in batches) >= min(GATE_PROMPTS, len(self.test)):
                 break
         longest = self.recipe.evaluate.max_new_tokens
-        chats = conversations(self.test, CHECKED)
-        return Questions(batches, longest, tokenizer.eos_token_id, tokenizer.pad_token_id, chats)
+        return Questions(batches, longest, *self.test.end_tokens, conversations(self.test, CHECKED))

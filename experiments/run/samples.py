@@ -95,6 +95,11 @@ class Samples:
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def end_tokens(self) -> tuple[int, int]:
+        """The token that ends an answer, and the padding token."""
+        return self.rows.encoder.eos, self.rows.encoder.pad
+
     def names(self, index: np.ndarray) -> list[Any]:
         """Returns the ids of records as nested lists like `index`; "" for -1."""
         if index.ndim > 1:
@@ -223,12 +228,12 @@ class Samples:
         Args:
             size: rows per batch; under a mesh, rounded up to a multiple of its devices.
             prompts: also include the prompts alone under `prompt/`, for generation.
-            by_length: order by answer length instead of record number.
+            by_length: order by the length of the last answer instead of record number.
 
         Yields:
             Training batches with row numbers `index`; under a mesh, the rows of this process.
         """
-        order = np.argsort(self.needs.answer, kind="stable") if by_length else np.arange(len(self))
+        order = np.argsort(self.rows.index.answer, kind="stable") if by_length else np.arange(len(self))
         yield from self._once(order, size, self._whole, self._prompt_width if prompts else 0)
 
     def by_bucket(self, size: int) -> Iterator[Arrays]:

@@ -13,7 +13,8 @@ from antgmm_jax.families.words import IMAGE
 from antgmm_jax.io.convert import open_hf
 from antgmm_jax.presets import preset
 from antgmm_jax.pure import functional
-from data.record import PROMPT, prompt
+from data.record import PROMPT
+from data.rows import texts
 from data.source import Source
 from data.tokenizer import corpus, train_tokenizer
 from experiments.run.folder import write_json
@@ -75,8 +76,8 @@ def make_processor(config: LMMConfig, data: Data, records: Source, template: str
     else:
         # User data is often small, so even pairs that occur only twice become tokens.
         rows = map(records.words, range(len(records)))
-        texts = (text for row in rows for text in (prompt(row.question, row.text, template), row.answer))
-        tokenizer = train_tokenizer(texts, vocab=vocab, min_frequency=2)
+        lines = (line for row in rows for line in texts(row, template))
+        tokenizer = train_tokenizer(lines, vocab=vocab, min_frequency=2)
     return new_processor(config, tokenizer)
 
 

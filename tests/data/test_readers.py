@@ -14,8 +14,9 @@ import data.maad as maad
 from antgmm_jax.errors import AntgmmError
 from data import json_rows
 from data.readers import read_records
+from data.record import Turn, prompt
 from data.store import read_all
-from data.writers import write_jsonl, write_maad, write_parquet
+from data.writers import write_chat, write_jsonl, write_maad, write_parquet
 
 
 def read(kind, path, **about):
@@ -62,29 +63,13 @@ def test_jsonl_rows_become_records(folder):
         assert (first.type, first.id) == ("t", "7")
         np.testing.assert_array_equal(first.images[0], picture(0))
         np.testing.assert_array_equal(records[1].images[0], picture(1))
-    assert records[1].id == "line 3#0"
+    assert records[1].id == "line 3"
 
 
 def test_alternative_column_names_are_read(folder):
     row = {"file_name": "images/0.png", "prompt": "q", "response": "a", "context": "c", "question_id": "x"}
     (record,) = read("jsonl", lines(folder, row))
     assert (record.question, record.answer, record.text, record.id) == ("q", "a", "c", "x")
-
-
-def test_llava_conversations_and_chat_messages(folder):
-    turns = [
-        {"from": "human", "value": "<image>\nwhat is it?"},
-        {"from": "gpt", "value": "a dog"},
-        {"from": "human", "value": "which colour?"},
-        {"from": "gpt", "value": "brown"},
-    ]
-    chat = [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
-    file = folder / "llava.json"
-    file.write_text(
-        json.dumps([good(0) | {"id": "d", "conversations": turns}, good(1) | {"id": "m", "messages": chat}])
-    )
-    turns_of_records = [(r.id, r.question, r.answer) for r in read("jsonl", file)]
-    assert turns_of_records == [("d#0", "what is it?", "a dog"), ("d#1", "which colour?", "brown"), ("m", "q", "a")]
 
 
 def test_every_bad_row_is_listed_with_its_reason(folder, tmp_path_factory):
@@ -139,8 +124,8 @@ def test_every_bad_row_is_listed_with_its_reason(folder, tmp_path_factory):
         15: "is not JSON",
         16: "is a list, not an object",
         17: "'answer' and 'caption' both contain the answer",
-        18: "not a list of at least two turns",
-        19: "do not alternate",
+        18: "conversations end with a turn of the user: the answer (assistant) is missing",
+        19: "conversations[0] is an answer (assistant) that does not follow a question",
         20: "image images is a folder",
         21: "is not a path",
     }
@@ -150,20 +135,13 @@ def test_every_bad_row_is_listed_with_its_reason(folder, tmp_path_factory):
 
 
 def test_most_limits_the_rows_that_are_read(folder):
-    """Rows beyond the limit are not checked; a conversation of two questions may be cut in the middle."""
-    talk = {
-        "image": good()["image"],
-        "conversations": [
-            {"from": "human", "value": "a?"},
-            {"from": "gpt", "value": "b"},
-            {"from": "human", "value": "c?"},
-            {"from": "gpt", "value": "d"},
-        ],
-    }
+    """Rows beyond the limit are not checked; a conversation is one record."""
+    turns = [{"from": "human", "value": "a?"}, {"from": "gpt", "value": "b"}] * 2
+    talk = {"image": good()["image"], "conversations": turns}
     file = lines(folder, {**talk, "id": "x"}, {**talk, "id": "y"}, {"image": "none.png"})
-    assert [r.id for r in read("jsonl", file, most=3)] == ["x#0", "x#1", "y#0"]
-    assert [r.id for r in read("jsonl", file, most=4)] == ["x#0", "x#1", "y#0", "y#1"]
-    for most in (0, 5):
+    assert [r.id for r in read("jsonl", file, most=1)] == ["x (line 1)"]
+    assert [r.id for r in read("jsonl", file, most=2)] == ["x (line 1)", "y (line 2)"]
+    for most in (0, 3):
         with pytest.raises(AntgmmError, match="1 of 3 rows are invalid"):
             read("jsonl", file, most=most)
 
@@ -243,6 +221,20 @@ def test_jsonl_round_trip(tmp_path):
     assert not (tmp_path / "a.jsonl").exists()
     with pytest.raises(AntgmmError, match="no records to write"):
         write_jsonl([], tmp_path / "b.jsonl")
+
+
+def test_conversations_are_written_with_two_pictures_each(tmp_path):
+    source = maad.source("s", "val", 3)
+    write_chat(source, tmp_path / "val.jsonl")
+    assert len([*(tmp_path / "images").iterdir()]) == 3
+    found = read("jsonl", tmp_path)
+    for row, record in enumerate(found):
+        first, second = source[row], source[(row + 1) % 3]
+        asked = [Turn("user", (None, prompt(each.question, each.text))) for each in (first, second)]
+        assert record.turns == (asked[0], Turn("assistant", (first.answer,)), asked[1])
+        assert (record.answer, record.type) == (second.answer, second.type)
+        for image, each in zip(record.images, (first, second), strict=True):
+            np.testing.assert_array_equal(image, each.images[0])
 
 
 def test_parquet_with_paths_and_plain_bytes(folder):
@@ -332,7 +324,7 @@ def test_elements_of_a_json_array_are_read_by_offset(folder, monkeypatch, chunk)
         for number in (3, 0, 2, 1):
             row = source.words(number)
             assert row.answer == rows[number]["answer"] and row.text == rows[number].get("text", "")
-            assert row.id == str(rows[number].get("id", f"row {number + 1}#0"))
+            assert row.id == str(rows[number].get("id", f"row {number + 1}"))
     for text, message in (
         ("[]", "has no rows"),
         ("[1, 2", "is not JSON"),
@@ -348,7 +340,7 @@ def test_any_line_ending_is_read(folder):
     text = "\ufeff" + json.dumps(good(0)) + "\r\n\r\n  \n" + json.dumps(good(1, text="é"), ensure_ascii=False)
     (folder / "rows.jsonl").write_text(text, encoding="utf-8", newline="")
     source = read_records("jsonl", folder / "rows.jsonl")
-    assert [source.words(number).id for number in range(2)] == ["line 1#0", "line 4#0"]
+    assert [source.words(number).id for number in range(2)] == ["line 1", "line 4"]
     assert source.words(1).text == "é"
 
 
@@ -393,7 +385,7 @@ def test_samples_of_shards_are_read_by_offset(tmp_path):
                 archive.addfile(info, io.BytesIO(content))
     records = read_records("webdataset", tmp_path)
     assert len(records) == 3
-    expected = [(f"0.tar {long}/a#0", "d", 2), ("1.tar b#0", "none", 0), ("1.tar c#0", "c", 1)]
+    expected = [(f"0.tar {long}/a", "d", 2), ("1.tar b", "none", 0), ("1.tar c", "c", 1)]
     for number in (2, 0, 1):
         record = records[number]
         assert (record.id, record.answer, len(record.images)) == expected[number]

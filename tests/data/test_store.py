@@ -149,6 +149,37 @@ def test_changed_data_or_settings_are_encoded_again(rows, encode):
     assert len([path for path in (folder / "cache").iterdir() if path.is_dir()]) == 6
 
 
+def test_rows_that_are_too_long_are_left_out_whole_if_asked_and_counted(rows, encode, monkeypatch):
+    lines = [json.loads(line) for line in rows.read_text().splitlines()]
+    lines[1]["answer"], lines[4]["question"] = "red " * 9, "is it red? " * 9
+    write(rows.parent, lines)
+    limits, good = encoder(max_length=20, max_answer=5), [0, 2, 3, 5]
+    with pytest.raises(AntgmmError, match=r"2 of 6 rows are too long(.|\n)*line 2: answer of(.|\n)*line 5: prompt of"):
+        opened(rows, limits)
+
+    def check(found):
+        assert (found.dropped, len(found), len(found.source)) == (2, 4, 4)
+        for place, number in enumerate(good):
+            assert found.source.words(place).answer == lines[number]["answer"]
+            same(found[place], encode(found.source[place]))
+        np.testing.assert_array_equal(found.index.slots, [1, 2, 0, 1])
+
+    check(opened(rows, limits, drop_long=True))
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "_build", lambda *_: pytest.fail("read again"))
+        check(opened(rows, limits, drop_long=True))
+        monkeypatch.setattr(store, "MOST_BYTES", 0)
+    # Another encoder of the same source reads all rows again.
+    source = read_records("jsonl", rows, drop_long=True)
+    for limit, count in ((limits, 4), (encoder(), 6)):
+        decoded = open_encoded(source, limit, rows.parent / "decoded")
+        assert len(decoded) == count == len(source) and not decoded.kept
+        if count == 4:
+            check(decoded)
+    with pytest.raises(AntgmmError, match="6 of 6 rows are too long"):
+        opened(rows, encoder(max_answer=1), drop_long=True)
+
+
 def test_bad_rows_are_listed_together_and_nothing_is_stored(rows, encode):
     folder = rows.parent
     lines = [json.loads(line) for line in rows.read_text().splitlines()]
@@ -204,7 +235,7 @@ def test_the_cache_removes_the_oldest_data(rows, encode, monkeypatch):
 def test_progress_is_reported(rows, encode):
     counts = []
     ids = [record.id for _, record in read_all(read_records("jsonl", rows), lambda r: r, lambda n, _: counts.append(n))]
-    assert ids == [f"line {number}#0" for number in range(1, 7)]
+    assert ids == [f"line {number}" for number in range(1, 7)]
     assert counts == [1, 2, 3, 4, 5, 6]
 
 

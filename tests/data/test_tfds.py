@@ -37,6 +37,43 @@ for path, split, message in wrong:
         assert message in str(error), error
     else:
         raise AssertionError(message)
+
+import tensorflow_datasets as tfds
+from PIL import Image
+
+words = {"role": tfds.features.Text(), "content": tfds.features.Text()}
+features = {"images": tfds.features.Sequence(tfds.features.Image(encoding_format="png"))}
+features["messages"] = tfds.features.Sequence(words)
+shades = [np.full((4, 5, 3), shade, np.uint8) for shade in (9, 70)]
+chats = [
+    [("user", "<image>\\nwhat?"), ("assistant", "red"), ("user", "and <image>?"), ("assistant", "green")],
+    [("system", "s"), ("user", "what?"), ("assistant", "red")],
+]
+
+
+class Chats(tfds.core.GeneratorBasedBuilder):
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self):
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+    def _split_generators(self, manager):
+        return {"train": self._generate_examples()}
+
+    def _generate_examples(self):
+        for row, chat in enumerate(chats):
+            images = [Image.fromarray(shade) for shade in shades[: 2 - 2 * row]]
+            yield row, {"images": images, "messages": [{"role": r, "content": c} for r, c in chat]}
+
+
+builder = Chats(data_dir=sys.argv[1], file_format="array_record")
+builder.download_and_prepare()
+rows = sorted(read_records("tfds", builder.data_dir, split="train"), key=lambda record: len(record.images))
+assert [len(record.images) for record in rows] == [0, 2]
+assert [turn.parts for turn in rows[1].turns] == [(None, "what?"), ("red",), ("and ", None, "?")]
+assert [turn.parts for turn in rows[0].turns] == [("s",), ("what?",)]
+assert [record.answer for record in rows] == ["red", "green"]
+np.testing.assert_array_equal(rows[1].images, shades)
 assert "tensorflow" not in sys.modules
 print("prepared without TensorFlow")
 """

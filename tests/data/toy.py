@@ -29,7 +29,8 @@ class ToyRows:
     def needs(self, about) -> Needs:
         prompt, answer = (np.array([len(row[name]) for row in self.rows]) for name in ("prompt", "answer"))
         slots = np.array([len(row["images"]["pixels"]) for row in self.rows])
-        return needs(Index(prompt, answer, slots, slots, (), ""), about.apart)
+        earlier = np.array([len(row.get("earlier", ())) for row in self.rows])
+        return needs(Index(prompt, answer, earlier, slots, slots, (), ""), about.apart)
 
 
 def toy(prompts, answers, pictures, side=2) -> ToyRows:

@@ -19,6 +19,7 @@ from data.record import check_template
 from distill import StepConfig
 
 Count = Annotated[int, Field(ge=1)]
+TooLong = Literal["refuse", "drop"]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
 
 
@@ -67,14 +68,17 @@ class FileData(Table):
     """Records of user files.
 
     Attributes:
-      kind: "jsonl" (with image files), "parquet" or "webdataset".
+      kind: "jsonl" (with image files), "parquet", "arrow" (a folder of `datasets.save_to_disk`) or "webdataset".
       path: the file or folder.
       samples: number of records, from the first; an error if there are fewer.
+      too_long: what happens to records that are longer than `max_length` or `max_answer`: "refuse" is an error, "drop"
+        leaves them out and prints how many.
     """
 
-    kind: Literal["jsonl", "parquet", "webdataset"]
+    kind: Literal["jsonl", "parquet", "arrow", "webdataset"]
     path: str
     samples: Count
+    too_long: TooLong = "refuse"
 
 
 class TfdsData(Table):
@@ -85,12 +89,14 @@ class TfdsData(Table):
       path: the folder with `dataset_info.json`.
       split: name of the split.
       samples: number of records, from the first; an error if there are fewer.
+      too_long: "refuse" or "drop", as for files.
     """
 
     kind: Literal["tfds"]
     path: str
     split: str
     samples: Count
+    too_long: TooLong = "refuse"
 
 
 Data = Annotated[MaadData | FileData | TfdsData, Field(discriminator="kind")]

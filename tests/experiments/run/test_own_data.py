@@ -16,10 +16,11 @@ from antgmm_jax.families import inputs
 from antgmm_jax.families.words import user_turn
 from antgmm_jax.io import checkpoint
 from antgmm_jax.io.convert import load_hf, open_hf
+from data.chat import messages
 from data.readers import read_records
 from data.record import prompt
 from data.rows import parse
-from data.writers import write_jsonl
+from data.writers import write_chat, write_jsonl
 from experiments import cli
 from experiments.report.write import finish
 from experiments.run import stage
@@ -48,6 +49,7 @@ SMALL = {
     "qwen2.5-vl": '{"vision/layers"=2, "vision/embed"=64, "vision/mlp"=96, "text/layers"=2, "text/heads"=1,'
     ' "text/mlp"=64}',
 }
+ASKED = "Question: {question}[ ({text})] Answer:"
 FROZEN = 'phase.answers.frozen=["vision", "bridge"]'
 CUT = {
     "blip2": '{"vision/layers"=1, "bridge/layers"=1, "encoder/layers"=1, "decoder/layers"=1, "text/embed"=32}',
@@ -86,7 +88,7 @@ def as_conversations(file):
     for line in file.read_text().splitlines():
         row = json.loads(line)
         turns = [
-            {"from": "human", "value": f"<image>\n{row.pop('question')}"},
+            {"from": "human", "value": f"<image>\n{prompt(row.pop('question'), row.pop('text', ''), ASKED)}"},
             {"from": "gpt", "value": row.pop("answer")},
         ]
         rows.append(json.dumps({**row, "conversations": turns}) + "\n")
@@ -100,8 +102,7 @@ def test_rows_of_a_user_become_an_exported_student(ads, family):
     if family == "llava":
         for split in ("train", "test"):
             as_conversations(ads / "ads" / f"{split}.jsonl")
-    template = "Question: {question}[ ({text})] Answer:"
-    taught = [*tiny(family), "buckets=[]", f'prompt="{template}"']
+    taught = [*tiny(family), "buckets=[]", f'prompt="{ASKED}"']
     trained = antgmm("train", RECIPES / f"own-data-{family}.toml", f"runs/own-{family}", *taught)
     assert trained.exit_code == 0, trained.output
     changes = [change for change in tiny(family) if not change.startswith(("model", "phase"))]
@@ -114,13 +115,15 @@ def test_rows_of_a_user_become_an_exported_student(ads, family):
     gate = json.loads((ads / "runs/student/report/gate.json").read_text())
     assert gate["passed"] and gate["answers_equal"] == 1.0 and gate["prompts"] == 8
     # The student inherits the teacher's prompt template, and the export records it.
-    assert json.loads((ads / "runs/student/export/antgmm.json").read_text()) == {"prompt": template}
+    assert json.loads((ads / "runs/student/export/antgmm.json").read_text()) == {"prompt": ASKED}
     config, processor = open_hf(ads / "runs/student/export")[0], load_processor(ads / "runs/student/export")
     recipe = load_recipe(recipe, [*changes, *stage, sizes])
     records, reads = load_both(recipe), inputs(config, processor)
     (batch,) = encode_both(recipe, records, processor, config)[1].in_order(8, prompts=True)
     for row, record in enumerate(records[1]):
-        line = reads.chat(user_turn(prompt(record.question, record.text, template), 1))
+        # Rows of conversations hold the words already.
+        words = record.question if record.turns else prompt(record.question, record.text, ASKED)
+        line = reads.chat(user_turn(words, 1))
         expected = processor(images=record.images[0], text=line, return_tensors="np")["input_ids"][0]
         mask = batch["prompt/attention_mask"][row] == 1
         np.testing.assert_array_equal(batch["prompt/input_ids"][row][mask], expected)
@@ -166,6 +169,52 @@ def _runs_in_transformers(directory, rows, family):
     line = inputs(open_hf(directory)[0], processor).chat(user_turn(prompt(record.question, record.text), 1))
     given = processor(images=record.images[0], text=line, return_tensors="pt")
     assert model.generate(**given, max_new_tokens=3).shape[0] == 1
+
+
+@pytest.mark.parametrize(
+    "family", ["llava", *(pytest.param(f, marks=pytest.mark.long) for f in ("smolvlm", "qwen3-vl"))]
+)
+def test_200_conversations_are_compressed_by_a_run_that_is_stopped_once(tmp_path, monkeypatch, family):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    for split, count in (("train", 200), ("test", 8)):
+        write_chat(maad.source("s", split, count), tmp_path / "ads" / f"{split}.jsonl")
+    changes = [change for change in tiny(family) if not change.startswith("data.samples")]
+    trained = antgmm("train", RECIPES / f"own-data-{family}.toml", f"runs/own-{family}", *changes, "buckets=[]")
+    assert trained.exit_code == 0, trained.output
+    changes = [change for change in changes if not change.startswith(("model", "phase"))]
+    changes += [
+        "checkpoint_every=1",
+        "stage.cut.mask_steps=0",
+        "stage.cut.recover_steps=3",
+        "stage.cut.importance=taylor",
+    ]
+    changes += [f"stage.cut.sizes={CUT[family]}", "teacher.pairs=8"]
+    recipe, save, saved = RECIPES / f"own-data-{family}-compress.toml", stage.Stepper.save, []
+
+    def stop(self, *arguments):
+        saved.append(save(self, *arguments))
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stage.Stepper, "save", stop)
+        assert antgmm("compress", recipe, "runs/student", *changes).exit_code != 0
+    assert len(saved) == 1 and not Path("runs/student/export").exists()
+    resumed = antgmm("compress", recipe, "runs/student", *changes)
+    assert resumed.exit_code == 0, resumed.output
+    gate = json.loads(Path("runs/student/report/gate.json").read_text())
+    assert gate["passed"] and gate["answers_equal"] == 1.0 and gate["prompts"] == 8
+    # Both answers of a row are trained on; the second one is generated behind the first.
+    recipe = load_recipe(recipe, changes)
+    config, processor = open_hf("runs/student/export")[0], load_processor("runs/student/export")
+    samples, test = encode_both(recipe, load_both(recipe), processor, config)
+    assert len(samples) == 200 and (samples.rows.index.earlier > 1).all() and (samples.rows.index.slots >= 2).all()
+    (batch,) = test.in_order(8, prompts=True)
+    for row, record in enumerate(load_both(recipe)[1]):
+        chat = processor.apply_chat_template(messages(record.turns), add_generation_prompt=True)
+        expected = processor(images=[*record.images], text=chat, return_tensors="np")["input_ids"][0]
+        mask = batch["prompt/attention_mask"][row] == 1
+        np.testing.assert_array_equal(batch["prompt/input_ids"][row][mask], expected)
 
 
 def test_a_recipes_prompt_is_used_in_training_and_evaluation(ads):
@@ -329,4 +378,5 @@ def test_rows_in_the_guide_are_valid():
     page = (ROOT / "docs" / "guides" / "your-data.md").read_text()
     blocks = [block.split("```")[0] for block in page.split("```json\n")[1:]]
     rows = [line for block in blocks for line in block.splitlines()]
-    assert [len(parse(json.loads(row))) for row in rows] == [1, 2, 1]
+    parsed = [parse(json.loads(row)) for row in rows]
+    assert [(len(row.images), len(row.turns)) for row in parsed] == [(1, 0), (1, 3), (2, 4), (1, 1)]

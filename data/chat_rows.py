@@ -1,0 +1,162 @@
+"""Parsing of conversations: chat `messages` (role, content) and ShareGPT `conversations` (from, value)."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from data.files import BadRow
+from data.record import Turn, images_first
+
+TURNS = ("messages", "conversations")
+"""Names of the field with the turns."""
+_ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
+_PLACE = "<image>"
+"""Place of an image in a turn that is a string."""
+PATHS = ("image", "path", "url", "image_url")
+"""Names of the field with the file of an image part."""
+Image = str | bytes
+_Part = str | tuple[Image | None]
+"""A text, or an image: its own file, or None for the next one of the row."""
+
+
+class Chat(NamedTuple):
+    """A parsed conversation.
+
+    Attributes:
+        turns: turns before the last answer.
+        answer: the last answer.
+        images: images in the order of their places.
+    """
+
+    turns: tuple[Turn, ...]
+    answer: str
+    images: tuple[Image, ...]
+
+
+def parse_chat(value: Any, name: str, images: Sequence[Image]) -> Chat:
+    """Parses the turns of a conversation.
+
+    A turn is a string, in which `<image>` is the place of an image, or a list of parts `{"type": "text", "text": ...}`
+    and `{"type": "image"}`. An image part may name its own file; other places take the images of the row in order. A
+    conversation without places has the images of the row before its first question.
+
+    Args:
+        value: the list of turns.
+        name: name of its field, for messages.
+        images: images of the row.
+
+    Returns:
+        The conversation.
+
+    Raises:
+        BadRow: the turns have another form, or there are more places than images or the reverse.
+    """
+    if not isinstance(value, list) or not all(isinstance(turn, Mapping) for turn in value) or not value:
+        raise BadRow(f"{name} is not a list of turns")
+    turns = [_turn(turn, f"{name}[{place}]") for place, turn in enumerate(value)]
+    _check_order([role for role, _ in turns], name)
+    own = [part for _, parts in turns for part in parts if not isinstance(part, str)]
+    placed = tuple(Turn(role, tuple(p if isinstance(p, str) else None for p in parts)) for role, parts in turns)
+    *before, last = placed
+    if not own:
+        return Chat(images_first(tuple(before), len(images)) if images else tuple(before), last.text, tuple(images))
+    return Chat(tuple(before), last.text, tuple(_filled(own, images, name)))
+
+
+def _turn(raw: Mapping, where: str) -> tuple[str, list[_Part]]:
+    """Role and parts of a turn."""
+    given = raw.get("role") or raw.get("from")
+    if given not in _ROLES:
+        raise BadRow(f"{where} has role {given!r}: only system, user (human) and assistant (gpt) are supported")
+    role, content = _ROLES[given], raw.get("content") if raw.get("value") is None else raw["value"]
+    if isinstance(content, str):
+        parts = _split(content)
+    elif isinstance(content, list):
+        parts = [_part(part, where) for part in content]
+    else:
+        raise BadRow(f"{where} has {type(content).__name__} content: write a text or a list of parts")
+    if role != "user" and any(not isinstance(part, str) for part in parts):
+        raise BadRow(f"{where} is a turn of the {role} with an image: only user turns may have images")
+    if role == "assistant":
+        parts = ["".join(part for part in parts if isinstance(part, str)).strip()]
+    parts = [part for part in parts if part != ""]
+    if not parts:
+        raise BadRow(f"{where} is empty")
+    return role, parts
+
+
+def _split(text: str) -> list[_Part]:
+    """Splits a string at its places of images; a line break separates a place from the text."""
+    if "<video>" in text:
+        raise BadRow("contains <video>: video is not supported, use images")
+    first, *rest = text.strip().split(_PLACE)
+    parts: list[_Part] = [first]
+    for after in rest:
+        before = parts[-1]
+        parts[-1:] = [
+            before.removesuffix("\n") if isinstance(before, str) else before,
+            (None,),
+            after.removeprefix("\n"),
+        ]
+    return parts
+
+
+def _part(part: Any, where: str) -> _Part:
+    """One part of a list."""
+    if isinstance(part, str):
+        return part
+    if not isinstance(part, Mapping):
+        raise BadRow(f"{where} has a part that is a {type(part).__name__}, not an object with a type")
+    kind = part.get("type") or next((name for name in ("text", "image", "video") if part.get(name)), None)
+    if kind == "text" and isinstance(part.get("text"), str):
+        return part["text"]
+    if kind in ("image", "image_url"):
+        return (own_image(part),)
+    if kind == "text":
+        raise BadRow(f"{where} has a part of type 'text' without a text")
+    hint = "video is not supported, use images" if kind == "video" else "only text and image are supported"
+    raise BadRow(f"{where} has a part of type {kind!r}: {hint}")
+
+
+def own_image(part: Mapping) -> Image | None:
+    """Returns the image that an image part itself holds or names; None if it is one of the row's images."""
+    given = next((part[name] for name in PATHS if part.get(name)), None)
+    if isinstance(given, Mapping):
+        given = given.get("bytes") or given.get("path") or given.get("url")
+    if given is not None and not isinstance(given, str | bytes):
+        raise BadRow(f"image is a {type(given).__name__}, not a path or the bytes of a file")
+    if isinstance(given, str) and given.startswith(("http://", "https://", "data:")):
+        raise BadRow(f"image {given[:60]!r} is not a file: save it and write its path")
+    return given
+
+
+def own_images(value: Any) -> Iterator[Image]:
+    """Yields the images that the parts of raw turns themselves hold or name; nothing for invalid turns."""
+    for turn in value if isinstance(value, list) else ():
+        content = turn.get("content") if isinstance(turn, Mapping) else None
+        for part in content if isinstance(content, list) else ():
+            if isinstance(part, Mapping) and part.get("type") != "text":
+                try:
+                    image = own_image(part)
+                except BadRow:
+                    continue
+                if image is not None:
+                    yield image
+
+
+def _check_order(roles: Sequence[str], name: str) -> None:
+    """Checks that every answer follows a question, and that the last turn is an answer."""
+    for place, role in enumerate(roles):
+        if role == "assistant" and (place == 0 or roles[place - 1] != "user"):
+            raise BadRow(f"{name}[{place}] is an answer (assistant) that does not follow a question (user)")
+    if roles[-1] != "assistant":
+        raise BadRow(f"{name} end with a turn of the {roles[-1]}: the answer (assistant) is missing")
+
+
+def _filled(places: Sequence[tuple[Image | None]], images: Sequence[Image], name: str) -> Iterator[Image]:
+    """Yields the image of each place."""
+    open_places = sum(image is None for (image,) in places)
+    if open_places != len(images):
+        raise BadRow(f"{len(images)} images, but {open_places} places for them in {name}")
+    rest = iter(images)
+    for (image,) in places:
+        yield next(rest) if image is None else image

@@ -1,0 +1,79 @@
+"""Files of rows: decoding of images, checks of their paths, and digests."""
+
+import hashlib
+import io
+import os
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+
+class BadRow(Exception):
+    """An invalid row; the message is a short reason."""
+
+
+def decode_image(data: bytes | Path) -> np.ndarray:
+    """Decodes an image to RGB and applies its EXIF orientation.
+
+    Args:
+        data: a path, or the bytes of a file in any format that Pillow supports.
+
+    Returns:
+        uint8 [H, W, 3].
+
+    Raises:
+        BadRow: the file is missing or not an image.
+    """
+    name = data.name if isinstance(data, Path) else "(bytes)"
+    try:
+        with Image.open(data if isinstance(data, Path) else io.BytesIO(data)) as file:
+            image = ImageOps.exif_transpose(file)
+            # Pillow requires the step via RGBA for palettes with transparency.
+            image = image.convert("RGBA") if "transparency" in image.info else image
+            return np.array(image.convert("RGB"))
+    except FileNotFoundError as error:
+        raise BadRow(f"image {name} is missing") from error
+    except IsADirectoryError as error:
+        raise BadRow(f"image {name} is a folder") from error
+    except (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError) as error:
+        raise BadRow(f"image {name} cannot be decoded: {' '.join(str(error).split())[:120]}") from error
+
+
+def inside(folder: Path, path: str) -> Path:
+    """Resolves an image path of a row.
+
+    Args:
+        folder: data folder.
+        path: path as written in the row.
+
+    Returns:
+        Resolved path.
+
+    Raises:
+        BadRow: the path leaves the folder (by `..`, as an absolute path or through a link).
+    """
+    try:
+        resolved = (folder / path).resolve()
+    except (OSError, ValueError) as error:
+        raise BadRow(f"image path {path[:80]!r} is not a path") from error
+    if not resolved.is_relative_to(folder.resolve()):
+        raise BadRow(f"image path {path!r} leaves the data folder")
+    return resolved
+
+
+def files_digest(files: Sequence[Path]) -> str:
+    """A digest of the names, sizes and times of files."""
+    stamps = ((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files)
+    return hashlib.sha256("\n".join(map(str, stamps)).encode()).hexdigest()
+
+
+def stamp(folder: Path, name: str) -> bytes:
+    """Returns size and modification time of a file as bytes for a digest, or a marker if it does not exist."""
+    try:
+        status = os.stat(f"{folder}/{name}")  # faster than Path.stat, for hundreds of thousands of files
+    except (OSError, ValueError):
+        return b"none "
+    return f"{status.st_size} {status.st_mtime_ns} ".encode()

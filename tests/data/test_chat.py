@@ -1,0 +1,239 @@
+"""Conversations as token ids: by hand, against transformers' own marks of answers, and templates that do not fit."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from antgmm_jax.errors import AntgmmError
+from antgmm_jax.families import new_processor
+from antgmm_jax.families.llava.presets import sized as llava
+from antgmm_jax.families.words import BOS, EOS, IMAGE, SPECIAL
+from data import collate
+from data.chat import messages
+from data.encoding import Encoder
+from data.files import BadRow
+from data.making import batch
+from data.packing import packed
+from data.record import Record, Turn, images_first
+from data.source import InMemorySource
+from data.store import open_encoded
+from experiments.run import pairs
+
+CONFIG = llava(
+    vision=(1, 16, 1, 16), text=(1, 16, 1, 16), head_dims=(16, 16), image=16, patch=8, vocab=512, image_token=IMAGE
+)
+PICTURES = tuple(np.full((16, 16, 3), shade, np.uint8) for shade in (10, 200))
+WORDS = ("answer:", "what", "red", "or", "green", "?")  # ids 5 to 10
+ONE = (Turn("user", (None, "what ?")), Turn("assistant", ("red",)), Turn("user", ("or green ?",)))
+TWO = (Turn("user", (None, "what?")), Turn("assistant", ("red or",)), Turn("user", ("or ", None, "?")))
+TURN = "<|im_start|>{{ message['role'] }}\n"
+CHATML = (
+    f"{{% for message in messages %}}{TURN}{{% if message['role'] == 'assistant' %}}"
+    "{% generation %}{{ message['content'][0]['text'] }}<|im_end|>{% endgeneration %}{% else %}"
+    "{% for part in message['content'] %}{% if part['type'] == 'image' %}<image>{% else %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}<|im_end|>{% endif %}\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+# Nothing but a space ends an answer.
+VICUNA = (
+    "{% for message in messages %}{{ message['role'].upper() + ': ' }}{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<image>\n{% else %}{{ part['text'] + ' ' }}{% endif %}{% endfor %}{% endfor %}"
+    "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+)
+
+
+def encoder(**about):
+    """Of a tokenizer of whole words, with the template of new models."""
+    words = Tokenizer(models.WordLevel({word: place for place, word in enumerate((*SPECIAL, *WORDS))}, "<unk>"))
+    words.add_special_tokens([*SPECIAL])
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return Encoder(new_processor(CONFIG, words), CONFIG, **about)
+
+
+def bytewise(template):
+    """Of a tokenizer of bytes, in which a space belongs to the word behind it, as in most checkpoints of today."""
+    words = Tokenizer(models.BPE())
+    words.pre_tokenizer, words.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    special = [*SPECIAL, "<|im_start|>", "<|im_end|>"]
+    lines = ["what is red or green? is it red: user assistant USER: ASSISTANT: red green"] * 9
+    words.train_from_iterator(lines, trainers.BpeTrainer(special_tokens=special, initial_alphabet=alphabet))
+    processor = new_processor(CONFIG, words)
+    processor.chat_template = template
+    return Encoder(processor, CONFIG)
+
+
+def record(turns=ONE, answer="green", **about):
+    count = sum(part is None for turn in turns for part in turn.parts)
+    return Record(images=PICTURES[:count], question="", answer=answer, turns=turns, id="a", **about)
+
+
+def spelt(encode, ids):
+    return [encode.inputs.processor.tokenizer.convert_ids_to_tokens(int(key)) for key in ids]
+
+
+def whole_of(encode, turns, answer):
+    """The processor's own ids of a whole conversation."""
+    processor = encode.inputs.processor
+    text = processor.apply_chat_template(messages([*turns, Turn("assistant", (answer,))]))
+    images = [*record(turns).images] or None
+    return processor(text=[text], images=images, return_tensors="np")["input_ids"][0].tolist()
+
+
+def test_ids_by_hand():
+    row = encoder()(record())
+    # <image> what ? answer: red </s> or green ? answer: -> green </s>
+    np.testing.assert_array_equal(row["prompt"], [BOS, *[IMAGE] * 4, 6, 10, 5, 7, EOS, 8, 9, 10, 5])
+    np.testing.assert_array_equal(row["answer"], [9, EOS])
+    np.testing.assert_array_equal(row["earlier"], [8, 9])
+    np.testing.assert_array_equal(row["images"]["pixels"], PICTURES[0][None])
+
+
+def test_batches_by_hand(tmp_path):
+    plain = Record(images=(), question="what ?", answer="red", id="b")
+    rows = open_encoded(InMemorySource([record(), plain]), encoder(template="{question}"), tmp_path)
+    layout = collate.Layout(False, 0, 0)
+    needs = collate.needs(rows.index, False)
+    assert [each.tolist() for each in needs] == [[16, 6], [4, 2], [1, 0]]
+    made, no = batch(rows, np.arange(2), layout, needs.of(np.arange(2))), -100
+    ids = [[BOS, *[IMAGE] * 4, 6, 10, 5, 7, EOS, 8, 9, 10, 5, 9, EOS], [BOS, 6, 10, 5, 7, EOS] + [0] * 10]
+    np.testing.assert_array_equal(made["input_ids"], ids)
+    np.testing.assert_array_equal(made["targets"], [[7, EOS, 9, EOS], [7, EOS, no, no]])
+    np.testing.assert_array_equal(made["positions"], [[7, 8, 13, 14], [3, 4, 0, 0]])
+    labels = np.full((2, 16), no)
+    labels[0, [8, 9, 14, 15]], labels[1, [4, 5]] = (7, EOS, 9, EOS), (7, EOS)
+    np.testing.assert_array_equal(made["labels"], labels)
+    both = packed(rows, np.array([[1, 0]]), width=24, answer=4, slots=1)
+    np.testing.assert_array_equal(both["input_ids"], [ids[1][:6] + ids[0] + [0, 0]])
+    np.testing.assert_array_equal(both["targets"], [[7, EOS, no, no, 7, EOS, 9, EOS]])
+    np.testing.assert_array_equal(both["positions"], [[3, 4, 0, 0, 13, 14, 19, 20]])
+    # A generated answer is the last one, behind the given earlier ones.
+    asked = collate.prompts([rows.tokens(0)], layout, 14)
+    np.testing.assert_array_equal(asked["input_ids"], [ids[0][:14]])
+
+
+def test_answers_are_those_that_the_template_marks():
+    encode, shown = bytewise(CHATML), iter(PICTURES)
+    turns = [*messages([*TWO, Turn("assistant", ("green: it is",))])]
+    for part in (part for turn in turns for part in turn["content"] if part["type"] == "image"):
+        part["image"] = Image.fromarray(next(shown))
+    about = {"tokenize": True, "return_dict": True, "return_assistant_tokens_mask": True}
+    theirs = encode.inputs.processor.apply_chat_template(turns, **about)
+    row = encode(record(TWO, "green: it is"))
+    trained = np.zeros(len(row["prompt"]) + len(row["answer"]), int)
+    trained[collate.trained_tokens(row)] = 1
+    np.testing.assert_array_equal(np.concatenate([row["prompt"], row["answer"]]), theirs["input_ids"][0])
+    np.testing.assert_array_equal(trained, theirs["assistant_masks"][0])
+    assert spelt(encode, row["prompt"][row["earlier"]]) == ["re", "d", "Ġor", "<|im_end|>"]
+    assert spelt(encode, [encode.eos]) == ["<|im_end|>"]
+
+
+def test_where_only_a_space_ends_an_answer_the_last_one_gets_the_end_token():
+    encode = bytewise(VICUNA)
+    row = encode(record(TWO, "green"))
+    assert spelt(encode, row["prompt"][row["earlier"]]) == ["Ġred", "Ġor"]
+    assert spelt(encode, row["answer"]) == ["Ġgreen", "</s>"]
+    whole = whole_of(encode, TWO, "green")
+    assert [*row["prompt"], *row["answer"][:-1]] == whole[:-1] and spelt(encode, whole[-1:]) == ["Ġ"]
+
+
+def test_an_answer_that_would_begin_inside_a_token_of_the_prompt_is_tokenised_by_itself():
+    """A server hands over a prompt that ends in a space: the model goes on from there."""
+    encode = bytewise(VICUNA.replace("ASSISTANT:{%", "ASSISTANT: {%"))
+    row = encode(record(TWO, "green"))
+    assert spelt(encode, row["prompt"][-2:]) == [":", "Ġ"]
+    assert spelt(encode, row["answer"]) == ["gre", "en", "</s>"]
+    # In an earlier turn, the token with the space begins in the prompt.
+    assert spelt(encode, row["prompt"][row["earlier"]]) == ["Ġor"]
+
+
+def test_an_answer_that_is_repeated_is_that_behind_its_own_picture():
+    turns = (Turn("user", (None, "what?")), Turn("assistant", ("red",)), Turn("user", (None, "what?")))
+    encode = bytewise(CHATML)
+    row = encode(record(turns, "red"))
+    before, _ = encode.inputs(encode.inputs.chat(messages(turns[:1])), PICTURES[:1])
+    assert row["earlier"][0] == len(before)
+    whole = whole_of(encode, turns, "red")
+    assert [*row["prompt"], *row["answer"]] == whole[: len(row["prompt"]) + len(row["answer"])]
+
+
+@pytest.mark.parametrize(
+    ("template", "error", "said"),
+    [
+        (
+            CHATML.replace(TURN, "<|im_start|>{{ message['role'] }} \n"),
+            AntgmmError,
+            r"a: the chat template ends a prompt with '\\n' but writes ' \\n' before an answer: correct chat_template",
+        ),
+        (
+            CHATML.replace("['text'] }}<|im_end|>{% endg", "['text'].upper() }}<|im_end|>{% endg", 1).replace(
+                "{{ message['content'][0]", "{{ 'answer' if loop.index == 2 and loop.last else message['content'][0]"
+            ),
+            BadRow,
+            "does not write the answer 'red' where the prompt before it ends",
+        ),
+        (CHATML.replace("<image>", ""), BadRow, "the chat template writes 0 image tokens, 4 are needed"),
+        (CHATML.replace("{{ part['text'] }}", "<image>{{ part['text'] }}"), BadRow, "writes 12 image tokens, 4 are"),
+        (
+            CHATML.replace(
+                "{% for m", "{% if messages|length > 2 %}{{ raise_exception('one turn') }}{% endif %}{% for m"
+            ),
+            BadRow,
+            "the chat template refuses the conversation: one turn",
+        ),
+    ],
+)
+def test_a_template_that_does_not_fit_is_refused_by_name(template, error, said):
+    with pytest.raises(error, match=said):
+        bytewise(template)(record())
+
+
+def test_a_template_without_answers_is_refused_and_one_turn_is_trained_on_by_any_other():
+    for template, said in (
+        (CHATML.replace("{{ message['content'][0]['text'] }}", ""), "the chat template leaves out answers"),
+        ("{{ raise_exception('no') }}", "the chat template refuses the conversation: no"),
+    ):
+        with pytest.raises(AntgmmError, match=said):
+            bytewise(template)
+    encode = bytewise(CHATML.replace(TURN, "<|im_start|>{{ message['role'] }} \n"))
+    assert spelt(encode, encode(record(ONE[:1], "red"))["answer"]) == ["re", "d", "<|im_end|>"]
+
+
+def test_the_image_token_in_a_turn_and_answers_that_are_too_long_are_named():
+    encode = encoder(max_answer=2)
+    named = record((*ONE[:1], Turn("assistant", ("<image>",)), *ONE[2:]), "see <image>")
+    assert encode.parts_with_image_token(named) == ["turn 2 (assistant)", "answer"]
+    long = encode(record((*ONE[:1], Turn("assistant", ("red or green",)), *ONE[2:])))
+    assert [(part.part, part.tokens, part.limit) for part in encode.too_long(long)] == [("answer", 4, 2)]
+    assert encode.too_long(encode(record())) == []
+
+
+def test_pairs_have_the_pictures_of_another_row_before_the_first_question():
+    other = replace(record((Turn("user", (None, None, "what ?")),), "red"), id="b")
+    alone = replace(record((Turn("user", ("what ?",)),), "red"), id="c")
+    source = pairs.paired(InMemorySource([record(), other, alone]), 3)
+    encode = encoder()
+    for made in source:
+        asks, shows = made.id.split(" on ")
+        assert asks != shows and len(made.images) == {"a": 1, "b": 2, "c": 0}[shows]
+        assert [turn.text for turn in made.turns] == [turn.text for turn in (ONE if asks == "a" else other.turns)]
+        assert (encode(made)["prompt"] == IMAGE).sum() == 4 * len(made.images)
+    (answered,) = pairs.Answered(source, [0], ["or"])
+    assert encode(answered)["answer"].tolist() == [8, EOS]
+
+
+def test_places_of_pictures_move_to_the_first_question():
+    turns = (
+        Turn("system", ("s",)),
+        Turn("user", ("a", None, "b")),
+        Turn("assistant", ("c",)),
+        Turn("user", (None, "d")),
+    )
+    assert images_first(turns, 1) == (
+        Turn("system", ("s",)),
+        Turn("user", (None, "a", "b")),
+        Turn("assistant", ("c",)),
+        Turn("user", ("d",)),
+    )

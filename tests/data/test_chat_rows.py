@@ -1,0 +1,257 @@
+"""Rows with conversations: what is understood in each kind of file, and what is refused."""
+
+import io
+import json
+import tarfile
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from antgmm_jax.errors import AntgmmError
+from data.files import BadRow
+from data.readers import read_records
+from data.record import Turn
+from data.rows import parse
+from tests.data.test_readers import folder, good, lines, picture, png, read  # noqa: F401
+
+HUMAN, GPT = ({"from": speaker} for speaker in ("human", "gpt"))
+USER, ASSISTANT = ({"role": role} for role in ("user", "assistant"))
+IMAGE, RED = {"type": "image"}, {**ASSISTANT, "content": "red"}
+PARTS = [{"type": "text", "text": "this "}, IMAGE, {"type": "text", "text": " or"}, IMAGE]
+
+
+def text(words):
+    return {"type": "text", "text": words}
+
+
+def parsed(turns, **more):
+    """Turns of a row: parts by role, pictures, and the last answer."""
+    row = parse({"messages": turns, **more})
+    return [(turn.role, *turn.parts) for turn in row.turns], row.images, row.answer
+
+
+def test_a_llava_file_as_it_is(folder):  # noqa: F811
+    """Repeated ids, rows without a picture, a placeholder at the end, and several questions in a row of one record."""
+    first = [{**HUMAN, "value": "<image>\nwhat is it?"}, {**GPT, "value": " a dog\n"}]
+    more = [{**HUMAN, "value": "which colour?"}, {**GPT, "value": "brown"}]
+    last = [{**HUMAN, "value": "what is it?\n<image>"}, {**GPT, "value": "a cat"}]
+    rows = [
+        {"id": "33471", "image": "images/0.png", "conversations": [*first, *more]},
+        {"id": "33471", "image": "images/1.png", "conversations": last},
+        {"id": "x", "model": "", "conversations": more},
+    ]
+    (folder / "llava.json").write_text(json.dumps(rows))
+    found = read("jsonl", folder / "llava.json")
+    assert [record.id for record in found] == ["33471 (row 1)", "33471 (row 2)", "x (row 3)"]
+    assert found[0].turns == (
+        Turn("user", (None, "what is it?")),
+        Turn("assistant", ("a dog",)),
+        Turn("user", ("which colour?",)),
+    )
+    assert (found[0].question, found[0].answer) == ("which colour?", "brown")
+    assert found[1].turns == (Turn("user", ("what is it?", None)),)
+    assert found[2].turns == (Turn("user", ("which colour?",)),) and found[2].images == ()
+    np.testing.assert_array_equal(found[1].images[0], picture(1))
+
+
+def test_messages_of_parts():
+    asked = [{"role": "system", "content": [text("s")]}, {**USER, "content": PARTS}]
+    answer = {**ASSISTANT, "content": [text(" it is"), text(" red ")]}
+    turns, images, said = parsed([*asked, answer, {**USER, "content": "sure?"}, RED], images=["a", "b"])
+    assert turns == [
+        ("system", "s"),
+        ("user", "this ", None, " or", None),
+        ("assistant", "it is red"),
+        ("user", "sure?"),
+    ]
+    assert (images, said) == (("a", "b"), "red")
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "image", "image": "own"},
+        {"type": "image", "path": "own", "text": None},
+        {"type": "image", "url": "own"},
+        {"type": "image_url", "image_url": {"url": "own"}},
+        {"image": "own"},
+        {"type": "image", "image": {"bytes": None, "path": "own"}},
+    ],
+)
+def test_parts_may_name_their_own_files_beside_those_of_the_row(part):
+    turns, images, _ = parsed([{**USER, "content": [IMAGE, part, text("?"), IMAGE]}, RED], images=["a", "b"])
+    assert turns == [("user", None, None, "?", None)]
+    assert images == ("a", "own", "b")
+
+
+def test_pictures_without_places_stand_before_the_first_question():
+    system, sure = {"role": "system", "content": "s"}, {**USER, "content": "sure?"}
+    turns, images, _ = parsed([system, {**USER, "content": "what?"}, RED, sure, RED], image=["a", "b"])
+    assert turns == [("system", "s"), ("user", None, None, "what?"), ("assistant", "red"), ("user", "sure?")]
+    assert images == ("a", "b")
+    # Two questions in a row are as the template writes them.
+    assert parsed([sure, sure, RED])[0] == [("user", "sure?")] * 2
+
+
+def test_placeholders_stay_where_they_stand():
+    asked = {**USER, "content": "compare <image> with\n<image>\nand <image>"}
+    turns, _, _ = parsed([asked, RED], images=["a", "b", "c"])
+    assert turns == [("user", "compare ", None, " with", None, "and ", None)]
+
+
+WHAT = {**USER, "content": "what?"}
+BAD = {
+    "messages is not a list of turns": {"messages": "what?"},
+    "'messages' and 'conversations' both contain turns": {"messages": [WHAT, RED], "conversations": [WHAT, RED]},
+    "messages[1] has role 'tool': only system, user": {"messages": [WHAT, {"role": "tool", "content": "1"}, RED]},
+    "messages[0] has role None": {"messages": [{"content": "what?"}, RED]},
+    "messages[0] is an answer (assistant) that does not follow a question": {"messages": [RED, WHAT, RED]},
+    "messages[2] is an answer (assistant) that does not follow": {"messages": [WHAT, RED, RED]},
+    "messages end with a turn of the user: the answer (assistant) is missing": {"messages": [WHAT, RED, WHAT]},
+    "messages[0] has a part of type 'video': video is not supported": {
+        "messages": [{**USER, "content": [{"type": "video", "video": "a.mp4"}]}, RED]
+    },
+    "messages[0] has a part of type 'audio': only text and image": {
+        "messages": [{**USER, "content": [{"type": "audio"}]}, RED]
+    },
+    "contains <video>: video is not supported": {"messages": [{**USER, "content": "<video>\nwhat?"}, RED]},
+    "has a video: video is not supported": {"messages": [WHAT, RED], "video": "a.mp4"},
+    "has a videos: video is not supported": {"question": "q", "answer": "a", "image": "b", "videos": ["a.mp4"]},
+    "messages[1] is a turn of the assistant with an image": {"messages": [WHAT, {**ASSISTANT, "content": "<image>"}]},
+    "messages[0] is a turn of the system with an image": {
+        "messages": [{"role": "system", "content": [IMAGE]}, WHAT, RED]
+    },
+    "messages[1] is empty": {"messages": [WHAT, {**ASSISTANT, "content": [text(" ")]}]},
+    "messages[0] is empty": {"messages": [{**USER, "content": " "}, RED]},
+    "messages[0] has int content: write a text or a list of parts": {"messages": [{**USER, "content": 3}, RED]},
+    "messages[0] has a part that is a int": {"messages": [{**USER, "content": [3]}, RED]},
+    "messages[0] has a part of type 'text' without a text": {"messages": [{**USER, "content": [text(None)]}, RED]},
+    "2 images, but 1 places for them in messages": {
+        "messages": [{**USER, "content": [IMAGE, text("?")]}, RED],
+        "images": ["a", "b"],
+    },
+    "0 images, but 1 places for them in messages": {"messages": [{**USER, "content": "<image> what?"}, RED]},
+    "image 'https://a.b/c.png' is not a file: save it and write its path": {
+        "messages": [{**USER, "content": [{"type": "image", "url": "https://a.b/c.png"}, text("?")]}, RED]
+    },
+    "image is a int, not a path": {"messages": [{**USER, "content": [{"type": "image", "image": 3}]}, RED]},
+    "has a text beside messages: write it into a turn": {"messages": [WHAT, RED], "text": "new"},
+}
+
+
+@pytest.mark.parametrize("said", BAD)
+def test_what_is_no_conversation_is_refused_by_name(said):
+    with pytest.raises(BadRow) as refused:
+        parse(BAD[said])
+    assert said in str(refused.value)
+
+
+CHATS = [
+    {"messages": [{**USER, "content": [IMAGE, text("what?"), IMAGE]}, {**ASSISTANT, "content": [text("red")]}]},
+    {"messages": [{**USER, "content": [text("what?")]}, {**ASSISTANT, "content": [text("green")]}]},
+]
+TURNS = [(Turn("user", (None, "what?", None)),), (Turn("user", ("what?",)),)]
+
+
+def as_vision_table():
+    """Rows as TRL and others have them: `messages` of parts and a list of `images`, as Hugging Face datasets stores."""
+    part = pa.struct([("type", pa.string()), ("text", pa.string())])
+    turn = pa.struct([("role", pa.string()), ("content", pa.list_(part))])
+    image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    shown = [[{"bytes": png(picture(k)), "path": None} for k in range(2)], []]
+    columns = {"messages": pa.array([row["messages"] for row in CHATS], pa.list_(turn))}
+    columns |= {"images": pa.array(shown, pa.list_(image)), "other": pa.array([1, 2])}
+    return pa.table(columns)
+
+
+def assert_chats(found):
+    assert [record.turns for record in found] == TURNS
+    assert [record.answer for record in found] == ["red", "green"]
+    assert [len(record.images) for record in found] == [2, 0]
+    for number, image in enumerate(found[0].images):
+        np.testing.assert_array_equal(image, picture(number))
+
+
+def test_parquet_with_messages_and_images(tmp_path):
+    pq.write_table(as_vision_table(), tmp_path / "train-00000-of-00001.parquet")
+    assert_chats(read("parquet", tmp_path))
+
+
+def saved_to_disk(folder, tables, names=()):  # noqa: F811
+    """A folder as `datasets.Dataset.save_to_disk` writes it: Arrow streams and their names."""
+    folder.mkdir(parents=True, exist_ok=True)
+    names = names or [f"data-{number:05d}-of-{len(tables):05d}.arrow" for number in range(len(tables))]
+    for name, table in zip(names, tables, strict=True):
+        with pa.ipc.new_stream(folder / name, table.schema) as stream:
+            for batch in table.to_batches(max_chunksize=1):
+                stream.write(batch)
+    (folder / "state.json").write_text(json.dumps({"_data_files": [{"filename": name} for name in names]}))
+    (folder / "dataset_info.json").write_text("{}")
+
+
+def test_a_folder_of_save_to_disk(tmp_path):
+    table = as_vision_table()
+    saved_to_disk(tmp_path / "all" / "train", [table.slice(0, 1), table.slice(1)])
+    (tmp_path / "all" / "train" / "cache-1.arrow").write_bytes(b"left by map")
+    found = read_records("arrow", tmp_path / "all" / "train")
+    assert_chats([found[0], found[1]])
+    assert [found.words(number).id for number in (1, 0)] == ["row 2", "row 1"]
+    # In the order of state.json.
+    saved_to_disk(tmp_path / "two", [table.slice(1), table.slice(0, 1)], names=["b.arrow", "a.arrow"])
+    assert [record.answer for record in read("arrow", tmp_path / "two")] == ["green", "red"]
+    (tmp_path / "all" / "dataset_dict.json").write_text("{}")
+    saved_to_disk(tmp_path / "all" / "test", [table])
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "a.arrow").write_bytes(b"nothing")
+    for path, said in (
+        (tmp_path / "all", "all holds the splits test, train: specify the folder of one of them"),
+        (tmp_path / "bad", r"a\.arrow is not an Arrow file of datasets\.save_to_disk"),
+        (tmp_path / "none", "does not exist: specify a arrow file or its folder"),
+    ):
+        with pytest.raises(AntgmmError, match=said):
+            read_records("arrow", path)
+    (tmp_path / "two" / "state.json").write_text("[]")
+    with pytest.raises(AntgmmError, match=r"state\.json is damaged"):
+        read_records("arrow", tmp_path / "two")
+
+
+def test_shards_with_conversations(tmp_path):
+    members = {f"a.{number}.png": png(picture(number)) for number in range(11)}
+    many = [{**USER, "content": [IMAGE] * 11}, RED]
+    members |= {"a.json": json.dumps({"messages": many}).encode(), "b.json": json.dumps(CHATS[1]).encode()}
+    with tarfile.open(tmp_path / "0.tar", "w") as archive:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    many, none = read("webdataset", tmp_path)
+    assert (none.turns, none.answer, none.images) == (TURNS[1], "green", ())
+    assert many.turns == (Turn("user", (None,) * 11),)
+    for number, image in enumerate(many.images):
+        np.testing.assert_array_equal(image, picture(number))
+
+
+def test_a_digest_is_that_of_the_parts_own_pictures_too(folder):  # noqa: F811
+    def chat(**part):
+        return {"messages": [{**USER, "content": [{**IMAGE, **part}, text("?")]}, RED]}
+
+    part = pa.struct([("type", pa.string()), ("text", pa.string()), ("path", pa.string())])
+    turns = pa.list_(pa.struct([("role", pa.string()), ("content", pa.list_(part))]))
+    rows = [chat(path="images/0.png") | {"other": 1}]
+    rows[0]["messages"][1] = {**ASSISTANT, "content": [text("red")]}
+    table = pa.table({"messages": pa.array([row["messages"] for row in rows], turns)})
+    pq.write_table(table, folder / "a.parquet")
+    saved_to_disk(folder, [table])
+    paths = {
+        "jsonl": lines(folder, chat(path="images/0.png"), good(1)),
+        "parquet": folder / "a.parquet",
+        "arrow": folder,
+    }
+    before = {kind: read_records(kind, path).digest() for kind, path in paths.items()}
+    for kind, path in paths.items():
+        np.testing.assert_array_equal(read(kind, path)[0].images[0], picture(0))
+    (folder / "images" / "0.png").write_bytes(png(picture(2, (9, 9))))
+    after = {kind: read_records(kind, path).digest() for kind, path in paths.items()}
+    assert all(after[kind] != before[kind] for kind in paths)
