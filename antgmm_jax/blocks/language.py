@@ -139,7 +139,7 @@ class LanguageModel(nnx.Module):
         return Context(
             mask=mask,
             bias=None if self.decoder.relative is None else self.decoder.relative(queries, keys),
-            positions=rope(positions, *rotary, interleaved=config.rope_interleaved)
+            positions=rope(positions, *rotary, interleaved=config.rope_interleaved, yarn=config.yarn)
             if config.positions == "rope"
             else None,
             memory=memory,
