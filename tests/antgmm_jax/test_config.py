@@ -34,6 +34,9 @@ MILLIONS = {
     "qwen2.5-vl-tiny": (3, 4),
     "qwen2.5-vl-3b": (3754.6, 3754.7),
     "qwen2.5-vl-7b": (8292.1, 8292.2),
+    "ministral-3-tiny": (3, 4),
+    "ministral-3-3b": (3849.0, 3849.1),
+    "mistral-small-3.1-24b": (24011.3, 24011.4),
 }
 
 
