@@ -98,7 +98,7 @@ def as_conversations(file):
 @pytest.mark.parametrize(
     "family", ["blip2", "llava", "smolvlm", "qwen3-vl", pytest.param("qwen2.5-vl", marks=pytest.mark.long)]
 )
-def test_rows_of_a_user_become_an_exported_student(ads, family):
+def test_a_users_rows_become_an_exported_student(ads, family):
     if family == "llava":
         for split in ("train", "test"):
             as_conversations(ads / "ads" / f"{split}.jsonl")
