@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+from antgmm_jax.io.hub import contents
+
 
 class BadRow(Exception):
     """An invalid row; the message is a short reason."""
@@ -59,7 +61,7 @@ def inside(folder: Path, path: str) -> Path:
         resolved = (folder / path).resolve()
     except (OSError, ValueError) as error:
         raise BadRow(f"image path {path[:80]!r} is not a path") from error
-    if not resolved.is_relative_to(folder.resolve()):
+    if not any(resolved.is_relative_to(root.resolve()) for root in (folder, contents(folder))):
         raise BadRow(f"image path {path!r} leaves the data folder")
     return resolved
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.extras import require
+from antgmm_jax.io.hub import local
 from data.files import BadRow
 from data.json_rows import JsonRows
 from data.record import Record
@@ -193,7 +194,8 @@ def read_records(kind: str, path: str | Path, *, split: str = "", most: int = 0,
         kind: `jsonl` (or a JSON array; image paths are relative to the file), `parquet` (images as bytes, as written by
             Hugging Face datasets, or as paths), `arrow` (a folder of `datasets.save_to_disk`), `webdataset` (tar files
             with `KEY.jpg` and `KEY.json`), or `tfds` (a prepared folder of array_record files).
-        path: the file, or its folder; a folder may contain several Parquet, Arrow or tar files.
+        path: the file, its folder (which may contain several Parquet, Arrow or tar files), or a pattern such as
+            train-*.parquet; or one of these in a data set of the Hub, hf:ORG/NAME/PATH.
         split: split of a `tfds` folder.
         most: maximum number of records; the rest is not read. 0 for all.
         drop_long: whether records that are too long for a model are left out; else they are an error.
@@ -208,10 +210,11 @@ def read_records(kind: str, path: str | Path, *, split: str = "", most: int = 0,
 
 
 def _table(kind: str, path: Path, split: str) -> Table:
+    if kind not in (*_SUFFIXES, "tfds"):
+        raise AntgmmError(f"unknown kind of data {kind!r}: choose one of {', '.join(_SUFFIXES)}, tfds")
+    path = local(path, kind)
     if kind == "tfds":
         return TfdsRows(path, split)
-    if kind not in _SUFFIXES:
-        raise AntgmmError(f"unknown kind of data {kind!r}: choose one of {', '.join(_SUFFIXES)}, tfds")
     if kind == "arrow":
         require("parquet")
         from data.arrow_rows import ArrowRows, data_files
@@ -232,11 +235,14 @@ def _files(path: Path, kind: str) -> list[Path]:
     suffixes = _SUFFIXES[kind]
     if path.is_file():
         return [path]
-    if not path.is_dir():
+    pattern = "*" in path.name
+    if not pattern and not path.is_dir():
         raise AntgmmError(f"{path} does not exist: specify a {kind} file or its folder")
-    files = sorted(file for file in path.iterdir() if file.suffix in suffixes)
+    files = sorted(path.parent.glob(path.name) if pattern else path.iterdir())
+    files = [file for file in files if file.suffix in suffixes]
     if not files:
-        raise AntgmmError(f"{path} contains no {' or '.join(suffixes)} file: specify the folder that does")
+        verb = "matches" if pattern else "contains"
+        raise AntgmmError(f"{path} {verb} no {' or '.join(suffixes)} file: specify one that does")
     if kind == "jsonl" and len(files) > 1:
         raise AntgmmError(f"{path} contains {', '.join(f.name for f in files)}: specify one of these files")
     return files

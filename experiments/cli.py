@@ -15,6 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from antgmm_jax.errors import AntgmmError
+from antgmm_jax.io.hub import OFFLINE
 from experiments.commands import data, lab, models, runs
 from experiments.commands import planning as plan
 from experiments.commands import sizes as search
@@ -79,7 +80,8 @@ def environment() -> None:
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-        # Checkpoints and data are local: never download anything.
+        # Nothing downloads but `antgmm_jax.io.hub`, and that only for names such as hf:ORG/NAME.
+        OFFLINE: os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE") or "0",
         "HF_HUB_OFFLINE": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "TRANSFORMERS_VERBOSITY": "error",

@@ -22,6 +22,7 @@ from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import family, family_of, violations
 from antgmm_jax.families.table import Entry
 from antgmm_jax.io import folders
+from antgmm_jax.io.hub import local
 from antgmm_jax.io.stored import Stored
 from antgmm_jax.io.tensors import Spec, Tensors, read_json, write
 from antgmm_jax.pure import Params, abstract
@@ -33,7 +34,8 @@ def load_hf(directory: str | os.PathLike) -> tuple[LMMConfig, Params]:
     """Loads a Hugging Face checkpoint.
 
     Args:
-        directory: folder with config.json and model.safetensors, or with shards and their index.
+        directory: folder with config.json and model.safetensors, or with shards and their index; or a name of the Hub
+            such as hf:ORG/NAME, which `antgmm_jax.io.hub` downloads.
 
     Returns:
         Model config, and the parameters as NumPy arrays in the dtypes of the file.
@@ -64,7 +66,7 @@ def open_hf(
     Raises:
         AntgmmError: as in `load_hf`; for a damaged or non-finite tensor, when it is read.
     """
-    directory = Path(directory)
+    directory = local(directory)
     raw = read_json(directory / CONFIG)
     of = family_of(raw.get("model_type", "?"))
     files = of.files
@@ -275,7 +277,7 @@ def save_hf(
     temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", suffix=".tmp", dir=directory.parent))
     try:
         write(_specs(config, params), hf_tensors(config, params), temporary, max_shard_size)
-        _write_config(config, params, temporary, None if like is None else Path(like))
+        _write_config(config, params, temporary, None if like is None else local(like))
         temporary.chmod(0o755)
         folders.publish(temporary, directory)
     except OSError as error:

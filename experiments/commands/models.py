@@ -10,7 +10,7 @@ import typer
 
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.extras import require
-from experiments.commands.output import Json, Maybe, Preset, emit
+from experiments.commands.output import MODELS, Json, Maybe, Preset, Push, check_push, emit, upload
 from experiments.commands.sources import FORMS, config_of, end_tokens, name_of, records, sizes_given, template
 from experiments.run.host.console import count, say, table
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from antgmm_jax.config import LMMConfig
     from experiments.run.served_prompt import Conversation
 
-Model = Annotated[Path, typer.Argument(metavar="MODEL", help="A Hugging Face directory.")]
+Model = Annotated[Path, typer.Argument(metavar="MODEL", help=f"{MODELS}.")]
 Prompt = Annotated[
     str,
     typer.Option(metavar="TEMPLATE", help="Prompt template as in recipes; by default that of the model's antgmm.json."),
@@ -172,7 +172,12 @@ def evaluate(
 
 def export(
     stage: Annotated[Path, typer.Argument(metavar="STAGE", help="A finished stage, RUN/stages/NN-name.")],
-    like: Annotated[Path, typer.Option(metavar="DIR", help="The teacher, to copy tokenizer and settings from.")],
+    like: Annotated[
+        Path,
+        typer.Option(
+            metavar="DIR", help="The teacher (directory or hf:ORG/NAME), to copy tokenizer and settings from."
+        ),
+    ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to create.")],
     dtype: Annotated[DType, typer.Option(help="Dtype of the tensors.")] = DType.BFLOAT16,
     data: Annotated[
@@ -181,6 +186,7 @@ def export(
     samples: Annotated[int, typer.Option(min=1, help="Number of prompts.")] = 32,
     prompt: Prompt = "",
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of the compared answers.")] = 32,
+    push: Push = "",
     as_json: Json = False,
 ) -> None:
     """Export a stage as a Hugging Face directory, after checking that transformers and JAX give equal results."""
@@ -188,6 +194,7 @@ def export(
     if out.exists():
         raise AntgmmError(f"{out} exists: choose another name or remove it")
     say(f"export: writing {stage} to {out} and checking it with PyTorch")
+    check_push(push)
     from experiments.run.publishing import Questions, publish
     from experiments.run.student import load_student
 
@@ -202,6 +209,7 @@ def export(
         student.config, student.params, out, like, dtype=dtype.value, prompt=prompt_template, questions=questions
     )
     assert result is not None  # never None with questions and one process
+    upload(out, push)
     rows = [
         ("largest difference of logits", f"{result.max_abs_logit_diff:.2g}"),
         ("largest logit", f"{result.max_abs_logit:.3g}"),

@@ -8,6 +8,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from experiments.run.host.console import say, working
+
 Json = Annotated[bool, typer.Option("--json", help="Print results as JSON.")]
 Set = Annotated[
     list[str] | None,
@@ -15,7 +17,12 @@ Set = Annotated[
         "--set", metavar="KEY=VALUE", help="Override a recipe key, e.g. optimizer.batch_size=32. Can be repeated."
     ),
 ]
-Maybe = Annotated[Path | None, typer.Argument(metavar="[MODEL]", help="A Hugging Face directory.")]
+MODELS = "A Hugging Face directory, or hf:ORG/NAME"
+Maybe = Annotated[Path | None, typer.Argument(metavar="[MODEL]", help=f"{MODELS}.")]
+Push = Annotated[
+    str,
+    typer.Option(metavar="hf:ORG/NAME", help="Also upload the export to the Hub; a new repository is private."),
+]
 Preset = Annotated[str, typer.Option(help="A preset instead, such as antgmm-5b or llava-tiny.")]
 Mesh = Annotated[
     str,
@@ -51,3 +58,37 @@ def emit(figures: Mapping[str, Any], as_json: bool, *shown: Any) -> None:
     console = Console(highlight=False, markup=False, emoji=False)
     for part in shown:
         console.print(part, soft_wrap=isinstance(part, str))
+
+
+def check_push(name: str) -> None:
+    """Checks `--push` before there is anything to upload.
+
+    Args:
+        name: its value; "" for no upload.
+
+    Raises:
+        AntgmmError: it is not a name of the Hub, or network access is forbidden.
+    """
+    if name:
+        from antgmm_jax.io.hub import check_target
+
+        check_target(name)
+
+
+def upload(directory: Path, name: str) -> None:
+    """Uploads an export to the Hub, in the first process of a run.
+
+    Args:
+        directory: Hugging Face directory.
+        name: value of `--push`; "" for no upload.
+
+    Raises:
+        AntgmmError: the upload failed.
+    """
+    from antgmm_jax.io.hub import push
+    from antgmm_jax.parallel.processes import is_first
+
+    if name and is_first():
+        with working(f"uploading {directory} to {name}"):
+            url = push(directory, name)
+        say(f"uploaded: {url}")

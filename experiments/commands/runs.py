@@ -11,7 +11,19 @@ import typer
 
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.extras import require
-from experiments.commands.output import Coordinator, Json, Mesh, Process, Processes, RunDir, Set, emit
+from experiments.commands.output import (
+    Coordinator,
+    Json,
+    Mesh,
+    Process,
+    Processes,
+    Push,
+    RunDir,
+    Set,
+    check_push,
+    emit,
+    upload,
+)
 from experiments.run.host.console import count, say, table
 
 _EXPERIMENTS = Path(__file__).resolve().parent.parent
@@ -56,6 +68,7 @@ def compress(
     recipe: Recipe,
     run: RunDir,
     changes: Set = None,
+    push: Push = "",
     as_json: Json = False,
     mesh: Mesh = "",
     coordinator: Coordinator = "",
@@ -63,12 +76,13 @@ def compress(
     process: Process = 0,
 ) -> None:
     """Prune and distil a trained model by a recipe, stage by stage; export it and check the export."""
-    _compress(recipe, run, changes or [], Machine(mesh, coordinator, processes, process), as_json)
+    _compress(recipe, run, changes or [], Machine(mesh, coordinator, processes, process), as_json, push)
 
 
-def _compress(path: Path, run: Path, changes: list[str], machine: Machine, as_json: bool) -> None:
+def _compress(path: Path, run: Path, changes: list[str], machine: Machine, as_json: bool, push: str = "") -> None:
     require(*_NEEDED, "torch")
     say(f"compressing by {path} in {run}")
+    check_push(push)
     from experiments.run.schema.recipe import load_recipe
 
     recipe = load_recipe(path, changes)
@@ -77,6 +91,7 @@ def _compress(path: Path, run: Path, changes: list[str], machine: Machine, as_js
         from experiments.run.pipeline import Run
 
         figures = finish(Run(recipe, run))
+        upload(run / "export", push)
     _print_comparison(figures, run, as_json)
 
 
@@ -84,6 +99,7 @@ def train(
     recipe: Recipe,
     run: RunDir,
     changes: Set = None,
+    push: Push = "",
     as_json: Json = False,
     mesh: Mesh = "",
     coordinator: Coordinator = "",
@@ -93,6 +109,7 @@ def train(
     """Train a teacher by a recipe, from random parameters or from a checkpoint, and export it."""
     require(*_NEEDED)
     say(f"training by {recipe} in {run}")
+    check_push(push)
     from experiments.run.schema.recipe import load_training
 
     training = load_training(recipe, changes or [])
@@ -101,6 +118,7 @@ def train(
         from experiments.run.pipeline import Run
 
         figures = finish(Run(training, run))
+        upload(run / "export", push)
     scores = figures["scores"]
     rows = [("parameters", count(figures["params"])), ("exact match (macro)", f"{scores['exact_match']:.4f}")]
     rows += [(f"... {kind or '-'}", f"{value:.4f}") for kind, value in scores["by_type"].items()]
@@ -122,6 +140,7 @@ def recombine(
     ],
     steps: Annotated[int, typer.Option(min=1, help="Distillation steps of the recombined model.")],
     changes: Set = None,
+    push: Push = "",
     as_json: Json = False,
     mesh: Mesh = "",
     coordinator: Coordinator = "",
@@ -131,12 +150,14 @@ def recombine(
     """Merge prunings of several runs of one teacher, each axis from one run; prune the teacher, and distil it."""
     require(*_NEEDED, "torch")
     say(f"recombining {', '.join(sources)} by {recipe} in {run}")
+    check_push(push)
     with _started(run, Machine(mesh, coordinator, processes, process)):
         from experiments.report.write import finish
         from experiments.run.recombining import Source
         from experiments.run.recombining import recombine as joined
 
         figures = finish(joined(recipe, run, [Source.parse(text) for text in sources], steps, changes or []))
+        upload(run / "export", push)
     _print_comparison(figures, run, as_json)
 
 

@@ -131,6 +131,9 @@ def end_tokens(directory: Path) -> tuple[Any, int]:
     """
     from transformers import AutoConfig
 
+    from antgmm_jax.io.hub import local
+
+    directory = local(directory)
     path = directory / "generation_config.json"
     generation = json.loads(path.read_text()) if path.exists() else {}
     text = AutoConfig.from_pretrained(directory, trust_remote_code=False).get_text_config()

@@ -14,6 +14,7 @@ from antgmm_jax.axes import sizes
 from antgmm_jax.config import LMMConfig, towers
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io.convert import open_hf, save_hf
+from antgmm_jax.io.hub import local
 from antgmm_jax.presets import preset
 from antgmm_jax.pure import Params
 from experiments.run.host import resources
@@ -83,7 +84,7 @@ def cut(
     """Prunes a checkpoint by magnitude, with one tensor in memory at a time.
 
     Args:
-        source: Hugging Face directory.
+        source: Hugging Face directory, or a name of the Hub.
         targets: axis -> units to keep, or (float) the fraction to keep.
         out: folder to create.
         max_shard_size: larger weights are split into shards.
@@ -98,6 +99,7 @@ def cut(
     """
     if out.exists():
         raise AntgmmError(f"{out} exists: choose another name or remove it")
+    source = local(source)
     with resources.PeakMemory() as memory:
         reading = _Reading()
         config, params = open_hf(source, on_read=reading)

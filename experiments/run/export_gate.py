@@ -12,6 +12,7 @@ from antgmm_jax.decoding import generate
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.extras import require
 from antgmm_jax.families import torch_images
+from antgmm_jax.io.hub import local
 from antgmm_jax.pure import Params, functional
 
 TOLERANCE = 1e-5
@@ -60,6 +61,7 @@ def torch_model(directory: str | os.PathLike):
     import torch
     import transformers
 
+    directory = local(directory)
     config = transformers.AutoConfig.from_pretrained(directory, trust_remote_code=False)
     architecture = getattr(transformers, (config.architectures or [""])[0], None)
     if architecture is None:

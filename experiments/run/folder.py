@@ -17,6 +17,7 @@ from antgmm_jax.io import checkpoint
 from antgmm_jax.io.folders import new_file
 from antgmm_jax.parallel.processes import is_first, run_on_first
 from experiments.run.host.energy import Energy, total
+from experiments.run.pins import Given, pinned
 from experiments.run.schema import Recipe, Training
 from experiments.run.schema.recipe import difference, dump_recipe, load_recipe, load_training
 
@@ -201,24 +202,38 @@ class RunFolder:
             raise AntgmmError(f"{self.path} was started with another {other[0]}: choose another folder or remove it")
         write_json(self.inputs, digests)
 
+    def pinned(self, recipe: Given) -> Given:
+        """Returns a recipe with the commits of its Hub names: those of an earlier start, or the current ones.
+
+        Args:
+            recipe: recipe of the run.
+
+        Raises:
+            AntgmmError: a repository cannot be downloaded, or the folder belongs to another kind of recipe.
+        """
+        return pinned(recipe, self._stored(recipe))
+
+    def _stored(self, recipe: Recipe | Training) -> Recipe | Training | None:
+        """The recipe of an earlier start, of the same kind as `recipe`."""
+        path = self.path / RECIPE
+        if not path.exists():
+            return None
+        try:
+            return load_recipe(path) if isinstance(recipe, Recipe) else load_training(path)
+        except AntgmmError as error:
+            reason = str(error).partition("; ")[0]
+            raise AntgmmError(
+                f"{self.path} was started by another command or version ({reason}): finish it with that one, or"
+                " choose another folder"
+            ) from None
+
     def _check(self, recipe: Recipe | Training) -> None:
-        stored = self.path / RECIPE
-        if stored.exists():
-            load = load_recipe if isinstance(recipe, Recipe) else load_training
-            try:
-                before = load(stored)
-            except AntgmmError as error:
-                reason = str(error).partition("; ")[0]
-                raise AntgmmError(
-                    f"{self.path} was started by another command or version ({reason}): finish it with that one, or"
-                    " choose another folder"
-                ) from None
-            if changed := difference(before, recipe):
-                raise AntgmmError(
-                    f"{self.path} is a run of another recipe ({changed}): choose another folder or remove it"
-                )
-        elif self.path.exists() and any(not _hidden(name) for name in os.listdir(self.path)):
-            raise AntgmmError(f"{self.path} is not empty and not a run: choose another folder")
+        before = self._stored(recipe)
+        if before is None:
+            if self.path.exists() and any(not _hidden(name) for name in os.listdir(self.path)):
+                raise AntgmmError(f"{self.path} is not empty and not a run: choose another folder")
+        elif changed := difference(before, recipe):
+            raise AntgmmError(f"{self.path} is a run of another recipe ({changed}): choose another folder or remove it")
 
 
 def _hidden(name: str) -> bool:

@@ -129,7 +129,7 @@ class Run:
     @contextmanager
     def _opened(self) -> Iterator[Student]:
         """Locks the folder and runs all stages; yields the final model."""
-        recipe = self.recipe
+        recipe = self.recipe = self.folder.pinned(self.recipe)
         for work in recipe.work:
             local_rows(work.stage.optimizer.batch_size)  # checks that the mesh divides the batch
         self.folder.check(recipe)

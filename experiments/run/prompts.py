@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from antgmm_jax.errors import AntgmmError
+from antgmm_jax.io.hub import local
 from data.record import PROMPT, check_template
 from experiments.run.folder import write_json
 from experiments.run.schema import Recipe, Training
@@ -26,7 +27,7 @@ def noted_prompt(directory: str | Path) -> str:
     """Returns the prompt template of a checkpoint.
 
     Args:
-        directory: Hugging Face directory.
+        directory: Hugging Face directory, or a name of the Hub.
 
     Returns:
         The stored template, or else the default.
@@ -34,7 +35,7 @@ def noted_prompt(directory: str | Path) -> str:
     Raises:
         AntgmmError: the file is invalid.
     """
-    note = Path(directory) / NOTE
+    note = local(directory) / NOTE
     try:
         return check_template(json.loads(note.read_text())["prompt"]) if note.exists() else PROMPT
     except (OSError, ValueError, KeyError, TypeError) as error:

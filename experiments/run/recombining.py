@@ -65,7 +65,7 @@ def recombine(
     """
     folder = RunFolder(run)
     merged = folder.stage(0, NAME)
-    recipe = distillation(path, merged, steps, overrides)
+    recipe = folder.pinned(distillation(path, merged, steps, overrides))
     teacher = whole(*load_hf(recipe.teacher.path))
     key = teacher_key(teacher.params)
     keep, origin = joined(teacher.config, key, sources)

@@ -10,6 +10,7 @@ from transformers import AutoProcessor, ProcessorMixin
 
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.errors import AntgmmError
+from antgmm_jax.io.hub import local
 from antgmm_jax.parallel.sharding import local_rows, padded_batch_size
 from data import collate
 from data.batching import Batches, batches, sequential_batches
@@ -23,13 +24,13 @@ from experiments.run.host.console import bar
 
 
 def load_processor(directory: str | Path) -> ProcessorMixin:
-    """Loads the processor of a checkpoint directory.
+    """Loads the processor of a checkpoint directory or a name of the Hub.
 
     Raises:
         AntgmmError: the directory has no processor that can be loaded offline.
     """
     try:
-        return AutoProcessor.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+        return AutoProcessor.from_pretrained(local(directory), local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, ImportError) as error:
         raise AntgmmError(
             f"{directory} has no processor that AutoProcessor can load: save the model's processor there"

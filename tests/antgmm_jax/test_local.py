@@ -1,4 +1,4 @@
-"""A stack of which some layers have a mask and positions of their own."""
+"""A stack with local layers, which have another mask and other positions."""
 
 import jax
 import jax.numpy as jnp
@@ -20,26 +20,26 @@ AT = jnp.broadcast_to(jnp.arange(T)[None], (B, T))
 
 @pytest.fixture(scope="module")
 def stack() -> Stack:
-    """Initial weights are too small for a mask to matter."""
+    """A stack with ten times its initial weights, so that the mask matters."""
     graph, leaves = nnx.split(Stack(Tower("text", CONFIG, "", "text/embed", "text", "", ""), rngs=nnx.Rngs(0)))
     return nnx.merge(graph, jax.tree.map(lambda leaf: 10 * leaf, leaves))
 
 
 def contexts() -> Context:
-    """Whole rows for global layers, two neighbours and other wavelengths for local ones."""
+    """Contexts: whole rows for global layers; two neighbours and other wavelengths for local layers."""
     whole = jnp.ones((B, 1, 1, T), bool)
     near = jnp.asarray(np.abs(np.arange(T)[:, None] - np.arange(T)[None]) < 2)[None, None]
     local = Context(mask=near, positions=rope(AT, 4, 50.0))
     return Context(mask=whole, positions=rope(AT, 4, 1e4), valid=jnp.ones((B, T), bool), local=local)
 
 
-def test_each_layer_sees_what_its_kind_sees(stack):
+def test_each_layer_uses_the_context_of_its_kind(stack):
     x = jnp.asarray(np.random.default_rng(0).normal(size=(B, T, 8)), jnp.float32)
     both, expected = contexts(), x
     assert both.local is not None
     for layer, (block, _) in enumerate(stack.unstack()):
-        own = both.local if layer in LOCAL else both._replace(local=None)
-        expected = block(expected, own, {})[0]
+        context = both.local if layer in LOCAL else both._replace(local=None)
+        expected = block(expected, context, {})[0]
     got, kept = jax.jit(lambda x: stack(x, both, {}, ("text/mlp",), taps=(1,)))(x)
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-4)
     assert kept["text/mlp"].shape == (5, B, 12)
@@ -47,7 +47,7 @@ def test_each_layer_sees_what_its_kind_sees(stack):
     assert np.abs(alike - expected).max() > 0.1
 
 
-def test_layers_of_a_list_see_the_same(stack):
+def test_unrolled_layers_equal_the_scan(stack):
     x = jnp.asarray(np.random.default_rng(1).normal(size=(B, T, 8)), jnp.float32)
     empty = jnp.zeros((B, 2, T, 4))
     got, _ = unrolled(stack.unstack(), x, contexts(), [(empty, empty)] * 5, [None] * 5, 0)

@@ -191,6 +191,14 @@ def test_folders_without_or_with_too_many_files_are_refused(tmp_path):
         read("jsonl", tmp_path)
 
 
+def test_a_pattern_selects_files(tmp_path):
+    for name, rows in (("train-0", range(2)), ("train-1", range(2, 5)), ("test-0", range(1))):
+        write_parquet([maad.source("s", "val", 5)[row] for row in rows], tmp_path / f"{name}.parquet")
+    assert [len(read("parquet", tmp_path / name)) for name in ("train-*.parquet", "train-1*")] == [5, 3]
+    with pytest.raises(AntgmmError, match=r"none-\*\.parquet matches no \.parquet file"):
+        read("parquet", tmp_path / "none-*.parquet")
+
+
 def test_parquet_round_trip(tmp_path):
     source, seen = maad.source("s", "val", 700), []
     write_parquet(source, tmp_path / "val.parquet", progress=lambda *step: seen.append(step))

@@ -89,10 +89,10 @@ def _randomised(model: torch.nn.Module, own_head: bool) -> torch.nn.Module:
 def tokenizer() -> Tokenizer:
     """Returns a tokenizer of the special tokens of all families and the words of the tests."""
     words = [*SPECIAL, "text:", "question:", "what", "is", "the", "price", "?", "answer:", ",", "new", "$25."]
-    own = Tokenizer(models.WordLevel({word: place for place, word in enumerate(words)}, unk_token="<unk>"))
-    own.add_special_tokens(list(SPECIAL))
-    own.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return own
+    words_tokenizer = Tokenizer(models.WordLevel({word: place for place, word in enumerate(words)}, unk_token="<unk>"))
+    words_tokenizer.add_special_tokens(list(SPECIAL))
+    words_tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return words_tokenizer
 
 
 def batch(config: LMMConfig, *, pad: str = "right", seed: int = 0) -> dict:
@@ -125,8 +125,8 @@ def _grid(rng: np.random.Generator, config: LMMConfig) -> tuple[int, int]:
 def _placed(grids: list[list[tuple[int, int]]], valid: np.ndarray) -> dict:
     place = np.zeros((*valid.shape, 4), np.int32)
     for row, sizes in zip(place, grids, strict=True):
-        found = [places(*size) for size in sizes]
-        at = np.concatenate([np.zeros((0, 4), np.int32), *found])
+        squares = [places(*size) for size in sizes]
+        at = np.concatenate([np.zeros((0, 4), np.int32), *squares])
         row[: len(at)] = at
     return {"place": place}
 
@@ -162,8 +162,8 @@ def _apart(rng: np.random.Generator) -> dict:
 
 def counted(arrays: dict) -> np.ndarray:
     """Mask of the logits to compare: tokens without padding; all positions of a model with an encoder."""
-    own = arrays.get("decoder_input_ids")
-    return arrays["attention_mask"] > 0 if own is None else np.ones(own.shape, bool)
+    decoded = arrays.get("decoder_input_ids")
+    return arrays["attention_mask"] > 0 if decoded is None else np.ones(decoded.shape, bool)
 
 
 def as_torch(case: Case, arrays: dict, *names: str) -> dict[str, torch.Tensor]:

@@ -10,23 +10,23 @@ from antgmm_jax.parallel import sharding
 from antgmm_jax.pure import abstract, functional, is_axes
 
 
-def test_a_checkpoint_is_of_its_family_and_legal(case):
+def test_a_checkpoint_has_its_family_and_a_legal_shape(case):
     assert family_of(case.model.config.model_type) is family(case.config)
     assert violations(case.config) == ()
 
 
-def test_resize_is_the_way_back_of_sizes(case):
+def test_resize_inverts_sizes(case):
     present = sizes(case.config)
     wanted = {axis: max(1, size - 1) for axis, size in present.items()}
     assert sizes(resize(case.config, wanted)) == wanted
     assert resize(resize(case.config, wanted), present) == case.config
 
 
-def test_json_and_back(case):
+def test_json_round_trip(case):
     assert from_dict(json.loads(json.dumps(to_dict(case.config)))) == case.config
 
 
-def test_every_axis_that_can_be_cut_stands_on_a_parameter_with_its_size(case):
+def test_every_axis_names_parameter_dimensions_of_its_size(case):
     cut = sizes(case.config)
     present = cut | family(case.config).depth.sizes(case.config)
     leaves, names = abstract(case.config), functional(case.config).axes
@@ -40,6 +40,6 @@ def test_every_axis_that_can_be_cut_stands_on_a_parameter_with_its_size(case):
     assert jax.tree.map(lambda leaf: leaf.shape, leaves) == jax.tree.map(lambda leaf: leaf.shape, case.params)
 
 
-def test_every_axis_that_can_be_cut_has_a_rule_for_meshes_but_depth(case):
+def test_every_axis_except_depth_has_a_sharding_rule(case):
     units = {axis.rpartition("/")[2] for axis in sizes(case.config)}
     assert units - {"layers"} <= sharding.RULES.keys()

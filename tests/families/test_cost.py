@@ -48,13 +48,13 @@ def xla_flops(function, *arguments) -> float:
     return analysis["flops"]
 
 
-def test_forward_flops_are_those_of_the_compiled_program(wide):
+def test_forward_flops_equal_the_compiled_programs(wide):
     model = functional(wide)
     compiled = xla_flops(lambda p, b: model.apply(p, b)["logits"], abstract(wide), described(wide))
     assert sum(forward_flops(wide, BATCH, LENGTH, ANSWER).values()) == pytest.approx(compiled, rel=0.05)
 
 
-def test_phases_are_those_of_the_compiled_engine(wide):
+def test_flops_of_phases_equal_the_compiled_engines(wide):
     model, params, arrays = functional(wide), abstract(wide), described(wide)
     flops = cost(wide, BATCH, LENGTH, ANSWER).flops
 

@@ -25,7 +25,7 @@ def half(config):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_every_tensor_survives_the_way_back_bit_for_bit(case, tmp_path, dtype):
+def test_every_tensor_survives_a_round_trip_bit_for_bit(case, tmp_path, dtype):
     model = copy.deepcopy(case.model).to(dtype)
     model.save_pretrained(tmp_path / "in")
     config, params = load_hf(tmp_path / "in")
@@ -46,7 +46,7 @@ def test_every_tensor_survives_the_way_back_bit_for_bit(case, tmp_path, dtype):
         close(torch_logits(again, case, arrays), torch_logits(case.model, case, arrays))
 
 
-def test_everything_cut_at_once_computes_in_transformers_what_closed_gates_do(case, tmp_path):
+def test_a_cut_of_all_axes_gives_the_gated_logits_in_transformers(case, tmp_path):
     config, params = case.config, case.params
     keep = half(config)
     smaller, cut = shrink(config, params, keep)
@@ -58,7 +58,7 @@ def test_everything_cut_at_once_computes_in_transformers_what_closed_gates_do(ca
     close(logits(smaller, cut, arrays), expected)
 
 
-def test_a_cut_on_disk_is_the_cut_in_memory_bit_for_bit(case, tmp_path):
+def test_a_cut_on_disk_equals_the_cut_in_memory_bit_for_bit(case, tmp_path):
     """Tensor by tensor, in half precision, into several files, with the other files of the directory."""
     source = tmp_path / "source"
     copy.deepcopy(case.model).to(torch.bfloat16).save_pretrained(source)
@@ -77,7 +77,7 @@ def test_a_cut_on_disk_is_the_cut_in_memory_bit_for_bit(case, tmp_path):
 
 @settings(max_examples=5, deadline=None)
 @given(data=st.data())
-def test_any_cut_reads_the_same_from_disk(first, data):
+def test_any_cut_of_a_model_on_disk_equals_the_cut_in_memory(first, data):
     """Includes shapes that `save_hf` would refuse, and a cut of a cut."""
     config, params = first.config, first.params
     keep = data.draw(keeps(config, fewer(config, data.draw(st.sampled_from([0.4, 0.7])))))
@@ -93,7 +93,7 @@ def test_any_cut_reads_the_same_from_disk(first, data):
     jax.tree.map(np.testing.assert_array_equal, jax.tree.map(np.asarray, got), expected)
 
 
-def test_magnitude_on_disk_is_that_of_the_same_arrays_in_memory(case):
+def test_magnitude_on_disk_equals_magnitude_in_memory(case):
     config, stored = open_hf(case.directory)
     scores, expected = magnitude(stored, config), magnitude(case.params, config)
     assert set(scores) == set(sizes(config))

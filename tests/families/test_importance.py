@@ -37,7 +37,7 @@ def scores(first):
     return taylor(answer_loss(first.config), first.params, ones(first.config), [batch(first.config)])
 
 
-def test_the_gradient_of_every_axis_is_that_of_central_differences(first, scores):
+def test_gate_gradients_equal_central_differences(first, scores):
     config, step = first.config, 2e-2
     arrays, open_gates, rng = batch(config), ones(config), np.random.default_rng(0)
     loss = jax.jit(answer_loss(config))
@@ -57,17 +57,17 @@ def test_the_gradient_of_every_axis_is_that_of_central_differences(first, scores
 
 def carriers(config):
     """Axis of heads or hidden units -> paths and axes of the kernels that read the units' outputs."""
-    found = {}
+    kernels = {}
     for path, axes in jax.tree_util.tree_leaves_with_path(functional(config).axes, is_leaf=is_axes):
         keys = tuple(key.key for key in path)
         # The last axis of a kernel is the one that it writes.
         for axis in set(axes[:-1]) & set(sizes(config)) if keys[-1] in ("o", "down") else ():
             if not axis.endswith(("/layers", "/embed")):
-                found.setdefault(axis, []).append((keys, axes))
-    return found
+                kernels.setdefault(axis, []).append((keys, axes))
+    return kernels
 
 
-def test_the_gradient_is_the_signed_sum_of_weight_times_gradient(first, scores):
+def test_gate_gradients_are_the_signed_sum_of_weight_times_gradient(first, scores):
     """The paper's score, over the weights that read a unit's output."""
     config, params, places = first.config, first.params, carriers(first.config)
     units = {axis for axis in sizes(config) if axis.split("/")[1] not in ("layers", "embed")}
@@ -91,7 +91,7 @@ def _by_unit(product, axes, axis, local):
     return product.sum(tuple(set(range(product.ndim)) - kept))
 
 
-def test_every_method_scores_all_its_units(first, scores):
+def test_every_method_scores_all_of_its_units(first, scores):
     config, arrays, apply = first.config, batch(first.config), functional(first.config).apply
     present, local, shapes = sizes(config), local_axes(config), {a: gate.shape for a, gate in ones(config).items()}
     units = [axis for axis in present if not axis.endswith("/layers")]
@@ -104,9 +104,9 @@ def test_every_method_scores_all_its_units(first, scores):
         "block influence": (block_influence(apply, first.params, [arrays], towers(config).values()), depths),
         "last": (last(present), depths),
     }
-    for method, (found, axes) in made.items():
-        assert {axis: score.shape for axis, score in found.items()} == {axis: shapes[axis] for axis in axes}, method
-        for axis, score in found.items():
+    for method, (by_axis, axes) in made.items():
+        assert {axis: score.shape for axis, score in by_axis.items()} == {axis: shapes[axis] for axis in axes}, method
+        for axis, score in by_axis.items():
             assert score.dtype == np.float32 and np.isfinite(score).all() and (score >= 0).all(), (method, axis)
             assert score.any(), (method, axis)
     assert all(((score > 0) & (score < 2)).all() for score in made["block influence"][0].values())

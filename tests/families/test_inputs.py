@@ -36,7 +36,7 @@ def text_of(reads, images):
     return reads.chat(user_turn(LINE, len(images)))
 
 
-def own(reads, images):
+def processed(reads, images):
     """Returns the processor's output for a row: token ids, and the pictures for PyTorch."""
     made = reads.processor(text=[text_of(reads, images)], images=images or None, return_tensors="np")
     return np.asarray(made["input_ids"])[0], np.asarray(made["pixel_values"]) if images else None
@@ -68,26 +68,26 @@ def assert_computed(case, reads, image):
 
 
 @pytest.mark.parametrize("side", SIDES, ids=str)
-def test_a_picture_and_its_tokens_are_the_processors_own(case, reads, side):
+def test_a_picture_and_its_tokens_equal_the_processors(case, reads, side):
     ids, tree = reads(text_of(reads, [0]), [picture(*side)])
-    expected, theirs = own(reads, [picture(*side)])
+    expected, theirs = processed(reads, [picture(*side)])
     np.testing.assert_array_equal(ids, expected)
     assert ids.dtype == np.int32
     assert (ids == case.config.image_token).sum() == len(tree["pixels"]) * case.config.image_tokens
     assert_pictures(case, reads, tree, theirs)
 
 
-def test_a_line_without_a_picture_is_the_processors_own(case, reads):
+def test_a_line_without_a_picture_equals_the_processors(case, reads):
     ids, tree = reads(text_of(reads, []), [])
-    np.testing.assert_array_equal(ids, own(reads, [])[0])
+    np.testing.assert_array_equal(ids, processed(reads, [])[0])
     assert case.config.image_token not in ids
     assert {len(leaf) for leaf in tree.values()} == {0}
 
 
-def test_several_pictures_are_the_processors_own(case, reads):
+def test_several_pictures_equal_the_processors(case, reads):
     images = [picture(*side) for side in SIDES[:3]]
     ids, tree = reads(text_of(reads, images), images)
-    expected, theirs = own(reads, images)
+    expected, theirs = processed(reads, images)
     token = case.config.image_token
     assert (ids == token).sum() == len(tree["pixels"]) * case.config.image_tokens
     if (expected == token).sum() < (ids == token).sum():
@@ -98,7 +98,7 @@ def test_several_pictures_are_the_processors_own(case, reads):
     assert_pictures(case, reads, tree, theirs)
 
 
-def test_a_row_is_computed_with_as_pytorch_computes_with_all_that_the_processor_makes(first):
+def test_logits_equal_pytorchs_with_all_outputs_of_the_processor(first):
     assert_computed(first, first.reads, picture(50, 21))
 
 
@@ -111,7 +111,7 @@ def test_a_processor_of_a_model_of_another_size_is_refused(case, reads):
         inputs(replace(case.config, image_token=7), reads.processor)
 
 
-def test_a_new_processor_serves_the_ids_of_training(case, reads):
+def test_a_servers_ids_equal_those_of_training(case, reads):
     """A server renders the chat template and adds no special tokens; transformers tokenises in one step or two."""
     if not reads.processor.chat_template:
         pytest.skip("no chat template")

@@ -25,7 +25,7 @@ def assert_law(case, keep):
 @pytest.mark.parametrize("group", GROUPS, ids=lambda names: names or "all")
 @settings(max_examples=5, deadline=None)
 @given(data=st.data())
-def test_a_cut_computes_what_closed_gates_do(first, group, data):
+def test_a_cut_gives_the_logits_of_closed_gates(first, group, data):
     """Counts are not tied, so shapes include those that no file describes; `test_files` cuts to legal shapes."""
     assert_law(first, data.draw(keeps(first.config, fewer(first.config, 0.7, *group.split()))))
 
@@ -36,7 +36,7 @@ def test_open_gates_change_nothing(case):
     close(gated(case, identity(case.config)), expected)
 
 
-def test_a_wrong_unit_would_be_seen(case):
+def test_a_wrong_unit_changes_the_logits(case):
     """The comparison can fail: closing another unit of any axis moves the logits far beyond the tolerance."""
     whole = identity(case.config)
     for axis, size in sizes(case.config).items():

@@ -20,28 +20,28 @@ def packed(arrays: dict, groups: list[list[int]]) -> tuple[dict, list[tuple[int,
     for row, samples in enumerate(groups):
         start = at = 0
         for place, sample in enumerate(samples):
-            own, end = slice(start, start + lengths[sample]), at + used[sample]
-            ids[row, own], segments[row, own] = arrays["input_ids"][sample, : lengths[sample]], place + 1
+            span, end = slice(start, start + lengths[sample]), at + used[sample]
+            ids[row, span], segments[row, span] = arrays["input_ids"][sample, : lengths[sample]], place + 1
             for name, leaf in arrays["images"].items():
                 images[name][row, at:end] = leaf[sample, : used[sample]]
-            where.append((row, own, sample))
-            start, at = own.stop, end
+            where.append((row, span, sample))
+            start, at = span.stop, end
     made = {"images": images, "input_ids": ids, "segment_ids": segments}
     return made | {"attention_mask": (segments > 0).astype(np.int32)}, where
 
 
-def test_packed_samples_compute_what_each_does_in_its_own_row(first):
+def test_packed_samples_have_the_logits_of_separate_rows(first):
     if first.config.encoder_decoder:
         pytest.skip("an encoder does not read packed rows")
     arrays = batch(first.config)
     rows, where = packed(arrays, [[3, 0], [1, 2]])
     apply = jax.jit(lambda params, batch: functional(first.config).apply(params, batch)["logits"])
     together, apart = (np.asarray(apply(first.params, given)) for given in (rows, arrays))
-    for row, own, sample in where:
-        close(together[row, own], apart[sample, : own.stop - own.start])
+    for row, span, sample in where:
+        close(together[row, span], apart[sample, : span.stop - span.start])
 
 
-def test_features_stand_in_for_pictures(first):
+def test_features_replace_pictures(first):
     arrays = batch(first.config)
     features = jax.jit(functional(first.config).features)(first.params, arrays["images"])
     assert features.shape[:2] == arrays["images"]["valid"].shape

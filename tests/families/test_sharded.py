@@ -32,7 +32,7 @@ def computed(case):
     return params, np.asarray(logits)[counted(arrays)], gradient
 
 
-def test_a_split_model_computes_what_a_whole_one_does(first, mesh):
+def test_a_sharded_model_equals_the_whole_one(first, mesh):
     params, logits, gradient = computed(first)
 
     def lies(leaf, names) -> bool:

@@ -1,4 +1,4 @@
-"""Text models and image encoders of several types: which variants are refused, and what an export says of its own."""
+"""Text models and image encoders of several types: refused variants, and the fields of an export."""
 
 import pytest
 
@@ -122,6 +122,6 @@ def test_an_export_of_siglip_has_no_head_of_its_own():
     assert fields["vision_config"]["vision_use_head"] is False
     assert fields["vision_feature_select_strategy"] == "full"
     assert not config.vision.has_cls and config.image_tokens == config.vision.patches
-    # Layers after the one that is read are left out, so the last output is read.
+    # Layers after the feature layer are left out, so the last output is the feature layer.
     deeper = config_with(LLAVA, LLAMA)
     assert family(deeper).to_hf(deeper)["vision_feature_layer"] == -1 and deeper.vision.stack.layers == 3

@@ -5,7 +5,7 @@ import pytest
 
 from antgmm_jax.families import inputs, new_processor
 from tests.families.cases import FIRST, case_of, tokenizer
-from tests.families.test_inputs import assert_computed, assert_pictures, own, picture, text_of
+from tests.families.test_inputs import assert_computed, assert_pictures, picture, processed, text_of
 
 SPLITTING = [one for one in FIRST if one[0] == "idefics3"]
 
@@ -21,10 +21,10 @@ def split(request, tmp_path_factory):
 
 
 @pytest.mark.parametrize("sides", [[(16, 16)], [(50, 21)], [(19, 64), (40, 40)], []], ids=str)
-def test_tiles_and_their_tokens_are_the_processors_own(split, sides):
+def test_tiles_and_their_tokens_equal_the_processors(split, sides):
     (case, reads), images = split, [picture(*side) for side in sides]
     ids, tree = reads(text_of(reads, images), images)
-    expected, theirs = own(reads, images)
+    expected, theirs = processed(reads, images)
     np.testing.assert_array_equal(ids, expected)
     assert (ids == case.config.image_token).sum() == len(tree["pixels"]) * case.config.image_tokens
     if sides:
@@ -32,5 +32,5 @@ def test_tiles_and_their_tokens_are_the_processors_own(split, sides):
         assert_pictures(case, reads, tree, theirs)
 
 
-def test_tiles_are_computed_with_as_pytorch_computes(split):
+def test_logits_of_tiles_equal_pytorchs(split):
     assert_computed(*split, picture(50, 21))

@@ -1,4 +1,4 @@
-"""Image encoders with windows: which patches share one, which layers have them, and what is refused."""
+"""Image encoders with windows: patches of a window, layers with windows, and refused configs."""
 
 import numpy as np
 import pytest

@@ -23,7 +23,7 @@ class Teacher(Table):
     """The trained model, which is pruned and which the student learns from.
 
     Attributes:
-      path: its Hugging Face folder.
+      path: its Hugging Face folder, or hf:ORG/NAME or hf:ORG/NAME@REVISION on the Hub.
       mode: "cache" computes its final hidden states at answer positions once; "online" runs it at every step, in the
         dtype of the top-level [optimizer].
       states: towers with block states to compare: "vision" and "bridge" for the `vision` loss, "encoder" and "decoder"

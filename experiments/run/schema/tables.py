@@ -69,7 +69,8 @@ class FileData(Table):
 
     Attributes:
       kind: "jsonl" (with image files), "parquet", "arrow" (a folder of `datasets.save_to_disk`) or "webdataset".
-      path: the file or folder.
+      path: the file, its folder or a pattern such as data/train-*.parquet; or hf:ORG/NAME/PATH, one of these in a data
+        set of the Hub.
       samples: number of records, from the first; an error if there are fewer.
       too_long: what happens to records that are longer than `max_length` or `max_answer`: "refuse" is an error, "drop"
         leaves them out and prints how many.

@@ -15,7 +15,8 @@ class Model(Table):
     Attributes:
       preset: name in `antgmm_jax.presets.PRESETS`, for random parameters.
       sizes: axis -> units, instead of the preset's sizes; tied axes follow.
-      path: Hugging Face directory (with processor) of the initial checkpoint, instead of a preset.
+      path: Hugging Face directory (with processor) of the initial checkpoint, or hf:ORG/NAME on the Hub, instead of a
+        preset.
     """
 
     preset: str = ""

@@ -466,7 +466,8 @@ def test_export_writes_a_stage_that_transformers_reads(antgmm, monkeypatch, tmp_
 
 
 def test_the_check_draws_the_requested_number_of_random_prompts():
-    batches = _check_prompts(preset("antgmm-tiny"), None, "", 40, "")
+    batches, conversations = _check_prompts(preset("antgmm-tiny"), None, "", 40, "")
+    assert conversations == []
     assert [len(batch["input_ids"]) for batch in batches] == [32, 8]
     assert np.concatenate([batch["index"] for batch in batches]).tolist() == list(range(40))
 

@@ -108,7 +108,7 @@ def as_conversations(file):
         *(pytest.param(name, marks=pytest.mark.long) for name in ("qwen2.5-vl", "mistral3")),
     ],
 )
-def test_rows_of_a_user_become_an_exported_student(ads, family):
+def test_a_users_rows_become_an_exported_student(ads, family):
     if family == "llava":
         for split in ("train", "test"):
             as_conversations(ads / "ads" / f"{split}.jsonl")

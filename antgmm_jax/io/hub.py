@@ -1,0 +1,264 @@
+"""Repositories of the Hugging Face Hub by name: `hf:ORG/NAME`, `hf:ORG/NAME@REVISION`, and files of data sets."""
+
+import os
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from fnmatch import fnmatch
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+from antgmm_jax.errors import AntgmmError
+
+PREFIX = "hf:"
+ENDPOINT = "HF_ENDPOINT"
+"""Environment variable with the URL of a mirror of the Hub."""
+OFFLINE = "ANTGMM_OFFLINE"
+"""Environment variable that forbids or allows network access for names; `huggingface_hub`'s own decides without it."""
+MODEL = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
+"""Files of a model: no pickled weights and no code."""
+PICTURES = tuple(f"*.{suffix}" for suffix in ("png", "jpg", "jpeg", "webp", "bmp", "gif", "tif", "tiff"))
+DATA = {
+    "jsonl": ("*.jsonl", "*.json", *PICTURES),
+    "parquet": ("*.parquet",),
+    "arrow": ("*.arrow", "*.json"),
+    "webdataset": ("*.tar",),
+    "tfds": ("*.json", "*array_record*"),
+}
+"""Kind of data -> its files."""
+_SKIPPED = ("*/*", "consolidated*")  # other formats and second copies of a model's weights
+_NAME = re.compile(r"hf:(?P<id>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w.-]+))?(?:/(?P<path>.+))?")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_FORMS = "write it as hf:ORG/NAME or hf:ORG/NAME@REVISION"
+
+
+class Repository(NamedTuple):
+    """A name of the Hub.
+
+    Attributes:
+        id: ORG/NAME.
+        revision: branch, tag or commit; "" for the main branch.
+        path: file, folder or pattern in a data set; "" for all of it.
+    """
+
+    id: str
+    revision: str
+    path: str
+
+    @property
+    def fixed(self) -> bool:
+        """Whether the revision is a commit, which never changes."""
+        return bool(_COMMIT.fullmatch(self.revision))
+
+    def __str__(self) -> str:
+        return f"{PREFIX}{self.id}{self.revision and '@' + self.revision}{self.path and '/' + self.path}"
+
+
+def parse(path: str | os.PathLike) -> Repository | None:
+    """Returns the repository that a path names; None for other paths.
+
+    Args:
+        path: a path, or a name with the prefix `hf:`.
+
+    Raises:
+        AntgmmError: the name is not valid.
+    """
+    text = os.fspath(path)
+    if not text.startswith(PREFIX):
+        return None
+    match = _NAME.fullmatch(text)
+    if match is None or ".." in text.split("/"):
+        raise AntgmmError(f"{text} is not a name of the Hub: {_FORMS}, for data also with /PATH")
+    return Repository(match["id"], match["revision"] or "", match["path"] or "")
+
+
+def local(path: str | os.PathLike, kind: str = "") -> Path:
+    """Returns a local path; a name of the Hub is downloaded into the cache of `huggingface_hub`.
+
+    Without a network, a complete snapshot in the cache is used.
+
+    Args:
+        path: a path, which is returned unchanged, or a name of the Hub.
+        kind: kind of data, a key of `DATA`; "" for a model.
+
+    Returns:
+        The path; for a name, its path in the snapshot, below a folder named like its commit.
+
+    Raises:
+        AntgmmError: the repository cannot be downloaded, or is a model without safetensors.
+    """
+    repository = parse(path)
+    if repository is None:
+        return Path(path)
+    if kind:
+        return _snapshot(repository, "dataset", _allowed(DATA[kind], repository.path)) / repository.path
+    if repository.path:
+        raise AntgmmError(f"{repository} is not a name of a model: {_FORMS}")
+    folder = _snapshot(repository, "model", MODEL)
+    if not any(folder.glob("*.safetensors")):
+        raise AntgmmError(f"{repository} has no safetensors: convert it with transformers and use that folder")
+    return folder
+
+
+def pinned(path: str, kind: str = "") -> str:
+    """Returns a path with the commit of its Hub name, which is downloaded.
+
+    Args:
+        path: a path, which is returned unchanged, or a name of the Hub.
+        kind: as in `local`.
+
+    Raises:
+        AntgmmError: as in `local`.
+    """
+    repository = parse(path)
+    if repository is None or repository.fixed:
+        return path
+    folder = local(path, kind)
+    commit = next(part for part in reversed(folder.parts) if _COMMIT.fullmatch(part))
+    return str(repository._replace(revision=commit))
+
+
+def contents(folder: Path) -> Path:
+    """Returns the folder to which the links of a snapshot lead; any other folder is returned unchanged."""
+    for parent in (folder, *folder.parents):
+        if parent.parent.name == "snapshots" and (blobs := parent.parent.parent / "blobs").is_dir():
+            return blobs
+    return folder
+
+
+def check_target(name: str) -> None:
+    """Checks the name of a repository to upload to, before there is anything to upload.
+
+    Args:
+        name: hf:ORG/NAME.
+
+    Raises:
+        AntgmmError: the name is not valid, or network access is forbidden.
+    """
+    repository = parse(name)
+    if repository is None or repository.revision or repository.path:
+        raise AntgmmError(f"--push {name}: write it as hf:ORG/NAME")
+    if _offline():
+        raise AntgmmError(f"--push {name}: HF_HUB_OFFLINE is set: unset it, or leave out --push")
+
+
+def push(directory: Path, name: str) -> str:
+    """Uploads the files of a Hugging Face directory; a new repository is private.
+
+    Args:
+        directory: the directory.
+        name: hf:ORG/NAME.
+
+    Returns:
+        URL of the commit.
+
+    Raises:
+        AntgmmError: as in `check_target`, or the upload failed.
+    """
+    check_target(name)
+    target = name.removeprefix(PREFIX)
+    from huggingface_hub import HfApi
+
+    try:
+        with _network():
+            api = HfApi(os.environ.get(ENDPOINT))
+            api.create_repo(target, private=True, exist_ok=True)
+            message = f"Upload {directory.name}"
+            return api.upload_folder(
+                repo_id=target, folder_path=directory, allow_patterns=[*MODEL], commit_message=message
+            ).commit_url
+    except Exception as error:
+        raise AntgmmError(
+            f"{directory} was not uploaded to {name} ({_line(error)}): log in with `hf auth login`, then run"
+            f" `hf upload {target} {directory}`"
+        ) from error
+
+
+def _allowed(files: Sequence[str], path: str) -> tuple[str, ...]:
+    """Patterns of the files to download: those below a folder, or a file with the pictures next to it."""
+    if not path:
+        return tuple(files)
+    folder, _, last = path.rpartition("/")
+    if not any(fnmatch(last, pattern) for pattern in files):
+        return tuple(f"{path}/{pattern}" for pattern in files)
+    return path, *(f"{folder}/{pattern}".lstrip("/") for pattern in files if pattern in PICTURES)
+
+
+@cache
+def _snapshot(repository: Repository, repo_type: str, files: tuple[str, ...]) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    try:
+        with _network():
+            return Path(
+                snapshot_download(
+                    repository.id,
+                    repo_type=repo_type,
+                    revision=repository.revision or None,
+                    allow_patterns=[*files],
+                    ignore_patterns=[*_SKIPPED] if repo_type == "model" else None,
+                    endpoint=os.environ.get(ENDPOINT),
+                    tqdm_class=_progress(),
+                )
+            )
+    except GatedRepoError as error:
+        remedy = "accept its terms on the Hub, then log in with `hf auth login`"
+        raise AntgmmError(f"{repository} is gated: {remedy}") from error
+    except RepositoryNotFoundError as error:
+        remedy = "check the name; for a private one, log in with `hf auth login`"
+        raise AntgmmError(f"{repository}: there is no such public {repo_type} on the Hub: {remedy}") from error
+    except RevisionNotFoundError as error:
+        raise AntgmmError(f"{repository}: there is no revision {repository.revision!r}: check it on the Hub") from error
+    except Exception as error:
+        raise AntgmmError(
+            f"{repository} is not in the cache and cannot be downloaded ({_line(error)}): where there is a network, run"
+            f" `{_command(repository, repo_type, files)}`, and use the folder {repository.id.partition('/')[2]} as path"
+        ) from error
+
+
+def _progress() -> type:
+    """A class of progress bars for a terminal; it prints nothing in a log."""
+    from tqdm.auto import tqdm
+
+    class Progress(tqdm):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **{**options, "leave": False, "disable": not sys.stderr.isatty()})
+
+    return Progress
+
+
+def _command(repository: Repository, repo_type: str, files: Sequence[str]) -> str:
+    """The command that downloads the files into a folder."""
+    words = ["hf download", repository.id, *(["--repo-type dataset"] if repo_type == "dataset" else [])]
+    words += [f"--revision {repository.revision}"] if repository.revision else []
+    words += ["--include", *(f"'{pattern}'" for pattern in files)]
+    return " ".join([*words, "--local-dir", repository.id.partition("/")[2]])
+
+
+def _line(error: Exception) -> str:
+    """The first line of an error, shortened."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 160 else f"{text[:160]}..."
+
+
+def _offline() -> bool:
+    from huggingface_hub import constants
+
+    value = os.environ.get(OFFLINE)
+    return constants.HF_HUB_OFFLINE if value is None else value.upper() in {"1", "ON", "YES", "TRUE"}
+
+
+@contextmanager
+def _network() -> Iterator[None]:
+    """Applies `OFFLINE` to `huggingface_hub`, which is otherwise offline in commands."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = _offline()
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before

@@ -1,0 +1,92 @@
+"""Commands with names of the Hub, against a local mirror."""
+
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import pruning
+from antgmm_jax.axes import sizes, to_dict
+from antgmm_jax.io import checkpoint, hub
+from antgmm_jax.io.convert import load_hf
+from data.maad import source
+from data.writers import write_parquet
+from experiments.run.student import teacher_key
+from tests.experiments.tiny import save_teacher
+from tests.hub_mirror import mirrored
+
+# Commands may cause warnings of PyTorch and transformers.
+pytestmark = pytest.mark.filterwarnings("default")
+
+
+@pytest.fixture
+def mirror(tmp_path_factory):
+    """A mirror with a teacher and a data set in two shards."""
+    folder = tmp_path_factory.mktemp("files")
+    save_teacher(folder / "teacher")
+    write_parquet(source("s", "test", 6), folder / "all.parquet")
+    table, rows = pq.read_table(folder / "all.parquet"), {}
+    for number in range(2):
+        sink = pa.BufferOutputStream()
+        pq.write_table(table.slice(3 * number, 3), sink)
+        rows[f"data/test-{number}.parquet"] = sink.getvalue().to_pybytes()
+    teacher = {path.name: path.read_bytes() for path in (folder / "teacher").iterdir()}
+    with mirrored({"models/org/teacher": teacher, "datasets/org/rows": rows}, folder / "cache") as mirror:
+        yield mirror
+
+
+def test_a_model_is_described_evaluated_and_shrunk_by_name(antgmm, mirror, tmp_path):
+    described = json.loads(antgmm("import", "hf:org/teacher", "--json").stdout)
+    config, _ = load_hf("hf:org/teacher")
+    assert {axis: about["size"] for axis, about in described["axes"].items()} == sizes(config)
+    assert json.loads(antgmm("cost", "hf:org/teacher", "--json").stdout)["params"] == described["params"]
+    words = ("--data", "parquet:hf:org/rows/data/test-*.parquet", "--max-new-tokens", "2", "--json")
+    assert json.loads(antgmm("eval", "hf:org/teacher", *words).stdout)["count"] == 6
+    antgmm("shrink", "hf:org/teacher", "--size", "vision/layers=1", "--out", "small")
+    assert sizes(load_hf(tmp_path / "small")[0])["vision/layers"] == 1
+
+
+def test_an_export_is_uploaded(antgmm, mirror, tmp_path):
+    config, params = load_hf("hf:org/teacher")
+    keep = pruning.plan(pruning.magnitude(params, config), config, {"vision/layers": 2})
+    smaller, cut = pruning.shrink(config, params, keep)
+    record = {
+        "config": to_dict(smaller),
+        "keep": pruning.compose(pruning.identity(config), keep),
+        "teacher": teacher_key(params),
+    }
+    checkpoint.save_stage(tmp_path / "stage", {"params": cut}, record)
+    words = ["export", "stage", "--like", "hf:org/teacher", "--out", "out", "--samples", "2", "--max-new-tokens", "2"]
+    result = antgmm(*words, "--push", "hf:org/student")
+    assert result.exit_code == 0, result.output
+    assert f"uploaded: {mirror.url}/org/student/commit/" in result.stderr
+    assert mirror.created[0]["visibility"] == "private"
+    assert mirror.files["models/org/student"] == {
+        path.name: path.read_bytes() for path in (tmp_path / "out").iterdir() if path.is_file()
+    }
+    assert load_hf("hf:org/student")[0] == smaller
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("compress", "r.toml", "--run", "run"),
+        ("train", "r.toml", "--run", "run"),
+        ("recombine", "r.toml", "--run", "run", "--steps", "1", "--from", "a"),
+        ("export", "stage", "--like", "t", "--out", "out"),
+    ],
+    ids=lambda words: words[0],
+)
+def test_an_upload_that_cannot_work_is_refused_first(refused, monkeypatch, tmp_path, words):
+    assert refused(*words, "--push", "org/student") == "--push org/student: write it as hf:ORG/NAME"
+    monkeypatch.setenv(hub.OFFLINE, "1")
+    message = "--push hf:org/student: HF_HUB_OFFLINE is set: unset it, or leave out --push"
+    assert refused(*words, "--push", "hf:org/student") == message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_a_network_the_files_to_download_are_named(refused, mirror, monkeypatch):
+    monkeypatch.setenv(hub.OFFLINE, "1")
+    assert "run `hf download org/other --include '*.safetensors'" in refused("import", "hf:org/other")
+    assert "is not a name of the Hub: write it as hf:ORG/NAME" in refused("cost", "hf:other")
