@@ -17,6 +17,21 @@ Act = Literal["gelu", "gelu_new", "gelu_pytorch_tanh", "quick_gelu", "relu", "si
 
 
 @dataclass(frozen=True, kw_only=True)
+class Yarn:
+    """Rotary positions stretched by `factor` beyond the `original` ones (YaRN, arXiv 2309.00071).
+
+    Frequencies with more than `fast` rotations over the original positions are kept, those with fewer than `slow` are
+    divided by `factor`. Queries are multiplied by 1 + query_growth * log(1 + floor(position / original)).
+    """
+
+    factor: float
+    original: int
+    fast: float
+    slow: float
+    query_growth: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class StackConfig:
     """A stack of transformer blocks of one width.
 
@@ -56,6 +71,7 @@ class StackConfig:
     rope_factor: float = 1.0
     rope_sections: tuple[int, ...] = ()
     rope_interleaved: bool = True
+    yarn: Yarn | None = None
     qk_norm: bool = False
     relative_buckets: int = 32
     relative_distance: int = 128

@@ -166,7 +166,13 @@ class LanguageModel(nnx.Module):
         return Context(
             mask=mask,
             bias=None if self.decoder.relative is None else self.decoder.relative(queries, keys),
-            positions=rope(positions, *rotary, interleaved=config.rope_interleaved, factor=config.rope_factor)
+            positions=rope(
+                positions,
+                *rotary,
+                interleaved=config.rope_interleaved,
+                factor=config.rope_factor,
+                yarn=config.yarn,
+            )
             if config.positions == "rope"
             else None,
             memory=memory,

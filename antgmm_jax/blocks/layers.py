@@ -241,6 +241,8 @@ class Attention(nnx.Module):
         q = q.reshape(batch, length, heads * group, width)
         if positions is not None:
             q = rotate(q, positions)
+            if positions.query_factor is not None:
+                q = q * positions.query_factor[:, :, None, None].astype(q.dtype)
         out = attend(q, k, v, scale=self.scale, causal=causal, mask=mask, bias=bias)
         out = out.reshape(batch, length, heads, group, width)
         if gate is not None:

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 from antgmm_jax.axes import part
 from antgmm_jax.blocks.block import Context, Gates
 from antgmm_jax.blocks.grids import image_of_slot, interpolated, window_of_slot
-from antgmm_jax.blocks.layers import linear, param
+from antgmm_jax.blocks.layers import Norm, linear, param
 from antgmm_jax.blocks.packing import same_sample
 from antgmm_jax.blocks.pictures import Images, normalised
 from antgmm_jax.blocks.projector import ProjectorConfig
@@ -26,8 +26,9 @@ class PackedVisionConfig(VisionConfig):
 
     Squares of `merge` by `merge` patches share a text position. A patch spans `frames` frames, in which an image is
     repeated. `image` is the side of an image of the usual size. `entries` is the number of learned positions, 0 for
-    none; `window` the side in squares of the windows in which the stack's local layers attend. The residual stream
-    after the layers `taps` is also handed on.
+    none; `alternating` says how rows and columns divide the rotary frequencies (`antgmm_jax.blocks.rope.axial`).
+    `window` is the side in squares of the windows in which the stack's local layers attend. The residual stream after
+    the layers `taps` is also handed on.
     """
 
     has_cls: bool = False
@@ -35,6 +36,7 @@ class PackedVisionConfig(VisionConfig):
     merge: int
     frames: int
     entries: int = 0
+    alternating: bool = False
     window: int = 0
     taps: tuple[int, ...] = ()
 
@@ -82,6 +84,7 @@ class PackedEncoder(nnx.Module):
         self.patch_bias = param(key, (width,), axes[-1:], scale=None) if config.patch_bias else None
         key, learned = rngs.params(), ("positions", *axes[-1:])
         self.positions = param(key, table, learned, scale=0.02) if config.entries else None
+        self.first_norm = Norm(config.stack, tower.embed, rngs=rngs) if config.first_norm else None
         self.stack = Stack(tower, remat=remat, rngs=rngs)
 
     def __call__(
@@ -99,6 +102,7 @@ class PackedEncoder(nnx.Module):
         """
         (rows, slots), inside = images["valid"].shape, self.config.merge**2
         x, context = self._embedded(images)
+        x = x if self.first_norm is None else self.first_norm(x, gates.get("vision/embed"))
         x, kept = self.stack(x, context, gates, collect, taps=self.config.reached)
         states = [x, *kept.pop("vision/taps", ())]
         by_slot = [state.reshape(rows * slots, inside, -1) for state in states]
@@ -123,9 +127,10 @@ class PackedEncoder(nnx.Module):
             learned = interpolated(self.positions[...], *at, side * place[..., 2:])
             x = (x.astype(jnp.float32) + learned).astype(x.dtype)
 
+        angles = axial(*at, config.stack.head_dim, config.stack.rope_theta, alternating=config.alternating)
+
         def within(groups: Int[Array, "B M"]) -> Context:
-            mask = same_sample(jnp.repeat(groups, inside, axis=1))
-            return Context(mask=mask, positions=axial(*at, config.stack.head_dim, config.stack.rope_theta))
+            return Context(mask=same_sample(jnp.repeat(groups, inside, axis=1)), positions=angles)
 
         local = within(window_of_slot(images, config.window)) if config.window else None
         valid = jnp.repeat(images["valid"], inside, axis=1)

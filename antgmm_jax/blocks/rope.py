@@ -1,5 +1,6 @@
 """Rotary positions (RoFormer, arXiv 2104.09864) in the half-split layout of Hugging Face, along one axis or several."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -7,12 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from antgmm_jax.config import Yarn
+
 
 class Rope(NamedTuple):
-    """Cosines and sines of rotary positions, [B, T, head_dim / 2] float32."""
+    """Cosines and sines of rotary positions, [B, T, head_dim / 2] float32, and a factor of the queries [B, T]."""
 
     cos: Array
     sin: Array
+    query_factor: Array | None = None
 
 
 def rope(
@@ -23,6 +27,7 @@ def rope(
     *,
     interleaved: bool = True,
     factor: float = 1.0,
+    yarn: Yarn | None = None,
 ) -> Rope:
     """Computes the rotary angles of token positions.
 
@@ -33,10 +38,15 @@ def rope(
         sections: number of frequencies of each axis.
         interleaved: whether the frequencies of the axes alternate, or those of one axis follow those of another.
         factor: the frequencies are divided by it, for more positions than a model was trained on.
+        yarn: how positions along one axis are stretched.
 
     Returns:
-        Cosines and sines.
+        Cosines and sines, and with `yarn` a factor of the queries.
     """
+    if yarn is not None:
+        angles = _angles(positions[..., None].astype(jnp.float32) * stretched(head_dim, theta, yarn)[None, None])
+        beyond = jnp.floor(positions.astype(jnp.float32) / yarn.original)
+        return angles._replace(query_factor=1 + yarn.query_growth * jnp.log1p(beyond))
     if positions.ndim == 2:
         along = positions[..., None]
     else:
@@ -44,11 +54,40 @@ def rope(
     return _angles(along.astype(jnp.float32) * _frequencies(head_dim, theta) / factor)
 
 
-def axial(rows: Int[Array, "B T"], columns: Int[Array, "B T"], head_dim: int, theta: float) -> Rope:
-    """Computes the rotary angles of patches: half of the frequencies for the row, half for the column."""
-    frequency = _frequencies(head_dim // 2, theta)
-    angles = [at[..., None].astype(jnp.float32) * frequency for at in (rows, columns)]
+def axial(
+    rows: Int[Array, "B T"], columns: Int[Array, "B T"], head_dim: int, theta: float, *, alternating: bool = False
+) -> Rope:
+    """Computes the rotary angles of patches: half of the frequencies for the row, half for the column.
+
+    Args:
+        rows, columns: row and column of each patch.
+        head_dim: width of a head.
+        theta: base of the geometric series of wavelengths.
+        alternating: whether rows and columns take turns in one series of frequencies, or have the same half as many.
+
+    Returns:
+        Cosines and sines.
+    """
+    if alternating:
+        whole = _frequencies(head_dim, theta)
+        halves = (whole[..., ::2], whole[..., 1::2])
+    else:
+        halves = (_frequencies(head_dim // 2, theta),) * 2
+    angles = [at[..., None].astype(jnp.float32) * own for at, own in zip((rows, columns), halves, strict=True)]
     return _angles(jnp.concatenate(angles, axis=-1))
+
+
+def stretched(width: int, theta: float, yarn: Yarn) -> Float[np.ndarray, " F"]:
+    """Returns the frequencies of YaRN, float32."""
+
+    def place(rotations: float) -> float:
+        """Index of the frequency that rotates so often over the original positions."""
+        return width * math.log(yarn.original / (rotations * 2 * math.pi)) / (2 * math.log(theta))
+
+    low, high = max(math.floor(place(yarn.fast)), 0), min(math.ceil(place(yarn.slow)), width - 1)
+    divided = np.clip((np.arange(width // 2) - low) / (high - low or 0.001), 0, 1)
+    whole = theta ** (-np.arange(0, width, 2) / width)
+    return (whole * (1 - divided) + whole / yarn.factor * divided).astype(np.float32)
 
 
 def _frequencies(width: int, theta: float) -> Float[Array, "1 1 F"]:

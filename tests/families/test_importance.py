@@ -60,7 +60,8 @@ def carriers(config):
     found = {}
     for path, axes in jax.tree_util.tree_leaves_with_path(functional(config).axes, is_leaf=is_axes):
         keys = tuple(key.key for key in path)
-        for axis in set(axes) & set(sizes(config)) if keys[-1] in ("o", "down") else ():
+        # The last axis of a kernel is the one that it writes.
+        for axis in set(axes[:-1]) & set(sizes(config)) if keys[-1] in ("o", "down") else ():
             if not axis.endswith(("/layers", "/embed")):
                 found.setdefault(axis, []).append((keys, axes))
     return found

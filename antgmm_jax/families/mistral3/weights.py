@@ -1,0 +1,56 @@
+"""Conversion table of Mistral 3 checkpoints."""
+
+from antgmm_jax.families.base import Files
+from antgmm_jax.families.llama import text_weights
+from antgmm_jax.families.mistral3.config import Mistral3Config
+from antgmm_jax.families.table import Entry, attention, dense, norm
+
+# Tensor names of the releases on the Hub; transformers 5.x has others in memory.
+_RENAMES = (
+    (r"^model\.vision_tower\.", "vision_tower."),
+    (r"^model\.multi_modal_projector\.", "multi_modal_projector."),
+    (r"^model\.language_model\.", "language_model.model."),
+    (r"^lm_head\.", "language_model.lm_head."),
+)
+_TEXT = "language_model.model"
+
+FILES = Files(
+    head="language_model.lm_head.weight",
+    tokens=f"{_TEXT}.embed_tokens.weight",
+    renames=_RENAMES,
+    ignored=(r".*rotary_emb\.inv_freq", r".*patch_positional_embedding\.inv_freq"),
+)
+
+
+def tensors(config: Mistral3Config) -> list[Entry]:
+    """Returns one entry for every tensor of the file (or for all layers of a stack)."""
+    return [
+        *_encoder(),
+        *_bridge(biased=config.bridge.bias),
+        *text_weights(config.language, _TEXT, FILES.head),
+    ]
+
+
+def _encoder() -> list[Entry]:
+    ours, layer = "vision/stack/blocks", "vision_tower.transformer.layers.{i}"
+    heads, mlp = {name: f"{layer}.attention.{name}_proj" for name in "qkvo"}, f"{layer}.feed_forward"
+    return [
+        Entry("vision_tower.patch_conv.weight", ("vision/patch",), "d c y x -> c 1 y x d"),
+        *norm("vision_tower.ln_pre", "vision/first_norm", rms=True),
+        *attention(heads, f"{ours}/attention", "vision", qkv_bias=False, out_bias=False),
+        *norm(f"{layer}.attention_norm", f"{ours}/norm1", "vision", rms=True),
+        *norm(f"{layer}.ffn_norm", f"{ours}/norm2", "vision", rms=True),
+        *dense(f"{mlp}.gate_proj", f"{ours}/mlp/gate", None, "m e -> e m", tower="vision"),
+        *dense(f"{mlp}.up_proj", f"{ours}/mlp/up", None, "m e -> e m", tower="vision"),
+        *dense(f"{mlp}.down_proj", f"{ours}/mlp/down", None, "e m -> m e", tower="vision"),
+    ]
+
+
+def _bridge(*, biased: bool) -> list[Entry]:
+    hf, biases = "multi_modal_projector", ("bridge/merger/down_bias", "bridge/down_bias") if biased else (None, None)
+    return [
+        *norm(f"{hf}.norm", "bridge/merger", rms=True),
+        Entry(f"{hf}.patch_merger.merging_layer.weight", ("bridge/merger/up",), "u (d s) -> s d u"),
+        *dense(f"{hf}.linear_1", "bridge/merger/down", biases[0], "m u -> u m"),
+        *dense(f"{hf}.linear_2", "bridge/down", biases[1], "e m -> m e"),
+    ]
