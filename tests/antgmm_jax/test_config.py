@@ -37,6 +37,9 @@ MILLIONS = {
     "gemma3-tiny": (3, 4),
     "gemma3-4b": (4300, 4300.2),
     "gemma3-12b": (12187.2, 12187.4),
+    "ministral-3-tiny": (3, 4),
+    "ministral-3-3b": (3849.0, 3849.1),
+    "mistral-small-3.1-24b": (24011.3, 24011.4),
 }
 
 
