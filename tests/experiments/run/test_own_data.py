@@ -48,6 +48,8 @@ SMALL = {
     ' "text/mlp"=64, "text/heads"=1}',
     "qwen2.5-vl": '{"vision/layers"=2, "vision/embed"=64, "vision/mlp"=96, "text/layers"=2, "text/heads"=1,'
     ' "text/mlp"=64}',
+    "mistral3": '{"vision/layers"=2, "vision/embed"=64, "vision/mlp"=96, "text/layers"=2, "text/embed"=48,'
+    ' "text/mlp"=64, "text/heads"=1}',
 }
 ASKED = "Question: {question}[ ({text})] Answer:"
 FROZEN = 'phase.answers.frozen=["vision", "bridge"]'
@@ -57,6 +59,7 @@ CUT = {
     "smolvlm": '{"vision/layers"=1, "text/layers"=1, "text/mlp"=0.5}',
     "qwen3-vl": '{"vision/layers"=1, "text/layers"=1, "text/mlp"=0.5}',
     "qwen2.5-vl": '{"vision/layers"=1, "text/layers"=1, "text/mlp"=0.5}',
+    "mistral3": '{"vision/layers"=1, "text/layers"=1, "text/mlp"=0.5}',
 }
 
 
@@ -96,7 +99,14 @@ def as_conversations(file):
 
 
 @pytest.mark.parametrize(
-    "family", ["blip2", "llava", "smolvlm", "qwen3-vl", pytest.param("qwen2.5-vl", marks=pytest.mark.long)]
+    "family",
+    [
+        "blip2",
+        "llava",
+        "smolvlm",
+        "qwen3-vl",
+        *(pytest.param(name, marks=pytest.mark.long) for name in ("qwen2.5-vl", "mistral3")),
+    ],
 )
 def test_rows_of_a_user_become_an_exported_student(ads, family):
     if family == "llava":
