@@ -16,7 +16,7 @@ _TEXT = "language_model.model"
 
 FILES = Files(
     head="language_model.lm_head.weight",
-    tokens=f"{_TEXT}.embed_tokens.weight",
+    tokens=(f"{_TEXT}.embed_tokens.weight",),
     renames=_RENAMES,
     ignored=(r".*rotary_emb\.inv_freq", r".*patch_positional_embedding\.inv_freq"),
 )
