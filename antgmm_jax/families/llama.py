@@ -4,16 +4,24 @@ from collections.abc import Mapping
 from typing import Any
 
 from antgmm_jax.config import LanguageConfig, StackConfig
+from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families.table import Entry, attention, dense, norm
 
 
 def stack_of(text: Mapping[str, Any]) -> StackConfig:
-    """Returns the stack of a `text_config` from the fields that Llama shares with similar models."""
+    """Returns the stack of a `text_config` from the fields that Llama shares with similar models.
+
+    Raises:
+        AntgmmError: the key-value heads do not divide the query heads.
+    """
+    heads, shared = text["num_attention_heads"], text["num_key_value_heads"]
+    if heads % shared:
+        raise AntgmmError(f"num_attention_heads = {heads} must be a multiple of num_key_value_heads = {shared}")
     return StackConfig(
         layers=text["num_hidden_layers"],
         embed=text["hidden_size"],
-        heads=text["num_key_value_heads"],
-        q_per_kv=text["num_attention_heads"] // text["num_key_value_heads"],
+        heads=shared,
+        q_per_kv=heads // shared,
         head_dim=text["head_dim"],
         mlp=text["intermediate_size"],
         act=text["hidden_act"],

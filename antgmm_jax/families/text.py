@@ -70,9 +70,6 @@ def text_of(text: Mapping[str, Any], *, tied: bool, types: Sequence[TextType] = 
         raise AntgmmError(f"text_config.rope_parameters.rope_type = {rope!r} is not supported: it must be 'default'")
     if text.get("mlp_bias"):
         raise AntgmmError("text_config.mlp_bias = True is not supported: use a checkpoint without it")
-    heads, shared = text["num_attention_heads"], text["num_key_value_heads"]
-    if heads % shared:
-        raise AntgmmError(f"num_attention_heads = {heads} must be a multiple of num_key_value_heads = {shared}")
     if _TYPES[kind].windowed:
         _check_windows(text)
     return TextConfig(model_type=kind, decoder=_decoder(text), vocab=text["vocab_size"], tied=tied)

@@ -70,6 +70,11 @@ def test_queries_grow_beyond_the_original_positions():
             "image_size = 7 must be at least spatial_merge",
         ),
         (PLAIN, {"vision_config": {"patch_size": [4, 8]}}, r"patch_size = \[4, 8\]: it must be one number"),
+        (
+            PLAIN,
+            {"text_config": {"num_key_value_heads": 3}},
+            "num_attention_heads = 4 must be a multiple of num_key_value",
+        ),
         (PLAIN, {"text_config": {"sliding_window": 8}}, "sliding_window = 8 is not supported: it must be null"),
         (PLAIN, {"text_config": {"model_type": "qwen2"}}, "'qwen2' is not supported: use 'mistral' or 'ministral3'"),
         (PLAIN, {"text_config": {"rope_parameters": ROPE}}, "'yarn' of mistral is not supported: it must be"),

@@ -71,6 +71,10 @@ def test_text_heads_go_with_the_width(case):
         ({"text_config": {"num_attention_heads": 5}}, "hidden_size = 24 must be a multiple of num_attention_heads = 5"),
         ({"text_config": {"use_sliding_window": True, "max_window_layers": 1}}, "use_sliding_window = true is not"),
         ({"text_config": {"rope_parameters": {"rope_type": "linear", "factor": 2.0}}}, "rope_type 'linear' is not"),
+        (
+            {"text_config": {"num_key_value_heads": 3}},
+            "num_attention_heads = 4 must be a multiple of num_key_value_heads",
+        ),
         ({"quantization_config": {"bits": 4}}, "quantized weights are not supported"),
     ],
     ids=str,

@@ -4,11 +4,11 @@ from typing import Any
 
 from antgmm_jax.families.base import Family
 from antgmm_jax.families.gemma3.config import Gemma3Config, from_hf, ties, to_hf, violations
-from antgmm_jax.families.gemma3.depth import Alternating
 from antgmm_jax.families.gemma3.model import build
 from antgmm_jax.families.gemma3.presets import PRESETS
 from antgmm_jax.families.gemma3.tiny import shapes
 from antgmm_jax.families.gemma3.weights import FILES, tensors
+from antgmm_jax.families.local import LocalLayers
 
 
 def _torch_ends(model: Any) -> tuple[Any, Any]:
@@ -27,7 +27,7 @@ FAMILY = Family(
     ties=ties,
     violations=violations,
     image_readers=lambda config: (),
-    depth=Alternating(),
+    depth=LocalLayers("text"),
     torch_ends=_torch_ends,
     tiny=shapes,
     presets=PRESETS,
