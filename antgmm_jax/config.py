@@ -5,7 +5,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
+from jaxtyping import Int
+
 from antgmm_jax.axes import Part, axis, nodes, part, part_by
+from antgmm_jax.blocks.grids import places
 
 Remat = Literal["none", "dots", "full"]
 """What a layer saves for the backward pass: everything, matrix products, or only its input (rest recomputed)."""
@@ -157,6 +161,11 @@ class LMMConfig:
         None for families that encode each slot alone.
         """
         return None
+
+    @property
+    def usual_place(self) -> Int[np.ndarray, "M P"] | None:
+        """Describes the slots of an image of the usual size: leaf `place` of its tree; None without such a leaf."""
+        return None if self.grid is None else places(*self.grid)
 
     @property
     def slots(self) -> int:

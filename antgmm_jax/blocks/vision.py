@@ -46,6 +46,8 @@ class VisionEncoder(nnx.Module):
         """
         gate, p = gates.get("vision/embed"), self.config.patch
         pixels = normalised(images).astype(self.patch[...].dtype)
+        whole = pixels.shape[1] // p * p  # what is left of a patch at the right and bottom edges is not read
+        pixels = pixels[:, :whole, :whole]
         patches = rearrange(pixels, "s (gy y) (gx x) c -> s (gy gx) c y x", y=p, x=p)
         x = linear(patches, self.patch[...], None if self.patch_bias is None else self.patch_bias[...], inputs=3)
         if self.cls is not None:

@@ -1,15 +1,16 @@
 """The image side that LLaVA and its successors share: CLIP or SigLIP up to one feature layer, and a two-layer MLP."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from antgmm_jax.blocks.projector import ProjectorConfig
 from antgmm_jax.config import LMMConfig, VisionConfig
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families.base import Files
-from antgmm_jax.families.rules import check_square
+from antgmm_jax.families.rules import Tie, check_square, tie_violations
 from antgmm_jax.families.table import Entry, dense
+from antgmm_jax.families.text import TextConfig, text_ties, text_violations
 from antgmm_jax.families.vit import encoder_of, vision_config, vision_weights
 
 CLIP, SIGLIP = "clip_vision_model", "siglip_vision_model"
@@ -62,23 +63,24 @@ def used_layers(feature_layer: Any, layers: int) -> int:
     return used
 
 
-def vision_of(hf: Mapping[str, Any]) -> VisionConfig:
+def vision_of(hf: Mapping[str, Any], *, types: Sequence[str] = (CLIP, SIGLIP)) -> VisionConfig:
     """Converts the image encoder of a config.json, up to the layer that the projector reads.
 
     Args:
         hf: the Hugging Face config including its defaults.
+        types: supported values of its `vision_config.model_type`.
 
     Returns:
         Config of the image encoder.
 
     Raises:
-        AntgmmError: another encoder than CLIP or SigLIP, several feature layers, or tokens that SigLIP does not have.
+        AntgmmError: another type of encoder, several feature layers, or tokens that SigLIP does not have.
     """
     vision, strategy = hf["vision_config"], hf["vision_feature_select_strategy"]
     clip = vision["model_type"] == CLIP
-    if vision["model_type"] not in (CLIP, SIGLIP):
+    if vision["model_type"] not in types:
         raise AntgmmError(
-            f"vision_config.model_type = {vision['model_type']!r} is not supported: it must be {CLIP} or {SIGLIP}"
+            f"vision_config.model_type = {vision['model_type']!r} is not supported: it must be {' or '.join(types)}"
         )
     if not clip and strategy != "full":
         raise AntgmmError(
@@ -127,3 +129,15 @@ def image_weights(vision: VisionConfig, bridge: ProjectorConfig) -> list[Entry]:
         *dense("multi_modal_projector.linear_1", "bridge/up", up_bias, "m e -> e m"),
         *dense("multi_modal_projector.linear_2", "bridge/down", down_bias, "e m -> m e"),
     ]
+
+
+def ties(config: LMMConfig) -> tuple[Tie, ...]:
+    """Returns the sizes of a model with this image side that share one field of config.json."""
+    assert isinstance(config.language, TextConfig)
+    vision = Tie("vision/embed", "vision/heads", config.vision.stack.head_dim)
+    return (vision, Tie("bridge/mlp", "text/embed"), *text_ties(config.language))
+
+
+def violations(config: LMMConfig) -> tuple[str, ...]:
+    """Returns the reasons why transformers or vLLM cannot load a model of this shape; empty if they can."""
+    return (*tie_violations(ties(config), config), *text_violations(config))

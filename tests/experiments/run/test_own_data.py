@@ -44,17 +44,22 @@ SMALL = {
     ' "text/heads"=1}',
     "smolvlm": '{"vision/layers"=2, "vision/embed"=64, "vision/mlp"=96, "text/layers"=2, "text/embed"=48,'
     ' "text/mlp"=64, "text/heads"=1}',
+    "llava-onevision": '{"vision/layers"=2, "vision/embed"=64, "vision/mlp"=96, "text/layers"=2, "text/embed"=96,'
+    ' "text/mlp"=64, "text/heads"=1}',
     "qwen3-vl": '{"vision/layers"=2, "vision/embed"=64, "vision/mlp"=96, "text/layers"=2, "text/embed"=48,'
     ' "text/mlp"=64, "text/heads"=1}',
     "qwen2.5-vl": '{"vision/layers"=2, "vision/embed"=64, "vision/mlp"=96, "text/layers"=2, "text/heads"=1,'
     ' "text/mlp"=64}',
 }
 ASKED = "Question: {question}[ ({text})] Answer:"
+LONG = ("qwen2.5-vl", "llava-onevision")
+"""Families that share most of their code with one of the others."""
 FROZEN = 'phase.answers.frozen=["vision", "bridge"]'
 CUT = {
     "blip2": '{"vision/layers"=1, "bridge/layers"=1, "encoder/layers"=1, "decoder/layers"=1, "text/embed"=32}',
     "llava": '{"vision/layers"=1, "text/layers"=1, "text/mlp"=0.5}',
     "smolvlm": '{"vision/layers"=1, "text/layers"=1, "text/mlp"=0.5}',
+    "llava-onevision": '{"vision/layers"=1, "text/layers"=1, "text/mlp"=0.5}',
     "qwen3-vl": '{"vision/layers"=1, "text/layers"=1, "text/mlp"=0.5}',
     "qwen2.5-vl": '{"vision/layers"=1, "text/layers"=1, "text/mlp"=0.5}',
 }
@@ -96,7 +101,7 @@ def as_conversations(file):
 
 
 @pytest.mark.parametrize(
-    "family", ["blip2", "llava", "smolvlm", "qwen3-vl", pytest.param("qwen2.5-vl", marks=pytest.mark.long)]
+    "family", ["blip2", "llava", "smolvlm", "qwen3-vl", *(pytest.param(name, marks=pytest.mark.long) for name in LONG)]
 )
 def test_rows_of_a_user_become_an_exported_student(ads, family):
     if family == "llava":
