@@ -29,7 +29,7 @@ class VisionEncoder(nnx.Module):
         self.positions = param(rngs.params(), (config.tokens, width), ("positions", *axes), scale=0.02)
         self.first_norm = Norm(config.stack, axes[0], rngs=rngs) if config.first_norm else None
         self.stack = Stack(tower, remat=remat, rngs=rngs)
-        self.final_norm = Norm(config.stack, axes[0], rngs=rngs)
+        self.final_norm = Norm(config.stack, axes[0], rngs=rngs) if config.has_final_norm else None
 
     def __call__(
         self, images: Images, gates: Gates, collect: Sequence[str] = ()
@@ -56,7 +56,7 @@ class VisionEncoder(nnx.Module):
         if self.first_norm is not None:
             x = self.first_norm(x, gate)
         x, kept = self.stack(x, Context(valid=flat(images["valid"])[:, None]), gates, collect)
-        if self.config.final_norm:
+        if self.final_norm is not None and self.config.final_norm:
             x = self.final_norm(x, gate)
         elif gate is not None:
             x = x * aligned(gate, x).astype(x.dtype)  # no norm applies the gate before the bridge reads the stream

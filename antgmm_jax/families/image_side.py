@@ -15,16 +15,18 @@ from antgmm_jax.families.vit import encoder_of, vision_config, vision_weights
 
 CLIP, SIGLIP = "clip_vision_model", "siglip_vision_model"
 
-# Tensor names differ between transformers 5.x and older releases; ours are those that vLLM needs.
-_RENAMES = (
+RENAMES = (
     (r"^model\.(vision_tower|multi_modal_projector|image_newline)\b", r"\1"),
     (r"^model\.language_model\.", "language_model.model."),
     (r"^lm_head\.", "language_model.lm_head."),
-    (r"^vision_tower\.(?!vision_model\.)", "vision_tower.vision_model."),
 )
+"""Tensor names differ between transformers 5.x and older releases; ours are the older ones, which vLLM needs."""
+_INNER = (r"^vision_tower\.(?!vision_model\.)", "vision_tower.vision_model.")
 _VISION = "vision_tower.vision_model"
 TEXT = "language_model.model"
 """Prefix of the text model's tensors."""
+HEAD = "language_model.lm_head.weight"
+"""Tensor of the head."""
 _UNREAD = re.compile(r"vision_tower\.vision_model\.(?:encoder\.layers\.(\d+)|head)\.")
 
 
@@ -34,12 +36,18 @@ def _unread(config: LMMConfig, name: str) -> bool:
     return found is not None and (found[1] is None or int(found[1]) >= config.vision.stack.layers)
 
 
+def _says_tied(raw: Mapping[str, Any]) -> bool:
+    """Whether config.json ties the head to the token table: for some checkpoints only the text config says so."""
+    return any(fields.get("tie_word_embeddings", False) for fields in (raw, raw.get("text_config") or {}))
+
+
 FILES = Files(
-    head="language_model.lm_head.weight",
+    head=HEAD,
     tokens=(f"{TEXT}.embed_tokens.weight",),
-    renames=_RENAMES,
+    renames=(*RENAMES, _INNER),
     ignored=(r".*position_ids", r".*rotary_emb\.inv_freq"),
     unread=_unread,
+    says_tied=_says_tied,
 )
 
 

@@ -46,13 +46,15 @@ SMALL = {
     ' "text/mlp"=64, "text/heads"=1}',
     "llava-onevision": '{"vision/layers"=2, "vision/embed"=64, "vision/mlp"=96, "text/layers"=2, "text/embed"=96,'
     ' "text/mlp"=64, "text/heads"=1}',
+    "internvl": '{"vision/layers"=2, "vision/embed"=64, "vision/mlp"=96, "text/layers"=2, "text/embed"=96,'
+    ' "text/mlp"=64, "text/heads"=1}',
     "qwen3-vl": '{"vision/layers"=2, "vision/embed"=64, "vision/mlp"=96, "text/layers"=2, "text/embed"=48,'
     ' "text/mlp"=64, "text/heads"=1}',
     "qwen2.5-vl": '{"vision/layers"=2, "vision/embed"=64, "vision/mlp"=96, "text/layers"=2, "text/heads"=1,'
     ' "text/mlp"=64}',
 }
 ASKED = "Question: {question}[ ({text})] Answer:"
-LONG = ("qwen2.5-vl", "llava-onevision")
+LONG = ("qwen2.5-vl", "llava-onevision", "internvl")
 """Families that share most of their code with one of the others."""
 FROZEN = 'phase.answers.frozen=["vision", "bridge"]'
 CUT = {
@@ -60,6 +62,7 @@ CUT = {
     "llava": '{"vision/layers"=1, "text/layers"=1, "text/mlp"=0.5}',
     "smolvlm": '{"vision/layers"=1, "text/layers"=1, "text/mlp"=0.5}',
     "llava-onevision": '{"vision/layers"=1, "text/layers"=1, "text/mlp"=0.5}',
+    "internvl": '{"vision/layers"=1, "text/layers"=1, "text/mlp"=0.5}',
     "qwen3-vl": '{"vision/layers"=1, "text/layers"=1, "text/mlp"=0.5}',
     "qwen2.5-vl": '{"vision/layers"=1, "text/layers"=1, "text/mlp"=0.5}',
 }
