@@ -154,4 +154,9 @@ def _read(hint: Any, value: Any) -> Any:
     options = [option for option in (hint, *get_args(hint)) if isinstance(option, type) and is_dataclass(option)]
     if options and isinstance(value, Mapping):
         return read_dict(options[0], value)
-    return tuple(value) if isinstance(value, list) else value  # JSON has no tuples, a config no lists
+    return _tuples(value)
+
+
+def _tuples(value: Any) -> Any:
+    """Converts lists to tuples, nested: JSON has no tuples, a config no lists."""
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value

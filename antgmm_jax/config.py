@@ -5,7 +5,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
+from jaxtyping import Int
+
 from antgmm_jax.axes import Part, axis, nodes, part, part_by
+from antgmm_jax.blocks.grids import places
 
 Remat = Literal["none", "dots", "full"]
 """What a layer saves for the backward pass: everything, matrix products, or only its input (rest recomputed)."""
@@ -43,8 +47,9 @@ class StackConfig:
     ignored, because `resize` keeps them. In a decoder they see the last `window` positions (0: as many as the others),
     with rotary positions of base `local_theta`. `rope_factor`: the other rotary positions are divided by it.
     `norm`: LayerNorm, RMSNorm, or "rms1", an RMSNorm that multiplies by 1 + scale. `post_norm`: norms after each
-    residual sum instead of before each sublayer. `sandwich`: norms before and after each sublayer. `scale_width`:
-    attention logits are divided by its square root; None for that of `head_dim`.
+    residual sum instead of before each sublayer. `sandwich`: norms before and after each sublayer. `layer_scale`: a
+    factor for each channel of what a sublayer adds. `scale_width`: attention logits are divided by its square root;
+    None for that of `head_dim`.
     """
 
     layers: int = axis()
@@ -59,6 +64,7 @@ class StackConfig:
     eps: float = 1e-6
     post_norm: bool = False
     sandwich: bool = False
+    layer_scale: bool = False
     gated: bool = False
     qkv_bias: bool = True
     out_bias: bool = True
@@ -95,8 +101,9 @@ class StackConfig:
 class VisionConfig:
     """An image encoder: patches, an optional class token, learnt positions and a stack.
 
-    `final_norm` says whether the norm after the stack is applied; if not, its parameters are only stored. `has_cls`
-    says whether there is a class token, `keep_cls` whether the bridge reads it.
+    `final_norm` says whether the norm after the stack is applied; if not, its parameters are only stored.
+    `has_final_norm` says whether there is such a norm, `has_cls` whether there is a class token, and `keep_cls` whether
+    the bridge reads it.
     """
 
     stack: StackConfig
@@ -106,6 +113,7 @@ class VisionConfig:
     patch_bias: bool = True
     first_norm: bool = False
     final_norm: bool = True
+    has_final_norm: bool = True
     has_cls: bool = True
     keep_cls: bool = True
 
@@ -173,6 +181,11 @@ class LMMConfig:
         None for families that encode each slot alone.
         """
         return None
+
+    @property
+    def usual_place(self) -> Int[np.ndarray, "M P"] | None:
+        """Describes the slots of an image of the usual size: leaf `place` of its tree; None without such a leaf."""
+        return None if self.grid is None else places(*self.grid)
 
     @property
     def slots(self) -> int:

@@ -5,7 +5,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from antgmm_jax.blocks.block import Gates
 from antgmm_jax.blocks.grids import image_states
@@ -76,8 +76,19 @@ class LMM(nnx.Module):
         kept = {**kept, **more, **({OUT: states[None]} if OUT in collect else {})}
         # Used slots come first.
         states = states.reshape(ids.shape[0], -1, states.shape[-1])
-        is_image, placed = image_states(ids, self.config.image_token, states)
+        is_image, placed = self.at_tokens(states, batch)
         return Embedded(jnp.where(is_image[:, :, None], placed, words)), kept
+
+    def at_tokens(
+        self, states: Float[Array, "B N E"], batch: Batch
+    ) -> tuple[Bool[Array, "B T"], Float[Array, "B T E"]]:
+        """Returns which tokens are image tokens, and their states: those of the row's slots, one after another.
+
+        Args:
+            states: embeddings of the image slots of each row, N = slots * states per slot.
+            batch: model inputs.
+        """
+        return image_states(batch["input_ids"], self.config.image_token, states)
 
     def __call__(self, batch: Batch, gates: Gates, collect: Sequence[str] = ()) -> dict[str, Array]:
         """Logits at every position with teacher forcing; `Functional.apply` documents arguments and result."""

@@ -24,13 +24,13 @@ def shifted(images: UInt8[np.ndarray, "N H W C"], by: Int[np.ndarray, "N 2"]) ->
 
 
 def shifted_squares(
-    squares: UInt8[np.ndarray, "M S S C"], place: Int[np.ndarray, "M 4"], by: Int[np.ndarray, " 2"]
+    squares: UInt8[np.ndarray, "M S S C"], place: Int[np.ndarray, "M P"], by: Int[np.ndarray, " 2"]
 ) -> UInt8[np.ndarray, "M S S C"]:
     """Shifts images that are cut into squares.
 
     Args:
         squares: squares of all images, row by row.
-        place: place of each square (`antgmm_jax.blocks.grids`).
+        place: place of each square in its first four columns (`antgmm_jax.blocks.grids`).
         by: vertical and horizontal shift in pixels.
 
     Returns:
@@ -38,7 +38,7 @@ def shifted_squares(
     """
     out, start = np.empty_like(squares), 0
     while start < len(squares):
-        high, wide = place[start, 2:].tolist()
+        high, wide = place[start, 2:4].tolist()
         span = slice(start, start + high * wide)
         whole = rearrange(squares[span], "(gy gx) y x c -> 1 (gy y) (gx x) c", gx=wide)
         out[span] = rearrange(shifted(whole, by[None]), "1 (gy y) (gx x) c -> (gy gx) y x c", gy=high, gx=wide)

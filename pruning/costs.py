@@ -180,13 +180,14 @@ def _image_flops(config: LMMConfig, batch: int) -> dict[str, int]:
     """FLOPs of the image side with one image of the usual size per sample."""
     flops: Counter[str] = Counter()
     tokens = {name: config.slots * count for name, count in config.tokens.items()}
+    alone = config.slots if config.grid is None else 1  # slots that attend to themselves only
     for (tower, over), elements in kernels(config).items():
         if over in tokens:
             flops[tower] += 2 * batch * tokens[over] * elements
     for tower in towers(config).values():
         if tower.tokens == "images":
-            queries, memory = tokens[tower.name], tokens.get(tower.reads, 0)
-            flops[tower.name] += batch * _attention_flops(tower.stack, queries, queries, memory)
+            queries, memory = tokens[tower.name] // alone, tokens.get(tower.reads, 0) // alone
+            flops[tower.name] += batch * alone * _attention_flops(tower.stack, queries, queries, memory)
     return dict(flops)
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from antgmm_jax.blocks.layers import MLP, Attention, Norm
+from antgmm_jax.blocks.layers import MLP, Attention, Norm, aligned
 from antgmm_jax.blocks.rope import Rope
 from antgmm_jax.config import Tower
 from antgmm_jax.parallel.sharding import place
@@ -51,12 +51,30 @@ class Context(NamedTuple):
         return self._replace(mask=mask, positions=positions, local=None)
 
 
+class LayerScale(nnx.Module):
+    """A factor for each channel of what a sublayer adds to the residual stream (arXiv 2103.17239)."""
+
+    def __init__(self, tower: Tower):
+        self.scale = nnx.Param(jnp.full((tower.stack.embed,), 0.1), axes=(tower.embed,), over="")
+
+    def __call__(self, x: Float[Array, "... D"], gate: Float[Array, " D"] | None = None) -> Float[Array, "... D"]:
+        """Multiplies the channels by their factors. Gates change nothing here: the next norm reads open channels."""
+        return x * aligned(self.scale[...], x).astype(x.dtype)
+
+
 class CrossAttention(nnx.Module):
     """A block's cross-attention with its norm."""
 
     def __init__(self, tower: Tower, memory: int, *, rngs: nnx.Rngs):
         self.norm = Norm(tower.stack, tower.embed, rngs=rngs)
         self.attention = Attention(tower, memory=memory, rngs=rngs)
+
+
+def _after(tower: Tower, rngs: nnx.Rngs) -> Norm | LayerScale | None:
+    """What a sublayer's output passes through before it is added to the residual stream."""
+    if tower.stack.sandwich:
+        return Norm(tower.stack, tower.embed, rngs=rngs)
+    return LayerScale(tower) if tower.stack.layer_scale else None
 
 
 class Block(nnx.Module):
@@ -68,9 +86,7 @@ class Block(nnx.Module):
         self.attention = Attention(tower, rngs=rngs)
         self.norm2 = Norm(tower.stack, tower.embed, rngs=rngs)
         self.mlp = MLP(tower, rngs=rngs)
-        self.after1, self.after2 = (
-            Norm(tower.stack, tower.embed, rngs=rngs) if tower.stack.sandwich else None for _ in range(2)
-        )
+        self.after1, self.after2 = (_after(tower, rngs) for _ in range(2))
 
     def __call__(
         self,

@@ -1,7 +1,8 @@
 """Images of any size, cut into squares: one slot per square.
 
 `images["place"]`, int32 [B, M, 4], is the row and the column of a slot's square in its image, and the number of rows
-and of columns of squares of that image. The squares of an image fill consecutive slots, row by row.
+and of columns of squares of that image. The squares of an image fill consecutive slots, row by row. A family may add
+columns to the four.
 """
 
 from collections.abc import Mapping

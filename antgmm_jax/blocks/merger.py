@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import jax.numpy as jnp
+from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -10,20 +11,31 @@ from antgmm_jax.blocks.block import Gates
 from antgmm_jax.blocks.layers import ACTIVATIONS, aligned, linear, normed, param
 from antgmm_jax.blocks.packed import PackedConfig
 from antgmm_jax.blocks.projector import OUT
-from antgmm_jax.config import Tower
+from antgmm_jax.config import Act, Tower
 
 
 class Merger(nnx.Module):
     """A norm and a perceptron from the patches of a square to a text embedding.
 
-    The norm is of the image encoder's kind, over each patch, or over all patches of the square if `joined`.
+    The norm is over each patch, or over all patches of the square if `joined`.
     """
 
     def __init__(
-        self, units: tuple[str, int], joined: bool, inside: int, vision: Tower, text: Tower, *, rngs: nnx.Rngs
+        self,
+        units: tuple[str, int],
+        joined: bool,
+        inside: int,
+        vision: Tower,
+        text: Tower,
+        *,
+        norm: tuple[str, float] | None = None,
+        act: Act = "gelu",
+        rngs: nnx.Rngs,
     ):
+        """`norm` is the kind and epsilon of the norm, those of the image encoder's by default."""
         (axis, size), wide = units, vision.stack.embed
-        self.eps, self.rms, self.joined = vision.stack.eps, vision.stack.norm == "rms", joined
+        kind, self.eps = norm or (vision.stack.norm, vision.stack.eps)
+        self.rms, self.joined, self.act = kind == "rms", joined, act
         shape, axes = ((inside, wide), ("merged", vision.embed)) if joined else ((wide,), (vision.embed,))
         self.scale = nnx.Param(jnp.ones(shape), axes=axes, over="")
         self.bias = None if self.rms else param(rngs.params(), shape, axes, scale=None)
@@ -44,7 +56,7 @@ class Merger(nnx.Module):
             x, gate = x.reshape(len(x), -1), None if gate is None else jnp.tile(gate, x.shape[1])
         scale, bias = self.scale[...].reshape(-1), None if self.bias is None else self.bias[...].reshape(-1)
         x = normed(x, scale, bias, eps=self.eps, rms=self.rms, gate=gate).reshape(patches.shape)
-        hidden = ACTIVATIONS["gelu"](linear(x, self.up[...], self.up_bias[...], inputs=2))
+        hidden = ACTIVATIONS[self.act](linear(x, self.up[...], self.up_bias[...], inputs=2))
         hidden = hidden if open_units is None else hidden * aligned(open_units, hidden).astype(hidden.dtype)
         return linear(hidden, self.down[...], self.down_bias[...]), hidden
 
@@ -69,6 +81,12 @@ class SquareMerger(nnx.Module):
         last = features[:, : self.inside]
         out, hidden = self.merger(last, gates.get("vision/embed"), gates.get("bridge/mlp"))
         return out[:, None], {"bridge/mlp": magnitudes(hidden)} if "bridge/mlp" in collect else {}
+
+
+def squares(states: Float[Array, "S N V"], side: int) -> Float[Array, "S Q P V"]:
+    """Groups the patches of a square image to squares of `side` x `side` patches, both row by row."""
+    count = round(states.shape[1] ** 0.5) // side
+    return rearrange(states, "s (gy y gx x) d -> s (gy gx) (y x) d", gy=count, y=side, x=side, gx=count)
 
 
 def magnitudes(hidden: Array) -> Array:

@@ -29,7 +29,7 @@ class VisionEncoder(nnx.Module):
         self.positions = param(rngs.params(), (config.tokens, width), ("positions", *axes), scale=0.02)
         self.first_norm = Norm(config.stack, axes[0], rngs=rngs) if config.first_norm else None
         self.stack = Stack(tower, remat=remat, rngs=rngs)
-        self.final_norm = Norm(config.stack, axes[0], rngs=rngs)
+        self.final_norm = Norm(config.stack, axes[0], rngs=rngs) if config.has_final_norm else None
 
     def __call__(
         self, images: Images, gates: Gates, collect: Sequence[str] = ()
@@ -46,6 +46,8 @@ class VisionEncoder(nnx.Module):
         """
         gate, p = gates.get("vision/embed"), self.config.patch
         pixels = normalised(images).astype(self.patch[...].dtype)
+        whole = pixels.shape[1] // p * p  # what is left of a patch at the right and bottom edges is not read
+        pixels = pixels[:, :whole, :whole]
         patches = rearrange(pixels, "s (gy y) (gx x) c -> s (gy gx) c y x", y=p, x=p)
         x = linear(patches, self.patch[...], None if self.patch_bias is None else self.patch_bias[...], inputs=3)
         if self.cls is not None:
@@ -54,7 +56,7 @@ class VisionEncoder(nnx.Module):
         if self.first_norm is not None:
             x = self.first_norm(x, gate)
         x, kept = self.stack(x, Context(valid=flat(images["valid"])[:, None]), gates, collect)
-        if self.config.final_norm:
+        if self.final_norm is not None and self.config.final_norm:
             x = self.final_norm(x, gate)
         elif gate is not None:
             x = x * aligned(gate, x).astype(x.dtype)  # no norm applies the gate before the bridge reads the stream

@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Any
 from antgmm_jax.axes import read_dict
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.families import blip2, gemma3, idefics3, llava, mistral3, qwen2_5_vl, qwen3_vl
+from antgmm_jax.families import (
+    blip2,
+    gemma3,
+    idefics3,
+    internvl,
+    llava,
+    llava_onevision,
+    mistral3,
+    qwen2_5_vl,
+    qwen3_vl,
+)
 from antgmm_jax.families.base import Family, Inputs
 from antgmm_jax.families.rules import complete_ties
 
@@ -15,8 +25,8 @@ if TYPE_CHECKING:
     import tokenizers
     import transformers
 
-_MODULES = (blip2, llava, idefics3, qwen3_vl, qwen2_5_vl, gemma3, mistral3)
-FAMILIES = {module.FAMILY.name: module.FAMILY for module in _MODULES}
+_FOLDERS = (blip2, llava, llava_onevision, idefics3, internvl, qwen3_vl, qwen2_5_vl, gemma3, mistral3)
+FAMILIES = {folder.FAMILY.name: folder.FAMILY for folder in _FOLDERS}
 
 
 def family(config: LMMConfig) -> Family:

@@ -1,29 +1,32 @@
 """The image side that LLaVA and its successors share: CLIP or SigLIP up to one feature layer, and a two-layer MLP."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from antgmm_jax.blocks.projector import ProjectorConfig
 from antgmm_jax.config import LMMConfig, VisionConfig
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families.base import Files
-from antgmm_jax.families.rules import check_square
+from antgmm_jax.families.rules import Tie, check_square, tie_violations
 from antgmm_jax.families.table import Entry, dense
+from antgmm_jax.families.text import TextConfig, text_ties, text_violations
 from antgmm_jax.families.vit import encoder_of, vision_config, vision_weights
 
 CLIP, SIGLIP = "clip_vision_model", "siglip_vision_model"
 
-# Tensor names differ between transformers 5.x and older releases; ours are those that vLLM needs.
-_RENAMES = (
+RENAMES = (
     (r"^model\.(vision_tower|multi_modal_projector|image_newline)\b", r"\1"),
     (r"^model\.language_model\.", "language_model.model."),
     (r"^lm_head\.", "language_model.lm_head."),
-    (r"^vision_tower\.(?!vision_model\.)", "vision_tower.vision_model."),
 )
+"""Tensor names differ between transformers 5.x and older releases; ours are the older ones, which vLLM needs."""
+_INNER = (r"^vision_tower\.(?!vision_model\.)", "vision_tower.vision_model.")
 _VISION = "vision_tower.vision_model"
 TEXT = "language_model.model"
 """Prefix of the text model's tensors."""
+HEAD = "language_model.lm_head.weight"
+"""Tensor of the head."""
 _UNREAD = re.compile(r"vision_tower\.vision_model\.(?:encoder\.layers\.(\d+)|head)\.")
 
 
@@ -33,12 +36,18 @@ def _unread(config: LMMConfig, name: str) -> bool:
     return found is not None and (found[1] is None or int(found[1]) >= config.vision.stack.layers)
 
 
+def _says_tied(raw: Mapping[str, Any]) -> bool:
+    """Whether config.json ties the head to the token table: for some checkpoints only the text config says so."""
+    return any(fields.get("tie_word_embeddings", False) for fields in (raw, raw.get("text_config") or {}))
+
+
 FILES = Files(
-    head="language_model.lm_head.weight",
+    head=HEAD,
     tokens=(f"{TEXT}.embed_tokens.weight",),
-    renames=_RENAMES,
+    renames=(*RENAMES, _INNER),
     ignored=(r".*position_ids", r".*rotary_emb\.inv_freq"),
     unread=_unread,
+    says_tied=_says_tied,
 )
 
 
@@ -62,23 +71,24 @@ def used_layers(feature_layer: Any, layers: int) -> int:
     return used
 
 
-def vision_of(hf: Mapping[str, Any]) -> VisionConfig:
+def vision_of(hf: Mapping[str, Any], *, types: Sequence[str] = (CLIP, SIGLIP)) -> VisionConfig:
     """Converts the image encoder of a config.json, up to the layer that the projector reads.
 
     Args:
         hf: the Hugging Face config including its defaults.
+        types: supported values of its `vision_config.model_type`.
 
     Returns:
         Config of the image encoder.
 
     Raises:
-        AntgmmError: another encoder than CLIP or SigLIP, several feature layers, or tokens that SigLIP does not have.
+        AntgmmError: another type of encoder, several feature layers, or tokens that SigLIP does not have.
     """
     vision, strategy = hf["vision_config"], hf["vision_feature_select_strategy"]
     clip = vision["model_type"] == CLIP
-    if vision["model_type"] not in (CLIP, SIGLIP):
+    if vision["model_type"] not in types:
         raise AntgmmError(
-            f"vision_config.model_type = {vision['model_type']!r} is not supported: it must be {CLIP} or {SIGLIP}"
+            f"vision_config.model_type = {vision['model_type']!r} is not supported: it must be {' or '.join(types)}"
         )
     if not clip and strategy != "full":
         raise AntgmmError(
@@ -127,3 +137,15 @@ def image_weights(vision: VisionConfig, bridge: ProjectorConfig) -> list[Entry]:
         *dense("multi_modal_projector.linear_1", "bridge/up", up_bias, "m e -> e m"),
         *dense("multi_modal_projector.linear_2", "bridge/down", down_bias, "e m -> m e"),
     ]
+
+
+def ties(config: LMMConfig) -> tuple[Tie, ...]:
+    """Returns the sizes of a model with this image side that share one field of config.json."""
+    assert isinstance(config.language, TextConfig)
+    vision = Tie("vision/embed", "vision/heads", config.vision.stack.head_dim)
+    return (vision, Tie("bridge/mlp", "text/embed"), *text_ties(config.language))
+
+
+def violations(config: LMMConfig) -> tuple[str, ...]:
+    """Returns the reasons why transformers or vLLM cannot load a model of this shape; empty if they can."""
+    return (*tie_violations(ties(config), config), *text_violations(config))

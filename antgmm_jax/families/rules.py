@@ -63,7 +63,7 @@ def tie_violations(ties: tuple[Tie, ...], config: LMMConfig) -> tuple[str, ...]:
 
 
 def check_square(image: Any, patch: Any) -> None:
-    """Checks that images are square and consist of whole patches.
+    """Checks that images and patches are square; pixels that are left of a last patch are not read.
 
     Args:
         image: `image_size` of a config.json.
@@ -72,8 +72,8 @@ def check_square(image: Any, patch: Any) -> None:
     Raises:
         AntgmmError: they are not.
     """
-    if not isinstance(image, int) or not isinstance(patch, int) or image % patch:
-        raise AntgmmError(f"image_size {image} must be a whole number of patches of {patch} pixels, square")
+    if not isinstance(image, int) or not isinstance(patch, int) or image < patch:
+        raise AntgmmError(f"image_size = {image} and patch_size = {patch} must be one number each, and a patch fit")
 
 
 def check_unquantized(raw: Mapping[str, Any]) -> None:

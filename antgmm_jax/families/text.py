@@ -14,9 +14,14 @@ TextType = Literal["llama", "mistral", "qwen2", "qwen3"]
 
 @dataclass(frozen=True, kw_only=True)
 class TextConfig(LanguageConfig):
-    """A decoder of one of the supported types: `model_type` of its `text_config`."""
+    """A decoder of one of the supported types: `model_type` of its `text_config`.
+
+    `dynamic` is the factor of rotary positions of the type "dynamic", which change only texts of more than
+    `max_position_embeddings` tokens; 0 for the type "default".
+    """
 
     model_type: TextType = "llama"
+    dynamic: float = 0.0
 
 
 class _Type(NamedTuple):
@@ -65,14 +70,17 @@ def text_of(text: Mapping[str, Any], *, tied: bool, types: Sequence[TextType] = 
     kind = text["model_type"]
     if kind not in types:
         raise AntgmmError(f"text_config.model_type = {kind!r} is not supported: it must be {' or '.join(types)}")
-    rope = text["rope_parameters"].get("rope_type", "default")
-    if rope != "default":
-        raise AntgmmError(f"text_config.rope_parameters.rope_type = {rope!r} is not supported: it must be 'default'")
+    rope = text["rope_parameters"]
+    if (rotary := rope.get("rope_type", "default")) not in ("default", "dynamic"):
+        raise AntgmmError(
+            f"text_config.rope_parameters.rope_type = {rotary!r} is not supported: it must be 'default' or 'dynamic'"
+        )
     if text.get("mlp_bias"):
         raise AntgmmError("text_config.mlp_bias = True is not supported: use a checkpoint without it")
     if _TYPES[kind].windowed:
         _check_windows(text)
-    return TextConfig(model_type=kind, decoder=_decoder(text), vocab=text["vocab_size"], tied=tied)
+    dynamic = float(rope["factor"]) if rotary == "dynamic" else 0.0
+    return TextConfig(model_type=kind, decoder=_decoder(text), vocab=text["vocab_size"], tied=tied, dynamic=dynamic)
 
 
 def _decoder(text: Mapping[str, Any]) -> StackConfig:
@@ -103,6 +111,8 @@ def text_config(language: TextConfig) -> dict[str, Any]:
     of, fields = _TYPES[language.model_type], text_fields(language)
     if of.biases is not None:
         fields.pop("attention_bias")
+    if language.dynamic:
+        fields["rope_parameters"] |= {"rope_type": "dynamic", "factor": language.dynamic}
     more = {"mlp_bias": False} if language.model_type == "llama" else {"sliding_window": None}
     if language.model_type in ("qwen2", "qwen3"):
         layers = language.decoder.layers

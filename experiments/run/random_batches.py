@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 
-from antgmm_jax.blocks.grids import places
 from antgmm_jax.blocks.pictures import without_pixels
 from antgmm_jax.config import LMMConfig
 
@@ -54,7 +53,7 @@ def usual_image(config: LMMConfig) -> dict[str, np.ndarray]:
         config: model config.
     """
     slots, side, channels = config.slots, config.side, config.vision.channels
-    place = {"place": places(*config.grid)} if config.grid else {}
+    place = {} if config.usual_place is None else {"place": config.usual_place}
     return {
         "pixels": np.zeros((slots, side, side, channels), np.uint8),
         "scale": np.ones((slots, channels), np.float32),

@@ -25,6 +25,10 @@ MILLIONS = {
     "llava-tiny": (2, 4),
     # The released checkpoint has 7063.4, with the layer of CLIP that it never runs (12.6).
     "llava-1.5-7b": (7050.7, 7050.9),
+    "llava-onevision-tiny": (2, 4),
+    "llava-onevision-0.5b": (893, 895),
+    "internvl-tiny": (2, 4),
+    "internvl3-1b": (938, 939),
     "smolvlm-tiny": (2, 4),
     "smolvlm-256m": (250, 260),
     "qwen3-vl-tiny": (4, 5),

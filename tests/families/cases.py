@@ -15,6 +15,9 @@ from antgmm_jax.blocks.grids import places
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.families import FAMILIES, family_of, inputs, new_processor
 from antgmm_jax.families.base import Inputs
+from antgmm_jax.families.llava_onevision import tiles
+from antgmm_jax.families.llava_onevision.config import LlavaOnevisionConfig
+from antgmm_jax.families.llava_onevision.inputs import place_of
 from antgmm_jax.families.words import SPECIAL
 from antgmm_jax.io.convert import load_hf
 from antgmm_jax.pure import functional
@@ -101,42 +104,50 @@ def batch(config: LMMConfig, *, pad: str = "right", seed: int = 0) -> dict:
     Where pictures are cut to squares, each is of another size.
     """
     rng = np.random.default_rng(seed)
-    grids = [[_grid(rng, config) for _ in range(count)] for count in PICTURES]
-    rows = [_row(rng, row, 4 + place, config) for place, row in enumerate(grids)]
+    pictures = [[_picture(rng, config, count) for _ in range(count)] for count in PICTURES]
+    rows = [_row(rng, row, 4 + place, config) for place, row in enumerate(pictures)]
     length = max(len(row) for row in rows)
     ids, mask = np.zeros((2, len(rows), length), np.int32)
     for place, row in enumerate(rows):
         at = slice(len(row)) if pad == "right" else slice(length - len(row), None)
         ids[place, at], mask[place, at] = row, 1
-    used = [sum(high * wide for high, wide in row) for row in grids]
+    used = [sum(len(place) for place in row) for row in pictures]
     valid, side = np.arange(max(used) + 1) < np.array(used)[:, None], config.side
     pixels = rng.normal(size=(*valid.shape, side, side, 3)).astype(np.float32)
     pixels[~valid] = 0
-    images = {"pixels": pixels, "valid": valid} | (_placed(grids, valid) if config.grid else {})
+    images = {"pixels": pixels, "valid": valid} | ({} if config.usual_place is None else _placed(pictures, valid))
     made = {"images": images, "input_ids": ids, "attention_mask": mask}
     return made | (_apart(rng) if config.encoder_decoder else _answers(ids, mask))
 
 
-def _grid(rng: np.random.Generator, config: LMMConfig) -> tuple[int, int]:
-    """Returns the rows and columns of squares of a picture."""
-    return (int(rng.integers(1, 4)), int(rng.integers(1, 4))) if config.grid else (1, 1)
+def _picture(rng: np.random.Generator, config: LMMConfig, count: int) -> np.ndarray:
+    """Returns the `place` of each slot of one of a row's `count` pictures; without columns if there is no such leaf."""
+    if isinstance(config, LlavaOnevisionConfig):
+        high, wide = rng.integers(1, 80, 2).tolist()
+        return place_of(config, (high, wide), alone=count == 1)
+    return places(int(rng.integers(1, 4)), int(rng.integers(1, 4))) if config.grid else np.zeros((1, 0), np.int32)
 
 
-def _placed(grids: list[list[tuple[int, int]]], valid: np.ndarray) -> dict:
-    place = np.zeros((*valid.shape, 4), np.int32)
-    for row, sizes in zip(place, grids, strict=True):
-        squares = [places(*size) for size in sizes]
-        at = np.concatenate([np.zeros((0, 4), np.int32), *squares])
-        row[: len(at)] = at
-    return {"place": place}
+def _placed(pictures: list[list[np.ndarray]], valid: np.ndarray) -> dict:
+    columns = next(place.shape[1] for row in pictures for place in row)
+    out = np.zeros((*valid.shape, columns), np.int32)
+    for target, row in zip(out, pictures, strict=True):
+        at = np.concatenate([np.zeros((0, columns), np.int32), *row])
+        target[: len(at)] = at
+    return {"place": out}
 
 
-def _row(rng: np.random.Generator, grids: list[tuple[int, int]], words: int, config: LMMConfig) -> list[int]:
+def image_tokens(config: LMMConfig, place: np.ndarray) -> int:
+    """Returns the number of text positions of slots, given their `place`."""
+    return tiles.tokens(place) if isinstance(config, LlavaOnevisionConfig) else len(place) * config.image_tokens
+
+
+def _row(rng: np.random.Generator, pictures: list[np.ndarray], words: int, config: LMMConfig) -> list[int]:
     row: list[int] = []
-    for high, wide in grids:
+    for place in pictures:
         # PyTorch would join adjacent pictures of variable size, so a word separates them.
         before = rng.integers(3) + (config.grid is not None)
-        row += [*rng.integers(*WORDS, before), *[config.image_token] * (config.image_tokens * high * wide)]
+        row += [*rng.integers(*WORDS, before), *[config.image_token] * image_tokens(config, place)]
     return [*row, *rng.integers(*WORDS, words)]
 
 

@@ -10,7 +10,7 @@ from transformers import AutoProcessor
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import inputs, new_processor
 from antgmm_jax.families.words import user_turn
-from tests.families.cases import close, logits, tokenizer
+from tests.families.cases import close, image_tokens, logits, tokenizer
 
 LINE = "text: new , $25. question: what is the price ?"
 SIDES = ((16, 16), (50, 21), (19, 64), (7, 5), (33, 33))
@@ -38,7 +38,7 @@ def text_of(reads, images):
 
 def processed(reads, images):
     """Returns the processor's output for a row: token ids, and the pictures for PyTorch."""
-    made = reads.processor(text=[text_of(reads, images)], images=images or None, return_tensors="np")
+    made = reads.processor(text=[text_of(reads, images)], images=[images] if images else None, return_tensors="np")
     return np.asarray(made["input_ids"])[0], np.asarray(made["pixel_values"]) if images else None
 
 
@@ -73,7 +73,7 @@ def test_a_picture_and_its_tokens_equal_the_processors(case, reads, side):
     expected, theirs = processed(reads, [picture(*side)])
     np.testing.assert_array_equal(ids, expected)
     assert ids.dtype == np.int32
-    assert (ids == case.config.image_token).sum() == len(tree["pixels"]) * case.config.image_tokens
+    assert (ids == case.config.image_token).sum() == image_tokens(case.config, tree.get("place", tree["pixels"]))
     assert_pictures(case, reads, tree, theirs)
 
 
@@ -89,7 +89,7 @@ def test_several_pictures_equal_the_processors(case, reads):
     ids, tree = reads(text_of(reads, images), images)
     expected, theirs = processed(reads, images)
     token = case.config.image_token
-    assert (ids == token).sum() == len(tree["pixels"]) * case.config.image_tokens
+    assert (ids == token).sum() == image_tokens(case.config, tree.get("place", tree["pixels"]))
     if (expected == token).sum() < (ids == token).sum():
         # This processor counts one picture per text; each further picture takes as many tokens.
         more = np.repeat(token, len(ids) - len(expected))

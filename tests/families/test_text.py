@@ -32,7 +32,7 @@ REFUSED = [
     (
         LLAMA,
         text(rope_parameters={"rope_type": "linear", "factor": 2.0, "rope_theta": 500.0}),
-        "text_config.rope_parameters.rope_type = 'linear' is not supported: it must be 'default'",
+        "text_config.rope_parameters.rope_type = 'linear' is not supported: it must be 'default' or 'dynamic'",
     ),
     (
         MISTRAL,

@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 
-from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float
 
 from antgmm_jax.blocks.block import Gates
 from antgmm_jax.blocks.layers import linear, param
+from antgmm_jax.blocks.merger import squares
 from antgmm_jax.blocks.projector import OUT
 from antgmm_jax.config import Remat, Tower
 from antgmm_jax.families.idefics3.config import Idefics3Config, ShuffleConfig
@@ -33,10 +33,7 @@ class PixelShuffle(nnx.Module):
         self, features: Float[Array, "S N V"], gates: Gates, collect: Sequence[str] = ()
     ) -> tuple[Float[Array, "S Q E"], dict[str, Array]]:
         """Maps image states to Q = N / scale ** 2 text embeddings."""
-        side = round(features.shape[1] ** 0.5)
-        squares = "s (gy y gx x) d -> s (gy gx) (y x) d"
-        joined = rearrange(features, squares, gy=side // self.scale, y=self.scale, x=self.scale, gx=side // self.scale)
-        return linear(joined, self.kernel[...], None, inputs=2), {}
+        return linear(squares(features, self.scale), self.kernel[...], None, inputs=2), {}
 
 
 def build(config: Idefics3Config, *, remat: Remat, rngs: nnx.Rngs) -> LMM:

@@ -3,8 +3,8 @@
 from typing import Any
 
 from antgmm_jax.families.base import Family
-from antgmm_jax.families.image_side import FILES
-from antgmm_jax.families.llava.config import LlavaConfig, from_hf, ties, to_hf, violations
+from antgmm_jax.families.image_side import FILES, ties, violations
+from antgmm_jax.families.llava.config import LlavaConfig, from_hf, to_hf
 from antgmm_jax.families.llava.model import build
 from antgmm_jax.families.llava.presets import PRESETS
 from antgmm_jax.families.llava.tiny import shapes

@@ -8,8 +8,8 @@ from antgmm_jax.axes import part
 from antgmm_jax.blocks.projector import ProjectorConfig
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.families.image_side import image_fields, projector_of, vision_of
-from antgmm_jax.families.rules import Tie, check_unquantized, tie_violations
-from antgmm_jax.families.text import TextConfig, text_config, text_of, text_ties, text_violations
+from antgmm_jax.families.rules import check_unquantized
+from antgmm_jax.families.text import TextConfig, text_config, text_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,14 +57,3 @@ def to_hf(config: LlavaConfig) -> dict[str, Any]:
         "text_config": text_config(config.language),
         **image_fields(config.vision, config.bridge),
     }
-
-
-def ties(config: LlavaConfig) -> tuple[Tie, ...]:
-    """Returns the sizes that share one field of config.json."""
-    vision = Tie("vision/embed", "vision/heads", config.vision.stack.head_dim)
-    return (vision, Tie("bridge/mlp", "text/embed"), *text_ties(config.language))
-
-
-def violations(config: LlavaConfig) -> tuple[str, ...]:
-    """Returns the reasons why transformers or vLLM cannot load this shape; empty if they can."""
-    return (*tie_violations(ties(config), config), *text_violations(config))

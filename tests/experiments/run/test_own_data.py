@@ -44,6 +44,10 @@ SMALL = {
     ' "text/heads"=1}',
     "smolvlm": '{"vision/layers"=2, "vision/embed"=64, "vision/mlp"=96, "text/layers"=2, "text/embed"=48,'
     ' "text/mlp"=64, "text/heads"=1}',
+    "llava-onevision": '{"vision/layers"=2, "vision/embed"=64, "vision/mlp"=96, "text/layers"=2, "text/embed"=96,'
+    ' "text/mlp"=64, "text/heads"=1}',
+    "internvl": '{"vision/layers"=2, "vision/embed"=64, "vision/mlp"=96, "text/layers"=2, "text/embed"=96,'
+    ' "text/mlp"=64, "text/heads"=1}',
     "qwen3-vl": '{"vision/layers"=2, "vision/embed"=64, "vision/mlp"=96, "text/layers"=2, "text/embed"=48,'
     ' "text/mlp"=64, "text/heads"=1}',
     "qwen2.5-vl": '{"vision/layers"=2, "vision/embed"=64, "vision/mlp"=96, "text/layers"=2, "text/heads"=1,'
@@ -52,11 +56,15 @@ SMALL = {
     ' "text/mlp"=64, "text/heads"=1}',
 }
 ASKED = "Question: {question}[ ({text})] Answer:"
+LONG = ("qwen2.5-vl", "llava-onevision", "internvl", "mistral3")
+"""Families that share most of their code with one of the others."""
 FROZEN = 'phase.answers.frozen=["vision", "bridge"]'
 CUT = {
     "blip2": '{"vision/layers"=1, "bridge/layers"=1, "encoder/layers"=1, "decoder/layers"=1, "text/embed"=32}',
     "llava": '{"vision/layers"=1, "text/layers"=1, "text/mlp"=0.5}',
     "smolvlm": '{"vision/layers"=1, "text/layers"=1, "text/mlp"=0.5}',
+    "llava-onevision": '{"vision/layers"=1, "text/layers"=1, "text/mlp"=0.5}',
+    "internvl": '{"vision/layers"=1, "text/layers"=1, "text/mlp"=0.5}',
     "qwen3-vl": '{"vision/layers"=1, "text/layers"=1, "text/mlp"=0.5}',
     "qwen2.5-vl": '{"vision/layers"=1, "text/layers"=1, "text/mlp"=0.5}',
     "mistral3": '{"vision/layers"=1, "text/layers"=1, "text/mlp"=0.5}',
@@ -99,14 +107,7 @@ def as_conversations(file):
 
 
 @pytest.mark.parametrize(
-    "family",
-    [
-        "blip2",
-        "llava",
-        "smolvlm",
-        "qwen3-vl",
-        *(pytest.param(name, marks=pytest.mark.long) for name in ("qwen2.5-vl", "mistral3")),
-    ],
+    "family", ["blip2", "llava", "smolvlm", "qwen3-vl", *(pytest.param(name, marks=pytest.mark.long) for name in LONG)]
 )
 def test_a_users_rows_become_an_exported_student(ads, family):
     if family == "llava":

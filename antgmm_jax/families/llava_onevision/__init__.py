@@ -1,0 +1,33 @@
+"""LLaVA-OneVision: SigLIP on tiles of any resolution, a two-layer MLP with a newline vector, and Qwen2."""
+
+from typing import Any
+
+from antgmm_jax.families.base import Family
+from antgmm_jax.families.image_side import FILES, ties, violations
+from antgmm_jax.families.llava_onevision.config import LlavaOnevisionConfig, from_hf, to_hf
+from antgmm_jax.families.llava_onevision.model import build
+from antgmm_jax.families.llava_onevision.presets import PRESETS
+from antgmm_jax.families.llava_onevision.tiny import shapes
+from antgmm_jax.families.llava_onevision.weights import tensors
+
+
+def _torch_ends(model: Any) -> tuple[Any, Any]:
+    return model.model.multi_modal_projector, model.lm_head
+
+
+FAMILY = Family(
+    name="llava_onevision",
+    model_types=("llava_onevision",),
+    config=LlavaOnevisionConfig,
+    from_hf=from_hf,
+    to_hf=to_hf,
+    build=build,
+    weights=tensors,
+    files=FILES,
+    ties=ties,
+    violations=violations,
+    image_readers=lambda config: ("bridge/up",),
+    torch_ends=_torch_ends,
+    tiny=shapes,
+    presets=PRESETS,
+)
