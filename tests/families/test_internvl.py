@@ -10,7 +10,7 @@ from antgmm_jax.families import FAMILIES, inputs
 from antgmm_jax.io.convert import load_hf
 from antgmm_jax.presets import PRESETS
 from tests.families.cases import case_of, config_with, read_fields
-from tests.families.test_inputs import assert_computed, assert_pictures, processed, picture, text_of
+from tests.families.test_inputs import assert_computed, assert_pictures, picture, text_of
 
 INTERNVL, SHAPE, FIRST_LAYER = "internvl", "Qwen2", "Llama, RMSNorm, no biases, first layer"
 
