@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from antgmm_jax.axes import axis, part
 from antgmm_jax.config import Act, LMMConfig, StackConfig, VisionConfig
@@ -11,7 +11,7 @@ from antgmm_jax.families.image_side import used_layers
 from antgmm_jax.families.rules import check_square, check_unquantized
 from antgmm_jax.families.text import TextConfig, text_config, text_of
 
-_NORMS = {"layer_norm": "layer", "rms_norm": "rms"}
+_NORMS: dict[str, Literal["layer", "rms"]] = {"layer_norm": "layer", "rms_norm": "rms"}
 
 
 @dataclass(frozen=True, kw_only=True)
