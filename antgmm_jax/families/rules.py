@@ -82,5 +82,5 @@ def check_unquantized(raw: Mapping[str, Any]) -> None:
     Raises:
         AntgmmError: they are.
     """
-    if any("quantization_config" in fields for fields in (raw, raw.get("text_config") or {})):
+    if any(fields.get("quantization_config") for fields in (raw, raw.get("text_config") or {})):
         raise AntgmmError("quantization_config: quantized weights are not supported: use a checkpoint in 16 or 32 bits")

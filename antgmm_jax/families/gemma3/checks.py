@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.families.rules import check_square
+from antgmm_jax.families.rules import check_square, check_unquantized
 
 _KINDS = {"vision_config": "siglip_vision_model", "text_config": "gemma3_text"}
 _LAYERS = ("full_attention", "sliding_attention")
@@ -21,8 +21,7 @@ def check(hf: Mapping[str, Any], raw: Mapping[str, Any]) -> None:
         AntgmmError: it does not.
     """
     vision, text = hf["vision_config"], hf["text_config"]
-    if raw.get("quantization_config"):
-        raise AntgmmError("quantized weights are not supported: use the checkpoint in bfloat16")
+    check_unquantized(raw)
     for name, kind in _KINDS.items():
         # transformers takes any text model for its own.
         given = raw.get(name, {}).get("model_type", kind)
