@@ -31,7 +31,7 @@ from tests.experiments.tiny import save_teacher, write_recipe
 COMMANDS = [
     *(["demo"], ["compress"], ["train"], ["import"], ["eval"], ["export"], ["search"], ["plan"], ["shrink"]),
     *(["cost"], ["recombine"], ["report"], ["data"], ["data", "maad"], ["lab"]),
-    *(["lab", name] for name in ("bench", "stalls", "stream", "accelerator", "study", "peers", "energy")),
+    *(["lab", name] for name in ("bench", "stalls", "stream", "accelerator", "study", "peers", "energy", "servers")),
 ]
 SERVICE = ("lab", "energy", "--watts", "400", "--teacher-ms", "700", "--student-ms", "90")
 # Commands may cause warnings of PyTorch and transformers.
@@ -466,7 +466,8 @@ def test_export_writes_a_stage_that_transformers_reads(antgmm, monkeypatch, tmp_
 
 
 def test_the_check_draws_the_requested_number_of_random_prompts():
-    batches = _check_prompts(preset("antgmm-tiny"), None, "", 40, "")
+    batches, chats = _check_prompts(preset("antgmm-tiny"), None, "", 40, "")
+    assert not chats
     assert [len(batch["input_ids"]) for batch in batches] == [32, 8]
     assert np.concatenate([batch["index"] for batch in batches]).tolist() == list(range(40))
 
