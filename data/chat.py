@@ -132,15 +132,14 @@ class ChatEncoder:
 
     def _answer(self, text: str, answer: str) -> Int[np.ndarray, " A"]:
         """Ids of an answer behind a prompt, with end token."""
-        style = self._style
-        written = f"{style.before}{answer}{style.after}"
-        tokens, own = self._tokens(answer + style.after), None
+        style, ids = self._style, None
         if not style.fault:
-            both = self._tokens(text + written)
-            # None if the answer's first token would begin in the prompt, which ends there when the model is served.
-            own = both.between(len(text), len(text) + len(written))
-            tokens = tokens if own is None else both
-        ids = tokens.ids if own is None else tokens.ids[own.start : own.stop]
+            written = f"{style.before}{answer}{style.after}"
+            tokens = self._tokens(text + written)
+            span = tokens.between(len(text), len(text) + len(written))
+            ids = None if span is None else tokens.ids[span.start : span.stop]
+        if ids is None:  # the first token would begin in the prompt, but a served prompt ends before the answer
+            ids = self._tokens(answer + style.after).ids
         return np.array(ids if style.after else [*ids, self.end], np.int32)
 
     def _earlier(self, turns: Sequence[Turn], text: str, prompt: Int[np.ndarray, " T"]) -> Int[np.ndarray, " E"]:

@@ -101,6 +101,10 @@ class Encoder:
         more |= {"place": images["place"]} if "place" in images else {}
         return {**row, "latents": {name: np.int32(value) for name, value in record.latents.items()}, **more}
 
+    def images(self, record: Record) -> Arrays:
+        """Returns the images of a valid record, {leaf: [M, ...]}, without the work of `__call__` on its answers."""
+        return self.inputs(self.inputs.chat(self.messages(record)), record.images)[1]
+
     def messages(self, record: Record) -> Messages:
         """Returns the conversation of a record, up to the answer."""
         return messages(self._turns(record))

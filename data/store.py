@@ -23,6 +23,7 @@ from antgmm_jax.io import folders
 from antgmm_jax.io.shards import Shards, Writer
 from data.encoding import Encoder, TooLong, refuse
 from data.files import BadRow
+from data.image_writer import ImageWriter
 from data.record import Arrays, Record
 from data.source import Source
 
@@ -31,8 +32,6 @@ Progress = Callable[[int, str], None]
 Shown = Callable[[str, int], AbstractContextManager[Progress]]
 MOST_BYTES = 4 << 30
 """Maximum size of the encoded images of a data set; images of larger data are decoded from their files every epoch."""
-_SAMPLED = 1000
-"""Number of rows after which the total size is estimated."""
 CACHE_BYTES = 16 << 30
 """Maximum size of the cache; the least recently used data sets are removed."""
 THREADS = min(8, os.cpu_count() or 1)
@@ -153,7 +152,7 @@ class Encoded:
         """Returns the images of an encoded record, leaves [M, ...]."""
         if self._images is not None:
             return _restored(self._images[index])
-        return self.encoder(self.source[index])["images"]
+        return self.encoder.images(self.source[index])
 
 
 def _restored(content: bytes) -> Arrays:
@@ -237,33 +236,10 @@ def _with_path(source: Source, reason: str) -> str:
     return reason if source.path is None or reason.startswith(str(source.path)) else f"{source.path}: {reason}"
 
 
-class _ImageWriter:
-    """Writes encoded images; removes them again once their expected total size exceeds the limit."""
-
-    def __init__(self, folder: Path, source: Source):
-        free = shutil.disk_usage(folder).free // 2
-        self._folder, self._rows, self._bytes = folder, len(source), 0
-        self._most = free if source.drawn else min(MOST_BYTES, free)
-        self._writer: Writer | None = Writer(folder, 0)
-
-    def add(self, row: int, record: bytes) -> None:
-        self._bytes += len(record)
-        expected = self._bytes * self._rows / (row + 1) if row >= _SAMPLED else 0
-        if self._writer is not None and max(expected, self._bytes) > self._most:
-            self._writer.flush()
-            self._writer = None
-            shutil.rmtree(self._folder)
-        if self._writer is not None:
-            self._writer.add(row, record)
-
-    def finish(self) -> None:
-        if self._writer is not None:
-            self._writer.flush()
-
-
 def _encode(source: Source, encoder: Encoder, folder: Path, progress: Progress) -> dict[str, Any]:
     """Writes all records; returns the arrays of their index."""
-    tokens, images_writer = Writer(folder / "tokens", 0, _GROUP), _ImageWriter(folder / "images", source)
+    most = None if source.drawn else MOST_BYTES
+    tokens, images_writer = Writer(folder / "tokens", 0, _GROUP), ImageWriter(folder / "images", len(source), most=most)
     digest, names, texts = hashlib.sha256(), {}, False
     with_image_token: list[tuple[str, str]] = []
     long: list[tuple[str, TooLong]] = []

@@ -125,8 +125,10 @@ def make_loss(
         dtype: dtype of computation; parameters are cast to it, losses are float32.
 
     Returns:
-        loss(params, gates, batch, teacher_params, totals=None) -> (float32 scalar, {term: float32 mean}). `totals` are
-        the token counts to divide by; for a micro-batch, those of the whole batch.
+        loss(params, gates, batch, teacher_params, totals=None) -> (float32 scalar, {term: float32 mean}). A mean is a
+        sum over the tokens of `batch`, divided by their number. If `batch` is a micro-batch, `totals` is the result of
+        `token_counts` for the whole batch: the sum is divided by these numbers, so that the losses of all micro-batches
+        add up to the loss of the whole batch.
 
     Raises:
         AntgmmError: a term needs targets that neither the teacher nor `parts` provides.
@@ -177,7 +179,7 @@ def _teacher_hidden(targets: Mapping[str, Array], teacher_params: Params, tokens
 
 
 def token_counts(batch: Batch, chosen: tuple[Part, ...]) -> tuple[Array, tuple[Array, ...]]:
-    """Number of answer tokens of a batch and of tokens of each comparison, at least 1 each."""
+    """Numbers to divide by: answer tokens of a batch, and tokens of each comparison of `chosen`; at least 1 each."""
     answers = jnp.sum((batch["targets"] != IGNORE).astype(jnp.float32))
     return jnp.maximum(answers, 1.0), align.counts(batch, chosen)
 

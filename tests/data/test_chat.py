@@ -190,6 +190,14 @@ def test_a_template_that_does_not_fit_is_refused_by_name(template, error, said):
         bytewise(template)(record())
 
 
+def test_records_in_memory_that_a_template_refuses_are_listed(tmp_path):
+    records = InMemorySource([record(), replace(record(ONE[2:]), id=""), record()])
+    with pytest.raises(AntgmmError) as refused:
+        open_encoded(records, bytewise(CHATML.replace("<image>", "")), tmp_path)
+    reason = "the chat template writes 0 image tokens, 4 are needed"
+    assert str(refused.value) == f"2 of 3 records are invalid\na: {reason}\na: {reason}"
+
+
 def test_a_template_without_answers_is_refused_and_one_turn_is_trained_on_by_any_other():
     for template, said in (
         (CHATML.replace("{{ message['content'][0]['text'] }}", ""), "the chat template leaves out answers"),

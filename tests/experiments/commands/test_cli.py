@@ -31,7 +31,7 @@ from tests.experiments.tiny import save_teacher, write_recipe
 COMMANDS = [
     *(["demo"], ["compress"], ["train"], ["import"], ["eval"], ["export"], ["search"], ["plan"], ["shrink"]),
     *(["cost"], ["recombine"], ["report"], ["data"], ["data", "maad"], ["lab"]),
-    *(["lab", name] for name in ("bench", "stalls", "stream", "accelerator", "study", "peers", "energy")),
+    *(["lab", name] for name in ("bench", "stalls", "stream", "accelerator", "study", "peers", "energy", "servers")),
 ]
 SERVICE = ("lab", "energy", "--watts", "400", "--teacher-ms", "700", "--student-ms", "90")
 # Commands may cause warnings of PyTorch and transformers.
