@@ -31,7 +31,7 @@ from tests.experiments.tiny import save_teacher, write_recipe
 COMMANDS = [
     *(["demo"], ["compress"], ["train"], ["import"], ["eval"], ["export"], ["search"], ["plan"], ["shrink"]),
     *(["cost"], ["recombine"], ["report"], ["data"], ["data", "maad"], ["lab"]),
-    *(["lab", name] for name in ("bench", "stalls", "stream", "accelerator", "study", "peers", "energy")),
+    *(["lab", name] for name in ("bench", "stalls", "stream", "accelerator", "study", "peers", "servers", "energy")),
 ]
 SERVICE = ("lab", "energy", "--watts", "400", "--teacher-ms", "700", "--student-ms", "90")
 # Commands may cause warnings of PyTorch and transformers.
@@ -106,6 +106,7 @@ BEGUN = {
     "lab accelerator": "accelerator:",
     "lab study s.toml --run r --out o": "study: running the arms of s.toml in r",
     "lab peers --out o": "peers:",
+    "lab servers --out o": "servers:",
     "lab energy --watts 1 --teacher-ms 1 --student-ms 1 --rate 1": "energy:",
 }
 
