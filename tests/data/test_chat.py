@@ -1,4 +1,4 @@
-"""Conversations as token ids: by hand, against transformers' own marks of answers, and templates that do not fit."""
+"""Conversations as token ids: by hand, against transformers' assistant masks, and unsuitable templates."""
 
 from dataclasses import replace
 
@@ -36,7 +36,7 @@ CHATML = (
     "{% for part in message['content'] %}{% if part['type'] == 'image' %}<image>{% else %}{{ part['text'] }}{% endif %}"
     "{% endfor %}<|im_end|>{% endif %}\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-# Nothing but a space ends an answer.
+# An answer ends with a space only.
 VICUNA = (
     "{% for message in messages %}{{ message['role'].upper() + ': ' }}{% for part in message['content'] %}"
     "{% if part['type'] == 'image' %}<image>\n{% else %}{{ part['text'] + ' ' }}{% endif %}{% endfor %}{% endfor %}"
@@ -45,7 +45,7 @@ VICUNA = (
 
 
 def encoder(**about):
-    """Of a tokenizer of whole words, with the template of new models."""
+    """An encoder with a tokenizer of whole words and the template of new models."""
     words = Tokenizer(models.WordLevel({word: place for place, word in enumerate((*SPECIAL, *WORDS))}, "<unk>"))
     words.add_special_tokens([*SPECIAL])
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -53,7 +53,7 @@ def encoder(**about):
 
 
 def bytewise(template):
-    """Of a tokenizer of bytes, in which a space belongs to the word behind it, as in most checkpoints of today."""
+    """An encoder with a byte-level tokenizer, which joins a space with the next word, as most checkpoints do."""
     words = Tokenizer(models.BPE())
     words.pre_tokenizer, words.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
@@ -75,7 +75,7 @@ def spelt(encode, ids):
 
 
 def whole_of(encode, turns, answer):
-    """The processor's own ids of a whole conversation."""
+    """The processor's ids of a whole conversation."""
     processor = encode.inputs.processor
     text = processor.apply_chat_template(messages([*turns, Turn("assistant", (answer,))]))
     images = [*record(turns).images] or None
@@ -109,12 +109,12 @@ def test_batches_by_hand(tmp_path):
     np.testing.assert_array_equal(both["input_ids"], [ids[1][:6] + ids[0] + [0, 0]])
     np.testing.assert_array_equal(both["targets"], [[7, EOS, no, no, 7, EOS, 9, EOS]])
     np.testing.assert_array_equal(both["positions"], [[3, 4, 0, 0, 13, 14, 19, 20]])
-    # A generated answer is the last one, behind the given earlier ones.
-    asked = collate.prompts([rows.tokens(0)], layout, 14)
-    np.testing.assert_array_equal(asked["input_ids"], [ids[0][:14]])
+    # The last answer is generated after the given earlier ones.
+    prompts = collate.prompts([rows.tokens(0)], layout, 14)
+    np.testing.assert_array_equal(prompts["input_ids"], [ids[0][:14]])
 
 
-def test_answers_are_those_that_the_template_marks():
+def test_trained_tokens_equal_the_templates_assistant_mask():
     encode, shown = bytewise(CHATML), iter(PICTURES)
     turns = [*messages([*TWO, Turn("assistant", ("green: it is",))])]
     for part in (part for turn in turns for part in turn["content"] if part["type"] == "image"):
@@ -130,7 +130,7 @@ def test_answers_are_those_that_the_template_marks():
     assert spelt(encode, [encode.eos]) == ["<|im_end|>"]
 
 
-def test_where_only_a_space_ends_an_answer_the_last_one_gets_the_end_token():
+def test_the_last_answer_gets_the_end_token_if_the_template_writes_none():
     encode = bytewise(VICUNA)
     row = encode(record(TWO, "green"))
     assert spelt(encode, row["prompt"][row["earlier"]]) == ["Ġred", "Ġor"]
@@ -139,17 +139,17 @@ def test_where_only_a_space_ends_an_answer_the_last_one_gets_the_end_token():
     assert [*row["prompt"], *row["answer"][:-1]] == whole[:-1] and spelt(encode, whole[-1:]) == ["Ġ"]
 
 
-def test_an_answer_that_would_begin_inside_a_token_of_the_prompt_is_tokenised_by_itself():
-    """A server hands over a prompt that ends in a space: the model goes on from there."""
+def test_an_answer_after_a_space_in_the_prompt_is_tokenised_separately():
+    """A server gives the model a prompt that ends with a space, and the model continues it."""
     encode = bytewise(VICUNA.replace("ASSISTANT:{%", "ASSISTANT: {%"))
     row = encode(record(TWO, "green"))
     assert spelt(encode, row["prompt"][-2:]) == [":", "Ġ"]
     assert spelt(encode, row["answer"]) == ["gre", "en", "</s>"]
-    # In an earlier turn, the token with the space begins in the prompt.
+    # In an earlier turn the token that joins space and word begins in the prompt.
     assert spelt(encode, row["prompt"][row["earlier"]]) == ["Ġor"]
 
 
-def test_an_answer_that_is_repeated_is_that_behind_its_own_picture():
+def test_repeated_answers_are_located_after_their_own_question():
     turns = (Turn("user", (None, "what?")), Turn("assistant", ("red",)), Turn("user", (None, "what?")))
     encode = bytewise(CHATML)
     row = encode(record(turns, "red"))
@@ -160,7 +160,7 @@ def test_an_answer_that_is_repeated_is_that_behind_its_own_picture():
 
 
 @pytest.mark.parametrize(
-    ("template", "error", "said"),
+    ("template", "error", "message"),
     [
         (
             CHATML.replace(TURN, "<|im_start|>{{ message['role'] }} \n"),
@@ -185,8 +185,8 @@ def test_an_answer_that_is_repeated_is_that_behind_its_own_picture():
         ),
     ],
 )
-def test_a_template_that_does_not_fit_is_refused_by_name(template, error, said):
-    with pytest.raises(error, match=said):
+def test_unsuitable_templates_are_refused_by_name(template, error, message):
+    with pytest.raises(error, match=message):
         bytewise(template)(record())
 
 
@@ -198,18 +198,18 @@ def test_records_in_memory_that_a_template_refuses_are_listed(tmp_path):
     assert str(refused.value) == f"2 of 3 records are invalid\na: {reason}\na: {reason}"
 
 
-def test_a_template_without_answers_is_refused_and_one_turn_is_trained_on_by_any_other():
-    for template, said in (
+def test_templates_without_answers_are_refused_and_others_serve_one_turn():
+    for template, message in (
         (CHATML.replace("{{ message['content'][0]['text'] }}", ""), "the chat template leaves out answers"),
         ("{{ raise_exception('no') }}", "the chat template refuses the conversation: no"),
     ):
-        with pytest.raises(AntgmmError, match=said):
+        with pytest.raises(AntgmmError, match=message):
             bytewise(template)
     encode = bytewise(CHATML.replace(TURN, "<|im_start|>{{ message['role'] }} \n"))
     assert spelt(encode, encode(record(ONE[:1], "red"))["answer"]) == ["re", "d", "<|im_end|>"]
 
 
-def test_the_image_token_in_a_turn_and_answers_that_are_too_long_are_named():
+def test_turns_with_the_image_token_and_long_answers_are_named():
     encode = encoder(max_answer=2)
     named = record((*ONE[:1], Turn("assistant", ("<image>",)), *ONE[2:]), "see <image>")
     assert encode.parts_with_image_token(named) == ["turn 2 (assistant)", "answer"]
@@ -232,7 +232,7 @@ def test_pairs_have_the_pictures_of_another_row_before_the_first_question():
     assert encode(answered)["answer"].tolist() == [8, EOS]
 
 
-def test_places_of_pictures_move_to_the_first_question():
+def test_images_first_moves_pictures_to_the_first_question():
     turns = (
         Turn("system", ("s",)),
         Turn("user", ("a", None, "b")),

@@ -1,4 +1,4 @@
-"""Rows with conversations: what is understood in each kind of file, and what is refused."""
+"""Rows with conversations: accepted forms in each kind of file, and errors."""
 
 import io
 import json
@@ -27,13 +27,13 @@ def text(words):
 
 
 def parsed(turns, **more):
-    """Turns of a row: parts by role, pictures, and the last answer."""
+    """The turns of a row (role and parts), its pictures, and its last answer."""
     row = parse({"messages": turns, **more})
     return [(turn.role, *turn.parts) for turn in row.turns], row.images, row.answer
 
 
-def test_a_llava_file_as_it_is(folder):  # noqa: F811
-    """Repeated ids, rows without a picture, a placeholder at the end, and several questions in a row of one record."""
+def test_llavas_instruction_file_is_read(folder):  # noqa: F811
+    """Repeated ids, rows without pictures, a placeholder at the end, and a record with several questions."""
     first = [{**HUMAN, "value": "<image>\nwhat is it?"}, {**GPT, "value": " a dog\n"}]
     more = [{**HUMAN, "value": "which colour?"}, {**GPT, "value": "brown"}]
     last = [{**HUMAN, "value": "what is it?\n<image>"}, {**GPT, "value": "a cat"}]
@@ -43,30 +43,30 @@ def test_a_llava_file_as_it_is(folder):  # noqa: F811
         {"id": "x", "model": "", "conversations": more},
     ]
     (folder / "llava.json").write_text(json.dumps(rows))
-    found = read("jsonl", folder / "llava.json")
-    assert [record.id for record in found] == ["33471 (row 1)", "33471 (row 2)", "x (row 3)"]
-    assert found[0].turns == (
+    records = read("jsonl", folder / "llava.json")
+    assert [record.id for record in records] == ["33471 (row 1)", "33471 (row 2)", "x (row 3)"]
+    assert records[0].turns == (
         Turn("user", (None, "what is it?")),
         Turn("assistant", ("a dog",)),
         Turn("user", ("which colour?",)),
     )
-    assert (found[0].question, found[0].answer) == ("which colour?", "brown")
-    assert found[1].turns == (Turn("user", ("what is it?", None)),)
-    assert found[2].turns == (Turn("user", ("which colour?",)),) and found[2].images == ()
-    np.testing.assert_array_equal(found[1].images[0], picture(1))
+    assert (records[0].question, records[0].answer) == ("which colour?", "brown")
+    assert records[1].turns == (Turn("user", ("what is it?", None)),)
+    assert records[2].turns == (Turn("user", ("which colour?",)),) and records[2].images == ()
+    np.testing.assert_array_equal(records[1].images[0], picture(1))
 
 
 def test_messages_of_parts():
-    asked = [{"role": "system", "content": [text("s")]}, {**USER, "content": PARTS}]
+    question_turns = [{"role": "system", "content": [text("s")]}, {**USER, "content": PARTS}]
     answer = {**ASSISTANT, "content": [text(" it is"), text(" red ")]}
-    turns, images, said = parsed([*asked, answer, {**USER, "content": "sure?"}, RED], images=["a", "b"])
+    turns, images, last_answer = parsed([*question_turns, answer, {**USER, "content": "sure?"}, RED], images=["a", "b"])
     assert turns == [
         ("system", "s"),
         ("user", "this ", None, " or", None),
         ("assistant", "it is red"),
         ("user", "sure?"),
     ]
-    assert (images, said) == (("a", "b"), "red")
+    assert (images, last_answer) == (("a", "b"), "red")
 
 
 @pytest.mark.parametrize(
@@ -80,24 +80,24 @@ def test_messages_of_parts():
         {"type": "image", "image": {"bytes": None, "path": "own"}},
     ],
 )
-def test_parts_may_name_their_own_files_beside_those_of_the_row(part):
+def test_parts_may_name_files_in_addition_to_those_of_the_row(part):
     turns, images, _ = parsed([{**USER, "content": [IMAGE, part, text("?"), IMAGE]}, RED], images=["a", "b"])
     assert turns == [("user", None, None, "?", None)]
     assert images == ("a", "own", "b")
 
 
-def test_pictures_without_places_stand_before_the_first_question():
+def test_pictures_without_places_go_before_the_first_question():
     system, sure = {"role": "system", "content": "s"}, {**USER, "content": "sure?"}
     turns, images, _ = parsed([system, {**USER, "content": "what?"}, RED, sure, RED], image=["a", "b"])
     assert turns == [("system", "s"), ("user", None, None, "what?"), ("assistant", "red"), ("user", "sure?")]
     assert images == ("a", "b")
-    # Two questions in a row are as the template writes them.
+    # Consecutive questions stay separate turns.
     assert parsed([sure, sure, RED])[0] == [("user", "sure?")] * 2
 
 
-def test_placeholders_stay_where_they_stand():
-    asked = {**USER, "content": "compare <image> with\n<image>\nand <image>"}
-    turns, _, _ = parsed([asked, RED], images=["a", "b", "c"])
+def test_placeholders_keep_their_places():
+    question = {**USER, "content": "compare <image> with\n<image>\nand <image>"}
+    turns, _, _ = parsed([question, RED], images=["a", "b", "c"])
     assert turns == [("user", "compare ", None, " with", None, "and ", None)]
 
 
@@ -141,11 +141,11 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("said", BAD)
-def test_what_is_no_conversation_is_refused_by_name(said):
+@pytest.mark.parametrize("message", BAD)
+def test_invalid_conversations_are_refused_by_name(message):
     with pytest.raises(BadRow) as refused:
-        parse(BAD[said])
-    assert said in str(refused.value)
+        parse(BAD[message])
+    assert message in str(refused.value)
 
 
 CHATS = [
@@ -156,7 +156,7 @@ TURNS = [(Turn("user", (None, "what?", None)),), (Turn("user", ("what?",)),)]
 
 
 def as_vision_table():
-    """Rows as TRL and others have them: `messages` of parts and a list of `images`, as Hugging Face datasets stores."""
+    """Rows in the form of TRL: `messages` of parts and a list of `images`, as Hugging Face datasets stores them."""
     part = pa.struct([("type", pa.string()), ("text", pa.string())])
     turn = pa.struct([("role", pa.string()), ("content", pa.list_(part))])
     image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -166,11 +166,11 @@ def as_vision_table():
     return pa.table(columns)
 
 
-def assert_chats(found):
-    assert [record.turns for record in found] == TURNS
-    assert [record.answer for record in found] == ["red", "green"]
-    assert [len(record.images) for record in found] == [2, 0]
-    for number, image in enumerate(found[0].images):
+def assert_chats(records):
+    assert [record.turns for record in records] == TURNS
+    assert [record.answer for record in records] == ["red", "green"]
+    assert [len(record.images) for record in records] == [2, 0]
+    for number, image in enumerate(records[0].images):
         np.testing.assert_array_equal(image, picture(number))
 
 
@@ -180,7 +180,7 @@ def test_parquet_with_messages_and_images(tmp_path):
 
 
 def saved_to_disk(folder, tables, names=()):  # noqa: F811
-    """A folder as `datasets.Dataset.save_to_disk` writes it: Arrow streams and their names."""
+    """Writes a folder like `datasets.Dataset.save_to_disk`: Arrow streams and a list of their names."""
     folder.mkdir(parents=True, exist_ok=True)
     names = names or [f"data-{number:05d}-of-{len(tables):05d}.arrow" for number in range(len(tables))]
     for name, table in zip(names, tables, strict=True):
@@ -195,22 +195,22 @@ def test_a_folder_of_save_to_disk(tmp_path):
     table = as_vision_table()
     saved_to_disk(tmp_path / "all" / "train", [table.slice(0, 1), table.slice(1)])
     (tmp_path / "all" / "train" / "cache-1.arrow").write_bytes(b"left by map")
-    found = read_records("arrow", tmp_path / "all" / "train")
-    assert_chats([found[0], found[1]])
-    assert [found.words(number).id for number in (1, 0)] == ["row 2", "row 1"]
-    # In the order of state.json.
+    records = read_records("arrow", tmp_path / "all" / "train")
+    assert_chats([records[0], records[1]])
+    assert [records.words(number).id for number in (1, 0)] == ["row 2", "row 1"]
+    # Files are read in the order of state.json.
     saved_to_disk(tmp_path / "two", [table.slice(1), table.slice(0, 1)], names=["b.arrow", "a.arrow"])
     assert [record.answer for record in read("arrow", tmp_path / "two")] == ["green", "red"]
     (tmp_path / "all" / "dataset_dict.json").write_text("{}")
     saved_to_disk(tmp_path / "all" / "test", [table])
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "a.arrow").write_bytes(b"nothing")
-    for path, said in (
+    for path, message in (
         (tmp_path / "all", "all holds the splits test, train: specify the folder of one of them"),
         (tmp_path / "bad", r"a\.arrow is not an Arrow file of datasets\.save_to_disk"),
         (tmp_path / "none", "does not exist: specify a arrow file or its folder"),
     ):
-        with pytest.raises(AntgmmError, match=said):
+        with pytest.raises(AntgmmError, match=message):
             read_records("arrow", path)
     (tmp_path / "two" / "state.json").write_text("[]")
     with pytest.raises(AntgmmError, match=r"state\.json is damaged"):
@@ -233,7 +233,7 @@ def test_shards_with_conversations(tmp_path):
         np.testing.assert_array_equal(image, picture(number))
 
 
-def test_a_digest_is_that_of_the_parts_own_pictures_too(folder):  # noqa: F811
+def test_a_digest_covers_pictures_named_in_parts(folder):  # noqa: F811
     def chat(**part):
         return {"messages": [{**USER, "content": [{**IMAGE, **part}, text("?")]}, RED]}
 

@@ -235,11 +235,11 @@ def test_conversations_are_written_with_two_pictures_each(tmp_path):
     source = maad.source("s", "val", 3)
     write_chat(source, tmp_path / "val.jsonl")
     assert len([*(tmp_path / "images").iterdir()]) == 3
-    found = read("jsonl", tmp_path)
-    for row, record in enumerate(found):
+    records = read("jsonl", tmp_path)
+    for row, record in enumerate(records):
         first, second = source[row], source[(row + 1) % 3]
-        asked = [Turn("user", (None, prompt(each.question, each.text))) for each in (first, second)]
-        assert record.turns == (asked[0], Turn("assistant", (first.answer,)), asked[1])
+        questions = [Turn("user", (None, prompt(each.question, each.text))) for each in (first, second)]
+        assert record.turns == (questions[0], Turn("assistant", (first.answer,)), questions[1])
         assert (record.answer, record.type) == (second.answer, second.type)
         for image, each in zip(record.images, (first, second), strict=True):
             np.testing.assert_array_equal(image, each.images[0])

@@ -149,7 +149,7 @@ def test_changed_data_or_settings_are_encoded_again(rows, encode):
     assert len([path for path in (folder / "cache").iterdir() if path.is_dir()]) == 6
 
 
-def test_rows_that_are_too_long_are_left_out_whole_if_asked_and_counted(rows, encode, monkeypatch):
+def test_long_rows_are_dropped_and_counted_on_request(rows, encode, monkeypatch):
     lines = [json.loads(line) for line in rows.read_text().splitlines()]
     lines[1]["answer"], lines[4]["question"] = "red " * 9, "is it red? " * 9
     write(rows.parent, lines)
@@ -157,19 +157,19 @@ def test_rows_that_are_too_long_are_left_out_whole_if_asked_and_counted(rows, en
     with pytest.raises(AntgmmError, match=r"2 of 6 rows are too long(.|\n)*line 2: answer of(.|\n)*line 5: prompt of"):
         opened(rows, limits)
 
-    def check(found):
-        assert (found.dropped, len(found), len(found.source)) == (2, 4, 4)
+    def check(kept_rows):
+        assert (kept_rows.dropped, len(kept_rows), len(kept_rows.source)) == (2, 4, 4)
         for place, number in enumerate(good):
-            assert found.source.words(place).answer == lines[number]["answer"]
-            same(found[place], encode(found.source[place]))
-        np.testing.assert_array_equal(found.index.slots, [1, 2, 0, 1])
+            assert kept_rows.source.words(place).answer == lines[number]["answer"]
+            same(kept_rows[place], encode(kept_rows.source[place]))
+        np.testing.assert_array_equal(kept_rows.index.slots, [1, 2, 0, 1])
 
     check(opened(rows, limits, drop_long=True))
     with monkeypatch.context() as patch:
         patch.setattr(store, "_build", lambda *_: pytest.fail("read again"))
         check(opened(rows, limits, drop_long=True))
         monkeypatch.setattr(store, "MOST_BYTES", 0)
-    # Another encoder of the same source reads all rows again.
+    # The same source can be read again by another encoder.
     source = read_records("jsonl", rows, drop_long=True)
     for limit, count in ((limits, 4), (encoder(), 6)):
         decoded = open_encoded(source, limit, rows.parent / "decoded")

@@ -1,4 +1,4 @@
-"""Conversations: their tokens are the processor's own of the whole text, and what is trained on are the answers."""
+"""Conversations: token ids equal the processor's for the whole text, and only answers are trained on."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ TURNS = (
     Turn("assistant", ("the price",)),
     Turn("user", ("what price ?",)),
     Turn("assistant", ("is new",)),
-    # The same words as before, about another picture.
+    # The same question again, about another picture.
     Turn("user", (None, "what is the price ?")),
     Turn("assistant", ("$25.",)),
     Turn("user", ("is the price new ?",)),
@@ -40,8 +40,8 @@ def conversation(turns=TURNS, answer=ANSWERS[-1], images=IMAGES):
     return Record(images=images, question="", answer=answer, turns=turns, id="a")
 
 
-def own(encoder, turns, images):
-    """The processor's own ids of a whole conversation."""
+def processed(encoder, turns, images):
+    """The processor's ids of a whole conversation."""
     reads = encoder.inputs
     text = reads.processor.apply_chat_template(messages(turns), add_generation_prompt=False)
     return reads.processor(text=[text], images=[*images] or None, return_tensors="np")["input_ids"][0]
@@ -55,19 +55,19 @@ def multiturn(encoder):
         pytest.skip("no chat template")
 
 
-def test_tokens_of_a_conversation_are_the_processors_own(first, encoder):
+def test_tokens_of_a_conversation_equal_the_processors(first, encoder):
     multiturn(encoder)
     row = encoder(conversation())
-    expected = own(encoder, (*TURNS, Turn("assistant", (ANSWERS[-1],))), IMAGES)
+    expected = processed(encoder, (*TURNS, Turn("assistant", (ANSWERS[-1],))), IMAGES)
     whole = np.concatenate([row["prompt"], row["answer"]])
     np.testing.assert_array_equal(whole, expected[: len(whole)])
-    # What the template writes behind the end token is not trained on.
+    # Text after the end token is not trained on.
     words = encoder.inputs.processor.tokenizer
     assert not words.decode(expected[len(whole) :], skip_special_tokens=True).strip()
     assert {row[name].dtype for name in ("prompt", "answer", "earlier")} == {np.dtype(np.int32)}
 
 
-def test_what_is_trained_on_are_the_answers_with_their_end_tokens(first, encoder):
+def test_trained_tokens_are_the_answers_with_their_end_tokens(first, encoder):
     multiturn(encoder)
     row, words = encoder(conversation()), encoder.inputs.processor.tokenizer
     runs = np.split(row["earlier"], np.flatnonzero(np.diff(row["earlier"]) > 1) + 1)
@@ -75,7 +75,7 @@ def test_what_is_trained_on_are_the_answers_with_their_end_tokens(first, encoder
     assert [ids[-1] for ids in trained] == [encoder.eos] * 5
     assert [words.decode(ids[:-1]) for ids in trained] == [*ANSWERS]
     assert not (row["prompt"][row["earlier"]] == first.config.image_token).any()
-    # Exactly what lies between two prompts: as many tokens as the processor sees more of.
+    # Each answer begins where the prompt before it ends.
     for place, run in zip((2, 4, 6, 8), runs, strict=True):
         images = IMAGES[: sum(part is None for turn in TURNS[:place] for part in turn.parts)]
         text = encoder.inputs.chat(messages(TURNS[:place]))
@@ -84,7 +84,7 @@ def test_what_is_trained_on_are_the_answers_with_their_end_tokens(first, encoder
 
 
 def test_a_question_with_its_answer_is_a_conversation_of_one_turn(first, encoder):
-    """Its answer is tokenised as by itself, as before there were conversations."""
+    """Its answer is tokenised separately."""
     words = encoder.inputs.processor.tokenizer
     row = encoder(Record(images=IMAGES[:2], question="what is the price ?", answer="new , $25."))
     chat = encoder(conversation((Turn("user", (None, None, "what is the price ?")),), images=IMAGES[:2]))
@@ -104,7 +104,7 @@ def test_text_without_pictures_and_pictures_without_text(first, encoder):
         ((Turn("user", (None,)), Turn("assistant", ("new",)), Turn("user", (None, None))), IMAGES),
     ):
         row = encoder(conversation(turns, "$25.", images))
-        expected = own(encoder, (*turns, Turn("assistant", ("$25.",))), images)
+        expected = processed(encoder, (*turns, Turn("assistant", ("$25.",))), images)
         whole = np.concatenate([row["prompt"], row["answer"]])
         np.testing.assert_array_equal(whole, expected[: len(whole)])
         assert len(row["earlier"]) == len(turns[1].text.split()) + 1

@@ -106,6 +106,7 @@ BEGUN = {
     "lab accelerator": "accelerator:",
     "lab study s.toml --run r --out o": "study: running the arms of s.toml in r",
     "lab peers --out o": "peers:",
+    "lab servers --out o": "servers:",
     "lab energy --watts 1 --teacher-ms 1 --student-ms 1 --rate 1": "energy:",
 }
 

@@ -1,4 +1,4 @@
-"""The comparison of exports with a server."""
+"""The comparison of exports in JAX and transformers with those on a server."""
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ def test_equal_and_unequal_conversations_are_counted():
     ]
 
 
-def test_an_export_answers_alike_in_jax_and_transformers(tmp_path):
+def test_an_export_gives_equal_answers_in_jax_and_transformers(tmp_path):
     export = pruned_export("llava-tiny", tmp_path)
     processor = load_processor(export.directory)
     chats = conversations(tmp_path, processor)
@@ -48,7 +48,7 @@ def test_an_export_answers_alike_in_jax_and_transformers(tmp_path):
     assert model.config.vision_config.num_hidden_layers == 3 == load_hf(export.directory)[0].vision.stack.layers
 
 
-def test_an_interpreter_or_a_preset_that_does_not_exist_is_named(tmp_path):
+def test_a_missing_interpreter_or_preset_is_named(tmp_path):
     with pytest.raises(AntgmmError, match="none does not exist: run `make vllm-env`"):
         run(tmp_path, tmp_path / "none")
     (tmp_path / "python").touch()

@@ -185,7 +185,7 @@ def _runs_in_transformers(directory, rows, family):
 @pytest.mark.parametrize(
     "family", ["llava", *(pytest.param(f, marks=pytest.mark.long) for f in ("smolvlm", "qwen3-vl"))]
 )
-def test_200_conversations_are_compressed_by_a_run_that_is_stopped_once(tmp_path, monkeypatch, family):
+def test_200_conversations_are_compressed_by_a_run_that_resumes_once(tmp_path, monkeypatch, family):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
     for split, count in (("train", 200), ("test", 8)):
