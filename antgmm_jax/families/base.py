@@ -72,10 +72,12 @@ class Tiny(NamedTuple):
     Attributes:
         fields: contents of config.json, including `architectures`; `<pad>` is 0, `</s>` 1 and the image token 3.
         own_head: whether the head differs from the token table although the config ties them.
+        another: whether the tests that run for the first shape of a family run for this one too.
     """
 
     fields: dict[str, Any]
     own_head: bool = False
+    another: bool = False
 
 
 class Depth:

@@ -15,9 +15,9 @@ _MODEL = "language_model"
 
 def _says_tied(raw: Mapping[str, Any]) -> bool:
     fields = raw["text_config"]
+    kind = fields.get("model_type", "opt")
     # T5 has no field for it: a head equal to the token table shares it.
-    default = {"t5": True, "llama": False}.get(kind := fields.get("model_type", "opt"), True)
-    return default if kind == "t5" else fields.get("tie_word_embeddings", default)
+    return kind == "t5" or fields.get("tie_word_embeddings", kind == "opt")
 
 
 FILES = Files(

@@ -1,6 +1,7 @@
 """T5 inside a larger checkpoint: config conversion, conversion table and ties."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from antgmm_jax.config import LanguageConfig, StackConfig
@@ -60,6 +61,40 @@ def _stack(text: Mapping[str, Any], *, decoder: bool) -> StackConfig:
         relative_distance=text["relative_attention_max_distance"],
         cross_heads=heads if decoder else 0,
     )
+
+
+def sized_language(
+    sizes: tuple[int, int, int, int, int], head_dim: int, *, vocab: int, scaled: bool, tied: bool = True
+) -> LanguageConfig:
+    """Returns the config of a T5 with a gated MLP.
+
+    Args:
+        sizes: encoder layers, decoder layers, embed, heads, mlp.
+        head_dim: width of a head.
+        vocab: size of the token table.
+        scaled: whether logits are scaled, as in T5 v1.0.
+        tied: whether the head shares the token table.
+
+    Returns:
+        Config of the language model.
+    """
+    encoder = StackConfig(
+        layers=sizes[0],
+        embed=sizes[2],
+        heads=sizes[3],
+        mlp=sizes[4],
+        head_dim=head_dim,
+        act="gelu_new",
+        norm="rms",
+        gated=True,
+        qkv_bias=False,
+        out_bias=False,
+        mlp_bias=False,
+        scaled=False,
+        positions="relative",
+    )
+    decoder = replace(encoder, layers=sizes[1], causal=True, cross_heads=sizes[3])
+    return LanguageConfig(encoder=encoder, decoder=decoder, vocab=vocab, tied=tied, scaled_head=scaled)
 
 
 def text_config(language: LanguageConfig) -> dict[str, Any]:

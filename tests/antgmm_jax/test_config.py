@@ -22,6 +22,9 @@ MILLIONS = {
     "antgmm-small": (20, 30),
     "antgmm-300m": (280, 320),
     "antgmm-5b": (5292, 5508),
+    "blip2-opt-tiny": (3, 5),
+    "blip2-opt-2.7b": (3744.6, 3744.8),
+    "blip2-opt-6.7b": (7752.8, 7752.9),
     "llava-tiny": (2, 4),
     # The released checkpoint has 7063.4, with the layer of CLIP that it never runs (12.6).
     "llava-1.5-7b": (7050.7, 7050.9),

@@ -23,7 +23,12 @@ from antgmm_jax.io.convert import load_hf
 from antgmm_jax.pure import functional
 
 SHAPES = [(name, shape) for name, family in FAMILIES.items() for shape in family.tiny(0)]
-FIRST = [next(one for one in SHAPES if one[0] == name) for name in FAMILIES]
+FIRST = [
+    (name, shape)
+    for name, family in FAMILIES.items()
+    for place, (shape, tiny) in enumerate(family.tiny(0).items())
+    if place == 0 or tiny.another
+]
 PICTURES = (2, 0, 1, 2)
 """Number of pictures in each row of a batch."""
 WORDS = (20, 60)
@@ -51,7 +56,7 @@ class Case(NamedTuple):
 @cache
 def case_of(family: str, shape: str, root: Path) -> Case:
     """Returns the case of a family's shape, created once below `root`."""
-    fields, own_head = FAMILIES[family].tiny(0)[shape]
+    fields, own_head, _ = FAMILIES[family].tiny(0)[shape]
     hf = transformers.CONFIG_MAPPING[fields["model_type"]].from_dict(fields)
     model = _randomised(getattr(transformers, fields["architectures"][0])(hf), own_head)
     model.generation_config.pad_token_id, model.generation_config.eos_token_id = 0, 1

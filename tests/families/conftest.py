@@ -11,7 +11,7 @@ def case(request, tmp_path_factory) -> Case:
     return case_of(*request.param, tmp_path_factory.getbasetemp())
 
 
-@pytest.fixture(scope="module", params=FIRST, ids=[family for family, _ in FIRST])
+@pytest.fixture(scope="module", params=FIRST, ids=" ".join)
 def first(request, tmp_path_factory) -> Case:
-    """One shape of each family."""
+    """One shape of each family, or of each of its language models."""
     return case_of(*request.param, tmp_path_factory.getbasetemp())

@@ -1,10 +1,33 @@
-"""Named BLIP-2 + T5 models, and models of given sizes."""
+"""Named BLIP-2 models, and models of given sizes."""
 
-import dataclasses
-
-from antgmm_jax.config import LanguageConfig, StackConfig, VisionConfig
+from antgmm_jax.config import StackConfig, VisionConfig
+from antgmm_jax.families import opt, t5
 from antgmm_jax.families.blip2.config import Blip2Config
 from antgmm_jax.families.blip2.image import QFormerConfig
+
+
+def vit_sized(sizes: tuple[int, int, int, int], head_dim: int, *, image: int, patch: int) -> VisionConfig:
+    """Returns the config of a ViT: layers, embed, heads, mlp."""
+    layers, embed, heads, mlp = sizes
+    stack = StackConfig(layers=layers, embed=embed, heads=heads, mlp=mlp, head_dim=head_dim, act="gelu")
+    return VisionConfig(stack=stack, image=image, patch=patch)
+
+
+def qformer_sized(sizes: tuple[int, int, int, int], head_dim: int, *, cross_every: int = 2) -> StackConfig:
+    """Returns the config of a Q-Former's stack: layers, embed, heads, mlp."""
+    layers, embed, heads, mlp = sizes
+    return StackConfig(
+        layers=layers,
+        embed=embed,
+        heads=heads,
+        mlp=mlp,
+        head_dim=head_dim,
+        act="gelu",
+        eps=1e-12,
+        post_norm=True,
+        cross_heads=heads,
+        cross_every=cross_every,
+    )
 
 
 def sized(
@@ -37,42 +60,24 @@ def sized(
     Returns:
         The config.
     """
-    vit = StackConfig(
-        layers=vision[0], embed=vision[1], heads=vision[2], mlp=vision[3], head_dim=head_dims[0], act="gelu"
-    )
-    qformer = StackConfig(
-        layers=bridge[0],
-        embed=bridge[1],
-        heads=bridge[2],
-        mlp=bridge[3],
-        head_dim=head_dims[1],
-        act="gelu",
-        eps=1e-12,
-        post_norm=True,
-        cross_heads=bridge[2],
-        cross_every=cross_every,
-    )
-    encoder = StackConfig(
-        layers=text[0],
-        embed=text[2],
-        heads=text[3],
-        mlp=text[4],
-        head_dim=head_dims[2],
-        act="gelu_new",
-        norm="rms",
-        gated=True,
-        qkv_bias=False,
-        out_bias=False,
-        mlp_bias=False,
-        scaled=False,
-        positions="relative",
-    )
-    decoder = dataclasses.replace(encoder, layers=text[1], causal=True, cross_heads=text[3])
     return Blip2Config(
-        vision=VisionConfig(stack=vit, image=image, patch=patch),
-        bridge=QFormerConfig(stack=qformer, queries=queries),
-        language=LanguageConfig(encoder=encoder, decoder=decoder, vocab=vocab, tied=True, scaled_head=True),
+        vision=vit_sized(vision, head_dims[0], image=image, patch=patch),
+        bridge=QFormerConfig(stack=qformer_sized(bridge, head_dims[1], cross_every=cross_every), queries=queries),
+        language=t5.sized_language(text, head_dims[2], vocab=vocab, scaled=True),
         image_token=image_token,
+    )
+
+
+_VIT_G, _BERT = (39, 1408, 16, 6144), (12, 768, 12, 3072)
+
+
+def _with_opt(sizes: tuple[int, int, int, int], head_dim: int) -> Blip2Config:
+    """BLIP-2 as released with OPT: layers, embed, heads, mlp of OPT."""
+    return Blip2Config(
+        vision=vit_sized(_VIT_G, 88, image=224, patch=14),
+        bridge=QFormerConfig(stack=qformer_sized(_BERT, 64), queries=32),
+        language=opt.sized_language(sizes, head_dim, vocab=50304, positions=2048),
+        image_token=50265,
     )
 
 
@@ -132,4 +137,12 @@ PRESETS: dict[str, Blip2Config] = {
         vocab=32128,
         image_token=32100,
     ),
+    "blip2-opt-tiny": Blip2Config(
+        vision=vit_sized((4, 128, 4, 512), 32, image=96, patch=24),
+        bridge=QFormerConfig(stack=qformer_sized((4, 128, 4, 512), 32), queries=16),
+        language=opt.sized_language((4, 192, 6, 768), 32, vocab=1024, positions=512),
+        image_token=3,
+    ),
+    "blip2-opt-2.7b": _with_opt((32, 2560, 32, 10240), 80),
+    "blip2-opt-6.7b": _with_opt((32, 4096, 32, 16384), 128),
 }

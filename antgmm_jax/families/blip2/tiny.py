@@ -17,7 +17,8 @@ def shapes(seed: int) -> dict[str, Tiny]:
         "plain, tied, scaled": Tiny(_fields(rng, (2, 32, 4), (2, 24, 3, 1), plain)),
         "tied, decoder deeper": Tiny(_fields(rng, (1, 24, 3), (5, 16, 2, 3), deeper)),
         "scaled, without biases": Tiny(_fields(rng, (2, 16, 2), (3, 24, 3, 2), bare, qkv_bias=False), own_head=True),
-        "OPT": Tiny(_fields(rng, (3, 24, 3), (4, 16, 2, 2), opt(rng, (3, 24, 3)))),
+        # A smooth activation, because differences are compared with gradients.
+        "OPT": Tiny(_fields(rng, (3, 24, 3), (4, 32, 4, 2), opt(rng, (3, 24, 3), act="gelu")), another=True),
         "OPT, a head of its own": Tiny(_fields(rng, (2, 16, 2), (2, 24, 3, 1), opt(rng, (2, 32, 4), tied=False))),
     }
 
@@ -40,7 +41,7 @@ def t5(rng: np.random.Generator, sizes: tuple[int, int, int, int], *, gated: boo
     }
 
 
-def opt(rng: np.random.Generator, sizes: tuple[int, int, int], *, tied: bool = True) -> dict:
+def opt(rng: np.random.Generator, sizes: tuple[int, int, int], *, act: str = "relu", tied: bool = True) -> dict:
     """Returns a small OPT `text_config`: layers, width, heads."""
     return {
         "model_type": "opt",
@@ -48,6 +49,7 @@ def opt(rng: np.random.Generator, sizes: tuple[int, int, int], *, tied: bool = T
         "hidden_size": sizes[1],
         "num_attention_heads": sizes[2],
         "ffn_dim": int(rng.integers(17, 41)),
+        "activation_function": act,
         "max_position_embeddings": 64,
         "vocab_size": 160,
         "tie_word_embeddings": tied,
