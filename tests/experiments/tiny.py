@@ -1,5 +1,6 @@
 """Tiny teachers with processors, and recipes that take seconds, for tests of whole runs."""
 
+import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -8,7 +9,9 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pytest
 import transformers
+from filelock import FileLock
 from transformers import ProcessorMixin
 
 from antgmm_jax.config import LMMConfig
@@ -221,3 +224,16 @@ def taken(samples, rows):
     """The given rows of samples as one batch of the full shape."""
     (batch,) = samples.in_order(len(samples))
     return jax.tree.map(lambda leaf: leaf[rows], batch)
+
+
+def made_once(factory: pytest.TempPathFactory, name: str, build: Callable[[Path], None]) -> Path:
+    """Returns a folder that `build` fills once for all test processes; tests must not change it."""
+    base = factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    with FileLock(folder.with_suffix(".lock")):
+        if not (folder / "complete").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            build(folder)
+            (folder / "complete").touch()
+    return folder

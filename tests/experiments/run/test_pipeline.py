@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -26,7 +27,7 @@ from experiments.run.pipeline import Run
 from experiments.run.schema.recipe import load_recipe
 from experiments.run.student import load_student
 from tests import reference
-from tests.experiments.tiny import save_llava, save_teacher, write_recipe
+from tests.experiments.tiny import made_once, save_llava, save_teacher, write_recipe
 
 ROOT = Path(__file__).resolve().parents[3]
 RECIPE = """
@@ -76,10 +77,10 @@ sizes = {{ "vision/embed" = 16, "bridge/embed" = 16, "text/embed" = 24, "encoder
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("recipe")
-    path = folder / "recipe.toml"
-    path.write_text(RECIPE.format(teacher=save_teacher(folder / "teacher")))
-    return path
+    def write(folder):
+        (folder / "recipe.toml").write_text(RECIPE.format(teacher=save_teacher(folder / "teacher")))
+
+    return made_once(tmp_path_factory, "whole-recipe", write) / "recipe.toml"
 
 
 def start(recipe: Path, run: Path, moment: str) -> int:
@@ -91,9 +92,14 @@ def start(recipe: Path, run: Path, moment: str) -> int:
 
 @pytest.fixture(scope="module")
 def whole(recipe, tmp_path_factory):
-    run = tmp_path_factory.mktemp("whole") / "run"
-    report = finish(Run(load_recipe(recipe), run))
-    return run, report
+    """The folder of the whole run, which no test changes, and its report."""
+
+    def run(folder):
+        report = finish(Run(load_recipe(recipe), folder / "run"))
+        (folder / "report.json").write_text(json.dumps(report))
+
+    folder = made_once(tmp_path_factory, "whole-run", run)
+    return folder / "run", json.loads((folder / "report.json").read_text())
 
 
 def test_a_run_writes_stages_export_and_report(recipe, whole):
@@ -136,8 +142,8 @@ def test_a_run_reports_its_energy(whole):
         assert saved["kwh_a_year"]["100"] == pytest.approx(876 * saved["joules"])
 
 
-def test_the_report_command_rebuilds_a_report(whole):
-    run, report = whole
+def test_the_report_command_rebuilds_a_report(whole, tmp_path):
+    report, run = whole[1], Path(shutil.copytree(whole[0], tmp_path / "run"))
     files = [run / "report" / name for name in ("report.md", "report.html")]
     before = [file.read_bytes() for file in files]
     assert "points of macro exact match" in before[0].decode()
