@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from antgmm_jax.errors import AntgmmError
+from antgmm_jax.families.rules import check_unquantized
 
 _ROPE = {"mistral": "default", "ministral3": "yarn"}
 """Type of the text model -> its rotary positions."""
@@ -19,8 +20,7 @@ def check(hf: Mapping[str, Any], raw: Mapping[str, Any]) -> None:
     Raises:
         AntgmmError: names the field, its value and what would work.
     """
-    if "quantization_config" in raw:
-        raise AntgmmError("quantization_config: quantized weights are not supported: use a checkpoint in 16 or 32 bits")
+    check_unquantized(raw)
     if hf["vision_feature_layer"] != -1:
         raise AntgmmError(f"vision_feature_layer = {hf['vision_feature_layer']} is not supported: it must be -1")
     _check_vision(hf["vision_config"], hf["spatial_merge_size"])
