@@ -153,7 +153,8 @@ def read_dict(kind: type[Config], values: Mapping[str, Any]) -> Config:
 def _read(hint: Any, value: Any) -> Any:
     options = [option for option in (hint, *get_args(hint)) if isinstance(option, type) and is_dataclass(option)]
     if options and isinstance(value, Mapping):
-        return read_dict(options[0], value)
+        fitting = (option for option in options if {item.name for item in fields(option)} >= {*value})
+        return read_dict(next(fitting, options[0]), value)
     return _tuples(value)
 
 

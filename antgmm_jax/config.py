@@ -50,6 +50,8 @@ class StackConfig:
     residual sum instead of before each sublayer. `sandwich`: norms before and after each sublayer. `layer_scale`: a
     factor for each channel of what a sublayer adds. `scale_width`: attention logits are divided by its square root;
     None for that of `head_dim`.
+    `text_mlp`: hidden units of a second feed-forward layer, for the text behind the queries of a stack that reads both;
+    only the queries have cross-attention. 0 without text.
     """
 
     layers: int = axis()
@@ -57,6 +59,7 @@ class StackConfig:
     heads: int = axis()
     cross_heads: int = axis(default=0)
     mlp: int = axis()
+    text_mlp: int = axis(default=0)
     head_dim: int
     act: Act
     q_per_kv: int = 1
@@ -203,6 +206,11 @@ class LMMConfig:
         return self.vision.handed_on
 
     @property
+    def instruction(self) -> int:
+        """Length of the instruction that the image side reads with each image; 0 for families that read none."""
+        return 0
+
+    @property
     def usual_tokens(self) -> int:
         """Text positions that an image of the usual size occupies."""
         return self.slots * self.image_tokens
@@ -212,7 +220,8 @@ class LMMConfig:
         """Tokens per image slot that the linear maps of each stage of the image side read.
 
         The stages are the patch embedding (`vision/patches`), the encoder stack (`vision`), the bridge's input
-        (`vision/out`), the bridge's own stack (`bridge`) and its last maps (`bridge/out`).
+        (`vision/out`), the bridge's own stack (`bridge`) and its last maps (`bridge/out`). Where that stack reads text
+        too, `bridge/queries` and `bridge/text` are the parts of its tokens.
         """
         vision = self.vision
         counts = {"vision/patches": vision.patches, "vision": vision.tokens, "vision/out": vision.handed_on}

@@ -59,8 +59,14 @@ class LMM(nnx.Module):
     ) -> tuple[Float[Array, "B M N D"], dict[str, Array]]:
         """Image features before the bridge's last linear maps (they can be cached), and collected intermediates."""
         states, kept = self.vision(images, gates, collect)
-        features, more = self.bridge.features(states, gates, collect)
+        features, more = self.bridged(states, images, gates, collect)
         return by_row(features, images), {**kept, **more}
+
+    def bridged(
+        self, states: Float[Array, "S N V"], images: Images, gates: Gates, collect: Sequence[str] = ()
+    ) -> tuple[Float[Array, "S Q D"], dict[str, Array]]:
+        """Applies the bridge's first step to the image encoder's states."""
+        return self.bridge.features(states, gates, collect)
 
     def inputs(self, batch: Batch, gates: Gates, collect: Sequence[str] = ()) -> tuple[Embedded, dict[str, Array]]:
         """Embeds the prompt, with image states in place of the image tokens."""

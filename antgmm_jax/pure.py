@@ -92,7 +92,7 @@ def _functional(config: LMMConfig, remat: Remat) -> Functional:
     def vision(params: Params, images: Images):
         whole, images = model(params), _arrays(images)
         states, _ = whole.vision(images, {})
-        return states, by_row(whole.bridge.features(states, {})[0], images)
+        return states, by_row(whole.bridged(states, images, {})[0], images)
 
     return Functional(jax.jit(init), apply, head, features, vision, axes, over, graph)
 

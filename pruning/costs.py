@@ -186,8 +186,14 @@ def _image_flops(config: LMMConfig, batch: int) -> dict[str, int]:
             flops[tower] += 2 * batch * tokens[over] * elements
     for tower in towers(config).values():
         if tower.tokens == "images":
-            queries, memory = tokens[tower.name] // alone, tokens.get(tower.reads, 0) // alone
-            flops[tower.name] += batch * alone * _attention_flops(tower.stack, queries, queries, memory)
+            # The feed-forward layer of the text does not run in the last layer: nothing reads its output.
+            text = f"{tower.name}/text"
+            unread = kernels(config).get((tower.name, text), 0) // tower.stack.layers
+            flops[tower.name] -= 2 * batch * tokens.get(text, 0) * unread
+            own, memory = tokens[tower.name] // alone, tokens.get(tower.reads, 0) // alone
+            queries = tokens.get(f"{tower.name}/queries", own * alone) // alone  # only they have cross-attention
+            flops[tower.name] += batch * alone * _attention_flops(tower.stack, own, own, 0)
+            flops[tower.name] += batch * alone * _attention_flops(tower.stack, queries, 0, memory)
     return dict(flops)
 
 

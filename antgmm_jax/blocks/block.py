@@ -31,6 +31,7 @@ class Context(NamedTuple):
         valid: which positions are tokens, [B, T]; collected norms ignore the others.
         local: mask and positions of the stack's local layers (`StackConfig.local_layers`), None where they are None
             here; None if all layers see the same.
+        queries: number of queries before the text, in a stack that reads both.
     """
 
     causal: bool = False
@@ -41,6 +42,14 @@ class Context(NamedTuple):
     memory_mask: Array | None = None
     valid: Array | None = None
     local: "Context | None" = None
+    queries: int = 0
+
+    def counted(self, units: str) -> Array | None:
+        """Returns `valid` at the positions that have units of a local name."""
+        if self.valid is None or not self.queries:
+            return self.valid
+        parts = {"mlp": slice(self.queries), "cross_heads": slice(self.queries), "text_mlp": slice(self.queries, None)}
+        return self.valid[:, parts.get(units, slice(None))]
 
     def of_layer(self, is_local: Array | bool) -> "Context":
         """Returns the context of one layer, of which `is_local` may be a traced bool."""
@@ -85,7 +94,11 @@ class Block(nnx.Module):
         self.norm1 = Norm(tower.stack, tower.embed, rngs=rngs)
         self.attention = Attention(tower, rngs=rngs)
         self.norm2 = Norm(tower.stack, tower.embed, rngs=rngs)
-        self.mlp = MLP(tower, rngs=rngs)
+        reads_text = tower.stack.text_mlp > 0
+        self.mlp = MLP(tower, over=f"{tower.name}/queries" if reads_text else "", rngs=rngs)
+        self.text_norm = Norm(tower.stack, tower.embed, rngs=rngs) if reads_text else None
+        over = f"{tower.name}/text"
+        self.text_mlp = MLP(tower, units="text_mlp", over=over, rngs=rngs) if reads_text else None
         self.after1, self.after2 = (_after(tower, rngs) for _ in range(2))
 
     def __call__(
@@ -104,7 +117,8 @@ class Block(nnx.Module):
         Args:
             x: residual stream.
             context: masks, positions and the states that cross-attention reads.
-            gates: local name -> gate of this layer (`heads`, `cross_heads`, `mlp`, `embed`, scalar `layers`).
+            gates: local name -> gate of this layer (`heads`, `cross_heads`, `mlp`, `text_mlp`, `embed`, scalar
+                `layers`).
             cross: the cross-attention of this layer, if it has one.
             cache: keys and values of earlier positions; those of x are written at `slot`.
             cross_cache: keys and values of the states that cross-attention reads.
@@ -136,6 +150,8 @@ class Block(nnx.Module):
             return self.attention.attend(y, k, v, **seen, positions=context.positions, gate=gates.get("heads"))
 
         x = residual(x, self.norm1, attend, "heads", self.after1)
+        text_mlp, text = self.text_mlp, x[:, context.queries :]
+        x = x if text_mlp is None else x[:, : context.queries]
         if cross is not None:
             attention, mask = cross.attention, context.memory_mask
             if cross_cache is None:
@@ -148,6 +164,9 @@ class Block(nnx.Module):
 
             x = residual(x, cross.norm, read, "cross_heads")
         x = residual(x, self.norm2, lambda y: self.mlp(y, gates.get("mlp")), "mlp", self.after2)
+        if text_mlp is not None:
+            text = residual(text, self.text_norm, lambda y: text_mlp(y, gates.get("text_mlp")), "text_mlp")
+            x = jnp.concatenate([x, text], axis=1)
         if self.config.post_norm:
             units["embed"] = [x]
         if "layers" in gates:

@@ -192,21 +192,20 @@ class Attention(nnx.Module):
         config, cross = tower.stack, memory > 0
         heads, group, width = (config.cross_heads if cross else config.heads), config.q_per_kv, config.head_dim
         reads, keys_over = (memory, tower.reads) if cross else (config.embed, tower.name)
+        over = f"{tower.name}/queries" if cross and config.text_mlp else tower.name
         heads_axis = tower.axis("cross_heads" if cross else "heads")
         embed, source = tower.embed, tower.memory if cross else tower.embed
         self.scale = (config.scale_width or width) ** -0.5 if config.scaled else 1.0
         # T5 has no factor 1/sqrt(d) on the logits; the initial scale of the queries includes it.
         q_scale = initial(config, config.embed * width)
         q_axes, kv_axes = (heads_axis, "q_per_kv", "head_dim"), (heads_axis, "head_dim")
-        self.q = param(
-            rngs.params(), (config.embed, heads, group, width), (embed, *q_axes), scale=q_scale, over=tower.name
-        )
+        self.q = param(rngs.params(), (config.embed, heads, group, width), (embed, *q_axes), scale=q_scale, over=over)
         keys = {"axes": (source, *kv_axes), "scale": initial(config, reads), "over": keys_over}
         self.k = param(rngs.params(), (reads, heads, width), **keys)
         self.v = param(rngs.params(), (reads, heads, width), **keys)
         o_scale = initial(config, heads * group * width)
         out_axes, size = (*q_axes, embed), (heads, group, width, config.embed)
-        self.o = param(rngs.params(), size, out_axes, scale=o_scale, over=tower.name)
+        self.o = param(rngs.params(), size, out_axes, scale=o_scale, over=over)
         key = rngs.params()
         self.q_bias = param(key, (heads, group, width), q_axes, scale=None) if config.qkv_bias else None
         self.k_bias = param(key, (heads, width), kv_axes, scale=None) if config.qkv_bias else None
@@ -253,11 +252,12 @@ class Attention(nnx.Module):
 class MLP(nnx.Module):
     """Feed-forward layer, plain or gated; a gate multiplies each hidden unit."""
 
-    def __init__(self, tower: Tower, *, rngs: nnx.Rngs):
-        config = tower.stack
+    def __init__(self, tower: Tower, *, units: str = "mlp", over: str = "", rngs: nnx.Rngs):
+        """`units` is the field of the hidden units, `over` the tokens that it reads if not all of the tower's."""
+        config, over = tower.stack, over or tower.name
         self.act = config.act
-        embed, hidden = (config.embed, tower.embed), (config.mlp, tower.axis("mlp"))
-        up, over = ((embed[0], hidden[0]), (embed[1], hidden[1])), tower.name
+        embed, hidden = (config.embed, tower.embed), (getattr(config, units), tower.axis(units))
+        up = ((embed[0], hidden[0]), (embed[1], hidden[1]))
         self.up = param(rngs.params(), *up, scale=initial(config, embed[0]), over=over)
         self.gate = param(rngs.params(), *up, scale=initial(config, embed[0]), over=over) if config.gated else None
         self.down = param(rngs.params(), up[0][::-1], up[1][::-1], scale=initial(config, hidden[0]), over=over)

@@ -2,7 +2,8 @@
 
 `batch["images"]` is a dict with leaves [B, M, ...]: B rows with M image slots each, used slots first. `valid`, bool
 [B, M], marks the used slots; the family defines the other leaves. If images are cut into squares that attend to one
-another, `place` is the position of each slot's square (`antgmm_jax.blocks.grids`). Cached features replace the images
+another, `place` is the position of each slot's square (`antgmm_jax.blocks.grids`). If the image side reads text too,
+`instruction` int32 [B, M, L] holds its token ids, -1 behind the last one. Cached features replace the images
 as `batch["vision_features"]` [B, M, N, D], together with `valid` and `place`.
 """
 

@@ -13,7 +13,7 @@ from antgmm_jax.blocks.block import Block, Cache, Context, CrossAttention, Gates
 from antgmm_jax.blocks.relative import RelativeBias
 from antgmm_jax.config import Remat, Tower
 
-LOCAL = ("layers", "heads", "cross_heads", "mlp", "embed")
+LOCAL = ("layers", "heads", "cross_heads", "mlp", "text_mlp", "embed")
 """Axes of a stack, named like the fields of its config."""
 
 
@@ -137,7 +137,7 @@ class Stack(nnx.Module):
             for name in sorted(wanted):
                 # Layers without cross-attention have no such units: zeros keep the rows aligned with the layers.
                 absent = jnp.zeros((x.shape[0], self.config.cross_heads))
-                kept[name] = _unit_norms(units, name, context.valid) if name in units else absent
+                kept[name] = _unit_norms(units, name, context.counted(name)) if name in units else absent
             if f"{self.tower}/states" in collect:
                 kept["states"] = x
             return (y if more is None else y + more.astype(y.dtype)), kept
@@ -155,7 +155,8 @@ class Stack(nnx.Module):
         def run(x, start: int, end: int, added):
             layers = (*jax.tree.map(lambda a: a[start:end], (block_params, by_layer, is_local)), added)
             cross = jax.tree.map(lambda a: a[-(-start // every) :], cross_params)
-            whole = (end - start) // every
+            # Nothing reads the text after the last layer: outside of the scan, XLA drops its feed-forward layer.
+            whole = (end - start - bool(self.config.text_mlp)) // every
             grouped = jax.tree.map(lambda a: a[: whole * every].reshape(whole, every, *a.shape[1:]), layers)
             x, kept = jax.lax.scan(group, x, (grouped, jax.tree.map(lambda a: a[:whole], cross)))
             kept = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), kept)

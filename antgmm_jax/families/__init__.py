@@ -11,6 +11,7 @@ from antgmm_jax.families import (
     blip2,
     gemma3,
     idefics3,
+    instructblip,
     internvl,
     llava,
     llava_onevision,
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     import tokenizers
     import transformers
 
-_FOLDERS = (blip2, llava, llava_onevision, idefics3, internvl, qwen3_vl, qwen2_5_vl, gemma3, mistral3)
+_FOLDERS = (blip2, llava, llava_onevision, idefics3, internvl, qwen3_vl, qwen2_5_vl, gemma3, mistral3, instructblip)
 FAMILIES = {folder.FAMILY.name: folder.FAMILY for folder in _FOLDERS}
 
 

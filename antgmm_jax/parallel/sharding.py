@@ -25,6 +25,7 @@ RULES = {
     "cross_heads": ("tensor",),
     "mlp": ("tensor",),
     "deepstack_mlp": ("tensor",),
+    "text_mlp": ("tensor",),
     "vocab": ("tensor",),
 }
 """Axis name without its tower -> mesh axes over which it is split; other axes are replicated."""

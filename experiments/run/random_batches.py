@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 
-from antgmm_jax.blocks.pictures import without_pixels
 from antgmm_jax.config import LMMConfig
 
 
@@ -33,7 +32,7 @@ def random_batch(config: LMMConfig, rows: int, *, words: int = 16, answer: int =
     image = np.full((rows, config.usual_tokens), config.image_token, np.int32)
     prompt, targets = np.concatenate([image, tokens(words)], axis=1), tokens(answer)
     usual = usual_image(config)
-    images = {name: np.stack([leaf] * rows) for name, leaf in without_pixels(usual).items()}
+    images = {name: np.stack([leaf] * rows) for name, leaf in usual.items() if name not in ("scale", "offset")}
     images["pixels"] = rng.standard_normal((rows, *usual["pixels"].shape), dtype=np.float32)
     batch = {
         "images": images,
@@ -53,13 +52,15 @@ def usual_image(config: LMMConfig) -> dict[str, np.ndarray]:
         config: model config.
     """
     slots, side, channels = config.slots, config.side, config.vision.channels
-    place = {} if config.usual_place is None else {"place": config.usual_place}
+    more = {} if config.usual_place is None else {"place": config.usual_place}
+    if config.instruction:
+        more["instruction"] = np.zeros((slots, config.instruction), np.int32)
     return {
         "pixels": np.zeros((slots, side, side, channels), np.uint8),
         "scale": np.ones((slots, channels), np.float32),
         "offset": np.zeros((slots, channels), np.float32),
         "valid": np.ones(slots, bool),
-        **place,
+        **more,
     }
 
 

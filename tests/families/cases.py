@@ -121,6 +121,10 @@ def batch(config: LMMConfig, *, pad: str = "right", seed: int = 0) -> dict:
     pixels = rng.normal(size=(*valid.shape, side, side, 3)).astype(np.float32)
     pixels[~valid] = 0
     images = {"pixels": pixels, "valid": valid} | ({} if config.usual_place is None else _placed(pictures, valid))
+    if config.instruction:
+        words = rng.integers(5, 20, (*valid.shape, config.instruction))
+        lengths = rng.integers(1, config.instruction + 1, (*valid.shape, 1))
+        images["instruction"] = np.where(np.arange(config.instruction) < lengths, words, -1).astype(np.int32)
     made = {"images": images, "input_ids": ids, "attention_mask": mask}
     return made | (_apart(rng) if config.encoder_decoder else _answers(ids, mask))
 

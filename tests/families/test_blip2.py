@@ -43,7 +43,10 @@ def config_of(shape, **changes):
         ),
         ({"qformer_config": {"use_qformer_text_input": True}}, "use_qformer_text_input = true is not supported"),
         ({"image_token_index": None}, "config.json has no image_token_index"),
-        ({"vision_config": {"image_size": 4}}, "image_size = 4 and patch_size = 8 must be one number each, and a patch fit"),
+        (
+            {"vision_config": {"image_size": 4}},
+            "image_size = 4 and patch_size = 8 must be one number each, and a patch fit",
+        ),
     ],
     ids=str,
 )

@@ -46,7 +46,7 @@ YARN = {"full_attention": {"rope_type": "default", "rope_theta": 500.0}} | {
     [
         ({"mm_tokens_per_image": 6}, "mm_tokens_per_image = 6 must be the square of a divisor of the 4 patches"),
         ({"mm_tokens_per_image": 9}, "mm_tokens_per_image = 9 must be the square of a divisor of the 4 patches"),
-        ({"vision_config": {"patch_size": 17}}, "image_size = 16 and patch_size = 17 must be one number each, and a patch"),
+        ({"vision_config": {"patch_size": 20}}, "image_size = 16 and patch_size = 20 must be one number each"),
         ({"vision_config": {"model_type": "clip_vision_model"}}, "vision_config.model_type = 'clip_vision_model'"),
         ({"text_config": {"model_type": "gemma2"}}, "text_config.model_type = 'gemma2' is not supported"),
         ({"text_config": {"final_logit_softcapping": 30.0}}, "final_logit_softcapping = 30.0 is not supported"),

@@ -25,10 +25,13 @@ class Inputs:
         AntgmmError: the processor does not fit the model.
     """
 
-    def __init__(self, config: Blip2Config, processor: ProcessorMixin):
+    kind: type[ProcessorMixin] = Blip2Processor
+
+    def __init__(self, config: LMMConfig, processor: ProcessorMixin):
         fields, size = ("num_query_tokens",), lambda p: (side(p), int(p.num_query_tokens))
-        check_processor(processor, config, kind=Blip2Processor, fields=fields, size=size)
-        self.processor, self._images = processor, SquarePictures(processor)
+        check_processor(processor, config, kind=self.kind, fields=fields, size=size)
+        self.processor: Any = processor
+        self._images = SquarePictures(processor)
         self.encoder_decoder = config.encoder_decoder
         self._token, self._tokens_per_image = config.image_token, config.image_tokens
 

@@ -68,14 +68,14 @@ def sized(
     )
 
 
-_VIT_G, _BERT = (39, 1408, 16, 6144), (12, 768, 12, 3072)
+VIT_G, BERT = (39, 1408, 16, 6144), (12, 768, 12, 3072)
 
 
 def _with_opt(sizes: tuple[int, int, int, int], head_dim: int) -> Blip2Config:
     """BLIP-2 as released with OPT: layers, embed, heads, mlp of OPT."""
     return Blip2Config(
-        vision=vit_sized(_VIT_G, 88, image=224, patch=14),
-        bridge=QFormerConfig(stack=qformer_sized(_BERT, 64), queries=32),
+        vision=vit_sized(VIT_G, 88, image=224, patch=14),
+        bridge=QFormerConfig(stack=qformer_sized(BERT, 64), queries=32),
         language=opt.sized_language(sizes, head_dim, vocab=50304, positions=2048),
         image_token=50265,
     )
