@@ -32,7 +32,7 @@ def main(export: Path, conversations: Path, answers: Path) -> None:
         max_model_len=2048,
         enforce_eager=True,
         max_num_seqs=2,
-        limit_mm_per_prompt={"image": 2},
+        limit_mm_per_prompt={"image": 2, "video": 0},
         mm_device_do_normalize=False,  # the model is given the processor's values
     )
     pixels: list[float] = []
