@@ -8,6 +8,7 @@ from jaxtyping import Int
 
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.errors import AntgmmError
+from antgmm_jax.families import family
 from antgmm_jax.families.base import Inputs
 from antgmm_jax.families.words import Messages
 from data.record import Arrays, Turn
@@ -61,7 +62,7 @@ class ChatEncoder:
     """
 
     def __init__(self, inputs: Inputs, config: LMMConfig):
-        self._image, self._tokens_per_slot = config.image_token, config.image_tokens
+        self._config = config
         self._inputs, self._tokenizer = inputs, inputs.processor.tokenizer  # pyright: ignore[reportAttributeAccessIssue]
         self._added = {*self._tokenizer.all_special_ids, *self._tokenizer.added_tokens_decoder}
         special = (key for key, token in self._tokenizer.added_tokens_decoder.items() if token.special)
@@ -86,8 +87,8 @@ class ChatEncoder:
         """
         text = self._inputs.chat(messages(turns))
         prompt, tree = self._inputs(text, images)
-        wanted = self._tokens_per_slot * next((len(leaf) for leaf in tree.values()), 0)
-        if (written := int((prompt == self._image).sum())) != wanted:
+        wanted = family(self._config).image_tokens(self._config, tree)
+        if (written := int((prompt == self._config.image_token).sum())) != wanted:
             raise AntgmmError(f"the chat template writes {written} image tokens, {wanted} are needed")
         row = {"prompt": prompt, "answer": self._answer(text, answer), "images": tree}
         if any(turn.role == "assistant" for turn in turns):

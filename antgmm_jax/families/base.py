@@ -153,6 +153,7 @@ class Family:
         image_readers: config -> paths of the linear maps that read the image encoder's output; none if a norm does.
         features: paths of the parameters on which image features depend.
         depth: what else changes when layers are removed.
+        image_tokens: (config, tree of a row's images) -> number of their positions in the text.
         torch_ends: PyTorch model -> modules whose outputs end its image phase and its prompt phase.
         tiny: seed -> named small shapes with partly random sizes, for the conformance tests.
         presets: named models.
@@ -171,6 +172,9 @@ class Family:
     image_readers: Callable[[Any], tuple[str, ...]]
     features: tuple[str, ...] = ("vision",)
     depth: Depth = field(default_factory=Depth)
+    image_tokens: Callable[[Any, Mapping[str, np.ndarray]], int] = lambda config, images: (
+        config.image_tokens * len(next(iter(images.values()), ()))
+    )
     torch_ends: Callable[[Any], tuple[Any, Any]]
     tiny: Callable[[int], dict[str, Tiny]]
     presets: Mapping[str, LMMConfig] = field(default_factory=dict)

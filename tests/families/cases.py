@@ -13,9 +13,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from antgmm_jax.blocks.grids import places
 from antgmm_jax.config import LMMConfig
-from antgmm_jax.families import FAMILIES, family_of, inputs, new_processor
+from antgmm_jax.families import FAMILIES, family, family_of, inputs, new_processor
 from antgmm_jax.families.base import Inputs
-from antgmm_jax.families.llava_onevision import tiles
 from antgmm_jax.families.llava_onevision.config import LlavaOnevisionConfig
 from antgmm_jax.families.llava_onevision.inputs import place_of
 from antgmm_jax.families.words import SPECIAL
@@ -148,7 +147,7 @@ def _placed(pictures: list[list[np.ndarray]], valid: np.ndarray) -> dict:
 
 def image_tokens(config: LMMConfig, place: np.ndarray) -> int:
     """Returns the number of text positions of slots, given their `place`."""
-    return tiles.tokens(place) if isinstance(config, LlavaOnevisionConfig) else len(place) * config.image_tokens
+    return family(config).image_tokens(config, {"place": place})
 
 
 def _row(rng: np.random.Generator, pictures: list[np.ndarray], words: int, config: LMMConfig) -> list[int]:

@@ -7,6 +7,7 @@ from antgmm_jax.families.image_side import FILES, ties, violations
 from antgmm_jax.families.llava_onevision.config import LlavaOnevisionConfig, from_hf, to_hf
 from antgmm_jax.families.llava_onevision.model import build
 from antgmm_jax.families.llava_onevision.presets import PRESETS
+from antgmm_jax.families.llava_onevision.tiles import tokens
 from antgmm_jax.families.llava_onevision.tiny import shapes
 from antgmm_jax.families.llava_onevision.weights import tensors
 
@@ -27,6 +28,7 @@ FAMILY = Family(
     ties=ties,
     violations=violations,
     image_readers=lambda config: ("bridge/up",),
+    image_tokens=lambda config, images: tokens(images["place"]),
     torch_ends=_torch_ends,
     tiny=shapes,
     presets=PRESETS,

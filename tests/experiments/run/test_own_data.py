@@ -228,6 +228,27 @@ def test_200_conversations_are_compressed_by_a_run_that_resumes_once(tmp_path, m
         np.testing.assert_array_equal(batch["prompt/input_ids"][row][mask], expected)
 
 
+def test_a_run_counts_the_rows_that_it_leaves_out(ads, capsys):
+    rows = [json.loads(line) for line in (ads / "ads/train.jsonl").read_text().splitlines()]
+    for row in rows[3:6]:
+        row["text"] = "word " * 600
+    (ads / "ads/train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    changes = [
+        "data.samples=24",
+        "evaluate.data.samples=8",
+        "data.too_long=drop",
+        f"teacher.path={save_llava(ads / 'm')}",
+    ]
+    recipe = load_recipe(RECIPES / "own-data-llava-compress.toml", changes)
+    samples, test = encode_both(recipe, load_both(recipe), load_processor(ads / "m"), load_hf(ads / "m")[0])
+    assert (len(samples), len(test)) == (21, 8)
+    assert samples.names(np.arange(2, 5)) == [rows[place]["id"] for place in (2, 6, 7)]
+    assert "ads/train.jsonl: 3 of 24 records are too long and are left out" in capsys.readouterr().err
+    batches = samples.shuffled(7, 0)
+    visited = np.concatenate([next(batches)["index"] for _ in range(3)])
+    np.testing.assert_array_equal(np.sort(visited), np.arange(21))
+
+
 def test_a_recipes_prompt_is_used_in_training_and_evaluation(ads):
     change = 'prompt="Question: {question}[ ({text})] Answer:"'
     recipe = load_recipe(
