@@ -10,7 +10,7 @@ from antgmm_jax.families import FAMILIES, inputs
 from antgmm_jax.io.convert import load_hf
 from antgmm_jax.presets import PRESETS
 from tests.families.cases import case_of, config_with, read_fields
-from tests.families.test_inputs import assert_computed, assert_pictures, picture, text_of
+from tests.families.test_inputs import assert_computed, assert_pictures, picture, processed, text_of
 
 INTERNVL, SHAPE, FIRST_LAYER = "internvl", "Qwen2", "Llama, RMSNorm, no biases, first layer"
 
@@ -30,7 +30,7 @@ def test_an_image_becomes_the_tiles_of_its_processor(case, size):
         count = processor.image_processor.get_number_of_image_patches(*size[::-1], {"crop_to_patches": True})
         assert len(tree["pixels"]) == count
         assert (ids == case.config.image_token).sum() == count * case.config.image_tokens
-        expected, theirs = own(case.reads, images)
+        expected, theirs = processed(case.reads, images)
         np.testing.assert_array_equal(ids, expected)
         assert_pictures(case, case.reads, tree, theirs)
         assert_computed(case, case.reads, images[0])
