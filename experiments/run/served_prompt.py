@@ -92,7 +92,7 @@ def first_difference(directory: Path, conversations: Sequence[Conversation]) -> 
 
 def served_ids(processor: ProcessorMixin, messages: Messages, images: Sequence[np.ndarray]) -> np.ndarray:
     """Returns a server's token ids of a conversation, int32 [T]: like vLLM, it adds no special tokens."""
-    options: dict[str, Any] = {"add_special_tokens": False, **({"images": [*images]} if images else {})}
+    options: dict[str, Any] = {"add_special_tokens": False, **({"images": [[*images]]} if images else {})}
     out = processor(text=[_rendered(processor, messages)], **options)
     return np.asarray(out["input_ids"][0], np.int32)
 
