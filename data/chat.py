@@ -10,7 +10,7 @@ from antgmm_jax.config import LMMConfig
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import family
 from antgmm_jax.families.base import Inputs
-from antgmm_jax.families.words import Messages
+from antgmm_jax.families.common.words import Messages
 from data.record import Arrays, Turn
 
 _QUESTION, _ANSWER = "question", "answer"

@@ -12,7 +12,7 @@ from transformers import ProcessorMixin
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import inputs
-from antgmm_jax.families.words import Messages
+from antgmm_jax.families.common.words import Messages
 from data.chat import ChatEncoder, messages
 from data.files import BadRow
 from data.record import PROMPT, Arrays, Record, Turn, prompt

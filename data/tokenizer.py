@@ -5,7 +5,7 @@ from string import digits
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from antgmm_jax.families.words import SPECIAL
+from antgmm_jax.families.common.words import SPECIAL
 from data.maad.answers import accompanying, answer
 from data.maad.latents import draw
 from data.maad.tiers import tier

@@ -101,7 +101,7 @@ def new_processor(config: LMMConfig, tokenizer: "tokenizers.Tokenizer") -> "tran
 
     Args:
         config: model config.
-        tokenizer: trained tokenizer with the special tokens of `antgmm_jax.families.words`.
+        tokenizer: trained tokenizer with the special tokens of `antgmm_jax.families.common.words`.
 
     Returns:
         A processor; `AutoProcessor` can load what its `save_pretrained` writes.

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 
 from antgmm_jax.config import LMMConfig
+from antgmm_jax.families.common.table import Entry
+from antgmm_jax.families.common.words import Messages
 from antgmm_jax.families.rules import Tie
-from antgmm_jax.families.table import Entry
-from antgmm_jax.families.words import Messages
 
 if TYPE_CHECKING:
     import transformers

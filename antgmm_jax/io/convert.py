@@ -20,7 +20,7 @@ from antgmm_jax.blocks.layers import ACTIVATIONS
 from antgmm_jax.config import LMMConfig, towers
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import family, family_of, violations
-from antgmm_jax.families.table import Entry
+from antgmm_jax.families.common.table import Entry
 from antgmm_jax.io import folders
 from antgmm_jax.io.hub import local
 from antgmm_jax.io.stored import Stored

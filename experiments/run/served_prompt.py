@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from transformers import ProcessorMixin
 
-from antgmm_jax.families.words import Messages, user_turn
+from antgmm_jax.families.common.words import Messages, user_turn
 from experiments.run.samples import Samples, load_processor
 
 TEMPLATE = "chat_template.jinja"

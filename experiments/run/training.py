@@ -9,7 +9,7 @@ from transformers import ProcessorMixin
 from antgmm_jax.config import LMMConfig, towers
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import complete, new_processor, violations
-from antgmm_jax.families.words import IMAGE
+from antgmm_jax.families.common.words import IMAGE
 from antgmm_jax.io.convert import open_hf
 from antgmm_jax.presets import preset
 from antgmm_jax.pure import functional

@@ -9,8 +9,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import new_processor
+from antgmm_jax.families.common.words import BOS, EOS, IMAGE, SPECIAL
 from antgmm_jax.families.llava.presets import sized as llava
-from antgmm_jax.families.words import BOS, EOS, IMAGE, SPECIAL
 from data import collate
 from data.chat import messages
 from data.encoding import Encoder

@@ -14,8 +14,8 @@ import data.maad as maad
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import inputs, new_processor
 from antgmm_jax.families.blip2.presets import sized as blip2_t5
+from antgmm_jax.families.common.words import BOS, EOS, IMAGE, PAD, user_turn, wrap
 from antgmm_jax.families.llava.presets import sized as llava
-from antgmm_jax.families.words import BOS, EOS, IMAGE, PAD, user_turn, wrap
 from antgmm_jax.presets import preset
 from data import collate
 from data.encoding import Encoder, decode

@@ -14,8 +14,8 @@ from PIL import Image
 import data.maad as maad
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import new_processor
+from antgmm_jax.families.common.words import IMAGE
 from antgmm_jax.families.llava.presets import sized as llava
-from antgmm_jax.families.words import IMAGE
 from data import readers, store
 from data.encoding import Encoder
 from data.readers import read_records

@@ -17,10 +17,10 @@ from transformers import ProcessorMixin
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.families import new_processor
 from antgmm_jax.families.blip2.presets import sized as blip2_t5
+from antgmm_jax.families.common.words import EOS, IMAGE, PAD
 from antgmm_jax.families.idefics3.presets import sized as smolvlm
 from antgmm_jax.families.llava.presets import sized as llava
 from antgmm_jax.families.qwen3_vl.presets import sized as qwen3_vl
-from antgmm_jax.families.words import EOS, IMAGE, PAD
 from antgmm_jax.io.convert import save_hf
 from antgmm_jax.pure import functional
 from data.tokenizer import corpus, train_tokenizer

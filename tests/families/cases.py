@@ -15,9 +15,9 @@ from antgmm_jax.blocks.grids import places
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.families import FAMILIES, family, family_of, inputs, new_processor
 from antgmm_jax.families.base import Inputs
+from antgmm_jax.families.common.words import SPECIAL
 from antgmm_jax.families.llava_onevision.config import LlavaOnevisionConfig
 from antgmm_jax.families.llava_onevision.inputs import place_of
-from antgmm_jax.families.words import SPECIAL
 from antgmm_jax.io.convert import load_hf
 from antgmm_jax.pure import functional
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from antgmm_jax.blocks import spans
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import FAMILIES, inputs, new_processor
-from antgmm_jax.families.words import user_turn
+from antgmm_jax.families.common.words import user_turn
 from antgmm_jax.io.convert import load_hf
 from antgmm_jax.presets import PRESETS
 from pruning import check_basis, shrink

@@ -9,7 +9,7 @@ from transformers import AutoProcessor
 
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import inputs, new_processor
-from antgmm_jax.families.words import user_turn
+from antgmm_jax.families.common.words import user_turn
 from tests.families.cases import close, image_tokens, logits, tokenizer
 
 LINE = "text: new , $25. question: what is the price ?"

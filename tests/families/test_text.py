@@ -5,7 +5,7 @@ import pytest
 from antgmm_jax.axes import resize
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import complete, family, violations
-from antgmm_jax.families.text import text_config
+from antgmm_jax.families.common.text import text_config
 from tests.families.cases import FIRST, config_with
 
 LLAVA = "llava"

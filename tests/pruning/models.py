@@ -9,8 +9,8 @@ import numpy as np
 from antgmm_jax.blocks.projector import ProjectorConfig
 from antgmm_jax.config import LMMConfig, StackConfig, VisionConfig
 from antgmm_jax.families.blip2.presets import sized as blip2_t5
+from antgmm_jax.families.common.text import TextConfig
 from antgmm_jax.families.llava.config import LlavaConfig
-from antgmm_jax.families.text import TextConfig
 from antgmm_jax.pure import abstract
 from tests.reference import squares
 

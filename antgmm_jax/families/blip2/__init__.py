@@ -9,7 +9,7 @@ from antgmm_jax.families.blip2.model import build
 from antgmm_jax.families.blip2.presets import PRESETS
 from antgmm_jax.families.blip2.tiny import shapes
 from antgmm_jax.families.blip2.weights import tensors
-from antgmm_jax.families.languages import FILES
+from antgmm_jax.families.common.languages import FILES
 
 
 def _torch_ends(model: Any) -> tuple[Any, Any]:

@@ -15,7 +15,7 @@ from antgmm_jax.families.blip2.image import (
     vision_config,
     vit_of,
 )
-from antgmm_jax.families.languages import language_fields, language_of, language_ties, language_violations
+from antgmm_jax.families.common.languages import language_fields, language_of, language_ties, language_violations
 from antgmm_jax.families.rules import Tie, tie_violations
 
 

@@ -10,8 +10,8 @@ from transformers import Blip2Processor, BlipImageProcessor, PreTrainedTokenizer
 from antgmm_jax.blocks.pictures import as_hf
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.families.blip2.config import Blip2Config
-from antgmm_jax.families.square import SquarePictures, Tree, check_processor, side
-from antgmm_jax.families.words import Messages, rendered, wrap
+from antgmm_jax.families.common.square import SquarePictures, Tree, check_processor, side
+from antgmm_jax.families.common.words import Messages, rendered, wrap
 
 
 class Inputs:

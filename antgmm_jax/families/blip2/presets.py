@@ -1,9 +1,9 @@
 """Named BLIP-2 models, and models of given sizes."""
 
 from antgmm_jax.config import StackConfig, VisionConfig
-from antgmm_jax.families import opt, t5
 from antgmm_jax.families.blip2.config import Blip2Config
 from antgmm_jax.families.blip2.image import QFormerConfig
+from antgmm_jax.families.common import opt, t5
 
 
 def vit_sized(sizes: tuple[int, int, int, int], head_dim: int, *, image: int, patch: int) -> VisionConfig:

@@ -29,7 +29,7 @@ def t5(rng: np.random.Generator, sizes: tuple[int, int, int, int], *, gated: boo
         "model_type": "t5",
         "num_layers": sizes[0],
         "num_decoder_layers": sizes[1],
-        "decoder_layers": sizes[1],  # of the cache, see `antgmm_jax.families.t5.text_config`
+        "decoder_layers": sizes[1],  # of the cache, see `antgmm_jax.families.common.t5.text_config`
         "d_model": sizes[2],
         "num_heads": sizes[3],
         "d_kv": 8,

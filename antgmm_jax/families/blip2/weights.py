@@ -2,8 +2,8 @@
 
 from antgmm_jax.config import VisionConfig
 from antgmm_jax.families.blip2.config import Blip2Config
-from antgmm_jax.families.languages import language_weights
-from antgmm_jax.families.table import Entry, attention, dense, norm
+from antgmm_jax.families.common.languages import language_weights
+from antgmm_jax.families.common.table import Entry, attention, dense, norm
 
 
 def tensors(config: Blip2Config) -> list[Entry]:

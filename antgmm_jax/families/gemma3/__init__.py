@@ -3,12 +3,12 @@
 from typing import Any
 
 from antgmm_jax.families.base import Family
+from antgmm_jax.families.common.local import LocalLayers
 from antgmm_jax.families.gemma3.config import Gemma3Config, from_hf, ties, to_hf, violations
 from antgmm_jax.families.gemma3.model import build
 from antgmm_jax.families.gemma3.presets import PRESETS
 from antgmm_jax.families.gemma3.tiny import shapes
 from antgmm_jax.families.gemma3.weights import FILES, tensors
-from antgmm_jax.families.local import LocalLayers
 
 
 def _torch_ends(model: Any) -> tuple[Any, Any]:

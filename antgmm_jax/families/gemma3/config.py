@@ -6,10 +6,10 @@ from typing import Any
 
 from antgmm_jax.axes import part
 from antgmm_jax.config import LanguageConfig, LMMConfig, StackConfig, VisionConfig
+from antgmm_jax.families.common.llama import head_violations, stack_of, text_fields
+from antgmm_jax.families.common.vit import encoder_of, vision_config
 from antgmm_jax.families.gemma3.checks import check
-from antgmm_jax.families.llama import head_violations, stack_of, text_fields
 from antgmm_jax.families.rules import Tie, tie_violations
-from antgmm_jax.families.vit import encoder_of, vision_config
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,9 +9,9 @@ from transformers import Gemma3ImageProcessor, Gemma3Processor, ProcessorMixin
 
 from antgmm_jax.blocks.pictures import as_hf
 from antgmm_jax.errors import AntgmmError
+from antgmm_jax.families.common.square import SquarePictures, Tree, check_processor, side
+from antgmm_jax.families.common.words import CHAT, Messages, rendered, starts_itself, wrap
 from antgmm_jax.families.gemma3.config import Gemma3Config
-from antgmm_jax.families.square import SquarePictures, Tree, check_processor, side
-from antgmm_jax.families.words import CHAT, Messages, rendered, starts_itself, wrap
 
 _START, _END = "<start_of_image>", "<end_of_image>"
 _TURN, _TURN_END = "<start_of_turn>", "<end_of_turn>"

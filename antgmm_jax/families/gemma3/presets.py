@@ -1,9 +1,9 @@
 """Named Gemma 3 models, and models of given sizes."""
 
 from antgmm_jax.config import LanguageConfig, VisionConfig
+from antgmm_jax.families.common.llama import sized_decoder
+from antgmm_jax.families.common.vit import sized_encoder
 from antgmm_jax.families.gemma3.config import Gemma3Config, PoolConfig, gemma
-from antgmm_jax.families.llama import sized_decoder
-from antgmm_jax.families.vit import sized_encoder
 
 
 def sized(
@@ -23,8 +23,8 @@ def sized(
     """Returns a Gemma 3 config of given sizes: every sixth layer is global, the head is tied.
 
     Args:
-        vision: sizes of SigLIP, see `antgmm_jax.families.vit.sized_encoder`.
-        text: sizes of Gemma, see `antgmm_jax.families.llama.sized_decoder`.
+        vision: sizes of SigLIP, see `antgmm_jax.families.common.vit.sized_encoder`.
+        text: sizes of Gemma, see `antgmm_jax.families.common.llama.sized_decoder`.
         head_dims: head widths of SigLIP and Gemma.
         image: side of an image in pixels.
         patch: side of a patch in pixels.

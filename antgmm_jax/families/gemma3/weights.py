@@ -3,10 +3,10 @@
 from itertools import chain
 
 from antgmm_jax.families.base import Files
+from antgmm_jax.families.common.llama import text_weights
+from antgmm_jax.families.common.table import Entry, norm
+from antgmm_jax.families.common.vit import vision_weights
 from antgmm_jax.families.gemma3.config import Gemma3Config
-from antgmm_jax.families.llama import text_weights
-from antgmm_jax.families.table import Entry, norm
-from antgmm_jax.families.vit import vision_weights
 
 # Tensor names differ between releases of transformers; ours are those that vLLM needs.
 _RENAMES = (

@@ -7,9 +7,9 @@ from typing import Any, Literal
 from antgmm_jax.axes import part
 from antgmm_jax.config import LMMConfig, VisionConfig
 from antgmm_jax.errors import AntgmmError
+from antgmm_jax.families.common.text import TextConfig, text_config, text_of, text_violations
+from antgmm_jax.families.common.vit import encoder_of, vision_config
 from antgmm_jax.families.rules import Tie, check_square, tie_violations
-from antgmm_jax.families.text import TextConfig, text_config, text_of, text_violations
-from antgmm_jax.families.vit import encoder_of, vision_config
 
 ARCHITECTURES = {"idefics3": "Idefics3ForConditionalGeneration", "smolvlm": "SmolVLMForConditionalGeneration"}
 """`model_type` -> class in transformers. Both compute the same; their processors differ."""

@@ -15,9 +15,9 @@ from transformers import (
 )
 
 from antgmm_jax.blocks.pictures import as_hf
+from antgmm_jax.families.common.square import Tree, check_processor, normalisation, one_thread
+from antgmm_jax.families.common.words import CHAT, Messages, rendered, starts_itself, wrap
 from antgmm_jax.families.idefics3.config import Idefics3Config
-from antgmm_jax.families.square import Tree, check_processor, normalisation, one_thread
-from antgmm_jax.families.words import CHAT, Messages, rendered, starts_itself, wrap
 
 _CLASSES = {"idefics3": Idefics3Processor, "smolvlm": SmolVLMProcessor}
 _SPECIAL = ("<fake_token_around_image>", "<end_of_utterance>", "<global-img>")

@@ -1,10 +1,10 @@
 """Named SmolVLM models, and models of given sizes."""
 
 from antgmm_jax.config import VisionConfig
+from antgmm_jax.families.common.llama import sized_decoder
+from antgmm_jax.families.common.text import TextConfig
+from antgmm_jax.families.common.vit import sized_encoder
 from antgmm_jax.families.idefics3.config import Idefics3Config, ShuffleConfig
-from antgmm_jax.families.llama import sized_decoder
-from antgmm_jax.families.text import TextConfig
-from antgmm_jax.families.vit import sized_encoder
 
 
 def sized(
@@ -24,8 +24,8 @@ def sized(
     """Returns a SmolVLM config of given sizes.
 
     Args:
-        vision: sizes of SigLIP, see `antgmm_jax.families.vit.sized_encoder`.
-        text: sizes of Llama, see `antgmm_jax.families.llama.sized_decoder`.
+        vision: sizes of SigLIP, see `antgmm_jax.families.common.vit.sized_encoder`.
+        text: sizes of Llama, see `antgmm_jax.families.common.llama.sized_decoder`.
         head_dims: head widths of SigLIP and Llama.
         image: side of a tile in pixels.
         patch: side of a patch in pixels.

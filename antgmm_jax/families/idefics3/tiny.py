@@ -3,8 +3,8 @@
 import numpy as np
 
 from antgmm_jax.families.base import Tiny
+from antgmm_jax.families.common.llama import small_text
 from antgmm_jax.families.idefics3.config import ARCHITECTURES
-from antgmm_jax.families.llama import small_text
 
 
 def shapes(seed: int) -> dict[str, Tiny]:

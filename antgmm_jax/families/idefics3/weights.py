@@ -1,10 +1,10 @@
 """Conversion table of Idefics3 and SmolVLM checkpoints."""
 
 from antgmm_jax.families.base import Files
+from antgmm_jax.families.common.llama import text_weights
+from antgmm_jax.families.common.table import Entry
+from antgmm_jax.families.common.vit import vision_weights
 from antgmm_jax.families.idefics3.config import Idefics3Config
-from antgmm_jax.families.llama import text_weights
-from antgmm_jax.families.table import Entry
-from antgmm_jax.families.vit import vision_weights
 
 FILES = Files(
     head="lm_head.weight",

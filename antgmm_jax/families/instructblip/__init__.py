@@ -4,12 +4,12 @@ from typing import Any
 
 from antgmm_jax.families.base import Family
 from antgmm_jax.families.blip2.frequency import Frequency
+from antgmm_jax.families.common.languages import FILES
 from antgmm_jax.families.instructblip.config import InstructBlipConfig, from_hf, ties, to_hf, violations
 from antgmm_jax.families.instructblip.model import build
 from antgmm_jax.families.instructblip.presets import PRESETS
 from antgmm_jax.families.instructblip.tiny import shapes
 from antgmm_jax.families.instructblip.weights import tensors
-from antgmm_jax.families.languages import FILES
 
 
 def _torch_ends(model: Any) -> tuple[Any, Any]:

@@ -8,9 +8,9 @@ from antgmm_jax.axes import part
 from antgmm_jax.config import LanguageConfig, LMMConfig
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families.blip2.image import QFormerConfig, image_ties, qformer_config, qformer_of, vision_config, vit_of
-from antgmm_jax.families.languages import language_fields, language_of, language_ties, language_violations
+from antgmm_jax.families.common.languages import language_fields, language_of, language_ties, language_violations
+from antgmm_jax.families.common.text import TextConfig
 from antgmm_jax.families.rules import Tie, tie_violations
-from antgmm_jax.families.text import TextConfig
 
 LONGEST = 128
 """Tokens of the longest instruction, as in the released models' training."""

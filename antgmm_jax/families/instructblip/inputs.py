@@ -10,9 +10,9 @@ from transformers import BlipImageProcessor, InstructBlipProcessor, ProcessorMix
 from antgmm_jax.blocks.pictures import as_hf
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families.blip2 import inputs as blip2
+from antgmm_jax.families.common.square import Tree
+from antgmm_jax.families.common.words import wrap
 from antgmm_jax.families.instructblip.config import InstructBlipConfig
-from antgmm_jax.families.square import Tree
-from antgmm_jax.families.words import wrap
 
 
 class Inputs(blip2.Inputs):

@@ -3,11 +3,11 @@
 from dataclasses import replace
 
 from antgmm_jax.config import LanguageConfig
-from antgmm_jax.families import t5
 from antgmm_jax.families.blip2.presets import BERT, VIT_G, qformer_sized, vit_sized
+from antgmm_jax.families.common import t5
+from antgmm_jax.families.common.llama import sized_decoder
+from antgmm_jax.families.common.text import TextConfig
 from antgmm_jax.families.instructblip.config import InstructBlipConfig, InstructQFormerConfig
-from antgmm_jax.families.llama import sized_decoder
-from antgmm_jax.families.text import TextConfig
 
 
 def _bridge(

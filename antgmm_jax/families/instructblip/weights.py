@@ -1,9 +1,9 @@
 """Conversion table of InstructBLIP checkpoints."""
 
 from antgmm_jax.families.blip2.weights import qformer_weights, vit_weights
+from antgmm_jax.families.common.languages import language_weights
+from antgmm_jax.families.common.table import Entry, dense, norm
 from antgmm_jax.families.instructblip.config import InstructBlipConfig
-from antgmm_jax.families.languages import language_weights
-from antgmm_jax.families.table import Entry, dense, norm
 
 
 def tensors(config: InstructBlipConfig) -> list[Entry]:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from antgmm_jax.families.base import Family
-from antgmm_jax.families.image_side import ties, violations
+from antgmm_jax.families.common.image_side import ties, violations
 from antgmm_jax.families.internvl.config import InternVLConfig, from_hf, to_hf
 from antgmm_jax.families.internvl.model import build
 from antgmm_jax.families.internvl.presets import PRESETS

@@ -7,9 +7,9 @@ from typing import Any, Literal
 from antgmm_jax.axes import axis, part
 from antgmm_jax.config import Act, LMMConfig, StackConfig, VisionConfig
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.families.image_side import used_layers
+from antgmm_jax.families.common.image_side import used_layers
+from antgmm_jax.families.common.text import TextConfig, text_config, text_of
 from antgmm_jax.families.rules import check_square, check_unquantized
-from antgmm_jax.families.text import TextConfig, text_config, text_of
 
 _NORMS: dict[str, Literal["layer", "rms"]] = {"layer_norm": "layer", "rms_norm": "rms"}
 

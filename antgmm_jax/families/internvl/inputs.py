@@ -9,9 +9,9 @@ from transformers import GotOcr2ImageProcessor, InternVLProcessor, InternVLVideo
 
 from antgmm_jax.blocks.pictures import as_hf
 from antgmm_jax.errors import AntgmmError
+from antgmm_jax.families.common.square import Tree, check_processor, normalisation, one_thread, side
+from antgmm_jax.families.common.words import CHAT, Messages, rendered, starts_itself, wrap
 from antgmm_jax.families.internvl.config import InternVLConfig
-from antgmm_jax.families.square import Tree, check_processor, normalisation, one_thread, side
-from antgmm_jax.families.words import CHAT, Messages, rendered, starts_itself, wrap
 
 _START, _END, _VIDEO = "<img>", "</img>", "<video>"
 

@@ -3,10 +3,10 @@
 from dataclasses import replace
 
 from antgmm_jax.config import VisionConfig
+from antgmm_jax.families.common.llama import sized_decoder
+from antgmm_jax.families.common.text import TextConfig
+from antgmm_jax.families.common.vit import sized_encoder
 from antgmm_jax.families.internvl.config import InternVLConfig, ShuffleMergerConfig
-from antgmm_jax.families.llama import sized_decoder
-from antgmm_jax.families.text import TextConfig
-from antgmm_jax.families.vit import sized_encoder
 
 
 def sized(
@@ -26,8 +26,8 @@ def sized(
     """Returns a config with InternViT and Qwen2 of given sizes; squares of 2 x 2 patches share a text position.
 
     Args:
-        vision: sizes of InternViT, see `antgmm_jax.families.vit.sized_encoder`.
-        text: sizes of Qwen2, see `antgmm_jax.families.llama.sized_decoder`.
+        vision: sizes of InternViT, see `antgmm_jax.families.common.vit.sized_encoder`.
+        text: sizes of Qwen2, see `antgmm_jax.families.common.llama.sized_decoder`.
         head_dims: head widths of InternViT and Qwen2.
         image: side of a tile in pixels.
         patch: side of a patch in pixels.
@@ -36,7 +36,7 @@ def sized(
         q_per_kv: query heads per key-value head.
         tied: whether the head shares the token table.
         rope_theta: base of the rotary positions.
-        dynamic: see `antgmm_jax.families.text.TextConfig`.
+        dynamic: see `antgmm_jax.families.common.text.TextConfig`.
 
     Returns:
         Model config.

@@ -4,10 +4,10 @@ import re
 
 from antgmm_jax.config import LMMConfig, StackConfig
 from antgmm_jax.families.base import Files
-from antgmm_jax.families.image_side import HEAD, RENAMES, TEXT
+from antgmm_jax.families.common.image_side import HEAD, RENAMES, TEXT
+from antgmm_jax.families.common.llama import text_weights
+from antgmm_jax.families.common.table import Entry, attention, dense, norm
 from antgmm_jax.families.internvl.config import InternVLConfig
-from antgmm_jax.families.llama import text_weights
-from antgmm_jax.families.table import Entry, attention, dense, norm
 
 _LAYER = re.compile(r"vision_tower\.encoder\.layer\.(\d+)\.")
 

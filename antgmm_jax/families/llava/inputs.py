@@ -8,9 +8,9 @@ from tokenizers import Tokenizer
 from transformers import CLIPImageProcessor, LlavaProcessor, ProcessorMixin, SiglipImageProcessor
 
 from antgmm_jax.blocks.pictures import as_hf
+from antgmm_jax.families.common.square import SquarePictures, Tree, check_processor, side
+from antgmm_jax.families.common.words import CHAT, Messages, rendered, starts_itself, wrap
 from antgmm_jax.families.llava.config import LlavaConfig
-from antgmm_jax.families.square import SquarePictures, Tree, check_processor, side
-from antgmm_jax.families.words import CHAT, Messages, rendered, starts_itself, wrap
 
 
 class Inputs:

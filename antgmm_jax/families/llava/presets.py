@@ -2,10 +2,10 @@
 
 from antgmm_jax.blocks.projector import ProjectorConfig
 from antgmm_jax.config import VisionConfig
-from antgmm_jax.families.llama import sized_decoder
+from antgmm_jax.families.common.llama import sized_decoder
+from antgmm_jax.families.common.text import TextConfig
+from antgmm_jax.families.common.vit import sized_encoder
 from antgmm_jax.families.llava.config import LlavaConfig
-from antgmm_jax.families.text import TextConfig
-from antgmm_jax.families.vit import sized_encoder
 
 
 def sized(
@@ -24,8 +24,8 @@ def sized(
     """Returns a LLaVA 1.5 config of given sizes.
 
     Args:
-        vision: sizes of CLIP, see `antgmm_jax.families.vit.sized_encoder`. The projector does not read the class token.
-        text: sizes of Llama, see `antgmm_jax.families.llama.sized_decoder`.
+        vision: sizes of CLIP, see `antgmm_jax.families.common.vit.sized_encoder`. The projector skips the class token.
+        text: sizes of Llama, see `antgmm_jax.families.common.llama.sized_decoder`.
         head_dims: head widths of CLIP and Llama.
         image: side of an image in pixels.
         patch: side of a patch in pixels; each patch occupies one text position.

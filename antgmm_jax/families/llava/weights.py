@@ -1,9 +1,9 @@
 """Conversion table of LLaVA checkpoints."""
 
-from antgmm_jax.families.image_side import FILES, TEXT, image_weights
-from antgmm_jax.families.llama import text_weights
+from antgmm_jax.families.common.image_side import FILES, TEXT, image_weights
+from antgmm_jax.families.common.llama import text_weights
+from antgmm_jax.families.common.table import Entry
 from antgmm_jax.families.llava.config import LlavaConfig
-from antgmm_jax.families.table import Entry
 
 
 def tensors(config: LlavaConfig) -> list[Entry]:

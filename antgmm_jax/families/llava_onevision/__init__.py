@@ -3,7 +3,7 @@
 from typing import Any
 
 from antgmm_jax.families.base import Family
-from antgmm_jax.families.image_side import FILES, ties, violations
+from antgmm_jax.families.common.image_side import FILES, ties, violations
 from antgmm_jax.families.llava_onevision.config import LlavaOnevisionConfig, from_hf, to_hf
 from antgmm_jax.families.llava_onevision.model import build
 from antgmm_jax.families.llava_onevision.presets import PRESETS

@@ -12,10 +12,10 @@ from antgmm_jax.axes import part
 from antgmm_jax.blocks.projector import ProjectorConfig
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.families.image_side import SIGLIP, image_fields, projector_of, vision_of
+from antgmm_jax.families.common.image_side import SIGLIP, image_fields, projector_of, vision_of
+from antgmm_jax.families.common.text import TextConfig, text_config, text_of
 from antgmm_jax.families.llava_onevision import tiles
 from antgmm_jax.families.rules import check_unquantized
-from antgmm_jax.families.text import TextConfig, text_config, text_of
 
 
 @dataclass(frozen=True, kw_only=True)

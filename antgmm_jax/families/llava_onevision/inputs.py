@@ -16,10 +16,10 @@ from transformers.image_processing_utils import select_best_resolution
 
 from antgmm_jax.blocks.pictures import as_hf
 from antgmm_jax.errors import AntgmmError
+from antgmm_jax.families.common.square import Tree, check_processor, normalisation, one_thread, side
+from antgmm_jax.families.common.words import CHAT, Messages, rendered, starts_itself, wrap
 from antgmm_jax.families.llava_onevision import tiles
 from antgmm_jax.families.llava_onevision.config import LlavaOnevisionConfig
-from antgmm_jax.families.square import Tree, check_processor, normalisation, one_thread, side
-from antgmm_jax.families.words import CHAT, Messages, rendered, starts_itself, wrap
 
 _VIDEO = "<video>"
 

@@ -4,10 +4,10 @@ from dataclasses import replace
 
 from antgmm_jax.blocks.projector import ProjectorConfig
 from antgmm_jax.config import VisionConfig
-from antgmm_jax.families.llama import sized_decoder
+from antgmm_jax.families.common.llama import sized_decoder
+from antgmm_jax.families.common.text import TextConfig
+from antgmm_jax.families.common.vit import sized_encoder
 from antgmm_jax.families.llava_onevision.config import LlavaOnevisionConfig
-from antgmm_jax.families.text import TextConfig
-from antgmm_jax.families.vit import sized_encoder
 
 
 def sized(
@@ -28,8 +28,8 @@ def sized(
     """Returns a config with SigLIP and Qwen2 of given sizes.
 
     Args:
-        vision: sizes of SigLIP, see `antgmm_jax.families.vit.sized_encoder`.
-        text: sizes of Qwen2, see `antgmm_jax.families.llama.sized_decoder`.
+        vision: sizes of SigLIP, see `antgmm_jax.families.common.vit.sized_encoder`.
+        text: sizes of Qwen2, see `antgmm_jax.families.common.llama.sized_decoder`.
         head_dims: head widths of SigLIP and Qwen2.
         image: side of a tile in pixels.
         patch: side of a patch in pixels.

@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 
 from antgmm_jax.families.base import Tiny
-from antgmm_jax.families.image_side import SIGLIP
-from antgmm_jax.families.llama import small_text
+from antgmm_jax.families.common.image_side import SIGLIP
+from antgmm_jax.families.common.llama import small_text
 
 _SIDES = (1, 2, 3)
 

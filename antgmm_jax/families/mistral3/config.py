@@ -8,7 +8,7 @@ from antgmm_jax.axes import axis, part
 from antgmm_jax.blocks.packed import PackedConfig, PackedVisionConfig
 from antgmm_jax.blocks.projector import ProjectorConfig
 from antgmm_jax.config import LanguageConfig, StackConfig, Yarn
-from antgmm_jax.families.llama import stack_of, text_fields
+from antgmm_jax.families.common.llama import stack_of, text_fields
 from antgmm_jax.families.mistral3.checks import check
 from antgmm_jax.families.rules import Tie, tie_violations
 

@@ -11,9 +11,9 @@ from transformers import PixtralImageProcessor, PixtralProcessor, ProcessorMixin
 from antgmm_jax.blocks.grids import places
 from antgmm_jax.blocks.pictures import as_hf
 from antgmm_jax.errors import AntgmmError
+from antgmm_jax.families.common.square import Tree, check_processor, normalisation, one_thread
+from antgmm_jax.families.common.words import CHAT, Messages, rendered, starts_itself, wrap
 from antgmm_jax.families.mistral3.config import Mistral3Config
-from antgmm_jax.families.square import Tree, check_processor, normalisation, one_thread
-from antgmm_jax.families.words import CHAT, Messages, rendered, starts_itself, wrap
 
 _BREAK, _END = "[IMG_BREAK]", "[IMG_END]"
 

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 from antgmm_jax.blocks.packed import PackedVisionConfig
 from antgmm_jax.config import LanguageConfig, Yarn
-from antgmm_jax.families.llama import sized_decoder
+from antgmm_jax.families.common.llama import sized_decoder
+from antgmm_jax.families.common.vit import sized_encoder
 from antgmm_jax.families.mistral3.config import BridgeConfig, MergerConfig, Mistral3Config, pixtral
-from antgmm_jax.families.vit import sized_encoder
 
 
 def sized(
@@ -26,8 +26,8 @@ def sized(
     """Returns a Mistral 3 config of given sizes.
 
     Args:
-        vision: sizes of the image encoder, see `antgmm_jax.families.vit.sized_encoder`.
-        text: sizes of Mistral, see `antgmm_jax.families.llama.sized_decoder`.
+        vision: sizes of the image encoder, see `antgmm_jax.families.common.vit.sized_encoder`.
+        text: sizes of Mistral, see `antgmm_jax.families.common.llama.sized_decoder`.
         head_dims: head widths of image encoder and Mistral.
         image: longest side of an image in pixels.
         patch: pixels per side of a patch.

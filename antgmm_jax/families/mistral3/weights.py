@@ -1,9 +1,9 @@
 """Conversion table of Mistral 3 checkpoints."""
 
 from antgmm_jax.families.base import Files
-from antgmm_jax.families.llama import text_weights
+from antgmm_jax.families.common.llama import text_weights
+from antgmm_jax.families.common.table import Entry, attention, dense, norm
 from antgmm_jax.families.mistral3.config import Mistral3Config
-from antgmm_jax.families.table import Entry, attention, dense, norm
 
 # Tensor names of the releases on the Hub; transformers 5.x has others in memory.
 _RENAMES = (

@@ -3,7 +3,7 @@
 from typing import Any
 
 from antgmm_jax.families.base import Family
-from antgmm_jax.families.local import LocalLayers
+from antgmm_jax.families.common.local import LocalLayers
 from antgmm_jax.families.qwen2_5_vl.config import Qwen25VLConfig, from_hf, ties, to_hf, violations
 from antgmm_jax.families.qwen2_5_vl.model import build
 from antgmm_jax.families.qwen2_5_vl.presets import PRESETS

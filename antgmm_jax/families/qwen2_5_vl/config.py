@@ -8,8 +8,8 @@ from antgmm_jax.blocks.packed import PackedConfig, PackedVisionConfig
 from antgmm_jax.blocks.projector import ProjectorConfig
 from antgmm_jax.config import LanguageConfig, StackConfig
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.families.llama import stack_of, text_fields
-from antgmm_jax.families.qwen import check, check_layers, encoder_of, vision_fields
+from antgmm_jax.families.common.llama import stack_of, text_fields
+from antgmm_jax.families.common.qwen import check, check_layers, encoder_of, vision_fields
 from antgmm_jax.families.rules import Tie, tie_violations
 
 WINDOWS = 4

@@ -1,10 +1,10 @@
-"""Inputs of Qwen2.5-VL; see `antgmm_jax.families.qwen_inputs`."""
+"""Inputs of Qwen2.5-VL; see `antgmm_jax.families.common.qwen_inputs`."""
 
 from tokenizers import Tokenizer
 from transformers import ProcessorMixin, Qwen2_5_VLProcessor, Qwen2VLVideoProcessor
 
 from antgmm_jax.blocks.packed import PackedConfig
-from antgmm_jax.families.qwen_inputs import QwenInputs, processor_of
+from antgmm_jax.families.common.qwen_inputs import QwenInputs, processor_of
 
 
 class Inputs(QwenInputs):

@@ -7,7 +7,7 @@ from flax import nnx
 from antgmm_jax.blocks.merger import SquareMerger
 from antgmm_jax.blocks.packed import PackedEncoder
 from antgmm_jax.config import Remat, Tower
-from antgmm_jax.families.qwen import QwenVL
+from antgmm_jax.families.common.qwen import QwenVL
 from antgmm_jax.families.qwen2_5_vl.config import Qwen25VLConfig
 from antgmm_jax.lmm import LMM, assemble
 

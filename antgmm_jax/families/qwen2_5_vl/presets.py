@@ -5,9 +5,9 @@ from dataclasses import replace
 from antgmm_jax.blocks.packed import PackedVisionConfig
 from antgmm_jax.blocks.projector import ProjectorConfig
 from antgmm_jax.config import LanguageConfig
-from antgmm_jax.families.llama import sized_decoder
+from antgmm_jax.families.common.llama import sized_decoder
+from antgmm_jax.families.common.vit import sized_encoder
 from antgmm_jax.families.qwen2_5_vl.config import WINDOWS, Qwen25VLConfig, windowed
-from antgmm_jax.families.vit import sized_encoder
 
 
 def sized(
@@ -29,8 +29,8 @@ def sized(
     """Returns a Qwen2.5-VL config of given sizes.
 
     Args:
-        vision: sizes of the image encoder, see `antgmm_jax.families.vit.sized_encoder`.
-        text: sizes of Qwen2, see `antgmm_jax.families.llama.sized_decoder`; embed is heads x q_per_kv x head width.
+        vision: sizes of the image encoder, see `antgmm_jax.families.common.vit.sized_encoder`.
+        text: sizes of Qwen2, see `antgmm_jax.families.common.llama.sized_decoder`; embed = heads x q_per_kv x head width.
         head_dims: head widths of image encoder and Qwen2.
         full: layers of the image encoder that attend to whole images.
         sections: number of rotary frequencies for time, row and column.

@@ -3,7 +3,7 @@
 import numpy as np
 
 from antgmm_jax.families.base import Tiny
-from antgmm_jax.families.llama import small_text
+from antgmm_jax.families.common.llama import small_text
 
 
 def shapes(seed: int) -> dict[str, Tiny]:

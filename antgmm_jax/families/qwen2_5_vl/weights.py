@@ -1,10 +1,10 @@
 """Conversion table of Qwen2.5-VL checkpoints."""
 
 from antgmm_jax.families.base import Files
-from antgmm_jax.families.llama import text_weights
-from antgmm_jax.families.qwen import encoder_weights, merger_weights
+from antgmm_jax.families.common.llama import text_weights
+from antgmm_jax.families.common.qwen import encoder_weights, merger_weights
+from antgmm_jax.families.common.table import Entry, dense
 from antgmm_jax.families.qwen2_5_vl.config import Qwen25VLConfig
-from antgmm_jax.families.table import Entry, dense
 
 # Tensor names of the releases on the Hub, which vLLM and every release of transformers read.
 FILES = Files(

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.families import qwen
+from antgmm_jax.families.common import qwen
 
 
 def check(vision: Mapping[str, Any], text: Mapping[str, Any], raw: Mapping[str, Any]) -> None:

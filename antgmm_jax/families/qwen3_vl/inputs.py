@@ -1,10 +1,10 @@
-"""Inputs of Qwen3-VL; see `antgmm_jax.families.qwen_inputs`."""
+"""Inputs of Qwen3-VL; see `antgmm_jax.families.common.qwen_inputs`."""
 
 from tokenizers import Tokenizer
 from transformers import ProcessorMixin, Qwen3VLProcessor, Qwen3VLVideoProcessor
 
 from antgmm_jax.blocks.packed import PackedConfig
-from antgmm_jax.families.qwen_inputs import QwenInputs, processor_of
+from antgmm_jax.families.common.qwen_inputs import QwenInputs, processor_of
 
 
 class Inputs(QwenInputs):

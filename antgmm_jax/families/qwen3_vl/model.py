@@ -12,7 +12,7 @@ from antgmm_jax.blocks.language import Embedded
 from antgmm_jax.blocks.packed import PackedEncoder
 from antgmm_jax.blocks.pictures import Images, flat
 from antgmm_jax.config import Remat, Tower
-from antgmm_jax.families.qwen import QwenVL
+from antgmm_jax.families.common.qwen import QwenVL
 from antgmm_jax.families.qwen3_vl.config import Qwen3VLConfig
 from antgmm_jax.families.qwen3_vl.mergers import Mergers
 from antgmm_jax.lmm import LMM, Batch, assemble

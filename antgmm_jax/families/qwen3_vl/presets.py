@@ -4,9 +4,9 @@ from dataclasses import replace
 
 from antgmm_jax.blocks.projector import ProjectorConfig
 from antgmm_jax.config import LanguageConfig
-from antgmm_jax.families.llama import sized_decoder
+from antgmm_jax.families.common.llama import sized_decoder
+from antgmm_jax.families.common.vit import sized_encoder
 from antgmm_jax.families.qwen3_vl.config import DeepStackVisionConfig, Qwen3VLConfig
-from antgmm_jax.families.vit import sized_encoder
 
 
 def sized(
@@ -27,8 +27,8 @@ def sized(
     """Returns a Qwen3-VL config of given sizes.
 
     Args:
-        vision: sizes of the image encoder, see `antgmm_jax.families.vit.sized_encoder`.
-        text: sizes of Qwen3, see `antgmm_jax.families.llama.sized_decoder`.
+        vision: sizes of the image encoder, see `antgmm_jax.families.common.vit.sized_encoder`.
+        text: sizes of Qwen3, see `antgmm_jax.families.common.llama.sized_decoder`.
         head_dims: head widths of image encoder and Qwen3.
         taps: layers of the image encoder that DeepStack reads.
         sections: number of rotary frequencies for time, row and column.

@@ -1,11 +1,11 @@
 """Conversion table of Qwen3-VL checkpoints."""
 
 from antgmm_jax.families.base import Files
-from antgmm_jax.families.llama import text_weights
-from antgmm_jax.families.qwen import encoder_weights, merger_weights
+from antgmm_jax.families.common.llama import text_weights
+from antgmm_jax.families.common.qwen import encoder_weights, merger_weights
+from antgmm_jax.families.common.table import Entry, dense
 from antgmm_jax.families.qwen3_vl.config import Qwen3VLConfig
 from antgmm_jax.families.qwen3_vl.deepstack import MERGERS
-from antgmm_jax.families.table import Entry, dense
 
 _VISION, _TEXT = "model.visual", "model.language_model"
 

@@ -18,7 +18,7 @@ from PIL import Image
 
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.families import new_processor
-from antgmm_jax.families.words import IMAGE
+from antgmm_jax.families.common.words import IMAGE
 from antgmm_jax.presets import preset
 from data.tokenizer import train_tokenizer
 from experiments.run.host.console import say, table

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 import data.maad as maad
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import inputs
-from antgmm_jax.families.words import user_turn
+from antgmm_jax.families.common.words import user_turn
 from antgmm_jax.io import checkpoint
 from antgmm_jax.io.convert import load_hf, open_hf
 from data.chat import messages

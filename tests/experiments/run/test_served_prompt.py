@@ -8,7 +8,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoProcessor
 
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.families.words import BOS, CHAT
+from antgmm_jax.families.common.words import BOS, CHAT
 from antgmm_jax.io.convert import load_hf
 from data.record import Record
 from experiments.run.publishing import Questions, publish

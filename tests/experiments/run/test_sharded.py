@@ -10,8 +10,8 @@ from jax.sharding import NamedSharding, get_mesh
 import pruning
 from antgmm_jax.blocks.projector import ProjectorConfig
 from antgmm_jax.config import StackConfig, VisionConfig
+from antgmm_jax.families.common.text import TextConfig
 from antgmm_jax.families.llava.config import LlavaConfig
-from antgmm_jax.families.text import TextConfig
 from antgmm_jax.io import checkpoint
 from antgmm_jax.parallel.processes import gather, run_on_first
 from antgmm_jax.parallel.sharding import make_mesh, shard_rows, spec

@@ -8,10 +8,10 @@ from antgmm_jax.blocks.projector import ProjectorConfig
 from antgmm_jax.config import LMMConfig, VisionConfig
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families.base import Files
+from antgmm_jax.families.common.table import Entry, dense
+from antgmm_jax.families.common.text import TextConfig, text_ties, text_violations
+from antgmm_jax.families.common.vit import encoder_of, vision_config, vision_weights
 from antgmm_jax.families.rules import Tie, check_square, tie_violations
-from antgmm_jax.families.table import Entry, dense
-from antgmm_jax.families.text import TextConfig, text_ties, text_violations
-from antgmm_jax.families.vit import encoder_of, vision_config, vision_weights
 
 CLIP, SIGLIP = "clip_vision_model", "siglip_vision_model"
 

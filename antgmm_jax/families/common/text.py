@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple
 
 from antgmm_jax.config import LanguageConfig, LMMConfig, StackConfig
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.families.llama import head_violations, stack_of, text_fields
+from antgmm_jax.families.common.llama import head_violations, stack_of, text_fields
 from antgmm_jax.families.rules import Tie
 
 TextType = Literal["llama", "mistral", "qwen2", "qwen3"]

@@ -12,8 +12,8 @@ from antgmm_jax.blocks.grids import places
 from antgmm_jax.blocks.packed import PackedConfig
 from antgmm_jax.blocks.pictures import as_hf
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.families.square import Tree, check_processor, normalisation, one_thread
-from antgmm_jax.families.words import Messages, rendered, starts_itself, wrap
+from antgmm_jax.families.common.square import Tree, check_processor, normalisation, one_thread
+from antgmm_jax.families.common.words import Messages, rendered, starts_itself, wrap
 
 _START, _END, _VIDEO = "<|vision_start|>", "<|vision_end|>", "<|video_pad|>"
 _LONGEST = 200  # the limit of the image processor

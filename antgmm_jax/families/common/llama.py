@@ -5,7 +5,7 @@ from typing import Any
 
 from antgmm_jax.config import LanguageConfig, StackConfig
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.families.table import Entry, attention, dense, norm
+from antgmm_jax.families.common.table import Entry, attention, dense, norm
 
 
 def stack_of(text: Mapping[str, Any]) -> StackConfig:

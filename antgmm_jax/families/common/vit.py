@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from antgmm_jax.config import Act, StackConfig, VisionConfig
-from antgmm_jax.families.table import Entry, attention, dense, norm
+from antgmm_jax.families.common.table import Entry, attention, dense, norm
 
 
 def encoder_of(vision: Mapping[str, Any], layers: int) -> StackConfig:

@@ -11,8 +11,8 @@ from antgmm_jax.blocks.language import Embedded
 from antgmm_jax.blocks.packed import PackedVisionConfig
 from antgmm_jax.config import StackConfig
 from antgmm_jax.errors import AntgmmError
+from antgmm_jax.families.common.table import Entry, dense, norm
 from antgmm_jax.families.rules import check_unquantized
-from antgmm_jax.families.table import Entry, dense, norm
 from antgmm_jax.lmm import LMM, Batch
 
 

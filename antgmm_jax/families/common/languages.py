@@ -5,10 +5,10 @@ from typing import Any
 
 from antgmm_jax.config import LanguageConfig, LMMConfig
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.families import llama, opt, t5, text
 from antgmm_jax.families.base import Files
+from antgmm_jax.families.common import llama, opt, t5, text
+from antgmm_jax.families.common.table import Entry
 from antgmm_jax.families.rules import Tie
-from antgmm_jax.families.table import Entry
 
 _MODEL = "language_model"
 

@@ -5,8 +5,8 @@ from typing import Any
 
 from antgmm_jax.config import LanguageConfig, StackConfig
 from antgmm_jax.errors import AntgmmError
+from antgmm_jax.families.common.table import Entry, attention, dense, norm
 from antgmm_jax.families.rules import Tie
-from antgmm_jax.families.table import Entry, attention, dense, norm
 
 _EPS = 1e-5
 _UNUSED = 2
