@@ -24,7 +24,7 @@ def sized(
     """Returns a LLaVA 1.5 config of given sizes.
 
     Args:
-        vision: sizes of CLIP, see `antgmm_jax.families.common.vit.sized_encoder`. The projector skips the class token.
+        vision: sizes of CLIP, see `antgmm_jax.families.common.vit.sized_encoder`; the projector skips its class token.
         text: sizes of Llama, see `antgmm_jax.families.common.llama.sized_decoder`.
         head_dims: head widths of CLIP and Llama.
         image: side of an image in pixels.
