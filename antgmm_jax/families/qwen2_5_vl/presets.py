@@ -30,7 +30,7 @@ def sized(
 
     Args:
         vision: sizes of the image encoder, see `antgmm_jax.families.common.vit.sized_encoder`.
-        text: sizes of Qwen2, see `antgmm_jax.families.common.llama.sized_decoder`; embed is heads x q_per_kv x head_dim.
+        text: sizes of Qwen2, see `antgmm_jax.families.common.llama.sized_decoder`; embed = heads x q_per_kv x head_dim.
         head_dims: head widths of image encoder and Qwen2.
         full: layers of the image encoder that attend to whole images.
         sections: number of rotary frequencies for time, row and column.
