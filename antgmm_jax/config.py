@@ -5,11 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
-from jaxtyping import Int
-
 from antgmm_jax.axes import Part, axis, nodes, part, part_by
-from antgmm_jax.blocks.grids import places
 
 Remat = Literal["none", "dots", "full"]
 """What a layer saves for the backward pass: everything, matrix products, or only its input (rest recomputed)."""
@@ -186,8 +182,11 @@ class LMMConfig:
         return None
 
     @property
-    def usual_place(self) -> Int[np.ndarray, "M P"] | None:
-        """Describes the slots of an image of the usual size: leaf `place` of its tree; None without such a leaf."""
+    def usual_place(self) -> Any:
+        """Leaf `place` of the tree of an image of the usual size, int32 [M, P]; None for families without it."""
+        # Imported on use: the command line imports configs, but neither JAX nor NumPy.
+        from antgmm_jax.blocks.grids import places
+
         return None if self.grid is None else places(*self.grid)
 
     @property

@@ -6,6 +6,7 @@ import re
 import sys
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -185,6 +186,7 @@ def function():
 FAMILY_PACKAGE = ROOT / "antgmm_jax" / "families"
 
 
+@cache
 def family_names() -> set[str]:
     """Names of families in keys, `model_type`s and Hugging Face's classes, in the form of `plain`."""
     classes = {one.fields["architectures"][0] for family in FAMILIES.values() for one in family.tiny(0).values()}
@@ -201,7 +203,8 @@ def named(text: str) -> set[str]:
     """Families that a line names; names of presets are data and do not count."""
     for preset in PRESETS:
         text = text.replace(preset, "")
-    return {name for name in family_names() if name in plain(text)}
+    words = plain(text)
+    return {name for name in family_names() if name in words}
 
 
 def outside_families() -> Iterator[Path]:
