@@ -57,11 +57,12 @@ def pruned_export(preset: str, folder: Path) -> Export:
         The export.
     """
     config = FAMILIES[presets()[preset]].presets[preset]
-    leaves, tree = jax.tree.flatten(functional(config).init(jax.random.key(0)))
-    keys = jax.random.split(jax.random.key(1), len(leaves))
+    rng = np.random.default_rng(0)
     # Larger than new parameters, so that the logits of tokens differ by much more than rounding.
-    noisy = [np.asarray(x + 0.08 * jax.random.normal(key, x.shape)) for x, key in zip(leaves, keys, strict=True)]
-    params = jax.tree.unflatten(tree, noisy)
+    params = jax.tree.map(
+        lambda x: np.asarray(x) + 0.08 * rng.standard_normal(x.shape, np.float32),
+        functional(config).init(jax.random.key(0)),
+    )
     keep = pruning.plan(pruning.magnitude(params, config), config, _sizes(config))
     small, small_params = pruning.shrink(config, params, keep)
     directory = folder / preset
