@@ -70,6 +70,7 @@ def new_processor(config: Gemma3Config, tokenizer: Tokenizer) -> Gemma3Processor
     tokens = {"image_token": "<image>", "boi_token": _START, "eoi_token": _END}
     words = wrap(tokenizer, template="$A", bos_token="<s>", padding_side="left", extra_special_tokens=tokens)
     words.add_special_tokens({"additional_special_tokens": [_START, _END]})
+    words.add_tokens(["\n" * count for count in range(1, 5)])  # vLLM expects them of every Gemma 3
     return Gemma3Processor(
         Gemma3ImageProcessor(size=size, do_pan_and_scan=False),
         words,

@@ -54,9 +54,9 @@ def _one(name: str, folder: Path, python: Path, tokens: int) -> dict[str, Any]:
     ours = expected(export, chats, tokens)
     asked, answers = folder / f"{name}.asked.json", folder / f"{name}.answers.json"
     texts, template = [one["text"] for one in ours], bool(processor.chat_template)
-    asked.write_text(
-        json.dumps({"conversations": chats, "texts": texts, "template": template, "tokens": tokens}, indent=1)
-    )
+    request = {"conversations": chats, "texts": texts, "template": template, "tokens": tokens}
+    longest = export.config.language.learned_positions or 2048
+    asked.write_text(json.dumps({**request, "length": longest}, indent=1))
     answers.unlink(missing_ok=True)
     script = Path(__file__).with_name("vllm_answers.py")
     done = subprocess.run([python, script, export.directory, asked, answers], capture_output=True, text=True)

@@ -29,7 +29,7 @@ def main(export: Path, conversations: Path, answers: Path) -> None:
     llm = LLM(
         model=str(export),
         dtype="float32",
-        max_model_len=2048,
+        max_model_len=asked["length"],
         enforce_eager=True,
         max_num_seqs=2,
         limit_mm_per_prompt={"image": 2, "video": 0},
