@@ -18,6 +18,7 @@ from pruning.sizing import next_smaller
 from tests.pruning.models import CONFIGS
 
 MODELS = {**CONFIGS, "antgmm-deep": preset("antgmm-deep"), "llava-tiny": preset("llava-tiny")}
+NAMES = [*CONFIGS, *(pytest.param(name, marks=pytest.mark.long) for name in ("antgmm-deep", "llava-tiny"))]
 SHARES = (0.9, 0.5, 0.3, 0.2, 0.12, 0.06)
 
 
@@ -30,7 +31,7 @@ def sublayers(config):
     return sum(sum(towers.values()) for towers in cost(config, 1, 64, 16).sublayers.values())
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", NAMES)
 def test_results_are_legal_within_the_budget_and_grow_with_it(name):
     config = MODELS[name]
     smallest = search(config, count, 0)
@@ -43,7 +44,7 @@ def test_results_are_legal_within_the_budget_and_grow_with_it(name):
     assert all(larger.price >= smaller.price for larger, smaller in pairwise(results))
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", NAMES)
 def test_the_next_larger_size_on_any_axis_exceeds_the_budget(name):
     config = MODELS[name]
     budget = 0.3 * count(config)
@@ -149,7 +150,7 @@ def test_a_cut_to_the_chosen_sizes_has_their_price_for_any_scores(seed):
     assert count(shrunk_config(config, plan(scores, config, result.sizes))) == result.price
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", NAMES)
 def test_stages_reach_the_chosen_sizes_in_legal_steps(name):
     config = MODELS[name]
     for share in SHARES:

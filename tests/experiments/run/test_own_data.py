@@ -141,9 +141,8 @@ def test_a_users_rows_become_an_exported_student(ads, family):
     _runs_in_transformers(ads / "runs/student/export", ads / "ads", family)
 
 
-@pytest.mark.parametrize(
-    ("family", "save"), [pytest.param("smolvlm", save_smolvlm, marks=pytest.mark.long), ("qwen3-vl", save_qwen3_vl)]
-)
+@pytest.mark.long
+@pytest.mark.parametrize(("family", "save"), [("smolvlm", save_smolvlm), ("qwen3-vl", save_qwen3_vl)])
 def test_models_with_tiles_are_compressed_on_rows_with_any_number_of_pictures(ads, family, save):
     teacher, rng = save(ads / "teacher"), np.random.default_rng(0)
     for split, rows in (("train", 16), ("test", 8)):
