@@ -107,9 +107,9 @@ def write_chat(records: Sequence[Record], path: str | Path, *, progress: Progres
 
     def line(row: int, record: Record, names: Sequence[str]) -> dict:
         following = (row + 1) % len(records)
-        asked = ((names[0], record), (_image_name(path, following), records[following]))
-        turns = [turn for name, each in asked for turn in _exchange(name, each)]
-        return {"id": record.id, "type": asked[1][1].type, "messages": turns}
+        exchanges = ((names[0], record), (_image_name(path, following), records[following]))
+        turns = [turn for name, each in exchanges for turn in _exchange(name, each)]
+        return {"id": record.id, "type": exchanges[1][1].type, "messages": turns}
 
     _write_lines(records, path, line, progress)
 
@@ -143,8 +143,8 @@ def _line(row: int, record: Record, names: Sequence[str]) -> dict:
 
 def _exchange(name: str, record: Record) -> list[dict]:
     """A question about an image and its answer, as two turns."""
-    asked = [{"type": "image", "path": name}, {"type": "text", "text": prompt(record.question, record.text)}]
-    return [{"role": "user", "content": asked}, {"role": "assistant", "content": record.answer}]
+    question = [{"type": "image", "path": name}, {"type": "text", "text": prompt(record.question, record.text)}]
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": record.answer}]
 
 
 _WRITERS = {"parquet": write_parquet, "jsonl": write_jsonl, "chat": write_chat}

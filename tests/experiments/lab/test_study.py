@@ -259,6 +259,7 @@ def test_shared_stages_run_once(study, tmp_path, monkeypatch):
     assert not list(began_elsewhere.iterdir())
 
 
+@pytest.mark.long
 def test_runs_in_the_results_file_are_not_repeated(study, teacher, tmp_path, monkeypatch):
     folder, out = tmp_path / "runs", tmp_path / "study.json"
     short = study.model_copy(update={"seeds": (0,), "arms": study.arms[:1]})

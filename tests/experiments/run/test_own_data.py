@@ -56,7 +56,7 @@ SMALL = {
     ' "text/mlp"=64, "text/heads"=1}',
 }
 ASKED = "Question: {question}[ ({text})] Answer:"
-LONG = ("qwen2.5-vl", "llava-onevision", "internvl", "mistral3")
+LONG = ("smolvlm", "qwen3-vl", "qwen2.5-vl", "llava-onevision", "internvl", "mistral3")
 """Families that share most of their code with one of the others."""
 FROZEN = 'phase.answers.frozen=["vision", "bridge"]'
 CUT = {
@@ -106,9 +106,7 @@ def as_conversations(file):
     file.write_text("".join(rows))
 
 
-@pytest.mark.parametrize(
-    "family", ["blip2", "llava", "smolvlm", "qwen3-vl", *(pytest.param(name, marks=pytest.mark.long) for name in LONG)]
-)
+@pytest.mark.parametrize("family", ["blip2", "llava", *(pytest.param(name, marks=pytest.mark.long) for name in LONG)])
 def test_a_users_rows_become_an_exported_student(ads, family):
     if family == "llava":
         for split in ("train", "test"):

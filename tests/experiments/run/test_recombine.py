@@ -148,6 +148,7 @@ def test_a_merged_cut_is_saved_once_and_not_replaced(tmp_path):
 
 
 @pytest.mark.filterwarnings("default")  # warnings of PyTorch and transformers
+@pytest.mark.long
 def test_two_cuts_recombine_into_an_exported_model(tmp_path, stage):
     teacher = save_teacher(tmp_path / "teacher")
     config, params = load_hf(teacher)
