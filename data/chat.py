@@ -106,8 +106,8 @@ class ChatEncoder:
 
     def _seen(self) -> _Style:
         """Renders a question with its answer to see how the template writes answers."""
-        asked = messages([Turn("user", (_QUESTION,))])
-        text, whole = self._inputs.chat(asked), self._inputs.chat([*asked, *messages([Turn("assistant", (_ANSWER,))])])
+        question, answer = (messages([turn]) for turn in (Turn("user", (_QUESTION,)), Turn("assistant", (_ANSWER,))))
+        text, whole = self._inputs.chat(question), self._inputs.chat([*question, *answer])
         place = whole.rfind(_ANSWER)
         if place < 0:
             raise AntgmmError(f"the chat template leaves out answers: it writes {whole!r}; correct chat_template.jinja")

@@ -31,7 +31,7 @@ def image_of_slot(images: Mapping[str, Any]) -> Int[Array, "B M"]:
 def window_of_slot(images: Mapping[str, Any], side: int) -> Int[Array, "B M"]:
     """Numbers the windows of `side` by `side` squares of each row, for each of their slots; -1 for unused slots.
 
-    As in Qwen2.5-VL, windows start at the first square of an image, and those at its far edges are smaller. The number
+    Windows start at the first square of an image, and those at its far edges are smaller. The number
     of a window is the slot of its first square.
     """
     row, column, _, columns = jnp.moveaxis(images["place"], -1, 0)

@@ -32,8 +32,8 @@ _UNREAD = re.compile(r"vision_tower\.vision_model\.(?:encoder\.layers\.(\d+)|hea
 
 def _unread(config: LMMConfig, name: str) -> bool:
     """Whether a tensor is stored but never run: of a layer after the feature layer, or of SigLIP's own head."""
-    found = _UNREAD.match(name)
-    return found is not None and (found[1] is None or int(found[1]) >= config.vision.stack.layers)
+    match = _UNREAD.match(name)
+    return match is not None and (match[1] is None or int(match[1]) >= config.vision.stack.layers)
 
 
 def _says_tied(raw: Mapping[str, Any]) -> bool:

@@ -10,6 +10,7 @@ from transformers import ProcessorMixin
 
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.errors import AntgmmError
+from antgmm_jax.families.common.words import starts_itself
 
 Tree = dict[str, np.ndarray]
 
@@ -79,6 +80,31 @@ def one_thread() -> Iterator[None]:
     finally:
         if torch:
             torch.set_num_threads(before)
+
+
+def unscaled(processor: Any, text: str, images: Sequence[np.ndarray]) -> Any:
+    """Runs a processor that also reads videos on a conversation, with pixels from 0 to 255.
+
+    Args:
+        processor: processor of the model.
+        text: the conversation, rendered.
+        images: uint8 [H, W, 3] each.
+
+    Returns:
+        Output of the processor, with `pixel_values` if there are images.
+
+    Raises:
+        AntgmmError: the text contains the token of a video.
+    """
+    if processor.video_token in text:
+        raise AntgmmError(f"{processor.video_token} stands for a video, which is not supported: use images")
+    options: dict[str, Any] = {"add_special_tokens": not starts_itself(processor, text)}
+    if images:
+        raw = [np.ascontiguousarray(np.moveaxis(image, -1, 0)) for image in images]
+        plain = {"do_rescale": False, "do_normalize": False, "input_data_format": "channels_first"}
+        options |= {"images": [raw], "return_tensors": "np", **plain}
+    with one_thread():
+        return processor(text=[text], **options)
 
 
 def side(processor: ProcessorMixin) -> int:

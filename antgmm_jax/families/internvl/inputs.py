@@ -8,9 +8,8 @@ from tokenizers import Tokenizer
 from transformers import GotOcr2ImageProcessor, InternVLProcessor, InternVLVideoProcessor, ProcessorMixin
 
 from antgmm_jax.blocks.pictures import as_hf
-from antgmm_jax.errors import AntgmmError
-from antgmm_jax.families.common.square import Tree, check_processor, normalisation, one_thread, side
-from antgmm_jax.families.common.words import CHAT, Messages, rendered, starts_itself, wrap
+from antgmm_jax.families.common.square import Tree, check_processor, normalisation, side, unscaled
+from antgmm_jax.families.common.words import CHAT, Messages, rendered, wrap
 from antgmm_jax.families.internvl.config import InternVLConfig
 
 _START, _END, _VIDEO = "<img>", "</img>", "<video>"
@@ -47,15 +46,7 @@ class Inputs:
 
     def __call__(self, text: str, images: Sequence[np.ndarray]) -> tuple[np.ndarray, Tree]:
         """Token ids int32 [T] of a text, and the tree of images, [M, ...]: the tiles of each image, then all of it."""
-        if self.processor.video_token in text:
-            raise AntgmmError(f"{self.processor.video_token} stands for a video, which is not supported: use images")
-        options: dict[str, Any] = {"add_special_tokens": not starts_itself(self.processor, text)}
-        if images:
-            raw = [np.ascontiguousarray(np.moveaxis(image, -1, 0)) for image in images]
-            plain = {"do_rescale": False, "do_normalize": False, "input_data_format": "channels_first"}
-            options |= {"images": [raw], "return_tensors": "np", **plain}
-        with one_thread():
-            out = self.processor(text=[text], **options)
+        out = unscaled(self.processor, text, images)
         tiles = np.asarray(out["pixel_values"]) if images else np.zeros(self._shape)
         pixels = np.ascontiguousarray(np.moveaxis(tiles, 1, -1).astype(np.uint8))
         tree = {"pixels": pixels} | {

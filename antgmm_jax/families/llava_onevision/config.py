@@ -93,13 +93,13 @@ def _resolutions(pinpoints: list[Any], side: int) -> tuple[tuple[int, int], ...]
 
 
 def _most_tiles(ratio: str) -> int:
-    found = re.fullmatch(r"anyres_max_([1-9]\d*)", ratio)
-    if found is None:
+    match = re.fullmatch(r"anyres_max_([1-9]\d*)", ratio)
+    if match is None:
         raise AntgmmError(
             f"vision_aspect_ratio = {ratio!r} is not supported: it must be 'anyres_max_' and a number, as in"
             " 'anyres_max_9'"
         )
-    return int(found[1])
+    return int(match[1])
 
 
 def to_hf(config: LlavaOnevisionConfig) -> dict[str, Any]:

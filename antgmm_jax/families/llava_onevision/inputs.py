@@ -16,8 +16,8 @@ from transformers.image_processing_utils import select_best_resolution
 
 from antgmm_jax.blocks.pictures import as_hf
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.families.common.square import Tree, check_processor, normalisation, one_thread, side
-from antgmm_jax.families.common.words import CHAT, Messages, rendered, starts_itself, wrap
+from antgmm_jax.families.common.square import Tree, check_processor, normalisation, side, unscaled
+from antgmm_jax.families.common.words import CHAT, Messages, rendered, wrap
 from antgmm_jax.families.llava_onevision import tiles
 from antgmm_jax.families.llava_onevision.config import LlavaOnevisionConfig
 
@@ -56,16 +56,8 @@ class Inputs:
 
     def __call__(self, text: str, images: Sequence[np.ndarray]) -> tuple[np.ndarray, Tree]:
         """Token ids int32 [T] of a text, and the tree of images, [M, ...]: the tiles of each image."""
-        if self.processor.video_token in text:
-            raise AntgmmError(f"{self.processor.video_token} stands for a video, which is not supported: use images")
         place = [place_of(self._config, image.shape[:2], alone=len(images) == 1) for image in images]
-        options: dict[str, Any] = {"add_special_tokens": not starts_itself(self.processor, text)}
-        if images:
-            raw = [np.ascontiguousarray(np.moveaxis(image, -1, 0)) for image in images]
-            plain = {"do_rescale": False, "do_normalize": False, "input_data_format": "channels_first"}
-            options |= {"images": [raw], "return_tensors": "np", **plain}
-        with one_thread():
-            out = self.processor(text=[text], **options)
+        out = unscaled(self.processor, text, images)
         made = np.asarray(out["pixel_values"]) if images else ()
         return np.asarray(out["input_ids"][0], np.int32), self._tree(made, place)
 
