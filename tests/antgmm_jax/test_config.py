@@ -26,6 +26,7 @@ MILLIONS = {
     "blip2-opt-2.7b": (3744.6, 3744.8),
     "blip2-opt-6.7b": (7752.8, 7752.9),
     "instructblip-tiny": (4, 5),
+    "instructblip-llama-tiny": (5, 6),
     "instructblip-flan-t5-xl": (4022.8, 4023.0),
     "instructblip-vicuna-7b": (7913.0, 7914.0),
     "llava-tiny": (2, 4),

@@ -37,38 +37,33 @@ RECIPES = ROOT / "experiments" / "recipes"
 # Commands may cause warnings of PyTorch and transformers.
 pytestmark = pytest.mark.filterwarnings("default")
 
+_IMAGE = '"vision/layers"=2, "vision/embed"=64, "vision/mlp"=96'
+_QUERIES = f'{_IMAGE}, "bridge/layers"=2, "bridge/embed"=64, "bridge/mlp"=96'
+_T5 = f'{_QUERIES}, "encoder/layers"=2, "decoder/layers"=2, "text/embed"=48, "encoder/heads"=2, "encoder/mlp"=64'
+_TEXT = '"text/layers"=2, "text/mlp"=64'
 SMALL = {
-    "blip2": '{"vision/layers"=2, "vision/embed"=64, "vision/mlp"=96, "bridge/layers"=2, "bridge/embed"=64,'
-    ' "bridge/mlp"=96, "encoder/layers"=2, "decoder/layers"=2, "text/embed"=48, "encoder/heads"=2, "encoder/mlp"=64}',
-    "llava": '{"vision/layers"=2, "vision/embed"=64, "vision/mlp"=96, "text/layers"=2, "text/embed"=48, "text/mlp"=64,'
-    ' "text/heads"=1}',
-    "smolvlm": '{"vision/layers"=2, "vision/embed"=64, "vision/mlp"=96, "text/layers"=2, "text/embed"=48,'
-    ' "text/mlp"=64, "text/heads"=1}',
-    "llava-onevision": '{"vision/layers"=2, "vision/embed"=64, "vision/mlp"=96, "text/layers"=2, "text/embed"=96,'
-    ' "text/mlp"=64, "text/heads"=1}',
-    "internvl": '{"vision/layers"=2, "vision/embed"=64, "vision/mlp"=96, "text/layers"=2, "text/embed"=96,'
-    ' "text/mlp"=64, "text/heads"=1}',
-    "qwen3-vl": '{"vision/layers"=2, "vision/embed"=64, "vision/mlp"=96, "text/layers"=2, "text/embed"=48,'
-    ' "text/mlp"=64, "text/heads"=1}',
-    "qwen2.5-vl": '{"vision/layers"=2, "vision/embed"=64, "vision/mlp"=96, "text/layers"=2, "text/heads"=1,'
-    ' "text/mlp"=64}',
-    "mistral3": '{"vision/layers"=2, "vision/embed"=64, "vision/mlp"=96, "text/layers"=2, "text/embed"=48,'
-    ' "text/mlp"=64, "text/heads"=1}',
+    "antgmm-tiny": _T5,
+    "instructblip-tiny": _T5,
+    "instructblip-llama-tiny": f'{_QUERIES}, {_TEXT}, "text/heads"=1, "text/embed"=96',
+    "blip2-opt-tiny": f'{_QUERIES}, {_TEXT}, "text/heads"=2',
+    "llava-tiny": f'{_IMAGE}, {_TEXT}, "text/heads"=1, "text/embed"=48',
+    "llava-onevision-tiny": f'{_IMAGE}, {_TEXT}, "text/heads"=1, "text/embed"=96',
+    "smolvlm-tiny": f'{_IMAGE}, {_TEXT}, "text/heads"=1, "text/embed"=48',
+    "internvl-tiny": f'{_IMAGE}, {_TEXT}, "text/heads"=1, "text/embed"=96',
+    "qwen3-vl-tiny": f'{_IMAGE}, {_TEXT}, "text/heads"=1, "text/embed"=48',
+    "qwen2.5-vl-tiny": f'{_IMAGE}, {_TEXT}, "text/heads"=1',
+    "gemma3-tiny": f'{_IMAGE}, {_TEXT}, "text/heads"=1, "text/embed"=48',
+    "ministral-3-tiny": f'{_IMAGE}, {_TEXT}, "text/heads"=1, "text/embed"=48',
 }
+"""Sizes of a teacher that takes seconds, for a preset of each family."""
+ENCODERS = ("antgmm-tiny", "instructblip-tiny")
+"""Presets of models with an encoder: they have recipes of their own."""
+CHATLESS = ("antgmm-tiny", "blip2-opt-tiny", "instructblip-tiny", "instructblip-llama-tiny")
+"""Presets of models without a chat template."""
+SHORT = ("antgmm-tiny", "llava-tiny")
+"""Presets that every run of the tests compresses; the other families share most of their code with these."""
 ASKED = "Question: {question}[ ({text})] Answer:"
-LONG = ("smolvlm", "qwen3-vl", "qwen2.5-vl", "llava-onevision", "internvl", "mistral3")
-"""Families that share most of their code with one of the others."""
 FROZEN = 'phase.answers.frozen=["vision", "bridge"]'
-CUT = {
-    "blip2": '{"vision/layers"=1, "bridge/layers"=1, "encoder/layers"=1, "decoder/layers"=1, "text/embed"=32}',
-    "llava": '{"vision/layers"=1, "text/layers"=1, "text/mlp"=0.5}',
-    "smolvlm": '{"vision/layers"=1, "text/layers"=1, "text/mlp"=0.5}',
-    "llava-onevision": '{"vision/layers"=1, "text/layers"=1, "text/mlp"=0.5}',
-    "internvl": '{"vision/layers"=1, "text/layers"=1, "text/mlp"=0.5}',
-    "qwen3-vl": '{"vision/layers"=1, "text/layers"=1, "text/mlp"=0.5}',
-    "qwen2.5-vl": '{"vision/layers"=1, "text/layers"=1, "text/mlp"=0.5}',
-    "mistral3": '{"vision/layers"=1, "text/layers"=1, "text/mlp"=0.5}',
-}
 
 
 @pytest.fixture
@@ -86,11 +81,31 @@ def antgmm(command, recipe, run, *changes):
     return CliRunner().invoke(cli.app, [command, str(recipe), "--run", str(run), *options], prog_name="antgmm")
 
 
-def tiny(family):
+def recipe_of(preset, ending=""):
+    """The packaged recipe that trains a preset or, with the ending "-compress", compresses it."""
+    return RECIPES / f"own-data{'-t5' if preset in ENCODERS else ''}{ending}.toml"
+
+
+def cut(preset):
+    """The change of a packaged recipe that halves the layers of a small model."""
+    if preset in ENCODERS:
+        sizes = '"vision/layers"=1, "bridge/layers"=1, "encoder/layers"=1, "decoder/layers"=1, "text/embed"=32'
+    else:
+        sizes = '"vision/layers"=1, "text/layers"=1, "text/mlp"=0.5'
+    return f"stage.cut.sizes={{{sizes}}}"
+
+
+def tiny(preset):
     """Changes to a packaged training recipe that make it take seconds."""
     changes = ("optimizer.batch_size=8", "optimizer.warmup=1", "data.samples=24", "evaluate.data.samples=8")
     changes = [*changes, "evaluate.max_new_tokens=4", "export.dtype=float32"]
-    return [*changes, f"model.sizes={SMALL[family]}", "phase.answers.steps=3", FROZEN]
+    return [
+        *changes,
+        f"model.preset={preset}",
+        f"model.sizes={{{SMALL[preset]}}}",
+        "phase.answers.steps=3",
+        FROZEN,
+    ]
 
 
 def as_conversations(file):
@@ -106,19 +121,21 @@ def as_conversations(file):
     file.write_text("".join(rows))
 
 
-@pytest.mark.parametrize("family", ["blip2", "llava", *(pytest.param(name, marks=pytest.mark.long) for name in LONG)])
-def test_a_users_rows_become_an_exported_student(ads, family):
-    if family == "llava":
+@pytest.mark.parametrize(
+    "preset", [pytest.param(name, marks=[pytest.mark.long] * (name not in SHORT)) for name in SMALL]
+)
+def test_a_users_rows_become_an_exported_student(ads, preset):
+    if preset == "llava-tiny":
         for split in ("train", "test"):
             as_conversations(ads / "ads" / f"{split}.jsonl")
-    taught = [*tiny(family), "buckets=[]", f'prompt="{ASKED}"']
-    trained = antgmm("train", RECIPES / f"own-data-{family}.toml", f"runs/own-{family}", *taught)
+    teacher = ["teacher.path=runs/teacher/export"]
+    taught = [*tiny(preset), "buckets=[]", f'prompt="{ASKED}"']
+    trained = antgmm("train", recipe_of(preset), "runs/teacher", *taught)
     assert trained.exit_code == 0, trained.output
-    changes = [change for change in tiny(family) if not change.startswith(("model", "phase"))]
+    changes = teacher + [change for change in tiny(preset) if not change.startswith(("model", "phase"))]
     # Compilation takes most of the time: few steps, no mask phase, and scores without gradients.
     stage = ["stage.cut.importance=magnitude", "stage.cut.mask_steps=0", "stage.cut.recover_steps=2"]
-    sizes = f"stage.cut.sizes={CUT[family]}"
-    recipe = RECIPES / f"own-data-{family}-compress.toml"
+    recipe, sizes = recipe_of(preset, "-compress"), cut(preset)
     compressed = antgmm("compress", recipe, "runs/student", *changes, *stage, sizes)
     assert compressed.exit_code == 0, compressed.output
     gate = json.loads((ads / "runs/student/report/gate.json").read_text())
@@ -136,12 +153,12 @@ def test_a_users_rows_become_an_exported_student(ads, family):
         expected = processor(images=record.images[0], text=line, return_tensors="np")["input_ids"][0]
         mask = batch["prompt/attention_mask"][row] == 1
         np.testing.assert_array_equal(batch["prompt/input_ids"][row][mask], expected)
-    _runs_in_transformers(ads / "runs/student/export", ads / "ads", family)
+    _runs_in_transformers(ads / "runs/student/export", ads / "ads", preset)
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("family", "save"), [("smolvlm", save_smolvlm), ("qwen3-vl", save_qwen3_vl)])
-def test_models_with_tiles_are_compressed_on_rows_with_any_number_of_pictures(ads, family, save):
+@pytest.mark.parametrize(("preset", "save"), [("smolvlm-tiny", save_smolvlm), ("qwen3-vl-tiny", save_qwen3_vl)])
+def test_models_with_tiles_are_compressed_on_rows_with_any_number_of_pictures(ads, preset, save):
     teacher, rng = save(ads / "teacher"), np.random.default_rng(0)
     for split, rows in (("train", 16), ("test", 8)):
         lines = []
@@ -154,8 +171,8 @@ def test_models_with_tiles_are_compressed_on_rows_with_any_number_of_pictures(ad
                 json.dumps({"images": names, "question": f"is it {row}?", "answer": "yes" if row % 2 else "no"})
             )
         (ads / "ads" / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
-    recipe = RECIPES / f"own-data-{family}-compress.toml"
-    changes = [change for change in tiny(family) if not change.startswith(("model", "phase", "data.samples"))]
+    recipe = recipe_of(preset, "-compress")
+    changes = [change for change in tiny(preset) if not change.startswith(("model", "phase", "data.samples"))]
     changes += [f"teacher.path={json.dumps(str(teacher))}", "data.samples=16", "stage.cut.importance=activation"]
     changes += ["stage.cut.mask_steps=1", "stage.cut.recover_steps=2"]
     changes += ['stage.cut.sizes={"vision/mlp"=0.5, "text/mlp"=0.5, "text/embed"=0.5}']
@@ -165,12 +182,12 @@ def test_models_with_tiles_are_compressed_on_rows_with_any_number_of_pictures(ad
     assert gate["passed"] and gate["answers_equal"] == 1.0 and gate["prompts"] == 8
 
 
-def _runs_in_transformers(directory, rows, family):
+def _runs_in_transformers(directory, rows, preset):
     """Loads and runs the exported folder with `transformers` alone."""
     model, processor = reference.reloaded(directory), AutoProcessor.from_pretrained(directory)
     assert model.config.vision_config.num_hidden_layers == 1
     text = model.config.text_config
-    assert (text.num_layers, text.d_model) == (1, 32) if family == "blip2" else text.num_hidden_layers == 1
+    assert (text.num_layers, text.d_model) == (1, 32) if preset in ENCODERS else text.num_hidden_layers == 1
     special = processor.tokenizer
     assert (text.pad_token_id, text.eos_token_id) == (special.pad_token_id, special.eos_token_id)
     record = read_records("jsonl", rows / "test.jsonl")[0]
@@ -179,16 +196,21 @@ def _runs_in_transformers(directory, rows, family):
     assert model.generate(**given, max_new_tokens=3).shape[0] == 1
 
 
-@pytest.mark.parametrize(
-    "family", ["llava", *(pytest.param(f, marks=pytest.mark.long) for f in ("smolvlm", "qwen3-vl"))]
-)
-def test_200_conversations_are_compressed_by_a_run_that_resumes_once(tmp_path, monkeypatch, family):
+_RESUMED = ("smolvlm-tiny", "qwen3-vl-tiny", "gemma3-tiny", *CHATLESS)
+
+
+@pytest.mark.parametrize("preset", ["llava-tiny", *(pytest.param(name, marks=pytest.mark.long) for name in _RESUMED)])
+def test_200_conversations_are_compressed_by_a_run_that_resumes_once(tmp_path, monkeypatch, preset):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
     for split, count in (("train", 200), ("test", 8)):
-        write_chat(maad.source("s", split, count), tmp_path / "ads" / f"{split}.jsonl")
-    changes = [change for change in tiny(family) if not change.startswith("data.samples")]
-    trained = antgmm("train", RECIPES / f"own-data-{family}.toml", f"runs/own-{family}", *changes, "buckets=[]")
+        if preset in CHATLESS:
+            write_jsonl(maad.source("s", split, count), tmp_path / "ads" / f"{split}.jsonl")
+            as_conversations(tmp_path / "ads" / f"{split}.jsonl")
+        else:
+            write_chat(maad.source("s", split, count), tmp_path / "ads" / f"{split}.jsonl")
+    changes = [change for change in tiny(preset) if not change.startswith("data.samples")]
+    trained = antgmm("train", recipe_of(preset), "runs/teacher", *changes, "buckets=[]")
     assert trained.exit_code == 0, trained.output
     changes = [change for change in changes if not change.startswith(("model", "phase"))]
     changes += [
@@ -197,8 +219,8 @@ def test_200_conversations_are_compressed_by_a_run_that_resumes_once(tmp_path, m
         "stage.cut.recover_steps=3",
         "stage.cut.importance=taylor",
     ]
-    changes += [f"stage.cut.sizes={CUT[family]}", "teacher.pairs=8"]
-    recipe, save, saved = RECIPES / f"own-data-{family}-compress.toml", stage.Stepper.save, []
+    changes += [cut(preset), "teacher.path=runs/teacher/export", "teacher.pairs=8"]
+    recipe, save, saved = recipe_of(preset, "-compress"), stage.Stepper.save, []
 
     def stop(self, *arguments):
         saved.append(save(self, *arguments))
@@ -212,14 +234,19 @@ def test_200_conversations_are_compressed_by_a_run_that_resumes_once(tmp_path, m
     assert resumed.exit_code == 0, resumed.output
     gate = json.loads(Path("runs/student/report/gate.json").read_text())
     assert gate["passed"] and gate["answers_equal"] == 1.0 and gate["prompts"] == 8
-    # Both answers of a row are trained on; the second one is generated behind the first.
     recipe = load_recipe(recipe, changes)
     config, processor = open_hf("runs/student/export")[0], load_processor("runs/student/export")
     samples, test = encode_both(recipe, load_both(recipe), processor, config)
-    assert len(samples) == 200 and (samples.rows.index.earlier > 1).all() and (samples.rows.index.slots >= 2).all()
+    assert len(samples) == 200
+    if preset not in CHATLESS:
+        # Both answers of a row are trained on; the second one is generated behind the first.
+        assert (samples.rows.index.earlier > 1).all() and (samples.rows.index.slots >= 2).all()
     (batch,) = test.in_order(8, prompts=True)
     for row, record in enumerate(load_both(recipe)[1]):
-        chat = processor.apply_chat_template(messages(record.turns), add_generation_prompt=True)
+        if preset in CHATLESS:
+            chat = record.question
+        else:
+            chat = processor.apply_chat_template(messages(record.turns), add_generation_prompt=True)
         expected = processor(images=[*record.images], text=chat, return_tensors="np")["input_ids"][0]
         mask = batch["prompt/attention_mask"][row] == 1
         np.testing.assert_array_equal(batch["prompt/input_ids"][row][mask], expected)
@@ -236,7 +263,7 @@ def test_a_run_counts_the_rows_that_it_leaves_out(ads, capsys):
         "data.too_long=drop",
         f"teacher.path={save_llava(ads / 'm')}",
     ]
-    recipe = load_recipe(RECIPES / "own-data-llava-compress.toml", changes)
+    recipe = load_recipe(RECIPES / "own-data-compress.toml", changes)
     samples, test = encode_both(recipe, load_both(recipe), load_processor(ads / "m"), load_hf(ads / "m")[0])
     assert (len(samples), len(test)) == (21, 8)
     assert samples.names(np.arange(2, 5)) == [rows[place]["id"] for place in (2, 6, 7)]
@@ -248,9 +275,7 @@ def test_a_run_counts_the_rows_that_it_leaves_out(ads, capsys):
 
 def test_a_recipes_prompt_is_used_in_training_and_evaluation(ads):
     change = 'prompt="Question: {question}[ ({text})] Answer:"'
-    recipe = load_recipe(
-        RECIPES / "own-data-blip2-compress.toml", ["data.samples=24", "evaluate.data.samples=8", change]
-    )
+    recipe = load_recipe(RECIPES / "own-data-t5-compress.toml", ["data.samples=24", "evaluate.data.samples=8", change])
     config, processor = load_hf(save_teacher(ads / "teacher"))[0], load_processor(ads / "teacher")
     for records, samples in zip(
         load_both(recipe), encode_both(recipe, load_both(recipe), processor, config), strict=True
@@ -267,8 +292,8 @@ def test_a_recipes_prompt_is_used_in_training_and_evaluation(ads):
 
 
 @pytest.mark.parametrize("command", ["train", "compress"])
-@pytest.mark.parametrize("family", ["blip2", "llava"])
-def test_bad_rows_are_listed_together_before_training(ads, command, family):
+@pytest.mark.parametrize("preset", ["antgmm-tiny", "llava-tiny"])
+def test_bad_rows_are_listed_together_before_training(ads, command, preset):
     rows = [json.loads(line) for line in (ads / "ads/train.jsonl").read_text().splitlines()]
     whole = dict(enumerate(rows, 1))
     (ads / "ads/text.png").write_text("no picture")
@@ -285,9 +310,9 @@ def test_bad_rows_are_listed_together_before_training(ads, command, family):
         3: {**whole[3], "answer": "very " * 90},
         4: {**whole[4], "question": "why? " * 600, "answer": "so " * 90},
     }
-    save = save_teacher if family == "blip2" else save_llava
-    recipe = RECIPES / f"own-data-{family}{'' if command == 'train' else '-compress'}.toml"
-    changes = [c for c in tiny(family) if command == "train" or not c.startswith(("model", "phase"))]
+    save = save_teacher if preset == "antgmm-tiny" else save_llava
+    recipe = recipe_of(preset, "" if command == "train" else "-compress")
+    changes = [c for c in tiny(preset) if command == "train" or not c.startswith(("model", "phase"))]
     if command == "compress":
         changes += [f"teacher.path={save(ads / 'teacher')}", "stage.cut.sizes={'vision/layers'=1}"]
 
@@ -318,7 +343,7 @@ def test_bad_rows_are_listed_together_before_training(ads, command, family):
 def test_errors_of_both_files_are_listed_together(ads):
     (ads / "ads/test.jsonl").write_text("{}\n")
     (ads / "ads/train.jsonl").write_text("[]\n")
-    result = antgmm("train", RECIPES / "own-data-llava.toml", "run")
+    result = antgmm("train", RECIPES / "own-data.toml", "run")
     assert result.exit_code == 2
     for file in ("train", "test"):
         assert f"ads/{file}.jsonl: 1 of 1 rows are invalid" in result.stderr
@@ -335,7 +360,7 @@ def test_errors_of_both_files_are_listed_together(ads):
     ],
 )
 def test_an_impossible_model_is_refused_and_leaves_nothing(ads, change, message):
-    result = antgmm("train", RECIPES / "own-data-llava.toml", "run", change)
+    result = antgmm("train", RECIPES / "own-data.toml", "run", change)
     assert result.exit_code == 2
     assert len(result.stderr.splitlines()) == 2  # the first line, and the error
     assert message in result.stderr
@@ -348,7 +373,7 @@ def test_a_facts_phase_needs_a_model_with_queries():
 
 
 def test_sizes_override_the_preset_and_its_tied_sizes():
-    recipe = load_training(RECIPES / "own-data-llava.toml", ['model.sizes={"vision/embed"=64, "text/embed"=320}'])
+    recipe = load_training(RECIPES / "own-data.toml", ['model.sizes={"vision/embed"=64, "text/embed"=320}'])
     config = shape_of(recipe)
     assert (config.vision.stack.embed, config.vision.stack.heads) == (64, 1)
     assert (config.language.decoder.embed, config.bridge.mlp) == (320, 320)
@@ -356,7 +381,7 @@ def test_sizes_override_the_preset_and_its_tied_sizes():
 
 @pytest.mark.long
 def test_a_resumed_training_ends_with_the_same_arrays(ads, monkeypatch):
-    recipe = load_training(RECIPES / "own-data-llava.toml", [*tiny("llava"), "checkpoint_every=1"])
+    recipe = load_training(RECIPES / "own-data.toml", [*tiny("llava-tiny"), "checkpoint_every=1"])
     save, saved = stage.Stepper.save, []
 
     def stop(self, *arguments):
@@ -382,8 +407,12 @@ def test_a_resumed_training_ends_with_the_same_arrays(ads, monkeypatch):
 
 def test_training_continues_from_the_parameters_of_a_checkpoint(ads):
     teacher, like = save_llava(ads / "mine"), ["model={path='mine'}", "phase.answers.frozen=['vision']"]
-    changes = [change for change in tiny("llava") if not change.startswith("model.sizes") and change != FROZEN]
-    assert antgmm("train", RECIPES / "own-data-llava.toml", "run", *changes, *like).exit_code == 0
+    changes = [
+        change
+        for change in tiny("llava-tiny")
+        if not change.startswith(("model.sizes", "model.preset")) and change != FROZEN
+    ]
+    assert antgmm("train", RECIPES / "own-data.toml", "run", *changes, *like).exit_code == 0
     (config, before), (same, after) = load_hf(teacher), load_hf("run/export")
     assert same == config
     _same(before["vision"], after["vision"])
