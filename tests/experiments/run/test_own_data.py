@@ -1,4 +1,4 @@
-"""A user's own rows, from JSONL and pictures to an exported student, and errors in rows and models."""
+"""A user's own rows, from JSONL and pictures to an exported student."""
 
 import json
 from pathlib import Path
@@ -8,10 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 from transformers import AutoProcessor
-from typer.testing import CliRunner
 
 import data.maad as maad
-from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import inputs
 from antgmm_jax.families.common.words import user_turn
 from antgmm_jax.io import checkpoint
@@ -19,106 +17,35 @@ from antgmm_jax.io.convert import load_hf, open_hf
 from data.chat import messages
 from data.readers import read_records
 from data.record import prompt
-from data.rows import parse
 from data.writers import write_chat, write_jsonl
-from experiments import cli
 from experiments.report.write import finish
 from experiments.run import stage
 from experiments.run.datasets import encode_both, load_both
 from experiments.run.pipeline import Run
 from experiments.run.samples import load_processor
 from experiments.run.schema.recipe import load_recipe, load_training
-from experiments.run.training import shape_of
 from tests import reference
-from tests.experiments.tiny import save_llava, save_qwen3_vl, save_smolvlm, save_teacher
+from tests.experiments.own_data import (
+    CHATLESS,
+    ENCODERS,
+    FROZEN,
+    RECIPES,
+    SMALL,
+    TEMPLATE,
+    antgmm,
+    as_conversations,
+    cut,
+    recipe_of,
+    tiny,
+)
+from tests.experiments.tiny import save_llava, save_qwen3_vl, save_smolvlm
 
-ROOT = Path(__file__).resolve().parents[3]
-RECIPES = ROOT / "experiments" / "recipes"
 # Commands may cause warnings of PyTorch and transformers.
 pytestmark = pytest.mark.filterwarnings("default")
 
-_IMAGE = '"vision/layers"=2, "vision/embed"=64, "vision/mlp"=96'
-_QUERIES = f'{_IMAGE}, "bridge/layers"=2, "bridge/embed"=64, "bridge/mlp"=96'
-_T5 = f'{_QUERIES}, "encoder/layers"=2, "decoder/layers"=2, "text/embed"=48, "encoder/heads"=2, "encoder/mlp"=64'
-_TEXT = '"text/layers"=2, "text/mlp"=64'
-SMALL = {
-    "antgmm-tiny": _T5,
-    "instructblip-tiny": _T5,
-    "instructblip-llama-tiny": f'{_QUERIES}, {_TEXT}, "text/heads"=1, "text/embed"=96',
-    "blip2-opt-tiny": f'{_QUERIES}, {_TEXT}, "text/heads"=2',
-    "llava-tiny": f'{_IMAGE}, {_TEXT}, "text/heads"=1, "text/embed"=48',
-    "llava-onevision-tiny": f'{_IMAGE}, {_TEXT}, "text/heads"=1, "text/embed"=96',
-    "smolvlm-tiny": f'{_IMAGE}, {_TEXT}, "text/heads"=1, "text/embed"=48',
-    "internvl-tiny": f'{_IMAGE}, {_TEXT}, "text/heads"=1, "text/embed"=96',
-    "qwen3-vl-tiny": f'{_IMAGE}, {_TEXT}, "text/heads"=1, "text/embed"=48',
-    "qwen2.5-vl-tiny": f'{_IMAGE}, {_TEXT}, "text/heads"=1',
-    "gemma3-tiny": f'{_IMAGE}, {_TEXT}, "text/heads"=1, "text/embed"=48',
-    "ministral-3-tiny": f'{_IMAGE}, {_TEXT}, "text/heads"=1, "text/embed"=48',
-}
-"""Sizes of a teacher that takes seconds, for a preset of each family."""
-ENCODERS = ("antgmm-tiny", "instructblip-tiny")
-"""Presets of models with an encoder: they have recipes of their own."""
-CHATLESS = ("antgmm-tiny", "blip2-opt-tiny", "instructblip-tiny", "instructblip-llama-tiny")
-"""Presets of models without a chat template."""
+
 SHORT = ("antgmm-tiny", "llava-tiny")
 """Presets that every run of the tests compresses; the other families share most of their code with these."""
-ASKED = "Question: {question}[ ({text})] Answer:"
-FROZEN = 'phase.answers.frozen=["vision", "bridge"]'
-
-
-@pytest.fixture
-def ads(tmp_path, monkeypatch):
-    """The working folder; it holds `ads/train.jsonl`, `ads/test.jsonl` and pictures."""
-    monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.chdir(tmp_path)
-    for split, rows in (("train", 24), ("test", 8)):
-        write_jsonl(maad.source("s", split, rows), tmp_path / "ads" / f"{split}.jsonl")
-    return tmp_path
-
-
-def antgmm(command, recipe, run, *changes):
-    options = [word for change in changes for word in ("--set", change)]
-    return CliRunner().invoke(cli.app, [command, str(recipe), "--run", str(run), *options], prog_name="antgmm")
-
-
-def recipe_of(preset, ending=""):
-    """The packaged recipe that trains a preset or, with the ending "-compress", compresses it."""
-    return RECIPES / f"own-data{'-t5' if preset in ENCODERS else ''}{ending}.toml"
-
-
-def cut(preset):
-    """The change of a packaged recipe that halves the layers of a small model."""
-    if preset in ENCODERS:
-        sizes = '"vision/layers"=1, "bridge/layers"=1, "encoder/layers"=1, "decoder/layers"=1, "text/embed"=32'
-    else:
-        sizes = '"vision/layers"=1, "text/layers"=1, "text/mlp"=0.5'
-    return f"stage.cut.sizes={{{sizes}}}"
-
-
-def tiny(preset):
-    """Changes to a packaged training recipe that make it take seconds."""
-    changes = ("optimizer.batch_size=8", "optimizer.warmup=1", "data.samples=24", "evaluate.data.samples=8")
-    changes = [*changes, "evaluate.max_new_tokens=4", "export.dtype=float32"]
-    return [
-        *changes,
-        f"model.preset={preset}",
-        f"model.sizes={{{SMALL[preset]}}}",
-        "phase.answers.steps=3",
-        FROZEN,
-    ]
-
-
-def as_conversations(file):
-    """Rewrites the rows of a file as conversations in LLaVA's format."""
-    rows = []
-    for line in file.read_text().splitlines():
-        row = json.loads(line)
-        turns = [
-            {"from": "human", "value": f"<image>\n{prompt(row.pop('question'), row.pop('text', ''), ASKED)}"},
-            {"from": "gpt", "value": row.pop("answer")},
-        ]
-        rows.append(json.dumps({**row, "conversations": turns}) + "\n")
-    file.write_text("".join(rows))
 
 
 @pytest.mark.parametrize(
@@ -129,7 +56,7 @@ def test_a_users_rows_become_an_exported_student(ads, preset):
         for split in ("train", "test"):
             as_conversations(ads / "ads" / f"{split}.jsonl")
     teacher = ["teacher.path=runs/teacher/export"]
-    taught = [*tiny(preset), "buckets=[]", f'prompt="{ASKED}"']
+    taught = [*tiny(preset), "buckets=[]", f'prompt="{TEMPLATE}"']
     trained = antgmm("train", recipe_of(preset), "runs/teacher", *taught)
     assert trained.exit_code == 0, trained.output
     changes = teacher + [change for change in tiny(preset) if not change.startswith(("model", "phase"))]
@@ -141,14 +68,14 @@ def test_a_users_rows_become_an_exported_student(ads, preset):
     gate = json.loads((ads / "runs/student/report/gate.json").read_text())
     assert gate["passed"] and gate["answers_equal"] == 1.0 and gate["prompts"] == 8
     # The student inherits the teacher's prompt template, and the export records it.
-    assert json.loads((ads / "runs/student/export/antgmm.json").read_text()) == {"prompt": ASKED}
+    assert json.loads((ads / "runs/student/export/antgmm.json").read_text()) == {"prompt": TEMPLATE}
     config, processor = open_hf(ads / "runs/student/export")[0], load_processor(ads / "runs/student/export")
     recipe = load_recipe(recipe, [*changes, *stage, sizes])
     records, reads = load_both(recipe), inputs(config, processor)
     (batch,) = encode_both(recipe, records, processor, config)[1].in_order(8, prompts=True)
     for row, record in enumerate(records[1]):
         # Rows of conversations hold the words already.
-        words = record.question if record.turns else prompt(record.question, record.text, ASKED)
+        words = record.question if record.turns else prompt(record.question, record.text, TEMPLATE)
         line = reads.chat(user_turn(words, 1))
         expected = processor(images=record.images[0], text=line, return_tensors="np")["input_ids"][0]
         mask = batch["prompt/attention_mask"][row] == 1
@@ -252,133 +179,6 @@ def test_200_conversations_are_compressed_by_a_run_that_resumes_once(tmp_path, m
         np.testing.assert_array_equal(batch["prompt/input_ids"][row][mask], expected)
 
 
-def test_a_run_counts_the_rows_that_it_leaves_out(ads, capsys):
-    rows = [json.loads(line) for line in (ads / "ads/train.jsonl").read_text().splitlines()]
-    for row in rows[3:6]:
-        row["text"] = "word " * 600
-    (ads / "ads/train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    changes = [
-        "data.samples=24",
-        "evaluate.data.samples=8",
-        "data.too_long=drop",
-        f"teacher.path={save_llava(ads / 'm')}",
-    ]
-    recipe = load_recipe(RECIPES / "own-data-compress.toml", changes)
-    samples, test = encode_both(recipe, load_both(recipe), load_processor(ads / "m"), load_hf(ads / "m")[0])
-    assert (len(samples), len(test)) == (21, 8)
-    assert samples.names(np.arange(2, 5)) == [rows[place]["id"] for place in (2, 6, 7)]
-    assert "ads/train.jsonl: 3 of 24 records are too long and are left out" in capsys.readouterr().err
-    batches = samples.shuffled(7, 0)
-    visited = np.concatenate([next(batches)["index"] for _ in range(3)])
-    np.testing.assert_array_equal(np.sort(visited), np.arange(21))
-
-
-def test_a_recipes_prompt_is_used_in_training_and_evaluation(ads):
-    change = 'prompt="Question: {question}[ ({text})] Answer:"'
-    recipe = load_recipe(RECIPES / "own-data-t5-compress.toml", ["data.samples=24", "evaluate.data.samples=8", change])
-    config, processor = load_hf(save_teacher(ads / "teacher"))[0], load_processor(ads / "teacher")
-    for records, samples in zip(
-        load_both(recipe), encode_both(recipe, load_both(recipe), processor, config), strict=True
-    ):
-        words = [f"Question: {r.question} ({r.text}) Answer:" for r in records]
-        lines = [line.replace(" ()", "") for line in words]
-        expected = processor.tokenizer(lines)["input_ids"]
-        (batch,) = samples.in_order(len(samples), prompts=True)
-        for name in ("", "prompt/"):
-            ids, mask = batch[f"{name}input_ids"], batch[f"{name}attention_mask"]
-            assert [
-                row[real == 1].tolist()[config.image_tokens :] for row, real in zip(ids, mask, strict=True)
-            ] == expected
-
-
-@pytest.mark.parametrize("command", ["train", "compress"])
-@pytest.mark.parametrize("preset", ["antgmm-tiny", "llava-tiny"])
-def test_bad_rows_are_listed_together_before_training(ads, command, preset):
-    rows = [json.loads(line) for line in (ads / "ads/train.jsonl").read_text().splitlines()]
-    whole = dict(enumerate(rows, 1))
-    (ads / "ads/text.png").write_text("no picture")
-    bad = whole | {
-        2: {**whole[2], "image": "images/none.png"},
-        3: {**whole[3], "image": "text.png"},
-        4: {**whole[4], "image": "../recipe.toml"},
-        5: {**whole[5], "question": " "},
-        6: {**whole[6], "answer": 5},
-        7: {**whole[7], "id": whole[1]["id"]},
-    }
-    long = whole | {
-        2: {**whole[2], "text": "word " * 600},
-        3: {**whole[3], "answer": "very " * 90},
-        4: {**whole[4], "question": "why? " * 600, "answer": "so " * 90},
-    }
-    save = save_teacher if preset == "antgmm-tiny" else save_llava
-    recipe = recipe_of(preset, "" if command == "train" else "-compress")
-    changes = [c for c in tiny(preset) if command == "train" or not c.startswith(("model", "phase"))]
-    if command == "compress":
-        changes += [f"teacher.path={save(ads / 'teacher')}", "stage.cut.sizes={'vision/layers'=1}"]
-
-    def errors_of(rows):
-        (ads / "ads/train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows.values()))
-        result = antgmm(command, recipe, "run", *changes)
-        assert result.exit_code == 2
-        assert result.stdout == ""
-        assert not (ads / "run").exists()
-        return result.stderr.partition("error: ")[2].splitlines()
-
-    head, *reasons = errors_of(bad)
-    assert head == "ads/train.jsonl: 6 of 24 rows are invalid; correct or remove them"
-    expected = {2: "none.png is missing", 3: "cannot be decoded", 4: "leaves the data folder", 5: "question is empty"}
-    expected |= {6: "answer is a int, not text", 7: f"id {whole[1]['id']!r} is also that of line 1"}
-    assert len(reasons) == len(expected)
-    for (line, reason), error in zip(expected.items(), reasons, strict=True):
-        assert error.startswith(f"line {line}: ") and reason in error
-    head, *reasons = errors_of(long)
-    assert head.endswith("3 of 24 rows are too long; shorten or remove them, or raise max_length and max_answer")
-    assert head.startswith("ads/train.jsonl: ")
-    parts = [(2, "prompt", 512), (3, "answer", 64), (4, "prompt", 512), (4, "answer", 64)]
-    assert len(reasons) == len(parts)
-    for (line, part, limit), error in zip(parts, reasons, strict=True):
-        assert error.startswith(f"{whole[line]['id']}: {part} of ") and error.endswith(f" tokens, at most {limit}")
-
-
-def test_errors_of_both_files_are_listed_together(ads):
-    (ads / "ads/test.jsonl").write_text("{}\n")
-    (ads / "ads/train.jsonl").write_text("[]\n")
-    result = antgmm("train", RECIPES / "own-data.toml", "run")
-    assert result.exit_code == 2
-    for file in ("train", "test"):
-        assert f"ads/{file}.jsonl: 1 of 1 rows are invalid" in result.stderr
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ("model.preset=llava-huge", "unknown preset 'llava-huge'"),
-        ('model.sizes={"text/leyers"=1}', "model.sizes: unknown axis text/leyers: this model has"),
-        ('model.sizes={"vision/embed"=100}', "model.sizes: vision/embed = 100 is not a multiple of 64"),
-        ('model.sizes={"text/embed"=90}', "model.sizes: transformers cannot load this shape: text/embed = 90 must be"),
-        ('model.sizes={"text/embed"=0.5}', 'model.sizes."text/embed" = 0.5: Input should be a valid integer'),
-    ],
-)
-def test_an_impossible_model_is_refused_and_leaves_nothing(ads, change, message):
-    result = antgmm("train", RECIPES / "own-data.toml", "run", change)
-    assert result.exit_code == 2
-    assert len(result.stderr.splitlines()) == 2  # the first line, and the error
-    assert message in result.stderr
-    assert not (ads / "run").exists()
-
-
-def test_a_facts_phase_needs_a_model_with_queries():
-    with pytest.raises(AntgmmError, match="phase 'facts' needs a bridge with a stack, which llava-tiny does not have"):
-        shape_of(load_training(RECIPES / "teacher-m.toml", ["model.preset=llava-tiny"]))
-
-
-def test_sizes_override_the_preset_and_its_tied_sizes():
-    recipe = load_training(RECIPES / "own-data.toml", ['model.sizes={"vision/embed"=64, "text/embed"=320}'])
-    config = shape_of(recipe)
-    assert (config.vision.stack.embed, config.vision.stack.heads) == (64, 1)
-    assert (config.language.decoder.embed, config.bridge.mlp) == (320, 320)
-
-
 @pytest.mark.long
 def test_a_resumed_training_ends_with_the_same_arrays(ads, monkeypatch):
     recipe = load_training(RECIPES / "own-data.toml", [*tiny("llava-tiny"), "checkpoint_every=1"])
@@ -430,11 +230,3 @@ def _same(left, right):
             _same(left[name], right[name])
     else:
         np.testing.assert_array_equal(left, right)
-
-
-def test_rows_in_the_guide_are_valid():
-    page = (ROOT / "docs" / "guides" / "your-data.md").read_text()
-    blocks = [block.split("```")[0] for block in page.split("```json\n")[1:]]
-    rows = [line for block in blocks for line in block.splitlines()]
-    parsed = [parse(json.loads(row)) for row in rows]
-    assert [(len(row.images), len(row.turns)) for row in parsed] == [(1, 0), (1, 3), (2, 4), (1, 1)]
