@@ -55,7 +55,7 @@ def build_cache(
 ) -> None:
     """Runs the teacher once over all samples and stores its states; an interrupted build resumes.
 
-    Does nothing if a complete cache with the same key and all names exists. The cache is written to
+    Builds nothing if a complete cache with the same key and all names exists. The cache is written to
     `<directory>.partial` and renamed when complete. All processes of a run iterate over the same batches; each
     supplies and stores only its own rows, so states are never gathered. A build may resume with another number of
     processes.
@@ -81,6 +81,7 @@ def build_cache(
     meta = {"key": key, "samples": samples, "shapes": {name: list(shape) for name, shape in shapes.items()}}
     whole = read_meta(directory)
     if whole and {**whole, "shapes": {name: whole["shapes"].get(name) for name in shapes}} == meta:
+        progress(samples, samples)
         return
     partial = directory.with_name(directory.name + ".partial")
     stored = processes.run_on_first(lambda: _begin(partial, meta, shapes))

@@ -27,6 +27,8 @@ def test_rows_are_the_final_states_at_answer_positions(tmp_path):
     seen = []
     build(tmp_path / "cache", progress=lambda done, samples: seen.append((done, samples)))
     assert seen == [(4, 8), (8, 8)]
+    build(tmp_path / "cache", progress=lambda done, samples: seen.append((done, samples)))
+    assert seen[2:] == [(8, 8)]  # a complete cache is not built again
     cache = open_cache(tmp_path / "cache", key=KEY)
     host = toy.batch(1, length=5, answers=2)
     final = TEACHER.apply(PARAMS, toy.device(host), collect=("final",))["final"]

@@ -31,7 +31,7 @@ def say(message: str) -> None:
 
 
 @contextmanager
-def bar(title: str, total: int) -> Iterator[Callable[[int, str], None]]:
+def bar(title: str, total: int, done: int = 0) -> Iterator[Callable[[int, str], None]]:
     """Shows progress with elapsed and remaining time: a bar on a terminal, lines in a log.
 
     A log gets the first and the last line, and one every `EVERY` seconds, also while a program compiles.
@@ -39,12 +39,13 @@ def bar(title: str, total: int) -> Iterator[Callable[[int, str], None]]:
     Args:
         title: name of the work.
         total: units of work.
+        done: units that an earlier process did.
 
     Yields:
         update(done, note): sets the number of units done, and a note such as the loss.
     """
     if not CONSOLE.is_terminal:
-        with _Lines(title, total) as lines:
+        with _Lines(title, total, done) as lines:
             yield lines.update
         return
     columns = (
@@ -57,7 +58,7 @@ def bar(title: str, total: int) -> Iterator[Callable[[int, str], None]]:
         TextColumn("{task.fields[note]}", markup=False),
     )
     with Progress(*columns, console=CONSOLE) as progress:
-        task = progress.add_task(title, total=total, note="")
+        task = progress.add_task(title, total=total, completed=done, note="")
         yield lambda done, note="": progress.update(task, completed=done, note=note)
 
 
@@ -69,7 +70,7 @@ def working(title: str) -> Iterator[None]:
         title: name of the work.
     """
     if not CONSOLE.is_terminal:
-        with _Lines(title, 0):
+        with _Lines(title, 0, 0):
             yield
         return
     with Progress(
@@ -85,9 +86,10 @@ class _Lines:
     A total of 0 is for work without countable units.
     """
 
-    def __init__(self, title: str, total: int):
-        self._title, self._total, self._done, self._note = title, total, 0, ""
-        self._begin, self._printed, self._first = time.monotonic(), 0.0, (0.0, 0)
+    def __init__(self, title: str, total: int, done: int):
+        self._title, self._total, self._done, self._note = title, total, done, ""
+        self._begin, self._printed, self._first = time.monotonic(), 0.0, (0.0, done)
+        self._before = done
         self._over, self._lock = threading.Event(), threading.Lock()
         self._thread = threading.Thread(target=self._tick, daemon=True)
 
@@ -104,7 +106,7 @@ class _Lines:
         with self._lock:
             now, last = time.monotonic(), self._done == self._total
             self._done, self._note = done, note
-            if not self._first[1]:
+            if self._first[1] == self._before:
                 self._first = now, done
             if (done == self._total and not last) or now - self._printed >= EVERY:
                 self._print()
@@ -120,9 +122,9 @@ class _Lines:
         passed, times = now - self._begin, []
         if passed >= 1:
             times.append(f"{clock(passed)} passed")
-        start, before = self._first
-        if before < self._done < self._total:  # excludes compilation before the first unit
-            times.append(f"{clock((now - start) * (self._total - self._done) / (self._done - before))} left")
+        start, first = self._first
+        if self._before < first < self._done < self._total:  # excludes compilation before the first unit
+            times.append(f"{clock((now - start) * (self._total - self._done) / (self._done - first))} left")
         counted = f"{self._title}: {self._done}/{self._total}" if self._total else self._title
         say(", ".join([counted, *times, *filter(None, [self._note])]))
 

@@ -52,6 +52,20 @@ def test_a_log_gets_a_line_every_ten_seconds_with_the_time_left(capsys, monkeypa
     ]
 
 
+def test_resumed_work_begins_with_the_units_that_are_done(capsys, monkeypatch):
+    time = Time()
+    monkeypatch.setattr(console, "time", time)
+    with bar("steps", 100, 40) as update:
+        for done, now in ((41, 120), (51, 130)):
+            time.now = 100.0 + now
+            update(done)
+    assert capsys.readouterr().err.splitlines() == [
+        "steps: 40/100",
+        "steps: 41/100, 2:00 passed",
+        "steps: 51/100, 2:10 passed, 0:49 left",
+    ]
+
+
 def test_a_log_gets_lines_while_no_unit_finishes(capsys, monkeypatch):
     time, shown = Time(), []
     monkeypatch.setattr(console, "time", time)
