@@ -30,6 +30,8 @@ MILLIONS = {
     "instructblip-flan-t5-xl": (4022.8, 4023.0),
     "instructblip-vicuna-7b": (7913.0, 7914.0),
     "llava-tiny": (2, 4),
+    **{f"llava-clip-{kind}-tiny": (3, 4) for kind in ("mistral", "qwen2", "qwen3")},
+    **{f"llava-siglip-{kind}-tiny": (3, 4) for kind in ("llama", "mistral", "qwen2", "qwen3")},
     # The released checkpoint has 7063.4, with the layer of CLIP that it never runs (12.6).
     "llava-1.5-7b": (7050.7, 7050.9),
     "llava-onevision-tiny": (2, 4),

@@ -84,9 +84,14 @@ def text_of(text: Mapping[str, Any], *, tied: bool, types: Sequence[TextType] = 
 
 
 def _decoder(text: Mapping[str, Any]) -> StackConfig:
-    of = _TYPES[text["model_type"]]
     inherited = {"attention_bias": False, "head_dim": text["hidden_size"] // text["num_attention_heads"]}
     stack = stack_of({**inherited, **{name: value for name, value in text.items() if value is not None}})
+    return decoder_of_type(stack, text["model_type"])
+
+
+def decoder_of_type(stack: StackConfig, kind: TextType) -> StackConfig:
+    """Returns a stack with the biases and the norms of queries and keys that a type of text model has."""
+    of = _TYPES[kind]
     qkv_bias, out_bias = of.biases or (stack.qkv_bias, stack.out_bias)
     return replace(stack, qkv_bias=qkv_bias, out_bias=out_bias, qk_norm=of.qk_norm)
 

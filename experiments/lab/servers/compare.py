@@ -71,22 +71,40 @@ def compared(ours: Sequence[Mapping[str, Any]], served: Sequence[Mapping[str, An
 
     Args:
         ours: from `expected`.
-        served: for each conversation its `ids`, `pixels` and `answer`, without padding.
+        served: for each conversation its `ids`, `pixels` (arrays in lists, one for each image or patch) and `answer`,
+            without padding.
 
     Returns:
         `conversations`, and how many have equal `ids`, equal answers in `torch` and in `vllm`; `pixels`, the largest
-        difference, None if the number of values differs.
+        difference of values that both have; `unequal`, the number of images of which one has more than the other,
+        apart from padding.
     """
     pairs = [*zip(ours, served, strict=True)]
-    sizes = all(len(one["pixels"]) == len(other["pixels"]) for one, other in pairs)
-    largest = [float(np.abs(np.subtract(a["pixels"], b["pixels"])).max(initial=0)) for a, b in pairs] if sizes else []
+    pixels = [_pixels(one["pixels"], other["pixels"]) for one, other in pairs]
     return {
         "conversations": len(pairs),
         "ids": sum(one["ids"] == other["ids"] for one, other in pairs),
-        "pixels": max(largest) if sizes else None,
+        "pixels": max(difference for difference, _ in pixels),
+        "unequal": sum(unequal for _, unequal in pixels),
         "torch": sum(one["jax"] == one["torch"] for one in ours),
         "vllm": sum(one["jax"] == _padded(other["answer"], len(one["jax"])) for one, other in pairs),
     }
+
+
+def _pixels(ours: Sequence[Any], theirs: Sequence[Any]) -> tuple[float, int]:
+    """The largest difference of the images of a conversation, and the number of images of unequal size."""
+    flat = [np.concatenate([np.zeros(0), *map(np.ravel, images)]) for images in (ours, theirs)]
+    if flat[0].size == flat[1].size:
+        return float(np.abs(flat[0] - flat[1]).max(initial=0)), 0
+    images = [_common(np.asarray(one), np.asarray(other)) for one, other in zip(ours, theirs, strict=True)]
+    return max(difference for difference, _ in images), sum(unequal for _, unequal in images)
+
+
+def _common(one: np.ndarray, other: np.ndarray) -> tuple[float, bool]:
+    """The largest difference in the part that two arrays of an image share, and whether one has values beyond it."""
+    common = tuple(slice(min(lengths)) for lengths in zip(one.shape, other.shape, strict=True))
+    beyond = any(np.count_nonzero(array) > np.count_nonzero(array[common]) for array in (one, other))
+    return float(np.abs(one[common] - other[common]).max()), beyond
 
 
 def _padded(answer: Sequence[int], length: int) -> list[int]:
@@ -100,7 +118,9 @@ def rows(results: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, ...]]:
         if "not_served" in one:
             lines.append((name, "-", "-", "-", f"not served: {one['not_served'][0][:80]}"))
             continue
-        count, pixels = one["conversations"], one["pixels"]
+        count, pixels = one["conversations"], f"{one['pixels']:.1g}"
+        if one["unequal"]:
+            pixels += f", {one['unequal']} images of unequal size"
         ids, torch, vllm = (f"{one[key]} of {count}" for key in ("ids", "torch", "vllm"))
-        lines.append((name, ids, "other sizes" if pixels is None else f"{pixels:.1g}", torch, vllm))
+        lines.append((name, ids, pixels, torch, vllm))
     return lines

@@ -134,7 +134,8 @@ def expected(export: Export, chats: Sequence[Sequence[Mapping[str, Any]]], token
         tokens: length of the answers.
 
     Returns:
-        For each conversation its `text`, its token `ids`, the processor's `pixels` and the answers `jax` and `torch`.
+        For each conversation its `text`, its token `ids`, the processor's `pixels` (arrays, one for each image or
+        patch) and the answers `jax` and `torch`.
     """
     reads = inputs(export.config, load_processor(export.directory))
     model = torch_model(export.directory)
@@ -155,7 +156,7 @@ def _answered(
     return {
         "text": text,
         "ids": ids.tolist(),
-        "pixels": np.ravel(given.get("pixel_values", np.zeros(0))).tolist(),
+        "pixels": [*given.get("pixel_values", ())],
         "jax": np.asarray(jax_answer)[0].tolist(),
         "torch": torch_answers(model, row, tokens, PAD)[0].tolist(),
     }

@@ -35,7 +35,7 @@ def main(export: Path, conversations: Path, answers: Path) -> None:
         limit_mm_per_prompt={"image": 2, "video": 0},
         mm_device_do_normalize=False,  # the model is given the processor's values
     )
-    pixels: list[float] = []
+    pixels: list[list] = []
     llm.apply_model(lambda model: record(model, pixels))
     sampling, results = SamplingParams(temperature=0, max_tokens=asked["tokens"]), []
     for chat, text in zip(asked["conversations"], asked["texts"], strict=True):
@@ -49,14 +49,13 @@ def main(export: Path, conversations: Path, answers: Path) -> None:
     answers.write_text(json.dumps(results))
 
 
-def record(model, pixels: list[float]) -> None:
-    """Adds the pixel values that the model is given to `pixels`."""
+def record(model, pixels: list[list]) -> None:
+    """Adds the pixel values that the model is given to `pixels`, one array in lists for each image or patch."""
     embed = model.embed_multimodal
 
     def recorded(**inputs):
         values = inputs["pixel_values" if "pixel_values" in inputs else "pixel_values_flat"]
-        for part in values if isinstance(values, (list, tuple)) else [values]:
-            pixels.extend(part.float().flatten().tolist())
+        pixels.extend(part.float().tolist() for part in values)
         return embed(**inputs)
 
     model.embed_multimodal = recorded

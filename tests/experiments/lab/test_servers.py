@@ -19,15 +19,28 @@ def test_equal_and_unequal_conversations_are_counted():
         {"ids": [1, 3], "pixels": [0.5, 1.25], "answer": [7, 2]},
     ]
     figures = compared([OURS, {**OURS, "torch": [8, 1, 0]}], served)
-    assert figures == {"conversations": 2, "ids": 1, "pixels": 0.25, "torch": 1, "vllm": 1}
-    fewer = compared([OURS], [{**served[0], "pixels": [0.5]}])
-    assert fewer["pixels"] is None
-    lines = rows({"a": figures, "b": fewer, "c": {"not_served": ["no such model"]}})
+    assert figures == {"conversations": 2, "ids": 1, "pixels": 0.25, "unequal": 0, "torch": 1, "vllm": 1}
+    lines = rows({"a": figures, "b": {**figures, "unequal": 3}, "c": {"not_served": ["no such model"]}})
     assert lines == [
         ("a", "1 of 2", "0.2", "1 of 2", "1 of 2"),
-        ("b", "1 of 1", "other sizes", "1 of 1", "1 of 1"),
+        ("b", "1 of 2", "0.2, 3 images of unequal size", "1 of 2", "1 of 2"),
         ("c", "-", "-", "-", "not served: no such model"),
     ]
+
+
+def test_images_of_unequal_size_are_compared_without_padding():
+    rng, served = np.random.default_rng(0), {"ids": [1, 2], "answer": [7, 1]}
+    small, large = rng.uniform(1, 2, (3, 4, 6)), rng.uniform(1, 2, (3, 8, 5))
+    padded = np.zeros((2, 3, 8, 6))
+    padded[0, :, :4], padded[1, :, :, :5] = small, large
+    theirs = {**served, "pixels": [small.tolist(), (large + 0.125).tolist()]}
+    figures = compared([{**OURS, "pixels": [*padded]}], [theirs])
+    assert figures["pixels"] == pytest.approx(0.125)
+    assert figures["unequal"] == 0
+    # The tiles of one image, of which a server makes more.
+    tiles = rng.uniform(1, 2, (5, 3, 4, 4))
+    figures = compared([{**OURS, "pixels": [tiles[:1]]}], [{**served, "pixels": [tiles.tolist()]}])
+    assert (figures["pixels"], figures["unequal"]) == (0, 1)
 
 
 def test_an_export_gives_equal_answers_in_jax_and_transformers(tmp_path):
@@ -44,7 +57,7 @@ def test_an_export_gives_equal_answers_in_jax_and_transformers(tmp_path):
         theirs = processor(text=processor.apply_chat_template(messages, add_generation_prompt=True), **options)
         assert ours["ids"] == [*theirs["input_ids"][0]]
         pixels = np.concatenate([np.ravel(one) for one in theirs["pixel_values"]]) if images else np.zeros(0)
-        np.testing.assert_allclose(ours["pixels"], pixels, rtol=0, atol=1e-6)
+        np.testing.assert_allclose(np.ravel(ours["pixels"]), pixels, rtol=0, atol=1e-6)
     assert model.config.vision_config.num_hidden_layers == 3 == load_hf(export.directory)[0].vision.stack.layers
 
 
