@@ -22,6 +22,7 @@ from experiments.run.objectives import OBJECTIVES, Shared
 from experiments.run.schema import Stage, Work
 from experiments.run.stepper import HISTORY_EVERY, Stepper, add_point
 from experiments.run.student import Student
+from experiments.run.watching import StageWatcher
 
 
 class _Place(NamedTuple):
@@ -84,10 +85,11 @@ class StageRun:
         work: the stage.
         shared: objects that all stages share.
         working: folder of its step checkpoints.
+        watcher: reports its steps.
     """
 
-    def __init__(self, work: Work, shared: Shared, working: Path):
-        self.work, self.stage, self.shared, self.working = work, work.stage, shared, working
+    def __init__(self, work: Work, shared: Shared, working: Path, watcher: StageWatcher):
+        self.work, self.stage, self.shared, self.working, self.watcher = work, work.stage, shared, working, watcher
 
     def run(self, start: Student) -> Left:
         """Starts or resumes the stage; its last step is saved too, for what comes before the stage is complete.
@@ -171,9 +173,9 @@ class StageRun:
         step = self.objective.step(place.config, place.keep, self.optimizer)
         try:
             state, _ = train(
-                step,
+                self.watcher.step(step, int(state.step)),
                 state,
-                self.data,
+                self.watcher.batches(self.data),
                 steps=until,
                 gates_at=gates,
                 teacher=self.objective.teacher,
@@ -191,6 +193,7 @@ class StageRun:
     def _report(self, progress: Progress, place: _Place) -> None:
         add_point(place.history, progress)
         self.progress(progress.step, f"loss {progress.metrics['loss']:.4f}")
+        self.watcher.report(progress, place.config)
 
     def _keep(self, state: State, place: _Place) -> None:
         """Saves the last step, unless it is saved already or there is none."""

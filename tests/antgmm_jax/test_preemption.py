@@ -24,11 +24,15 @@ def terminated(messages: list[str]) -> None:
 
 def test_a_loop_ends_at_the_next_safe_point_after_sigterm():
     before, done, messages = signal.getsignal(signal.SIGTERM), [], []
-    with preemption.watched(messages.append), pytest.raises(preemption.Preempted):
+
+    def work():
         for item in preemption.leaving(range(5)):
             done.append(item)
             if item == 2:
                 terminated(messages)
+
+    with preemption.watched(messages.append), pytest.raises(preemption.Preempted):
+        work()
     assert done == [0, 1, 2]
     assert messages == ["SIGTERM: saving at the next safe point; a second SIGTERM ends the run at once"]
     assert signal.getsignal(signal.SIGTERM) is before
@@ -52,7 +56,8 @@ def test_other_signals_are_not_taken_for_sigterm():
 def test_a_second_sigterm_ends_the_process_while_xla_computes():
     code = (
         "import jax, sys; from antgmm_jax.parallel import preemption\n"
-        "forever = jax.jit(lambda x: jax.lax.while_loop(lambda x: x > 0, lambda x: jax.numpy.sin(x) + 2, x)).lower(1.0).compile()\n"
+        "loop = lambda x: jax.lax.while_loop(lambda x: x > 0, lambda x: jax.numpy.sin(x) + 2, x)\n"
+        "forever = jax.jit(loop).lower(1.0).compile()\n"
         "def announce(message): print(message, flush=True)\n"
         "with preemption.watched(announce): print('computes', flush=True); jax.block_until_ready(forever(1.0))"
     )
