@@ -187,7 +187,7 @@ def _stamp(about: dict[str, Any]) -> str:
 
 
 def _package(scheme: str) -> str:
-    return {"gs": "gcsfs", "gcs": "gcsfs", "s3": "s3fs", "s3a": "s3fs"}.get(scheme, f"'fsspec[{scheme}]'")
+    return "'antgmm-jax[stores]'" if scheme in ("gs", "gcs", "s3") else f"'fsspec[{scheme}]'"
 
 
 @contextmanager
