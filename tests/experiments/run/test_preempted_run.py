@@ -1,5 +1,6 @@
 """A run that SIGTERM ends in every phase, and continues each time, equals the run without interruptions."""
 
+import errno
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 
+from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io import checkpoint
 from antgmm_jax.parallel import preemption
 from experiments.report.write import finish
@@ -51,6 +53,10 @@ def preempted(recipe: Path, run: Path, patch) -> None:
     assert json.loads((run / "status.json").read_text())["state"] == "preempted"
 
 
+def full_disk(*_, **__):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
 def during_cache(patched):
     patched.setattr(targets.distill, "build_cache", before(targets.distill.build_cache))
 
@@ -87,6 +93,11 @@ def test_a_run_preempted_in_every_phase_ends_like_one_that_was_not(tmp_path):
     preempted(recipe, run, at_step(2))
     assert steps() == ["00000003"]
     preempted(recipe, run, during_importance)  # of the second segment
+    assert steps() == ["00000003", "00000004"]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(checkpoint.ocp, "save_async", full_disk)
+        with pytest.raises(AntgmmError, match=r"no space left on the disk; .*; earlier checkpoints are intact$"):
+            finish(Run(load_recipe(recipe), run))
     assert steps() == ["00000003", "00000004"]
     preempted(recipe, run, at_step(6))
     preempted(recipe, run, during_scores)
