@@ -54,7 +54,8 @@ def make_mesh(*, data: int = 1, fsdp: int = 1, tensor: int = 1) -> Mesh:
         most = "at most" if processes == 1 else f"exactly, as {processes} processes must use all,"
         there = f"there are {len(devices)} ({devices[0].device_kind})"
         raise AntgmmError(
-            f"mesh {wanted} needs {math.prod(shape)} devices: {there}: choose sizes with a product of {most} {len(devices)}"
+            f"mesh {wanted} needs {math.prod(shape)} devices: {there}:"
+            f" choose sizes with a product of {most} {len(devices)}"
         )
     return jax.make_mesh(shape, MESH, axis_types=(AxisType.Auto,) * len(MESH))
 
