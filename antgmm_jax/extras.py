@@ -9,6 +9,7 @@ EXTRAS = {
     "eval": ("scores of answers", ("rouge_score",)),
     "parquet": ("Parquet files", ("pyarrow",)),
     "report": ("reports", ("matplotlib",)),
+    "tensorboard": ("metrics for TensorBoard", ("tensorboardX",)),
     "tfds": ("TFDS folders", ("importlib_resources", "tensorflow_datasets")),
     "torch": ("PyTorch checks", ("torch",)),
 }

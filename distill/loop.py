@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from antgmm_jax.errors import AntgmmError
+from antgmm_jax.parallel import preemption
 from antgmm_jax.parallel.sharding import shard_rows
 from distill.optimizer import Params, State
 from distill.step import Batch, Gates, Metrics
@@ -56,7 +57,8 @@ def train(
     """Trains from step `state.step` up to step `steps`.
 
     Training can be interrupted: steps a .. b followed by b .. c give the same bits as a .. c, if the iterator continues
-    where it was. The loop takes one batch per step and none ahead of a save.
+    where it was. The loop takes one batch per step and none ahead of a save. After SIGTERM it saves and ends with the
+    current step (see `antgmm_jax.parallel.preemption`).
 
     Args:
         step_fn: train step from `make_step`.
@@ -79,6 +81,7 @@ def train(
     Raises:
         AntgmmError: a loss, gradient or parameter is not finite (names the step, the samples and the last good
             checkpoint), or there are too few batches.
+        Preempted: SIGTERM was received; the state is saved.
     """
     pending: _Pending | None = None
     metrics: dict[str, float] = {}
@@ -93,7 +96,8 @@ def train(
         if pending is not None:
             metrics = _checked(pending, last_checkpoint, names)
         pending = _Pending(step, _ids(host), fresh)
-        done, saving = step + 1, save_every and (step + 1) % save_every == 0
+        done, leaving = step + 1, preemption.requested()
+        saving = leaving or (save_every and done % save_every == 0)
         if saving or done == steps or done % report_every == 0 or step == first:
             metrics, pending = _checked(pending, last_checkpoint, names), None
             report(Progress(done, steps, metrics))
@@ -101,6 +105,8 @@ def train(
             _check_state(state, step, lambda host=host: _named(_ids(host), names), last_checkpoint)
         if saving:
             last_checkpoint = save(state)
+        if leaving:
+            raise preemption.Preempted
     return state, metrics
 
 

@@ -1,6 +1,7 @@
 """The command line `antgmm`.
 
-Exit codes: 0 for success, 2 for an error in the input or environment (one line on stderr), 130 for Ctrl-C.
+Exit codes: 0 for success, 2 for an error in the input or environment (one line on stderr), 130 for Ctrl-C, 143 for a
+run that SIGTERM ended.
 """
 
 import errno
@@ -16,6 +17,7 @@ from typer.core import TyperGroup
 
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io.hub import OFFLINE
+from antgmm_jax.parallel import preemption
 from experiments.commands import data, lab, models, runs
 from experiments.commands import planning as plan
 from experiments.commands import sizes as search
@@ -50,6 +52,9 @@ class _Group(TyperGroup):
             again = "; run the same command to resume" if ctx.invoked_subcommand in RESUMED else ""
             typer.echo(f"stopped{again}", err=True)
             raise typer.Exit(130) from error
+        except preemption.Preempted as error:
+            typer.echo("preempted, and saved; run the same command to resume", err=True)
+            raise typer.Exit(preemption.EXIT_CODE) from error
 
 
 def _failure(message: str) -> typer.Exit:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from antgmm_jax.errors import AntgmmError
+from antgmm_jax.io import stores
 
 PREFIX = "hf:"
 ENDPOINT = "HF_ENDPOINT"
@@ -75,20 +76,23 @@ def parse(path: str | os.PathLike) -> Repository | None:
 
 
 def local(path: str | os.PathLike, kind: str = "") -> Path:
-    """Returns a local path; a name of the Hub is downloaded into the cache of `huggingface_hub`.
+    """Returns a local path; a name of the Hub is downloaded into the cache of `huggingface_hub`, a URL into our own.
 
-    Without a network, a complete snapshot in the cache is used.
+    Without a network, a complete snapshot of the Hub in the cache is used.
 
     Args:
-        path: a path, which is returned unchanged, or a name of the Hub.
+        path: a path, which is returned unchanged, a name of the Hub, or the URL of an object store.
         kind: kind of data, a key of `DATA`; "" for a model.
 
     Returns:
         The path; for a name, its path in the snapshot, below a folder named like its commit.
 
     Raises:
-        AntgmmError: the repository cannot be downloaded, or is a model without safetensors.
+        AntgmmError: the files cannot be downloaded, or are a model without safetensors.
     """
+    if stores.is_url(path):
+        beside = [pattern for pattern in DATA.get(kind, ()) if pattern in PICTURES]
+        return stores.local(path, DATA[kind] if kind else MODEL, beside, () if kind else _SKIPPED)
     repository = parse(path)
     if repository is None:
         return Path(path)

@@ -51,8 +51,12 @@ def make_mesh(*, data: int = 1, fsdp: int = 1, tensor: int = 1) -> Mesh:
     shape, devices, processes = (data, fsdp, tensor), jax.devices(), jax.process_count()
     if math.prod(shape) > len(devices) or (processes > 1 and math.prod(shape) < len(devices)):
         wanted = ",".join(f"{axis}={size}" for axis, size in zip(MESH, shape, strict=True))
-        kind, suffix = devices[0].device_kind, f", and {processes} processes must use all" if processes > 1 else ""
-        raise AntgmmError(f"mesh {wanted} needs {math.prod(shape)} devices: there are {len(devices)} ({kind}){suffix}")
+        most = "at most" if processes == 1 else f"exactly, as {processes} processes must use all,"
+        there = f"there are {len(devices)} ({devices[0].device_kind})"
+        raise AntgmmError(
+            f"mesh {wanted} needs {math.prod(shape)} devices: {there}:"
+            f" choose sizes with a product of {most} {len(devices)}"
+        )
     return jax.make_mesh(shape, MESH, axis_types=(AxisType.Auto,) * len(MESH))
 
 

@@ -41,6 +41,21 @@ Processes = Annotated[int, typer.Option("--processes", min=1, envvar="JAX_NUM_PR
 Process = Annotated[int, typer.Option("--process", min=0, envvar="JAX_PROCESS_ID", help="Number of this process.")]
 Commands = Mapping[str, tuple[Callable[..., None], str]]
 """Name -> function and an example command line."""
+Mirror = Annotated[
+    str,
+    typer.Option(
+        "--mirror",
+        metavar="URL",
+        help="Keep a copy of the run in a store (gs://, s3://), and continue from it elsewhere.",
+    ),
+]
+Log = Annotated[
+    list[str] | None,
+    typer.Option("--log", metavar="NAME", help="Metrics for tensorboard, wandb or trackio. Can be repeated."),
+]
+Profile = Annotated[
+    str, typer.Option("--profile", metavar="FIRST:LAST", help="Steps to trace, from 0, of the first stage that trains.")
+]
 RunDir = Annotated[Path, typer.Option("--run", metavar="DIR", help="Folder of the run; an existing run is resumed.")]
 
 

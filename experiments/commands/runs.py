@@ -2,10 +2,10 @@
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -14,9 +14,12 @@ from antgmm_jax.extras import require
 from experiments.commands.output import (
     Coordinator,
     Json,
+    Log,
     Mesh,
+    Mirror,
     Process,
     Processes,
+    Profile,
     Push,
     RunDir,
     Set,
@@ -25,6 +28,9 @@ from experiments.commands.output import (
     upload,
 )
 from experiments.run.host.console import count, say, table
+
+if TYPE_CHECKING:
+    from experiments.run.watching import Watch
 
 _EXPERIMENTS = Path(__file__).resolve().parent.parent
 DEMO = _EXPERIMENTS / "recipes" / "demo.toml"
@@ -43,6 +49,22 @@ class Machine(NamedTuple):
     process: int
 
 
+class Options(NamedTuple):
+    """Options of a run that do not change its result.
+
+    Attributes:
+        machine: devices and processes.
+        mirror: URL of its copy in a store; "" for none.
+        logs: names of logs for metrics.
+        profile: steps to trace.
+    """
+
+    machine: Machine
+    mirror: str
+    logs: list[str] | None
+    profile: str
+
+
 Recipe = Annotated[Path, typer.Argument(metavar="RECIPE", help="A TOML file.")]
 
 
@@ -54,9 +76,18 @@ def demo(
     coordinator: Coordinator = "",
     processes: Processes = 1,
     process: Process = 0,
+    mirror: Mirror = "",
+    logs: Log = None,
+    profile: Profile = "",
 ) -> None:
     """Compress the packaged teacher with the packaged recipe: prune and distil stage by stage, export, report."""
-    _compress(DEMO, run, packaged(changes), Machine(mesh, coordinator, processes, process), as_json)
+    _compress(
+        DEMO,
+        run,
+        packaged(changes),
+        Options(Machine(mesh, coordinator, processes, process), mirror, logs, profile),
+        as_json,
+    )
 
 
 def packaged(changes: list[str] | None) -> list[str]:
@@ -74,23 +105,33 @@ def compress(
     coordinator: Coordinator = "",
     processes: Processes = 1,
     process: Process = 0,
+    mirror: Mirror = "",
+    logs: Log = None,
+    profile: Profile = "",
 ) -> None:
     """Prune and distil a trained model by a recipe, stage by stage; export it and check the export."""
-    _compress(recipe, run, changes or [], Machine(mesh, coordinator, processes, process), as_json, push)
+    _compress(
+        recipe,
+        run,
+        changes or [],
+        Options(Machine(mesh, coordinator, processes, process), mirror, logs, profile),
+        as_json,
+        push,
+    )
 
 
-def _compress(path: Path, run: Path, changes: list[str], machine: Machine, as_json: bool, push: str = "") -> None:
+def _compress(path: Path, run: Path, changes: list[str], options: Options, as_json: bool, push: str = "") -> None:
     require(*_NEEDED, "torch")
     say(f"compressing by {path} in {run}")
     check_push(push)
     from experiments.run.schema.recipe import load_recipe
 
     recipe = load_recipe(path, changes)
-    with _started(run, machine):
+    with _started(run, options) as watch:
         from experiments.report.write import finish
         from experiments.run.pipeline import Run
 
-        figures = finish(Run(recipe, run))
+        figures = finish(Run(recipe, run, watch=watch))
         upload(run / "export", push)
     _print_comparison(figures, run, as_json)
 
@@ -105,6 +146,9 @@ def train(
     coordinator: Coordinator = "",
     processes: Processes = 1,
     process: Process = 0,
+    mirror: Mirror = "",
+    logs: Log = None,
+    profile: Profile = "",
 ) -> None:
     """Train a teacher by a recipe, from random parameters or from a checkpoint, and export it."""
     require(*_NEEDED)
@@ -113,11 +157,12 @@ def train(
     from experiments.run.schema.recipe import load_training
 
     training = load_training(recipe, changes or [])
-    with _started(run, Machine(mesh, coordinator, processes, process)):
+    options = Options(Machine(mesh, coordinator, processes, process), mirror, logs, profile)
+    with _started(run, options) as watch:
         from experiments.report.write import finish
         from experiments.run.pipeline import Run
 
-        figures = finish(Run(training, run))
+        figures = finish(Run(training, run, watch=watch))
         upload(run / "export", push)
     scores = figures["scores"]
     rows = [("parameters", count(figures["params"])), ("exact match (macro)", f"{scores['exact_match']:.4f}")]
@@ -146,17 +191,23 @@ def recombine(
     coordinator: Coordinator = "",
     processes: Processes = 1,
     process: Process = 0,
+    mirror: Mirror = "",
+    logs: Log = None,
+    profile: Profile = "",
 ) -> None:
     """Merge prunings of several runs of one teacher, each axis from one run; prune the teacher, and distil it."""
     require(*_NEEDED, "torch")
     say(f"recombining {', '.join(sources)} by {recipe} in {run}")
     check_push(push)
-    with _started(run, Machine(mesh, coordinator, processes, process)):
+    options = Options(Machine(mesh, coordinator, processes, process), mirror, logs, profile)
+    with _started(run, options) as watch:
         from experiments.report.write import finish
         from experiments.run.recombining import Source
         from experiments.run.recombining import recombine as joined
 
-        figures = finish(joined(recipe, run, [Source.parse(text) for text in sources], steps, changes or []))
+        figures = finish(
+            joined(recipe, run, [Source.parse(text) for text in sources], steps, changes or [], watch=watch)
+        )
         upload(run / "export", push)
     _print_comparison(figures, run, as_json)
 
@@ -219,13 +270,33 @@ def _print_comparison(figures: Mapping[str, Any], run: Path, as_json: bool) -> N
 
 
 @contextmanager
-def _started(run: Path, machine: Machine) -> Iterator[None]:
-    """A context with the requested devices and the folder of the run."""
-    from antgmm_jax.parallel.processes import is_first
+def _started(run: Path, options: Options) -> Iterator["Watch"]:
+    """A context with the requested devices, the folder of the run and its copy in a store; yields what to report."""
+    from antgmm_jax.io.stores import is_url
+    from antgmm_jax.parallel.processes import is_first, run_on_first
+    from experiments.run.host.logs import check_logs
     from experiments.run.host.meshes import devices
+    from experiments.run.host.tracing import parse_steps
+    from experiments.run.mirror import mirrored
 
-    with devices(*machine), _in_folder(run) if is_first() else nullcontext():
-        yield
+    if is_url(run):
+        raise AntgmmError(f"--run {run}: a run works in a folder; use --run DIR --mirror URL")
+    logs, profile = tuple(options.logs or ()), parse_steps(options.profile)
+    check_logs(logs)
+    with devices(*options.machine), _in_folder(run) if is_first() else nullcontext(), ExitStack() as stack:
+        run_on_first(lambda: stack.enter_context(mirrored(run, options.mirror)))
+        yield _watch(logs, profile)
+
+
+def _watch(logs: Sequence[str], profile: range) -> "Watch":
+    """What to report, with the peak of the devices of this run."""
+    import jax
+
+    from experiments.lab.planning.chips import published
+    from experiments.run.watching import Watch
+
+    chip = published(jax.devices()[0].device_kind)
+    return Watch(logs, profile, chip.flops if chip else 0.0)
 
 
 @contextmanager

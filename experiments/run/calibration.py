@@ -1,6 +1,6 @@
 """Importance scores of all axes for pruning, from calibration batches."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import jax
 import numpy as np
@@ -8,6 +8,7 @@ import numpy as np
 import pruning
 from antgmm_jax.axes import sizes
 from antgmm_jax.config import LMMConfig, towers
+from antgmm_jax.parallel import preemption
 from antgmm_jax.parallel.sharding import shard_rows
 from antgmm_jax.pure import Params, functional, local_axes
 from distill import LossConfig, make_loss
@@ -40,11 +41,14 @@ def importance(
     Returns:
         axis -> float32 scores (missing if the method does not support the axis), and axis -> basis of axes that are
         pruned to principal components (their scores are equal for all channels).
+
+    Raises:
+        Preempted: SIGTERM was received.
     """
     pure, local, used = functional(config), local_axes(config), set(methods.values())
-    calibration: list[dict[str, jax.Array]] = []
+    calibration = _SafePoints()
     if used - {"magnitude", "random", "last"}:
-        calibration = calibration_batches(samples, batch_size=batch_size, batches=batches, seed=seed)
+        calibration = _SafePoints(calibration_batches(samples, batch_size=batch_size, batches=batches, seed=seed))
     scores: dict[str, dict[str, np.ndarray]] = {}
     if "taylor" in used:
         loss = make_loss(pure, LossConfig(hard=1.0))
@@ -71,6 +75,13 @@ def importance(
         scores["principal"] = {axis: np.ones(len(basis), np.float32) for axis, basis in bases.items()}
     by_axis = {axis: scores[method][axis] for axis, method in methods.items() if axis in scores[method]}
     return by_axis, bases
+
+
+class _SafePoints(list[dict[str, jax.Array]]):
+    """Batches; a loop over them has a safe point before each."""
+
+    def __iter__(self) -> Iterator[dict[str, jax.Array]]:
+        return preemption.leaving(super().__iter__())
 
 
 def calibration_batches(samples: Samples, *, batch_size: int, batches: int, seed: int) -> list[dict[str, jax.Array]]:

@@ -17,6 +17,7 @@ from antgmm_jax.config import LMMConfig
 from antgmm_jax.families import family
 from antgmm_jax.io import folders
 from antgmm_jax.io.shards import Shards, Writer
+from antgmm_jax.parallel import preemption
 from antgmm_jax.parallel.processes import broadcast_from_first, gather, run_on_first
 from antgmm_jax.parallel.sharding import shard_rows
 from antgmm_jax.pure import Params, functional
@@ -152,7 +153,7 @@ def image_features(
     moves = np.stack([drawn(rng, shift, (len(samples),)).astype(np.int16) for _ in range(count)])
     partial, done = directory.with_name(f".{directory.name}.tmp"), 0
     writer = run_on_first(lambda: _begin(partial))
-    with bar("image features", len(samples)) as update:
+    with bar("image features", len(samples), safe_point=preemption.leave) as update:
         for batch in samples.pictures(min(batch_size, len(samples)), moves):
             computed = np.stack([gather(run(params, shard_rows(images))) for images in batch], axis=1)
             computed = computed[: len(samples) - done]

@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io import checkpoint
 from antgmm_jax.io.folders import new_file
+from antgmm_jax.parallel.preemption import Preempted
 from antgmm_jax.parallel.processes import is_first, run_on_first
 from experiments.run.host.energy import Energy, total
 from experiments.run.pins import Given, pinned
@@ -140,7 +141,7 @@ class RunFolder:
 
     @contextmanager
     def opened(self, recipe: Recipe | Training) -> Iterator[None]:
-        """Locks the folder for a recipe; status.json is `running`, then `complete` or `failed`.
+        """Locks the folder for a recipe; status.json is `running`, then `complete`, `failed` or `preempted`.
 
         With several processes, the first one locks it for all.
 
@@ -169,6 +170,9 @@ class RunFolder:
                         yield
                 except AntgmmError as error:
                     self._write_status("failed", error=str(error))
+                    raise
+                except Preempted:
+                    self._write_status("preempted")
                     raise
                 self._write_status("complete")
         except Timeout as error:

@@ -11,6 +11,7 @@ from transformers import ProcessorMixin
 
 from antgmm_jax.axes import to_dict
 from antgmm_jax.config import LMMConfig
+from antgmm_jax.parallel import preemption
 from antgmm_jax.parallel.processes import run_on_first
 from antgmm_jax.pure import Params
 from data.record import Record, images_first
@@ -48,7 +49,7 @@ def with_pairs(
     key = fingerprint(params, f"{json.dumps(to_dict(config))} {longest} {pairs.fingerprint}")
 
     def ask() -> list[str]:
-        with bar("answers to pairs", len(pairs)) as update:
+        with bar("answers to pairs", len(pairs), safe_point=preemption.leave) as update:
             return evaluate(
                 config, params, pairs, processor, max_new_tokens=longest, batch_size=BATCH, progress=update
             )[1]

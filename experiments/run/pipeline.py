@@ -39,6 +39,7 @@ from experiments.run.start import opening
 from experiments.run.student import Student, load_after, teacher_key
 from experiments.run.targets import bridge_weights_of, targets_of
 from experiments.run.training import save_processor
+from experiments.run.watching import NOTHING, Watch, watching
 
 GATE_PROMPTS = 320
 
@@ -72,10 +73,13 @@ class Run:
         recipe: the recipe.
         path: folder of the run.
         cache: folder of teacher caches that several runs share; by default inside the folder of the run.
+        watch: what to report about its steps.
     """
 
-    def __init__(self, recipe: Recipe | Training, path: str | Path, *, cache: Path | None = None):
-        self.recipe, self.folder = recipe, RunFolder(path)
+    def __init__(
+        self, recipe: Recipe | Training, path: str | Path, *, cache: Path | None = None, watch: Watch = NOTHING
+    ):
+        self.recipe, self.folder, self._watch = recipe, RunFolder(path), watch
         self._cache = cache or self.folder.cache
 
     @contextmanager
@@ -140,8 +144,9 @@ class Run:
             student, self.origin = begin(records[0])
             run_on_first(lambda: self._announce(records, student.config))
             shared = self._prepared(records, (self.origin.teacher or student).config)
-            for work in recipe.work:
-                student = self._stage(work, student, shared)
+            with watching(self._watch, self.folder.path, recipe) as self._watcher:
+                for work in recipe.work:
+                    student = self._stage(work, student, shared)
             yield student
 
     def _announce(self, records: tuple[Source, Source], config: LMMConfig) -> None:
@@ -190,7 +195,8 @@ class Run:
 
     def _trained(self, work: Work, student: Student, shared: Shared, energy: Callable[[], Energy]) -> Student:
         working = self.folder.steps(work.number, work.stage.name)
-        result = StageRun(work, shared, working).run(student)
+        watcher = self._watcher.stage(work, None if self.origin.teacher is None else self.origin.teacher.config)
+        result = StageRun(work, shared, working, watcher).run(student)
         after = Student(result.config, {**student.params, **result.params}, result.keep)
         metrics: dict[str, Any] = {"history": result.history}
         if work.objective == "answers":

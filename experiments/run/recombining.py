@@ -19,6 +19,7 @@ from experiments.run.pipeline import Run
 from experiments.run.schema import Recipe
 from experiments.run.schema.recipe import load_recipe
 from experiments.run.student import cut_record, keep_of, teacher_key, whole
+from experiments.run.watching import NOTHING, Watch
 
 NAME = "recombined"
 """Name of the folder of the merged model: `stages/00-recombined`."""
@@ -45,7 +46,12 @@ class Source(NamedTuple):
 
 
 def recombine(
-    path: str | Path, run: str | Path, sources: Sequence[Source], steps: int, overrides: Sequence[str] = ()
+    path: str | Path,
+    run: str | Path,
+    sources: Sequence[Source],
+    steps: int,
+    overrides: Sequence[str] = (),
+    watch: Watch = NOTHING,
 ) -> Run:
     """Prepares a run that prunes the teacher like the merged sources and distils it in one stage.
 
@@ -55,6 +61,7 @@ def recombine(
         sources: sources of the axes.
         steps: distillation steps.
         overrides: as in `load_recipe`.
+        watch: what to report about the steps.
 
     Returns:
         The run; an interrupted one can be resumed.
@@ -80,7 +87,7 @@ def recombine(
     }
     with folder.opened(recipe):
         _save_once(merged, cut, record)
-    return Run(recipe, run)
+    return Run(recipe, run, watch=watch)
 
 
 def distillation(path: str | Path, parent: Path, steps: int, overrides: Sequence[str] = ()) -> Recipe:

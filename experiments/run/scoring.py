@@ -5,6 +5,7 @@ from typing import Any
 from transformers import ProcessorMixin
 
 from antgmm_jax.config import LMMConfig
+from antgmm_jax.parallel import preemption
 from antgmm_jax.pure import Params
 from experiments.run.evaluation import evaluate
 from experiments.run.host.console import bar
@@ -35,7 +36,7 @@ def scored(
     Returns:
         The result of `data.metrics.scores`, and the answers.
     """
-    with bar(title, len(records)) as update:
+    with bar(title, len(records), safe_point=preemption.leave) as update:
         return evaluate(
             config,
             params,

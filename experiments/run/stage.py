@@ -11,6 +11,7 @@ import pruning
 from antgmm_jax.axes import to_dict
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.families import complete, from_dict
+from antgmm_jax.parallel import preemption
 from antgmm_jax.pure import Params, functional
 from distill import Optimizer, Progress, State, init_state, make_optimizer, map_moments, train
 from distill.optimizer import under
@@ -21,6 +22,7 @@ from experiments.run.objectives import OBJECTIVES, Shared
 from experiments.run.schema import Stage, Work
 from experiments.run.stepper import HISTORY_EVERY, Stepper, add_point
 from experiments.run.student import Student
+from experiments.run.watching import StageWatcher
 
 
 class _Place(NamedTuple):
@@ -83,19 +85,23 @@ class StageRun:
         work: the stage.
         shared: objects that all stages share.
         working: folder of its step checkpoints.
+        watcher: reports its steps.
     """
 
-    def __init__(self, work: Work, shared: Shared, working: Path):
-        self.work, self.stage, self.shared, self.working = work, work.stage, shared, working
+    def __init__(self, work: Work, shared: Shared, working: Path, watcher: StageWatcher):
+        self.work, self.stage, self.shared, self.working, self.watcher = work, work.stage, shared, working, watcher
 
     def run(self, start: Student) -> Left:
-        """Starts or resumes the stage.
+        """Starts or resumes the stage; its last step is saved too, for what comes before the stage is complete.
 
         Args:
             start: model before the stage.
 
         Returns:
             The result of the stage.
+
+        Raises:
+            Preempted: SIGTERM was received; the last step is saved.
         """
         stage, steps = self.stage, self.stage.mask_steps + self.stage.recover_steps
         targets = segment_targets(start.config, stage)
@@ -104,31 +110,36 @@ class StageRun:
         self.data = self.objective.data
         self.stepper = Stepper(self.working, self.data)
         state, place = self._resume(start)
-        with bar(self.work.title, stage.steps, int(state.step)) as self.progress:
+        with bar(self.work.title, stage.steps, int(state.step), safe_point=_no_safe_point) as self.progress:
             for segment in range(stage.segments):
                 begin = segment * steps
                 if stage.cuts and place.cuts == segment:
                     if not place.plan:
-                        place = self._plan(state.params, place, targets[segment])
+                        place = self._plan(state, place, targets[segment])
                     state, place = self._mask(state, place, begin)
                     state, place = self._cut(state, place)
                 if int(state.step) < begin + steps:
                     state = self._train(state, place, lambda step: {}, begin + steps)
+        self._keep(state, place)
         learnt = self.objective.learnt(state.params)
         return Left(place.config, learnt, place.keep, place.history, self.data.position)
 
-    def _plan(self, params: Params, place: _Place, targets: Mapping[str, int]) -> _Place:
+    def _plan(self, state: State, place: _Place, targets: Mapping[str, int]) -> _Place:
         full = complete(place.config, targets)
         self.progress(place.cuts * (self.stage.steps // self.stage.segments), "importance")
-        scores, bases = importance(
-            place.config,
-            params,
-            {axis: self.stage.method(axis) for axis in full},
-            full,
-            self.shared.samples,
-            **self.stage.optimizer.pieces(self.shared.recipe.calibration_batches),
-            seed=self.work.seed,
-        )
+        try:
+            scores, bases = importance(
+                place.config,
+                state.params,
+                {axis: self.stage.method(axis) for axis in full},
+                full,
+                self.shared.samples,
+                **self.stage.optimizer.pieces(self.shared.recipe.calibration_batches),
+                seed=self.work.seed,
+            )
+        except preemption.Preempted:
+            self._keep(state, place)
+            raise
         keep = {**pruning.plan(scores, place.config, targets), **bases}
         return place._replace(plan=keep, scores={axis: scores[axis] for axis in keep if axis in scores})
 
@@ -162,9 +173,9 @@ class StageRun:
         step = self.objective.step(place.config, place.keep, self.optimizer)
         try:
             state, _ = train(
-                step,
+                self.watcher.step(step, int(state.step)),
                 state,
-                self.data,
+                self.watcher.batches(self.data),
                 steps=until,
                 gates_at=gates,
                 teacher=self.objective.teacher,
@@ -182,6 +193,13 @@ class StageRun:
     def _report(self, progress: Progress, place: _Place) -> None:
         add_point(place.history, progress)
         self.progress(progress.step, f"loss {progress.metrics['loss']:.4f}")
+        self.watcher.report(progress, place.config)
+
+    def _keep(self, state: State, place: _Place) -> None:
+        """Saves the last step, unless it is saved already or there is none."""
+        if int(state.step):
+            self._save(state, place)
+            self.stepper.finish()
 
     def _save(self, state: State, place: _Place) -> str:
         record: dict[str, Any] = {"history": place.history}
@@ -205,3 +223,7 @@ class StageRun:
             arrays = {name: {axis: pruning.as_kept(v) for axis, v in record[name].items()} for name in names}
             place = place._replace(config=from_dict(record["config"]), cuts=record["cuts"], **arrays)
         return self.stepper.restore(self.objective.like(place.config, self.optimizer)), place
+
+
+def _no_safe_point() -> None:
+    """Progress of training is no safe point: the loop saves before it ends."""

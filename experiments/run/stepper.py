@@ -52,7 +52,7 @@ class Stepper:
         return state
 
     def save(self, state: State, record: Mapping[str, Any]) -> str:
-        """Starts saving a state and the position in the data, in the background.
+        """Starts saving a state and the position in the data, in the background, unless its step is saved already.
 
         Args:
             state: the state.
@@ -66,6 +66,8 @@ class Stepper:
         """
         self.finish()
         step = int(state.step)
+        if step == self._step:
+            return self.last
         self._saved = checkpoint.save_step(self._folder, step, state, {**record, "position": self._data.position})
         self._step = step
         return self.last

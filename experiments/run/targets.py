@@ -9,6 +9,7 @@ import numpy as np
 import distill
 from antgmm_jax.axes import to_dict
 from antgmm_jax.blocks.projector import OUT
+from antgmm_jax.parallel import preemption
 from antgmm_jax.pure import functional
 from distill import Teacher
 from distill.teacher import to_dtype
@@ -54,7 +55,7 @@ def targets_of(recipe: Recipe, teacher: Student, samples: Samples, folder: RunFo
     with (
         held(place),
         folder.metered("cache"),
-        bar("teacher cache", len(samples)) as update,
+        bar("teacher cache", len(samples), safe_point=preemption.leave) as update,
     ):
         distill.build_cache(
             functional(config),

@@ -1,6 +1,9 @@
 """The training loop resumes bit for bit, never saves a non-finite state, and reports why it stopped."""
 
 import itertools
+import os
+import signal
+import time
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +11,7 @@ import numpy as np
 import pytest
 
 from antgmm_jax.errors import AntgmmError
+from antgmm_jax.parallel import preemption
 from distill.loop import train
 from distill.losses import LossConfig
 from distill.optimizer import OptimizerConfig, init_state, make_optimizer
@@ -42,6 +46,28 @@ def test_a_resumed_run_equals_one_run_bit_for_bit():
     kept = {}
     run(fresh(), data(), 5, save_every=5, save=lambda state: kept.update(state=jax.device_get(state)) or "five")
     resumed, resumed_metrics = run(jax.tree.map(jnp.asarray, kept["state"]), data(5), 9, report_every=3)
+    assert resumed_metrics == metrics
+    for got, want in zip(jax.tree.leaves(resumed), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_array_equal(got, want)
+
+
+def test_a_run_that_sigterm_ended_saves_its_last_step_and_resumes_bit_for_bit():
+    whole, metrics = run(fresh(), data(), 9)
+    kept, messages = {}, []
+
+    def signalled():
+        for seed, batch in zip(itertools.count(), data(), strict=False):
+            if seed == 5:
+                os.kill(os.getpid(), signal.SIGTERM)
+                while not messages:
+                    time.sleep(0.01)
+            yield batch
+
+    save = lambda state: kept.update({int(state.step): jax.device_get(state)}) or "saved"  # noqa: E731
+    with preemption.watched(messages.append), pytest.raises(preemption.Preempted):
+        run(fresh(), signalled(), 9, save_every=4, save=save)
+    assert [*kept] == [4, 6]
+    resumed, resumed_metrics = run(jax.tree.map(jnp.asarray, kept[6]), data(6), 9)
     assert resumed_metrics == metrics
     for got, want in zip(jax.tree.leaves(resumed), jax.tree.leaves(whole), strict=True):
         np.testing.assert_array_equal(got, want)

@@ -1,4 +1,4 @@
-"""A run that kills itself with SIGKILL: `python -m tests.experiments.killed_run RECIPE RUN MOMENT`.
+"""A run that kills itself, with SIGKILL or SIGTERM: `python -m tests.experiments.killed_run RECIPE RUN MOMENT`.
 
 MESH COORDINATOR PROCESSES PROCESS may follow, the arguments of `experiments.run.host.meshes.devices`.
 """
@@ -13,6 +13,7 @@ from typing import Any
 import antgmm_jax.io.convert
 import antgmm_jax.io.folders
 from antgmm_jax.io import checkpoint
+from antgmm_jax.parallel import preemption
 from experiments.report.write import finish
 from experiments.run import stage
 from experiments.run.host.meshes import devices
@@ -59,6 +60,17 @@ def at_step(name: str, number: int) -> None:
     stage.StageRun._train = with_each_batch(act)
 
 
+def preempted_at_step(number: int) -> None:
+    """Sends SIGTERM to this process before step `number`, and slows down later steps, as real ones take longer."""
+
+    def act(run: stage.StageRun, drawn: int) -> None:
+        if drawn == number + 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(2 if drawn > number else 0)
+
+    stage.StageRun._train = with_each_batch(act)
+
+
 def at_publication(number: int) -> None:
     """Kills the process between writing and publishing checkpoint `number`."""
     publish, count = antgmm_jax.io.folders.publish, iter(range(1, 10**6))
@@ -83,6 +95,7 @@ MOMENTS = {
     "second mask": lambda: at_step("widths", 3),
     "second segment": lambda: at_step("widths", 6),
     "export": at_export,
+    "preempted": lambda: preempted_at_step(1),
     "never": lambda: None,
 }
 
@@ -90,5 +103,8 @@ if __name__ == "__main__":
     recipe, run, moment, mesh, coordinator, processes, process = [*sys.argv[1:], "", "", "1", "0"][:7]
     MOMENTS[moment]()
     time_few_requests(setattr)
-    with devices(mesh, coordinator, int(processes), int(process)):
-        finish(Run(load_recipe(recipe), run))
+    try:
+        with devices(mesh, coordinator, int(processes), int(process)):
+            finish(Run(load_recipe(recipe), run))
+    except preemption.Preempted:
+        sys.exit(preemption.EXIT_CODE)

@@ -18,6 +18,8 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from antgmm_jax.parallel import preemption
+
 CONSOLE = Console(stderr=True, markup=False, emoji=False)
 """Messages and progress go to standard error; standard output is for results."""
 
@@ -31,7 +33,9 @@ def say(message: str) -> None:
 
 
 @contextmanager
-def bar(title: str, total: int, done: int = 0) -> Iterator[Callable[[int, str], None]]:
+def bar(
+    title: str, total: int, done: int = 0, *, safe_point: Callable[[], None] = preemption.leave_alone
+) -> Iterator[Callable[[int, str], None]]:
     """Shows progress with elapsed and remaining time: a bar on a terminal, lines in a log.
 
     A log gets the first and the last line, and one every `EVERY` seconds, also while a program compiles.
@@ -40,13 +44,14 @@ def bar(title: str, total: int, done: int = 0) -> Iterator[Callable[[int, str], 
         title: name of the work.
         total: units of work.
         done: units that an earlier process did.
+        safe_point: called by `update`: `preemption.leave` if all processes of a run do the same units.
 
     Yields:
         update(done, note): sets the number of units done, and a note such as the loss.
     """
     if not CONSOLE.is_terminal:
         with _Lines(title, total, done) as lines:
-            yield lines.update
+            yield _then(lines.update, safe_point)
         return
     columns = (
         TextColumn("{task.description}", markup=False),
@@ -59,7 +64,15 @@ def bar(title: str, total: int, done: int = 0) -> Iterator[Callable[[int, str], 
     )
     with Progress(*columns, console=CONSOLE) as progress:
         task = progress.add_task(title, total=total, completed=done, note="")
-        yield lambda done, note="": progress.update(task, completed=done, note=note)
+        yield _then(lambda done, note="": progress.update(task, completed=done, note=note), safe_point)
+
+
+def _then(update: Callable[[int, str], None], safe_point: Callable[[], None]) -> Callable[[int, str], None]:
+    def updated(done: int, note: str = "") -> None:
+        update(done, note)
+        safe_point()
+
+    return updated
 
 
 @contextmanager

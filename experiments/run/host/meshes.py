@@ -7,16 +7,16 @@ from contextlib import contextmanager, suppress
 import jax
 
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.parallel import sharding
+from antgmm_jax.parallel import preemption, sharding
 from antgmm_jax.parallel.processes import is_first
-from experiments.run.host.console import CONSOLE
+from experiments.run.host.console import CONSOLE, say
 
 AUTO = "auto"
 
 
 @contextmanager
 def devices(mesh: str, coordinator: str, processes: int, process: int) -> Iterator[None]:
-    """Connects the processes of a run, and sets its mesh in JAX.
+    """Connects the processes of a run, sets its mesh in JAX, and receives SIGTERM.
 
     Args:
         mesh: `AXIS=N,...` with axes of `sharding.MESH`; "" for one device, or with several processes for all devices on
@@ -37,6 +37,12 @@ def devices(mesh: str, coordinator: str, processes: int, process: int) -> Iterat
     if coordinator:
         _join(coordinator, processes, process)
         CONSOLE.quiet = not is_first()
+    with preemption.watched(say, distributed=bool(coordinator)), _on_mesh(sizes):
+        yield
+
+
+@contextmanager
+def _on_mesh(sizes: dict[str, int]) -> Iterator[None]:
     if not sizes and jax.process_count() == 1:
         yield
         return
@@ -61,8 +67,6 @@ def simulate(count: int) -> None:
 
 
 def _join(coordinator: str, processes: int, process: int) -> None:
-    # Its handler ignores SIGTERM; runs resume from their last checkpoint anyway.
-    jax.config.update("jax_enable_preemption_service", False)
     try:
         if coordinator == AUTO:
             jax.distributed.initialize()

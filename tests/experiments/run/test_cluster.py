@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from antgmm_jax.io import checkpoint
+from antgmm_jax.parallel import preemption
 from antgmm_jax.parallel.sharding import make_mesh
 from data.maad import source
 from experiments.report.write import finish
@@ -121,4 +122,15 @@ def test_two_processes_resume_after_one_was_killed(recipe, alone, tmp_path):
     assert start(recipe, run, ("never", "mask"))[1] == -9
     assert [path.name for path in (run / "steps" / "01-blocks").iterdir()] == ["00000002"]
     assert start(recipe, run, ("never", "never")) == [0, 0]
+    assert_same(run, alone[0])
+
+
+def test_sigterm_to_one_of_two_processes_saves_in_both_and_another_mesh_resumes(recipe, alone, tmp_path):
+    """The signal reaches one process before step 1; both save the same later step, and one device goes on."""
+    run = tmp_path / "run"
+    assert start(recipe, run, ("never", "preempted")) == [preemption.EXIT_CODE] * 2
+    (saved,) = (run / "steps" / "01-blocks").iterdir()
+    assert 2 <= int(saved.name) <= 4
+    assert json.loads((run / "status.json").read_text())["state"] == "preempted"
+    finish(Run(load_recipe(recipe), run))
     assert_same(run, alone[0])

@@ -1,0 +1,153 @@
+"""A copy of a run in an object store: a new machine without the folder of the run continues from it.
+
+The folder is the run; the copy follows it. It holds the recipe, finished stages, step checkpoints, the export and the
+report. The record of a stage or step is written after its arrays, so that one without a record is incomplete.
+"""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from antgmm_jax.errors import AntgmmError
+from antgmm_jax.io import stores
+from antgmm_jax.io.checkpoint import STAGE_RECORD, STEP_RECORD
+from antgmm_jax.io.stores import Store
+from experiments.run.folder import INPUTS, RECIPE, STATUS
+from experiments.run.host.console import say
+
+EVERY = 10.0
+"""Seconds between copies of what is new."""
+TRIES = 3
+"""Attempts at the end of a run."""
+_BOOKS = (RECIPE, INPUTS, STATUS)
+_RECORDS = (STAGE_RECORD, STEP_RECORD)
+_RESUMED = ("stages/", "steps/")
+_COPIED = (*_RESUMED, "export/", "report/")
+
+
+@contextmanager
+def mirrored(run: Path, url: str) -> Iterator[None]:
+    """Continues a run from its copy in a store, and keeps the copy up to date inside the context.
+
+    A store that is out of reach does not stop the run; at its end the copy must succeed.
+
+    Args:
+        run: folder of the run.
+        url: URL of the copy; "" for none.
+
+    Raises:
+        AntgmmError: the store cannot be read at the start or written at the end, or the copy is that of another recipe.
+    """
+    if not url:
+        yield
+        return
+    copy = _Copy(run, stores.opened(url))
+    copy.fetch()
+    over = threading.Event()
+    thread = threading.Thread(target=copy.follow, args=(over,), daemon=True)
+    thread.start()
+    try:
+        yield
+    except BaseException:
+        _end(over, thread)
+        copy.attempt(last=True)
+        raise
+    _end(over, thread)
+    copy.finish()
+
+
+def _end(over: threading.Event, thread: threading.Thread) -> None:
+    over.set()
+    thread.join()
+
+
+class _Copy:
+    """The copy of a run.
+
+    Args:
+        run: folder of the run.
+        store: folder of the copy.
+    """
+
+    def __init__(self, run: Path, store: Store):
+        self._run, self._store = run, store
+        self._sent: dict[str, tuple[int, int]] = {}
+        self._failing = False
+
+    def fetch(self) -> None:
+        """Copies the stages and steps that the folder lacks from the store."""
+        stored = [*self._store.files()]
+        mine = self._run / RECIPE
+        if RECIPE in stored and mine.exists() and self._store.read(RECIPE) != mine.read_bytes():
+            raise AntgmmError(
+                f"{self._store.url} is the copy of a run of another recipe than {self._run}: choose another URL"
+            )
+        units = [str(Path(name).parent) for name in stored if name.startswith(_RESUMED) and _is_record(name)]
+        missing = [unit for unit in units if not (self._run / unit).exists()]
+        if not missing:
+            return
+        say(f"continuing from {self._store.url}: {', '.join(missing)}")
+        for unit in missing:
+            files = [name for name in stored if name.startswith(f"{unit}/")]
+            self._store.get(sorted(files, key=_is_record), self._run)
+        self._store.get([name for name in _BOOKS if name in stored and not (self._run / name).exists()], self._run)
+
+    def follow(self, over: threading.Event) -> None:
+        """Copies what is new every `EVERY` seconds until `over` is set."""
+        while not over.wait(EVERY):
+            self.attempt()
+
+    def attempt(self, last: bool = False) -> bool:
+        """Copies what is new; prints the first error of a series, and returns whether there was none."""
+        try:
+            self.send(last)
+        except FileNotFoundError:  # an old step was removed meanwhile
+            return False
+        except AntgmmError as error:
+            if not self._failing:
+                say(f"{error}; the run goes on in {self._run}, and its copy follows as soon as this works")
+            self._failing = True
+            return False
+        self._failing = False
+        return True
+
+    def finish(self) -> None:
+        """Copies what is new, with several attempts."""
+        for _ in range(TRIES - 1):
+            if self.attempt(last=True):
+                return
+        try:
+            self.send(last=True)
+        except AntgmmError as error:
+            raise AntgmmError(f"{error}; {self._run} is complete: run the same command again to copy it") from error
+
+    def send(self, last: bool) -> None:
+        """Copies new files of the folder, and removes those from the store that the folder no longer has.
+
+        Args:
+            last: whether to copy a new state of the run even if nothing else is new.
+        """
+        present = self._present()
+        new = [name for name, state in present.items() if self._sent.get(name) != state]
+        if not any(name.startswith(_RESUMED) for name in present) or not (last or {*new} - {*_BOOKS}):
+            return
+        for name in sorted(new, key=lambda name: (name not in _BOOKS, _is_record(name))):
+            self._store.put(self._run, [name])
+            self._sent[name] = present[name]
+        gone = [name for name in self._store.files() if name.startswith(_COPIED) and name not in present]
+        self._store.remove(sorted(gone, key=lambda name: not _is_record(name)))
+        for name in gone:
+            self._sent.pop(name, None)
+
+    def _present(self) -> dict[str, tuple[int, int]]:
+        """The files of the folder to copy: relative path -> size and time."""
+        paths = [self._run / name for name in _BOOKS]
+        paths += [path for part in _COPIED for path in (self._run / part).rglob("*")]
+        names = {path.relative_to(self._run).as_posix(): path for path in paths if path.is_file()}
+        shown = {name: path.stat() for name, path in names.items() if not any(p[0] == "." for p in name.split("/"))}
+        return {name: (status.st_size, status.st_mtime_ns) for name, status in shown.items()}
+
+
+def _is_record(name: str) -> bool:
+    return Path(name).name in _RECORDS

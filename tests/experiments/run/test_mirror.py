@@ -1,0 +1,157 @@
+"""The copy of a run in a store: a new machine continues from it, also after the store was lost for a while."""
+
+import json
+import shutil
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+
+from antgmm_jax.errors import AntgmmError
+from antgmm_jax.io import checkpoint
+from experiments.run import mirror
+from experiments.run.mirror import mirrored
+
+URL = "memory://bucket/run"
+
+
+@pytest.fixture
+def bucket():
+    memory = MemoryFileSystem()
+    memory.store.clear()
+    yield memory
+    memory.store.clear()
+
+
+@pytest.fixture
+def run(tmp_path):
+    """The folder of a run in its second stage, with the temporary files of a killed process."""
+    folder = tmp_path / "run"
+    (folder / "steps" / "02-b").mkdir(parents=True)
+    (folder / "cache").mkdir()
+    for name, text in {"recipe.toml": "seed = 1\n", "status.json": "{}", "inputs.json": "{}", "cache/x": "x"}.items():
+        (folder / name).write_text(text)
+    checkpoint.save_stage(folder / "stages" / "01-a", {"w": jnp.arange(3.0)}, {"metrics": {}})
+    step(folder, 2)
+    (folder / "steps" / "02-b" / ".00000003.tmp").mkdir()
+    (folder / "steps" / "02-b" / ".00000003.tmp" / "part").write_text("half")
+    return folder
+
+
+def step(folder, number):
+    checkpoint.save_step(folder / "steps" / "02-b", number, {"w": jnp.full(3, float(number))}, {"step": number})()
+
+
+def names(bucket):
+    return {name.removeprefix("/bucket/run/") for name in bucket.find("/bucket/run")}
+
+
+def test_a_new_machine_gets_stages_and_steps(bucket, run, tmp_path):
+    with mirrored(run, URL):
+        pass
+    assert not any(part in name for name in names(bucket) for part in (".tmp", "cache/"))
+    new = tmp_path / "elsewhere"
+    with mirrored(new, URL):
+        assert (new / "recipe.toml").read_text() == "seed = 1\n"
+        assert checkpoint.is_complete(new / "stages" / "01-a")
+        restored, record = checkpoint.load_step(new / "steps" / "02-b", 2, {"w": jnp.zeros(3)})
+        np.testing.assert_array_equal(restored["w"], [2, 2, 2])
+        assert record["step"] == 2
+        step(new, 4)
+        step(new, 6)
+    assert {name.split("/")[2] for name in names(bucket) if name.startswith("steps/")} == {"00000004", "00000006"}
+    with mirrored(run, URL):  # the first machine again
+        assert checkpoint.latest_step(run / "steps" / "02-b") == 6
+
+
+def test_a_step_without_its_record_is_incomplete(bucket, run, tmp_path):
+    with mirrored(run, URL):
+        pass
+    bucket.rm_file("/bucket/run/steps/02-b/00000002/step.json")
+    with mirrored(tmp_path / "new", URL):
+        assert checkpoint.latest_step(tmp_path / "new" / "steps" / "02-b") is None
+        assert checkpoint.is_complete(tmp_path / "new" / "stages" / "01-a")
+
+
+def test_records_are_written_after_arrays_and_removed_before_them(bucket, run, monkeypatch):
+    written, removed = [], []
+    put, remove = MemoryFileSystem.put_file, MemoryFileSystem.rm_file
+    monkeypatch.setattr(MemoryFileSystem, "put_file", lambda self, a, b, **o: written.append(b) or put(self, a, b, **o))
+    monkeypatch.setattr(MemoryFileSystem, "rm_file", lambda self, path: removed.append(path) or remove(self, path))
+    with mirrored(run, URL):
+        pass
+    shutil.rmtree(run / "steps" / "02-b" / "00000002")
+    with mirrored(run, URL):
+        step(run, 8)
+        shutil.rmtree(run / "steps" / "02-b" / "00000002")  # it came back from the store
+    first = [place for place, name in enumerate(written) if name.endswith(("step.json", "stage.json"))]
+    assert min(first) > max(place for place, name in enumerate(written[: first[0] + 1]) if "arrays" in name)
+    assert removed[0].endswith("00000002/step.json") and len(removed) > 1
+
+
+def test_a_lost_store_does_not_stop_the_run(bucket, run, monkeypatch, capsys):
+    lost, put = [True], MemoryFileSystem.put_file
+
+    def flaky(self, *arguments, **options):
+        if lost:
+            raise ConnectionError("no route to host")
+        return put(self, *arguments, **options)
+
+    monkeypatch.setattr(mirror, "EVERY", 0.02)
+    monkeypatch.setattr(MemoryFileSystem, "put_file", flaky)
+    with mirrored(run, URL):
+        while "no route to host" not in (said := capsys.readouterr().err):
+            pass
+        lost.clear()
+        step(run, 4)
+    assert "cannot write memory://bucket/run/" in said and f"the run goes on in {run}" in said
+    assert "steps/02-b/00000004/step.json" in names(bucket)
+
+
+def test_a_store_that_is_lost_at_the_end_is_an_error_and_the_folder_is_kept(bucket, run, monkeypatch):
+    def lost(*_, **__):
+        raise ConnectionError("no route to host")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(MemoryFileSystem, "put_file", lost)
+        refused = pytest.raises(AntgmmError, match=r"no route to host.* is complete: run the same command again")
+        with refused, mirrored(run, URL):
+            pass
+        with pytest.raises(KeyboardInterrupt), mirrored(run, URL):  # the run's own error comes first
+            raise KeyboardInterrupt
+    with mirrored(run, URL):
+        pass
+    assert "stages/01-a/stage.json" in names(bucket)
+
+
+def test_a_run_that_has_saved_nothing_leaves_no_copy(bucket, tmp_path):
+    (tmp_path / "recipe.toml").write_text("seed = 1\n")
+    with mirrored(tmp_path, URL):
+        pass
+    assert names(bucket) == set()
+
+
+def test_the_copy_of_another_recipe_is_refused(bucket, run):
+    with mirrored(run, URL):
+        pass
+    (run / "recipe.toml").write_text("seed = 2\n")
+    with pytest.raises(AntgmmError, match=f"^{URL} is the copy of a run of another recipe"), mirrored(run, URL):
+        pass
+
+
+def test_a_store_out_of_reach_is_refused_at_the_start(bucket, run, monkeypatch):
+    def lost(*_, **__):
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr(MemoryFileSystem, "find", lost)
+    with pytest.raises(AntgmmError, match=rf"^cannot read {URL} \(no route to host\)"), mirrored(run, URL):
+        pass
+
+
+def test_the_final_status_is_copied(bucket, run):
+    with mirrored(run, URL):
+        pass
+    with mirrored(run, URL):
+        (run / "status.json").write_text('{"state": "complete"}')
+    assert json.loads(bucket.cat_file("/bucket/run/status.json")) == {"state": "complete"}
