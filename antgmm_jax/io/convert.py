@@ -22,6 +22,7 @@ from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import family, family_of, violations
 from antgmm_jax.families.common.table import Entry
 from antgmm_jax.io import folders
+from antgmm_jax.io.companions import copy_companions
 from antgmm_jax.io.hub import local
 from antgmm_jax.io.stored import Stored
 from antgmm_jax.io.tensors import Spec, Tensors, read_json, write
@@ -258,12 +259,12 @@ def save_hf(
         config: model config of a legal shape.
         params: model parameters, in memory or `Stored`; each tensor keeps its dtype.
         directory: folder to create; it must not exist.
-        like: checkpoint folder to copy tokenizer, processor, generation config and other config fields from; None
+        like: checkpoint folder to copy other config fields and `companions.COMPANIONS` (tokenizer, processor) from; None
             writes config and weights only.
         max_shard_size: larger weights are split into shards with an index.
 
     Raises:
-        AntgmmError: the shape is not legal, the folder exists, or the disk is full.
+        AntgmmError: the shape is not legal, the folder exists, a file to copy is a link, or the disk is full.
     """
     directory = Path(directory)
     broken = violations(config)
@@ -299,13 +300,7 @@ def _write_config(config: LMMConfig, params: Params, directory: Path, like: Path
     fields = _merge(base, {**family(config).to_hf(config), "dtype": dtype})
     (directory / CONFIG).write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n")
     if like is not None:
-        for path in sorted(like.iterdir()):
-            weights = path.suffix in _WEIGHT_SUFFIXES or path.name.endswith(".index.json")
-            if path.is_file() and path.name != CONFIG and not weights:
-                shutil.copyfile(path, directory / path.name)
-
-
-_WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx"}
+        copy_companions(like, directory)
 
 
 def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,8 +18,8 @@ ENDPOINT = "HF_ENDPOINT"
 """Environment variable with the URL of a mirror of the Hub."""
 OFFLINE = "ANTGMM_OFFLINE"
 """Environment variable that forbids or allows network access for names; `huggingface_hub`'s own decides without it."""
-MODEL = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
-"""Files of a model: no pickled weights and no code."""
+MODEL = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "README.md", "LICENSE", "LICENSE.md", "NOTICE")
+"""Files of a model with its card and licence: no pickled weights and no code."""
 PICTURES = tuple(f"*.{suffix}" for suffix in ("png", "jpg", "jpeg", "webp", "bmp", "gif", "tif", "tiff"))
 DATA = {
     "jsonl": ("*.jsonl", "*.json", *PICTURES),

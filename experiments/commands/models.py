@@ -11,7 +11,7 @@ import typer
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.extras import require
 from experiments.commands.output import MODELS, Json, Maybe, Preset, Push, check_push, emit, upload
-from experiments.commands.sources import FORMS, config_of, end_tokens, name_of, records, sizes_given, template
+from experiments.commands.sources import FORMS, config_of, name_of, records, sizes_given, template
 from experiments.run.host.console import count, say, table
 
 if TYPE_CHECKING:
@@ -195,6 +195,7 @@ def export(
         raise AntgmmError(f"{out} exists: choose another name or remove it")
     say(f"export: writing {stage} to {out} and checking it with PyTorch")
     check_push(push)
+    from experiments.run.ends import end_tokens
     from experiments.run.publishing import Questions, publish
     from experiments.run.student import load_student
 

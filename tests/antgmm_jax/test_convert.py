@@ -47,6 +47,9 @@ def test_other_files_are_copied_and_other_weights_are_not(tmp_path):
     (tmp_path / "in" / "tokenizer.json").write_text("{}")
     (tmp_path / "in" / "pytorch_model.bin").write_bytes(b"pickle")
     (tmp_path / "in" / "pytorch_model.bin.index.json").write_text("{}")  # names files that the copy lacks
+    (tmp_path / "in" / "training.json").write_text("{}")  # describes the other model
+    (tmp_path / "in" / "processing.py").write_text("raise SystemExit")
+    (tmp_path / "in" / "state.pkl").write_bytes(b"pickle")
     config, params = load_hf(tmp_path / "in")
     save_hf(config, params, tmp_path / "out", like=tmp_path / "in")
     assert {p.name for p in (tmp_path / "out").iterdir()} == {
@@ -55,6 +58,26 @@ def test_other_files_are_copied_and_other_weights_are_not(tmp_path):
         "model.safetensors",
         "tokenizer.json",
     }
+
+
+def test_the_target_of_a_link_is_not_copied(tmp_path):
+    source = reference.saved(reference.llava(), tmp_path / "in")
+    (tmp_path / "secret").write_text("password")
+    (source / "notes.txt").symlink_to(tmp_path / "secret")
+    config, params = load_hf(source)
+    save_hf(config, params, tmp_path / "out", like=source)
+    assert "notes.txt" not in {path.name for path in (tmp_path / "out").iterdir()}
+    (source / "vocab.txt").symlink_to(tmp_path / "secret")
+    with pytest.raises(AntgmmError, match=r"in/vocab.txt is a link, .*: replace it with the file"):
+        save_hf(config, params, tmp_path / "refused", like=source)
+    # A folder that looks like the cache of the Hub, with its files elsewhere.
+    cache = tmp_path / "models--a--b"
+    (cache / "snapshots").mkdir(parents=True)
+    source.rename(cache / "snapshots" / "0")
+    (cache / "blobs").symlink_to(tmp_path)
+    with pytest.raises(AntgmmError, match="vocab.txt is a link"):
+        save_hf(config, params, tmp_path / "refused", like=cache / "snapshots" / "0")
+    assert not (tmp_path / "refused").exists()
 
 
 @pytest.fixture

@@ -29,7 +29,8 @@ def files(tmp_path_factory):
     """The files of a checkpoint, with some that must not be downloaded."""
     folder = reference.saved(reference.llava(), tmp_path_factory.mktemp("hub") / "model")
     read = {path.name: path.read_bytes() for path in folder.iterdir()}
-    return {**read, "tokenizer.json": b"{}", "modeling.py": b"raise SystemExit", "pytorch_model.bin": b"pickle"}
+    card = {"README.md": b"---\nlicense: mit\n---\n"}
+    return {**read, **card, "tokenizer.json": b"{}", "modeling.py": b"raise SystemExit", "pytorch_model.bin": b"pickle"}
 
 
 @pytest.fixture
@@ -113,7 +114,8 @@ def test_without_a_network_the_command_to_download_is_named(mirror, monkeypatch,
     assert "\n" not in str(caught.value)
     assert str(caught.value).endswith(
         "where there is a network, run `hf download org/tiny --revision v1 --include '*.safetensors' '*.json' '*.txt'"
-        " '*.model' '*.jinja' --local-dir tiny`, and use the folder tiny as path"
+        " '*.model' '*.jinja' 'README.md' 'LICENSE' 'LICENSE.md' 'NOTICE' --local-dir tiny`, and use the folder tiny as"
+        " path"
     )
     with pytest.raises(AntgmmError, match=r"run `hf download org/rows --repo-type dataset --include 'data/\*.parquet'"):
         hub.local("hf:org/rows/data", "parquet")

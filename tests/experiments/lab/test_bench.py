@@ -15,12 +15,12 @@ from antgmm_jax.io.convert import load_hf
 from antgmm_jax.presets import preset
 from antgmm_jax.pure import functional
 from distill import LossConfig, make_loss
-from experiments.commands.sources import end_tokens
 from experiments.lab.bench import cutting, flops, ratios, timing
 from experiments.lab.bench import decode_speed as decoding
 from experiments.lab.bench.batches import device_arrays
 from experiments.report import latency
 from experiments.run import disk_cut
+from experiments.run.ends import end_tokens
 from experiments.run.host import resources
 from experiments.run.random_batches import random_batch
 from tests import reference
