@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from antgmm_jax.blocks.block import Block, Cache, Context, CrossAttention, Gates
 from antgmm_jax.blocks.relative import RelativeBias
 from antgmm_jax.config import Remat, Tower
+from antgmm_jax.parallel.sharding import gathered, splits_widths
 
 LOCAL = ("layers", "heads", "cross_heads", "mlp", "text_mlp", "embed")
 """Axes of a stack, named like the fields of its config."""
@@ -26,12 +27,27 @@ def rematerialised(function: Callable, remat: Remat) -> Callable:
             stacking it in a scan, also on a CPU); "full" nothing: least memory, one more forward pass.
 
     Returns:
-        A function with equal values and gradients.
+        A function with equal values and gradients. None of them stores gathered weights.
     """
-    if remat == "none":
+    if remat == "none" and not splits_widths():
         return function
-    saved = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
-    return jax.checkpoint(function, policy=saved, prevent_cse=False)
+    policies = {"none": _all_but_gathered, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
+    return jax.checkpoint(function, policy=policies.get(remat), prevent_cse=False)
+
+
+def _all_but_gathered(primitive: Any, *_: Any, **__: Any) -> bool:
+    """Saves everything but gathered weights, also when they are reshaped for a product."""
+    return primitive.name not in ("sharding_constraint", "reshape", "transpose", "squeeze")
+
+
+def _layer(graph: Any, parameters: Any) -> Any:
+    """The module of one layer, its weights gathered, from its part of a stack's parameters."""
+
+    def whole(variable: nnx.Variable) -> nnx.Variable:
+        # The metadata is that of the stack: the first axis is the layers.
+        return variable.replace(gathered(variable.get_value(), variable.get_metadata()["axes"][1:]))
+
+    return nnx.merge(graph, jax.tree.map(whole, parameters, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable)))
 
 
 def _unit_norms(units: Mapping[str, Any], name: str, valid: Array | None) -> Array:
@@ -129,8 +145,8 @@ class Stack(nnx.Module):
 
         def body(x, layer, cross):
             params, gates_here, local, more = layer
-            block = nnx.merge(block_graph, params)
-            cross_module = None if cross_graph is None or cross is None else nnx.merge(cross_graph, cross)
+            block = _layer(block_graph, params)
+            cross_module = None if cross_graph is None or cross is None else _layer(cross_graph, cross)
             here = context if local is None else context.of_layer(local)
             y, units, _ = block(x, here, {**shared, **gates_here}, cross=cross_module)
             kept = {}

@@ -7,6 +7,7 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import jax
@@ -136,6 +137,43 @@ def place(leaf: Any, names: Sequence[str]) -> Any:
 def place_tree(tree: Any, axes: Any) -> Any:
     """Shards every leaf of a tree by `place`; `axes` is a tree of tuples of axis names."""
     return jax.tree.map(place, tree, axes) if active() else tree
+
+
+def splits_widths() -> bool:
+    """Whether the mesh splits widths, so that parameters must be gathered before use."""
+    return active() and jax.sharding.get_abstract_mesh().shape["fsdp"] > 1
+
+
+def gathered(leaf: Any, names: Sequence[str]) -> Any:
+    """Gathers a parameter over the mesh axis `fsdp`, just before its use; its gradient is split again.
+
+    Without this the partitioner splits the products along the split width: each device then multiplies narrow slices,
+    on a TPU at a fifth of its rate.
+
+    Args:
+        leaf: traced parameter.
+        names: axis names.
+
+    Returns:
+        The parameter, split over `tensor` only; `leaf` itself if no width is split.
+    """
+    if not splits_widths():
+        return leaf
+    split = spec(names, leaf.shape)
+    whole = PartitionSpec(*(None if part and "fsdp" in part else part for part in split))
+    return leaf if split == whole else _resharded(leaf, whole, split)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _resharded(leaf: jax.Array, here: PartitionSpec, back: PartitionSpec) -> jax.Array:
+    """Reshards an array to `here`, and its gradient to `back`."""
+    return jax.lax.with_sharding_constraint(leaf, here)
+
+
+_resharded.defvjp(
+    lambda leaf, here, back: (jax.lax.with_sharding_constraint(leaf, here), None),
+    lambda here, back, _, gradient: (jax.lax.with_sharding_constraint(gradient, back),),
+)
 
 
 def shard_rows(batch: Mapping[str, Any]) -> dict[str, Any]:

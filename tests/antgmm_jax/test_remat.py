@@ -1,11 +1,15 @@
 """Rematerialisation policies change memory use but not gradients."""
 
+import re
+
 import jax
 import numpy as np
 import pytest
 
 from antgmm_jax.axes import resize
 from antgmm_jax.errors import AntgmmError
+from antgmm_jax.parallel import sharding
+from antgmm_jax.parallel.sharding import make_mesh
 from antgmm_jax.pure import abstract, functional
 from distill import LossConfig, make_loss
 from tests.pruning.models import CONFIGS, batch_of, parameters
@@ -41,6 +45,19 @@ def test_policies_that_keep_less_use_less_memory(family):
         assert analysis is not None
         peaks[remat] = analysis.temp_size_in_bytes
     assert 1.5 * peaks["full"] < peaks["dots"] < peaks["none"] / 1.5
+
+
+@pytest.mark.parametrize("remat", POLICIES)
+def test_split_weights_are_gathered_one_layer_at_a_time(remat):
+    config = resize(CONFIGS["llava"], {"text/layers": 13, "text/embed": 64, "text/mlp": 256})
+    batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((8, *x.shape[1:]), x.dtype), batch_of(config))
+    with jax.set_mesh(make_mesh(fsdp=8)):
+        params = sharding.place_tree(abstract(config), functional(config).axes)
+        rows = jax.tree.map(lambda x: sharding.place(x, ("batch",)), batch)
+        text = gradient(config, remat).lower(params, rows).compile().as_text()
+    shapes = {*re.findall(r"f32\[([\d,]+)\]", text)}
+    assert {"64,256", "256,64"} & shapes  # products contract whole widths,
+    assert not {"13,64,256", "13,256,64", "13,1,64,256", "13,1,256,64"} & shapes  # and no stack of whole weights exists
 
 
 def test_an_unknown_policy_is_refused():

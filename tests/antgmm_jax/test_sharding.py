@@ -56,6 +56,21 @@ def test_arrays_shape_structs_and_traced_arrays_get_the_same_sharding(mesh):
         np.testing.assert_array_equal(placed.addressable_shards[-1].data, whole[2:, 1:])
 
 
+def test_a_parameter_is_gathered_over_fsdp_and_its_gradient_is_split_again(mesh):
+    whole = np.arange(32, dtype=np.float32).reshape(8, 4)
+    names = ("text/embed", "text/mlp")
+
+    def loss(w):
+        w = sharding.gathered(w, names)
+        return (w * w).sum(), w
+
+    gradient, used = jax.jit(jax.grad(loss, has_aux=True))(place(whole, names))
+    assert used.sharding.spec == P(None, "tensor")
+    assert gradient.sharding.spec == P("fsdp", "tensor")
+    np.testing.assert_array_equal(used, whole)
+    np.testing.assert_array_equal(gradient, 2 * whole)
+
+
 def test_rows_are_split_over_data_and_fsdp(mesh):
     placed = shard_rows({"x": np.arange(8)})["x"]
     assert [shard.data.tolist() for shard in placed.addressable_shards] == [
