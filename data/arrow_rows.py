@@ -3,7 +3,6 @@
 Such a file is an Arrow stream, which pyarrow reads alone: `datasets` itself would add pandas and an HTTP client.
 """
 
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,7 +13,8 @@ import pyarrow
 
 from antgmm_jax.errors import AntgmmError
 from data.chat_rows import PATHS, TURNS
-from data.files import decode_image, files_digest, inside, stamp
+from data.files import decode_image, files_digest, images_digest, inside
+from data.kept import from_bytes, kept, to_bytes
 from data.rows import ALIASES, columns, image_names
 
 _NAMES = (*ALIASES["image"], *PATHS)
@@ -31,7 +31,7 @@ class ArrowRows:
     """
 
     def __init__(self, files: Sequence[Path]):
-        self._files, self._folder = files, files[0].parent
+        self.files, self._folder = files, files[0].parent
         self._batches = [batch for file in files for batch in _batches(file)]
         self._starts = np.cumsum([0, *(batch.num_rows for batch in self._batches)])
 
@@ -55,12 +55,13 @@ class ArrowRows:
 
     def digest(self) -> str:
         """Returns a digest of names, sizes and times of the files, and of sizes and times of all image files."""
-        digest = hashlib.sha256(files_digest(self._files).encode())
+        names = kept("images of Arrow rows", self.files, lambda: {"names": to_bytes(self._image_names())})["names"]
+        return images_digest(files_digest(self.files), self._folder, from_bytes(names))
+
+    def _image_names(self) -> Iterator[str]:
         for batch in self._batches:
             for raw in batch.select(named_images(batch.schema)).to_pylist():
-                for name in image_names(raw):
-                    digest.update(stamp(self._folder, name))
-        return digest.hexdigest()
+                yield from image_names(raw)
 
 
 def data_files(folder: Path) -> list[Path]:

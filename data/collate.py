@@ -8,8 +8,8 @@ from jaxtyping import Int
 
 from antgmm_jax.errors import AntgmmError
 from data.encoding import Encoder
+from data.index import Index
 from data.record import Arrays
-from data.store import Index
 
 IGNORE = -100
 

@@ -4,7 +4,7 @@ import hashlib
 import io
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -72,7 +72,24 @@ def files_digest(files: Sequence[Path]) -> str:
     return hashlib.sha256("\n".join(map(str, stamps)).encode()).hexdigest()
 
 
-def stamp(folder: Path, name: str) -> bytes:
+def images_digest(digest: str, folder: Path, names: Iterable[str]) -> str:
+    """Extends a digest of rows by the sizes and times of their image files.
+
+    Args:
+        digest: digest of the rows.
+        folder: folder of the image paths.
+        names: image paths as written.
+
+    Returns:
+        The digest.
+    """
+    result = hashlib.sha256(digest.encode())
+    for name in names:
+        result.update(_stamp(folder, name))
+    return result.hexdigest()
+
+
+def _stamp(folder: Path, name: str) -> bytes:
     """Returns size and modification time of a file as bytes for a digest, or a marker if it does not exist."""
     try:
         status = os.stat(f"{folder}/{name}")  # faster than Path.stat, for hundreds of thousands of files

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from antgmm_jax.errors import AntgmmError
-from data.files import BadRow, decode_image, inside, stamp
+from data.files import BadRow, decode_image, images_digest, inside
+from data.kept import Columns, from_bytes, kept, to_bytes
 from data.rows import image_names
 
 _CHUNK = 1 << 20
@@ -43,9 +44,9 @@ class JsonRows:
     """
 
     def __init__(self, path: Path):
-        self.path, self._word = path, "row" if path.suffix == ".json" else "line"
-        self._digest = _text_digest(path)
-        self._bounds = _elements(path) if path.suffix == ".json" else _lines(path)
+        self.path, self.files, self._word = path, (path,), "row" if path.suffix == ".json" else "line"
+        scanned = kept("positions of JSON rows", self.files, lambda: _scan(path))
+        self._digest, self._bounds = str(scanned.pop("digest")), _Bounds(**scanned)
 
     def __len__(self) -> int:
         return len(self._bounds.starts)
@@ -73,11 +74,11 @@ class JsonRows:
 
     def digest(self) -> str:
         """Returns a digest of the file's content, and of size and time of all image files."""
-        digest = hashlib.sha256(self._digest.encode())
-        for raw in self:
-            for name in image_names(raw):
-                digest.update(stamp(self.path.parent, name))
-        return digest.hexdigest()
+        names = kept("images of JSON rows", self.files, lambda: {"names": to_bytes(self._image_names())})["names"]
+        return images_digest(self._digest, self.path.parent, from_bytes(names))
+
+    def _image_names(self) -> Iterator[str]:
+        return (name for raw in self for name in image_names(raw))
 
 
 def _parsed(text: bytes) -> Any:
@@ -85,6 +86,13 @@ def _parsed(text: bytes) -> Any:
         return json.loads(text)
     except ValueError as error:
         return BadRow(f"is not JSON: {error}")
+
+
+def _scan(path: Path) -> Columns:
+    """Digest of a file and the positions of its rows."""
+    digest = _text_digest(path)
+    bounds = _elements(path) if path.suffix == ".json" else _lines(path)
+    return {"digest": np.array(digest), **bounds._asdict()}
 
 
 def _text_digest(path: Path) -> str:

@@ -1,6 +1,5 @@
 """Random access to rows of Parquet files; the two row groups used last are kept in memory."""
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -13,7 +12,8 @@ import pyarrow.parquet as pq
 
 from antgmm_jax.errors import AntgmmError
 from data.arrow_rows import named_images
-from data.files import decode_image, files_digest, inside, stamp
+from data.files import decode_image, files_digest, images_digest, inside
+from data.kept import from_bytes, kept, to_bytes
 from data.rows import columns, image_names
 
 
@@ -28,7 +28,7 @@ class ParquetRows:
     """
 
     def __init__(self, files: Sequence[Path]):
-        self._files, self._folder = files, files[0].parent
+        self.files, self._folder = files, files[0].parent
         sizes = [_sizes(file) for file in files]
         self._rows = np.cumsum([0, *(sum(groups) for groups in sizes)])
         """Rows before each file."""
@@ -51,7 +51,7 @@ class ParquetRows:
     def place(self, number: int) -> str:
         """Describes the position of a row for messages."""
         file = int(np.searchsorted(self._rows, number, "right")) - 1
-        return f"{self._files[file].name} row {number - self._rows[file] + 1}"
+        return f"{self.files[file].name} row {number - self._rows[file] + 1}"
 
     def picture(self, name: str | bytes) -> np.ndarray:
         """Reads an image of a row. Raises BadRow if it is missing or cannot be decoded."""
@@ -59,15 +59,16 @@ class ParquetRows:
 
     def digest(self) -> str:
         """Returns a digest of names, sizes and times of the files, and of sizes and times of all image files."""
-        digest = hashlib.sha256(files_digest(self._files).encode())
-        for file in self._files:
-            for name in _opened(file, lambda table: [*_named_pictures(table)]):
-                digest.update(stamp(self._folder, name))
-        return digest.hexdigest()
+        names = kept("images of Parquet rows", self.files, lambda: {"names": to_bytes(self._image_names())})["names"]
+        return images_digest(files_digest(self.files), self._folder, from_bytes(names))
+
+    def _image_names(self) -> Iterator[str]:
+        for file in self.files:
+            yield from _opened(file, lambda table: [*_named_pictures(table)])
 
     def _group(self, group: int) -> pyarrow.Table:
         file, place = self._groups[group]
-        return _opened(self._files[file], lambda table: table.read_row_group(place, columns(table.schema_arrow.names)))
+        return _opened(self.files[file], lambda table: table.read_row_group(place, columns(table.schema_arrow.names)))
 
 
 def _named_pictures(table: pq.ParquetFile) -> Iterator[str]:

@@ -1,8 +1,9 @@
 """Readers of user data: JSONL or JSON with image files, Parquet, Arrow, WebDataset tar files, and TFDS folders."""
 
 import hashlib
+import json
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +16,7 @@ from antgmm_jax.extras import require
 from antgmm_jax.io.hub import local
 from data.files import BadRow
 from data.json_rows import JsonRows
+from data.kept import Columns, kept
 from data.record import Record
 from data.rows import Row, parse
 from data.source import Source
@@ -26,7 +28,13 @@ _SUFFIXES = {"jsonl": (".jsonl", ".json"), "parquet": (".parquet",), "arrow": ("
 
 @runtime_checkable
 class Table(Protocol):
-    """Random access to raw rows of files; rows that cannot be parsed are returned as `BadRow`."""
+    """Random access to raw rows of files; rows that cannot be parsed are returned as `BadRow`.
+
+    Attributes:
+        files: the files with the rows.
+    """
+
+    files: Sequence[Path]
 
     def __len__(self) -> int: ...
     def __getitem__(self, number: int) -> Any: ...
@@ -60,14 +68,19 @@ class FileSource(Source):
         table: rows of the files.
         most: maximum number of records; 0 for all.
         drops_long: whether records that are too long are left out.
+        split: name of the split, if the files hold several.
     """
 
-    def __init__(self, path: Path, table: Table, most: int = 0, *, drops_long: bool = False):
-        self.path, self._table, self._most, self.drops_long = path, table, most, drops_long
+    def __init__(self, path: Path, table: Table, most: int = 0, *, drops_long: bool = False, split: str = ""):
+        self.path, self._table, self._most, self.drops_long, self._split = path, table, most, drops_long, split
 
     @cached_property
     def _read(self) -> _Read:
-        return _pass(self._table, self._most)
+        """Result of a pass over the rows, which takes minutes if there are many of them."""
+        about = f"valid rows of {type(self._table).__name__} {self._split}, at most {self._most}"
+        scanned = kept(about, self._table.files, lambda: _columns(_pass(self._table, self._most)))
+        errors = {int(row): reason for row, reason in json.loads(str(scanned["errors"])).items()}
+        return _Read(scanned["rows"], errors, int(scanned["total"]))
 
     @cached_property
     def _rows(self) -> np.ndarray:
@@ -166,6 +179,10 @@ def _pass(table: Table, most: int) -> _Read:
     return _Read(valid[~np.isin(valid, [*errors])], errors, total)
 
 
+def _columns(read: _Read) -> Columns:
+    return {"rows": read.rows, "total": np.array(read.total), "errors": np.array(json.dumps(read.errors))}
+
+
 def _id_hash(name: str) -> int:
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest())
 
@@ -206,7 +223,7 @@ def read_records(kind: str, path: str | Path, *, split: str = "", most: int = 0,
     Raises:
         AntgmmError: the files do not exist or have another format, or the library that reads them is not installed.
     """
-    return FileSource(Path(path), _table(kind, Path(path), split), most, drops_long=drop_long)
+    return FileSource(Path(path), _table(kind, Path(path), split), most, drops_long=drop_long, split=split)
 
 
 def _table(kind: str, path: Path, split: str) -> Table:

@@ -12,6 +12,7 @@ import numpy as np
 from antgmm_jax.errors import AntgmmError
 from data.chat_rows import TURNS
 from data.files import BadRow, decode_image, files_digest
+from data.kept import kept
 
 _PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
 
@@ -41,7 +42,8 @@ class TarRows:
     """
 
     def __init__(self, files: Sequence[Path]):
-        self._files, self._members = files, _scan(files)
+        self.files = files
+        self._members = _Members(**kept("members of tar files", files, lambda: _scan(files)._asdict()))
 
     def __len__(self) -> int:
         return len(self._members.file)
@@ -63,7 +65,7 @@ class TarRows:
         """Describes the position of a sample for messages."""
         with self._archive(number) as archive:
             key = _key(_member(archive, self._headers(number)[0]).name)
-        return f"{self._files[self._members.file[number]].name} {key}"
+        return f"{self.files[self._members.file[number]].name} {key}"
 
     def picture(self, name: str | bytes) -> np.ndarray:
         """Decodes an image of a sample. Raises BadRow if it cannot be decoded."""
@@ -73,10 +75,10 @@ class TarRows:
 
     def digest(self) -> str:
         """Returns a digest of the archives' names, sizes and times."""
-        return files_digest(self._files)
+        return files_digest(self.files)
 
     def _archive(self, number: int) -> tarfile.TarFile:
-        return tarfile.open(self._files[self._members.file[number]], "r:")
+        return tarfile.open(self.files[self._members.file[number]], "r:")
 
     def _headers(self, number: int) -> list[int]:
         first, last = self._members.first[number : number + 2]

@@ -29,7 +29,8 @@ class TfdsRows:
         require("tfds")
         from data.maad.maad_synth import open_split
 
-        self._path, self._split, self._rows, self._lock = path, split, open_split(path, split), Lock()
+        self._split, self._rows, self._lock = split, open_split(path, split), Lock()
+        self.files = sorted(file for file in path.iterdir() if file.is_file())
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -57,7 +58,7 @@ class TfdsRows:
 
     def digest(self) -> str:
         """Returns a digest of the split's name and of the files' names, sizes and times."""
-        return f"{self._split} {files_digest(sorted(file for file in self._path.iterdir() if file.is_file()))}"
+        return f"{self._split} {files_digest(self.files)}"
 
     def _fields(self, number: int) -> dict[str, Any]:
         with self._lock:  # the reader is not thread-safe

@@ -11,19 +11,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from antgmm_jax.blocks.tokens import IGNORE
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io import folders
 from antgmm_jax.io.shards import Shards, Writer
 from antgmm_jax.parallel import processes, sharding
-from distill.cache import Params, Shapes, has_image_slots, read_meta
+from distill import top
+from distill.cache import Params, read_meta
 from distill.chunked import at_positions
+from distill.records import FORMAT, Ragged, at_answers, dtype_of, has_image_slots, lengths, record, total_bytes
 
 FLUSH_EVERY = 32  # batches between points from which an interrupted build can resume; more if otherwise
 FILES = 256  # there would be more than this number of files to open
 
 
 def cache_size(
-    functional: Any, params: Params, like: Mapping[str, Any], *, samples: int, names: tuple[str, ...]
+    functional: Any,
+    params: Params,
+    like: Mapping[str, Any],
+    *,
+    samples: int,
+    totals: Mapping[Ragged, int],
+    names: tuple[str, ...],
 ) -> dict[str, int]:
     """Returns the size of a cache on disk, without running the teacher.
 
@@ -32,13 +41,13 @@ def cache_size(
         params: parameters of the teacher.
         like: a host batch of the largest shape.
         samples: number of samples.
-        names: cached states: `final`, `<tower>/states`, `bridge/out`.
+        totals: answer tokens, tokens of text and image slots of all samples.
+        names: cached states: `final` (or a name of `distill.top`), `<tower>/states`, `bridge/out`.
 
     Returns:
         name -> bytes.
     """
-    shapes = _row_shapes(functional, params, like, names)
-    return {name: 2 * samples * int(np.prod(shape)) for name, shape in shapes.items()}
+    return total_bytes(_row_shapes(functional, params, like, names), totals, samples)
 
 
 def build_cache(
@@ -51,6 +60,7 @@ def build_cache(
     like: Mapping[str, Any],
     key: str,
     names: tuple[str, ...] = ("final",),
+    size: int = 0,
     progress: Callable[[int, int], None] = lambda done, samples: None,
 ) -> None:
     """Runs the teacher once over all samples and stores its states; an interrupted build resumes.
@@ -66,31 +76,36 @@ def build_cache(
         batches: host batches with `index` [B]; together they must contain every row 0 .. samples - 1. Rows may repeat.
         directory: folder to create; all processes must see it.
         samples: number of samples.
-        like: a host batch of the largest lengths; shorter batches are padded with zeros, which no loss reads.
+        like: a host batch of the largest lengths.
         key: key of the cache, from `fingerprint`.
-        names: states to store: `final` for losses that compare logits, and `<tower>/states` and `bridge/out` for losses
-            that compare them. The teacher runs only the parts that these states need.
+        names: states to store: `final` (or a name of `distill.top`) for losses that compare logits, and
+            `<tower>/states` and `bridge/out` for losses that compare them. The teacher runs only the parts that these
+            states need.
+        size: bytes that must be free on the disk for a whole cache, from `cache_size`; 0 for no check.
         progress: called with (samples done, samples).
 
     Raises:
         AntgmmError: rows are missing from the batches, padding is on the left, or the disk is too full.
     """
     # In a fixed order, so that another caller can resume the build.
-    names = tuple(sorted({*names}, key=lambda name: (name != "final", name)))
+    names = tuple(sorted({*names}, key=lambda name: (not at_answers(name), name)))
     shapes = _row_shapes(functional, params, like, names)
-    meta = {"key": key, "samples": samples, "shapes": {name: list(shape) for name, shape in shapes.items()}}
+    meta = {"format": FORMAT, "key": key, "samples": samples, "shapes": {n: list(shape) for n, shape in shapes.items()}}
     whole = read_meta(directory)
     if whole and {**whole, "shapes": {name: whole["shapes"].get(name) for name in shapes}} == meta:
         progress(samples, samples)
         return
     partial = directory.with_name(directory.name + ".partial")
-    stored = processes.run_on_first(lambda: _begin(partial, meta, shapes))
+    stored = processes.run_on_first(lambda: _begin(partial, meta, size))
     done = processes.broadcast_from_first(np.zeros(samples, bool) if stored is None else stored)
 
     @jax.jit
-    def run(params: Params, batch: dict) -> dict[str, jax.Array]:
+    def run(params: Params, batch: dict) -> tuple[dict[str, jax.Array], jax.Array]:
         states = _targets(functional, params, batch, names)
-        return {name: sharding.place(rows, ("batch",)) for name, rows in states.items()}
+        counts = jnp.stack(lengths(batch, names, ignored=IGNORE), axis=1)
+        return {name: sharding.place(rows, ("batch",)) for name, rows in states.items()}, sharding.place(
+            counts, ("batch",)
+        )
 
     writer = Writer(partial, jax.process_index())
     for count, batch in enumerate(batches, 1):
@@ -99,11 +114,11 @@ def build_cache(
         new[np.unique(index, return_index=True)[1]] = True  # once per row, even if it repeats in the batch
         new &= ~done[index]
         if new.any():
-            if names != ("final",):
+            if not all(map(at_answers, names)):
                 _check_padding(batch)
-            for place, record in _records(run(params, sharding.shard_rows(_device(batch))), shapes):
+            for place, content in _records(*run(params, sharding.shard_rows(_device(batch))), names):
                 if new[place]:
-                    writer.add(int(index[place]), record)
+                    writer.add(int(index[place]), content)
             done[index] = True
         if count % max(FLUSH_EVERY, math.ceil(samples / len(index) * jax.process_count() / FILES)) == 0:
             writer.flush()
@@ -113,37 +128,33 @@ def build_cache(
     processes.run_on_first(lambda: _finish(partial, directory, samples))
 
 
-def _records(states: Mapping[str, jax.Array], shapes: Shapes) -> Iterator[tuple[int, bytes]]:
+def _records(states: Mapping[str, jax.Array], counts: jax.Array, names: tuple[str, ...]) -> Iterator[tuple[int, bytes]]:
     """Iterates over the rows of a batch that this process writes, as (position in the whole batch, bytes).
 
     If several devices hold the same rows, only the first replica counts, so that exactly one process writes each row.
     """
-    parts = [[part for part in states[name].addressable_shards if part.replica_id == 0] for name in shapes]
-    for part in zip(*parts, strict=True):
-        first = part[0].index[0].start or 0
-        padded = [_padded(np.asarray(piece.data), shape) for piece, shape in zip(part, shapes.values(), strict=True)]
-        for place, row in enumerate(np.concatenate(padded, axis=1), first):
-            yield place, row.tobytes()
-
-
-def _padded(rows: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Pads rows with zeros to `shape` and flattens each of them."""
-    full = np.zeros((len(rows), *shape), rows.dtype)
-    full[tuple(map(slice, rows.shape))] = rows
-    return full.reshape(len(rows), -1)
+    arrays = (*(states[name] for name in names), counts)
+    for *parts, used in zip(*([x for x in a.addressable_shards if x.replica_id == 0] for a in arrays), strict=True):
+        rows = {name: np.asarray(part.data) for name, part in zip(names, parts, strict=True)}
+        first = used.index[0].start or 0
+        for row, each in enumerate(np.asarray(used.data)):
+            yield first + row, record({name: x[row] for name, x in rows.items()}, each)
 
 
 def _targets(functional: Any, params: Params, batch: dict, names: tuple[str, ...]) -> dict[str, jax.Array]:
-    """name -> bfloat16 states [B, ..., positions, width]; [B, slots, ...] for image towers."""
-    out = functional.apply(params, batch, collect=names)
-    rows = {name: jnp.swapaxes(out[name], 0, 1) for name in names if name != "final"}
+    """name -> states [B, ..., positions, width]; [B, slots, ...] for image towers."""
+    answers = [name for name in names if at_answers(name)]
+    towers = tuple(name for name in names if name not in answers)
+    out = functional.apply(params, batch, collect=(*(["final"] if answers else []), *towers))
+    rows = {name: jnp.swapaxes(out[name], 0, 1) for name in towers}
     # States of images have the slots of all rows on one axis: separate rows and slots.
     rows |= {
         name: x.reshape(len(batch["input_ids"]), -1, *x.shape[1:]) for name, x in rows.items() if has_image_slots(name)
     }
-    if "final" in names:
-        rows["final"] = at_positions(out["final"], batch["positions"])
-    return {name: rows[name].astype(jnp.bfloat16) for name in names}
+    for name in answers:
+        final = at_positions(out["final"], batch["positions"])
+        rows[name] = top.states(functional.head, params, final, name) if top.is_top(name) else final
+    return {name: rows[name].astype(dtype_of(name)) for name in names}
 
 
 def _device(batch: Mapping[str, Any]) -> dict[str, Any]:
@@ -161,7 +172,7 @@ def _check_padding(batch: Mapping[str, Any]) -> None:
         raise AntgmmError("the teacher cache needs input_ids padded on the right, but a batch is padded on the left")
 
 
-def _begin(partial: Path, meta: dict, shapes: Shapes) -> np.ndarray:
+def _begin(partial: Path, meta: dict, size: int) -> np.ndarray:
     """Starts or resumes a build; returns which rows are stored already, bool [samples]."""
     if read_meta(partial) != meta:
         shutil.rmtree(partial, ignore_errors=True)
@@ -171,7 +182,7 @@ def _begin(partial: Path, meta: dict, shapes: Shapes) -> np.ndarray:
     for leftover in partial.glob(".*.tmp"):
         leftover.unlink()
     held = Shards(partial, meta["samples"]).held
-    needed = 2 * int((~held).sum()) * sum(math.prod(shape) for shape in shapes.values())
+    needed = size * float(np.mean(~held))
     free = shutil.disk_usage(partial).free
     if needed > free:
         raise AntgmmError(

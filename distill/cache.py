@@ -1,29 +1,28 @@
 """The teacher cache: final hidden states at answer positions and other states, one row per sample.
 
-A cache is a folder with `meta.json` and ArrayRecord files; every process writes its own rows. Each row is one record:
-its states in bfloat16, one name after another, padded to the longest sample. States have the teacher's width, so the
-cache is independent of the student's.
+A cache is a folder with `meta.json` and ArrayRecord files; every process writes its own rows. Each row is one record
+of `distill.records`: its states, one name after another, without padding. States have the teacher's width, so the cache
+is independent of the student's.
 """
 
 import hashlib
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import ml_dtypes
 import numpy as np
 
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io.shards import Shards
 from antgmm_jax.parallel import processes
+from distill.records import FORMAT, Shapes, axis_of, ragged, restored
 
 Params = Any
-Shapes = dict[str, tuple[int, ...]]
-LENGTHS = {"encoder": "input_ids", "text": "input_ids", "decoder": "decoder_input_ids"}
+LENGTHS = {"text": "input_ids", "answer": "targets"}
+"""Array of a batch with as many columns as the positions of a state, by `ragged`."""
 
 
 class TeacherCache(NamedTuple):
@@ -32,9 +31,10 @@ class TeacherCache(NamedTuple):
     Attributes:
         directory: its folder.
         samples: number of rows.
-        shapes: name -> shape of a row: `final` [A, Dt], `<tower>/states` [layers + 1, N, D] (image towers
-            [slots, layers + 1, N, D]), `bridge/out` [slots, 1, N, D].
-        read: row numbers [B] -> {name: bfloat16 [B, *shape]}.
+        shapes: name -> shape of the longest row: `final` [A, Dt], names of `distill.top` [A, U], `<tower>/states`
+            [layers + 1, N, D] (image towers [slots, layers + 1, N, D]), `bridge/out` [slots, 1, N, D].
+        read: row numbers [B] -> {name: [B, *shape]} in bfloat16 (uint16 for names of `distill.top`), with zeros behind
+            the last position of each row.
     """
 
     directory: Path
@@ -49,7 +49,7 @@ class TeacherCache(NamedTuple):
             batch: host batch with `index` [B], the row numbers of the samples.
 
         Returns:
-            name -> bfloat16 [B, ...].
+            name -> bfloat16 [B, ...]; uint16 for names of `distill.top`.
 
         Raises:
             AntgmmError: the batch has rows or lengths that the cache does not hold, or a file is damaged.
@@ -57,40 +57,21 @@ class TeacherCache(NamedTuple):
         index = np.asarray(batch["index"])
         if index.min() < 0 or index.max() >= self.samples:
             raise AntgmmError(f"teacher cache {self.directory} has {self.samples} samples, not {index.max()}")
-        lengths = {name: _length(name, batch, shape) for name, shape in self.shapes.items()}
-        for name, length in lengths.items():
-            if length > self.shapes[name][-2]:
-                raise AntgmmError(
-                    f"teacher cache {self.directory} holds {self.shapes[name][-2]} positions of {name}, "
-                    f"a batch has {length}: build it again with like= a batch of the largest shape"
-                )
-        states = {name: rows[..., : lengths[name], :] for name, rows in self.read(index).items()}
-        return {
-            name: rows[:, : self._slots(name, batch)] if has_image_slots(name) else rows
-            for name, rows in states.items()
-        }
+        lengths = {name: self._length(name, batch) for name in self.shapes}
+        rows = self.read(index)
+        return {name: states[(slice(None),) * axis_of(name) + (slice(lengths[name]),)] for name, states in rows.items()}
 
-    def _slots(self, name: str, batch: Mapping[str, Any]) -> int:
-        slots, held = batch["images"]["valid"].shape[1], self.shapes[name][0]
-        if slots > held:
+    def _length(self, name: str, batch: Mapping[str, Any]) -> int:
+        """Positions or image slots of `name` in a batch."""
+        kind, held = ragged(name), self.shapes[name][axis_of(name) - 1]
+        length = batch["images"]["valid"].shape[1] if kind == "slots" else batch[LENGTHS[kind]].shape[1]
+        if length > held:
+            what = "image slots" if kind == "slots" else f"positions of {name}"
             raise AntgmmError(
-                f"teacher cache {self.directory} holds {held} image slots, a batch has {slots}: build it again with"
-                " like= a batch of the largest shape"
+                f"teacher cache {self.directory} holds {held} {what}, a batch has {length}: build it again with like="
+                " a batch of the largest shape"
             )
-        return slots
-
-
-def has_image_slots(name: str) -> bool:
-    """Whether states of this name have one entry per image slot (not one per sample)."""
-    return name != "final" and name.split("/")[0] not in LENGTHS
-
-
-def _length(name: str, batch: Mapping[str, Any], shape: Sequence[int]) -> int:
-    """Positions of `name` in a batch: answer tokens, the tower's tokens, or all positions of an image."""
-    if name == "final":
-        return batch["positions"].shape[1]
-    key = LENGTHS.get(name.split("/")[0])
-    return shape[-2] if key is None else batch[key].shape[1]
+        return length
 
 
 def fingerprint(params: Params, data: str) -> str:
@@ -132,6 +113,8 @@ def open_cache(
     meta = read_meta(directory)
     if meta is None:
         raise AntgmmError(f"no teacher cache at {directory}: build it first")
+    if meta.get("format") != FORMAT:
+        raise AntgmmError(f"teacher cache {directory} was written by another version: delete it and build it again")
     if meta["key"] != key:
         raise AntgmmError(
             f"teacher cache {directory} belongs to another teacher, processor or data: delete it and build it again"
@@ -145,28 +128,18 @@ def open_cache(
         raise AntgmmError(
             f"teacher cache {directory} is damaged, a file is missing: delete {directory} and build it again"
         )
-    read = partial(_read, shards, shapes, names)
-    if in_memory:
-        read = partial(_take, read(np.arange(samples)))
+    records = [shards[row] for row in range(samples)] if in_memory else shards
+    read = partial(_read, records, shapes, names)
     return TeacherCache(directory, samples, {name: shapes[name] for name in names}, read)
 
 
-def _take(arrays: dict[str, np.ndarray], index: np.ndarray) -> dict[str, np.ndarray]:
-    return {name: array[index] for name, array in arrays.items()}
-
-
-def _read(shards: Shards, shapes: Shapes, names: Sequence[str], index: np.ndarray) -> dict[str, np.ndarray]:
-    """Reads the states `names` of rows; returns name -> bfloat16 [B, *shape]."""
-    arrays = {name: np.empty((len(index), math.prod(shapes[name])), ml_dtypes.bfloat16) for name in names}
-    ends = dict(zip(shapes, np.cumsum([math.prod(shape) for shape in shapes.values()]).tolist(), strict=True))
-    for place, row in enumerate(index):
-        record = np.frombuffer(shards[int(row)], ml_dtypes.bfloat16)
-        for name, array in arrays.items():
-            array[place] = record[ends[name] - array.shape[1] : ends[name]]
-    return {name: array.reshape(-1, *shapes[name]) for name, array in arrays.items()}
+def _read(
+    records: Shards | Sequence[bytes], shapes: Shapes, names: Sequence[str], index: np.ndarray
+) -> dict[str, np.ndarray]:
+    return restored([records[int(row)] for row in index], shapes, names)
 
 
 def read_meta(directory: Path) -> dict[str, Any] | None:
-    """Reads `key`, `samples` and `shapes` from `meta.json` of a cache; None if it does not exist."""
+    """Reads `format`, `key`, `samples` and `shapes` from `meta.json` of a cache; None if it does not exist."""
     path = directory / "meta.json"
     return json.loads(path.read_text()) if path.exists() else None

@@ -5,10 +5,10 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from antgmm_jax.blocks.tokens import IGNORE
-from distill import losses
+from distill import losses, top
 from distill.losses import LossConfig
 
 ANSWER_TERMS = ("hard", "soft", "pair", "rank")
@@ -26,7 +26,7 @@ def answer_sums(
     hidden: Float[Array, "T Ds"],
     targets: Int[Array, " T"],
     teacher_head: Head,
-    teacher_hidden: Float[Array, "T Dt"],
+    teacher_hidden: Shaped[Array, "T Dt"],
     *,
     chunk: int = 512,
 ) -> dict[str, Float[Array, ""]]:
@@ -40,8 +40,8 @@ def answer_sums(
         head: final hidden states [..., Ds] -> student logits [..., V].
         hidden: the student's final hidden states at the answer positions.
         targets: label token ids, -100 for ignored positions.
-        teacher_head: like `head`, for the teacher; called only if a term reads teacher logits.
-        teacher_hidden: the teacher's final hidden states; [T, 0] if no term reads them.
+        teacher_head: like `head`, for the teacher, or -> `Top`; called only if a term reads teacher logits.
+        teacher_hidden: the teacher's final hidden states, or what its head reads; [T, 0] if no term reads them.
         chunk: maximum number of tokens per chunk.
 
     Returns:
@@ -85,11 +85,12 @@ def _chunk_sums(
         values["pair"] = losses.pair(logits, targets)
     if config.reads_logits:
         teacher_logits = jax.lax.stop_gradient(teacher_head(teacher_hidden))
+        module = top if isinstance(teacher_logits, top.Top) else losses
         if "soft" in names:
-            values["soft"] = losses.soft(
+            values["soft"] = module.soft(
                 logits, teacher_logits, temperature=config.temperature, direction=config.direction
             )
         if "rank" in names:
-            values["rank"] = losses.rank(logits, teacher_logits)
+            values["rank"] = module.rank(logits, teacher_logits)
     valid = targets != IGNORE
     return {name: jnp.sum(jnp.where(valid, value, 0.0)) for name, value in values.items()}

@@ -151,10 +151,22 @@ def rank(logits: Float[Array, "*T V"], teacher_logits: Float[Array, "*T V"], *, 
     Returns:
         float32 per token, >= 0.
     """
-    top = min(top, logits.shape[-1])
-    _, order = jax.lax.top_k(teacher_logits.astype(jnp.float32), top)
+    _, order = jax.lax.top_k(teacher_logits.astype(jnp.float32), min(top, logits.shape[-1]))
+    return order_margin(logits, order)
+
+
+def order_margin(logits: Float[Array, "*T V"], order: Int[Array, "*T K"]) -> Float[Array, "*T"]:
+    """Mean margin of the pairs of tokens that a student orders differently.
+
+    Args:
+        logits: student logits.
+        order: tokens, the most probable first.
+
+    Returns:
+        float32 per token, >= 0.
+    """
     chosen = jnp.take_along_axis(logits.astype(jnp.float32), order, axis=-1)  # [..., top], teacher's best first
-    before, after = np.triu_indices(top, k=1)
+    before, after = np.triu_indices(order.shape[-1], k=1)
     return jnp.mean(_margin(chosen[..., after] - chosen[..., before]), axis=-1)
 
 

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from distill.cache import TeacherCache, has_image_slots
+from distill.cache import TeacherCache
+from distill.records import at_answers, has_image_slots
 
 
 def packed_rows(cache: TeacherCache, batch: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -19,20 +20,20 @@ def packed_rows(cache: TeacherCache, batch: Mapping[str, Any]) -> dict[str, np.n
             the number of images of each sample.
 
     Returns:
-        `final` [R, M * A, Dt]; states of text towers [R, layers + 1, T, Dt]; states of image towers and `bridge/out`
-        [R, slots, layers + 1, N, D].
+        `final` (or a name of `distill.top`) [R, M * A, Dt]; states of text towers [R, layers + 1, T, Dt]; states of
+        image towers and `bridge/out` [R, slots, layers + 1, N, D].
     """
     index, segments = np.asarray(batch["index"]), np.asarray(batch["segment_ids"])
     (rows, samples), (_, length) = index.shape, segments.shape
     counts = np.array([[np.sum(row == sample + 1) for sample in range(samples)] for row in segments])
     # A batch with the largest lengths of single samples.
-    shape = {"positions": (1, batch["positions"].shape[1] // samples), "input_ids": (1, counts.max())}
+    shape = {"targets": (1, batch["targets"].shape[1] // samples), "input_ids": (1, counts.max())}
     like: dict[str, Any] = {name: np.zeros(size, np.int32) for name, size in shape.items()}
     like["images"] = {"valid": np.zeros((1, batch["slots"].max()), bool)}
     out = {}
     for name, states in cache.rows({**like, "index": np.maximum(index, 0).reshape(-1)}).items():
         states = states.reshape(rows, samples, *states.shape[1:])
-        if name == "final":
+        if at_answers(name):
             states = states.reshape(rows, -1, states.shape[-1])
         elif has_image_slots(name):
             states = _pack_images(states, batch["slots"], batch["images"]["valid"].shape[1])
@@ -68,8 +69,8 @@ def layers_first(name: str, states: Array | np.ndarray) -> Array | np.ndarray:
         states: cached states, with samples or (from `packed_rows`) rows first.
 
     Returns:
-        The states; `final` is unchanged.
+        The states; those of `at_answers` are unchanged.
     """
-    if name == "final":
+    if at_answers(name):
         return states
     return jnp.swapaxes(states.reshape(-1, *states.shape[-3:]), 0, 1)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 from pydantic import Field, model_validator
 
 from antgmm_jax.blocks.tokens import IGNORE
@@ -20,7 +20,7 @@ from distill.chunked import ANSWER_TERMS, answer_sums, at_positions
 from distill.losses import LossConfig
 from distill.optimizer import Optimizer, OptimizerConfig, Params, State, combine, shard_state, trainable
 from distill.schema import settings
-from distill.teacher import NO_TEACHER, Teacher, collected, params_dtype, to_dtype, without_targets
+from distill.teacher import NO_TEACHER, Teacher, collected, to_dtype, without_targets
 
 Batch = Mapping[str, Any]  # NumPy or JAX arrays
 Gates = Mapping[str, Any]
@@ -155,7 +155,7 @@ def make_loss(
                 final.reshape(-1, final.shape[-1]),
                 batch["targets"].reshape(-1),
                 lambda hidden: teacher.head(teacher_params, hidden),
-                _teacher_hidden(targets, teacher_params, batch["targets"].size),
+                _teacher_hidden(targets, batch["targets"].size),
                 chunk=chunk,
             )
             terms |= {name: value / tokens for name, value in sums.items()}
@@ -171,11 +171,11 @@ def make_loss(
     return loss
 
 
-def _teacher_hidden(targets: Mapping[str, Array], teacher_params: Params, tokens: int) -> Float[Array, "T Dt"]:
-    """Final states of the teacher per token, in the dtype of its head; [T, 0] if no term reads them."""
+def _teacher_hidden(targets: Mapping[str, Array], tokens: int) -> Shaped[Array, "T Dt"]:
+    """What the teacher's head reads of each token; [T, 0] if no term reads it."""
     if "final" not in targets:
         return jnp.zeros((tokens, 0))
-    return targets["final"].reshape(tokens, -1).astype(params_dtype(teacher_params))
+    return targets["final"].reshape(tokens, -1)
 
 
 def token_counts(batch: Batch, chosen: tuple[Part, ...]) -> tuple[Array, tuple[Array, ...]]:

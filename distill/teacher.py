@@ -11,9 +11,11 @@ from jaxtyping import Array
 
 from antgmm_jax.blocks.pictures import has_pixels
 from antgmm_jax.errors import AntgmmError
+from distill import top
 from distill.cache import TeacherCache
 from distill.chunked import at_positions
 from distill.packed import layers_first, packed_rows
+from distill.records import at_answers
 
 Params = Any
 Batch = Mapping[str, Any]
@@ -25,10 +27,10 @@ class Teacher(NamedTuple):
 
     Attributes:
         params: arrays that are passed to the step; never trained or donated.
-        head: (params, hidden [..., Dt]) -> logits [..., V].
-        select: names -> (params, device batch) -> {name: targets}, with `final` [B, A, Dt] at the answer positions,
-            `<tower>/states` [layers + 1, B, N, D] and `bridge/out` [1, B, N, D]. Raises AntgmmError for a name that is
-            not available.
+        head: (params, hidden [..., Dt]) -> logits [..., V] or, from a cache of the most probable tokens, `top.Top`.
+        select: names -> (params, device batch) -> {name: targets}, with `final` [B, A, Dt] (what `head` reads) at the
+            answer positions, `<tower>/states` [layers + 1, B, N, D] and `bridge/out` [1, B, N, D]. Raises AntgmmError
+            for a name that is not available.
         attach: host batch -> host batch with cached targets added.
         reads_images: whether `select` needs the images of a batch, even if the student reads cached image features.
     """
@@ -119,7 +121,7 @@ def online(functional: Any, params: Params) -> Teacher:
 def cached(functional: Any, params: Params, cache: TeacherCache) -> Teacher:
     """Creates a teacher that reads its targets from a cache and computes logits with its frozen head.
 
-    The result holds only the parameters of the head (none if the cache lacks `final`), so the others can be freed.
+    The result holds only the parameters of the head (none if the cache has no `final`), so the others can be freed.
 
     Args:
         functional: `Functional` of the teacher.
@@ -130,8 +132,10 @@ def cached(functional: Any, params: Params, cache: TeacherCache) -> Teacher:
         The teacher; it raises AntgmmError for states that the cache lacks.
     """
 
+    answers = next((name for name in cache.shapes if at_answers(name)), "")
+
     def select(names: tuple[str, ...]) -> Callable[[Params, Batch], dict[str, Array]]:
-        missing = [name for name in names if name not in cache.shapes]
+        missing = [name for name in names if name not in cache.shapes and not (name == "final" and answers)]
         if missing:
             raise AntgmmError(
                 f"teacher cache {cache.directory} lacks {', '.join(missing)}: it holds {', '.join(cache.shapes)}; "
@@ -139,7 +143,7 @@ def cached(functional: Any, params: Params, cache: TeacherCache) -> Teacher:
             )
 
         def targets(params: Params, batch: Batch) -> dict[str, Any]:
-            states = {name: batch[PREFIX + name] for name in names}
+            states = {name: batch[PREFIX + (answers if name == "final" else name)] for name in names}
             # Cached states have samples first, so that they split into micro-batches like other inputs.
             return {name: layers_first(name, x) for name, x in states.items()}
 
@@ -149,9 +153,12 @@ def cached(functional: Any, params: Params, cache: TeacherCache) -> Teacher:
         states = packed_rows(cache, batch) if "segment_ids" in batch else cache.rows(batch)
         return batch | {PREFIX + name: rows for name, rows in states.items()}
 
-    if "final" not in cache.shapes:  # `select` rejects losses that need it
+    if not answers:  # `select` rejects losses that need it
         return Teacher({}, _no_head, select, attach)
-    used, head = _frozen_head(functional.head, params, cache.shapes["final"][-1])
+    if top.is_top(answers):
+        settings = top.settings_of(answers)
+        return Teacher({}, lambda params, units: top.unpacked(units, *settings), select, attach)
+    used, head = _frozen_head(functional.head, params, cache.shapes[answers][-1])
     return Teacher(used, head, select, attach)
 
 
@@ -171,6 +178,6 @@ def _frozen_head(
         full = [jnp.zeros(shape.shape, shape.dtype) for shape in shapes]
         for i, leaf in zip(chosen, used, strict=True):
             full[i] = leaf
-        return head(jax.tree.unflatten(treedef, full), hidden)
+        return head(jax.tree.unflatten(treedef, full), hidden.astype(probe.dtype))
 
     return [jnp.asarray(leaves[i]) for i in chosen], frozen

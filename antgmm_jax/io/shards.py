@@ -21,6 +21,10 @@ _READ = "readahead_buffer_size:0,max_parallelism:0"
 _BUFFER = 1 << 15
 
 
+class Unwritten(AntgmmError):
+    """A row that could not be written, for example because the disk is full."""
+
+
 class Writer:
     """Writes the rows of one process.
 
@@ -40,7 +44,7 @@ class Writer:
         """Appends a row; it becomes visible with the next `flush`.
 
         Raises:
-            AntgmmError: it cannot be written (a full disk).
+            Unwritten: the disk is full.
         """
         if not self._rows:
             number = len([*self._directory.glob(f"{self._prefix}*{SUFFIX}")])
@@ -54,7 +58,7 @@ class Writer:
         """Closes the current file and gives it its final name; does nothing without new rows.
 
         Raises:
-            AntgmmError: as in `add`.
+            Unwritten: as in `add`.
         """
         if not self._rows:
             return
@@ -74,8 +78,8 @@ class Writer:
         except RuntimeError as error:
             raise self._write_error(error) from error
 
-    def _write_error(self, error: Exception) -> AntgmmError:
-        return AntgmmError(f"cannot write {self._path}: {str(error).splitlines()[0]}; free space and run it again")
+    def _write_error(self, error: Exception) -> Unwritten:
+        return Unwritten(f"cannot write {self._path}: {str(error).splitlines()[0]}; free space and run it again")
 
 
 class Shards:

@@ -101,6 +101,15 @@ class Samples:
         """The token that ends an answer, and the padding token."""
         return self.rows.encoder.eos, self.rows.encoder.pad
 
+    @property
+    def totals(self) -> dict[str, int]:
+        """Answer tokens, tokens of text (with the answer, unless an encoder reads the prompt) and image slots."""
+        return {
+            "answer": int(self.needs.answer.sum()),
+            "text": int(self.needs.text.sum()),
+            "slots": int(self.needs.slots.sum()),
+        }
+
     def names(self, index: np.ndarray) -> list[Any]:
         """Returns the ids of records as nested lists like `index`; "" for -1."""
         if index.ndim > 1:

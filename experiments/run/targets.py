@@ -13,6 +13,7 @@ from antgmm_jax.parallel import preemption
 from antgmm_jax.pure import functional
 from distill import Teacher
 from distill.teacher import to_dtype
+from distill.top import name_of
 from experiments.run.calibration import calibration_batches
 from experiments.run.folder import RunFolder, held
 from experiments.run.host.console import bar, say, working
@@ -43,13 +44,15 @@ def targets_of(recipe: Recipe, teacher: Student, samples: Samples, folder: RunFo
         return distill.NO_TEACHER
     if table.mode == "online":
         return distill.online(functional(config), to_dtype(params, jax.numpy.dtype(recipe.optimizer.dtype)))
-    final = ("final",) if any(stage.loss.reads_logits for stage in recipe.stages) else ()
-    names = (*final, *(f"{tower}/states" for tower in table.states))
+    reading = [stage.loss for stage in recipe.stages if stage.loss.reads_logits]
+    final = name_of(table.top, reading[0].temperature) if table.top else "final"
+    names = (*([final] if reading else []), *(f"{tower}/states" for tower in table.states))
     if any(stage.loss.bridge for stage in recipe.stages):
         names = (*names, OUT)
     like = next(samples.in_order(CACHE_BATCH))
     key = distill.fingerprint(params, f"{json.dumps(to_dict(config))} {samples.fingerprint}")
-    size = distill.cache_size(functional(config), params, like, samples=len(samples), names=names)
+    about = {"samples": len(samples), "totals": samples.totals, "names": names}
+    size = distill.cache_size(functional(config), params, like, **about)
     say(f"teacher cache: {', '.join(f'{name} {bytes_ / 1e6:.0f} MB' for name, bytes_ in size.items())}")
     place = cache / key[:16]
     with (
@@ -66,6 +69,7 @@ def targets_of(recipe: Recipe, teacher: Student, samples: Samples, folder: RunFo
             like=like,
             key=key,
             names=names,
+            size=sum(size.values()),
             progress=lambda done, total: update(done, ""),
         )
     opened = distill.open_cache(place, key=key, names=names, in_memory=sum(size.values()) <= IN_MEMORY)

@@ -13,9 +13,9 @@ from PIL import Image
 import data.maad as maad
 from antgmm_jax.errors import AntgmmError
 from data import json_rows
+from data.building import read_all
 from data.readers import read_records
 from data.record import Turn, prompt
-from data.store import read_all
 from data.writers import write_chat, write_jsonl, write_maad, write_parquet
 
 

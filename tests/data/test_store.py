@@ -16,11 +16,13 @@ from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import new_processor
 from antgmm_jax.families.common.words import IMAGE
 from antgmm_jax.families.llava.presets import sized as llava
-from data import readers, store
+from antgmm_jax.io import shards
+from data import building, readers, store
+from data.building import read_all
 from data.encoding import Encoder
 from data.readers import read_records
 from data.source import InMemorySource
-from data.store import open_encoded, read_all
+from data.store import open_encoded
 from data.tokenizer import train_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -112,8 +114,8 @@ def test_facts_and_cells_are_stored_and_pictures_are_drawn_once(tmp_path, monkey
 
 def test_a_restart_parses_no_row_and_opens_no_picture(rows, encode, monkeypatch):
     first = opened(rows, encode)
-    for module, name in ((readers, "parse"), (store, "_build")):
-        monkeypatch.setattr(module, name, lambda *_: pytest.fail("read again"))
+    for module, name in ((readers, "parse"), (store, "build")):
+        monkeypatch.setattr(module, name, lambda *_, **__: pytest.fail("read again"))
     monkeypatch.setattr("PIL.Image.open", lambda *_: pytest.fail("a picture was opened"))
     again = opened(rows, encode)
     assert again.index.fingerprint == first.index.fingerprint
@@ -166,7 +168,7 @@ def test_long_rows_are_dropped_and_counted_on_request(rows, encode, monkeypatch)
 
     check(opened(rows, limits, drop_long=True))
     with monkeypatch.context() as patch:
-        patch.setattr(store, "_build", lambda *_: pytest.fail("read again"))
+        patch.setattr(store, "build", lambda *_, **__: pytest.fail("read again"))
         check(opened(rows, limits, drop_long=True))
         monkeypatch.setattr(store, "MOST_BYTES", 0)
     # The same source can be read again by another encoder.
@@ -214,10 +216,78 @@ def test_a_killed_writer_leaves_no_partial_rows(rows, encode, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(store.folders, "publish", stop)
+        patch.setattr(building.folders, "publish", stop)
         with pytest.raises(KeyboardInterrupt):
             opened(rows, encode)
     assert len(opened(rows, encode)) == 6
+
+
+class Watched(Encoder):
+    """Counts the records that it encodes, and stops after a number of them."""
+
+    calls, stop, error = 0, 10**9, KeyboardInterrupt
+
+    def __call__(self, record):
+        self.calls += 1
+        if self.calls > self.stop:
+            raise self.error
+        return super().__call__(record)
+
+
+def watched():
+    return Watched(new_processor(CONFIG, train_tokenizer(WORDS * 3, vocab=512, min_frequency=2)), CONFIG)
+
+
+@pytest.mark.parametrize(("drop", "most"), [(False, 1 << 30), (True, 1 << 30), (False, 2000)])
+def test_an_interrupted_build_continues_with_the_rows_that_are_missing(rows, encode, monkeypatch, drop, most):
+    monkeypatch.setattr(building, "PART", 2)
+    monkeypatch.setattr(store, "MOST_BYTES", most)
+    monkeypatch.setattr(store, "THREADS", 1)
+    lines = [json.loads(line) | {"type": f"t{k % 2}"} for k, line in enumerate(rows.read_text().splitlines())]
+    lines[3 if drop else 5]["answer"] = "red " * 70 if drop else "red"
+    write(rows.parent, lines)
+    first = watched()
+    first.stop = 5
+    with pytest.raises(KeyboardInterrupt):
+        opened(rows, first, drop_long=drop)
+    (left,) = [path for path in (rows.parent / "cache").iterdir() if path.is_dir()]
+    (left / "tokens" / ".00000-00009.array_record.tmp").write_bytes(b"half a file")
+    again = watched()
+    resumed = opened(rows, again, drop_long=drop)
+    assert again.calls == 2
+    whole = open_encoded(read_records("jsonl", rows, drop_long=drop), encode, rows.parent / "whole")
+    assert (resumed.kept, resumed.dropped) == (whole.kept, whole.dropped) == (most > 2000, int(drop))
+    same(resumed.index._asdict(), whole.index._asdict())
+    for number in range(len(whole)):
+        same(resumed[number], whole[number])
+    assert [path.name for path in (rows.parent / "cache").iterdir() if path.is_dir()] == [left.name[1:-4]]
+
+
+def test_a_full_disk_is_one_line_and_another_start_continues(rows, encode, monkeypatch):
+    monkeypatch.setattr(building, "PART", 2)
+    real = shards.ArrayRecordWriter
+    with monkeypatch.context() as patch:
+        full = iter([False, False, True])  # tokens and images of the first part, then the disk is full
+
+        def writer(path, options):
+            return real("/dev/full" if next(full, True) else path, options)
+
+        patch.setattr(shards, "ArrayRecordWriter", writer)
+        with pytest.raises(AntgmmError, match=r"^cannot write .*: .*No space left[^\n]*; free space and run it again$"):
+            opened(rows, encode)
+    again = watched()
+    assert len(opened(rows, again)) == 6
+    assert again.calls == 4
+
+
+def test_bad_rows_behind_a_stored_part_are_listed_and_the_part_is_removed(rows, encode, monkeypatch):
+    monkeypatch.setattr(building, "PART", 2)
+    (rows.parent / "2.png").write_bytes((rows.parent / "2.png").read_bytes()[:200])
+    with pytest.raises(
+        AntgmmError, match=r"2 of 6 rows(.|\n)*line 3: image 2.png(.|\n)*line 6: image 2.png"
+    ):
+        opened(rows, encode)
+    assert not [path for path in (rows.parent / "cache").iterdir() if path.is_dir()]
 
 
 def test_the_cache_removes_the_oldest_data(rows, encode, monkeypatch):

@@ -3,7 +3,7 @@
 import numpy as np
 
 from data.collate import Layout, Needs, needs
-from data.store import Index
+from data.index import Index
 
 T5, LLAMA = Layout(True, 0, 0), Layout(False, 0, 0)
 

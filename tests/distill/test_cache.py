@@ -1,5 +1,6 @@
 """A teacher cache holds the teacher's states; a stale, damaged or incomplete cache is refused."""
 
+import json
 import shutil
 import socket
 import subprocess
@@ -33,6 +34,7 @@ def test_rows_are_the_final_states_at_answer_positions(tmp_path):
     host = toy.batch(1, length=5, answers=2)
     final = TEACHER.apply(PARAMS, toy.device(host), collect=("final",))["final"]
     expected = np.take_along_axis(np.asarray(final), host["positions"][..., None], axis=1)
+    expected = np.where((host["targets"] >= 0)[..., None], expected, 0)  # padding is not stored
     shuffled = {name: x[::-1] for name, x in host.items()}
     rows = cache.rows(shuffled)["final"]
     assert rows.shape == (4, 2, 6)
@@ -46,7 +48,7 @@ def test_states_are_stored_by_name(tmp_path, in_memory):
     cache = open_cache(tmp_path / "cache", key=KEY, names=STATES, in_memory=in_memory)
     states = TEACHER.apply(PARAMS, toy.device(toy.batch(0)), collect=("text/states",))["text/states"]
     expected = np.asarray(states).swapaxes(0, 1)[[2, 0, 2]].astype(jnp.bfloat16)
-    rows = cache.rows({"index": np.array([2, 0, 2]), **{k: toy.batch(0)[k] for k in ("positions", "input_ids")}})
+    rows = cache.rows({"index": np.array([2, 0, 2]), **{k: toy.batch(0)[k] for k in ("targets", "input_ids")}})
     np.testing.assert_array_equal(rows["text/states"], expected)
     alone = open_cache(tmp_path / "cache", key=KEY, in_memory=in_memory)
     np.testing.assert_array_equal(alone.read(np.arange(8))["final"], cache.read(np.arange(8))["final"])
@@ -154,12 +156,12 @@ def test_missing_rows_left_padding_and_long_batches_are_refused(tmp_path):
 
 
 def test_a_cache_that_does_not_fit_is_refused_before_the_teacher_runs(tmp_path, monkeypatch):
-    free = shutil.disk_usage(tmp_path)._replace(free=8 * 36 - 1)
+    free = shutil.disk_usage(tmp_path)._replace(free=287)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
     with pytest.raises(AntgmmError, match="needs 2.88e-07 GB, but only 2.87e-07 GB are free"):
-        build(tmp_path / "cache", batches=lambda: (pytest.fail("a batch was read") for _ in range(1)))
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: free._replace(free=8 * 36))
-    build(tmp_path / "cache")
+        build(tmp_path / "cache", batches=lambda: (pytest.fail("a batch was read") for _ in range(1)), size=288)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: free._replace(free=288))
+    build(tmp_path / "cache", size=288)
 
 
 def test_a_full_disk_is_refused_in_one_line(tmp_path, monkeypatch):
@@ -169,11 +171,25 @@ def test_a_full_disk_is_refused_in_one_line(tmp_path, monkeypatch):
 
 
 def test_cache_size_equals_the_stored_bytes(tmp_path):
-    size = cache_size(TEACHER, PARAMS, toy.batch(0), samples=8, names=STATES)
-    assert size == {"final": 2 * 8 * 3 * 6, "text/states": 2 * 8 * 4 * toy.LENGTH * 6}
+    hosts = batches()
+    counts = {"answer": [x["targets"] >= 0 for x in hosts], "text": [x["attention_mask"] for x in hosts]}
+    totals = {name: int(sum(x.sum() for x in each)) for name, each in counts.items()}
+    size = cache_size(TEACHER, PARAMS, toy.batch(0), samples=8, totals=totals, names=STATES)
+    # Eight rows of 1, 2, 3, 1 and 1, 2, 1, 2 answer tokens of width 6; four states of 6, 5, 6, 5 and 5, 4, 5, 4 tokens.
+    assert size == {"final": 2 * 13 * 6 + 32, "text/states": 2 * 40 * 4 * 6 + 32}
     build(tmp_path / "cache", names=STATES)
-    arrays = open_cache(tmp_path / "cache", key=KEY, names=STATES).read(np.arange(8))
-    assert {name: array.nbytes for name, array in arrays.items()} == size
+    stored = shards.Shards(tmp_path / "cache", 8)
+    assert sum(len(stored[row]) for row in range(8)) == sum(size.values())
+
+
+def test_a_cache_of_another_version_is_refused_and_replaced(tmp_path):
+    build(tmp_path / "cache")
+    meta = tmp_path / "cache" / "meta.json"
+    meta.write_text(json.dumps({**json.loads(meta.read_text()), "format": 1}))
+    with pytest.raises(AntgmmError, match="another version: delete it"):
+        open_cache(tmp_path / "cache", key=KEY)
+    build(tmp_path / "cache")
+    assert open_cache(tmp_path / "cache", key=KEY).samples == 8
 
 
 def build_in_two(directory: Path, moment: str, mesh: str = "data=2,tensor=2") -> list[int]:

@@ -28,6 +28,8 @@ class Teacher(Table):
         dtype of the top-level [optimizer].
       states: towers with block states to compare: "vision" and "bridge" for the `vision` loss, "encoder" and "decoder"
         (decoder-only: "text") for the `hidden` loss. Required with such a loss only; also cached with "cache".
+      top: with mode "cache", number of the teacher's most probable tokens to store for each answer token instead of its
+        final hidden state; other tokens count as one class. 0 stores the state, which gives the logits of all tokens.
       pairs: number of additional training records: images of samples with questions of other samples, answered by the
         teacher; 0 for none.
     """
@@ -35,6 +37,7 @@ class Teacher(Table):
     path: str
     mode: Literal["cache", "online"] = "cache"
     states: tuple[Name, ...] = ()
+    top: Annotated[int, Field(ge=0)] = 0
     pairs: Annotated[int, Field(ge=0)] = 0
 
 
@@ -98,4 +101,19 @@ class Recipe(BaseRecipe):
             raise ValueError(
                 f"stage {moving[0]!r}: an online teacher would read the shifted images: set teacher.mode to cache"
             )
+        self._check_top()
         return self
+
+    def _check_top(self) -> None:
+        """Raises ValueError if `teacher.top` does not fit the losses."""
+        if not (top := self.teacher.top):
+            return
+        if self.teacher.mode != "cache":
+            raise ValueError(f"teacher.top = {top} is for a cache: set teacher.mode to cache")
+        losses = [stage.loss for stage in self.stages if stage.loss.reads_logits]
+        if not losses:
+            raise ValueError(f"teacher.top = {top} has no effect: set the weight of loss.soft or loss.rank")
+        if any(loss.rank for loss in losses) and top < 4:
+            raise ValueError(f"teacher.top = {top}: loss.rank reads the teacher's four most probable tokens")
+        if len(temperatures := {f"{loss.temperature:g}" for loss in losses}) > 1:
+            raise ValueError(f"teacher.top = {top} needs one loss.temperature, not {', '.join(sorted(temperatures))}")

@@ -205,6 +205,21 @@ def test_cuts_to_components_need_one_segment_without_masks(write):
     assert load_recipe(write(RECIPE), idle).stages[1].keeps_moments
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["teacher.mode=online"], "teacher.top = 3 is for a cache: set teacher.mode to cache"),
+        (["loss.soft=0", "loss.hard=1"], "teacher.top = 3 has no effect: set the weight of loss.soft or loss.rank"),
+        (["stage.hidden.loss.rank=1"], "teacher.top = 3: loss.rank reads the teacher's four most probable tokens"),
+        (["stage.hidden.loss.temperature=1.5"], "teacher.top = 3 needs one loss.temperature, not 1.5, 2"),
+    ],
+)
+def test_top_tokens_of_a_teacher_need_a_cache_and_fitting_losses(write, overrides, message):
+    assert load_recipe(write(RECIPE), ["teacher.top=3"]).teacher.top == 3
+    with pytest.raises(AntgmmError, match=message):
+        load_recipe(write(RECIPE), ["teacher.top=3", *overrides])
+
+
 def test_every_error_is_listed_once(write):
     with pytest.raises(AntgmmError) as caught:
         load_recipe(write(RECIPE), ["loss.hrad=1.0", "seed=1.5", "stage.1.szies=1"])
