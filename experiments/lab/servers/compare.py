@@ -76,8 +76,7 @@ def compared(ours: Sequence[Mapping[str, Any]], served: Sequence[Mapping[str, An
 
     Returns:
         `conversations`, and how many have equal `ids`, equal answers in `torch` and in `vllm`; `pixels`, the largest
-        difference of values that both have; `unequal`, the number of images of which one has more than the other,
-        apart from padding.
+        difference of images of equal size without padding; `unequal`, the number of images of unequal size.
     """
     pairs = [*zip(ours, served, strict=True)]
     pixels = [_pixels(one["pixels"], other["pixels"]) for one, other in pairs]
@@ -92,19 +91,21 @@ def compared(ours: Sequence[Mapping[str, Any]], served: Sequence[Mapping[str, An
 
 
 def _pixels(ours: Sequence[Any], theirs: Sequence[Any]) -> tuple[float, int]:
-    """The largest difference of the images of a conversation, and the number of images of unequal size."""
+    """The largest difference of a conversation's images of equal size, and the number of the others."""
     flat = [np.concatenate([np.zeros(0), *map(np.ravel, images)]) for images in (ours, theirs)]
     if flat[0].size == flat[1].size:
         return float(np.abs(flat[0] - flat[1]).max(initial=0)), 0
-    images = [_common(np.asarray(one), np.asarray(other)) for one, other in zip(ours, theirs, strict=True)]
-    return max(difference for difference, _ in images), sum(unequal for _, unequal in images)
+    differences = [_difference(np.asarray(one), np.asarray(other)) for one, other in zip(ours, theirs, strict=True)]
+    comparable = [difference for difference in differences if difference is not None]
+    return max(comparable, default=0.0), len(differences) - len(comparable)
 
 
-def _common(one: np.ndarray, other: np.ndarray) -> tuple[float, bool]:
-    """The largest difference in the part that two arrays of an image share, and whether one has values beyond it."""
+def _difference(one: np.ndarray, other: np.ndarray) -> float | None:
+    """The largest difference of two arrays of an image without padding, None if one is larger than the other."""
     common = tuple(slice(min(lengths)) for lengths in zip(one.shape, other.shape, strict=True))
-    beyond = any(np.count_nonzero(array) > np.count_nonzero(array[common]) for array in (one, other))
-    return float(np.abs(one[common] - other[common]).max()), beyond
+    if any(np.count_nonzero(array) > np.count_nonzero(array[common]) for array in (one, other)):
+        return None
+    return float(np.abs(one[common] - other[common]).max())
 
 
 def _padded(answer: Sequence[int], length: int) -> list[int]:

@@ -37,10 +37,13 @@ def test_images_of_unequal_size_are_compared_without_padding():
     figures = compared([{**OURS, "pixels": [*padded]}], [theirs])
     assert figures["pixels"] == pytest.approx(0.125)
     assert figures["unequal"] == 0
-    # The tiles of one image, of which a server makes more.
-    tiles = rng.uniform(1, 2, (5, 3, 4, 4))
-    figures = compared([{**OURS, "pixels": [tiles[:1]]}], [{**served, "pixels": [tiles.tolist()]}])
-    assert (figures["pixels"], figures["unequal"]) == (0, 1)
+    # Tiles of two images: a server makes more of the first one.
+    few, many, same = (rng.uniform(1, 2, (number, 3, 4, 4)) for number in (1, 5, 1))
+    figures = compared(
+        [{**OURS, "pixels": [few, same]}], [{**served, "pixels": [many.tolist(), (same + 0.5).tolist()]}]
+    )
+    assert figures["pixels"] == pytest.approx(0.5)
+    assert figures["unequal"] == 1
 
 
 def test_an_export_gives_equal_answers_in_jax_and_transformers(tmp_path):
