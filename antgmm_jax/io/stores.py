@@ -47,16 +47,15 @@ class Store(NamedTuple):
         """
         with _errors(self.url, "read"):
             self.system.invalidate_cache()
-            details = self.system.find(self.root, detail=True)
-            return {
-                name.removeprefix(self.system._strip_protocol(self.root)).lstrip("/"): _stamp(about)
-                for name, about in details.items()
-            }
+            details = dict(self.system.find(self.root, detail=True))
+            return {name.removeprefix(self.root).lstrip("/"): _stamp(about) for name, about in details.items()}
 
-    def read(self, name: str) -> bytes:
-        """Returns the contents of a file. Raises AntgmmError if it cannot be read."""
+    def read_text(self, name: str) -> str:
+        """Returns the text of a file. Raises AntgmmError if it cannot be read."""
         with _errors(f"{self.url}/{name}", "read"):
-            return self.system.cat_file(self._at(name))
+            text = self.system.read_text(self._at(name), encoding="utf-8")
+            assert isinstance(text, str)
+            return text
 
     def get(self, names: Sequence[str], folder: Path) -> None:
         """Copies files of the store to a folder; each is complete or absent.

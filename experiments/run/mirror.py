@@ -79,7 +79,7 @@ class _Copy:
         """Copies the stages and steps that the folder lacks from the store."""
         stored = [*self._store.files()]
         mine = self._run / RECIPE
-        if RECIPE in stored and mine.exists() and self._store.read(RECIPE) != mine.read_bytes():
+        if RECIPE in stored and mine.exists() and self._store.read_text(RECIPE) != mine.read_text(encoding="utf-8"):
             raise AntgmmError(
                 f"{self._store.url} is the copy of a run of another recipe than {self._run}: choose another URL"
             )
