@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Float
 from pydantic import Field, model_validator
 
 from antgmm_jax.blocks.tokens import IGNORE
@@ -16,7 +16,8 @@ from antgmm_jax.config import Remat
 from antgmm_jax.errors import AntgmmError
 from distill import align
 from distill.align import Part
-from distill.chunked import ANSWER_TERMS, answer_sums, at_positions
+from distill.answers import model_answer_sums
+from distill.chunked import ANSWER_TERMS, at_positions
 from distill.losses import LossConfig
 from distill.optimizer import Optimizer, OptimizerConfig, Params, State, combine, shard_state, trainable
 from distill.schema import settings
@@ -121,7 +122,7 @@ def make_loss(
         config: weights and settings of the terms.
         teacher: source of the targets.
         parts: state comparisons (`align.parts`) for the hidden, vision and bridge terms.
-        chunk: maximum number of answer tokens with logits in memory.
+        chunk: maximum number of answer tokens per device with logits in memory.
         dtype: dtype of computation; parameters are cast to it, losses are float32.
 
     Returns:
@@ -148,15 +149,16 @@ def make_loss(
         terms: Metrics = {}
         if needs_final:
             final = at_positions(out["final"], batch["positions"])
-            sums = answer_sums(
+            sums = model_answer_sums(
                 config,
-                # Cast in every chunk, so that the head's gradients are summed over chunks in float32.
-                lambda hidden: functional.head(to_dtype(master, dtype), hidden, gates),
-                final.reshape(-1, final.shape[-1]),
-                batch["targets"].reshape(-1),
-                lambda hidden: teacher.head(teacher_params, hidden),
-                _teacher_hidden(targets, batch["targets"].size),
+                functional,
+                teacher,
+                (master, teacher_params, gates),
+                final,
+                batch,
+                targets,
                 chunk=chunk,
+                dtype=dtype,
             )
             terms |= {name: value / tokens for name, value in sums.items()}
         for term in dict.fromkeys(part.term for part in chosen):
@@ -169,13 +171,6 @@ def make_loss(
         return jnp.sum(jnp.stack([getattr(config, name) * terms[name] for name in config.terms()])), terms
 
     return loss
-
-
-def _teacher_hidden(targets: Mapping[str, Array], tokens: int) -> Shaped[Array, "T Dt"]:
-    """What the teacher's head reads of each token; [T, 0] if no term reads it."""
-    if "final" not in targets:
-        return jnp.zeros((tokens, 0))
-    return targets["final"].reshape(tokens, -1)
 
 
 def token_counts(batch: Batch, chosen: tuple[Part, ...]) -> tuple[Array, tuple[Array, ...]]:
@@ -208,7 +203,7 @@ def make_step(
         parts: state comparisons (`align.parts`) for the hidden, vision and bridge terms.
         micro_batches: number of micro-batches; gradients are summed in float32 and all tokens have equal weight, so the
             result is that of the whole batch.
-        chunk: maximum number of answer tokens with logits in memory.
+        chunk: maximum number of answer tokens per device with logits in memory.
         dtype: dtype of computation; the parameters in the state stay float32.
 
     Returns:

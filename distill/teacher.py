@@ -14,6 +14,7 @@ from antgmm_jax.errors import AntgmmError
 from distill import top
 from distill.cache import TeacherCache
 from distill.chunked import at_positions
+from distill.heads import reads
 from distill.packed import layers_first, packed_rows
 from distill.records import at_answers
 
@@ -158,26 +159,11 @@ def cached(functional: Any, params: Params, cache: TeacherCache) -> Teacher:
     if top.is_top(answers):
         settings = top.settings_of(answers)
         return Teacher({}, lambda params, units: top.unpacked(units, *settings), select, attach)
-    used, head = _frozen_head(functional.head, params, cache.shapes[answers][-1])
-    return Teacher(used, head, select, attach)
+    probe = jax.ShapeDtypeStruct((1, cache.shapes[answers][-1]), params_dtype(params))
+    chosen, logits = reads(functional.head, params, probe)
+    leaves = jax.tree.leaves(params)
 
+    def head(used: list[Array], hidden: Array) -> Array:
+        return logits(used, hidden.astype(probe.dtype))
 
-def _frozen_head(
-    head: Callable[..., Array], params: Params, width: int
-) -> tuple[list[Array], Callable[[list[Array], Array], Array]]:
-    """Returns the parameters that the head reads, and the head as a function of only these."""
-    leaves, treedef = jax.tree.flatten(params)
-    shapes = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves]
-    probe = jax.ShapeDtypeStruct((1, width), params_dtype(params))
-    traced = jax.make_jaxpr(lambda leaves, hidden: head(jax.tree.unflatten(treedef, leaves), hidden))(shapes, probe)
-    read = {id(v) for eqn in traced.jaxpr.eqns for v in eqn.invars} | {id(v) for v in traced.jaxpr.outvars}
-    chosen = [i for i, v in enumerate(traced.jaxpr.invars[: len(leaves)]) if id(v) in read]
-
-    def frozen(used: list[Array], hidden: Array) -> Array:
-        # Zeros stand in for unused parameters; the compiler removes them.
-        full = [jnp.zeros(shape.shape, shape.dtype) for shape in shapes]
-        for i, leaf in zip(chosen, used, strict=True):
-            full[i] = leaf
-        return head(jax.tree.unflatten(treedef, full), hidden.astype(probe.dtype))
-
-    return [jnp.asarray(leaves[i]) for i in chosen], frozen
+    return Teacher([jnp.asarray(leaves[i]) for i in chosen], head, select, attach)

@@ -49,7 +49,9 @@ def toy(width: int, layers: int, vocab: int = VOCAB) -> Toy:
     def head(params, hidden, gates=None):
         return hidden @ params["head"]["kernel"]
 
-    return Toy(init, apply, head, None)
+    blocks = {"blocks": ("layers", "embed", "embed"), "bias": ("layers", "embed")}
+    axes = {"text": {"table": ("vocab", "embed"), **blocks}, "head": {"kernel": ("embed", "vocab")}}
+    return Toy(init, apply, head, axes)
 
 
 def batch(seed: int, size: int = 4, length: int = LENGTH, answers: int = ANSWERS, vocab: int = VOCAB) -> dict:
