@@ -9,7 +9,7 @@ import typer
 
 from antgmm_jax.config import Remat
 from antgmm_jax.errors import AntgmmError
-from experiments.commands.output import Json, Maybe, Preset, emit
+from experiments.commands.output import Json, Maybe, Preset, Set, emit
 from experiments.commands.sources import config_of, name_of, sizes_given
 from experiments.run.host.console import count, say, table
 
@@ -36,10 +36,14 @@ def plan(
     length: Annotated[
         int,
         typer.Option(
-            min=0, help="Prompt tokens per sample, including image tokens; 0 for max(128, image tokens + 64)."
+            min=0,
+            help="Prompt tokens per sample, including image tokens; 0 for max(128, image tokens + 64), or for the"
+            " `max_length` of a recipe.",
         ),
     ] = 0,
-    answer: Annotated[int, typer.Option(min=1, help="Answer tokens per sample.")] = 48,
+    answer: Annotated[
+        int, typer.Option(min=0, help="Answer tokens per sample; 0 for 48, or the `max_answer` of a recipe.")
+    ] = 0,
     remat: Annotated[
         Remat, typer.Option(help="What the student's layers save for the backward pass: all, matrix products, inputs.")
     ] = "dots",
@@ -52,35 +56,78 @@ def plan(
     compiler: Annotated[
         Literal["own", "cpu"], typer.Option(help="cpu: compile with the CPU's compiler in place of the chip's.")
     ] = "own",
+    overrides: Set = None,
     as_json: Json = False,
 ) -> None:
-    """Predict memory, FLOPs, communication and roofline time of a distillation step on other devices."""
+    """Predict memory, communication and least time on other devices: of a step, or of a whole run from its recipe."""
+    if model is not None and model.suffix == ".toml":
+        _whole_run(model, preset, mesh, length, answer, chip, compiler, overrides or (), as_json)
+        return
     say(f"plan: compiling a training step of {name_of(model, preset)} for {mesh}")
-    from experiments.lab.planning import compilers
     from experiments.lab.planning import step as planning
     from experiments.lab.planning.chips import CHIPS
-    from experiments.run.host.meshes import parse, simulate
 
-    if chip and chip not in CHIPS:
-        raise AntgmmError(f"--chip {chip}: choose one of {', '.join(CHIPS)}")
-    sizes = {"data": 1, "fsdp": 1, "tensor": 1, **parse(mesh)}
-    if math.prod(sizes.values()) > planning.DEVICES:
-        raise AntgmmError(f"--mesh {mesh}: at most {planning.DEVICES} devices are supported")
-    target = chip if compiler == "own" else ""
-    if target:
-        compilers.check(target)
-    # Before reading the model: any array, or even its shape, initialises JAX with the real devices.
-    compilers.only_compile()
-    simulate(planning.DEVICES)
+    sizes, target = _devices(mesh, chip, compiler)
     teacher = config_of(model, preset)
     length = length or max(128, teacher.usual_tokens + 64)
-    request = planning.StepSpec(_student(student, size or (), teacher), teacher, batch, length, answer, remat)
+    smaller = _student(student, size or (), teacher)
+    request = planning.StepSpec(smaller, teacher, batch, length, answer or 48, remat)
     planning.check(request)
     step = planning.compiled(request, sizes, target)
     if chip and step.total > CHIPS[chip].memory:
         raise AntgmmError(_too_large(step, chip, planning.smallest(request, sizes, CHIPS[chip].memory, target)))
     figures = _figures(step, [chip] if chip else [*CHIPS], "own" if target else "cpu")
     emit(figures, as_json, *_shown(figures))
+
+
+def _devices(mesh: str, chip: str, compiler: str) -> tuple[dict[str, int], str]:
+    """Sizes of all axes of the mesh, and the chip to compile for; JAX will simulate devices, and use no real ones."""
+    from experiments.lab.planning import compilers
+    from experiments.lab.planning.chips import CHIPS
+    from experiments.lab.planning.step import DEVICES
+    from experiments.run.host.meshes import parse, simulate
+
+    if chip and chip not in CHIPS:
+        raise AntgmmError(f"--chip {chip}: choose one of {', '.join(CHIPS)}")
+    sizes = {"data": 1, "fsdp": 1, "tensor": 1, **parse(mesh)}
+    if math.prod(sizes.values()) > DEVICES:
+        raise AntgmmError(f"--mesh {mesh}: at most {DEVICES} devices are supported")
+    target = chip if compiler == "own" else ""
+    if target:
+        compilers.check(target)
+    # Before reading the model: any array, or even its shape, initialises JAX with the real devices.
+    compilers.only_compile()
+    simulate(DEVICES)
+    return sizes, target
+
+
+def _whole_run(
+    path: Path,
+    preset: str,
+    mesh: str,
+    length: int,
+    answer: int,
+    chip: str,
+    compiler: str,
+    overrides: Sequence[str],
+    as_json: bool,
+) -> None:
+    say(f"plan: compiling the phases of {path} for {mesh}")
+    from experiments.lab.planning import whole_run
+    from experiments.lab.planning.phases import Load
+
+    sizes, target = _devices(mesh, chip, compiler)
+    recipe, config = whole_run.opened(path, overrides, preset)
+    load = Load(sizes, target, length or config.usual_tokens + recipe.max_length, answer or recipe.max_answer)
+    phases = whole_run.figures([*whole_run.planned(recipe, config, load, chip, say)], chip)
+    note = (
+        "GB that stay on each device, and of temporaries; GB on a machine for copies of arrays (without the rows of a"
+        f" batch); GB on disk; GB that a device sends. Rows have {load.length} prompt and {load.answer} answer tokens:"
+        " the most that the recipe allows, or --length and --answer. Sums are arithmetic, the rest compiled programs."
+    )
+    figures = {"mesh": sizes, "compiler": "own" if target else "cpu", "length": load.length, "answer": load.answer}
+    title = f"{path.name} on {_listed(sizes) or 'one device'}"
+    emit({**figures, "phases": phases}, as_json, table(whole_run.HEAD, whole_run.rows(phases), title), note)
 
 
 def _student(student: str, sizes: Sequence[str], teacher: "LMMConfig") -> "LMMConfig":
@@ -171,4 +218,10 @@ def _too_large(step: "Step", chip: str, fitting: "Step | None") -> str:
     return f"{needs}; the smallest sufficient mesh is {enough}"
 
 
-COMMANDS = {"plan": (plan, "antgmm plan --preset antgmm-5b --mesh fsdp=16,tensor=4 --batch 256 --chip v5e")}
+COMMANDS = {
+    "plan": (
+        plan,
+        "antgmm plan --preset antgmm-5b --mesh fsdp=16,tensor=4 --batch 256 --chip v5e, or"
+        " antgmm plan recipe.toml --mesh fsdp=8 --chip H100",
+    )
+}
