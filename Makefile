@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 PEERS := .cache/peers-venv
 VLLM := .cache/vllm-venv
 
-.PHONY: install test test-all lint format docs demo teacher study peers peers-env vllm-env lock clean
+.PHONY: install test test-all lint format docs demo teacher study peers peers-env vllm-env cuda-compiler lock clean
 
 install: $(STAMP)
 
@@ -60,9 +60,14 @@ $(VLLM)/.installed: experiments/lab/servers/requirements.txt
 	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchaudio torchcodec
 	touch $@
 
+# NVIDIA's compiler, for the test of `antgmm plan --chip H100` (the command itself says how to install it for the user).
+cuda-compiler: $(STAMP)
+	test -d .cache/compilers || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
+		--target .cache/compilers $$($(BIN)/python -c "from experiments.lab.planning.compilers import CUDA; print(*CUDA)")
+
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[all,torch,test,docs]' -c constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[all,plan,torch,test,docs]' -c constraints.txt
 	touch $@
 
 # Writes uv.lock and the constraints pip reads. torch stays out of them: its build depends on the machine.

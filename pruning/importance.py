@@ -78,7 +78,10 @@ def mean_of(score: Callable[[Batch], Mapping[str, jax.Array]], batches: Iterable
 
 
 @partial(jax.jit, static_argnums=0)
-def _gate_gradient(loss, params, gates, batch):
+def gate_gradient(
+    loss: Callable[[Any, Any, Batch], jax.Array], params: Any, gates: Mapping[str, Any], batch: Batch
+) -> dict[str, jax.Array]:
+    """Absolute gradients of a loss with respect to the gates, for one batch; arguments as in `taylor`."""
     return jax.tree.map(jnp.abs, jax.grad(loss, argnums=1)(params, gates, batch))
 
 
@@ -103,7 +106,7 @@ def taylor(
         AntgmmError: there is no batch.
     """
     gates = {axis: jnp.asarray(gate, jnp.float32) for axis, gate in gates.items()}
-    return mean_of(lambda batch: _gate_gradient(loss, params, gates, batch), batches)
+    return mean_of(lambda batch: gate_gradient(loss, params, gates, batch), batches)
 
 
 def magnitude(params: Any, config: LMMConfig) -> Scores:

@@ -35,13 +35,14 @@ _LOG = logging.getLogger(__name__)
 _warned: set[str] = set()
 
 
-def make_mesh(*, data: int = 1, fsdp: int = 1, tensor: int = 1) -> Mesh:
+def make_mesh(*, data: int = 1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Creates a mesh for `jax.set_mesh`.
 
     Args:
         data: copies of the model, each with its own rows of a batch.
         fsdp: devices over which widths are split; each has its own rows of a batch too.
         tensor: devices over which heads, hidden units and vocabulary are split.
+        devices: devices to use, for example those of a machine that is only compiled for; JAX's by default.
 
     Returns:
         The mesh; it uses the first devices if there are more.
@@ -49,7 +50,8 @@ def make_mesh(*, data: int = 1, fsdp: int = 1, tensor: int = 1) -> Mesh:
     Raises:
         AntgmmError: too few devices, or several processes and a mesh that does not use all devices.
     """
-    shape, devices, processes = (data, fsdp, tensor), jax.devices(), jax.process_count()
+    shape, processes = (data, fsdp, tensor), jax.process_count()
+    devices = jax.devices() if devices is None else devices
     if math.prod(shape) > len(devices) or (processes > 1 and math.prod(shape) < len(devices)):
         wanted = ",".join(f"{axis}={size}" for axis, size in zip(MESH, shape, strict=True))
         most = "at most" if processes == 1 else f"exactly, as {processes} processes must use all,"
@@ -58,7 +60,7 @@ def make_mesh(*, data: int = 1, fsdp: int = 1, tensor: int = 1) -> Mesh:
             f"mesh {wanted} needs {math.prod(shape)} devices: {there}:"
             f" choose sizes with a product of {most} {len(devices)}"
         )
-    return jax.make_mesh(shape, MESH, axis_types=(AxisType.Auto,) * len(MESH))
+    return jax.make_mesh(shape, MESH, axis_types=(AxisType.Auto,) * len(MESH), devices=devices)
 
 
 def active() -> bool:

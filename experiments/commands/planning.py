@@ -1,17 +1,20 @@
 """The command that plans a run for a cluster."""
 
 import math
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from antgmm_jax.config import Remat
 from antgmm_jax.errors import AntgmmError
-from experiments.commands.output import Json, Maybe, Preset, emit
-from experiments.commands.sources import config_of, name_of
+from experiments.commands.output import Json, Maybe, Preset, Set, emit
+from experiments.commands.sources import config_of, name_of, sizes_given
 from experiments.run.host.console import count, say, table
 
 if TYPE_CHECKING:
+    from antgmm_jax.config import LMMConfig
     from experiments.lab.planning.step import Step
 
 
@@ -19,8 +22,13 @@ def plan(
     model: Maybe = None,
     preset: Preset = "",
     student: Annotated[
-        str, typer.Option(help="Preset of the student; by default the model itself, as in the first stage.")
+        str,
+        typer.Option(help="Checkpoint or preset of the student; by default the model itself, as in the first stage."),
     ] = "",
+    size: Annotated[
+        list[str] | None,
+        typer.Option(metavar="AXIS=N", help="The student's units of an axis, or a fraction. Can be repeated."),
+    ] = None,
     mesh: Annotated[
         str, typer.Option("--mesh", metavar="AXIS=N,...", help="Devices to plan for, by data, fsdp and tensor.")
     ] = "fsdp=8",
@@ -28,73 +36,166 @@ def plan(
     length: Annotated[
         int,
         typer.Option(
-            min=0, help="Prompt tokens per sample, including image tokens; 0 for max(128, image tokens + 64)."
+            min=0,
+            help="Prompt tokens per sample, including image tokens; 0 for max(128, image tokens + 64), or for the"
+            " `max_length` of a recipe.",
         ),
     ] = 0,
-    answer: Annotated[int, typer.Option(min=1, help="Answer tokens per sample.")] = 48,
+    answer: Annotated[
+        int, typer.Option(min=0, help="Answer tokens per sample; 0 for 48, or the `max_answer` of a recipe.")
+    ] = 0,
     remat: Annotated[
         Remat, typer.Option(help="What the student's layers save for the backward pass: all, matrix products, inputs.")
     ] = "dots",
-    chip: Annotated[str, typer.Option(help="v5e, v5p, v6e, H100 or H200; an error if its memory is too small.")] = "",
+    chip: Annotated[
+        str,
+        typer.Option(
+            help="v5e, v5p, v6e, H100 or H200: compiles with its compiler; an error if its memory is too small."
+        ),
+    ] = "",
+    compiler: Annotated[
+        Literal["own", "cpu"], typer.Option(help="cpu: compile with the CPU's compiler in place of the chip's.")
+    ] = "own",
+    overrides: Set = None,
     as_json: Json = False,
 ) -> None:
-    """Predict memory, FLOPs, communication and roofline time of a distillation step on other devices."""
+    """Predict memory, communication and least time on other devices: of a step, or of a whole run from its recipe."""
+    if model is not None and model.suffix == ".toml":
+        _whole_run(model, preset, mesh, length, answer, chip, compiler, overrides or (), as_json)
+        return
     say(f"plan: compiling a training step of {name_of(model, preset)} for {mesh}")
-    from antgmm_jax.presets import preset as named
     from experiments.lab.planning import step as planning
     from experiments.lab.planning.chips import CHIPS
+
+    sizes, target = _devices(mesh, chip, compiler)
+    teacher = config_of(model, preset)
+    length = length or max(128, teacher.usual_tokens + 64)
+    smaller = _student(student, size or (), teacher)
+    request = planning.StepSpec(smaller, teacher, batch, length, answer or 48, remat)
+    planning.check(request)
+    step = planning.compiled(request, sizes, target)
+    if chip and step.total > CHIPS[chip].memory:
+        raise AntgmmError(_too_large(step, chip, planning.smallest(request, sizes, CHIPS[chip].memory, target)))
+    figures = _figures(step, [chip] if chip else [*CHIPS], "own" if target else "cpu")
+    emit(figures, as_json, *_shown(figures))
+
+
+def _devices(mesh: str, chip: str, compiler: str) -> tuple[dict[str, int], str]:
+    """Sizes of all axes of the mesh, and the chip to compile for; JAX will simulate devices, and use no real ones."""
+    from experiments.lab.planning import compilers
+    from experiments.lab.planning.chips import CHIPS
+    from experiments.lab.planning.step import DEVICES
     from experiments.run.host.meshes import parse, simulate
 
     if chip and chip not in CHIPS:
         raise AntgmmError(f"--chip {chip}: choose one of {', '.join(CHIPS)}")
     sizes = {"data": 1, "fsdp": 1, "tensor": 1, **parse(mesh)}
-    if math.prod(sizes.values()) > planning.DEVICES:
-        raise AntgmmError(f"--mesh {mesh}: at most {planning.DEVICES} devices are supported")
+    if math.prod(sizes.values()) > DEVICES:
+        raise AntgmmError(f"--mesh {mesh}: at most {DEVICES} devices are supported")
+    target = chip if compiler == "own" else ""
+    if target:
+        compilers.check(target)
     # Before reading the model: any array, or even its shape, initialises JAX with the real devices.
-    simulate(planning.DEVICES)
-    teacher = config_of(model, preset)
-    length = length or max(128, teacher.usual_tokens + 64)
-    request = planning.StepSpec(named(student) if student else teacher, teacher, batch, length, answer, remat)
-    planning.check(request)
-    step = planning.compiled(request, sizes)
-    if chip and step.total > CHIPS[chip].memory:
-        raise AntgmmError(_too_large(step, chip, planning.smallest(request, sizes, CHIPS[chip].memory)))
-    chips = {name: CHIPS[name] for name in ([chip] if chip else CHIPS)}
-    figures = {
+    compilers.only_compile()
+    simulate(DEVICES)
+    return sizes, target
+
+
+def _whole_run(
+    path: Path,
+    preset: str,
+    mesh: str,
+    length: int,
+    answer: int,
+    chip: str,
+    compiler: str,
+    overrides: Sequence[str],
+    as_json: bool,
+) -> None:
+    say(f"plan: compiling the phases of {path} for {mesh}")
+    from experiments.lab.planning import whole_run
+    from experiments.lab.planning.phases import Load
+
+    sizes, target = _devices(mesh, chip, compiler)
+    recipe, config = whole_run.opened(path, overrides, preset)
+    load = Load(sizes, target, length or config.usual_tokens + recipe.max_length, answer or recipe.max_answer)
+    phases = whole_run.figures([*whole_run.planned(recipe, config, load, chip, say)], chip)
+    note = (
+        "GB that stay on each device, and of temporaries; GB on a machine for copies of arrays (without the rows of a"
+        f" batch); GB on disk; GB that a device sends. Rows have {load.length} prompt and {load.answer} answer tokens:"
+        " the most that the recipe allows, or --length and --answer. Sums are arithmetic, the rest compiled programs."
+    )
+    figures = {"mesh": sizes, "compiler": "own" if target else "cpu", "length": load.length, "answer": load.answer}
+    title = f"{path.name} on {_listed(sizes) or 'one device'}"
+    emit({**figures, "phases": phases}, as_json, table(whole_run.HEAD, whole_run.rows(phases), title), note)
+
+
+def _student(student: str, sizes: Sequence[str], teacher: "LMMConfig") -> "LMMConfig":
+    """Config of the student: a checkpoint, a preset, or the teacher; with the given sizes."""
+    import pruning
+    from antgmm_jax.axes import sizes as sizes_of
+    from antgmm_jax.families import complete
+    from pruning.planning import explain_illegal, illegal_reason, size_of
+
+    config = teacher
+    if student:
+        config = config_of(*((Path(student), "") if _is_checkpoint(student) else (None, student)))
+    present = sizes_of(config)
+    wanted = {axis: size_of(axis, target, present) for axis, target in sizes_given(sizes).items()}
+    if reason := illegal_reason(config, wanted):
+        raise AntgmmError(explain_illegal(config, wanted, reason))
+    return pruning.planned_config(config, complete(config, wanted)) if wanted else config
+
+
+def _is_checkpoint(name: str) -> bool:
+    return name.startswith("hf:") or Path(name).is_dir()
+
+
+def _figures(step: "Step", chips: Sequence[str], compiler: str) -> dict[str, Any]:
+    from experiments.lab.planning.chips import CHIPS
+    from experiments.lab.planning.step import roofline
+
+    return {
         "mesh": step.mesh,
+        "compiler": compiler,
         "memory": {**step.memory, "total": step.total},
         "flops": step.flops,
         "sent": _by_operation(step),
         "chips": {
             name: {
-                "fits": step.total <= each.memory,
-                "seconds": planning.roofline(step, each),
-                "source": each.source,
+                "fits": step.total <= CHIPS[name].memory,
+                "seconds": roofline(step, CHIPS[name]),
+                "estimated": step.estimated,
+                "share": step.share,
+                "source": CHIPS[name].source,
             }
-            for name, each in chips.items()
+            for name in chips
         },
     }
-    memory = [(kind, f"{size / 1e9:.3g} GB") for kind, size in figures["memory"].items()]
-    sent = [(name, f"{size / 1e9:.3g} GB") for name, size in figures["sent"].items()]
-    times = [
-        (
-            name,
-            "yes" if figures_of_chip["fits"] else "no",
-            *(f"{1e3 * seconds:.3g}" for seconds in figures_of_chip["seconds"].values()),
-            f"{1e3 * max(figures_of_chip['seconds'].values()):.3g}",
-        )
-        for name, figures_of_chip in figures["chips"].items()
-    ]
+
+
+def _shown(figures: Mapping[str, Any]) -> Iterator[Any]:
+    def rows(kind: str) -> list[tuple[str, str]]:
+        return [(name, f"{size / 1e9:.3g} GB") for name, size in figures[kind].items()]
+
+    yield table(["memory per device", ""], rows("memory"), f"A step on {_listed(figures['mesh']) or 'one device'}")
+    yield f"{count(figures['flops'])}FLOP per device and step"
+    yield table(["sent per device and step", ""], rows("sent"))
     head = ["chip", "fits", "compute", "memory", "links", "at least"]
-    emit(
-        figures,
-        as_json,
-        table(["memory per device", ""], memory, f"A step on {_listed(step.mesh) or 'one device'}"),
-        f"{count(step.flops)}FLOP per device and step",
-        table(["sent per device and step", ""], sent),
-        table(head, times, "Milliseconds per step at published peak rates"),
-        "Temporaries and communication are those of the CPU compiler, which widens bfloat16: up to twice a TPU's.",
-    )
+    times = []
+    for name, chip in figures["chips"].items():
+        bounds = [*chip["seconds"].values(), max(chip["seconds"].values())]
+        times.append((name, "yes" if chip["fits"] else "no", *(f"{1e3 * each:.3g}" for each in bounds)))
+    yield table(head, times, "Milliseconds per step at published peak rates")
+    for name, chip in figures["chips"].items():
+        if chip["estimated"] is not None:
+            estimated, share = f"{1e3 * chip['estimated']:.3g} ms", f"{chip['share']:.2f}"
+            yield f"The compiler of {name} estimates {estimated} without communication: {share} of the chip's peak."
+    if figures["compiler"] == "cpu":
+        yield (
+            "Compiled with the CPU's compiler, which widens bfloat16: temporaries and communication are up to twice"
+            " those of an accelerator. With --chip the chip's own compiler is used."
+        )
 
 
 def _by_operation(step: "Step") -> dict[str, int]:
@@ -117,4 +218,10 @@ def _too_large(step: "Step", chip: str, fitting: "Step | None") -> str:
     return f"{needs}; the smallest sufficient mesh is {enough}"
 
 
-COMMANDS = {"plan": (plan, "antgmm plan --preset antgmm-5b --mesh fsdp=16,tensor=4 --batch 256 --chip v5e")}
+COMMANDS = {
+    "plan": (
+        plan,
+        "antgmm plan --preset antgmm-5b --mesh fsdp=16,tensor=4 --batch 256 --chip v5e, or"
+        " antgmm plan recipe.toml --mesh fsdp=8 --chip H100",
+    )
+}

@@ -5,14 +5,17 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 
+from experiments.lab.planning.hlo import instructions
+
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "s64": 8, "u64": 8, "f64": 8}
-_HEAD = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\{$")
-_CALL = re.compile(r"(?:body|to_apply|calls)=%?([\w.-]+)")
-_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _COLLECTIVE = re.compile(
-    r"= (\(.*?\)|\S+) (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
+    r"= (\(.*?\)|\S+) (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(-start)?\("
 )
 _SHAPE = re.compile(r"([a-z]\w*)\[([\d,]*)\]")
+# A TPU program repeats an asynchronous collective in the fusions that run beside it, and in the one that ends it.
+_REPEATED = re.compile(r"^async_collective_fusion")
+_SCATTERED = "all-reduce-scatter"
+"""Start of the names of the TPU's fusions of an all-reduce and a slice, which send what a reduce-scatter does."""
 
 
 def sent(text: str, devices: int) -> Counter[tuple[str, int]]:
@@ -28,37 +31,32 @@ def sent(text: str, devices: int) -> Counter[tuple[str, int]]:
     Returns:
         (operation, group size) -> bytes.
     """
-    bodies, entry = _computations(text)
     sizes: Counter[tuple[str, int]] = Counter()
-
-    def walk(name: str, times: int) -> None:
-        for line in bodies.get(name, ()):
-            if match := _COLLECTIVE.search(line):
-                group = _group(line, devices)
-                sizes[match[2], group] += times * _ring(match[2], _size(match[1]), group)
-            trips = _TRIPS.search(line)
-            for called in _CALL.findall(line):
-                walk(called, times * (int(trips[1]) if trips and " while(" in line else 1))
-
-    walk(entry, 1)
+    ended = _ended(text)
+    for line, computation, times in instructions(text, fused=True):
+        match = _COLLECTIVE.search(line)
+        if match is None or computation in ended or _REPEATED.match(computation):
+            continue
+        operation, group = match[2], _group(line, devices)
+        size = _size(match[1], started=bool(match[3]) and operation != "all-reduce")
+        if operation == "all-reduce" and computation.startswith(_SCATTERED):
+            operation, size = "reduce-scatter", size // group
+        sizes[operation, group] += times * _ring(operation, size, group)
     return sizes
 
 
-def _computations(text: str) -> tuple[dict[str, list[str]], str]:
-    bodies: dict[str, list[str]] = {}
-    entry = name = ""
-    for line in text.splitlines():
-        if match := _HEAD.match(line):
-            name = match[2]
-            bodies[name] = []
-            entry = name if match[1] else entry
-        elif name:
-            bodies[name].append(line)
-    return bodies, entry
+def _ended(text: str) -> set[str]:
+    """Names of the computations that end an asynchronous collective in a TPU program."""
+    heads = re.finditer(r"^%?([\w.-]+) \(.*\{\n((?:  .*\n)*)", text, re.MULTILINE)
+    return {head[1] for head in heads if '"AsyncCollectiveDone"' in head[2]}
 
 
-def _size(shape: str) -> int:
-    return sum(_BYTES.get(kind, 4) * math.prod(_numbers(dims)) for kind, dims in _SHAPE.findall(shape))
+def _size(shape: str, *, started: bool) -> int:
+    """Bytes of a result; that of an asynchronous start also has the operands, before, and contexts, behind."""
+    parts = [(kind, dims) for kind, dims in _SHAPE.findall(shape) if not (started and (kind, dims) == ("u32", ""))]
+    return sum(
+        _BYTES.get(kind, 4) * math.prod(_numbers(dims)) for kind, dims in parts[len(parts) // 2 if started else 0 :]
+    )
 
 
 def _numbers(text: str) -> Iterator[int]:

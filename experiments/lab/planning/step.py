@@ -1,22 +1,26 @@
-"""A distillation step compiled for simulated devices, without allocating arrays."""
+"""A distillation step compiled for devices that need not exist, without allocating arrays."""
 
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import distill
 import pruning
+from antgmm_jax.axes import sizes
+from antgmm_jax.blocks.pictures import without_pixels
 from antgmm_jax.config import LMMConfig, Remat
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.parallel import sharding
 from antgmm_jax.pure import abstract, functional
-from experiments.lab.planning.chips import Chip
-from experiments.lab.planning.collectives import sent
+from distill.cache import TeacherCache
+from experiments.lab.planning import compilers, programs
+from experiments.lab.planning.chips import CHIPS, Chip
 from experiments.run.random_batches import usual_image
 
 DEVICES = 512
@@ -27,20 +31,32 @@ class StepSpec(NamedTuple):
     """Specification of a distillation step.
 
     Attributes:
-        student: config of the student: float32 parameters and AdamW moments, computed in bfloat16.
-        teacher: config of the teacher, in bfloat16.
+        student: config of the student, with float32 parameters and moments.
+        teacher: config of the teacher; None without one.
         batch: number of samples.
         length: prompt tokens per sample, including image tokens.
         answer: answer tokens per sample.
         remat: what the student's layers save for the backward pass.
+        source: whether the teacher runs in the step, or its final states are read from a cache.
+        dtype: dtype of computation, and of the teacher.
+        micro_batches: number of parts of the batch that are computed one after another.
+        loss: weights of the loss terms; those on hidden states are left out.
+        optimizer: the optimizer; AdamW for None.
+        features: whether the batch has image features in place of pixels.
     """
 
     student: LMMConfig
-    teacher: LMMConfig
+    teacher: LMMConfig | None
     batch: int
     length: int
     answer: int
     remat: Remat = "dots"
+    source: Literal["online", "cache"] = "online"
+    dtype: str = "bfloat16"
+    micro_batches: int = 1
+    loss: distill.LossConfig = distill.LossConfig(hard=0.5, soft=1.0, temperature=2.0)
+    optimizer: distill.Optimizer | None = None
+    features: bool = False
 
 
 class Step(NamedTuple):
@@ -48,11 +64,13 @@ class Step(NamedTuple):
 
     Attributes:
         mesh: mesh axis -> devices.
-        memory: kind -> bytes: `teacher`, `parameters`, `moments`, `batch` and `temporaries` (gradients, activations,
-            gathered weights).
+        memory: kind -> bytes: `teacher`, `parameters`, `moments`, `batch`, `temporaries` (gradients, activations,
+            gathered weights) and `layout` (the program, and padding of arrays to the device's tiles).
         flops: FLOPs of matrix products, without recomputation.
         traffic: minimum bytes of memory read or written: inputs once, parameters and moments and temporaries twice.
-        sent: (operation, group size) -> bytes.
+        sent: (operation, group size) -> bytes; empty for a program that the compiler refuses, as it is too large.
+        chip: chip that the step is compiled for; "" for CPUs.
+        cycles: source operation -> cycles that a TPU's compiler estimates (`estimate.cycles`); empty for others.
     """
 
     mesh: dict[str, int]
@@ -60,11 +78,23 @@ class Step(NamedTuple):
     flops: float
     traffic: float
     sent: Counter[tuple[str, int]]
+    chip: str = ""
+    cycles: Counter[str] = Counter()  # noqa: RUF012
 
     @property
     def total(self) -> int:
         """Total bytes of memory."""
         return sum(self.memory.values())
+
+    @property
+    def estimated(self) -> float | None:
+        """Seconds by the estimate of a TPU's compiler, without communication; None for other chips."""
+        return sum(self.cycles.values()) / CHIPS[self.chip].clock if self.cycles else None
+
+    @property
+    def share(self) -> float | None:
+        """FLOPs per second of `estimated`, relative to the peak of the chip."""
+        return None if self.estimated is None else self.flops / (CHIPS[self.chip].flops * self.estimated)
 
 
 def check(spec: StepSpec) -> None:
@@ -73,6 +103,10 @@ def check(spec: StepSpec) -> None:
     Raises:
         AntgmmError: student and teacher have different images or tokens, or the prompt is too short for the image.
     """
+    if spec.length <= spec.student.usual_tokens:
+        raise AntgmmError(f"--length {spec.length}: the image alone takes {spec.student.usual_tokens} tokens")
+    if spec.teacher is None:
+        return
     for name, one, other in (
         ("image side", spec.student.vision.image, spec.teacher.vision.image),
         ("vocabulary", spec.student.language.vocab, spec.teacher.language.vocab),
@@ -80,83 +114,137 @@ def check(spec: StepSpec) -> None:
     ):
         if one != other:
             raise AntgmmError(f"the student's {name} is {one}, the teacher's {other}: they must be equal")
-    if spec.length <= spec.student.usual_tokens:
-        raise AntgmmError(f"--length {spec.length}: the image alone takes {spec.student.usual_tokens} tokens")
 
 
-def compiled(spec: StepSpec, mesh: Mapping[str, int]) -> Step:
-    """Compiles the step for a mesh of simulated devices.
-
-    The CPU compiler multiplies bfloat16 in float32 and widens the data that it sends, so temporaries and communication
-    are up to twice as large as on an accelerator.
+def compiled(spec: StepSpec, mesh: Mapping[str, int], chip: str = "") -> Step:
+    """Compiles the step for a mesh.
 
     Args:
         spec: the step.
         mesh: mesh axis -> devices.
+        chip: chip to compile for, with its own compiler; "" for CPUs: their compiler multiplies bfloat16 in float32 and
+            widens the data that it sends, so temporaries and communication are up to twice those of an accelerator.
 
     Returns:
         Cost per device.
 
     Raises:
-        AntgmmError: the batch is not divisible by the mesh, or the mesh has more than DEVICES devices.
+        AntgmmError: the batch is not divisible by the mesh, or there is no such slice.
     """
-    with jax.set_mesh(sharding.make_mesh(**mesh)):
+    devices = math.prod(mesh.values())
+    with jax.set_mesh(mesh_for(mesh, chip)):
         step, arguments = _abstract(spec)
-        # The program never runs, so it need not be optimised.
-        program = step.lower(*arguments.values()).compile({"xla_backend_optimization_level": 0})
         kept = _kept(arguments)
-    analysis, devices = program.memory_analysis(), math.prod(mesh.values())
-    assert analysis is not None  # known for the CPU compiler
-    # Outputs that do not reuse the buffers of donated inputs.
-    fresh = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
-    memory = {**kept, "temporaries": analysis.temp_size_in_bytes + fresh}
+        program = programs.compiled(step.lower(*arguments.values()), arguments, chip, devices)
+    memory = {**kept, "temporaries": program.temporaries, "layout": program.layout}
+    traffic = sum(kept.values()) + kept["parameters"] + kept["moments"] + 2 * program.temporaries
+    flops = step_flops(spec) / devices
+    return Step(dict(mesh), memory, flops, traffic, program.sent, chip, program.cycles)
+
+
+def mesh_for(mesh: Mapping[str, int], chip: str) -> Mesh:
+    """Returns a mesh of devices of a chip, which need not exist; of CPUs if `chip` is ""."""
+    return sharding.make_mesh(**mesh, devices=compilers.devices(chip, math.prod(mesh.values())) if chip else None)
+
+
+def step_flops(spec: StepSpec) -> int:
+    """Returns the FLOPs of a step on all devices: three passes of the student, and one of an online teacher."""
     size = (spec.batch, spec.length, spec.answer)
-    ahead, back = (sum(pruning.forward_flops(model, *size).values()) for model in (spec.teacher, spec.student))
-    traffic = sum(kept.values()) + kept["parameters"] + kept["moments"] + 2 * memory["temporaries"]
-    return Step(dict(mesh), memory, (ahead + 3 * back) / devices, traffic, sent(program.as_text(), devices))
+    passes = ((3, spec.student), (1, spec.teacher if spec.source == "online" else None))
+    return sum(n * sum(pruning.forward_flops(model, *size).values()) for n, model in passes if model)
 
 
 def _abstract(spec: StepSpec) -> tuple[Any, dict[str, Any]]:
     """Returns the jitted step, and its arguments as shapes with sharding."""
     sharding.local_rows(spec.batch)  # raises if the batch is not divisible
-    pure, big = functional(spec.student, spec.remat), functional(spec.teacher)
-    optimizer = distill.make_optimizer(distill.OptimizerConfig(learning_rate=1e-3), steps=1)
+    pure = functional(spec.student, spec.remat)
+    optimizer = spec.optimizer or distill.make_optimizer(distill.OptimizerConfig(learning_rate=1e-3), steps=1)
     fresh = jax.eval_shape(lambda params: distill.init_state(params, optimizer), abstract(spec.student))
-    frozen = sharding.place_tree(abstract(spec.teacher, jnp.bfloat16), big.axes)
+    teacher = _teacher(spec)
     step = distill.make_step(
         pure,
         optimizer,
-        distill.LossConfig(hard=0.5, soft=1.0, temperature=2.0),
-        teacher=distill.online(big, frozen),
-        dtype=jnp.bfloat16,
+        spec.loss,
+        teacher=teacher,
+        micro_batches=spec.micro_batches,
+        dtype=jnp.dtype(spec.dtype),
     )
     state = distill.shard_state(fresh, pure.axes, optimizer)
     rate = jax.ShapeDtypeStruct((), jnp.float32)
-    return step.program, {"state": state, "batch": dict(_batch(spec)), "gates": {}, "teacher": frozen, "rate": rate}
+    batch = dict(batch_shapes(spec.student, spec.batch, spec.length, spec.answer, features=spec.features))
+    if spec.source == "cache" and spec.teacher:
+        shape = (spec.batch, spec.answer, width_of(spec.teacher))
+        batch["teacher/final"] = jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=_rows())
+    return step.program, {"state": state, "batch": batch, "gates": {}, "teacher": teacher.params, "rate": rate}
 
 
-def _batch(spec: StepSpec) -> Iterator[tuple[str, Any]]:
-    apart = spec.student.encoder_decoder
-    prompt = spec.length if apart else spec.length + spec.answer
+def _teacher(spec: StepSpec) -> distill.Teacher:
+    """The teacher with shapes in place of its parameters."""
+    if spec.teacher is None:
+        return distill.NO_TEACHER
+    big = functional(spec.teacher)
+    frozen = sharding.place_tree(abstract(spec.teacher, jnp.dtype(spec.dtype)), big.axes)
+    if spec.source == "online":
+        return distill.online(big, frozen)
+    made: list[distill.Teacher] = []
+
+    def head_of(params: Any) -> Any:
+        held = TeacherCache(Path(), spec.batch, {"final": (spec.answer, width_of(spec.teacher))}, lambda index: {})
+        made.append(distill.cached(big, params, held))
+        return made[0].params
+
+    used = jax.eval_shape(head_of, frozen)
+    # Equal shapes have equal axes here: the table of tokens and the head.
+    placed = {leaf.shape: leaf.sharding for leaf in jax.tree.leaves(frozen)}
+    held = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placed[leaf.shape]), used)
+    return made[0]._replace(params=held)
+
+
+def width_of(config: LMMConfig) -> int:
+    """Returns the width of the final hidden states of a model."""
+    return sizes(config)["text/embed"]
+
+
+def _rows() -> NamedSharding:
+    return NamedSharding(jax.sharding.get_mesh(), PartitionSpec(sharding.RULES["batch"]))
+
+
+def batch_shapes(
+    config: LMMConfig, rows: int, length: int, answer: int, *, features: bool = False
+) -> Iterator[tuple[str, Any]]:
+    """Returns the shapes of a training batch, split over the devices of the mesh.
+
+    Args:
+        config: model config.
+        rows: number of samples.
+        length: prompt tokens per sample, including image tokens.
+        answer: answer tokens per sample.
+        features: whether the batch has image features in place of pixels.
+
+    Yields:
+        Names and shapes.
+    """
+    apart, where = config.encoder_decoder, _rows()
+    prompt = length if apart else length + answer
     shapes: dict[str, tuple[int, ...]] = dict.fromkeys(("input_ids", "attention_mask"), (prompt,))
-    shapes |= dict.fromkeys(("positions", "targets", *(["decoder_input_ids"] if apart else [])), (spec.answer,))
-    where = NamedSharding(jax.sharding.get_mesh(), PartitionSpec(sharding.RULES["batch"]))
+    shapes |= dict.fromkeys(("positions", "targets", *(["decoder_input_ids"] if apart else [])), (answer,))
     for name, shape in shapes.items():
-        yield name, jax.ShapeDtypeStruct((spec.batch, *shape), jnp.int32, sharding=where)
-    yield (
-        "images",
-        {
-            name: jax.ShapeDtypeStruct((spec.batch, *leaf.shape), leaf.dtype, sharding=where)
-            for name, leaf in usual_image(spec.student).items()
-        },
-    )
+        yield name, jax.ShapeDtypeStruct((rows, *shape), jnp.int32, sharding=where)
+    images = {
+        name: jax.ShapeDtypeStruct((rows, *leaf.shape), leaf.dtype, sharding=where)
+        for name, leaf in usual_image(config).items()
+    }
+    if features:
+        made = jax.eval_shape(functional(config).features, abstract(config), images)
+        yield "vision_features", jax.ShapeDtypeStruct(made.shape, made.dtype, sharding=where)
+    yield "images", without_pixels(images) if features else images
 
 
 def _kept(arguments: Mapping[str, Any]) -> dict[str, int]:
     """Bytes of the step's arguments per device."""
     state = arguments["state"]
     kinds = {"teacher": arguments["teacher"], "parameters": state.params, "moments": state.opt_state}
-    return {kind: _bytes(tree) for kind, tree in {**kinds, "batch": arguments["batch"]}.items()}
+    return {kind: programs.bytes_of(tree) for kind, tree in {**kinds, "batch": arguments["batch"]}.items()}
 
 
 def _stays(spec: StepSpec, mesh: Mapping[str, int]) -> int:
@@ -164,21 +252,14 @@ def _stays(spec: StepSpec, mesh: Mapping[str, int]) -> int:
         return sum(_kept(_abstract(spec)[1]).values())
 
 
-def _bytes(tree: Any) -> int:
-    return sum(_part(leaf) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
-
-
-def _part(leaf: jax.ShapeDtypeStruct) -> int:
-    return math.prod(leaf.sharding.shard_shape(leaf.shape) if leaf.sharding else leaf.shape)
-
-
-def smallest(spec: StepSpec, refused: Mapping[str, int], memory: float) -> Step | None:
+def smallest(spec: StepSpec, refused: Mapping[str, int], memory: float, chip: str = "") -> Step | None:
     """Finds the smallest mesh with enough memory by doubling `fsdp`.
 
     Args:
         spec: the step.
         refused: a mesh with too little memory, which is not compiled again; the result has the same `tensor`.
         memory: bytes of memory per device.
+        chip: chip to compile for; "" for CPUs.
 
     Returns:
         The step; None if no mesh of at most DEVICES devices is sufficient.
@@ -187,10 +268,20 @@ def smallest(spec: StepSpec, refused: Mapping[str, int], memory: float) -> Step 
     while fsdp * tensor <= DEVICES and spec.batch % fsdp == 0:
         mesh = {"data": 1, "fsdp": fsdp, "tensor": tensor}
         # The size of the arguments is known without compiling, and rules out most meshes.
-        if mesh != refused and _stays(spec, mesh) < memory and (step := compiled(spec, mesh)).total <= memory:
-            return step
+        if mesh != refused and _possible(fsdp * tensor, chip) and _stays(spec, mesh) < memory:
+            step = compiled(spec, mesh, chip)
+            if step.total <= memory:
+                return step
         fsdp *= 2
     return None
+
+
+def _possible(devices: int, chip: str) -> bool:
+    """Whether there is a slice of this size."""
+    try:
+        return not chip or bool(compilers.slice_of(chip, devices))
+    except AntgmmError:
+        return False
 
 
 def roofline(step: Step, chip: Chip) -> dict[str, float]:

@@ -13,14 +13,20 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec, get_mesh
 
 import distill
+from antgmm_jax.axes import sizes
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io.convert import load_hf
 from antgmm_jax.parallel.sharding import make_mesh
+from antgmm_jax.presets import preset
 from antgmm_jax.pure import float32, functional
+from experiments.lab.planning import compilers
 from experiments.lab.planning import step as planning
 from experiments.lab.planning.chips import CHIPS, Chip
 from experiments.lab.planning.collectives import sent
+from experiments.lab.planning.compilers import slice_of
+from experiments.lab.planning.estimate import cycles
 from experiments.lab.planning.step import Step, StepSpec, check, compiled, roofline, smallest
+from pruning.costs import total_parameters
 from tests import reference
 from tests.pruning.models import CONFIGS, randomised
 
@@ -73,10 +79,178 @@ def test_bytes_sent_in_a_loop_count_every_iteration():
             {("all-reduce", 4): 48},
         ),
         ("%a = f32[8]{0} collective-permute(%x), source_target_pairs={{0,1}}", {("collective-permute", 8): 32}),
+        # Starts of asynchronous collectives also return their operands, and contexts.
+        ("%a = (f32[2]{0}, f32[8]{0}) all-gather-start(%x), replica_groups=[2,4]<=[8]", {("all-gather", 4): 24}),
+        ("%a = f32[8]{0} all-reduce-start(%x), replica_groups=[2,4]<=[8]", {("all-reduce", 4): 48}),
+        (
+            "%a = ((f32[8]{0}, f32[4]{0}), (f32[2]{0}, f32[1]{0})) reduce-scatter-start(%x), replica_groups=[2,4]<=[8]",
+            {("reduce-scatter", 4): 36},
+        ),
+        (
+            "%a = (f32[8], f32[8], u32[]{:S(2)}, u32[]) collective-permute-start(%x), source_target_pairs={{0,1}}",
+            {("collective-permute", 8): 32},
+        ),
     ],
 )
 def test_sent_reads_all_operations_and_group_notations(line, expected):
     assert sent(f"ENTRY %main (p: f32[8]) -> f32[8] {{\n  {line}\n}}\n", 8) == expected
+
+
+def test_what_a_tpu_program_repeats_counts_once():
+    text = """
+%start (p: f32[2]) -> f32[8] {
+  %gather.1 = f32[8]{0} all-gather(%p), channel_id=7, replica_groups=[2,4]<=[8]
+  ROOT %call = (f32[2]{0}, f32[8]{0}) custom-call(%gather.1), custom_call_target="AsyncCollectiveStart"
+}
+
+%async_collective_fusion.3 (p: f32[2]) -> f32[8] {
+  %gather.2 = f32[8]{0} all-gather(%p), channel_id=7, replica_groups=[2,4]<=[8]
+}
+
+%done (p: f32[2]) -> f32[8] {
+  %gather.3 = f32[8]{0} all-gather(%p), channel_id=7, replica_groups=[2,4]<=[8]
+  ROOT %call = (f32[2]{0}, f32[8]{0}) custom-call(%gather.3), custom_call_target="AsyncCollectiveDone"
+}
+
+%all-reduce-scatter.5 (p: f32[8]) -> f32[2] {
+  %all-reduce = f32[8]{0} all-reduce(%p), replica_groups=[2,4]<=[8], to_apply=%add
+  ROOT %slice = f32[2]{0} dynamic-slice(%all-reduce)
+}
+
+ENTRY %main (p: f32[2]) -> f32[8] {
+  %a = f32[8]{0} fusion(%p), calls=%start
+  %b = f32[8]{0} fusion(%a), calls=%async_collective_fusion.3
+  %c = f32[8]{0} fusion(%b), calls=%done
+  ROOT %d = f32[2]{0} fusion(%c), calls=%all-reduce-scatter.5
+}
+"""
+    # Three quarters of 8 floats each: an all-reduce and a slice send what a reduce-scatter sends.
+    assert sent(text, 8) == {("all-gather", 4): 24, ("reduce-scatter", 4): 24}
+
+
+def test_cycles_of_a_tpu_program_by_hand():
+    text = """
+%fused (p: f32[8]) -> f32[8] {
+  %inside = f32[8]{0} add(%p, %p), backend_config={"estimated_cycles":"1000"}
+}
+
+%windowed_body (p: (s32[])) -> (s32[]) {
+  %dot = f32[8]{0} fusion(%p), calls=%fused, metadata={op_name="jit(step)/dot"}, backend_config={"estimated_cycles":"5"}
+}
+
+%windowed_condition (p: (s32[])) -> pred[] {
+  %two = s32[]{:T(128)} constant(2)
+  ROOT %lt = pred[] compare(%i, %two), direction=LT
+}
+
+%body (p: (s32[])) -> (s32[]) {
+  %dot.1 = f32[8]{0} fusion(%p), metadata={op_name="jit(step)/dot"}, backend_config={"estimated_cycles":"10"}
+  %inner = (s32[]) while(%dot.1), condition=%windowed_condition, body=%windowed_body
+}
+
+%condition (p: (s32[])) -> pred[] {
+  %seven = s32[]{:T(128)} constant(7)
+  ROOT %lt = pred[] compare(%i, %seven), direction=LT
+}
+
+ENTRY %main (p: f32[8]) -> f32[8] {
+  %add = f32[8]{0} fusion(%p), calls=%fused, metadata={op_name="jit(step)/add"}, backend_config={"estimated_cycles":"3"}
+  ROOT %loop = (s32[]) while(%add), condition=%condition, body=%body
+}
+"""
+    # What is inside a fusion is part of the estimate of the fusion.
+    assert cycles(text) == {"add": 3, "dot": 7 * 10, "windowed dot": 7 * 2 * 5}
+    step = Step({"fsdp": 1}, {}, 0.1 * 197e12, 0, Counter(), "v5e", cycles=Counter(dot=300_000_000))
+    assert step.estimated == pytest.approx(0.2) and step.share == pytest.approx(0.5)
+    assert step._replace(cycles=Counter()).share is None
+
+
+def clean(tmp_path, *folders):
+    """Environment of a process without the settings of the tests."""
+    folders = [ROOT, *folders, *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    return {
+        "PATH": os.environ["PATH"],
+        "HOME": str(tmp_path),
+        "PYTHONPATH": os.pathsep.join(str(folder) for folder in folders if folder),
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+    }
+
+
+def test_a_chip_without_its_compiler_is_refused_with_the_remedy(refused, monkeypatch):
+    monkeypatch.setattr(compilers, "find_spec", lambda name: None)
+    plan = ("plan", "--preset", "llava-tiny", "--batch", "8", "--mesh", "fsdp=4", "--chip")
+    assert refused(*plan, "v5e") == (
+        "--chip v5e: its compiler is not installed: pip install 'antgmm-jax[plan]' (or add --compiler cpu)"
+    )
+    assert f"pip install --no-deps --target {compilers.folder()} jax-cuda12-plugin==" in refused(*plan, "H100")
+
+
+def test_slices_follow_from_the_number_of_chips():
+    assert [slice_of("v5e", count) for count in (1, 4, 16, 256)] == ["1x1", "2x2", "4x4", "16x16"]
+    assert [slice_of("v5p", count) for count in (4, 16, 512)] == ["2x2x1", "2x2x4", "8x8x8"]
+    assert [slice_of("H100", count) for count in (1, 8, 16)] == ["1x1x1", "1x1x8", "1x2x8"]
+    with pytest.raises(AntgmmError, match="6 v5e: slices have 1, 4, 8, 16, 32, 64, 128, 256 chips"):
+        slice_of("v5e", 6)
+    with pytest.raises(AntgmmError, match="9 H100: use a multiple of 8"):
+        slice_of("H100", 9)
+    with pytest.raises(AntgmmError, match="slices have"):
+        slice_of("v6e", 512)
+
+
+_PRODUCTS = """
+import jax, jax.numpy as jnp
+from experiments.lab.planning import compilers
+from experiments.lab.planning.chips import CHIPS
+from experiments.lab.planning.estimate import cycles
+
+compilers.only_compile()
+for chip in ("v5e", "v5p", "v6e"):
+    compilers.check(chip)
+    [device] = compilers.devices(chip, 4)[:1]
+    assert device.device_kind == CHIPS[chip].kind
+    where = jax.sharding.SingleDeviceSharding(device)
+    shapes = ((4096, 4096), (4096, 16384), (16384, 4096))
+    arrays = [jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=where) for shape in shapes]
+    loop = jax.jit(lambda x, up, down: jax.lax.fori_loop(0, 10, lambda i, x: x @ up @ down, x))
+    seconds = sum(cycles(loop.lower(*arrays).compile().as_text()).values()) / CHIPS[chip].clock
+    print(10 * 2 * 2 * 4096**2 * 16384 / CHIPS[chip].flops / seconds)
+"""
+
+
+def test_products_in_a_loop_run_near_the_peak_by_the_estimate_of_the_tpus_compiler(tmp_path):
+    command = [sys.executable, "-c", _PRODUCTS]
+    done = subprocess.run(command, cwd=tmp_path, env=clean(tmp_path), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    shares = [float(line) for line in done.stdout.split()]
+    assert len(shares) == 3 and all(0.8 < share < 1.02 for share in shares)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("chip", "mesh"), [("v5e", "fsdp=4"), ("H100", "fsdp=2")])
+def test_a_step_is_compiled_for_a_chip_that_is_not_there(tmp_path, chip, mesh):
+    extra = ROOT / ".cache" / "compilers"
+    if chip == "H100" and not (extra / "jax_plugins").is_dir():
+        pytest.skip("make cuda-compiler installs what this test needs")
+    words = ["plan", "--preset", "llava-tiny", "--batch", "8", "--mesh", mesh, "--chip", chip, "--json"]
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.cli", *words],
+        cwd=tmp_path,
+        env=clean(tmp_path, extra),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout)
+    devices = {"fsdp=4": 4, "fsdp=2": 2}[mesh]
+    # Widths are split over all devices; a few parameters are too small for that.
+    parameters = total_parameters(preset("llava-tiny"))
+    assert 4 * parameters / devices <= figures["memory"]["parameters"] < 1.2 * 4 * parameters / devices
+    # Every device gathers what the others hold, in bfloat16: once forwards and once backwards for the student.
+    assert figures["sent"]["all-gather"] > 2 * 2 * 0.9 * parameters * (devices - 1) / devices
+    seconds = figures["chips"][chip]["estimated"]
+    assert (seconds is None) == (chip == "H100")
+    assert seconds is None or seconds > figures["chips"][chip]["seconds"]["compute"]
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +288,8 @@ def test_flops_are_divided_among_the_devices(steps):
 def test_the_smallest_mesh_is_the_first_that_fits(steps, monkeypatch):
     tried = []
 
-    def known(spec, mesh):
+    def known(spec, mesh, chip):
+        assert not chip
         tried.append(mesh["fsdp"])
         return steps[mesh["fsdp"]]
 
@@ -145,19 +320,29 @@ def test_a_prompt_shorter_than_the_image_tokens_is_refused():
 
 
 def test_a_plan_is_printed_or_refused_with_a_sufficient_mesh(antgmm, refused, monkeypatch):
-    def fake(spec, mesh):
+    def fake(spec, mesh, chip):
+        compiled_for.append((chip, sizes(spec.student)))
         memory = {"teacher": 10 // mesh["fsdp"], "temporaries": 6}
         return Step(dict(mesh), memory, 2e12, 100, Counter({("all-gather", 4): 8, ("all-gather", 2): 4}))
 
     monkeypatch.setattr(planning, "compiled", fake)
     monkeypatch.setattr(planning, "_kept", lambda arguments: {"teacher": 1})
+    compiled_for = []
+    monkeypatch.setattr(compilers, "check", lambda chip: None)
     plan = ("plan", "--preset", "antgmm-tiny", "--batch", "8", "--length", "24", "--answer", "8")
     figures = json.loads(antgmm(*plan, "--mesh", "fsdp=2", "--json").stdout)
     assert figures["memory"] == {"teacher": 5, "temporaries": 6, "total": 11}
     assert figures["sent"] == {"all-gather": 12}
     assert figures["chips"].keys() == CHIPS.keys() and all(each["fits"] for each in figures["chips"].values())
     assert figures["chips"]["H100"]["seconds"]["compute"] == pytest.approx(2e12 / 989e12)
-    assert "Milliseconds per step" in antgmm(*plan, "--mesh", "fsdp=2").stdout
+    shown = antgmm(*plan, "--mesh", "fsdp=2").stdout
+    assert "Milliseconds per step" in shown and "Compiled with the CPU's compiler" in shown
+    figures = json.loads(antgmm(*plan, "--mesh", "fsdp=4", "--chip", "v5e", "--size", "text/embed=96", "--json").stdout)
+    assert figures["compiler"] == "own" and figures["chips"].keys() == {"v5e"}
+    antgmm(*plan, "--mesh", "fsdp=4", "--chip", "v5e", "--compiler", "cpu", "--size", "encoder/mlp=0.5")
+    assert [chip for chip, _ in compiled_for] == ["", "", "v5e", ""]
+    assert compiled_for[2][1]["text/embed"] == 96 and compiled_for[3][1]["encoder/mlp"] == 256
+    assert refused(*plan, "--size", "text/embed=900").startswith("text/embed = 900 would enlarge the axis")
     monkeypatch.setitem(CHIPS, "H100", CHIPS["H100"]._replace(memory=8.0))
     error = refused(*plan, "--mesh", "fsdp=2", "--chip", "H100")
     assert error.endswith("more than H100 has; the smallest sufficient mesh is --mesh fsdp=4 (8e-09 GB)")
@@ -174,8 +359,7 @@ def test_a_checkpoint_is_planned_by_a_process_that_starts_with_one_device(tmp_pa
     words = ["plan", str(model), "--mesh", "data=2", "--batch", "2", "--length", "8", "--answer", "2", "--json"]
     command = [sys.executable, "-m", "experiments.cli", *words]
     # Without the settings of the tests: the command must make its own.
-    clean = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}
-    done = subprocess.run(command, cwd=ROOT, env=clean, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=ROOT, env=clean(tmp_path), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     figures = json.loads(done.stdout)
     assert figures["mesh"] == {"data": 2, "fsdp": 1, "tensor": 1}

@@ -1,0 +1,312 @@
+"""A whole run from its recipe, phase by phase, for devices that need not exist."""
+
+import math
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+import distill
+import pruning
+from antgmm_jax.config import LMMConfig
+from antgmm_jax.decoding import phases as decoding_phases
+from antgmm_jax.parallel import sharding
+from antgmm_jax.pure import Functional, abstract, functional
+from distill import LossConfig, make_loss, top
+from distill.chunked import at_positions
+from experiments.lab.planning import programs
+from experiments.lab.planning import step as steps
+from experiments.lab.planning.chips import CHIPS
+from experiments.lab.planning.programs import bytes_of
+from experiments.lab.planning.step import StepSpec, batch_shapes, mesh_for
+from experiments.run.cuts import reads_features, segment_targets
+from experiments.run.features import views
+from experiments.run.schema import Recipe, Stage, Training, Work
+from experiments.run.stage import optimizer_of
+from experiments.run.targets import CACHE_BATCH, IN_MEMORY
+from pruning.costs import cost, total_parameters
+from pruning.importance import gate_gradient
+
+SCORED, GATE = 64, 64
+"""Questions of a batch for scores and for the export check."""
+HOST = 8
+"""Devices of a machine, for the host memory that the copies of a checkpoint take."""
+
+
+class Load(NamedTuple):
+    """Where and on which rows a run is planned.
+
+    Attributes:
+        mesh: mesh axis -> devices.
+        chip: chip to compile for, with its own compiler; "" for CPUs.
+        length: prompt tokens per row, including image tokens.
+        answer: answer tokens per row.
+    """
+
+    mesh: Mapping[str, int]
+    chip: str
+    length: int
+    answer: int
+
+    @property
+    def devices(self) -> int:
+        """Number of devices."""
+        return math.prod(self.mesh.values())
+
+
+class Phase(NamedTuple):
+    """A phase of a run.
+
+    Attributes:
+        name: name, with its stage.
+        memory: kind -> bytes on each device; those of `temporaries` do not stay.
+        host: bytes of the memory of a machine, beyond the program and the rows of a batch.
+        disk: bytes written that stay.
+        sent: bytes that each device sends in the whole phase.
+        flops: FLOPs of a device in the whole phase.
+        spec: the step, for a phase that trains.
+        compiled: whether memory is that of a compiled program; else it is arithmetic.
+    """
+
+    name: str
+    memory: dict[str, int]
+    host: int = 0
+    disk: int = 0
+    sent: int = 0
+    flops: float = 0.0
+    spec: StepSpec | None = None
+    compiled: bool = False
+
+    @property
+    def total(self) -> int:
+        """Bytes on each device."""
+        return sum(self.memory.values())
+
+    def least(self, chip: str) -> float:
+        """Lower bound of the seconds: products at the peak rate, and what is sent at the rate of the links."""
+        return max(self.flops / CHIPS[chip].flops, self.sent / CHIPS[chip].link)
+
+
+def phases(recipe: Recipe | Training, config: LMMConfig, load: Load) -> Iterator[Phase]:
+    """Plans the phases of a run; programs are compiled, the rest is arithmetic.
+
+    Args:
+        recipe: the recipe.
+        config: config of its initial model.
+        load: devices and rows.
+
+    Yields:
+        The phases, in order.
+
+    Raises:
+        AntgmmError: a batch is not divisible by the mesh, or the sizes of a stage are not legal.
+    """
+    dtype, teacher = recipe.optimizer.dtype, config if isinstance(recipe, Recipe) else None
+    with jax.set_mesh(mesh_for(load.mesh, load.chip)):
+        shapes = _placed(config, dtype)
+        largest = max(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
+    yield Phase("loading", {"model": bytes_of(shapes)}, host=largest)
+    if isinstance(recipe, Recipe) and recipe.teacher.mode == "cache" and _reads_logits(recipe):
+        yield _cache(recipe, config, load)
+    for work in recipe.work:
+        yield from _stage(recipe, work, config, teacher, load)
+        config = _after(config, work.stage)
+    yield _check(recipe, config, load)
+    if teacher is not None:
+        yield _report(recipe, teacher, load)
+
+
+def _reads_logits(recipe: Recipe) -> bool:
+    return any(stage.loss.reads_logits for stage in recipe.stages)
+
+
+def _after(config: LMMConfig, stage: Stage) -> LMMConfig:
+    targets = segment_targets(config, stage)[-1]
+    return pruning.planned_config(config, targets) if targets else config
+
+
+def _placed(config: LMMConfig, dtype: Any) -> Any:
+    return sharding.place_tree(abstract(config, jnp.dtype(dtype)), functional(config).axes)
+
+
+def _rows(most: int, load: Load) -> int:
+    """Rows of a batch: at most `most`, and at least one for each device that has rows of its own."""
+    parts = load.mesh["data"] * load.mesh["fsdp"]
+    return max(most // parts, 1) * parts
+
+
+def _passes(config: LMMConfig, rows: int, load: Load) -> int:
+    """FLOPs of a forward pass on all devices."""
+    length, answer = (load.length, load.answer) if config.encoder_decoder else (load.length + load.answer, 0)
+    return sum(pruning.forward_flops(config, rows, length, answer).values())
+
+
+def _program(run: Any, arguments: tuple[Any, ...], load: Load) -> programs.Program:
+    return programs.compiled(jax.jit(run).lower(*arguments), arguments, load.chip, load.devices)
+
+
+def _cache(recipe: Recipe, config: LMMConfig, load: Load) -> Phase:
+    """The teacher's final states at the answers of all records."""
+    samples = recipe.data.samples + recipe.teacher.pairs
+    rows, pure = _rows(min(CACHE_BATCH, samples), load), functional(config)
+
+    def run(params: Any, batch: Any) -> jax.Array:
+        states = pure.apply(params, batch, collect=("final",))["final"]
+        return sharding.place(at_positions(states, batch["positions"]).astype(jnp.bfloat16), ("batch",))
+
+    with jax.set_mesh(mesh_for(load.mesh, load.chip)):
+        params = _placed(config, recipe.optimizer.dtype)
+        batch = dict(batch_shapes(config, rows, load.length, load.answer))
+        program = _program(run, (params, batch), load)
+        memory = {"teacher": bytes_of(params), "batch": bytes_of(batch), **_more(program)}
+        size = _cached(recipe, pure, params, batch, samples)
+    sent = -(-samples // rows) * sum(program.sent.values())
+    flops = _passes(config, samples, load) / load.devices
+    return Phase("teacher cache", memory, size if size <= IN_MEMORY else 0, size, sent, flops, compiled=True)
+
+
+def _cached(recipe: Recipe, pure: Functional, params: Any, batch: Mapping[str, Any], samples: int) -> int:
+    """Bytes of the cache of all answers, as if each had the full length."""
+    loss = next(stage.loss for stage in recipe.stages if stage.loss.reads_logits)
+    name = top.name_of(recipe.teacher.top, loss.temperature) if recipe.teacher.top else "final"
+    totals = {"answer": samples * batch["targets"].shape[1], "text": 0, "slots": 0}
+    return sum(distill.cache_size(pure, params, batch, samples=samples, totals=totals, names=(name,)).values())
+
+
+def _more(program: programs.Program) -> dict[str, int]:
+    return {"temporaries": program.temporaries, "layout": program.layout}
+
+
+def _stage(
+    recipe: Recipe | Training, work: Work, config: LMMConfig, teacher: LMMConfig | None, load: Load
+) -> Iterator[Phase]:
+    """Features, importance, start, step and scores of a stage."""
+    stage, after = work.stage, _after(config, work.stage)
+    targets = segment_targets(config, stage)
+    features = work.objective == "answers" and reads_features(config, stage, targets[-1])
+    if features:
+        yield _features(recipe, work, config, load)
+    if "taylor" in {stage.method(axis) for axis in targets[-1]}:
+        yield _importance(recipe, work, config, load)
+    first = pruning.planned_config(config, targets[0]) if targets[0] else config
+    spec = _spec(recipe, work, config if stage.mask_steps else first, teacher, load)._replace(features=features)
+    step = steps.compiled(spec, load.mesh, load.chip)
+    state = step.memory["parameters"] + step.memory["moments"]
+    start = {"parameters": step.memory["parameters"], "moments": step.memory["moments"]}
+    if teacher is not None and spec.source == "online":
+        start["teacher"] = step.memory["teacher"]
+    yield Phase(f"{work.title}: start", start, host=_largest(config))
+    # One checkpoint is written while the last one is kept; the stage's result has the parameters alone.
+    disk = (2 * state + step.memory["parameters"]) * load.devices
+    copies, sent = state * min(load.devices, HOST), stage.steps * sum(step.sent.values())
+    flops = stage.steps * step.flops
+    yield Phase(f"{work.title}: step", step.memory, copies, disk, sent, flops, spec, compiled=True)
+    if work.objective == "answers":
+        yield _scores(recipe, work, after, load)
+
+
+def _largest(config: LMMConfig) -> int:
+    """Bytes of the largest array in float32."""
+    return 4 * max(leaf.size for leaf in jax.tree.leaves(abstract(config)))
+
+
+def _spec(recipe: Recipe | Training, work: Work, student: LMMConfig, teacher: LMMConfig | None, load: Load) -> StepSpec:
+    table, loss = work.stage.optimizer, work.stage.loss
+    reads = isinstance(recipe, Recipe) and loss.reads_logits and not recipe.teacher.top
+    # A stage that compares only states is planned with the loss of the data.
+    terms = {name: getattr(loss, name) for name in ("hard", *(("soft", "pair", "rank") if reads else ()))}
+    if not any(terms.values()):
+        terms["hard"] = 1.0
+    return StepSpec(
+        student,
+        teacher if reads else None,
+        table.batch_size,
+        load.length,
+        load.answer,
+        table.remat,
+        source="online" if isinstance(recipe, Recipe) and recipe.teacher.mode == "online" else "cache",
+        dtype=table.dtype,
+        micro_batches=table.accumulate,
+        loss=LossConfig(**terms, temperature=loss.temperature),
+        optimizer=optimizer_of(work.stage),
+    )
+
+
+def _features(recipe: Recipe | Training, work: Work, config: LMMConfig, load: Load) -> Phase:
+    """Image features of all rows and their views, float32 on disk."""
+    samples = recipe.data.samples * views(work.stage.shift)
+    with jax.set_mesh(mesh_for(load.mesh, load.chip)):
+        params = _placed(config, recipe.optimizer.dtype)
+        images = dict(batch_shapes(config, _rows(SCORED, load), load.length, load.answer))["images"]
+        made = jax.eval_shape(functional(config).features, params, images)
+        program = _program(functional(config).features, (params, images), load)
+        memory = {"model": bytes_of(params), "batch": bytes_of(images), **_more(program)}
+    disk = 4 * samples * math.prod(made.shape[1:])
+    sent = -(-samples // made.shape[0]) * sum(program.sent.values())
+    return Phase(f"{work.title}: image features", memory, 0, disk, sent, compiled=True)
+
+
+def _importance(recipe: Recipe | Training, work: Work, config: LMMConfig, load: Load) -> Phase:
+    """Gradients of the gates of the model before the cut."""
+    table = work.stage.optimizer
+    pieces = table.pieces(recipe.calibration_batches)
+    pure = functional(config, table.remat)
+    loss = make_loss(pure, LossConfig(hard=1.0), dtype=jnp.dtype(table.dtype))
+    gates = {
+        axis: jax.ShapeDtypeStruct(gate.shape, jnp.float32)
+        for axis, gate in jax.eval_shape(partial(pruning.ones, config)).items()
+    }
+
+    def run(params: Any, gates: Any, batch: Any) -> Any:
+        return gate_gradient(lambda p, g, b: loss(p, g, b, {})[0], params, gates, batch)
+
+    with jax.set_mesh(mesh_for(load.mesh, load.chip)):
+        params = _placed(config, table.dtype)
+        batch = dict(batch_shapes(config, pieces["batch_size"], load.length, load.answer))
+        program = _program(run, (params, gates, batch), load)
+        memory = {"model": bytes_of(params), "batch": bytes_of(batch), **_more(program)}
+    sent = pieces["batches"] * sum(program.sent.values())
+    flops = 3 * _passes(config, pieces["batch_size"] * pieces["batches"], load) / load.devices
+    return Phase(f"{work.title}: importance", memory, 0, 0, sent, flops, compiled=True)
+
+
+def _scores(recipe: Recipe | Training, work: Work, config: LMMConfig, load: Load) -> Phase:
+    """Answers to the test records: images and prompt are compiled, the steps of decoding reuse their memory."""
+    records, longest = recipe.evaluate.data.samples, recipe.evaluate.max_new_tokens
+    rows = _rows(min(SCORED, records), load)
+    prefill = decoding_phases(config, longest, (), 0).prefill
+
+    def run(params: Any, batch: Any) -> Any:
+        features = functional(config).features(params, batch["images"])
+        return prefill(params, {**batch, "vision_features": features})
+
+    with jax.set_mesh(mesh_for(load.mesh, load.chip)):
+        params = _placed(config, work.stage.optimizer.dtype)
+        shapes = dict(batch_shapes(config, rows, load.length, 0))
+        batch = {name: shapes[name] for name in ("input_ids", "attention_mask", "images")}
+        program = _program(run, (params, batch), load)
+        memory = {"model": bytes_of(params), "batch": bytes_of(batch), **_more(program)}
+    flops = sum(sum(each.values()) for each in cost(config, records, load.length, longest).flops.values())
+    sent = -(-records // rows) * sum(program.sent.values())
+    return Phase(f"{work.title}: scores", memory, 0, 0, sent, flops / load.devices, compiled=True)
+
+
+def _check(recipe: Recipe | Training, config: LMMConfig, load: Load) -> Phase:
+    """The export check: the student in float32 on one device, and in PyTorch."""
+    parameters, longest = total_parameters(config), recipe.evaluate.max_new_tokens
+    rows = min(GATE, recipe.evaluate.data.samples)
+    answers = {"keys and values": cost(config, rows, load.length, longest, itemsize=4).kv_cache}
+    logits = 4 * rows * load.answer * config.language.vocab
+    itemsize = 4 if recipe.export.dtype == "float32" else 2
+    memory = {"student": 4 * parameters, **answers, "temporaries": logits}
+    return Phase("check of the export", memory, 4 * parameters, itemsize * parameters)
+
+
+def _report(recipe: Recipe | Training, teacher: LMMConfig, load: Load) -> Phase:
+    """Latency of one request to the largest model, which is whole on one device."""
+    itemsize = 4 if recipe.export.dtype == "float32" else 2
+    longest = recipe.evaluate.max_new_tokens
+    answers = cost(teacher, 1, load.length, longest, itemsize=itemsize).kv_cache
+    return Phase("report", {"teacher": itemsize * total_parameters(teacher), "keys and values": answers})

@@ -1,0 +1,117 @@
+"""The plan of a whole run: phases until one does not fit, and what would make it fit."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from antgmm_jax.config import LMMConfig
+from antgmm_jax.errors import AntgmmError
+from antgmm_jax.io.convert import open_hf
+from antgmm_jax.presets import preset
+from experiments.lab.planning.chips import CHIPS
+from experiments.lab.planning.phases import Load, Phase, phases
+from experiments.lab.planning.step import DEVICES, compiled, smallest
+from experiments.run.schema import Recipe, Training
+from experiments.run.schema.recipe import load_recipe, load_training, read_toml
+from experiments.run.training import shape_of
+
+HEAD = ("phase", "stays", "more", "host", "disk", "sent", "least s", "by")
+"""Columns of the table: GB that stay on each device, GB of temporaries, GB on a machine, GB on disk, GB that each
+device sends, seconds at least, and whether memory is that of a program or arithmetic."""
+
+
+def opened(path: Path, overrides: Sequence[str], instead: str = "") -> tuple[Recipe | Training, LMMConfig]:
+    """Reads a recipe and the config of its initial model; no weights are read.
+
+    Args:
+        path: a TOML file.
+        overrides: as in `load_recipe`.
+        instead: preset for the initial model, if it does not exist yet; "" for the recipe's.
+
+    Returns:
+        The recipe and the config.
+
+    Raises:
+        AntgmmError: the recipe or the model cannot be read.
+    """
+    load = load_training if "phase" in read_toml(path, "recipe") else load_recipe
+    recipe: Recipe | Training = load(path, overrides)
+    if instead:
+        return recipe, preset(instead)
+    return recipe, shape_of(recipe) if isinstance(recipe, Training) else open_hf(recipe.teacher.path)[0]
+
+
+def planned(
+    recipe: Recipe | Training, config: LMMConfig, load: Load, chip: str, say: Callable[[str], None]
+) -> Iterator[Phase]:
+    """Plans the phases of a run.
+
+    Args:
+        recipe: the recipe.
+        config: config of its initial model.
+        load: devices and rows.
+        chip: chip with the memory that the phases must fit into; "" for any.
+        say: called with a line for each phase.
+
+    Yields:
+        The phases.
+
+    Raises:
+        AntgmmError: a phase does not fit; the message names what does.
+    """
+    for phase in phases(recipe, config, load):
+        say(f"plan: {phase.name}: {phase.total / 1e9:.3g} GB on each device")
+        yield phase
+        if chip and phase.total > CHIPS[chip].memory:
+            needs = f"{phase.name} needs {phase.total / 1e9:.3g} GB per device, more than {chip} has"
+            raise AntgmmError(f"{needs}; {_remedy(phase, load, chip)}")
+
+
+def _remedy(phase: Phase, load: Load, chip: str) -> str:
+    memory = CHIPS[chip].memory
+    if phase.name in ("check of the export", "report"):
+        return "it runs on one device, so no mesh helps: choose a chip with more memory for it"
+    if phase.spec is None:
+        mesh = dict(load.mesh)
+        while phase.total * load.devices > memory * mesh["data"] * mesh["fsdp"] * mesh["tensor"]:
+            mesh["fsdp"] *= 2
+        return f"about --mesh {_listed(mesh)} is sufficient"
+    if phase.spec.remat != "full":
+        step = compiled(phase.spec._replace(remat="full"), load.mesh, load.chip)
+        if step.total <= memory:
+            return f'optimizer.remat = "full" is sufficient ({step.total / 1e9:.3g} GB)'
+    step = smallest(phase.spec, load.mesh, memory, load.chip)
+    if step is None:
+        return f"no mesh of at most {DEVICES} devices with this tensor size and batch is sufficient"
+    return f"the smallest sufficient mesh is --mesh {_listed(step.mesh)} ({step.total / 1e9:.3g} GB)"
+
+
+def _listed(mesh: Mapping[str, int]) -> str:
+    return ",".join(f"{axis}={n}" for axis, n in mesh.items() if n > 1) or "fsdp=1"
+
+
+def figures(plan: Sequence[Phase], chip: str) -> list[dict[str, Any]]:
+    """Converts phases to JSON types, with the least time on a chip if one is given."""
+    return [
+        {
+            "phase": phase.name,
+            "memory": {**phase.memory, "total": phase.total},
+            "host": phase.host,
+            "disk": phase.disk,
+            "sent": phase.sent,
+            "flops": phase.flops,
+            "seconds": phase.least(chip) if chip and phase.flops else None,
+            "compiled": phase.compiled,
+        }
+        for phase in plan
+    ]
+
+
+def rows(table: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
+    """Formats `figures` as rows with the columns `HEAD`."""
+    for each in table:
+        temporaries = each["memory"].get("temporaries", 0)
+        sizes = (each["memory"]["total"] - temporaries, temporaries, each["host"], each["disk"], each["sent"])
+        shown = [f"{size / 1e9:.3g}" if size else "" for size in sizes]
+        seconds = "" if each["seconds"] is None else f"{each['seconds']:.3g}"
+        yield (each["phase"], *shown, seconds, "program" if each["compiled"] else "sum")

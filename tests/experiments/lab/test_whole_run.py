@@ -1,0 +1,130 @@
+"""The plan of a whole run equals sizes that are known otherwise, and what does not fit is refused with a remedy."""
+
+import json
+
+import pytest
+
+from antgmm_jax.errors import AntgmmError
+from antgmm_jax.presets import preset
+from experiments.lab.planning import compilers, whole_run
+from experiments.lab.planning.chips import CHIPS
+from experiments.lab.planning.phases import Load, Phase
+from experiments.lab.planning.step import Step, StepSpec
+from pruning.costs import total_parameters
+
+CONFIG = preset("llava-tiny")
+RECIPE = """
+calibration_batches = 2
+max_length = 14
+max_answer = 6
+teacher.path = "nowhere"
+data = { kind = "jsonl", path = "train.jsonl", samples = 50 }
+loss = { hard = 0.5, soft = 1.0, temperature = 2.0 }
+optimizer = { learning_rate = 5e-4, batch_size = 8, dtype = "bfloat16" }
+evaluate = { max_new_tokens = 5, data = { path = "test.jsonl", samples = 16 } }
+
+[[stage]]
+name = "cut"
+mask_steps = 1
+recover_steps = 9
+sizes = { "text/layers" = 4, "text/mlp" = 0.5 }
+
+[[stage]]
+name = "settle"
+frozen = ["vision", "bridge"]
+recover_steps = 20
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    path = tmp_path / "recipe.toml"
+    path.write_text(RECIPE)
+    return path
+
+
+@pytest.mark.long
+def test_phases_have_the_sizes_of_their_arrays(recipe, antgmm):
+    plan = ("plan", recipe, "--preset", "llava-tiny", "--mesh", "fsdp=1")
+    figures = json.loads(antgmm(*plan, "--chip", "v5e", "--compiler", "cpu", "--json").stdout)
+    assert (figures["length"], figures["answer"]) == (14 + CONFIG.image_tokens, 6)
+    phases = {each["phase"]: each for each in figures["phases"]}
+    cut, settle = "stage 'cut': ", "stage 'settle': "
+    assert [*phases] == [
+        *("loading", "teacher cache"),
+        *(cut + name for name in ("importance", "start", "step", "scores")),
+        *(settle + name for name in ("image features", "start", "step", "scores")),
+        *("check of the export", "report"),
+    ]
+    whole = total_parameters(CONFIG)
+    small = json.loads(antgmm("cost", "--preset", "llava-tiny", "--json").stdout)
+    assert phases["loading"]["memory"] == {"model": 2 * whole, "total": 2 * whole}
+    # Each row has its answer's final states in bfloat16, and its length.
+    assert phases["teacher cache"]["disk"] == 50 * (6 * 2 * CONFIG.language.decoder.embed + 4)
+    assert phases["teacher cache"]["host"] == phases["teacher cache"]["disk"]
+    # Gates close before the first cut: the whole model is trained, with two moments for each parameter.
+    assert phases[f"{cut}start"]["memory"]["parameters"] == 4 * whole
+    assert phases[f"{cut}start"]["memory"]["moments"] == pytest.approx(8 * whole, rel=1e-3)
+    state = phases[f"{cut}step"]["memory"]["parameters"] + phases[f"{cut}step"]["memory"]["moments"]
+    assert phases[f"{cut}step"]["disk"] == 2 * state + 4 * whole
+    assert phases[f"{cut}step"]["host"] == state
+    features = 4 * 50 * CONFIG.image_tokens * CONFIG.vision.stack.embed
+    assert phases[f"{settle}image features"]["disk"] == features
+    # Frozen parameters have no moments.
+    assert phases[f"{settle}start"]["memory"]["moments"] < 2 * phases[f"{settle}start"]["memory"]["parameters"]
+    assert phases["report"]["memory"]["teacher"] == 2 * whole
+    assert small["params"] == whole
+    for name, each in phases.items():
+        assert each["compiled"] == (name.split(": ")[-1] not in ("loading", "start", "check of the export", "report"))
+        assert not each["compiled"] or each["memory"]["temporaries"] > 0
+        assert not each["sent"]  # one device
+    assert phases[f"{cut}step"]["seconds"] == pytest.approx(phases[f"{cut}step"]["flops"] / CHIPS["v5e"].flops)
+
+
+SPEC = StepSpec(CONFIG, CONFIG, 8, 24, 8)
+
+
+@pytest.mark.parametrize(
+    ("phase", "remedy"),
+    [
+        (Phase("report", {"teacher": 9}), "it runs on one device, so no mesh helps: choose a chip with more memory"),
+        (Phase("teacher cache", {"teacher": 17}), "about --mesh fsdp=8 is sufficient"),
+        (Phase("step", {"parameters": 9}, spec=SPEC), 'optimizer.remat = "full" is sufficient'),
+        (
+            Phase("step", {"parameters": 9}, spec=SPEC._replace(remat="full")),
+            "the smallest sufficient mesh is --mesh fsdp=4",
+        ),
+    ],
+)
+def test_a_phase_that_does_not_fit_is_refused_with_what_would(phase, remedy, monkeypatch):
+    def compiled(spec, mesh, chip):
+        return Step(dict(mesh), {"parameters": 4 if spec.remat == "full" else 9}, 0.0, 0.0, {})
+
+    def smallest(spec, mesh, memory, chip):
+        return Step({"data": 1, "fsdp": 4, "tensor": 1}, {"parameters": 3}, 0.0, 0.0, {})
+
+    monkeypatch.setitem(CHIPS, "v5e", CHIPS["v5e"]._replace(memory=5.0))
+    monkeypatch.setattr(whole_run, "phases", lambda *_: iter([Phase("loading", {"model": 5}), phase]))
+    monkeypatch.setattr(whole_run, "compiled", compiled)
+    monkeypatch.setattr(whole_run, "smallest", smallest)
+    lines = []
+    load = Load({"data": 1, "fsdp": 2, "tensor": 1}, "", 24, 8)
+    with pytest.raises(AntgmmError) as error:
+        [*whole_run.planned(None, CONFIG, load, "v5e", lines.append)]
+    assert str(error.value).startswith(f"{phase.name} needs {phase.total / 1e9:.3g} GB per device, more than v5e has; ")
+    assert remedy in str(error.value)
+    assert [line.split(":")[1] for line in lines] == [" loading", f" {phase.name}"]
+    # Without a chip everything is printed.
+    assert len([*whole_run.planned(None, CONFIG, load, "", lines.append)]) == 2
+
+
+def test_a_recipe_is_planned_without_its_teacher_or_says_what_is_missing(recipe, antgmm, refused, monkeypatch):
+    monkeypatch.setattr(compilers, "check", lambda chip: None)
+    monkeypatch.setattr(
+        whole_run, "phases", lambda recipe, config, load: iter([Phase(str(config == CONFIG), {"a": 1})])
+    )
+    shown = antgmm("plan", recipe, "--preset", "llava-tiny", "--mesh", "fsdp=2", "--set", "max_answer=7").stdout
+    assert "recipe.toml on fsdp=2" in shown and "True" in shown and "7 answer" in " ".join(shown.split())
+    assert "nowhere" in refused("plan", recipe, "--mesh", "fsdp=2")
+    assert "unknown key" in refused("plan", recipe, "--preset", "llava-tiny", "--set", "max_answers=7")
+    assert refused("plan", "absent.toml").startswith("cannot read the recipe absent.toml")
