@@ -4,7 +4,7 @@ import hashlib
 import json
 import shutil
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -19,7 +19,8 @@ from data.encoding import Encoder, TooLong, refuse
 from data.files import BadRow
 from data.image_writer import ImageWriter
 from data.index import COLUMNS
-from data.record import Arrays, Record
+from data.record import Arrays, Record, Turn
+from data.rows import Row
 from data.source import Source
 
 Result = TypeVar("Result")
@@ -107,8 +108,9 @@ def build(
     place: Path,
     progress: Progress,
     *,
-    most: int | None,
+    most: float | None,
     threads: int = 1,
+    about: Mapping[str, Any] | None = None,
 ) -> None:
     """Reads, checks and encodes all records, and stores them in a folder.
 
@@ -117,8 +119,10 @@ def build(
         encoder: encoder of the records.
         place: the folder. Until it is complete, its hidden name is that of `partial_of`.
         progress: called with the number of records read.
-        most: maximum size of the encoded images, which are left out if they are larger; None for half of the free disk.
+        most: see `ImageWriter`; images are left out if they are larger.
         threads: number of threads.
+        about: contents of `prepared.json`, to which the number of records and the sizes of the files are added, for a
+            folder that also has the texts of the records; None for a folder without these.
 
     Raises:
         AntgmmError: lists all bad records, and the partial folder is removed; or the disk is full, and another call
@@ -127,9 +131,15 @@ def build(
     partial = partial_of(place)
     try:
         source.restore(source.places())  # all records, also those that another encoder found too long
-        done = _begin(partial)
+        done = _begin(partial, () if about is None else ("words",))
         _Build(source, encoder, partial, done, most, threads).run(progress)
-        _finish(source, partial, place)
+        count = _finish(source, partial)
+        if about is not None:
+            files = {path.relative_to(partial).as_posix(): path.stat().st_size for path in _written(partial)}
+            text = json.dumps({**about, "records": count, "files": files}, indent=1)
+            (partial / "prepared.json").write_text(text, encoding="utf-8")
+        folders.publish(partial, place)
+        shutil.rmtree(place / "parts")
     except Unwritten:
         raise
     except AntgmmError as error:
@@ -148,12 +158,17 @@ def _with_path(source: Source, reason: str) -> str:
     return reason if source.path is None or reason.startswith(str(source.path)) else f"{source.path}: {reason}"
 
 
-def _begin(partial: Path) -> _Done:
+def _written(partial: Path) -> list[Path]:
+    """Files of a finished folder."""
+    return sorted(path for path in partial.rglob("*") if path.is_file() and path.parent.name != "parts")
+
+
+def _begin(partial: Path, more: tuple[str, ...]) -> _Done:
     """Creates the folder, or removes what an interrupted process left half-written. Returns what is done."""
     parts = sorted((partial / "parts").glob("*.npz"))
     if not parts:
         shutil.rmtree(partial, ignore_errors=True)
-        for name in ("tokens", "images", "parts"):
+        for name in ("tokens", "images", "parts", *more):
             (partial / name).mkdir(parents=True)
         return _Done()
     for leftover in partial.rglob(".*.tmp"):
@@ -166,10 +181,11 @@ def _begin(partial: Path) -> _Done:
 class _Build:
     """Encoding of the records that are not stored yet."""
 
-    def __init__(self, source: Source, encoder: Encoder, folder: Path, done: _Done, most: int | None, threads: int):
+    def __init__(self, source: Source, encoder: Encoder, folder: Path, done: _Done, most: float | None, threads: int):
         self._source, self._encoder, self._folder, self._done, self._threads = source, encoder, folder, done, threads
         self._tokens = Writer(folder / "tokens", 0, GROUP)
         self._images = ImageWriter(folder / "images", len(source), most=most, written=done.image_bytes)
+        self._words = Writer(folder / "words", 0, GROUP) if (folder / "words").exists() else None
         self._names = {name: number for number, name in enumerate(done.names)}
         self._texts, self._count = done.texts, done.kept
         self._with_image_token: list[tuple[str, str]] = []
@@ -221,12 +237,16 @@ class _Build:
         self._digests.append(hashlib.blake2b(rest + images, digest_size=_DIGEST).digest())
         self._tokens.add(self._count, rest)
         self._images.add(self._count, images)
+        if self._words is not None:
+            self._words.add(self._count, _words(record))
         self._count += 1
 
     def _write_part(self, rows: int) -> None:
         """Writes files of the rows since the last part, then the part, with which a later process resumes."""
         self._tokens.flush()
         self._images.flush()
+        if self._words is not None:
+            self._words.flush()
         done = _Done(rows, self._count, tuple(self._names), self._texts, self._images.written)
         columns = np.array(self._columns, np.int32).reshape(-1, len(COLUMNS)).T
         with folders.new_file(self._folder / "parts" / f"{rows:012d}.npz") as path, path.open("wb") as file:
@@ -240,8 +260,8 @@ class _Build:
         self._clear()
 
 
-def _finish(source: Source, partial: Path, place: Path) -> None:
-    """Joins the parts to the index of the folder, and gives it its name."""
+def _finish(source: Source, partial: Path) -> int:
+    """Joins the parts to the index of the folder. Returns the number of records."""
     joined: dict[str, list[np.ndarray]] = {name: [] for name in (*COLUMNS, "kept", "digests", "done")}
     for part in sorted((partial / "parts").glob("*.npz")):
         with part.open("rb") as file, np.load(file) as arrays:
@@ -254,11 +274,23 @@ def _finish(source: Source, partial: Path, place: Path) -> None:
     fingerprint = hashlib.sha256(digests.tobytes()).hexdigest()[:16]
     about = {"names": names, "fingerprint": fingerprint, "dropped": int((~kept).sum())}
     np.savez(partial / "index.npz", **columns, **places, **about)
-    folders.publish(partial, place)
-    shutil.rmtree(place / "parts")
+    return int(kept.sum())
 
 
 def _lengths(arrays: Arrays) -> tuple[int, int, int, int]:
     """Tokens of prompt, answer and earlier answers, and image slots."""
     slots = next((len(leaf) for leaf in arrays["images"].values()), 0)
     return len(arrays["prompt"]), len(arrays["answer"]), len(arrays.get("earlier", ())), slots
+
+
+def _words(record: Record) -> bytes:
+    """Texts of a record as JSON."""
+    fields = {name: value for name, value in vars(record).items() if name not in ("images", "cells")}
+    return json.dumps({**fields, "latents": dict(record.latents)}).encode()
+
+
+def row_of(words: bytes) -> Row:
+    """Returns a stored record without its images."""
+    fields = json.loads(words)
+    turns = tuple(Turn(role, tuple(parts)) for role, parts in fields.pop("turns"))
+    return Row(images=(), turns=turns, **fields)

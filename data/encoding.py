@@ -45,6 +45,7 @@ class Encoder:
         inputs: the family's `Inputs`.
         eos: token that ends an answer: what the chat template writes, else the end token of the tokenizer.
         pad: padding token.
+        settings: prompt template and limits.
 
     Raises:
         AntgmmError: the processor does not fit the model, or the template contains the image token.
@@ -62,6 +63,7 @@ class Encoder:
         self.inputs = inputs(config, processor)
         self._words, self._template = processor.tokenizer, template
         self._max_length, self._max_answer = max_length, max_answer
+        self.settings = {"prompt": template, "max_length": max_length, "max_answer": max_answer}
         self._about = f"{_FORMAT} {config.family} {config.image_token} {config.vision.image} {config.image_tokens}"
         self._chat = ChatEncoder(self.inputs, config)
         self.eos, self.pad = self._chat.end, self._words.pad_token_id

@@ -1,5 +1,6 @@
 """Writes encoded images as long as their total size has a limit."""
 
+import math
 import shutil
 from pathlib import Path
 
@@ -15,17 +16,18 @@ class ImageWriter:
     Args:
         folder: folder of the images.
         rows: number of rows.
-        most: maximum total size in bytes; never more than half of the free disk. None for no other limit.
+        most: maximum total size in bytes; never more than half of the free disk. None for no other limit, infinity
+            for none at all.
         written: size of the rows that an interrupted process wrote; it removed the folder if it was above the limit.
 
     Attributes:
         written: size of all rows so far, kept or not.
     """
 
-    def __init__(self, folder: Path, rows: int, *, most: int | None, written: int = 0):
+    def __init__(self, folder: Path, rows: int, *, most: float | None, written: int = 0):
         free = (shutil.disk_usage(folder.parent).free + written) // 2
         self._folder, self._rows, self.written = folder, rows, written
-        self._most = free if most is None else min(most, free)
+        self._most = free if most is None else most if most == math.inf else min(most, free)
         self._writer = Writer(folder, 0) if folder.exists() else None
 
     def add(self, row: int, record: bytes) -> None:

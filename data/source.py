@@ -4,12 +4,16 @@ import hashlib
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from antgmm_jax.errors import AntgmmError
 from data.record import Record
 from data.rows import Row
+
+if TYPE_CHECKING:
+    from data.encoding import Encoder
 
 
 class Source(Sequence[Record]):
@@ -49,6 +53,10 @@ class Source(Sequence[Record]):
         if bad:
             lines = (f"{self.words(index).id or f'record {index + 1}'}: {reason}" for index, reason in bad.items())
             raise AntgmmError("\n".join([f"{len(bad)} of {len(self)} records are invalid", *lines]))
+
+    def encoded(self, encoder: "Encoder") -> Path | None:
+        """Returns the folder with the encoded records, or None if they are not encoded yet."""
+        return None
 
     def places(self) -> dict[str, np.ndarray]:
         """Returns positions of records that a pass over the rows determined, for `restore`."""

@@ -24,6 +24,13 @@ from data.record import Arrays
 from data.source import Source
 
 Shown = Callable[[str, int], AbstractContextManager[Progress]]
+
+
+def unshown(title: str, total: int) -> AbstractContextManager[Progress]:
+    """Shows no progress bar."""
+    return nullcontext(silent)
+
+
 MOST_BYTES = 4 << 30
 """Maximum size of the encoded images of a data set; images of larger data are decoded from their files every epoch."""
 CACHE_BYTES = 16 << 30
@@ -87,7 +94,7 @@ def open_encoded(
     encoder: Encoder,
     folder: Path | None = None,
     *,
-    shown: Shown = lambda title, total: nullcontext(silent),
+    shown: Shown = unshown,
 ) -> Encoded:
     """Opens encoded records in the cache; reads, checks and encodes all records first if they are not there.
 
@@ -105,6 +112,8 @@ def open_encoded(
     Raises:
         AntgmmError: lists all bad records; or the disk is full.
     """
+    if (prepared := source.encoded(encoder)) is not None:
+        return Encoded(source, encoder, prepared)
     folder = folder or cache_folder("data")
     folder.mkdir(parents=True, exist_ok=True)
     place = folder / hashlib.sha256(f"{source.digest()} {encoder.digest()}".encode()).hexdigest()[:32]

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from antgmm_jax.extras import require
-from experiments.commands.output import Json, emit
+from experiments.commands.output import Json, Set, emit
 from experiments.run.host.console import say, table
 
 
@@ -58,4 +58,23 @@ def maad(
     emit(info, as_json, table(["split", "records", "fingerprint"], rows), f"written: {out}")
 
 
-COMMANDS = {"maad": (maad, "antgmm data maad --tier s --split test --samples 100 --out maad-s")}
+def prepare(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A TOML file with [data] to train on.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Output folder.")],
+    changes: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Encode the rows that a recipe trains on: token ids and pixels, read by later runs instead of the rows' files."""
+    say(f"data: preparing the rows of {recipe} in {out}")
+    from experiments.run.preparing import prepare_rows
+
+    info = prepare_rows(recipe, changes or [], out)
+    table_rows = [(name, info[name]) for name in ("records", "dropped", "bytes", "fingerprint")]
+    line = f'written: {out}; in a recipe: [data] kind = "prepared", path = "{out}", samples = {info["records"]}'
+    emit(info, as_json, table(["", str(out)], table_rows), line)
+
+
+COMMANDS = {
+    "maad": (maad, "antgmm data maad --tier s --split test --samples 100 --out maad-s"),
+    "prepare": (prepare, "antgmm data prepare my.toml --out ads-prepared"),
+}

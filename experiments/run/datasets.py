@@ -9,19 +9,20 @@ from transformers import ProcessorMixin
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.errors import AntgmmError
 from data.maad import source
+from data.prepared import PreparedSource
 from data.readers import read_records
 from data.source import Source
 from experiments.run.host.console import say
 from experiments.run.prompts import prompt_of
 from experiments.run.samples import Samples
-from experiments.run.schema import Data, Recipe, Training
+from experiments.run.schema import Data, PreparedData, Recipe, Training
 
 Result = TypeVar("Result")
 Both = tuple[Result, Result]
 """For training, and for evaluation."""
 
 
-def load_records(data: Data) -> Source:
+def load_records(data: Data | PreparedData) -> Source:
     """Opens the records of a data table, without validating them.
 
     Args:
@@ -35,6 +36,8 @@ def load_records(data: Data) -> Source:
     """
     if data.kind == "maad":
         return source(data.tier, data.split, data.samples)
+    if data.kind == "prepared":
+        return PreparedSource(Path(data.path), data.samples)
     split, drop_long = getattr(data, "split", ""), data.too_long == "drop"
     return read_records(data.kind, Path(data.path), split=split, most=data.samples, drop_long=drop_long)
 

@@ -19,6 +19,7 @@ from antgmm_jax.config import IMAGE_SIDE, LMMConfig
 from data.encoding import Encoder
 from data.files import BadRow
 from data.source import Source
+from data.store import open_encoded
 from experiments.run.flops import StageFlops, stage_flops
 from experiments.run.host.console import clock, count, say
 from experiments.run.schema import Recipe, Training
@@ -83,10 +84,11 @@ def look_at(source: Source, encoder: Encoder) -> dict[str, Any]:
         `prompt`, `answer`, `slots` and `read` for `Rows`; empty if all of these records are invalid.
     """
     encoded, times = [], []
+    stored = open_encoded(source, encoder) if source.encoded(encoder) else None
     for index in range(min(_PROBED, len(source))):
         begin = time.perf_counter()
         with suppress(BadRow):  # reported when all records are read
-            encoded.append(encoder(source.read(index)))
+            encoded.append(encoder(source.read(index)) if stored is None else stored[index])
         times.append(time.perf_counter() - begin)
     if not encoded:
         return {}

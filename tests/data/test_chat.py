@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -11,6 +13,7 @@ from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import new_processor
 from antgmm_jax.families.common.words import BOS, EOS, IMAGE, SPECIAL
 from antgmm_jax.families.llava.presets import sized as llava
+from antgmm_jax.pure import functional
 from data import collate
 from data.chat import messages
 from data.encoding import Encoder
@@ -20,6 +23,7 @@ from data.packing import packed
 from data.record import Record, Turn, images_first
 from data.source import InMemorySource
 from data.store import open_encoded
+from distill.losses import hard
 from experiments.run import pairs
 
 CONFIG = llava(
@@ -112,6 +116,35 @@ def test_batches_by_hand(tmp_path):
     # The last answer is generated after the given earlier ones.
     prompts = collate.prompts([rows.tokens(0)], layout, 14)
     np.testing.assert_array_equal(prompts["input_ids"], [ids[0][:14]])
+
+
+def test_five_turns_are_one_row_with_the_loss_of_five_rows_and_a_fifth_of_the_pictures(tmp_path):
+    lines = [("what ?", "red or"), ("or ?", "green"), ("red ?", "red"), ("green ?", "or"), ("what or ?", "green red")]
+    turns = [turn for ask, answer in lines for turn in (Turn("user", (ask,)), Turn("assistant", (answer,)))]
+    turns[0] = Turn("user", (None, "what ?"))
+    each = [record(tuple(turns[: 2 * k + 1]), answer) for k, (_, answer) in enumerate(lines)]
+    rows = open_encoded(InMemorySource([each[-1], *each]), encoder(), tmp_path)
+    layout, need = collate.Layout(False, 0, 0), collate.needs(rows.index, False)
+    one, five = np.arange(1), np.arange(1, 6)
+    # The start token, four image tokens, and for each turn the question, `answer:`, the answer and the end token. The
+    # five rows repeat what stands before their question.
+    lengths = [5 + n for n in (6, 11, 16, 21, 28)]
+    assert (need.text[one].tolist(), need.text[five].tolist()) == ([33], lengths)
+    assert (need.slots[one].sum(), need.slots[five].sum()) == (1, 5)
+    pure = functional(CONFIG)
+    params = pure.init(jax.random.key(0))
+    losses, tokens = [], []
+    for chosen in (one, five):
+        made = batch(rows, chosen, layout, need.of(chosen))
+        # Of a row with a history, only the last answer is new.
+        last = np.arange(made["targets"].shape[1]) >= rows.index.earlier[chosen, None]
+        targets = made["targets"] if len(chosen) == 1 else np.where(last, made["targets"], -100)
+        logits = pure.apply(params, made)["logits"]
+        logits = jnp.take_along_axis(logits, jnp.asarray(made["positions"])[..., None], axis=1)
+        tokens.append(np.sort(targets[targets >= 0]).tolist())
+        losses.append(np.sum(np.where(targets >= 0, hard(logits, jnp.asarray(targets)), 0)))
+    assert tokens[0] == tokens[1]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
 
 
 def test_trained_tokens_equal_the_templates_assistant_mask():

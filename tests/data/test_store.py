@@ -283,9 +283,7 @@ def test_a_full_disk_is_one_line_and_another_start_continues(rows, encode, monke
 def test_bad_rows_behind_a_stored_part_are_listed_and_the_part_is_removed(rows, encode, monkeypatch):
     monkeypatch.setattr(building, "PART", 2)
     (rows.parent / "2.png").write_bytes((rows.parent / "2.png").read_bytes()[:200])
-    with pytest.raises(
-        AntgmmError, match=r"2 of 6 rows(.|\n)*line 3: image 2.png(.|\n)*line 6: image 2.png"
-    ):
+    with pytest.raises(AntgmmError, match=r"2 of 6 rows(.|\n)*line 3: image 2.png(.|\n)*line 6: image 2.png"):
         opened(rows, encode)
     assert not [path for path in (rows.parent / "cache").iterdir() if path.is_dir()]
 

@@ -1,4 +1,4 @@
-"""Benchmark of memory and start-up time for different numbers of rows; every size runs in its own process."""
+"""Benchmark of memory, start-up time and loading for different numbers of rows; every size runs in its own process."""
 
 import json
 import os
@@ -21,6 +21,8 @@ from antgmm_jax.families import new_processor
 from antgmm_jax.families.common.words import IMAGE
 from antgmm_jax.presets import preset
 from data.tokenizer import train_tokenizer
+from experiments.lab.bench.loading import lines as loading_lines
+from experiments.lab.bench.loading import parts, rates
 from experiments.run.host.console import say, table
 from experiments.run.host.facts import machine
 
@@ -77,8 +79,8 @@ def child(file: str, processor: str, side: int) -> dict[str, Any]:
         side: image side of the model.
 
     Returns:
-        `peak` bytes of memory, `first` seconds to the first batch, `seconds` in total, and whether images are `kept`
-        encoded.
+        `peak` bytes of memory, `first` seconds to the first batch, `seconds` in total, whether images are `kept`
+        encoded, and `loading` with the results of `parts` and `rates`.
     """
     from data.readers import read_records
     from experiments.run.samples import Samples, load_processor
@@ -92,7 +94,9 @@ def child(file: str, processor: str, side: int) -> dict[str, Any]:
     for _ in islice(data, BATCHES - 1):
         pass
     peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {"peak": peak, "first": first, "seconds": time.perf_counter() - begin, "kept": samples.rows.kept}
+    seconds = time.perf_counter() - begin
+    loading = {"parts": parts(samples), "rates": rates(samples)}
+    return {"peak": peak, "first": first, "seconds": seconds, "kept": samples.rows.kept, "loading": loading}
 
 
 def run(sizes: Sequence[int], *, side: int) -> dict[str, Any]:
@@ -129,7 +133,11 @@ def shown(figures: Mapping[str, Any]) -> list[Any]:
             peak, first, seconds = f"{one['peak'] / 2**20:.0f} MiB", f"{one['first']:.1f} s", f"{one['seconds']:.1f} s"
             lines.append((rows, turn, peak, first, seconds, kept))
     head = ["rows", "start", "peak memory", "first batch", f"{BATCHES} batches", "images"]
-    return [table(head, lines, f"JSONL with JPEG, batches of {BATCH}, images of {figures['side']} pixels")]
+    rows, turns = list(figures["rows"].items())[-1]
+    return [
+        table(head, lines, f"JSONL with JPEG, batches of {BATCH}, images of {figures['side']} pixels"),
+        table(["loading", "one row"], loading_lines(turns["again"]["loading"]), f"{rows} rows"),
+    ]
 
 
 if __name__ == "__main__":

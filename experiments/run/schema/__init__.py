@@ -8,7 +8,7 @@ at the top level. Paths are relative to the working directory.
 from experiments.run.schema.compress import Recipe
 from experiments.run.schema.faults import validated
 from experiments.run.schema.stage import Stage, Work, can_score
-from experiments.run.schema.tables import Axis, Count, Data, FileData, MaadData, Name, Size, Table
+from experiments.run.schema.tables import Axis, Count, Data, FileData, MaadData, Name, PreparedData, Size, Table
 from experiments.run.schema.train import Model, Phase, Training
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "Model",
     "Name",
     "Phase",
+    "PreparedData",
     "Recipe",
     "Size",
     "Stage",

@@ -37,6 +37,11 @@ def load_training(path: str | Path, overrides: Sequence[str] = ()) -> Training:
     return _load(path, overrides, Training)
 
 
+def load_any(path: str | Path, overrides: Sequence[str] = ()) -> Recipe | Training:
+    """Reads a recipe of either kind; arguments and errors as in `load_recipe`."""
+    return _load(path, overrides, Training if "phase" in read_toml(path, "recipe") else Recipe)
+
+
 def read_toml(path: str | Path, kind: str) -> dict[str, Any]:
     """Reads a TOML file.
 

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -100,7 +100,23 @@ class TfdsData(Table):
     too_long: TooLong = "refuse"
 
 
+class PreparedData(Table):
+    """Encoded records of `antgmm data prepare`, to train on.
+
+    Attributes:
+      kind: "prepared".
+      path: the folder.
+      samples: number of its records.
+    """
+
+    kind: Literal["prepared"]
+    path: str
+    samples: Count
+    too_long: ClassVar[TooLong] = "refuse"
+
+
 Data = Annotated[MaadData | FileData | TfdsData, Field(discriminator="kind")]
+TrainingData = Annotated[MaadData | FileData | TfdsData | PreparedData, Field(discriminator="kind")]
 
 
 class Evaluate(Table):
@@ -149,7 +165,7 @@ class BaseRecipe(Table):
       max_answer: maximum number of answer tokens, including the end token; longer rows are an error.
     """
 
-    data: Data
+    data: TrainingData
     optimizer: StepConfig
     evaluate: Evaluate
     export: Export = Export()

@@ -14,6 +14,7 @@ from typer.main import get_command
 
 import pruning
 from antgmm_jax.axes import sizes, to_dict
+from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import FAMILIES
 from antgmm_jax.io import checkpoint, convert, tensors
 from antgmm_jax.io.convert import load_hf, save_hf
@@ -24,13 +25,16 @@ from data.record import PROMPT
 from experiments import cli
 from experiments.commands.models import _check_prompts, _runs
 from experiments.commands.runs import TEACHER
+from experiments.run.datasets import encoded, load_records
+from experiments.run.samples import load_processor
+from experiments.run.schema.recipe import load_recipe
 from experiments.run.student import teacher_key
 from tests import reference
 from tests.experiments.tiny import save_teacher, write_recipe
 
 COMMANDS = [
     *(["demo"], ["compress"], ["train"], ["import"], ["eval"], ["export"], ["search"], ["plan"], ["shrink"]),
-    *(["cost"], ["recombine"], ["report"], ["data"], ["data", "maad"], ["lab"]),
+    *(["cost"], ["recombine"], ["report"], ["data"], ["data", "maad"], ["data", "prepare"], ["lab"]),
     *(["lab", name] for name in ("bench", "stalls", "stream", "accelerator", "study", "peers", "energy", "servers")),
 ]
 SERVICE = ("lab", "energy", "--watts", "400", "--teacher-ms", "700", "--student-ms", "90")
@@ -100,6 +104,7 @@ BEGUN = {
     "recombine r.toml --run r --steps 9 --from s": "recombining s by r.toml in r",
     "report r": "report: r",
     "data maad --out o": "data: generating MAAD-synth, tier s, in o",
+    "data prepare r.toml --out o": "data: preparing the rows of r.toml in o",
     "lab bench": "bench:",
     "lab stalls": "stalls:",
     "lab stream": "stream:",
@@ -433,6 +438,26 @@ def test_maad_is_written_and_read_back(antgmm, tmp_path, form, kind):
     info = json.loads(antgmm(*words, "--format", form).stdout)
     assert info["sizes"] == {"test": 5}
     assert len(read_records(kind, tmp_path / "maad" / f"test.{kind}")) == 5
+
+
+def test_a_recipe_trains_on_its_prepared_rows(antgmm, tmp_path):
+    recipe = write_recipe(tmp_path / "recipe.toml", save_teacher(tmp_path / "teacher"))
+    info = json.loads(antgmm("data", "prepare", recipe, "--out", "rows", "--json").stdout)
+    changed = [
+        f"data={{kind = 'prepared', path = 'rows', samples = {info['records']}}}",
+        "evaluate.data={kind = 'maad', tier = 's', split = 'val', samples = 8}",
+    ]
+    rows = load_recipe(recipe, changed)
+    processor, config = load_processor(tmp_path / "teacher"), load_hf(tmp_path / "teacher")[0]
+    prepared, drawn = (
+        encoded(each, load_records(each.data), processor, config, trained=True) for each in (rows, load_recipe(recipe))
+    )
+    assert prepared.fingerprint == drawn.fingerprint == info["fingerprint"]
+    with pytest.raises(AntgmmError, match=r"evaluate\.data.*'prepared'"):
+        load_recipe(recipe, ["evaluate.data={kind = 'prepared', path = 'rows', samples = 5}"])
+    other = antgmm("data", "prepare", recipe, "--out", "rows", "--set", "max_answer=9")
+    assert (other.exit_code, other.stderr.count("\n")) == (2, 2)
+    assert "rows holds other rows or was made with other settings" in other.stderr
 
 
 @pytest.mark.parametrize("model", [reference.blip2, reference.llava])
