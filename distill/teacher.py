@@ -11,6 +11,9 @@ from jaxtyping import Array
 
 from antgmm_jax.blocks.pictures import has_pixels
 from antgmm_jax.errors import AntgmmError
+from antgmm_jax.io.placed import placed
+from antgmm_jax.io.stored import Stored
+from antgmm_jax.pure import is_axes
 from distill.cache import TeacherCache
 from distill.chunked import at_positions
 from distill.packed import layers_first, packed_rows
@@ -116,15 +119,16 @@ def online(functional: Any, params: Params) -> Teacher:
     return Teacher(params, functional.head, select, lambda batch: batch, reads_images=True)
 
 
-def cached(functional: Any, params: Params, cache: TeacherCache) -> Teacher:
+def cached(functional: Any, params: Params, cache: TeacherCache, *, dtype: DTypeLike | None = None) -> Teacher:
     """Creates a teacher that reads its targets from a cache and computes logits with its frozen head.
 
     The result holds only the parameters of the head (none if the cache lacks `final`), so the others can be freed.
 
     Args:
         functional: `Functional` of the teacher.
-        params: parameters of the teacher.
+        params: parameters of the teacher; of `Stored` ones, only those of the head are loaded.
         cache: from `open_cache`.
+        dtype: dtype of the head; None for that of `params`.
 
     Returns:
         The teacher; it raises AntgmmError for states that the cache lacks.
@@ -151,17 +155,18 @@ def cached(functional: Any, params: Params, cache: TeacherCache) -> Teacher:
 
     if "final" not in cache.shapes:  # `select` rejects losses that need it
         return Teacher({}, _no_head, select, attach)
-    used, head = _frozen_head(functional.head, params, cache.shapes["final"][-1])
+    used, head = _frozen_head(functional, params, cache.shapes["final"][-1], dtype)
     return Teacher(used, head, select, attach)
 
 
 def _frozen_head(
-    head: Callable[..., Array], params: Params, width: int
+    functional: Any, params: Params, width: int, dtype: DTypeLike | None
 ) -> tuple[list[Array], Callable[[list[Array], Array], Array]]:
     """Returns the parameters that the head reads, and the head as a function of only these."""
     leaves, treedef = jax.tree.flatten(params)
-    shapes = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves]
-    probe = jax.ShapeDtypeStruct((1, width), params_dtype(params))
+    shapes = [jax.ShapeDtypeStruct(leaf.shape, dtype or leaf.dtype) for leaf in leaves]
+    probe = jax.ShapeDtypeStruct((1, width), params_dtype(shapes))
+    head = functional.head
     traced = jax.make_jaxpr(lambda leaves, hidden: head(jax.tree.unflatten(treedef, leaves), hidden))(shapes, probe)
     read = {id(v) for eqn in traced.jaxpr.eqns for v in eqn.invars} | {id(v) for v in traced.jaxpr.outvars}
     chosen = [i for i, v in enumerate(traced.jaxpr.invars[: len(leaves)]) if id(v) in read]
@@ -173,4 +178,7 @@ def _frozen_head(
             full[i] = leaf
         return head(jax.tree.unflatten(treedef, full), hidden)
 
-    return [jnp.asarray(leaves[i]) for i in chosen], frozen
+    if not any(isinstance(leaf, Stored) for leaf in leaves):
+        return [jnp.asarray(leaves[i], dtype) for i in chosen], frozen
+    names = jax.tree.leaves(functional.axes, is_leaf=is_axes)
+    return [placed(leaves[i], names[i], dtype=dtype) for i in chosen], frozen

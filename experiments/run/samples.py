@@ -101,6 +101,12 @@ class Samples:
         """The token that ends an answer, and the padding token."""
         return self.rows.encoder.eos, self.rows.encoder.pad
 
+    @property
+    def lengths(self) -> dict[str, int]:
+        """Columns of text and answers, and image slots, of the largest batch."""
+        text, answer, slots = (allowed[-1] for allowed in self._whole)
+        return {"text": text, "answer": answer, "slots": slots}
+
     def names(self, index: np.ndarray) -> list[Any]:
         """Returns the ids of records as nested lists like `index`; "" for -1."""
         if index.ndim > 1:

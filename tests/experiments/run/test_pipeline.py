@@ -19,7 +19,7 @@ from antgmm_jax.families import from_dict
 from antgmm_jax.io import checkpoint
 from data.maad import source
 from experiments import cli
-from experiments.report import figures
+from experiments.report import model_times
 from experiments.report.write import finish
 from experiments.run import publishing as publish
 from experiments.run.cuts import segment_targets
@@ -135,7 +135,7 @@ def test_a_run_reports_its_energy(whole):
     for engine in ("jax", "torch"):
         requests = [report["latency"][engine][name]["energy"] for name in ("teacher", "student")]
         for request in requests:
-            assert request["requests"] >= figures.LATENCY_REPEATS
+            assert request["requests"] >= model_times.LATENCY_REPEATS
             assert request["joules"] * request["requests"] == pytest.approx(3.6e6 * request["kwh"])
         saved = report["energy"]["saved"][engine]
         assert saved["joules"] == requests[0]["joules"] - requests[1]["joules"]
@@ -160,7 +160,9 @@ TIED = {f"language_model.{name}.weight" for name in ("encoder.embed_tokens", "de
 @pytest.mark.long
 def test_a_run_killed_at_every_kind_of_moment_ends_with_the_same_arrays(recipe, whole, tmp_path):
     run = tmp_path / "killed"
-    for moment in ("mask", "save", "recover", "second mask", "second segment", "export"):
+    for moment in ("cache", "importance"):
+        assert start(recipe, run, moment) == -9, moment
+    for moment in ("mask", "save", "recover", "scores", "second mask", "second segment", "export", "gate"):
         assert start(recipe, run, moment) == -9, moment
         saved = [path.parent for path in (run / "steps").glob("*/*/step.json")]
         saved += [path.parent for path in (run / "stages").glob("*/stage.json")]
@@ -168,6 +170,7 @@ def test_a_run_killed_at_every_kind_of_moment_ends_with_the_same_arrays(recipe, 
         assert not (run / "export").exists()
         if moment == "save":
             _note_energy(run / "status.json", "01-blocks", kwh=50.0, seconds=1e6)
+    assert start(recipe, run, "report") == -9 and (run / "export").exists()
     assert start(recipe, run, "never") == 0
     for name in ("01-blocks", "02-widths"):
         mine, theirs = (checkpoint.load_stage(folder / "stages" / name) for folder in (run, whole[0]))
