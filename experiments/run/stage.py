@@ -106,7 +106,7 @@ class StageRun:
         self.data = self.objective.data
         self.stepper = Stepper(self.working, self.data)
         state, place = self._resume(start)
-        with bar(self.work.title, stage.steps, int(state.step)) as self.progress:
+        with bar(self.work.title, stage.steps, 0 if state is None else int(state.step)) as self.progress:
             for segment in range(stage.segments):
                 begin = segment * steps
                 if stage.cuts and place.cuts == segment:

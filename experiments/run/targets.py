@@ -13,6 +13,7 @@ from antgmm_jax.pure import abstract, functional
 from distill import Teacher
 from experiments.run.batch_size import rows_that_fit
 from experiments.run.calibration import calibration_batches
+from experiments.run.features import from_first_process
 from experiments.run.folder import RunFolder, held
 from experiments.run.host.console import bar, say, working
 from experiments.run.samples import Samples
@@ -55,7 +56,9 @@ def targets_of(recipe: Recipe, teacher: Student, samples: Samples, folder: RunFo
         folder.metered("cache"),
         bar("teacher cache", len(samples)) as update,
     ):
-        if not distill.has_cache(place, key=key, names=names):
+        if from_first_process(distill.has_cache(place, key=key, names=names)):
+            update(len(samples), "")
+        else:
             distill.build_cache(
                 pure,
                 teacher.load(dtype),
