@@ -233,13 +233,15 @@ def _check_prompts(
     config: "LMMConfig", like: Path, data: str, samples: int, prompt: str
 ) -> tuple[list[Mapping[str, Any]], list["Conversation"]]:
     """Batches of prompts for the check, and conversations unless the prompts are random."""
+    from experiments.run.batch_size import rows_that_fit
     from experiments.run.random_batches import random_batch
     from experiments.run.samples import Samples, load_processor
     from experiments.run.served_prompt import CHECKED, conversations
 
     if data:
         questions = Samples(records(data, samples), load_processor(like), config, prompt=prompt)
-        return [*questions.in_order(min(32, len(questions)), prompts=True)], conversations(questions, CHECKED)
+        rows = rows_that_fit(config, min(32, len(questions)), **questions.lengths, dtype="float32")
+        return [*questions.in_order(rows, prompts=True)], conversations(questions, CHECKED)
     starts = range(0, samples, 32)
     batches = [random_batch(config, min(32, samples - start), seed=start // 32) for start in starts]
     return [{**batch, "index": batch["index"] + start} for batch, start in zip(batches, starts, strict=True)], []

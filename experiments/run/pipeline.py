@@ -177,7 +177,7 @@ class Run:
             with self.folder.metered("pairs"):
                 samples = with_pairs(recipe, samples, teacher.config, teacher.weights(), processor, self._cache)
         self.folder.bind(teacher=self.origin.key, data=samples.fingerprint)
-        targets = targets_of(recipe, teacher, samples, self.folder, self._cache)
+        targets = targets_of(recipe, teacher, self.origin.key, samples, self.folder, self._cache)
         features = ImageFeatures(samples, recipe.seed, place)
         return Shared(
             recipe, targets, samples, features, lambda stage: bridge_weights_of(recipe, stage, teacher, samples)

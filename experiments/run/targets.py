@@ -24,12 +24,15 @@ CACHE_BATCH = 128
 IN_MEMORY = 4 << 30  # maximum bytes of a teacher cache to load into memory; larger caches are read from disk
 
 
-def targets_of(recipe: Recipe, teacher: Student, samples: Samples, folder: RunFolder, cache: Path) -> Teacher:
+def targets_of(
+    recipe: Recipe, teacher: Student, digest: str, samples: Samples, folder: RunFolder, cache: Path
+) -> Teacher:
     """Creates the teacher of a recipe; builds its cache if necessary.
 
     Args:
         recipe: the recipe.
         teacher: the teacher.
+        digest: its `teacher_key`.
         samples: training records.
         folder: folder of the run, to record the energy.
         cache: folder of caches, which has one folder for each teacher and data.
@@ -47,7 +50,7 @@ def targets_of(recipe: Recipe, teacher: Student, samples: Samples, folder: RunFo
     if any(stage.loss.bridge for stage in recipe.stages):
         names = (*names, OUT)
     like, pure, stored = next(samples.in_order(1)), functional(config), teacher.weights()
-    key = distill.fingerprint(stored, f"{json.dumps(to_dict(config))} {dtype} {samples.fingerprint}")
+    key = distill.fingerprint({}, f"{digest} {json.dumps(to_dict(config))} {dtype} {samples.fingerprint}")
     size = distill.cache_size(pure, abstract(config, dtype), like, samples=len(samples), names=names)
     say(f"teacher cache: {', '.join(f'{name} {bytes_ / 1e6:.0f} MB' for name, bytes_ in size.items())}")
     place = cache / key[:16]

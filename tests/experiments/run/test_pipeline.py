@@ -19,6 +19,7 @@ from antgmm_jax.families import from_dict
 from antgmm_jax.io import checkpoint
 from data.maad import source
 from experiments import cli
+from experiments.commands import runs
 from experiments.report import model_times
 from experiments.report.write import finish
 from experiments.run import publishing as publish
@@ -187,6 +188,27 @@ def test_a_run_killed_at_every_kind_of_moment_ends_with_the_same_arrays(recipe, 
     assert exports[0].keys() == exports[1].keys()
     for name, tensor in exports[0].items():
         np.testing.assert_array_equal(tensor, exports[1][name])
+
+
+@pytest.mark.long
+def test_a_report_can_be_left_out_and_made_later(recipe, whole, tmp_path, capsys):
+    """Later, neither stages nor export are made again."""
+    run = tmp_path / "run"
+    shutil.copytree(whole[0], run)
+    (run / "report" / "report.json").unlink()
+    assert finish(Run(load_recipe(recipe), run), report=False) == {}
+    assert json.loads((run / "status.json").read_text())["state"] == "complete"
+    assert not (run / "report" / "report.json").exists()
+    written = {path: path.stat().st_mtime_ns for part in ("stages", "export") for path in (run / part).rglob("*")}
+    for again in (False, True):
+        runs.report(run, again=again, as_json=True)
+        figures = json.loads(capsys.readouterr().out)
+        assert {name: figures[name]["scores"] for name in ("teacher", "student")} == {
+            name: whole[1][name]["scores"] for name in ("teacher", "student")
+        }
+        seconds = figures["wall_seconds"]
+    assert seconds > whole[1]["wall_seconds"]
+    assert written == {path: path.stat().st_mtime_ns for path in written}
 
 
 def _note_energy(path, part, **changes):

@@ -72,7 +72,7 @@ def run(folder):
 
 
 def test_optimizer_state_exists_only_for_the_cut_model(folder, tmp_path):
-    """Unless gates close first: then it is cut along with the parameters."""
+    """Unless gates close first: then it is cut along with the parameters. Image features are not stored."""
     created, recipe = [], folder / "recipe.toml"
     begin = stages.init_state
 
@@ -82,7 +82,8 @@ def test_optimizer_state_exists_only_for_the_cut_model(folder, tmp_path):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stages, "init_state", noted)
-        scores = Run(load_recipe(recipe), tmp_path / "run").scores()
+        scores = Run(load_recipe(recipe, ["features=recompute"]), tmp_path / "run").scores()
+    assert not (tmp_path / "run" / "cache" / "features").exists()
     image, language, final = created  # the second stage closes gates, the third cuts nothing
     assert final == scores["params"] < language == image < total_parameters(load_hf(folder / "teacher")[0])
 
@@ -93,7 +94,7 @@ def test_the_teacher_leaves_the_devices_after_its_cache_is_built(folder, tmp_pat
     samples, _ = encode_both(recipe, load_both(recipe), load_processor(folder / "teacher"), teacher.config)
     run = RunFolder(tmp_path / "run")
     with run.opened(recipe):
-        cached = targets_of(recipe, teacher, samples, run, run.cache)
+        cached = targets_of(recipe, teacher, "", samples, run, run.cache)
     gc.collect()
     left = [array for array in jax.live_arrays() if id(array) not in held]
     vocabulary = teacher.config.language.vocab * teacher.config.language.decoder.embed
