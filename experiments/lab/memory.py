@@ -63,6 +63,7 @@ soft = 1.0
 [optimizer]
 learning_rate = 1e-4
 batch_size = 2
+remat = "full"
 [evaluate]
 max_new_tokens = 4
 [evaluate.data]
