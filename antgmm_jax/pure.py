@@ -117,20 +117,6 @@ def abstract(config: LMMConfig, dtype=jnp.float32) -> Params:
     return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, dtype), shapes)
 
 
-def float32(config: LMMConfig, params: Params) -> Params:
-    """Converts parameters to float32 JAX arrays, sharded by the mesh's rules if there is a mesh.
-
-    Args:
-        config: model config.
-        params: NumPy or JAX parameters.
-
-    Returns:
-        The parameters as JAX arrays.
-    """
-    placed = sharding.place_tree(params, functional(config).axes)
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), placed)
-
-
 @lru_cache(maxsize=64)
 def local_axes(config: LMMConfig) -> frozenset[str]:
     """Returns the axes for which each layer keeps its own units: those of stacked parameters only.

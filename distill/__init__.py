@@ -2,7 +2,7 @@
 
 from distill.align import Part, parts
 from distill.build import build_cache, cache_size
-from distill.cache import TeacherCache, fingerprint, open_cache
+from distill.cache import TeacherCache, fingerprint, has_cache, open_cache
 from distill.chunked import answer_sums
 from distill.loop import Progress, train
 from distill.losses import LossConfig
@@ -29,6 +29,7 @@ __all__ = [
     "cache_size",
     "cached",
     "fingerprint",
+    "has_cache",
     "init_state",
     "make_loss",
     "make_optimizer",

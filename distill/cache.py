@@ -17,6 +17,7 @@ import numpy as np
 
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io.shards import Shards
+from antgmm_jax.io.stored import Stored
 from antgmm_jax.parallel import processes
 from distill.records import FORMAT, Shapes, axis_of, ragged, restored
 
@@ -78,7 +79,7 @@ def fingerprint(params: Params, data: str) -> str:
     """Computes a hash of a teacher's parameters (paths, shapes, dtypes, bytes) and of other inputs.
 
     Args:
-        params: parameters of the teacher.
+        params: parameters of the teacher; `Stored` ones are read layer by layer.
         data: description of the other inputs, such as config and a digest of the processed data.
 
     Returns:
@@ -86,10 +87,22 @@ def fingerprint(params: Params, data: str) -> str:
     """
     digest = hashlib.sha256(data.encode())
     for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
-        leaf = np.ascontiguousarray(processes.gather(leaf))
         digest.update(f"{jax.tree_util.keystr(path)} {leaf.shape} {leaf.dtype}".encode())
-        digest.update(leaf.reshape(-1).view(np.uint8).data)
+        for part in leaf.parts() if isinstance(leaf, Stored) else [processes.gather(leaf)]:
+            digest.update(np.ascontiguousarray(part).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
+
+
+def has_cache(directory: Path, *, key: str, names: tuple[str, ...]) -> bool:
+    """Whether a complete cache with this key and these states exists.
+
+    Args:
+        directory: folder of the cache.
+        key: expected key, from `fingerprint`.
+        names: states to read.
+    """
+    meta = read_meta(directory)
+    return meta is not None and meta["key"] == key and {*names} <= {*meta["shapes"]}
 
 
 def open_cache(

@@ -234,19 +234,19 @@ def combine(trained: Params, params: Params) -> Params:
     return jax.tree.map(lambda new, old: old if _is_hole(new) else new, trained, params, is_leaf=_is_hole)
 
 
-def init_state(params: Params, optimizer: Optimizer) -> State:
+def init_state(params: Params, optimizer: Optimizer, *, own: bool = False) -> State:
     """Creates the initial state.
-
-    The arrays are copied, because the training step donates its state and the teacher may share the arrays.
 
     Args:
         params: float32 parameters.
         optimizer: from `make_optimizer`.
+        own: whether nothing else uses the arrays. The training step donates its state, so other arrays are copied.
 
     Returns:
         The `State`.
     """
-    params = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), params)
+    if not own:
+        params = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), params)
     opt_state = optimizer.transform.init(trainable(params, optimizer.frozen))
     return State(params, opt_state, jnp.zeros((), jnp.int32))
 

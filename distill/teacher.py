@@ -11,6 +11,9 @@ from jaxtyping import Array
 
 from antgmm_jax.blocks.pictures import has_pixels
 from antgmm_jax.errors import AntgmmError
+from antgmm_jax.io.placed import placed
+from antgmm_jax.io.stored import Stored
+from antgmm_jax.pure import is_axes
 from distill import top
 from distill.cache import TeacherCache
 from distill.chunked import at_positions
@@ -119,15 +122,16 @@ def online(functional: Any, params: Params) -> Teacher:
     return Teacher(params, functional.head, select, lambda batch: batch, reads_images=True)
 
 
-def cached(functional: Any, params: Params, cache: TeacherCache) -> Teacher:
+def cached(functional: Any, params: Params, cache: TeacherCache, *, dtype: DTypeLike | None = None) -> Teacher:
     """Creates a teacher that reads its targets from a cache and computes logits with its frozen head.
 
     The result holds only the parameters of the head (none if the cache has no `final`), so the others can be freed.
 
     Args:
         functional: `Functional` of the teacher.
-        params: parameters of the teacher.
+        params: parameters of the teacher; of `Stored` ones, only those of the head are loaded.
         cache: from `open_cache`.
+        dtype: dtype of the head; None for that of `params`.
 
     Returns:
         The teacher; it raises AntgmmError for states that the cache lacks.
@@ -159,11 +163,23 @@ def cached(functional: Any, params: Params, cache: TeacherCache) -> Teacher:
     if top.is_top(answers):
         settings = top.settings_of(answers)
         return Teacher({}, lambda params, units: top.unpacked(units, *settings), select, attach)
-    probe = jax.ShapeDtypeStruct((1, cache.shapes[answers][-1]), params_dtype(params))
-    chosen, logits = reads(functional.head, params, probe)
+    used, head = _frozen_head(functional, params, cache.shapes[answers][-1], dtype)
+    return Teacher(used, head, select, attach)
+
+
+def _frozen_head(
+    functional: Any, params: Params, width: int, dtype: DTypeLike | None
+) -> tuple[list[Array], Callable[[list[Array], Array], Array]]:
+    """Returns the parameters that the head reads, and the head as a function of only these."""
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype or leaf.dtype), params)
+    probe = jax.ShapeDtypeStruct((1, width), params_dtype(shapes))
+    chosen, logits = reads(functional.head, shapes, probe)
     leaves = jax.tree.leaves(params)
 
     def head(used: list[Array], hidden: Array) -> Array:
         return logits(used, hidden.astype(probe.dtype))
 
-    return Teacher([jnp.asarray(leaves[i]) for i in chosen], head, select, attach)
+    if not any(isinstance(leaf, Stored) for leaf in leaves):
+        return [jnp.asarray(leaves[i], dtype) for i in chosen], head
+    names = jax.tree.leaves(functional.axes, is_leaf=is_axes)
+    return [placed(leaves[i], names[i], dtype=dtype) for i in chosen], head

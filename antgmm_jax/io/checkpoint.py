@@ -38,7 +38,7 @@ import orbax.checkpoint.experimental.v1 as ocp
 
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io import folders
-from antgmm_jax.io.leaves import assert_same_leaves, describe, empty, named_leaves, target_of
+from antgmm_jax.io.leaves import assert_same_leaves, describe, empty, named_leaves, target_at, target_of
 from antgmm_jax.parallel import processes
 
 STAGE_RECORD = "stage.json"
@@ -69,14 +69,17 @@ def save_stage(directory: str | Path, tree: Any, record: Mapping[str, Any]) -> N
     processes.barrier(f"{directory} done")
 
 
-def load_stage(directory: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def load_stage(directory: str | Path, axes: Mapping[str, Any] | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
     """Loads a stage.
 
     Args:
       directory: folder written by `save_stage`.
+      axes: tree of tuples of axis names, with a superset of the leaves. The leaves are then loaded straight onto the
+        devices, split over the mesh by these names.
 
     Returns:
-      The tree as nested dicts of NumPy arrays in their saved dtypes, and the record with `versions`.
+      The tree as nested dicts, in the saved dtypes, of JAX arrays or without `axes` of NumPy arrays; and the record
+      with `versions`.
 
     Raises:
       AntgmmError: the stage is absent or incomplete, or a file is truncated or altered.
@@ -84,7 +87,7 @@ def load_stage(directory: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
     directory = Path(directory)
     record, contents = _read(directory, STAGE_RECORD)
     leaves = contents["leaves"]
-    flat = _load_arrays(directory, contents, {name: np.empty(x["shape"], x["dtype"]) for name, x in leaves.items()})
+    flat = _load_arrays(directory, contents, {name: target_at(leaf, axes) for name, leaf in leaves.items()})
     tree: dict[str, Any] = {}
     for name, leaf in leaves.items():
         *parents, last = leaf["path"]

@@ -24,6 +24,7 @@ from antgmm_jax.families.common.table import Entry
 from antgmm_jax.io import folders
 from antgmm_jax.io.companions import copy_companions
 from antgmm_jax.io.hub import local
+from antgmm_jax.io.placed import on_devices
 from antgmm_jax.io.stored import Stored
 from antgmm_jax.io.tensors import Spec, Tensors, read_json, write
 from antgmm_jax.pure import Params, abstract
@@ -39,13 +40,14 @@ def load_hf(directory: str | os.PathLike) -> tuple[LMMConfig, Params]:
             such as hf:ORG/NAME, which `antgmm_jax.io.hub` downloads.
 
     Returns:
-        Model config, and the parameters as NumPy arrays in the dtypes of the file.
+        Model config, and the parameters on the devices in the dtypes of the file, read tensor by tensor and split over
+        the mesh if there is one. `open_hf` leaves them on disk.
 
     Raises:
         AntgmmError: an unsupported family; a missing, extra, wrongly shaped or non-finite tensor; a damaged file.
     """
     config, params = open_hf(directory)
-    return config, jax.tree.map(np.asarray, params)
+    return config, on_devices(config, params)
 
 
 def open_hf(
@@ -231,7 +233,7 @@ def _outline(config: LMMConfig) -> Iterator[tuple[str, Entry, int]]:
 def _part(leaf: Any, row: int) -> np.ndarray:
     if isinstance(leaf, Stored):
         return leaf.read(row)
-    return np.asarray(leaf) if row < 0 else np.asarray(leaf)[row]
+    return np.asarray(leaf if row < 0 else leaf[row])
 
 
 def _specs(config: LMMConfig, params: Params) -> dict[str, Spec]:

@@ -1,5 +1,8 @@
 """Names and descriptions of the leaves of a tree, for checkpoints."""
 
+from collections.abc import Mapping
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +35,19 @@ def named_leaves(tree: Any) -> dict[str, tuple[list[str], Any]]:
 def describe(leaf: Any) -> dict[str, Any]:
     """Returns the shape and dtype of a leaf as JSON types."""
     return {"shape": list(leaf.shape), "dtype": str(leaf.dtype)}
+
+
+def target_at(leaf: dict[str, Any], axes: Mapping[str, Any] | None) -> Any:
+    """Returns the target for a leaf of a checkpoint's table: an empty NumPy array, or its shape with a sharding.
+
+    Args:
+        leaf: `path`, `shape` and `dtype`, from `describe`.
+        axes: tree of tuples of axis names; None for a NumPy array.
+    """
+    if axes is None:
+        return np.empty(leaf["shape"], leaf["dtype"])
+    names: Any = reduce(getitem, leaf["path"], axes)
+    return sharding.place(jax.ShapeDtypeStruct(leaf["shape"], leaf["dtype"]), names)
 
 
 def target_of(leaf: Any) -> Any:

@@ -1,5 +1,6 @@
 """Arrays that stay on disk, so that a model need not fit into memory."""
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,16 @@ class Stored:
     dtype: np.dtype
     read: Callable[[int], np.ndarray]
     stacked: bool
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the whole array."""
+        return self.size * self.dtype.itemsize
 
     def parts(self) -> Iterator[np.ndarray]:
         """Iterates over the layers; an array without layers is one part."""

@@ -217,6 +217,13 @@ def local_rows(size: int) -> np.ndarray:
     return np.unique(np.concatenate([rows[part] for part in parts]))
 
 
+def model_parts() -> int:
+    """Returns the number of devices over which the parameters of a model are split; 1 without a mesh."""
+    if not active():
+        return 1
+    return math.prod(size for axis, size in jax.sharding.get_abstract_mesh().shape.items() if axis != "data")
+
+
 def padded_batch_size(size: int) -> int:
     """Rounds a batch size up to a multiple of the number of devices over which rows are split."""
     if not active():

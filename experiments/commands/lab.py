@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from antgmm_jax.extras import require
-from experiments.commands.output import Json, Set, emit
+from experiments.commands.output import Json, Mesh, Set, emit
 from experiments.commands.runs import DEMO, packaged
 from experiments.run.host.console import count, say, table
 
@@ -206,10 +206,29 @@ def energy(
     emit(figures, as_json, table(["", *models], rows, rates))
 
 
+def memory(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder for a random teacher and the run, 5 GB.")],
+    mode: Annotated[str, typer.Option(metavar="MODE", help="Teacher: cache or online.")] = "cache",
+    mesh: Mesh = "",
+    as_json: Json = False,
+) -> None:
+    """Measure the peak memory of each phase of a whole compression of a random model with 290 million parameters."""
+    require("torch")
+    say(f"memory: compressing a random model in {folder}")
+    from experiments.run.host.meshes import devices
+
+    with devices(mesh, "", 1, 0):
+        from experiments.lab.memory import measure, shown
+
+        figures = measure(folder, mode)
+    emit(figures, as_json, shown(figures))
+
+
 COMMANDS = {
     "bench": (bench, "antgmm lab bench experiments/teachers/maad-m runs/demo/export --json"),
     "stalls": (stalls, "antgmm lab stalls --set checkpoint_every=100"),
     "stream": (stream, "antgmm lab stream --rows 2000 --rows 20000"),
+    "memory": (memory, "antgmm lab memory runs/memory --mesh fsdp=8"),
     "accelerator": (
         accelerator,
         "antgmm lab accelerator --student antgmm-300m --teacher antgmm-5b --out h100.json",

@@ -10,7 +10,7 @@ import typer
 
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.extras import require
-from experiments.commands.output import MODELS, Json, Maybe, Preset, Push, check_push, emit, upload
+from experiments.commands.output import MODELS, Json, Maybe, Mesh, Preset, Push, check_push, emit, upload
 from experiments.commands.sources import FORMS, config_of, name_of, records, sizes_given, template
 from experiments.run.host.console import count, say, table
 
@@ -149,22 +149,25 @@ def evaluate(
     samples: Annotated[int, typer.Option(min=0, help="Number of records, from the first; 0 for all.")] = 0,
     prompt: Prompt = "",
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Maximum length of an answer.")] = 32,
-    batch: Annotated[int, typer.Option(min=1, help="Questions per batch; fewer need less memory.")] = 64,
+    batch: Annotated[int, typer.Option(min=1, help="Most questions per batch; fewer if they do not fit.")] = 64,
     as_json: Json = False,
+    mesh: Mesh = "",
 ) -> None:
     """Evaluate a checkpoint on a data set in JAX, with scores by question type."""
     require("eval")
     say(f"eval: scoring answers of {model} to {data}")
-    from antgmm_jax.io.convert import load_hf
+    from antgmm_jax.io.convert import open_hf
+    from experiments.run.batch_size import compute_dtype
+    from experiments.run.host.meshes import devices
     from experiments.run.samples import Samples, load_processor
     from experiments.run.scoring import scored
 
-    config, params = load_hf(model)
-    processor = load_processor(model)
-    questions = Samples(records(data, samples), processor, config, prompt=template(prompt, model))
-    figures, _ = scored(
-        "answers", config, params, questions, processor, max_new_tokens=max_new_tokens, batch_size=batch
-    )
+    with devices(mesh, "", 1, 0):
+        config, params = open_hf(model)
+        processor = load_processor(model)
+        questions = Samples(records(data, samples), processor, config, prompt=template(prompt, model))
+        limits = {"max_new_tokens": max_new_tokens, "batch_size": batch, "dtype": compute_dtype(_dtypes(params)[-1])}
+        figures, _ = scored("answers", config, params, questions, processor, **limits)
     rows = [(kind or "-", f"{value:.4f}") for kind, value in figures["by_type"].items()]
     rows += [(name, f"{figures[name]:.4f}") for name in ("exact_match", "final_token", "rouge_l")]
     emit(figures, as_json, table(["question type", "exact match"], rows, f"{figures['count']} questions"))
@@ -207,7 +210,7 @@ def export(
     batches, chats = _check_prompts(student.config, like, data, samples, prompt_template)
     questions = Questions(batches, max_new_tokens, *end_tokens(like), chats)
     result = publish(
-        student.config, student.params, out, like, dtype=dtype.value, prompt=prompt_template, questions=questions
+        student.config, student.weights(), out, like, dtype=dtype.value, prompt=prompt_template, questions=questions
     )
     assert result is not None  # never None with questions and one process
     upload(out, push)
@@ -231,13 +234,15 @@ def _check_prompts(
     config: "LMMConfig", like: Path, data: str, samples: int, prompt: str
 ) -> tuple[list[Mapping[str, Any]], list["Conversation"]]:
     """Batches of prompts for the check, and conversations unless the prompts are random."""
+    from experiments.run.batch_size import rows_that_fit
     from experiments.run.random_batches import random_batch
     from experiments.run.samples import Samples, load_processor
     from experiments.run.served_prompt import CHECKED, conversations
 
     if data:
         questions = Samples(records(data, samples), load_processor(like), config, prompt=prompt)
-        return [*questions.in_order(min(32, len(questions)), prompts=True)], conversations(questions, CHECKED)
+        rows = rows_that_fit(config, min(32, len(questions)), **questions.lengths, dtype="float32")
+        return [*questions.in_order(rows, prompts=True)], conversations(questions, CHECKED)
     starts = range(0, samples, 32)
     batches = [random_batch(config, min(32, samples - start), seed=start // 32) for start in starts]
     return [{**batch, "index": batch["index"] + start} for batch, start in zip(batches, starts, strict=True)], []

@@ -37,6 +37,7 @@ DEMO = _EXPERIMENTS / "recipes" / "demo.toml"
 TEACHER = _EXPERIMENTS / "teachers" / "maad-m"
 _NEEDED = ("energy", "eval", "report")
 """Extras that every run needs; it checks for them before it starts."""
+Reported = Annotated[bool, typer.Option("--report/--no-report", help="Measure a report; later: antgmm report RUN.")]
 _BOOKS = {".lock", "recipe.toml", "status.json", "inputs.json"}
 
 
@@ -100,6 +101,7 @@ def compress(
     run: RunDir,
     changes: Set = None,
     push: Push = "",
+    as_report: Reported = True,
     as_json: Json = False,
     mesh: Mesh = "",
     coordinator: Coordinator = "",
@@ -110,17 +112,20 @@ def compress(
     profile: Profile = "",
 ) -> None:
     """Prune and distil a trained model by a recipe, stage by stage; export it and check the export."""
-    _compress(
-        recipe,
-        run,
-        changes or [],
-        Options(Machine(mesh, coordinator, processes, process), mirror, logs, profile),
-        as_json,
-        push,
-    )
+    options = Options(Machine(mesh, coordinator, processes, process), mirror, logs, profile)
+    _compress(recipe, run, changes or [], options, as_json, push, as_report=as_report)
 
 
-def _compress(path: Path, run: Path, changes: list[str], options: Options, as_json: bool, push: str = "") -> None:
+def _compress(
+    path: Path,
+    run: Path,
+    changes: list[str],
+    options: Options,
+    as_json: bool,
+    push: str = "",
+    *,
+    as_report: bool = True,
+) -> None:
     require(*_NEEDED, "torch")
     say(f"compressing by {path} in {run}")
     check_push(push)
@@ -131,9 +136,12 @@ def _compress(path: Path, run: Path, changes: list[str], options: Options, as_js
         from experiments.report.write import finish
         from experiments.run.pipeline import Run
 
-        figures = finish(Run(recipe, run, watch=watch))
+        figures = finish(Run(recipe, run, watch=watch), report=as_report)
         upload(run / "export", push)
-    _print_comparison(figures, run, as_json)
+    if as_report:
+        _print_comparison(figures, run, as_json)
+    else:
+        _print_result({"export": str(run / "export")}, as_json, f"model: {run / 'export'}; report: antgmm report {run}")
 
 
 def train(
@@ -213,11 +221,17 @@ def recombine(
 
 
 def report(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")], as_json: Json = False
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")],
+    again: Annotated[bool, typer.Option("--again", help="Evaluate and time the models again.")] = False,
+    as_json: Json = False,
+    mesh: Mesh = "",
 ) -> None:
-    """Print the report of a run, and render its Markdown and HTML again."""
+    """Print the report of a run, and render its Markdown and HTML again; measure first what has not been measured."""
     require("report")
     say(f"report: {run}")
+    checked, written = run / "report" / "gate.json", run / "report" / "report.json"
+    if again or (checked.exists() and not written.exists()):
+        _measure(run, mesh)
     figures = _figures(run)
     if "teacher" not in figures:  # of `antgmm train`
         emit(figures, as_json, json.dumps(figures, indent=1))
@@ -228,6 +242,19 @@ def report(
 
     text = render(run / "report", figures)
     emit(figures, as_json, Markdown(text), _places(run, "report.html"))
+
+
+def _measure(run: Path, mesh: str) -> None:
+    """Measures the report of a run that is complete without it."""
+    require(*_NEEDED)
+    from experiments.run.schema.recipe import load_recipe
+
+    recipe = load_recipe(run / "recipe.toml")
+    with _started(run, Machine(mesh, "", 1, 0)):
+        from experiments.report.write import finish
+        from experiments.run.pipeline import Run
+
+        finish(Run(recipe, run))
 
 
 def _places(run: Path, *reports: str) -> str:

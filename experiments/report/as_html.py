@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jinja2
 
 from experiments.report import plots, tables
-from experiments.report.tables import ENGINES, Report
+from experiments.report.tables import Report
 from experiments.run.host.console import count
 
 PHASES = ("vision", "prefill", "decode")
@@ -78,7 +78,7 @@ def _pareto(report: Report) -> Iterator[tuple[str, str]]:
 
 
 def _phases(report: Report) -> Iterator[tuple[str, str]]:
-    for engine, name in ENGINES.items():
+    for engine, name in tables.engines(report).items():
         rows = tables.latencies(report, engine)
         values = "; ".join(f"{model} {_split(times)}" for model, times in rows)
         caption = f"{name}: time of each phase of a request, with their sum at the end of each bar."

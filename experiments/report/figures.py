@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from transformers import ProcessorMixin
 
@@ -13,11 +12,9 @@ import pruning
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.families import from_dict
 from antgmm_jax.io import checkpoint
-from antgmm_jax.parallel.processes import gather
-from antgmm_jax.parallel.sharding import active
 from antgmm_jax.pure import Params
 from data.metrics import normal
-from experiments.report.latency import Served, compare
+from experiments.report.model_times import answer_length, compared, stages_of
 from experiments.report.savings import kwh_a_year, payback
 from experiments.run.folder import WHOLE, RunFolder
 from experiments.run.host.facts import machine
@@ -25,77 +22,72 @@ from experiments.run.samples import Samples
 from experiments.run.schema import Recipe
 from experiments.run.schema.recipe import fingerprint
 from experiments.run.scoring import scored
+from experiments.run.student import Student
 
-LATENCY_REPEATS = 30
 EXAMPLES = 12
 RATES = (1, 100, 10_000)
 """Requests per second for which the report states the energy per year."""
-
-
-StageModels = dict[Path, tuple[LMMConfig, Params]]
-"""Folder of a finished stage -> config and parameters of its student, on the host."""
 
 
 class Scored(NamedTuple):
     """A model with its scores.
 
     Attributes:
-        config: model config.
-        params: parameters, usable by a single process.
         figures: sizes and scores, as JSON types.
         answers: answers to the test records.
     """
 
-    config: LMMConfig
-    params: Params
     figures: dict[str, Any]
     answers: list[str]
 
 
 def score(
-    name: str, model: Any, recipe: Recipe, test: Samples, hard: Samples | None, processor: ProcessorMixin
+    name: str, model: Student, recipe: Recipe, test: Samples, hard: Samples | None, processor: ProcessorMixin
 ) -> Scored:
     """Evaluates a model; all processes of a run call it together.
 
     Args:
         name: "teacher" or "student".
-        model: a `Student`.
+        model: the model.
         recipe: recipe of the run.
         test: test records.
         hard: hard test records, or None.
         processor: processor of the model.
 
     Returns:
-        The model with its sizes and scores.
+        Its sizes and scores.
     """
-    scores, answers = _scores(f"{name} scores", model, test, recipe, processor)
+    params = model.load(recipe.optimizer.dtype)
+    scores, answers = _scores(f"{name} scores", model.config, params, test, recipe, processor)
     figures = {**size_of(model.config, test), "exact_match": scores["exact_match"], "scores": scores}
     if hard is not None:
-        scores, _ = _scores(f"{name} scores, hard", model, hard, recipe, processor)
+        scores, _ = _scores(f"{name} scores, hard", model.config, params, hard, recipe, processor)
         figures |= {"exact_match_hard": scores["exact_match"], "scores_hard": scores}
-    return Scored(model.config, gather(model.params) if active() else model.params, figures, answers)
+    return Scored(figures, answers)
 
 
-def measure(
-    folder: RunFolder, recipe: Recipe, scored: Mapping[str, Scored], stages: StageModels, test: Samples
+def assembled(
+    folder: RunFolder,
+    recipe: Recipe,
+    scored: Mapping[str, Scored],
+    times: Mapping[str, Mapping[Any, Any]],
+    test: Samples,
 ) -> tuple[dict[str, Any], list[np.ndarray]]:
-    """Measures latency and energy in a single process and assembles the report.
+    """Assembles the report in a single process.
 
     Args:
         folder: folder of the run.
         recipe: recipe of the run.
         scored: teacher and exported student.
-        stages: from `stage_models`.
+        times: from `latencies`.
         test: test records.
 
     Returns:
         The report as JSON types, and the images of its examples, uint8 [H, W, 3] each.
     """
-    teacher, student = scored["teacher"], scored["student"]
     models = {name: model.figures for name, model in scored.items()}
     answers = {name: model.answers for name, model in scored.items()}
-    latency, stage_latency = measure_latency(recipe.teacher.path, folder.export, teacher, student, stages, test)
-    chosen = choose(test, answers)
+    latency, chosen = compared(times, answer_length(test)), choose(test, answers)
     report = {
         "recipe": fingerprint(recipe),
         "seed": recipe.seed,
@@ -103,11 +95,11 @@ def measure(
         **models,
         "ratios": {
             "params": models["teacher"]["params"] / models["student"]["params"],
-            **{engine: latency[engine]["teacher_ms"] / latency[engine]["student_ms"] for engine in ("jax", "torch")},
+            **{engine: latency[engine]["teacher_ms"] / latency[engine]["student_ms"] for engine in times},
         },
         "latency": latency,
         "export": export_figures(json.loads((folder.report / "gate.json").read_text())),
-        "stages": [stage_figures(stage, test, times) for stage, times in zip(stages, stage_latency, strict=True)],
+        "stages": [stage_figures(stage, test, times["jax"][stage]) for stage in stages_of(folder, recipe)],
         "examples": [example(test, answers, index, place) for place, index in enumerate(chosen, 1)],
         "wall_seconds": folder.seconds,
         "energy": energy_figures(folder, latency),
@@ -116,10 +108,10 @@ def measure(
 
 
 def _scores(
-    title: str, model: Any, samples: Samples, recipe: Recipe, processor: ProcessorMixin
+    title: str, config: LMMConfig, params: Params, samples: Samples, recipe: Recipe, processor: ProcessorMixin
 ) -> tuple[dict[str, Any], list[str]]:
-    longest = recipe.evaluate.max_new_tokens
-    return scored(title, model.config, model.params, samples, processor, max_new_tokens=longest)
+    limits = {"max_new_tokens": recipe.evaluate.max_new_tokens, "dtype": recipe.optimizer.dtype}
+    return scored(title, config, params, samples, processor, **limits)
 
 
 def size_of(config: LMMConfig, test: Samples) -> dict[str, Any]:
@@ -135,62 +127,6 @@ def size_of(config: LMMConfig, test: Samples) -> dict[str, Any]:
     }
 
 
-def answer_length(test: Samples) -> int:
-    """Returns the median length of the last answers in tokens, including the end token."""
-    return int(np.median(test.rows.index.answer))
-
-
-def measure_latency(
-    teacher_dir: str, student_dir: Path, teacher: Any, student: Any, stages: StageModels, test: Samples
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Measures the latency of requests at batch 1 in JAX and PyTorch, alternating between models.
-
-    Args:
-        teacher_dir: Hugging Face folder of the teacher.
-        student_dir: folder of the exported student.
-        teacher: the teacher in JAX.
-        student: the student in JAX.
-        stages: students of the finished stages; they are measured in JAX only.
-        test: test records; the first one is the request.
-
-    Returns:
-        Milliseconds by engine, model and phase and the energy of a request, with the medians also as `<model>_ms` for
-        scripts, and the answer length `tokens`; and the latency of each stage.
-    """
-    prompt, tokens = _request(test), answer_length(test)
-    models: dict[Any, Served] = {
-        "teacher": Served(teacher.config, teacher.params, teacher_dir, prompt),
-        **{stage: Served(*model, None, prompt) for stage, model in stages.items()},
-        "student": Served(student.config, student.params, student_dir, prompt),
-    }
-    times = compare(models, tokens, LATENCY_REPEATS)
-    latency: dict[str, Any] = {"tokens": tokens}
-    for engine in ("jax", "torch"):
-        pair = {name: times[engine][name] for name in ("teacher", "student")}
-        latency[engine] = {**pair, **{f"{name}_ms": times_of["p50"] for name, times_of in pair.items()}}
-    return latency, [times["jax"][stage] for stage in stages]
-
-
-def _request(test: Samples) -> dict[str, Any]:
-    """The first record as a request, without padding."""
-    batch = next(test.in_order(1, prompts=True))
-    length = int(batch["prompt/attention_mask"].sum())
-    start = 0 if batch["prompt/attention_mask"][0, 0] else -length
-    text = {name: batch[f"prompt/{name}"][:, start:][:, :length] for name in ("input_ids", "attention_mask")}
-    return {"images": batch["images"], **text}
-
-
-def stage_models(folder: RunFolder, recipe: Recipe) -> StageModels:
-    """Loads the students of all stages; all processes of a run call it together."""
-    models = {}
-    for number, stage in enumerate(recipe.stages, 1):
-        directory = folder.stage(number, stage.name)
-        tree, record = checkpoint.load_stage(directory)
-        params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), tree["params"])
-        models[directory] = from_dict(record["config"]), params
-    return models
-
-
 def export_figures(gate: Mapping[str, Any]) -> dict[str, Any]:
     """Selects the figures of the export gate for the report."""
     names = ("max_abs_logit_diff", "max_abs_logit", "torch_rounding", "answers_equal", "prompts", "passed")
@@ -202,7 +138,7 @@ def energy_figures(folder: RunFolder, latency: Mapping[str, Any]) -> dict[str, A
 
     Args:
         folder: folder of the run.
-        latency: from `measure_latency`.
+        latency: from `compared`.
 
     Returns:
         The energy of the whole `run` so far and, if there is one, of the teacher `cache`; and `saved` per engine:
@@ -210,7 +146,7 @@ def energy_figures(folder: RunFolder, latency: Mapping[str, Any]) -> dict[str, A
         savings equal the energy of the run, None if there are no savings.
     """
     used, saved = folder.energy, {}
-    for engine in ("jax", "torch"):
+    for engine in [name for name in latency if name != "tokens"]:
         teacher, student = (latency[engine][name]["energy"]["joules"] for name in ("teacher", "student"))
         saved[engine] = {
             "joules": teacher - student,

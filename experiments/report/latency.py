@@ -13,10 +13,11 @@ from antgmm_jax.blocks.pictures import without_pixels
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.decoding import phases
 from antgmm_jax.families import family_of
+from antgmm_jax.io.placed import on_devices
 from antgmm_jax.pure import Params
-from experiments.run.export_gate import torch_model, torch_tensors
 from experiments.run.host.console import bar
 from experiments.run.host.energy import JOULES_A_KWH
+from experiments.run.in_torch import torch_model, torch_tensors
 
 PHASES = ("vision", "prefill", "decode")
 LEAST, LONGEST = 10, 30.0
@@ -40,7 +41,9 @@ Request = Callable[[], tuple[float, float, float]]
 """Runs one request and returns the seconds of vision, prefill and decode."""
 
 
-def jax_request(config: LMMConfig, params: Params, prompt: Mapping[str, np.ndarray], tokens: int) -> Request:
+def jax_request(
+    config: LMMConfig, params: Params, prompt: Mapping[str, np.ndarray], tokens: int, dtype: str = "float32"
+) -> Request:
     """Returns a request in JAX that decodes exactly `tokens` tokens.
 
     Args:
@@ -48,12 +51,13 @@ def jax_request(config: LMMConfig, params: Params, prompt: Mapping[str, np.ndarr
         params: model parameters.
         prompt: `images`, `input_ids`, `attention_mask` of any batch size.
         tokens: answer length; equal for all compared models, so that short wrong answers have no advantage.
+        dtype: dtype of computation.
 
     Returns:
         The request; its first call compiles.
     """
     run = phases(config, tokens, (), 0)
-    params = jax.device_put(params)
+    params = on_devices(config, params, dtype)
     text: dict[str, Any] = {name: np.asarray(prompt[name], np.int32) for name in ("input_ids", "attention_mask")}
     images = jax.tree.map(np.asarray, dict(prompt["images"]))
     if not images["valid"].any():
@@ -79,7 +83,7 @@ def torch_request(model, prompt: Mapping[str, np.ndarray], tokens: int) -> Reque
     `generate` runs all phases in one call; hooks measure when the image features and the first logits are available.
 
     Args:
-        model: from `export_gate.torch_model`.
+        model: from `in_torch.torch_model`.
         prompt: `images`, `input_ids`, `attention_mask`.
         tokens: answer length.
 
@@ -89,12 +93,18 @@ def torch_request(model, prompt: Mapping[str, np.ndarray], tokens: int) -> Reque
     import torch
 
     tensors = torch_tensors(model, prompt)
+    tensors = {name: x.to(model.dtype) if x.is_floating_point() else x for name, x in tensors.items()}
     length = {"max_new_tokens": tokens, "min_new_tokens": tokens, "do_sample": False}
     image_end, head = family_of(model.config.model_type).torch_ends(model)
     marks: dict[str, float] = {}
 
+    def wait() -> None:
+        if model.device.type == "cuda":
+            torch.cuda.synchronize()
+
     def mark(name: str):
         def hook(*_):  # returns None: another value would replace the module's output
+            wait()
             marks.setdefault(name, time.perf_counter())
 
         return hook
@@ -107,6 +117,7 @@ def torch_request(model, prompt: Mapping[str, np.ndarray], tokens: int) -> Reque
         start = time.perf_counter()
         with torch.no_grad():
             model.generate(**tensors, **length)
+        wait()
         end = time.perf_counter()
         vision_end = marks.get("vision", start)  # requests without images have no vision phase
         return vision_end - start, marks["first"] - vision_end, end - marks["first"]
@@ -200,10 +211,7 @@ class Served(NamedTuple):
 
 
 def compare(models: Mapping[Any, Served], tokens: int, repeats: int) -> dict[str, Any]:
-    """Measures requests to several models, in JAX and then in PyTorch.
-
-    PyTorch is measured with each of `thread_counts`, and the best result counts: on busy cores, threads wait for each
-    other, and more of them can be ten times slower.
+    """Measures requests to several models, in JAX and then in PyTorch, alternating between the models.
 
     Args:
         models: name -> model; models without a directory are measured in JAX only.
@@ -211,32 +219,61 @@ def compare(models: Mapping[Any, Served], tokens: int, repeats: int) -> dict[str
         repeats: number of measured rounds.
 
     Returns:
-        engine -> model -> milliseconds by phase, and `energy` from `consumption`; for PyTorch also the best number of
-        `threads`.
+        engine -> model -> figures, see `in_jax` and `in_pytorch`.
     """
-    jax_requests, torch_requests = {}, {}
-    for name, model in models.items():
-        jax_requests[name] = jax_request(model.config, model.params, model.prompt, tokens)
-        if model.directory is not None:
-            request = torch_request(torch_model(model.directory), model.prompt, tokens)
-            torch_requests |= {(name, count): partial(with_threads, count, request) for count in thread_counts()}
-    jax_times = measure(jax_requests, repeats=repeats, title="latency in JAX")
-    torch_times = measure(torch_requests, repeats=repeats, title="latency in PyTorch")
-    with_files = [name for name, model in models.items() if model.directory is not None]
-    best = {name: min(thread_counts(), key=lambda n: torch_times[name, n].p50) for name in with_files}
+    return {"jax": in_jax(models, tokens, repeats), "torch": in_pytorch(models, tokens, repeats)}
+
+
+def in_jax(models: Mapping[Any, Served], tokens: int, repeats: int, dtype: str = "float32") -> dict[Any, Any]:
+    """Measures requests in JAX.
+
+    Args:
+        models: name -> model.
+        tokens: answer length of all models.
+        repeats: number of measured rounds.
+        dtype: dtype of computation.
+
+    Returns:
+        model -> milliseconds by phase, and `energy` from `consumption`.
+    """
+    requests = {
+        name: jax_request(model.config, model.params, model.prompt, tokens, dtype) for name, model in models.items()
+    }
+    times = measure(requests, repeats=repeats, title="latency in JAX")
     return {
-        "jax": {
-            name: {**latency._asdict(), "energy": consumption(jax_requests[name], repeats)}
-            for name, latency in jax_times.items()
-        },
-        "torch": {
-            name: {
-                **torch_times[name, n]._asdict(),
-                "threads": n,
-                "energy": consumption(torch_requests[name, n], repeats),
-            }
-            for name, n in best.items()
-        },
+        name: {**latency._asdict(), "energy": consumption(requests[name], repeats)} for name, latency in times.items()
+    }
+
+
+def in_pytorch(models: Mapping[Any, Served], tokens: int, repeats: int, dtype: str = "float32") -> dict[Any, Any]:
+    """Measures requests to the models with a directory in PyTorch.
+
+    Each of `thread_counts` is measured, and the best result counts: on busy cores, threads wait for each other, and
+    more of them can be ten times slower.
+
+    Args:
+        models: name -> model.
+        tokens: answer length of all models.
+        repeats: number of measured rounds.
+        dtype: dtype of computation.
+
+    Returns:
+        model -> milliseconds by phase, `energy` from `consumption`, and the best number of `threads`.
+    """
+    import torch
+
+    requests = {}
+    for name, model in models.items():
+        if model.directory is not None:
+            served = torch_model(model.directory).to(getattr(torch, dtype))
+            request = torch_request(served, model.prompt, tokens)
+            requests |= {(name, count): partial(with_threads, count, request) for count in thread_counts()}
+    times = measure(requests, repeats=repeats, title="latency in PyTorch")
+    with_files = [name for name, model in models.items() if model.directory is not None]
+    best = {name: min(thread_counts(), key=lambda n: times[name, n].p50) for name in with_files}
+    return {
+        name: {**times[name, n]._asdict(), "threads": n, "energy": consumption(requests[name, n], repeats)}
+        for name, n in best.items()
     }
 
 

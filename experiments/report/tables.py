@@ -33,11 +33,19 @@ class Section(NamedTuple):
 def headline(report: Report) -> str:
     """Summarises the run in one sentence."""
     ratios, lost = report["ratios"], 100 * (report["teacher"]["exact_match"] - report["student"]["exact_match"])
+    latency = " and ".join(
+        f"{_fold(ratios[engine], 'lower', 'higher')} {'latency ' if engine == 'jax' else ''}in {name}"
+        for engine, name in engines(report).items()
+    )
     return (
-        f"{_fold(ratios['params'], 'fewer', 'more')} parameters, {_fold(ratios['jax'], 'lower', 'higher')} latency in"
-        f" JAX and {_fold(ratios['torch'], 'lower', 'higher')} in PyTorch, {abs(lost):.1f} points of macro exact match"
+        f"{_fold(ratios['params'], 'fewer', 'more')} parameters, {latency}, {abs(lost):.1f} points of macro exact match"
         f" {'lost' if lost >= 0 else 'gained'}."
     )
+
+
+def engines(report: Report) -> dict[str, str]:
+    """Returns key and name of the engines that were measured; PyTorch is left out without a device like JAX's."""
+    return {engine: name for engine, name in ENGINES.items() if engine in report["latency"]}
 
 
 def _fold(ratio: float, less: str, more: str) -> str:
@@ -72,8 +80,8 @@ def sections(report: Report) -> list[Section]:
         Section(
             "stages",
             "Stages",
-            "Size, quality and latency of the student after each stage, scored in float32; the export is scored with"
-            " the dtype of its files. Latency is the median of a request in JAX, alternating between models.",
+            "Size, quality and latency of the student after each stage, with its float32 parameters; the export has"
+            " the values of its files. Latency is the median of a request in JAX, measured one model at a time.",
             _stages(report),
         ),
         Section("towers", "Parameters by tower", "", _towers(report)),
@@ -164,7 +172,7 @@ def _models(report: Report) -> Table:
     for key, name in names.items():
         if key in teacher["scores"]:
             rows.append(_points(name, teacher["scores"][key], student["scores"][key]))
-    for engine, name in ENGINES.items():
+    for engine, name in engines(report).items():
         times = latency[engine]
         rows.append(_ratio(f"{name} request, p50", times["teacher_ms"], times["student_ms"], _milliseconds))
     return Table(["figure", "teacher", "student", "change"], rows)
@@ -216,7 +224,7 @@ def _towers(report: Report) -> Table:
 def _latency(report: Report) -> Table:
     rows = [
         [f"{name} {model}", *(f"{times[field]:.2f}" for field in Latency._fields)]
-        for engine, name in ENGINES.items()
+        for engine, name in engines(report).items()
         for model, times in latencies(report, engine)
     ]
     return Table(["model", *Latency._fields], rows)
@@ -225,7 +233,7 @@ def _latency(report: Report) -> Table:
 def _saved(report: Report) -> str:
     """Explains the energy of requests, and states when the run has paid off."""
     savings = []
-    for engine, name in ENGINES.items():
+    for engine, name in engines(report).items():
         saved = report["energy"]["saved"][engine]
         repaid = "never repaid" if saved["payback"] is None else f"repaid after {count(saved['payback'])} requests"
         savings.append(f"{saved['joules']:.3g} J per request in {name} (energy of the run {repaid})")
@@ -239,7 +247,7 @@ def _saved(report: Report) -> str:
 def _requests(report: Report) -> Table:
     rates = list(report["energy"]["saved"]["jax"]["kwh_a_year"])
     rows = []
-    for engine, name in ENGINES.items():
+    for engine, name in engines(report).items():
         for model, times in latencies(report, engine):
             energy = times["energy"]
             years = [count(kwh_a_year(energy["joules"], float(rate))) for rate in rates]

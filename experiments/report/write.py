@@ -5,7 +5,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from PIL import Image
 
@@ -13,12 +12,14 @@ from antgmm_jax.errors import AntgmmError
 from antgmm_jax.parallel.processes import run_on_first
 from experiments.report.as_html import page
 from experiments.report.as_markdown import markdown
-from experiments.report.figures import measure, score, stage_models
+from experiments.report.figures import assembled, score
+from experiments.report.model_times import latencies
 from experiments.report.tables import Report
 from experiments.run.folder import WHOLE, RunFolder, write_bytes, write_json, write_text
 from experiments.run.pipeline import Outcome, Run
 from experiments.run.schema import Recipe
 from experiments.run.scoring import scored
+from pruning.costs import total_parameters
 
 FORMAT = 4
 """Format version of report.json; other versions cannot be rendered."""
@@ -27,19 +28,22 @@ PICTURE_SIDE = 320
 """Maximum side of an example image in pixels."""
 
 
-def finish(run: Run) -> dict[str, Any]:
+def finish(run: Run, *, report: bool = True) -> dict[str, Any]:
     """Starts or resumes a run, completes it and writes its report.
 
     Args:
         run: the run.
+        report: whether to evaluate and time the models for a report; it can be made later.
 
     Returns:
-        The report as JSON types.
+        The report as JSON types; empty without a report.
 
     Raises:
         AntgmmError: as in `Run.exported`.
     """
     with run.exported() as outcome:
+        if not report:
+            return {}
         return write_report(outcome) if isinstance(outcome.recipe, Recipe) else write_teacher_report(outcome)
 
 
@@ -54,8 +58,9 @@ def write_teacher_report(outcome: Outcome) -> dict[str, Any]:
     """
     folder, recipe, model = outcome.folder, outcome.recipe, outcome.student
     longest, place = recipe.evaluate.max_new_tokens, folder.report / "report.json"
-    scores, _ = scored("scores", model.config, model.params, outcome.test, outcome.processor, max_new_tokens=longest)
-    size = sum(leaf.size for leaf in jax.tree.leaves(model.params))
+    limits = {"max_new_tokens": longest, "dtype": recipe.optimizer.dtype}
+    scores, _ = scored("scores", model.config, model.weights(), outcome.test, outcome.processor, **limits)
+    size = total_parameters(model.config)
 
     def write() -> None:  # only the first process measures energy
         energy = folder.energy[WHOLE]._asdict()
@@ -69,6 +74,8 @@ def write_teacher_report(outcome: Outcome) -> dict[str, Any]:
 def write_report(outcome: Outcome) -> dict[str, Any]:
     """Evaluates teacher and exported student, measures latency and energy, and writes `report/`.
 
+    One model at a time is in memory.
+
     Args:
         outcome: result of the run.
 
@@ -81,8 +88,8 @@ def write_report(outcome: Outcome) -> dict[str, Any]:
         name: score(name, model, recipe, test, hard, processor)
         for name, model in (("teacher", teacher), ("student", student))
     }
-    stages = stage_models(folder, recipe)
-    run_on_first(lambda: _write(folder, measure(folder, recipe, scored, stages, test)))
+    times = latencies(folder, recipe, teacher, student, test)
+    run_on_first(lambda: _write(folder, assembled(folder, recipe, scored, times, test)))
     return json.loads((folder.report / "report.json").read_text())
 
 

@@ -12,6 +12,7 @@ from antgmm_jax.parallel import preemption
 from antgmm_jax.parallel.sharding import shard_rows
 from antgmm_jax.pure import Params, functional, local_axes
 from distill import LossConfig, make_loss
+from distill.teacher import to_dtype
 from experiments.run.samples import Samples
 
 
@@ -25,6 +26,8 @@ def importance(
     batch_size: int,
     batches: int,
     seed: int,
+    dtype: str = "float32",
+    remat: str = "dots",
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Computes importance scores, with a method per axis.
 
@@ -37,6 +40,8 @@ def importance(
         batch_size: rows per calibration batch.
         batches: number of calibration batches.
         seed: seed of the batches and of random scores.
+        dtype: dtype of computation with `params`, which are cast to it.
+        remat: what Taylor scores store for the backward pass, as in the train step.
 
     Returns:
         axis -> float32 scores (missing if the method does not support the axis), and axis -> basis of axes that are
@@ -45,13 +50,17 @@ def importance(
     Raises:
         Preempted: SIGTERM was received.
     """
-    pure, local, used = functional(config), local_axes(config), set(methods.values())
+    pure, local, used = functional(config, remat), local_axes(config), set(methods.values())
+
+    def apply(params: Params, batch: Mapping[str, jax.Array], *, collect: tuple[str, ...]) -> dict[str, jax.Array]:
+        return pure.apply(to_dtype(params, dtype), batch, collect=collect)
+
     calibration = _SafePoints()
     if used - {"magnitude", "random", "last"}:
         calibration = _SafePoints(calibration_batches(samples, batch_size=batch_size, batches=batches, seed=seed))
     scores: dict[str, dict[str, np.ndarray]] = {}
     if "taylor" in used:
-        loss = make_loss(pure, LossConfig(hard=1.0))
+        loss = make_loss(pure, LossConfig(hard=1.0), dtype=dtype)
         # Only gates that are needed: pruning the language model then needs no gradient of the image side.
         gates = {axis: gate for axis, gate in pruning.ones(config).items() if methods.get(axis) == "taylor"}
         scores["taylor"] = pruning.taylor(lambda p, g, b: loss(p, g, b, {})[0], params, gates, calibration)
@@ -59,10 +68,10 @@ def importance(
         scores["magnitude"] = pruning.magnitude(params, config)
     if "activation" in used:
         axes = [axis for axis in methods if not axis.endswith("/layers")]
-        scores["activation"] = pruning.activation(pure.apply, params, calibration, axes, local)
+        scores["activation"] = pruning.activation(apply, params, calibration, axes, local)
     if "block_influence" in used:
         deep = [tower for tower in towers(config).values() if tower.axis("layers") in methods]
-        scores["block_influence"] = pruning.block_influence(pure.apply, params, calibration, deep)
+        scores["block_influence"] = pruning.block_influence(apply, params, calibration, deep)
     if "random" in used:
         scores["random"] = pruning.random(jax.random.key(seed), sizes(config), local)
     if "last" in used:
@@ -71,7 +80,7 @@ def importance(
     if "principal" in used:
         present = sizes(config)
         widths = {a: targets[a] for a, method in methods.items() if method == "principal" and targets[a] < present[a]}
-        bases = pruning.principal(pure.apply, params, config, calibration, widths)
+        bases = pruning.principal(apply, params, config, calibration, widths)
         scores["principal"] = {axis: np.ones(len(basis), np.float32) for axis, basis in bases.items()}
     by_axis = {axis: scores[method][axis] for axis, method in methods.items() if axis in scores[method]}
     return by_axis, bases

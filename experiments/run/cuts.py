@@ -11,7 +11,8 @@ from antgmm_jax.config import IMAGE_SIDE, LMMConfig
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import complete
 from antgmm_jax.io import checkpoint
-from antgmm_jax.pure import Params, float32, functional
+from antgmm_jax.io.placed import on_devices
+from antgmm_jax.pure import Params, functional
 from experiments.run.features import freezes_features
 from experiments.run.schema import Stage
 
@@ -35,7 +36,7 @@ def new_weights(config: LMMConfig, source: str, seed: int) -> Params:
     merged = {**params, **trained}
     if jax.tree.map(np.shape, merged) != jax.tree.map(np.shape, params):
         raise AntgmmError(f"{source} was trained with another shape: use the same model.sizes in its recipe")
-    return float32(config, merged)
+    return on_devices(config, merged, "float32")
 
 
 def reads_features(config: LMMConfig, stage: Stage, targets: Mapping[str, int]) -> bool:

@@ -1,6 +1,7 @@
 """Cached image features, for stages that do not change the image side."""
 
 import json
+import math
 import shutil
 from collections.abc import Sequence
 from functools import reduce
@@ -14,8 +15,10 @@ from jaxtyping import Float
 
 from antgmm_jax.axes import to_dict
 from antgmm_jax.config import LMMConfig
+from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import family
 from antgmm_jax.io import folders
+from antgmm_jax.io.placed import on_devices
 from antgmm_jax.io.shards import Shards, Writer
 from antgmm_jax.parallel import preemption
 from antgmm_jax.parallel.processes import broadcast_from_first, gather, run_on_first
@@ -23,6 +26,7 @@ from antgmm_jax.parallel.sharding import shard_rows
 from antgmm_jax.pure import Params, functional
 from data.shifting import drawn
 from distill import fingerprint
+from experiments.run.batch_size import rows_that_fit
 from experiments.run.host.console import bar
 from experiments.run.samples import Samples
 
@@ -86,25 +90,26 @@ class ImageFeatures:
         self._samples, self._seed, self._folder = samples, seed, folder
         self._key, self._made = "", None
 
-    def __call__(self, config: LMMConfig, params: Params, shift: int = 0) -> StoredViews:
+    def __call__(self, config: LMMConfig, params: Params, shift: int = 0, dtype: str = "float32") -> StoredViews:
         """Returns the features of a model; computes them unless they are cached.
 
         Args:
             config: model config.
-            params: model parameters.
+            params: model parameters; `Stored` ones are loaded only if the features are not cached.
             shift: as in `image_features`.
+            dtype: dtype of computation and of the features.
         """
         paths = [path.split("/") for path in family(config).features]
         leaves = [reduce(getitem, path, params) for path in paths]
         # Config and parameters are nested alike. The key does not depend on the language model.
         parts = {path[0]: to_dict(getattr(config, path[0])) for path in paths}
-        about = f"{json.dumps(parts)} {shift} {self._seed} {self._samples.fingerprint}"
+        about = f"{json.dumps(parts)} {shift} {dtype} {self._seed} {self._samples.fingerprint}"
         key = fingerprint(leaves, about)[:16]
         if self._made is None or key != self._key:
             place = self._folder / key
             self.drop(but=place)  # before using as much space again
             if not from_first_process(place.exists()):
-                image_features(config, params, self._samples, place, shift=shift, seed=self._seed)
+                image_features(config, params, self._samples, place, shift=shift, seed=self._seed, dtype=dtype)
             self._key, self._made = key, StoredViews(place, len(self._samples))
         return self._made
 
@@ -134,6 +139,7 @@ def image_features(
     shift: int = 0,
     seed: int = 0,
     batch_size: int = 64,
+    dtype: str = "float32",
 ) -> StoredViews:
     """Computes the image features of all rows, see `antgmm_jax.pure.Functional.features`.
 
@@ -144,19 +150,28 @@ def image_features(
         directory: folder to write (atomically); all processes must see it.
         shift: maximum random shift in pixels, in each direction; if positive, each row has `VIEWS` views.
         seed: seed of the shifts.
-        batch_size: rows per batch.
+        batch_size: maximum number of rows per batch.
+        dtype: dtype of computation and of the features.
 
     Returns:
-        float32 features.
+        The features.
+
+    Raises:
+        AntgmmError: the disk is too full.
     """
     run, rng, count = jax.jit(functional(config).features), np.random.default_rng(seed), views(shift)
+    params, lengths = on_devices(config, params, dtype), {**samples.lengths, "answer": 0, "text": 0}
+    size = rows_that_fit(config, min(batch_size, len(samples)), **lengths, dtype=dtype)
     moves = np.stack([drawn(rng, shift, (len(samples),)).astype(np.int16) for _ in range(count)])
     partial, done = directory.with_name(f".{directory.name}.tmp"), 0
     writer = run_on_first(lambda: _begin(partial))
     with bar("image features", len(samples), safe_point=preemption.leave) as update:
-        for batch in samples.pictures(min(batch_size, len(samples)), moves):
+        for batch in samples.pictures(size, moves):
             computed = np.stack([gather(run(params, shard_rows(images))) for images in batch], axis=1)
             computed = computed[: len(samples) - done]
+            if not done:
+                needed = math.prod((*computed.shape[1:], len(samples))) * computed.dtype.itemsize
+                run_on_first(lambda needed=needed: check_space(partial, needed))
             if writer is not None:
                 for row, features in enumerate(computed, done):
                     writer.add(row, features[:, : samples.needs.slots[row]].tobytes())
@@ -165,6 +180,16 @@ def image_features(
     meta = {"views": count, "shape": computed.shape[3:], "dtype": str(computed.dtype)}
     run_on_first(lambda: _finish(writer, partial, directory, meta))
     return StoredViews(directory, len(samples))
+
+
+def check_space(folder: Path, needed: int) -> None:
+    """Raises AntgmmError if there is not enough space for the features."""
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise AntgmmError(
+            f"image features in {folder.parent} need {needed / 1e9:.3g} GB, but only {free / 1e9:.3g} GB are free: make"
+            ' room, or set features = "recompute"'
+        )
 
 
 def _begin(partial: Path) -> Writer:

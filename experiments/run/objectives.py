@@ -55,8 +55,8 @@ class Objective(Protocol):
     data: Batches
     teacher: Teacher
 
-    def begin(self, optimizer: Optimizer) -> State:
-        """The state before the first step."""
+    def begin(self) -> Params:
+        """Loads the parameters before the first step; nothing else uses the arrays."""
         ...
 
     def like(self, config: LMMConfig, optimizer: Optimizer) -> State:
@@ -91,9 +91,9 @@ class Answers:
         self._bridge_weights = shared.bridge_weights(work.stage)
         self.data = self._shuffled(work.seed, shared)
 
-    def begin(self, optimizer: Optimizer) -> State:
-        """The state before the first step."""
-        return init_state(self._start.params, optimizer)
+    def begin(self) -> Params:
+        """Loads the parameters of the model before the stage."""
+        return self._start.load()
 
     def like(self, config: LMMConfig, optimizer: Optimizer) -> State:
         """Returns the shapes of a state with sharding for the current mesh, which may differ from the saved one."""
@@ -122,8 +122,9 @@ class Answers:
     def _shuffled(self, seed: int, shared: Shared) -> Batches:
         """Training batches, with cached image features if the stage does not change the image side."""
         stage, start, features = self._stage, self._start, None
-        if reads_features(start.config, stage, segment_targets(start.config, stage)[-1]):
-            features = shared.features(start.config, start.params, stage.shift)
+        on_disk = shared.recipe.features == "disk"
+        if on_disk and reads_features(start.config, stage, segment_targets(start.config, stage)[-1]):
+            features = shared.features(start.config, start.weights(), stage.shift, stage.optimizer.dtype)
         else:
             shared.features.drop()
         return shared.samples.shuffled(
@@ -155,26 +156,26 @@ class Facts:
     def __init__(self, work: Work, shared: Shared, start: Student):
         assert isinstance(shared.recipe.data, MaadData)  # checked by the schema
         name = shared.recipe.data.tier
-        self._stage, self._start, self._facts = work.stage, start, latent_sizes(name)
+        self._stage, self._params, self._facts = work.stage, start.load(), latent_sizes(name)
         self._trained = with_heads(
-            start.config, start.params, self._facts, cell_classes(tier(name)), jax.random.key(work.seed)
+            start.config, self._params, self._facts, cell_classes(tier(name)), jax.random.key(work.seed)
         )
         shared.features.drop()
         self.data = shared.samples.facts(work.stage.optimizer.batch_size, work.seed, [*self._facts])
 
-    def begin(self, optimizer: Optimizer) -> State:
-        """The state before the first step."""
-        return init_state(self._trained, optimizer)
+    def begin(self) -> Params:
+        """Returns the image side with heads."""
+        return jax.tree.map(jnp.copy, self._trained)
 
     def like(self, config: LMMConfig, optimizer: Optimizer) -> State:
         """Returns an initial state."""
-        return self.begin(optimizer)
+        return init_state(self._trained, optimizer)
 
     def step(self, config: LMMConfig, keep: Mapping[str, np.ndarray], optimizer: Optimizer) -> Step:
         """Creates a step with the losses of facts and cells."""
         table = self._stage.optimizer
         return facts_step(
-            facts_loss(config, self._start.params, self._facts, dtype=jnp.dtype(table.dtype), remat=table.remat),
+            facts_loss(config, self._params, self._facts, dtype=jnp.dtype(table.dtype), remat=table.remat),
             optimizer,
         )
 

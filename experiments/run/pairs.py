@@ -37,7 +37,7 @@ def with_pairs(
         recipe: the recipe.
         samples: its samples.
         config: config of the teacher.
-        params: parameters of the teacher.
+        params: parameters of the teacher; `Stored` ones are loaded only if the answers are not in `folder`.
         processor: processor of the teacher.
         folder: folder for the teacher's answers, `KEY.answers.json`.
 
@@ -45,14 +45,13 @@ def with_pairs(
         All samples.
     """
     pairs = encoded(recipe, paired(samples.records, recipe.teacher.pairs), processor, config)
-    longest = recipe.evaluate.max_new_tokens
-    key = fingerprint(params, f"{json.dumps(to_dict(config))} {longest} {pairs.fingerprint}")
+    longest, dtype = recipe.evaluate.max_new_tokens, recipe.optimizer.dtype
+    key = fingerprint(params, f"{json.dumps(to_dict(config))} {dtype} {longest} {pairs.fingerprint}")
 
     def ask() -> list[str]:
         with bar("answers to pairs", len(pairs), safe_point=preemption.leave) as update:
-            return evaluate(
-                config, params, pairs, processor, max_new_tokens=longest, batch_size=BATCH, progress=update
-            )[1]
+            limits = {"max_new_tokens": longest, "batch_size": BATCH, "dtype": dtype}
+            return evaluate(config, params, pairs, processor, **limits, progress=update)[1]
 
     place = folder / key[:16]
     with held(place):

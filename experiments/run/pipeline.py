@@ -5,23 +5,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from transformers import ProcessorMixin
 
 from antgmm_jax.axes import sizes, to_dict
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.io import checkpoint
-from antgmm_jax.io.convert import load_hf
 from antgmm_jax.parallel.processes import run_on_first
 from antgmm_jax.parallel.sharding import local_rows
-from antgmm_jax.pure import abstract, float32
+from antgmm_jax.pure import Params, abstract
 from data.encoding import Encoder
 from data.source import Source
 from distill import NO_TEACHER
+from experiments.run.batch_size import rows_that_fit
 from experiments.run.checks import check_steps
 from experiments.run.datasets import encode_both, encoded, load_both, load_records
-from experiments.run.features import ImageFeatures
+from experiments.run.features import ImageFeatures, from_first_process
 from experiments.run.folder import RunFolder, write_json
 from experiments.run.forecast import Rows, announce, look_at
 from experiments.run.host.console import say
@@ -36,10 +35,11 @@ from experiments.run.scoring import scored
 from experiments.run.served_prompt import CHECKED, conversations
 from experiments.run.stage import Left, StageRun
 from experiments.run.start import opening
-from experiments.run.student import Student, load_after, teacher_key
+from experiments.run.student import Student, completed, load_after, whole
 from experiments.run.targets import bridge_weights_of, targets_of
 from experiments.run.training import save_processor
 from experiments.run.watching import NOTHING, Watch, watching
+from pruning.costs import total_parameters
 
 GATE_PROMPTS = 320
 
@@ -51,7 +51,7 @@ class Outcome(NamedTuple):
         folder: folder of the run, locked by this process.
         recipe: recipe of the run.
         teacher: the model that was pruned; None if a model was trained without a teacher.
-        student: the final model, loaded from the exported files.
+        student: the final model, opened from the exported files.
         test: test records.
         hard: hard test records, or None.
         processor: processor of both models.
@@ -81,6 +81,7 @@ class Run:
     ):
         self.recipe, self.folder, self._watch = recipe, RunFolder(path), watch
         self._cache = cache or self.folder.cache
+        self._gate = self.folder.report / "gate.json"  # written after the export
 
     @contextmanager
     def exported(self) -> Iterator[Outcome]:
@@ -126,8 +127,9 @@ class Run:
             metrics = checkpoint.load_record(self.folder.stage(last.number, last.stage.name))["metrics"]
             scores = {name: metrics["scores"][name] for name in ("exact_match", "by_type")}
             if self.hard is not None:
-                scores["exact_match_hard"] = self._scores("scores on hard records", student, self.hard)["exact_match"]
-            size = sum(leaf.size for leaf in jax.tree.leaves(student.params))
+                title, config = "scores on hard records", student.config
+                scores["exact_match_hard"] = self._scores(title, config, student.load(), self.hard)["exact_match"]
+            size = total_parameters(student.config)
             return {"params": size, "sizes": sizes(student.config), "seconds": self.folder.seconds, **scores}
 
     @contextmanager
@@ -147,6 +149,7 @@ class Run:
             with watching(self._watch, self.folder.path, recipe) as self._watcher:
                 for work in recipe.work:
                     student = self._stage(work, student, shared)
+            del shared  # an online teacher is on the devices
             yield student
 
     def _announce(self, records: tuple[Source, Source], config: LMMConfig) -> None:
@@ -160,7 +163,7 @@ class Run:
 
     def _prepared(self, records: tuple[Source, Source], config: LMMConfig) -> Shared:
         """Encodes the records, checks the stages, and prepares the teacher's targets."""
-        recipe, (teacher, processor, _) = self.recipe, self.origin
+        recipe, (teacher, processor, *_) = self.recipe, self.origin
         samples, self.test = encode_both(recipe, records, processor, config)
         samples.check_types({work.title: (*work.stage.repeat,) for work in recipe.work})
         for work in recipe.work:
@@ -177,9 +180,9 @@ class Run:
             return Shared(recipe, NO_TEACHER, samples, features, lambda stage: None)
         if recipe.teacher.pairs:
             with self.folder.metered("pairs"):
-                samples = with_pairs(recipe, samples, teacher.config, teacher.params, processor, self._cache)
-        self.folder.bind(teacher=teacher_key(teacher.params), data=samples.fingerprint)
-        targets = targets_of(recipe, teacher, samples, self.folder, self._cache)
+                samples = with_pairs(recipe, samples, teacher.config, teacher.weights(), processor, self._cache)
+        self.folder.bind(teacher=self.origin.key, data=samples.fingerprint)
+        targets = targets_of(recipe, teacher, self.origin.key, samples, self.folder, self._cache)
         features = ImageFeatures(samples, recipe.seed, place)
         return Shared(
             recipe, targets, samples, features, lambda stage: bridge_weights_of(recipe, stage, teacher, samples)
@@ -194,19 +197,21 @@ class Run:
             return self._trained(work, student, shared, energy)
 
     def _trained(self, work: Work, student: Student, shared: Shared, energy: Callable[[], Energy]) -> Student:
+        run_on_first(lambda: self._gate.unlink(missing_ok=True))  # the export will be out of date
         working = self.folder.steps(work.number, work.stage.name)
         watcher = self._watcher.stage(work, None if self.origin.teacher is None else self.origin.teacher.config)
         result = StageRun(work, shared, working, watcher).run(student)
-        after = Student(result.config, {**student.params, **result.params}, result.keep)
         metrics: dict[str, Any] = {"history": result.history}
         if work.objective == "answers":
-            metrics["scores"] = self._scores(f"scores after {work.title}", after, self.test)
+            params = completed(result.params, student)
+            metrics["scores"] = self._scores(f"scores after {work.title}", result.config, params, self.test)
             say(f"{work.title}: exact match {metrics['scores']['exact_match']:.3f}")
         metrics["energy"] = energy()._asdict()
         record = self._record(work, result, shared) | {"metrics": metrics}
-        checkpoint.save_stage(self.folder.stage(work.number, work.stage.name), {"params": result.params}, record)
+        done = self.folder.stage(work.number, work.stage.name)
+        checkpoint.save_stage(done, {"params": result.params}, record)
         checkpoint.discard_steps(working)
-        return after
+        return load_after(done, student)
 
     def _record(self, work: Work, result: Left, shared: Shared) -> dict[str, Any]:
         """Record of a stage without metrics; with its kept units if there is a teacher."""
@@ -223,42 +228,45 @@ class Run:
         parent = self.origin.parent
         if work.number > 1:
             parent = str(self.folder.stage(work.number - 1, self.recipe.work[work.number - 2].stage.name))
-        return record | {"parent": parent, "teacher": teacher_key(self.origin.teacher.params), "keep": result.keep}
+        return record | {"parent": parent, "teacher": self.origin.key, "keep": result.keep}
 
-    def _scores(self, title: str, student: Student, records: Samples) -> dict[str, Any]:
-        longest = self.recipe.evaluate.max_new_tokens
-        return scored(title, student.config, student.params, records, self.origin.processor, max_new_tokens=longest)[0]
+    def _scores(self, title: str, config: LMMConfig, params: Params, records: Samples) -> dict[str, Any]:
+        longest, dtype = self.recipe.evaluate.max_new_tokens, self.recipe.optimizer.dtype
+        processor = self.origin.processor
+        return scored(title, config, params, records, processor, max_new_tokens=longest, dtype=dtype)[0]
 
     def _export(self, student: Student) -> Student:
-        """Exports the model, and loads it again from the files."""
+        """Exports the model unless that is done, and opens the files."""
         recipe, folder = self.recipe, self.folder
+        if from_first_process(self._gate.exists() and folder.export.exists()):
+            return whole(folder.export)._replace(keep=student.keep)
         like = Path(recipe.start or folder.path / "processor")
         if not recipe.start:
             run_on_first(lambda: save_processor(self.origin.processor, like))
         result = publish(
             student.config,
-            student.params,
+            student.weights(),
             folder.export,
             like,
             dtype=recipe.export.dtype,
             prompt=prompt_of(recipe),
-            questions=self._questions() if self.origin.teacher else None,
+            questions=self._questions(student.config) if self.origin.teacher else None,
         )
 
         def note() -> None:
             if result is not None:
-                write_json(folder.report / "gate.json", result._asdict())
+                write_json(self._gate, result._asdict())
 
         run_on_first(note)
-        config, params = load_hf(folder.export)
-        return Student(config, float32(config, params), student.keep)
+        return whole(folder.export)._replace(keep=student.keep)
 
-    def _questions(self) -> Questions:
+    def _questions(self, config: LMMConfig) -> Questions:
         """Questions for the export gate: the first test records."""
-        batches = []
-        for batch in self.test.in_order(min(64, len(self.test)), prompts=True):
+        longest, lengths = self.recipe.evaluate.max_new_tokens, self.test.lengths
+        lengths["answer"] = max(lengths["answer"], longest)
+        size, batches = rows_that_fit(config, min(64, len(self.test)), **lengths, dtype="float32"), []
+        for batch in self.test.in_order(size, prompts=True):
             batches.append({**batch, "id": np.array(self.test.names(batch["index"]))})
             if sum(len(b["index"]) for b in batches) >= min(GATE_PROMPTS, len(self.test)):
                 break
-        longest = self.recipe.evaluate.max_new_tokens
         return Questions(batches, longest, *self.test.end_tokens, conversations(self.test, CHECKED))

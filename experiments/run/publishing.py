@@ -55,7 +55,7 @@ def publish(
 
     Args:
         config: model config.
-        params: model parameters, on the devices of all processes or on the host.
+        params: model parameters, on the devices of all processes, on the host or `Stored`.
         directory: target folder; an existing one is replaced.
         like: checkpoint directory to copy tokenizer, processor and other settings from.
         dtype: name of the tensors' dtype.

@@ -2,7 +2,7 @@
 
 import fnmatch
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -13,13 +13,14 @@ from antgmm_jax.axes import to_dict
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io import checkpoint
-from antgmm_jax.io.convert import load_hf
+from antgmm_jax.pure import Params
 from experiments.run.folder import RunFolder
 from experiments.run.pipeline import Run
 from experiments.run.schema import Recipe
 from experiments.run.schema.recipe import load_recipe
 from experiments.run.student import cut_record, keep_of, teacher_key, whole
 from experiments.run.watching import NOTHING, Watch
+from pruning.keep import shrunk_config
 
 NAME = "recombined"
 """Name of the folder of the merged model: `stages/00-recombined`."""
@@ -73,20 +74,19 @@ def recombine(
     folder = RunFolder(run)
     merged = folder.stage(0, NAME)
     recipe = folder.pinned(distillation(path, merged, steps, overrides))
-    teacher = whole(*load_hf(recipe.teacher.path))
-    key = teacher_key(teacher.params)
+    teacher = whole(recipe.teacher.path)
+    key = teacher_key(teacher.weights())
     keep, origin = joined(teacher.config, key, sources)
-    smaller, cut = pruning.shrink(teacher.config, teacher.params, keep)
     record = {
         "stage": {"name": NAME, "sizes": {axis: int(keep[axis].shape[-1]) for axis in origin}, "sources": origin},
-        "config": to_dict(smaller),
+        "config": to_dict(shrunk_config(teacher.config, keep)),
         "parent": "",
         "teacher": key,
         "keep": keep,
         "seed": recipe.seed,
     }
     with folder.opened(recipe):
-        _save_once(merged, cut, record)
+        _save_once(merged, lambda: teacher.cut(keep)[1], record)
     return Run(recipe, run, watch=watch)
 
 
@@ -156,11 +156,11 @@ def _origins(message: str, origin: Mapping[str, str]) -> str:
     return f" ({', '.join(f'{axis} comes from {origin[axis]}' for axis in named)})" if named else ""
 
 
-def _save_once(merged: Path, params: Any, record: Mapping[str, Any]) -> None:
+def _save_once(merged: Path, params: Callable[[], Params], record: Mapping[str, Any]) -> None:
     if not checkpoint.is_complete(merged):
         if merged.exists():
             raise AntgmmError(f"{merged} is damaged: remove it and start again")
-        checkpoint.save_stage(merged, {"params": params}, record)
+        checkpoint.save_stage(merged, {"params": params()}, record)
         return
     stored = keep_of(checkpoint.load_record(merged))
     if any(not np.array_equal(stored[axis], index) for axis, index in record["keep"].items()):

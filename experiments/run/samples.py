@@ -110,6 +110,12 @@ class Samples:
             "slots": int(self.needs.slots.sum()),
         }
 
+    @property
+    def lengths(self) -> dict[str, int]:
+        """Columns of text and answers, and image slots, of the largest batch."""
+        text, answer, slots = (allowed[-1] for allowed in self._whole)
+        return {"text": text, "answer": answer, "slots": slots}
+
     def names(self, index: np.ndarray) -> list[Any]:
         """Returns the ids of records as nested lists like `index`; "" for -1."""
         if index.ndim > 1:

@@ -21,6 +21,7 @@ def scored(
     *,
     max_new_tokens: int,
     batch_size: int = 64,
+    dtype: str = "float32",
 ) -> tuple[dict[str, Any], list[str]]:
     """Evaluates a model; all processes of a run call it together.
 
@@ -31,7 +32,8 @@ def scored(
         records: encoded records.
         processor: processor of the model.
         max_new_tokens: maximum length of answers.
-        batch_size: questions per batch.
+        batch_size: maximum number of questions per batch.
+        dtype: dtype of computation.
 
     Returns:
         The result of `data.metrics.scores`, and the answers.
@@ -44,5 +46,6 @@ def scored(
             processor,
             max_new_tokens=max_new_tokens,
             batch_size=batch_size,
+            dtype=dtype,
             progress=update,
         )

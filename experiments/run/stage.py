@@ -23,6 +23,7 @@ from experiments.run.schema import Stage, Work
 from experiments.run.stepper import HISTORY_EVERY, Stepper, add_point
 from experiments.run.student import Student
 from experiments.run.watching import StageWatcher
+from pruning.keep import shrunk_config
 
 
 class _Place(NamedTuple):
@@ -104,13 +105,15 @@ class StageRun:
             Preempted: SIGTERM was received; the last step is saved.
         """
         stage, steps = self.stage, self.stage.mask_steps + self.stage.recover_steps
+        self.start = start
         targets = segment_targets(start.config, stage)
         self.objective = OBJECTIVES[self.work.objective](self.work, self.shared, start)
         self.optimizer = optimizer_of(stage, self.objective.root)
         self.data = self.objective.data
         self.stepper = Stepper(self.working, self.data)
         state, place = self._resume(start)
-        with bar(self.work.title, stage.steps, int(state.step), safe_point=_no_safe_point) as self.progress:
+        done = 0 if state is None else int(state.step)
+        with bar(self.work.title, stage.steps, done, safe_point=_no_safe_point) as self.progress:
             for segment in range(stage.segments):
                 begin = segment * steps
                 if stage.cuts and place.cuts == segment:
@@ -118,23 +121,30 @@ class StageRun:
                         place = self._plan(state, place, targets[segment])
                     state, place = self._mask(state, place, begin)
                     state, place = self._cut(state, place)
+                state = self._started(state)
                 if int(state.step) < begin + steps:
                     state = self._train(state, place, lambda step: {}, begin + steps)
+        state = self._started(state)
         self._keep(state, place)
-        learnt = self.objective.learnt(state.params)
-        return Left(place.config, learnt, place.keep, place.history, self.data.position)
+        return Left(place.config, self.objective.learnt(state.params), place.keep, place.history, self.data.position)
 
-    def _plan(self, state: State, place: _Place, targets: Mapping[str, int]) -> _Place:
-        full = complete(place.config, targets)
+    def _started(self, state: State | None) -> State:
+        """The state, created if no step has been taken. Before the first cut, it would be larger than necessary."""
+        return state or init_state(self.objective.begin(), self.optimizer, own=True)
+
+    def _plan(self, state: State | None, place: _Place, targets: Mapping[str, int]) -> _Place:
+        full, table = complete(place.config, targets), self.stage.optimizer
         self.progress(place.cuts * (self.stage.steps // self.stage.segments), "importance")
         try:
             scores, bases = importance(
                 place.config,
-                state.params,
+                self.start.load(table.dtype) if state is None else state.params,
                 {axis: self.stage.method(axis) for axis in full},
                 full,
                 self.shared.samples,
-                **self.stage.optimizer.pieces(self.shared.recipe.calibration_batches),
+                **table.pieces(self.shared.recipe.calibration_batches),
+                dtype=table.dtype,
+                remat=table.remat,
                 seed=self.work.seed,
             )
         except preemption.Preempted:
@@ -143,31 +153,39 @@ class StageRun:
         keep = {**pruning.plan(scores, place.config, targets), **bases}
         return place._replace(plan=keep, scores={axis: scores[axis] for axis in keep if axis in scores})
 
-    def _mask(self, state: State, place: _Place, begin: int) -> tuple[State, _Place]:
+    def _mask(self, state: State | None, place: _Place, begin: int) -> tuple[State | None, _Place]:
         length = self.stage.mask_steps
-        if length == 0 or int(state.step) >= begin + length:
+        if length == 0 or (state is not None and int(state.step) >= begin + length):
             return state, place
 
         def gates(step: int):
             return pruning.gates_at(place.plan, place.scores, place.config, (step - begin + 1) / length)
 
-        return self._train(state, place, gates, begin + length), place
+        return self._train(self._started(state), place, gates, begin + length), place
 
-    def _cut(self, state: State, place: _Place) -> tuple[State, _Place]:
-        config, params = pruning.shrink(place.config, state.params, place.plan)
-        if self.stage.weights != "kept":
-            params = new_weights(config, self.stage.weights, self.work.seed)
-        if self.stage.weights == "kept" and not any(map(pruning.is_basis, place.plan.values())):
-            axes, keep = functional(place.config).axes, pruning.array_keep(place.config, place.plan)
-            moments = map_moments(
-                state.opt_state, state.params, self.optimizer, lambda tree: pruning.take(tree, axes, keep)
-            )
-        else:
-            moments = init_state(params, self.optimizer).opt_state
+    def _cut(self, state: State | None, place: _Place) -> tuple[State, _Place]:
+        config, params = self._pruned(state, place)
         cut = place._replace(
             config=config, keep=pruning.compose(place.keep, place.plan), cuts=place.cuts + 1, plan={}, scores={}
         )
+        if state is None:
+            return init_state(params, self.optimizer, own=True), cut
+        if any(map(pruning.is_basis, place.plan.values())):
+            return State(params, init_state(params, self.optimizer).opt_state, state.step), cut
+        axes, keep = functional(place.config).axes, pruning.array_keep(place.config, place.plan)
+        moments = map_moments(
+            state.opt_state, state.params, self.optimizer, lambda tree: pruning.take(tree, axes, keep)
+        )
         return State(params, moments, state.step), cut
+
+    def _pruned(self, state: State | None, place: _Place) -> tuple[LMMConfig, Params]:
+        """Config and parameters after the cut; before the first step, read from disk."""
+        if self.stage.weights != "kept":
+            config = shrunk_config(place.config, place.plan)
+            return config, new_weights(config, self.stage.weights, self.work.seed)
+        if state is None:
+            return self.start.cut(place.plan)
+        return pruning.shrink(place.config, state.params, place.plan)
 
     def _train(self, state: State, place: _Place, gates: Callable[[int], Any], until: int) -> State:
         step = self.objective.step(place.config, place.keep, self.optimizer)
@@ -195,9 +213,9 @@ class StageRun:
         self.progress(progress.step, f"loss {progress.metrics['loss']:.4f}")
         self.watcher.report(progress, place.config)
 
-    def _keep(self, state: State, place: _Place) -> None:
+    def _keep(self, state: State | None, place: _Place) -> None:
         """Saves the last step, unless it is saved already or there is none."""
-        if int(state.step):
+        if state is not None and int(state.step):
             self._save(state, place)
             self.stepper.finish()
 
@@ -213,10 +231,10 @@ class StageRun:
             }
         return self.stepper.save(state, record)
 
-    def _resume(self, start: Student) -> tuple[State, _Place]:
+    def _resume(self, start: Student) -> tuple[State | None, _Place]:
         place, record = _Place(start.config, start.keep, 0, {}, {}, []), self.stepper.record()
         if record is None:
-            return self.objective.begin(self.optimizer), place
+            return None, place
         place = place._replace(history=record["history"])
         if self.stage.cuts:
             names = ("keep", "plan", "scores")

@@ -7,7 +7,6 @@ from typing import NamedTuple
 from transformers import ProcessorMixin
 
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.io.convert import load_hf
 from data.source import Source
 from experiments.run.checks import check_sizes, check_states
 from experiments.run.samples import load_processor
@@ -22,11 +21,13 @@ class Origin(NamedTuple):
     Attributes:
         teacher: the teacher; None if a model is trained without one.
         processor: processor of the models.
+        key: `teacher_key` of the teacher; "" without one.
         parent: folder of the stage with the initial model; "" for none.
     """
 
     teacher: Student | None
     processor: ProcessorMixin
+    key: str
     parent: str
 
 
@@ -49,22 +50,23 @@ def opening(recipe: Recipe | Training) -> Callable[[Source], tuple[Student, Orig
 
     def begin(records: Source) -> tuple[Student, Origin]:
         if recipe.start:
-            return whole(*load_hf(recipe.start)), Origin(None, load_processor(recipe.start), "")
+            return whole(recipe.start), Origin(None, load_processor(recipe.start), "", "")
         model, processor = fresh(recipe, shape, records)
-        return model, Origin(None, processor, "")
+        return model, Origin(None, processor, "", "")
 
     return begin
 
 
 def _cut_from(recipe: Recipe) -> tuple[Student, Origin]:
-    teacher = whole(*load_hf(recipe.teacher.path))
-    model = _parent(recipe, teacher) if recipe.parent else teacher
+    teacher = whole(recipe.teacher.path)
+    key = teacher_key(teacher.weights())
+    model = _parent(recipe, key) if recipe.parent else teacher
     check_sizes(model, recipe.stages, whole=teacher.keep)
     check_states(teacher.config, recipe)
-    return model, Origin(teacher, load_processor(recipe.teacher.path), recipe.parent)
+    return model, Origin(teacher, load_processor(recipe.teacher.path), key, recipe.parent)
 
 
-def _parent(recipe: Recipe, teacher: Student) -> Student:
-    if cut_record(Path(recipe.parent))["teacher"] != teacher_key(teacher.params):
+def _parent(recipe: Recipe, key: str) -> Student:
+    if cut_record(Path(recipe.parent))["teacher"] != key:
         raise AntgmmError(f"parent {recipe.parent} was cut from another teacher than {recipe.teacher.path}")
     return load_student(Path(recipe.parent))

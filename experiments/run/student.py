@@ -1,5 +1,6 @@
 """The model during a run, and loading it from folders of finished stages."""
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,28 +12,64 @@ from antgmm_jax.config import LMMConfig
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import from_dict
 from antgmm_jax.io import checkpoint
-from antgmm_jax.pure import Params, float32
+from antgmm_jax.io.convert import open_hf
+from antgmm_jax.io.placed import on_devices
+from antgmm_jax.pure import Params, functional
 
 
 class Student(NamedTuple):
-    """A model during a run: config, float32 parameters, and kept units of the teacher."""
+    """A model during a run, which occupies no memory until its parameters are loaded.
+
+    Attributes:
+        config: model config.
+        weights: returns the parameters, possibly still on disk (`Stored`).
+        keep: kept units of the teacher.
+    """
 
     config: LMMConfig
-    params: Params
+    weights: Callable[[], Params]
     keep: dict[str, np.ndarray]
 
+    def load(self, dtype: str = "float32") -> Params:
+        """Loads the parameters onto the devices; they are freed when the caller drops them.
 
-def whole(config: LMMConfig, params: Params) -> Student:
-    """Creates a `Student` from a model that is not pruned.
+        Args:
+            dtype: dtype of the result.
+
+        Returns:
+            JAX arrays, sharded over the mesh if there is one.
+        """
+        return on_devices(self.config, self.weights(), dtype)
+
+    def cut(self, keep: Mapping[str, np.ndarray]) -> tuple[LMMConfig, Params]:
+        """Loads only the kept units of the model.
+
+        Args:
+            keep: kept units of this model, as in `pruning.shrink`.
+
+        Returns:
+            Config and float32 parameters of the smaller model, on the devices.
+        """
+        # Principal components combine all channels, so they need whole arrays.
+        params = self.load() if any(map(pruning.is_basis, keep.values())) else self.weights()
+        config, kept = pruning.shrink(self.config, params, keep)
+        return config, on_devices(config, kept, "float32")
+
+
+def whole(directory: str | Path) -> Student:
+    """Opens a model that is not pruned.
 
     Args:
-        config: model config.
-        params: model parameters in any dtype.
+        directory: Hugging Face folder, or a name of the Hub.
 
     Returns:
-        The model in float32, with all units kept.
+        The model, with all units kept.
+
+    Raises:
+        AntgmmError: as in `open_hf`.
     """
-    return Student(config, float32(config, params), pruning.identity(config))
+    config, params = open_hf(directory)
+    return Student(config, lambda: params, pruning.identity(config))
 
 
 def teacher_key(params: Params) -> str:
@@ -64,7 +101,7 @@ def keep_of(record: dict[str, Any]) -> dict[str, np.ndarray]:
 
 
 def load_student(directory: Path) -> Student:
-    """Loads the model of a finished stage.
+    """Opens the model of a finished stage.
 
     Args:
         directory: folder of the stage, `stages/NN-name`.
@@ -72,14 +109,13 @@ def load_student(directory: Path) -> Student:
     Returns:
         The student.
     """
-    cut_record(directory)
-    tree, record = checkpoint.load_stage(directory)
+    record = cut_record(directory)
     config = from_dict(record["config"])
-    return Student(config, float32(config, tree["params"]), keep_of(record))
+    return Student(config, lambda: _trained(directory, config), keep_of(record))
 
 
 def load_after(directory: Path, before: Student) -> Student:
-    """Loads the model of a finished stage or phase, which may have saved only the trained parameters.
+    """Opens the model of a finished stage or phase, which may have saved only the trained parameters.
 
     Args:
         directory: folder of the stage, `stages/NN-name`.
@@ -88,7 +124,26 @@ def load_after(directory: Path, before: Student) -> Student:
     Returns:
         The model after the stage.
     """
-    tree, record = checkpoint.load_stage(directory)
+    record = checkpoint.load_record(directory)
     config = from_dict(record["config"])
     keep = keep_of(record) if "keep" in record else before.keep
-    return Student(config, float32(config, {**before.params, **tree["params"]}), keep)
+    return Student(config, lambda: completed(_trained(directory, config), before), keep)
+
+
+def completed(params: Params, before: Student) -> Params:
+    """Adds the parameters that a stage did not train.
+
+    Args:
+        params: parameters of the stage, by top-level names.
+        before: model before the stage.
+
+    Returns:
+        All parameters.
+    """
+    if params.keys() == functional(before.config).axes.keys():
+        return params
+    return {**before.weights(), **params}
+
+
+def _trained(directory: Path, config: LMMConfig) -> Params:
+    return checkpoint.load_stage(directory, {"params": functional(config).axes})[0]["params"]

@@ -3,18 +3,19 @@
 import json
 from pathlib import Path
 
-import jax
 import numpy as np
 
 import distill
 from antgmm_jax.axes import to_dict
 from antgmm_jax.blocks.projector import OUT
+from antgmm_jax.config import LMMConfig
 from antgmm_jax.parallel import preemption
-from antgmm_jax.pure import functional
+from antgmm_jax.pure import abstract, functional
 from distill import Teacher
-from distill.teacher import to_dtype
 from distill.top import name_of
+from experiments.run.batch_size import rows_that_fit
 from experiments.run.calibration import calibration_batches
+from experiments.run.features import from_first_process
 from experiments.run.folder import RunFolder, held
 from experiments.run.host.console import bar, say, working
 from experiments.run.samples import Samples
@@ -25,12 +26,15 @@ CACHE_BATCH = 128
 IN_MEMORY = 4 << 30  # maximum bytes of a teacher cache to load into memory; larger caches are read from disk
 
 
-def targets_of(recipe: Recipe, teacher: Student, samples: Samples, folder: RunFolder, cache: Path) -> Teacher:
+def targets_of(
+    recipe: Recipe, teacher: Student, digest: str, samples: Samples, folder: RunFolder, cache: Path
+) -> Teacher:
     """Creates the teacher of a recipe; builds its cache if necessary.
 
     Args:
         recipe: the recipe.
         teacher: the teacher.
+        digest: its `teacher_key`.
         samples: training records.
         folder: folder of the run, to record the energy.
         cache: folder of caches, which has one folder for each teacher and data.
@@ -38,21 +42,20 @@ def targets_of(recipe: Recipe, teacher: Student, samples: Samples, folder: RunFo
     Returns:
         The teacher; `NO_TEACHER` if no stage needs one.
     """
-    config, params, _ = teacher
-    table = recipe.teacher
+    config, table, dtype = teacher.config, recipe.teacher, recipe.optimizer.dtype
     if not any(stage.loss.reads_teacher for stage in recipe.stages):
         return distill.NO_TEACHER
     if table.mode == "online":
-        return distill.online(functional(config), to_dtype(params, jax.numpy.dtype(recipe.optimizer.dtype)))
+        return distill.online(functional(config), teacher.load(dtype))
     reading = [stage.loss for stage in recipe.stages if stage.loss.reads_logits]
     final = name_of(table.top, reading[0].temperature) if table.top else "final"
     names = (*([final] if reading else []), *(f"{tower}/states" for tower in table.states))
     if any(stage.loss.bridge for stage in recipe.stages):
         names = (*names, OUT)
-    like = next(samples.in_order(CACHE_BATCH))
-    key = distill.fingerprint(params, f"{json.dumps(to_dict(config))} {samples.fingerprint}")
+    like, pure, stored = next(samples.in_order(1)), functional(config), teacher.weights()
+    key = distill.fingerprint({}, f"{digest} {json.dumps(to_dict(config))} {dtype} {samples.fingerprint}")
     about = {"samples": len(samples), "totals": samples.totals, "names": names}
-    size = distill.cache_size(functional(config), params, like, **about)
+    size = distill.cache_size(pure, abstract(config, dtype), like, **about)
     say(f"teacher cache: {', '.join(f'{name} {bytes_ / 1e6:.0f} MB' for name, bytes_ in size.items())}")
     place = cache / key[:16]
     with (
@@ -60,20 +63,29 @@ def targets_of(recipe: Recipe, teacher: Student, samples: Samples, folder: RunFo
         folder.metered("cache"),
         bar("teacher cache", len(samples), safe_point=preemption.leave) as update,
     ):
-        distill.build_cache(
-            functional(config),
-            params,
-            samples.by_bucket(CACHE_BATCH),
-            place,
-            samples=len(samples),
-            like=like,
-            key=key,
-            names=names,
-            size=sum(size.values()),
-            progress=lambda done, total: update(done, ""),
-        )
+        if from_first_process(distill.has_cache(place, key=key, names=names)):
+            update(len(samples), "")
+        else:
+            distill.build_cache(
+                pure,
+                teacher.load(dtype),
+                samples.by_bucket(_rows(config, samples, sum(size.values()), dtype)),
+                place,
+                samples=len(samples),
+                like=like,
+                key=key,
+                names=names,
+                size=sum(size.values()),
+                progress=lambda done, total: update(done, ""),
+            )
     opened = distill.open_cache(place, key=key, names=names, in_memory=sum(size.values()) <= IN_MEMORY)
-    return distill.cached(functional(config), params, opened)
+    return distill.cached(pure, stored, opened, dtype=dtype)
+
+
+def _rows(config: LMMConfig, samples: Samples, size: int, dtype: str) -> int:
+    """Rows of a batch for a cache of `size` bytes."""
+    most, states = min(CACHE_BATCH, len(samples)), 2 * size // len(samples)
+    return rows_that_fit(config, most, **samples.lengths, dtype=dtype, states=states)
 
 
 def bridge_weights_of(recipe: Recipe, stage: Stage, teacher: Student, samples: Samples) -> np.ndarray | None:
@@ -93,4 +105,4 @@ def bridge_weights_of(recipe: Recipe, stage: Stage, teacher: Student, samples: S
     pieces = stage.optimizer.pieces(recipe.calibration_batches)
     batches = calibration_batches(samples, **pieces, seed=recipe.seed)
     with working(f"stage {stage.name!r}: sensitivity of the teacher's answers to image tokens"):
-        return distill.bridge_weights(functional(teacher.config), teacher.params, batches)
+        return distill.bridge_weights(functional(teacher.config), teacher.load(recipe.optimizer.dtype), batches)

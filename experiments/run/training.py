@@ -1,11 +1,13 @@
 """The initial model of a training: a preset with random parameters and a new processor."""
 
 import dataclasses
+from functools import partial
 from pathlib import Path
 
 import jax
 from transformers import ProcessorMixin
 
+import pruning
 from antgmm_jax.config import LMMConfig, towers
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import complete, new_processor, violations
@@ -20,7 +22,7 @@ from data.tokenizer import corpus, train_tokenizer
 from experiments.run.folder import write_json
 from experiments.run.prompts import prompt_of
 from experiments.run.schema import Data, Model, Training
-from experiments.run.student import Student, whole
+from experiments.run.student import Student
 from pruning.planning import variants
 
 
@@ -96,7 +98,8 @@ def fresh(recipe: Training, shape: LMMConfig, records: Source) -> tuple[Student,
     vocab = -(-len(processor.tokenizer) // 64) * 64
     language = dataclasses.replace(shape.language, vocab=vocab)
     config = dataclasses.replace(shape, language=language, image_token=IMAGE)
-    return whole(config, functional(config).init(jax.random.key(recipe.seed))), processor
+    begin = partial(functional(config).init, jax.random.key(recipe.seed))
+    return Student(config, begin, pruning.identity(config)), processor
 
 
 def save_processor(processor: ProcessorMixin, directory: Path) -> None:

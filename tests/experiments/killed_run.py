@@ -12,10 +12,12 @@ from typing import Any
 
 import antgmm_jax.io.convert
 import antgmm_jax.io.folders
+import distill.build
 from antgmm_jax.io import checkpoint
 from antgmm_jax.parallel import preemption
+from experiments.report import write
 from experiments.report.write import finish
-from experiments.run import stage
+from experiments.run import export_gate, pipeline, stage
 from experiments.run.host.meshes import devices
 from experiments.run.pipeline import Run
 from experiments.run.schema.recipe import load_recipe
@@ -88,7 +90,17 @@ def at_export() -> None:
     antgmm_jax.io.convert._write_config = die
 
 
+def in_place_of(module: Any, name: str) -> None:
+    """Kills the process instead of calling a function."""
+    setattr(module, name, die)
+
+
 MOMENTS = {
+    "cache": lambda: in_place_of(distill.build, "_records"),
+    "importance": lambda: in_place_of(stage, "importance"),
+    "scores": lambda: in_place_of(pipeline, "scored"),
+    "gate": lambda: in_place_of(export_gate, "check"),
+    "report": lambda: in_place_of(write, "latencies"),
     "mask": lambda: at_step("blocks", 3),
     "recover": lambda: at_step("blocks", 6),
     "save": lambda: at_publication(2),

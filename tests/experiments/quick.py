@@ -5,7 +5,7 @@ from typing import Any
 
 from experiments.lab.planning import rates
 from experiments.lab.study import curve
-from experiments.report import figures
+from experiments.report import model_times
 
 
 def time_few_requests(assign: Callable[[Any, str, int], None]) -> None:
@@ -14,6 +14,6 @@ def time_few_requests(assign: Callable[[Any, str, int], None]) -> None:
     Args:
         assign: `setattr`, or a version of it that is undone later.
     """
-    assign(figures, "LATENCY_REPEATS", 3)
+    assign(model_times, "LATENCY_REPEATS", 3)
     for module in (rates, curve):
         assign(module, "ROUNDS", 3)

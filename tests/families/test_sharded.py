@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, get_mesh
 
+from antgmm_jax.io.placed import on_devices
 from antgmm_jax.parallel.processes import gather
 from antgmm_jax.parallel.sharding import make_mesh, shard_rows, spec
-from antgmm_jax.pure import float32, functional
+from antgmm_jax.pure import functional
 from tests.families.cases import batch, close, counted
 
 
@@ -20,7 +21,7 @@ def mesh():
 def computed(case):
     """Returns placed parameters, logits, and the gradient of the logits' weighted sum."""
     config, arrays = case.config, batch(case.config)
-    params, there = float32(config, case.params), shard_rows(arrays)
+    params, there = on_devices(config, case.params, "float32"), shard_rows(arrays)
     weights = np.random.default_rng(0).normal(size=(*counted(arrays).shape, config.language.vocab)).astype(np.float32)
     weights[~counted(arrays)] = 0
 

@@ -85,6 +85,17 @@ PRESETS: dict[str, LlavaConfig] = {
         image_token=3,
         q_per_kv=2,
     ),
+    # LLaVA-1.5's images, tokens per image and vocabulary in a model that a CPU can train.
+    "llava-290m": sized(
+        vision=(11, 768, 12, 3072),
+        text=(11, 1024, 8, 2816),
+        head_dims=(64, 128),
+        image=336,
+        patch=14,
+        vocab=32064,
+        image_token=3,
+        eps=1e-5,
+    ),
     # Without the last layer of CLIP, which LLaVA-1.5 never runs.
     "llava-1.5-7b": sized(
         vision=(23, 1024, 16, 4096),

@@ -12,11 +12,11 @@ import numpy as np
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.decoding import generate
 from antgmm_jax.io.convert import load_hf
-from antgmm_jax.pure import float32
+from antgmm_jax.io.placed import on_devices
 from experiments.lab.bench.timing import in_turn, milliseconds, spread
 from experiments.report.latency import Served, compare, thread_counts, with_threads
-from experiments.run.export_gate import torch_model, torch_tensors
 from experiments.run.host.console import say
+from experiments.run.in_torch import torch_model, torch_tensors
 from experiments.run.random_batches import random_batch
 
 PROMPT = {"words": 32, "answer": 16}
@@ -41,7 +41,7 @@ def decoding(directory: Path, rows: int, tokens: int, rounds: int) -> dict[str, 
     """
     say(f"bench: decoding at batch {rows}")
     config, params = load_hf(directory)
-    params, prompt = float32(config, params), random_prompt(config, rows)
+    params, prompt = on_devices(config, params, "float32"), random_prompt(config, rows)
     inputs = jax.tree.map(jnp.asarray, prompt)
     torch_generate = _torch_generate(torch_model(directory), prompt, tokens)
 
@@ -90,7 +90,7 @@ def requests(teacher: Path, student: Path, tokens: int, rounds: int) -> dict[str
     models = {}
     for name, directory in (("teacher", teacher), ("student", student)):
         config, params = load_hf(directory)
-        models[name] = Served(config, float32(config, params), directory, random_prompt(config, 1))
+        models[name] = Served(config, on_devices(config, params, "float32"), directory, random_prompt(config, 1))
     results: dict[str, Any] = compare(models, tokens, rounds)
     for times in results.values():
         times["ratio"] = times["teacher"]["p50"] / times["student"]["p50"]

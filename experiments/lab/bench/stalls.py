@@ -14,8 +14,9 @@ import numpy as np
 import distill
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io.convert import load_hf
+from antgmm_jax.io.placed import on_devices
 from antgmm_jax.parallel.sharding import shard_rows
-from antgmm_jax.pure import float32, functional
+from antgmm_jax.pure import functional
 from distill.step import Step
 from experiments.lab.bench.timing import format_spread, spread
 from experiments.run.datasets import encoded, load_records
@@ -97,7 +98,7 @@ class _Bench:
                 f"stalls supports only losses on answers, but stage {stage.name!r} has others: add {changes}"
             )
         config, params = load_hf(recipe.teacher.path)
-        pure, params = functional(config, stage.optimizer.remat), float32(config, params)
+        pure, params = functional(config, stage.optimizer.remat), on_devices(config, params, "float32")
         # All batches have one width, like the resident batch.
         samples = encoded(recipe, load_records(recipe.data), load_processor(recipe.teacher.path), config)
         like = next(samples.in_order(stage.optimizer.batch_size))

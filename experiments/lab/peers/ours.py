@@ -12,8 +12,9 @@ import numpy as np
 
 import distill
 from antgmm_jax.io.convert import load_hf, open_hf
+from antgmm_jax.io.placed import on_devices
 from antgmm_jax.parallel.sharding import shard_rows
-from antgmm_jax.pure import float32, functional
+from antgmm_jax.pure import functional
 from data.batching import Batches, sequential_batches
 from data.record import Arrays
 from distill.step import Step
@@ -42,7 +43,14 @@ def main(work: Path, out: Path, mode: str) -> None:
         train(task, text, work, record, from_cache(work), EPOCHS * task.steps)
     else:
         config, params = load_hf(work / "ours" / "teacher")
-        train(task, text, work, record, distill.online(functional(config), float32(config, params)), task.steps)
+        train(
+            task,
+            text,
+            work,
+            record,
+            distill.online(functional(config), on_devices(config, params, "float32")),
+            task.steps,
+        )
     matrix, product = jnp.ones((SIDE, SIDE), jnp.float32), jax.jit(jnp.dot)
     record.write(out, lambda: product(matrix, matrix).block_until_ready(), task.batch)
 
@@ -50,7 +58,7 @@ def main(work: Path, out: Path, mode: str) -> None:
 def build(task: Task, text: Text, work: Path, record: Recorder) -> None:
     """Builds the cache, and records `build_seconds` (without loading the model) and `cache_bytes`."""
     config, params = load_hf(work / "ours" / "teacher")
-    params, place = float32(config, params), work / "cache"
+    params, place = on_devices(config, params, "float32"), work / "cache"
     for left in (place, place.with_name("cache.partial")):
         shutil.rmtree(left, ignore_errors=True)
     like = batch_of(task, text, np.arange(task.batch), task.widths[-1])
@@ -77,8 +85,8 @@ def train(task: Task, text: Text, work: Path, record: Recorder, teacher: distill
     config, start = load_hf(work / "ours" / "student")
     optimizer = make_optimizer(task, steps)
     step = distill.make_step(functional(config), optimizer, LOSS, teacher=teacher)
-    warm(step, distill.init_state(float32(config, start), optimizer), stream(task, text), steps, teacher)
-    state = jax.block_until_ready(distill.init_state(float32(config, start), optimizer))
+    warm(step, distill.init_state(on_devices(config, start, "float32"), optimizer), stream(task, text), steps, teacher)
+    state = jax.block_until_ready(distill.init_state(on_devices(config, start, "float32"), optimizer))
     record.ready()
     distill.train(
         step,

@@ -161,6 +161,8 @@ class BaseRecipe(Table):
       prompt: prompt template with `{question}` and `{text}`; a part in square brackets around `{text}` is left out of
         records without a text. It is put into the processor's chat template, if there is one. "" for the template of
         the initial checkpoint (`antgmm.json` in its folder), or else "[text: {text} ]question: {question}".
+      features: "disk" computes image features only once in stages that do not change the image side, and stores them in
+        the folder of the run; "recompute" needs no disk.
       max_length: maximum number of prompt tokens, without image tokens; longer rows are an error.
       max_answer: maximum number of answer tokens, including the end token; longer rows are an error.
     """
@@ -175,6 +177,7 @@ class BaseRecipe(Table):
     prompt_buckets: tuple[Count, ...] = ()
     pack: Annotated[int, Field(ge=0)] = 0
     prompt: Prompt = ""
+    features: Literal["disk", "recompute"] = "disk"
     max_length: Count = 512
     max_answer: Count = 64
 

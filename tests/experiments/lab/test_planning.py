@@ -16,9 +16,10 @@ import distill
 from antgmm_jax.axes import sizes
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io.convert import load_hf
+from antgmm_jax.io.placed import on_devices
 from antgmm_jax.parallel.sharding import make_mesh
 from antgmm_jax.presets import preset
-from antgmm_jax.pure import float32, functional
+from antgmm_jax.pure import functional
 from experiments.lab.planning import compilers
 from experiments.lab.planning import step as planning
 from experiments.lab.planning.chips import CHIPS, Chip
@@ -265,7 +266,9 @@ def test_memory_equals_the_arrays_of_a_real_step(steps):
     optimizer = distill.make_optimizer(distill.OptimizerConfig(learning_rate=1e-3), steps=1)
     with jax.set_mesh(make_mesh(**MESH)):
         state = distill.shard_state(
-            distill.init_state(float32(CONFIG, randomised(CONFIG)), optimizer), functional(CONFIG).axes, optimizer
+            distill.init_state(on_devices(CONFIG, randomised(CONFIG), "float32"), optimizer),
+            functional(CONFIG).axes,
+            optimizer,
         )
 
     def here(tree):

@@ -202,13 +202,13 @@ def test_a_study_runs_every_arm_once(study, teacher, tmp_path, monkeypatch):
         place = folder / result["arm"] / f"seed-{result['seed']}"
         student = load_student(max((place / "stages").iterdir()))
         assert sizes(student.config)["vision/mlp"] == 16
-        assert result["params"] == sum(leaf.size for leaf in jax.tree.leaves(student.params))
+        assert result["params"] == sum(leaf.size for leaf in jax.tree.leaves(student.load()))
         assert set(result["by_type"]) and 0 <= result["exact_match_hard"] <= 1
     # The token table is not cut: it stays near the teacher's table only if training starts from the teacher.
     table = np.asarray(params["language"]["tokens"])
     near = {
         arm: np.abs(
-            np.asarray(load_student(max((folder / arm / "seed-0/stages").iterdir())).params["language"]["tokens"])
+            np.asarray(load_student(max((folder / arm / "seed-0/stages").iterdir())).load()["language"]["tokens"])
             - table
         ).max()
         for arm in ("full", "scratch")
@@ -247,7 +247,7 @@ def test_shared_stages_run_once(study, tmp_path, monkeypatch):
     assert began == ["mlp", "layers", "mlp"]
     assert {**lent, "seconds": 0} == {**alone, "seconds": 0}
     one, other = (
-        load_student(max((place / "late/seed-0/stages").iterdir())).params for place in (folder, tmp_path / "alone")
+        load_student(max((place / "late/seed-0/stages").iterdir())).load() for place in (folder, tmp_path / "alone")
     )
     jax.tree.map(np.testing.assert_array_equal, one, other)
 

@@ -22,7 +22,7 @@ def test_an_interrupted_report_is_written_when_the_run_is_repeated(monkeypatch, 
     @contextmanager
     def opened(run):
         run.test = run.hard = None
-        run.origin = Origin(None, None, "")
+        run.origin = Origin(None, None, "", "")
         with run.folder.opened(run.recipe):
             yield None
 

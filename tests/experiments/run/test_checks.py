@@ -32,7 +32,7 @@ def test_components_of_a_width_cut_by_index_are_refused_before_training(folder, 
         Run(recipe, tmp_path / "run").scores()
     assert not (tmp_path / "run").exists()
     config, params = load_hf(folder / "teacher")
-    whole = Student(config, params, pruning.identity(config))
+    whole = Student(config, lambda: params, pruning.identity(config))
     alone = load_recipe(folder / "recipe.toml", [f"stage=[{late}]", *changes]).stages
     check_sizes(whole, alone, whole=whole.keep)
     # This also holds for the first channels of the teacher.

@@ -89,7 +89,7 @@ def test_answers_on_eight_devices_equal_those_on_one(recipe, alone):
     samples = Samples(source("s", "val", 7), processor, student.config)
 
     def answers():
-        return evaluate(student.config, student.params, samples, processor, max_new_tokens=4)
+        return evaluate(student.config, student.load(), samples, processor, max_new_tokens=4)
 
     expected = answers()
     with jax.set_mesh(make_mesh(data=2, fsdp=2, tensor=2)):

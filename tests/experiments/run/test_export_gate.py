@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from antgmm_jax.io.convert import load_hf
-from experiments.run import export_gate
+from experiments.run import export_gate, in_torch
 from experiments.run.random_batches import random_batch
 from tests import reference
 
@@ -101,3 +101,42 @@ def test_changed_parameters_fail_by_name(exported):
     assert not result.passed
     assert result.where.startswith("logits of sample ")
     assert result.max_abs_logit_diff > 10 * result.torch_rounding > 0.0
+
+
+def test_a_tie_within_the_bound_is_equal(exported, monkeypatch):
+    """PyTorch chooses the other of two tokens; their logits differ by less or by more than twice the bound."""
+    answers = export_gate.torch_answers
+
+    def other(*about):
+        changed = answers(*about)
+        changed[1, 0] += 1
+        return changed
+
+    monkeypatch.setattr(export_gate, "torch_answers", other)
+    monkeypatch.setattr(export_gate, "ROUNDING", 0.0)
+    for gap, equal in ((1e-7, 1.0), (0.5, 2 / 3)):
+        monkeypatch.setattr(export_gate, "torch_gap", lambda *_, gap=gap: gap)
+        result = check(*exported)
+        assert (result.passed, result.ties) == (equal == 1.0, int(equal == 1.0))
+        assert result.answers_equal == pytest.approx(equal)
+
+
+@pytest.mark.parametrize("model", [reference.blip2, reference.llava])
+def test_the_gap_of_two_tokens_is_that_of_pytorchs_logits(model, tmp_path):
+    """At the second token of an answer, against a forward pass over prompt and first token."""
+    directory = reference.saved(model(), tmp_path / "export")
+    config, _ = load_hf(directory)
+    _, prompt = in_torch.split(random_batch(config, 1))
+    torch_side = in_torch.torch_model(directory)
+    in_torch.stop_at(torch_side, eos=1, pad=0)
+    first = int(in_torch.torch_answers(torch_side, prompt, 1, 0)[0, 0])
+    tensors = in_torch.torch_tensors(torch_side, prompt)
+    if torch_side.config.is_encoder_decoder:
+        tensors["decoder_input_ids"] = torch.tensor([[0, first]])
+    else:
+        tensors["input_ids"] = torch.cat([tensors["input_ids"], torch.tensor([[first]])], 1)
+        tensors["attention_mask"] = torch.nn.functional.pad(tensors["attention_mask"], (0, 1), value=1)
+    with torch.no_grad():
+        logits = torch_side(**tensors).logits[0, -1]
+    gap = in_torch.torch_gap(torch_side, prompt, 1, (5, 9))
+    assert gap == pytest.approx(abs(float(logits[5] - logits[9])), abs=1e-4)

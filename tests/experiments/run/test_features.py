@@ -1,6 +1,7 @@
 """Stored image features replace pictures; scores do not depend on the order of the questions."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -88,11 +89,23 @@ def test_features_are_kept_until_the_image_side_changes(model, monkeypatch, tmp_
     assert len([*tmp_path.iterdir()]) == 1
     np.testing.assert_array_equal(whole(features(config, params)), values)
     assert whole(features(config, params, 1)).shape[1] == VIEWS
-    assert made == [{"shift": 0, "seed": 5}] * 3 + [{"shift": 1, "seed": 5}]
+    about = {"seed": 5, "dtype": "float32"}
+    assert made == [{"shift": 0, **about}] * 3 + [{"shift": 1, **about}]
     features.drop()
     assert not [*tmp_path.iterdir()]
     features(config, params, 1)
-    assert made[4:] == [{"shift": 1, "seed": 5}]
+    assert made[4:] == [{"shift": 1, **about}]
+    half = whole(features(config, params, 1, "bfloat16"))  # half the disk, nearly the same values
+    assert half.dtype == "bfloat16"
+    np.testing.assert_allclose(half.astype(np.float32), whole(features(config, params, 1)), rtol=0.1, atol=0.1)
+
+
+def test_a_full_disk_is_refused_with_its_remedy(model, monkeypatch, tmp_path):
+    config, params, _, samples = model
+    monkeypatch.setattr(image_side.shutil, "disk_usage", lambda path: SimpleNamespace(free=100))
+    with pytest.raises(AntgmmError, match='free: make room, or set features = "recompute"'):
+        image_features(config, params, samples, tmp_path / "features")
+    assert not (tmp_path / "features").exists()
 
 
 def test_rows_with_several_pictures_and_none_have_their_features(model, tmp_path):

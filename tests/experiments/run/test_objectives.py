@@ -96,7 +96,7 @@ def test_facts_train_the_image_side_and_answers_all_of_the_model(whole):
     folder, model = whole
     (facts, one), (answers, two) = (checkpoint.load_stage(path) for path in sorted((folder / "stages").iterdir()))
     assert set(facts["params"]) == {"vision", "bridge"} and set(answers["params"]) == {"vision", "bridge", "language"}
-    assert_equal(answers["params"], jax.tree.map(np.asarray, model.params))
+    assert_equal(answers["params"], jax.tree.map(np.asarray, model.load()))
     assert (one["objective"], two["objective"]) == ("facts", "answers")
     assert "scores" not in one["metrics"] and 0 <= two["metrics"]["scores"]["exact_match"] <= 1
     fresh = functional(model.config).init(jax.random.key(0))["language"]["tokens"]
@@ -119,7 +119,7 @@ def test_a_stage_of_either_objective_resumes(recipe, whole, tmp_path, monkeypatc
         Run(recipe, tmp_path / "run").finish_stages()
     (working,) = (tmp_path / "run" / "steps").iterdir()
     assert checkpoint.latest_step(working) == 2
-    assert_equal(Run(recipe, tmp_path / "run").finish_stages().params, whole[1].params)
+    assert_equal(Run(recipe, tmp_path / "run").finish_stages().load(), whole[1].load())
     assert not list((tmp_path / "run" / "steps").iterdir())
 
 

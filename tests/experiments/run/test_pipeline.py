@@ -19,7 +19,8 @@ from antgmm_jax.families import from_dict
 from antgmm_jax.io import checkpoint
 from data.maad import source
 from experiments import cli
-from experiments.report import figures
+from experiments.commands import runs
+from experiments.report import model_times
 from experiments.report.write import finish
 from experiments.run import publishing as publish
 from experiments.run.cuts import segment_targets
@@ -135,7 +136,7 @@ def test_a_run_reports_its_energy(whole):
     for engine in ("jax", "torch"):
         requests = [report["latency"][engine][name]["energy"] for name in ("teacher", "student")]
         for request in requests:
-            assert request["requests"] >= figures.LATENCY_REPEATS
+            assert request["requests"] >= model_times.LATENCY_REPEATS
             assert request["joules"] * request["requests"] == pytest.approx(3.6e6 * request["kwh"])
         saved = report["energy"]["saved"][engine]
         assert saved["joules"] == requests[0]["joules"] - requests[1]["joules"]
@@ -160,7 +161,9 @@ TIED = {f"language_model.{name}.weight" for name in ("encoder.embed_tokens", "de
 @pytest.mark.long
 def test_a_run_killed_at_every_kind_of_moment_ends_with_the_same_arrays(recipe, whole, tmp_path):
     run = tmp_path / "killed"
-    for moment in ("mask", "save", "recover", "second mask", "second segment", "export"):
+    for moment in ("cache", "importance"):
+        assert start(recipe, run, moment) == -9, moment
+    for moment in ("mask", "save", "recover", "scores", "second mask", "second segment", "export", "gate"):
         assert start(recipe, run, moment) == -9, moment
         saved = [path.parent for path in (run / "steps").glob("*/*/step.json")]
         saved += [path.parent for path in (run / "stages").glob("*/stage.json")]
@@ -168,6 +171,7 @@ def test_a_run_killed_at_every_kind_of_moment_ends_with_the_same_arrays(recipe, 
         assert not (run / "export").exists()
         if moment == "save":
             _note_energy(run / "status.json", "01-blocks", kwh=50.0, seconds=1e6)
+    assert start(recipe, run, "report") == -9 and (run / "export").exists()
     assert start(recipe, run, "never") == 0
     for name in ("01-blocks", "02-widths"):
         mine, theirs = (checkpoint.load_stage(folder / "stages" / name) for folder in (run, whole[0]))
@@ -184,6 +188,27 @@ def test_a_run_killed_at_every_kind_of_moment_ends_with_the_same_arrays(recipe, 
     assert exports[0].keys() == exports[1].keys()
     for name, tensor in exports[0].items():
         np.testing.assert_array_equal(tensor, exports[1][name])
+
+
+@pytest.mark.long
+def test_a_report_can_be_left_out_and_made_later(recipe, whole, tmp_path, capsys):
+    """Later, neither stages nor export are made again."""
+    run = tmp_path / "run"
+    shutil.copytree(whole[0], run)
+    (run / "report" / "report.json").unlink()
+    assert finish(Run(load_recipe(recipe), run), report=False) == {}
+    assert json.loads((run / "status.json").read_text())["state"] == "complete"
+    assert not (run / "report" / "report.json").exists()
+    written = {path: path.stat().st_mtime_ns for part in ("stages", "export") for path in (run / part).rglob("*")}
+    for again in (False, True):
+        runs.report(run, again=again, as_json=True)
+        figures = json.loads(capsys.readouterr().out)
+        assert {name: figures[name]["scores"] for name in ("teacher", "student")} == {
+            name: whole[1][name]["scores"] for name in ("teacher", "student")
+        }
+        seconds = figures["wall_seconds"]
+    assert seconds > whole[1]["wall_seconds"]
+    assert written == {path: path.stat().st_mtime_ns for path in written}
 
 
 def _note_energy(path, part, **changes):

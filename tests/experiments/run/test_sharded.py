@@ -13,9 +13,10 @@ from antgmm_jax.config import StackConfig, VisionConfig
 from antgmm_jax.families.common.text import TextConfig
 from antgmm_jax.families.llava.config import LlavaConfig
 from antgmm_jax.io import checkpoint
+from antgmm_jax.io.placed import on_devices
 from antgmm_jax.parallel.processes import gather, run_on_first
 from antgmm_jax.parallel.sharding import make_mesh, shard_rows, spec
-from antgmm_jax.pure import float32, functional
+from antgmm_jax.pure import functional
 from distill import LossConfig, OptimizerConfig, init_state, make_optimizer, make_step, shard_state
 from tests.pruning.models import batch_of, randomised
 
@@ -37,7 +38,7 @@ CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 
 
 def fresh():
-    return init_state(float32(CONFIG, PARAMS), OPTIMIZER)
+    return init_state(on_devices(CONFIG, PARAMS, "float32"), OPTIMIZER)
 
 
 def bytes_here(tree) -> int:
@@ -116,7 +117,7 @@ def test_a_cut_stays_on_the_devices(mesh, monkeypatch, embed):
         "text/mlp": np.tile(np.arange(7, dtype=np.int32), (2, 1)),  # not divisible by the mesh
         "text/layers": np.array([1], np.int32),
     }
-    params = float32(CONFIG, PARAMS)
+    params = on_devices(CONFIG, PARAMS, "float32")
 
     def copied(*_):
         raise AssertionError("an array came to the host")

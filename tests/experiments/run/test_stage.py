@@ -1,6 +1,7 @@
 """Stages by tower: frozen parameters stay equal, and image features replace pictures if the image side is frozen."""
 
 import dataclasses
+import gc
 
 import jax
 import numpy as np
@@ -14,7 +15,8 @@ from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families.blip2.frequency import CROSS_LAYERS
 from antgmm_jax.io import checkpoint
 from antgmm_jax.io.convert import load_hf
-from antgmm_jax.pure import float32, functional, is_axes
+from antgmm_jax.io.placed import on_devices
+from antgmm_jax.pure import functional, is_axes
 from distill import LossConfig, StepConfig
 from distill.align import state_sum
 from experiments.run import features as image_side
@@ -22,12 +24,16 @@ from experiments.run import objectives
 from experiments.run import stage as stages
 from experiments.run.calibration import calibration_batches
 from experiments.run.checks import check_steps
-from experiments.run.datasets import encoded, load_records
+from experiments.run.datasets import encode_both, encoded, load_both, load_records
+from experiments.run.folder import RunFolder
 from experiments.run.pipeline import Run
 from experiments.run.samples import load_processor
 from experiments.run.schema import Stage, Work
 from experiments.run.schema.recipe import load_recipe
 from experiments.run.student import load_student
+from experiments.run.student import whole as whole_model
+from experiments.run.targets import targets_of
+from pruning.costs import total_parameters
 from tests.experiments.tiny import TOWERS, save_towers
 
 
@@ -65,6 +71,38 @@ def run(folder):
     return scores, students, made, computed
 
 
+def test_optimizer_state_exists_only_for_the_cut_model(folder, tmp_path):
+    """Unless gates close first: then it is cut along with the parameters. Image features are not stored."""
+    created, recipe = [], folder / "recipe.toml"
+    begin = stages.init_state
+
+    def noted(params, *about, **more):
+        created.append(sum(leaf.size for leaf in jax.tree.leaves(params)))
+        return begin(params, *about, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stages, "init_state", noted)
+        scores = Run(load_recipe(recipe, ["features=recompute"]), tmp_path / "run").scores()
+    assert not (tmp_path / "run" / "cache" / "features").exists()
+    image, language, final = created  # the second stage closes gates, the third cuts nothing
+    assert final == scores["params"] < language == image < total_parameters(load_hf(folder / "teacher")[0])
+
+
+def test_the_teacher_leaves_the_devices_after_its_cache_is_built(folder, tmp_path):
+    recipe = load_recipe(folder / "recipe.toml")
+    teacher, held = whole_model(folder / "teacher"), {id(array) for array in jax.live_arrays()}
+    samples, _ = encode_both(recipe, load_both(recipe), load_processor(folder / "teacher"), teacher.config)
+    run = RunFolder(tmp_path / "run")
+    with run.opened(recipe):
+        cached = targets_of(recipe, teacher, "", samples, run, run.cache)
+    gc.collect()
+    left = [array for array in jax.live_arrays() if id(array) not in held]
+    vocabulary = teacher.config.language.vocab * teacher.config.language.decoder.embed
+    head = {id(leaf) for leaf in jax.tree.leaves(cached.params)}
+    assert sum(leaf.size for leaf in jax.tree.leaves(cached.params)) < 3 * vocabulary
+    assert sum(array.nbytes for array in left if id(array) not in head) < 1000
+
+
 def same(first, second) -> bool:
     pairs = zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True)
     return all(np.array_equal(a, b) for a, b in pairs)
@@ -74,11 +112,11 @@ def test_a_frozen_tower_stays_equal_and_the_others_change(run):
     _, (image, language, whole), *_ = run
     # The second stage cuts the output width of the bridge, so the last map is not compared.
     for part in ("queries", "norm", "stack"):
-        assert same(image.params["bridge"][part], language.params["bridge"][part])
-        assert not same(language.params["bridge"][part], whole.params["bridge"][part])
-    assert same(image.params["vision"], language.params["vision"])
-    assert not same(language.params["vision"], whole.params["vision"])
-    assert not same(language.params["language"], whole.params["language"])
+        assert same(image.load()["bridge"][part], language.load()["bridge"][part])
+        assert not same(language.load()["bridge"][part], whole.load()["bridge"][part])
+    assert same(image.load()["vision"], language.load()["vision"])
+    assert not same(language.load()["vision"], whole.load()["vision"])
+    assert not same(language.load()["language"], whole.load()["language"])
 
 
 def test_the_first_stage_leaves_the_language_model_uncut(run):
@@ -95,7 +133,7 @@ def test_features_are_computed_once_and_only_for_a_frozen_image_side(run):
 def test_a_stage_uses_its_dtype_and_remat_and_keeps_float32_parameters(run):
     _, (*_, whole), _, computed = run
     assert computed == [("float32", "dots")] * 3 + [("bfloat16", "full")]  # the second stage has two phases
-    assert {leaf.dtype for leaf in jax.tree.leaves(whole.params)} == {np.dtype("float32")}
+    assert {leaf.dtype for leaf in jax.tree.leaves(whole.load())} == {np.dtype("float32")}
 
 
 def test_a_stage_without_sizes_only_distils(run):
@@ -150,7 +188,7 @@ def test_a_width_is_cut_to_components_and_the_run_resumes(folder, tmp_path):
             Run(recipe, tmp_path / "halted").scores()
         Run(recipe, tmp_path / "halted").scores()
     halted = load_student(tmp_path / "halted" / "stages" / "02-text")
-    assert same(whole.params, halted.params)
+    assert same(whole.load(), halted.load())
     assert same(whole.keep, halted.keep)
 
 
@@ -217,7 +255,7 @@ def taken(leaf, leaf_axes, plan):
 @pytest.mark.parametrize("axis", ["vision/embed", "text/embed"])
 def test_states_in_all_components_equal_the_teachers(folder, axis):
     config, params = load_hf(folder / "teacher")
-    recipe, params = load_recipe(folder / "recipe.toml"), float32(config, params)
+    recipe, params = load_recipe(folder / "recipe.toml"), on_devices(config, params, "float32")
     samples = encoded(recipe, load_records(recipe.data), load_processor(folder / "teacher"), config)
     (batch,) = calibration_batches(samples, batch_size=8, batches=1, seed=0)
     basis = pruning.principal(functional(config).apply, params, config, [batch], {axis: sizes(config)[axis]})
@@ -355,6 +393,6 @@ def test_bridge_tokens_are_weighted_by_the_teachers_sensitivity(folder, tmp_path
     config, params = load_hf(folder / "teacher")
     samples = encoded(recipe, load_records(recipe.data), load_processor(folder / "teacher"), config, trained=True)
     seen = calibration_batches(samples, batch_size=8, batches=1, seed=0)
-    expected = distill.bridge_weights(functional(config), float32(config, params), seen)
+    expected = distill.bridge_weights(functional(config), on_devices(config, params, "float32"), seen)
     np.testing.assert_allclose(weights["sensitivity"], expected, rtol=1e-5)
     assert np.ptp(expected) > 0.1

@@ -1,0 +1,79 @@
+"""Parameters on the devices: read tensor by tensor, and split over the mesh if there is one."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
+
+from antgmm_jax.config import LMMConfig
+from antgmm_jax.io.stored import Stored
+from antgmm_jax.parallel import sharding
+from antgmm_jax.pure import Params, functional
+
+WHOLE = 1 << 28
+"""Bytes up to which a stack of layers is read at once. Larger stacks are read layer by layer."""
+
+
+def on_devices(config: LMMConfig, params: Params, dtype: DTypeLike | None = None) -> Params:
+    """Returns parameters as JAX arrays, sharded by the rules of the mesh if there is one.
+
+    `Stored` parameters are read one tensor or layer at a time: the host never holds the model. The arrays that result
+    from `Stored` and NumPy parameters share no memory with them, so a train step may donate them.
+
+    Args:
+        config: model config.
+        params: `Stored`, NumPy or JAX parameters.
+        dtype: dtype of the result; None keeps the dtype of each parameter.
+
+    Returns:
+        The parameters.
+    """
+    return jax.tree.map(partial(placed, dtype=dtype), params, functional(config).axes)
+
+
+def placed(leaf: Any, names: Sequence[str], *, dtype: DTypeLike | None = None) -> jax.Array:
+    """Returns one parameter as a JAX array, as in `on_devices`.
+
+    Args:
+        leaf: the parameter.
+        names: names of its axes.
+        dtype: dtype of the result; None keeps that of the parameter.
+
+    Returns:
+        The parameter.
+    """
+    dtype = jax.dtypes.canonicalize_dtype(leaf.dtype if dtype is None else dtype)
+    if isinstance(leaf, jax.Array):
+        return sharding.place(leaf, names).astype(dtype)
+    if isinstance(leaf, Stored) and leaf.stacked and leaf.nbytes > WHOLE:
+        return _layer_by_layer(leaf, names, dtype)
+    return _split(np.asarray(leaf, dtype), sharding.spec(names, leaf.shape) if sharding.active() else None)
+
+
+def _split(values: np.ndarray, spec: PartitionSpec | None) -> jax.Array:
+    """Copies an array, of which every process holds the whole, to the devices."""
+    if spec is None:
+        return jnp.array(values)
+    where = NamedSharding(jax.sharding.get_mesh(), spec)
+    return jax.make_array_from_callback(values.shape, where, lambda index: values[index].copy())
+
+
+def _layer_by_layer(leaf: Stored, names: Sequence[str], dtype: np.dtype) -> jax.Array:
+    """Reads a stack of layers into an array on the devices, with one layer on the host."""
+    spec = sharding.spec(names, leaf.shape) if sharding.active() else None
+    where = None if spec is None else NamedSharding(jax.sharding.get_mesh(), spec)
+    stack = jax.jit(partial(jnp.zeros, leaf.shape, dtype), out_shardings=where)()
+    for row, part in enumerate(leaf.parts()):
+        layer = _split(part.astype(dtype), None if spec is None else PartitionSpec(*spec[1:]))
+        stack = jax.block_until_ready(_with_layer(stack, layer, row))
+    return stack
+
+
+@partial(jax.jit, donate_argnums=0)
+def _with_layer(stack: jax.Array, layer: jax.Array, row: int | jax.Array) -> jax.Array:
+    return jax.lax.dynamic_update_index_in_dim(stack, layer, row, 0)

@@ -1,0 +1,106 @@
+"""Latency of the models of a run, measured one model at a time."""
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from antgmm_jax.io.stored import Stored
+from antgmm_jax.parallel.processes import gather, run_on_first
+from experiments.report.latency import Served, in_jax, in_pytorch
+from experiments.run.batch_size import compute_dtype
+from experiments.run.folder import RunFolder
+from experiments.run.samples import Samples
+from experiments.run.schema import Recipe
+from experiments.run.student import Student, load_student
+
+LATENCY_REPEATS = 30
+
+
+def answer_length(test: Samples) -> int:
+    """Returns the median length of the last answers in tokens, including the end token."""
+    return int(np.median(test.rows.index.answer))
+
+
+def latencies(
+    folder: RunFolder, recipe: Recipe, teacher: Student, student: Student, test: Samples
+) -> dict[str, dict[Any, Any]]:
+    """Measures the latency of requests at batch 1, one model at a time; all processes of a run call it together.
+
+    Stages are measured in JAX only, and PyTorch only if it has the kind of device that JAX uses.
+
+    Args:
+        folder: folder of the run.
+        recipe: recipe of the run.
+        teacher: the teacher.
+        student: the exported student.
+        test: test records; the first one is the request.
+
+    Returns:
+        engine -> "teacher", folder of a stage or "student" -> milliseconds by phase and energy of a request. Empty in
+        processes other than the first.
+    """
+    prompt, tokens, times = _request(test), answer_length(test), {}
+    models: dict[Any, tuple[Student, Any]] = {
+        "teacher": (teacher, recipe.teacher.path),
+        **{place: (load_student(place), None) for place in stages_of(folder, recipe)},
+        "student": (student, folder.export),
+    }
+    for name, (model, directory) in models.items():
+        params = jax.tree.map(lambda leaf: leaf if isinstance(leaf, Stored) else gather(leaf), model.weights())
+        served = {name: Served(model.config, params, directory, prompt)}
+        for engine, result in (run_on_first(partial(_times, served, recipe, tokens)) or {}).items():
+            times.setdefault(engine, {}).update(result)
+    return times
+
+
+def _times(served: Mapping[Any, Served], recipe: Recipe, tokens: int) -> dict[str, dict[Any, Any]]:
+    """Figures of one model by engine."""
+    dtype = compute_dtype(recipe.export.dtype)
+    times = {"jax": in_jax(served, tokens, LATENCY_REPEATS, dtype)}
+    files = all(model.directory is not None for model in served.values())
+    return times | (
+        {"torch": in_pytorch(served, tokens, LATENCY_REPEATS, dtype)} if files and has_pytorch_device() else {}
+    )
+
+
+def stages_of(folder: RunFolder, recipe: Recipe) -> list[Path]:
+    """Returns the folders of the stages of a run."""
+    return [folder.stage(number, stage.name) for number, stage in enumerate(recipe.stages, 1)]
+
+
+def compared(times: Mapping[str, Mapping[Any, Any]], tokens: int) -> dict[str, Any]:
+    """Selects the latency of teacher and student for the report.
+
+    Args:
+        times: from `latencies`.
+        tokens: answer length.
+
+    Returns:
+        Milliseconds by engine, model and phase and the energy of a request, with the medians also as `<model>_ms` for
+        scripts, and the answer length `tokens`.
+    """
+    latency: dict[str, Any] = {"tokens": tokens}
+    for engine, models in times.items():
+        pair = {name: models[name] for name in ("teacher", "student")}
+        latency[engine] = {**pair, **{f"{name}_ms": figures["p50"] for name, figures in pair.items()}}
+    return latency
+
+
+def _request(test: Samples) -> dict[str, Any]:
+    """The first record as a request, without padding."""
+    batch = next(test.in_order(1, prompts=True))
+    length = int(batch["prompt/attention_mask"].sum())
+    start = 0 if batch["prompt/attention_mask"][0, 0] else -length
+    text = {name: batch[f"prompt/{name}"][:, start:][:, :length] for name in ("input_ids", "attention_mask")}
+    return {"images": batch["images"], **text}
+
+
+def has_pytorch_device() -> bool:
+    """Whether PyTorch has the kind of device that JAX uses, so that the two can be compared."""
+    import torch
+
+    return jax.default_backend() == "cpu" or torch.cuda.is_available()

@@ -1,0 +1,90 @@
+"""Batch sizes of passes without gradients, from the memory of the devices."""
+
+import os
+
+import jax
+import numpy as np
+
+from antgmm_jax.config import LMMConfig, StackConfig, towers
+from antgmm_jax.parallel import sharding
+from pruning.costs import cost, total_parameters
+
+SHARE = 0.6
+"""Share of a device's memory for parameters and activations; the estimate leaves out what the compiler adds."""
+
+
+def device_memory() -> int:
+    """Returns the bytes of one device that JAX may use.
+
+    It does not depend on what is in use now, so that a resumed run gets the same batches.
+    """
+    device = jax.local_devices()[0]
+    if limit := (device.memory_stats() or {}).get("bytes_limit"):
+        return limit
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // jax.local_device_count()
+
+
+def compute_dtype(stored: str) -> str:
+    """Returns the dtype in which a model computes.
+
+    Args:
+        stored: dtype of its files.
+
+    Returns:
+        "float32" on a CPU, which is not faster with bfloat16, and for float32 files; else "bfloat16", which has the
+        range of float32.
+    """
+    return "float32" if jax.default_backend() == "cpu" or stored == "float32" else "bfloat16"
+
+
+def rows_that_fit(
+    config: LMMConfig, most: int, *, text: int, answer: int, slots: int = 1, dtype: str = "float32", states: int = 0
+) -> int:
+    """Returns the batch size of a forward pass or of generation that fits into memory.
+
+    Args:
+        config: model config.
+        most: maximum number of rows.
+        text: prompt tokens of a row, with the answer in a model without an encoder.
+        answer: answer tokens of a row.
+        slots: image slots of a row.
+        dtype: dtype of parameters and computation.
+        states: bytes of a row of the result.
+
+    Returns:
+        `most`, halved until the batch fits; at least one row for each device.
+    """
+    itemsize, devices = np.dtype(jax.numpy.dtype(dtype)).itemsize, sharding.padded_batch_size(1)
+    free = SHARE * device_memory() - total_parameters(config) * itemsize / sharding.model_parts()
+    row, rows = states + row_bytes(config, text=text, answer=answer, slots=slots, itemsize=itemsize), most
+    while rows > devices and -(-rows // devices) * row > free:
+        rows = max(rows // 2, devices)
+    return rows
+
+
+def row_bytes(config: LMMConfig, *, text: int, answer: int, slots: int, itemsize: int) -> int:
+    """Returns an upper estimate of the activations of a row in a forward pass or in generation.
+
+    One layer of one tower is active at a time. Keys and values of the decoder stay, and so do logits of the answer.
+
+    Args:
+        config: model config.
+        text: prompt tokens.
+        answer: answer tokens.
+        slots: image slots.
+        itemsize: bytes of a number.
+
+    Returns:
+        Bytes.
+    """
+    tokens = {"images": slots * config.tokens["vision"], "text": text, "answers": max(answer, 1)}
+    layers = (_layer_bytes(tower.stack, tokens[tower.tokens], itemsize) for tower in towers(config).values())
+    cache = cost(config, 1, max(text, 1), max(answer, 1), itemsize=itemsize).kv_cache
+    logits = 8 * max(answer, 1) * config.language.vocab
+    return max(layers) + cache + logits
+
+
+def _layer_bytes(stack: StackConfig, tokens: int, itemsize: int) -> int:
+    """Attention scores and their softmax in float32, hidden units, and the residual stream with its projections."""
+    heads = max(stack.heads * stack.q_per_kv, stack.cross_heads)
+    return 8 * heads * tokens**2 + tokens * itemsize * (3 * stack.mlp + 8 * stack.embed)

@@ -1,0 +1,175 @@
+"""Exported files in stock `transformers`: loading, logits and greedy answers."""
+
+import inspect
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from antgmm_jax.errors import AntgmmError
+from antgmm_jax.extras import require
+from antgmm_jax.families import torch_images
+from antgmm_jax.io.hub import local
+
+ROOM = 2
+"""A GPU needs this many times the bytes of a model to run it; else PyTorch runs on the CPU."""
+
+
+def torch_device(nbytes: int) -> str:
+    """Returns the device on which PyTorch has room for a model: "cuda" or "cpu".
+
+    Args:
+        nbytes: bytes of the model's parameters.
+    """
+    import torch
+
+    return "cuda" if torch.cuda.is_available() and torch.cuda.mem_get_info()[0] > ROOM * nbytes else "cpu"
+
+
+def torch_model(directory: str | os.PathLike):
+    """Loads a checkpoint with stock `transformers`, in float32 and evaluation mode, for greedy decoding.
+
+    It runs on a GPU if there is one with enough free memory, without TensorFloat-32.
+
+    Only the special tokens of its generation_config.json are used, because JAX decodes without beams, penalties and
+    minimum lengths.
+
+    Raises:
+        AntgmmError: PyTorch is not installed, or a tensor is missing, unexpected or has the wrong shape.
+    """
+    require("torch")
+    import torch
+    import transformers
+
+    directory = local(directory)
+    config = transformers.AutoConfig.from_pretrained(directory, trust_remote_code=False)
+    architecture = getattr(transformers, (config.architectures or [""])[0], None)
+    if architecture is None:
+        raise AntgmmError(f"{directory}: config.json has no architecture of transformers: export again")
+    model, info = architecture.from_pretrained(
+        directory, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
+    )
+    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if info[problem]:
+            raise AntgmmError(f"{directory}: transformers reports {problem} {sorted(info[problem])[:5]}: export again")
+    for part in _generating(model):
+        generation = part.generation_config
+        tokens = ("bos_token_id", "decoder_start_token_id", "eos_token_id", "pad_token_id")
+        part.generation_config = transformers.GenerationConfig(**{name: getattr(generation, name) for name in tokens})
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    return model.eval().to(torch_device(model.get_memory_footprint()))
+
+
+def stop_at(model, *, eos: int, pad: int) -> None:
+    """Sets the end and padding tokens of a model's answers.
+
+    Args:
+        model: from `torch_model`, changed in place.
+        eos: token that ends an answer.
+        pad: token after the end of an answer.
+    """
+    for part in _generating(model):
+        part.generation_config.pad_token_id, part.generation_config.eos_token_id = pad, eos
+
+
+def _generating(model) -> list[Any]:
+    """The model, and its language model if that has a generation config of its own."""
+    inner = getattr(model, "language_model", None)
+    return [part for part in (model, inner) if getattr(part, "generation_config", None) is not None]
+
+
+def torch_logits(model, inputs: Mapping[str, np.ndarray], batch: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Computes PyTorch's logits at the answer positions, in the dtype of the model.
+
+    Args:
+        model: from `torch_model`.
+        inputs: model inputs, from `split`.
+        batch: the batch, with `positions` and `targets`.
+
+    Returns:
+        [B, A, V], zero without a target.
+    """
+    import torch
+
+    tensors = {
+        name: x.to(model.dtype) if x.is_floating_point() else x for name, x in torch_tensors(model, inputs).items()
+    }
+    # Logits at all positions of an image's prompt are much larger than those of the answers.
+    positions = batch["positions"]
+    if "logits_to_keep" in inspect.signature(model.forward).parameters:
+        kept = np.unique(positions)
+        tensors["logits_to_keep"], positions = torch.from_numpy(kept), np.searchsorted(kept, positions)
+    with torch.no_grad():
+        logits = model(**tensors).logits.cpu().numpy()
+    at = np.take_along_axis(logits, positions[:, :, None], axis=1)
+    return np.where(batch["targets"][:, :, None] == -100, 0.0, at)
+
+
+def split(batch: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Splits a training batch into model inputs with answers, and prompts alone."""
+    inputs = {
+        name: batch[name] for name in ("images", "input_ids", "attention_mask", "decoder_input_ids") if name in batch
+    }
+    prompt = {"images": batch["images"]}
+    prompt |= {name: batch[f"prompt/{name}"] for name in ("input_ids", "attention_mask")}
+    return inputs, prompt
+
+
+def torch_tensors(model, arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """Converts a batch to PyTorch tensors: images in the family's format, ids and masks as int64."""
+    import torch
+
+    has_images = "images" in arrays and np.any(arrays["images"]["valid"])
+    pixels = torch_images(arrays, model.config) if has_images else {}
+    rest = {name: array for name, array in arrays.items() if name != "images"}
+    # Copies, because PyTorch warns about read-only arrays such as JAX's.
+    tensors = {name: torch.from_numpy(np.array(array)) for name, array in {**pixels, **rest}.items()}
+    tensors = {name: t.long() if name.endswith(("ids", "mask")) else t for name, t in tensors.items()}
+    return {name: t.to(model.device) for name, t in tensors.items()}
+
+
+def torch_answers(model, prompt: Mapping[str, np.ndarray], max_new_tokens: int, pad: int, **options) -> np.ndarray:
+    """Generates greedy answers with PyTorch.
+
+    Args:
+        model: from `torch_model`.
+        prompt: `images`, `input_ids`, `attention_mask`.
+        max_new_tokens: length of the answers.
+        pad: token after the end of an answer.
+        options: further options of `generate`.
+
+    Returns:
+        Token ids of the answers, [B, max_new_tokens], padded.
+    """
+    import torch
+
+    with torch.no_grad():
+        ids = model.generate(**torch_tensors(model, prompt), max_new_tokens=max_new_tokens, do_sample=False, **options)
+    ids = ids.cpu().numpy()
+    start = 1 if model.config.is_encoder_decoder else prompt["input_ids"].shape[1]
+    ids = ids[:, start:]
+    return np.pad(ids, ((0, 0), (0, max_new_tokens - ids.shape[1])), constant_values=pad)
+
+
+def torch_gap(model, prompt: Mapping[str, Any], step: int, ids: tuple[int, int]) -> float:
+    """Returns the difference of PyTorch's logits of two tokens in a greedy answer.
+
+    Args:
+        model: from `torch_model`.
+        prompt: `images`, `input_ids`, `attention_mask` of one row.
+        step: number of the token in the answer, from 0.
+        ids: the two tokens.
+
+    Returns:
+        Magnitude of the difference; infinity if the answer ends before.
+    """
+    import torch
+
+    options = {"do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+    with torch.no_grad():
+        steps = model.generate(**torch_tensors(model, prompt), max_new_tokens=step + 1, **options).logits
+    if len(steps) <= step:
+        return float("inf")
+    one, other = (float(steps[step][0, token]) for token in ids)
+    return abs(one - other)

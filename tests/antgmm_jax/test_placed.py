@@ -1,0 +1,80 @@
+"""Checkpoints go to the devices tensor by tensor, in their own dtype and split over the mesh."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from antgmm_jax.io import checkpoint, placed
+from antgmm_jax.io.convert import load_hf, open_hf
+from antgmm_jax.io.placed import on_devices
+from antgmm_jax.parallel.sharding import make_mesh, spec
+from antgmm_jax.pure import functional, is_axes
+from tests import reference
+
+MESH = {"data": 2, "fsdp": 2, "tensor": 2}
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    model = reference.llava(seed=3).to(torch.bfloat16)
+    return reference.saved(model, tmp_path_factory.mktemp("llava") / "source")
+
+
+def with_axes(config, tree):
+    names = jax.tree.leaves(functional(config).axes, is_leaf=is_axes)
+    return zip(jax.tree.leaves(tree), names, strict=True)
+
+
+@pytest.mark.parametrize("whole", [0, placed.WHOLE])
+@pytest.mark.parametrize("mesh", [None, MESH])
+def test_stored_parameters_arrive_bit_for_bit_and_split(written, monkeypatch, whole, mesh):
+    """Layer by layer and as a whole, with and without a mesh."""
+    monkeypatch.setattr(placed, "WHOLE", whole)
+    config, stored = open_hf(written)
+    expected = jax.tree.map(np.asarray, stored)
+    if mesh is None:
+        params = on_devices(config, stored)
+    else:
+        with jax.set_mesh(make_mesh(**mesh)):
+            params = on_devices(config, stored)
+            for leaf, names in with_axes(config, params):
+                where = jax.sharding.NamedSharding(jax.sharding.get_mesh(), spec(names, leaf.shape))
+                assert leaf.sharding.is_equivalent_to(where, leaf.ndim)
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("bfloat16")}
+    jax.tree.map(np.testing.assert_array_equal, params, expected)
+    jax.tree.map(np.testing.assert_array_equal, load_hf(written)[1], expected)
+
+
+def test_a_layer_at_a_time_is_on_the_host(written, monkeypatch):
+    """With stacks read by layer, no read is larger than the largest layer or unstacked tensor."""
+    monkeypatch.setattr(placed, "WHOLE", 0)
+    read = []
+    config, stored = open_hf(written, on_read=read.append)
+    monkeypatch.setattr(placed.Stored, "__array__", lambda leaf, *_, **__: pytest.fail(f"all of {leaf.shape} is read"))
+    stacks = stored["language"]["decoder"]["blocks"]["mlp"]
+    names = functional(config).axes["language"]["decoder"]["blocks"]["mlp"]
+    for name, leaf in stacks.items():
+        placed.placed(leaf, names[name], dtype="float32")
+    assert max(read) == max(leaf.nbytes // leaf.shape[0] for leaf in stacks.values())
+
+
+def test_the_result_may_be_donated(written):
+    config, stored = open_hf(written)
+    params = on_devices(config, stored, "float32")
+    jax.jit(lambda tree: jax.tree.map(lambda x: x + 1, tree), donate_argnums=0)(params)
+    jax.tree.map(np.testing.assert_array_equal, on_devices(config, stored), jax.tree.map(np.asarray, stored))
+
+
+def test_a_stage_is_loaded_straight_into_shards(written, tmp_path):
+    config, params = load_hf(written)
+    image = {"vision": params["vision"]}  # a phase saves only what it trained
+    checkpoint.save_stage(tmp_path / "stage", {"params": image}, {})
+    with jax.set_mesh(make_mesh(**MESH)):
+        tree, _ = checkpoint.load_stage(tmp_path / "stage", {"params": functional(config).axes})
+        names = jax.tree.leaves(functional(config).axes["vision"], is_leaf=is_axes)
+        for leaf, axes in zip(jax.tree.leaves(tree), names, strict=True):
+            where = jax.sharding.NamedSharding(jax.sharding.get_mesh(), spec(axes, leaf.shape))
+            assert leaf.sharding.is_equivalent_to(where, leaf.ndim)
+    jax.tree.map(np.testing.assert_array_equal, tree["params"], image)
