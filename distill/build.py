@@ -163,7 +163,7 @@ def _device(batch: Mapping[str, Any]) -> dict[str, Any]:
 
 def _row_shapes(functional: Any, params: Params, like: Mapping, names: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
     targets = jax.eval_shape(lambda params, batch: _targets(functional, params, batch, names), params, _device(like))
-    return {name: value.shape[1:] for name, value in targets.items()}
+    return {name: targets[name].shape[1:] for name in names}  # in the order of the records
 
 
 def _check_padding(batch: Mapping[str, Any]) -> None:

@@ -61,9 +61,9 @@ class Options(NamedTuple):
     """
 
     machine: Machine
-    mirror: str
-    logs: list[str] | None
-    profile: str
+    mirror: str = ""
+    logs: list[str] | None = None
+    profile: str = ""
 
 
 Recipe = Annotated[Path, typer.Argument(metavar="RECIPE", help="A TOML file.")]
@@ -250,7 +250,7 @@ def _measure(run: Path, mesh: str) -> None:
     from experiments.run.schema.recipe import load_recipe
 
     recipe = load_recipe(run / "recipe.toml")
-    with _started(run, Machine(mesh, "", 1, 0)):
+    with _started(run, Options(Machine(mesh, "", 1, 0))):
         from experiments.report.write import finish
         from experiments.run.pipeline import Run
 
