@@ -147,7 +147,7 @@ def torch_answers(model, prompt: Mapping[str, np.ndarray], max_new_tokens: int, 
     with torch.no_grad():
         ids = model.generate(**torch_tensors(model, prompt), max_new_tokens=max_new_tokens, do_sample=False, **options)
     ids = ids.cpu().numpy()
-    start = 1 if model.config.is_encoder_decoder else prompt["input_ids"].shape[1]
+    start = 1 if model.config.get_text_config().is_encoder_decoder else prompt["input_ids"].shape[1]
     ids = ids[:, start:]
     return np.pad(ids, ((0, 0), (0, max_new_tokens - ids.shape[1])), constant_values=pad)
 

@@ -11,6 +11,7 @@ from antgmm_jax.io.convert import load_hf
 from experiments.run import export_gate, in_torch
 from experiments.run.random_batches import random_batch
 from tests import reference
+from tests.families.cases import case_of
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +32,14 @@ def test_an_export_within_the_tolerance_needs_no_float64(exported, monkeypatch):
     result = check(*exported)
     assert result.passed and result.torch_rounding == 0.0
     assert len(loads) == 1
+
+
+def test_an_encoder_is_recognised_without_a_field_of_the_whole_model(tmp_path):
+    """Only InstructBLIP's `text_config` says `is_encoder_decoder`; an answer begins behind the start token."""
+    case = case_of("instructblip", "T5", tmp_path)
+    assert not case.model.config.is_encoder_decoder
+    result = check(case.directory, case.config, case.params)
+    assert result.passed and result.answers_equal == 1.0
 
 
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # NaN parameters cause it
