@@ -135,5 +135,5 @@ def test_a_row_takes_six_bytes_a_token_and_no_padding(tmp_path):
     rows = cache.rows(toy.batch(0))[name]
     assert rows.dtype == np.uint16 and not rows[toy.batch(0)["targets"] < 0].any()
     build(tmp_path / "cache", names=("final",))  # replaces it
-    with pytest.raises(AntgmmError, match="lacks top/4/1: it holds final"):
+    with pytest.raises(AntgmmError, match="lacks top/4/1.0: it holds final"):
         open_cache(tmp_path / "cache", key=KEY, names=(name,))
