@@ -16,7 +16,9 @@ FOLDER_BYTES = 1 << 30
 """Maximum size of the folder; the least recently used results are removed."""
 SETTLED = 2.0
 """Seconds since its last change after which a file counts as complete: times of files have a coarse resolution."""
-_FORMAT = 1
+_FORMAT = 2
+_COLUMN = "column/"
+"""Prefix of the names, which must not be those of arguments of `numpy.savez`."""
 Columns = dict[str, np.ndarray]
 
 
@@ -53,7 +55,7 @@ def kept(about: str, files: Sequence[Path], scan: Callable[[], Columns]) -> Colu
 def _read(place: Path) -> Columns | None:
     try:
         with place.open("rb") as file, np.load(file) as arrays:
-            columns = dict(arrays)
+            columns = {name.removeprefix(_COLUMN): array for name, array in arrays.items()}
         os.utime(place)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile):  # absent or damaged
         return None
@@ -65,7 +67,7 @@ def _write(place: Path, columns: Columns) -> None:
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         with folders.new_file(place) as temporary, temporary.open("wb") as file:
-            np.savez(file, **columns)  # pyright: ignore[reportArgumentType]
+            np.savez(file, **{_COLUMN + name: array for name, array in columns.items()})  # pyright: ignore[reportArgumentType]
         results = sorted(place.parent.glob("*.npz"), key=lambda path: -path.stat().st_mtime)
         for path, total in zip(results, np.cumsum([path.stat().st_size for path in results]), strict=True):
             if total > FOLDER_BYTES:

@@ -1,6 +1,7 @@
 """Losses over answer tokens in chunks, so that the logits of all tokens are never in memory at once."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +26,7 @@ def answer_sums(
     head: Head,
     hidden: Float[Array, "T Ds"],
     targets: Int[Array, " T"],
-    teacher_head: Head,
+    teacher_head: Callable[[Array], Any],
     teacher_hidden: Shaped[Array, "T Dt"],
     *,
     chunk: int = 512,
@@ -74,7 +75,12 @@ def _terms(config: LossConfig) -> tuple[str, ...]:
 
 
 def _chunk_sums(
-    config: LossConfig, head: Head, teacher_head: Head, hidden: Array, targets: Array, teacher_hidden: Array
+    config: LossConfig,
+    head: Head,
+    teacher_head: Callable[[Array], Any],
+    hidden: Array,
+    targets: Array,
+    teacher_hidden: Array,
 ) -> dict[str, Array]:
     logits = head(hidden)
     names = _terms(config)

@@ -10,11 +10,11 @@ from jaxtyping import Array
 Params = Any
 
 
-def reads(head: Callable[..., Array], params: Params, *arguments: Any) -> tuple[list[int], Callable[..., Array]]:
+def reads(head: Callable[..., Any], params: Params, *arguments: Any) -> tuple[list[int], Callable[..., Any]]:
     """Returns which parameters a head reads, and the head as a function of only these.
 
     Args:
-        head: (params, *arguments) -> logits.
+        head: (params, *arguments) -> logits, or another tree.
         params: parameters of the whole model, or their shapes.
         arguments: the other arguments, or their shapes.
 
@@ -27,7 +27,7 @@ def reads(head: Callable[..., Array], params: Params, *arguments: Any) -> tuple[
     read = {id(v) for eqn in traced.jaxpr.eqns for v in eqn.invars} | {id(v) for v in traced.jaxpr.outvars}
     chosen = [i for i, v in enumerate(traced.jaxpr.invars[: len(leaves)]) if id(v) in read]
 
-    def of_read(used: list[Array], *arguments: Any) -> Array:
+    def of_read(used: list[Array], *arguments: Any) -> Any:
         # Zeros stand in for the other parameters; the compiler removes them.
         full = [jnp.zeros(shape.shape, shape.dtype) for shape in shapes]
         for i, leaf in zip(chosen, used, strict=True):

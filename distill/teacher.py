@@ -40,7 +40,7 @@ class Teacher(NamedTuple):
     """
 
     params: Params
-    head: Callable[[Params, Array], Array]
+    head: Callable[[Params, Array], Any]
     select: Callable[[tuple[str, ...]], Callable[[Params, Batch], dict[str, Array]]]
     attach: Callable[[dict], dict]
     reads_images: bool = False

@@ -40,7 +40,7 @@ class Top:
 
 def name_of(top: int, temperature: float) -> str:
     """Returns the name under which a cache stores the `top` most probable tokens at a temperature."""
-    return f"{_NAME}/{top}/{temperature:g}"
+    return f"{_NAME}/{top}/{float(temperature)}"
 
 
 def is_top(name: str) -> bool:

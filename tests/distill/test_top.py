@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from antgmm_jax.errors import AntgmmError
+from antgmm_jax.parallel.sharding import make_mesh
 from distill import losses, top
 from distill.cache import open_cache
 from distill.losses import LossConfig
@@ -127,6 +128,21 @@ def test_a_cache_gives_the_loss_of_the_online_teachers_tokens(tmp_path, in_memor
                 np.testing.assert_allclose(values[0][term], values[1][term], rtol=5e-3)
 
 
+def test_a_mesh_gives_the_loss_of_one_device(tmp_path):
+    name = top.name_of(4, 1.0)
+    build(tmp_path / "cache", names=(name,))
+    teacher = cached(TEACHER, PARAMS, open_cache(tmp_path / "cache", key=KEY, names=(name,)))
+    student = toy.toy(4, 2)
+    loss = make_loss(student, LossConfig(soft=1.0, rank=0.5), teacher=teacher, chunk=2)
+    params, host = student.init(jax.random.key(0)), toy.device(teacher.attach(toy.batch(0)))
+    run = jax.value_and_grad(lambda params, batch: loss(params, {}, batch, teacher.params)[0])
+    value, gradient = run(params, host)
+    with jax.set_mesh(make_mesh(data=2, fsdp=2)):
+        meshed, other = jax.jit(run)(params, host)
+    np.testing.assert_allclose(meshed, value, rtol=1e-5)
+    jax.tree.map(lambda one, two: np.testing.assert_allclose(one, two, atol=1e-5), gradient, other)
+
+
 def test_a_row_takes_six_bytes_a_token_and_no_padding(tmp_path):
     name = top.name_of(4, 1.0)
     build(tmp_path / "cache", names=(name,))
@@ -135,5 +151,5 @@ def test_a_row_takes_six_bytes_a_token_and_no_padding(tmp_path):
     rows = cache.rows(toy.batch(0))[name]
     assert rows.dtype == np.uint16 and not rows[toy.batch(0)["targets"] < 0].any()
     build(tmp_path / "cache", names=("final",))  # replaces it
-    with pytest.raises(AntgmmError, match="lacks top/4/1: it holds final"):
+    with pytest.raises(AntgmmError, match="lacks top/4/1.0: it holds final"):
         open_cache(tmp_path / "cache", key=KEY, names=(name,))
