@@ -16,6 +16,7 @@ from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io import folders
 from antgmm_jax.io.shards import Shards, Writer
 from antgmm_jax.parallel import processes, sharding
+from antgmm_jax.parallel.preemption import Preempted
 from distill import top
 from distill.cache import Params, read_meta
 from distill.chunked import at_positions
@@ -86,6 +87,7 @@ def build_cache(
 
     Raises:
         AntgmmError: rows are missing from the batches, padding is on the left, or the disk is too full.
+        Preempted: `progress` raised it; the rows up to here are stored.
     """
     # In a fixed order, so that another caller can resume the build.
     names = tuple(sorted({*names}, key=lambda name: (not at_answers(name), name)))
@@ -122,7 +124,11 @@ def build_cache(
             done[index] = True
         if count % max(FLUSH_EVERY, math.ceil(samples / len(index) * jax.process_count() / FILES)) == 0:
             writer.flush()
-        progress(int(done.sum()), samples)
+        try:
+            progress(int(done.sum()), samples)
+        except Preempted:
+            writer.flush()
+            raise
     writer.flush()
     processes.barrier(f"{partial} written")
     processes.run_on_first(lambda: _finish(partial, directory, samples))

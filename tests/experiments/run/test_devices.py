@@ -69,6 +69,38 @@ def test_a_process_with_a_coordinator_ends_on_a_second_sigterm():
     assert done.returncode == preemption.EXIT_CODE == 143
 
 
+LOOP = """
+import os, signal, sys, time
+from antgmm_jax.parallel import preemption
+from experiments.run.host.meshes import devices
+
+process = int(sys.argv[2])
+with devices("", sys.argv[1], 2, process):
+    for step in range(100):
+        if process == 1 and step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        if preemption.requested():
+            print(step)
+            sys.exit(preemption.EXIT_CODE)
+        time.sleep(0.2 + 0.1 * process)
+"""
+
+
+def test_after_sigterm_to_one_process_both_leave_at_the_same_point():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    command = [sys.executable, "-c", LOOP, address]
+    both = [subprocess.Popen([*command, name], cwd=ROOT, stdout=subprocess.PIPE, text=True) for name in "01"]
+    try:
+        (first, _), (second, _) = (process.communicate(timeout=120) for process in both)
+    finally:
+        for process in both:
+            process.kill()
+    assert [process.returncode for process in both] == [preemption.EXIT_CODE] * 2
+    assert first == second and 3 < int(first) < 100
+
+
 def test_a_failed_connection_is_refused_in_one_line():
     jax.devices()  # JAX cannot connect to others after it has started alone
     refused = pytest.raises(AntgmmError, match=r"^--coordinator localhost:1: .*initialize.*before[^\n]*$")

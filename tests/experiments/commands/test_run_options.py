@@ -1,0 +1,37 @@
+"""Options of runs that do not change their result, and the exit code after SIGTERM."""
+
+import pytest
+
+from antgmm_jax.parallel import preemption
+from experiments.report import write
+from tests.experiments.tiny import write_recipe
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    return write_recipe(tmp_path / "recipe.toml", tmp_path / "teacher")
+
+
+@pytest.mark.parametrize(
+    ("run", "options", "message"),
+    [
+        ("gs://bucket/run", (), "--run gs:/bucket/run: a run works in a folder; use --run DIR --mirror URL"),
+        ("run", ("--profile", "5:3"), "--profile 5:3: write it as FIRST:LAST, as in 10:14"),
+        ("run", ("--log", "mlflow"), "--log mlflow: choose from tensorboard, wandb, trackio"),
+        ("run", ("--mirror", "runs/a"), "runs/a is not the URL of a store: write it as gs://BUCKET/FOLDER or s3://"),
+        ("run", ("--mirror", "nosuch://b/a"), "nosuch://b/a: Protocol not known: nosuch: use gs://, s3:// or"),
+    ],
+)
+def test_options_that_cannot_work_are_refused_before_the_run(refused, recipe, tmp_path, run, options, message):
+    assert refused("compress", recipe, "--run", run, *options).startswith(message)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_preempted_run_says_how_to_go_on(antgmm, recipe, monkeypatch):
+    def preempted(run):
+        raise preemption.Preempted
+
+    monkeypatch.setattr(write, "finish", preempted)
+    result = antgmm("compress", recipe, "--run", "run")
+    assert result.exit_code == 143
+    assert result.stderr.splitlines()[-1] == "preempted, and saved; run the same command to resume"
