@@ -247,7 +247,16 @@ def _kept(arguments: Mapping[str, Any]) -> dict[str, int]:
     return {kind: programs.bytes_of(tree) for kind, tree in {**kinds, "batch": arguments["batch"]}.items()}
 
 
-def _stays(spec: StepSpec, mesh: Mapping[str, int]) -> int:
+def stays(spec: StepSpec, mesh: Mapping[str, int]) -> int:
+    """Returns the bytes of a step's arguments on each device, without compiling it.
+
+    Args:
+        spec: the step.
+        mesh: mesh axis -> devices.
+
+    Raises:
+        AntgmmError: the batch is not divisible by the mesh, or there are too few (simulated) devices.
+    """
     with jax.set_mesh(sharding.make_mesh(**mesh)):
         return sum(_kept(_abstract(spec)[1]).values())
 
@@ -268,7 +277,7 @@ def smallest(spec: StepSpec, refused: Mapping[str, int], memory: float, chip: st
     while fsdp * tensor <= DEVICES and spec.batch % fsdp == 0:
         mesh = {"data": 1, "fsdp": fsdp, "tensor": tensor}
         # The size of the arguments is known without compiling, and rules out most meshes.
-        if mesh != refused and _possible(fsdp * tensor, chip) and _stays(spec, mesh) < memory:
+        if mesh != refused and _possible(fsdp * tensor, chip) and stays(spec, mesh) < memory:
             step = compiled(spec, mesh, chip)
             if step.total <= memory:
                 return step
