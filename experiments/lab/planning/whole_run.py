@@ -9,7 +9,8 @@ from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io.convert import open_hf
 from antgmm_jax.presets import preset
 from experiments.lab.planning.chips import CHIPS
-from experiments.lab.planning.phases import Load, Phase, phases
+from experiments.lab.planning.phase import Load, Phase
+from experiments.lab.planning.phases import phases
 from experiments.lab.planning.step import DEVICES, compiled, smallest
 from experiments.run.schema import Recipe, Training
 from experiments.run.schema.recipe import load_recipe, load_training, read_toml

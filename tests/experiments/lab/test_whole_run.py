@@ -8,7 +8,7 @@ from antgmm_jax.errors import AntgmmError
 from antgmm_jax.presets import preset
 from experiments.lab.planning import compilers, whole_run
 from experiments.lab.planning.chips import CHIPS
-from experiments.lab.planning.phases import Load, Phase
+from experiments.lab.planning.phase import Load, Phase
 from experiments.lab.planning.step import Step, StepSpec
 from pruning.costs import total_parameters
 
@@ -68,7 +68,7 @@ def test_phases_have_the_sizes_of_their_arrays(recipe, antgmm):
     state = phases[f"{cut}step"]["memory"]["parameters"] + phases[f"{cut}step"]["memory"]["moments"]
     assert phases[f"{cut}step"]["disk"] == 2 * state + 4 * whole
     assert phases[f"{cut}step"]["host"] == state
-    features = 4 * 50 * CONFIG.image_tokens * CONFIG.vision.stack.embed
+    features = 2 * 50 * CONFIG.image_tokens * CONFIG.vision.stack.embed
     assert phases[f"{settle}image features"]["disk"] == features
     # Frozen parameters have no moments.
     assert phases[f"{settle}start"]["memory"]["moments"] < 2 * phases[f"{settle}start"]["memory"]["parameters"]
