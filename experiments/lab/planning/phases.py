@@ -16,6 +16,7 @@ from antgmm_jax.parallel import sharding
 from antgmm_jax.pure import Functional, abstract, functional
 from distill import LossConfig, make_loss, top
 from distill.chunked import at_positions
+from distill.records import Ragged
 from experiments.lab.planning import programs
 from experiments.lab.planning import step as steps
 from experiments.lab.planning.phase import Load, Phase
@@ -117,7 +118,7 @@ def _cached(recipe: Recipe, pure: Functional, params: Any, batch: Mapping[str, A
     """Bytes of the cache of all answers, as if each had the full length."""
     loss = next(stage.loss for stage in recipe.stages if stage.loss.reads_logits)
     name = top.name_of(recipe.teacher.top, loss.temperature) if recipe.teacher.top else "final"
-    totals = {"answer": samples * batch["targets"].shape[1], "text": 0, "slots": 0}
+    totals: dict[Ragged, int] = {"answer": samples * batch["targets"].shape[1], "text": 0, "slots": 0}
     return sum(distill.cache_size(pure, params, batch, samples=samples, totals=totals, names=(name,)).values())
 
 

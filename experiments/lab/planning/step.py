@@ -176,14 +176,14 @@ def _teacher(spec: StepSpec) -> distill.Teacher:
     """The teacher with shapes in place of its parameters."""
     if spec.teacher is None:
         return distill.NO_TEACHER
-    big = functional(spec.teacher)
+    big, states = functional(spec.teacher), (spec.answer, width_of(spec.teacher))
     frozen = model_shapes(spec.teacher, spec.dtype)
     if spec.source == "online":
         return distill.online(big, frozen)
     made: list[distill.Teacher] = []
 
     def head_of(params: Any) -> Any:
-        held = TeacherCache(Path(), spec.batch, {"final": (spec.answer, width_of(spec.teacher))}, lambda index: {})
+        held = TeacherCache(Path(), spec.batch, {"final": states}, lambda index: {})
         made.append(distill.cached(big, params, held))
         return made[0].params
 
@@ -211,7 +211,7 @@ def stays(spec: StepSpec, mesh: Mapping[str, int]) -> int:
     Raises:
         AntgmmError: the batch is not divisible by the mesh, or there are too few (simulated) devices.
     """
-    with jax.set_mesh(sharding.make_mesh(**mesh)):
+    with jax.set_mesh(mesh_for(mesh, "")):
         return sum(_kept(_abstract(spec)[1]).values())
 
 
