@@ -59,6 +59,12 @@ class Phase(NamedTuple):
         """Bytes on each device."""
         return sum(self.memory.values())
 
-    def least(self, chip: str) -> float:
-        """Lower bound of the seconds: products at the peak rate, and what is sent at the rate of the links."""
-        return max(self.flops / CHIPS[chip].flops, self.sent / CHIPS[chip].link)
+    def least(self, chip: str, devices: int) -> float:
+        """Lower bound of the seconds: products at the peak rate, and what is sent at the rate of the links.
+
+        Args:
+            chip: a key of `CHIPS`.
+            devices: number of devices; more than an island has send over the network.
+        """
+        spec = CHIPS[chip]
+        return max(self.flops / spec.flops, self.sent / (spec.link if devices <= spec.island else spec.network))

@@ -91,8 +91,8 @@ def _listed(mesh: Mapping[str, int]) -> str:
     return ",".join(f"{axis}={n}" for axis, n in mesh.items() if n > 1) or "fsdp=1"
 
 
-def figures(plan: Sequence[Phase], chip: str) -> list[dict[str, Any]]:
-    """Converts phases to JSON types, with the least time on a chip if one is given."""
+def figures(plan: Sequence[Phase], chip: str, devices: int) -> list[dict[str, Any]]:
+    """Converts phases to JSON types, with the least time on a number of devices if a chip is given."""
     return [
         {
             "phase": phase.name,
@@ -101,7 +101,7 @@ def figures(plan: Sequence[Phase], chip: str) -> list[dict[str, Any]]:
             "disk": phase.disk,
             "sent": phase.sent,
             "flops": phase.flops,
-            "seconds": phase.least(chip) if chip and phase.flops else None,
+            "seconds": phase.least(chip, devices) if chip and phase.flops else None,
             "compiled": phase.compiled,
         }
         for phase in plan

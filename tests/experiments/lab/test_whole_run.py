@@ -81,6 +81,14 @@ def test_phases_have_the_sizes_of_their_arrays(recipe, antgmm):
     assert phases[f"{cut}step"]["seconds"] == pytest.approx(phases[f"{cut}step"]["flops"] / CHIPS["v5e"].flops)
 
 
+def test_the_least_time_of_a_phase_by_hand():
+    phase = Phase("step", {}, sent=10**12, flops=989e12)
+    # 1 s of products; 450 GB/s inside a machine, 50 GB/s between machines.
+    assert phase.least("H100", 8) == pytest.approx(1e12 / 450e9)
+    assert phase.least("H100", 16) == pytest.approx(1e12 / 50e9)
+    assert phase._replace(sent=1).least("H100", 16) == pytest.approx(1.0)
+
+
 SPEC = StepSpec(CONFIG, CONFIG, 8, 24, 8)
 
 
