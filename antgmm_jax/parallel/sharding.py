@@ -35,7 +35,7 @@ _LOG = logging.getLogger(__name__)
 _warned: set[str] = set()
 
 
-def make_mesh(*, data: int = 1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(*, data: int = 1, fsdp: int = 1, tensor: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
     """Creates a mesh for `jax.set_mesh`.
 
     Args:

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from antgmm_jax.errors import AntgmmError
 from antgmm_jax.extras import require
 from experiments.commands.output import Json, Mesh, Set, emit
 from experiments.commands.runs import DEMO, packaged
@@ -183,6 +184,36 @@ def servers(
     emit(figures, as_json, table(HEAD, rows(figures)), f"results: {out}")
 
 
+def plans(
+    out: Annotated[Path, typer.Option(metavar="FILE", help="Results as JSON; plans in it are kept.")],
+    case: Annotated[
+        list[str] | None, typer.Option("--case", metavar="NAME", help="Only this case. Can be repeated.")
+    ] = None,
+    machine: Annotated[
+        list[str] | None,
+        typer.Option("--machine", metavar="CHIP-COUNT", help="Only this machine, such as v5e-16. Can be repeated."),
+    ] = None,
+    again: Annotated[bool, typer.Option("--again", help="Compile again what the file has.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Plan the steps of experiments/lab/planning/plans.toml on several machines, each with the chip's own compiler."""
+    say(f"plans: compiling steps for several machines into {out}")
+    from experiments.lab.planning import cases as planning
+    from experiments.lab.planning import compilers
+    from experiments.run.host.meshes import simulate
+
+    cases, machines = planning.load()
+    chosen = [planning.machine(name) for name in machine or ()] or machines
+    for chip in dict.fromkeys(chip for chip, _ in chosen):
+        compilers.check(chip)
+    compilers.only_compile()
+    simulate(1)
+    if unknown := {*(case or ())} - {each.name for each in cases}:
+        raise AntgmmError(f"--case {min(unknown)}: choose one of {', '.join(each.name for each in cases)}")
+    figures = planning.run(out, [each for each in cases if not case or each.name in case], chosen, again=again)
+    emit(figures, as_json, table(planning.HEAD, planning.rows(figures)), f"results: {out}")
+
+
 def energy(
     watts: Annotated[
         float, typer.Option(min=0, help="Power of an accelerator and its share of the server under load.")
@@ -240,6 +271,7 @@ COMMANDS = {
     ),
     "peers": (peers, "antgmm lab peers --out experiments/lab/results/peers.json, after `make peers-env`"),
     "servers": (servers, "antgmm lab servers --out runs/servers.json --preset llava-tiny, after `make vllm-env`"),
+    "plans": (plans, "antgmm lab plans --out experiments/lab/results/plans.json --machine v5e-16"),
     "energy": (
         energy,
         "antgmm lab energy --watts 400 --teacher-ms 700 --student-ms 90 --kwh-a-year 75e6"

@@ -114,12 +114,14 @@ def _whole_run(
 ) -> None:
     say(f"plan: compiling the phases of {path} for {mesh}")
     from experiments.lab.planning import whole_run
-    from experiments.lab.planning.phases import Load
+    from experiments.lab.planning.chips import CHIPS
+    from experiments.lab.planning.phase import Load
 
     sizes, target = _devices(mesh, chip, compiler)
     recipe, config = whole_run.opened(path, overrides, preset)
-    load = Load(sizes, target, length or config.usual_tokens + recipe.max_length, answer or recipe.max_answer)
-    phases = whole_run.figures([*whole_run.planned(recipe, config, load, chip, say)], chip)
+    rows = length or config.usual_tokens + recipe.max_length, answer or recipe.max_answer
+    load = Load(sizes, target, *rows, memory=CHIPS[chip].memory if chip else math.inf)
+    phases = whole_run.figures([*whole_run.planned(recipe, config, load, chip, say)], chip, load.devices)
     note = (
         "GB that stay on each device, and of temporaries; GB on a machine for copies of arrays (without the rows of a"
         f" batch); GB on disk; GB that a device sends. Rows have {load.length} prompt and {load.answer} answer tokens:"

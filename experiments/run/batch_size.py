@@ -38,7 +38,15 @@ def compute_dtype(stored: str) -> str:
 
 
 def rows_that_fit(
-    config: LMMConfig, most: int, *, text: int, answer: int, slots: int = 1, dtype: str = "float32", states: int = 0
+    config: LMMConfig,
+    most: int,
+    *,
+    text: int,
+    answer: int,
+    slots: int = 1,
+    dtype: str = "float32",
+    states: int = 0,
+    memory: float = 0,
 ) -> int:
     """Returns the batch size of a forward pass or of generation that fits into memory.
 
@@ -50,12 +58,13 @@ def rows_that_fit(
         slots: image slots of a row.
         dtype: dtype of parameters and computation.
         states: bytes of a row of the result.
+        memory: bytes of a device; 0 for `device_memory`.
 
     Returns:
         `most`, halved until the batch fits; at least one row for each device.
     """
     itemsize, devices = np.dtype(jax.numpy.dtype(dtype)).itemsize, sharding.padded_batch_size(1)
-    free = SHARE * device_memory() - total_parameters(config) * itemsize / sharding.model_parts()
+    free = SHARE * (memory or device_memory()) - total_parameters(config) * itemsize / sharding.model_parts()
     row, rows = states + row_bytes(config, text=text, answer=answer, slots=slots, itemsize=itemsize), most
     while rows > devices and -(-rows // devices) * row > free:
         rows = max(rows // 2, devices)

@@ -87,7 +87,8 @@ def _case(table: Mapping[str, Any]) -> Case:
     teacher = _resized(preset(table["preset"]), table.get("teacher", {}))
     base = preset(table["student_preset"]) if "student_preset" in table else teacher
     student = _resized(base, table.get("student", {}))
-    spec = StepSpec(student, teacher, *(table[key] for key in ("rows", "length", "answer")), table.get("remat", "dots"))
+    rows, length, answer = (table[key] for key in ("rows", "length", "answer"))
+    spec = StepSpec(student, teacher, rows, length, answer, table.get("remat", "dots"))
     check(spec)
     return Case(table["name"], spec)
 
@@ -144,7 +145,7 @@ def planned(spec: StepSpec, chip: str, count: int) -> dict[str, Any]:
     refused = not step.sent and count > 1
     return {
         "batch": spec.batch,
-        "parameters": [total_parameters(spec.teacher), total_parameters(spec.student)],
+        "parameters": [total_parameters(model) for model in (spec.teacher, spec.student) if model],
         "student": sizes(spec.student),
         "memory": step.memory,
         "fits": step.total <= CHIPS[chip].memory,

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import jax
 from jax.experimental import topologies
@@ -108,7 +109,7 @@ def slice_of(chip: str, count: int) -> str:
     return sizes[count]
 
 
-def devices(chip: str, count: int) -> Sequence[jax.Device]:
+def devices(chip: str, count: int) -> Sequence[Any]:
     """Returns devices to compile for, which need not exist.
 
     Args:

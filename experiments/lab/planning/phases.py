@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,11 +16,14 @@ from antgmm_jax.parallel import sharding
 from antgmm_jax.pure import Functional, abstract, functional
 from distill import LossConfig, make_loss, top
 from distill.chunked import at_positions
+from distill.records import Ragged
 from experiments.lab.planning import programs
 from experiments.lab.planning import step as steps
-from experiments.lab.planning.chips import CHIPS
+from experiments.lab.planning.phase import Load, Phase
 from experiments.lab.planning.programs import bytes_of
-from experiments.lab.planning.step import StepSpec, batch_shapes, mesh_for
+from experiments.lab.planning.shapes import batch_shapes, mesh_for, model_shapes
+from experiments.lab.planning.step import StepSpec
+from experiments.run.batch_size import rows_that_fit
 from experiments.run.cuts import reads_features, segment_targets
 from experiments.run.features import views
 from experiments.run.schema import Recipe, Stage, Training, Work
@@ -33,60 +36,6 @@ SCORED, GATE = 64, 64
 """Questions of a batch for scores and for the export check."""
 HOST = 8
 """Devices of a machine, for the host memory that the copies of a checkpoint take."""
-
-
-class Load(NamedTuple):
-    """Where and on which rows a run is planned.
-
-    Attributes:
-        mesh: mesh axis -> devices.
-        chip: chip to compile for, with its own compiler; "" for CPUs.
-        length: prompt tokens per row, including image tokens.
-        answer: answer tokens per row.
-    """
-
-    mesh: Mapping[str, int]
-    chip: str
-    length: int
-    answer: int
-
-    @property
-    def devices(self) -> int:
-        """Number of devices."""
-        return math.prod(self.mesh.values())
-
-
-class Phase(NamedTuple):
-    """A phase of a run.
-
-    Attributes:
-        name: name, with its stage.
-        memory: kind -> bytes on each device; those of `temporaries` do not stay.
-        host: bytes of the memory of a machine, beyond the program and the rows of a batch.
-        disk: bytes written that stay.
-        sent: bytes that each device sends in the whole phase.
-        flops: FLOPs of a device in the whole phase.
-        spec: the step, for a phase that trains.
-        compiled: whether memory is that of a compiled program; else it is arithmetic.
-    """
-
-    name: str
-    memory: dict[str, int]
-    host: int = 0
-    disk: int = 0
-    sent: int = 0
-    flops: float = 0.0
-    spec: StepSpec | None = None
-    compiled: bool = False
-
-    @property
-    def total(self) -> int:
-        """Bytes on each device."""
-        return sum(self.memory.values())
-
-    def least(self, chip: str) -> float:
-        """Lower bound of the seconds: products at the peak rate, and what is sent at the rate of the links."""
-        return max(self.flops / CHIPS[chip].flops, self.sent / CHIPS[chip].link)
 
 
 def phases(recipe: Recipe | Training, config: LMMConfig, load: Load) -> Iterator[Phase]:
@@ -105,7 +54,7 @@ def phases(recipe: Recipe | Training, config: LMMConfig, load: Load) -> Iterator
     """
     dtype, teacher = recipe.optimizer.dtype, config if isinstance(recipe, Recipe) else None
     with jax.set_mesh(mesh_for(load.mesh, load.chip)):
-        shapes = _placed(config, dtype)
+        shapes = model_shapes(config, dtype)
         largest = max(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
     yield Phase("loading", {"model": bytes_of(shapes)}, host=largest)
     if isinstance(recipe, Recipe) and recipe.teacher.mode == "cache" and _reads_logits(recipe):
@@ -127,14 +76,10 @@ def _after(config: LMMConfig, stage: Stage) -> LMMConfig:
     return pruning.planned_config(config, targets) if targets else config
 
 
-def _placed(config: LMMConfig, dtype: Any) -> Any:
-    return sharding.place_tree(abstract(config, jnp.dtype(dtype)), functional(config).axes)
-
-
-def _rows(most: int, load: Load) -> int:
-    """Rows of a batch: at most `most`, and at least one for each device that has rows of its own."""
-    parts = load.mesh["data"] * load.mesh["fsdp"]
-    return max(most // parts, 1) * parts
+def _rows(config: LMMConfig, most: int, dtype: str, load: Load, *, text: int = 0, answer: int = 0) -> int:
+    """Rows of a batch of a pass without gradients, as a run chooses them; on the mesh that is set."""
+    limits = {"text": text, "answer": answer, "slots": config.slots, "dtype": dtype}
+    return sharding.padded_batch_size(rows_that_fit(config, most, **limits, memory=load.memory))
 
 
 def _passes(config: LMMConfig, rows: int, load: Load) -> int:
@@ -150,14 +95,16 @@ def _program(run: Any, arguments: tuple[Any, ...], load: Load) -> programs.Progr
 def _cache(recipe: Recipe, config: LMMConfig, load: Load) -> Phase:
     """The teacher's final states at the answers of all records."""
     samples = recipe.data.samples + recipe.teacher.pairs
-    rows, pure = _rows(min(CACHE_BATCH, samples), load), functional(config)
+    pure, dtype = functional(config), recipe.optimizer.dtype
+    text = load.length if config.encoder_decoder else load.length + load.answer
 
     def run(params: Any, batch: Any) -> jax.Array:
         states = pure.apply(params, batch, collect=("final",))["final"]
         return sharding.place(at_positions(states, batch["positions"]).astype(jnp.bfloat16), ("batch",))
 
     with jax.set_mesh(mesh_for(load.mesh, load.chip)):
-        params = _placed(config, recipe.optimizer.dtype)
+        rows = _rows(config, min(CACHE_BATCH, samples), dtype, load, text=text, answer=load.answer)
+        params = model_shapes(config, dtype)
         batch = dict(batch_shapes(config, rows, load.length, load.answer))
         program = _program(run, (params, batch), load)
         memory = {"teacher": bytes_of(params), "batch": bytes_of(batch), **_more(program)}
@@ -171,7 +118,7 @@ def _cached(recipe: Recipe, pure: Functional, params: Any, batch: Mapping[str, A
     """Bytes of the cache of all answers, as if each had the full length."""
     loss = next(stage.loss for stage in recipe.stages if stage.loss.reads_logits)
     name = top.name_of(recipe.teacher.top, loss.temperature) if recipe.teacher.top else "final"
-    totals = {"answer": samples * batch["targets"].shape[1], "text": 0, "slots": 0}
+    totals: dict[Ragged, int] = {"answer": samples * batch["targets"].shape[1], "text": 0, "slots": 0}
     return sum(distill.cache_size(pure, params, batch, samples=samples, totals=totals, names=(name,)).values())
 
 
@@ -185,7 +132,8 @@ def _stage(
     """Features, importance, start, step and scores of a stage."""
     stage, after = work.stage, _after(config, work.stage)
     targets = segment_targets(config, stage)
-    features = work.objective == "answers" and reads_features(config, stage, targets[-1])
+    frozen = work.objective == "answers" and reads_features(config, stage, targets[-1])
+    features = frozen and recipe.features == "disk"
     if features:
         yield _features(recipe, work, config, load)
     if "taylor" in {stage.method(axis) for axis in targets[-1]}:
@@ -235,15 +183,15 @@ def _spec(recipe: Recipe | Training, work: Work, student: LMMConfig, teacher: LM
 
 
 def _features(recipe: Recipe | Training, work: Work, config: LMMConfig, load: Load) -> Phase:
-    """Image features of all rows and their views, float32 on disk."""
-    samples = recipe.data.samples * views(work.stage.shift)
+    """Image features of all rows and their views, on disk."""
+    samples, dtype = recipe.data.samples * views(work.stage.shift), work.stage.optimizer.dtype
     with jax.set_mesh(mesh_for(load.mesh, load.chip)):
-        params = _placed(config, recipe.optimizer.dtype)
-        images = dict(batch_shapes(config, _rows(SCORED, load), load.length, load.answer))["images"]
+        params, rows = model_shapes(config, dtype), _rows(config, min(SCORED, recipe.data.samples), dtype, load)
+        images = dict(batch_shapes(config, rows, load.length, load.answer))["images"]
         made = jax.eval_shape(functional(config).features, params, images)
         program = _program(functional(config).features, (params, images), load)
         memory = {"model": bytes_of(params), "batch": bytes_of(images), **_more(program)}
-    disk = 4 * samples * math.prod(made.shape[1:])
+    disk = jnp.dtype(dtype).itemsize * samples * math.prod(made.shape[1:])
     sent = -(-samples // made.shape[0]) * sum(program.sent.values())
     return Phase(f"{work.title}: image features", memory, 0, disk, sent, compiled=True)
 
@@ -263,7 +211,7 @@ def _importance(recipe: Recipe | Training, work: Work, config: LMMConfig, load: 
         return gate_gradient(lambda p, g, b: loss(p, g, b, {})[0], params, gates, batch)
 
     with jax.set_mesh(mesh_for(load.mesh, load.chip)):
-        params = _placed(config, table.dtype)
+        params = model_shapes(config, table.dtype)
         batch = dict(batch_shapes(config, pieces["batch_size"], load.length, load.answer))
         program = _program(run, (params, gates, batch), load)
         memory = {"model": bytes_of(params), "batch": bytes_of(batch), **_more(program)}
@@ -275,7 +223,7 @@ def _importance(recipe: Recipe | Training, work: Work, config: LMMConfig, load: 
 def _scores(recipe: Recipe | Training, work: Work, config: LMMConfig, load: Load) -> Phase:
     """Answers to the test records: images and prompt are compiled, the steps of decoding reuse their memory."""
     records, longest = recipe.evaluate.data.samples, recipe.evaluate.max_new_tokens
-    rows = _rows(min(SCORED, records), load)
+    dtype = work.stage.optimizer.dtype
     prefill = decoding_phases(config, longest, (), 0).prefill
 
     def run(params: Any, batch: Any) -> Any:
@@ -283,7 +231,8 @@ def _scores(recipe: Recipe | Training, work: Work, config: LMMConfig, load: Load
         return prefill(params, {**batch, "vision_features": features})
 
     with jax.set_mesh(mesh_for(load.mesh, load.chip)):
-        params = _placed(config, work.stage.optimizer.dtype)
+        rows = _rows(config, min(SCORED, records), dtype, load, text=load.length, answer=longest)
+        params = model_shapes(config, dtype)
         shapes = dict(batch_shapes(config, rows, load.length, 0))
         batch = {name: shapes[name] for name in ("input_ids", "attention_mask", "images")}
         program = _program(run, (params, batch), load)
@@ -296,7 +245,8 @@ def _scores(recipe: Recipe | Training, work: Work, config: LMMConfig, load: Load
 def _check(recipe: Recipe | Training, config: LMMConfig, load: Load) -> Phase:
     """The export check: the student in float32 on one device, and in PyTorch."""
     parameters, longest = total_parameters(config), recipe.evaluate.max_new_tokens
-    rows = min(GATE, recipe.evaluate.data.samples)
+    limits = {"text": load.length, "answer": longest, "memory": load.memory}
+    rows = rows_that_fit(config, min(GATE, recipe.evaluate.data.samples), **limits)
     answers = {"keys and values": cost(config, rows, load.length, longest, itemsize=4).kv_cache}
     logits = 4 * rows * load.answer * config.language.vocab
     itemsize = 4 if recipe.export.dtype == "float32" else 2

@@ -11,6 +11,8 @@ from experiments.lab.planning import compilers
 from experiments.lab.planning.collectives import sent
 from experiments.lab.planning.estimate import cycles
 
+_UNOPTIMISED: dict[str, Any] = {"xla_backend_optimization_level": 0}
+
 
 class Program(NamedTuple):
     """What a program needs on each device.
@@ -58,7 +60,7 @@ def _compiled(lowered: jax.stages.Lowered, chip: str) -> jax.stages.Compiled | i
     try:
         # A program for CPUs never runs, so it need not be optimised.
         if not chip:
-            return lowered.compile({"xla_backend_optimization_level": 0})
+            return lowered.compile(_UNOPTIMISED)
         with compilers.not_cached():
             return lowered.compile()
     except jax.errors.JaxRuntimeError as error:

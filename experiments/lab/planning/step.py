@@ -2,18 +2,15 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import distill
 import pruning
-from antgmm_jax.axes import sizes
-from antgmm_jax.blocks.pictures import without_pixels
 from antgmm_jax.config import LMMConfig, Remat
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.parallel import sharding
@@ -21,7 +18,7 @@ from antgmm_jax.pure import abstract, functional
 from distill.cache import TeacherCache
 from experiments.lab.planning import compilers, programs
 from experiments.lab.planning.chips import CHIPS, Chip
-from experiments.run.random_batches import usual_image
+from experiments.lab.planning.shapes import batch_shapes, mesh_for, model_shapes, row_sharding, width_of
 
 DEVICES = 512
 """Maximum number of devices."""
@@ -142,11 +139,6 @@ def compiled(spec: StepSpec, mesh: Mapping[str, int], chip: str = "") -> Step:
     return Step(dict(mesh), memory, flops, traffic, program.sent, chip, program.cycles)
 
 
-def mesh_for(mesh: Mapping[str, int], chip: str) -> Mesh:
-    """Returns a mesh of devices of a chip, which need not exist; of CPUs if `chip` is ""."""
-    return sharding.make_mesh(**mesh, devices=compilers.devices(chip, math.prod(mesh.values())) if chip else None)
-
-
 def step_flops(spec: StepSpec) -> int:
     """Returns the FLOPs of a step on all devices: three passes of the student, and one of an online teacher."""
     size = (spec.batch, spec.length, spec.answer)
@@ -171,10 +163,12 @@ def _abstract(spec: StepSpec) -> tuple[Any, dict[str, Any]]:
     )
     state = distill.shard_state(fresh, pure.axes, optimizer)
     rate = jax.ShapeDtypeStruct((), jnp.float32)
-    batch = dict(batch_shapes(spec.student, spec.batch, spec.length, spec.answer, features=spec.features))
+    batch = dict(
+        batch_shapes(spec.student, spec.batch, spec.length, spec.answer, features=spec.dtype if spec.features else "")
+    )
     if spec.source == "cache" and spec.teacher:
         shape = (spec.batch, spec.answer, width_of(spec.teacher))
-        batch["teacher/final"] = jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=_rows())
+        batch["teacher/final"] = jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=row_sharding())
     return step.program, {"state": state, "batch": batch, "gates": {}, "teacher": teacher.params, "rate": rate}
 
 
@@ -182,14 +176,14 @@ def _teacher(spec: StepSpec) -> distill.Teacher:
     """The teacher with shapes in place of its parameters."""
     if spec.teacher is None:
         return distill.NO_TEACHER
-    big = functional(spec.teacher)
-    frozen = sharding.place_tree(abstract(spec.teacher, jnp.dtype(spec.dtype)), big.axes)
+    big, states = functional(spec.teacher), (spec.answer, width_of(spec.teacher))
+    frozen = model_shapes(spec.teacher, spec.dtype)
     if spec.source == "online":
         return distill.online(big, frozen)
     made: list[distill.Teacher] = []
 
     def head_of(params: Any) -> Any:
-        held = TeacherCache(Path(), spec.batch, {"final": (spec.answer, width_of(spec.teacher))}, lambda index: {})
+        held = TeacherCache(Path(), spec.batch, {"final": states}, lambda index: {})
         made.append(distill.cached(big, params, held))
         return made[0].params
 
@@ -200,46 +194,6 @@ def _teacher(spec: StepSpec) -> distill.Teacher:
     return made[0]._replace(params=held)
 
 
-def width_of(config: LMMConfig) -> int:
-    """Returns the width of the final hidden states of a model."""
-    return sizes(config)["text/embed"]
-
-
-def _rows() -> NamedSharding:
-    return NamedSharding(jax.sharding.get_mesh(), PartitionSpec(sharding.RULES["batch"]))
-
-
-def batch_shapes(
-    config: LMMConfig, rows: int, length: int, answer: int, *, features: bool = False
-) -> Iterator[tuple[str, Any]]:
-    """Returns the shapes of a training batch, split over the devices of the mesh.
-
-    Args:
-        config: model config.
-        rows: number of samples.
-        length: prompt tokens per sample, including image tokens.
-        answer: answer tokens per sample.
-        features: whether the batch has image features in place of pixels.
-
-    Yields:
-        Names and shapes.
-    """
-    apart, where = config.encoder_decoder, _rows()
-    prompt = length if apart else length + answer
-    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(("input_ids", "attention_mask"), (prompt,))
-    shapes |= dict.fromkeys(("positions", "targets", *(["decoder_input_ids"] if apart else [])), (answer,))
-    for name, shape in shapes.items():
-        yield name, jax.ShapeDtypeStruct((rows, *shape), jnp.int32, sharding=where)
-    images = {
-        name: jax.ShapeDtypeStruct((rows, *leaf.shape), leaf.dtype, sharding=where)
-        for name, leaf in usual_image(config).items()
-    }
-    if features:
-        made = jax.eval_shape(functional(config).features, abstract(config), images)
-        yield "vision_features", jax.ShapeDtypeStruct(made.shape, made.dtype, sharding=where)
-    yield "images", without_pixels(images) if features else images
-
-
 def _kept(arguments: Mapping[str, Any]) -> dict[str, int]:
     """Bytes of the step's arguments per device."""
     state = arguments["state"]
@@ -247,8 +201,17 @@ def _kept(arguments: Mapping[str, Any]) -> dict[str, int]:
     return {kind: programs.bytes_of(tree) for kind, tree in {**kinds, "batch": arguments["batch"]}.items()}
 
 
-def _stays(spec: StepSpec, mesh: Mapping[str, int]) -> int:
-    with jax.set_mesh(sharding.make_mesh(**mesh)):
+def stays(spec: StepSpec, mesh: Mapping[str, int]) -> int:
+    """Returns the bytes of a step's arguments on each device, without compiling it.
+
+    Args:
+        spec: the step.
+        mesh: mesh axis -> devices.
+
+    Raises:
+        AntgmmError: the batch is not divisible by the mesh, or there are too few (simulated) devices.
+    """
+    with jax.set_mesh(mesh_for(mesh, "")):
         return sum(_kept(_abstract(spec)[1]).values())
 
 
@@ -268,7 +231,7 @@ def smallest(spec: StepSpec, refused: Mapping[str, int], memory: float, chip: st
     while fsdp * tensor <= DEVICES and spec.batch % fsdp == 0:
         mesh = {"data": 1, "fsdp": fsdp, "tensor": tensor}
         # The size of the arguments is known without compiling, and rules out most meshes.
-        if mesh != refused and _possible(fsdp * tensor, chip) and _stays(spec, mesh) < memory:
+        if mesh != refused and _possible(fsdp * tensor, chip) and stays(spec, mesh) < memory:
             step = compiled(spec, mesh, chip)
             if step.total <= memory:
                 return step

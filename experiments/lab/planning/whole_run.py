@@ -9,7 +9,8 @@ from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io.convert import open_hf
 from antgmm_jax.presets import preset
 from experiments.lab.planning.chips import CHIPS
-from experiments.lab.planning.phases import Load, Phase, phases
+from experiments.lab.planning.phase import Load, Phase
+from experiments.lab.planning.phases import phases
 from experiments.lab.planning.step import DEVICES, compiled, smallest
 from experiments.run.schema import Recipe, Training
 from experiments.run.schema.recipe import load_recipe, load_training, read_toml
@@ -90,8 +91,8 @@ def _listed(mesh: Mapping[str, int]) -> str:
     return ",".join(f"{axis}={n}" for axis, n in mesh.items() if n > 1) or "fsdp=1"
 
 
-def figures(plan: Sequence[Phase], chip: str) -> list[dict[str, Any]]:
-    """Converts phases to JSON types, with the least time on a chip if one is given."""
+def figures(plan: Sequence[Phase], chip: str, devices: int) -> list[dict[str, Any]]:
+    """Converts phases to JSON types, with the least time on a number of devices if a chip is given."""
     return [
         {
             "phase": phase.name,
@@ -100,7 +101,7 @@ def figures(plan: Sequence[Phase], chip: str) -> list[dict[str, Any]]:
             "disk": phase.disk,
             "sent": phase.sent,
             "flops": phase.flops,
-            "seconds": phase.least(chip) if chip and phase.flops else None,
+            "seconds": phase.least(chip, devices) if chip and phase.flops else None,
             "compiled": phase.compiled,
         }
         for phase in plan

@@ -8,7 +8,7 @@ from antgmm_jax.errors import AntgmmError
 from antgmm_jax.presets import preset
 from experiments.lab.planning import compilers, whole_run
 from experiments.lab.planning.chips import CHIPS
-from experiments.lab.planning.phases import Load, Phase
+from experiments.lab.planning.phase import Load, Phase
 from experiments.lab.planning.step import Step, StepSpec
 from pruning.costs import total_parameters
 
@@ -68,7 +68,7 @@ def test_phases_have_the_sizes_of_their_arrays(recipe, antgmm):
     state = phases[f"{cut}step"]["memory"]["parameters"] + phases[f"{cut}step"]["memory"]["moments"]
     assert phases[f"{cut}step"]["disk"] == 2 * state + 4 * whole
     assert phases[f"{cut}step"]["host"] == state
-    features = 4 * 50 * CONFIG.image_tokens * CONFIG.vision.stack.embed
+    features = 2 * 50 * CONFIG.image_tokens * CONFIG.vision.stack.embed
     assert phases[f"{settle}image features"]["disk"] == features
     # Frozen parameters have no moments.
     assert phases[f"{settle}start"]["memory"]["moments"] < 2 * phases[f"{settle}start"]["memory"]["parameters"]
@@ -79,6 +79,14 @@ def test_phases_have_the_sizes_of_their_arrays(recipe, antgmm):
         assert not each["compiled"] or each["memory"]["temporaries"] > 0
         assert not each["sent"]  # one device
     assert phases[f"{cut}step"]["seconds"] == pytest.approx(phases[f"{cut}step"]["flops"] / CHIPS["v5e"].flops)
+
+
+def test_the_least_time_of_a_phase_by_hand():
+    phase = Phase("step", {}, sent=10**12, flops=989e12)
+    # 1 s of products; 450 GB/s inside a machine, 50 GB/s between machines.
+    assert phase.least("H100", 8) == pytest.approx(1e12 / 450e9)
+    assert phase.least("H100", 16) == pytest.approx(1e12 / 50e9)
+    assert phase._replace(sent=1).least("H100", 16) == pytest.approx(1.0)
 
 
 SPEC = StepSpec(CONFIG, CONFIG, 8, 24, 8)
