@@ -6,8 +6,9 @@ import sys
 # From glibc's malloc.h.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 _LARGEST = 1 << 26
-"""Bytes of the largest buffer that is kept. Larger ones are weights of large models: kept in the arenas of several threads,
-they took 30 bytes a parameter where 20 were in use, and their page faults are a small part of a step's time."""
+"""Bytes of the largest buffer that is kept. Larger ones are weights of large models: kept in the arenas of several
+threads, they took 30 bytes a parameter where 20 were in use, and their page faults are a small part of a step's time.
+"""
 
 
 def keep_freed_memory() -> bool:
