@@ -1,4 +1,4 @@
-"""Freed memory stays with the process: repeated allocations cause no page faults."""
+"""Freed memory stays with the process, up to a size: repeated allocations cause no page faults."""
 
 import subprocess
 import sys
@@ -12,8 +12,8 @@ from experiments.run.host.allocator import keep_freed_memory
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
 def touch():
-    block = libc.malloc(2**26)
-    ctypes.memset(block, 1, 2**26)
+    block = libc.malloc({size})
+    ctypes.memset(block, 1, {size})
     libc.free(block)
 touch()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -23,11 +23,18 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
-def faults(call):
-    done = subprocess.run([sys.executable, "-c", FAULTS.format(call=call)], capture_output=True, text=True, check=True)
+def faults(call, size=2**25):
+    done = subprocess.run(
+        [sys.executable, "-c", FAULTS.format(call=call, size=size)], capture_output=True, text=True, check=True
+    )
     return int(done.stdout)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a setting of glibc")
 def test_reallocated_buffers_cause_no_page_faults():
     assert faults("assert keep_freed_memory()") < 100 < faults("")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a setting of glibc")
+def test_buffers_of_large_models_are_returned():
+    assert faults("assert keep_freed_memory()", size=2**27) > 100
