@@ -13,7 +13,7 @@ from antgmm_jax.families import complete, violations
 from antgmm_jax.presets import preset
 from experiments.lab.planning.chips import CHIPS
 from experiments.lab.planning.step import StepSpec, check, compiled, roofline
-from experiments.run.folder import write_json
+from experiments.run.folder import write_json, write_text
 from experiments.run.host.console import say
 from experiments.run.schema.recipe import read_toml
 from pruning.costs import total_parameters
@@ -106,7 +106,7 @@ def run(
     """Plans cases on machines with the chips' compilers; plans in the file are kept.
 
     Args:
-        out: JSON file, written after each plan.
+        out: JSON file, written after each plan, with its table beside it.
         cases: the cases.
         machines: chips and their numbers.
         again: whether to replace plans of the file.
@@ -127,7 +127,14 @@ def run(
             begin = time.monotonic()
             figures[name] = {**planned(case.on(count), chip, count), "seconds": round(time.monotonic() - begin)}
             write_json(out, figures)
+            write_text(out.with_suffix(".md"), markdown(figures))
     return figures
+
+
+def markdown(figures: Mapping[str, Mapping[str, Any]]) -> str:
+    """Formats plans as a Markdown table."""
+    lines = [HEAD, ("---", "---", *["---:"] * (len(HEAD) - 2)), *rows(figures)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def planned(spec: StepSpec, chip: str, count: int) -> dict[str, Any]:

@@ -68,6 +68,9 @@ def test_plans_are_kept_and_their_table_is_printed(antgmm, refused, monkeypatch,
     assert [cell.strip() for cell in row.split("│")[1:-1]] == [
         *("7 B to 1.4 B", "v5e-16", "yes", "2", "3", "4", "50", "100", "0.50"),
     ]
+    written = (tmp_path / "plans.md").read_text().splitlines()
+    assert written[0].startswith("| step | machine | fits | ")
+    assert written[2] == "| 7 B to 1.4 B | v5e-16 | yes | 2 | 3 | 4 | 50 | 100 | 0.50 |"
     antgmm(*words, "--machine", "v5e-16")
     assert len(compiled) == 2
     antgmm(*words, "--machine", "v5e-16", "--again")
