@@ -7,8 +7,9 @@ from typing import Any, Literal, NamedTuple
 
 from antgmm_jax.axes import Part, axis, nodes, part, part_by
 
-Remat = Literal["none", "dots", "full"]
-"""What a layer saves for the backward pass: everything, matrix products, or only its input (rest recomputed)."""
+Remat = Literal["none", "dots", "attention", "full"]
+"""What a layer saves for the backward pass: everything, matrix products, its input and what a TPU's flash kernel
+reads in the backward pass, or only its input; the rest is recomputed."""
 
 IMAGE_SIDE = ("vision", "bridge")
 """Parts of a model that read pictures: fields of its config, and roots of their parameters."""

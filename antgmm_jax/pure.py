@@ -77,11 +77,20 @@ def _functional(config: LMMConfig, remat: Remat) -> Functional:
     def model(params: Params) -> LMM:
         return nnx.merge(graph, nnx.State(_arrays(params)))
 
+    def gathered(params: Params) -> Params:
+        """Gathers the parameters outside of the stacks and of the vocabulary, whose users gather their own."""
+
+        def one(leaf: jax.Array, names: tuple[str, ...]) -> jax.Array:
+            apart = "vocab" in names or any(name.endswith("layers") for name in names)
+            return leaf if apart else sharding.gathered(leaf, names)
+
+        return jax.tree.map(one, params, axes) if sharding.splits_widths() else params
+
     def init(key: jax.Array) -> Params:
         return sharding.place_tree(nnx.to_pure_dict(nnx.state(build(config, remat=remat, rngs=nnx.Rngs(key)))), axes)
 
     def apply(params: Params, batch, gates: Mapping[str, Any] | None = None, *, collect=()):
-        return model(params)(_arrays(batch), _arrays(gates or {}), collect)
+        return model(gathered(params))(_arrays(batch), _arrays(gates or {}), collect)
 
     def head(params: Params, hidden: Any, gates: Mapping[str, Any] | None = None):
         return model(params).language.head(jnp.asarray(hidden), _arrays(gates or {}))
@@ -90,7 +99,7 @@ def _functional(config: LMMConfig, remat: Remat) -> Functional:
         return vision(params, images)[1]
 
     def vision(params: Params, images: Images):
-        whole, images = model(params), _arrays(images)
+        whole, images = model(gathered(params)), _arrays(images)
         states, _ = whole.vision(images, {})
         return states, by_row(whole.bridged(states, images, {})[0], images)
 

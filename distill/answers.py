@@ -56,11 +56,12 @@ def model_answer_sums(
         "teacher": _teacher_hidden(targets, batch["targets"].size),
     }
     chosen, logits = reads(functional.head, master, rows["hidden"], gates)
-    weights, names = ([jax.tree.leaves(tree, is_leaf=is_axes)[i] for i in chosen] for tree in (master, functional.axes))
+    kernels, axes = jax.tree.leaves(master), jax.tree.leaves(functional.axes, is_leaf=is_axes)
+    weights, names = [jnp.asarray(kernels[i]) for i in chosen], [axes[i] for i in chosen]
     frozen, teacher_logits = [], teacher.head
     if config.reads_logits:
         read, teacher_logits = reads(teacher.head, teacher_params, rows["teacher"])
-        frozen = [jax.tree.leaves(teacher_params)[i] for i in read]
+        frozen = [jnp.asarray(jax.tree.leaves(teacher_params)[i]) for i in read]
 
     def sums(weights: list[Array], rows: Mapping[str, Array], whole: tuple[list[Array], Gates]) -> dict[str, Array]:
         return answer_sums(

@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 from antgmm_jax.blocks.tokens import IGNORE
 from antgmm_jax.config import Remat
 from antgmm_jax.errors import AntgmmError
+from antgmm_jax.parallel import compiling
 from distill import align
 from distill.align import Part
 from distill.answers import model_answer_sums
@@ -38,7 +39,8 @@ class StepConfig(OptimizerConfig):
         dtype: dtype of computation; parameters, moments, norms and losses stay float32. "bfloat16" is for accelerators:
             a CPU is not faster with it.
         remat: what the student's layers store for the backward pass: "none" recomputes nothing, "dots" stores matrix
-            products, "full" only the layers' inputs (least memory).
+            products, "attention" the layers' inputs and what a TPU's flash kernel reads in the backward pass, "full"
+            only the inputs (least memory).
     """
 
     batch_size: Annotated[int, Field(ge=1)]
@@ -103,7 +105,7 @@ def jitted(step: Callable[..., tuple[State, Metrics]], optimizer: Optimizer) -> 
     Returns:
         The step.
     """
-    return Step(jax.jit(step, donate_argnums=0), jax.jit(optimizer.schedule))
+    return Step(jax.jit(step, donate_argnums=0, compiler_options=compiling.options()), jax.jit(optimizer.schedule))
 
 
 def make_loss(

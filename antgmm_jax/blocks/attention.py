@@ -1,17 +1,20 @@
-"""Attention, by cuDNN's flash kernel where possible and by XLA elsewhere."""
+"""Attention, by flash kernels (cuDNN's on GPUs, Pallas' on TPUs) where possible and by XLA elsewhere."""
 
 import jax
 import jax.numpy as jnp
 from jax.extend.backend import get_backend
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
+
+from antgmm_jax.blocks import flash
+from antgmm_jax.parallel.sharding import platform
 
 _HIDDEN = -0.7 * float(jnp.finfo(jnp.float32).max)
 """Logit of a masked key; far enough from the float32 limit that nothing overflows."""
 
 
-def has_flash() -> bool:
-    """Whether JAX's devices support cuDNN's flash attention (NVIDIA, Ampere or newer)."""
-    if "cuda" not in get_backend().platform_version:
+def has_cudnn() -> bool:
+    """Whether the program is for JAX's own devices and they support cuDNN's flash attention (Ampere or newer)."""
+    if platform() != "gpu" or "cuda" not in get_backend().platform_version:
         return False
     return float(jax.local_devices()[0].compute_capability) >= 8.0
 
@@ -25,8 +28,9 @@ def attend(
     causal: bool = False,
     mask: Bool[Array, "#B 1 #T S"] | None = None,
     bias: Float[Array, "1 N T S"] | None = None,
+    segments: Int[Array, "B T"] | None = None,
 ) -> Float[Array, "B T N d"]:
-    """Computes attention with a float32 softmax, by cuDNN's flash kernel where it supports the case.
+    """Computes attention with a float32 softmax, by a flash kernel of the platform where it supports the case.
 
     cuDNN supports 16-bit inputs and head widths up to 128 in steps of 8, and returns the gradient of a bias (T5 learns
     its bias). XLA computes single queries (decoding) and a bias combined with a mask (T5's encoder): their sum
@@ -39,13 +43,17 @@ def attend(
         causal: whether query t sees only keys up to t.
         mask: which keys a query sees, in addition to `causal`.
         bias: added to the logits.
+        segments: if queries see exactly the keys of their own segment (and with `causal` no later ones), the number of
+            each position's segment: the mask in a form that a kernel for TPUs reads.
 
     Returns:
         Outputs of the heads.
     """
+    if platform() == "tpu" and flash.supports(q, k, mask, bias, segments):
+        return flash.attend(q, k, v, scale=scale, causal=causal, mask=mask, segments=segments)
     fits = q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[3] % 8 == 0 and q.shape[3] <= 128 and q.shape[1] > 1
-    if fits and (bias is None or (causal and mask is None)) and has_flash():
-        return _flash(q, k, v, scale=scale, causal=causal, mask=mask, bias=bias)
+    if fits and (bias is None or (causal and mask is None)) and has_cudnn():
+        return _cudnn(q, k, v, scale=scale, causal=causal, mask=mask, bias=bias)
     return _plain(q, k, v, scale=scale, causal=causal, mask=mask, bias=bias)
 
 
@@ -72,7 +80,7 @@ def _plain(
     return jnp.matmul(weights, v).reshape(batch, heads, length, width).transpose(0, 2, 1, 3)
 
 
-def _flash(
+def _cudnn(
     q: Array, k: Array, v: Array, *, scale: float, causal: bool, mask: Array | None, bias: Array | None
 ) -> Array:
     """Attention by cuDNN. Its backward pass supports only even lengths, so odd ones get one masked position."""

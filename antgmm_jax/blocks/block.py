@@ -29,9 +29,10 @@ class Context(NamedTuple):
         memory: states [B, M, E] that cross-attention reads.
         memory_mask: which states of `memory` are tokens, bool [B, 1, 1, M].
         valid: which positions are tokens, [B, T]; collected norms ignore the others.
-        local: mask and positions of the stack's local layers (`StackConfig.local_layers`), None where they are None
-            here; None if all layers see the same.
+        local: mask, segments and positions of the stack's local layers (`StackConfig.local_layers`), None where they
+            are None here; None if all layers see the same.
         queries: number of queries before the text, in a stack that reads both.
+        segments: number of each position's segment [B, T], if `mask` is that of equal segments; None for other masks.
     """
 
     causal: bool = False
@@ -43,6 +44,7 @@ class Context(NamedTuple):
     valid: Array | None = None
     local: "Context | None" = None
     queries: int = 0
+    segments: Array | None = None
 
     def counted(self, units: str) -> Array | None:
         """Returns `valid` at the positions that have units of a local name."""
@@ -55,9 +57,9 @@ class Context(NamedTuple):
         """Returns the context of one layer, of which `is_local` may be a traced bool."""
         if self.local is None:
             return self
-        ours, theirs = ((one.mask, one.positions) for one in (self, self.local))
-        mask, positions = jax.tree.map(partial(jnp.where, is_local), theirs, ours)
-        return self._replace(mask=mask, positions=positions, local=None)
+        ours, theirs = ((one.mask, one.positions, one.segments) for one in (self, self.local))
+        mask, positions, segments = jax.tree.map(partial(jnp.where, is_local), theirs, ours)
+        return self._replace(mask=mask, positions=positions, segments=segments, local=None)
 
 
 class LayerScale(nnx.Module):
@@ -146,7 +148,7 @@ class Block(nnx.Module):
             if cache is not None:
                 k, v = (jax.lax.dynamic_update_slice_in_dim(c, n, slot, 2) for c, n in zip(cache, (k, v), strict=True))
                 cache = (k, v)
-            seen = {"causal": context.causal, "mask": context.mask, "bias": context.bias}
+            seen = {name: getattr(context, name) for name in ("causal", "mask", "bias", "segments")}
             return self.attention.attend(y, k, v, **seen, positions=context.positions, gate=gates.get("heads"))
 
         x = residual(x, self.norm1, attend, "heads", self.after1)

@@ -154,7 +154,11 @@ class LanguageModel(nnx.Module):
             mask = seen if mask is None else seen & mask
         places = order if tokens.places is None else tokens.places
         context = self._context(mask, memory, memory_valid, at, at, places)
-        context = context._replace(causal=tokens.spans is None, valid=valid if counted is None else counted)
+        context = context._replace(
+            causal=tokens.spans is None,
+            valid=valid if counted is None else counted,
+            segments=segments if tokens.spans is None else None,
+        )
         x = self._placed(x, order, at.size)
         x, kept = self.decoder(x, self._with_local(context, order, order), gates, collect, added=tokens.added)
         return self.norm(x, gates.get("text/embed")), kept
@@ -187,6 +191,7 @@ class LanguageModel(nnx.Module):
         near = spans.within(queries, keys, config.window)
         mask = near if context.mask is None else near & context.mask
         angles = rope(queries, config.head_dim, config.local_theta)
+        context = context._replace(segments=None)
         return context._replace(local=context._replace(mask=mask, positions=angles))
 
     def prefill(

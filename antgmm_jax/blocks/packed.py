@@ -130,7 +130,8 @@ class PackedEncoder(nnx.Module):
         angles = axial(*at, config.stack.head_dim, config.stack.rope_theta, alternating=config.alternating)
 
         def within(groups: Int[Array, "B M"]) -> Context:
-            return Context(mask=same_sample(jnp.repeat(groups, inside, axis=1)), positions=angles)
+            segments = jnp.repeat(groups, inside, axis=1)
+            return Context(mask=same_sample(segments), segments=segments, positions=angles)
 
         local = within(window_of_slot(images, config.window)) if config.window else None
         valid = jnp.repeat(images["valid"], inside, axis=1)

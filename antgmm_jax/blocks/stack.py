@@ -10,6 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from antgmm_jax.blocks.block import Block, Cache, Context, CrossAttention, Gates
+from antgmm_jax.blocks.flash import RESIDUALS
 from antgmm_jax.blocks.relative import RelativeBias
 from antgmm_jax.config import Remat, Tower
 from antgmm_jax.parallel.sharding import gathered, splits_widths
@@ -24,14 +25,18 @@ def rematerialised(function: Callable, remat: Remat) -> Callable:
     Args:
         function: the body of a scan.
         remat: "none" stores every intermediate; "dots" the matrix products (recomputing the rest costs less than
-            stacking it in a scan, also on a CPU); "full" nothing: least memory, one more forward pass.
+            stacking it in a scan, also on a CPU); "attention" what a TPU's flash kernel reads in the backward pass,
+            which "dots" stores too; "full" nothing: least memory, one more forward pass.
 
     Returns:
         A function with equal values and gradients. None of them stores gathered weights.
     """
     if remat == "none" and not splits_widths():
         return function
-    policies = {"none": _all_but_gathered, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
+    rules = jax.checkpoint_policies
+    attention = rules.save_only_these_names(RESIDUALS)
+    dots = rules.save_from_both_policies(rules.dots_with_no_batch_dims_saveable, attention)
+    policies = {"none": _all_but_gathered, "dots": dots, "attention": attention}
     return jax.checkpoint(function, policy=policies.get(remat), prevent_cse=False)
 
 

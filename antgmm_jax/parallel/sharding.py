@@ -68,6 +68,12 @@ def active() -> bool:
     return not jax.sharding.get_abstract_mesh().empty
 
 
+def platform() -> str:
+    """Platform of the programs traced now: that of the mesh, even if its devices are elsewhere, or JAX's own."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
 def without_mesh() -> AbstractContextManager:
     """A context without the mesh: this process computes on its own first device."""
     # Not without need: JAX compiles everything again under `set_mesh(None)`, even if no mesh was set before.
@@ -172,10 +178,13 @@ def _resharded(leaf: jax.Array, here: PartitionSpec, back: PartitionSpec) -> jax
     return jax.lax.with_sharding_constraint(leaf, here)
 
 
-_resharded.defvjp(
-    lambda leaf, here, back: (jax.lax.with_sharding_constraint(leaf, here), None),
-    lambda here, back, _, gradient: (jax.lax.with_sharding_constraint(gradient, back),),
-)
+def _resharded_backward(here: PartitionSpec, back: PartitionSpec, _: None, gradient: jax.Array) -> tuple[jax.Array]:
+    # First whole, then split: otherwise the partitioner computes the product in as many pieces as there are devices. On
+    # a v5e, 2048 x 4096 times 2048 x 8192 in 16 pieces takes 2.57 ms by the compiler's estimate, and 0.74 at once.
+    return (jax.lax.with_sharding_constraint(jax.lax.with_sharding_constraint(gradient, here), back),)
+
+
+_resharded.defvjp(lambda leaf, here, back: (jax.lax.with_sharding_constraint(leaf, here), None), _resharded_backward)
 
 
 def shard_rows(batch: Mapping[str, Any]) -> dict[str, Any]:

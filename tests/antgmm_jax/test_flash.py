@@ -22,7 +22,7 @@ SHAPE = jax.ShapeDtypeStruct
 
 @pytest.fixture
 def gpu(monkeypatch):
-    monkeypatch.setattr(attention, "has_flash", lambda: True)
+    monkeypatch.setattr(attention, "has_cudnn", lambda: True)
     monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91000)
 
 
@@ -77,7 +77,7 @@ def test_xla_computes_float32_and_unsupported_head_widths():
 
 
 def test_xla_computes_all_attention_without_a_supported_gpu():
-    assert not attention.has_flash()
+    assert not attention.has_cudnn()
     assert not any("fmha" in name for name in of_a_step(CONFIGS["llava"]))
 
 

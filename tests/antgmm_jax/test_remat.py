@@ -14,7 +14,7 @@ from antgmm_jax.pure import abstract, functional
 from distill import LossConfig, make_loss
 from tests.pruning.models import CONFIGS, batch_of, parameters
 
-POLICIES = ("none", "dots", "full")
+POLICIES = ("none", "dots", "attention", "full")
 DEEP = {
     "blip2_t5": {"vision/layers": 6, "encoder/layers": 8, "decoder/layers": 8},
     "llava": {"vision/layers": 6, "text/layers": 12},
@@ -61,5 +61,5 @@ def test_split_weights_are_gathered_one_layer_at_a_time(remat):
 
 
 def test_an_unknown_policy_is_refused():
-    with pytest.raises(AntgmmError, match="remat = 'some': give one of none, dots, full"):
+    with pytest.raises(AntgmmError, match="remat = 'some': give one of none, dots, attention, full"):
         functional(CONFIGS["llava"], "some")

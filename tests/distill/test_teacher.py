@@ -44,6 +44,16 @@ def test_a_cached_teacher_keeps_only_what_its_head_reads(tmp_path):
     np.testing.assert_allclose(teacher.head(teacher.params, hidden), TEACHER.head(PARAMS, hidden))
 
 
+def test_a_cached_teacher_holds_its_head_in_the_dtype_of_computation(tmp_path):
+    build(tmp_path / "cache")
+    teacher = cached(TEACHER, PARAMS, open_cache(tmp_path / "cache", key=KEY), dtype="bfloat16")
+    assert [leaf.dtype for leaf in jax.tree.leaves(teacher.params)] == [jnp.bfloat16]
+    hidden = jnp.array(np.random.default_rng(0).normal(size=(2, 6)), jnp.float32)
+    logits = teacher.head(teacher.params, hidden)
+    assert logits.dtype == jnp.bfloat16
+    np.testing.assert_allclose(logits.astype(jnp.float32), TEACHER.head(PARAMS, hidden), atol=0.05)
+
+
 def test_losses_on_states_are_refused_when_the_cache_lacks_them(tmp_path):
     build(tmp_path / "cache")
     with pytest.raises(AntgmmError, match=r"lacks text/states.*holds final"):

@@ -1,0 +1,123 @@
+"""The flash kernel for TPUs equals plain attention in Pallas' interpreter, and compiles into programs for TPUs."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental import topologies
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from antgmm_jax.blocks import attention, flash
+from antgmm_jax.blocks.attention import attend
+from antgmm_jax.blocks.packing import same_sample
+from antgmm_jax.blocks.stack import rematerialised
+from antgmm_jax.parallel.sharding import MESH, make_mesh
+
+ROWS, LENGTH = 2, 150
+
+
+def inputs(heads, groups, width, *, rows=ROWS, keys=LENGTH):
+    rng = np.random.default_rng(0)
+    shapes = [(rows, LENGTH, heads, width), (rows, groups, keys, width), (rows, groups, keys, width)]
+    return [jnp.array(rng.normal(size=shape), jnp.bfloat16) for shape in shapes]
+
+
+def masks(case, rows=ROWS, keys=LENGTH):
+    if case == "padding":
+        lengths = np.linspace(keys // 3, keys - 10, rows).astype(int)
+        return {"mask": jnp.array(np.arange(keys)[None] < lengths[:, None])[:, None, None]}
+    if case == "packed":
+        segments = jnp.array(np.sort(np.random.default_rng(1).integers(1, 4, (rows, LENGTH)), axis=1))
+        return {"mask": same_sample(segments), "segments": segments}
+    return {}
+
+
+def result_and_gradients(given, **options):
+    """The attention with its gradients, in float32."""
+    value, back = jax.vjp(lambda *qkv: attend(*qkv, scale=0.25, **options), *given)
+    return [np.asarray(x, np.float32) for x in (value, *back(jnp.cos(value)))]
+
+
+@pytest.fixture
+def interpreted(monkeypatch):
+    monkeypatch.setattr(attention, "platform", lambda: "tpu")
+    monkeypatch.setattr(flash, "_FEWEST_KEYS", 1)
+    monkeypatch.setattr(splash, "make_splash_mha", partial(splash.make_splash_mha, interpret=True))
+
+
+CASES = [
+    ("padding", True, (2, 1, 32), LENGTH),
+    ("packed", True, (2, 2, 16), LENGTH),
+    ("packed", False, (2, 2, 16), LENGTH),
+    ("none", False, (2, 2, 128), 260),
+]
+
+
+@pytest.mark.parametrize(("case", "causal", "heads", "keys"), CASES)
+def test_values_and_gradients_equal_plain_attention(request, case, causal, heads, keys):
+    given, options = inputs(*heads, keys=keys), {"causal": causal, **masks(case, keys=keys)}
+    exact = [x.astype(jnp.float32) for x in given]
+    expected = result_and_gradients(exact, **options)
+    request.getfixturevalue("interpreted")
+    actual = result_and_gradients(given, **options)
+    for one, other in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(one, other, atol=0.02 * np.abs(other).max())
+
+
+def test_each_device_computes_its_rows_and_heads(request):
+    given, options = inputs(4, 2, 16, rows=4), {"causal": True, **masks("padding", rows=4)}
+    expected = result_and_gradients([x.astype(jnp.float32) for x in given], **options)
+    request.getfixturevalue("interpreted")
+    with jax.set_mesh(make_mesh(data=2, fsdp=2, tensor=2)):
+        actual = result_and_gradients(given, **options)
+    for one, other in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(one, other, atol=0.02 * np.abs(other).max())
+
+
+def test_other_cases_stay_with_xla(monkeypatch):
+    monkeypatch.setattr(flash, "_FEWEST_KEYS", 1)
+    q, k, _ = inputs(2, 2, 16)
+    assert flash.supports(q, k, None, None, None)
+    pairs = jnp.ones((1, 1, LENGTH, LENGTH), bool)
+    assert not flash.supports(q, k, pairs, None, None)  # any pairs of positions
+    assert not flash.supports(q, k, None, jnp.ones((1, 2, LENGTH, LENGTH)), None)
+    assert not flash.supports(q.astype(jnp.float32), k, None, None, None)
+    assert not flash.supports(q[:, :1], k, None, None, None)  # decoding
+    monkeypatch.undo()
+    assert not flash.supports(q, k, None, None, None)  # too short
+
+
+@pytest.fixture
+def tpus(monkeypatch):
+    """A mesh of TPUs that the compiler knows."""
+    pytest.importorskip("libtpu")
+    for name, value in {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost"}.items():
+        monkeypatch.setenv(name, value)
+    devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices
+    return Mesh(np.array(devices).reshape(1, 2, 2), MESH, axis_types=(AxisType.Auto,) * 3)
+
+
+KERNEL = 'custom_call_target="tpu_custom_call"'
+
+
+@pytest.mark.parametrize(("length", "remat", "calls"), [(640, "none", 2), (2048, "attention", 2), (2048, "full", 3)])
+def test_the_tpu_compiler_takes_the_kernel_and_policies_say_how_often_it_runs(tpus, length, remat, calls):
+    def loss(q, k, v):
+        def layer(q, _):
+            return attend(jnp.sin(q), k, v, scale=0.1, causal=True), None
+
+        return jnp.sum(jax.lax.scan(rematerialised(layer, remat), q, length=3)[0].astype(jnp.float32) ** 2)
+
+    with jax.set_mesh(tpus):
+        rows = NamedSharding(tpus, PartitionSpec("fsdp"))
+        q, k = (
+            jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=rows)
+            for shape in ((4, length, 4, 64), (4, 2, length, 64))
+        )
+        program = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).trace(q, k, k).lower().compile()
+    text = program.as_text()
+    assert text.count(KERNEL) == calls  # forward, perhaps again, and backward
+    assert f"{length},{length}" not in text
