@@ -102,7 +102,7 @@ def has_cache(directory: Path, *, key: str, names: tuple[str, ...]) -> bool:
         names: states to read.
     """
     meta = read_meta(directory)
-    return meta is not None and meta["key"] == key and {*names} <= {*meta["shapes"]}
+    return meta is not None and meta.get("format") == FORMAT and meta["key"] == key and {*names} <= {*meta["shapes"]}
 
 
 def open_cache(

@@ -49,7 +49,6 @@ PHASES = {
 
 RECIPE = """
 calibration_batches = 1
-checkpoint_every = 2
 [teacher]
 path = "{teacher}"
 mode = "{mode}"

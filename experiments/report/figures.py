@@ -17,6 +17,7 @@ from data.metrics import normal
 from experiments.report.model_times import answer_length, compared, stages_of
 from experiments.report.savings import kwh_a_year, payback
 from experiments.run.folder import WHOLE, RunFolder
+from experiments.run.host.allocator import return_freed_memory
 from experiments.run.host.facts import machine
 from experiments.run.samples import Samples
 from experiments.run.schema import Recipe
@@ -63,6 +64,8 @@ def score(
     if hard is not None:
         scores, _ = _scores(f"{name} scores, hard", model.config, params, hard, recipe, processor)
         figures |= {"exact_match_hard": scores["exact_match"], "scores_hard": scores}
+    del params
+    return_freed_memory()
     return Scored(figures, answers)
 
 

@@ -13,6 +13,7 @@ from antgmm_jax.parallel.processes import gather, run_on_first
 from experiments.report.latency import Served, in_jax, in_pytorch
 from experiments.run.batch_size import compute_dtype
 from experiments.run.folder import RunFolder
+from experiments.run.host.allocator import return_freed_memory
 from experiments.run.samples import Samples
 from experiments.run.schema import Recipe
 from experiments.run.student import Student, load_student
@@ -54,6 +55,8 @@ def latencies(
         served = {name: Served(model.config, params, directory, prompt)}
         for engine, result in (run_on_first(partial(_times, served, recipe, tokens)) or {}).items():
             times.setdefault(engine, {}).update(result)
+        del params, served
+        return_freed_memory()
     return times
 
 

@@ -23,6 +23,7 @@ from experiments.run.datasets import encode_both, encoded, load_both, load_recor
 from experiments.run.features import ImageFeatures, from_first_process
 from experiments.run.folder import RunFolder, write_json
 from experiments.run.forecast import Rows, announce, look_at
+from experiments.run.host.allocator import return_freed_memory
 from experiments.run.host.console import say
 from experiments.run.host.energy import Energy
 from experiments.run.objectives import Shared
@@ -183,6 +184,7 @@ class Run:
                 samples = with_pairs(recipe, samples, teacher.config, teacher.weights(), processor, self._cache)
         self.folder.bind(teacher=self.origin.key, data=samples.fingerprint)
         targets = targets_of(recipe, teacher, self.origin.key, samples, self.folder, self._cache)
+        return_freed_memory()
         features = ImageFeatures(samples, recipe.seed, place)
         return Shared(
             recipe, targets, samples, features, lambda stage: bridge_weights_of(recipe, stage, teacher, samples)
@@ -194,7 +196,9 @@ class Run:
             say(f"{work.title}: complete in {done}")
             return load_after(done, student)
         with self.folder.metered(done.name) as energy:
-            return self._trained(work, student, shared, energy)
+            after = self._trained(work, student, shared, energy)
+        return_freed_memory()
+        return after
 
     def _trained(self, work: Work, student: Student, shared: Shared, energy: Callable[[], Energy]) -> Student:
         run_on_first(lambda: self._gate.unlink(missing_ok=True))  # the export will be out of date

@@ -17,6 +17,7 @@ from distill import Optimizer, Progress, State, init_state, make_optimizer, map_
 from distill.optimizer import under
 from experiments.run.calibration import importance
 from experiments.run.cuts import new_weights, segment_targets
+from experiments.run.host.allocator import return_freed_memory
 from experiments.run.host.console import bar
 from experiments.run.objectives import OBJECTIVES, Shared
 from experiments.run.schema import Stage, Work
@@ -150,6 +151,7 @@ class StageRun:
         except preemption.Preempted:
             self._keep(state, place)
             raise
+        return_freed_memory()
         keep = {**pruning.plan(scores, place.config, targets), **bases}
         return place._replace(plan=keep, scores={axis: scores[axis] for axis in keep if axis in scores})
 

@@ -21,5 +21,12 @@ def keep_freed_memory() -> bool:
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     # Threads keep separate arenas: a single arena makes a step up to twice as long.
-    settings = ((_MMAP_THRESHOLD, _LARGEST), (_TRIM_THRESHOLD, _LARGEST))
+    settings = ((_MMAP_THRESHOLD, _LARGEST), (_TRIM_THRESHOLD, 2**31 - 1))  # mallopt takes an int
     return mallopt is not None and all(mallopt(name, value) for name, value in settings)
+
+
+def return_freed_memory() -> None:
+    """Returns freed memory that glibc keeps to the system; call it where a model was dropped."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)

@@ -35,6 +35,29 @@ def test_reallocated_buffers_cause_no_page_faults():
     assert faults("assert keep_freed_memory()") < 100 < faults("")
 
 
+RETURNED = """
+import ctypes
+from experiments.run.host import allocator, resources
+allocator.keep_freed_memory()
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+blocks = [libc.malloc(2**25) for _ in range(8)]
+for block in blocks:
+    ctypes.memset(block, 1, 2**25)
+for block in blocks:
+    libc.free(block)
+kept = resources.memory("VmRSS")
+allocator.return_freed_memory()
+print(kept - resources.memory("VmRSS"))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a function of glibc")
+def test_freed_memory_is_returned_on_demand():
+    done = subprocess.run([sys.executable, "-c", RETURNED], capture_output=True, text=True, check=True)
+    assert int(done.stdout) > 7 * 2**25
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="a setting of glibc")
 def test_buffers_of_large_models_are_returned():
     assert faults("assert keep_freed_memory()", size=2**27) > 100
