@@ -110,3 +110,16 @@ def test_text_without_pictures_and_pictures_without_text(first, encoder):
         whole = np.concatenate([row["prompt"], row["answer"]])
         np.testing.assert_array_equal(whole, expected[: len(whole)])
         assert len(row["earlier"]) == len(turns[1].text.split()) + 1
+
+
+def test_a_turn_that_is_a_string_gives_the_tokens_of_its_parts(first, encoder):
+    """Harnesses write `<image>` and a newline for every image, then the question."""
+    multiturn(encoder)
+    processor, line = encoder.inputs.processor, "what is the price ?"
+    for images in ((), IMAGES[:1], IMAGES):
+        turn = {"role": "user", "content": "<image>\n" * len(images) + line}
+        text = processor.apply_chat_template([turn], add_generation_prompt=True)
+        options = {"images": [[*images]]} if images else {}
+        ids = processor(text=[text], add_special_tokens=False, return_tensors="np", **options)["input_ids"][0]
+        trained = encoder(conversation((Turn("user", (*[None] * len(images), line)),), images=images))["prompt"]
+        np.testing.assert_array_equal(ids, trained)

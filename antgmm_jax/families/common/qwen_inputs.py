@@ -22,13 +22,17 @@ _TURN, _TURN_END = "<|im_start|>", "<|im_end|>"
 _SPECIAL = (_TURN, _TURN_END, _START, _END, _VIDEO)
 _CHAT = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
-    "{% if message['role'] == 'assistant' %} {% endif %}{% if message['content'] is string %}{{ message['content'] }}"
+    "{% if message['role'] == 'assistant' %} {% endif %}{% if message['content'] is string %}"
+    "{{ message['content'] | replace('<image>\\n', '<|vision_start|><image><|vision_end|>') }}"
     "{% else %}{% for part in message['content'] %}{% if part['type'] == 'image' %}"
     "<|vision_start|><image><|vision_end|>{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}"
     "{{ eos_token if message['role'] == 'assistant' else '<|im_end|>' }}\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-"""An answer of an earlier turn is written as the model gave it: a space before it and the end token behind it."""
+"""An answer of an earlier turn is written as the model gave it: a space before it and the end token behind it.
+
+Images in a turn that is a string: see `words.chat_template`.
+"""
 
 
 class QwenInputs:

@@ -13,16 +13,33 @@ from antgmm_jax.errors import AntgmmError
 PAD, EOS, UNK, IMAGE, BOS = range(5)
 SPECIAL = ("<pad>", "</s>", "<unk>", "<image>", "<s>")
 
-# A plain chat template, so that servers which require one accept an exported model. Servers add no start token to a
-# conversation, so the template does.
-CHAT = (
-    "{{ bos_token }}{% for message in messages %}{% set answers = message['role'] == 'assistant' %}"
-    "{% if answers %}answer: {% endif %}{% set end = eos_token if answers else ' ' %}"
-    "{% if message['content'] is string %}{{ message['content'] + end }}{% else %}{% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}<image>{% else %}{{ part['text'] }}{% endif %}"
-    "{{ end if loop.last or not answers }}{% endfor %}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}answer:{% endif %}"
-)
+
+def chat_template(picture: str) -> str:
+    """Returns a plain chat template, so that servers which require one accept an exported model.
+
+    Servers add no start token to a conversation, so the template does. Harnesses such as lmms-eval write a turn as a
+    string that begins with `<image>` and a newline for each image, which becomes what the template writes of parts.
+
+    Args:
+        picture: what the processor replaces by the tokens of an image.
+    """
+    plain = f"message['content'] | replace('<image>\\n', '{picture} ') + end"
+    return (
+        (
+            "{{ bos_token }}{% for message in messages %}{% set answers = message['role'] == 'assistant' %}"
+            "{% if answers %}answer: {% endif %}{% set end = eos_token if answers else ' ' %}"
+            "{% if message['content'] is string %}{{ PLAIN }}{% else %}{% for part in message['content'] %}"
+            "{% if part['type'] == 'image' %}PICTURE{% else %}{{ part['text'] }}{% endif %}"
+            "{{ end if loop.last or not answers }}{% endfor %}{% endif %}{% endfor %}"
+            "{% if add_generation_prompt %}answer:{% endif %}"
+        )
+        .replace("PLAIN", plain)
+        .replace("PICTURE", picture)
+    )
+
+
+CHAT = chat_template("<image>")
+"""The chat template of new processors whose image token is `<image>`."""
 
 Messages = Sequence[Mapping[str, Any]]
 """A conversation: turns with `role` and `content`, a list of parts as in `user_turn`."""

@@ -10,7 +10,7 @@ from transformers import Gemma3ImageProcessor, Gemma3Processor, ProcessorMixin
 from antgmm_jax.blocks.pictures import as_hf
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families.common.square import SquarePictures, Tree, check_processor, side
-from antgmm_jax.families.common.words import CHAT, Messages, rendered, starts_itself, wrap
+from antgmm_jax.families.common.words import Messages, chat_template, rendered, starts_itself, wrap
 from antgmm_jax.families.gemma3.config import Gemma3Config
 
 _START, _END = "<start_of_image>", "<end_of_image>"
@@ -75,5 +75,5 @@ def new_processor(config: Gemma3Config, tokenizer: Tokenizer) -> Gemma3Processor
         Gemma3ImageProcessor(size=size, do_pan_and_scan=False),
         words,
         image_seq_length=config.image_tokens,
-        chat_template=CHAT.replace("<image>", _START),
+        chat_template=chat_template(_START),
     )
