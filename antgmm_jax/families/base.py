@@ -155,6 +155,7 @@ class Family:
         depth: what else changes when layers are removed.
         image_tokens: (config, tree of a row's images) -> number of their positions in the text.
         torch_ends: PyTorch model -> modules whose outputs end its image phase and its prompt phase.
+        vllm: config -> what to know when vLLM serves the model, "" for nothing; None if it does not.
         tiny: seed -> named small shapes with partly random sizes, for the conformance tests.
         presets: named models.
     """
@@ -176,5 +177,6 @@ class Family:
         config.image_tokens * len(next(iter(images.values()), ()))
     )
     torch_ends: Callable[[Any], tuple[Any, Any]]
+    vllm: Callable[[Any], str | None] = lambda config: None
     tiny: Callable[[int], dict[str, Tiny]]
     presets: Mapping[str, LMMConfig] = field(default_factory=dict)

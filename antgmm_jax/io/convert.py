@@ -261,8 +261,8 @@ def save_hf(
         config: model config of a legal shape.
         params: model parameters, in memory or `Stored`; each tensor keeps its dtype.
         directory: folder to create; it must not exist.
-        like: checkpoint folder to copy other config fields and `companions.COMPANIONS` (tokenizer, processor) from;
-            None writes config and weights only.
+        like: checkpoint folder to copy other config fields and the files of `companions.COMPANIONS` from, such as the
+            tokenizer; None writes config and weights only.
         max_shard_size: larger weights are split into shards with an index.
 
     Raises:

@@ -47,17 +47,14 @@ def publish(temporary: Path, target: Path) -> None:
 
     Without the flush, a power failure after the rename could leave incomplete files.
     """
-    for path in _files(temporary):
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-    for folder in [*(path for path in temporary.rglob("*") if path.is_dir()), temporary]:
-        _flush_names(folder)
+    _flush(temporary)
     temporary.rename(target)
     _flush_names(target.parent)
 
 
 def replace(fresh: Path, target: Path) -> None:
-    """Replaces a folder by a finished one, and then removes the old one."""
+    """Replaces a folder by a finished one, whose files are flushed to disk, and then removes the old one."""
+    _flush(fresh)
     if target.exists():
         _set_aside(target)
     fresh.rename(target)
@@ -113,6 +110,14 @@ def _crc32(path: Path) -> int:
         while block := file.read(_BLOCK):
             checksum = zlib.crc32(block, checksum)
     return checksum
+
+
+def _flush(directory: Path) -> None:
+    for path in _files(directory):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    for folder in [*(path for path in directory.rglob("*") if path.is_dir()), directory]:
+        _flush_names(folder)
 
 
 def _flush_names(directory: Path) -> None:

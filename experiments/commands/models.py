@@ -198,6 +198,7 @@ def export(
         raise AntgmmError(f"{out} exists: choose another name or remove it")
     say(f"export: writing {stage} to {out} and checking it with PyTorch")
     check_push(push)
+    from experiments.run.card import Origin
     from experiments.run.ends import end_tokens
     from experiments.run.publishing import Questions, publish
     from experiments.run.student import load_student
@@ -210,7 +211,14 @@ def export(
     batches, chats = _check_prompts(student.config, like, data, samples, prompt_template)
     questions = Questions(batches, max_new_tokens, *end_tokens(like), chats)
     result = publish(
-        student.config, student.weights(), out, like, dtype=dtype.value, prompt=prompt_template, questions=questions
+        student.config,
+        student.weights(),
+        out,
+        like,
+        dtype=dtype.value,
+        prompt=prompt_template,
+        origin=Origin("pruned and distilled", str(like), taught=True),
+        questions=questions,
     )
     assert result is not None  # never None with questions and one process
     upload(out, push)

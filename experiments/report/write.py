@@ -15,8 +15,11 @@ from experiments.report.as_markdown import markdown
 from experiments.report.figures import assembled, score
 from experiments.report.model_times import latencies
 from experiments.report.tables import Report
+from experiments.run.card import Score, described, origin_of, title_of, write_card
+from experiments.run.export_gate import GateResult
 from experiments.run.folder import WHOLE, RunFolder, write_bytes, write_json, write_text
 from experiments.run.pipeline import Outcome, Run
+from experiments.run.prompts import prompt_of
 from experiments.run.schema import Recipe
 from experiments.run.scoring import scored
 from pruning.costs import total_parameters
@@ -66,6 +69,7 @@ def write_teacher_report(outcome: Outcome) -> dict[str, Any]:
         energy = folder.energy[WHOLE]._asdict()
         figures = {"params": size, "scores": scores, "seed": recipe.seed}
         write_json(place, {**figures, "wall_seconds": folder.seconds, "energy": energy})
+        _write_card(outcome, [Score(described(recipe.evaluate.data), scores)])
 
     run_on_first(write)
     return json.loads(place.read_text())
@@ -89,7 +93,18 @@ def write_report(outcome: Outcome) -> dict[str, Any]:
         for name, model in (("teacher", teacher), ("student", student))
     }
     times = latencies(folder, recipe, teacher, student, test)
-    run_on_first(lambda: _write(folder, assembled(folder, recipe, scored, times, test)))
+    sets = {"scores": recipe.evaluate.data, "scores_hard": recipe.hard}
+    cards = [
+        Score(described(data), *(scored[name].figures[key] for name in ("student", "teacher")))
+        for key, data in sets.items()
+        if data is not None
+    ]
+
+    def write() -> None:
+        _write(folder, assembled(folder, recipe, scored, times, test))
+        _write_card(outcome, cards)
+
+    run_on_first(write)
     return json.loads((folder.report / "report.json").read_text())
 
 
@@ -100,6 +115,21 @@ def _write(folder: RunFolder, measured: tuple[dict[str, Any], list[np.ndarray]])
         write_bytes(folder.report / example["picture"], png(picture))
     write_json(folder.report / "report.json", report)
     render(folder.report, report)
+
+
+def _write_card(outcome: Outcome, scores: list[Score]) -> None:
+    """Writes the model card again, with scores and the result of the export gate."""
+    folder, recipe, config = outcome.folder, outcome.recipe, outcome.student.config
+    gate = folder.report / "gate.json"
+    write_card(
+        folder.export,
+        config,
+        origin_of(recipe),
+        prompt_of(recipe),
+        title=title_of(folder.export),
+        gate=GateResult(**json.loads(gate.read_text())) if outcome.teacher else None,
+        scores=scores,
+    )
 
 
 def render(directory: Path, report: Report) -> str:

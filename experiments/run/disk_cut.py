@@ -17,9 +17,13 @@ from antgmm_jax.io.convert import open_hf, save_hf
 from antgmm_jax.io.hub import local
 from antgmm_jax.presets import preset
 from antgmm_jax.pure import Params
+from experiments.run.card import Origin, title_of, write_card
+from experiments.run.completion import complete
 from experiments.run.host import resources
 from experiments.run.host.console import bar, count, table
 from experiments.run.host.facts import machine
+from experiments.run.prompts import noted_prompt
+from experiments.run.publishing import fresh
 from pruning.costs import total_parameters
 
 _MB = 10**6
@@ -99,20 +103,24 @@ def cut(
     """
     if out.exists():
         raise AntgmmError(f"{out} exists: choose another name or remove it")
+    prompt, origin = noted_prompt(source), Origin("pruned by magnitude, without training,", str(source))
     source = local(source)
-    with resources.PeakMemory() as memory:
-        reading = _Reading()
-        config, params = open_hf(source, on_read=reading)
-        pruning.resolve(config, targets)  # checks the sizes before reading anything
-        if disk:
-            resources.forget(_weights(source))
-        with reading.phase("magnitude", _bytes(params, params)) as score:
-            keep = pruning.plan(pruning.magnitude(params, config), config, targets)
-        smaller, kept = pruning.shrink(config, params, keep)
-        if disk:
-            resources.forget(_weights(source))
-        with reading.phase("cut", _bytes(params, kept)) as written:
-            save_hf(smaller, kept, out, like=source, max_shard_size=max_shard_size)
+    with fresh(out) as partial:
+        with resources.PeakMemory() as memory:
+            reading = _Reading()
+            config, params = open_hf(source, on_read=reading)
+            pruning.resolve(config, targets)  # checks the sizes before reading anything
+            if disk:
+                resources.forget(_weights(source))
+            with reading.phase("magnitude", _bytes(params, params)) as score:
+                keep = pruning.plan(pruning.magnitude(params, config), config, targets)
+            smaller, kept = pruning.shrink(config, params, keep)
+            if disk:
+                resources.forget(_weights(source))
+            with reading.phase("cut", _bytes(params, kept)) as written:
+                save_hf(smaller, kept, partial, like=source, max_shard_size=max_shard_size)
+        complete(partial, smaller)
+        write_card(partial, smaller, origin, prompt, title=title_of(out))
     written["written"] = sum(path.stat().st_size for path in _weights(out))
     figures = {
         "source": str(source),

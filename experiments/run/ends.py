@@ -1,12 +1,14 @@
 """The tokens that end and pad an answer, as the files of a checkpoint say."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig
 
 from antgmm_jax.io.hub import local
+from antgmm_jax.io.tensors import read_json
+
+GENERATION = "generation_config.json"
 
 
 def end_tokens(directory: Path) -> tuple[Any, int]:
@@ -19,8 +21,7 @@ def end_tokens(directory: Path) -> tuple[Any, int]:
         eos and pad, from generation_config.json, else from config.json, else the defaults 1 and 0.
     """
     directory = local(directory)
-    path = directory / "generation_config.json"
-    generation = json.loads(path.read_text()) if path.exists() else {}
+    generation = generation_settings(directory)
     text = AutoConfig.from_pretrained(directory, trust_remote_code=False).get_text_config()
 
     def token(name: str, default: int) -> Any:
@@ -29,3 +30,9 @@ def end_tokens(directory: Path) -> tuple[Any, int]:
 
     pad = token("pad_token_id", 0)
     return token("eos_token_id", 1), pad if isinstance(pad, int) else pad[0]
+
+
+def generation_settings(directory: Path) -> dict[str, Any]:
+    """Returns the contents of generation_config.json; empty without one."""
+    path = directory / GENERATION
+    return read_json(path) if path.exists() else {}

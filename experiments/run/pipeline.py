@@ -18,6 +18,7 @@ from data.encoding import Encoder
 from data.source import Source
 from distill import NO_TEACHER
 from experiments.run.batch_size import rows_that_fit
+from experiments.run.card import origin_of
 from experiments.run.checks import check_steps
 from experiments.run.datasets import encode_both, encoded, load_both, load_records
 from experiments.run.features import ImageFeatures, from_first_process
@@ -254,6 +255,7 @@ class Run:
             like,
             dtype=recipe.export.dtype,
             prompt=prompt_of(recipe),
+            origin=origin_of(recipe),
             questions=self._questions(student.config) if self.origin.teacher else None,
         )
 

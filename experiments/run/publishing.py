@@ -1,7 +1,8 @@
 """Atomic export of a model as a Hugging Face directory, with the export gate for students."""
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,10 +16,12 @@ from antgmm_jax.io.convert import save_hf
 from antgmm_jax.parallel.processes import gather, run_on_first
 from antgmm_jax.pure import Params
 from experiments.run import export_gate
+from experiments.run.card import Origin, title_of, write_card
+from experiments.run.completion import complete
 from experiments.run.export_gate import GateResult
 from experiments.run.host.console import say, working
 from experiments.run.prompts import note_prompt
-from experiments.run.served_prompt import Conversation, first_difference, write_start_token
+from experiments.run.served_prompt import Conversation, first_difference
 
 
 class Questions(NamedTuple):
@@ -47,6 +50,7 @@ def publish(
     *,
     dtype: str,
     prompt: str,
+    origin: Origin,
     questions: Questions | None = None,
 ) -> GateResult | None:
     """Exports a model as a Hugging Face directory, atomically and only if it passes the export gate.
@@ -60,6 +64,7 @@ def publish(
         like: checkpoint directory to copy tokenizer, processor and other settings from.
         dtype: name of the tensors' dtype.
         prompt: prompt template, stored with the files.
+        origin: how the model was made, for its card.
         questions: questions for the export gate; None for no gate.
 
     Returns:
@@ -70,21 +75,36 @@ def publish(
     """
     target = jax.numpy.dtype(dtype)
     params = jax.tree.map(lambda leaf: gather(leaf).astype(target), params)
-    unchecked = directory.with_name(f".{directory.name}.unchecked")
 
     def write() -> GateResult | None:
-        shutil.rmtree(unchecked, ignore_errors=True)  # left by a killed process
-        try:
+        with fresh(directory) as unchecked:
             save_hf(config, params, unchecked, like=like)
             note_prompt(unchecked, prompt)
-            write_start_token(unchecked)
+            complete(unchecked, config)
             result = None if questions is None else _checked(config, params, unchecked, directory, questions)
-            folders.replace(unchecked, directory)
-        finally:
-            shutil.rmtree(unchecked, ignore_errors=True)
+            write_card(unchecked, config, origin, prompt, title=title_of(directory), gate=result)
         return result
 
     return run_on_first(write)
+
+
+@contextmanager
+def fresh(directory: Path) -> Iterator[Path]:
+    """Writes a folder atomically: yields a hidden path for it, which replaces `directory` at the end.
+
+    Args:
+        directory: target folder; after an error, it is as before.
+
+    Yields:
+        The path of a folder that does not exist yet.
+    """
+    hidden = directory.with_name(f".{directory.name}.unchecked")
+    shutil.rmtree(hidden, ignore_errors=True)  # left by a killed process
+    try:
+        yield hidden
+        folders.replace(hidden, directory)
+    finally:
+        shutil.rmtree(hidden, ignore_errors=True)
 
 
 def _checked(config: LMMConfig, params: Any, written: Path, directory: Path, questions: Questions) -> GateResult:

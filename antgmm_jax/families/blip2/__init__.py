@@ -31,6 +31,7 @@ FAMILY = Family(
     features=("vision", "bridge/queries", "bridge/norm", "bridge/stack"),
     depth=Frequency(),
     torch_ends=_torch_ends,
+    vllm=lambda config: None if config.encoder_decoder else "",
     tiny=shapes,
     presets=PRESETS,
 )

@@ -29,6 +29,7 @@ FAMILY = Family(
     image_readers=lambda config: (),
     depth=LocalLayers("text"),
     torch_ends=_torch_ends,
+    vllm=lambda config: "its build for CPUs gives other answers to images",
     tiny=shapes,
     presets=PRESETS,
 )

@@ -30,6 +30,7 @@ FAMILY = Family(
     image_readers=lambda config: ("bridge/up",),
     image_tokens=lambda config, images: tokens(images["place"]),
     torch_ends=_torch_ends,
+    vllm=lambda config: "one image per conversation",
     tiny=shapes,
     presets=PRESETS,
 )

@@ -27,6 +27,7 @@ FAMILY = Family(
     violations=violations,
     image_readers=lambda config: ("bridge/merger/up",),
     torch_ends=_torch_ends,
+    vllm=lambda config: "",
     tiny=shapes,
     presets=PRESETS,
 )

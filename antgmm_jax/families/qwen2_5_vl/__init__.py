@@ -29,6 +29,7 @@ FAMILY = Family(
     image_readers=lambda config: ("bridge/merger/up",),
     depth=LocalLayers("vision"),
     torch_ends=_torch_ends,
+    vllm=lambda config: "",
     tiny=shapes,
     presets=PRESETS,
 )

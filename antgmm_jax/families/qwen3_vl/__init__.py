@@ -29,6 +29,7 @@ FAMILY = Family(
     image_readers=lambda config: ("bridge/merger/up", *(("bridge/deepstack/up",) if config.vision.taps else ())),
     depth=DeepStack(),
     torch_ends=_torch_ends,
+    vllm=lambda config: "",
     tiny=shapes,
     presets=PRESETS,
 )

@@ -103,6 +103,18 @@ def whole(recipe, tmp_path_factory):
     return folder / "run", json.loads((folder / "report.json").read_text())
 
 
+def test_the_card_of_an_export_has_the_scores_of_the_report(whole):
+    run, report = whole
+    text = (run / "export" / "README.md").read_text()
+    for key, data in (("scores", "val, 12"), ("scores_hard", "test_hard, 9")):
+        assert f"Exact match on MAAD-synth, tier s, {data} questions:" in text
+        values = (f"{report[model][key]['exact_match']:.3f}" for model in ("student", "teacher"))
+        assert f"| mean over types | {' | '.join(values)} |" in text
+    assert f"PyTorch was compared with JAX on {report['export']['prompts']} prompts: 100 % of the answers" in text
+    assert "# run\n\nA vision-language model, pruned and distilled from `teacher` with antgmm-jax." in text
+    assert "| `vision/layers` | 2 | 3 |" in text
+
+
 def test_a_run_writes_stages_export_and_report(recipe, whole):
     run, report = whole
     assert json.loads((run / "status.json").read_text())["state"] == "complete"

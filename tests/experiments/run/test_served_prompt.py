@@ -11,6 +11,7 @@ from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families.common.words import BOS, CHAT
 from antgmm_jax.io.convert import load_hf
 from data.record import Record
+from experiments.run.card import Origin
 from experiments.run.publishing import Questions, publish
 from experiments.run.random_batches import random_batch
 from experiments.run.samples import Samples, load_processor
@@ -57,11 +58,12 @@ def test_a_template_without_the_start_token_gets_it(teacher):
 def test_publishing_corrects_the_start_token_and_refuses_other_differences(teacher, tmp_path):
     config, params = load_hf(teacher)
     questions = Questions([random_batch(config, 2)], 2, 1, 0, conversations(samples_of(teacher), 3))
-    publish(config, params, tmp_path / "good", teacher, dtype="float32", prompt="{question}", questions=questions)
+    settings = {"dtype": "float32", "prompt": "{question}", "origin": Origin("pruned", str(teacher))}
+    publish(config, params, tmp_path / "good", teacher, questions=questions, **settings)
     assert (tmp_path / "good" / TEMPLATE).read_text() == CHAT
     (teacher / TEMPLATE).write_text(CHAT.replace("answer:", "reply:"))
     with pytest.raises(AntgmmError, match=r"bad was not written: .*conversation 0: a server reads the token ids \["):
-        publish(config, params, tmp_path / "bad", teacher, dtype="float32", prompt="{question}", questions=questions)
+        publish(config, params, tmp_path / "bad", teacher, questions=questions, **settings)
     assert not (tmp_path / "bad").exists()
 
 
