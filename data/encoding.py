@@ -15,7 +15,7 @@ from antgmm_jax.families import inputs
 from antgmm_jax.families.common.words import Messages
 from data.chat import ChatEncoder, messages
 from data.files import BadRow
-from data.record import PROMPT, Arrays, Record, Turn, prompt
+from data.record import PROMPT, Arrays, Record, turns_of
 from data.rows import Row
 
 _FORMAT = 2
@@ -88,7 +88,7 @@ class Encoder:
             BadRow: the model cannot read the record.
             AntgmmError: the model cannot be trained on conversations of several turns.
         """
-        turns = self._turns(record)
+        turns = turns_of(record, self._template)
         try:
             self._chat.check(turns)
         except AntgmmError as error:
@@ -109,12 +109,7 @@ class Encoder:
 
     def messages(self, record: Record) -> Messages:
         """Returns the conversation of a record, up to the answer."""
-        return messages(self._turns(record))
-
-    def _turns(self, record: Record) -> Sequence[Turn]:
-        """Turns before the answer; of a single question, a user turn of images and the prompt template."""
-        line = prompt(record.question, record.text, self._template)
-        return record.turns or (Turn("user", (*[None] * len(record.images), line)),)
+        return messages(turns_of(record, self._template))
 
     def too_long(self, row: Arrays) -> list[TooLong]:
         """Returns the parts of an encoded row that have too many tokens; of several answers, the longest one counts."""

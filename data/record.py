@@ -93,6 +93,17 @@ def prompt(question: str, text: str = "", template: str = PROMPT) -> str:
     return line.format(question=question, text=text)
 
 
+def turns_of(record: Record, template: str = PROMPT) -> tuple[Turn, ...]:
+    """Returns the turns of a record before its answer; of a single question, a user turn of its images and the prompt.
+
+    Args:
+        record: the record.
+        template: see `check_template`.
+    """
+    line = prompt(record.question, record.text, template)
+    return record.turns or (Turn("user", (*[None] * len(record.images), line)),)
+
+
 def check_template(template: str) -> str:
     """Validates a prompt template.
 

@@ -1,4 +1,4 @@
-"""Commands about one checkpoint: import, cost, shrink, eval and export."""
+"""Commands about one checkpoint: import, cost, shrink and export."""
 
 from collections.abc import Iterator, Mapping
 from enum import StrEnum
@@ -10,8 +10,8 @@ import typer
 
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.extras import require
-from experiments.commands.output import MODELS, Json, Maybe, Mesh, Preset, Push, check_push, emit, upload
-from experiments.commands.sources import FORMS, config_of, name_of, records, sizes_given, template
+from experiments.commands.output import MODELS, Json, Maybe, Preset, Prompt, Push, check_push, emit, upload
+from experiments.commands.sources import FORMS, config_of, dtypes, name_of, records, sizes_given, template
 from experiments.run.host.console import count, say, table
 
 if TYPE_CHECKING:
@@ -19,10 +19,6 @@ if TYPE_CHECKING:
     from experiments.run.served_prompt import Conversation
 
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help=f"{MODELS}.")]
-Prompt = Annotated[
-    str,
-    typer.Option(metavar="TEMPLATE", help="Prompt template as in recipes; by default that of the model's antgmm.json."),
-]
 
 
 class DType(StrEnum):
@@ -50,19 +46,13 @@ def import_(model: Model, as_json: Json = False) -> None:
     axes = {
         axis: {"size": size, "local": axis in local, **_legal(config, axis, size)} for axis, size in present.items()
     }
-    figures = {"family": config.family, "dtypes": _dtypes(params), **_cost(config, 1, 64, 16), "axes": axes}
+    figures = {"family": config.family, "dtypes": dtypes(params), **_cost(config, 1, 64, 16), "axes": axes}
     rows = [
         (axis, f["size"], "local" if f["local"] else "shared", _runs(f["legal"]), ", ".join(f["tied"]))
         for axis, f in axes.items()
     ]
     shown = table(["axis", "units", "in each layer", "legal sizes", "tied axes"], rows, "Axes that can be pruned")
     emit(figures, as_json, f"{model}: {config.family}, {', '.join(figures['dtypes'])}", _sizes(figures), shown)
-
-
-def _dtypes(params: Any) -> list[str]:
-    import jax
-
-    return sorted({str(leaf.dtype) for leaf in jax.tree.leaves(params)})
 
 
 def _legal(config: "LMMConfig", axis: str, size: int) -> dict[str, Any]:
@@ -141,36 +131,6 @@ def shrink(
     targets = sizes_given(size) if size else targets_of(open_hf(model)[0], like)
     figures = cut(model, targets, out, max_shard_size=max_shard_size, disk=disk)
     emit(figures, as_json, *shown(figures))
-
-
-def evaluate(
-    model: Model,
-    data: Annotated[str, typer.Option(metavar="DATA", help=FORMS + ".")],
-    samples: Annotated[int, typer.Option(min=0, help="Number of records, from the first; 0 for all.")] = 0,
-    prompt: Prompt = "",
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Maximum length of an answer.")] = 32,
-    batch: Annotated[int, typer.Option(min=1, help="Most questions per batch; fewer if they do not fit.")] = 64,
-    as_json: Json = False,
-    mesh: Mesh = "",
-) -> None:
-    """Evaluate a checkpoint on a data set in JAX, with scores by question type."""
-    require("eval")
-    say(f"eval: scoring answers of {model} to {data}")
-    from antgmm_jax.io.convert import open_hf
-    from experiments.run.batch_size import compute_dtype
-    from experiments.run.host.meshes import devices
-    from experiments.run.samples import Samples, load_processor
-    from experiments.run.scoring import scored
-
-    with devices(mesh, "", 1, 0):
-        config, params = open_hf(model)
-        processor = load_processor(model)
-        questions = Samples(records(data, samples), processor, config, prompt=template(prompt, model))
-        limits = {"max_new_tokens": max_new_tokens, "batch_size": batch, "dtype": compute_dtype(_dtypes(params)[-1])}
-        figures, _ = scored("answers", config, params, questions, processor, **limits)
-    rows = [(kind or "-", f"{value:.4f}") for kind, value in figures["by_type"].items()]
-    rows += [(name, f"{figures[name]:.4f}") for name in ("exact_match", "final_token", "rouge_l")]
-    emit(figures, as_json, table(["question type", "exact match"], rows, f"{figures['count']} questions"))
 
 
 def export(
@@ -258,7 +218,6 @@ def _check_prompts(
 
 COMMANDS = {
     "import": (import_, "antgmm import experiments/teachers/maad-m"),
-    "eval": (evaluate, "antgmm eval runs/ads/export --data jsonl:ads/test.jsonl"),
     "export": (export, "antgmm export runs/demo/stages/03-settle --like experiments/teachers/maad-m --out student"),
     "shrink": (shrink, "antgmm shrink checkpoints/large --out checkpoints/small --like antgmm-300m"),
     "cost": (cost, "antgmm cost --preset antgmm-5b --length 256 --answer 32"),

@@ -19,6 +19,10 @@ Set = Annotated[
 ]
 MODELS = "A Hugging Face directory, or hf:ORG/NAME"
 Maybe = Annotated[Path | None, typer.Argument(metavar="[MODEL]", help=f"{MODELS}.")]
+Prompt = Annotated[
+    str,
+    typer.Option(metavar="TEMPLATE", help="Prompt template as in recipes; by default that of the model's antgmm.json."),
+]
 Push = Annotated[
     str,
     typer.Option(metavar="hf:ORG/NAME", help="Also upload the export to the Hub; a new repository is private."),

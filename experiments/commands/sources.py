@@ -22,12 +22,12 @@ _KEYS = {
 }
 
 
-def template(text: str, model: Path) -> str:
+def template(text: str, model: Path | None) -> str:
     """Returns the prompt template for `--prompt`.
 
     Args:
         text: a template, see `data.record.check_template`; "" for that of the model or the default.
-        model: Hugging Face directory.
+        model: Hugging Face directory, or None.
 
     Returns:
         The template.
@@ -35,11 +35,13 @@ def template(text: str, model: Path) -> str:
     Raises:
         AntgmmError: the template is invalid.
     """
-    from data.record import check_template
+    from data.record import PROMPT, check_template
     from experiments.run.prompts import noted_prompt
 
     try:
-        return check_template(text) if text else noted_prompt(model)
+        if text:
+            return check_template(text)
+        return PROMPT if model is None else noted_prompt(model)
     except ValueError as error:
         raise AntgmmError(f"--prompt {error}") from None
 
@@ -118,6 +120,13 @@ def config_of(model: Path | None, preset: str) -> "LMMConfig":
     from antgmm_jax.io.convert import open_hf
 
     return open_hf(model)[0]
+
+
+def dtypes(params: Any) -> list[str]:
+    """Returns the names of the parameters' dtypes, sorted."""
+    import jax
+
+    return sorted({str(leaf.dtype) for leaf in jax.tree.leaves(params)})
 
 
 def sizes_given(texts: Sequence[str]) -> dict[str, int | float]:

@@ -1,6 +1,7 @@
 """Evaluation of a model by greedy answers to all questions."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from transformers import ProcessorMixin
@@ -13,6 +14,7 @@ from antgmm_jax.parallel.sharding import shard_rows
 from antgmm_jax.pure import Params
 from data.encoding import decode
 from data.metrics import scores
+from data.source import Source
 from experiments.run.batch_size import rows_that_fit
 from experiments.run.samples import Samples
 
@@ -58,9 +60,17 @@ def evaluate(
         done += len(index)
         progress(min(done, len(samples)), "")
     answers = decode(processor, tokens)
-    records = [samples.records.words(row) for row in range(len(samples))]
-    slices = [r.slice for r in records]
-    metrics = scores(
-        [r.type for r in records], answers, [r.answer for r in records], slices=slices if any(slices) else ()
-    )
-    return metrics, answers
+    return metrics(samples.records, answers), answers
+
+
+def metrics(records: Source, answers: Sequence[str]) -> dict[str, Any]:
+    """Scores the answers to all records; the result of `data.metrics.scores`.
+
+    Args:
+        records: the records.
+        answers: one per record.
+    """
+    rows = [records.words(row) for row in range(len(records))]
+    slices = [row.slice for row in rows]
+    expected = [row.answer for row in rows]
+    return scores([row.type for row in rows], answers, expected, slices=slices if any(slices) else ())

@@ -1,0 +1,130 @@
+"""The command that scores answers of a checkpoint, of a server, or of both."""
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+import typer
+
+from antgmm_jax.errors import AntgmmError
+from antgmm_jax.extras import require
+from experiments.commands.output import Json, Maybe, Mesh, Prompt, emit
+from experiments.commands.sources import FORMS, dtypes, records, template
+from experiments.run.host.console import bar, say, table
+
+if TYPE_CHECKING:
+    from data.source import Source
+    from experiments.run.server import Server
+
+
+class _Result(NamedTuple):
+    """Scores, and the answer to every record."""
+
+    figures: dict[str, Any]
+    answers: list[str]
+
+
+_SCORES = ("exact_match", "final_token", "rouge_l")
+
+
+def evaluate(
+    data: Annotated[str, typer.Option(metavar="DATA", help=FORMS + ".")],
+    model: Maybe = None,
+    samples: Annotated[int, typer.Option(min=0, help="Number of records, from the first; 0 for all.")] = 0,
+    prompt: Prompt = "",
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Maximum length of an answer.")] = 32,
+    batch: Annotated[int, typer.Option(min=1, help="Most questions per batch; fewer if they do not fit.")] = 64,
+    answers: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also write the answers, one JSON line per row.")
+    ] = None,
+    url: Annotated[
+        str,
+        typer.Option(metavar="URL", help="Score a running server with the OpenAI interface, http://HOST:PORT/v1."),
+    ] = "",
+    served_model: Annotated[str, typer.Option(metavar="NAME", help="The server's model, if it has several.")] = "",
+    clients: Annotated[int, typer.Option(min=1, help="Concurrent requests to the server.")] = 4,
+    timeout: Annotated[float, typer.Option(min=0.001, help="Seconds until a reply must be complete.")] = 120.0,
+    as_json: Json = False,
+    mesh: Mesh = "",
+) -> None:
+    """Evaluate a checkpoint in JAX, or a running server, or both, on a data set; scores by question type."""
+    require("eval")
+    if model is None and not url:
+        raise AntgmmError("eval needs a checkpoint, --url with a running server, or both")
+    if answers is not None and answers.is_dir():
+        raise AntgmmError(f"--answers {answers} is a folder: name a file")
+    say(f"eval: scoring answers of {' and '.join(str(one) for one in (url, model) if one)} to {data}")
+    text, length, results = template(prompt, model), max_new_tokens, {}
+    server = _server(url, served_model, timeout) if url else None
+    with _devices(mesh, model):
+        source = records(data, samples)
+        if server is not None:
+            results["server"] = _served(server, source, text, length, clients)
+        if model is not None:
+            results["JAX"] = _in_jax(model, source, text, length, batch)
+    figures = {**next(iter(results.values())).figures, **({"url": url} if url else {})}
+    if len(results) > 1:
+        equal = sum(map(str.__eq__, results["server"].answers, results["JAX"].answers))
+        figures |= {"jax": results["JAX"].figures, "equal_answers": equal}
+    if answers is not None:
+        from experiments.run.answer_lines import write_answers
+
+        write_answers(answers, source, *(one.answers for one in results.values()))
+    columns = {name: one.figures for name, one in results.items()}
+    emit(figures, as_json, *_shown(columns, figures), *([f"answers: {answers}"] if answers else []))
+
+
+def _server(url: str, model: str, timeout: float) -> "Server":
+    from experiments.run.server import connect
+
+    return connect(url, model=model, timeout=timeout)
+
+
+def _devices(mesh: str, model: Path | None) -> AbstractContextManager:
+    """The devices of a model in JAX; a server alone needs none."""
+    if model is None:
+        return nullcontext()
+    from experiments.run.host.meshes import devices
+
+    return devices(mesh, "", 1, 0)
+
+
+def _in_jax(model: Path, source: "Source", prompt: str, max_new_tokens: int, batch: int) -> _Result:
+    """Scores and answers of a checkpoint."""
+    from antgmm_jax.io.convert import open_hf
+    from experiments.run.batch_size import compute_dtype
+    from experiments.run.samples import Samples, load_processor
+    from experiments.run.scoring import scored
+
+    config, params = open_hf(model)
+    processor = load_processor(model)
+    questions = Samples(source, processor, config, prompt=prompt)
+    limits = {"max_new_tokens": max_new_tokens, "batch_size": batch, "dtype": compute_dtype(dtypes(params)[-1])}
+    return _Result(*scored("answers", config, params, questions, processor, **limits))
+
+
+def _served(server: "Server", source: "Source", prompt: str, max_new_tokens: int, clients: int) -> _Result:
+    """Scores and answers of a server."""
+    from experiments.run.evaluation import metrics
+    from experiments.run.server import answers
+
+    with bar("answers of the server", len(source)) as update:
+        given = answers(server, source, prompt, max_new_tokens=max_new_tokens, clients=clients, progress=update)
+    return _Result(metrics(source, given), given)
+
+
+def _shown(figures: Mapping[str, Mapping[str, Any]], result: Mapping[str, Any]) -> list[Any]:
+    """The scores as a table, with a column for each of server and JAX."""
+    kinds = [(kind or "-", [one["by_type"][kind] for one in figures.values()]) for kind in result["by_type"]]
+    rows = [*kinds, *((name, [one[name] for one in figures.values()]) for name in _SCORES)]
+    head = ["question type", *(["exact match"] if len(figures) == 1 else figures)]
+    shown: list[Any] = [
+        table(head, [(name, *(f"{value:.4f}" for value in row)) for name, row in rows], f"{result['count']} questions")
+    ]
+    if "equal_answers" in result:
+        shown.append(f"equal answers of server and JAX: {result['equal_answers']} of {result['count']}")
+    return shown
+
+
+COMMANDS = {"eval": (evaluate, "antgmm eval runs/ads/export --data jsonl:ads/test.jsonl")}

@@ -1,0 +1,35 @@
+"""The answers of an evaluation as a file, one JSON line per row."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from antgmm_jax.io.folders import new_file
+from data.metrics import normal
+from data.source import Source
+
+
+def write_answers(path: Path, records: Source, answers: Sequence[str], jax: Sequence[str] = ()) -> None:
+    """Writes id, question, answer, expected answer and correctness of every row, atomically.
+
+    Args:
+        path: file to write; an existing one is replaced.
+        records: the records.
+        answers: one per record.
+        jax: answers in JAX beside those of a server, written as `jax`; empty for none.
+
+    Raises:
+        AntgmmError: the file cannot be written.
+    """
+    with new_file(path) as partial, partial.open("w", encoding="utf-8") as file:
+        for row, answer in enumerate(answers):
+            record = records.words(row)
+            line = {
+                "id": record.id,
+                "question": record.question,
+                "answer": answer,
+                "expected": record.answer,
+                "correct": normal(answer) == normal(record.answer),
+                **({"jax": jax[row]} if jax else {}),
+            }
+            file.write(json.dumps(line) + "\n")

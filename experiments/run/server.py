@@ -1,0 +1,218 @@
+"""Answers of a running server with the OpenAI interface, such as vLLM."""
+
+import base64
+import io
+import json
+import re
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from http.client import HTTPException
+from threading import Event
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from antgmm_jax.errors import AntgmmError
+from data.record import PROMPT, Record, turns_of
+
+_LIMIT = 1 << 20
+"""Bytes of the longest reply that is read."""
+
+
+class Server(NamedTuple):
+    """A server with the OpenAI interface.
+
+    Attributes:
+        url: URL of the interface, such as http://127.0.0.1:8000/v1.
+        model: name of the served model.
+        timeout: seconds until a reply must be complete.
+    """
+
+    url: str
+    model: str
+    timeout: float
+
+
+def connect(url: str, *, model: str = "", timeout: float = 120.0) -> Server:
+    """Returns the server at a URL, after asking it for its models.
+
+    Args:
+        url: URL of the interface, such as http://127.0.0.1:8000/v1.
+        model: name of the served model; "" if there is only one.
+        timeout: seconds until a reply must be complete.
+
+    Raises:
+        AntgmmError: there is no such server or model.
+    """
+    if not re.fullmatch(r"https?://[^\s/]+(/\S*)?", url):
+        raise AntgmmError(f"--url {url!r}: write it as http://HOST:PORT/v1")
+    server = Server(url.rstrip("/"), model, timeout)
+    reply = _reply(server, "models")
+    try:
+        names = [one["id"] for one in reply["data"]]
+    except (KeyError, TypeError):
+        names = []
+    if not names or not all(isinstance(name, str) for name in names):
+        raise _rubbish(server, "models", reply)
+    if (model and model not in names) or (not model and len(names) > 1):
+        raise AntgmmError(f"{url} serves {', '.join(map(ascii, names))}: name one of them with --served-model")
+    return server._replace(model=model or names[0])
+
+
+def answer(server: Server, record: Record, template: str, max_new_tokens: int) -> str:
+    """Returns the greedy answer of a server to a record.
+
+    Args:
+        server: the server.
+        record: record with images.
+        template: prompt template of single questions.
+        max_new_tokens: maximum length of the answer.
+
+    Raises:
+        AntgmmError: the server does not answer, or not with a chat completion.
+    """
+    body = {
+        "model": server.model,
+        "messages": request_messages(record, template),
+        "max_tokens": max_new_tokens,
+        "temperature": 0,
+    }
+    reply = _reply(server, "chat/completions", body)
+    try:
+        text = reply["choices"][0]["message"]["content"]
+    except (KeyError, TypeError, IndexError):
+        text = None
+    if not isinstance(text, str):
+        raise _rubbish(server, "chat/completions", reply)
+    return text.strip()
+
+
+def answers(
+    server: Server,
+    records: Sequence[Record],
+    template: str,
+    *,
+    max_new_tokens: int,
+    clients: int,
+    progress: Callable[[int, str], None] = lambda done, note="": None,
+) -> list[str]:
+    """Returns the answers of a server to all records, with several requests at a time and none repeated.
+
+    Args:
+        server: the server.
+        records: records with images.
+        template: prompt template of single questions.
+        max_new_tokens: maximum length of answers.
+        clients: number of concurrent requests.
+        progress: called with the number of answered questions.
+
+    Raises:
+        AntgmmError: as in `answer`; further requests are not sent.
+    """
+    failed = Event()
+
+    def one(row: int) -> str:
+        if failed.is_set():
+            return ""
+        try:
+            return answer(server, records[row], template, max_new_tokens)
+        except BaseException:
+            failed.set()
+            raise
+
+    with ThreadPoolExecutor(clients) as pool:
+        futures = [pool.submit(one, row) for row in range(len(records))]
+        try:
+            for done, future in enumerate(as_completed(futures), 1):
+                future.result()
+                progress(done, "")
+        except BaseException:
+            failed.set()
+            raise
+        return [future.result() for future in futures]
+
+
+def request_messages(record: Record, template: str = PROMPT) -> list[dict[str, Any]]:
+    """Returns a record as messages of a chat request, with images as data URLs of PNG files.
+
+    Args:
+        record: record with images.
+        template: prompt template of single questions.
+    """
+    images = iter(record.images)
+    return [{"role": turn.role, "content": [*_content(turn.parts, images)]} for turn in turns_of(record, template)]
+
+
+def _content(parts: Sequence[str | None], images: Iterator[np.ndarray]) -> Iterator[dict[str, Any]]:
+    for part in parts:
+        if part is None:
+            yield {"type": "image_url", "image_url": {"url": _data_url(next(images))}}
+        else:
+            yield {"type": "text", "text": part}
+
+
+def _data_url(image: np.ndarray) -> str:
+    content = io.BytesIO()
+    Image.fromarray(image).save(content, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"
+
+
+def _reply(server: Server, path: str, body: Mapping[str, Any] | None = None) -> Any:
+    """The JSON of a reply to a GET request, or to a POST request with a body."""
+    url, headers = f"{server.url}/{path}", {"Content-Type": "application/json"}
+    request = urllib.request.Request(url, None if body is None else json.dumps(body).encode(), headers)
+    try:
+        content = _read(request, server.timeout)
+    except urllib.error.HTTPError as error:
+        raise AntgmmError(
+            f"{url} refuses the request with status {error.code} ({_details(error)}): see the log of the server"
+        ) from error
+    except TimeoutError as error:
+        raise AntgmmError(
+            f"{url} has not answered in {server.timeout:g} s: use fewer --clients, or give it more time with --timeout"
+        ) from error
+    except (OSError, HTTPException, ValueError) as error:
+        reason = _shown(str(getattr(error, "reason", "") or error or type(error).__name__))
+        raise AntgmmError(f"{url} cannot be reached ({reason}): start the server, or correct --url") from error
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise _rubbish(server, path, content.decode(errors="replace")) from error
+
+
+def _read(request: urllib.request.Request, timeout: float) -> bytes:
+    """Content of a reply, at most `_LIMIT` bytes. Raises TimeoutError, also if it comes drop by drop."""
+    end, content = time.monotonic() + timeout, b""
+    with urllib.request.urlopen(request, timeout=timeout) as reply:
+        while part := reply.read1(_LIMIT - len(content)):
+            content += part
+            if time.monotonic() > end:
+                raise TimeoutError
+    return content
+
+
+def _details(error: urllib.error.HTTPError) -> str:
+    """The beginning of an error's text."""
+    try:
+        with error:
+            return _shown(error.read1(500).decode(errors="replace"))  # pyright: ignore[reportAttributeAccessIssue]
+    except OSError:
+        return "no details"
+
+
+def _rubbish(server: Server, path: str, reply: Any) -> AntgmmError:
+    text = reply if isinstance(reply, str) else json.dumps(reply)
+    return AntgmmError(
+        f"{server.url}/{path} answers {_shown(text)}, which is not the OpenAI interface: correct --url, which usually"
+        " ends with /v1"
+    )
+
+
+def _shown(text: str) -> str:
+    """The beginning of a text of the server, without line breaks and control characters."""
+    line = ascii(" ".join(text[:500].split()))
+    return line if len(line) <= 120 else f"{line[:120]}..."

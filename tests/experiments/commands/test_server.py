@@ -1,0 +1,261 @@
+"""`antgmm eval` with a running server: a small one with the OpenAI interface, here in a thread."""
+
+import base64
+import contextlib
+import io
+import json
+import socket
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from antgmm_jax.errors import AntgmmError
+from data.record import Record, Turn
+from experiments.run import server as client
+from experiments.run.server import Server, connect, request_messages
+from tests.experiments.tiny import save_llava
+
+ROWS = [
+    {
+        "image": f"{number}.png",
+        "question": f"what is {number}?",
+        "answer": f"Item {number}",
+        "type": kind,
+        "id": f"r{number}",
+    }
+    for number, kind in enumerate("aabbb")
+]
+
+
+class Fake(ThreadingHTTPServer):
+    """Answers chat requests by `reply(body)`, a JSON value or bytes, with `status`."""
+
+    daemon_threads = True
+
+    def __init__(self, reply, names=("student",)):
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.url, self.reply, self.names = f"http://127.0.0.1:{self.server_port}/v1", reply, names
+        self.status, self.bodies, self.active, self.most, self.lock = 200, [], 0, 0, threading.Lock()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Fake
+
+    def log_message(self, format, *args):
+        pass
+
+    def do_GET(self):
+        assert self.path == "/v1/models"
+        self._send({"object": "list", "data": [{"id": name} for name in self.server.names]}, 200)
+
+    def do_POST(self):
+        assert self.path == "/v1/chat/completions"
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        with self.server.lock:
+            self.server.bodies.append(body)
+            self.server.active += 1
+            self.server.most = max(self.server.most, self.server.active)
+        reply = self.server.reply(body)
+        with self.server.lock:
+            self.server.active -= 1
+        self._send(reply, self.server.status)
+
+    def _send(self, reply, status):
+        content = reply if isinstance(reply, bytes) else json.dumps(reply).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+
+@contextlib.contextmanager
+def serving(reply, names=("student",)):
+    with Fake(reply, names) as fake:
+        thread = threading.Thread(target=fake.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+        thread.start()
+        yield fake
+        fake.shutdown()
+        thread.join()
+
+
+def completion(text):
+    return {"choices": [{"message": {"role": "assistant", "content": text}}]}
+
+
+def question(body):
+    return body["messages"][0]["content"][-1]["text"]
+
+
+def number(body):
+    return int(question(body).rstrip("?").split()[-1])
+
+
+@pytest.fixture
+def data(tmp_path):
+    rng = np.random.default_rng(0)
+    for row in ROWS:
+        Image.fromarray(rng.integers(0, 256, (20, 30, 3), np.uint8)).save(tmp_path / row["image"])
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, ROWS)))
+    return f"jsonl:{tmp_path / 'rows.jsonl'}"
+
+
+def test_a_server_is_scored_and_its_answers_are_written(antgmm, data, tmp_path):
+    with serving(lambda body: completion(" item  3" if number(body) == 3 else f"Item {number(body) % 2}\n")) as fake:
+        words = ["eval", "--data", data, "--url", fake.url, "--max-new-tokens", "5", "--prompt", "Q {question}"]
+        figures = json.loads(antgmm(*words, "--answers", "out/a.jsonl", "--json").stdout)
+        shown = antgmm(*words).stdout
+    assert figures["by_type"] == {"a": 1.0, "b": pytest.approx(1 / 3)}
+    assert figures["exact_match"] == pytest.approx(2 / 3)
+    assert (figures["url"], figures["count"]) == (fake.url, 5)
+    lines = [json.loads(line) for line in (tmp_path / "out" / "a.jsonl").read_text().splitlines()]
+    assert [line["correct"] for line in lines] == [True, True, False, True, False]
+    assert lines[2] == {
+        "id": "r2",
+        "question": "what is 2?",
+        "answer": "Item 0",
+        "expected": "Item 2",
+        "correct": False,
+    }
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.jsonl"]
+    assert "0.3333" in shown
+
+    (body,) = (body for body in fake.bodies[:5] if number(body) == 2)
+    assert {name: body[name] for name in ("model", "max_tokens", "temperature")} == {
+        "model": "student",
+        "max_tokens": 5,
+        "temperature": 0,
+    }
+    assert question(body) == "Q what is 2?"
+    url = body["messages"][0]["content"][0]["image_url"]["url"]
+    sent = Image.open(io.BytesIO(base64.b64decode(url.removeprefix("data:image/png;base64,"))))
+    np.testing.assert_array_equal(np.array(sent), np.array(Image.open(tmp_path / "2.png")))
+
+
+def test_a_server_is_compared_with_jax(antgmm, data, tmp_path):
+    model = save_llava(tmp_path / "model")
+    words = ["eval", model, "--data", data, "--max-new-tokens", "3", "--answers", "a.jsonl", "--json"]
+    alone = json.loads(antgmm(*words).stdout)
+    ours = [json.loads(line)["answer"] for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    with serving(lambda body: completion("other" if number(body) == 1 else ours[number(body)])) as fake:
+        figures = json.loads(antgmm(*words, "--url", fake.url).stdout)
+        shown = antgmm(*words[:-1], "--url", fake.url).stdout
+    assert figures["equal_answers"] == 4
+    assert figures["jax"] == alone
+    lines = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    assert [line["jax"] for line in lines] == ours
+    assert lines[1]["answer"] == "other"
+    assert "equal answers of server and JAX: 4 of 5" in shown
+    assert "answers: a.jsonl" in shown
+
+
+def test_requests_are_concurrent_up_to_the_number_of_clients(antgmm, data):
+    gate = threading.Barrier(2)
+
+    def reply(body):
+        if number(body) < 4:
+            gate.wait(10)  # two at a time, or it breaks
+        return completion("x")
+
+    with serving(reply) as fake:
+        assert antgmm("eval", "--data", data, "--url", fake.url, "--clients", "2").exit_code == 0
+    assert fake.most == 2
+
+
+@pytest.mark.parametrize(
+    ("reply", "status", "message"),
+    [
+        (completion(None), 200, "which is not the OpenAI interface: correct --url, which usually ends with /v1"),
+        ({"choices": []}, 200, "which is not the OpenAI interface"),
+        ([], 200, "which is not the OpenAI interface"),
+        (b"<html>\x1b[2J", 200, r"answers '<html>\x1b[2J', which is not the OpenAI interface"),
+        (b"[" * 100_000, 200, "which is not the OpenAI interface"),
+        (b"\xff\xfe", 200, "which is not the OpenAI interface"),
+        ({"error": "no chat\ntemplate"}, 400, r"refuses the request with status 400 ('{\"error\": \"no chat"),
+    ],
+)
+def test_rubbish_is_one_line(antgmm, data, reply, status, message, tmp_path):
+    with serving(lambda body: reply) as fake:
+        fake.status = status
+        result = antgmm("eval", "--data", data, "--url", fake.url, "--answers", "a.jsonl", "--clients", "1")
+        assert (result.exit_code, result.stdout) == (2, "")
+        complaint = result.stderr.splitlines()[-1]
+        assert complaint.startswith(f"error: {fake.url}/chat/completions ")
+        assert len(fake.bodies) == 1  # it is not repeated, further ones are not sent
+    assert message.replace('\\"', '"') in complaint
+    assert len(complaint) < 400
+    assert not (tmp_path / "a.jsonl").exists()
+
+
+def test_a_server_that_is_down_is_named_before_the_data_is_read(refused):
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{closed.getsockname()[1]}/v1"
+        complaint = refused("eval", "--data", "jsonl:none.jsonl", "--url", url)
+    assert complaint.startswith(f"{url}/models cannot be reached (")
+    assert complaint.endswith("): start the server, or correct --url")
+
+
+@pytest.mark.parametrize("url", ["127.0.0.1:8000/v1", "file:///etc/passwd", "http:///v1", "http://a b/v1"])
+def test_a_url_of_another_form_is_refused(url):
+    with pytest.raises(AntgmmError, match=r"write it as http://HOST:PORT/v1"):
+        connect(url)
+
+
+def test_the_model_of_a_server_with_several_must_be_named():
+    with serving(lambda body: completion("x"), names=("a", "b")) as fake:
+        assert connect(fake.url + "/", model="b") == Server(fake.url, "b", 120.0)
+        for name in ("", "c"):
+            with pytest.raises(AntgmmError, match=r"serves 'a', 'b': name one of them with --served-model"):
+                connect(fake.url, model=name)
+    with serving(lambda body: completion("x"), names=()) as fake, pytest.raises(AntgmmError, match="not the OpenAI"):
+        connect(fake.url)
+
+
+def test_a_slow_server_is_not_waited_for():
+    """Neither one that says nothing, nor one that says it byte by byte."""
+
+    def slow(body):
+        time.sleep(0.5)
+        return completion("x")
+
+    record = Record(images=(), question="what?", answer="")
+    with serving(slow) as fake, pytest.raises(AntgmmError, match=r"has not answered in 0.2 s: use fewer --clients"):
+        client.answer(Server(fake.url, "student", 0.2), record, "{question}", 1)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def drip():
+            connection, _ = listening.accept()
+            with connection:
+                connection.sendall(b"HTTP/1.0 200 OK\r\n\r\n")
+                with contextlib.suppress(OSError):  # the client has gone
+                    for _ in range(20):
+                        connection.sendall(b" ")
+                        time.sleep(0.05)
+
+        threading.Thread(target=drip, daemon=True).start()
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}/v1"
+        with pytest.raises(AntgmmError, match=r"has not answered in 0.2 s"):
+            connect(url, timeout=0.2)
+
+
+def test_a_conversation_keeps_its_turns_and_the_places_of_its_images():
+    image = np.zeros((2, 3, 3), np.uint8)
+    turns = (
+        Turn("system", ("brief",)),
+        Turn("user", ("see", None)),
+        Turn("assistant", ("ok",)),
+        Turn("user", ("so?",)),
+    )
+    messages = request_messages(Record(images=(image,), question="so?", answer="", turns=turns))
+    assert [one["role"] for one in messages] == ["system", "user", "assistant", "user"]
+    assert [part["type"] for part in messages[1]["content"]] == ["text", "image_url"]
+
+
+def test_eval_needs_a_model_or_a_server(refused, tmp_path):
+    assert refused("eval", "--data", "jsonl:a") == "eval needs a checkpoint, --url with a running server, or both"
+    words = ("eval", "m", "--data", "jsonl:a", "--answers", tmp_path)
+    assert refused(*words) == f"--answers {tmp_path} is a folder: name a file"
