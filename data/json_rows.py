@@ -4,7 +4,7 @@ import codecs
 import hashlib
 import json
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,7 +44,8 @@ class JsonRows:
     """
 
     def __init__(self, path: Path):
-        self.path, self.files, self._word = path, (path,), "row" if path.suffix == ".json" else "line"
+        self.files: Sequence[Path] = (path,)
+        self.path, self._word = path, "row" if path.suffix == ".json" else "line"
         scanned = kept("positions of JSON rows", self.files, lambda: _scan(path))
         self._digest, self._bounds = str(scanned.pop("digest")), _Bounds(**scanned)
 

@@ -30,7 +30,7 @@ class PreparedSource(Source):
     """
 
     def __init__(self, path: Path, samples: int = 0):
-        self.path, self._about = path, _read(path)
+        self.path, self._folder, self._about = path, path, _read(path)
         if wrong := [n for n, size in self._about["files"].items() if _size(path / n) != size]:
             raise AntgmmError(f"{path} is damaged: {wrong[0]} is missing or has another size; prepare it again")
         if samples and samples != len(self):
@@ -62,7 +62,7 @@ class PreparedSource(Source):
             name, value = next(iter(other.items()), ("processor", ""))
             reason = f"{name} = {value!r}, not {encoder.settings[name]!r}" if other else "another processor"
             raise AntgmmError(f"{self.path} was prepared with {reason}: prepare the rows again")
-        return self.path
+        return self._folder
 
 
 def prepare(source: Source, encoder: Encoder, folder: Path, *, shown: Shown = unshown) -> Encoded:

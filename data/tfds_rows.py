@@ -30,7 +30,7 @@ class TfdsRows:
         from data.maad.maad_synth import open_split
 
         self._split, self._rows, self._lock = split, open_split(path, split), Lock()
-        self.files = sorted(file for file in path.iterdir() if file.is_file())
+        self.files: Sequence[Path] = sorted(file for file in path.iterdir() if file.is_file())
 
     def __len__(self) -> int:
         return len(self._rows)

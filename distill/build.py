@@ -118,7 +118,8 @@ def build_cache(
         if new.any():
             if not all(map(at_answers, names)):
                 _check_padding(batch)
-            for place, content in _records(*run(params, sharding.shard_rows(_device(batch))), names):
+            states, counts = run(params, sharding.shard_rows(_device(batch)))
+            for place, content in _records(states, counts, names):
                 if new[place]:
                     writer.add(int(index[place]), content)
             done[index] = True

@@ -90,8 +90,8 @@ def _chunk_sums(
     if "pair" in names:
         values["pair"] = losses.pair(logits, targets)
     if config.reads_logits:
-        teacher_logits = jax.lax.stop_gradient(teacher_head(teacher_hidden))
-        module = top if isinstance(teacher_logits, top.Top) else losses
+        teacher_logits: Any = jax.lax.stop_gradient(teacher_head(teacher_hidden))
+        module: Any = top if isinstance(teacher_logits, top.Top) else losses
         if "soft" in names:
             values["soft"] = module.soft(
                 logits, teacher_logits, temperature=config.temperature, direction=config.direction

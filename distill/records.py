@@ -14,7 +14,7 @@ Shapes = dict[str, tuple[int, ...]]
 Ragged = Literal["answer", "text", "slots"]
 FORMAT = 2
 """Version of the format; increase it to have old caches built again."""
-_TEXT = {"encoder": "text", "text": "text", "decoder": "answer"}
+_TEXT: dict[str, Ragged] = {"encoder": "text", "text": "text", "decoder": "answer"}
 _HEAD = np.dtype(np.int32)
 
 

@@ -21,7 +21,7 @@ from data.source import Source
 from data.tokenizer import corpus, train_tokenizer
 from experiments.run.folder import write_json
 from experiments.run.prompts import prompt_of
-from experiments.run.schema import Data, Model, Training
+from experiments.run.schema import Data, Model, PreparedData, Training
 from experiments.run.student import Student
 from pruning.planning import variants
 
@@ -60,7 +60,9 @@ def _preset_of(model: Model) -> LMMConfig:
     return config
 
 
-def make_processor(config: LMMConfig, data: Data, records: Source, template: str = PROMPT) -> ProcessorMixin:
+def make_processor(
+    config: LMMConfig, data: Data | PreparedData, records: Source, template: str = PROMPT
+) -> ProcessorMixin:
     """Creates the processor of a model that is trained from scratch, with a tokenizer trained on its data.
 
     Args:

@@ -39,7 +39,8 @@ def load_training(path: str | Path, overrides: Sequence[str] = ()) -> Training:
 
 def load_any(path: str | Path, overrides: Sequence[str] = ()) -> Recipe | Training:
     """Reads a recipe of either kind; arguments and errors as in `load_recipe`."""
-    return _load(path, overrides, Training if "phase" in read_toml(path, "recipe") else Recipe)
+    trains = "phase" in read_toml(path, "recipe")
+    return load_training(path, overrides) if trains else load_recipe(path, overrides)
 
 
 def read_toml(path: str | Path, kind: str) -> dict[str, Any]:
