@@ -1,4 +1,4 @@
-"""Peak memory of a whole compression by phase, for a random LLaVA of about 290 million parameters."""
+"""Peak memory of a whole compression by phase, for a random model of about 290 million parameters."""
 
 import sys
 import threading
