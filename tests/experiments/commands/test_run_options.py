@@ -28,7 +28,7 @@ def test_options_that_cannot_work_are_refused_before_the_run(refused, recipe, tm
 
 
 def test_a_preempted_run_says_how_to_go_on(antgmm, recipe, monkeypatch):
-    def preempted(run):
+    def preempted(run, **_):
         raise preemption.Preempted
 
     monkeypatch.setattr(write, "finish", preempted)
