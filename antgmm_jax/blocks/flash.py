@@ -1,6 +1,7 @@
 """Attention by the flash kernel for TPUs, which never holds the logits of all pairs of positions in memory."""
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -84,7 +85,7 @@ def _on_one_device(q: Array, k: Array, v: Array, numbers: tuple[Array, Array], *
     q, k, v = (_padded(x, 2) for x in ((q * scale).astype(q.dtype).swapaxes(1, 2), k, v))
     shape = (q.shape[2], k.shape[2])
     block_q, block_k = (_block(size) for size in shape)
-    kernel = splash.make_splash_mha(
+    kernel: Any = splash.make_splash_mha(
         masks.MultiHeadMask([(masks.CausalMask if causal else masks.FullMask)(shape)] * q.shape[1]),
         head_shards=1,
         q_seq_shards=1,

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 import jax
 
@@ -46,8 +47,9 @@ def _on_mesh(sizes: dict[str, int]) -> Iterator[None]:
     if not sizes and jax.process_count() == 1:
         yield
         return
+    axes: dict[str, Any] = {**sizes} or {"data": jax.device_count()}
     try:
-        with jax.set_mesh(sharding.make_mesh(**sizes or {"data": jax.device_count()})):
+        with jax.set_mesh(sharding.make_mesh(**axes)):
             yield
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1:
