@@ -134,9 +134,11 @@ def place(leaf: Any, names: Sequence[str]) -> Any:
     if not active():
         return leaf
     where = spec(names, leaf.shape)
-    if isinstance(leaf, jax.Array):
+    if isinstance(leaf, jax.core.Tracer) or (isinstance(leaf, jax.Array) and isinstance(leaf.sharding, NamedSharding)):
         return jax.lax.with_sharding_constraint(leaf, where)
     sharding = NamedSharding(jax.sharding.get_mesh(), where)
+    if isinstance(leaf, jax.Array):
+        return jax.device_put(leaf, sharding)
     if isinstance(leaf, jax.ShapeDtypeStruct):
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
     return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])

@@ -35,7 +35,8 @@ from tests.experiments.tiny import save_teacher, write_recipe
 COMMANDS = [
     *(["demo"], ["compress"], ["train"], ["import"], ["eval"], ["export"], ["search"], ["plan"], ["shrink"]),
     *(["cost"], ["recombine"], ["report"], ["data"], ["data", "maad"], ["data", "prepare"], ["lab"]),
-    *(["lab", name] for name in ("bench", "stalls", "stream", "accelerator", "study", "peers", "energy", "servers")),
+    *(["lab", name] for name in ("bench", "stalls", "stream", "memory", "accelerator", "study", "peers", "energy")),
+    *(["lab", name] for name in ("servers", "plans")),
 ]
 SERVICE = ("lab", "energy", "--watts", "400", "--teacher-ms", "700", "--student-ms", "90")
 # Commands may cause warnings of PyTorch and transformers.
@@ -112,6 +113,8 @@ BEGUN = {
     "lab study s.toml --run r --out o": "study: running the arms of s.toml in r",
     "lab peers --out o": "peers:",
     "lab servers --out o": "servers:",
+    "lab plans --out o": "plans:",
+    "lab memory m": "memory:",
     "lab energy --watts 1 --teacher-ms 1 --student-ms 1 --rate 1": "energy:",
 }
 
