@@ -34,6 +34,7 @@ MILLIONS = {
     **{f"llava-siglip-{kind}-tiny": (3, 4) for kind in ("llama", "mistral", "qwen2", "qwen3")},
     # The released checkpoint has 7063.4, with the layer of CLIP that it never runs (12.6).
     "llava-1.5-7b": (7050.7, 7050.9),
+    "llava-290m": (287.6, 287.8),
     "llava-onevision-tiny": (2, 4),
     "llava-onevision-0.5b": (893, 895),
     "internvl-tiny": (2, 4),

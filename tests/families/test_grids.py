@@ -75,7 +75,7 @@ def test_the_mergers_that_are_left_add_to_the_first_text_layers(present):
 
 
 def test_indexes_follow_their_layers_and_mergers_go_with_them(case):
-    taps, mergers = case.config.vision.taps, case.params["bridge"]["deepstack"]["up"]
+    taps, mergers = case.config.vision.taps, np.asarray(case.params["bridge"]["deepstack"]["up"])
     assert taps == (1, 2)
     for layers, expected, kept in (([0, 1, 2], (1, 2), [0, 1]), ([0, 2, 3], (1,), [1]), ([1, 3], (0,), [0])):
         smaller, params = shrink(case.config, case.params, {"vision/layers": np.array(layers, np.int32)})

@@ -103,7 +103,7 @@ def test_facts_train_the_image_side_and_answers_all_of_the_model(whole):
     assert not np.array_equal(answers["params"]["language"]["tokens"], fresh)
 
 
-@pytest.mark.parametrize("number", [1, 2])
+@pytest.mark.parametrize("number", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_a_stage_of_either_objective_resumes(recipe, whole, tmp_path, monkeypatch, number):
     train, begun = stages.train, []
 

@@ -138,13 +138,13 @@ def test_the_recipe_keeps_all_but_its_stages(tmp_path):
 def test_a_merged_cut_is_saved_once_and_not_replaced(tmp_path):
     directory, keep = tmp_path / "00-recombined", pruning.identity(CONFIG)
     for _ in range(2):
-        recombine._save_once(directory, {"x": np.ones(2)}, {"keep": keep, "config": to_dict(CONFIG)})
+        recombine._save_once(directory, lambda: {"x": np.ones(2)}, {"keep": keep, "config": to_dict(CONFIG)})
     other = {**keep, "vision/layers": np.array([0, 1])}
     with pytest.raises(AntgmmError, match="merges other prunings than these"):
-        recombine._save_once(directory, {"x": np.ones(2)}, {"keep": other})
+        recombine._save_once(directory, lambda: {"x": np.ones(2)}, {"keep": other})
     (directory / "stage.json").unlink()
     with pytest.raises(AntgmmError, match="is damaged"):
-        recombine._save_once(directory, {"x": np.ones(2)}, {"keep": keep})
+        recombine._save_once(directory, lambda: {"x": np.ones(2)}, {"keep": keep})
 
 
 @pytest.mark.filterwarnings("default")  # warnings of PyTorch and transformers

@@ -71,6 +71,7 @@ def run(folder):
     return scores, students, made, computed
 
 
+@pytest.mark.long
 def test_optimizer_state_exists_only_for_the_cut_model(folder, tmp_path):
     """Unless gates close first: then it is cut along with the parameters. Image features are not stored."""
     created, recipe = [], folder / "recipe.toml"
@@ -201,7 +202,7 @@ def test_a_width_cut_to_components_with_its_heads_starts_with_new_moments(folder
     assert not any(np.any(leaf) for _, tree in moments(after) for leaf in jax.tree.leaves(tree))
 
 
-@pytest.mark.parametrize("kind", ["adamw", "muon"])
+@pytest.mark.parametrize("kind", ["adamw", pytest.param("muon", marks=pytest.mark.long)])
 def test_moments_are_cut_with_their_parameters(folder, tmp_path, kind):
     """After a mask phase a stage continues with the moments of the kept units."""
     units = '{"decoder/mlp" = 16, "text/embed" = 16, "bridge/layers" = 1}'
@@ -317,6 +318,7 @@ def watched(train, seen):
     return loop
 
 
+@pytest.mark.long
 def test_shifted_pictures_get_the_targets_of_unshifted_ones(folder, tmp_path):
     first = []
     for shift in (0, 3):
