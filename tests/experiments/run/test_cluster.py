@@ -129,8 +129,8 @@ def test_sigterm_to_one_of_two_processes_saves_in_both_and_another_mesh_resumes(
     """The signal reaches one process before step 1; both save the same later step, and one device goes on."""
     run = tmp_path / "run"
     assert start(recipe, run, ("never", "preempted")) == [preemption.EXIT_CODE] * 2
-    (saved,) = (run / "steps" / "01-blocks").iterdir()
-    assert 2 <= int(saved.name) <= 4
+    saved = max(int(step.name) for step in (run / "steps" / "01-blocks").iterdir())
+    assert 2 <= saved <= 4
     assert json.loads((run / "status.json").read_text())["state"] == "preempted"
     finish(Run(load_recipe(recipe), run))
     assert_same(run, alone[0])

@@ -155,8 +155,9 @@ def test_200_conversations_are_compressed_by_a_run_that_resumes_once(tmp_path, m
 
     with monkeypatch.context() as patch:
         patch.setattr(stage.Stepper, "save", stop)
-        assert antgmm("compress", recipe, "runs/student", *changes).exit_code != 0
-    assert len(saved) == 1 and not Path("runs/student/export").exists()
+        stopped = antgmm("compress", recipe, "runs/student", *changes)
+    assert stopped.exit_code != 0 and len(saved) == 1, stopped.output
+    assert not Path("runs/student/export").exists()
     resumed = antgmm("compress", recipe, "runs/student", *changes)
     assert resumed.exit_code == 0, resumed.output
     gate = json.loads(Path("runs/student/report/gate.json").read_text())
