@@ -30,6 +30,7 @@ print(json.dumps({
 """
 
 
+@pytest.mark.long
 def test_what_stays_on_a_device_is_what_was_planned(tmp_path):
     command = [sys.executable, "-c", _STAYS]
     done = subprocess.run(command, cwd=tmp_path, env=clean(tmp_path), capture_output=True, text=True, check=False)
