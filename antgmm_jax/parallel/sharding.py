@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.core import Tracer
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 
 from antgmm_jax.errors import AntgmmError
@@ -134,7 +135,7 @@ def place(leaf: Any, names: Sequence[str]) -> Any:
     if not active():
         return leaf
     where = spec(names, leaf.shape)
-    if isinstance(leaf, jax.core.Tracer) or (isinstance(leaf, jax.Array) and isinstance(leaf.sharding, NamedSharding)):
+    if isinstance(leaf, Tracer) or (isinstance(leaf, jax.Array) and isinstance(leaf.sharding, NamedSharding)):
         return jax.lax.with_sharding_constraint(leaf, where)
     sharding = NamedSharding(jax.sharding.get_mesh(), where)
     if isinstance(leaf, jax.Array):
