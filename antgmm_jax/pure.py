@@ -78,7 +78,7 @@ def _functional(config: LMMConfig, remat: Remat) -> Functional:
         return nnx.merge(graph, nnx.State(_arrays(params)))
 
     def gathered(params: Params) -> Params:
-        """Gathers the parameters outside of the stacks and of the vocabulary, whose users gather their own."""
+        """Gathers the parameters outside of the stacks and of the vocabulary, which are gathered at their use."""
 
         def one(leaf: jax.Array, names: tuple[str, ...]) -> jax.Array:
             apart = "vocab" in names or any(name.endswith("layers") for name in names)

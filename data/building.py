@@ -130,7 +130,7 @@ def build(
     """
     partial = partial_of(place)
     try:
-        source.restore(source.places())  # all records, also those that another encoder found too long
+        source.restore(source.places())  # all records, also those that are too long for another encoder
         done = _begin(partial, () if about is None else ("words",))
         _Build(source, encoder, partial, done, most, threads).run(progress)
         count = _finish(source, partial)

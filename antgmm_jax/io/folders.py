@@ -53,7 +53,7 @@ def publish(temporary: Path, target: Path) -> None:
 
 
 def replace(fresh: Path, target: Path) -> None:
-    """Replaces a folder by a finished one, whose files are flushed to disk, and then removes the old one."""
+    """Flushes the files of a finished folder to disk, replaces a folder by it, and then removes the old one."""
     _flush(fresh)
     if target.exists():
         _set_aside(target)

@@ -32,7 +32,7 @@ QUESTION, TEXT = "what is shown?", "text that belongs to the image"
 _TEMPLATE = Path(__file__).with_name("card.md")
 _LICENCE = re.compile(r"[\w.+-]{1,64}")
 _LONGEST = 1 << 20
-"""Bytes of the largest card whose licence is read."""
+"""Bytes of the largest card from which a licence is read."""
 
 
 class Origin(NamedTuple):

@@ -39,7 +39,7 @@ def chat_template(picture: str) -> str:
 
 
 CHAT = chat_template("<image>")
-"""The chat template of new processors whose image token is `<image>`."""
+"""The chat template of new processors with the image token `<image>`."""
 
 Messages = Sequence[Mapping[str, Any]]
 """A conversation: turns with `role` and `content`, a list of parts as in `user_turn`."""

@@ -52,14 +52,14 @@ def _one(name: str, folder: Path, python: Path, tokens: int) -> dict[str, Any]:
     processor: Any = load_processor(export.directory)
     chats = conversations(folder, processor)
     ours = expected(export, chats, tokens)
-    asked, answers = folder / f"{name}.asked.json", folder / f"{name}.answers.json"
+    requests, answers = folder / f"{name}.requests.json", folder / f"{name}.answers.json"
     texts, template = [one["text"] for one in ours], bool(processor.chat_template)
     request = {"conversations": chats, "texts": texts, "template": template, "tokens": tokens}
     longest = export.config.language.learned_positions or 2048
-    asked.write_text(json.dumps({**request, "length": longest}, indent=1))
+    requests.write_text(json.dumps({**request, "length": longest}, indent=1))
     answers.unlink(missing_ok=True)
     script = Path(__file__).with_name("vllm_answers.py")
-    done = subprocess.run([python, script, export.directory, asked, answers], capture_output=True, text=True)
+    done = subprocess.run([python, script, export.directory, requests, answers], capture_output=True, text=True)
     (folder / f"{name}.log").write_text(done.stdout + done.stderr)
     if done.returncode:
         return {"not_served": re.findall(r"Error: (.+)", done.stderr)[-1:] or ["see its log"]}

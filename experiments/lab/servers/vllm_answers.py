@@ -25,11 +25,11 @@ def main(export: Path, conversations: Path, answers: Path) -> None:
     """Writes token ids, pixels and greedy answers of all conversations."""
     from vllm import LLM, SamplingParams  # pyright: ignore[reportMissingImports]
 
-    asked = json.loads(conversations.read_text())
+    requests = json.loads(conversations.read_text())
     llm = LLM(
         model=str(export),
         dtype="float32",
-        max_model_len=asked["length"],
+        max_model_len=requests["length"],
         enforce_eager=True,
         max_num_seqs=2,
         limit_mm_per_prompt={"image": 2, "video": 0},
@@ -37,10 +37,10 @@ def main(export: Path, conversations: Path, answers: Path) -> None:
     )
     pixels: list[list] = []
     llm.apply_model(lambda model: record(model, pixels))
-    sampling, results = SamplingParams(temperature=0, max_tokens=asked["tokens"]), []
-    for chat, text in zip(asked["conversations"], asked["texts"], strict=True):
+    sampling, results = SamplingParams(temperature=0, max_tokens=requests["tokens"]), []
+    for chat, text in zip(requests["conversations"], requests["texts"], strict=True):
         pixels.clear()
-        if asked["template"]:
+        if requests["template"]:
             (out,) = llm.chat([served(chat, export.parent)], sampling, use_tqdm=False)
         else:
             (out,) = llm.generate([prompt(chat, text, export.parent)], sampling, use_tqdm=False)
