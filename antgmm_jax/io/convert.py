@@ -14,7 +14,6 @@ from typing import Any
 import jax
 import numpy as np
 from einops import rearrange
-from transformers import CONFIG_MAPPING
 
 from antgmm_jax.blocks.layers import ACTIVATIONS
 from antgmm_jax.config import LMMConfig, towers
@@ -23,13 +22,13 @@ from antgmm_jax.families import family, family_of, violations
 from antgmm_jax.families.common.table import Entry
 from antgmm_jax.io import folders
 from antgmm_jax.io.companions import copy_companions
+from antgmm_jax.io.files import read_json
 from antgmm_jax.io.hub import local
+from antgmm_jax.io.loading import CONFIG, hf_config, one_line, read_config
 from antgmm_jax.io.placed import on_devices
 from antgmm_jax.io.stored import Stored
-from antgmm_jax.io.tensors import Spec, Tensors, read_json, write
+from antgmm_jax.io.tensors import Spec, Tensors, write
 from antgmm_jax.pure import Params, abstract
-
-CONFIG = "config.json"
 
 
 def load_hf(directory: str | os.PathLike) -> tuple[LMMConfig, Params]:
@@ -70,34 +69,28 @@ def open_hf(
         AntgmmError: as in `load_hf`; for a damaged or non-finite tensor, when it is read.
     """
     directory = local(directory)
-    raw = read_json(directory / CONFIG)
-    of = family_of(raw.get("model_type", "?"))
+    raw = read_config(directory)
+    of = family_of(str(raw.get("model_type", "?")))
     files = of.files
     tensors = Tensors(directory, files.renames, on_read)
     present, head = tensors.names, files.head
     tables = [name for name in files.tokens if name in present]
-    tied = head not in present or (files.says_tied(raw) and any(tensors.equal(head, name) for name in tables))
-    config = of.from_hf(_with_defaults(raw, directory), raw, tied=tied)
-    _check_activations(config)
-    layers, table = _layers(config), of.weights(config)
+    full = hf_config(directory, raw).to_dict()
+    with one_line(lambda: f"{directory / CONFIG} cannot be used", "does it belong to this model?"):
+        tied = head not in present or (files.says_tied(raw) and any(tensors.equal(head, name) for name in tables))
+        config = of.from_hf(full, raw, tied=tied)
+        _check_activations(config)
+        layers, table, shapes = _layers(config), of.weights(config), abstract(config)
     needed = {name for entry in table for name, _ in entry.tensors(layers)}
     unread = {name for name in present if files.unread(config, name)}
     _check_names(needed, tensors, files.ignored, allowed={head} if tied else set(), unread=unread)
-    return config, _stored(table, layers, tensors, abstract(config))
+    return config, _stored(table, layers, tensors, shapes)
 
 
 def _layers(config: LMMConfig) -> dict[str, int]:
     """Layers of each tower, and of the stacks whose number follows from other axes."""
     stacks = {name: tower.stack.layers for name, tower in towers(config).items()}
     return {**stacks, **family(config).depth.sizes(config)}
-
-
-def _with_defaults(raw: Mapping[str, Any], directory: Path) -> dict[str, Any]:
-    try:
-        return CONFIG_MAPPING[raw["model_type"]].from_dict(dict(raw)).to_dict()
-    except Exception as error:
-        line = " ".join(str(error).split())
-        raise AntgmmError(f"{directory / CONFIG} is not accepted by transformers: {line}") from error
 
 
 def _check_activations(config: LMMConfig) -> None:

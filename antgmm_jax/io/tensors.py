@@ -14,6 +14,7 @@ from huggingface_hub import split_state_dict_into_shards_factory
 from safetensors import SafetensorError, TensorSpec, safe_open
 
 from antgmm_jax.errors import AntgmmError
+from antgmm_jax.io.files import read_json
 
 # safetensors parses and checks headers, huggingface_hub plans the shards; values are read and written here. Ten
 # bfloat16 tensors of 100 MB, safetensors 0.8.0, page cache warm (2026-11-28, AMD EPYC, 2 cores, three runs each):
@@ -22,23 +23,6 @@ from antgmm_jax.errors import AntgmmError
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 _BLOCK = 1 << 22  # bytes that are compared at a time
 _HALVES = (np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Reads a JSON file of a checkpoint.
-
-    Raises:
-        AntgmmError: the file is missing, or is not a JSON object.
-    """
-    try:
-        content = json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise AntgmmError(f"{path} is missing: every Hugging Face checkpoint has it") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise AntgmmError(f"{path} is not JSON ({error}): copy it again") from error
-    if not isinstance(content, dict):
-        raise AntgmmError(f"{path} contains a {type(content).__name__}, not a JSON object: copy it again")
-    return content
 
 
 def _shards(index: Path) -> list[str]:
@@ -69,7 +53,7 @@ class Tensors:
         on_read: called with the number of bytes after each read.
 
     Raises:
-        AntgmmError: a file is missing, damaged, or outside the directory.
+        AntgmmError: a file is missing, damaged, or outside the directory; or a tensor has two names and two values.
     """
 
     def __init__(
@@ -100,10 +84,22 @@ class Tensors:
                     f"{path} cannot be read ({error}): the file is damaged or truncated, copy it again"
                 ) from error
             for name in handle.keys():  # noqa: SIM118 (not a dict)
-                ours = name
-                for pattern, new in renames:
-                    ours = re.sub(pattern, new, ours)
-                self.names[ours] = (handle, name, path, starts[name])
+                self._add((handle, name, path, starts[name]), renames)
+
+    def _add(self, place: tuple[Any, str, Path, int], renames: tuple[tuple[str, str], ...]) -> None:
+        """Adds a tensor under its new name; a second tensor of that name must be equal to the first."""
+        name = place[1]
+        for pattern, new in renames:
+            name = re.sub(pattern, new, name)
+        if name not in self.names:
+            self.names[name] = place
+            return
+        again = f"{name} again"
+        self.names[again] = place
+        if not self.equal(name, again):
+            both = " and ".join(sorted((self.names[name][1], place[1])))
+            raise AntgmmError(f"{place[2]}: {both} are one tensor under two names, and they differ: remove one")
+        del self.names[again]
 
     def spec(self, name: str) -> Spec:
         """Returns the shape and dtype, from the header."""

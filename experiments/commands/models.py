@@ -202,9 +202,10 @@ def _check_prompts(
     config: "LMMConfig", like: Path, data: str, samples: int, prompt: str
 ) -> tuple[list[Mapping[str, Any]], list["Conversation"]]:
     """Batches of prompts for the check, and conversations unless the prompts are random."""
+    from antgmm_jax.io.loading import load_processor
     from experiments.run.batch_size import rows_that_fit
     from experiments.run.random_batches import random_batch
-    from experiments.run.samples import Samples, load_processor
+    from experiments.run.samples import Samples
     from experiments.run.served_prompt import CHECKED, conversations
 
     if data:

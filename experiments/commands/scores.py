@@ -93,8 +93,9 @@ def _devices(mesh: str, model: Path | None) -> AbstractContextManager:
 def _in_jax(model: Path, source: "Source", prompt: str, max_new_tokens: int, batch: int) -> _Result:
     """Scores and answers of a checkpoint."""
     from antgmm_jax.io.convert import open_hf
+    from antgmm_jax.io.loading import load_processor
     from experiments.run.batch_size import compute_dtype
-    from experiments.run.samples import Samples, load_processor
+    from experiments.run.samples import Samples
     from experiments.run.scoring import scored
 
     config, params = open_hf(model)

@@ -1,17 +1,23 @@
 """The report as a self-contained HTML page with embedded styles, plots and images."""
 
 import base64
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from os.path import realpath
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jinja2
 
+from antgmm_jax.errors import AntgmmError
+from antgmm_jax.io.files import check_regular
 from experiments.report import plots, tables
 from experiments.report.tables import Report
 from experiments.run.host.console import count
 
 PHASES = ("vision", "prefill", "decode")
+_PICTURE = re.compile(r"ads/[0-9]+\.png")
+"""Path of an example image in the folder of the report, see `figures.example`."""
 
 
 class Plot(NamedTuple):
@@ -45,7 +51,7 @@ def page(report: Report, directory: Path) -> str:
         sections=tables.sections(report),
         plots={name: list(section) for name, section in _plots(report)},
         export_gate=tables.export_gate(report),
-        examples=[{**example, "data": _inlined(directory / example["picture"])} for example in report["examples"]],
+        examples=[{**example, "data": _inlined(directory, example["picture"])} for example in report["examples"]],
         mark=tables.mark,
         uncurved=[stage["name"] for stage in report["stages"] if not stage["history"]],
     )
@@ -98,9 +104,13 @@ def _losses(report: Report) -> Iterator[tuple[str, str]]:
             yield plots.losses(history, f"Loss of stage {stage['name']}: {change}."), f"{stage['name']}: {change}"
 
 
-def _inlined(picture: Path) -> str:
-    """Encodes a PNG file as a data URI; "" if it is missing."""
+def _inlined(directory: Path, name: str) -> str:
+    """Encodes an example image as a data URI; "" if it is missing. Raises AntgmmError for any other file."""
+    picture = directory / str(name)
+    if not _PICTURE.fullmatch(str(name)) or realpath(picture) != str(Path(realpath(directory)) / name):
+        raise AntgmmError(f"{directory / 'report.json'}: {str(name)[:80]!r} is no picture of the report: correct it")
     try:
+        check_regular(picture)
         return "data:image/png;base64," + base64.b64encode(picture.read_bytes()).decode()
     except FileNotFoundError:
         return ""

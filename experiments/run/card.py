@@ -15,14 +15,14 @@ from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import family, inputs
 from antgmm_jax.families.common.words import user_turn
 from antgmm_jax.io import hub
-from antgmm_jax.io.convert import CONFIG, open_hf
-from antgmm_jax.io.tensors import read_json
+from antgmm_jax.io.convert import open_hf
+from antgmm_jax.io.files import read_json
+from antgmm_jax.io.loading import CONFIG, load_processor
 from data.record import prompt
 from experiments.run.completion import positions
 from experiments.run.export_gate import GateResult
 from experiments.run.folder import write_text
 from experiments.run.host.console import count
-from experiments.run.samples import load_processor
 from experiments.run.schema import Data, Recipe, Training
 from pruning.costs import parameters
 

@@ -2,16 +2,16 @@
 
 from pathlib import Path
 
-from transformers import AutoConfig, GenerationConfig
+from transformers import GenerationConfig
 
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.io.tensors import read_json
+from antgmm_jax.io.files import read_json
+from antgmm_jax.io.loading import hf_config, load_processor
 from data.encoding import Encoder
 from experiments.run.ends import GENERATION, end_tokens, generation_settings
 from experiments.run.folder import write_json
 from experiments.run.host.console import say
-from experiments.run.samples import load_processor
 from experiments.run.served_prompt import write_start_token
 
 TOKENIZER = "tokenizer_config.json"
@@ -43,7 +43,7 @@ def positions(directory: Path) -> int:
     Args:
         directory: Hugging Face directory.
     """
-    text = AutoConfig.from_pretrained(directory, trust_remote_code=False).get_text_config()
+    text = hf_config(directory).get_text_config()
     return getattr(text, "max_position_embeddings", None) or UNBOUNDED
 
 

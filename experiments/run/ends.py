@@ -3,10 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig
-
+from antgmm_jax.io.files import read_json
 from antgmm_jax.io.hub import local
-from antgmm_jax.io.tensors import read_json
+from antgmm_jax.io.loading import hf_config
 
 GENERATION = "generation_config.json"
 
@@ -22,7 +21,7 @@ def end_tokens(directory: Path) -> tuple[Any, int]:
     """
     directory = local(directory)
     generation = generation_settings(directory)
-    text = AutoConfig.from_pretrained(directory, trust_remote_code=False).get_text_config()
+    text = hf_config(directory).get_text_config()
 
     def token(name: str, default: int) -> Any:
         candidates = (generation.get(name), getattr(text, name, None), default)

@@ -11,6 +11,7 @@ from antgmm_jax.errors import AntgmmError
 from antgmm_jax.extras import require
 from antgmm_jax.families import torch_images
 from antgmm_jax.io.hub import local
+from antgmm_jax.io.loading import hf_config, one_line
 
 ROOM = 2
 """A GPU needs this many times the bytes of a model to run it; else PyTorch runs on the CPU."""
@@ -43,13 +44,13 @@ def torch_model(directory: str | os.PathLike):
     import transformers
 
     directory = local(directory)
-    config = transformers.AutoConfig.from_pretrained(directory, trust_remote_code=False)
-    architecture = getattr(transformers, (config.architectures or [""])[0], None)
-    if architecture is None:
+    config = hf_config(directory)
+    architecture = getattr(transformers, str((config.architectures or [""])[0]), None)
+    if not (isinstance(architecture, type) and issubclass(architecture, transformers.PreTrainedModel)):
         raise AntgmmError(f"{directory}: config.json has no architecture of transformers: export again")
-    model, info = architecture.from_pretrained(
-        directory, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
-    )
+    options = {"dtype": torch.float32, "trust_remote_code": False, "use_safetensors": True}
+    with one_line(lambda: f"{directory} cannot be loaded by transformers", "export again"):
+        model, info = architecture.from_pretrained(directory, output_loading_info=True, **options)
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info[problem]:
             raise AntgmmError(f"{directory}: transformers reports {problem} {sorted(info[problem])[:5]}: export again")

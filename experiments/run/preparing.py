@@ -6,12 +6,12 @@ from typing import Any
 
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io.convert import open_hf
+from antgmm_jax.io.loading import load_processor
 from data.encoding import Encoder
 from data.prepared import prepare
 from experiments.run.datasets import load_records
 from experiments.run.host.console import bar
 from experiments.run.prompts import prompt_of
-from experiments.run.samples import load_processor
 from experiments.run.schema.recipe import load_any
 
 

@@ -1,16 +1,14 @@
 """Encoded records and their batches."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int
-from transformers import AutoProcessor, ProcessorMixin
+from transformers import ProcessorMixin
 
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.io.hub import local
 from antgmm_jax.parallel.sharding import local_rows, padded_batch_size
 from data import collate
 from data.batching import Batches, batches, sequential_batches
@@ -21,20 +19,6 @@ from data.record import PROMPT, Arrays, Record
 from data.source import InMemorySource, Source
 from data.store import THREADS, open_encoded
 from experiments.run.host.console import bar
-
-
-def load_processor(directory: str | Path) -> ProcessorMixin:
-    """Loads the processor of a checkpoint directory or a name of the Hub.
-
-    Raises:
-        AntgmmError: the directory has no processor that can be loaded offline.
-    """
-    try:
-        return AutoProcessor.from_pretrained(local(directory), local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, ImportError) as error:
-        raise AntgmmError(
-            f"{directory} has no processor that AutoProcessor can load: save the model's processor there"
-        ) from error
 
 
 class Samples:

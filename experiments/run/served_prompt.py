@@ -8,7 +8,8 @@ import numpy as np
 from transformers import ProcessorMixin
 
 from antgmm_jax.families.common.words import Messages, user_turn
-from experiments.run.samples import Samples, load_processor
+from antgmm_jax.io.loading import load_processor
+from experiments.run.samples import Samples
 
 TEMPLATE = "chat_template.jinja"
 CHECKED = 32

@@ -7,9 +7,9 @@ from typing import NamedTuple
 from transformers import ProcessorMixin
 
 from antgmm_jax.errors import AntgmmError
+from antgmm_jax.io.loading import load_processor
 from data.source import Source
 from experiments.run.checks import check_sizes, check_states
-from experiments.run.samples import load_processor
 from experiments.run.schema import Recipe, Training
 from experiments.run.student import Student, cut_record, load_student, teacher_key, whole
 from experiments.run.training import fresh, shape_of

@@ -14,6 +14,7 @@ import numpy as np
 import distill
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io.convert import load_hf
+from antgmm_jax.io.loading import load_processor
 from antgmm_jax.io.placed import on_devices
 from antgmm_jax.parallel.sharding import shard_rows
 from antgmm_jax.pure import functional
@@ -22,7 +23,6 @@ from experiments.lab.bench.timing import format_spread, spread
 from experiments.run.datasets import encoded, load_records
 from experiments.run.host.console import bar, table
 from experiments.run.host.facts import machine
-from experiments.run.samples import load_processor
 from experiments.run.schema import Recipe
 from experiments.run.stepper import HISTORY_EVERY, Stepper
 

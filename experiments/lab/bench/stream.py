@@ -82,8 +82,9 @@ def child(file: str, processor: str, side: int) -> dict[str, Any]:
         `peak` bytes of memory, `first` seconds to the first batch, `seconds` in total, whether images are `kept`
         encoded, and `loading` with the results of `parts` and `rates`.
     """
+    from antgmm_jax.io.loading import load_processor
     from data.readers import read_records
-    from experiments.run.samples import Samples, load_processor
+    from experiments.run.samples import Samples
 
     loaded = load_processor(processor)
     begin = time.perf_counter()

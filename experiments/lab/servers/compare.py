@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from antgmm_jax.errors import AntgmmError
+from antgmm_jax.io.loading import load_processor
 from experiments.lab.servers.exports import PAD, conversations, expected, presets, pruned_export
 from experiments.run.host.console import say
-from experiments.run.samples import load_processor
 
 ROOT = Path(__file__).resolve().parents[3]
 PYTHON = ROOT / ".cache" / "vllm-venv" / "bin" / "python"

@@ -15,10 +15,10 @@ from antgmm_jax.decoding import generate
 from antgmm_jax.families import FAMILIES, inputs, new_processor
 from antgmm_jax.families.base import Inputs
 from antgmm_jax.io.convert import save_hf
+from antgmm_jax.io.loading import load_processor
 from antgmm_jax.pure import Params, functional
 from data.tokenizer import corpus, train_tokenizer
 from experiments.run.in_torch import stop_at, torch_answers, torch_model
-from experiments.run.samples import load_processor
 
 SIZES: Mapping[str, float] = {
     "vision/layers": 3,

@@ -18,6 +18,7 @@ from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import FAMILIES
 from antgmm_jax.io import checkpoint, convert, tensors
 from antgmm_jax.io.convert import load_hf, save_hf
+from antgmm_jax.io.loading import load_processor
 from antgmm_jax.presets import PRESETS, preset
 from antgmm_jax.pure import abstract, functional
 from data.readers import read_records
@@ -26,7 +27,6 @@ from experiments import cli
 from experiments.commands.models import _check_prompts, _runs
 from experiments.commands.runs import TEACHER
 from experiments.run.datasets import encoded, load_records
-from experiments.run.samples import load_processor
 from experiments.run.schema.recipe import load_recipe
 from experiments.run.student import teacher_key
 from tests import reference

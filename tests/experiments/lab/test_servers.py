@@ -5,9 +5,9 @@ import pytest
 
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io.convert import load_hf
+from antgmm_jax.io.loading import load_processor
 from experiments.lab.servers.compare import compared, rows, run
 from experiments.lab.servers.exports import conversations, expected, pruned_export, read
-from experiments.run.samples import load_processor
 from tests import reference
 
 OURS = {"text": "", "ids": [1, 2], "pixels": [0.5, 1.0], "jax": [7, 1, 0], "torch": [7, 1, 0]}

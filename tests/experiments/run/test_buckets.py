@@ -12,8 +12,9 @@ import pruning
 from antgmm_jax.config import towers
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io.convert import load_hf
+from antgmm_jax.io.loading import load_processor
 from antgmm_jax.pure import functional
-from experiments.run.samples import Samples, load_processor
+from experiments.run.samples import Samples
 from tests.experiments.tiny import save_llava, save_teacher, taken
 
 ROWS, SIZE = 32, 4

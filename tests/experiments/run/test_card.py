@@ -15,6 +15,7 @@ import pruning
 from antgmm_jax.families import FAMILIES
 from antgmm_jax.families.common.words import BOS, EOS, PAD
 from antgmm_jax.io.convert import load_hf
+from antgmm_jax.io.loading import load_processor
 from antgmm_jax.presets import preset
 from data.record import PROMPT, Record
 from experiments.run.card import QUESTION, TEXT, Origin, Score, licence, write_card
@@ -22,7 +23,7 @@ from experiments.run.disk_cut import cut
 from experiments.run.evaluation import evaluate
 from experiments.run.publishing import Questions, publish
 from experiments.run.random_batches import random_batch
-from experiments.run.samples import Samples, load_processor
+from experiments.run.samples import Samples
 from experiments.run.served_prompt import conversations
 from pruning.costs import parameters
 from tests.experiments.tiny import save_llava, save_teacher

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from antgmm_jax.io import checkpoint
+from antgmm_jax.io.loading import load_processor
 from antgmm_jax.parallel import preemption
 from antgmm_jax.parallel.sharding import make_mesh
 from data.maad import source
@@ -19,7 +20,7 @@ from experiments.report.write import finish
 from experiments.run import stage
 from experiments.run.evaluation import evaluate
 from experiments.run.pipeline import Run
-from experiments.run.samples import Samples, load_processor
+from experiments.run.samples import Samples
 from experiments.run.schema.recipe import load_recipe
 from experiments.run.student import load_student
 from tests.experiments.killed_run import with_each_batch

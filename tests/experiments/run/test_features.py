@@ -13,6 +13,7 @@ from antgmm_jax.axes import sizes
 from antgmm_jax.config import towers
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io.convert import load_hf
+from antgmm_jax.io.loading import load_processor
 from antgmm_jax.presets import preset
 from antgmm_jax.pure import functional
 from data.encoding import decode
@@ -20,7 +21,7 @@ from data.shifting import shifted
 from experiments.run import features as image_side
 from experiments.run.evaluation import evaluate
 from experiments.run.features import VIEWS, ImageFeatures, freezes_features, image_features
-from experiments.run.samples import Samples, load_processor
+from experiments.run.samples import Samples
 from tests.experiments.tiny import save_llava, save_teacher, taken
 
 ROWS = 10

@@ -6,12 +6,12 @@ import pytest
 
 import pruning
 from antgmm_jax.io.convert import open_hf
+from antgmm_jax.io.loading import load_processor
 from data.encoding import Encoder
 from data.maad import source
 from experiments.run import forecast
 from experiments.run.flops import training_flops
 from experiments.run.forecast import Part, Rows, announce, look_at, parts, seconds
-from experiments.run.samples import load_processor
 from experiments.run.schema.recipe import load_recipe
 
 EXPERIMENTS = Path(__file__).resolve().parents[3] / "experiments"

@@ -14,6 +14,7 @@ from antgmm_jax.families import inputs
 from antgmm_jax.families.common.words import user_turn
 from antgmm_jax.io import checkpoint
 from antgmm_jax.io.convert import load_hf, open_hf
+from antgmm_jax.io.loading import load_processor
 from data.chat import messages
 from data.readers import read_records
 from data.record import prompt
@@ -22,7 +23,6 @@ from experiments.report.write import finish
 from experiments.run import stage
 from experiments.run.datasets import encode_both, load_both
 from experiments.run.pipeline import Run
-from experiments.run.samples import load_processor
 from experiments.run.schema.recipe import load_recipe, load_training
 from tests import reference
 from tests.experiments.own_data import (

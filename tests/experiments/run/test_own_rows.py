@@ -7,9 +7,9 @@ import pytest
 
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io.convert import load_hf
+from antgmm_jax.io.loading import load_processor
 from data.rows import parse
 from experiments.run.datasets import encode_both, load_both
-from experiments.run.samples import load_processor
 from experiments.run.schema.recipe import load_recipe, load_training
 from experiments.run.training import shape_of
 from tests.experiments.own_data import RECIPES, ROOT, antgmm, recipe_of, tiny

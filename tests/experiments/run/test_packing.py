@@ -13,12 +13,13 @@ import pruning
 from antgmm_jax.blocks.projector import OUT
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io.convert import load_hf
+from antgmm_jax.io.loading import load_processor
 from antgmm_jax.pure import functional
 from distill.loop import HOST_ONLY
 from experiments.run.datasets import encode_both, load_both
 from experiments.run.features import image_features
 from experiments.run.pipeline import Run
-from experiments.run.samples import Samples, load_processor
+from experiments.run.samples import Samples
 from experiments.run.schema.recipe import load_recipe
 from tests.experiments.tiny import save_llava, save_teacher, taken, write_recipe
 from tests.reference import squares

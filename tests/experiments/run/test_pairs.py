@@ -6,10 +6,11 @@ import pytest
 
 import data.maad as maad
 from antgmm_jax.io.convert import load_hf
+from antgmm_jax.io.loading import load_processor
 from experiments.run import pairs
 from experiments.run.datasets import encoded
 from experiments.run.evaluation import evaluate
-from experiments.run.samples import Samples, load_processor
+from experiments.run.samples import Samples
 from experiments.run.schema.recipe import load_recipe
 from tests.experiments.tiny import save_llava, save_teacher, taken, write_recipe
 

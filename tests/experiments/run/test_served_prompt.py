@@ -10,11 +10,12 @@ from transformers import AutoProcessor
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families.common.words import BOS, CHAT
 from antgmm_jax.io.convert import load_hf
+from antgmm_jax.io.loading import load_processor
 from data.record import Record
 from experiments.run.card import Origin
 from experiments.run.publishing import Questions, publish
 from experiments.run.random_batches import random_batch
-from experiments.run.samples import Samples, load_processor
+from experiments.run.samples import Samples
 from experiments.run.served_prompt import TEMPLATE, conversations, first_difference, served_ids, write_start_token
 from tests.experiments.tiny import save_llava
 

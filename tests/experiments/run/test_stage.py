@@ -15,6 +15,7 @@ from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families.blip2.frequency import CROSS_LAYERS
 from antgmm_jax.io import checkpoint
 from antgmm_jax.io.convert import load_hf
+from antgmm_jax.io.loading import load_processor
 from antgmm_jax.io.placed import on_devices
 from antgmm_jax.pure import functional, is_axes
 from distill import LossConfig, StepConfig
@@ -27,7 +28,6 @@ from experiments.run.checks import check_steps
 from experiments.run.datasets import encode_both, encoded, load_both, load_records
 from experiments.run.folder import RunFolder
 from experiments.run.pipeline import Run
-from experiments.run.samples import load_processor
 from experiments.run.schema import Stage, Work
 from experiments.run.schema.recipe import load_recipe
 from experiments.run.student import load_student

@@ -1,0 +1,56 @@
+"""JSON files that somebody else may have written or damaged: one line for every fault."""
+
+import json
+import stat
+from pathlib import Path
+from typing import Any
+
+from antgmm_jax.errors import AntgmmError
+
+LARGEST_JSON = 256 << 20
+"""Bytes of a JSON file; released tokenizers have up to 40 MB."""
+
+
+def check_regular(path: Path) -> None:
+    """Checks that a path is a regular file or a link to one: reading a pipe or a device may never end.
+
+    Raises:
+        AntgmmError: it is something else, or a link to itself, or its name is too long.
+        FileNotFoundError: it does not exist.
+    """
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        if path.is_symlink():
+            raise AntgmmError(f"{path} is a link to a file that does not exist: replace it with the file") from None
+        raise
+    except (OSError, ValueError) as error:
+        raise AntgmmError(f"{str(path)[:200]} cannot be read ({_reason(error)}): replace it with a file") from error
+    if not stat.S_ISREG(mode):
+        raise AntgmmError(f"{path} is not a regular file: replace it with one")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON file of a checkpoint.
+
+    Raises:
+        AntgmmError: the file is missing, cannot be read, or is not a JSON object.
+    """
+    try:
+        check_regular(path)
+        if path.stat().st_size > LARGEST_JSON:
+            raise AntgmmError(f"{path} has over {LARGEST_JSON >> 20} MB: copy it again")
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise AntgmmError(f"{path} is missing: every Hugging Face checkpoint has it") from error
+    except OSError as error:
+        raise AntgmmError(f"{path} cannot be read ({_reason(error)}): copy it again") from error
+    except (ValueError, RecursionError) as error:
+        raise AntgmmError(f"{path} is not JSON ({_reason(error)}): copy it again") from error
+    if not isinstance(content, dict):
+        raise AntgmmError(f"{path} contains a {type(content).__name__}, not a JSON object: copy it again")
+    return content
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or " ".join(str(error).split())[:200]

@@ -1,0 +1,110 @@
+"""Configs and processors of checkpoints, by transformers: their code never runs, and every failure is one line."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from transformers import (
+    CONFIG_MAPPING,
+    AutoImageProcessor,
+    AutoProcessor,
+    AutoTokenizer,
+    PretrainedConfig,
+    ProcessorMixin,
+)
+
+from antgmm_jax.errors import AntgmmError
+from antgmm_jax.io.bounds import check_model_config, check_processor_config
+from antgmm_jax.io.files import read_json
+from antgmm_jax.io.hub import local
+
+CONFIG = "config.json"
+_SAFE = {"local_files_only": True, "trust_remote_code": False}
+_PROCESSOR, _IMAGES, _TOKENIZER = "processor_config.json", "preprocessor_config.json", "tokenizer.json"
+_PARTS = {
+    _PROCESSOR: check_processor_config,
+    _IMAGES: check_processor_config,
+    "video_preprocessor_config.json": check_processor_config,
+    "tokenizer_config.json": check_processor_config,
+    "special_tokens_map.json": check_processor_config,
+    "added_tokens.json": check_processor_config,
+    "chat_template.json": check_processor_config,
+    _TOKENIZER: lambda path, content: None,
+}
+"""JSON files of a processor, with the check of their numbers."""
+
+
+@contextmanager
+def one_line(subject: Callable[[], str], remedy: str) -> Iterator[None]:
+    """Turns every failure of a library that reads a checkpoint's files into one line.
+
+    Args:
+        subject: returns the start of the line, which names the file; called after a failure.
+        remedy: what the user can do.
+
+    Raises:
+        AntgmmError: the block failed.
+    """
+    try:
+        yield
+    except (AntgmmError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a panic of a Rust library is no Exception
+        reason = " ".join(str(error).split())[:300] or "no message"
+        raise AntgmmError(f"{subject()} ({type(error).__name__}: {reason}): {remedy}") from error
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """Reads config.json as written.
+
+    Raises:
+        AntgmmError: it is missing, damaged, or a number in it is out of bounds.
+    """
+    raw = read_json(directory / CONFIG)
+    check_model_config(directory / CONFIG, raw)
+    return raw
+
+
+def hf_config(directory: Path, raw: Mapping[str, Any] | None = None) -> PretrainedConfig:
+    """Returns the config of a checkpoint with the defaults of transformers.
+
+    Args:
+        directory: Hugging Face directory.
+        raw: result of `read_config`, if it is read already.
+
+    Raises:
+        AntgmmError: config.json is damaged, or transformers refuses it.
+    """
+    raw = read_config(directory) if raw is None else raw
+    with one_line(lambda: f"{directory / CONFIG} is not accepted by transformers", "correct it"):
+        return CONFIG_MAPPING[raw["model_type"]].from_dict(dict(raw))
+
+
+def load_processor(directory: str | Path) -> ProcessorMixin:
+    """Loads the processor of a checkpoint directory or a name of the Hub.
+
+    Raises:
+        AntgmmError: the directory has no processor that can be loaded offline, or one of its files is damaged.
+    """
+    folder = local(directory)
+    for name, check in _PARTS.items():
+        if (folder / name).is_symlink() or (folder / name).exists():
+            check(folder / name, read_json(folder / name))
+    if (folder / CONFIG).exists():
+        read_config(folder)
+    subject = f"{directory} has no processor that AutoProcessor can load"
+    with one_line(lambda: f"{subject}: {_damaged(folder)} cannot be used", "save the model's processor there"):
+        return AutoProcessor.from_pretrained(folder, **_SAFE)
+
+
+def _damaged(folder: Path) -> str:
+    """Name of the file that transformers cannot load, by loading the parts of a processor one after another."""
+    for name, part in ((_TOKENIZER, AutoTokenizer), (_IMAGES, AutoImageProcessor)):
+        try:
+            part.from_pretrained(folder, **_SAFE)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException:  # the caller reports the first failure
+            return name if (folder / name).exists() else _PROCESSOR
+    return _PROCESSOR
