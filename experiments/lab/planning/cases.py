@@ -29,6 +29,7 @@ HEAD = (
     "GB sent",
     "at least ms",
     "estimated ms",
+    "of it links ms",
     "share",
 )
 
@@ -160,6 +161,7 @@ def planned(spec: StepSpec, chip: str, count: int) -> dict[str, Any]:
         "flops": step.flops,
         "least": None if refused else max(roofline(step, CHIPS[chip]).values()),
         "estimated": step.estimated,
+        "links": step.waits,
         "share": step.share,
         "cycles": dict(step.cycles.most_common(12)),
     }
@@ -171,6 +173,6 @@ def rows(figures: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
         memory, fits = each["memory"], "yes" if each["fits"] else "no"
         stays = sum(size for kind, size in memory.items() if kind != "temporaries")
         sizes_ = [f"{size / 1e9:.3g}" for size in (stays, memory["temporaries"], each["sent"])]
-        times = ["" if each[key] is None else f"{1e3 * each[key]:.0f}" for key in ("least", "estimated")]
+        times = ["" if each[key] is None else f"{1e3 * each[key]:.0f}" for key in ("least", "estimated", "links")]
         share = "" if each["share"] is None else f"{each['share']:.2f}"
         yield (*name.split(" on "), fits, *sizes_, *times, share)

@@ -18,6 +18,7 @@ class Chip(NamedTuple):
         slices: dimensions of a TPU's network; 0 for a GPU.
         slice_type: name of the smallest slice of one machine for libtpu; "" for a GPU.
         clock: cycles/s of a TPU, at which its matrix units have the rate `flops`; 0 for a GPU.
+        unit: rows and columns of a TPU's matrix unit; narrower operands are padded to it.
     """
 
     flops: float
@@ -31,15 +32,20 @@ class Chip(NamedTuple):
     slices: int = 0
     slice_type: str = ""
     clock: float = 0.0
+    unit: int = 1
+
+    def rate(self, devices: int) -> float:
+        """Returns the bytes/s that a device of a group sends: over links inside an island, else over the network."""
+        return self.link if devices <= self.island else self.network
 
 
 _TPU = "cloud.google.com/tpu/docs/"
 _NVIDIA = "NVIDIA data sheet, SXM, without sparsity; network: one 400 Gb/s adapter a GPU, as in a DGX"
 
 CHIPS = {
-    "v5e": Chip(197e12, 16e9, 819e9, 200e9, 256, 3.125e9, _TPU + "v5e", "TPU v5 lite", 2, "v5litepod-4", 1.5e9),
-    "v5p": Chip(459e12, 95e9, 2765e9, 600e9, 8960, 6.25e9, _TPU + "v5p", "TPU v5", 3, "v5p-8", 1.75e9),
-    "v6e": Chip(918e12, 32e9, 1638e9, 400e9, 256, 12.5e9, _TPU + "v6e", "TPU v6 lite", 2, "v6e-4", 1.75e9),
+    "v5e": Chip(197e12, 16e9, 819e9, 200e9, 256, 3.125e9, _TPU + "v5e", "TPU v5 lite", 2, "v5litepod-4", 1.5e9, 128),
+    "v5p": Chip(459e12, 95e9, 2765e9, 600e9, 8960, 6.25e9, _TPU + "v5p", "TPU v5", 3, "v5p-8", 1.75e9, 128),
+    "v6e": Chip(918e12, 32e9, 1638e9, 400e9, 256, 12.5e9, _TPU + "v6e", "TPU v6 lite", 2, "v6e-4", 1.75e9, 256),
     "H100": Chip(989e12, 80e9, 3.35e12, 450e9, 8, 50e9, _NVIDIA, "NVIDIA H100 80GB HBM3"),
     "H200": Chip(989e12, 141e9, 4.8e12, 450e9, 8, 50e9, _NVIDIA, "NVIDIA H200"),
 }

@@ -3,26 +3,44 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
-from experiments.lab.planning.hlo import instructions
+from experiments.lab.planning.hlo import computations, fused, instructions, shapes
 
-_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "s64": 8, "u64": 8, "f64": 8}
 _COLLECTIVE = re.compile(
     r"= (\(.*?\)|\S+) (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(-start)?\("
 )
-_SHAPE = re.compile(r"([a-z]\w*)\[([\d,]*)\]")
-# A TPU program repeats an asynchronous collective in the fusions that run beside it, and in the one that ends it.
-_REPEATED = re.compile(r"^async_collective_fusion")
+_CHANNEL = re.compile(r"channel_id=(\d+)")
+_OPERAND = re.compile(r" (?:all-gather|all-reduce|collective-permute)-done\(.*?%([\w.-]+)\)")
+_STARTS, _ENDS = '"AsyncCollectiveStart"', '"AsyncCollectiveDone"'
+# A TPU program repeats an asynchronous collective in the fusions that run beside it.
+_BESIDE = "async_collective_fusion"
 _SCATTERED = "all-reduce-scatter"
 """Start of the names of the TPU's fusions of an all-reduce and a slice, which send what a reduce-scatter does."""
+
+
+class Collective(NamedTuple):
+    """An exchange that an instruction begins.
+
+    Attributes:
+        operation: such as "all-gather".
+        group: number of devices that take part.
+        size: bytes that each device sends with a ring algorithm: with g devices, an all-gather or reduce-scatter sends
+            (g - 1) / g of the whole array, an all-reduce twice that.
+        key: what `ended` returns for the instruction that ends it; "" if it ends at once.
+    """
+
+    operation: str
+    group: int
+    size: int
+    key: str = ""
 
 
 def sent(text: str, devices: int) -> Counter[tuple[str, int]]:
     """Returns the bytes that each device sends in one run, by operation and group size.
 
-    It assumes ring algorithms: with g devices, an all-gather or reduce-scatter sends (g - 1) / g of the whole array, an
-    all-reduce twice that. Loop bodies are counted by their number of iterations.
+    Loop bodies are counted by their number of iterations.
 
     Args:
         text: the compiled program, `jax.stages.Compiled.as_text()`.
@@ -32,31 +50,64 @@ def sent(text: str, devices: int) -> Counter[tuple[str, int]]:
         (operation, group size) -> bytes.
     """
     sizes: Counter[tuple[str, int]] = Counter()
-    ended = _ended(text)
-    for line, computation, times in instructions(text, fused=True):
-        match = _COLLECTIVE.search(line)
-        if match is None or computation in ended or _REPEATED.match(computation):
-            continue
-        operation, group = match[2], _group(line, devices)
-        size = _size(match[1], started=bool(match[3]) and operation != "all-reduce")
-        if operation == "all-reduce" and computation.startswith(_SCATTERED):
-            operation, size = "reduce-scatter", size // group
-        sizes[operation, group] += times * _ring(operation, size, group)
+    bodies, _ = computations(text)
+    for line, _, times in instructions(text):
+        if (each := begun(line, bodies, devices)) is not None:
+            sizes[each.operation, each.group] += times * each.size
     return sizes
 
 
-def _ended(text: str) -> set[str]:
-    """Names of the computations that end an asynchronous collective in a TPU program."""
-    heads = re.finditer(r"^%?([\w.-]+) \(.*\{\n((?:  .*\n)*)", text, re.MULTILINE)
-    return {head[1] for head in heads if '"AsyncCollectiveDone"' in head[2]}
+def begun(line: str, bodies: Mapping[str, Sequence[str]], devices: int) -> Collective | None:
+    """Returns the exchange that an instruction begins; None if it begins none.
+
+    Args:
+        line: the instruction, which may be a fusion.
+        bodies: name -> lines of the computations of its program.
+        devices: number of devices.
+    """
+    if match := _COLLECTIVE.search(line):
+        operation, group, started = match[2], _group(line, devices), bool(match[3])
+        size = _size(match[1], started=started and operation != "all-reduce")
+        return Collective(operation, group, _ring(operation, size, group), _name(line) if started else "")
+    name, lines = fused(line, bodies)
+    match, channel = _held(lines)
+    starts = _holds(lines, _STARTS)
+    if match is None or _holds(lines, _ENDS) or (name.startswith(_BESIDE) and not starts):
+        return None
+    operation, group = match[2], _group(match.string, devices)
+    size = _size(match[1], started=False)
+    if operation == "all-reduce" and name.startswith(_SCATTERED):
+        operation, size = "reduce-scatter", size // group
+    return Collective(operation, group, _ring(operation, size, group), channel if starts else "")
 
 
-def _size(shape: str, *, started: bool) -> int:
+def ended(line: str, bodies: Mapping[str, Sequence[str]]) -> str:
+    """Returns the key of the exchange that an instruction waits for; "" if it waits for none."""
+    if match := _OPERAND.search(line):
+        return match[1]
+    _, lines = fused(line, bodies)
+    return _held(lines)[1] if _holds(lines, _ENDS) else ""
+
+
+def _held(lines: Sequence[str]) -> tuple[re.Match[str] | None, str]:
+    """The collective that a fusion holds, and its channel."""
+    match = next((match for line in lines if (match := _COLLECTIVE.search(line))), None)
+    channel = _CHANNEL.search(match.string) if match else None
+    return match, f"channel {channel[1]}" if channel else ""
+
+
+def _holds(lines: Sequence[str], text: str) -> bool:
+    return any(text in line for line in lines)
+
+
+def _name(line: str) -> str:
+    return line.split(" = ")[0].removeprefix("ROOT").strip(" %")
+
+
+def _size(text: str, *, started: bool) -> int:
     """Bytes of a result; that of an asynchronous start also has the operands, before, and contexts, behind."""
-    parts = [(kind, dims) for kind, dims in _SHAPE.findall(shape) if not (started and (kind, dims) == ("u32", ""))]
-    return sum(
-        _BYTES.get(kind, 4) * math.prod(_numbers(dims)) for kind, dims in parts[len(parts) // 2 if started else 0 :]
-    )
+    parts = [each for each in shapes(text) if not (started and each == ("u32", ()))]
+    return sum(each.size for each in parts[len(parts) // 2 if started else 0 :])
 
 
 def _numbers(text: str) -> Iterator[int]:

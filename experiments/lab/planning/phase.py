@@ -67,4 +67,4 @@ class Phase(NamedTuple):
             devices: number of devices; more than an island has send over the network.
         """
         spec = CHIPS[chip]
-        return max(self.flops / spec.flops, self.sent / (spec.link if devices <= spec.island else spec.network))
+        return max(self.flops / spec.flops, self.sent / spec.rate(devices))

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 
 from experiments.lab.planning import compilers
+from experiments.lab.planning.chips import CHIPS
 from experiments.lab.planning.collectives import sent
 from experiments.lab.planning.estimate import cycles
 
@@ -21,7 +22,7 @@ class Program(NamedTuple):
         temporaries: bytes of intermediate results and of outputs that reuse no input.
         layout: bytes of the program, and of padding of its arguments to the device's tiles.
         sent: (operation, group size) -> bytes; empty if the compiler refuses the program as too large.
-        cycles: source operation -> cycles that a TPU's compiler estimates; empty for others.
+        cycles: source operation -> cycles on a TPU (`estimate.cycles`); empty for others.
         refused: whether the compiler refuses the program as too large for the device.
     """
 
@@ -51,8 +52,9 @@ def compiled(lowered: jax.stages.Lowered, arguments: Any, chip: str, devices: in
     assert analysis is not None  # known for all compilers used here
     # Outputs that do not reuse the buffers of donated inputs.
     fresh = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+    times = cycles(text, CHIPS[chip], devices) if chip else Counter()
     layout = max(analysis.argument_size_in_bytes - kept, 0) + analysis.generated_code_size_in_bytes
-    return Program(analysis.temp_size_in_bytes + fresh, layout, sent(text, devices), cycles(text))
+    return Program(analysis.temp_size_in_bytes + fresh, layout, sent(text, devices), times)
 
 
 def _compiled(lowered: jax.stages.Lowered, chip: str) -> jax.stages.Compiled | int:

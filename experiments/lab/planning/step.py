@@ -18,6 +18,7 @@ from antgmm_jax.pure import abstract, functional
 from distill.cache import TeacherCache
 from experiments.lab.planning import compilers, programs
 from experiments.lab.planning.chips import CHIPS, Chip
+from experiments.lab.planning.estimate import LINKS
 from experiments.lab.planning.shapes import batch_shapes, mesh_for, model_shapes, row_sharding, width_of
 
 DEVICES = 512
@@ -67,7 +68,7 @@ class Step(NamedTuple):
         traffic: minimum bytes of memory read or written: inputs once, parameters and moments and temporaries twice.
         sent: (operation, group size) -> bytes; empty for a program that the compiler refuses, as it is too large.
         chip: chip that the step is compiled for; "" for CPUs.
-        cycles: source operation -> cycles that a TPU's compiler estimates (`estimate.cycles`); empty for others.
+        cycles: source operation -> cycles on a TPU (`estimate.cycles`); empty for others.
     """
 
     mesh: dict[str, int]
@@ -85,8 +86,15 @@ class Step(NamedTuple):
 
     @property
     def estimated(self) -> float | None:
-        """Seconds by the estimate of a TPU's compiler, without communication; None for other chips."""
+        """Seconds on a TPU by its compiler's estimate, with kernels and waits for the links; None for other chips."""
         return sum(self.cycles.values()) / CHIPS[self.chip].clock if self.cycles else None
+
+    @property
+    def waits(self) -> float | None:
+        """Seconds of `estimated` in which the device waits for the links."""
+        if not self.cycles:
+            return None
+        return sum(n for source, n in self.cycles.items() if source.startswith(LINKS)) / CHIPS[self.chip].clock
 
     @property
     def share(self) -> float | None:

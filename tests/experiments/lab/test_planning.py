@@ -140,7 +140,7 @@ def test_cycles_of_a_tpu_program_by_hand():
 }
 
 %windowed_condition (p: (s32[])) -> pred[] {
-  %two = s32[]{:T(128)} constant(2)
+  %two = u32[]{:T(128)} constant(2)
   ROOT %lt = pred[] compare(%i, %two), direction=LT
 }
 
@@ -160,10 +160,76 @@ ENTRY %main (p: f32[8]) -> f32[8] {
 }
 """
     # What is inside a fusion is part of the estimate of the fusion.
-    assert cycles(text) == {"add": 3, "dot": 7 * 10, "windowed dot": 7 * 2 * 5}
+    assert cycles(text, CHIPS["v5e"], 1) == {"add": 3, "dot": 7 * 10, "windowed dot": 7 * 2 * 5}
     step = Step({"fsdp": 1}, {}, 0.1 * 197e12, 0, Counter(), "v5e", cycles=Counter(dot=300_000_000))
     assert step.estimated == pytest.approx(0.2) and step.share == pytest.approx(0.5)
     assert step._replace(cycles=Counter()).share is None
+
+
+# Sends 3/4 of 4 kB = 3 kB a gather, in 3 cycles at 1 kB a cycle; the all-reduce sends 6 kB.
+_WAITS = """
+%start (p: f32[256]) -> f32[1024] {
+  %gather.1 = f32[1024]{0} all-gather(%p), channel_id=7, replica_groups=[2,4]<=[8]
+  ROOT %call = (f32[256]{0}, f32[1024]{0}) custom-call(%gather.1), custom_call_target="AsyncCollectiveStart"
+}
+
+%async_collective_fusion.3 (p: f32[256]) -> f32[1024] {
+  %gather.2 = f32[1024]{0} all-gather(%p), channel_id=7, replica_groups=[2,4]<=[8]
+}
+
+%done (p: f32[256]) -> f32[1024] {
+  %gather.3 = f32[1024]{0} all-gather(%p), channel_id=7, replica_groups=[2,4]<=[8]
+  ROOT %call = f32[1024]{0} custom-call(%gather.3), custom_call_target="AsyncCollectiveDone"
+}
+
+ENTRY %main (p: f32[256]) -> f32[1024] {
+  %a = f32[1024]{0} fusion(%p), calls=%start
+  %b = f32[1024]{0} fusion(%a), calls=%async_collective_fusion.3, backend_config={"estimated_cycles":"BESIDE"}
+  %c = f32[1024]{0} fusion(%b), calls=%done
+  %d = f32[1024]{0} all-reduce(%c), channel_id=8, replica_groups=[2,4]<=[8]
+  %e = (f32[256]{0}, f32[1024]{0}) all-gather-start(%c), channel_id=9, replica_groups=[2,4]<=[8]
+  ROOT %f = f32[1024]{0} all-gather-done(%e)
+}
+"""
+
+
+@pytest.mark.parametrize(("beside", "gathers"), [(2, 1 + 3), (3, 3), (5, 3)])
+def test_a_program_waits_for_links_that_its_products_do_not_hide(beside, gathers):
+    chip = Chip(1.0, 1.0, 1.0, link=1024.0, island=8, network=64.0, source="", clock=1.0)
+    text = _WAITS.replace("BESIDE", str(beside))
+    counts = cycles(text, chip, 8)
+    assert counts == {"?": beside, "links all-gather": gathers, "links all-reduce": 6}
+    # Sixteen devices send over the network, at a sixteenth of the rate.
+    assert cycles(text, chip, 16)["links all-reduce"] == 16 * 6
+    step = Step({"fsdp": 8}, {}, 0.0, 0, Counter(), "v5e", cycles=counts)
+    assert step.waits == pytest.approx((gathers + 6) / CHIPS["v5e"].clock)
+
+
+_KERNEL = """
+ENTRY %main (p: f32[8]) -> f32[8] {
+  %x = f32[8]{0} add(%p, %p), backend_config={"estimated_cycles":"1"}
+  %splash_mha_NAME_segmented.1 = (bf16[4,8,256,64]{3,2,1,0:T(8,128)(2,1)S(1)}, f32[4,8,256]{2,1,0})\
+ custom-call(%p, %p),\
+ custom_call_target="tpu_custom_call", operand_layout_constraints={s8[1,1,1]{2,1,0}, bf16[4,8,256,64]{3,2,1,0},\
+ bf16[4,8,512,64]{3,2,1,0}, bf16[4,8,512,64]{3,2,1,0}}, frontend_attributes={kernel_metadata={
+}}, metadata={op_name="jit(step)/splash/pallas_call"}
+}
+"""
+
+
+@pytest.mark.parametrize(("name", "products"), [("fwd", 2), ("dkv", 5)])
+def test_a_kernel_takes_its_products_or_its_bytes(name, products):
+    text, chip = _KERNEL.replace("NAME", name), CHIPS["v5e"]
+    # The width of 64 fills half of the matrix unit of 128 x 128.
+    flops = products * 2 * 4 * 8 * 256 * 512 * 128
+    counts = cycles(text, chip, 1)
+    assert counts == {"?": 1, f"kernel splash_mha_{name}_segmented": round(flops / chip.flops * chip.clock)}
+    moved = 1 + 2 * (2 * 4 * 8 * 256 * 64 + 2 * 4 * 8 * 512 * 64) + 4 * 4 * 8 * 256
+    slow = cycles(text, chip._replace(bandwidth=1e9), 1)
+    assert slow[f"kernel splash_mha_{name}_segmented"] == round(moved / 1e9 * chip.clock)
+    # Of a kernel without a name that is known here, only bytes count.
+    other = cycles(text.replace("splash_mha", "other"), chip, 1)
+    assert other[f"kernel other_{name}_segmented"] == round(moved / chip.bandwidth * chip.clock)
 
 
 def clean(tmp_path, *folders):
@@ -213,7 +279,7 @@ for chip in ("v5e", "v5p", "v6e"):
     shapes = ((4096, 4096), (4096, 16384), (16384, 4096))
     arrays = [jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=where) for shape in shapes]
     loop = jax.jit(lambda x, up, down: jax.lax.fori_loop(0, 10, lambda i, x: x @ up @ down, x))
-    seconds = sum(cycles(loop.lower(*arrays).compile().as_text()).values()) / CHIPS[chip].clock
+    seconds = sum(cycles(loop.lower(*arrays).compile().as_text(), CHIPS[chip], 1).values()) / CHIPS[chip].clock
     print(10 * 2 * 2 * 4096**2 * 16384 / CHIPS[chip].flops / seconds)
 """
 

@@ -57,7 +57,15 @@ def test_plans_are_kept_and_their_table_is_printed(antgmm, refused, monkeypatch,
     def planned(spec, chip, count):
         compiled.append((spec.batch, chip, count))
         memory = {"teacher": 2_000_000_000, "temporaries": 3_000_000_000, "layout": 0}
-        return {"memory": memory, "fits": True, "sent": 4e9, "least": 0.05, "estimated": 0.1, "share": 0.5}
+        return {
+            "memory": memory,
+            "fits": True,
+            "sent": 4e9,
+            "least": 0.05,
+            "estimated": 0.1,
+            "links": 0.02,
+            "share": 0.5,
+        }
 
     monkeypatch.setattr(compilers, "check", lambda chip: None)
     monkeypatch.setattr(cases, "planned", planned)
@@ -67,11 +75,11 @@ def test_plans_are_kept_and_their_table_is_printed(antgmm, refused, monkeypatch,
     assert compiled == [(64, "v5e", 16), (256, "v5e", 64)]
     [row] = [line for line in shown.splitlines() if "v5e-16" in line]
     assert [cell.strip() for cell in row.split("│")[1:-1]] == [
-        *("7 B to 1.4 B", "v5e-16", "yes", "2", "3", "4", "50", "100", "0.50"),
+        *("7 B to 1.4 B", "v5e-16", "yes", "2", "3", "4", "50", "100", "20", "0.50"),
     ]
     written = (tmp_path / "plans.md").read_text().splitlines()
     assert written[0].startswith("| step | machine | fits | ")
-    assert written[2] == "| 7 B to 1.4 B | v5e-16 | yes | 2 | 3 | 4 | 50 | 100 | 0.50 |"
+    assert written[2] == "| 7 B to 1.4 B | v5e-16 | yes | 2 | 3 | 4 | 50 | 100 | 20 | 0.50 |"
     antgmm(*words, "--machine", "v5e-16")
     assert len(compiled) == 2
     antgmm(*words, "--machine", "v5e-16", "--again")
