@@ -45,6 +45,9 @@ STAGE_RECORD = "stage.json"
 STEP_RECORD = "step.json"
 KEEP_STEPS = 2
 
+READ_AT_ONCE = 1 << 28
+"""Bytes of arrays that are read at the same time; at least one array."""
+
 _ARRAYS = "arrays"
 _VERSIONS_OF = ("antgmm-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -212,11 +215,11 @@ def _save(
             folders.remove_leftovers(target.parent)
             temporary.mkdir(parents=True)
         processes.barrier(f"{target} started")
-        with _quiet_orbax():
+        with _orbax():
             saved = ocp.save_async(str(temporary.absolute() / _ARRAYS), arrays) if arrays else None
 
     def write() -> None:
-        with _save_errors(target, temporary), _quiet_orbax():
+        with _save_errors(target, temporary), _orbax():
             if saved is not None:
                 saved.result()
             if primary:
@@ -263,7 +266,7 @@ def _load_arrays(directory: Path, contents: dict[str, Any], like: dict[str, Any]
     wanted = {name: target_of(leaf) for name, leaf in like.items()}
     stored = {name: target for name, target in wanted.items() if target.size}
     try:
-        with _quiet_orbax():
+        with _orbax(largest=max((t.size * t.dtype.itemsize for t in stored.values()), default=0)):
             flat = ocp.load(str(directory.absolute() / _ARRAYS), stored) if stored else {}
     except (OSError, ValueError) as error:
         raise AntgmmError(f"cannot read {directory}: {_reason(error)}; remove it and run it again") from error
@@ -271,13 +274,24 @@ def _load_arrays(directory: Path, contents: dict[str, Any], like: dict[str, Any]
 
 
 @contextlib.contextmanager
-def _quiet_orbax() -> Iterator[None]:
-    """Hides the tracebacks that Orbax logs for each thread; the caller raises a one-line error instead."""
+def _orbax(largest: int = 0) -> Iterator[None]:
+    """Sets Orbax's use of memory, and hides the tracebacks that it logs for each thread; the caller raises an error.
+
+    Args:
+        largest: bytes of the largest array to read.
+    """
+    context = ocp.Context()
+    # zstd makes trained float32 parameters only 8 % smaller. For 20 arrays with 0.9 GB (2026-11-28, AMD EPYC, 2 cores):
+    # 9 s and 0.76 GB of memory beyond the arrays to save them with zstd, 1 s and none without.
+    context.array_options.saving.use_compression = False
+    # The same arrays took 1.8 GB to load without a limit. Orbax refuses arrays that are not below it.
+    context.memory_options.read_concurrent_bytes = max(READ_AT_ONCE, largest + 1)
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
     try:
-        yield
+        with context:
+            yield
     finally:
         logger.setLevel(level)
 

@@ -1,11 +1,8 @@
 """Conversion between Hugging Face checkpoints (safetensors only) and our configs and parameters."""
 
-import glob
 import json
 import os
 import re
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -14,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 from einops import rearrange
+from jax.typing import DTypeLike
 
 from antgmm_jax.blocks.layers import ACTIVATIONS
 from antgmm_jax.config import LMMConfig, towers
@@ -28,6 +26,7 @@ from antgmm_jax.io.loading import CONFIG, hf_config, one_line, read_config
 from antgmm_jax.io.placed import on_devices
 from antgmm_jax.io.stored import Stored
 from antgmm_jax.io.tensors import Spec, Tensors, write
+from antgmm_jax.parallel import processes
 from antgmm_jax.pure import Params, abstract
 
 
@@ -198,19 +197,21 @@ def _read(
     return _from_file(entry, tensors.read(names[row], part, len(shapes)), shapes, part)
 
 
-def hf_tensors(config: LMMConfig, params: Params) -> Iterator[tuple[str, np.ndarray]]:
+def hf_tensors(config: LMMConfig, params: Params, dtype: DTypeLike | None = None) -> Iterator[tuple[str, np.ndarray]]:
     """Converts parameters to Hugging Face tensors, one at a time.
 
     Args:
         config: model config.
-        params: model parameters.
+        params: model parameters; of JAX arrays on the devices of several processes, all of them get each tensor.
+        dtype: dtype of the tensors; None keeps that of the parameters.
 
     Yields:
         Tensor name and array.
     """
     for name, entry, row in _outline(config):
         parts = [_part(_lookup(params, path), row) for path in entry.paths]
-        yield name, np.ascontiguousarray(_to_file(entry, parts))
+        tensor = _to_file(entry, parts)
+        yield name, np.ascontiguousarray(tensor.astype(dtype or tensor.dtype, copy=False))
 
 
 def _outline(config: LMMConfig) -> Iterator[tuple[str, Entry, int]]:
@@ -226,16 +227,16 @@ def _outline(config: LMMConfig) -> Iterator[tuple[str, Entry, int]]:
 def _part(leaf: Any, row: int) -> np.ndarray:
     if isinstance(leaf, Stored):
         return leaf.read(row)
-    return np.asarray(leaf if row < 0 else leaf[row])
+    return processes.gather(leaf if row < 0 else leaf[row])
 
 
-def _specs(config: LMMConfig, params: Params) -> dict[str, Spec]:
+def _specs(config: LMMConfig, params: Params, dtype: DTypeLike | None) -> dict[str, Spec]:
     specs, known = {}, {}
     for name, entry, row in _outline(config):
         if entry not in known:
             leaves = [_lookup(params, path) for path in entry.paths]
             shape = _file_shape(entry, [tuple(leaf.shape if row < 0 else leaf.shape[1:]) for leaf in leaves])
-            known[entry] = Spec(shape, np.result_type(*(leaf.dtype for leaf in leaves)))
+            known[entry] = Spec(shape, np.dtype(dtype or np.result_type(*(leaf.dtype for leaf in leaves))))
         specs[name] = known[entry]
     return specs
 
@@ -247,16 +248,20 @@ def save_hf(
     *,
     like: str | os.PathLike | None = None,
     max_shard_size: str = "5GB",
+    dtype: DTypeLike | None = None,
 ) -> None:
     """Saves a checkpoint that stock `transformers` can load; the write is atomic.
 
+    With `jax.distributed`, all processes must call it. They gather one tensor at a time, and the first one writes.
+
     Args:
         config: model config of a legal shape.
-        params: model parameters, in memory or `Stored`; each tensor keeps its dtype.
+        params: model parameters, in memory or `Stored`.
         directory: folder to create; it must not exist.
         like: checkpoint folder to copy other config fields and the files of `companions.COMPANIONS` from, such as the
             tokenizer; None writes config and weights only.
         max_shard_size: larger weights are split into shards with an index.
+        dtype: dtype of the tensors; None keeps that of each parameter.
 
     Raises:
         AntgmmError: the shape is not legal, the folder exists, a file to copy is a link, or the disk is full.
@@ -265,29 +270,18 @@ def save_hf(
     broken = violations(config)
     if broken:
         raise AntgmmError(f"transformers cannot load this shape: {'; '.join(broken)}")
-    if directory.exists():
-        raise AntgmmError(f"{directory} exists: choose another name or remove it")
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    for left in directory.parent.glob(f".{glob.escape(directory.name)}-*.tmp"):  # left by a killed process
-        shutil.rmtree(left, ignore_errors=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", suffix=".tmp", dir=directory.parent))
-    try:
-        write(_specs(config, params), hf_tensors(config, params), temporary, max_shard_size)
-        _write_config(config, params, temporary, None if like is None else local(like))
-        temporary.chmod(0o755)
-        folders.publish(temporary, directory)
-    except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise AntgmmError(
-            f"{directory} could not be written ({error}): free disk space or choose another place"
-        ) from error
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+    specs = _specs(config, params, dtype)
+
+    def save(tensors: Iterator[tuple[str, np.ndarray]]) -> None:
+        with folders.new_folder(directory) as temporary:
+            write(specs, tensors, temporary, max_shard_size)
+            _write_config(config, specs, temporary, None if like is None else local(like))
+
+    processes.run_on_first_with(hf_tensors(config, params, dtype), save)
 
 
-def _write_config(config: LMMConfig, params: Params, directory: Path, like: Path | None) -> None:
-    dtypes = {str(leaf.dtype) for leaf in jax.tree.leaves(params)}
+def _write_config(config: LMMConfig, specs: Mapping[str, Spec], directory: Path, like: Path | None) -> None:
+    dtypes = {str(spec.dtype) for spec in specs.values()}
     dtype = dtypes.pop() if len(dtypes) == 1 else "float32"
     base = {} if like is None else read_json(like / CONFIG)
     for old in ("torch_dtype", "transformers_version"):

@@ -1,8 +1,10 @@
 """Files and folders that are complete or absent: written under a hidden name, flushed to disk, renamed."""
 
 import contextlib
+import glob
 import os
 import shutil
+import tempfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -40,6 +42,37 @@ def new_file(path: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):  # must not hide the first error
             partial.unlink()
+
+
+@contextmanager
+def new_folder(directory: Path) -> Iterator[Path]:
+    """Writes a folder atomically: yields a hidden temporary folder, which becomes `directory` at the end.
+
+    Args:
+        directory: the new folder; its parent is created. It does not exist after an error.
+
+    Yields:
+        The folder to write to.
+
+    Raises:
+        AntgmmError: the folder exists, or cannot be written.
+    """
+    if directory.exists():
+        raise AntgmmError(f"{directory} exists: choose another name or remove it")
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    for left in directory.parent.glob(f".{glob.escape(directory.name)}-*.tmp"):  # left by a killed process
+        shutil.rmtree(left, ignore_errors=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", suffix=".tmp", dir=directory.parent))
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        publish(temporary, directory)
+    except OSError as error:
+        raise AntgmmError(
+            f"{directory} could not be written ({error}): free disk space or choose another place"
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def publish(temporary: Path, target: Path) -> None:

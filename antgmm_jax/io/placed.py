@@ -1,5 +1,6 @@
 """Parameters on the devices: read tensor by tensor, and split over the mesh if there is one."""
 
+from collections import deque
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -12,7 +13,7 @@ from jax.typing import DTypeLike
 
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.io.stored import Stored
-from antgmm_jax.parallel import sharding
+from antgmm_jax.parallel import processes, sharding
 from antgmm_jax.pure import Params, functional
 
 WHOLE = 1 << 28
@@ -34,6 +35,32 @@ def on_devices(config: LMMConfig, params: Params, dtype: DTypeLike | None = None
         The parameters.
     """
     return jax.tree.map(partial(placed, dtype=dtype), params, functional(config).axes)
+
+
+def on_first(config: LMMConfig, params: Params, dtype: DTypeLike) -> Params:
+    """Returns parameters on the first device of the first process; all processes call it together.
+
+    They gather one tensor or layer at a time.
+
+    Args:
+        config: model config.
+        params: `Stored`, NumPy or JAX parameters.
+        dtype: dtype of the result.
+
+    Returns:
+        The parameters; in the other processes, a tree of None.
+    """
+    with sharding.without_mesh():
+        return jax.tree.map(partial(_on_first, dtype=dtype), params, functional(config).axes)
+
+
+def _on_first(leaf: Any, names: Sequence[str], *, dtype: DTypeLike) -> jax.Array | None:
+    if isinstance(leaf, jax.Array) and len(leaf.sharding.device_set) > 1:
+        split, stacked = leaf, names[0].endswith("layers")
+        leaf = Stored(leaf.shape, leaf.dtype, lambda row: processes.gather(split if row < 0 else split[row]), stacked)
+        if not processes.is_first():
+            deque(leaf.parts(), maxlen=0)
+    return placed(leaf, names, dtype=dtype) if processes.is_first() else None
 
 
 def placed(leaf: Any, names: Sequence[str], *, dtype: DTypeLike | None = None) -> jax.Array:

@@ -1,6 +1,7 @@
 """Runs with several processes (`jax.distributed`): all of them compute, the first one writes files."""
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import jax
@@ -10,6 +11,7 @@ from jax.experimental import multihost_utils
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.parallel.sharding import without_mesh
 
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 _MAX_MESSAGE = 4096  # bytes of an error message sent to the other processes
 
@@ -79,3 +81,30 @@ def run_on_first(work: Callable[[], Result]) -> Result | None:
         if received:
             raise AntgmmError(received.decode(errors="ignore"))
     return result
+
+
+def run_on_first_with(items: Iterator[Item], work: Callable[[Iterator[Item]], Result]) -> Result | None:
+    """Calls a function in the first process only, with items that all processes compute together, one at a time.
+
+    Args:
+        items: for example arrays that are gathered one after the other; equal in all processes.
+        work: function of the items, for example one that writes them to a file.
+
+    Returns:
+        The function's result in the first process, None in the others.
+
+    Raises:
+        AntgmmError: the function raised it; every process raises it.
+    """
+
+    def first() -> Result:
+        try:
+            return work(items)
+        finally:
+            if jax.process_count() > 1:
+                deque(items, maxlen=0)  # after an error too: the others wait for each item
+
+    if not is_first():
+        with without_mesh():
+            deque(items, maxlen=0)
+    return run_on_first(first)

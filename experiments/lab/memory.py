@@ -1,5 +1,6 @@
 """Peak memory of a whole compression by phase, for a random model of about 290 million parameters."""
 
+import math
 import sys
 import threading
 import time
@@ -146,10 +147,10 @@ def measure(folder: Path, mode: str) -> dict[str, Any]:
         Figures as JSON types: `parameters` of the teacher, `devices`, `seconds`, and `bytes_a_parameter` by phase,
         beyond the memory of the process before the run.
     """
-    teacher, devices = save_teacher(folder / "teacher"), sharding.padded_batch_size(1)
-    run = folder / f"{mode}-{devices}"
+    teacher, split = save_teacher(folder / "teacher"), jax.sharding.get_abstract_mesh().shape
+    run = folder / "-".join([mode, *(f"{axis}{size}" for axis, size in split.items() if size > 1)])
     recipe = run.with_suffix(".toml")
-    rows = max(2, devices)
+    rows = max(2, sharding.padded_batch_size(1))
     changes = [f"optimizer.batch_size={rows}", f"data.samples={rows + 2}"]
     recipe.write_text(RECIPE.format(teacher=teacher, mode=mode))
     parameters, begin = total_parameters(open_hf(teacher)[0]), time.monotonic()
@@ -159,7 +160,7 @@ def measure(folder: Path, mode: str) -> dict[str, Any]:
     peaks = {phase: round(peak / parameters, 2) for phase, peak in watched.peaks.items()}
     return {
         "parameters": parameters,
-        "devices": devices,
+        "devices": math.prod(split.values()),
         "seconds": round(time.monotonic() - begin),
         "bytes_a_parameter": peaks,
     }

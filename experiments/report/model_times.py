@@ -8,8 +8,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from antgmm_jax.io.stored import Stored
-from antgmm_jax.parallel.processes import gather, run_on_first
+from antgmm_jax.io.placed import on_first
+from antgmm_jax.parallel.processes import run_on_first
 from experiments.report.latency import Served, in_jax, in_pytorch
 from experiments.run.batch_size import compute_dtype
 from experiments.run.folder import RunFolder
@@ -45,29 +45,27 @@ def latencies(
         processes other than the first.
     """
     prompt, tokens, times = _request(test), answer_length(test), {}
+    dtype = compute_dtype(recipe.export.dtype)
     models: dict[Any, tuple[Student, Any]] = {
         "teacher": (teacher, recipe.teacher.path),
         **{place: (load_student(place), None) for place in stages_of(folder, recipe)},
         "student": (student, folder.export),
     }
     for name, (model, directory) in models.items():
-        params = jax.tree.map(lambda leaf: leaf if isinstance(leaf, Stored) else gather(leaf), model.weights())
-        served = {name: Served(model.config, params, directory, prompt)}
-        for engine, result in (run_on_first(partial(_times, served, recipe, tokens)) or {}).items():
-            times.setdefault(engine, {}).update(result)
-        del params, served
+        served = Served(model.config, on_first(model.config, model.weights(), dtype), directory, prompt)
+        measured = {"jax": run_on_first(partial(in_jax, {name: served}, tokens, LATENCY_REPEATS, dtype))}
+        served = served._replace(params={})  # PyTorch reads the files
+        if directory is not None:
+            measured["torch"] = run_on_first(partial(_in_pytorch, {name: served}, tokens, dtype))
+        for engine, result in measured.items():
+            if result:
+                times.setdefault(engine, {}).update(result)
         return_freed_memory()
     return times
 
 
-def _times(served: Mapping[Any, Served], recipe: Recipe, tokens: int) -> dict[str, dict[Any, Any]]:
-    """Figures of one model by engine."""
-    dtype = compute_dtype(recipe.export.dtype)
-    times = {"jax": in_jax(served, tokens, LATENCY_REPEATS, dtype)}
-    files = all(model.directory is not None for model in served.values())
-    return times | (
-        {"torch": in_pytorch(served, tokens, LATENCY_REPEATS, dtype)} if files and has_pytorch_device() else {}
-    )
+def _in_pytorch(served: Mapping[Any, Served], tokens: int, dtype: str) -> dict[Any, Any]:
+    return in_pytorch(served, tokens, LATENCY_REPEATS, dtype) if has_pytorch_device() else {}
 
 
 def stages_of(folder: RunFolder, recipe: Recipe) -> list[Path]:

@@ -29,7 +29,8 @@ class Shared(NamedTuple):
 
     Attributes:
         recipe: recipe of the run.
-        teacher: source of targets.
+        teacher: source of targets; an online teacher without its parameters.
+        frozen: loads the parameters of the teacher; they are on the devices only while a stage trains.
         samples: training records.
         features: cached image features of the records.
         bridge_weights: stage -> weights of the bridge's output tokens for `distill.parts`.
@@ -37,6 +38,7 @@ class Shared(NamedTuple):
 
     recipe: Recipe | Training
     teacher: Teacher
+    frozen: Callable[[], Params]
     samples: Samples
     features: ImageFeatures
     bridge_weights: Callable[[Stage], np.ndarray | None]
@@ -47,7 +49,7 @@ class Objective(Protocol):
 
     Attributes:
         data: training batches.
-        teacher: source of targets.
+        teacher: source of targets, without its parameters.
         root: prefix of the model's parameter paths in the trained parameters.
     """
 
@@ -57,6 +59,10 @@ class Objective(Protocol):
 
     def begin(self) -> Params:
         """Loads the parameters before the first step; nothing else uses the arrays."""
+        ...
+
+    def frozen(self) -> Params:
+        """Loads the parameters of the teacher."""
         ...
 
     def like(self, config: LMMConfig, optimizer: Optimizer) -> State:
@@ -85,7 +91,8 @@ class Answers:
 
     def __init__(self, work: Work, shared: Shared, start: Student):
         self._stage, self._start = work.stage, start
-        self.teacher = shared.teacher if work.stage.loss.reads_teacher else NO_TEACHER
+        reads = work.stage.loss.reads_teacher
+        self.teacher, self._frozen = (shared.teacher, shared.frozen) if reads else (NO_TEACHER, dict)
         table = shared.recipe.teacher
         self._towers = table.states if table else ()
         self._bridge_weights = shared.bridge_weights(work.stage)
@@ -94,6 +101,10 @@ class Answers:
     def begin(self) -> Params:
         """Loads the parameters of the model before the stage."""
         return self._start.load()
+
+    def frozen(self) -> Params:
+        """Loads the parameters of the teacher, if the losses read it."""
+        return self._frozen()
 
     def like(self, config: LMMConfig, optimizer: Optimizer) -> State:
         """Returns the shapes of a state with sharding for the current mesh, which may differ from the saved one."""
@@ -166,6 +177,10 @@ class Facts:
     def begin(self) -> Params:
         """Returns the image side with heads."""
         return jax.tree.map(jnp.copy, self._trained)
+
+    def frozen(self) -> Params:
+        """Returns no parameters, as there is no teacher."""
+        return {}
 
     def like(self, config: LMMConfig, optimizer: Optimizer) -> State:
         """Returns an initial state."""

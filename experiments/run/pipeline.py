@@ -24,7 +24,7 @@ from experiments.run.datasets import encode_both, encoded, load_both, load_recor
 from experiments.run.features import ImageFeatures, from_first_process
 from experiments.run.folder import RunFolder, write_json
 from experiments.run.forecast import Rows, announce, look_at
-from experiments.run.host.allocator import return_freed_memory
+from experiments.run.host.allocator import return_freed_memory, returning_memory_of_compilers
 from experiments.run.host.console import say
 from experiments.run.host.energy import Energy
 from experiments.run.objectives import Shared
@@ -143,7 +143,7 @@ class Run:
         self.folder.check(recipe)
         begin = opening(recipe)
         # Lock the folder only after checking that the recipe can run.
-        with self.folder.opened(recipe):
+        with returning_memory_of_compilers(), self.folder.opened(recipe):
             records = load_both(recipe)
             student, self.origin = begin(records[0])
             run_on_first(lambda: self._announce(records, student.config))
@@ -151,7 +151,7 @@ class Run:
             with watching(self._watch, self.folder.path, recipe) as self._watcher:
                 for work in recipe.work:
                     student = self._stage(work, student, shared)
-            del shared  # an online teacher is on the devices
+            del shared  # a cache of the teacher may be in memory
             yield student
 
     def _announce(self, records: tuple[Source, Source], config: LMMConfig) -> None:
@@ -179,16 +179,16 @@ class Run:
         if teacher is None or not isinstance(recipe, Recipe):
             self.folder.bind(data=samples.fingerprint)
             features = ImageFeatures(samples, recipe.seed, place)
-            return Shared(recipe, NO_TEACHER, samples, features, lambda stage: None)
+            return Shared(recipe, NO_TEACHER, dict, samples, features, lambda stage: None)
         if recipe.teacher.pairs:
             with self.folder.metered("pairs"):
                 samples = with_pairs(recipe, samples, teacher.config, teacher.weights(), processor, self._cache)
         self.folder.bind(teacher=self.origin.key, data=samples.fingerprint)
-        targets = targets_of(recipe, teacher, self.origin.key, samples, self.folder, self._cache)
+        source, frozen = targets_of(recipe, teacher, self.origin.key, samples, self.folder, self._cache)
         return_freed_memory()
         features = ImageFeatures(samples, recipe.seed, place)
         return Shared(
-            recipe, targets, samples, features, lambda stage: bridge_weights_of(recipe, stage, teacher, samples)
+            recipe, source, frozen, samples, features, lambda stage: bridge_weights_of(recipe, stage, teacher, samples)
         )
 
     def _stage(self, work: Work, student: Student, shared: Shared) -> Student:
@@ -206,6 +206,7 @@ class Run:
         working = self.folder.steps(work.number, work.stage.name)
         watcher = self._watcher.stage(work, None if self.origin.teacher is None else self.origin.teacher.config)
         result = StageRun(work, shared, working, watcher).run(student)
+        return_freed_memory()
         metrics: dict[str, Any] = {"history": result.history}
         if work.objective == "answers":
             params = completed(result.params, student)

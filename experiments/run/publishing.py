@@ -6,14 +6,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io import folders
 from antgmm_jax.io.convert import save_hf
-from antgmm_jax.parallel.processes import gather, run_on_first
+from antgmm_jax.io.placed import on_first
+from antgmm_jax.parallel.processes import is_first, run_on_first
 from antgmm_jax.pure import Params
 from experiments.run import export_gate
 from experiments.run.card import Origin, title_of, write_card
@@ -73,24 +73,26 @@ def publish(
     Raises:
         AntgmmError: the shape is not legal, the disk is full, or the gate failed; nothing is written then.
     """
-    target = jax.numpy.dtype(dtype)
-    params = jax.tree.map(lambda leaf: gather(leaf).astype(target), params)
+    with fresh(directory) as unchecked:
+        save_hf(config, params, unchecked, like=like, dtype=dtype)
+        ours = None if questions is None else on_first(config, params, dtype)
+        del params  # the gate needs the devices
 
-    def write() -> GateResult | None:
-        with fresh(directory) as unchecked:
-            save_hf(config, params, unchecked, like=like)
+        def check() -> GateResult | None:
             note_prompt(unchecked, prompt)
             complete(unchecked, config)
-            result = None if questions is None else _checked(config, params, unchecked, directory, questions)
+            result = None if questions is None else _checked(config, ours, unchecked, directory, questions)
             write_card(unchecked, config, origin, prompt, title=title_of(directory), gate=result)
-        return result
+            return result
 
-    return run_on_first(write)
+        return run_on_first(check)
 
 
 @contextmanager
 def fresh(directory: Path) -> Iterator[Path]:
     """Writes a folder atomically: yields a hidden path for it, which replaces `directory` at the end.
+
+    All processes of a run use it; the first one removes and renames.
 
     Args:
         directory: target folder; after an error, it is as before.
@@ -99,12 +101,17 @@ def fresh(directory: Path) -> Iterator[Path]:
         The path of a folder that does not exist yet.
     """
     hidden = directory.with_name(f".{directory.name}.unchecked")
-    shutil.rmtree(hidden, ignore_errors=True)  # left by a killed process
+
+    def remove() -> None:
+        shutil.rmtree(hidden, ignore_errors=True)
+
+    run_on_first(remove)  # left by a killed process
     try:
         yield hidden
-        folders.replace(hidden, directory)
+        run_on_first(lambda: folders.replace(hidden, directory))
     finally:
-        shutil.rmtree(hidden, ignore_errors=True)
+        if is_first():
+            remove()
 
 
 def _checked(config: LMMConfig, params: Any, written: Path, directory: Path, questions: Questions) -> GateResult:

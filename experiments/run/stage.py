@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -189,6 +190,11 @@ class StageRun:
             return self.start.cut(place.plan)
         return pruning.shrink(place.config, state.params, place.plan)
 
+    @cached_property
+    def _frozen(self) -> Params:
+        """Parameters of the teacher; they are freed with the stage."""
+        return self.objective.frozen()
+
     def _train(self, state: State, place: _Place, gates: Callable[[int], Any], until: int) -> State:
         step = self.objective.step(place.config, place.keep, self.optimizer)
         try:
@@ -198,7 +204,7 @@ class StageRun:
                 self.watcher.batches(self.data),
                 steps=until,
                 gates_at=gates,
-                teacher=self.objective.teacher,
+                teacher=self.objective.teacher._replace(params=self._frozen),
                 save=lambda state: self._save(state, place),
                 save_every=self.shared.recipe.checkpoint_every,
                 last_checkpoint=self.stepper.last,

@@ -1,6 +1,7 @@
 """Distillation targets of a run: cached or online teachers, and weights of the bridge's tokens."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from antgmm_jax.axes import to_dict
 from antgmm_jax.blocks.projector import OUT
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.parallel import preemption
-from antgmm_jax.pure import abstract, functional
+from antgmm_jax.pure import Params, abstract, functional
 from distill import Teacher
 from distill.top import name_of
 from experiments.run.batch_size import rows_that_fit
@@ -28,7 +29,7 @@ IN_MEMORY = 4 << 30  # maximum bytes of a teacher cache to load into memory; lar
 
 def targets_of(
     recipe: Recipe, teacher: Student, digest: str, samples: Samples, folder: RunFolder, cache: Path
-) -> Teacher:
+) -> tuple[Teacher, Callable[[], Params]]:
     """Creates the teacher of a recipe; builds its cache if necessary.
 
     Args:
@@ -40,13 +41,13 @@ def targets_of(
         cache: folder of caches, which has one folder for each teacher and data.
 
     Returns:
-        The teacher; `NO_TEACHER` if no stage needs one.
+        The teacher without its parameters, and a function that loads them; `NO_TEACHER` if no stage needs one.
     """
     config, table, dtype = teacher.config, recipe.teacher, recipe.optimizer.dtype
     if not any(stage.loss.reads_teacher for stage in recipe.stages):
-        return distill.NO_TEACHER
+        return distill.NO_TEACHER, dict
     if table.mode == "online":
-        return distill.online(functional(config), teacher.load(dtype))
+        return distill.online(functional(config), {}), lambda: teacher.load(dtype)
     reading = [stage.loss for stage in recipe.stages if stage.loss.reads_logits]
     final = name_of(table.top, reading[0].temperature) if table.top else "final"
     names = (*([final] if reading else []), *(f"{tower}/states" for tower in table.states))
@@ -79,7 +80,8 @@ def targets_of(
                 progress=lambda done, total: update(done, ""),
             )
     opened = distill.open_cache(place, key=key, names=names, in_memory=sum(size.values()) <= IN_MEMORY)
-    return distill.cached(pure, stored, opened, dtype=dtype)
+    frozen = distill.cached(pure, stored, opened, dtype=dtype)
+    return frozen._replace(params={}), lambda: frozen.params
 
 
 def _rows(config: LMMConfig, samples: Samples, size: int, dtype: str) -> int:
