@@ -11,9 +11,9 @@ import optax
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.pure import Params, functional
 from data.batching import Batches
+from data.facts import Loss, facts_loss, with_heads
 from data.maad.cell_grid import cell_classes
 from data.maad.drawing import latent_sizes
-from data.maad.facts import Loss, facts_loss, with_heads
 from data.maad.tiers import tier
 from distill import NO_TEACHER, Optimizer, State, Step, Teacher, init_state, make_step, parts, shard_state
 from distill.step import jitted
@@ -188,7 +188,7 @@ def facts_step(loss: Loss, optimizer: Optimizer) -> Step:
     """Creates the train step for facts, for `distill.train`.
 
     Args:
-        loss: from `data.maad.facts.facts_loss`.
+        loss: from `data.facts.facts_loss`.
         optimizer: from `distill.make_optimizer`.
 
     Returns:

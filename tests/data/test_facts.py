@@ -9,8 +9,8 @@ import pytest
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.presets import preset
 from antgmm_jax.pure import functional
+from data.facts import CELLS_WEIGHT, cell_logits, facts_loss, with_heads
 from data.maad.cell_grid import SIDE
-from data.maad.facts import CELLS_WEIGHT, cell_logits, facts_loss, with_heads
 from tests.pruning.models import CONFIGS
 from tests.reference import squares
 

@@ -9,7 +9,7 @@ import distill
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io import checkpoint
 from antgmm_jax.pure import functional
-from data.maad.facts import facts_loss, with_heads
+from data.facts import facts_loss, with_heads
 from experiments.run import stage as stages
 from experiments.run.objectives import facts_step
 from experiments.run.pipeline import Run
