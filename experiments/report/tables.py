@@ -172,6 +172,9 @@ def _models(report: Report) -> Table:
     for key, name in names.items():
         if key in teacher["scores"]:
             rows.append(_points(name, teacher["scores"][key], student["scores"][key]))
+    if "token_loss" in teacher["scores"]:
+        old, new = teacher["scores"]["token_loss"], student["scores"]["token_loss"]
+        rows.append(["token loss of the right answers", f"{old:.4f}", f"{new:.4f}", f"{new - old:+.4f} nats"])
     for engine, name in engines(report).items():
         times = latency[engine]
         rows.append(_ratio(f"{name} request, p50", times["teacher_ms"], times["student_ms"], _milliseconds))

@@ -517,7 +517,9 @@ def test_eval_scores_by_type(antgmm, tmp_path):
     figures = json.loads(antgmm(*words, "--json").stdout)
     assert figures["count"] == 12
     assert len(figures["by_type"]) == 12
-    assert "verdict" in antgmm(*words).stdout
+    assert set(figures["token_loss_by_type"]) == set(figures["by_type"])
+    shown = antgmm(*words).stdout
+    assert "verdict" in shown and f"{figures['token_loss']:.4f}" in shown
     # --prompt replaces the template: it must contain all text of the records.
     left_out = antgmm(*words, "--prompt", "Question: {question} Answer:")
     assert left_out.exit_code == 2 and "does not contain the text of rows" in left_out.stderr
