@@ -63,7 +63,7 @@ def phases(recipe: Recipe | Training, config: LMMConfig, load: Load) -> Iterator
         yield from _stage(recipe, work, config, teacher, load)
         config = _after(config, work.stage)
     yield _check(recipe, config, load)
-    if teacher is not None:
+    if isinstance(recipe, Recipe) and teacher is not None and recipe.report.latency:
         yield _report(recipe, teacher, load)
 
 
