@@ -1,6 +1,7 @@
 """Encoding of records: prompt and answers as token ids, images as the family's tree."""
 
 import hashlib
+import json
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -20,6 +21,9 @@ from data.rows import Row
 
 _FORMAT = 2
 """Format version of encoded rows; increase it to invalidate caches."""
+
+_IDLE = {"is_local", "local_files_only", "model_specific_special_tokens", "model_max_length"}
+"""Settings of a tokenizer that differ between a new one and its saved files, so that both share a cache."""
 
 
 class TooLong(NamedTuple):
@@ -142,8 +146,16 @@ class Encoder:
         with tempfile.TemporaryDirectory() as folder:
             self.inputs.processor.save_pretrained(folder)
             for path in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
-                digest.update(path.name.encode() + path.read_bytes())
+                digest.update(path.name.encode() + _content(path))
         return digest.hexdigest()
+
+
+def _content(path: Path) -> bytes:
+    """Content of a file of a processor, without settings of the tokenizer that change no row."""
+    if path.name != "tokenizer_config.json":
+        return path.read_bytes()
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    return json.dumps({name: value for name, value in settings.items() if name not in _IDLE}, sort_keys=True).encode()
 
 
 def refuse(named: Sequence[tuple[str, str]], long: Sequence[tuple[str, TooLong]], count: int, picture: str) -> None:

@@ -2,13 +2,27 @@
 
 import re
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float
 
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.extras import require
 
 VERDICT = "verdict"
+
+
+class TokenLosses(NamedTuple):
+    """Losses of the right answers under a model.
+
+    Attributes:
+        sums: cross-entropy of each record's answer tokens in nats, summed.
+        tokens: number of these tokens.
+    """
+
+    sums: Float[np.ndarray, " N"]
+    tokens: Float[np.ndarray, " N"]
 
 
 def normal(answer: str) -> str:
@@ -78,8 +92,20 @@ def _means(hits: np.ndarray, groups: Sequence[str]) -> dict[str, float]:
     return {name: float(hits[names == name].mean()) for name in dict.fromkeys(groups)}
 
 
+def _loss_means(losses: TokenLosses, groups: Sequence[str]) -> dict[str, float]:
+    """Mean per token of each group."""
+    names = np.asarray(groups, dtype=object)
+    inside = {name: names == name for name in dict.fromkeys(groups)}
+    return {name: float(losses.sums[at].sum() / losses.tokens[at].sum()) for name, at in inside.items()}
+
+
 def scores(
-    types: Sequence[str], answers: Sequence[str], references: Sequence[str], *, slices: Sequence[str] = ()
+    types: Sequence[str],
+    answers: Sequence[str],
+    references: Sequence[str],
+    *,
+    slices: Sequence[str] = (),
+    losses: TokenLosses | None = None,
 ) -> dict:
     """Computes all metrics of an evaluation, ignoring letter case and repeated spaces.
 
@@ -88,12 +114,14 @@ def scores(
         answers: answers of the model.
         references: correct answers.
         slices: slice of each record; empty without slices.
+        losses: losses of the references; None if they are not known.
 
     Returns:
         `count`, `exact_match` (mean over question types), `exact_match_micro` (mean over answers), `final_token`
         (correct last words, mean over types), `rouge_l`, `by_type` (exact match per type); `verdict_f1` if there are
-        verdict questions; `by_slice` (macro exact match per slice) if there are slices. All from 0 to 1, except
-        `count`.
+        verdict questions; `by_slice` (macro exact match per slice) if there are slices; `token_loss` (mean
+        cross-entropy of the references' tokens in nats) and `token_loss_by_type` if `losses` is given. All other
+        scores are from 0 to 1, except `count`.
 
     Raises:
         AntgmmError: there are no answers, or the lists have different lengths.
@@ -118,6 +146,9 @@ def scores(
     verdicts = [place for place, kind in enumerate(types) if kind == VERDICT]
     if verdicts:
         out["verdict_f1"] = macro_f1([_last(answers[i]) for i in verdicts], [_last(references[i]) for i in verdicts])
+    if losses is not None:
+        out["token_loss"] = float(losses.sums.sum() / losses.tokens.sum())
+        out["token_loss_by_type"] = _loss_means(losses, types)
     if len(slices):
         out["by_slice"] = {}
         for name in dict.fromkeys(slices):

@@ -4,7 +4,7 @@ from pruning.components import check_basis, principal
 from pruning.costs import Cost, cost, forward_flops
 from pruning.gates import gates_at, gates_of, ones
 from pruning.importance import activation, block_influence, last, magnitude, random, taylor
-from pruning.keep import Keep, as_kept, check, compose, identity, is_basis, merge, shrunk_config
+from pruning.keep import Keep, as_kept, check, compose, identity, is_basis, merge, shrunk_config, untied
 from pruning.planning import plan
 from pruning.shrinking import array_keep, shrink, shrink_hf, take
 from pruning.sizing import by_stage, free_axes, search
@@ -45,4 +45,5 @@ __all__ = [
     "shrunk_config",
     "take",
     "taylor",
+    "untied",
 ]

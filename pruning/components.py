@@ -23,6 +23,7 @@ from antgmm_jax.io.stored import Stored
 from antgmm_jax.parallel.sharding import place
 from antgmm_jax.pure import functional
 from pruning.importance import Batch, mean_of
+from pruning.keep import untied
 
 Path = tuple[str, ...]
 
@@ -46,8 +47,7 @@ def principal(
     Returns:
         axis -> float32 basis [n, k] that maps the model's n channels to the student's k. Its columns are orthogonal;
         under a LayerNorm, which subtracts the mean, they span k - 1 dimensions, and rows and columns sum to 0. They are
-        scaled so that a norm over k channels gives blocks inputs of the same scale as one over n. (A head that is
-        scaled by its width, as in tied T5, changes its scale as with any pruning.)
+        scaled so that a norm over k channels gives blocks inputs of the same scale as one over n.
 
     Raises:
         AntgmmError: an axis that has no such basis, too few or too many components, or no batch.
@@ -154,25 +154,34 @@ def _bias(kernel: Path) -> Path:
     return (*kernel[:-1], f"{kernel[-1]}_bias")
 
 
-def fold_norms(config: LMMConfig, params: Any, axes: Iterable[str]) -> Any:
-    """Moves scales and biases of norms into the linear maps that read them, so that all scales are 1.
-
-    The model computes the same, except with a tied head: it cannot absorb the scales of the last norm, which are
-    replaced by their mean.
+def untie(config: LMMConfig, params: Any) -> tuple[LMMConfig, Any]:
+    """Gives the head weights of its own, which contain its factor width ** -0.5 if it has one.
 
     Args:
         config: model config.
         params: model parameters.
+
+    Returns:
+        Config and parameters that compute the same logits.
+    """
+    language = params["language"]
+    head = language["tokens"].T if config.language.tied else language["out"]
+    if config.language.scaled_head:
+        head = (head.astype(jnp.float32) * config.language.decoder.embed**-0.5).astype(head.dtype)
+    return untied(config), {**params, "language": {**language, "out": head}}
+
+
+def fold_norms(config: LMMConfig, params: Any, axes: Iterable[str]) -> Any:
+    """Moves scales and biases of norms into the linear maps that read them, so that all scales are 1.
+
+    Args:
+        config: model config; for the text width, of a model with a head of its own (`untie`).
+        params: model parameters.
         axes: widths of the norms; `check_basis` must allow them.
 
     Returns:
-        Parameters of the same shapes; changed ones are float32.
-
-    Raises:
-        AntgmmError: the parameters are on disk (`Stored`).
+        Parameters of the same shapes that compute the same; changed ones are float32.
     """
-    if any(isinstance(leaf, Stored) for leaf in jax.tree.leaves(params)):
-        raise AntgmmError("pruning to principal components needs whole arrays: load the model with load_hf")
     names, leaves = _flat(functional(config).axes), _flat(params)
     for norm, readers in _readers(config, frozenset(axes)).items():
         scale = jnp.asarray(leaves[(*norm, "scale")], jnp.float32)
@@ -188,14 +197,14 @@ def fold_norms(config: LMMConfig, params: Any, axes: Iterable[str]) -> Any:
             if bias is not None:
                 leaves[_bias(path)] = leaves[_bias(path)] + jnp.sum(kernel * bias.reshape(along), axis=dim)
             leaves[path] = kernel * scale.reshape(along)
-        leaves[(*norm, "scale")] = jnp.ones_like(scale) if readers else jnp.full_like(scale, jnp.mean(scale))
+        leaves[(*norm, "scale")] = jnp.ones_like(scale)
         if bias is not None:
             leaves[(*norm, "bias")] = jnp.zeros_like(bias)
     return unflatten_dict(leaves)
 
 
-def project(config: LMMConfig, params: Any, bases: Mapping[str, np.ndarray]) -> Any:
-    """Projects parameters to new bases of their widths.
+def project(config: LMMConfig, params: Any, bases: Mapping[str, np.ndarray]) -> tuple[LMMConfig, Any]:
+    """Projects parameters to new bases of their widths; for the text width, it unties the head first.
 
     Args:
         config: model config.
@@ -203,13 +212,17 @@ def project(config: LMMConfig, params: Any, bases: Mapping[str, np.ndarray]) -> 
         bases: width axis -> float [n, k], from `principal`.
 
     Returns:
-        Parameters with k instead of n channels.
+        Config with the old sizes, and parameters with k instead of n channels.
 
     Raises:
-        AntgmmError: as in `check_basis` and `fold_norms`.
+        AntgmmError: as in `check_basis`, or the parameters are on disk (`Stored`).
     """
+    if any(isinstance(leaf, Stored) for leaf in jax.tree.leaves(params)):
+        raise AntgmmError("pruning to principal components needs whole arrays: load the model with load_hf")
     for axis in bases:
         check_basis(config, axis)
+    if "text/embed" in bases:
+        config, params = untie(config, params)
     names = _flat(functional(config).axes)
     norms, originals, out = set(_readers(config, frozenset(bases))), _flat(params), {}
     for path, leaf in _flat(fold_norms(config, params, bases)).items():
@@ -222,7 +235,7 @@ def project(config: LMMConfig, params: Any, bases: Mapping[str, np.ndarray]) -> 
                 projection = jnp.tensordot(leaf.astype(jnp.float32), jnp.asarray(bases[axis]), (dim, 0))
                 leaf = jnp.moveaxis(projection, -1, dim)
         out[path] = jax.block_until_ready(place(leaf.astype(originals[path].dtype), names[path]))
-    return unflatten_dict(out)
+    return config, unflatten_dict(out)
 
 
 def _flat(tree: Any) -> dict[Path, Any]:
@@ -230,7 +243,7 @@ def _flat(tree: Any) -> dict[Path, Any]:
 
 
 def _readers(config: LMMConfig, axes: frozenset[str]) -> dict[Path, tuple[Path, ...]]:
-    """Norm -> linear maps that read it, for the norms of some widths; empty if only the token table reads it."""
+    """Norm -> linear maps that read it, for the norms of some widths; the head counts as untied."""
     readers: dict[Path, tuple[Path, ...]] = {}
     for tower in towers(config).values():
         if tower.embed not in axes:
@@ -248,5 +261,5 @@ def _readers(config: LMMConfig, axes: frozenset[str]) -> dict[Path, tuple[Path, 
             readers["language", "encoder_norm"] = tuple(
                 ("language", "decoder", "cross", "attention", name) for name in "kv"
             )
-        readers["language", "norm"] = () if config.language.tied else (("language", "out"),)
+        readers["language", "norm"] = (("language", "out"),)
     return readers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -117,14 +118,22 @@ def shrunk_config(config: LMMConfig, keep: Keep) -> LMMConfig:
         keep: kept units as in `check`; other axes are not pruned.
 
     Returns:
-        Config with the new sizes, adjusted to the kept layers.
+        Config with the new sizes, adjusted to the kept layers. A basis of the text width unties the head: only a head
+        of its own can absorb the scales of the last norm.
 
     Raises:
         AntgmmError: `keep` does not fit the model, or no config of the family describes the kept layers.
     """
     check(config, keep)
+    if "text/embed" in keep and is_basis(keep["text/embed"]):
+        config = untied(config)
     smaller = resize(config, {axis: int(index.shape[-1]) for axis, index in keep.items()})
     return family(config).depth.reindex(config, smaller, keep)
+
+
+def untied(config: LMMConfig) -> LMMConfig:
+    """Returns the config of the same model with a head of its own that contains its factor width ** -0.5, if any."""
+    return replace(config, language=replace(config.language, tied=False, scaled_head=False))
 
 
 def compose(parent: Keep, keep: Keep) -> dict[str, np.ndarray]:

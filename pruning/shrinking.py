@@ -116,7 +116,7 @@ def shrink(config: LMMConfig, params: Any, keep: Keep) -> tuple[LMMConfig, Any]:
     smaller = shrunk_config(config, keep)
     bases = {axis: kept for axis, kept in keep.items() if is_basis(kept)}
     if bases:
-        params = project(config, params, bases)
+        config, params = project(config, params, bases)
     indices = {axis: kept for axis, kept in keep.items() if axis not in bases}
     return smaller, take(params, functional(config).axes, array_keep(config, indices))
 

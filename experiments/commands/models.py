@@ -30,7 +30,7 @@ class DType(StrEnum):
 
 
 def import_(model: Model, as_json: Json = False) -> None:
-    """Check every tensor of a checkpoint, and list its axes with their legal sizes."""
+    """Check every tensor and the chat template of a checkpoint, and list its axes with their legal sizes."""
     say(f"import: checking every tensor of {model}")
     import jax
 
@@ -42,17 +42,41 @@ def import_(model: Model, as_json: Json = False) -> None:
     for leaf in jax.tree.leaves(params):
         for _ in leaf.parts():  # reading checks the values; the model need not fit into memory
             pass
+    chat = _chat(model, config)
     local, present = local_axes(config), sizes(config)
     axes = {
         axis: {"size": size, "local": axis in local, **_legal(config, axis, size)} for axis, size in present.items()
     }
-    figures = {"family": config.family, "dtypes": dtypes(params), **_cost(config, 1, 64, 16), "axes": axes}
+    figures = {
+        "family": config.family,
+        "dtypes": dtypes(params),
+        **_cost(config, 1, 64, 16),
+        "axes": axes,
+        "chat": chat,
+    }
     rows = [
         (axis, f["size"], "local" if f["local"] else "shared", _runs(f["legal"]), ", ".join(f["tied"]))
         for axis, f in axes.items()
     ]
     shown = table(["axis", "units", "in each layer", "legal sizes", "tied axes"], rows, "Axes that can be pruned")
-    emit(figures, as_json, f"{model}: {config.family}, {', '.join(figures['dtypes'])}", _sizes(figures), shown)
+    title = f"{model}: {config.family}, {', '.join(figures['dtypes'])}"
+    emit(figures, as_json, title, _sizes(figures), shown, _chat_line(chat))
+
+
+def _chat(model: Path, config: "LMMConfig") -> dict[str, Any] | None:
+    """A question about a picture as the model reads it; None without a processor."""
+    from antgmm_jax.io.hub import local
+    from experiments.run.served_prompt import question_about_a_picture
+
+    files = ("processor_config.json", "preprocessor_config.json")
+    return question_about_a_picture(model, config) if any((local(model) / name).exists() for name in files) else None
+
+
+def _chat_line(chat: Mapping[str, Any] | None) -> str:
+    if chat is None:
+        return "no processor: save the model's processor in its directory before training on rows"
+    by = "by the chat template" if chat["template"] else "no chat template: a question about a picture is written"
+    return f"{by}, {chat['tokens']} tokens: {chat['text']!r}"
 
 
 def _legal(config: "LMMConfig", axis: str, size: int) -> dict[str, Any]:
@@ -109,6 +133,13 @@ def _by_phase(figures: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
             yield phase, tower, count(flops), count(figures["bytes"][phase][tower])
 
 
+class Measure(StrEnum):
+    """Ways to score units."""
+
+    ACTIVATION = "activation"
+    MAGNITUDE = "magnitude"
+
+
 def shrink(
     model: Model,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to create.")],
@@ -117,19 +148,32 @@ def shrink(
         typer.Option(metavar="AXIS=SIZE", help="Units to keep, or a fraction (with a decimal point). Can be repeated."),
     ] = None,
     like: Annotated[str, typer.Option(metavar="PRESET", help="Use all sizes of a preset instead.")] = "",
+    data: Annotated[
+        str, typer.Option(metavar="DATA", help=f"Rows to score units on, {FORMS}; the model must fit into memory.")
+    ] = "",
+    samples: Annotated[int, typer.Option(min=1, help="Number of these rows, from the first.")] = 64,
+    importance: Annotated[
+        Measure, typer.Option(help="activation (layers: block influence) on --data; or magnitude, which is far worse.")
+    ] = Measure.ACTIVATION,
     max_shard_size: Annotated[str, typer.Option(metavar="SIZE", help="Maximum size of a file, such as 500MB.")] = "5GB",
     disk: Annotated[bool, typer.Option("--disk", help="Also measure the time to copy the same bytes.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Prune a checkpoint by magnitude, without training. The model need not fit into memory."""
+    """Prune a checkpoint without training. With `--importance magnitude` it need not fit into memory."""
     if bool(size) == bool(like):
         raise AntgmmError("shrink needs either --size or --like")
+    if (importance is Measure.ACTIVATION) != bool(data):
+        raise AntgmmError(
+            "shrink scores units by their activations on a few of your rows: add --data jsonl:PATH; without rows,"
+            " --importance magnitude reads the weights alone and loses far more"
+        )
     say(f"shrink: pruning {model} to {like or ', '.join(size or ())}, into {out}")
     from antgmm_jax.io.convert import open_hf
     from experiments.run.disk_cut import cut, shown, targets_of
 
     targets = sizes_given(size) if size else targets_of(open_hf(model)[0], like)
-    figures = cut(model, targets, out, max_shard_size=max_shard_size, disk=disk)
+    rows = records(data, samples) if data else None
+    figures = cut(model, targets, out, records=rows, max_shard_size=max_shard_size, disk=disk)
     emit(figures, as_json, *shown(figures))
 
 
@@ -220,6 +264,9 @@ def _check_prompts(
 COMMANDS = {
     "import": (import_, "antgmm import experiments/teachers/maad-m"),
     "export": (export, "antgmm export runs/demo/stages/03-settle --like experiments/teachers/maad-m --out student"),
-    "shrink": (shrink, "antgmm shrink checkpoints/large --out checkpoints/small --like antgmm-300m"),
+    "shrink": (
+        shrink,
+        "antgmm shrink checkpoints/large --out checkpoints/small --like antgmm-300m --data jsonl:ads/train.jsonl",
+    ),
     "cost": (cost, "antgmm cost --preset antgmm-5b --length 256 --answer 32"),
 }

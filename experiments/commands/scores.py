@@ -117,12 +117,16 @@ def _served(server: "Server", source: "Source", prompt: str, max_new_tokens: int
 
 def _shown(figures: Mapping[str, Mapping[str, Any]], result: Mapping[str, Any]) -> list[Any]:
     """The scores as a table, with a column for each of server and JAX."""
-    kinds = [(kind or "-", [one["by_type"][kind] for one in figures.values()]) for kind in result["by_type"]]
-    rows = [*kinds, *((name, [one[name] for one in figures.values()]) for name in _SCORES)]
-    head = ["question type", *(["exact match"] if len(figures) == 1 else figures)]
-    shown: list[Any] = [
-        table(head, [(name, *(f"{value:.4f}" for value in row)) for name, row in rows], f"{result['count']} questions")
+    scored = [*figures.values()]
+    lossy = [one for one in scored if "token_loss" in one]  # a server tells none
+    rows = [
+        (kind or "-", *(one["by_type"][kind] for one in scored), *(one["token_loss_by_type"][kind] for one in lossy))
+        for kind in result["by_type"]
     ]
+    rows += [(name, *(one.get(name, "-") for one in scored)) for name in (*_SCORES, *["token_loss"] * len(lossy))]
+    head = ["question type", *(["exact match"] if len(figures) == 1 else figures), *["token loss"] * len(lossy)]
+    cells = [[f"{cell:.4f}" if isinstance(cell, float) else cell for cell in row] for row in rows]
+    shown: list[Any] = [table(head, cells, f"{result['count']} questions")]
     if "equal_answers" in result:
         shown.append(f"equal answers of server and JAX: {result['equal_answers']} of {result['count']}")
     return shown

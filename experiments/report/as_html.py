@@ -2,7 +2,7 @@
 
 import base64
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from os.path import realpath
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -72,11 +72,11 @@ def _named(prefix: str, plots_of_section: Iterator[tuple[str, str]]) -> Iterator
 def _pareto(report: Report) -> Iterator[tuple[str, str]]:
     scores = [(name, figures["exact_match"]) for name, figures in tables.models(report)]
     sizes = [figures["params"] for _, figures in tables.models(report)]
-    times = [latency["p50"] for _, latency in tables.latencies(report, "jax")]
-    for label, costs, form, unit in (
-        ("parameters", sizes, count, ""),
-        ("milliseconds per request in JAX", times, lambda value: f"{value:.3g}", " ms"),
-    ):
+    kinds: list[tuple[str, list[float], Callable[[float], str], str]] = [("parameters", sizes, count, "")]
+    if tables.engines(report):
+        times = [latency["p50"] for _, latency in tables.latencies(report, "jax")]
+        kinds.append(("milliseconds per request in JAX", times, lambda value: f"{value:.3g}", " ms"))
+    for label, costs, form, unit in kinds:
         points = [(name, cost, score) for (name, score), cost in zip(scores, costs, strict=True)]
         values = "; ".join(f"{name} {form(cost)}{unit}, {score:.3f}" for name, cost, score in points)
         caption = f"Exact match against {label}: higher and further to the left is better."

@@ -5,6 +5,7 @@ from typing import Any
 
 from rich.table import Table
 
+from experiments.report.tables import NOT_MEASURED
 from experiments.run.host.console import count, table
 
 
@@ -39,6 +40,8 @@ def summary(figures: Mapping[str, Any]) -> Table:
             energy = [times[model]["energy"] for model in ("teacher", "student")]
             name = f"energy per request in {name}, {energy[0]['source']}"
             rows.append(row(name, energy[0]["joules"], energy[1]["joules"], joules))
+    if "jax" not in latency:
+        rows.append(("latency", *[NOT_MEASURED] * 2, ""))
     for key, name in (("exact_match", "exact match (macro)"), ("exact_match_hard", "... on hard records")):
         if key in teacher:
             scores = (f"{model[key]:.4f}" for model in (teacher, student))

@@ -82,7 +82,7 @@ def assembled(
         folder: folder of the run.
         recipe: recipe of the run.
         scored: teacher and exported student.
-        times: from `latencies`.
+        times: from `latencies`; empty if latency is not measured.
         test: test records.
 
     Returns:
@@ -102,7 +102,9 @@ def assembled(
         },
         "latency": latency,
         "export": export_figures(json.loads((folder.report / "gate.json").read_text())),
-        "stages": [stage_figures(stage, test, times["jax"][stage]) for stage in stages_of(folder, recipe)],
+        "stages": [
+            stage_figures(stage, test, times["jax"][stage] if times else None) for stage in stages_of(folder, recipe)
+        ],
         "examples": [example(test, answers, index, place) for place, index in enumerate(chosen, 1)],
         "wall_seconds": folder.seconds,
         "energy": energy_figures(folder, latency),
@@ -159,13 +161,13 @@ def energy_figures(folder: RunFolder, latency: Mapping[str, Any]) -> dict[str, A
     return {"saved": saved, **{part: used[part]._asdict() for part in (WHOLE, "cache") if part in used}}
 
 
-def stage_figures(directory: Path, test: Samples, latency: Mapping[str, Any]) -> dict[str, Any]:
+def stage_figures(directory: Path, test: Samples, latency: Mapping[str, Any] | None) -> dict[str, Any]:
     """Returns sizes, losses, scores and latency of a finished stage.
 
     Args:
         directory: folder of the stage, `stages/NN-name`.
         test: test records.
-        latency: milliseconds by phase and energy of a request in JAX.
+        latency: milliseconds by phase and energy of a request in JAX; None if not measured.
 
     Returns:
         JSON types; `history` is the loss curve, `energy` includes all attempts at the stage.

@@ -13,6 +13,9 @@ Report = Mapping[str, Any]
 ENGINES = {"jax": "JAX", "torch": "PyTorch"}
 
 
+NOT_MEASURED = "not measured"
+
+
 class Table(NamedTuple):
     """A table of text cells. The first column is the row's name; the others are numbers, unless `prose` is set."""
 
@@ -37,14 +40,15 @@ def headline(report: Report) -> str:
         f"{_fold(ratios[engine], 'lower', 'higher')} {'latency ' if engine == 'jax' else ''}in {name}"
         for engine, name in engines(report).items()
     )
-    return (
-        f"{_fold(ratios['params'], 'fewer', 'more')} parameters, {latency}, {abs(lost):.1f} points of macro exact match"
-        f" {'lost' if lost >= 0 else 'gained'}."
-    )
+    size = f"{_fold(ratios['params'], 'fewer', 'more')} parameters"
+    points = f"{abs(lost):.1f} points of macro exact match {'lost' if lost >= 0 else 'gained'}"
+    return ", ".join(filter(None, [size, latency, points])) + "."
 
 
 def engines(report: Report) -> dict[str, str]:
-    """Returns key and name of the engines that were measured; PyTorch is left out without a device like JAX's."""
+    """Returns key and name of the engines that were measured: none if the recipe leaves latency out, and PyTorch only
+    with a device like JAX's.
+    """
     return {engine: name for engine, name in ENGINES.items() if engine in report["latency"]}
 
 
@@ -74,7 +78,7 @@ def sections(report: Report) -> list[Section]:
     Returns:
         The sections; hard records have one only if they were scored.
     """
-    latency, slices = report["latency"], _slices(report)
+    slices = _slices(report)
     result = [
         Section("models", "Teacher and student", _scored(report), _models(report)),
         Section(
@@ -85,14 +89,7 @@ def sections(report: Report) -> list[Section]:
             _stages(report),
         ),
         Section("towers", "Parameters by tower", "", _towers(report)),
-        Section(
-            "latency",
-            "Latency of a request",
-            f"Milliseconds at batch 1 with {latency['tokens']} answer tokens; medians for phases. PyTorch uses the"
-            " number of threads that is fastest for each model.",
-            _latency(report),
-        ),
-        Section("energy", "Energy of a request", _saved(report), _requests(report)),
+        *(_requests_sections(report) if engines(report) else ()),
         Section("compression", "Energy of the compression", _assumed(report), _compression(report)),
         Section("types", "Exact match by question type", "", _types(report)),
     ]
@@ -100,6 +97,18 @@ def sections(report: Report) -> list[Section]:
         text = "Macro exact match on the hard records, by the property that does not occur in training."
         result.append(Section("slices", "Exact match by hard slice", text, slices))
     return result
+
+
+def _requests_sections(report: Report) -> list[Section]:
+    """Sections about requests that were timed."""
+    text = (
+        f"Milliseconds at batch 1 with {report['latency']['tokens']} answer tokens; medians for phases."
+        " PyTorch uses the number of threads that is fastest for each model."
+    )
+    return [
+        Section("latency", "Latency of a request", text, _latency(report)),
+        Section("energy", "Energy of a request", _saved(report), _requests(report)),
+    ]
 
 
 def export_gate(report: Report) -> str:
@@ -172,9 +181,14 @@ def _models(report: Report) -> Table:
     for key, name in names.items():
         if key in teacher["scores"]:
             rows.append(_points(name, teacher["scores"][key], student["scores"][key]))
+    if "token_loss" in teacher["scores"]:
+        old, new = teacher["scores"]["token_loss"], student["scores"]["token_loss"]
+        rows.append(["token loss of the right answers", f"{old:.4f}", f"{new:.4f}", f"{new - old:+.4f} nats"])
     for engine, name in engines(report).items():
         times = latency[engine]
         rows.append(_ratio(f"{name} request, p50", times["teacher_ms"], times["student_ms"], _milliseconds))
+    if not engines(report):
+        rows.append(["latency of a request", *[NOT_MEASURED] * 2, "-"])
     return Table(["figure", "teacher", "student", "change"], rows)
 
 
@@ -192,14 +206,14 @@ def _milliseconds(value: float) -> str:
 
 def _stages(report: Report) -> Table:
     head = ["model", "parameters", "FLOPs", "exact match", "JAX p50", "loss", "seconds"]
-    times = dict(enumerate(latencies(report, "jax")))
+    times = [_milliseconds(latency["p50"]) for _, latency in latencies(report, "jax")] if engines(report) else []
     rows = [
         [
             name,
             count(figures["params"]),
             count(figures["flops"]),
             f"{figures['exact_match']:.4f}",
-            _milliseconds(times[place][1]["p50"]),
+            times[place] if times else NOT_MEASURED,
             _loss(figures),
             f"{figures['energy']['seconds']:.0f}" if "energy" in figures else "-",
         ]

@@ -76,7 +76,7 @@ def write_teacher_report(outcome: Outcome) -> dict[str, Any]:
 
 
 def write_report(outcome: Outcome) -> dict[str, Any]:
-    """Evaluates teacher and exported student, measures latency and energy, and writes `report/`.
+    """Evaluates teacher and exported student, measures latency and energy if wanted, and writes `report/`.
 
     One model at a time is in memory.
 
@@ -92,7 +92,7 @@ def write_report(outcome: Outcome) -> dict[str, Any]:
         name: score(name, model, recipe, test, hard, processor)
         for name, model in (("teacher", teacher), ("student", student))
     }
-    times = latencies(folder, recipe, teacher, student, test)
+    times = latencies(folder, recipe, teacher, student, test) if recipe.report.latency else {}
     sets = {"scores": recipe.evaluate.data, "scores_hard": recipe.hard}
     cards = [
         Score(described(data), *(scored[name].figures[key] for name in ("student", "teacher")))

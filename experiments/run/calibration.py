@@ -1,6 +1,8 @@
 """Importance scores of all axes for pruning, from calibration batches."""
 
 from collections.abc import Iterator, Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -8,12 +10,21 @@ import numpy as np
 import pruning
 from antgmm_jax.axes import sizes
 from antgmm_jax.config import LMMConfig, towers
+from antgmm_jax.io.placed import on_devices
 from antgmm_jax.parallel import preemption
 from antgmm_jax.parallel.sharding import shard_rows
 from antgmm_jax.pure import Params, functional, local_axes
+from data.record import PROMPT
+from data.source import Source
 from distill import LossConfig, make_loss
 from distill.teacher import to_dtype
-from experiments.run.samples import Samples
+from experiments.run.batch_size import compute_dtype, rows_that_fit
+from experiments.run.samples import Samples, load_processor
+from experiments.run.schema.stage import IMPORTANCE
+from pruning.importance import Scores
+
+_ROWS = 16
+"""Most rows of a batch that units are scored on."""
 
 
 def importance(
@@ -84,6 +95,33 @@ def importance(
         scores["principal"] = {axis: np.ones(len(basis), np.float32) for axis, basis in bases.items()}
     by_axis = {axis: scores[method][axis] for axis, method in methods.items() if axis in scores[method]}
     return by_axis, bases
+
+
+def scores_on(
+    records: Source, directory: str | Path, config: LMMConfig, params: Params, *, prompt: str = PROMPT
+) -> Scores:
+    """Scores all units of a model on records: layers by block influence, other units by activation.
+
+    Args:
+        records: the records; each is read once.
+        directory: Hugging Face directory of the model, with its processor.
+        config: model config.
+        params: model parameters; `Stored` ones are loaded.
+        prompt: prompt template.
+
+    Returns:
+        axis -> float32 scores, [n] for a shared axis or [L, n] for a local one.
+
+    Raises:
+        AntgmmError: there is no processor, or the model cannot read a record.
+    """
+    samples = Samples(records, load_processor(directory), config, prompt=prompt)
+    dtype = compute_dtype(str(jax.tree.leaves(params)[0].dtype))
+    rows = rows_that_fit(config, min(_ROWS, len(samples)), **samples.lengths, dtype=dtype)
+    batches, axes = -(-len(samples) // rows), sizes(config)
+    methods = {axis: next(how for pattern, how in IMPORTANCE.items() if fnmatchcase(axis, pattern)) for axis in axes}
+    loaded = on_devices(config, params)
+    return importance(config, loaded, methods, axes, samples, batch_size=rows, batches=batches, seed=0, dtype=dtype)[0]
 
 
 class _SafePoints(list[dict[str, jax.Array]]):

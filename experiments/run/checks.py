@@ -13,7 +13,7 @@ from antgmm_jax.families import complete
 from antgmm_jax.io import checkpoint
 from antgmm_jax.pure import Params
 from distill.optimizer import check_paths
-from experiments.run.cuts import segment_targets
+from experiments.run.cuts import planned, segment_targets
 from experiments.run.schema import Recipe, Stage, Work, can_score
 from experiments.run.student import Student
 
@@ -38,7 +38,7 @@ def check_sizes(start: Student, stages: tuple[Stage, ...], *, whole: Mapping[str
                 checkpoint.load_record(stage.weights)
             for targets in segment_targets(config, stage):
                 by_index |= _pruned_by_index(config, stage, targets, by_index)
-                config = pruning.planned_config(config, targets)
+                config = planned(config, stage, targets)
         except AntgmmError as error:
             raise AntgmmError(f"stage {stage.name!r}: {error}") from error
 

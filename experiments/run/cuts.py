@@ -76,3 +76,21 @@ def segment_targets(config: LMMConfig, stage: Stage) -> list[dict[str, int]]:
         }
         targets.append(pruning.legal_above(config, part))
     return [*targets, final]
+
+
+def planned(config: LMMConfig, stage: Stage, targets: Mapping[str, int]) -> LMMConfig:
+    """Returns the config after pruning a stage to given sizes; components of the text width untie the head.
+
+    Args:
+        config: model config before.
+        stage: the stage.
+        targets: axis -> units, legal; from `segment_targets`.
+
+    Returns:
+        Config of the pruned model, as in `pruning.planned_config`.
+    """
+    if not targets:
+        return config
+    smaller, width = pruning.planned_config(config, targets), "text/embed"
+    cut = sizes(smaller)[width] < sizes(config)[width]
+    return pruning.untied(smaller) if cut and stage.method(width) == "principal" else smaller

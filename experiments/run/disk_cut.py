@@ -1,4 +1,4 @@
-"""Pruning of a checkpoint on disk by magnitude, with its speed relative to the disk."""
+"""Pruning of a checkpoint on disk, with its speed relative to the disk."""
 
 import math
 import time
@@ -17,6 +17,8 @@ from antgmm_jax.io.convert import open_hf, save_hf
 from antgmm_jax.io.hub import local
 from antgmm_jax.presets import preset
 from antgmm_jax.pure import Params
+from data.source import Source
+from experiments.run.calibration import scores_on
 from experiments.run.card import Origin, title_of, write_card
 from experiments.run.completion import complete
 from experiments.run.host import resources
@@ -83,14 +85,21 @@ class _Reading:
 
 
 def cut(
-    source: Path, targets: Mapping[str, int | float], out: Path, *, max_shard_size: str = "5GB", disk: bool = False
+    source: Path,
+    targets: Mapping[str, int | float],
+    out: Path,
+    *,
+    records: Source | None,
+    max_shard_size: str = "5GB",
+    disk: bool = False,
 ) -> dict[str, Any]:
-    """Prunes a checkpoint by magnitude, with one tensor in memory at a time.
+    """Prunes a checkpoint without training, with one tensor in memory at a time.
 
     Args:
         source: Hugging Face directory, or a name of the Hub.
         targets: axis -> units to keep, or (float) the fraction to keep.
         out: folder to create.
+        records: records to score units on (`scores_on`), with the whole model in memory; None for norms of weights.
         max_shard_size: larger weights are split into shards.
         disk: whether to also measure the speed of the disk.
 
@@ -103,7 +112,8 @@ def cut(
     """
     if out.exists():
         raise AntgmmError(f"{out} exists: choose another name or remove it")
-    prompt, origin = noted_prompt(source), Origin("pruned by magnitude, without training,", str(source))
+    how = "magnitude" if records is None else f"its activations on {len(records)} rows"
+    prompt, origin = noted_prompt(source), Origin(f"pruned by {how}, without training,", str(source))
     source = local(source)
     with fresh(out) as partial:
         with resources.PeakMemory() as memory:
@@ -112,8 +122,12 @@ def cut(
             pruning.resolve(config, targets)  # checks the sizes before reading anything
             if disk:
                 resources.forget(_weights(source))
-            with reading.phase("magnitude", _bytes(params, params)) as score:
-                keep = pruning.plan(pruning.magnitude(params, config), config, targets)
+            with reading.phase("score", _bytes(params, params)) as score:
+                if records is None:
+                    scores = pruning.magnitude(params, config)
+                else:
+                    scores = scores_on(records, source, config, params, prompt=prompt)
+                keep = pruning.plan(scores, config, targets)
             smaller, kept = pruning.shrink(config, params, keep)
             if disk:
                 resources.forget(_weights(source))

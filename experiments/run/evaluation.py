@@ -1,20 +1,27 @@
-"""Evaluation of a model by greedy answers to all questions."""
+"""Evaluation of a model by greedy answers to all questions, and by the loss of the right answers' tokens."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int
 from transformers import ProcessorMixin
 
+from antgmm_jax.blocks.pictures import without_pixels
 from antgmm_jax.config import LMMConfig
-from antgmm_jax.decoding import generate
+from antgmm_jax.decoding import generate, phases
 from antgmm_jax.io.placed import on_devices
 from antgmm_jax.parallel.processes import gather
 from antgmm_jax.parallel.sharding import shard_rows
-from antgmm_jax.pure import Params
+from antgmm_jax.pure import Params, functional
 from data.encoding import decode
-from data.metrics import scores
+from data.metrics import TokenLosses, scores
 from data.source import Source
+from distill.chunked import at_positions
+from distill.losses import hard
 from experiments.run.batch_size import rows_that_fit
 from experiments.run.samples import Samples
 
@@ -46,31 +53,57 @@ def evaluate(
         The result of `data.metrics.scores`, and the answers.
     """
     params = on_devices(config, params, dtype)
-    lengths = {**samples.lengths, "answer": max_new_tokens}
+    lengths = samples.lengths
+    lengths["answer"] = max(lengths["answer"], max_new_tokens)
     batch_size = rows_that_fit(config, min(batch_size, len(samples)), **lengths, dtype=dtype)
-    tokens, done = np.zeros((len(samples), max_new_tokens), np.int32), 0
+    (eos, pad), done = samples.end_tokens, 0
+    tokens, losses = np.zeros((len(samples), max_new_tokens), np.int32), np.zeros((2, len(samples)))
+    vision = phases(config, max_new_tokens, (eos,), pad).vision
     # A batch decodes until its longest answer ends, so batch questions with answers of similar length.
     for batch in samples.in_order(batch_size, prompts=True, by_length=True):
-        prompt = {name: batch[f"prompt/{name}"] for name in ("input_ids", "attention_mask")}
-        prompt |= {name: batch[name] for name in ("images", "index")}
-        (eos, pad), placed = samples.end_tokens, shard_rows(prompt)
-        generated = generate(config, params, placed, max_new_tokens=max_new_tokens, eos=eos, pad=pad)
-        index, generated = gather((placed["index"], generated))
-        tokens[index] = generated
+        placed = _with_features(params, shard_rows(batch), vision)
+        prompt = {**placed, **{name: placed[f"prompt/{name}"] for name in ("input_ids", "attention_mask")}}
+        generated = generate(config, params, prompt, max_new_tokens=max_new_tokens, eos=eos, pad=pad)
+        index, generated, *sums = gather((placed["index"], generated, *_answer_losses(config)(params, placed)))
+        tokens[index], losses[:, index] = generated, sums
         done += len(index)
         progress(min(done, len(samples)), "")
     answers = decode(processor, tokens)
-    return metrics(samples.records, answers), answers
+    return metrics(samples.records, answers, TokenLosses(*losses)), answers
 
 
-def metrics(records: Source, answers: Sequence[str]) -> dict[str, Any]:
+def _with_features(params: Params, batch: Mapping[str, Any], vision: Callable[..., Array]) -> dict[str, Any]:
+    """A batch with image features instead of pixels, for the answers and for the loss."""
+    images = batch["images"]
+    features = {"vision_features": vision(params, images)} if images["valid"].shape[1] else {}
+    return {**batch, "images": without_pixels(images), **features}
+
+
+@lru_cache(maxsize=32)
+def _answer_losses(config: LMMConfig) -> Callable[..., tuple[Float[Array, " B"], Int[Array, " B"]]]:
+    """Jitted (params, batch) -> sum of the cross-entropy of each row's answer tokens, and number of these tokens."""
+    pure = functional(config)
+
+    @jax.jit
+    def sums(params: Params, batch: Mapping[str, Any]) -> tuple[Array, Array]:
+        final = pure.apply(params, batch, collect=("final",))["final"]
+        values = hard(pure.head(params, at_positions(final, batch["positions"])), batch["targets"])
+        valid = batch["targets"] >= 0
+        return jnp.sum(jnp.where(valid, values, 0.0), axis=1), valid.sum(axis=1)
+
+    return sums
+
+
+def metrics(records: Source, answers: Sequence[str], losses: TokenLosses | None = None) -> dict[str, Any]:
     """Scores the answers to all records; the result of `data.metrics.scores`.
 
     Args:
         records: the records.
         answers: one per record.
+        losses: of the right answers, if they are known.
     """
     rows = [records.words(row) for row in range(len(records))]
     slices = [row.slice for row in rows]
     expected = [row.answer for row in rows]
-    return scores([row.type for row in rows], answers, expected, slices=slices if any(slices) else ())
+    types = [row.type for row in rows]
+    return scores(types, answers, expected, slices=slices if any(slices) else (), losses=losses)

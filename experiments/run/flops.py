@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import pruning
 from antgmm_jax.config import IMAGE_SIDE, LMMConfig
-from experiments.run.cuts import reads_features, segment_targets
+from experiments.run.cuts import planned, reads_features, segment_targets
 from experiments.run.features import views
 from experiments.run.schema import Recipe, Stage, Training, Work
 
@@ -75,7 +75,7 @@ def stage_flops(config: LMMConfig, recipe: Recipe | Training, *, length: int, an
         computed = views(stage.shift) * rows if features and kept != stage.shift else 0
         kept, total, current = (stage.shift if features else None), 0, config
         for targets in segments:
-            smaller = pruning.planned_config(current, targets)
+            smaller = planned(current, stage, targets)
             for steps, model in ((stage.mask_steps, current), (stage.recover_steps, smaller)):
                 if work.objective == "facts":
                     each = 3 * _image_flops(model, stage.optimizer.batch_size)

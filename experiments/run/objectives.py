@@ -1,4 +1,4 @@
-"""Training objectives of a stage: answers (of the data and a teacher), or facts about MAAD-synth's images."""
+"""Training objectives of a stage: answers (of the data and a teacher), or facts about images."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
@@ -11,9 +11,9 @@ import optax
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.pure import Params, functional
 from data.batching import Batches
+from data.facts import Loss, classes_of, facts_loss, with_heads
 from data.maad.cell_grid import cell_classes
 from data.maad.drawing import latent_sizes
-from data.maad.facts import Loss, facts_loss, with_heads
 from data.maad.tiers import tier
 from distill import NO_TEACHER, Optimizer, State, Step, Teacher, init_state, make_step, parts, shard_state
 from distill.step import jitted
@@ -151,7 +151,7 @@ class Answers:
 
 
 class Facts:
-    """Pretraining of the image side on facts about MAAD-synth's images, with heads that are dropped afterwards.
+    """Pretraining of the image side on facts about images, with heads that are dropped afterwards.
 
     Args:
         work: the stage.
@@ -159,18 +159,18 @@ class Facts:
         start: model before the stage.
 
     Raises:
-        AntgmmError: the model's bridge has no stack, or the model does not fit the facts.
+        AntgmmError: the model's bridge has no stack, the model does not fit the facts, or rows lack facts.
     """
 
     root, teacher = "model/", NO_TEACHER
 
     def __init__(self, work: Work, shared: Shared, start: Student):
-        assert isinstance(shared.recipe.data, MaadData)  # checked by the schema
-        name = shared.recipe.data.tier
-        self._stage, self._params, self._facts = work.stage, start.load(), latent_sizes(name)
-        self._trained = with_heads(
-            start.config, self._params, self._facts, cell_classes(tier(name)), jax.random.key(work.seed)
-        )
+        data, key = shared.recipe.data, jax.random.key(work.seed)
+        drawn = tier(data.tier) if isinstance(data, MaadData) else None
+        self._stage, self._params = work.stage, start.load()
+        self._facts = latent_sizes(drawn.name) if drawn else classes_of(shared.samples.latents())
+        classes = cell_classes(drawn) if drawn else 0
+        self._trained = with_heads(start.config, self._params, self._facts, classes, key)
         shared.features.drop()
         self.data = shared.samples.facts(work.stage.optimizer.batch_size, work.seed, [*self._facts])
 
@@ -187,7 +187,7 @@ class Facts:
         return init_state(self._trained, optimizer)
 
     def step(self, config: LMMConfig, keep: Mapping[str, np.ndarray], optimizer: Optimizer) -> Step:
-        """Creates a step with the losses of facts and cells."""
+        """Creates a step with the losses of facts and, for MAAD-synth, of cells."""
         table = self._stage.optimizer
         return facts_step(
             facts_loss(config, self._params, self._facts, dtype=jnp.dtype(table.dtype), remat=table.remat),
@@ -203,7 +203,7 @@ def facts_step(loss: Loss, optimizer: Optimizer) -> Step:
     """Creates the train step for facts, for `distill.train`.
 
     Args:
-        loss: from `data.maad.facts.facts_loss`.
+        loss: from `data.facts.facts_loss`.
         optimizer: from `distill.make_optimizer`.
 
     Returns:

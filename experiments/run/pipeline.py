@@ -210,8 +210,8 @@ class Run:
         metrics: dict[str, Any] = {"history": result.history}
         if work.objective == "answers":
             params = completed(result.params, student)
-            metrics["scores"] = self._scores(f"scores after {work.title}", result.config, params, self.test)
-            say(f"{work.title}: exact match {metrics['scores']['exact_match']:.3f}")
+            scores = metrics["scores"] = self._scores(f"scores after {work.title}", result.config, params, self.test)
+            say(f"{work.title}: exact match {scores['exact_match']:.3f}, token loss {scores['token_loss']:.3f}")
         metrics["energy"] = energy()._asdict()
         record = self._record(work, result, shared) | {"metrics": metrics}
         done = self.folder.stage(work.number, work.stage.name)

@@ -200,6 +200,14 @@ class Samples:
 
         return batches(make, widths.groups(self.needs), **options)
 
+    def latents(self) -> Iterator[tuple[str, dict[str, int]]]:
+        """Iterates over name and facts of all records. Raises AntgmmError at one without an image."""
+        for row, slots in enumerate(self.rows.index.slots):
+            name = self.records.words(row).id or f"record {row + 1}"
+            if not slots:
+                raise AntgmmError(f"{name} has no image: a phase of kind facts needs one in every row")
+            yield name, self.rows.tokens(row)["latents"]
+
     def facts(self, size: int, seed: int, names: Sequence[str]) -> Batches:
         """Returns an endless iterator of shuffled batches of images with facts, for pretraining an image encoder.
 
@@ -209,7 +217,7 @@ class Samples:
             names: names of the facts.
 
         Returns:
-            The iterator of `images`, `cells` and `fact/NAME` int32 [size].
+            The iterator of `images`, `fact/NAME` int32 [size] and, if the records have them, `cells`.
         """
         own = local_rows(size)
 
@@ -217,8 +225,8 @@ class Samples:
             encoded = [self.rows[int(row)] for row in index[own]]
             images = collate.pictures([[row["images"]] for row in encoded], self._whole.slots[-1])
             facts = {f"fact/{name}": np.array([row["latents"][name] for row in encoded]) for name in names}
-            cells = np.stack([row["cells"] for row in encoded])
-            return {"images": images, "cells": cells, **facts, "index": index[own].astype(np.int32)}
+            cells = {"cells": np.stack([row["cells"] for row in encoded])} if "cells" in encoded[0] else {}
+            return {"images": images, **cells, **facts, "index": index[own].astype(np.int32)}
 
         return batches(make, np.zeros(len(self), int), size=size, seed=seed, threads=self._threads)
 

@@ -7,8 +7,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from transformers import ProcessorMixin
 
+from antgmm_jax.config import LMMConfig
+from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families.common.words import Messages, user_turn
 from antgmm_jax.io.loading import load_processor
+from data.encoding import Encoder
+from data.files import BadRow
+from data.record import Record
 from experiments.run.samples import Samples
 
 TEMPLATE = "chat_template.jinja"
@@ -28,6 +33,31 @@ class Conversation(NamedTuple):
     messages: Messages
     images: Sequence[np.ndarray]
     ids: np.ndarray
+
+
+def question_about_a_picture(directory: Path, config: LMMConfig) -> dict[str, Any]:
+    """Renders a question about a picture as in training, to check that the model can read it.
+
+    Args:
+        directory: Hugging Face directory, or a name of the Hub.
+        config: its config.
+
+    Returns:
+        `template`, whether the processor has a chat template; `text`, the question as rendered; and `tokens`, the
+        number of its tokens.
+
+    Raises:
+        AntgmmError: the directory has no processor, or its chat template holds no picture or no answer.
+    """
+    processor: Any = load_processor(directory)
+    picture = np.zeros((config.side, config.side, 3), np.uint8)
+    try:
+        encoder = Encoder(processor, config, max_length=1 << 20, template="{question}")
+        row = encoder(Record(images=(picture,), question="question", answer="answer"))
+    except (AntgmmError, BadRow) as error:
+        raise AntgmmError(f"{directory} cannot read a question about a picture: {error}") from error
+    text = encoder.inputs.chat(user_turn("question", 1))
+    return {"template": bool(processor.chat_template), "text": text, "tokens": len(row["prompt"])}
 
 
 def conversations(samples: Samples, count: int) -> list[Conversation]:

@@ -9,8 +9,8 @@ import pytest
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.presets import preset
 from antgmm_jax.pure import functional
+from data.facts import CELLS_WEIGHT, cell_logits, classes_of, facts_loss, with_heads
 from data.maad.cell_grid import SIDE
-from data.maad.facts import CELLS_WEIGHT, cell_logits, facts_loss, with_heads
 from tests.pruning.models import CONFIGS
 from tests.reference import squares
 
@@ -55,8 +55,30 @@ def test_the_loss_is_the_mean_over_facts_plus_the_weighted_cell_loss():
     dense = np.asarray(ce(cell_logits(CONFIG.vision, trained["cells"], states), rows["cells"].astype(np.int32)))
     weight = np.where(rows["cells"] > 0, 1.0, 0.2)
     expected = np.mean(facts) + CELLS_WEIGHT * (weight * dense).sum() / weight.sum()
-    loss, _ = facts_loss(CONFIG, params, FACTS, dtype=jnp.float32)(trained, rows)
-    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    facts_and_cells = facts_loss(CONFIG, params, FACTS, dtype=jnp.float32)
+    np.testing.assert_allclose(facts_and_cells(trained, rows)[0], expected, rtol=1e-5)
+    # Rows of users have no cells.
+    plain = {name: trained[name] for name in ("model", "facts")}
+    del rows["cells"]
+    np.testing.assert_allclose(facts_and_cells(plain, rows)[0], np.mean(facts), rtol=1e-5)
+    assert with_heads(CONFIG, params, FACTS, 0, jax.random.key(1)).keys() == plain.keys()
+
+
+def test_classes_are_counted_from_the_rows():
+    assert classes_of([("a", {"colour": 2, "sign": 0}), ("b", {"sign": 1, "colour": 0})]) == FACTS
+
+
+@pytest.mark.parametrize(
+    ("rows", "fault"),
+    [
+        ([{"x": 1}, {"x": 1, "y": 0}], "b: latents x, y: a phase of kind facts needs the same in all rows, here x"),
+        ([{}], r"a: latents \(none\): a phase of kind facts needs the same in all rows"),
+        ([{"x": 0}, {"x": -1}], "b: latent x = -1: number its classes from 0"),
+    ],
+)
+def test_rows_without_the_same_facts_are_refused(rows, fault):
+    with pytest.raises(AntgmmError, match=fault):
+        classes_of(zip("ab", rows, strict=False))
 
 
 def test_patches_that_split_cells_are_refused():

@@ -1,10 +1,11 @@
 """Metrics equal numbers computed by hand."""
 
+import numpy as np
 import pytest
 from rouge_score.tokenizers import DefaultTokenizer
 
 from antgmm_jax.errors import AntgmmError
-from data.metrics import _Words, macro_f1, rouge_l, scores
+from data.metrics import TokenLosses, _Words, macro_f1, rouge_l, scores
 
 
 def test_exact_match_is_averaged_over_types():
@@ -59,3 +60,10 @@ def test_nothing_or_uneven_lists_are_refused():
         scores([], [], [])
     with pytest.raises(AntgmmError, match="equally many"):
         scores(["a"], ["x", "y"], ["x", "y"])
+
+
+def test_token_losses_are_averaged_over_tokens():
+    losses = TokenLosses(np.array([3.0, 1.0, 2.0]), np.array([1.0, 3.0, 4.0]))
+    out = scores(["a", "a", "b"], ["x"] * 3, ["x"] * 3, losses=losses)
+    assert out["token_loss"] == 6 / 8
+    assert out["token_loss_by_type"] == {"a": 1.0, "b": 0.5}

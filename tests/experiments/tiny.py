@@ -52,6 +52,7 @@ RECIPE = (
 dtype = "float32"
 [[stage]]
 name = "{name}"
+importance = "taylor"
 mask_steps = 2
 recover_steps = 2
 sizes = {{ {sizes} }}
@@ -89,6 +90,7 @@ sizes = {{ "vision/mlp" = 16, "bridge/embed" = 16 }}
 [[stage]]
 name = "language"
 frozen = ["vision", "bridge/stack", "bridge/norm", "bridge/queries"]
+importance = "taylor"
 mask_steps = 1
 recover_steps = 3
 sizes = {{ "decoder/mlp" = 16, "encoder/mlp" = 16, "text/embed" = 16 }}

@@ -76,6 +76,6 @@ def test_a_row_longer_than_the_table_of_positions_is_refused(opt):
 
 
 def test_the_width_of_opt_has_no_principal_components(opt):
-    """Its tied head cannot absorb the bias of the last norm."""
-    with pytest.raises(AntgmmError, match="no linear map absorbs the bias of language/norm"):
+    """Its head cannot absorb the bias of the last norm."""
+    with pytest.raises(AntgmmError, match="language/out has no bias to absorb the bias of its norm"):
         check_basis(opt.config, "text/embed")

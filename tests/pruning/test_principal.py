@@ -10,9 +10,9 @@ import pytest
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io.convert import open_hf, save_hf
 from antgmm_jax.pure import functional, is_axes
-from pruning.components import fold_norms, principal
+from pruning.components import fold_norms, principal, untie
 from pruning.gates import gates_of
-from pruning.keep import compose, identity, merge
+from pruning.keep import compose, identity, merge, untied
 from pruning.shrinking import shrink
 from tests.pruning.models import CONFIGS, batch_of, parameters
 
@@ -21,12 +21,7 @@ CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 
 
 def model(family):
-    """A config and its parameters; the norm before a tied head has one scale, because only then it can be folded."""
-    config, params = CONFIGS[family], parameters(family)
-    if config.language.tied:
-        scale = np.full_like(params["language"]["norm"]["scale"], 1.3)
-        params = {**params, "language": {**params["language"], "norm": {"scale": scale}}}
-    return config, params
+    return CONFIGS[family], parameters(family)
 
 
 def logits(config, params, batch):
@@ -45,9 +40,9 @@ def test_keeping_all_components_leaves_the_logits_unchanged(family, axis):
     assert not np.allclose(basis[axis], np.eye(size))
     before = jax.tree.map(np.copy, params)
     same, turned = shrink(config, params, basis)
-    assert same == config
+    assert same == (untied(config) if axis == "text/embed" else config)
     jax.tree.map(np.testing.assert_array_equal, params, before)
-    np.testing.assert_allclose(logits(config, turned, batch), logits(config, params, batch), **CLOSE)
+    np.testing.assert_allclose(logits(same, turned, batch), logits(config, params, batch), **CLOSE)
 
 
 @pytest.mark.parametrize(("family", "axis"), WIDTHS)
@@ -67,22 +62,21 @@ def test_unused_directions_are_cut_without_loss(family, axis):
         dim = names.index(axis)
         return np.moveaxis(np.tensordot(leaf, onto, (dim, 0)), -1, dim)
 
+    config, params = untie(config, params)
     params = jax.tree_util.tree_map_with_path(
         flatten, fold_norms(config, params, [axis]), jax.tree.unflatten(jax.tree.structure(params), axes_of(config))
     )
     smaller, cut = shrink(config, params, components(config, params, batch, axis, held + centred))
     assert identity(smaller)[axis].size == held + centred
-    # T5's head divides by the square root of the width, which the cut changes.
-    rescale = (held / size) ** 0.5 if config.language.scaled_head and axis == "text/embed" else 1.0
-    np.testing.assert_allclose(rescale * logits(smaller, cut, batch), logits(config, params, batch), **CLOSE)
+    np.testing.assert_allclose(logits(smaller, cut, batch), logits(config, params, batch), **CLOSE)
 
 
-def test_the_norm_before_a_tied_head_keeps_its_mean_scale():
-    config, params = CONFIGS["blip2_t5"], parameters("blip2_t5")
-    scale = params["language"]["norm"]["scale"]
-    folded = fold_norms(config, params, ["text/embed"])["language"]["norm"]["scale"]
-    np.testing.assert_allclose(folded, np.full(scale.shape, scale.mean()), rtol=1e-6)
-    assert not np.allclose(scale, scale.mean())
+def test_an_untied_head_is_the_scaled_token_table():
+    config, params = model("blip2_t5")  # tied and scaled by 20 ** -0.5, as in T5 v1.0
+    own, apart = untie(config, params)
+    assert not own.language.tied and not own.language.scaled_head
+    np.testing.assert_allclose(apart["language"]["out"], params["language"]["tokens"].T / 20**0.5, rtol=1e-6)
+    assert apart["language"]["tokens"] is params["language"]["tokens"]
 
 
 def axes_of(config):

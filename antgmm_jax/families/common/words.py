@@ -70,7 +70,7 @@ def rendered(processor: ProcessorMixin, messages: Messages, plain: Callable[[str
         turns: Any = list(messages)
         try:
             return processor.apply_chat_template(turns, add_generation_prompt=messages[-1]["role"] == "user")
-        except TemplateError as error:
+        except (TemplateError, TypeError) as error:  # templates for text alone join lists of parts with strings
             raise AntgmmError(f"the chat template refuses the conversation: {error}") from error
     parts = messages[0]["content"]
     pictures = sum(part["type"] == "image" for part in parts)

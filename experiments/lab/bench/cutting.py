@@ -64,4 +64,4 @@ def shrinking(large: str, small: str, folder: Path) -> dict[str, Any]:
         source = Path(place) / "source"
         say(f"bench: a random {large}")
         random_checkpoint(config, source)
-        return cut(source, targets_of(config, small), Path(place) / "cut", disk=True)
+        return cut(source, targets_of(config, small), Path(place) / "cut", records=None, disk=True)

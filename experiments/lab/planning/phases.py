@@ -24,7 +24,7 @@ from experiments.lab.planning.programs import bytes_of
 from experiments.lab.planning.shapes import batch_shapes, mesh_for, model_shapes
 from experiments.lab.planning.step import StepSpec
 from experiments.run.batch_size import rows_that_fit
-from experiments.run.cuts import reads_features, segment_targets
+from experiments.run.cuts import planned, reads_features, segment_targets
 from experiments.run.features import views
 from experiments.run.schema import Recipe, Stage, Training, Work
 from experiments.run.stage import optimizer_of
@@ -63,7 +63,7 @@ def phases(recipe: Recipe | Training, config: LMMConfig, load: Load) -> Iterator
         yield from _stage(recipe, work, config, teacher, load)
         config = _after(config, work.stage)
     yield _check(recipe, config, load)
-    if teacher is not None:
+    if isinstance(recipe, Recipe) and teacher is not None and recipe.report.latency:
         yield _report(recipe, teacher, load)
 
 
@@ -72,8 +72,7 @@ def _reads_logits(recipe: Recipe) -> bool:
 
 
 def _after(config: LMMConfig, stage: Stage) -> LMMConfig:
-    targets = segment_targets(config, stage)[-1]
-    return pruning.planned_config(config, targets) if targets else config
+    return planned(config, stage, segment_targets(config, stage)[-1])
 
 
 def _rows(config: LMMConfig, most: int, dtype: str, load: Load, *, text: int = 0, answer: int = 0) -> int:
@@ -138,7 +137,7 @@ def _stage(
         yield _features(recipe, work, config, load)
     if "taylor" in {stage.method(axis) for axis in targets[-1]}:
         yield _importance(recipe, work, config, load)
-    first = pruning.planned_config(config, targets[0]) if targets[0] else config
+    first = planned(config, stage, targets[0])
     spec = _spec(recipe, work, config if stage.mask_steps else first, teacher, load)._replace(features=features)
     step = steps.compiled(spec, load.mesh, load.chip)
     state = step.memory["parameters"] + step.memory["moments"]

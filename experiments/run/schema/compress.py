@@ -52,6 +52,16 @@ class EvaluateTwice(Evaluate):
     hard: MaadData | FileData | TfdsData | None = Field(default=None, discriminator="kind")
 
 
+class Report(Table):
+    """The report of a run.
+
+    Attributes:
+      latency: whether to time requests to teacher, stages and student, and measure their energy.
+    """
+
+    latency: bool = True
+
+
 class Recipe(BaseRecipe):
     """Prunes and distils a trained model, stage by stage.
 
@@ -61,6 +71,7 @@ class Recipe(BaseRecipe):
       stages: the stages, in order.
       calibration_batches: number of batches for importance scores; always with one sample per row and full width.
       parent: folder of a finished stage of another run to start from; "" for the teacher.
+      report: what the report measures.
     """
 
     teacher: Teacher
@@ -69,6 +80,7 @@ class Recipe(BaseRecipe):
     stages: tuple[Stage, ...] = Field(alias="stage")
     calibration_batches: Count = 8
     parent: str = ""
+    report: Report = Report()
 
     @property
     def work(self) -> tuple[Work, ...]:

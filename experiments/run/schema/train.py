@@ -37,7 +37,8 @@ class Phase(Table):
 
     Attributes:
       name: name of the phase and its folder.
-      kind: "facts" trains the image side on facts about MAAD-synth's images, "answers" the model on answers.
+      kind: "facts" trains the image side on facts about images: MAAD-synth's, or the `latents` of your rows; "answers"
+        the model on answers.
       steps: optimizer steps.
       frozen: path prefixes of parameters that an "answers" phase does not train, such as "language/encoder".
       optimizer: differences from the top-level [optimizer].
@@ -97,9 +98,4 @@ class Training(BaseRecipe):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         check_names("phase", [phase.name for phase in self.phases])
-        facts = [phase.name for phase in self.phases if phase.kind == "facts"]
-        if facts and self.data.kind != "maad":
-            raise ValueError(
-                f"phase {facts[0]!r} needs the facts of MAAD-synth, which data of kind {self.data.kind!r} does not have"
-            )
         return self

@@ -38,6 +38,7 @@ COMMANDS = [
     *(["lab", name] for name in ("bench", "stalls", "stream", "memory", "accelerator", "study", "peers", "energy")),
     *(["lab", name] for name in ("servers", "plans")),
 ]
+SHRINK = ("shrink", "nowhere", "--out", "o", "--importance", "magnitude")
 SERVICE = ("lab", "energy", "--watts", "400", "--teacher-ms", "700", "--student-ms", "90")
 # Commands may cause warnings of PyTorch and transformers.
 pytestmark = pytest.mark.filterwarnings("default")
@@ -100,7 +101,7 @@ BEGUN = {
     "export s --like m --out o": "export: writing s to o",
     "search m --params 9": "search: sizes of m within 9 parameters",
     "plan m": "plan: compiling a training step of m for fsdp=8",
-    "shrink m --out o --like p": "shrink: pruning m to p, into o",
+    "shrink m --out o --like p --data jsonl:d": "shrink: pruning m to p, into o",
     "cost --preset p": "cost: computing the cost of a request to p",
     "recombine r.toml --run r --steps 9 --from s": "recombining s by r.toml in r",
     "report r": "report: r",
@@ -255,9 +256,11 @@ def test_a_folder_of_another_run_is_refused_and_unchanged(refused, teacher, tmp_
         (["export", "nowhere", "--like", "t", "--out", "o"], "nowhere"),
         (["shrink", "nowhere", "--out", "o"], "--size or --like"),
         (["shrink", "nowhere", "--out", "o", "--size", "vision/mlp=1", "--like", "antgmm-300m"], "--size or --like"),
-        (["shrink", "nowhere", "--out", "o", "--size", "vision/mlp=no"], "write it as vision/layers=12"),
-        (["shrink", "nowhere", "--out", "o", "--size", "vision/mlp=1.5"], "write it as vision/layers=12"),
-        (["shrink", "nowhere", "--out", "o", "--like", "antgmm-300m"], "nowhere/config.json is missing"),
+        ([*SHRINK, "--size", "vision/mlp=no"], "write it as vision/layers=12"),
+        ([*SHRINK, "--size", "vision/mlp=1.5"], "write it as vision/layers=12"),
+        ([*SHRINK, "--like", "antgmm-300m"], "nowhere/config.json is missing"),
+        (["shrink", "nowhere", "--out", "o", "--like", "antgmm-300m"], "add --data jsonl:PATH"),
+        ([*SHRINK, "--like", "antgmm-300m", "--data", "jsonl:d"], "add --data jsonl:PATH"),
         ([*SERVICE], "specify either --kwh-a-year"),
         ([*SERVICE, "--rate", "1", "--kwh-a-year", "1"], "specify either --kwh-a-year"),
         ([*SERVICE[:-1], "800", "--kwh-a-year", "1"], "saves nothing at this power and these latencies"),
@@ -373,7 +376,8 @@ def test_cost_of_a_checkpoint_reads_headers_only(antgmm, monkeypatch, tmp_path):
 @pytest.mark.parametrize("model", [reference.blip2, reference.llava])
 def test_shrink_writes_the_files_of_a_cut_in_memory(antgmm, tmp_path, model):
     teacher = reference.saved(model(), tmp_path / "teacher")
-    words = ["shrink", teacher, "--size", "vision/layers=1", "--size", "vision/mlp=0.5", "--disk", "--out", "out"]
+    words = ["shrink", teacher, "--size", "vision/layers=1", "--size", "vision/mlp=0.5", "--disk"]
+    words += ["--importance", "magnitude", "--out", "out"]
     figures = json.loads(antgmm(*words, "--json").stdout)
     config, params = load_hf(teacher)
     keep = pruning.plan(pruning.magnitude(params, config), config, {"vision/layers": 1, "vision/mlp": 0.5})
@@ -392,12 +396,12 @@ def test_shrink_writes_the_files_of_a_cut_in_memory(antgmm, tmp_path, model):
 
 
 def test_shrink_like_a_preset_needs_heads_of_its_width(refused, teacher, tmp_path):
-    complaint = refused("shrink", teacher, "--out", "out", "--like", "antgmm-300m")
+    llava = reference.saved(reference.llava(), tmp_path / "llava")
+    words = ("--out", "out", "--importance", "magnitude")
+    complaint = refused("shrink", teacher, *words, "--like", "antgmm-300m")
     assert "heads of vision have width 8, in antgmm-300m 88" in complaint
-    assert "antgmm-300m has family" in refused(
-        *("shrink", reference.saved(reference.llava(), tmp_path / "llava"), "--out", "out", "--like", "antgmm-300m")
-    )
-    assert "would enlarge the axis" in refused("shrink", teacher, "--out", "out", "--size", "vision/layers=9")
+    assert "antgmm-300m has family" in refused("shrink", llava, *words, "--like", "antgmm-300m")
+    assert "would enlarge the axis" in refused("shrink", teacher, *words, "--size", "vision/layers=9")
     assert not (tmp_path / "out").exists()
 
 
@@ -513,7 +517,9 @@ def test_eval_scores_by_type(antgmm, tmp_path):
     figures = json.loads(antgmm(*words, "--json").stdout)
     assert figures["count"] == 12
     assert len(figures["by_type"]) == 12
-    assert "verdict" in antgmm(*words).stdout
+    assert set(figures["token_loss_by_type"]) == set(figures["by_type"])
+    shown = antgmm(*words).stdout
+    assert "verdict" in shown and f"{figures['token_loss']:.4f}" in shown
     # --prompt replaces the template: it must contain all text of the records.
     left_out = antgmm(*words, "--prompt", "Question: {question} Answer:")
     assert left_out.exit_code == 2 and "does not contain the text of rows" in left_out.stderr

@@ -43,7 +43,7 @@ def test_a_model_is_described_evaluated_and_shrunk_by_name(antgmm, mirror, tmp_p
     assert json.loads(antgmm("cost", "hf:org/teacher", "--json").stdout)["params"] == described["params"]
     words = ("--data", "parquet:hf:org/rows/data/test-*.parquet", "--max-new-tokens", "2", "--json")
     assert json.loads(antgmm("eval", "hf:org/teacher", *words).stdout)["count"] == 6
-    antgmm("shrink", "hf:org/teacher", "--size", "vision/layers=1", "--out", "small")
+    antgmm("shrink", "hf:org/teacher", "--size", "vision/layers=1", "--importance", "magnitude", "--out", "small")
     assert sizes(load_hf(tmp_path / "small")[0])["vision/layers"] == 1
 
 

@@ -119,8 +119,8 @@ def test_a_cut_that_keeps_all_units_copies_the_checkpoint(tmp_path):
     config = preset("llava-tiny")
     cutting.random_checkpoint(config, tmp_path / "a")
     assert load_hf(tmp_path / "a")[0] == config
-    disk_cut.cut(tmp_path / "a", disk_cut.targets_of(config, "llava-tiny"), tmp_path / "b")
-    disk_cut.cut(tmp_path / "a", {**sizes(config), "text/layers": 3}, tmp_path / "c")
+    disk_cut.cut(tmp_path / "a", disk_cut.targets_of(config, "llava-tiny"), tmp_path / "b", records=None)
+    disk_cut.cut(tmp_path / "a", {**sizes(config), "text/layers": 3}, tmp_path / "c", records=None)
     whole, same, cut = ((tmp_path / name / "model.safetensors").read_bytes() for name in "abc")
     assert same == whole and len(cut) < len(whole)
     figures = cutting.shrinking("llava-tiny", "llava-tiny", tmp_path)

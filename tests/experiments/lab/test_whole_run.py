@@ -25,6 +25,7 @@ evaluate = { max_new_tokens = 5, data = { path = "test.jsonl", samples = 16 } }
 
 [[stage]]
 name = "cut"
+importance = "taylor"
 mask_steps = 1
 recover_steps = 9
 sizes = { "text/layers" = 4, "text/mlp" = 0.5 }

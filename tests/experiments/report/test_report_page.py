@@ -132,6 +132,14 @@ def made(*, hard: bool = True) -> dict:
     return report
 
 
+def untimed() -> dict:
+    """A report without latency."""
+    report = made()
+    report |= {"latency": {"tokens": 5}, "ratios": {"params": 13.3}, "energy": {**report["energy"], "saved": {}}}
+    report["stages"] = [{**stage, "latency": None} for stage in report["stages"]]
+    return report
+
+
 def hostile() -> dict:
     """A report with texts of `HOSTILE` in all free fields."""
     report = made()
@@ -213,6 +221,15 @@ def test_the_page_loads_nothing_and_is_accessible(folder, report):
     # Two plots of quality, two of latency, one of the stage that was trained.
     assert [attributes["role"] for attributes in parsed.all("svg")] == ["img"] * 5
     assert all(attributes["aria-label"] for attributes in parsed.all("svg"))
+
+
+def test_latency_that_was_not_measured_is_said_so(folder):
+    report = untimed()
+    text, html = markdown(report), page(report, folder)
+    assert "| latency of a request | not measured | not measured | - |" in text
+    assert "**13.3x fewer parameters, 2.0 points of macro exact match lost.**" in text
+    assert not re.search("Latency of a request|Energy of a request|p95", text + html)
+    assert len(Parsed(html).all("svg")) == 2  # quality against parameters, and one loss
 
 
 def _titles_of_plots(parsed):

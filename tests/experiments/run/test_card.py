@@ -120,7 +120,7 @@ def test_shrink_completes_its_export_and_keeps_further_end_tokens(tmp_path):
     sampling = {"eos_token_id": [7, EOS], "do_sample": False, "temperature": 0.1, "top_k": 3}
     (teacher / "generation_config.json").write_text(json.dumps(sampling))  # transformers refuses to save it
     (teacher / "antgmm.json").write_text(json.dumps({"prompt": "Q: {question}"}))
-    cut(teacher, {"vision/mlp": 16}, tmp_path / "out")
+    cut(teacher, {"vision/mlp": 16}, tmp_path / "out", records=None)
     settings = GenerationConfig.from_pretrained(tmp_path / "out")
     settings.validate(strict=True)
     assert settings.eos_token_id == [EOS, 7]

@@ -1,15 +1,17 @@
 """Recipes that do not fit their model are refused by name before the run."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 import pruning
-from antgmm_jax.axes import resize
+from antgmm_jax.axes import resize, sizes
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io.convert import load_hf
 from experiments.run.checks import check_sizes
+from experiments.run.cuts import planned
 from experiments.run.pipeline import Run
 from experiments.run.schema.recipe import load_recipe
 from experiments.run.student import Student
@@ -40,6 +42,17 @@ def test_components_of_a_width_cut_by_index_are_refused_before_training(folder, 
         cut = whole._replace(config=resize(config, {"text/embed": 24}), keep={**whole.keep, "text/embed": kept})
         with pytest.raises(AntgmmError, match="prune it to components first"):
             check_sizes(cut, alone, whole=whole.keep)
+
+
+def test_components_of_the_text_width_are_planned_with_a_head_of_its_own(folder):
+    config, _ = load_hf(folder / "teacher")
+    tied = replace(config, language=replace(config.language, tied=True, scaled_head=True))
+    keep = {"text/embed": np.eye(sizes(config)["text/embed"], 16, dtype=np.float32)}
+    for method, expected in (("principal", pruning.shrunk_config(tied, keep)), ("activation", None)):
+        stage = f'{{name = "a", sizes = {{"text/embed" = 16}}, importance = "{method}", recover_steps = 1}}'
+        changes = ["teacher.states=[]", "loss.vision=0.0", f"stage=[{stage}]"]
+        (only,) = load_recipe(folder / "recipe.toml", changes).stages
+        assert planned(tied, only, {"text/embed": 16}) == (expected or resize(tied, {"text/embed": 16}))
 
 
 @pytest.mark.parametrize(

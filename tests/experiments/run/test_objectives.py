@@ -1,5 +1,8 @@
 """Both objectives, answers and facts of pictures, are trained and resumed by the same loop."""
 
+import json
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +12,9 @@ import distill
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io import checkpoint
 from antgmm_jax.pure import functional
-from data.maad.facts import facts_loss, with_heads
+from data import maad
+from data.facts import facts_loss, with_heads
+from data.writers import write_jsonl
 from experiments.run import stage as stages
 from experiments.run.objectives import facts_step
 from experiments.run.pipeline import Run
@@ -121,6 +126,32 @@ def test_a_stage_of_either_objective_resumes(recipe, whole, tmp_path, monkeypatc
     assert checkpoint.latest_step(working) == 2
     assert_equal(Run(recipe, tmp_path / "run").finish_stages().load(), whole[1].load())
     assert not list((tmp_path / "run" / "steps").iterdir())
+
+
+@pytest.mark.long
+def test_latents_of_own_rows_are_facts(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for split, count in (("train", 16), ("val", 2)):
+        records, path = maad.source("s", split, count), Path(f"{split}.jsonl")
+        write_jsonl(records, path)
+        lines = [
+            {**json.loads(line), "latents": {"price": record.latents["price_0"], "claim": record.latents["claim"]}}
+            for line, record in zip(path.read_text().splitlines(), records, strict=True)
+        ]
+        path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    Path("recipe.toml").write_text(RECIPE)
+    changes = ['data={kind="jsonl", path="train.jsonl", samples=16}', 'evaluate.data={path="val.jsonl", samples=2}']
+    own = load_training("recipe.toml", [*changes, 'phase=[{name="facts", kind="facts", steps=2}]'])
+    student = Run(own, "run").finish_stages()
+    model, fresh = student.load(), functional(student.config).init(jax.random.key(0))
+    moved = {part: max(jax.tree.leaves(jax.tree.map(_distance, model[part], fresh[part]))) for part in model}
+    assert moved["language"] == 0 and min(moved["vision"], moved["bridge"]) > 1e-4
+    history = checkpoint.load_record("run/stages/01-facts")["metrics"]["history"]
+    assert {"accuracy", "worst"} < history[-1].keys() and "cells" not in history[-1]
+
+
+def _distance(one, other):
+    return float(np.abs(np.asarray(one) - np.asarray(other)).max())
 
 
 def test_a_folder_of_a_version_with_other_keys_is_refused_with_a_remedy(recipe, tmp_path):

@@ -16,7 +16,14 @@ from experiments.run.card import Origin
 from experiments.run.publishing import Questions, publish
 from experiments.run.random_batches import random_batch
 from experiments.run.samples import Samples
-from experiments.run.served_prompt import TEMPLATE, conversations, first_difference, served_ids, write_start_token
+from experiments.run.served_prompt import (
+    TEMPLATE,
+    conversations,
+    first_difference,
+    question_about_a_picture,
+    served_ids,
+    write_start_token,
+)
 from tests.experiments.tiny import save_llava
 
 WITHOUT_START = CHAT.removeprefix("{{ bos_token }}")
@@ -72,3 +79,40 @@ def test_a_checkpoint_without_processor_or_template_is_left_alone(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({}))
     write_start_token(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_a_question_about_a_picture_is_rendered_by_the_chat_template(teacher):
+    shown = question_about_a_picture(teacher, load_hf(teacher)[0])
+    text = "<image> question answer:"
+    assert shown["template"] and shown["text"] == text
+    tokenizer = load_processor(teacher).tokenizer
+    assert shown["tokens"] == len(tokenizer(text)["input_ids"]) + 4 - 1  # the picture has four tokens
+
+
+@pytest.mark.parametrize(
+    ("template", "fault"),
+    [
+        (
+            "{% for m in messages %}{{ m['role'] + ': ' + m['content'] }}{% endfor %}",
+            "refuses the conversation: can only",
+        ),
+        ("{% for m in messages %}{{ m['content'] }}{% endfor %}", "writes 0 image tokens, 4 are needed"),
+        ("{{ raise_exception('no lists') }}", "no lists"),
+    ],
+)
+def test_a_chat_template_that_holds_no_picture_is_refused(teacher, template, fault):
+    processor = AutoProcessor.from_pretrained(teacher)
+    processor.chat_template = template
+    processor.save_pretrained(teacher)
+    with pytest.raises(AntgmmError, match="cannot read a question about a picture: ") as error:
+        question_about_a_picture(teacher, load_hf(teacher)[0])
+    assert fault in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_processor_without_a_chat_template_has_the_familys_form(teacher):
+    processor = AutoProcessor.from_pretrained(teacher)
+    processor.chat_template = None
+    processor.save_pretrained(teacher)
+    (teacher / TEMPLATE).unlink()
+    shown = question_about_a_picture(teacher, load_hf(teacher)[0])
+    assert not shown["template"] and shown["text"] == "USER: <image>\nquestion ASSISTANT:"

@@ -260,9 +260,10 @@ def test_states_in_all_components_equal_the_teachers(folder, axis):
     samples = encoded(recipe, load_records(recipe.data), load_processor(folder / "teacher"), config)
     (batch,) = calibration_batches(samples, batch_size=8, batches=1, seed=0)
     basis = pruning.principal(functional(config).apply, params, config, [batch], {axis: sizes(config)[axis]})
-    turned = pruning.shrink(config, params, basis)[1]
+    turned, components = pruning.shrink(config, params, basis)
     names = ("vision/states", "encoder/states")
-    teacher, student = (functional(config).apply(p, batch, collect=names) for p in (params, turned))
+    teacher = functional(config).apply(params, batch, collect=names)
+    student = functional(turned).apply(components, batch, collect=names)
     keep = pruning.compose(pruning.identity(config), basis)
     compared = [part for part in distill.parts(config, keep) if part.states in names]
     assert {(part.term, part.tower) for part in compared} >= {("vision", "vision"), ("hidden", "encoder")}

@@ -1,13 +1,13 @@
-"""Pretraining of the image side of a model on facts of generated images and on the content of their cells."""
+"""Pretraining of the image side of a model on facts about images and, if known, on the content of their cells."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import jax
 import jax.numpy as jnp
 import optax
 from einops import rearrange
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from antgmm_jax.config import IMAGE_SIDE, LMMConfig, Remat, VisionConfig, towers
 from antgmm_jax.errors import AntgmmError
@@ -20,6 +20,30 @@ CELLS_WEIGHT = 3.0
 Loss = Callable[[Params, Mapping[str, jax.Array]], tuple[Float[Array, ""], dict[str, Float[Array, ""]]]]
 
 
+def classes_of(rows: Iterable[tuple[str, Mapping[str, int]]]) -> dict[str, int]:
+    """Returns the number of classes of each fact of a data set: one more than its largest class number.
+
+    Args:
+        rows: name and facts (`latents`) of each row.
+
+    Returns:
+        fact -> number of classes, in the order of the first row.
+
+    Raises:
+        AntgmmError: rows have no facts or not the same ones, or a class number is negative.
+    """
+    sizes: dict[str, int] = {}
+    for name, facts in rows:
+        sizes = sizes or dict.fromkeys(facts, 1)
+        if not facts or facts.keys() != sizes.keys():
+            given, wanted = ", ".join(facts) or "(none)", f", here {', '.join(sizes)}" if sizes else ""
+            raise AntgmmError(f"{name}: latents {given}: a phase of kind facts needs the same in all rows{wanted}")
+        if wrong := [fact for fact, number in facts.items() if number < 0]:
+            raise AntgmmError(f"{name}: latent {wrong[0]} = {facts[wrong[0]]}: number its classes from 0")
+        sizes = {fact: max(sizes[fact], int(facts[fact]) + 1) for fact in sizes}
+    return sizes
+
+
 def with_heads(config: LMMConfig, params: Params, facts: Mapping[str, int], classes: int, key: jax.Array) -> Params:
     """Returns the parameters of the image side with linear heads for the facts and the cells.
 
@@ -27,27 +51,29 @@ def with_heads(config: LMMConfig, params: Params, facts: Mapping[str, int], clas
         config: model config; its bridge must have a stack.
         params: model parameters.
         facts: fact -> number of classes, in a fixed order; the head of fact i reads image token i.
-        classes: number of classes of a cell; its head reads the patch that contains the cell.
+        classes: number of classes of a cell, 0 without cells; its head reads the patch that contains the cell.
         key: random key of the heads.
 
     Returns:
-        {"model": parameters of the image side, "facts": {fact: {"kernel" [D, n], "bias" [n]}}, "cells": {"kernel"
-        [V, y, x, classes], "bias" [classes]}} with y x x cells per patch.
+        {"model": parameters of the image side, "facts": {fact: {"kernel" [D, n], "bias" [n]}}} and, with cells,
+        {"cells": {"kernel" [V, y, x, classes], "bias" [classes]}} with y x x cells per patch.
 
     Raises:
         AntgmmError: no such bridge, fewer image tokens than facts, or patches that do not contain whole cells.
     """
     if "bridge" not in towers(config) or config.image_tokens < len(facts):
         raise AntgmmError(f"pretraining on {len(facts)} facts needs a bridge with a stack and as many image tokens")
-    width, heads, inside = towers(config)["bridge"].stack.embed, {}, _cells_a_patch(config.vision)
+    width, heads = towers(config)["bridge"].stack.embed, {}
     cells_key, *keys = jax.random.split(key, 1 + len(facts))
     for name, fact_key in zip(facts, keys, strict=True):
         kernel = width**-0.5 * jax.random.normal(fact_key, (width, facts[name]))
         heads[name] = {"kernel": kernel, "bias": jnp.zeros((facts[name],))}
-    width = config.vision.stack.embed
+    trained = {"model": {part: params[part] for part in IMAGE_SIDE}, "facts": heads}
+    if not classes:
+        return trained
+    width, inside = config.vision.stack.embed, _cells_a_patch(config.vision)
     kernel = width**-0.5 * jax.random.normal(cells_key, (width, inside, inside, classes))
-    model = {part: params[part] for part in IMAGE_SIDE}
-    return {"model": model, "facts": heads, "cells": {"kernel": kernel, "bias": jnp.zeros((classes,))}}
+    return {**trained, "cells": {"kernel": kernel, "bias": jnp.zeros((classes,))}}
 
 
 def _cells_a_patch(config: VisionConfig) -> int:
@@ -76,7 +102,7 @@ def cell_logits(config: VisionConfig, head: Params, states: Float[Array, "B N V"
 def facts_loss(
     config: LMMConfig, params: Params, facts: Mapping[str, int], *, dtype: DTypeLike, remat: Remat = "dots"
 ) -> Loss:
-    """Returns the pretraining loss: mean cross-entropy of the facts, plus the weighted cross-entropy of the cells.
+    """Returns the pretraining loss: cross-entropy of the facts, plus the weighted one of the cells if there are any.
 
     Args:
         config: model config.
@@ -87,8 +113,8 @@ def facts_loss(
 
     Returns:
         loss(trained, batch) -> (float32 scalar, metrics), with `trained` from `with_heads`. A batch has `images`,
-        `cells` [B, SIDE, SIDE] and `fact/<name>` [B], the class of each fact. Metrics: `accuracy`, `worst` (lowest
-        accuracy of a fact) and `cells` (accuracy on cells that are not background).
+        `fact/<name>` [B], the class of each fact, and `cells` [B, SIDE, SIDE] if `trained` has them. Metrics:
+        `accuracy`, `worst` (lowest accuracy of a fact) and `cells` (accuracy on cells that are not background).
     """
     vision, language = functional(config, remat).vision, params["language"]
     cross_entropy = optax.softmax_cross_entropy_with_integer_labels
@@ -103,14 +129,27 @@ def facts_loss(
             target = batch[f"fact/{name}"]
             losses.append(cross_entropy(logits, target).mean())
             accuracies.append((logits.argmax(-1) == target).mean())
-        logits, target = cell_logits(config.vision, trained["cells"], states), batch["cells"].astype(jnp.int32)
-        shows = target > 0
-        # Two thirds of all cells are background, which is easy.
-        weight = jnp.where(shows, 1.0, 0.2)
-        dense = (weight * cross_entropy(logits, target)).sum() / weight.sum()
-        seen = (shows & (logits.argmax(-1) == target)).sum() / jnp.maximum(shows.sum(), 1)
         accuracy = jnp.stack(accuracies)
-        metrics = {"accuracy": accuracy.mean(), "worst": accuracy.min(), "cells": seen}
-        return sum(losses[1:], losses[0]) / len(losses) + CELLS_WEIGHT * dense, metrics
+        total, metrics = (
+            sum(losses[1:], losses[0]) / len(losses),
+            {"accuracy": accuracy.mean(), "worst": accuracy.min()},
+        )
+        if "cells" in trained:
+            logits, target = cell_logits(config.vision, trained["cells"], states), batch["cells"].astype(jnp.int32)
+            dense, metrics["cells"] = _cells_loss(logits, target)
+            total = total + CELLS_WEIGHT * dense
+        return total, metrics
 
     return loss
+
+
+def _cells_loss(
+    logits: Float[Array, "B S S C"], target: Int[Array, "B S S"]
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Cross-entropy of all cells, and the accuracy on cells that are not background."""
+    shows = target > 0
+    # Two thirds of all cells are background, which is easy.
+    weight = jnp.where(shows, 1.0, 0.2)
+    values = optax.softmax_cross_entropy_with_integer_labels(logits, target)
+    seen = (shows & (logits.argmax(-1) == target)).sum() / jnp.maximum(shows.sum(), 1)
+    return (weight * values).sum() / weight.sum(), seen
