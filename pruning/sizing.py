@@ -58,7 +58,7 @@ def search(
         price: cost to reduce.
         budget: maximum cost.
         pins: axis -> fixed number of units, or (float) fixed fraction of the current size.
-        weights: tower -> factor on the weights of its axes; 1 by default.
+        weights: tower or axis -> factor on the weights of its axes; 1 by default.
 
     Returns:
         The sizes. The current sizes (with the pins) if they are within the budget; the smallest legal sizes, which
@@ -168,8 +168,15 @@ def by_stage(config: LMMConfig, wanted: Mapping[str, int]) -> dict[str, dict[str
     return {stage: axes for stage, axes in stages.items() if axes}
 
 
-def _weights(config: LMMConfig, axes: Collection[str], towers: Mapping[str, float]) -> dict[str, float]:
-    known = list(dict.fromkeys(axis.split("/")[0] for axis in sizes(config)))
-    if unknown := sorted(set(towers) - set(known)):
-        raise AntgmmError(f"unknown tower {unknown[0]!r}: this model has {', '.join(known)}")
-    return {axis: towers.get(axis.split("/")[0], 1.0) * WEIGHTS[axis.split("/")[1]] for axis in axes}
+def _weights(config: LMMConfig, axes: Collection[str], factors: Mapping[str, float]) -> dict[str, float]:
+    present = sizes(config)
+    known = list(dict.fromkeys(axis.split("/")[0] for axis in present))
+    if unknown := sorted(set(factors) - {*known, *present}):
+        kind, names = ("axis", [*present]) if "/" in unknown[0] else ("tower", known)
+        raise AntgmmError(f"unknown {kind} {unknown[0]!r}: this model has {', '.join(names)}")
+
+    def weight(axis: str) -> float:
+        tower, kind = axis.split("/")
+        return factors.get(tower, 1.0) * factors.get(axis, 1.0) * WEIGHTS[kind]
+
+    return {axis: weight(axis) for axis in axes}

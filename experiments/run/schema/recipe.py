@@ -1,5 +1,6 @@
 """Reading of recipes from TOML, with overrides and inheritance of top-level tables."""
 
+import copy
 import hashlib
 import json
 import tomllib
@@ -35,6 +36,24 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 def load_training(path: str | Path, overrides: Sequence[str] = ()) -> Training:
     """Reads a recipe that trains a teacher; arguments and errors as in `load_recipe`."""
     return _load(path, overrides, Training)
+
+
+def recipe_of(tables: Mapping[str, Any], where: str) -> Recipe:
+    """Validates the tables of a recipe that prunes and distils.
+
+    Args:
+      tables: tables as in a file; they are not changed.
+      where: start of error messages.
+
+    Returns:
+      The recipe; each stage has its complete loss and optimizer.
+
+    Raises:
+      AntgmmError: unknown, missing or invalid keys.
+    """
+    raw = copy.deepcopy(dict(tables))
+    _inherit(raw)
+    return validated(raw, Recipe, where)
 
 
 def load_any(path: str | Path, overrides: Sequence[str] = ()) -> Recipe | Training:
