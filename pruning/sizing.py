@@ -45,6 +45,7 @@ def search(
     *,
     pins: Mapping[str, int | float] | None = None,
     weights: Mapping[str, float] | None = None,
+    value: Price | None = None,
 ) -> Sized:
     """Searches for the sizes within a budget that prune a model least.
 
@@ -59,6 +60,7 @@ def search(
         budget: maximum cost.
         pins: axis -> fixed number of units, or (float) fixed fraction of the current size.
         weights: tower or axis -> factor on the weights of its axes; 1 by default.
+        value: config -> cost that a reduction should save, such as parameters and latency together; `price` by default.
 
     Returns:
         The sizes. The current sizes (with the pins) if they are within the budget; the smallest legal sizes, which
@@ -78,7 +80,8 @@ def search(
 
     def merit(larger: Sized, smaller: Sized, axis: str) -> float:
         loss = weight_of[axis] * present[axis] * (1 / smaller.sizes[axis] - 1 / larger.sizes[axis])
-        return (larger.price - smaller.price) / loss
+        saved = larger.price - smaller.price if value is None else value(larger.config) - value(smaller.config)
+        return saved / loss
 
     current = sized({axis: present[axis] for axis in weight_of} | pinned)
     larger_sizes: dict[str, list[int]] = {axis: [] for axis in weight_of}

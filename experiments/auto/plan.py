@@ -67,7 +67,7 @@ def _reasons(seen: Look, choice: Chosen, raw: Mapping[str, Any], expected: float
     before, after = sizes(seen.teacher.config), sizes(choice.sized.config)
     old, new = total_parameters(seen.teacher.config), total_parameters(choice.sized.config)
     chance = sum(seen.chance.values()) / len(seen.chance)
-    yield f"the teacher answers {seen.score:.3f} of {len(seen.held)} held-out rows; the most frequent answers {chance:.3f}"
+    yield f"exact match on {len(seen.held)} held-out rows: teacher {seen.score:.3f}, most frequent answers {chance:.3f}"
     yield from (f"warning: {line}" for line in warnings(seen))
     measured = f", {choice.measured_ms:.1f} ms a request" if choice.measured_ms else ""
     yield f"parameters: {count(old)} to {count(new)}, {old / new:.1f} times fewer{measured}"

@@ -18,6 +18,8 @@ from distill import LossConfig, make_loss
 
 CLOSED = 0.5
 """Part of an axis that is closed to measure its sensitivity."""
+LEAST = 0.01
+"""Smaller increases of the loss are noise."""
 FACTORS = (0.25, 4.0)
 """Smallest and largest factor on the weight of an axis."""
 
@@ -82,9 +84,8 @@ def increases(
 def factors(increases: Mapping[str, float]) -> dict[str, float]:
     """Converts increases of the loss to factors on the weights of axes for `pruning.search`.
 
-    Axes are compared with others of the same kind (layers, widths, heads, inner widths): training repairs a cut of a
-    width better than one of a layer, which the kinds' weights say, and increases without training do not. The factor is
-    the root of the increase, relative to the geometric mean of the kind.
+    The factor is the root of the increase, relative to the geometric mean of all axes: training repairs large increases
+    better than small ones.
 
     Args:
         increases: axis -> increase of the loss.
@@ -93,7 +94,6 @@ def factors(increases: Mapping[str, float]) -> dict[str, float]:
         axis -> factor.
     """
     low, high = FACTORS
-    logs = {axis: log(max(value, 1e-3)) for axis, value in increases.items()}
-    kinds = {axis: axis.split("/")[1] for axis in logs}
-    means = {kind: float(np.mean([logs[axis] for axis in logs if kinds[axis] == kind])) for kind in set(kinds.values())}
-    return {axis: min(high, max(low, exp((value - means[kinds[axis]]) / 2))) for axis, value in logs.items()}
+    logs = {axis: log(max(value, LEAST)) for axis, value in increases.items()}
+    mean = sum(logs.values()) / max(1, len(logs))
+    return {axis: min(high, max(low, exp((value - mean) / 2))) for axis, value in logs.items()}

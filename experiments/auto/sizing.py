@@ -1,6 +1,6 @@
 """Sizes of a student within the budget of a goal, from measured sensitivity and analytic cost."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
 from typing import NamedTuple
 
@@ -19,7 +19,11 @@ from pruning.costs import total_parameters
 from pruning.planning import illegal_reason
 from pruning.sizing import Sized
 
-BATCHES, ROWS = 4, 32
+DEPTH = 0.3
+"""Value of the sublayers that a request passes through, relative to that of the parameters."""
+REQUEST = (64, 8)
+"""Prompt and answer tokens of a typical request."""
+CALIBRATION = {"batch_size": 32, "batches": 4}
 
 
 class Chosen(NamedTuple):
@@ -56,7 +60,7 @@ def chosen(goal: Goal, seen: Look, seed: int, dtype: str) -> Chosen:
     search = partial(pruning.search, config, weights=factors(grown))
     if not goal.latency_ms:
         budget = goal.params or int(total_parameters(config) / goal.smaller)
-        return Chosen(by_parameters(config, budget, search), grown)
+        return Chosen(by_parameters(config, budget, partial(search, value=value_of(config))), grown)
     lengths = seen.held.lengths
     # A model without an encoder reads prompt and answer as one text.
     prompt = lengths["text"] - (0 if config.encoder_decoder else lengths["answer"])
@@ -64,6 +68,24 @@ def chosen(goal: Goal, seen: Look, seed: int, dtype: str) -> Chosen:
     price = lru_cache(maxsize=None)(partial(predict, calibrate(config, request), request=request))
     best, _ = by_latency(config, goal.latency_ms, search, price, partial(time_request, request=request))
     return Chosen(best.sized, grown, best.measured)
+
+
+def value_of(config: LMMConfig) -> Callable[[LMMConfig], float]:
+    """Returns the cost that a student should save: its share of the teacher's parameters, and some of its sublayers.
+
+    At batch 1, latency depends on the number of sublayers more than on parameters, which depth hardly has.
+
+    Args:
+        config: config of the teacher.
+    """
+
+    def sublayers(model: LMMConfig) -> float:
+        return sum(sum(towers.values()) for towers in pruning.cost(model, 1, *REQUEST).sublayers.values())
+
+    parameters, steps = total_parameters(config), sublayers(config)
+    return lru_cache(maxsize=None)(
+        lambda model: total_parameters(model) / parameters + DEPTH * sublayers(model) / steps
+    )
 
 
 def _increases(seen: Look, seed: int, dtype: str) -> dict[str, float]:
@@ -76,12 +98,11 @@ def _increases(seen: Look, seed: int, dtype: str) -> dict[str, float]:
             methods(sizes(config)),
             {},
             samples,
-            batch_size=ROWS,
-            batches=BATCHES,
+            **CALIBRATION,
             seed=seed,
             dtype=dtype,
         )
-        batches = calibration_batches(samples, batch_size=ROWS, batches=BATCHES, seed=seed)
+        batches = calibration_batches(samples, **CALIBRATION, seed=seed)
         return increases(config, params, closed(config, scores), batches, dtype=dtype)
 
 
@@ -98,8 +119,8 @@ def by_side(config: LMMConfig, wanted: Mapping[str, int]) -> tuple[dict[str, int
         wanted: axis -> units, legal together.
 
     Returns:
-        Sizes to cut on the image side first, and then in the language model; axes that keep their size are left out. All
-        are in the second if the first are not legal alone.
+        Sizes to cut on the image side first, and then in the language model, without axes that keep their size. All are
+        in the second if the first are not legal alone.
     """
     smaller = {axis: n for axis, n in wanted.items() if n < sizes(config)[axis]}
 

@@ -9,6 +9,7 @@ import typer
 
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.extras import require
+from experiments.commands import goals
 from experiments.commands.output import (
     Coordinator,
     Json,
@@ -67,8 +68,21 @@ def packaged(changes: list[str] | None) -> list[str]:
 
 
 def compress(
-    recipe: Recipe,
-    run: RunDir,
+    recipe: goals.Recipe = None,
+    model: goals.Model = "",
+    data: goals.Rows = "",
+    test: goals.Tested = "",
+    smaller: goals.Smaller = "",
+    params: goals.Parameters = 0,
+    latency_ms: goals.Latency = 0.0,
+    minutes: goals.Minutes = 0.0,
+    plan_only: goals.PlanOnly = False,
+    run: Annotated[
+        Path | None,
+        typer.Option(
+            "--run", metavar="DIR", help="Folder of the run, by default in runs/; an existing run is resumed."
+        ),
+    ] = None,
     changes: Set = None,
     push: Push = "",
     as_report: Reported = True,
@@ -81,9 +95,30 @@ def compress(
     logs: Log = None,
     profile: Profile = "",
 ) -> None:
-    """Prune and distil a trained model by a recipe, stage by stage; export it and check the export."""
+    """Prune and distil a trained model, stage by stage; export it and check the export.
+
+    With RECIPE as it says. Without, from --model, --data and a budget (--smaller, --params or --latency-ms): measures
+    model and data, writes a recipe next to the folder of the run, and runs it.
+    """
     options = Options(Machine(mesh, coordinator, processes, process), mirror, logs, profile)
-    _compress(recipe, run, changes or [], options, as_json, push, as_report=as_report)
+    wish = goals.Wish(model, data, test, smaller, params, latency_ms, minutes)
+    goals.check(recipe, wish, plan_only=plan_only, processes=processes)
+    folder = run or goals.run_of(recipe, wish)
+    path = recipe or _planned(wish, folder, options.machine)
+    if not plan_only:
+        _compress(path, folder, changes or [], options, as_json, push, as_report=as_report)
+
+
+def _planned(wish: goals.Wish, run: Path, machine: Machine) -> Path:
+    """The recipe of a wish, written next to the folder of its run."""
+    require(*_NEEDED, "torch")
+    say(f"plan: compressing {wish.model} with {wish.data}")
+    goal = wish.goal()
+    from experiments.auto.plan import planned
+    from experiments.run.host.meshes import devices
+
+    with devices(*machine):
+        return planned(goal, run.with_name(f"{run.name}.toml"))
 
 
 def _compress(
@@ -260,7 +295,11 @@ def _print_comparison(figures: Mapping[str, Any], run: Path, as_json: bool) -> N
 
 COMMANDS = {
     "demo": (demo, "antgmm demo --run runs/demo"),
-    "compress": (compress, "antgmm compress recipe.toml --run runs/ads --mesh data=2,fsdp=4"),
+    "compress": (
+        compress,
+        "antgmm compress recipe.toml --run runs/ads --mesh data=2,fsdp=4, or"
+        " antgmm compress --model checkpoints/my-llava --data ads.jsonl --smaller 8x",
+    ),
     "train": (train, "antgmm train teacher.toml --run runs/teacher --set optimizer.batch_size=32"),
     "recombine": (
         recombine,
