@@ -106,8 +106,8 @@ def warnings(seen: Look) -> list[str]:
     if seen.score < chance + ABOVE:
         result.append(
             f"the teacher's answers score {seen.score:.2f}, the most frequent answers {chance:.2f}: a student cannot"
-            " learn the task from it. Compare the prompt and the form of the answers (antgmm eval --answers), or train the"
-            " teacher on these rows first (antgmm train)"
+            " learn the task from it. Compare the prompt and the form of the answers (antgmm eval --answers), or train"
+            " the teacher on these rows first (antgmm train)"
         )
     elif unknown := at_chance(seen.by_type, seen.chance):
         result.append(
