@@ -238,8 +238,8 @@ def read_records(kind: str, path: str | Path, *, split: str = "", most: int = 0,
             with `KEY.jpg` and `KEY.json`), or `tfds` (a prepared folder of array_record files).
         path: the file, its folder (which may contain several Parquet, Arrow or tar files), or a pattern such as
             train-*.parquet; or one of these in a data set of the Hub, hf:ORG/NAME/PATH.
-        split: split of a `tfds` folder; of other files, "train" or "test" for a part of the rows (`in_split`), or "" for
-            all.
+        split: split of a `tfds` folder; of other files, "train" or "test" for a part of the rows (`in_split`), or ""
+            for all.
         most: maximum number of records; the rest is not read. 0 for all.
         drop_long: whether records that are too long for a model are left out; else they are an error.
 

@@ -1,5 +1,6 @@
 """A look at model and data before a plan: can the teacher answer the rows, and are there enough of them?"""
 
+import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -8,7 +9,9 @@ import numpy as np
 from transformers import ProcessorMixin
 
 from data.metrics import normal
-from data.source import InMemorySource, Source
+from data.record import Record
+from data.rows import Row
+from data.source import Source
 from experiments.run.datasets import encoded, load_both
 from experiments.run.samples import Samples, load_processor
 from experiments.run.schema import Recipe
@@ -79,7 +82,28 @@ def longest_answer(*samples: Samples) -> int:
 def spread(records: Source, most: int) -> Source:
     """Returns at most `most` records at equal distances."""
     rows = np.unique(np.linspace(0, len(records) - 1, min(most, len(records))).round().astype(int))
-    return InMemorySource([records[int(row)] for row in rows])
+    return _Some(records, rows)
+
+
+class _Some(Source):
+    """Some records of a source."""
+
+    def __init__(self, source: Source, rows: np.ndarray):
+        self._source, self._rows, self.path = source, rows, source.path
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Record:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return self._source[int(self._rows[index])]
+
+    def words(self, index: int) -> Row:
+        """Returns a record without its images."""
+        return self._source.words(int(self._rows[index]))
+
+    def digest(self) -> str:
+        """Returns a digest of the source and of the row numbers."""
+        return hashlib.sha256(f"{self._source.digest()} {self._rows.tolist()}".encode()).hexdigest()
 
 
 def most_frequent(types: Sequence[str], answers: Sequence[str]) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """The plan of a compression without a recipe: a recipe with its reasons as comments."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +9,12 @@ import tomli_w
 
 from antgmm_jax.axes import sizes
 from experiments.auto.buckets import buckets
-from experiments.auto.goal import Goal, is_planned, marked
+from experiments.auto.goal import MOST_MINUTES, Goal, is_planned, marked
 from experiments.auto.look import Look, longest_answer, look_at_both, warnings
 from experiments.auto.rows import counted
 from experiments.auto.schedule import Machine, Tuned, base, draft, fitted
 from experiments.auto.sizing import Chosen, chosen
+from experiments.auto.tune import Trial, tuned
 from experiments.run.folder import write_text
 from experiments.run.forecast import Rows, look_at, matmul_rate
 from experiments.run.host.console import clock, count, say
@@ -50,9 +51,12 @@ def planned(goal: Goal, path: Path) -> Path:
     choice = chosen(goal, seen, recipe.seed, recipe.optimizer.dtype)
     statistics = look_at(samples.records, samples.encoder)
     rows = Rows(len(samples), tables["evaluate"]["data"]["samples"], 0, **statistics)
-    machine = Machine(rows, matmul_rate(), time.monotonic() - begin)
-    raw, expected = fitted(goal, tables, config, choice.sized.sizes, machine, Tuned())
-    reasons = [*_reasons(seen, choice, raw, expected)]
+    machine, wanted = Machine(rows, matmul_rate(), 0.0), choice.sized.sizes
+    trials = tuned(tables, seen, wanted, machine, 60 * (goal.minutes or MOST_MINUTES), path.with_suffix(".tuning"))
+    best = trials[0].tuned if trials else Tuned()
+    machine = machine._replace(spent=time.monotonic() - begin)
+    raw, expected = fitted(goal, tables, config, wanted, machine, best)
+    reasons = [*_reasons(seen, choice, trials), *_steps(raw, expected)]
     for line in reasons:
         say(line)
     comments = "".join(f"# {line}\n" for line in reasons)
@@ -62,8 +66,8 @@ def planned(goal: Goal, path: Path) -> Path:
     return path
 
 
-def _reasons(seen: Look, choice: Chosen, raw: Mapping[str, Any], expected: float) -> Iterator[str]:
-    """Lines of the plan for people."""
+def _reasons(seen: Look, choice: Chosen, trials: Sequence[Trial]) -> Iterator[str]:
+    """Lines of the plan that say what was measured, and the sizes."""
     before, after = sizes(seen.teacher.config), sizes(choice.sized.config)
     old, new = total_parameters(seen.teacher.config), total_parameters(choice.sized.config)
     chance = sum(seen.chance.values()) / len(seen.chance)
@@ -75,6 +79,15 @@ def _reasons(seen: Look, choice: Chosen, raw: Mapping[str, Any], expected: float
         grown = choice.increases.get(axis)
         why = "" if grown is None else f" (loss {grown:+.2f} with half of it closed)"
         yield f"  {axis}: {size} to {after[axis]}{why}"
+    for trial in trials:
+        rate = f"{trial.tuned.rate:.2g} of the usual rate"
+        yield f"tuning: {trial.tuned.kind} at {rate}: held-out loss {trial.loss:.3f}"
+    if not trials:
+        yield "tuning: none, for want of time; optimizer and rates are those of the demo"
+
+
+def _steps(raw: Mapping[str, Any], expected: float) -> Iterator[str]:
+    """Lines of the plan that say what is trained, and for how long."""
     for stage in raw["stage"]:
         table = stage["optimizer"]
         kind = table.get("kind", raw["optimizer"]["kind"])

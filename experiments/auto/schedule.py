@@ -102,14 +102,34 @@ def stages(config: LMMConfig, wanted: Mapping[str, int], rows: int, scale: float
             }
         )
     half = _steps(scale * LANGUAGE_VISITS / 2, small)
+    settle = language_stage(config, text, rows, tuned, half)
+    cut = {name: settle.pop(name) for name in ("importance", "sizes") if name in settle}
+    language = {**settle, "optimizer": {**settle["optimizer"], "schedule": "constant"}, **cut}
+    return [*result, {"name": "language", **language}, {"name": "settle", **settle}]
+
+
+def language_stage(config: LMMConfig, text: Mapping[str, int], rows: int, tuned: Tuned, steps: int) -> dict[str, Any]:
+    """Returns a stage that cuts and trains the language model, without its name.
+
+    Args:
+        config: config of the teacher.
+        text: axis -> units to cut in it.
+        rows: number of training rows.
+        tuned: optimizer and rate.
+        steps: number of steps.
+    """
     # An image side that cannot be cut first is cut and trained with the language model.
     whole = any(axis.split("/")[0] in IMAGE_SIDE for axis in text)
-    shared = {"recover_steps": half, "shift": 1, **({} if whole else {"frozen": list(family(config).features)})}
-    rate = _rate(LANGUAGE_RATE * tuned.rate, config, wanted, "text/embed")
-    optimizer = {"kind": tuned.kind, "learning_rate": rate, "batch_size": small, "warmup": _warmup(half)}
-    cut = {"importance": _importance(config, text), "sizes": text} if text else {}
-    first = {"name": "language", **shared, "optimizer": {**optimizer, "schedule": "constant"}, **cut}
-    return [*result, first, {"name": "settle", **shared, "optimizer": optimizer}]
+    optimizer = {
+        "kind": tuned.kind,
+        "learning_rate": _rate(LANGUAGE_RATE * tuned.rate, config, text, "text/embed"),
+        "batch_size": min(16, max(1, rows // 4)),
+        "warmup": _warmup(steps),
+    }
+    stage = {"recover_steps": steps, "shift": 1, "optimizer": optimizer}
+    if not whole:
+        stage["frozen"] = list(family(config).features)
+    return stage | ({"importance": _importance(config, text), "sizes": dict(text)} if text else {})
 
 
 class Machine(NamedTuple):

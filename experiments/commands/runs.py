@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -29,14 +29,15 @@ from experiments.commands.output import (
 from experiments.commands.starting import Machine, Options, started, state_of
 from experiments.run.host.console import count, say, table
 
+if TYPE_CHECKING:
+    from experiments.run import schema
+
 _EXPERIMENTS = Path(__file__).resolve().parent.parent
 DEMO = _EXPERIMENTS / "recipes" / "demo.toml"
 TEACHER = _EXPERIMENTS / "teachers" / "maad-m"
 _NEEDED = ("energy", "eval", "report")
 """Extras that every run needs; it checks for them before it starts."""
 Reported = Annotated[bool, typer.Option("--report/--no-report", help="Measure a report; later: antgmm report RUN.")]
-
-
 Recipe = Annotated[Path, typer.Argument(metavar="RECIPE", help="A TOML file.")]
 
 
@@ -142,6 +143,7 @@ def _compress(
         from experiments.run.pipeline import Run
 
         figures = finish(Run(recipe, run, watch=watch), report=as_report)
+        _advise(recipe, run)
         upload(run / "export", push)
     if as_report:
         _print_comparison(figures, run, as_json)
@@ -176,6 +178,7 @@ def train(
         from experiments.run.pipeline import Run
 
         figures = finish(Run(training, run, watch=watch))
+        _advise(training, run)
         upload(run / "export", push)
     scores = figures["scores"]
     rows = [("parameters", count(figures["params"])), ("exact match (macro)", f"{scores['exact_match']:.4f}")]
@@ -276,6 +279,14 @@ def _figures(run: Path) -> dict[str, Any]:
         raise AntgmmError(f"{run} has no report: the run is not complete{state_of(run)}") from error
     except ValueError as error:
         raise AntgmmError(f"{path} is not JSON ({error}): run the command of the run again") from error
+
+
+def _advise(recipe: "schema.Recipe | schema.Training", run: Path) -> None:
+    """Says what a finished run has not learnt, and what to try."""
+    from experiments.auto.advice import advice
+
+    for line in advice(recipe, run):
+        say(f"note: {line}")
 
 
 def _print_result(figures: Mapping[str, Any], as_json: bool, *shown: Any) -> None:

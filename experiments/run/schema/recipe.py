@@ -155,8 +155,8 @@ def _inherit(raw: dict[str, Any]) -> None:
         if not isinstance(table, dict) or not isinstance(base, dict):
             return
         given = table.get(name, {})
-        # Data tables of different kinds have different keys.
-        if isinstance(given, dict) and given.get("kind", base.get("kind")) == base.get("kind"):
+        # Data tables of different kinds have different keys; optimizers have the same.
+        if isinstance(given, dict) and (name == "optimizer" or given.get("kind", base.get("kind")) == base.get("kind")):
             table[name] = {**base, **given}
 
     for stage in _tables(raw.get("stage")):
