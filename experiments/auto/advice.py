@@ -41,8 +41,8 @@ def advice(recipe: Recipe | Training, run: Path) -> list[str]:
         times = ", ".join(f'"{kind}" = 4' for kind in unlearnt if kind != "-")
         often = f", or show them more often (repeat = {{ {times} }})" if times and isinstance(recipe, Recipe) else ""
         result.append(
-            f"questions of type {', '.join(unlearnt)} are not learnt: they score as the most frequent answer does. Take more"
-            f" steps{often}"
+            f"questions of type {', '.join(unlearnt)} score as the most frequent answer does, they are not learnt: take"
+            f" more steps{often}"
         )
     return result
 

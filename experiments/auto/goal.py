@@ -21,6 +21,7 @@ class Goal(NamedTuple):
         params: maximum number of parameters; 0 if not set.
         latency_ms: maximum milliseconds of a request on this machine; 0 if not set.
         minutes: duration that the run should take; 0 for as long as the steps need, at most `MOST_MINUTES`.
+        changes: `key=value` changes of the recipe outside its stages, such as the prompt.
     """
 
     model: str
@@ -30,6 +31,7 @@ class Goal(NamedTuple):
     params: int = 0
     latency_ms: float = 0.0
     minutes: float = 0.0
+    changes: tuple[str, ...] = ()
 
 
 MOST_MINUTES = 30.0

@@ -18,6 +18,7 @@ from experiments.auto.tune import Trial, tuned
 from experiments.run.folder import write_text
 from experiments.run.forecast import Rows, look_at, matmul_rate
 from experiments.run.host.console import clock, count, say
+from experiments.run.schema.recipe import change
 from pruning.costs import total_parameters
 
 TESTED = 1000
@@ -43,6 +44,8 @@ def planned(goal: Goal, path: Path) -> Path:
     begin = time.monotonic()
     test = counted(goal.test)
     tables = base(goal, counted(goal.data), {**test, "samples": min(TESTED, test["samples"])})
+    for each in goal.changes:
+        change(tables, each)
     recipe = draft(tables)
     seen = look_at_both(recipe)
     config, samples = seen.teacher.config, seen.trained

@@ -43,8 +43,11 @@ class Wish(NamedTuple):
     latency_ms: float
     minutes: float
 
-    def goal(self) -> "Goal":
+    def goal(self, changes: list[str]) -> "Goal":
         """Returns the goal of these options.
+
+        Args:
+            changes: changes of recipe keys; those of stages are left to the run.
 
         Raises:
             AntgmmError: an option is missing or invalid, or there is more than one budget.
@@ -57,7 +60,9 @@ class Wish(NamedTuple):
         if sum(map(bool, (self.smaller, self.params, self.latency_ms))) != 1:
             raise AntgmmError("compress --model needs one budget: --smaller 8x, --params N or --latency-ms MS")
         smaller = ratio(self.smaller) if self.smaller else 0.0
-        return Goal(self.model, *tables(self.data, self.test), smaller, self.params, self.latency_ms, self.minutes)
+        budget = smaller, self.params, self.latency_ms
+        kept = tuple(one for one in changes if not one.strip().startswith("stage."))
+        return Goal(self.model, *tables(self.data, self.test), *budget, self.minutes, kept)
 
 
 def check(recipe: Path | None, wish: Wish, *, plan_only: bool, processes: int) -> None:

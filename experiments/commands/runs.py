@@ -105,16 +105,16 @@ def compress(
     wish = goals.Wish(model, data, test, smaller, params, latency_ms, minutes)
     goals.check(recipe, wish, plan_only=plan_only, processes=processes)
     folder = run or goals.run_of(recipe, wish)
-    path = recipe or _planned(wish, folder, options.machine)
+    path = recipe or _planned(wish, folder, changes or [], options.machine)
     if not plan_only:
         _compress(path, folder, changes or [], options, as_json, push, as_report=as_report)
 
 
-def _planned(wish: goals.Wish, run: Path, machine: Machine) -> Path:
+def _planned(wish: goals.Wish, run: Path, changes: list[str], machine: Machine) -> Path:
     """The recipe of a wish, written next to the folder of its run."""
     require(*_NEEDED, "torch")
     say(f"plan: compressing {wish.model} with {wish.data}")
-    goal = wish.goal()
+    goal = wish.goal(changes)
     from experiments.auto.plan import planned
     from experiments.run.host.meshes import devices
 

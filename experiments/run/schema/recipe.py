@@ -111,7 +111,7 @@ def _plain(recipe: Recipe | Training) -> dict[str, Any]:
 def _load(path: str | Path, overrides: Sequence[str], schema: type[AnyRecipe]) -> AnyRecipe:
     raw = read_toml(path, "recipe")
     for override in overrides:
-        _override(raw, override)
+        change(raw, override)
     for other, key, command in ((Training, "phase", "train"), (Recipe, "stage", "compress")):
         if schema is not other and key in raw:
             raise AntgmmError(f"{path} has {key}s: it is a recipe for `antgmm {command}`")
@@ -119,7 +119,16 @@ def _load(path: str | Path, overrides: Sequence[str], schema: type[AnyRecipe]) -
     return validated(raw, schema, str(path))
 
 
-def _override(raw: dict[str, Any], override: str) -> None:
+def change(raw: dict[str, Any], override: str) -> None:
+    """Changes a key of a recipe's tables, in place.
+
+    Args:
+      raw: tables as in a file.
+      override: `key=value`, as in `load_recipe`.
+
+    Raises:
+      AntgmmError: the form is wrong, or there is no such stage.
+    """
     keys, equals, text = override.partition("=")
     *parents, last = keys.strip().split(".")
     if not equals or not last:
