@@ -24,6 +24,8 @@ from data.tar_rows import TarRows
 from data.tfds_rows import TfdsRows
 
 _SUFFIXES = {"jsonl": (".jsonl", ".json"), "parquet": (".parquet",), "arrow": (".arrow",), "webdataset": (".tar",)}
+HELD_OUT = 10
+"""One row in this many is in the split "test" of files that have no splits."""
 
 
 @runtime_checkable
@@ -68,7 +70,8 @@ class FileSource(Source):
         table: rows of the files.
         most: maximum number of records; 0 for all.
         drops_long: whether records that are too long are left out.
-        split: name of the split, if the files hold several.
+        split: name of the split, if the files hold several; of other files, "train" or "test" for a part of the rows
+            (`in_split`), or "" for all.
     """
 
     def __init__(self, path: Path, table: Table, most: int = 0, *, drops_long: bool = False, split: str = ""):
@@ -78,7 +81,8 @@ class FileSource(Source):
     def _read(self) -> _Read:
         """Result of a pass over the rows, which takes minutes if there are many of them."""
         about = f"valid rows of {type(self._table).__name__} {self._split}, at most {self._most}"
-        scanned = kept(about, self._table.files, lambda: _columns(_pass(self._table, self._most)))
+        part = "" if isinstance(self._table, TfdsRows) else self._split
+        scanned = kept(about, self._table.files, lambda: _columns(_pass(self._table, self._most, part)))
         errors = {int(row): reason for row, reason in json.loads(str(scanned["errors"])).items()}
         return _Read(scanned["rows"], errors, int(scanned["total"]))
 
@@ -117,7 +121,8 @@ class FileSource(Source):
 
     def digest(self) -> str:
         """Returns a digest of the files, without reading images; equal if nothing has changed."""
-        return hashlib.sha256(f"{self._most} {self.drops_long} {self._table.digest()}".encode()).hexdigest()
+        about = f"{self._most} {self.drops_long} {self._table.digest()}"
+        return hashlib.sha256(f"{about} {self._split}".rstrip().encode()).hexdigest()
 
     def check(self, bad: Mapping[int, str]) -> None:
         """Raises one error that lists all invalid rows, or if there are too few records.
@@ -136,7 +141,8 @@ class FileSource(Source):
             head = f"{self.path}: {len(errors)} of {self._read.total} rows are invalid; correct or remove them"
             raise AntgmmError("\n".join([head, *lines]))
         if not len(self):
-            raise AntgmmError(f"{self.path} has no rows")
+            part = f" in its split {self._split!r}: bring a file of its own for it" if self._split else ""
+            raise AntgmmError(f"{self.path} has no rows{part}")
         if len(self) < self._most:
             raise AntgmmError(f"{self.path} has {len(self)} records, but samples = {self._most}: reduce samples")
 
@@ -160,7 +166,23 @@ def _parsed(raw: Any) -> Row:
     return parse(raw)
 
 
-def _pass(table: Table, most: int) -> _Read:
+def in_split(row: Row, number: int, split: str) -> bool:
+    """Whether a row belongs to a part of its file: about one row in ten is held out, by a digest of its first image.
+
+    Rows of one image stay together, so that no image of the test rows is trained on.
+
+    Args:
+        row: the row.
+        number: its number in the file, which stands for a missing image.
+        split: "train" or "test"; "" for all rows.
+    """
+    if not split:
+        return True
+    first = row.images[0] if row.images else f"row {number}"
+    return (_id_hash(first) % HELD_OUT == 0) == (split == "test")
+
+
+def _pass(table: Table, most: int, split: str) -> _Read:
     """Parses all rows once (without images) to determine records and invalid rows."""
     rows, hashes, errors, total = array("q"), array("Q"), {}, 0
     for number, raw in enumerate(table):
@@ -169,6 +191,8 @@ def _pass(table: Table, most: int) -> _Read:
             row = _parsed(raw)
         except BadRow as reason:
             errors[number] = str(reason)
+            continue
+        if not in_split(row, number, split):
             continue
         rows.append(number)
         hashes.append(_id_hash(f"\0{number}" if row.turns or not row.id else row.id))
@@ -183,8 +207,9 @@ def _columns(read: _Read) -> Columns:
     return {"rows": read.rows, "total": np.array(read.total), "errors": np.array(json.dumps(read.errors))}
 
 
-def _id_hash(name: str) -> int:
-    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest())
+def _id_hash(name: str | bytes) -> int:
+    content = name if isinstance(name, bytes) else name.encode()
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest())
 
 
 def _duplicates(table: Table, rows: np.ndarray, hashes: np.ndarray) -> dict[int, str]:
@@ -213,7 +238,8 @@ def read_records(kind: str, path: str | Path, *, split: str = "", most: int = 0,
             with `KEY.jpg` and `KEY.json`), or `tfds` (a prepared folder of array_record files).
         path: the file, its folder (which may contain several Parquet, Arrow or tar files), or a pattern such as
             train-*.parquet; or one of these in a data set of the Hub, hf:ORG/NAME/PATH.
-        split: split of a `tfds` folder.
+        split: split of a `tfds` folder; of other files, "train" or "test" for a part of the rows (`in_split`), or ""
+            for all.
         most: maximum number of records; the rest is not read. 0 for all.
         drop_long: whether records that are too long for a model are left out; else they are an error.
 

@@ -45,6 +45,7 @@ def search(
     *,
     pins: Mapping[str, int | float] | None = None,
     weights: Mapping[str, float] | None = None,
+    value: Price | None = None,
 ) -> Sized:
     """Searches for the sizes within a budget that prune a model least.
 
@@ -58,7 +59,8 @@ def search(
         price: cost to reduce.
         budget: maximum cost.
         pins: axis -> fixed number of units, or (float) fixed fraction of the current size.
-        weights: tower -> factor on the weights of its axes; 1 by default.
+        weights: tower or axis -> factor on the weights of its axes; 1 by default.
+        value: config -> cost that a reduction should save, such as parameters and latency together; `price` by default.
 
     Returns:
         The sizes. The current sizes (with the pins) if they are within the budget; the smallest legal sizes, which
@@ -78,7 +80,8 @@ def search(
 
     def merit(larger: Sized, smaller: Sized, axis: str) -> float:
         loss = weight_of[axis] * present[axis] * (1 / smaller.sizes[axis] - 1 / larger.sizes[axis])
-        return (larger.price - smaller.price) / loss
+        saved = larger.price - smaller.price if value is None else value(larger.config) - value(smaller.config)
+        return saved / loss
 
     current = sized({axis: present[axis] for axis in weight_of} | pinned)
     larger_sizes: dict[str, list[int]] = {axis: [] for axis in weight_of}
@@ -168,8 +171,15 @@ def by_stage(config: LMMConfig, wanted: Mapping[str, int]) -> dict[str, dict[str
     return {stage: axes for stage, axes in stages.items() if axes}
 
 
-def _weights(config: LMMConfig, axes: Collection[str], towers: Mapping[str, float]) -> dict[str, float]:
-    known = list(dict.fromkeys(axis.split("/")[0] for axis in sizes(config)))
-    if unknown := sorted(set(towers) - set(known)):
-        raise AntgmmError(f"unknown tower {unknown[0]!r}: this model has {', '.join(known)}")
-    return {axis: towers.get(axis.split("/")[0], 1.0) * WEIGHTS[axis.split("/")[1]] for axis in axes}
+def _weights(config: LMMConfig, axes: Collection[str], factors: Mapping[str, float]) -> dict[str, float]:
+    present = sizes(config)
+    known = list(dict.fromkeys(axis.split("/")[0] for axis in present))
+    if unknown := sorted(set(factors) - {*known, *present}):
+        kind, names = ("axis", [*present]) if "/" in unknown[0] else ("tower", known)
+        raise AntgmmError(f"unknown {kind} {unknown[0]!r}: this model has {', '.join(names)}")
+
+    def weight(axis: str) -> float:
+        tower, kind = axis.split("/")
+        return factors.get(tower, 1.0) * factors.get(axis, 1.0) * WEIGHTS[kind]
+
+    return {axis: weight(axis) for axis in axes}

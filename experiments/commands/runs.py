@@ -1,16 +1,15 @@
 """Commands for runs: demo, train, compress, recombine and report."""
 
 import json
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.extras import require
+from experiments.commands import goals
 from experiments.commands.output import (
     Coordinator,
     Json,
@@ -27,10 +26,11 @@ from experiments.commands.output import (
     emit,
     upload,
 )
+from experiments.commands.starting import Machine, Options, started, state_of
 from experiments.run.host.console import count, say, table
 
 if TYPE_CHECKING:
-    from experiments.run.watching import Watch
+    from experiments.run import schema
 
 _EXPERIMENTS = Path(__file__).resolve().parent.parent
 DEMO = _EXPERIMENTS / "recipes" / "demo.toml"
@@ -38,34 +38,6 @@ TEACHER = _EXPERIMENTS / "teachers" / "maad-m"
 _NEEDED = ("energy", "eval", "report")
 """Extras that every run needs; it checks for them before it starts."""
 Reported = Annotated[bool, typer.Option("--report/--no-report", help="Measure a report; later: antgmm report RUN.")]
-_BOOKS = {".lock", "recipe.toml", "status.json", "inputs.json"}
-
-
-class Machine(NamedTuple):
-    """Devices and processes of a run: arguments of `experiments.run.host.meshes.devices`."""
-
-    mesh: str
-    coordinator: str
-    processes: int
-    process: int
-
-
-class Options(NamedTuple):
-    """Options of a run that do not change its result.
-
-    Attributes:
-        machine: devices and processes.
-        mirror: URL of its copy in a store; "" for none.
-        logs: names of logs for metrics.
-        profile: steps to trace.
-    """
-
-    machine: Machine
-    mirror: str = ""
-    logs: list[str] | None = None
-    profile: str = ""
-
-
 Recipe = Annotated[Path, typer.Argument(metavar="RECIPE", help="A TOML file.")]
 
 
@@ -97,8 +69,21 @@ def packaged(changes: list[str] | None) -> list[str]:
 
 
 def compress(
-    recipe: Recipe,
-    run: RunDir,
+    recipe: goals.Recipe = None,
+    model: goals.Model = "",
+    data: goals.Rows = "",
+    test: goals.Tested = "",
+    smaller: goals.Smaller = "",
+    params: goals.Parameters = 0,
+    latency_ms: goals.Latency = 0.0,
+    minutes: goals.Minutes = 0.0,
+    plan_only: goals.PlanOnly = False,
+    run: Annotated[
+        Path | None,
+        typer.Option(
+            "--run", metavar="DIR", help="Folder of the run, by default in runs/; an existing run is resumed."
+        ),
+    ] = None,
     changes: Set = None,
     push: Push = "",
     as_report: Reported = True,
@@ -111,9 +96,30 @@ def compress(
     logs: Log = None,
     profile: Profile = "",
 ) -> None:
-    """Prune and distil a trained model by a recipe, stage by stage; export it and check the export."""
+    """Prune and distil a trained model, stage by stage; export it and check the export.
+
+    With RECIPE as it says. Without, from --model, --data and a budget (--smaller, --params or --latency-ms): measures
+    model and data, writes a recipe next to the folder of the run, and runs it.
+    """
     options = Options(Machine(mesh, coordinator, processes, process), mirror, logs, profile)
-    _compress(recipe, run, changes or [], options, as_json, push, as_report=as_report)
+    wish = goals.Wish(model, data, test, smaller, params, latency_ms, minutes)
+    goals.check(recipe, wish, plan_only=plan_only, processes=processes)
+    folder = run or goals.run_of(recipe, wish)
+    path = recipe or _planned(wish, folder, changes or [], options.machine)
+    if not plan_only:
+        _compress(path, folder, changes or [], options, as_json, push, as_report=as_report)
+
+
+def _planned(wish: goals.Wish, run: Path, changes: list[str], machine: Machine) -> Path:
+    """The recipe of a wish, written next to the folder of its run."""
+    require(*_NEEDED, "torch")
+    say(f"plan: compressing {wish.model} with {wish.data}")
+    goal = wish.goal(changes)
+    from experiments.auto.plan import planned
+    from experiments.run.host.meshes import devices
+
+    with devices(*machine):
+        return planned(goal, run.with_name(f"{run.name}.toml"))
 
 
 def _compress(
@@ -132,11 +138,12 @@ def _compress(
     from experiments.run.schema.recipe import load_recipe
 
     recipe = load_recipe(path, changes)
-    with _started(run, options) as watch:
+    with started(run, options) as watch:
         from experiments.report.write import finish
         from experiments.run.pipeline import Run
 
         figures = finish(Run(recipe, run, watch=watch), report=as_report)
+        _advise(recipe, run)
         upload(run / "export", push)
     if as_report:
         _print_comparison(figures, run, as_json)
@@ -166,11 +173,12 @@ def train(
 
     training = load_training(recipe, changes or [])
     options = Options(Machine(mesh, coordinator, processes, process), mirror, logs, profile)
-    with _started(run, options) as watch:
+    with started(run, options) as watch:
         from experiments.report.write import finish
         from experiments.run.pipeline import Run
 
         figures = finish(Run(training, run, watch=watch))
+        _advise(training, run)
         upload(run / "export", push)
     scores = figures["scores"]
     rows = [("parameters", count(figures["params"])), ("exact match (macro)", f"{scores['exact_match']:.4f}")]
@@ -208,7 +216,7 @@ def recombine(
     say(f"recombining {', '.join(sources)} by {recipe} in {run}")
     check_push(push)
     options = Options(Machine(mesh, coordinator, processes, process), mirror, logs, profile)
-    with _started(run, options) as watch:
+    with started(run, options) as watch:
         from experiments.report.write import finish
         from experiments.run.recombining import Source
         from experiments.run.recombining import recombine as joined
@@ -250,7 +258,7 @@ def _measure(run: Path, mesh: str) -> None:
     from experiments.run.schema.recipe import load_recipe
 
     recipe = load_recipe(run / "recipe.toml")
-    with _started(run, Options(Machine(mesh, "", 1, 0))):
+    with started(run, Options(Machine(mesh, "", 1, 0))):
         from experiments.report.write import finish
         from experiments.run.pipeline import Run
 
@@ -268,17 +276,17 @@ def _figures(run: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text())
     except FileNotFoundError as error:
-        raise AntgmmError(f"{run} has no report: the run is not complete{_state(run)}") from error
+        raise AntgmmError(f"{run} has no report: the run is not complete{state_of(run)}") from error
     except ValueError as error:
         raise AntgmmError(f"{path} is not JSON ({error}): run the command of the run again") from error
 
 
-def _state(run: Path) -> str:
-    try:
-        status = json.loads((run / "status.json").read_text())
-    except (OSError, ValueError):
-        return ""
-    return f" (it is {status['state']}{': ' + status['error'] if status.get('error') else ''})"
+def _advise(recipe: "schema.Recipe | schema.Training", run: Path) -> None:
+    """Says what a finished run has not learnt, and what to try."""
+    from experiments.auto.advice import advice
+
+    for line in advice(recipe, run):
+        say(f"note: {line}")
 
 
 def _print_result(figures: Mapping[str, Any], as_json: bool, *shown: Any) -> None:
@@ -296,57 +304,13 @@ def _print_comparison(figures: Mapping[str, Any], run: Path, as_json: bool) -> N
     _print_result(figures, as_json, summary(figures), _places(run, "report.html", "report.md"))
 
 
-@contextmanager
-def _started(run: Path, options: Options) -> Iterator["Watch"]:
-    """A context with the requested devices, the folder of the run and its copy in a store; yields what to report."""
-    from antgmm_jax.io.stores import is_url
-    from antgmm_jax.parallel.processes import is_first, run_on_first
-    from experiments.run.host.logs import check_logs
-    from experiments.run.host.meshes import devices
-    from experiments.run.host.tracing import parse_steps
-    from experiments.run.mirror import mirrored
-
-    if is_url(run):
-        raise AntgmmError(f"--run {run}: a run works in a folder; use --run DIR --mirror URL")
-    logs, profile = tuple(options.logs or ()), parse_steps(options.profile)
-    check_logs(logs)
-    with devices(*options.machine), _in_folder(run) if is_first() else nullcontext(), ExitStack() as stack:
-        run_on_first(lambda: stack.enter_context(mirrored(run, options.mirror)))
-        yield _watch(logs, profile)
-
-
-def _watch(logs: Sequence[str], profile: range) -> "Watch":
-    """What to report, with the peak of the devices of this run."""
-    import jax
-
-    from experiments.lab.planning.chips import published
-    from experiments.run.watching import Watch
-
-    chip = published(jax.devices()[0].device_kind)
-    return Watch(logs, profile, chip.flops if chip else 0.0)
-
-
-@contextmanager
-def _in_folder(run: Path) -> Iterator[None]:
-    """On errors, removes the folder of a run that has saved nothing, or says how to resume the run."""
-    existed = run.exists()
-    try:
-        yield
-    except AntgmmError as error:
-        from experiments.run.folder import InUse
-
-        # If two processes start at once, the folder belongs to the other one.
-        new = not existed and not isinstance(error, InUse) and run.exists()
-        if new and {path.name for path in run.iterdir()} <= _BOOKS:
-            shutil.rmtree(run)
-        elif (run / "status.json").exists() and _state(run).endswith(f": {error})"):
-            typer.echo(f"{run} is kept; fix the error and run the same command to resume", err=True)
-        raise
-
-
 COMMANDS = {
     "demo": (demo, "antgmm demo --run runs/demo"),
-    "compress": (compress, "antgmm compress recipe.toml --run runs/ads --mesh data=2,fsdp=4"),
+    "compress": (
+        compress,
+        "antgmm compress recipe.toml --run runs/ads --mesh data=2,fsdp=4, or"
+        " antgmm compress --model checkpoints/my-llava --data ads.jsonl --smaller 8x",
+    ),
     "train": (train, "antgmm train teacher.toml --run runs/teacher --set optimizer.batch_size=32"),
     "recombine": (
         recombine,

@@ -416,3 +416,25 @@ def test_a_digest_covers_rows_and_pictures(folder):
     assert all(after[kind] != before[kind] for kind in sources)
     lines(folder, good(0), good(1, text="more"))
     assert digests()["jsonl"] != after["jsonl"] and digests()["parquet"] == after["parquet"]
+
+
+def test_the_splits_of_a_file_share_no_image_and_make_up_the_whole(folder):
+    rows = [good(k % 2, id=f"{k}") | {"image": f"images/{k // 3}.png"} for k in range(300)]
+    file = lines(folder, *rows)
+    ids = {}
+    for split in ("", "train", "test"):
+        source = read_records("jsonl", file, split=split)
+        words = [source.words(index) for index in range(len(source))]
+        ids[split] = {row.id: row.images[0] for row in words}
+    assert ids["train"] | ids["test"] == ids[""]
+    assert not set(ids["train"].values()) & set(ids["test"].values())
+    assert 10 <= len(ids["test"]) <= 60
+    assert len({read_records("jsonl", file, split=split).digest() for split in ids}) == 3
+
+
+def test_a_split_without_rows_is_named(folder):
+    file = lines(folder, *(good(0, id=f"{k}") for k in range(3)))
+    splits = [read_records("jsonl", file, split=split) for split in ("train", "test")]
+    (empty,) = (source for source in splits if not len(source))
+    with pytest.raises(AntgmmError, match=r"has no rows in its split '\w+': bring a file of its own for it"):
+        empty.check({})

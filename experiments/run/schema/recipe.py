@@ -1,5 +1,6 @@
 """Reading of recipes from TOML, with overrides and inheritance of top-level tables."""
 
+import copy
 import hashlib
 import json
 import tomllib
@@ -35,6 +36,24 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 def load_training(path: str | Path, overrides: Sequence[str] = ()) -> Training:
     """Reads a recipe that trains a teacher; arguments and errors as in `load_recipe`."""
     return _load(path, overrides, Training)
+
+
+def recipe_of(tables: Mapping[str, Any], where: str) -> Recipe:
+    """Validates the tables of a recipe that prunes and distils.
+
+    Args:
+      tables: tables as in a file; they are not changed.
+      where: start of error messages.
+
+    Returns:
+      The recipe; each stage has its complete loss and optimizer.
+
+    Raises:
+      AntgmmError: unknown, missing or invalid keys.
+    """
+    raw = copy.deepcopy(dict(tables))
+    _inherit(raw)
+    return validated(raw, Recipe, where)
 
 
 def load_any(path: str | Path, overrides: Sequence[str] = ()) -> Recipe | Training:
@@ -92,7 +111,7 @@ def _plain(recipe: Recipe | Training) -> dict[str, Any]:
 def _load(path: str | Path, overrides: Sequence[str], schema: type[AnyRecipe]) -> AnyRecipe:
     raw = read_toml(path, "recipe")
     for override in overrides:
-        _override(raw, override)
+        change(raw, override)
     for other, key, command in ((Training, "phase", "train"), (Recipe, "stage", "compress")):
         if schema is not other and key in raw:
             raise AntgmmError(f"{path} has {key}s: it is a recipe for `antgmm {command}`")
@@ -100,7 +119,16 @@ def _load(path: str | Path, overrides: Sequence[str], schema: type[AnyRecipe]) -
     return validated(raw, schema, str(path))
 
 
-def _override(raw: dict[str, Any], override: str) -> None:
+def change(raw: dict[str, Any], override: str) -> None:
+    """Changes a key of a recipe's tables, in place.
+
+    Args:
+      raw: tables as in a file.
+      override: `key=value`, as in `load_recipe`.
+
+    Raises:
+      AntgmmError: the form is wrong, or there is no such stage.
+    """
     keys, equals, text = override.partition("=")
     *parents, last = keys.strip().split(".")
     if not equals or not last:
@@ -136,8 +164,8 @@ def _inherit(raw: dict[str, Any]) -> None:
         if not isinstance(table, dict) or not isinstance(base, dict):
             return
         given = table.get(name, {})
-        # Data tables of different kinds have different keys.
-        if isinstance(given, dict) and given.get("kind", base.get("kind")) == base.get("kind"):
+        # Data tables of different kinds have different keys; optimizers have the same.
+        if isinstance(given, dict) and (name == "optimizer" or given.get("kind", base.get("kind")) == base.get("kind")):
             table[name] = {**base, **given}
 
     for stage in _tables(raw.get("stage")):

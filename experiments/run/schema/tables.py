@@ -72,6 +72,7 @@ class FileData(Table):
       path: the file, its folder or a pattern such as data/train-*.parquet; or hf:ORG/NAME/PATH, one of these in a data
         set of the Hub.
       samples: number of records, from the first; an error if there are fewer.
+      split: "test" for about a tenth of the rows, "train" for the others, "" for all. Rows of one image stay together.
       too_long: what happens to records that are longer than `max_length` or `max_answer`: "refuse" is an error, "drop"
         leaves them out and prints how many.
     """
@@ -79,6 +80,7 @@ class FileData(Table):
     kind: Literal["jsonl", "parquet", "arrow", "webdataset"]
     path: str
     samples: Count
+    split: Literal["", "train", "test"] = ""
     too_long: TooLong = "refuse"
 
 
@@ -206,7 +208,8 @@ class BaseRecipe(Table):
         for name in ("data", "hard"):
             test = getattr(self.evaluate, name, None)
             same = [getattr(self.data, key, "") == getattr(test, key, "") for key in ("kind", "path", "split")]
-            if test is not None and all(same):
+            whole = isinstance(test, FileData) and "" in (test.split, getattr(self.data, "split", ""))
+            if test is not None and all(same[:2]) and (same[2] or whole):
                 raise ValueError(f"evaluate.{name} are the records of data; use another split or path")
         return self
 

@@ -245,8 +245,12 @@ def test_a_users_own_files(write):
     data = '[data]\nkind = "jsonl"\npath = "ads/train.jsonl"\nsamples = 100\n'
     text = RECIPE.replace('[data]\nkind = "maad"\ntier = "s"\nsamples = 100\n', data)
     assert text != RECIPE
-    with pytest.raises(AntgmmError, match=r"unknown key evaluate\.data\.split: known here are kind, path, samples"):
+    with pytest.raises(AntgmmError, match=r"evaluate\.data\.split = \"val\": Input should be '', 'train' or 'test'"):
         load_recipe(write(text))
+    held_out = text.replace('split = "val"', 'split = "test"')
+    with pytest.raises(AntgmmError, match="are the records of data"):
+        load_recipe(write(held_out))
+    assert load_recipe(write(held_out), ["data.split=train"]).evaluate.data.split == "test"
     recipe = load_recipe(write(text.replace('split = "val"', 'path = "ads/val.jsonl"')))
     assert isinstance(recipe.evaluate.data, FileData)
     assert recipe.evaluate.data.path == "ads/val.jsonl"

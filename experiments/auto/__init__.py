@@ -1,0 +1,1 @@
+"""Compression without a recipe: measures model and data, and writes a recipe."""

@@ -1,0 +1,60 @@
+"""What the scores and losses of a run say, with what to try."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from antgmm_jax.io import checkpoint
+from experiments.auto.look import at_chance, most_frequent
+from experiments.run.datasets import load_records
+from experiments.run.folder import RunFolder
+from experiments.run.schema import Recipe, Training
+
+FALL = 0.02
+"""A loss that falls by less than this part between the first and the last quarter of a stage is flat."""
+POINTS = 8
+"""Points of a loss curve below which nothing can be said about it."""
+
+
+def advice(recipe: Recipe | Training, run: Path) -> list[str]:
+    """Returns what to try where a finished run has not learnt something.
+
+    Args:
+        recipe: recipe of the run.
+        run: its folder, with all stages finished.
+    """
+    folder, result, scores = RunFolder(run), [], None
+    for work in recipe.work:
+        metrics = checkpoint.load_record(folder.stage(work.number, work.stage.name))["metrics"]
+        losses = [point["loss"] for point in metrics["history"]]
+        if is_flat(losses):
+            result.append(
+                f"the loss of {work.title} stays at {losses[-1]:.3g}: try a third of its optimizer.learning_rate, three"
+                " times as much, or more steps"
+            )
+        scores = metrics.get("scores")
+    if scores is None:
+        return result
+    records = load_records(recipe.evaluate.data)
+    rows = [records.words(row) for row in range(len(records))]
+    chance = most_frequent([row.type for row in rows], [row.answer for row in rows])
+    if unlearnt := at_chance(scores["by_type"], chance):
+        times = ", ".join(f'"{kind}" = 4' for kind in unlearnt if kind != "-")
+        often = f", or show them more often (repeat = {{ {times} }})" if times and isinstance(recipe, Recipe) else ""
+        result.append(
+            f"questions of type {', '.join(unlearnt)} score as the most frequent answer does, they are not learnt: take"
+            f" more steps{often}"
+        )
+    return result
+
+
+def is_flat(losses: Sequence[float]) -> bool:
+    """Whether a loss curve does not fall.
+
+    Args:
+        losses: points of the curve at equal distances.
+    """
+    quarter = len(losses) // 4
+    if len(losses) < POINTS:
+        return False
+    first, last = (sum(part) / quarter for part in (losses[:quarter], losses[-quarter:]))
+    return last > (1 - FALL) * first

@@ -1,0 +1,78 @@
+"""What a user wants: a model, its data, and a budget."""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from antgmm_jax.errors import AntgmmError
+
+MARK = "# plan of "
+"""Begins the line of a written plan that holds its goal."""
+
+
+class Goal(NamedTuple):
+    """The goal of a compression; exactly one of `smaller`, `params` and `latency_ms` is set.
+
+    Attributes:
+        model: Hugging Face folder of the teacher, or a name of the Hub.
+        data: records to train on, as a data table of a recipe.
+        test: other records for the scores, in the same form.
+        smaller: how many times fewer parameters the student has; 0 if not set.
+        params: maximum number of parameters; 0 if not set.
+        latency_ms: maximum milliseconds of a request on this machine; 0 if not set.
+        minutes: duration that the run should take; 0 for as long as the steps need, at most `MOST_MINUTES`.
+        changes: `key=value` changes of the recipe outside its stages, such as the prompt.
+    """
+
+    model: str
+    data: dict[str, Any]
+    test: dict[str, Any]
+    smaller: float = 0.0
+    params: int = 0
+    latency_ms: float = 0.0
+    minutes: float = 0.0
+    changes: tuple[str, ...] = ()
+
+
+MOST_MINUTES = 30.0
+"""Duration of a run for which no number of minutes is given."""
+
+
+def marked(goal: Goal) -> str:
+    """Returns the first line of the plan of a goal."""
+    return f"{MARK}{json.dumps(goal._asdict())}"
+
+
+def is_planned(plan: Path, goal: Goal) -> bool:
+    """Whether the plan of a goal is written already.
+
+    Args:
+        plan: file of the plan.
+        goal: the goal.
+
+    Raises:
+        AntgmmError: the file is something else, or the plan of another goal.
+    """
+    if not plan.exists():
+        return False
+    first = plan.read_text(encoding="utf-8").partition("\n")[0]
+    if first == marked(goal):
+        return True
+    if not first.startswith(MARK):
+        raise AntgmmError(f"{plan} exists and is no plan: choose another --run")
+    raise AntgmmError(f"{plan} is the plan of other options: choose another --run, or remove it with the run's folder")
+
+
+def ratio(text: str) -> float:
+    """Parses how many times smaller a student is, such as "8x" or "8".
+
+    Raises:
+        AntgmmError: it is not a number above 1.
+    """
+    try:
+        value = float(text.strip().removesuffix("x"))
+    except ValueError:
+        value = 0.0
+    if not 1 < value < float("inf"):
+        raise AntgmmError(f"--smaller {text}: write how many times fewer parameters, such as 8x")
+    return value

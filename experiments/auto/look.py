@@ -1,0 +1,155 @@
+"""A look at model and data before a plan: can the teacher answer the rows, and are there enough of them?"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from transformers import ProcessorMixin
+
+from data.metrics import normal
+from data.record import Record
+from data.rows import Row
+from data.source import Source
+from experiments.run.datasets import encoded, load_both
+from experiments.run.samples import Samples, load_processor
+from experiments.run.schema import Recipe
+from experiments.run.scoring import scored
+from experiments.run.student import Student, whole
+
+CHECKED = 200
+"""Maximum number of held-out rows that the teacher answers before a plan."""
+ABOVE = 0.1
+"""A teacher that is less than this above the most frequent answers does not know the task."""
+FEW = 1000
+"""Below this number of training rows, a student loses tens of points (docs/lab/calibration.md)."""
+
+
+class Look(NamedTuple):
+    """Model and data of a plan.
+
+    Attributes:
+        teacher: the model.
+        processor: its processor.
+        trained: training records.
+        held: some held-out records.
+        tested: number of held-out records.
+        score: exact match of the teacher on `held`, the mean over question types.
+        by_type: question type -> exact match of the teacher.
+        chance: question type -> share of its most frequent answer.
+    """
+
+    teacher: Student
+    processor: ProcessorMixin
+    trained: Samples
+    held: Samples
+    tested: int
+    score: float
+    by_type: dict[str, float]
+    chance: dict[str, float]
+
+
+def look_at_both(draft: Recipe) -> Look:
+    """Loads the teacher and the records of a recipe, and lets the teacher answer some held-out records.
+
+    Args:
+        draft: recipe with teacher, data and evaluation; its stages do not matter.
+
+    Returns:
+        What a plan needs to know.
+
+    Raises:
+        AntgmmError: as in `open_hf` and `Samples`.
+    """
+    teacher, processor = whole(draft.teacher.path), load_processor(draft.teacher.path)
+    records, tests = load_both(draft)
+    trained = encoded(draft, records, processor, teacher.config, trained=True)
+    held = encoded(draft, spread(tests, CHECKED), processor, teacher.config)
+    title = f"teacher on {len(held)} held-out rows"
+    limits = {"max_new_tokens": longest_answer(trained, held), "dtype": draft.optimizer.dtype}
+    figures, _ = scored(title, teacher.config, teacher.weights(), held, processor, **limits)
+    words = [held.records.words(row) for row in range(len(held))]
+    chance = most_frequent([row.type for row in words], [row.answer for row in words])
+    return Look(teacher, processor, trained, held, len(tests), figures["exact_match"], figures["by_type"], chance)
+
+
+def longest_answer(*samples: Samples) -> int:
+    """Returns the number of tokens of the longest answer."""
+    return max(each.lengths["answer"] for each in samples)
+
+
+def spread(records: Source, most: int) -> Source:
+    """Returns at most `most` records at equal distances."""
+    rows = np.unique(np.linspace(0, len(records) - 1, min(most, len(records))).round().astype(int))
+    return _Some(records, rows)
+
+
+class _Some(Source):
+    """Some records of a source."""
+
+    def __init__(self, source: Source, rows: np.ndarray):
+        self._source, self._rows, self.path = source, rows, source.path
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Record:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return self._source[int(self._rows[index])]
+
+    def words(self, index: int) -> Row:
+        """Returns a record without its images."""
+        return self._source.words(int(self._rows[index]))
+
+    def digest(self) -> str:
+        """Returns a digest of the source and of the row numbers."""
+        return hashlib.sha256(f"{self._source.digest()} {self._rows.tolist()}".encode()).hexdigest()
+
+
+def most_frequent(types: Sequence[str], answers: Sequence[str]) -> dict[str, float]:
+    """Returns the exact match per question type of always giving the type's most frequent answer.
+
+    Args:
+        types: question type of each record.
+        answers: its answer.
+    """
+    by_type: dict[str, Counter[str]] = {}
+    for kind, answer in zip(types, answers, strict=True):
+        by_type.setdefault(kind, Counter())[normal(answer)] += 1
+    return {kind: counts.most_common(1)[0][1] / counts.total() for kind, counts in by_type.items()}
+
+
+def warnings(seen: Look) -> list[str]:
+    """Returns what makes a good student unlikely, with what to try.
+
+    Args:
+        seen: the look.
+    """
+    chance, rows = float(np.mean([*seen.chance.values()])), len(seen.trained)
+    result = []
+    if seen.score < chance + ABOVE:
+        result.append(
+            f"the teacher's answers score {seen.score:.2f}, the most frequent answers {chance:.2f}: a student cannot"
+            " learn the task from it. Compare the prompt and the form of the answers (antgmm eval --answers), or train"
+            " the teacher on these rows first (antgmm train)"
+        )
+    elif unknown := at_chance(seen.by_type, seen.chance):
+        result.append(
+            f"the teacher does not know questions of type {', '.join(unknown)}: it stands at the most frequent answer"
+        )
+    if rows < FEW:
+        result.append(f"{rows} training rows are few: below {FEW} a student loses tens of points; bring more rows")
+    if len(seen.chance) == 1 and next(iter(seen.chance.values())) > 0.9:
+        result.append("nearly all held-out answers are equal: scores say little; bring rows with other answers")
+    return result
+
+
+def at_chance(by_type: Mapping[str, Any], chance: Mapping[str, float], margin: float = ABOVE / 2) -> list[str]:
+    """Returns the question types with scores at most `margin` above their most frequent answer.
+
+    Args:
+        by_type: question type -> exact match.
+        chance: question type -> share of its most frequent answer.
+        margin: difference that counts as better.
+    """
+    return [kind or "-" for kind, value in by_type.items() if value < chance.get(kind, 0.0) + margin < 1.0]

@@ -1,0 +1,200 @@
+"""The recipe of a plan: stages tower by tower, with steps, batches and rates from model, rows and time."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import pruning
+from antgmm_jax.axes import sizes
+from antgmm_jax.config import IMAGE_SIDE, LMMConfig
+from antgmm_jax.errors import AntgmmError
+from antgmm_jax.families import family
+from experiments.auto.goal import MOST_MINUTES, Goal
+from experiments.auto.look import FEW
+from experiments.auto.sizing import by_side
+from experiments.run.forecast import Rows, parts, seconds
+from experiments.run.schema import Recipe
+from experiments.run.schema.recipe import recipe_of
+
+IMAGE_VISITS, LANGUAGE_VISITS = 300_000, 80_000
+"""Samples that the stages of the demo see, from 16 000 rows: the aim of a plan."""
+EPOCHS = 20
+"""Most visits of each row on the image side; more only learn its pictures by heart."""
+WIDTH = 64
+"""Width of the models on which the learning rates were tuned; wider ones take proportionally lower rates."""
+IMAGE_RATE, LANGUAGE_RATE = 1e-2, 3e-3
+DECAY = 0.1
+"""Ten times the usual weight decay: +15 points in docs/lab/calibration.md."""
+LONGEST, FEWEST = 3.0, 20
+"""Steps are at most this multiple of the aim, and at least this many."""
+
+
+class Tuned(NamedTuple):
+    """Settings of the language stages.
+
+    Attributes:
+        kind: optimizer.
+        rate: learning rate as a multiple of the default.
+    """
+
+    kind: str = "muon"
+    rate: float = 1.0
+
+
+def base(goal: Goal, data: Mapping[str, Any], test: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the tables of a recipe without its stages.
+
+    Args:
+        goal: the goal.
+        data: data table of the training records.
+        test: data table of the test records.
+    """
+    return {
+        "seed": 0,
+        "checkpoint_every": 500,
+        "calibration_batches": 4,
+        "max_length": 4096,
+        "max_answer": 1024,
+        "teacher": {"path": goal.model},
+        "data": dict(data),
+        "loss": {"hard": 1.0},
+        "optimizer": {
+            "kind": "muon",
+            "learning_rate": LANGUAGE_RATE,
+            "batch_size": 16,
+            "b2": 0.98,
+            "weight_decay": DECAY,
+        },
+        "evaluate": {"data": dict(test)},
+    }
+
+
+def draft(tables: Mapping[str, Any]) -> Recipe:
+    """Returns a recipe that cuts nothing, to read model and data with."""
+    return recipe_of({**tables, "stage": [{"name": "draft", "recover_steps": 1}]}, "plan")
+
+
+def stages(config: LMMConfig, wanted: Mapping[str, int], rows: int, scale: float, tuned: Tuned) -> list[dict[str, Any]]:
+    """Returns the stages of a plan: image side, language model, and the same while the learning rate falls to zero.
+
+    Args:
+        config: config of the teacher.
+        wanted: axis -> units of the student.
+        rows: number of training rows.
+        scale: factor on the number of steps.
+        tuned: settings of the language stages.
+    """
+    image, text = by_side(config, wanted)
+    batch, small = min(64, max(1, rows // 4)), min(16, max(1, rows // 4))
+    result = []
+    if image:
+        steps = _steps(scale * min(IMAGE_VISITS, EPOCHS * max(rows, FEW)), batch)
+        optimizer = {"learning_rate": _rate(IMAGE_RATE, config, wanted, "vision/embed"), "batch_size": batch}
+        result.append(
+            {
+                "name": "image",
+                "frozen": ["language"],
+                "importance": _importance(config, image),
+                "recover_steps": steps,
+                "shift": 1,
+                "loss": {"hard": 0.0, "bridge": 1.0, "bridge_tokens": "sensitivity"},
+                "optimizer": {**optimizer, "warmup": _warmup(steps)},
+                "sizes": image,
+            }
+        )
+    half = _steps(scale * LANGUAGE_VISITS / 2, small)
+    settle = language_stage(config, text, rows, tuned, half)
+    cut = {name: settle.pop(name) for name in ("importance", "sizes") if name in settle}
+    language = {**settle, "optimizer": {**settle["optimizer"], "schedule": "constant"}, **cut}
+    return [*result, {"name": "language", **language}, {"name": "settle", **settle}]
+
+
+def language_stage(config: LMMConfig, text: Mapping[str, int], rows: int, tuned: Tuned, steps: int) -> dict[str, Any]:
+    """Returns a stage that cuts and trains the language model, without its name.
+
+    Args:
+        config: config of the teacher.
+        text: axis -> units to cut in it.
+        rows: number of training rows.
+        tuned: optimizer and rate.
+        steps: number of steps.
+    """
+    # An image side that cannot be cut first is cut and trained with the language model.
+    whole = any(axis.split("/")[0] in IMAGE_SIDE for axis in text)
+    optimizer = {
+        "kind": tuned.kind,
+        "learning_rate": _rate(LANGUAGE_RATE * tuned.rate, config, text, "text/embed"),
+        "batch_size": min(16, max(1, rows // 4)),
+        "warmup": _warmup(steps),
+    }
+    stage = {"recover_steps": steps, "shift": 1, "optimizer": optimizer}
+    if not whole:
+        stage["frozen"] = list(family(config).features)
+    return stage | ({"importance": _importance(config, text), "sizes": dict(text)} if text else {})
+
+
+class Machine(NamedTuple):
+    """What decides how long a run takes.
+
+    Attributes:
+        rows: statistics of the data.
+        rate: FLOP/s of a matrix product, from `experiments.run.forecast.matmul_rate`.
+        spent: seconds that the plan itself took.
+    """
+
+    rows: Rows
+    rate: float
+    spent: float
+
+
+def fitted(
+    goal: Goal, tables: Mapping[str, Any], config: LMMConfig, wanted: Mapping[str, int], machine: Machine, tuned: Tuned
+) -> tuple[dict[str, Any], float]:
+    """Returns the tables of the recipe with as many steps as the time allows, and its expected seconds.
+
+    Args:
+        goal: the goal, with the minutes; 0 for the steps of the demo, within `MOST_MINUTES`.
+        tables: from `base`.
+        config: config of the teacher.
+        wanted: axis -> units of the student.
+        machine: what decides the duration.
+        tuned: settings of the language stages.
+    """
+
+    def written(scale: float) -> tuple[dict[str, Any], float]:
+        raw = {**tables, "stage": stages(config, wanted, machine.rows.trained, scale, tuned)}
+        return raw, sum(seconds(part, machine.rate) for part in parts(recipe_of(raw, "plan"), config, machine.rows))
+
+    few, aim = written(0.01)[1], written(1.0)[1]
+    left = 60 * (goal.minutes or MOST_MINUTES) - machine.spent
+    most = LONGEST if goal.minutes else 1.0
+    return written(min(most, max(0.01, (left - few) / (aim - few))))
+
+
+def _steps(visits: float, batch: int) -> int:
+    return max(FEWEST, round(visits / batch))
+
+
+def _warmup(steps: int) -> int:
+    return min(20, steps // 5)
+
+
+def _rate(rate: float, config: LMMConfig, wanted: Mapping[str, int], axis: str) -> float:
+    """A learning rate for the width of the student, with two digits."""
+    width = wanted.get(axis, sizes(config)[axis])
+    return float(f"{rate * min(1.0, WIDTH / width):.2g}")
+
+
+def _importance(config: LMMConfig, axes: Mapping[str, int]) -> dict[str, str]:
+    """Patterns of importance methods: of activations, but for layers and, where possible, the image encoder's width."""
+    patterns = {"*/layers": "block_influence"} if any(axis.endswith("/layers") for axis in axes) else {}
+    if "vision/embed" in axes and _has_basis(config, "vision/embed"):
+        patterns["vision/embed"] = "principal"
+    return {**patterns, "*": "activation"}
+
+
+def _has_basis(config: LMMConfig, axis: str) -> bool:
+    try:
+        pruning.check_basis(config, axis)
+    except AntgmmError:
+        return False
+    return True

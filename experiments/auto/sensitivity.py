@@ -1,0 +1,99 @@
+"""Sensitivity of a model's loss to cuts of each axis, and the weights of the axes for the search of sizes."""
+
+from collections.abc import Mapping, Sequence
+from math import exp, log
+from typing import Any
+
+import jax
+import numpy as np
+
+import pruning
+from antgmm_jax.axes import sizes
+from antgmm_jax.config import LMMConfig
+from antgmm_jax.errors import AntgmmError
+from antgmm_jax.families import complete
+from antgmm_jax.parallel.processes import gather
+from antgmm_jax.pure import Params, functional
+from distill import LossConfig, make_loss
+
+CLOSED = 0.5
+"""Part of an axis that is closed to measure its sensitivity."""
+LEAST = 0.01
+"""Smaller increases of the loss are noise."""
+FACTORS = (0.25, 4.0)
+"""Smallest and largest factor on the weight of an axis."""
+
+
+def closed(config: LMMConfig, scores: Mapping[str, np.ndarray], part: float = CLOSED) -> dict[str, dict[str, Any]]:
+    """Returns, for each free axis, gates that close its least important units.
+
+    Args:
+        config: model config.
+        scores: axis -> importance of all axes.
+        part: part of the units to close.
+
+    Returns:
+        axis -> gates of that axis and the axes tied to it; without axes that have no smaller legal size.
+    """
+    present, gates = sizes(config), {}
+    for axis in pruning.free_axes(config):
+        try:
+            target = pruning.legal_above(config, {axis: max(1, round((1 - part) * present[axis]))})
+        except AntgmmError:
+            continue
+        if complete(config, target)[axis] < present[axis]:
+            gates[axis] = pruning.gates_of(pruning.plan(scores, config, target), config)
+    return gates
+
+
+def increases(
+    config: LMMConfig,
+    params: Params,
+    gates: Mapping[str, Mapping[str, np.ndarray]],
+    batches: Sequence[Mapping[str, jax.Array]],
+    *,
+    dtype: str = "float32",
+) -> dict[str, float]:
+    """Measures how much the loss on the labels grows when each axis is cut, without training.
+
+    Args:
+        config: model config.
+        params: model parameters.
+        gates: axis -> gates, from `closed`.
+        batches: calibration batches.
+        dtype: dtype of computation.
+
+    Returns:
+        axis -> increase of the mean loss per answer token.
+    """
+    loss, open_gates = make_loss(functional(config), LossConfig(hard=1.0), dtype=dtype), pruning.ones(config)
+
+    @jax.jit
+    def measured(params: Params, gates: Any, batch: Any) -> jax.Array:
+        return loss(params, gates, batch, {})[0]
+
+    cuts = {"": {}, **gates}
+    totals = dict.fromkeys(cuts, 0.0)
+    for batch in batches:
+        for axis, cut in cuts.items():
+            totals[axis] += float(gather(measured(params, {**open_gates, **cut}, batch)))
+    count = max(1, len(batches))
+    return {axis: (total - totals[""]) / count for axis, total in totals.items() if axis}
+
+
+def factors(increases: Mapping[str, float]) -> dict[str, float]:
+    """Converts increases of the loss to factors on the weights of axes for `pruning.search`.
+
+    The factor is the root of the increase, relative to the geometric mean of all axes: training repairs large increases
+    better than small ones.
+
+    Args:
+        increases: axis -> increase of the loss.
+
+    Returns:
+        axis -> factor.
+    """
+    low, high = FACTORS
+    logs = {axis: log(max(value, LEAST)) for axis, value in increases.items()}
+    mean = sum(logs.values()) / max(1, len(logs))
+    return {axis: min(high, max(low, exp((value - mean) / 2))) for axis, value in logs.items()}

@@ -1,0 +1,133 @@
+"""Sizes of a student within the budget of a goal, from measured sensitivity and analytic cost."""
+
+from collections.abc import Callable, Mapping
+from functools import lru_cache, partial
+from typing import NamedTuple
+
+import pruning
+from antgmm_jax.axes import sizes
+from antgmm_jax.config import IMAGE_SIDE, LMMConfig
+from antgmm_jax.families import complete
+from experiments.auto.goal import Goal
+from experiments.auto.look import Look
+from experiments.auto.sensitivity import closed, factors, increases
+from experiments.lab.planning.rates import RequestSize, calibrate, predict
+from experiments.lab.planning.search import by_latency, by_parameters, time_request
+from experiments.run.calibration import calibration_batches, importance
+from experiments.run.host.console import working
+from pruning.costs import total_parameters
+from pruning.planning import illegal_reason
+from pruning.sizing import Sized
+
+DEPTH = 0.3
+"""Value of the sublayers that a request passes through, relative to that of the parameters."""
+REQUEST = (64, 8)
+"""Prompt and answer tokens of a typical request."""
+CALIBRATION = {"batch_size": 32, "batches": 4}
+
+
+class Chosen(NamedTuple):
+    """Sizes of a student.
+
+    Attributes:
+        sized: sizes, config and cost.
+        increases: axis -> increase of the loss when half of the axis is closed without training.
+        measured_ms: measured milliseconds of a request; 0 for a budget of parameters.
+    """
+
+    sized: Sized
+    increases: dict[str, float]
+    measured_ms: float = 0.0
+
+
+def chosen(goal: Goal, seen: Look, seed: int, dtype: str) -> Chosen:
+    """Searches the sizes of a goal.
+
+    Args:
+        goal: the goal.
+        seen: model and data.
+        seed: seed of the calibration batches.
+        dtype: dtype of computation.
+
+    Returns:
+        The sizes.
+
+    Raises:
+        AntgmmError: no legal model is within the budget, or the teacher itself is.
+    """
+    config = seen.teacher.config
+    grown = _increases(seen, seed, dtype)
+    search = partial(pruning.search, config, weights=factors(grown))
+    if not goal.latency_ms:
+        budget = goal.params or int(total_parameters(config) / goal.smaller)
+        return Chosen(by_parameters(config, budget, partial(search, value=value_of(config))), grown)
+    lengths = seen.held.lengths
+    # A model without an encoder reads prompt and answer as one text.
+    prompt = lengths["text"] - (0 if config.encoder_decoder else lengths["answer"])
+    request = RequestSize(max(prompt, config.usual_tokens + 1), lengths["answer"])
+    price = lru_cache(maxsize=None)(partial(predict, calibrate(config, request), request=request))
+    best, _ = by_latency(config, goal.latency_ms, search, price, partial(time_request, request=request))
+    return Chosen(best.sized, grown, best.measured)
+
+
+def value_of(config: LMMConfig) -> Callable[[LMMConfig], float]:
+    """Returns the cost that a student should save: its share of the teacher's parameters, and some of its sublayers.
+
+    At batch 1, latency depends on the number of sublayers more than on parameters, which depth hardly has.
+
+    Args:
+        config: config of the teacher.
+    """
+
+    def sublayers(model: LMMConfig) -> float:
+        return sum(sum(towers.values()) for towers in pruning.cost(model, 1, *REQUEST).sublayers.values())
+
+    parameters, steps = total_parameters(config), sublayers(config)
+    return lru_cache(maxsize=None)(
+        lambda model: total_parameters(model) / parameters + DEPTH * sublayers(model) / steps
+    )
+
+
+def _increases(seen: Look, seed: int, dtype: str) -> dict[str, float]:
+    config, samples = seen.teacher.config, seen.trained
+    with working("sensitivity of the loss to each axis"):
+        params = seen.teacher.load(dtype)
+        scores, _ = importance(
+            config,
+            params,
+            methods(sizes(config)),
+            {},
+            samples,
+            **CALIBRATION,
+            seed=seed,
+            dtype=dtype,
+        )
+        batches = calibration_batches(samples, **CALIBRATION, seed=seed)
+        return increases(config, params, closed(config, scores), batches, dtype=dtype)
+
+
+def methods(axes: Mapping[str, int]) -> dict[str, str]:
+    """Returns the importance method of each axis: block influence for layers, else activations."""
+    return {axis: "block_influence" if axis.endswith("/layers") else "activation" for axis in axes}
+
+
+def by_side(config: LMMConfig, wanted: Mapping[str, int]) -> tuple[dict[str, int], dict[str, int]]:
+    """Splits target sizes into those of the image side and of the language model.
+
+    Args:
+        config: model config.
+        wanted: axis -> units, legal together.
+
+    Returns:
+        Sizes to cut on the image side first, and then in the language model, without axes that keep their size. All are
+        in the second if the first are not legal alone.
+    """
+    smaller = {axis: n for axis, n in wanted.items() if n < sizes(config)[axis]}
+
+    def of_images(axis: str) -> bool:
+        return all(one.split("/")[0] in IMAGE_SIDE for one in complete(config, {axis: smaller[axis]}))
+
+    image = {axis: n for axis, n in smaller.items() if of_images(axis)}
+    if illegal_reason(config, image):
+        return {}, smaller
+    return image, {axis: n for axis, n in smaller.items() if axis not in image}

@@ -1,0 +1,139 @@
+"""A short tuner: which optimizer and learning rate learn the language model's part of the task soonest?"""
+
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from antgmm_jax.config import LMMConfig
+from antgmm_jax.parallel.processes import gather
+from antgmm_jax.parallel.sharding import shard_rows
+from antgmm_jax.pure import Params, functional
+from distill import NO_TEACHER, LossConfig, make_loss
+from experiments.auto.look import Look, spread
+from experiments.auto.schedule import Machine, Tuned, language_stage
+from experiments.auto.sizing import by_side
+from experiments.run.datasets import encoded
+from experiments.run.features import ImageFeatures
+from experiments.run.flops import step_flops
+from experiments.run.forecast import CALL, COMPILE, SHARE
+from experiments.run.host.console import say
+from experiments.run.objectives import Shared
+from experiments.run.samples import Samples
+from experiments.run.schema import Recipe
+from experiments.run.schema.recipe import recipe_of
+from experiments.run.stage import StageRun
+from experiments.run.watching import NOTHING, watching
+from pruning import planned_config
+from pruning.planning import illegal_reason
+
+CANDIDATES = (Tuned("muon", 1.0), Tuned("muon", 1 / 3), Tuned("adamw", 1.0), Tuned("adamw", 1 / 3))
+"""Two optimizers at two rates, as multiples of the default rate."""
+STEPS, FEWEST, PART = 200, 60, 0.15
+"""Steps of a candidate, the fewest that say something, and the largest part of a run's time for all candidates."""
+ROWS = 1000
+"""Maximum number of training rows of a candidate."""
+
+
+class Trial(NamedTuple):
+    """A candidate with its mean loss per answer token on held-out records."""
+
+    tuned: Tuned
+    loss: float
+
+
+def steps_within(
+    seconds: float, tables: Mapping[str, Any], config: LMMConfig, text: Mapping[str, int], machine: Machine
+) -> int:
+    """Returns the steps that each candidate may take; 0 if there is too little time to tell them apart.
+
+    Args:
+        seconds: time for all candidates.
+        tables: tables of the recipe without stages.
+        config: config of the teacher.
+        text: axis -> units of the smaller language model.
+        machine: what decides the duration.
+    """
+    (stage,) = _recipe(tables, config, text, machine.rows.trained, Tuned(), FEWEST).stages
+    lengths = {"length": machine.rows.prompt, "answer": machine.rows.answer}
+    flops = step_flops(planned_config(config, text), stage, (), features=True, **lengths)
+    step = flops / (SHARE * machine.rate) + CALL
+    affordable = int((seconds / len(CANDIDATES) - 2 * COMPILE) / step)
+    return 0 if affordable < FEWEST else min(STEPS, affordable)
+
+
+def tuned(
+    tables: Mapping[str, Any], seen: Look, wanted: Mapping[str, int], machine: Machine, seconds: float, place: Path
+) -> list[Trial]:
+    """Trains the smaller language model on the teacher's image features with each candidate.
+
+    Args:
+        tables: tables of the recipe without stages.
+        seen: model and data.
+        wanted: axis -> units of the student.
+        machine: what decides the duration.
+        seconds: duration of the run; candidates may take `PART` of it.
+        place: folder for temporary files, removed at the end.
+
+    Returns:
+        Trials, the best first; none if there is too little time, or the language model cannot be cut alone.
+    """
+    config, text = seen.teacher.config, by_side(seen.teacher.config, wanted)[1]
+    if illegal_reason(config, text):
+        return []
+    steps = steps_within(PART * seconds, tables, config, text, machine)
+    if not steps:
+        return []
+    try:
+        trials = [*_trials(tables, seen, text, steps, place)]
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+    return sorted(trials, key=lambda trial: trial.loss)
+
+
+def _trials(tables: Mapping[str, Any], seen: Look, text: Mapping[str, int], steps: int, place: Path) -> Iterator[Trial]:
+    config = seen.teacher.config
+    recipe = _recipe(tables, config, text, len(seen.trained), Tuned(), steps)
+    samples = encoded(recipe, spread(seen.trained.records, ROWS), seen.processor, config, trained=True)
+    features = ImageFeatures(samples, recipe.seed, place / "features")
+    for number, candidate in enumerate(CANDIDATES, 1):
+        recipe = _recipe(tables, config, text, len(seen.trained), candidate, steps)
+        (work,) = recipe.work
+        shared = Shared(recipe, NO_TEACHER, samples, features, lambda stage: None)
+        title = f"{candidate.kind} at {work.stage.optimizer.learning_rate:g}"
+        with watching(NOTHING, place, recipe) as watcher:
+            run = StageRun(work._replace(title=title), shared, place / f"{number}", watcher.stage(work, None))
+            left = run.run(seen.teacher)
+        loss = held_out_loss(left.config, left.params, seen.held)
+        say(f"{title}: held-out loss {loss:.3f} after {steps} steps")
+        yield Trial(candidate, loss)
+
+
+def held_out_loss(config: LMMConfig, params: Params, samples: Samples, size: int = 32) -> float:
+    """Returns the mean cross-entropy per answer token.
+
+    Args:
+        config: model config.
+        params: model parameters.
+        samples: the records.
+        size: rows per batch; the last batch is filled up with its last row.
+    """
+    loss = make_loss(functional(config), LossConfig(hard=1.0))
+    measured = jax.jit(lambda params, batch: loss(params, {}, batch, {})[0])
+    batches = samples.in_order(min(size, len(samples)))
+    return float(np.mean([gather(measured(params, shard_rows(_arrays(batch)))) for batch in batches]))
+
+
+def _arrays(batch: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in batch.items() if name != "index"}
+
+
+def _recipe(
+    tables: Mapping[str, Any], config: LMMConfig, text: Mapping[str, int], rows: int, candidate: Tuned, steps: int
+) -> Recipe:
+    """A recipe with only the language stage, without shifts: they would need features of four views."""
+    stage = {**language_stage(config, text, rows, candidate, steps), "name": "tune", "shift": 0}
+    return recipe_of({**tables, "stage": [stage]}, "plan")

@@ -1,0 +1,93 @@
+"""Options of a compression without a recipe, and its goal."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NamedTuple
+
+import typer
+
+from antgmm_jax.errors import AntgmmError
+
+if TYPE_CHECKING:
+    from experiments.auto.goal import Goal
+
+Recipe = Annotated[Path | None, typer.Argument(metavar="[RECIPE]", help="A TOML file; without, use --model.")]
+Model = Annotated[
+    str,
+    typer.Option(metavar="DIR", help="Without RECIPE: the model to compress, a Hugging Face folder or hf:ORG/NAME."),
+]
+Rows = Annotated[
+    str,
+    typer.Option(metavar="FILE", help="Rows to train on: .jsonl, .json, .parquet, .arrow or .tar, or a folder."),
+]
+Tested = Annotated[str, typer.Option(metavar="FILE", help="Other rows for the scores; a tenth of --data by default.")]
+Smaller = Annotated[str, typer.Option(metavar="8x", help="How many times fewer parameters the student has.")]
+Parameters = Annotated[int, typer.Option(min=0, metavar="N", help="Maximum number of parameters of the student.")]
+Latency = Annotated[float, typer.Option(min=0, metavar="MS", help="Maximum milliseconds of a request on this machine.")]
+Minutes = Annotated[
+    float,
+    typer.Option(
+        min=0, metavar="M", help="Duration of plan and run on this machine; by default as the steps need, at most 30."
+    ),
+]
+PlanOnly = Annotated[bool, typer.Option("--plan", help="Only print and write the plan, a recipe.")]
+
+
+class Wish(NamedTuple):
+    """Options that replace a recipe, as given."""
+
+    model: str
+    data: str
+    test: str
+    smaller: str
+    params: int
+    latency_ms: float
+    minutes: float
+
+    def goal(self, changes: list[str]) -> "Goal":
+        """Returns the goal of these options.
+
+        Args:
+            changes: changes of recipe keys; those of stages are left to the run.
+
+        Raises:
+            AntgmmError: an option is missing or invalid, or there is more than one budget.
+        """
+        from experiments.auto.goal import Goal, ratio
+        from experiments.auto.rows import tables
+
+        if not self.data:
+            raise AntgmmError("compress --model needs --data with the rows to train on")
+        if sum(map(bool, (self.smaller, self.params, self.latency_ms))) != 1:
+            raise AntgmmError("compress --model needs one budget: --smaller 8x, --params N or --latency-ms MS")
+        smaller = ratio(self.smaller) if self.smaller else 0.0
+        budget = smaller, self.params, self.latency_ms
+        kept = tuple(one for one in changes if not one.strip().startswith("stage."))
+        return Goal(self.model, *tables(self.data, self.test), *budget, self.minutes, kept)
+
+
+def check(recipe: Path | None, wish: Wish, *, plan_only: bool, processes: int) -> None:
+    """Checks that there is either a recipe or what replaces it.
+
+    Args:
+        recipe: the recipe, or None.
+        wish: options that replace it.
+        plan_only: whether only a plan is wanted.
+        processes: number of processes.
+
+    Raises:
+        AntgmmError: there is neither, or both.
+    """
+    if recipe is not None and (any(wish) or plan_only):
+        raise AntgmmError("RECIPE already says what to do: leave out --model, --data, --plan and the budget")
+    if recipe is None and not wish.model:
+        raise AntgmmError("compress needs a RECIPE, or --model DIR --data FILE and a budget such as --smaller 8x")
+    if recipe is None and processes > 1:
+        raise AntgmmError("several processes need a RECIPE: write it with --plan in one process first")
+
+
+def run_of(recipe: Path | None, wish: Wish) -> Path:
+    """Returns the folder of a run that was not named: `runs/` and the name of the recipe or of model and budget."""
+    if recipe is not None:
+        return Path("runs") / recipe.stem
+    budget = f"{wish.smaller.removesuffix('x')}x" if wish.smaller else wish.params or f"{wish.latency_ms:g}ms"
+    return Path("runs") / f"{Path(wish.model).name}-{budget}"

@@ -1,0 +1,99 @@
+"""The start of a run: devices, folder, copy in a store, and what its errors say."""
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import typer
+
+from antgmm_jax.errors import AntgmmError
+
+if TYPE_CHECKING:
+    from experiments.run.watching import Watch
+
+_BOOKS = {".lock", "recipe.toml", "status.json", "inputs.json"}
+
+
+class Machine(NamedTuple):
+    """Devices and processes of a run: arguments of `experiments.run.host.meshes.devices`."""
+
+    mesh: str
+    coordinator: str
+    processes: int
+    process: int
+
+
+class Options(NamedTuple):
+    """Options of a run that do not change its result.
+
+    Attributes:
+        machine: devices and processes.
+        mirror: URL of its copy in a store; "" for none.
+        logs: names of logs for metrics.
+        profile: steps to trace.
+    """
+
+    machine: Machine
+    mirror: str = ""
+    logs: list[str] | None = None
+    profile: str = ""
+
+
+@contextmanager
+def started(run: Path, options: Options) -> Iterator["Watch"]:
+    """A context with the requested devices, the folder of the run and its copy in a store; yields what to report."""
+    from antgmm_jax.io.stores import is_url
+    from antgmm_jax.parallel.processes import is_first, run_on_first
+    from experiments.run.host.logs import check_logs
+    from experiments.run.host.meshes import devices
+    from experiments.run.host.tracing import parse_steps
+    from experiments.run.mirror import mirrored
+
+    if is_url(run):
+        raise AntgmmError(f"--run {run}: a run works in a folder; use --run DIR --mirror URL")
+    logs, profile = tuple(options.logs or ()), parse_steps(options.profile)
+    check_logs(logs)
+    with devices(*options.machine), _in_folder(run) if is_first() else nullcontext(), ExitStack() as stack:
+        run_on_first(lambda: stack.enter_context(mirrored(run, options.mirror)))
+        yield _watch(logs, profile)
+
+
+def _watch(logs: Sequence[str], profile: range) -> "Watch":
+    """What to report, with the peak of the devices of this run."""
+    import jax
+
+    from experiments.lab.planning.chips import published
+    from experiments.run.watching import Watch
+
+    chip = published(jax.devices()[0].device_kind)
+    return Watch(logs, profile, chip.flops if chip else 0.0)
+
+
+@contextmanager
+def _in_folder(run: Path) -> Iterator[None]:
+    """On errors, removes the folder of a run that has saved nothing, or says how to resume the run."""
+    existed = run.exists()
+    try:
+        yield
+    except AntgmmError as error:
+        from experiments.run.folder import InUse
+
+        # If two processes start at once, the folder belongs to the other one.
+        new = not existed and not isinstance(error, InUse) and run.exists()
+        if new and {path.name for path in run.iterdir()} <= _BOOKS:
+            shutil.rmtree(run)
+        elif (run / "status.json").exists() and state_of(run).endswith(f": {error})"):
+            typer.echo(f"{run} is kept; fix the error and run the same command to resume", err=True)
+        raise
+
+
+def state_of(run: Path) -> str:
+    """Returns the state of a run in brackets; "" if it has none."""
+    try:
+        status = json.loads((run / "status.json").read_text())
+    except (OSError, ValueError):
+        return ""
+    return f" (it is {status['state']}{': ' + status['error'] if status.get('error') else ''})"

@@ -1,0 +1,148 @@
+"""Parts of a plan: goals, rows, buckets, sensitivity, sizes by side, and stages for every family."""
+
+from functools import cache
+from math import sqrt
+
+import numpy as np
+import pytest
+
+import pruning
+from antgmm_jax.axes import sizes
+from antgmm_jax.config import IMAGE_SIDE
+from antgmm_jax.errors import AntgmmError
+from antgmm_jax.families import complete
+from experiments.auto.advice import is_flat
+from experiments.auto.buckets import bucket
+from experiments.auto.goal import Goal, is_planned, marked, ratio
+from experiments.auto.look import Look, at_chance, most_frequent, warnings
+from experiments.auto.rows import kind_of, tables
+from experiments.auto.schedule import DECAY, Tuned, base, stages
+from experiments.auto.sensitivity import factors
+from experiments.auto.sizing import by_side, value_of
+from experiments.run.checks import check_sizes
+from experiments.run.schema.recipe import recipe_of
+from experiments.run.student import Student
+from pruning.costs import total_parameters
+from tests.pruning.models import CONFIGS
+
+GOAL = Goal("teacher", {"kind": "jsonl", "path": "a.jsonl"}, {"kind": "jsonl", "path": "b.jsonl"}, smaller=8.0)
+
+
+def test_ratios_are_above_one():
+    assert ratio("8x") == ratio("8") == 8
+    for text in ("x", "1", "0.5x", "inf", "-3x"):
+        with pytest.raises(AntgmmError, match=f"--smaller {text}: write how many times fewer"):
+            ratio(text)
+
+
+def test_a_plan_belongs_to_its_goal(tmp_path):
+    plan = tmp_path / "plan.toml"
+    assert not is_planned(plan, GOAL)
+    plan.write_text(f"{marked(GOAL)}\nseed = 1\n")
+    assert is_planned(plan, GOAL)
+    with pytest.raises(AntgmmError, match="is the plan of other options"):
+        is_planned(plan, GOAL._replace(smaller=4.0))
+    plan.write_text("seed = 1\n")
+    with pytest.raises(AntgmmError, match="is no plan"):
+        is_planned(plan, GOAL)
+
+
+def test_the_kind_of_data_follows_from_the_files(tmp_path):
+    for name, kind in (("a.jsonl", "jsonl"), ("b.json", "jsonl"), ("c.parquet", "parquet"), ("d.tar", "webdataset")):
+        assert kind_of(tmp_path / name) == kind
+    (tmp_path / "train-0.parquet").touch()
+    assert kind_of(tmp_path) == "parquet"
+    with pytest.raises(AntgmmError, match=r"a\.csv: name a file that ends in \.jsonl"):
+        kind_of(tmp_path / "a.csv")
+
+
+def test_without_test_rows_a_tenth_is_held_out():
+    assert [one.get("split") for one in tables("a.jsonl", "")] == ["train", "test"]
+    assert [one["path"] for one in tables("a.jsonl", "b.jsonl")] == ["a.jsonl", "b.jsonl"]
+
+
+def test_a_bucket_saves_most_padding():
+    # 3 rows of 4 fit 8 columns, one needs 32: 8, 8, 8, 32 instead of 32 each.
+    assert bucket(np.array([5, 6, 8, 32])) == [8]
+    assert bucket(np.array([30, 31, 32, 32])) == []
+    assert bucket(np.array([4, 5])) == []
+
+
+def test_factors_are_roots_of_increases_relative_to_their_geometric_mean():
+    assert factors({"a/mlp": 1.0, "b/mlp": 4.0}) == pytest.approx({"a/mlp": sqrt(0.5), "b/mlp": sqrt(2)})
+    assert factors({"a/mlp": -1.0, "b/mlp": 0.0}) == {"a/mlp": 1.0, "b/mlp": 1.0}
+    wide = factors({"a/mlp": 0.0, "b/mlp": 1e4})
+    assert wide == {"a/mlp": 0.25, "b/mlp": 4.0}
+
+
+def test_the_most_frequent_answer_of_each_type():
+    chance = most_frequent(["a", "a", "a", "b"], ["Yes", "yes ", "no", "3"])
+    assert chance == {"a": pytest.approx(2 / 3), "b": 1.0}
+    assert at_chance({"a": 0.7, "b": 1.0}, chance) == ["a"]
+    assert at_chance({"a": 0.8, "b": 1.0}, chance) == []
+
+
+def look(score, chance, rows=5000):
+    trained = range(rows)
+    return Look(None, None, trained, None, 100, score, dict.fromkeys(chance, score), chance)  # pyright: ignore
+
+
+@pytest.mark.parametrize(
+    ("seen", "words"),
+    [
+        (look(0.9, {"a": 0.3, "b": 0.5}), []),
+        (look(0.45, {"a": 0.3, "b": 0.5}), ["a student cannot learn the task"]),
+        (look(0.9, {"a": 0.3}, rows=20), ["20 training rows are few"]),
+        (look(0.7, {"a": 0.1, "b": 0.7}), ["does not know questions of type b"]),
+        (look(1.0, {"": 0.95}), ["a student cannot learn", "nearly all held-out answers are equal"]),
+    ],
+)
+def test_warnings_say_what_makes_a_good_student_unlikely(seen, words):
+    lines = warnings(seen)
+    assert len(lines) == len(words)
+    assert all(word in line for word, line in zip(words, lines, strict=True))
+
+
+@cache
+def small(name):
+    """Sizes of a third of the parameters."""
+    config = CONFIGS[name]
+    return pruning.search(config, total_parameters, total_parameters(config) / 3, value=value_of(config)).sizes
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_image_side_is_cut_first_and_alone(name):
+    config = CONFIGS[name]
+    wanted = small(name)
+    image, text = by_side(config, wanted)
+    assert {**image, **text} == {axis: n for axis, n in wanted.items() if n < sizes(config)[axis]}
+    assert not image.keys() & text.keys()
+    assert {axis.split("/")[0] for axis in complete(config, image)} <= {*IMAGE_SIDE}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("rows", [20, 5000])
+def test_stages_of_a_plan_are_a_legal_recipe(name, rows):
+    config = CONFIGS[name]
+    raw = base(GOAL, {**GOAL.data, "samples": rows}, {**GOAL.test, "samples": 10})
+    recipe = recipe_of({**raw, "stage": stages(config, small(name), rows, 0.1, Tuned("adamw", 0.5))}, "plan")
+    whole = pruning.identity(config)
+    check_sizes(Student(config, dict, whole), recipe.stages, whole=whole)
+    last = recipe.stages[-1]
+    assert (last.optimizer.kind, last.optimizer.learning_rate) == ("adamw", 0.0015)
+    assert all(stage.optimizer.weight_decay == DECAY and stage.optimizer.batch_size <= rows for stage in recipe.stages)
+    assert all("magnitude" not in stage.importance.values() for stage in recipe.stages)
+
+
+def test_a_loss_that_does_not_fall_is_flat():
+    assert is_flat([2.0, 1.99] * 8)
+    assert not is_flat([2.0 - 0.05 * step for step in range(16)])
+    assert not is_flat([2.0] * 4)
+
+
+def test_the_search_spends_its_cuts_on_what_is_valued():
+    config = CONFIGS["llava"]
+    wide = pruning.search(config, total_parameters, total_parameters(config) / 3).sizes
+    quick = pruning.search(config, total_parameters, total_parameters(config) / 3, value=value_of(config)).sizes
+    assert quick["text/layers"] < wide["text/layers"]
+    assert quick["text/embed"] >= wide["text/embed"]

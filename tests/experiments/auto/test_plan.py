@@ -1,0 +1,80 @@
+"""Plans of `antgmm compress` without a recipe: written, kept, edited and run."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from experiments.run.schema.recipe import load_recipe
+from tests.experiments.tiny import save_llava, save_teacher
+
+
+def write_rows(file, count):
+    """Rows of two types about random pictures."""
+    folder = file.parent / "images"
+    folder.mkdir(exist_ok=True)
+    rows = []
+    for row in range(count):
+        Image.new("RGB", (32, 32), (row * 5 % 256, 0, 0)).save(folder / f"{row}.png")
+        question, answer = [("what?", "a pill"), ("is it red?", "yes" if row % 4 else "no")][row % 2]
+        kind = {"question": question, "answer": answer, "type": question[:2]}
+        rows.append(json.dumps({"image": f"images/{row}.png", "id": f"{row}", **kind}) + "\n")
+    file.write_text("".join(rows))
+    return file
+
+
+@pytest.fixture
+def rows(tmp_path):
+    return write_rows(tmp_path / "rows.jsonl", 60)
+
+
+@pytest.mark.long
+def test_one_command_plans_once_and_compresses(antgmm, tmp_path, rows):
+    words = ["compress", "--model", save_llava(tmp_path / "teacher"), "--data", rows, "--minutes", "0.1"]
+    result = antgmm(*words, "--params", "30000", "--plan")
+    assert result.exit_code == 0, result.output
+    assert "warning: the teacher's answers score" in result.stderr
+    assert "training rows are few" in result.stderr
+    run, plan = tmp_path / "runs" / "teacher-30000", tmp_path / "runs" / "teacher-30000.toml"
+    recipe = load_recipe(plan)
+    assert [stage.name for stage in recipe.stages] == ["image", "language", "settle"]
+    assert recipe.data.samples + recipe.evaluate.data.samples == 60
+    assert [path.name for path in plan.parent.iterdir()] == [plan.name]
+    plan.write_text(plan.read_text().replace("recover_steps = 20", "recover_steps = 3").replace("warmup = 4", ""))
+    result = antgmm(*words, "--params", "30000", "--no-report")
+    assert result.exit_code == 0, result.output
+    assert "is written already" in result.stderr
+    assert load_recipe(run / "recipe.toml") == load_recipe(plan)
+    assert [stage.steps for stage in load_recipe(plan).stages] == [3, 3, 3]
+    assert json.loads((run / "report" / "gate.json").read_text())["passed"]
+    other = antgmm(*words, "--params", "20000", "--run", run)
+    assert other.stderr.endswith("choose another --run, or remove it with the run's folder\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "compress needs a RECIPE, or --model DIR --data FILE and a budget"),
+        (["--model", "m"], "compress --model needs --data"),
+        (["--model", "m", "--data", "d.jsonl"], "needs one budget: --smaller 8x, --params N or --latency-ms MS"),
+        (["--model", "m", "--data", "d.jsonl", "--smaller", "8x", "--params", "9"], "needs one budget"),
+        (["--model", "m", "--data", "d.jsonl", "--smaller", "0.5"], "--smaller 0.5: write how many times fewer"),
+        (["--model", "m", "--data", "d.jsonl", "--smaller", "8x"], "d.jsonl does not exist"),
+        (["--model", "m", "--data", "d.csv", "--smaller", "8x"], "d.csv: name a file that ends in .jsonl"),
+        (["r.toml", "--model", "m"], "RECIPE already says what to do"),
+        (["--model", "m", "--processes", "2", "--coordinator", "auto"], "several processes need a RECIPE"),
+    ],
+)
+def test_what_is_missing_is_named_in_one_line(refused, tmp_path, words, message):
+    assert message in refused("compress", *words)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.long
+def test_a_budget_that_no_model_meets_is_refused(antgmm, tmp_path, rows):
+    words = ["compress", "--model", save_teacher(tmp_path / "teacher"), "--data", rows, "--params", "100"]
+    result = antgmm(*words)
+    assert result.exit_code == 2
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith("error: no legal model has at most 100 parameters: the smallest has ")
+    assert not (tmp_path / "runs").exists()
