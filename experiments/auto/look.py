@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from transformers import ProcessorMixin
 
+from antgmm_jax.io.loading import load_processor
 from data.metrics import normal
 from data.record import Record
 from data.rows import Row
 from data.source import Source
 from experiments.run.datasets import encoded, load_both
-from experiments.run.samples import Samples, load_processor
+from experiments.run.samples import Samples
 from experiments.run.schema import Recipe
 from experiments.run.scoring import scored
 from experiments.run.student import Student, whole

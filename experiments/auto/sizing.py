@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pruning
 from antgmm_jax.axes import sizes
@@ -23,7 +23,7 @@ DEPTH = 0.3
 """Value of the sublayers that a request passes through, relative to that of the parameters."""
 REQUEST = (64, 8)
 """Prompt and answer tokens of a typical request."""
-CALIBRATION = {"batch_size": 32, "batches": 4}
+CALIBRATION: dict[str, Any] = {"batch_size": 32, "batches": 4}
 
 
 class Chosen(NamedTuple):

@@ -102,7 +102,7 @@ def _trials(tables: Mapping[str, Any], seen: Look, text: Mapping[str, int], step
     for number, candidate in enumerate(CANDIDATES, 1):
         recipe = _recipe(tables, config, text, len(seen.trained), candidate, steps)
         (work,) = recipe.work
-        shared = Shared(recipe, NO_TEACHER, samples, features, lambda stage: None)
+        shared = Shared(recipe, NO_TEACHER, dict, samples, features, lambda stage: None)
         title = f"{candidate.kind} at {work.stage.optimizer.learning_rate:g}"
         with watching(NOTHING, place, recipe) as watcher:
             run = StageRun(work._replace(title=title), shared, place / f"{number}", watcher.stage(work, None))

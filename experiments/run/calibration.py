@@ -10,6 +10,7 @@ import numpy as np
 import pruning
 from antgmm_jax.axes import sizes
 from antgmm_jax.config import LMMConfig, towers
+from antgmm_jax.io.loading import load_processor
 from antgmm_jax.io.placed import on_devices
 from antgmm_jax.parallel import preemption
 from antgmm_jax.parallel.sharding import shard_rows
@@ -19,7 +20,7 @@ from data.source import Source
 from distill import LossConfig, make_loss
 from distill.teacher import to_dtype
 from experiments.run.batch_size import compute_dtype, rows_that_fit
-from experiments.run.samples import Samples, load_processor
+from experiments.run.samples import Samples
 from experiments.run.schema.stage import IMPORTANCE
 from pruning.importance import Scores
 

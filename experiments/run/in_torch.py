@@ -50,7 +50,8 @@ def torch_model(directory: str | os.PathLike):
         raise AntgmmError(f"{directory}: config.json has no architecture of transformers: export again")
     options = {"dtype": torch.float32, "trust_remote_code": False, "use_safetensors": True}
     with one_line(lambda: f"{directory} cannot be loaded by transformers", "export again"):
-        model, info = architecture.from_pretrained(directory, output_loading_info=True, **options)
+        loaded: Any = architecture.from_pretrained(directory, output_loading_info=True, **options)
+        model, info = loaded
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info[problem]:
             raise AntgmmError(f"{directory}: transformers reports {problem} {sorted(info[problem])[:5]}: export again")

@@ -42,8 +42,8 @@ def returning_memory_of_compilers() -> Iterator[None]:
     """A context in which memory that a long compilation has freed is returned before the program runs."""
     import jax.monitoring as monitoring  # the command line starts without JAX
 
-    def compiled(event: str, seconds: float, **_: str | int) -> None:
-        if event == _COMPILED and seconds > _LONG:
+    def compiled(event: str, duration_secs: float, **kwargs: str | int) -> None:
+        if event == _COMPILED and duration_secs > _LONG:
             return_freed_memory()
 
     monitoring.register_event_duration_secs_listener(compiled)

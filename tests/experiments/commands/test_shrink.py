@@ -6,11 +6,12 @@ import numpy as np
 import pruning
 from antgmm_jax.config import towers
 from antgmm_jax.io.convert import load_hf
+from antgmm_jax.io.loading import load_processor
 from antgmm_jax.pure import functional
 from data import maad
 from data.readers import read_records
 from data.writers import write_jsonl
-from experiments.run.samples import Samples, load_processor
+from experiments.run.samples import Samples
 from tests.experiments.tiny import save_llava
 
 

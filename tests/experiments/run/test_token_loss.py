@@ -7,9 +7,10 @@ from transformers import AutoModelForImageTextToText
 
 from antgmm_jax.families import torch_images
 from antgmm_jax.io.convert import load_hf
+from antgmm_jax.io.loading import load_processor
 from data import maad
 from experiments.run.evaluation import evaluate
-from experiments.run.samples import Samples, load_processor
+from experiments.run.samples import Samples
 from tests.experiments.tiny import save_llava, save_teacher
 
 
