@@ -123,8 +123,8 @@ def _whole_run(
     load = Load(sizes, target, *rows, memory=CHIPS[chip].memory if chip else math.inf)
     phases = whole_run.figures([*whole_run.planned(recipe, config, load, chip, say)], chip, load.devices)
     note = (
-        "GB that stay on each device, and of temporaries; GB on a machine for copies of arrays (without the rows of a"
-        f" batch); GB on disk; GB that a device sends. Rows have {load.length} prompt and {load.answer} answer tokens:"
+        "GB that stay on each device, and of temporaries; GB on a machine for copies of arrays and batches"
+        f" made ahead; GB on disk; GB that a device sends. Rows have {load.length} prompt and {load.answer} answer tokens:"
         " the most that the recipe allows, or --length and --answer. Sums are arithmetic, the rest compiled programs."
     )
     figures = {"mesh": sizes, "compiler": "own" if target else "cpu", "length": load.length, "answer": load.answer}
@@ -168,6 +168,7 @@ def _figures(step: "Step", chips: Sequence[str], compiler: str) -> dict[str, Any
                 "fits": step.total <= CHIPS[name].memory,
                 "seconds": roofline(step, CHIPS[name]),
                 "estimated": step.estimated,
+                "waits": step.waits,
                 "share": step.share,
                 "source": CHIPS[name].source,
             }
@@ -191,8 +192,8 @@ def _shown(figures: Mapping[str, Any]) -> Iterator[Any]:
     yield table(head, times, "Milliseconds per step at published peak rates")
     for name, chip in figures["chips"].items():
         if chip["estimated"] is not None:
-            estimated, share = f"{1e3 * chip['estimated']:.3g} ms", f"{chip['share']:.2f}"
-            yield f"The compiler of {name} estimates {estimated} without communication: {share} of the chip's peak."
+            estimated, waits = (f"{1e3 * chip[key]:.3g} ms" for key in ("estimated", "waits"))
+            yield f"Estimated for {name}: {estimated}, {waits} of it for links; {chip['share']:.2f} of the chip's peak."
     if figures["compiler"] == "cpu":
         yield (
             "Compiled with the CPU's compiler, which widens bfloat16: temporaries and communication are up to twice"

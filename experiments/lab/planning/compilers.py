@@ -130,5 +130,5 @@ def devices(chip: str, count: int) -> Sequence[Any]:
         ).devices
     for name, value in (_TPU_ONLY_COMPILES | {"TPU_ACCELERATOR_TYPE": spec.slice_type}).items():
         os.environ.setdefault(name, value)
-    options = {"chips_per_host_bounds": [1] * spec.slices} if count == 1 else {}
+    options = {"chips_per_host_bounds": [1, 1, 1]} if count == 1 else {}
     return topologies.get_topology_desc(platform="tpu", topology_name=f"{chip}:{shape}", **options).devices

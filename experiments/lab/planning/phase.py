@@ -37,7 +37,7 @@ class Phase(NamedTuple):
     Attributes:
         name: name, with its stage.
         memory: kind -> bytes on each device; those of `temporaries` do not stay.
-        host: bytes of the memory of a machine, beyond the program and the rows of a batch.
+        host: bytes of the memory of a machine, beyond the program: copies of arrays, and rows of batches made ahead.
         disk: bytes written that stay.
         sent: bytes that each device sends in the whole phase.
         flops: FLOPs of a device in the whole phase.

@@ -35,7 +35,9 @@ from pruning.importance import gate_gradient
 SCORED, GATE = 64, 64
 """Questions of a batch for scores and for the export check."""
 HOST = 8
-"""Devices of a machine, for the host memory that the copies of a checkpoint take."""
+"""Devices of a machine, for the host memory that the copies of a checkpoint and the rows of batches take."""
+AHEAD = 8
+"""Batches that the loader's threads hold at most, one each."""
 
 
 def phases(recipe: Recipe | Training, config: LMMConfig, load: Load) -> Iterator[Phase]:
@@ -147,9 +149,11 @@ def _stage(
     yield Phase(f"{work.title}: start", start, host=_largest(config))
     # One checkpoint is written while the last one is kept; the stage's result has the parameters alone.
     disk = (2 * state + step.memory["parameters"]) * load.devices
-    copies, sent = state * min(load.devices, HOST), stage.steps * sum(step.sent.values())
+    held, sent = state + AHEAD * step.memory["batch"], stage.steps * sum(step.sent.values())
     flops = stage.steps * step.flops
-    yield Phase(f"{work.title}: step", step.memory, copies, disk, sent, flops, spec, compiled=True)
+    yield Phase(
+        f"{work.title}: step", step.memory, held * min(load.devices, HOST), disk, sent, flops, spec, compiled=True
+    )
     if work.objective == "answers":
         yield _scores(recipe, work, after, load)
 

@@ -275,6 +275,7 @@ for chip in ("v5e", "v5p", "v6e"):
     compilers.check(chip)
     [device] = compilers.devices(chip, 4)[:1]
     assert device.device_kind == CHIPS[chip].kind
+    assert chip == "v5p" or len(compilers.devices(chip, 1)) == 1
     where = jax.sharding.SingleDeviceSharding(device)
     shapes = ((4096, 4096), (4096, 16384), (16384, 4096))
     arrays = [jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=where) for shape in shapes]
@@ -293,10 +294,10 @@ def test_products_in_a_loop_run_near_the_peak_by_the_estimate_of_the_tpus_compil
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("chip", "mesh"), [("v5e", "fsdp=4"), ("H100", "fsdp=2")])
+@pytest.mark.parametrize(("chip", "mesh"), [("v5e", "fsdp=4"), ("H100", "fsdp=2"), ("H200", "fsdp=2")])
 def test_a_step_is_compiled_for_a_chip_that_is_not_there(tmp_path, chip, mesh):
     extra = ROOT / ".cache" / "compilers"
-    if chip == "H100" and not (extra / "jax_plugins").is_dir():
+    if chip != "v5e" and not (extra / "jax_plugins").is_dir():
         pytest.skip("make cuda-compiler installs what this test needs")
     words = ["plan", "--preset", "llava-tiny", "--batch", "8", "--mesh", mesh, "--chip", chip, "--json"]
     done = subprocess.run(
@@ -316,8 +317,9 @@ def test_a_step_is_compiled_for_a_chip_that_is_not_there(tmp_path, chip, mesh):
     # Every device gathers what the others hold, in bfloat16: once forwards and once backwards for the student.
     assert figures["sent"]["all-gather"] > 2 * 2 * 0.9 * parameters * (devices - 1) / devices
     seconds = figures["chips"][chip]["estimated"]
-    assert (seconds is None) == (chip == "H100")
+    assert (seconds is None) == (chip != "v5e")
     assert seconds is None or seconds > figures["chips"][chip]["seconds"]["compute"]
+    assert seconds is None or 0 < figures["chips"][chip]["waits"] < seconds
 
 
 @pytest.fixture(scope="module")

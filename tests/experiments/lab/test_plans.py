@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from antgmm_jax.axes import sizes
 from antgmm_jax.errors import AntgmmError
 from experiments.lab.planning import cases, compilers
+from experiments.lab.planning.chips import CHIPS
+from pruning.costs import total_parameters
 from tests.experiments.lab.test_planning import clean
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -42,10 +45,18 @@ def test_what_stays_on_a_device_is_what_was_planned(tmp_path):
         assert now[name] == sum(each["memory"][kind] for kind in kinds), name
 
 
-def test_all_steps_fit_that_were_planned():
-    assert RECORDED
+@pytest.mark.parametrize("case", cases.load()[0], ids=lambda case: case.name)
+def test_every_step_was_planned_for_a_machine_of_gpus_and_fits_all_that_were_tried(case):
+    assert f"{case.name} on H100-8" in RECORDED
     for name, each in RECORDED.items():
-        assert each["fits"] == (name not in TOO_LARGE), name
+        if not name.startswith(f"{case.name} on "):
+            continue
+        chip, count = cases.machine(name.split(" on ")[1])
+        assert each["fits"] == (sum(each["memory"].values()) <= CHIPS[chip].memory) == (name not in TOO_LARGE), name
+        # A plan of another size or batch says nothing about this one.
+        models = (case.spec.teacher, case.spec.student)
+        assert each["parameters"] == [total_parameters(model) for model in models if model], name
+        assert each["student"] == sizes(case.spec.student) and each["batch"] == case.on(count).batch, name
 
 
 TOO_LARGE: set[str] = set()
