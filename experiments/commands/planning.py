@@ -123,9 +123,9 @@ def _whole_run(
     load = Load(sizes, target, *rows, memory=CHIPS[chip].memory if chip else math.inf)
     phases = whole_run.figures([*whole_run.planned(recipe, config, load, chip, say)], chip, load.devices)
     note = (
-        "GB that stay on each device, and of temporaries; GB on a machine for copies of arrays and batches"
-        f" made ahead; GB on disk; GB that a device sends. Rows have {load.length} prompt and {load.answer} answer tokens:"
-        " the most that the recipe allows, or --length and --answer. Sums are arithmetic, the rest compiled programs."
+        "GB that stay on each device, and of temporaries; GB on a machine for copies of arrays and batches made ahead;"
+        f" GB on disk; GB that a device sends. Rows have {load.length} prompt and {load.answer} answer tokens: the"
+        " most that the recipe allows, or --length and --answer. Sums are arithmetic, the rest compiled programs."
     )
     figures = {"mesh": sizes, "compiler": "own" if target else "cpu", "length": load.length, "answer": load.answer}
     title = f"{path.name} on {_listed(sizes) or 'one device'}"
