@@ -1,5 +1,7 @@
 """Attention, by flash kernels (cuDNN's on GPUs, Pallas' on TPUs) where possible and by XLA elsewhere."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax.extend.backend import get_backend
@@ -17,6 +19,11 @@ def has_cudnn() -> bool:
     if platform() != "gpu" or "cuda" not in get_backend().platform_version:
         return False
     return float(jax.local_devices()[0].compute_capability) >= 8.0
+
+
+def for_flash_kernel(q: Any, k: Any, mask: Array | None, bias: Array | None, segments: Array | None) -> bool:
+    """Whether `attend` uses the flash kernel for TPUs, from the shapes of queries and keys."""
+    return platform() == "tpu" and flash.supports(q, k, mask, bias, segments)
 
 
 def attend(
@@ -49,7 +56,7 @@ def attend(
     Returns:
         Outputs of the heads.
     """
-    if platform() == "tpu" and flash.supports(q, k, mask, bias, segments):
+    if for_flash_kernel(q, k, mask, bias, segments):
         return flash.attend(q, k, v, scale=scale, causal=causal, mask=mask, segments=segments)
     fits = q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[3] % 8 == 0 and q.shape[3] <= 128 and q.shape[1] > 1
     if fits and (bias is None or (causal and mask is None)) and has_cudnn():

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
+from antgmm_jax.blocks import flash
+from antgmm_jax.blocks.attention import for_flash_kernel
 from antgmm_jax.blocks.layers import MLP, Attention, Norm, aligned
 from antgmm_jax.blocks.rope import Rope
 from antgmm_jax.config import Tower
@@ -60,6 +62,26 @@ class Context(NamedTuple):
         ours, theirs = ((one.mask, one.positions, one.segments) for one in (self, self.local))
         mask, positions, segments = jax.tree.map(partial(jnp.where, is_local), theirs, ours)
         return self._replace(mask=mask, positions=positions, segments=segments, local=None)
+
+
+def _in_whole_blocks(x: Float[Array, "B T D"], context: Context, width: int) -> tuple[Float[Array, "B S D"], Context]:
+    """Pads positions for the flash kernel for TPUs, if self-attention with heads of a width will use it.
+
+    On a v5e, for 4 x 704 positions of 20 heads of 128, that saves 0.43 of the 1.80 ms of an attention layer by the
+    compiler's estimate, against padding queries, keys and values.
+    """
+    (rows, length, _), causal, mask = x.shape, context.causal, context.mask
+    head, key = (jax.ShapeDtypeStruct((rows, *shape, width), x.dtype) for shape in ((length, 1), (1, length)))
+    if not length % flash.LANES or not for_flash_kernel(head, key, mask, context.bias, context.segments):
+        return x, context
+    if mask is None and not causal:
+        mask = jnp.ones((1, 1, 1, length), bool)
+    if mask is not None:
+        mask = flash.padded(mask, 3)
+        mask = mask if mask.shape[2] == 1 else flash.padded(mask, 2)
+    segments = None if context.segments is None else flash.padded(context.segments, 1, value=-1)
+    positions = jax.tree.map(lambda angles: flash.padded(angles, 1), context.positions)
+    return flash.padded(x, 1), context._replace(mask=mask, segments=segments, positions=positions)
 
 
 class LayerScale(nnx.Module):
@@ -144,12 +166,16 @@ class Block(nnx.Module):
 
         def attend(y):
             nonlocal cache
-            k, v = self.attention.keys_values(y, context.positions)
+            length, here = y.shape[1], context
+            if cache is None:
+                y, here = _in_whole_blocks(y, context, self.config.head_dim)
+            k, v = self.attention.keys_values(y, here.positions)
             if cache is not None:
                 k, v = (jax.lax.dynamic_update_slice_in_dim(c, n, slot, 2) for c, n in zip(cache, (k, v), strict=True))
                 cache = (k, v)
-            seen = {name: getattr(context, name) for name in ("causal", "mask", "bias", "segments")}
-            return self.attention.attend(y, k, v, **seen, positions=context.positions, gate=gates.get("heads"))
+            seen = {name: getattr(here, name) for name in ("causal", "mask", "bias", "segments")}
+            both = self.attention.attend(y, k, v, **seen, positions=here.positions, gate=gates.get("heads"))
+            return jax.tree.map(lambda out: out[:, :length], both)
 
         x = residual(x, self.norm1, attend, "heads", self.after1)
         text_mlp, text = self.text_mlp, x[:, context.queries :]

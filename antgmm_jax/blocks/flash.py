@@ -21,7 +21,7 @@ _FEWEST_KEYS = 640
 0.60 and 0.88."""
 
 
-def supports(q: Array, k: Array, mask: Array | None, bias: Array | None, segments: Array | None) -> bool:
+def supports(q: Any, k: Any, mask: Array | None, bias: Array | None, segments: Array | None) -> bool:
     """Whether the kernel computes this attention: bfloat16, long enough, masked by keys or by segments at most."""
     width = q.shape[3]
     return (
@@ -82,7 +82,7 @@ def _on_one_device(q: Array, k: Array, v: Array, numbers: tuple[Array, Array], *
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
     length = q.shape[1]
-    q, k, v = (_padded(x, 2) for x in ((q * scale).astype(q.dtype).swapaxes(1, 2), k, v))
+    q, k, v = (padded(x, 2) for x in ((q * scale).astype(q.dtype).swapaxes(1, 2), k, v))
     shape = (q.shape[2], k.shape[2])
     block_q, block_k = (_block(size) for size in shape)
     kernel: Any = splash.make_splash_mha(
@@ -99,11 +99,12 @@ def _on_one_device(q: Array, k: Array, v: Array, numbers: tuple[Array, Array], *
         residual_checkpoint_name=RESIDUALS,
     )
     # Padding has a number of its own.
-    segments = splash.SegmentIds(*(_padded(x, 1, value=-1) for x in numbers))
+    segments = splash.SegmentIds(*(padded(x, 1, value=-1) for x in numbers))
     return jax.vmap(kernel)(q, k, v, segments).swapaxes(1, 2)[:, :length]
 
 
-def _padded(x: Array, axis: int, value: int = 0) -> Array:
+def padded(x: Array, axis: int, value: int = 0) -> Array:
+    """Pads an axis to a multiple of `LANES`, of which the kernel's blocks are made."""
     widths = [(0, 0)] * x.ndim
     widths[axis] = (0, -x.shape[axis] % LANES)
     return jnp.pad(x, widths, constant_values=value)

@@ -6,15 +6,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from jax.experimental import topologies
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from antgmm_jax.blocks import attention, flash
 from antgmm_jax.blocks.attention import attend
+from antgmm_jax.blocks.block import Block, Context
 from antgmm_jax.blocks.packing import same_sample
+from antgmm_jax.blocks.rope import rope
 from antgmm_jax.blocks.stack import rematerialised
+from antgmm_jax.config import towers
 from antgmm_jax.parallel.sharding import MESH, make_mesh
+from antgmm_jax.presets import preset
 
 ROWS, LENGTH = 2, 150
 
@@ -75,6 +80,34 @@ def test_each_device_computes_its_rows_and_heads(request):
         actual = result_and_gradients(given, **options)
     for one, other in zip(actual, expected, strict=True):
         np.testing.assert_allclose(one, other, atol=0.02 * np.abs(other).max())
+
+
+@pytest.mark.parametrize(("case", "causal"), [("padding", True), ("packed", False), ("none", False)])
+def test_a_block_pads_its_positions_for_the_kernel(request, case, causal):
+    tower = towers(preset("llava-tiny"))["text"]
+    rng = np.random.default_rng(0)
+    x = jnp.array(rng.normal(size=(ROWS, LENGTH, tower.stack.embed)), jnp.bfloat16)
+    angles = rope(jnp.broadcast_to(jnp.arange(LENGTH), (ROWS, LENGTH)), tower.stack.head_dim, 1e4)
+    context = Context(causal=causal, positions=angles, **masks(case))
+    (graph, params), traces = nnx.split(Block(tower, rngs=nnx.Rngs(0))), []
+
+    def result(dtype):
+        def run(params, x):
+            # Queries that are padding see other keys in the kernel.
+            return nnx.merge(graph, params)(x, context, {})[0][:, : LENGTH // 3]
+
+        arguments = jax.tree.map(lambda leaf: leaf.astype(dtype), (params, x))
+        traces.append(str(jax.make_jaxpr(run)(*arguments)))
+        value, back = jax.vjp(run, *arguments)
+        return [np.asarray(each, np.float32) for each in jax.tree.leaves((value, back(jnp.cos(value))))]
+
+    expected = result(jnp.float32)
+    request.getfixturevalue("interpreted")
+    actual = result(jnp.bfloat16)
+    assert actual[0].shape == (ROWS, LENGTH // 3, tower.stack.embed)
+    for one, other in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(one, other, atol=0.04 * np.abs(other).max())
+    assert f"bf16[{ROWS},256,{tower.stack.embed}]" in traces[1] and "pallas_call" in traces[1]
 
 
 def test_other_cases_stay_with_xla(monkeypatch):
