@@ -96,12 +96,25 @@ def make_optimizer(config: OptimizerConfig, steps: int, frozen: tuple[str, ...] 
         raise AntgmmError(f"warmup = {config.warmup} with steps = {steps}: use fewer warm-up steps than steps")
     moments = optax.scale_by_adam(B1, config.b2, EPS) if config.kind == "adamw" else _muon(config.b2)
     transform = optax.chain(
-        optax.clip_by_global_norm(config.clip),
+        _clip(config.clip),
         moments,
         optax.add_decayed_weights(config.weight_decay, mask=_decayed),
         *([_rates(config.rates)] if config.rates else []),
     )
     return Optimizer(transform, _schedule(config.schedule, config.learning_rate, config.warmup, steps), tuple(frozen))
+
+
+def _clip(most: float) -> optax.GradientTransformation:
+    """Clips by global norm with one factor for all gradients."""
+
+    # `optax.clip_by_global_norm` divides each number by the norm. XLA on a CPU does not repeat a division for both
+    # moments, so it stored all clipped gradients: 0.7 of 2.35 GB of a step's buffers (215 M parameters, jax 0.10.2).
+    def clipped(grads: Params, _: Any) -> Params:
+        norm = optax.tree.norm(grads)
+        factor = jnp.where(norm < most, 1.0, most / norm)
+        return jax.tree.map(lambda grad: grad * factor.astype(grad.dtype), grads)
+
+    return optax.stateless(clipped)
 
 
 def _rates(rates: Mapping[str, float]) -> optax.GradientTransformation:

@@ -171,16 +171,25 @@ class Stack(nnx.Module):
                 rows.append(row)
             return x, jax.tree.map(lambda *rows: jnp.stack(rows), *rows)
 
-        group = rematerialised(group, self.remat)
+        def single(x, xs):
+            return body(x, *xs)
+
+        single, group = rematerialised(single, self.remat), rematerialised(group, self.remat)
 
         def run(x, start: int, end: int, added):
             layers = (*jax.tree.map(lambda a: a[start:end], (block_params, by_layer, is_local)), added)
             cross = jax.tree.map(lambda a: a[-(-start // every) :], cross_params)
             # Nothing reads the text after the last layer: outside of the scan, XLA drops its feed-forward layer.
             whole = (end - start - bool(self.config.text_mlp)) // every
-            grouped = jax.tree.map(lambda a: a[: whole * every].reshape(whole, every, *a.shape[1:]), layers)
-            x, kept = jax.lax.scan(group, x, (grouped, jax.tree.map(lambda a: a[:whole], cross)))
-            kept = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), kept)
+            first, crosses = (
+                jax.tree.map(lambda a, n=n: a[:n], tree) for tree, n in ((layers, whole * every), (cross, whole))
+            )
+            if every == 1:  # XLA copies the weights of a whole stack if they have an axis of size 1 for the group
+                x, kept = jax.lax.scan(single, x, (first, crosses))
+            else:
+                first = jax.tree.map(lambda a: a.reshape(whole, every, *a.shape[1:]), first)
+                x, kept = jax.lax.scan(group, x, (first, crosses))
+                kept = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), kept)
             if start + whole * every < end:
                 rest = jax.tree.map(lambda a: a[whole * every :], layers)
                 x, last = group(x, (rest, jax.tree.map(lambda a: a[whole], cross)))

@@ -87,10 +87,13 @@ recover_steps = 2
 
 
 class PeakByPhase:
-    """Measures the peak of resident memory in each phase of a `with` block, relative to its start."""
+    """Measures the peak of anonymous memory in each phase of a `with` block, relative to its start.
+
+    Pages of files that libraries map do not count: Linux drops them when it needs memory, during a phase or not.
+    """
 
     def __enter__(self) -> Self:
-        self._before = memory("VmRSS") or 0
+        self._before = memory("RssAnon") or 0
         self.peaks: dict[str, int] = {}
         self._done, self._watched = threading.Event(), threading.get_ident()
         self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -99,7 +102,7 @@ class PeakByPhase:
 
     def _watch(self) -> None:
         while not self._done.wait(EVERY):
-            phase, now = self._phase(), (memory("VmRSS") or 0) - self._before
+            phase, now = self._phase(), (memory("RssAnon") or 0) - self._before
             self.peaks[phase] = max(now, self.peaks.get(phase, 0))
 
     def _phase(self) -> str:

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io import checkpoint, placed
-from antgmm_jax.io.convert import load_hf, open_hf
-from antgmm_jax.io.placed import on_devices
+from antgmm_jax.io.convert import load_hf, open_hf, save_hf
+from antgmm_jax.io.placed import on_devices, on_first
+from antgmm_jax.parallel import processes
 from antgmm_jax.parallel.sharding import make_mesh, spec
 from antgmm_jax.pure import functional, is_axes
 from tests import reference
@@ -58,6 +60,36 @@ def test_a_layer_at_a_time_is_on_the_host(written, monkeypatch):
     for name, leaf in stacks.items():
         placed.placed(leaf, names[name], dtype="float32")
     assert max(read) == max(leaf.nbytes // leaf.shape[0] for leaf in stacks.values())
+
+
+def test_split_parameters_reach_the_host_a_tensor_at_a_time(written, tmp_path, monkeypatch):
+    """For the first device and for files: no more than one layer, or one array without layers, is gathered."""
+    gathered, gather = [], processes.gather
+    monkeypatch.setattr(processes, "gather", lambda leaf: gathered.append(leaf.size) or gather(leaf))
+    config, stored = open_hf(written)
+    with jax.set_mesh(make_mesh(**MESH)):
+        split = on_devices(config, stored, "float32")
+        whole = on_first(config, split, "bfloat16")
+        save_hf(config, split, tmp_path / "out", like=written, dtype="bfloat16")
+    assert {leaf.devices() == {jax.devices()[0]} for leaf in jax.tree.leaves(whole)} == {True}
+    assert max(gathered) == max(leaf.size // (leaf.shape[0] if leaf.stacked else 1) for leaf in jax.tree.leaves(stored))
+    for again in (whole, open_hf(tmp_path / "out")[1]):
+        jax.tree.map(np.testing.assert_array_equal, again, jax.tree.map(np.asarray, stored))
+
+
+def test_the_other_processes_are_not_left_waiting_after_an_error(monkeypatch):
+    """The first process computes the items that its function did not take, as the others do."""
+    computed = []
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(processes, "broadcast_from_first", lambda tree: tree)
+
+    def fails(items):
+        next(items)
+        raise AntgmmError("the disk is full")
+
+    with pytest.raises(AntgmmError, match="the disk is full"):
+        processes.run_on_first_with((computed.append(number) for number in range(3)), fails)
+    assert computed == [0, 1, 2]
 
 
 def test_the_result_may_be_donated(written):

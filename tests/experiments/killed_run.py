@@ -98,6 +98,7 @@ def in_place_of(module: Any, name: str) -> None:
 MOMENTS = {
     "cache": lambda: in_place_of(distill.build, "_records"),
     "importance": lambda: in_place_of(stage, "importance"),
+    "start": lambda: in_place_of(stage, "init_state"),
     "scores": lambda: in_place_of(pipeline, "scored"),
     "gate": lambda: in_place_of(export_gate, "check"),
     "report": lambda: in_place_of(write, "latencies"),

@@ -9,6 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io.convert import load_hf
@@ -19,6 +21,7 @@ from experiments.lab.study.curve import with_costs, write_curve
 from experiments.lab.study.summary import write_results
 from experiments.run.flops import training_flops
 from experiments.run.folder import RECIPE, InUse, RunFolder, write_json, write_text
+from experiments.run.host.allocator import return_freed_memory
 from experiments.run.host.console import say
 from experiments.run.pipeline import Run
 from experiments.run.schema import Recipe
@@ -56,6 +59,7 @@ def run_study(study: Study, folder: Path, out: Path, *, only: Sequence[str] = ()
         for arm in study.arms
         for seed in study.seeds_of(arm)
     }
+    del params
     for arm, seed in study.runs(tuple(only)):
         place = folder / arm.name / f"seed-{seed}"
         if any((each["arm"], each["seed"]) == (arm.name, seed) for each in results(wanted, folder, out)):
@@ -68,6 +72,9 @@ def run_study(study: Study, folder: Path, out: Path, *, only: Sequence[str] = ()
             continue
         write_json(place / RESULT, result | {"of": wanted[arm.name, seed]})
         write_results(results(wanted, folder, out), out)
+        # Compiled programs take memory maps, of which Linux gives a process 65 530, and other runs have other shapes.
+        jax.clear_caches()
+        return_freed_memory()
     finished = results(wanted, folder, out)
     if study.curve and len(finished) == len(study.runs()):
         finished = with_costs(finished, config, RequestSize(study.length, study.answer))

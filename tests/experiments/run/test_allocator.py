@@ -3,7 +3,10 @@
 import subprocess
 import sys
 
+import jax
 import pytest
+
+from experiments.run.host import allocator
 
 FAULTS = """
 import ctypes, resource
@@ -61,3 +64,18 @@ def test_freed_memory_is_returned_on_demand():
 @pytest.mark.skipif(sys.platform != "linux", reason="a setting of glibc")
 def test_buffers_of_large_models_are_returned():
     assert faults("assert keep_freed_memory()", size=2**27) > 100
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a function of glibc")
+def test_memory_of_a_long_compilation_is_returned_and_that_of_a_short_one_kept(monkeypatch):
+    returned = []
+    monkeypatch.setattr(allocator, "return_freed_memory", lambda: returned.append(True))
+    with allocator.returning_memory_of_compilers():
+        jax.jit(lambda x: x + 1)(1.0)
+        assert not returned
+        monkeypatch.setattr(allocator, "_LONG", 0.0)
+        jax.jit(lambda x: x + 2)(1.0)
+        assert returned
+    before = len(returned)
+    jax.jit(lambda x: x + 3)(1.0)
+    assert len(returned) == before

@@ -1,5 +1,6 @@
 """A whole run, and the same run killed several times: both end with identical arrays."""
 
+import gc
 import json
 import os
 import shutil
@@ -22,11 +23,13 @@ from experiments import cli
 from experiments.commands import runs
 from experiments.report import model_times
 from experiments.report.write import finish
+from experiments.run import pipeline
 from experiments.run import publishing as publish
 from experiments.run.cuts import segment_targets
 from experiments.run.pipeline import Run
 from experiments.run.schema.recipe import load_recipe
 from experiments.run.student import load_student
+from pruning.costs import total_parameters
 from tests import reference
 from tests.experiments.tiny import made_once, save_llava, save_teacher, write_recipe
 
@@ -173,7 +176,7 @@ TIED = {f"language_model.{name}.weight" for name in ("encoder.embed_tokens", "de
 @pytest.mark.long
 def test_a_run_killed_at_every_kind_of_moment_ends_with_the_same_arrays(recipe, whole, tmp_path):
     run = tmp_path / "killed"
-    for moment in ("cache", "importance"):
+    for moment in ("cache", "importance", "start"):
         assert start(recipe, run, moment) == -9, moment
     for moment in ("mask", "save", "recover", "scores", "second mask", "second segment", "export", "gate"):
         assert start(recipe, run, moment) == -9, moment
@@ -200,6 +203,30 @@ def test_a_run_killed_at_every_kind_of_moment_ends_with_the_same_arrays(recipe, 
     assert exports[0].keys() == exports[1].keys()
     for name, tensor in exports[0].items():
         np.testing.assert_array_equal(tensor, exports[1][name])
+
+
+@pytest.mark.long
+def test_a_run_with_an_online_teacher_that_was_killed_ends_with_the_same_arrays(recipe, tmp_path):
+    """The teacher is loaded again, and is not beside the scores."""
+    first, _ = recipe.read_text().split('[[stage]]\nname = "widths"')
+    (tmp_path / "recipe.toml").write_text(first.replace("[teacher]", '[teacher]\nmode = "online"'))
+    assert start(tmp_path / "recipe.toml", tmp_path / "killed", "recover") == -9
+    held, beside, scored = {id(array) for array in jax.live_arrays()}, [], pipeline.scored
+
+    def noted(*arguments, **settings):
+        gc.collect()
+        arrays = [array for array in jax.live_arrays() if id(array) not in held]
+        buffers = {array.unsafe_buffer_pointer(): array.size for array in arrays}  # shards of an array share its buffer
+        beside.append(sum(buffers.values()) / total_parameters(arguments[1]))
+        return scored(*arguments, **settings)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "scored", noted)
+        for run in ("killed", "whole"):
+            Run(load_recipe(tmp_path / "recipe.toml"), tmp_path / run).finish_stages()
+    assert max(beside) < 1.1  # only the student
+    mine, theirs = (checkpoint.load_stage(tmp_path / run / "stages" / "01-blocks")[0] for run in ("killed", "whole"))
+    jax.tree.map(np.testing.assert_array_equal, mine, theirs)
 
 
 @pytest.mark.long
