@@ -99,9 +99,10 @@ class LMM(nnx.Module):
     def __call__(self, batch: Batch, gates: Gates, collect: Sequence[str] = ()) -> dict[str, Array]:
         """Logits at every position with teacher forcing; `Functional.apply` documents arguments and result."""
         tokens, kept = self.inputs(batch, gates, collect)
-        valid = batch["attention_mask"].astype(bool)
+        valid, about = batch["attention_mask"].astype(bool), {"lengths": batch.get("lengths")}
         if not self.config.encoder_decoder:
-            final, more = self.language.decode(tokens, valid, None, None, gates, collect, batch.get("segment_ids"))
+            about["segments"] = batch.get("segment_ids")
+            final, more = self.language.decode(tokens, valid, None, None, gates, collect, **about)
         elif "segment_ids" in batch:
             raise AntgmmError("a model with an encoder cannot read packed rows: remove `pack` and use buckets")
         else:
@@ -109,7 +110,7 @@ class LMM(nnx.Module):
             target = Embedded(self.language.embed(batch["decoder_input_ids"], gates))
             # The decoder masks no position, but collected norms must not count padding.
             counted = batch["labels"] >= 0 if "labels" in batch else None
-            final, more = self.language.decode(target, None, memory, valid, gates, collect, counted=counted)
+            final, more = self.language.decode(target, None, memory, valid, gates, collect, counted=counted, **about)
             # Both stacks share the width axis: its activation is the mean of the two.
             if "text/embed" in seen:
                 more["text/embed"] = (seen.pop("text/embed") + more["text/embed"]) / 2

@@ -29,7 +29,8 @@ class Functional(NamedTuple):
             `final` [B, T, D], `<tower>/states` [L + 1, B, N, D], `bridge/out` [1, B * M, N, D] (image towers have
             B * M instead of B, with M image slots per row), or an axis name (norms of its units [L, B, units];
             [B, units] for widths and for a bridge with one layer). `gates` is a flat dict axis -> array, `[n]` for a
-            shared axis, `[L, n]` for a local one. Under jit, unused outputs are not computed.
+            shared axis, `[L, n]` for a local one. A batch padded on the right may hold `lengths` [B], the tokens of
+            each row, with which kernels skip padding. Under jit, unused outputs are not computed.
         head: (params, hidden [..., D], gates=None) -> logits [..., V].
         features: (params, images) -> `vision_features` [B, M, N, D], which a batch may hold instead of images.
         vision: (params, images) -> states of the image encoder [B * M, N, D], and the features computed from them.

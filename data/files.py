@@ -32,10 +32,10 @@ def decode_image(data: bytes | Path) -> np.ndarray:
     name = data.name if isinstance(data, Path) else "(bytes)"
     try:
         with Image.open(data if isinstance(data, Path) else io.BytesIO(data)) as file:
-            image = ImageOps.exif_transpose(file)
+            ImageOps.exif_transpose(file, in_place=True)
             # Pillow requires the step via RGBA for palettes with transparency.
-            image = image.convert("RGBA") if "transparency" in image.info else image
-            return np.array(image.convert("RGB"))
+            image = file.convert("RGBA") if "transparency" in file.info else file
+            return np.array(image if image.mode == "RGB" else image.convert("RGB"))
     except FileNotFoundError as error:
         raise BadRow(f"image {name} is missing") from error
     except IsADirectoryError as error:

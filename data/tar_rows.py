@@ -50,16 +50,24 @@ class TarRows:
 
     def __getitem__(self, number: int) -> Any:
         with self._archive(number) as archive:
-            parts = {}
-            for header in self._headers(number):
-                info = _member(archive, header)
-                name = PurePosixPath(info.name).name
-                stream = archive.extractfile(info)
-                parts[f".{name.partition('.')[2].lower()}"] = stream.read() if stream else b""
-        return _sample(parts)
+            return self._read(archive, number)
 
     def __iter__(self) -> Iterator[Any]:
-        return (self[number] for number in range(len(self)))
+        # Opening an archive takes longer than reading a sample.
+        for file in range(len(self.files)):
+            numbers = np.flatnonzero(self._members.file == file).tolist()
+            if numbers:
+                with self._archive(numbers[0]) as archive:
+                    yield from (self._read(archive, number) for number in numbers)
+
+    def _read(self, archive: tarfile.TarFile, number: int) -> Any:
+        parts = {}
+        for header in self._headers(number):
+            info = _member(archive, header)
+            name = PurePosixPath(info.name).name
+            stream = archive.extractfile(info)
+            parts[f".{name.partition('.')[2].lower()}"] = stream.read() if stream else b""
+        return _sample(parts)
 
     def place(self, number: int) -> str:
         """Describes the position of a sample for messages."""

@@ -21,6 +21,7 @@ from distill import top
 from distill.cache import Params, read_meta
 from distill.chunked import at_positions
 from distill.records import FORMAT, Ragged, at_answers, dtype_of, has_image_slots, lengths, record, total_bytes
+from distill.teacher import model_inputs
 
 FLUSH_EVERY = 32  # batches between points from which an interrupted build can resume; more if otherwise
 FILES = 256  # there would be more than this number of files to open
@@ -152,7 +153,7 @@ def _targets(functional: Any, params: Params, batch: dict, names: tuple[str, ...
     """name -> states [B, ..., positions, width]; [B, slots, ...] for image towers."""
     answers = [name for name in names if at_answers(name)]
     towers = tuple(name for name in names if name not in answers)
-    out = functional.apply(params, batch, collect=(*(["final"] if answers else []), *towers))
+    out = functional.apply(params, model_inputs(batch), collect=(*(["final"] if answers else []), *towers))
     rows = {name: jnp.swapaxes(out[name], 0, 1) for name in towers}
     # States of images have the slots of all rows on one axis: separate rows and slots.
     rows |= {

@@ -22,7 +22,7 @@ from distill.chunked import ANSWER_TERMS, at_positions
 from distill.losses import LossConfig
 from distill.optimizer import Optimizer, OptimizerConfig, Params, State, combine, shard_state, trainable
 from distill.schema import settings
-from distill.teacher import NO_TEACHER, Teacher, collected, to_dtype, without_targets
+from distill.teacher import NO_TEACHER, Teacher, collected, model_inputs, to_dtype
 
 Batch = Mapping[str, Any]  # NumPy or JAX arrays
 Gates = Mapping[str, Any]
@@ -147,7 +147,7 @@ def make_loss(
         tokens, part_tokens = token_counts(batch, chosen) if totals is None else totals
         master, params = params, to_dtype(params, dtype)
         targets = targets_of(teacher_params, batch)
-        out = collected(functional.apply(params, without_targets(batch), gates, collect=collect), collect)
+        out = collected(functional.apply(params, model_inputs(batch), gates, collect=collect), collect)
         terms: Metrics = {}
         if needs_final:
             final = at_positions(out["final"], batch["positions"])

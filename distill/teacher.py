@@ -46,9 +46,12 @@ class Teacher(NamedTuple):
     reads_images: bool = False
 
 
-def without_targets(batch: Batch) -> dict[str, Any]:
-    """Removes cached teacher targets from a batch."""
-    return {name: value for name, value in batch.items() if not name.startswith(PREFIX)}
+def model_inputs(batch: Batch) -> dict[str, Any]:
+    """Removes cached teacher targets from a batch padded on the right, and adds the lengths of its rows."""
+    inputs = {name: value for name, value in batch.items() if not name.startswith(PREFIX)}
+    if "attention_mask" in inputs and "segment_ids" not in inputs:
+        inputs["lengths"] = jnp.maximum(jnp.sum(inputs["attention_mask"] != 0, axis=1, dtype=jnp.int32), 1)
+    return inputs
 
 
 def collected(out: Mapping[str, Array], names: tuple[str, ...]) -> dict[str, Array]:
@@ -107,7 +110,7 @@ def online(functional: Any, params: Params) -> Teacher:
         def targets(params: Params, batch: Batch) -> dict[str, Array]:
             if not names:
                 return {}
-            inputs = without_targets(batch)
+            inputs = model_inputs(batch)
             if has_pixels(inputs):
                 # These features are the student's.
                 inputs.pop("vision_features", None)

@@ -36,6 +36,7 @@ def attend(
     mask: Bool[Array, "#B 1 #T S"] | None = None,
     bias: Float[Array, "1 N T S"] | None = None,
     segments: Int[Array, "B T"] | None = None,
+    lengths: Int[Array, " B"] | None = None,
 ) -> Float[Array, "B T N d"]:
     """Computes attention with a float32 softmax, by a flash kernel of the platform where it supports the case.
 
@@ -52,6 +53,8 @@ def attend(
         bias: added to the logits.
         segments: if queries see exactly the keys of their own segment (and with `causal` no later ones), the number of
             each position's segment: the mask in a form that a kernel for TPUs reads.
+        lengths: if the mask is that of rows padded on the right, the number of keys of each row, at least 1: the mask
+            in a form with which cuDNN skips padding. Outputs at padding are then 0.
 
     Returns:
         Outputs of the heads.
@@ -60,7 +63,7 @@ def attend(
         return flash.attend(q, k, v, scale=scale, causal=causal, mask=mask, segments=segments)
     fits = q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[3] % 8 == 0 and q.shape[3] <= 128 and q.shape[1] > 1
     if fits and (bias is None or (causal and mask is None)) and has_cudnn():
-        return _cudnn(q, k, v, scale=scale, causal=causal, mask=mask, bias=bias)
+        return _cudnn(q, k, v, scale=scale, causal=causal, mask=mask, bias=bias, lengths=lengths)
     return _plain(q, k, v, scale=scale, causal=causal, mask=mask, bias=bias)
 
 
@@ -88,21 +91,31 @@ def _plain(
 
 
 def _cudnn(
-    q: Array, k: Array, v: Array, *, scale: float, causal: bool, mask: Array | None, bias: Array | None
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    scale: float,
+    causal: bool,
+    mask: Array | None,
+    bias: Array | None,
+    lengths: Array | None,
 ) -> Array:
     """Attention by cuDNN. Its backward pass supports only even lengths, so odd ones get one masked position."""
     k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
     (batch, length), odd = q.shape[:2], (q.shape[1] % 2, k.shape[1] % 2)
     more, padding = {}, ((0, 0), (0, 0), (0, odd[0]), (0, odd[1]))
-    if mask is not None:
+    if lengths is not None or (mask is None and any(odd) and not causal):
+        queries, keys = (jnp.full((batch,), x.shape[1], jnp.int32) for x in (q, k))
+        keys = keys if lengths is None else lengths.astype(jnp.int32)
+        more = {"query_seq_lengths": keys if causal else queries, "key_value_seq_lengths": keys}
+    elif mask is not None:
         # cuDNN treats a mask as a bias and needs a row for every query.
         mask = jnp.pad(jnp.broadcast_to(mask, (mask.shape[0], 1, length, k.shape[1])), padding)
-    elif any(odd) and not causal:
-        lengths = (jnp.full((batch,), x.shape[1], jnp.int32) for x in (q, k))
-        more = dict(zip(("query_seq_lengths", "key_value_seq_lengths"), lengths, strict=True))
     if bias is not None:
         bias = jnp.pad(bias.astype(q.dtype), padding)
     q, k, v = (jnp.pad(x, ((0, 0), (0, n), (0, 0), (0, 0))) for x, n in ((q, odd[0]), (k, odd[1]), (v, odd[1])))
+    mask = None if more else mask
     out = jax.nn.dot_product_attention(
         q, k, v, bias=bias, mask=mask, scale=scale, is_causal=causal, implementation="cudnn", **more
     )

@@ -35,6 +35,8 @@ class Context(NamedTuple):
             are None here; None if all layers see the same.
         queries: number of queries before the text, in a stack that reads both.
         segments: number of each position's segment [B, T], if `mask` is that of equal segments; None for other masks.
+        lengths: number of tokens of each row [B], if `mask` is that of rows padded on the right; None for other masks.
+        memory_lengths: the same for `memory_mask`.
     """
 
     causal: bool = False
@@ -47,6 +49,8 @@ class Context(NamedTuple):
     local: "Context | None" = None
     queries: int = 0
     segments: Array | None = None
+    lengths: Array | None = None
+    memory_lengths: Array | None = None
 
     def counted(self, units: str) -> Array | None:
         """Returns `valid` at the positions that have units of a local name."""
@@ -173,7 +177,7 @@ class Block(nnx.Module):
             if cache is not None:
                 k, v = (jax.lax.dynamic_update_slice_in_dim(c, n, slot, 2) for c, n in zip(cache, (k, v), strict=True))
                 cache = (k, v)
-            seen = {name: getattr(here, name) for name in ("causal", "mask", "bias", "segments")}
+            seen = {name: getattr(here, name) for name in ("causal", "mask", "bias", "segments", "lengths")}
             both = self.attention.attend(y, k, v, **seen, positions=here.positions, gate=gates.get("heads"))
             return jax.tree.map(lambda out: out[:, :length], both)
 
@@ -181,14 +185,14 @@ class Block(nnx.Module):
         text_mlp, text = self.text_mlp, x[:, context.queries :]
         x = x if text_mlp is None else x[:, : context.queries]
         if cross is not None:
-            attention, mask = cross.attention, context.memory_mask
+            attention, seen = cross.attention, {"mask": context.memory_mask, "lengths": context.memory_lengths}
             if cross_cache is None:
                 assert context.memory is not None
                 cross_cache = attention.keys_values(context.memory)
             k, v = cross_cache
 
             def read(y):
-                return attention.attend(y, k, v, mask=mask, gate=gates.get("cross_heads"))
+                return attention.attend(y, k, v, **seen, gate=gates.get("cross_heads"))
 
             x = residual(x, cross.norm, read, "cross_heads")
         x = residual(x, self.norm2, lambda y: self.mlp(y, gates.get("mlp")), "mlp", self.after2)

@@ -128,6 +128,7 @@ class LanguageModel(nnx.Module):
         collect: Sequence[str] = (),
         segments: Int[Array, "B T"] | None = None,
         counted: Bool[Array, "B T"] | None = None,
+        lengths: Int[Array, " B"] | None = None,
     ) -> tuple[Float[Array, "B T D"], dict[str, Array]]:
         """Runs the decoder on all positions of the embedded tokens at once.
 
@@ -140,6 +141,8 @@ class LanguageModel(nnx.Module):
             collect: names of the intermediates to return.
             segments: number of each token's sample in a packed row; None for rows of one sample.
             counted: positions that collected norms include; None for those of `valid`.
+            lengths: number of tokens of each row of `memory`, or without memory of `tokens`, if they are padded on the
+                right; None for any padding.
 
         Returns:
             Normed states for `head`, and the intermediates.
@@ -158,6 +161,8 @@ class LanguageModel(nnx.Module):
             causal=tokens.spans is None,
             valid=valid if counted is None else counted,
             segments=segments if tokens.spans is None else None,
+            lengths=lengths if tokens.spans is None and memory is None else None,
+            memory_lengths=None if memory is None else lengths,
         )
         x = self._placed(x, order, at.size)
         x, kept = self.decoder(x, self._with_local(context, order, order), gates, collect, added=tokens.added)
@@ -191,7 +196,7 @@ class LanguageModel(nnx.Module):
         near = spans.within(queries, keys, config.window)
         mask = near if context.mask is None else near & context.mask
         angles = rope(queries, config.head_dim, config.local_theta)
-        context = context._replace(segments=None)
+        context = context._replace(segments=None, lengths=None)
         return context._replace(local=context._replace(mask=mask, positions=angles))
 
     def prefill(

@@ -231,6 +231,7 @@ class Attention(nnx.Module):
         mask: Bool[Array, "#B 1 #T S"] | None = None,
         bias: Float[Array, "1 N T S"] | None = None,
         segments: Int[Array, "B T"] | None = None,
+        lengths: Int[Array, " B"] | None = None,
         positions: Rope | None = None,
         gate: Float[Array, " K"] | None = None,
     ) -> tuple[Float[Array, "B T E"], Float[Array, "B T K G d"]]:
@@ -243,7 +244,8 @@ class Attention(nnx.Module):
             q = rotate(q, positions)
             if positions.query_factor is not None:
                 q = q * positions.query_factor[:, :, None, None].astype(q.dtype)
-        out = attend(q, k, v, scale=self.scale, causal=causal, mask=mask, bias=bias, segments=segments)
+        seen = {"causal": causal, "mask": mask, "bias": bias, "segments": segments, "lengths": lengths}
+        out = attend(q, k, v, scale=self.scale, **seen)
         out = out.reshape(batch, length, heads, group, width)
         if gate is not None:
             out = out * aligned(gate[:, None, None], out).astype(out.dtype)

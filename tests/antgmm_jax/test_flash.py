@@ -51,14 +51,15 @@ def of_a_step(config, dtype=jnp.bfloat16, *, prompt=8, answer=4):
 
 
 def cudnn(plain, biased):
-    return {PLAIN: plain, f"{PLAIN}Backward": plain, BIASED: biased, f"{BIASED}Backward": biased}
+    counts = {PLAIN: plain, f"{PLAIN}Backward": plain, BIASED: biased, f"{BIASED}Backward": biased}
+    return {name: count for name, count in counts.items() if count}
 
 
-# LLaVA: CLIP has no mask, Llama masks padding. BLIP-2: the ViT, the Q-Former's two self-attentions and its
-# cross-attention have no mask; T5's decoder has a bias, and a mask in cross-attention; T5's encoder has both.
+# LLaVA: CLIP has no mask, Llama reads lengths. BLIP-2: the ViT, the Q-Former's two self-attentions and its
+# cross-attention have no mask; T5's decoder has a bias, and lengths in cross-attention; T5's encoder has bias and mask.
 @pytest.mark.usefixtures("gpu")
 @pytest.mark.parametrize("lengths", [{}, {"prompt": 9, "answer": 5}], ids=["even", "odd"])
-@pytest.mark.parametrize(("family", "plain", "biased"), [("llava", 1, 1), ("blip2_t5", 4, 2)])
+@pytest.mark.parametrize(("family", "plain", "biased"), [("llava", 2, 0), ("blip2_t5", 5, 1)])
 def test_a_bfloat16_step_uses_cudnn_except_in_t5s_encoder(family, plain, biased, lengths):
     side = lengths.get("prompt", 8)
     left = {"blip2_t5": {f"2x3x{side}x{side}": 1}, "llava": {}}[family]
@@ -88,12 +89,14 @@ CASES = {
     "causal keys": {"causal": True, "mask": (2, 1, 1)},
     "pairs": {"mask": (2, 1, None)},
     "bias": {"causal": True, "bias": True},
+    "lengths": {"lengths": True},
+    "causal lengths": {"causal": True, "lengths": True},
 }
 
 
 # Only cross-attention has different numbers of keys and queries; it is never causal.
 ALIKE = [(case, length, length) for case in CASES for length in (6, 7)]
-ACROSS = [(case, *lengths) for case in ("plain", "keys") for lengths in ((7, 6), (6, 7), (7, 5))]
+ACROSS = [(case, *lengths) for case in ("plain", "keys", "lengths") for lengths in ((7, 6), (6, 7), (7, 5))]
 
 
 @pytest.mark.usefixtures("gpu")
@@ -110,6 +113,12 @@ def test_arguments_for_cudnn_describe_the_same_attention(monkeypatch, case, leng
         given["mask"] = jnp.array(rng.random(shape) < 0.6).at[..., 0].set(True)
     if "bias" in given:
         given["bias"] = jnp.array(rng.normal(size=(1, 4, length, keys)), jnp.bfloat16).astype(jnp.float32)
+    tokens = np.full(2, length)
+    if given.pop("lengths", False):
+        used = np.array([keys, keys - 2])
+        masked = {"mask": jnp.array(np.arange(keys) < used[:, None])[:, None, None]}
+        tokens = used if given.get("causal") else tokens
+        given |= {**masked, "lengths": jnp.array(used)}
     real, seen = jax.nn.dot_product_attention, []
 
     def by_xla(*arguments, implementation=None, **rest):
@@ -118,17 +127,21 @@ def test_arguments_for_cudnn_describe_the_same_attention(monkeypatch, case, leng
 
     monkeypatch.setattr(jax.nn, "dot_product_attention", by_xla)
     attended = attend(q, k.swapaxes(1, 2), v.swapaxes(1, 2), scale=0.5, **given)
+    given.pop("lengths", None)
     expected = real(q, k, v, scale=0.5, is_causal=given.pop("causal", False), **given)
     assert seen == [("cudnn", length + length % 2, keys + keys % 2)]
     assert attended.shape == expected.shape == q.shape
-    np.testing.assert_array_equal(attended.astype(jnp.float32), expected.astype(jnp.float32))
+    for row, count in enumerate(tokens):
+        np.testing.assert_array_equal(
+            attended[row, :count].astype(jnp.float32), expected[row, :count].astype(jnp.float32)
+        )
 
 
 @pytest.mark.parametrize("heads", [(4, 4), (4, 2), (3, 1)], ids=["each", "grouped", "one"])
 @pytest.mark.parametrize("case", [*CASES, "nothing"])
 def test_attention_by_xla_and_its_gradient_equal_jaxs(case, heads):
     rng = np.random.default_rng(1)
-    given = dict(CASES.get(case, {"mask": (2, 1, 1)}))
+    given = {name: x for name, x in CASES.get(case, {"mask": (2, 1, 1)}).items() if name != "lengths"}
     q, k, v = (jnp.array(rng.normal(size=(2, 5, n, 8)), jnp.float32) for n in (heads[0], heads[1], heads[1]))
     if "mask" in given:
         rows, one, queries = given["mask"]

@@ -8,12 +8,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from transformers import AutoProcessor
+from transformers import (
+    AutoProcessor,
+    BlipImageProcessor,
+    CLIPImageProcessor,
+    Gemma3ImageProcessor,
+    LlavaProcessor,
+    SiglipImageProcessor,
+)
 
 import data.maad as maad
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import inputs, new_processor
 from antgmm_jax.families.blip2.presets import sized as blip2_t5
+from antgmm_jax.families.common.square import SquarePictures
 from antgmm_jax.families.common.words import BOS, EOS, IMAGE, PAD, user_turn, wrap
 from antgmm_jax.families.llava.presets import sized as llava
 from antgmm_jax.presets import preset
@@ -342,6 +350,29 @@ def test_a_processor_of_another_model_is_refused(saved, monkeypatch):
     for family, other in (("blip2", "llava"), ("llava", "blip2")):
         with pytest.raises(AntgmmError, match="the model has a .* but needs a .*Processor"):
             inputs(sizes(family), saved[other])
+
+
+IMAGES = {
+    "shortest side, then crop": CLIPImageProcessor(size={"shortest_edge": 48}, crop_size={"height": 40, "width": 40}),
+    "crop of a square": CLIPImageProcessor(size={"height": 48, "width": 48}, crop_size={"height": 40, "width": 40}),
+    "crop without resizing": CLIPImageProcessor(do_resize=False, crop_size={"height": 40, "width": 40}),
+    "bilinear": SiglipImageProcessor(size={"height": 40, "width": 40}, resample=Image.Resampling.BILINEAR),
+    "bicubic": BlipImageProcessor(size={"height": 40, "width": 40}),
+    "pan and scan": Gemma3ImageProcessor(size={"height": 40, "width": 40}, do_pan_and_scan=False),
+}
+
+
+@pytest.mark.parametrize("case", IMAGES)
+def test_the_steps_of_a_processor_give_the_pixels_of_the_whole(tokenizer, case):
+    images = IMAGES[case]
+    made = LlavaProcessor(images, new_processor(sizes("llava"), tokenizer).tokenizer)
+    pixels, last = SquarePictures(made), {"input_data_format": "channels_last"}
+    rng = np.random.default_rng(0)
+    for shape in ((504, 672), (40, 40), (41, 30), (300, 7), (1, 1)):
+        image = rng.integers(0, 256, (*shape, 3), np.uint8)
+        image.flags.writeable = False
+        whole = images(image.copy(), do_rescale=False, do_normalize=False, return_tensors="np", **last)["pixel_values"]
+        np.testing.assert_array_equal(np.moveaxis(pixels([image])["pixels"], -1, 1), whole)
 
 
 def test_a_picture_of_the_models_size_is_resized_like_others(tokenizer):

@@ -34,6 +34,7 @@ class SquarePictures:
         self._offset, self._scale = table[:, 0], ((table[:, 255] - table[:, 0]) / 255).astype(np.float32)
         # Images of the final size can skip the processor, unless it resizes to another size before cropping.
         self._keeps_final_size = {value for value in dict(self._processor.size).values() if value} == {self.side}
+        self._has_usual_steps = _has_usual_steps(self._processor)
 
     def __call__(self, images: Sequence[np.ndarray]) -> Tree:
         """Resizes the images of one row.
@@ -56,12 +57,41 @@ class SquarePictures:
     def _resized(self, image: np.ndarray) -> np.ndarray:
         if self._keeps_final_size and image.shape == (self.side, self.side, 3):
             return image
-        # torchvision copies images unless they are contiguous with channels first.
+        image = np.require(image, requirements="CW")  # what torch takes
+        with one_thread():
+            return self._steps(image) if self._has_usual_steps else self._whole(image)
+
+    def _steps(self, image: np.ndarray) -> np.ndarray:
+        """The steps of the processor that change sizes, on channels as they lie in memory.
+
+        The processor as a whole first copies them apart: an image of 672 x 504 pixels then takes 1.3 ms to become one
+        of 336, here 0.4.
+        """
+        import torch
+
+        images, pixels = self._processor, torch.from_numpy(image).permute(2, 0, 1)[None]
+        if images.do_resize:
+            pixels = images.resize(pixels, size=images.size, resample=images.resample)
+        if images.do_center_crop:
+            pixels = images.center_crop(pixels, images.crop_size)
+        return pixels[0].permute(1, 2, 0).numpy()
+
+    def _whole(self, image: np.ndarray) -> np.ndarray:
+        """Runs the whole processor, without rescaling and normalising."""
         planes = np.ascontiguousarray(np.moveaxis(image, -1, 0))
         raw = {"do_rescale": False, "do_normalize": False, "input_data_format": "channels_first"}
-        with one_thread():
-            out = self._processor(planes, return_tensors="np", **raw)
+        out = self._processor(planes, return_tensors="np", **raw)
         return np.moveaxis(np.asarray(out["pixel_values"])[0], 0, -1)
+
+
+def _has_usual_steps(images: Any) -> bool:
+    """Whether an image processor resizes, crops, rescales and normalises by torchvision, and does nothing else."""
+    from transformers.image_processing_backends import TorchvisionBackend
+    from transformers.image_utils import SizeDict
+
+    steps = ("preprocess", "_preprocess", "process_image")
+    usual = all(getattr(type(images), name) is getattr(TorchvisionBackend, name) for name in steps)
+    return usual and not images.do_pad and isinstance(images.size, SizeDict)
 
 
 @contextmanager
