@@ -13,7 +13,7 @@ from experiments.auto.goal import MOST_MINUTES, Goal, is_planned, marked
 from experiments.auto.look import Look, longest_answer, look_at_both, warnings
 from experiments.auto.rows import counted
 from experiments.auto.schedule import Machine, Tuned, base, draft, fitted
-from experiments.auto.sizing import Chosen, chosen
+from experiments.auto.sizing import Chosen, check_budget, chosen
 from experiments.auto.tune import Trial, tuned
 from experiments.run.folder import write_text
 from experiments.run.forecast import Rows, look_at, matmul_rate
@@ -42,6 +42,7 @@ def planned(goal: Goal, path: Path) -> Path:
         say(f"plan: {path} is written already")
         return path
     begin = time.monotonic()
+    check_budget(goal)
     test = counted(goal.test)
     tables = base(goal, counted(goal.data), {**test, "samples": min(TESTED, test["samples"])})
     for each in goal.changes:
@@ -83,8 +84,7 @@ def _reasons(seen: Look, choice: Chosen, trials: Sequence[Trial]) -> Iterator[st
         why = "" if grown is None else f" (loss {grown:+.2f} with half of it closed)"
         yield f"  {axis}: {size} to {after[axis]}{why}"
     for trial in trials:
-        rate = f"{trial.tuned.rate:.2g} of the usual rate"
-        yield f"tuning: {trial.tuned.kind} at {rate}: held-out loss {trial.loss:.3f}"
+        yield f"tuning: {trial.tuned.kind} at {trial.tuned.rate:.2g} x the usual rate: held-out loss {trial.loss:.3f}"
     if not trials:
         yield "tuning: none, for want of time; optimizer and rates are those of the demo"
 

@@ -19,8 +19,8 @@ IMAGE_VISITS, LANGUAGE_VISITS = 300_000, 80_000
 """Samples that the stages of the demo see, from 16 000 rows: the aim of a plan."""
 EPOCHS = 20
 """Most visits of each row on the image side; more only learn its pictures by heart."""
-WIDTH = 64
-"""Width of the models on which the learning rates were tuned; wider ones take proportionally lower rates."""
+WIDTH = 128
+"""Largest width of the models on which the learning rates were tuned; wider ones take proportionally lower rates."""
 IMAGE_RATE, LANGUAGE_RATE = 1e-2, 3e-3
 DECAY = 0.1
 """Ten times the usual weight decay: +15 points in docs/lab/calibration.md."""

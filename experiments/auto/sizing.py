@@ -15,6 +15,7 @@ from experiments.lab.planning.rates import RequestSize, calibrate, predict
 from experiments.lab.planning.search import by_latency, by_parameters, time_request
 from experiments.run.calibration import calibration_batches, importance
 from experiments.run.host.console import working
+from experiments.run.student import whole
 from pruning.costs import total_parameters
 from pruning.planning import illegal_reason
 from pruning.sizing import Sized
@@ -59,8 +60,7 @@ def chosen(goal: Goal, seen: Look, seed: int, dtype: str) -> Chosen:
     grown = _increases(seen, seed, dtype)
     search = partial(pruning.search, config, weights=factors(grown))
     if not goal.latency_ms:
-        budget = goal.params or int(total_parameters(config) / goal.smaller)
-        return Chosen(by_parameters(config, budget, partial(search, value=value_of(config))), grown)
+        return Chosen(by_parameters(config, _parameters(goal, config), partial(search, value=value_of(config))), grown)
     lengths = seen.held.lengths
     # A model without an encoder reads prompt and answer as one text.
     prompt = lengths["text"] - (0 if config.encoder_decoder else lengths["answer"])
@@ -68,6 +68,24 @@ def chosen(goal: Goal, seen: Look, seed: int, dtype: str) -> Chosen:
     price = lru_cache(maxsize=None)(partial(predict, calibrate(config, request), request=request))
     best, _ = by_latency(config, goal.latency_ms, search, price, partial(time_request, request=request))
     return Chosen(best.sized, grown, best.measured)
+
+
+def check_budget(goal: Goal) -> None:
+    """Checks a number of parameters before anything is measured.
+
+    Args:
+        goal: the goal.
+
+    Raises:
+        AntgmmError: the model cannot be read, no legal model is within the budget, or the teacher itself is.
+    """
+    config = whole(goal.model).config
+    if not goal.latency_ms:
+        by_parameters(config, _parameters(goal, config), partial(pruning.search, config))
+
+
+def _parameters(goal: Goal, config: LMMConfig) -> int:
+    return goal.params or int(total_parameters(config) / goal.smaller)
 
 
 def value_of(config: LMMConfig) -> Callable[[LMMConfig], float]:

@@ -1,7 +1,8 @@
 """A short tuner: which optimizer and learning rate learn the language model's part of the task soonest?"""
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,8 +31,8 @@ from experiments.run.watching import NOTHING, watching
 from pruning import planned_config
 from pruning.planning import illegal_reason
 
-CANDIDATES = (Tuned("muon", 1.0), Tuned("muon", 1 / 3), Tuned("adamw", 1.0), Tuned("adamw", 1 / 3))
-"""Two optimizers at two rates, as multiples of the default rate."""
+KINDS, RATES = ("muon", "adamw"), (3.0, 1 / 3)
+"""Optimizers that are tried at the usual rate, and the rates, as multiples of it, that the better one is tried at."""
 STEPS, FEWEST, PART = 200, 60, 0.15
 """Steps of a candidate, the fewest that say something, and the largest part of a run's time for all candidates."""
 ROWS = 1000
@@ -57,18 +58,18 @@ def steps_within(
         text: axis -> units of the smaller language model.
         machine: what decides the duration.
     """
-    (stage,) = _recipe(tables, config, text, machine.rows.trained, Tuned(), FEWEST).stages
+    (stage,) = _recipe(tables, config, text, machine.rows.trained, Tuned(), steps=FEWEST).stages
     lengths = {"length": machine.rows.prompt, "answer": machine.rows.answer}
     flops = step_flops(planned_config(config, text), stage, (), features=True, **lengths)
     step = flops / (SHARE * machine.rate) + CALL
-    affordable = int((seconds / len(CANDIDATES) - 2 * COMPILE) / step)
+    affordable = int((seconds / (len(KINDS) + len(RATES)) - 2 * COMPILE) / step)
     return 0 if affordable < FEWEST else min(STEPS, affordable)
 
 
 def tuned(
     tables: Mapping[str, Any], seen: Look, wanted: Mapping[str, int], machine: Machine, seconds: float, place: Path
 ) -> list[Trial]:
-    """Trains the smaller language model on the teacher's image features with each candidate.
+    """Trains the smaller language model on the teacher's image features with some optimizers and rates.
 
     Args:
         tables: tables of the recipe without stages.
@@ -88,28 +89,39 @@ def tuned(
     if not steps:
         return []
     try:
-        trials = [*_trials(tables, seen, text, steps, place)]
+        try_out = _Trials(tables, seen, text, steps, place)
+        trials = [try_out(Tuned(kind, 1.0)) for kind in KINDS]
+        best = min(trials, key=lambda trial: trial.loss).tuned
+        trials += [try_out(best._replace(rate=rate)) for rate in RATES]
     finally:
         shutil.rmtree(place, ignore_errors=True)
     return sorted(trials, key=lambda trial: trial.loss)
 
 
-def _trials(tables: Mapping[str, Any], seen: Look, text: Mapping[str, int], steps: int, place: Path) -> Iterator[Trial]:
-    config = seen.teacher.config
-    recipe = _recipe(tables, config, text, len(seen.trained), Tuned(), steps)
-    samples = encoded(recipe, spread(seen.trained.records, ROWS), seen.processor, config, trained=True)
-    features = ImageFeatures(samples, recipe.seed, place / "features")
-    for number, candidate in enumerate(CANDIDATES, 1):
-        recipe = _recipe(tables, config, text, len(seen.trained), candidate, steps)
+class _Trials:
+    """Short trainings of the smaller language model, on the teacher's image features of some rows."""
+
+    def __init__(self, tables: Mapping[str, Any], seen: Look, text: Mapping[str, int], steps: int, place: Path):
+        self._recipe = partial(_recipe, tables, seen.teacher.config, text, len(seen.trained), steps=steps)
+        self._seen, self._place, self._done = seen, place, 0
+        recipe, records = self._recipe(Tuned()), spread(seen.trained.records, ROWS)
+        self._samples = encoded(recipe, records, seen.processor, seen.teacher.config, trained=True)
+        self._features = ImageFeatures(self._samples, recipe.seed, place / "features")
+
+    def __call__(self, candidate: Tuned) -> Trial:
+        """Trains a candidate and measures its loss."""
+        recipe = self._recipe(candidate)
         (work,) = recipe.work
-        shared = Shared(recipe, NO_TEACHER, dict, samples, features, lambda stage: None)
-        title = f"{candidate.kind} at {work.stage.optimizer.learning_rate:g}"
-        with watching(NOTHING, place, recipe) as watcher:
-            run = StageRun(work._replace(title=title), shared, place / f"{number}", watcher.stage(work, None))
-            left = run.run(seen.teacher)
-        loss = held_out_loss(left.config, left.params, seen.held)
-        say(f"{title}: held-out loss {loss:.3f} after {steps} steps")
-        yield Trial(candidate, loss)
+        self._done += 1
+        title = f"tuning, {candidate.kind} at {work.stage.optimizer.learning_rate:g}"
+        shared = Shared(recipe, NO_TEACHER, dict, self._samples, self._features, lambda stage: None)
+        with watching(NOTHING, self._place, recipe) as watcher:
+            named = work._replace(title=title)
+            run = StageRun(named, shared, self._place / f"{self._done}", watcher.stage(named, None))
+            left = run.run(self._seen.teacher)
+        loss = held_out_loss(left.config, left.params, self._seen.held)
+        say(f"{title}: held-out loss {loss:.3f} after {work.stage.steps} steps")
+        return Trial(candidate, loss)
 
 
 def held_out_loss(config: LMMConfig, params: Params, samples: Samples, size: int = 32) -> float:
@@ -132,7 +144,7 @@ def _arrays(batch: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _recipe(
-    tables: Mapping[str, Any], config: LMMConfig, text: Mapping[str, int], rows: int, candidate: Tuned, steps: int
+    tables: Mapping[str, Any], config: LMMConfig, text: Mapping[str, int], rows: int, candidate: Tuned, *, steps: int
 ) -> Recipe:
     """A recipe with only the language stage, without shifts: they would need features of four views."""
     stage = {**language_stage(config, text, rows, candidate, steps), "name": "tune", "shift": 0}

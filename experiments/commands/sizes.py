@@ -28,7 +28,8 @@ def search(
     weigh: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="TOWER=W", help="Weight of a tower: a higher one prunes it less; 1 by default. Can be repeated."
+            metavar="TOWER=W",
+            help="Weight of a tower or an axis: a higher one prunes it less; 1 by default. Can be repeated.",
         ),
     ] = None,
     length: Annotated[int, typer.Option(min=1, help="Prompt tokens of a request, including image tokens.")] = 64,
