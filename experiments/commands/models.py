@@ -75,8 +75,8 @@ def _chat(model: Path, config: "LMMConfig") -> dict[str, Any] | None:
 def _chat_line(chat: Mapping[str, Any] | None) -> str:
     if chat is None:
         return "no processor: save the model's processor in its directory before training on rows"
-    by = "by the chat template" if chat["template"] else "no chat template: a question about a picture is written"
-    return f"{by}, {chat['tokens']} tokens: {chat['text']!r}"
+    by = "by the chat template" if chat["template"] else "no chat template"
+    return f"{by}: a question about a picture is {chat['text']!r}, {chat['tokens']} tokens"
 
 
 def _legal(config: "LMMConfig", axis: str, size: int) -> dict[str, Any]:

@@ -40,6 +40,7 @@ def test_a_model_is_described_evaluated_and_shrunk_by_name(antgmm, mirror, tmp_p
     described = json.loads(antgmm("import", "hf:org/teacher", "--json").stdout)
     config, _ = load_hf("hf:org/teacher")
     assert {axis: about["size"] for axis, about in described["axes"].items()} == sizes(config)
+    assert not described["chat"]["template"] and described["chat"]["text"] == "question"
     assert json.loads(antgmm("cost", "hf:org/teacher", "--json").stdout)["params"] == described["params"]
     words = ("--data", "parquet:hf:org/rows/data/test-*.parquet", "--max-new-tokens", "2", "--json")
     assert json.loads(antgmm("eval", "hf:org/teacher", *words).stdout)["count"] == 6
