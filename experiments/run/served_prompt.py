@@ -12,7 +12,7 @@ from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families.common.words import Messages, templated, user_turn
 from antgmm_jax.io.loading import load_processor
 from data.encoding import Encoder
-from data.files import BadRow
+from data.limits import BadRow
 from data.record import Record
 from experiments.run.samples import Samples
 
