@@ -20,6 +20,7 @@ from data.limits import BadRow
 from data.rows import ALIASES, columns, image_names
 
 _NAMES = (*ALIASES["image"], *PATHS)
+_UNREADABLE = (pyarrow.ArrowException, ValueError, OverflowError, SystemError)
 
 
 class ArrowRows:
@@ -62,16 +63,23 @@ class ArrowRows:
 
     def _image_names(self) -> Iterator[str]:
         for batch in self._batches:
-            named = batch.select(named_images(batch.schema))
-            yield from (name for row in range(len(named)) for name in image_names(one_row(named, row)))
+            yield from (name for row in all_rows(batch.select(named_images(batch.schema))) for name in image_names(row))
 
 
 def one_row(table: pyarrow.Table | pyarrow.RecordBatch, place: int) -> Any:
     """Returns a row as Python objects; a `BadRow` if one of its values has none, such as text that is not UTF-8."""
     try:
         return table.slice(place, 1).to_pylist()[0]
-    except (pyarrow.ArrowException, ValueError, OverflowError) as error:
+    except _UNREADABLE as error:
         return BadRow(f"cannot be read: {' '.join(str(error).split())[:200]}")
+
+
+def all_rows(batch: pyarrow.RecordBatch) -> list[Any]:
+    """Returns the rows of a batch like `one_row`; together, unless one of them cannot be read."""
+    try:
+        return batch.to_pylist()
+    except _UNREADABLE:
+        return [one_row(batch, place) for place in range(len(batch))]
 
 
 def data_files(folder: Path) -> list[Path]:

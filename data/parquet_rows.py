@@ -11,7 +11,7 @@ import pyarrow
 import pyarrow.parquet as pq
 
 from antgmm_jax.errors import AntgmmError
-from data.arrow_rows import named_images, one_row
+from data.arrow_rows import all_rows, named_images, one_row
 from data.files import decode_image, files_digest, images_digest, inside
 from data.kept import from_bytes, kept, to_bytes
 from data.rows import columns, image_names
@@ -75,7 +75,7 @@ def _named_pictures(table: pq.ParquetFile) -> Iterator[str]:
     """Image paths in the rows."""
     if names := named_images(table.schema_arrow):
         for batch in table.iter_batches(columns=names):
-            yield from (name for row in range(len(batch)) for name in image_names(one_row(batch, row)))
+            yield from (name for row in all_rows(batch) for name in image_names(row))
 
 
 def _sizes(file: Path) -> list[int]:

@@ -47,7 +47,7 @@ def torch_model(directory: str | os.PathLike):
     directory = local(directory)
     config = hf_config(directory)
     architecture: Any = getattr(transformers, str((config.architectures or [""])[0]), None)
-    if not (isinstance(architecture, type) and issubclass(architecture, transformers.PreTrainedModel)):
+    if transformers.PreTrainedModel not in getattr(architecture, "__mro__", ()):
         raise AntgmmError(f"{directory}: config.json has no architecture of transformers: export again")
     options = {"dtype": torch.float32, "trust_remote_code": False, "use_safetensors": True}
     with one_line(lambda: f"{directory} cannot be loaded by transformers", "export again"):
