@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 PEERS := .cache/peers-venv
 VLLM := .cache/vllm-venv
 
-.PHONY: install test test-all lint format docs demo teacher study peers peers-env vllm-env cuda-compiler lock clean
+.PHONY: install test test-all soak lint format docs demo teacher study peers peers-env vllm-env cuda-compiler lock clean
 
 install: $(STAMP)
 
@@ -16,6 +16,10 @@ test: lint
 
 test-all: lint
 	$(BIN)/python -m pytest
+
+# Hours: 10 000 damaged inputs and 1000 kills of whole runs. `SOAK='--inputs 500 --kills 20'` makes it shorter.
+soak: $(STAMP)
+	$(BIN)/python -m tests.robustness.soak $(SOAK)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

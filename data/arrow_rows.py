@@ -3,8 +3,8 @@
 Such a file is an Arrow stream, which pyarrow reads alone: `datasets` itself would add pandas and an HTTP client.
 """
 
-import json
 from collections.abc import Iterator, Sequence
+from os.path import exists
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,15 @@ import numpy as np
 import pyarrow
 
 from antgmm_jax.errors import AntgmmError
+from antgmm_jax.io.files import read_json
 from data.chat_rows import PATHS, TURNS
 from data.files import decode_image, files_digest, images_digest, inside
 from data.kept import from_bytes, kept, to_bytes
+from data.limits import BadRow
 from data.rows import ALIASES, columns, image_names
 
 _NAMES = (*ALIASES["image"], *PATHS)
+_UNREADABLE = (pyarrow.ArrowException, ValueError, OverflowError, SystemError)
 
 
 class ArrowRows:
@@ -40,7 +43,7 @@ class ArrowRows:
 
     def __getitem__(self, number: int) -> Any:
         batch = int(np.searchsorted(self._starts, number, "right")) - 1
-        return self._batches[batch].slice(number - int(self._starts[batch]), 1).to_pylist()[0]
+        return one_row(self._batches[batch], number - int(self._starts[batch]))
 
     def __iter__(self) -> Iterator[Any]:
         return (self[number] for number in range(len(self)))
@@ -60,8 +63,23 @@ class ArrowRows:
 
     def _image_names(self) -> Iterator[str]:
         for batch in self._batches:
-            for raw in batch.select(named_images(batch.schema)).to_pylist():
-                yield from image_names(raw)
+            yield from (name for row in all_rows(batch.select(named_images(batch.schema))) for name in image_names(row))
+
+
+def one_row(table: pyarrow.Table | pyarrow.RecordBatch, place: int) -> Any:
+    """Returns a row as Python objects; a `BadRow` if one of its values has none, such as text that is not UTF-8."""
+    try:
+        return table.slice(place, 1).to_pylist()[0]
+    except _UNREADABLE as error:
+        return BadRow(f"cannot be read: {' '.join(str(error).split())[:200]}")
+
+
+def all_rows(batch: pyarrow.RecordBatch) -> list[Any]:
+    """Returns the rows of a batch like `one_row`; together, unless one of them cannot be read."""
+    try:
+        return batch.to_pylist()
+    except _UNREADABLE:
+        return [one_row(batch, place) for place in range(len(batch))]
 
 
 def data_files(folder: Path) -> list[Path]:
@@ -70,16 +88,19 @@ def data_files(folder: Path) -> list[Path]:
     Raises:
         AntgmmError: the folder holds several splits, or its `state.json` is damaged.
     """
-    if (folder / "dataset_dict.json").exists():
+    if exists(folder / "dataset_dict.json"):
         splits = ", ".join(sorted(path.parent.name for path in folder.glob("*/state.json")))
         raise AntgmmError(f"{folder} holds the splits {splits}: specify the folder of one of them")
     state = folder / "state.json"
-    if not state.exists():
+    if not exists(state):
         return []
     try:
-        return [folder / str(each["filename"]) for each in json.loads(state.read_text())["_data_files"]]
-    except (ValueError, KeyError, TypeError) as error:
+        names = [str(each["filename"]) for each in read_json(state)["_data_files"]]
+    except (AntgmmError, KeyError, TypeError) as error:
         raise AntgmmError(f"{state} is damaged: save the data set again") from error
+    if outside := [name for name in names if Path(name).name != name]:
+        raise AntgmmError(f"{state} names {outside[0]!r}, which is outside the folder: save the data set again")
+    return [folder / name for name in names]
 
 
 def named_images(schema: pyarrow.Schema) -> list[str]:
@@ -102,7 +123,10 @@ def _batches(file: Path) -> list[pyarrow.RecordBatch]:
     """Record batches of a memory-mapped file, with the columns that rows use."""
     try:
         with pyarrow.ipc.open_stream(pyarrow.memory_map(str(file))) as stream:
-            return [batch.select(columns(batch.schema.names)) for batch in stream]
-    except (pyarrow.ArrowException, OSError) as error:
+            batches = [batch.select(columns(batch.schema.names)) for batch in stream]
+            for batch in batches:  # a damaged offset would end the process; pictures' bytes are not read
+                batch.validate(full=True)
+            return batches
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise AntgmmError(f"{file} is not an Arrow file of datasets.save_to_disk: {reason}") from error

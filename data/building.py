@@ -14,11 +14,12 @@ from flax.serialization import msgpack_serialize
 
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io import folders
+from antgmm_jax.io.books import write_book
 from antgmm_jax.io.shards import Unwritten, Writer
 from data.encoding import Encoder, TooLong, refuse
-from data.files import BadRow
 from data.image_writer import ImageWriter
-from data.index import COLUMNS
+from data.index import COLUMNS, read_arrays
+from data.limits import BadRow
 from data.record import Arrays, Record, Turn
 from data.rows import Row
 from data.source import Source
@@ -136,8 +137,7 @@ def build(
         count = _finish(source, partial)
         if about is not None:
             files = {path.relative_to(partial).as_posix(): path.stat().st_size for path in _written(partial)}
-            text = json.dumps({**about, "records": count, "files": files}, indent=1)
-            (partial / "prepared.json").write_text(text, encoding="utf-8")
+            write_book(partial / "prepared.json", {**about, "records": count, "files": files})
         folders.publish(partial, place)
         shutil.rmtree(place / "parts")
     except Unwritten:
@@ -173,8 +173,7 @@ def _begin(partial: Path, more: tuple[str, ...]) -> _Done:
         return _Done()
     for leftover in partial.rglob(".*.tmp"):
         leftover.unlink()
-    with parts[-1].open("rb") as file, np.load(file) as arrays:
-        about = json.loads(str(arrays["done"]))
+    about = json.loads(str(read_arrays(parts[-1])["done"]))
     return _Done(**{**about, "names": tuple(about["names"])})
 
 
@@ -188,7 +187,7 @@ class _Build:
         self._words = Writer(folder / "words", 0, GROUP) if (folder / "words").exists() else None
         self._names = {name: number for number, name in enumerate(done.names)}
         self._texts, self._count = done.texts, done.kept
-        self._with_image_token: list[tuple[str, str]] = []
+        self._special: list[tuple[str, tuple[str, str]]] = []
         self._long: list[tuple[str, TooLong]] = []
         self._clear()
 
@@ -201,13 +200,13 @@ class _Build:
         """Encodes the records. Raises AntgmmError if some are invalid."""
         threads = 1 if self._source.drawn else self._threads
         rows = read_all(self._source, self._encoded, progress, threads=threads, first=self._done.rows)
-        for row, (record, named, arrays) in rows:
-            self._add(record.id or f"record {row + 1}", record, named, arrays)
-            if (row + 1) % PART == 0 and self._count and not self._with_image_token and not self._refused:
+        for row, (record, special, arrays) in rows:
+            self._add(record.id or f"record {row + 1}", record, special, arrays)
+            if (row + 1) % PART == 0 and self._count and not self._special and not self._refused:
                 self._write_part(row + 1)
         self._encoder.check_text(self._texts)
         long = self._long if self._refused or not self._count else ()
-        refuse(self._with_image_token, long, len(self._source), self._encoder.picture)
+        refuse(self._special, long, len(self._source))
         if self._kept or not self._count:
             self._write_part(len(self._source))
 
@@ -216,19 +215,19 @@ class _Build:
         """Whether a record is too long, and such records are errors."""
         return bool(self._long) and not self._source.drops_long
 
-    def _encoded(self, record: Record) -> tuple[Record, list[str], Arrays]:
-        named = self._encoder.parts_with_image_token(record)
+    def _encoded(self, record: Record) -> tuple[Record, list[tuple[str, str]], Arrays]:
+        special = self._encoder.special_parts(record)
         # Without its images, to save memory while it waits.
         light = Record(**{**vars(record), "images": (), "cells": None})
-        return light, named, {} if named else self._encoder(record)
+        return light, special, {} if special else self._encoder(record)
 
-    def _add(self, label: str, record: Record, named: list[str], arrays: Arrays) -> None:
+    def _add(self, label: str, record: Record, special: list[tuple[str, str]], arrays: Arrays) -> None:
         self._texts |= bool(record.text)
-        self._with_image_token += [(label, part) for part in named]
-        too_long = [] if named else self._encoder.too_long(arrays)
+        self._special += [(label, part) for part in special]
+        too_long = [] if special else self._encoder.too_long(arrays)
         self._long += [(label, part) for part in too_long]
-        self._kept.append(not (named or too_long))
-        if self._with_image_token or too_long or self._refused:
+        self._kept.append(not (special or too_long))
+        if self._special or too_long or self._refused:
             return
         kind = self._names.setdefault(record.type, len(self._names))
         self._columns.append((*_lengths(arrays), kind))
@@ -264,9 +263,9 @@ def _finish(source: Source, partial: Path) -> int:
     """Joins the parts to the index of the folder. Returns the number of records."""
     joined: dict[str, list[np.ndarray]] = {name: [] for name in (*COLUMNS, "kept", "digests", "done")}
     for part in sorted((partial / "parts").glob("*.npz")):
-        with part.open("rb") as file, np.load(file) as arrays:
-            for name, pieces in joined.items():
-                pieces.append(arrays[name])
+        arrays = read_arrays(part)
+        for name, pieces in joined.items():
+            pieces.append(arrays[name])
     names = json.loads(str(joined.pop("done")[-1]))["names"]
     columns = {name: np.concatenate(pieces) for name, pieces in joined.items()}
     kept, digests = columns.pop("kept"), columns.pop("digests")

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from data.files import BadRow
+from data.limits import BadRow
 from data.record import Turn, images_first
 
 TURNS = ("messages", "conversations")

@@ -2,10 +2,11 @@
 
 import hashlib
 import json
+import re
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from transformers import ProcessorMixin
@@ -14,11 +15,14 @@ from antgmm_jax.config import LMMConfig
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import inputs
 from antgmm_jax.families.common.words import Messages
+from antgmm_jax.io.files import one_line
 from data.chat import ChatEncoder, messages
-from data.files import BadRow
+from data.limits import BadRow
 from data.record import PROMPT, Arrays, Record, turns_of
 from data.rows import Row
 
+_OF_PROCESSORS = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RuntimeError, MemoryError)
+"""What processors raise for a row that they cannot read."""
 _FORMAT = 2
 """Format version of encoded rows; increase it to invalidate caches."""
 
@@ -64,17 +68,19 @@ class Encoder:
         max_answer: int = 64,
         template: str = PROMPT,
     ):
-        self.inputs = inputs(config, processor)
+        with one_line(lambda: "the processor does not fit the model", "save the model's processor there"):
+            self.inputs = inputs(config, processor)
         self._words, self._template = processor.tokenizer, template
         self._max_length, self._max_answer = max_length, max_answer
         self.settings = {"prompt": template, "max_length": max_length, "max_answer": max_answer}
         self._about = f"{_FORMAT} {config.family} {config.image_token} {config.vision.image} {config.image_tokens}"
         self._chat = ChatEncoder(self.inputs, config)
         self.eos, self.pad = self._chat.end, self._words.pad_token_id
-        self._token, self.picture = config.image_token, self._words.convert_ids_to_tokens(config.image_token)
-        if self.picture in template:
+        self._token, picture = config.image_token, self._words.convert_ids_to_tokens(config.image_token)
+        self._special = _pattern(self._words, picture)
+        if picture in template:
             raise AntgmmError(
-                f"prompt = {template!r} contains {self.picture}: remove it, the processor places the image tokens"
+                f"prompt = {template!r} contains {picture}: remove it, the processor places the image tokens"
             )
 
     def __call__(self, record: Record) -> Arrays:
@@ -99,8 +105,10 @@ class Encoder:
             raise AntgmmError(f"{record.id}: {error}") from error
         try:
             row = self._chat(turns, record.answer, record.images)
-        except (AntgmmError, ValueError) as error:  # processors raise ValueError
+        except AntgmmError as error:
             raise BadRow(str(error)) from error
+        except _OF_PROCESSORS as error:
+            raise BadRow(" ".join(str(error).split()) or type(error).__name__) from error
         images = row["images"]
         more = {} if record.cells is None else {"cells": record.cells}
         # The positions of the tokens depend on it, also if cached features replace the images.
@@ -123,13 +131,17 @@ class Encoder:
         answer = TooLong("answer", max(answers), self._max_answer, "max_answer")
         return [part for part in (prompt, answer) if part.tokens > part.limit]
 
-    def parts_with_image_token(self, record: Record | Row) -> list[str]:
-        """Returns the parts of a record that contain the image token, which would be replaced by image states."""
+    def special_parts(self, record: Record | Row) -> list[tuple[str, str]]:
+        """Returns the parts of a record that contain a special token of the tokenizer, with the first such token.
+
+        The image token would be replaced by image states, an end token would end the turn of the user.
+        """
         parts = {name: getattr(record, name) for name in ("question", "text", "answer")}
         if record.turns:
             parts = {f"turn {n} ({turn.role})": turn.text for n, turn in enumerate(record.turns, 1)}
             parts["answer"] = record.answer
-        return [name for name, text in parts.items() if self.picture in text]
+        matches = {name: self._special.search(text) for name, text in parts.items()}
+        return [(name, match[0]) for name, match in matches.items() if match]
 
     def check_text(self, texts: bool) -> None:
         """Raises AntgmmError if rows have a text (`texts`) but the template does not contain it."""
@@ -158,21 +170,27 @@ def _content(path: Path) -> bytes:
     return json.dumps({name: value for name, value in settings.items() if name not in _IDLE}, sort_keys=True).encode()
 
 
-def refuse(named: Sequence[tuple[str, str]], long: Sequence[tuple[str, TooLong]], count: int, picture: str) -> None:
+def _pattern(tokenizer: Any, picture: str) -> re.Pattern[str]:
+    """A pattern of the image token and all special tokens; longer ones first, as one may begin with another."""
+    added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    tokens = sorted({picture, *tokenizer.all_special_tokens, *added} - {""}, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, tokens)) or "(?!)")
+
+
+def refuse(special: Sequence[tuple[str, tuple[str, str]]], long: Sequence[tuple[str, TooLong]], count: int) -> None:
     """Raises one error that lists all invalid rows.
 
     Args:
-        named: (row, part) pairs that contain the image token.
+        special: (row, (part, token)) pairs that contain a special token.
         long: (row, part) pairs with too many tokens.
         count: total number of rows.
-        picture: the image token.
 
     Raises:
         AntgmmError: there is an invalid row.
     """
-    if named:
-        lines = (f"{row}: {part}" for row, part in named)
-        raise AntgmmError("\n".join([f"rows contain the image token {picture}; remove it from them", *lines]))
+    if special:
+        lines = (f"{row}: {part} contains {token}" for row, (part, token) in special)
+        raise AntgmmError("\n".join(["rows contain special tokens of the tokenizer; remove them", *lines]))
     if long:
         rows, names = len({row for row, _ in long}), _joined(part.name for _, part in long)
         head = f"{rows} of {count} rows are too long; shorten or remove them, or raise {names}"

@@ -3,7 +3,7 @@
 import hashlib
 import io
 import os
-import struct
+import stat
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -11,37 +11,52 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from antgmm_jax.io.hub import contents
+from data.limits import BadRow, check_picture
 
-
-class BadRow(Exception):
-    """An invalid row; the message is a short reason."""
+Image.init()
+FORMATS = [
+    name
+    for name in ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+    if name in Image.OPEN
+]
+"""Formats of pictures. Others of Pillow's are rare, and one of them starts a program."""
 
 
 def decode_image(data: bytes | Path) -> np.ndarray:
     """Decodes an image to RGB and applies its EXIF orientation.
 
     Args:
-        data: a path, or the bytes of a file in any format that Pillow supports.
+        data: a path, or the bytes of a file in one of the `FORMATS`.
 
     Returns:
         uint8 [H, W, 3].
 
     Raises:
-        BadRow: the file is missing or not an image.
+        BadRow: the file is missing or not an image, or has too many pixels.
     """
     name = data.name if isinstance(data, Path) else "(bytes)"
     try:
-        with Image.open(data if isinstance(data, Path) else io.BytesIO(data)) as file:
+        with Image.open(_regular(data) if isinstance(data, Path) else io.BytesIO(data), formats=FORMATS) as file:
+            check_picture(name, file.size)
             ImageOps.exif_transpose(file, in_place=True)
             # Pillow requires the step via RGBA for palettes with transparency.
             image = file.convert("RGBA") if "transparency" in file.info else file
             return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+    except BadRow:
+        raise
     except FileNotFoundError as error:
         raise BadRow(f"image {name} is missing") from error
-    except IsADirectoryError as error:
-        raise BadRow(f"image {name} is a folder") from error
-    except (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError) as error:
-        raise BadRow(f"image {name} cannot be decoded: {' '.join(str(error).split())[:120]}") from error
+    except Exception as error:  # each decoder has its own
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        raise BadRow(f"image {name} cannot be decoded: {reason}") from error
+
+
+def _regular(path: Path) -> Path:
+    """The path of a regular file: reading a pipe may never end."""
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode):
+        raise BadRow(f"image {path.name} is a {'folder' if stat.S_ISDIR(mode) else 'device or pipe'}")
+    return path
 
 
 def inside(folder: Path, path: str) -> Path:
@@ -59,7 +74,7 @@ def inside(folder: Path, path: str) -> Path:
     """
     try:
         resolved = (folder / path).resolve()
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: a link to itself
         raise BadRow(f"image path {path[:80]!r} is not a path") from error
     if not any(resolved.is_relative_to(root.resolve()) for root in (folder, contents(folder))):
         raise BadRow(f"image path {path!r} leaves the data folder")

@@ -1,8 +1,13 @@
 """Index of encoded records: small numbers per record, kept in memory."""
 
+import zipfile
+import zlib
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+
+from antgmm_jax.errors import AntgmmError
 
 
 class Index(NamedTuple):
@@ -29,3 +34,17 @@ class Index(NamedTuple):
 
 COLUMNS = ("prompt", "answer", "earlier", "slots", "types")
 """Fields of `Index` with a number for each record."""
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Reads the arrays of an npz file of the cache, which has a checksum of each.
+
+    Raises:
+        AntgmmError: the file is damaged.
+    """
+    try:
+        with path.open("rb") as file, np.load(file) as arrays:
+            return dict(arrays)
+    except (OSError, ValueError, EOFError, KeyError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise AntgmmError(f"{path} is damaged ({reason}): remove {path.parent} and run it again") from error

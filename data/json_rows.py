@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from antgmm_jax.errors import AntgmmError
-from data.files import BadRow, decode_image, images_digest, inside
+from data.files import decode_image, images_digest, inside
 from data.kept import Columns, from_bytes, kept, to_bytes
+from data.limits import BadRow
 from data.rows import image_names
 
 _CHUNK = 1 << 20
@@ -85,7 +86,7 @@ class JsonRows:
 def _parsed(text: bytes) -> Any:
     try:
         return json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return BadRow(f"is not JSON: {error}")
 
 
@@ -198,7 +199,7 @@ def _elements(path: Path) -> _Bounds:
             scanner.at += 1
             if scanner.sign():
                 raise ValueError
-        except ValueError:
+        except (ValueError, RecursionError):
             raise _no_array(path) from None
     count = len(starts)
     bounds = (np.array(starts, np.int64), np.array(ends, np.int64), np.arange(1, count + 1, dtype=np.int64))
@@ -209,6 +210,6 @@ def _no_array(path: Path) -> AntgmmError:
     """Error for a file that is not a JSON array; parses the whole file to report the line."""
     try:
         json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return AntgmmError(f"{path} is not JSON: {error}")
     return AntgmmError(f"{path} is not a JSON array of rows: write an array, or one object per line as .jsonl")

@@ -11,7 +11,7 @@ import pyarrow
 import pyarrow.parquet as pq
 
 from antgmm_jax.errors import AntgmmError
-from data.arrow_rows import named_images
+from data.arrow_rows import all_rows, named_images, one_row
 from data.files import decode_image, files_digest, images_digest, inside
 from data.kept import from_bytes, kept, to_bytes
 from data.rows import columns, image_names
@@ -43,7 +43,7 @@ class ParquetRows:
         group = int(np.searchsorted(self._starts, number, "right")) - 1
         with self._lock:  # else two threads would read the same group
             table = self._read(group)
-        return table.slice(number - int(self._starts[group]), 1).to_pylist()[0]
+        return one_row(table, number - int(self._starts[group]))
 
     def __iter__(self) -> Iterator[Any]:
         return (self[number] for number in range(len(self)))
@@ -75,8 +75,7 @@ def _named_pictures(table: pq.ParquetFile) -> Iterator[str]:
     """Image paths in the rows."""
     if names := named_images(table.schema_arrow):
         for batch in table.iter_batches(columns=names):
-            for raw in batch.to_pylist():
-                yield from image_names(raw)
+            yield from (name for row in all_rows(batch) for name in image_names(row))
 
 
 def _sizes(file: Path) -> list[int]:
@@ -92,5 +91,5 @@ def _opened(file: Path, read) -> Any:
     try:
         with pq.ParquetFile(file) as table:
             return read(table)
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise AntgmmError(f"{file} is not a readable Parquet file: {' '.join(str(error).split())[:200]}") from error

@@ -1,11 +1,11 @@
 """Prepared data: encoded records in a folder of their own, for those who train on the same rows often."""
 
-import json
 import math
 from pathlib import Path
 from typing import Any
 
 from antgmm_jax.errors import AntgmmError
+from antgmm_jax.io.books import read_book
 from antgmm_jax.io.shards import Shards
 from data.building import build, row_of
 from data.encoding import Encoder
@@ -95,8 +95,8 @@ def prepare(source: Source, encoder: Encoder, folder: Path, *, shown: Shown = un
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        about = json.loads((path / ABOUT).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        about = read_book(path / ABOUT)
+    except AntgmmError:
         raise AntgmmError(f"{path} is not prepared data: specify a folder of `antgmm data prepare`") from None
     if about["format"] != _FORMAT:
         raise AntgmmError(f"{path} was prepared by another version: prepare the rows again")

@@ -6,6 +6,7 @@ from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from os.path import isdir, isfile, lexists
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -13,10 +14,11 @@ import numpy as np
 
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.extras import require
+from antgmm_jax.io.files import check_regular
 from antgmm_jax.io.hub import local
-from data.files import BadRow
 from data.json_rows import JsonRows
 from data.kept import Columns, kept
+from data.limits import BadRow
 from data.record import Record
 from data.rows import Row, parse
 from data.source import Source
@@ -276,16 +278,20 @@ def _table(kind: str, path: Path, split: str) -> Table:
 
 def _files(path: Path, kind: str) -> list[Path]:
     suffixes = _SUFFIXES[kind]
-    if path.is_file():
+    if isfile(path):
         return [path]
     pattern = "*" in path.name
-    if not pattern and not path.is_dir():
+    if not pattern and not isdir(path):
+        if lexists(path):
+            check_regular(path)
         raise AntgmmError(f"{path} does not exist: specify a {kind} file or its folder")
     files = sorted(path.parent.glob(path.name) if pattern else path.iterdir())
     files = [file for file in files if file.suffix in suffixes]
     if not files:
         verb = "matches" if pattern else "contains"
         raise AntgmmError(f"{path} {verb} no {' or '.join(suffixes)} file: specify one that does")
+    for file in files:
+        check_regular(file)
     if kind == "jsonl" and len(files) > 1:
         raise AntgmmError(f"{path} contains {', '.join(f.name for f in files)}: specify one of these files")
     return files

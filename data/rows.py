@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from data.chat_rows import TURNS, own_images, parse_chat
-from data.files import BadRow
+from data.limits import BadRow, check_text
 from data.record import Turn, prompt
 
 # The first name is ours; the others are common in other data sets.
@@ -76,8 +76,22 @@ def parse(raw: Any) -> Row:
         raise BadRow(f"is a {type(raw).__name__}, not an object with named fields")
     if named := [name for name in _VIDEO if raw.get(name)]:
         raise BadRow(f"has a {named[0]}: video is not supported, use images")
-    if turns := [name for name in TURNS if raw.get(name) is not None]:
-        return _chat(raw, turns)
+    turns = [name for name in TURNS if raw.get(name) is not None]
+    row = _chat(raw, turns) if turns else _single(raw)
+    for name, text in _all_texts(row):
+        check_text(name, text)
+    return row
+
+
+def _all_texts(row: Row) -> Iterator[tuple[str, str]]:
+    """Names and values of every text of a row."""
+    yield from ((name, getattr(row, name)) for name in ("question", "answer", "text", "type", "id", "slice"))
+    yield from ((f"turn {number}", turn.text) for number, turn in enumerate(row.turns, 1))
+    yield from (("the name of a latent", name) for name in row.latents)
+
+
+def _single(raw: Mapping) -> Row:
+    """Parses an object with a question and an answer."""
     fields = {name: _pick(raw, name) for name in ALIASES}
     images, text = _images(fields["image"]), _string(fields["text"], "text")
     question, answer = _question(fields["question"]), _needed(fields["answer"], "answer")
@@ -155,6 +169,8 @@ def _latents(value: Any) -> dict[str, int]:
         return {}
     if not isinstance(value, Mapping) or not all(isinstance(v, int) for v in value.values() if v is not None):
         raise BadRow("latents are not an object of whole numbers")
+    if any(abs(number) >= 1 << 31 for number in value.values() if number is not None):
+        raise BadRow("latents have a number of more than 32 bits")
     return {str(name): number for name, number in value.items() if number is not None}
 
 

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
-import numpy as np
 from filelock import FileLock, Timeout
 from flax.serialization import msgpack_restore
 
@@ -18,7 +17,7 @@ from antgmm_jax.io import folders
 from antgmm_jax.io.shards import Shards
 from data.building import Progress, build, silent
 from data.encoding import Encoder
-from data.index import COLUMNS, Index
+from data.index import COLUMNS, Index, read_arrays
 from data.kept import cache_folder
 from data.record import Arrays
 from data.source import Source
@@ -56,8 +55,7 @@ class Encoded:
 
     def __init__(self, source: Source, encoder: Encoder, folder: Path):
         self.source, self.encoder = source, encoder
-        with np.load(folder / "index.npz") as file:
-            arrays = dict(file)
+        arrays = read_arrays(folder / "index.npz")
         source.restore({name[len("places/") :]: x for name, x in arrays.items() if name.startswith("places/")})
         names, fingerprint = tuple(arrays["names"].tolist()), str(arrays["fingerprint"])
         self.index = Index(**{n: arrays[n] for n in COLUMNS}, names=names, fingerprint=fingerprint)

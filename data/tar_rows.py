@@ -11,8 +11,9 @@ import numpy as np
 
 from antgmm_jax.errors import AntgmmError
 from data.chat_rows import TURNS
-from data.files import BadRow, decode_image, files_digest
+from data.files import decode_image, files_digest
 from data.kept import kept
+from data.limits import BadRow, check_sample
 
 _PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
 
@@ -49,8 +50,11 @@ class TarRows:
         return len(self._members.file)
 
     def __getitem__(self, number: int) -> Any:
-        with self._archive(number) as archive:
-            return self._read(archive, number)
+        try:
+            with self._archive(number) as archive:
+                return self._read(archive, number)
+        except _DAMAGE as error:
+            return _damaged(error)
 
     def __iter__(self) -> Iterator[Any]:
         # Opening an archive takes longer than reading a sample.
@@ -61,13 +65,12 @@ class TarRows:
                     yield from (self._read(archive, number) for number in numbers)
 
     def _read(self, archive: tarfile.TarFile, number: int) -> Any:
-        parts = {}
-        for header in self._headers(number):
-            info = _member(archive, header)
-            name = PurePosixPath(info.name).name
-            stream = archive.extractfile(info)
-            parts[f".{name.partition('.')[2].lower()}"] = stream.read() if stream else b""
-        return _sample(parts)
+        try:
+            return _sample(_files_of(archive, self._headers(number)))
+        except BadRow as reason:
+            return reason
+        except _DAMAGE as error:
+            return _damaged(error)
 
     def place(self, number: int) -> str:
         """Describes the position of a sample for messages."""
@@ -91,6 +94,24 @@ class TarRows:
     def _headers(self, number: int) -> list[int]:
         first, last = self._members.first[number : number + 2]
         return self._members.header[first:last].tolist()
+
+
+_DAMAGE = (tarfile.TarError, OSError, EOFError, ValueError, OverflowError)
+
+
+def _damaged(error: Exception) -> BadRow:
+    return BadRow(f"cannot be read from its archive: {' '.join(str(error).split())[:200]}")
+
+
+def _files_of(archive: tarfile.TarFile, headers: Sequence[int]) -> dict[str, bytes]:
+    """Contents of the files of a sample, by suffix. Raises BadRow if they are too large."""
+    members = [_member(archive, header) for header in headers]
+    check_sample(member.size for member in members)
+    parts = {}
+    for member in members:
+        stream = archive.extractfile(member)
+        parts[f".{PurePosixPath(member.name).name.partition('.')[2].lower()}"] = stream.read() if stream else b""
+    return parts
 
 
 def _member(archive: tarfile.TarFile, header: int) -> tarfile.TarInfo:
@@ -123,7 +144,7 @@ def _scan(files: Sequence[Path]) -> _Members:
                         file.append(number)
                         first.append(len(header))
                     header.append(member.offset)
-        except (tarfile.TarError, OSError, EOFError) as error:
+        except _DAMAGE as error:
             reason = " ".join(str(error).split())[:200]
             raise AntgmmError(f"{path} is not a readable tar file (an uncompressed one): {reason}") from error
     first.append(len(header))
@@ -136,7 +157,7 @@ def _sample(parts: dict[str, bytes]) -> Any:
         return BadRow(f"needs an image and a .json, has {', '.join(sorted(parts))}")
     try:
         fields = json.loads(parts[".json"])
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return BadRow(f".json is not JSON: {error}")
     if not isinstance(fields, dict) or (not pictures and (fields.get("images") == [] or {*TURNS} & {*fields})):
         return fields

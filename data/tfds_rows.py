@@ -9,7 +9,8 @@ import numpy as np
 
 from antgmm_jax.extras import require
 from data.chat_rows import TURNS
-from data.files import files_digest
+from data.files import decode_image, files_digest
+from data.limits import BadRow
 
 _IMAGES = ("image", "images")
 
@@ -29,13 +30,19 @@ class TfdsRows:
         require("tfds")
         from data.maad.maad_synth import open_split
 
-        self._split, self._rows, self._lock = split, open_split(path, split), Lock()
+        self._split, self._rows, self._lock = split, open_split(path, split, encoded=_IMAGES), Lock()
         self.files: Sequence[Path] = sorted(file for file in path.iterdir() if file.is_file())
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __getitem__(self, number: int) -> Any:
+        try:
+            return self._row(number)
+        except BadRow as reason:
+            return reason
+
+    def _row(self, number: int) -> dict[str, Any]:
         raw = self._fields(number)
         fields = {name: _plain(value) for name, value in raw.items() if name not in (*_IMAGES, "latents")}
         for name in TURNS:  # TFDS turns a sequence of objects into an object of sequences
@@ -52,28 +59,34 @@ class TfdsRows:
         return f"{self._split} row {number}"
 
     def picture(self, name: str | bytes) -> np.ndarray:
-        """Returns an image of a row, by number of the row and place in it."""
+        """Returns an image of a row, by number of the row and place in it. Raises BadRow if it cannot be decoded."""
         number, place = map(int, str(name).split("/"))
-        return np.asarray(_images(self._fields(number))[place])
+        return decode_image(bytes(_images(self._fields(number))[place]))
 
     def digest(self) -> str:
         """Returns a digest of the split's name and of the files' names, sizes and times."""
         return f"{self._split} {files_digest(self.files)}"
 
     def _fields(self, number: int) -> dict[str, Any]:
-        with self._lock:  # the reader is not thread-safe
-            return self._rows[number]
+        try:
+            with self._lock:  # the reader is not thread-safe
+                return self._rows[number]
+        except Exception as error:  # each decoder has its own
+            raise BadRow(f"cannot be read: {' '.join(str(error).split())[:200]}") from error
 
 
 def _images(raw: Mapping[str, Any]) -> Sequence[Any]:
-    """Decoded images of a row: its `image`, or its sequence `images`."""
+    """Images of a row as bytes of files: its `image`, or its sequence `images`."""
     return [raw["image"]] if "image" in raw else raw.get("images", ())
 
 
 def _plain(value: Any) -> Any:
     """Texts and lists of texts, at any depth."""
     if isinstance(value, bytes):
-        return value.decode()
+        try:
+            return value.decode()
+        except UnicodeDecodeError as error:
+            raise BadRow(f"holds text that is not UTF-8 (byte {error.start})") from error
     if isinstance(value, dict):
         return {name: _plain(inner) for name, inner in value.items()}
     if isinstance(value, list | tuple) or (isinstance(value, np.ndarray) and value.ndim):

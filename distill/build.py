@@ -1,6 +1,5 @@
 """Building of a teacher cache: the teacher runs once over all samples, and each process writes its own rows."""
 
-import json
 import math
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -14,6 +13,7 @@ import numpy as np
 from antgmm_jax.blocks.tokens import IGNORE
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io import folders
+from antgmm_jax.io.books import write_book
 from antgmm_jax.io.shards import Shards, Writer
 from antgmm_jax.parallel import processes, sharding
 from antgmm_jax.parallel.preemption import Preempted
@@ -185,8 +185,7 @@ def _begin(partial: Path, meta: dict, size: int) -> np.ndarray:
     if read_meta(partial) != meta:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        with folders.new_file(partial / "meta.json") as file:
-            file.write_text(json.dumps(meta))
+        write_book(partial / "meta.json", meta)
     for leftover in partial.glob(".*.tmp"):
         leftover.unlink()
     held = Shards(partial, meta["samples"]).held

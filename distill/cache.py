@@ -6,7 +6,6 @@ is independent of the student's.
 """
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,6 +15,7 @@ import jax
 import numpy as np
 
 from antgmm_jax.errors import AntgmmError
+from antgmm_jax.io.books import read_book
 from antgmm_jax.io.shards import Shards
 from antgmm_jax.io.stored import Stored
 from antgmm_jax.parallel import processes
@@ -155,4 +155,4 @@ def _read(
 def read_meta(directory: Path) -> dict[str, Any] | None:
     """Reads `format`, `key`, `samples` and `shapes` from `meta.json` of a cache; None if it does not exist."""
     path = directory / "meta.json"
-    return json.loads(path.read_text()) if path.exists() else None
+    return read_book(path, f"remove {directory} and run it again") if path.exists() else None

@@ -23,6 +23,7 @@ from experiments.commands import planning as plan
 from experiments.commands import sizes as search
 from experiments.commands.output import Commands
 from experiments.run.host.allocator import keep_freed_memory
+from experiments.run.host.console import printable
 
 SHOWN = (
     *("demo", "compress", "train", "import", "eval", "export"),
@@ -33,7 +34,10 @@ SHOWN = (
 RESUMED = ("demo", "train", "compress", "recombine", "study", "peers")
 """Commands that resume when they are run again."""
 
-_ENVIRONMENT_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR)
+_ENVIRONMENT_ERRORS = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS),
+    *(errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG),
+)
 
 
 class _Group(TyperGroup):
@@ -58,7 +62,7 @@ class _Group(TyperGroup):
 
 
 def _failure(message: str) -> typer.Exit:
-    typer.echo(f"error: {message}", err=True)
+    typer.echo(f"error: {printable(message)}", err=True)
     return typer.Exit(2)
 
 

@@ -12,11 +12,11 @@ from antgmm_jax.errors import AntgmmError
 _MODEL = ((re.compile(r"layers|depth|blocks|labels"), 10_000), (re.compile(r""), 1 << 31))
 _PROCESSOR = (
     (re.compile(r"seq_len|tokens|patches|frames|patch|merge"), 1 << 16),
-    (re.compile(r"width|height|edge"), 1 << 14),
-    (re.compile(r""), 1 << 26),
+    (re.compile(r"width|height|edge|^(image_|crop_)?size$"), 1 << 14),
+    (re.compile(r""), 1 << 25),
 )
 _PIXELS, _COUNTS_PIXELS = re.compile(r"edge"), "merge_size"
-_MOST_PIXELS = 1 << 26
+_MOST_PIXELS = 1 << 25
 _FREE = ("model_max_length",)
 """transformers writes 1e30 for none."""
 

@@ -29,6 +29,7 @@ import platform
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from os.path import exists
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ import orbax.checkpoint.experimental.v1 as ocp
 
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io import folders
+from antgmm_jax.io.books import read_book, sealed
 from antgmm_jax.io.leaves import assert_same_leaves, describe, empty, named_leaves, target_at, target_of
 from antgmm_jax.parallel import processes
 
@@ -224,7 +226,7 @@ def _save(
                 saved.result()
             if primary:
                 contents = {"leaves": leaves, "files": folders.checksums(temporary)}
-                (temporary / record_name).write_text(json.dumps({**text, "contents": contents}, indent=1) + "\n")
+                (temporary / record_name).write_text(sealed({**text, "contents": contents}))
                 folders.publish(temporary, target)
                 after()
 
@@ -248,16 +250,13 @@ def _save_errors(target: Path, temporary: Path) -> Iterator[None]:
 
 
 def _read(directory: Path, record_name: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    path = directory / record_name
-    try:
-        record = json.loads(path.read_text())
-        contents = record.pop("contents")
-    except (FileNotFoundError, NotADirectoryError):
-        raise AntgmmError(
-            f"{directory} does not contain a complete {path.stem}: {path} is missing; run it again"
-        ) from None
-    except (ValueError, KeyError, AttributeError):
-        raise AntgmmError(f"{path} is damaged; remove {directory} and run it again") from None
+    path, remedy = directory / record_name, f"remove {directory} and run it again"
+    if not exists(path):
+        raise AntgmmError(f"{directory} does not contain a complete {path.stem}: {path} is missing; run it again")
+    record = read_book(path, remedy)
+    contents = record.pop("contents", None)
+    if not isinstance(contents, dict) or not all(isinstance(contents.get(one), dict) for one in ("leaves", "files")):
+        raise AntgmmError(f"{path} has no table of contents: {remedy}")
     return record, contents
 
 

@@ -20,9 +20,9 @@ from antgmm_jax.families import family, family_of, violations
 from antgmm_jax.families.common.table import Entry
 from antgmm_jax.io import folders
 from antgmm_jax.io.companions import copy_companions
-from antgmm_jax.io.files import read_json
+from antgmm_jax.io.files import one_line, read_json
 from antgmm_jax.io.hub import local
-from antgmm_jax.io.loading import CONFIG, hf_config, one_line, read_config
+from antgmm_jax.io.loading import CONFIG, hf_config, read_config
 from antgmm_jax.io.placed import on_devices
 from antgmm_jax.io.stored import Stored
 from antgmm_jax.io.tensors import Spec, Tensors, write

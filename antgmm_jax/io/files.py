@@ -2,6 +2,8 @@
 
 import json
 import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +32,12 @@ def check_regular(path: Path) -> None:
         raise AntgmmError(f"{path} is not a regular file: replace it with one")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Reads a JSON file of a checkpoint.
+def read_json(path: Path, remedy: str = "copy it again") -> dict[str, Any]:
+    """Reads a JSON object.
+
+    Args:
+        path: the file.
+        remedy: what the user can do if it is damaged.
 
     Raises:
         AntgmmError: the file is missing, cannot be read, or is not a JSON object.
@@ -39,17 +45,37 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         check_regular(path)
         if path.stat().st_size > LARGEST_JSON:
-            raise AntgmmError(f"{path} has over {LARGEST_JSON >> 20} MB: copy it again")
+            raise AntgmmError(f"{path} has over {LARGEST_JSON >> 20} MB: {remedy}")
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise AntgmmError(f"{path} is missing: every Hugging Face checkpoint has it") from error
     except OSError as error:
-        raise AntgmmError(f"{path} cannot be read ({_reason(error)}): copy it again") from error
+        raise AntgmmError(f"{path} cannot be read ({_reason(error)}): {remedy}") from error
     except (ValueError, RecursionError) as error:
-        raise AntgmmError(f"{path} is not JSON ({_reason(error)}): copy it again") from error
+        raise AntgmmError(f"{path} is not JSON ({_reason(error)}): {remedy}") from error
     if not isinstance(content, dict):
-        raise AntgmmError(f"{path} contains a {type(content).__name__}, not a JSON object: copy it again")
+        raise AntgmmError(f"{path} contains a {type(content).__name__}, not a JSON object: {remedy}")
     return content
+
+
+@contextmanager
+def one_line(subject: Callable[[], str], remedy: str) -> Iterator[None]:
+    """Turns every failure of a library that reads a checkpoint's files into one line.
+
+    Args:
+        subject: returns the start of the line, which names the file; called after a failure.
+        remedy: what the user can do.
+
+    Raises:
+        AntgmmError: the block failed.
+    """
+    try:
+        yield
+    except (AntgmmError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a panic of a Rust library is no Exception
+        reason = " ".join(str(error).split())[:300] or "no message"
+        raise AntgmmError(f"{subject()} ({type(error).__name__}: {reason}): {remedy}") from error
 
 
 def _reason(error: Exception) -> str:

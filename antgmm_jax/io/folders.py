@@ -35,6 +35,7 @@ def new_file(path: Path) -> Iterator[Path]:
         with partial.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(partial, path)
+        _flush_names(path.parent)
     except OSError as error:
         raise AntgmmError(
             f"cannot write {path}: {error.strerror or error}; free disk space or choose another folder"
@@ -102,9 +103,12 @@ def discard(path: Path) -> None:
 
 
 def remove_leftovers(directory: Path) -> None:
-    """Removes hidden folders (`.NAME.tmp`, `.NAME.old`) in `directory` that a killed process has left."""
+    """Removes hidden files and folders (`.NAME.tmp`, `.NAME.old`) in `directory` that a killed process has left."""
     for path in [*directory.glob(".*.tmp"), *directory.glob(".*.old")]:
-        shutil.rmtree(path, ignore_errors=True)
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def checksums(directory: Path) -> dict[str, tuple[int, int]]:

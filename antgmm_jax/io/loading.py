@@ -1,7 +1,7 @@
 """Configs and processors of checkpoints, by transformers: their code never runs, and every failure is one line."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from os.path import lexists
 from pathlib import Path
 from typing import Any
 
@@ -14,45 +14,16 @@ from transformers import (
     ProcessorMixin,
 )
 
-from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io.bounds import check_model_config, check_processor_config
-from antgmm_jax.io.files import read_json
+from antgmm_jax.io.companions import COMPANIONS
+from antgmm_jax.io.files import check_regular, one_line, read_json
 from antgmm_jax.io.hub import local
 
 CONFIG = "config.json"
 _SAFE = {"local_files_only": True, "trust_remote_code": False}
 _PROCESSOR, _IMAGES, _TOKENIZER = "processor_config.json", "preprocessor_config.json", "tokenizer.json"
-_PARTS = {
-    _PROCESSOR: check_processor_config,
-    _IMAGES: check_processor_config,
-    "video_preprocessor_config.json": check_processor_config,
-    "tokenizer_config.json": check_processor_config,
-    "special_tokens_map.json": check_processor_config,
-    "added_tokens.json": check_processor_config,
-    "chat_template.json": check_processor_config,
-    _TOKENIZER: lambda path, content: None,
-}
-"""JSON files of a processor, with the check of their numbers."""
-
-
-@contextmanager
-def one_line(subject: Callable[[], str], remedy: str) -> Iterator[None]:
-    """Turns every failure of a library that reads a checkpoint's files into one line.
-
-    Args:
-        subject: returns the start of the line, which names the file; called after a failure.
-        remedy: what the user can do.
-
-    Raises:
-        AntgmmError: the block failed.
-    """
-    try:
-        yield
-    except (AntgmmError, KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as error:  # a panic of a Rust library is no Exception
-        reason = " ".join(str(error).split())[:300] or "no message"
-        raise AntgmmError(f"{subject()} ({type(error).__name__}: {reason}): {remedy}") from error
+_NUMBERS = frozenset((_PROCESSOR, _IMAGES, "video_preprocessor_config.json", "tokenizer_config.json"))
+"""Files with numbers by which a processor reserves memory."""
 
 
 def read_config(directory: Path) -> dict[str, Any]:
@@ -88,9 +59,11 @@ def load_processor(directory: str | Path) -> ProcessorMixin:
         AntgmmError: the directory has no processor that can be loaded offline, or one of its files is damaged.
     """
     folder = local(directory)
-    for name, check in _PARTS.items():
-        if (folder / name).is_symlink() or (folder / name).exists():
-            check(folder / name, read_json(folder / name))
+    present = {name for name in COMPANIONS if lexists(folder / name)}
+    for name in sorted(present):
+        check_regular(folder / name)
+    for name in sorted(present & _NUMBERS):
+        check_processor_config(folder / name, read_json(folder / name))
     if (folder / CONFIG).exists():
         read_config(folder)
     subject = f"{directory} has no processor that AutoProcessor can load"

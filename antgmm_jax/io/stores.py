@@ -2,7 +2,6 @@
 
 import errno
 import hashlib
-import json
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -16,6 +15,7 @@ from filelock import FileLock
 from fsspec.registry import known_implementations
 
 from antgmm_jax.errors import AntgmmError
+from antgmm_jax.io.books import read_book, write_book
 from antgmm_jax.io.folders import new_file
 
 # pathlib merges the two slashes. A drive of Windows has one letter.
@@ -163,11 +163,18 @@ def local(
         if not stamps or (single and not any(_chosen(name, chosen[:1]) for name in stamps)):
             raise AntgmmError(f"{url}: there is no such file or folder: check the name and your permissions")
         record = place / _STAMPS
-        before = json.loads(record.read_text()) if record.exists() else {}
+        before = _stamps(record)
         store.get([n for n, stamp in stamps.items() if before.get(n) != stamp or not (place / n).exists()], place)
-        with new_file(record) as partial:
-            partial.write_text(json.dumps(before | stamps))
+        write_book(record, before | stamps)
     return place / path.name if single else place
+
+
+def _stamps(record: Path) -> dict[str, str]:
+    """Stamps of the files that were copied; none if their record is damaged, so that they are copied again."""
+    try:
+        return read_book(record)
+    except AntgmmError:
+        return {}
 
 
 def _chosen(name: str, patterns: Sequence[str]) -> bool:

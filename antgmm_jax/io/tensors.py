@@ -14,7 +14,7 @@ from huggingface_hub import split_state_dict_into_shards_factory
 from safetensors import SafetensorError, TensorSpec, safe_open
 
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.io.files import read_json
+from antgmm_jax.io.files import check_regular, read_json
 
 # safetensors parses and checks headers, huggingface_hub plans the shards; values are read and written here. Ten
 # bfloat16 tensors of 100 MB, safetensors 0.8.0, page cache warm (2026-11-28, AMD EPYC, 2 cores, three runs each):
@@ -77,6 +77,7 @@ class Tensors:
                     f"{directory / INDEX} contains {file!r}, which is outside the checkpoint: correct the index"
                 )
             try:
+                check_regular(path)
                 handle = safe_open(path, framework="numpy")
                 starts = _starts(path)
             except (SafetensorError, OSError) as error:

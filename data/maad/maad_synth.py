@@ -11,6 +11,7 @@ source = builder.as_data_source("test")
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -73,12 +74,21 @@ class MaadSynth(tfds.core.GeneratorBasedBuilder):
             yield row, {"image": Image.fromarray(record.images[0]), **words, "latents": dict(record.latents)}
 
 
-def open_split(folder: str | Path, split: str) -> Sequence[dict]:
+class _Encoded(tfds.decode.SkipDecoding):
+    """Leaves images as the bytes of their files, also those of a sequence."""
+
+    def decode_batch_example_np(self, example: np.ndarray) -> np.ndarray:
+        """Returns the bytes of a sequence of images."""
+        return example
+
+
+def open_split(folder: str | Path, split: str, *, encoded: Sequence[str] = ()) -> Sequence[dict]:
     """Opens a split of a prepared TFDS folder (array_record files) without TensorFlow.
 
     Args:
         folder: folder with `dataset_info.json`.
         split: name of the split.
+        encoded: names of images that stay the bytes of their files.
 
     Returns:
         Random access to dicts with `image` uint8 [H, W, 3], texts as bytes, and `latents`.
@@ -96,4 +106,6 @@ def open_split(folder: str | Path, split: str) -> Sequence[dict]:
         raise AntgmmError(f"{folder} has no split {split!r}: choose one of {', '.join(builder.info.splits)}")
     if builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
         raise AntgmmError(f"{folder} is stored as {builder.info.file_format}: prepare it with array_record")
-    return builder.as_data_source(split)  # pyright: ignore[reportCallIssue] - hidden by a decorator of tfds
+    features: Any = builder.info.features or ()
+    skipped = {name: _Encoded() for name in encoded if name in features}
+    return builder.as_data_source(split, decoders=skipped)  # pyright: ignore[reportCallIssue] - hidden by a decorator of tfds

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from experiments.run.host.console import say, working
+from experiments.run.host.console import printable, say, working
 
 Json = Annotated[bool, typer.Option("--json", help="Print results as JSON.")]
 Set = Annotated[
@@ -76,7 +76,7 @@ def emit(figures: Mapping[str, Any], as_json: bool, *shown: Any) -> None:
         return
     console = Console(highlight=False, markup=False, emoji=False)
     for part in shown:
-        console.print(part, soft_wrap=isinstance(part, str))
+        console.print(printable(part) if isinstance(part, str) else part, soft_wrap=isinstance(part, str))
 
 
 def check_push(name: str) -> None:

@@ -9,6 +9,7 @@ import typer
 
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.extras import require
+from antgmm_jax.io.files import read_json
 from experiments.commands import goals
 from experiments.commands.output import (
     Coordinator,
@@ -273,12 +274,9 @@ def _places(run: Path, *reports: str) -> str:
 
 def _figures(run: Path) -> dict[str, Any]:
     path = run / "report" / "report.json"
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise AntgmmError(f"{run} has no report: the run is not complete{state_of(run)}") from error
-    except ValueError as error:
-        raise AntgmmError(f"{path} is not JSON ({error}): run the command of the run again") from error
+    if not path.exists():
+        raise AntgmmError(f"{run} has no report: the run is not complete{state_of(run)}")
+    return read_json(path, "run the command of the run again")
 
 
 def _advise(recipe: "schema.Recipe | schema.Training", run: Path) -> None:

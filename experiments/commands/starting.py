@@ -1,6 +1,5 @@
 """The start of a run: devices, folder, copy in a store, and what its errors say."""
 
-import json
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -92,8 +91,10 @@ def _in_folder(run: Path) -> Iterator[None]:
 
 def state_of(run: Path) -> str:
     """Returns the state of a run in brackets; "" if it has none."""
+    from experiments.run.folder import status_of
+
     try:
-        status = json.loads((run / "status.json").read_text())
-    except (OSError, ValueError):
+        status = status_of(run)
+    except AntgmmError:
         return ""
     return f" (it is {status['state']}{': ' + status['error'] if status.get('error') else ''})"

@@ -1,6 +1,5 @@
 """Measurements of a report: sizes, scores, latency, energy, the export gate and examples, as JSON types."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +11,7 @@ import pruning
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.families import from_dict
 from antgmm_jax.io import checkpoint
+from antgmm_jax.io.books import read_book
 from antgmm_jax.pure import Params
 from data.metrics import normal
 from experiments.report.model_times import answer_length, compared, stages_of
@@ -101,7 +101,7 @@ def assembled(
             **{engine: latency[engine]["teacher_ms"] / latency[engine]["student_ms"] for engine in times},
         },
         "latency": latency,
-        "export": export_figures(json.loads((folder.report / "gate.json").read_text())),
+        "export": export_figures(read_book(folder.report / "gate.json")),
         "stages": [
             stage_figures(stage, test, times["jax"][stage] if times else None) for stage in stages_of(folder, recipe)
         ],

@@ -9,6 +9,8 @@ import numpy as np
 from PIL import Image
 
 from antgmm_jax.errors import AntgmmError
+from antgmm_jax.io.books import read_book
+from antgmm_jax.io.files import one_line
 from antgmm_jax.parallel.processes import run_on_first
 from experiments.report.as_html import page
 from experiments.report.as_markdown import markdown
@@ -127,7 +129,7 @@ def _write_card(outcome: Outcome, scores: list[Score]) -> None:
         origin_of(recipe),
         prompt_of(recipe),
         title=title_of(folder.export),
-        gate=GateResult(**json.loads(gate.read_text())) if outcome.teacher else None,
+        gate=GateResult(**read_book(gate)) if outcome.teacher else None,
         scores=scores,
     )
 
@@ -149,9 +151,10 @@ def render(directory: Path, report: Report) -> str:
         raise AntgmmError(
             f"{directory / 'report.json'} was written by another version: run the command of the run again"
         )
-    text = markdown(report)
+    with one_line(lambda: f"{directory / 'report.json'} is damaged", "run the command of the run again"):
+        text, html = markdown(report), page(report, directory)
     write_text(directory / "report.md", text)
-    write_text(directory / "report.html", page(report, directory))
+    write_text(directory / "report.html", html)
     return text
 
 

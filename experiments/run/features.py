@@ -18,6 +18,7 @@ from antgmm_jax.config import LMMConfig
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import family
 from antgmm_jax.io import folders
+from antgmm_jax.io.books import read_book, write_book
 from antgmm_jax.io.placed import on_devices
 from antgmm_jax.io.shards import Shards, Writer
 from antgmm_jax.parallel import preemption
@@ -68,7 +69,7 @@ class StoredViews:
     """
 
     def __init__(self, directory: Path, samples: int):
-        meta = json.loads((directory / "meta.json").read_text())
+        meta = read_book(directory / "meta.json", f"remove {directory} and run it again")
         self.count, self._shape, self._dtype = meta["views"], meta["shape"], np.dtype(meta["dtype"])
         self._rows = Shards(directory, samples)
 
@@ -201,5 +202,5 @@ def _begin(partial: Path) -> Writer:
 def _finish(writer: Writer | None, partial: Path, directory: Path, meta: dict[str, Any]) -> None:
     assert writer is not None  # this is the first process
     writer.flush()
-    (partial / "meta.json").write_text(json.dumps(meta))
+    write_book(partial / "meta.json", meta)
     folders.publish(partial, directory)

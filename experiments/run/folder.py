@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -13,10 +14,12 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.io import checkpoint
+from antgmm_jax.io import checkpoint, folders
+from antgmm_jax.io.books import read_book, write_book
 from antgmm_jax.io.folders import new_file
 from antgmm_jax.parallel.preemption import Preempted
 from antgmm_jax.parallel.processes import is_first, run_on_first
+from experiments.run.host.console import say
 from experiments.run.host.energy import Energy, total
 from experiments.run.pins import Given, pinned
 from experiments.run.schema import Recipe, Training
@@ -100,18 +103,36 @@ class RunFolder:
         checkpoint.discard_steps(self.steps(number, name))
         return True
 
+    def _check_present(self) -> None:
+        """Raises AntgmmError if the folder was removed since the run began; else writing would create a part of it."""
+        if not (self.path / RECIPE).exists():
+            raise AntgmmError(f"{self.path} was removed while the run was using it: start the run again")
+
+    def _clean(self) -> None:
+        """Removes what a killed process has left half-written or half-removed."""
+        for part in (self.path, self.report, self.cache, *(self.path / name for name in ("stages", "steps"))):
+            folders.remove_leftovers(part)
+        for stage in self.path.glob("steps/*/"):
+            folders.remove_leftovers(stage)
+
     def _write_status(self, state: str, **more: Any) -> None:
+        self._check_present()
+        more |= {"host": socket.gethostname(), "process": os.getpid()} if state == "running" else {}
         energy = {part: used._asdict() for part, used in self.energy.items()}
-        write_json(self.path / STATUS, {"state": state, "seconds": self.seconds, "energy": energy, **more})
+        write_book(self.path / STATUS, {"state": state, "seconds": self.seconds, "energy": energy, **more})
 
     def _recall(self) -> None:
         """Loads time and energy of earlier processes from status.json."""
-        try:
-            status = json.loads((self.path / STATUS).read_text())
-            self._before = status["seconds"]
-            self._meters = {part: partial(Energy, **used) for part, used in status["energy"].items()}
-        except (OSError, ValueError, KeyError):
+        path = self.path / STATUS
+        if not path.exists():
             return
+        try:
+            status = read_book(path, "time and energy count from now")
+        except AntgmmError as error:
+            say(str(error))
+            return
+        self._before = status["seconds"]
+        self._meters = {part: partial(Energy, **used) for part, used in status["energy"].items()}
 
     @contextmanager
     def _counted(self) -> Iterator[None]:
@@ -141,7 +162,9 @@ class RunFolder:
 
     @contextmanager
     def opened(self, recipe: Recipe | Training) -> Iterator[None]:
-        """Locks the folder for a recipe; status.json is `running`, then `complete`, `failed` or `preempted`.
+        """Locks the folder for a recipe; status.json is `running`, then `complete`, `failed`, `preempted` or `stopped`.
+
+        After a kill it stays `running`, with the process that did not end the run; see `status_of`.
 
         With several processes, the first one locks it for all.
 
@@ -163,6 +186,7 @@ class RunFolder:
         try:
             with FileLock(self.path / ".lock", timeout=0):
                 self._check(recipe)
+                self._clean()
                 if not (self.path / RECIPE).exists():
                     write_text(self.path / RECIPE, dump_recipe(recipe))
                 try:
@@ -173,6 +197,10 @@ class RunFolder:
                     raise
                 except Preempted:
                     self._write_status("preempted")
+                    raise
+                except KeyboardInterrupt:
+                    with suppress(AntgmmError):
+                        self._write_status("stopped")
                     raise
                 self._write_status("complete")
         except Timeout as error:
@@ -201,10 +229,11 @@ class RunFolder:
         run_on_first(lambda: self._bind(digests))
 
     def _bind(self, digests: dict[str, str]) -> None:
-        before = json.loads(self.inputs.read_text()) if self.inputs.exists() else digests
+        remedy = f"choose another folder, or remove {self.path}"
+        before = read_book(self.inputs, remedy) if self.inputs.exists() else digests
         if other := [name for name, digest in digests.items() if before.get(name) != digest]:
             raise AntgmmError(f"{self.path} was started with another {other[0]}: choose another folder or remove it")
-        write_json(self.inputs, digests)
+        write_book(self.inputs, digests)
 
     def pinned(self, recipe: Given) -> Given:
         """Returns a recipe with the commits of its Hub names: those of an earlier start, or the current ones.
@@ -243,6 +272,22 @@ class RunFolder:
 def _hidden(name: str) -> bool:
     """Whether a file is the lock, or a temporary file of a killed process."""
     return name == ".lock" or (name.startswith(".") and name.endswith(".tmp"))
+
+
+def status_of(path: Path) -> dict[str, Any]:
+    """Returns the status of a run: `state` is `stopped` if its process was killed.
+
+    Args:
+        path: folder of the run.
+
+    Raises:
+        AntgmmError: there is no status, or it is damaged.
+    """
+    status = read_book(path / STATUS)
+    if status["state"] == "running":
+        with suppress(Timeout), FileLock(path / ".lock", timeout=0):
+            status["state"] = "stopped"
+    return status
 
 
 @contextmanager

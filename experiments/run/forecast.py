@@ -17,7 +17,7 @@ import pruning
 from antgmm_jax.axes import sizes
 from antgmm_jax.config import IMAGE_SIDE, LMMConfig
 from data.encoding import Encoder
-from data.files import BadRow
+from data.limits import BadRow
 from data.source import Source
 from data.store import open_encoded
 from experiments.run.flops import StageFlops, stage_flops

@@ -10,8 +10,9 @@ import numpy as np
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.extras import require
 from antgmm_jax.families import torch_images
+from antgmm_jax.io.files import one_line
 from antgmm_jax.io.hub import local
-from antgmm_jax.io.loading import hf_config, one_line
+from antgmm_jax.io.loading import hf_config
 
 ROOM = 2
 """A GPU needs this many times the bytes of a model to run it; else PyTorch runs on the CPU."""
@@ -45,8 +46,8 @@ def torch_model(directory: str | os.PathLike):
 
     directory = local(directory)
     config = hf_config(directory)
-    architecture = getattr(transformers, str((config.architectures or [""])[0]), None)
-    if not (isinstance(architecture, type) and issubclass(architecture, transformers.PreTrainedModel)):
+    architecture: Any = getattr(transformers, str((config.architectures or [""])[0]), None)
+    if transformers.PreTrainedModel not in getattr(architecture, "__mro__", ()):
         raise AntgmmError(f"{directory}: config.json has no architecture of transformers: export again")
     options = {"dtype": torch.float32, "trust_remote_code": False, "use_safetensors": True}
     with one_line(lambda: f"{directory} cannot be loaded by transformers", "export again"):

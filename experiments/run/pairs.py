@@ -11,6 +11,7 @@ from transformers import ProcessorMixin
 
 from antgmm_jax.axes import to_dict
 from antgmm_jax.config import LMMConfig
+from antgmm_jax.io.books import read_book, write_book
 from antgmm_jax.parallel import preemption
 from antgmm_jax.parallel.processes import run_on_first
 from antgmm_jax.pure import Params
@@ -20,7 +21,7 @@ from data.source import Source
 from distill import fingerprint
 from experiments.run.datasets import encoded
 from experiments.run.evaluation import evaluate
-from experiments.run.folder import held, write_json
+from experiments.run.folder import held
 from experiments.run.host.console import bar
 from experiments.run.samples import Samples
 from experiments.run.schema import Recipe
@@ -189,12 +190,12 @@ def answered(records: Source, answers: Callable[[], list[str]], file: Path, key:
     """
 
     def kept() -> list[str] | None:
-        stored = json.loads(file.read_text()) if file.exists() else {}
+        stored = read_book(file) if file.exists() else {}
         return stored["answers"] if stored.get("key") == key else None
 
     replies = kept()
     if replies is None:
         replies = answers()
-        run_on_first(lambda: write_json(file, {"key": key, "answers": replies}))
+        run_on_first(lambda: write_book(file, {"key": key, "answers": replies}))
     rows = [row for row, answer in enumerate(replies) if answer]
     return Answered(records, rows, [replies[row] for row in rows])

@@ -11,6 +11,7 @@ from transformers import ProcessorMixin
 from antgmm_jax.axes import sizes, to_dict
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.io import checkpoint
+from antgmm_jax.io.books import write_book
 from antgmm_jax.parallel.processes import run_on_first
 from antgmm_jax.parallel.sharding import local_rows
 from antgmm_jax.pure import Params, abstract
@@ -22,7 +23,7 @@ from experiments.run.card import origin_of
 from experiments.run.checks import check_steps
 from experiments.run.datasets import encode_both, encoded, load_both, load_records
 from experiments.run.features import ImageFeatures, from_first_process
-from experiments.run.folder import RunFolder, write_json
+from experiments.run.folder import RunFolder
 from experiments.run.forecast import Rows, announce, look_at
 from experiments.run.host.allocator import return_freed_memory, returning_memory_of_compilers
 from experiments.run.host.console import say
@@ -262,7 +263,7 @@ class Run:
 
         def note() -> None:
             if result is not None:
-                write_json(self._gate, result._asdict())
+                write_book(self._gate, result._asdict())
 
         run_on_first(note)
         return whole(folder.export)._replace(keep=student.keep)

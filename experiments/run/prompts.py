@@ -1,9 +1,9 @@
 """Prompt templates, which are stored next to the files of a checkpoint."""
 
-import json
 from pathlib import Path
 
 from antgmm_jax.errors import AntgmmError
+from antgmm_jax.io.files import read_json
 from antgmm_jax.io.hub import local
 from data.record import PROMPT, check_template
 from experiments.run.folder import write_json
@@ -37,8 +37,8 @@ def noted_prompt(directory: str | Path) -> str:
     """
     note = local(directory) / NOTE
     try:
-        return check_template(json.loads(note.read_text())["prompt"]) if note.exists() else PROMPT
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return check_template(read_json(note)["prompt"]) if note.exists() else PROMPT
+    except (ValueError, KeyError, TypeError) as error:
         raise AntgmmError(f'{note} is not {{"prompt": TEMPLATE}}: {error}') from error
 
 

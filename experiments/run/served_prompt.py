@@ -9,10 +9,10 @@ from transformers import ProcessorMixin
 
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.families.common.words import Messages, user_turn
+from antgmm_jax.families.common.words import Messages, templated, user_turn
 from antgmm_jax.io.loading import load_processor
 from data.encoding import Encoder
-from data.files import BadRow
+from data.limits import BadRow
 from data.record import Record
 from experiments.run.samples import Samples
 
@@ -89,9 +89,13 @@ def write_start_token(directory: Path) -> None:
         return
     processor: Any = load_processor(directory)
     start = processor.tokenizer.bos_token_id
-    if not processor.chat_template or start is None or processor.tokenizer("a")["input_ids"][0] != start:
+    if (
+        not isinstance(processor.chat_template, str)
+        or start is None
+        or processor.tokenizer("a")["input_ids"][0] != start
+    ):
         return
-    if _rendered(processor, user_turn("a", 0)).startswith(processor.tokenizer.bos_token):
+    if templated(processor, user_turn("a", 0)).startswith(processor.tokenizer.bos_token):
         return
     (directory / TEMPLATE).write_text("{{ bos_token }}" + processor.chat_template)
 
@@ -124,9 +128,5 @@ def first_difference(directory: Path, conversations: Sequence[Conversation]) -> 
 def served_ids(processor: ProcessorMixin, messages: Messages, images: Sequence[np.ndarray]) -> np.ndarray:
     """Returns a server's token ids of a conversation, int32 [T]: like vLLM, it adds no special tokens."""
     options: dict[str, Any] = {"add_special_tokens": False, **({"images": [[*images]]} if images else {})}
-    out = processor(text=[_rendered(processor, messages)], **options)
+    out = processor(text=[templated(processor, messages)], **options)
     return np.asarray(out["input_ids"][0], np.int32)
-
-
-def _rendered(processor: Any, messages: Messages) -> str:
-    return processor.apply_chat_template([*messages], add_generation_prompt=True)

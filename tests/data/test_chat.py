@@ -17,7 +17,7 @@ from antgmm_jax.pure import functional
 from data import collate
 from data.chat import messages
 from data.encoding import Encoder
-from data.files import BadRow
+from data.limits import BadRow
 from data.making import batch
 from data.packing import packed
 from data.record import Record, Turn, images_first
@@ -242,10 +242,10 @@ def test_templates_without_answers_are_refused_and_others_serve_one_turn():
     assert spelt(encode, encode(record(ONE[:1], "red"))["answer"]) == ["re", "d", "<|im_end|>"]
 
 
-def test_turns_with_the_image_token_and_long_answers_are_named():
+def test_turns_with_special_tokens_and_long_answers_are_named():
     encode = encoder(max_answer=2)
     named = record((*ONE[:1], Turn("assistant", ("<image>",)), *ONE[2:]), "see <image>")
-    assert encode.parts_with_image_token(named) == ["turn 2 (assistant)", "answer"]
+    assert encode.special_parts(named) == [("turn 2 (assistant)", "<image>"), ("answer", "<image>")]
     long = encode(record((*ONE[:1], Turn("assistant", ("red or green",)), *ONE[2:])))
     assert [(part.part, part.tokens, part.limit) for part in encode.too_long(long)] == [("answer", 4, 2)]
     assert encode.too_long(encode(record())) == []

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from antgmm_jax.errors import AntgmmError
-from data.files import BadRow
+from data.limits import BadRow
 from data.readers import read_records
 from data.record import Turn
 from data.rows import parse

@@ -322,7 +322,8 @@ def test_a_prompt_that_leaves_out_a_rows_text_or_names_the_picture_is_refused(en
 @pytest.mark.parametrize("family", FAMILIES)
 def test_text_with_the_image_token_is_refused(encode, records, family):
     rows = [replace(records[0], id="a", text="see <image>"), records[1], replace(records[2], id="", answer="<image>")]
-    expected = "rows contain the image token <image>; remove it from them\na: text\nrecord 3: answer"
+    expected = "rows contain special tokens of the tokenizer; remove them"
+    expected += "\na: text contains <image>\nrecord 3: answer contains <image>"
     with pytest.raises(AntgmmError) as refused:
         encode(family, rows)
     assert str(refused.value) == expected

@@ -1,6 +1,5 @@
 """A teacher cache holds the teacher's states; a stale, damaged or incomplete cache is refused."""
 
-import json
 import shutil
 import socket
 import subprocess
@@ -15,6 +14,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io import shards
+from antgmm_jax.io.books import read_book, write_book
 from distill import build as build_module
 from distill.build import cache_size
 from distill.cache import fingerprint, open_cache
@@ -185,7 +185,7 @@ def test_cache_size_equals_the_stored_bytes(tmp_path):
 def test_a_cache_of_another_version_is_refused_and_replaced(tmp_path):
     build(tmp_path / "cache")
     meta = tmp_path / "cache" / "meta.json"
-    meta.write_text(json.dumps({**json.loads(meta.read_text()), "format": 1}))
+    write_book(meta, {**read_book(meta), "format": 1})
     with pytest.raises(AntgmmError, match="another version: delete it"):
         open_cache(tmp_path / "cache", key=KEY)
     build(tmp_path / "cache")

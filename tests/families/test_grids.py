@@ -12,7 +12,7 @@ from antgmm_jax.families import FAMILIES, family
 from antgmm_jax.families.qwen3_vl.deepstack import entered
 from antgmm_jax.presets import PRESETS
 from data.encoding import Encoder
-from data.files import BadRow
+from data.limits import BadRow
 from data.record import Record
 from pruning import plan, shrink
 from pruning.keep import shrunk_config

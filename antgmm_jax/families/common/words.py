@@ -3,11 +3,11 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from jinja2 import TemplateError
 from tokenizers import Tokenizer, processors
 from transformers import PreTrainedTokenizerFast, ProcessorMixin
 
 from antgmm_jax.errors import AntgmmError
+from antgmm_jax.io.templates import render
 
 # These ids are part of the interface: model configs contain them.
 PAD, EOS, UNK, IMAGE, BOS = range(5)
@@ -67,11 +67,7 @@ def rendered(processor: ProcessorMixin, messages: Messages, plain: Callable[[str
             user turn that begins with its images.
     """
     if processor.chat_template:
-        turns: Any = list(messages)
-        try:
-            return processor.apply_chat_template(turns, add_generation_prompt=messages[-1]["role"] == "user")
-        except (TemplateError, TypeError) as error:  # templates for text alone join lists of parts with strings
-            raise AntgmmError(f"the chat template refuses the conversation: {error}") from error
+        return templated(processor, messages)
     parts = messages[0]["content"]
     pictures = sum(part["type"] == "image" for part in parts)
     line = "".join(part["text"] for part in parts[pictures:] if part["type"] == "text")
@@ -80,6 +76,12 @@ def rendered(processor: ProcessorMixin, messages: Messages, plain: Callable[[str
             "the processor has no chat template: a conversation must be a single user turn that begins with its images"
         )
     return plain(line, pictures)
+
+
+def templated(processor: ProcessorMixin, messages: Messages) -> str:
+    """Renders a conversation by the chat template of a processor; see `rendered`."""
+    tokens = processor.tokenizer.special_tokens_map
+    return render(processor.chat_template, messages, tokens, generate=messages[-1]["role"] == "user")
 
 
 def starts_itself(processor: ProcessorMixin, text: str) -> bool:

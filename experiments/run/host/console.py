@@ -1,5 +1,6 @@
 """Console output: messages, progress bars with the time left, tables and numbers."""
 
+import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -27,9 +28,18 @@ EVERY = 10.0
 """Seconds between progress lines in a log."""
 
 
+_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Characters that command a terminal or turn text around, and halves of characters; not tabs and line breaks."""
+
+
+def printable(text: str) -> str:
+    """Returns a text with its control characters escaped: files of strangers must not command the terminal."""
+    return _CONTROLS.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
 def say(message: str) -> None:
     """Prints a message."""
-    CONSOLE.print(message, highlight=False, soft_wrap=True)
+    CONSOLE.print(printable(message), highlight=False, soft_wrap=True)
 
 
 @contextmanager
@@ -164,7 +174,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[Any]], title: str = "") -
     for place, name in enumerate(head):
         result.add_column(name, justify="right" if place else "left", overflow="fold")
     for row in rows:
-        result.add_row(*map(str, row))
+        result.add_row(*(printable(str(cell)) for cell in row))
     return result
 
 

@@ -6,6 +6,7 @@ import time
 import pytest
 
 from antgmm_jax.errors import AntgmmError
+from antgmm_jax.io.books import write_book
 from experiments.run import folder
 from experiments.run.folder import RunFolder
 from experiments.run.host.energy import Energy
@@ -29,13 +30,13 @@ def test_seconds_sum_over_all_starts(recipe, tmp_path):
     assert status(path)["state"] == "complete"
     # The state after another process was stopped, was killed or failed.
     for state in ("running", "failed"):
-        (path / "status.json").write_text(json.dumps({"state": state, "seconds": 1000.0}))
+        write_book(path / "status.json", {"state": state, "seconds": 1000.0, "energy": {}})
         again = RunFolder(path)
         with again.opened(recipe):
             assert 1000 <= again.seconds < 1100
         assert 1000 <= status(path)["seconds"] < 1100
-    # Folders of older versions hold no time.
-    (path / "status.json").write_text(json.dumps({"state": "complete"}))
+    # A damaged record holds no time.
+    (path / "status.json").write_text(json.dumps({**status(path), "seconds": 9.0}))
     with RunFolder(path).opened(recipe):
         pass
     assert 0 < status(path)["seconds"] < 100
@@ -47,7 +48,7 @@ def test_energy_sums_over_all_starts_by_part(recipe, tmp_path):
     with RunFolder(path).opened(recipe):
         pass
     status_of = {"state": "running", "seconds": 1000.0, "energy": {"01-a": earlier._asdict()}}
-    (path / "status.json").write_text(json.dumps(status_of))
+    write_book(path / "status.json", status_of)
     again = RunFolder(path)
     with again.opened(recipe):
         with again.metered("01-a") as energy, again.metered("cache"):
@@ -81,7 +82,7 @@ def _taken(noted):
     return noted["seconds"], noted["energy"]["run"]["seconds"], noted["energy"]["run"]["kwh"]
 
 
-@pytest.mark.parametrize(("error", "state"), [(AntgmmError("no"), "failed"), (KeyboardInterrupt(), "running")])
+@pytest.mark.parametrize(("error", "state"), [(AntgmmError("no"), "failed"), (KeyboardInterrupt(), "stopped")])
 def test_a_run_that_ends_early_has_recorded_its_time(recipe, tmp_path, error, state):
     path = tmp_path / "run"
 

@@ -18,6 +18,7 @@ from antgmm_jax.axes import sizes
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import from_dict
 from antgmm_jax.io import checkpoint
+from antgmm_jax.io.books import read_book, write_book
 from data.maad import source
 from experiments import cli
 from experiments.commands import runs
@@ -252,9 +253,9 @@ def test_a_report_can_be_left_out_and_made_later(recipe, whole, tmp_path, capsys
 
 def _note_energy(path, part, **changes):
     """Records energy of an attempt at a part, as a process does after a few seconds."""
-    status = json.loads(path.read_text())
+    status = read_book(path)
     status["energy"][part] = {**status["energy"]["run"], **changes}
-    path.write_text(json.dumps(status))
+    write_book(path, status)
 
 
 def _leaves(tree):

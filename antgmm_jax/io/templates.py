@@ -1,0 +1,130 @@
+"""Chat templates of checkpoints, rendered under a limit of time, memory and size.
+
+A template is a program that comes with a checkpoint. The sandbox of transformers keeps it from files, but not from
+endless loops or strings of gigabytes, not even while it is compiled. So a process of its own renders it.
+"""
+
+import atexit
+import json
+import os
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from antgmm_jax.errors import AntgmmError
+
+SECONDS = 8.0
+"""Time for one conversation; real templates take less than a millisecond."""
+_START_SECONDS = 120.0
+_WORKER = Path(__file__).with_name("template_worker.py")
+_BLOCK = 1 << 16
+
+
+class _Ended(Exception):
+    """The process took too long, or ended."""
+
+
+class _Worker:
+    """A process that renders templates. It starts within a second, on first use."""
+
+    def __init__(self) -> None:
+        command = [sys.executable, "-P", str(_WORKER)]  # -P: its folder has modules named like others
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL)
+        self._line(_START_SECONDS)
+
+    def ask(self, request: Mapping[str, Any]) -> dict[str, str]:
+        """Returns the reply to a request. Raises _Ended if there is none in time."""
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps(request, default=str).encode() + b"\n")
+            self._process.stdin.flush()
+        except OSError as error:
+            raise _Ended("it ended its process") from error
+        return json.loads(self._line(SECONDS))
+
+    def _line(self, seconds: float) -> bytes:
+        assert self._process.stdout is not None
+        place, end, line = self._process.stdout.fileno(), time.monotonic() + seconds, b""
+        while not line.endswith(b"\n"):
+            if not select.select([place], [], [], max(0.0, end - time.monotonic()))[0]:
+                raise _Ended(f"it takes more than {seconds:g} s")
+            if not (block := os.read(place, _BLOCK)):
+                raise _Ended("it ended its process")
+            line += block
+        return line
+
+    def stop(self) -> None:
+        """Ends the process."""
+        self._process.kill()
+        with self._process:  # closes the pipes and waits
+            pass
+
+
+class _Renderer:
+    """The worker of this process and the templates that it could not render."""
+
+    def __init__(self) -> None:
+        self._lock, self._worker = Lock(), None
+        self._refused: dict[str, str] = {}
+
+    def render(self, request: Mapping[str, Any]) -> dict[str, str]:
+        """Returns the reply of the worker. A template that ended it once is not tried again."""
+        template = request["template"]
+        with self._lock:
+            if template in self._refused:
+                return {"error": self._refused[template]}
+            try:
+                self._worker = self._worker or _Worker()
+                return self._worker.ask(request)
+            except _Ended as reason:
+                self._refused[template] = str(reason)
+                self.stop()
+                return {"error": str(reason)}
+
+    def stop(self) -> None:
+        """Ends the worker."""
+        if self._worker is not None:
+            self._worker.stop()
+        self._worker = None
+
+
+_RENDERERS: dict[int, _Renderer] = {}
+"""By process id: a forked process must not use the worker of its parent."""
+
+
+def render(template: Any, messages: Sequence[Mapping[str, Any]], tokens: Mapping[str, Any], *, generate: bool) -> str:
+    """Renders a conversation as `apply_chat_template` of transformers does.
+
+    Args:
+        template: the template of a processor.
+        messages: turns with `role` and `content`.
+        tokens: special tokens by name.
+        generate: whether the text ends where the answer begins.
+
+    Returns:
+        The text.
+
+    Raises:
+        AntgmmError: the template refuses the conversation, is no template, or exceeds a limit.
+    """
+    if isinstance(template, Mapping):
+        template = template.get("default")
+    if not isinstance(template, str):
+        raise AntgmmError("the chat template is not a text: correct chat_template.jinja")
+    request = {"template": template, "messages": messages, "generate": generate, "tokens": tokens}
+    reply = _RENDERERS.setdefault(os.getpid(), _Renderer()).render(request)
+    if "error" in reply:
+        raise AntgmmError(f"the chat template refuses the conversation: {reply['error']}")
+    return reply["text"]
+
+
+@atexit.register
+def _stop() -> None:
+    if renderer := _RENDERERS.get(os.getpid()):
+        renderer.stop()

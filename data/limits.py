@@ -1,0 +1,40 @@
+"""Limits of what a row may hold, checked before memory or time is spent on it."""
+
+import re
+from collections.abc import Iterable
+
+MOST_PIXELS = 50_000_000
+"""Pixels of a picture. Decoding takes up to 19 bytes for each (turned TIFF of floats, Pillow 12)."""
+LONGEST_SIDE = 1 << 15
+"""Pixels of a side of a picture."""
+SAMPLE_BYTES = 1 << 28
+"""Bytes of all files of a sample in an archive."""
+MOST_CHARACTERS = 1 << 22
+"""Characters of a text."""
+_SURROGATES = re.compile("[\ud800-\udfff]")
+
+
+class BadRow(Exception):
+    """An invalid row; the message is a short reason."""
+
+
+def check_picture(name: str, size: tuple[int, int]) -> None:
+    """Raises BadRow if a picture has too many pixels, given the width and height of its header."""
+    width, height = size
+    if max(size) > LONGEST_SIDE or width * height > MOST_PIXELS:
+        limits = f"sides of {LONGEST_SIDE} and {MOST_PIXELS} pixels"
+        raise BadRow(f"image {name} has {width} x {height} pixels, at most {limits} are supported: make it smaller")
+
+
+def check_sample(sizes: Iterable[int]) -> None:
+    """Raises BadRow if the files of a sample have too many bytes, given the sizes of their headers."""
+    if (total := sum(sizes)) > SAMPLE_BYTES:
+        raise BadRow(f"has {total} bytes, at most {SAMPLE_BYTES >> 20} MiB are supported: make its files smaller")
+
+
+def check_text(name: str, text: str) -> None:
+    """Raises BadRow if a text is too long, or no UTF-8 file can hold it."""
+    if len(text) > MOST_CHARACTERS:
+        raise BadRow(f"{name} has {len(text)} characters, at most {MOST_CHARACTERS} are supported: shorten it")
+    if half := _SURROGATES.search(text):
+        raise BadRow(f"{name} holds {half[0]!r}, half of a character: write the whole character")

@@ -1,0 +1,68 @@
+"""Files of rows in every format, and pictures."""
+
+import io
+import json
+import tarfile
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+
+def png(size=(3, 2), mode="RGB"):
+    stream = io.BytesIO()
+    Image.new(mode, size, 255 if mode in "LP" else None).save(stream, format="png")
+    return stream.getvalue()
+
+
+def as_jsonl(folder, rows):
+    (folder / "a.png").write_bytes(png())
+    lines = [row if isinstance(row, bytes) else json.dumps({"image": "a.png", **row}).encode() for row in rows]
+    (folder / "rows.jsonl").write_bytes(b"\n".join(lines))
+    return "jsonl", folder / "rows.jsonl"
+
+
+def as_json(folder, rows):
+    as_jsonl(folder, rows)
+    lines = (folder / "rows.jsonl").read_bytes().split(b"\n")
+    (folder / "rows.json").write_bytes(b"[" + b",".join(lines) + b"]")
+    return "jsonl", folder / "rows.json"
+
+
+def as_tar(folder, rows):
+    with tarfile.open(folder / "rows.tar", "w") as archive:
+        for number, row in enumerate(rows):
+            fields = row if isinstance(row, bytes) else json.dumps(row).encode()
+            for suffix, content in (("png", png()), ("json", fields)):
+                member = tarfile.TarInfo(f"{number}.{suffix}")
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+    return "webdataset", folder / "rows.tar"
+
+
+def as_parquet(folder, rows):
+    pq.write_table(_table(rows), folder / "rows.parquet")
+    return "parquet", folder / "rows.parquet"
+
+
+def as_arrow(folder, rows):
+    table = _table(rows)
+    with pa.ipc.new_stream(str(folder / "rows.arrow"), table.schema) as stream:
+        stream.write_table(table)
+    return "arrow", folder
+
+
+def _table(rows):
+    """Columns of the rows; bytes are text that was never checked."""
+    columns = {"image": pa.array([png()] * len(rows))}
+    for name in {name: None for row in rows for name in row}:
+        values = [row.get(name) for row in rows]
+        if any(isinstance(value, bytes) for value in values):
+            raw = pa.array([value if isinstance(value, bytes) else str(value).encode() for value in values])
+            columns[name] = pa.StringArray.from_buffers(len(rows), raw.buffers()[1], raw.buffers()[2])
+        else:
+            columns[name] = pa.array(values)
+    return pa.table(columns)
+
+
+TEXTS, TABLES = (as_jsonl, as_json, as_tar), (as_parquet, as_arrow)

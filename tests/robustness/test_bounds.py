@@ -1,0 +1,53 @@
+"""Numbers of config files have bounds, which every preset of this package keeps."""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from antgmm_jax.errors import AntgmmError
+from antgmm_jax.families import family
+from antgmm_jax.io.bounds import check_model_config, check_processor_config
+from antgmm_jax.io.convert import open_hf
+from antgmm_jax.io.loading import load_processor
+from antgmm_jax.presets import PRESETS, preset
+from tests.experiments.tiny import save_llava
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_is_within_the_bounds(name):
+    config = preset(name)
+    check_model_config(Path("config.json"), family(config).to_hf(config))
+
+
+def test_processors_of_released_models_are_within_the_bounds():
+    pixels = {"size": {"longest_edge": 16777216, "shortest_edge": 65536}, "patch_size": 16, "merge_size": 2}
+    squares = {"crop_size": {"height": 896, "width": 896}, "image_seq_length": 256, "image_mean": [0.5, 0.5, 0.5]}
+    for content in (pixels, {"image_processor": pixels}, squares, {"model_max_length": 10**30}):
+        check_processor_config(Path("processor_config.json"), content)
+
+
+@pytest.mark.parametrize(
+    ("file", "fields"),
+    [
+        ("config.json", {"num_hidden_layers": 10**9}),
+        ("config.json", {"num_hidden_layers": 1e9}),
+        ("config.json", {"vocab_size": 2**40}),
+        ("config.json", {"rope_theta": float("inf")}),
+        ("preprocessor_config.json", {"size": {"height": 10**6, "width": 32}}),
+        ("preprocessor_config.json", {"size": {"shortest_edge": 1 << 20}}),
+        ("processor_config.json", {"image_seq_length": 10**8}),
+    ],
+)
+def test_a_number_out_of_bounds_is_one_line_at_once(tmp_path, file, fields):
+    directory = save_llava(tmp_path / "model")
+    path = directory / file
+    content = json.loads(path.read_text()) if path.exists() else {}
+    inner = content["text_config"] if file == "config.json" else content
+    inner.update(fields)
+    path.write_text(json.dumps(content))
+    begin = time.monotonic()
+    with pytest.raises(AntgmmError, match=rf"{file}: .* is supported: correct it"):
+        (open_hf if file == "config.json" else load_processor)(directory)
+    assert time.monotonic() - begin < 20

@@ -1,0 +1,133 @@
+"""A row that cannot be read is one line, in every format; no reader waits for a pipe or decodes a huge picture."""
+
+import json
+import os
+import struct
+import tarfile
+import zlib
+
+import numpy as np
+import pytest
+
+from antgmm_jax.errors import AntgmmError
+from antgmm_jax.families import new_processor
+from antgmm_jax.presets import preset
+from data.building import read_all
+from data.encoding import Encoder, refuse
+from data.files import decode_image
+from data.limits import LONGEST_SIDE, MOST_PIXELS, SAMPLE_BYTES, BadRow
+from data.readers import read_records
+from data.tokenizer import corpus, train_tokenizer
+from experiments.run.host.console import printable
+from tests.robustness.files import TABLES, TEXTS, as_arrow, as_jsonl, as_parquet, png
+
+GOOD = {"question": "what?", "answer": "red"}
+DEEP = "[" * 100_000
+
+
+def header_of(width, height):
+    """A PNG of 80 bytes that says it has `width` x `height` pixels."""
+
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    size = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+CASES = [
+    *((write, {**GOOD, "answer": "\ud800"}, r"answer holds '\\ud800', half of a character") for write in TEXTS),
+    *((write, {**GOOD, "id": "a\udfff"}, "id holds") for write in TEXTS),
+    *((write, {**GOOD, "latents": {"price": 2**40}}, "more than 32 bits") for write in TEXTS),
+    *((write, {**GOOD, "text": "x" * (1 << 23)}, "text has 8388608 characters") for write in TEXTS),
+    *((write, DEEP.encode(), "is not JSON") for write in TEXTS),
+    *((write, b'{"question": ' + b"9" * 5000 + b"}", "is not JSON") for write in TEXTS),
+    *((write, b'{"question": "\xff"}', "not UTF-8|is not JSON") for write in TEXTS),
+    (as_parquet, {**GOOD, "answer": b"\xff\xfe"}, "row 2: cannot be read"),
+    (as_arrow, {**GOOD, "answer": b"\xff\xfe"}, "Invalid UTF8 sequence at string index 1"),
+    *((write, {**GOOD, "id": np.datetime64(2**40, "s")}, "cannot be read") for write in TABLES),
+]
+
+
+@pytest.mark.parametrize(("write", "row", "message"), CASES, ids=[f"{w.__name__}-{m[:20]}" for w, _, m in CASES])
+def test_a_bad_row_is_one_line(tmp_path, write, row, message):
+    kind, path = write(tmp_path, [GOOD, row])
+    with pytest.raises(AntgmmError, match=message):
+        read(kind, path)
+
+
+def read(kind, path):
+    return [record for _, record in read_all(read_records(kind, path), lambda record: record)]
+
+
+def test_a_huge_picture_is_refused_by_its_header():
+    for size in ((30_000, 30_000), (LONGEST_SIDE + 1, 1), (2**31 - 1, 2**31 - 1)):
+        with pytest.raises(BadRow, match=f"has {size[0]} x {size[1]} pixels|cannot be decoded"):
+            decode_image(header_of(*size))
+    with pytest.raises(BadRow, match="cannot be decoded"):
+        decode_image(header_of(8192, MOST_PIXELS // 8192))
+
+
+def test_formats_that_start_programs_or_have_no_decoder_are_refused(tmp_path):
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n"
+    dds = b"DDS " + struct.pack("<7I", 124, 0x1007, 4, 4, 16, 0, 0) + bytes(100)
+    for content in (eps, dds, b"", b"GIF89a", png()[:40]):
+        with pytest.raises(BadRow, match="cannot be decoded"):
+            decode_image(content)
+
+
+def test_pipes_and_links_to_themselves_are_one_line(tmp_path):
+    as_jsonl(tmp_path, [])
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
+    rows = [{**GOOD, "image": name} for name in ("pipe.png", "loop.png", "x" * 5000, "a\ud800.png")]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(AntgmmError, match="4 of 4 rows are invalid") as caught:
+        read("jsonl", tmp_path / "rows.jsonl")
+    for words in ("image pipe.png is a device or pipe", "'loop.png' is not a path"):
+        assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet", "arrow", "webdataset", "tfds"])
+def test_data_that_is_no_file_is_one_line(tmp_path, kind):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for suffix in ("jsonl", "parquet", "arrow", "tar"):
+        os.mkfifo(folder / f"a.{suffix}")
+    for path in (tmp_path / "pipe", tmp_path / "loop", folder, tmp_path / ("x" * 5000)):
+        with pytest.raises(AntgmmError):
+            read(kind, path)
+
+
+def test_a_sample_of_an_archive_is_refused_by_its_size(tmp_path):
+    with (tmp_path / "rows.tar").open("wb") as file:
+        member = tarfile.TarInfo("0.png")
+        member.size = SAMPLE_BYTES + 1
+        file.write(member.tobuf())
+        file.truncate(file.tell() + SAMPLE_BYTES + 2048)  # a hole, which takes no space on the disk
+    with pytest.raises(AntgmmError, match="MiB are supported"):
+        read("webdataset", tmp_path / "rows.tar")
+
+
+def test_an_arrow_folder_names_only_its_own_files(tmp_path):
+    as_arrow(tmp_path / "..", [GOOD])
+    (tmp_path / "state.json").write_text(json.dumps({"_data_files": [{"filename": "../rows.arrow"}]}))
+    with pytest.raises(AntgmmError, match="outside the folder"):
+        read("arrow", tmp_path)
+
+
+def test_special_tokens_in_rows_are_refused(tmp_path):
+    kind, path = as_jsonl(tmp_path, [GOOD, *({**GOOD, "question": f"what{t}?"} for t in ("</s>", "<pad>", "<image>"))])
+    config = preset("llava-tiny")
+    encoder = Encoder(new_processor(config, train_tokenizer(corpus("s", 50), min_frequency=2)), config)
+    parts = [encoder.special_parts(record) for record in read(kind, path)]
+    # The processor itself places the image token of a question.
+    assert parts == [[], [("question", "</s>")], [("question", "<pad>")], []]
+    with pytest.raises(AntgmmError, match="line 2: answer contains </s>"):
+        refuse([("line 2", ("answer", "</s>"))], [], 2)
+
+
+def test_escapes_of_terminals_are_printed_escaped():
+    assert printable("a\x1b[2J\x07b\u202e\ud800\tc\nd €") == "a\\x1b[2J\\x07b\\u202e\\ud800\tc\nd €"
