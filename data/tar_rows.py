@@ -15,6 +15,7 @@ from data.files import decode_image, files_digest
 from data.kept import kept
 from data.limits import BadRow, check_sample
 
+_DAMAGE = (tarfile.TarError, OSError, EOFError, ValueError, OverflowError)
 _PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
 
 
@@ -94,9 +95,6 @@ class TarRows:
     def _headers(self, number: int) -> list[int]:
         first, last = self._members.first[number : number + 2]
         return self._members.header[first:last].tolist()
-
-
-_DAMAGE = (tarfile.TarError, OSError, EOFError, ValueError, OverflowError)
 
 
 def _damaged(error: Exception) -> BadRow:
