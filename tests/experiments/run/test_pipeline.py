@@ -269,10 +269,10 @@ def test_a_student_that_answers_differently_fails_the_run(recipe, whole, tmp_pat
         (run / part).symlink_to(whole[0] / part)
     save = publish.save_hf
 
-    def damaged(config, params, directory, *, like):
+    def damaged(config, params, directory, **about):
         language = params["language"]
         norm = {**language["norm"], "scale": language["norm"]["scale"] * 1.01}
-        save(config, {**params, "language": {**language, "norm": norm}}, directory, like=like)
+        save(config, {**params, "language": {**language, "norm": norm}}, directory, **about)
 
     # The files are complete but hold other numbers, which JAX and PyTorch would read equally.
     monkeypatch.setattr(publish, "save_hf", damaged)
