@@ -307,7 +307,7 @@ COMMANDS = {
     "compress": (
         compress,
         "antgmm compress recipe.toml --run runs/ads --mesh data=2,fsdp=4, or"
-        " antgmm compress --model checkpoints/my-llava --data ads.jsonl --smaller 8x",
+        " antgmm compress --model checkpoints/my-model --data ads.jsonl --smaller 8x",
     ),
     "train": (train, "antgmm train teacher.toml --run runs/teacher --set optimizer.batch_size=32"),
     "recombine": (
