@@ -130,5 +130,6 @@ def rotate_by_product(x: Float[Array, "B T H d"], by: Rope) -> Float[Array, "B T
     swap = np.roll(np.eye(width, dtype=np.float32), width // 2, axis=1)
     cos = jnp.concatenate([by.cos, by.cos], axis=-1)[:, :, None, :]
     sin = jnp.concatenate([-by.sin, by.sin], axis=-1)[:, :, None, :]
-    swapped = jnp.matmul(x, jnp.asarray(swap, x.dtype), preferred_element_type=jnp.float32)
-    return (x.astype(jnp.float32) * cos + swapped * sin).astype(x.dtype)
+    # Exact in the dtype of x; a result in float32 would take twice the memory where products are stored.
+    swapped = jnp.matmul(x, jnp.asarray(swap, x.dtype))
+    return (x.astype(jnp.float32) * cos + swapped.astype(jnp.float32) * sin).astype(x.dtype)
