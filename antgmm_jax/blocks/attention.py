@@ -104,7 +104,8 @@ def _cudnn(
     """Attention by cuDNN. Its backward pass supports only even lengths, so odd ones get one masked position."""
     k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
     (batch, length), odd = q.shape[:2], (q.shape[1] % 2, k.shape[1] % 2)
-    more, padding = {}, ((0, 0), (0, 0), (0, odd[0]), (0, odd[1]))
+    more: dict[str, Any] = {}
+    padding = ((0, 0), (0, 0), (0, odd[0]), (0, odd[1]))
     if lengths is not None or (mask is None and any(odd) and not causal):
         queries, keys = (jnp.full((batch,), x.shape[1], jnp.int32) for x in (q, k))
         keys = keys if lengths is None else lengths.astype(jnp.int32)

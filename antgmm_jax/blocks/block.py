@@ -185,14 +185,16 @@ class Block(nnx.Module):
         text_mlp, text = self.text_mlp, x[:, context.queries :]
         x = x if text_mlp is None else x[:, : context.queries]
         if cross is not None:
-            attention, seen = cross.attention, {"mask": context.memory_mask, "lengths": context.memory_lengths}
+            attention, lengths = cross.attention, context.memory_lengths
             if cross_cache is None:
                 assert context.memory is not None
                 cross_cache = attention.keys_values(context.memory)
             k, v = cross_cache
 
             def read(y):
-                return attention.attend(y, k, v, **seen, gate=gates.get("cross_heads"))
+                return attention.attend(
+                    y, k, v, mask=context.memory_mask, lengths=lengths, gate=gates.get("cross_heads")
+                )
 
             x = residual(x, cross.norm, read, "cross_heads")
         x = residual(x, self.norm2, lambda y: self.mlp(y, gates.get("mlp")), "mlp", self.after2)

@@ -57,7 +57,7 @@ class SquarePictures:
     def _resized(self, image: np.ndarray) -> np.ndarray:
         if self._keeps_final_size and image.shape == (self.side, self.side, 3):
             return image
-        image = np.require(image, requirements="CW")  # what torch takes
+        image = np.require(image, requirements=["C", "W"])  # what torch takes
         with one_thread():
             return self._steps(image) if self._has_usual_steps else self._whole(image)
 
