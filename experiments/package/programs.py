@@ -81,12 +81,8 @@ class Next(nn.Module):
         # The decoder of an encoder has read the start token and the answer, other models the prompt and the answer.
         before = number if config.is_encoder_decoder else number - 1 + length - self.tokens
         for layer, (keys, values) in zip(own.layers, layers, strict=True):
-            layer.keys, layer.values, layer.is_initialized, layer.device = (
-                keys.clone(),
-                values.clone(),
-                True,
-                keys.device,
-            )
+            layer.keys, layer.values = keys.clone(), values.clone()
+            layer.device, layer.is_initialized = keys.device, True
             layer.cumulative_length = before.clone()  # the layer adds to it in place
         for index, (keys, values) in enumerate(crossed):
             cross.update(keys, values, index)
