@@ -18,7 +18,7 @@ from typer.core import TyperGroup
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io.hub import OFFLINE
 from antgmm_jax.parallel import preemption
-from experiments.commands import data, lab, models, runs, scores
+from experiments.commands import data, lab, models, packages, runs, scores
 from experiments.commands import planning as plan
 from experiments.commands import sizes as search
 from experiments.commands.output import Commands
@@ -26,7 +26,7 @@ from experiments.run.host.allocator import keep_freed_memory
 from experiments.run.host.console import printable
 
 SHOWN = (
-    *("demo", "compress", "train", "import", "eval", "export"),
+    *("demo", "compress", "train", "import", "eval", "export", "package"),
     *("search", "plan", "shrink", "cost", "recombine", "report"),
 )
 """Commands in the order of `antgmm --help`, before the groups `data` and `lab`."""
@@ -117,7 +117,9 @@ def _add_group(name: str, about: str, example: str, commands: Commands) -> None:
     app.add_typer(group, name=name)
 
 
-_COMMANDS: Commands = runs.COMMANDS | models.COMMANDS | scores.COMMANDS | search.COMMANDS | plan.COMMANDS
+_COMMANDS: Commands = (
+    runs.COMMANDS | models.COMMANDS | packages.COMMANDS | scores.COMMANDS | search.COMMANDS | plan.COMMANDS
+)
 _add(app, {name: _COMMANDS[name] for name in SHOWN})
 _add_group("data", "Create data sets.", "antgmm data maad --tier s --split test --out maad-s", data.COMMANDS)
 _add_group("lab", "Measure: speed, energy, studies of recipes.", "antgmm lab bench --quick", lab.COMMANDS)

@@ -11,12 +11,20 @@ import typer
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.extras import require
 from experiments.commands.output import MODELS, Json, Maybe, Preset, Prompt, Push, check_push, emit, upload
-from experiments.commands.sources import FORMS, config_of, dtypes, name_of, records, sizes_given, template
+from experiments.commands.sources import (
+    FORMS,
+    check_prompts,
+    config_of,
+    dtypes,
+    name_of,
+    records,
+    sizes_given,
+    template,
+)
 from experiments.run.host.console import count, say, table
 
 if TYPE_CHECKING:
     from antgmm_jax.config import LMMConfig
-    from experiments.run.served_prompt import Conversation
 
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help=f"{MODELS}.")]
 
@@ -212,7 +220,7 @@ def export(
     if prompt and not data:
         raise AntgmmError("--prompt is the template for the records of --data: add --data")
     prompt_template = template(prompt, like)
-    batches, chats = _check_prompts(student.config, like, data, samples, prompt_template)
+    batches, chats = check_prompts(student.config, like, data, samples, prompt_template)
     questions = Questions(batches, max_new_tokens, *end_tokens(like), chats)
     result = publish(
         student.config,
@@ -240,25 +248,6 @@ def _same_family(config: "LMMConfig", like: Path) -> None:
     family = open_hf(like)[0].family
     if family != config.family:
         raise AntgmmError(f"{like} has family {family}, the stage {config.family}: specify the teacher's directory")
-
-
-def _check_prompts(
-    config: "LMMConfig", like: Path, data: str, samples: int, prompt: str
-) -> tuple[list[Mapping[str, Any]], list["Conversation"]]:
-    """Batches of prompts for the check, and conversations unless the prompts are random."""
-    from antgmm_jax.io.loading import load_processor
-    from experiments.run.batch_size import rows_that_fit
-    from experiments.run.random_batches import random_batch
-    from experiments.run.samples import Samples
-    from experiments.run.served_prompt import CHECKED, conversations
-
-    if data:
-        questions = Samples(records(data, samples), load_processor(like), config, prompt=prompt)
-        rows = rows_that_fit(config, min(32, len(questions)), **questions.lengths, dtype="float32")
-        return [*questions.in_order(rows, prompts=True)], conversations(questions, CHECKED)
-    starts = range(0, samples, 32)
-    batches = [random_batch(config, min(32, samples - start), seed=start // 32) for start in starts]
-    return [{**batch, "index": batch["index"] + start} for batch, start in zip(batches, starts, strict=True)], []
 
 
 COMMANDS = {

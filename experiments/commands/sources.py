@@ -1,7 +1,7 @@
 """Parsing of command-line values: records, templates, models and sizes."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +10,7 @@ from antgmm_jax.errors import AntgmmError
 if TYPE_CHECKING:
     from antgmm_jax.config import LMMConfig
     from data.source import Source
+    from experiments.run.served_prompt import Conversation
 
 FORMS = "maad:TIER:SPLIT, jsonl:PATH, parquet:PATH, arrow:PATH, webdataset:PATH or tfds:PATH:SPLIT"
 _KEYS = {
@@ -155,3 +156,33 @@ def sizes_given(texts: Sequence[str]) -> dict[str, int | float]:
                 f"--size {text!r}: write it as vision/layers=12, or as text/embed=0.5 for a fraction"
             ) from None
     return sizes
+
+
+def check_prompts(
+    config: "LMMConfig", like: Path, data: str, samples: int, prompt: str
+) -> tuple[list[Mapping[str, Any]], list["Conversation"]]:
+    """Returns prompts for the check of an export or a package.
+
+    Args:
+        config: model config.
+        like: Hugging Face directory with the processor.
+        data: one of the forms of FORMS; "" for random prompts.
+        samples: number of prompts.
+        prompt: prompt template.
+
+    Returns:
+        Training batches with the prompts alone under `prompt/`, and conversations unless the prompts are random.
+    """
+    from antgmm_jax.io.loading import load_processor
+    from experiments.run.batch_size import rows_that_fit
+    from experiments.run.random_batches import random_batch
+    from experiments.run.samples import Samples
+    from experiments.run.served_prompt import CHECKED, conversations
+
+    if data:
+        questions = Samples(records(data, samples), load_processor(like), config, prompt=prompt)
+        rows = rows_that_fit(config, min(32, len(questions)), **questions.lengths, dtype="float32")
+        return [*questions.in_order(rows, prompts=True)], conversations(questions, CHECKED)
+    starts = range(0, samples, 32)
+    batches = [random_batch(config, min(32, samples - start), seed=start // 32) for start in starts]
+    return [{**batch, "index": batch["index"] + start} for batch, start in zip(batches, starts, strict=True)], []

@@ -1,0 +1,82 @@
+"""The programs of a package answer as `generate` of transformers does, with and without padding."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from antgmm_jax.io.convert import open_hf
+from experiments.package.build import build
+from experiments.package.programs import Next, Start, generating
+from experiments.package.requests import Limits, Shape, fitted, taken
+from experiments.run.in_torch import split, stop_at, torch_answers, torch_model, torch_tensors
+from experiments.run.random_batches import random_batch
+from tests.experiments.tiny import save_llava, save_smolvlm, save_teacher
+
+TOKENS = 5
+NEVER = 999_999  # no token of the models
+ALONE = """
+import sys
+import torch
+from torch._inductor.package import load_package
+
+start, step = (load_package("student.pt2", part + "_2x24") for part in ("start", "next"))
+inputs, tokens = torch.load("inputs.pt"), int(start.get_metadata()["tokens"])
+token, state = start(inputs)
+answer = [token]
+while len(answer) < tokens:
+    token, state = step(token, torch.tensor(len(answer)), state)
+    answer.append(token)
+assert not {"antgmm_jax", "experiments", "jax", "transformers"} & set(sys.modules)
+print(torch.stack(answer, 1).tolist())
+"""
+
+
+def _prompts(directory):
+    """Three prompts of which the first is two tokens shorter."""
+    config, _ = open_hf(directory)
+    batch = random_batch(config, 3, answer=TOKENS)
+    prompt = split(batch)[1]
+    ids, mask = prompt["input_ids"].copy(), prompt["attention_mask"].copy()
+    if config.encoder_decoder:
+        ids[0, -2:], mask[0, -2:] = 0, 0
+    else:
+        ids[0, 2:], ids[0, :2], mask[0, :2] = ids[0, :-2].copy(), 0, 0
+    return batch | {"prompt/input_ids": ids, "prompt/attention_mask": mask}
+
+
+@pytest.mark.parametrize("save", [save_teacher, save_llava, save_smolvlm])
+def test_programs_answer_as_generate(tmp_path, save):
+    directory = save(tmp_path / "model")
+    prompt, model = split(_prompts(directory))[1], torch_model(directory)
+    stop_at(model, eos=NEVER, pad=0)
+    wanted = torch_answers(model, prompt, TOKENS, 0)
+    left = not generating(model).config.is_encoder_decoder
+    inputs = torch_tensors(model, fitted(prompt, prompt["input_ids"].shape[1] + 3, left=left))
+    start, step = Start(model, TOKENS), Next(generating(model), TOKENS)
+    with torch.no_grad():
+        token, state = start(inputs)
+        answer = [token]
+        while len(answer) < TOKENS:
+            token, state = step(token, torch.tensor(len(answer)), state)
+            answer.append(token)
+    np.testing.assert_array_equal(torch.stack(answer, 1).numpy(), wanted)
+
+
+@pytest.mark.long
+def test_a_package_runs_without_this_project(tmp_path):
+    directory = save_llava(tmp_path / "model")
+    batch = _prompts(directory)
+    limits = Limits(TOKENS, (NEVER,), 0)
+    result = build(directory, tmp_path / "student.pt2", [batch], [Shape(2, 24)], limits)
+    assert (result.prompts, result.equal) == (3, 3)
+    assert {path.name for path in tmp_path.iterdir()} == {"model", "student.pt2"}
+    model = torch_model(directory)
+    stop_at(model, eos=NEVER, pad=0)
+    prompt = fitted(taken(split(batch)[1], np.arange(2)), 24, left=True)
+    torch.save(torch_tensors(model, prompt), tmp_path / "inputs.pt")
+    alone = subprocess.run([sys.executable, "-c", ALONE], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert json.loads(alone.stdout) == torch_answers(model, prompt, TOKENS, 0).tolist()
