@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from transformers import DynamicCache, EncoderDecoderCache, StaticCache
 from transformers.modeling_outputs import BaseModelOutput
 
-
 State = tuple[Tensor, Tensor, list[list[Tensor]], list[list[Tensor]]]
 """State of a request between two tokens, a plain tuple so that a package loads without this module:
 
