@@ -37,7 +37,7 @@ def test_an_interrupted_report_is_written_when_the_run_is_repeated(monkeypatch, 
     monkeypatch.setattr(write, "write_report", stop)
     with pytest.raises(KeyboardInterrupt):
         write.finish(Run(recipe, folder))
-    assert state() == "running"
+    assert state() == "stopped"
     monkeypatch.setattr(write, "write_report", lambda outcome: {"state": state()})
     assert write.finish(Run(recipe, folder)) == {"state": "running"}
     assert state() == "complete"
