@@ -127,8 +127,10 @@ def test_other_cases_stay_with_xla(monkeypatch):
 def tpus(monkeypatch):
     """A mesh of TPUs that the compiler knows."""
     pytest.importorskip("libtpu")
-    for name, value in {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost"}.items():
-        monkeypatch.setenv(name, value)
+    # Other processes may compile at the same time.
+    for name in ("TPU_SKIP_MDS_QUERY", "ALLOW_MULTIPLE_LIBTPU_LOAD"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "localhost")
     devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices
     return Mesh(np.array(devices).reshape(1, 2, 2), MESH, axis_types=(AxisType.Auto,) * 3)
 
