@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch._inductor.package import package_aoti
+from torch._inductor.package.package import package_aoti
 
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io.loading import one_line
@@ -56,24 +56,25 @@ def build(
         AntgmmError: PyTorch cannot trace or compile the model, a prompt is wider than every shape, or answers differ.
     """
     model = torch_model(directory).cpu()
-    prompts = [split(batch)[1] for batch in batches]
+    alone = [split(batch)[1] for batch in batches]
     needed, widest = longest(batches), max(shape.width for shape in shapes)
     if needed > widest:
         raise AntgmmError(f"the longest prompt has {needed} tokens: add --width {needed}")
-    wanted = [torch_answers(model, prompt, limits.tokens, limits.pad) for prompt in prompts]
+    wanted = [torch_answers(model, prompt, limits.tokens, limits.pad) for prompt in alone]
     # Two logits may change their order if each is off by the tolerance of an export.
     scales = [np.abs(torch_logits(model, split(batch)[0], batch)).max() for batch in batches]
     bound = 2 * TOLERANCE * max(1.0, float(max(scales)))
     with tempfile.TemporaryDirectory(prefix=f".{out.name}-", suffix=".tmp", dir=out.parent) as folder:
-        file = _compiled(model, prompts[0], shapes, limits, Path(folder))
+        file = _compiled(model, alone[0], shapes, limits, Path(folder))
         results = []
         for shape in shapes:
             answer = Answerer.load(file, shape)
-            results += [_compared(model, *pair, bound, answer, shape) for pair in zip(prompts, wanted, strict=True)]
+            results += [_compared(model, *pair, bound, answer, shape) for pair in zip(alone, wanted, strict=True)]
         if different := [result.where for result in results if result.where]:
             raise AntgmmError(f"{out} is not written: {different[0]}")
         file.replace(out)
-    return Packaged(*(sum(getattr(result, name) for result in results) for name in ("prompts", "equal", "ties")))
+    prompts, equal, ties, _ = zip(*results, strict=True)
+    return Packaged(sum(prompts), sum(equal), sum(ties))
 
 
 def longest(batches: Iterable[Mapping[str, Any]]) -> int:
@@ -96,10 +97,12 @@ def _compiled(model: Any, prompt: Prompt, shapes: Sequence[Shape], limits: Limit
             token, state = start(inputs)
             arguments = {"start": (start, (inputs,)), "next": (step, (token, torch.tensor(1), state))}
             for part, (module, example) in arguments.items():
-                program = torch.export.export(module, example, strict=False).module()
+                program: Any = torch.export.export(module, example, strict=False).module()
                 files[shape.program(part)] = torch._inductor.aot_compile(program, example, options=options)
-                update(len(files))
-        return Path(package_aoti(str(folder / "model.pt2"), files))
+                update(len(files), "")
+        file = folder / "model.pt2"
+        package_aoti(str(file), files)
+        return file
 
 
 def _compared(model: Any, prompt: Prompt, wanted: np.ndarray, bound: float, answer: Answerer, shape: Shape) -> Packaged:

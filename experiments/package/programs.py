@@ -76,7 +76,8 @@ class Next(nn.Module):
         """Computes the next token, int64 [B], from the last one and the number of tokens so far."""
         mask, place, layers, crossed = state
         config, length = self.model.config, layers[0][0].shape[2]
-        own, cross = StaticCache(config, length), DynamicCache()
+        own: Any = StaticCache(config, length)
+        cross = DynamicCache()
         # The decoder of an encoder has read the start token and the answer, other models the prompt and the answer.
         before = number if config.is_encoder_decoder else number - 1 + length - self.tokens
         for layer, (keys, values) in zip(own.layers, layers, strict=True):

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import torch
 from torch import Tensor
-from torch._inductor.package import load_package
+from torch._inductor.package.package import load_package
 
 Prompt = Mapping[str, Any]
 """`images`, `input_ids` and `attention_mask` of a batch."""
