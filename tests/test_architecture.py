@@ -27,7 +27,7 @@ ALLOWED = {
     "data": {"data", "antgmm_jax"},
     "experiments": {"experiments", "antgmm_jax", "pruning", "distill", "data"},
 }
-LAYERS = ("run", "report", "lab", "auto", "commands", "cli")
+LAYERS = ("run", "report", "package", "lab", "auto", "commands", "cli")
 """Folders of `experiments`; each imports only itself and those before it."""
 # Distributions and the names of their packages, where they differ.
 PACKAGE_OF = {
