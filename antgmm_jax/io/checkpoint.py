@@ -221,7 +221,7 @@ def _save(
             saved = ocp.save_async(str(temporary.absolute() / _ARRAYS), arrays) if arrays else None
 
     def write() -> None:
-        with _save_errors(target, temporary), _orbax():
+        with _save_errors(target, temporary), _quiet_orbax():
             if saved is not None:
                 saved.result()
             if primary:
@@ -274,7 +274,7 @@ def _load_arrays(directory: Path, contents: dict[str, Any], like: dict[str, Any]
 
 @contextlib.contextmanager
 def _orbax(largest: int = 0) -> Iterator[None]:
-    """Sets Orbax's use of memory, and hides the tracebacks that it logs for each thread; the caller raises an error.
+    """Sets Orbax's use of memory and keeps it quiet.
 
     Args:
         largest: bytes of the largest array to read.
@@ -285,12 +285,18 @@ def _orbax(largest: int = 0) -> Iterator[None]:
     context.array_options.saving.use_compression = False
     # The same arrays took 1.8 GB to load without a limit. Orbax refuses arrays that are not below it.
     context.memory_options.read_concurrent_bytes = max(READ_AT_ONCE, largest + 1)
+    with _quiet_orbax(), context:
+        yield
+
+
+@contextlib.contextmanager
+def _quiet_orbax() -> Iterator[None]:
+    """Hides the tracebacks that Orbax logs for each thread; the caller raises a one-line error instead."""
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
     try:
-        with context:
-            yield
+        yield
     finally:
         logger.setLevel(level)
 
