@@ -24,8 +24,9 @@ from antgmm_jax.pure import abstract, functional
 from data.readers import read_records
 from data.record import PROMPT
 from experiments import cli
-from experiments.commands.models import _check_prompts, _runs
+from experiments.commands.models import _runs
 from experiments.commands.runs import TEACHER
+from experiments.commands.sources import check_prompts
 from experiments.run.datasets import encoded, load_records
 from experiments.run.schema.recipe import load_recipe
 from experiments.run.student import teacher_key
@@ -33,7 +34,18 @@ from tests import reference
 from tests.experiments.tiny import save_teacher, write_recipe
 
 COMMANDS = [
-    *(["demo"], ["compress"], ["train"], ["import"], ["eval"], ["export"], ["search"], ["plan"], ["shrink"]),
+    *(
+        ["demo"],
+        ["compress"],
+        ["train"],
+        ["import"],
+        ["eval"],
+        ["export"],
+        ["package"],
+        ["search"],
+        ["plan"],
+        ["shrink"],
+    ),
     *(["cost"], ["recombine"], ["report"], ["data"], ["data", "maad"], ["data", "prepare"], ["lab"]),
     *(["lab", name] for name in ("bench", "stalls", "stream", "memory", "accelerator", "study", "peers", "energy")),
     *(["lab", name] for name in ("servers", "plans")),
@@ -99,6 +111,7 @@ BEGUN = {
     "import m": "import: checking every tensor of m",
     "eval m --data jsonl:d": "eval: scoring answers of m to jsonl:d",
     "export s --like m --out o": "export: writing s to o",
+    "package m --out o.pt2": "package: compiling m into o.pt2",
     "search m --params 9": "search: sizes of m within 9 parameters",
     "plan m": "plan: compiling a training step of m for fsdp=8",
     "shrink m --out o --like p --data jsonl:d": "shrink: pruning m to p, into o",
@@ -359,7 +372,7 @@ def test_cost_of_a_checkpoint_reads_headers_only(antgmm, monkeypatch, tmp_path):
     config, model = PRESETS["antgmm-5b"], tmp_path / "large"
     model.mkdir()
     (model / "config.json").write_text(json.dumps(FAMILIES[config.family].to_hf(config)))
-    tensors.write(convert._specs(config, abstract(config, jnp.bfloat16)), (), model, "20GB")
+    tensors.write(convert._specs(config, abstract(config, jnp.bfloat16), None), (), model, "20GB")
     weights = model / "model.safetensors"
     with weights.open("r+b") as file:
         file.truncate(weights.stat().st_size + 2 * sum(p.size for p in _leaves(config)))
@@ -499,7 +512,7 @@ def test_export_writes_a_stage_that_transformers_reads(antgmm, monkeypatch, tmp_
 
 
 def test_the_check_draws_the_requested_number_of_random_prompts():
-    batches, conversations = _check_prompts(preset("antgmm-tiny"), None, "", 40, "")
+    batches, conversations = check_prompts(preset("antgmm-tiny"), None, "", 40, "")
     assert conversations == []
     assert [len(batch["input_ids"]) for batch in batches] == [32, 8]
     assert np.concatenate([batch["index"] for batch in batches]).tolist() == list(range(40))
