@@ -118,7 +118,7 @@ def _served(server: "Server", source: "Source", prompt: str, max_new_tokens: int
 def _shown(figures: Mapping[str, Mapping[str, Any]], result: Mapping[str, Any]) -> list[Any]:
     """The scores as a table, with a column for each of server and JAX."""
     scored = [*figures.values()]
-    lossy = [one for one in scored if "token_loss" in one]  # a server tells none
+    lossy = [one for one in scored if "token_loss" in one]  # a server gives none
     rows = [
         (kind or "-", *(one["by_type"][kind] for one in scored), *(one["token_loss_by_type"][kind] for one in lossy))
         for kind in result["by_type"]
