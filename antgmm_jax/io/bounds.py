@@ -17,6 +17,8 @@ _PROCESSOR = (
 )
 _PIXELS, _COUNTS_PIXELS = re.compile(r"edge"), "merge_size"
 _MOST_PIXELS = 1 << 25
+_VIDEO = 1 << 31
+"""Videos are not read: nothing is built of their settings."""
 _FREE = ("model_max_length",)
 """transformers writes 1e30 for none."""
 
@@ -37,6 +39,8 @@ def _check(path: Path, content: Mapping[str, Any], limits: tuple[tuple[re.Patter
         if key in _FREE:
             continue
         limit = next(limit for pattern, limit in limits if pattern.search(key))
+        if "video" in f"{path.name} {name}":
+            limit = _VIDEO
         limit = _MOST_PIXELS if pixels and _PIXELS.search(key) and limit < _MOST_PIXELS else limit
         if not math.isfinite(value) or abs(value) > limit:
             raise AntgmmError(f"{path}: {name} = {str(value)[:20]}, at most {limit} is supported: correct it")

@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -52,18 +53,23 @@ def alone(recipe, tmp_path_factory):
     return run, finish(Run(load_recipe(recipe), run))
 
 
+def assert_close(mine, theirs):
+    """Asserts that scores are equal; several devices add up token losses in another order."""
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5), mine, theirs)
+
+
 def assert_same(run: Path, expected: Path) -> None:
     """Asserts that both runs have equal cuts, losses and scores."""
     mine, theirs = (checkpoint.load_record(folder / "stages" / "01-blocks") for folder in (run, expected))
     assert mine["keep"] == theirs["keep"]
-    assert mine["metrics"]["scores"] == theirs["metrics"]["scores"]
+    assert_close(mine["metrics"]["scores"], theirs["metrics"]["scores"])
     assert [point["step"] for point in mine["metrics"]["history"]] == [4]
     for point, other in zip(mine["metrics"]["history"], theirs["metrics"]["history"], strict=True):
         np.testing.assert_allclose([point[name] for name in other], [*other.values()], rtol=1e-4)
     reports = [json.loads((folder / "report" / "report.json").read_text()) for folder in (run, expected)]
     assert reports[0]["export"]["passed"]
     for name in ("teacher", "student"):
-        assert reports[0][name]["scores"] == reports[1][name]["scores"]
+        assert_close(reports[0][name]["scores"], reports[1][name]["scores"])
 
 
 class Stopped(Exception):
@@ -92,10 +98,12 @@ def test_answers_on_eight_devices_equal_those_on_one(recipe, alone):
     def answers():
         return evaluate(student.config, student.load(), samples, processor, max_new_tokens=4)
 
-    expected = answers()
+    expected, texts = answers()
     with jax.set_mesh(make_mesh(data=2, fsdp=2, tensor=2)):
         student = load_student(alone[0] / "stages" / "01-blocks")
-        assert answers() == expected
+        scores, again = answers()
+    assert_close(scores, expected)
+    assert again == texts
 
 
 def start(recipe: Path, run: Path, moments: tuple[str, str]) -> list[int]:

@@ -388,7 +388,7 @@ def test_bridge_tokens_are_weighted_by_the_teachers_sensitivity(folder, tmp_path
         recipe = load_recipe(folder / "recipe.toml", ["teacher.states=[]", f"stage=[{stage}]"])
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(objectives, "parts", noted)
-            patch.setattr(Run, "_scores", lambda *_: {"exact_match": 0.0, "by_type": {}})
+            patch.setattr(Run, "_scores", lambda *_: {"exact_match": 0.0, "token_loss": 0.0, "by_type": {}})
             Run(recipe, tmp_path / tokens).scores()
         record = checkpoint.load_record(tmp_path / tokens / "stages" / "01-a")
         losses[tokens] = [point["loss"] for point in record["metrics"]["history"]]
