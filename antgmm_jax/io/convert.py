@@ -80,10 +80,17 @@ def open_hf(
         config = of.from_hf(full, raw, tied=tied)
         _check_activations(config)
         layers, table, shapes = _layers(config), of.weights(config), abstract(config)
+        _check_sizes(shapes)
     needed = {name for entry in table for name, _ in entry.tensors(layers)}
     unread = {name for name in present if files.unread(config, name)}
     _check_names(needed, tensors, files.ignored, allowed={head} if tied else set(), unread=unread)
     return config, _stored(table, layers, tensors, shapes)
+
+
+def _check_sizes(shapes: Params) -> None:
+    for leaf in jax.tree.leaves(shapes):
+        if min(leaf.shape, default=0) < 0:
+            raise ValueError(f"a parameter would have the shape {leaf.shape}")
 
 
 def _layers(config: LMMConfig) -> dict[str, int]:

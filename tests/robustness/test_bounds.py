@@ -24,7 +24,8 @@ def test_every_preset_is_within_the_bounds(name):
 def test_processors_of_released_models_are_within_the_bounds():
     pixels = {"size": {"longest_edge": 16777216, "shortest_edge": 65536}, "patch_size": 16, "merge_size": 2}
     squares = {"crop_size": {"height": 896, "width": 896}, "image_seq_length": 256, "image_mean": [0.5, 0.5, 0.5]}
-    for content in (pixels, {"image_processor": pixels}, squares, {"model_max_length": 10**30}):
+    videos = {"video_processor": {"max_video_tokens": 128_000, "total_pixels": 90_316_800}}
+    for content in (pixels, {"image_processor": pixels}, squares, videos, {"model_max_length": 10**30}):
         check_processor_config(Path("processor_config.json"), content)
 
 
@@ -51,3 +52,13 @@ def test_a_number_out_of_bounds_is_one_line_at_once(tmp_path, file, fields):
     with pytest.raises(AntgmmError, match=rf"{file}: .* is supported: correct it"):
         (open_hf if file == "config.json" else load_processor)(directory)
     assert time.monotonic() - begin < 20
+
+
+def test_a_negative_size_is_one_line(tmp_path):
+    directory = save_llava(tmp_path / "model")
+    path = directory / "config.json"
+    content = json.loads(path.read_text())
+    content["text_config"]["intermediate_size"] *= -1
+    path.write_text(json.dumps(content))
+    with pytest.raises(AntgmmError, match=r"config\.json cannot be used .*shape"):
+        open_hf(directory)
