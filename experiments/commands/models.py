@@ -10,7 +10,19 @@ import typer
 
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.extras import require
-from experiments.commands.output import MODELS, Json, Maybe, Preset, Prompt, Push, check_push, emit, upload
+from experiments.commands.output import (
+    MODELS,
+    CheckData,
+    CheckSamples,
+    Json,
+    Maybe,
+    Preset,
+    Prompt,
+    Push,
+    check_push,
+    emit,
+    upload,
+)
 from experiments.commands.sources import (
     FORMS,
     check_prompts,
@@ -195,10 +207,8 @@ def export(
     ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to create.")],
     dtype: Annotated[DType, typer.Option(help="Dtype of the tensors.")] = DType.BFLOAT16,
-    data: Annotated[
-        str, typer.Option(metavar="DATA", help=f"Prompts of the check, {FORMS}; random prompts by default.")
-    ] = "",
-    samples: Annotated[int, typer.Option(min=1, help="Number of prompts.")] = 32,
+    data: CheckData = "",
+    samples: CheckSamples = 32,
     prompt: Prompt = "",
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of the compared answers.")] = 32,
     push: Push = "",

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from experiments.commands.sources import FORMS
 from experiments.run.host.console import printable, say, working
 
 Json = Annotated[bool, typer.Option("--json", help="Print results as JSON.")]
@@ -23,6 +24,10 @@ Prompt = Annotated[
     str,
     typer.Option(metavar="TEMPLATE", help="Prompt template as in recipes; by default that of the model's antgmm.json."),
 ]
+CheckData = Annotated[
+    str, typer.Option(metavar="DATA", help=f"Prompts of the check, {FORMS}; random prompts by default.")
+]
+CheckSamples = Annotated[int, typer.Option(min=1, help="Number of prompts.")]
 Push = Annotated[
     str,
     typer.Option(metavar="hf:ORG/NAME", help="Also upload the export to the Hub; a new repository is private."),

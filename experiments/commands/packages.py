@@ -8,8 +8,8 @@ import typer
 
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.extras import require
-from experiments.commands.output import MODELS, Json, Prompt, emit
-from experiments.commands.sources import FORMS, check_prompts, template
+from experiments.commands.output import MODELS, CheckData, CheckSamples, Json, Prompt, emit
+from experiments.commands.sources import check_prompts, template
 from experiments.run.host.console import say, table
 
 
@@ -23,10 +23,8 @@ def package(
             min=1, help="Tokens of the longest prompt, images included. Can be repeated; default: of the data."
         ),
     ] = None,
-    data: Annotated[
-        str, typer.Option(metavar="DATA", help=f"Prompts of the check, {FORMS}; random prompts by default.")
-    ] = "",
-    samples: Annotated[int, typer.Option(min=1, help="Number of prompts.")] = 32,
+    data: CheckData = "",
+    samples: CheckSamples = 32,
     prompt: Prompt = "",
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Maximum length of an answer.")] = 16,
     as_json: Json = False,

@@ -13,6 +13,7 @@ import torch
 from torch._inductor.package.package import package_aoti
 
 from antgmm_jax.errors import AntgmmError
+from antgmm_jax.io.folders import new_file
 from antgmm_jax.io.loading import one_line
 from experiments.package.programs import Next, Start, generating
 from experiments.package.requests import Answerer, Limits, Prompt, Shape, fitted, taken
@@ -72,7 +73,8 @@ def build(
             results += [_compared(model, *pair, bound, answer, shape) for pair in zip(alone, wanted, strict=True)]
         if different := [result.where for result in results if result.where]:
             raise AntgmmError(f"{out} is not written: {different[0]}")
-        file.replace(out)
+        with new_file(out) as partial:
+            file.replace(partial)
     prompts, equal, ties, _ = zip(*results, strict=True)
     return Packaged(sum(prompts), sum(equal), sum(ties))
 
