@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from shutil import which
 
 import numpy as np
 import pytest
@@ -67,6 +68,7 @@ def test_programs_answer_as_generate(tmp_path, save):
 
 
 @pytest.mark.long
+@pytest.mark.skipif(not which("g++"), reason="AOTInductor compiles with g++")
 def test_a_package_runs_without_this_project(tmp_path):
     directory = save_llava(tmp_path / "model")
     batch = _prompts(directory)
