@@ -16,7 +16,7 @@ from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io.folders import new_file
 from antgmm_jax.io.loading import one_line
 from experiments.package.programs import Next, Start, generating
-from experiments.package.requests import Answerer, Limits, Prompt, Shape, fitted, taken
+from experiments.package.requests import Answerer, Limits, Prompt, Shape, shaped, taken
 from experiments.run.export_gate import TOLERANCE
 from experiments.run.host.console import bar
 from experiments.run.in_torch import split, torch_answers, torch_gap, torch_logits, torch_model, torch_tensors
@@ -89,12 +89,10 @@ def _compiled(model: Any, prompt: Prompt, shapes: Sequence[Shape], limits: Limit
     files: dict[str, Any] = {}
     metadata = {"tokens": str(limits.tokens), "eos": ",".join(map(str, limits.eos)), "pad": str(limits.pad)}
     options = {"aot_inductor.package": True, "aot_inductor.metadata": metadata}
-    left = not generating(model).config.is_encoder_decoder
     subject, remedy = (lambda: f"PyTorch cannot compile a {type(model).__name__}"), "serve the files with transformers"
     with bar("compiling programs", 2 * len(shapes)) as update, _quiet(), one_line(subject, remedy), torch.no_grad():
         for shape in shapes:
-            rows = np.resize(np.arange(len(prompt["input_ids"])), shape.rows)
-            inputs = torch_tensors(model, fitted(taken(prompt, rows), shape.width, left=left))
+            inputs = torch_tensors(model, shaped(model, prompt, np.arange(len(prompt["input_ids"])), shape))
             start, step = Start(model, limits.tokens).eval(), Next(generating(model), limits.tokens).eval()
             token, state = start(inputs)
             arguments = {"start": (start, (inputs,)), "next": (step, (token, torch.tensor(1), state))}
@@ -109,13 +107,12 @@ def _compiled(model: Any, prompt: Prompt, shapes: Sequence[Shape], limits: Limit
 
 def _compared(model: Any, prompt: Prompt, wanted: np.ndarray, bound: float, answer: Answerer, shape: Shape) -> Packaged:
     """Compares the answers of one shape's programs to those prompts of a batch that fit."""
-    left = not generating(model).config.is_encoder_decoder
     rows = np.flatnonzero(prompt["attention_mask"].sum(1) <= shape.width)
     equal, ties, where = 0, 0, ""
     for begin in range(0, len(rows), shape.rows):
         chosen = rows[begin : begin + shape.rows]
-        part = fitted(taken(prompt, np.resize(chosen, shape.rows)), shape.width, left=left)
-        for row, given in zip(chosen, answer(torch_tensors(model, part)), strict=False):
+        inputs = torch_tensors(model, shaped(model, prompt, chosen, shape))
+        for row, given in zip(chosen, answer(inputs), strict=False):
             different = given != wanted[row]
             if different.any():
                 step = int(different.argmax())

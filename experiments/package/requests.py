@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch._inductor.package.package import load_package
 
+from experiments.package.programs import generating
+
 Prompt = Mapping[str, Any]
 """`images`, `input_ids` and `attention_mask` of a batch."""
 
@@ -71,6 +73,19 @@ class Answerer(NamedTuple):
             answer.append(token)
             ended |= torch.isin(token, torch.tensor(eos))
         return np.pad(torch.stack(answer, 1).numpy(), ((0, 0), (0, tokens - len(answer))), constant_values=pad)
+
+
+def shaped(model: Any, prompt: Prompt, rows: np.ndarray, shape: Shape) -> dict[str, Any]:
+    """Returns some rows of prompts in a shape, padded on the side where the model was trained with padding.
+
+    Args:
+        model: from `in_torch.torch_model`.
+        prompt: prompts of any width.
+        rows: numbers of at most `shape.rows` rows; they are repeated to fill the shape.
+        shape: the shape, wide enough for these rows.
+    """
+    left = not generating(model).config.is_encoder_decoder
+    return fitted(taken(prompt, np.resize(rows, shape.rows)), shape.width, left=left)
 
 
 def fitted(prompt: Prompt, width: int, *, left: bool) -> dict[str, Any]:

@@ -10,8 +10,7 @@ import torch
 
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.pure import Params
-from experiments.package.programs import generating
-from experiments.package.requests import Answerer, Shape, fitted, taken
+from experiments.package.requests import Answerer, Shape, shaped
 from experiments.report.latency import jax_request, timed, torch_request
 from experiments.run.in_torch import split, torch_model, torch_tensors
 
@@ -43,10 +42,7 @@ def milliseconds(
         Median milliseconds of JAX, of the package, and of `generate`.
     """
     model = torch_model(directory).cpu()
-    left = not generating(model).config.is_encoder_decoder
-    prompt = fitted(
-        taken(split(batch)[1], np.resize(np.arange(len(batch["targets"])), shape.rows)), shape.width, left=left
-    )
+    prompt = shaped(model, split(batch)[1], np.arange(len(batch["targets"])), shape)
     answer, inputs = Answerer.load(file, shape), torch_tensors(model, prompt)
 
     def packaged() -> tuple[float, float, float]:
