@@ -3,8 +3,9 @@
 import logging
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -62,9 +63,7 @@ def build(
     if needed > widest:
         raise AntgmmError(f"the longest prompt has {needed} tokens: add --width {needed}")
     wanted = [torch_answers(model, prompt, limits.tokens, limits.pad) for prompt in alone]
-    # Two logits may change their order if each is off by the tolerance of an export.
-    scales = [np.abs(torch_logits(model, split(batch)[0], batch)).max() for batch in batches]
-    bound = 2 * TOLERANCE * max(1.0, float(max(scales)))
+    bound = cache(partial(_bound, model, batches))
     with tempfile.TemporaryDirectory(prefix=f".{out.name}-", suffix=".tmp", dir=out.parent) as folder:
         file = _compiled(model, alone[0], shapes, limits, Path(folder))
         results = []
@@ -73,8 +72,8 @@ def build(
             results += [_compared(model, *pair, bound, answer, shape) for pair in zip(alone, wanted, strict=True)]
         if different := [result.where for result in results if result.where]:
             raise AntgmmError(f"{out} is not written: {different[0]}")
-        with new_file(out) as partial:
-            file.replace(partial)
+        with new_file(out) as unfinished:
+            file.replace(unfinished)
     prompts, equal, ties, _ = zip(*results, strict=True)
     return Packaged(sum(prompts), sum(equal), sum(ties))
 
@@ -82,6 +81,12 @@ def build(
 def longest(batches: Iterable[Mapping[str, Any]]) -> int:
     """Returns the number of tokens of the longest prompt of training batches."""
     return max(int(batch["prompt/attention_mask"].sum(1).max()) for batch in batches)
+
+
+def _bound(model: Any, batches: Iterable[Mapping[str, Any]]) -> float:
+    """Two logits may change their order within this if each is off by the tolerance of an export."""
+    scales = [np.abs(torch_logits(model, split(batch)[0], batch)).max() for batch in batches]
+    return 2 * TOLERANCE * max(1.0, float(max(scales)))
 
 
 def _compiled(model: Any, prompt: Prompt, shapes: Sequence[Shape], limits: Limits, folder: Path) -> Path:
@@ -105,7 +110,9 @@ def _compiled(model: Any, prompt: Prompt, shapes: Sequence[Shape], limits: Limit
         return file
 
 
-def _compared(model: Any, prompt: Prompt, wanted: np.ndarray, bound: float, answer: Answerer, shape: Shape) -> Packaged:
+def _compared(
+    model: Any, prompt: Prompt, wanted: np.ndarray, bound: Callable[[], float], answer: Answerer, shape: Shape
+) -> Packaged:
     """Compares the answers of one shape's programs to those prompts of a batch that fit."""
     rows = np.flatnonzero(prompt["attention_mask"].sum(1) <= shape.width)
     equal, ties, where = 0, 0, ""
@@ -117,7 +124,7 @@ def _compared(model: Any, prompt: Prompt, wanted: np.ndarray, bound: float, answ
             if different.any():
                 step = int(different.argmax())
                 ids = int(given[step]), int(wanted[row, step])
-                tie = torch_gap(model, taken(prompt, np.array([row])), step, ids) <= bound
+                tie = torch_gap(model, taken(prompt, np.array([row])), step, ids) <= bound()
                 ties += tie
                 where = where or (
                     "" if tie else f"an answer differs: {given.tolist()}, generate: {wanted[row].tolist()}"
