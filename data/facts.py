@@ -48,9 +48,10 @@ def with_heads(config: LMMConfig, params: Params, facts: Mapping[str, int], clas
     """Returns the parameters of the image side with linear heads for the facts and the cells.
 
     Args:
-        config: model config; its bridge must have a stack.
+        config: model config.
         params: model parameters.
-        facts: fact -> number of classes, in a fixed order; the head of fact i reads image token i.
+        facts: fact -> number of classes, in a fixed order. The head of fact i reads token i of a bridge with a stack,
+            and the mean of the image states where there is none.
         classes: number of classes of a cell, 0 without cells; its head reads the patch that contains the cell.
         key: random key of the heads.
 
@@ -59,11 +60,11 @@ def with_heads(config: LMMConfig, params: Params, facts: Mapping[str, int], clas
         {"cells": {"kernel" [V, y, x, classes], "bias" [classes]}} with y x x cells per patch.
 
     Raises:
-        AntgmmError: no such bridge, fewer image tokens than facts, or patches that do not contain whole cells.
+        AntgmmError: the bridge has fewer tokens than there are facts, or patches do not contain whole cells.
     """
-    if "bridge" not in towers(config) or config.image_tokens < len(facts):
-        raise AntgmmError(f"pretraining on {len(facts)} facts needs a bridge with a stack and as many image tokens")
-    width, heads = towers(config)["bridge"].stack.embed, {}
+    if _has_stack(config) and config.image_tokens < len(facts):
+        raise AntgmmError(f"{len(facts)} facts need as many image tokens, not {config.image_tokens}: name fewer facts")
+    width, heads = towers(config)["bridge" if _has_stack(config) else "vision"].stack.embed, {}
     cells_key, *keys = jax.random.split(key, 1 + len(facts))
     for name, fact_key in zip(facts, keys, strict=True):
         kernel = width**-0.5 * jax.random.normal(fact_key, (width, facts[name]))
@@ -74,6 +75,11 @@ def with_heads(config: LMMConfig, params: Params, facts: Mapping[str, int], clas
     width, inside = config.vision.stack.embed, _cells_a_patch(config.vision)
     kernel = width**-0.5 * jax.random.normal(cells_key, (width, inside, inside, classes))
     return {**trained, "cells": {"kernel": kernel, "bias": jnp.zeros((classes,))}}
+
+
+def _has_stack(config: LMMConfig) -> bool:
+    """Whether the bridge has layers, which can gather one fact in each of its tokens."""
+    return "bridge" in towers(config)
 
 
 def _cells_a_patch(config: VisionConfig) -> int:
@@ -89,13 +95,16 @@ def cell_logits(config: VisionConfig, head: Params, states: Float[Array, "B N V"
     Args:
         config: config of the image encoder.
         head: `kernel` [V, y, x, C] and `bias` [C].
-        states: last states of the encoder; the first one is the class token, which is ignored.
+        states: last states of the encoder; a class token is ignored.
 
     Returns:
         Logits of `SIDE` by `SIDE` cells.
     """
     patches = config.image // config.patch
-    logits = jnp.einsum("bnv,vyxc->bnyxc", states[:, 1:], head["kernel"]) + head["bias"][None, None, None, None]
+    logits = (
+        jnp.einsum("bnv,vyxc->bnyxc", states[:, -config.patches :], head["kernel"])
+        + head["bias"][None, None, None, None]
+    )
     return rearrange(logits, "b (gy gx) y x c -> b (gy y) (gx x) c", gy=patches)
 
 
@@ -121,11 +130,12 @@ def facts_loss(
 
     def loss(trained: Params, batch: Mapping[str, jax.Array]):
         model = optax.tree.cast({**trained["model"], "language": language}, dtype)
-        states, queries = (x.astype(jnp.float32) for x in vision(model, batch["images"]))
+        states, tokens = (x.astype(jnp.float32) for x in vision(model, batch["images"]))
+        read = tokens[:, 0] if _has_stack(config) else jnp.repeat(tokens[:, 0].mean(1, keepdims=True), len(facts), 1)
         losses, accuracies = [], []
         for i, name in enumerate(facts):
             head = trained["facts"][name]
-            logits = queries[:, 0, i] @ head["kernel"] + head["bias"][None]
+            logits = read[:, i] @ head["kernel"] + head["bias"][None]
             target = batch[f"fact/{name}"]
             losses.append(cross_entropy(logits, target).mean())
             accuracies.append((logits.argmax(-1) == target).mean())

@@ -121,7 +121,7 @@ def _rates(rates: Mapping[str, float]) -> optax.GradientTransformation:
     """Scales updates by the factor of their longest matching prefix."""
 
     def prefixes(params: Params) -> Params:
-        leaves, treedef = _by_path(params)
+        leaves, treedef = by_path(params)
         _check_prefixes("rates of", [*rates], leaves)
         matching = ([prefix for prefix in rates if under(path, prefix)] for path in leaves)
         return jax.tree.unflatten(treedef, [max(found_prefixes, key=len, default="") for found_prefixes in matching])
@@ -141,16 +141,21 @@ def _muon(b2: float) -> optax.GradientTransformation:
         adam_b2=b2,
         eps=EPS,
         consistent_rms=0.2,
-        muon_weight_dimension_numbers=_linear_maps,
+        muon_weight_dimension_numbers=linear_maps,
     )
     # optax's Muon returns updates to add; here, the step multiplies by minus the learning rate.
     return optax.chain(rule, optax.scale(-1.0))
 
 
-def _linear_maps(params: Params) -> Params:
-    """Returns input and output dimensions of linear maps for Muon; None for other leaves.
+def linear_maps(params: Params) -> Params:
+    """Returns the input and output dimensions of linear maps, which Muon and adapters train; None for other leaves.
 
-    The output head is excluded, as the embedding table is (https://kellerjordan.github.io/posts/muon/).
+    Args:
+        params: model parameters. The output head is no such map, as the embedding table is none
+            (https://kellerjordan.github.io/posts/muon/).
+
+    Returns:
+        The tree of dimensions.
     """
 
     def map_of(path: tuple, leaf: Array | jax.ShapeDtypeStruct) -> MuonDimensionNumbers | None:
@@ -201,7 +206,7 @@ def trainable(params: Params, frozen: tuple[str, ...]) -> Params:
     Raises:
         AntgmmError: a prefix matches no parameter, or all parameters are frozen.
     """
-    leaves, treedef = _by_path(params)
+    leaves, treedef = by_path(params)
     _check_prefixes("frozen", frozen, leaves)
     kept = [None if any(under(path, prefix) for prefix in frozen) else leaf for path, leaf in leaves.items()]
     if all(leaf is None for leaf in kept):
@@ -221,11 +226,18 @@ def check_paths(params: Params, frozen: tuple[str, ...], rates: Sequence[str]) -
         AntgmmError: a prefix matches no parameter, or all parameters are frozen.
     """
     trainable(params, frozen)
-    _check_prefixes("rates of", rates, _by_path(params)[0])
+    _check_prefixes("rates of", rates, by_path(params)[0])
 
 
-def _by_path(tree: Params) -> tuple[dict[str, Any], Any]:
-    """Returns leaves by path, parts joined by "/", in the order of the tree, and the tree's structure."""
+def by_path(tree: Params) -> tuple[dict[str, Any], Any]:
+    """Returns the leaves of a tree by path, and its structure.
+
+    Args:
+        tree: nested dict of arrays.
+
+    Returns:
+        {path, parts joined by "/": leaf}, in the order of the tree, and the structure for `jax.tree.unflatten`.
+    """
     flat, treedef = jax.tree_util.tree_flatten_with_path(tree)
     return {"/".join(map(_key, path)): leaf for path, leaf in flat}, treedef
 

@@ -77,7 +77,7 @@ def check_steps(work: Work, params: Params, rows: int) -> None:
     try:
         if rows and table.batch_size > rows:
             raise AntgmmError(f"batch_size = {table.batch_size} is more than its {rows} rows: reduce it")
-        check_paths(params, work.stage.frozen, tuple(table.rates))
+        check_paths(params, (*work.stage.frozen, *work.stage.adapters), tuple(table.rates))
     except AntgmmError as error:
         raise AntgmmError(f"{work.title}: {error}") from error
 

@@ -8,14 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from antgmm_jax.config import LMMConfig
-from antgmm_jax.pure import Params, functional
+from antgmm_jax.config import LMMConfig, Remat
+from antgmm_jax.pure import Functional, Params, functional
 from data.batching import Batches
 from data.facts import Loss, classes_of, facts_loss, with_heads
 from data.maad.cell_grid import cell_classes
 from data.maad.drawing import latent_sizes
 from data.maad.tiers import tier
 from distill import NO_TEACHER, Optimizer, State, Step, Teacher, init_state, make_step, parts, shard_state
+from distill.adapters import adapted, merged, with_adapters
 from distill.step import jitted
 from experiments.run.cuts import reads_features, segment_targets
 from experiments.run.features import ImageFeatures
@@ -90,7 +91,7 @@ class Answers:
     root = ""
 
     def __init__(self, work: Work, shared: Shared, start: Student):
-        self._stage, self._start = work.stage, start
+        self._stage, self._start, self._seed = work.stage, start, work.seed
         reads = work.stage.loss.reads_teacher
         self.teacher, self._frozen = (shared.teacher, shared.frozen) if reads else (NO_TEACHER, dict)
         table = shared.recipe.teacher
@@ -99,8 +100,8 @@ class Answers:
         self.data = self._shuffled(work.seed, shared)
 
     def begin(self) -> Params:
-        """Loads the parameters of the model before the stage."""
-        return self._start.load()
+        """Loads the parameters of the model before the stage, with new adapters if it has any."""
+        return self._adapting(self._start.load())
 
     def frozen(self) -> Params:
         """Loads the parameters of the teacher, if the losses read it."""
@@ -108,8 +109,8 @@ class Answers:
 
     def like(self, config: LMMConfig, optimizer: Optimizer) -> State:
         """Returns the shapes of a state with sharding for the current mesh, which may differ from the saved one."""
-        pure = functional(config)
-        like = jax.eval_shape(lambda: init_state(pure.init(jax.random.key(0)), optimizer))
+        pure = self._functional(config)
+        like = jax.eval_shape(lambda: init_state(self._adapting(pure.init(jax.random.key(0))), optimizer))
         return shard_state(like, pure.axes, optimizer)
 
     def step(self, config: LMMConfig, keep: Mapping[str, np.ndarray], optimizer: Optimizer) -> Step:
@@ -117,7 +118,7 @@ class Answers:
         table = self._stage.optimizer
         compared = parts(config, keep, bridge_weights=self._bridge_weights)
         return make_step(
-            functional(config, table.remat),
+            self._functional(config, table.remat),
             optimizer,
             self._stage.loss,
             teacher=self.teacher,
@@ -127,8 +128,16 @@ class Answers:
         )
 
     def learnt(self, trained: Params) -> Params:
-        """Returns all parameters."""
-        return trained
+        """Returns all parameters of the model, with the adapters merged."""
+        return merged(trained) if self._stage.adapters else trained
+
+    def _adapting(self, params: Params) -> Params:
+        ranks = self._stage.adapters
+        return with_adapters(params, ranks, jax.random.key(self._seed)) if ranks else params
+
+    def _functional(self, config: LMMConfig, remat: Remat = "dots") -> Functional:
+        pure = functional(config, remat)
+        return adapted(pure, self._stage.adapters) if self._stage.adapters else pure
 
     def _shuffled(self, seed: int, shared: Shared) -> Batches:
         """Training batches, with cached image features if the stage does not change the image side."""

@@ -58,7 +58,7 @@ def optimizer_of(stage: Stage, root: str = "") -> Optimizer:
     Returns:
         The optimizer, with a schedule over the steps of the stage.
     """
-    table, frozen = stage.optimizer, stage.frozen
+    table, frozen = stage.optimizer, (*stage.frozen, *stage.adapters)
     rates = {root + path: rate for path, rate in table.rates.items() if not any(under(path, one) for one in frozen)}
     return make_optimizer(dataclasses.replace(table, rates=rates), stage.steps, frozen)
 

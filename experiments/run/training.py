@@ -8,7 +8,7 @@ import jax
 from transformers import ProcessorMixin
 
 import pruning
-from antgmm_jax.config import LMMConfig, towers
+from antgmm_jax.config import LMMConfig
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import complete, new_processor, violations
 from antgmm_jax.families.common.words import IMAGE
@@ -36,17 +36,10 @@ def shape_of(recipe: Training) -> LMMConfig:
         Model config; for a preset, the vocabulary will be that of the new tokenizer.
 
     Raises:
-        AntgmmError: the preset or checkpoint does not exist, sizes are not legal, or a phase does not fit the model.
+        AntgmmError: the preset or checkpoint does not exist, or sizes are not legal.
     """
     model = recipe.model
-    config = open_hf(model.path)[0] if model.path else _preset_of(model)
-    facts = [phase.name for phase in recipe.phases if phase.kind == "facts"]
-    if facts and "bridge" not in towers(config):
-        raise AntgmmError(
-            f"phase {facts[0]!r} needs a bridge with a stack, which {model.path or model.preset} does not have: "
-            "use phases of kind answers"
-        )
-    return config
+    return open_hf(model.path)[0] if model.path else _preset_of(model)
 
 
 def _preset_of(model: Model) -> LMMConfig:

@@ -1,4 +1,4 @@
-"""Pretraining predicts each fact from its query and each cell from the patch that covers it."""
+"""Pretraining predicts each fact from its token or from all, and each cell from the patch that covers it."""
 
 import jax
 import jax.numpy as jnp
@@ -42,26 +42,30 @@ def test_a_cell_is_predicted_from_its_own_patch():
     np.testing.assert_array_equal(logits[0, :, :, 1], rows[:, None] * patches + rows)
 
 
-def test_the_loss_is_the_mean_over_facts_plus_the_weighted_cell_loss():
-    params = functional(CONFIG).init(jax.random.key(0))
-    trained = with_heads(CONFIG, params, FACTS, 5, jax.random.key(1))
-    rows = batch(CONFIG)
-    states, queries = functional(CONFIG).vision(params, rows["images"])
+@pytest.mark.parametrize("family", CONFIGS)
+def test_the_loss_is_the_mean_over_facts_plus_the_weighted_cell_loss(family):
+    config = CONFIGS[family]
+    params = functional(config).init(jax.random.key(0))
+    trained = with_heads(config, params, FACTS, 5, jax.random.key(1))
+    rows = batch(config)
+    states, tokens = functional(config).vision(params, rows["images"])
     ce = optax.softmax_cross_entropy_with_integer_labels
     facts = []
     for i, name in enumerate(FACTS):
         head = trained["facts"][name]
-        facts.append(float(ce(queries[:, 0, i] @ head["kernel"] + head["bias"][None], rows[f"fact/{name}"]).mean()))
-    dense = np.asarray(ce(cell_logits(CONFIG.vision, trained["cells"], states), rows["cells"].astype(np.int32)))
+        # Without layers in the bridge no token gathers a fact.
+        read = tokens[:, 0, i] if family == "blip2_t5" else tokens[:, 0].mean(axis=1)
+        facts.append(float(ce(read @ head["kernel"] + head["bias"][None], rows[f"fact/{name}"]).mean()))
+    dense = np.asarray(ce(cell_logits(config.vision, trained["cells"], states), rows["cells"].astype(np.int32)))
     weight = np.where(rows["cells"] > 0, 1.0, 0.2)
     expected = np.mean(facts) + CELLS_WEIGHT * (weight * dense).sum() / weight.sum()
-    facts_and_cells = facts_loss(CONFIG, params, FACTS, dtype=jnp.float32)
+    facts_and_cells = facts_loss(config, params, FACTS, dtype=jnp.float32)
     np.testing.assert_allclose(facts_and_cells(trained, rows)[0], expected, rtol=1e-5)
     # Rows of users have no cells.
     plain = {name: trained[name] for name in ("model", "facts")}
     del rows["cells"]
     np.testing.assert_allclose(facts_and_cells(plain, rows)[0], np.mean(facts), rtol=1e-5)
-    assert with_heads(CONFIG, params, FACTS, 0, jax.random.key(1)).keys() == plain.keys()
+    assert with_heads(config, params, FACTS, 0, jax.random.key(1)).keys() == plain.keys()
 
 
 def test_classes_are_counted_from_the_rows():

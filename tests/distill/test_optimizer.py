@@ -10,7 +10,7 @@ import pytest
 
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.pure import abstract, functional, is_axes
-from distill.optimizer import OptimizerConfig, _linear_maps, combine, init_state, make_optimizer, map_moments, trainable
+from distill.optimizer import OptimizerConfig, combine, init_state, linear_maps, make_optimizer, map_moments, trainable
 from tests.pruning.models import CONFIGS
 
 PARAMS = {"a": {"kernel": jnp.array([[1.0, 2.0], [3.0, 4.0]]), "bias": jnp.array([1.0, -1.0])}, "ab": jnp.array([5.0])}
@@ -144,7 +144,7 @@ def test_muon_orthogonalises_each_linear_map_separately():
 def test_muon_updates_equal_optax():
     optimizer = make_optimizer(OptimizerConfig(kind="muon", learning_rate=1.0, weight_decay=0.0, clip=1e9), steps=1)
     params = {"blocks": {"q": jax.random.normal(jax.random.key(0), (2, 4, 3, 2)), "bias": jnp.ones((2, 3))}}
-    reference = optax.contrib.muon(1.0, consistent_rms=0.2, muon_weight_dimension_numbers=_linear_maps)
+    reference = optax.contrib.muon(1.0, consistent_rms=0.2, muon_weight_dimension_numbers=linear_maps)
     states = [optimizer.transform.init(params), reference.init(params)]
     for step in range(3):
         gradient = jax.tree.map(lambda leaf, step=step: jnp.cos(leaf + step), params)
@@ -156,7 +156,7 @@ def test_muon_updates_equal_optax():
 @pytest.mark.parametrize("family", CONFIGS)
 def test_muon_applies_to_exactly_the_linear_maps_of_a_model(family):
     params, names = abstract(CONFIGS[family]), functional(CONFIGS[family]).axes
-    maps = jax.tree.map(lambda axes, rule: (axes, rule), names, _linear_maps(params), is_leaf=is_axes)
+    maps = jax.tree.map(lambda axes, rule: (axes, rule), names, linear_maps(params), is_leaf=is_axes)
     for path, (axes, rule) in jax.tree_util.tree_leaves_with_path(maps, is_leaf=is_axes):
         leaf, map_axes = path[-1].key, [axis for axis in axes if not axis.endswith("layers")]
         tables = {"vocab", "queries", "positions", "buckets"} & {*map_axes}

@@ -45,6 +45,9 @@ class Stage(Table):
       recover_steps: steps of distillation per segment, after pruning.
       frozen: path prefixes of parameters that are not trained, such as "vision" or "language". If the stage neither
         trains nor prunes the image side, nor has the `vision` loss, image features are computed only once.
+      adapters: path prefix of parameters ("language") -> rank of low-rank adapters (LoRA), which are trained instead of
+        the parameters under it and added to their linear maps at the end; the optimizer stores moments of the adapters
+        only. Not with sizes.
       repeat: question type -> number of visits of its samples per epoch (1 for other types), for types that are learnt
         slowly.
       shift: maximum random shift of images in pixels, in each direction, on every visit; the teacher's cached states
@@ -62,6 +65,7 @@ class Stage(Table):
     mask_steps: Annotated[int, Field(ge=0)] = 0
     recover_steps: Annotated[int, Field(ge=0)] = 0
     frozen: tuple[str, ...] = ()
+    adapters: dict[str, Count] = Field(default={})
     repeat: dict[str, Count] = Field(default={})
     shift: Annotated[int, Field(ge=0)] = 0
     weights: str = "kept"
@@ -115,6 +119,8 @@ class Stage(Table):
             raise ValueError(f"importance pattern {idle[0]!r} matches none of {', '.join(self.sizes)}")
         if not self.sizes and ((self.segments, self.mask_steps) != (1, 0) or not self.recover_steps):
             raise ValueError("a stage without sizes needs segments = 1, mask_steps = 0 and recover_steps of at least 1")
+        if self.cuts and self.adapters:
+            raise ValueError("adapters need a stage without sizes: add one after this stage")
         if self.steps and self.optimizer.warmup >= self.steps:
             raise ValueError(f"warmup = {self.optimizer.warmup} is not less than the stage's {self.steps} steps")
         if not self.keeps_moments and (self.segments, self.mask_steps) != (1, 0):

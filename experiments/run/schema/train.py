@@ -41,6 +41,8 @@ class Phase(Table):
         the model on answers.
       steps: optimizer steps.
       frozen: path prefixes of parameters that an "answers" phase does not train, such as "language/encoder".
+      adapters: path prefix of parameters ("language") -> rank of low-rank adapters (LoRA), which an "answers" phase
+        trains instead of the parameters under it and adds to their linear maps at the end.
       optimizer: differences from the top-level [optimizer].
     """
 
@@ -48,19 +50,25 @@ class Phase(Table):
     kind: Objective
     steps: Count
     frozen: tuple[str, ...] = ()
+    adapters: dict[str, Count] = Field(default={})
     optimizer: StepConfig
 
     @property
     def stage(self) -> Stage:
         """The phase as a stage without pruning and teacher."""
         return Stage(
-            name=self.name, recover_steps=self.steps, frozen=self.frozen, loss=LossConfig(), optimizer=self.optimizer
+            name=self.name,
+            recover_steps=self.steps,
+            frozen=self.frozen,
+            adapters=self.adapters,
+            loss=LossConfig(),
+            optimizer=self.optimizer,
         )
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.kind == "facts" and self.frozen:
-            raise ValueError("a facts phase trains exactly the image side; remove frozen")
+        if self.kind == "facts" and (self.frozen or self.adapters):
+            raise ValueError("a facts phase trains exactly the image side; remove frozen and adapters")
         if self.kind == "facts" and self.optimizer.accumulate > 1:
             raise ValueError("a facts phase does not support accumulate; remove it, or reduce batch_size")
         if self.optimizer.warmup >= self.steps:

@@ -5,7 +5,6 @@ import json
 import numpy as np
 import pytest
 
-from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io.convert import load_hf
 from antgmm_jax.io.loading import load_processor
 from data.rows import parse
@@ -132,11 +131,6 @@ def test_an_impossible_model_is_refused_and_leaves_nothing(ads, change, message)
     assert len(result.stderr.splitlines()) == 2  # the first line, and the error
     assert message in result.stderr
     assert not (ads / "run").exists()
-
-
-def test_a_facts_phase_needs_a_model_with_queries():
-    with pytest.raises(AntgmmError, match="phase 'facts' needs a bridge with a stack, which llava-tiny does not have"):
-        shape_of(load_training(RECIPES / "teacher-m.toml", ["model.preset=llava-tiny"]))
 
 
 def test_sizes_override_the_preset_and_its_tied_sizes():

@@ -1,0 +1,95 @@
+"""Low-rank adapters (LoRA, arXiv 2106.09685): linear maps are trained through a product of two small factors."""
+
+from collections.abc import Callable, Mapping
+from math import prod
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from antgmm_jax.pure import Functional, Params
+from distill.optimizer import by_path, linear_maps, under
+
+ADAPTERS = "adapters"
+"""Top-level name of the adapters beside the parameters of a model."""
+
+Ranks = Mapping[str, int]
+"""Path prefix of parameters -> rank of the adapters of the linear maps under it; the longest prefix applies."""
+
+
+def with_adapters(params: Params, ranks: Ranks, key: jax.Array) -> Params:
+    """Returns parameters with new adapters, which do not change the model yet.
+
+    Args:
+        params: model parameters.
+        ranks: path prefix -> rank.
+        key: random key.
+
+    Returns:
+        `params` and, under `ADAPTERS`, {path: {"a" [L, in, rank], "b" [L, rank, out]}} with flat inputs and outputs; L
+        is 1 for a map outside of the stacks. `a` is random, `b` zero.
+    """
+    factors = {}
+    for path, (layers, inputs, outputs, rank) in _maps(params, ranks).items():
+        key, own = jax.random.split(key)
+        a = inputs**-0.5 * jax.random.normal(own, (layers, inputs, rank))
+        factors[path] = {"a": a, "b": jnp.zeros((layers, rank, outputs))}
+    return {**params, ADAPTERS: factors}
+
+
+def merged(params: Params) -> Params:
+    """Returns the parameters of the model, with the product of each adapter added to its map.
+
+    Args:
+        params: from `with_adapters`, at any later step of training.
+
+    Returns:
+        Model parameters.
+    """
+    adapters, model = params[ADAPTERS], {name: tree for name, tree in params.items() if name != ADAPTERS}
+    leaves, treedef = by_path(model)
+
+    def one(path: str, leaf: jax.Array) -> jax.Array:
+        if path not in adapters:
+            return leaf
+        change = jnp.einsum("lir,lro->lio", adapters[path]["a"], adapters[path]["b"])
+        return leaf + change.reshape(leaf.shape)
+
+    return jax.tree.unflatten(treedef, [one(path, leaf) for path, leaf in leaves.items()])
+
+
+def adapted(functional: Functional, ranks: Ranks) -> Functional:
+    """Returns the functions of a model as functions of parameters with adapters.
+
+    Args:
+        functional: the model.
+        ranks: as in `with_adapters`.
+
+    Returns:
+        `apply` and `head`, which merge the adapters first, and the axes of parameters with adapters; all other fields
+        are the model's. The adapters are not split over devices.
+    """
+
+    def of_merged(function: Callable) -> Callable:
+        return lambda params, *args, **options: function(merged(params), *args, **options)
+
+    shapes = jax.eval_shape(functional.init, jax.random.key(0))
+    whole = {"a": ("", "", ""), "b": ("", "", "")}
+    return functional._replace(
+        apply=of_merged(functional.apply),
+        head=of_merged(functional.head),
+        axes={**functional.axes, ADAPTERS: dict.fromkeys(_maps(shapes, ranks), whole)},
+    )
+
+
+def _maps(params: Params, ranks: Ranks) -> dict[str, tuple[int, int, int, int]]:
+    """Layers, inputs, outputs and rank of the adapter of each linear map under a prefix, by path."""
+    numbers, _ = jax.tree.flatten(linear_maps(params), is_leaf=lambda node: not isinstance(node, dict))
+    sizes: dict[str, Any] = {}
+    for (path, leaf), dims in zip(by_path(params)[0].items(), numbers, strict=True):
+        prefixes = [prefix for prefix in ranks if under(path, prefix)]
+        if dims is not None and prefixes:
+            inputs, outputs = (prod(leaf.shape[i] for i in axes) for axes in dims)
+            rank = ranks[max(prefixes, key=len)]
+            sizes[path] = (leaf.size // (inputs * outputs), inputs, outputs, rank)
+    return sizes

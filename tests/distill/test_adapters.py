@@ -1,0 +1,68 @@
+"""Adapters add the product of two small factors to linear maps, and only the factors are trained."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from antgmm_jax.pure import functional
+from distill import LossConfig, OptimizerConfig, init_state, make_optimizer, make_step
+from distill.adapters import adapted, merged, with_adapters
+from tests.pruning.models import CONFIGS, batch_of, parameters, valid_logits
+
+RANKS = {"language": 2, "language/decoder": 3}
+
+
+def ready(family):
+    params = jax.tree.map(jnp.asarray, parameters(family))
+    return params, with_adapters(params, RANKS, jax.random.key(0))
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_new_adapters_change_nothing(family):
+    params, held = ready(family)
+    jax.tree.map(np.testing.assert_array_equal, merged(held), params)
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_an_adapter_adds_its_product_layer_by_layer_with_the_rank_of_the_longest_prefix(family):
+    params, held = ready(family)
+    path, shape = "language/decoder/blocks/attention/q", params["language"]["decoder"]["blocks"]["attention"]["q"].shape
+    rng = np.random.default_rng(0)
+    a, b = held["adapters"][path].values()
+    assert (a.shape, b.shape) == ((shape[0], shape[1], 3), (shape[0], 3, np.prod(shape[2:])))
+    b = rng.normal(size=b.shape).astype(np.float32)
+    held["adapters"][path]["b"] = jnp.asarray(b)
+    expected = [
+        np.asarray(params["language"]["decoder"]["blocks"]["attention"]["q"][layer])
+        + (np.asarray(a[layer]) @ b[layer]).reshape(shape[1:])
+        for layer in range(shape[0])
+    ]
+    got = merged(held)["language"]["decoder"]["blocks"]["attention"]["q"]
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
+    others = {name.split("/")[0] for name in held["adapters"]}
+    assert others == {"language"}
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_a_step_trains_the_factors_only_and_the_merged_model_is_the_trained_one(family):
+    config, rows = CONFIGS[family], batch_of(CONFIGS[family])
+    params, held = ready(family)
+    pure = adapted(functional(config), RANKS)
+    optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-2), steps=20, frozen=("vision", *RANKS))
+    step, state = make_step(pure, optimizer, LossConfig(hard=1.0)), init_state(held, optimizer)
+    losses = []
+    for _ in range(10):
+        state, metrics = step(state, rows, {}, {})
+        losses.append(float(metrics["loss"]))
+    assert losses[-1] < losses[0]
+    for part in ("vision", "language"):
+        jax.tree.map(np.testing.assert_array_equal, state.params[part], params[part])
+    plain = merged(state.params)
+    assert not np.array_equal(
+        plain["language"]["decoder"]["blocks"]["mlp"]["up"], params["language"]["decoder"]["blocks"]["mlp"]["up"]
+    )
+    one, other = (
+        valid_logits(rows, f.apply(p, rows)["logits"]) for f, p in ((pure, state.params), (functional(config), plain))
+    )
+    np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
