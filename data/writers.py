@@ -12,7 +12,7 @@ from PIL import Image
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.extras import require
 from antgmm_jax.io.folders import new_file
-from data.maad.drawing import fingerprint, source
+from data.maad.drawing import MaadSource, fingerprint, source
 from data.maad.latents import SIZES
 from data.record import Record, prompt
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 Progress = Callable[[str, int, int], None]
 _WORDS = ("question", "answer", "text", "type", "id", "slice")
 _ROWS = 512
+OTHERS = 5
+"""Further questions of a dialogue."""
 
 
 def _silent(name: str, done: int, total: int) -> None:
@@ -114,6 +116,32 @@ def write_chat(records: Sequence[Record], path: str | Path, *, progress: Progres
     _write_lines(records, path, line, progress)
 
 
+def write_dialogues(records: MaadSource, path: str | Path, *, progress: Progress = _silent) -> None:
+    """Writes MAAD-synth as conversations about one image each: the question of the record, and `OTHERS` further ones.
+
+    A model learns more answers from the same tokens than from single questions.
+
+    Args:
+        records: at least one record.
+        path: as in `write_chat`.
+        progress: as in `write_chat`.
+
+    Raises:
+        AntgmmError: as in `write_chat`.
+    """
+
+    def line(row: int, record: Record, names: Sequence[str]) -> dict:
+        turns = _exchange(names[0], record)
+        for other in records.others(row, OTHERS):
+            turns += [
+                {"role": "user", "content": prompt(other.question, "")},
+                {"role": "assistant", "content": other.answer},
+            ]
+        return {"id": record.id, "type": record.type, "messages": turns}
+
+    _write_lines(records, Path(path), line, progress)
+
+
 def _write_lines(
     records: Sequence[Record], path: Path, line: Callable[[int, Record, Sequence[str]], dict], progress: Progress
 ) -> None:
@@ -147,7 +175,7 @@ def _exchange(name: str, record: Record) -> list[dict]:
     return [{"role": "user", "content": question}, {"role": "assistant", "content": record.answer}]
 
 
-_WRITERS = {"parquet": write_parquet, "jsonl": write_jsonl, "chat": write_chat}
+_WRITERS = {"parquet": write_parquet, "jsonl": write_jsonl, "chat": write_chat, "dialogues": write_dialogues}
 
 
 def _plain(record: Record) -> dict:
@@ -173,7 +201,8 @@ def write_maad(
         folder: target folder; existing files are replaced.
         sizes: split -> number of records.
         seed: seed of the data set.
-        form: `parquet`, `jsonl` with images in `images`, or `chat`, conversations as JSONL.
+        form: `parquet`, `jsonl` with images in `images`, `chat` or `dialogues`, conversations as JSONL about two
+            images or about one.
         progress: called with (file name, records done, number of records).
 
     Returns:

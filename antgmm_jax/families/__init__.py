@@ -96,12 +96,15 @@ def inputs(config: LMMConfig, processor: "transformers.ProcessorMixin") -> Input
     return _host(config.family).Inputs(config, processor)
 
 
-def new_processor(config: LMMConfig, tokenizer: "tokenizers.Tokenizer") -> "transformers.ProcessorMixin":
+def new_processor(
+    config: LMMConfig, tokenizer: "tokenizers.Tokenizer | transformers.PreTrainedTokenizerFast"
+) -> "transformers.ProcessorMixin":
     """Creates the processor of a model that is trained from scratch.
 
     Args:
         config: model config.
-        tokenizer: trained tokenizer with the special tokens of `antgmm_jax.families.common.words`.
+        tokenizer: trained tokenizer with the special tokens of `antgmm_jax.families.common.words`, or that of a
+            pretrained language model.
 
     Returns:
         A processor; `AutoProcessor` can load what its `save_pretrained` writes.

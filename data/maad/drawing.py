@@ -1,5 +1,6 @@
 """MAAD-synth as a random-access source of records."""
 
+import dataclasses
 import hashlib
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from data.maad.cell_grid import cells
 from data.maad.latents import SIZES, Latents, Picture, draw
 from data.maad.render import compose
 from data.maad.tiers import Tier, brands, fact_sizes, tier
-from data.maad.vocab import QUESTIONS
+from data.maad.vocab import QUESTIONS, TYPES
 from data.record import Record
 from data.rows import Row
 from data.source import Source
@@ -43,7 +44,21 @@ class MaadSource(Source):
 
     def words(self, index: int) -> Row:
         """Returns a record without its image, which is slow to draw."""
+        return self._words(index, self.latents(index))
+
+    def others(self, index: int, count: int) -> list[Row]:
+        """Returns other questions about the image and the text of a record.
+
+        Args:
+            index: number of the record.
+            count: number of questions, of different types.
+        """
         latents = self.latents(index)
+        types = [kind for kind in TYPES if kind != latents.type]
+        order = np.random.default_rng([self.seed, index]).permutation(len(types))[:count]
+        return [self._words(index, dataclasses.replace(latents, type=types[place])) for place in order]
+
+    def _words(self, index: int, latents: Latents) -> Row:
         return Row(
             images=(),
             question=QUESTIONS[latents.type],

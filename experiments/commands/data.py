@@ -18,6 +18,7 @@ class Form(StrEnum):
     PARQUET = "parquet"
     JSONL = "jsonl"
     CHAT = "chat"
+    DIALOGUES = "dialogues"
 
 
 def maad(
@@ -27,7 +28,12 @@ def maad(
     samples: Annotated[int, typer.Option(min=0, help="Records of each split; 0 for the default sizes.")] = 0,
     seed: Annotated[int, typer.Option(help="Seed of the data set.")] = 0,
     form: Annotated[
-        Form, typer.Option("--format", help="jsonl and chat (conversations as jsonl) write images to a folder.")
+        Form,
+        typer.Option(
+            "--format",
+            help="All but parquet write images to a folder; chat and dialogues are conversations as jsonl, about two "
+            "images or about one.",
+        ),
     ] = Form.PARQUET,
     as_json: Json = False,
 ) -> None:

@@ -14,9 +14,10 @@ import data.maad as maad
 from antgmm_jax.errors import AntgmmError
 from data import json_rows
 from data.building import read_all
+from data.maad.tiers import TIERS, products
 from data.readers import read_records
 from data.record import Turn, prompt
-from data.writers import write_chat, write_jsonl, write_maad, write_parquet
+from data.writers import OTHERS, write_chat, write_dialogues, write_jsonl, write_maad, write_parquet
 
 
 def read(kind, path, **about):
@@ -243,6 +244,22 @@ def test_conversations_are_written_with_two_pictures_each(tmp_path):
         assert (record.answer, record.type) == (second.answer, second.type)
         for image, each in zip(record.images, (first, second), strict=True):
             np.testing.assert_array_equal(image, each.images[0])
+
+
+def test_dialogues_ask_further_questions_about_the_same_advertisement(tmp_path):
+    source = maad.source("s", "val", 2)
+    write_dialogues(source, tmp_path / "val.jsonl")
+    for row, record in enumerate(read("jsonl", tmp_path)):
+        own, answers = source[row], [turn.text for turn in record.turns if turn.role == "assistant"] + [record.answer]
+        assert len(record.images) == 1
+        assert record.turns[0] == Turn("user", (None, prompt(own.question, own.text)))
+        assert (len(answers), answers[0]) == (1 + OTHERS, own.answer)
+        # Evidence of the picture is the same in all answers.
+        product = products(TIERS["s"])[own.latents["product"]].name
+        asked = {turn.text: answer for turn, answer in zip(record.turns[::2], answers, strict=True)}
+        assert len(asked) == 1 + OTHERS
+        for question, answer in asked.items():
+            assert "what product is pictured?" not in question or answer == product
 
 
 def test_parquet_with_paths_and_plain_bytes(folder):

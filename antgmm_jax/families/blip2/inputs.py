@@ -4,14 +4,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from tokenizers import Tokenizer
 from transformers import Blip2Processor, BlipImageProcessor, PreTrainedTokenizerFast, ProcessorMixin
 
 from antgmm_jax.blocks.pictures import as_hf
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.families.blip2.config import Blip2Config
 from antgmm_jax.families.common.square import SquarePictures, Tree, check_processor, side
-from antgmm_jax.families.common.words import Messages, rendered, wrap
+from antgmm_jax.families.common.words import AnyTokenizer, Messages, rendered, wrap
 
 
 class Inputs:
@@ -51,14 +50,14 @@ class Inputs:
         return {"pixel_values": as_hf(batch["images"])}
 
 
-def new_processor(config: Blip2Config, tokenizer: Tokenizer) -> Blip2Processor:
+def new_processor(config: Blip2Config, tokenizer: AnyTokenizer) -> Blip2Processor:
     """Creates the processor of a model that is trained from scratch; see `antgmm_jax.families.new_processor`."""
     px = config.vision.image
     images = BlipImageProcessor(size={"height": px, "width": px})
     return Blip2Processor(images, wrapped(config, tokenizer), num_query_tokens=config.bridge.queries)
 
 
-def wrapped(config: LMMConfig, tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
+def wrapped(config: LMMConfig, tokenizer: AnyTokenizer) -> PreTrainedTokenizerFast:
     """Converts a trained tokenizer to one for the prompts of an encoder, or of a decoder alone."""
     if config.encoder_decoder:
         return wrap(tokenizer, template="$A </s>")

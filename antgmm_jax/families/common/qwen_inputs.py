@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 from einops import rearrange
-from tokenizers import Tokenizer
 from transformers import ProcessorMixin, Qwen2VLImageProcessor
 
 from antgmm_jax.blocks.grids import places
@@ -13,7 +12,7 @@ from antgmm_jax.blocks.packed import PackedConfig
 from antgmm_jax.blocks.pictures import as_hf
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families.common.square import Tree, check_processor, normalisation, one_thread
-from antgmm_jax.families.common.words import Messages, rendered, starts_itself, wrap
+from antgmm_jax.families.common.words import AnyTokenizer, Messages, rendered, starts_itself, wrap
 
 _START, _END, _VIDEO = "<|vision_start|>", "<|vision_end|>", "<|video_pad|>"
 _LONGEST = 200  # the limit of the image processor
@@ -130,7 +129,7 @@ def _check_row(text: str, images: Sequence[np.ndarray], video: str) -> None:
 
 
 def processor_of(
-    config: PackedConfig, tokenizer: Tokenizer, kind: Callable[..., ProcessorMixin], video: Callable[..., Any]
+    config: PackedConfig, tokenizer: AnyTokenizer, kind: Callable[..., ProcessorMixin], video: Callable[..., Any]
 ) -> ProcessorMixin:
     """Creates the processor of a model that is trained from scratch; see `antgmm_jax.families.new_processor`.
 

@@ -41,6 +41,9 @@ def chat_template(picture: str) -> str:
 CHAT = chat_template("<image>")
 """The chat template of new processors with the image token `<image>`."""
 
+AnyTokenizer = Tokenizer | PreTrainedTokenizerFast
+"""A tokenizer that we trained, or that of a pretrained language model."""
+
 Messages = Sequence[Mapping[str, Any]]
 """A conversation: turns with `role` and `content`, a list of parts as in `user_turn`."""
 
@@ -90,17 +93,19 @@ def starts_itself(processor: ProcessorMixin, text: str) -> bool:
     return bool(start) and text.startswith(start)
 
 
-def wrap(tokenizer: Tokenizer, *, template: str, **extra) -> PreTrainedTokenizerFast:
+def wrap(tokenizer: AnyTokenizer, *, template: str, **extra) -> PreTrainedTokenizerFast:
     """Converts a trained tokenizer to a Hugging Face one.
 
     Args:
-        tokenizer: trained tokenizer.
+        tokenizer: trained tokenizer; a Hugging Face one is returned as it is.
         template: special tokens around a text: `$A </s>` for T5, `$A` where the chat template writes the start token.
         extra: further arguments of the Hugging Face class.
 
     Returns:
         The Hugging Face tokenizer.
     """
+    if not isinstance(tokenizer, Tokenizer):
+        return tokenizer
     own = Tokenizer.from_str(tokenizer.to_str())
     named = [(token, place) for place, token in enumerate(SPECIAL) if token in template]
     own.post_processor = processors.TemplateProcessing(single=template, special_tokens=named)

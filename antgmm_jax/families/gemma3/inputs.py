@@ -4,13 +4,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from tokenizers import Tokenizer
 from transformers import Gemma3ImageProcessor, Gemma3Processor, ProcessorMixin
 
 from antgmm_jax.blocks.pictures import as_hf
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families.common.square import SquarePictures, Tree, check_processor, side
-from antgmm_jax.families.common.words import Messages, chat_template, rendered, starts_itself, wrap
+from antgmm_jax.families.common.words import AnyTokenizer, Messages, chat_template, rendered, starts_itself, wrap
 from antgmm_jax.families.gemma3.config import Gemma3Config
 
 _START, _END = "<start_of_image>", "<end_of_image>"
@@ -64,7 +63,7 @@ class Inputs:
         return {**pictures, "token_type_ids": marks.astype(np.int64)}
 
 
-def new_processor(config: Gemma3Config, tokenizer: Tokenizer) -> Gemma3Processor:
+def new_processor(config: Gemma3Config, tokenizer: AnyTokenizer) -> Gemma3Processor:
     """Creates the processor of a model that is trained from scratch; see `antgmm_jax.families.new_processor`."""
     size = {"height": config.vision.image, "width": config.vision.image}
     tokens = {"image_token": "<image>", "boi_token": _START, "eoi_token": _END}

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from tokenizers import Tokenizer
 from transformers import (
     Idefics3ImageProcessor,
     Idefics3Processor,
@@ -16,7 +15,7 @@ from transformers import (
 
 from antgmm_jax.blocks.pictures import as_hf
 from antgmm_jax.families.common.square import Tree, check_processor, normalisation, one_thread
-from antgmm_jax.families.common.words import CHAT, Messages, rendered, starts_itself, wrap
+from antgmm_jax.families.common.words import CHAT, AnyTokenizer, Messages, rendered, starts_itself, wrap
 from antgmm_jax.families.idefics3.config import Idefics3Config
 
 _CLASSES = {"idefics3": Idefics3Processor, "smolvlm": SmolVLMProcessor}
@@ -81,7 +80,7 @@ def _side(processor: Any) -> int:
     return processor.image_processor.max_image_size["longest_edge"]
 
 
-def new_processor(config: Idefics3Config, tokenizer: Tokenizer) -> ProcessorMixin:
+def new_processor(config: Idefics3Config, tokenizer: AnyTokenizer) -> ProcessorMixin:
     """Creates the processor of a model that is trained from scratch; see `antgmm_jax.families.new_processor`.
 
     Every image becomes one tile.

@@ -63,6 +63,19 @@ PRESETS: dict[str, Idefics3Config] = {
         q_per_kv=3,
         tied=True,
     ),
+    # SmolLM2-135M, and an image side for MAAD-synth's tier m.
+    "smolvlm-135m": sized(
+        vision=(12, 256, 8, 768),
+        text=(30, 576, 3, 1536),
+        head_dims=(32, 64),
+        image=112,
+        patch=28,
+        scale=1,
+        vocab=49216,
+        image_token=49152,
+        q_per_kv=3,
+        tied=True,
+    ),
     "smolvlm-256m": sized(
         vision=(12, 768, 12, 3072),
         text=(30, 576, 3, 1536),

@@ -4,14 +4,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from tokenizers import Tokenizer
 from transformers import BlipImageProcessor, InstructBlipProcessor, ProcessorMixin
 
 from antgmm_jax.blocks.pictures import as_hf
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families.blip2 import inputs as blip2
 from antgmm_jax.families.common.square import Tree
-from antgmm_jax.families.common.words import wrap
+from antgmm_jax.families.common.words import AnyTokenizer, wrap
 from antgmm_jax.families.instructblip.config import InstructBlipConfig
 
 
@@ -63,7 +62,7 @@ class Inputs(blip2.Inputs):
         }
 
 
-def new_processor(config: InstructBlipConfig, tokenizer: Tokenizer) -> InstructBlipProcessor:
+def new_processor(config: InstructBlipConfig, tokenizer: AnyTokenizer) -> InstructBlipProcessor:
     """Creates the processor of a model that is trained from scratch; see `antgmm_jax.families.new_processor`."""
     px = config.vision.image
     images = BlipImageProcessor(size={"height": px, "width": px})

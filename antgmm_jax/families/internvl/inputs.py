@@ -4,12 +4,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from tokenizers import Tokenizer
 from transformers import GotOcr2ImageProcessor, InternVLProcessor, InternVLVideoProcessor, ProcessorMixin
 
 from antgmm_jax.blocks.pictures import as_hf
 from antgmm_jax.families.common.square import Tree, check_processor, normalisation, side, unscaled
-from antgmm_jax.families.common.words import CHAT, Messages, rendered, wrap
+from antgmm_jax.families.common.words import CHAT, AnyTokenizer, Messages, rendered, wrap
 from antgmm_jax.families.internvl.config import InternVLConfig
 
 _START, _END, _VIDEO = "<img>", "</img>", "<video>"
@@ -61,7 +60,7 @@ class Inputs:
         return {"pixel_values": as_hf(batch["images"])}
 
 
-def new_processor(config: InternVLConfig, tokenizer: Tokenizer) -> InternVLProcessor:
+def new_processor(config: InternVLConfig, tokenizer: AnyTokenizer) -> InternVLProcessor:
     """Creates the processor of a model that is trained from scratch; see `antgmm_jax.families.new_processor`.
 
     An image becomes at most two tiles, and one that shows all of it.

@@ -4,12 +4,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from tokenizers import Tokenizer
 from transformers import CLIPImageProcessor, LlavaProcessor, ProcessorMixin, SiglipImageProcessor
 
 from antgmm_jax.blocks.pictures import as_hf
 from antgmm_jax.families.common.square import SquarePictures, Tree, check_processor, side
-from antgmm_jax.families.common.words import CHAT, Messages, rendered, starts_itself, wrap
+from antgmm_jax.families.common.words import CHAT, AnyTokenizer, Messages, rendered, starts_itself, wrap
 from antgmm_jax.families.llava.config import LlavaConfig
 
 
@@ -59,7 +58,7 @@ def _tokens(processor: LlavaProcessor) -> int:
     return count - (processor.vision_feature_select_strategy == "default")
 
 
-def new_processor(config: LlavaConfig, tokenizer: Tokenizer) -> LlavaProcessor:
+def new_processor(config: LlavaConfig, tokenizer: AnyTokenizer) -> LlavaProcessor:
     """Creates the processor of a model that is trained from scratch; see `antgmm_jax.families.new_processor`."""
     vision, image = config.vision, {"image_token": "<image>"}
     square = {"height": vision.image, "width": vision.image}

@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Int
-from tokenizers import Tokenizer
 from transformers import (
     LlavaOnevisionImageProcessor,
     LlavaOnevisionProcessor,
@@ -17,7 +16,7 @@ from transformers.image_processing_utils import select_best_resolution
 from antgmm_jax.blocks.pictures import as_hf
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families.common.square import Tree, check_processor, normalisation, side, unscaled
-from antgmm_jax.families.common.words import CHAT, Messages, rendered, wrap
+from antgmm_jax.families.common.words import CHAT, AnyTokenizer, Messages, rendered, wrap
 from antgmm_jax.families.llava_onevision import tiles
 from antgmm_jax.families.llava_onevision.config import LlavaOnevisionConfig
 
@@ -130,7 +129,7 @@ def _check_tiling(processor: Any, config: LlavaOnevisionConfig) -> None:
             )
 
 
-def new_processor(config: LlavaOnevisionConfig, tokenizer: Tokenizer) -> LlavaOnevisionProcessor:
+def new_processor(config: LlavaOnevisionConfig, tokenizer: AnyTokenizer) -> LlavaOnevisionProcessor:
     """Creates the processor of a model that is trained from scratch; see `antgmm_jax.families.new_processor`."""
     tokens = {"image_token": "<image>", "video_token": _VIDEO}
     words = wrap(tokenizer, template="$A", bos_token="<s>", padding_side="left", extra_special_tokens=tokens)

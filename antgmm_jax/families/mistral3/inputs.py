@@ -5,14 +5,13 @@ from typing import Any
 
 import numpy as np
 from einops import rearrange
-from tokenizers import Tokenizer
 from transformers import PixtralImageProcessor, PixtralProcessor, ProcessorMixin
 
 from antgmm_jax.blocks.grids import places
 from antgmm_jax.blocks.pictures import as_hf
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families.common.square import Tree, check_processor, normalisation, one_thread
-from antgmm_jax.families.common.words import CHAT, Messages, rendered, starts_itself, wrap
+from antgmm_jax.families.common.words import CHAT, AnyTokenizer, Messages, rendered, starts_itself, wrap
 from antgmm_jax.families.mistral3.config import Mistral3Config
 
 _BREAK, _END = "[IMG_BREAK]", "[IMG_END]"
@@ -108,7 +107,7 @@ def _side(processor: Any) -> int:
     return processor.patch_size * processor.spatial_merge_size
 
 
-def new_processor(config: Mistral3Config, tokenizer: Tokenizer) -> PixtralProcessor:
+def new_processor(config: Mistral3Config, tokenizer: AnyTokenizer) -> PixtralProcessor:
     """Creates the processor of a model that is trained from scratch; see `antgmm_jax.families.new_processor`."""
     vision, image = config.vision, {"image_token": "<image>"}
     words = wrap(tokenizer, template="$A", bos_token="<s>", padding_side="left", extra_special_tokens=image)

