@@ -240,7 +240,7 @@ def report(
     say(f"report: {run}")
     checked, written = run / "report" / "gate.json", run / "report" / "report.json"
     if again or (checked.exists() and not written.exists()):
-        _measure(run, mesh)
+        _measure(run, mesh, again)
     figures = _figures(run)
     if "teacher" not in figures:  # of `antgmm train`
         emit(figures, as_json, json.dumps(figures, indent=1))
@@ -253,11 +253,14 @@ def report(
     emit(figures, as_json, Markdown(text), _places(run, "report.html"))
 
 
-def _measure(run: Path, mesh: str) -> None:
-    """Measures the report of a run that is complete without it."""
+def _measure(run: Path, mesh: str, again: bool) -> None:
+    """Measures the report of a run that is complete without it, or `again`."""
     require(*_NEEDED)
     from experiments.run.schema.recipe import load_recipe
+    from experiments.run.scoring import STORED
 
+    for scores in (run / "cache").glob(STORED) if again else ():
+        scores.unlink()
     recipe = load_recipe(run / "recipe.toml")
     with started(run, Options(Machine(mesh, "", 1, 0))):
         from experiments.report.write import finish
