@@ -150,22 +150,23 @@ class Run:
         with returning_memory_of_compilers(), self.folder.opened(recipe):
             records = load_both(recipe)
             student, self.origin = begin(records[0])
-            run_on_first(lambda: self._announce(records, student.config))
+            forecast = run_on_first(lambda: self._announce(records, student.config))
             shared = self._prepared(records, (self.origin.teacher or student).config)
-            with watching(self._watch, self.folder.path, recipe) as self._watcher:
+            with watching(self._watch, self.folder.path, recipe, forecast) as self._watcher:
                 for work in recipe.work:
                     student = self._stage(work, student, shared)
             del shared  # a cache of the teacher may be in memory
             yield student
 
-    def _announce(self, records: tuple[Source, Source], config: LMMConfig) -> None:
-        """Prints the remaining parts of the run with estimated durations."""
+    def _announce(self, records: tuple[Source, Source], config: LMMConfig) -> dict[str, float]:
+        """Prints the remaining parts of the run, and returns their estimated durations."""
         recipe, limits = self.recipe, {"max_length": self.recipe.max_length, "max_answer": self.recipe.max_answer}
         encoder = Encoder(self.origin.processor, config, **limits, template=prompt_of(recipe))
         hard = recipe.hard.samples if recipe.hard else 0
-        if looks := look_at(records[0], encoder):
-            done = [work.title for work in recipe.work if self.folder.finished(work.number, work.stage.name)]
-            announce(recipe, config, Rows(len(records[0]), len(records[1]), hard, **looks), done)
+        if not (looks := look_at(records[0], encoder)):
+            return {}
+        done = [work.title for work in recipe.work if self.folder.finished(work.number, work.stage.name)]
+        return announce(recipe, config, Rows(len(records[0]), len(records[1]), hard, **looks), done)
 
     def _prepared(self, records: tuple[Source, Source], config: LMMConfig) -> Shared:
         """Encodes the records, checks the stages, and prepares the teacher's targets."""
