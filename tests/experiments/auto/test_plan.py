@@ -62,9 +62,11 @@ def test_one_command_plans_once_and_compresses(antgmm, monkeypatch, tmp_path, ro
     [
         ([], "compress needs a RECIPE, or --model DIR --data FILE and a budget"),
         (["--model", "m"], "compress --model needs --data"),
-        (["--model", "m", "--data", "d.jsonl"], "needs one budget: --smaller 8x, --params N or --latency-ms MS"),
+        (["--model", "m", "--data", "d.jsonl"], "--params N, --latency-ms MS or --keep-quality 98%"),
         (["--model", "m", "--data", "d.jsonl", "--smaller", "8x", "--params", "9"], "needs one budget"),
         (["--model", "m", "--data", "d.jsonl", "--smaller", "0.5"], "--smaller 0.5: write how many times fewer"),
+        (["--model", "m", "--data", "d.jsonl", "--keep-quality", "98"], "--keep-quality 98: write the share"),
+        (["--model", "m", "--data", "d.jsonl", "--keep-quality", "98%"], "m/config.json is missing"),
         (["--model", "m", "--data", "d.jsonl", "--smaller", "8x"], "m/config.json is missing"),
         (["--model", "m", "--data", "d.csv", "--smaller", "8x"], "d.csv: name a file that ends in .jsonl"),
         (["r.toml", "--model", "m"], "RECIPE already says what to do"),
