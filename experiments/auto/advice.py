@@ -38,9 +38,8 @@ def advice(recipe: Recipe | Training, run: Path) -> list[str]:
     rows = [records.words(row) for row in range(len(records))]
     chance = most_frequent([row.type for row in rows], [row.answer for row in rows])
     if unlearnt := at_chance(scores["by_type"], chance):
-        few = isinstance(recipe, Recipe) and len(unlearnt) <= len(chance) / 2
-        times = ", ".join(f'"{kind}" = 4' for kind in unlearnt if kind != "-")
-        often = f", or show them more often (repeat = {{ {times} }})" if few and times else ""
+        known = isinstance(recipe, Recipe) and "-" not in unlearnt and not recipe.stages[-1].repeat
+        often = ', or show them more often (repeat = "auto" in the last stage)' if known else ""
         result.append(
             f"questions of type {', '.join(unlearnt)} score as the most frequent answer does, they are not learnt: take"
             f" more steps{often}"

@@ -11,7 +11,7 @@ MARK = "# plan of "
 
 
 class Goal(NamedTuple):
-    """The goal of a compression; exactly one of `smaller`, `params` and `latency_ms` is set.
+    """The goal of a compression; exactly one of `smaller`, `params`, `latency_ms` and `keep` is set.
 
     Attributes:
         model: Hugging Face folder of the teacher, or a name of the Hub.
@@ -20,6 +20,7 @@ class Goal(NamedTuple):
         smaller: how many times fewer parameters the student has; 0 if not set.
         params: maximum number of parameters; 0 if not set.
         latency_ms: maximum milliseconds of a request on this machine; 0 if not set.
+        keep: share of the teacher's score that the smallest student keeps; 0 if not set.
         minutes: duration that the run should take; 0 for as long as the steps need, at most `MOST_MINUTES`.
         changes: `key=value` changes of the recipe outside its stages, such as the prompt.
     """
@@ -30,6 +31,7 @@ class Goal(NamedTuple):
     smaller: float = 0.0
     params: int = 0
     latency_ms: float = 0.0
+    keep: float = 0.0
     minutes: float = 0.0
     changes: tuple[str, ...] = ()
 
@@ -75,4 +77,20 @@ def ratio(text: str) -> float:
         value = 0.0
     if not 1 < value < float("inf"):
         raise AntgmmError(f"--smaller {text}: write how many times fewer parameters, such as 8x")
+    return value
+
+
+def share(text: str) -> float:
+    """Parses a share of the teacher's score, such as "98%" or "0.98".
+
+    Raises:
+        AntgmmError: it is not between 0 and 1.
+    """
+    number, percent, _ = text.strip().partition("%")
+    try:
+        value = float(number) / (100 if percent else 1)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1:
+        raise AntgmmError(f"--keep-quality {text}: write the share of the teacher's score to keep, such as 98%")
     return value

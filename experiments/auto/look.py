@@ -25,6 +25,8 @@ ABOVE = 0.1
 """A teacher that is less than this above the most frequent answers does not know the task."""
 FEW = 1000
 """Below this number of training rows, a student loses tens of points (docs/lab/calibration.md)."""
+COARSE = 100
+"""Below this number of held-out rows, a score says little."""
 
 
 class Look(NamedTuple):
@@ -140,6 +142,16 @@ def warnings(seen: Look) -> list[str]:
         )
     if rows < FEW:
         result.append(f"{rows} training rows are few: below {FEW} a student loses tens of points; bring more rows")
+    if seen.tested < COARSE:
+        result.append(
+            f"{seen.tested} held-out rows are few: a score is uncertain by {50 / seen.tested**0.5:.0f} points; name"
+            " more of them with --test"
+        )
+    if len(seen.chance) == 1:
+        result.append(
+            "all held-out rows are of one question type: what is learnt last is neither named nor shown more often;"
+            ' give rows that ask different things a "type"'
+        )
     if len(seen.chance) == 1 and next(iter(seen.chance.values())) > 0.9:
         result.append("nearly all held-out answers are equal: scores say little; bring rows with other answers")
     return result

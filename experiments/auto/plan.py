@@ -3,26 +3,47 @@
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import tomli_w
 
 from antgmm_jax.axes import sizes
+from antgmm_jax.config import LMMConfig
+from antgmm_jax.io.loading import load_processor
 from experiments.auto.buckets import buckets
 from experiments.auto.goal import MOST_MINUTES, Goal, is_planned, marked
 from experiments.auto.look import Look, longest_answer, look_at_both, warnings
 from experiments.auto.rows import counted
 from experiments.auto.schedule import Machine, Tuned, base, draft, fitted
-from experiments.auto.sizing import Chosen, check_budget, chosen
+from experiments.auto.sizing import Chosen, check_budget, chosen, within
 from experiments.auto.tune import Trial, tuned
+from experiments.run.datasets import encoded, load_records
 from experiments.run.folder import write_text
 from experiments.run.forecast import Rows, look_at, matmul_rate
 from experiments.run.host.console import clock, count, say
+from experiments.run.samples import Samples
 from experiments.run.schema.recipe import change
+from experiments.run.student import load_student, whole
 from pruning.costs import total_parameters
 
 TESTED = 1000
 """Maximum number of test records that a planned run scores."""
+
+
+class Plan(NamedTuple):
+    """A plan that is not written yet.
+
+    Attributes:
+        raw: tables of the recipe.
+        reasons: what was measured and is planned, in lines.
+        params: parameters of the student.
+        tuned: optimizer and rate of the language stages.
+    """
+
+    raw: dict[str, Any]
+    reasons: list[str]
+    params: int
+    tuned: Tuned
 
 
 def planned(goal: Goal, path: Path) -> Path:
@@ -36,11 +57,44 @@ def planned(goal: Goal, path: Path) -> Path:
         `path`.
 
     Raises:
-        AntgmmError: invalid rows, no legal model within the budget, or the file is another plan.
+        AntgmmError: as in `measured`, or the file is another plan.
     """
     if is_planned(path, goal):
         say(f"plan: {path} is written already")
-        return path
+    else:
+        write(measured(goal, path.with_suffix(".tuning")), goal, path)
+        say(f"plan: written to {path}; edit it if you like, and run it with antgmm compress {path}")
+    return path
+
+
+def write(plan: Plan, goal: Goal, path: Path) -> None:
+    """Prints a plan and writes it as a recipe.
+
+    Args:
+        plan: the plan.
+        goal: its goal.
+        path: file of the recipe.
+    """
+    for line in plan.reasons:
+        say(line)
+    comments = "".join(f"# {line}\n" for line in plan.reasons)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, f"{marked(goal)}\n{comments}{tomli_w.dumps(plan.raw)}")
+
+
+def measured(goal: Goal, place: Path) -> Plan:
+    """Measures model and data, and plans a compression of the teacher.
+
+    Args:
+        goal: model, data and budget.
+        place: folder for temporary files, removed at the end.
+
+    Returns:
+        The plan.
+
+    Raises:
+        AntgmmError: invalid rows, or no legal model within the budget.
+    """
     begin = time.monotonic()
     check_budget(goal)
     test = counted(goal.test)
@@ -53,36 +107,70 @@ def planned(goal: Goal, path: Path) -> Path:
     tables["evaluate"]["max_new_tokens"] = longest_answer(samples, seen.held)
     tables |= buckets(samples.needs, config.encoder_decoder)
     choice = chosen(goal, seen, recipe.seed, recipe.optimizer.dtype)
-    statistics = look_at(samples.records, samples.encoder)
-    rows = Rows(len(samples), tables["evaluate"]["data"]["samples"], 0, **statistics)
-    machine, wanted = Machine(rows, matmul_rate(), 0.0), choice.sized.sizes
-    trials = tuned(tables, seen, wanted, machine, 60 * (goal.minutes or MOST_MINUTES), path.with_suffix(".tuning"))
+    machine, wanted = _machine(tables, samples), choice.sized.sizes
+    trials = tuned(tables, seen, wanted, machine, 60 * (goal.minutes or MOST_MINUTES), place)
     best = trials[0].tuned if trials else Tuned()
     machine = machine._replace(spent=time.monotonic() - begin)
     raw, expected = fitted(goal, tables, config, wanted, machine, best)
-    reasons = [*_reasons(seen, choice, trials), *_steps(raw, expected)]
-    for line in reasons:
-        say(line)
-    comments = "".join(f"# {line}\n" for line in reasons)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, f"{marked(goal)}\n{comments}{tomli_w.dumps(raw)}")
-    say(f"plan: written to {path}; edit it if you like, and run it with antgmm compress {path}")
-    return path
+    reasons = [*_look(seen), *_sizes(config, choice), *_tuning(trials), *_steps(raw, expected)]
+    return Plan(raw, reasons, total_parameters(choice.sized.config), best)
 
 
-def _reasons(seen: Look, choice: Chosen, trials: Sequence[Trial]) -> Iterator[str]:
-    """Lines of the plan that say what was measured, and the sizes."""
-    before, after = sizes(seen.teacher.config), sizes(choice.sized.config)
-    old, new = total_parameters(seen.teacher.config), total_parameters(choice.sized.config)
+def further(goal: Goal, first: Mapping[str, Any], best: Tuned, parent: str) -> Plan:
+    """Plans a compression that starts from a stage of an earlier one, or again from the teacher.
+
+    Args:
+        goal: model, data and number of parameters.
+        first: tables of the first plan; its stages are replaced.
+        best: optimizer and rate of the language stages.
+        parent: folder of the stage; "" for the teacher.
+
+    Returns:
+        The plan.
+
+    Raises:
+        AntgmmError: no legal model is within the budget.
+    """
+    begin = time.monotonic()
+    tables = {key: value for key, value in first.items() if key not in ("stage", "parent")}
+    recipe, whole_model = draft(tables), whole(goal.model)
+    start = load_student(Path(parent)) if parent else whole_model
+    processor, records = load_processor(goal.model), load_records(recipe.data)
+    samples = encoded(recipe, records, processor, whole_model.config, trained=True)
+    choice = within(start, samples, goal.params, recipe.seed, recipe.optimizer.dtype)
+    machine = _machine(tables, samples)._replace(spent=time.monotonic() - begin)
+    raw, expected = fitted(goal, tables, start.config, choice.sized.sizes, machine, best)
+    reasons = [*_sizes(start.config, choice), *_steps(raw, expected)]
+    return Plan({"parent": parent, **raw}, reasons, total_parameters(choice.sized.config), best)
+
+
+def _machine(tables: Mapping[str, Any], samples: Samples) -> Machine:
+    statistics = look_at(samples.records, samples.encoder)
+    rows = Rows(len(samples), tables["evaluate"]["data"]["samples"], 0, **statistics)
+    return Machine(rows, matmul_rate(), 0.0)
+
+
+def _look(seen: Look) -> Iterator[str]:
+    """Lines of the plan about teacher and data."""
     chance = sum(seen.chance.values()) / len(seen.chance)
     yield f"exact match on {len(seen.held)} held-out rows: teacher {seen.score:.3f}, most frequent answers {chance:.3f}"
     yield from (f"warning: {line}" for line in warnings(seen))
-    measured = f", {choice.measured_ms:.1f} ms a request" if choice.measured_ms else ""
-    yield f"parameters: {count(old)} to {count(new)}, {old / new:.1f} times fewer{measured}"
+
+
+def _sizes(config: LMMConfig, choice: Chosen) -> Iterator[str]:
+    """Lines of the plan about the sizes, with the sensitivity that they follow from."""
+    before, after = sizes(config), sizes(choice.sized.config)
+    old, new = total_parameters(config), total_parameters(choice.sized.config)
+    timed = f", {choice.measured_ms:.1f} ms a request" if choice.measured_ms else ""
+    yield f"parameters: {count(old)} to {count(new)}, {old / new:.1f} times fewer{timed}"
     for axis, size in before.items():
         grown = choice.increases.get(axis)
         why = "" if grown is None else f" (loss {grown:+.2f} with half of it closed)"
         yield f"  {axis}: {size} to {after[axis]}{why}"
+
+
+def _tuning(trials: Sequence[Trial]) -> Iterator[str]:
+    """Lines of the plan about optimizer and rates."""
     for trial in trials:
         yield f"tuning: {trial.tuned.kind} at {trial.tuned.rate:.2g} x the usual rate: held-out loss {trial.loss:.3f}"
     if not trials:

@@ -105,7 +105,7 @@ def stages(config: LMMConfig, wanted: Mapping[str, int], rows: int, scale: float
     settle = language_stage(config, text, rows, tuned, half)
     cut = {name: settle.pop(name) for name in ("importance", "sizes") if name in settle}
     language = {**settle, "optimizer": {**settle["optimizer"], "schedule": "constant"}, **cut}
-    return [*result, {"name": "language", **language}, {"name": "settle", **settle}]
+    return [*result, {"name": "language", **language}, {"name": "settle", "repeat": "auto", **settle}]
 
 
 def language_stage(config: LMMConfig, text: Mapping[str, int], rows: int, tuned: Tuned, steps: int) -> dict[str, Any]:

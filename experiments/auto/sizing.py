@@ -15,7 +15,8 @@ from experiments.lab.planning.rates import RequestSize, calibrate, predict
 from experiments.lab.planning.search import by_latency, by_parameters, time_request
 from experiments.run.calibration import calibration_batches, importance
 from experiments.run.host.console import working
-from experiments.run.student import whole
+from experiments.run.samples import Samples
+from experiments.run.student import Student, whole
 from pruning.costs import total_parameters
 from pruning.planning import illegal_reason
 from pruning.sizing import Sized
@@ -57,10 +58,10 @@ def chosen(goal: Goal, seen: Look, seed: int, dtype: str) -> Chosen:
         AntgmmError: no legal model is within the budget, or the teacher itself is.
     """
     config = seen.teacher.config
-    grown = _increases(seen, seed, dtype)
-    search = partial(pruning.search, config, weights=factors(grown))
     if not goal.latency_ms:
-        return Chosen(by_parameters(config, _parameters(goal, config), partial(search, value=value_of(config))), grown)
+        return within(seen.teacher, seen.trained, _parameters(goal, config), seed, dtype)
+    grown = _increases(seen.teacher, seen.trained, seed, dtype)
+    search = partial(pruning.search, config, weights=factors(grown))
     lengths = seen.held.lengths
     # A model without an encoder reads prompt and answer as one text.
     prompt = lengths["text"] - (0 if config.encoder_decoder else lengths["answer"])
@@ -68,6 +69,27 @@ def chosen(goal: Goal, seen: Look, seed: int, dtype: str) -> Chosen:
     price = lru_cache(maxsize=None)(partial(predict, calibrate(config, request), request=request))
     best, _ = by_latency(config, goal.latency_ms, search, price, partial(time_request, request=request))
     return Chosen(best.sized, grown, best.measured)
+
+
+def within(model: Student, samples: Samples, parameters: int, seed: int, dtype: str) -> Chosen:
+    """Searches the sizes for a number of parameters.
+
+    Args:
+        model: the model to cut: the teacher, or a student that is cut further.
+        samples: training records.
+        parameters: maximum number of parameters.
+        seed: seed of the calibration batches.
+        dtype: dtype of computation.
+
+    Returns:
+        The sizes.
+
+    Raises:
+        AntgmmError: no legal model is within the budget, or the model itself is.
+    """
+    grown, config = _increases(model, samples, seed, dtype), model.config
+    search = partial(pruning.search, config, weights=factors(grown), value=value_of(config))
+    return Chosen(by_parameters(config, parameters, search), grown)
 
 
 def check_budget(goal: Goal) -> None:
@@ -106,20 +128,12 @@ def value_of(config: LMMConfig) -> Callable[[LMMConfig], float]:
     )
 
 
-def _increases(seen: Look, seed: int, dtype: str) -> dict[str, float]:
-    config, samples = seen.teacher.config, seen.trained
+def _increases(model: Student, samples: Samples, seed: int, dtype: str) -> dict[str, float]:
+    config = model.config
     with working("sensitivity of the loss to each axis"):
-        params = seen.teacher.load(dtype)
-        scores, _ = importance(
-            config,
-            params,
-            methods(sizes(config)),
-            {},
-            samples,
-            **CALIBRATION,
-            seed=seed,
-            dtype=dtype,
-        )
+        params = model.load(dtype)
+        of_axes = methods(sizes(config))
+        scores, _ = importance(config, params, of_axes, {}, samples, **CALIBRATION, seed=seed, dtype=dtype)
         batches = calibration_batches(samples, **CALIBRATION, seed=seed)
         return increases(config, params, closed(config, scores), batches, dtype=dtype)
 

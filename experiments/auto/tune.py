@@ -6,24 +6,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-import numpy as np
-
 from antgmm_jax.config import LMMConfig
-from antgmm_jax.parallel.processes import gather
-from antgmm_jax.parallel.sharding import shard_rows
-from antgmm_jax.pure import Params, functional
-from distill import NO_TEACHER, LossConfig, make_loss
+from distill import NO_TEACHER
 from experiments.auto.look import Look, spread
 from experiments.auto.schedule import Machine, Tuned, language_stage
 from experiments.auto.sizing import by_side
 from experiments.run.datasets import encoded
+from experiments.run.evaluation import token_loss
 from experiments.run.features import ImageFeatures
 from experiments.run.flops import step_flops
 from experiments.run.forecast import CALL, COMPILE, SHARE
 from experiments.run.host.console import say
 from experiments.run.objectives import Shared
-from experiments.run.samples import Samples
 from experiments.run.schema import Recipe
 from experiments.run.schema.recipe import recipe_of
 from experiments.run.stage import StageRun
@@ -119,28 +113,9 @@ class _Trials:
             named = work._replace(title=title)
             run = StageRun(named, shared, self._place / f"{self._done}", watcher.stage(named, None))
             left = run.run(self._seen.teacher)
-        loss = held_out_loss(left.config, left.params, self._seen.held)
+        loss = token_loss(left.config, left.params, self._seen.held)
         say(f"{title}: held-out loss {loss:.3f} after {work.stage.steps} steps")
         return Trial(candidate, loss)
-
-
-def held_out_loss(config: LMMConfig, params: Params, samples: Samples, size: int = 32) -> float:
-    """Returns the mean cross-entropy per answer token.
-
-    Args:
-        config: model config.
-        params: model parameters.
-        samples: the records.
-        size: rows per batch; the last batch is filled up with its last row.
-    """
-    loss = make_loss(functional(config), LossConfig(hard=1.0))
-    measured = jax.jit(lambda params, batch: loss(params, {}, batch, {})[0])
-    batches = samples.in_order(min(size, len(samples)))
-    return float(np.mean([gather(measured(params, shard_rows(_arrays(batch)))) for batch in batches]))
-
-
-def _arrays(batch: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in batch.items() if name != "index"}
 
 
 def _recipe(

@@ -23,6 +23,12 @@ Tested = Annotated[str, typer.Option(metavar="FILE", help="Other rows for the sc
 Smaller = Annotated[str, typer.Option(metavar="8x", help="How many times fewer parameters the student has.")]
 Parameters = Annotated[int, typer.Option(min=0, metavar="N", help="Maximum number of parameters of the student.")]
 Latency = Annotated[float, typer.Option(min=0, metavar="MS", help="Maximum milliseconds of a request on this machine.")]
+Keep = Annotated[
+    str,
+    typer.Option(
+        "--keep-quality", metavar="98%", help="Search the smallest student with this share of the teacher's score."
+    ),
+]
 Minutes = Annotated[
     float,
     typer.Option(
@@ -41,6 +47,7 @@ class Wish(NamedTuple):
     smaller: str
     params: int
     latency_ms: float
+    keep: str
     minutes: float
 
     def goal(self, changes: list[str]) -> "Goal":
@@ -52,15 +59,17 @@ class Wish(NamedTuple):
         Raises:
             AntgmmError: an option is missing or invalid, or there is more than one budget.
         """
-        from experiments.auto.goal import Goal, ratio
+        from experiments.auto.goal import Goal, ratio, share
         from experiments.auto.rows import tables
 
         if not self.data:
             raise AntgmmError("compress --model needs --data with the rows to train on")
-        if sum(map(bool, (self.smaller, self.params, self.latency_ms))) != 1:
-            raise AntgmmError("compress --model needs one budget: --smaller 8x, --params N or --latency-ms MS")
+        if sum(map(bool, (self.smaller, self.params, self.latency_ms, self.keep))) != 1:
+            raise AntgmmError(
+                "compress --model needs one budget: --smaller 8x, --params N, --latency-ms MS or --keep-quality 98%"
+            )
         smaller = ratio(self.smaller) if self.smaller else 0.0
-        budget = smaller, self.params, self.latency_ms
+        budget = smaller, self.params, self.latency_ms, share(self.keep) if self.keep else 0.0
         kept = tuple(one for one in changes if not one.strip().startswith("stage."))
         return Goal(self.model, *tables(self.data, self.test), *budget, self.minutes, kept)
 
@@ -89,5 +98,8 @@ def run_of(recipe: Path | None, wish: Wish) -> Path:
     """Returns the folder of a run that was not named: `runs/` and the name of the recipe or of model and budget."""
     if recipe is not None:
         return Path("runs") / recipe.stem
-    budget = f"{wish.smaller.removesuffix('x')}x" if wish.smaller else wish.params or f"{wish.latency_ms:g}ms"
+    if wish.keep:
+        budget = f"keep-{wish.keep.strip().removesuffix('%')}"
+    else:
+        budget = f"{wish.smaller.removesuffix('x')}x" if wish.smaller else wish.params or f"{wish.latency_ms:g}ms"
     return Path("runs") / f"{Path(wish.model).name}-{budget}"

@@ -1,7 +1,6 @@
 """Commands for runs: demo, train, compress, recombine and report."""
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +9,8 @@ import typer
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.extras import require
 from antgmm_jax.io.files import read_json
-from experiments.commands import goals
+from experiments.commands import goals, quality
+from experiments.commands.endings import NEEDED, advise, places, print_comparison, print_end, print_result
 from experiments.commands.output import (
     Coordinator,
     Json,
@@ -31,13 +31,11 @@ from experiments.commands.starting import Machine, Options, started, state_of
 from experiments.run.host.console import count, say, table
 
 if TYPE_CHECKING:
-    from experiments.run import schema
+    pass
 
 _EXPERIMENTS = Path(__file__).resolve().parent.parent
 DEMO = _EXPERIMENTS / "recipes" / "demo.toml"
 TEACHER = _EXPERIMENTS / "teachers" / "maad-m"
-_NEEDED = ("energy", "eval", "report")
-"""Extras that every run needs; it checks for them before it starts."""
 Reported = Annotated[bool, typer.Option("--report/--no-report", help="Measure a report; later: antgmm report RUN.")]
 Recipe = Annotated[Path, typer.Argument(metavar="RECIPE", help="A TOML file.")]
 
@@ -77,6 +75,7 @@ def compress(
     smaller: goals.Smaller = "",
     params: goals.Parameters = 0,
     latency_ms: goals.Latency = 0.0,
+    keep_quality: goals.Keep = "",
     minutes: goals.Minutes = 0.0,
     plan_only: goals.PlanOnly = False,
     run: Annotated[
@@ -100,12 +99,16 @@ def compress(
     """Prune and distil a trained model, stage by stage; export it and check the export.
 
     With RECIPE as it says. Without, from --model, --data and a budget (--smaller, --params or --latency-ms): measures
-    model and data, writes a recipe next to the folder of the run, and runs it.
+    model and data, writes a recipe next to the folder of the run, and runs it. With --keep-quality it does so for
+    several sizes and keeps the smallest student that is good enough.
     """
     options = Options(Machine(mesh, coordinator, processes, process), mirror, logs, profile)
-    wish = goals.Wish(model, data, test, smaller, params, latency_ms, minutes)
+    wish = goals.Wish(model, data, test, smaller, params, latency_ms, keep_quality, minutes)
     goals.check(recipe, wish, plan_only=plan_only, processes=processes)
     folder = run or goals.run_of(recipe, wish)
+    if wish.keep:
+        quality.keep(wish, folder, changes or [], options, as_json, push, plan_only=plan_only, as_report=as_report)
+        return
     path = recipe or _planned(wish, folder, changes or [], options.machine)
     if not plan_only:
         _compress(path, folder, changes or [], options, as_json, push, as_report=as_report)
@@ -113,7 +116,7 @@ def compress(
 
 def _planned(wish: goals.Wish, run: Path, changes: list[str], machine: Machine) -> Path:
     """The recipe of a wish, written next to the folder of its run."""
-    require(*_NEEDED, "torch")
+    require(*NEEDED, "torch")
     say(f"plan: compressing {wish.model} with {wish.data}")
     goal = wish.goal(changes)
     from experiments.auto.plan import planned
@@ -133,7 +136,7 @@ def _compress(
     *,
     as_report: bool = True,
 ) -> None:
-    require(*_NEEDED, "torch")
+    require(*NEEDED, "torch")
     say(f"compressing by {path} in {run}")
     check_push(push)
     from experiments.run.schema.recipe import load_recipe
@@ -144,12 +147,9 @@ def _compress(
         from experiments.run.pipeline import Run
 
         figures = finish(Run(recipe, run, watch=watch), report=as_report)
-        _advise(recipe, run)
+        advise(recipe, run)
         upload(run / "export", push)
-    if as_report:
-        _print_comparison(figures, run, as_json)
-    else:
-        _print_result({"export": str(run / "export")}, as_json, f"model: {run / 'export'}; report: antgmm report {run}")
+    print_end(figures, run, as_json, as_report=as_report)
 
 
 def train(
@@ -167,7 +167,7 @@ def train(
     profile: Profile = "",
 ) -> None:
     """Train a teacher by a recipe, from random parameters or from a checkpoint, and export it."""
-    require(*_NEEDED)
+    require(*NEEDED)
     say(f"training by {recipe} in {run}")
     check_push(push)
     from experiments.run.schema.recipe import load_training
@@ -179,14 +179,14 @@ def train(
         from experiments.run.pipeline import Run
 
         figures = finish(Run(training, run, watch=watch))
-        _advise(training, run)
+        advise(training, run)
         upload(run / "export", push)
     scores = figures["scores"]
     rows = [("parameters", count(figures["params"])), ("exact match (macro)", f"{scores['exact_match']:.4f}")]
     rows += [(f"... {kind or '-'}", f"{value:.4f}") for kind, value in scores["by_type"].items()]
     energy = figures["energy"]
     rows.append((f"energy, {energy['source']}", f"{energy['kwh']:.3g} kWh, {energy['kg_co2']:.3g} kg CO2"))
-    _print_result(figures, as_json, table(["", "teacher"], rows), f"model: {run / 'export'}")
+    print_result(figures, as_json, table(["", "teacher"], rows), f"model: {run / 'export'}")
 
 
 def recombine(
@@ -213,7 +213,7 @@ def recombine(
     profile: Profile = "",
 ) -> None:
     """Merge prunings of several runs of one teacher, each axis from one run; prune the teacher, and distil it."""
-    require(*_NEEDED, "torch")
+    require(*NEEDED, "torch")
     say(f"recombining {', '.join(sources)} by {recipe} in {run}")
     check_push(push)
     options = Options(Machine(mesh, coordinator, processes, process), mirror, logs, profile)
@@ -226,7 +226,7 @@ def recombine(
             joined(recipe, run, [Source.parse(text) for text in sources], steps, changes or [], watch=watch)
         )
         upload(run / "export", push)
-    _print_comparison(figures, run, as_json)
+    print_comparison(figures, run, as_json)
 
 
 def report(
@@ -240,7 +240,7 @@ def report(
     say(f"report: {run}")
     checked, written = run / "report" / "gate.json", run / "report" / "report.json"
     if again or (checked.exists() and not written.exists()):
-        _measure(run, mesh)
+        _measure(run, mesh, again)
     figures = _figures(run)
     if "teacher" not in figures:  # of `antgmm train`
         emit(figures, as_json, json.dumps(figures, indent=1))
@@ -250,14 +250,17 @@ def report(
     from experiments.report.write import render
 
     text = render(run / "report", figures)
-    emit(figures, as_json, Markdown(text), _places(run, "report.html"))
+    emit(figures, as_json, Markdown(text), places(run, "report.html"))
 
 
-def _measure(run: Path, mesh: str) -> None:
-    """Measures the report of a run that is complete without it."""
-    require(*_NEEDED)
+def _measure(run: Path, mesh: str, again: bool) -> None:
+    """Measures the report of a run that is complete without it, or `again`."""
+    require(*NEEDED)
     from experiments.run.schema.recipe import load_recipe
+    from experiments.run.scoring import STORED
 
+    for scores in (run / "cache").glob(STORED) if again else ():
+        scores.unlink()
     recipe = load_recipe(run / "recipe.toml")
     with started(run, Options(Machine(mesh, "", 1, 0))):
         from experiments.report.write import finish
@@ -266,40 +269,11 @@ def _measure(run: Path, mesh: str) -> None:
         finish(Run(recipe, run))
 
 
-def _places(run: Path, *reports: str) -> str:
-    """Paths of a run's report and model."""
-    shown = [f"report: {run / 'report' / name}" for name in reports]
-    return "\n".join([*shown, f"model:  {run / 'export'}"])
-
-
 def _figures(run: Path) -> dict[str, Any]:
     path = run / "report" / "report.json"
     if not path.exists():
         raise AntgmmError(f"{run} has no report: the run is not complete{state_of(run)}")
     return read_json(path, "run the command of the run again")
-
-
-def _advise(recipe: "schema.Recipe | schema.Training", run: Path) -> None:
-    """Says what a finished run has not learnt, and what to try."""
-    from experiments.auto.advice import advice
-
-    for line in advice(recipe, run):
-        say(f"note: {line}")
-
-
-def _print_result(figures: Mapping[str, Any], as_json: bool, *shown: Any) -> None:
-    """Prints the result of a run in the first process."""
-    from antgmm_jax.parallel.processes import is_first
-
-    if is_first():
-        emit(figures, as_json, *shown)
-
-
-def _print_comparison(figures: Mapping[str, Any], run: Path, as_json: bool) -> None:
-    """Prints a comparison of teacher and student."""
-    from experiments.report.closing import summary
-
-    _print_result(figures, as_json, summary(figures), _places(run, "report.html", "report.md"))
 
 
 COMMANDS = {

@@ -88,11 +88,11 @@ def write_report(outcome: Outcome) -> dict[str, Any]:
     Returns:
         The report as JSON types.
     """
-    folder, recipe, teacher, student, test, hard, processor = outcome
+    folder, recipe, teacher, student, test, hard, processor, teacher_scored = outcome
     assert isinstance(recipe, Recipe) and teacher is not None
     scored = {
-        name: score(name, model, recipe, test, hard, processor)
-        for name, model in (("teacher", teacher), ("student", student))
+        "teacher": score("teacher", teacher, recipe, test, hard, processor, known=teacher_scored),
+        "student": score("student", student, recipe, test, hard, processor),
     }
     times = latencies(folder, recipe, teacher, student, test) if recipe.report.latency else {}
     sets = {"scores": recipe.evaluate.data, "scores_hard": recipe.hard}

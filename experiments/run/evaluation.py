@@ -72,6 +72,23 @@ def evaluate(
     return metrics(samples.records, answers, TokenLosses(*losses)), answers
 
 
+def token_loss(config: LMMConfig, params: Params, samples: Samples, *, batch_size: int = 32) -> float:
+    """Returns the mean cross-entropy of all right answers' tokens, the `token_loss` of `evaluate`.
+
+    Args:
+        config: model config.
+        params: model parameters on the devices.
+        samples: encoded records.
+        batch_size: maximum number of records per batch.
+    """
+    losses = np.zeros((2, len(samples)))
+    for batch in samples.in_order(min(batch_size, len(samples))):
+        placed = shard_rows(batch)
+        index, *sums = gather((placed["index"], *_answer_losses(config)(params, placed)))
+        losses[:, index] = sums
+    return float(losses[0].sum() / losses[1].sum())
+
+
 def _with_features(params: Params, batch: Mapping[str, Any], vision: Callable[..., Array]) -> dict[str, Any]:
     """A batch with image features instead of pixels, for the answers and for the loss."""
     images = batch["images"]

@@ -186,7 +186,7 @@ def seconds(part: Part, rate: float) -> float:
     return part.seconds + CALL * part.batches + part.flops / (SHARE * rate)
 
 
-def announce(recipe: Recipe | Training, start: LMMConfig, rows: Rows, done: Collection[str] = ()) -> None:
+def announce(recipe: Recipe | Training, start: LMMConfig, rows: Rows, done: Collection[str] = ()) -> dict[str, float]:
     """Prints the parts of a run with estimated durations.
 
     Args:
@@ -194,6 +194,9 @@ def announce(recipe: Recipe | Training, start: LMMConfig, rows: Rows, done: Coll
         start: config of the initial model.
         rows: statistics of the data.
         done: titles of complete stages.
+
+    Returns:
+        Title of each part -> estimated seconds.
     """
     [*_, last] = stage_flops(start, recipe, length=rows.prompt, answer=rows.answer)
     before, after = total_parameters(start), total_parameters(last.after)
@@ -205,3 +208,4 @@ def announce(recipe: Recipe | Training, start: LMMConfig, rows: Rows, done: Coll
     for part, each in zip(todo, times, strict=True):
         say(f"  {clock(each):>7}  {part.title}: {part.work}")
     say(f"  {clock(sum(times)):>7}  in total, estimated from {count(rate)}FLOP/s of a matrix product on this machine")
+    return {part.title: each for part, each in zip(todo, times, strict=True)}

@@ -154,7 +154,7 @@ class Answers:
             full=not (stage.loss.reads_answers or shared.samples.pack),
             features=features,
             pictures=self.teacher.reads_images,
-            rows=shared.samples.repeated(stage.repeat),
+            rows=shared.samples.repeated(stage.visits),
             shift=stage.shift,
         )
 

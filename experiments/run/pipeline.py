@@ -32,9 +32,10 @@ from experiments.run.objectives import Shared
 from experiments.run.pairs import with_pairs
 from experiments.run.prompts import prompt_of
 from experiments.run.publishing import Questions, publish
+from experiments.run.repeating import with_visits
 from experiments.run.samples import Samples
 from experiments.run.schema import Recipe, Training, Work
-from experiments.run.scoring import scored
+from experiments.run.scoring import scored, teacher_scored
 from experiments.run.served_prompt import CHECKED, conversations
 from experiments.run.stage import Left, StageRun
 from experiments.run.start import opening
@@ -58,6 +59,7 @@ class Outcome(NamedTuple):
         test: test records.
         hard: hard test records, or None.
         processor: processor of both models.
+        teacher_scored: returns the result of `scored` for the teacher on the test records, from a file if it exists.
     """
 
     folder: RunFolder
@@ -67,6 +69,7 @@ class Outcome(NamedTuple):
     test: Samples
     hard: Samples | None
     processor: ProcessorMixin
+    teacher_scored: Callable[[], tuple[dict[str, Any], list[str]]]
 
 
 class Run:
@@ -98,9 +101,9 @@ class Run:
         """
         with self._opened() as student:
             exported = self._export(student)
-            yield Outcome(
-                self.folder, self.recipe, self.origin.teacher, exported, self.test, self.hard, self.origin.processor
-            )
+            models = self.origin.teacher, exported
+            records = self.test, self.hard
+            yield Outcome(self.folder, self.recipe, *models, *records, self.origin.processor, self.teacher_scored)
 
     def finish_stages(self) -> Student:
         """Starts or resumes the stages, without export and report.
@@ -147,31 +150,32 @@ class Run:
         with returning_memory_of_compilers(), self.folder.opened(recipe):
             records = load_both(recipe)
             student, self.origin = begin(records[0])
-            run_on_first(lambda: self._announce(records, student.config))
+            forecast = run_on_first(lambda: self._announce(records, student.config))
             shared = self._prepared(records, (self.origin.teacher or student).config)
-            with watching(self._watch, self.folder.path, recipe) as self._watcher:
+            with watching(self._watch, self.folder.path, recipe, forecast) as self._watcher:
                 for work in recipe.work:
                     student = self._stage(work, student, shared)
             del shared  # a cache of the teacher may be in memory
             yield student
 
-    def _announce(self, records: tuple[Source, Source], config: LMMConfig) -> None:
-        """Prints the remaining parts of the run with estimated durations."""
+    def _announce(self, records: tuple[Source, Source], config: LMMConfig) -> dict[str, float]:
+        """Prints the remaining parts of the run, and returns their estimated durations."""
         recipe, limits = self.recipe, {"max_length": self.recipe.max_length, "max_answer": self.recipe.max_answer}
         encoder = Encoder(self.origin.processor, config, **limits, template=prompt_of(recipe))
         hard = recipe.hard.samples if recipe.hard else 0
-        if looks := look_at(records[0], encoder):
-            done = [work.title for work in recipe.work if self.folder.finished(work.number, work.stage.name)]
-            announce(recipe, config, Rows(len(records[0]), len(records[1]), hard, **looks), done)
+        if not (looks := look_at(records[0], encoder)):
+            return {}
+        done = [work.title for work in recipe.work if self.folder.finished(work.number, work.stage.name)]
+        return announce(recipe, config, Rows(len(records[0]), len(records[1]), hard, **looks), done)
 
     def _prepared(self, records: tuple[Source, Source], config: LMMConfig) -> Shared:
         """Encodes the records, checks the stages, and prepares the teacher's targets."""
         recipe, (teacher, processor, *_) = self.recipe, self.origin
         samples, self.test = encode_both(recipe, records, processor, config)
-        samples.check_types({work.title: (*work.stage.repeat,) for work in recipe.work})
+        samples.check_types({work.title: (*work.stage.visits,) for work in recipe.work})
         for work in recipe.work:
             packed = recipe.pack and work.objective == "answers"
-            check_steps(work, abstract(config), 0 if packed else len(samples.repeated(work.stage.repeat)))
+            check_steps(work, abstract(config), 0 if packed else len(samples.repeated(work.stage.visits)))
         # Before training, so that invalid records are reported now.
         self.hard = None if recipe.hard is None else encoded(recipe, load_records(recipe.hard), processor, config)
         if self.hard is not None:
@@ -205,6 +209,7 @@ class Run:
     def _trained(self, work: Work, student: Student, shared: Shared, energy: Callable[[], Energy]) -> Student:
         run_on_first(lambda: self._gate.unlink(missing_ok=True))  # the export will be out of date
         working = self.folder.steps(work.number, work.stage.name)
+        work = with_visits(work, self._parent(work), lambda: self.teacher_scored()[0], shared.samples.rows.index.names)
         watcher = self._watcher.stage(work, None if self.origin.teacher is None else self.origin.teacher.config)
         result = StageRun(work, shared, working, watcher).run(student)
         return_freed_memory()
@@ -232,10 +237,19 @@ class Run:
         }
         if self.origin.teacher is None:
             return record
-        parent = self.origin.parent
+        parent = self._parent(work)
+        return record | {"parent": str(parent or ""), "teacher": self.origin.key, "keep": result.keep}
+
+    def _parent(self, work: Work) -> Path | None:
+        """Folder of the stage that a stage starts from; None for the initial checkpoint or new parameters."""
         if work.number > 1:
-            parent = str(self.folder.stage(work.number - 1, self.recipe.work[work.number - 2].stage.name))
-        return record | {"parent": parent, "teacher": self.origin.key, "keep": result.keep}
+            return self.folder.stage(work.number - 1, self.recipe.work[work.number - 2].stage.name)
+        return Path(self.origin.parent) if self.origin.parent else None
+
+    def teacher_scored(self) -> tuple[dict[str, Any], list[str]]:
+        """Returns scores and answers of the teacher on the test records, measured once, after the run was opened."""
+        assert isinstance(self.recipe, Recipe)
+        return teacher_scored(self._cache, self.recipe, self.origin, self.test)
 
     def _scores(self, title: str, config: LMMConfig, params: Params, records: Samples) -> dict[str, Any]:
         longest, dtype = self.recipe.evaluate.max_new_tokens, self.recipe.optimizer.dtype

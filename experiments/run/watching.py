@@ -15,9 +15,11 @@ from antgmm_jax.config import LMMConfig
 from antgmm_jax.parallel.processes import is_first
 from distill import Progress
 from experiments.run.flops import step_flops
+from experiments.run.host.console import say
 from experiments.run.host.logs import Log, open_logs
 from experiments.run.host.resources import memory
 from experiments.run.host.tracing import Step, Trace
+from experiments.run.pace import Pace
 from experiments.run.schema import Recipe, Training, Work
 
 
@@ -46,10 +48,18 @@ class Watcher:
         logs: open logs.
         run: folder of the run.
         recipe: recipe of the run.
+        forecast: title of each part of the run -> expected seconds.
     """
 
-    def __init__(self, watch: Watch, logs: Sequence[Log], run: Path, recipe: Recipe | Training):
-        self.watch, self.logs, self.run, self.recipe = watch, logs, run, recipe
+    def __init__(
+        self,
+        watch: Watch,
+        logs: Sequence[Log],
+        run: Path,
+        recipe: Recipe | Training,
+        forecast: Mapping[str, float],
+    ):
+        self.watch, self.logs, self.run, self.recipe, self.forecast = watch, logs, run, recipe, forecast
         self.trace = Trace(watch.profile, run / "profile")
 
     def stage(self, work: Work, teacher: LMMConfig | None) -> "StageWatcher":
@@ -65,13 +75,16 @@ class Watcher:
 
 
 @contextmanager
-def watching(watch: Watch, run: Path, recipe: Recipe | Training) -> Iterator[Watcher]:
+def watching(
+    watch: Watch, run: Path, recipe: Recipe | Training, forecast: Mapping[str, float] | None = None
+) -> Iterator[Watcher]:
     """Opens the logs of a run in its first process.
 
     Args:
         watch: what to report.
         run: folder of the run.
         recipe: recipe of the run.
+        forecast: title of each part of the run -> expected seconds; None for no forecast.
 
     Yields:
         The reporter.
@@ -80,7 +93,7 @@ def watching(watch: Watch, run: Path, recipe: Recipe | Training) -> Iterator[Wat
         AntgmmError: a log cannot be opened.
     """
     with open_logs(watch.logs if is_first() else (), run, recipe.model_dump(mode="json")) as logs:
-        watcher = Watcher(watch, logs, run, recipe)
+        watcher = Watcher(watch, logs, run, recipe, forecast or {})
         try:
             yield watcher
         finally:
@@ -110,6 +123,7 @@ class StageWatcher:
         self._name = f"{work.number:02d}-{work.stage.name}"
         self._lengths, self._features, self._tokens = (0, 0), False, 0
         self._since: _Mark | None = None
+        self._pace = Pace(work, watcher.forecast)
 
     def batches(self, data: Iterator[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
         """Yields batches, and counts their tokens if there are logs."""
@@ -136,16 +150,18 @@ class StageWatcher:
         return self._watcher.trace.around(step, number)
 
     def report(self, progress: Progress, config: LMMConfig) -> None:
-        """Writes the metrics of a step to all logs, with the speed since the last call.
+        """Writes the metrics of a step to all logs, with the speed since the last call; warns of slow first steps.
 
         Args:
             progress: progress of the training loop.
             config: config of the model in training.
         """
-        logs = self._watcher.logs
+        logs, at = self._watcher.logs, time.monotonic()
+        if warning := self._pace.at(progress.step, at):
+            say(warning)
         if not logs:
             return
-        before, now = self._since, _Mark(time.monotonic(), progress.step, self._tokens)
+        before, now = self._since, _Mark(at, progress.step, self._tokens)
         self._since = now
         values = {**progress.metrics, **_memory()}
         if before is not None:

@@ -96,6 +96,7 @@ recover_steps = 3
 sizes = {{ "decoder/mlp" = 16, "encoder/mlp" = 16, "text/embed" = 16 }}
 [[stage]]
 name = "whole"
+repeat = "auto"
 recover_steps = 2
 optimizer.dtype = "bfloat16"
 optimizer.remat = "full"

@@ -47,7 +47,11 @@ def by_parameters(config: LMMConfig, budget: int, search: Search) -> Sized:
     """
     result = search(total_parameters, budget)
     if result.price > budget:
-        raise AntgmmError(f"no legal model has at most {budget:,} parameters: the smallest has {result.price:,}")
+        times = total_parameters(config) / result.price
+        raise AntgmmError(
+            f"no legal model has at most {budget:,} parameters: the smallest has {result.price:,}, {times:.1f} times"
+            " fewer than the model; choose at least that"
+        )
     _check_smaller(config, result, f"{result.price:,} parameters, the budget is {budget:,}")
     return result
 
@@ -97,7 +101,8 @@ def by_latency(
         shape = ", ".join(f"{axis} {n}" for axis, n in fastest.sized.sizes.items())
         raise AntgmmError(
             f"no legal model answers within {budget:g} ms: the fastest of {len(tried)} measured takes"
-            f" {fastest.measured:.2f} ms, at load {host['load']} on {host['cores']} cores ({shape})"
+            f" {fastest.measured:.2f} ms, at load {host['load']} on {host['cores']} cores ({shape});"
+            " choose at least that, or shorter prompts and smaller pictures"
         )
     best = max(within, key=lambda each: each.sized.price)
     _check_smaller(config, best.sized, f"{best.measured:.2f} ms, the budget is {budget:g} ms")
@@ -106,7 +111,7 @@ def by_latency(
 
 def _check_smaller(config: LMMConfig, result: Sized, why: str) -> None:
     if sizes(result.config) == sizes(config):
-        raise AntgmmError(f"no pruning is necessary: the model is within the budget ({why})")
+        raise AntgmmError(f"no pruning is necessary: the model is within the budget ({why}); choose a smaller one")
 
 
 def run(

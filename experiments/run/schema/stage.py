@@ -3,7 +3,7 @@
 import fnmatch
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from antgmm_jax.errors import AntgmmError
 from distill import LossConfig, StepConfig
@@ -16,6 +16,12 @@ Method = Literal["taylor", "magnitude", "activation", "block_influence", "random
 
 IMPORTANCE: dict[str, Method] = {"*/layers": "block_influence", "*": "activation"}
 """What Minitron (arXiv 2407.14679) and ShortGPT (arXiv 2403.03853) use; it loses least on pretrained models."""
+
+
+Repeat = Annotated[
+    Annotated[dict[str, Count], Tag("table")] | Annotated[Literal["auto"], Tag("auto")],
+    Discriminator(lambda value: "auto" if isinstance(value, str) else "table"),
+]
 
 
 def can_score(method: Method, axis: str) -> bool:
@@ -49,7 +55,8 @@ class Stage(Table):
         the parameters under it and added to their linear maps at the end; the optimizer stores moments of the adapters
         only. Not with sizes.
       repeat: question type -> number of visits of its samples per epoch (1 for other types), for types that are learnt
-        slowly.
+        slowly; or "auto" for numbers from 1 to 4 that follow the gaps between the scores of the model before the stage
+        and those of the teacher.
       shift: maximum random shift of images in pixels, in each direction, on every visit; the teacher's cached states
         are those of the original images. It reduces overfitting to few images. With image features that are computed
         only once, each image has four shifted views.
@@ -66,7 +73,7 @@ class Stage(Table):
     recover_steps: Annotated[int, Field(ge=0)] = 0
     frozen: tuple[str, ...] = ()
     adapters: dict[str, Count] = Field(default={})
-    repeat: dict[str, Count] = Field(default={})
+    repeat: Repeat = Field(default={})
     shift: Annotated[int, Field(ge=0)] = 0
     weights: str = "kept"
     loss: LossConfig
@@ -92,6 +99,11 @@ class Stage(Table):
     def cuts(self) -> bool:
         """Whether the stage changes the model before training."""
         return bool(self.sizes) or self.weights != "kept"
+
+    @property
+    def visits(self) -> dict[str, int]:
+        """The numbers of `repeat`; empty while they are not known."""
+        return {} if self.repeat == "auto" else self.repeat
 
     @property
     def keeps_moments(self) -> bool:

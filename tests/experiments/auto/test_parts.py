@@ -82,9 +82,9 @@ def test_the_most_frequent_answer_of_each_type():
     assert at_chance({"a": 0.8, "b": 1.0}, chance) == []
 
 
-def look(score, chance, rows=5000):
+def look(score, chance, rows=5000, tested=100):
     trained = range(rows)
-    return Look(None, None, trained, None, 100, score, dict.fromkeys(chance, score), chance)  # pyright: ignore
+    return Look(None, None, trained, None, tested, score, dict.fromkeys(chance, score), chance)  # pyright: ignore
 
 
 @pytest.mark.parametrize(
@@ -92,9 +92,12 @@ def look(score, chance, rows=5000):
     [
         (look(0.9, {"a": 0.3, "b": 0.5}), []),
         (look(0.45, {"a": 0.3, "b": 0.5}), ["a student cannot learn the task"]),
-        (look(0.9, {"a": 0.3}, rows=20), ["20 training rows are few"]),
+        (
+            look(0.9, {"a": 0.3}, rows=18, tested=2),
+            ["18 training rows are few", "2 held-out rows are few: a score is uncertain by 35 points", "one question"],
+        ),
         (look(0.7, {"a": 0.1, "b": 0.7}), ["does not know questions of type b"]),
-        (look(1.0, {"": 0.95}), ["a student cannot learn", "nearly all held-out answers are equal"]),
+        (look(1.0, {"": 0.95}), ["a student cannot learn", "one question type", "nearly all held-out answers"]),
     ],
 )
 def test_warnings_say_what_makes_a_good_student_unlikely(seen, words):

@@ -26,7 +26,7 @@ def write_rows(file, count):
 
 @pytest.fixture
 def rows(tmp_path):
-    return write_rows(tmp_path / "rows.jsonl", 60)
+    return write_rows(tmp_path / "rows.jsonl", 20)
 
 
 @pytest.mark.long
@@ -38,11 +38,12 @@ def test_one_command_plans_once_and_compresses(antgmm, monkeypatch, tmp_path, ro
     assert result.exit_code == 0, result.output
     assert "warning: the teacher's answers score" in result.stderr
     assert "training rows are few" in result.stderr
+    assert "held-out rows are few" in result.stderr
     assert result.stderr.count("held-out loss") == 8  # four trials, each when it ends and in the plan
     run, plan = tmp_path / "runs" / "teacher-30000", tmp_path / "runs" / "teacher-30000.toml"
     recipe = load_recipe(plan)
     assert [stage.name for stage in recipe.stages] == ["image", "language", "settle"]
-    assert recipe.data.samples + recipe.evaluate.data.samples == 60
+    assert recipe.data.samples + recipe.evaluate.data.samples == 20
     assert recipe.seed == 7
     assert [path.name for path in plan.parent.iterdir()] == [plan.name]
     plan.write_text(re.sub("warmup = .*", "", re.sub("recover_steps = .*", "recover_steps = 3", plan.read_text())))
@@ -61,9 +62,11 @@ def test_one_command_plans_once_and_compresses(antgmm, monkeypatch, tmp_path, ro
     [
         ([], "compress needs a RECIPE, or --model DIR --data FILE and a budget"),
         (["--model", "m"], "compress --model needs --data"),
-        (["--model", "m", "--data", "d.jsonl"], "needs one budget: --smaller 8x, --params N or --latency-ms MS"),
+        (["--model", "m", "--data", "d.jsonl"], "--params N, --latency-ms MS or --keep-quality 98%"),
         (["--model", "m", "--data", "d.jsonl", "--smaller", "8x", "--params", "9"], "needs one budget"),
         (["--model", "m", "--data", "d.jsonl", "--smaller", "0.5"], "--smaller 0.5: write how many times fewer"),
+        (["--model", "m", "--data", "d.jsonl", "--keep-quality", "98"], "--keep-quality 98: write the share"),
+        (["--model", "m", "--data", "d.jsonl", "--keep-quality", "98%"], "m/config.json is missing"),
         (["--model", "m", "--data", "d.jsonl", "--smaller", "8x"], "m/config.json is missing"),
         (["--model", "m", "--data", "d.csv", "--smaller", "8x"], "d.csv: name a file that ends in .jsonl"),
         (["r.toml", "--model", "m"], "RECIPE already says what to do"),
@@ -77,6 +80,9 @@ def test_what_is_missing_is_named_in_one_line(refused, tmp_path, words, message)
 
 def test_a_budget_that_no_model_meets_is_refused_before_anything_is_measured(refused, tmp_path, rows):
     words = ["compress", "--model", save_teacher(tmp_path / "teacher"), "--data", rows]
-    assert "no legal model has at most 100 parameters: the smallest has " in refused(*words, "--params", "100")
+    assert re.search(
+        r"no legal model has at most 100 parameters: the smallest has [\d,]+, [\d.]+ times fewer than the model;",
+        refused(*words, "--params", "100"),
+    )
     assert "no pruning is necessary: the model is within the budget" in refused(*words, "--params", "1000000000")
     assert not (tmp_path / "runs").exists()

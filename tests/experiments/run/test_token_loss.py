@@ -9,7 +9,7 @@ from antgmm_jax.families import torch_images
 from antgmm_jax.io.convert import load_hf
 from antgmm_jax.io.loading import load_processor
 from data import maad
-from experiments.run.evaluation import evaluate
+from experiments.run.evaluation import evaluate, token_loss
 from experiments.run.samples import Samples
 from tests.experiments.tiny import save_llava, save_teacher
 
@@ -35,3 +35,5 @@ def test_the_token_loss_is_pytorchs_mean_over_the_tokens_of_the_right_answers(tm
     expected = {kind: np.mean(values) for kind, values in losses.items()}
     assert scores["token_loss_by_type"] == pytest.approx(expected, rel=1e-5)
     assert scores["token_loss"] == pytest.approx(np.mean(np.concatenate([*losses.values()])), rel=1e-5)
+    # Batches of unequal numbers of tokens: a mean of their means would differ.
+    assert token_loss(config, params, samples, batch_size=2) == pytest.approx(scores["token_loss"], rel=1e-6)

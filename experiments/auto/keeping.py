@@ -1,0 +1,216 @@
+"""The smallest student that keeps a share of the teacher's score: a search of runs in one folder, which can be resumed.
+
+The folder has a plan `N.toml` and a run `N` for each student, caches that they share, and `search.json`.
+"""
+
+import json
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from math import inf
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+import pruning
+from antgmm_jax.errors import AntgmmError
+from antgmm_jax.io import folders
+from antgmm_jax.io.books import read_book, write_book
+from experiments.auto.bisection import Tried, between, next_ratio, smallest_kept
+from experiments.auto.goal import MOST_MINUTES, Goal
+from experiments.auto.plan import further, measured, write
+from experiments.auto.schedule import Tuned
+from experiments.run.host.console import CONSOLE, clock, count, say, table
+from experiments.run.pipeline import Run
+from experiments.run.schema.recipe import load_recipe, read_toml
+from experiments.run.student import whole
+from experiments.run.watching import Watch
+from pruning.costs import total_parameters
+
+PARTS = 4
+"""A student takes this part of the time."""
+_UNFINISHED = {"1.toml", "tuning"}
+"""What a plan that was stopped has left."""
+
+
+class Search:
+    """A search for the smallest student.
+
+    Args:
+        goal: the goal, with `keep`.
+        path: folder of the search.
+        changes: changes of the recipes, as in `load_recipe`.
+        watch: what to report about the steps.
+
+    Attributes:
+        tries: students so far.
+        teacher: score of the teacher; 0 before the first student.
+
+    Raises:
+        AntgmmError: the folder is the search of another goal, or something else.
+    """
+
+    def __init__(self, goal: Goal, path: Path, changes: Sequence[str], watch: Watch):
+        self.goal, self.path, self._changes, self._watch = goal, path, changes, watch
+        self._minutes = goal.minutes or MOST_MINUTES
+        self._teacher = whole(goal.model).config
+        self._params = total_parameters(self._teacher)
+        self._book = path / "search.json"
+        self.tries: list[Tried] = []
+        self.teacher, self._spent, self._tuned = 0.0, 0.0, Tuned()
+        if self._book.exists():
+            self._recall()
+        elif path.exists() and {one.name for one in path.iterdir() if not one.name.startswith(".")} - _UNFINISHED:
+            raise AntgmmError(f"{path} is not empty and no search: choose another --run")
+
+    def plan(self) -> Path:
+        """Plans the first student, unless that is done, and returns the file of its recipe.
+
+        Raises:
+            AntgmmError: invalid rows, or no smaller legal model.
+        """
+        path = self._recipe(1)
+        if not self._book.exists():
+            begin, tuning = time.monotonic(), self.path / "tuning"
+            shutil.rmtree(tuning, ignore_errors=True)
+            budget = round(self._params / next_ratio([], self._largest()))
+            goal = self.goal._replace(keep=0.0, params=budget, minutes=self._minutes / PARTS)
+            plan = measured(goal, tuning)
+            write(plan, goal, path)
+            self._spent, self._tuned = time.monotonic() - begin, plan.tuned
+            self._save()
+        return path
+
+    def run(self) -> Run:
+        """Trains students until the search is over or the time is spent, and prints all of them.
+
+        Returns:
+            The run of the smallest student that keeps the quality, with finished stages.
+
+        Raises:
+            AntgmmError: no student keeps it.
+        """
+        self.plan()
+        largest = self._largest()
+        while (ratio := next_ratio(self.tries, largest)) and self._in_time():
+            if not self._planned(round(self._params / ratio)):
+                say("search: there is no legal size between those that were tried")
+                break
+            self._try()
+        CONSOLE.print(self._table())
+        best = smallest_kept(self.tries)
+        if not best:
+            raise AntgmmError(self._lost())
+        return self._run(best)
+
+    def figures(self) -> list[dict[str, Any]]:
+        """Returns all students as JSON types."""
+        return [one._asdict() for one in self.tries]
+
+    def _table(self) -> Table:
+        return table(["student", "parameters", "smaller", "exact match", "of the teacher's", "time", ""], self._rows())
+
+    def _rows(self) -> Iterator[tuple[str, ...]]:
+        best = smallest_kept(self.tries)
+        for number, one in enumerate(self.tries, 1):
+            share = f"{one.score / self.teacher:.1%}" if self.teacher else "-"
+            mark = "smallest" if number == best else "kept" if one.kept else "lost"
+            figures = f"{one.ratio:.1f}x", f"{one.score:.3f}", share, clock(one.seconds), mark
+            yield str(number), count(one.params), *figures
+
+    def publish(self, best: Run) -> None:
+        """Copies export and report of a student to the folder of the search.
+
+        Args:
+            best: run of the student.
+        """
+        for source in (best.folder.export, best.folder.report):
+            if source.exists():
+                fresh, name = self.path / f".{source.name}.tmp", source.name
+                shutil.rmtree(fresh, ignore_errors=True)
+                shutil.copytree(source, fresh)
+                folders.replace(fresh, self.path / name)
+
+    def _planned(self, budget: int) -> bool:
+        """Plans the next student, unless that is done; returns whether there is a legal one."""
+        number, best = len(self.tries) + 1, smallest_kept(self.tries)
+        path = self._recipe(number)
+        if path.exists():
+            return True
+        parent = self._last_stage(best) if best else ""
+        goal = self.goal._replace(keep=0.0, params=budget, minutes=self._minutes / PARTS)
+        begin = time.monotonic()
+        try:
+            plan = further(goal, read_toml(self._recipe(1), "recipe"), self._tuned, parent)
+        except AntgmmError as error:  # the data is known to be valid: there is no such size
+            say(f"search: {error}")
+            return False
+        self._spent += time.monotonic() - begin
+        if plan.params <= self._params / (between(self.tries)[1] or inf):
+            return False
+        write(plan, goal, path)
+        return True
+
+    def _try(self) -> None:
+        """Trains a planned student, or continues it."""
+        number = len(self.tries) + 1
+        run = self._run(number)
+        figures = run.scores()
+        self.teacher = run.teacher_scored()[0]["exact_match"]
+        # Image features of this student; another one has others.
+        shutil.rmtree(run.folder.cache, ignore_errors=True)
+        score, params, kept = figures["exact_match"], figures["params"], self.goal.keep * self.teacher
+        self.tries.append(Tried(self._params / params, params, score, figures["seconds"], score >= kept))
+        self._save()
+        say(
+            f"search: {count(params)} parameters, {self._params / params:.1f} times fewer, score {score:.3f}"
+            f" ({kept:.3f} or more keeps the quality)"
+        )
+
+    def _in_time(self) -> bool:
+        """Whether another student fits into the time; the first one always does."""
+        times = [one.seconds for one in self.tries]
+        return not times or self._spent + sum(times) + max(times) <= 60 * self._minutes
+
+    def _lost(self) -> str:
+        """What to say if no student keeps the quality."""
+        best = max(self.tries, key=lambda one: one.score)
+        share = best.score / self.teacher if self.teacher else 0.0
+        return (
+            f"no student keeps {self.goal.keep:.3g} of the teacher's score {self.teacher:.3f}: the best of"
+            f" {len(self.tries)} has {best.score:.3f} ({share:.1%}) at {best.ratio:.1f}x; give more --minutes than"
+            f" {self._minutes:g} (the same command continues) or more rows, or a lower --keep-quality in another --run"
+        )
+
+    def _largest(self) -> float:
+        return self._params / pruning.search(self._teacher, total_parameters, 0).price
+
+    def _recipe(self, number: int) -> Path:
+        return self.path / f"{number}.toml"
+
+    def _folder(self, number: int) -> Path:
+        return self.path / str(number)
+
+    def _run(self, number: int) -> Run:
+        recipe = load_recipe(self._recipe(number), self._changes)
+        return Run(recipe, self._folder(number), cache=self.path / "cache", watch=self._watch)
+
+    def _last_stage(self, number: int) -> str:
+        run = self._run(number)
+        last = run.recipe.work[-1]
+        return str(run.folder.stage(last.number, last.stage.name))
+
+    def _about(self) -> dict[str, Any]:
+        return {key: value for key, value in self.goal._asdict().items() if key != "minutes"}
+
+    def _save(self) -> None:
+        state = {"teacher": self.teacher, "spent": self._spent, "tuned": self._tuned._asdict()}
+        write_book(self._book, {"goal": self._about(), **state, "tries": self.figures()})
+
+    def _recall(self) -> None:
+        state: Mapping[str, Any] = read_book(self._book, f"remove {self.path} and search again")
+        if state["goal"] != json.loads(json.dumps(self._about())):
+            raise AntgmmError(f"{self.path} is the search of other options: choose another --run, or remove it")
+        self.teacher, self._spent, self._tuned = state["teacher"], state["spent"], Tuned(**state["tuned"])
+        self.tries = [Tried(**one) for one in state["tries"]]

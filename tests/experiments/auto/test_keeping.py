@@ -1,0 +1,142 @@
+"""The search for the smallest student: order of sizes, time, resuming. Runs are replaced by their scores."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from antgmm_jax.errors import AntgmmError
+from experiments.auto import keeping
+from experiments.auto.bisection import Tried, next_ratio, smallest_kept
+from experiments.auto.goal import Goal, share
+from experiments.auto.keeping import Search
+from experiments.auto.plan import Plan
+from experiments.auto.schedule import Tuned, base
+from experiments.run.watching import NOTHING
+from pruning.costs import total_parameters
+from tests.pruning.models import CONFIGS
+
+DATA = {"kind": "jsonl", "path": "a.jsonl"}, {"kind": "jsonl", "path": "b.jsonl"}
+GOAL = Goal("teacher", *DATA, keep=0.9, minutes=10)
+WHOLE = total_parameters(CONFIGS["llava"])
+TEACHER = 0.8
+
+
+def tried(ratio, kept):
+    return Tried(ratio, 100, 0.5, 60.0, kept)
+
+
+@pytest.mark.parametrize(
+    ("tries", "largest", "expected"),
+    [
+        ([], 100, 4),
+        ([], 9, 3),
+        ([tried(4, True)], 100, 8),
+        ([tried(4, True)], 6, 6),
+        ([tried(4, True)], 4.5, 0),
+        ([tried(4, False)], 100, 2),
+        ([tried(4, True), tried(9, False)], 100, 6),
+        ([tried(4, True), tried(9, False), tried(6, True)], 100, 54**0.5),
+        ([tried(4, True), tried(9, False), tried(6, False), tried(5, False)], 100, 20**0.5),
+        ([tried(4, True), tried(4.7, False)], 100, 0),
+        ([tried(4, False), tried(1.19, False)], 100, 0),
+    ],
+)
+def test_ratios_double_and_are_then_bisected(tries, largest, expected):
+    assert next_ratio(tries, largest) == pytest.approx(expected)
+
+
+def test_the_smallest_student_that_keeps_the_quality():
+    assert smallest_kept([tried(4, True), tried(9, False), tried(6, True), tried(7, False)]) == 3
+    assert smallest_kept([tried(4, False)]) == 0
+
+
+def test_shares_are_below_one():
+    assert share("98%") == share("0.98") == 0.98
+    for text in ("", "98", "100%", "0", "much", "1"):
+        with pytest.raises(AntgmmError, match=f"--keep-quality {text}: write the share of the teacher's score"):
+            share(text)
+
+
+class Fake:
+    """Runs by size: a student keeps the quality up to 10 times fewer parameters; a run takes two minutes."""
+
+    def __init__(self, monkeypatch, seconds=120.0, most=10.0):
+        self.parents, self.ran, self._seconds, self._most = [], [], seconds, most
+        monkeypatch.setattr(keeping, "whole", lambda path: SimpleNamespace(config=CONFIGS["llava"]))
+        monkeypatch.setattr(keeping, "measured", lambda goal, place: self._plan(goal))
+        monkeypatch.setattr(keeping, "further", self._further)
+        monkeypatch.setattr(keeping, "Run", self._run)
+        monkeypatch.setattr(Search, "_largest", lambda search: 100.0)
+
+    def _further(self, goal, first, tuned, parent):
+        assert tuned == Tuned("adamw", 3.0)
+        self.parents.append(parent)
+        return self._plan(goal, parent)
+
+    def _plan(self, goal, parent=""):
+        raw = base(goal, {**goal.data, "samples": 9}, {**goal.test, "samples": 9})
+        stage = {"name": f"to-{goal.params}", "recover_steps": 1}
+        return Plan({**raw, "parent": parent, "stage": [stage]}, [], goal.params, Tuned("adamw", 3.0))
+
+    def _run(self, recipe, path, *, cache, watch):
+        params = int(recipe.stages[0].name.removeprefix("to-"))
+        score = TEACHER if self._most * params >= WHOLE else 0.5
+
+        def scores():
+            self.ran.append(round(WHOLE / params, 1))
+            return {"exact_match": score, "params": params, "seconds": self._seconds}
+
+        folder = SimpleNamespace(path=path, cache=path / "cache", stage=lambda n, name: path / f"{n}-{name}")
+        teacher = lambda: ({"exact_match": TEACHER}, [])  # noqa: E731
+        return SimpleNamespace(recipe=recipe, folder=folder, scores=scores, teacher_scored=teacher)
+
+
+def test_students_start_from_the_smallest_one_that_keeps_the_quality(monkeypatch, tmp_path, capsys):
+    fake = Fake(monkeypatch)
+    run = tmp_path / "search"
+    best = Search(GOAL, run, (), NOTHING).run()
+    # Five runs of two minutes would fill the ten minutes, but planning took some of them.
+    assert fake.ran == [4, 8, 16, 11.3]
+    assert best.folder.path == run / "2"
+    size = [json.loads((run / "search.json").read_text())["tries"][number]["params"] for number in (0, 1)]
+    assert fake.parents == [str(run / "1" / f"1-to-{size[0]}")] + 2 * [str(run / "2" / f"1-to-{size[1]}")]
+    shown = capsys.readouterr().err
+    assert "8.0x" in shown and "smallest" in shown and shown.count("lost") == 2
+    # Given again, it only continues, with more time.
+    assert Search(GOAL, run, (), NOTHING).run().folder.path == run / "2"
+    assert len(fake.ran) == 4
+    assert Search(GOAL._replace(minutes=60), run, (), NOTHING).run().folder.path == run / "5"
+    assert fake.ran[4:] == [9.5]
+    with pytest.raises(AntgmmError, match="is the search of other options: choose another --run"):
+        Search(GOAL._replace(keep=0.5), run, (), NOTHING)
+
+
+def test_a_search_that_was_stopped_runs_the_planned_student(monkeypatch, tmp_path):
+    fake, run = Fake(monkeypatch), tmp_path / "search"
+    (run / "tuning" / "1").mkdir(parents=True)
+    assert Search(GOAL, run, (), NOTHING).plan() == run / "1.toml"
+    plan = (run / "1.toml").read_text()
+    assert fake.ran == [] and sorted(one.name for one in run.iterdir()) == ["1.toml", "search.json"]
+    (run / "1.toml").write_text(plan.replace("recover_steps = 1", "recover_steps = 7"))
+    assert [stage.recover_steps for stage in Search(GOAL, run, (), NOTHING).run().recipe.stages] == [1]
+    assert "recover_steps = 7" in (run / "1.toml").read_text()
+    assert fake.ran[0] == 4
+
+
+def test_if_no_student_keeps_the_quality_one_line_says_what_to_do(monkeypatch, tmp_path):
+    fake = Fake(monkeypatch, seconds=400.0, most=1.0)
+    with pytest.raises(AntgmmError) as error:
+        Search(GOAL, tmp_path / "search", (), NOTHING).run()
+    assert fake.ran == [4]
+    assert str(error.value) == (
+        "no student keeps 0.9 of the teacher's score 0.800: the best of 1 has 0.500 (62.5%) at 4.0x; give more"
+        " --minutes than 10 (the same command continues) or more rows, or a lower --keep-quality in another --run"
+    )
+
+
+def test_a_folder_with_other_files_is_refused(monkeypatch, tmp_path):
+    Fake(monkeypatch)
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(AntgmmError, match="is not empty and no search: choose another --run"):
+        Search(GOAL, tmp_path, (), NOTHING)
