@@ -7,6 +7,7 @@ import typer
 
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.extras import require
+from experiments.commands import real
 from experiments.commands.output import Json, Mesh, Set, emit
 from experiments.commands.runs import DEMO, packaged
 from experiments.run.host.console import count, say, table
@@ -256,6 +257,7 @@ def memory(
 
 
 COMMANDS = {
+    **real.COMMANDS,
     "bench": (bench, "antgmm lab bench experiments/teachers/maad-m runs/demo/export --json"),
     "stalls": (stalls, "antgmm lab stalls --set checkpoint_every=100"),
     "stream": (stream, "antgmm lab stream --rows 2000 --rows 20000"),

