@@ -50,7 +50,10 @@ class Writer:
             number = len([*self._directory.glob(f"{self._prefix}*{SUFFIX}")])
             self._path = self._directory / f"{self._prefix}{number:05d}{SUFFIX}"
             self._temporary = self._path.with_name(f".{self._path.name}.tmp")
-            self._writer = ArrayRecordWriter(str(self._temporary), self._options)
+            try:
+                self._writer = ArrayRecordWriter(str(self._temporary), self._options)
+            except RuntimeError as error:
+                raise self._write_error(error) from error
         self._write(record)
         self._rows.append(row)
 
