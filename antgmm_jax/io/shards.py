@@ -82,7 +82,8 @@ class Writer:
             raise self._write_error(error) from error
 
     def _write_error(self, error: Exception) -> Unwritten:
-        return Unwritten(f"cannot write {self._path}: {str(error).splitlines()[0]}; free space and run it again")
+        reason = str(error).splitlines()[0].partition(";")[0]  # the rest names the temporary file
+        return Unwritten(f"cannot write {self._path}: {reason}; free space and run it again")
 
 
 class Shards:

@@ -296,7 +296,8 @@ def status_of(path: Path) -> dict[str, Any]:
     """
     status = read_book(path / STATUS)
     if status["state"] == "running":
-        with suppress(Timeout), FileLock(path / ".lock", timeout=0):
+        # On a disk that became read-only, a lock cannot be opened.
+        with suppress(Timeout, OSError), FileLock(path / ".lock", timeout=0):
             status["state"] = "stopped"
     return status
 

@@ -166,6 +166,15 @@ def test_a_status_that_cannot_be_written_does_not_hide_why_a_run_ends(recipe, tm
         end()
 
 
+def test_the_state_of_a_run_on_a_read_only_disk_hides_no_error(recipe, tmp_path, monkeypatch):
+    def read_only(*_):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), "/a/.lock")
+
+    with RunFolder(tmp_path / "run").opened(recipe), monkeypatch.context() as patched:
+        patched.setattr("filelock.FileLock._acquire", read_only)
+        assert status_of(tmp_path / "run")["state"] == "running"
+
+
 def test_errors_of_the_disk_reach_every_process_as_one_line(monkeypatch):
     assert disk_error(OSError(errno.ECONNRESET, "reset")) is None
     error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/a/b")
