@@ -4,7 +4,6 @@ Exit codes: 0 for success, 2 for an error in the input or environment (one line 
 run that SIGTERM ended.
 """
 
-import errno
 import logging
 import os
 import sys
@@ -15,7 +14,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from antgmm_jax.errors import AntgmmError
+from antgmm_jax.errors import AntgmmError, disk_error
 from antgmm_jax.io.hub import OFFLINE
 from antgmm_jax.parallel import preemption
 from experiments.commands import data, lab, models, packages, runs, scores
@@ -34,11 +33,6 @@ SHOWN = (
 RESUMED = ("demo", "train", "compress", "recombine", "study", "peers")
 """Commands that resume when they are run again."""
 
-_ENVIRONMENT_ERRORS = (
-    *(errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS),
-    *(errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG),
-)
-
 
 class _Group(TyperGroup):
     """Prints errors that the user can fix as one line with an exit code; bugs keep their traceback."""
@@ -49,9 +43,9 @@ class _Group(TyperGroup):
         except AntgmmError as error:
             raise _failure(str(error)) from error
         except OSError as error:
-            if error.errno not in _ENVIRONMENT_ERRORS:
+            if (line := disk_error(error)) is None:
                 raise
-            raise _failure(f"{error.filename or 'a file'}: {error.strerror}; fix this and start again") from error
+            raise _failure(str(line)) from error
         except KeyboardInterrupt as error:
             again = "; run the same command to resume" if ctx.invoked_subcommand in RESUMED else ""
             typer.echo(f"stopped{again}", err=True)

@@ -8,7 +8,7 @@ Both kinds of checkpoint have the same layout::
 A checkpoint is written under a hidden temporary name, flushed to disk and renamed. If the process is killed or the
 disk is full, the folder is either complete or absent. Pickle is not used.
 
-This is the only file that uses Orbax.
+Only this file and `orbax_errors` use Orbax.
 """
 
 # Orbax 0.12.8 writes and reads the arrays, but its `training.Checkpointer` is not used for the record, the commit and
@@ -21,9 +21,9 @@ This is the only file that uses Orbax.
 
 import contextlib
 import errno
+import functools
 import importlib.metadata
 import json
-import logging
 import os
 import platform
 import shutil
@@ -41,6 +41,7 @@ from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io import folders
 from antgmm_jax.io.books import read_book, sealed
 from antgmm_jax.io.leaves import assert_same_leaves, describe, empty, named_leaves, target_at, target_of
+from antgmm_jax.io.orbax_errors import silent, wait_for_threads
 from antgmm_jax.parallel import processes
 
 STAGE_RECORD = "stage.json"
@@ -51,6 +52,13 @@ READ_AT_ONCE = 1 << 28
 """Bytes of arrays that are read at the same time; at least one array."""
 
 _ARRAYS = "arrays"
+_REMEDIES = {
+    errno.ENOSPC: ("no space left on the disk", "free some"),
+    errno.EDQUOT: ("the quota of the disk is used up", "free some space"),
+    errno.EFBIG: ("a file is larger than allowed", "raise the limit (ulimit -f)"),
+    errno.EROFS: ("the disk is read-only", "make it writable"),
+    errno.EACCES: ("no permission to write", "change that"),
+}
 _VERSIONS_OF = ("antgmm-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -212,16 +220,18 @@ def _save(
     if target.exists():
         raise AntgmmError(f"{target} already exists; remove it to save it again")
     temporary, primary = target.with_name(f".{target.name}.tmp"), processes.is_first()
-    with _save_errors(target, temporary):
+    with contextlib.ExitStack() as stack, _save_errors(target, temporary):
+        stack.enter_context(silent())
         if primary:
             folders.remove_leftovers(target.parent)
             temporary.mkdir(parents=True)
         processes.barrier(f"{target} started")
         with _orbax():
             saved = ocp.save_async(str(temporary.absolute() / _ARRAYS), arrays) if arrays else None
+        quiet = stack.pop_all()  # until the threads have ended
 
     def write() -> None:
-        with _save_errors(target, temporary), _quiet_orbax():
+        with quiet, _save_errors(target, temporary):
             if saved is not None:
                 saved.result()
             if primary:
@@ -242,6 +252,7 @@ def _save_errors(target: Path, temporary: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        wait_for_threads()
         if processes.is_first():
             shutil.rmtree(temporary, ignore_errors=True)
         if isinstance(error, OSError | ValueError):  # TensorStore reports a failed write as ValueError
@@ -285,28 +296,18 @@ def _orbax(largest: int = 0) -> Iterator[None]:
     context.array_options.saving.use_compression = False
     # The same arrays took 1.8 GB to load without a limit. Orbax refuses arrays that are not below it.
     context.memory_options.read_concurrent_bytes = max(READ_AT_ONCE, largest + 1)
-    with _quiet_orbax(), context:
+    with silent(), context:
         yield
-
-
-@contextlib.contextmanager
-def _quiet_orbax() -> Iterator[None]:
-    """Hides the tracebacks that Orbax logs for each thread; the caller raises a one-line error instead."""
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def _reason(error: Exception) -> str:
-    if getattr(error, "errno", None) == errno.ENOSPC or os.strerror(errno.ENOSPC) in str(error):
-        return "no space left on the disk; free some and run it again"
+    for number, (what, remedy) in _REMEDIES.items():
+        if getattr(error, "errno", None) == number or os.strerror(number) in str(error):
+            return f"{what}; {remedy} and run it again"
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
+@functools.cache
 def _versions() -> dict[str, str]:
     versions = {"python": platform.python_version()}
     for name in _VERSIONS_OF:

@@ -50,7 +50,10 @@ class Writer:
             number = len([*self._directory.glob(f"{self._prefix}*{SUFFIX}")])
             self._path = self._directory / f"{self._prefix}{number:05d}{SUFFIX}"
             self._temporary = self._path.with_name(f".{self._path.name}.tmp")
-            self._writer = ArrayRecordWriter(str(self._temporary), self._options)
+            try:
+                self._writer = ArrayRecordWriter(str(self._temporary), self._options)
+            except RuntimeError as error:
+                raise self._write_error(error) from error
         self._write(record)
         self._rows.append(row)
 
@@ -79,7 +82,8 @@ class Writer:
             raise self._write_error(error) from error
 
     def _write_error(self, error: Exception) -> Unwritten:
-        return Unwritten(f"cannot write {self._path}: {str(error).splitlines()[0]}; free space and run it again")
+        reason = str(error).splitlines()[0].partition(";")[0]  # the rest names the temporary file
+        return Unwritten(f"cannot write {self._path}: {reason}; free space and run it again")
 
 
 class Shards:

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from antgmm_jax.errors import AntgmmError
+from antgmm_jax.errors import AntgmmError, disk_error
 from antgmm_jax.parallel.sharding import without_mesh
 
 Item = TypeVar("Item")
@@ -64,17 +64,18 @@ def run_on_first(work: Callable[[], Result]) -> Result | None:
         The function's result in the first process, None in the others.
 
     Raises:
-        AntgmmError: the function raised it; every process raises it.
+        AntgmmError: the function raised it, or an error of the disk; every process raises it.
     """
     result, message = None, ""
     if is_first():
         try:
             with without_mesh():
                 result = work()
-        except AntgmmError as error:
-            if jax.process_count() == 1:
+        except (AntgmmError, OSError) as error:
+            line = disk_error(error) if isinstance(error, OSError) else error
+            if line is None or jax.process_count() == 1:
                 raise
-            message = str(error)
+            message = str(line)
     if jax.process_count() > 1:
         padded = message.encode()[:_MAX_MESSAGE].ljust(_MAX_MESSAGE, b"\0")
         received = broadcast_from_first(np.frombuffer(padded, np.uint8)).tobytes().rstrip(b"\0")

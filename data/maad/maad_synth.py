@@ -9,7 +9,7 @@ source = builder.as_data_source("test")
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from antgmm_jax.errors import AntgmmError
+from antgmm_jax.io.files import check_regular, one_line, read_json
 from data.maad.drawing import latent_sizes, source
 from data.maad.latents import SIZES
 from data.maad.tiers import TIERS
@@ -82,6 +83,26 @@ class _Encoded(tfds.decode.SkipDecoding):
         return example
 
 
+def _check_files(folder: Path) -> None:
+    """Raises AntgmmError for a pipe, which TFDS would read for ever, and for features of a class that is not TFDS's."""
+    for path in sorted(folder.iterdir()):
+        if not path.is_dir():
+            check_regular(path)
+    features = folder / "features.json"
+    if features.exists():
+        for name in _classes(read_json(features)):
+            if not str(name).startswith("tensorflow_datasets."):
+                raise AntgmmError(f"{features} names a class {str(name)[:80]!r} that is not of TFDS: correct it")
+
+
+def _classes(value: Any) -> Iterator[Any]:
+    """Names of the Python classes in features.json, which TFDS imports."""
+    if isinstance(value, dict) and "pythonClassName" in value:
+        yield value["pythonClassName"]
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _classes(inner)
+
+
 def open_split(folder: str | Path, split: str, *, encoded: Sequence[str] = ()) -> Sequence[dict]:
     """Opens a split of a prepared TFDS folder (array_record files) without TensorFlow.
 
@@ -94,10 +115,13 @@ def open_split(folder: str | Path, split: str, *, encoded: Sequence[str] = ()) -
         Random access to dicts with `image` uint8 [H, W, 3], texts as bytes, and `latents`.
 
     Raises:
-        AntgmmError: the folder is not such a folder, or has no such split.
+        AntgmmError: the folder is not such a folder, is damaged, or has no such split.
     """
     try:
+        _check_files(Path(folder))
         builder = tfds.builder_from_directory(folder)
+    except AntgmmError:
+        raise
     except Exception as error:  # tfds raises various exceptions for other folders
         raise AntgmmError(
             f"{folder} is not a prepared TFDS folder: specify the folder with dataset_info.json"
@@ -108,4 +132,5 @@ def open_split(folder: str | Path, split: str, *, encoded: Sequence[str] = ()) -
         raise AntgmmError(f"{folder} is stored as {builder.info.file_format}: prepare it with array_record")
     features: Any = builder.info.features or ()
     skipped = {name: _Encoded() for name in encoded if name in features}
-    return builder.as_data_source(split, decoders=skipped)  # pyright: ignore[reportCallIssue] - hidden by a decorator of tfds
+    with one_line(lambda: f"{folder} cannot be read", "prepare it again"):
+        return builder.as_data_source(split, decoders=skipped)  # pyright: ignore[reportCallIssue] - hidden by a decorator

@@ -8,7 +8,7 @@ import typer
 
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.extras import require
-from antgmm_jax.io.files import read_json
+from antgmm_jax.io.books import read_book
 from experiments.commands import goals, quality
 from experiments.commands.endings import NEEDED, advise, places, print_comparison, print_end, print_result
 from experiments.commands.output import (
@@ -273,7 +273,7 @@ def _figures(run: Path) -> dict[str, Any]:
     path = run / "report" / "report.json"
     if not path.exists():
         raise AntgmmError(f"{run} has no report: the run is not complete{state_of(run)}")
-    return read_json(path, "run the command of the run again")
+    return read_book(path, "run the command of the run again")
 
 
 COMMANDS = {

@@ -1,7 +1,6 @@
 """Writes the report of a run: report.json, example images, report.md and report.html."""
 
 import io
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.io.books import read_book
+from antgmm_jax.io.books import read_book, write_book
 from antgmm_jax.io.files import one_line
 from antgmm_jax.parallel.processes import run_on_first
 from experiments.report.as_html import page
@@ -19,7 +18,7 @@ from experiments.report.model_times import latencies
 from experiments.report.tables import Report
 from experiments.run.card import Score, described, origin_of, title_of, write_card
 from experiments.run.export_gate import GateResult
-from experiments.run.folder import WHOLE, RunFolder, write_bytes, write_json, write_text
+from experiments.run.folder import WHOLE, RunFolder, write_bytes, write_text
 from experiments.run.pipeline import Outcome, Run
 from experiments.run.prompts import prompt_of
 from experiments.run.schema import Recipe
@@ -28,6 +27,9 @@ from pruning.costs import total_parameters
 
 FORMAT = 4
 """Format version of report.json; other versions cannot be rendered."""
+
+AGAIN = "run the command of the run again"
+"""What to do if report.json is damaged."""
 
 PICTURE_SIDE = 320
 """Maximum side of an example image in pixels."""
@@ -70,11 +72,11 @@ def write_teacher_report(outcome: Outcome) -> dict[str, Any]:
     def write() -> None:  # only the first process measures energy
         energy = folder.energy[WHOLE]._asdict()
         figures = {"params": size, "scores": scores, "seed": recipe.seed}
-        write_json(place, {**figures, "wall_seconds": folder.seconds, "energy": energy})
+        write_book(place, {**figures, "wall_seconds": folder.seconds, "energy": energy})
         _write_card(outcome, [Score(described(recipe.evaluate.data), scores)])
 
     run_on_first(write)
-    return json.loads(place.read_text())
+    return read_book(place, AGAIN)
 
 
 def write_report(outcome: Outcome) -> dict[str, Any]:
@@ -107,7 +109,7 @@ def write_report(outcome: Outcome) -> dict[str, Any]:
         _write_card(outcome, cards)
 
     run_on_first(write)
-    return json.loads((folder.report / "report.json").read_text())
+    return read_book(folder.report / "report.json", AGAIN)
 
 
 def _write(folder: RunFolder, measured: tuple[dict[str, Any], list[np.ndarray]]) -> None:
@@ -115,7 +117,7 @@ def _write(folder: RunFolder, measured: tuple[dict[str, Any], list[np.ndarray]])
     report = {"format": FORMAT, **figures}
     for example, picture in zip(report["examples"], pictures, strict=True):
         write_bytes(folder.report / example["picture"], png(picture))
-    write_json(folder.report / "report.json", report)
+    write_book(folder.report / "report.json", report)
     render(folder.report, report)
 
 
@@ -148,10 +150,8 @@ def render(directory: Path, report: Report) -> str:
         AntgmmError: the report has another format version.
     """
     if report.get("format") != FORMAT:
-        raise AntgmmError(
-            f"{directory / 'report.json'} was written by another version: run the command of the run again"
-        )
-    with one_line(lambda: f"{directory / 'report.json'} is damaged", "run the command of the run again"):
+        raise AntgmmError(f"{directory / 'report.json'} was written by another version: {AGAIN}")
+    with one_line(lambda: f"{directory / 'report.json'} is damaged", AGAIN):
         text, html = markdown(report), page(report, directory)
     write_text(directory / "report.md", text)
     write_text(directory / "report.html", html)

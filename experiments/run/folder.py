@@ -13,7 +13,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from antgmm_jax.errors import AntgmmError
+from antgmm_jax.errors import AntgmmError, disk_error
 from antgmm_jax.io import checkpoint, folders
 from antgmm_jax.io.books import read_book, write_book
 from antgmm_jax.io.folders import new_file
@@ -121,6 +121,12 @@ class RunFolder:
         energy = {part: used._asdict() for part, used in self.energy.items()}
         write_book(self.path / STATUS, {"state": state, "seconds": self.seconds, "energy": energy, **more})
 
+    def _note_end(self, state: str, **more: Any) -> None:
+        """Writes the status of a run that ends early. An error of the disk must not hide why the run ends."""
+        self._check_present()
+        with suppress(AntgmmError):
+            self._write_status(state, **more)
+
     def _recall(self) -> None:
         """Loads time and energy of earlier processes from status.json."""
         path = self.path / STATUS
@@ -193,10 +199,15 @@ class RunFolder:
                     with self._counted():
                         yield
                 except AntgmmError as error:
-                    self._write_status("failed", error=str(error))
+                    self._note_end("failed", error=str(error))
                     raise
+                except OSError as error:
+                    if (line := disk_error(error)) is None:
+                        raise
+                    self._note_end("failed", error=str(line))
+                    raise line from error
                 except Preempted:
-                    self._write_status("preempted")
+                    self._note_end("preempted")
                     raise
                 except KeyboardInterrupt:
                     with suppress(AntgmmError):
@@ -285,7 +296,8 @@ def status_of(path: Path) -> dict[str, Any]:
     """
     status = read_book(path / STATUS)
     if status["state"] == "running":
-        with suppress(Timeout), FileLock(path / ".lock", timeout=0):
+        # On a disk that became read-only, a lock cannot be opened.
+        with suppress(Timeout, OSError), FileLock(path / ".lock", timeout=0):
             status["state"] = "stopped"
     return status
 

@@ -7,6 +7,7 @@ from typing import Any
 from antgmm_jax.io import checkpoint
 from data.batching import Batches
 from distill import Progress, State
+from experiments.run.host.allocator import return_freed_memory
 
 HISTORY_EVERY = 10
 """Steps between points of the loss curves."""
@@ -76,6 +77,9 @@ class Stepper:
         """Waits until the checkpoint is on disk. Raises AntgmmError if it cannot be written."""
         saved, self._saved = self._saved, lambda: None
         saved()
+        # Orbax's threads leave holes in their arenas: without it, a tiny model grew by 11 kB a step from step 1 000 to
+        # 3 000 with a save every 100 steps, with it by 3 kB. It takes 2 to 7 ms.
+        return_freed_memory()
 
 
 def add_point(history: list[dict[str, float]], progress: Progress) -> None:

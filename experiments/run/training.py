@@ -13,6 +13,7 @@ from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import complete, new_processor, violations
 from antgmm_jax.families.common.words import IMAGE
 from antgmm_jax.io.convert import open_hf
+from antgmm_jax.io.files import one_line
 from antgmm_jax.presets import preset
 from antgmm_jax.pure import functional
 from data.record import PROMPT
@@ -103,8 +104,12 @@ def save_processor(processor: ProcessorMixin, directory: Path) -> None:
     Args:
         processor: the processor.
         directory: folder to write; it can be the argument `like` of `save_hf`.
+
+    Raises:
+        AntgmmError: the folder cannot be written.
     """
-    processor.save_pretrained(directory)
+    with one_line(lambda: f"cannot write {directory}", "free disk space or choose another folder"):
+        processor.save_pretrained(directory)
     names = ("pad_token_id", "eos_token_id", "bos_token_id")
     token_ids = {name: getattr(processor.tokenizer, name) for name in names}
     tokens = {name: token for name, token in token_ids.items() if token is not None}

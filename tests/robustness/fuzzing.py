@@ -118,9 +118,11 @@ def rows(write: Callable[..., tuple[str, Path]], place: Path) -> Target:
     place.mkdir(parents=True)
     kind, path = write(place, GOOD)
     originals = {file.name: file.read_bytes() for file in place.iterdir()}
+    split = "train" if kind == "tfds" else ""
 
     def read(folder: Path) -> None:
-        for _ in read_all(read_records(kind, folder / path.name if path != place else folder), lambda record: record):
+        source = read_records(kind, folder if path == place else folder / path.name, split=split)
+        for _ in read_all(source, lambda record: record):
             pass
 
     return Target(originals, (read,))
@@ -146,7 +148,9 @@ def pictures() -> Target:
 
 def targets(place: Path) -> dict[str, Target]:
     """Returns all targets by name, with their originals made in a folder."""
-    made = {write.__name__: rows(write, place / write.__name__) for write in (*files.TEXTS, *files.TABLES)}
+    made = {
+        write.__name__: rows(write, place / write.__name__) for write in (*files.TEXTS, *files.TABLES, files.as_tfds)
+    }
     models = {"with decoder": save_llava, "with encoder": save_teacher}
     made |= {name: checkpoint(save, place / name / "model") for name, save in models.items()}
     return {**made, "pictures": pictures()}

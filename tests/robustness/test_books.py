@@ -14,6 +14,8 @@ import pytest
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io import checkpoint
 from antgmm_jax.io.books import read_book, write_book
+from experiments.commands import runs
+from experiments.lab.study.run import RESULT, results
 from experiments.run.folder import RunFolder, status_of
 from experiments.run.schema.recipe import load_recipe
 from tests.experiments.tiny import write_recipe
@@ -52,6 +54,30 @@ def test_every_change_of_a_stages_record_is_refused(tmp_path):
         with pytest.raises(AntgmmError, match=rf"{tmp_path / 'a'}"):
             checkpoint.load_stage(tmp_path / "a")
         assert not checkpoint.is_complete(tmp_path / "a")
+
+
+def test_a_report_that_was_changed_is_refused(tmp_path, capsys):
+    figures, path = {"params": 7, "scores": {"exact_match": 0.5}}, tmp_path / "report" / "report.json"
+    write_book(path, figures)
+    runs.report(tmp_path, as_json=True)
+    assert json.loads(capsys.readouterr().out) == figures
+    path.write_text(path.read_text().replace("0.5", "0.9"))
+    with pytest.raises(AntgmmError, match=rf"{path} is damaged.*: run the command of the run again$"):
+        runs.report(tmp_path, as_json=True)
+
+
+def test_a_result_of_a_study_that_was_changed_is_refused(tmp_path):
+    result, out = {"arm": "a", "seed": 0, "exact_match": 0.5, "of": "x"}, tmp_path / "out.json"
+    path = tmp_path / "a" / "seed-0" / RESULT
+    write_book(path, result)
+    assert results({("a", 0): "x"}, tmp_path, out) == [result]
+    path.write_text(path.read_text().replace("0.5", "0.9"))
+    with pytest.raises(AntgmmError, match=rf"{path} is damaged"):
+        results({("a", 0): "x"}, tmp_path, out)
+    for content in ("[", "3", "[3]", "[{}]"):
+        out.write_text(content)
+        with pytest.raises(AntgmmError, match=rf"^{out} is not a list of results .*: remove it and run it again$"):
+            results({}, tmp_path, out)
 
 
 @pytest.fixture

@@ -101,6 +101,13 @@ def test_data_that_is_no_file_is_one_line(tmp_path, kind):
             read(kind, path)
 
 
+def test_a_tfds_folder_names_no_class_of_others(tmp_path):
+    content = {"pythonClassName": "tensorflow_datasets.x", "a": [{"python\u0043lassName": "os.path.Evil"}]}
+    (tmp_path / "features.json").write_text(json.dumps(content))
+    with pytest.raises(AntgmmError, match=r"features.json names a class 'os.path.Evil' that is not of TFDS"):
+        read("tfds", tmp_path)
+
+
 def test_a_sample_of_an_archive_is_refused_by_its_size(tmp_path):
     with (tmp_path / "rows.tar").open("wb") as file:
         member = tarfile.TarInfo("0.png")

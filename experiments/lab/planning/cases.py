@@ -1,6 +1,5 @@
 """Steps on several machines, planned one after another: the table of docs/lab/cluster.md."""
 
-import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from antgmm_jax.axes import sizes
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import complete, violations
+from antgmm_jax.io.files import read_json
 from antgmm_jax.presets import preset
 from experiments.lab.planning.chips import CHIPS
 from experiments.lab.planning.step import StepSpec, check, compiled, roofline
@@ -116,9 +116,9 @@ def run(
         Content of the file: "case on chip-count" -> figures.
 
     Raises:
-        AntgmmError: a batch is not divisible by the number of chips.
+        AntgmmError: a batch is not divisible by the number of chips, or the file is damaged.
     """
-    figures: dict[str, Any] = json.loads(out.read_text()) if out.exists() else {}
+    figures: dict[str, Any] = read_json(out, "remove it and run it again") if out.exists() else {}
     for chip, count in machines:
         for case in cases:
             name = f"{case.name} on {chip}-{count}"

@@ -13,14 +13,16 @@ import jax
 
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.errors import AntgmmError
+from antgmm_jax.io.books import read_book, write_book
 from antgmm_jax.io.convert import load_hf
+from antgmm_jax.io.files import one_line
 from distill import fingerprint
 from experiments.lab.planning.rates import RequestSize
 from experiments.lab.study.arms import Arm, Study, recipe_of
 from experiments.lab.study.curve import with_costs, write_curve
 from experiments.lab.study.summary import write_results
 from experiments.run.flops import training_flops
-from experiments.run.folder import RECIPE, InUse, RunFolder, write_json, write_text
+from experiments.run.folder import RECIPE, InUse, RunFolder, write_text
 from experiments.run.host.allocator import return_freed_memory
 from experiments.run.host.console import say
 from experiments.run.pipeline import Run
@@ -70,7 +72,7 @@ def run_study(study: Study, folder: Path, out: Path, *, only: Sequence[str] = ()
         except InUse:
             say(f"arm {arm.name}, seed {seed}: another process has it")
             continue
-        write_json(place / RESULT, result | {"of": wanted[arm.name, seed]})
+        write_book(place / RESULT, result | {"of": wanted[arm.name, seed]})
         write_results(results(wanted, folder, out), out)
         # Compiled programs take memory maps, of which Linux gives a process 65 530, and other runs have other shapes.
         jax.clear_caches()
@@ -93,13 +95,17 @@ def results(wanted: Mapping[tuple[str, int], str], folder: Path, out: Path) -> l
 
     Returns:
         Results of finished runs, in the order of `wanted`.
+
+    Raises:
+        AntgmmError: a file with results is damaged.
     """
-    stored = json.loads(out.read_text()) if out.exists() else []
-    finished = {(r["arm"], r["seed"]): r for r in stored if r.get("of") == wanted.get((r["arm"], r["seed"]))}
+    with one_line(lambda: f"{out} is not a list of results", "remove it and run it again"):
+        stored = json.loads(out.read_text()) if out.exists() else []
+        finished = {(r["arm"], r["seed"]): r for r in stored if r.get("of") == wanted.get((r["arm"], r["seed"]))}
     for arm, seed in wanted:
         place = folder / arm / f"seed-{seed}" / RESULT
-        if place.exists() and (stored := json.loads(place.read_text())).get("of") == wanted[arm, seed]:
-            finished[arm, seed] = stored
+        if place.exists() and (result := read_book(place)).get("of") == wanted[arm, seed]:
+            finished[arm, seed] = result
     return [finished[key] for key in wanted if key in finished]
 
 

@@ -1,6 +1,8 @@
 """Metrics of a run for TensorBoard, W&B and trackio."""
 
 import importlib
+import socket
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
@@ -14,6 +16,8 @@ from antgmm_jax.extras import require
 LOGS = ("tensorboard", "wandb", "trackio")
 PROJECT = "antgmm-jax"
 """Project of runs in W&B and trackio; their environment variables set everything else."""
+FLUSH = 30.0
+"""Seconds between writes of TensorBoard's files to the disk."""
 
 
 class Log(Protocol):
@@ -84,22 +88,63 @@ class TensorBoard:
         folder: folder of the files.
     """
 
+    # tensorboardX's `SummaryWriter` writes in a thread: on a full disk the thread ends with a traceback, and the
+    # eleventh value waits for it for ever.
+
     def __init__(self, folder: Path):
-        self._folder, self._writers = folder, {}
+        self._folder, self._files, self._flushed = folder, {}, time.monotonic()
 
     def write(self, stage: str, step: int, total: int, values: Mapping[str, float]) -> None:
-        """Writes the metrics of a step; those of an earlier process after the first step are hidden."""
-        if stage not in self._writers:
-            from tensorboardX import SummaryWriter
+        """Writes the metrics of a step; those of an earlier process after the first step are hidden.
 
-            self._writers[stage] = SummaryWriter(str(self._folder / stage), purge_step=step, filename_suffix=f".{step}")
-        for name, value in values.items():
-            self._writers[stage].add_scalar(name, value, step)
+        Raises:
+            AntgmmError: the disk is full or read-only.
+        """
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.summary import scalar
+
+        with self._errors():
+            events = [Event(summary=scalar(name, value)) for name, value in values.items()]
+            if stage not in self._files:
+                self._files[stage] = self._opened(stage, step)
+                start = Event(session_log=SessionLog(status=SessionLog.START))  # hides later steps
+                events = [Event(file_version="brain.Event:2"), start, *events]
+            for event in events:
+                event.wall_time, event.step = time.time(), step
+                self._files[stage].write(event.SerializeToString())
+            if time.monotonic() - self._flushed > FLUSH:
+                self._flush()
 
     def close(self) -> None:
-        """Writes the files."""
-        for writer in self._writers.values():
-            writer.close()
+        """Writes the files.
+
+        Raises:
+            AntgmmError: as in `write`.
+        """
+        files, self._files = self._files, {}
+        with self._errors(), ExitStack() as stack:
+            for file in files.values():
+                stack.callback(file.close)
+
+    def _opened(self, stage: str, step: int) -> Any:
+        from tensorboardX.record_writer import RecordWriter
+
+        (self._folder / stage).mkdir(parents=True, exist_ok=True)
+        name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{step}"
+        return RecordWriter(str(self._folder / stage / name))
+
+    def _flush(self) -> None:
+        self._flushed = time.monotonic()
+        for file in self._files.values():
+            file.flush()
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            remedy = "free disk space and run it again, or leave out --log tensorboard"
+            raise AntgmmError(f"cannot write {self._folder}: {error.strerror or error}; {remedy}") from error
 
 
 class Tracker:
