@@ -89,7 +89,7 @@ def write_jsonl(records: Sequence[Record], path: str | Path, *, progress: Progre
     Raises:
         AntgmmError: there are no records, or a file cannot be written.
     """
-    _write_lines(records, Path(path), _line, progress)
+    write_lines(records, Path(path), _line, progress)
 
 
 def write_chat(records: Sequence[Record], path: str | Path, *, progress: Progress = _silent) -> None:
@@ -113,7 +113,7 @@ def write_chat(records: Sequence[Record], path: str | Path, *, progress: Progres
         turns = [turn for name, each in exchanges for turn in _exchange(name, each)]
         return {"id": record.id, "type": exchanges[1][1].type, "messages": turns}
 
-    _write_lines(records, path, line, progress)
+    write_lines(records, path, line, progress)
 
 
 def write_dialogues(records: MaadSource, path: str | Path, *, progress: Progress = _silent) -> None:
@@ -139,13 +139,26 @@ def write_dialogues(records: MaadSource, path: str | Path, *, progress: Progress
             ]
         return {"id": record.id, "type": record.type, "messages": turns}
 
-    _write_lines(records, Path(path), line, progress)
+    write_lines(records, Path(path), line, progress)
 
 
-def _write_lines(
-    records: Sequence[Record], path: Path, line: Callable[[int, Record, Sequence[str]], dict], progress: Progress
+def write_lines(
+    records: Sequence[Record],
+    path: Path,
+    line: Callable[[int, Record, Sequence[str]], dict],
+    progress: Progress = _silent,
 ) -> None:
-    """Writes the images of records, and a line of JSON for each: (row, record, names of its images) -> object."""
+    """Writes records as a JSONL file of any form, with PNG images in the folder `images` beside it.
+
+    Args:
+        records: at least one record.
+        path: the file; it is replaced at the end. Names of images start with its name.
+        line: (row, record, names of its images) -> JSON object.
+        progress: called with (file name, records done, number of records).
+
+    Raises:
+        AntgmmError: there are no records, or a file cannot be written.
+    """
     if not len(records):
         raise AntgmmError(f"{path}: no records to write")
     with new_file(path) as partial, partial.open("w", encoding="utf-8") as lines:

@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 
 from antgmm_jax.extras import require
-from experiments.commands.output import Json, Set, emit
-from experiments.run.host.console import say, table
+from experiments.commands.output import Json, Maybe, Prompt, Set, emit
+from experiments.commands.sources import FORMS, records, template
+from experiments.run.host.console import bar, say, table
 
 
 class Form(StrEnum):
@@ -44,7 +45,6 @@ def maad(
     from antgmm_jax.errors import AntgmmError
     from data.maad.latents import SIZES
     from data.writers import write_maad
-    from experiments.run.host.console import bar
 
     chosen = split or [*SIZES]
     if unknown := [name for name in chosen if name not in SIZES]:
@@ -80,7 +80,33 @@ def prepare(
     emit(info, as_json, table(["", str(out)], table_rows), line)
 
 
+def lmms_eval(
+    data: Annotated[str, typer.Option(metavar="DATA", help=FORMS + ".")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to create; its name becomes the task's.")],
+    model: Maybe = None,
+    samples: Annotated[int, typer.Option(min=0, help="Number of records, from the first; 0 for all.")] = 0,
+    prompt: Prompt = "",
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Maximum length of an answer.")] = 32,
+    as_json: Json = False,
+) -> None:
+    """Write rows as a task for lmms-eval, in the prompt that a checkpoint was trained with; scored as antgmm eval."""
+    say(f"data: writing {data} as a task for lmms-eval in {out}")
+    from data.harness import write_task
+
+    source, text = records(data, samples), template(prompt, model)
+    with bar("rows", len(source)) as update:
+        name = write_task(
+            source, out, text, max_new_tokens=max_new_tokens, progress=lambda _, done, total: update(done, "")
+        )
+    figures = {"task": name, "folder": str(out), "rows": len(source), "prompt": text}
+    emit(figures, as_json, f"task of {len(source)} rows: lmms-eval --include_path {out} --tasks {name} --model ...")
+
+
 COMMANDS = {
     "maad": (maad, "antgmm data maad --tier s --split test --samples 100 --out maad-s"),
+    "lmms-eval": (
+        lmms_eval,
+        "antgmm data lmms-eval runs/ads/export --data jsonl:ads/test.jsonl --out tasks/ads",
+    ),
     "prepare": (prepare, "antgmm data prepare my.toml --out ads-prepared"),
 }
