@@ -11,7 +11,7 @@ MARK = "# plan of "
 
 
 class Goal(NamedTuple):
-    """The goal of a compression; exactly one of `smaller`, `params`, `latency_ms` and `keep` is set.
+    """The goal of a compression; it has one of `smaller`, `params` and `latency_ms`, or `keep`.
 
     Attributes:
         model: Hugging Face folder of the teacher, or a name of the Hub.
@@ -20,7 +20,8 @@ class Goal(NamedTuple):
         smaller: how many times fewer parameters the student has; 0 if not set.
         params: maximum number of parameters; 0 if not set.
         latency_ms: maximum milliseconds of a request on this machine; 0 if not set.
-        keep: share of the teacher's score that the smallest student keeps; 0 if not set.
+        keep: share of the teacher's score that the smallest student keeps; 0 if not set. A goal of one of the students
+            of this search has `params` too.
         minutes: duration that the run should take; 0 for as long as the steps need, at most `MOST_MINUTES`.
         changes: `key=value` changes of the recipe outside its stages, such as the prompt.
     """

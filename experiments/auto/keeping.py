@@ -75,7 +75,7 @@ class Search:
             begin, tuning = time.monotonic(), self.path / "tuning"
             shutil.rmtree(tuning, ignore_errors=True)
             budget = round(self._params / next_ratio([], self._largest()))
-            goal = self.goal._replace(keep=0.0, params=budget, minutes=self._minutes / PARTS)
+            goal = self._goal(budget)
             plan = measured(goal, tuning)
             write(plan, goal, path)
             self._spent, self._tuned = time.monotonic() - begin, plan.tuned
@@ -139,7 +139,7 @@ class Search:
         if path.exists():
             return True
         parent = self._last_stage(best) if best else ""
-        goal = self.goal._replace(keep=0.0, params=budget, minutes=self._minutes / PARTS)
+        goal = self._goal(budget)
         begin = time.monotonic()
         try:
             plan = further(goal, read_toml(self._recipe(1), "recipe"), self._tuned, parent)
@@ -185,6 +185,9 @@ class Search:
 
     def _largest(self) -> float:
         return self._params / pruning.search(self._teacher, total_parameters, 0).price
+
+    def _goal(self, params: int) -> Goal:
+        return self.goal._replace(params=params, minutes=self._minutes / PARTS)
 
     def _recipe(self, number: int) -> Path:
         return self.path / f"{number}.toml"

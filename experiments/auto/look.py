@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from transformers import ProcessorMixin
 
+from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io.loading import load_processor
 from data.metrics import normal
 from data.record import Record
@@ -155,6 +156,19 @@ def warnings(seen: Look) -> list[str]:
     if len(seen.chance) == 1 and next(iter(seen.chance.values())) > 0.9:
         result.append("nearly all held-out answers are equal: scores say little; bring rows with other answers")
     return result
+
+
+def check_quality(seen: Look) -> None:
+    """Checks that the teacher has a quality that a student can keep.
+
+    Args:
+        seen: the look.
+
+    Raises:
+        AntgmmError: the most frequent answers score more than the teacher.
+    """
+    if seen.score < float(np.mean([*seen.chance.values()])):
+        raise AntgmmError(f"--keep-quality: {warnings(seen)[0]}")
 
 
 def at_chance(by_type: Mapping[str, Any], chance: Mapping[str, float], margin: float = ABOVE / 2) -> list[str]:

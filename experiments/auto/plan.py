@@ -12,7 +12,7 @@ from antgmm_jax.config import LMMConfig
 from antgmm_jax.io.loading import load_processor
 from experiments.auto.buckets import buckets
 from experiments.auto.goal import MOST_MINUTES, Goal, is_planned, marked
-from experiments.auto.look import Look, longest_answer, look_at_both, warnings
+from experiments.auto.look import Look, check_quality, longest_answer, look_at_both, warnings
 from experiments.auto.rows import counted
 from experiments.auto.schedule import Machine, Tuned, base, draft, fitted
 from experiments.auto.sizing import Chosen, check_budget, chosen, within
@@ -93,7 +93,7 @@ def measured(goal: Goal, place: Path) -> Plan:
         The plan.
 
     Raises:
-        AntgmmError: invalid rows, or no legal model within the budget.
+        AntgmmError: invalid rows, no legal model within the budget, or a teacher without a quality to keep.
     """
     begin = time.monotonic()
     check_budget(goal)
@@ -103,6 +103,8 @@ def measured(goal: Goal, place: Path) -> Plan:
         change(tables, each)
     recipe = draft(tables)
     seen = look_at_both(recipe)
+    if goal.keep:
+        check_quality(seen)
     config, samples = seen.teacher.config, seen.trained
     tables["evaluate"]["max_new_tokens"] = longest_answer(samples, seen.held)
     tables |= buckets(samples.needs, config.encoder_decoder)

@@ -14,7 +14,7 @@ from antgmm_jax.families import complete
 from experiments.auto.advice import is_flat
 from experiments.auto.buckets import bucket
 from experiments.auto.goal import Goal, is_planned, marked, ratio
-from experiments.auto.look import Look, at_chance, most_frequent, warnings
+from experiments.auto.look import Look, at_chance, check_quality, most_frequent, warnings
 from experiments.auto.rows import kind_of, tables
 from experiments.auto.schedule import DECAY, Tuned, base, stages
 from experiments.auto.sensitivity import factors
@@ -104,6 +104,14 @@ def test_warnings_say_what_makes_a_good_student_unlikely(seen, words):
     lines = warnings(seen)
     assert len(lines) == len(words)
     assert all(word in line for word, line in zip(words, lines, strict=True))
+
+
+def test_a_teacher_below_the_most_frequent_answers_has_no_quality_to_keep():
+    check_quality(look(0.45, {"a": 0.3, "b": 0.5}))
+    with pytest.raises(
+        AntgmmError, match="--keep-quality: the teacher's answers score 0.30, the most frequent answers 0"
+    ):
+        check_quality(look(0.3, {"a": 0.3, "b": 0.5}))
 
 
 @cache
