@@ -47,6 +47,7 @@ COMMANDS = [
         ["shrink"],
     ),
     *(["cost"], ["recombine"], ["report"], ["data"], ["data", "maad"], ["data", "prepare"], ["lab"]),
+    ["data", "lmms-eval"],
     *(["lab", name] for name in ("bench", "stalls", "stream", "memory", "accelerator", "study", "peers", "energy")),
     *(["lab", name] for name in ("servers", "plans")),
 ]
@@ -119,6 +120,7 @@ BEGUN = {
     "recombine r.toml --run r --steps 9 --from s": "recombining s by r.toml in r",
     "report r": "report: r",
     "data maad --out o": "data: generating MAAD-synth, tier s, in o",
+    "data lmms-eval m --data jsonl:d --out o": "data: writing jsonl:d as a task for lmms-eval in o",
     "data prepare r.toml --out o": "data: preparing the rows of r.toml in o",
     "lab bench": "bench:",
     "lab stalls": "stalls:",
