@@ -42,6 +42,7 @@ COMMANDS = [
         ["eval"],
         ["export"],
         ["package"],
+        ["serve"],
         ["search"],
         ["plan"],
         ["shrink"],
@@ -49,7 +50,7 @@ COMMANDS = [
     *(["cost"], ["recombine"], ["report"], ["data"], ["data", "maad"], ["data", "prepare"], ["lab"]),
     ["data", "lmms-eval"],
     *(["lab", name] for name in ("bench", "stalls", "stream", "memory", "accelerator", "study", "peers", "energy")),
-    *(["lab", name] for name in ("servers", "plans")),
+    *(["lab", name] for name in ("servers", "serving", "plans")),
 ]
 SHRINK = ("shrink", "nowhere", "--out", "o", "--importance", "magnitude")
 SERVICE = ("lab", "energy", "--watts", "400", "--teacher-ms", "700", "--student-ms", "90")
@@ -113,6 +114,7 @@ BEGUN = {
     "eval m --data jsonl:d": "eval: scoring answers of m to jsonl:d",
     "export s --like m --out o": "export: writing s to o",
     "package m --out o.pt2": "package: compiling m into o.pt2",
+    "serve m": "serve: m at http://127.0.0.1:8000/v1",
     "search m --params 9": "search: sizes of m within 9 parameters",
     "plan m": "plan: compiling a training step of m for fsdp=8",
     "shrink m --out o --like p --data jsonl:d": "shrink: pruning m to p, into o",
@@ -129,6 +131,7 @@ BEGUN = {
     "lab study s.toml --run r --out o": "study: running the arms of s.toml in r",
     "lab peers --out o": "peers:",
     "lab servers --out o": "servers:",
+    "lab serving t s --data jsonl:d --out o": "serving: loading servers of t and s",
     "lab plans --out o": "plans:",
     "lab memory m": "memory:",
     "lab energy --watts 1 --teacher-ms 1 --student-ms 1 --rate 1": "energy:",
