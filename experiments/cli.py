@@ -17,7 +17,7 @@ from typer.core import TyperGroup
 from antgmm_jax.errors import AntgmmError, disk_error
 from antgmm_jax.io.hub import OFFLINE
 from antgmm_jax.parallel import preemption
-from experiments.commands import data, lab, models, packages, runs, scores
+from experiments.commands import data, lab, models, packages, runs, scores, serving
 from experiments.commands import planning as plan
 from experiments.commands import sizes as search
 from experiments.commands.output import Commands
@@ -25,7 +25,7 @@ from experiments.run.host.allocator import keep_freed_memory
 from experiments.run.host.console import printable
 
 SHOWN = (
-    *("demo", "compress", "train", "import", "eval", "export", "package"),
+    *("demo", "compress", "train", "import", "eval", "export", "package", "serve"),
     *("search", "plan", "shrink", "cost", "recombine", "report"),
 )
 """Commands in the order of `antgmm --help`, before the groups `data` and `lab`."""
@@ -112,7 +112,13 @@ def _add_group(name: str, about: str, example: str, commands: Commands) -> None:
 
 
 _COMMANDS: Commands = (
-    runs.COMMANDS | models.COMMANDS | packages.COMMANDS | scores.COMMANDS | search.COMMANDS | plan.COMMANDS
+    runs.COMMANDS
+    | models.COMMANDS
+    | packages.COMMANDS
+    | serving.COMMANDS
+    | scores.COMMANDS
+    | search.COMMANDS
+    | plan.COMMANDS
 )
 _add(app, {name: _COMMANDS[name] for name in SHOWN})
 _add_group("data", "Create data sets.", "antgmm data maad --tier s --split test --out maad-s", data.COMMANDS)

@@ -27,7 +27,7 @@ ALLOWED = {
     "data": {"data", "antgmm_jax"},
     "experiments": {"experiments", "antgmm_jax", "pruning", "distill", "data"},
 }
-LAYERS = ("run", "report", "package", "lab", "auto", "commands", "cli")
+LAYERS = ("run", "report", "package", "serving", "lab", "auto", "commands", "cli")
 """Folders of `experiments`; each imports only itself and those before it."""
 # Distributions and the names of their packages, where they differ.
 PACKAGE_OF = {
@@ -35,6 +35,7 @@ PACKAGE_OF = {
     "fonttools": "fontTools",
     "pillow": "PIL",
     "orbax-checkpoint": "orbax",
+    "compressed-tensors": "compressed_tensors",
     "tensorflow-datasets": "tensorflow_datasets",
     "google-tunix": "tunix",
 }

@@ -231,6 +231,21 @@ def _outline(config: LMMConfig) -> Iterator[tuple[str, Entry, int]]:
         yield of.files.head, Entry(of.files.head, ("language/tokens",), "v d -> v d"), -1
 
 
+def layer_tensors(config: LMMConfig, root: str) -> Iterator[str]:
+    """Iterates over the names of the tensors in the layers of a part of the model.
+
+    Args:
+        config: model config.
+        root: first key of its parameters, such as "language".
+
+    Yields:
+        Tensor names in the file.
+    """
+    for name, entry, row in _outline(config):
+        if row >= 0 and entry.paths[0].startswith(f"{root}/"):
+            yield name
+
+
 def _part(leaf: Any, row: int) -> np.ndarray:
     if isinstance(leaf, Stored):
         return leaf.read(row)

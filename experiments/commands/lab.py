@@ -7,7 +7,7 @@ import typer
 
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.extras import require
-from experiments.commands import real
+from experiments.commands import real, serving
 from experiments.commands.output import Json, Mesh, Set, emit
 from experiments.commands.runs import DEMO, packaged
 from experiments.run.host.console import count, say, table
@@ -273,6 +273,7 @@ COMMANDS = {
     ),
     "peers": (peers, "antgmm lab peers --out experiments/lab/results/peers.json, after `make peers-env`"),
     "servers": (servers, "antgmm lab servers --out runs/servers.json --preset llava-tiny, after `make vllm-env`"),
+    **serving.LAB,
     "plans": (plans, "antgmm lab plans --out experiments/lab/results/plans.json --machine v5e-16"),
     "energy": (
         energy,

@@ -19,6 +19,7 @@ from experiments.commands.output import (
     Preset,
     Prompt,
     Push,
+    Quantize,
     check_push,
     emit,
     upload,
@@ -212,10 +213,13 @@ def export(
     prompt: Prompt = "",
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of the compared answers.")] = 32,
     push: Push = "",
+    quantize: Quantize = None,
     as_json: Json = False,
 ) -> None:
     """Export a stage as a Hugging Face directory, after checking that transformers and JAX give equal results."""
-    require("torch")
+    require("torch", *(["quantize"] if quantize else []))
+    if quantize and not data:
+        raise AntgmmError("--quantize scores answers: add --data with questions")
     if out.exists():
         raise AntgmmError(f"{out} exists: choose another name or remove it")
     say(f"export: writing {stage} to {out} and checking it with PyTorch")
@@ -244,6 +248,13 @@ def export(
     )
     assert result is not None  # never None with questions and one process
     upload(out, push)
+    if quantize:
+        from antgmm_jax.io.loading import load_processor
+        from experiments.run.quantized import publish_quantized
+        from experiments.run.samples import Samples
+
+        answered = Samples(records(data, samples), load_processor(out), student.config, prompt=prompt_template)
+        publish_quantized(out, quantize, answered, max_new_tokens)
     rows = [
         ("largest difference of logits", f"{result.max_abs_logit_diff:.2g}"),
         ("largest logit", f"{result.max_abs_logit:.3g}"),

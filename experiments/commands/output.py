@@ -10,6 +10,7 @@ from rich.console import Console
 
 from experiments.commands.sources import FORMS
 from experiments.run.host.console import printable, say, working
+from experiments.run.schemes import Scheme
 
 Json = Annotated[bool, typer.Option("--json", help="Print results as JSON.")]
 Set = Annotated[
@@ -31,6 +32,14 @@ CheckSamples = Annotated[int, typer.Option(min=1, help="Number of prompts.")]
 Push = Annotated[
     str,
     typer.Option(metavar="hf:ORG/NAME", help="Also upload the export to the Hub; a new repository is private."),
+]
+Quantize = Annotated[
+    Scheme | None,
+    typer.Option(
+        "--quantize",
+        metavar="SCHEME",
+        help="Also write a quantized copy beside the export (w8a8, w4a16 or fp8), and score it in PyTorch.",
+    ),
 ]
 Preset = Annotated[str, typer.Option(help="A preset instead, such as antgmm-5b or llava-tiny.")]
 Mesh = Annotated[

@@ -21,6 +21,7 @@ from experiments.commands.output import (
     Processes,
     Profile,
     Push,
+    Quantize,
     RunDir,
     Set,
     check_push,
@@ -86,6 +87,7 @@ def compress(
     ] = None,
     changes: Set = None,
     push: Push = "",
+    quantize: Quantize = None,
     as_report: Reported = True,
     as_json: Json = False,
     mesh: Mesh = "",
@@ -107,11 +109,13 @@ def compress(
     goals.check(recipe, wish, plan_only=plan_only, processes=processes)
     folder = run or goals.run_of(recipe, wish)
     if wish.keep:
+        if quantize:
+            raise AntgmmError("--quantize does not go with --keep-quality: use antgmm export --quantize afterwards")
         quality.keep(wish, folder, changes or [], options, as_json, push, plan_only=plan_only, as_report=as_report)
         return
     path = recipe or _planned(wish, folder, changes or [], options.machine)
     if not plan_only:
-        _compress(path, folder, changes or [], options, as_json, push, as_report=as_report)
+        _compress(path, folder, changes or [], options, as_json, push, as_report=as_report, scheme=quantize)
 
 
 def _planned(wish: goals.Wish, run: Path, changes: list[str], machine: Machine) -> Path:
@@ -135,8 +139,9 @@ def _compress(
     push: str = "",
     *,
     as_report: bool = True,
+    scheme: Quantize = None,
 ) -> None:
-    require(*NEEDED, "torch")
+    require(*NEEDED, "torch", *(["quantize"] if scheme else []))
     say(f"compressing by {path} in {run}")
     check_push(push)
     from experiments.run.schema.recipe import load_recipe
@@ -148,6 +153,10 @@ def _compress(
 
         figures = finish(Run(recipe, run, watch=watch), report=as_report)
         advise(recipe, run)
+        if scheme:
+            from experiments.run.quantized import quantize_export
+
+            quantize_export(recipe, run / "export", scheme)
         upload(run / "export", push)
     print_end(figures, run, as_json, as_report=as_report)
 

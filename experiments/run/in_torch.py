@@ -3,6 +3,7 @@
 import inspect
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -45,10 +46,7 @@ def torch_model(directory: str | os.PathLike):
     import transformers
 
     directory = local(directory)
-    config = hf_config(directory)
-    architecture: Any = getattr(transformers, str((config.architectures or [""])[0]), None)
-    if transformers.PreTrainedModel not in getattr(architecture, "__mro__", ()):
-        raise AntgmmError(f"{directory}: config.json has no architecture of transformers: export again")
+    architecture = _architecture(directory, hf_config(directory))
     options = {"dtype": torch.float32, "trust_remote_code": False, "use_safetensors": True}
     with one_line(lambda: f"{directory} cannot be loaded by transformers", "export again"):
         loaded: Any = architecture.from_pretrained(directory, output_loading_info=True, **options)
@@ -62,6 +60,31 @@ def torch_model(directory: str | os.PathLike):
         part.generation_config = transformers.GenerationConfig(**{name: getattr(generation, name) for name in tokens})
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     return model.eval().to(torch_device(model.get_memory_footprint()))
+
+
+def empty_model(directory: str | os.PathLike):
+    """Returns the modules of a checkpoint in stock `transformers`, without its weights.
+
+    Raises:
+        AntgmmError: PyTorch is not installed, or transformers has no such architecture.
+    """
+    require("torch")
+    import torch
+
+    directory = local(directory)
+    config = hf_config(directory)
+    with torch.device("meta"):
+        return _architecture(directory, config)(config)
+
+
+def _architecture(directory: Path, config: Any) -> Any:
+    """The class of transformers that config.json names."""
+    import transformers
+
+    architecture: Any = getattr(transformers, str((config.architectures or [""])[0]), None)
+    if transformers.PreTrainedModel not in getattr(architecture, "__mro__", ()):
+        raise AntgmmError(f"{directory}: config.json has no architecture of transformers: export again")
+    return architecture
 
 
 def stop_at(model, *, eos: int, pad: int) -> None:

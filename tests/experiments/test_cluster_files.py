@@ -32,7 +32,9 @@ def linted(tool: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([place, *arguments], capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize(("tool", "name"), [("shellcheck", "slurm.sh"), ("hadolint", "Dockerfile")])
+@pytest.mark.parametrize(
+    ("tool", "name"), [("shellcheck", "slurm.sh"), ("hadolint", "Dockerfile"), ("hadolint", "../serving/Dockerfile")]
+)
 def test_linters_have_nothing_to_say(tool, name):
     result = linted(tool, str(FOLDER / name))
     assert result.returncode == 0, result.stdout + result.stderr

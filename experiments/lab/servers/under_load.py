@@ -1,0 +1,93 @@
+"""Load on a server: requests per second, latency, errors, and answers that change."""
+
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from antgmm_jax.errors import AntgmmError
+from data.record import Record
+from experiments.run.server import Server, answer
+
+HEAD = ("clients", "model", "requests/s", "p50 ms", "p95 ms", "errors", "other answers", "ratio")
+
+
+def under_load(
+    server: Server,
+    records: Sequence[Record],
+    template: str,
+    alone: Sequence[str],
+    *,
+    max_new_tokens: int,
+    clients: int,
+    duration: float,
+) -> dict[str, Any]:
+    """Measures a server with several clients that each send one question after another.
+
+    Args:
+        server: the server.
+        records: questions.
+        template: prompt template.
+        alone: the server's answers without load.
+        max_new_tokens: maximum length of answers.
+        clients: number of clients.
+        duration: seconds.
+
+    Returns:
+        `requests_per_second`, `p50_ms`, `p95_ms`, `requests`, `errors`, `first_error`, and `other_answers`, the number
+        of answers that differ from `alone`.
+    """
+    seconds: list[float] = []
+    errors: list[str] = []
+    other: list[int] = []
+    begin = time.monotonic()
+
+    def client(number: int) -> None:
+        row = number * len(alone) // clients
+        while time.monotonic() < begin + duration:
+            sent = time.perf_counter()
+            try:
+                text = answer(server, records[row], template, max_new_tokens)
+            except AntgmmError as error:
+                errors.append(str(error))
+            else:
+                seconds.append(time.perf_counter() - sent)
+                other.extend([row] * (text != alone[row]))
+            row = (row + 1) % len(alone)
+
+    threads = [threading.Thread(target=client, args=(number,)) for number in range(clients)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    elapsed = time.monotonic() - begin
+    middle, high = (float(1e3 * np.percentile(seconds, q)) if seconds else float("nan") for q in (50, 95))
+    return {
+        "requests_per_second": len(seconds) / elapsed,
+        "p50_ms": middle,
+        "p95_ms": high,
+        "requests": len(seconds),
+        "errors": len(errors),
+        "first_error": errors[0] if errors else "",
+        "other_answers": len(other),
+    }
+
+
+def rows(figures: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    """Returns the lines of the table with `HEAD`; the ratio is that of requests per second to the first model's."""
+    first = next(iter(figures.values()))["load"]
+    lines = []
+    for clients in first:
+        for name, model in figures.items():
+            one = model["load"][clients]
+            base = first[clients]["requests_per_second"]
+            ratio = f"{one['requests_per_second'] / base:.2f}x" if base else "-"
+            times = (f"{one[key]:.3g}" for key in ("requests_per_second", "p50_ms", "p95_ms"))
+            lines.append((clients, name, *times, str(one["errors"]), str(one["other_answers"]), ratio))
+    lines += [
+        ("", name, f"{m['equal_to_jax']} of {m['questions']} answers are JAX's", *[""] * 5)
+        for name, m in figures.items()
+    ]
+    return lines

@@ -1,0 +1,180 @@
+"""The server: LitServe with the OpenAI interface, readiness, Prometheus metrics, and an end at SIGTERM."""
+
+import base64
+import os
+import signal
+import time
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NoReturn
+
+import litserve
+import numpy as np
+from prometheus_client import CollectorRegistry, Counter, Histogram, make_asgi_app
+from starlette.responses import JSONResponse
+
+from antgmm_jax.errors import AntgmmError
+from data.files import decode_image
+from data.limits import BadRow
+from experiments.serving.batches import Model, Question, load
+
+CHAT, METRICS = "/v1/chat/completions", "/metrics"
+_DATA = "base64,"
+
+
+class Answers(litserve.LitAPI):
+    """Answers chat requests in batches.
+
+    Args:
+        directory: Hugging Face directory.
+        name: name of the served model.
+        max_new_tokens: maximum length of answers.
+        most: most requests of a batch.
+        wait: seconds that a batch waits for further requests.
+    """
+
+    def __init__(self, directory: Path, name: str, *, max_new_tokens: int, most: int, wait: float):
+        super().__init__(max_batch_size=most, batch_timeout=wait, api_path=CHAT)
+        self._directory, self._name, self._limits = directory, name, {"max_new_tokens": max_new_tokens, "most": most}
+        self._model: Model | None = None
+
+    def setup(self, device: str) -> None:
+        """Loads the model, in the process that answers."""
+        self._model = load(self._directory, **self._limits)
+
+    def decode_request(self, request: Mapping[str, Any]) -> Question | str:
+        """Reads a request; one that the model cannot read becomes the reason, so that others of its batch go on."""
+        assert self._model is not None
+        try:
+            messages, images = conversation(request)
+            return self._model.question(messages, images)
+        except (AntgmmError, BadRow) as error:
+            return str(error)
+        except Exception as error:  # of processors, which raise many kinds
+            return f"the model cannot read the request: {' '.join(str(error).split()) or type(error).__name__}"
+
+    def batch(self, inputs: list[Question | str]) -> list[Question | str]:
+        """Returns the requests of a batch as they are."""
+        return inputs
+
+    def predict(self, questions: Sequence[Question | str]) -> list[Any]:
+        """Answers the questions of a batch; a reason stays, as an error."""
+        assert self._model is not None
+        if isinstance(questions, Question):  # a server without batches
+            return self._model.answers([questions])[0]  # pyright: ignore[reportReturnType]
+        answers = iter(self._model.answers([one for one in questions if isinstance(one, Question)]))
+        return [next(answers) if isinstance(one, Question) else AntgmmError(one) for one in questions]
+
+    def unbatch(self, output: list[Any]) -> list[Any]:
+        """Returns the answers of a batch as they are."""
+        return output
+
+    def encode_response(self, output: str | AntgmmError) -> Any:
+        """Writes an answer as a chat completion, or an error with status 400."""
+        if isinstance(output, AntgmmError):
+            return JSONResponse({"error": {"message": str(output), "type": "invalid_request_error"}}, 400)
+        message = {"role": "assistant", "content": output}
+        choice = {"index": 0, "message": message, "finish_reason": "stop"}
+        return {"object": "chat.completion", "model": self._name, "created": int(time.time()), "choices": [choice]}
+
+
+def conversation(request: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list[np.ndarray]]:
+    """Reads the turns of a chat request.
+
+    Args:
+        request: with `messages`; images are data URLs.
+
+    Returns:
+        Messages as the chat template takes them, and the images.
+
+    Raises:
+        AntgmmError: the request has another form.
+        BadRow: an image cannot be read.
+    """
+    messages, images = [], []
+    try:
+        for turn in request["messages"]:
+            content = turn["content"]
+            parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+            read: list[dict[str, Any]] = []
+            for part in parts:
+                if part["type"] == "text":
+                    read.append({"type": "text", "text": str(part["text"])})
+                else:
+                    _, data, coded = part["image_url"]["url"].partition(_DATA)
+                    if not data:
+                        raise AntgmmError("an image is no data URL: send data:image/png;base64,...")
+                    images.append(decode_image(base64.b64decode(coded, validate=True)))
+                    read.append({"type": "image"})
+            messages.append({"role": str(turn["role"]), "content": read})
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise AntgmmError(
+            "the request is no chat request of the OpenAI interface: see docs/guides/serving.md"
+        ) from error
+    if not messages:
+        raise AntgmmError("the request has no messages")
+    return messages, images
+
+
+class Metrics:
+    """ASGI middleware that counts chat requests by status and measures their seconds.
+
+    Args:
+        app: the application.
+        registry: where the metrics are.
+    """
+
+    def __init__(self, app: Any, registry: CollectorRegistry):
+        self._app = app
+        self._count = Counter("antgmm_requests", "Chat requests by status.", ["status"], registry=registry)
+        self._seconds = Histogram("antgmm_request_seconds", "Seconds of a chat request.", registry=registry)
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Passes a request on."""
+        if scope.get("path") != CHAT:
+            await self._app(scope, receive, send)
+            return
+        begin, status = time.perf_counter(), ["500"]
+
+        async def noting(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                status[0] = str(message["status"])
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noting)
+        finally:
+            self._count.labels(status[0]).inc()
+            self._seconds.observe(time.perf_counter() - begin)
+
+
+def serve(api: Answers, name: str, *, host: str, port: int, timeout: float) -> None:
+    """Serves until SIGINT or SIGTERM, then ends all processes of the server.
+
+    `/health` answers 200 when the model is loaded, `/metrics` in the format of Prometheus.
+
+    Args:
+        api: answers requests.
+        name: name of the served model.
+        host: address to listen at.
+        port: port.
+        timeout: seconds that a request may wait.
+    """
+    registry = CollectorRegistry()
+    server = litserve.LitServer(
+        api,
+        accelerator="cpu",
+        timeout=timeout,
+        middlewares=[(Metrics, {"registry": registry})],
+        disable_openapi_url=True,
+    )
+    server.app.mount(METRICS, make_asgi_app(registry))
+    server.app.get("/v1/models")(lambda: {"object": "list", "data": [{"id": name, "object": "model"}]})
+    signal.signal(signal.SIGTERM, partial(_stop, os.getpid()))
+    server.run(host=host, port=port, num_api_servers=1, generate_client_file=False, log_level="warning")
+
+
+def _stop(parent: int, number: int, frame: Any) -> NoReturn:
+    """LitServe ends its processes at a KeyboardInterrupt only; those that it has forked end silently."""
+    raise KeyboardInterrupt if os.getpid() == parent else SystemExit(0)

@@ -1,0 +1,34 @@
+"""A server as of `antgmm serve`, with a model that answers in capitals: it needs neither files nor PyTorch."""
+
+import sys
+import time
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+class Question:
+    def __init__(self, messages, images):
+        self.text = messages[-1]["content"][-1]["text"]
+
+
+def answers(questions):
+    time.sleep(0.01)
+    return [question.text.upper() for question in questions]
+
+
+def load(directory, **limits):
+    return SimpleNamespace(question=Question, answers=answers)
+
+
+# Also in the process that answers, which imports this file.
+sys.path.insert(0, str(ROOT))
+stub = sys.modules["experiments.serving.batches"] = ModuleType("experiments.serving.batches")
+stub.Question, stub.Model, stub.load = Question, SimpleNamespace, load
+
+from experiments.serving.server import Answers, serve  # noqa: E402
+
+if __name__ == "__main__":
+    api = Answers(Path("model"), "student", max_new_tokens=4, most=8, wait=0.01)
+    serve(api, "student", host="127.0.0.1", port=int(sys.argv[1]), timeout=20)

@@ -1,0 +1,174 @@
+"""The server of exports: its answers are those of JAX in any batch, and it starts and ends cleanly."""
+
+import asyncio
+import base64
+import json
+import os
+import re
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+from prometheus_client import CollectorRegistry
+
+from antgmm_jax.decoding import generate
+from antgmm_jax.errors import AntgmmError
+from antgmm_jax.io.convert import load_hf
+from antgmm_jax.io.loading import load_processor
+from data import maad
+from data.encoding import decode
+from data.record import Record
+from data.writers import png
+from experiments.lab.servers.starting import serving
+from experiments.lab.servers.under_load import rows, under_load
+from experiments.run.samples import Samples
+from experiments.run.server import answers, connect, request_messages
+from experiments.serving.batches import load
+from experiments.serving.server import CHAT, Answers, Metrics, conversation
+from tests.experiments.tiny import save_llava, save_teacher
+
+TOKENS = 4
+RECORDS = [maad.source("s", "test", 5)[row] for row in range(5)]
+
+
+def in_jax(directory):
+    """Answers of a checkpoint to each record alone."""
+    config, params = load_hf(directory)
+    processor = load_processor(directory)
+    samples = Samples(RECORDS, processor, config)
+    (batch,) = samples.in_order(len(samples), prompts=True)
+    prompt = {"images": batch["images"], **{n: batch[f"prompt/{n}"] for n in ("input_ids", "attention_mask")}}
+    eos, pad = samples.end_tokens
+    return decode(processor, np.asarray(generate(config, params, prompt, max_new_tokens=TOKENS, eos=eos, pad=pad)))
+
+
+@pytest.mark.parametrize("save", [save_teacher, save_llava])
+def test_answers_in_batches_are_those_of_jax(tmp_path, save):
+    directory = save(tmp_path / "model")
+    model = load(directory, max_new_tokens=TOKENS, most=3)
+    read = [conversation({"messages": request_messages(record)}) for record in RECORDS]
+    for (_, images), record in zip(read, RECORDS, strict=True):
+        np.testing.assert_array_equal(images, record.images)
+    questions = [model.question(*one) for one in read]
+    assert model.answers(questions) == in_jax(directory)
+    assert model.answers([]) == []
+
+
+def test_a_text_with_a_special_token_or_too_many_is_refused(tmp_path):
+    model = load(save_llava(tmp_path / "model"), max_new_tokens=TOKENS, most=3)
+    with pytest.raises(AntgmmError, match="a text contains </s>: remove it"):
+        model.question([{"role": "user", "content": [{"type": "text", "text": "a </s> b"}]}], [])
+    with pytest.raises(AntgmmError, match=r"has \d+ tokens, at most 2 are read"):
+        model._replace(longest=2).question([{"role": "user", "content": [{"type": "text", "text": "a b"}]}], [])
+
+
+def test_a_request_of_another_form_fails_alone(tmp_path):
+    api = Answers(save_llava(tmp_path / "model"), "student", max_new_tokens=TOKENS, most=3, wait=0.0)
+    api.setup("cpu")
+    url = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+    bodies = [
+        {"messages": request_messages(RECORDS[0])},
+        {"messages": []},
+        {"messages": [{"role": "user"}]},
+        {"messages": [{"role": "user", "content": [url]}]},
+        {"messages": [{"role": "user", "content": [{**url, "image_url": {"url": "http://a/b.png"}}]}]},
+    ]
+    replies = [api.encode_response(one) for one in api.predict([api.decode_request(body) for body in bodies])]
+    assert replies[0]["choices"][0]["message"]["content"] == in_jax(tmp_path / "model")[0]
+    reasons = [json.loads(reply.body)["error"]["message"] for reply in replies[1:]]
+    assert [reply.status_code for reply in replies[1:]] == [400] * 4
+    for reason, word in zip(
+        reasons, ("no messages", "no chat request", "cannot be decoded", "no data URL"), strict=True
+    ):
+        assert word in reason
+
+
+def test_string_content_and_turns_are_read():
+    image = base64.b64encode(png(RECORDS[0].images[0])).decode()
+    turns = [
+        {"role": "system", "content": "brief"},
+        {"role": "user", "content": [{"type": "image_url", "image_url": {"url": f"data:image/png;base64,{image}"}}]},
+    ]
+    messages, images = conversation({"messages": turns})
+    assert messages[0] == {"role": "system", "content": [{"type": "text", "text": "brief"}]}
+    assert messages[1]["content"] == [{"type": "image"}]
+    np.testing.assert_array_equal(images, RECORDS[0].images[:1])
+
+
+def test_metrics_count_chat_requests_by_status():
+    registry = CollectorRegistry()
+
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 400})
+
+    async def sent(message):
+        pass
+
+    counting = Metrics(app, registry)
+    for path in (CHAT, "/health"):
+        asyncio.run(counting({"type": "http", "path": path}, None, sent))
+    assert registry.get_sample_value("antgmm_requests_total", {"status": "400"}) == 1
+    assert registry.get_sample_value("antgmm_request_seconds_count") == 1
+
+
+def test_ratios_are_those_of_requests_per_second():
+    one = {"p50_ms": 10.0, "p95_ms": 20.0, "errors": 0, "other_answers": 1}
+    models = {
+        "teacher": {"questions": 4, "equal_to_jax": 4, "load": {"4": {**one, "requests_per_second": 2.0}}},
+        "student": {"questions": 4, "equal_to_jax": 3, "load": {"4": {**one, "requests_per_second": 13.0}}},
+    }
+    assert rows(models)[:2] == [
+        ("4", "teacher", "2", "10", "20", "0", "1", "1.00x"),
+        ("4", "student", "13", "10", "20", "0", "1", "6.50x"),
+    ]
+    assert rows(models)[3][1:3] == ("student", "3 of 4 answers are JAX's")
+
+
+def children(process):
+    listed = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
+    parents = {int(pid): int(parent) for pid, parent in map(str.split, listed.splitlines())}
+    inside = {process}
+    while more := {pid for pid, parent in parents.items() if parent in inside} - inside:
+        inside |= more
+    return inside
+
+
+@pytest.mark.long
+def test_a_server_answers_counts_and_leaves_no_process(tmp_path, monkeypatch):
+    """With a model that answers in capitals."""
+    started, popen = [], subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda *a, **k: started.append(popen(*a, **k)) or started[-1])
+    stub = str(Path(__file__).with_name("stub_server.py"))
+    records, limits = [Record(images=(), question=f"q{n}", answer="") for n in range(4)], {"max_new_tokens": TOKENS}
+    with serving(lambda port: [sys.executable, stub, str(port)], tmp_path / "log") as url:
+        server = connect(url)
+        alone = answers(server, records, "{question}", clients=4, **limits)
+        assert alone == ["Q0", "Q1", "Q2", "Q3"]
+        figures = under_load(server, records, "{question}", [*alone[:3], "?"], clients=2, duration=0.5, **limits)
+        assert figures["requests"] > 3
+        assert figures["errors"] == 0
+        assert 0 < figures["other_answers"] < figures["requests"]
+        assert 0 < figures["p50_ms"] <= figures["p95_ms"]
+        running = children(started[0].pid)
+        assert len(running) > 2
+        with urllib.request.urlopen(url.replace("/v1", "/metrics/"), timeout=10) as reply:
+            count = float(re.search(r'antgmm_requests_total{status="200"} (\S+)', reply.read().decode())[1])
+        assert count == 4 + figures["requests"]
+        request = urllib.request.Request(f"{url}/chat/completions", b"{}", {"Content-Type": "application/json"})
+        with pytest.raises(urllib.error.HTTPError, match="400") as refused:
+            urllib.request.urlopen(request, timeout=10)
+        refused.value.close()
+    assert not [pid for pid in running if os.path.exists(f"/proc/{pid}")]
+    assert "Traceback" not in (tmp_path / "log").read_text()
+
+
+def test_a_server_that_ends_at_once_is_one_line(tmp_path):
+    with (
+        pytest.raises(AntgmmError, match=r"the server ended with code 3 before it was ready: see .*log"),
+        serving(lambda port: [sys.executable, "-S", "-c", "raise SystemExit(3)"], tmp_path / "log"),
+    ):
+        pass
