@@ -77,6 +77,6 @@ COMMANDS = {"serve": (serve, "antgmm serve runs/demo/export --port 8000")}
 LAB = {
     "serving": (
         load,
-        "antgmm lab serving experiments/teachers/maad-m runs/demo/export --data maad:m:test --out runs/serving.json",
+        "antgmm lab serving experiments/teachers/maad-m runs/demo/export --data jsonl:ads/test.jsonl --out load.json",
     ),
 }

@@ -96,7 +96,7 @@ def conversation(request: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list
     try:
         for turn in request["messages"]:
             content = turn["content"]
-            parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+            parts: Any = [{"type": "text", "text": content}] if isinstance(content, str) else content
             read: list[dict[str, Any]] = []
             for part in parts:
                 if part["type"] == "text":

@@ -57,7 +57,7 @@ def _measured(name: str, directory: Path, template: str, load: Load, log: Path) 
     config, params = open_hf(directory)
     processor = load_processor(directory)
     samples = Samples(load.records, processor, config, prompt=template)
-    limits = {"max_new_tokens": load.max_new_tokens}
+    limits: dict[str, Any] = {"max_new_tokens": load.max_new_tokens}
     ours = scored(f"{name}: answers in JAX", config, params, samples, processor, **limits)[1]
     with serving(lambda port: _command(directory, load, port), log) as url:
         say(f"serving: {name} is ready")

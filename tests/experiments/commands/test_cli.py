@@ -50,7 +50,7 @@ COMMANDS = [
     *(["cost"], ["recombine"], ["report"], ["data"], ["data", "maad"], ["data", "prepare"], ["lab"]),
     ["data", "lmms-eval"],
     *(["lab", name] for name in ("bench", "stalls", "stream", "memory", "accelerator", "study", "peers", "energy")),
-    *(["lab", name] for name in ("servers", "serving", "plans")),
+    *(["lab", name] for name in ("servers", "serving", "plans", "smollm2", "delta", "cuts")),
 ]
 SHRINK = ("shrink", "nowhere", "--out", "o", "--importance", "magnitude")
 SERVICE = ("lab", "energy", "--watts", "400", "--teacher-ms", "700", "--student-ms", "90")
@@ -133,6 +133,9 @@ BEGUN = {
     "lab servers --out o": "servers:",
     "lab serving t s --data jsonl:d --out o": "serving: loading servers of t and s",
     "lab plans --out o": "plans:",
+    "lab smollm2 --out o": "smollm2: writing the model in o",
+    "lab delta m --out o": "delta: comparing m with",
+    "lab cuts m --out o": "cuts: measuring perplexity after cuts of m",
     "lab memory m": "memory:",
     "lab energy --watts 1 --teacher-ms 1 --student-ms 1 --rate 1": "energy:",
 }
