@@ -15,12 +15,13 @@ class AntgmmError(Exception):
     """
 
 
-def disk_error(error: OSError) -> AntgmmError | None:
+def disk_error(error: OSError, place: object = "a file") -> AntgmmError | None:
     """Returns the one-line error for a disk that is full, read-only, not permitted or broken; None for other errors.
 
     Args:
         error: error of a file.
+        place: what was written, for an error that does not name its file.
     """
     if error.errno not in _OF_THE_DISK:
         return None
-    return AntgmmError(f"{error.filename or 'a file'}: {error.strerror}; fix this and start again")
+    return AntgmmError(f"{error.filename or place}: {error.strerror}; fix this and start again")

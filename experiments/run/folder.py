@@ -202,7 +202,7 @@ class RunFolder:
                     self._note_end("failed", error=str(error))
                     raise
                 except OSError as error:
-                    if (line := disk_error(error)) is None:
+                    if (line := disk_error(error, self.path)) is None:
                         raise
                     self._note_end("failed", error=str(line))
                     raise line from error

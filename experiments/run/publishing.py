@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from antgmm_jax.config import LMMConfig
-from antgmm_jax.errors import AntgmmError
+from antgmm_jax.errors import AntgmmError, disk_error
 from antgmm_jax.io import folders
 from antgmm_jax.io.convert import save_hf
 from antgmm_jax.io.placed import on_first
@@ -99,6 +99,9 @@ def fresh(directory: Path) -> Iterator[Path]:
 
     Yields:
         The path of a folder that does not exist yet.
+
+    Raises:
+        AntgmmError: an error of the disk.
     """
     hidden = directory.with_name(f".{directory.name}.unchecked")
 
@@ -109,6 +112,10 @@ def fresh(directory: Path) -> Iterator[Path]:
     try:
         yield hidden
         run_on_first(lambda: folders.replace(hidden, directory))
+    except OSError as error:
+        if (line := disk_error(error, directory)) is None:
+            raise
+        raise line from error
     finally:
         if is_first():
             remove()

@@ -18,7 +18,8 @@ from antgmm_jax.io import checkpoint, orbax_errors
 from antgmm_jax.io.shards import Shards, Unwritten, Writer
 from antgmm_jax.parallel.processes import run_on_first
 from experiments.run.folder import RunFolder, status_of, write_bytes
-from experiments.run.host.logs import TensorBoard
+from experiments.run.host.logs import TensorBoard, open_logs
+from experiments.run.publishing import fresh
 from experiments.run.schema.recipe import load_recipe
 from experiments.run.training import save_processor
 from tests.experiments.tiny import write_recipe
@@ -138,6 +139,16 @@ def test_metrics_on_a_full_disk_neither_hang_nor_print(tmp_path, capfd, monkeypa
     assert time.monotonic() - begin < 2 and capfd.readouterr() == ("", "")
 
 
+def test_the_end_of_metrics_does_not_hide_why_a_run_ends(tmp_path):
+    def end():
+        with open_logs(["tensorboard"], tmp_path, {}) as logs:
+            logs[0].write("01-a", 1, 1, {"loss": 1.0})
+            raise AntgmmError("cannot save")
+
+    with files_below(10), pytest.raises(AntgmmError, match="^cannot save$"):
+        end()
+
+
 @pytest.fixture
 def recipe(tmp_path):
     return load_recipe(write_recipe(tmp_path / "r.toml", tmp_path / "teacher"))
@@ -155,6 +166,17 @@ def test_a_run_that_meets_a_read_only_disk_fails_with_the_path(recipe, tmp_path)
     assert status_of(run)["state"] == "failed" and "Read-only" in status_of(run)["error"]
     with pytest.raises(ConnectionResetError):
         raising(recipe, run, ConnectionResetError(errno.ECONNRESET, "reset"))  # a bug, or a network
+
+
+def test_an_export_on_a_full_disk_names_its_folder(tmp_path):
+    def publish():
+        with fresh(tmp_path / "export") as hidden:
+            hidden.mkdir()
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # of a write, which does not know its file
+
+    with pytest.raises(AntgmmError, match=rf"^{tmp_path / 'export'}: No space left on device; fix this and start"):
+        publish()
+    assert not [*tmp_path.iterdir()]
 
 
 def test_a_status_that_cannot_be_written_does_not_hide_why_a_run_ends(recipe, tmp_path):

@@ -4,7 +4,7 @@ import importlib
 import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -78,7 +78,12 @@ def open_logs(names: Sequence[str], run: Path, config: Mapping[str, Any]) -> Ite
             log = TensorBoard(run / "metrics") if name == "tensorboard" else Tracker(name, run, config)
             stack.callback(log.close)
             logs.append(log)
-        yield logs
+        try:
+            yield logs
+        except BaseException:
+            with suppress(AntgmmError):  # it must not hide the first error
+                stack.close()
+            raise
 
 
 class TensorBoard:
