@@ -73,7 +73,7 @@ def tensors(config: LMMConfig, params: Params) -> Iterator[tuple[str, np.ndarray
 def untrained() -> tuple[LMMConfig, Iterator[tuple[str, np.ndarray]]]:
     """Returns config and tensors of the model with a new image side, always the same one.
 
-    Image tokens begin as large as the words'. A new bridge makes them 9 times larger, of which layers change too little.
+    Image tokens begin as large as the words'; a new bridge makes them 9 times larger, which layers hardly change.
     """
     config = preset(PRESET)
     fresh = functional(config).init(jax.random.key(0))

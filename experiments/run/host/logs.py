@@ -105,7 +105,7 @@ class TensorBoard:
         Raises:
             AntgmmError: the disk is full or read-only.
         """
-        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue] - generated
         from tensorboardX.summary import scalar
 
         with self._errors():
