@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 Progress = Callable[[str, int, int], None]
 _WORDS = ("question", "answer", "text", "type", "id", "slice")
 _ROWS = 512
+CAPTION = "what is pictured?"
 OTHERS = 5
 """Further questions of a dialogue."""
 
@@ -116,6 +117,26 @@ def write_chat(records: Sequence[Record], path: str | Path, *, progress: Progres
     write_lines(records, path, line, progress)
 
 
+def write_captions(records: MaadSource, path: str | Path, *, progress: Progress = _silent) -> None:
+    """Writes MAAD-synth's images with one question, what they show: a language model learns to look before it compares.
+
+    Beside a text that agrees with the image half of the time it learns to copy the text.
+
+    Args:
+        records: at least one record.
+        path: as in `write_chat`.
+        progress: as in `write_chat`.
+
+    Raises:
+        AntgmmError: as in `write_chat`.
+    """
+
+    def line(row: int, record: Record, names: Sequence[str]) -> dict:
+        return {"id": record.id, "image": names[0], "question": CAPTION, "answer": records.caption(row)}
+
+    write_lines(records, Path(path), line, progress)
+
+
 def write_dialogues(records: MaadSource, path: str | Path, *, progress: Progress = _silent) -> None:
     """Writes MAAD-synth as conversations about one image each: the question of the record, and `OTHERS` further ones.
 
@@ -188,7 +209,13 @@ def _exchange(name: str, record: Record) -> list[dict]:
     return [{"role": "user", "content": question}, {"role": "assistant", "content": record.answer}]
 
 
-_WRITERS = {"parquet": write_parquet, "jsonl": write_jsonl, "chat": write_chat, "dialogues": write_dialogues}
+_WRITERS = {
+    "parquet": write_parquet,
+    "jsonl": write_jsonl,
+    "captions": write_captions,
+    "chat": write_chat,
+    "dialogues": write_dialogues,
+}
 
 
 def _plain(record: Record) -> dict:
@@ -214,8 +241,8 @@ def write_maad(
         folder: target folder; existing files are replaced.
         sizes: split -> number of records.
         seed: seed of the data set.
-        form: `parquet`, `jsonl` with images in `images`, `chat` or `dialogues`, conversations as JSONL about two
-            images or about one.
+        form: `parquet`, `jsonl` with images in `images`, `captions`, JSONL with what images show,
+            or `chat` or `dialogues`, conversations as JSONL about two images or about one.
         progress: called with (file name, records done, number of records).
 
     Returns:

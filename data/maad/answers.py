@@ -139,5 +139,17 @@ def answer(tier: Tier, latents) -> str:
             return _verdict(tier, picture, text)
 
 
+def caption(tier: Tier, picture) -> str:
+    """Returns everything that an image shows, in one line.
+
+    Args:
+        tier: the preset.
+        picture: latents of the image.
+    """
+    product, brand = products(tier)[picture.product], brands(tier)[0][picture.brand].name
+    shown = f"{product.name} {product.category} ${picture.price} {brand} badge {badge(picture.claim)}"
+    return f"{shown} contact {_contact(picture)} notice {'yes' if picture.notice else 'no'}"
+
+
 def _compared(picture: str, text: str) -> str:
     return f"picture {picture} text {text} {'yes' if picture == text else 'no'}"

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from antgmm_jax.errors import AntgmmError
-from data.maad.answers import accompanying, answer
+from data.maad.answers import accompanying, answer, caption
 from data.maad.cell_grid import cells
 from data.maad.latents import SIZES, Latents, Picture, draw
 from data.maad.render import compose
@@ -57,6 +57,10 @@ class MaadSource(Source):
         types = [kind for kind in TYPES if kind != latents.type]
         order = np.random.default_rng([self.seed, index]).permutation(len(types))[:count]
         return [self._words(index, dataclasses.replace(latents, type=types[place])) for place in order]
+
+    def caption(self, index: int) -> str:
+        """Returns everything that the image of a record shows, in one line."""
+        return caption(self.tier, self.latents(index).picture)
 
     def _words(self, index: int, latents: Latents) -> Row:
         return Row(

@@ -18,6 +18,7 @@ class Form(StrEnum):
 
     PARQUET = "parquet"
     JSONL = "jsonl"
+    CAPTIONS = "captions"
     CHAT = "chat"
     DIALOGUES = "dialogues"
 
@@ -32,8 +33,8 @@ def maad(
         Form,
         typer.Option(
             "--format",
-            help="All but parquet write images to a folder; chat and dialogues are conversations as jsonl, about two "
-            "images or about one.",
+            help="All but parquet write jsonl and a folder of images; chat and dialogues are conversations about two "
+            "images or about one, captions say what an image shows.",
         ),
     ] = Form.PARQUET,
     as_json: Json = False,

@@ -17,7 +17,16 @@ from data.building import read_all
 from data.maad.tiers import TIERS, products
 from data.readers import read_records
 from data.record import Turn, prompt
-from data.writers import OTHERS, write_chat, write_dialogues, write_jsonl, write_maad, write_parquet
+from data.writers import (
+    CAPTION,
+    OTHERS,
+    write_captions,
+    write_chat,
+    write_dialogues,
+    write_jsonl,
+    write_maad,
+    write_parquet,
+)
 
 
 def read(kind, path, **about):
@@ -260,6 +269,17 @@ def test_dialogues_ask_further_questions_about_the_same_advertisement(tmp_path):
         assert len(asked) == 1 + OTHERS
         for question, answer in asked.items():
             assert "what product is pictured?" not in question or answer == product
+
+
+def test_captions_say_what_the_answers_say(tmp_path):
+    source = maad.source("s", "val", 12)
+    write_captions(source, tmp_path / "val.jsonl")
+    records = [*read("jsonl", tmp_path)]
+    own = {source[row].type: (source[row].answer, records[row].answer) for row in range(12)}
+    for kind, mark in (("category", "{}"), ("price", " {} "), ("brand", " {} badge "), ("contact", " contact {} ")):
+        answer, caption = own[kind]
+        assert mark.format(answer) in caption
+    assert {record.question for record in records} == {CAPTION}
 
 
 def test_parquet_with_paths_and_plain_bytes(folder):
