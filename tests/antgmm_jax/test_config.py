@@ -40,6 +40,7 @@ MILLIONS = {
     "internvl-tiny": (2, 4),
     "internvl3-1b": (938, 939),
     "smolvlm-tiny": (2, 4),
+    "smolvlm-135m": (143, 144),
     "smolvlm-256m": (250, 260),
     "qwen3-vl-tiny": (4, 5),
     # From the safetensors indexes of the released checkpoints.
