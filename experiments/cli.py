@@ -21,6 +21,7 @@ from experiments.commands import data, lab, models, packages, runs, scores, serv
 from experiments.commands import planning as plan
 from experiments.commands import sizes as search
 from experiments.commands.output import Commands
+from experiments.run.host.accelerators import skip_absent_tpu
 from experiments.run.host.allocator import keep_freed_memory
 from experiments.run.host.console import printable
 
@@ -95,6 +96,7 @@ def environment() -> None:
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
+    skip_absent_tpu()
     keep_freed_memory()
     logging.getLogger("absl").setLevel(logging.ERROR)
 
