@@ -265,9 +265,9 @@ def test_dialogues_ask_further_questions_about_the_same_advertisement(tmp_path):
         assert (len(answers), answers[0]) == (1 + OTHERS, own.answer)
         # Evidence of the picture is the same in all answers.
         product = products(TIERS["s"])[own.latents["product"]].name
-        asked = {turn.text: answer for turn, answer in zip(record.turns[::2], answers, strict=True)}
-        assert len(asked) == 1 + OTHERS
-        for question, answer in asked.items():
+        by_question = {turn.text: answer for turn, answer in zip(record.turns[::2], answers, strict=True)}
+        assert len(by_question) == 1 + OTHERS
+        for question, answer in by_question.items():
             assert "what product is pictured?" not in question or answer == product
 
 

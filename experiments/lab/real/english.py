@@ -43,9 +43,9 @@ def paragraphs(texts: Iterable[str]) -> list[str]:
 
 def docstrings(package: str) -> Iterator[str]:
     """Yields the docstrings of an installed package, without importing it."""
-    found = importlib.util.find_spec(package)
-    assert found and found.origin, package
-    for path in sorted(Path(found.origin).parent.rglob("*.py")):
+    spec = importlib.util.find_spec(package)
+    assert spec and spec.origin, f"{package} is a dependency of this project"
+    for path in sorted(Path(spec.origin).parent.rglob("*.py")):
         try:
             tree = ast.parse(path.read_text(encoding="utf-8"))
         except (SyntaxError, UnicodeDecodeError):
