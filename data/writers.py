@@ -154,10 +154,7 @@ def write_dialogues(records: MaadSource, path: str | Path, *, progress: Progress
     def line(row: int, record: Record, names: Sequence[str]) -> dict:
         turns = _exchange(names[0], record)
         for other in records.others(row, OTHERS):
-            turns += [
-                {"role": "user", "content": prompt(other.question, "")},
-                {"role": "assistant", "content": other.answer},
-            ]
+            turns += _turns(prompt(other.question, ""), other.answer)
         return {"id": record.id, "type": record.type, "messages": turns}
 
     write_lines(records, Path(path), line, progress)
@@ -206,7 +203,11 @@ def _line(row: int, record: Record, names: Sequence[str]) -> dict:
 def _exchange(name: str, record: Record) -> list[dict]:
     """A question about an image and its answer, as two turns."""
     question = [{"type": "image", "path": name}, {"type": "text", "text": prompt(record.question, record.text)}]
-    return [{"role": "user", "content": question}, {"role": "assistant", "content": record.answer}]
+    return _turns(question, record.answer)
+
+
+def _turns(question: str | list[dict], answer: str) -> list[dict]:
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
 
 
 _WRITERS = {

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from antgmm_jax.pure import Functional, Params
-from distill.optimizer import by_path, linear_maps, under
+from distill.optimizer import by_path, linear_maps, longest_prefix
 
 ADAPTERS = "adapters"
 """Top-level name of the adapters beside the parameters of a model."""
@@ -87,9 +87,8 @@ def _maps(params: Params, ranks: Ranks) -> dict[str, tuple[int, int, int, int]]:
     numbers, _ = jax.tree.flatten(linear_maps(params), is_leaf=lambda node: not isinstance(node, dict))
     sizes: dict[str, Any] = {}
     for (path, leaf), dims in zip(by_path(params)[0].items(), numbers, strict=True):
-        prefixes = [prefix for prefix in ranks if under(path, prefix)]
-        if dims is not None and prefixes:
+        prefix = longest_prefix(path, ranks)
+        if dims is not None and prefix:
             inputs, outputs = (prod(leaf.shape[i] for i in axes) for axes in dims)
-            rank = ranks[max(prefixes, key=len)]
-            sizes[path] = (leaf.size // (inputs * outputs), inputs, outputs, rank)
+            sizes[path] = (leaf.size // (inputs * outputs), inputs, outputs, ranks[prefix])
     return sizes

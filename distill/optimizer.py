@@ -123,8 +123,7 @@ def _rates(rates: Mapping[str, float]) -> optax.GradientTransformation:
     def prefixes(params: Params) -> Params:
         leaves, treedef = by_path(params)
         _check_prefixes("rates of", [*rates], leaves)
-        matching = ([prefix for prefix in rates if under(path, prefix)] for path in leaves)
-        return jax.tree.unflatten(treedef, [max(found_prefixes, key=len, default="") for found_prefixes in matching])
+        return jax.tree.unflatten(treedef, [longest_prefix(path, rates) for path in leaves])
 
     scales = {prefix: optax.scale(factor) for prefix, factor in rates.items()}
     return optax.partition({**scales, "": optax.identity()}, prefixes)
@@ -245,6 +244,11 @@ def by_path(tree: Params) -> tuple[dict[str, Any], Any]:
 def under(path: str, prefix: str) -> bool:
     """Whether a path (parts joined by "/") equals the prefix or is below it."""
     return path == prefix or path.startswith(prefix.rstrip("/") + "/")
+
+
+def longest_prefix(path: str, prefixes: Collection[str]) -> str:
+    """Returns the longest of the prefixes that a path is under; "" for none."""
+    return max((prefix for prefix in prefixes if under(path, prefix)), key=len, default="")
 
 
 def _check_prefixes(what: str, prefixes: Sequence[str], paths: Collection[str]) -> None:

@@ -64,7 +64,7 @@ def evaluate(
         placed = _with_features(params, shard_rows(batch), vision)
         prompt = {**placed, **{name: placed[f"prompt/{name}"] for name in ("input_ids", "attention_mask")}}
         generated = generate(config, params, prompt, max_new_tokens=max_new_tokens, eos=eos, pad=pad)
-        index, generated, *sums = gather((placed["index"], generated, *_answer_losses(config)(params, placed)))
+        index, generated, *sums = gather((placed["index"], generated, *_answer_losses(config)(params, placed, {})))
         tokens[index], losses[:, index] = generated, sums
         done += len(index)
         progress(min(done, len(samples)), "")
@@ -72,7 +72,14 @@ def evaluate(
     return metrics(samples.records, answers, TokenLosses(*losses)), answers
 
 
-def token_loss(config: LMMConfig, params: Params, samples: Samples, *, batch_size: int = 32) -> float:
+def token_loss(
+    config: LMMConfig,
+    params: Params,
+    samples: Samples,
+    *,
+    batch_size: int = 32,
+    gates: Mapping[str, np.ndarray] | None = None,
+) -> float:
     """Returns the mean cross-entropy of all right answers' tokens, the `token_loss` of `evaluate`.
 
     Args:
@@ -80,11 +87,12 @@ def token_loss(config: LMMConfig, params: Params, samples: Samples, *, batch_siz
         params: model parameters on the devices.
         samples: encoded records.
         batch_size: maximum number of records per batch.
+        gates: gates of the model, such as `pruning.gates_of` a cut; None for all open.
     """
     losses = np.zeros((2, len(samples)))
     for batch in samples.in_order(min(batch_size, len(samples))):
         placed = shard_rows(batch)
-        index, *sums = gather((placed["index"], *_answer_losses(config)(params, placed)))
+        index, *sums = gather((placed["index"], *_answer_losses(config)(params, placed, {**(gates or {})})))
         losses[:, index] = sums
     return float(losses[0].sum() / losses[1].sum())
 
@@ -98,13 +106,13 @@ def _with_features(params: Params, batch: Mapping[str, Any], vision: Callable[..
 
 @lru_cache(maxsize=32)
 def _answer_losses(config: LMMConfig) -> Callable[..., tuple[Float[Array, " B"], Int[Array, " B"]]]:
-    """Jitted (params, batch) -> sum of the cross-entropy of each row's answer tokens, and number of these tokens."""
+    """Jitted (params, batch, gates) -> summed cross-entropy of each row's answer tokens, and number of these tokens."""
     pure = functional(config)
 
     @jax.jit
-    def sums(params: Params, batch: Mapping[str, Any]) -> tuple[Array, Array]:
-        final = pure.apply(params, batch, collect=("final",))["final"]
-        values = hard(pure.head(params, at_positions(final, batch["positions"])), batch["targets"])
+    def sums(params: Params, batch: Mapping[str, Any], gates: Mapping[str, Any]) -> tuple[Array, Array]:
+        final = pure.apply(params, batch, gates, collect=("final",))["final"]
+        values = hard(pure.head(params, at_positions(final, batch["positions"]), gates), batch["targets"])
         valid = batch["targets"] >= 0
         return jnp.sum(jnp.where(valid, values, 0.0), axis=1), valid.sum(axis=1)
 

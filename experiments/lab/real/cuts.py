@@ -2,11 +2,11 @@
 
 import tempfile
 import time
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
+from math import exp
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -20,10 +20,10 @@ from antgmm_jax.io.files import read_json
 from antgmm_jax.io.loading import load_processor
 from antgmm_jax.pure import Params, functional
 from data.readers import read_records
-from distill import LossConfig, OptimizerConfig, init_state, make_loss, make_optimizer, make_step, online
-from distill.step import token_counts
+from distill import LossConfig, OptimizerConfig, init_state, make_optimizer, make_step, online
 from experiments.lab.real import english
 from experiments.run.calibration import importance
+from experiments.run.evaluation import token_loss
 from experiments.run.folder import write_json
 from experiments.run.host.console import bar, say, table
 from experiments.run.samples import Samples
@@ -104,9 +104,8 @@ def measure(
         return Samples(read_records("jsonl", path, most=most), processor, config, prompt="{question}")
 
     rows, held = samples(train, 0), samples(test, TESTED)
-    measured = _perplexity(config, held)
     if ("", 0, "") not in done:
-        yield {"axis": "", "units": 0, "method": "", "perplexity": measured(params, pruning.ones(config))}
+        yield {"axis": "", "units": 0, "method": "", "perplexity": _perplexity(config, params, held)}
     for axis, units, method in (cut for cut in cuts(config) if cut not in done):
         targets = complete(config, {axis: units})
         methods = {each: method for each in targets if can_score(method, each)}  # type: ignore[arg-type]
@@ -117,30 +116,21 @@ def measure(
         figures: dict[str, Any] = {"axis": axis, "units": units, "method": method}
         small = pruning.shrink(config, params, keep) if bases or (minutes and method in TRAINED) else None
         if bases and small:
-            figures["perplexity"] = _perplexity(small[0], held)(small[1], pruning.ones(small[0]))
+            figures["perplexity"] = _perplexity(*small, held)
         else:
-            figures["perplexity"] = measured(params, pruning.gates_of(keep, config))
+            figures["perplexity"] = _perplexity(config, params, held, pruning.gates_of(keep, config))
         if small and minutes and method in TRAINED:
             teacher = (config, params)
             trained, figures["steps"] = _trained(small, teacher, rows, 60 * minutes, seed)
-            figures["trained"] = _perplexity(small[0], held)(trained, pruning.ones(small[0]))
+            figures["trained"] = _perplexity(small[0], trained, held)
         yield figures
 
 
-def _perplexity(config: LMMConfig, held: Samples) -> Callable[[Params, Mapping[str, np.ndarray]], float]:
-    """(params, gates) -> perplexity of the answers' tokens; one compiled program."""
-    loss = make_loss(functional(config), LossConfig(hard=1.0))
-
-    @jax.jit
-    def sums(params: Params, gates: Any, batch: Any) -> jax.Array:
-        tokens, _ = token_counts(batch, ())
-        return jnp.stack([loss(params, gates, batch, {})[0] * tokens, tokens])
-
-    def measured(params: Params, gates: Mapping[str, np.ndarray]) -> float:
-        loss, tokens = np.sum([sums(params, {**gates}, _plain(batch)) for batch in held.in_order(BATCH)], axis=0)
-        return float(np.exp(loss / tokens))
-
-    return measured
+def _perplexity(
+    config: LMMConfig, params: Params, held: Samples, gates: Mapping[str, np.ndarray] | None = None
+) -> float:
+    """Perplexity of the answers' tokens."""
+    return exp(token_loss(config, params, held, batch_size=BATCH, gates=gates))
 
 
 def _plain(batch: Mapping[str, Any]) -> dict[str, Any]:
