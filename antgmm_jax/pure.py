@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from antgmm_jax.axes import sizes
+from antgmm_jax.blocks import low_rank
 from antgmm_jax.blocks.pictures import Images, by_row
 from antgmm_jax.config import LMMConfig, Remat
 from antgmm_jax.errors import AntgmmError
@@ -83,9 +84,12 @@ def _functional(config: LMMConfig, remat: Remat) -> Functional:
 
         def one(leaf: jax.Array, names: tuple[str, ...]) -> jax.Array:
             apart = "vocab" in names or any(name.endswith("layers") for name in names)
-            return leaf if apart else sharding.gathered(leaf, names)
+            return leaf if apart else low_rank.gathered(leaf, names)
 
-        return jax.tree.map(one, params, axes) if sharding.splits_widths() else params
+        def adapted(node: Any) -> bool:
+            return isinstance(node, low_rank.LowRank)
+
+        return jax.tree.map(one, params, axes, is_leaf=adapted) if sharding.splits_widths() else params
 
     def init(key: jax.Array) -> Params:
         return sharding.place_tree(nnx.to_pure_dict(nnx.state(build(config, remat=remat, rngs=nnx.Rngs(key)))), axes)

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from antgmm_jax.blocks.low_rank import LowRank
 from antgmm_jax.pure import Functional, Params
 from distill.optimizer import by_path, linear_maps, longest_prefix
 
@@ -26,14 +27,14 @@ def with_adapters(params: Params, ranks: Ranks, key: jax.Array) -> Params:
         key: random key.
 
     Returns:
-        `params` and, under `ADAPTERS`, {path: {"a" [L, in, rank], "b" [L, rank, out]}} with flat inputs and outputs; L
-        is 1 for a map outside of the stacks. `a` is random, `b` zero.
+        `params` and, under `ADAPTERS`, {path: {"a" [L, in, rank], "b" [L, rank, out]}} with flat inputs and outputs,
+        without L for a map outside of the stacks. `a` is random, `b` zero.
     """
     factors = {}
     for path, (layers, inputs, outputs, rank) in _maps(params, ranks).items():
         key, own = jax.random.split(key)
-        a = inputs**-0.5 * jax.random.normal(own, (layers, inputs, rank))
-        factors[path] = {"a": a, "b": jnp.zeros((layers, rank, outputs))}
+        a = inputs**-0.5 * jax.random.normal(own, (*layers, inputs, rank))
+        factors[path] = {"a": a, "b": jnp.zeros((*layers, rank, outputs))}
     return {**params, ADAPTERS: factors}
 
 
@@ -46,16 +47,11 @@ def merged(params: Params) -> Params:
     Returns:
         Model parameters.
     """
-    adapters, model = params[ADAPTERS], {name: tree for name, tree in params.items() if name != ADAPTERS}
-    leaves, treedef = by_path(model)
 
-    def one(path: str, leaf: jax.Array) -> jax.Array:
-        if path not in adapters:
-            return leaf
-        change = jnp.einsum("lir,lro->lio", adapters[path]["a"], adapters[path]["b"])
-        return leaf + change.reshape(leaf.shape)
+    def sum_of(leaf: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
+        return leaf + (a @ b).reshape(leaf.shape)
 
-    return jax.tree.unflatten(treedef, [one(path, leaf) for path, leaf in leaves.items()])
+    return _joined(params, sum_of)
 
 
 def adapted(functional: Functional, ranks: Ranks) -> Functional:
@@ -66,29 +62,37 @@ def adapted(functional: Functional, ranks: Ranks) -> Functional:
         ranks: as in `with_adapters`.
 
     Returns:
-        `apply` and `head`, which merge the adapters first, and the axes of parameters with adapters; all other fields
-        are the model's. The adapters are not split over devices.
+        `apply` and `head`, whose linear maps multiply by the factors (`LowRank`), and the axes of parameters with
+        adapters; all other fields are the model's. The adapters are not split over devices.
     """
 
-    def of_merged(function: Callable) -> Callable:
-        return lambda params, *args, **options: function(merged(params), *args, **options)
+    def of_factors(function: Callable) -> Callable:
+        return lambda params, *args, **options: function(_joined(params, LowRank), *args, **options)
 
-    shapes = jax.eval_shape(functional.init, jax.random.key(0))
-    whole = {"a": ("", "", ""), "b": ("", "", "")}
+    maps = _maps(jax.eval_shape(functional.init, jax.random.key(0)), ranks)
+    whole = {path: dict.fromkeys("ab", ("",) * (len(layers) + 2)) for path, (layers, *_) in maps.items()}
     return functional._replace(
-        apply=of_merged(functional.apply),
-        head=of_merged(functional.head),
-        axes={**functional.axes, ADAPTERS: dict.fromkeys(_maps(shapes, ranks), whole)},
+        apply=of_factors(functional.apply),
+        head=of_factors(functional.head),
+        axes={**functional.axes, ADAPTERS: whole},
     )
 
 
-def _maps(params: Params, ranks: Ranks) -> dict[str, tuple[int, int, int, int]]:
-    """Layers, inputs, outputs and rank of the adapter of each linear map under a prefix, by path."""
+def _joined(params: Params, join: Callable[[jax.Array, jax.Array, jax.Array], Any]) -> Params:
+    """Model parameters with `join(map, a, b)` in place of each map that has an adapter."""
+    adapters, model = params[ADAPTERS], {name: tree for name, tree in params.items() if name != ADAPTERS}
+    leaves, treedef = by_path(model)
+    values = [join(leaf, *adapters[path].values()) if path in adapters else leaf for path, leaf in leaves.items()]
+    return jax.tree.unflatten(treedef, values)
+
+
+def _maps(params: Params, ranks: Ranks) -> dict[str, tuple[tuple[int, ...], int, int, int]]:
+    """Layers ((), outside of the stacks), inputs, outputs and rank of each linear map with an adapter, by path."""
     numbers, _ = jax.tree.flatten(linear_maps(params), is_leaf=lambda node: not isinstance(node, dict))
     sizes: dict[str, Any] = {}
     for (path, leaf), dims in zip(by_path(params)[0].items(), numbers, strict=True):
         prefix = longest_prefix(path, ranks)
         if dims is not None and prefix:
             inputs, outputs = (prod(leaf.shape[i] for i in axes) for axes in dims)
-            sizes[path] = (leaf.size // (inputs * outputs), inputs, outputs, ranks[prefix])
+            sizes[path] = (leaf.shape[: dims[0][0]], inputs, outputs, ranks[prefix])
     return sizes

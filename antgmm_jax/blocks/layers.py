@@ -8,6 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from antgmm_jax.blocks.attention import attend
+from antgmm_jax.blocks.low_rank import LowRank
 from antgmm_jax.blocks.rope import Rope, rotate
 from antgmm_jax.config import StackConfig, Tower
 
@@ -40,10 +41,14 @@ def param(
     return nnx.Param(value, axes=axes, over=over)
 
 
-def linear(x: Array, kernel: Array, bias: Array | None, *, inputs: int = 1) -> Array:
+def linear(x: Array, kernel: Array | LowRank, bias: Array | None, *, inputs: int = 1) -> Array:
     """Contracts the last `inputs` axes of x with the first ones of the kernel and adds the bias."""
     rows, columns = math.prod(x.shape[x.ndim - inputs :]), kernel.shape[inputs:]
-    y = _product(x.reshape(-1, rows), kernel.reshape(rows, -1)).reshape(*x.shape[: x.ndim - inputs], *columns)
+    flat, whole = x.reshape(-1, rows), kernel.kernel if isinstance(kernel, LowRank) else kernel
+    y = _product(flat, whole.reshape(rows, -1))
+    if isinstance(kernel, LowRank):
+        y = y + _product(_product(flat, kernel.a), kernel.b)
+    y = y.reshape(*x.shape[: x.ndim - inputs], *columns)
     return y if bias is None else plus(y, bias)
 
 

@@ -11,9 +11,10 @@ from jaxtyping import Array, Float
 
 from antgmm_jax.blocks.block import Block, Cache, Context, CrossAttention, Gates
 from antgmm_jax.blocks.flash import RESIDUALS
+from antgmm_jax.blocks.low_rank import gathered
 from antgmm_jax.blocks.relative import RelativeBias
 from antgmm_jax.config import Remat, Tower
-from antgmm_jax.parallel.sharding import gathered, splits_widths
+from antgmm_jax.parallel.sharding import splits_widths
 
 LOCAL = ("layers", "heads", "cross_heads", "mlp", "text_mlp", "embed")
 """Axes of a stack, named like the fields of its config."""
