@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 PEERS := .cache/peers-venv
 VLLM := .cache/vllm-venv
 
-.PHONY: install test test-all soak lint format docs demo teacher study peers peers-env vllm-env smollm2 cuda-compiler lock clean
+.PHONY: install test test-all soak lint format docs demo demo-real teacher study peers peers-env vllm-env smollm2 cuda-compiler lock clean
 
 install: $(STAMP)
 
@@ -36,6 +36,17 @@ docs: $(STAMP)
 
 demo: $(STAMP)
 	$(BIN)/antgmm demo
+
+# A teacher with a pretrained language model, from a package and what was trained (docs/lab/real-weights.md), is cut without a recipe.
+REAL := runs/real
+CUT_REAL := compress --model $(REAL)/teacher --data $(REAL)/dialogues/train.jsonl --test $(REAL)/test/test.jsonl
+
+demo-real: smollm2
+	test -d $(REAL)/teacher || $(BIN)/antgmm lab smollm2 --out $(REAL)/teacher --delta experiments/teachers/smollm2-m.safetensors
+	test -d $(REAL)/dialogues || $(BIN)/antgmm data maad --tier m --format dialogues --split train --samples 12000 --out $(REAL)/dialogues
+	test -d $(REAL)/test || $(BIN)/antgmm data maad --tier m --format jsonl --split test --samples 600 --out $(REAL)/test
+	$(BIN)/antgmm $(CUT_REAL) --smaller 4x --run $(REAL)/4x
+	$(BIN)/antgmm $(CUT_REAL) --smaller 18x --run $(REAL)/18x
 
 teacher: $(STAMP)
 	$(BIN)/antgmm train experiments/recipes/teacher-m.toml --run runs/teacher-m

@@ -59,7 +59,7 @@ def cuts(config: LMMConfig) -> list[Cut]:
 
 
 def measured(model: Path, out: Path, *, minutes: float = 0) -> list[dict[str, Any]]:
-    """Measures all cuts and writes each to a file; those in the file are not measured again.
+    """Measures all cuts and writes each to a file; those in the file are not measured again, unless to train after.
 
     Args:
         model: Hugging Face directory.
@@ -72,12 +72,17 @@ def measured(model: Path, out: Path, *, minutes: float = 0) -> list[dict[str, An
     figures = read_json(out)["cuts"] if out.exists() else []
     with tempfile.TemporaryDirectory() as temporary:
         rows = english.write(Path(temporary) / "english")
-        done = {(one["axis"], one["units"], one["method"]) for one in figures}
+        trains = TRAINED if minutes else ()
+        done = {_cut(one) for one in figures if "trained" in one or one["method"] not in trains}
         for one in measure(model, rows["train"], rows["test"], minutes=minutes, done=done):
-            figures.append(one)
+            figures = [*(other for other in figures if _cut(other) != _cut(one)), one]
             say(" ".join(map(str, one.values())))
             write_json(out, {"cuts": figures})
     return figures
+
+
+def _cut(figures: Mapping[str, Any]) -> Cut:
+    return figures["axis"], figures["units"], figures["method"]
 
 
 def measure(

@@ -9,6 +9,8 @@ A, B = ".a", ".b"
 """Suffixes of the two factors of a tensor's change."""
 NOISE = 1e-4
 """Singular values below this part of the largest one are rounding."""
+LOST = 0.01
+"""Largest part of a change, in squares, that factors may leave out: two trainings with adapters add their ranks."""
 
 
 def extract(
@@ -19,11 +21,11 @@ def extract(
     Args:
         before: tensors by name, float32.
         after: the same tensors after training.
-        rank: matrices that changed by at most this rank are stored as two factors.
+        rank: matrices of which this rank holds all but `LOST` of the change are stored as two factors.
 
     Returns:
-        Tensors in bfloat16: `NAME.a` [out, k] and `NAME.b` [k, in] of the matrices that changed by a product of rank k,
-        and `NAME`, the new values, of other tensors that changed.
+        Tensors in bfloat16: `NAME.a` [out, k] and `NAME.b` [k, in] of the matrices that changed by a product of rank
+        k, and `NAME`, the new values, of other tensors that changed.
     """
     result = {}
     for name, old in before:
@@ -38,10 +40,10 @@ def extract(
 
 
 def _factors(change: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray] | None:
-    """Factors of a matrix of at most the given rank, with equal norms; None for a higher rank."""
+    """Factors of a matrix of at most the given rank, with equal norms; None if they would lose too much."""
     left, values, right = np.linalg.svd(change, full_matrices=False)
-    kept = int((values > NOISE * values[0]).sum())
-    if kept > rank:
+    kept = min(rank, int((values > NOISE * values[0]).sum()))
+    if (values[kept:] ** 2).sum() > LOST * (values**2).sum():
         return None
     roots = np.sqrt(values[:kept])
     return left[:, :kept] * roots, roots[:, None] * right[:kept]

@@ -41,6 +41,11 @@ def test_the_trained_tensors_come_back_to_the_rounding_of_bfloat16(after):
         np.testing.assert_allclose(back[name], values, rtol=0, atol=bound)
 
 
+def test_a_change_of_a_higher_rank_is_stored_as_factors_if_they_lose_little(after):
+    after["low"] += 1e-2 * draw(12, 2) @ draw(2, 9)
+    assert set(extract(BEFORE.items(), after, rank=2)) == {"low" + A, "low" + B, "full"}
+
+
 def test_paragraphs_are_long_sentences_without_code():
     words = "A sentence of many words that goes on and on until it is long enough to be prose, " * 6
     prose = words.strip()[:-1] + "."
