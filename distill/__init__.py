@@ -6,8 +6,9 @@ from distill.cache import TeacherCache, fingerprint, has_cache, open_cache
 from distill.chunked import answer_sums
 from distill.loop import Progress, train
 from distill.losses import LossConfig
-from distill.optimizer import Optimizer, OptimizerConfig, State, init_state, make_optimizer, map_moments, shard_state
+from distill.optimizer import Optimizer, OptimizerConfig, make_optimizer
 from distill.sensitivity import bridge_weights
+from distill.state import State, init_state, map_moments, shard_state
 from distill.step import Step, StepConfig, make_loss, make_step
 from distill.teacher import NO_TEACHER, Teacher, cached, online
 

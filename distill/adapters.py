@@ -9,7 +9,8 @@ import jax.numpy as jnp
 
 from antgmm_jax.blocks.low_rank import LowRank
 from antgmm_jax.pure import Functional, Params
-from distill.optimizer import by_path, linear_maps, longest_prefix
+from distill.optimizer import linear_maps
+from distill.trainable import by_path, longest_prefix
 
 ADAPTERS = "adapters"
 """Top-level name of the adapters beside the parameters of a model."""

@@ -10,7 +10,8 @@ import numpy as np
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.parallel import preemption
 from antgmm_jax.parallel.sharding import shard_rows
-from distill.optimizer import Params, State
+from antgmm_jax.pure import Params
+from distill.state import State
 from distill.step import Batch, Gates, Metrics
 from distill.teacher import NO_TEACHER, Teacher
 

@@ -1,20 +1,20 @@
 """AdamW or Muon with clipping and a schedule, over the trainable part of the parameters."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Int
+from jaxtyping import Array
 from optax.contrib import MuonDimensionNumbers, muon
 from pydantic import Field
 
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.parallel import sharding
+from antgmm_jax.pure import Params
 from distill.schema import settings
+from distill.trainable import by_path, check_prefixes, key_name, longest_prefix
 
-Params = Any
 Schedule = Literal["cosine", "constant"]
 B1, EPS = 0.9, 1e-8
 """Adam's decay rate of first moments, and epsilon."""
@@ -36,14 +36,6 @@ class Optimizer(NamedTuple):
     transform: optax.GradientTransformation
     schedule: optax.Schedule
     frozen: tuple[str, ...]
-
-
-class State(NamedTuple):
-    """State of training: float32 parameters, optimizer state, and the number of completed steps."""
-
-    params: Params
-    opt_state: optax.OptState
-    step: Int[Array, ""]
 
 
 @settings
@@ -122,7 +114,7 @@ def _rates(rates: Mapping[str, float]) -> optax.GradientTransformation:
 
     def prefixes(params: Params) -> Params:
         leaves, treedef = by_path(params)
-        _check_prefixes("rates of", [*rates], leaves)
+        check_prefixes("rates of", [*rates], leaves)
         return jax.tree.unflatten(treedef, [longest_prefix(path, rates) for path in leaves])
 
     scales = {prefix: optax.scale(factor) for prefix, factor in rates.items()}
@@ -158,7 +150,7 @@ def linear_maps(params: Params) -> Params:
     """
 
     def map_of(path: tuple, leaf: Array | jax.ShapeDtypeStruct) -> MuonDimensionNumbers | None:
-        keys = [_key(entry) for entry in path]
+        keys = [key_name(entry) for entry in path]
         # The leading axis of stacked blocks is a batch of maps.
         dims = tuple(range("blocks" in keys or "cross" in keys, leaf.ndim))
         if len(dims) < 2 or keys[-1] not in _READS + _WRITES or keys == _HEAD:
@@ -180,159 +172,6 @@ def _decayed(params: Params) -> Params:
     """Returns True for leaves with weight decay: all but scales of norms and biases."""
 
     def decays(path: tuple, _: Array) -> bool:
-        return not any(word in _key(path[-1]) for word in ("bias", "scale"))
+        return not any(word in key_name(path[-1]) for word in ("bias", "scale"))
 
     return jax.tree_util.tree_map_with_path(decays, params)
-
-
-def _key(entry: Any) -> str:
-    return str(getattr(entry, "key", getattr(entry, "name", getattr(entry, "idx", entry))))
-
-
-# Frozen leaves are None. With `optax.selective_transform` instead, their gradients would be computed, summed over
-# micro-batches and included in the norm: a step of antgmm-tiny with vision frozen (batch 8, 2 cores of an AMD EPYC,
-# minimum of 4, optax 0.2.8, jax 0.10.2, 2026-11-28) takes 97 ms, with optax 112; in two micro-batches 114, optax 182.
-def trainable(params: Params, frozen: tuple[str, ...]) -> Params:
-    """Returns the trainable parameters: the tree with None for every frozen leaf.
-
-    Args:
-        params: nested dict of arrays.
-        frozen: path prefixes, parts joined by "/".
-
-    Returns:
-        The tree; optax and `jax.grad` ignore None.
-
-    Raises:
-        AntgmmError: a prefix matches no parameter, or all parameters are frozen.
-    """
-    leaves, treedef = by_path(params)
-    _check_prefixes("frozen", frozen, leaves)
-    kept = [None if any(under(path, prefix) for prefix in frozen) else leaf for path, leaf in leaves.items()]
-    if all(leaf is None for leaf in kept):
-        raise AntgmmError(f"frozen {', '.join(frozen)} leaves nothing to train")
-    return jax.tree.unflatten(treedef, kept)
-
-
-def check_paths(params: Params, frozen: tuple[str, ...], rates: Sequence[str]) -> None:
-    """Checks that path prefixes match parameters.
-
-    Args:
-        params: parameters, or their shapes.
-        frozen: path prefixes of frozen parameters.
-        rates: path prefixes with learning rate factors.
-
-    Raises:
-        AntgmmError: a prefix matches no parameter, or all parameters are frozen.
-    """
-    trainable(params, frozen)
-    _check_prefixes("rates of", rates, by_path(params)[0])
-
-
-def by_path(tree: Params) -> tuple[dict[str, Any], Any]:
-    """Returns the leaves of a tree by path, and its structure.
-
-    Args:
-        tree: nested dict of arrays.
-
-    Returns:
-        {path, parts joined by "/": leaf}, in the order of the tree, and the structure for `jax.tree.unflatten`.
-    """
-    flat, treedef = jax.tree_util.tree_flatten_with_path(tree)
-    return {"/".join(map(_key, path)): leaf for path, leaf in flat}, treedef
-
-
-def under(path: str, prefix: str) -> bool:
-    """Whether a path (parts joined by "/") equals the prefix or is below it."""
-    return path == prefix or path.startswith(prefix.rstrip("/") + "/")
-
-
-def longest_prefix(path: str, prefixes: Collection[str]) -> str:
-    """Returns the longest of the prefixes that a path is under; "" for none."""
-    return max((prefix for prefix in prefixes if under(path, prefix)), key=len, default="")
-
-
-def _check_prefixes(what: str, prefixes: Sequence[str], paths: Collection[str]) -> None:
-    """Raises AntgmmError for prefixes that match no path."""
-    if unmatched := [prefix for prefix in prefixes if not any(under(path, prefix) for path in paths)]:
-        tops = sorted({path.split("/")[0] for path in paths})
-        raise AntgmmError(f"{what} {', '.join(unmatched)} matches no parameter: top-level names are {', '.join(tops)}")
-
-
-def combine(trained: Params, params: Params) -> Params:
-    """Fills the leaves of `trained` that are None or masked by optax with those of `params`."""
-    return jax.tree.map(lambda new, old: old if _is_hole(new) else new, trained, params, is_leaf=_is_hole)
-
-
-def init_state(params: Params, optimizer: Optimizer, *, own: bool = False) -> State:
-    """Creates the initial state.
-
-    Args:
-        params: float32 parameters.
-        optimizer: from `make_optimizer`.
-        own: whether nothing else uses the arrays. The training step donates its state, so other arrays are copied.
-
-    Returns:
-        The `State`.
-    """
-    if not own:
-        params = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), params)
-    opt_state = optimizer.transform.init(trainable(params, optimizer.frozen))
-    return State(params, opt_state, jnp.zeros((), jnp.int32))
-
-
-def map_moments(
-    opt_state: optax.OptState, params: Params, optimizer: Optimizer, change: Callable[[Params], Params]
-) -> optax.OptState:
-    """Applies a tree -> tree function to each parameter-shaped tree of an optimizer state (the moments).
-
-    For example, pruning (`pruning.take`) applies to moments as to parameters. Step counts are unchanged.
-
-    Args:
-        opt_state: optimizer state.
-        params: parameters with the shapes of the moments.
-        optimizer: from `make_optimizer`.
-        change: function from a tree with the parameters' structure to a tree with the same structure. Frozen leaves
-            have no moments: `change` receives the parameter instead, and its result is ignored.
-
-    Returns:
-        The new optimizer state.
-    """
-    # `optax.tree.map_params` maps single leaves, but pruning by axis needs the whole tree.
-    structure = jax.tree.structure(trainable(params, optimizer.frozen))
-
-    def like_params(tree: Any) -> bool:
-        return jax.tree.structure(tree, is_leaf=_is_masked) == structure
-
-    def changed(tree: Any) -> Any:
-        if not like_params(tree):
-            return tree
-        whole = trainable(change(combine(tree, params)), optimizer.frozen)
-        # Muon has separate trees of moments for linear maps and the rest: masked leaves stay masked.
-        return jax.tree.map(lambda old, new: old if _is_masked(old) else new, tree, whole, is_leaf=_is_hole)
-
-    return jax.tree.map(changed, opt_state, is_leaf=like_params)
-
-
-def shard_state(state: State, axes: Params, optimizer: Optimizer) -> State:
-    """Shards parameters and moments by the rules of the mesh.
-
-    Args:
-        state: arrays (also traced), or `jax.ShapeDtypeStruct`s.
-        axes: names of the parameters' axes, from `Functional.axes`.
-        optimizer: from `make_optimizer`.
-
-    Returns:
-        The sharded state; unchanged without a mesh.
-    """
-    if not sharding.active():
-        return state
-    moments = map_moments(state.opt_state, state.params, optimizer, lambda tree: sharding.place_tree(tree, axes))
-    return State(sharding.place_tree(state.params, axes), moments, state.step)
-
-
-def _is_masked(leaf: Any) -> bool:
-    return isinstance(leaf, optax.MaskedNode)
-
-
-def _is_hole(leaf: Any) -> bool:
-    return leaf is None or _is_masked(leaf)

@@ -15,14 +15,17 @@ from antgmm_jax.blocks.tokens import IGNORE
 from antgmm_jax.config import Remat
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.parallel import compiling
+from antgmm_jax.pure import Params
 from distill import align
 from distill.align import Part
 from distill.answers import model_answer_sums
 from distill.chunked import ANSWER_TERMS, at_positions
 from distill.losses import LossConfig
-from distill.optimizer import Optimizer, OptimizerConfig, Params, State, combine, shard_state, trainable
+from distill.optimizer import Optimizer, OptimizerConfig
 from distill.schema import settings
+from distill.state import State, shard_state
 from distill.teacher import NO_TEACHER, Teacher, collected, model_inputs, to_dtype
+from distill.trainable import combine, trainable
 
 Batch = Mapping[str, Any]  # NumPy or JAX arrays
 Gates = Mapping[str, Any]

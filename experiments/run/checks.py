@@ -12,7 +12,7 @@ from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import complete
 from antgmm_jax.io import checkpoint
 from antgmm_jax.pure import Params
-from distill.optimizer import check_paths
+from distill.trainable import check_paths
 from experiments.run.cuts import planned, segment_targets
 from experiments.run.schema import Recipe, Stage, Work, can_score
 from experiments.run.student import Student

@@ -15,7 +15,7 @@ from antgmm_jax.families import complete, from_dict
 from antgmm_jax.parallel import preemption
 from antgmm_jax.pure import Params, functional
 from distill import Optimizer, Progress, State, init_state, make_optimizer, map_moments, train
-from distill.optimizer import under
+from distill.trainable import under
 from experiments.run.calibration import importance
 from experiments.run.cuts import new_weights, segment_targets
 from experiments.run.host.allocator import return_freed_memory

@@ -10,7 +10,9 @@ import pytest
 
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.pure import abstract, functional, is_axes
-from distill.optimizer import OptimizerConfig, combine, init_state, linear_maps, make_optimizer, map_moments, trainable
+from distill.optimizer import OptimizerConfig, linear_maps, make_optimizer
+from distill.state import init_state, map_moments
+from distill.trainable import combine, trainable
 from tests.pruning.models import CONFIGS
 
 PARAMS = {"a": {"kernel": jnp.array([[1.0, 2.0], [3.0, 4.0]]), "bias": jnp.array([1.0, -1.0])}, "ab": jnp.array([5.0])}

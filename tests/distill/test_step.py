@@ -9,7 +9,8 @@ import pytest
 from antgmm_jax.errors import AntgmmError
 from distill.align import Part
 from distill.losses import LossConfig
-from distill.optimizer import OptimizerConfig, init_state, make_optimizer
+from distill.optimizer import OptimizerConfig, make_optimizer
+from distill.state import init_state
 from distill.step import make_loss, make_step
 from distill.teacher import NO_TEACHER, online
 from tests.distill import toy

@@ -14,7 +14,8 @@ from antgmm_jax.errors import AntgmmError
 from antgmm_jax.parallel import preemption
 from distill.loop import train
 from distill.losses import LossConfig
-from distill.optimizer import OptimizerConfig, init_state, make_optimizer
+from distill.optimizer import OptimizerConfig, make_optimizer
+from distill.state import init_state
 from distill.step import make_step
 from distill.teacher import online
 from tests.distill import toy

@@ -1,0 +1,89 @@
+"""State of training: parameters, moments and the number of steps."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Int
+
+from antgmm_jax.parallel import sharding
+from antgmm_jax.pure import Params
+from distill.optimizer import Optimizer
+from distill.trainable import combine, is_hole, is_masked, trainable
+
+
+class State(NamedTuple):
+    """State of training: float32 parameters, optimizer state, and the number of completed steps."""
+
+    params: Params
+    opt_state: optax.OptState
+    step: Int[Array, ""]
+
+
+def init_state(params: Params, optimizer: Optimizer, *, own: bool = False) -> State:
+    """Creates the initial state.
+
+    Args:
+        params: float32 parameters.
+        optimizer: from `make_optimizer`.
+        own: whether nothing else uses the arrays. The training step donates its state, so other arrays are copied.
+
+    Returns:
+        The `State`.
+    """
+    if not own:
+        params = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), params)
+    opt_state = optimizer.transform.init(trainable(params, optimizer.frozen))
+    return State(params, opt_state, jnp.zeros((), jnp.int32))
+
+
+def map_moments(
+    opt_state: optax.OptState, params: Params, optimizer: Optimizer, change: Callable[[Params], Params]
+) -> optax.OptState:
+    """Applies a tree -> tree function to each parameter-shaped tree of an optimizer state (the moments).
+
+    For example, pruning (`pruning.take`) applies to moments as to parameters. Step counts are unchanged.
+
+    Args:
+        opt_state: optimizer state.
+        params: parameters with the shapes of the moments.
+        optimizer: from `make_optimizer`.
+        change: function from a tree with the parameters' structure to a tree with the same structure. Frozen leaves
+            have no moments: `change` receives the parameter instead, and its result is ignored.
+
+    Returns:
+        The new optimizer state.
+    """
+    # `optax.tree.map_params` maps single leaves, but pruning by axis needs the whole tree.
+    structure = jax.tree.structure(trainable(params, optimizer.frozen))
+
+    def like_params(tree: Any) -> bool:
+        return jax.tree.structure(tree, is_leaf=is_masked) == structure
+
+    def changed(tree: Any) -> Any:
+        if not like_params(tree):
+            return tree
+        whole = trainable(change(combine(tree, params)), optimizer.frozen)
+        # Muon has separate trees of moments for linear maps and the rest: masked leaves stay masked.
+        return jax.tree.map(lambda old, new: old if is_masked(old) else new, tree, whole, is_leaf=is_hole)
+
+    return jax.tree.map(changed, opt_state, is_leaf=like_params)
+
+
+def shard_state(state: State, axes: Params, optimizer: Optimizer) -> State:
+    """Shards parameters and moments by the rules of the mesh.
+
+    Args:
+        state: arrays (also traced), or `jax.ShapeDtypeStruct`s.
+        axes: names of the parameters' axes, from `Functional.axes`.
+        optimizer: from `make_optimizer`.
+
+    Returns:
+        The sharded state; unchanged without a mesh.
+    """
+    if not sharding.active():
+        return state
+    moments = map_moments(state.opt_state, state.params, optimizer, lambda tree: sharding.place_tree(tree, axes))
+    return State(sharding.place_tree(state.params, axes), moments, state.step)
