@@ -105,7 +105,7 @@ def longest(batches: Iterable[Mapping[str, Any]]) -> int:
 
 
 def example(batches: Iterable[Mapping[str, Any]], shape: Shape, *, left: bool) -> dict[str, Any]:
-    """Returns prompts in a shape, from the batch with the most image slots.
+    """Returns prompts in a shape, those with the most images of the batch with the most image slots.
 
     Args:
         batches: as for `build`.
@@ -115,11 +115,15 @@ def example(batches: Iterable[Mapping[str, Any]], shape: Shape, *, left: bool) -
     Raises:
         AntgmmError: no prompt is short enough.
     """
-    prompts = [split(batch)[1] for batch in batches]
-    fitting = [(prompt, rows) for prompt in prompts if len(rows := _rows(prompt, shape))]
-    if not fitting:
+    best = (False, -1), None
+    for prompt in (split(batch)[1] for batch in batches):
+        rows, valid = _rows(prompt, shape), prompt["images"]["valid"]
+        used = valid[rows].sum(axis=1)
+        if len(rows) and (size := (bool(used.any()), valid.shape[1])) > best[0]:
+            best = size, (prompt, rows[np.argsort(-used, kind="stable")])
+    if best[1] is None:
         raise AntgmmError(f"no prompt has at most {shape.width} tokens: leave out --width {shape.width}")
-    return shaped(*max(fitting, key=lambda pair: pair[0]["images"]["valid"].shape[1]), shape, left=left)
+    return shaped(*best[1], shape, left=left)
 
 
 def _rows(prompt: Prompt, shape: Shape) -> np.ndarray:

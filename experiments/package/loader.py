@@ -28,7 +28,8 @@ class Package:
         file: .stablehlo file.
 
     Attributes:
-        about: texts: `tokens` (most tokens of an answer), `eos`, `pad`, `side` (of padding), `jax` (its version).
+        about: texts: `tokens` (most tokens of an answer), `eos`, `pad`, `image_token`, `side` (of padding), `jax` (its
+            version).
         programs: (rows, width) -> its shapes of inputs, and the compiled program (weights, inputs) -> answers.
 
     Raises:
@@ -73,6 +74,8 @@ class Package:
             remedy = f"package it with --batch {rows} --width {width}"
             raise ValueError(f"{self.file} has no program for {rows} x {width} tokens, only for {has}: {remedy}")
         inputs, program = self.programs[min(large, key=lambda shape: shape[0] * shape[1])]
+        if "pixel_values" in inputs and int(self.about["image_token"]) not in np.asarray(request["input_ids"]):
+            request = {"pixel_values": np.zeros(inputs["pixel_values"].shape, np.float32), **request}
         fit = partial(_fit, left=self.about["side"] == "left")
         fitted = {name: fit(name, request, kind.shape).astype(kind.dtype) for name, kind in inputs.items()}
         return np.asarray(program(self._weights, fitted))[:rows]

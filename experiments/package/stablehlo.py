@@ -74,10 +74,10 @@ def stablehlo(directory: Path, config: LMMConfig, params: Params, limits: Limits
         last = answer_logits(config, exact, {**inputs, "images": prompt["images"]}, positions)[0, step]
         return float(abs(last[ids[0]] - last[ids[1]]))
 
-    def load(file: Path, shape: Shape) -> Package:
+    def load(file: Path, shape: Shape) -> Callable[[Prompt], np.ndarray]:
+        del shape  # its program is the smallest that holds such prompts
         package = Package(file)
-        package.programs = {shape: package.programs[shape]}
-        return package
+        return lambda prompt: package(_as_processed(prompt, hf))
 
     def write(examples: Mapping[Shape, Prompt], file: Path) -> None:
         arrays = {WEIGHTS + name: np.asarray(leaf) for name, (_, leaf) in named_leaves(params).items()}
@@ -88,19 +88,17 @@ def stablehlo(directory: Path, config: LMMConfig, params: Params, limits: Limits
                 arrays[f"{PROGRAM}{shape}"] = np.frombuffer(program, np.uint8)
                 update(number + 1, "")
         sums = json.dumps({name: checksum(values) for name, values in arrays.items()})
-        about = {**limits.text(), "side": "left" if left else "right", "jax": jax.__version__, CHECKSUMS: sums}
-        save_file(arrays, file, metadata=about)
+        about = {**limits.text(), "image_token": str(config.image_token), "side": "left" if left else "right"}
+        with one_line(lambda: f"{file.name} cannot be written", "free disk space or choose another folder"):
+            save_file(arrays, file, metadata={**about, "jax": jax.__version__, CHECKSUMS: sums})
 
     def requests(file: Path, shape: Shape, prompt: Prompt) -> dict[str, Request]:
         """Requests that stop at the end of the longest answer, as the program does."""
-        package, inputs = load(file, shape), _as_processed(prompt, hf)
+        del shape
+        package, inputs = Package(file), _as_processed(prompt, hf)
         return {"JAX": whole(lambda: answers(prompt)), "package": whole(lambda: package(inputs))}
 
-    def answering(file: Path, shape: Shape) -> Callable[[Prompt], np.ndarray]:
-        package = load(file, shape)
-        return lambda prompt: package(_as_processed(prompt, hf))
-
-    return Form("JAX", left, answers, logits, gap, write, answering, requests)
+    return Form("JAX", left, answers, logits, gap, write, load, requests)
 
 
 def _slots(prompt: Prompt) -> int:

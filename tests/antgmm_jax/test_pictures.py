@@ -1,5 +1,6 @@
 """Images of batches as transformers' models take them, and back."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -15,6 +16,6 @@ def test_from_hf_is_the_inverse_of_as_hf(used, unused_behind):
     flat = np.concatenate([as_hf(images), np.ones((unused_behind, 3, 2, 2), np.float32)])
     by_slot = np.moveaxis(images["pixels"], -1, 2)
     for pixel_values in (flat, by_slot):
-        back = from_hf(pixel_values, used, 3)
+        back = from_hf(jnp.asarray(pixel_values), jnp.asarray(used), 3)
         np.testing.assert_array_equal(back["valid"], valid)
         np.testing.assert_array_equal(np.asarray(back["pixels"])[valid], images["pixels"][valid])

@@ -159,6 +159,14 @@ def test_a_request_without_pictures_is_one_line(packaged):
         package(request)
 
 
+def test_a_request_of_words_alone_needs_no_pictures(packaged):
+    folder, _, (config, params), prompt = packaged
+    words = {name: np.asarray(prompt[name])[1:2, -6:] for name in ("input_ids", "attention_mask")}
+    bare = {**words, "images": {"valid": np.zeros((1, 0), bool)}}
+    wanted = np.asarray(generate(config, params, bare, max_new_tokens=TOKENS, eos=NEVER, pad=0))
+    np.testing.assert_array_equal(loader.Package(folder / "student.stablehlo")(words), wanted)
+
+
 def test_gaps_of_ties_are_those_of_pytorch(packaged):
     _, directory, model, prompt = packaged
     form, reference = stablehlo(directory, *model, Limits(TOKENS, (NEVER,), 0)), torch_model(directory)
