@@ -17,7 +17,7 @@ from antgmm_jax.families import inputs as inputs_of
 from antgmm_jax.io.convert import load_hf
 from antgmm_jax.io.loading import load_processor
 from experiments.package import loader
-from experiments.package.build import Form, build
+from experiments.package.build import Form, build, example
 from experiments.package.requests import Limits, Shape, taken
 from experiments.package.stablehlo import stablehlo
 from experiments.run.in_torch import split, torch_gap, torch_model
@@ -197,6 +197,20 @@ def test_answers_that_differ_pass_after_a_tie_only(tmp_path, gap, equal):
         with pytest.raises(AntgmmError, match=r"not written: an answer differs: \[5, 9, 0\], reference: \[5, 7, 0\]"):
             build(out, [batch], [Shape(2, 4)], form)
         assert not [*tmp_path.iterdir()]
+
+
+def test_the_example_of_a_shape_has_pictures_if_a_prompt_has():
+    def batch(slots, used, lengths):
+        mask = (np.arange(6)[None, :] < np.array(lengths)[:, None]).astype(np.int32)
+        text = {"input_ids": np.arange(len(used), dtype=np.int32)[:, None] * mask, "attention_mask": mask}
+        valid = np.arange(slots)[None, :] < np.array(used)[:, None]
+        return {"images": {"valid": valid}, **text, **{f"prompt/{name}": rows for name, rows in text.items()}}
+
+    batches = [batch(5, (0, 5), (3, 6)), batch(3, (0, 1, 3), (4, 4, 4))]
+    narrow, wide = (example(batches, shape, left=False) for shape in (Shape(2, 4), Shape(1, 6)))
+    assert narrow["images"]["valid"].sum(axis=1).tolist() == [3, 1]
+    assert narrow["input_ids"].tolist() == [[2] * 4, [1] * 4]
+    assert wide["images"]["valid"].tolist() == [[True] * 5]
 
 
 def test_a_family_with_places_is_refused_in_one_line(tmp_path):
