@@ -115,15 +115,15 @@ def example(batches: Iterable[Mapping[str, Any]], shape: Shape, *, left: bool) -
     Raises:
         AntgmmError: no prompt is short enough.
     """
-    best = (False, -1), None
+    size, chosen = (False, -1), None
     for prompt in (split(batch)[1] for batch in batches):
         rows, valid = _rows(prompt, shape), prompt["images"]["valid"]
         used = valid[rows].sum(axis=1)
-        if len(rows) and (size := (bool(used.any()), valid.shape[1])) > best[0]:
-            best = size, (prompt, rows[np.argsort(-used, kind="stable")])
-    if best[1] is None:
+        if len(rows) and (larger := (bool(used.any()), valid.shape[1])) > size:
+            size, chosen = larger, (prompt, rows[np.argsort(-used, kind="stable")])
+    if chosen is None:
         raise AntgmmError(f"no prompt has at most {shape.width} tokens: leave out --width {shape.width}")
-    return shaped(*best[1], shape, left=left)
+    return shaped(*chosen, shape, left=left)
 
 
 def _rows(prompt: Prompt, shape: Shape) -> np.ndarray:
