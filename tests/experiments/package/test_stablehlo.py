@@ -22,7 +22,7 @@ from experiments.package.requests import Limits, Shape, taken
 from experiments.package.stablehlo import stablehlo
 from experiments.run.in_torch import split, torch_gap, torch_model
 from tests.experiments.package.prompts import prompts
-from tests.experiments.tiny import save_llava, save_qwen3_vl, save_smolvlm, save_teacher
+from tests.experiments.tiny import save_llava, save_qwen3_vl, save_teacher
 
 TOKENS = 5
 NEVER = 999_999  # no token of the models
@@ -43,7 +43,7 @@ print(json.dumps(package(dict(numpy.load("request.npz"))).tolist()))
 """
 
 
-@pytest.fixture(scope="module", params=[save_teacher, save_llava, save_smolvlm])
+@pytest.fixture(scope="module", params=[save_teacher, save_llava])
 def packaged(request, tmp_path_factory):
     """Folder, Hugging Face directory, model and prompts of a package for `SHAPES`."""
     folder = tmp_path_factory.mktemp("packaged")
