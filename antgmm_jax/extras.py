@@ -11,6 +11,7 @@ EXTRAS = {
     "quantize": ("quantized exports", ("compressed_tensors",)),
     "report": ("reports", ("matplotlib",)),
     "serve": ("servers", ("litserve", "prometheus_client")),
+    "stablehlo": ("packages for JAX", ("flatbuffers",)),
     "tensorboard": ("metrics for TensorBoard", ("tensorboardX",)),
     "tfds": ("TFDS folders", ("importlib_resources", "tensorflow_datasets")),
     "torch": ("PyTorch checks", ("torch",)),

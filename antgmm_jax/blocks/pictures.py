@@ -12,7 +12,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 Images = Mapping[str, Any]
 
@@ -48,6 +48,24 @@ def as_hf(images: Images) -> np.ndarray:
         scale, offset = (np.asarray(images[name])[valid][:, None, None, :] for name in ("scale", "offset"))
         pixels = pixels * scale + offset
     return np.ascontiguousarray(np.moveaxis(pixels, -1, 1))
+
+
+def from_hf(
+    pixel_values: Float[Array, "..."], used: Int[Array, " B"], slots: int
+) -> dict[str, Float[Array, "B M H W C"] | Bool[Array, "B M"]]:
+    """The images of `pixel_values`, the inverse of `as_hf`; it can be traced.
+
+    Args:
+        pixel_values: float32 [K, C, H, W], the used slots of all rows one after another and any more behind them; or
+            [B, M, C, H, W].
+        used: used slots of each row.
+        slots: slots of each row, M.
+    """
+    pixels = jnp.moveaxis(pixel_values, -3, -1)
+    if pixels.ndim == 4:
+        own = (jnp.cumsum(used) - used)[:, None] + jnp.arange(slots)[None, :]
+        pixels = jnp.take(pixels, own, axis=0, mode="clip")
+    return {"pixels": pixels, "valid": jnp.arange(slots)[None, :] < used[:, None]}
 
 
 def flat(leaf: Array) -> Array:

@@ -1,8 +1,9 @@
-"""The command that compiles a checkpoint into one file for PyTorch."""
+"""The command that compiles a checkpoint into one file for PyTorch or for JAX."""
 
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,10 +13,22 @@ from experiments.commands.output import MODELS, CheckData, CheckSamples, Json, P
 from experiments.commands.sources import check_prompts, template
 from experiments.run.host.console import say, table
 
+if TYPE_CHECKING:
+    from experiments.package.build import Form
+
+EXTRA = {".pt2": "torch", ".stablehlo": "stablehlo"}
+"""Suffix of a package -> the extra that writes it."""
+DURATION = {".pt2": "a minute or more", ".stablehlo": "some seconds"}
+
 
 def package(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help=f"{MODELS}.")],
-    out: Annotated[Path, typer.Option(metavar="FILE.pt2", help="File to write.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            metavar="FILE", help="File to write: .pt2 for PyTorch, .stablehlo for JAX on CPUs, GPUs and TPUs."
+        ),
+    ],
     batch: Annotated[list[int] | None, typer.Option(min=1, help="Rows of a request (1). Can be repeated.")] = None,
     width: Annotated[
         list[int] | None,
@@ -29,13 +42,13 @@ def package(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Maximum length of an answer.")] = 16,
     as_json: Json = False,
 ) -> None:
-    """Compile a checkpoint into one file that PyTorch runs alone, and check its answers."""
-    require("torch")
-    if out.suffix != ".pt2" or out.exists() or not out.parent.is_dir():
-        raise AntgmmError(f"--out {out}: name a new .pt2 file in a folder that exists")
-    say(f"package: compiling {model} into {out}; a program takes a minute or more")
+    """Compile a checkpoint into one file that PyTorch or JAX runs alone, and check its answers."""
+    if out.suffix not in EXTRA or out.exists() or not out.parent.is_dir():
+        raise AntgmmError(f"--out {out}: name a new .pt2 or .stablehlo file in a folder that exists")
+    require(EXTRA[out.suffix])
+    say(f"package: compiling {model} into {out}; a program takes {DURATION[out.suffix]}")
     from antgmm_jax.io.convert import load_hf
-    from experiments.package.build import build, longest
+    from experiments.package.build import build, example, longest
     from experiments.package.requests import Limits, Shape
     from experiments.package.times import milliseconds
     from experiments.run.ends import end_tokens
@@ -45,14 +58,24 @@ def package(
     eos, pad = end_tokens(model)
     limits = Limits(max_new_tokens, (eos,) if isinstance(eos, int) else tuple(eos), pad)
     shapes = [Shape(*each) for each in product(batch or [1], width or [longest(batches)])]
-    result = build(model, out, batches, shapes, limits)
-    times = milliseconds(out, shapes[0], config, params, model, batches[0], limits.tokens)
+    form = _form(out.suffix)(model, config, params, limits)
+    result = build(out, batches, shapes, form)
+    times = milliseconds(form.requests(out, shapes[0], example(batches, shapes[0], left=form.left)))
     rows = [("equal answers", f"{result.equal} of {result.prompts}")]
     rows += [(f"ms, {name}", f"{value:.2f}") for name, value in times.items()]
     figures: dict[str, Any] = {"file": str(out), **result._asdict(), "milliseconds": times}
-    emit(
-        figures, as_json, table([f"package, prompts {shapes[0].rows} x {shapes[0].width}", ""], rows), f"package: {out}"
-    )
+    emit(figures, as_json, table([f"package, prompts {shapes[0]}", ""], rows), f"package: {out}")
+
+
+def _form(suffix: str) -> "Callable[..., Form]":
+    """The function that returns the form of files with a suffix."""
+    if suffix == ".pt2":
+        from experiments.package.pytorch import pytorch
+
+        return pytorch
+    from experiments.package.stablehlo import stablehlo
+
+    return stablehlo
 
 
 COMMANDS = {"package": (package, "antgmm package runs/demo/export --out student.pt2 --data jsonl:ads/test.jsonl")}

@@ -1,1 +1,1 @@
-"""An exported model as one compiled file that PyTorch runs without `transformers` and without this package."""
+"""An exported model as one compiled file that PyTorch or JAX runs without `transformers` and without this package."""

@@ -1,30 +1,48 @@
-"""Compiles an exported model into one .pt2 file, and compares its answers with those of `generate`."""
+"""Writes an exported model as one file of compiled programs, if its answers are those of the model."""
 
-import logging
 import tempfile
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from functools import cache, partial
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
-from torch._inductor.package.package import package_aoti
 
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io.folders import new_file
-from antgmm_jax.io.loading import one_line
-from experiments.package.programs import Next, Start, generating
-from experiments.package.requests import Answerer, Limits, Prompt, Shape, shaped, taken
+from experiments.package.requests import Prompt, Shape, shaped, taken
+from experiments.report.latency import Request
 from experiments.run.export_gate import TOLERANCE
-from experiments.run.host.console import bar
-from experiments.run.in_torch import split, torch_answers, torch_gap, torch_logits, torch_model, torch_tensors
+from experiments.run.in_torch import split
+
+
+class Form(NamedTuple):
+    """What a kind of package adds to `build`: how its file is written and read, and the answers it must give.
+
+    Attributes:
+        engine: what the package is compared with, for messages.
+        left: whether padding stands before the tokens of a prompt.
+        answers: prompts -> greedy answers of the model, int [B, N], padded after their end.
+        logits: training batch -> logits of the model at answer positions, [B, A, V].
+        gap: (prompt of one row, step, two token ids) -> difference of the model's logits of the two tokens in the
+            greedy answer; infinity if it ends before.
+        write: (shape -> prompts of this shape, file) -> nothing; writes the programs.
+        load: (file, shape) -> function from prompts of the shape to answers, int [B, N].
+        requests: (file, shape, prompts of the shape) -> requests to the package and to others, to be timed in turn.
+    """
+
+    engine: str
+    left: bool
+    answers: Callable[[Prompt], np.ndarray]
+    logits: Callable[[Mapping[str, Any]], np.ndarray]
+    gap: Callable[[Prompt, int, tuple[int, int]], float]
+    write: Callable[[Mapping[Shape, Prompt], Path], None]
+    load: Callable[[Path, Shape], Callable[[Prompt], np.ndarray]]
+    requests: Callable[[Path, Shape, Prompt], Mapping[str, Request]]
 
 
 class Packaged(NamedTuple):
-    """Comparison of a package with the `generate` of transformers.
+    """Comparison of a package with the model.
 
     Attributes:
         prompts: number of prompts.
@@ -39,43 +57,46 @@ class Packaged(NamedTuple):
     where: str = ""
 
 
-def build(
-    directory: Path, out: Path, batches: Sequence[Mapping[str, Any]], shapes: Sequence[Shape], limits: Limits
-) -> Packaged:
-    """Compiles a checkpoint for some shapes of prompts, compares answers, and writes the file if all are equal.
+def build(out: Path, batches: Sequence[Mapping[str, Any]], shapes: Sequence[Shape], form: Form) -> Packaged:
+    """Compiles a model for some shapes of prompts, compares answers, and writes the file if all are equal.
 
     Args:
-        directory: Hugging Face directory.
-        out: .pt2 file to write.
+        out: file to write.
         batches: training batches with the prompts alone under `prompt/`.
         shapes: shapes of the programs.
-        limits: how answers end.
+        form: kind of package.
 
     Returns:
         The comparison.
 
     Raises:
-        AntgmmError: PyTorch cannot trace or compile the model, a prompt is wider than every shape, or answers differ.
+        AntgmmError: the model cannot be compiled, a prompt is wider than every shape or all are wider than one of them,
+            or answers differ.
     """
-    model = torch_model(directory).cpu()
-    alone = [split(batch)[1] for batch in batches]
+    prompts = [split(batch)[1] for batch in batches]
     needed, widest = longest(batches), max(shape.width for shape in shapes)
     if needed > widest:
         raise AntgmmError(f"the longest prompt has {needed} tokens: add --width {needed}")
-    wanted = [torch_answers(model, prompt, limits.tokens, limits.pad) for prompt in alone]
-    bound = cache(partial(_bound, model, batches))
+    examples = {shape: example(batches, shape, left=form.left) for shape in shapes}
+    wanted, results = [form.answers(prompt) for prompt in prompts], []
+
+    @cache
+    def bound() -> float:
+        """Two logits may change their order within this if each is off by the tolerance of an export."""
+        return 2 * TOLERANCE * max(1.0, *(float(np.abs(form.logits(batch)).max()) for batch in batches))
+
     with tempfile.TemporaryDirectory(prefix=f".{out.name}-", suffix=".tmp", dir=out.parent) as folder:
-        file = _compiled(model, alone[0], shapes, limits, Path(folder))
-        results = []
+        file = Path(folder) / f"model{out.suffix}"
+        form.write(examples, file)
         for shape in shapes:
-            answer = Answerer.load(file, shape)
-            results += [_compared(model, *pair, bound, answer, shape) for pair in zip(alone, wanted, strict=True)]
+            answer = form.load(file, shape)
+            results += [_compared(form, *pair, bound, answer, shape) for pair in zip(prompts, wanted, strict=True)]
         if different := [result.where for result in results if result.where]:
             raise AntgmmError(f"{out} is not written: {different[0]}")
         with new_file(out) as unfinished:
             file.replace(unfinished)
-    prompts, equal, ties, _ = zip(*results, strict=True)
-    return Packaged(sum(prompts), sum(equal), sum(ties))
+    counts, equal, ties, _ = zip(*results, strict=True)
+    return Packaged(sum(counts), sum(equal), sum(ties))
 
 
 def longest(batches: Iterable[Mapping[str, Any]]) -> int:
@@ -83,64 +104,55 @@ def longest(batches: Iterable[Mapping[str, Any]]) -> int:
     return max(int(batch["prompt/attention_mask"].sum(1).max()) for batch in batches)
 
 
-def _bound(model: Any, batches: Iterable[Mapping[str, Any]]) -> float:
-    """Two logits may change their order within this if each is off by the tolerance of an export."""
-    scales = [np.abs(torch_logits(model, split(batch)[0], batch)).max() for batch in batches]
-    return 2 * TOLERANCE * max(1.0, float(max(scales)))
+def example(batches: Iterable[Mapping[str, Any]], shape: Shape, *, left: bool) -> dict[str, Any]:
+    """Returns prompts in a shape, those with the most images of the batch with the most image slots.
+
+    Args:
+        batches: as for `build`.
+        shape: rows and tokens per row.
+        left: whether padding stands before the tokens.
+
+    Raises:
+        AntgmmError: no prompt is short enough.
+    """
+    size, chosen = (False, -1), None
+    for prompt in (split(batch)[1] for batch in batches):
+        rows, valid = _rows(prompt, shape), prompt["images"]["valid"]
+        used = valid[rows].sum(axis=1)
+        if len(rows) and (larger := (bool(used.any()), valid.shape[1])) > size:
+            size, chosen = larger, (prompt, rows[np.argsort(-used, kind="stable")])
+    if chosen is None:
+        raise AntgmmError(f"no prompt has at most {shape.width} tokens: leave out --width {shape.width}")
+    return shaped(*chosen, shape, left=left)
 
 
-def _compiled(model: Any, prompt: Prompt, shapes: Sequence[Shape], limits: Limits, folder: Path) -> Path:
-    """Compiles the programs of all shapes into a file."""
-    files: dict[str, Any] = {}
-    metadata = {"tokens": str(limits.tokens), "eos": ",".join(map(str, limits.eos)), "pad": str(limits.pad)}
-    options = {"aot_inductor.package": True, "aot_inductor.metadata": metadata}
-    subject, remedy = (lambda: f"PyTorch cannot compile a {type(model).__name__}"), "serve the files with transformers"
-    with bar("compiling programs", 2 * len(shapes)) as update, _quiet(), one_line(subject, remedy), torch.no_grad():
-        for shape in shapes:
-            inputs = torch_tensors(model, shaped(model, prompt, np.arange(len(prompt["input_ids"])), shape))
-            start, step = Start(model, limits.tokens).eval(), Next(generating(model), limits.tokens).eval()
-            token, state = start(inputs)
-            arguments = {"start": (start, (inputs,)), "next": (step, (token, torch.tensor(1), state))}
-            for part, (module, example) in arguments.items():
-                program: Any = torch.export.export(module, example, strict=False).module()
-                files[shape.program(part)] = torch._inductor.aot_compile(program, example, options=options)
-                update(len(files), "")
-        file = folder / "model.pt2"
-        package_aoti(str(file), files)
-        return file
+def _rows(prompt: Prompt, shape: Shape) -> np.ndarray:
+    """Numbers of the prompts that are short enough for a shape."""
+    return np.flatnonzero(prompt["attention_mask"].sum(1) <= shape.width)
 
 
 def _compared(
-    model: Any, prompt: Prompt, wanted: np.ndarray, bound: Callable[[], float], answer: Answerer, shape: Shape
+    form: Form,
+    prompt: Prompt,
+    wanted: np.ndarray,
+    bound: Callable[[], float],
+    answer: Callable[[Prompt], np.ndarray],
+    shape: Shape,
 ) -> Packaged:
     """Compares the answers of one shape's programs to those prompts of a batch that fit."""
-    rows = np.flatnonzero(prompt["attention_mask"].sum(1) <= shape.width)
+    rows = _rows(prompt, shape)
     equal, ties, where = 0, 0, ""
     for begin in range(0, len(rows), shape.rows):
         chosen = rows[begin : begin + shape.rows]
-        inputs = torch_tensors(model, shaped(model, prompt, chosen, shape))
-        for row, given in zip(chosen, answer(inputs), strict=False):
+        for row, given in zip(chosen, answer(shaped(prompt, chosen, shape, left=form.left)), strict=False):
             different = given != wanted[row]
             if different.any():
                 step = int(different.argmax())
                 ids = int(given[step]), int(wanted[row, step])
-                tie = torch_gap(model, taken(prompt, np.array([row])), step, ids) <= bound()
+                tie = form.gap(taken(prompt, np.array([row])), step, ids) <= bound()
                 ties += tie
                 where = where or (
-                    "" if tie else f"an answer differs: {given.tolist()}, generate: {wanted[row].tolist()}"
+                    "" if tie else f"an answer differs: {given.tolist()}, {form.engine}: {wanted[row].tolist()}"
                 )
             equal += not different.any()
     return Packaged(len(rows), equal + ties, ties, where)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without PyTorch's warnings and logs of tracing."""
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)

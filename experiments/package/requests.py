@@ -1,16 +1,10 @@
-"""Requests to a package: shapes of prompts, and the loop over the tokens of answers."""
+"""Requests to a package: shapes of prompts, and how answers end."""
 
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import torch
-from torch import Tensor
-from torch._inductor.package.package import load_package
-
-from experiments.package.programs import generating
 
 Prompt = Mapping[str, Any]
 """`images`, `input_ids` and `attention_mask` of a batch."""
@@ -22,9 +16,8 @@ class Shape(NamedTuple):
     rows: int
     width: int
 
-    def program(self, part: str) -> str:
-        """Name of a program in the file; `part` is "start" or "next"."""
-        return f"{part}_{self.rows}x{self.width}"
+    def __str__(self) -> str:
+        return f"{self.rows}x{self.width}"
 
 
 class Limits(NamedTuple):
@@ -40,51 +33,20 @@ class Limits(NamedTuple):
     eos: tuple[int, ...]
     pad: int
 
-
-class Answerer(NamedTuple):
-    """The two programs of a shape.
-
-    Attributes:
-        start: inputs -> first token and state.
-        step: token, number, state -> next token and state.
-        limits: how answers end, from the file.
-    """
-
-    start: Callable[..., Any]
-    step: Callable[..., Any]
-    limits: Limits
-
-    @classmethod
-    def load(cls, file: Path, shape: Shape) -> "Answerer":
-        """Loads the programs of a shape from a package."""
-        start, step = (load_package(str(file), shape.program(part)) for part in ("start", "next"))
-        about = start.get_metadata()
-        eos = tuple(int(token) for token in about["eos"].split(","))
-        return cls(start, step, Limits(int(about["tokens"]), eos, int(about["pad"])))
-
-    def __call__(self, inputs: Mapping[str, Tensor]) -> np.ndarray:
-        """Greedy answers, int [B, N], padded after their end."""
-        tokens, eos, pad = self.limits
-        token, state = self.start(dict(inputs))
-        answer, ended = [token], torch.isin(token, torch.tensor(eos))
-        while len(answer) < tokens and not ended.all():
-            token, state = self.step(token, torch.tensor(len(answer)), state)
-            token = torch.where(ended, pad, token)
-            answer.append(token)
-            ended |= torch.isin(token, torch.tensor(eos))
-        return np.pad(torch.stack(answer, 1).numpy(), ((0, 0), (0, tokens - len(answer))), constant_values=pad)
+    def text(self) -> dict[str, str]:
+        """The limits as metadata of a file."""
+        return {"tokens": str(self.tokens), "eos": ",".join(map(str, self.eos)), "pad": str(self.pad)}
 
 
-def shaped(model: Any, prompt: Prompt, rows: np.ndarray, shape: Shape) -> dict[str, Any]:
-    """Returns some rows of prompts in a shape, padded on the side where the model was trained with padding.
+def shaped(prompt: Prompt, rows: np.ndarray, shape: Shape, *, left: bool) -> dict[str, Any]:
+    """Returns some rows of prompts in a shape.
 
     Args:
-        model: from `in_torch.torch_model`.
         prompt: prompts of any width.
         rows: numbers of at most `shape.rows` rows; they are repeated to fill the shape.
         shape: the shape, wide enough for these rows.
+        left: whether padding stands before the tokens.
     """
-    left = not generating(model).config.is_encoder_decoder
     return fitted(taken(prompt, np.resize(rows, shape.rows)), shape.width, left=left)
 
 

@@ -128,7 +128,7 @@ def _compared(
     inputs, prompt = split(batch)
     # By default, accelerators multiply float32 at lower precision, which exceeds the tolerance.
     with jax.default_matmul_precision("highest"):
-        mine = np.asarray(_answer_logits(config, params, inputs, batch["positions"]))
+        mine = np.asarray(answer_logits(config, params, inputs, batch["positions"]))
         answers = np.asarray(generate(config, params, prompt, **limits))
     mine = np.where(batch["targets"][:, :, None] == -100, 0.0, mine)
     reference = torch_logits(model, inputs, batch)
@@ -147,10 +147,17 @@ def _compared(
     return rows
 
 
-def _answer_logits(
+def answer_logits(
     config: LMMConfig, params: Params, inputs: Mapping[str, Any], positions: np.ndarray
 ) -> Float[Array, "B A V"]:
-    """Logits at the answer positions only."""
+    """Returns the logits of JAX at the answer positions only.
+
+    Args:
+        config: model config.
+        params: model parameters.
+        inputs: model inputs, from `split`.
+        positions: positions of the logits, [B, A].
+    """
     return _logits_at(config)(params, inputs, jnp.asarray(positions))
 
 

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from antgmm_jax.io.convert import open_hf
+from antgmm_jax.io.convert import load_hf
 from experiments.package.build import build
 from experiments.package.programs import Next, Start, generating
+from experiments.package.pytorch import pytorch
 from experiments.package.requests import Limits, Shape, fitted, taken
 from experiments.run.in_torch import split, stop_at, torch_answers, torch_model, torch_tensors
-from experiments.run.random_batches import random_batch
+from tests.experiments.package.prompts import prompts
 from tests.experiments.tiny import save_llava, save_smolvlm, save_teacher
 
 TOKENS = 5
@@ -36,23 +37,10 @@ print(torch.stack(answer, 1).tolist())
 """
 
 
-def _prompts(directory):
-    """Three prompts of which the first is two tokens shorter."""
-    config, _ = open_hf(directory)
-    batch = random_batch(config, 3, answer=TOKENS)
-    prompt = split(batch)[1]
-    ids, mask = prompt["input_ids"].copy(), prompt["attention_mask"].copy()
-    if config.encoder_decoder:
-        ids[0, -2:], mask[0, -2:] = 0, 0
-    else:
-        ids[0, 2:], ids[0, :2], mask[0, :2] = ids[0, :-2].copy(), 0, 0
-    return batch | {"prompt/input_ids": ids, "prompt/attention_mask": mask}
-
-
 @pytest.mark.parametrize("save", [save_teacher, save_llava, save_smolvlm])
 def test_programs_answer_as_generate(tmp_path, save):
     directory = save(tmp_path / "model")
-    prompt, model = split(_prompts(directory))[1], torch_model(directory)
+    prompt, model = split(prompts(directory, TOKENS))[1], torch_model(directory)
     stop_at(model, eos=NEVER, pad=0)
     wanted = torch_answers(model, prompt, TOKENS, 0)
     left = not generating(model).config.is_encoder_decoder
@@ -71,9 +59,10 @@ def test_programs_answer_as_generate(tmp_path, save):
 @pytest.mark.skipif(not which("g++"), reason="AOTInductor compiles with g++")
 def test_a_package_runs_without_this_project(tmp_path):
     directory = save_llava(tmp_path / "model")
-    batch = _prompts(directory)
+    batch = prompts(directory, TOKENS)
     limits = Limits(TOKENS, (NEVER,), 0)
-    result = build(directory, tmp_path / "student.pt2", [batch], [Shape(2, 24)], limits)
+    form = pytorch(directory, *load_hf(directory), limits)
+    result = build(tmp_path / "student.pt2", [batch], [Shape(2, 24)], form)
     assert (result.prompts, result.equal) == (3, 3)
     assert {path.name for path in tmp_path.iterdir()} == {"model", "student.pt2"}
     model = torch_model(directory)

@@ -1,0 +1,151 @@
+"""An exported model as a .pt2 file, which PyTorch runs: two programs for each shape of prompts."""
+
+import logging
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch._inductor.package.package import load_package, package_aoti
+
+from antgmm_jax.config import LMMConfig
+from antgmm_jax.io.files import one_line
+from antgmm_jax.pure import Params
+from experiments.package.build import Form
+from experiments.package.programs import Next, Start, generating
+from experiments.package.requests import Limits, Prompt, Shape
+from experiments.report.latency import Request, jax_request, torch_request
+from experiments.run.host.console import bar
+from experiments.run.in_torch import split, torch_answers, torch_gap, torch_logits, torch_model, torch_tensors
+
+
+class Answerer(NamedTuple):
+    """The two programs of a shape.
+
+    Attributes:
+        start: inputs -> first token and state.
+        step: token, number, state -> next token and state.
+        limits: how answers end, from the file.
+    """
+
+    start: Callable[..., Any]
+    step: Callable[..., Any]
+    limits: Limits
+
+    @classmethod
+    def load(cls, file: Path, shape: Shape) -> "Answerer":
+        """Loads the programs of a shape from a package."""
+        start, step = (load_package(str(file), _program(part, shape)) for part in ("start", "next"))
+        about = start.get_metadata()
+        eos = tuple(int(token) for token in about["eos"].split(","))
+        return cls(start, step, Limits(int(about["tokens"]), eos, int(about["pad"])))
+
+    def __call__(self, inputs: dict[str, Tensor]) -> np.ndarray:
+        """Greedy answers, int [B, N], padded after their end."""
+        tokens, eos, pad = self.limits
+        token, state = self.start(inputs)
+        answer, ended = [token], torch.isin(token, torch.tensor(eos))
+        while len(answer) < tokens and not ended.all():
+            token, state = self.step(token, torch.tensor(len(answer)), state)
+            token = torch.where(ended, pad, token)
+            answer.append(token)
+            ended |= torch.isin(token, torch.tensor(eos))
+        return np.pad(torch.stack(answer, 1).numpy(), ((0, 0), (0, tokens - len(answer))), constant_values=pad)
+
+
+def pytorch(directory: Path, config: LMMConfig, params: Params, limits: Limits) -> Form:
+    """Returns the form of .pt2 files, compared with `generate` of transformers.
+
+    Args:
+        directory: Hugging Face directory of the model.
+        config: model config, for times in JAX.
+        params: parameters, for times in JAX.
+        limits: how answers end.
+
+    Raises:
+        AntgmmError: transformers cannot load the files.
+    """
+    model = torch_model(directory).cpu()
+
+    def load(file: Path, shape: Shape) -> Callable[[Prompt], np.ndarray]:
+        answer = Answerer.load(file, shape)
+        return lambda prompt: answer(torch_tensors(model, prompt))
+
+    def requests(file: Path, shape: Shape, prompt: Prompt) -> dict[str, Request]:
+        """Requests that decode exactly the most tokens of an answer."""
+        return {
+            "JAX": jax_request(config, params, prompt, limits.tokens),
+            "package": _request(Answerer.load(file, shape), torch_tensors(model, prompt), limits.tokens),
+            "generate": torch_request(model, prompt, limits.tokens),
+        }
+
+    return Form(
+        engine="generate",
+        left=not generating(model).config.is_encoder_decoder,
+        answers=lambda prompt: torch_answers(model, prompt, limits.tokens, limits.pad),
+        logits=lambda batch: torch_logits(model, split(batch)[0], batch),
+        gap=partial(torch_gap, model),
+        write=partial(_write, model, limits),
+        load=load,
+        requests=requests,
+    )
+
+
+def _request(answer: Answerer, inputs: dict[str, Tensor], tokens: int) -> Request:
+    """A request to the programs of a shape."""
+
+    def request() -> tuple[float, float, float]:
+        begin = time.perf_counter()
+        token, state = answer.start(inputs)
+        first = time.perf_counter()
+        for number in range(1, tokens):
+            token, state = answer.step(token, torch.tensor(number), state)
+        return 0.0, first - begin, time.perf_counter() - first
+
+    return request
+
+
+def _program(part: str, shape: Shape) -> str:
+    """Name of a program in the file; `part` is "start" or "next"."""
+    return f"{part}_{shape}"
+
+
+def _write(model: Any, limits: Limits, examples: Mapping[Shape, Prompt], file: Path) -> None:
+    """Compiles the programs of all shapes into a file.
+
+    Raises:
+        AntgmmError: PyTorch cannot trace or compile the model.
+    """
+    files: dict[str, Any] = {}
+    options = {"aot_inductor.package": True, "aot_inductor.metadata": limits.text()}
+    subject, remedy = (lambda: f"PyTorch cannot compile a {type(model).__name__}"), "serve the files with transformers"
+    with bar("compiling programs", 2 * len(examples)) as update, _quiet(), one_line(subject, remedy), torch.no_grad():
+        for shape, prompt in examples.items():
+            inputs = torch_tensors(model, prompt)
+            start, step = Start(model, limits.tokens).eval(), Next(generating(model), limits.tokens).eval()
+            token, state = start(inputs)
+            arguments = {"start": (start, (inputs,)), "next": (step, (token, torch.tensor(1), state))}
+            for part, (module, example) in arguments.items():
+                program: Any = torch.export.export(module, example, strict=False).module()
+                files[_program(part, shape)] = torch._inductor.aot_compile(program, example, options=options)
+                update(len(files), "")
+        package_aoti(str(file), files)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without PyTorch's warnings and logs of tracing."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)

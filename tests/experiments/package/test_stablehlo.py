@@ -1,0 +1,219 @@
+"""A .stablehlo package answers as JAX decodes, stores weights once, and is read without this project."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors import safe_open
+
+from antgmm_jax.decoding import generate
+from antgmm_jax.errors import AntgmmError
+from antgmm_jax.families import inputs as inputs_of
+from antgmm_jax.io.convert import load_hf
+from antgmm_jax.io.loading import load_processor
+from experiments.package import loader
+from experiments.package.build import Form, build, example
+from experiments.package.requests import Limits, Shape, taken
+from experiments.package.stablehlo import stablehlo
+from experiments.run.in_torch import split, torch_gap, torch_model
+from tests.experiments.package.prompts import prompts
+from tests.experiments.tiny import save_llava, save_qwen3_vl, save_teacher
+
+TOKENS = 5
+NEVER = 999_999  # no token of the models
+SHAPES = [Shape(2, 24), Shape(1, 32)]
+ALONE = """
+import json, sys
+
+class Blocked:
+    def find_spec(self, name, *_):
+        if name.split(".")[0] in {"antgmm_jax", "experiments", "torch", "flax"}:
+            raise ImportError(name)
+
+sys.meta_path.insert(0, Blocked())
+import loader, numpy
+
+package = loader.Package("student.stablehlo")
+print(json.dumps(package(dict(numpy.load("request.npz"))).tolist()))
+"""
+
+
+@pytest.fixture(scope="module", params=[save_teacher, save_llava])
+def packaged(request, tmp_path_factory):
+    """Folder, Hugging Face directory, model and prompts of a package for `SHAPES`."""
+    folder = tmp_path_factory.mktemp("packaged")
+    directory = request.param(folder / "model")
+    model = load_hf(directory)
+    batch = prompts(directory, TOKENS)
+    result = build(
+        folder / "student.stablehlo", [batch], SHAPES, stablehlo(directory, *model, Limits(TOKENS, (NEVER,), 0))
+    )
+    assert (result.prompts, result.equal, result.ties) == (6, 6, 0)
+    assert {path.name for path in folder.iterdir()} >= {"model", "student.stablehlo"}
+    assert not [*folder.glob("*.tmp"), *folder.glob(".*")]
+    return folder, directory, model, split(batch)[1]
+
+
+def as_processed(directory, rows=1):
+    """The Hugging Face processor's outputs for pictures with a question, and the same as prompts of JAX."""
+    config, _ = load_hf(directory)
+    processor = load_processor(directory)
+    reads = inputs_of(config, processor)
+    pixels = np.random.default_rng(0).integers(0, 256, (rows, 40, 40, 3), dtype=np.uint8)
+    content = [{"type": "image"}, {"type": "text", "text": "question: what price is pictured?"}]
+    text = reads.chat([{"role": "user", "content": content}])
+    pictures = [[Image.fromarray(one)] for one in pixels]
+    out = processor(images=pictures, text=[text] * rows, return_tensors="np")
+    ids, images = zip(*[reads(text, [one]) for one in pixels], strict=True)
+    tree = jax.tree.map(lambda *leaves: np.stack(leaves), *images)
+    tree["valid"] = np.ones(tree["pixels"].shape[:2], bool)
+    prompt = {"images": tree, "input_ids": np.stack(ids), "attention_mask": np.ones((rows, len(ids[0])), np.int32)}
+    return dict(out), prompt
+
+
+def test_it_answers_the_processors_outputs_as_jax_does(packaged):
+    folder, directory, (config, params), _ = packaged
+    request, prompt = as_processed(directory)
+    wanted = np.asarray(generate(config, params, prompt, max_new_tokens=TOKENS, eos=NEVER, pad=0))
+    package = loader.Package(folder / "student.stablehlo")
+    np.testing.assert_array_equal(package(request), wanted)
+    assert package.about["side"] == ("right" if config.encoder_decoder else "left")
+
+
+def test_weights_are_stored_once_and_programs_hold_none(packaged):
+    folder, _, (_, params), _ = packaged
+    leaves = jax.tree.leaves(params)
+    with safe_open(folder / "student.stablehlo", "numpy") as file:
+        sizes = {name: file.get_tensor(name).size for name in file.keys()}  # noqa: SIM118
+    weights = [size for name, size in sizes.items() if name.startswith(loader.WEIGHTS)]
+    assert sorted(weights) == sorted(leaf.size for leaf in leaves)
+    programs = {name for name in sizes if name.startswith(loader.PROGRAM)}
+    assert programs == {f"program/{shape}" for shape in SHAPES}
+    largest = max(leaf.nbytes for leaf in leaves)
+    assert all(sizes[name] < largest + 100_000 for name in programs)
+
+
+def test_a_process_without_this_project_loads_it(packaged, tmp_path):
+    folder, directory, (config, params), _ = packaged
+    request, prompt = as_processed(directory)
+    (tmp_path / "student.stablehlo").symlink_to(folder / "student.stablehlo")
+    shutil.copyfile(loader.__file__, tmp_path / "loader.py")
+    np.savez(tmp_path / "request.npz", **{name: value for name, value in request.items() if value is not None})
+    alone = subprocess.run([sys.executable, "-c", ALONE], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert alone.returncode == 0, alone.stderr
+    wanted = np.asarray(generate(config, params, prompt, max_new_tokens=TOKENS, eos=NEVER, pad=0))
+    assert json.loads(alone.stdout) == wanted.tolist()
+
+
+def test_smaller_requests_are_padded_to_the_program(packaged):
+    folder, directory, _, _ = packaged
+    package = loader.Package(folder / "student.stablehlo")
+    one, _ = as_processed(directory)
+    three, _ = as_processed(directory, rows=3)
+    two = {name: np.asarray(values)[: 2 * len(values) // 3] for name, values in three.items()}
+    np.testing.assert_array_equal(package(one), package(two)[:1])
+    with pytest.raises(ValueError, match=r"no program for 3 x \d+ tokens, only for 1 x 32, 2 x 24: .*--batch 3"):
+        package(three)
+
+
+def test_a_width_that_is_missing_is_one_line(packaged, tmp_path):
+    folder, directory, model, prompt = packaged
+    package = loader.Package(folder / "student.stablehlo")
+    wide = {name: np.ones((1, 40), np.int32) for name in ("input_ids", "attention_mask")}
+    with pytest.raises(
+        ValueError, match="no program for 1 x 40 tokens, only for .*: package it with --batch 1 --width 40"
+    ):
+        package(wide)
+    form = stablehlo(directory, *model, Limits(TOKENS, (NEVER,), 0))
+    needed = prompt["input_ids"].shape[1]
+    with pytest.raises(AntgmmError, match=f"the longest prompt has {needed} tokens: add --width {needed}"):
+        build(tmp_path / "a.stablehlo", [prompts(directory, TOKENS)], [Shape(1, needed - 1)], form)
+    with pytest.raises(AntgmmError, match="no prompt has at most 3 tokens: leave out --width 3"):
+        build(tmp_path / "a.stablehlo", [prompts(directory, TOKENS)], [Shape(1, 32), Shape(1, 3)], form)
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize("packaged", [save_llava], indirect=True)
+@pytest.mark.parametrize("place", [0, 9, 2000, -1])
+@pytest.mark.parametrize("cut", [False, True])
+def test_a_damaged_file_is_one_line(packaged, tmp_path, place, cut):
+    content = bytearray((packaged[0] / "student.stablehlo").read_bytes())
+    content[place] ^= 0x15
+    (tmp_path / "a.stablehlo").write_bytes(content[:place] if cut else content)
+    with pytest.raises(ValueError, match=r"a\.stablehlo is .*damaged.*: package it again$") as error:
+        loader.Package(tmp_path / "a.stablehlo")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("packaged", [save_llava], indirect=True)
+def test_a_request_without_pictures_is_one_line(packaged):
+    package = loader.Package(packaged[0] / "student.stablehlo")
+    request, _ = as_processed(packaged[1])
+    del request["pixel_values"]
+    with pytest.raises(ValueError, match="the request has no pixel_values"):
+        package(request)
+
+
+def test_a_request_of_words_alone_needs_no_pictures(packaged):
+    folder, _, (config, params), prompt = packaged
+    words = {name: np.asarray(prompt[name])[1:2, -6:] for name in ("input_ids", "attention_mask")}
+    bare = {**words, "images": {"valid": np.zeros((1, 0), bool)}}
+    wanted = np.asarray(generate(config, params, bare, max_new_tokens=TOKENS, eos=NEVER, pad=0))
+    np.testing.assert_array_equal(loader.Package(folder / "student.stablehlo")(words), wanted)
+
+
+def test_gaps_of_ties_are_those_of_pytorch(packaged):
+    _, directory, model, prompt = packaged
+    form, reference = stablehlo(directory, *model, Limits(TOKENS, (NEVER,), 0)), torch_model(directory)
+    for row, step in ((0, 0), (1, 3)):
+        one = taken(prompt, np.array([row]))
+        np.testing.assert_allclose(form.gap(one, step, (7, 9)), torch_gap(reference, one, step, (7, 9)), atol=1e-5)
+
+
+@pytest.mark.parametrize(("gap", "equal"), [(0.0, True), (1.9e-5, True), (2.1e-5, False), (float("nan"), False)])
+def test_answers_that_differ_pass_after_a_tie_only(tmp_path, gap, equal):
+    text = {f"prompt/{name}": np.ones((2, 4), np.int32) for name in ("input_ids", "attention_mask")}
+    batch = {"images": {"valid": np.ones((2, 1), bool)}, "input_ids": text["prompt/input_ids"], **text}
+    form = Form(
+        engine="reference",
+        left=True,
+        answers=lambda prompt: np.array([[5, 6, 0], [5, 7, 0]]),
+        logits=lambda batch: np.full((2, 1, 8), 0.5),
+        gap=lambda prompt, step, ids: gap if (step, ids) == (1, (9, 7)) else np.inf,
+        write=lambda examples, file: file.write_bytes(b"programs"),
+        load=lambda file, shape: lambda prompt: np.array([[5, 6, 0], [5, 9, 0]]),
+        requests=lambda file, shape, prompt: {},
+    )
+    out = tmp_path / "a.stablehlo"
+    if equal:
+        assert build(out, [batch], [Shape(2, 4)], form)[:3] == (2, 2, 1)
+        assert out.read_bytes() == b"programs"
+    else:
+        with pytest.raises(AntgmmError, match=r"not written: an answer differs: \[5, 9, 0\], reference: \[5, 7, 0\]"):
+            build(out, [batch], [Shape(2, 4)], form)
+        assert not [*tmp_path.iterdir()]
+
+
+def test_the_example_of_a_shape_has_pictures_if_a_prompt_has():
+    def batch(slots, used, lengths):
+        mask = (np.arange(6)[None, :] < np.array(lengths)[:, None]).astype(np.int32)
+        text = {"input_ids": np.arange(len(used), dtype=np.int32)[:, None] * mask, "attention_mask": mask}
+        valid = np.arange(slots)[None, :] < np.array(used)[:, None]
+        return {"images": {"valid": valid}, **text, **{f"prompt/{name}": rows for name, rows in text.items()}}
+
+    batches = [batch(5, (0, 5), (3, 6)), batch(3, (0, 1, 3), (4, 4, 4))]
+    narrow, wide = (example(batches, shape, left=False) for shape in (Shape(2, 4), Shape(1, 6)))
+    assert narrow["images"]["valid"].sum(axis=1).tolist() == [3, 1]
+    assert narrow["input_ids"].tolist() == [[2] * 4, [1] * 4]
+    assert wide["images"]["valid"].tolist() == [[True] * 5]
+
+
+def test_a_family_with_places_is_refused_in_one_line(tmp_path):
+    directory = save_qwen3_vl(tmp_path / "model")
+    with pytest.raises(AntgmmError, match="a qwen3_vl has no .stablehlo package: its images have places"):
+        stablehlo(directory, *load_hf(directory), Limits(TOKENS, (NEVER,), 0))
