@@ -1,21 +1,24 @@
 """Compiles an exported model into one .pt2 file, and compares its answers with those of `generate`."""
 
+import errno
+import io
 import logging
-import tempfile
+import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import torch
 from torch._inductor.package.package import package_aoti
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.io.folders import new_file
-from antgmm_jax.io.loading import one_line
+from antgmm_jax.io.files import one_line
+from antgmm_jax.io.folders import Unwritten, new_file, temporary_folder
 from experiments.package.programs import Next, Start, generating
 from experiments.package.requests import Answerer, Limits, Prompt, Shape, shaped, taken
 from experiments.run.export_gate import TOLERANCE
@@ -55,7 +58,8 @@ def build(
         The comparison.
 
     Raises:
-        AntgmmError: PyTorch cannot trace or compile the model, a prompt is wider than every shape, or answers differ.
+        AntgmmError: PyTorch cannot trace or compile the model, a prompt is wider than every shape, answers differ, or
+            the disk is full.
     """
     model = torch_model(directory).cpu()
     alone = [split(batch)[1] for batch in batches]
@@ -64,11 +68,12 @@ def build(
         raise AntgmmError(f"the longest prompt has {needed} tokens: add --width {needed}")
     wanted = [torch_answers(model, prompt, limits.tokens, limits.pad) for prompt in alone]
     bound = cache(partial(_bound, model, batches))
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", suffix=".tmp", dir=out.parent) as folder:
-        file = _compiled(model, alone[0], shapes, limits, Path(folder))
+    with _temporary(out) as file:
+        pack(_compiled(model, alone[0], shapes, limits), file)
         results = []
         for shape in shapes:
-            answer = Answerer.load(file, shape)
+            with one_line(lambda: f"{out} is not written: cannot load it", "free space for temporary files (TMPDIR)"):
+                answer = Answerer.load(file, shape)
             results += [_compared(model, *pair, bound, answer, shape) for pair in zip(alone, wanted, strict=True)]
         if different := [result.where for result in results if result.where]:
             raise AntgmmError(f"{out} is not written: {different[0]}")
@@ -76,6 +81,66 @@ def build(
             file.replace(unfinished)
     prompts, equal, ties, _ = zip(*results, strict=True)
     return Packaged(sum(prompts), sum(equal), sum(ties))
+
+
+@contextmanager
+def _temporary(out: Path) -> Iterator[Path]:
+    """Yields a temporary path for a package. Raises Unwritten if it cannot be written."""
+    try:
+        with temporary_folder(out) as folder:
+            yield folder / "model.pt2"
+    except OSError as error:
+        raise Unwritten(
+            f"cannot write {out}: {error.strerror or error}; free disk space or choose another folder"
+        ) from error
+
+
+class _Sink(io.RawIOBase):
+    """A file whose first error is raised by `check` only.
+
+    PyTorch's archive, if a write fails, is written to once more when it is destroyed, and ends the process (SIGABRT).
+    """
+
+    def __init__(self, file: BinaryIO):
+        self._file = file
+        self._error: OSError | None = None
+
+    def writable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, *_: int) -> int:  # `package_aoti` rewinds what it has written
+        return 0
+
+    def write(self, data: Any) -> int:
+        try:
+            if self._error is None:
+                self._file.write(data)
+        except OSError as error:
+            self._error = error
+        return len(data)
+
+    def check(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+
+def pack(programs: Mapping[str, Any], file: Path) -> None:
+    """Writes compiled programs as one file.
+
+    Args:
+        programs: name -> files of a program, from `aot_compile`.
+        file: .pt2 file to write.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    with file.open("wb") as stream:
+        sink = _Sink(stream)
+        package_aoti(sink, dict(programs))  # pyright: ignore[reportArgumentType]
+        sink.check()
 
 
 def longest(batches: Iterable[Mapping[str, Any]]) -> int:
@@ -89,13 +154,14 @@ def _bound(model: Any, batches: Iterable[Mapping[str, Any]]) -> float:
     return 2 * TOLERANCE * max(1.0, float(max(scales)))
 
 
-def _compiled(model: Any, prompt: Prompt, shapes: Sequence[Shape], limits: Limits, folder: Path) -> Path:
-    """Compiles the programs of all shapes into a file."""
+def _compiled(model: Any, prompt: Prompt, shapes: Sequence[Shape], limits: Limits) -> dict[str, Any]:
+    """Compiles the programs of all shapes; returns the files of each."""
     files: dict[str, Any] = {}
     metadata = {"tokens": str(limits.tokens), "eos": ",".join(map(str, limits.eos)), "pad": str(limits.pad)}
     options = {"aot_inductor.package": True, "aot_inductor.metadata": metadata}
     subject, remedy = (lambda: f"PyTorch cannot compile a {type(model).__name__}"), "serve the files with transformers"
-    with bar("compiling programs", 2 * len(shapes)) as update, _quiet(), one_line(subject, remedy), torch.no_grad():
+    shown = bar("compiling programs", 2 * len(shapes))
+    with shown as update, _quiet(), one_line(subject, remedy), _cache_errors(), torch.no_grad():
         for shape in shapes:
             inputs = torch_tensors(model, shaped(model, prompt, np.arange(len(prompt["input_ids"])), shape))
             start, step = Start(model, limits.tokens).eval(), Next(generating(model), limits.tokens).eval()
@@ -105,9 +171,7 @@ def _compiled(model: Any, prompt: Prompt, shapes: Sequence[Shape], limits: Limit
                 program: Any = torch.export.export(module, example, strict=False).module()
                 files[shape.program(part)] = torch._inductor.aot_compile(program, example, options=options)
                 update(len(files), "")
-        file = folder / "model.pt2"
-        package_aoti(str(file), files)
-        return file
+    return files
 
 
 def _compared(
@@ -131,6 +195,20 @@ def _compared(
                 )
             equal += not different.any()
     return Packaged(len(rows), equal + ties, ties, where)
+
+
+@contextmanager
+def _cache_errors() -> Iterator[None]:
+    """Reports that PyTorch, or the C++ compiler that it starts, cannot write temporary files."""
+    try:
+        yield
+    except Exception as error:  # of several classes, with the error of the disk in their text
+        reasons = [os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)]
+        if not (reason := next((one for one in reasons if one in str(error)), "")):
+            raise
+        place = os.environ.get("TORCHINDUCTOR_CACHE_DIR") or default_cache_dir()
+        remedy = "free disk space, or set TORCHINDUCTOR_CACHE_DIR and TMPDIR to other folders"
+        raise Unwritten(f"cannot write {place}: {reason}; {remedy}") from error
 
 
 @contextmanager
