@@ -15,7 +15,7 @@ from flax.serialization import msgpack_serialize
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io import folders
 from antgmm_jax.io.books import write_book
-from antgmm_jax.io.shards import Unwritten, Writer
+from antgmm_jax.io.shards import Writer
 from data.encoding import Encoder, TooLong, refuse
 from data.image_writer import ImageWriter
 from data.index import COLUMNS, read_arrays
@@ -140,7 +140,7 @@ def build(
             write_book(partial / "prepared.json", {**about, "records": count, "files": files})
         folders.publish(partial, place)
         shutil.rmtree(place / "parts")
-    except Unwritten:
+    except folders.Unwritten:
         raise
     except AntgmmError as error:
         shutil.rmtree(partial, ignore_errors=True)

@@ -294,6 +294,8 @@ def _orbax(largest: int = 0) -> Iterator[None]:
     # zstd makes trained float32 parameters only 8 % smaller. For 20 arrays with 0.9 GB (2026-11-28, AMD EPYC, 2 cores):
     # 9 s and 0.76 GB of memory beyond the arrays to save them with zstd, 1 s and none without.
     context.array_options.saving.use_compression = False
+    # Otherwise the writing threads, and the process, wait for minutes for a folder that a read-only disk refused.
+    context.async_options.create_directories_asynchronously = False
     # The same arrays took 1.8 GB to load without a limit. Orbax refuses arrays that are not below it.
     context.memory_options.read_concurrent_bytes = max(READ_AT_ONCE, largest + 1)
     with silent(), context:

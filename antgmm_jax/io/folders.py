@@ -15,6 +15,10 @@ from antgmm_jax.errors import AntgmmError
 _BLOCK = 1 << 22
 
 
+class Unwritten(AntgmmError):
+    """A file or folder that could not be written, for example because the disk is full."""
+
+
 @contextmanager
 def new_file(path: Path) -> Iterator[Path]:
     """Writes a file atomically: yields a hidden temporary path, which is flushed and renamed to `path` at the end.
@@ -26,7 +30,7 @@ def new_file(path: Path) -> Iterator[Path]:
         The path to write to.
 
     Raises:
-        AntgmmError: the file cannot be written.
+        Unwritten: the file cannot be written.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -37,7 +41,7 @@ def new_file(path: Path) -> Iterator[Path]:
         os.replace(partial, path)
         _flush_names(path.parent)
     except OSError as error:
-        raise AntgmmError(
+        raise Unwritten(
             f"cannot write {path}: {error.strerror or error}; free disk space or choose another folder"
         ) from error
     finally:
@@ -56,24 +60,40 @@ def new_folder(directory: Path) -> Iterator[Path]:
         The folder to write to.
 
     Raises:
-        AntgmmError: the folder exists, or cannot be written.
+        AntgmmError: the folder exists.
+        Unwritten: the folder cannot be written.
     """
     if directory.exists():
         raise AntgmmError(f"{directory} exists: choose another name or remove it")
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    for left in directory.parent.glob(f".{glob.escape(directory.name)}-*.tmp"):  # left by a killed process
-        shutil.rmtree(left, ignore_errors=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", suffix=".tmp", dir=directory.parent))
     try:
-        yield temporary
-        temporary.chmod(0o755)
-        publish(temporary, directory)
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        with temporary_folder(directory) as temporary:
+            yield temporary
+            temporary.chmod(0o755)
+            publish(temporary, directory)
     except OSError as error:
-        raise AntgmmError(
+        raise Unwritten(
             f"{directory} could not be written ({error}): free disk space or choose another place"
         ) from error
+
+
+@contextmanager
+def temporary_folder(path: Path) -> Iterator[Path]:
+    """Yields a hidden temporary folder beside a path, and removes it at the end.
+
+    Args:
+        path: what will be written. Temporary folders for it that a killed process has left are removed.
+
+    Yields:
+        The folder.
+    """
+    for left in path.parent.glob(f".{glob.escape(path.name)}-*.tmp"):
+        shutil.rmtree(left, ignore_errors=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", suffix=".tmp", dir=path.parent))
+    try:
+        yield temporary
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)  # on a disk that is read-only now, the next call removes it
 
 
 def publish(temporary: Path, target: Path) -> None:

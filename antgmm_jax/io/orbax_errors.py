@@ -68,4 +68,4 @@ def wait_for_threads() -> None:
     """Waits until the threads of a failed save have ended: Orbax raises the error of the first one."""
     for thread in threading.enumerate():
         if type(thread).__module__.startswith("orbax."):
-            thread.join(LIMIT)
+            threading.Thread.join(thread, LIMIT)  # Orbax's own `join` raises the error of the thread

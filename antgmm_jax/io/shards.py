@@ -13,16 +13,13 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
 from antgmm_jax.errors import AntgmmError
+from antgmm_jax.io.folders import Unwritten
 
 SUFFIX = ".array_record"
 # States hardly compress, and decompression would slow down every step.
 _WRITE = "group_size:{group},uncompressed"
 _READ = "readahead_buffer_size:0,max_parallelism:0"
 _BUFFER = 1 << 15
-
-
-class Unwritten(AntgmmError):
-    """A row that could not be written, for example because the disk is full."""
 
 
 class Writer:

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import os
 import re
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatch
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple
 
 import fsspec
 from filelock import FileLock
+from fsspec.implementations.local import LocalFileSystem
 from fsspec.registry import known_implementations
 
 from antgmm_jax.errors import AntgmmError
@@ -21,6 +23,7 @@ from antgmm_jax.io.folders import new_file
 # pathlib merges the two slashes. A drive of Windows has one letter.
 _URL = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]+):/+(?P<rest>.+)")
 _STAMPS = ".stamps.json"
+_OF_OUR_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 class Store(NamedTuple):
@@ -72,7 +75,7 @@ class Store(NamedTuple):
                 self.system.get_file(self._at(name), str(partial))
 
     def put(self, folder: Path, names: Sequence[str]) -> None:
-        """Copies files of a folder to the store, in the given order.
+        """Copies files of a folder to the store, in the given order; each is complete or absent.
 
         Args:
             folder: local folder.
@@ -84,6 +87,10 @@ class Store(NamedTuple):
         """
         for name in names:
             (folder / name).stat()
+            if isinstance(self.system, LocalFileSystem):  # its `put_file` leaves a part of a file on a full disk
+                with new_file(Path(self._at(name))) as partial:
+                    shutil.copyfile(folder / name, partial)
+                continue
             with _errors(f"{self.url}/{name}", "write"):
                 self.system.makedirs(str(PurePosixPath(self._at(name)).parent), exist_ok=True)
                 self.system.put_file(str(folder / name), self._at(name))
@@ -202,8 +209,8 @@ def _errors(url: str, verb: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # each implementation has its own
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise  # of the local disk
+        if verb == "read" and isinstance(error, OSError) and error.errno in _OF_OUR_DISK:
+            raise  # the caller knows which file it was writing
         reason = " ".join(str(error).split())[:160] or type(error).__name__
         raise AntgmmError(
             f"cannot {verb} {url} ({reason}): check the name, the network and your permissions"

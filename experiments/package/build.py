@@ -1,7 +1,7 @@
 """Writes an exported model as one file of compiled programs, if its answers are those of the model."""
 
-import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.io.folders import new_file
+from antgmm_jax.io.files import one_line
+from antgmm_jax.io.folders import Unwritten, new_file, temporary_folder
 from experiments.package.requests import Prompt, Shape, shaped, taken
 from experiments.report.latency import Request
 from experiments.run.export_gate import TOLERANCE
@@ -71,7 +72,7 @@ def build(out: Path, batches: Sequence[Mapping[str, Any]], shapes: Sequence[Shap
 
     Raises:
         AntgmmError: the model cannot be compiled, a prompt is wider than every shape or all are wider than one of them,
-            or answers differ.
+            answers differ, or the disk is full.
     """
     prompts = [split(batch)[1] for batch in batches]
     needed, widest = longest(batches), max(shape.width for shape in shapes)
@@ -85,11 +86,11 @@ def build(out: Path, batches: Sequence[Mapping[str, Any]], shapes: Sequence[Shap
         """Two logits may change their order within this if each is off by the tolerance of an export."""
         return 2 * TOLERANCE * max(1.0, *(float(np.abs(form.logits(batch)).max()) for batch in batches))
 
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", suffix=".tmp", dir=out.parent) as folder:
-        file = Path(folder) / f"model{out.suffix}"
+    with _temporary(out) as file:
         form.write(examples, file)
         for shape in shapes:
-            answer = form.load(file, shape)
+            with one_line(lambda: f"{out} is not written: cannot load it", "free space for temporary files (TMPDIR)"):
+                answer = form.load(file, shape)
             results += [_compared(form, *pair, bound, answer, shape) for pair in zip(prompts, wanted, strict=True)]
         if different := [result.where for result in results if result.where]:
             raise AntgmmError(f"{out} is not written: {different[0]}")
@@ -97,6 +98,18 @@ def build(out: Path, batches: Sequence[Mapping[str, Any]], shapes: Sequence[Shap
             file.replace(unfinished)
     counts, equal, ties, _ = zip(*results, strict=True)
     return Packaged(sum(counts), sum(equal), sum(ties))
+
+
+@contextmanager
+def _temporary(out: Path) -> Iterator[Path]:
+    """Yields a temporary path for a package. Raises Unwritten if it cannot be written."""
+    try:
+        with temporary_folder(out) as folder:
+            yield folder / f"model{out.suffix}"
+    except OSError as error:
+        raise Unwritten(
+            f"cannot write {out}: {error.strerror or error}; free disk space or choose another folder"
+        ) from error
 
 
 def longest(batches: Iterable[Mapping[str, Any]]) -> int:

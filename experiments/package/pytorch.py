@@ -1,21 +1,26 @@
 """An exported model as a .pt2 file, which PyTorch runs: two programs for each shape of prompts."""
 
+import errno
+import io
 import logging
+import os
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch._inductor.package.package import load_package, package_aoti
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.io.files import one_line
+from antgmm_jax.io.folders import Unwritten
 from antgmm_jax.pure import Params
 from experiments.package.build import Form
 from experiments.package.programs import Next, Start, generating
@@ -125,7 +130,8 @@ def _write(model: Any, limits: Limits, examples: Mapping[Shape, Prompt], file: P
     files: dict[str, Any] = {}
     options = {"aot_inductor.package": True, "aot_inductor.metadata": limits.text()}
     subject, remedy = (lambda: f"PyTorch cannot compile a {type(model).__name__}"), "serve the files with transformers"
-    with bar("compiling programs", 2 * len(examples)) as update, _quiet(), one_line(subject, remedy), torch.no_grad():
+    shown = bar("compiling programs", 2 * len(examples))
+    with shown as update, _quiet(), one_line(subject, remedy), _cache_errors(), torch.no_grad():
         for shape, prompt in examples.items():
             inputs = torch_tensors(model, prompt)
             start, step = Start(model, limits.tokens).eval(), Next(generating(model), limits.tokens).eval()
@@ -135,7 +141,69 @@ def _write(model: Any, limits: Limits, examples: Mapping[Shape, Prompt], file: P
                 program: Any = torch.export.export(module, example, strict=False).module()
                 files[_program(part, shape)] = torch._inductor.aot_compile(program, example, options=options)
                 update(len(files), "")
-        package_aoti(str(file), files)
+    pack(files, file)
+
+
+class _Sink(io.RawIOBase):
+    """A file whose first error is raised by `check` only.
+
+    PyTorch's archive, if a write fails, is written to once more when it is destroyed, and ends the process (SIGABRT).
+    """
+
+    def __init__(self, file: BinaryIO):
+        self._file = file
+        self._error: OSError | None = None
+
+    def writable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, *_: int) -> int:  # `package_aoti` rewinds what it has written
+        return 0
+
+    def write(self, data: Any) -> int:
+        try:
+            if self._error is None:
+                self._file.write(data)
+        except OSError as error:
+            self._error = error
+        return len(data)
+
+    def check(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+
+def pack(programs: Mapping[str, Any], file: Path) -> None:
+    """Writes compiled programs as one file.
+
+    Args:
+        programs: name -> files of a program, from `aot_compile`.
+        file: .pt2 file to write.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    with file.open("wb") as stream:
+        sink = _Sink(stream)
+        package_aoti(sink, dict(programs))  # pyright: ignore[reportArgumentType]
+        sink.check()
+
+
+@contextmanager
+def _cache_errors() -> Iterator[None]:
+    """Reports that PyTorch, or the C++ compiler that it starts, cannot write temporary files."""
+    try:
+        yield
+    except Exception as error:  # of several classes, with the error of the disk in their text
+        reasons = [os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)]
+        if not (reason := next((one for one in reasons if one in str(error)), "")):
+            raise
+        place = os.environ.get("TORCHINDUCTOR_CACHE_DIR") or default_cache_dir()
+        remedy = "free disk space, or set TORCHINDUCTOR_CACHE_DIR and TMPDIR to other folders"
+        raise Unwritten(f"cannot write {place}: {reason}; {remedy}") from error
 
 
 @contextmanager

@@ -83,8 +83,9 @@ class _Copy:
             raise AntgmmError(
                 f"{self._store.url} is the copy of a run of another recipe than {self._run}: choose another URL"
             )
-        units = [str(Path(name).parent) for name in stored if name.startswith(_RESUMED) and _is_record(name)]
-        missing = [unit for unit in units if not (self._run / unit).exists()]
+        records = [name for name in stored if name.startswith(_RESUMED) and _is_record(name)]
+        # A folder without its record is what an interrupted copy has left.
+        missing = [str(Path(name).parent) for name in records if not (self._run / name).exists()]
         if not missing:
             return
         say(f"continuing from {self._store.url}: {', '.join(missing)}")
@@ -104,7 +105,7 @@ class _Copy:
             self.send(last)
         except FileNotFoundError:  # an old step was removed meanwhile
             return False
-        except AntgmmError as error:
+        except (AntgmmError, OSError) as error:
             if not self._failing:
                 say(f"{error}; the run goes on in {self._run}, and its copy follows as soon as this works")
             self._failing = True

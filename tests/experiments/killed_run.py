@@ -20,7 +20,7 @@ from experiments.report.write import finish
 from experiments.run import export_gate, pipeline, stage
 from experiments.run.host.meshes import devices
 from experiments.run.pipeline import Run
-from experiments.run.schema.recipe import load_recipe
+from experiments.run.schema.recipe import load_any
 from tests.experiments.quick import time_few_requests
 
 
@@ -118,6 +118,6 @@ if __name__ == "__main__":
     time_few_requests(setattr)
     try:
         with devices(mesh, coordinator, int(processes), int(process)):
-            finish(Run(load_recipe(recipe), run))
+            finish(Run(load_any(recipe), run))
     except preemption.Preempted:
         sys.exit(preemption.EXIT_CODE)

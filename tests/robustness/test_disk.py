@@ -15,7 +15,8 @@ import pytest
 
 from antgmm_jax.errors import AntgmmError, disk_error
 from antgmm_jax.io import checkpoint, orbax_errors
-from antgmm_jax.io.shards import Shards, Unwritten, Writer
+from antgmm_jax.io.folders import Unwritten
+from antgmm_jax.io.shards import Shards, Writer
 from antgmm_jax.parallel.processes import run_on_first
 from experiments.run.folder import RunFolder, status_of, write_bytes
 from experiments.run.host.logs import TensorBoard, open_logs

@@ -1,0 +1,223 @@
+"""Kills of whole runs with SIGKILL at random moments: `antgmm compress` and `antgmm train`, in one process and in two.
+
+A run starts again after every kill until it ends. The arrays of its stages and its export must then be those of a run
+that nobody killed, to the bit.
+"""
+
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from safetensors.numpy import load_file
+
+from antgmm_jax.io import checkpoint
+from tests.experiments.tiny import RECIPE, save_teacher
+
+ROOT = Path(__file__).resolve().parents[2]
+KILLED = -signal.SIGKILL
+LIMIT = 1800.0
+"""Seconds after which a run without a kill hangs."""
+ALONE = 10.0
+"""Maximum seconds for which one of two processes goes on alone."""
+TRAINING = """
+checkpoint_every = 1
+[model]
+preset = "antgmm-tiny"
+sizes = { "vision/layers" = 2, "bridge/layers" = 2, "encoder/layers" = 1, "decoder/layers" = 1 }
+[data]
+kind = "maad"
+tier = "s"
+samples = 16
+[optimizer]
+learning_rate = 1e-3
+batch_size = 8
+[evaluate]
+max_new_tokens = 2
+[evaluate.data]
+split = "val"
+samples = 8
+[[phase]]
+name = "facts"
+kind = "facts"
+steps = 2
+[[phase]]
+name = "answers"
+kind = "answers"
+steps = 3
+"""
+COMPRESSION = "checkpoint_every = 1\n" + RECIPE.format(
+    teacher="{teacher}", name="blocks", sizes='"vision/layers" = 2, "encoder/mlp" = 16'
+)
+
+
+class Kind(NamedTuple):
+    """A recipe, and the number of processes that run it."""
+
+    recipe: str
+    processes: int
+
+
+KINDS = {"compress": Kind(COMPRESSION, 1), "train": Kind(TRAINING, 1), "compress-2": Kind(COMPRESSION, 2)}
+
+
+class Runs:
+    """Runs of one kind, one after another.
+
+    Args:
+        name: name of the kind.
+        place: folder of the runs.
+        commands: folder of a run -> command of each process.
+        environment: their environment variables.
+
+    Attributes:
+        kills: starts that were killed.
+        lost: runs that failed after a kill.
+        different: runs that ended with other arrays.
+    """
+
+    def __init__(
+        self, name: str, place: Path, commands: Callable[[Path], list[list[str]]], environment: Mapping[str, str]
+    ):
+        self._name, self._place, self._commands, self._environment = name, place, commands, environment
+        self.kills = self.runs = self.lost = self.different = self._tries = 0
+        begin = time.monotonic()
+        assert self._start(place / "whole", LIMIT, None) == 0, f"{name} fails without a kill"
+        self._seconds, self._expected = time.monotonic() - begin, arrays_of(place / "whole")
+        print(f"{name}: {self._seconds:.0f} s without a kill", flush=True)
+
+    def attempt(self, rng: random.Random) -> None:
+        """Starts or resumes a run, and kills it at a random moment unless it ends before."""
+        # The last attempts have time to end: a run must not be killed before its first save for ever.
+        code = self._start(self._run, rng.uniform(0.0, self._seconds * (1 + self._tries // 4)), rng)
+        if code == KILLED:
+            self.kills, self._tries = self.kills + 1, self._tries + 1
+        else:
+            self._judge(code)
+
+    def complete(self) -> None:
+        """Resumes a killed run without another kill."""
+        if self._tries:
+            self._judge(self._start(self._run, LIMIT, None))
+
+    def summary(self) -> str:
+        """The figures of all runs, in one line."""
+        ends = f"{self.lost} lost, {self.different} with other arrays"
+        return f"{self._name}: {self.kills} kills of {self.runs} runs, {ends}"
+
+    @property
+    def _run(self) -> Path:
+        return self._place / f"killed-{self.runs}"
+
+    def _judge(self, code: int) -> None:
+        same = code == 0 and arrays_of(self._run) == self._expected
+        self.lost, self.different = self.lost + (code != 0), self.different + (code == 0 and not same)
+        end = "identical" if same else "DIFFERENT"
+        print(f"{self._name}, run {self.runs}: {self._tries} kills, exit code {code}, {end}", flush=True)
+        if same:
+            shutil.rmtree(self._run)
+        self.runs, self._tries = self.runs + 1, 0
+
+    def _start(self, run: Path, seconds: float, rng: random.Random | None) -> int:
+        """Starts or resumes a run, and kills it after some seconds.
+
+        With two processes one of them is killed, or both; the other one goes on for a while, and is then killed too.
+
+        Returns:
+            0, `KILLED`, or the exit code of a process that failed.
+        """
+        with tempfile.TemporaryFile() as errors:
+            processes = [
+                subprocess.Popen(command, cwd=ROOT, env=self._environment, stdout=errors, stderr=errors)
+                for command in self._commands(run)
+            ]
+            try:
+                struck = not _ended(processes, seconds) and rng is not None
+                if struck:
+                    for victim in rng.sample(processes, rng.randint(1, len(processes))):
+                        victim.kill()
+                        victim.wait()
+                    _ended([each for each in processes if each.poll() != KILLED], rng.uniform(0.0, ALONE))
+            finally:
+                for process in processes:
+                    process.kill()
+            codes = [process.wait() for process in processes]
+            failed = [code for code in codes if code not in (0, KILLED)]
+            if failed and not (struck and len(codes) > 1):  # after a kill the other process may fail too
+                errors.seek(0)
+                print(errors.read().decode(errors="replace")[-3000:], flush=True)
+                return failed[0]
+        return KILLED if KILLED in codes else 0
+
+
+def _ended(processes: Sequence[subprocess.Popen], seconds: float) -> bool:
+    """Whether all processes end, or one of them fails, within some seconds."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        codes = [process.poll() for process in processes]
+        if None not in codes or any(codes):
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def runs_of(name: str, place: Path) -> Runs:
+    """Returns runs of a kind, a key of `KINDS`, in a folder."""
+    (text, count), teacher, recipe = KINDS[name], save_teacher(place / "teacher"), place / "recipe.toml"
+    recipe.write_text(text.replace("{teacher}", str(teacher)))
+
+    def commands(run: Path) -> list[list[str]]:
+        command = [sys.executable, "-m", "tests.experiments.killed_run", str(recipe), str(run), "never"]
+        if count == 1:
+            return [command]
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            address = f"127.0.0.1:{probe.getsockname()[1]}"
+        return [[*command, f"fsdp={count}", address, str(count), str(number)] for number in range(count)]
+
+    # The programs of JAX are stored as those of the commands are: a kill may come while one is written.
+    environment = {
+        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+        "JAX_COMPILATION_CACHE_DIR": str(place / "programs"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+    return Runs(name, place, commands, {**os.environ, **environment})
+
+
+def soak_kills(count: int, seed: int, place: Path, names: Sequence[str] = (*KINDS,)) -> int:
+    """Kills whole runs of the given kinds, drawn at random; returns how many were lost or ended with other arrays."""
+    return killed([runs_of(name, place / name) for name in names], count, random.Random(seed))
+
+
+def killed(drawn: Sequence[Runs], count: int, rng: random.Random) -> int:
+    """Kills runs until there are `count` kills, ends them, and returns how many were lost or ended otherwise."""
+    while sum(runs.kills for runs in drawn) < count:
+        rng.choice(drawn).attempt(rng)
+    for runs in drawn:
+        runs.complete()
+        print(runs.summary(), flush=True)
+    return sum(runs.lost + runs.different for runs in drawn)
+
+
+def arrays_of(run: Path) -> dict[str, bytes]:
+    """Bytes of every array of the stages and the export of a run."""
+    arrays = load_file(run / "export/model.safetensors")
+    named = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    for stage in sorted((run / "stages").iterdir()):
+        tree, _ = checkpoint.load_stage(stage)
+        named |= {f"{stage.name} {place}": leaf for place, leaf in enumerate(_leaves(tree))}
+    return {name: array.tobytes() for name, array in named.items()}
+
+
+def _leaves(tree: dict) -> list[np.ndarray]:
+    return [leaf for value in tree.values() for leaf in _leaves(value)] if isinstance(tree, dict) else [tree]
