@@ -96,7 +96,7 @@ def pytorch(directory: Path, config: LMMConfig, params: Params, limits: Limits) 
         answers=lambda prompt: torch_answers(model, prompt, limits.tokens, limits.pad),
         logits=lambda batch: torch_logits(model, split(batch)[0], batch),
         gap=partial(torch_gap, model),
-        write=partial(_write, model, limits),
+        write=lambda examples, file: pack(_compiled(model, limits, examples), file),
         load=load,
         requests=requests,
     )
@@ -121,8 +121,11 @@ def _program(part: str, shape: Shape) -> str:
     return f"{part}_{shape}"
 
 
-def _write(model: Any, limits: Limits, examples: Mapping[Shape, Prompt], file: Path) -> None:
-    """Compiles the programs of all shapes into a file.
+def _compiled(model: Any, limits: Limits, examples: Mapping[Shape, Prompt]) -> dict[str, Any]:
+    """Compiles the programs of all shapes.
+
+    Returns:
+        name -> files of a program.
 
     Raises:
         AntgmmError: PyTorch cannot trace or compile the model.
@@ -141,7 +144,7 @@ def _write(model: Any, limits: Limits, examples: Mapping[Shape, Prompt], file: P
                 program: Any = torch.export.export(module, example, strict=False).module()
                 files[_program(part, shape)] = torch._inductor.aot_compile(program, example, options=options)
                 update(len(files), "")
-    pack(files, file)
+    return files
 
 
 class _Sink(io.RawIOBase):

@@ -22,6 +22,7 @@ from data.maad import source
 from data.writers import write_jsonl
 from experiments import cli
 from experiments.package import build as packaging
+from experiments.package import pytorch
 from experiments.package.requests import Limits, Shape
 from experiments.report.write import finish
 from experiments.run import export_gate, mirror, pipeline
@@ -172,8 +173,8 @@ def program(folder, size):
 
 def test_a_package_has_the_bytes_of_its_programs(tmp_path):
     programs = program(tmp_path / "program", 300_000)
-    packaging.pack(programs, tmp_path / "ours.pt2")
-    packaging.package_aoti(str(tmp_path / "theirs.pt2"), programs)
+    pytorch.pack(programs, tmp_path / "ours.pt2")
+    pytorch.package_aoti(str(tmp_path / "theirs.pt2"), programs)
 
     def contents(name):
         with zipfile.ZipFile(tmp_path / name) as file:
@@ -187,19 +188,19 @@ def test_a_package_has_the_bytes_of_its_programs(tmp_path):
 @KINDS
 @pytest.mark.filterwarnings("default")  # of transformers
 def test_a_package(disk, monkeypatch, tmp_path, teacher, kind):
-    config, _ = load_hf(teacher)
+    config, params = load_hf(teacher)
     batch, out = random_batch(config, 1, answer=2), disk.path / "student.pt2"
-    shapes, limits = [Shape(1, packaging.longest([batch]))], Limits(2, (1,), 0)
-    build = partial(packaging.build, teacher, out, [batch], shapes, limits)
+    shapes, form = [Shape(1, packaging.longest([batch]))], pytorch.pytorch(teacher, config, params, Limits(2, (1,), 0))
+    build = partial(packaging.build, out, [batch], shapes, form)
     programs = program(tmp_path / "program", 17_000_000)  # more than the disk holds
     compiled = disk.failing_before(lambda *_: programs, kind) if kind == READ_ONLY else lambda *_: programs
-    monkeypatch.setattr(packaging, "_compiled", compiled)
+    monkeypatch.setattr(pytorch, "_compiled", compiled)
     with pytest.raises(AntgmmError, match=rf"^cannot write {out}: {REASON[kind]}; free disk space or choose another"):
         build()
     disk.repair()
     assert not out.exists()
-    monkeypatch.setattr(packaging, "_compiled", lambda *_: program(tmp_path / "smaller", 1_000_000))
-    monkeypatch.setattr(packaging.Answerer, "load", lambda *_: None)
+    monkeypatch.setattr(pytorch, "_compiled", lambda *_: program(tmp_path / "smaller", 1_000_000))
+    monkeypatch.setattr(pytorch.Answerer, "load", lambda *_: None)
     monkeypatch.setattr(packaging, "_compared", lambda *_: packaging.Packaged(1, 1, 0))
     build()
     assert disk.names() == {"student.pt2"}
@@ -215,11 +216,12 @@ def test_temporary_files_of_the_compiler(monkeypatch, tmp_path, teacher, error):
 
     monkeypatch.setattr(torch.export, "export", full)
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    batch = random_batch(load_hf(teacher)[0], 1, answer=2)
-    shapes = [Shape(1, packaging.longest([batch]))]
+    config, params = load_hf(teacher)
+    batch = random_batch(config, 1, answer=2)
+    shapes, form = [Shape(1, packaging.longest([batch]))], pytorch.pytorch(teacher, config, params, Limits(2, (1,), 0))
     line = rf"^cannot write {tmp_path}: No space left on device; free disk space, or set TORCHINDUCTOR_CACHE_DIR"
     with pytest.raises(AntgmmError, match=line):
-        packaging.build(teacher, tmp_path / "a.pt2", [batch], shapes, Limits(2, (1,), 0))
+        packaging.build(tmp_path / "a.pt2", [batch], shapes, form)
     assert not [*tmp_path.iterdir()]
 
 
