@@ -5,8 +5,8 @@ from pathlib import Path
 
 from antgmm_jax.io import checkpoint
 from experiments.auto.look import at_chance, most_frequent
-from experiments.run.datasets import load_records
 from experiments.run.folder import RunFolder
+from experiments.run.rows.datasets import load_records
 from experiments.run.schema import Recipe, Training
 
 FALL = 0.02

@@ -23,9 +23,9 @@ from experiments.auto.plan import further, measured, write
 from experiments.auto.schedule import Tuned
 from experiments.run.host.console import CONSOLE, clock, count, say, table
 from experiments.run.pipeline import Run
+from experiments.run.progress.watching import Watch
 from experiments.run.schema.recipe import load_recipe, read_toml
 from experiments.run.student import whole
-from experiments.run.watching import Watch
 from pruning.costs import total_parameters
 
 PARTS = 4

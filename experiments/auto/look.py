@@ -14,10 +14,10 @@ from data.metrics import normal
 from data.record import Record
 from data.rows import Row
 from data.source import Source
-from experiments.run.datasets import encoded, load_both
-from experiments.run.samples import Samples
+from experiments.run.rows.datasets import encoded, load_both
+from experiments.run.rows.samples import Samples
 from experiments.run.schema import Recipe
-from experiments.run.scoring import scored
+from experiments.run.scores.scoring import scored
 from experiments.run.student import Student, whole
 
 CHECKED = 200

@@ -17,11 +17,11 @@ from experiments.auto.rows import counted
 from experiments.auto.schedule import Machine, Tuned, base, draft, fitted
 from experiments.auto.sizing import Chosen, check_budget, chosen, within
 from experiments.auto.tune import Trial, tuned
-from experiments.run.datasets import encoded, load_records
 from experiments.run.folder import write_text
-from experiments.run.forecast import Rows, look_at, matmul_rate
 from experiments.run.host.console import clock, count, say
-from experiments.run.samples import Samples
+from experiments.run.progress.forecast import Rows, look_at, matmul_rate
+from experiments.run.rows.datasets import encoded, load_records
+from experiments.run.rows.samples import Samples
 from experiments.run.schema.recipe import change
 from experiments.run.student import load_student, whole
 from pruning.costs import total_parameters

@@ -11,7 +11,7 @@ from antgmm_jax.families import family
 from experiments.auto.goal import MOST_MINUTES, Goal
 from experiments.auto.look import FEW
 from experiments.auto.sizing import by_side
-from experiments.run.forecast import Rows, parts, seconds
+from experiments.run.progress.forecast import Rows, parts, seconds
 from experiments.run.schema import Recipe
 from experiments.run.schema.recipe import recipe_of
 
@@ -137,7 +137,7 @@ class Machine(NamedTuple):
 
     Attributes:
         rows: statistics of the data.
-        rate: FLOP/s of a matrix product, from `experiments.run.forecast.matmul_rate`.
+        rate: FLOP/s of a matrix product, from `experiments.run.progress.forecast.matmul_rate`.
         spent: seconds that the plan itself took.
     """
 

@@ -15,7 +15,7 @@ from experiments.lab.planning.rates import RequestSize, calibrate, predict
 from experiments.lab.planning.search import by_latency, by_parameters, time_request
 from experiments.run.calibration import calibration_batches, importance
 from experiments.run.host.console import working
-from experiments.run.samples import Samples
+from experiments.run.rows.samples import Samples
 from experiments.run.student import Student, whole
 from pruning.costs import total_parameters
 from pruning.planning import illegal_reason

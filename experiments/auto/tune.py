@@ -11,17 +11,17 @@ from distill import NO_TEACHER
 from experiments.auto.look import Look, spread
 from experiments.auto.schedule import Machine, Tuned, language_stage
 from experiments.auto.sizing import by_side
-from experiments.run.datasets import encoded
-from experiments.run.evaluation import token_loss
 from experiments.run.features import ImageFeatures
-from experiments.run.flops import step_flops
-from experiments.run.forecast import CALL, COMPILE, SHARE
 from experiments.run.host.console import say
 from experiments.run.objectives import Shared
+from experiments.run.progress.flops import step_flops
+from experiments.run.progress.forecast import CALL, COMPILE, SHARE
+from experiments.run.progress.watching import NOTHING, watching
+from experiments.run.rows.datasets import encoded
 from experiments.run.schema import Recipe
 from experiments.run.schema.recipe import recipe_of
+from experiments.run.scores.evaluation import token_loss
 from experiments.run.stage import StageRun
-from experiments.run.watching import NOTHING, watching
 from pruning import planned_config
 from pruning.planning import illegal_reason
 

@@ -73,7 +73,7 @@ def prepare(
 ) -> None:
     """Encode the rows that a recipe trains on: token ids and pixels, read by later runs instead of the rows' files."""
     say(f"data: preparing the rows of {recipe} in {out}")
-    from experiments.run.preparing import prepare_rows
+    from experiments.run.rows.preparing import prepare_rows
 
     info = prepare_rows(recipe, changes or [], out)
     table_rows = [(name, info[name]) for name in ("records", "dropped", "bytes", "fingerprint")]

@@ -87,7 +87,7 @@ def import_(model: Model, as_json: Json = False) -> None:
 def _chat(model: Path, config: "LMMConfig") -> dict[str, Any] | None:
     """A question about a picture as the model reads it; None without a processor."""
     from antgmm_jax.io.hub import local
-    from experiments.run.served_prompt import question_about_a_picture
+    from experiments.run.export.served_prompt import question_about_a_picture
 
     files = ("processor_config.json", "preprocessor_config.json")
     return question_about_a_picture(model, config) if any((local(model) / name).exists() for name in files) else None
@@ -224,9 +224,9 @@ def export(
         raise AntgmmError(f"{out} exists: choose another name or remove it")
     say(f"export: writing {stage} to {out} and checking it with PyTorch")
     check_push(push)
-    from experiments.run.card import Origin
-    from experiments.run.ends import end_tokens
-    from experiments.run.publishing import Questions, publish
+    from experiments.run.export.card import Origin
+    from experiments.run.export.ends import end_tokens
+    from experiments.run.export.publishing import Questions, publish
     from experiments.run.student import load_student
 
     student = load_student(stage)
@@ -250,8 +250,8 @@ def export(
     upload(out, push)
     if quantize:
         from antgmm_jax.io.loading import load_processor
-        from experiments.run.quantized import publish_quantized
-        from experiments.run.samples import Samples
+        from experiments.run.export.quantized import publish_quantized
+        from experiments.run.rows.samples import Samples
 
         answered = Samples(records(data, samples), load_processor(out), student.config, prompt=prompt_template)
         publish_quantized(out, quantize, answered, max_new_tokens)

@@ -9,8 +9,8 @@ import typer
 from rich.console import Console
 
 from experiments.commands.sources import FORMS
+from experiments.run.export.schemes import Scheme
 from experiments.run.host.console import printable, say, working
-from experiments.run.schemes import Scheme
 
 Json = Annotated[bool, typer.Option("--json", help="Print results as JSON.")]
 Set = Annotated[

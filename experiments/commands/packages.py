@@ -51,7 +51,7 @@ def package(
     from experiments.package.build import build, example, longest
     from experiments.package.requests import Limits, Shape
     from experiments.package.times import milliseconds
-    from experiments.run.ends import end_tokens
+    from experiments.run.export.ends import end_tokens
 
     config, params = load_hf(model)
     batches, _ = check_prompts(config, model, data, samples, template(prompt, model))

@@ -154,7 +154,7 @@ def _compress(
         figures = finish(Run(recipe, run, watch=watch), report=as_report)
         advise(recipe, run)
         if scheme:
-            from experiments.run.quantized import quantize_export
+            from experiments.run.export.quantized import quantize_export
 
             quantize_export(recipe, run / "export", scheme)
         upload(run / "export", push)
@@ -266,7 +266,7 @@ def _measure(run: Path, mesh: str, again: bool) -> None:
     """Measures the report of a run that is complete without it, or `again`."""
     require(*NEEDED)
     from experiments.run.schema.recipe import load_recipe
-    from experiments.run.scoring import STORED
+    from experiments.run.scores.scoring import STORED
 
     for scores in (run / "cache").glob(STORED) if again else ():
         scores.unlink()

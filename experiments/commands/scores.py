@@ -15,7 +15,7 @@ from experiments.run.host.console import bar, say, table
 
 if TYPE_CHECKING:
     from data.source import Source
-    from experiments.run.server import Server
+    from experiments.run.scores.server import Server
 
 
 class _Result(NamedTuple):
@@ -68,7 +68,7 @@ def evaluate(
         equal = sum(map(str.__eq__, results["server"].answers, results["JAX"].answers))
         figures |= {"jax": results["JAX"].figures, "equal_answers": equal}
     if answers is not None:
-        from experiments.run.answer_lines import write_answers
+        from experiments.run.scores.answer_lines import write_answers
 
         write_answers(answers, source, *(one.answers for one in results.values()))
     columns = {name: one.figures for name, one in results.items()}
@@ -76,7 +76,7 @@ def evaluate(
 
 
 def _server(url: str, model: str, timeout: float) -> "Server":
-    from experiments.run.server import connect
+    from experiments.run.scores.server import connect
 
     return connect(url, model=model, timeout=timeout)
 
@@ -95,8 +95,8 @@ def _in_jax(model: Path, source: "Source", prompt: str, max_new_tokens: int, bat
     from antgmm_jax.io.convert import open_hf
     from antgmm_jax.io.loading import load_processor
     from experiments.run.batch_size import compute_dtype
-    from experiments.run.samples import Samples
-    from experiments.run.scoring import scored
+    from experiments.run.rows.samples import Samples
+    from experiments.run.scores.scoring import scored
 
     config, params = open_hf(model)
     processor = load_processor(model)
@@ -107,8 +107,8 @@ def _in_jax(model: Path, source: "Source", prompt: str, max_new_tokens: int, bat
 
 def _served(server: "Server", source: "Source", prompt: str, max_new_tokens: int, clients: int) -> _Result:
     """Scores and answers of a server."""
-    from experiments.run.evaluation import metrics
-    from experiments.run.server import answers
+    from experiments.run.scores.evaluation import metrics
+    from experiments.run.scores.server import answers
 
     with bar("answers of the server", len(source)) as update:
         given = answers(server, source, prompt, max_new_tokens=max_new_tokens, clients=clients, progress=update)

@@ -10,7 +10,7 @@ from antgmm_jax.errors import AntgmmError
 if TYPE_CHECKING:
     from antgmm_jax.config import LMMConfig
     from data.source import Source
-    from experiments.run.served_prompt import Conversation
+    from experiments.run.export.served_prompt import Conversation
 
 FORMS = "maad:TIER:SPLIT, jsonl:PATH, parquet:PATH, arrow:PATH, webdataset:PATH or tfds:PATH:SPLIT"
 _KEYS = {
@@ -37,7 +37,7 @@ def template(text: str, model: Path | None) -> str:
         AntgmmError: the template is invalid.
     """
     from data.record import PROMPT, check_template
-    from experiments.run.prompts import noted_prompt
+    from experiments.run.rows.prompts import noted_prompt
 
     try:
         if text:
@@ -64,7 +64,7 @@ def records(text: str, samples: int) -> "Source":
 
     from data.maad.latents import SIZES
     from data.readers import read_records
-    from experiments.run.datasets import load_records
+    from experiments.run.rows.datasets import load_records
     from experiments.run.schema import Data
 
     kind, _, rest = text.partition(":")
@@ -175,9 +175,9 @@ def check_prompts(
     """
     from antgmm_jax.io.loading import load_processor
     from experiments.run.batch_size import rows_that_fit
-    from experiments.run.random_batches import random_batch
-    from experiments.run.samples import Samples
-    from experiments.run.served_prompt import CHECKED, conversations
+    from experiments.run.export.served_prompt import CHECKED, conversations
+    from experiments.run.rows.random_batches import random_batch
+    from experiments.run.rows.samples import Samples
 
     if data:
         questions = Samples(records(data, samples), load_processor(like), config, prompt=prompt)

@@ -11,7 +11,7 @@ import typer
 from antgmm_jax.errors import AntgmmError
 
 if TYPE_CHECKING:
-    from experiments.run.watching import Watch
+    from experiments.run.progress.watching import Watch
 
 _BOOKS = {".lock", "recipe.toml", "status.json", "inputs.json"}
 
@@ -65,7 +65,7 @@ def _watch(logs: Sequence[str], profile: range) -> "Watch":
     import jax
 
     from experiments.lab.planning.chips import published
-    from experiments.run.watching import Watch
+    from experiments.run.progress.watching import Watch
 
     chip = published(jax.devices()[0].device_kind)
     return Watch(logs, profile, chip.flops if chip else 0.0)

@@ -13,8 +13,8 @@ from antgmm_jax.io.files import one_line
 from antgmm_jax.io.folders import Unwritten, new_file, temporary_folder
 from experiments.package.requests import Prompt, Shape, shaped, taken
 from experiments.report.latency import Request
-from experiments.run.export_gate import TOLERANCE
-from experiments.run.in_torch import split
+from experiments.run.export.export_gate import TOLERANCE
+from experiments.run.export.in_torch import split
 
 
 class Form(NamedTuple):

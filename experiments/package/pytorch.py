@@ -26,8 +26,8 @@ from experiments.package.build import Form
 from experiments.package.programs import Next, Start, generating
 from experiments.package.requests import Limits, Prompt, Shape
 from experiments.report.latency import Request, jax_request, torch_request
+from experiments.run.export.in_torch import split, torch_answers, torch_gap, torch_logits, torch_model, torch_tensors
 from experiments.run.host.console import bar
-from experiments.run.in_torch import split, torch_answers, torch_gap, torch_logits, torch_model, torch_tensors
 
 
 class Answerer(NamedTuple):

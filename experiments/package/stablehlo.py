@@ -31,10 +31,10 @@ from experiments.package.loader import CHECKSUMS, PROGRAM, WEIGHTS, Package, che
 from experiments.package.requests import Limits, Prompt, Shape
 from experiments.package.times import whole
 from experiments.report.latency import Request
-from experiments.run.export_gate import answer_logits
+from experiments.run.export.export_gate import answer_logits
+from experiments.run.export.in_torch import split
 from experiments.run.host.console import bar
-from experiments.run.in_torch import split
-from experiments.run.random_batches import teacher_forced
+from experiments.run.rows.random_batches import teacher_forced
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 """Each program runs on all of them. Computing in float32, no part of it was traced for one of them alone."""

@@ -19,10 +19,10 @@ from experiments.report.savings import kwh_a_year, payback
 from experiments.run.folder import WHOLE, RunFolder
 from experiments.run.host.allocator import return_freed_memory
 from experiments.run.host.facts import machine
-from experiments.run.samples import Samples
+from experiments.run.rows.samples import Samples
 from experiments.run.schema import Recipe
 from experiments.run.schema.recipe import fingerprint
-from experiments.run.scoring import scored
+from experiments.run.scores.scoring import scored
 from experiments.run.student import Student
 
 EXAMPLES = 12

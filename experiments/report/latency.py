@@ -15,9 +15,9 @@ from antgmm_jax.decoding import phases
 from antgmm_jax.families import family_of
 from antgmm_jax.io.placed import on_devices
 from antgmm_jax.pure import Params
+from experiments.run.export.in_torch import torch_model, torch_tensors
 from experiments.run.host.console import bar
 from experiments.run.host.energy import JOULES_A_KWH
-from experiments.run.in_torch import torch_model, torch_tensors
 
 PHASES = ("vision", "prefill", "decode")
 LEAST, LONGEST = 10, 30.0

@@ -14,7 +14,7 @@ from experiments.report.latency import Served, in_jax, in_pytorch
 from experiments.run.batch_size import compute_dtype
 from experiments.run.folder import RunFolder
 from experiments.run.host.allocator import return_freed_memory
-from experiments.run.samples import Samples
+from experiments.run.rows.samples import Samples
 from experiments.run.schema import Recipe
 from experiments.run.student import Student, load_student
 

@@ -16,13 +16,13 @@ from experiments.report.as_markdown import markdown
 from experiments.report.figures import assembled, score
 from experiments.report.model_times import latencies
 from experiments.report.tables import Report
-from experiments.run.card import Score, described, origin_of, title_of, write_card
-from experiments.run.export_gate import GateResult
+from experiments.run.export.card import Score, described, origin_of, title_of, write_card
+from experiments.run.export.export_gate import GateResult
 from experiments.run.folder import WHOLE, RunFolder, write_bytes, write_text
 from experiments.run.pipeline import Outcome, Run
-from experiments.run.prompts import prompt_of
+from experiments.run.rows.prompts import prompt_of
 from experiments.run.schema import Recipe
-from experiments.run.scoring import scored
+from experiments.run.scores.scoring import scored
 from pruning.costs import total_parameters
 
 FORMAT = 4

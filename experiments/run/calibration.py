@@ -20,7 +20,7 @@ from data.source import Source
 from distill import LossConfig, make_loss
 from distill.teacher import to_dtype
 from experiments.run.batch_size import compute_dtype, rows_that_fit
-from experiments.run.samples import Samples
+from experiments.run.rows.samples import Samples
 from experiments.run.schema.stage import IMPORTANCE
 from pruning.importance import Scores
 

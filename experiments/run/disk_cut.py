@@ -19,13 +19,13 @@ from antgmm_jax.presets import preset
 from antgmm_jax.pure import Params
 from data.source import Source
 from experiments.run.calibration import scores_on
-from experiments.run.card import Origin, title_of, write_card
-from experiments.run.completion import complete
+from experiments.run.export.card import Origin, title_of, write_card
+from experiments.run.export.completion import complete
+from experiments.run.export.publishing import fresh
 from experiments.run.host import resources
 from experiments.run.host.console import bar, count, table
 from experiments.run.host.facts import machine
-from experiments.run.prompts import noted_prompt
-from experiments.run.publishing import fresh
+from experiments.run.rows.prompts import noted_prompt
 from pruning.costs import total_parameters
 
 _MB = 10**6

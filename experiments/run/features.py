@@ -29,7 +29,7 @@ from data.shifting import drawn
 from distill import fingerprint
 from experiments.run.batch_size import rows_that_fit
 from experiments.run.host.console import bar
-from experiments.run.samples import Samples
+from experiments.run.rows.samples import Samples
 
 VIEWS = 4
 """Number of shifted views per image in the cache."""

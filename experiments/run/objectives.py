@@ -20,7 +20,7 @@ from distill.adapters import adapted, merged, with_adapters
 from distill.step import jitted
 from experiments.run.cuts import reads_features, segment_targets
 from experiments.run.features import ImageFeatures
-from experiments.run.samples import Samples
+from experiments.run.rows.samples import Samples
 from experiments.run.schema import MaadData, Recipe, Stage, Training, Work
 from experiments.run.student import Student
 

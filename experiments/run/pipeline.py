@@ -19,30 +19,30 @@ from data.encoding import Encoder
 from data.source import Source
 from distill import NO_TEACHER
 from experiments.run.batch_size import rows_that_fit
-from experiments.run.card import origin_of
 from experiments.run.checks import check_steps
-from experiments.run.datasets import encode_both, encoded, load_both, load_records
+from experiments.run.export.card import origin_of
+from experiments.run.export.publishing import Questions, publish
+from experiments.run.export.served_prompt import CHECKED, conversations
 from experiments.run.features import ImageFeatures, from_first_process
 from experiments.run.folder import RunFolder
-from experiments.run.forecast import Rows, announce, look_at
 from experiments.run.host.allocator import return_freed_memory, returning_memory_of_compilers
 from experiments.run.host.console import say
 from experiments.run.host.energy import Energy
 from experiments.run.objectives import Shared
-from experiments.run.pairs import with_pairs
-from experiments.run.prompts import prompt_of
-from experiments.run.publishing import Questions, publish
+from experiments.run.progress.forecast import Rows, announce, look_at
+from experiments.run.progress.watching import NOTHING, Watch, watching
 from experiments.run.repeating import with_visits
-from experiments.run.samples import Samples
+from experiments.run.rows.datasets import encode_both, encoded, load_both, load_records
+from experiments.run.rows.pairs import with_pairs
+from experiments.run.rows.prompts import prompt_of
+from experiments.run.rows.samples import Samples
 from experiments.run.schema import Recipe, Training, Work
-from experiments.run.scoring import scored, teacher_scored
-from experiments.run.served_prompt import CHECKED, conversations
+from experiments.run.scores.scoring import scored, teacher_scored
 from experiments.run.stage import Left, StageRun
 from experiments.run.start import opening
 from experiments.run.student import Student, completed, load_after, whole
 from experiments.run.targets import bridge_weights_of, targets_of
 from experiments.run.training import save_processor
-from experiments.run.watching import NOTHING, Watch, watching
 from pruning.costs import total_parameters
 
 GATE_PROMPTS = 320

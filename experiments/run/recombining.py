@@ -16,10 +16,10 @@ from antgmm_jax.io import checkpoint
 from antgmm_jax.pure import Params
 from experiments.run.folder import RunFolder
 from experiments.run.pipeline import Run
+from experiments.run.progress.watching import NOTHING, Watch
 from experiments.run.schema import Recipe
 from experiments.run.schema.recipe import load_recipe
 from experiments.run.student import cut_record, keep_of, teacher_key, whole
-from experiments.run.watching import NOTHING, Watch
 from pruning.keep import shrunk_config
 
 NAME = "recombined"

@@ -21,10 +21,10 @@ from experiments.run.cuts import new_weights, segment_targets
 from experiments.run.host.allocator import return_freed_memory
 from experiments.run.host.console import bar
 from experiments.run.objectives import OBJECTIVES, Shared
+from experiments.run.progress.watching import StageWatcher
 from experiments.run.schema import Stage, Work
 from experiments.run.stepper import HISTORY_EVERY, Stepper, add_point
 from experiments.run.student import Student
-from experiments.run.watching import StageWatcher
 from pruning.keep import shrunk_config
 
 

@@ -19,7 +19,7 @@ from experiments.run.calibration import calibration_batches
 from experiments.run.features import from_first_process
 from experiments.run.folder import RunFolder, held
 from experiments.run.host.console import bar, say, working
-from experiments.run.samples import Samples
+from experiments.run.rows.samples import Samples
 from experiments.run.schema import Recipe, Stage
 from experiments.run.student import Student
 

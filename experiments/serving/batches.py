@@ -14,9 +14,9 @@ from antgmm_jax.families.common.words import Messages
 from antgmm_jax.io.convert import open_hf
 from antgmm_jax.io.loading import load_processor
 from data.encoding import decode
-from experiments.run.completion import positions
-from experiments.run.ends import end_tokens
-from experiments.run.in_torch import stop_at, torch_answers, torch_model
+from experiments.run.export.completion import positions
+from experiments.run.export.ends import end_tokens
+from experiments.run.export.in_torch import stop_at, torch_answers, torch_model
 
 STEP = 16
 """Prompts are padded to multiples of this many tokens, so that those of similar length share a batch."""

@@ -24,7 +24,7 @@ from data.record import Record, Turn, images_first
 from data.source import InMemorySource
 from data.store import open_encoded
 from distill.losses import hard
-from experiments.run import pairs
+from experiments.run.rows import pairs
 
 CONFIG = llava(
     vision=(1, 16, 1, 16), text=(1, 16, 1, 16), head_dims=(16, 16), image=16, patch=8, vocab=512, image_token=IMAGE

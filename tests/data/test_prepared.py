@@ -14,9 +14,9 @@ from antgmm_jax.families import new_processor
 from data.prepared import PreparedSource, prepare
 from data.readers import read_records
 from data.tokenizer import train_tokenizer
-from experiments.run.datasets import load_records
-from experiments.run.forecast import look_at
-from experiments.run.samples import Samples
+from experiments.run.progress.forecast import look_at
+from experiments.run.rows.datasets import load_records
+from experiments.run.rows.samples import Samples
 from experiments.run.schema.tables import PreparedData
 from tests.data.test_store import CONFIG, WORDS, encoder
 

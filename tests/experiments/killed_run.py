@@ -17,7 +17,8 @@ from antgmm_jax.io import checkpoint
 from antgmm_jax.parallel import preemption
 from experiments.report import write
 from experiments.report.write import finish
-from experiments.run import export_gate, pipeline, stage
+from experiments.run import pipeline, stage
+from experiments.run.export import export_gate
 from experiments.run.host.meshes import devices
 from experiments.run.pipeline import Run
 from experiments.run.schema.recipe import load_any

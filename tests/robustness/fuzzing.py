@@ -22,7 +22,7 @@ from data.files import decode_image
 from data.limits import BadRow
 from data.readers import read_records
 from data.record import Record
-from experiments.run.ends import end_tokens
+from experiments.run.export.ends import end_tokens
 from tests.experiments.tiny import save_llava, save_teacher
 from tests.robustness import files
 from tests.robustness.mutations import mutated_bytes, mutated_json

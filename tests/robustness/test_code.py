@@ -10,8 +10,8 @@ from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io.convert import open_hf
 from antgmm_jax.io.loading import load_processor
 from experiments.report.write import render
-from experiments.run.ends import end_tokens
-from experiments.run.in_torch import torch_model
+from experiments.run.export.ends import end_tokens
+from experiments.run.export.in_torch import torch_model
 from tests.experiments.report.test_report_page import made
 from tests.experiments.tiny import save_llava, save_teacher
 

@@ -18,9 +18,9 @@ from antgmm_jax.io import checkpoint, orbax_errors
 from antgmm_jax.io.folders import Unwritten
 from antgmm_jax.io.shards import Shards, Writer
 from antgmm_jax.parallel.processes import run_on_first
+from experiments.run.export.publishing import fresh
 from experiments.run.folder import RunFolder, status_of, write_bytes
 from experiments.run.host.logs import TensorBoard, open_logs
-from experiments.run.publishing import fresh
 from experiments.run.schema.recipe import load_recipe
 from experiments.run.training import save_processor
 from tests.experiments.tiny import write_recipe

@@ -25,11 +25,12 @@ from experiments.package import build as packaging
 from experiments.package import pytorch
 from experiments.package.requests import Limits, Shape
 from experiments.report.write import finish
-from experiments.run import export_gate, mirror, pipeline
+from experiments.run import mirror, pipeline
+from experiments.run.export import export_gate
+from experiments.run.export.publishing import fresh
 from experiments.run.mirror import mirrored
 from experiments.run.pipeline import Run
-from experiments.run.publishing import fresh
-from experiments.run.random_batches import random_batch
+from experiments.run.rows.random_batches import random_batch
 from experiments.run.schema.recipe import load_recipe
 from tests.experiments.tiny import save_teacher, write_recipe
 from tests.robustness.kills import arrays_of

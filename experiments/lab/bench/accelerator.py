@@ -26,7 +26,7 @@ from experiments.lab.planning import step as planning
 from experiments.lab.planning.chips import published
 from experiments.run.host.console import say
 from experiments.run.host.facts import machine
-from experiments.run.random_batches import random_batch
+from experiments.run.rows.random_batches import random_batch
 
 _DRIVER = Path("/proc/driver/nvidia/version")
 _CHECKED = 2  # rows for the correctness checks

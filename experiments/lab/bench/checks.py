@@ -18,8 +18,8 @@ from antgmm_jax.pure import Params, functional
 from distill.chunked import at_positions
 from distill.teacher import to_dtype
 from experiments.lab.bench.batches import device_arrays
-from experiments.run.export_gate import split, torch_logits, torch_model
-from experiments.run.random_batches import teacher_forced
+from experiments.run.export.export_gate import split, torch_logits, torch_model
+from experiments.run.rows.random_batches import teacher_forced
 
 FLOAT32 = 1e-4
 BFLOAT16 = 0.1

@@ -15,9 +15,9 @@ from antgmm_jax.io.convert import load_hf
 from antgmm_jax.io.placed import on_devices
 from experiments.lab.bench.timing import in_turn, milliseconds, spread
 from experiments.report.latency import Served, compare, thread_counts, with_threads
+from experiments.run.export.in_torch import torch_model, torch_tensors
 from experiments.run.host.console import say
-from experiments.run.in_torch import torch_model, torch_tensors
-from experiments.run.random_batches import random_batch
+from experiments.run.rows.random_batches import random_batch
 
 PROMPT = {"words": 32, "answer": 16}
 """Prompt tokens (without image tokens) and answer tokens, similar to MAAD-synth."""

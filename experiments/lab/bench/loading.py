@@ -9,7 +9,7 @@ import numpy as np
 from data.batching import batches
 from data.collate import pictures
 from data.record import Arrays
-from experiments.run.samples import Samples
+from experiments.run.rows.samples import Samples
 
 ROWS, BATCH, BATCHES, THREADS = 64, 16, 12, (1, 2, 4)
 PARTS = {

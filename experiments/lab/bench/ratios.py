@@ -32,7 +32,7 @@ from experiments.report.latency import Latency
 from experiments.run import disk_cut
 from experiments.run.host.console import say, table
 from experiments.run.host.facts import machine
-from experiments.run.random_batches import random_batch
+from experiments.run.rows.random_batches import random_batch
 
 
 class Scale(NamedTuple):

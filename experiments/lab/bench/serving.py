@@ -17,7 +17,7 @@ from experiments.lab.bench.flops import scoring_flops
 from experiments.lab.bench.timing import dispatched, spread
 from experiments.lab.bench.training import Limits, shares
 from experiments.report.latency import PHASES, jax_request, timed
-from experiments.run.export_gate import split
+from experiments.run.export.export_gate import split
 from experiments.run.host.console import say
 
 

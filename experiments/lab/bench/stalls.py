@@ -20,9 +20,9 @@ from antgmm_jax.parallel.sharding import shard_rows
 from antgmm_jax.pure import functional
 from distill.step import Step
 from experiments.lab.bench.timing import format_spread, spread
-from experiments.run.datasets import encoded, load_records
 from experiments.run.host.console import bar, table
 from experiments.run.host.facts import machine
+from experiments.run.rows.datasets import encoded, load_records
 from experiments.run.schema import Recipe
 from experiments.run.stepper import HISTORY_EVERY, Stepper
 

@@ -84,7 +84,7 @@ def child(file: str, processor: str, side: int) -> dict[str, Any]:
     """
     from antgmm_jax.io.loading import load_processor
     from data.readers import read_records
-    from experiments.run.samples import Samples
+    from experiments.run.rows.samples import Samples
 
     loaded = load_processor(processor)
     begin = time.perf_counter()

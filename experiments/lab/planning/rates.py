@@ -17,7 +17,7 @@ from antgmm_jax.errors import AntgmmError
 from antgmm_jax.pure import abstract
 from experiments.report.latency import PHASES, Latency, Request, jax_request, measure
 from experiments.run.host.console import bar
-from experiments.run.random_batches import random_batch
+from experiments.run.rows.random_batches import random_batch
 from pruning.costs import total_parameters
 
 ROUNDS = 200

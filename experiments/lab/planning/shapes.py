@@ -14,7 +14,7 @@ from antgmm_jax.config import LMMConfig
 from antgmm_jax.parallel import sharding
 from antgmm_jax.pure import Params, abstract, functional
 from experiments.lab.planning import compilers
-from experiments.run.random_batches import usual_image
+from experiments.run.rows.random_batches import usual_image
 
 
 def mesh_for(mesh: Mapping[str, int], chip: str) -> Mesh:

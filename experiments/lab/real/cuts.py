@@ -23,11 +23,11 @@ from data.readers import read_records
 from distill import LossConfig, OptimizerConfig, init_state, make_optimizer, make_step, online
 from experiments.lab.real import english
 from experiments.run.calibration import importance
-from experiments.run.evaluation import token_loss
 from experiments.run.folder import write_json
 from experiments.run.host.console import bar, say, table
-from experiments.run.samples import Samples
+from experiments.run.rows.samples import Samples
 from experiments.run.schema.stage import can_score
+from experiments.run.scores.evaluation import token_loss
 
 CUTS: dict[str, tuple[float, ...]] = {
     "text/mlp": (0.9, 0.75, 0.5),

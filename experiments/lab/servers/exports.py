@@ -18,7 +18,7 @@ from antgmm_jax.io.convert import save_hf
 from antgmm_jax.io.loading import load_processor
 from antgmm_jax.pure import Params, functional
 from data.tokenizer import corpus, train_tokenizer
-from experiments.run.in_torch import stop_at, torch_answers, torch_model
+from experiments.run.export.in_torch import stop_at, torch_answers, torch_model
 
 SIZES: Mapping[str, float] = {
     "vision/layers": 3,

@@ -10,11 +10,11 @@ from antgmm_jax.io.loading import load_processor
 from data.source import Source
 from experiments.lab.servers.starting import serving
 from experiments.lab.servers.under_load import under_load
-from experiments.run.completion import positions
+from experiments.run.export.completion import positions
 from experiments.run.host.console import say
-from experiments.run.samples import Samples
-from experiments.run.scoring import scored
-from experiments.run.server import answers, connect
+from experiments.run.rows.samples import Samples
+from experiments.run.scores.scoring import scored
+from experiments.run.scores.server import answers, connect
 
 
 class Load(NamedTuple):

@@ -9,7 +9,7 @@ import numpy as np
 
 from antgmm_jax.errors import AntgmmError
 from data.record import Record
-from experiments.run.server import Server, answer
+from experiments.run.scores.server import Server, answer
 
 HEAD = ("clients", "model", "requests/s", "p50 ms", "p95 ms", "errors", "other answers", "ratio")
 

@@ -11,7 +11,7 @@ from antgmm_jax.config import LMMConfig
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import complete
 from experiments.run.cuts import segment_targets
-from experiments.run.flops import step_flops, training_flops
+from experiments.run.progress.flops import step_flops, training_flops
 from experiments.run.schema import Count, Name, Recipe, Stage, Table, validated
 from experiments.run.schema.recipe import load_recipe, read_toml
 

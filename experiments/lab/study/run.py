@@ -21,11 +21,11 @@ from experiments.lab.planning.rates import RequestSize
 from experiments.lab.study.arms import Arm, Study, recipe_of
 from experiments.lab.study.curve import with_costs, write_curve
 from experiments.lab.study.summary import write_results
-from experiments.run.flops import training_flops
 from experiments.run.folder import RECIPE, InUse, RunFolder, write_text
 from experiments.run.host.allocator import return_freed_memory
 from experiments.run.host.console import say
 from experiments.run.pipeline import Run
+from experiments.run.progress.flops import training_flops
 from experiments.run.schema import Recipe
 from experiments.run.schema.recipe import dump_recipe, load_recipe, load_training
 

@@ -12,7 +12,7 @@ from experiments.auto.goal import Goal, share
 from experiments.auto.keeping import Search
 from experiments.auto.plan import Plan
 from experiments.auto.schedule import Tuned, base
-from experiments.run.watching import NOTHING
+from experiments.run.progress.watching import NOTHING
 from pruning.costs import total_parameters
 from tests.pruning.models import CONFIGS
 

@@ -27,7 +27,7 @@ from experiments import cli
 from experiments.commands.models import _runs
 from experiments.commands.runs import TEACHER
 from experiments.commands.sources import check_prompts
-from experiments.run.datasets import encoded, load_records
+from experiments.run.rows.datasets import encoded, load_records
 from experiments.run.schema.recipe import load_recipe
 from experiments.run.student import teacher_key
 from tests import reference
@@ -511,7 +511,7 @@ def test_export_writes_a_stage_that_transformers_reads(antgmm, monkeypatch, tmp_
     assert "--prompt is the template for the records of --data" in antgmm(*words, "--prompt", "{question}").stderr
 
     for bound in ("TOLERANCE", "ROUNDING"):
-        monkeypatch.setattr(f"experiments.run.export_gate.{bound}", 0.0)
+        monkeypatch.setattr(f"experiments.run.export.export_gate.{bound}", 0.0)
     words[5] = "again"
     result = antgmm(*words)
     assert result.exit_code == 2

@@ -15,8 +15,8 @@ from PIL import Image
 
 from antgmm_jax.errors import AntgmmError
 from data.record import Record, Turn
-from experiments.run import server as client
-from experiments.run.server import Server, connect, request_messages
+from experiments.run.scores import server as client
+from experiments.run.scores.server import Server, connect, request_messages
 from tests.experiments.tiny import save_llava
 
 ROWS = [

@@ -11,7 +11,7 @@ from antgmm_jax.pure import functional
 from data import maad
 from data.readers import read_records
 from data.writers import write_jsonl
-from experiments.run.samples import Samples
+from experiments.run.rows.samples import Samples
 from tests.experiments.tiny import save_llava
 
 

@@ -21,7 +21,7 @@ from experiments.lab.bench.checks import Check, refuse
 from experiments.lab.bench.flops import scoring_flops, step_flops, traced_flops
 from experiments.lab.bench.training import Limits, shares
 from experiments.lab.planning.chips import CHIPS, published
-from experiments.run.random_batches import random_batch
+from experiments.run.rows.random_batches import random_batch
 
 # The checks of the device may cause warnings of PyTorch and transformers.
 pytestmark = pytest.mark.filterwarnings("default")

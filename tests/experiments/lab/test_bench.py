@@ -20,9 +20,9 @@ from experiments.lab.bench import decode_speed as decoding
 from experiments.lab.bench.batches import device_arrays
 from experiments.report import latency
 from experiments.run import disk_cut
-from experiments.run.ends import end_tokens
+from experiments.run.export.ends import end_tokens
 from experiments.run.host import resources
-from experiments.run.random_batches import random_batch
+from experiments.run.rows.random_batches import random_batch
 from tests import reference
 
 CONFIG = blip2_t5(

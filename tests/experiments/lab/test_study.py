@@ -18,7 +18,7 @@ from experiments.lab.study.arms import Arm, load_study, recipe_of
 from experiments.lab.study.run import lend_stages, results, run_study
 from experiments.lab.study.summary import format_scores, markdown, plot, rows
 from experiments.run.cuts import new_weights, segment_targets
-from experiments.run.flops import step_flops, training_flops
+from experiments.run.progress.flops import step_flops, training_flops
 from experiments.run.schema.recipe import dump_recipe, load_recipe
 from experiments.run.stage import StageRun
 from experiments.run.student import load_student

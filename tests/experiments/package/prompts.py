@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from antgmm_jax.io.convert import open_hf
-from experiments.run.in_torch import split
-from experiments.run.random_batches import random_batch
+from experiments.run.export.in_torch import split
+from experiments.run.rows.random_batches import random_batch
 
 
 def prompts(directory: Path, tokens: int) -> dict[str, Any]:

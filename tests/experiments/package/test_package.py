@@ -14,7 +14,7 @@ from experiments.package.build import build
 from experiments.package.programs import Next, Start, generating
 from experiments.package.pytorch import pytorch
 from experiments.package.requests import Limits, Shape, fitted, taken
-from experiments.run.in_torch import split, stop_at, torch_answers, torch_model, torch_tensors
+from experiments.run.export.in_torch import split, stop_at, torch_answers, torch_model, torch_tensors
 from tests.experiments.package.prompts import prompts
 from tests.experiments.tiny import save_llava, save_smolvlm, save_teacher
 

@@ -20,7 +20,7 @@ from experiments.package import loader
 from experiments.package.build import Form, build, example
 from experiments.package.requests import Limits, Shape, taken
 from experiments.package.stablehlo import stablehlo
-from experiments.run.in_torch import split, torch_gap, torch_model
+from experiments.run.export.in_torch import split, torch_gap, torch_model
 from tests.experiments.package.prompts import prompts
 from tests.experiments.tiny import save_llava, save_qwen3_vl, save_teacher
 

@@ -8,7 +8,7 @@ from antgmm_jax.presets import preset
 from antgmm_jax.pure import abstract, functional
 from experiments.run import batch_size
 from experiments.run.batch_size import compute_dtype, row_bytes, rows_that_fit
-from experiments.run.random_batches import random_batch
+from experiments.run.rows.random_batches import random_batch
 
 GB = 1 << 30
 LARGE = preset("llava-1.5-7b")

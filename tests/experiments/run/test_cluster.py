@@ -19,10 +19,10 @@ from antgmm_jax.parallel.sharding import make_mesh
 from data.maad import source
 from experiments.report.write import finish
 from experiments.run import stage
-from experiments.run.evaluation import evaluate
 from experiments.run.pipeline import Run
-from experiments.run.samples import Samples
+from experiments.run.rows.samples import Samples
 from experiments.run.schema.recipe import load_recipe
+from experiments.run.scores.evaluation import evaluate
 from experiments.run.student import load_student
 from tests.experiments.killed_run import with_each_batch
 from tests.experiments.tiny import RECIPE, save_teacher

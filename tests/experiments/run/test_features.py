@@ -19,9 +19,9 @@ from antgmm_jax.pure import functional
 from data.encoding import decode
 from data.shifting import shifted
 from experiments.run import features as image_side
-from experiments.run.evaluation import evaluate
 from experiments.run.features import VIEWS, ImageFeatures, freezes_features, image_features
-from experiments.run.samples import Samples
+from experiments.run.rows.samples import Samples
+from experiments.run.scores.evaluation import evaluate
 from tests.experiments.tiny import save_llava, save_teacher, taken
 
 ROWS = 10

@@ -21,8 +21,8 @@ from data.record import prompt
 from data.writers import write_chat, write_jsonl
 from experiments.report.write import finish
 from experiments.run import stage
-from experiments.run.datasets import encode_both, load_both
 from experiments.run.pipeline import Run
+from experiments.run.rows.datasets import encode_both, load_both
 from experiments.run.schema.recipe import load_recipe, load_training
 from tests import reference
 from tests.experiments.own_data import (

@@ -25,8 +25,8 @@ from experiments.commands import runs
 from experiments.report import model_times
 from experiments.report.write import finish
 from experiments.run import pipeline
-from experiments.run import publishing as publish
 from experiments.run.cuts import segment_targets
+from experiments.run.export import publishing as publish
 from experiments.run.pipeline import Run
 from experiments.run.schema.recipe import load_recipe
 from experiments.run.student import load_student

@@ -15,10 +15,11 @@ from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io import checkpoint
 from antgmm_jax.parallel import preemption
 from experiments.report.write import finish
-from experiments.run import calibration, scoring, stage, targets
+from experiments.run import calibration, stage, targets
 from experiments.run.host.meshes import devices
 from experiments.run.pipeline import Run
 from experiments.run.schema.recipe import load_recipe
+from experiments.run.scores import scoring
 from tests.experiments.killed_run import with_each_batch
 from tests.experiments.tiny import RECIPE, save_teacher
 

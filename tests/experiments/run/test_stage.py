@@ -25,9 +25,9 @@ from experiments.run import objectives
 from experiments.run import stage as stages
 from experiments.run.calibration import calibration_batches
 from experiments.run.checks import check_steps
-from experiments.run.datasets import encode_both, encoded, load_both, load_records
 from experiments.run.folder import RunFolder
 from experiments.run.pipeline import Run
+from experiments.run.rows.datasets import encode_both, encoded, load_both, load_records
 from experiments.run.schema import Stage, Work
 from experiments.run.schema.recipe import load_recipe
 from experiments.run.student import load_student

@@ -26,8 +26,8 @@ from data.record import Record
 from data.writers import png
 from experiments.lab.servers.starting import serving
 from experiments.lab.servers.under_load import rows, under_load
-from experiments.run.samples import Samples
-from experiments.run.server import answers, connect, request_messages
+from experiments.run.rows.samples import Samples
+from experiments.run.scores.server import answers, connect, request_messages
 from experiments.serving.batches import load
 from experiments.serving.server import CHAT, Answers, Metrics, conversation
 from tests.experiments.tiny import save_llava, save_teacher

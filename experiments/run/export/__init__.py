@@ -1,0 +1,1 @@
+"""Exports of a model: files, gate, model card, quantized copies."""

@@ -1,0 +1,82 @@
+"""What servers and harnesses need in an export beyond the model: the settings of generation, and a finite length."""
+
+from pathlib import Path
+
+from transformers import GenerationConfig
+
+from antgmm_jax.config import LMMConfig
+from antgmm_jax.errors import AntgmmError
+from antgmm_jax.io.files import read_json
+from antgmm_jax.io.loading import hf_config, load_processor
+from data.encoding import Encoder
+from experiments.run.export.ends import GENERATION, end_tokens, generation_settings
+from experiments.run.export.served_prompt import write_start_token
+from experiments.run.folder import write_json
+from experiments.run.host.console import say
+
+TOKENIZER = "tokenizer_config.json"
+UNBOUNDED = 4096
+"""Tokens of a prompt for a model with relative positions, which have no end: the default limit of `antgmm eval`."""
+_FINITE = 2**31
+"""Longer lengths in tokenizer_config.json mean none: transformers writes 1e30."""
+
+
+def complete(directory: Path, config: LMMConfig) -> None:
+    """Completes an export: start token in the chat template, generation_config.json, finite model_max_length.
+
+    Args:
+        directory: Hugging Face directory; without a processor that can be loaded, its chat template stays as it is, and
+            so does a generation_config.json.
+        config: config of its model.
+    """
+    encoder = _encoder(directory, config)
+    if encoder is not None:
+        write_start_token(directory)
+    if encoder is not None or not (directory / GENERATION).exists():
+        _write_generation(directory, config, encoder)
+    _limit_length(directory)
+
+
+def positions(directory: Path) -> int:
+    """Returns the number of tokens that a model can read, by config.json, or `UNBOUNDED`.
+
+    Args:
+        directory: Hugging Face directory.
+    """
+    text = hf_config(directory).get_text_config()
+    return getattr(text, "max_position_embeddings", None) or UNBOUNDED
+
+
+def _encoder(directory: Path, config: LMMConfig) -> Encoder | None:
+    """Encodes records for the model; None without a processor."""
+    if not any((directory / name).exists() for name in ("preprocessor_config.json", "processor_config.json")):
+        return None
+    try:
+        return Encoder(load_processor(directory), config)
+    except AntgmmError as error:
+        say(f"chat template and end token were not checked: {error}")
+        return None
+
+
+def _write_generation(directory: Path, config: LMMConfig, encoder: Encoder | None) -> None:
+    """Writes settings for greedy decoding, as scores are measured, that stops at the end token of training."""
+    (eos, pad), start = end_tokens(directory), None
+    if encoder is not None:
+        # A released model may stop at further tokens.
+        further = generation_settings(directory).get("eos_token_id", [])
+        ends = dict.fromkeys([encoder.eos, *([further] if isinstance(further, int) else further or [])])
+        eos, pad = (encoder.eos, encoder.pad) if len(ends) == 1 else ([*ends], encoder.pad)
+        start = encoder.inputs.processor.tokenizer.bos_token_id  # pyright: ignore[reportAttributeAccessIssue]
+    decoder = {"decoder_start_token_id": config.language.start_token} if config.encoder_decoder else {}
+    GenerationConfig(bos_token_id=start, eos_token_id=eos, pad_token_id=pad, **decoder).save_pretrained(directory)
+
+
+def _limit_length(directory: Path) -> None:
+    """Makes model_max_length finite: without it, a tokenizer does not cut a text that is too long."""
+    path = directory / TOKENIZER
+    if not path.exists():
+        return
+    settings = read_json(path)
+    length = settings.get("model_max_length")
+    if not isinstance(length, int) or not 0 < length < _FINITE:
+        write_json(path, {**settings, "model_max_length": positions(directory)})

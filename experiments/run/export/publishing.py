@@ -1,0 +1,133 @@
+"""Atomic export of a model as a Hugging Face directory, with the export gate for students."""
+
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from antgmm_jax.config import LMMConfig
+from antgmm_jax.errors import AntgmmError, disk_error
+from antgmm_jax.io import folders
+from antgmm_jax.io.convert import save_hf
+from antgmm_jax.io.placed import on_first
+from antgmm_jax.parallel.processes import is_first, run_on_first
+from antgmm_jax.pure import Params
+from experiments.run.export import export_gate
+from experiments.run.export.card import Origin, title_of, write_card
+from experiments.run.export.completion import complete
+from experiments.run.export.export_gate import GateResult
+from experiments.run.export.served_prompt import Conversation, first_difference
+from experiments.run.host.console import say, working
+from experiments.run.rows.prompts import note_prompt
+
+
+class Questions(NamedTuple):
+    """Questions for the export gate.
+
+    Attributes:
+        batches: training batches with prompts, as in `export_gate.check`.
+        max_new_tokens: length of the greedy answers.
+        eos: token that ends an answer.
+        pad: token after the end of an answer.
+        conversations: conversations of which a server must make the token ids of training.
+    """
+
+    batches: Sequence[Mapping[str, np.ndarray]]
+    max_new_tokens: int
+    eos: int
+    pad: int
+    conversations: Sequence[Conversation] = ()
+
+
+def publish(
+    config: LMMConfig,
+    params: Params,
+    directory: Path,
+    like: Path,
+    *,
+    dtype: str,
+    prompt: str,
+    origin: Origin,
+    questions: Questions | None = None,
+) -> GateResult | None:
+    """Exports a model as a Hugging Face directory, atomically and only if it passes the export gate.
+
+    All processes of a run call it; the first one writes.
+
+    Args:
+        config: model config.
+        params: model parameters, on the devices of all processes, on the host or `Stored`.
+        directory: target folder; an existing one is replaced.
+        like: checkpoint directory to copy tokenizer, processor and other settings from.
+        dtype: name of the tensors' dtype.
+        prompt: prompt template, stored with the files.
+        origin: how the model was made, for its card.
+        questions: questions for the export gate; None for no gate.
+
+    Returns:
+        Result of the gate, in the first process; None without a gate.
+
+    Raises:
+        AntgmmError: the shape is not legal, the disk is full, or the gate failed; nothing is written then.
+    """
+    with fresh(directory) as unchecked:
+        save_hf(config, params, unchecked, like=like, dtype=dtype)
+        ours = None if questions is None else on_first(config, params, dtype)
+        del params  # the gate needs the devices
+
+        def check() -> GateResult | None:
+            note_prompt(unchecked, prompt)
+            complete(unchecked, config)
+            result = None if questions is None else _checked(config, ours, unchecked, directory, questions)
+            write_card(unchecked, config, origin, prompt, title=title_of(directory), gate=result)
+            return result
+
+        return run_on_first(check)
+
+
+@contextmanager
+def fresh(directory: Path) -> Iterator[Path]:
+    """Writes a folder atomically: yields a hidden path for it, which replaces `directory` at the end.
+
+    All processes of a run use it; the first one removes and renames.
+
+    Args:
+        directory: target folder; after an error, it is as before.
+
+    Yields:
+        The path of a folder that does not exist yet.
+
+    Raises:
+        AntgmmError: an error of the disk.
+    """
+    hidden = directory.with_name(f".{directory.name}.unchecked")
+
+    def remove() -> None:
+        shutil.rmtree(hidden, ignore_errors=True)
+
+    run_on_first(remove)  # left by a killed process
+    try:
+        yield hidden
+        run_on_first(lambda: folders.replace(hidden, directory))
+    except OSError as error:
+        if (line := disk_error(error, directory)) is None:
+            raise
+        raise line from error
+    finally:
+        if is_first():
+            remove()
+
+
+def _checked(config: LMMConfig, params: Any, written: Path, directory: Path, questions: Questions) -> GateResult:
+    with working("export gate: comparing PyTorch with JAX"):
+        settings = questions._asdict()
+        other = first_difference(written, settings.pop("conversations"))
+        result = export_gate.check(written, config, params, **settings)
+    if other or not result.passed:
+        raise AntgmmError(f"{directory} was not written: the export gate failed: {other or result.where}")
+    equal = f"{result.answers_equal:.0%} of answers equal"
+    say(f"export gate: logits differ by {result.max_abs_logit_diff:.2g}, {equal}")
+    return result

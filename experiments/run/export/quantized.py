@@ -1,0 +1,142 @@
+"""Quantized exports, scored beside the export that they were made of."""
+
+import io
+from collections.abc import Mapping
+from contextlib import redirect_stderr
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from antgmm_jax.extras import require
+from antgmm_jax.io.convert import open_hf
+from antgmm_jax.io.loading import load_processor
+from antgmm_jax.parallel.processes import run_on_first
+from data.encoding import decode
+from experiments.run.export.card import CARD
+from experiments.run.export.in_torch import split, stop_at, torch_answers, torch_model
+from experiments.run.export.publishing import fresh
+from experiments.run.export.schemes import Scheme
+from experiments.run.host.console import bar, say
+from experiments.run.rows.datasets import encoded, load_records
+from experiments.run.rows.samples import Samples
+from experiments.run.schema import Recipe
+from experiments.run.scores.evaluation import metrics
+
+QUESTIONS = 320
+"""Test records that a run's quantized export answers."""
+_BATCH = 32
+_CARD = """
+## Quantized
+
+The matrices in the layers of the language model are stored as {scheme} by compressed-tensors, rounded to nearest;
+`transformers` (with `compressed-tensors` installed) and vLLM load them. Answered in PyTorch, {count} questions have an
+exact match of {after:.3f}, before {before:.3f} ({lost:+.1f} points); {equal} answers are equal. The figures above are
+those before quantization.
+"""
+
+
+class Loss(NamedTuple):
+    """What quantization changes.
+
+    Attributes:
+        scheme: the numbers.
+        before: exact match of the export in PyTorch, the mean over question types.
+        after: that of the quantized one.
+        equal: number of equal answers.
+        count: number of questions.
+        bytes_before: bytes of the weights.
+        bytes_after: those of the quantized ones.
+    """
+
+    scheme: str
+    before: float
+    after: float
+    equal: int
+    count: int
+    bytes_before: int
+    bytes_after: int
+
+    @property
+    def points(self) -> float:
+        """Points of exact match that are lost; negative if it answers better."""
+        return 100 * (self.before - self.after)
+
+
+def beside(export: Path, scheme: Scheme) -> Path:
+    """Returns the folder of a quantized export."""
+    return export.with_name(f"{export.name}-{scheme.value}")
+
+
+def quantize_export(recipe: Recipe, export: Path, scheme: Scheme) -> None:
+    """Writes a quantized copy beside the export of a run, scored on its first test records; see `publish_quantized`.
+
+    Args:
+        recipe: recipe of the run.
+        export: its export.
+        scheme: the numbers.
+    """
+
+    def publish() -> None:
+        rows = load_records(recipe.evaluate.data.model_copy(update={"samples": samples}))
+        questions = encoded(recipe, rows, load_processor(export), open_hf(export)[0])
+        publish_quantized(export, scheme, questions, recipe.evaluate.max_new_tokens)
+
+    samples = min(QUESTIONS, recipe.evaluate.data.samples)
+    run_on_first(publish)
+
+
+def publish_quantized(export: Path, scheme: Scheme, samples: Samples, max_new_tokens: int) -> Loss:
+    """Writes a quantized copy beside an export, atomically, and scores both in PyTorch, also on the model's card.
+
+    Args:
+        export: Hugging Face directory; the copy is in `beside(export, scheme)`, an existing one is replaced.
+        scheme: the numbers.
+        samples: encoded questions.
+        max_new_tokens: maximum length of answers.
+
+    Returns:
+        What it changes.
+
+    Raises:
+        AntgmmError: compressed-tensors is not installed, or the model cannot be quantized; nothing is written then.
+    """
+    require("quantize", "torch")
+    from experiments.run.export.quantizing import quantize
+
+    out = beside(export, scheme)
+    with fresh(out) as hidden:
+        quantize(export, hidden, scheme.value)
+        (old, before), (new, after) = (_scored(one, samples, max_new_tokens) for one in (export, hidden))
+        equal = sum(map(str.__eq__, before, after))
+        sizes = (sum(file.stat().st_size for file in one.glob("*.safetensors")) for one in (export, hidden))
+        loss = Loss(scheme.value, old["exact_match"], new["exact_match"], equal, len(before), *sizes)
+        if (card := hidden / CARD).exists():
+            card.write_text(card.read_text("utf-8") + _CARD.format(**loss._asdict(), lost=-loss.points), "utf-8")
+    say(
+        f"{out}: {loss.bytes_after / 1e6:.1f} MB (before {loss.bytes_before / 1e6:.1f}), exact match {loss.after:.3f}"
+        f" ({loss.before:.3f}, {loss.points:.1f} points lost) on {loss.count} questions, {equal} answers equal"
+    )
+    return loss
+
+
+def _scored(directory: Path, samples: Samples, max_new_tokens: int) -> tuple[Mapping[str, Any], list[str]]:
+    """Scores and answers of a checkpoint in PyTorch."""
+    model, (eos, pad) = _loaded(directory), samples.end_tokens
+    stop_at(model, eos=eos, pad=pad)
+    tokens = np.zeros((len(samples), max_new_tokens), np.int64)
+    with bar(f"answers of {directory.name.strip('.')}", len(samples)) as update:
+        for batch in samples.in_order(min(_BATCH, len(samples)), prompts=True):
+            tokens[batch["index"]] = torch_answers(model, split(batch)[1], max_new_tokens, pad)
+            update(int(batch["index"].max()) + 1, "")
+    answers = decode(load_processor(directory), tokens)
+    return metrics(samples.records, answers), answers
+
+
+def _loaded(directory: Path) -> Any:
+    """A checkpoint in PyTorch, without the library's bars."""
+    with redirect_stderr(io.StringIO()):
+        model = torch_model(directory)
+        if quantizer := getattr(model, "hf_quantizer", None):
+            quantizer.compressor.decompress_model(model)
+    return model

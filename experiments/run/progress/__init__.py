@@ -1,0 +1,1 @@
+"""How long a run takes: forecast, pace, and what it reports about its steps."""

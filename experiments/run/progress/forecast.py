@@ -1,0 +1,211 @@
+"""Forecast of a run: its parts, and an estimate of their durations on this machine.
+
+Estimates use analytic FLOPs (`pruning.costs`, `experiments.run.progress.flops`) and the measured rate of a matrix
+product. The constants were fitted to `antgmm demo` on two cores; on other hardware they are only a guess.
+"""
+
+import time
+from collections.abc import Collection
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import pruning
+from antgmm_jax.axes import sizes
+from antgmm_jax.config import IMAGE_SIDE, LMMConfig
+from data.encoding import Encoder
+from data.limits import BadRow
+from data.source import Source
+from data.store import open_encoded
+from experiments.run.host.console import clock, count, say
+from experiments.run.progress.flops import StageFlops, stage_flops
+from experiments.run.schema import Recipe, Training
+from pruning.costs import total_parameters
+
+SHARE = 0.5
+"""Rate of train steps and forward passes relative to that of a matrix product."""
+CALL, COMPILE, CLOSE = 3e-3, 5.0, 40.0
+"""Seconds in addition to FLOPs: per batch, per compiled program, and for export gate and latency together."""
+BATCH, SCORES = 64, "scores after "
+_PROBED, _SIDE = 8, 1024
+
+
+class Part(NamedTuple):
+    """A part of a run.
+
+    Attributes:
+        title: title, as in progress messages.
+        work: short description.
+        flops: FLOPs of its matrix products.
+        batches: number of batches.
+        seconds: additional seconds.
+    """
+
+    title: str
+    work: str
+    flops: float = 0.0
+    batches: float = 0.0
+    seconds: float = COMPILE
+
+
+class Rows(NamedTuple):
+    """Statistics of the data of a run.
+
+    Attributes:
+        trained: number of training records.
+        scored: number of test records.
+        hard: number of hard test records.
+        prompt: mean number of prompt tokens, including image tokens.
+        answer: mean number of answer tokens.
+        slots: mean number of image slots.
+        read: seconds to read and encode a record.
+    """
+
+    trained: int
+    scored: int
+    hard: int
+    prompt: int
+    answer: int
+    slots: float
+    read: float
+
+
+def look_at(source: Source, encoder: Encoder) -> dict[str, Any]:
+    """Measures mean lengths of the first records and the time to encode one.
+
+    Args:
+        source: the records.
+        encoder: encoder of the model.
+
+    Returns:
+        `prompt`, `answer`, `slots` and `read` for `Rows`; empty if all of these records are invalid.
+    """
+    encoded, times = [], []
+    stored = open_encoded(source, encoder) if source.encoded(encoder) else None
+    for index in range(min(_PROBED, len(source))):
+        begin = time.perf_counter()
+        with suppress(BadRow):  # reported when all records are read
+            encoded.append(encoder(source.read(index)) if stored is None else stored[index])
+        times.append(time.perf_counter() - begin)
+    if not encoded:
+        return {}
+    slots = [next((len(leaf) for leaf in row["images"].values()), 0) for row in encoded]
+    lengths = {name: int(np.ceil(np.mean([len(row[name]) for row in encoded]))) for name in ("prompt", "answer")}
+    return {**lengths, "slots": float(np.mean(slots)), "read": min(times)}
+
+
+def parts(recipe: Recipe | Training, start: LMMConfig, rows: Rows) -> list[Part]:
+    """Returns the parts of a run, in order.
+
+    Args:
+        recipe: the recipe.
+        start: config of the initial model.
+        rows: statistics of the data.
+
+    Returns:
+        The parts.
+    """
+    records, questions = rows.trained + rows.scored + rows.hard, rows.scored + rows.hard
+    result = [Part("reading", f"{records} records", seconds=records * rows.read), *_cache(recipe, start, rows)]
+    models = [start] if isinstance(recipe, Recipe) else []
+    for stage in stage_flops(start, recipe, length=rows.prompt, answer=rows.answer):
+        result += _stage(stage, rows)
+        models = [*models[:1], stage.after] if isinstance(recipe, Recipe) else [stage.after]
+    flops = questions * sum(_answer_flops(model, rows) for model in models)
+    batches = len(models) * questions / BATCH * rows.answer
+    return [*result, Part("report", f"export, latency, scores on {questions} questions", flops, batches, CLOSE)]
+
+
+def _cache(recipe: Recipe | Training, teacher: LMMConfig, rows: Rows) -> list[Part]:
+    if not isinstance(recipe, Recipe) or recipe.teacher.mode != "cache":
+        return []
+    losses = [stage.loss for stage in recipe.stages]
+    if not any(loss.reads_teacher for loss in losses):
+        return []
+    image, text = _forward_flops(teacher, rows)
+    whole = any(loss.reads_logits or loss.hidden for loss in losses)
+    flops = rows.trained * (image + text * whole)
+    return [Part("teacher cache", f"{rows.trained} records", flops, rows.trained / BATCH)]
+
+
+def _stage(stage: StageFlops, rows: Rows) -> list[Part]:
+    work, table = stage.work, stage.work.stage
+    before, after = sizes(stage.before), sizes(stage.after)
+    cuts = ", ".join(f"{axis} {before[axis]} to {after[axis]}" for axis in table.sizes)
+    steps = f"{table.steps} steps of {table.optimizer.batch_size}"
+    result = [
+        Part(work.title, f"{cuts}; {steps}" if cuts else steps, rows.slots * stage.steps, table.steps, 2 * COMPILE)
+    ]
+    if stage.features:
+        flops, batches = rows.slots * stage.features, rows.trained / BATCH
+        result.insert(0, Part("image features", f"{rows.trained} records", flops, batches))
+    if work.objective == "answers":
+        flops, batches = rows.scored * _answer_flops(stage.after, rows), rows.scored / BATCH * rows.answer
+        result.append(Part(f"{SCORES}{work.title}", f"{rows.scored} questions", flops, batches))
+    return result
+
+
+def _forward_flops(config: LMMConfig, rows: Rows) -> tuple[float, float]:
+    """FLOPs of a forward pass over one record: of the image side, and of the language model."""
+    length, answer = (rows.prompt, rows.answer) if config.encoder_decoder else (rows.prompt + rows.answer, 0)
+    flops = pruning.forward_flops(config, 1, length, answer)
+    image = sum(flops[part] for part in IMAGE_SIDE)
+    return rows.slots * image, sum(flops.values()) - image
+
+
+def _answer_flops(config: LMMConfig, rows: Rows) -> float:
+    """FLOPs of generating one answer."""
+    phases = pruning.cost(config, 1, rows.prompt, rows.answer).flops
+    flops = {phase: sum(towers.values()) for phase, towers in phases.items()}
+    return sum(flops.values()) + (rows.slots - 1) * flops["vision"]
+
+
+def matmul_rate() -> float:
+    """Measures the FLOP/s of a float32 matrix product, the best of several."""
+    square, product, taken = jnp.ones((_SIDE, _SIDE)), jax.jit(jnp.dot), []
+    for _ in range(6):
+        begin = time.perf_counter()
+        product(square, square).block_until_ready()
+        taken.append(time.perf_counter() - begin)
+    return 2 * _SIDE**3 / min(taken)
+
+
+def seconds(part: Part, rate: float) -> float:
+    """Estimates the duration of a part.
+
+    Args:
+        part: the part.
+        rate: from `matmul_rate`.
+
+    Returns:
+        Seconds.
+    """
+    return part.seconds + CALL * part.batches + part.flops / (SHARE * rate)
+
+
+def announce(recipe: Recipe | Training, start: LMMConfig, rows: Rows, done: Collection[str] = ()) -> dict[str, float]:
+    """Prints the parts of a run with estimated durations.
+
+    Args:
+        recipe: the recipe.
+        start: config of the initial model.
+        rows: statistics of the data.
+        done: titles of complete stages.
+
+    Returns:
+        Title of each part -> estimated seconds.
+    """
+    [*_, last] = stage_flops(start, recipe, length=rows.prompt, answer=rows.answer)
+    before, after = total_parameters(start), total_parameters(last.after)
+    smaller = f" to about {count(after)}, {before / after:.3g} times fewer" if after < before else ""
+    say(f"{count(before)} parameters{smaller}; the parts of the run, with estimated durations:")
+    todo = [part for part in parts(recipe, start, rows) if part.title.removeprefix(SCORES) not in done]
+    rate = matmul_rate()
+    times = [seconds(part, rate) for part in todo]
+    for part, each in zip(todo, times, strict=True):
+        say(f"  {clock(each):>7}  {part.title}: {part.work}")
+    say(f"  {clock(sum(times)):>7}  in total, estimated from {count(rate)}FLOP/s of a matrix product on this machine")
+    return {part.title: each for part, each in zip(todo, times, strict=True)}

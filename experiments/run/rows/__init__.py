@@ -1,0 +1,1 @@
+"""The rows of a recipe: loading, encoding and batches."""

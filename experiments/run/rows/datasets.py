@@ -1,0 +1,125 @@
+"""Loading and encoding of the records of a recipe."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from transformers import ProcessorMixin
+
+from antgmm_jax.config import LMMConfig
+from antgmm_jax.errors import AntgmmError
+from data.maad import source
+from data.prepared import PreparedSource
+from data.readers import read_records
+from data.source import Source
+from experiments.run.host.console import say
+from experiments.run.rows.prompts import prompt_of
+from experiments.run.rows.samples import Samples
+from experiments.run.schema import Data, PreparedData, Recipe, Training
+
+Result = TypeVar("Result")
+Both = tuple[Result, Result]
+"""For training, and for evaluation."""
+
+
+def load_records(data: Data | PreparedData) -> Source:
+    """Opens the records of a data table, without validating them.
+
+    Args:
+        data: data table of a recipe.
+
+    Returns:
+        `data.samples` records.
+
+    Raises:
+        AntgmmError: the data does not exist.
+    """
+    if data.kind == "maad":
+        return source(data.tier, data.split, data.samples)
+    if data.kind == "prepared":
+        return PreparedSource(Path(data.path), data.samples)
+    split, drop_long = getattr(data, "split", ""), data.too_long == "drop"
+    return read_records(data.kind, Path(data.path), split=split, most=data.samples, drop_long=drop_long)
+
+
+def load_both(recipe: Recipe | Training) -> Both[Source]:
+    """Opens the records for training and for evaluation.
+
+    Args:
+        recipe: the recipe.
+
+    Returns:
+        Both sources.
+
+    Raises:
+        AntgmmError: lists the errors of both.
+    """
+    return _both(load_records, (recipe.data,), (recipe.evaluate.data,))
+
+
+def encode_both(
+    recipe: Recipe | Training, records: Both[Source], processor: ProcessorMixin, config: LMMConfig
+) -> "Both[Samples]":
+    """Encodes the records for training (with the recipe's buckets or packing) and for evaluation.
+
+    Args:
+        recipe: the recipe.
+        records: from `load_both`.
+        processor: processor of the model.
+        config: model config.
+
+    Returns:
+        Both sets of samples.
+
+    Raises:
+        AntgmmError: lists the errors of both.
+    """
+
+    def make(source: Source, trained: bool) -> Samples:
+        return encoded(recipe, source, processor, config, trained=trained)
+
+    return _both(make, (records[0], True), (records[1], False))
+
+
+def encoded(
+    recipe: Recipe | Training,
+    records: Source,
+    processor: ProcessorMixin,
+    config: LMMConfig,
+    *,
+    trained: bool = False,
+) -> "Samples":
+    """Encodes records with the settings of a recipe.
+
+    Args:
+        recipe: the recipe.
+        records: the records.
+        processor: processor of the model.
+        config: model config.
+        trained: whether to use the recipe's buckets or packing, for training.
+
+    Returns:
+        The samples.
+
+    Raises:
+        AntgmmError: as in `Samples`.
+    """
+    rows = {"buckets": recipe.buckets, "prompt_buckets": recipe.prompt_buckets, "pack": recipe.pack} if trained else {}
+    limits = {"max_length": recipe.max_length, "max_answer": recipe.max_answer}
+    samples = Samples(records, processor, config, prompt=prompt_of(recipe), **limits, **rows)
+    if dropped := samples.rows.dropped:
+        say(f"{records.path}: {dropped} of {dropped + len(samples)} records are too long and are left out")
+    return samples
+
+
+def _both(make: Callable[..., Result], *arguments: tuple[Any, ...]) -> Both[Result]:
+    """Calls a function twice; an error lists the errors of both calls."""
+    results, errors = [], []
+    for each in arguments:
+        try:
+            results.append(make(*each))
+        except AntgmmError as error:
+            errors.append(str(error))
+    if errors:
+        raise AntgmmError("\n".join(errors))
+    return results[0], results[1]

@@ -1,0 +1,1 @@
+"""Scores of a model: answers, losses, and answers of a server."""

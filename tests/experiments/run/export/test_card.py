@@ -1,0 +1,153 @@
+"""The files of an export beside the model: its card, the settings of generation, and a finite length."""
+
+import contextlib
+import io
+import json
+import re
+
+import numpy as np
+import pytest
+from huggingface_hub import ModelCard
+from PIL import Image
+from transformers import AutoTokenizer, GenerationConfig
+
+import pruning
+from antgmm_jax.families import FAMILIES
+from antgmm_jax.families.common.words import BOS, EOS, PAD
+from antgmm_jax.io.convert import load_hf
+from antgmm_jax.io.loading import load_processor
+from antgmm_jax.presets import preset
+from data.record import PROMPT, Record
+from experiments.run.disk_cut import cut
+from experiments.run.export.card import QUESTION, TEXT, Origin, Score, licence, write_card
+from experiments.run.export.publishing import Questions, publish
+from experiments.run.export.served_prompt import conversations
+from experiments.run.rows.random_batches import random_batch
+from experiments.run.rows.samples import Samples
+from experiments.run.scores.evaluation import evaluate
+from pruning.costs import parameters
+from tests.experiments.tiny import save_llava, save_teacher
+
+IMAGE = np.random.default_rng(0).integers(0, 256, (40, 30, 3), np.uint8)
+RECORD = Record(images=(IMAGE,), question=QUESTION, text=TEXT, answer="$5")
+SCORES = {"count": 8, "exact_match": 0.75, "by_type": {"price": 0.5, "a|b": 1.0}}
+
+
+def published(save, folder):
+    """A teacher with a card, and a student with fewer FFN units, published with a check."""
+    teacher = save(folder / "teacher")
+    (teacher / "README.md").write_text("---\nlicense: other\nlicense_name: mine\nlicense_link: LICENSE\n---\n")
+    (teacher / "LICENSE").write_text("Do what you like.")
+    (teacher / "training.json").write_text("{}")
+    config, params = load_hf(teacher)
+    keep = pruning.plan(pruning.magnitude(params, config), config, {"vision/mlp": 16})
+    smaller, kept = pruning.shrink(config, params, keep)
+    samples = Samples([RECORD], load_processor(teacher), smaller)
+    questions = Questions([random_batch(smaller, 2)], 2, EOS, PAD, conversations(samples, 1))
+    origin = Origin("pruned and distilled", str(teacher), taught=True)
+    student = folder / "student"
+    publish(smaller, kept, student, teacher, dtype="float32", prompt=PROMPT, origin=origin, questions=questions)
+    return teacher, student, samples
+
+
+@pytest.mark.parametrize("save", [save_llava, save_teacher])
+def test_an_export_has_what_servers_and_readers_need(save, monkeypatch, tmp_path):
+    teacher, student, samples = published(save, tmp_path)
+    card = ModelCard.load(student / "README.md")
+    kind = json.loads((student / "config.json").read_text())["model_type"]
+    assert card.data.to_dict() == {
+        "library_name": "transformers",
+        "pipeline_tag": "image-text-to-text",
+        "license": "other",
+        "license_name": "mine",
+        "license_link": "LICENSE",
+        "tags": ["antgmm-jax", "pruned", "distilled", kind],
+    }
+    assert (student / "LICENSE").read_text() == "Do what you like."
+    assert not (student / "training.json").exists()
+    assert (teacher / "training.json").exists()
+
+    GenerationConfig.from_pretrained(student).validate(strict=True)
+    config, params = load_hf(student)
+    expected = {"eos_token_id": EOS, "pad_token_id": PAD}
+    expected |= {"decoder_start_token_id": PAD} if config.encoder_decoder else {"bos_token_id": BOS}
+    written = json.loads((student / "generation_config.json").read_text())
+    assert {name: value for name, value in written.items() if name.endswith("_id")} == expected
+    assert AutoTokenizer.from_pretrained(student).model_max_length in (2048, 4096)
+
+    before, after = (sum(parameters(load_hf(folder)[0]).values()) for folder in (teacher, student))
+    assert f"| total | {after / 1e3:.3g} k | {before / 1e3:.3g} k | {before / after:.1f}x |" in card.text
+    assert "| `vision/mlp` | 16 | 48 |" in card.text
+    assert "PyTorch was compared with JAX on 2 prompts: 100 % of the answers are equal" in card.text
+    assert "This model has not been scored" in card.text
+    assert PROMPT in card.text
+    assert str(tmp_path) not in card.text
+    assert ("vllm serve" in card.text) is (FAMILIES[config.family].vllm(config) is not None)
+
+    # The example for transformers answers as JAX does.
+    Image.fromarray(IMAGE).save(student / "image.png")
+    monkeypatch.chdir(student)
+    (example,) = (block for block in re.findall(r"```python\n(.+?)```", card.text, re.S) if "AutoProcessor" in block)
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        exec(compile(example, "README.md", "exec"), {})
+    _, answers = evaluate(config, params, samples, load_processor(student), max_new_tokens=32)
+    assert printed.getvalue().strip() == answers[0]
+
+
+def test_scores_of_both_models_are_in_the_card(tmp_path):
+    teacher = save_llava(tmp_path / "teacher")
+    config, _ = load_hf(teacher)
+    scores = [Score("`test.jsonl`", SCORES, {**SCORES, "exact_match": 0.8, "by_type": {"price": 0.6}})]
+    write_card(teacher, config, Origin("trained", ""), PROMPT, title="mine", scores=scores)
+    text = (teacher / "README.md").read_text()
+    assert "# mine\n\nA vision-language model, trained with antgmm-jax." in text
+    assert "Exact match on `test.jsonl`, 8 questions:" in text
+    assert "| mean over types | 0.750 | 0.800 |\n| price | 0.500 | 0.600 |\n| a/b | 1.000 | nan |\n" in text
+    assert "These files were not compared" in text
+
+
+def test_the_base_model_is_named_if_it_comes_from_the_hub(tmp_path):
+    snapshot = save_llava(tmp_path / "models--org--tiny" / "snapshots" / "0")
+    config, _ = load_hf(snapshot)
+    model = save_llava(tmp_path / "model")
+    for source, named in ((snapshot, "org/tiny"), (save_llava(tmp_path / "local"), None)):
+        write_card(model, config, Origin("trained", str(source)), PROMPT, title="mine")
+        assert ModelCard.load(model / "README.md").data.to_dict().get("base_model") == named
+
+
+def test_shrink_completes_its_export_and_keeps_further_end_tokens(tmp_path):
+    teacher = save_llava(tmp_path / "teacher")
+    sampling = {"eos_token_id": [7, EOS], "do_sample": False, "temperature": 0.1, "top_k": 3}
+    (teacher / "generation_config.json").write_text(json.dumps(sampling))  # transformers refuses to save it
+    (teacher / "antgmm.json").write_text(json.dumps({"prompt": "Q: {question}"}))
+    cut(teacher, {"vision/mlp": 16}, tmp_path / "out", records=None)
+    settings = GenerationConfig.from_pretrained(tmp_path / "out")
+    settings.validate(strict=True)
+    assert settings.eos_token_id == [EOS, 7]
+    assert settings.temperature is None and settings.top_k is None
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert "# out\n\nA vision-language model, pruned by magnitude, without training, from `teacher`" in text
+    assert "Q: {question}" in text and f"'Q: {QUESTION}'" in text
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "teacher"]
+
+
+@pytest.mark.parametrize(
+    ("card", "config", "fields"),
+    [
+        ("---\nlicense: mit\n---\n", {}, {"license": "mit"}),
+        ("# no front matter", {"license": "apache-2.0"}, {"license": "apache-2.0"}),
+        ("---\nlicense: [\n---\n", {}, {}),
+        ("---\n- license\n---\n", {}, {}),
+        ("---\nlicense: 'a\n\n  b'\n---\n", {}, {}),
+    ],
+)
+def test_the_licence_is_that_of_the_source(tmp_path, card, config, fields):
+    (tmp_path / "README.md").write_text(card)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert licence(str(tmp_path)) == fields
+    assert licence("") == {}
+
+
+def test_vllm_serves_what_the_families_say():
+    served = {name: FAMILIES[preset(name).family].vllm(preset(name)) for name in ("antgmm-tiny", "blip2-opt-tiny")}
+    assert served == {"antgmm-tiny": None, "blip2-opt-tiny": ""}

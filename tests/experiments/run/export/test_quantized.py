@@ -1,0 +1,82 @@
+"""Quantized exports: their numbers are those of the formulas, and transformers loads them."""
+
+import json
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from antgmm_jax.io.convert import open_hf
+from antgmm_jax.io.loading import load_processor
+from data import maad
+from experiments.run.export import quantizing
+from experiments.run.export.in_torch import split, torch_answers, torch_model
+from experiments.run.export.quantized import beside, publish_quantized
+from experiments.run.export.quantizing import quantize
+from experiments.run.export.schemes import Scheme
+from experiments.run.rows.random_batches import random_batch
+from experiments.run.rows.samples import Samples
+from tests.experiments.tiny import save_llava, save_smolvlm
+
+MODULE = "model.text_model.layers.1.mlp.up_proj"
+
+
+def tensors(directory):
+    with safe_open(directory / "model.safetensors", "pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    return save_smolvlm(tmp_path_factory.mktemp("plain") / "model")
+
+
+def test_w8a8_rounds_each_row_to_127_steps(plain, tmp_path):
+    quantize(plain, tmp_path / "out", "w8a8")
+    before, after = tensors(plain), tensors(tmp_path / "out")
+    weight, stored, scale = before[f"{MODULE}.weight"], after[f"{MODULE}.weight"], after[f"{MODULE}.weight_scale"]
+    assert (stored.dtype, scale.shape) == (torch.int8, (len(weight), 1))
+    torch.testing.assert_close(scale[:, 0], weight.abs().amax(1) / 127.5)
+    assert (stored * scale - weight).abs().max() <= 0.51 * scale.max()
+    quantized = {name for name, tensor in after.items() if tensor.dtype == torch.int8}
+    assert len(quantized) == 2 * 7
+    assert all(name.startswith("model.text_model.layers.") for name in quantized)
+    assert all(torch.equal(before[name], after[name]) for name in before.keys() - quantized)
+    settings = json.loads((tmp_path / "out/config.json").read_text())["quantization_config"]
+    assert (settings["quant_method"], settings["format"]) == ("compressed-tensors", "int-quantized")
+
+
+@pytest.mark.parametrize("scheme", [*Scheme])
+def test_transformers_computes_with_the_rounded_weights(plain, tmp_path, scheme):
+    quantize(plain, tmp_path / "out", scheme.value)
+    batch = split(random_batch(open_hf(plain)[0], 2, answer=3))[1]
+    model = torch_model(tmp_path / "out")
+    torch_answers(model, batch, 3, 0)  # the first call decompresses
+    weights = dict(model.named_modules())[MODULE].weight
+    original = tensors(plain)[f"{MODULE}.weight"]
+    steps = {Scheme.W8A8: 1 / 255, Scheme.W4A16: 1 / 15, Scheme.FP8: 1 / 16}[scheme]
+    worst = (weights - original).abs() / original.abs().amax(1, keepdim=True)
+    assert 0 < worst.max() <= 1.1 * steps
+
+
+def test_a_quantized_export_is_scored_beside_it(tmp_path):
+    export = save_llava(tmp_path / "export")
+    (export / "README.md").write_text("# Card\n")
+    samples = Samples(maad.source("s", "test", 4), load_processor(export), open_hf(export)[0])
+    loss = publish_quantized(export, Scheme.W8A8, samples, 3)
+    out = beside(export, Scheme.W8A8)
+    assert out == tmp_path / "export-w8a8"
+    assert (loss.count, loss.before) == (4, 0.0)
+    assert 0 <= loss.equal <= 4
+    assert loss.bytes_after < loss.bytes_before
+    assert "stored as w8a8" in (out / "README.md").read_text()
+    assert (export / "README.md").read_text() == "# Card\n"
+    assert {path.name for path in tmp_path.iterdir()} >= {"export", "export-w8a8"}
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize(("inputs", "size"), [((384, 256), 128), ((64, 96), 32), ((64, 48), None)])
+def test_groups_of_four_bits_divide_all_inputs(inputs, size):
+    weights = quantizing._scheme("w4a16", inputs).weights
+    assert weights.group_size == size
+    assert weights.strategy == ("group" if size else "channel")

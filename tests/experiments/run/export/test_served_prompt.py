@@ -1,0 +1,118 @@
+"""The chat template of an export gives a server the token ids of training."""
+
+import json
+
+import numpy as np
+import pytest
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoProcessor
+
+from antgmm_jax.errors import AntgmmError
+from antgmm_jax.families.common.words import BOS, CHAT
+from antgmm_jax.io.convert import load_hf
+from antgmm_jax.io.loading import load_processor
+from data.record import Record
+from experiments.run.export.card import Origin
+from experiments.run.export.publishing import Questions, publish
+from experiments.run.export.served_prompt import (
+    TEMPLATE,
+    conversations,
+    first_difference,
+    question_about_a_picture,
+    served_ids,
+    write_start_token,
+)
+from experiments.run.rows.random_batches import random_batch
+from experiments.run.rows.samples import Samples
+from tests.experiments.tiny import save_llava
+
+WITHOUT_START = CHAT.removeprefix("{{ bos_token }}")
+
+
+@pytest.fixture
+def teacher(tmp_path):
+    """A folder like those of LLaVA 1.5: the tokenizer adds the start token, the chat template does not write it."""
+    directory = save_llava(tmp_path / "teacher")
+    processor = AutoProcessor.from_pretrained(directory)
+    start = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", BOS)])
+    processor.tokenizer.backend_tokenizer.post_processor = start
+    processor.chat_template = WITHOUT_START
+    processor.save_pretrained(directory)
+    return directory
+
+
+def samples_of(directory):
+    image = np.random.default_rng(0).integers(0, 256, (40, 30, 3), np.uint8)
+    records = [Record(images=(image,) * count, question="what price?", answer="$5") for count in (1, 0, 2)]
+    return Samples(records, load_processor(directory), load_hf(directory)[0])
+
+
+def test_a_template_without_the_start_token_gets_it(teacher):
+    samples = samples_of(teacher)
+    chats = conversations(samples, 9)
+    assert [len(chat.images) for chat in chats] == [1, 0, 2]
+    assert {chat.ids[0] for chat in chats} == {BOS}
+    served = served_ids(load_processor(teacher), chats[0].messages, chats[0].images)
+    np.testing.assert_array_equal(served, chats[0].ids[1:])
+    wrong = first_difference(teacher, chats)
+    assert wrong.startswith(f"conversation 0: a server reads the token ids {served[:4].tolist()} at position 0")
+    write_start_token(teacher)
+    assert (teacher / TEMPLATE).read_text() == CHAT
+    assert first_difference(teacher, chats) == ""
+    write_start_token(teacher)
+    assert (teacher / TEMPLATE).read_text() == CHAT
+
+
+def test_publishing_corrects_the_start_token_and_refuses_other_differences(teacher, tmp_path):
+    config, params = load_hf(teacher)
+    questions = Questions([random_batch(config, 2)], 2, 1, 0, conversations(samples_of(teacher), 3))
+    settings = {"dtype": "float32", "prompt": "{question}", "origin": Origin("pruned", str(teacher))}
+    publish(config, params, tmp_path / "good", teacher, questions=questions, **settings)
+    assert (tmp_path / "good" / TEMPLATE).read_text() == CHAT
+    (teacher / TEMPLATE).write_text(CHAT.replace("answer:", "reply:"))
+    with pytest.raises(AntgmmError, match=r"bad was not written: .*conversation 0: a server reads the token ids \["):
+        publish(config, params, tmp_path / "bad", teacher, questions=questions, **settings)
+    assert not (tmp_path / "bad").exists()
+
+
+def test_a_checkpoint_without_processor_or_template_is_left_alone(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({}))
+    write_start_token(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_a_question_about_a_picture_is_rendered_by_the_chat_template(teacher):
+    shown = question_about_a_picture(teacher, load_hf(teacher)[0])
+    text = "<image> question answer:"
+    assert shown["template"] and shown["text"] == text
+    tokenizer = load_processor(teacher).tokenizer
+    assert shown["tokens"] == len(tokenizer(text)["input_ids"]) + 4 - 1  # the picture has four tokens
+
+
+@pytest.mark.parametrize(
+    ("template", "fault"),
+    [
+        (
+            "{% for m in messages %}{{ m['role'] + ': ' + m['content'] }}{% endfor %}",
+            "refuses the conversation: can only",
+        ),
+        ("{% for m in messages %}{{ m['content'] }}{% endfor %}", "writes 0 image tokens, 4 are needed"),
+        ("{{ raise_exception('no lists') }}", "no lists"),
+    ],
+)
+def test_a_chat_template_that_holds_no_picture_is_refused(teacher, template, fault):
+    processor = AutoProcessor.from_pretrained(teacher)
+    processor.chat_template = template
+    processor.save_pretrained(teacher)
+    with pytest.raises(AntgmmError, match="cannot read a question about a picture: ") as error:
+        question_about_a_picture(teacher, load_hf(teacher)[0])
+    assert fault in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_processor_without_a_chat_template_has_the_familys_form(teacher):
+    processor = AutoProcessor.from_pretrained(teacher)
+    processor.chat_template = None
+    processor.save_pretrained(teacher)
+    (teacher / TEMPLATE).unlink()
+    shown = question_about_a_picture(teacher, load_hf(teacher)[0])
+    assert not shown["template"] and shown["text"] == "USER: <image>\nquestion ASSISTANT:"

@@ -1,0 +1,75 @@
+"""The forecast of a run: its parts in order, their FLOPs and estimated durations."""
+
+from pathlib import Path
+
+import pytest
+
+import pruning
+from antgmm_jax.io.convert import open_hf
+from antgmm_jax.io.loading import load_processor
+from data.encoding import Encoder
+from data.maad import source
+from experiments.run.progress import forecast
+from experiments.run.progress.flops import training_flops
+from experiments.run.progress.forecast import Part, Rows, announce, look_at, parts, seconds
+from experiments.run.schema.recipe import load_recipe
+
+EXPERIMENTS = Path(__file__).resolve().parents[4] / "experiments"
+TEACHER = EXPERIMENTS / "teachers" / "maad-m"
+ROWS = Rows(trained=16000, scored=3000, hard=1000, prompt=50, answer=6, slots=1.0, read=1e-3)
+
+
+@pytest.fixture(scope="module")
+def config():
+    return open_hf(TEACHER)[0]
+
+
+def demo(*changes):
+    return load_recipe(EXPERIMENTS / "recipes" / "demo.toml", [f"teacher.path={TEACHER}", *changes])
+
+
+def test_the_parts_of_the_demo(config):
+    recipe = demo("loss.soft=1", "loss.hard=1")
+    by_title = {part.title: part for part in parts(recipe, config, ROWS)}
+    assert [*by_title] == [
+        "reading",
+        "teacher cache",
+        "stage 'image'",
+        "scores after stage 'image'",
+        "image features",
+        "stage 'language'",
+        "scores after stage 'language'",
+        "stage 'settle'",
+        "scores after stage 'settle'",
+        "report",
+    ]
+    trained = sum(part.flops for title, part in by_title.items() if title.startswith(("stage", "image")))
+    assert trained == training_flops(config, recipe, length=50, answer=6)
+    forward = pruning.forward_flops(config, 1, 50, 6)
+    image = forward["vision"] + forward["bridge"]
+    labels = demo(*(f"stage.{stage}.loss.{term}" for stage in ("language", "settle") for term in ("soft=0", "hard=1")))
+    [cache] = (part for part in parts(labels, config, ROWS) if part.title == "teacher cache")
+    # Without a loss on logits the teacher's language model does not run.
+    assert cache.flops == 16000 * image
+
+
+def test_seconds_of_a_part_by_hand():
+    part = Part("steps", "", flops=1e12, batches=100, seconds=7)
+    assert seconds(part, 1e11) == pytest.approx(7 + 100 * forecast.CALL + 10 / forecast.SHARE)
+
+
+def test_complete_parts_are_left_out(config, capsys, monkeypatch):
+    monkeypatch.setattr(forecast, "matmul_rate", lambda: 1e11)
+    announce(demo(), config, ROWS, done=["stage 'image'"])
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("11 M parameters to about ")
+    assert not any("'image'" in line for line in lines)
+    assert any("stage 'language': encoder/layers 6 to 2, " in line for line in lines)
+
+
+def test_lengths_are_estimated_from_the_first_records(config):
+    encoder, records = Encoder(load_processor(TEACHER), config), source("m", "val", 20)
+    estimate = look_at(records, encoder)
+    first = [encoder(records[index]) for index in range(8)]
+    assert estimate["prompt"] == -(-sum(len(row["prompt"]) for row in first) // 8)
+    assert estimate["slots"] == 1

@@ -1,0 +1,86 @@
+"""Pairs: questions of one sample with the picture of another, answered once by the teacher."""
+
+import jax
+import numpy as np
+import pytest
+
+import data.maad as maad
+from antgmm_jax.io.convert import load_hf
+from antgmm_jax.io.loading import load_processor
+from experiments.run.rows import pairs
+from experiments.run.rows.datasets import encoded
+from experiments.run.rows.samples import Samples
+from experiments.run.schema.recipe import load_recipe
+from experiments.run.scores.evaluation import evaluate
+from tests.experiments.tiny import save_llava, save_teacher, taken, write_recipe
+
+ROWS = 10
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory):
+    directory = save_teacher(tmp_path_factory.mktemp("m") / "teacher")
+    config, params = load_hf(directory)
+    processor = load_processor(directory)
+    recipe = load_recipe(write_recipe(directory.with_name("r.toml"), directory), ["teacher.pairs=14"])
+    return recipe, Samples(maad.source("s", "train", ROWS), processor, config), config, params, processor
+
+
+def test_every_sample_gives_its_question_and_its_picture_once_per_round(given):
+    samples = given[1].records
+    source = pairs.paired(samples, 2 * ROWS)
+    made, names = [*source], [record.id for record in samples]
+    for turn in (made[:ROWS], made[ROWS:]):
+        asks, shows = zip(*(record.id.split(" on ") for record in turn), strict=True)
+        assert sorted(asks) == sorted(shows) == sorted(names)
+        assert all(ask != show for ask, show in zip(asks, shows, strict=True))
+    for row, record in enumerate(made):
+        ask, show = (samples[names.index(name)] for name in record.id.split(" on "))
+        assert (record.question, record.text, record.type) == (ask.question, ask.text, ask.type)
+        np.testing.assert_array_equal(record.images[0], show.images[0])
+        words = source.words(row)
+        assert (words.id, words.question, words.answer) == (record.id, record.question, record.answer)
+    assert [record.id for record in pairs.paired(samples, 5)] == [record.id for record in made[:5]]
+
+
+def test_answers_are_the_teachers_and_computed_once(given, tmp_path, monkeypatch):
+    recipe, samples, config, params, processor = given
+    both = pairs.with_pairs(recipe, samples, config, params, processor, tmp_path)
+    made = Samples(pairs.paired(samples.records, 14), processor, config)
+    _, replies = evaluate(config, params, made, processor, max_new_tokens=recipe.evaluate.max_new_tokens)
+    expected = [(r.id, text) for r, text in zip(made.records, replies, strict=True) if text]
+    records = [both.records.words(row) for row in range(len(both))]
+    assert [(r.id, r.answer) for r in records[ROWS:]] == expected
+    assert [(r.id, r.answer) for r in both.records][ROWS:] == expected
+    assert [r.id for r in records[:ROWS]] == [r.id for r in samples.records]
+    first = np.arange(ROWS)
+    jax.tree.map(np.testing.assert_array_equal, taken(both, first)["images"], taken(samples, first)["images"])
+
+    monkeypatch.setattr(pairs, "evaluate", lambda *a, **k: pytest.fail("answered again"))
+    again = pairs.with_pairs(recipe, samples, config, params, processor, tmp_path)
+    assert again.fingerprint == both.fingerprint != samples.fingerprint
+    # A shorter limit gives other answers.
+    shorter = recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update={"max_new_tokens": 2})})
+    with pytest.raises(pytest.fail.Exception, match="answered again"):
+        pairs.with_pairs(shorter, samples, config, params, processor, tmp_path)
+
+
+def test_pairs_are_packed_like_the_samples(tmp_path):
+    directory = save_llava(tmp_path / "teacher")
+    config, params = load_hf(directory)
+    processor = load_processor(directory)
+    recipe = load_recipe(write_recipe(tmp_path / "r.toml", directory), ["teacher.pairs=6", "pack=256"])
+    samples = encoded(recipe, maad.source("s", "train", ROWS), processor, config, trained=True)
+    both = pairs.with_pairs(recipe, samples, config, params, processor, tmp_path)
+    batch = next(both.shuffled(1, 0))
+    assert batch["segment_ids"].shape == (1, 256) and batch["segment_ids"].max() > 1
+
+
+def test_empty_answers_are_dropped_and_another_key_computes_answers_again(given, tmp_path):
+    made = pairs.paired(given[1].records, 3)
+    records = pairs.answered(made, lambda: ["a", "", "b"], tmp_path / "x.json", "one")
+    assert [(r.id, r.answer) for r in records] == [(made[0].id, "a"), (made[2].id, "b")]
+    np.testing.assert_array_equal(records[1].images[0], made[2].images[0])
+    again = pairs.answered(made, lambda: pytest.fail("answered again"), tmp_path / "x.json", "one")
+    assert [r.answer for r in again] == ["a", "b"]
+    assert [r.answer for r in pairs.answered(made, lambda: ["c"] * 3, tmp_path / "x.json", "two")] == ["c"] * 3
