@@ -82,7 +82,7 @@ def _functional(config: LMMConfig, remat: Remat) -> Functional:
     def gathered(params: Params) -> Params:
         """Gathers the parameters outside of the stacks and of the vocabulary, which are gathered at their use."""
 
-        def one(leaf: jax.Array, names: tuple[str, ...]) -> jax.Array:
+        def one(leaf: Any, names: tuple[str, ...]) -> Any:
             apart = "vocab" in names or any(name.endswith("layers") for name in names)
             return leaf if apart else low_rank.gathered(leaf, names)
 

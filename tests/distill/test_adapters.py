@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from antgmm_jax.parallel.sharding import make_mesh, place_tree
 from antgmm_jax.pure import functional
-from distill import LossConfig, OptimizerConfig, init_state, make_optimizer, make_step
+from distill import LossConfig, OptimizerConfig, init_state, make_loss, make_optimizer, make_step
 from distill.adapters import adapted, merged, with_adapters
 from tests.pruning.models import CONFIGS, batch_of, parameters, valid_logits
 
@@ -66,3 +67,23 @@ def test_a_step_trains_the_factors_only_and_the_merged_model_is_the_trained_one(
         valid_logits(rows, f.apply(p, rows)["logits"]) for f, p in ((pure, state.params), (functional(config), plain))
     )
     np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_a_mesh_that_splits_widths_gives_the_gradients_of_one_device(family):
+    config, rows = CONFIGS[family], batch_of(CONFIGS[family])
+    params = jax.tree.map(jnp.asarray, parameters(family))
+    ranks = {"language": 2, "bridge": 2}  # in the stacks, and outside of them
+    held, pure = with_adapters(params, ranks, jax.random.key(0)), adapted(functional(config), ranks)
+    held["adapters"] = jax.tree.map(lambda leaf: leaf + 0.1, held["adapters"])
+    loss = make_loss(pure, LossConfig(hard=1.0))
+
+    def run(factors):
+        return loss({**held, "adapters": factors}, {}, rows, {})[0]
+
+    value, gradient = jax.jit(jax.value_and_grad(run))(held["adapters"])
+    with jax.set_mesh(make_mesh(fsdp=2)):
+        held = place_tree(held, pure.axes)
+        meshed, other = jax.jit(jax.value_and_grad(run))(held["adapters"])
+    np.testing.assert_allclose(meshed, value, rtol=1e-5)
+    jax.tree.map(lambda one, two: np.testing.assert_allclose(one, two, atol=1e-5), gradient, other)
