@@ -98,7 +98,7 @@ def _read(file: str | Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
 def checksum(values: np.ndarray) -> int:
     """CRC-32 of an array's dtype, shape and values."""
     kind = zlib.crc32(f"{values.dtype} {values.shape}".encode())
-    return zlib.crc32(np.ascontiguousarray(values).reshape(-1).view(np.uint8), kind)
+    return zlib.crc32(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data, kind)
 
 
 def _fit(name: str, request: Mapping[str, Any], shape: tuple[int, ...], *, left: bool) -> np.ndarray:
