@@ -30,7 +30,7 @@ def smollm2(
 def delta(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="Export of a training, float32.")],
     out: Annotated[Path, typer.Option(metavar="FILE", help="What the training changed, safetensors.")],
-    rank: Annotated[int, typer.Option(min=1, help="Rank of the adapters of the training.")] = 16,
+    rank: Annotated[int, typer.Option(min=1, help="Rank of the stored factors.")] = 20,
     as_json: Json = False,
 ) -> None:
     """Store what a training changed in the model of `antgmm lab smollm2`."""

@@ -113,7 +113,7 @@ def save_delta(model: Path, out: Path, rank: int) -> int:
     Args:
         model: Hugging Face directory of the trained model, float32.
         out: file to write.
-        rank: rank of its adapters.
+        rank: rank of the stored factors.
 
     Returns:
         Size of the file in bytes.

@@ -9,7 +9,7 @@ A, B = ".a", ".b"
 """Suffixes of the two factors of a tensor's change."""
 NOISE = 1e-4
 """Singular values below this part of the largest one are rounding."""
-LOST = 0.01
+LOST = 0.02
 """Largest part of a change, in squares, that factors may leave out: two trainings with adapters add their ranks."""
 
 
