@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
+from math import ceil
 from typing import Any, NamedTuple
 
 import pruning
@@ -25,7 +26,8 @@ DEPTH = 0.3
 """Value of the sublayers that a request passes through, relative to that of the parameters."""
 REQUEST = (64, 8)
 """Prompt and answer tokens of a typical request."""
-CALIBRATION: dict[str, Any] = {"batch_size": 32, "batches": 4}
+BATCH, BATCHES, MEASURED = 32, 4, 1000
+"""Rows of a batch, and most batches for sensitivity: fewer where they hold more than this number of answer tokens."""
 
 
 class Chosen(NamedTuple):
@@ -133,9 +135,20 @@ def _increases(model: Student, samples: Samples, seed: int, dtype: str) -> dict[
     with working("sensitivity of the loss to each axis"):
         params = model.load(dtype)
         of_axes = methods(sizes(config))
-        scores, _ = importance(config, params, of_axes, {}, samples, **CALIBRATION, seed=seed, dtype=dtype)
-        batches = calibration_batches(samples, **CALIBRATION, seed=seed)
+        count = batches_for(samples.totals["answer"] / len(samples))
+        read: dict[str, Any] = {"batch_size": BATCH, "batches": count, "seed": seed}
+        scores, _ = importance(config, params, of_axes, {}, samples, **read, dtype=dtype)
+        batches = calibration_batches(samples, **read)
         return increases(config, params, closed(config, scores), batches, dtype=dtype)
+
+
+def batches_for(answer: float) -> int:
+    """Returns the number of batches for sensitivity.
+
+    Args:
+        answer: mean number of answer tokens of a row; conversations have many.
+    """
+    return max(1, min(BATCHES, ceil(MEASURED / (BATCH * answer))))
 
 
 def methods(axes: Mapping[str, int]) -> dict[str, str]:

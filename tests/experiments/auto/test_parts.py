@@ -18,7 +18,7 @@ from experiments.auto.look import Look, at_chance, check_quality, most_frequent,
 from experiments.auto.rows import kind_of, tables
 from experiments.auto.schedule import DECAY, Tuned, base, stages
 from experiments.auto.sensitivity import factors
-from experiments.auto.sizing import by_side, value_of
+from experiments.auto.sizing import batches_for, by_side, value_of
 from experiments.run.checks import check_sizes
 from experiments.run.schema.recipe import recipe_of
 from experiments.run.student import Student
@@ -157,3 +157,8 @@ def test_the_search_spends_its_cuts_on_what_is_valued():
     quick = pruning.search(config, total_parameters, total_parameters(config) / 3, value=value_of(config)).sizes
     assert quick["text/layers"] < wide["text/layers"]
     assert quick["text/embed"] >= wide["text/embed"]
+
+
+@pytest.mark.parametrize(("answer", "batches"), [(1, 4), (8, 4), (15, 3), (35, 1), (300, 1)])
+def test_sensitivity_reads_fewer_rows_with_long_answers(answer, batches):
+    assert batches_for(answer) == batches
