@@ -44,10 +44,11 @@ def param(
 def linear(x: Array, kernel: Array | LowRank, bias: Array | None, *, inputs: int = 1) -> Array:
     """Contracts the last `inputs` axes of x with the first ones of the kernel and adds the bias."""
     rows, columns = math.prod(x.shape[x.ndim - inputs :]), kernel.shape[inputs:]
-    flat, whole = x.reshape(-1, rows), kernel.kernel if isinstance(kernel, LowRank) else kernel
-    y = _product(flat, whole.reshape(rows, -1))
+    flat = x.reshape(-1, rows)
     if isinstance(kernel, LowRank):
-        y = y + _product(_product(flat, kernel.a), kernel.b)
+        y = _product(flat, kernel.kernel.reshape(rows, -1)) + _product(_product(flat, kernel.a), kernel.b)
+    else:
+        y = _product(flat, kernel.reshape(rows, -1))
     y = y.reshape(*x.shape[: x.ndim - inputs], *columns)
     return y if bias is None else plus(y, bias)
 

@@ -20,6 +20,24 @@ class Unwritten(AntgmmError):
 
 
 @contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Reports a path that cannot be written.
+
+    Args:
+        path: the file that is being written.
+
+    Raises:
+        Unwritten: an error of the disk.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise Unwritten(
+            f"cannot write {path}: {error.strerror or error}; free disk space or choose another folder"
+        ) from error
+
+
+@contextmanager
 def new_file(path: Path) -> Iterator[Path]:
     """Writes a file atomically: yields a hidden temporary path, which is flushed and renamed to `path` at the end.
 
@@ -34,16 +52,13 @@ def new_file(path: Path) -> Iterator[Path]:
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield partial
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-        _flush_names(path.parent)
-    except OSError as error:
-        raise Unwritten(
-            f"cannot write {path}: {error.strerror or error}; free disk space or choose another folder"
-        ) from error
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield partial
+            with partial.open("rb") as file:
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+            _flush_names(path.parent)
     finally:
         with contextlib.suppress(OSError):  # must not hide the first error
             partial.unlink()

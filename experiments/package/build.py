@@ -1,7 +1,6 @@
 """Writes an exported model as one file of compiled programs, if its answers are those of the model."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,7 +9,7 @@ import numpy as np
 
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io.files import one_line
-from antgmm_jax.io.folders import Unwritten, new_file, temporary_folder
+from antgmm_jax.io.folders import new_file, temporary_folder, writing
 from experiments.package.requests import Prompt, Shape, shaped, taken
 from experiments.report.latency import Request
 from experiments.run.export.export_gate import TOLERANCE
@@ -86,7 +85,8 @@ def build(out: Path, batches: Sequence[Mapping[str, Any]], shapes: Sequence[Shap
         """Two logits may change their order within this if each is off by the tolerance of an export."""
         return 2 * TOLERANCE * max(1.0, *(float(np.abs(form.logits(batch)).max()) for batch in batches))
 
-    with _temporary(out) as file:
+    with writing(out), temporary_folder(out) as folder:
+        file = folder / f"model{out.suffix}"
         form.write(examples, file)
         for shape in shapes:
             with one_line(lambda: f"{out} is not written: cannot load it", "free space for temporary files (TMPDIR)"):
@@ -98,18 +98,6 @@ def build(out: Path, batches: Sequence[Mapping[str, Any]], shapes: Sequence[Shap
             file.replace(unfinished)
     counts, equal, ties, _ = zip(*results, strict=True)
     return Packaged(sum(counts), sum(equal), sum(ties))
-
-
-@contextmanager
-def _temporary(out: Path) -> Iterator[Path]:
-    """Yields a temporary path for a package. Raises Unwritten if it cannot be written."""
-    try:
-        with temporary_folder(out) as folder:
-            yield folder / f"model{out.suffix}"
-    except OSError as error:
-        raise Unwritten(
-            f"cannot write {out}: {error.strerror or error}; free disk space or choose another folder"
-        ) from error
 
 
 def longest(batches: Iterable[Mapping[str, Any]]) -> int:

@@ -5,6 +5,7 @@ The file is a safetensors file with the weights once, and the programs (`jax.exp
 
 import json
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,7 @@ def stablehlo(directory: Path, config: LMMConfig, params: Params, limits: Limits
         )
     hf, left = hf_config(local(directory)), not config.encoder_decoder
     exact = on_devices(config, params, "float32")
+    opened = lru_cache(maxsize=1)(Package)  # one file holds the programs of all shapes
 
     def answers(prompt: Prompt) -> np.ndarray:
         ends: dict[str, Any] = {"max_new_tokens": limits.tokens, "eos": limits.eos, "pad": limits.pad}
@@ -76,7 +78,7 @@ def stablehlo(directory: Path, config: LMMConfig, params: Params, limits: Limits
 
     def load(file: Path, shape: Shape) -> Callable[[Prompt], np.ndarray]:
         del shape  # its program is the smallest that holds such prompts
-        package = Package(file)
+        package = opened(file)
         return lambda prompt: package(_as_processed(prompt, hf))
 
     def write(examples: Mapping[Shape, Prompt], file: Path) -> None:
@@ -95,7 +97,7 @@ def stablehlo(directory: Path, config: LMMConfig, params: Params, limits: Limits
     def requests(file: Path, shape: Shape, prompt: Prompt) -> dict[str, Request]:
         """Requests that stop at the end of the longest answer, as the program does."""
         del shape
-        package, inputs = Package(file), _as_processed(prompt, hf)
+        package, inputs = opened(file), _as_processed(prompt, hf)
         return {"JAX": whole(lambda: answers(prompt)), "package": whole(lambda: package(inputs))}
 
     return Form("JAX", left, answers, logits, gap, write, load, requests)

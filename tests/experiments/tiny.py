@@ -59,6 +59,34 @@ sizes = {{ {sizes} }}
 """
 )
 
+TRAINING = """
+seed = 0
+checkpoint_every = 1
+[model]
+preset = "antgmm-tiny"
+sizes = { "vision/layers" = 2, "bridge/layers" = 2, "encoder/layers" = 1, "decoder/layers" = 1 }
+[data]
+kind = "maad"
+tier = "s"
+samples = 16
+[optimizer]
+learning_rate = 1e-3
+batch_size = 4
+[evaluate]
+max_new_tokens = 2
+[evaluate.data]
+split = "val"
+samples = 2
+[[phase]]
+name = "facts"
+kind = "facts"
+steps = 3
+[[phase]]
+name = "answers"
+kind = "answers"
+steps = 3
+"""
+
 TOWERS = """
 calibration_batches = 1
 checkpoint_every = 2

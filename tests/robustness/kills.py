@@ -21,7 +21,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from antgmm_jax.io import checkpoint
-from tests.experiments.tiny import RECIPE, save_teacher
+from tests.experiments.tiny import RECIPE, TRAINING, save_teacher
 
 ROOT = Path(__file__).resolve().parents[2]
 KILLED = -signal.SIGKILL
@@ -29,32 +29,6 @@ LIMIT = 1800.0
 """Seconds after which a run without a kill hangs."""
 ALONE = 10.0
 """Maximum seconds for which one of two processes goes on alone."""
-TRAINING = """
-checkpoint_every = 1
-[model]
-preset = "antgmm-tiny"
-sizes = { "vision/layers" = 2, "bridge/layers" = 2, "encoder/layers" = 1, "decoder/layers" = 1 }
-[data]
-kind = "maad"
-tier = "s"
-samples = 16
-[optimizer]
-learning_rate = 1e-3
-batch_size = 8
-[evaluate]
-max_new_tokens = 2
-[evaluate.data]
-split = "val"
-samples = 8
-[[phase]]
-name = "facts"
-kind = "facts"
-steps = 2
-[[phase]]
-name = "answers"
-kind = "answers"
-steps = 3
-"""
 COMPRESSION = "checkpoint_every = 1\n" + RECIPE.format(
     teacher="{teacher}", name="blocks", sizes='"vision/layers" = 2, "encoder/mlp" = 16'
 )

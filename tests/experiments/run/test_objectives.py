@@ -20,6 +20,7 @@ from experiments.run.objectives import facts_step
 from experiments.run.pipeline import Run
 from experiments.run.schema.recipe import dump_recipe, load_training
 from tests.data.test_facts import CONFIG, FACTS, batch
+from tests.experiments.tiny import TRAINING
 
 
 def step_of(params, optimizer, dtype=jnp.float32):
@@ -51,39 +52,10 @@ def test_facts_training_lowers_the_loss_and_excludes_the_language_model():
     assert losses[-1] < 0.8 * losses[0]
 
 
-RECIPE = """
-seed = 0
-checkpoint_every = 1
-[model]
-preset = "antgmm-tiny"
-sizes = { "vision/layers" = 2, "bridge/layers" = 2, "encoder/layers" = 1, "decoder/layers" = 1 }
-[data]
-kind = "maad"
-tier = "s"
-samples = 16
-[optimizer]
-learning_rate = 1e-3
-batch_size = 4
-[evaluate]
-max_new_tokens = 2
-[evaluate.data]
-split = "val"
-samples = 2
-[[phase]]
-name = "facts"
-kind = "facts"
-steps = 3
-[[phase]]
-name = "answers"
-kind = "answers"
-steps = 3
-"""
-
-
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory):
     path = tmp_path_factory.mktemp("recipe") / "recipe.toml"
-    path.write_text(RECIPE)
+    path.write_text(TRAINING)
     return load_training(path)
 
 
@@ -139,7 +111,7 @@ def test_latents_of_own_rows_are_facts(tmp_path, monkeypatch):
             for line, record in zip(path.read_text().splitlines(), records, strict=True)
         ]
         path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-    Path("recipe.toml").write_text(RECIPE)
+    Path("recipe.toml").write_text(TRAINING)
     changes = ['data={kind="jsonl", path="train.jsonl", samples=16}', 'evaluate.data={path="val.jsonl", samples=2}']
     own = load_training("recipe.toml", [*changes, 'phase=[{name="facts", kind="facts", steps=2}]'])
     student = Run(own, "run").finish_stages()
