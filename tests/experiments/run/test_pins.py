@@ -9,8 +9,7 @@ from data.writers import write_parquet
 from experiments.run import pins
 from experiments.run.pipeline import Run
 from experiments.run.schema.recipe import load_recipe, load_training
-from tests.experiments.run.test_objectives import RECIPE as TRAINING
-from tests.experiments.tiny import save_teacher, write_recipe
+from tests.experiments.tiny import TRAINING, save_teacher, write_recipe
 from tests.hub_mirror import mirrored
 
 TEACHER, ROWS = "models/org/teacher", "datasets/org/rows"
