@@ -17,7 +17,7 @@ from typer.core import TyperGroup
 from antgmm_jax.errors import AntgmmError, disk_error
 from antgmm_jax.io.hub import OFFLINE
 from antgmm_jax.parallel import preemption
-from experiments.commands import data, lab, models, packages, runs, scores, serving
+from experiments.commands import data, lab, models, packages, runs, scores, serving, vocabulary
 from experiments.commands import planning as plan
 from experiments.commands import sizes as search
 from experiments.commands.output import Commands
@@ -27,7 +27,7 @@ from experiments.run.host.console import printable
 
 SHOWN = (
     *("demo", "compress", "train", "import", "eval", "export", "package", "serve"),
-    *("search", "plan", "shrink", "cost", "recombine", "report"),
+    *("search", "plan", "shrink", "vocabulary", "cost", "recombine", "report"),
 )
 """Commands in the order of `antgmm --help`, before the groups `data` and `lab`."""
 
@@ -116,6 +116,7 @@ def _add_group(name: str, about: str, example: str, commands: Commands) -> None:
 _COMMANDS: Commands = (
     runs.COMMANDS
     | models.COMMANDS
+    | vocabulary.COMMANDS
     | packages.COMMANDS
     | serving.COMMANDS
     | scores.COMMANDS

@@ -23,11 +23,14 @@ from experiments.run.progress.forecast import Rows, look_at, matmul_rate
 from experiments.run.rows.datasets import encoded, load_records
 from experiments.run.rows.samples import Samples
 from experiments.run.schema.recipe import change
+from experiments.run.smaller_vocabulary import used_tokens
 from experiments.run.student import load_student, whole
 from pruning.costs import total_parameters
 
 TESTED = 1000
 """Maximum number of test records that a planned run scores."""
+WORDS = 0.25
+"""Part of a student above which the parameters of its tokens are worth a line."""
 
 
 class Plan(NamedTuple):
@@ -114,7 +117,13 @@ def measured(goal: Goal, place: Path) -> Plan:
     best = trials[0].tuned if trials else Tuned()
     machine = machine._replace(spent=time.monotonic() - begin)
     raw, expected = fitted(goal, tables, config, wanted, machine, best)
-    reasons = [*_look(seen), *_sizes(config, choice), *_tuning(trials), *_steps(raw, expected)]
+    reasons = [
+        *_look(seen),
+        *_sizes(config, choice, samples),
+        *of_words(choice.sized.config, len(used_tokens(samples))),
+        *_tuning(trials),
+        *_steps(raw, expected),
+    ]
     return Plan(raw, reasons, total_parameters(choice.sized.config), best)
 
 
@@ -142,7 +151,11 @@ def further(goal: Goal, first: Mapping[str, Any], best: Tuned, parent: str) -> P
     choice = within(start, samples, goal.params, recipe.seed, recipe.optimizer.dtype)
     machine = _machine(tables, samples)._replace(spent=time.monotonic() - begin)
     raw, expected = fitted(goal, tables, start.config, choice.sized.sizes, machine, best)
-    reasons = [*_sizes(start.config, choice), *_steps(raw, expected)]
+    reasons = [
+        *_sizes(start.config, choice, samples),
+        *of_words(choice.sized.config, len(used_tokens(samples))),
+        *_steps(raw, expected),
+    ]
     return Plan({"parent": parent, **raw}, reasons, total_parameters(choice.sized.config), best)
 
 
@@ -159,7 +172,7 @@ def _look(seen: Look) -> Iterator[str]:
     yield from (f"warning: {line}" for line in warnings(seen))
 
 
-def _sizes(config: LMMConfig, choice: Chosen) -> Iterator[str]:
+def _sizes(config: LMMConfig, choice: Chosen, samples: Samples) -> Iterator[str]:
     """Lines of the plan about the sizes, with the sensitivity that they follow from."""
     before, after = sizes(config), sizes(choice.sized.config)
     old, new = total_parameters(config), total_parameters(choice.sized.config)
@@ -169,6 +182,24 @@ def _sizes(config: LMMConfig, choice: Chosen) -> Iterator[str]:
         grown = choice.increases.get(axis)
         why = "" if grown is None else f" (loss {grown:+.2f} with half of it closed)"
         yield f"  {axis}: {size} to {after[axis]}{why}"
+    yield from of_words(choice.sized.config, len(used_tokens(samples)))
+
+
+def of_words(student: LMMConfig, used: int) -> list[str]:
+    """Returns a line about a student of which much is tokens that no row uses.
+
+    Args:
+        student: its config.
+        used: number of tokens that the rows use.
+    """
+    language = student.language
+    words = language.vocab * language.decoder.embed * (1 if language.tied else 2)
+    if words < WORDS * total_parameters(student) or used > language.vocab / 2:
+        return []
+    return [
+        f"warning: {count(words)} of the student's parameters are for {language.vocab} tokens, of which the rows use"
+        f" {used}: antgmm vocabulary removes the others from the model first, without a loss"
+    ]
 
 
 def _tuning(trials: Sequence[Trial]) -> Iterator[str]:

@@ -11,10 +11,12 @@ from antgmm_jax.axes import sizes
 from antgmm_jax.config import IMAGE_SIDE
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import complete
+from antgmm_jax.presets import preset
 from experiments.auto.advice import is_flat
 from experiments.auto.buckets import bucket
 from experiments.auto.goal import Goal, is_planned, marked, ratio
 from experiments.auto.look import Look, at_chance, check_quality, most_frequent, warnings
+from experiments.auto.plan import of_words
 from experiments.auto.rows import kind_of, tables
 from experiments.auto.schedule import DECAY, Tuned, base, stages
 from experiments.auto.sensitivity import factors
@@ -54,6 +56,17 @@ def test_the_kind_of_data_follows_from_the_files(tmp_path):
     assert kind_of(tmp_path) == "parquet"
     with pytest.raises(AntgmmError, match=r"a\.csv: name a file that ends in \.jsonl"):
         kind_of(tmp_path / "a.csv")
+
+
+def test_a_student_that_consists_of_unused_tokens_is_said_so():
+    config = preset("smolvlm-135m")  # 28.3 M of 143 M parameters are for tokens
+    assert not of_words(config, 341)
+    smaller = pruning.planned_config(config, {"text/layers": 8})
+    (line,) = of_words(smaller, 341)
+    assert line.startswith(
+        "warning: 28.3 M of the student's parameters are for 49216 tokens, of which the rows use 341:"
+    )
+    assert not of_words(smaller, 30_000)
 
 
 def test_without_test_rows_a_tenth_is_held_out():

@@ -1,0 +1,116 @@
+"""`antgmm vocabulary`: logits of the kept tokens, answers and files against those of the whole model."""
+
+import json
+
+import numpy as np
+import pytest
+
+from antgmm_jax.errors import AntgmmError
+from antgmm_jax.io import vocabulary
+from antgmm_jax.io.convert import load_hf
+from antgmm_jax.io.loading import load_processor
+from data.maad import source
+from experiments.cli import main
+from experiments.run import smaller_vocabulary
+from experiments.run.export.export_gate import answer_logits
+from experiments.run.rows.samples import Samples
+from experiments.run.smaller_vocabulary import cut_vocabulary, used_tokens
+from tests.experiments.tiny import save_llava, save_qwen3_vl, save_smolvlm, save_teacher
+
+ROWS = source("s", "train", 2)
+SAVED = {"blip2": save_teacher, "llava": save_llava, "smolvlm": save_smolvlm, "qwen3_vl": save_qwen3_vl}
+SIZE = 232
+
+
+@pytest.fixture(scope="module", params=SAVED)
+def folders(request, tmp_path_factory):
+    """A model, and the same with the tokens of two rows."""
+    place = tmp_path_factory.mktemp("models")
+    whole = SAVED[request.param](place / "whole")
+    figures = cut_vocabulary(whole, ROWS, place / "small", size=SIZE)
+    return whole, place / "small", figures
+
+
+def read(folder, rows=ROWS):
+    config, params = load_hf(folder)
+    return config, params, Samples(rows, load_processor(folder), config)
+
+
+def test_logits_of_kept_tokens_are_those_of_the_whole_model(folders):
+    (config, params, samples), (smaller, few, after) = (read(folder) for folder in folders[:2])
+    (whole,), (small,) = ([*each.in_order(2)] for each in (samples, after))
+    kept = kept_ids(folders)
+    before = np.asarray(answer_logits(config, params, whole, whole["positions"]))[..., kept]
+    np.testing.assert_allclose(answer_logits(smaller, few, small, small["positions"]), before, atol=1e-5)
+    assert smaller.language.vocab == len(kept) < config.language.vocab
+
+
+def kept_ids(folders):
+    """Ids of the kept tokens in the whole model, by their names; ids without a name are not kept."""
+    before, after = (load_processor(folder).tokenizer for folder in folders[:2])
+    return before.convert_tokens_to_ids(after.convert_ids_to_tokens(range(len(after))))
+
+
+def test_files_name_the_same_tokens(folders):
+    before, after = (load_processor(folder).tokenizer for folder in folders[:2])
+    ends, new = (read(folder)[2].end_tokens for folder in folders[:2])
+    assert before.convert_ids_to_tokens(ends) == after.convert_ids_to_tokens(new)
+    old, few = (json.loads((folder / "config.json").read_text()) for folder in folders[:2])
+    named = [key for key in few if key.startswith("image_token_i")]
+    assert named
+    for key in named:
+        assert before.convert_ids_to_tokens(old[key]) == after.convert_ids_to_tokens(few[key])
+    assert before.special_tokens_map == after.special_tokens_map
+
+
+def test_figures(folders):
+    (config, params, samples), (smaller, few, _) = (read(folder) for folder in folders[:2])
+    figures = folders[2]
+    assert figures["tokens"] == {
+        "before": config.language.vocab,
+        "used": len(used_tokens(samples)),
+        "after": smaller.language.vocab,
+    }
+    removed = params["language"]["tokens"].size - few["language"]["tokens"].size
+    assert figures["params"]["before"] - figures["params"]["after"] >= removed > 0
+    assert figures["gate"]["answers_equal"] == 1
+
+
+def test_other_rows_can_still_be_read(folders):
+    _, _, after = read(folders[1], source("s", "test", 4))
+    decoded = load_processor(folders[1]).tokenizer.decode(after.rows.tokens(3)["answer"], skip_special_tokens=True)
+    assert decoded.strip() == source("s", "test", 4)[3].answer
+
+
+def test_bad_input(tmp_path, capsys):
+    whole = save_teacher(tmp_path / "whole")
+
+    def refused(*words):
+        with pytest.raises(SystemExit) as stopped:
+            main(["vocabulary", str(whole), "--out", str(tmp_path / "small"), *words])
+        assert stopped.value.code == 2
+        assert not (tmp_path / "small").exists()
+        return capsys.readouterr().err
+
+    assert "choose fewer with --tokens" in refused("--data", "maad:s:train", "--samples", "400", "--tokens", "256")
+    assert "special tokens need" in refused("--data", "maad:s:train", "--samples", "2", "--tokens", "5")
+    assert "write it as maad:TIER:SPLIT" in refused("--data", "rows.jsonl")
+
+
+def test_a_tokenizer_that_splits_rows_otherwise_is_refused(tmp_path, monkeypatch):
+    whole, cut = save_teacher(tmp_path / "whole"), vocabulary.smaller_tokenizer
+
+    def without_merges(tokenizer, kept):
+        result = cut(tokenizer, kept)
+        return {**result, "model": {**result["model"], "merges": result["model"]["merges"][:2]}}
+
+    monkeypatch.setattr(vocabulary, "smaller_tokenizer", without_merges)
+    with pytest.raises(AntgmmError, match="this tokenizer cannot be cut"):
+        cut_vocabulary(whole, ROWS, tmp_path / "small", size=SIZE)
+    assert not (tmp_path / "small").exists()
+
+
+def test_an_existing_folder_stays(tmp_path):
+    (tmp_path / "small").mkdir()
+    with pytest.raises(AntgmmError, match="exists"):
+        smaller_vocabulary.cut_vocabulary(tmp_path / "whole", ROWS, tmp_path / "small", size=SIZE)
