@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -16,9 +16,40 @@ from experiments.run.host.console import say, table
 if TYPE_CHECKING:
     from experiments.package.build import Form
 
-EXTRA = {".pt2": "torch", ".stablehlo": "stablehlo"}
-"""Suffix of a package -> the extra that writes it."""
-DURATION = {".pt2": "a minute or more", ".stablehlo": "some seconds"}
+
+def _pytorch() -> "Callable[..., Form]":
+    from experiments.package.pytorch import pytorch
+
+    return pytorch
+
+
+def _stablehlo() -> "Callable[..., Form]":
+    from experiments.package.stablehlo import stablehlo
+
+    return stablehlo
+
+
+class Kind(NamedTuple):
+    """A kind of package.
+
+    Attributes:
+        runs: what runs it.
+        extra: the extra that writes it.
+        duration: how long a program takes to compile.
+        form: imports and returns the function that makes its form.
+    """
+
+    runs: str
+    extra: str
+    duration: str
+    form: "Callable[[], Callable[..., Form]]"
+
+
+KINDS = {
+    ".pt2": Kind("PyTorch", "torch", "a minute or more", _pytorch),
+    ".stablehlo": Kind("JAX on CPUs, GPUs and TPUs", "stablehlo", "some seconds", _stablehlo),
+}
+"""Suffix of a package -> its kind."""
 
 
 def package(
@@ -26,7 +57,8 @@ def package(
     out: Annotated[
         Path,
         typer.Option(
-            metavar="FILE", help="File to write: .pt2 for PyTorch, .stablehlo for JAX on CPUs, GPUs and TPUs."
+            metavar="FILE",
+            help=f"File to write: {', '.join(f'{suffix} for {kind.runs}' for suffix, kind in KINDS.items())}.",
         ),
     ],
     batch: Annotated[list[int] | None, typer.Option(min=1, help="Rows of a request (1). Can be repeated.")] = None,
@@ -43,10 +75,11 @@ def package(
     as_json: Json = False,
 ) -> None:
     """Compile a checkpoint into one file that PyTorch or JAX runs alone, and check its answers."""
-    if out.suffix not in EXTRA or out.exists() or not out.parent.is_dir():
-        raise AntgmmError(f"--out {out}: name a new .pt2 or .stablehlo file in a folder that exists")
-    require(EXTRA[out.suffix])
-    say(f"package: compiling {model} into {out}; a program takes {DURATION[out.suffix]}")
+    kind = KINDS.get(out.suffix)
+    if kind is None or out.exists() or not out.parent.is_dir():
+        raise AntgmmError(f"--out {out}: name a new {' or '.join(KINDS)} file in a folder that exists")
+    require(kind.extra)
+    say(f"package: compiling {model} into {out}; a program takes {kind.duration}")
     from antgmm_jax.io.convert import load_hf
     from experiments.package.build import build, example, longest
     from experiments.package.requests import Limits, Shape
@@ -58,24 +91,13 @@ def package(
     eos, pad = end_tokens(model)
     limits = Limits(max_new_tokens, (eos,) if isinstance(eos, int) else tuple(eos), pad)
     shapes = [Shape(*each) for each in product(batch or [1], width or [longest(batches)])]
-    form = _form(out.suffix)(model, config, params, limits)
+    form = kind.form()(model, config, params, limits)
     result = build(out, batches, shapes, form)
     times = milliseconds(form.requests(out, shapes[0], example(batches, shapes[0], left=form.left)))
     rows = [("equal answers", f"{result.equal} of {result.prompts}")]
     rows += [(f"ms, {name}", f"{value:.2f}") for name, value in times.items()]
     figures: dict[str, Any] = {"file": str(out), **result._asdict(), "milliseconds": times}
     emit(figures, as_json, table([f"package, prompts {shapes[0]}", ""], rows), f"package: {out}")
-
-
-def _form(suffix: str) -> "Callable[..., Form]":
-    """The function that returns the form of files with a suffix."""
-    if suffix == ".pt2":
-        from experiments.package.pytorch import pytorch
-
-        return pytorch
-    from experiments.package.stablehlo import stablehlo
-
-    return stablehlo
 
 
 COMMANDS = {"package": (package, "antgmm package runs/demo/export --out student.pt2 --data jsonl:ads/test.jsonl")}

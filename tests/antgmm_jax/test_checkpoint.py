@@ -3,7 +3,6 @@
 import json
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import textwrap
@@ -19,6 +18,7 @@ import pytest
 
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io import checkpoint, folders
+from experiments.lab.servers.starting import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORD = {
@@ -293,9 +293,7 @@ PAIR = textwrap.dedent("""
 
 @pytest.mark.long
 def test_two_processes_save_one_checkpoint(tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     command = [sys.executable, "-c", PAIR, address]
     children = [
         subprocess.Popen([*command, str(rank), str(tmp_path / "steps")], stderr=subprocess.PIPE, cwd=ROOT)

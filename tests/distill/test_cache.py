@@ -1,7 +1,6 @@
 """A teacher cache holds the teacher's states; a stale, damaged or incomplete cache is refused."""
 
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +17,7 @@ from antgmm_jax.io.books import read_book, write_book
 from distill import build as build_module
 from distill.build import cache_size
 from distill.cache import fingerprint, open_cache
+from experiments.lab.servers.starting import free_port
 from tests.distill import toy
 from tests.distill.cached import KEY, PARAMS, STATES, TEACHER, batches, build
 
@@ -194,9 +194,7 @@ def test_a_cache_of_another_version_is_refused_and_replaced(tmp_path):
 
 def build_in_two(directory: Path, moment: str, mesh: str = "data=2,tensor=2") -> list[int]:
     """Builds a cache in two processes of two devices each; returns their exit codes."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     command = [sys.executable, "-m", "tests.distill.cache_process", str(directory), moment, mesh, address]
     both = [subprocess.Popen([*command, str(process)], cwd=ROOT) for process in range(2)]
     try:

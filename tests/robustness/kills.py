@@ -8,7 +8,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -21,6 +20,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from antgmm_jax.io import checkpoint
+from experiments.lab.servers.starting import free_port
 from tests.experiments.tiny import RECIPE, TRAINING, save_teacher
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -153,9 +153,7 @@ def runs_of(name: str, place: Path) -> Runs:
         command = [sys.executable, "-m", "tests.experiments.killed_run", str(recipe), str(run), "never"]
         if count == 1:
             return [command]
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            address = f"127.0.0.1:{probe.getsockname()[1]}"
+        address = f"127.0.0.1:{free_port()}"
         return [[*command, f"fsdp={count}", address, str(count), str(number)] for number in range(count)]
 
     # The programs of JAX are stored as those of the commands are: a kill may come while one is written.

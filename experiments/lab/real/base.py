@@ -71,14 +71,14 @@ def tensors(config: LMMConfig, params: Params) -> Iterator[tuple[str, np.ndarray
         yield name, values if known is None else known
 
 
-def untrained() -> tuple[LMMConfig, Iterator[tuple[str, np.ndarray]]]:
-    """Returns config and tensors of the model with a new image side, always the same one.
+def untrained() -> tuple[LMMConfig, Params]:
+    """Returns config and parameters of a new model, always the same one; `tensors` adds the language model to them.
 
     Image tokens begin as large as the words'; a new bridge makes them 9 times larger, which layers hardly change.
     """
     config = preset(PRESET)
     fresh = functional(config).init(jax.random.key(0))
-    return config, tensors(config, {**fresh, "bridge": jax.tree.map(lambda leaf: WORDS * leaf, fresh["bridge"])})
+    return config, {**fresh, "bridge": jax.tree.map(lambda leaf: WORDS * leaf, fresh["bridge"])}
 
 
 def write(directory: Path, delta: Path | None) -> None:
@@ -93,7 +93,8 @@ def write(directory: Path, delta: Path | None) -> None:
     """
     from transformers import AutoTokenizer
 
-    config, values = untrained()
+    config, fresh = untrained()
+    values = tensors(config, fresh)
     if delta is not None:
         values = applied(values, _loaded(delta))
     words = AutoTokenizer.from_pretrained(language_folder(), gguf_file=GGUF, pad_token="<|endoftext|>")
@@ -102,7 +103,7 @@ def write(directory: Path, delta: Path | None) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         like, raw = Path(temporary) / "like", Path(temporary) / "raw"
         save_processor(processor, like)
-        save_hf(config, functional(config).init(jax.random.key(0)), raw)
+        save_hf(config, fresh, raw)
         save_file(dict(values), raw / "model.safetensors", {"format": "pt"})
         save_hf(config, load_hf(raw)[1], directory, like=like)
 
@@ -118,8 +119,7 @@ def save_delta(model: Path, out: Path, rank: int) -> int:
     Returns:
         Size of the file in bytes.
     """
-    _, before = untrained()
-    delta = extract(before, _loaded(model / "model.safetensors"), rank)
+    delta = extract(tensors(*untrained()), _loaded(model / "model.safetensors"), rank)
     with new_file(out) as partial:
         save_file(delta, partial)
     return out.stat().st_size

@@ -31,7 +31,7 @@ def serving(command: Callable[[int], Sequence[str]], log: Path) -> Iterator[str]
     Raises:
         AntgmmError: it is not ready in time, or does not end.
     """
-    port = _free_port()
+    port = free_port()
     base = f"http://127.0.0.1:{port}"
     with log.open("w") as output:
         process = subprocess.Popen([*command(port)], stdout=output, stderr=output)
@@ -48,7 +48,8 @@ def serving(command: Callable[[int], Sequence[str]], log: Path) -> Iterator[str]
                 raise AntgmmError(f"the server did not end in {_STOP:g} s: see {log}") from None
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Returns a TCP port of 127.0.0.1 that no process listens at."""
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         return one.getsockname()[1]

@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from functools import partial
@@ -17,6 +16,7 @@ from antgmm_jax.io.loading import load_processor
 from antgmm_jax.parallel import preemption
 from antgmm_jax.parallel.sharding import make_mesh
 from data.maad import source
+from experiments.lab.servers.starting import free_port
 from experiments.report.write import finish
 from experiments.run import stage
 from experiments.run.pipeline import Run
@@ -108,9 +108,7 @@ def test_answers_on_eight_devices_equal_those_on_one(recipe, alone):
 
 def start(recipe: Path, run: Path, moments: tuple[str, str]) -> list[int]:
     """Runs two processes of two devices each, with a moment to die for each; returns their exit codes."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     command = [sys.executable, "-m", "tests.experiments.killed_run", str(recipe), str(run)]
     first, second = (
         subprocess.Popen([*command, moment, "fsdp=2,tensor=2", address, "2", str(process)], cwd=ROOT, env=ENVIRONMENT)

@@ -1,6 +1,5 @@
 """Options for meshes, devices and processes."""
 
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +9,7 @@ import pytest
 
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.parallel import preemption
+from experiments.lab.servers.starting import free_port
 from experiments.run.host.meshes import devices, parse
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -62,9 +62,7 @@ def test_a_process_with_a_coordinator_ends_on_a_second_sigterm():
         "    for _ in range(2): os.kill(os.getpid(), signal.SIGTERM)\n"
         "    time.sleep(60)"
     )
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     done = subprocess.run([sys.executable, "-c", code, address], cwd=ROOT, capture_output=True, timeout=50)
     assert done.returncode == preemption.EXIT_CODE == 143
 
@@ -87,9 +85,7 @@ with devices("", sys.argv[1], 2, process):
 
 
 def test_after_sigterm_to_one_process_both_leave_at_the_same_point():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     command = [sys.executable, "-c", LOOP, address]
     both = [subprocess.Popen([*command, name], cwd=ROOT, stdout=subprocess.PIPE, text=True) for name in "01"]
     try:
