@@ -4,6 +4,8 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -14,19 +16,19 @@ from safetensors import safe_open
 from antgmm_jax.decoding import generate
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import inputs as inputs_of
-from antgmm_jax.io.convert import load_hf
+from antgmm_jax.io.convert import load_hf, save_hf
 from antgmm_jax.io.loading import load_processor
 from experiments.package import loader
-from experiments.package.build import Form, build, example
+from experiments.package.build import Form, build, example, longest
 from experiments.package.requests import Limits, Shape, taken
 from experiments.package.stablehlo import stablehlo
-from experiments.run.export.in_torch import split, torch_gap, torch_model
-from tests.experiments.package.prompts import prompts
-from tests.experiments.tiny import save_llava, save_qwen3_vl, save_teacher
+from experiments.run.export.in_torch import split, stop_at, torch_answers, torch_gap, torch_logits, torch_model
+from tests.experiments.package.prompts import QUESTION, prompts, shapes, tiled
+from tests.experiments.tiny import save_llava, save_qwen3_vl, save_smolvlm, save_teacher
 
 TOKENS = 5
 NEVER = 999_999  # no token of the models
-SHAPES = [Shape(2, 24), Shape(1, 32)]
+LLAVA = (save_llava, prompts)
 ALONE = """
 import json, sys
 
@@ -43,20 +45,32 @@ print(json.dumps(package(dict(numpy.load("request.npz"))).tolist()))
 """
 
 
-@pytest.fixture(scope="module", params=[save_teacher, save_llava])
+class Packaged(NamedTuple):
+    """Folder of student.stablehlo, the Hugging Face directory, config and parameters, and a batch with prompts."""
+
+    folder: Path
+    directory: Path
+    model: tuple[Any, Any]
+    batch: dict[str, Any]
+
+
+@pytest.fixture(
+    scope="module",
+    params=[(save_teacher, prompts), LLAVA, (save_smolvlm, tiled)],
+    ids=["blip2", "llava", "smolvlm"],
+)
 def packaged(request, tmp_path_factory):
-    """Folder, Hugging Face directory, model and prompts of a package for `SHAPES`."""
-    folder = tmp_path_factory.mktemp("packaged")
-    directory = request.param(folder / "model")
+    """A package for the shapes of some prompts."""
+    (save, batch_of), folder = request.param, tmp_path_factory.mktemp("packaged")
+    directory = save(folder / "model")
     model = load_hf(directory)
-    batch = prompts(directory, TOKENS)
-    result = build(
-        folder / "student.stablehlo", [batch], SHAPES, stablehlo(directory, *model, Limits(TOKENS, (NEVER,), 0))
-    )
+    batch = batch_of(directory, TOKENS)
+    form = stablehlo(directory, *model, Limits(TOKENS, (NEVER,), 0))
+    result = build(folder / "student.stablehlo", [batch], shapes(batch), form)
     assert (result.prompts, result.equal, result.ties) == (6, 6, 0)
     assert {path.name for path in folder.iterdir()} >= {"model", "student.stablehlo"}
     assert not [*folder.glob("*.tmp"), *folder.glob(".*")]
-    return folder, directory, model, split(batch)[1]
+    return Packaged(folder, directory, model, batch)
 
 
 def as_processed(directory, rows=1):
@@ -65,7 +79,7 @@ def as_processed(directory, rows=1):
     processor = load_processor(directory)
     reads = inputs_of(config, processor)
     pixels = np.random.default_rng(0).integers(0, 256, (rows, 40, 40, 3), dtype=np.uint8)
-    content = [{"type": "image"}, {"type": "text", "text": "question: what price is pictured?"}]
+    content = [{"type": "image"}, {"type": "text", "text": f"question: {QUESTION}"}]
     text = reads.chat([{"role": "user", "content": content}])
     pictures = [[Image.fromarray(one)] for one in pixels]
     out = processor(images=pictures, text=[text] * rows, return_tensors="np")
@@ -85,15 +99,28 @@ def test_it_answers_the_processors_outputs_as_jax_does(packaged):
     assert package.about["side"] == ("right" if config.encoder_decoder else "left")
 
 
+def test_answers_and_logits_are_those_of_pytorch(packaged):
+    folder, directory, model, batch = packaged
+    inputs, prompt = split(batch)
+    form, reference = stablehlo(directory, *model, Limits(TOKENS, (NEVER,), 0)), torch_model(directory)
+    stop_at(reference, eos=NEVER, pad=0)
+    target = batch["targets"][:, :, None] != -100
+    wanted = torch_logits(reference, inputs, batch)
+    np.testing.assert_allclose(np.where(target, form.logits(batch), 0.0), wanted, rtol=1e-4, atol=1e-4)
+    answer = form.load(folder / "student.stablehlo", shapes(batch)[0])
+    given = answer(taken(prompt, np.arange(2)))
+    np.testing.assert_array_equal(given, torch_answers(reference, prompt, TOKENS, 0)[:2])
+
+
 def test_weights_are_stored_once_and_programs_hold_none(packaged):
-    folder, _, (_, params), _ = packaged
+    folder, _, (_, params), batch = packaged
     leaves = jax.tree.leaves(params)
     with safe_open(folder / "student.stablehlo", "numpy") as file:
         sizes = {name: file.get_tensor(name).size for name in file.keys()}  # noqa: SIM118
     weights = [size for name, size in sizes.items() if name.startswith(loader.WEIGHTS)]
     assert sorted(weights) == sorted(leaf.size for leaf in leaves)
     programs = {name for name in sizes if name.startswith(loader.PROGRAM)}
-    assert programs == {f"program/{shape}" for shape in SHAPES}
+    assert programs == {f"program/{shape}" for shape in shapes(batch)}
     largest = max(leaf.nbytes for leaf in leaves)
     assert all(sizes[name] < largest + 100_000 for name in programs)
 
@@ -111,34 +138,36 @@ def test_a_process_without_this_project_loads_it(packaged, tmp_path):
 
 
 def test_smaller_requests_are_padded_to_the_program(packaged):
-    folder, directory, _, _ = packaged
+    folder, directory, _, batch = packaged
     package = loader.Package(folder / "student.stablehlo")
     one, _ = as_processed(directory)
     three, _ = as_processed(directory, rows=3)
     two = {name: np.asarray(values)[: 2 * len(values) // 3] for name, values in three.items()}
     np.testing.assert_array_equal(package(one), package(two)[:1])
-    with pytest.raises(ValueError, match=r"no program for 3 x \d+ tokens, only for 1 x 32, 2 x 24: .*--batch 3"):
+    only = ", ".join(f"{rows} x {width}" for rows, width in sorted(shapes(batch)))
+    with pytest.raises(ValueError, match=rf"no program for 3 x \d+ tokens, only for {only}: .*--batch 3"):
         package(three)
 
 
 def test_a_width_that_is_missing_is_one_line(packaged, tmp_path):
-    folder, directory, model, prompt = packaged
+    folder, directory, model, batch = packaged
     package = loader.Package(folder / "student.stablehlo")
-    wide = {name: np.ones((1, 40), np.int32) for name in ("input_ids", "attention_mask")}
+    needed = longest([batch])
+    more = needed + 20
+    wide = {name: np.ones((1, more), np.int32) for name in ("input_ids", "attention_mask")}
     with pytest.raises(
-        ValueError, match="no program for 1 x 40 tokens, only for .*: package it with --batch 1 --width 40"
+        ValueError, match=f"no program for 1 x {more} tokens, only for .*: package it with --batch 1 --width {more}"
     ):
         package(wide)
     form = stablehlo(directory, *model, Limits(TOKENS, (NEVER,), 0))
-    needed = prompt["input_ids"].shape[1]
     with pytest.raises(AntgmmError, match=f"the longest prompt has {needed} tokens: add --width {needed}"):
-        build(tmp_path / "a.stablehlo", [prompts(directory, TOKENS)], [Shape(1, needed - 1)], form)
+        build(tmp_path / "a.stablehlo", [batch], [Shape(1, needed - 1)], form)
     with pytest.raises(AntgmmError, match="no prompt has at most 3 tokens: leave out --width 3"):
-        build(tmp_path / "a.stablehlo", [prompts(directory, TOKENS)], [Shape(1, 32), Shape(1, 3)], form)
+        build(tmp_path / "a.stablehlo", [batch], [Shape(1, needed), Shape(1, 3)], form)
     assert not [*tmp_path.iterdir()]
 
 
-@pytest.mark.parametrize("packaged", [save_llava], indirect=True)
+@pytest.mark.parametrize("packaged", [LLAVA], indirect=True, ids=["llava"])
 @pytest.mark.parametrize("place", [0, 9, 2000, -1])
 @pytest.mark.parametrize("cut", [False, True])
 def test_a_damaged_file_is_one_line(packaged, tmp_path, place, cut):
@@ -150,7 +179,7 @@ def test_a_damaged_file_is_one_line(packaged, tmp_path, place, cut):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("packaged", [save_llava], indirect=True)
+@pytest.mark.parametrize("packaged", [LLAVA], indirect=True, ids=["llava"])
 def test_a_request_without_pictures_is_one_line(packaged):
     package = loader.Package(packaged[0] / "student.stablehlo")
     request, _ = as_processed(packaged[1])
@@ -160,7 +189,8 @@ def test_a_request_without_pictures_is_one_line(packaged):
 
 
 def test_a_request_of_words_alone_needs_no_pictures(packaged):
-    folder, _, (config, params), prompt = packaged
+    folder, _, (config, params), batch = packaged
+    prompt = split(batch)[1]
     words = {name: np.asarray(prompt[name])[1:2, -6:] for name in ("input_ids", "attention_mask")}
     bare = {**words, "images": {"valid": np.zeros((1, 0), bool)}}
     wanted = np.asarray(generate(config, params, bare, max_new_tokens=TOKENS, eos=NEVER, pad=0))
@@ -168,11 +198,32 @@ def test_a_request_of_words_alone_needs_no_pictures(packaged):
 
 
 def test_gaps_of_ties_are_those_of_pytorch(packaged):
-    _, directory, model, prompt = packaged
+    _, directory, model, batch = packaged
+    prompt = split(batch)[1]
     form, reference = stablehlo(directory, *model, Limits(TOKENS, (NEVER,), 0)), torch_model(directory)
     for row, step in ((0, 0), (1, 3)):
         one = taken(prompt, np.array([row]))
         np.testing.assert_allclose(form.gap(one, step, (7, 9)), torch_gap(reference, one, step, (7, 9)), atol=1e-5)
+
+
+@pytest.mark.parametrize("save", [save_llava, save_smolvlm])
+def test_an_image_token_of_an_answer_is_a_word(tmp_path, save):
+    config, params = load_hf(save(tmp_path / "model"))
+    prompt = taken(split(prompts(tmp_path / "model", TOKENS))[1], np.arange(1))
+    (first,) = np.asarray(generate(config, params, prompt, max_new_tokens=1, eos=NEVER, pad=0))[0]
+    head = np.array(params["language"]["out"])
+    head[:, [first, config.image_token]] = head[:, [config.image_token, first]]
+    params["language"]["out"] = head
+    directory = tmp_path / "swapped"
+    save_hf(config, params, directory)
+    form, reference = stablehlo(directory, config, params, Limits(TOKENS, (NEVER,), 0)), torch_model(directory)
+    stop_at(reference, eos=NEVER, pad=0)
+    assert form.answers(prompt)[0, 0] == config.image_token
+    for step in range(1, TOKENS):
+        wanted = torch_gap(reference, prompt, step, (7, 9))
+        np.testing.assert_allclose(form.gap(prompt, step, (7, 9)), wanted, atol=1e-5)
+    ended = stablehlo(directory, config, params, Limits(TOKENS, (config.image_token,), 0))
+    assert (ended.gap(prompt, 0, (7, 9)) < np.inf) and ended.gap(prompt, 1, (7, 9)) == np.inf
 
 
 @pytest.mark.parametrize(("gap", "equal"), [(0.0, True), (1.9e-5, True), (2.1e-5, False), (float("nan"), False)])
