@@ -122,8 +122,8 @@ def _decoded(config: LMMConfig) -> Callable[..., Float[Array, "N B V"]]:
 
         def step(state: Prefilled, ids: Int[Array, " B"]) -> tuple[Prefilled, Float[Array, "B V"]]:
             new, caches = language.step(ids, state, memory_valid, layers)
-            later = {"lengths": state.lengths + 1, "slot": state.slot + 1}
-            return state._replace(logits=new, caches=caches, **later), state.logits
+            later = state._replace(logits=new, caches=caches, lengths=state.lengths + 1, slot=state.slot + 1)
+            return later, state.logits
 
         return jax.lax.scan(step, first._replace(slot=jnp.int32(first.slot)), answers.T)[1]
 
