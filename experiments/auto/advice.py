@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from antgmm_jax.io import checkpoint
+from antgmm_jax.io.books import read_book
 from experiments.auto.look import at_chance, most_frequent
 from experiments.run.folder import RunFolder
 from experiments.run.rows.datasets import load_records
@@ -20,7 +21,7 @@ def advice(recipe: Recipe | Training, run: Path) -> list[str]:
 
     Args:
         recipe: recipe of the run.
-        run: its folder, with all stages finished.
+        run: its folder, with all stages finished; of a training, with its report.
     """
     folder, result, scores = RunFolder(run), [], None
     for work in recipe.work:
@@ -32,6 +33,8 @@ def advice(recipe: Recipe | Training, run: Path) -> list[str]:
                 " times as much, or more steps"
             )
         scores = metrics.get("scores")
+    if isinstance(recipe, Training):
+        scores = read_book(folder.report / "report.json").get("scores")
     if scores is None:
         return result
     records = load_records(recipe.evaluate.data)

@@ -36,6 +36,11 @@ class Goal(NamedTuple):
     minutes: float = 0.0
     changes: tuple[str, ...] = ()
 
+    @property
+    def seconds(self) -> float:
+        """Time for the plan and its run."""
+        return 60 * (self.minutes or MOST_MINUTES)
+
 
 MOST_MINUTES = 30.0
 """Duration of a run for which no number of minutes is given."""

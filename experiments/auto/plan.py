@@ -11,12 +11,12 @@ from antgmm_jax.axes import sizes
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.io.loading import load_processor
 from experiments.auto.buckets import buckets
-from experiments.auto.goal import MOST_MINUTES, Goal, is_planned, marked
+from experiments.auto.goal import Goal, is_planned, marked
 from experiments.auto.look import Look, check_quality, longest_answer, look_at_both, warnings
 from experiments.auto.rows import counted
-from experiments.auto.schedule import Machine, Tuned, base, draft, fitted
-from experiments.auto.sizing import Chosen, check_budget, chosen, within
-from experiments.auto.tune import Trial, tuned
+from experiments.auto.schedule import Machine, Tuned, base, draft, fitted, scored_rows
+from experiments.auto.sizing import Chosen, Sensitivity, check_budget, chosen, within
+from experiments.auto.tune import PART, Trial, tuned
 from experiments.run.folder import write_text
 from experiments.run.host.console import clock, count, say
 from experiments.run.progress.forecast import Rows, look_at, matmul_rate
@@ -31,6 +31,8 @@ TESTED = 1000
 """Maximum number of test records that a planned run scores."""
 WORDS = 0.25
 """Part of a student above which the parameters of its tokens are worth a line."""
+QUARTER = 0.25
+"""Part of the time that a plan may take: of what the look at model and data leaves, half is for the sensitivity."""
 
 
 class Plan(NamedTuple):
@@ -101,7 +103,8 @@ def measured(goal: Goal, place: Path) -> Plan:
     begin = time.monotonic()
     check_budget(goal)
     test = counted(goal.test)
-    tables = base(goal, counted(goal.data), {**test, "samples": min(TESTED, test["samples"])})
+    most = min(TESTED, test["samples"])
+    tables = base(goal, counted(goal.data), {**test, "samples": most})
     for each in goal.changes:
         change(tables, each)
     recipe = draft(tables)
@@ -111,19 +114,18 @@ def measured(goal: Goal, place: Path) -> Plan:
     config, samples = seen.teacher.config, seen.trained
     tables["evaluate"]["max_new_tokens"] = longest_answer(samples, seen.held)
     tables |= buckets(samples.needs, config.encoder_decoder)
-    choice = chosen(goal, seen, recipe.seed, recipe.optimizer.dtype)
-    machine, wanted = _machine(tables, samples), choice.sized.sizes
-    trials = tuned(tables, seen, wanted, machine, 60 * (goal.minutes or MOST_MINUTES), place)
+    choice = chosen(goal, seen, recipe.seed, recipe.optimizer.dtype, _left(goal, begin) / 2)
+    left, machine, wanted = _left(goal, begin), _machine(tables, samples), choice.sized.sizes
+    trials = tuned(tables, seen, wanted, machine, min(PART * goal.seconds, left), place)
     best = trials[0].tuned if trials else Tuned()
+    test_rows = machine.rows.scored
+    if test_rows == most:  # not a number of --set
+        machine = machine.scoring(scored_rows(goal, tables, config, wanted, machine))
+        tables["evaluate"]["data"]["samples"] = machine.rows.scored
     machine = machine._replace(spent=time.monotonic() - begin)
     raw, expected = fitted(goal, tables, config, wanted, machine, best)
-    reasons = [
-        *_look(seen),
-        *_sizes(config, choice, samples),
-        *of_words(choice.sized.config, len(used_tokens(samples))),
-        *_tuning(trials),
-        *_steps(raw, expected),
-    ]
+    reasons = [*_look(seen), *_sizes(config, choice, samples), *in_time(choice.sensitivity, left), *_tuning(trials)]
+    reasons += [*fewer_scores(machine.rows.scored, test_rows), *_steps(raw, expected)]
     return Plan(raw, reasons, total_parameters(choice.sized.config), best)
 
 
@@ -148,15 +150,17 @@ def further(goal: Goal, first: Mapping[str, Any], best: Tuned, parent: str) -> P
     start = load_student(Path(parent)) if parent else whole_model
     processor, records = load_processor(goal.model), load_records(recipe.data)
     samples = encoded(recipe, records, processor, whole_model.config, trained=True)
-    choice = within(start, samples, goal.params, recipe.seed, recipe.optimizer.dtype)
+    choice = within(start, samples, goal.params, recipe.seed, recipe.optimizer.dtype, _left(goal, begin))
+    left = _left(goal, begin)
     machine = _machine(tables, samples)._replace(spent=time.monotonic() - begin)
     raw, expected = fitted(goal, tables, start.config, choice.sized.sizes, machine, best)
-    reasons = [
-        *_sizes(start.config, choice, samples),
-        *of_words(choice.sized.config, len(used_tokens(samples))),
-        *_steps(raw, expected),
-    ]
+    reasons = [*_sizes(start.config, choice, samples), *in_time(choice.sensitivity, left), *_steps(raw, expected)]
     return Plan({"parent": parent, **raw}, reasons, total_parameters(choice.sized.config), best)
+
+
+def _left(goal: Goal, begin: float) -> float:
+    """Seconds that a plan may still take."""
+    return QUARTER * goal.seconds - (time.monotonic() - begin)
 
 
 def _machine(tables: Mapping[str, Any], samples: Samples) -> Machine:
@@ -176,10 +180,10 @@ def _sizes(config: LMMConfig, choice: Chosen, samples: Samples) -> Iterator[str]
     """Lines of the plan about the sizes, with the sensitivity that they follow from."""
     before, after = sizes(config), sizes(choice.sized.config)
     old, new = total_parameters(config), total_parameters(choice.sized.config)
-    timed = f", {choice.measured_ms:.1f} ms a request" if choice.measured_ms else ""
+    timed = f", {choice.milliseconds:.1f} ms a request" if choice.milliseconds else ""
     yield f"parameters: {count(old)} to {count(new)}, {old / new:.1f} times fewer{timed}"
     for axis, size in before.items():
-        grown = choice.increases.get(axis)
+        grown = choice.sensitivity.increases.get(axis)
         why = "" if grown is None else f" (loss {grown:+.2f} with half of it closed)"
         yield f"  {axis}: {size} to {after[axis]}{why}"
     yield from of_words(choice.sized.config, len(used_tokens(samples)))
@@ -200,6 +204,37 @@ def of_words(student: LMMConfig, used: int) -> list[str]:
         f"warning: {count(words)} of the student's parameters are for {language.vocab} tokens, of which the rows use"
         f" {used}: antgmm vocabulary removes the others from the model first, without a loss"
     ]
+
+
+def in_time(sensitivity: Sensitivity, left: float) -> Iterator[str]:
+    """Yields lines of the plan about its own time.
+
+    Args:
+        sensitivity: what the sizes follow from.
+        left: seconds that the plan may still take after it; negative if it has taken more than it may.
+    """
+    rows, wanted = sensitivity.rows, sensitivity.wanted
+    if rows < wanted:
+        yield f"sensitivity: measured on {rows} of {wanted} rows, so that the plan takes at most a quarter of the time"
+    if left < 0:
+        yield (
+            f"warning: with {rows} rows for the sensitivity the plan takes {clock(-left)} more than a quarter of the"
+            " time: give more --minutes"
+        )
+
+
+def fewer_scores(rows: int, most: int) -> Iterator[str]:
+    """Yields a line of the plan if its run scores fewer test records than it could.
+
+    Args:
+        rows: number of test records that are scored.
+        most: number of those that would be with enough time.
+    """
+    if rows < most:
+        yield (
+            f"scores: on {rows} of {most} test rows, so that they take at most a fifth of the time; a score is"
+            f" uncertain by {50 / rows**0.5:.0f} points"
+        )
 
 
 def _tuning(trials: Sequence[Trial]) -> Iterator[str]:

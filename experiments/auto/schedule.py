@@ -8,8 +8,8 @@ from antgmm_jax.axes import sizes
 from antgmm_jax.config import IMAGE_SIDE, LMMConfig
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import family
-from experiments.auto.goal import MOST_MINUTES, Goal
-from experiments.auto.look import FEW
+from experiments.auto.goal import Goal
+from experiments.auto.look import COARSE, FEW
 from experiments.auto.sizing import by_side
 from experiments.run.progress.forecast import Rows, parts, seconds
 from experiments.run.schema import Recipe
@@ -26,6 +26,8 @@ DECAY = 0.1
 """Ten times the usual weight decay: +15 points in docs/lab/calibration.md."""
 LONGEST, FEWEST = 3.0, 20
 """Steps are at most this multiple of the aim, and at least this many."""
+SCORED = 0.2
+"""Largest part of the time for the scores on test records."""
 
 
 class Tuned(NamedTuple):
@@ -145,6 +147,10 @@ class Machine(NamedTuple):
     rate: float
     spent: float
 
+    def scoring(self, rows: int) -> "Machine":
+        """The same with another number of test records."""
+        return self._replace(rows=self.rows._replace(scored=rows))
+
 
 def fitted(
     goal: Goal, tables: Mapping[str, Any], config: LMMConfig, wanted: Mapping[str, int], machine: Machine, tuned: Tuned
@@ -162,12 +168,39 @@ def fitted(
 
     def written(scale: float) -> tuple[dict[str, Any], float]:
         raw = {**tables, "stage": stages(config, wanted, machine.rows.trained, scale, tuned)}
-        return raw, sum(seconds(part, machine.rate) for part in parts(recipe_of(raw, "plan"), config, machine.rows))
+        return raw, _expected(raw, config, machine)
 
     few, aim = written(0.01)[1], written(1.0)[1]
-    left = 60 * (goal.minutes or MOST_MINUTES) - machine.spent
+    left = goal.seconds - machine.spent
     most = LONGEST if goal.minutes else 1.0
     return written(min(most, max(0.01, (left - few) / (aim - few))))
+
+
+def scored_rows(
+    goal: Goal, tables: Mapping[str, Any], config: LMMConfig, wanted: Mapping[str, int], machine: Machine
+) -> int:
+    """Returns the number of test records to score after every stage and in the report, of teacher and student.
+
+    Args:
+        goal: the goal, with the minutes.
+        tables: from `base`.
+        config: config of the teacher.
+        wanted: axis -> units of the student.
+        machine: what decides the duration, with the number of all test records.
+
+    Returns:
+        All of them, or as many as take `SCORED` of the time, but not fewer than `COARSE` unless there are fewer.
+    """
+    rows = machine.rows.scored
+    raw = {**tables, "stage": stages(config, wanted, machine.rows.trained, 1.0, Tuned())}
+    every, none = (_expected(raw, config, machine.scoring(scored)) for scored in (rows, 0))
+    affordable = SCORED * goal.seconds / (every - none)
+    return rows if affordable >= 1 else min(rows, max(COARSE, int(affordable * rows)))
+
+
+def _expected(raw: Mapping[str, Any], config: LMMConfig, machine: Machine) -> float:
+    """Expected seconds of the run of a recipe's tables."""
+    return sum(seconds(part, machine.rate) for part in parts(recipe_of(raw, "plan"), config, machine.rows))
 
 
 def _steps(visits: float, batch: int) -> int:

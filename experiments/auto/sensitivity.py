@@ -1,6 +1,7 @@
 """Sensitivity of a model's loss to cuts of each axis, and the weights of the axes for the search of sizes."""
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from math import exp, log
 from typing import Any
 
@@ -12,6 +13,7 @@ from antgmm_jax.axes import sizes
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import complete
+from antgmm_jax.parallel import preemption
 from antgmm_jax.parallel.processes import gather
 from antgmm_jax.pure import Params, functional
 from distill import LossConfig, make_loss
@@ -46,11 +48,42 @@ def closed(config: LMMConfig, scores: Mapping[str, np.ndarray], part: float = CL
     return gates
 
 
+class InTime:
+    """Batches; a pass over them ends before the one that would end too late, but never before the first.
+
+    Args:
+        batches: the batches.
+        seconds: time for a pass.
+        clock: returns the time in seconds.
+
+    Attributes:
+        read: number of batches of the shortest pass.
+    """
+
+    def __init__(
+        self,
+        batches: Sequence[Mapping[str, jax.Array]],
+        seconds: float,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self._batches, self._seconds, self._clock, self.read = batches, seconds, clock, len(batches)
+
+    def __iter__(self) -> Iterator[Mapping[str, jax.Array]]:
+        begin = before = self._clock()
+        for number, batch in enumerate(preemption.leaving(self._batches), 1):
+            yield batch
+            now = self._clock()
+            if 2 * now - before > begin + self._seconds:  # if the next one takes as long
+                self.read = min(self.read, number)
+                return
+            before = now
+
+
 def increases(
     config: LMMConfig,
     params: Params,
     gates: Mapping[str, Mapping[str, np.ndarray]],
-    batches: Sequence[Mapping[str, jax.Array]],
+    batches: Iterable[Mapping[str, jax.Array]],
     *,
     dtype: str = "float32",
 ) -> dict[str, float]:
@@ -60,7 +93,7 @@ def increases(
         config: model config.
         params: model parameters.
         gates: axis -> gates, from `closed`.
-        batches: calibration batches.
+        batches: calibration batches, at least one.
         dtype: dtype of computation.
 
     Returns:
@@ -73,11 +106,11 @@ def increases(
         return loss(params, gates, batch, {})[0]
 
     cuts = {"": {}, **gates}
-    totals = dict.fromkeys(cuts, 0.0)
+    totals, count = dict.fromkeys(cuts, 0.0), 0
     for batch in batches:
         for axis, cut in cuts.items():
             totals[axis] += float(gather(measured(params, {**open_gates, **cut}, batch)))
-    count = max(1, len(batches))
+        count += 1
     return {axis: (total - totals[""]) / count for axis, total in totals.items() if axis}
 
 

@@ -1,20 +1,22 @@
 """Sizes of a student within the budget of a goal, from measured sensitivity and analytic cost."""
 
+import time
 from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
 from math import ceil
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pruning
 from antgmm_jax.axes import sizes
 from antgmm_jax.config import IMAGE_SIDE, LMMConfig
 from antgmm_jax.families import complete
+from antgmm_jax.parallel.sharding import padded_batch_size
 from experiments.auto.goal import Goal
 from experiments.auto.look import Look
-from experiments.auto.sensitivity import closed, factors, increases
+from experiments.auto.sensitivity import InTime, closed, factors, increases
 from experiments.lab.planning.rates import RequestSize, calibrate, predict
 from experiments.lab.planning.search import by_latency, by_parameters, time_request
-from experiments.run.calibration import calibration_batches, importance
+from experiments.run.calibration import calibration_batches, importance_on
 from experiments.run.host.console import working
 from experiments.run.rows.samples import Samples
 from experiments.run.student import Student, whole
@@ -26,8 +28,26 @@ DEPTH = 0.3
 """Value of the sublayers that a request passes through, relative to that of the parameters."""
 REQUEST = (64, 8)
 """Prompt and answer tokens of a typical request."""
-BATCH, BATCHES, MEASURED = 32, 4, 1000
-"""Rows of a batch, and most batches for sensitivity: fewer where they hold more than this number of answer tokens."""
+BATCH = 8
+"""Rows of a batch for sensitivity; with little time there is one batch, and fewer rows would say nothing."""
+FEWEST, MOST, MEASURED = 4, 16, 1000
+"""Batches with enough time: as many as hold this number of answer tokens, within these bounds."""
+PASS = 1 / 8
+"""Part of the time for each of the two passes of importance; the pass of the sensitivity evaluates a batch per axis."""
+
+
+class Sensitivity(NamedTuple):
+    """Sensitivity of a model.
+
+    Attributes:
+        increases: axis -> increase of the loss when half of the axis is closed without training.
+        rows: rows that importance and sensitivity were measured on.
+        wanted: the same with enough time.
+    """
+
+    increases: dict[str, float]
+    rows: int
+    wanted: int
 
 
 class Chosen(NamedTuple):
@@ -35,16 +55,16 @@ class Chosen(NamedTuple):
 
     Attributes:
         sized: sizes, config and cost.
-        increases: axis -> increase of the loss when half of the axis is closed without training.
-        measured_ms: measured milliseconds of a request; 0 for a budget of parameters.
+        sensitivity: the sensitivity that they follow from.
+        milliseconds: measured milliseconds of a request; 0 for a budget of parameters.
     """
 
     sized: Sized
-    increases: dict[str, float]
-    measured_ms: float = 0.0
+    sensitivity: Sensitivity
+    milliseconds: float = 0.0
 
 
-def chosen(goal: Goal, seen: Look, seed: int, dtype: str) -> Chosen:
+def chosen(goal: Goal, seen: Look, seed: int, dtype: str, seconds: float) -> Chosen:
     """Searches the sizes of a goal.
 
     Args:
@@ -52,6 +72,7 @@ def chosen(goal: Goal, seen: Look, seed: int, dtype: str) -> Chosen:
         seen: model and data.
         seed: seed of the calibration batches.
         dtype: dtype of computation.
+        seconds: time for the sensitivity.
 
     Returns:
         The sizes.
@@ -61,19 +82,19 @@ def chosen(goal: Goal, seen: Look, seed: int, dtype: str) -> Chosen:
     """
     config = seen.teacher.config
     if not goal.latency_ms:
-        return within(seen.teacher, seen.trained, _parameters(goal, config), seed, dtype)
-    grown = _increases(seen.teacher, seen.trained, seed, dtype)
-    search = partial(pruning.search, config, weights=factors(grown))
+        return within(seen.teacher, seen.trained, _parameters(goal, config), seed, dtype, seconds)
+    sensitivity = _sensitivity(seen.teacher, seen.trained, seed, dtype, seconds)
+    search = partial(pruning.search, config, weights=factors(sensitivity.increases))
     lengths = seen.held.lengths
     # A model without an encoder reads prompt and answer as one text.
     prompt = lengths["text"] - (0 if config.encoder_decoder else lengths["answer"])
     request = RequestSize(max(prompt, config.usual_tokens + 1), lengths["answer"])
     price = lru_cache(maxsize=None)(partial(predict, calibrate(config, request), request=request))
     best, _ = by_latency(config, goal.latency_ms, search, price, partial(time_request, request=request))
-    return Chosen(best.sized, grown, best.measured)
+    return Chosen(best.sized, sensitivity, best.measured)
 
 
-def within(model: Student, samples: Samples, parameters: int, seed: int, dtype: str) -> Chosen:
+def within(model: Student, samples: Samples, parameters: int, seed: int, dtype: str, seconds: float) -> Chosen:
     """Searches the sizes for a number of parameters.
 
     Args:
@@ -82,6 +103,7 @@ def within(model: Student, samples: Samples, parameters: int, seed: int, dtype: 
         parameters: maximum number of parameters.
         seed: seed of the calibration batches.
         dtype: dtype of computation.
+        seconds: time for the sensitivity.
 
     Returns:
         The sizes.
@@ -89,9 +111,9 @@ def within(model: Student, samples: Samples, parameters: int, seed: int, dtype: 
     Raises:
         AntgmmError: no legal model is within the budget, or the model itself is.
     """
-    grown, config = _increases(model, samples, seed, dtype), model.config
-    search = partial(pruning.search, config, weights=factors(grown), value=value_of(config))
-    return Chosen(by_parameters(config, parameters, search), grown)
+    sensitivity, config = _sensitivity(model, samples, seed, dtype, seconds), model.config
+    search = partial(pruning.search, config, weights=factors(sensitivity.increases), value=value_of(config))
+    return Chosen(by_parameters(config, parameters, search), sensitivity)
 
 
 def check_budget(goal: Goal) -> None:
@@ -130,25 +152,26 @@ def value_of(config: LMMConfig) -> Callable[[LMMConfig], float]:
     )
 
 
-def _increases(model: Student, samples: Samples, seed: int, dtype: str) -> dict[str, float]:
-    config = model.config
+def _sensitivity(model: Student, samples: Samples, seed: int, dtype: str, seconds: float) -> Sensitivity:
+    config, end = model.config, time.monotonic() + seconds
     with working("sensitivity of the loss to each axis"):
-        params = model.load(dtype)
-        of_axes = methods(sizes(config))
-        count = batches_for(samples.totals["answer"] / len(samples))
-        read: dict[str, Any] = {"batch_size": BATCH, "batches": count, "seed": seed}
-        scores, _ = importance(config, params, of_axes, {}, samples, **read, dtype=dtype)
-        batches = calibration_batches(samples, **read)
-        return increases(config, params, closed(config, scores), batches, dtype=dtype)
+        params, rows = model.load(dtype), min(padded_batch_size(BATCH), len(samples))
+        count = min(batches_for(samples.totals["answer"] / len(samples)), len(samples) // rows)
+        batches = calibration_batches(samples, batch_size=rows, batches=count, seed=seed)
+        scored = InTime(batches, PASS * (end - time.monotonic()))
+        scores, _ = importance_on(scored, config, params, methods(sizes(config)), {}, seed=seed, dtype=dtype)
+        evaluated = InTime(batches, end - time.monotonic())
+        grown = increases(config, params, closed(config, scores), evaluated, dtype=dtype)
+    return Sensitivity(grown, rows * min(scored.read, evaluated.read), rows * count)
 
 
 def batches_for(answer: float) -> int:
-    """Returns the number of batches for sensitivity.
+    """Returns the number of batches for sensitivity with enough time.
 
     Args:
         answer: mean number of answer tokens of a row; conversations have many.
     """
-    return max(1, min(BATCHES, ceil(MEASURED / (BATCH * answer))))
+    return max(FEWEST, min(MOST, ceil(MEASURED / (BATCH * answer))))
 
 
 def methods(axes: Mapping[str, int]) -> dict[str, str]:

@@ -28,7 +28,7 @@ from pruning.planning import illegal_reason
 KINDS, RATES = ("muon", "adamw"), (3.0, 1 / 3)
 """Optimizers that are tried at the usual rate, and the rates, as multiples of it, that the better one is tried at."""
 STEPS, FEWEST, PART = 200, 60, 0.15
-"""Steps of a candidate, the fewest that say something, and the largest part of a run's time for all candidates."""
+"""Steps of a candidate, the fewest that say something, and the largest part of the time for all candidates."""
 ROWS = 1000
 """Maximum number of training rows of a candidate."""
 
@@ -70,7 +70,7 @@ def tuned(
         seen: model and data.
         wanted: axis -> units of the student.
         machine: what decides the duration.
-        seconds: duration of the run; candidates may take `PART` of it.
+        seconds: time for all candidates.
         place: folder for temporary files, removed at the end.
 
     Returns:
@@ -79,7 +79,7 @@ def tuned(
     config, text = seen.teacher.config, by_side(seen.teacher.config, wanted)[1]
     if illegal_reason(config, text):
         return []
-    steps = steps_within(PART * seconds, tables, config, text, machine)
+    steps = steps_within(seconds, tables, config, text, machine)
     if not steps:
         return []
     try:

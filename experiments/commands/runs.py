@@ -190,10 +190,10 @@ def train(
         figures = finish(Run(training, run, watch=watch))
         advise(training, run)
         upload(run / "export", push)
-    scores = figures["scores"]
-    rows = [("parameters", count(figures["params"])), ("exact match (macro)", f"{scores['exact_match']:.4f}")]
-    rows += [(f"... {kind or '-'}", f"{value:.4f}") for kind, value in scores["by_type"].items()]
-    energy = figures["energy"]
+    rows, energy = [("parameters", count(figures["params"]))], figures["energy"]
+    if scores := figures.get("scores"):  # none after a phase of facts
+        rows.append(("exact match (macro)", f"{scores['exact_match']:.4f}"))
+        rows += [(f"... {kind or '-'}", f"{value:.4f}") for kind, value in scores["by_type"].items()]
     rows.append((f"energy, {energy['source']}", f"{energy['kwh']:.3g} kWh, {energy['kg_co2']:.3g} kg CO2"))
     print_result(figures, as_json, table(["", "teacher"], rows), f"model: {run / 'export'}")
 

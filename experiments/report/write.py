@@ -21,7 +21,7 @@ from experiments.run.export.export_gate import GateResult
 from experiments.run.folder import WHOLE, RunFolder, write_bytes, write_text
 from experiments.run.pipeline import Outcome, Run
 from experiments.run.rows.prompts import prompt_of
-from experiments.run.schema import Recipe
+from experiments.run.schema import Recipe, Training
 from experiments.run.scores.scoring import scored
 from pruning.costs import total_parameters
 
@@ -61,19 +61,21 @@ def write_teacher_report(outcome: Outcome) -> dict[str, Any]:
         outcome: result of the run.
 
     Returns:
-        Scores, size, seconds and energy, as JSON types.
+        Size, seconds and energy, as JSON types; and scores if its last phase trains answers.
     """
     folder, recipe, model = outcome.folder, outcome.recipe, outcome.student
-    longest, place = recipe.evaluate.max_new_tokens, folder.report / "report.json"
-    limits = {"max_new_tokens": longest, "dtype": recipe.optimizer.dtype}
-    scores, _ = scored("scores", model.config, model.weights(), outcome.test, outcome.processor, **limits)
-    size = total_parameters(model.config)
+    assert isinstance(recipe, Training)
+    place, size = folder.report / "report.json", total_parameters(model.config)
+    scores = {}
+    if recipe.answers:
+        limits = {"max_new_tokens": recipe.evaluate.max_new_tokens, "dtype": recipe.optimizer.dtype}
+        scores, _ = scored("scores", model.config, model.weights(), outcome.test, outcome.processor, **limits)
 
     def write() -> None:  # only the first process measures energy
         energy = folder.energy[WHOLE]._asdict()
-        figures = {"params": size, "scores": scores, "seed": recipe.seed}
-        write_book(place, {**figures, "wall_seconds": folder.seconds, "energy": energy})
-        _write_card(outcome, [Score(described(recipe.evaluate.data), scores)])
+        figures = {"params": size, "seed": recipe.seed, "wall_seconds": folder.seconds, "energy": energy}
+        write_book(place, figures | ({"scores": scores} if scores else {}))
+        _write_card(outcome, [Score(described(recipe.evaluate.data), scores)] if scores else [])
 
     run_on_first(write)
     return read_book(place, AGAIN)

@@ -1,6 +1,6 @@
 """Importance scores of all axes for pruning, from calibration batches."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -41,7 +41,7 @@ def importance(
     dtype: str = "float32",
     remat: str = "dots",
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Computes importance scores, with a method per axis.
+    """Computes importance scores on some records, with a method per axis.
 
     Args:
         config: model config.
@@ -62,14 +62,43 @@ def importance(
     Raises:
         Preempted: SIGTERM was received.
     """
+    calibration = _SafePoints()
+    if {*methods.values()} - {"magnitude", "random", "last"}:
+        calibration = _SafePoints(calibration_batches(samples, batch_size=batch_size, batches=batches, seed=seed))
+    return importance_on(calibration, config, params, methods, targets, seed=seed, dtype=dtype, remat=remat)
+
+
+def importance_on(
+    calibration: Iterable[Mapping[str, jax.Array]],
+    config: LMMConfig,
+    params: Params,
+    methods: Mapping[str, str],
+    targets: Mapping[str, int],
+    *,
+    seed: int,
+    dtype: str = "float32",
+    remat: str = "dots",
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Computes importance scores on batches, with a method per axis.
+
+    Args:
+        calibration: batches on the devices; each method iterates over them once.
+        config: model config.
+        params: model parameters.
+        methods: as in `importance`.
+        targets: axis -> target size.
+        seed: seed of random scores.
+        dtype: as in `importance`.
+        remat: as in `importance`.
+
+    Returns:
+        As `importance`.
+    """
     pure, local, used = functional(config, remat), local_axes(config), set(methods.values())
 
     def apply(params: Params, batch: Mapping[str, jax.Array], *, collect: tuple[str, ...]) -> dict[str, jax.Array]:
         return pure.apply(to_dtype(params, dtype), batch, collect=collect)
 
-    calibration = _SafePoints()
-    if used - {"magnitude", "random", "last"}:
-        calibration = _SafePoints(calibration_batches(samples, batch_size=batch_size, batches=batches, seed=seed))
     scores: dict[str, dict[str, np.ndarray]] = {}
     if "taylor" in used:
         loss = make_loss(pure, LossConfig(hard=1.0), dtype=dtype)

@@ -120,7 +120,7 @@ class Run:
     def scores(self) -> dict[str, Any]:
         """Starts or resumes the stages and evaluates the final model, without export and report.
 
-        The last stage must train on answers.
+        The recipe is one of a compression: the report of a training has its scores.
 
         Returns:
             `params`, `sizes`, `seconds`, `exact_match`, `by_type`, and `exact_match_hard` if there are hard records.
@@ -214,7 +214,7 @@ class Run:
         result = StageRun(work, shared, working, watcher).run(student)
         return_freed_memory()
         metrics: dict[str, Any] = {"history": result.history}
-        if work.objective == "answers":
+        if work.scored:
             params = completed(result.params, student)
             scores = metrics["scores"] = self._scores(f"scores after {work.title}", result.config, params, self.test)
             say(f"{work.title}: exact match {scores['exact_match']:.3f}, token loss {scores['token_loss']:.3f}")

@@ -110,13 +110,15 @@ def parts(recipe: Recipe | Training, start: LMMConfig, rows: Rows) -> list[Part]
     """
     records, questions = rows.trained + rows.scored + rows.hard, rows.scored + rows.hard
     result = [Part("reading", f"{records} records", seconds=records * rows.read), *_cache(recipe, start, rows)]
-    models = [start] if isinstance(recipe, Recipe) else []
-    for stage in stage_flops(start, recipe, length=rows.prompt, answer=rows.answer):
+    stages = [*stage_flops(start, recipe, length=rows.prompt, answer=rows.answer)]
+    for stage in stages:
         result += _stage(stage, rows)
-        models = [*models[:1], stage.after] if isinstance(recipe, Recipe) else [stage.after]
+    after = stages[-1].after
+    models = [start, after] if isinstance(recipe, Recipe) else [after] if recipe.answers else []
     flops = questions * sum(_answer_flops(model, rows) for model in models)
     batches = len(models) * questions / BATCH * rows.answer
-    return [*result, Part("report", f"export, latency, scores on {questions} questions", flops, batches, CLOSE)]
+    work = f"export, latency, scores on {questions} questions" if models else "export"
+    return [*result, Part("report", work, flops, batches, CLOSE)]
 
 
 def _cache(recipe: Recipe | Training, teacher: LMMConfig, rows: Rows) -> list[Part]:
@@ -142,7 +144,7 @@ def _stage(stage: StageFlops, rows: Rows) -> list[Part]:
     if stage.features:
         flops, batches = rows.slots * stage.features, rows.trained / BATCH
         result.insert(0, Part("image features", f"{rows.trained} records", flops, batches))
-    if work.objective == "answers":
+    if work.scored:
         flops, batches = rows.scored * _answer_flops(stage.after, rows), rows.scored / BATCH * rows.answer
         result.append(Part(f"{SCORES}{work.title}", f"{rows.scored} questions", flops, batches))
     return result

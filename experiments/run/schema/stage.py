@@ -150,6 +150,7 @@ class Work(NamedTuple):
         stage: settings of the stage.
         objective: training objective.
         seed: seed of the order of its data and of new parameters.
+        scored: whether the model answers the test records after it.
     """
 
     number: int
@@ -157,3 +158,4 @@ class Work(NamedTuple):
     stage: Stage
     objective: Objective
     seed: int
+    scored: bool = True

@@ -92,11 +92,24 @@ class Training(BaseRecipe):
 
     @property
     def work(self) -> tuple[Work, ...]:
-        """The phases in the common form of both kinds of recipes."""
+        """The phases in the common form of both kinds of recipes; the report scores what the last one has trained."""
+        last = len(self.phases)
         return tuple(
-            Work(number, f"phase {phase.name!r}", phase.stage, phase.kind, self.seed + number)
+            Work(
+                number,
+                f"phase {phase.name!r}",
+                phase.stage,
+                phase.kind,
+                self.seed + number,
+                scored=phase.kind == "answers" and number < last,
+            )
             for number, phase in enumerate(self.phases, 1)
         )
+
+    @property
+    def answers(self) -> bool:
+        """Whether the trained model answers questions: its last phase trains answers."""
+        return self.phases[-1].kind == "answers"
 
     @property
     def start(self) -> str:

@@ -1,7 +1,7 @@
 """Parts of a plan: goals, rows, buckets, sensitivity, sizes by side, and stages for every family."""
 
 from functools import cache
-from math import sqrt
+from math import inf, sqrt
 
 import numpy as np
 import pytest
@@ -11,20 +11,28 @@ from antgmm_jax.axes import sizes
 from antgmm_jax.config import IMAGE_SIDE
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import complete
+from antgmm_jax.io.loading import load_processor
 from antgmm_jax.presets import preset
+from data.maad import source
+from experiments.auto import sizing
 from experiments.auto.advice import is_flat
 from experiments.auto.buckets import bucket
 from experiments.auto.goal import Goal, is_planned, marked, ratio
 from experiments.auto.look import Look, at_chance, check_quality, most_frequent, warnings
-from experiments.auto.plan import of_words
+from experiments.auto.plan import fewer_scores, in_time, of_words
 from experiments.auto.rows import kind_of, tables
-from experiments.auto.schedule import DECAY, Tuned, base, stages
-from experiments.auto.sensitivity import factors
-from experiments.auto.sizing import batches_for, by_side, value_of
+from experiments.auto.schedule import DECAY, Machine, Tuned, base, fitted, scored_rows, stages
+from experiments.auto.sensitivity import InTime, factors
+from experiments.auto.sizing import Sensitivity, batches_for, by_side, value_of, within
+from experiments.run.calibration import calibration_batches
 from experiments.run.checks import check_sizes
+from experiments.run.progress import forecast
+from experiments.run.progress.forecast import Rows
+from experiments.run.rows.samples import Samples
 from experiments.run.schema.recipe import recipe_of
-from experiments.run.student import Student
+from experiments.run.student import Student, whole
 from pruning.costs import total_parameters
+from tests.experiments.tiny import save_llava
 from tests.pruning.models import CONFIGS
 
 GOAL = Goal("teacher", {"kind": "jsonl", "path": "a.jsonl"}, {"kind": "jsonl", "path": "b.jsonl"}, smaller=8.0)
@@ -172,6 +180,87 @@ def test_the_search_spends_its_cuts_on_what_is_valued():
     assert quick["text/embed"] >= wide["text/embed"]
 
 
-@pytest.mark.parametrize(("answer", "batches"), [(1, 4), (8, 4), (15, 3), (35, 1), (300, 1)])
+@pytest.mark.parametrize(("answer", "batches"), [(1, 16), (8, 16), (15, 9), (35, 4), (300, 4)])
 def test_sensitivity_reads_fewer_rows_with_long_answers(answer, batches):
     assert batches_for(answer) == batches
+
+
+@pytest.mark.parametrize(
+    ("seconds", "durations", "read"),
+    [
+        (35, [10] * 8, 3),  # a fourth one would end at 40
+        (40, [10] * 8, 4),
+        (75, [30] + [10] * 7, 5),  # the first one also compiles: only at its end the next one is taken to be as long
+        (55, [30] + [10] * 7, 1),
+        (-5, [10] * 8, 1),
+        (inf, [10] * 8, 8),
+    ],
+)
+def test_a_pass_over_batches_ends_in_time(seconds, durations, read):
+    now = [0.0]
+    batches = InTime(range(8), seconds, lambda: now[0])  # pyright: ignore
+    for _, duration in zip(batches, durations, strict=False):
+        now[0] += duration
+    assert batches.read == read
+
+
+def test_rows_of_a_sensitivity_are_encoded_once_and_as_few_as_the_time_allows(tmp_path, monkeypatch):
+    teacher, made = save_llava(tmp_path / "teacher"), []
+
+    def counted(*arguments, **options):
+        made.append(calibration_batches(*arguments, **options))
+        return made[-1]
+
+    monkeypatch.setattr(sizing, "calibration_batches", counted)
+    model, processor = whole(teacher), load_processor(teacher)
+    samples = Samples(source("s", "train", 20), processor, model.config)
+    budget = total_parameters(model.config) // 2
+    every, few = (within(model, samples, budget, 0, "float32", seconds).sensitivity for seconds in (inf, 0.0))
+    assert (every.rows, every.wanted, few.rows, few.wanted) == (16, 16, 8, 16)
+    assert [len(batches) for batches in made] == [2, 2]
+    assert every.increases.keys() == few.increases.keys() != set()
+
+
+def test_the_plan_says_what_the_time_has_shortened():
+    assert [*in_time(Sensitivity({}, 128, 128), 1.0), *fewer_scores(900, 900)] == []
+    (line,) = in_time(Sensitivity({}, 24, 128), 1.0)
+    assert line.startswith("sensitivity: measured on 24 of 128 rows, ")
+    _, late = in_time(Sensitivity({}, 8, 128), -65.0)
+    assert late.startswith("warning: with 8 rows for the sensitivity the plan takes 1:05 more than a quarter")
+    (line,) = fewer_scores(625, 1000)
+    assert line.startswith("scores: on 625 of 1000 test rows, ") and line.endswith("uncertain by 2 points")
+
+
+def planned(name):
+    """Tables, config and sizes of a plan, with a machine of 1e9 FLOP/s."""
+    raw = base(GOAL, {**GOAL.data, "samples": 5000}, {**GOAL.test, "samples": 1000})
+    rows = Rows(trained=5000, scored=1000, hard=0, prompt=50, answer=6, slots=1.0, read=1e-3)
+    return raw, CONFIGS[name], small(name), Machine(rows, 1e9, 100.0)
+
+
+def test_scores_take_a_fifth_of_the_time():
+    raw, config, wanted, machine = planned("llava")
+    image, after = (
+        pruning.planned_config(config, complete(config, part)) for part in (by_side(config, wanted)[0], wanted)
+    )
+    seconds = machine.rows.read
+    for model in (image, after, after, config, after):  # three stages, then teacher and student in the report
+        flops = sum(sum(towers.values()) for towers in pruning.cost(model, 1, 50, 6).flops.values())
+        seconds += flops / (forecast.SHARE * 1e9) + forecast.CALL * 6 / forecast.BATCH
+    goal = GOAL._replace(minutes=5 * 400.5 * seconds / 60)
+    assert scored_rows(goal, raw, config, wanted, machine) == 400
+    assert scored_rows(goal._replace(minutes=10 * goal.minutes), raw, config, wanted, machine) == 1000
+    hurried = goal._replace(minutes=goal.minutes / 10)
+    assert scored_rows(hurried, raw, config, wanted, machine) == 100
+    assert scored_rows(hurried, raw, config, wanted, machine.scoring(60)) == 60
+
+
+def test_the_time_for_scores_is_taken_from_the_steps():
+    raw, config, wanted, machine = planned("llava")
+    time = fitted(GOAL, raw, config, wanted, machine, Tuned())[1]
+    goal, steps = GOAL._replace(minutes=(time + machine.spent) / 60), []
+    for scored in (0, 1000, 2000):
+        tables, expected = fitted(goal, raw, config, wanted, machine.scoring(scored), Tuned())
+        assert expected == pytest.approx(time, rel=0.01)
+        steps.append(sum(stage["recover_steps"] for stage in tables["stage"]))
+    assert steps[0] > steps[1] > steps[2]

@@ -57,6 +57,18 @@ def test_one_command_plans_once_and_compresses(antgmm, monkeypatch, tmp_path, ro
     assert other.stderr.endswith("choose another --run, or remove it with the run's folder\n")
 
 
+def test_a_plan_without_time_reads_8_rows_tries_nothing_and_says_so(antgmm, tmp_path):
+    rows = write_rows(tmp_path / "rows.jsonl", 40)
+    words = ["compress", "--model", save_llava(tmp_path / "teacher"), "--data", rows, "--params", "30000"]
+    result = antgmm(*words, "--minutes", "0.01", "--plan")
+    assert result.exit_code == 0, result.output
+    plan = (tmp_path / "runs" / "teacher-30000.toml").read_text()
+    for text in (result.stderr, plan):
+        assert re.search(r"sensitivity: measured on 8 of (16|24|32) rows", text)
+        assert re.search(r"warning: with 8 rows for the sensitivity the plan takes \d+:\d\d more than a quarter", text)
+        assert "tuning: none, for want of time" in text
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -1,6 +1,7 @@
 """Both objectives, answers and facts of pictures, are trained and resumed by the same loop."""
 
 import json
+import shutil
 from pathlib import Path
 
 import jax
@@ -11,16 +12,25 @@ import pytest
 import distill
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io import checkpoint
+from antgmm_jax.io.books import write_book
 from antgmm_jax.pure import functional
 from data import maad
 from data.facts import facts_loss, with_heads
 from data.writers import write_jsonl
+from experiments.auto.advice import advice
+from experiments.report.write import finish
 from experiments.run import stage as stages
 from experiments.run.objectives import facts_step
 from experiments.run.pipeline import Run
+from experiments.run.rows.datasets import load_records
 from experiments.run.schema.recipe import dump_recipe, load_training
+from experiments.run.scores import scoring
+from experiments.run.scores.evaluation import evaluate
 from tests.data.test_facts import CONFIG, FACTS, batch
 from tests.experiments.tiny import TRAINING
+
+KINDS = ("facts", "answers", "facts", "answers")
+"""Kinds of the phases of a training with more phases than `TRAINING`."""
 
 
 def step_of(params, optimizer, dtype=jnp.float32):
@@ -75,9 +85,58 @@ def test_facts_train_the_image_side_and_answers_all_of_the_model(whole):
     assert set(facts["params"]) == {"vision", "bridge"} and set(answers["params"]) == {"vision", "bridge", "language"}
     assert_equal(answers["params"], jax.tree.map(np.asarray, model.load()))
     assert (one["objective"], two["objective"]) == ("facts", "answers")
-    assert "scores" not in one["metrics"] and 0 <= two["metrics"]["scores"]["exact_match"] <= 1
+    assert not {"scores"} & (one["metrics"].keys() | two["metrics"].keys())
     fresh = functional(model.config).init(jax.random.key(0))["language"]["tokens"]
     assert not np.array_equal(answers["params"]["language"]["tokens"], fresh)
+
+
+def test_the_report_scores_what_the_last_phase_has_trained_once(recipe, whole, tmp_path, monkeypatch):
+    run, calls = shutil.copytree(whole[0], tmp_path / "run"), []
+
+    def counted(*arguments, **options):
+        calls.append(evaluate(*arguments, **options))
+        return calls[-1]
+
+    monkeypatch.setattr(scoring, "evaluate", counted)
+    figures = finish(Run(recipe, run))
+    assert [scores for scores, _ in calls] == [figures["scores"]]
+    assert "Exact match on MAAD-synth, tier s, val, 2 questions" in (run / "export" / "README.md").read_text()
+
+
+def test_what_the_report_shows_as_not_learnt_is_named(whole, tmp_path):
+    run, path = shutil.copytree(whole[0], tmp_path / "run"), tmp_path / "recipe.toml"
+    path.write_text(TRAINING)
+    training = load_training(path, ["evaluate.data.samples=60"])
+    types = {record.type for record in load_records(training.evaluate.data)}
+    (run / "report").mkdir(exist_ok=True)
+    for value, notes in ((0.0, 1), (1.0, 0)):
+        write_book(run / "report" / "report.json", {"scores": {"by_type": dict.fromkeys(types, value)}})
+        assert sum("they are not learnt" in note for note in advice(training, run)) == notes
+    write_book(run / "report" / "report.json", {"params": 1})
+    assert advice(training, run) == []
+
+
+def test_only_phases_of_answers_are_scored_and_the_last_one_in_the_report(recipe, tmp_path):
+    path = tmp_path / "recipe.toml"
+    path.write_text(TRAINING)
+    phases = ", ".join(f'{{name="{name}", kind="{kind}", steps=2}}' for name, kind in zip("abcd", KINDS, strict=True))
+    training = load_training(path, [f"phase=[{phases}]"])
+    assert [work.scored for work in training.work] == [False, True, False, False]
+    assert training.answers and recipe.answers
+    assert not load_training(path, ['phase=[{name="a", kind="facts", steps=2}]']).answers
+
+
+def test_a_training_of_facts_alone_has_a_report_without_scores(antgmm, tmp_path, monkeypatch):
+    monkeypatch.setattr(scoring, "evaluate", None)
+    (tmp_path / "recipe.toml").write_text(TRAINING)
+    facts = 'phase=[{name="facts", kind="facts", steps=3}]'
+    trained = antgmm("train", "recipe.toml", "--run", "run", "--set", facts)
+    assert trained.exit_code == 0, trained.output
+    assert "parameters" in trained.stdout and "exact match" not in trained.stdout
+    assert "report: export" in trained.stderr and "scores" not in trained.stderr
+    figures = json.loads((tmp_path / "run" / "report" / "report.json").read_text())
+    assert figures["params"] > 0 and "scores" not in figures
+    assert "This model has not been scored" in (tmp_path / "run" / "export" / "README.md").read_text()
 
 
 @pytest.mark.parametrize("number", [1, pytest.param(2, marks=pytest.mark.long)])

@@ -12,7 +12,8 @@ from data.maad import source
 from experiments.run.progress import forecast
 from experiments.run.progress.flops import training_flops
 from experiments.run.progress.forecast import Part, Rows, announce, look_at, parts, seconds
-from experiments.run.schema.recipe import load_recipe
+from experiments.run.schema.recipe import load_recipe, load_training
+from experiments.run.training import shape_of
 
 EXPERIMENTS = Path(__file__).resolve().parents[4] / "experiments"
 TEACHER = EXPERIMENTS / "teachers" / "maad-m"
@@ -51,6 +52,17 @@ def test_the_parts_of_the_demo(config):
     [cache] = (part for part in parts(labels, config, ROWS) if part.title == "teacher cache")
     # Without a loss on logits the teacher's language model does not run.
     assert cache.flops == 16000 * image
+
+
+def test_a_training_is_scored_in_its_report_and_only_if_its_last_phase_trains_answers():
+    recipe = load_training(EXPERIMENTS / "recipes" / "teacher-m.toml")
+    shape = shape_of(recipe)
+    both = [*parts(recipe, shape, ROWS)]
+    assert [part.title for part in both] == ["reading", "phase 'facts'", "image features", "phase 'answers'", "report"]
+    one = sum(sum(towers.values()) for towers in pruning.cost(shape, 1, 50, 6).flops.values())
+    assert both[-1].flops == (3000 + 1000) * one and "4000 questions" in both[-1].work
+    [*_, report] = parts(recipe.model_copy(update={"phases": recipe.phases[:1]}), shape, ROWS)
+    assert (report.flops, report.batches, report.work) == (0, 0, "export")
 
 
 def test_seconds_of_a_part_by_hand():
