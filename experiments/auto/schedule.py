@@ -26,6 +26,8 @@ DECAY = 0.1
 """Ten times the usual weight decay: +15 points in docs/lab/calibration.md."""
 LONGEST, FEWEST = 3.0, 20
 """Steps are at most this multiple of the aim, and at least this many."""
+IMAGE = 0.2
+"""Part of the training's time that the image side gets where time is short: its steps are cheap, its losses stay."""
 SCORED = 0.2
 """Largest part of the time for the scores on test records."""
 
@@ -40,6 +42,13 @@ class Tuned(NamedTuple):
 
     kind: str = "muon"
     rate: float = 1.0
+
+
+class Scale(NamedTuple):
+    """Factors on the numbers of steps of the image side and of the language model."""
+
+    image: float
+    text: float
 
 
 def base(goal: Goal, data: Mapping[str, Any], test: Mapping[str, Any]) -> dict[str, Any]:
@@ -75,21 +84,21 @@ def draft(tables: Mapping[str, Any]) -> Recipe:
     return recipe_of({**tables, "stage": [{"name": "draft", "recover_steps": 1}]}, "plan")
 
 
-def stages(config: LMMConfig, wanted: Mapping[str, int], rows: int, scale: float, tuned: Tuned) -> list[dict[str, Any]]:
+def stages(config: LMMConfig, wanted: Mapping[str, int], rows: int, scale: Scale, tuned: Tuned) -> list[dict[str, Any]]:
     """Returns the stages of a plan: image side, language model, and the same while the learning rate falls to zero.
 
     Args:
         config: config of the teacher.
         wanted: axis -> units of the student.
         rows: number of training rows.
-        scale: factor on the number of steps.
+        scale: factors on the numbers of steps.
         tuned: settings of the language stages.
     """
     image, text = by_side(config, wanted)
     batch, small = min(64, max(1, rows // 4)), min(16, max(1, rows // 4))
     result = []
     if image:
-        steps = _steps(scale * min(IMAGE_VISITS, EPOCHS * max(rows, FEW)), batch)
+        steps = _steps(scale.image * min(IMAGE_VISITS, EPOCHS * max(rows, FEW)), batch)
         optimizer = {"learning_rate": _rate(IMAGE_RATE, config, wanted, "vision/embed"), "batch_size": batch}
         result.append(
             {
@@ -103,7 +112,7 @@ def stages(config: LMMConfig, wanted: Mapping[str, int], rows: int, scale: float
                 "sizes": image,
             }
         )
-    half = _steps(scale * LANGUAGE_VISITS / 2, small)
+    half = _steps(scale.text * LANGUAGE_VISITS / 2, small)
     settle = language_stage(config, text, rows, tuned, half)
     cut = {name: settle.pop(name) for name in ("importance", "sizes") if name in settle}
     language = {**settle, "optimizer": {**settle["optimizer"], "schedule": "constant"}, **cut}
@@ -166,14 +175,18 @@ def fitted(
         tuned: settings of the language stages.
     """
 
-    def written(scale: float) -> tuple[dict[str, Any], float]:
-        raw = {**tables, "stage": stages(config, wanted, machine.rows.trained, scale, tuned)}
+    def written(image: float, text: float) -> tuple[dict[str, Any], float]:
+        raw = {**tables, "stage": stages(config, wanted, machine.rows.trained, Scale(image, text), tuned)}
         return raw, _expected(raw, config, machine)
 
-    few, aim = written(0.01)[1], written(1.0)[1]
-    left = goal.seconds - machine.spent
+    few = written(0.01, 0.01)[1]
+    of_image, of_text = written(1.0, 0.01)[1] - few, written(0.01, 1.0)[1] - few
+    left = goal.seconds - machine.spent - few
     most = LONGEST if goal.minutes else 1.0
-    return written(min(most, max(0.01, (left - few) / (aim - few))))
+    both = left / (of_image + of_text)
+    image = max(both, min(1.0, IMAGE * left / of_image)) if of_image else 1.0
+    image, text = (max(0.01, min(most, scale)) for scale in (image, (left - image * of_image) / of_text))
+    return written(image, text)
 
 
 def scored_rows(
@@ -192,7 +205,7 @@ def scored_rows(
         All of them, or as many as take `SCORED` of the time, but not fewer than `COARSE` unless there are fewer.
     """
     rows = machine.rows.scored
-    raw = {**tables, "stage": stages(config, wanted, machine.rows.trained, 1.0, Tuned())}
+    raw = {**tables, "stage": stages(config, wanted, machine.rows.trained, Scale(1.0, 1.0), Tuned())}
     every, none = (_expected(raw, config, machine.scoring(scored)) for scored in (rows, 0))
     affordable = SCORED * goal.seconds / (every - none)
     return rows if affordable >= 1 else min(rows, max(COARSE, int(affordable * rows)))

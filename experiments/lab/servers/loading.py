@@ -16,6 +16,9 @@ from experiments.run.rows.samples import Samples
 from experiments.run.scores.scoring import scored
 from experiments.run.scores.server import answers, connect
 
+MEMORY = 0.4
+"""Part of the memory, of a CPU's too, that vLLM takes: it refuses to start with less, and this process holds some."""
+
 
 class Load(NamedTuple):
     """What servers are loaded with.
@@ -89,4 +92,5 @@ def _command(directory: Path, load: Load, port: int) -> list[str]:
         ]
     length = ["--max-model-len", str(min(4096, positions(directory))), "--max-num-seqs", str(max(load.clients))]
     options = ["--model", str(directory), "--served-model-name", "student", "--dtype", "float32", "--enforce-eager"]
-    return [str(load.vllm), "-m", "vllm.entrypoints.openai.api_server", *options, *length, *place]
+    memory = ["--gpu-memory-utilization", str(MEMORY)]
+    return [str(load.vllm), "-m", "vllm.entrypoints.openai.api_server", *options, *memory, *length, *place]

@@ -21,7 +21,7 @@ from experiments.auto.goal import Goal, is_planned, marked, ratio
 from experiments.auto.look import Look, at_chance, check_quality, most_frequent, warnings
 from experiments.auto.plan import fewer_scores, in_time, of_words
 from experiments.auto.rows import kind_of, tables
-from experiments.auto.schedule import DECAY, Machine, Tuned, base, fitted, scored_rows, stages
+from experiments.auto.schedule import DECAY, IMAGE, Machine, Scale, Tuned, base, fitted, scored_rows, stages
 from experiments.auto.sensitivity import InTime, factors
 from experiments.auto.sizing import Sensitivity, batches_for, by_side, value_of, within
 from experiments.run.calibration import calibration_batches
@@ -157,7 +157,8 @@ def test_the_image_side_is_cut_first_and_alone(name):
 def test_stages_of_a_plan_are_a_legal_recipe(name, rows):
     config = CONFIGS[name]
     raw = base(GOAL, {**GOAL.data, "samples": rows}, {**GOAL.test, "samples": 10})
-    recipe = recipe_of({**raw, "stage": stages(config, small(name), rows, 0.1, Tuned("adamw", 0.5))}, "plan")
+    of = stages(config, small(name), rows, Scale(0.1, 0.1), Tuned("adamw", 0.5))
+    recipe = recipe_of({**raw, "stage": of}, "plan")
     whole = pruning.identity(config)
     check_sizes(Student(config, dict, whole), recipe.stages, whole=whole)
     last = recipe.stages[-1]
@@ -264,3 +265,24 @@ def test_the_time_for_scores_is_taken_from_the_steps():
         assert expected == pytest.approx(time, rel=0.01)
         steps.append(sum(stage["recover_steps"] for stage in tables["stage"]))
     assert steps[0] > steps[1] > steps[2]
+
+
+def test_the_image_side_gets_a_fifth_of_a_short_time():
+    raw, config, wanted, machine = planned("llava")
+    aim = stages(config, wanted, 5000, Scale(1.0, 1.0), Tuned())
+
+    def time(*steps):
+        some = [{**stage, "recover_steps": number} for stage, number in zip(aim, steps, strict=True)]
+        recipe = recipe_of({**raw, "stage": some}, "plan")
+        return sum(forecast.seconds(part, machine.rate) for part in forecast.parts(recipe, config, machine.rows))
+
+    def steps_within(seconds):
+        goal = GOAL._replace(minutes=(machine.spent + seconds) / 60)
+        return [stage["recover_steps"] for stage in fitted(goal, raw, config, wanted, machine, Tuned())[0]["stage"]]
+
+    none, whole = time(21, 21, 21), [stage["recover_steps"] for stage in aim]
+    assert steps_within(time(*whole)) == pytest.approx(whole, rel=0.01)
+    image, language, settle = steps_within((none + time(*whole)) / 2)
+    assert (time(image, 21, 21) - none) / (time(image, language, settle) - none) == pytest.approx(IMAGE, abs=0.01)
+    assert image / whole[0] > 0.5 > language / whole[1]
+    assert time(image, language, settle) == pytest.approx((none + time(*whole)) / 2, rel=0.01)
