@@ -86,8 +86,9 @@ def rows(figures: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, ...]]:
             ratio = f"{one['requests_per_second'] / base:.2f}x" if base else "-"
             times = (f"{one[key]:.3g}" for key in ("requests_per_second", "p50_ms", "p95_ms"))
             lines.append((clients, name, *times, str(one["errors"]), str(one["other_answers"]), ratio))
-    lines += [
-        ("", name, f"{m['equal_to_jax']} of {m['questions']} answers are JAX's", *[""] * 5)
-        for name, m in figures.items()
-    ]
     return lines
+
+
+def equal(figures: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Returns a line for each model: how many of its answers are those in JAX."""
+    return [f"{name}: {m['equal_to_jax']} of {m['questions']} answers are JAX's" for name, m in figures.items()]
