@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Int
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Int
 
-from antgmm_jax.blocks.language import Prefilled
+from antgmm_jax.blocks.language import LanguageModel, Prefilled
 from antgmm_jax.blocks.pictures import without_pixels
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.lmm import LMM, Batch
@@ -115,11 +116,56 @@ def _decode(
 
     def body(carry):
         step, ids, state, done, out = carry
-        logits, caches = language.step(ids, state, memory_valid, layers)
-        ids, done = choose(logits, done)
-        state = state._replace(logits=logits, caches=caches, lengths=state.lengths + 1, slot=state.slot + 1)
+        state = _after(language, state, ids, memory_valid, layers)
+        ids, done = choose(state.logits, done)
         return step + 1, ids, state, done, jax.lax.dynamic_update_index_in_dim(out, ids, step, 1)
 
     ids, done = choose(state.logits, jnp.zeros((batch,), bool))
     out = jnp.full((batch, max_new_tokens), pad, jnp.int32).at[:, 0].set(ids)
     return jax.lax.while_loop(more, body, (jnp.int32(1), ids, state, done, out))[-1]
+
+
+def forced_logits(
+    config: LMMConfig, params: Params, batch: Mapping[str, Any], answers: Int[ArrayLike, "B N"]
+) -> Float[Array, "B N V"]:
+    """Computes the logits of given answers as `generate` does: with its cache, token by token.
+
+    One pass over prompts with answers does not compute them if an answer holds the image token: there it is a word, in
+    a prompt it is the place of an image.
+
+    Args:
+        config: model config.
+        params: model parameters.
+        batch: prompts, as in `generate`.
+        answers: token ids of the answers.
+
+    Returns:
+        Logits before each token.
+    """
+    return _forced(config)(params, dict(batch), answers)
+
+
+@lru_cache(maxsize=32)
+def _forced(config: LMMConfig) -> Callable[..., Float[Array, "B N V"]]:
+    graph = functional(config).graph
+
+    @jax.jit
+    def logits(params: Params, batch: Batch, answers: Int[Array, "B N"]) -> Float[Array, "B N V"]:
+        model = nnx.merge(graph, nnx.State(params))
+        first, memory_valid = model.prefill(batch, answers.shape[1])
+        language, layers = model.language, model.language.decoder.unstack()
+
+        def step(state: Prefilled, ids: Int[Array, " B"]) -> tuple[Prefilled, Float[Array, "B V"]]:
+            return _after(language, state, ids, memory_valid, layers), state.logits
+
+        return jax.lax.scan(step, first._replace(slot=jnp.int32(first.slot)), answers.T)[1].swapaxes(0, 1)
+
+    return logits
+
+
+def _after(
+    language: LanguageModel, state: Prefilled, ids: Int[Array, " B"], memory_valid: Array | None, layers: Sequence[Any]
+) -> Prefilled:
+    """The state after one more token of each answer."""
+    logits, caches = language.step(ids, state, memory_valid, layers)
+    return state._replace(logits=logits, caches=caches, lengths=state.lengths + 1, slot=state.slot + 1)

@@ -5,23 +5,20 @@ The file is a safetensors file with the weights once, and the programs (`jax.exp
 
 import json
 from collections.abc import Callable, Mapping
-from functools import cache, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from flax.traverse_util import unflatten_dict
 from jax import Array, export
-from jaxtyping import Float, Int
 from safetensors.numpy import save_file
 
-from antgmm_jax.blocks.language import Prefilled
 from antgmm_jax.blocks.pictures import from_hf
 from antgmm_jax.config import LMMConfig
-from antgmm_jax.decoding import generate
+from antgmm_jax.decoding import forced_logits, generate
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import torch_images
 from antgmm_jax.io.files import one_line
@@ -29,7 +26,7 @@ from antgmm_jax.io.hub import local
 from antgmm_jax.io.leaves import named_leaves
 from antgmm_jax.io.loading import hf_config
 from antgmm_jax.io.placed import on_devices
-from antgmm_jax.pure import Params, functional
+from antgmm_jax.pure import Params
 from experiments.package.build import Form
 from experiments.package.loader import CHECKSUMS, PROGRAM, WEIGHTS, Package, checksum
 from experiments.package.requests import Limits, Prompt, Shape
@@ -75,7 +72,7 @@ def stablehlo(directory: Path, config: LMMConfig, params: Params, limits: Limits
         answer = answers(prompt)
         if np.isin(answer[:, :step], limits.eos).any():
             return float("inf")
-        one, other = (float(_decoded(config)(exact, prompt, answer)[step, 0, token]) for token in ids)
+        one, other = (float(forced_logits(config, exact, prompt, answer)[0, step, token]) for token in ids)
         return abs(one - other)
 
     def load(file: Path, shape: Shape) -> Callable[[Prompt], np.ndarray]:
@@ -103,31 +100,6 @@ def stablehlo(directory: Path, config: LMMConfig, params: Params, limits: Limits
         return {"JAX": whole(lambda: answers(prompt)), "package": whole(lambda: package(inputs))}
 
     return Form("JAX", left, answers, logits, gap, write, load, requests)
-
-
-@cache
-def _decoded(config: LMMConfig) -> Callable[..., Float[Array, "N B V"]]:
-    """Returns (params, prompt, answers [B, N]) -> logits of every token of the answers, computed as `generate` does.
-
-    One pass over prompts with answers does not compute them if an answer holds the image token: there it is a word, in
-    a prompt it is the place of an image.
-    """
-    graph = functional(config).graph
-
-    @jax.jit
-    def logits(params: Params, prompt: Prompt, answers: Int[Array, "B N"]) -> Float[Array, "N B V"]:
-        model = nnx.merge(graph, nnx.State(params))
-        language, (first, memory_valid) = model.language, model.prefill(prompt, answers.shape[1])
-        layers = language.decoder.unstack()
-
-        def step(state: Prefilled, ids: Int[Array, " B"]) -> tuple[Prefilled, Float[Array, "B V"]]:
-            new, caches = language.step(ids, state, memory_valid, layers)
-            later = state._replace(logits=new, caches=caches, lengths=state.lengths + 1, slot=state.slot + 1)
-            return later, state.logits
-
-        return jax.lax.scan(step, first._replace(slot=jnp.int32(first.slot)), answers.T)[1]
-
-    return logits
 
 
 def _slots(prompt: Prompt) -> int:

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from antgmm_jax.decoding import generate
+from antgmm_jax.decoding import forced_logits, generate
 from antgmm_jax.io.convert import load_hf
 from tests import reference
 
@@ -41,3 +41,17 @@ def test_a_finished_row_is_padded_while_others_continue(tmp_path):
         np.testing.assert_array_equal(row[:stop], full[:stop])
         assert not row[stop:].any()
     assert (got != free).any()
+
+
+def test_logits_of_given_answers_are_those_of_pytorch(tmp_path):
+    model = reference.blip2()
+    arrays = reference.batch(model, rows=3)
+    config, params = load_hf(reference.saved(model, tmp_path / "m"))
+    answers = np.random.default_rng(0).integers(2, config.language.vocab, (3, 5)).astype(np.int32)
+    start = np.full((3, 1), config.language.start_token)
+    decoder = torch.from_numpy(np.concatenate([start, answers[:, :-1]], axis=1))
+    tensors = {name: torch.from_numpy(a) for name, a in arrays.items() if name != "decoder_input_ids"}
+    with torch.inference_mode():
+        expected = model(**tensors, decoder_input_ids=decoder).logits.numpy()
+    got = forced_logits(config, params, reference.ours(arrays), answers)
+    np.testing.assert_allclose(got, expected, atol=1e-5 * np.abs(expected).max())

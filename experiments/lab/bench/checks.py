@@ -3,15 +3,14 @@
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from antgmm_jax.config import LMMConfig
-from antgmm_jax.decoding import generate
+from antgmm_jax.decoding import forced_logits, generate
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io.convert import save_hf
 from antgmm_jax.pure import Params, functional
@@ -131,28 +130,13 @@ def _decoded(
     config: LMMConfig, params: Params, batch: Mapping[str, np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Greedy answers [B, T]; the logits [B, T, V] before each token, with a cache and without."""
-    pure, length = functional(config), batch["targets"].shape[1]
+    length = batch["targets"].shape[1]
     prompt = jax.tree.map(jnp.asarray, split(batch)[1])
     tokens = generate(config, params, prompt, max_new_tokens=length, eos=(), pad=0)
 
-    @jax.jit
-    def stepped(params: Params, tokens: jax.Array) -> Any:
-        model = nnx.merge(pure.graph, nnx.State(params))
-        state, valid = model.prefill(prompt, length)
-        layers = model.language.decoder.unstack()
-
-        def further(state: Any, ids: jax.Array) -> tuple[Any, jax.Array]:
-            logits, caches = model.language.step(ids, state, valid, layers)
-            after = state._replace(logits=logits, caches=caches, lengths=state.lengths + 1, slot=state.slot + 1)
-            return after, logits
-
-        first = state.logits
-        _, rest = jax.lax.scan(further, state._replace(slot=jnp.int32(state.slot)), tokens[:, :-1].T)
-        return jnp.concatenate([first[None], rest]).swapaxes(0, 1)
-
     forced = {"images": batch["images"], **teacher_forced(config, split(batch)[1], np.asarray(tokens))}
     whole = _answer_logits(config)(params, device_arrays(forced))
-    return np.asarray(tokens), np.asarray(stepped(params, tokens)), np.asarray(whole)
+    return np.asarray(tokens), np.asarray(forced_logits(config, params, prompt, tokens)), np.asarray(whole)
 
 
 def _error(logits: np.ndarray, reference: np.ndarray) -> float:
