@@ -46,6 +46,7 @@ COMMANDS = [
         ["search"],
         ["plan"],
         ["shrink"],
+        ["vocabulary"],
     ),
     *(["cost"], ["recombine"], ["report"], ["data"], ["data", "maad"], ["data", "prepare"], ["lab"]),
     ["data", "lmms-eval"],
