@@ -119,6 +119,7 @@ BEGUN = {
     "search m --params 9": "search: sizes of m within 9 parameters",
     "plan m": "plan: compiling a training step of m for fsdp=8",
     "shrink m --out o --like p --data jsonl:d": "shrink: pruning m to p, into o",
+    "vocabulary m --data jsonl:d --out o": "vocabulary: removing from m the tokens that jsonl:d does not use, into o",
     "cost --preset p": "cost: computing the cost of a request to p",
     "recombine r.toml --run r --steps 9 --from s": "recombining s by r.toml in r",
     "report r": "report: r",
