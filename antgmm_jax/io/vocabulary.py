@@ -1,8 +1,8 @@
 """Smaller vocabularies: which tokens to keep, and the files of a checkpoint with their new ids.
 
 A byte-pair tokenizer without the merges that a text never uses splits that text as before, because every merge that it
-applies ends inside a token of the result. A unigram tokenizer's best split stays the best among fewer. So texts whose
-tokens are all kept keep their tokens; other texts are split into smaller pieces.
+applies ends inside a token of the result. A unigram tokenizer's best split stays the best among fewer. Text with
+only kept tokens therefore keeps them; other text is split into smaller pieces.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Smaller vocabularies against the `tokenizers` library: texts whose tokens are kept are split as before."""
+"""Smaller vocabularies against the `tokenizers` library: a text of kept tokens is split as before."""
 
 import json
 
