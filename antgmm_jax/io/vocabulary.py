@@ -69,7 +69,6 @@ def kept_tokens(tokenizer: Mapping[str, Any], needed: Iterable[int], size: int) 
             f"a {model['type']} tokenizer keeps its vocabulary: only those with byte pairs or unigrams can be cut"
         )
     ids = _ids(model)
-    names = {token: name for name, token in ids.items()}
     parents: dict[int, set[int]] = {}
     for left, right in _merges(model):
         parents.setdefault(ids[_merged(model, left, right)], set()).update((ids[left], ids[right]))
@@ -78,7 +77,7 @@ def kept_tokens(tokenizer: Mapping[str, Any], needed: Iterable[int], size: int) 
     kept |= {token for name, token in ids.items() if _is_basic(name, any_byte=model.get("byte_fallback", False))}
     for token in list(kept):
         kept |= _closure(token, parents, kept)
-    learnt = parents if parents else sorted(names)
+    learnt = parents or sorted(ids.values())
     for token in learnt:
         more = (_closure(token, parents, kept) | {token}) - kept
         if len(kept) + len(more) <= size:
@@ -182,7 +181,8 @@ def write_companions(source: Path, tokenizer: Mapping[str, Any], kept: Sequence[
     tables = {_TOKENIZER: smaller_tokenizer(tokenizer, kept), CONFIG: _renumbered(raw, full, new)}
     for name in _NAMING:
         if (target / name).exists():
-            tables[name] = _renumbered(read_json(target / name), read_json(target / name), new)
+            table = read_json(target / name)
+            tables[name] = _renumbered(table, table, new)
     if (target / _SETTINGS).exists():
         settings = read_json(target / _SETTINGS)
         if entries := settings.get("added_tokens_decoder"):

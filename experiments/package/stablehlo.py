@@ -72,8 +72,8 @@ def stablehlo(directory: Path, config: LMMConfig, params: Params, limits: Limits
         answer = answers(prompt)
         if np.isin(answer[:, :step], limits.eos).any():
             return float("inf")
-        one, other = (float(forced_logits(config, exact, prompt, answer)[0, step, token]) for token in ids)
-        return abs(one - other)
+        logits = forced_logits(config, exact, prompt, answer)[0, step]
+        return abs(float(logits[ids[0]]) - float(logits[ids[1]]))
 
     def load(file: Path, shape: Shape) -> Callable[[Prompt], np.ndarray]:
         del shape  # its program is the smallest that holds such prompts

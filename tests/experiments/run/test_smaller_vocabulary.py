@@ -11,7 +11,6 @@ from antgmm_jax.io.convert import load_hf
 from antgmm_jax.io.loading import load_processor
 from data.maad import source
 from experiments.cli import main
-from experiments.run import smaller_vocabulary
 from experiments.run.export.export_gate import answer_logits
 from experiments.run.rows.samples import Samples
 from experiments.run.smaller_vocabulary import cut_vocabulary, used_tokens
@@ -113,4 +112,4 @@ def test_a_tokenizer_that_splits_rows_otherwise_is_refused(tmp_path, monkeypatch
 def test_an_existing_folder_stays(tmp_path):
     (tmp_path / "small").mkdir()
     with pytest.raises(AntgmmError, match="exists"):
-        smaller_vocabulary.cut_vocabulary(tmp_path / "whole", ROWS, tmp_path / "small", size=SIZE)
+        cut_vocabulary(tmp_path / "whole", ROWS, tmp_path / "small", size=SIZE)
