@@ -115,8 +115,8 @@ def start(recipe: Path, run: Path, moments: tuple[str, str]) -> list[int]:
         for process, moment in enumerate(moments)
     )
     try:
-        # Without the second process the first one fails too, but only after JAX's timeout.
-        if second.wait(timeout=900):
+        # Without the second process the first one fails too, but only after JAX's timeout. A preempted one still saves.
+        if second.wait(timeout=900) not in (0, preemption.EXIT_CODE):
             first.kill()
         return [first.wait(timeout=900), second.returncode]
     finally:
