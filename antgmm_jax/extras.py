@@ -12,6 +12,7 @@ EXTRAS = {
     "report": ("reports", ("matplotlib",)),
     "serve": ("servers", ("litserve", "prometheus_client")),
     "stablehlo": ("packages for JAX", ("flatbuffers",)),
+    "tasks": ("real digits, tables and photographs", ("skimage", "sklearn")),
     "tensorboard": ("metrics for TensorBoard", ("tensorboardX",)),
     "tfds": ("TFDS folders", ("importlib_resources", "tensorflow_datasets")),
     "torch": ("PyTorch checks", ("torch",)),

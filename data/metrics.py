@@ -1,6 +1,7 @@
 """Metrics of answers."""
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -34,6 +35,19 @@ def _last(answer: str) -> str:
     """Last word of an answer: the class, in answers that state the evidence first."""
     words = normal(answer).split()
     return words[-1] if words else ""
+
+
+def most_frequent(types: Sequence[str], answers: Sequence[str]) -> dict[str, float]:
+    """Returns the exact match per question type of always giving the type's most frequent answer.
+
+    Args:
+        types: question type of each record.
+        answers: its answer.
+    """
+    by_type: dict[str, Counter[str]] = {}
+    for kind, answer in zip(types, answers, strict=True):
+        by_type.setdefault(kind, Counter())[normal(answer)] += 1
+    return {kind: counts.most_common(1)[0][1] / counts.total() for kind, counts in by_type.items()}
 
 
 def macro_f1(answers: Sequence[str], references: Sequence[str]) -> float:

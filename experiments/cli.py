@@ -31,7 +31,7 @@ SHOWN = (
 )
 """Commands in the order of `antgmm --help`, before the groups `data` and `lab`."""
 
-RESUMED = ("demo", "train", "compress", "recombine", "study", "peers")
+RESUMED = ("demo", "train", "compress", "recombine", "study", "tasks", "peers")
 """Commands that resume when they are run again."""
 
 

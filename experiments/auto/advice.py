@@ -5,7 +5,8 @@ from pathlib import Path
 
 from antgmm_jax.io import checkpoint
 from antgmm_jax.io.books import read_book
-from experiments.auto.look import at_chance, most_frequent
+from data.metrics import most_frequent
+from experiments.auto.look import at_chance
 from experiments.run.folder import RunFolder
 from experiments.run.rows.datasets import load_records
 from experiments.run.schema import Recipe, Training

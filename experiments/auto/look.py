@@ -1,7 +1,6 @@
 """A look at model and data before a plan: can the teacher answer the rows, and are there enough of them?"""
 
 import hashlib
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -10,7 +9,7 @@ from transformers import ProcessorMixin
 
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io.loading import load_processor
-from data.metrics import normal
+from data.metrics import most_frequent
 from data.record import Record
 from data.rows import Row
 from data.source import Source
@@ -108,19 +107,6 @@ class _Some(Source):
     def digest(self) -> str:
         """Returns a digest of the source and of the row numbers."""
         return hashlib.sha256(f"{self._source.digest()} {self._rows.tolist()}".encode()).hexdigest()
-
-
-def most_frequent(types: Sequence[str], answers: Sequence[str]) -> dict[str, float]:
-    """Returns the exact match per question type of always giving the type's most frequent answer.
-
-    Args:
-        types: question type of each record.
-        answers: its answer.
-    """
-    by_type: dict[str, Counter[str]] = {}
-    for kind, answer in zip(types, answers, strict=True):
-        by_type.setdefault(kind, Counter())[normal(answer)] += 1
-    return {kind: counts.most_common(1)[0][1] / counts.total() for kind, counts in by_type.items()}
 
 
 def warnings(seen: Look) -> list[str]:

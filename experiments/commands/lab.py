@@ -256,6 +256,33 @@ def memory(
     emit(figures, as_json, shown(figures))
 
 
+def tasks(
+    run: Annotated[
+        Path, typer.Option("--run", metavar="DIR", help="Folder of rows and runs; existing ones are resumed.")
+    ],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="Results as JSON; also writes .md.")],
+    names: Annotated[
+        list[str] | None, typer.Option("--task", help="digits, charts or photos; all by default. Can be repeated.")
+    ] = None,
+    smaller: Annotated[str, typer.Option(metavar="8x", help="How many times fewer parameters the student has.")] = "8x",
+    minutes: Annotated[float, typer.Option(min=1, metavar="M", help="Duration of each compression.")] = 10.0,
+    as_json: Json = False,
+) -> None:
+    """Compress teachers of real digits, tables and photographs without a recipe, beside controls from scratch."""
+    require("tasks", "torch", "report")
+    say(f"tasks: training, compressing and controls in {run}")
+    from antgmm_jax.errors import AntgmmError
+    from experiments.lab.tasks.study import HEAD, TASKS, table_rows
+    from experiments.lab.tasks.study import run as run_task
+
+    if unknown := [name for name in names or () if name not in TASKS]:
+        raise AntgmmError(f"no task {unknown[0]!r}: choose one of {', '.join(TASKS)}")
+    figures = {}
+    for name in names or TASKS:
+        figures = run_task(name, run, out, smaller=smaller, minutes=minutes)
+    emit(figures, as_json, table(HEAD, table_rows(figures)), f"results: {out}")
+
+
 COMMANDS = {
     **real.COMMANDS,
     "bench": (bench, "antgmm lab bench experiments/teachers/maad-m runs/demo/export --json"),
@@ -271,6 +298,7 @@ COMMANDS = {
         "antgmm lab study experiments/lab/studies/study.toml --run runs/study"
         " --out experiments/lab/results/study.json --arm full --arm scratch",
     ),
+    "tasks": (tasks, "antgmm lab tasks --run runs/tasks --out experiments/lab/results/tasks.json --task digits"),
     "peers": (peers, "antgmm lab peers --out experiments/lab/results/peers.json, after `make peers-env`"),
     "servers": (servers, "antgmm lab servers --out runs/servers.json --preset llava-tiny, after `make vllm-env`"),
     **serving.LAB,

@@ -14,11 +14,12 @@ from antgmm_jax.families import complete
 from antgmm_jax.io.loading import load_processor
 from antgmm_jax.presets import preset
 from data.maad import source
+from data.metrics import most_frequent
 from experiments.auto import sizing
 from experiments.auto.advice import is_flat
 from experiments.auto.buckets import bucket
 from experiments.auto.goal import Goal, is_planned, marked, ratio
-from experiments.auto.look import Look, at_chance, check_quality, most_frequent, warnings
+from experiments.auto.look import Look, at_chance, check_quality, warnings
 from experiments.auto.plan import fewer_scores, in_time, of_words
 from experiments.auto.rows import kind_of, tables
 from experiments.auto.schedule import DECAY, IMAGE, Machine, Scale, Tuned, base, fitted, scored_rows, stages

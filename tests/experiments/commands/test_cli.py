@@ -50,7 +50,10 @@ COMMANDS = [
     ),
     *(["cost"], ["recombine"], ["report"], ["data"], ["data", "maad"], ["data", "prepare"], ["lab"]),
     ["data", "lmms-eval"],
-    *(["lab", name] for name in ("bench", "stalls", "stream", "memory", "accelerator", "study", "peers", "energy")),
+    *(
+        ["lab", name]
+        for name in ("bench", "stalls", "stream", "memory", "accelerator", "study", "tasks", "peers", "energy")
+    ),
     *(["lab", name] for name in ("servers", "serving", "plans", "smollm2", "delta", "cuts")),
 ]
 SHRINK = ("shrink", "nowhere", "--out", "o", "--importance", "magnitude")
@@ -131,6 +134,7 @@ BEGUN = {
     "lab stream": "stream:",
     "lab accelerator": "accelerator:",
     "lab study s.toml --run r --out o": "study: running the arms of s.toml in r",
+    "lab tasks --run r --out o": "tasks:",
     "lab peers --out o": "peers:",
     "lab servers --out o": "servers:",
     "lab serving t s --data jsonl:d --out o": "serving: loading servers of t and s",

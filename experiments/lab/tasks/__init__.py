@@ -1,0 +1,1 @@
+"""Tasks that no default was tuned on: real digits, measurements and photographs that packages ship."""

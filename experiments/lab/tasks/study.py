@@ -1,0 +1,183 @@
+"""Compression without a recipe on tasks that no default was tuned on, beside controls of the student's shape."""
+
+import dataclasses
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import tomli_w
+
+from antgmm_jax.axes import sizes
+from antgmm_jax.errors import AntgmmError
+from antgmm_jax.io.books import read_book
+from antgmm_jax.io.convert import open_hf
+from antgmm_jax.io.files import read_json
+from data.metrics import most_frequent
+from data.readers import read_records
+from experiments.lab.tasks import charts, digits, photos
+from experiments.lab.tasks.writing import Draw, write
+from experiments.run.folder import write_json, write_text
+from experiments.run.host.console import bar, count, say
+from experiments.run.schema.recipe import load_recipe
+from pruning.costs import total_parameters
+
+SIZES = {"train": 12_000, "test": 600}
+"""Rows of a task."""
+OPTIMIZER = {"kind": "muon", "learning_rate": 2.5e-3, "warmup": 100, "b2": 0.98, "weight_decay": 0.1, "batch_size": 64}
+"""The teachers' optimizer: as that of MAAD-synth's teacher, with more decay for fewer rows."""
+HEAD = ("task", "family", "parameters", "student", "teacher's score", "student's", "scratch", "facts first", "chance")
+
+
+class Task(NamedTuple):
+    """A task and its teacher.
+
+    Attributes:
+        draw: draws a record.
+        preset: preset of the teacher.
+    """
+
+    draw: Draw
+    preset: str
+
+
+TASKS = {
+    "digits": Task(digits.record, "antgmm-tiny"),
+    "charts": Task(charts.record, "llava-tiny"),
+    "photos": Task(photos.record, "qwen3-vl-tiny"),
+}
+
+
+def run(name: str, folder: Path, out: Path, *, smaller: str, minutes: float) -> dict[str, Any]:
+    """Trains a teacher on a task, compresses it without a recipe, and trains the controls; finished parts are kept.
+
+    Each part is a command of its own, as a user would give it.
+
+    Args:
+        name: a key of `TASKS`.
+        folder: folder for rows and runs.
+        out: JSON file with the results of all tasks; a table (.md) is written next to it.
+        smaller: how many times fewer parameters the student has, such as "8x".
+        minutes: duration of the compression.
+
+    Returns:
+        The content of the file: task -> figures.
+
+    Raises:
+        AntgmmError: a command failed.
+    """
+    task, place = TASKS[name], folder / name
+    rows = place / "rows"
+    with bar(f"{name}: rows", sum(SIZES.values())) as update:
+        write(task.draw, rows, SIZES, lambda file, done, _: update(done, file))
+    teacher, student = place / "teacher", place / f"student-{smaller}"
+    _train(place / "teacher.toml", teacher, rows, {"preset": task.preset}, _teacher_phases())
+    data = ["--data", f"{rows}/train.jsonl", "--test", f"{rows}/test.jsonl"]
+    budget = ["--smaller", smaller, "--minutes", f"{minutes:g}"]
+    _antgmm("compress", "--model", f"{teacher}/export", *data, *budget, "--run", f"{student}")
+    whole, cut = (open_hf(each / "export")[0] for each in (teacher, student))
+    shape = {"preset": task.preset, "sizes": sizes(cut)}
+    controls = {}
+    for control, first in (("scratch", "answers"), ("facts", "facts")):
+        control_run = place / f"{control}-{smaller}"
+        _train(control_run.with_suffix(".toml"), control_run, rows, shape, control_phases(student, first))
+        controls[control] = _report(control_run)["scores"]
+    report = _report(student)
+    figures = read_json(out, "remove it and run it again") if out.exists() else {}
+    figures[name] = {
+        "family": cut.family,
+        "parameters": [total_parameters(config) for config in (whole, cut)],
+        "sizes": shape["sizes"],
+        "teacher": report["teacher"]["scores"],
+        "student": report["student"]["scores"],
+        **controls,
+        "chance": _chance(rows),
+    }
+    write_json(out, figures)
+    write_text(out.with_suffix(".md"), markdown(figures))
+    return figures
+
+
+def _teacher_phases() -> list[dict[str, Any]]:
+    """What a picture shows, then the answers with a frozen image side, as the guide on a user's own data says."""
+    return [
+        {"name": "facts", "kind": "facts", "steps": 1200},
+        {"name": "answers", "kind": "answers", "steps": 1000, "frozen": ["vision", "bridge"]},
+    ]
+
+
+def control_phases(student: Path, first: str) -> list[dict[str, Any]]:
+    """Returns the phases of a control with the steps, batches and optimizers of a student's stages.
+
+    Args:
+        student: folder of the student's run.
+        first: kind of the first phase, in place of the stage of the image side: "answers", or "facts", which need what
+            the compression does not: what the pictures show.
+    """
+    stages = load_recipe(student / "recipe.toml").stages
+    kinds = [first if number == 0 and len(stages) > 2 else "answers" for number in range(len(stages))]
+    return [
+        {
+            "name": stage.name,
+            "kind": kind,
+            "steps": stage.steps,
+            "optimizer": dataclasses.asdict(stage.optimizer),
+        }
+        for stage, kind in zip(stages, kinds, strict=True)
+    ]
+
+
+def _train(recipe: Path, run: Path, rows: Path, model: Mapping[str, Any], phases: list[dict[str, Any]]) -> None:
+    """Writes a recipe and trains by it."""
+    tables = {
+        "seed": 0,
+        "checkpoint_every": 500,
+        "buckets": [32],
+        "model": dict(model),
+        "data": {"kind": "jsonl", "path": f"{rows}/train.jsonl", "samples": SIZES["train"]},
+        "optimizer": OPTIMIZER,
+        "evaluate": {"max_new_tokens": 8, "data": {"path": f"{rows}/test.jsonl", "samples": SIZES["test"]}},
+        "phase": phases,
+    }
+    write_text(recipe, tomli_w.dumps(tables))
+    _antgmm("train", f"{recipe}", "--run", f"{run}")
+
+
+def _antgmm(*words: str) -> None:
+    """Runs a command in a process of its own, unless its run has a report."""
+    run = Path(words[-1])
+    if (run / "report" / "report.json").exists():
+        say(f"{run} is finished")
+        return
+    say(f"antgmm {' '.join(words)}")
+    code = subprocess.run([sys.executable, "-m", "experiments.cli", *words], check=False).returncode
+    if code:
+        raise AntgmmError(f"antgmm {words[0]} in {run} ended with code {code}: run the command again to go on")
+
+
+def _report(run: Path) -> dict[str, Any]:
+    return read_book(run / "report" / "report.json", "remove it and run the command again")
+
+
+def _chance(rows: Path) -> float:
+    """Mean over question types of the share of the most frequent answer."""
+    records = read_records("jsonl", rows / "test.jsonl")
+    words = [records.words(row) for row in range(len(records))]
+    shares = most_frequent([row.type for row in words], [row.answer for row in words])
+    return float(np.mean([*shares.values()]))
+
+
+def table_rows(figures: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
+    """Formats results as rows of a table with the columns `HEAD`."""
+    for name, each in figures.items():
+        scores = (each[which]["exact_match"] for which in ("teacher", "student", "scratch", "facts"))
+        numbers = (*(count(size) for size in each["parameters"]), *(f"{score:.3f}" for score in scores))
+        yield (name, each["family"], *numbers, f"{each['chance']:.3f}")
+
+
+def markdown(figures: Mapping[str, Mapping[str, Any]]) -> str:
+    """Formats results as a Markdown table."""
+    lines = [HEAD, ("---", "---", *["---:"] * (len(HEAD) - 2)), *table_rows(figures)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)

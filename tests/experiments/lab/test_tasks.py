@@ -1,0 +1,164 @@
+"""Tasks of other people's pictures: answers are read off the pictures or the facts again, and splits share nothing."""
+
+import numpy as np
+import pytest
+import tomli_w
+from PIL import Image
+
+from data.readers import read_records
+from experiments.lab.tasks import charts, digits, photos
+from experiments.lab.tasks.study import control_phases, markdown
+from experiments.lab.tasks.writing import Drawn, write
+from experiments.run.schema import Stage
+from experiments.run.schema.recipe import recipe_of
+
+ROWS = 200
+
+
+def rows(task, split="train"):
+    drawn = Drawn(task.record, split, ROWS)
+    return [drawn[row] for row in range(ROWS)]
+
+
+def places(question, names):
+    """The names in a question, in its order."""
+    return sorted((name for name in names if name in question), key=question.index)
+
+
+def answer_on_digits(row):
+    facts = row.latents
+    shown = [facts[name.replace(" ", "_")] for name in places(row.question, digits.PLACES)]
+    if row.type == "count":
+        digit = int(next(word for word in row.question.split() if word.isdecimal()))
+        return str([*facts.values()].count(digit))
+    if row.type == "compare":
+        return "yes" if shown[0] > shown[1] else "no"
+    return str(sum(shown))
+
+
+def answer_on_charts(row):
+    """From the pixels: the highest row of each colour."""
+    picture, height = row.images[0].astype(int), {}
+    for colour, rgb in charts.COLOURS.items():
+        lines = np.flatnonzero((picture == rgb).all(axis=2).any(axis=1))
+        height[colour] = (charts.GROUND - 1 - lines.min()) // charts.STEP
+    named = places(row.question, charts.COLOURS)
+    match row.type:
+        case "height":
+            return str(height[named[0]])
+        case "compare":
+            return "yes" if height[named[0]] > height[named[1]] else "no"
+        case "above":
+            return str(sum(each > height[named[0]] for each in height.values()))
+    return max(height, key=lambda colour: height[colour])
+
+
+def answer_on_photos(row):
+    shown = {name: [*photos.PHOTOS][row.latents[name.replace(" ", "_")]] for name in photos.PLACES}
+    named = places(row.question, photos.PLACES)
+    match row.type:
+        case "name":
+            return shown[named[0]]
+        case "same":
+            return "yes" if shown[named[0]] == shown[named[1]] else "no"
+        case "count":
+            return str([*shown.values()].count(row.question.removesuffix("?").split()[-1]))
+    return (*photos.PLACES, "none")[row.latents["turned"]]
+
+
+@pytest.mark.parametrize(
+    ("task", "answer"), [(digits, answer_on_digits), (charts, answer_on_charts), (photos, answer_on_photos)]
+)
+def test_answers_are_right(task, answer):
+    drawn = rows(task)
+    assert [row.answer for row in drawn] == [answer(row) for row in drawn]
+    assert len({row.type for row in drawn}) == 4
+
+
+def test_a_digit_in_a_picture_is_the_one_of_its_facts():
+    """By correlation with the mean images of the ten digits, at every place in the cell."""
+    images, labels = digits._digits("test")
+    side, high, wide = digits.DRAWN, digits.SIDE // digits.ROWS, digits.SIDE // digits.COLUMNS
+    means = np.stack([images[labels == digit].mean(axis=0) for digit in range(10)])
+    means = np.stack([np.asarray(Image.fromarray(mean.astype(np.float32)).resize((side, side))) for mean in means])
+    right = []
+    for row in rows(digits)[:40]:
+        grey = -row.images[0].astype(float).mean(axis=2)
+        for place, digit in enumerate(row.latents.values()):
+            top, left = high * (place // digits.COLUMNS), wide * (place % digits.COLUMNS)
+            windows = np.lib.stride_tricks.sliding_window_view(grey[top : top + high, left : left + wide], (side, side))
+            like = normed(windows.reshape(-1, side * side)) @ normed(means.reshape(10, -1)).T
+            right.append(like.max(axis=0).argmax() == digit)
+    assert np.mean(right) > 0.7  # one in ten by chance
+
+
+def normed(values):
+    centred = values - values.mean(axis=1, keepdims=True)
+    return centred / np.linalg.norm(centred, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("task", [digits, charts])
+def test_splits_show_different_things(task):
+    """Every fifth digit, wine and tumour is for tests."""
+    parts = {"train": 4, "test": 1}
+    sizes = {
+        split: len(digits._digits(split)[1]) if task is digits else sum(map(len, charts._levels(split)))
+        for split in parts
+    }
+    assert sizes["train"] == pytest.approx(4 * sizes["test"], rel=0.01)
+    assert sum(sizes.values()) == (1797 if task is digits else 178 + 569)
+
+
+def test_rows_are_read_as_a_users_own(tmp_path):
+    write(charts.record, tmp_path, {"train": 5, "test": 3}, lambda *_: None)
+    before = (tmp_path / "train.jsonl").stat().st_mtime_ns
+    write(charts.record, tmp_path, {"train": 5, "test": 3}, lambda *_: None)
+    assert (tmp_path / "train.jsonl").stat().st_mtime_ns == before
+    read, drawn = read_records("jsonl", tmp_path / "train.jsonl"), Drawn(charts.record, "train", 5)
+    for row in range(5):
+        np.testing.assert_array_equal(read[row].images[0], drawn[row].images[0])
+        assert (read[row].question, read[row].answer) == (drawn[row].question, drawn[row].answer)
+        assert read[row].latents == drawn[row].latents
+
+
+def test_controls_have_the_steps_and_optimizers_of_the_stages(tmp_path):
+    recipe = {
+        "seed": 0,
+        "teacher": {"path": "teacher"},
+        "data": {"kind": "jsonl", "path": "rows.jsonl", "samples": 9},
+        "evaluate": {"data": {"path": "test.jsonl", "samples": 9}},
+        "optimizer": {"kind": "muon", "learning_rate": 3e-3, "warmup": 2, "batch_size": 16},
+        "loss": {"hard": 1.0},
+        "stage": [
+            {"name": "image", "recover_steps": 30, "optimizer": {"learning_rate": 1e-2, "batch_size": 64}},
+            {"name": "language", "recover_steps": 20},
+            {"name": "settle", "recover_steps": 15},
+        ],
+    }
+    (tmp_path / "recipe.toml").write_text(tomli_w.dumps(recipe))
+    phases = control_phases(tmp_path, "facts")
+    assert [(phase["name"], phase["kind"], phase["steps"]) for phase in phases] == [
+        ("image", "facts", 30),
+        ("language", "answers", 20),
+        ("settle", "answers", 15),
+    ]
+    assert phases[0]["optimizer"]["batch_size"] == 64
+    stages: tuple[Stage, ...] = recipe_of(recipe, "test").stages
+    assert [phase["optimizer"]["learning_rate"] for phase in phases] == [
+        stage.optimizer.learning_rate for stage in stages
+    ]
+    assert {phase["kind"] for phase in control_phases(tmp_path, "answers")} == {"answers"}
+
+
+def test_the_table_has_a_row_per_task():
+    score = {"exact_match": 0.5}
+    figures = {
+        "charts": {
+            "family": "llava",
+            "parameters": [3_000_000, 400_000],
+            **dict.fromkeys(("teacher", "student", "scratch", "facts"), score),
+            "chance": 0.25,
+        }
+    }
+    lines = markdown(figures).splitlines()
+    assert lines[2] == "| charts | llava | 3 M | 400 k | 0.500 | 0.500 | 0.500 | 0.500 | 0.250 |"
