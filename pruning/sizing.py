@@ -20,6 +20,9 @@ WEIGHTS = {"layers": 3.0, "embed": 3.0, "heads": 1.0, "mlp": 1.0}
 """Weight of each kind of axis. Layers and widths have equal weights; since width saves more than depth, width is
 pruned more, as small students are better deep than wide. Heads and MLP units inside a layer are pruned first."""
 
+ALIGNED = 8
+"""Sizes above the square of this number are multiples of it where that is legal."""
+
 STAGES = {"layers": "blocks", "heads": "intermediate", "mlp": "intermediate", "embed": "hidden"}
 """Kind of axis -> stage of the paper that prunes it, in order."""
 
@@ -130,7 +133,8 @@ def next_smaller(config: LMMConfig, at: Mapping[str, int], axis: str) -> int:
     """Returns the next smaller size that the search considers.
 
     Sizes have three significant bits (7, 8, 10, 12, 14, 16, 20 ...: steps of 13 to 20 %, efficient on hardware), or are
-    the nearest legal sizes above.
+    the nearest legal sizes above: of `ALIGNED` units where there is a smaller one, because a width of 450 costs a
+    matrix unit what 512 do.
 
     Args:
         config: model config.
@@ -140,14 +144,15 @@ def next_smaller(config: LMMConfig, at: Mapping[str, int], axis: str) -> int:
     Returns:
         The size; 0 if there is no smaller legal size.
     """
-    size = at[axis] - 1
-    while size > 0:
-        shift = max(size.bit_length() - 3, 0)
-        size = size >> shift << shift
-        legal = next((n for n in range(size, at[axis]) if not illegal_reason(config, {**at, axis: n})), 0)
-        if legal:
-            return legal
-        size -= 1
+    for unit in (ALIGNED, 1) if at[axis] > ALIGNED**2 else (1,):
+        size = at[axis] - 1
+        while size > 0:
+            shift = max(size.bit_length() - 3, 0)
+            size = size >> shift << shift
+            multiples = range(-(-size // unit) * unit, at[axis], unit)
+            if legal := next((n for n in multiples if not illegal_reason(config, {**at, axis: n})), 0):
+                return legal
+            size -= 1
     return 0
 
 

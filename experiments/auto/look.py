@@ -1,7 +1,7 @@
 """A look at model and data before a plan: can the teacher answer the rows, and are there enough of them?"""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np

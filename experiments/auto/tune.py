@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from antgmm_jax.config import LMMConfig
+from antgmm_jax.config import IMAGE_SIDE, LMMConfig
 from distill import NO_TEACHER
 from experiments.auto.look import Look, spread
 from experiments.auto.schedule import Machine, Tuned, language_stage
@@ -23,14 +23,13 @@ from experiments.run.schema.recipe import recipe_of
 from experiments.run.scores.evaluation import token_loss
 from experiments.run.stage import StageRun
 from pruning import planned_config
+from pruning.costs import forward_flops
 from pruning.planning import illegal_reason
 
 KINDS, RATES = ("muon", "adamw"), (3.0, 1 / 3)
 """Optimizers that are tried at the usual rate, and the rates, as multiples of it, that the better one is tried at."""
 STEPS, FEWEST, PART = 200, 60, 0.15
 """Steps of a candidate, the fewest that say something, and the largest part of the time for all candidates."""
-ROWS = 1000
-"""Maximum number of training rows of a candidate."""
 
 
 class Trial(NamedTuple):
@@ -55,6 +54,7 @@ def steps_within(
     (stage,) = _recipe(tables, config, text, machine.rows.trained, Tuned(), steps=FEWEST).stages
     lengths = {"length": machine.rows.prompt, "answer": machine.rows.answer}
     flops = step_flops(planned_config(config, text), stage, (), features=True, **lengths)
+    flops += _image_flops(config, stage.optimizer.batch_size, **lengths) / (len(KINDS) + len(RATES))
     step = flops / (SHARE * machine.rate) + CALL
     affordable = int((seconds / (len(KINDS) + len(RATES)) - 2 * COMPILE) / step)
     return 0 if affordable < FEWEST else min(STEPS, affordable)
@@ -93,12 +93,16 @@ def tuned(
 
 
 class _Trials:
-    """Short trainings of the smaller language model, on the teacher's image features of some rows."""
+    """Short trainings of the smaller language model, on the teacher's image features of some rows.
+
+    No row is seen twice: what learns few rows by heart soonest would be the rate that is too low for all of them.
+    """
 
     def __init__(self, tables: Mapping[str, Any], seen: Look, text: Mapping[str, int], steps: int, place: Path):
         self._recipe = partial(_recipe, tables, seen.teacher.config, text, len(seen.trained), steps=steps)
         self._seen, self._place, self._done = seen, place, 0
-        recipe, records = self._recipe(Tuned()), spread(seen.trained.records, ROWS)
+        recipe = self._recipe(Tuned())
+        records = spread(seen.trained.records, steps * recipe.stages[0].optimizer.batch_size)
         self._samples = encoded(recipe, records, seen.processor, seen.teacher.config, trained=True)
         self._features = ImageFeatures(self._samples, recipe.seed, place / "features")
 
@@ -116,6 +120,12 @@ class _Trials:
         loss = token_loss(left.config, left.params, self._seen.held)
         say(f"{title}: held-out loss {loss:.3f} after {work.stage.steps} steps")
         return Trial(candidate, loss)
+
+
+def _image_flops(config: LMMConfig, batch: int, *, length: int, answer: int) -> int:
+    """FLOPs of the image features of a batch, which all candidates read."""
+    flops = forward_flops(config, batch, length, answer)
+    return sum(flops.get(tower, 0) for tower in IMAGE_SIDE)
 
 
 def _recipe(

@@ -79,6 +79,24 @@ def test_sizes_step_down_to_three_significant_bits_rounded_up_to_legal_sizes():
     assert ladder(deep, "vision/embed") == [192, 160, 128, 96, 64, 32]
     # Six query heads divide the width.
     assert ladder(CONFIGS["llava"], "text/embed") == [36, 30, 24, 18, 12, 6]
+    # Nine query heads: multiples of 8 x 9 down to the square of 8, and not 513, 450, 387.
+    assert ladder(preset("smolvlm-135m"), "text/embed") == [
+        576,
+        504,
+        432,
+        360,
+        288,
+        216,
+        144,
+        72,
+        63,
+        54,
+        45,
+        36,
+        27,
+        18,
+        9,
+    ]
 
 
 def test_a_step_takes_the_axis_with_the_best_saving():

@@ -24,10 +24,12 @@ from experiments.run.host.console import bar, count, say
 from experiments.run.schema.recipe import load_recipe
 from pruning.costs import total_parameters
 
-SIZES = {"train": 12_000, "test": 600}
-"""Rows of a task."""
+TESTED = 600
+"""Test rows of a task."""
 OPTIMIZER = {"kind": "muon", "learning_rate": 2.5e-3, "warmup": 100, "b2": 0.98, "weight_decay": 0.1, "batch_size": 64}
 """The teachers' optimizer: as that of MAAD-synth's teacher, with more decay for fewer rows."""
+CONTROLS = {"scratch": "answers", "facts": "facts"}
+"""Models of the student's shape from random parameters -> kind of their first phase."""
 HEAD = ("task", "family", "parameters", "student", "teacher's score", "student's", "scratch", "facts first", "chance")
 
 
@@ -37,14 +39,23 @@ class Task(NamedTuple):
     Attributes:
         draw: draws a record.
         preset: preset of the teacher.
+        rows: number of training rows.
+        steps: the teacher's steps of 64 on what pictures show.
     """
 
     draw: Draw
     preset: str
+    rows: int = 12_000
+    steps: int = 1200
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Split -> number of rows."""
+        return {"train": self.rows, "test": TESTED}
 
 
 TASKS = {
-    "digits": Task(digits.record, "antgmm-tiny"),
+    "digits": Task(digits.record, "antgmm-tiny", rows=24_000, steps=1800),
     "charts": Task(charts.record, "llava-tiny"),
     "photos": Task(photos.record, "qwen3-vl-tiny"),
 }
@@ -70,40 +81,44 @@ def run(name: str, folder: Path, out: Path, *, smaller: str, minutes: float) -> 
     """
     task, place = TASKS[name], folder / name
     rows = place / "rows"
-    with bar(f"{name}: rows", sum(SIZES.values())) as update:
-        write(task.draw, rows, SIZES, lambda file, done, _: update(done, file))
+    with bar(f"{name}: rows", task.rows) as update:
+        write(task.draw, rows, task.sizes, lambda file, done, _: update(done, file))
     teacher, student = place / "teacher", place / f"student-{smaller}"
-    _train(place / "teacher.toml", teacher, rows, {"preset": task.preset}, _teacher_phases())
+    _train(task, rows, teacher, {"preset": task.preset}, _teacher_phases(task.steps))
     data = ["--data", f"{rows}/train.jsonl", "--test", f"{rows}/test.jsonl"]
     budget = ["--smaller", smaller, "--minutes", f"{minutes:g}"]
     _antgmm("compress", "--model", f"{teacher}/export", *data, *budget, "--run", f"{student}")
     whole, cut = (open_hf(each / "export")[0] for each in (teacher, student))
     shape = {"preset": task.preset, "sizes": sizes(cut)}
-    controls = {}
-    for control, first in (("scratch", "answers"), ("facts", "facts")):
-        control_run = place / f"{control}-{smaller}"
-        _train(control_run.with_suffix(".toml"), control_run, rows, shape, control_phases(student, first))
-        controls[control] = _report(control_run)["scores"]
     report = _report(student)
     figures = read_json(out, "remove it and run it again") if out.exists() else {}
     figures[name] = {
         "family": cut.family,
         "parameters": [total_parameters(config) for config in (whole, cut)],
         "sizes": shape["sizes"],
+        "steps": [stage.steps for stage in load_recipe(student / "recipe.toml").stages],
         "teacher": report["teacher"]["scores"],
         "student": report["student"]["scores"],
-        **controls,
         "chance": _chance(rows),
     }
-    write_json(out, figures)
-    write_text(out.with_suffix(".md"), markdown(figures))
+    for control, first in CONTROLS.items():
+        _save(figures, out)
+        control_run = place / f"{control}-{smaller}"
+        _train(task, rows, control_run, shape, control_phases(student, first))
+        figures[name][control] = _report(control_run)["scores"]
+    _save(figures, out)
     return figures
 
 
-def _teacher_phases() -> list[dict[str, Any]]:
+def _save(figures: Mapping[str, Mapping[str, Any]], out: Path) -> None:
+    write_json(out, figures)
+    write_text(out.with_suffix(".md"), markdown(figures))
+
+
+def _teacher_phases(steps: int) -> list[dict[str, Any]]:
     """What a picture shows, then the answers with a frozen image side, as the guide on a user's own data says."""
     return [
-        {"name": "facts", "kind": "facts", "steps": 1200},
+        {"name": "facts", "kind": "facts", "steps": steps},
         {"name": "answers", "kind": "answers", "steps": 1000, "frozen": ["vision", "bridge"]},
     ]
 
@@ -129,16 +144,17 @@ def control_phases(student: Path, first: str) -> list[dict[str, Any]]:
     ]
 
 
-def _train(recipe: Path, run: Path, rows: Path, model: Mapping[str, Any], phases: list[dict[str, Any]]) -> None:
-    """Writes a recipe and trains by it."""
+def _train(task: Task, rows: Path, run: Path, model: Mapping[str, Any], phases: list[dict[str, Any]]) -> None:
+    """Writes a recipe next to the folder of a run, and trains by it."""
+    recipe = run.with_name(f"{run.name}.toml")
     tables = {
         "seed": 0,
         "checkpoint_every": 500,
         "buckets": [32],
         "model": dict(model),
-        "data": {"kind": "jsonl", "path": f"{rows}/train.jsonl", "samples": SIZES["train"]},
+        "data": {"kind": "jsonl", "path": f"{rows}/train.jsonl", "samples": task.rows},
         "optimizer": OPTIMIZER,
-        "evaluate": {"max_new_tokens": 8, "data": {"path": f"{rows}/test.jsonl", "samples": SIZES["test"]}},
+        "evaluate": {"max_new_tokens": 8, "data": {"path": f"{rows}/test.jsonl", "samples": TESTED}},
         "phase": phases,
     }
     write_text(recipe, tomli_w.dumps(tables))
@@ -172,9 +188,9 @@ def _chance(rows: Path) -> float:
 def table_rows(figures: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
     """Formats results as rows of a table with the columns `HEAD`."""
     for name, each in figures.items():
-        scores = (each[which]["exact_match"] for which in ("teacher", "student", "scratch", "facts"))
-        numbers = (*(count(size) for size in each["parameters"]), *(f"{score:.3f}" for score in scores))
-        yield (name, each["family"], *numbers, f"{each['chance']:.3f}")
+        scores = (each.get(which, {}).get("exact_match") for which in ("teacher", "student", *CONTROLS))
+        shown = ("" if score is None else f"{score:.3f}" for score in scores)
+        yield (name, each["family"], *map(count, each["parameters"]), *shown, f"{each['chance']:.3f}")
 
 
 def markdown(figures: Mapping[str, Mapping[str, Any]]) -> str:

@@ -6,6 +6,8 @@ import re
 import pytest
 from PIL import Image
 
+from experiments.auto import tune
+from experiments.auto.look import spread
 from experiments.run.schema.recipe import load_recipe
 from tests.experiments.tiny import save_llava, save_teacher
 
@@ -32,7 +34,9 @@ def rows(tmp_path):
 @pytest.mark.long
 def test_one_command_plans_once_and_compresses(antgmm, monkeypatch, tmp_path, rows):
     for name, value in (("STEPS", 2), ("FEWEST", 2)):
-        monkeypatch.setattr(f"experiments.auto.tune.{name}", value)
+        monkeypatch.setattr(tune, name, value)
+    tried = []
+    monkeypatch.setattr(tune, "spread", lambda records, most: (tried.append(most), spread(records, most))[1])
     words = ["compress", "--model", save_llava(tmp_path / "teacher"), "--data", rows, "--set", "seed=7"]
     result = antgmm(*words, "--params", "30000", "--plan")
     assert result.exit_code == 0, result.output
@@ -40,6 +44,7 @@ def test_one_command_plans_once_and_compresses(antgmm, monkeypatch, tmp_path, ro
     assert "training rows are few" in result.stderr
     assert "held-out rows are few" in result.stderr
     assert result.stderr.count("held-out loss") == 8  # four trials, each when it ends and in the plan
+    assert tried == [8]  # two steps of 4 rows, the same for all trials
     run, plan = tmp_path / "runs" / "teacher-30000", tmp_path / "runs" / "teacher-30000.toml"
     recipe = load_recipe(plan)
     assert [stage.name for stage in recipe.stages] == ["image", "language", "settle"]
