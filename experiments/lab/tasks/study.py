@@ -119,7 +119,7 @@ def _teacher_phases(steps: int) -> list[dict[str, Any]]:
     """What a picture shows, then the answers with a frozen image side, as the guide on a user's own data says."""
     return [
         {"name": "facts", "kind": "facts", "steps": steps},
-        {"name": "answers", "kind": "answers", "steps": 1000, "frozen": ["vision", "bridge"]},
+        {"name": "answers", "kind": "answers", "steps": 2000, "frozen": ["vision", "bridge"]},
     ]
 
 
