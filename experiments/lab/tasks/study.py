@@ -57,7 +57,7 @@ class Task(NamedTuple):
 TASKS = {
     "digits": Task(digits.record, "antgmm-tiny", rows=24_000, steps=1800),
     "charts": Task(charts.record, "llava-tiny"),
-    "photos": Task(photos.record, "qwen3-vl-tiny"),
+    "photos": Task(photos.record, "blip2-opt-tiny"),
 }
 
 
