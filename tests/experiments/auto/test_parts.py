@@ -97,6 +97,27 @@ def test_factors_are_roots_of_increases_relative_to_their_geometric_mean():
     assert wide == {"a/mlp": 0.25, "b/mlp": 4.0}
 
 
+def test_a_width_has_at_most_the_factor_of_the_layers_of_its_side():
+    increases = {
+        "vision/layers": 4.0,
+        "vision/embed": 1.0,
+        "encoder/layers": 1.0,
+        "decoder/layers": 4.0,
+        "text/embed": 16.0,
+    }
+    mean = 256.0 ** (1 / 10)  # root of the geometric mean
+    assert factors(increases) == pytest.approx(
+        {
+            "vision/layers": 2 / mean,
+            "vision/embed": 1 / mean,
+            "encoder/layers": 1 / mean,
+            "decoder/layers": 2 / mean,
+            "text/embed": 2 / mean,  # and not 4
+        }
+    )
+    assert factors({"text/mlp": 1.0, "text/embed": 4.0})["text/embed"] == pytest.approx(sqrt(2))
+
+
 def test_the_most_frequent_answer_of_each_type():
     chance = most_frequent(["a", "a", "a", "b"], ["Yes", "yes ", "no", "3"])
     assert chance == {"a": pytest.approx(2 / 3), "b": 1.0}
