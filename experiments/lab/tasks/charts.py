@@ -26,7 +26,7 @@ def _levels(split: str) -> list[np.ndarray]:
 
     tables = []
     for load in (load_wine, load_breast_cancer):
-        values = load().data
+        values, _ = load(return_X_y=True)
         # By rank: measurements with a few large values would all be low bars.
         ranks = values.argsort(axis=0).argsort(axis=0) / (len(values) - 1)
         tests = np.arange(len(values)) % 5 == 0

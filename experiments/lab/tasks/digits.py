@@ -18,10 +18,10 @@ def _digits(split: str) -> tuple[np.ndarray, np.ndarray]:
     """Images [N, 8, 8] of 0 to 16 and their digits [N]; every fifth is for tests."""
     from sklearn.datasets import load_digits
 
-    loaded = load_digits()
-    tests = np.arange(len(loaded.target)) % 5 == 0
+    pixels, labels = load_digits(return_X_y=True)
+    tests = np.arange(len(labels)) % 5 == 0
     chosen = tests if split == "test" else ~tests
-    return loaded.images[chosen], loaded.target[chosen]
+    return np.asarray(pixels)[chosen].reshape(-1, 8, 8), np.asarray(labels)[chosen]
 
 
 def _picture(rng: np.random.Generator, digits: np.ndarray) -> np.ndarray:
