@@ -95,7 +95,7 @@ def tuned(
 class _Trials:
     """Short trainings of the smaller language model, on the teacher's image features of some rows.
 
-    No row is seen twice: on few rows that are repeated, a rate that is too low wins, because it learns them by heart last.
+    No row is seen twice: on few rows that are repeated, a rate that is too low wins, as it learns them by heart last.
     """
 
     def __init__(self, tables: Mapping[str, Any], seen: Look, text: Mapping[str, int], steps: int, place: Path):
