@@ -14,6 +14,12 @@ reads in the backward pass, or only its input; the rest is recomputed."""
 IMAGE_SIDE = ("vision", "bridge")
 """Parts of a model that read pictures: fields of its config, and roots of their parameters."""
 
+
+def on_image_side(axis: str) -> bool:
+    """Whether an axis, such as "vision/layers", is one of the image side."""
+    return axis.split("/")[0] in IMAGE_SIDE
+
+
 Act = Literal["gelu", "gelu_new", "gelu_pytorch_tanh", "quick_gelu", "relu", "silu"]
 
 

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import pruning
 from antgmm_jax.axes import sizes
-from antgmm_jax.config import IMAGE_SIDE, LMMConfig
+from antgmm_jax.config import LMMConfig, on_image_side
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import family
 from experiments.auto.goal import Goal
@@ -130,7 +130,7 @@ def language_stage(config: LMMConfig, text: Mapping[str, int], rows: int, tuned:
         steps: number of steps.
     """
     # An image side that cannot be cut first is cut and trained with the language model.
-    whole = any(axis.split("/")[0] in IMAGE_SIDE for axis in text)
+    whole = any(on_image_side(axis) for axis in text)
     optimizer = {
         "kind": tuned.kind,
         "learning_rate": _rate(LANGUAGE_RATE * tuned.rate, config, text, "text/embed"),

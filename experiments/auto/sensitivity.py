@@ -10,7 +10,7 @@ import numpy as np
 
 import pruning
 from antgmm_jax.axes import sizes
-from antgmm_jax.config import IMAGE_SIDE, LMMConfig
+from antgmm_jax.config import LMMConfig, on_image_side
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import complete
 from antgmm_jax.parallel import preemption
@@ -132,15 +132,8 @@ def factors(increases: Mapping[str, float]) -> dict[str, float]:
     logs = {axis: log(max(value, LEAST)) for axis, value in increases.items()}
     mean = sum(logs.values()) / max(1, len(logs))
     result = {axis: min(high, max(low, exp((value - mean) / 2))) for axis, value in logs.items()}
-    layers: dict[bool, float] = {}
-    for axis, factor in result.items():
-        if axis.endswith("/layers"):
-            layers[_of_images(axis)] = max(factor, layers.get(_of_images(axis), low))
-    return {
-        axis: min(factor, layers.get(_of_images(axis), high)) if axis.endswith("/embed") else factor
-        for axis, factor in result.items()
-    }
-
-
-def _of_images(axis: str) -> bool:
-    return axis.split("/")[0] in IMAGE_SIDE
+    for images in (True, False):
+        side = {axis for axis in result if on_image_side(axis) == images}
+        most = max((result[axis] for axis in side if axis.endswith("/layers")), default=high)
+        result |= {axis: min(result[axis], most) for axis in side if axis.endswith("/embed")}
+    return result

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import pruning
 from antgmm_jax.axes import sizes
-from antgmm_jax.config import IMAGE_SIDE, LMMConfig
+from antgmm_jax.config import LMMConfig, on_image_side
 from antgmm_jax.families import complete
 from antgmm_jax.parallel.sharding import padded_batch_size
 from experiments.auto.goal import Goal
@@ -193,7 +193,7 @@ def by_side(config: LMMConfig, wanted: Mapping[str, int]) -> tuple[dict[str, int
     smaller = {axis: n for axis, n in wanted.items() if n < sizes(config)[axis]}
 
     def of_images(axis: str) -> bool:
-        return all(one.split("/")[0] in IMAGE_SIDE for one in complete(config, {axis: smaller[axis]}))
+        return all(on_image_side(one) for one in complete(config, {axis: smaller[axis]}))
 
     image = {axis: n for axis, n in smaller.items() if of_images(axis)}
     if illegal_reason(config, image):

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from antgmm_jax.config import IMAGE_SIDE, LMMConfig
+from antgmm_jax.config import LMMConfig
 from distill import NO_TEACHER
 from experiments.auto.look import Look, spread
 from experiments.auto.schedule import Machine, Tuned, language_stage
@@ -14,7 +14,7 @@ from experiments.auto.sizing import by_side
 from experiments.run.features import ImageFeatures
 from experiments.run.host.console import say
 from experiments.run.objectives import Shared
-from experiments.run.progress.flops import step_flops
+from experiments.run.progress.flops import image_flops, step_flops
 from experiments.run.progress.forecast import CALL, COMPILE, SHARE
 from experiments.run.progress.watching import NOTHING, watching
 from experiments.run.rows.datasets import encoded
@@ -23,7 +23,6 @@ from experiments.run.schema.recipe import recipe_of
 from experiments.run.scores.evaluation import token_loss
 from experiments.run.stage import StageRun
 from pruning import planned_config
-from pruning.costs import forward_flops
 from pruning.planning import illegal_reason
 
 KINDS, RATES = ("muon", "adamw"), (3.0, 1 / 3)
@@ -54,7 +53,8 @@ def steps_within(
     (stage,) = _recipe(tables, config, text, machine.rows.trained, Tuned(), steps=FEWEST).stages
     lengths = {"length": machine.rows.prompt, "answer": machine.rows.answer}
     flops = step_flops(planned_config(config, text), stage, (), features=True, **lengths)
-    flops += _image_flops(config, stage.optimizer.batch_size, **lengths) / (len(KINDS) + len(RATES))
+    # Image features of new rows, which all candidates read.
+    flops += image_flops(config, stage.optimizer.batch_size) / (len(KINDS) + len(RATES))
     step = flops / (SHARE * machine.rate) + CALL
     affordable = int((seconds / (len(KINDS) + len(RATES)) - 2 * COMPILE) / step)
     return 0 if affordable < FEWEST else min(STEPS, affordable)
@@ -120,12 +120,6 @@ class _Trials:
         loss = token_loss(left.config, left.params, self._seen.held)
         say(f"{title}: held-out loss {loss:.3f} after {work.stage.steps} steps")
         return Trial(candidate, loss)
-
-
-def _image_flops(config: LMMConfig, batch: int, *, length: int, answer: int) -> int:
-    """FLOPs of the image features of a batch, which all candidates read."""
-    flops = forward_flops(config, batch, length, answer)
-    return sum(flops.get(tower, 0) for tower in IMAGE_SIDE)
 
 
 def _recipe(

@@ -7,7 +7,7 @@ import numpy as np
 
 import pruning
 from antgmm_jax.axes import sizes
-from antgmm_jax.config import IMAGE_SIDE, LMMConfig
+from antgmm_jax.config import LMMConfig, on_image_side
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import complete
 from antgmm_jax.io import checkpoint
@@ -50,7 +50,7 @@ def reads_features(config: LMMConfig, stage: Stage, targets: Mapping[str, int]) 
     Returns:
         Whether the stage does not need to run the image side.
     """
-    cut = any(axis.split("/")[0] in IMAGE_SIDE for axis in complete(config, targets))
+    cut = any(on_image_side(axis) for axis in complete(config, targets))
     return freezes_features(config, stage.frozen) and not (cut or stage.loss.vision)
 
 

@@ -15,6 +15,7 @@ from experiments.lab.planning.chips import CHIPS
 from experiments.lab.planning.step import StepSpec, check, compiled, roofline
 from experiments.run.folder import write_json, write_text
 from experiments.run.host.console import say
+from experiments.run.markdown import markdown_table
 from experiments.run.schema.recipe import read_toml
 from pruning.costs import total_parameters
 from pruning.planning import variants
@@ -134,8 +135,7 @@ def run(
 
 def markdown(figures: Mapping[str, Mapping[str, Any]]) -> str:
     """Formats plans as a Markdown table."""
-    lines = [HEAD, ("---", "---", *["---:"] * (len(HEAD) - 2)), *rows(figures)]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return markdown_table(HEAD, rows(figures), texts=2) + "\n"
 
 
 def planned(spec: StepSpec, chip: str, count: int) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from data.record import Record
+from experiments.lab.tasks.writing import in_split
 
 SIDE, BARS, LEVELS = 112, 5, 10
 COLOURS = {
@@ -29,8 +30,7 @@ def _levels(split: str) -> list[np.ndarray]:
         values, _ = load(return_X_y=True)
         # By rank: measurements with a few large values would all be low bars.
         ranks = values.argsort(axis=0).argsort(axis=0) / (len(values) - 1)
-        tests = np.arange(len(values)) % 5 == 0
-        tables.append((LEVELS * ranks).round().astype(int)[tests if split == "test" else ~tests])
+        tables.append((LEVELS * ranks).round().astype(int)[in_split(len(values), split)])
     return tables
 
 
@@ -65,7 +65,7 @@ def record(rng: np.random.Generator, split: str) -> Record:
     height = dict(zip(colours, levels.tolist(), strict=True))
     one, other = rng.choice(colours, size=2, replace=False)
     kinds = ["height", "compare", "above"]
-    if sorted(levels)[-1] > sorted(levels)[-2]:
+    if (levels == levels.max()).sum() == 1:
         kinds.append("highest")
     kind = rng.choice(kinds)
     if kind == "height":

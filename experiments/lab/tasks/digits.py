@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image
 
 from data.record import Record
+from experiments.lab.tasks.writing import in_split
 
 SIDE, ROWS, COLUMNS = 96, 2, 3
 PLACES = ("top left", "top middle", "top right", "bottom left", "bottom middle", "bottom right")
@@ -19,8 +20,7 @@ def _digits(split: str) -> tuple[np.ndarray, np.ndarray]:
     from sklearn.datasets import load_digits
 
     pixels, labels = load_digits(return_X_y=True)
-    tests = np.arange(len(labels)) % 5 == 0
-    chosen = tests if split == "test" else ~tests
+    chosen = in_split(len(labels), split)
     return np.asarray(pixels)[chosen].reshape(-1, 8, 8), np.asarray(labels)[chosen]
 
 

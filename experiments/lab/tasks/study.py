@@ -21,6 +21,7 @@ from experiments.lab.tasks import charts, digits, photos
 from experiments.lab.tasks.writing import Draw, write
 from experiments.run.folder import write_json, write_text
 from experiments.run.host.console import bar, count, say
+from experiments.run.markdown import markdown_table
 from experiments.run.schema.recipe import load_recipe
 from pruning.costs import total_parameters
 
@@ -195,5 +196,4 @@ def table_rows(figures: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, 
 
 def markdown(figures: Mapping[str, Mapping[str, Any]]) -> str:
     """Formats results as a Markdown table."""
-    lines = [HEAD, ("---", "---", *["---:"] * (len(HEAD) - 2)), *table_rows(figures)]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return markdown_table(HEAD, table_rows(figures), texts=2) + "\n"

@@ -10,6 +10,14 @@ from data.writers import Progress, write_lines
 
 Draw = Callable[[np.random.Generator, str], Record]
 """(random numbers, split) -> record."""
+SEEDS = {"train": 5, "test": 4}
+"""Split -> seed of its records."""
+
+
+def in_split(count: int, split: str) -> np.ndarray:
+    """Which of a number of things, bool [count], a split shows: every fifth is for tests."""
+    tests = np.arange(count) % 5 == 0
+    return tests if split == "test" else ~tests
 
 
 class Drawn(Sequence[Record]):
@@ -28,7 +36,7 @@ class Drawn(Sequence[Record]):
         return self._count
 
     def __getitem__(self, index: int) -> Record:
-        return self._draw(np.random.default_rng([len(self._split), index]), self._split)
+        return self._draw(np.random.default_rng([SEEDS[self._split], index]), self._split)
 
 
 def write(draw: Draw, directory: Path, sizes: dict[str, int], progress: Progress) -> None:

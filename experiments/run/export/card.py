@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ from experiments.run.export.completion import positions
 from experiments.run.export.export_gate import GateResult
 from experiments.run.folder import write_text
 from experiments.run.host.console import count
+from experiments.run.markdown import markdown_table
 from experiments.run.schema import Data, Recipe, Training
 from pruning.costs import parameters
 
@@ -176,21 +177,15 @@ def _card_fields(card: Path) -> dict[str, Any]:
     return fields if isinstance(fields, dict) else {}
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table; all columns but the first hold numbers."""
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def _sizes(config: LMMConfig, source: LMMConfig | None, name: str) -> str:
     """Parameters by tower and in total, beside those of the source."""
     new, old = parameters(config), parameters(source) if source else {}
     pairs = [(tower, new.get(tower, 0), old.get(tower, 0)) for tower in dict.fromkeys([*old, *new])]
     pairs.append(("total", sum(new.values()), sum(old.values())))
     if source is None:
-        return _table(["tower", "parameters"], [(tower, count(n)) for tower, n, _ in pairs])
+        return markdown_table(["tower", "parameters"], [(tower, count(n)) for tower, n, _ in pairs])
     rows = [(tower, count(n), count(was), f"{was / n:.1f}x" if n else "-") for tower, n, was in pairs]
-    return _table(["tower", "parameters", f"`{name}`", "fewer"], rows)
+    return markdown_table(["tower", "parameters", f"`{name}`", "fewer"], rows)
 
 
 def _axes(config: LMMConfig, source: LMMConfig | None, name: str) -> str:
@@ -198,9 +193,9 @@ def _axes(config: LMMConfig, source: LMMConfig | None, name: str) -> str:
     new, old = sizes(config), sizes(source) if source else {}
     rows = [(axis, new.get(axis, 0), old.get(axis, 0)) for axis in dict.fromkeys([*old, *new])]
     if source is None:
-        return _table(["axis", "units"], [(f"`{axis}`", str(n)) for axis, n, _ in rows])
+        return markdown_table(["axis", "units"], [(f"`{axis}`", str(n)) for axis, n, _ in rows])
     cut = [(f"`{axis}`", str(n), str(was)) for axis, n, was in rows if n != was]
-    return _table(["axis", "units", f"`{name}`"], cut) if cut else ""
+    return markdown_table(["axis", "units", f"`{name}`"], cut) if cut else ""
 
 
 def _score(score: Score) -> str:
@@ -210,7 +205,7 @@ def _score(score: Score) -> str:
     for kind in score.model["by_type"]:
         shown = " ".join(kind.replace("|", "/").split()) or "-"  # one line, one cell
         rows.append((shown, *(f"{one['by_type'].get(kind, math.nan):.3f}" for one in models)))
-    return _table(["question type", "this model", "teacher"][: 1 + len(models)], rows)
+    return markdown_table(["question type", "this model", "teacher"][: 1 + len(models)], rows)
 
 
 def _example(directory: Path, config: LMMConfig, template: str) -> dict[str, Any]:

@@ -78,16 +78,22 @@ def stage_flops(config: LMMConfig, recipe: Recipe | Training, *, length: int, an
             smaller = planned(current, stage, targets)
             for steps, model in ((stage.mask_steps, current), (stage.recover_steps, smaller)):
                 if work.objective == "facts":
-                    each = 3 * _image_flops(model, stage.optimizer.batch_size)
+                    each = 3 * image_flops(model, stage.optimizer.batch_size)
                 else:
                     each = step_flops(model, stage, states, features=features, length=length, answer=answer)
                 total += steps * each
             current = smaller
-        yield StageFlops(work, config, current, _image_flops(config, computed) if computed else 0, total)
+        yield StageFlops(work, config, current, image_flops(config, computed) if computed else 0, total)
         config = current
 
 
-def _image_flops(config: LMMConfig, rows: int) -> int:
+def image_flops(config: LMMConfig, rows: int) -> int:
+    """Returns the FLOPs of the image side's forward pass over one picture of each row.
+
+    Args:
+        config: model config.
+        rows: number of rows.
+    """
     flops = pruning.forward_flops(config, rows, 1, 1)
     return sum(flops[tower] for tower in IMAGE_SIDE)
 
