@@ -249,9 +249,9 @@ def _steps(raw: Mapping[str, Any], expected: float) -> Iterator[str]:
     """Lines of the plan that say what is trained, and for how long."""
     for stage in raw["stage"]:
         table = stage["optimizer"]
-        kind = table.get("kind", raw["optimizer"]["kind"])
+        kind, frozen = table.get("kind", raw["optimizer"]["kind"]), ", ".join(stage.get("frozen", ["nothing"]))
         yield (
             f"stage {stage['name']}: {stage['recover_steps']} steps of {table['batch_size']}, {kind} at"
-            f" {table['learning_rate']:g}"
+            f" {table['learning_rate']:g}; frozen: {frozen}"
         )
     yield f"expected time of the run on this machine: {clock(expected)}"

@@ -113,8 +113,14 @@ MOMENTS = {
     "never": lambda: None,
 }
 
-if __name__ == "__main__":
-    recipe, run, moment, mesh, coordinator, processes, process = [*sys.argv[1:], "", "", "1", "0"][:7]
+
+def main(*words: str) -> None:
+    """Runs a recipe with a kill at one of `MOMENTS`.
+
+    Args:
+        words: recipe, folder of the run, moment and, optionally, mesh, coordinator, processes and process.
+    """
+    recipe, run, moment, mesh, coordinator, processes, process = [*words, "", "", "1", "0"][:7]
     MOMENTS[moment]()
     time_few_requests(setattr)
     try:
@@ -122,3 +128,7 @@ if __name__ == "__main__":
             finish(Run(load_any(recipe), run))
     except preemption.Preempted:
         sys.exit(preemption.EXIT_CODE)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -4,15 +4,15 @@ A run starts again after every kill until it ends. The arrays of its stages and 
 that nobody killed, to the bit.
 """
 
+import multiprocessing
 import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,7 +23,9 @@ from antgmm_jax.io import checkpoint
 from experiments.lab.servers.starting import free_port
 from tests.experiments.tiny import RECIPE, TRAINING, save_teacher
 
-ROOT = Path(__file__).resolve().parents[2]
+STARTS = multiprocessing.get_context("forkserver")
+"""Starts runs in copies of a process that has imported what they need, a third of a run's time."""
+STARTS.set_forkserver_preload(["tests.experiments.killed_run"])
 KILLED = -signal.SIGKILL
 LIMIT = 1800.0
 """Seconds after which a run without a kill hangs."""
@@ -44,14 +46,20 @@ class Kind(NamedTuple):
 KINDS = {"compress": Kind(COMPRESSION, 1), "train": Kind(TRAINING, 1), "compress-2": Kind(COMPRESSION, 2)}
 
 
+class Call(NamedTuple):
+    """What a process of a run does: a function, and its arguments."""
+
+    function: Callable[..., None]
+    arguments: Sequence[str | Path]
+
+
 class Runs:
     """Runs of one kind, one after another.
 
     Args:
         name: name of the kind.
         place: folder of the runs.
-        commands: folder of a run -> command of each process.
-        environment: their environment variables.
+        calls: folder of a run -> call of each process.
 
     Attributes:
         kills: starts that were killed.
@@ -59,10 +67,8 @@ class Runs:
         different: runs that ended with other arrays.
     """
 
-    def __init__(
-        self, name: str, place: Path, commands: Callable[[Path], list[list[str]]], environment: Mapping[str, str]
-    ):
-        self._name, self._place, self._commands, self._environment = name, place, commands, environment
+    def __init__(self, name: str, place: Path, calls: Callable[[Path], list[Call]]):
+        self._name, self._place, self._calls = name, place, calls
         self.kills = self.runs = self.lost = self.different = self._tries = 0
         begin = time.monotonic()
         assert self._start(place / "whole", LIMIT, None) == 0, f"{name} fails without a kill"
@@ -109,35 +115,43 @@ class Runs:
         Returns:
             0, `KILLED`, or the exit code of a process that failed.
         """
-        with tempfile.TemporaryFile() as errors:
-            processes = [
-                subprocess.Popen(command, cwd=ROOT, env=self._environment, stdout=errors, stderr=errors)
-                for command in self._commands(run)
-            ]
+        with tempfile.NamedTemporaryFile() as errors:
+            processes = [STARTS.Process(target=_called, args=(call, errors.name)) for call in self._calls(run)]
             try:
+                for process in processes:
+                    process.start()
                 struck = not _ended(processes, seconds) and rng is not None
                 if struck:
                     for victim in rng.sample(processes, rng.randint(1, len(processes))):
                         victim.kill()
-                        victim.wait()
-                    _ended([each for each in processes if each.poll() != KILLED], rng.uniform(0.0, ALONE))
+                        victim.join()
+                    _ended([each for each in processes if each.exitcode != KILLED], rng.uniform(0.0, ALONE))
             finally:
                 for process in processes:
                     process.kill()
-            codes = [process.wait() for process in processes]
+            for process in processes:
+                process.join()
+            codes = [process.exitcode for process in processes]
             failed = [code for code in codes if code not in (0, KILLED)]
             if failed and not (struck and len(codes) > 1):  # after a kill the other process may fail too
-                errors.seek(0)
-                print(errors.read().decode(errors="replace")[-3000:], flush=True)
+                print(Path(errors.name).read_text(errors="replace")[-3000:], flush=True)
                 return failed[0]
         return KILLED if KILLED in codes else 0
 
 
-def _ended(processes: Sequence[subprocess.Popen], seconds: float) -> bool:
+def _called(call: Call, output: str) -> None:
+    """Calls a function with the output of its process at the end of a file."""
+    with open(output, "ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    call.function(*call.arguments)
+
+
+def _ended(processes: Sequence[BaseProcess], seconds: float) -> bool:
     """Whether all processes end, or one of them fails, within some seconds."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
-        codes = [process.poll() for process in processes]
+        codes = [process.exitcode for process in processes]
         if None not in codes or any(codes):
             return True
         time.sleep(0.02)
@@ -149,21 +163,29 @@ def runs_of(name: str, place: Path) -> Runs:
     (text, count), teacher, recipe = KINDS[name], save_teacher(place / "teacher"), place / "recipe.toml"
     recipe.write_text(text.replace("{teacher}", str(teacher)))
 
-    def commands(run: Path) -> list[list[str]]:
-        command = [sys.executable, "-m", "tests.experiments.killed_run", str(recipe), str(run), "never"]
+    def calls(run: Path) -> list[Call]:
+        words = [place / "programs", recipe, run, "never"]
         if count == 1:
-            return [command]
+            return [Call(_whole_run, words)]
         address = f"127.0.0.1:{free_port()}"
-        return [[*command, f"fsdp={count}", address, str(count), str(number)] for number in range(count)]
+        return [
+            Call(_whole_run, [*words, f"fsdp={count}", address, f"{count}", f"{number}"]) for number in range(count)
+        ]
 
-    # The programs of JAX are stored as those of the commands are: a kill may come while one is written.
-    environment = {
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",
-        "JAX_COMPILATION_CACHE_DIR": str(place / "programs"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-    }
-    return Runs(name, place, commands, {**os.environ, **environment})
+    return Runs(name, place, calls)
+
+
+def _whole_run(programs: Path, *words: str) -> None:
+    """A run whose compiled programs are stored as those of the commands are: a kill may come while one is written."""
+    import jax
+
+    from tests.experiments import killed_run
+
+    os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
+    jax.config.update("jax_compilation_cache_dir", f"{programs}")
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    killed_run.main(*words)
 
 
 def soak_kills(count: int, seed: int, place: Path, names: Sequence[str] = (*KINDS,)) -> int:

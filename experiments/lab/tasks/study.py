@@ -1,4 +1,4 @@
-"""Compression without a recipe on tasks that no default was tuned on, beside controls of the student's shape."""
+"""Compression without a recipe on tasks that no default was tuned on, beside a control of the student's shape."""
 
 import dataclasses
 import subprocess
@@ -29,9 +29,7 @@ TESTED = 600
 """Test rows of a task."""
 OPTIMIZER = {"kind": "muon", "learning_rate": 2.5e-3, "warmup": 100, "b2": 0.98, "weight_decay": 0.1, "batch_size": 64}
 """The teachers' optimizer: as that of MAAD-synth's teacher, with more decay for fewer rows."""
-CONTROLS = {"scratch": "answers", "facts": "facts"}
-"""Models of the student's shape from random parameters -> kind of their first phase."""
-HEAD = ("task", "family", "parameters", "student", "teacher's score", "student's", "scratch", "facts first", "chance")
+HEAD = ("task", "family", "parameters", "student", "teacher's score", "student's", "scratch", "chance")
 
 
 class Task(NamedTuple):
@@ -63,7 +61,7 @@ TASKS = {
 
 
 def run(name: str, folder: Path, out: Path, *, smaller: str, minutes: float) -> dict[str, Any]:
-    """Trains a teacher on a task, compresses it without a recipe, and trains the controls; finished parts are kept.
+    """Trains a teacher on a task, compresses it without a recipe, and trains the control; finished parts are kept.
 
     Each part is a command of its own, as a user would give it.
 
@@ -102,11 +100,10 @@ def run(name: str, folder: Path, out: Path, *, smaller: str, minutes: float) -> 
         "student": report["student"]["scores"],
         "chance": _chance(rows),
     }
-    for control, first in CONTROLS.items():
-        _save(figures, out)
-        control_run = place / f"{control}-{smaller}"
-        _train(task, rows, control_run, shape, control_phases(student, first))
-        figures[name][control] = _report(control_run)["scores"]
+    _save(figures, out)
+    scratch = place / f"scratch-{smaller}"
+    _train(task, rows, scratch, shape, control_phases(student))
+    figures[name]["scratch"] = _report(scratch)["scores"]
     _save(figures, out)
     return figures
 
@@ -117,31 +114,28 @@ def _save(figures: Mapping[str, Mapping[str, Any]], out: Path) -> None:
 
 
 def _teacher_phases(steps: int) -> list[dict[str, Any]]:
-    """What a picture shows, then the answers with a frozen image side, as the guide on a user's own data says."""
+    """What pictures show, then answers, first with a frozen image side, as the guide on a user's own data says."""
     return [
         {"name": "facts", "kind": "facts", "steps": steps},
         {"name": "answers", "kind": "answers", "steps": 2000, "frozen": ["vision", "bridge"]},
+        {"name": "together", "kind": "answers", "steps": 1000},
     ]
 
 
-def control_phases(student: Path, first: str) -> list[dict[str, Any]]:
+def control_phases(student: Path) -> list[dict[str, Any]]:
     """Returns the phases of a control with the steps, batches and optimizers of a student's stages.
 
     Args:
         student: folder of the student's run.
-        first: kind of the first phase, in place of the stage of the image side: "answers", or "facts", which need what
-            the compression does not: what the pictures show.
     """
-    stages = load_recipe(student / "recipe.toml").stages
-    kinds = [first if number == 0 and len(stages) > 2 else "answers" for number in range(len(stages))]
     return [
         {
             "name": stage.name,
-            "kind": kind,
+            "kind": "answers",
             "steps": stage.steps,
             "optimizer": dataclasses.asdict(stage.optimizer),
         }
-        for stage, kind in zip(stages, kinds, strict=True)
+        for stage in load_recipe(student / "recipe.toml").stages
     ]
 
 
@@ -189,7 +183,7 @@ def _chance(rows: Path) -> float:
 def table_rows(figures: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
     """Formats results as rows of a table with the columns `HEAD`."""
     for name, each in figures.items():
-        scores = (each.get(which, {}).get("exact_match") for which in ("teacher", "student", *CONTROLS))
+        scores = (each.get(which, {}).get("exact_match") for which in ("teacher", "student", "scratch"))
         shown = ("" if score is None else f"{score:.3f}" for score in scores)
         yield (name, each["family"], *map(count, each["parameters"]), *shown, f"{each['chance']:.3f}")
 
