@@ -7,6 +7,7 @@ In a pre-norm transformer, an orthogonal change of basis of the residual stream 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -58,28 +59,36 @@ def principal(
         least = 1 + _centred(config, axis)
         if not least <= count <= present[axis]:
             raise AntgmmError(f"{axis} = {count}: choose {least} to {present[axis]} components")
-    users = {axis: _towers(config, axis) for axis in targets}
-    names = tuple(tower.axis("states") for axis in targets for tower in users[axis])
-
-    @jax.jit
-    def moments(params, batch):
-        out = apply(params, batch, collect=names)
-        return {
-            name: _second_moments(out[name], valid_tokens(tower, batch), centred=_centred(config, axis))
-            for axis in targets
-            for tower in users[axis]
-            for name in (tower.axis("states"),)
-        }
-
-    second_moments = mean_of(lambda batch: moments(params, batch), batches)
+    score = jax.jit(partial(second_moments, apply, config, tuple(targets)))
+    moments = mean_of(lambda batch: score(params, batch), batches)
     return {
         axis: _basis(
-            np.stack([second_moments[tower.axis("states")] for tower in users[axis]]).astype(np.float64).sum(axis=0),
+            np.stack([moments[tower.axis("states")] for tower in _towers(config, axis)]).astype(np.float64).sum(axis=0),
             count,
             centred=_centred(config, axis),
         )
         for axis, count in targets.items()
     }
+
+
+def second_moments(
+    apply: Callable[..., Mapping[str, jax.Array]], config: LMMConfig, axes: tuple[str, ...], params: Any, batch: Batch
+) -> dict[str, jax.Array]:
+    """Second moments of one batch's states, for `principal`.
+
+    Args:
+        apply: as in `principal`.
+        config: model config.
+        axes: width axes.
+        params: model parameters.
+        batch: the batch.
+
+    Returns:
+        `<tower>/states` of each tower of these widths -> float32 [D, D].
+    """
+    users = [(tower.axis("states"), tower, _centred(config, axis)) for axis in axes for tower in _towers(config, axis)]
+    out = apply(params, batch, collect=tuple(name for name, _, _ in users))
+    return {name: _second_moments(out[name], valid_tokens(tower, batch), centred=c) for name, tower, c in users}
 
 
 def _second_moments(states: jax.Array, valid: jax.Array | np.ndarray, *, centred: bool) -> jax.Array:

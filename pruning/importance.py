@@ -195,14 +195,20 @@ def activation(
     Raises:
         AntgmmError: there is no batch.
     """
-    names = tuple(sorted(axes))
-
-    @jax.jit
-    def score(params, batch):
-        norms = apply(params, batch, collect=names)
-        return {n: norms[n].mean(1) if n in local else norms[n].mean(tuple(range(norms[n].ndim - 1))) for n in names}
-
+    score = jax.jit(partial(activation_norms, apply, tuple(sorted(axes)), frozenset(local)))
     return mean_of(lambda batch: score(params, batch), batches)
+
+
+def activation_norms(
+    apply: Callable[..., Mapping[str, jax.Array]],
+    axes: tuple[str, ...],
+    local: frozenset[str],
+    params: Any,
+    batch: Batch,
+) -> dict[str, jax.Array]:
+    """Activation norms of one batch; arguments and result as in `activation`."""
+    norms = apply(params, batch, collect=axes)
+    return {n: norms[n].mean(1) if n in local else norms[n].mean(tuple(range(norms[n].ndim - 1))) for n in axes}
 
 
 def block_influence(
@@ -222,14 +228,16 @@ def block_influence(
     Raises:
         AntgmmError: there is no batch.
     """
-    names = tuple(tower.axis("states") for tower in towers)
-
-    @jax.jit
-    def score(params, batch):
-        out = apply(params, batch, collect=names)
-        return {t.axis("layers"): _influence(out[t.axis("states")], valid_tokens(t, batch)) for t in towers}
-
+    score = jax.jit(partial(influences, apply, tuple(towers)))
     return mean_of(lambda batch: score(params, batch), batches)
+
+
+def influences(
+    apply: Callable[..., Mapping[str, jax.Array]], towers: tuple[Tower, ...], params: Any, batch: Batch
+) -> dict[str, jax.Array]:
+    """Block influences on one batch; arguments and result as in `block_influence`."""
+    out = apply(params, batch, collect=tuple(tower.axis("states") for tower in towers))
+    return {t.axis("layers"): _influence(out[t.axis("states")], valid_tokens(t, batch)) for t in towers}
 
 
 def _influence(states: jax.Array, valid: jax.Array | np.ndarray) -> jax.Array:

@@ -84,10 +84,8 @@ def draft(tables: Mapping[str, Any]) -> Recipe:
     return recipe_of({**tables, "stage": [{"name": "draft", "recover_steps": 1}]}, "plan")
 
 
-def stages(
-    config: LMMConfig, wanted: Mapping[str, int], rows: int, scale: Scale, tuned: Tuned, *, together: bool = False
-) -> list[dict[str, Any]]:
-    """Returns the stages of a plan: image side, language model, and a last one with a learning rate that falls to zero.
+def stages(config: LMMConfig, wanted: Mapping[str, int], rows: int, scale: Scale, tuned: Tuned) -> list[dict[str, Any]]:
+    """Returns the stages of a plan: image side, language model, and the same while the learning rate falls to zero.
 
     Args:
         config: config of the teacher.
@@ -95,7 +93,6 @@ def stages(
         rows: number of training rows.
         scale: factors on the numbers of steps.
         tuned: settings of the language stages.
-        together: whether the last stage trains the image side too; otherwise the language model alone.
     """
     image, text = by_side(config, wanted)
     batch, small = min(64, max(1, rows // 4)), min(16, max(1, rows // 4))
@@ -119,8 +116,6 @@ def stages(
     settle = language_stage(config, text, rows, tuned, half)
     cut = {name: settle.pop(name) for name in ("importance", "sizes") if name in settle}
     language = {**settle, "optimizer": {**settle["optimizer"], "schedule": "constant"}, **cut}
-    if together:
-        settle.pop("frozen", None)
     return [*result, {"name": "language", **language}, {"name": "settle", "repeat": "auto", **settle}]
 
 
@@ -171,9 +166,6 @@ def fitted(
 ) -> tuple[dict[str, Any], float]:
     """Returns the tables of the recipe with as many steps as the time allows, and its expected seconds.
 
-    The last stage trains the image side too if there is time for all steps: labels teach it what the teacher's does not
-    show (docs/lab/tasks.md).
-
     Args:
         goal: the goal, with the minutes; 0 for the steps of the demo, within `MOST_MINUTES`.
         tables: from `base`.
@@ -183,24 +175,18 @@ def fitted(
         tuned: settings of the language stages.
     """
 
-    def written(scale: Scale, *, together: bool) -> tuple[dict[str, Any], float]:
-        planned = stages(config, wanted, machine.rows.trained, scale, tuned, together=together)
-        raw = {**tables, "stage": planned}
+    def written(image: float, text: float) -> tuple[dict[str, Any], float]:
+        raw = {**tables, "stage": stages(config, wanted, machine.rows.trained, Scale(image, text), tuned)}
         return raw, _expected(raw, config, machine)
 
-    def scaled(*, together: bool) -> Scale:
-        scales = (Scale(0.01, 0.01), Scale(1.0, 0.01), Scale(0.01, 1.0))
-        few, image, text = (written(scale, together=together)[1] for scale in scales)
-        left, of_image, of_text = goal.seconds - machine.spent - few, image - few, text - few
-        both = left / (of_image + of_text)
-        image = max(both, min(1.0, IMAGE * left / of_image)) if of_image else 1.0
-        most = LONGEST if goal.minutes else 1.0
-        return Scale(*(max(0.01, min(most, scale)) for scale in (image, (left - image * of_image) / of_text)))
-
-    together = scaled(together=True)
-    if together.text >= 1.0:
-        return written(together, together=True)
-    return written(scaled(together=False), together=False)
+    few = written(0.01, 0.01)[1]
+    of_image, of_text = written(1.0, 0.01)[1] - few, written(0.01, 1.0)[1] - few
+    left = goal.seconds - machine.spent - few
+    most = LONGEST if goal.minutes else 1.0
+    both = left / (of_image + of_text)
+    image = max(both, min(1.0, IMAGE * left / of_image)) if of_image else 1.0
+    image, text = (max(0.01, min(most, scale)) for scale in (image, (left - image * of_image) / of_text))
+    return written(image, text)
 
 
 def scored_rows(

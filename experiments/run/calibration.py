@@ -21,7 +21,7 @@ from distill import LossConfig, make_loss
 from distill.teacher import to_dtype
 from experiments.run.batch_size import compute_dtype, rows_that_fit
 from experiments.run.rows.samples import Samples
-from experiments.run.schema.stage import IMPORTANCE
+from experiments.run.schema.stage import IMPORTANCE, UNREAD
 from pruning.importance import Scores
 
 _ROWS = 16
@@ -63,7 +63,7 @@ def importance(
         Preempted: SIGTERM was received.
     """
     calibration = _SafePoints()
-    if {*methods.values()} - {"magnitude", "random", "last"}:
+    if {*methods.values()} - UNREAD:
         calibration = _SafePoints(calibration_batches(samples, batch_size=batch_size, batches=batches, seed=seed))
     return importance_on(calibration, config, params, methods, targets, seed=seed, dtype=dtype, remat=remat)
 

@@ -1,7 +1,7 @@
 """A whole run from its recipe, phase by phase, for devices that need not exist."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -10,10 +10,11 @@ import jax.numpy as jnp
 
 import distill
 import pruning
-from antgmm_jax.config import LMMConfig
+from antgmm_jax.config import LMMConfig, towers
 from antgmm_jax.decoding import phases as decoding_phases
+from antgmm_jax.families import complete
 from antgmm_jax.parallel import sharding
-from antgmm_jax.pure import Functional, abstract, functional
+from antgmm_jax.pure import Functional, abstract, functional, local_axes
 from distill import LossConfig, make_loss, top
 from distill.chunked import at_positions
 from distill.records import Ragged
@@ -27,10 +28,12 @@ from experiments.run.batch_size import rows_that_fit
 from experiments.run.cuts import planned, reads_features, segment_targets
 from experiments.run.features import views
 from experiments.run.schema import Recipe, Stage, Training, Work
+from experiments.run.schema.stage import UNREAD
 from experiments.run.stage import optimizer_of
 from experiments.run.targets import CACHE_BATCH, IN_MEMORY
+from pruning.components import second_moments
 from pruning.costs import cost, total_parameters
-from pruning.importance import gate_gradient
+from pruning.importance import activation_norms, gate_gradient, influences
 
 SCORED, GATE = 64, 64
 """Questions of a batch for scores and for the export check."""
@@ -137,8 +140,9 @@ def _stage(
     features = frozen and recipe.features == "disk"
     if features:
         yield _features(recipe, work, config, load)
-    if "taylor" in {stage.method(axis) for axis in targets[-1]}:
-        yield _importance(recipe, work, config, load)
+    methods = {axis: stage.method(axis) for axis in complete(config, targets[-1])} if targets[-1] else {}
+    if not {*methods.values()} <= UNREAD:
+        yield _importance(recipe, work, config, methods, load)
     first = planned(config, stage, targets[0])
     spec = _spec(recipe, work, config if stage.mask_steps else first, teacher, load)._replace(features=features)
     step = steps.compiled(spec, load.mesh, load.chip)
@@ -199,28 +203,43 @@ def _features(recipe: Recipe | Training, work: Work, config: LMMConfig, load: Lo
     return Phase(f"{work.title}: image features", memory, 0, disk, sent, compiled=True)
 
 
-def _importance(recipe: Recipe | Training, work: Work, config: LMMConfig, load: Load) -> Phase:
-    """Gradients of the gates of the model before the cut."""
+def _importance(
+    recipe: Recipe | Training, work: Work, config: LMMConfig, methods: Mapping[str, str], load: Load
+) -> Phase:
+    """Scores of the units before the cut, by one program a method; the largest one counts."""
     table = work.stage.optimizer
     pieces = table.pieces(recipe.calibration_batches)
-    pure = functional(config, table.remat)
-    loss = make_loss(pure, LossConfig(hard=1.0), dtype=jnp.dtype(table.dtype))
-    gates = {
-        axis: jax.ShapeDtypeStruct(gate.shape, jnp.float32)
-        for axis, gate in jax.eval_shape(partial(pruning.ones, config)).items()
-    }
-
-    def run(params: Any, gates: Any, batch: Any) -> Any:
-        return gate_gradient(lambda p, g, b: loss(p, g, b, {})[0], params, gates, batch)
-
     with jax.set_mesh(mesh_for(load.mesh, load.chip)):
         params = model_shapes(config, table.dtype)
         batch = dict(batch_shapes(config, pieces["batch_size"], load.length, load.answer))
-        program = _program(run, (params, gates, batch), load)
-        memory = {"model": bytes_of(params), "batch": bytes_of(batch), **_more(program)}
-    sent = pieces["batches"] * sum(program.sent.values())
-    flops = 3 * _passes(config, pieces["batch_size"] * pieces["batches"], load) / load.devices
+        made = [_program(run, (params, batch), load) for run in _scorers(config, methods, table.dtype, table.remat)]
+        largest = max(made, key=lambda program: program.temporaries)
+        memory = {"model": bytes_of(params), "batch": bytes_of(batch), **_more(largest)}
+    sent = pieces["batches"] * sum(sum(program.sent.values()) for program in made)
+    passes = len(made) + 2 * ("taylor" in methods.values())  # gradients take the products of two more
+    flops = passes * _passes(config, pieces["batch_size"] * pieces["batches"], load) / load.devices
     return Phase(f"{work.title}: importance", memory, 0, 0, sent, flops, compiled=True)
+
+
+def _scorers(config: LMMConfig, methods: Mapping[str, str], dtype: str, remat: str) -> Iterator[Callable[..., Any]]:
+    """Functions (params, batch) -> scores of a batch, one for each method that reads data."""
+    pure, used = functional(config, remat), {*methods.values()}
+
+    def apply(params: Any, batch: Any, *, collect: tuple[str, ...]) -> Any:
+        return pure.apply(params, batch, collect=collect)
+
+    if "taylor" in used:
+        loss = make_loss(pure, LossConfig(hard=1.0), dtype=jnp.dtype(dtype))
+        gates = {axis: gate for axis, gate in pruning.ones(config).items() if methods.get(axis) == "taylor"}
+        yield lambda params, batch: gate_gradient(lambda p, g, b: loss(p, g, b, {})[0], params, gates, batch)
+    if "activation" in used:
+        axes = tuple(sorted(axis for axis in methods if not axis.endswith("/layers")))
+        yield partial(activation_norms, apply, axes, frozenset(local_axes(config)))
+    if "block_influence" in used:
+        deep = tuple(tower for tower in towers(config).values() if tower.axis("layers") in methods)
+        yield partial(influences, apply, deep)
+    if "principal" in used:
+        yield partial(second_moments, apply, config, tuple(a for a, method in methods.items() if method == "principal"))
 
 
 def _scores(recipe: Recipe | Training, work: Work, config: LMMConfig, load: Load) -> Phase:

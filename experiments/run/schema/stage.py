@@ -14,6 +14,8 @@ Objective = Literal["answers", "facts"]
 
 Method = Literal["taylor", "magnitude", "activation", "block_influence", "random", "last", "principal"]
 
+UNREAD = {"magnitude", "random", "last"}
+"""Methods that read no data."""
 IMPORTANCE: dict[str, Method] = {"*/layers": "block_influence", "*": "activation"}
 """What Minitron (arXiv 2407.14679) and ShortGPT (arXiv 2403.03853) use; it loses least on pretrained models."""
 

@@ -308,21 +308,3 @@ def test_the_image_side_gets_a_fifth_of_a_short_time():
     assert (time(image, 21, 21) - none) / (time(image, language, settle) - none) == pytest.approx(IMAGE, abs=0.01)
     assert image / whole[0] > 0.5 > language / whole[1]
     assert time(image, language, settle) == pytest.approx((none + time(*whole)) / 2, rel=0.01)
-
-
-def test_the_last_stage_trains_the_image_side_where_time_allows_all_steps():
-    raw, config, wanted, machine = planned("llava")
-    aim = stages(config, wanted, 5000, Scale(1.0, 1.0), Tuned(), together=True)
-    recipe = recipe_of({**raw, "stage": aim}, "plan")
-    whole = sum(forecast.seconds(part, machine.rate) for part in forecast.parts(recipe, config, machine.rows))
-
-    def plan(seconds):
-        goal = GOAL._replace(minutes=(machine.spent + seconds) / 60)
-        return fitted(goal, raw, config, wanted, machine, Tuned())
-
-    (enough, expected), (short, _) = plan(1.001 * whole), plan(0.9 * whole)
-    assert [stage.get("frozen") for stage in enough["stage"]] == [["language"], ["vision"], None]
-    assert [stage.get("frozen") for stage in short["stage"]] == [["language"], ["vision"], ["vision"]]
-    steps = [[stage["recover_steps"] for stage in each] for each in (enough["stage"], aim)]
-    assert steps[0] == pytest.approx(steps[1], rel=0.01)
-    assert expected == pytest.approx(whole, rel=0.01)

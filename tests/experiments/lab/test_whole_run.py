@@ -9,8 +9,10 @@ from antgmm_jax.presets import preset
 from experiments.lab.planning import compilers, whole_run
 from experiments.lab.planning.chips import CHIPS
 from experiments.lab.planning.phase import Load, Phase
+from experiments.lab.planning.phases import phases
 from experiments.lab.planning.step import Step, StepSpec
-from pruning.costs import total_parameters
+from experiments.run.schema.recipe import load_any
+from pruning.costs import forward_flops, total_parameters
 
 CONFIG = preset("llava-tiny")
 RECIPE = """
@@ -81,6 +83,29 @@ def test_phases_have_the_sizes_of_their_arrays(recipe, antgmm):
         assert not each["compiled"] or each["memory"]["temporaries"] > 0
         assert not each["sent"]  # one device
     assert phases[f"{cut}step"]["seconds"] == pytest.approx(phases[f"{cut}step"]["flops"] / CHIPS["v5e"].flops)
+
+
+@pytest.mark.parametrize(
+    ("importance", "passes"),
+    [
+        ('"taylor"', 3),
+        ('{ "*/layers" = "block_influence", "*" = "activation" }', 2),
+        ('{ "*/layers" = "last", "text/embed" = "principal", "*" = "magnitude" }', 1),
+        ('"magnitude"', 0),
+    ],
+)
+def test_importance_passes_over_the_calibration_batches_once_a_method(recipe, importance, passes):
+    """Taylor scores also differentiate; the last two methods read no data."""
+    text = RECIPE.replace('importance = "taylor"', f"importance = {importance}")
+    recipe.write_text(
+        text.replace('"text/mlp" = 0.5', '"text/embed" = 0.5').replace("mask_steps = 1", "mask_steps = 0")
+    )
+    load = Load({"data": 1, "fsdp": 1, "tensor": 1}, "", 14 + CONFIG.image_tokens, 6)
+    first = next(each for each in phases(load_any(recipe), CONFIG, load) if each.name.startswith("stage"))
+    assert first.name == f"stage 'cut': {'importance' if passes else 'start'}"
+    if passes:
+        assert first.flops == passes * sum(forward_flops(CONFIG, 16, load.length + load.answer, 0).values())
+        assert first.memory["temporaries"] > 0
 
 
 def test_the_least_time_of_a_phase_by_hand():
