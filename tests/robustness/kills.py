@@ -11,39 +11,40 @@ import shutil
 import signal
 import tempfile
 import time
+import tomllib
 from collections.abc import Callable, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import tomli_w
 from safetensors.numpy import load_file
 
 from antgmm_jax.io import checkpoint
 from experiments.lab.servers.starting import free_port
-from tests.experiments.tiny import RECIPE, TRAINING, save_teacher
+from tests.experiments.tiny import RECIPE, TRAINING, save_llava
 
 STARTS = multiprocessing.get_context("forkserver")
-"""Starts runs in copies of a process that has imported what they need, a third of a run's time."""
-STARTS.set_forkserver_preload(["tests.experiments.killed_run"])
+"""Starts runs in copies of a process that has imported what they need, which takes as long as such a run."""
+STARTS.set_forkserver_preload(["tests.experiments.killed_run", "torch", "rouge_score.rouge_scorer", "codecarbon"])
 KILLED = -signal.SIGKILL
 LIMIT = 1800.0
 """Seconds after which a run without a kill hangs."""
 ALONE = 10.0
 """Maximum seconds for which one of two processes goes on alone."""
-COMPRESSION = "checkpoint_every = 1\n" + RECIPE.format(
-    teacher="{teacher}", name="blocks", sizes='"vision/layers" = 2, "encoder/mlp" = 16'
-)
+SIZES = '"vision/layers" = 2, "text/mlp" = 16'
+KINDS = {"compress": 1, "train": 1, "compress-2": 2}
+"""Kind of run -> number of its processes."""
 
 
-class Kind(NamedTuple):
-    """A recipe, and the number of processes that run it."""
-
-    recipe: str
-    processes: int
-
-
-KINDS = {"compress": Kind(COMPRESSION, 1), "train": Kind(TRAINING, 1), "compress-2": Kind(COMPRESSION, 2)}
+def recipe_of(kind: str, teacher: Path) -> dict[str, Any]:
+    """Returns the recipe of a kind of run: a small LLaVA, checkpoints after each step, no times in the report."""
+    if kind == "train":
+        model = {"preset": "llava-tiny", "sizes": {"vision/layers": 2, "text/layers": 1}}
+        return tomllib.loads(TRAINING) | {"model": model}
+    recipe = tomllib.loads(RECIPE.format(teacher=teacher, name="cut", sizes=SIZES))
+    return recipe | {"checkpoint_every": 1, "report": {"latency": False}}
 
 
 class Call(NamedTuple):
@@ -70,8 +71,9 @@ class Runs:
     def __init__(self, name: str, place: Path, calls: Callable[[Path], list[Call]]):
         self._name, self._place, self._calls = name, place, calls
         self.kills = self.runs = self.lost = self.different = self._tries = 0
-        begin = time.monotonic()
-        assert self._start(place / "whole", LIMIT, None) == 0, f"{name} fails without a kill"
+        for run in (place / "compiling", place / "whole"):  # the second one finds all programs, as the killed ones do
+            begin = time.monotonic()
+            assert self._start(run, LIMIT, None) == 0, f"{name} fails without a kill"
         self._seconds, self._expected = time.monotonic() - begin, arrays_of(place / "whole")
         print(f"{name}: {self._seconds:.0f} s without a kill", flush=True)
 
@@ -160,8 +162,8 @@ def _ended(processes: Sequence[BaseProcess], seconds: float) -> bool:
 
 def runs_of(name: str, place: Path) -> Runs:
     """Returns runs of a kind, a key of `KINDS`, in a folder."""
-    (text, count), teacher, recipe = KINDS[name], save_teacher(place / "teacher"), place / "recipe.toml"
-    recipe.write_text(text.replace("{teacher}", str(teacher)))
+    teacher, recipe, count = save_llava(place / "teacher"), place / "recipe.toml", KINDS[name]
+    recipe.write_text(tomli_w.dumps(recipe_of(name, teacher)))
 
     def calls(run: Path) -> list[Call]:
         words = [place / "programs", recipe, run, "never"]
