@@ -14,6 +14,7 @@ from transformers import (
     ProcessorMixin,
 )
 
+from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io.bounds import check_model_config, check_processor_config
 from antgmm_jax.io.companions import COMPANIONS
 from antgmm_jax.io.files import check_regular, one_line, read_json
@@ -68,7 +69,17 @@ def load_processor(directory: str | Path) -> ProcessorMixin:
         read_config(folder)
     subject = f"{directory} has no processor that AutoProcessor can load"
     with one_line(lambda: f"{subject}: {_damaged(folder)} cannot be used", "save the model's processor there"):
-        return AutoProcessor.from_pretrained(folder, **_SAFE)
+        processor = AutoProcessor.from_pretrained(folder, **_SAFE)
+    _check_unknown(processor, directory)
+    return processor
+
+
+def _check_unknown(processor: ProcessorMixin, directory: str | Path) -> None:
+    """Checks the token for unknown words: where the vocabulary lacks it, transformers looks it up without an end."""
+    tokenizer = getattr(processor, "tokenizer", None)
+    backend, unknown = getattr(tokenizer, "backend_tokenizer", None), getattr(tokenizer, "unk_token", None)
+    if backend is not None and unknown is not None and backend.token_to_id(unknown) is None:
+        raise AntgmmError(f"{directory}: unk_token {unknown!r} is not in the vocabulary: correct tokenizer_config.json")
 
 
 def _damaged(folder: Path) -> str:

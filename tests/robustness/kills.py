@@ -79,8 +79,8 @@ class Runs:
 
     def attempt(self, rng: random.Random) -> None:
         """Starts or resumes a run, and kills it at a random moment unless it ends before."""
-        # The last attempts have time to end: a run must not be killed before its first save for ever.
-        code = self._start(self._run, rng.uniform(0.0, self._seconds * (1 + self._tries // 4)), rng)
+        # A resumed run is soon where it was, so kills come early; each attempt has more time, so that every run ends.
+        code = self._start(self._run, rng.uniform(0.0, self._seconds * (0.5 + self._tries / 8)), rng)
         if code == KILLED:
             self.kills, self._tries = self.kills + 1, self._tries + 1
         else:

@@ -40,9 +40,9 @@ if __name__ == "__main__":
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=[*KINDS])
     options = parser.parse_args()
-    os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="antgmm-soak-")
     print(f"seed {options.seed}", flush=True)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(prefix="antgmm-soak-") as folder:
+        os.environ["XDG_CACHE_HOME"] = f"{folder}/cache"
         faults = soak_inputs(options.inputs, options.seed, Path(folder)) if options.inputs else 0
         lost = soak_kills(options.kills, options.seed, Path(folder), options.kinds) if options.kills else 0
     sys.exit(bool(faults or lost))

@@ -62,3 +62,12 @@ def test_a_negative_size_is_one_line(tmp_path):
     path.write_text(json.dumps(content))
     with pytest.raises(AntgmmError, match=r"config\.json cannot be used .*shape"):
         open_hf(directory)
+
+
+def test_an_empty_unknown_token_is_one_line(tmp_path):
+    """It is in no vocabulary, and transformers takes the id of the unknown token for it, without an end."""
+    directory = save_llava(tmp_path / "model")
+    path = directory / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"unk_token": ""}))
+    with pytest.raises(AntgmmError, match="unk_token '' is not in the vocabulary: correct tokenizer_config"):
+        load_processor(directory)

@@ -1,8 +1,7 @@
 """A whole run from its recipe, phase by phase, for devices that need not exist."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -10,18 +9,19 @@ import jax.numpy as jnp
 
 import distill
 import pruning
-from antgmm_jax.config import LMMConfig, towers
+from antgmm_jax.config import LMMConfig
 from antgmm_jax.decoding import phases as decoding_phases
 from antgmm_jax.families import complete
 from antgmm_jax.parallel import sharding
-from antgmm_jax.pure import Functional, abstract, functional, local_axes
-from distill import LossConfig, make_loss, top
+from antgmm_jax.pure import Functional, abstract, functional
+from distill import LossConfig, top
 from distill.chunked import at_positions
 from distill.records import Ragged
 from experiments.lab.planning import programs
 from experiments.lab.planning import step as steps
 from experiments.lab.planning.phase import Load, Phase
 from experiments.lab.planning.programs import bytes_of
+from experiments.lab.planning.scorers import scorers
 from experiments.lab.planning.shapes import batch_shapes, mesh_for, model_shapes
 from experiments.lab.planning.step import StepSpec
 from experiments.run.batch_size import rows_that_fit
@@ -31,9 +31,7 @@ from experiments.run.schema import Recipe, Stage, Training, Work
 from experiments.run.schema.stage import UNREAD
 from experiments.run.stage import optimizer_of
 from experiments.run.targets import CACHE_BATCH, IN_MEMORY
-from pruning.components import second_moments
 from pruning.costs import cost, total_parameters
-from pruning.importance import activation_norms, gate_gradient, influences
 
 SCORED, GATE = 64, 64
 """Questions of a batch for scores and for the export check."""
@@ -212,34 +210,13 @@ def _importance(
     with jax.set_mesh(mesh_for(load.mesh, load.chip)):
         params = model_shapes(config, table.dtype)
         batch = dict(batch_shapes(config, pieces["batch_size"], load.length, load.answer))
-        made = [_program(run, (params, batch), load) for run in _scorers(config, methods, table.dtype, table.remat)]
+        made = [_program(run, (params, batch), load) for run in scorers(config, methods, table.dtype, table.remat)]
         largest = max(made, key=lambda program: program.temporaries)
         memory = {"model": bytes_of(params), "batch": bytes_of(batch), **_more(largest)}
     sent = pieces["batches"] * sum(sum(program.sent.values()) for program in made)
     passes = len(made) + 2 * ("taylor" in methods.values())  # gradients take the products of two more
     flops = passes * _passes(config, pieces["batch_size"] * pieces["batches"], load) / load.devices
     return Phase(f"{work.title}: importance", memory, 0, 0, sent, flops, compiled=True)
-
-
-def _scorers(config: LMMConfig, methods: Mapping[str, str], dtype: str, remat: str) -> Iterator[Callable[..., Any]]:
-    """Functions (params, batch) -> scores of a batch, one for each method that reads data."""
-    pure, used = functional(config, remat), {*methods.values()}
-
-    def apply(params: Any, batch: Any, *, collect: tuple[str, ...]) -> Any:
-        return pure.apply(params, batch, collect=collect)
-
-    if "taylor" in used:
-        loss = make_loss(pure, LossConfig(hard=1.0), dtype=jnp.dtype(dtype))
-        gates = {axis: gate for axis, gate in pruning.ones(config).items() if methods.get(axis) == "taylor"}
-        yield lambda params, batch: gate_gradient(lambda p, g, b: loss(p, g, b, {})[0], params, gates, batch)
-    if "activation" in used:
-        axes = tuple(sorted(axis for axis in methods if not axis.endswith("/layers")))
-        yield partial(activation_norms, apply, axes, frozenset(local_axes(config)))
-    if "block_influence" in used:
-        deep = tuple(tower for tower in towers(config).values() if tower.axis("layers") in methods)
-        yield partial(influences, apply, deep)
-    if "principal" in used:
-        yield partial(second_moments, apply, config, tuple(a for a, method in methods.items() if method == "principal"))
 
 
 def _scores(recipe: Recipe | Training, work: Work, config: LMMConfig, load: Load) -> Phase:

@@ -1,15 +1,20 @@
 """Settings of the C library's allocator: XLA on a CPU allocates its buffers again at every step."""
 
 import ctypes
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 # From glibc's malloc.h.
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
 _LARGEST = 1 << 26
 """Bytes of the largest buffer that is kept. Larger ones are weights of large models: kept in the arenas of several
 threads, they took 30 bytes a parameter where 20 were in use, and their page faults are a small part of a step's time.
+"""
+_ARENAS = 4
+"""Arenas of threads where cores are fewer; elsewhere one a core. Of the eight a core that glibc takes, the hundred
+threads of checkpoints leave holes in all (docs/lab/memory.md); a single one makes a step up to twice as long.
 """
 _COMPILED = "/jax/core/compile/backend_compile_duration"
 _LONG = 1.0
@@ -17,16 +22,16 @@ _LONG = 1.0
 
 
 def keep_freed_memory() -> bool:
-    """Makes glibc keep freed buffers of small models in the process; call it before starting threads.
+    """Makes glibc keep freed buffers of small models in the process, in few arenas; call it before starting threads.
 
     Otherwise the buffers of each step are mapped and unmapped, and a fifth of its time is spent on page faults.
 
     Returns:
-        Whether the C library accepted the setting.
+        Whether the C library accepted the settings.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    # Threads keep separate arenas: a single arena makes a step up to twice as long.
-    settings = ((_MMAP_THRESHOLD, _LARGEST), (_TRIM_THRESHOLD, 2**31 - 1))  # mallopt takes an int
+    arenas = max(_ARENAS, os.cpu_count() or 1)
+    settings = ((_MMAP_THRESHOLD, _LARGEST), (_TRIM_THRESHOLD, 2**31 - 1), (_ARENA_MAX, arenas))  # mallopt takes ints
     return mallopt is not None and all(mallopt(name, value) for name, value in settings)
 
 

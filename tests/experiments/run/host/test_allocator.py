@@ -1,5 +1,6 @@
 """Freed memory stays with the process, up to a size: repeated allocations cause no page faults."""
 
+import os
 import subprocess
 import sys
 
@@ -36,6 +37,42 @@ def faults(call, size=2**25):
 @pytest.mark.skipif(sys.platform != "linux", reason="a setting of glibc")
 def test_reallocated_buffers_cause_no_page_faults():
     assert faults("assert keep_freed_memory()") < 100 < faults("")
+
+
+ARENAS = """
+import ctypes, sys, threading
+from experiments.run.host.allocator import keep_freed_memory
+{call}
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.fdopen.restype = ctypes.c_void_p, ctypes.c_void_p
+libc.fdopen.argtypes, libc.malloc_info.argtypes = [ctypes.c_int, ctypes.c_char_p], [ctypes.c_int, ctypes.c_void_p]
+libc.fflush.argtypes = [ctypes.c_void_p]
+meet = threading.Barrier({threads} + 1)
+def allocate():
+    libc.malloc(100)
+    meet.wait()  # so that all of them are there at once
+    meet.wait()
+for _ in range({threads}):
+    threading.Thread(target=allocate, daemon=True).start()
+meet.wait()
+output = libc.fdopen(1, b"w")
+libc.malloc_info(0, output)
+libc.fflush(output)
+meet.wait()
+"""
+
+
+def arenas(call, threads):
+    """Number of arenas of some threads that allocate, by glibc."""
+    code = ARENAS.format(call=call, threads=threads)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return done.stdout.count("<heap nr=")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a setting of glibc")
+def test_threads_share_few_arenas():
+    most = max(4, os.cpu_count())
+    assert arenas("assert keep_freed_memory()", 2 * most) <= most < arenas("", 2 * most)
 
 
 RETURNED = """
