@@ -20,7 +20,7 @@ test-all: lint
 
 # Hours: 10 000 damaged inputs and 1000 kills of whole runs. `SOAK='--inputs 500 --kills 20'` makes it shorter.
 soak: $(STAMP)
-	$(BIN)/python -m tests.robustness.soak $(SOAK)
+	JAX_PLATFORMS=cpu $(BIN)/python -m tests.robustness.soak $(SOAK)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

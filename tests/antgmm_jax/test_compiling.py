@@ -19,7 +19,8 @@ def test_a_cpu_gets_none():
 
 def test_a_mesh_of_other_devices_decides_and_the_tpu_compiler_takes_the_options(monkeypatch):
     pytest.importorskip("libtpu")
-    for name, value in {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost"}.items():
+    alone = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+    for name, value in alone.items():
         monkeypatch.setenv(name, value)
     devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices
     mesh = Mesh(np.array(devices).reshape(1, 4, 1), MESH, axis_types=(AxisType.Auto,) * 3)
