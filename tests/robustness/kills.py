@@ -181,7 +181,7 @@ def runs_of(name: str, place: Path) -> Runs:
 
 
 def _whole_run(programs: Path, *words: str) -> None:
-    """A run whose compiled programs are stored as those of the commands are: a kill may come while one is written."""
+    """A run that stores its compiled programs, as the commands do: a kill may come while one is written."""
     import jax
 
     from tests.experiments import killed_run
