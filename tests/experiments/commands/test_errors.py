@@ -1,0 +1,165 @@
+"""Errors of commands are one line with exit code 2, and say how to go on."""
+
+import json
+
+import pytest
+
+from antgmm_jax.errors import AntgmmError
+from experiments.run.schema.recipe import load_recipe
+from tests.experiments.tiny import write_recipe
+
+SHRINK = ("shrink", "nowhere", "--out", "o", "--importance", "magnitude")
+SERVICE = ("lab", "energy", "--watts", "400", "--teacher-ms", "700", "--student-ms", "90")
+# Commands may cause warnings of PyTorch and transformers.
+pytestmark = pytest.mark.filterwarnings("default")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("loss.hrad=1.0", "unknown key loss.hrad, did you mean 'hard'?"),
+        ('stage.0.sizes={"vision/embed"=20}', "nearest legal sizes: vision/embed 16 or 24"),
+        ('stage.0.sizes={"vision/layers"=9}', "vision/layers = 9 would enlarge the axis: it has 2 units"),
+        ('stage.0.sizes={"vision/leyers"=1}', "unknown axis 'vision/leyers': did you mean 'vision/layers'?"),
+        ('parent="nowhere"', "nowhere"),
+    ],
+)
+def test_a_bad_recipe_is_refused_and_leaves_nothing(refused, teacher, tmp_path, change, message):
+    recipe = write_recipe(tmp_path / "r.toml", teacher, sizes='"vision/layers" = 1')
+    assert message in refused("compress", recipe, "--run", "run", "--set", change)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_bad_checkpoint_is_refused(refused, teacher, tmp_path):
+    weights = teacher / "model.safetensors"
+    recipe, whole = write_recipe(tmp_path / "r.toml", teacher), weights.read_bytes()
+    commands = (["compress", recipe, "--run", "run"], ["import", teacher], ["cost", teacher])
+    weights.write_bytes(whole[: len(whole) // 2])
+    for words in commands:
+        assert f"{weights} cannot be read" in refused(*words)
+    weights.write_bytes(whole)
+    config = json.loads((teacher / "config.json").read_text())
+    (teacher / "config.json").write_text(json.dumps({**config, "model_type": "qwen2_vl"}))
+    for words in commands:
+        assert "model_type 'qwen2_vl' is not supported: use one of blip-2, llava" in refused(*words)
+    (teacher / "config.json").unlink()
+    assert "config.json is missing" in refused("import", teacher)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["r.toml", "teacher"]
+
+
+def test_a_folder_of_another_run_is_refused_and_unchanged(refused, teacher, tmp_path):
+    recipe, run = write_recipe(tmp_path / "r.toml", teacher), tmp_path / "run"
+    run.mkdir()
+    (run / "notes.txt").write_text("mine")
+    assert "is not empty and not a run" in refused("compress", recipe, "--run", run)
+    (run / "notes.txt").unlink()
+    dumped = tmp_path / "dumped.toml"
+    from experiments.run.schema.recipe import dump_recipe
+
+    dumped.write_text(dump_recipe(load_recipe(recipe)))
+    (run / "recipe.toml").write_text(dumped.read_text())
+    complaint = refused("compress", recipe, "--run", run, "--set", "seed=7")
+    assert "is a run of another recipe (seed: 0 / 7)" in complaint
+    assert (run / "recipe.toml").read_text() == dumped.read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["cost"], "--preset"),
+        (["cost", "--preset", "antgmm-huge"], "unknown preset 'antgmm-huge'"),
+        (["report", "nowhere"], "nowhere has no report"),
+        (["compress", "none.toml", "--run", "run"], "cannot read the recipe none.toml"),
+        (
+            ["data", "maad", "--split", "tset", "--out", "d"],
+            "no split 'tset': choose one of train, val, test, test_hard",
+        ),
+        (["recombine", "none.toml", "--run", "run", "--from", "a", "--steps", "1"], "cannot read the recipe none.toml"),
+        (["export", "nowhere", "--like", "t", "--out", "o"], "nowhere"),
+        (["shrink", "nowhere", "--out", "o"], "--size or --like"),
+        (["shrink", "nowhere", "--out", "o", "--size", "vision/mlp=1", "--like", "antgmm-300m"], "--size or --like"),
+        ([*SHRINK, "--size", "vision/mlp=no"], "write it as vision/layers=12"),
+        ([*SHRINK, "--size", "vision/mlp=1.5"], "write it as vision/layers=12"),
+        ([*SHRINK, "--like", "antgmm-300m"], "nowhere/config.json is missing"),
+        (["shrink", "nowhere", "--out", "o", "--like", "antgmm-300m"], "add --data jsonl:PATH"),
+        ([*SHRINK, "--like", "antgmm-300m", "--data", "jsonl:d"], "add --data jsonl:PATH"),
+        ([*SERVICE], "specify either --kwh-a-year"),
+        ([*SERVICE, "--rate", "1", "--kwh-a-year", "1"], "specify either --kwh-a-year"),
+        ([*SERVICE[:-1], "800", "--kwh-a-year", "1"], "saves nothing at this power and these latencies"),
+    ],
+)
+def test_errors_are_one_line(refused, tmp_path, words, message):
+    assert message in refused(*words)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ("maad:s", "write it as maad:TIER:SPLIT"),
+        ("csv:a.csv", "write it as maad:TIER:SPLIT"),
+        ("maad:xl:test", "tier = 'xl': Input should be 's', 'm' or 'full'"),
+        ("jsonl:a.jsonl", "a.jsonl does not exist"),
+    ],
+)
+def test_unknown_forms_of_data_are_refused(data, message):
+    from experiments.commands.sources import records
+
+    with pytest.raises(AntgmmError, match=message):
+        records(data, 0)
+
+
+def test_a_wrong_option_is_a_usage_error(antgmm):
+    assert antgmm("cost", "--batch", "0").exit_code == 2
+    assert antgmm("dmeo").exit_code == 2
+
+
+def test_a_stopped_run_says_how_to_resume(antgmm, monkeypatch, teacher, tmp_path):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("experiments.run.pipeline.Run.exported", stop)
+    result = antgmm("compress", write_recipe(tmp_path / "r.toml", teacher), "--run", "run")
+    assert result.exit_code == 130
+    assert result.stderr.splitlines()[1:] == ["stopped; run the same command to resume"]
+
+
+@pytest.mark.parametrize(
+    ("command", "goes_on"), [("experiments.lab.study.run.run_study", True), ("experiments.lab.bench.ratios.run", False)]
+)
+def test_a_stopped_measurement_says_whether_it_can_resume(antgmm, monkeypatch, tmp_path, command, goes_on):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, stop)
+    monkeypatch.setattr("experiments.lab.study.arms.load_study", lambda path: None)
+    words = ("study", "s.toml", "--run", "run", "--out", "o.json") if goes_on else ("bench",)
+    result = antgmm("lab", *words)
+    assert result.exit_code == 130
+    _, last = result.stderr.splitlines()
+    assert last == ("stopped; run the same command to resume" if goes_on else "stopped")
+
+
+def test_a_failed_run_keeps_its_stages_and_says_how_to_resume(antgmm, monkeypatch, teacher, tmp_path):
+
+    def fail(run):
+        with run.folder.opened(run.recipe):
+            (run.folder.path / "stages").mkdir()
+            raise AntgmmError("the loss is not finite")
+
+    monkeypatch.setattr("experiments.run.pipeline.Run.exported", fail)
+    result = antgmm("compress", write_recipe(tmp_path / "r.toml", teacher), "--run", "run")
+    assert result.exit_code == 2
+    assert "run the same command to resume" in result.stderr
+    assert "error: the loss is not finite" in result.stderr
+    assert (tmp_path / "run" / "stages").exists()
+    assert "it is failed: the loss is not finite" in antgmm("report", "run").stderr
+
+
+def test_a_full_disk_is_refused_in_one_line(refused, monkeypatch, teacher, tmp_path):
+    def full(*_):
+        raise OSError(28, "No space left on device", "run/x")
+
+    monkeypatch.setattr("experiments.run.pipeline.Run.exported", full)
+    complaint = refused("compress", write_recipe(tmp_path / "r.toml", teacher), "--run", "run")
+    assert complaint == "run/x: No space left on device; fix this and start again"

@@ -1,0 +1,211 @@
+"""Commands on models and rows: their figures and files equal those of the functions behind them."""
+
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import pruning
+from antgmm_jax.axes import sizes, to_dict
+from antgmm_jax.errors import AntgmmError
+from antgmm_jax.families import FAMILIES
+from antgmm_jax.io import checkpoint, convert, tensors
+from antgmm_jax.io.convert import load_hf, save_hf
+from antgmm_jax.io.loading import load_processor
+from antgmm_jax.presets import PRESETS, preset
+from antgmm_jax.pure import abstract, functional
+from data.readers import read_records
+from data.record import PROMPT
+from experiments.commands.models import _runs
+from experiments.commands.sources import check_prompts
+from experiments.run.rows.datasets import encoded, load_records
+from experiments.run.schema.recipe import load_recipe
+from experiments.run.student import teacher_key
+from tests import reference
+from tests.experiments.tiny import save_teacher, write_recipe
+
+SERVICE = ("lab", "energy", "--watts", "400", "--teacher-ms", "700", "--student-ms", "90")
+# Commands may cause warnings of PyTorch and transformers.
+pytestmark = pytest.mark.filterwarnings("default")
+
+
+def test_cost_of_a_preset_equals_pruning_cost(antgmm):
+    figures = json.loads(antgmm("cost", "--preset", "antgmm-5b", "--length", "100", "--answer", "9", "--json").stdout)
+    expected = pruning.cost(PRESETS["antgmm-5b"], 1, 100, 9)
+    assert figures["parameters"] == expected.parameters
+    assert figures["params"] == sum(expected.parameters.values())
+    assert figures["flops"] == expected.flops
+    assert "encoder" in antgmm("cost", "--preset", "antgmm-tiny").stdout
+
+
+def test_cost_of_a_checkpoint_reads_headers_only(antgmm, monkeypatch, tmp_path):
+    """The values of the 11 GB file are a hole, and no tensor may be read."""
+    config, model = PRESETS["antgmm-5b"], tmp_path / "large"
+    model.mkdir()
+    (model / "config.json").write_text(json.dumps(FAMILIES[config.family].to_hf(config)))
+    tensors.write(convert._specs(config, abstract(config, jnp.bfloat16), None), (), model, "20GB")
+    weights = model / "model.safetensors"
+    with weights.open("r+b") as file:
+        file.truncate(weights.stat().st_size + 2 * sum(p.size for p in _leaves(config)))
+
+    def read(*_):
+        raise AssertionError("a tensor was read")
+
+    monkeypatch.setattr("antgmm_jax.io.tensors.Tensors._rows", read)
+    figures = json.loads(antgmm("cost", model, "--json").stdout)
+    assert figures == json.loads(antgmm("cost", "--preset", "antgmm-5b", "--json").stdout)
+    assert weights.stat().st_size > 10e9 > 1e6 > 512 * weights.stat().st_blocks
+
+
+@pytest.mark.parametrize("model", [reference.blip2, reference.llava])
+def test_shrink_writes_the_files_of_a_cut_in_memory(antgmm, tmp_path, model):
+    teacher = reference.saved(model(), tmp_path / "teacher")
+    words = ["shrink", teacher, "--size", "vision/layers=1", "--size", "vision/mlp=0.5", "--disk"]
+    words += ["--importance", "magnitude", "--out", "out"]
+    figures = json.loads(antgmm(*words, "--json").stdout)
+    config, params = load_hf(teacher)
+    keep = pruning.plan(pruning.magnitude(params, config), config, {"vision/layers": 1, "vision/mlp": 0.5})
+    smaller, cut = pruning.shrink(config, params, keep)
+    save_hf(smaller, cut, tmp_path / "expected", like=teacher)
+    for path in (tmp_path / "expected").iterdir():
+        assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes()
+    assert figures["params"]["out"] == sum(leaf.size for leaf in _arrays(cut))
+    assert figures["score"]["read"] == sum(leaf.nbytes for leaf in _arrays(params))
+    assert figures["cut"]["written"] == (tmp_path / "out" / "model.safetensors").stat().st_size
+    assert figures["cut"]["read"] < figures["score"]["read"]
+    assert set(figures["disk"]["ratio"]) == {"score", "cut", "both"}
+    assert "out exists" in antgmm(*words).stderr
+    words[-1] = "other"
+    assert "/ disk alone" in antgmm(*words).stdout
+
+
+def test_shrink_like_a_preset_needs_heads_of_its_width(refused, teacher, tmp_path):
+    llava = reference.saved(reference.llava(), tmp_path / "llava")
+    words = ("--out", "out", "--importance", "magnitude")
+    complaint = refused("shrink", teacher, *words, "--like", "antgmm-300m")
+    assert "heads of vision have width 8, in antgmm-300m 88" in complaint
+    assert "antgmm-300m has family" in refused("shrink", llava, *words, "--like", "antgmm-300m")
+    assert "would enlarge the axis" in refused("shrink", teacher, *words, "--size", "vision/layers=9")
+    assert not (tmp_path / "out").exists()
+
+
+def test_energy_of_a_claim_and_of_its_request_rate_agree(antgmm):
+    claim = json.loads(antgmm(*SERVICE, "--kwh-a-year", "75e6", "--json").stdout)
+    rate = str(claim["requests_a_second"])
+    figures = json.loads(antgmm(*SERVICE, "--rate", rate, "--json").stdout)
+    assert figures["saved"]["kwh_a_year"] == pytest.approx(75e6)
+    assert "3.03 G per day" in antgmm(*SERVICE, "--rate", rate).stdout
+
+
+@pytest.mark.parametrize("model", [reference.blip2, reference.llava])
+def test_import_prints_what_can_be_cut(antgmm, tmp_path, model):
+    directory = reference.saved(model(), tmp_path / "model")
+    figures = json.loads(antgmm("import", directory, "--json").stdout)
+    config, _ = load_hf(directory)
+    assert {axis: described["size"] for axis, described in figures["axes"].items()} == sizes(config)
+    assert figures["params"] == sum(p.size for p in _leaves(config))
+    # The width shrinks in steps of one head of 8 channels.
+    assert figures["axes"]["vision/embed"]["legal"] == [8, 16, 24, 32]
+    assert figures["axes"]["vision/embed"]["tied"] == ["vision/heads"]
+    assert "8, 16 ... 32" in antgmm("import", directory).stdout
+
+
+def _leaves(config):
+    import jax
+
+    return jax.tree.leaves(jax.eval_shape(functional(config).init, jax.random.key(0)))
+
+
+def test_sizes_are_printed_as_ranges():
+    assert _runs([1, 2, 3, 4, 5]) == "1 to 5"
+    assert _runs([32, 64, 96, 128]) == "32, 64 ... 128"
+    assert _runs([1, 2, 4, 8]) == "1, 2, 4, 8"
+    assert _runs([]) == "none"
+
+
+@pytest.mark.parametrize(("form", "kind"), [("parquet", "parquet"), ("jsonl", "jsonl"), ("chat", "jsonl")])
+def test_maad_is_written_and_read_back(antgmm, tmp_path, form, kind):
+    words = ["data", "maad", "--tier", "s", "--split", "test", "--samples", "5", "--out", "maad", "--json"]
+    info = json.loads(antgmm(*words, "--format", form).stdout)
+    assert info["sizes"] == {"test": 5}
+    assert len(read_records(kind, tmp_path / "maad" / f"test.{kind}")) == 5
+
+
+def test_a_recipe_trains_on_its_prepared_rows(antgmm, tmp_path):
+    recipe = write_recipe(tmp_path / "recipe.toml", save_teacher(tmp_path / "teacher"))
+    info = json.loads(antgmm("data", "prepare", recipe, "--out", "rows", "--json").stdout)
+    changed = [
+        f"data={{kind = 'prepared', path = 'rows', samples = {info['records']}}}",
+        "evaluate.data={kind = 'maad', tier = 's', split = 'val', samples = 8}",
+    ]
+    rows = load_recipe(recipe, changed)
+    processor, config = load_processor(tmp_path / "teacher"), load_hf(tmp_path / "teacher")[0]
+    prepared, drawn = (
+        encoded(each, load_records(each.data), processor, config, trained=True) for each in (rows, load_recipe(recipe))
+    )
+    assert prepared.fingerprint == drawn.fingerprint == info["fingerprint"]
+    with pytest.raises(AntgmmError, match=r"evaluate\.data.*'prepared'"):
+        load_recipe(recipe, ["evaluate.data={kind = 'prepared', path = 'rows', samples = 5}"])
+    other = antgmm("data", "prepare", recipe, "--out", "rows", "--set", "max_answer=9")
+    assert (other.exit_code, other.stderr.count("\n")) == (2, 2)
+    assert "rows holds other rows or was made with other settings" in other.stderr
+
+
+@pytest.mark.parametrize("model", [reference.blip2, reference.llava])
+def test_export_writes_a_stage_that_transformers_reads(antgmm, monkeypatch, tmp_path, model):
+    teacher = reference.saved(model(), tmp_path / "teacher")
+    config, params = load_hf(teacher)
+    keep = {"vision/mlp": np.tile(np.arange(24, dtype=np.int32), (sizes(config)["vision/layers"], 1))}
+    smaller, cut = pruning.shrink(config, params, keep)
+    record = {
+        "config": to_dict(smaller),
+        "keep": pruning.compose(pruning.identity(config), keep),
+        "teacher": teacher_key(params),
+    }
+    checkpoint.save_stage(tmp_path / "stage", {"params": cut}, record)
+    words = ["export", "stage", "--like", teacher, "--out", "out", "--samples", "3", "--max-new-tokens", "4", "--json"]
+    figures = json.loads(antgmm(*words).stdout)
+    assert figures["passed"] and figures["prompts"] == 3
+    assert sizes(load_hf(tmp_path / "out")[0])["vision/mlp"] == 24
+    assert {str(p.dtype) for p in _arrays(load_hf(tmp_path / "out")[1])} == {"bfloat16"}
+    assert json.loads((tmp_path / "out" / "antgmm.json").read_text()) == {"prompt": PROMPT}
+    assert "out exists" in antgmm(*words).stderr
+    words[5] = "prompted"
+    assert "--prompt is the template for the records of --data" in antgmm(*words, "--prompt", "{question}").stderr
+
+    for bound in ("TOLERANCE", "ROUNDING"):
+        monkeypatch.setattr(f"experiments.run.export.export_gate.{bound}", 0.0)
+    words[5] = "again"
+    result = antgmm(*words)
+    assert result.exit_code == 2
+    assert "error: again was not written: the export gate failed: logits of sample" in result.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "stage", "teacher"]
+
+
+def test_the_check_draws_the_requested_number_of_random_prompts():
+    batches, conversations = check_prompts(preset("antgmm-tiny"), None, "", 40, "")
+    assert conversations == []
+    assert [len(batch["input_ids"]) for batch in batches] == [32, 8]
+    assert np.concatenate([batch["index"] for batch in batches]).tolist() == list(range(40))
+
+
+def _arrays(params):
+    import jax
+
+    return jax.tree.leaves(params)
+
+
+def test_eval_scores_by_type(antgmm, tmp_path):
+    model = save_teacher(tmp_path / "model")
+    words = ["eval", model, "--data", "maad:s:test", "--samples", "12", "--max-new-tokens", "2"]
+    figures = json.loads(antgmm(*words, "--json").stdout)
+    assert figures["count"] == 12
+    assert len(figures["by_type"]) == 12
+    assert set(figures["token_loss_by_type"]) == set(figures["by_type"])
+    shown = antgmm(*words).stdout
+    assert "verdict" in shown and f"{figures['token_loss']:.4f}" in shown
+    # --prompt replaces the template: it must contain all text of the records.
+    left_out = antgmm(*words, "--prompt", "Question: {question} Answer:")
+    assert left_out.exit_code == 2 and "does not contain the text of rows" in left_out.stderr
+    assert "--prompt '{answer}' contains {answer}" in antgmm(*words, "--prompt", "{answer}").stderr
