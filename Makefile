@@ -6,7 +6,6 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PEERS := .cache/peers-venv
 VLLM := .cache/vllm-venv
-COMPILERS := $(VENV)/share/antgmm-jax/compilers
 
 .PHONY: install test test-all soak lint format docs demo demo-real teacher study peers peers-env vllm-env smollm2 cuda-compiler lock clean
 
@@ -84,8 +83,8 @@ smollm2: $(STAMP)
 
 # NVIDIA's compiler, for `antgmm plan --chip H100`.
 cuda-compiler: $(STAMP)
-	test -d $(COMPILERS) || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
-		--target $(COMPILERS) $$($(BIN)/python -c "from experiments.lab.planning.compilers import CUDA; print(*CUDA)")
+	set -- $$($(BIN)/python -c "from experiments.lab.planning.compilers import CUDA, folder; print(folder(), *CUDA)"); \
+	test -d $$1 || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $$@
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

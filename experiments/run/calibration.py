@@ -3,13 +3,14 @@
 from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
 import pruning
 from antgmm_jax.axes import sizes
-from antgmm_jax.config import LMMConfig, towers
+from antgmm_jax.config import LMMConfig, Tower, towers
 from antgmm_jax.io.loading import load_processor
 from antgmm_jax.io.placed import on_devices
 from antgmm_jax.parallel import preemption
@@ -26,6 +27,41 @@ from pruning.importance import Scores
 
 _ROWS = 16
 """Most rows of a batch that units are scored on."""
+
+
+class Scored(NamedTuple):
+    """What each importance method that reads data scores.
+
+    Attributes:
+        gates: axis -> gates, for Taylor scores. Only gates that are needed: pruning the language model then needs no
+            gradient of the image side.
+        units: axes of activation norms.
+        towers: stacks of block influences.
+        widths: width axes of principal components.
+    """
+
+    gates: dict[str, jax.Array]
+    units: tuple[str, ...]
+    towers: tuple[Tower, ...]
+    widths: tuple[str, ...]
+
+
+def scored_by(config: LMMConfig, methods: Mapping[str, str]) -> Scored:
+    """Returns what each method scores.
+
+    Args:
+        config: model config.
+        methods: axis -> importance method.
+
+    Returns:
+        The axes and towers.
+    """
+    return Scored(
+        {axis: gate for axis, gate in pruning.ones(config).items() if methods.get(axis) == "taylor"},
+        tuple(sorted(axis for axis in methods if not axis.endswith("/layers"))),
+        tuple(tower for tower in towers(config).values() if tower.axis("layers") in methods),
+        tuple(axis for axis, method in methods.items() if method == "principal"),
+    )
 
 
 def importance(
@@ -95,6 +131,7 @@ def importance_on(
         As `importance`.
     """
     pure, local, used = functional(config, remat), local_axes(config), set(methods.values())
+    scored = scored_by(config, methods)
 
     def apply(params: Params, batch: Mapping[str, jax.Array], *, collect: tuple[str, ...]) -> dict[str, jax.Array]:
         return pure.apply(to_dtype(params, dtype), batch, collect=collect)
@@ -102,17 +139,13 @@ def importance_on(
     scores: dict[str, dict[str, np.ndarray]] = {}
     if "taylor" in used:
         loss = make_loss(pure, LossConfig(hard=1.0), dtype=dtype)
-        # Only gates that are needed: pruning the language model then needs no gradient of the image side.
-        gates = {axis: gate for axis, gate in pruning.ones(config).items() if methods.get(axis) == "taylor"}
-        scores["taylor"] = pruning.taylor(lambda p, g, b: loss(p, g, b, {})[0], params, gates, calibration)
+        scores["taylor"] = pruning.taylor(lambda p, g, b: loss(p, g, b, {})[0], params, scored.gates, calibration)
     if "magnitude" in used:
         scores["magnitude"] = pruning.magnitude(params, config)
     if "activation" in used:
-        axes = [axis for axis in methods if not axis.endswith("/layers")]
-        scores["activation"] = pruning.activation(apply, params, calibration, axes, local)
+        scores["activation"] = pruning.activation(apply, params, calibration, scored.units, local)
     if "block_influence" in used:
-        deep = [tower for tower in towers(config).values() if tower.axis("layers") in methods]
-        scores["block_influence"] = pruning.block_influence(apply, params, calibration, deep)
+        scores["block_influence"] = pruning.block_influence(apply, params, calibration, scored.towers)
     if "random" in used:
         scores["random"] = pruning.random(jax.random.key(seed), sizes(config), local)
     if "last" in used:
@@ -120,7 +153,7 @@ def importance_on(
     bases: dict[str, np.ndarray] = {}
     if "principal" in used:
         present = sizes(config)
-        widths = {a: targets[a] for a, method in methods.items() if method == "principal" and targets[a] < present[a]}
+        widths = {axis: targets[axis] for axis in scored.widths if targets[axis] < present[axis]}
         bases = pruning.principal(apply, params, config, calibration, widths)
         scores["principal"] = {axis: np.ones(len(basis), np.float32) for axis, basis in bases.items()}
     by_axis = {axis: scores[method][axis] for axis, method in methods.items() if axis in scores[method]}
