@@ -8,11 +8,32 @@ _OF_THE_DISK = (
 )
 
 
+_LONGEST = 1000
+"""Characters of a line; of a longer one, the middle is left out."""
+
+
 class AntgmmError(Exception):
     """An error in the input or the environment; its one-line message names the cause and the remedy.
 
-    The command line prints the message without a traceback and exits with a non-zero status.
+    The command line prints the message without a traceback and exits with a non-zero status. Names in a message may
+    come from the files of a stranger, so line breaks in it are escaped, and a very long line is shortened.
+
+    Args:
+        message: the message.
+        lines: faults that it lists, such as those of rows; each is printed on a line of its own.
     """
+
+    def __init__(self, message: str, *lines: str):
+        super().__init__(message, *lines)
+
+    def __str__(self) -> str:
+        return "\n".join(map(_shown, self.args))
+
+
+def _shown(line: str) -> str:
+    half = _LONGEST // 2
+    line = line if len(line) <= _LONGEST else f"{line[:half]} ... {line[-half:]}"
+    return line.replace("\n", "\\n")
 
 
 def disk_error(error: OSError, place: object = "a file") -> AntgmmError | None:

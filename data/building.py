@@ -144,7 +144,7 @@ def build(
         raise
     except AntgmmError as error:
         shutil.rmtree(partial, ignore_errors=True)
-        raise AntgmmError(_with_path(source, str(error))) from error
+        raise AntgmmError(_with_path(source, str(error.args[0])), *error.args[1:]) from error
     except OSError as error:
         raise AntgmmError(f"cannot write {place}: {error.strerror or error}; free space and start again") from error
 

@@ -109,6 +109,12 @@ class Encoder:
             raise BadRow(str(error)) from error
         except _OF_PROCESSORS as error:
             raise BadRow(" ".join(str(error).split()) or type(error).__name__) from error
+        except BaseException as error:
+            if type(error).__name__ != "PanicException":  # of the Rust library tokenizers; it is no Exception
+                raise
+            raise AntgmmError(
+                f"{record.id}: the tokenizer fails ({error}): correct the patterns in its tokenizer.json"
+            ) from error
         images = row["images"]
         more = {} if record.cells is None else {"cells": record.cells}
         # The positions of the tokens depend on it, also if cached features replace the images.
@@ -190,12 +196,12 @@ def refuse(special: Sequence[tuple[str, tuple[str, str]]], long: Sequence[tuple[
     """
     if special:
         lines = (f"{row}: {part} contains {token}" for row, (part, token) in special)
-        raise AntgmmError("\n".join(["rows contain special tokens of the tokenizer; remove them", *lines]))
+        raise AntgmmError("rows contain special tokens of the tokenizer; remove them", *lines)
     if long:
         rows, names = len({row for row, _ in long}), _joined(part.name for _, part in long)
         head = f"{rows} of {count} rows are too long; shorten or remove them, or raise {names}"
         lines = (f"{row}: {part.part} of {part.tokens} tokens, at most {part.limit}" for row, part in long)
-        raise AntgmmError("\n".join([head, *lines]))
+        raise AntgmmError(head, *lines)
 
 
 def _joined(names: Iterable[str]) -> str:

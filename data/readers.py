@@ -141,7 +141,7 @@ class FileSource(Source):
         if errors:
             lines = (f"{self._table.place(row)}: {errors[row]}" for row in sorted(errors))
             head = f"{self.path}: {len(errors)} of {self._read.total} rows are invalid; correct or remove them"
-            raise AntgmmError("\n".join([head, *lines]))
+            raise AntgmmError(head, *lines)
         if not len(self):
             part = f" in its split {self._split!r}: bring a file of its own for it" if self._split else ""
             raise AntgmmError(f"{self.path} has no rows{part}")

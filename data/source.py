@@ -52,7 +52,7 @@ class Source(Sequence[Record]):
         """
         if bad:
             lines = (f"{self.words(index).id or f'record {index + 1}'}: {reason}" for index, reason in bad.items())
-            raise AntgmmError("\n".join([f"{len(bad)} of {len(self)} records are invalid", *lines]))
+            raise AntgmmError(f"{len(bad)} of {len(self)} records are invalid", *lines)
 
     def encoded(self, encoder: "Encoder") -> Path | None:
         """Returns the folder with the encoded records, or None if they are not encoded yet."""

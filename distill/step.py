@@ -46,7 +46,7 @@ class StepConfig(OptimizerConfig):
             only the inputs (least memory).
     """
 
-    batch_size: Annotated[int, Field(ge=1)]
+    batch_size: Annotated[int, Field(ge=1, le=1 << 20)]
     accumulate: Annotated[int, Field(ge=1)] = 1
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Remat = "dots"

@@ -9,8 +9,10 @@ from typing import Any
 
 from antgmm_jax.errors import AntgmmError
 
-LARGEST_JSON = 256 << 20
-"""Bytes of a JSON file; released tokenizers have up to 40 MB."""
+LARGEST_FILE = 256 << 20
+"""Bytes of a file of a tokenizer; released ones have up to 40 MB."""
+_LARGEST_JSON, _MOST_PARTS = 32 << 20, 100_000
+"""Bytes, and lists and objects, of the JSON files that Python parses: 2 million empty lists take 450 MB."""
 
 
 def check_regular(path: Path) -> None:
@@ -32,6 +34,21 @@ def check_regular(path: Path) -> None:
         raise AntgmmError(f"{path} is not a regular file: replace it with one")
 
 
+def check_size(path: Path, most: int = LARGEST_FILE, remedy: str = "copy it again") -> None:
+    """Checks the size of a file before it is read.
+
+    Args:
+        path: the file.
+        most: maximum number of bytes.
+        remedy: what the user can do if it is larger.
+
+    Raises:
+        AntgmmError: it is larger.
+    """
+    if path.stat().st_size > most:
+        raise AntgmmError(f"{path} has over {most >> 20} MB: {remedy}")
+
+
 def read_json(path: Path, remedy: str = "copy it again") -> dict[str, Any]:
     """Reads a JSON object.
 
@@ -44,9 +61,11 @@ def read_json(path: Path, remedy: str = "copy it again") -> dict[str, Any]:
     """
     try:
         check_regular(path)
-        if path.stat().st_size > LARGEST_JSON:
-            raise AntgmmError(f"{path} has over {LARGEST_JSON >> 20} MB: {remedy}")
-        content = json.loads(path.read_text(encoding="utf-8"))
+        check_size(path, _LARGEST_JSON, remedy)
+        raw = path.read_bytes()
+        if raw.count(b"[") + raw.count(b"{") > _MOST_PARTS:
+            raise AntgmmError(f"{path} has over {_MOST_PARTS} lists and objects: {remedy}")
+        content = json.loads(raw.decode())
     except FileNotFoundError as error:
         raise AntgmmError(f"{path} is missing: every Hugging Face checkpoint has it") from error
     except OSError as error:

@@ -15,9 +15,9 @@ from transformers import (
 )
 
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.io.bounds import check_model_config, check_processor_config
+from antgmm_jax.io.bounds import check_model_config, check_processor_config, check_replacements
 from antgmm_jax.io.companions import COMPANIONS
-from antgmm_jax.io.files import check_regular, one_line, read_json
+from antgmm_jax.io.files import check_regular, check_size, one_line, read_json
 from antgmm_jax.io.hub import local
 
 CONFIG = "config.json"
@@ -63,6 +63,9 @@ def load_processor(directory: str | Path) -> ProcessorMixin:
     present = {name for name in COMPANIONS if lexists(folder / name)}
     for name in sorted(present):
         check_regular(folder / name)
+        check_size(folder / name)
+    if _TOKENIZER in present:
+        check_replacements(folder / _TOKENIZER)
     for name in sorted(present & _NUMBERS):
         check_processor_config(folder / name, read_json(folder / name))
     if (folder / CONFIG).exists():

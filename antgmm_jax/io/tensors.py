@@ -22,6 +22,12 @@ from antgmm_jax.io.files import check_regular, read_json
 # * write: 0.7 to 3.9 s and 190 MB at most, `save_file` 3.1 to 5.8 s and 954 MB, as it takes all tensors at once.
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 _BLOCK = 1 << 22  # bytes that are compared at a time
+_DTYPES = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+}
 _HALVES = (np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
 
 
@@ -98,15 +104,26 @@ class Tensors:
         again = f"{name} again"
         self.names[again] = place
         if not self.equal(name, again):
-            both = " and ".join(sorted((self.names[name][1], place[1])))
-            raise AntgmmError(f"{place[2]}: {both} are one tensor under two names, and they differ: remove one")
+            (_, first, path, _), (_, second, other, _) = self.names[name], place
+            if first == second:
+                raise AntgmmError(f"{other}: tensor {second} is also in {path.name}, and they differ: remove one")
+            both = " and ".join(sorted((first, second)))
+            raise AntgmmError(f"{other}: {both} are one tensor under two names, and they differ: remove one")
         del self.names[again]
 
     def spec(self, name: str) -> Spec:
-        """Returns the shape and dtype, from the header."""
-        handle, stored_name, _, _ = self.names[name]
-        lazy = handle.get_slice(stored_name)
-        return Spec(tuple(lazy.get_shape()), lazy[0:0].dtype)
+        """Returns the shape and dtype, from the header.
+
+        Raises:
+            AntgmmError: it has no floating-point numbers of at least 16 bits, such as those of a quantized checkpoint.
+        """
+        handle, stored, path, _ = self.names[name]
+        lazy = handle.get_slice(stored)
+        if lazy.get_dtype() not in _DTYPES:
+            raise AntgmmError(
+                f"{path}: tensor {stored} is {lazy.get_dtype()}: convert the checkpoint to {', '.join(_DTYPES)}"
+            )
+        return Spec(tuple(lazy.get_shape()), _DTYPES[lazy.get_dtype()])
 
     def read(self, name: str, part: int = 0, parts: int = 1) -> np.ndarray:
         """Reads the values, or part `part` of `parts` equal parts along the first axis.
@@ -126,17 +143,18 @@ class Tensors:
         spec = self.spec(name)
         if spec != self.spec(other):
             return False
-        rows = max(1, _BLOCK * spec.shape[0] // max(1, spec.nbytes))
-        pieces = ((start, min(start + rows, spec.shape[0])) for start in range(0, spec.shape[0], rows))
+        count, *_ = spec.shape or (1,)
+        rows = max(1, _BLOCK * count // max(1, spec.nbytes))
+        pieces = ((start, min(start + rows, count)) for start in range(0, count, rows))
         return all(np.array_equal(self._rows(name, *piece), self._rows(other, *piece)) for piece in pieces)
 
     def _rows(self, name: str, start: int, stop: int) -> np.ndarray:
         """Reads rows of a tensor."""
         spec, (_, stored, path, first) = self.spec(name), self.names[name]
-        values = np.empty((stop - start, *spec.shape[1:]), spec.dtype)
+        values = np.empty((stop - start, *spec.shape[1:]), spec.dtype)  # [1] for a scalar
         try:
             with path.open("rb") as file:
-                file.seek(first + start * (spec.nbytes // max(1, spec.shape[0])))
+                file.seek(first + start * math.prod(spec.shape[1:]) * spec.dtype.itemsize)
                 read = file.readinto(values.reshape(-1).view(np.uint8).data)
         except OSError as error:
             raise AntgmmError(f"{path}: tensor {stored} cannot be read ({error}): copy the file again") from error

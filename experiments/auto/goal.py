@@ -71,6 +71,23 @@ def is_planned(plan: Path, goal: Goal) -> bool:
     raise AntgmmError(f"{plan} is the plan of other options: choose another --run, or remove it with the run's folder")
 
 
+def parameters(text: str) -> int:
+    """Parses a number of parameters, such as "7955971" or "10M".
+
+    Raises:
+        AntgmmError: it is not a positive number.
+    """
+    number = text.strip()
+    factor = {"k": 1e3, "M": 1e6, "G": 1e9, "B": 1e9}.get(number[-1:], 0.0)
+    try:
+        value = float(number[:-1]) * factor if factor else int(number)
+    except ValueError:
+        value = 0
+    if not 1 <= value < float("inf"):
+        raise AntgmmError(f"--params {text}: write the maximum number of parameters, such as 10M or 7955971")
+    return int(value)
+
+
 def ratio(text: str) -> float:
     """Parses how many times smaller a student is, such as "8x" or "8".
 

@@ -13,7 +13,7 @@ from data.metrics import most_frequent
 from data.record import Record
 from data.rows import Row
 from data.source import Source
-from experiments.run.rows.datasets import encoded, load_both
+from experiments.run.rows.datasets import check_apart, encoded, load_both
 from experiments.run.rows.samples import Samples
 from experiments.run.schema import Recipe
 from experiments.run.scores.scoring import scored
@@ -21,6 +21,8 @@ from experiments.run.student import Student, whole
 
 CHECKED = 200
 """Maximum number of held-out rows that the teacher answers before a plan."""
+COUNTED = 2000
+"""Maximum number of training rows of which the most frequent answers are counted."""
 ABOVE = 0.1
 """A teacher that is less than this above the most frequent answers does not know the task."""
 FEW = 1000
@@ -40,7 +42,7 @@ class Look(NamedTuple):
         tested: number of held-out records.
         score: exact match of the teacher on `held`, the mean over question types.
         by_type: question type -> exact match of the teacher.
-        chance: question type -> share of its most frequent answer.
+        chance: question type -> share of its most frequent answer among training records.
     """
 
     teacher: Student
@@ -51,6 +53,11 @@ class Look(NamedTuple):
     score: float
     by_type: dict[str, float]
     chance: dict[str, float]
+
+    @property
+    def guessed(self) -> float:
+        """Exact match of the most frequent answers, the mean over the question types of `by_type`."""
+        return float(np.mean([self.chance.get(kind, 0.0) for kind in self.by_type]))
 
 
 def look_at_both(draft: Recipe) -> Look:
@@ -69,10 +76,13 @@ def look_at_both(draft: Recipe) -> Look:
     records, tests = load_both(draft)
     trained = encoded(draft, records, processor, teacher.config, trained=True)
     held = encoded(draft, spread(tests, CHECKED), processor, teacher.config)
+    check_apart(records, tests)
     title = f"teacher on {len(held)} held-out rows"
     limits = {"max_new_tokens": longest_answer(trained, held), "dtype": draft.optimizer.dtype}
     figures, _ = scored(title, teacher.config, teacher.weights(), held, processor, **limits)
-    words = [held.records.words(row) for row in range(len(held))]
+    # Of training rows, because the most frequent answers of a few held-out rows are frequent by chance.
+    counted = spread(trained.records, COUNTED)
+    words = [counted.words(row) for row in range(len(counted))]
     chance = most_frequent([row.type for row in words], [row.answer for row in words])
     return Look(teacher, processor, trained, held, len(tests), figures["exact_match"], figures["by_type"], chance)
 
@@ -115,11 +125,11 @@ def warnings(seen: Look) -> list[str]:
     Args:
         seen: the look.
     """
-    chance, rows = float(np.mean([*seen.chance.values()])), len(seen.trained)
+    rows, guessed = len(seen.trained), seen.guessed
     result = []
-    if seen.score < chance + ABOVE:
+    if seen.score < min(guessed + ABOVE, 1.0):
         result.append(
-            f"the teacher's answers score {seen.score:.2f}, the most frequent answers {chance:.2f}: a student cannot"
+            f"the teacher's answers score {seen.score:.2f}, the most frequent answers {guessed:.2f}: a student cannot"
             " learn the task from it. Compare the prompt and the form of the answers (antgmm eval --answers), or train"
             " the teacher on these rows first (antgmm train)"
         )
@@ -134,13 +144,13 @@ def warnings(seen: Look) -> list[str]:
             f"{seen.tested} held-out rows are few: a score is uncertain by {50 / seen.tested**0.5:.0f} points; name"
             " more of them with --test"
         )
-    if len(seen.chance) == 1:
+    if len(seen.by_type) == 1:
         result.append(
             "all held-out rows are of one question type: what is learnt last is neither named nor shown more often;"
             ' give rows that ask different things a "type"'
         )
-    if len(seen.chance) == 1 and next(iter(seen.chance.values())) > 0.9:
-        result.append("nearly all held-out answers are equal: scores say little; bring rows with other answers")
+    if len(seen.by_type) == 1 and guessed > 0.9:
+        result.append("nearly all answers are equal: scores say little; bring rows with other answers")
     return result
 
 
@@ -153,7 +163,7 @@ def check_quality(seen: Look) -> None:
     Raises:
         AntgmmError: the most frequent answers score more than the teacher.
     """
-    if seen.score < float(np.mean([*seen.chance.values()])):
+    if seen.score < seen.guessed:
         raise AntgmmError(f"--keep-quality: {warnings(seen)[0]}")
 
 

@@ -1,5 +1,6 @@
 """The plan of a compression without a recipe: a recipe with its reasons as comments."""
 
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -126,6 +127,7 @@ def measured(goal: Goal, place: Path) -> Plan:
     raw, expected = fitted(goal, tables, config, wanted, machine, best)
     reasons = [*_look(seen), *_sizes(config, choice, samples), *in_time(choice.sensitivity, left), *_tuning(trials)]
     reasons += [*fewer_scores(machine.rows.scored, test_rows), *_steps(raw, expected)]
+    reasons += too_long(goal, machine.spent + expected)
     return Plan(raw, reasons, total_parameters(choice.sized.config), best)
 
 
@@ -171,8 +173,8 @@ def _machine(tables: Mapping[str, Any], samples: Samples) -> Machine:
 
 def _look(seen: Look) -> Iterator[str]:
     """Lines of the plan about teacher and data."""
-    chance = sum(seen.chance.values()) / len(seen.chance)
-    yield f"exact match on {len(seen.held)} held-out rows: teacher {seen.score:.3f}, most frequent answers {chance:.3f}"
+    scores = f"teacher {seen.score:.3f}, most frequent answers {seen.guessed:.3f}"
+    yield f"exact match on {len(seen.held)} held-out rows: {scores}"
     yield from (f"warning: {line}" for line in warnings(seen))
 
 
@@ -219,7 +221,7 @@ def in_time(sensitivity: Sensitivity, left: float) -> Iterator[str]:
     if left < 0:
         yield (
             f"warning: with {rows} rows for the sensitivity the plan takes {clock(-left)} more than a quarter of the"
-            " time: give more --minutes"
+            " time"
         )
 
 
@@ -234,6 +236,20 @@ def fewer_scores(rows: int, most: int) -> Iterator[str]:
         yield (
             f"scores: on {rows} of {most} test rows, so that they take at most a fifth of the time; a score is"
             f" uncertain by {50 / rows**0.5:.0f} points"
+        )
+
+
+def too_long(goal: Goal, duration: float) -> Iterator[str]:
+    """Yields a line of a plan that takes longer than it should, even with the fewest steps.
+
+    Args:
+        goal: the goal, with the minutes.
+        duration: expected seconds of plan and run.
+    """
+    if goal.minutes and duration > 1.1 * goal.seconds:
+        yield (
+            f"warning: plan and run take about {clock(duration)}, more than the {goal.minutes:g} minutes: give at least"
+            f" --minutes {math.ceil(duration / 60)}"
         )
 
 

@@ -4,23 +4,34 @@ from pathlib import Path
 from typing import Any
 
 from antgmm_jax.errors import AntgmmError
+from antgmm_jax.io.hub import local, parse
+from antgmm_jax.io.stores import is_url
 from data.readers import read_records
 
-KINDS = {".jsonl": "jsonl", ".json": "jsonl", ".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset"}
-"""Suffix of a file -> kind of data."""
+KINDS = {".jsonl": "jsonl", ".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset", ".json": "jsonl"}
+"""Suffix of a file -> kind of data. JSON files come last, as other kinds have some beside their rows."""
 
 
-def kind_of(path: Path) -> str:
+def kind_of(path: str, option: str) -> str:
     """Returns the kind of data of a file, or of the files in a folder.
 
+    Args:
+        path: file or folder; one of the Hub or of an object store is downloaded.
+        option: option that names it, for errors.
+
     Raises:
-        AntgmmError: the files are of no known kind.
+        AntgmmError: it does not exist, or the files are of no known kind.
     """
-    inside = sorted(path.iterdir()) if path.is_dir() else [path]
+    if (suffix := Path(path).suffix) in KINDS:
+        return KINDS[suffix]
+    remote = parse(path) is not None or is_url(path)
+    if not remote and not Path(path).exists():
+        raise AntgmmError(f"{option} {path} does not exist")
     for suffix, kind in KINDS.items():
-        if any(file.suffix == suffix for file in inside):
+        folder = local(path, kind) if remote else Path(path)
+        if folder.is_dir() and any(file.suffix == suffix for file in folder.iterdir()):
             return kind
-    raise AntgmmError(f"--data {path}: name a file that ends in {', '.join(KINDS)}, or a folder of one kind of them")
+    raise AntgmmError(f"{option} {path}: name a file that ends in {', '.join(KINDS)}, or a folder of one kind of them")
 
 
 def tables(data: str, test: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -34,12 +45,14 @@ def tables(data: str, test: str) -> tuple[dict[str, Any], dict[str, Any]]:
         Both tables, without numbers of samples.
 
     Raises:
-        AntgmmError: the files are of no known kind.
+        AntgmmError: one does not exist, the files are of no known kind, or both are the same.
     """
-    trained = {"kind": kind_of(Path(data)), "path": data}
-    if test:
-        return trained, {"kind": kind_of(Path(test)), "path": test}
-    return {**trained, "split": "train"}, {**trained, "split": "test"}
+    trained = {"kind": kind_of(data, "--data"), "path": data}
+    if not test:
+        return {**trained, "split": "train"}, {**trained, "split": "test"}
+    if data == test or (Path(test).exists() and Path(data).resolve() == Path(test).resolve()):
+        raise AntgmmError(f"--test {test} has the rows of --data: name other rows, or leave it out to hold out a tenth")
+    return trained, {"kind": kind_of(test, "--test"), "path": test}
 
 
 def counted(table: dict[str, Any]) -> dict[str, Any]:

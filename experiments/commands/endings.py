@@ -28,6 +28,13 @@ def advise(recipe: "schema.Recipe | schema.Training", run: Path) -> None:
         say(f"note: {line}")
 
 
+def print_plan(recipe: Path, as_json: bool) -> None:
+    """Prints where a plan was written; as JSON with its tables."""
+    from experiments.run.schema.recipe import read_toml
+
+    emit({"path": str(recipe), "recipe": read_toml(recipe, "recipe")}, as_json, f"recipe: {recipe}")
+
+
 def print_result(figures: Mapping[str, Any], as_json: bool, *shown: Any) -> None:
     """Prints the result of a run in the first process."""
     from antgmm_jax.parallel.processes import is_first

@@ -21,7 +21,7 @@ Rows = Annotated[
 ]
 Tested = Annotated[str, typer.Option(metavar="FILE", help="Other rows for the scores; a tenth of --data by default.")]
 Smaller = Annotated[str, typer.Option(metavar="8x", help="How many times fewer parameters the student has.")]
-Parameters = Annotated[int, typer.Option(min=0, metavar="N", help="Maximum number of parameters of the student.")]
+Parameters = Annotated[str, typer.Option(metavar="10M", help="Maximum number of parameters of the student.")]
 Latency = Annotated[float, typer.Option(min=0, metavar="MS", help="Maximum milliseconds of a request on this machine.")]
 Keep = Annotated[
     str,
@@ -45,7 +45,7 @@ class Wish(NamedTuple):
     data: str
     test: str
     smaller: str
-    params: int
+    params: str
     latency_ms: float
     keep: str
     minutes: float
@@ -59,17 +59,18 @@ class Wish(NamedTuple):
         Raises:
             AntgmmError: an option is missing or invalid, or there is more than one budget.
         """
-        from experiments.auto.goal import Goal, ratio, share
+        from experiments.auto.goal import Goal, parameters, ratio, share
         from experiments.auto.rows import tables
 
         if not self.data:
             raise AntgmmError("compress --model needs --data with the rows to train on")
         if sum(map(bool, (self.smaller, self.params, self.latency_ms, self.keep))) != 1:
             raise AntgmmError(
-                "compress --model needs one budget: --smaller 8x, --params N, --latency-ms MS or --keep-quality 98%"
+                "compress --model needs one budget: --smaller 8x, --params 10M, --latency-ms MS or --keep-quality 98%"
             )
         smaller = ratio(self.smaller) if self.smaller else 0.0
-        budget = smaller, self.params, self.latency_ms, share(self.keep) if self.keep else 0.0
+        most = parameters(self.params) if self.params else 0
+        budget = smaller, most, self.latency_ms, share(self.keep) if self.keep else 0.0
         kept = tuple(one for one in changes if not one.strip().startswith("stage."))
         return Goal(self.model, *tables(self.data, self.test), *budget, self.minutes, kept)
 

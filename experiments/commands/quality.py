@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from antgmm_jax.extras import require
-from experiments.commands.endings import NEEDED, advise, print_end
+from experiments.commands.endings import NEEDED, advise, print_end, print_plan
 from experiments.commands.goals import Wish
 from experiments.commands.output import check_push, upload
 from experiments.commands.starting import Options, started
@@ -37,16 +37,16 @@ def keep(
         AntgmmError: invalid input, or no student keeps it.
     """
     require(*NEEDED, "torch")
+    goal = wish.goal(changes)
     say(f"search: the smallest student of {wish.model} that keeps {wish.keep} of its score, in {run}")
     check_push(push)
-    goal = wish.goal(changes)
     with started(run, options) as watch:
         from experiments.auto.keeping import Search
         from experiments.report.write import finish
 
         search = Search(goal, run, changes, watch)
         if plan_only:
-            say(f"plan of the first student: {search.plan()}")
+            print_plan(search.plan(), as_json)
             return
         best = search.run()
         figures = finish(best, report=as_report)

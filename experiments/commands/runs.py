@@ -10,7 +10,7 @@ from antgmm_jax.errors import AntgmmError
 from antgmm_jax.extras import require
 from antgmm_jax.io.books import read_book
 from experiments.commands import goals, quality
-from experiments.commands.endings import NEEDED, advise, places, print_comparison, print_end, print_result
+from experiments.commands.endings import NEEDED, advise, places, print_comparison, print_end, print_plan, print_result
 from experiments.commands.output import (
     Coordinator,
     Json,
@@ -74,7 +74,7 @@ def compress(
     data: goals.Rows = "",
     test: goals.Tested = "",
     smaller: goals.Smaller = "",
-    params: goals.Parameters = 0,
+    params: goals.Parameters = "",
     latency_ms: goals.Latency = 0.0,
     keep_quality: goals.Keep = "",
     minutes: goals.Minutes = 0.0,
@@ -114,15 +114,17 @@ def compress(
         quality.keep(wish, folder, changes or [], options, as_json, push, plan_only=plan_only, as_report=as_report)
         return
     path = recipe or _planned(wish, folder, changes or [], options.machine)
-    if not plan_only:
+    if plan_only:
+        print_plan(path, as_json)
+    else:
         _compress(path, folder, changes or [], options, as_json, push, as_report=as_report, scheme=quantize)
 
 
 def _planned(wish: goals.Wish, run: Path, changes: list[str], machine: Machine) -> Path:
     """The recipe of a wish, written next to the folder of its run."""
     require(*NEEDED, "torch")
-    say(f"plan: compressing {wish.model} with {wish.data}")
     goal = wish.goal(changes)
+    say(f"plan: compressing {wish.model} with {wish.data}")
     from experiments.auto.plan import planned
     from experiments.run.host.meshes import devices
 

@@ -79,6 +79,30 @@ def test_only_the_requested_rows_are_read(tmp_path):
     assert tensors_on_disk.equal("a", "a") and not tensors_on_disk.equal("a", "c")
 
 
+@pytest.mark.parametrize("dtype", [np.int32, np.bool_, ml_dtypes.float8_e4m3fn])
+def test_numbers_of_other_types_are_refused(tmp_path, dtype):
+    save_file({"a": np.ones((2, 2), dtype)}, tmp_path / "model.safetensors")
+    with pytest.raises(AntgmmError, match=r"model\.safetensors: tensor a is .*: convert the checkpoint to F64, F32"):
+        Tensors(tmp_path, ()).spec("a")
+
+
+@pytest.mark.parametrize("shape", [(), (0,)])
+def test_a_scalar_or_an_empty_tensor_has_a_shape(tmp_path, shape):
+    save_file({"a": np.zeros(shape, np.float32), "b": np.zeros(shape, np.float32)}, tmp_path / "model.safetensors")
+    tensors = Tensors(tmp_path, ())
+    assert tensors.spec("a").shape == shape
+    assert tensors.equal("a", "b")
+
+
+def test_a_tensor_in_two_shards_must_be_equal(tmp_path):
+    for file, value in (("a.safetensors", 0), ("b.safetensors", 1)):
+        save_file({"w": np.full(3, value, np.float32)}, tmp_path / file)
+    index = {"weight_map": {"w": "a.safetensors", "v": "b.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(AntgmmError, match=r"b\.safetensors: tensor w is also in a\.safetensors, and they differ"):
+        Tensors(tmp_path, ())
+
+
 def test_a_file_cut_short_while_it_is_open_is_named(tmp_path):
     save_file({"a": np.zeros(6, np.float32)}, tmp_path / "model.safetensors")
     tensors = Tensors(tmp_path, ())

@@ -117,7 +117,8 @@ def parts(recipe: Recipe | Training, start: LMMConfig, rows: Rows) -> list[Part]
     models = [start, after] if isinstance(recipe, Recipe) else [after] if recipe.answers else []
     flops = questions * sum(_answer_flops(model, rows) for model in models)
     batches = len(models) * questions / BATCH * rows.answer
-    work = f"export, latency, scores on {questions} questions" if models else "export"
+    timed = "latency, " if isinstance(recipe, Recipe) and recipe.report.latency else ""
+    work = f"export, {timed}scores on {questions} questions" if models else "export"
     return [*result, Part("report", work, flops, batches, CLOSE)]
 
 

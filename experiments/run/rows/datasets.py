@@ -72,13 +72,29 @@ def encode_both(
         Both sets of samples.
 
     Raises:
-        AntgmmError: lists the errors of both.
+        AntgmmError: lists the errors of both, or they are the same records.
     """
 
     def make(source: Source, trained: bool) -> Samples:
         return encoded(recipe, source, processor, config, trained=trained)
 
-    return _both(make, (records[0], True), (records[1], False))
+    samples = _both(make, (records[0], True), (records[1], False))
+    check_apart(*records)
+    return samples
+
+
+def check_apart(trained: Source, tests: Source) -> None:
+    """Checks that a model is not evaluated on the records that it is trained on, such as a copy of their file.
+
+    Args:
+        trained: records for training, which are valid.
+        tests: records for evaluation, which are valid.
+
+    Raises:
+        AntgmmError: they are the same.
+    """
+    if trained.digest() == tests.digest():
+        raise AntgmmError(f"{tests.path} has the rows of {trained.path}: evaluate on other rows")
 
 
 def encoded(
@@ -119,7 +135,7 @@ def _both(make: Callable[..., Result], *arguments: tuple[Any, ...]) -> Both[Resu
         try:
             results.append(make(*each))
         except AntgmmError as error:
-            errors.append(str(error))
+            errors += error.args
     if errors:
-        raise AntgmmError("\n".join(errors))
+        raise AntgmmError(*errors)
     return results[0], results[1]

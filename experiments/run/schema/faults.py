@@ -32,6 +32,8 @@ def validated(raw: Mapping[str, Any], schema: type[Schema], where: str) -> Schem
     try:
         # Strict validation accepts lists as tuples only in JSON.
         return schema.model_validate_json(json.dumps(raw, default=str))
+    except RecursionError:
+        raise AntgmmError(f"{where}: keys are nested too deeply: correct it") from None
     except ValidationError as error:
         raise AntgmmError(f"{where}: {_errors(error, schema)}") from None
 

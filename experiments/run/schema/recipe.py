@@ -79,7 +79,7 @@ def read_toml(path: str | Path, kind: str) -> dict[str, Any]:
         return tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise AntgmmError(f"cannot read the {kind} {path}: {error.strerror}") from None
-    except ValueError as error:  # not UTF-8, or not TOML
+    except (ValueError, RecursionError) as error:  # not UTF-8, not TOML, or nested too deeply
         raise AntgmmError(f"{path} is not TOML: {error}") from None
 
 
@@ -137,6 +137,8 @@ def change(raw: dict[str, Any], override: str) -> None:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text.strip()
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, or brackets of such a depth
+        raise AntgmmError(f"override {override[:80]!r} is not TOML: {error}") from None
     node: Any = raw
     for key in parents:
         node = _entry(node, key, override)

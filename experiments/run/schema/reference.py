@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 
 from experiments.run.schema import Recipe, Training
 from experiments.run.schema.faults import fields_of
+from experiments.run.schema.tables import LARGEST
 
 HEAD = """# Recipe keys
 
@@ -72,7 +73,7 @@ def _values(field: FieldInfo) -> str:
         text.format(_written(value))
         for fact in field.metadata
         for name, text in _BOUNDS.items()
-        if (value := getattr(fact, name, None)) is not None
+        if (value := getattr(fact, name, None)) not in (None, LARGEST)
     ]
     return " ".join([_kind(field.annotation), *bounds])
 

@@ -7,7 +7,7 @@ from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from antgmm_jax.errors import AntgmmError
 from distill import LossConfig, StepConfig
-from experiments.run.schema.tables import Axis, Count, Name, Size, Table
+from experiments.run.schema.tables import LARGEST, Axis, Count, Name, Size, Table
 
 Objective = Literal["answers", "facts"]
 """Training objective: answers (of the data or a teacher), or facts about images."""
@@ -71,12 +71,12 @@ class Stage(Table):
     sizes: dict[Axis, Size] = Field(default={})
     importance: dict[str, Method] = Field(default=IMPORTANCE, min_length=1)
     segments: Count = 1
-    mask_steps: Annotated[int, Field(ge=0)] = 0
-    recover_steps: Annotated[int, Field(ge=0)] = 0
+    mask_steps: Annotated[int, Field(ge=0, le=LARGEST)] = 0
+    recover_steps: Annotated[int, Field(ge=0, le=LARGEST)] = 0
     frozen: tuple[str, ...] = ()
     adapters: dict[str, Count] = Field(default={})
     repeat: Repeat = Field(default={})
-    shift: Annotated[int, Field(ge=0)] = 0
+    shift: Annotated[int, Field(ge=0, le=LARGEST)] = 0
     weights: str = "kept"
     loss: LossConfig
     optimizer: StepConfig

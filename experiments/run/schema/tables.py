@@ -1,5 +1,6 @@
 """Tables and keys of both kinds of recipes."""
 
+import os
 import re
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -18,7 +19,9 @@ from pydantic import (
 from data.record import check_template
 from distill import StepConfig
 
-Count = Annotated[int, Field(ge=1)]
+LARGEST = (1 << 31) - 1
+"""Of whole numbers, so that they fit into 32 bits."""
+Count = Annotated[int, Field(ge=1, le=LARGEST)]
 TooLong = Literal["refuse", "drop"]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
 
@@ -173,11 +176,11 @@ class BaseRecipe(Table):
     optimizer: StepConfig
     evaluate: Evaluate
     export: Export = Export()
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, le=LARGEST)] = 0
     checkpoint_every: Count = 100
     buckets: tuple[Count, ...] = ()
     prompt_buckets: tuple[Count, ...] = ()
-    pack: Annotated[int, Field(ge=0)] = 0
+    pack: Annotated[int, Field(ge=0, le=LARGEST)] = 0
     prompt: Prompt = ""
     features: Literal["disk", "recompute"] = "disk"
     max_length: Count = 512
@@ -207,9 +210,12 @@ class BaseRecipe(Table):
     def _evaluated_on_other_records(self) -> Self:
         for name in ("data", "hard"):
             test = getattr(self.evaluate, name, None)
-            same = [getattr(self.data, key, "") == getattr(test, key, "") for key in ("kind", "path", "split")]
-            whole = isinstance(test, FileData) and "" in (test.split, getattr(self.data, "split", ""))
-            if test is not None and all(same[:2]) and (same[2] or whole):
+            if test is None or self.data.kind != test.kind:
+                continue
+            paths = {os.path.realpath(getattr(table, "path", "")) for table in (self.data, test)}
+            splits = [getattr(table, "split", "") for table in (self.data, test)]
+            whole = isinstance(test, FileData) and "" in splits
+            if len(paths) == 1 and (splits[0] == splits[1] or whole):
                 raise ValueError(f"evaluate.{name} are the records of data; use another split or path")
         return self
 

@@ -2,6 +2,7 @@
 
 from functools import cache
 from math import inf, sqrt
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from data.metrics import most_frequent
 from experiments.auto import sizing
 from experiments.auto.advice import is_flat
 from experiments.auto.buckets import bucket
-from experiments.auto.goal import Goal, is_planned, marked, ratio
+from experiments.auto.goal import Goal, is_planned, marked, parameters, ratio
 from experiments.auto.look import Look, at_chance, check_quality, warnings
 from experiments.auto.plan import fewer_scores, in_time, of_words
 from experiments.auto.rows import kind_of, tables
@@ -60,11 +61,32 @@ def test_a_plan_belongs_to_its_goal(tmp_path):
 
 def test_the_kind_of_data_follows_from_the_files(tmp_path):
     for name, kind in (("a.jsonl", "jsonl"), ("b.json", "jsonl"), ("c.parquet", "parquet"), ("d.tar", "webdataset")):
-        assert kind_of(tmp_path / name) == kind
-    (tmp_path / "train-0.parquet").touch()
-    assert kind_of(tmp_path) == "parquet"
-    with pytest.raises(AntgmmError, match=r"a\.csv: name a file that ends in \.jsonl"):
-        kind_of(tmp_path / "a.csv")
+        assert kind_of(str(tmp_path / name), "--data") == kind
+    for name in ("state.json", "data-0.arrow", "rows.csv"):
+        (tmp_path / name).touch()
+    assert kind_of(str(tmp_path), "--data") == "arrow"
+    with pytest.raises(AntgmmError, match=r"^--test .*rows\.csv: name a file that ends in \.jsonl"):
+        kind_of(str(tmp_path / "rows.csv"), "--test")
+    with pytest.raises(AntgmmError, match=r"^--test .*absent does not exist"):
+        kind_of(str(tmp_path / "absent"), "--test")
+
+
+def test_test_rows_must_be_others(tmp_path):
+    rows = str(tmp_path / "a.jsonl")
+    Path(rows).touch()
+    with pytest.raises(AntgmmError, match="has the rows of --data: name other rows, or leave it out"):
+        tables(rows, f"{tmp_path}/../{tmp_path.name}/a.jsonl")
+
+
+@pytest.mark.parametrize(("text", "value"), [("7955971", 7955971), ("10M", 10_000_000), ("0.5B", 500_000_000)])
+def test_numbers_of_parameters(text, value):
+    assert parameters(text) == value
+
+
+@pytest.mark.parametrize("text", ["", "M", "-3", "0", "nan", "1e400k", "ten"])
+def test_other_texts_are_no_numbers_of_parameters(text):
+    with pytest.raises(AntgmmError, match=r"^--params .*: write the maximum number of parameters, such as 10M"):
+        parameters(text)
 
 
 def test_a_student_that_consists_of_unused_tokens_is_said_so():
@@ -140,7 +162,8 @@ def look(score, chance, rows=5000, tested=100):
             ["18 training rows are few", "2 held-out rows are few: a score is uncertain by 35 points", "one question"],
         ),
         (look(0.7, {"a": 0.1, "b": 0.7}), ["does not know questions of type b"]),
-        (look(1.0, {"": 0.95}), ["a student cannot learn", "one question type", "nearly all held-out answers"]),
+        (look(1.0, {"": 0.95}), ["one question type", "nearly all answers are equal"]),
+        (look(0.96, {"": 0.95}), ["a student cannot learn", "one question type", "nearly all answers are equal"]),
     ],
 )
 def test_warnings_say_what_makes_a_good_student_unlikely(seen, words):

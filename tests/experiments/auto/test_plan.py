@@ -2,6 +2,7 @@
 
 import json
 import re
+import tomllib
 
 import pytest
 from PIL import Image
@@ -65,13 +66,15 @@ def test_one_command_plans_once_and_compresses(antgmm, monkeypatch, tmp_path, ro
 def test_a_plan_without_time_reads_8_rows_tries_nothing_and_says_so(antgmm, tmp_path):
     rows = write_rows(tmp_path / "rows.jsonl", 40)
     words = ["compress", "--model", save_llava(tmp_path / "teacher"), "--data", rows, "--params", "30000"]
-    result = antgmm(*words, "--minutes", "0.01", "--plan")
+    result = antgmm(*words, "--minutes", "0.01", "--plan", "--json")
     assert result.exit_code == 0, result.output
     plan = (tmp_path / "runs" / "teacher-30000.toml").read_text()
+    assert json.loads(result.stdout) == {"path": "runs/teacher-30000.toml", "recipe": tomllib.loads(plan)}
     for text in (result.stderr, plan):
         assert re.search(r"sensitivity: measured on 8 of (16|24|32) rows", text)
         assert re.search(r"warning: with 8 rows for the sensitivity the plan takes \d+:\d\d more than a quarter", text)
         assert "tuning: none, for want of time" in text
+        assert re.search(r"plan and run take about \d+:\d\d, more than the 0.01 minutes: give at least --minutes", text)
 
 
 @pytest.mark.parametrize(
@@ -79,13 +82,13 @@ def test_a_plan_without_time_reads_8_rows_tries_nothing_and_says_so(antgmm, tmp_
     [
         ([], "compress needs a RECIPE, or --model DIR --data FILE and a budget"),
         (["--model", "m"], "compress --model needs --data"),
-        (["--model", "m", "--data", "d.jsonl"], "--params N, --latency-ms MS or --keep-quality 98%"),
+        (["--model", "m", "--data", "d.jsonl"], "--params 10M, --latency-ms MS or --keep-quality 98%"),
         (["--model", "m", "--data", "d.jsonl", "--smaller", "8x", "--params", "9"], "needs one budget"),
         (["--model", "m", "--data", "d.jsonl", "--smaller", "0.5"], "--smaller 0.5: write how many times fewer"),
         (["--model", "m", "--data", "d.jsonl", "--keep-quality", "98"], "--keep-quality 98: write the share"),
         (["--model", "m", "--data", "d.jsonl", "--keep-quality", "98%"], "m/config.json is missing"),
         (["--model", "m", "--data", "d.jsonl", "--smaller", "8x"], "m/config.json is missing"),
-        (["--model", "m", "--data", "d.csv", "--smaller", "8x"], "d.csv: name a file that ends in .jsonl"),
+        (["--model", "m", "--data", "d.csv", "--smaller", "8x"], "--data d.csv does not exist"),
         (["r.toml", "--model", "m"], "RECIPE already says what to do"),
         (["--model", "m", "--processes", "2", "--coordinator", "auto"], "several processes need a RECIPE"),
     ],

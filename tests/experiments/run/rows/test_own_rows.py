@@ -1,10 +1,12 @@
 """Errors in a user's own rows and models, and what a run prints about them."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 
+from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io.convert import load_hf
 from antgmm_jax.io.loading import load_processor
 from data.rows import parse
@@ -37,6 +39,14 @@ def test_a_run_counts_the_rows_that_it_leaves_out(ads, capsys):
     batches = samples.shuffled(7, 0)
     visited = np.concatenate([next(batches)["index"] for _ in range(3)])
     np.testing.assert_array_equal(np.sort(visited), np.arange(21))
+
+
+def test_a_copy_of_the_training_rows_is_no_test_set(ads):
+    shutil.copy(ads / "ads/train.jsonl", ads / "ads/copy.jsonl")
+    changes = ["data.samples=24", "evaluate.data.samples=24", "evaluate.data.path=ads/copy.jsonl"]
+    recipe = load_recipe(RECIPES / "own-data-compress.toml", [*changes, f"teacher.path={save_llava(ads / 'm')}"])
+    with pytest.raises(AntgmmError, match=r"copy\.jsonl has the rows of .*train\.jsonl: evaluate on other rows"):
+        encode_both(recipe, load_both(recipe), load_processor(ads / "m"), load_hf(ads / "m")[0])
 
 
 def test_a_recipes_prompt_is_used_in_training_and_evaluation(ads):

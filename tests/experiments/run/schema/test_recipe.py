@@ -241,6 +241,21 @@ def test_invalid_files_are_refused(write, tmp_path):
         load_training(write(RECIPE))
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["a = " + "[" * 3000 + "]" * 3000, "a = " + "{a = " * 3000 + "1" + "}" * 3000, ".".join("a" * 5000) + " = 1"],
+)
+def test_keys_of_great_depth_are_one_line(write, text):
+    with pytest.raises(AntgmmError, match="is not TOML|nested too deeply"):
+        load_recipe(write(text))
+
+
+@pytest.mark.parametrize("value", ["[" * 3000 + "]" * 3000, "1" * 5000, "99999999999999999999"])
+def test_a_value_of_any_size_is_one_line(write, value):
+    with pytest.raises(AntgmmError, match=r"override .* is not TOML|batch_size = 9+: Input should be less"):
+        load_recipe(write(RECIPE), [f"optimizer.batch_size={value}"])
+
+
 def test_a_users_own_files(write):
     data = '[data]\nkind = "jsonl"\npath = "ads/train.jsonl"\nsamples = 100\n'
     text = RECIPE.replace('[data]\nkind = "maad"\ntier = "s"\nsamples = 100\n', data)
@@ -248,8 +263,9 @@ def test_a_users_own_files(write):
     with pytest.raises(AntgmmError, match=r"evaluate\.data\.split = \"val\": Input should be '', 'train' or 'test'"):
         load_recipe(write(text))
     held_out = text.replace('split = "val"', 'split = "test"')
-    with pytest.raises(AntgmmError, match="are the records of data"):
-        load_recipe(write(held_out))
+    for same in ("ads/train.jsonl", "./ads/train.jsonl", "ads/../ads/train.jsonl"):
+        with pytest.raises(AntgmmError, match="are the records of data"):
+            load_recipe(write(held_out), [f"evaluate.data.path={same}"])
     assert load_recipe(write(held_out), ["data.split=train"]).evaluate.data.split == "test"
     recipe = load_recipe(write(text.replace('split = "val"', 'path = "ads/val.jsonl"')))
     assert isinstance(recipe.evaluate.data, FileData)
