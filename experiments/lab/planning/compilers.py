@@ -57,10 +57,9 @@ def check(chip: str) -> None:
     Raises:
         AntgmmError: it is not installed; the message has the command that installs it.
     """
-    where = str(folder())
-    if where not in sys.path:
+    where, tpu = str(folder()), bool(CHIPS[chip].slices)
+    if not tpu and where not in sys.path:  # NVIDIA's library prints two lines where there is no driver
         sys.path.append(where)
-    tpu = bool(CHIPS[chip].slices)
     if find_spec("libtpu" if tpu else "jax_plugins") is None or not (tpu or find_spec("jax_plugins.xla_cuda12")):
         remedy = "pip install 'antgmm-jax[plan]'" if tpu else f"pip install --no-deps --target {where} {' '.join(CUDA)}"
         raise AntgmmError(f"--chip {chip}: its compiler is not installed: {remedy} (or add --compiler cpu)")
