@@ -16,7 +16,7 @@ from antgmm_jax.io.files import read_json
 from data.chat_rows import PATHS, TURNS
 from data.files import decode_image, files_digest, images_digest, inside
 from data.kept import from_bytes, kept, to_bytes
-from data.limits import BadRow
+from data.limits import BadRow, quoted
 from data.rows import ALIASES, columns, image_names
 
 _NAMES = (*ALIASES["image"], *PATHS)
@@ -99,7 +99,7 @@ def data_files(folder: Path) -> list[Path]:
     except (AntgmmError, KeyError, TypeError) as error:
         raise AntgmmError(f"{state} is damaged: save the data set again") from error
     if outside := [name for name in names if Path(name).name != name]:
-        raise AntgmmError(f"{state} names {outside[0]!r}, which is outside the folder: save the data set again")
+        raise AntgmmError(f"{state} names {quoted(outside[0])}, which is outside the folder: save the data set again")
     return [folder / name for name in names]
 
 

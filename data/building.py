@@ -19,7 +19,7 @@ from antgmm_jax.io.shards import Writer
 from data.encoding import Encoder, TooLong, refuse
 from data.image_writer import ImageWriter
 from data.index import COLUMNS, read_arrays
-from data.limits import BadRow
+from data.limits import BadRow, short
 from data.record import Arrays, Record, Turn
 from data.rows import Row
 from data.source import Source
@@ -201,7 +201,7 @@ class _Build:
         threads = 1 if self._source.drawn else self._threads
         rows = read_all(self._source, self._encoded, progress, threads=threads, first=self._done.rows)
         for row, (record, special, arrays) in rows:
-            self._add(record.id or f"record {row + 1}", record, special, arrays)
+            self._add(short(record.id) or f"record {row + 1}", record, special, arrays)
             if (row + 1) % PART == 0 and self._count and not self._special and not self._refused:
                 self._write_part(row + 1)
         self._encoder.check_text(self._texts)

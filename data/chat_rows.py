@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from data.limits import BadRow
+from data.limits import BadRow, quoted
 from data.record import Turn, images_first
 
 TURNS = ("messages", "conversations")
@@ -65,8 +65,8 @@ def parse_chat(value: Any, name: str, images: Sequence[Image]) -> Chat:
 def _turn(raw: Mapping, where: str) -> tuple[str, list[_Part]]:
     """Role and parts of a turn."""
     given = raw.get("role") or raw.get("from")
-    if given not in _ROLES:
-        raise BadRow(f"{where} has role {given!r}: only system, user (human) and assistant (gpt) are supported")
+    if not isinstance(given, str) or given not in _ROLES:
+        raise BadRow(f"{where} has role {quoted(given)}: only system, user (human) and assistant (gpt) are supported")
     role, content = _ROLES[given], raw.get("content") if raw.get("value") is None else raw["value"]
     if isinstance(content, str):
         parts = _split(content)
@@ -114,7 +114,7 @@ def _part(part: Any, where: str) -> _Part:
     if kind == "text":
         raise BadRow(f"{where} has a part of type 'text' without a text")
     hint = "video is not supported, use images" if kind == "video" else "only text and image are supported"
-    raise BadRow(f"{where} has a part of type {kind!r}: {hint}")
+    raise BadRow(f"{where} has a part of type {quoted(kind)}: {hint}")
 
 
 def own_image(part: Mapping) -> Image | None:
@@ -125,7 +125,7 @@ def own_image(part: Mapping) -> Image | None:
     if given is not None and not isinstance(given, str | bytes):
         raise BadRow(f"image is a {type(given).__name__}, not a path or the bytes of a file")
     if isinstance(given, str) and given.startswith(("http://", "https://", "data:")):
-        raise BadRow(f"image {given[:60]!r} is not a file: save it and write its path")
+        raise BadRow(f"image {quoted(given)} is not a file: save it and write its path")
     return given
 
 

@@ -17,7 +17,7 @@ from antgmm_jax.families import inputs
 from antgmm_jax.families.common.words import Messages
 from antgmm_jax.io.files import one_line
 from data.chat import ChatEncoder, messages
-from data.limits import BadRow
+from data.limits import BadRow, short
 from data.record import PROMPT, Arrays, Record, turns_of
 from data.rows import Row
 
@@ -102,7 +102,7 @@ class Encoder:
         try:
             self._chat.check(turns)
         except AntgmmError as error:
-            raise AntgmmError(f"{record.id}: {error}") from error
+            raise AntgmmError(f"{short(record.id)}: {error}") from error
         try:
             row = self._chat(turns, record.answer, record.images)
         except AntgmmError as error:

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from antgmm_jax.io.hub import contents
-from data.limits import BadRow, check_picture
+from data.limits import BadRow, check_picture, quoted, short
 
 Image.init()
 FORMATS = [
@@ -34,7 +34,7 @@ def decode_image(data: bytes | Path) -> np.ndarray:
     Raises:
         BadRow: the file is missing or not an image, or has too many pixels.
     """
-    name = data.name if isinstance(data, Path) else "(bytes)"
+    name = short(data.name) if isinstance(data, Path) else "(bytes)"
     try:
         with Image.open(_regular(data) if isinstance(data, Path) else io.BytesIO(data), formats=FORMATS) as file:
             check_picture(name, file.size)
@@ -55,7 +55,7 @@ def _regular(path: Path) -> Path:
     """The path of a regular file: reading a pipe may never end."""
     mode = path.stat().st_mode
     if not stat.S_ISREG(mode):
-        raise BadRow(f"image {path.name} is a {'folder' if stat.S_ISDIR(mode) else 'device or pipe'}")
+        raise BadRow(f"image {short(path.name)} is a {'folder' if stat.S_ISDIR(mode) else 'device or pipe'}")
     return path
 
 
@@ -75,9 +75,9 @@ def inside(folder: Path, path: str) -> Path:
     try:
         resolved = (folder / path).resolve()
     except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: a link to itself
-        raise BadRow(f"image path {path[:80]!r} is not a path") from error
+        raise BadRow(f"image path {quoted(path)} is not a path") from error
     if not any(resolved.is_relative_to(root.resolve()) for root in (folder, contents(folder))):
-        raise BadRow(f"image path {path!r} leaves the data folder")
+        raise BadRow(f"image path {quoted(path)} leaves the data folder")
     return resolved
 
 

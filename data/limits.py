@@ -1,7 +1,9 @@
 """Limits of what a row may hold, checked before memory or time is spent on it."""
 
 import re
+import reprlib
 from collections.abc import Iterable
+from typing import Any
 
 MOST_PIXELS = 50_000_000
 """Pixels of a picture. Decoding takes up to 19 bytes for each (turned TIFF of floats, Pillow 12)."""
@@ -11,11 +13,24 @@ SAMPLE_BYTES = 1 << 28
 """Bytes of all files of a sample in an archive."""
 MOST_CHARACTERS = 1 << 22
 """Characters of a text."""
+LINE_CHARACTERS = 200
+"""Characters of a value in an error, so that its line can be read."""
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 class BadRow(Exception):
     """An invalid row; the message is a short reason."""
+
+
+def short(text: str) -> str:
+    """Returns a text for an error, without its middle if it is long."""
+    half = LINE_CHARACTERS // 2
+    return text if len(text) <= LINE_CHARACTERS else f"{text[:half]}...{text[-half:]}"
+
+
+def quoted(value: Any) -> str:
+    """Returns any value of a row as Python writes it, for an error; without its middle if it is long or deep."""
+    return short(repr(short(value)) if isinstance(value, str) else reprlib.repr(value))
 
 
 def check_picture(name: str, size: tuple[int, int]) -> None:

@@ -18,7 +18,7 @@ from antgmm_jax.io.files import check_regular
 from antgmm_jax.io.hub import local
 from data.json_rows import JsonRows
 from data.kept import Columns, kept
-from data.limits import BadRow
+from data.limits import BadRow, quoted, short
 from data.record import Record
 from data.rows import Row, parse
 from data.source import Source
@@ -139,7 +139,7 @@ class FileSource(Source):
         for index, reason in bad.items():
             errors.setdefault(int(self._rows[index]), reason)
         if errors:
-            lines = (f"{self._table.place(row)}: {errors[row]}" for row in sorted(errors))
+            lines = (f"{short(self._table.place(row))}: {errors[row]}" for row in sorted(errors))
             head = f"{self.path}: {len(errors)} of {self._read.total} rows are invalid; correct or remove them"
             raise AntgmmError(head, *lines)
         if not len(self):
@@ -158,7 +158,7 @@ class FileSource(Source):
         return replace(row, id=f"{row.id} ({place})" if row.id else place)
 
     def _changed(self, index: int, reason: BadRow) -> AntgmmError:
-        place = self._table.place(int(self._rows[index]))
+        place = short(self._table.place(int(self._rows[index])))
         return AntgmmError(f"{self.path} has changed since it was read: {place}: {reason}")
 
 
@@ -210,7 +210,8 @@ def _columns(read: _Read) -> Columns:
 
 
 def _id_hash(name: str | bytes) -> int:
-    content = name if isinstance(name, bytes) else name.encode()
+    # The path of a picture may hold half a character, as Python names files that are not UTF-8.
+    content = name if isinstance(name, bytes) else name.encode("utf-8", "surrogatepass")
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest())
 
 
@@ -223,7 +224,7 @@ def _duplicates(table: Table, rows: np.ndarray, hashes: np.ndarray) -> dict[int,
     for row, before in zip(rows[again].tolist(), rows[order[first]].tolist(), strict=True):
         names = [parse(table[number]).id for number in (row, before)]
         if names[0] == names[1]:  # not just equal hashes
-            errors[row] = f"id {names[0]!r} is also that of {table.place(before)}"
+            errors[row] = f"id {quoted(names[0])} is also that of {short(table.place(before))}"
     return errors
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from antgmm_jax.errors import AntgmmError
+from data.limits import short
 from data.record import Record
 from data.rows import Row
 
@@ -51,7 +52,8 @@ class Source(Sequence[Record]):
             AntgmmError: there are invalid records.
         """
         if bad:
-            lines = (f"{self.words(index).id or f'record {index + 1}'}: {reason}" for index, reason in bad.items())
+            names = {index: short(self.words(index).id) or f"record {index + 1}" for index in bad}
+            lines = (f"{names[index]}: {reason}" for index, reason in bad.items())
             raise AntgmmError(f"{len(bad)} of {len(self)} records are invalid", *lines)
 
     def encoded(self, encoder: "Encoder") -> Path | None:

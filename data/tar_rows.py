@@ -13,7 +13,7 @@ from antgmm_jax.errors import AntgmmError
 from data.chat_rows import TURNS
 from data.files import decode_image, files_digest
 from data.kept import kept
-from data.limits import BadRow, check_sample
+from data.limits import BadRow, check_sample, quoted, short
 
 _DAMAGE = (tarfile.TarError, OSError, EOFError, ValueError, OverflowError)
 _PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
@@ -82,7 +82,7 @@ class TarRows:
     def picture(self, name: str | bytes) -> np.ndarray:
         """Decodes an image of a sample. Raises BadRow if it cannot be decoded."""
         if isinstance(name, str):
-            raise BadRow(f"image {name!r} is a path: a shard must contain its images")
+            raise BadRow(f"image {quoted(name)} is a path: a shard must contain its images")
         return decode_image(name)
 
     def digest(self) -> str:
@@ -102,13 +102,16 @@ def _damaged(error: Exception) -> BadRow:
 
 
 def _files_of(archive: tarfile.TarFile, headers: Sequence[int]) -> dict[str, bytes]:
-    """Contents of the files of a sample, by suffix. Raises BadRow if they are too large."""
+    """Contents of the files of a sample, by suffix. Raises BadRow if they are too large, or a suffix is repeated."""
     members = [_member(archive, header) for header in headers]
     check_sample(member.size for member in members)
     parts = {}
     for member in members:
+        suffix = f".{PurePosixPath(member.name).name.partition('.')[2].lower()}"
+        if suffix in parts:
+            raise BadRow(f"has two files {quoted(suffix)}: remove one")
         stream = archive.extractfile(member)
-        parts[f".{PurePosixPath(member.name).name.partition('.')[2].lower()}"] = stream.read() if stream else b""
+        parts[suffix] = stream.read() if stream else b""
     return parts
 
 
@@ -152,7 +155,7 @@ def _scan(files: Sequence[Path]) -> _Members:
 def _sample(parts: dict[str, bytes]) -> Any:
     pictures = [suffix for suffix in parts if suffix.endswith(_PICTURES)]
     if ".json" not in parts:
-        return BadRow(f"needs an image and a .json, has {', '.join(sorted(parts))}")
+        return BadRow(f"needs an image and a .json, has {short(', '.join(sorted(parts)))}")
     try:
         fields = json.loads(parts[".json"])
     except (ValueError, RecursionError) as error:
@@ -160,7 +163,7 @@ def _sample(parts: dict[str, bytes]) -> Any:
     if not isinstance(fields, dict) or (not pictures and (fields.get("images") == [] or {*TURNS} & {*fields})):
         return fields
     if not pictures:
-        return BadRow(f"needs an image and a .json, has {', '.join(sorted(parts))}")
+        return BadRow(f"needs an image and a .json, has {short(', '.join(sorted(parts)))}")
     return {**fields, "image": [parts[suffix] for suffix in sorted(pictures, key=_by_number)]}
 
 

@@ -19,6 +19,7 @@ from PIL import Image
 
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io.files import check_regular, one_line, read_json
+from data.limits import quoted
 from data.maad.drawing import latent_sizes, source
 from data.maad.latents import SIZES
 from data.maad.tiers import TIERS
@@ -92,7 +93,7 @@ def _check_files(folder: Path) -> None:
     if features.exists():
         for name in _classes(read_json(features)):
             if not str(name).startswith("tensorflow_datasets."):
-                raise AntgmmError(f"{features} names a class {str(name)[:80]!r} that is not of TFDS: correct it")
+                raise AntgmmError(f"{features} names a class {quoted(name)} that is not of TFDS: correct it")
 
 
 def _classes(value: Any) -> Iterator[Any]:

@@ -32,14 +32,21 @@ def as_json(folder, rows):
 
 
 def as_tar(folder, rows):
-    with tarfile.open(folder / "rows.tar", "w") as archive:
-        for number, row in enumerate(rows):
-            fields = row if isinstance(row, bytes) else json.dumps(row).encode()
-            for suffix, content in (("png", png()), ("json", fields)):
-                member = tarfile.TarInfo(f"{number}.{suffix}")
-                member.size = len(content)
-                archive.addfile(member, io.BytesIO(content))
+    members = []
+    for number, row in enumerate(rows):
+        fields = row if isinstance(row, bytes) else json.dumps(row).encode()
+        members += [(f"{number}.png", png()), (f"{number}.json", fields)]
+    as_named_tar(folder / "rows.tar", members)
     return "webdataset", folder / "rows.tar"
+
+
+def as_named_tar(path, members):
+    """An archive of these pairs of name and content, in which a name may be repeated."""
+    with tarfile.open(path, "w") as archive:
+        for name, content in members:
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
 
 
 def as_parquet(folder, rows):

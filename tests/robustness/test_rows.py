@@ -19,10 +19,16 @@ from data.limits import LONGEST_SIDE, MOST_PIXELS, SAMPLE_BYTES, BadRow
 from data.readers import read_records
 from data.tokenizer import corpus, train_tokenizer
 from experiments.run.host.console import printable
-from tests.robustness.files import TABLES, TEXTS, as_arrow, as_jsonl, as_parquet, png
+from tests.robustness.files import TABLES, TEXTS, as_arrow, as_jsonl, as_named_tar, as_parquet, png
 
 GOOD = {"question": "what?", "answer": "red"}
 DEEP = "[" * 100_000
+LONG = "x" * 1_000_000
+
+
+def turns(**first):
+    """A conversation of one turn, which has these fields."""
+    return {"messages": [{"content": "what?", **first}]}
 
 
 def header_of(width, height):
@@ -46,6 +52,8 @@ CASES = [
     (as_parquet, {**GOOD, "answer": b"\xff\xfe"}, "row 2: cannot be read"),
     (as_arrow, {**GOOD, "answer": b"\xff\xfe"}, "Invalid UTF8 sequence at string index 1"),
     *((write, {**GOOD, "id": np.datetime64(2**40, "s")}, "cannot be read") for write in TABLES),
+    *((write, turns(role=["user"]), r"messages\[0\] has role \['user'\]: only system") for write in (*TEXTS, *TABLES)),
+    *((write, turns(role={"a": 1}), r"messages\[0\] has role \{'a': 1\}: only system") for write in (*TEXTS, *TABLES)),
 ]
 
 
@@ -56,8 +64,8 @@ def test_a_bad_row_is_one_line(tmp_path, write, row, message):
         read(kind, path)
 
 
-def read(kind, path):
-    return [record for _, record in read_all(read_records(kind, path), lambda record: record)]
+def read(kind, path, **about):
+    return [record for _, record in read_all(read_records(kind, path, **about), lambda record: record)]
 
 
 def test_a_huge_picture_is_refused_by_its_header():
@@ -134,6 +142,54 @@ def test_special_tokens_in_rows_are_refused(tmp_path):
     assert parts == [[], [("question", "</s>")], [("question", "<pad>")], []]
     with pytest.raises(AntgmmError, match="line 2: answer contains </s>"):
         refuse([("line 2", ("answer", "</s>"))], [], 2)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"image": f"../../../{LONG}"},
+        {"image": f"a/{LONG}"},
+        {"image": "\ud800" * 100_000},
+        turns(role=LONG),
+        turns(role="user", content=[{"type": LONG}]),
+        turns(role="user", content=[{"type": [[["x"] * 1000] * 9] * 9}]),
+        turns(role="user", content=[{"type": json.loads("[" * 900 + "]" * 900)}]),
+        turns(role="user", content=[{"type": "image", "image": f"https://a.b/{LONG}"}]),
+    ],
+    ids=["outside", "long-name", "half-characters", "role", "type", "wide-type", "deep-type", "url"],
+)
+def test_long_values_are_shortened_in_errors(tmp_path, row):
+    kind, path = as_jsonl(tmp_path, [{**GOOD, **row} if "image" in row else row])
+    with pytest.raises(AntgmmError, match="line 1: (image|messages)") as caught:
+        read(kind, path)
+    assert len(str(caught.value)) < 1000 + len(str(path))
+
+
+def test_long_ids_and_names_in_archives_are_shortened_in_errors(tmp_path):
+    kind, path = as_jsonl(tmp_path, [{**GOOD, "id": LONG}] * 2)
+    with pytest.raises(AntgmmError, match=r"line 2: id 'xx.*\.\.\..*xx' is also that of line 1") as caught:
+        read(kind, path)
+    assert len(str(caught.value)) < 1000
+    as_named_tar(tmp_path / "rows.tar", [(f"{LONG}.{LONG}", b"{}")])
+    with pytest.raises(AntgmmError, match=r"needs an image and a \.json, has \.x") as caught:
+        read("webdataset", tmp_path / "rows.tar")
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("name", ["0.json", "0.JSON", "0.png"])
+def test_a_sample_of_an_archive_has_one_file_of_a_name(tmp_path, name):
+    fields = json.dumps(GOOD).encode()
+    as_named_tar(tmp_path / "rows.tar", [("0.png", png()), ("0.json", fields), (name, b"{}")])
+    with pytest.raises(AntgmmError, match=rf"rows\.tar 0: has two files '{name[1:].lower()}': remove one"):
+        read("webdataset", tmp_path / "rows.tar")
+
+
+@pytest.mark.parametrize("split", ["", "train", "test"])
+def test_half_a_character_in_a_path_is_an_error_of_its_row(tmp_path, split):
+    rows = [{**GOOD, "image": f"{number}\ud800.png"} for number in range(40)]
+    kind, path = as_jsonl(tmp_path, rows)
+    with pytest.raises(AntgmmError, match=r"line \d+: image path '\d+\\ud800.png' is not a path"):
+        read(kind, path, split=split)
 
 
 def test_escapes_of_terminals_are_printed_escaped():
