@@ -4,26 +4,32 @@ import hashlib
 import io
 import os
 import stat
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, TiffImagePlugin
 
 from antgmm_jax.io.hub import contents
 from data.limits import BadRow, check_picture, quoted, short
 
 Image.init()
+# Pillow warns of damaged tags of a picture that it can decode. Set once, as `catch_warnings` is not for threads; the
+# warning of too many pixels is of another class.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 FORMATS = [
     name
     for name in ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
     if name in Image.OPEN
 ]
 """Formats of pictures. Others of Pillow's are rare, and one of them starts a program."""
+_WIDE = ("PNG", "PPM")
+"""Formats whose grey values of 16 bits Pillow reads as mode I, depending on its version."""
 
 
 def decode_image(data: bytes | Path) -> np.ndarray:
-    """Decodes an image to RGB and applies its EXIF orientation.
+    """Decodes an image to RGB of 8 bits and applies its EXIF orientation.
 
     Args:
         data: a path, or the bytes of a file in one of the `FORMATS`.
@@ -32,13 +38,18 @@ def decode_image(data: bytes | Path) -> np.ndarray:
         uint8 [H, W, 3].
 
     Raises:
-        BadRow: the file is missing or not an image, or has too many pixels.
+        BadRow: the file is missing or not an image, or has too many pixels, or pixels of no known range.
     """
     name = short(data.name) if isinstance(data, Path) else "(bytes)"
     try:
         with Image.open(_regular(data) if isinstance(data, Path) else io.BytesIO(data), formats=FORMATS) as file:
             check_picture(name, file.size)
+            wide = file.mode.startswith("I;16") or (file.mode == "I" and file.format in _WIDE)
+            if file.mode in ("I", "F") and not wide:
+                raise BadRow(f"image {name} has pixels of 32 bits (mode {file.mode}): convert it to 8 bits a channel")
             ImageOps.exif_transpose(file, in_place=True)
+            if wide:
+                return np.repeat(_upper_bits(file)[..., None], 3, axis=-1)
             # Pillow requires the step via RGBA for palettes with transparency.
             image = file.convert("RGBA") if "transparency" in file.info else file
             return np.array(image if image.mode == "RGB" else image.convert("RGB"))
@@ -49,6 +60,17 @@ def decode_image(data: bytes | Path) -> np.ndarray:
     except Exception as error:  # each decoder has its own
         reason = " ".join(str(error).split())[:120] or type(error).__name__
         raise BadRow(f"image {name} cannot be decoded: {reason}") from error
+
+
+def _upper_bits(file: Image.Image) -> np.ndarray:
+    """Upper 8 bits of grey values of 16 bits, uint8 [H, W]. Pillow's conversion would set all above 255 to white.
+
+    Colours of 16 bits become the same bits (value // 256); dividing by 257 would differ by at most 1.
+    """
+    bits = 16  # a TIFF may have 12
+    if isinstance(file, TiffImagePlugin.TiffImageFile):
+        (bits,) = file.tag_v2[TiffImagePlugin.BITSPERSAMPLE]
+    return (np.asarray(file) >> (bits - 8)).astype(np.uint8)
 
 
 def _regular(path: Path) -> Path:

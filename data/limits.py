@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 MOST_PIXELS = 50_000_000
-"""Pixels of a picture. Decoding takes up to 19 bytes for each (turned TIFF of floats, Pillow 12)."""
+"""Pixels of a picture. Decoding takes up to 18 bytes for each (turned TIFF of four channels, Pillow 13)."""
 LONGEST_SIDE = 1 << 15
 """Pixels of a side of a picture."""
 SAMPLE_BYTES = 1 << 28
