@@ -3,24 +3,27 @@
 Such a file is an Arrow stream, which pyarrow reads alone: `datasets` itself would add pandas and an HTTP client.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from os.path import exists
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow
+import pyarrow.compute as pc
 
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io.files import read_json
 from data.chat_rows import PATHS, TURNS
 from data.files import decode_image, files_digest, images_digest, inside
 from data.kept import from_bytes, kept, to_bytes
-from data.limits import BadRow, quoted
+from data.limits import BadRow, check_sample, quoted
 from data.rows import ALIASES, columns, image_names
 
 _NAMES = (*ALIASES["image"], *PATHS)
 _UNREADABLE = (pyarrow.ArrowException, ValueError, OverflowError, SystemError)
+_ITEM_BYTES = 64
+"""Memory of an item of a list, beside its text or bytes."""
 
 
 class ArrowRows:
@@ -36,6 +39,7 @@ class ArrowRows:
     def __init__(self, files: Sequence[Path]):
         self.files, self._folder = files, files[0].parent
         self._batches = [batch for file in files for batch in _batches(file)]
+        self._sizes = [row_bytes(batch) for batch in self._batches]
         self._starts = np.cumsum([0, *(batch.num_rows for batch in self._batches)])
 
     def __len__(self) -> int:
@@ -43,7 +47,7 @@ class ArrowRows:
 
     def __getitem__(self, number: int) -> Any:
         batch = int(np.searchsorted(self._starts, number, "right")) - 1
-        return one_row(self._batches[batch], number - int(self._starts[batch]))
+        return one_row(self._batches[batch], number - int(self._starts[batch]), self._sizes[batch])
 
     def __iter__(self) -> Iterator[Any]:
         return (self[number] for number in range(len(self)))
@@ -66,20 +70,76 @@ class ArrowRows:
             yield from (name for row in all_rows(batch.select(named_images(batch.schema))) for name in image_names(row))
 
 
-def one_row(table: pyarrow.Table | pyarrow.RecordBatch, place: int) -> Any:
-    """Returns a row as Python objects; a `BadRow` if one of its values has none, such as text that is not UTF-8."""
+def one_row(table: pyarrow.Table | pyarrow.RecordBatch, place: int, sizes: np.ndarray) -> Any:
+    """Returns a row as Python objects.
+
+    Args:
+        table: the rows.
+        place: number of the row.
+        sizes: `row_bytes` of the table.
+
+    Returns:
+        The row; a `BadRow` if it is too large, or a value has no Python object, such as text that is not UTF-8.
+    """
     try:
+        check_sample(sizes[place : place + 1])
         return table.slice(place, 1).to_pylist()[0]
+    except BadRow as reason:
+        return reason
     except _UNREADABLE as error:
         return BadRow(f"cannot be read: {' '.join(str(error).split())[:200]}")
 
 
-def all_rows(batch: pyarrow.RecordBatch) -> list[Any]:
-    """Returns the rows of a batch like `one_row`; together, unless one of them cannot be read."""
+def all_rows(batch: pyarrow.RecordBatch) -> Iterable[Any]:
+    """Returns the rows of a batch like `one_row`; together, unless they are large or one of them cannot be read."""
+    sizes = row_bytes(batch)
     try:
+        check_sample([sizes.sum()])
         return batch.to_pylist()
-    except _UNREADABLE:
-        return [one_row(batch, place) for place in range(len(batch))]
+    except (BadRow, *_UNREADABLE):
+        return (one_row(batch, place, sizes) for place in range(len(batch)))
+
+
+def row_bytes(table: pyarrow.Table | pyarrow.RecordBatch) -> np.ndarray:
+    """Returns the memory of each row as Python objects, about, int64 [N]; reads no texts or pictures."""
+    return sum((value_bytes(column) for column in table.columns), np.zeros(table.num_rows, np.int64))
+
+
+def value_bytes(array: pyarrow.Array | pyarrow.ChunkedArray) -> np.ndarray:
+    """Returns the bytes of the texts and pictures in each value, also of those that values share, int64 [N].
+
+    Raises:
+        ValueError: a value is not in its dictionary.
+    """
+    kind, types = array.type, pyarrow.types
+    if isinstance(array, pyarrow.ChunkedArray):
+        return np.concatenate([np.zeros(0, np.int64), *map(value_bytes, array.chunks)])
+    if types.is_dictionary(kind):
+        return _shared_bytes(array)
+    if types.is_struct(kind):
+        return sum(
+            (value_bytes(array.field(place)) for place in range(kind.num_fields)), np.zeros(len(array), np.int64)
+        )
+    if types.is_list(kind) or types.is_large_list(kind) or types.is_map(kind):
+        before = np.concatenate([[0], np.cumsum(value_bytes(array.values) + _ITEM_BYTES)])
+        return np.diff(before[array.offsets.to_numpy()])
+    if types.is_fixed_size_list(kind):
+        items = value_bytes(array.values) + _ITEM_BYTES
+        return items.reshape(-1, kind.list_size).sum(1)[array.offset : array.offset + len(array)]
+    if types.is_binary(kind) or types.is_large_binary(kind) or types.is_string(kind) or types.is_large_string(kind):
+        return pc.binary_length(array).fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
+    return np.zeros(len(array), np.int64)
+
+
+def _shared_bytes(array: pyarrow.DictionaryArray) -> np.ndarray:
+    """`value_bytes` of values that are places in a list of different ones."""
+    sizes, result = value_bytes(array.dictionary), np.zeros(len(array), np.int64)
+    valid = array.is_valid().to_numpy(zero_copy_only=False)
+    places = array.indices.drop_null().to_numpy()
+    if places.size and not 0 <= places.min() <= places.max() < len(sizes):
+        raise ValueError("a value is not in its dictionary")
+    result[valid] = sizes[places]
+    return result
 
 
 def data_files(folder: Path) -> list[Path]:
@@ -107,6 +167,8 @@ def named_images(schema: pyarrow.Schema) -> list[str]:
     """Columns in which rows may name image files, at any depth; not images that are stored as bytes."""
 
     def names(kind: pyarrow.DataType, name: str) -> bool:
+        if pyarrow.types.is_dictionary(kind):
+            kind = kind.value_type
         if pyarrow.types.is_list(kind) or pyarrow.types.is_large_list(kind):
             return names(kind.value_type, name)
         if pyarrow.types.is_struct(kind):
@@ -119,11 +181,20 @@ def named_images(schema: pyarrow.Schema) -> list[str]:
     ]
 
 
+def used_columns(file: Path, schema: pyarrow.Schema) -> list[str]:
+    """Returns the columns that rows use. Raises AntgmmError if two have the same name."""
+    names = columns(schema.names)
+    if repeated := [name for name in names if names.count(name) > 1]:
+        raise AntgmmError(f"{file} has two columns {repeated[0]!r}: remove or rename one")
+    return names
+
+
 def _batches(file: Path) -> list[pyarrow.RecordBatch]:
     """Record batches of a memory-mapped file, with the columns that rows use."""
     try:
         with pyarrow.ipc.open_stream(pyarrow.memory_map(str(file))) as stream:
-            batches = [batch.select(columns(batch.schema.names)) for batch in stream]
+            names = used_columns(file, stream.schema)
+            batches = [batch.select(names) for batch in stream]
             for batch in batches:  # a damaged offset would end the process; pictures' bytes are not read
                 batch.validate(full=True)
             return batches

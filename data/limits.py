@@ -2,15 +2,21 @@
 
 import re
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
+
+from antgmm_jax.errors import AntgmmError
 
 MOST_PIXELS = 50_000_000
 """Pixels of a picture. Decoding takes up to 18 bytes for each (turned TIFF of four channels, Pillow 13)."""
 LONGEST_SIDE = 1 << 15
 """Pixels of a side of a picture."""
 SAMPLE_BYTES = 1 << 28
-"""Bytes of all files of a sample in an archive."""
+"""Bytes of all files of a sample in an archive, or of all values of a row of a table."""
+GROUP_BYTES = 1 << 28
+"""Bytes of a row group of Parquet in memory, whatever it takes in its file."""
+EXPANSION = 16
+"""Larger row groups take at most this many times their size in the file: pictures 1, texts 2 to 5."""
 MOST_CHARACTERS = 1 << 22
 """Characters of a text."""
 LINE_CHARACTERS = 200
@@ -42,9 +48,27 @@ def check_picture(name: str, size: tuple[int, int]) -> None:
 
 
 def check_sample(sizes: Iterable[int]) -> None:
-    """Raises BadRow if the files of a sample have too many bytes, given the sizes of their headers."""
+    """Raises BadRow if the files or values of a row have too many bytes, given the size of each."""
     if (total := sum(sizes)) > SAMPLE_BYTES:
-        raise BadRow(f"has {total} bytes, at most {SAMPLE_BYTES >> 20} MiB are supported: make its files smaller")
+        raise BadRow(f"has {total} bytes, at most {SAMPLE_BYTES >> 20} MiB are supported: make it smaller")
+
+
+def check_group(name: str, stored: int, columns: Mapping[str, int]) -> None:
+    """Checks that a row group of a few bytes does not become gigabytes.
+
+    Args:
+        name: describes the row group for messages.
+        stored: its bytes in the file.
+        columns: bytes of its columns in memory.
+
+    Raises:
+        AntgmmError: it takes too much memory.
+    """
+    total = sum(columns.values())
+    if total > max(GROUP_BYTES, EXPANSION * stored):
+        most = max(columns, key=columns.__getitem__)
+        sizes = f"{total >> 20} MiB from {stored} bytes, most of them in column {most!r}"
+        raise AntgmmError(f"{name} holds {sizes}: shorten its values or write smaller row groups")
 
 
 def check_text(name: str, text: str) -> None:

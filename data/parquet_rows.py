@@ -1,20 +1,39 @@
-"""Random access to rows of Parquet files; the two row groups used last are kept in memory."""
+"""Random access to rows of Parquet files; the two row groups used last are kept in memory.
+
+A value that a file holds once for many rows (in a dictionary) is also once in memory, so that what a row group takes is
+known before it is read.
+"""
 
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow
 import pyarrow.parquet as pq
 
 from antgmm_jax.errors import AntgmmError
-from data.arrow_rows import all_rows, named_images, one_row
+from data.arrow_rows import all_rows, named_images, one_row, used_columns, value_bytes
 from data.files import decode_image, files_digest, images_digest, inside
 from data.kept import from_bytes, kept, to_bytes
-from data.rows import columns, image_names
+from data.limits import check_group
+from data.rows import ALIASES, image_names
+
+_BUFFER = 1 << 20
+"""Bytes that are read at once. Otherwise all compressed bytes of a row group are in memory beside the others."""
+_BATCH = 1 << 16
+"""Rows whose image paths are read together."""
+_VALUE_BYTES = 8
+"""Memory of a value beside its text or bytes: its place in a dictionary, and in lists."""
+
+
+class _Group(NamedTuple):
+    """A row group in memory, and the bytes of each of its rows, int64 [N]."""
+
+    table: pyarrow.Table
+    sizes: np.ndarray
 
 
 class ParquetRows:
@@ -42,8 +61,8 @@ class ParquetRows:
     def __getitem__(self, number: int) -> Any:
         group = int(np.searchsorted(self._starts, number, "right")) - 1
         with self._lock:  # else two threads would read the same group
-            table = self._read(group)
-        return one_row(table, number - int(self._starts[group]))
+            table, sizes = self._read(group)
+        return one_row(table, number - int(self._starts[group]), sizes)
 
     def __iter__(self) -> Iterator[Any]:
         return (self[number] for number in range(len(self)))
@@ -64,32 +83,71 @@ class ParquetRows:
 
     def _image_names(self) -> Iterator[str]:
         for file in self.files:
-            yield from _opened(file, lambda table: [*_named_pictures(table)])
+            yield from _named_pictures(file)
 
-    def _group(self, group: int) -> pyarrow.Table:
-        file, place = self._groups[group]
-        return _opened(self.files[file], lambda table: table.read_row_group(place, columns(table.schema_arrow.names)))
+    def _group(self, group: int) -> _Group:
+        number, place = self._groups[group]
+        file = self.files[number]
+        return _opened(file, lambda table: _read_group(file, table, place, used_columns(file, table.schema_arrow)))
 
 
-def _named_pictures(table: pq.ParquetFile) -> Iterator[str]:
+def _read_group(file: Path, table: pq.ParquetFile, group: int, names: list[str]) -> _Group:
+    """Columns of a row group. Raises AntgmmError if its texts are too large, as shared ones may be."""
+    rows = table.read_row_group(group, names)
+    sizes = {name: value_bytes(rows[name]) for name in names}
+    texts = {name: int(each.sum()) for name, each in sizes.items() if name not in ALIASES["image"]}
+    check_group(f"{file}: row group {group + 1}", _stored(table.metadata.row_group(group)), texts)
+    return _Group(rows, sum(sizes.values(), np.zeros(rows.num_rows, np.int64)))
+
+
+def _stored(group: pq.RowGroupMetaData) -> int:
+    return sum(group.column(place).total_compressed_size for place in range(group.num_columns))
+
+
+def _named_pictures(file: Path) -> list[str]:
     """Image paths in the rows."""
-    if names := named_images(table.schema_arrow):
-        for batch in table.iter_batches(columns=names):
-            yield from (name for row in all_rows(batch) for name in image_names(row))
+
+    def read(table: pq.ParquetFile) -> Iterator[str]:
+        names = named_images(table.schema_arrow)
+        for group in range(table.num_row_groups if names else 0):
+            for batch in _read_group(file, table, group, names).table.to_batches(max_chunksize=_BATCH):
+                yield from (name for row in all_rows(batch) for name in image_names(row))
+
+    return _opened(file, lambda table: [*read(table)])
 
 
 def _sizes(file: Path) -> list[int]:
-    """Rows of each row group."""
+    """Rows of each row group. Raises AntgmmError if a row group would take too much memory."""
 
     def read(table: pq.ParquetFile) -> list[int]:
-        return [table.metadata.row_group(group).num_rows for group in range(table.num_row_groups)]
+        names, groups = used_columns(file, table.schema_arrow), range(table.num_row_groups)
+        for group in groups:
+            _check_group(file, table.metadata, group, names)
+        return [table.metadata.row_group(group).num_rows for group in groups]
 
     return _opened(file, read)
 
 
+def _check_group(file: Path, about: pq.FileMetaData, group: int, names: list[str]) -> None:
+    """Checks the size of a row group by its description, before it is read."""
+    sizes = dict.fromkeys(names, 0)
+    for place in range(about.num_columns):
+        column, chunk = about.schema.column(place), about.row_group(group).column(place)
+        name = column.path.partition(".")[0]
+        if name in sizes:
+            # Values of a fixed length are repeated in memory.
+            each = max(_VALUE_BYTES, column.length if column.physical_type == "FIXED_LEN_BYTE_ARRAY" else 0)
+            sizes[name] += chunk.total_uncompressed_size + each * chunk.num_values
+    check_group(f"{file}: row group {group + 1}", _stored(about.row_group(group)), sizes)
+
+
 def _opened(file: Path, read) -> Any:
     try:
-        with pq.ParquetFile(file) as table:
+        about = pq.read_metadata(file)
+        leaves = [about.schema.column(place) for place in range(about.num_columns)]
+        shared = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
+        options = {"read_dictionary": shared, "buffer_size": _BUFFER, "pre_buffer": False}
+        with pq.ParquetFile(file, metadata=about, **options) as table:
             return read(table)
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise AntgmmError(f"{file} is not a readable Parquet file: {' '.join(str(error).split())[:200]}") from error

@@ -6,14 +6,17 @@ import tarfile
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
 
-def png(size=(3, 2), mode="RGB"):
-    stream = io.BytesIO()
-    Image.new(mode, size, 255 if mode in "LP" else None).save(stream, format="png")
+def png(size=(3, 2), seed=None):
+    """A picture; of random pixels, which cannot be compressed, if it has a seed."""
+    stream, shape = io.BytesIO(), (*size[::-1], 3)
+    pixels = np.zeros(shape) if seed is None else np.random.default_rng(seed).integers(0, 256, shape)
+    Image.fromarray(pixels.astype(np.uint8)).save(stream, format="png")
     return stream.getvalue()
 
 

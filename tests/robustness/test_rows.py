@@ -7,11 +7,15 @@ import tarfile
 import zlib
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import new_processor
 from antgmm_jax.presets import preset
+from data import limits
+from data.arrow_rows import row_bytes
 from data.building import read_all
 from data.encoding import Encoder, refuse
 from data.files import decode_image
@@ -124,6 +128,91 @@ def test_a_sample_of_an_archive_is_refused_by_its_size(tmp_path):
         file.truncate(file.tell() + SAMPLE_BYTES + 2048)  # a hole, which takes no space on the disk
     with pytest.raises(AntgmmError, match="MiB are supported"):
         read("webdataset", tmp_path / "rows.tar")
+
+
+def save(folder, kind, table):
+    """Writes a table as a file of a kind, in one row group or batch."""
+    if kind == "parquet":
+        pq.write_table(table, folder / "rows.parquet", compression="zstd")
+        return folder / "rows.parquet"
+    with pa.ipc.new_stream(str(folder / "rows.arrow"), table.schema) as stream:
+        stream.write_table(table)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_two_columns_of_one_name_are_refused(tmp_path, kind):
+    names = ["question", "answer", "image", "image", "other", "other"]
+    table = pa.Table.from_arrays([pa.array(["what?"])] * len(names), names)
+    with pytest.raises(AntgmmError, match=r"rows\.\w+ has two columns 'image': remove or rename one"):
+        read(kind, save(tmp_path, kind, table))
+
+
+REPEATED = {
+    "text": {"question": ["q" * 100_000] * 40},
+    "turns": {"messages": [turns(role="user", content="q" * 100_000)["messages"] * 4] * 10},
+    "compressed": {"question": [f"{number}" * 100_000 for number in range(40)]},
+    "fixed length": {"id": pa.array([b"q" * 100_000] * 40, pa.binary(100_000))},
+}
+
+
+@pytest.mark.parametrize("name", REPEATED)
+def test_a_row_group_of_a_few_bytes_does_not_become_many(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(limits, "GROUP_BYTES", 1 << 20)
+    (column,) = REPEATED[name]
+    path = save(tmp_path, "parquet", pa.table(REPEATED[name]))
+    before = pa.total_allocated_bytes()
+    with pytest.raises(
+        AntgmmError, match=rf"group 1 holds [346] MiB from \d+ bytes, most of them in column '{column}': sh"
+    ):
+        read("parquet", path)
+    assert pa.total_allocated_bytes() - before < 1 << 20
+
+
+def test_row_groups_of_pictures_have_any_size(tmp_path, monkeypatch):
+    monkeypatch.setattr(limits, "GROUP_BYTES", 1000)
+    contents = [png((200, 150), seed=seed) for seed in range(3)]
+    shared = [{"bytes": contents[number % 3], "path": None} for number in range(30)]
+    rows = {"image": shared, "question": [f"what? {number}" for number in range(30)], "answer": ["red"] * 30}
+    records = read("parquet", save(tmp_path, "parquet", pa.table(rows)))
+    assert [record.question for record in records] == rows["question"]
+    for number, record in enumerate(records):
+        np.testing.assert_array_equal(record.images[0], decode_image(contents[number % 3]))
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+@pytest.mark.parametrize("large", [{"text": "x" * 200_000}, {"images": [png()] * 2000}], ids=["text", "images"])
+def test_a_large_row_of_a_table_is_refused_by_its_size(tmp_path, monkeypatch, kind, large):
+    monkeypatch.setattr(limits, "SAMPLE_BYTES", 100_000)
+    rows = [{**GOOD, "text": "", "images": [png()]}, {**GOOD, "images": [png()], **large}]
+    with pytest.raises(AntgmmError, match=r"1 of 2 rows(.|\n)*row 2: has \d{6} bytes, at most .* make it smaller"):
+        read(kind, save(tmp_path, kind, pa.Table.from_pylist(rows)))
+
+
+def test_the_bytes_of_rows():
+    texts = pa.array(["abc", None, "", "abcde"])
+    pairs = pa.array([[("a", "bc")], None, [], [("a", "b")] * 2], pa.map_(pa.string(), pa.string()))
+    columns = {
+        "texts": (texts, [3, 0, 0, 5]),
+        "shared": (texts.dictionary_encode(), [3, 0, 0, 5]),
+        "lists": (pa.array([["ab", "c"], None, [], ["abc"]]), [128 + 3, 0, 0, 64 + 3]),
+        "fixed": (pa.array([["ab", "c"], ["", ""]] * 2, pa.list_(pa.string(), 2)), [128 + 3, 128, 128 + 3, 128]),
+        "structs": (
+            pa.array([{"a": b"ab", "b": [1]}, None, {"a": None, "b": []}, {"a": b"c", "b": None}]),
+            [66, 0, 0, 1],
+        ),
+        "pairs": (pairs, [64 + 3, 0, 0, 128 + 4]),
+        "numbers": (pa.array([1, 2, None, 4]), [0] * 4),
+    }
+    for name, (array, expected) in columns.items():
+        for start in (0, 1, 3):
+            sizes = row_bytes(pa.table({name: array.slice(start)}))
+            np.testing.assert_array_equal(sizes, expected[start:], err_msg=name)
+    together = pa.table({name: array for name, (array, _) in columns.items()})
+    np.testing.assert_array_equal(row_bytes(together), np.sum([expected for _, expected in columns.values()], axis=0))
+    outside = pa.DictionaryArray.from_arrays(pa.array([0, 7]), pa.array(["a"]), safe=False)
+    with pytest.raises(ValueError, match="not in its dictionary"):
+        row_bytes(pa.table({"a": outside}))
 
 
 def test_an_arrow_folder_names_only_its_own_files(tmp_path):
