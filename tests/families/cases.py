@@ -62,6 +62,7 @@ def case_of(family: str, shape: str, root: Path) -> Case:
     directory = root / "families" / family / shape
     model.save_pretrained(directory)
     config, params = load_hf(directory)
+    params = jax.tree.map(np.asarray, params)  # NumPy gathers without compiling a program for each shape
     return Case(model, directory, config, params, inputs(config, new_processor(config, tokenizer())))
 
 

@@ -33,6 +33,7 @@ def computed(case):
     return params, np.asarray(logits)[counted(arrays)], gradient
 
 
+@pytest.mark.long
 def test_a_sharded_model_equals_the_whole_one(first, mesh):
     params, logits, gradient = computed(first)
 
