@@ -127,7 +127,7 @@ def value_bytes(array: pyarrow.Array | pyarrow.ChunkedArray) -> np.ndarray:
         items = value_bytes(array.values) + _ITEM_BYTES
         return items.reshape(-1, kind.list_size).sum(1)[array.offset : array.offset + len(array)]
     if types.is_binary(kind) or types.is_large_binary(kind) or types.is_string(kind) or types.is_large_string(kind):
-        return pc.binary_length(array).fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
+        return pc.call_function("binary_length", [array]).fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
     return np.zeros(len(array), np.int64)
 
 

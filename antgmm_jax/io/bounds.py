@@ -5,7 +5,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from re import _parser as re_parser  # the only function that computes the width of an expression
+from re import _parser  # pyright: ignore[reportAttributeAccessIssue]
 from typing import Any
 
 from antgmm_jax.errors import AntgmmError
@@ -86,7 +86,8 @@ def _growth(part: Any) -> float:
 def _shortest(expression: Any) -> int:
     """Number of letters of the shortest match of a regular expression; 0 if it is not known."""
     try:
-        return re_parser.parse(_CLASS.sub(".", expression)).getwidth()[0]
+        # No public function computes the width of an expression.
+        return _parser.parse(_CLASS.sub(".", expression)).getwidth()[0]
     except (re.error, TypeError, RecursionError, OverflowError):  # also expressions that only Oniguruma knows
         return 0
 

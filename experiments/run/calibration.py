@@ -40,7 +40,7 @@ class Scored(NamedTuple):
         widths: width axes of principal components.
     """
 
-    gates: dict[str, jax.Array]
+    gates: dict[str, np.ndarray]
     units: tuple[str, ...]
     towers: tuple[Tower, ...]
     widths: tuple[str, ...]
