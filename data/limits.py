@@ -2,7 +2,7 @@
 
 import re
 import reprlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from antgmm_jax.errors import AntgmmError
@@ -16,7 +16,7 @@ SAMPLE_BYTES = 1 << 28
 GROUP_BYTES = 1 << 28
 """Bytes of a row group of Parquet in memory, whatever it takes in its file."""
 EXPANSION = 16
-"""Larger row groups take at most this many times their size in the file: pictures 1, texts 2 to 5."""
+"""Larger row groups take at most this many times the size of their file: pictures 1, texts 2 to 5."""
 MOST_CHARACTERS = 1 << 22
 """Characters of a text."""
 LINE_CHARACTERS = 200
@@ -53,21 +53,19 @@ def check_sample(sizes: Iterable[int]) -> None:
         raise BadRow(f"has {total} bytes, at most {SAMPLE_BYTES >> 20} MiB are supported: make it smaller")
 
 
-def check_group(name: str, stored: int, columns: Mapping[str, int]) -> None:
-    """Checks that a row group of a few bytes does not become gigabytes.
+def check_group(name: str, size: int, stored: int) -> None:
+    """Checks that a file of a few bytes does not become gigabytes.
 
     Args:
-        name: describes the row group for messages.
-        stored: its bytes in the file.
-        columns: bytes of its columns in memory.
+        name: describes a row group, or a column of it, for messages.
+        size: its bytes in memory.
+        stored: bytes of its file.
 
     Raises:
         AntgmmError: it takes too much memory.
     """
-    total = sum(columns.values())
-    if total > max(GROUP_BYTES, EXPANSION * stored):
-        most = max(columns, key=columns.__getitem__)
-        sizes = f"{total >> 20} MiB from {stored} bytes, most of them in column {most!r}"
+    if size > max(GROUP_BYTES, EXPANSION * stored):
+        sizes = f"{size >> 20} MiB in a file of {stored} bytes"
         raise AntgmmError(f"{name} holds {sizes}: shorten its values or write smaller row groups")
 
 

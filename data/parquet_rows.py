@@ -1,7 +1,7 @@
 """Random access to rows of Parquet files; the two row groups used last are kept in memory.
 
-A value that a file holds once for many rows (in a dictionary) is also once in memory, so that what a row group takes is
-known before it is read.
+A value that a file holds once for many rows (in a dictionary) is also once in memory, so that about what a row group
+takes is known before it is read.
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,7 +26,7 @@ _BUFFER = 1 << 20
 _BATCH = 1 << 16
 """Rows whose image paths are read together."""
 _VALUE_BYTES = 8
-"""Memory of a value beside its text or bytes: its place in a dictionary, and in lists."""
+"""Memory of a value beside its text or bytes."""
 
 
 class _Group(NamedTuple):
@@ -93,15 +93,12 @@ class ParquetRows:
 
 def _read_group(file: Path, table: pq.ParquetFile, group: int, names: list[str]) -> _Group:
     """Columns of a row group. Raises AntgmmError if its texts are too large, as shared ones may be."""
-    rows = table.read_row_group(group, names)
+    rows, stored = table.read_row_group(group, names), file.stat().st_size
     sizes = {name: value_bytes(rows[name]) for name in names}
-    texts = {name: int(each.sum()) for name, each in sizes.items() if name not in ALIASES["image"]}
-    check_group(f"{file}: row group {group + 1}", _stored(table.metadata.row_group(group)), texts)
+    for name, each in sizes.items():
+        if name not in ALIASES["image"]:
+            check_group(f"{file}: column {name!r} of row group {group + 1}", int(each.sum()), stored)
     return _Group(rows, sum(sizes.values(), np.zeros(rows.num_rows, np.int64)))
-
-
-def _stored(group: pq.RowGroupMetaData) -> int:
-    return sum(group.column(place).total_compressed_size for place in range(group.num_columns))
 
 
 def _named_pictures(file: Path) -> list[str]:
@@ -120,32 +117,29 @@ def _sizes(file: Path) -> list[int]:
     """Rows of each row group. Raises AntgmmError if a row group would take too much memory."""
 
     def read(table: pq.ParquetFile) -> list[int]:
-        names, groups = used_columns(file, table.schema_arrow), range(table.num_row_groups)
-        for group in groups:
-            _check_group(file, table.metadata, group, names)
-        return [table.metadata.row_group(group).num_rows for group in groups]
+        names, about, stored = used_columns(file, table.schema_arrow), table.metadata, file.stat().st_size
+        used = [leaf for leaf in _leaves(about) if leaf.path.partition(".")[0] in names]
+        # Values of a fixed length are repeated in memory.
+        each = sum(max(_VALUE_BYTES, leaf.length) for leaf in used)
+        groups = [about.row_group(number) for number in range(about.num_row_groups)]
+        if any(group.num_rows < 0 for group in groups):
+            raise ValueError("a row group has fewer than 0 rows")
+        for number, group in enumerate(groups, 1):
+            check_group(f"{file}: row group {number}", group.total_byte_size + group.num_rows * each, stored)
+        return [group.num_rows for group in groups]
 
     return _opened(file, read)
 
 
-def _check_group(file: Path, about: pq.FileMetaData, group: int, names: list[str]) -> None:
-    """Checks the size of a row group by its description, before it is read."""
-    sizes = dict.fromkeys(names, 0)
-    for place in range(about.num_columns):
-        column, chunk = about.schema.column(place), about.row_group(group).column(place)
-        name = column.path.partition(".")[0]
-        if name in sizes:
-            # Values of a fixed length are repeated in memory.
-            each = max(_VALUE_BYTES, column.length if column.physical_type == "FIXED_LEN_BYTE_ARRAY" else 0)
-            sizes[name] += chunk.total_uncompressed_size + each * chunk.num_values
-    check_group(f"{file}: row group {group + 1}", _stored(about.row_group(group)), sizes)
+def _leaves(about: pq.FileMetaData) -> list[pq.ColumnSchema]:
+    """Columns of values. What describes them in a row group is not read: if damaged, it would end the process."""
+    return [about.schema.column(place) for place in range(about.num_columns)]
 
 
 def _opened(file: Path, read) -> Any:
     try:
         about = pq.read_metadata(file)
-        leaves = [about.schema.column(place) for place in range(about.num_columns)]
-        shared = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
+        shared = [leaf.path for leaf in _leaves(about) if leaf.physical_type == "BYTE_ARRAY"]
         options = {"read_dictionary": shared, "buffer_size": _BUFFER, "pre_buffer": False}
         with pq.ParquetFile(file, metadata=about, **options) as table:
             return read(table)
