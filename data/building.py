@@ -132,7 +132,7 @@ def build(
     partial = partial_of(place)
     try:
         source.restore(source.places())  # all records, also those that are too long for another encoder
-        done = _begin(partial, () if about is None else ("words",))
+        done = _begin(partial, f"{source.digest()} {encoder.digest()}", () if about is None else ("words",))
         _Build(source, encoder, partial, done, most, threads).run(progress)
         count = _finish(source, partial)
         if about is not None:
@@ -163,13 +163,20 @@ def _written(partial: Path) -> list[Path]:
     return sorted(path for path in partial.rglob("*") if path.is_file() and path.parent.name != "parts")
 
 
-def _begin(partial: Path, more: tuple[str, ...]) -> _Done:
-    """Creates the folder, or removes what an interrupted process left half-written. Returns what is done."""
-    parts = sorted((partial / "parts").glob("*.npz"))
-    if not parts:
+def _begin(partial: Path, rows: str, more: tuple[str, ...]) -> _Done:
+    """Creates the folder, or removes what an interrupted process left half-written. Returns what is done of the rows.
+
+    Args:
+        partial: the folder.
+        rows: digest of the records and of their encoder; what was done of others is removed.
+        more: further folders in it.
+    """
+    parts, about_rows = sorted((partial / "parts").glob("*.npz")), partial / "parts" / "rows"
+    if not parts or not about_rows.exists() or about_rows.read_text() != rows:
         shutil.rmtree(partial, ignore_errors=True)
         for name in ("tokens", "images", "parts", *more):
             (partial / name).mkdir(parents=True)
+        about_rows.write_text(rows)
         return _Done()
     for leftover in partial.rglob(".*.tmp"):
         leftover.unlink()

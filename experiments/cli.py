@@ -38,6 +38,12 @@ RESUMED = ("demo", "train", "compress", "recombine", "study", "tasks", "peers")
 class _Group(TyperGroup):
     """Prints errors that the user can fix as one line with an exit code; bugs keep their traceback."""
 
+    def parse_args(self, ctx, args) -> list[str]:
+        for argument in args:
+            if argument != argument.encode(errors="replace").decode():
+                raise _failure(f"{argument.encode(errors='replace').decode()} is not UTF-8: rename it")
+        return super().parse_args(ctx, args)
+
     def invoke(self, ctx) -> Any:
         try:
             return super().invoke(ctx)

@@ -27,7 +27,9 @@ def maad(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Output folder.")],
     tier: Annotated[str, typer.Option(help="s, m or full.")] = "s",
     split: Annotated[list[str] | None, typer.Option(help="train, val, test or test_hard; all by default.")] = None,
-    samples: Annotated[int, typer.Option(min=0, help="Records of each split; 0 for the default sizes.")] = 0,
+    samples: Annotated[
+        int, typer.Option(min=0, max=100_000_000, help="Records of each split; 0 for the default sizes.")
+    ] = 0,
     seed: Annotated[int, typer.Option(help="Seed of the data set.")] = 0,
     form: Annotated[
         Form,

@@ -1,5 +1,6 @@
 """Commands about one checkpoint: import, cost, shrink and export."""
 
+import re
 from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from itertools import pairwise
@@ -188,6 +189,8 @@ def shrink(
             "shrink scores units by their activations on a few of your rows: add --data jsonl:PATH; without rows,"
             " --importance magnitude reads the weights alone and loses far more"
         )
+    if not re.fullmatch(r"\d*[1-9]\d*[KMGT]B", max_shard_size):
+        raise AntgmmError(f"--max-shard-size {max_shard_size}: write it as 500MB or 5GB")
     say(f"shrink: pruning {model} to {like or ', '.join(size or ())}, into {out}")
     from antgmm_jax.io.convert import open_hf
     from experiments.run.disk_cut import cut, shown, targets_of

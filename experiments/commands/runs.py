@@ -124,6 +124,8 @@ def _planned(wish: goals.Wish, run: Path, changes: list[str], machine: Machine) 
     """The recipe of a wish, written next to the folder of its run."""
     require(*NEEDED, "torch")
     goal = wish.goal(changes)
+    if run.name in ("", ".."):
+        raise AntgmmError(f"--run {run}: name a folder of its own, as the plan is written beside it")
     say(f"plan: compressing {wish.model} with {wish.data}")
     from experiments.auto.plan import planned
     from experiments.run.host.meshes import devices

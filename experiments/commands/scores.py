@@ -36,7 +36,10 @@ def evaluate(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Maximum length of an answer.")] = 32,
     batch: Annotated[int, typer.Option(min=1, help="Most questions per batch; fewer if they do not fit.")] = 64,
     answers: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Also write the answers, one JSON line per row.")
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Also write the answers, one JSON line per row, to a new file or over older answers."
+        ),
     ] = None,
     url: Annotated[
         str,
@@ -44,7 +47,9 @@ def evaluate(
     ] = "",
     served_model: Annotated[str, typer.Option(metavar="NAME", help="The server's model, if it has several.")] = "",
     clients: Annotated[int, typer.Option(min=1, help="Concurrent requests to the server.")] = 4,
-    timeout: Annotated[float, typer.Option(min=0.001, help="Seconds until a reply must be complete.")] = 120.0,
+    timeout: Annotated[
+        float, typer.Option(min=0.001, max=86_400, help="Seconds until a reply must be complete.")
+    ] = 120.0,
     as_json: Json = False,
     mesh: Mesh = "",
 ) -> None:
@@ -52,8 +57,10 @@ def evaluate(
     require("eval")
     if model is None and not url:
         raise AntgmmError("eval needs a checkpoint, --url with a running server, or both")
-    if answers is not None and answers.is_dir():
-        raise AntgmmError(f"--answers {answers} is a folder: name a file")
+    if answers is not None:
+        from experiments.run.scores.answer_lines import check_target
+
+        check_target(answers)
     say(f"eval: scoring answers of {' and '.join(str(one) for one in (url, model) if one)} to {data}")
     text, length, results = template(prompt, model), max_new_tokens, {}
     server = _server(url, served_model, timeout) if url else None

@@ -27,18 +27,21 @@ def serve(
     batch: Annotated[int, typer.Option(min=1, help="Most requests of a batch.")] = 16,
     wait_ms: Annotated[float, typer.Option(min=0, help="Milliseconds that a batch waits for further requests.")] = 5.0,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Maximum length of an answer.")] = 32,
-    timeout: Annotated[float, typer.Option(min=1, help="Seconds that a request may wait.")] = 60.0,
+    timeout: Annotated[float, typer.Option(min=1, max=86_400, help="Seconds that a request may wait.")] = 60.0,
 ) -> None:
     """Serve a checkpoint in PyTorch with the OpenAI interface, in batches; for models that vLLM does not take."""
     require("serve", "torch")
     say(f"serve: {model} at http://{host.value}:{port}/v1, until Ctrl-C or SIGTERM")
+    from antgmm_jax.io.convert import open_hf
     from antgmm_jax.io.hub import local
-    from antgmm_jax.io.loading import read_config
-    from experiments.serving.server import Answers
+    from antgmm_jax.io.loading import load_processor
+    from experiments.serving.server import Answers, check_port
     from experiments.serving.server import serve as run
 
     directory = local(model)
-    read_config(directory)  # here, where an error is one line
+    open_hf(directory)  # here, where an error is one line
+    load_processor(directory)
+    check_port(host.value, port)
     api = Answers(directory, name, max_new_tokens=max_new_tokens, most=batch, wait=wait_ms / 1e3)
     run(api, name, host=host.value, port=port, timeout=timeout)
 

@@ -151,9 +151,9 @@ def sizes_given(texts: Sequence[str]) -> dict[str, int | float]:
         axis, _, value = text.partition("=")
         try:
             sizes |= TypeAdapter(dict[Axis, Size]).validate_python({axis: json.loads(value)})
-        except ValueError:
+        except (ValueError, RecursionError):
             raise AntgmmError(
-                f"--size {text!r}: write it as vision/layers=12, or as text/embed=0.5 for a fraction"
+                f"--size {text[:80]!r}: write it as vision/layers=12, or as text/embed=0.5 for a fraction"
             ) from None
     return sizes
 

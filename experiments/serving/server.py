@@ -3,6 +3,7 @@
 import base64
 import os
 import signal
+import socket
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -16,11 +17,15 @@ from starlette.responses import JSONResponse
 
 from antgmm_jax.errors import AntgmmError
 from data.files import decode_image
-from data.limits import BadRow
+from data.limits import MOST_PIXELS, BadRow
 from experiments.serving.batches import Model, Question, load
 
 CHAT, METRICS = "/v1/chat/completions", "/metrics"
 _DATA = "base64,"
+MOST_TURNS = 1000
+"""Messages of a request, and parts of a message."""
+LARGEST = 64 << 20
+"""Bytes of a request."""
 
 
 class Answers(litserve.LitAPI):
@@ -92,13 +97,17 @@ def conversation(request: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list
         AntgmmError: the request has another form.
         BadRow: an image cannot be read.
     """
-    messages, images = [], []
+    messages, images, pixels = [], [], 0
     try:
+        if len(request["messages"]) > MOST_TURNS:
+            raise AntgmmError(f"the request has over {MOST_TURNS} messages")
         for turn in request["messages"]:
             content = turn["content"]
             parts: Any = [{"type": "text", "text": content}] if isinstance(content, str) else content
             read: list[dict[str, Any]] = []
             for part in parts:
+                if len(read) == MOST_TURNS:
+                    raise AntgmmError(f"a message has over {MOST_TURNS} parts")
                 if part["type"] == "text":
                     read.append({"type": "text", "text": str(part["text"])})
                 else:
@@ -106,6 +115,9 @@ def conversation(request: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list
                     if not data:
                         raise AntgmmError("an image is no data URL: send data:image/png;base64,...")
                     images.append(decode_image(base64.b64decode(coded, validate=True)))
+                    pixels += images[-1].shape[0] * images[-1].shape[1]
+                    if pixels > MOST_PIXELS:
+                        raise AntgmmError(f"the images have over {MOST_PIXELS} pixels together: send smaller ones")
                     read.append({"type": "image"})
             messages.append({"role": str(turn["role"]), "content": read})
     except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -149,6 +161,24 @@ class Metrics:
             self._seconds.observe(time.perf_counter() - begin)
 
 
+def check_port(host: str, port: int) -> None:
+    """Checks that nobody else listens at a port.
+
+    Args:
+        host: address to listen at.
+        port: the port.
+
+    Raises:
+        AntgmmError: somebody does, or the address is not one of this machine.
+    """
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise AntgmmError(f"cannot listen at {host}:{port} ({error.strerror}): choose another --port") from error
+
+
 def serve(api: Answers, name: str, *, host: str, port: int, timeout: float) -> None:
     """Serves until SIGINT or SIGTERM, then ends all processes of the server.
 
@@ -168,6 +198,7 @@ def serve(api: Answers, name: str, *, host: str, port: int, timeout: float) -> N
         timeout=timeout,
         middlewares=[(Metrics, {"registry": registry})],
         disable_openapi_url=True,
+        max_payload_size=LARGEST,
     )
     server.app.mount(METRICS, make_asgi_app(registry))
     server.app.get("/v1/models")(lambda: {"object": "list", "data": [{"id": name, "object": "model"}]})

@@ -18,7 +18,7 @@ from antgmm_jax.families.common.words import IMAGE
 from antgmm_jax.families.llava.presets import sized as llava
 from antgmm_jax.io import shards
 from data import building, readers, store
-from data.building import read_all
+from data.building import build, read_all
 from data.encoding import Encoder
 from data.readers import read_records
 from data.source import InMemorySource
@@ -261,6 +261,23 @@ def test_an_interrupted_build_continues_with_the_rows_that_are_missing(rows, enc
     for number in range(len(whole)):
         same(resumed[number], whole[number])
     assert [path.name for path in (rows.parent / "cache").iterdir() if path.is_dir()] == [left.name[1:-4]]
+
+
+def test_what_an_interrupted_build_did_of_other_rows_is_encoded_again(rows, encode, monkeypatch):
+    monkeypatch.setattr(building, "PART", 2)
+    place, first = rows.parent / "built", watched()
+    first.stop = 5
+    with pytest.raises(KeyboardInterrupt):
+        build(read_records("jsonl", rows), first, place, lambda done, note="": None, most=None)
+    lines = [json.loads(line) | {"answer": "green"} for line in rows.read_text().splitlines()]
+    write(rows.parent, lines)
+    again = watched()
+    build(read_records("jsonl", rows), again, place, lambda done, note="": None, most=None)
+    assert again.calls == 6
+    whole = rows.parent / "whole"
+    build(read_records("jsonl", rows), encode, whole, lambda done, note="": None, most=None)
+    files = [path.relative_to(whole) for path in whole.rglob("*.array_record")]
+    assert files and all((place / file).read_bytes() == (whole / file).read_bytes() for file in files)
 
 
 def test_a_full_disk_is_one_line_and_another_start_continues(rows, encode, monkeypatch):

@@ -180,6 +180,25 @@ def test_an_export_on_a_full_disk_names_its_folder(tmp_path):
     assert not [*tmp_path.iterdir()]
 
 
+def test_a_run_in_a_link_to_nothing_is_one_line(recipe, tmp_path):
+    (tmp_path / "link").symlink_to("/nonexistent/x")
+    with pytest.raises(FileExistsError) as caught, RunFolder(tmp_path / "link").opened(recipe):
+        pass
+    assert str(disk_error(caught.value)) == f"{tmp_path / 'link'}: File exists; fix this and start again"
+
+
+def test_a_folder_that_somebody_creates_meanwhile_is_kept(tmp_path):
+    def publish():
+        with fresh(tmp_path / "export") as hidden:
+            hidden.mkdir()
+            (tmp_path / "export").mkdir()
+            (tmp_path / "export" / "thesis.txt").write_text("mine")
+
+    with pytest.raises(AntgmmError, match="export was created by somebody else meanwhile"):
+        publish()
+    assert [path.name for path in tmp_path.rglob("*")] == ["export", "thesis.txt"]
+
+
 def test_a_status_that_cannot_be_written_does_not_hide_why_a_run_ends(recipe, tmp_path):
     def end():
         with RunFolder(tmp_path / "run").opened(recipe), files_below(10):

@@ -103,15 +103,22 @@ def fresh(directory: Path) -> Iterator[Path]:
     Raises:
         AntgmmError: an error of the disk.
     """
-    hidden = directory.with_name(f".{directory.name}.unchecked")
+    if directory.name in ("", ".."):
+        raise AntgmmError(f"{directory}: name a folder to write, not one above it")
+    hidden, was_there = directory.with_name(f".{directory.name}.unchecked"), directory.exists()
 
     def remove() -> None:
         shutil.rmtree(hidden, ignore_errors=True)
 
+    def finish() -> None:
+        if directory.exists() and not was_there:
+            raise AntgmmError(f"{directory} was created by somebody else meanwhile: choose another name or remove it")
+        folders.replace(hidden, directory)
+
     run_on_first(remove)  # left by a killed process
     try:
         yield hidden
-        run_on_first(lambda: folders.replace(hidden, directory))
+        run_on_first(finish)
     except OSError as error:
         if (line := disk_error(error, directory)) is None:
             raise

@@ -1,6 +1,7 @@
 """Devices and processes of a run, which are command-line options and not part of recipes."""
 
 import math
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -12,6 +13,7 @@ from antgmm_jax.parallel import preemption, sharding
 from antgmm_jax.parallel.processes import is_first
 from experiments.run.host.console import CONSOLE, say
 
+_SIZE = re.compile(r"\s*[0-9]{1,6}\s*")
 AUTO = "auto"
 
 
@@ -91,7 +93,7 @@ def parse(text: str) -> dict[str, int]:
         AntgmmError: the text is invalid.
     """
     pairs = [part.partition("=") for part in text.split(",") if part]
-    sizes = {name.strip(): int(size) for name, _, size in pairs if size.strip().isdecimal()}
-    if len(sizes) < len(pairs) or not sizes.keys() <= {*sharding.MESH} or 0 in sizes.values():
+    sizes = {name.strip(): int(size) for name, _, size in pairs if _SIZE.fullmatch(size)}
+    if len(sizes) < text.count(",") + bool(text) or not sizes.keys() <= {*sharding.MESH} or 0 in sizes.values():
         raise AntgmmError(f"--mesh {text}: specify sizes of {', '.join(sharding.MESH)}, as in data=2,fsdp=2,tensor=2")
     return sizes

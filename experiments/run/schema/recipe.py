@@ -11,8 +11,11 @@ from typing import Any, TypeVar
 import tomli_w
 
 from antgmm_jax.errors import AntgmmError
+from antgmm_jax.io.files import check_regular, check_size
 from experiments.run.schema import Recipe, Training, validated
 
+_LARGEST = 1 << 20
+"""Bytes of a recipe."""
 AnyRecipe = TypeVar("AnyRecipe", Recipe, Training)
 
 
@@ -76,6 +79,8 @@ def read_toml(path: str | Path, kind: str) -> dict[str, Any]:
       AntgmmError: the file does not exist or is not TOML.
     """
     try:
+        check_regular(Path(path))
+        check_size(Path(path), _LARGEST, "name a recipe")
         return tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise AntgmmError(f"cannot read the {kind} {path}: {error.strerror}") from None

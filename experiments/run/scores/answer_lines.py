@@ -4,9 +4,37 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from antgmm_jax.errors import AntgmmError
+from antgmm_jax.io.files import check_regular
 from antgmm_jax.io.folders import new_file
 from data.metrics import normal
 from data.source import Source
+
+_LONGEST = 1 << 24
+"""Characters of a line that is looked at."""
+
+
+def check_target(path: Path) -> None:
+    """Checks that a file for answers is new, or holds answers of an earlier evaluation.
+
+    Args:
+        path: the file.
+
+    Raises:
+        AntgmmError: it is something else, such as the rows.
+    """
+    if path.is_dir():
+        raise AntgmmError(f"--answers {path} is a folder: name a file")
+    if not path.exists():
+        return
+    try:
+        check_regular(path)
+        with path.open(encoding="utf-8") as file:
+            first = json.loads(file.readline(_LONGEST))
+    except (ValueError, RecursionError):
+        first = None
+    if not isinstance(first, dict) or not {"answer", "expected", "correct"} <= first.keys():
+        raise AntgmmError(f"--answers {path} exists and holds no answers: name another file")
 
 
 def write_answers(path: Path, records: Source, answers: Sequence[str], jax: Sequence[str] = ()) -> None:

@@ -164,8 +164,8 @@ def _data_url(image: np.ndarray) -> str:
 def _reply(server: Server, path: str, body: Mapping[str, Any] | None = None) -> Any:
     """The JSON of a reply to a GET request, or to a POST request with a body."""
     url, headers = f"{server.url}/{path}", {"Content-Type": "application/json"}
-    request = urllib.request.Request(url, None if body is None else json.dumps(body).encode(), headers)
     try:
+        request = urllib.request.Request(url, None if body is None else json.dumps(body).encode(), headers)
         content = _read(request, server.timeout)
     except urllib.error.HTTPError as error:
         raise AntgmmError(
@@ -200,7 +200,7 @@ def _details(error: urllib.error.HTTPError) -> str:
     try:
         with error:
             return _shown(error.read1(500).decode(errors="replace"))  # pyright: ignore[reportAttributeAccessIssue]
-    except OSError:
+    except (OSError, HTTPException, ValueError):
         return "no details"
 
 

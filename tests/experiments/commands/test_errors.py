@@ -1,6 +1,7 @@
 """Errors of commands are one line with exit code 2, and say how to go on."""
 
 import json
+import os
 
 import pytest
 
@@ -91,6 +92,29 @@ def test_a_folder_of_another_run_is_refused_and_unchanged(refused, teacher, tmp_
 def test_errors_are_one_line(refused, tmp_path, words, message):
     assert message in refused(*words)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["cost", "\udcff"], "? is not UTF-8: rename it"),
+        ([*SHRINK, "--size", f"vision/layers={'[' * 100_000}"], "write it as vision/layers=12"),
+        ([*SHRINK, "--size", "vision/layers=1", "--max-shard-size", "0"], "write it as 500MB or 5GB"),
+        (["compress", "r.toml", "--run", "run", "--mesh", f"fsdp={'9' * 5000}"], "as in data=2,fsdp=2,tensor=2"),
+        (["compress", "r.toml", "--run", "run", "--mesh", ","], "as in data=2,fsdp=2,tensor=2"),
+        (["compress", "--model", "m", "--data", "a.jsonl", "--smaller", "2x", "--run", "."], "a folder of its own"),
+        (["compress", "pipe.toml", "--run", "run"], "pipe.toml is not a regular file: replace it with one"),
+        (["eval", "teacher", "--data", "jsonl:a.jsonl", "--answers", "a.jsonl"], "exists and holds no answers"),
+        (["eval", "teacher", "--data", "jsonl:a.jsonl", "--answers", "teacher"], "is a folder: name a file"),
+    ],
+)
+def test_nothing_odd_is_more_than_one_line(refused, teacher, tmp_path, words, message):
+    write_recipe(tmp_path / "r.toml", teacher)
+    (tmp_path / "a.jsonl").write_text('{"question": "q", "answer": "a"}\n')
+    os.mkfifo(tmp_path / "pipe.toml")
+    before = sorted(path.name for path in tmp_path.iterdir())
+    assert message in refused(*words)
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,9 @@ class Fake(ThreadingHTTPServer):
         self.url, self.reply, self.names = f"http://127.0.0.1:{self.server_port}/v1", reply, names
         self.status, self.bodies, self.active, self.most, self.lock = 200, [], 0, 0, threading.Lock()
 
+    def handle_error(self, request, client_address):
+        """Prints nothing: a client may hang up, and the thread of its request ends in another test."""
+
 
 class _Handler(BaseHTTPRequestHandler):
     server: Fake
@@ -213,6 +216,12 @@ def test_the_model_of_a_server_with_several_must_be_named():
                 connect(fake.url, model=name)
     with serving(lambda body: completion("x"), names=()) as fake, pytest.raises(AntgmmError, match="not the OpenAI"):
         connect(fake.url)
+
+
+@pytest.mark.parametrize("url", ["http://[::1/v1", "http://127.0.0.1:0/v1"])
+def test_an_address_that_is_none_is_one_line(url):
+    with pytest.raises(AntgmmError, match=r"cannot be reached|write it as http"):
+        connect(url)
 
 
 def test_a_slow_server_is_not_waited_for():

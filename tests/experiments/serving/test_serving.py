@@ -2,9 +2,11 @@
 
 import asyncio
 import base64
+import io
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import time
@@ -14,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from prometheus_client import CollectorRegistry
 
 from antgmm_jax.decoding import generate
@@ -29,7 +32,7 @@ from experiments.lab.servers.under_load import equal, rows, under_load
 from experiments.run.rows.samples import Samples
 from experiments.run.scores.server import answers, connect, request_messages
 from experiments.serving.batches import load
-from experiments.serving.server import CHAT, Answers, Metrics, conversation
+from experiments.serving.server import CHAT, Answers, Metrics, check_port, conversation
 from tests.experiments.tiny import save_llava, save_teacher
 
 TOKENS = 4
@@ -139,6 +142,28 @@ def children(process):
 
 
 @pytest.mark.long
+def test_requests_have_bounds():
+    turn = {"role": "user", "content": "a"}
+    with pytest.raises(AntgmmError, match="over 1000 messages"):
+        conversation({"messages": [turn] * 1001})
+    with pytest.raises(AntgmmError, match="over 1000 parts"):
+        conversation({"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}] * 1001}]})
+    content = io.BytesIO()
+    Image.new("1", (6000, 6000)).save(content, "PNG")
+    url = f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"
+    picture = {"type": "image_url", "image_url": {"url": url}}
+    with pytest.raises(AntgmmError, match="over 50000000 pixels together"):
+        conversation({"messages": [{"role": "user", "content": [picture] * 2}]})
+
+
+def test_a_taken_port_is_one_line():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(AntgmmError, match=r"cannot listen at 127\.0\.0\.1:\d+ .*: choose another --port"):
+            check_port("127.0.0.1", taken.getsockname()[1])
+
+
 def test_a_server_answers_counts_and_leaves_no_process(tmp_path, monkeypatch):
     """With a model that answers in capitals."""
     started, popen = [], subprocess.Popen
