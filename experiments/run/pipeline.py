@@ -11,7 +11,8 @@ from transformers import ProcessorMixin
 from antgmm_jax.axes import sizes, to_dict
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.io import checkpoint
-from antgmm_jax.io.books import write_book
+from antgmm_jax.io.books import read_book, write_book
+from antgmm_jax.io.folders import checksums, verify
 from antgmm_jax.parallel.processes import run_on_first
 from antgmm_jax.parallel.sharding import local_rows
 from antgmm_jax.pure import Params, abstract
@@ -20,7 +21,7 @@ from data.source import Source
 from distill import NO_TEACHER
 from experiments.run.batch_size import rows_that_fit
 from experiments.run.checks import check_steps
-from experiments.run.export.card import origin_of
+from experiments.run.export.card import CARD, origin_of
 from experiments.run.export.publishing import Questions, publish
 from experiments.run.export.served_prompt import CHECKED, conversations
 from experiments.run.features import ImageFeatures, from_first_process
@@ -87,6 +88,7 @@ class Run:
     ):
         self.recipe, self.folder, self._watch = recipe, RunFolder(path), watch
         self._cache = cache or self.folder.cache
+        self._files = self.folder.report / "export.json"  # checksums of the export, whose card a report writes again
         self._gate = self.folder.report / "gate.json"  # written after the export
 
     @contextmanager
@@ -259,7 +261,8 @@ class Run:
     def _export(self, student: Student) -> Student:
         """Exports the model unless that is done, and opens the files."""
         recipe, folder = self.recipe, self.folder
-        if from_first_process(self._gate.exists() and folder.export.exists()):
+        if from_first_process(self._gate.exists() and self._files.exists() and folder.export.exists()):
+            run_on_first(lambda: verify(folder.export, read_book(self._files)))
             return whole(folder.export)._replace(keep=student.keep)
         like = Path(recipe.start or folder.path / "processor")
         if not recipe.start:
@@ -277,6 +280,7 @@ class Run:
 
         def note() -> None:
             if result is not None:
+                write_book(self._files, {name: of for name, of in checksums(folder.export).items() if name != CARD})
                 write_book(self._gate, result._asdict())
 
         run_on_first(note)

@@ -230,6 +230,19 @@ def test_a_run_with_an_online_teacher_that_was_killed_ends_with_the_same_arrays(
     jax.tree.map(np.testing.assert_array_equal, mine, theirs)
 
 
+def test_an_export_that_was_altered_is_refused(recipe, whole, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(whole[0], run)
+    weights = run / "export" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-64] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(
+        AntgmmError, match=r"model\.safetensors was altered after it was saved; remove .*export and run"
+    ):
+        finish(Run(load_recipe(recipe), run), report=False)
+
+
 @pytest.mark.long
 def test_a_report_can_be_left_out_and_made_later(recipe, whole, tmp_path, capsys):
     """Later, neither stages nor export are made again."""
