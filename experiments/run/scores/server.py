@@ -10,7 +10,8 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from http.client import HTTPException
-from threading import Event
+from queue import Empty, SimpleQueue
+from threading import Event, Thread
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -167,10 +168,8 @@ def _reply(server: Server, path: str, body: Mapping[str, Any] | None = None) -> 
     try:
         request = urllib.request.Request(url, None if body is None else json.dumps(body).encode(), headers)
         content = _read(request, server.timeout)
-    except urllib.error.HTTPError as error:
-        raise AntgmmError(
-            f"{url} refuses the request with status {error.code} ({_details(error)}): see the log of the server"
-        ) from error
+    except _Refused as error:
+        raise AntgmmError(f"{url} refuses the request with status {error}: see the log of the server") from error
     except TimeoutError as error:
         raise AntgmmError(
             f"{url} has not answered in {server.timeout:g} s: use fewer --clients, or give it more time with --timeout"
@@ -184,14 +183,41 @@ def _reply(server: Server, path: str, body: Mapping[str, Any] | None = None) -> 
         raise _rubbish(server, path, content.decode(errors="replace")) from error
 
 
+class _Refused(Exception):
+    """A reply with the status of an error; the message is the status with the beginning of the text."""
+
+
 def _read(request: urllib.request.Request, timeout: float) -> bytes:
-    """Content of a reply, at most `_LIMIT` bytes. Raises TimeoutError, also if it comes drop by drop."""
-    end, content = time.monotonic() + timeout, b""
-    with urllib.request.urlopen(request, timeout=timeout) as reply:
-        while part := reply.read1(_LIMIT - len(content)):
-            content += part
-            if time.monotonic() > end:
-                raise TimeoutError
+    """Content of a reply, at most `_LIMIT` bytes. Raises TimeoutError, also if headers or content come drop by drop."""
+    replies: SimpleQueue[bytes | Exception] = SimpleQueue()
+
+    def work() -> None:
+        try:
+            replies.put(_content_of(request, time.monotonic() + timeout))
+        except Exception as error:
+            replies.put(error)
+
+    # A socket's timeout is that of a single piece, so that another thread waits for the whole.
+    Thread(target=work, daemon=True).start()
+    try:
+        reply = replies.get(timeout=timeout)
+    except Empty:
+        raise TimeoutError from None
+    if isinstance(reply, Exception):
+        raise reply
+    return reply
+
+
+def _content_of(request: urllib.request.Request, end: float) -> bytes:
+    content = b""
+    try:
+        with urllib.request.urlopen(request, timeout=end - time.monotonic()) as reply:
+            while part := reply.read1(_LIMIT - len(content)):
+                content += part
+                if time.monotonic() > end:
+                    raise TimeoutError
+    except urllib.error.HTTPError as error:
+        raise _Refused(f"{error.code} ({_details(error)})") from error
     return content
 
 

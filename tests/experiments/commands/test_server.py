@@ -224,9 +224,25 @@ def test_an_address_that_is_none_is_one_line(url):
         connect(url)
 
 
-def test_a_slow_server_is_not_waited_for():
-    """Neither one that says nothing, nor one that says it byte by byte."""
+@pytest.mark.parametrize("begin", [b"HTTP/1.0 200 OK\r\n\r\n", b"HTTP/1.0 200 OK\r\nX: ", b"HTTP/1.0 500 Oops\r\nX: "])
+def test_a_server_that_writes_byte_by_byte_is_not_waited_for(begin):
+    with socket.create_server(("127.0.0.1", 0)) as listening:
 
+        def drip():
+            connection, _ = listening.accept()
+            with connection:
+                connection.sendall(begin)
+                with contextlib.suppress(OSError):  # the client has gone
+                    for _ in range(40):
+                        connection.sendall(b" ")
+                        time.sleep(0.05)
+
+        threading.Thread(target=drip, daemon=True).start()
+        with pytest.raises(AntgmmError, match=r"has not answered in 0.2 s"):
+            connect(f"http://127.0.0.1:{listening.getsockname()[1]}/v1", timeout=0.2)
+
+
+def test_a_slow_server_is_not_waited_for():
     def slow(body):
         time.sleep(0.5)
         return completion("x")
@@ -234,21 +250,6 @@ def test_a_slow_server_is_not_waited_for():
     record = Record(images=(), question="what?", answer="")
     with serving(slow) as fake, pytest.raises(AntgmmError, match=r"has not answered in 0.2 s: use fewer --clients"):
         client.answer(Server(fake.url, "student", 0.2), record, "{question}", 1)
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-
-        def drip():
-            connection, _ = listening.accept()
-            with connection:
-                connection.sendall(b"HTTP/1.0 200 OK\r\n\r\n")
-                with contextlib.suppress(OSError):  # the client has gone
-                    for _ in range(20):
-                        connection.sendall(b" ")
-                        time.sleep(0.05)
-
-        threading.Thread(target=drip, daemon=True).start()
-        url = f"http://127.0.0.1:{listening.getsockname()[1]}/v1"
-        with pytest.raises(AntgmmError, match=r"has not answered in 0.2 s"):
-            connect(url, timeout=0.2)
 
 
 def test_a_conversation_keeps_its_turns_and_the_places_of_its_images():
