@@ -25,7 +25,7 @@ FORMATS = [
 ]
 """Formats of pictures. Others of Pillow's are rare, and one of them starts a program."""
 _WIDE = ("PNG", "PPM")
-"""Formats whose grey values of 16 bits Pillow reads as mode I, depending on its version."""
+"""Formats in which Pillow reads grey values of 16 bits as mode I, depending on its version."""
 
 
 def decode_image(data: bytes | Path) -> np.ndarray:

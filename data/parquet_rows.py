@@ -24,7 +24,7 @@ from data.rows import ALIASES, image_names
 _BUFFER = 1 << 20
 """Bytes that are read at once. Otherwise all compressed bytes of a row group are in memory beside the others."""
 _BATCH = 1 << 16
-"""Rows whose image paths are read together."""
+"""Number of rows of which the image paths are read together."""
 _VALUE_BYTES = 8
 """Memory of a value beside its text or bytes."""
 

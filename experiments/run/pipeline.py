@@ -88,7 +88,7 @@ class Run:
     ):
         self.recipe, self.folder, self._watch = recipe, RunFolder(path), watch
         self._cache = cache or self.folder.cache
-        self._files = self.folder.report / "export.json"  # checksums of the export, whose card a report writes again
+        self._files = self.folder.report / "export.json"  # checksums of the export but for its card
         self._gate = self.folder.report / "gate.json"  # written after the export
 
     @contextmanager

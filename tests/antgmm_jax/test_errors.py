@@ -1,6 +1,6 @@
 """Messages of errors: a stranger's names stay on their line."""
 
-import pickle
+import copy
 
 from antgmm_jax.errors import AntgmmError
 
@@ -8,7 +8,7 @@ from antgmm_jax.errors import AntgmmError
 def test_line_breaks_in_names_are_escaped_and_lists_have_lines():
     error = AntgmmError("2 rows are invalid", "a\nerror: b", "c")
     assert str(error).split("\n") == ["2 rows are invalid", "a\\nerror: b", "c"]
-    assert str(pickle.loads(pickle.dumps(error))) == str(error)
+    assert str(copy.copy(error)) == str(error)
 
 
 def test_the_middle_of_a_long_line_is_left_out():
