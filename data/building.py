@@ -132,7 +132,7 @@ def build(
     partial = partial_of(place)
     try:
         source.restore(source.places())  # all records, also those that are too long for another encoder
-        done = _begin(partial, f"{source.digest()} {encoder.digest()}", () if about is None else ("words",))
+        done = _begin(partial, about)
         _Build(source, encoder, partial, done, most, threads).run(progress)
         count = _finish(source, partial)
         if about is not None:
@@ -163,20 +163,20 @@ def _written(partial: Path) -> list[Path]:
     return sorted(path for path in partial.rglob("*") if path.is_file() and path.parent.name != "parts")
 
 
-def _begin(partial: Path, rows: str, more: tuple[str, ...]) -> _Done:
+def _begin(partial: Path, about: Mapping[str, Any] | None) -> _Done:
     """Creates the folder, or removes what an interrupted process left half-written. Returns what is done of the rows.
 
     Args:
         partial: the folder.
-        rows: digest of the records and of their encoder; what was done of others is removed.
-        more: further folders in it.
+        about: as in `build`; what was done of other rows, which have other digests, is removed. Without it, the name of
+            the folder is that of the rows.
     """
-    parts, about_rows = sorted((partial / "parts").glob("*.npz")), partial / "parts" / "rows"
-    if not parts or not about_rows.exists() or about_rows.read_text() != rows:
+    parts, note, rows = sorted((partial / "parts").glob("*.npz")), partial / "parts" / "about.json", json.dumps(about)
+    if not parts or not note.exists() or note.read_text() != rows:
         shutil.rmtree(partial, ignore_errors=True)
-        for name in ("tokens", "images", "parts", *more):
+        for name in ("tokens", "images", "parts", *(() if about is None else ("words",))):
             (partial / name).mkdir(parents=True)
-        about_rows.write_text(rows)
+        note.write_text(rows)
         return _Done()
     for leftover in partial.rglob(".*.tmp"):
         leftover.unlink()

@@ -40,8 +40,8 @@ class _Group(TyperGroup):
 
     def parse_args(self, ctx, args) -> list[str]:
         for argument in args:
-            if argument != argument.encode(errors="replace").decode():
-                raise _failure(f"{argument.encode(errors='replace').decode()} is not UTF-8: rename it")
+            if (shown := argument.encode(errors="replace").decode()) != argument:
+                raise _failure(f"{shown} is not UTF-8: rename it")
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx) -> Any:

@@ -1,5 +1,6 @@
 """Data tables of recipes from `--data` and `--test`, with held-out rows if there is only one file."""
 
+from os.path import realpath
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def tables(data: str, test: str) -> tuple[dict[str, Any], dict[str, Any]]:
     trained = {"kind": kind_of(data, "--data"), "path": data}
     if not test:
         return {**trained, "split": "train"}, {**trained, "split": "test"}
-    if data == test or (Path(test).exists() and Path(data).resolve() == Path(test).resolve()):
+    if realpath(data) == realpath(test):
         raise AntgmmError(f"--test {test} has the rows of --data: name other rows, or leave it out to hold out a tenth")
     return trained, {"kind": kind_of(test, "--test"), "path": test}
 

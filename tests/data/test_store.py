@@ -265,17 +265,22 @@ def test_an_interrupted_build_continues_with_the_rows_that_are_missing(rows, enc
 
 def test_what_an_interrupted_build_did_of_other_rows_is_encoded_again(rows, encode, monkeypatch):
     monkeypatch.setattr(building, "PART", 2)
+
+    def build_all(encoder, place):
+        source = read_records("jsonl", rows)
+        build(source, encoder, place, lambda done, note="": None, most=None, about={"data": source.digest()})
+
     place, first = rows.parent / "built", watched()
     first.stop = 5
     with pytest.raises(KeyboardInterrupt):
-        build(read_records("jsonl", rows), first, place, lambda done, note="": None, most=None)
+        build_all(first, place)
     lines = [json.loads(line) | {"answer": "green"} for line in rows.read_text().splitlines()]
     write(rows.parent, lines)
     again = watched()
-    build(read_records("jsonl", rows), again, place, lambda done, note="": None, most=None)
+    build_all(again, place)
     assert again.calls == 6
     whole = rows.parent / "whole"
-    build(read_records("jsonl", rows), encode, whole, lambda done, note="": None, most=None)
+    build_all(encode, whole)
     files = [path.relative_to(whole) for path in whole.rglob("*.array_record")]
     assert files and all((place / file).read_bytes() == (whole / file).read_bytes() for file in files)
 

@@ -141,7 +141,6 @@ def children(process):
     return inside
 
 
-@pytest.mark.long
 def test_requests_have_bounds():
     turn = {"role": "user", "content": "a"}
     with pytest.raises(AntgmmError, match="over 1000 messages"):
@@ -164,6 +163,7 @@ def test_a_taken_port_is_one_line():
             check_port("127.0.0.1", taken.getsockname()[1])
 
 
+@pytest.mark.long
 def test_a_server_answers_counts_and_leaves_no_process(tmp_path, monkeypatch):
     """With a model that answers in capitals."""
     started, popen = [], subprocess.Popen
