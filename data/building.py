@@ -180,8 +180,8 @@ def _begin(partial: Path, about: Mapping[str, Any] | None) -> _Done:
         return _Done()
     for leftover in partial.rglob(".*.tmp"):
         leftover.unlink()
-    about = json.loads(str(read_arrays(parts[-1])["done"]))
-    return _Done(**{**about, "names": tuple(about["names"])})
+    done = json.loads(str(read_arrays(parts[-1])["done"]))
+    return _Done(**{**done, "names": tuple(done["names"])})
 
 
 class _Build:

@@ -14,6 +14,8 @@ import transformers
 from filelock import FileLock
 from transformers import ProcessorMixin
 
+import pruning
+from antgmm_jax.axes import to_dict
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.families import new_processor
 from antgmm_jax.families.blip2.presets import sized as blip2_t5
@@ -21,9 +23,11 @@ from antgmm_jax.families.common.words import EOS, IMAGE, PAD
 from antgmm_jax.families.idefics3.presets import sized as smolvlm
 from antgmm_jax.families.llava.presets import sized as llava
 from antgmm_jax.families.qwen3_vl.presets import sized as qwen3_vl
+from antgmm_jax.io import checkpoint
 from antgmm_jax.io.convert import save_hf
-from antgmm_jax.pure import functional
+from antgmm_jax.pure import Params, functional
 from data.tokenizer import corpus, train_tokenizer
+from experiments.run.student import teacher_key
 from tests.reference import randomised
 
 HEAD = """
@@ -249,6 +253,18 @@ def save_towers(folder: Path) -> Path:
     """Saves a teacher and `recipe.toml`: stages cut the image side, cut the language model, and distil all of it."""
     (folder / "recipe.toml").write_text(TOWERS.format(teacher=save_teacher(folder / "teacher")))
     return folder
+
+
+def save_stage(folder: Path, config: LMMConfig, params: Params, keep: pruning.Keep) -> LMMConfig:
+    """Saves a stage of a run that has cut a teacher to the kept units, and returns the config of its student."""
+    smaller, cut = pruning.shrink(config, params, keep)
+    record = {
+        "config": to_dict(smaller),
+        "keep": pruning.compose(pruning.identity(config), keep),
+        "teacher": teacher_key(params),
+    }
+    checkpoint.save_stage(folder, {"params": cut}, record)
+    return smaller
 
 
 def taken(samples, rows):

@@ -7,13 +7,12 @@ import pyarrow.parquet as pq
 import pytest
 
 import pruning
-from antgmm_jax.axes import sizes, to_dict
-from antgmm_jax.io import checkpoint, hub
+from antgmm_jax.axes import sizes
+from antgmm_jax.io import hub
 from antgmm_jax.io.convert import load_hf
 from data.maad import source
 from data.writers import write_parquet
-from experiments.run.student import teacher_key
-from tests.experiments.tiny import save_teacher
+from tests.experiments.tiny import save_stage, save_teacher
 from tests.hub_mirror import mirrored
 
 # Commands may cause warnings of PyTorch and transformers.
@@ -51,13 +50,7 @@ def test_a_model_is_described_evaluated_and_shrunk_by_name(antgmm, mirror, tmp_p
 def test_an_export_is_uploaded(antgmm, mirror, tmp_path):
     config, params = load_hf("hf:org/teacher")
     keep = pruning.plan(pruning.magnitude(params, config), config, {"vision/layers": 2})
-    smaller, cut = pruning.shrink(config, params, keep)
-    record = {
-        "config": to_dict(smaller),
-        "keep": pruning.compose(pruning.identity(config), keep),
-        "teacher": teacher_key(params),
-    }
-    checkpoint.save_stage(tmp_path / "stage", {"params": cut}, record)
+    smaller = save_stage(tmp_path / "stage", config, params, keep)
     words = ["export", "stage", "--like", "hf:org/teacher", "--out", "out", "--samples", "2", "--max-new-tokens", "2"]
     result = antgmm(*words, "--push", "hf:org/student")
     assert result.exit_code == 0, result.output

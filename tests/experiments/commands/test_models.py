@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 import pruning
-from antgmm_jax.axes import sizes, to_dict
+from antgmm_jax.axes import sizes
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import FAMILIES
-from antgmm_jax.io import checkpoint, convert, tensors
+from antgmm_jax.io import convert, tensors
 from antgmm_jax.io.convert import load_hf, save_hf
 from antgmm_jax.io.loading import load_processor
 from antgmm_jax.presets import PRESETS, preset
@@ -21,9 +21,8 @@ from experiments.commands.models import _runs
 from experiments.commands.sources import check_prompts
 from experiments.run.rows.datasets import encoded, load_records
 from experiments.run.schema.recipe import load_recipe
-from experiments.run.student import teacher_key
 from tests import reference
-from tests.experiments.tiny import save_teacher, write_recipe
+from tests.experiments.tiny import save_stage, save_teacher, write_recipe
 
 SERVICE = ("lab", "energy", "--watts", "400", "--teacher-ms", "700", "--student-ms", "90")
 # Commands may cause warnings of PyTorch and transformers.
@@ -157,13 +156,7 @@ def test_export_writes_a_stage_that_transformers_reads(antgmm, monkeypatch, tmp_
     teacher = reference.saved(model(), tmp_path / "teacher")
     config, params = load_hf(teacher)
     keep = {"vision/mlp": np.tile(np.arange(24, dtype=np.int32), (sizes(config)["vision/layers"], 1))}
-    smaller, cut = pruning.shrink(config, params, keep)
-    record = {
-        "config": to_dict(smaller),
-        "keep": pruning.compose(pruning.identity(config), keep),
-        "teacher": teacher_key(params),
-    }
-    checkpoint.save_stage(tmp_path / "stage", {"params": cut}, record)
+    save_stage(tmp_path / "stage", config, params, keep)
     words = ["export", "stage", "--like", teacher, "--out", "out", "--samples", "3", "--max-new-tokens", "4", "--json"]
     figures = json.loads(antgmm(*words).stdout)
     assert figures["passed"] and figures["prompts"] == 3
