@@ -6,6 +6,7 @@ from typing import Any
 
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io.books import read_book
+from antgmm_jax.io.folders import claimed, writing
 from antgmm_jax.io.shards import Shards
 from data.building import build, row_of
 from data.encoding import Encoder
@@ -80,11 +81,13 @@ def prepare(source: Source, encoder: Encoder, folder: Path, *, shown: Shown = un
         The encoded records.
 
     Raises:
-        AntgmmError: lists all bad records; or the disk is full, or the folder has other contents.
+        AntgmmError: lists all bad records; or the disk is full, the folder has other contents, or another process
+            is writing it.
     """
     digests = {"data": source.digest(), "encoder": encoder.digest()}
     if not folder.exists():
-        with shown(f"preparing {source.path or 'records'}", len(source)) as progress:
+        title = f"preparing {source.path or 'records'}"
+        with writing(folder), claimed(folder), shown(title, len(source)) as progress:
             about = {"format": _FORMAT, **digests, "settings": encoder.settings}
             build(source, encoder, folder, progress, most=math.inf, threads=THREADS, about=about)
     elif {name: _read(folder)[name] for name in digests} != digests:

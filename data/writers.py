@@ -239,7 +239,7 @@ def write_maad(
 
     Args:
         tier: `s`, `m` or `full`.
-        folder: target folder; existing files are replaced.
+        folder: target folder; files of an earlier call are replaced.
         sizes: split -> number of records.
         seed: seed of the data set.
         form: `parquet`, `jsonl` with images in `images`, `captions`, JSONL with what images show,
@@ -250,15 +250,19 @@ def write_maad(
         Contents of `maad.json`: tier, seed, sizes and a fingerprint of each split.
 
     Raises:
-        AntgmmError: no such tier or split, or a file cannot be written.
+        AntgmmError: no such tier or split, a file exists that no such call has written, or one cannot be written.
     """
     folder = Path(folder)
+    suffix = "parquet" if form == "parquet" else "jsonl"
+    files = {split: folder / f"{split}.{suffix}" for split in sizes}
+    description = folder / "maad.json"
+    if not description.exists() and (other := [path for path in files.values() if path.exists()]):
+        raise AntgmmError(f"{other[0]} exists and is not of MAAD-synth: choose another folder or move it")
     splits = {split: source(tier, split, size, seed=seed) for split, size in sizes.items()}
-    for split, records in splits.items():
-        suffix = "parquet" if form == "parquet" else "jsonl"
-        _WRITERS[form](records, folder / f"{split}.{suffix}", progress=progress)
     fingerprints = {split: fingerprint(records) for split, records in splits.items()}
     info = {"tier": tier, "seed": seed, "sizes": dict(sizes), "fingerprints": fingerprints}
-    with new_file(folder / "maad.json") as partial:
+    with new_file(description) as partial:  # first: the files of an interrupted call may be replaced by the next one
         partial.write_text(json.dumps(info, indent=2) + "\n")
+    for split, records in splits.items():
+        _WRITERS[form](records, files[split], progress=progress)
     return info

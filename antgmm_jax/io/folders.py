@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from antgmm_jax.errors import AntgmmError
 
 _BLOCK = 1 << 22
@@ -65,6 +67,30 @@ def new_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
+def claimed(path: Path) -> Iterator[None]:
+    """Keeps other processes from writing a file or folder at the same time.
+
+    Args:
+        path: the file or folder. Beside it, a hidden lock file exists meanwhile; their folder is created.
+
+    Raises:
+        AntgmmError: another process is writing it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise AntgmmError(f"{path} is being written by another process: wait for it or choose another name") from None
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # must not hide the first error
+            os.unlink(lock.lock_file)  # while it is held: a process that waits for it then opens a new one
+        lock.release()
+
+
+@contextmanager
 def new_folder(directory: Path) -> Iterator[Path]:
     """Writes a folder atomically: yields a hidden temporary folder, which becomes `directory` at the end.
 
@@ -75,14 +101,13 @@ def new_folder(directory: Path) -> Iterator[Path]:
         The folder to write to.
 
     Raises:
-        AntgmmError: the folder exists.
+        AntgmmError: the folder exists, or another process is writing it.
         Unwritten: the folder cannot be written.
     """
-    if directory.exists():
-        raise AntgmmError(f"{directory} exists: choose another name or remove it")
     try:
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        with temporary_folder(directory) as temporary:
+        with claimed(directory), temporary_folder(directory) as temporary:
+            if directory.exists():
+                raise AntgmmError(f"{directory} exists: choose another name or remove it")
             yield temporary
             temporary.chmod(0o755)
             publish(temporary, directory)

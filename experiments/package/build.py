@@ -9,7 +9,7 @@ import numpy as np
 
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io.files import one_line
-from antgmm_jax.io.folders import new_file, temporary_folder, writing
+from antgmm_jax.io.folders import claimed, new_file, temporary_folder, writing
 from experiments.package.requests import Prompt, Shape, shaped, taken
 from experiments.report.latency import Request
 from experiments.run.export.export_gate import TOLERANCE
@@ -85,7 +85,7 @@ def build(out: Path, batches: Sequence[Mapping[str, Any]], shapes: Sequence[Shap
         """Two logits may change their order within this if each is off by the tolerance of an export."""
         return 2 * TOLERANCE * max(1.0, *(float(np.abs(form.logits(batch)).max()) for batch in batches))
 
-    with writing(out), temporary_folder(out) as folder:
+    with writing(out), claimed(out), temporary_folder(out) as folder:
         file = folder / f"model{out.suffix}"
         form.write(examples, file)
         for shape in shapes:

@@ -235,12 +235,14 @@ class RunFolder:
             digests: digests of the inputs, such as teacher and data.
 
         Raises:
-            AntgmmError: the run was started with other inputs.
+            AntgmmError: the run was started with other inputs, or has stages whose inputs are not recorded.
         """
         run_on_first(lambda: self._bind(digests))
 
     def _bind(self, digests: dict[str, str]) -> None:
         remedy = f"choose another folder, or remove {self.path}"
+        if not self.inputs.exists() and any((self.path / part).exists() for part in ("stages", "steps")):
+            raise AntgmmError(f"{self.inputs} is missing, so the teacher and data of its stages are unknown: {remedy}")
         before = read_book(self.inputs, remedy) if self.inputs.exists() else digests
         if other := [name for name, digest in digests.items() if before.get(name) != digest]:
             raise AntgmmError(f"{self.path} was started with another {other[0]}: choose another folder or remove it")

@@ -86,13 +86,13 @@ class _Copy:
         records = [name for name in stored if name.startswith(_RESUMED) and _is_record(name)]
         # A folder without its record is what an interrupted copy has left.
         missing = [str(Path(name).parent) for name in records if not (self._run / name).exists()]
-        if not missing:
-            return
-        say(f"continuing from {self._store.url}: {', '.join(missing)}")
+        if missing:
+            say(f"continuing from {self._store.url}: {', '.join(missing)}")
+        if records:  # the books first: stages without a record of their inputs are refused
+            self._store.get([name for name in _BOOKS if name in stored and not (self._run / name).exists()], self._run)
         for unit in missing:
             files = [name for name in stored if name.startswith(f"{unit}/")]
             self._store.get(sorted(files, key=_is_record), self._run)
-        self._store.get([name for name in _BOOKS if name in stored and not (self._run / name).exists()], self._run)
 
     def follow(self, over: threading.Event) -> None:
         """Copies what is new every `EVERY` seconds until `over` is set."""

@@ -8,12 +8,14 @@ import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import litserve
 import numpy as np
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
 from prometheus_client import CollectorRegistry, Counter, Histogram, make_asgi_app
-from starlette.responses import JSONResponse
+from pydantic import AfterValidator
 
 from antgmm_jax.errors import AntgmmError
 from data.files import decode_image
@@ -26,6 +28,20 @@ MOST_TURNS = 1000
 """Messages of a request, and parts of a message."""
 LARGEST = 64 << 20
 """Bytes of a request."""
+DEEPEST = 16
+"""Levels of a request; a chat request has seven."""
+_FORM = "the request is no chat request of the OpenAI interface: see docs/guides/serving.md"
+
+
+def shallow(request: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Returns a request that has at most `DEEPEST` levels. Raises ValueError for another one."""
+    level: list[Any] = [request]
+    for _ in range(DEEPEST):
+        inner = (one.values() if isinstance(one, Mapping) else one for one in level if isinstance(one, Mapping | list))
+        level = [child for children in inner for child in children]
+        if not level:
+            return request
+    raise ValueError(f"over {DEEPEST} levels")
 
 
 class Answers(litserve.LitAPI):
@@ -48,7 +64,7 @@ class Answers(litserve.LitAPI):
         """Loads the model, in the process that answers."""
         self._model = load(self._directory, **self._limits)
 
-    def decode_request(self, request: Mapping[str, Any]) -> Question | str:
+    def decode_request(self, request: Annotated[Mapping[str, Any], AfterValidator(shallow)]) -> Question | str:
         """Reads a request; one that the model cannot read becomes the reason, so that others of its batch go on."""
         assert self._model is not None
         try:
@@ -78,10 +94,14 @@ class Answers(litserve.LitAPI):
     def encode_response(self, output: str | AntgmmError) -> Any:
         """Writes an answer as a chat completion, or an error with status 400."""
         if isinstance(output, AntgmmError):
-            return JSONResponse({"error": {"message": str(output), "type": "invalid_request_error"}}, 400)
+            return _refusal(str(output))
         message = {"role": "assistant", "content": output}
         choice = {"index": 0, "message": message, "finish_reason": "stop"}
         return {"object": "chat.completion", "model": self._name, "created": int(time.time()), "choices": [choice]}
+
+
+def _refusal(reason: str) -> JSONResponse:
+    return JSONResponse({"error": {"message": reason, "type": "invalid_request_error"}}, 400)
 
 
 def conversation(request: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list[np.ndarray]]:
@@ -121,9 +141,7 @@ def conversation(request: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list
                     read.append({"type": "image"})
             messages.append({"role": str(turn["role"]), "content": read})
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise AntgmmError(
-            "the request is no chat request of the OpenAI interface: see docs/guides/serving.md"
-        ) from error
+        raise AntgmmError(_FORM) from error
     if not messages:
         raise AntgmmError("the request has no messages")
     return messages, images
@@ -191,6 +209,19 @@ def serve(api: Answers, name: str, *, host: str, port: int, timeout: float) -> N
         port: port.
         timeout: seconds that a request may wait.
     """
+    server = application(api, name, timeout=timeout)
+    signal.signal(signal.SIGTERM, partial(_stop, os.getpid()))
+    server.run(host=host, port=port, num_api_servers=1, generate_client_file=False, log_level="warning")
+
+
+def application(api: Answers, name: str, *, timeout: float) -> litserve.LitServer:
+    """Returns the server with its routes, as for `serve`.
+
+    Args:
+        api: answers requests.
+        name: name of the served model.
+        timeout: seconds that a request may wait.
+    """
     registry = CollectorRegistry()
     server = litserve.LitServer(
         api,
@@ -200,10 +231,10 @@ def serve(api: Answers, name: str, *, host: str, port: int, timeout: float) -> N
         disable_openapi_url=True,
         max_payload_size=LARGEST,
     )
+    server.app.add_exception_handler(RequestValidationError, lambda request, error: _refusal(_FORM))
     server.app.mount(METRICS, make_asgi_app(registry))
     server.app.get("/v1/models")(lambda: {"object": "list", "data": [{"id": name, "object": "model"}]})
-    signal.signal(signal.SIGTERM, partial(_stop, os.getpid()))
-    server.run(host=host, port=port, num_api_servers=1, generate_client_file=False, log_level="warning")
+    return server
 
 
 def _stop(parent: int, number: int, frame: Any) -> NoReturn:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import new_processor
+from antgmm_jax.io.folders import claimed
 from data.prepared import PreparedSource, prepare
 from data.readers import read_records
 from data.tokenizer import train_tokenizer
@@ -110,3 +111,9 @@ def test_a_folder_is_prepared_once_and_other_rows_need_another_one(files, monkey
     assert len(prepare(source, encoder(max_answer=40), files / "prepared")) == ROWS
     fewer = read_records("jsonl", files / "rows.jsonl", most=4)
     refused("holds other rows or was made with other settings", prepare, fewer, encoder(), files / "prepared")
+
+
+def test_a_second_process_does_not_prepare_into_the_same_folder(files):
+    rows = read_records("jsonl", files / "rows.jsonl")
+    with claimed(files / "twice"):
+        refused("is being written by another process", prepare, rows, encoder(), files / "twice")

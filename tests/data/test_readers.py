@@ -407,6 +407,14 @@ def test_maad_is_written_with_a_description(tmp_path):
     assert info["sizes"] == sizes
     assert info["fingerprints"]["train"] == maad.fingerprint(maad.source("s", "train", 24, seed=3))
     assert len(read("parquet", tmp_path / "test_hard.parquet")) == 12
+    write_maad("s", tmp_path, sizes={"train": 12})  # the files of an earlier call
+
+
+def test_maad_does_not_replace_files_of_others(tmp_path):
+    (tmp_path / "train.jsonl").write_text("mine")
+    with pytest.raises(AntgmmError, match=r"train\.jsonl exists and is not of MAAD-synth: choose another folder"):
+        write_maad("s", tmp_path, sizes={"train": 12}, form="jsonl")
+    assert [path.name for path in tmp_path.iterdir()] == ["train.jsonl"]
 
 
 def test_a_row_has_several_pictures_or_none(folder):

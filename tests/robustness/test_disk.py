@@ -199,6 +199,22 @@ def test_a_folder_that_somebody_creates_meanwhile_is_kept(tmp_path):
     assert [path.name for path in tmp_path.rglob("*")] == ["export", "thesis.txt"]
 
 
+def test_files_that_are_not_of_an_export_are_not_removed_with_it(tmp_path):
+    def publish(text):
+        with fresh(tmp_path / "export") as hidden:
+            hidden.mkdir()
+            (hidden / "config.json").write_text(text)
+
+    publish("1")
+    (tmp_path / "export" / "thesis.txt").write_text("mine")
+    with pytest.raises(AntgmmError, match=r"export/thesis\.txt is no file of an export, .*: move it elsewhere$"):
+        publish("2")
+    assert (tmp_path / "export" / "config.json").read_text() == "1"
+    (tmp_path / "export" / "thesis.txt").unlink()
+    publish("2")
+    assert [path.read_text() for path in tmp_path.rglob("*.*")] == ["2"]
+
+
 def test_a_status_that_cannot_be_written_does_not_hide_why_a_run_ends(recipe, tmp_path):
     def end():
         with RunFolder(tmp_path / "run").opened(recipe), files_below(10):

@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,12 +11,15 @@ import numpy as np
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.errors import AntgmmError, disk_error
 from antgmm_jax.io import folders
+from antgmm_jax.io.companions import COMPANIONS
 from antgmm_jax.io.convert import save_hf
+from antgmm_jax.io.loading import CONFIG
 from antgmm_jax.io.placed import on_first
-from antgmm_jax.parallel.processes import is_first, run_on_first
+from antgmm_jax.io.tensors import INDEX
+from antgmm_jax.parallel.processes import run_on_first
 from antgmm_jax.pure import Params
 from experiments.run.export import export_gate
-from experiments.run.export.card import Origin, title_of, write_card
+from experiments.run.export.card import CARD, Origin, title_of, write_card
 from experiments.run.export.completion import complete
 from experiments.run.export.export_gate import GateResult
 from experiments.run.export.served_prompt import Conversation, first_difference
@@ -95,13 +98,13 @@ def fresh(directory: Path) -> Iterator[Path]:
     All processes of a run use it; the first one removes and renames.
 
     Args:
-        directory: target folder; after an error, it is as before.
+        directory: target folder; after an error, it is as before. One that exists may hold the files of an export only.
 
     Yields:
         The path of a folder that does not exist yet.
 
     Raises:
-        AntgmmError: an error of the disk.
+        AntgmmError: an error of the disk, or another process is writing the folder.
     """
     if directory.name in ("", ".."):
         raise AntgmmError(f"{directory}: name a folder to write, not one above it")
@@ -115,17 +118,27 @@ def fresh(directory: Path) -> Iterator[Path]:
             raise AntgmmError(f"{directory} was created by somebody else meanwhile: choose another name or remove it")
         folders.replace(hidden, directory)
 
-    run_on_first(remove)  # left by a killed process
+    def begin() -> None:
+        claim.enter_context(folders.claimed(directory))
+        if other := [path for path in sorted(directory.glob("*")) if not _of_an_export(path.name)]:
+            raise AntgmmError(f"{other[0]} is no file of an export, which replaces {directory}: move it elsewhere")
+        remove()  # left by a killed process
+        claim.callback(remove)
+
     try:
-        yield hidden
-        run_on_first(finish)
+        with ExitStack() as claim:
+            run_on_first(begin)
+            yield hidden
+            run_on_first(finish)
     except OSError as error:
         if (line := disk_error(error, directory)) is None:
             raise
         raise line from error
-    finally:
-        if is_first():
-            remove()
+
+
+def _of_an_export(name: str) -> bool:
+    """Whether a file of this name may be replaced with its folder; hidden files belong to the system."""
+    return name in COMPANIONS or name in (CARD, CONFIG, INDEX) or name.startswith(".") or name.endswith(".safetensors")
 
 
 def _checked(config: LMMConfig, params: Any, written: Path, directory: Path, questions: Questions) -> GateResult:

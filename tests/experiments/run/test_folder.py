@@ -103,3 +103,9 @@ def test_a_folder_resumes_only_with_the_same_teacher_and_data(tmp_path):
     run.bind(teacher="one", data="two")
     with pytest.raises(AntgmmError, match="was started with another data: choose another folder or remove it"):
         run.bind(teacher="one", data="three")
+    run.inputs.unlink()
+    run.bind(teacher="three", data="four")  # nothing was made from the others yet
+    run.inputs.unlink()
+    run.stage(1, "a").mkdir(parents=True)
+    with pytest.raises(AntgmmError, match=r"inputs\.json is missing, so the teacher and data .* are unknown"):
+        run.bind(teacher="one", data="two")

@@ -54,6 +54,7 @@ def test_a_new_machine_gets_stages_and_steps(bucket, run, tmp_path):
     new = tmp_path / "elsewhere"
     with mirrored(new, URL):
         assert (new / "recipe.toml").read_text() == "seed = 1\n"
+        assert (new / "inputs.json").exists()
         assert checkpoint.is_complete(new / "stages" / "01-a")
         restored, record = checkpoint.load_step(new / "steps" / "02-b", 2, {"w": jnp.zeros(3)})
         np.testing.assert_array_equal(restored["w"], [2, 2, 2])
@@ -63,6 +64,14 @@ def test_a_new_machine_gets_stages_and_steps(bucket, run, tmp_path):
     assert {name.split("/")[2] for name in names(bucket) if name.startswith("steps/")} == {"00000004", "00000006"}
     with mirrored(run, URL):  # the first machine again
         assert checkpoint.latest_step(run / "steps" / "02-b") == 6
+
+
+def test_books_that_an_interrupted_copy_lacks_are_fetched(bucket, run):
+    with mirrored(run, URL):
+        pass
+    (run / "inputs.json").unlink()
+    with mirrored(run, URL):
+        assert (run / "inputs.json").exists()
 
 
 def test_a_step_without_its_record_is_incomplete(bucket, run, tmp_path):

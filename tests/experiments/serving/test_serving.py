@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fastapi.testclient import TestClient
 from PIL import Image
 from prometheus_client import CollectorRegistry
 
@@ -32,7 +33,7 @@ from experiments.lab.servers.under_load import equal, rows, under_load
 from experiments.run.rows.samples import Samples
 from experiments.run.scores.server import answers, connect, request_messages
 from experiments.serving.batches import load
-from experiments.serving.server import CHAT, Answers, Metrics, check_port, conversation
+from experiments.serving.server import CHAT, DEEPEST, Answers, Metrics, application, check_port, conversation, shallow
 from tests.experiments.tiny import save_llava, save_teacher
 
 TOKENS = 4
@@ -153,6 +154,24 @@ def test_requests_have_bounds():
     picture = {"type": "image_url", "image_url": {"url": url}}
     with pytest.raises(AntgmmError, match="over 50000000 pixels together"):
         conversation({"messages": [{"role": "user", "content": [picture] * 2}]})
+
+
+def test_a_request_has_bounded_levels():
+    def nested(levels):
+        return {"messages": json.loads("[" * levels + "]" * levels)}
+
+    assert shallow(nested(DEEPEST - 1)) == nested(DEEPEST - 1)
+    with pytest.raises(ValueError, match=f"over {DEEPEST} levels"):
+        shallow(nested(DEEPEST))
+
+
+@pytest.mark.parametrize("body", ["{", "[]", '"a"', '{"messages":' + "[" * 900 + "]" * 900 + "}", "[" * 100_000])
+def test_what_is_no_request_has_status_400(tmp_path, body):
+    api = Answers(tmp_path, "m", max_new_tokens=TOKENS, most=2, wait=0.0)
+    client = TestClient(application(api, "m", timeout=1.0).app)
+    reply = client.post(CHAT, content=body, headers={"Content-Type": "application/json"})
+    assert reply.status_code == 400
+    assert len(reply.text) < 200
 
 
 def test_a_taken_port_is_one_line():

@@ -1,0 +1,55 @@
+"""Files and folders have one writer at a time."""
+
+import multiprocessing
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from antgmm_jax.errors import AntgmmError
+from antgmm_jax.io.folders import claimed, new_folder
+
+
+def write(folder: Path) -> str:
+    """Writes a folder; returns the reason if it was refused."""
+    try:
+        with new_folder(folder) as hidden:
+            (hidden / "a").write_text("b")
+    except AntgmmError as error:
+        return str(error)
+    return ""
+
+
+def test_a_second_process_is_refused_and_the_first_one_finishes(tmp_path):
+    out = tmp_path / "new" / "out"
+    with multiprocessing.get_context("spawn").Pool(1) as other:
+        with new_folder(out) as hidden:
+            (hidden / "a").write_text("first")
+            refused = other.apply(write, [out])
+        assert refused == f"{out} is being written by another process: wait for it or choose another name"
+        assert [path.name for path in out.parent.rglob("*")] == ["out", "a"]
+        assert (out / "a").read_text() == "first"
+        assert other.apply(write, [out]) == f"{out} exists: choose another name or remove it"
+
+
+def test_a_claim_ends_with_an_error_and_one_of_a_killed_process_is_taken_over(tmp_path):
+    def fail():
+        with claimed(tmp_path / "out"):
+            raise OSError("of the body")
+
+    (tmp_path / ".out.lock").touch()  # left by the killed process
+    with pytest.raises(OSError, match="of the body"):
+        fail()
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_lock_that_was_removed_while_a_process_waited_is_not_taken(tmp_path):
+    """Two processes could hold it otherwise: one by its old file, one by the new one."""
+    waiting = FileLock(tmp_path / ".out.lock", timeout=10, poll_interval=0.01)
+    with multiprocessing.pool.ThreadPool(1) as thread:
+        with claimed(tmp_path / "out"):
+            taken = thread.apply_async(waiting.acquire)
+        taken.get(10)
+    with pytest.raises(AntgmmError, match="another process"), claimed(tmp_path / "out"):
+        pass
+    waiting.release()
