@@ -7,7 +7,7 @@ names of its axes: `part("vision")` around a stack with the axis `mlp` declares 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, field, fields, is_dataclass, replace
-from typing import Any, NamedTuple, TypeVar, get_args, get_type_hints
+from typing import Any, Literal, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
 from antgmm_jax.errors import AntgmmError
 
@@ -143,11 +143,28 @@ def read_dict(kind: type[Config], values: Mapping[str, Any]) -> Config:
 
     Returns:
         The config.
+
+    Raises:
+        TypeError: a field is missing, unknown or of another type.
     """
     hints = get_type_hints(kind)
     # Older releases also stored the width that cross-attention reads.
     known = {name: value for name, value in values.items() if name != "cross_embed"}
-    return kind(**{name: _read(hints[name], value) if name in hints else value for name, value in known.items()})
+    read = {name: _read(hints[name], value) if name in hints else value for name, value in known.items()}
+    if wrong := [name for name, value in read.items() if name in hints and not _fits(hints[name], value)]:
+        raise TypeError(f"{wrong[0]} = {read[wrong[0]]!r}")
+    return kind(**read)
+
+
+def _fits(hint: Any, value: Any) -> bool:
+    """Whether a value has the type of a field: a number, a text, a dataclass, or a choice or tuple of these."""
+    if get_origin(hint) is Literal:
+        return value in get_args(hint)
+    if get_origin(hint) is tuple:
+        return isinstance(value, tuple) and all(_fits(get_args(hint)[0], item) for item in value)
+    if get_args(hint):
+        return any(_fits(option, value) for option in get_args(hint))
+    return type(value) in ((int, float) if hint is float else (hint,))
 
 
 def _read(hint: Any, value: Any) -> Any:

@@ -1,6 +1,7 @@
 """The exception for errors that the user can fix."""
 
 import errno
+import re
 
 _OF_THE_DISK = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ESTALE),
@@ -8,6 +9,8 @@ _OF_THE_DISK = (
 )
 
 
+_OF_MEMORY = ("RESOURCE_EXHAUSTED", "Out of memory")
+"""In errors of XLA, whose class does not tell."""
 _LONGEST = 1000
 """Characters of a line; of a longer one, the middle is left out."""
 
@@ -46,3 +49,17 @@ def disk_error(error: OSError, place: object = "a file") -> AntgmmError | None:
     if error.errno not in _OF_THE_DISK:
         return None
     return AntgmmError(f"{error.filename or place}: {error.strerror}; fix this and start again")
+
+
+def memory_error(error: Exception) -> AntgmmError | None:
+    """Returns the one-line error for memory that does not suffice, of NumPy or of a device; None for other errors.
+
+    Args:
+        error: error of a computation.
+    """
+    reason = " ".join(str(error).split())
+    if not isinstance(error, MemoryError) and not any(words in reason for words in _OF_MEMORY):
+        return None
+    size = re.search(r"[\d.]+ ?(bytes|[KMGTP]?i?B)\b", reason)
+    needed = f" for {size[0]}" if size else ""
+    return AntgmmError(f"not enough memory{needed}: choose a smaller batch, fewer tokens or a larger machine")

@@ -85,6 +85,8 @@ def write_task(
         words = {"id": record.id, "type": record.type, "answer": record.answer}
         return {**words, "images": [*names], "messages": turns}
 
+    if not len(records):
+        raise AntgmmError(f"{folder}: there are no rows to write: name data that has some")
     with new_folder(folder) as hidden:
         write_lines(records, hidden / ROWS, line, progress)
         shutil.copyfile(harness_functions.__file__, hidden / "functions.py")

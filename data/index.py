@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from antgmm_jax.errors import AntgmmError
+from antgmm_jax.io.files import check_regular
 
 
 class Index(NamedTuple):
@@ -32,6 +33,8 @@ class Index(NamedTuple):
     fingerprint: str
 
 
+_DAMAGED = (ValueError, EOFError, KeyError, TypeError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error)
+"""What numpy raises for a damaged file. A zip with another bit set is encrypted, or of another version."""
 COLUMNS = ("prompt", "answer", "earlier", "slots", "types")
 """Fields of `Index` with a number for each record."""
 
@@ -43,8 +46,9 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         AntgmmError: the file is damaged.
     """
     try:
+        check_regular(path)
         with path.open("rb") as file, np.load(file) as arrays:
             return dict(arrays)
-    except (OSError, ValueError, EOFError, KeyError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
+    except (AntgmmError, OSError, *_DAMAGED) as error:
         reason = " ".join(str(error).split())[:200]
         raise AntgmmError(f"{path} is damaged ({reason}): remove {path.parent} and run it again") from error

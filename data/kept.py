@@ -3,7 +3,6 @@
 import hashlib
 import os
 import time
-import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -11,14 +10,15 @@ import numpy as np
 
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io import folders
+from data.index import read_arrays
 
 FOLDER_BYTES = 1 << 30
 """Maximum size of the folder; the least recently used results are removed."""
 SETTLED = 2.0
 """Seconds since its last change after which a file counts as complete: times of files have a coarse resolution."""
-_FORMAT = 2
-_COLUMN = "column/"
-"""Prefix of the names, which must not be those of arguments of `numpy.savez`."""
+_FORMAT = 3
+_NAMES, _COLUMN = "names", "column/"
+"""Names of the array with the names of the columns, and, before theirs, of the columns: `numpy.savez` has arguments."""
 Columns = dict[str, np.ndarray]
 
 
@@ -54,10 +54,10 @@ def kept(about: str, files: Sequence[Path], scan: Callable[[], Columns]) -> Colu
 
 def _read(place: Path) -> Columns | None:
     try:
-        with place.open("rb") as file, np.load(file) as arrays:
-            columns = {name.removeprefix(_COLUMN): array for name, array in arrays.items()}
+        arrays = read_arrays(place)
+        columns = {name: arrays[_COLUMN + name] for name in arrays[_NAMES].tolist()}
         os.utime(place)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile):  # absent or damaged
+    except (AntgmmError, KeyError, OSError):  # absent or damaged
         return None
     return columns
 
@@ -67,7 +67,8 @@ def _write(place: Path, columns: Columns) -> None:
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         with folders.new_file(place) as temporary, temporary.open("wb") as file:
-            np.savez(file, **{_COLUMN + name: array for name, array in columns.items()})  # pyright: ignore[reportArgumentType]
+            arrays = {_NAMES: np.array([*columns]), **{_COLUMN + name: array for name, array in columns.items()}}
+            np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
         results = sorted(place.parent.glob("*.npz"), key=lambda path: -path.stat().st_mtime)
         for path, total in zip(results, np.cumsum([path.stat().st_size for path in results]), strict=True):
             if total > FOLDER_BYTES:

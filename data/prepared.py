@@ -36,7 +36,7 @@ class PreparedSource(Source):
             raise AntgmmError(f"{path} is damaged: {wrong[0]} is missing or has another size; prepare it again")
         if samples and samples != len(self):
             raise AntgmmError(f"{path} has {len(self)} records, but samples = {samples}: set samples = {len(self)}")
-        self._words = Shards(path / "words", len(self))
+        self._words = Shards(path / "words", len(self), path)
 
     def __len__(self) -> int:
         return self._about["records"]

@@ -60,9 +60,9 @@ class Encoded:
         names, fingerprint = tuple(arrays["names"].tolist()), str(arrays["fingerprint"])
         self.index = Index(**{n: arrays[n] for n in COLUMNS}, names=names, fingerprint=fingerprint)
         self.dropped = int(arrays["dropped"])
-        self._tokens = Shards(folder / "tokens", len(self))
+        self._tokens = Shards(folder / "tokens", len(self), folder)
         self.kept = (folder / "images").exists()
-        self._images = Shards(folder / "images", len(self)) if self.kept else None
+        self._images = Shards(folder / "images", len(self), folder) if self.kept else None
 
     def __len__(self) -> int:
         return len(self.index.prompt)

@@ -28,7 +28,7 @@ class TfdsRows:
 
     def __init__(self, path: Path, split: str):
         require("tfds")
-        from data.maad.maad_synth import open_split
+        from data.tfds_files import open_split
 
         self._split, self._rows, self._lock = split, open_split(path, split, encoded=_IMAGES), Lock()
         self.files: Sequence[Path] = sorted(file for file in path.iterdir() if file.is_file())
@@ -48,7 +48,10 @@ class TfdsRows:
         for name in TURNS:  # TFDS turns a sequence of objects into an object of sequences
             if isinstance(turns := fields.get(name), dict):
                 fields[name] = [dict(zip(turns, turn, strict=True)) for turn in zip(*turns.values(), strict=True)]
-        latents = {name: int(value) for name, value in raw.get("latents", {}).items()}
+        try:
+            latents = {name: int(value) for name, value in raw.get("latents", {}).items()}
+        except (TypeError, ValueError, AttributeError) as error:
+            raise BadRow(f"has latents that are no whole numbers ({' '.join(str(error).split())[:200]})") from error
         return {**fields, "latents": latents, "image": [f"{number}/{place}" for place in range(len(_images(raw)))]}
 
     def __iter__(self) -> Iterator[Any]:

@@ -136,11 +136,7 @@ def open_cache(
     if missing:
         raise AntgmmError(f"teacher cache {directory} lacks {', '.join(missing)}: it holds {', '.join(meta['shapes'])}")
     samples, shapes = meta["samples"], {name: tuple(shape) for name, shape in meta["shapes"].items()}
-    shards = Shards(directory, samples)
-    if not shards.held.all():
-        raise AntgmmError(
-            f"teacher cache {directory} is damaged, a file is missing: delete {directory} and build it again"
-        )
+    shards = Shards(directory, samples, directory)
     records = [shards[row] for row in range(samples)] if in_memory else shards
     read = partial(_read, records, shapes, names)
     return TeacherCache(directory, samples, {name: shapes[name] for name in names}, read)

@@ -14,7 +14,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from antgmm_jax.errors import AntgmmError, disk_error
+from antgmm_jax.errors import AntgmmError, disk_error, memory_error
 from antgmm_jax.io.hub import OFFLINE
 from antgmm_jax.parallel import preemption
 from experiments.commands import data, lab, models, packages, runs, scores, serving, vocabulary
@@ -51,6 +51,10 @@ class _Group(TyperGroup):
             raise _failure(str(error)) from error
         except OSError as error:
             if (line := disk_error(error)) is None:
+                raise
+            raise _failure(str(line)) from error
+        except (MemoryError, RuntimeError) as error:
+            if (line := memory_error(error)) is None:
                 raise
             raise _failure(str(line)) from error
         except KeyboardInterrupt as error:
@@ -140,7 +144,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: arguments instead of those of the process.
     """
-    app(args=None if arguments is None else list(arguments), prog_name="antgmm")
+    try:
+        app(args=None if arguments is None else list(arguments), prog_name="antgmm")
+    except OSError as error:  # of help, which is printed before a command begins
+        if (line := disk_error(error, "standard output")) is None:
+            raise
+        sys.exit(_failure(str(line)).exit_code)
 
 
 if __name__ == "__main__":

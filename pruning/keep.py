@@ -24,9 +24,20 @@ def is_basis(kept: np.ndarray) -> bool:
 
 
 def as_kept(values: Any) -> np.ndarray:
-    """Converts kept units from nested lists (as in records) to an int32 array of indices or a float32 basis."""
-    kept = np.asarray(values)
-    return kept.astype(np.float32 if is_basis(kept) else np.int32)
+    """Converts kept units from nested lists (as in records) to an int32 array of indices or a float32 basis.
+
+    Raises:
+        AntgmmError: they are no numbers, or no indices.
+    """
+    try:
+        kept = np.asarray(values)
+    except ValueError:  # lists of several lengths
+        kept = np.empty(0, object)
+    if is_basis(kept):
+        return kept.astype(np.float32)
+    if kept.dtype.kind not in "iu" or kept.min(initial=0) < -1 or kept.max(initial=0) > np.iinfo(np.int32).max:
+        raise AntgmmError("kept units are no lists of indices: choose another stage")
+    return kept.astype(np.int32)
 
 
 def depth_axis(axis: str) -> str:

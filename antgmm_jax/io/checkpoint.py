@@ -40,7 +40,7 @@ import orbax.checkpoint.experimental.v1 as ocp
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io import folders
 from antgmm_jax.io.books import read_book, sealed
-from antgmm_jax.io.leaves import assert_same_leaves, describe, empty, named_leaves, target_at, target_of
+from antgmm_jax.io.leaves import assert_same_leaves, checked_leaves, describe, empty, named_leaves, target_at, target_of
 from antgmm_jax.io.orbax_errors import silent, wait_for_threads
 from antgmm_jax.parallel import processes
 
@@ -266,9 +266,17 @@ def _read(directory: Path, record_name: str) -> tuple[dict[str, Any], dict[str, 
         raise AntgmmError(f"{directory} does not contain a complete {path.stem}: {path} is missing; run it again")
     record = read_book(path, remedy)
     contents = record.pop("contents", None)
-    if not isinstance(contents, dict) or not all(isinstance(contents.get(one), dict) for one in ("leaves", "files")):
-        raise AntgmmError(f"{path} has no table of contents: {remedy}")
-    return record, contents
+    try:
+        return record, {"leaves": checked_leaves(contents["leaves"]), "files": _checked_files(contents["files"])}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise AntgmmError(f"{path} has no table of contents: {remedy}") from error
+
+
+def _checked_files(files: Any) -> dict[str, tuple[int, int]]:
+    """The table of files. Raises ValueError or TypeError if it is not one of files in the folder."""
+    if outside := [name for name in files if Path(name).is_absolute() or ".." in Path(name).parts]:
+        raise ValueError(outside[0])
+    return {name: (int(size), int(checksum)) for name, (size, checksum) in files.items()}
 
 
 def _load_arrays(directory: Path, contents: dict[str, Any], like: dict[str, Any]) -> dict[str, Any]:

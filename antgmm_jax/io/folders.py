@@ -74,14 +74,19 @@ def claimed(path: Path) -> Iterator[None]:
         path: the file or folder. Beside it, a hidden lock file exists meanwhile; their folder is created.
 
     Raises:
-        AntgmmError: another process is writing it.
+        AntgmmError: another process is writing it, or it is a link to nothing.
+        Unwritten: its folder cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_symlink() and not path.exists():
+        raise AntgmmError(f"{path} is a link to nothing: choose another name or remove it")
     lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise AntgmmError(f"{path} is being written by another process: wait for it or choose another name") from None
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire()
+        except Timeout:
+            reason = "is being written by another process: wait for it or choose another name"
+            raise AntgmmError(f"{path} {reason}") from None
     try:
         yield
     finally:

@@ -37,6 +37,22 @@ def describe(leaf: Any) -> dict[str, Any]:
     return {"shape": list(leaf.shape), "dtype": str(leaf.dtype)}
 
 
+def checked_leaves(leaves: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Returns a checkpoint's table of leaves, name -> `path`, `shape` and `dtype`, after checking that it is one.
+
+    Raises:
+        ValueError, TypeError, KeyError: it is not.
+    """
+    for leaf in leaves.values():
+        if not leaf["path"] or not all(isinstance(key, str) for key in leaf["path"]):
+            raise ValueError(leaf["path"])
+        if not all(type(size) is int and size >= 0 for size in leaf["shape"]):
+            raise ValueError(leaf["shape"])
+        if not isinstance(leaf["dtype"], str):
+            raise TypeError(leaf["dtype"])
+    return {**leaves}
+
+
 def target_at(leaf: dict[str, Any], axes: Mapping[str, Any] | None) -> Any:
     """Returns the target for a leaf of a checkpoint's table: an empty NumPy array, or its shape with a sharding.
 

@@ -13,6 +13,7 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
 from antgmm_jax.errors import AntgmmError
+from antgmm_jax.io.files import check_regular
 from antgmm_jax.io.folders import Unwritten
 
 SUFFIX = ".array_record"
@@ -89,21 +90,31 @@ class Shards:
     Args:
         directory: folder with the files.
         samples: rows are numbered 0 .. samples - 1.
+        whole: folder that has to be removed if a file is damaged or a row is missing; None where rows may be missing.
 
     Raises:
-        AntgmmError: a file is damaged.
+        AntgmmError: a file is damaged, or a row is missing.
     """
 
-    def __init__(self, directory: Path, samples: int):
-        self._paths = sorted(directory.glob(f"*{SUFFIX}"))
+    def __init__(self, directory: Path, samples: int, whole: Path | None = None):
+        self._paths, self._remove = sorted(directory.glob(f"*{SUFFIX}")), whole or directory
+        for path in self._paths:
+            check_regular(path)
         self._readers = [ArrayRecordReader(str(path), _READ, file_reader_buffer_size=_BUFFER) for path in self._paths]
         self._lock = Lock()
         self._file, self._place = np.full(samples, -1, np.int32), np.zeros(samples, np.int32)
         for file, reader in enumerate(self._readers):
             if not reader.num_records():  # also if the end of the file is missing
                 raise self._damaged(file)
-            numbers = np.frombuffer(self._read(file, reader.num_records() - 1), np.int64)
-            self._file[numbers], self._place[numbers] = file, np.arange(len(numbers))
+            numbers = self._read(file, reader.num_records() - 1)
+            if len(numbers) != 8 * (reader.num_records() - 1):
+                raise self._damaged(file)
+            rows = np.frombuffer(numbers, np.int64)
+            if rows.min(initial=0) < 0 or rows.max(initial=-1) >= samples:
+                raise self._damaged(file)
+            self._file[rows], self._place[rows] = file, np.arange(len(rows))
+        if whole is not None and not self.held.all():
+            raise AntgmmError(f"{directory} is damaged, a file is missing: remove {whole} and run it again")
 
     @property
     def held(self) -> np.ndarray:
@@ -111,8 +122,11 @@ class Shards:
         return self._file >= 0
 
     def __getitem__(self, row: int) -> bytes:
-        """Returns the bytes of an existing row. Raises AntgmmError if the file is damaged."""
-        return self._read(int(self._file[row]), int(self._place[row]))
+        """Returns the bytes of a row that exists (`held`). Raises AntgmmError if the file is damaged."""
+        file = int(self._file[row])
+        if file < 0:
+            raise IndexError(f"no row {row}")
+        return self._read(file, int(self._place[row]))
 
     def _read(self, file: int, place: int) -> bytes:
         reader = self._readers[file]
@@ -125,5 +139,4 @@ class Shards:
             raise self._damaged(file) from error
 
     def _damaged(self, file: int) -> AntgmmError:
-        path = self._paths[file]
-        return AntgmmError(f"{path} is damaged: delete {path.parent} and build it again")
+        return AntgmmError(f"{self._paths[file]} is damaged: remove {self._remove} and run it again")

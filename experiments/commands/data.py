@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from antgmm_jax.extras import require
-from experiments.commands.output import Json, Maybe, Prompt, Set, emit
+from experiments.commands.output import Json, MaxNewTokens, Maybe, Prompt, Set, emit
 from experiments.commands.sources import FORMS, records, template
 from experiments.run.host.console import bar, say, table
 
@@ -89,7 +89,7 @@ def lmms_eval(
     model: Maybe = None,
     samples: Annotated[int, typer.Option(min=0, help="Number of records, from the first; 0 for all.")] = 0,
     prompt: Prompt = "",
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Maximum length of an answer.")] = 32,
+    max_new_tokens: MaxNewTokens = 32,
     as_json: Json = False,
 ) -> None:
     """Write rows as a task for lmms-eval, in the prompt that a checkpoint was trained with; scored as antgmm eval."""

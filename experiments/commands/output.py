@@ -8,10 +8,13 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from antgmm_jax.errors import disk_error
 from experiments.commands.sources import FORMS
 from experiments.run.export.schemes import Scheme
 from experiments.run.host.console import printable, say, working
 
+MOST_TOKENS, LONGEST_ANSWER = 1 << 20, 1 << 16
+"""Tokens of a request and of an answer, for which memory is allocated."""
 Json = Annotated[bool, typer.Option("--json", help="Print results as JSON.")]
 Set = Annotated[
     list[str] | None,
@@ -28,6 +31,7 @@ Prompt = Annotated[
 CheckData = Annotated[
     str, typer.Option(metavar="DATA", help=f"Prompts of the check, {FORMS}; random prompts by default.")
 ]
+MaxNewTokens = Annotated[int, typer.Option(min=1, max=LONGEST_ANSWER, help="Maximum length of an answer.")]
 CheckSamples = Annotated[int, typer.Option(min=1, help="Number of prompts.")]
 Push = Annotated[
     str,
@@ -84,13 +88,21 @@ def emit(figures: Mapping[str, Any], as_json: bool, *shown: Any) -> None:
         figures: result as JSON types; other numbers are converted to floats.
         as_json: whether to print `figures` as JSON, or else `shown`.
         shown: texts, or objects that rich renders.
+
+    Raises:
+        AntgmmError: the disk on which standard output is has an error.
     """
-    if as_json:
-        typer.echo(json.dumps(figures, indent=1, default=float))
-        return
-    console = Console(highlight=False, markup=False, emoji=False)
-    for part in shown:
-        console.print(printable(part) if isinstance(part, str) else part, soft_wrap=isinstance(part, str))
+    try:
+        if as_json:
+            typer.echo(json.dumps(figures, indent=1, default=float))
+            return
+        console = Console(highlight=False, markup=False, emoji=False)
+        for part in shown:
+            console.print(printable(part) if isinstance(part, str) else part, soft_wrap=isinstance(part, str))
+    except OSError as error:
+        if (line := disk_error(error, "standard output")) is None:
+            raise
+        raise line from error
 
 
 def check_push(name: str) -> None:

@@ -9,7 +9,7 @@ import typer
 
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.extras import require
-from experiments.commands.output import MODELS, CheckData, CheckSamples, Json, Prompt, emit
+from experiments.commands.output import MODELS, CheckData, CheckSamples, Json, MaxNewTokens, Prompt, emit
 from experiments.commands.sources import check_prompts, template
 from experiments.run.host.console import say, table
 
@@ -71,7 +71,7 @@ def package(
     data: CheckData = "",
     samples: CheckSamples = 32,
     prompt: Prompt = "",
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Maximum length of an answer.")] = 16,
+    max_new_tokens: MaxNewTokens = 16,
     as_json: Json = False,
 ) -> None:
     """Compile a checkpoint into one file that PyTorch or JAX runs alone, and check its answers."""

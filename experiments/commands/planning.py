@@ -9,7 +9,7 @@ import typer
 
 from antgmm_jax.config import Remat
 from antgmm_jax.errors import AntgmmError
-from experiments.commands.output import Json, Maybe, Preset, Set, emit
+from experiments.commands.output import LONGEST_ANSWER, MOST_TOKENS, Json, Maybe, Preset, Set, emit
 from experiments.commands.sources import config_of, name_of, sizes_given
 from experiments.run.host.console import count, say, table
 
@@ -32,17 +32,21 @@ def plan(
     mesh: Annotated[
         str, typer.Option("--mesh", metavar="AXIS=N,...", help="Devices to plan for, by data, fsdp and tensor.")
     ] = "fsdp=8",
-    batch: Annotated[int, typer.Option(min=1, help="Samples per step.")] = 256,
+    batch: Annotated[int, typer.Option(min=1, max=1 << 20, help="Samples per step.")] = 256,
     length: Annotated[
         int,
         typer.Option(
             min=0,
+            max=MOST_TOKENS,
             help="Prompt tokens per sample, including image tokens; 0 for max(128, image tokens + 64), or for the"
             " `max_length` of a recipe.",
         ),
     ] = 0,
     answer: Annotated[
-        int, typer.Option(min=0, help="Answer tokens per sample; 0 for 48, or the `max_answer` of a recipe.")
+        int,
+        typer.Option(
+            min=0, max=LONGEST_ANSWER, help="Answer tokens per sample; 0 for 48, or the `max_answer` of a recipe."
+        ),
     ] = 0,
     remat: Annotated[
         Remat, typer.Option(help="What the student's layers save for the backward pass: all, matrix products, inputs.")

@@ -9,7 +9,7 @@ import typer
 
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.extras import require
-from experiments.commands.output import Json, Maybe, Mesh, Prompt, emit
+from experiments.commands.output import Json, MaxNewTokens, Maybe, Mesh, Prompt, emit
 from experiments.commands.sources import FORMS, dtypes, records, template
 from experiments.run.host.console import bar, say, table
 
@@ -33,8 +33,10 @@ def evaluate(
     model: Maybe = None,
     samples: Annotated[int, typer.Option(min=0, help="Number of records, from the first; 0 for all.")] = 0,
     prompt: Prompt = "",
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Maximum length of an answer.")] = 32,
-    batch: Annotated[int, typer.Option(min=1, help="Most questions per batch; fewer if they do not fit.")] = 64,
+    max_new_tokens: MaxNewTokens = 32,
+    batch: Annotated[
+        int, typer.Option(min=1, max=1 << 20, help="Most questions per batch; fewer if they do not fit.")
+    ] = 64,
     answers: Annotated[
         Path | None,
         typer.Option(

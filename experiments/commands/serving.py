@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from antgmm_jax.extras import require
-from experiments.commands.output import MODELS, Json, Prompt, emit
+from experiments.commands.output import MODELS, Json, MaxNewTokens, Prompt, emit
 from experiments.commands.sources import FORMS, records, template
 from experiments.run.host.console import say, table
 
@@ -26,7 +26,7 @@ def serve(
     name: Annotated[str, typer.Option(metavar="NAME", help="Name of the served model.")] = "student",
     batch: Annotated[int, typer.Option(min=1, help="Most requests of a batch.")] = 16,
     wait_ms: Annotated[float, typer.Option(min=0, help="Milliseconds that a batch waits for further requests.")] = 5.0,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Maximum length of an answer.")] = 32,
+    max_new_tokens: MaxNewTokens = 32,
     timeout: Annotated[float, typer.Option(min=1, max=86_400, help="Seconds that a request may wait.")] = 60.0,
 ) -> None:
     """Serve a checkpoint in PyTorch with the OpenAI interface, in batches; for models that vLLM does not take."""
@@ -53,7 +53,7 @@ def load(
     out: Annotated[Path, typer.Option(metavar="FILE", help="Results as JSON.")],
     samples: Annotated[int, typer.Option(min=1, help="Number of questions, from the first.")] = 32,
     prompt: Prompt = "",
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Maximum length of an answer.")] = 8,
+    max_new_tokens: MaxNewTokens = 8,
     clients: Annotated[list[int] | None, typer.Option(min=1, help="Clients (1, 4, 16). Can be repeated.")] = None,
     seconds: Annotated[float, typer.Option(min=0.1, help="Seconds of load per number of clients.")] = 60.0,
     vllm: Annotated[

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from antgmm_jax.errors import AntgmmError
-from experiments.commands.output import Json, Maybe, Preset, emit
+from experiments.commands.output import LONGEST_ANSWER, MOST_TOKENS, Json, Maybe, Preset, emit
 from experiments.commands.sources import config_of, name_of, sizes_given
 from experiments.run.host.console import count, say, table
 
@@ -32,8 +32,10 @@ def search(
             help="Weight of a tower or an axis: a higher one prunes it less; 1 by default. Can be repeated.",
         ),
     ] = None,
-    length: Annotated[int, typer.Option(min=1, help="Prompt tokens of a request, including image tokens.")] = 64,
-    answer: Annotated[int, typer.Option(min=1, help="Answer tokens of a request.")] = 16,
+    length: Annotated[
+        int, typer.Option(min=1, max=MOST_TOKENS, help="Prompt tokens of a request, including image tokens.")
+    ] = 64,
+    answer: Annotated[int, typer.Option(min=1, max=LONGEST_ANSWER, help="Answer tokens of a request.")] = 16,
     as_json: Json = False,
 ) -> None:
     """Search legal sizes for a number of parameters or a latency, as stages of a recipe."""

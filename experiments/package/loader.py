@@ -46,9 +46,11 @@ class Package:
                 program = export.deserialize(bytearray(values.tobytes()))
                 (kinds, inputs), _ = jax.tree.unflatten(program.in_tree, program.in_avals)
             except Exception as error:
-                made = f"this is {jax.__version__}, it was written by {self.about['jax']}"
+                made = f"this is {jax.__version__}, it was written by {self.about.get('jax', 'an unknown one')}"
                 raise ValueError(f"{file} cannot be read by this version of JAX ({made}): package it again") from error
             self.programs[inputs["input_ids"].shape] = inputs, jax.jit(program.call)
+        if not self.programs:
+            raise ValueError(f"{file} holds no program: package it again")
         # Stored in the dtype of the checkpoint, computed in that of the programs.
         self._weights = {
             name: jax.device_put(arrays[WEIGHTS + name].astype(kind.dtype)) for name, kind in kinds.items()
@@ -86,8 +88,8 @@ def _read(file: str | Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
     try:
         with safe_open(file, "numpy") as handle:
             about, arrays = handle.metadata() or {}, {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
-        sums = json.loads(about.pop(CHECKSUMS))
-    except (SafetensorError, KeyError, ValueError) as error:
+        sums = dict(json.loads(about.pop(CHECKSUMS)))
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{file} is no package, or damaged ({error}): package it again") from error
     for name in sorted(sums.keys() | arrays.keys()):
         if name not in arrays or checksum(arrays[name]) != sums.get(name):

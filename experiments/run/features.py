@@ -71,7 +71,7 @@ class StoredViews:
     def __init__(self, directory: Path, samples: int):
         meta = read_book(directory / "meta.json", f"remove {directory} and run it again")
         self.count, self._shape, self._dtype = meta["views"], meta["shape"], np.dtype(meta["dtype"])
-        self._rows = Shards(directory, samples)
+        self._rows = Shards(directory, samples, directory)
 
     def __getitem__(self, index: int) -> Float[np.ndarray, "V M N D"]:
         """Returns the features of all views of a row."""

@@ -229,7 +229,7 @@ class RunFolder:
         run_on_first(lambda: self._check(recipe))
 
     def bind(self, **digests: str) -> None:
-        """Records digests of the run's inputs, or checks them when a run is resumed.
+        """Records digests of the run's inputs; those that are recorded already are compared.
 
         Args:
             digests: digests of the inputs, such as teacher and data.
@@ -243,10 +243,11 @@ class RunFolder:
         remedy = f"choose another folder, or remove {self.path}"
         if not self.inputs.exists() and any((self.path / part).exists() for part in ("stages", "steps")):
             raise AntgmmError(f"{self.inputs} is missing, so the teacher and data of its stages are unknown: {remedy}")
-        before = read_book(self.inputs, remedy) if self.inputs.exists() else digests
-        if other := [name for name, digest in digests.items() if before.get(name) != digest]:
+        before = read_book(self.inputs, remedy) if self.inputs.exists() else {}
+        if other := [name for name, digest in digests.items() if before.get(name, digest) != digest]:
             raise AntgmmError(f"{self.path} was started with another {other[0]}: choose another folder or remove it")
-        write_book(self.inputs, digests)
+        if before != before | digests:
+            write_book(self.inputs, before | digests)
 
     def pinned(self, recipe: Given) -> Given:
         """Returns a recipe with the commits of its Hub names: those of an earlier start, or the current ones.

@@ -86,6 +86,7 @@ def recombine(
         "seed": recipe.seed,
     }
     with folder.opened(recipe):
+        folder.bind(teacher=key)
         _save_once(merged, lambda: teacher.cut(keep)[1], record)
     return Run(recipe, run, watch=watch)
 
@@ -140,8 +141,12 @@ def _cuts(config: LMMConfig, key: str, source: Source) -> dict[str, np.ndarray]:
         raise AntgmmError(
             f"{source.stage} was cut from another teacher than the recipe's: use stages with the same teacher"
         )
-    whole = pruning.identity(config)
-    cut = {axis: keep for axis, keep in keep_of(record).items() if not np.array_equal(keep, whole[axis])}
+    whole, kept = pruning.identity(config), keep_of(record)
+    try:
+        pruning.check(config, kept)
+    except AntgmmError as error:
+        raise AntgmmError(f"{source.stage} keeps what the teacher does not have ({error}): choose another") from error
+    cut = {axis: keep for axis, keep in kept.items() if not np.array_equal(keep, whole[axis])}
     for pattern in source.patterns:
         if not fnmatch.filter(cut, pattern):
             raise AntgmmError(

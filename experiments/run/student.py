@@ -8,11 +8,14 @@ import numpy as np
 
 import distill
 import pruning
+from antgmm_jax.axes import nodes, sizes
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import from_dict
 from antgmm_jax.io import checkpoint
+from antgmm_jax.io.bounds import check_model_config
 from antgmm_jax.io.convert import open_hf
+from antgmm_jax.io.files import one_line
 from antgmm_jax.io.placed import on_devices
 from antgmm_jax.pure import Params, functional
 
@@ -92,7 +95,31 @@ def cut_record(directory: Path) -> dict[str, Any]:
     record = checkpoint.load_record(directory)
     if "keep" not in record:
         raise AntgmmError(f"{directory} is a phase of antgmm train: specify a stage of antgmm compress")
+    if not isinstance(record["keep"], dict) or not isinstance(record.get("teacher"), str):
+        raise AntgmmError(f"{directory} has no record of what it keeps of which teacher: specify another stage")
     return record
+
+
+def config_of(directory: Path, record: Mapping[str, Any]) -> LMMConfig:
+    """Returns the config of a finished stage or phase.
+
+    Args:
+        directory: its folder.
+        record: its record.
+
+    Raises:
+        AntgmmError: the record holds no config, or numbers that no model has.
+    """
+    place, values = directory / checkpoint.STAGE_RECORD, record.get("config")
+    if not isinstance(values, dict):
+        raise AntgmmError(f"{place} holds no config: specify another stage")
+    check_model_config(place, values)
+    with one_line(lambda: f"{place} describes no model", "specify another stage"):
+        config = from_dict(values)
+        # An axis of size 0 is absent, but no part of a model is without layers.
+        if min(sizes(config).values()) < 1 or any(getattr(node.config, "layers", 1) < 1 for node in nodes(config)):
+            raise ValueError("an axis has no units")
+        return config
 
 
 def keep_of(record: dict[str, Any]) -> dict[str, np.ndarray]:
@@ -110,7 +137,7 @@ def load_student(directory: Path) -> Student:
         The student.
     """
     record = cut_record(directory)
-    config = from_dict(record["config"])
+    config = config_of(directory, record)
     return Student(config, lambda: _trained(directory, config), keep_of(record))
 
 
@@ -125,7 +152,7 @@ def load_after(directory: Path, before: Student) -> Student:
         The model after the stage.
     """
     record = checkpoint.load_record(directory)
-    config = from_dict(record["config"])
+    config = config_of(directory, record)
     keep = keep_of(record) if "keep" in record else before.keep
     return Student(config, lambda: completed(_trained(directory, config), before), keep)
 

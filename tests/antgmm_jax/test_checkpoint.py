@@ -18,6 +18,7 @@ import pytest
 
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io import checkpoint, folders
+from antgmm_jax.io.books import write_book
 from experiments.lab.servers.starting import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -186,6 +187,31 @@ def test_every_damaged_file_is_detected(tmp_path, how):
         assert checkpoint.is_complete(tmp_path / "a") == (how == "altered" and path.name != "stage.json")
         path.write_bytes(before)
     assert checkpoint.is_complete(tmp_path / "a")
+
+
+LEAF = {"path": ["w"], "shape": [2], "dtype": "float32"}
+
+
+@pytest.mark.parametrize(
+    "contents",
+    [
+        None,
+        {"leaves": {}},
+        {"leaves": {"w": LEAF}, "files": [1]},
+        {"leaves": {"w": LEAF}, "files": {"a": None}},
+        {"leaves": {"w": LEAF}, "files": {"../../etc/passwd": [1, 2]}},
+        {"leaves": {"w": LEAF}, "files": {"/etc/passwd": [1, 2]}},
+        *({"leaves": {"w": {**LEAF, **change}}, "files": {}} for change in ({"path": [5]}, {"path": []}, {"dtype": 5})),
+        *({"leaves": {"w": {**LEAF, "shape": shape}}, "files": {}} for shape in ([-1], ["a"], 5, None)),
+    ],
+)
+def test_a_table_of_contents_with_a_valid_checksum_is_checked(tmp_path, contents):
+    checkpoint.save_stage(tmp_path / "a", {"w": jnp.arange(2.0)}, RECORD)
+    record = checkpoint.load_record(tmp_path / "a")
+    write_book(tmp_path / "a" / "stage.json", {**record, "contents": contents})
+    with pytest.raises(AntgmmError, match=r"stage\.json has no table of contents: remove .* and run it again"):
+        checkpoint.load_stage(tmp_path / "a")
+    assert not checkpoint.is_complete(tmp_path / "a")
 
 
 @pytest.fixture

@@ -2,7 +2,10 @@
 
 import copy
 
-from antgmm_jax.errors import AntgmmError
+import numpy as np
+import pytest
+
+from antgmm_jax.errors import AntgmmError, memory_error
 
 
 def test_line_breaks_in_names_are_escaped_and_lists_have_lines():
@@ -15,3 +18,13 @@ def test_the_middle_of_a_long_line_is_left_out():
     line = str(AntgmmError("x" * 10_000_000 + ": correct it"))
     assert len(line) < 1100
     assert line.startswith("xxx") and line.endswith("x: correct it")
+
+
+def test_memory_that_does_not_suffice_is_one_line_with_its_size():
+    with pytest.raises(MemoryError) as caught:
+        np.zeros(1 << 55, np.int64)
+    assert str(memory_error(caught.value)).startswith("not enough memory for 256. PiB: choose a smaller batch")
+    xla = RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 25600000000 bytes.\n[tf-allocator]")
+    assert str(memory_error(xla)).startswith("not enough memory for 25600000000 bytes: choose")
+    assert str(memory_error(MemoryError())).startswith("not enough memory: choose")
+    assert memory_error(RuntimeError("another")) is None

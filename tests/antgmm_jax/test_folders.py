@@ -53,3 +53,15 @@ def test_a_lock_that_was_removed_while_a_process_waited_is_not_taken(tmp_path):
     with pytest.raises(AntgmmError, match="another process"), claimed(tmp_path / "out"):
         pass
     waiting.release()
+
+
+@pytest.mark.parametrize("target", ["nowhere", "out"])
+def test_a_link_to_nothing_or_to_itself_is_refused(tmp_path, target):
+    (tmp_path / "out").symlink_to(target)
+    assert write(tmp_path / "out") == f"{tmp_path / 'out'} is a link to nothing: choose another name or remove it"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_folder_that_cannot_be_created_is_one_line():
+    with pytest.raises(AntgmmError, match=r"^cannot write /proc/x/y: .*; free disk space or choose another folder$"):
+        claimed(Path("/proc/x/y")).__enter__()

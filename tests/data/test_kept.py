@@ -57,6 +57,19 @@ def test_a_damaged_result_is_replaced_and_a_full_disk_ignored(file, tmp_path, mo
     (place,) = (tmp_path / "cache").rglob("*.npz")
     place.write_bytes(place.read_bytes()[:40])
     assert [scans(file), scans(file)] == [("abc", 1), ("abc", 0)]
+    whole = place.read_bytes()
+    directory = whole.index(b"PK\x01\x02")
+    for byte, value in ((6, 99), (8, 1), (10, 99)):  # version, encrypted, method of compression
+        place.write_bytes(whole[: directory + byte] + bytes([value]) + whole[directory + byte + 1 :])
+        assert [scans(file), scans(file)] == [("abc", 1), ("abc", 0)]
+    np.savez(place, names=np.array(["content"]))  # without its column
+    assert [scans(file), scans(file)] == [("abc", 1), ("abc", 0)]
+    np.save(place.with_suffix(""), np.zeros(3))
+    place.with_suffix(".npy").rename(place)
+    assert [scans(file), scans(file)] == [("abc", 1), ("abc", 0)]
+    place.unlink()
+    os.mkfifo(place)
+    assert [scans(file), scans(file)] == [("abc", 1), ("abc", 0)]
     with monkeypatch.context() as patch:
         patch.setattr(np, "savez", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "No space left on device")))
         assert scans(file, "not stored") == ("abc", 1)

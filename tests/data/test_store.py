@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -209,6 +210,21 @@ def test_a_picture_removed_after_the_check_is_named(rows, encode, monkeypatch):
     (rows.parent / "1.png").unlink()
     with pytest.raises(AntgmmError, match=r"has changed since it was read: line 2: image 1\.png is missing"):
         encoded_rows.images(1)
+
+
+def test_a_part_that_is_missing_is_one_line_that_names_what_to_remove(rows, encode, monkeypatch):
+    """Its rows were those of another part before."""
+    monkeypatch.setattr(building, "PART", 2)
+    opened(rows, encode)
+    (entry,) = [path for path in (rows.parent / "cache").iterdir() if path.is_dir()]
+    for part in ("images", "tokens"):
+        (entry / part / "00000-00001.array_record").rename(rows.parent / "away")
+        with pytest.raises(AntgmmError, match=f"{part} is damaged, a file is missing: remove {entry} and run it again"):
+            opened(rows, encode)
+        (rows.parent / "away").rename(entry / part / "00000-00001.array_record")
+    opened(rows, encode)
+    shutil.rmtree(entry)
+    assert len(opened(rows, encode)) == 6
 
 
 def test_a_killed_writer_leaves_no_partial_rows(rows, encode, monkeypatch):

@@ -88,7 +88,7 @@ def test_a_damaged_cache_is_refused(tmp_path, monkeypatch, change, reason):
     file.unlink()
     if content is not None:
         file.write_bytes(content)
-    with pytest.raises(AntgmmError, match=rf"{reason}.*delete .*cache"):
+    with pytest.raises(AntgmmError, match=rf"{reason}.*remove .*cache"):
         open_cache(tmp_path / "cache", key=KEY, in_memory=True)
 
 

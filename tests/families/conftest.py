@@ -4,7 +4,6 @@ import pytest
 
 from tests.families.cases import FIRST, SHAPES, Case, case_of
 
-
 _LONG = [pytest.param(one, marks=() if one in FIRST else pytest.mark.long, id=" ".join(one)) for one in SHAPES]
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from antgmm_jax.axes import sizes
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families.blip2.frequency import every
-from pruning.keep import check, compose, identity, merge, shrunk_config
+from pruning.keep import as_kept, check, compose, identity, merge, shrunk_config
 from tests.families.strategies import keeps
 from tests.pruning.models import CONFIGS
 
@@ -54,6 +54,14 @@ def test_identity_holds_every_axis():
 def test_invalid_keeps_are_refused(keep, message):
     with pytest.raises(AntgmmError, match=message):
         check(LLAVA, keep)
+
+
+@pytest.mark.parametrize(
+    "values", [None, {}, "x", [0, "a"], [0, [1]], [0, None], [0, 2**32 + 2], [0, 10**30], [-2], [True, False]]
+)
+def test_what_is_no_list_of_indices_is_refused(values):
+    with pytest.raises(AntgmmError, match="kept units are no lists of indices: choose another stage"):
+        as_kept(values)
 
 
 def test_rows_of_dropped_layers_may_be_absent():

@@ -13,6 +13,8 @@ from antgmm_jax.parallel import preemption, sharding
 from antgmm_jax.parallel.processes import is_first
 from experiments.run.host.console import CONSOLE, say
 
+MOST_SIMULATED = 512
+"""CPU devices of a process: a hundred thousand take gigabytes, and do not start within a minute."""
 _SIZE = re.compile(r"\s*[0-9]{1,6}\s*")
 AUTO = "auto"
 
@@ -36,7 +38,10 @@ def devices(mesh: str, coordinator: str, processes: int, process: int) -> Iterat
         raise AntgmmError(f"--processes {processes}: add --coordinator HOST:PORT, and start each of them")
     sizes = parse(mesh)
     if sizes:
-        simulate(max(math.prod(sizes.values()) // processes, 1))
+        count = max(math.prod(sizes.values()) // processes, 1)
+        if count > MOST_SIMULATED and coordinator != AUTO:  # a cluster tells later how many processes there are
+            raise AntgmmError(f"--mesh {mesh}: {count} devices a process, at most {MOST_SIMULATED} are supported")
+        simulate(min(count, MOST_SIMULATED))
     if coordinator:
         _join(coordinator, processes, process)
         CONSOLE.quiet = not is_first()

@@ -22,6 +22,9 @@ from distill import StepConfig
 LARGEST = (1 << 31) - 1
 """Of whole numbers, so that they fit into 32 bits."""
 Count = Annotated[int, Field(ge=1, le=LARGEST)]
+Tokens = Annotated[int, Field(ge=1, le=1 << 20)]
+"""Of a row; arrays of this length are allocated, as for an answer."""
+AnswerTokens = Annotated[int, Field(ge=1, le=1 << 16)]
 TooLong = Literal["refuse", "drop"]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
 
@@ -133,7 +136,7 @@ class Evaluate(Table):
     """
 
     data: Data
-    max_new_tokens: Count = 32
+    max_new_tokens: AnswerTokens = 32
 
 
 class Export(Table):
@@ -183,8 +186,8 @@ class BaseRecipe(Table):
     pack: Annotated[int, Field(ge=0, le=LARGEST)] = 0
     prompt: Prompt = ""
     features: Literal["disk", "recompute"] = "disk"
-    max_length: Count = 512
-    max_answer: Count = 64
+    max_length: Tokens = 512
+    max_answer: AnswerTokens = 64
 
     @property
     def hard(self) -> "MaadData | FileData | TfdsData | None":

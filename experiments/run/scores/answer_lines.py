@@ -31,7 +31,7 @@ def check_target(path: Path) -> None:
         check_regular(path)
         with path.open(encoding="utf-8") as file:
             first = json.loads(file.readline(_LONGEST))
-    except (ValueError, RecursionError):
+    except (OSError, ValueError, RecursionError):
         first = None
     if not isinstance(first, dict) or not {"answer", "expected", "correct"} <= first.keys():
         raise AntgmmError(f"--answers {path} exists and holds no answers: name another file")

@@ -101,6 +101,7 @@ def test_errors_are_one_line(refused, tmp_path, words, message):
         ([*SHRINK, "--size", f"vision/layers={'[' * 100_000}"], "write it as vision/layers=12"),
         ([*SHRINK, "--size", "vision/layers=1", "--max-shard-size", "0"], "write it as 500MB or 5GB"),
         (["compress", "r.toml", "--run", "run", "--mesh", f"fsdp={'9' * 5000}"], "as in data=2,fsdp=2,tensor=2"),
+        (["eval", "teacher", "--data", "jsonl:a.jsonl", "--mesh", "data=999999"], "at most 512 are supported"),
         (["compress", "r.toml", "--run", "run", "--mesh", ","], "as in data=2,fsdp=2,tensor=2"),
         (["compress", "--model", "m", "--data", "a.jsonl", "--smaller", "2x", "--run", "."], "a folder of its own"),
         (["compress", "pipe.toml", "--run", "run"], "pipe.toml is not a regular file: replace it with one"),

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from antgmm_jax.decoding import generate
 from antgmm_jax.errors import AntgmmError
@@ -177,6 +178,14 @@ def test_a_damaged_file_is_one_line(packaged, tmp_path, place, cut):
     with pytest.raises(ValueError, match=r"a\.stablehlo is .*damaged.*: package it again$") as error:
         loader.Package(tmp_path / "a.stablehlo")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("sums", ["[]", "null", "5", "[" * 100_000, "{"])
+def test_what_is_no_package_is_one_line(tmp_path, sums):
+    save_file({}, tmp_path / "a.stablehlo", {loader.CHECKSUMS: sums})
+    for file in (tmp_path / "a.stablehlo", tmp_path / "absent"):
+        with pytest.raises(ValueError, match=r"(is no package, or damaged|holds no program).*: package it again$"):
+            loader.Package(file)
 
 
 @pytest.mark.parametrize("packaged", [LLAVA], indirect=True, ids=["llava"])

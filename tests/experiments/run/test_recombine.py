@@ -1,6 +1,7 @@
 """Cuts of several stages of one teacher are merged axis by axis, or refused by name."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -11,13 +12,14 @@ from antgmm_jax.axes import sizes, to_dict
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families.blip2.presets import sized as blip2_t5
 from antgmm_jax.io import checkpoint
+from antgmm_jax.io.books import write_book
 from antgmm_jax.io.convert import load_hf
 from antgmm_jax.pure import functional
 from experiments.report.write import finish
 from experiments.run import recombining as recombine
 from experiments.run.recombining import Source
 from experiments.run.schema.recipe import load_recipe
-from experiments.run.student import load_student, teacher_key
+from experiments.run.student import config_of, load_student, teacher_key
 from tests.experiments.tiny import save_teacher, write_recipe
 
 CONFIG = blip2_t5(
@@ -123,6 +125,50 @@ def test_merged_sizes_of_an_illegal_model_are_refused(stage):
 def test_a_stage_of_another_teacher_is_refused(stage):
     with pytest.raises(AntgmmError, match="was cut from another teacher"):
         recombine.joined(CONFIG, KEY, [Source(stage("a", DEPTH, key="other"), ("*",))])
+
+
+def test_a_record_with_a_valid_checksum_is_checked(stage, tmp_path):
+    def written(**change):
+        directory = stage("changed", DEPTH)
+        record = checkpoint.load_record(directory)
+        contents = json.loads((directory / "stage.json").read_text())["contents"]
+        write_book(directory / "stage.json", {**record, "contents": contents, **change})
+        return directory
+
+    for change, message in (
+        ({"keep": None}, "no record of what it keeps of which teacher"),
+        ({"teacher": 5}, "no record of what it keeps of which teacher"),
+        ({"keep": {"vision/layers": [0, "a"]}}, "no lists of indices"),
+        ({"keep": {"vision/planets": [0]}}, "keeps what the teacher does not have .unknown axis 'vision/planets'"),
+        ({"keep": {"vision/layers": [0, 9]}}, r"keeps what the teacher does not have .*within 0\.\.3"),
+    ):
+        directory = written(**change)
+        with pytest.raises(AntgmmError, match=message):
+            recombine.joined(CONFIG, KEY, [Source(directory, ("*",))])
+        shutil.rmtree(directory)
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        *((("vision", "stack", "layers"), value) for value in (10**9, -1, 0, 1.5, "a", None, [1])),
+        *((("vision", "stack", "norm"), value) for value in (5, "batch")),
+        *((("vision", "stack", "local_layers"), value) for value in (5, ["a"])),
+        *(
+            ((name,), value)
+            for name, value in (("family", [1]), ("vision", None), ("moon", 1), ("image_token", 10**12))
+        ),
+    ],
+)
+def test_a_config_with_a_valid_checksum_is_checked(tmp_path, place, value):
+    config = json.loads(json.dumps(to_dict(CONFIG)))
+    assert config_of(tmp_path, {"config": config}) == CONFIG
+    inner = config
+    for name in place[:-1]:
+        inner = inner[name]
+    inner[place[-1]] = value
+    with pytest.raises(AntgmmError, match=r"stage\.json.*(specify another stage|correct it)$"):
+        config_of(tmp_path, {"config": config})
 
 
 def test_the_recipe_keeps_all_but_its_stages(tmp_path):
