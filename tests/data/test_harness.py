@@ -85,5 +85,5 @@ def test_a_folder_that_is_no_name_of_a_task_is_refused(tmp_path):
         write_task(RECORDS, tmp_path / "my task", "{question}", max_new_tokens=1)
     with pytest.raises(AntgmmError, match="exists: choose another name"):
         write_task(RECORDS, tmp_path, "{question}", max_new_tokens=1)
-    with pytest.raises(AntgmmError, match="no records to write"):
+    with pytest.raises(AntgmmError, match="there are no rows to write"):
         write_task([], tmp_path / "none", "{question}", max_new_tokens=1)

@@ -278,7 +278,7 @@ def _leaves(tree):
 def test_a_student_that_answers_differently_fails_the_run(recipe, whole, tmp_path, monkeypatch):
     run = tmp_path / "run"
     (run / "stages").parent.mkdir()
-    for part in ("stages", "cache", "recipe.toml"):
+    for part in ("stages", "cache", "recipe.toml", "inputs.json"):
         (run / part).symlink_to(whole[0] / part)
     save = publish.save_hf
 
