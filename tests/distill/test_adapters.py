@@ -19,13 +19,13 @@ def ready(family):
     return params, with_adapters(params, RANKS, jax.random.key(0))
 
 
-@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize("family", ["llava", pytest.param("blip2_t5", marks=pytest.mark.long)])
 def test_new_adapters_change_nothing(family):
     params, held = ready(family)
     jax.tree.map(np.testing.assert_array_equal, merged(held), params)
 
 
-@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize("family", ["llava", pytest.param("blip2_t5", marks=pytest.mark.long)])
 def test_an_adapter_adds_its_product_layer_by_layer_with_the_rank_of_the_longest_prefix(family):
     params, held = ready(family)
     path, shape = "language/decoder/blocks/attention/q", params["language"]["decoder"]["blocks"]["attention"]["q"].shape
@@ -45,7 +45,7 @@ def test_an_adapter_adds_its_product_layer_by_layer_with_the_rank_of_the_longest
     assert others == {"language"}
 
 
-@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize("family", ["llava", pytest.param("blip2_t5", marks=pytest.mark.long)])
 def test_a_step_trains_the_factors_only_and_the_merged_model_is_the_trained_one(family):
     config, rows = CONFIGS[family], batch_of(CONFIGS[family])
     params, held = ready(family)
@@ -69,7 +69,7 @@ def test_a_step_trains_the_factors_only_and_the_merged_model_is_the_trained_one(
     np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize("family", ["llava", pytest.param("blip2_t5", marks=pytest.mark.long)])
 def test_a_mesh_that_splits_widths_gives_the_gradients_of_one_device(family):
     config, rows = CONFIGS[family], batch_of(CONFIGS[family])
     params = jax.tree.map(jnp.asarray, parameters(family))

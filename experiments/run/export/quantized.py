@@ -106,7 +106,7 @@ def publish_quantized(export: Path, scheme: Scheme, samples: Samples, max_new_to
 
     out = beside(export, scheme)
     with fresh(out) as hidden:
-        quantize(export, hidden, scheme.value)
+        without_kernel = quantize(export, hidden, scheme.value)
         (old, before), (new, after) = (_scored(one, samples, max_new_tokens) for one in (export, hidden))
         equal = sum(map(str.__eq__, before, after))
         sizes = (sum(file.stat().st_size for file in one.glob("*.safetensors")) for one in (export, hidden))
@@ -117,6 +117,9 @@ def publish_quantized(export: Path, scheme: Scheme, samples: Samples, max_new_to
         f"{out}: {loss.bytes_after / 1e6:.1f} MB (before {loss.bytes_before / 1e6:.1f}), exact match {loss.after:.3f}"
         f" ({loss.before:.3f}, {loss.points:.1f} points lost) on {loss.count} questions, {equal} answers equal"
     )
+    if without_kernel:
+        sizes = ", ".join(map(str, without_kernel))
+        say(f"note: vLLM has no kernel for {scheme.value} with {sizes} inputs: choose multiples of 32, or w8a8")
     return loss
 
 

@@ -7,7 +7,8 @@ their dtype, as is usual.
 
 import io
 import logging
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import shutil
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
 from math import gcd
 from pathlib import Path
@@ -30,6 +31,7 @@ from transformers import PreTrainedModel
 
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io.convert import layer_tensors, open_hf
+from antgmm_jax.io.loading import CONFIG
 from antgmm_jax.io.tensors import Tensors
 from experiments.run.export.in_torch import empty_model
 
@@ -40,13 +42,16 @@ _GROUPS = (128, 64, 32)
 _WEIGHT = ".weight"
 
 
-def quantize(directory: Path, out: Path, scheme: str) -> None:
+def quantize(directory: Path, out: Path, scheme: str) -> list[int]:
     """Writes a quantized copy of an export; the other files of the folder are copied.
 
     Args:
         directory: Hugging Face directory.
         out: folder to create.
         scheme: value of `schemes.Scheme`.
+
+    Returns:
+        Numbers of inputs for which servers have no kernel, ascending: with four bits those that no group divides.
 
     Raises:
         AntgmmError: names in transformers do not correspond to the files.
@@ -56,7 +61,8 @@ def quantize(directory: Path, out: Path, scheme: str) -> None:
     shapes = {name: stored.spec(name).shape for name in stored.names if name.endswith(_WEIGHT)}
     shapes = {name: shape for name, shape in shapes.items() if len(shape) == 2}
     matrices = shapes.keys() & {*layer_tensors(config, "language")}
-    chosen = _scheme(scheme, [shapes[name][1] for name in matrices])
+    inputs = {shapes[name][1] for name in matrices}
+    chosen = _scheme(scheme, inputs)
     # Names in transformers and in the files: servers read either.
     ignored = [
         *_outside(directory, len(matrices)),
@@ -64,9 +70,13 @@ def quantize(directory: Path, out: Path, scheme: str) -> None:
     ]
     with _quiet():
         convert_checkpoint(directory, out, _Quantizer(chosen, matrices, [*dict.fromkeys(ignored)]), device="cpu")
+    for weights in out.glob("*.safetensors"):  # which the library leaves to their owner alone
+        shutil.copymode(directory / CONFIG, weights)
+    four = chosen.weights is not None and chosen.weights.num_bits == 4
+    return sorted(size for size in inputs if four and size % _GROUPS[-1])
 
 
-def _scheme(scheme: str, inputs: Sequence[int]) -> QuantizationScheme:
+def _scheme(scheme: str, inputs: Collection[int]) -> QuantizationScheme:
     """The scheme of the library; four bits have a scale for each group of weights that divides all inputs, or row."""
     chosen = preset_name_to_scheme(_PRESETS[scheme], ["Linear"])
     args = chosen.weights

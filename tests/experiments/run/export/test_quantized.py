@@ -48,7 +48,8 @@ def test_w8a8_rounds_each_row_to_127_steps(plain, tmp_path):
 
 @pytest.mark.parametrize("scheme", [*Scheme])
 def test_transformers_computes_with_the_rounded_weights(plain, tmp_path, scheme):
-    quantize(plain, tmp_path / "out", scheme.value)
+    without_kernel = quantize(plain, tmp_path / "out", scheme.value)
+    assert without_kernel == ([48] if scheme is Scheme.W4A16 else [])  # the model has 32 and 48
     batch = split(random_batch(open_hf(plain)[0], 2, answer=3))[1]
     model = torch_model(tmp_path / "out")
     torch_answers(model, batch, 3, 0)  # the first call decompresses
@@ -73,6 +74,7 @@ def test_a_quantized_export_is_scored_beside_it(tmp_path):
     assert (export / "README.md").read_text() == "# Card\n"
     assert {path.name for path in tmp_path.iterdir()} >= {"export", "export-w8a8"}
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+    assert len({path.stat().st_mode for path in out.iterdir()}) == 1  # others may read the weights too
 
 
 @pytest.mark.parametrize(("inputs", "size"), [((384, 256), 128), ((64, 96), 32), ((64, 48), None)])
