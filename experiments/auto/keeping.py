@@ -21,6 +21,7 @@ from experiments.auto.bisection import Tried, between, next_ratio, smallest_kept
 from experiments.auto.goal import MOST_MINUTES, Goal
 from experiments.auto.plan import further, measured, write
 from experiments.auto.schedule import Tuned
+from experiments.run.export.publishing import check_replaceable
 from experiments.run.host.console import CONSOLE, clock, count, say, table
 from experiments.run.pipeline import Run
 from experiments.run.progress.watching import Watch
@@ -120,17 +121,24 @@ class Search:
             yield str(number), count(one.params), *figures
 
     def publish(self, best: Run) -> None:
-        """Copies export and report of a student to the folder of the search.
+        """Copies export and report of a student to the folder of the search, unless they are there.
 
         Args:
             best: run of the student.
+
+        Raises:
+            AntgmmError: the folder `export` holds a file that is not of an export.
         """
         for source in (best.folder.export, best.folder.report):
-            if source.exists():
-                fresh, name = self.path / f".{source.name}.tmp", source.name
-                shutil.rmtree(fresh, ignore_errors=True)
-                shutil.copytree(source, fresh)
-                folders.replace(fresh, self.path / name)
+            target = self.path / source.name
+            if not source.exists() or (target.exists() and folders.checksums(source) == folders.checksums(target)):
+                continue
+            if source == best.folder.export:
+                check_replaceable(target)
+            with folders.temporary_folder(target) as place:
+                if source == best.folder.report and target.exists():  # with what others have put there
+                    shutil.copytree(target, place / source.name)
+                folders.replace(Path(shutil.copytree(source, place / source.name, dirs_exist_ok=True)), target)
 
     def _planned(self, budget: int) -> bool:
         """Plans the next student, unless that is done; returns whether there is a legal one."""
@@ -212,8 +220,12 @@ class Search:
         write_book(self._book, {"goal": self._about(), **state, "tries": self.figures()})
 
     def _recall(self) -> None:
-        state: Mapping[str, Any] = read_book(self._book, f"remove {self.path} and search again")
-        if state["goal"] != json.loads(json.dumps(self._about())):
+        remedy = f"remove {self.path} and search again"
+        state: Mapping[str, Any] = read_book(self._book, remedy)
+        if state.get("goal") != json.loads(json.dumps(self._about())):
             raise AntgmmError(f"{self.path} is the search of other options: choose another --run, or remove it")
-        self.teacher, self._spent, self._tuned = state["teacher"], state["spent"], Tuned(**state["tuned"])
-        self.tries = [Tried(**one) for one in state["tries"]]
+        try:
+            self.teacher, self._spent, self._tuned = state["teacher"], state["spent"], Tuned(**state["tuned"])
+            self.tries = [Tried(**one) for one in state["tries"]]
+        except (KeyError, TypeError) as error:
+            raise AntgmmError(f"{self._book} holds no students: {remedy}") from error

@@ -1,6 +1,5 @@
 """The start of a run: devices, folder, copy in a store, and what its errors say."""
 
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
@@ -12,8 +11,6 @@ from antgmm_jax.errors import AntgmmError
 
 if TYPE_CHECKING:
     from experiments.run.progress.watching import Watch
-
-_BOOKS = {".lock", "recipe.toml", "status.json", "inputs.json"}
 
 
 class Machine(NamedTuple):
@@ -78,13 +75,11 @@ def _in_folder(run: Path) -> Iterator[None]:
     try:
         yield
     except AntgmmError as error:
-        from experiments.run.folder import InUse
+        from experiments.run.folder import remove_unsaved
 
-        # If two processes start at once, the folder belongs to the other one.
-        new = not existed and not isinstance(error, InUse) and run.exists()
-        if new and {path.name for path in run.iterdir()} <= _BOOKS:
-            shutil.rmtree(run)
-        elif (run / "status.json").exists() and state_of(run).endswith(f": {error})"):
+        if not existed and remove_unsaved(run):
+            raise
+        if (run / "status.json").exists() and state_of(run).endswith(f": {error})"):
             typer.echo(f"{run} is kept; fix the error and run the same command to resume", err=True)
         raise
 

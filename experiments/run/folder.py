@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import threading
 import time
@@ -25,9 +26,10 @@ from experiments.run.pins import Given, pinned
 from experiments.run.schema import Recipe, Training
 from experiments.run.schema.recipe import difference, dump_recipe, load_recipe, load_training
 
-RECIPE, STATUS, INPUTS = "recipe.toml", "status.json", "inputs.json"
+RECIPE, STATUS, INPUTS, LOCK = "recipe.toml", "status.json", "inputs.json", ".lock"
 BEAT = 15.0
 """Seconds between updates of time and energy in status.json; a killed process loses at most that much."""
+_FROM_NOW = "time and energy count from now"
 WHOLE = "run"
 """Key of the energy of the whole run."""
 
@@ -133,12 +135,19 @@ class RunFolder:
         if not path.exists():
             return
         try:
-            status = read_book(path, "time and energy count from now")
+            status = read_book(path, _FROM_NOW)
+            seconds, energy = (
+                float(status["seconds"]),
+                {part: Energy(**used) for part, used in status["energy"].items()},
+            )
         except AntgmmError as error:
             say(str(error))
             return
-        self._before = status["seconds"]
-        self._meters = {part: partial(Energy, **used) for part, used in status["energy"].items()}
+        except (KeyError, TypeError, ValueError, AttributeError):
+            say(f"{path} holds no time and energy: {_FROM_NOW}")
+            return
+        self._before = seconds
+        self._meters = {part: partial(Energy._make, used) for part, used in energy.items()}
 
     @contextmanager
     def _counted(self) -> Iterator[None]:
@@ -190,7 +199,7 @@ class RunFolder:
         self._check(recipe)
         self.path.mkdir(parents=True, exist_ok=True)
         try:
-            with FileLock(self.path / ".lock", timeout=0):
+            with FileLock(self.path / LOCK, timeout=0):
                 self._check(recipe)
                 self._clean()
                 if not (self.path / RECIPE).exists():
@@ -232,7 +241,7 @@ class RunFolder:
         """Records digests of the run's inputs; those that are recorded already are compared.
 
         Args:
-            digests: digests of the inputs, such as teacher and data.
+            digests: digests of the inputs, such as `teacher` and `test_rows`.
 
         Raises:
             AntgmmError: the run was started with other inputs, or has stages whose inputs are not recorded.
@@ -245,7 +254,8 @@ class RunFolder:
             raise AntgmmError(f"{self.inputs} is missing, so the teacher and data of its stages are unknown: {remedy}")
         before = read_book(self.inputs, remedy) if self.inputs.exists() else {}
         if other := [name for name, digest in digests.items() if before.get(name, digest) != digest]:
-            raise AntgmmError(f"{self.path} was started with another {other[0]}: choose another folder or remove it")
+            what = other[0].replace("_", " ")
+            raise AntgmmError(f"{self.path} was started with another {what}: choose another folder or remove it")
         if before != before | digests:
             write_book(self.inputs, before | digests)
 
@@ -298,11 +308,35 @@ def status_of(path: Path) -> dict[str, Any]:
         AntgmmError: there is no status, or it is damaged.
     """
     status = read_book(path / STATUS)
+    if not isinstance(status.get("state"), str):
+        raise AntgmmError(f"{path / STATUS} holds no state: start the run again")
     if status["state"] == "running":
         # On a disk that became read-only, a lock cannot be opened.
-        with suppress(Timeout, OSError), FileLock(path / ".lock", timeout=0):
+        with suppress(Timeout, OSError), FileLock(path / LOCK, timeout=0):
             status["state"] = "stopped"
     return status
+
+
+def remove_unsaved(path: Path) -> bool:
+    """Removes the folder of a run that has saved nothing, unless another process uses it.
+
+    Args:
+        path: folder of the run.
+
+    Returns:
+        Whether it was removed.
+    """
+    with suppress(Timeout, OSError):
+        if _holds_books_only(path):
+            with FileLock(path / LOCK, timeout=0):
+                if _holds_books_only(path):
+                    shutil.rmtree(path)
+                    return True
+    return False
+
+
+def _holds_books_only(path: Path) -> bool:
+    return path.exists() and {one.name for one in path.iterdir()} <= {RECIPE, STATUS, INPUTS, LOCK}
 
 
 @contextmanager

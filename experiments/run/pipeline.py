@@ -10,6 +10,7 @@ from transformers import ProcessorMixin
 
 from antgmm_jax.axes import sizes, to_dict
 from antgmm_jax.config import LMMConfig
+from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io import checkpoint
 from antgmm_jax.io.books import read_book, write_book
 from antgmm_jax.io.folders import checksums, verify
@@ -183,14 +184,15 @@ class Run:
         if self.hard is not None:
             self.test.pad_prompts_like(self.hard)
         place = self.folder.cache / "features"
+        digests = {"test_rows": self.test.fingerprint, "hard_rows": self.hard.fingerprint if self.hard else ""}
         if teacher is None or not isinstance(recipe, Recipe):
-            self.folder.bind(data=samples.fingerprint)
+            self.folder.bind(model=self.origin.key, data=samples.fingerprint, **digests)
             features = ImageFeatures(samples, recipe.seed, place)
             return Shared(recipe, NO_TEACHER, dict, samples, features, lambda stage: None)
         if recipe.teacher.pairs:
             with self.folder.metered("pairs"):
                 samples = with_pairs(recipe, samples, teacher.config, teacher.weights(), processor, self._cache)
-        self.folder.bind(teacher=self.origin.key, data=samples.fingerprint)
+        self.folder.bind(teacher=self.origin.key, data=samples.fingerprint, **digests)
         source, frozen = targets_of(recipe, teacher, self.origin.key, samples, self.folder, self._cache)
         return_freed_memory()
         features = ImageFeatures(samples, recipe.seed, place)
@@ -201,6 +203,10 @@ class Run:
     def _stage(self, work: Work, student: Student, shared: Shared) -> Student:
         done = self.folder.stage(work.number, work.stage.name)
         if self.folder.finished(work.number, work.stage.name):
+            ours = {"data": shared.samples.fingerprint, **({"teacher": self.origin.key} if self.origin.teacher else {})}
+            record = checkpoint.load_record(done)
+            if other := [name for name, digest in ours.items() if record.get(name) != digest]:
+                raise AntgmmError(f"{done} is a stage of another {other[0]}: remove it and start again")
             say(f"{work.title}: complete in {done}")
             return load_after(done, student)
         with self.folder.metered(done.name) as energy:

@@ -21,7 +21,7 @@ class Origin(NamedTuple):
     Attributes:
         teacher: the teacher; None if a model is trained without one.
         processor: processor of the models.
-        key: `teacher_key` of the teacher; "" without one.
+        key: `teacher_key` of the teacher or of the checkpoint that is trained; "" for random parameters.
         parent: folder of the stage with the initial model; "" for none.
     """
 
@@ -50,7 +50,8 @@ def opening(recipe: Recipe | Training) -> Callable[[Source], tuple[Student, Orig
 
     def begin(records: Source) -> tuple[Student, Origin]:
         if recipe.start:
-            return whole(recipe.start), Origin(None, load_processor(recipe.start), "", "")
+            model = whole(recipe.start)
+            return model, Origin(None, load_processor(recipe.start), teacher_key(model.weights()), "")
         model, processor = fresh(recipe, shape, records)
         return model, Origin(None, processor, "", "")
 

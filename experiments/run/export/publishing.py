@@ -120,8 +120,7 @@ def fresh(directory: Path) -> Iterator[Path]:
 
     def begin() -> None:
         claim.enter_context(folders.claimed(directory))
-        if other := [path for path in sorted(directory.glob("*")) if not _of_an_export(path.name)]:
-            raise AntgmmError(f"{other[0]} is no file of an export, which replaces {directory}: move it elsewhere")
+        check_replaceable(directory)
         remove()  # left by a killed process
         claim.callback(remove)
 
@@ -134,6 +133,19 @@ def fresh(directory: Path) -> Iterator[Path]:
         if (line := disk_error(error, directory)) is None:
             raise
         raise line from error
+
+
+def check_replaceable(directory: Path) -> None:
+    """Checks that a folder holds files of an export only.
+
+    Args:
+        directory: the folder; it may be absent.
+
+    Raises:
+        AntgmmError: it holds another file.
+    """
+    if other := [path for path in sorted(directory.glob("*")) if not _of_an_export(path.name)]:
+        raise AntgmmError(f"{other[0]} is no file of an export, which replaces {directory}: move it elsewhere")
 
 
 def _of_an_export(name: str) -> bool:

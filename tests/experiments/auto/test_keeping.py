@@ -12,6 +12,7 @@ from experiments.auto.goal import Goal, share
 from experiments.auto.keeping import Search
 from experiments.auto.plan import Plan
 from experiments.auto.schedule import Tuned, base
+from experiments.run.folder import RunFolder
 from experiments.run.progress.watching import NOTHING
 from pruning.costs import total_parameters
 from tests.pruning.models import CONFIGS
@@ -110,6 +111,30 @@ def test_students_start_from_the_smallest_one_that_keeps_the_quality(monkeypatch
     assert fake.ran[4:] == [9.5]
     with pytest.raises(AntgmmError, match="is the search of other options: choose another --run"):
         Search(GOAL._replace(keep=0.5), run, (), NOTHING)
+
+
+def test_files_of_others_beside_the_smallest_student_are_kept(monkeypatch, tmp_path):
+    Fake(monkeypatch)
+    search = Search(GOAL, tmp_path / "search", (), NOTHING)
+    best = SimpleNamespace(folder=RunFolder(tmp_path / "search" / "2"))
+    for folder in (best.folder.export, best.folder.report):
+        folder.mkdir(parents=True, exist_ok=True)
+    (best.folder.export / "config.json").write_text("1")
+    (best.folder.report / "report.md").write_text("1")
+    search.publish(best)
+    (tmp_path / "search" / "report" / "mine.md").write_text("mine")
+    (best.folder.report / "report.md").write_text("2")
+    search.publish(best)
+    assert {path.name: path.read_text() for path in (tmp_path / "search" / "report").iterdir()} == {
+        "mine.md": "mine",
+        "report.md": "2",
+    }
+    (tmp_path / "search" / "export" / "notes.txt").write_text("mine")
+    with pytest.raises(AntgmmError, match=r"notes\.txt is no file of an export"):
+        search.publish(best)
+    assert (tmp_path / "search" / "export" / "config.json").read_text() == "1"
+    (tmp_path / "search" / "export" / "notes.txt").unlink()
+    search.publish(best)
 
 
 def test_a_search_that_was_stopped_runs_the_planned_student(monkeypatch, tmp_path):

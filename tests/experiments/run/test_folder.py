@@ -8,7 +8,7 @@ import pytest
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io.books import write_book
 from experiments.run import folder
-from experiments.run.folder import RunFolder
+from experiments.run.folder import RunFolder, remove_unsaved, status_of
 from experiments.run.host.energy import Energy
 from experiments.run.schema.recipe import load_recipe
 from tests.experiments.tiny import write_recipe
@@ -47,8 +47,8 @@ def test_energy_sums_over_all_starts_by_part(recipe, tmp_path):
     earlier = Energy(2.0, 1.0, 3000.0, "measured", 10.0, 20.0, 30.0, ["counters"])
     with RunFolder(path).opened(recipe):
         pass
-    status_of = {"state": "running", "seconds": 1000.0, "energy": {"01-a": earlier._asdict()}}
-    write_book(path / "status.json", status_of)
+    noted = {"state": "running", "seconds": 1000.0, "energy": {"01-a": earlier._asdict()}}
+    write_book(path / "status.json", noted)
     again = RunFolder(path)
     with again.opened(recipe):
         with again.metered("01-a") as energy, again.metered("cache"):
@@ -109,3 +109,32 @@ def test_a_folder_resumes_only_with_the_same_teacher_and_data(tmp_path):
     run.stage(1, "a").mkdir(parents=True)
     with pytest.raises(AntgmmError, match=r"inputs\.json is missing, so the teacher and data .* are unknown"):
         run.bind(teacher="one", data="two")
+
+
+@pytest.mark.parametrize(
+    "change", [{"energy": None}, {"seconds": "x"}, {"energy": {"run": {"watts": 1}}}, {"energy": [1]}]
+)
+def test_a_status_of_another_form_holds_no_time(recipe, tmp_path, capsys, change):
+    path = tmp_path / "run"
+    with RunFolder(path).opened(recipe):
+        pass
+    write_book(path / "status.json", {"state": "running", "seconds": 1000.0, "energy": {}, **change})
+    with RunFolder(path).opened(recipe):
+        pass
+    assert "holds no time and energy: time and energy count from now" in capsys.readouterr().err
+    assert status(path)["seconds"] < 100
+    write_book(path / "status.json", {"state": 5})
+    with pytest.raises(AntgmmError, match=r"status\.json holds no state: start the run again"):
+        status_of(path)
+
+
+def test_a_folder_that_another_process_uses_is_not_removed(recipe, tmp_path):
+    path = tmp_path / "run"
+    with RunFolder(path).opened(recipe):
+        assert not remove_unsaved(path)  # as after the refusal of a second command
+        assert path.exists()
+    assert remove_unsaved(path)
+    assert not path.exists()
+    with RunFolder(path).opened(recipe):
+        RunFolder(path).stage(1, "a").mkdir(parents=True)
+    assert not remove_unsaved(path) and not remove_unsaved(tmp_path / "none")

@@ -13,6 +13,7 @@ import data.maad as maad
 from antgmm_jax.families import inputs
 from antgmm_jax.families.common.words import user_turn
 from antgmm_jax.io import checkpoint
+from antgmm_jax.io.books import read_book
 from antgmm_jax.io.convert import load_hf, open_hf
 from antgmm_jax.io.loading import load_processor
 from data.chat import messages
@@ -24,6 +25,7 @@ from experiments.run import stage
 from experiments.run.pipeline import Run
 from experiments.run.rows.datasets import encode_both, load_both
 from experiments.run.schema.recipe import load_recipe, load_training
+from experiments.run.student import teacher_key
 from tests import reference
 from tests.experiments.own_data import (
     CHATLESS,
@@ -219,6 +221,7 @@ def test_training_continues_from_the_parameters_of_a_checkpoint(ads):
     moved = jax.tree.map(lambda old, new: np.abs(new - old).max(), before["language"], after["language"])
     # Three steps of AdamW move a parameter by about three learning rates; other initial parameters differ more.
     assert 0 < max(jax.tree.leaves(moved)) < 5e-3
+    assert read_book(ads / "run" / "inputs.json")["model"] == teacher_key(before)
     tokenizers = [AutoProcessor.from_pretrained(folder).tokenizer for folder in (teacher, "run/export")]
     assert tokenizers[0].get_vocab() == tokenizers[1].get_vocab()
 

@@ -243,6 +243,22 @@ def test_an_export_that_was_altered_is_refused(recipe, whole, tmp_path):
         finish(Run(load_recipe(recipe), run), report=False)
 
 
+@pytest.mark.parametrize("what", ["teacher", "data"])
+def test_a_stage_of_another_run_is_refused(recipe, whole, tmp_path, what):
+    run = Path(shutil.copytree(whole[0], tmp_path / "run"))
+    record = run / "stages" / "01-blocks" / "stage.json"
+    write_book(record, {**read_book(record), what: "another"})
+    with pytest.raises(AntgmmError, match=rf"01-blocks is a stage of another {what}: remove it and start again"):
+        finish(Run(load_recipe(recipe), run), report=False)
+
+
+def test_other_test_rows_are_refused(recipe, whole, tmp_path):
+    run = Path(shutil.copytree(whole[0], tmp_path / "run"))
+    write_book(run / "inputs.json", {**read_book(run / "inputs.json"), "test_rows": "others"})
+    with pytest.raises(AntgmmError, match="was started with another test rows: choose another folder"):
+        finish(Run(load_recipe(recipe), run), report=False)
+
+
 @pytest.mark.long
 def test_a_report_can_be_left_out_and_made_later(recipe, whole, tmp_path, capsys):
     """Later, neither stages nor export are made again."""
