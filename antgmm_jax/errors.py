@@ -10,7 +10,7 @@ _OF_THE_DISK = (
 
 
 _OF_MEMORY = ("RESOURCE_EXHAUSTED", "Out of memory")
-"""In errors of XLA, whose class does not tell."""
+"""Words of XLA's errors; their class is that of all its errors."""
 _LONGEST = 1000
 """Characters of a line; of a longer one, the middle is left out."""
 

@@ -244,7 +244,7 @@ class RunFolder:
             digests: digests of the inputs, such as `teacher` and `test_rows`.
 
         Raises:
-            AntgmmError: the run was started with other inputs, or has stages whose inputs are not recorded.
+            AntgmmError: the run was started with other inputs, or has stages without a record of their inputs.
         """
         run_on_first(lambda: self._bind(digests))
 

@@ -39,7 +39,7 @@ def devices(mesh: str, coordinator: str, processes: int, process: int) -> Iterat
     sizes = parse(mesh)
     if sizes:
         count = max(math.prod(sizes.values()) // processes, 1)
-        if count > MOST_SIMULATED and coordinator != AUTO:  # a cluster tells later how many processes there are
+        if count > MOST_SIMULATED and coordinator != AUTO:  # the number of processes is known later
             raise AntgmmError(f"--mesh {mesh}: {count} devices a process, at most {MOST_SIMULATED} are supported")
         simulate(min(count, MOST_SIMULATED))
     if coordinator:
