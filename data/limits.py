@@ -19,6 +19,8 @@ EXPANSION = 16
 """Larger row groups take at most this many times the size of their file: pictures 1, texts 2 to 5."""
 MOST_CHARACTERS = 1 << 22
 """Characters of a text."""
+MOST_TOKENS, LONGEST_ANSWER = 1 << 20, 1 << 16
+"""Tokens of a row or request and of an answer: arrays of this length are allocated."""
 LINE_CHARACTERS = 200
 """Characters of a value in an error, so that its line can be read."""
 _SURROGATES = re.compile("[\ud800-\udfff]")

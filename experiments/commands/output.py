@@ -9,12 +9,11 @@ import typer
 from rich.console import Console
 
 from antgmm_jax.errors import disk_error
+from data.limits import LONGEST_ANSWER
 from experiments.commands.sources import FORMS
 from experiments.run.export.schemes import Scheme
 from experiments.run.host.console import printable, say, working
 
-MOST_TOKENS, LONGEST_ANSWER = 1 << 20, 1 << 16
-"""Tokens of a request and of an answer, for which memory is allocated."""
 Json = Annotated[bool, typer.Option("--json", help="Print results as JSON.")]
 Set = Annotated[
     list[str] | None,

@@ -9,7 +9,8 @@ import typer
 
 from antgmm_jax.config import Remat
 from antgmm_jax.errors import AntgmmError
-from experiments.commands.output import LONGEST_ANSWER, MOST_TOKENS, Json, Maybe, Preset, Set, emit
+from data.limits import LONGEST_ANSWER, MOST_TOKENS
+from experiments.commands.output import Json, Maybe, Preset, Set, emit
 from experiments.commands.sources import config_of, name_of, sizes_given
 from experiments.run.host.console import count, say, table
 

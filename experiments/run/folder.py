@@ -136,10 +136,8 @@ class RunFolder:
             return
         try:
             status = read_book(path, _FROM_NOW)
-            seconds, energy = (
-                float(status["seconds"]),
-                {part: Energy(**used) for part, used in status["energy"].items()},
-            )
+            seconds = float(status["seconds"])
+            energy = {part: Energy(**used) for part, used in status["energy"].items()}
         except AntgmmError as error:
             say(str(error))
             return

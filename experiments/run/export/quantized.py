@@ -118,8 +118,8 @@ def publish_quantized(export: Path, scheme: Scheme, samples: Samples, max_new_to
         f" ({loss.before:.3f}, {loss.points:.1f} points lost) on {loss.count} questions, {equal} answers equal"
     )
     if without_kernel:
-        sizes = ", ".join(map(str, without_kernel))
-        say(f"note: vLLM has no kernel for {scheme.value} with {sizes} inputs: choose multiples of 32, or w8a8")
+        widths = ", ".join(map(str, without_kernel))
+        say(f"note: vLLM has no kernel for {scheme.value} with {widths} inputs: choose multiples of 32, or w8a8")
     return loss
 
 

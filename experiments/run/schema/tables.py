@@ -16,15 +16,15 @@ from pydantic import (
     model_validator,
 )
 
+from data.limits import LONGEST_ANSWER, MOST_TOKENS
 from data.record import check_template
 from distill import StepConfig
 
 LARGEST = (1 << 31) - 1
 """Of whole numbers, so that they fit into 32 bits."""
 Count = Annotated[int, Field(ge=1, le=LARGEST)]
-Tokens = Annotated[int, Field(ge=1, le=1 << 20)]
-"""Of a row; arrays of this length are allocated, as for an answer."""
-AnswerTokens = Annotated[int, Field(ge=1, le=1 << 16)]
+Tokens = Annotated[int, Field(ge=1, le=MOST_TOKENS)]
+AnswerTokens = Annotated[int, Field(ge=1, le=LONGEST_ANSWER)]
 TooLong = Literal["refuse", "drop"]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
 
