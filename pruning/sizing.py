@@ -49,6 +49,7 @@ def search(
     pins: Mapping[str, int | float] | None = None,
     weights: Mapping[str, float] | None = None,
     value: Price | None = None,
+    multiple: int = 0,
 ) -> Sized:
     """Searches for the sizes within a budget that prune a model least.
 
@@ -64,6 +65,7 @@ def search(
         pins: axis -> fixed number of units, or (float) fixed fraction of the current size.
         weights: tower or axis -> factor on the weights of its axes; 1 by default.
         value: config -> cost that a reduction should save, such as parameters and latency together; `price` by default.
+        multiple: number of which widths and MLP units are multiples; 0 if any will do.
 
     Returns:
         The sizes. The current sizes (with the pins) if they are within the budget; the smallest legal sizes, which
@@ -92,7 +94,7 @@ def search(
         reductions = {
             axis: sized({**current.sizes, axis: n})
             for axis in weight_of
-            if (n := next_smaller(config, current.sizes, axis))
+            if (n := next_smaller(config, current.sizes, axis, multiple))
         }
         if not reductions:
             return current
@@ -129,7 +131,7 @@ def free_axes(config: LMMConfig, held: Collection[str] = ()) -> list[str]:
     return free
 
 
-def next_smaller(config: LMMConfig, at: Mapping[str, int], axis: str) -> int:
+def next_smaller(config: LMMConfig, at: Mapping[str, int], axis: str, multiple: int = 0) -> int:
     """Returns the next smaller size that the search considers.
 
     Sizes have three significant bits (7, 8, 10, 12, 14, 16, 20 ...: steps of 13 to 20 %, efficient on hardware), or are
@@ -140,11 +142,13 @@ def next_smaller(config: LMMConfig, at: Mapping[str, int], axis: str) -> int:
         config: model config.
         at: axis -> current legal size.
         axis: axis to reduce.
+        multiple: number of which a width or a number of MLP units is a multiple; 0 if any will do.
 
     Returns:
         The size; 0 if there is no smaller legal size.
     """
-    for unit in (ALIGNED, 1) if at[axis] > ALIGNED**2 else (1,):
+    units = (ALIGNED, 1) if at[axis] > ALIGNED**2 else (1,)
+    for unit in (multiple,) if multiple and axis.endswith(("embed", "mlp")) else units:
         size = at[axis] - 1
         while size > 0:
             shift = max(size.bit_length() - 3, 0)

@@ -22,6 +22,7 @@ class Goal(NamedTuple):
         latency_ms: maximum milliseconds of a request on this machine; 0 if not set.
         keep: share of the teacher's score that the smallest student keeps; 0 if not set. A goal of one of the students
             of this search has `params` too.
+        multiple: number of which the student's widths and MLP units are multiples; 0 if any will do.
         minutes: duration that the run should take; 0 for as long as the steps need, at most `MOST_MINUTES`.
         changes: `key=value` changes of the recipe outside its stages, such as the prompt.
     """
@@ -33,6 +34,7 @@ class Goal(NamedTuple):
     params: int = 0
     latency_ms: float = 0.0
     keep: float = 0.0
+    multiple: int = 0
     minutes: float = 0.0
     changes: tuple[str, ...] = ()
 

@@ -152,7 +152,8 @@ def further(goal: Goal, first: Mapping[str, Any], best: Tuned, parent: str) -> P
     start = load_student(Path(parent)) if parent else whole_model
     processor, records = load_processor(goal.model), load_records(recipe.data)
     samples = encoded(recipe, records, processor, whole_model.config, trained=True)
-    choice = within(start, samples, goal.params, recipe.seed, recipe.optimizer.dtype, _left(goal, begin))
+    seconds = _left(goal, begin)
+    choice = within(start, samples, goal.params, recipe.seed, recipe.optimizer.dtype, seconds, goal.multiple)
     left = _left(goal, begin)
     machine = _machine(tables, samples)._replace(spent=time.monotonic() - begin)
     raw, expected = fitted(goal, tables, start.config, choice.sized.sizes, machine, best)

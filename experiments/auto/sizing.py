@@ -82,9 +82,9 @@ def chosen(goal: Goal, seen: Look, seed: int, dtype: str, seconds: float) -> Cho
     """
     config = seen.teacher.config
     if not goal.latency_ms:
-        return within(seen.teacher, seen.trained, _parameters(goal, config), seed, dtype, seconds)
+        return within(seen.teacher, seen.trained, _parameters(goal, config), seed, dtype, seconds, goal.multiple)
     sensitivity = _sensitivity(seen.teacher, seen.trained, seed, dtype, seconds)
-    search = partial(pruning.search, config, weights=factors(sensitivity.increases))
+    search = partial(pruning.search, config, weights=factors(sensitivity.increases), multiple=goal.multiple)
     lengths = seen.held.lengths
     # A model without an encoder reads prompt and answer as one text.
     prompt = lengths["text"] - (0 if config.encoder_decoder else lengths["answer"])
@@ -94,7 +94,15 @@ def chosen(goal: Goal, seen: Look, seed: int, dtype: str, seconds: float) -> Cho
     return Chosen(best.sized, sensitivity, best.measured)
 
 
-def within(model: Student, samples: Samples, parameters: int, seed: int, dtype: str, seconds: float) -> Chosen:
+def within(
+    model: Student,
+    samples: Samples,
+    parameters: int,
+    seed: int,
+    dtype: str,
+    seconds: float,
+    multiple: int = 0,
+) -> Chosen:
     """Searches the sizes for a number of parameters.
 
     Args:
@@ -104,6 +112,7 @@ def within(model: Student, samples: Samples, parameters: int, seed: int, dtype: 
         seed: seed of the calibration batches.
         dtype: dtype of computation.
         seconds: time for the sensitivity.
+        multiple: number of which widths and MLP units are multiples; 0 if any will do.
 
     Returns:
         The sizes.
@@ -112,7 +121,8 @@ def within(model: Student, samples: Samples, parameters: int, seed: int, dtype: 
         AntgmmError: no legal model is within the budget, or the model itself is.
     """
     sensitivity, config = _sensitivity(model, samples, seed, dtype, seconds), model.config
-    search = partial(pruning.search, config, weights=factors(sensitivity.increases), value=value_of(config))
+    weights, value = factors(sensitivity.increases), value_of(config)
+    search = partial(pruning.search, config, weights=weights, value=value, multiple=multiple)
     return Chosen(by_parameters(config, parameters, search), sensitivity)
 
 
@@ -127,7 +137,7 @@ def check_budget(goal: Goal) -> None:
     """
     config = whole(goal.model).config
     if not goal.latency_ms:
-        by_parameters(config, _parameters(goal, config), partial(pruning.search, config))
+        by_parameters(config, _parameters(goal, config), partial(pruning.search, config, multiple=goal.multiple))
 
 
 def _parameters(goal: Goal, config: LMMConfig) -> int:

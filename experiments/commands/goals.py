@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 import typer
 
 from antgmm_jax.errors import AntgmmError
+from experiments.run.export.schemes import Scheme
 
 if TYPE_CHECKING:
     from experiments.auto.goal import Goal
@@ -50,11 +51,12 @@ class Wish(NamedTuple):
     keep: str
     minutes: float
 
-    def goal(self, changes: list[str]) -> "Goal":
+    def goal(self, changes: list[str], scheme: Scheme | None = None) -> "Goal":
         """Returns the goal of these options.
 
         Args:
             changes: changes of recipe keys; those of stages are left to the run.
+            scheme: numbers of a quantized copy.
 
         Raises:
             AntgmmError: an option is missing or invalid, or there is more than one budget.
@@ -72,7 +74,8 @@ class Wish(NamedTuple):
         most = parameters(self.params) if self.params else 0
         budget = smaller, most, self.latency_ms, share(self.keep) if self.keep else 0.0
         kept = tuple(one for one in changes if not one.strip().startswith("stage."))
-        return Goal(self.model, *tables(self.data, self.test), *budget, self.minutes, kept)
+        multiple = scheme.multiple if scheme else 0
+        return Goal(self.model, *tables(self.data, self.test), *budget, multiple, self.minutes, kept)
 
 
 def check(recipe: Path | None, wish: Wish, *, plan_only: bool, processes: int) -> None:

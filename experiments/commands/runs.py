@@ -113,17 +113,17 @@ def compress(
             raise AntgmmError("--quantize does not go with --keep-quality: use antgmm export --quantize afterwards")
         quality.keep(wish, folder, changes or [], options, as_json, push, plan_only=plan_only, as_report=as_report)
         return
-    path = recipe or _planned(wish, folder, changes or [], options.machine)
+    path = recipe or _planned(wish, folder, changes or [], options.machine, quantize)
     if plan_only:
         print_plan(path, as_json)
     else:
         _compress(path, folder, changes or [], options, as_json, push, as_report=as_report, scheme=quantize)
 
 
-def _planned(wish: goals.Wish, run: Path, changes: list[str], machine: Machine) -> Path:
+def _planned(wish: goals.Wish, run: Path, changes: list[str], machine: Machine, scheme: Quantize) -> Path:
     """The recipe of a wish, written next to the folder of its run."""
     require(*NEEDED, "torch")
-    goal = wish.goal(changes)
+    goal = wish.goal(changes, scheme)
     if run.name in ("", ".."):
         raise AntgmmError(f"--run {run}: name a folder of its own, as the plan is written beside it")
     say(f"plan: compressing {wish.model} with {wish.data}")

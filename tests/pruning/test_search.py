@@ -11,7 +11,7 @@ from antgmm_jax.families import complete, violations
 from antgmm_jax.presets import preset
 from antgmm_jax.pure import local_axes
 from pruning import by_stage, free_axes, plan, planned_config, search, shrunk_config
-from pruning.costs import cost, parameters
+from pruning.costs import cost, parameters, total_parameters
 from pruning.keep import gate_shape
 from pruning.planning import illegal_reason
 from pruning.sizing import next_smaller
@@ -66,12 +66,12 @@ def test_a_whole_model_within_the_budget_stays_whole():
 
 
 def test_sizes_step_down_to_three_significant_bits_rounded_up_to_legal_sizes():
-    def ladder(config, axis):
+    def ladder(config, axis, *multiple):
         at, steps = sizes(config), []
         at = {name: at[name] for name in free_axes(config)}
         while at[axis]:
             steps.append(at[axis])
-            at[axis] = next_smaller(config, at, axis)
+            at[axis] = next_smaller(config, at, axis, *multiple)
         return steps
 
     deep = MODELS["antgmm-deep"]
@@ -97,6 +97,10 @@ def test_sizes_step_down_to_three_significant_bits_rounded_up_to_legal_sizes():
         18,
         9,
     ]
+    # Kernels of four bits take multiples of 32 alone: with nine query heads those of 288, with six those of 96.
+    assert ladder(preset("smolvlm-135m"), "text/embed", 32) == [576, 288]
+    assert next_smaller(preset("smolvlm-135m"), {"text/embed": 288, "text/heads": 2}, "text/embed", 32) == 192
+    assert ladder(preset("smolvlm-135m"), "text/mlp", 32)[-3:] == [96, 64, 32]
 
 
 def test_a_step_takes_the_axis_with_the_best_saving():
@@ -107,6 +111,14 @@ def test_a_step_takes_the_axis_with_the_best_saving():
     result = search(llava, sublayers, 72)
     assert {axis: n for axis, n in result.sizes.items() if n != sizes(llava)[axis]} == {"text/layers": 2}
     assert result.price == 3 * 2 + 1 + 2 * 2 * 16
+
+
+def test_widths_are_multiples_of_what_kernels_take():
+    config = preset("smolvlm-135m")
+    budget = total_parameters(config) // 18
+    result = search(config, total_parameters, budget, multiple=32)
+    assert result.price <= budget
+    assert {n % 32 for axis, n in result.sizes.items() if axis.endswith(("embed", "mlp"))} == {0}
 
 
 def test_a_latency_budget_cuts_layers_first_and_a_parameter_budget_widths():

@@ -34,11 +34,10 @@ from antgmm_jax.io.convert import layer_tensors, open_hf
 from antgmm_jax.io.loading import CONFIG
 from antgmm_jax.io.tensors import Tensors
 from experiments.run.export.in_torch import empty_model
+from experiments.run.export.schemes import GROUPS
 
 _PRESETS = {"w8a8": "W8A8", "w4a16": "W4A16", "fp8": "FP8_DYNAMIC"}
 """Names of schemes, ours and the library's."""
-_GROUPS = (128, 64, 32)
-"""Numbers of weights with a scale of their own, for four bits: those that servers have kernels for."""
 _WEIGHT = ".weight"
 
 
@@ -73,7 +72,7 @@ def quantize(directory: Path, out: Path, scheme: str) -> list[int]:
     for weights in out.glob("*.safetensors"):  # which the library leaves to their owner alone
         shutil.copymode(directory / CONFIG, weights)
     four = chosen.weights is not None and chosen.weights.num_bits == 4
-    return sorted(size for size in inputs if four and size % _GROUPS[-1])
+    return sorted(size for size in inputs if four and size % GROUPS[-1])
 
 
 def _scheme(scheme: str, inputs: Collection[int]) -> QuantizationScheme:
@@ -81,7 +80,7 @@ def _scheme(scheme: str, inputs: Collection[int]) -> QuantizationScheme:
     chosen = preset_name_to_scheme(_PRESETS[scheme], ["Linear"])
     args = chosen.weights
     if args is not None and args.group_size:
-        size = next((size for size in _GROUPS if gcd(*inputs) % size == 0), None)
+        size = next((size for size in GROUPS if gcd(*inputs) % size == 0), None)
         by_row = {"group_size": None, "strategy": QuantizationStrategy.CHANNEL.value}
         chosen.weights = args.model_copy(update={"group_size": size} if size else by_row)
     return chosen

@@ -9,3 +9,12 @@ class Scheme(StrEnum):
     W8A8 = "w8a8"
     W4A16 = "w4a16"
     FP8 = "fp8"
+
+    @property
+    def multiple(self) -> int:
+        """Number of which the sizes of a student should be multiples for this scheme; 0 if any will do."""
+        return GROUPS[-1] if self is Scheme.W4A16 else 0
+
+
+GROUPS = (128, 64, 32)
+"""Numbers of weights with a scale of their own, for four bits: those that servers have kernels for."""

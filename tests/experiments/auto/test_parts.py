@@ -265,6 +265,9 @@ def test_rows_of_a_sensitivity_are_encoded_once_and_as_few_as_the_time_allows(tm
     assert (every.rows, every.wanted, few.rows, few.wanted) == (16, 16, 8, 16)
     assert [len(batches) for batches in made] == [2, 2]
     assert every.increases.keys() == few.increases.keys() != set()
+    chosen = within(model, samples, budget, 0, "float32", 0.0, multiple=12).sized.sizes
+    cut = {axis: n for axis, n in chosen.items() if axis.endswith(("embed", "mlp")) and n < sizes(model.config)[axis]}
+    assert cut and all(n % 12 == 0 for n in cut.values())
 
 
 def test_the_plan_says_what_the_time_has_shortened():

@@ -9,6 +9,8 @@ from PIL import Image
 
 from experiments.auto import tune
 from experiments.auto.look import spread
+from experiments.commands.goals import Wish
+from experiments.run.export.schemes import Scheme
 from experiments.run.schema.recipe import load_recipe
 from tests.experiments.tiny import save_llava, save_teacher
 
@@ -75,6 +77,13 @@ def test_a_plan_without_time_reads_8_rows_tries_nothing_and_says_so(antgmm, tmp_
         assert re.search(r"warning: with 8 rows for the sensitivity the plan takes \d+:\d\d more than a quarter", text)
         assert "tuning: none, for want of time" in text
         assert re.search(r"plan and run take about \d+:\d\d, more than the 0.01 minutes: give at least --minutes", text)
+
+
+def test_a_student_of_four_bits_is_planned_with_sizes_that_servers_have_kernels_for(tmp_path):
+    (tmp_path / "rows.jsonl").touch()
+    wish = Wish("m", str(tmp_path / "rows.jsonl"), "", "8x", "", 0.0, "", 0.0)
+    schemes = [None, Scheme.W8A8, Scheme.FP8, Scheme.W4A16]
+    assert [wish.goal([], scheme).multiple for scheme in schemes] == [0, 0, 0, 32]
 
 
 @pytest.mark.parametrize(
