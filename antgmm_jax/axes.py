@@ -7,6 +7,7 @@ names of its axes: `part("vision")` around a stack with the axis `mlp` declares 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, field, fields, is_dataclass, replace
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
 from antgmm_jax.errors import AntgmmError
@@ -92,6 +93,12 @@ def sizes(config: Any) -> dict[str, int]:
     Returns:
         Axis name -> number of units, stacks first. `heads` counts key-value heads.
     """
+    return dict(_sizes(config))
+
+
+@lru_cache(maxsize=1024)
+def _sizes(config: Any) -> Mapping[str, int]:
+    """The same, cached: a search for sizes asks for those of the same configs thousands of times."""
     stacks: dict[str, int] = {}
     single: dict[str, int] = {}
     for node in nodes(config):

@@ -121,6 +121,7 @@ def parameters(config: LMMConfig) -> dict[str, int]:
     return {tower: counts[tower] for tower in dict.fromkeys(order) if tower in counts}
 
 
+@lru_cache(maxsize=1024)
 def total_parameters(config: LMMConfig) -> int:
     """Returns the exact number of parameters of a model."""
     return sum(parameters(config).values())
