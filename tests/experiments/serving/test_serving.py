@@ -33,7 +33,8 @@ from experiments.lab.servers.under_load import equal, rows, under_load
 from experiments.run.rows.samples import Samples
 from experiments.run.scores.server import answers, connect, request_messages
 from experiments.serving.batches import load
-from experiments.serving.server import CHAT, DEEPEST, Answers, Metrics, application, check_port, conversation, shallow
+from experiments.serving.requests import DEEPEST, conversation, shallow
+from experiments.serving.server import CHAT, Answers, Metrics, application, check_port
 from tests.experiments.tiny import save_llava, save_teacher
 
 TOKENS = 4
