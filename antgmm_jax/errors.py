@@ -9,8 +9,8 @@ _OF_THE_DISK = (
 )
 
 
-_OF_MEMORY = ("RESOURCE_EXHAUSTED", "Out of memory")
-"""Words of XLA's errors; their class is that of all its errors."""
+_OF_MEMORY = ("RESOURCE_EXHAUSTED", "Out of memory", "failed to map segment", "Cannot allocate memory")
+"""Words of XLA's errors, of which the class is that of all its errors, and of libraries that cannot be loaded."""
 _LONGEST = 1000
 """Characters of a line; of a longer one, the middle is left out."""
 

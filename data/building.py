@@ -240,7 +240,8 @@ class _Build:
         self._columns.append((*_lengths(arrays), kind))
         images = msgpack_serialize(arrays.pop("images"))
         rest = msgpack_serialize(arrays)
-        self._digests.append(hashlib.blake2b(rest + images, digest_size=_DIGEST).digest())
+        scored = f"{record.type}\0{record.slice}\0{record.answer}\0".encode()
+        self._digests.append(hashlib.blake2b(scored + rest + images, digest_size=_DIGEST).digest())
         self._tokens.add(self._count, rest)
         self._images.add(self._count, images)
         if self._words is not None:

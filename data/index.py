@@ -21,7 +21,7 @@ class Index(NamedTuple):
         slots: number of image slots, int32 [N].
         types: type of the question as an index into `names`, int32 [N].
         names: names of the types.
-        fingerprint: digest of all token ids and pixels.
+        fingerprint: digest of all token ids and pixels, and of what scores are grouped by and compared with.
     """
 
     prompt: np.ndarray

@@ -113,7 +113,8 @@ def open_encoded(
     if (prepared := source.encoded(encoder)) is not None:
         return Encoded(source, encoder, prepared)
     folder = folder or cache_folder("data")
-    folder.mkdir(parents=True, exist_ok=True)
+    with folders.writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     place = folder / hashlib.sha256(f"{source.digest()} {encoder.digest()}".encode()).hexdigest()[:32]
     with FileLock(place.with_suffix(".lock")):
         if not place.exists():

@@ -53,7 +53,7 @@ class _Group(TyperGroup):
             if (line := disk_error(error)) is None:
                 raise
             raise _failure(str(line)) from error
-        except (MemoryError, RuntimeError) as error:
+        except (MemoryError, RuntimeError, ImportError) as error:
             if (line := memory_error(error)) is None:
                 raise
             raise _failure(str(line)) from error
@@ -106,6 +106,12 @@ def environment() -> None:
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
+    if os.environ.get("COLUMNS") == "0":  # of terminals without a width; tables would be empty
+        del os.environ["COLUMNS"]
+    try:
+        os.getcwd()
+    except OSError as error:  # transformers and others need one
+        raise AntgmmError("the current folder was removed: change to another one") from error
     skip_absent_tpu()
     keep_freed_memory()
     logging.getLogger("absl").setLevel(logging.ERROR)

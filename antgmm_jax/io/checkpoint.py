@@ -22,6 +22,7 @@ Only this file and `orbax_errors` use Orbax.
 import contextlib
 import errno
 import functools
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -120,6 +121,16 @@ def load_record(directory: str | Path) -> dict[str, Any]:
     return _read(Path(directory), STAGE_RECORD)[0]
 
 
+def stage_digest(directory: str | Path) -> str:
+    """Returns a digest of a stage: of its record, which holds the checksums of its files.
+
+    Raises:
+      AntgmmError: as in `load_record`.
+    """
+    _read(Path(directory), STAGE_RECORD)
+    return hashlib.sha256((Path(directory) / STAGE_RECORD).read_bytes()).hexdigest()[:16]
+
+
 def is_complete(directory: str | Path) -> bool:
     """Whether `directory` contains a complete stage: its record, and all files of the record with their full sizes."""
     directory = Path(directory)
@@ -204,7 +215,9 @@ def discard_steps(directory: str | Path) -> None:
 
 
 def _steps(directory: Path) -> list[int]:
-    return sorted(int(path.parent.name) for path in directory.glob(f"[0-9]*/{STEP_RECORD}"))
+    names = (path.parent.name for path in directory.glob(f"[0-9]*/{STEP_RECORD}"))
+    # Not copies such as 00000002.bak.
+    return sorted(int(name) for name in names if name.isdecimal() and name == f"{int(name):08d}")
 
 
 def _save(

@@ -15,6 +15,8 @@ from filelock import FileLock, Timeout
 from antgmm_jax.errors import AntgmmError
 
 _BLOCK = 1 << 22
+_UMASK = os.umask(0o77)
+os.umask(_UMASK)
 
 
 class Unwritten(AntgmmError):
@@ -59,6 +61,7 @@ def new_file(path: Path) -> Iterator[Path]:
             yield partial
             with partial.open("rb") as file:
                 os.fsync(file.fileno())
+            partial.chmod(0o666 & ~_UMASK)  # some libraries write for their owner alone
             os.replace(partial, path)
             _flush_names(path.parent)
     finally:
@@ -114,7 +117,7 @@ def new_folder(directory: Path) -> Iterator[Path]:
             if directory.exists():
                 raise AntgmmError(f"{directory} exists: choose another name or remove it")
             yield temporary
-            temporary.chmod(0o755)
+            temporary.chmod(0o777 & ~_UMASK)
             publish(temporary, directory)
     except OSError as error:
         raise Unwritten(

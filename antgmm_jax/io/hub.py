@@ -88,13 +88,15 @@ def local(path: str | os.PathLike, kind: str = "") -> Path:
         The path; for a name, its path in the snapshot, below a folder named like its commit.
 
     Raises:
-        AntgmmError: the files cannot be downloaded, or are a model without safetensors.
+        AntgmmError: the files cannot be downloaded, are a model without safetensors, or one file instead of a folder.
     """
     if stores.is_url(path):
         beside = [pattern for pattern in DATA.get(kind, ()) if pattern in PICTURES]
         return stores.local(path, DATA[kind] if kind else MODEL, beside, () if kind else _SKIPPED)
     repository = parse(path)
     if repository is None:
+        if not kind and os.path.isfile(path):
+            raise AntgmmError(f"{path} is a file: name the Hugging Face folder of a model")
         return Path(path)
     if kind:
         return _snapshot(repository, "dataset", _allowed(DATA[kind], repository.path)) / repository.path

@@ -72,7 +72,9 @@ class Search:
             AntgmmError: invalid rows, or no smaller legal model.
         """
         path = self._recipe(1)
-        if not self._book.exists():
+        if self._book.exists():
+            self._recall()  # what another process may have done since this object was made
+        else:
             begin, tuning = time.monotonic(), self.path / "tuning"
             shutil.rmtree(tuning, ignore_errors=True)
             budget = round(self._params / next_ratio([], self._largest()))
@@ -205,7 +207,8 @@ class Search:
 
     def _run(self, number: int) -> Run:
         recipe = load_recipe(self._recipe(number), self._changes)
-        return Run(recipe, self._folder(number), cache=self.path / "cache", watch=self._watch)
+        first = self._folder(1) if number > 1 else None  # all students are of one teacher and its rows
+        return Run(recipe, self._folder(number), cache=self.path / "cache", watch=self._watch, alike=first)
 
     def _last_stage(self, number: int) -> str:
         run = self._run(number)

@@ -11,6 +11,7 @@ import typer
 
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.extras import require
+from data.limits import LONGEST_ANSWER, MOST_TOKENS
 from experiments.commands.output import (
     MODELS,
     CheckData,
@@ -122,9 +123,9 @@ def _runs(numbers: list[int]) -> str:
 def cost(
     model: Maybe = None,
     preset: Preset = "",
-    batch: Annotated[int, typer.Option(min=1, help="Samples per request.")] = 1,
-    length: Annotated[int, typer.Option(min=1, help="Prompt tokens, including image tokens.")] = 64,
-    answer: Annotated[int, typer.Option(min=1, help="Answer tokens.")] = 16,
+    batch: Annotated[int, typer.Option(min=1, max=MOST_TOKENS, help="Samples per request.")] = 1,
+    length: Annotated[int, typer.Option(min=1, max=MOST_TOKENS, help="Prompt tokens, including image tokens.")] = 64,
+    answer: Annotated[int, typer.Option(min=1, max=LONGEST_ANSWER, help="Answer tokens.")] = 16,
     as_json: Json = False,
 ) -> None:
     """Compute parameters, FLOPs, bytes and KV cache of a request, by tower and phase."""

@@ -29,6 +29,10 @@ def _stablehlo() -> "Callable[..., Form]":
     return stablehlo
 
 
+MOST_ROWS, LONGEST_PROMPT = 1024, 1 << 15
+"""Rows, and tokens of a prompt, of the largest program: the answers of each are checked."""
+
+
 class Kind(NamedTuple):
     """A kind of package.
 
@@ -61,11 +65,15 @@ def package(
             help=f"File to write: {', '.join(f'{suffix} for {kind.runs}' for suffix, kind in KINDS.items())}.",
         ),
     ],
-    batch: Annotated[list[int] | None, typer.Option(min=1, help="Rows of a request (1). Can be repeated.")] = None,
+    batch: Annotated[
+        list[int] | None, typer.Option(min=1, max=MOST_ROWS, help="Rows of a request (1). Can be repeated.")
+    ] = None,
     width: Annotated[
         list[int] | None,
         typer.Option(
-            min=1, help="Tokens of the longest prompt, images included. Can be repeated; default: of the data."
+            min=1,
+            max=LONGEST_PROMPT,
+            help="Tokens of the longest prompt, images included. Can be repeated; default: of the data.",
         ),
     ] = None,
     data: CheckData = "",
@@ -76,7 +84,7 @@ def package(
 ) -> None:
     """Compile a checkpoint into one file that PyTorch or JAX runs alone, and check its answers."""
     kind = KINDS.get(out.suffix)
-    if kind is None or out.exists() or not out.parent.is_dir():
+    if kind is None or out.exists() or out.is_symlink() or not out.parent.is_dir():
         raise AntgmmError(f"--out {out}: name a new {' or '.join(KINDS)} file in a folder that exists")
     require(kind.extra)
     say(f"package: compiling {model} into {out}; a program takes {kind.duration}")

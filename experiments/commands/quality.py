@@ -41,16 +41,18 @@ def keep(
     say(f"search: the smallest student of {wish.model} that keeps {wish.keep} of its score, in {run}")
     check_push(push)
     with started(run, options) as watch:
+        from antgmm_jax.io.folders import claimed
         from experiments.auto.keeping import Search
         from experiments.report.write import finish
 
         search = Search(goal, run, changes, watch)
-        if plan_only:
-            print_plan(search.plan(), as_json)
-            return
-        best = search.run()
-        figures = finish(best, report=as_report)
-        search.publish(best)
+        with claimed(run):  # plans of two processes would overwrite each other
+            if plan_only:
+                print_plan(search.plan(), as_json)
+                return
+            best = search.run()
+            figures = finish(best, report=as_report)
+            search.publish(best)
         advise(best.recipe, best.folder.path)
         upload(run / "export", push)
     place = run if as_report else best.folder.path  # the report can be made later where the recipe is

@@ -269,12 +269,15 @@ def report(
 def _measure(run: Path, mesh: str, again: bool) -> None:
     """Measures the report of a run that is complete without it, or `again`."""
     require(*NEEDED)
+    from experiments.run.folder import RunFolder
     from experiments.run.schema.recipe import load_recipe
     from experiments.run.scores.scoring import STORED
 
-    for scores in (run / "cache").glob(STORED) if again else ():
-        scores.unlink()
     recipe = load_recipe(run / "recipe.toml")
+    if again:
+        with RunFolder(run).alone():
+            for scores in (run / "cache").glob(STORED):
+                scores.unlink()
     with started(run, Options(Machine(mesh, "", 1, 0))):
         from experiments.report.write import finish
         from experiments.run.pipeline import Run

@@ -59,6 +59,10 @@ def evaluate(
     require("eval")
     if model is None and not url:
         raise AntgmmError("eval needs a checkpoint, --url with a running server, or both")
+    if url:
+        from experiments.run.scores.server import check_url
+
+        check_url(url)
     if answers is not None:
         from experiments.run.scores.answer_lines import check_target
 

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from antgmm_jax.errors import AntgmmError
 from antgmm_jax.extras import require
 from experiments.commands.output import MODELS, Json, MaxNewTokens, Prompt, emit
 from experiments.commands.sources import FORMS, records, template
@@ -30,17 +31,21 @@ def serve(
     timeout: Annotated[float, typer.Option(min=1, max=86_400, help="Seconds that a request may wait.")] = 60.0,
 ) -> None:
     """Serve a checkpoint in PyTorch with the OpenAI interface, in batches; for models that vLLM does not take."""
+    if wait_ms >= 1e3 * timeout:
+        raise AntgmmError(f"--wait-ms {wait_ms:g}: a batch may not wait as long as a request, --timeout {timeout:g} s")
     require("serve", "torch")
     say(f"serve: {model} at http://{host.value}:{port}/v1, until Ctrl-C or SIGTERM")
     from antgmm_jax.io.convert import open_hf
     from antgmm_jax.io.hub import local
     from antgmm_jax.io.loading import load_processor
+    from experiments.serving.batches import longest_prompt
     from experiments.serving.server import Answers, check_port
     from experiments.serving.server import serve as run
 
     directory = local(model)
     open_hf(directory)  # here, where an error is one line
     load_processor(directory)
+    longest_prompt(directory, max_new_tokens)
     check_port(host.value, port)
     api = Answers(directory, name, max_new_tokens=max_new_tokens, most=batch, wait=wait_ms / 1e3)
     run(api, name, host=host.value, port=port, timeout=timeout)

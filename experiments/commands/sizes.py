@@ -11,6 +11,9 @@ from experiments.commands.output import Json, Maybe, Preset, emit
 from experiments.commands.sources import config_of, name_of, sizes_given
 from experiments.run.host.console import count, say, table
 
+WEIGHTS = 1e-6, 1e6
+"""Least and most weight of an axis."""
+
 
 def search(
     model: Maybe = None,
@@ -50,8 +53,9 @@ def search(
     from experiments.lab.planning.search import run
 
     pins, weights = sizes_given(size or ()), _weights(weigh or ())
-    if wrong := [tower for tower, weight in weights.items() if not 0 < weight < float("inf")]:
-        raise AntgmmError(f"--weigh {wrong[0]}={weights[wrong[0]]:g}: it must be above 0")
+    least, most = WEIGHTS
+    if wrong := [tower for tower, weight in weights.items() if not least <= weight <= most]:
+        raise AntgmmError(f"--weigh {wrong[0]}={weights[wrong[0]]:g}: choose a number from {least:g} to {most:g}")
     figures = run(
         config_of(model, preset),
         parameters=params,
@@ -67,6 +71,8 @@ def _weights(texts: Sequence[str]) -> dict[str, float]:
     weights = {}
     for text in texts:
         tower, _, value = text.partition("=")
+        if tower in weights:
+            raise AntgmmError(f"--weigh names {tower} twice: name it once")
         try:
             weights[tower] = float(value)
         except ValueError:

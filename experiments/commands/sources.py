@@ -149,6 +149,8 @@ def sizes_given(texts: Sequence[str]) -> dict[str, int | float]:
     sizes: dict[str, int | float] = {}
     for text in texts:
         axis, _, value = text.partition("=")
+        if axis in sizes:
+            raise AntgmmError(f"--size names {axis} twice: name it once")
         try:
             sizes |= TypeAdapter(dict[Axis, Size]).validate_python({axis: json.loads(value)})
         except (ValueError, RecursionError):

@@ -196,33 +196,40 @@ class RunFolder:
     def _locked(self, recipe: Recipe | Training) -> Iterator[None]:
         self._check(recipe)
         self.path.mkdir(parents=True, exist_ok=True)
+        with self.alone():
+            self._check(recipe)
+            self._clean()
+            if not (self.path / RECIPE).exists():
+                write_text(self.path / RECIPE, dump_recipe(recipe))
+            try:
+                with self._counted():
+                    yield
+            except AntgmmError as error:
+                self._note_end("failed", error=str(error))
+                raise
+            except OSError as error:
+                if (line := disk_error(error, self.path)) is None:
+                    raise
+                self._note_end("failed", error=str(line))
+                raise line from error
+            except Preempted:
+                self._note_end("preempted")
+                raise
+            except KeyboardInterrupt:
+                with suppress(AntgmmError):
+                    self._write_status("stopped")
+                raise
+            self._write_status("complete")
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Locks the folder, which exists. Raises InUse if another process has locked it."""
         try:
-            with FileLock(self.path / LOCK, timeout=0):
-                self._check(recipe)
-                self._clean()
-                if not (self.path / RECIPE).exists():
-                    write_text(self.path / RECIPE, dump_recipe(recipe))
-                try:
-                    with self._counted():
-                        yield
-                except AntgmmError as error:
-                    self._note_end("failed", error=str(error))
-                    raise
-                except OSError as error:
-                    if (line := disk_error(error, self.path)) is None:
-                        raise
-                    self._note_end("failed", error=str(line))
-                    raise line from error
-                except Preempted:
-                    self._note_end("preempted")
-                    raise
-                except KeyboardInterrupt:
-                    with suppress(AntgmmError):
-                        self._write_status("stopped")
-                    raise
-                self._write_status("complete")
+            lock = FileLock(self.path / LOCK, timeout=0).acquire()
         except Timeout as error:
             raise InUse(f"{self.path} is in use by another process: wait for it or choose another folder") from error
+        with lock:
+            yield
 
     def check(self, recipe: Recipe | Training) -> None:
         """Checks that the folder is new or belongs to the recipe, without writing anything.

@@ -1,5 +1,7 @@
 """A run: initial model, stages, export and scores; an interrupted run can be resumed."""
 
+import hashlib
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,9 +41,10 @@ from experiments.run.rows.pairs import with_pairs
 from experiments.run.rows.prompts import prompt_of
 from experiments.run.rows.samples import Samples
 from experiments.run.schema import Recipe, Training, Work
+from experiments.run.schema.recipe import fingerprint
 from experiments.run.scores.scoring import scored, teacher_scored
 from experiments.run.stage import Left, StageRun
-from experiments.run.start import opening
+from experiments.run.start import opening, outside_stages
 from experiments.run.student import Student, completed, load_after, whole
 from experiments.run.targets import bridge_weights_of, targets_of
 from experiments.run.training import save_processor
@@ -82,12 +85,20 @@ class Run:
         path: folder of the run.
         cache: folder of teacher caches that several runs share; by default inside the folder of the run.
         watch: what to report about its steps.
+        alike: folder of a run with the same teacher and records; other ones are an error.
     """
 
     def __init__(
-        self, recipe: Recipe | Training, path: str | Path, *, cache: Path | None = None, watch: Watch = NOTHING
+        self,
+        recipe: Recipe | Training,
+        path: str | Path,
+        *,
+        cache: Path | None = None,
+        watch: Watch = NOTHING,
+        alike: Path | None = None,
     ):
         self.recipe, self.folder, self._watch = recipe, RunFolder(path), watch
+        self._alike = alike and RunFolder(alike)
         self._cache = cache or self.folder.cache
         self._files = self.folder.report / "export.json"  # checksums of the export but for its card
         self._gate = self.folder.report / "gate.json"  # written after the export
@@ -184,15 +195,22 @@ class Run:
         if self.hard is not None:
             self.test.pad_prompts_like(self.hard)
         place = self.folder.cache / "features"
-        digests = {"test_rows": self.test.fingerprint, "hard_rows": self.hard.fingerprint if self.hard else ""}
+        self._inputs = {
+            "model" if teacher is None else "teacher": self.origin.key,
+            "data": samples.fingerprint,
+            "test_rows": self.test.fingerprint,
+            "hard_rows": self.hard.fingerprint if self.hard else "",
+        }
+        if self._alike is not None:
+            self._alike.bind(**self._inputs)
         if teacher is None or not isinstance(recipe, Recipe):
-            self.folder.bind(model=self.origin.key, data=samples.fingerprint, **digests)
+            self._bind()
             features = ImageFeatures(samples, recipe.seed, place)
             return Shared(recipe, NO_TEACHER, dict, samples, features, lambda stage: None)
         if recipe.teacher.pairs:
             with self.folder.metered("pairs"):
                 samples = with_pairs(recipe, samples, teacher.config, teacher.weights(), processor, self._cache)
-        self.folder.bind(teacher=self.origin.key, data=samples.fingerprint, **digests)
+        self._bind()
         source, frozen = targets_of(recipe, teacher, self.origin.key, samples, self.folder, self._cache)
         return_freed_memory()
         features = ImageFeatures(samples, recipe.seed, place)
@@ -200,13 +218,20 @@ class Run:
             recipe, source, frozen, samples, features, lambda stage: bridge_weights_of(recipe, stage, teacher, samples)
         )
 
+    def _bind(self) -> None:
+        """Binds the run to its recipe and to all that it reads."""
+        self._inputs |= {"recipe": fingerprint(self.recipe), **outside_stages(self.recipe)}
+        self.folder.bind(**self._inputs)
+
+    def _identity(self, work: Work) -> str:
+        """Digest of everything that decides a stage; equal stages of two runs are interchangeable."""
+        return hashlib.sha256(json.dumps([self._inputs, work.number], sort_keys=True).encode()).hexdigest()[:16]
+
     def _stage(self, work: Work, student: Student, shared: Shared) -> Student:
         done = self.folder.stage(work.number, work.stage.name)
         if self.folder.finished(work.number, work.stage.name):
-            ours = {"data": shared.samples.fingerprint, **({"teacher": self.origin.key} if self.origin.teacher else {})}
-            record = checkpoint.load_record(done)
-            if other := [name for name, digest in ours.items() if record.get(name) != digest]:
-                raise AntgmmError(f"{done} is a stage of another {other[0]}: remove it and start again")
+            if checkpoint.load_record(done).get("identity") != self._identity(work):
+                raise AntgmmError(f"{done} is a stage of another run: remove it and start again")
             say(f"{work.title}: complete in {done}")
             return load_after(done, student)
         with self.folder.metered(done.name) as energy:
@@ -215,11 +240,11 @@ class Run:
         return after
 
     def _trained(self, work: Work, student: Student, shared: Shared, energy: Callable[[], Energy]) -> Student:
-        run_on_first(lambda: self._gate.unlink(missing_ok=True))  # the export will be out of date
+        run_on_first(self._forget_export)
         working = self.folder.steps(work.number, work.stage.name)
         work = with_visits(work, self._parent(work), lambda: self.teacher_scored()[0], shared.samples.rows.index.names)
         watcher = self._watcher.stage(work, None if self.origin.teacher is None else self.origin.teacher.config)
-        result = StageRun(work, shared, working, watcher).run(student)
+        result = StageRun(work, shared, working, watcher, self._identity(work)).run(student)
         return_freed_memory()
         metrics: dict[str, Any] = {"history": result.history}
         if work.scored:
@@ -238,6 +263,7 @@ class Run:
         record = {
             "stage": work.stage.model_dump(mode="json"),
             "objective": work.objective,
+            "identity": self._identity(work),
             "config": to_dict(result.config),
             "seed": self.recipe.seed,
             "data": shared.samples.fingerprint,
@@ -267,7 +293,8 @@ class Run:
     def _export(self, student: Student) -> Student:
         """Exports the model unless that is done, and opens the files."""
         recipe, folder = self.recipe, self.folder
-        if from_first_process(self._gate.exists() and self._files.exists() and folder.export.exists()):
+        checked = self._gate.exists() or self.origin.teacher is None
+        if from_first_process(checked and self._files.exists() and folder.export.exists()):
             run_on_first(lambda: verify(folder.export, read_book(self._files)))
             return whole(folder.export)._replace(keep=student.keep)
         like = Path(recipe.start or folder.path / "processor")
@@ -285,12 +312,17 @@ class Run:
         )
 
         def note() -> None:
+            write_book(self._files, {name: of for name, of in checksums(folder.export).items() if name != CARD})
             if result is not None:
-                write_book(self._files, {name: of for name, of in checksums(folder.export).items() if name != CARD})
                 write_book(self._gate, result._asdict())
 
         run_on_first(note)
         return whole(folder.export)._replace(keep=student.keep)
+
+    def _forget_export(self) -> None:
+        """Removes the records of an export that will be out of date."""
+        for record in (self._gate, self._files):
+            record.unlink(missing_ok=True)
 
     def _questions(self, config: LMMConfig) -> Questions:
         """Questions for the export gate: the first test records."""

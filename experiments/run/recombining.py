@@ -75,7 +75,7 @@ def recombine(
     merged = folder.stage(0, NAME)
     recipe = folder.pinned(distillation(path, merged, steps, overrides))
     teacher = whole(recipe.teacher.path)
-    key = teacher_key(teacher.weights())
+    key = teacher_key(teacher.config, teacher.weights())
     keep, origin = joined(teacher.config, key, sources)
     record = {
         "stage": {"name": NAME, "sizes": {axis: int(keep[axis].shape[-1]) for axis in origin}, "sources": origin},

@@ -89,10 +89,12 @@ class StageRun:
         shared: objects that all stages share.
         working: folder of its step checkpoints.
         watcher: reports its steps.
+        identity: digest of everything that decides it; its steps are bound to it.
     """
 
-    def __init__(self, work: Work, shared: Shared, working: Path, watcher: StageWatcher):
+    def __init__(self, work: Work, shared: Shared, working: Path, watcher: StageWatcher, identity: str = ""):
         self.work, self.stage, self.shared, self.working, self.watcher = work, work.stage, shared, working, watcher
+        self.identity = identity
 
     def run(self, start: Student) -> Left:
         """Starts or resumes the stage; its last step is saved too, for what comes before the stage is complete.
@@ -112,7 +114,7 @@ class StageRun:
         self.objective = OBJECTIVES[self.work.objective](self.work, self.shared, start)
         self.optimizer = optimizer_of(stage, self.objective.root)
         self.data = self.objective.data
-        self.stepper = Stepper(self.working, self.data)
+        self.stepper = Stepper(self.working, self.data, self.identity)
         state, place = self._resume(start)
         done = 0 if state is None else int(state.step)
         with bar(self.work.title, stage.steps, done, safe_point=_no_safe_point) as self.progress:

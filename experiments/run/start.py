@@ -7,6 +7,7 @@ from typing import NamedTuple
 from transformers import ProcessorMixin
 
 from antgmm_jax.errors import AntgmmError
+from antgmm_jax.io import checkpoint
 from antgmm_jax.io.loading import load_processor
 from data.source import Source
 from experiments.run.checks import check_sizes, check_states
@@ -51,16 +52,32 @@ def opening(recipe: Recipe | Training) -> Callable[[Source], tuple[Student, Orig
     def begin(records: Source) -> tuple[Student, Origin]:
         if recipe.start:
             model = whole(recipe.start)
-            return model, Origin(None, load_processor(recipe.start), teacher_key(model.weights()), "")
+            return model, Origin(None, load_processor(recipe.start), teacher_key(model.config, model.weights()), "")
         model, processor = fresh(recipe, shape, records)
         return model, Origin(None, processor, "", "")
 
     return begin
 
 
+def outside_stages(recipe: Recipe | Training) -> dict[str, str]:
+    """Returns digests of the stages outside the run that it reads: its parent, and phases with new weights.
+
+    Args:
+        recipe: the recipe.
+
+    Returns:
+        Name of the input -> digest.
+    """
+    if not isinstance(recipe, Recipe):
+        return {}
+    places = {f"weights_of_{stage.name}": stage.weights for stage in recipe.stages} | {"parent": recipe.parent}
+    outside = {name: place for name, place in places.items() if place not in ("", "kept", "random")}
+    return {name: checkpoint.stage_digest(place) for name, place in outside.items()}
+
+
 def _cut_from(recipe: Recipe) -> tuple[Student, Origin]:
     teacher = whole(recipe.teacher.path)
-    key = teacher_key(teacher.weights())
+    key = teacher_key(teacher.config, teacher.weights())
     model = _parent(recipe, key) if recipe.parent else teacher
     check_sizes(model, recipe.stages, whole=teacher.keep)
     check_states(teacher.config, recipe)

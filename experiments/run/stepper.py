@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io import checkpoint
 from data.batching import Batches
 from distill import Progress, State
@@ -19,10 +20,11 @@ class Stepper:
     Args:
         folder: folder of the checkpoints.
         data: training batches; `restore` sets their position.
+        identity: digest of everything that decides the training; a step with another one is refused.
     """
 
-    def __init__(self, folder: Path, data: Batches):
-        self._folder, self._data = folder, data
+    def __init__(self, folder: Path, data: Batches, identity: str = ""):
+        self._folder, self._data, self._identity = folder, data, identity
         self._step = checkpoint.latest_step(folder)
         self._saved: Callable[[], None] = lambda: None
 
@@ -32,8 +34,17 @@ class Stepper:
         return "" if self._step is None else str(self._folder / f"{self._step:08d}")
 
     def record(self) -> dict[str, Any] | None:
-        """Returns the record of the latest checkpoint; None if there is none."""
-        return None if self._step is None else checkpoint.load_step_record(self._folder, self._step)
+        """Returns the record of the latest checkpoint; None if there is none.
+
+        Raises:
+            AntgmmError: the checkpoint is damaged, or of another run or stage.
+        """
+        if self._step is None:
+            return None
+        record = checkpoint.load_step_record(self._folder, self._step)
+        if record.get("identity") != self._identity:
+            raise AntgmmError(f"{self.last} is a step of another run or stage: remove it and start again")
+        return record
 
     def restore(self, like: State) -> State:
         """Restores the latest state and the position in the data.
@@ -69,7 +80,8 @@ class Stepper:
         step = int(state.step)
         if step == self._step:
             return self.last
-        self._saved = checkpoint.save_step(self._folder, step, state, {**record, "position": self._data.position})
+        more = {**record, "position": self._data.position, "identity": self._identity}
+        self._saved = checkpoint.save_step(self._folder, step, state, more)
         self._step = step
         return self.last
 

@@ -1,6 +1,8 @@
 """The model during a run, and loading it from folders of finished stages."""
 
+import json
 from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -75,9 +77,24 @@ def whole(directory: str | Path) -> Student:
     return Student(config, lambda: params, pruning.identity(config))
 
 
-def teacher_key(params: Params) -> str:
-    """Returns a digest of a teacher's parameters; only stages of the same teacher can be recombined."""
-    return distill.fingerprint(params, "")[:16]
+def teacher_key(config: LMMConfig, params: Params) -> str:
+    """Returns a digest of a teacher; only stages of the same teacher can be recombined.
+
+    Args:
+        config: its config; fields at their defaults do not count, so that new ones change no digest.
+        params: its parameters.
+    """
+    return distill.fingerprint(params, json.dumps(_stated(config), sort_keys=True))[:16]
+
+
+def _stated(config: Any) -> dict[str, Any]:
+    """Fields of a config that differ from their defaults."""
+    values = {item.name: (getattr(config, item.name), item.default) for item in fields(config)}
+    return {
+        name: _stated(value) if is_dataclass(value) else value
+        for name, (value, default) in values.items()
+        if value != default
+    }
 
 
 def cut_record(directory: Path) -> dict[str, Any]:

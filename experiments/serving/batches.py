@@ -1,6 +1,7 @@
 """Questions of several clients in batches of equal widths, answered in PyTorch."""
 
 from collections.abc import Callable, Mapping, Sequence
+from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +21,8 @@ from experiments.run.export.in_torch import stop_at, torch_answers, torch_model
 
 STEP = 16
 """Prompts are padded to multiples of this many tokens, so that those of similar length share a batch."""
+CHARACTERS = 64
+"""Texts with more characters for each token that may be read are refused before they are tokenized."""
 
 
 class Question(NamedTuple):
@@ -28,10 +31,12 @@ class Question(NamedTuple):
     Attributes:
         ids: token ids int32 [T].
         images: tree of images, leaves [M, ...].
+        most: maximum length of the answer.
     """
 
     ids: np.ndarray
     images: Mapping[str, np.ndarray]
+    most: int
 
     def group(self) -> tuple[Any, ...]:
         """What questions of a batch have in common: width, and shapes of the images."""
@@ -39,66 +44,102 @@ class Question(NamedTuple):
         return -(-len(self.ids) // STEP) * STEP, shapes
 
 
+class Answer(NamedTuple):
+    """An answer.
+
+    Attributes:
+        text: the text.
+        ended: whether the model ended it, within its maximum length.
+    """
+
+    text: str
+    ended: bool
+
+
 class Model(NamedTuple):
     """What answers questions.
 
     Attributes:
         reads: turns conversations into token ids and images.
+        ends: tokens that end an answer.
         pad: token that fills rows.
         answer: batch with `images`, `input_ids` and `attention_mask` -> token ids of answers, int [B, N].
         most: most rows of a batch.
         longest: most tokens of a prompt.
+        tokens: maximum length of answers.
+        pictured: whether the model needs an image.
     """
 
     reads: Inputs
+    ends: tuple[int, ...]
     pad: int
     answer: Callable[[Mapping[str, Any]], np.ndarray]
     most: int
     longest: int
+    tokens: int
+    pictured: bool
 
     @property
     def processor(self) -> ProcessorMixin:
         """Processor of the model."""
         return self.reads.processor
 
-    def question(self, messages: Messages, images: Sequence[np.ndarray]) -> Question:
+    def question(self, messages: Messages, images: Sequence[np.ndarray], most: int | None = None) -> Question:
         """Reads a conversation.
 
         Args:
             messages: its turns.
             images: uint8 [H, W, 3] each.
+            most: maximum length of the answer; `tokens` if None.
 
         Raises:
-            AntgmmError: the chat template refuses it, a text contains a special token, or it is too long.
+            AntgmmError: the chat template refuses it, a text contains a special token, it is too long, or the model
+                needs an image.
         """
+        if self.pictured and not images:
+            raise AntgmmError("the conversation has no image, and the model answers about images only")
         words: Any = self.processor.tokenizer  # pyright: ignore[reportAttributeAccessIssue]
-        for text in (part["text"] for turn in messages for part in turn["content"] if part["type"] == "text"):
+        texts = [part["text"] for turn in messages for part in turn["content"] if part["type"] == "text"]
+        if (size := sum(map(len, texts))) > CHARACTERS * self.longest:
+            raise AntgmmError(f"the conversation has {size} characters, at most {self.longest} tokens are read")
+        for text in texts:
             if special := next((token for token in words.all_special_tokens if token in text), ""):
                 raise AntgmmError(f"a text contains {special}: remove it, images are parts of their own")
-        question = Question(*self.reads(self.reads.chat(messages), images))
+        question = Question(*self.reads(self.reads.chat(messages), images), most or self.tokens)
         if len(question.ids) > self.longest:
             raise AntgmmError(f"the conversation has {len(question.ids)} tokens, at most {self.longest} are read")
         return question
 
-    def answers(self, questions: Sequence[Question]) -> list[str]:
+    def answers(self, questions: Sequence[Question]) -> list[Answer | AntgmmError]:
         """Answers questions in batches of those with equal width and images.
 
         Args:
             questions: questions of any number and length.
 
         Returns:
-            One answer per question.
+            One answer per question, or an error for those of a batch that the model cannot answer.
         """
         groups: dict[tuple[Any, ...], list[int]] = {}
         for place, question in enumerate(questions):
             groups.setdefault(question.group(), []).append(place)
-        texts: dict[int, str] = {}
+        results: dict[int, Answer | AntgmmError] = {}
         for (width, _), places in groups.items():
             for begin in range(0, len(places), self.most):
                 chosen = places[begin : begin + self.most]
-                tokens = self.answer(self._batch([questions[place] for place in chosen], width))
-                texts |= zip(chosen, decode(self.processor, tokens), strict=True)
-        return [texts[place] for place in range(len(questions))]
+                results |= zip(chosen, self._answered([questions[place] for place in chosen], width), strict=True)
+        return [results[place] for place in range(len(questions))]
+
+    def _answered(self, questions: Sequence[Question], width: int) -> Sequence[Answer | AntgmmError]:
+        """Answers to a batch; an error of the model is theirs alone, so that other batches go on."""
+        try:
+            tokens = self.answer(self._batch(questions, width))
+        except Exception as error:  # of any model
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            return [AntgmmError(f"the model cannot answer the request: {reason}")] * len(questions)
+        for row, question in zip(tokens, questions, strict=True):
+            row[question.most :] = self.pad
+        ended = [np.isin(row[: one.most], self.ends).any() for row, one in zip(tokens, questions, strict=True)]
+        return [*map(Answer, decode(self.processor, tokens), map(bool, ended))]
 
     def _batch(self, questions: Sequence[Question], width: int) -> dict[str, Any]:
         """Rows padded to a width, on the side where the model was trained with padding."""
@@ -128,5 +169,34 @@ def load(directory: Path, *, max_new_tokens: int, most: int) -> Model:
     (eos, pad), model = end_tokens(directory), torch_model(directory)
     stop_at(model, eos=eos, pad=pad)
     reads = inputs(config, load_processor(directory))
-    longest = positions(directory) - max_new_tokens
-    return Model(reads, pad, lambda batch: torch_answers(model, batch, max_new_tokens, pad), most, longest)
+    return Model(
+        reads,
+        (eos,) if isinstance(eos, int) else tuple(eos),
+        pad,
+        lambda batch: torch_answers(model, batch, max_new_tokens, pad),
+        most,
+        longest_prompt(directory, max_new_tokens),
+        max_new_tokens,
+        signature(model.generate).parameters.get("pixel_values", _OPTIONAL).default is Parameter.empty,
+    )
+
+
+_OPTIONAL = Parameter("pixel_values", Parameter.KEYWORD_ONLY, default=None)
+
+
+def longest_prompt(directory: Path, max_new_tokens: int) -> int:
+    """Returns the number of tokens that a prompt may have.
+
+    Args:
+        directory: Hugging Face directory.
+        max_new_tokens: maximum length of answers.
+
+    Raises:
+        AntgmmError: answers of this length leave no position for a prompt.
+    """
+    if (longest := positions(directory) - max_new_tokens) < 1:
+        raise AntgmmError(
+            f"--max-new-tokens {max_new_tokens}: {directory} has {positions(directory)} positions for prompt and"
+            " answer: choose fewer"
+        )
+    return longest

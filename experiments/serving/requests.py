@@ -8,9 +8,9 @@ import numpy as np
 
 from antgmm_jax.errors import AntgmmError
 from data.files import decode_image
-from data.limits import MOST_PIXELS
+from data.limits import MOST_PIXELS, check_text
 
-_DATA = "base64,"
+_DATA, _CODED = "data:", "base64,"
 MOST_TURNS = 1000
 """Messages of a request, and parts of a message."""
 DEEPEST = 16
@@ -30,6 +30,51 @@ def shallow(request: Mapping[str, Any]) -> Mapping[str, Any]:
     raise ValueError(f"over {DEEPEST} levels")
 
 
+def check_options(request: Mapping[str, Any], name: str) -> None:
+    """Checks that a request asks for nothing that the server does not do.
+
+    Args:
+        request: a chat request.
+        name: name of the served model.
+
+    Raises:
+        AntgmmError: it does.
+    """
+    if request.get("model") not in (None, name):
+        raise AntgmmError(f"the server has no other model than {name!r}")
+    if other := next((key for key, value in _ONLY.items() if request.get(key) not in (None, *value)), ""):
+        raise AntgmmError(f"the server does not support {other!r} with this value: leave it out")
+
+
+_ONLY: dict[str, tuple[Any, ...]] = {
+    "stream": (False,),
+    "n": (1,),
+    "stop": ([],),
+    "tools": ([],),
+    "logprobs": (False,),
+    "response_format": ({"type": "text"},),
+}
+"""Fields of a request -> values that the server takes; others are for models that sample, or change nothing."""
+
+
+def most_tokens(request: Mapping[str, Any], most: int) -> int:
+    """Returns the maximum length of the answer that a request asks for.
+
+    Args:
+        request: a chat request, with `max_tokens` or `max_completion_tokens`.
+        most: maximum of the server.
+
+    Raises:
+        AntgmmError: it is no number above 0.
+    """
+    for key in ("max_completion_tokens", "max_tokens"):
+        if (wanted := request.get(key)) is not None:
+            if not isinstance(wanted, int) or isinstance(wanted, bool) or wanted < 1:
+                raise AntgmmError(f"{key} must be a number above 0")
+            return min(wanted, most)
+    return most
+
+
 def conversation(request: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list[np.ndarray]]:
     """Reads the turns of a chat request.
 
@@ -41,7 +86,7 @@ def conversation(request: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list
 
     Raises:
         AntgmmError: the request has another form.
-        BadRow: an image cannot be read.
+        BadRow: an image cannot be read, or a text is too long or no Unicode.
     """
     messages, images, pixels = [], [], 0
     try:
@@ -55,12 +100,10 @@ def conversation(request: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list
                 if len(read) == MOST_TURNS:
                     raise AntgmmError(f"a message has over {MOST_TURNS} parts")
                 if part["type"] == "text":
+                    check_text("a text", str(part["text"]))
                     read.append({"type": "text", "text": str(part["text"])})
                 else:
-                    _, data, coded = part["image_url"]["url"].partition(_DATA)
-                    if not data:
-                        raise AntgmmError("an image is no data URL: send data:image/png;base64,...")
-                    images.append(decode_image(base64.b64decode(coded, validate=True)))
+                    images.append(decode_image(_decoded(part["image_url"]["url"])))
                     pixels += images[-1].shape[0] * images[-1].shape[1]
                     if pixels > MOST_PIXELS:
                         raise AntgmmError(f"the images have over {MOST_PIXELS} pixels together: send smaller ones")
@@ -71,3 +114,11 @@ def conversation(request: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list
     if not messages:
         raise AntgmmError("the request has no messages")
     return messages, images
+
+
+def _decoded(url: str) -> bytes:
+    """Content of a data URL; encoders may break its lines."""
+    kind, coded, content = url.partition(_CODED)
+    if not coded or not kind.startswith(_DATA):
+        raise AntgmmError("an image is no data URL: send data:image/png;base64,...")
+    return base64.b64decode("".join(content.split()), validate=True)

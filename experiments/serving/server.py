@@ -17,8 +17,8 @@ from pydantic import AfterValidator
 
 from antgmm_jax.errors import AntgmmError
 from data.limits import BadRow
-from experiments.serving.batches import Model, Question, load
-from experiments.serving.requests import FORM, conversation, shallow
+from experiments.serving.batches import Answer, Model, Question, load
+from experiments.serving.requests import FORM, check_options, conversation, most_tokens, shallow
 
 CHAT, METRICS = "/v1/chat/completions", "/metrics"
 LARGEST = 64 << 20
@@ -49,8 +49,8 @@ class Answers(litserve.LitAPI):
         """Reads a request; one that the model cannot read becomes the reason, so that others of its batch go on."""
         assert self._model is not None
         try:
-            messages, images = conversation(request)
-            return self._model.question(messages, images)
+            check_options(request, self._name)
+            return self._model.question(*conversation(request), most_tokens(request, self._limits["max_new_tokens"]))
         except (AntgmmError, BadRow) as error:
             return str(error)
         except Exception as error:  # of processors, which raise many kinds
@@ -72,12 +72,12 @@ class Answers(litserve.LitAPI):
         """Returns the answers of a batch as they are."""
         return output
 
-    def encode_response(self, output: str | AntgmmError) -> Any:
+    def encode_response(self, output: Answer | AntgmmError) -> Any:
         """Writes an answer as a chat completion, or an error with status 400."""
         if isinstance(output, AntgmmError):
             return _refusal(str(output))
-        message = {"role": "assistant", "content": output}
-        choice = {"index": 0, "message": message, "finish_reason": "stop"}
+        message = {"role": "assistant", "content": output.text}
+        choice = {"index": 0, "message": message, "finish_reason": "stop" if output.ended else "length"}
         return {"object": "chat.completion", "model": self._name, "created": int(time.time()), "choices": [choice]}
 
 

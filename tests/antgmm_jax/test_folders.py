@@ -1,13 +1,15 @@
 """Files and folders have one writer at a time."""
 
 import multiprocessing
+import os
+import stat
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
 
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.io.folders import claimed, new_folder
+from antgmm_jax.io.folders import claimed, new_file, new_folder
 
 
 def write(folder: Path) -> str:
@@ -53,6 +55,17 @@ def test_a_lock_that_was_removed_while_a_process_waited_is_not_taken(tmp_path):
     with pytest.raises(AntgmmError, match="another process"), claimed(tmp_path / "out"):
         pass
     waiting.release()
+
+
+def test_files_and_folders_have_the_modes_of_the_process(tmp_path):
+    mask = os.umask(0)
+    os.umask(mask)
+    with new_file(tmp_path / "file") as partial:
+        os.close(os.open(partial, os.O_CREAT | os.O_WRONLY, 0o600))
+    with new_folder(tmp_path / "folder"):
+        pass
+    modes = [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("file", "folder")]
+    assert modes == [0o666 & ~mask, 0o777 & ~mask]
 
 
 @pytest.mark.parametrize("target", ["nowhere", "out"])

@@ -124,6 +124,14 @@ def test_a_restart_parses_no_row_and_opens_no_picture(rows, encode, monkeypatch)
         same(again[number], first[number])
 
 
+@pytest.mark.parametrize("change", [{"type": "colour"}, {"slice": "rare"}])
+def test_what_scores_are_grouped_by_is_part_of_the_data(rows, encode, change):
+    before = opened(rows, encode).index.fingerprint
+    first, *others = [json.loads(line) for line in rows.read_text().splitlines()]
+    write(rows.parent, [{**first, **change}, *others])
+    assert opened(rows, encode).index.fingerprint != before
+
+
 def test_changed_data_or_settings_are_encoded_again(rows, encode):
     before, folder = opened(rows, encode), rows.parent
     lines = [json.loads(line) for line in rows.read_text().splitlines()]

@@ -261,7 +261,7 @@ def save_stage(folder: Path, config: LMMConfig, params: Params, keep: pruning.Ke
     record = {
         "config": to_dict(smaller),
         "keep": pruning.compose(pruning.identity(config), keep),
-        "teacher": teacher_key(params),
+        "teacher": teacher_key(config, params),
     }
     checkpoint.save_stage(folder, {"params": cut}, record)
     return smaller

@@ -23,7 +23,7 @@ from experiments.run.export.completion import positions
 from experiments.run.export.export_gate import GateResult
 from experiments.run.folder import write_text
 from experiments.run.host.console import count
-from experiments.run.markdown import markdown_table
+from experiments.run.markdown import fenced, inline, markdown_table
 from experiments.run.schema import Data, Recipe, Training
 from pruning.costs import parameters
 
@@ -81,7 +81,7 @@ def described(data: Data) -> str:
     """Returns the name of a data set, without the folders of a path."""
     if data.kind == "maad":
         return f"MAAD-synth, tier {data.tier}, {data.split}"
-    return f"`{Path(data.path).name}`"
+    return f"`{inline(Path(data.path).name)}`"
 
 
 def write_card(
@@ -106,14 +106,14 @@ def write_card(
         scores: scores by data set.
     """
     source = open_hf(origin.source)[0] if origin.source else None
-    name = str(hub.parse(origin.source) or title_of(Path(origin.source))) if origin.source else ""
+    name = inline(str(hub.parse(origin.source) or title_of(Path(origin.source)))) if origin.source else ""
     facts = {
-        "title": title,
+        "title": inline(title),
         "origin": origin,
         "source": name,
         "parameters": _sizes(config, source, name),
         "axes": _axes(config, source, name),
-        "template": template,
+        "template": fenced(template),
         "gate": gate,
         "scores": [(score, _score(score)) for score in scores],
         "vllm": family(config).vllm(config),
@@ -203,7 +203,7 @@ def _score(score: Score) -> str:
     models = [score.model, *([score.teacher] if score.teacher else [])]
     rows = [("mean over types", *(f"{one['exact_match']:.3f}" for one in models))]
     for kind in score.model["by_type"]:
-        shown = " ".join(kind.replace("|", "/").split()) or "-"  # one line, one cell
+        shown = inline(kind) or "-"
         rows.append((shown, *(f"{one['by_type'].get(kind, math.nan):.3f}" for one in models)))
     return markdown_table(["question type", "this model", "teacher"][: 1 + len(models)], rows)
 

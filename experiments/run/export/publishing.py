@@ -135,6 +135,10 @@ def fresh(directory: Path) -> Iterator[Path]:
         raise line from error
 
 
+_OF_SYSTEMS = (".DS_Store", ".cache", ".gitattributes")
+"""What file managers and downloads from the Hub leave in a folder."""
+
+
 def check_replaceable(directory: Path) -> None:
     """Checks that a folder holds files of an export only.
 
@@ -149,8 +153,9 @@ def check_replaceable(directory: Path) -> None:
 
 
 def _of_an_export(name: str) -> bool:
-    """Whether a file of this name may be replaced with its folder; hidden files belong to the system."""
-    return name in COMPANIONS or name in (CARD, CONFIG, INDEX) or name.startswith(".") or name.endswith(".safetensors")
+    """Whether a file of this name may be replaced with its folder; those of the system may."""
+    known = name in COMPANIONS or name in (CARD, CONFIG, INDEX) or name in _OF_SYSTEMS
+    return known or name.startswith(".nfs") or name.endswith(".safetensors")
 
 
 def _checked(config: LMMConfig, params: Any, written: Path, directory: Path, questions: Questions) -> GateResult:

@@ -41,7 +41,7 @@ class Samples:
         rows: the encoded records.
         needs: columns and image slots that each record needs.
         pack: as given.
-        fingerprint: digest of all token ids and pixels.
+        fingerprint: digest of all token ids and pixels, and of what scores are grouped by and compared with.
 
     Raises:
         AntgmmError: lists invalid and too long rows; or the model does not support `pack` or `prompt_buckets`, or the

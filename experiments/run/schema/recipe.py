@@ -95,7 +95,8 @@ def dump_recipe(recipe: Recipe | Training) -> str:
 
 def fingerprint(recipe: Recipe | Training) -> str:
     """Returns a digest of a recipe (16 hexadecimal digits), independent of comments and explicit defaults."""
-    text = json.dumps(_plain(recipe), sort_keys=True)
+    # Without defaults, so that a new key changes no digest.
+    text = json.dumps(recipe.model_dump(mode="json", by_alias=True, exclude_defaults=True), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -49,8 +49,7 @@ def connect(url: str, *, model: str = "", timeout: float = 120.0) -> Server:
     Raises:
         AntgmmError: there is no such server or model.
     """
-    if not re.fullmatch(r"https?://[^\s/]+(/\S*)?", url):
-        raise AntgmmError(f"--url {url!r}: write it as http://HOST:PORT/v1")
+    check_url(url)
     server = Server(url.rstrip("/"), model, timeout)
     reply = _reply(server, "models")
     try:
@@ -62,6 +61,19 @@ def connect(url: str, *, model: str = "", timeout: float = 120.0) -> Server:
     if (model and model not in names) or (not model and len(names) > 1):
         raise AntgmmError(f"{url} serves {', '.join(map(ascii, names))}: name one of them with --served-model")
     return server._replace(model=model or names[0])
+
+
+def check_url(url: str) -> None:
+    """Checks the form of a URL, before it is printed: it could hold a password or a key.
+
+    Args:
+        url: URL of the interface.
+
+    Raises:
+        AntgmmError: it is no URL, or has a user, a password or a query.
+    """
+    if not re.fullmatch(r"https?://[^\s/@?#]+(/[^\s@?#]*)?", url, re.IGNORECASE):
+        raise AntgmmError("--url: write it as http://HOST:PORT/v1, without user, password or query")
 
 
 def answer(server: Server, record: Record, template: str, max_new_tokens: int) -> str:
@@ -208,10 +220,20 @@ def _read(request: urllib.request.Request, timeout: float) -> bytes:
     return reply
 
 
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """Redirects are errors: a POST would become a GET without a question, and its reply would be scored."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+_OPENER = urllib.request.build_opener(_NoRedirect)
+
+
 def _content_of(request: urllib.request.Request, end: float) -> bytes:
     content = b""
     try:
-        with urllib.request.urlopen(request, timeout=end - time.monotonic()) as reply:
+        with _OPENER.open(request, timeout=end - time.monotonic()) as reply:
             while part := reply.read1(_LIMIT - len(content)):
                 content += part
                 if time.monotonic() > end:
@@ -222,9 +244,11 @@ def _content_of(request: urllib.request.Request, end: float) -> bytes:
 
 
 def _details(error: urllib.error.HTTPError) -> str:
-    """The beginning of an error's text."""
+    """The beginning of an error's text, or where a redirect leads."""
     try:
         with error:
+            if place := error.headers.get("Location", ""):
+                return f"it is at {_shown(place)}: name that as --url"
             return _shown(error.read1(500).decode(errors="replace"))  # pyright: ignore[reportAttributeAccessIssue]
     except (OSError, HTTPException, ValueError):
         return "no details"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 
 import pytest
 
@@ -188,3 +189,34 @@ def test_a_full_disk_is_refused_in_one_line(refused, monkeypatch, teacher, tmp_p
     monkeypatch.setattr("experiments.run.pipeline.Run.exported", full)
     complaint = refused("compress", write_recipe(tmp_path / "r.toml", teacher), "--run", "run")
     assert complaint == "run/x: No space left on device; fix this and start again"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("cost", "--preset", "antgmm-tiny", "--batch", "9" * 400),
+        ("package", "m", "--out", "o.stablehlo", "--width", "1000000000"),
+        ("package", "m", "--out", "o.stablehlo", "--batch", "9" * 30),
+    ],
+)
+def test_numbers_have_bounds_before_arrays_of_this_size_are_made(antgmm, words):
+    result = antgmm(*words)
+    assert result.exit_code == 2
+    assert "less than or equal to" in re.sub(r"[\s│]+", " ", result.stderr)  # without the box and its line breaks
+
+
+def test_a_terminal_without_a_width_gets_results(antgmm, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "0")
+    assert "parameters" in antgmm("cost", "--preset", "antgmm-tiny").stdout
+
+
+def test_a_removed_current_folder_is_one_line(refused, monkeypatch, tmp_path):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    os.rmdir(tmp_path / "gone")
+    assert refused("cost", "--preset", "antgmm-tiny") == "the current folder was removed: change to another one"
+
+
+def test_a_batch_waits_less_than_a_request(refused):
+    complaint = refused("serve", "m", "--wait-ms", "2000", "--timeout", "1")
+    assert complaint == "--wait-ms 2000: a batch may not wait as long as a request, --timeout 1 s"

@@ -39,6 +39,7 @@ class Fake(ThreadingHTTPServer):
     def __init__(self, reply, names=("student",)):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.url, self.reply, self.names = f"http://127.0.0.1:{self.server_port}/v1", reply, names
+        self.location = ""
         self.status, self.bodies, self.active, self.most, self.lock = 200, [], 0, 0, threading.Lock()
 
     def handle_error(self, request, client_address):
@@ -71,6 +72,8 @@ class _Handler(BaseHTTPRequestHandler):
         content = reply if isinstance(reply, bytes) else json.dumps(reply).encode()
         self.send_response(status)
         self.send_header("Content-Length", str(len(content)))
+        if self.server.location:
+            self.send_header("Location", self.server.location)
         self.end_headers()
         self.wfile.write(content)
 
@@ -206,6 +209,23 @@ def test_a_server_that_is_down_is_named_before_the_data_is_read(refused):
 def test_a_url_of_another_form_is_refused(url):
     with pytest.raises(AntgmmError, match=r"write it as http://HOST:PORT/v1"):
         connect(url)
+
+
+@pytest.mark.parametrize("url", ["http://me:SECRET@a/v1", "http://a/v1?api_key=SECRET", "http://a/v1#SECRET"])
+def test_a_secret_in_a_url_is_refused_and_not_printed(antgmm, data, url):
+    result = antgmm("eval", "--data", data, "--url", url)
+    assert result.exit_code == 2
+    assert "without user, password or query" in result.stderr
+    assert "SECRET" not in result.output
+
+
+def test_a_redirect_is_not_followed():
+    with serving(lambda body: completion("x")) as fake:
+        server = connect(fake.url)
+        fake.status, fake.location = 302, "http://elsewhere/v1"
+        with pytest.raises(AntgmmError, match=r"status 302 \(it is at 'http://elsewhere/v1': name that as --url\)"):
+            client.answer(server, Record(images=(), question="q", answer=""), "{question}", 4)
+        assert len(fake.bodies) == 1
 
 
 def test_the_model_of_a_server_with_several_must_be_named():

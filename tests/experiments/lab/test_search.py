@@ -141,7 +141,10 @@ def test_the_printed_stages_cut_to_the_printed_sizes(antgmm, name):
         ),
         (["--latency-ms", "9", "--size", "vision/embed=5"], "nearest legal sizes: vision/embed 64"),
         (["--params", "9", "--size", "vision/embed"], "write it as vision/layers=12"),
-        (["--params", "9", "--weigh", "vision=0"], "--weigh vision=0: it must be above 0"),
+        (["--params", "9", "--weigh", "vision=0"], "--weigh vision=0: choose a number from 1e-06 to 1e+06"),
+        (["--params", "9", "--weigh", "vision=5e-324"], "choose a number from"),
+        (["--params", "9", "--weigh", "vision=1", "--weigh", "vision=2"], "--weigh names vision twice"),
+        (["--params", "9", "--size", "vision/mlp=1", "--size", "vision/mlp=2"], "--size names vision/mlp twice"),
     ],
 )
 def test_impossible_requests_are_refused_in_one_line(refused, words, message):

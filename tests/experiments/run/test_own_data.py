@@ -221,7 +221,7 @@ def test_training_continues_from_the_parameters_of_a_checkpoint(ads):
     moved = jax.tree.map(lambda old, new: np.abs(new - old).max(), before["language"], after["language"])
     # Three steps of AdamW move a parameter by about three learning rates; other initial parameters differ more.
     assert 0 < max(jax.tree.leaves(moved)) < 5e-3
-    assert read_book(ads / "run" / "inputs.json")["model"] == teacher_key(before)
+    assert read_book(ads / "run" / "inputs.json")["model"] == teacher_key(config, before)
     tokenizers = [AutoProcessor.from_pretrained(folder).tokenizer for folder in (teacher, "run/export")]
     assert tokenizers[0].get_vocab() == tokenizers[1].get_vocab()
 

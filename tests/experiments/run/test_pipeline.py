@@ -243,13 +243,20 @@ def test_an_export_that_was_altered_is_refused(recipe, whole, tmp_path):
         finish(Run(load_recipe(recipe), run), report=False)
 
 
-@pytest.mark.parametrize("what", ["teacher", "data"])
-def test_a_stage_of_another_run_is_refused(recipe, whole, tmp_path, what):
+def test_a_stage_of_another_run_is_refused(recipe, whole, tmp_path):
     run = Path(shutil.copytree(whole[0], tmp_path / "run"))
     record = run / "stages" / "01-blocks" / "stage.json"
-    write_book(record, {**read_book(record), what: "another"})
-    with pytest.raises(AntgmmError, match=rf"01-blocks is a stage of another {what}: remove it and start again"):
+    write_book(record, {**read_book(record), "identity": "another"})
+    with pytest.raises(AntgmmError, match=r"01-blocks is a stage of another run: remove it and start again"):
         finish(Run(load_recipe(recipe), run), report=False)
+
+
+def test_an_edited_recipe_is_refused_also_if_it_is_edited_in_the_run(whole, tmp_path):
+    run = Path(shutil.copytree(whole[0], tmp_path / "run"))
+    text = (run / "recipe.toml").read_text()
+    (run / "recipe.toml").write_text(text.replace("checkpoint_every = ", "checkpoint_every = 1"))
+    with pytest.raises(AntgmmError, match="was started with another recipe: choose another folder or remove it"):
+        finish(Run(load_recipe(run / "recipe.toml"), run), report=False)
 
 
 def test_other_test_rows_are_refused(recipe, whole, tmp_path):

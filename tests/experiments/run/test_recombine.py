@@ -198,7 +198,7 @@ def test_a_merged_cut_is_saved_once_and_not_replaced(tmp_path):
 def test_two_cuts_recombine_into_an_exported_model(tmp_path, stage):
     teacher = save_teacher(tmp_path / "teacher")
     config, params = load_hf(teacher)
-    key = teacher_key(params)
+    key = teacher_key(config, params)
     depth = stage("a", {"vision/layers": [0, 2]}, key=key, config=config)
     width = stage("b", {"vision/mlp": np.tile(np.arange(24), (3, 1))}, key=key, config=config)
     sources = [Source(depth, ("*/layers",)), Source(width, ("*/mlp",))]

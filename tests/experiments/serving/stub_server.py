@@ -9,13 +9,13 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 class Question:
-    def __init__(self, messages, images):
+    def __init__(self, messages, images, most):
         self.text = messages[-1]["content"][-1]["text"]
 
 
 def answers(questions):
     time.sleep(0.01)
-    return [question.text.upper() for question in questions]
+    return [SimpleNamespace(text=question.text.upper(), ended=True) for question in questions]
 
 
 def load(directory, **limits):
@@ -25,7 +25,7 @@ def load(directory, **limits):
 # Also in the process that answers, which imports this file.
 sys.path.insert(0, str(ROOT))
 stub = sys.modules["experiments.serving.batches"] = ModuleType("experiments.serving.batches")
-stub.Question, stub.Model, stub.load = Question, SimpleNamespace, load
+stub.Question, stub.Answer, stub.Model, stub.load = Question, SimpleNamespace, SimpleNamespace, load
 
 from experiments.serving.server import Answers, serve  # noqa: E402
 

@@ -12,6 +12,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -32,8 +33,8 @@ from experiments.lab.servers.starting import serving
 from experiments.lab.servers.under_load import equal, rows, under_load
 from experiments.run.rows.samples import Samples
 from experiments.run.scores.server import answers, connect, request_messages
-from experiments.serving.batches import load
-from experiments.serving.requests import DEEPEST, conversation, shallow
+from experiments.serving.batches import load, longest_prompt
+from experiments.serving.requests import DEEPEST, check_options, conversation, most_tokens, shallow
 from experiments.serving.server import CHAT, Answers, Metrics, application, check_port
 from tests.experiments.tiny import save_llava, save_teacher
 
@@ -60,8 +61,73 @@ def test_answers_in_batches_are_those_of_jax(tmp_path, save):
     for (_, images), record in zip(read, RECORDS, strict=True):
         np.testing.assert_array_equal(images, record.images)
     questions = [model.question(*one) for one in read]
-    assert model.answers(questions) == in_jax(directory)
+    assert [one.text for one in model.answers(questions)] == in_jax(directory)
     assert model.answers([]) == []
+
+
+def test_an_answer_has_the_length_that_is_asked_for_and_says_whether_it_ended(tmp_path):
+    model = load(save_llava(tmp_path / "model"), max_new_tokens=TOKENS, most=3)
+    read, end, pad = conversation({"messages": request_messages(RECORDS[0])}), model.ends[0], model.pad
+    word = model.processor.tokenizer("red").input_ids[-1]
+
+    def of(row, most=None):
+        fixed = model._replace(answer=lambda batch: np.array([row]))
+        (answer,) = fixed.answers([fixed.question(*read, most)])
+        return answer
+
+    assert of([word, end, pad, pad]) == ("red", True)
+    assert of([word] * 4)[1] is False
+    assert of([word, word, end, pad], 2) == of([word, word, pad, pad])
+    assert of([word, word, end, pad], 2)[1] is False
+
+
+def test_a_batch_that_the_model_cannot_answer_fails_alone(tmp_path):
+    model = load(save_llava(tmp_path / "model"), max_new_tokens=TOKENS, most=3)
+    short, long = ([{"role": "user", "content": [{"type": "text", "text": "a " * n}]}] for n in (1, 40))
+
+    def answer(batch):
+        if batch["input_ids"].shape[1] > 32:
+            raise RuntimeError("no\nmemory")
+        return np.full((len(batch["input_ids"]), TOKENS), model.pad)
+
+    questions = [model.question(one, RECORDS[0].images[:0]) for one in (long, short)]
+    failed, answered = model._replace(answer=answer).answers(questions)
+    assert str(failed) == "the model cannot answer the request: no memory"
+    assert answered == ("", False)
+
+
+def test_a_model_that_reads_images_only_refuses_a_conversation_without_one(tmp_path):
+    text = [{"role": "user", "content": [{"type": "text", "text": "a"}]}]
+    model = load(save_teacher(tmp_path / "model"), max_new_tokens=TOKENS, most=3)
+    with pytest.raises(AntgmmError, match="has no image, and the model answers about images only"):
+        model.question(text, [])
+    assert not load(save_llava(tmp_path / "llava"), max_new_tokens=TOKENS, most=3).pictured
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"model": "other"}, "no other model than 'student'"),
+        ({"stream": True}, "does not support 'stream'"),
+        ({"n": 2}, "does not support 'n'"),
+        ({"stop": ["a"]}, "does not support 'stop'"),
+        ({"model": "student", "stream": False, "n": 1, "tools": [], "temperature": 0.7, "stop": None}, ""),
+    ],
+)
+def test_what_the_server_does_not_do_is_refused(fields, message):
+    with pytest.raises(AntgmmError, match=message) if message else nullcontext():
+        check_options(fields, "student")
+
+
+@pytest.mark.parametrize(("fields", "most"), [({}, 9), ({"max_tokens": 4}, 4), ({"max_completion_tokens": 99}, 9)])
+def test_the_length_of_an_answer_is_the_smaller_of_two(fields, most):
+    assert most_tokens(fields, 9) == most
+
+
+@pytest.mark.parametrize("wrong", [0, -1, "4", 2.0, True])
+def test_a_length_that_is_no_number_is_refused(wrong):
+    with pytest.raises(AntgmmError, match="max_tokens must be a number above 0"):
+        most_tokens({"max_tokens": wrong}, 9)
 
 
 def test_a_text_with_a_special_token_or_too_many_is_refused(tmp_path):
@@ -70,6 +136,15 @@ def test_a_text_with_a_special_token_or_too_many_is_refused(tmp_path):
         model.question([{"role": "user", "content": [{"type": "text", "text": "a </s> b"}]}], [])
     with pytest.raises(AntgmmError, match=r"has \d+ tokens, at most 2 are read"):
         model._replace(longest=2).question([{"role": "user", "content": [{"type": "text", "text": "a b"}]}], [])
+    with pytest.raises(AntgmmError, match="has 129 characters, at most 2 tokens are read"):
+        model._replace(longest=2).question([{"role": "user", "content": [{"type": "text", "text": "a" * 129}]}], [])
+
+
+def test_answers_leave_positions_for_a_prompt(tmp_path):
+    directory = save_llava(tmp_path / "model")
+    assert longest_prompt(directory, 4) + 4 == longest_prompt(directory, 5) + 5
+    with pytest.raises(AntgmmError, match=r"--max-new-tokens 65536: .* positions for prompt and answer: choose fewer"):
+        longest_prompt(directory, 65536)
 
 
 def test_a_request_of_another_form_fails_alone(tmp_path):
@@ -81,20 +156,21 @@ def test_a_request_of_another_form_fails_alone(tmp_path):
         {"messages": []},
         {"messages": [{"role": "user"}]},
         {"messages": [{"role": "user", "content": [url]}]},
-        {"messages": [{"role": "user", "content": [{**url, "image_url": {"url": "http://a/b.png"}}]}]},
+        {"messages": [{"role": "user", "content": [{**url, "image_url": {"url": "http://a/base64,AAAA"}}]}]},
+        {"messages": [{"role": "user", "content": "a\ud800"}]},
+        {"messages": request_messages(RECORDS[0]), "n": 2},
     ]
     replies = [api.encode_response(one) for one in api.predict([api.decode_request(body) for body in bodies])]
     assert replies[0]["choices"][0]["message"]["content"] == in_jax(tmp_path / "model")[0]
     reasons = [json.loads(reply.body)["error"]["message"] for reply in replies[1:]]
-    assert [reply.status_code for reply in replies[1:]] == [400] * 4
-    for reason, word in zip(
-        reasons, ("no messages", "no chat request", "cannot be decoded", "no data URL"), strict=True
-    ):
+    assert [reply.status_code for reply in replies[1:]] == [400] * 6
+    words = ("no messages", "no chat request", "cannot be decoded", "no data URL", "half of a character", "'n'")
+    for reason, word in zip(reasons, words, strict=True):
         assert word in reason
 
 
 def test_string_content_and_turns_are_read():
-    image = base64.b64encode(png(RECORDS[0].images[0])).decode()
+    image = base64.encodebytes(png(RECORDS[0].images[0])).decode()  # with line breaks
     turns = [
         {"role": "system", "content": "brief"},
         {"role": "user", "content": [{"type": "image_url", "image_url": {"url": f"data:image/png;base64,{image}"}}]},

@@ -102,8 +102,23 @@ def test_scores_of_both_models_are_in_the_card(tmp_path):
     text = (teacher / "README.md").read_text()
     assert "# mine\n\nA vision-language model, trained with antgmm-jax." in text
     assert "Exact match on `test.jsonl`, 8 questions:" in text
-    assert "| mean over types | 0.750 | 0.800 |\n| price | 0.500 | 0.600 |\n| a/b | 1.000 | nan |\n" in text
+    assert "| mean over types | 0.750 | 0.800 |\n| price | 0.500 | 0.600 |\n| a_b | 1.000 | nan |\n" in text
     assert "These files were not compared" in text
+
+
+def test_names_and_prompts_of_strangers_stay_text(tmp_path):
+    teacher = save_llava(tmp_path / "x](http:--evil) | `a` <b>")
+    config, _ = load_hf(teacher)
+    template = "q\n```\n## Owned\n<script> \u202e\x1b[31m{question}"
+    title, kind = "a\n# Owned <b>", {"<b>|`": 1.0}
+    scores = [Score("`test.jsonl`", {**SCORES, "by_type": kind})]
+    write_card(teacher, config, Origin("pruned", str(teacher)), template, title=title, scores=scores)
+    text = (teacher / "README.md").read_text()
+    assert "\n# a # Owned _b_\n" in text
+    assert "from `x_(http:--evil) _ _a_ _b_` with" in text
+    assert "\n````text\nq\n```\n## Owned\n<script> \\u202e\\x1b[31m{question}\n````\n" in text
+    assert "\n| _b___ | 1.000 |\n" in text
+    assert not {"\x1b", "\u202e"} & {*text}
 
 
 def test_the_base_model_is_named_if_it_comes_from_the_hub(tmp_path):
