@@ -2,6 +2,8 @@
 
 import errno
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 _OF_THE_DISK = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ESTALE),
@@ -49,6 +51,24 @@ def disk_error(error: OSError, place: object = "a file") -> AntgmmError | None:
     if error.errno not in _OF_THE_DISK:
         return None
     return AntgmmError(f"{error.filename or place}: {error.strerror}; fix this and start again")
+
+
+@contextmanager
+def disk_errors(place: object = "a file") -> Iterator[None]:
+    """Reports errors of the disk in one line.
+
+    Args:
+        place: as in `disk_error`.
+
+    Raises:
+        AntgmmError: the disk is full, read-only, not permitted or broken.
+    """
+    try:
+        yield
+    except OSError as error:
+        if (line := disk_error(error, place)) is None:
+            raise
+        raise line from error
 
 
 def memory_error(error: Exception) -> AntgmmError | None:

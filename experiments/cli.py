@@ -14,7 +14,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from antgmm_jax.errors import AntgmmError, disk_error, memory_error
+from antgmm_jax.errors import AntgmmError, disk_errors, memory_error
 from antgmm_jax.io.hub import OFFLINE
 from antgmm_jax.parallel import preemption
 from experiments.commands import data, lab, models, packages, runs, scores, serving, vocabulary
@@ -46,13 +46,10 @@ class _Group(TyperGroup):
 
     def invoke(self, ctx) -> Any:
         try:
-            return super().invoke(ctx)
+            with disk_errors():
+                return super().invoke(ctx)
         except AntgmmError as error:
             raise _failure(str(error)) from error
-        except OSError as error:
-            if (line := disk_error(error)) is None:
-                raise
-            raise _failure(str(line)) from error
         except (MemoryError, RuntimeError, ImportError) as error:
             if (line := memory_error(error)) is None:
                 raise
@@ -151,11 +148,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: arguments instead of those of the process.
     """
     try:
-        app(args=None if arguments is None else list(arguments), prog_name="antgmm")
-    except OSError as error:  # of help, which is printed before a command begins
-        if (line := disk_error(error, "standard output")) is None:
-            raise
-        sys.exit(_failure(str(line)).exit_code)
+        with disk_errors("standard output"):
+            app(args=None if arguments is None else list(arguments), prog_name="antgmm")
+    except AntgmmError as error:  # of help, which is printed before a command begins
+        sys.exit(_failure(str(error)).exit_code)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from antgmm_jax.errors import disk_error
+from antgmm_jax.errors import disk_errors
 from data.limits import LONGEST_ANSWER
 from experiments.commands.sources import FORMS
 from experiments.run.export.schemes import Scheme
@@ -91,17 +91,13 @@ def emit(figures: Mapping[str, Any], as_json: bool, *shown: Any) -> None:
     Raises:
         AntgmmError: the disk on which standard output is has an error.
     """
-    try:
+    with disk_errors("standard output"):
         if as_json:
             typer.echo(json.dumps(figures, indent=1, default=float))
             return
         console = Console(highlight=False, markup=False, emoji=False)
         for part in shown:
             console.print(printable(part) if isinstance(part, str) else part, soft_wrap=isinstance(part, str))
-    except OSError as error:
-        if (line := disk_error(error, "standard output")) is None:
-            raise
-        raise line from error
 
 
 def check_push(name: str) -> None:

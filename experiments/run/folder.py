@@ -14,7 +14,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from antgmm_jax.errors import AntgmmError, disk_error
+from antgmm_jax.errors import AntgmmError, disk_errors
 from antgmm_jax.io import checkpoint, folders
 from antgmm_jax.io.books import read_book, write_book
 from antgmm_jax.io.folders import new_file
@@ -202,16 +202,11 @@ class RunFolder:
             if not (self.path / RECIPE).exists():
                 write_text(self.path / RECIPE, dump_recipe(recipe))
             try:
-                with self._counted():
+                with disk_errors(self.path), self._counted():
                     yield
             except AntgmmError as error:
                 self._note_end("failed", error=str(error))
                 raise
-            except OSError as error:
-                if (line := disk_error(error, self.path)) is None:
-                    raise
-                self._note_end("failed", error=str(line))
-                raise line from error
             except Preempted:
                 self._note_end("preempted")
                 raise

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from antgmm_jax.config import LMMConfig
-from antgmm_jax.errors import AntgmmError, disk_error
+from antgmm_jax.errors import AntgmmError, disk_errors
 from antgmm_jax.io import folders
 from antgmm_jax.io.companions import COMPANIONS
 from antgmm_jax.io.convert import save_hf
@@ -124,15 +124,10 @@ def fresh(directory: Path) -> Iterator[Path]:
         remove()  # left by a killed process
         claim.callback(remove)
 
-    try:
-        with ExitStack() as claim:
-            run_on_first(begin)
-            yield hidden
-            run_on_first(finish)
-    except OSError as error:
-        if (line := disk_error(error, directory)) is None:
-            raise
-        raise line from error
+    with disk_errors(directory), ExitStack() as claim:
+        run_on_first(begin)
+        yield hidden
+        run_on_first(finish)
 
 
 _OF_SYSTEMS = (".DS_Store", ".cache", ".gitattributes")
