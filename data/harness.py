@@ -15,7 +15,7 @@ from data.writers import write_lines
 ROWS = "rows.jsonl"
 _TASK = """\
 # Written by `antgmm data lmms-eval`: lmms-eval --include_path {folder} --tasks {name} ...
-task: {name}
+task: {task}
 dataset_path: json
 dataset_kwargs:
   data_files:
@@ -91,6 +91,12 @@ def write_task(
         write_lines(records, hidden / ROWS, line, progress)
         shutil.copyfile(harness_functions.__file__, hidden / "functions.py")
         place = folder.absolute()
-        fields = {"name": name, "folder": place, "rows": json.dumps(str(place / ROWS)), "tokens": max_new_tokens}
+        fields = {
+            "name": name,
+            "task": json.dumps(name),
+            "folder": place,
+            "rows": json.dumps(str(place / ROWS)),
+            "tokens": max_new_tokens,
+        }
         (hidden / f"{name}.yaml").write_text(_TASK.format(**fields), encoding="utf-8")
     return name

@@ -33,7 +33,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # A library that is first imported by a hooked module is compiled from its source in every process: the hook looks for
 # compiled files of its own. Imported before, these take 6 s of CPU time instead of 27.
-for _library in ("flax.nnx", "optax", "orbax.checkpoint.experimental.v1", "torch._dynamo", "torchvision", "transformers"):
+for _library in ("flax.nnx", "optax", "orbax.checkpoint", "torch._dynamo", "torchvision", "transformers"):
     importlib.import_module(_library)
 # Annotations, shapes and dtypes included, are checked at every call in a test.
 install_import_hook(("antgmm_jax", "pruning", "distill"), f"{annotations.__name__}.checked")

@@ -70,6 +70,8 @@ def open_hf(
     directory = local(directory)
     raw = read_config(directory)
     of = family_of(str(raw.get("model_type", "?")))
+    if raw.get("quantization_config"):
+        raise AntgmmError(f"{directory} is quantized, which only servers read: use the model that it was made of")
     files = of.files
     tensors = Tensors(directory, files.renames, on_read)
     present, head = tensors.names, files.head

@@ -18,6 +18,8 @@ ENDPOINT = "HF_ENDPOINT"
 """Environment variable with the URL of a mirror of the Hub."""
 OFFLINE = "ANTGMM_OFFLINE"
 """Environment variable that forbids or allows network access for names; `huggingface_hub`'s own decides without it."""
+SILENCE = 60.0
+"""Seconds that the Hub may be silent before a request ends."""
 MODEL = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "README.md", "LICENSE", "LICENSE.md", "NOTICE")
 """Files of a model with its card and licence: no pickled weights and no code."""
 PICTURES = tuple(f"*.{suffix}" for suffix in ("png", "jpg", "jpeg", "webp", "bmp", "gif", "tif", "tiff"))
@@ -246,7 +248,7 @@ def _command(repository: Repository, repo_type: str, files: Sequence[str]) -> st
 
 def _line(error: Exception) -> str:
     """The first line of an error, shortened."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = re.sub(r"//[^/@\s]+@", "//", " ".join(str(error).split())) or type(error).__name__  # without a password
     return text if len(text) <= 160 else f"{text[:160]}..."
 
 
@@ -259,11 +261,13 @@ def _offline() -> bool:
 
 @contextmanager
 def _network() -> Iterator[None]:
-    """Applies `OFFLINE` to `huggingface_hub`, which is otherwise offline in commands."""
+    """Applies `OFFLINE` and `SILENCE` to `huggingface_hub`, which is otherwise offline in commands."""
     from huggingface_hub import constants
+    from huggingface_hub.utils import get_session
 
     before = constants.HF_HUB_OFFLINE
     constants.HF_HUB_OFFLINE = _offline()
+    get_session().timeout = SILENCE  # none by default
     try:
         yield
     finally:

@@ -5,9 +5,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from antgmm_jax.errors import AntgmmError
+from antgmm_jax.io.files import check_regular
 
 MARK = "# plan of "
 """Begins the line of a written plan that holds its goal."""
+LONGEST_LINE = 1 << 16
+"""Bytes of that line that are read."""
 
 
 class Goal(NamedTuple):
@@ -65,7 +68,9 @@ def is_planned(plan: Path, goal: Goal) -> bool:
     """
     if not plan.exists():
         return False
-    first = plan.read_text(encoding="utf-8").partition("\n")[0]
+    check_regular(plan)
+    with plan.open("rb") as file:
+        first = file.readline(LONGEST_LINE).decode(errors="replace").rstrip("\n")
     if first == marked(goal):
         return True
     if not first.startswith(MARK):

@@ -7,6 +7,7 @@ import typer
 
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.extras import require
+from data.limits import MOST_TOKENS
 from experiments.commands import real, serving
 from experiments.commands.output import Json, Mesh, Set, emit
 from experiments.commands.runs import DEMO, packaged
@@ -80,7 +81,8 @@ def accelerator(
         str, typer.Option(help="Dtype of computation, bfloat16 or float32; by default float32 on a CPU, else bfloat16.")
     ] = "",
     batch: Annotated[
-        list[int] | None, typer.Option(min=1, help="Batch size of the train step. Can be repeated.")
+        list[int] | None,
+        typer.Option(min=1, max=MOST_TOKENS, help="Batch size of the train step. Can be repeated."),
     ] = None,
     rounds: Annotated[int, typer.Option(min=0, help="Measured rounds; 0 for the default of the device.")] = 0,
     out: Annotated[

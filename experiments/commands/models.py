@@ -225,8 +225,9 @@ def export(
     require("torch", *(["quantize"] if quantize else []))
     if quantize and not data:
         raise AntgmmError("--quantize scores answers: add --data with questions")
-    if out.exists():
-        raise AntgmmError(f"{out} exists: choose another name or remove it")
+    for place in (out, *([quantize.beside(out)] if quantize else [])):
+        if place.exists():
+            raise AntgmmError(f"{place} exists: choose another name or remove it")
     say(f"export: writing {stage} to {out} and checking it with PyTorch")
     check_push(push)
     from experiments.run.export.card import Origin
@@ -252,7 +253,6 @@ def export(
         questions=questions,
     )
     assert result is not None  # never None with questions and one process
-    upload(out, push)
     if quantize:
         from antgmm_jax.io.loading import load_processor
         from experiments.run.export.quantized import publish_quantized
@@ -260,6 +260,7 @@ def export(
 
         answered = Samples(records(data, samples), load_processor(out), student.config, prompt=prompt_template)
         publish_quantized(out, quantize, answered, max_new_tokens)
+    upload(out, push)
     rows = [
         ("largest difference of logits", f"{result.max_abs_logit_diff:.2g}"),
         ("largest logit", f"{result.max_abs_logit:.3g}"),

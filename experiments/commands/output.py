@@ -1,6 +1,7 @@
 """Common options of commands, and printing of results as JSON or tables."""
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -93,11 +94,22 @@ def emit(figures: Mapping[str, Any], as_json: bool, *shown: Any) -> None:
     """
     with disk_errors("standard output"):
         if as_json:
-            typer.echo(json.dumps(figures, indent=1, default=float))
+            typer.echo(json.dumps(_finite(figures), indent=1, allow_nan=False))
             return
         console = Console(highlight=False, markup=False, emoji=False)
         for part in shown:
             console.print(printable(part) if isinstance(part, str) else part, soft_wrap=isinstance(part, str))
+
+
+def _finite(value: Any) -> Any:
+    """A value of JSON: NaN and infinity, which JSON does not have, are null."""
+    if isinstance(value, Mapping):
+        return {str(key): _finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    return float(value) if math.isfinite(value) else None
 
 
 def check_push(name: str) -> None:

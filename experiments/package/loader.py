@@ -17,8 +17,8 @@ from safetensors import SafetensorError, safe_open
 
 PROGRAM, WEIGHTS = "program/", "weights/"
 """Prefixes of the names in the file, which is a safetensors file: programs are bytes, weights are arrays."""
-CHECKSUMS = "crc32"
-"""Metadata: JSON of name -> `checksum`."""
+CHECKSUMS, ABOUT = "crc32", ""
+"""Metadata: JSON of name -> `checksum`, and the name there of `checksum_of` the other metadata."""
 
 
 class Package:
@@ -91,10 +91,17 @@ def _read(file: str | Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
         sums = dict(json.loads(about.pop(CHECKSUMS)))
     except (SafetensorError, OSError, KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{file} is no package, or damaged ({error}): package it again") from error
+    if sums.pop(ABOUT, None) != checksum_of(about):
+        raise ValueError(f"{file} is damaged at its metadata: package it again")
     for name in sorted(sums.keys() | arrays.keys()):
         if name not in arrays or checksum(arrays[name]) != sums.get(name):
             raise ValueError(f"{file} is damaged at {name}: package it again")
     return about, arrays
+
+
+def checksum_of(about: Mapping[str, str]) -> int:
+    """CRC-32 of metadata."""
+    return zlib.crc32(json.dumps(sorted(about.items())).encode())
 
 
 def checksum(values: np.ndarray) -> int:

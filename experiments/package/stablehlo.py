@@ -28,7 +28,7 @@ from antgmm_jax.io.loading import hf_config
 from antgmm_jax.io.placed import on_devices
 from antgmm_jax.pure import Params
 from experiments.package.build import Form
-from experiments.package.loader import CHECKSUMS, PROGRAM, WEIGHTS, Package, checksum
+from experiments.package.loader import ABOUT, CHECKSUMS, PROGRAM, WEIGHTS, Package, checksum, checksum_of
 from experiments.package.requests import Limits, Prompt, Shape
 from experiments.package.times import whole
 from experiments.report.latency import Request
@@ -88,10 +88,11 @@ def stablehlo(directory: Path, config: LMMConfig, params: Params, limits: Limits
                 program = _program(config, exact, _as_processed(prompt, hf), _slots(prompt), limits)
                 arrays[f"{PROGRAM}{shape}"] = np.frombuffer(program, np.uint8)
                 update(number + 1, "")
-        sums = json.dumps({name: checksum(values) for name, values in arrays.items()})
         about = {**limits.text(), "image_token": str(config.image_token), "side": "left" if left else "right"}
+        about["jax"] = jax.__version__
+        sums = {name: checksum(values) for name, values in arrays.items()} | {ABOUT: checksum_of(about)}
         with one_line(lambda: f"{file.name} cannot be written", "free disk space or choose another folder"):
-            save_file(arrays, file, metadata={**about, "jax": jax.__version__, CHECKSUMS: sums})
+            save_file(arrays, file, metadata={**about, CHECKSUMS: json.dumps(sums)})
 
     def requests(file: Path, shape: Shape, prompt: Prompt) -> dict[str, Request]:
         """Requests that stop at the end of the longest answer, as the program does."""

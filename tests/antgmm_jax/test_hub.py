@@ -184,6 +184,11 @@ def test_a_failed_upload_names_the_command_that_repeats_it(mirror, monkeypatch, 
     monkeypatch.setenv(hub.ENDPOINT, "http://127.0.0.1:1")
     with pytest.raises(AntgmmError, match=f"was not uploaded to hf:org/x .* run `hf upload org/x {tmp_path}`"):
         hub.push(tmp_path, "hf:org/x")
+    monkeypatch.setenv(hub.ENDPOINT, "http://me:SECRET@127.0.0.1:1")
+    with pytest.raises(AntgmmError, match="was not uploaded") as error:
+        hub.push(tmp_path, "hf:org/x")
+    assert "SECRET" not in str(error.value)
+    assert hub._line(ValueError("401 for http://me:SECRET@host/a")) == "401 for http://host/a"
     for name in ("org/x", "hf:org/x@main", "hf:org/x/y"):
         with pytest.raises(AntgmmError, match=f"--push {name}: write it as hf:ORG/NAME"):
             hub.check_target(name)

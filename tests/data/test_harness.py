@@ -80,6 +80,12 @@ def test_scores_are_those_of_our_metrics(task):
     assert (first["metric"], second["metric"]) == ("exact_match", "exact_match_micro")
 
 
+@pytest.mark.parametrize("name", ["null", "12", "on"])
+def test_a_name_is_a_text_also_where_yaml_reads_another_type(tmp_path, name):
+    write_task(RECORDS, tmp_path / name, "{question}", max_new_tokens=7)
+    assert f'\ntask: "{name}"\n' in (tmp_path / name / f"{name}.yaml").read_text()
+
+
 def test_a_folder_that_is_no_name_of_a_task_is_refused(tmp_path):
     with pytest.raises(AntgmmError, match="use letters, digits, _ and - only"):
         write_task(RECORDS, tmp_path / "my task", "{question}", max_new_tokens=1)

@@ -63,11 +63,6 @@ class Loss(NamedTuple):
         return 100 * (self.before - self.after)
 
 
-def beside(export: Path, scheme: Scheme) -> Path:
-    """Returns the folder of a quantized export."""
-    return export.with_name(f"{export.name}-{scheme.value}")
-
-
 def quantize_export(recipe: Recipe, export: Path, scheme: Scheme) -> None:
     """Writes a quantized copy beside the export of a run, scored on its first test records; see `publish_quantized`.
 
@@ -90,7 +85,7 @@ def publish_quantized(export: Path, scheme: Scheme, samples: Samples, max_new_to
     """Writes a quantized copy beside an export, atomically, and scores both in PyTorch, also on the model's card.
 
     Args:
-        export: Hugging Face directory; the copy is in `beside(export, scheme)`, an existing one is replaced.
+        export: Hugging Face directory; the copy is in `scheme.beside(export)`, an existing one is replaced.
         scheme: the numbers.
         samples: encoded questions.
         max_new_tokens: maximum length of answers.
@@ -104,7 +99,7 @@ def publish_quantized(export: Path, scheme: Scheme, samples: Samples, max_new_to
     require("quantize", "torch")
     from experiments.run.export.quantizing import quantize
 
-    out = beside(export, scheme)
+    out = scheme.beside(export)
     with fresh(out) as hidden:
         without_kernel = quantize(export, hidden, scheme.value)
         (old, before), (new, after) = (_scored(one, samples, max_new_tokens) for one in (export, hidden))

@@ -31,6 +31,7 @@ from transformers import PreTrainedModel
 
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io.convert import layer_tensors, open_hf
+from antgmm_jax.io.files import one_line
 from antgmm_jax.io.loading import CONFIG
 from antgmm_jax.io.tensors import Tensors
 from experiments.run.export.in_torch import empty_model
@@ -53,9 +54,12 @@ def quantize(directory: Path, out: Path, scheme: str) -> list[int]:
         Numbers of inputs for which servers have no kernel, ascending: with four bits those that no group divides.
 
     Raises:
-        AntgmmError: names in transformers do not correspond to the files.
+        AntgmmError: names in transformers do not correspond to the files, transformers does not run the scheme, or the
+            disk is full.
     """
     config, _ = open_hf(directory)
+    if config.encoder_decoder and scheme == "w4a16":  # its MLP reads the dtype of a weight, which is packed
+        raise AntgmmError(f"{directory}: T5 does not run with w4a16 in transformers: choose w8a8 or fp8")
     stored = Tensors(directory, ())
     shapes = {name: stored.spec(name).shape for name in stored.names if name.endswith(_WEIGHT)}
     shapes = {name: shape for name, shape in shapes.items() if len(shape) == 2}
@@ -67,7 +71,7 @@ def quantize(directory: Path, out: Path, scheme: str) -> list[int]:
         *_outside(directory, len(matrices)),
         *(name.removesuffix(_WEIGHT) for name in sorted({*shapes} - matrices)),
     ]
-    with _quiet():
+    with _quiet(), one_line(lambda: f"{out} cannot be written", "free disk space or choose another folder"):
         convert_checkpoint(directory, out, _Quantizer(chosen, matrices, [*dict.fromkeys(ignored)]), device="cpu")
     for weights in out.glob("*.safetensors"):  # which the library leaves to their owner alone
         shutil.copymode(directory / CONFIG, weights)

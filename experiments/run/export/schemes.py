@@ -1,6 +1,7 @@
 """Numbers of quantized exports."""
 
 from enum import StrEnum
+from pathlib import Path
 
 
 class Scheme(StrEnum):
@@ -14,6 +15,10 @@ class Scheme(StrEnum):
     def multiple(self) -> int:
         """Number of which the sizes of a student should be multiples for this scheme; 0 if any will do."""
         return GROUPS[-1] if self is Scheme.W4A16 else 0
+
+    def beside(self, export: Path) -> Path:
+        """Returns the folder of the quantized copy of an export."""
+        return export.with_name(f"{export.name}-{self.value}")
 
 
 GROUPS = (128, 64, 32)

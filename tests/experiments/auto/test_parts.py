@@ -1,5 +1,6 @@
 """Parts of a plan: goals, rows, buckets, sensitivity, sizes by side, and stages for every family."""
 
+import os
 from functools import cache
 from math import inf, sqrt
 from pathlib import Path
@@ -54,9 +55,13 @@ def test_a_plan_belongs_to_its_goal(tmp_path):
     assert is_planned(plan, GOAL)
     with pytest.raises(AntgmmError, match="is the plan of other options"):
         is_planned(plan, GOAL._replace(smaller=4.0))
-    plan.write_text("seed = 1\n")
-    with pytest.raises(AntgmmError, match="is no plan"):
-        is_planned(plan, GOAL)
+    for text in (b"seed = 1\n", b"\xff\xfe\n", b"#" * 10**6):
+        plan.write_bytes(text)
+        with pytest.raises(AntgmmError, match="is no plan"):
+            is_planned(plan, GOAL)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(AntgmmError, match="pipe is not a regular file"):
+        is_planned(tmp_path / "pipe", GOAL)
 
 
 def test_the_kind_of_data_follows_from_the_files(tmp_path):

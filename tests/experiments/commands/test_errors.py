@@ -220,3 +220,15 @@ def test_a_removed_current_folder_is_one_line(refused, monkeypatch, tmp_path):
 def test_a_batch_waits_less_than_a_request(refused):
     complaint = refused("serve", "m", "--wait-ms", "2000", "--timeout", "1")
     assert complaint == "--wait-ms 2000: a batch may not wait as long as a request, --timeout 1 s"
+
+
+def test_json_has_no_numbers_that_json_does_not_have(antgmm):
+    words = ("lab", "energy", "--watts", "inf", "--teacher-ms", "1", "--student-ms", "1", "--rate", "1", "--json")
+    result = antgmm(*words)
+    assert json.loads(result.stdout, parse_constant=pytest.fail)["teacher"]["joules"] is None
+
+
+def test_a_model_beside_an_export_is_not_replaced_by_its_quantized_copy(refused, tmp_path):
+    (tmp_path / "o-w8a8").mkdir()
+    words = ("export", "s", "--like", "l", "--out", "o", "--data", "jsonl:x", "--quantize", "w8a8")
+    assert refused(*words) == "o-w8a8 exists: choose another name or remove it"

@@ -180,11 +180,22 @@ def test_a_damaged_file_is_one_line(packaged, tmp_path, place, cut):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("packaged", [LLAVA], indirect=True, ids=["llava"])
+@pytest.mark.parametrize("word", [b"left", b"side", b"image_token"])
+def test_changed_metadata_is_damage(packaged, tmp_path, word):
+    content = (packaged[0] / "student.stablehlo").read_bytes()
+    (tmp_path / "a.stablehlo").write_bytes(content.replace(word, b"m" + word[1:], 1))
+    with pytest.raises(ValueError, match=r"a\.stablehlo is damaged at its metadata: package it again"):
+        loader.Package(tmp_path / "a.stablehlo")
+
+
 @pytest.mark.parametrize("sums", ["[]", "null", "5", "[" * 100_000, "{"])
 def test_what_is_no_package_is_one_line(tmp_path, sums):
     save_file({}, tmp_path / "a.stablehlo", {loader.CHECKSUMS: sums})
     for file in (tmp_path / "a.stablehlo", tmp_path / "absent"):
-        with pytest.raises(ValueError, match=r"(is no package, or damaged|holds no program).*: package it again$"):
+        with pytest.raises(
+            ValueError, match=r"(is no package, or damaged|is damaged at its metadata).*: package it again$"
+        ):
             loader.Package(file)
 
 

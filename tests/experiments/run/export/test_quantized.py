@@ -4,19 +4,20 @@ import json
 
 import pytest
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
+from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io.convert import open_hf
 from antgmm_jax.io.loading import load_processor
 from data import maad
 from experiments.run.export import quantizing
 from experiments.run.export.in_torch import split, torch_answers, torch_model
-from experiments.run.export.quantized import beside, publish_quantized
+from experiments.run.export.quantized import publish_quantized
 from experiments.run.export.quantizing import quantize
 from experiments.run.export.schemes import Scheme
 from experiments.run.rows.random_batches import random_batch
 from experiments.run.rows.samples import Samples
-from tests.experiments.tiny import save_llava, save_smolvlm
+from tests.experiments.tiny import save_llava, save_smolvlm, save_teacher
 
 MODULE = "model.text_model.layers.1.mlp.up_proj"
 
@@ -65,7 +66,7 @@ def test_a_quantized_export_is_scored_beside_it(tmp_path):
     (export / "README.md").write_text("# Card\n")
     samples = Samples(maad.source("s", "test", 4), load_processor(export), open_hf(export)[0])
     loss = publish_quantized(export, Scheme.W8A8, samples, 3)
-    out = beside(export, Scheme.W8A8)
+    out = Scheme.W8A8.beside(export)
     assert out == tmp_path / "export-w8a8"
     assert (loss.count, loss.before) == (4, 0.0)
     assert 0 <= loss.equal <= 4
@@ -75,6 +76,26 @@ def test_a_quantized_export_is_scored_beside_it(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} >= {"export", "export-w8a8"}
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
     assert len({path.stat().st_mode for path in out.iterdir()}) == 1  # others may read the weights too
+
+
+def test_a_quantized_model_is_for_servers(plain, tmp_path):
+    quantize(plain, tmp_path / "out", "w8a8")
+    with pytest.raises(AntgmmError, match="out is quantized, which only servers read: use the model that it was made"):
+        open_hf(tmp_path / "out")
+
+
+def test_a_disk_that_is_full_is_one_line(plain, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise SafetensorError("I/O error: No space left on device")
+
+    monkeypatch.setattr(quantizing, "convert_checkpoint", full)
+    with pytest.raises(AntgmmError, match=r"out cannot be written \(.*No space left.*\): free disk space"):
+        quantize(plain, tmp_path / "out", "w8a8")
+
+
+def test_four_bits_of_t5_are_refused(tmp_path):
+    with pytest.raises(AntgmmError, match="T5 does not run with w4a16 in transformers: choose w8a8 or fp8"):
+        quantize(save_teacher(tmp_path / "t5"), tmp_path / "out", "w4a16")
 
 
 @pytest.mark.parametrize(("inputs", "size"), [((384, 256), 128), ((64, 96), 32), ((64, 48), None)])
