@@ -17,6 +17,7 @@ from antgmm_jax.axes import resize, sizes
 from antgmm_jax.config import IMAGE_SIDE, LMMConfig, StackConfig, towers
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import family
+from antgmm_jax.parallel.sharding import without_mesh
 from antgmm_jax.pure import abstract, functional, is_axes
 
 TOKENS = "tokens"  # the token table and the head
@@ -148,7 +149,8 @@ def _unit_arrays(unit: LMMConfig) -> list[tuple[str, str, int, tuple[str, ...]]]
     """The same for a model with all axes of size 1, with axis names; cached because tracing is slow."""
     known = {*sizes(unit), *family(unit).depth.sizes(unit)}
     pure, arrays = functional(unit), []
-    shapes = jax.tree_util.tree_leaves_with_path(abstract(unit))
+    with without_mesh():  # nothing of this size is placed, so there is nothing to warn of
+        shapes = jax.tree_util.tree_leaves_with_path(abstract(unit))
     names, over = jax.tree.leaves(pure.axes, is_leaf=is_axes), jax.tree.leaves(pure.over)
     for (path, leaf), axes, tokens in zip(shapes, names, over, strict=True):
         tower = _tower_of("/".join(key.key for key in path), unit)

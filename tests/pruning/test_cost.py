@@ -1,11 +1,16 @@
 """Parameters, FLOPs and bytes of models equal values computed by hand."""
 
+import logging
+
+import jax
 import pytest
 
 from antgmm_jax.axes import resize
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families.blip2.presets import sized as blip2_t5
+from antgmm_jax.parallel import sharding
 from antgmm_jax.presets import preset
+from pruning import costs
 from pruning.costs import cost, forward_flops
 from tests.pruning.models import CONFIGS
 
@@ -90,3 +95,13 @@ def test_bytes_of_an_encoder_decoder_model_by_hand():
 def test_empty_requests_are_refused():
     with pytest.raises(AntgmmError, match="at least 1"):
         cost(CONFIGS["llava"], 1, 0, 4)
+
+
+def test_counting_parameters_warns_of_no_sharding(monkeypatch, caplog):
+    """The model of units of size 1 that is traced for it is placed nowhere."""
+    monkeypatch.setattr(sharding, "_warned", set())
+    costs._unit_arrays.cache_clear()
+    costs.total_parameters.cache_clear()
+    with jax.set_mesh(sharding.make_mesh(fsdp=8)), caplog.at_level(logging.WARNING):
+        assert costs.total_parameters(CONFIGS["llava"]) > 0
+    assert caplog.messages == []
