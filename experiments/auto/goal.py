@@ -99,13 +99,13 @@ def ratio(text: str) -> float:
     """Parses how many times smaller a student is, such as "8x" or "8".
 
     Raises:
-        AntgmmError: it is not a number above 1.
+        AntgmmError: it is not a number from 1 to a million.
     """
     try:
         value = float(text.strip().removesuffix("x"))
     except ValueError:
         value = 0.0
-    if not 1 < value < float("inf"):
+    if not 1 < value <= 1e6:
         raise AntgmmError(f"--smaller {text}: write how many times fewer parameters, such as 8x")
     return value
 

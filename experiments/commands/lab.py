@@ -1,5 +1,6 @@
 """Commands of `antgmm lab`: benchmarks, studies and energy estimates."""
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -240,9 +241,16 @@ def energy(
     emit(figures, as_json, table(["", *models], rows, rates))
 
 
+class Mode(StrEnum):
+    """Where the targets of a teacher come from: a cache on disk, or the teacher itself."""
+
+    CACHE = "cache"
+    ONLINE = "online"
+
+
 def memory(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder for a random teacher and the run, 5 GB.")],
-    mode: Annotated[str, typer.Option(metavar="MODE", help="Teacher: cache or online.")] = "cache",
+    mode: Annotated[Mode, typer.Option(help="Teacher.")] = Mode.CACHE,
     mesh: Mesh = "",
     as_json: Json = False,
 ) -> None:
@@ -254,7 +262,7 @@ def memory(
     with devices(mesh, "", 1, 0):
         from experiments.lab.memory import measure, shown
 
-        figures = measure(folder, mode)
+        figures = measure(folder, mode.value)
     emit(figures, as_json, shown(figures))
 
 
@@ -267,16 +275,20 @@ def tasks(
         list[str] | None, typer.Option("--task", help="digits, charts or photos; all by default. Can be repeated.")
     ] = None,
     smaller: Annotated[str, typer.Option(metavar="8x", help="How many times fewer parameters the student has.")] = "8x",
-    minutes: Annotated[float, typer.Option(min=1, metavar="M", help="Duration of each compression.")] = 10.0,
+    minutes: Annotated[
+        float, typer.Option(min=1, max=10_000, metavar="M", help="Duration of each compression.")
+    ] = 10.0,
     as_json: Json = False,
 ) -> None:
     """Compress teachers of real digits, tables and photographs without a recipe, beside controls from scratch."""
     require("tasks", "torch", "report")
     say(f"tasks: training, compressing and controls in {run}")
     from antgmm_jax.errors import AntgmmError
+    from experiments.auto.goal import ratio
     from experiments.lab.tasks.study import HEAD, TASKS, table_rows
     from experiments.lab.tasks.study import run as run_task
 
+    ratio(smaller)
     if unknown := [name for name in names or () if name not in TASKS]:
         raise AntgmmError(f"no task {unknown[0]!r}: choose one of {', '.join(TASKS)}")
     figures = {}

@@ -43,7 +43,7 @@ GOAL = Goal("teacher", {"kind": "jsonl", "path": "a.jsonl"}, {"kind": "jsonl", "
 
 def test_ratios_are_above_one():
     assert ratio("8x") == ratio("8") == 8
-    for text in ("x", "1", "0.5x", "inf", "-3x"):
+    for text in ("x", "1", "0.5x", "inf", "-3x", "1e9x"):
         with pytest.raises(AntgmmError, match=f"--smaller {text}: write how many times fewer"):
             ratio(text)
 
