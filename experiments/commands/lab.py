@@ -283,7 +283,6 @@ def tasks(
     """Compress teachers of real digits, tables and photographs without a recipe, beside controls from scratch."""
     require("tasks", "torch", "report")
     say(f"tasks: training, compressing and controls in {run}")
-    from antgmm_jax.errors import AntgmmError
     from experiments.auto.goal import ratio
     from experiments.lab.tasks.study import HEAD, TASKS, table_rows
     from experiments.lab.tasks.study import run as run_task

@@ -92,12 +92,12 @@ def package(
     from experiments.package.build import build, example, longest
     from experiments.package.requests import Limits, Shape
     from experiments.package.times import milliseconds
-    from experiments.run.export.ends import end_tokens
+    from experiments.run.export.ends import as_tuple, end_tokens
 
     config, params = load_hf(model)
     batches, _ = check_prompts(config, model, data, samples, template(prompt, model))
     eos, pad = end_tokens(model)
-    limits = Limits(max_new_tokens, (eos,) if isinstance(eos, int) else tuple(eos), pad)
+    limits = Limits(max_new_tokens, as_tuple(eos), pad)
     shapes = [Shape(*each) for each in product(batch or [1], width or [longest(batches)])]
     form = kind.form()(model, config, params, limits)
     result = build(out, batches, shapes, form)

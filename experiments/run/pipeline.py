@@ -195,33 +195,28 @@ class Run:
         if self.hard is not None:
             self.test.pad_prompts_like(self.hard)
         place = self.folder.cache / "features"
-        self._inputs = {
+        inputs = {
             "model" if teacher is None else "teacher": self.origin.key,
             "data": samples.fingerprint,
             "test_rows": self.test.fingerprint,
             "hard_rows": self.hard.fingerprint if self.hard else "",
         }
         if self._alike is not None:
-            self._alike.bind(**self._inputs)
+            self._alike.bind(**inputs)
+        self._inputs = {**inputs, "recipe": fingerprint(recipe), **outside_stages(recipe)}
+        self.folder.bind(**self._inputs)
         if teacher is None or not isinstance(recipe, Recipe):
-            self._bind()
             features = ImageFeatures(samples, recipe.seed, place)
             return Shared(recipe, NO_TEACHER, dict, samples, features, lambda stage: None)
         if recipe.teacher.pairs:
             with self.folder.metered("pairs"):
                 samples = with_pairs(recipe, samples, teacher.config, teacher.weights(), processor, self._cache)
-        self._bind()
         source, frozen = targets_of(recipe, teacher, self.origin.key, samples, self.folder, self._cache)
         return_freed_memory()
         features = ImageFeatures(samples, recipe.seed, place)
         return Shared(
             recipe, source, frozen, samples, features, lambda stage: bridge_weights_of(recipe, stage, teacher, samples)
         )
-
-    def _bind(self) -> None:
-        """Binds the run to its recipe and to all that it reads."""
-        self._inputs |= {"recipe": fingerprint(self.recipe), **outside_stages(self.recipe)}
-        self.folder.bind(**self._inputs)
 
     def _identity(self, work: Work) -> str:
         """Digest of everything that decides a stage; equal stages of two runs are interchangeable."""

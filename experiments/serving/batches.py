@@ -16,7 +16,7 @@ from antgmm_jax.io.convert import open_hf
 from antgmm_jax.io.loading import load_processor
 from data.encoding import decode
 from experiments.run.export.completion import positions
-from experiments.run.export.ends import end_tokens
+from experiments.run.export.ends import as_tuple, end_tokens
 from experiments.run.export.in_torch import stop_at, torch_answers, torch_model
 
 STEP = 16
@@ -169,19 +169,17 @@ def load(directory: Path, *, max_new_tokens: int, most: int) -> Model:
     (eos, pad), model = end_tokens(directory), torch_model(directory)
     stop_at(model, eos=eos, pad=pad)
     reads = inputs(config, load_processor(directory))
+    taken = signature(model.generate).parameters
     return Model(
         reads,
-        (eos,) if isinstance(eos, int) else tuple(eos),
+        as_tuple(eos),
         pad,
         lambda batch: torch_answers(model, batch, max_new_tokens, pad),
         most,
         longest_prompt(directory, max_new_tokens),
         max_new_tokens,
-        signature(model.generate).parameters.get("pixel_values", _OPTIONAL).default is Parameter.empty,
+        "pixel_values" in taken and taken["pixel_values"].default is Parameter.empty,
     )
-
-
-_OPTIONAL = Parameter("pixel_values", Parameter.KEYWORD_ONLY, default=None)
 
 
 def longest_prompt(directory: Path, max_new_tokens: int) -> int:

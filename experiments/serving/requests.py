@@ -17,6 +17,15 @@ DEEPEST = 16
 """Levels of a request; a chat request has seven."""
 FORM = "the request is no chat request of the OpenAI interface: see docs/guides/serving.md"
 """Reason for refusing another request."""
+_ONLY: dict[str, tuple[Any, ...]] = {
+    "stream": (False,),
+    "n": (1,),
+    "stop": ([],),
+    "tools": ([],),
+    "logprobs": (False,),
+    "response_format": ({"type": "text"},),
+}
+"""Fields of a request -> values that the server takes; others are for models that sample, or change nothing."""
 
 
 def shallow(request: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -44,17 +53,6 @@ def check_options(request: Mapping[str, Any], name: str) -> None:
         raise AntgmmError(f"the server has no other model than {name!r}")
     if other := next((key for key, value in _ONLY.items() if request.get(key) not in (None, *value)), ""):
         raise AntgmmError(f"the server does not support {other!r} with this value: leave it out")
-
-
-_ONLY: dict[str, tuple[Any, ...]] = {
-    "stream": (False,),
-    "n": (1,),
-    "stop": ([],),
-    "tools": ([],),
-    "logprobs": (False,),
-    "response_format": ({"type": "text"},),
-}
-"""Fields of a request -> values that the server takes; others are for models that sample, or change nothing."""
 
 
 def most_tokens(request: Mapping[str, Any], most: int) -> int:

@@ -31,6 +31,11 @@ def end_tokens(directory: Path) -> tuple[Any, int]:
     return token("eos_token_id", 1), pad if isinstance(pad, int) else pad[0]
 
 
+def as_tuple(eos: Any) -> tuple[int, ...]:
+    """Returns the first result of `end_tokens`, a token or several, as a tuple."""
+    return (eos,) if isinstance(eos, int) else tuple(eos)
+
+
 def generation_settings(directory: Path) -> dict[str, Any]:
     """Returns the contents of generation_config.json; empty without one."""
     path = directory / GENERATION
