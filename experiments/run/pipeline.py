@@ -41,10 +41,9 @@ from experiments.run.rows.pairs import with_pairs
 from experiments.run.rows.prompts import prompt_of
 from experiments.run.rows.samples import Samples
 from experiments.run.schema import Recipe, Training, Work
-from experiments.run.schema.recipe import fingerprint
 from experiments.run.scores.scoring import scored, teacher_scored
 from experiments.run.stage import Left, StageRun
-from experiments.run.start import opening, outside_stages
+from experiments.run.start import decided_by, opening
 from experiments.run.student import Student, completed, load_after, whole
 from experiments.run.targets import bridge_weights_of, targets_of
 from experiments.run.training import save_processor
@@ -203,8 +202,8 @@ class Run:
         }
         if self._alike is not None:
             self._alike.bind(**inputs)
-        self._inputs = {**inputs, "recipe": fingerprint(recipe), **outside_stages(recipe)}
-        self.folder.bind(**self._inputs)
+        self._inputs = inputs
+        self.folder.bind(**inputs, **decided_by(recipe))
         if teacher is None or not isinstance(recipe, Recipe):
             features = ImageFeatures(samples, recipe.seed, place)
             return Shared(recipe, NO_TEACHER, dict, samples, features, lambda stage: None)
@@ -219,8 +218,9 @@ class Run:
         )
 
     def _identity(self, work: Work) -> str:
-        """Digest of everything that decides a stage; equal stages of two runs are interchangeable."""
-        return hashlib.sha256(json.dumps([self._inputs, work.number], sort_keys=True).encode()).hexdigest()[:16]
+        """Digest of everything that decides a stage, without later stages; equal ones of two runs are exchangeable."""
+        decided = self._inputs | decided_by(self.recipe.until(work.number))
+        return hashlib.sha256(json.dumps(decided, sort_keys=True).encode()).hexdigest()[:16]
 
     def _stage(self, work: Work, student: Student, shared: Shared) -> Student:
         done = self.folder.stage(work.number, work.stage.name)

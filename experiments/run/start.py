@@ -12,6 +12,7 @@ from antgmm_jax.io.loading import load_processor
 from data.source import Source
 from experiments.run.checks import check_sizes, check_states
 from experiments.run.schema import Recipe, Training
+from experiments.run.schema.recipe import fingerprint
 from experiments.run.student import Student, cut_record, load_student, teacher_key, whole
 from experiments.run.training import fresh, shape_of
 
@@ -59,8 +60,8 @@ def opening(recipe: Recipe | Training) -> Callable[[Source], tuple[Student, Orig
     return begin
 
 
-def outside_stages(recipe: Recipe | Training) -> dict[str, str]:
-    """Returns digests of the stages outside the run that it reads: its parent, and phases with new weights.
+def decided_by(recipe: Recipe | Training) -> dict[str, str]:
+    """Returns digests of a recipe and of the stages of other runs that it reads: its parent and new weights.
 
     Args:
         recipe: the recipe.
@@ -68,11 +69,12 @@ def outside_stages(recipe: Recipe | Training) -> dict[str, str]:
     Returns:
         Name of the input -> digest.
     """
+    own = {"recipe": fingerprint(recipe)}
     if not isinstance(recipe, Recipe):
-        return {}
+        return own
     places = {f"weights_of_{stage.name}": stage.weights for stage in recipe.stages} | {"parent": recipe.parent}
     outside = {name: place for name, place in places.items() if place not in ("", "kept", "random")}
-    return {name: checkpoint.stage_digest(place) for name, place in outside.items()}
+    return own | {name: checkpoint.stage_digest(place) for name, place in outside.items()}
 
 
 def _cut_from(recipe: Recipe) -> tuple[Student, Origin]:

@@ -28,6 +28,7 @@ from experiments.run.pipeline import Run
 from experiments.run.progress.flops import training_flops
 from experiments.run.schema import Recipe
 from experiments.run.schema.recipe import dump_recipe, load_recipe, load_training
+from experiments.run.start import decided_by
 
 RESULT = "result.json"
 Result = dict[str, Any]
@@ -147,24 +148,23 @@ def lend_stages(recipe: Recipe, folder: Path, place: Path) -> None:
         copy = RunFolder(Path(draft) / place.name)
         for number, stage in enumerate(recipe.stages[: common[source]], 1):
             shutil.copytree(RunFolder(source).stage(number, stage.name), copy.stage(number, stage.name))
-        shutil.copyfile(RunFolder(source).inputs, copy.inputs)
+        # Without what the other recipe decides: the run adds its own.
+        inputs, other = read_book(RunFolder(source).inputs), decided_by(load_recipe(source / RECIPE))
+        write_book(copy.inputs, {name: digest for name, digest in inputs.items() if name not in other})
         write_text(copy.path / RECIPE, dump_recipe(recipe))
         copy.path.rename(place)
         say(f"{common[source]} of {len(recipe.stages)} stages are copied from {source.relative_to(folder)}")
 
 
 def _common_stages(one: Recipe, path: Path) -> int:
-    """Number of common first stages of two recipes; 0 if they differ in settings that affect all stages."""
+    """Number of first stages that two recipes decide alike."""
     try:
         other = load_recipe(path)
     except AntgmmError:  # of another version
         return 0
-    # Loss and optimizer at the top level are merged into each stage.
-    per_stage = {"stages", "loss", "optimizer"}
-    if one.model_dump(exclude=per_stage) != other.model_dump(exclude=per_stage):
-        return 0
-    pairs = zip(one.stages, other.stages, strict=False)
-    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+    numbers = range(1, 1 + min(len(one.stages), len(other.stages)))
+    alike = (decided_by(one.until(number)) == decided_by(other.until(number)) for number in numbers)
+    return sum(1 for _ in itertools.takewhile(bool, alike))
 
 
 def _pretrained(arm: Arm, seed: int, folder: Path) -> str:

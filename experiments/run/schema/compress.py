@@ -90,6 +90,10 @@ class Recipe(BaseRecipe):
             for number, stage in enumerate(self.stages, 1)
         )
 
+    def until(self, number: int) -> Self:
+        """Returns the recipe with its first stages only, without further checks."""
+        return self.model_copy(update={"stages": self.stages[:number]})
+
     @property
     def hard(self) -> MaadData | FileData | TfdsData | None:
         """Hard test records, if any."""

@@ -106,6 +106,10 @@ class Training(BaseRecipe):
             for number, phase in enumerate(self.phases, 1)
         )
 
+    def until(self, number: int) -> Self:
+        """Returns the recipe with its first phases only, without further checks."""
+        return self.model_copy(update={"phases": self.phases[:number]})
+
     @property
     def answers(self) -> bool:
         """Whether the trained model answers questions: its last phase trains answers."""

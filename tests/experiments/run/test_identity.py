@@ -12,7 +12,7 @@ from antgmm_jax.io.convert import load_hf
 from distill import State
 from experiments.run.export.publishing import check_replaceable
 from experiments.run.schema.recipe import load_recipe
-from experiments.run.start import outside_stages
+from experiments.run.start import decided_by
 from experiments.run.stepper import Stepper
 from experiments.run.student import teacher_key
 from tests.experiments.tiny import save_llava, write_recipe
@@ -51,11 +51,11 @@ def test_stages_outside_a_run_are_inputs_of_it(tmp_path):
 
     def digests(parent, weights):
         changes = [f'parent="{parent}"', f'stage.0.weights="{weights}"', "stage.0.mask_steps=0"]
-        return outside_stages(load_recipe(path, changes))
+        return decided_by(load_recipe(path, changes))
 
-    assert digests("", "kept") == digests("", "random") == {}
+    assert digests("", "kept").keys() == digests("", "random").keys() == {"recipe"}
     first = digests(tmp_path / "a", tmp_path / "b")
-    assert first.keys() == {"parent", "weights_of_blocks"}
+    assert first.keys() == {"recipe", "parent", "weights_of_blocks"}
     assert digests(tmp_path / "b", tmp_path / "b")["parent"] == first["weights_of_blocks"] != first["parent"]
 
 
