@@ -18,7 +18,6 @@ from antgmm_jax.presets import preset
 from antgmm_jax.pure import functional
 from data.tokenizer import corpus, train_tokenizer
 from distill.teacher import to_dtype
-from experiments.report import model_times
 from experiments.report.write import finish
 from experiments.run.host.console import count, table
 from experiments.run.host.resources import memory
@@ -69,6 +68,8 @@ max_new_tokens = 4
 [evaluate.data]
 split = "val"
 samples = 2
+[report]
+latency = false
 [[stage]]
 name = "layers"
 recover_steps = 2
@@ -157,7 +158,6 @@ def measure(folder: Path, mode: str) -> dict[str, Any]:
     changes = [f"optimizer.batch_size={rows}", f"data.samples={rows + 2}"]
     recipe.write_text(RECIPE.format(teacher=teacher, mode=mode))
     parameters, begin = total_parameters(open_hf(teacher)[0]), time.monotonic()
-    model_times.LATENCY_REPEATS = 1  # no time is read here
     with PeakByPhase() as watched:
         finish(Run(load_recipe(recipe, changes), run))
     peaks = {phase: round(peak / parameters, 2) for phase, peak in watched.peaks.items()}

@@ -18,6 +18,7 @@ from data.encoding import decode
 from experiments.run.export.completion import positions
 from experiments.run.export.ends import as_tuple, end_tokens
 from experiments.run.export.in_torch import stop_at, torch_answers, torch_model
+from experiments.run.host.console import say
 
 STEP = 16
 """Prompts are padded to multiples of this many tokens, so that those of similar length share a batch."""
@@ -42,6 +43,10 @@ class Question(NamedTuple):
         """What questions of a batch have in common: width, and shapes of the images."""
         shapes = tuple((name, leaf.shape) for name, leaf in sorted(self.images.items()))
         return -(-len(self.ids) // STEP) * STEP, shapes
+
+
+class ModelError(AntgmmError):
+    """The model failed on a request that it could read."""
 
 
 class Answer(NamedTuple):
@@ -117,7 +122,7 @@ class Model(NamedTuple):
             questions: questions of any number and length.
 
         Returns:
-            One answer per question, or an error for those of a batch that the model cannot answer.
+            One answer per question, or a `ModelError` for those of a batch on which the model failed.
         """
         groups: dict[tuple[Any, ...], list[int]] = {}
         for place, question in enumerate(questions):
@@ -135,7 +140,8 @@ class Model(NamedTuple):
             tokens = self.answer(self._batch(questions, width))
         except Exception as error:  # of any model
             reason = " ".join(str(error).split())[:200] or type(error).__name__
-            return [AntgmmError(f"the model cannot answer the request: {reason}")] * len(questions)
+            say(f"the model failed on {len(questions)} requests of width {width}: {reason}")
+            return [ModelError(f"the model cannot answer the request: {reason}")] * len(questions)
         for row, question in zip(tokens, questions, strict=True):
             row[question.most :] = self.pad
         ended = [np.isin(row[: one.most], self.ends).any() for row, one in zip(tokens, questions, strict=True)]

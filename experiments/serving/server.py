@@ -17,7 +17,7 @@ from pydantic import AfterValidator
 
 from antgmm_jax.errors import AntgmmError
 from data.limits import BadRow
-from experiments.serving.batches import Answer, Model, Question, load
+from experiments.serving.batches import Answer, Model, ModelError, Question, load
 from experiments.serving.requests import FORM, check_options, conversation, most_tokens, shallow
 
 CHAT, METRICS = "/v1/chat/completions", "/metrics"
@@ -73,7 +73,9 @@ class Answers(litserve.LitAPI):
         return output
 
     def encode_response(self, output: Answer | AntgmmError) -> Any:
-        """Writes an answer as a chat completion, or an error with status 400."""
+        """Writes an answer as a chat completion, or an error with status 400, 500 if it is the model's."""
+        if isinstance(output, ModelError):
+            return _failure(str(output), "server_error", 500)
         if isinstance(output, AntgmmError):
             return _refusal(str(output))
         message = {"role": "assistant", "content": output.text}
@@ -82,7 +84,11 @@ class Answers(litserve.LitAPI):
 
 
 def _refusal(reason: str) -> JSONResponse:
-    return JSONResponse({"error": {"message": reason, "type": "invalid_request_error"}}, 400)
+    return _failure(reason, "invalid_request_error", 400)
+
+
+def _failure(reason: str, kind: str, status: int) -> JSONResponse:
+    return JSONResponse({"error": {"message": reason, "type": kind}}, status)
 
 
 class Metrics:

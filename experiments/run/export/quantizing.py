@@ -59,7 +59,8 @@ def quantize(directory: Path, out: Path, scheme: str) -> list[int]:
     """
     config, _ = open_hf(directory)
     if config.encoder_decoder and scheme == "w4a16":  # its MLP reads the dtype of a weight, which is packed
-        raise AntgmmError(f"{directory}: T5 does not run with w4a16 in transformers: choose w8a8 or fp8")
+        reason = "an encoder-decoder model does not run with w4a16 in transformers"
+        raise AntgmmError(f"{directory}: {reason}: choose w8a8 or fp8")
     stored = Tensors(directory, ())
     shapes = {name: stored.spec(name).shape for name in stored.names if name.endswith(_WEIGHT)}
     shapes = {name: shape for name, shape in shapes.items() if len(shape) == 2}

@@ -81,8 +81,10 @@ def test_an_answer_has_the_length_that_is_asked_for_and_says_whether_it_ended(tm
     assert of([word, word, end, pad], 2)[1] is False
 
 
-def test_a_batch_that_the_model_cannot_answer_fails_alone(tmp_path):
-    model = load(save_llava(tmp_path / "model"), max_new_tokens=TOKENS, most=3)
+def test_a_batch_that_the_model_cannot_answer_fails_alone(tmp_path, capsys):
+    api = Answers(save_llava(tmp_path / "model"), "student", max_new_tokens=TOKENS, most=3, wait=0.0)
+    api.setup("cpu")
+    model = api._model
     short, long = ([{"role": "user", "content": [{"type": "text", "text": "a " * n}]}] for n in (1, 40))
 
     def answer(batch):
@@ -92,7 +94,10 @@ def test_a_batch_that_the_model_cannot_answer_fails_alone(tmp_path):
 
     questions = [model.question(one, RECORDS[0].images[:0]) for one in (long, short)]
     failed, answered = model._replace(answer=answer).answers(questions)
-    assert str(failed) == "the model cannot answer the request: no memory"
+    reply = api.encode_response(failed)
+    error = {"message": "the model cannot answer the request: no memory", "type": "server_error"}
+    assert (reply.status_code, json.loads(reply.body)["error"]) == (500, error)
+    assert "the model failed on 1 requests of width 48: no memory" in capsys.readouterr().err
     assert answered == ("", False)
 
 
