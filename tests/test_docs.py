@@ -27,7 +27,6 @@ from experiments.run.schema.recipe import load_recipe, load_training
 ROOT = Path(__file__).resolve().parents[1]
 GUIDES = [page for part in ("guides", "concepts") for page in sorted((ROOT / "docs" / part).iterdir())]
 PAGES = ["README.md", "docs/index.md", *(str(page.relative_to(ROOT)) for page in GUIDES)]
-LONG = {"docs/guides/your-data.md", "docs/guides/your-model.md", "docs/concepts/resume-and-recombine.md"}  # these train
 _FENCE = RawFencedCodeBlockLexer(re.compile(r'(?P<language>\w*)(?: title="(?P<title>[^"\n]+)")?[^\n]*\n'))
 _run_python = PythonEvaluator()
 
@@ -76,7 +75,8 @@ def _page(page: str) -> list[Example]:
     return list(Sybil([_blocks]).parse(ROOT / page))
 
 
-@pytest.mark.parametrize("page", [pytest.param(page, marks=[pytest.mark.long] * (page in LONG)) for page in PAGES])
+@pytest.mark.long  # they train
+@pytest.mark.parametrize("page", PAGES)
 def test_the_blocks_of_a_page_run_in_order(page, tmp_path, monkeypatch):
     (tmp_path / "experiments").symlink_to(ROOT / "experiments")
     monkeypatch.chdir(tmp_path)

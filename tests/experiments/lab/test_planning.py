@@ -425,6 +425,7 @@ def test_a_plan_is_printed_or_refused_with_a_sufficient_mesh(antgmm, refused, mo
     assert refused(*plan, "--student", "antgmm-deep").startswith("the student's ")
 
 
+@pytest.mark.long
 def test_a_checkpoint_is_planned_by_a_process_that_starts_with_one_device(tmp_path):
     model = reference.saved(reference.llava(), tmp_path / "model")
     words = ["plan", str(model), "--mesh", "data=2", "--batch", "2", "--length", "8", "--answer", "2", "--json"]

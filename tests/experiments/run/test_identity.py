@@ -59,6 +59,15 @@ def test_stages_outside_a_run_are_inputs_of_it(tmp_path):
     assert digests(tmp_path / "b", tmp_path / "b")["parent"] == first["weights_of_blocks"] != first["parent"]
 
 
+def test_later_stages_do_not_decide_a_stage(tmp_path):
+    path = write_recipe(tmp_path / "r.toml", tmp_path / "teacher")
+    with path.open("a") as file:
+        file.write('[[stage]]\nname = "widths"\nrecover_steps = 2\nsizes = { "vision/mlp" = 16 }\n')
+    one, other, first = (load_recipe(path, [f"stage.{stage}.recover_steps=3"]) for stage in ("0", "widths", "blocks"))
+    assert decided_by(one) == decided_by(first) != decided_by(other)
+    assert decided_by(other.until(1)) == decided_by(load_recipe(path).until(1)) != decided_by(one.until(1))
+
+
 @pytest.mark.parametrize("name", [".git", ".hidden", "notes.txt"])
 def test_files_of_others_in_an_export_are_kept(tmp_path, name):
     (tmp_path / ".DS_Store").touch()

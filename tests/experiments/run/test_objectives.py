@@ -139,7 +139,8 @@ def test_a_training_of_facts_alone_has_a_report_without_scores(antgmm, tmp_path,
     assert "This model has not been scored" in (tmp_path / "run" / "export" / "README.md").read_text()
 
 
-@pytest.mark.parametrize("number", [1, pytest.param(2, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("number", [1, 2])
 def test_a_stage_of_either_objective_resumes(recipe, whole, tmp_path, monkeypatch, number):
     train, begun = stages.train, []
 

@@ -46,11 +46,8 @@ from tests.experiments.tiny import save_llava, save_qwen3_vl, save_smolvlm
 pytestmark = pytest.mark.filterwarnings("default")
 
 
-SHORT = "antgmm-tiny"
-"""Preset that every run of the tests compresses; `llava-tiny` is compressed on conversations below."""
-
-
-@pytest.mark.parametrize("preset", [pytest.param(name, marks=[pytest.mark.long] * (name != SHORT)) for name in SMALL])
+@pytest.mark.long
+@pytest.mark.parametrize("preset", SMALL)
 def test_a_users_rows_become_an_exported_student(ads, preset):
     if preset == "llava-tiny":
         for split in ("train", "test"):
@@ -123,10 +120,8 @@ def _runs_in_transformers(directory, rows, preset):
     assert model.generate(**given, max_new_tokens=3).shape[0] == 1
 
 
-_RESUMED = ("smolvlm-tiny", "qwen3-vl-tiny", "gemma3-tiny", *CHATLESS)
-
-
-@pytest.mark.parametrize("preset", ["llava-tiny", *(pytest.param(name, marks=pytest.mark.long) for name in _RESUMED)])
+@pytest.mark.long
+@pytest.mark.parametrize("preset", ["llava-tiny", "smolvlm-tiny", "qwen3-vl-tiny", "gemma3-tiny", *CHATLESS])
 def test_200_conversations_are_compressed_by_a_run_that_resumes_once(tmp_path, monkeypatch, preset):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")

@@ -74,6 +74,7 @@ def test_a_checkpoint_to_train_further_gets_its_commit(mirror, tmp_path):
     assert pins.pinned(training, None).model.path == f"hf:org/teacher@{mirror.commit(TEACHER)}"
 
 
+@pytest.mark.long
 def test_a_run_of_names_stores_their_commits_and_resumes_with_them(mirror, recipe, tmp_path, monkeypatch):
     run = tmp_path / "run"
     Run(recipe, run).finish_stages()

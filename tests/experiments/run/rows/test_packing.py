@@ -145,6 +145,7 @@ def test_batches_resume_from_a_position(model):
             jax.tree.map(np.testing.assert_array_equal, one[name], other[name])
 
 
+@pytest.mark.long
 def test_a_recipe_trains_on_packed_rows(tmp_path):
     recipe = write_recipe(tmp_path / "recipe.toml", save_llava(tmp_path / "teacher"), sizes='"text/layers" = 2')
     loaded = load_recipe(recipe, ["pack=128", "optimizer.batch_size=2", "optimizer.accumulate=2"])
