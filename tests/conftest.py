@@ -38,6 +38,7 @@ for _library in ("flax.nnx", "optax", "orbax.checkpoint", "torch._dynamo", "torc
     importlib.import_module(_library)
 # Python's collector passes over the objects of all libraries again and again: 15 % of the CPU time of the tests.
 gc.freeze()
+atexit.register(gc.unfreeze)  # else the objects are reported as leaks
 gc.set_threshold(20_000)
 # Annotations, shapes and dtypes included, are checked at every call in a test.
 install_import_hook(("antgmm_jax", "pruning", "distill"), f"{annotations.__name__}.checked")
@@ -50,11 +51,6 @@ def pytest_configure():
     jax.config.update("jax_numpy_rank_promotion", "raise")
     jax.config.update("jax_num_cpu_devices", 8)
     jax.devices()  # starts the backend now, so that no command under test can change the number of devices
-
-
-def pytest_unconfigure():
-    """Lets Python free the objects of the libraries when it ends; else they are reported as leaks."""
-    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)
