@@ -10,12 +10,12 @@ from jaxtyping import Array, Bool, Float, Int
 
 from antgmm_jax.blocks import packing, spans
 from antgmm_jax.blocks.block import Cache, Context, Gates
-from antgmm_jax.blocks.layers import Norm, linear, lookup, param
+from antgmm_jax.blocks.layers import Norm, linear, param
 from antgmm_jax.blocks.rope import rope
 from antgmm_jax.blocks.stack import Stack, unrolled
+from antgmm_jax.blocks.tables import rows_of
 from antgmm_jax.config import LanguageConfig, Remat, Tower
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.parallel.sharding import place
 
 
 class Embedded(NamedTuple):
@@ -82,7 +82,7 @@ class LanguageModel(nnx.Module):
 
     def embed(self, ids: Int[Array, "..."], gates: Gates | None = None) -> Float[Array, "... D"]:
         """Token embeddings, in some models multiplied by width ** 0.5, which counts only open channels if gated."""
-        x = _rows(self.tokens[...], "vocab", ids)
+        x = rows_of(self.tokens[...], "vocab", ids)
         if not self.config.scaled_tokens:
             return x
         gate = (gates or {}).get("text/embed")
@@ -98,7 +98,7 @@ class LanguageModel(nnx.Module):
                 f"a row of {slots} tokens: the model has {self.config.learned_positions} learned positions;"
                 " shorten prompts or answers"
             )
-        return x + _rows(self.positions[...], "positions", order + self.config.first_position).astype(x.dtype)
+        return x + rows_of(self.positions[...], "positions", order + self.config.first_position).astype(x.dtype)
 
     def head(self, hidden: Float[Array, "... D"], gates: Gates) -> Float[Array, "... V"]:
         """Logits of final hidden states. T5 v1.0 scales them by width ** -0.5, counting only open channels if gated."""
@@ -263,11 +263,6 @@ class LanguageModel(nnx.Module):
         x = self._placed(self.embed(ids)[:, None], at, slots)
         x, caches = unrolled(layers, x, context, state.caches, state.cross_caches, state.slot)
         return self.head(self.norm(x[:, 0]), {}), caches
-
-
-def _rows(table: Float[Array, "V D"], axis: str, ids: Int[Array, "..."]) -> Float[Array, "... D"]:
-    # Gather the table along its width first: the partitioner cannot reshard looked-up columns to batch rows.
-    return place(lookup(place(table, (axis,)), ids), ("batch",))
 
 
 def _positions(x: Array, valid: Array | None) -> Array:

@@ -70,20 +70,6 @@ def repeated(parameter: Float[Array, "..."], rows: int) -> Float[Array, "rows ..
 
 
 @jax.custom_vjp
-def lookup(table: Float[Array, "V D"], ids: Int[Array, "..."]) -> Float[Array, "... D"]:
-    """Rows of a table. Gradients are summed in float32: a common token occurs thousands of times in a batch."""
-    return table[ids]
-
-
-def _lookup_backward(saved, dy):
-    table, ids = saved
-    return jnp.zeros_like(table, jnp.float32).at[ids].add(dy.astype(jnp.float32)).astype(table.dtype), None
-
-
-lookup.defvjp(lambda table, ids: (table[ids], (table, ids)), _lookup_backward)
-
-
-@jax.custom_vjp
 def _product(x: Float[Array, "n k"], kernel: Float[Array, "k m"]) -> Float[Array, "n m"]:
     """A matrix product with a backward pass that reads its operands without transposing them in memory.
 

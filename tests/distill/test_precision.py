@@ -11,7 +11,8 @@ import pytest
 
 import distill
 import pruning
-from antgmm_jax.blocks.layers import lookup, plus, repeated
+from antgmm_jax.blocks.layers import plus, repeated
+from antgmm_jax.blocks.tables import lookup
 from antgmm_jax.pure import abstract, functional
 from tests.pruning.models import CONFIGS, batch_of
 

@@ -7,8 +7,9 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from antgmm_jax.blocks.block import Context, Gates
-from antgmm_jax.blocks.layers import lookup, param, plus, repeated
+from antgmm_jax.blocks.layers import param, plus, repeated
 from antgmm_jax.blocks.pictures import Images, flat
+from antgmm_jax.blocks.tables import lookup
 from antgmm_jax.config import Remat, Tower
 from antgmm_jax.families.blip2.model import QFormer
 from antgmm_jax.families.instructblip.config import InstructBlipConfig, InstructQFormerConfig
