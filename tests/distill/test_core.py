@@ -60,7 +60,7 @@ def test_the_gated_and_the_shrunk_model_have_equal_losses(family):
     np.testing.assert_allclose(value, expected, rtol=1e-4)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["llava", pytest.param("blip2_t5", marks=pytest.mark.long)])
 def test_steps_with_every_loss_lower_the_loss_of_a_cut_student(family):
     config, keep = cut(family)
     model, batch = functional(config), batch_of(config)
@@ -94,7 +94,7 @@ def test_an_uncut_student_has_zero_loss(family):
     np.testing.assert_allclose(value, 0.0, atol=1e-5)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["llava", pytest.param("blip2_t5", marks=pytest.mark.long)])
 def test_the_bridge_loss_by_hand(family):
     config, keep = cut(family)
     batch, params = batch_of(config), parameters(family)

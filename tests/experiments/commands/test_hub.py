@@ -47,6 +47,7 @@ def test_a_model_is_described_evaluated_and_shrunk_by_name(antgmm, mirror, tmp_p
     assert sizes(load_hf(tmp_path / "small")[0])["vision/layers"] == 1
 
 
+@pytest.mark.long
 def test_an_export_is_uploaded(antgmm, mirror, tmp_path):
     config, params = load_hf("hf:org/teacher")
     keep = pruning.plan(pruning.magnitude(params, config), config, {"vision/layers": 2})

@@ -151,7 +151,7 @@ def test_a_recipe_trains_on_its_prepared_rows(antgmm, tmp_path):
     assert "rows holds other rows or was made with other settings" in other.stderr
 
 
-@pytest.mark.parametrize("model", [reference.blip2, reference.llava])
+@pytest.mark.parametrize("model", [pytest.param(reference.blip2, marks=pytest.mark.long), reference.llava])
 def test_export_writes_a_stage_that_transformers_reads(antgmm, monkeypatch, tmp_path, model):
     teacher = reference.saved(model(), tmp_path / "teacher")
     config, params = load_hf(teacher)

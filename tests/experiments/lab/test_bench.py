@@ -56,6 +56,7 @@ def test_spread_is_median_and_quartiles():
     assert timing.spread(np.array([1.0, 2.0, 3.0, 4.0, 100.0])) == {"median": 3.0, "low": 2.0, "high": 4.0}
 
 
+@pytest.mark.long
 def test_step_flops_agree_with_the_compilers_count():
     batch = random_batch(CONFIG, 4, **decoding.PROMPT)
     arrays = device_arrays(batch)

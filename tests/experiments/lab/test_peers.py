@@ -186,6 +186,7 @@ def rounds():
     }
 
 
+@pytest.mark.long
 def test_our_process_does_not_import_pytorch(work, written, tmp_path):
     code = (
         "import sys; from pathlib import Path; from experiments.lab.peers.starting import start\n"

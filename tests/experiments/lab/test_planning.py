@@ -286,6 +286,7 @@ for chip in ("v5e", "v5p", "v6e"):
 """
 
 
+@pytest.mark.long
 def test_products_in_a_loop_run_near_the_peak_by_the_estimate_of_the_tpus_compiler(tmp_path):
     command = [sys.executable, "-c", _PRODUCTS]
     done = subprocess.run(command, cwd=tmp_path, env=clean(tmp_path), capture_output=True, text=True, check=False)

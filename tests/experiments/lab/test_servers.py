@@ -46,6 +46,7 @@ def test_images_of_unequal_size_are_compared_without_padding():
     assert figures["unequal"] == 1
 
 
+@pytest.mark.long
 def test_an_export_gives_equal_answers_in_jax_and_transformers(tmp_path):
     export = pruned_export("llava-tiny", tmp_path)
     processor = load_processor(export.directory)

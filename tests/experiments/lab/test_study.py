@@ -278,6 +278,7 @@ def test_runs_in_the_results_file_are_not_repeated(study, teacher, tmp_path, mon
     assert results({("full", 0): "another"}, folder, tmp_path / "none.json") == []
 
 
+@pytest.mark.long
 def test_weights_of_a_finished_phase_replace_new_ones(teacher, tmp_path):
     config, params = load_hf(teacher)
     phase = tmp_path / "stages" / "01-facts"

@@ -37,6 +37,7 @@ def step_of(params, optimizer, dtype=jnp.float32):
     return facts_step(facts_loss(CONFIG, params, FACTS, dtype=dtype), optimizer)
 
 
+@pytest.mark.long
 def test_bfloat16_gives_nearly_the_same_loss_and_keeps_float32_parameters():
     params, rows = functional(CONFIG).init(jax.random.key(0)), batch(CONFIG)
     optimizer, losses = distill.make_optimizer(distill.OptimizerConfig(learning_rate=1e-3), steps=3), []

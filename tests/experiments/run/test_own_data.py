@@ -202,6 +202,7 @@ def test_a_resumed_training_ends_with_the_same_arrays(ads, monkeypatch):
     assert load_hf("stopped/export")[0] == load_hf("whole/export")[0]
 
 
+@pytest.mark.long
 def test_training_continues_from_the_parameters_of_a_checkpoint(ads):
     teacher, like = save_llava(ads / "mine"), ["model={path='mine'}", "phase.answers.frozen=['vision']"]
     changes = [

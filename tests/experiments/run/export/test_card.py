@@ -50,7 +50,7 @@ def published(save, folder):
     return teacher, student, samples
 
 
-@pytest.mark.parametrize("save", [save_llava, save_teacher])
+@pytest.mark.parametrize("save", [save_llava, pytest.param(save_teacher, marks=pytest.mark.long)])
 def test_an_export_has_what_servers_and_readers_need(save, monkeypatch, tmp_path):
     teacher, student, samples = published(save, tmp_path)
     card = ModelCard.load(student / "README.md")
