@@ -9,8 +9,8 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from antgmm_jax.parallel import sharding
+from antgmm_jax.parallel.rows import ROWS
 
-ROWS = sharding.RULES["batch"]
 COLUMNS, BY_ROW = PartitionSpec(None, "fsdp"), PartitionSpec(ROWS)
 
 
@@ -29,7 +29,7 @@ def rows_of(table: Float[Array, "V D"], axis: str, ids: Int[Array, "B ..."]) -> 
     Returns:
         The rows, split as `ids`.
     """
-    columns = (*sharding.spec((axis, "text/embed"), table.shape),)[1] if sharding.splits_widths() else None
+    columns = sharding.spec((axis, "text/embed"), table.shape)[1] if sharding.splits_widths() else None
     if columns and not ids.shape[0] % sharding.padded_batch_size(1):
         return _exchanged(table, ids)
     return sharding.place(lookup(sharding.place(table, (axis,)), ids), ("batch",))

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -202,8 +202,9 @@ class Run:
         }
         if self._alike is not None:
             self._alike.bind(**inputs)
-        self._inputs = inputs
         self.folder.bind(**inputs, **decided_by(recipe))
+        # Now: the stages of other runs may be removed once they are read.
+        self._identities = [_identity(inputs | decided_by(recipe.until(work.number))) for work in recipe.work]
         if teacher is None or not isinstance(recipe, Recipe):
             features = ImageFeatures(samples, recipe.seed, place)
             return Shared(recipe, NO_TEACHER, dict, samples, features, lambda stage: None)
@@ -217,15 +218,10 @@ class Run:
             recipe, source, frozen, samples, features, lambda stage: bridge_weights_of(recipe, stage, teacher, samples)
         )
 
-    def _identity(self, work: Work) -> str:
-        """Digest of everything that decides a stage, without later stages; equal ones of two runs are exchangeable."""
-        decided = self._inputs | decided_by(self.recipe.until(work.number))
-        return hashlib.sha256(json.dumps(decided, sort_keys=True).encode()).hexdigest()[:16]
-
     def _stage(self, work: Work, student: Student, shared: Shared) -> Student:
         done = self.folder.stage(work.number, work.stage.name)
         if self.folder.finished(work.number, work.stage.name):
-            if checkpoint.load_record(done).get("identity") != self._identity(work):
+            if checkpoint.load_record(done).get("identity") != self._identities[work.number - 1]:
                 raise AntgmmError(f"{done} is a stage of another run: remove it and start again")
             say(f"{work.title}: complete in {done}")
             return load_after(done, student)
@@ -239,7 +235,7 @@ class Run:
         working = self.folder.steps(work.number, work.stage.name)
         work = with_visits(work, self._parent(work), lambda: self.teacher_scored()[0], shared.samples.rows.index.names)
         watcher = self._watcher.stage(work, None if self.origin.teacher is None else self.origin.teacher.config)
-        result = StageRun(work, shared, working, watcher, self._identity(work)).run(student)
+        result = StageRun(work, shared, working, watcher, self._identities[work.number - 1]).run(student)
         return_freed_memory()
         metrics: dict[str, Any] = {"history": result.history}
         if work.scored:
@@ -258,7 +254,7 @@ class Run:
         record = {
             "stage": work.stage.model_dump(mode="json"),
             "objective": work.objective,
-            "identity": self._identity(work),
+            "identity": self._identities[work.number - 1],
             "config": to_dict(result.config),
             "seed": self.recipe.seed,
             "data": shared.samples.fingerprint,
@@ -329,3 +325,8 @@ class Run:
             if sum(len(b["index"]) for b in batches) >= min(GATE_PROMPTS, len(self.test)):
                 break
         return Questions(batches, longest, *self.test.end_tokens, conversations(self.test, CHECKED))
+
+
+def _identity(decided: Mapping[str, str]) -> str:
+    """Digest of everything that decides a stage, without later stages; equal ones of two runs are exchangeable."""
+    return hashlib.sha256(json.dumps(decided, sort_keys=True).encode()).hexdigest()[:16]

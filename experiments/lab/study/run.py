@@ -160,11 +160,11 @@ def _common_stages(one: Recipe, path: Path) -> int:
     """Number of first stages that two recipes decide alike."""
     try:
         other = load_recipe(path)
-    except AntgmmError:  # of another version
+        numbers = range(1, 1 + min(len(one.stages), len(other.stages)))
+        alike = (decided_by(one.until(number)) == decided_by(other.until(number)) for number in numbers)
+        return sum(1 for _ in itertools.takewhile(bool, alike))
+    except AntgmmError:  # a recipe of another version, or weights that are gone
         return 0
-    numbers = range(1, 1 + min(len(one.stages), len(other.stages)))
-    alike = (decided_by(one.until(number)) == decided_by(other.until(number)) for number in numbers)
-    return sum(1 for _ in itertools.takewhile(bool, alike))
 
 
 def _pretrained(arm: Arm, seed: int, folder: Path) -> str:
