@@ -13,6 +13,10 @@ class Question:
         self.text = messages[-1]["content"][-1]["text"]
 
 
+class ModelError(Exception):
+    pass
+
+
 def answers(questions):
     time.sleep(0.01)
     return [SimpleNamespace(text=question.text.upper(), ended=True) for question in questions]
@@ -26,6 +30,7 @@ def load(directory, **limits):
 sys.path.insert(0, str(ROOT))
 stub = sys.modules["experiments.serving.batches"] = ModuleType("experiments.serving.batches")
 stub.Question, stub.Answer, stub.Model, stub.load = Question, SimpleNamespace, SimpleNamespace, load
+stub.ModelError = ModelError
 
 from experiments.serving.server import Answers, serve  # noqa: E402
 
