@@ -1,17 +1,14 @@
 """Rows of a table of embeddings, each device those of its part of a batch."""
 
-from collections.abc import Callable
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from antgmm_jax.parallel import sharding
-from antgmm_jax.parallel.rows import ROWS
+from antgmm_jax.parallel.rows import BY_ROW, per_device
 
-COLUMNS, BY_ROW = PartitionSpec(None, "fsdp"), PartitionSpec(ROWS)
+COLUMNS = PartitionSpec(None, "fsdp")
 
 
 def rows_of(table: Float[Array, "V D"], axis: str, ids: Int[Array, "B ..."]) -> Float[Array, "B ... D"]:
@@ -62,7 +59,7 @@ def _exchanged(table: Array, ids: Array) -> Array:
         x = table[jax.lax.all_gather(ids, "fsdp", tiled=True)]
         return jax.lax.all_to_all(x, "fsdp", 0, x.ndim - 1, tiled=True)
 
-    return _on_devices(here, (COLUMNS, BY_ROW), BY_ROW)(table, ids)
+    return per_device(here, (COLUMNS, BY_ROW), BY_ROW)(table, ids)
 
 
 def _exchanged_backward(saved: tuple[Array, Array], dy: Array) -> tuple[Array, None]:
@@ -71,12 +68,7 @@ def _exchanged_backward(saved: tuple[Array, Array], dy: Array) -> tuple[Array, N
         return jax.lax.psum(_summed(table, jax.lax.all_gather(ids, "fsdp", tiled=True), dy), "data")
 
     table, ids = saved
-    return _on_devices(here, (COLUMNS, BY_ROW, BY_ROW), COLUMNS)(table, ids, dy).astype(table.dtype), None
-
-
-def _on_devices(function: Callable[..., Array], given: Any, out: PartitionSpec) -> Callable[..., Array]:
-    """A function that each device computes on its parts; the mesh axis `tensor` is left to the partitioner."""
-    return jax.shard_map(function, in_specs=given, out_specs=out, axis_names={*ROWS}, check_vma=False)
+    return per_device(here, (COLUMNS, BY_ROW, BY_ROW), COLUMNS)(table, ids, dy).astype(table.dtype), None
 
 
 _exchanged.defvjp(lambda table, ids: (_exchanged(table, ids), (table, ids)), _exchanged_backward)

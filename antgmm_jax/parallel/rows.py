@@ -13,6 +13,21 @@ from jaxtyping import Array
 from antgmm_jax.parallel import sharding
 
 ROWS = sharding.RULES["batch"]
+BY_ROW = PartitionSpec(ROWS)
+
+
+def per_device(function: Callable[..., Any], given: Any, out: Any) -> Callable[..., Any]:
+    """Returns a function that each device computes on its parts; the mesh axis `tensor` is left to the partitioner.
+
+    Args:
+        function: arrays of one device -> arrays of one device.
+        given: how the arguments are split.
+        out: how the results are split.
+
+    Returns:
+        The function of whole arrays.
+    """
+    return jax.shard_map(function, in_specs=given, out_specs=out, axis_names={*ROWS}, check_vma=False)
 
 
 def sum_over_rows(
@@ -57,10 +72,9 @@ def sum_over_rows(
         widths = ((0, -leaf.shape[0] % count),) + ((0, 0),) * (leaf.ndim - 1)
         return jnp.pad(leaf, widths, constant_values=value)
 
-    everywhere, by_row = PartitionSpec(), PartitionSpec(ROWS)
-    parts = jax.shard_map(
-        here, in_specs=(split, by_row, everywhere), out_specs=by_row, axis_names={*ROWS}, check_vma=False
-    )(list(weights), jax.tree.map(padded, rows, padding), whole)
+    parts = per_device(here, (split, BY_ROW, PartitionSpec()), BY_ROW)(
+        list(weights), jax.tree.map(padded, rows, padding), whole
+    )
     return jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), parts)
 
 
