@@ -42,7 +42,7 @@ def recipe(tmp_path_factory):
     text = RECIPE.format(teacher=save_teacher(folder / "teacher"), name="blocks", sizes=SIZES)
     # One phase of training, because each phase compiles a program.
     text = text.replace("mask_steps = 2\nrecover_steps = 2", "mask_steps = 4\nrecover_steps = 0")
-    (folder / "recipe.toml").write_text(f"checkpoint_every = 2\n{text}")
+    (folder / "recipe.toml").write_text(f"checkpoint_every = 2\n{text}\n[report]\nlatency = false\n")
     return folder / "recipe.toml"
 
 

@@ -81,7 +81,8 @@ def at_step(number: int):
 def test_a_run_preempted_in_every_phase_ends_like_one_that_was_not(tmp_path):
     text = RECIPE.format(teacher=save_teacher(tmp_path / "teacher"), name="blocks", sizes=SIZES)
     recipe, run = tmp_path / "recipe.toml", tmp_path / "run"
-    recipe.write_text(text.replace('name = "blocks"', 'name = "blocks"\nsegments = 2'))
+    text = text.replace('name = "blocks"', 'name = "blocks"\nsegments = 2')
+    recipe.write_text(f"{text}\n[report]\nlatency = false\n")
     expected = finish(Run(load_recipe(recipe), tmp_path / "whole"))
 
     def steps():

@@ -203,7 +203,7 @@ def test_two_cuts_recombine_into_an_exported_model(tmp_path, stage):
     width = stage("b", {"vision/mlp": np.tile(np.arange(24), (3, 1))}, key=key, config=config)
     sources = [Source(depth, ("*/layers",)), Source(width, ("*/mlp",))]
     recipe = write_recipe(tmp_path / "recipe.toml", teacher)
-    report = finish(recombine.recombine(recipe, tmp_path / "mix", sources, 3))
+    report = finish(recombine.recombine(recipe, tmp_path / "mix", sources, 3, ["report.latency=false"]))
     assert report["export"]["passed"]
     merged, left = (load_student(tmp_path / "mix" / "stages" / name) for name in ("00-recombined", "01-distil"))
     assert sizes(left.config) == {**sizes(config), "vision/layers": 2, "vision/mlp": 24}
