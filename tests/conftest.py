@@ -14,6 +14,7 @@ from jaxtyping import install_import_hook
 from tests import annotations
 
 _MAPS = Path("/proc/self/maps")  # Linux only
+_FIRST = ("test_pipeline.py", "test_cluster.py", "test_kills.py", "test_docs.py")
 _CACHE = Path(__file__).resolve().parent.parent / ".cache" / "jax"
 # Tests compile many programs and run each a few times, so compile time dominates. Unoptimised machine code by XLA's
 # older emitters takes a fifth of it (a tiny model's gradient: 2.3 s of CPU time instead of 12.6 s). XLA's plan (fusion,
@@ -51,6 +52,11 @@ def pytest_configure():
     jax.config.update("jax_numpy_rank_promotion", "raise")
     jax.config.update("jax_num_cpu_devices", 8)
     jax.devices()  # starts the backend now, so that no command under test can change the number of devices
+
+
+def pytest_collection_modifyitems(items):
+    """Puts tests that take minutes first; at the end one process would wait for the other."""
+    items.sort(key=lambda item: item.path.name not in _FIRST)
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,4 @@
-"""A run that kills itself, with SIGKILL or SIGTERM: `python -m tests.experiments.killed_run RECIPE RUN MOMENT`.
-
-MESH COORDINATOR PROCESSES PROCESS may follow, the arguments of `experiments.run.host.meshes.devices`.
-"""
+"""A run that kills itself, with SIGKILL or SIGTERM."""
 
 import os
 import signal
@@ -118,7 +115,7 @@ def main(*words: str) -> None:
     """Runs a recipe with a kill at one of `MOMENTS`.
 
     Args:
-        words: recipe, folder of the run, moment and, optionally, mesh, coordinator, processes and process.
+        words: recipe, folder of the run, moment and, optionally, arguments of `experiments.run.host.meshes.devices`.
     """
     recipe, run, moment, mesh, coordinator, processes, process = [*words, "", "", "1", "0"][:7]
     MOMENTS[moment]()
@@ -128,7 +125,3 @@ def main(*words: str) -> None:
             finish(Run(load_any(recipe), run))
     except preemption.Preempted:
         sys.exit(preemption.EXIT_CODE)
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

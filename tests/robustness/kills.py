@@ -4,7 +4,6 @@ A run starts again after every kill until it ends. The arrays of its stages and 
 that nobody killed, to the bit.
 """
 
-import multiprocessing
 import os
 import random
 import shutil
@@ -23,11 +22,9 @@ from safetensors.numpy import load_file
 
 from antgmm_jax.io import checkpoint
 from experiments.lab.servers.starting import free_port
+from tests.experiments.forks import forked
 from tests.experiments.tiny import RECIPE, TRAINING, save_llava
 
-STARTS = multiprocessing.get_context("forkserver")
-"""Starts runs in copies of a process that has imported what they need, which takes as long as such a run."""
-STARTS.set_forkserver_preload(["tests.experiments.killed_run", "torch", "rouge_score.rouge_scorer", "codecarbon"])
 KILLED = -signal.SIGKILL
 LIMIT = 1800.0
 """Seconds after which a run without a kill hangs."""
@@ -121,10 +118,9 @@ class Runs:
             0, `KILLED`, or the exit code of a process that failed.
         """
         with tempfile.NamedTemporaryFile() as errors:
-            processes = [STARTS.Process(target=_called, args=(call, errors.name)) for call in self._calls(run)]
+            calls = self._calls(run)
+            processes = [forked(call.function, *call.arguments, output=errors.name) for call in calls]
             try:
-                for process in processes:
-                    process.start()
                 struck = not _ended(processes, seconds) and rng is not None
                 if struck:
                     for victim in rng.sample(processes, rng.randint(1, len(processes))):
@@ -142,14 +138,6 @@ class Runs:
                 print(Path(errors.name).read_text(errors="replace")[-3000:], flush=True)
                 return failed[0]
         return KILLED if KILLED in codes else 0
-
-
-def _called(call: Call, output: str) -> None:
-    """Calls a function with the output of its process at the end of a file."""
-    with open(output, "ab") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    call.function(*call.arguments)
 
 
 def _ended(processes: Sequence[BaseProcess], seconds: float) -> bool:

@@ -1,9 +1,6 @@
 """Runs on eight devices and in two processes, interrupted and resumed, end like the run on one device."""
 
 import json
-import os
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -24,14 +21,14 @@ from experiments.run.rows.samples import Samples
 from experiments.run.schema.recipe import load_recipe
 from experiments.run.scores.evaluation import evaluate
 from experiments.run.student import load_student
+from tests.experiments.forks import forked_run
 from tests.experiments.killed_run import with_each_batch
 from tests.experiments.tiny import RECIPE, save_teacher
 
-ROOT = Path(__file__).resolve().parents[3]
 # 27 units are not divisible by two: every device holds all of them.
 SIZES = '"vision/layers" = 2, "text/embed" = 24, "encoder/mlp" = 27'
 # Without conftest's older emitters: with them the collectives of the processes ran in different orders (gloo fails).
-ENVIRONMENT = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+FLAGS = "--xla_backend_optimization_level=0"
 
 pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("default")]  # warnings of PyTorch and transformers
 
@@ -109,16 +106,17 @@ def test_answers_on_eight_devices_equal_those_on_one(recipe, alone):
 def start(recipe: Path, run: Path, moments: tuple[str, str]) -> list[int]:
     """Runs two processes of two devices each, with a moment to die for each; returns their exit codes."""
     address = f"127.0.0.1:{free_port()}"
-    command = [sys.executable, "-m", "tests.experiments.killed_run", str(recipe), str(run)]
     first, second = (
-        subprocess.Popen([*command, moment, "fsdp=2,tensor=2", address, "2", str(process)], cwd=ROOT, env=ENVIRONMENT)
+        forked_run(str(recipe), str(run), moment, "fsdp=2,tensor=2", address, "2", str(process), flags=FLAGS)
         for process, moment in enumerate(moments)
     )
     try:
         # Without the second process the first one fails too, but only after JAX's timeout. A preempted one still saves.
-        if second.wait(timeout=900) not in (0, preemption.EXIT_CODE):
+        second.join(900)
+        if second.exitcode not in (0, preemption.EXIT_CODE):
             first.kill()
-        return [first.wait(timeout=900), second.returncode]
+        first.join(900)
+        return [first.exitcode, second.exitcode]
     finally:
         first.kill()
         second.kill()

@@ -4,8 +4,6 @@ import gc
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -32,9 +30,9 @@ from experiments.run.schema.recipe import load_recipe
 from experiments.run.student import load_student
 from pruning.costs import total_parameters
 from tests import reference
+from tests.experiments.forks import forked_run
 from tests.experiments.tiny import made_once, save_llava, save_teacher, write_recipe
 
-ROOT = Path(__file__).resolve().parents[3]
 RECIPE = """
 seed = 3
 calibration_batches = 1
@@ -89,10 +87,10 @@ def recipe(tmp_path_factory):
 
 
 def start(recipe: Path, run: Path, moment: str) -> int:
-    command = [sys.executable, "-m", "tests.experiments.killed_run", str(recipe), str(run), moment]
     # As many devices as in this process, because XLA's threads, and so its rounding, depend on their number.
-    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": str(jax.device_count())}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, check=False).returncode
+    process = forked_run(str(recipe), str(run), moment, flags=os.environ["XLA_FLAGS"], count=jax.device_count())
+    process.join()
+    return process.exitcode
 
 
 @pytest.fixture(scope="module")
