@@ -18,7 +18,7 @@ from experiments.auto.rows import counted
 from experiments.auto.schedule import Machine, Tuned, base, draft, fitted, scored_rows
 from experiments.auto.sizing import Chosen, Sensitivity, check_budget, chosen, within
 from experiments.auto.tune import PART, Trial, tuned
-from experiments.run.folder import write_text
+from experiments.run.files import write_text
 from experiments.run.host.console import clock, count, say
 from experiments.run.progress.forecast import Rows, look_at, matmul_rate
 from experiments.run.rows.datasets import encoded, load_records

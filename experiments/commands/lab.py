@@ -97,7 +97,7 @@ def accelerator(
 
     from experiments.lab.bench.accelerator import defaults, measure, memory
     from experiments.lab.bench.tables import shown
-    from experiments.run.folder import write_json
+    from experiments.run.files import write_json
 
     options = {
         "student": student,
@@ -181,7 +181,7 @@ def servers(
     require("torch")
     say(f"servers: comparing pruned exports in JAX, transformers and vLLM in {work}")
     from experiments.lab.servers.compare import HEAD, PYTHON, rows, run
-    from experiments.run.folder import write_json
+    from experiments.run.files import write_json
 
     figures = run(work, python or PYTHON, names=preset or ())
     write_json(out, figures)

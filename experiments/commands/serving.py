@@ -72,7 +72,7 @@ def load(
     say(f"serving: loading servers of {teacher} and {student}")
     from experiments.lab.servers.loading import Load, measure
     from experiments.lab.servers.under_load import HEAD, equal, rows
-    from experiments.run.folder import write_json
+    from experiments.run.files import write_json
 
     under = Load(records(data, samples), max_new_tokens, tuple(clients or (1, 4, 16)), seconds, vllm)
     models = {"teacher": teacher, "student": student}

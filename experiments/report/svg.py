@@ -10,7 +10,7 @@ from typing import Any
 from matplotlib import rc_context, rcdefaults, rcParams
 from matplotlib.figure import Figure
 
-from experiments.run.folder import write_bytes
+from experiments.run.files import write_bytes
 
 
 @contextmanager

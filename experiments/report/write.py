@@ -18,7 +18,8 @@ from experiments.report.model_times import latencies
 from experiments.report.tables import Report
 from experiments.run.export.card import Score, described, origin_of, title_of, write_card
 from experiments.run.export.export_gate import GateResult
-from experiments.run.folder import WHOLE, RunFolder, write_bytes, write_text
+from experiments.run.files import write_bytes, write_text
+from experiments.run.folder import WHOLE, RunFolder
 from experiments.run.pipeline import Outcome, Run
 from experiments.run.rows.prompts import prompt_of
 from experiments.run.schema import Recipe, Training

@@ -1,12 +1,11 @@
 """The folder of a run: recipe, stages, export and report; only one process may open it at a time."""
 
-import json
 import os
 import shutil
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
@@ -17,9 +16,9 @@ from filelock import FileLock, Timeout
 from antgmm_jax.errors import AntgmmError, disk_errors
 from antgmm_jax.io import checkpoint, folders
 from antgmm_jax.io.books import read_book, write_book
-from antgmm_jax.io.folders import new_file
 from antgmm_jax.parallel.preemption import Preempted
 from antgmm_jax.parallel.processes import is_first, run_on_first
+from experiments.run.files import write_text
 from experiments.run.host.console import say
 from experiments.run.host.energy import Energy, total
 from experiments.run.pins import Given, pinned
@@ -349,19 +348,3 @@ def held(place: Path) -> Iterator[None]:
     place.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(place.with_suffix(".lock")) if is_first() else nullcontext():
         yield
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Writes a file atomically."""
-    with new_file(path) as partial:
-        partial.write_bytes(content)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a UTF-8 file atomically."""
-    write_bytes(path, text.encode())
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Writes a JSON file atomically."""
-    write_text(path, json.dumps(value, indent=1, default=float) + "\n")

@@ -20,7 +20,7 @@ from data.record import PROMPT
 from data.rows import texts
 from data.source import Source
 from data.tokenizer import corpus, train_tokenizer
-from experiments.run.folder import write_json
+from experiments.run.files import write_json
 from experiments.run.rows.prompts import prompt_of
 from experiments.run.schema import Data, Model, PreparedData, Training
 from experiments.run.student import Student

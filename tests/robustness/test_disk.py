@@ -19,7 +19,8 @@ from antgmm_jax.io.folders import Unwritten
 from antgmm_jax.io.shards import Shards, Writer
 from antgmm_jax.parallel.processes import run_on_first
 from experiments.run.export.publishing import fresh
-from experiments.run.folder import RunFolder, status_of, write_bytes
+from experiments.run.files import write_bytes
+from experiments.run.folder import RunFolder, status_of
 from experiments.run.host.logs import TensorBoard, open_logs
 from experiments.run.schema.recipe import load_recipe
 from experiments.run.training import save_processor

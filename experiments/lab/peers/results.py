@@ -12,7 +12,7 @@ from experiments.lab.peers.runs import CONTENDERS, run
 from experiments.lab.peers.summaries import Record, markdown, rate, summary
 from experiments.lab.peers.task import Task
 from experiments.report.svg import save, styled
-from experiments.run.folder import write_text
+from experiments.run.files import write_text
 from experiments.run.host.facts import machine
 
 _COLOURS = ("#c25a10", "#7a4fa3", "#b8497f", "#1f6fb4", "#2c8a57")

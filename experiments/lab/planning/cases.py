@@ -13,7 +13,7 @@ from antgmm_jax.io.files import read_json
 from antgmm_jax.presets import preset
 from experiments.lab.planning.chips import CHIPS
 from experiments.lab.planning.step import StepSpec, check, compiled, roofline
-from experiments.run.folder import write_json, write_text
+from experiments.run.files import write_json, write_text
 from experiments.run.host.console import say
 from experiments.run.markdown import markdown_table
 from experiments.run.schema.recipe import read_toml

@@ -23,7 +23,7 @@ from data.readers import read_records
 from distill import LossConfig, OptimizerConfig, init_state, make_optimizer, make_step, online
 from experiments.lab.real import english
 from experiments.run.calibration import importance
-from experiments.run.folder import write_json
+from experiments.run.files import write_json
 from experiments.run.host.console import bar, say, table
 from experiments.run.rows.samples import Samples
 from experiments.run.schema.stage import can_score

@@ -18,7 +18,7 @@ from experiments.report.latency import measure
 from experiments.report.plots import ticks
 from experiments.report.svg import save, styled
 from experiments.report.tables import Table
-from experiments.run.folder import write_text
+from experiments.run.files import write_text
 from pruning.costs import total_parameters
 
 TIMES = {"smaller": "times fewer parameters", "faster": "times lower latency in JAX"}

@@ -21,7 +21,8 @@ from experiments.lab.planning.rates import RequestSize
 from experiments.lab.study.arms import Arm, Study, recipe_of
 from experiments.lab.study.curve import with_costs, write_curve
 from experiments.lab.study.summary import write_results
-from experiments.run.folder import RECIPE, InUse, RunFolder, write_text
+from experiments.run.files import write_text
+from experiments.run.folder import RECIPE, InUse, RunFolder
 from experiments.run.host.allocator import return_freed_memory
 from experiments.run.host.console import say
 from experiments.run.pipeline import Run

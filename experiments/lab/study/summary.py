@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from experiments.report.as_markdown import table
 from experiments.report.svg import save, styled
 from experiments.report.tables import Table
-from experiments.run.folder import write_text
+from experiments.run.files import write_text
 
 SCORES = {"exact_match": "test", "exact_match_hard": "test_hard"}
 HEAD = ("arm", "seeds", "parameters", "training FLOPs", "exact match on test", "... on test_hard")

@@ -19,7 +19,7 @@ from data.metrics import most_frequent
 from data.readers import read_records
 from experiments.lab.tasks import charts, digits, photos
 from experiments.lab.tasks.writing import Draw, write
-from experiments.run.folder import write_json, write_text
+from experiments.run.files import write_json, write_text
 from experiments.run.host.console import bar, count, say
 from experiments.run.markdown import markdown_table
 from experiments.run.schema.recipe import load_recipe

@@ -21,7 +21,7 @@ from antgmm_jax.io.loading import CONFIG, load_processor
 from data.record import prompt
 from experiments.run.export.completion import positions
 from experiments.run.export.export_gate import GateResult
-from experiments.run.folder import write_text
+from experiments.run.files import write_text
 from experiments.run.host.console import count
 from experiments.run.markdown import fenced, inline, markdown_table
 from experiments.run.schema import Data, Recipe, Training

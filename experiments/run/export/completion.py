@@ -11,7 +11,7 @@ from antgmm_jax.io.loading import hf_config, load_processor
 from data.encoding import Encoder
 from experiments.run.export.ends import GENERATION, end_tokens, generation_settings
 from experiments.run.export.served_prompt import write_start_token
-from experiments.run.folder import write_json
+from experiments.run.files import write_json
 from experiments.run.host.console import say
 
 TOKENIZER = "tokenizer_config.json"

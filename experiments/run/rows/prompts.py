@@ -6,7 +6,7 @@ from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io.files import read_json
 from antgmm_jax.io.hub import local
 from data.record import PROMPT, check_template
-from experiments.run.folder import write_json
+from experiments.run.files import write_json
 from experiments.run.schema import Recipe, Training
 
 NOTE = "antgmm.json"
