@@ -1,7 +1,5 @@
 """Common options of commands, and printing of results as JSON or tables."""
 
-import json
-import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,6 +11,7 @@ from antgmm_jax.errors import disk_errors
 from data.limits import LONGEST_ANSWER
 from experiments.commands.sources import FORMS
 from experiments.run.export.schemes import Scheme
+from experiments.run.files import json_text
 from experiments.run.host.console import printable, say, working
 
 Json = Annotated[bool, typer.Option("--json", help="Print results as JSON.")]
@@ -94,22 +93,11 @@ def emit(figures: Mapping[str, Any], as_json: bool, *shown: Any) -> None:
     """
     with disk_errors("standard output"):
         if as_json:
-            typer.echo(json.dumps(_finite(figures), indent=1, allow_nan=False))
+            typer.echo(json_text(figures))
             return
         console = Console(highlight=False, markup=False, emoji=False)
         for part in shown:
             console.print(printable(part) if isinstance(part, str) else part, soft_wrap=isinstance(part, str))
-
-
-def _finite(value: Any) -> Any:
-    """A value of JSON: NaN and infinity, which JSON does not have, are null."""
-    if isinstance(value, Mapping):
-        return {str(key): _finite(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(one) for one in value]
-    if value is None or isinstance(value, str | bool | int):
-        return value
-    return float(value) if math.isfinite(value) else None
 
 
 def check_push(name: str) -> None:

@@ -1,7 +1,6 @@
 """Runs the comparison and writes its results: figures as JSON, tables as Markdown, loss curves as SVG."""
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from experiments.lab.peers.runs import CONTENDERS, run
 from experiments.lab.peers.summaries import Record, markdown, rate, summary
 from experiments.lab.peers.task import Task
 from experiments.report.svg import save, styled
-from experiments.run.files import write_text
+from experiments.run.files import write_json, write_text
 from experiments.run.host.facts import machine
 
 _COLOURS = ("#c25a10", "#7a4fa3", "#b8497f", "#1f6fb4", "#2c8a57")
@@ -41,7 +40,7 @@ def compare(task: Task, work: Path, out: Path, *, python: Path, repeats: int) ->
         **summary(rounds, task.rows),
         "rounds": {name: [_short(record) for record in records] for name, records in rounds.items()},
     }
-    write_text(out, json.dumps(figures, indent=1) + "\n")
+    write_json(out, figures)
     write_text(out.with_suffix(".md"), markdown(figures))
     plot(figures, out.with_suffix(".svg"))
     return figures

@@ -12,13 +12,13 @@ import pruning
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.errors import AntgmmError
 from experiments.lab.planning.rates import ROUNDS, RequestSize, random_request
-from experiments.lab.study.summary import COLOURS, SCORES, by_arm, format_scores, write_json_results
+from experiments.lab.study.summary import COLOURS, SCORES, by_arm, format_scores
 from experiments.report.as_markdown import table
 from experiments.report.latency import measure
 from experiments.report.plots import ticks
 from experiments.report.svg import save, styled
 from experiments.report.tables import Table
-from experiments.run.files import write_text
+from experiments.run.files import write_json, write_text
 from pruning.costs import total_parameters
 
 TIMES = {"smaller": "times fewer parameters", "faster": "times lower latency in JAX"}
@@ -105,7 +105,7 @@ def write_curve(results: Sequence[dict[str, Any]], path: Path) -> None:
         results: from `with_costs`.
         path: the JSON file; `.md` and `.svg` files are written next to it.
     """
-    write_json_results(results, path)
+    write_json(path, results)
     write_text(path.with_suffix(".md"), markdown(results))
     plot(results, path.with_suffix(".svg"))
 

@@ -1,6 +1,5 @@
 """Results of a study as a table and a plot, with the spread over seeds."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from matplotlib.figure import Figure
 from experiments.report.as_markdown import table
 from experiments.report.svg import save, styled
 from experiments.report.tables import Table
-from experiments.run.files import write_text
+from experiments.run.files import write_json, write_text
 
 SCORES = {"exact_match": "test", "exact_match_hard": "test_hard"}
 HEAD = ("arm", "seeds", "parameters", "training FLOPs", "exact match on test", "... on test_hard")
@@ -61,14 +60,9 @@ def write_results(results: Sequence[dict[str, Any]], path: Path) -> None:
         path: the JSON file; `.md` and `.svg` files are written next to it.
     """
     if results:
-        write_json_results(results, path)
+        write_json(path, results)
         write_text(path.with_suffix(".md"), markdown(results))
         plot(results, path.with_suffix(".svg"))
-
-
-def write_json_results(results: Sequence[dict[str, Any]], path: Path) -> None:
-    """Writes the results as JSON."""
-    write_text(path, json.dumps(results, indent=1) + "\n")
 
 
 def markdown(results: Sequence[dict[str, Any]]) -> str:
