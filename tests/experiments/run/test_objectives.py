@@ -80,6 +80,7 @@ def assert_equal(first, second):
     jax.tree.map(np.testing.assert_array_equal, first, second)
 
 
+@pytest.mark.long
 def test_facts_train_the_image_side_and_answers_all_of_the_model(whole):
     folder, model = whole
     (facts, one), (answers, two) = (checkpoint.load_stage(path) for path in sorted((folder / "stages").iterdir()))
@@ -91,6 +92,7 @@ def test_facts_train_the_image_side_and_answers_all_of_the_model(whole):
     assert not np.array_equal(answers["params"]["language"]["tokens"], fresh)
 
 
+@pytest.mark.long
 def test_the_report_scores_what_the_last_phase_has_trained_once(recipe, whole, tmp_path, monkeypatch):
     run, calls = shutil.copytree(whole[0], tmp_path / "run"), []
 
@@ -104,6 +106,7 @@ def test_the_report_scores_what_the_last_phase_has_trained_once(recipe, whole, t
     assert "Exact match on MAAD-synth, tier s, val, 2 questions" in (run / "export" / "README.md").read_text()
 
 
+@pytest.mark.long
 def test_what_the_report_shows_as_not_learnt_is_named(whole, tmp_path):
     run, path = shutil.copytree(whole[0], tmp_path / "run"), tmp_path / "recipe.toml"
     path.write_text(TRAINING)
