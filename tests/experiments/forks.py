@@ -17,7 +17,7 @@ def forked(function: Callable[..., Any], *arguments: Any, output: str | Path = o
     Args:
         function: the function, of a module that the process can import.
         arguments: its arguments.
-        output: file at whose end the output of the process is written.
+        output: file to which the output of the process is appended.
 
     Returns:
         The process.
