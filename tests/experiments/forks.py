@@ -7,6 +7,10 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import jax
+
+from tests.experiments import killed_run
+
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["tests.experiments.killed_run", "torch", "rouge_score.rouge_scorer", "codecarbon"])
 
@@ -38,14 +42,11 @@ def forked_run(*words: str, flags: str, count: int | None = None) -> BaseProcess
     Returns:
         The process.
     """
-    return forked(_run, words, flags, count)
+    return forked(run, words, flags, count)
 
 
-def _run(words: tuple[str, ...], flags: str, count: int | None) -> None:
-    import jax
-
-    from tests.experiments import killed_run
-
+def run(words: tuple[str, ...], flags: str, count: int | None = None) -> None:
+    """What `forked_run` starts."""
     os.environ["XLA_FLAGS"] = flags
     if count is not None:
         jax.config.update("jax_num_cpu_devices", count)

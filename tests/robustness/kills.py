@@ -4,7 +4,6 @@ A run starts again after every kill until it ends. The arrays of its stages and 
 that nobody killed, to the bit.
 """
 
-import os
 import random
 import shutil
 import signal
@@ -16,13 +15,14 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 import tomli_w
 from safetensors.numpy import load_file
 
 from antgmm_jax.io import checkpoint
 from experiments.lab.servers.starting import free_port
-from tests.experiments.forks import forked
+from tests.experiments import forks
 from tests.experiments.tiny import RECIPE, TRAINING, save_llava
 
 KILLED = -signal.SIGKILL
@@ -118,9 +118,10 @@ class Runs:
             0, `KILLED`, or the exit code of a process that failed.
         """
         with tempfile.NamedTemporaryFile() as errors:
-            calls = self._calls(run)
-            processes = [forked(call.function, *call.arguments, output=errors.name) for call in calls]
+            processes = []
             try:
+                for call in self._calls(run):
+                    processes.append(forks.forked(call.function, *call.arguments, output=errors.name))
                 struck = not _ended(processes, seconds) and rng is not None
                 if struck:
                     for victim in rng.sample(processes, rng.randint(1, len(processes))):
@@ -170,15 +171,10 @@ def runs_of(name: str, place: Path) -> Runs:
 
 def _whole_run(programs: Path, *words: str) -> None:
     """A run that stores its compiled programs, as the commands do: a kill may come while one is written."""
-    import jax
-
-    from tests.experiments import killed_run
-
-    os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
     jax.config.update("jax_compilation_cache_dir", f"{programs}")
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    killed_run.main(*words)
+    forks.run(words, "--xla_backend_optimization_level=0")
 
 
 def soak_kills(count: int, seed: int, place: Path, names: Sequence[str] = (*KINDS,)) -> int:
