@@ -54,7 +54,7 @@ class Task(NamedTuple):
 
 
 TASKS = {
-    "digits": Task(digits.record, "antgmm-tiny", rows=24_000, steps=1800),
+    "digits": Task(digits.record, "llava-tiny", rows=24_000, steps=1800),
     "charts": Task(charts.record, "llava-tiny"),
     "photos": Task(photos.record, "blip2-opt-tiny"),
 }
