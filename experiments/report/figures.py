@@ -16,13 +16,14 @@ from antgmm_jax.pure import Params
 from data.metrics import normal
 from experiments.report.model_times import answer_length, compared, stages_of
 from experiments.report.savings import kwh_a_year, payback
-from experiments.run.folder import WHOLE, RunFolder
+from experiments.run.folder import RunFolder
 from experiments.run.host.allocator import return_freed_memory
 from experiments.run.host.facts import machine
 from experiments.run.rows.samples import Samples
 from experiments.run.schema import Recipe
 from experiments.run.schema.recipe import fingerprint
 from experiments.run.scores.scoring import scored
+from experiments.run.status import WHOLE
 from experiments.run.student import Student
 
 EXAMPLES = 12
@@ -115,7 +116,7 @@ def assembled(
             stage_figures(stage, test, times["jax"][stage] if times else None) for stage in stages_of(folder, recipe)
         ],
         "examples": [example(test, answers, index, place) for place, index in enumerate(chosen, 1)],
-        "wall_seconds": folder.seconds,
+        "wall_seconds": folder.status.seconds,
         "energy": energy_figures(folder, latency),
     }
     return report, [shown(test.records[index].images) for index in chosen]
@@ -159,7 +160,7 @@ def energy_figures(folder: RunFolder, latency: Mapping[str, Any]) -> dict[str, A
         `joules` per request, `kwh_a_year` at each of `RATES`, and `payback`, the number of requests after which the
         savings equal the energy of the run, None if there are no savings.
     """
-    used, saved = folder.energy, {}
+    used, saved = folder.status.energy, {}
     for engine in [name for name in latency if name != "tokens"]:
         teacher, student = (latency[engine][name]["energy"]["joules"] for name in ("teacher", "student"))
         saved[engine] = {

@@ -19,11 +19,12 @@ from experiments.report.tables import Report
 from experiments.run.export.card import Score, described, origin_of, title_of, write_card
 from experiments.run.export.export_gate import GateResult
 from experiments.run.files import write_bytes, write_text
-from experiments.run.folder import WHOLE, RunFolder
+from experiments.run.folder import RunFolder
 from experiments.run.pipeline import Outcome, Run
 from experiments.run.rows.prompts import prompt_of
 from experiments.run.schema import Recipe, Training
 from experiments.run.scores.scoring import scored
+from experiments.run.status import WHOLE
 from pruning.costs import total_parameters
 
 FORMAT = 4
@@ -73,8 +74,8 @@ def write_teacher_report(outcome: Outcome) -> dict[str, Any]:
         scores, _ = scored("scores", model.config, model.weights(), outcome.test, outcome.processor, **limits)
 
     def write() -> None:  # only the first process measures energy
-        energy = folder.energy[WHOLE]._asdict()
-        figures = {"params": size, "seed": recipe.seed, "wall_seconds": folder.seconds, "energy": energy}
+        energy = folder.status.energy[WHOLE]._asdict()
+        figures = {"params": size, "seed": recipe.seed, "wall_seconds": folder.status.seconds, "energy": energy}
         write_book(place, figures | ({"scores": scores} if scores else {}))
         _write_card(outcome, [Score(described(recipe.evaluate.data), scores)] if scores else [])
 

@@ -2,12 +2,8 @@
 
 import os
 import shutil
-import socket
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +15,12 @@ from antgmm_jax.io.books import read_book, write_book
 from antgmm_jax.parallel.preemption import Preempted
 from antgmm_jax.parallel.processes import is_first, run_on_first
 from experiments.run.files import write_text
-from experiments.run.host.console import say
-from experiments.run.host.energy import Energy, total
 from experiments.run.pins import Given, pinned
 from experiments.run.schema import Recipe, Training
 from experiments.run.schema.recipe import difference, dump_recipe, load_recipe, load_training
+from experiments.run.status import STATUS, Status
 
-RECIPE, STATUS, INPUTS, LOCK = "recipe.toml", "status.json", "inputs.json", ".lock"
-BEAT = 15.0
-"""Seconds between updates of time and energy in status.json; a killed process loses at most that much."""
-_FROM_NOW = "time and energy count from now"
-WHOLE = "run"
-"""Key of the energy of the whole run."""
+RECIPE, INPUTS, LOCK = "recipe.toml", "inputs.json", ".lock"
 
 
 class InUse(AntgmmError):
@@ -38,45 +28,20 @@ class InUse(AntgmmError):
 
 
 class RunFolder:
-    """Paths, lock, time and energy of a run.
+    """Paths, lock and status of a run.
 
     Args:
         path: folder of the run.
+
+    Attributes:
+        status: state, time and energy of the run.
     """
 
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
         self.export, self.report, self.cache = self.path / "export", self.path / "report", self.path / "cache"
         self.inputs = self.path / INPUTS
-        self._before, self._began = 0.0, time.monotonic()
-        self._meters: dict[str, Callable[[], Energy]] = {}
-
-    @property
-    def seconds(self) -> float:
-        """Wall time of the run in seconds, including earlier processes."""
-        return self._before + time.monotonic() - self._began
-
-    @property
-    def energy(self) -> dict[str, Energy]:
-        """Energy of the run (`WHOLE`) and of its parts, including earlier processes."""
-        return {part: read() for part, read in [*self._meters.items()]}
-
-    @contextmanager
-    def metered(self, part: str) -> Iterator[Callable[[], Energy]]:
-        """Measures the energy of a part of the run, and adds it to that of earlier processes.
-
-        Args:
-            part: name of the part.
-
-        Yields:
-            read(): returns the total energy of the part so far.
-        """
-        from experiments.run.host.metering import metered  # an extra's, and not every user of a folder counts energy
-
-        earlier = [self._meters[part]()] if part in self._meters else []
-        with metered() as read:
-            self._meters[part] = lambda: total([*earlier, read()])
-            yield self._meters[part]
+        self.status = Status(self.path / STATUS, self._check_present)
 
     def stage(self, number: int, name: str) -> Path:
         """Folder of a finished stage; numbers start at 1."""
@@ -116,61 +81,11 @@ class RunFolder:
         for stage in self.path.glob("steps/*/"):
             folders.remove_leftovers(stage)
 
-    def _write_status(self, state: str, **more: Any) -> None:
-        self._check_present()
-        more |= {"host": socket.gethostname(), "process": os.getpid()} if state == "running" else {}
-        energy = {part: used._asdict() for part, used in self.energy.items()}
-        write_book(self.path / STATUS, {"state": state, "seconds": self.seconds, "energy": energy, **more})
-
     def _note_end(self, state: str, **more: Any) -> None:
         """Writes the status of a run that ends early. An error of the disk must not hide why the run ends."""
         self._check_present()
         with suppress(AntgmmError):
-            self._write_status(state, **more)
-
-    def _recall(self) -> None:
-        """Loads time and energy of earlier processes from status.json."""
-        path = self.path / STATUS
-        if not path.exists():
-            return
-        try:
-            status = read_book(path, _FROM_NOW)
-            seconds = float(status["seconds"])
-            energy = {part: Energy(**used) for part, used in status["energy"].items()}
-        except AntgmmError as error:
-            say(str(error))
-            return
-        except (KeyError, TypeError, ValueError, AttributeError):
-            say(f"{path} holds no time and energy: {_FROM_NOW}")
-            return
-        self._before = seconds
-        self._meters = {part: partial(Energy._make, used) for part, used in energy.items()}
-
-    @contextmanager
-    def _counted(self) -> Iterator[None]:
-        """Writes time and energy to status.json periodically, so that they survive if the process is killed."""
-        done = threading.Event()
-
-        def note() -> None:
-            # Ignore a full disk here: saving something important will report it.
-            with suppress(AntgmmError):
-                self._write_status("running")
-
-        def beat() -> None:
-            while not done.wait(BEAT):
-                note()
-
-        thread = threading.Thread(target=beat, daemon=True)
-        self._recall()
-        with self.metered(WHOLE):
-            self._write_status("running")
-            thread.start()
-            try:
-                yield
-            finally:
-                done.set()
-                thread.join()
-                note()
+            self.status.write(state, **more)
 
     @contextmanager
     def opened(self, recipe: Recipe | Training) -> Iterator[None]:
@@ -201,7 +116,7 @@ class RunFolder:
             if not (self.path / RECIPE).exists():
                 write_text(self.path / RECIPE, dump_recipe(recipe))
             try:
-                with disk_errors(self.path), self._counted():
+                with disk_errors(self.path), self.status.running():
                     yield
             except AntgmmError as error:
                 self._note_end("failed", error=str(error))
@@ -211,9 +126,9 @@ class RunFolder:
                 raise
             except KeyboardInterrupt:
                 with suppress(AntgmmError):
-                    self._write_status("stopped")
+                    self.status.write("stopped")
                 raise
-            self._write_status("complete")
+            self.status.write("complete")
 
     @contextmanager
     def alone(self) -> Iterator[None]:

@@ -13,8 +13,9 @@ from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io import stores
 from antgmm_jax.io.checkpoint import STAGE_RECORD, STEP_RECORD
 from antgmm_jax.io.stores import Store
-from experiments.run.folder import INPUTS, RECIPE, STATUS
+from experiments.run.folder import INPUTS, RECIPE
 from experiments.run.host.console import say
+from experiments.run.status import STATUS
 
 EVERY = 10.0
 """Seconds between copies of what is new."""

@@ -149,7 +149,7 @@ class Run:
                 title, config = "scores on hard records", student.config
                 scores["exact_match_hard"] = self._scores(title, config, student.load(), self.hard)["exact_match"]
             size = total_parameters(student.config)
-            return {"params": size, "sizes": sizes(student.config), "seconds": self.folder.seconds, **scores}
+            return {"params": size, "sizes": sizes(student.config), "seconds": self.folder.status.seconds, **scores}
 
     @contextmanager
     def _opened(self) -> Iterator[Student]:
@@ -209,7 +209,7 @@ class Run:
             features = ImageFeatures(samples, recipe.seed, place)
             return Shared(recipe, NO_TEACHER, dict, samples, features, lambda stage: None)
         if recipe.teacher.pairs:
-            with self.folder.metered("pairs"):
+            with self.folder.status.metered("pairs"):
                 samples = with_pairs(recipe, samples, teacher.config, teacher.weights(), processor, self._cache)
         source, frozen = targets_of(recipe, teacher, self.origin.key, samples, self.folder, self._cache)
         return_freed_memory()
@@ -225,7 +225,7 @@ class Run:
                 raise AntgmmError(f"{done} is a stage of another run: remove it and start again")
             say(f"{work.title}: complete in {done}")
             return load_after(done, student)
-        with self.folder.metered(done.name) as energy:
+        with self.folder.status.metered(done.name) as energy:
             after = self._trained(work, student, shared, energy)
         return_freed_memory()
         return after

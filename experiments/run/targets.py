@@ -61,7 +61,7 @@ def targets_of(
     place = cache / key[:16]
     with (
         held(place),
-        folder.metered("cache"),
+        folder.status.metered("cache"),
         bar("teacher cache", len(samples), safe_point=preemption.leave) as update,
     ):
         if from_first_process(distill.has_cache(place, key=key, names=names)):
