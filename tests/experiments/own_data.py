@@ -2,11 +2,16 @@
 
 import json
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from typer.testing import CliRunner
 
+from antgmm_jax.io.convert import save_hf
 from data.record import prompt
 from experiments import cli
+from experiments.run.rows.datasets import load_both
+from experiments.run.schema.recipe import load_training
+from experiments.run.training import fresh, save_processor, shape_of
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = ROOT / "experiments" / "recipes"
@@ -69,6 +74,15 @@ def tiny(preset):
         "phase.answers.steps=3",
         FROZEN,
     ]
+
+
+def save_untrained(preset, folder):
+    """Saves a small model of a preset with random parameters and a tokenizer of the rows, in seconds."""
+    recipe = load_training(recipe_of(preset), [*tiny(preset), "buckets=[]"])
+    student, processor = fresh(recipe, shape_of(recipe), load_both(recipe)[0])
+    with TemporaryDirectory() as like:
+        save_processor(processor, Path(like))
+        save_hf(student.config, student.load(), folder, like=like)
 
 
 def as_conversations(file):
