@@ -169,7 +169,7 @@ class RunFolder:
         before = read_book(self.inputs, remedy) if self.inputs.exists() else {}
         if other := [name for name, digest in digests.items() if before.get(name, digest) != digest]:
             what = other[0].replace("_", " ")
-            raise AntgmmError(f"{self.path} was started with another {what}: choose another folder or remove it")
+            raise AntgmmError(f"{self.path}: its {what} changed since its start: choose another folder or remove it")
         if before != before | digests:
             write_book(self.inputs, before | digests)
 

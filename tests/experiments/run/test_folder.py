@@ -17,7 +17,7 @@ def test_a_folder_resumes_only_with_the_same_teacher_and_data(tmp_path):
     run = RunFolder(tmp_path)
     run.bind(teacher="one", data="two")
     run.bind(teacher="one", data="two")
-    with pytest.raises(AntgmmError, match="was started with another data: choose another folder or remove it"):
+    with pytest.raises(AntgmmError, match="its data changed since its start: choose another folder or remove it"):
         run.bind(teacher="one", data="three")
     run.inputs.unlink()
     run.bind(teacher="three", data="four")  # nothing was made from the others yet

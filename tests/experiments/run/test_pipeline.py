@@ -253,14 +253,14 @@ def test_an_edited_recipe_is_refused_also_if_it_is_edited_in_the_run(whole, tmp_
     run = Path(shutil.copytree(whole[0], tmp_path / "run"))
     text = (run / "recipe.toml").read_text()
     (run / "recipe.toml").write_text(text.replace("checkpoint_every = ", "checkpoint_every = 1"))
-    with pytest.raises(AntgmmError, match="was started with another recipe: choose another folder or remove it"):
+    with pytest.raises(AntgmmError, match="its recipe changed since its start: choose another folder or remove it"):
         finish(Run(load_recipe(run / "recipe.toml"), run), report=False)
 
 
 def test_other_test_rows_are_refused(recipe, whole, tmp_path):
     run = Path(shutil.copytree(whole[0], tmp_path / "run"))
     write_book(run / "inputs.json", {**read_book(run / "inputs.json"), "test_rows": "others"})
-    with pytest.raises(AntgmmError, match="was started with another test rows: choose another folder"):
+    with pytest.raises(AntgmmError, match="its test rows changed since its start: choose another folder"):
         finish(Run(load_recipe(recipe), run), report=False)
 
 
