@@ -14,6 +14,7 @@ from antgmm_jax.io.loading import load_processor
 from experiments.auto.buckets import buckets
 from experiments.auto.goal import Goal, is_planned, marked
 from experiments.auto.look import Look, check_quality, longest_answer, look_at_both, warnings
+from experiments.auto.prompting import about_prompts, chosen_prompt, prompt_losses
 from experiments.auto.rows import counted
 from experiments.auto.schedule import Machine, Tuned, base, draft, fitted, scored_rows
 from experiments.auto.sizing import Chosen, Sensitivity, check_budget, chosen, within
@@ -108,6 +109,8 @@ def measured(goal: Goal, place: Path) -> Plan:
     tables = base(goal, counted(goal.data), {**test, "samples": most})
     for each in goal.changes:
         change(tables, each)
+    if losses := prompt_losses(draft(tables)):
+        tables["prompt"] = chosen_prompt(losses)
     recipe = draft(tables)
     seen = look_at_both(recipe)
     if goal.keep:
@@ -125,7 +128,8 @@ def measured(goal: Goal, place: Path) -> Plan:
         tables["evaluate"]["data"]["samples"] = machine.rows.scored
     machine = machine._replace(spent=time.monotonic() - begin)
     raw, expected = fitted(goal, tables, config, wanted, machine, best)
-    reasons = [*_look(seen), *_sizes(config, choice, samples), *in_time(choice.sensitivity, left), *_tuning(trials)]
+    reasons = [*about_prompts(losses), *_look(seen), *_sizes(config, choice, samples)]
+    reasons += [*in_time(choice.sensitivity, left), *_tuning(trials)]
     reasons += [*fewer_scores(machine.rows.scored, test_rows), *_steps(raw, expected)]
     reasons += too_long(goal, machine.spent + expected)
     return Plan(raw, reasons, total_parameters(choice.sized.config), best)
@@ -158,6 +162,7 @@ def further(goal: Goal, first: Mapping[str, Any], best: Tuned, parent: str) -> P
     machine = _machine(tables, samples)._replace(spent=time.monotonic() - begin)
     raw, expected = fitted(goal, tables, start.config, choice.sized.sizes, machine, best)
     reasons = [*_sizes(start.config, choice, samples), *in_time(choice.sensitivity, left), *_steps(raw, expected)]
+    reasons += too_long(goal, machine.spent + expected)
     return Plan({"parent": parent, **raw}, reasons, total_parameters(choice.sized.config), best)
 
 

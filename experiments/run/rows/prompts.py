@@ -23,6 +23,15 @@ def note_prompt(directory: Path, template: str) -> None:
     write_json(directory / NOTE, {"prompt": template})
 
 
+def records_prompt(directory: str | Path) -> bool:
+    """Whether a checkpoint records its prompt template.
+
+    Args:
+        directory: Hugging Face directory, or a name of the Hub.
+    """
+    return (local(directory) / NOTE).exists()
+
+
 def noted_prompt(directory: str | Path) -> str:
     """Returns the prompt template of a checkpoint.
 

@@ -1,0 +1,59 @@
+"""The prompt of a checkpoint that records none."""
+
+import shutil
+
+import pytest
+
+import data.maad as maad
+from data.record import PROMPT
+from data.writers import write_jsonl
+from experiments.auto.goal import Goal
+from experiments.auto.prompting import TEMPLATES, about_prompts, chosen_prompt, prompt_losses
+from experiments.auto.schedule import base, draft
+from tests.experiments.own_data import ROOT, as_conversations
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    file = tmp_path_factory.mktemp("rows") / "rows.jsonl"
+    write_jsonl(maad.source("m", "test", 64), file)
+    return file
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    """The packaged teacher, which learnt the default prompt, without the file that records it."""
+    folder = tmp_path_factory.mktemp("models") / "teacher"
+    shutil.copytree(ROOT / "experiments/teachers/maad-m", folder, ignore=shutil.ignore_patterns("antgmm.json"))
+    return folder
+
+
+def drafted(model, file, **changes):
+    test = {"kind": "jsonl", "path": str(file), "samples": 64}
+    train = test | {"path": "not-read.jsonl"}
+    return draft({**base(Goal(str(model), train, test), train, test), **changes})
+
+
+def test_the_prompt_of_the_training_is_taken(teacher, rows):
+    losses = prompt_losses(drafted(teacher, rows))
+    assert [*losses] == [*TEMPLATES]
+    assert chosen_prompt(losses) == PROMPT == min(losses, key=losses.__getitem__)
+    (line,) = about_prompts(losses)
+    assert line.startswith(f'prompt "{PROMPT}": the checkpoint records none; the loss on held-out rows is ')
+    assert f'{losses["[{text} ]{question}"]:.3f} for "[{{text}} ]{{question}}"' in line
+
+
+def test_another_prompt_is_taken_if_it_is_clearly_better():
+    others = dict.fromkeys(TEMPLATES, 2.0)
+    assert chosen_prompt(others) == PROMPT
+    assert chosen_prompt(others | {TEMPLATES[1]: 1.7, TEMPLATES[2]: 1.8}) == PROMPT
+    assert chosen_prompt(others | {TEMPLATES[1]: 1.5, TEMPLATES[2]: 1.4}) == TEMPLATES[2]
+
+
+def test_there_is_nothing_to_choose_where_the_prompt_is_known(teacher, rows, tmp_path):
+    assert prompt_losses(drafted(ROOT / "experiments/teachers/maad-m", rows)) == {}
+    assert prompt_losses(drafted(teacher, rows, prompt="{question}")) == {}
+    shutil.copytree(rows.parent, tmp_path, dirs_exist_ok=True)
+    as_conversations(tmp_path / rows.name)
+    assert prompt_losses(drafted(teacher, tmp_path / rows.name)) == {}
+    assert not [*about_prompts({})]
