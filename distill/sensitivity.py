@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from antgmm_jax.blocks.pictures import without_pixels
 from antgmm_jax.errors import AntgmmError
@@ -32,7 +32,7 @@ def bridge_weights(functional: Any, params: Any, batches: Iterable[Mapping[str, 
         batches: calibration batches with images, one sample per row; each shape is compiled once.
 
     Returns:
-        float32 weights with mean 1, at least about `FLOOR`.
+        float32 weights with mean 1, at least about `FLOOR`; equal ones if no batch has an image.
 
     Raises:
         AntgmmError: there is no batch.
@@ -40,20 +40,21 @@ def bridge_weights(functional: Any, params: Any, batches: Iterable[Mapping[str, 
     loss = make_loss(functional, LossConfig(hard=1.0))
 
     @jax.jit
-    def shares(params: Any, batch: Mapping[str, Any]) -> Float[Array, " N"]:
+    def summed(params: Any, batch: Mapping[str, Any]) -> tuple[Float[Array, " N"], Int[Array, ""]]:
         valid = batch["images"]["valid"]
         rest = {**batch, "images": without_pixels(batch["images"])}
         features = functional.features(params, batch["images"])
         gradient = jax.grad(lambda candidate: loss(params, {}, {**rest, "vision_features": candidate}, {})[0])(features)
         effect = _square(gradient) * _square(features)
         shares = effect / jnp.maximum(jnp.sum(effect, axis=-1, keepdims=True), _TINY)
-        return jnp.mean(shares, axis=(0, 1), where=valid[:, :, None])
+        return jnp.sum(shares, axis=(0, 1), where=valid[:, :, None]), valid.sum()
 
-    shares_by_batch = [np.asarray(gather(shares(params, batch)), np.float32) for batch in batches]
-    if not shares_by_batch:
+    by_batch = [gather(summed(params, batch)) for batch in batches]
+    if not by_batch:
         raise AntgmmError("bridge weights need at least one calibration batch; there was none")
-    mean = np.mean(shares_by_batch, axis=0)
-    return (mean / mean.mean() + FLOOR) / (1 + FLOOR)
+    sums, images = (sum(np.asarray(part, np.float32) for part in parts) for parts in zip(*by_batch, strict=True))
+    mean = sums / np.maximum(images, 1)
+    return ((mean / mean.mean() if images else np.ones_like(mean)) + FLOOR) / (1 + FLOOR)
 
 
 def _square(values: Float[Array, "B M N D"]) -> Float[Array, "B M N"]:

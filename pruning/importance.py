@@ -216,6 +216,8 @@ def block_influence(
 ) -> Scores:
     """Computes 1 - cosine between input and output of each block, mean over tokens (ShortGPT, arXiv 2403.03853).
 
+    A tower without a token in any batch, such as that of images in rows without images, has scores of 0.
+
     Args:
         apply: (params, batch, collect=names) -> dict with `<tower>/states` [L + 1, B, N, D].
         params: model parameters.
@@ -229,23 +231,32 @@ def block_influence(
         AntgmmError: there is no batch.
     """
     score = jax.jit(partial(influences, apply, tuple(towers)))
-    return mean_of(lambda batch: score(params, batch), batches)
+    sums = mean_of(lambda batch: score(params, batch), batches)
+    axes = [(tower.axis("layers"), tower.axis("tokens")) for tower in towers]
+    return {layers: sums[layers] / np.maximum(sums[tokens], 1e-12) for layers, tokens in axes}
 
 
 def influences(
     apply: Callable[..., Mapping[str, jax.Array]], towers: tuple[Tower, ...], params: Any, batch: Batch
 ) -> dict[str, jax.Array]:
-    """Block influences on one batch; arguments and result as in `block_influence`."""
-    out = apply(params, batch, collect=tuple(tower.axis("states") for tower in towers))
-    return {t.axis("layers"): _influence(out[t.axis("states")], valid_tokens(t, batch)) for t in towers}
+    """Sums of block influences on one batch, and numbers of tokens; arguments as in `block_influence`.
+
+    Returns:
+        `<tower>/layers` -> float32 [L], sum over tokens; `<tower>/tokens` -> float32 scalar, number of tokens.
+    """
+    out, sums = apply(params, batch, collect=tuple(tower.axis("states") for tower in towers)), {}
+    for t in towers:
+        sums[t.axis("layers")], sums[t.axis("tokens")] = _influence(out[t.axis("states")], valid_tokens(t, batch))
+    return sums
 
 
-def _influence(states: jax.Array, valid: jax.Array | np.ndarray) -> jax.Array:
+def _influence(states: jax.Array, valid: jax.Array | np.ndarray) -> tuple[jax.Array, jax.Array]:
     states = states.astype(jnp.float32)
     before, after = states[:-1], states[1:]
     norms = jnp.linalg.norm(before, axis=-1) * jnp.linalg.norm(after, axis=-1)
     change = 1.0 - (before * after).sum(-1) / jnp.maximum(norms, 1e-12)
-    return change.mean((1, 2), where=jnp.broadcast_to(valid, change.shape[1:])[None])
+    valid = jnp.broadcast_to(valid, change.shape[1:])
+    return change.sum((1, 2), where=valid[None]), valid.sum(dtype=jnp.float32)
 
 
 def random(key: jax.Array, sizes: Mapping[str, int], local: Collection[str]) -> Scores:

@@ -55,6 +55,11 @@ def test_an_unused_image_token_has_the_floor_weight():
     both, only = (bridge_weights(functional(config), parameters("llava"), seen) for seen in ([unread, batch], [unread]))
     np.testing.assert_allclose(only[-1], FLOOR / (1 + FLOOR), rtol=1e-6)
     assert both[-1] > 2 * only[-1]
+    images = {**batch["images"], "valid": np.zeros_like(batch["images"]["valid"])}
+    none = {**batch, "images": images, "input_ids": np.where(ids == config.image_token, 5, ids)}
+    more = bridge_weights(functional(config), parameters("llava"), [unread, none, batch])
+    np.testing.assert_allclose(more, both, rtol=1e-5)
+    np.testing.assert_array_equal(bridge_weights(functional(config), parameters("llava"), [none]), np.ones(len(both)))
     with pytest.raises(AntgmmError, match="at least one calibration batch"):
         bridge_weights(functional(config), parameters("llava"), [])
 

@@ -123,6 +123,24 @@ def test_block_influence_by_hand_ignores_padding():
     np.testing.assert_allclose(scores["decoder/layers"], [0.0, 2.0])
 
 
+def test_block_influence_is_a_mean_over_the_tokens_of_all_batches():
+    turned = jnp.array([[[[1.0, 0.0]] * 3], [[[0.0, 1.0]] * 3]])
+    same = jnp.array([[[[1.0, 0.0]] * 3]] * 2)
+
+    def apply(params, batch, collect):
+        return dict.fromkeys(collect, batch["states"])
+
+    rest = {"images": {"valid": jnp.zeros((1, 1), bool)}, "labels": jnp.full((1, 3), -100)}
+    batches = [
+        {**rest, "states": turned, "attention_mask": jnp.array([[1, 1, 1]])},
+        {**rest, "states": same, "attention_mask": jnp.array([[1, 0, 0]])},
+    ]
+    deep = towers(CONFIGS["blip2_t5"])
+    scores = block_influence(apply, {}, batches, [deep[name] for name in ("vision", "encoder")])
+    np.testing.assert_allclose(scores["encoder/layers"], [0.75])
+    np.testing.assert_allclose(scores["vision/layers"], [0.0])  # there is no image in any row
+
+
 @pytest.mark.parametrize("family", CONFIGS)
 def test_random_scores_have_every_shape_and_follow_the_key(family):
     config = CONFIGS[family]
