@@ -1,6 +1,7 @@
 """The plan of a compression without a recipe: a recipe with its reasons as comments."""
 
 import math
+import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -69,7 +70,9 @@ def planned(goal: Goal, path: Path) -> Path:
     if is_planned(path, goal):
         say(f"plan: {path} is written already")
     else:
-        write(measured(goal, path.with_suffix(".tuning")), goal, path)
+        tuning = path.with_suffix(".tuning")
+        shutil.rmtree(tuning, ignore_errors=True)  # a killed process may have left trials on other rows
+        write(measured(goal, tuning), goal, path)
         say(f"plan: written to {path}; edit it if you like, and run it with antgmm compress {path}")
     return path
 
@@ -252,10 +255,10 @@ def too_long(goal: Goal, duration: float) -> Iterator[str]:
         goal: the goal, with the minutes.
         duration: expected seconds of plan and run.
     """
-    if goal.minutes and duration > 1.1 * goal.seconds:
+    if duration > 1.1 * goal.seconds:
         yield (
-            f"warning: plan and run take about {clock(duration)}, more than the {goal.minutes:g} minutes: give at least"
-            f" --minutes {math.ceil(duration / 60)}"
+            f"warning: plan and run take about {clock(duration)}, more than the {goal.seconds / 60:g} minutes: give at"
+            f" least --minutes {math.ceil(duration / 60)}"
         )
 
 
@@ -264,7 +267,7 @@ def _tuning(trials: Sequence[Trial]) -> Iterator[str]:
     for trial in trials:
         yield f"tuning: {trial.tuned.kind} at {trial.tuned.rate:.2g} x the usual rate: held-out loss {trial.loss:.3f}"
     if not trials:
-        yield "tuning: none, for want of time; optimizer and rates are those of the demo"
+        yield "tuning: none, for want of time or rows; optimizer and rates are those of the demo"
 
 
 def _steps(raw: Mapping[str, Any], expected: float) -> Iterator[str]:

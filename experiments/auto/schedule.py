@@ -8,6 +8,7 @@ from antgmm_jax.axes import sizes
 from antgmm_jax.config import LMMConfig, on_image_side
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import family
+from antgmm_jax.parallel.sharding import padded_batch_size
 from experiments.auto.goal import Goal
 from experiments.auto.look import COARSE, FEW
 from experiments.auto.sizing import by_side
@@ -95,7 +96,7 @@ def stages(config: LMMConfig, wanted: Mapping[str, int], rows: int, scale: Scale
         tuned: settings of the language stages.
     """
     image, text = by_side(config, wanted)
-    batch, small = min(64, max(1, rows // 4)), min(16, max(1, rows // 4))
+    batch, small = _batch(64, rows), _batch(16, rows)
     result = []
     if image:
         steps = _steps(scale.image * min(IMAGE_VISITS, EPOCHS * max(rows, FEW)), batch)
@@ -134,7 +135,7 @@ def language_stage(config: LMMConfig, text: Mapping[str, int], rows: int, tuned:
     optimizer = {
         "kind": tuned.kind,
         "learning_rate": _rate(LANGUAGE_RATE * tuned.rate, config, text, "text/embed"),
-        "batch_size": min(16, max(1, rows // 4)),
+        "batch_size": _batch(16, rows),
         "warmup": _warmup(steps),
     }
     stage = {"recover_steps": steps, "shift": 1, "optimizer": optimizer}
@@ -218,6 +219,11 @@ def _expected(raw: Mapping[str, Any], config: LMMConfig, machine: Machine) -> fl
 
 def _steps(visits: float, batch: int) -> int:
     return max(FEWEST, round(visits / batch))
+
+
+def _batch(most: int, rows: int) -> int:
+    """A batch size for a number of training rows, a multiple of the devices that share a batch."""
+    return padded_batch_size(min(most, max(1, rows // 4)))
 
 
 def _warmup(steps: int) -> int:

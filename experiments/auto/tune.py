@@ -41,7 +41,7 @@ class Trial(NamedTuple):
 def steps_within(
     seconds: float, tables: Mapping[str, Any], config: LMMConfig, text: Mapping[str, int], machine: Machine
 ) -> int:
-    """Returns the steps that each candidate may take; 0 if there is too little time to tell them apart.
+    """Returns the steps that each candidate may take; 0 if there is too little time or data to tell them apart.
 
     Args:
         seconds: time for all candidates.
@@ -57,7 +57,9 @@ def steps_within(
     flops += image_flops(config, stage.optimizer.batch_size) / (len(KINDS) + len(RATES))
     step = flops / (SHARE * machine.rate) + CALL
     affordable = int((seconds / (len(KINDS) + len(RATES)) - 2 * COMPILE) / step)
-    return 0 if affordable < FEWEST else min(STEPS, affordable)
+    new = machine.rows.trained // stage.optimizer.batch_size  # steps that see no row twice
+    steps = min(STEPS, affordable, new)
+    return 0 if steps < FEWEST else steps
 
 
 def tuned(
@@ -74,7 +76,7 @@ def tuned(
         place: folder for temporary files, removed at the end.
 
     Returns:
-        Trials, the best first; none if there is too little time, or the language model cannot be cut alone.
+        Trials, the best first; none if there is too little time or data, or the language model cannot be cut alone.
     """
     config, text = seen.teacher.config, by_side(seen.teacher.config, wanted)[1]
     if illegal_reason(config, text):

@@ -1,5 +1,6 @@
 """Options of a compression without a recipe, and its goal."""
 
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
@@ -36,6 +37,12 @@ Minutes = Annotated[
         min=0, metavar="M", help="Duration of plan and run on this machine; by default as the steps need, at most 30."
     ),
 ]
+DECIDED = {f"optimizer.{key}" for key in ("kind", "learning_rate", "batch_size", "warmup")} | {
+    "buckets",
+    "prompt_buckets",
+    "pack",
+}
+"""Keys of a recipe that a plan sets itself."""
 PlanOnly = Annotated[bool, typer.Option("--plan", help="Only print and write the plan, a recipe.")]
 
 
@@ -64,6 +71,9 @@ class Wish(NamedTuple):
         from experiments.auto.goal import Goal, parameters, ratio, share
         from experiments.auto.rows import tables
 
+        for option, value in {"--latency-ms": self.latency_ms, "--minutes": self.minutes}.items():
+            if not isfinite(value):
+                raise AntgmmError(f"{option} {value}: write a finite number")
         if not self.data:
             raise AntgmmError("compress --model needs --data with the rows to train on")
         if sum(map(bool, (self.smaller, self.params, self.latency_ms, self.keep))) != 1:
@@ -74,6 +84,8 @@ class Wish(NamedTuple):
         most = parameters(self.params) if self.params else 0
         budget = smaller, most, self.latency_ms, share(self.keep) if self.keep else 0.0
         kept = tuple(one for one in changes if not one.strip().startswith("stage."))
+        if decided := [key for key in (one.partition("=")[0].strip() for one in kept) if key in DECIDED]:
+            raise AntgmmError(f"--set {decided[0]}: the plan decides it; write the plan with --plan, and edit it")
         multiple = scheme.multiple if scheme else 0
         return Goal(self.model, *tables(self.data, self.test), *budget, multiple, self.minutes, kept)
 

@@ -24,7 +24,8 @@ ROUNDS = 200
 DEPTHS, NARROW = (5, 1), 4
 LARGEST = 20_000_000
 """Calibration models have stacks of these `DEPTHS`, full widths or 1/`NARROW` of them, and at most `LARGEST`
-parameters. Latency is linear in depth, so deep models, which compile slowly, are not needed."""
+parameters, or the fewest that are legal. Latency is linear in depth, so deep models, which compile slowly, are not
+needed."""
 
 
 class RequestSize(NamedTuple):
@@ -171,9 +172,10 @@ def calibration_models(config: LMMConfig) -> list[LMMConfig]:
     models = []
     for depth in DEPTHS:
         part = 1
-        while total_parameters(_scaled(config, depth, part)) > LARGEST:
-            part *= 2
-        models += [_scaled(config, depth, part), _scaled(config, depth, NARROW * part)]
+        scaled = _scaled(config, depth, part)
+        while total_parameters(scaled) > LARGEST and (smaller := _scaled(config, depth, 2 * part)) != scaled:
+            part, scaled = 2 * part, smaller
+        models += [scaled, _scaled(config, depth, NARROW * part)]
     return list(dict.fromkeys(models))
 
 

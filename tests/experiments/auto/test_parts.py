@@ -27,6 +27,7 @@ from experiments.auto.rows import kind_of, tables
 from experiments.auto.schedule import DECAY, IMAGE, Machine, Scale, Tuned, base, fitted, scored_rows, stages
 from experiments.auto.sensitivity import InTime, factors
 from experiments.auto.sizing import Sensitivity, batches_for, by_side, value_of, within
+from experiments.auto.tune import FEWEST, steps_within
 from experiments.run.calibration import calibration_batches
 from experiments.run.checks import check_sizes
 from experiments.run.progress import forecast
@@ -339,3 +340,13 @@ def test_the_image_side_gets_a_fifth_of_a_short_time():
     assert (time(image, 21, 21) - none) / (time(image, language, settle) - none) == pytest.approx(IMAGE, abs=0.01)
     assert image / whole[0] > 0.5 > language / whole[1]
     assert time(image, language, settle) == pytest.approx((none + time(*whole)) / 2, rel=0.01)
+
+
+def test_the_tuner_sees_no_row_twice():
+    raw, config, wanted, machine = planned("llava")
+    text = by_side(config, wanted)[1]
+
+    def steps(rows):
+        return steps_within(1e6, raw, config, text, machine._replace(rows=machine.rows._replace(trained=rows)))
+
+    assert [steps(rows) for rows in (5000, 1600, 16 * FEWEST, 16 * FEWEST - 1)] == [200, 100, FEWEST, 0]

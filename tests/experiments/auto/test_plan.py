@@ -75,7 +75,7 @@ def test_a_plan_without_time_reads_8_rows_tries_nothing_and_says_so(antgmm, tmp_
     for text in (result.stderr, plan):
         assert re.search(r"sensitivity: measured on 8 of (16|24|32) rows", text)
         assert re.search(r"warning: with 8 rows for the sensitivity the plan takes \d+:\d\d more than a quarter", text)
-        assert "tuning: none, for want of time" in text
+        assert "tuning: none, for want of time or rows" in text
         assert re.search(r"plan and run take about \d+:\d\d, more than the 0.01 minutes: give at least --minutes", text)
 
 
@@ -98,6 +98,12 @@ def test_a_student_of_four_bits_is_planned_with_sizes_that_servers_have_kernels_
         (["--model", "m", "--data", "d.jsonl", "--keep-quality", "98%"], "m/config.json is missing"),
         (["--model", "m", "--data", "d.jsonl", "--smaller", "8x"], "m/config.json is missing"),
         (["--model", "m", "--data", "d.csv", "--smaller", "8x"], "--data d.csv does not exist"),
+        (["--model", "m", "--data", "d.jsonl", "--latency-ms", "inf"], "--latency-ms inf: write a finite number"),
+        (["--model", "m", "--data", "d.jsonl", "--smaller", "8x", "--minutes", "inf"], "--minutes inf: write a finite"),
+        (
+            ["--model", "m", "--data", "d.jsonl", "--smaller", "8x", "--set", "optimizer.batch_size=4"],
+            "--set optimizer.batch_size: the plan decides it; write the plan with --plan, and edit it",
+        ),
         (["r.toml", "--model", "m"], "RECIPE already says what to do"),
         (["--model", "m", "--processes", "2", "--coordinator", "auto"], "several processes need a RECIPE"),
     ],

@@ -1,5 +1,6 @@
 """Search: fitted rates, the search for a measured latency, and the printed stages."""
 
+import dataclasses
 import json
 import tomllib
 
@@ -66,6 +67,16 @@ def test_calibration_models_are_legal_and_small(name):
         assert not violations(model)
         assert sum(parameters(model).values()) <= LARGEST
     assert {sizes(model)["vision/layers"] for model in models} == {1, 5}
+
+
+def test_calibration_models_of_a_large_vocabulary_are_as_narrow_as_is_legal():
+    """Their width does not shrink with the heads, so that no part of it has few parameters."""
+    teacher = preset("qwen2.5-vl-tiny")
+    language = dataclasses.replace(teacher.language, vocab=400_000)
+    models = calibration_models(dataclasses.replace(teacher, language=language))
+    least = min(sum(parameters(model).values()) for model in models)
+    assert least > LARGEST
+    assert not any(violations(model) for model in models)
 
 
 def search_latency(budget, truth):
