@@ -74,19 +74,34 @@ class FileSource(Source):
         drops_long: whether records that are too long are left out.
         split: name of the split, if the files hold several; of other files, "train" or "test" for a part of the rows
             (`in_split`), or "" for all.
+        spread: whether the records are at equal distances in the files, not the first ones.
     """
 
-    def __init__(self, path: Path, table: Table, most: int = 0, *, drops_long: bool = False, split: str = ""):
+    def __init__(
+        self,
+        path: Path,
+        table: Table,
+        most: int = 0,
+        *,
+        drops_long: bool = False,
+        split: str = "",
+        spread: bool = False,
+    ):
         self.path, self._table, self._most, self.drops_long, self._split = path, table, most, drops_long, split
+        self._spread = spread
 
     @cached_property
     def _read(self) -> _Read:
         """Result of a pass over the rows, which takes minutes if there are many of them."""
-        about = f"valid rows of {type(self._table).__name__} {self._split}, at most {self._most}"
+        first = 0 if self._spread else self._most
+        about = f"valid rows of {type(self._table).__name__} {self._split}, at most {first}"
         part = "" if isinstance(self._table, TfdsRows) else self._split
-        scanned = kept(about, self._table.files, lambda: _columns(_pass(self._table, self._most, part)))
+        scanned = kept(about, self._table.files, lambda: _columns(_pass(self._table, first, part)))
         errors = {int(row): reason for row, reason in json.loads(str(scanned["errors"])).items()}
-        return _Read(scanned["rows"], errors, int(scanned["total"]))
+        rows = scanned["rows"]
+        if self._spread and 0 < self._most < len(rows):
+            rows = rows[np.linspace(0, len(rows) - 1, self._most).round().astype(int)]
+        return _Read(rows, errors, int(scanned["total"]))
 
     @cached_property
     def _rows(self) -> np.ndarray:
@@ -124,7 +139,14 @@ class FileSource(Source):
     def digest(self) -> str:
         """Returns a digest of the files, without reading images; equal if nothing has changed."""
         about = f"{self._most} {self.drops_long} {self._table.digest()}"
-        return hashlib.sha256(f"{about} {self._split}".rstrip().encode()).hexdigest()
+        spread = "spread" if self._spread else ""
+        return hashlib.sha256(f"{about} {self._split} {spread}".rstrip().encode()).hexdigest()
+
+    def overlaps(self, other: Source) -> bool:
+        """Whether two sources have rows of equal files in common."""
+        if not isinstance(other, FileSource) or {self._split, other._split} == {"train", "test"}:
+            return False
+        return self._table.digest() == other._table.digest()
 
     def check(self, bad: Mapping[int, str]) -> None:
         """Raises one error that lists all invalid rows, or if there are too few records.
@@ -228,7 +250,9 @@ def _duplicates(table: Table, rows: np.ndarray, hashes: np.ndarray) -> dict[int,
     return errors
 
 
-def read_records(kind: str, path: str | Path, *, split: str = "", most: int = 0, drop_long: bool = False) -> FileSource:
+def read_records(
+    kind: str, path: str | Path, *, split: str = "", most: int = 0, drop_long: bool = False, spread: bool = False
+) -> FileSource:
     """Opens user files as a random-access source of records; `data.store.every` validates them.
 
     A row needs images (one, a list, or an empty list for none), a question and an answer under the names of
@@ -245,6 +269,7 @@ def read_records(kind: str, path: str | Path, *, split: str = "", most: int = 0,
             for all.
         most: maximum number of records; the rest is not read. 0 for all.
         drop_long: whether records that are too long for a model are left out; else they are an error.
+        spread: whether these are at equal distances in the files, not the first ones; then all rows are read.
 
     Returns:
         The records.
@@ -252,7 +277,8 @@ def read_records(kind: str, path: str | Path, *, split: str = "", most: int = 0,
     Raises:
         AntgmmError: the files do not exist or have another format, or the library that reads them is not installed.
     """
-    return FileSource(Path(path), _table(kind, Path(path), split), most, drops_long=drop_long, split=split)
+    options = {"drops_long": drop_long, "split": split, "spread": spread}
+    return FileSource(Path(path), _table(kind, Path(path), split), most, **options)
 
 
 def _table(kind: str, path: Path, split: str) -> Table:

@@ -38,6 +38,10 @@ class Source(Sequence[Record]):
     def digest(self) -> str:
         """Returns a digest of the records, without reading them; equal if nothing has changed."""
 
+    def overlaps(self, other: "Source") -> bool:
+        """Whether this is the same source as another one."""
+        return self.digest() == other.digest()
+
     def read(self, index: int) -> Record:
         """Reads a record that may be invalid. Raises BadRow if its row or an image is."""
         return self[index]

@@ -43,17 +43,17 @@ def tables(data: str, test: str) -> tuple[dict[str, Any], dict[str, Any]]:
         test: file or folder of other rows; "" to hold out a tenth of `data`.
 
     Returns:
-        Both tables, without numbers of samples.
+        Both tables, without numbers of samples. Rows for the scores are from all over the file, which may be sorted.
 
     Raises:
         AntgmmError: one does not exist, the files are of no known kind, or both are the same.
     """
     trained = {"kind": kind_of(data, "--data"), "path": data}
     if not test:
-        return {**trained, "split": "train"}, {**trained, "split": "test"}
+        return {**trained, "split": "train"}, {**trained, "split": "test", "take": "spread"}
     if realpath(data) == realpath(test):
         raise AntgmmError(f"--test {test} has the rows of --data: name other rows, or leave it out to hold out a tenth")
-    return trained, {"kind": kind_of(test, "--test"), "path": test}
+    return trained, {"kind": kind_of(test, "--test"), "path": test, "take": "spread"}
 
 
 def counted(table: dict[str, Any]) -> dict[str, Any]:

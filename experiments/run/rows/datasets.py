@@ -38,8 +38,8 @@ def load_records(data: Data | PreparedData) -> Source:
         return source(data.tier, data.split, data.samples)
     if data.kind == "prepared":
         return PreparedSource(Path(data.path), data.samples)
-    split, drop_long = getattr(data, "split", ""), data.too_long == "drop"
-    return read_records(data.kind, Path(data.path), split=split, most=data.samples, drop_long=drop_long)
+    options = {"split": data.split, "most": data.samples, "drop_long": data.too_long == "drop"}
+    return read_records(data.kind, Path(data.path), **options, spread=data.take == "spread")
 
 
 def load_both(recipe: Recipe | Training) -> Both[Source]:
@@ -91,9 +91,9 @@ def check_apart(trained: Source, tests: Source) -> None:
         tests: records for evaluation, which are valid.
 
     Raises:
-        AntgmmError: they are the same.
+        AntgmmError: they have rows in common.
     """
-    if trained.digest() == tests.digest():
+    if trained.overlaps(tests):
         raise AntgmmError(f"{tests.path} has the rows of {trained.path}: evaluate on other rows")
 
 

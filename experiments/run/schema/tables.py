@@ -26,6 +26,7 @@ Count = Annotated[int, Field(ge=1, le=LARGEST)]
 Tokens = Annotated[int, Field(ge=1, le=MOST_TOKENS)]
 AnswerTokens = Annotated[int, Field(ge=1, le=LONGEST_ANSWER)]
 TooLong = Literal["refuse", "drop"]
+Take = Literal["first", "spread"]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
 
 
@@ -77,7 +78,8 @@ class FileData(Table):
       kind: "jsonl" (with image files), "parquet", "arrow" (a folder of `datasets.save_to_disk`) or "webdataset".
       path: the file, its folder or a pattern such as data/train-*.parquet; or hf:ORG/NAME/PATH, one of these in a data
         set of the Hub.
-      samples: number of records, from the first; an error if there are fewer.
+      samples: number of records; an error if there are fewer.
+      take: which ones: "first", or "spread" for records at equal distances in the file.
       split: "test" for about a tenth of the rows, "train" for the others, "" for all. Rows of one image stay together.
       too_long: what happens to records that are longer than `max_length` or `max_answer`: "refuse" is an error, "drop"
         leaves them out and prints how many.
@@ -86,6 +88,7 @@ class FileData(Table):
     kind: Literal["jsonl", "parquet", "arrow", "webdataset"]
     path: str
     samples: Count
+    take: Take = "first"
     split: Literal["", "train", "test"] = ""
     too_long: TooLong = "refuse"
 
@@ -97,7 +100,8 @@ class TfdsData(Table):
       kind: "tfds".
       path: the folder with `dataset_info.json`.
       split: name of the split.
-      samples: number of records, from the first; an error if there are fewer.
+      samples: number of records; an error if there are fewer.
+      take: "first" or "spread", as for files.
       too_long: "refuse" or "drop", as for files.
     """
 
@@ -105,6 +109,7 @@ class TfdsData(Table):
     path: str
     split: str
     samples: Count
+    take: Take = "first"
     too_long: TooLong = "refuse"
 
 
