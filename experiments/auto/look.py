@@ -9,6 +9,7 @@ from transformers import ProcessorMixin
 
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io.loading import load_processor
+from data.collate import bucket
 from data.metrics import most_frequent
 from data.record import Record
 from data.rows import Row
@@ -88,8 +89,8 @@ def look_at_both(draft: Recipe) -> Look:
 
 
 def longest_answer(*samples: Samples) -> int:
-    """Returns the number of tokens of the longest answer."""
-    return max(each.lengths["answer"] for each in samples)
+    """Returns the number of tokens of the longest answer that is generated, the last one of a conversation."""
+    return bucket(max(int(each.rows.index.answer.max()) for each in samples))
 
 
 def spread(records: Source, most: int) -> Source:

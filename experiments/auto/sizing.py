@@ -11,8 +11,9 @@ from antgmm_jax.axes import sizes
 from antgmm_jax.config import LMMConfig, on_image_side
 from antgmm_jax.families import complete
 from antgmm_jax.parallel.sharding import padded_batch_size
+from data.collate import bucket
 from experiments.auto.goal import Goal
-from experiments.auto.look import Look
+from experiments.auto.look import Look, longest_answer
 from experiments.auto.sensitivity import InTime, closed, factors, increases
 from experiments.lab.planning.rates import RequestSize, calibrate, predict
 from experiments.lab.planning.search import by_latency, by_parameters, time_request
@@ -85,10 +86,8 @@ def chosen(goal: Goal, seen: Look, seed: int, dtype: str, seconds: float) -> Cho
         return within(seen.teacher, seen.trained, _parameters(goal, config), seed, dtype, seconds, goal.multiple)
     sensitivity = _sensitivity(seen.teacher, seen.trained, seed, dtype, seconds)
     search = partial(pruning.search, config, weights=factors(sensitivity.increases), multiple=goal.multiple)
-    lengths = seen.held.lengths
-    # A model without an encoder reads prompt and answer as one text.
-    prompt = lengths["text"] - (0 if config.encoder_decoder else lengths["answer"])
-    request = RequestSize(max(prompt, config.usual_tokens + 1), lengths["answer"])
+    prompt = bucket(int(seen.held.rows.index.prompt.max()))
+    request = RequestSize(max(prompt, config.usual_tokens + 1), longest_answer(seen.held))
     price = lru_cache(maxsize=None)(partial(predict, calibrate(config, request), request=request))
     best, _ = by_latency(config, goal.latency_ms, search, price, partial(time_request, request=request))
     return Chosen(best.sized, sensitivity, best.measured)

@@ -1,6 +1,7 @@
 """Parts of a plan: goals, rows, buckets, sensitivity, sizes by side, and stages for every family."""
 
 import os
+from dataclasses import replace
 from functools import cache
 from math import inf, sqrt
 from pathlib import Path
@@ -17,11 +18,12 @@ from antgmm_jax.io.loading import load_processor
 from antgmm_jax.presets import preset
 from data.maad import source
 from data.metrics import most_frequent
+from data.record import Turn
 from experiments.auto import sizing
 from experiments.auto.advice import is_flat
 from experiments.auto.buckets import bucket
 from experiments.auto.goal import Goal, is_planned, marked, parameters, ratio
-from experiments.auto.look import Look, at_chance, check_quality, warnings
+from experiments.auto.look import Look, at_chance, check_quality, longest_answer, warnings
 from experiments.auto.plan import fewer_scores, in_time, of_words
 from experiments.auto.rows import kind_of, tables
 from experiments.auto.schedule import DECAY, IMAGE, Machine, Scale, Tuned, base, fitted, scored_rows, stages
@@ -350,3 +352,13 @@ def test_the_tuner_sees_no_row_twice():
         return steps_within(1e6, raw, config, text, machine._replace(rows=machine.rows._replace(trained=rows)))
 
     assert [steps(rows) for rows in (5000, 1600, 16 * FEWEST, 16 * FEWEST - 1)] == [200, 100, FEWEST, 0]
+
+
+def test_the_longest_answer_of_a_conversation_is_its_last_one(tmp_path):
+    teacher = save_llava(tmp_path / "teacher")
+    config, processor = whole(teacher).config, load_processor(teacher)
+    turns = (Turn("user", (None, "what?")), Turn("assistant", ("a pill " * 20,)), Turn("user", ("is it red?",)))
+    (one,) = source("s", "train", 1)
+    samples = Samples([replace(one, turns=turns, answer="yes")], processor, config)
+    assert samples.rows.index.earlier[0] > 40
+    assert longest_answer(samples) == 8
