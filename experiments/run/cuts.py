@@ -7,9 +7,9 @@ import numpy as np
 
 import pruning
 from antgmm_jax.axes import sizes
-from antgmm_jax.config import LMMConfig, on_image_side
+from antgmm_jax.config import LMMConfig
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.families import complete
+from antgmm_jax.families import complete, family
 from antgmm_jax.io import checkpoint
 from antgmm_jax.io.placed import on_devices
 from antgmm_jax.pure import Params, functional
@@ -40,7 +40,7 @@ def new_weights(config: LMMConfig, source: str, seed: int) -> Params:
 
 
 def reads_features(config: LMMConfig, stage: Stage, targets: Mapping[str, int]) -> bool:
-    """Whether a stage can train on cached image features, because it neither trains nor prunes the image side.
+    """Whether a stage can train on cached image features, because it neither trains nor prunes what computes them.
 
     Args:
         config: model config before the stage.
@@ -50,7 +50,8 @@ def reads_features(config: LMMConfig, stage: Stage, targets: Mapping[str, int]) 
     Returns:
         Whether the stage does not need to run the image side.
     """
-    cut = any(on_image_side(axis) for axis in complete(config, targets))
+    towers = {part.partition("/")[0] for part in family(config).features}
+    cut = any(axis.partition("/")[0] in towers for axis in complete(config, targets))
     return freezes_features(config, stage.frozen) and not (cut or stage.loss.vision)
 
 

@@ -12,19 +12,24 @@ import pruning
 from antgmm_jax.axes import sizes
 from antgmm_jax.config import towers
 from antgmm_jax.errors import AntgmmError
+from antgmm_jax.families import family
 from antgmm_jax.io.convert import load_hf
 from antgmm_jax.io.loading import load_processor
 from antgmm_jax.presets import preset
 from antgmm_jax.pure import functional
 from data.encoding import decode
 from data.shifting import shifted
+from distill import LossConfig, StepConfig
 from experiments.run import features as image_side
+from experiments.run.cuts import reads_features
 from experiments.run.features import VIEWS, ImageFeatures, freezes_features, image_features
 from experiments.run.rows.samples import Samples
+from experiments.run.schema import Stage
 from experiments.run.scores.evaluation import evaluate
 from tests.experiments.tiny import save_llava, save_teacher, taken
 
 ROWS = 10
+STEP = StepConfig(learning_rate=0.1, batch_size=4)
 
 
 @pytest.fixture(scope="module", params=[save_teacher, save_llava], ids=["blip2", "llava"])
@@ -142,6 +147,33 @@ def test_rows_with_several_pictures_and_none_have_their_features(model, tmp_path
 )
 def test_features_are_constant_if_their_parameters_are_frozen(name, frozen, constant):
     assert freezes_features(preset(name), frozen) is constant
+
+
+@pytest.mark.parametrize(
+    ("name", "cut", "reads"),
+    [
+        # The width of LLaVA's language model is that of its bridge too, which reads the features.
+        ("llava-tiny", {"text/embed": 64}, True),
+        ("llava-tiny", {"vision/mlp": 64}, False),
+        ("antgmm-tiny", {"text/embed": 64}, True),
+        ("antgmm-tiny", {"bridge/mlp": 64}, False),
+    ],
+)
+def test_features_are_read_unless_what_computes_them_is_cut(name, cut, reads):
+    config = preset(name)
+    stage = Stage(name="cut", recover_steps=1, frozen=family(config).features, loss=LossConfig(), optimizer=STEP)
+    assert reads_features(config, stage, cut) is reads
+
+
+def test_a_cut_language_model_reads_the_features_of_the_whole_image_side(model, tmp_path):
+    config, params, _, samples = model
+    features = image_features(config, params, samples, tmp_path / "features", batch_size=4)
+    targets = {"text/embed": sizes(config)["text/embed"] // 2}
+    keep = pruning.plan(pruning.magnitude(params, config), config, targets)
+    smaller, cut = pruning.shrink(config, params, keep)[:2]
+    pictures, cached = (next(samples.shuffled(5, 2, features=given)) for given in (None, features))
+    expected, got = (functional(smaller).apply(cut, batch)["logits"] for batch in (pictures, cached))
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_answers_are_in_the_order_of_the_records(model):
