@@ -50,6 +50,7 @@ def search(
     weights: Mapping[str, float] | None = None,
     value: Price | None = None,
     multiple: int = 0,
+    least: Mapping[str, int] | None = None,
 ) -> Sized:
     """Searches for the sizes within a budget that prune a model least.
 
@@ -66,6 +67,7 @@ def search(
         weights: tower or axis -> factor on the weights of its axes; 1 by default.
         value: config -> cost that a reduction should save, such as parameters and latency together; `price` by default.
         multiple: number of which widths and MLP units are multiples; 0 if any will do.
+        least: axis -> size below which it is cut only if nothing else is left to cut.
 
     Returns:
         The sizes. The current sizes (with the pins) if they are within the budget; the smallest legal sizes, which
@@ -90,12 +92,16 @@ def search(
 
     current = sized({axis: present[axis] for axis in weight_of} | pinned)
     larger_sizes: dict[str, list[int]] = {axis: [] for axis in weight_of}
+    floors = dict(least or {})
     while current.price > budget:
         reductions = {
             axis: sized({**current.sizes, axis: n})
             for axis in weight_of
-            if (n := next_smaller(config, current.sizes, axis, multiple))
+            if (n := next_smaller(config, current.sizes, axis, multiple)) >= max(1, floors.get(axis, 1))
         }
+        if not reductions and floors:
+            floors = {}
+            continue
         if not reductions:
             return current
         axis = max(reductions, key=lambda axis: merit(current, reductions[axis], axis))

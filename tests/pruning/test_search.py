@@ -44,6 +44,17 @@ def test_results_are_legal_within_the_budget_and_grow_with_it(name):
     assert all(larger.price >= smaller.price for larger, smaller in pairwise(results))
 
 
+def test_an_axis_is_cut_below_its_least_size_only_if_nothing_else_is_left():
+    config, weights = CONFIGS["llava"], {"text/layers": 0.01}  # layers go first
+    least = {"text/layers": 2}
+    tight, smallest = 0.5 * count(config), search(config, count, 0)
+    assert search(config, count, tight, weights=weights).sizes["text/layers"] == 1
+    held = search(config, count, tight, weights=weights, least=least)
+    assert held.sizes["text/layers"] == 2 and held.price <= tight
+    assert search(config, count, 0, weights=weights, least=least) == smallest
+    assert smallest.sizes["text/layers"] == 1
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_the_next_larger_size_on_any_axis_exceeds_the_budget(name):
     config = MODELS[name]

@@ -28,8 +28,8 @@ from experiments.auto.plan import fewer_scores, in_time, of_words
 from experiments.auto.rows import kind_of, tables
 from experiments.auto.schedule import DECAY, IMAGE, Machine, Scale, Tuned, base, fitted, scored_rows, stages
 from experiments.auto.sensitivity import InTime, factors
-from experiments.auto.sizing import Sensitivity, batches_for, by_side, value_of, within
-from experiments.auto.tune import FEWEST, steps_within
+from experiments.auto.sizing import Sensitivity, batches_for, by_side, fewest_layers, value_of, within
+from experiments.auto.tune import FEWEST, Trial, steps_within
 from experiments.run.calibration import calibration_batches
 from experiments.run.checks import check_sizes
 from experiments.run.progress import forecast
@@ -362,3 +362,16 @@ def test_the_longest_answer_of_a_conversation_is_its_last_one(tmp_path):
     samples = Samples([replace(one, turns=turns, answer="yes")], processor, config)
     assert samples.rows.index.earlier[0] > 40
     assert longest_answer(samples) == 8
+
+
+def test_the_usual_optimizer_and_rate_are_left_only_for_a_clearly_lower_loss():
+    usual = Trial(Tuned("muon", 1.0), 0.335)
+    assert usual.handicapped < Trial(Tuned("muon", 3.0), 0.331).handicapped
+    assert usual.handicapped > Trial(Tuned("muon", 3.0), 0.320).handicapped
+    assert usual.handicapped < Trial(Tuned("adamw", 3.0), 0.320).handicapped
+
+
+def test_a_decoder_keeps_two_layers():
+    assert fewest_layers(CONFIGS["llava"]) == fewest_layers(preset("blip2-opt-tiny")) == {"text/layers": 2}
+    assert fewest_layers(CONFIGS["blip2_t5"]) == {}
+    assert fewest_layers(pruning.planned_config(CONFIGS["llava"], {"text/layers": 1})) == {}
