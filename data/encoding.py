@@ -77,7 +77,7 @@ class Encoder:
         self._chat = ChatEncoder(self.inputs, config)
         self.eos, self.pad = self._chat.end, self._words.pad_token_id
         self._token, picture = config.image_token, self._words.convert_ids_to_tokens(config.image_token)
-        self._special = _pattern(self._words, picture)
+        self._special = special_tokens(self._words, config.image_token)
         if picture in template:
             raise AntgmmError(
                 f"prompt = {template!r} contains {picture}: remove it, the processor places the image tokens"
@@ -176,9 +176,16 @@ def _content(path: Path) -> bytes:
     return json.dumps({name: value for name, value in settings.items() if name not in _IDLE}, sort_keys=True).encode()
 
 
-def _pattern(tokenizer: Any, picture: str) -> re.Pattern[str]:
-    """A pattern of the image token and all special tokens; longer ones first, as one may begin with another."""
+def special_tokens(tokenizer: Any, image_token: int) -> re.Pattern[str]:
+    """Returns a pattern of the image token and all special tokens, which texts of rows and requests must not contain.
+
+    Args:
+        tokenizer: the tokenizer.
+        image_token: id of the image token.
+    """
+    picture = tokenizer.convert_ids_to_tokens(image_token)
     added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    # Longer ones first, as one may begin with another.
     tokens = sorted({picture, *tokenizer.all_special_tokens, *added} - {""}, key=len, reverse=True)
     return re.compile("|".join(map(re.escape, tokens)) or "(?!)")
 

@@ -26,7 +26,7 @@ def serve(
     host: Annotated[Host, typer.Option(help="Address to listen at.")] = Host.LOCAL,
     name: Annotated[str, typer.Option(metavar="NAME", help="Name of the served model.")] = "student",
     batch: Annotated[int, typer.Option(min=1, help="Most requests of a batch.")] = 16,
-    wait_ms: Annotated[float, typer.Option(min=0, help="Milliseconds that a batch waits for further requests.")] = 5.0,
+    wait_ms: Annotated[float, typer.Option(min=1, help="Milliseconds that a batch waits for further requests.")] = 5.0,
     max_new_tokens: MaxNewTokens = 32,
     timeout: Annotated[float, typer.Option(min=1, max=86_400, help="Seconds that a request may wait.")] = 60.0,
 ) -> None:

@@ -1,5 +1,6 @@
 """Questions of several clients in batches of equal widths, answered in PyTorch."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from inspect import Parameter, signature
 from pathlib import Path
@@ -14,7 +15,7 @@ from antgmm_jax.families.base import Inputs
 from antgmm_jax.families.common.words import Messages
 from antgmm_jax.io.convert import open_hf
 from antgmm_jax.io.loading import load_processor
-from data.encoding import decode
+from data.encoding import decode, special_tokens
 from experiments.run.export.completion import positions
 from experiments.run.export.ends import as_tuple, end_tokens
 from experiments.run.export.in_torch import stop_at, torch_answers, torch_model
@@ -73,6 +74,7 @@ class Model(NamedTuple):
         longest: most tokens of a prompt.
         tokens: maximum length of answers.
         pictured: whether the model needs an image.
+        special: what a text must not contain.
     """
 
     reads: Inputs
@@ -83,6 +85,7 @@ class Model(NamedTuple):
     longest: int
     tokens: int
     pictured: bool
+    special: re.Pattern[str]
 
     @property
     def processor(self) -> ProcessorMixin:
@@ -103,13 +106,12 @@ class Model(NamedTuple):
         """
         if self.pictured and not images:
             raise AntgmmError("the conversation has no image, and the model answers about images only")
-        words: Any = self.processor.tokenizer  # pyright: ignore[reportAttributeAccessIssue]
         texts = [part["text"] for turn in messages for part in turn["content"] if part["type"] == "text"]
         if (size := sum(map(len, texts))) > CHARACTERS * self.longest:
             raise AntgmmError(f"the conversation has {size} characters, at most {self.longest} tokens are read")
         for text in texts:
-            if special := next((token for token in words.all_special_tokens if token in text), ""):
-                raise AntgmmError(f"a text contains {special}: remove it, images are parts of their own")
+            if special := self.special.search(text):
+                raise AntgmmError(f"a text contains {special[0]}: remove it, images are parts of their own")
         question = Question(*self.reads(self.reads.chat(messages), images), most or self.tokens)
         if len(question.ids) > self.longest:
             raise AntgmmError(f"the conversation has {len(question.ids)} tokens, at most {self.longest} are read")
@@ -174,7 +176,8 @@ def load(directory: Path, *, max_new_tokens: int, most: int) -> Model:
     config, _ = open_hf(directory)
     (eos, pad), model = end_tokens(directory), torch_model(directory)
     stop_at(model, eos=eos, pad=pad)
-    reads = inputs(config, load_processor(directory))
+    processor = load_processor(directory)
+    reads = inputs(config, processor)
     taken = signature(model.generate).parameters
     return Model(
         reads,
@@ -185,6 +188,7 @@ def load(directory: Path, *, max_new_tokens: int, most: int) -> Model:
         longest_prompt(directory, max_new_tokens),
         max_new_tokens,
         "pixel_values" in taken and taken["pixel_values"].default is Parameter.empty,
+        special_tokens(processor.tokenizer, config.image_token),
     )
 
 

@@ -13,6 +13,9 @@ from data.limits import MOST_PIXELS, check_text
 _DATA, _CODED = "data:", "base64,"
 MOST_TURNS = 1000
 """Messages of a request, and parts of a message."""
+MOST_IMAGES = 100
+"""Images of a request; each is made as large as the model reads it before the length of the request is known."""
+ROLES = ("system", "user", "assistant")
 DEEPEST = 16
 """Levels of a request; a chat request has seven."""
 FORM = "the request is no chat request of the OpenAI interface: see docs/guides/serving.md"
@@ -91,6 +94,8 @@ def conversation(request: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list
         if len(request["messages"]) > MOST_TURNS:
             raise AntgmmError(f"the request has over {MOST_TURNS} messages")
         for turn in request["messages"]:
+            if turn["role"] not in ROLES:
+                raise AntgmmError(f"a message has another role than {', '.join(ROLES)}")
             content = turn["content"]
             parts: Any = [{"type": "text", "text": content}] if isinstance(content, str) else content
             read: list[dict[str, Any]] = []
@@ -98,15 +103,19 @@ def conversation(request: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list
                 if len(read) == MOST_TURNS:
                     raise AntgmmError(f"a message has over {MOST_TURNS} parts")
                 if part["type"] == "text":
-                    check_text("a text", str(part["text"]))
-                    read.append({"type": "text", "text": str(part["text"])})
+                    if not isinstance(part["text"], str):
+                        raise AntgmmError(FORM)
+                    check_text("a text", part["text"])
+                    read.append({"type": "text", "text": part["text"]})
+                elif len(images) == MOST_IMAGES:
+                    raise AntgmmError(f"the request has over {MOST_IMAGES} images")
                 else:
                     images.append(decode_image(_decoded(part["image_url"]["url"])))
                     pixels += images[-1].shape[0] * images[-1].shape[1]
                     if pixels > MOST_PIXELS:
                         raise AntgmmError(f"the images have over {MOST_PIXELS} pixels together: send smaller ones")
                     read.append({"type": "image"})
-            messages.append({"role": str(turn["role"]), "content": read})
+            messages.append({"role": turn["role"], "content": read})
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise AntgmmError(FORM) from error
     if not messages:

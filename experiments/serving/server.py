@@ -1,5 +1,6 @@
 """The server: LitServe with the OpenAI interface, readiness, Prometheus metrics, and an end at SIGTERM."""
 
+import logging
 import os
 import signal
 import socket
@@ -17,6 +18,7 @@ from pydantic import AfterValidator
 
 from antgmm_jax.errors import AntgmmError
 from data.limits import BadRow
+from experiments.run.host.console import say
 from experiments.serving.batches import Answer, Model, ModelError, Question, load
 from experiments.serving.requests import FORM, check_options, conversation, most_tokens, shallow
 
@@ -33,7 +35,7 @@ class Answers(litserve.LitAPI):
         name: name of the served model.
         max_new_tokens: maximum length of answers.
         most: most requests of a batch.
-        wait: seconds that a batch waits for further requests.
+        wait: seconds that a batch waits for further requests; 0 makes an idle server of LitServe use a whole core.
     """
 
     def __init__(self, directory: Path, name: str, *, max_new_tokens: int, most: int, wait: float):
@@ -43,7 +45,12 @@ class Answers(litserve.LitAPI):
 
     def setup(self, device: str) -> None:
         """Loads the model, in the process that answers."""
-        self._model = load(self._directory, **self._limits)
+        try:
+            self._model = load(self._directory, **self._limits)
+        except Exception as error:
+            say(f"{self._directory}: {' '.join(str(error).split()) or type(error).__name__}")
+            logging.getLogger("litserve").setLevel(logging.CRITICAL)  # it would print the error's traceback
+            raise
 
     def decode_request(self, request: Annotated[Mapping[str, Any], AfterValidator(shallow)]) -> Question | str:
         """Reads a request; one that the model cannot read becomes the reason, so that others of its batch go on."""
@@ -53,7 +60,9 @@ class Answers(litserve.LitAPI):
             return self._model.question(*conversation(request), most_tokens(request, self._limits["max_new_tokens"]))
         except (AntgmmError, BadRow) as error:
             return str(error)
-        except Exception as error:  # of processors, which raise many kinds
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # of processors, which raise many kinds; a panic of tokenizers is no Exception
             return f"the model cannot read the request: {' '.join(str(error).split()) or type(error).__name__}"
 
     def batch(self, inputs: list[Question | str]) -> list[Question | str]:
@@ -63,8 +72,8 @@ class Answers(litserve.LitAPI):
     def predict(self, questions: Sequence[Question | str]) -> list[Any]:
         """Answers the questions of a batch; a reason stays, as an error."""
         assert self._model is not None
-        if isinstance(questions, Question):  # a server without batches
-            return self._model.answers([questions])[0]  # pyright: ignore[reportReturnType]
+        if isinstance(questions, Question | str):  # a server without batches
+            return self.predict([questions])[0]
         answers = iter(self._model.answers([one for one in questions if isinstance(one, Question)]))
         return [next(answers) if isinstance(one, Question) else AntgmmError(one) for one in questions]
 
@@ -152,10 +161,16 @@ def serve(api: Answers, name: str, *, host: str, port: int, timeout: float) -> N
         host: address to listen at.
         port: port.
         timeout: seconds that a request may wait.
+
+    Raises:
+        AntgmmError: the model cannot be loaded.
     """
     server = application(api, name, timeout=timeout)
     signal.signal(signal.SIGTERM, partial(_stop, os.getpid()))
-    server.run(host=host, port=port, num_api_servers=1, generate_client_file=False, log_level="warning")
+    try:
+        server.run(host=host, port=port, num_api_servers=1, generate_client_file=False, log_level="warning")
+    except RuntimeError as error:
+        raise AntgmmError(f"the server ends: {error}; the lines above say why") from error
 
 
 def application(api: Answers, name: str, *, timeout: float) -> litserve.LitServer:

@@ -143,6 +143,12 @@ def test_a_text_with_a_special_token_or_too_many_is_refused(tmp_path):
         model._replace(longest=2).question([{"role": "user", "content": [{"type": "text", "text": "a b"}]}], [])
     with pytest.raises(AntgmmError, match="has 129 characters, at most 2 tokens are read"):
         model._replace(longest=2).question([{"role": "user", "content": [{"type": "text", "text": "a" * 129}]}], [])
+    # The image token of BLIP-2 is not among `all_special_tokens`.
+    other = load(save_teacher(tmp_path / "other"), max_new_tokens=TOKENS, most=3)
+    with pytest.raises(AntgmmError, match="a text contains <image>: remove it"):
+        other.question(
+            [{"role": "user", "content": [{"type": "text", "text": "<image>"}]}], [np.zeros((8, 8, 3), np.uint8)]
+        )
 
 
 def test_answers_leave_positions_for_a_prompt(tmp_path):
@@ -163,15 +169,37 @@ def test_a_request_of_another_form_fails_alone(tmp_path):
         {"messages": [{"role": "user", "content": [url]}]},
         {"messages": [{"role": "user", "content": [{**url, "image_url": {"url": "http://a/base64,AAAA"}}]}]},
         {"messages": [{"role": "user", "content": "a\ud800"}]},
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": None}]}]},
+        {"messages": [{"role": "\x7f", "content": "a"}]},
         {"messages": request_messages(RECORDS[0]), "n": 2},
     ]
     replies = [api.encode_response(one) for one in api.predict([api.decode_request(body) for body in bodies])]
     assert replies[0]["choices"][0]["message"]["content"] == in_jax(tmp_path / "model")[0]
     reasons = [json.loads(reply.body)["error"]["message"] for reply in replies[1:]]
-    assert [reply.status_code for reply in replies[1:]] == [400] * 6
-    words = ("no messages", "no chat request", "cannot be decoded", "no data URL", "half of a character", "'n'")
+    assert [reply.status_code for reply in replies[1:]] == [400] * 8
+    words = ("no messages", "no chat request", "cannot be decoded", "no data URL", "half of a character")
+    words += ("no chat request", "another role than system, user, assistant", "'n'")
     for reason, word in zip(reasons, words, strict=True):
         assert word in reason
+    # LitServe gives a server without batches one request at a time.
+    alone = api.encode_response(api.predict(api.decode_request(bodies[1])))
+    assert alone.status_code == 400 and "no messages" in json.loads(alone.body)["error"]["message"]
+    assert api.encode_response(api.predict(api.decode_request(bodies[0])))["choices"] == replies[0]["choices"]
+
+
+def test_a_panic_of_a_tokenizer_is_the_error_of_its_request(tmp_path):
+    class PanicException(BaseException):
+        pass
+
+    def reads(*_):
+        raise PanicException("bad pattern")
+
+    api = Answers(save_llava(tmp_path / "model"), "student", max_new_tokens=TOKENS, most=3, wait=0.0)
+    api.setup("cpu")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(api._model), "question", reads)
+        reason = api.decode_request({"messages": request_messages(RECORDS[0])})
+    assert reason == "the model cannot read the request: bad pattern"
 
 
 def test_string_content_and_turns_are_read():
@@ -224,6 +252,10 @@ def children(process):
     return inside
 
 
+def _coded(record):
+    return base64.b64encode(png(record.images[0])).decode()
+
+
 def test_requests_have_bounds():
     turn = {"role": "user", "content": "a"}
     with pytest.raises(AntgmmError, match="over 1000 messages"):
@@ -234,6 +266,9 @@ def test_requests_have_bounds():
     Image.new("1", (6000, 6000)).save(content, "PNG")
     url = f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"
     picture = {"type": "image_url", "image_url": {"url": url}}
+    small = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{_coded(RECORDS[0])}"}}
+    with pytest.raises(AntgmmError, match="over 100 images"):
+        conversation({"messages": [{"role": "user", "content": [small] * 101}]})
     with pytest.raises(AntgmmError, match="over 50000000 pixels together"):
         conversation({"messages": [{"role": "user", "content": [picture] * 2}]})
 
