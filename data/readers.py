@@ -253,7 +253,7 @@ def _duplicates(table: Table, rows: np.ndarray, hashes: np.ndarray) -> dict[int,
 def read_records(
     kind: str, path: str | Path, *, split: str = "", most: int = 0, drop_long: bool = False, spread: bool = False
 ) -> FileSource:
-    """Opens user files as a random-access source of records; `data.store.every` validates them.
+    """Opens user files as a random-access source of records; `data.building.read_all` validates them.
 
     A row needs images (one, a list, or an empty list for none), a question and an answer under the names of
     `data.rows.ALIASES`, or a conversation under one of the names of `data.chat_rows.TURNS`, with or without images.

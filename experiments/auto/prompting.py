@@ -22,7 +22,7 @@ TEMPLATES = (
     "[{text} ]Question: {question} Answer:",
     "[{text} ]{question}\nAnswer the question using a single word or phrase.",
 )
-"""The default, the question alone, and the prompts of BLIP-2 and of LLaVA for short answers."""
+"""The default, the question alone, and two that models are often trained with for short answers."""
 COMPARED = 100
 """Maximum number of held-out rows on which they are compared."""
 BETTER = 0.8

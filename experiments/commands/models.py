@@ -237,6 +237,10 @@ def export(
 
     student = load_student(stage)
     _same_family(student.config, like)
+    if quantize:
+        from experiments.run.export.schemes import check_scheme
+
+        check_scheme(student.config, quantize)
     if prompt and not data:
         raise AntgmmError("--prompt is the template for the records of --data: add --data")
     prompt_template = template(prompt, like)

@@ -151,6 +151,11 @@ def _compress(
     from experiments.run.schema.recipe import load_recipe
 
     recipe = load_recipe(path, changes)
+    if scheme:
+        from antgmm_jax.io.convert import open_hf
+        from experiments.run.export.schemes import check_scheme
+
+        check_scheme(open_hf(recipe.teacher.path)[0], scheme)
     with started(run, options) as watch:
         from experiments.report.write import finish
         from experiments.run.pipeline import Run

@@ -1,5 +1,6 @@
 """The command that scores answers of a checkpoint, of a server, or of both."""
 
+from collections import deque
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -119,10 +120,14 @@ def _in_jax(model: Path, source: "Source", prompt: str, max_new_tokens: int, bat
 
 
 def _served(server: "Server", source: "Source", prompt: str, max_new_tokens: int, clients: int) -> _Result:
-    """Scores and answers of a server."""
+    """Scores and answers of a server, which gets questions only if all rows are valid."""
+    from data.building import read_all
+    from data.store import THREADS
     from experiments.run.scores.evaluation import metrics
     from experiments.run.scores.server import answers
 
+    with bar("checking the rows", len(source)) as update:
+        deque(read_all(source, lambda record: None, update, threads=THREADS), maxlen=0)
     with bar("answers of the server", len(source)) as update:
         given = answers(server, source, prompt, max_new_tokens=max_new_tokens, clients=clients, progress=update)
     return _Result(metrics(source, given), given)

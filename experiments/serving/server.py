@@ -48,7 +48,7 @@ class Answers(litserve.LitAPI):
         try:
             self._model = load(self._directory, **self._limits)
         except Exception as error:
-            say(f"{self._directory}: {' '.join(str(error).split()) or type(error).__name__}")
+            say(f"the model cannot be loaded: {' '.join(str(error).split()) or type(error).__name__}")
             logging.getLogger("litserve").setLevel(logging.CRITICAL)  # it would print the error's traceback
             raise
 

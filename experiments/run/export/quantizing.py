@@ -35,7 +35,7 @@ from antgmm_jax.io.files import one_line
 from antgmm_jax.io.loading import CONFIG
 from antgmm_jax.io.tensors import Tensors
 from experiments.run.export.in_torch import empty_model
-from experiments.run.export.schemes import GROUPS
+from experiments.run.export.schemes import GROUPS, Scheme, check_scheme
 
 _PRESETS = {"w8a8": "W8A8", "w4a16": "W4A16", "fp8": "FP8_DYNAMIC"}
 """Names of schemes, ours and the library's."""
@@ -58,9 +58,7 @@ def quantize(directory: Path, out: Path, scheme: str) -> list[int]:
             disk is full.
     """
     config, _ = open_hf(directory)
-    if config.encoder_decoder and scheme == "w4a16":  # its MLP reads the dtype of a weight, which is packed
-        reason = "an encoder-decoder model does not run with w4a16 in transformers"
-        raise AntgmmError(f"{directory}: {reason}: choose w8a8 or fp8")
+    check_scheme(config, Scheme(scheme))
     stored = Tensors(directory, ())
     shapes = {name: stored.spec(name).shape for name in stored.names if name.endswith(_WEIGHT)}
     shapes = {name: shape for name, shape in shapes.items() if len(shape) == 2}

@@ -3,6 +3,9 @@
 from enum import StrEnum
 from pathlib import Path
 
+from antgmm_jax.config import LMMConfig
+from antgmm_jax.errors import AntgmmError
+
 
 class Scheme(StrEnum):
     """Numbers of weights (W) and of activations (A), or FP8 for both."""
@@ -23,3 +26,17 @@ class Scheme(StrEnum):
 
 GROUPS = (128, 64, 32)
 """Numbers of weights with a scale of their own, for four bits: those that servers have kernels for."""
+
+
+def check_scheme(config: LMMConfig, scheme: Scheme) -> None:
+    """Checks that transformers runs a model with a scheme.
+
+    Args:
+        config: model config.
+        scheme: the scheme.
+
+    Raises:
+        AntgmmError: it does not.
+    """
+    if config.encoder_decoder and scheme is Scheme.W4A16:  # its MLP reads the dtype of a weight, which is packed
+        raise AntgmmError("transformers does not run an encoder-decoder model with w4a16: choose w8a8 or fp8")

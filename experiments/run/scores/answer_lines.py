@@ -1,6 +1,7 @@
 """The answers of an evaluation as a file, one JSON line per row."""
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,11 +22,14 @@ def check_target(path: Path) -> None:
         path: the file.
 
     Raises:
-        AntgmmError: it is something else, such as the rows.
+        AntgmmError: it is something else, such as the rows, or cannot be written.
     """
     if path.is_dir():
         raise AntgmmError(f"--answers {path} is a folder: name a file")
     if not path.exists():
+        folder = next(parent for parent in path.absolute().parents if parent.exists())
+        if not folder.is_dir() or not os.access(folder, os.W_OK):
+            raise AntgmmError(f"--answers {path}: {folder} is no folder that can be written to: name another file")
         return
     try:
         check_regular(path)

@@ -196,6 +196,26 @@ def test_rubbish_is_one_line(antgmm, data, reply, status, message, tmp_path):
     assert not (tmp_path / "a.jsonl").exists()
 
 
+def test_invalid_rows_and_places_are_named_before_the_first_request(antgmm, data, tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    valid = rows.read_text()
+    with serving(lambda body: completion("a")) as fake:
+
+        def complaint(*words):
+            result = antgmm("eval", "--data", data, "--url", fake.url, *words)
+            assert (result.exit_code, result.stdout) == (2, "")
+            return next(line for line in result.stderr.splitlines() if line.startswith("error: "))
+
+        (tmp_path / "file").touch()
+        assert "file is no folder that can be written to" in complaint("--answers", "file/a.jsonl")
+        assert "samples = 9: reduce samples" in complaint("--samples", "9")
+        rows.write_text(valid.replace(ROWS[3]["image"], "none.png"))
+        assert "1 of 5 rows are invalid; correct or remove them" in complaint()
+        rows.write_text("")
+        assert "rows.jsonl has no rows" in complaint()
+    assert fake.bodies == []
+
+
 def test_a_server_that_is_down_is_named_before_the_data_is_read(refused):
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))

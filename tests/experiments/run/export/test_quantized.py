@@ -94,7 +94,7 @@ def test_a_disk_that_is_full_is_one_line(plain, tmp_path, monkeypatch):
 
 
 def test_four_bits_of_t5_are_refused(tmp_path):
-    refusal = "an encoder-decoder model does not run with w4a16 in transformers: choose w8a8 or fp8"
+    refusal = "transformers does not run an encoder-decoder model with w4a16: choose w8a8 or fp8"
     with pytest.raises(AntgmmError, match=refusal):
         quantize(save_teacher(tmp_path / "t5"), tmp_path / "out", "w4a16")
 
