@@ -11,6 +11,7 @@ from antgmm_jax.config import LMMConfig, towers
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import complete
 from antgmm_jax.io import checkpoint
+from antgmm_jax.parallel.sharding import local_rows
 from antgmm_jax.pure import Params
 from distill.trainable import check_paths
 from experiments.run.cuts import planned, segment_targets
@@ -80,6 +81,24 @@ def check_steps(work: Work, params: Params, rows: int) -> None:
         check_paths(params, (*work.stage.frozen, *work.stage.adapters), tuple(table.rates))
     except AntgmmError as error:
         raise AntgmmError(f"{work.title}: {error}") from error
+
+
+def check_batches(work: Work) -> None:
+    """Checks that the devices divide the batches of a stage, also those of calibration.
+
+    Args:
+        work: the stage.
+
+    Raises:
+        AntgmmError: they do not.
+    """
+    table = work.stage.optimizer
+    for rows in (table.batch_size, table.pieces(1)["batch_size"]):
+        try:
+            local_rows(rows)
+        except AntgmmError as error:
+            parts = "" if table.accumulate == 1 else f" with accumulate = {table.accumulate}"
+            raise AntgmmError(f"{work.title}: batch_size = {table.batch_size}{parts}: {error}") from error
 
 
 def check_states(config: LMMConfig, recipe: Recipe) -> None:

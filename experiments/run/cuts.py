@@ -40,7 +40,7 @@ def new_weights(config: LMMConfig, source: str, seed: int) -> Params:
 
 
 def reads_features(config: LMMConfig, stage: Stage, targets: Mapping[str, int]) -> bool:
-    """Whether a stage can train on cached image features, because it neither trains nor prunes what computes them.
+    """Whether a stage can train on cached image features, because it neither changes nor prunes what computes them.
 
     Args:
         config: model config before the stage.
@@ -52,7 +52,8 @@ def reads_features(config: LMMConfig, stage: Stage, targets: Mapping[str, int]) 
     """
     towers = {part.partition("/")[0] for part in family(config).features}
     cut = any(axis.partition("/")[0] in towers for axis in complete(config, targets))
-    return freezes_features(config, stage.frozen) and not (cut or stage.loss.vision)
+    constant = stage.weights == "kept" and freezes_features(config, stage.frozen, stage.adapters)
+    return constant and not (cut or stage.loss.vision)
 
 
 def segment_targets(config: LMMConfig, stage: Stage) -> list[dict[str, int]]:

@@ -1,9 +1,10 @@
 """Cached image features, for stages that do not change the image side."""
 
+import itertools
 import json
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import reduce
 from operator import getitem
 from pathlib import Path
@@ -44,17 +45,21 @@ def views(shift: int) -> int:
     return VIEWS if shift else 1
 
 
-def freezes_features(config: LMMConfig, frozen: Sequence[str]) -> bool:
-    """Whether all parameters that image features depend on are frozen.
+def freezes_features(config: LMMConfig, frozen: Sequence[str], adapters: Collection[str] = ()) -> bool:
+    """Whether all parameters that image features depend on are frozen, and have no adapters.
 
     Args:
         config: model config.
         frozen: path prefixes of frozen parameters.
+        adapters: path prefixes of parameters with adapters.
 
     Returns:
         Whether image features are constant.
     """
-    return all(any(f"{part}/".startswith(f"{prefix}/") for prefix in frozen) for part in family(config).features)
+    parts = family(config).features
+    both = itertools.chain(itertools.product(parts, adapters), itertools.product(adapters, parts))
+    adapted = any(f"{inner}/".startswith(f"{outer}/") for inner, outer in both)
+    return not adapted and all(any(f"{part}/".startswith(f"{prefix}/") for prefix in frozen) for part in parts)
 
 
 class StoredViews:

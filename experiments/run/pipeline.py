@@ -17,13 +17,12 @@ from antgmm_jax.io import checkpoint
 from antgmm_jax.io.books import read_book, write_book
 from antgmm_jax.io.folders import checksums, verify
 from antgmm_jax.parallel.processes import run_on_first
-from antgmm_jax.parallel.sharding import local_rows
 from antgmm_jax.pure import Params, abstract
 from data.encoding import Encoder
 from data.source import Source
 from distill import NO_TEACHER
 from experiments.run.batch_size import rows_that_fit
-from experiments.run.checks import check_steps
+from experiments.run.checks import check_batches, check_steps
 from experiments.run.export.card import CARD, origin_of
 from experiments.run.export.publishing import Questions, publish
 from experiments.run.export.served_prompt import CHECKED, conversations
@@ -156,7 +155,7 @@ class Run:
         """Locks the folder and runs all stages; yields the final model."""
         recipe = self.recipe = self.folder.pinned(self.recipe)
         for work in recipe.work:
-            local_rows(work.stage.optimizer.batch_size)  # checks that the mesh divides the batch
+            check_batches(work)
         self.folder.check(recipe)
         begin = opening(recipe)
         # Lock the folder only after checking that the recipe can run.

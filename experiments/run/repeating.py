@@ -27,9 +27,10 @@ def visits(scores: Mapping[str, float], teacher: Mapping[str, float]) -> dict[st
         teacher: question type -> exact match of the teacher on the same records.
 
     Returns:
-        Question type -> number of visits, only of types with more than one.
+        Question type -> number of visits, only of types with more than one. A type that only one of them has, such as
+        one of the test rows of a parent run, has none.
     """
-    gaps = {kind: max(0.0, teacher[kind] - score) for kind, score in scores.items()}
+    gaps = {kind: max(0.0, teacher[kind] - score) for kind, score in scores.items() if kind in teacher}
     mean = max(LEAST, sum(gaps.values()) / max(1, len(gaps)))
     times = {kind: min(MOST, round(gap / mean)) for kind, gap in gaps.items()}
     return {kind: n for kind, n in times.items() if n > 1}

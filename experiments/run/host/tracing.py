@@ -51,17 +51,17 @@ class Trace:
             step: the train step; it returns arrays.
             number: number of its first call.
         """
-        if not self._steps or number > self._steps.start:
+        if not self._running and (not self._steps or number > self._steps.start):
             return step
 
         def traced(*arguments: Any) -> Any:
             nonlocal number
-            if self._steps and number == self._steps.start:
+            if self._steps and number == self._steps.start and not self._running:
                 jax.profiler.start_trace(self._folder, create_perfetto_trace=True)
                 self._running = True
             with jax.profiler.StepTraceAnnotation("train", step_num=number):
                 result = step(*arguments)
-            if self._steps and number == self._steps[-1]:
+            if self._running and number >= self._steps[-1]:
                 jax.block_until_ready(result)
                 self.close()
             number += 1

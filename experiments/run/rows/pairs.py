@@ -20,7 +20,7 @@ from data.rows import Row
 from data.source import Source
 from distill import fingerprint
 from experiments.run.folder import held
-from experiments.run.host.console import bar
+from experiments.run.host.console import bar, say
 from experiments.run.rows.datasets import encoded
 from experiments.run.rows.samples import Samples
 from experiments.run.schema import Recipe
@@ -54,9 +54,15 @@ def with_pairs(
             limits = {"max_new_tokens": longest, "batch_size": BATCH, "dtype": dtype}
             return evaluate(config, params, pairs, processor, **limits, progress=update)[1]
 
+    def ends(reply: str) -> bool:
+        """Whether a reply is shorter than the teacher's maximum; a longer one may be cut."""
+        return len(processor.tokenizer(reply, add_special_tokens=False)["input_ids"]) < longest
+
     place = folder / key[:16]
     with held(place):
-        answered_pairs = answered(pairs.records, ask, place.with_suffix(".answers.json"), key)
+        answered_pairs = answered(pairs.records, ask, place.with_suffix(".answers.json"), key, ends)
+    if left_out := len(pairs) - len(answered_pairs):
+        run_on_first(lambda: say(f"pairs: {left_out} of {len(pairs)} answers are empty or cut, and left out"))
     return encoded(recipe, Joined(samples.records, answered_pairs), processor, config, trained=True)
 
 
@@ -84,9 +90,10 @@ class Paired(Source):
         return Record(**{**vars(self._of(index, len(images))), "images": images})
 
     def _of(self, index: int, count: int) -> Row:
-        """A record without images; in a conversation, they stand before its first question."""
+        """A record without images; of a conversation only the last question, as earlier answers are about others."""
         asks, shows = (self._source.words(int(each[index])) for each in (self._asks, self._shows))
-        turns = images_first(asks.turns, count) if asks.turns else ()
+        turns = tuple(turn for turn in asks.turns[:-1] if turn.role == "system") + asks.turns[-1:]
+        turns = images_first(turns, count) if turns else ()
         return replace(asks, id=f"{asks.id} on {shows.id}", images=(), turns=turns)
 
     def digest(self) -> str:
@@ -176,14 +183,21 @@ def paired(records: Source, count: int) -> Paired:
     return Paired(records, asks, shows)
 
 
-def answered(records: Source, answers: Callable[[], list[str]], file: Path, key: str) -> Answered:
-    """Replaces answers by those of a model, which are cached in a file; records with empty answers are left out.
+def answered(
+    records: Source,
+    answers: Callable[[], list[str]],
+    file: Path,
+    key: str,
+    ends: Callable[[str], bool] = lambda reply: True,
+) -> Answered:
+    """Replaces answers by those of a model, which are cached in a file; empty and cut ones are left out.
 
     Args:
         records: the records.
         answers: computes the model's answer to each record.
         file: JSON file of the cache.
         key: key of model and records; cached answers with another key are not used.
+        ends: whether an answer is not cut.
 
     Returns:
         The records.
@@ -197,5 +211,5 @@ def answered(records: Source, answers: Callable[[], list[str]], file: Path, key:
     if replies is None:
         replies = answers()
         run_on_first(lambda: write_book(file, {"key": key, "answers": replies}))
-    rows = [row for row, answer in enumerate(replies) if answer]
+    rows = [row for row, answer in enumerate(replies) if answer and ends(answer)]
     return Answered(records, rows, [replies[row] for row in rows])

@@ -3,6 +3,7 @@
 import re
 from dataclasses import replace
 
+import jax
 import numpy as np
 import pytest
 
@@ -10,9 +11,12 @@ import pruning
 from antgmm_jax.axes import resize, sizes
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io.convert import load_hf
-from experiments.run.checks import check_sizes
+from antgmm_jax.parallel.sharding import make_mesh
+from distill import LossConfig, StepConfig
+from experiments.run.checks import check_batches, check_sizes
 from experiments.run.cuts import planned
 from experiments.run.pipeline import Run
+from experiments.run.schema import Stage, Work
 from experiments.run.schema.recipe import load_recipe
 from experiments.run.student import Student
 from tests.experiments.tiny import save_towers
@@ -93,3 +97,15 @@ def test_errors_of_later_stages_are_refused_before_the_first_stage(folder, tmp_p
     with pytest.raises(AntgmmError, match=re.escape(message)):
         Run(load_recipe(folder / "recipe.toml", changes), tmp_path / "run").scores()
     assert not (tmp_path / "run" / "stages").exists()
+
+
+def test_micro_batches_that_the_devices_do_not_divide_are_refused_before_the_run():
+    table = StepConfig(learning_rate=0.1, batch_size=16, accumulate=8)
+    stage = Stage(name="a", recover_steps=2, loss=LossConfig(hard=1.0), optimizer=table)
+    work = Work(1, "stage 'a'", stage, "answers", 0)
+    check_batches(work)
+    message = "^stage 'a': batch_size = 16 with accumulate = 8: a batch of 2 rows is not divisible by data x fsdp = 4"
+    with jax.set_mesh(make_mesh(data=2, fsdp=2, tensor=2)):
+        check_batches(work._replace(stage=stage.model_copy(update={"optimizer": replace(table, accumulate=4)})))
+        with pytest.raises(AntgmmError, match=message):
+            check_batches(work)

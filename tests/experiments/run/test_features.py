@@ -163,6 +163,10 @@ def test_features_are_read_unless_what_computes_them_is_cut(name, cut, reads):
     config = preset(name)
     stage = Stage(name="cut", recover_steps=1, frozen=family(config).features, loss=LossConfig(), optimizer=STEP)
     assert reads_features(config, stage, cut) is reads
+    # Other parameters of the image side make other features.
+    assert not reads_features(config, stage.model_copy(update={"weights": "random"}), cut)
+    for prefix, same in (("vision", False), ("vision/stack", False), ("language", reads)):
+        assert reads_features(config, stage.model_copy(update={"adapters": {prefix: 4}}), cut) is same
 
 
 def test_a_cut_language_model_reads_the_features_of_the_whole_image_side(model, tmp_path):

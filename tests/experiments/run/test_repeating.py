@@ -24,6 +24,8 @@ def test_small_gaps_and_types_that_are_better_than_the_teacher_change_nothing():
     assert visits({"a": 0.93, "b": 0.9}, {"a": 0.95, "b": 0.9}) == {}
     assert visits({"a": 0.99, "b": 0.9}, {"a": 0.5, "b": 0.9}) == {}
     assert visits({}, {}) == {}
+    # The parent of a run may have been scored on rows with other types.
+    assert visits({"a": 0.1, "b": 0.9, "c": 0.0}, {"a": 0.9, "b": 0.9, "d": 0.5}) == {"a": 2}
 
 
 def work(repeat):

@@ -158,6 +158,17 @@ def test_a_trace_holds_the_steps_and_is_written_once(tmp_path, last):
     assert len([*tmp_path.rglob("*.xplane.pb")]) == 1
 
 
+def test_a_trace_ends_with_its_last_step_also_in_another_part_of_a_stage(tmp_path):
+    trace = Trace(range(2, 5), tmp_path)
+    for begin, count in ((0, 4), (4, 3)):
+        step = trace.around(jax.jit(lambda x: x * 2 + 1), begin)
+        for _ in range(count):
+            step(jnp.ones(3))
+    assert len([*tmp_path.rglob("*.xplane.pb")]) == 1
+    trace.close()
+    assert len([*tmp_path.rglob("*.xplane.pb")]) == 1
+
+
 def test_a_profile_of_steps_that_are_over_changes_nothing(tmp_path):
     def step():
         return 1

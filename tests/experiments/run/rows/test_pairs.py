@@ -1,5 +1,7 @@
 """Pairs: questions of one sample with the picture of another, answered once by the teacher."""
 
+from dataclasses import replace
+
 import jax
 import numpy as np
 import pytest
@@ -7,6 +9,8 @@ import pytest
 import data.maad as maad
 from antgmm_jax.io.convert import load_hf
 from antgmm_jax.io.loading import load_processor
+from data.record import Turn
+from data.source import InMemorySource
 from experiments.run.rows import pairs
 from experiments.run.rows.datasets import encoded
 from experiments.run.rows.samples import Samples
@@ -24,6 +28,12 @@ def given(tmp_path_factory):
     processor = load_processor(directory)
     recipe = load_recipe(write_recipe(directory.with_name("r.toml"), directory), ["teacher.pairs=14"])
     return recipe, Samples(maad.source("s", "train", ROWS), processor, config), config, params, processor
+
+
+def with_ends(*model, **limits):
+    """Scores and answers of a random model, which never ends an answer, cut to texts of 0 to 4 characters."""
+    figures, replies = evaluate(*model, **limits)
+    return figures, [reply[: 2 * (row % 3)] for row, reply in enumerate(replies)]
 
 
 def test_every_sample_gives_its_question_and_its_picture_once_per_round(given):
@@ -45,9 +55,13 @@ def test_every_sample_gives_its_question_and_its_picture_once_per_round(given):
 
 def test_answers_are_the_teachers_and_computed_once(given, tmp_path, monkeypatch):
     recipe, samples, config, params, processor = given
+    longest = {"evaluate": recipe.evaluate.model_copy(update={"max_new_tokens": 6})}
+    recipe = recipe.model_copy(update=longest)
+    monkeypatch.setattr(pairs, "evaluate", with_ends)
     both = pairs.with_pairs(recipe, samples, config, params, processor, tmp_path)
     made = Samples(pairs.paired(samples.records, 14), processor, config)
-    _, replies = evaluate(config, params, made, processor, max_new_tokens=recipe.evaluate.max_new_tokens)
+    _, replies = with_ends(config, params, made, processor, max_new_tokens=6)
+    assert {len(text) for text in replies} == {0, 2, 4}
     expected = [(r.id, text) for r, text in zip(made.records, replies, strict=True) if text]
     records = [both.records.words(row) for row in range(len(both))]
     assert [(r.id, r.answer) for r in records[ROWS:]] == expected
@@ -65,7 +79,30 @@ def test_answers_are_the_teachers_and_computed_once(given, tmp_path, monkeypatch
         pairs.with_pairs(shorter, samples, config, params, processor, tmp_path)
 
 
-def test_pairs_are_packed_like_the_samples(tmp_path):
+def test_answers_that_may_be_cut_are_left_out(given, tmp_path, capsys):
+    recipe, samples, config, params, processor = given
+    both = pairs.with_pairs(recipe, samples, config, params, processor, tmp_path)
+    assert len(both) == ROWS
+    assert "pairs: 14 of 14 answers are empty or cut, and left out" in capsys.readouterr().err
+
+
+def test_a_pair_of_conversations_is_the_last_question_alone():
+    """Earlier answers are about the pictures of their own row."""
+    turns = (
+        Turn("system", ("brief",)),
+        Turn("user", (None, "what?")),
+        Turn("assistant", ("wine",)),
+        Turn("user", ("red?",)),
+    )
+    records = [replace(record, turns=turns, question="red?") for record in maad.source("s", "train", 2)]
+    source = pairs.paired(InMemorySource(records), 2)
+    assert source[0].turns == (Turn("system", ("brief",)), Turn("user", (None, "red?")))
+    shown = next(record for record in records if source[0].id.endswith(f" on {record.id}"))
+    np.testing.assert_array_equal(source[0].images[0], shown.images[0])
+
+
+def test_pairs_are_packed_like_the_samples(tmp_path, monkeypatch):
+    monkeypatch.setattr(pairs, "evaluate", with_ends)
     directory = save_llava(tmp_path / "teacher")
     config, params = load_hf(directory)
     processor = load_processor(directory)
