@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from antgmm_jax.blocks.merger import squares
 from antgmm_jax.blocks.pictures import without_pixels
+from antgmm_jax.blocks.projector import OUT
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.parallel.processes import gather
 from distill.losses import LossConfig
@@ -19,11 +21,12 @@ FLOOR = 0.1
 _TINY = 1e-30
 
 
-def bridge_weights(functional: Any, params: Any, batches: Iterable[Mapping[str, Any]]) -> Float[np.ndarray, " N"]:
+def bridge_weights(functional: Any, params: Any, batches: Iterable[Mapping[str, Any]]) -> Float[np.ndarray, " Q"]:
     """Computes weights of the bridge's output tokens by how much the answers depend on them.
 
     The share of a token in a sample is |dL/df|^2 |f|^2, normalised over the sample's tokens, with features f and
-    cross-entropy L: the first-order effect of an equal relative error on the loss. Averaging shares, not gradients,
+    cross-entropy L: the first-order effect of an equal relative error on the loss. A bridge that merges the patches of
+    a square to one token has the sum of their shares for it. Averaging shares, not gradients,
     prevents a few samples with large gradients from dominating.
 
     Args:
@@ -49,12 +52,23 @@ def bridge_weights(functional: Any, params: Any, batches: Iterable[Mapping[str, 
         shares = effect / jnp.maximum(jnp.sum(effect, axis=-1, keepdims=True), _TINY)
         return jnp.sum(shares, axis=(0, 1), where=valid[:, :, None]), valid.sum()
 
-    by_batch = [gather(summed(params, batch)) for batch in batches]
+    tokens, by_batch = 0, []
+    for batch in batches:
+        out = jax.eval_shape(lambda params, batch: functional.apply(params, batch, collect=(OUT,))[OUT], params, batch)
+        tokens, by_batch = out.shape[2], [*by_batch, gather(summed(params, batch))]
     if not by_batch:
         raise AntgmmError("bridge weights need at least one calibration batch; there was none")
     sums, images = (sum(np.asarray(part, np.float32) for part in parts) for parts in zip(*by_batch, strict=True))
-    mean = sums / np.maximum(images, 1)
+    mean = _of_outputs(sums / np.maximum(images, 1), tokens)
     return ((mean / mean.mean() if images else np.ones_like(mean)) + FLOOR) / (1 + FLOOR)
+
+
+def _of_outputs(shares: Float[np.ndarray, " N"], tokens: int) -> Float[np.ndarray, " Q"]:
+    """Sums the shares of the patches that the bridge merges to one token: all, or those of a square of the image."""
+    if tokens in (1, len(shares)):
+        return shares.reshape(tokens, -1).sum(1)
+    side = round((len(shares) / tokens) ** 0.5)
+    return np.asarray(squares(jnp.asarray(shares)[None, :, None], side))[0, :, :, 0].sum(1)
 
 
 def _square(values: Float[Array, "B M N D"]) -> Float[Array, "B M N"]:
