@@ -19,8 +19,10 @@ Schedule = Literal["cosine", "constant"]
 B1, EPS = 0.9, 1e-8
 """Adam's decay rate of first moments, and epsilon."""
 
-_READS = ("q", "k", "v", "up", "gate")
-_WRITES = ("o", "down", "out", "patch")
+_SPLIT = dict.fromkeys(("q", "k", "v"), 1) | dict.fromkeys(("up", "gate", "o", "down", "out", "patch"), -1)
+"""Name of a linear map -> number of its input dimensions, -1 for all but the last: a merger reads several patches."""
+_STACKED = {"blocks", "cross", "deepstack"}
+"""Names of modules with a leading axis of maps."""
 _HEAD = ["language", "out"]
 
 
@@ -151,11 +153,9 @@ def linear_maps(params: Params) -> Params:
 
     def map_of(path: tuple, leaf: Array | jax.ShapeDtypeStruct) -> MuonDimensionNumbers | None:
         keys = [key_name(entry) for entry in path]
-        # The leading axis of stacked blocks is a batch of maps.
-        dims = tuple(range("blocks" in keys or "cross" in keys, leaf.ndim))
-        if len(dims) < 2 or keys[-1] not in _READS + _WRITES or keys == _HEAD:
+        dims, split = tuple(range(not _STACKED.isdisjoint(keys), leaf.ndim)), _SPLIT.get(keys[-1])
+        if len(dims) < 2 or split is None or keys == _HEAD:
             return None
-        split = 1 if keys[-1] in _READS else -1
         return MuonDimensionNumbers(dims[:split], dims[split:])
 
     return jax.tree_util.tree_map_with_path(map_of, params)

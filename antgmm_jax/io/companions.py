@@ -16,6 +16,8 @@ COMPANIONS = frozenset(
     )
 )
 """Names of tokenizer, processor, generation settings and licence: no code, no pickles, no notes about the model."""
+SECOND = "qformer_tokenizer"
+"""Folder of the tokenizer of a Q-Former that reads text; another tokenizer is taken in its place if it is missing."""
 
 
 def copy_companions(source: Path, target: Path) -> None:
@@ -30,8 +32,18 @@ def copy_companions(source: Path, target: Path) -> None:
     """
     source = source.resolve()
     blobs = contents(source)
-    for name in sorted(COMPANIONS & {path.name for path in source.iterdir()}):
-        path = source / name
+    for folder in ("", SECOND):
+        if (source / folder).is_dir():
+            _copy(source / folder, target / folder, source, blobs)
+
+
+def _copy(folder: Path, target: Path, source: Path, blobs: Path) -> None:
+    """Copies the files of a folder of the checkpoint `source`; links of a cache lead to its `blobs`."""
+    if folder.is_symlink():
+        raise AntgmmError(f"{folder} is a link, and an export copies no link's target: replace it with the folder")
+    target.mkdir(exist_ok=True)
+    for name in sorted(COMPANIONS & {path.name for path in folder.iterdir()}):
+        path = folder / name
         if path.is_symlink() and (blobs == source or path.resolve().parent != blobs):
             raise AntgmmError(f"{path} is a link, and an export copies no link's target: replace it with the file")
         if path.is_file():

@@ -31,7 +31,8 @@ DATA = {
     "tfds": ("*.json", "*array_record*"),
 }
 """Kind of data -> its files."""
-_SKIPPED = ("*/*", "consolidated*")  # other formats and second copies of a model's weights
+# Other formats and second copies of a model's weights. Of folders, only that of a Q-Former's tokenizer is downloaded.
+_SKIPPED = ("[!q]*/*", "q[!f]*/*", "consolidated*")
 _NAME = re.compile(r"hf:(?P<id>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w.-]+))?(?:/(?P<path>.+))?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _FORMS = "write it as hf:ORG/NAME or hf:ORG/NAME@REVISION"

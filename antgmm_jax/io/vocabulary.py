@@ -22,7 +22,15 @@ _ID = re.compile(r"(.+_)?token_(id|ids|index)")
 _TOKENIZER, _SETTINGS, _ADDED = "tokenizer.json", "tokenizer_config.json", "added_tokens.json"
 _NAMING = ("generation_config.json", "processor_config.json")
 """Files beside the config that name tokens."""
-_OLD = ("vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
+_OLD = (
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tekken.json",
+)
 """Other forms of the whole tokenizer."""
 
 
@@ -197,9 +205,10 @@ def write_companions(source: Path, tokenizer: Mapping[str, Any], kept: Sequence[
 def _renumbered(raw: Mapping[str, Any], full: Mapping[str, Any], new: Mapping[int, int]) -> dict[str, Any]:
     """A table with the new ids of all tokens that it names, also where it left them to the defaults in `full`."""
     result = {**raw, **({"text_config": dict(raw["text_config"])} if raw.get("text_config") else {})}
+    flat = "text_config" not in raw and "vocab_size" in raw  # a text_config with ids alone would hide the sizes
     for (*place, key), value, tokens in _named(full):
         # A default of transformers may lie outside of the vocabulary.
         if all(token in new for token in tokens):
-            inside = result.setdefault(place[0], {}) if place else result
+            inside = result.setdefault(place[0], {}) if place and not (flat and place == ["text_config"]) else result
             inside[key] = [new[token] for token in tokens] if isinstance(value, list) else new[value]
     return result

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.io.vocabulary import kept_tokens, smaller_tokenizer
+from antgmm_jax.io.vocabulary import _renumbered, kept_tokens, smaller_tokenizer
 from data.tokenizer import corpus
 
 TEXTS = [*corpus("s", 60)]
@@ -126,3 +126,14 @@ def test_other_kinds_are_refused():
     raw = {"model": {"type": "WordPiece", "vocab": {"a": 0}}, "added_tokens": []}
     with pytest.raises(AntgmmError, match="WordPiece"):
         kept_tokens(raw, (), 0)
+
+
+def test_a_flat_config_stays_flat():
+    """As of Qwen2.5-VL on the Hub: transformers reads the sizes at the top only if there is no text_config."""
+    raw = {"vocab_size": 9, "hidden_size": 4, "bos_token_id": 3, "image_token_id": 7}
+    full = {**raw, "text_config": {"bos_token_id": 3, "eos_token_id": 5, "hidden_size": 4}}
+    new = {3: 0, 5: 1, 7: 2}
+    assert _renumbered(raw, full, new) == {**raw, "bos_token_id": 0, "eos_token_id": 1, "image_token_id": 2}
+    nested = {"image_token_id": 7, "text_config": {"hidden_size": 4}}
+    full = {"image_token_id": 7, "text_config": {"hidden_size": 4, "eos_token_id": 5}}
+    assert _renumbered(nested, full, new) == {"image_token_id": 2, "text_config": {"hidden_size": 4, "eos_token_id": 1}}

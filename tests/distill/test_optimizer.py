@@ -13,7 +13,7 @@ from antgmm_jax.pure import abstract, functional, is_axes
 from distill.optimizer import OptimizerConfig, linear_maps, make_optimizer
 from distill.state import init_state, map_moments
 from distill.trainable import combine, trainable
-from tests.pruning.models import CONFIGS
+from tests.families.cases import FIRST, config_with
 
 PARAMS = {"a": {"kernel": jnp.array([[1.0, 2.0], [3.0, 4.0]]), "bias": jnp.array([1.0, -1.0])}, "ab": jnp.array([5.0])}
 
@@ -155,19 +155,21 @@ def test_muon_updates_equal_optax():
         jax.tree.map(lambda one, other: np.testing.assert_allclose(one, -other, rtol=1e-4, atol=1e-5), ours, theirs)
 
 
-@pytest.mark.parametrize("family", CONFIGS)
-def test_muon_applies_to_exactly_the_linear_maps_of_a_model(family):
-    params, names = abstract(CONFIGS[family]), functional(CONFIGS[family]).axes
+@pytest.mark.parametrize("shape", FIRST, ids=" ".join)
+def test_muon_applies_to_exactly_the_linear_maps_of_a_model(shape):
+    config = config_with(*shape)
+    params, names = abstract(config), functional(config).axes
     maps = jax.tree.map(lambda axes, rule: (axes, rule), names, linear_maps(params), is_leaf=is_axes)
     for path, (axes, rule) in jax.tree_util.tree_leaves_with_path(maps, is_leaf=is_axes):
-        leaf, map_axes = path[-1].key, [axis for axis in axes if not axis.endswith("layers")]
-        tables = {"vocab", "queries", "positions", "buckets"} & {*map_axes}
-        if len(map_axes) < 2 or tables or leaf.endswith("bias"):
+        leaf, map_axes = path[-1].key, [axis for axis in axes if not axis.endswith(("layers", "mergers"))]
+        tables = {"vocab", "queries", "positions", "buckets", "words"} & {*map_axes}
+        # A connector that is a single map ("kernel") is trained by Adam, as embeddings and heads are.
+        if len(map_axes) < 2 or tables or leaf.endswith(("bias", "scale", "kernel")):
             assert rule is None, path
             continue
         read, written = ([axes[i] for i in part] for part in rule)
         assert read + written == map_axes, path
-        # One side is a stream or the hidden units; the other may have several axes (heads, a patch).
+        # One side is a stream or the hidden units; the other may have several axes (heads, a patch, merged patches).
         assert [side for side in (read, written) if len(side) == 1 and side[0].endswith(("embed", "mlp"))], path
         assert (leaf in ("q", "k", "v")) == (len(written) > 1), path
 

@@ -26,6 +26,7 @@ def folders(request, tmp_path_factory):
     """A model, and the same with the tokens of two rows."""
     place = tmp_path_factory.mktemp("models")
     whole = SAVED[request.param](place / "whole")
+    (whole / "tekken.json").write_text("{}")  # another form of the whole tokenizer, which servers prefer
     figures = cut_vocabulary(whole, ROWS, place / "small", size=SIZE)
     return whole, place / "small", figures
 
@@ -60,6 +61,7 @@ def test_files_name_the_same_tokens(folders):
     for key in named:
         assert before.convert_ids_to_tokens(old[key]) == after.convert_ids_to_tokens(few[key])
     assert before.special_tokens_map == after.special_tokens_map
+    assert not (folders[1] / "tekken.json").exists()
 
 
 def test_figures(folders):
