@@ -17,7 +17,7 @@ IMAGE_SIDE = ("vision", "bridge")
 
 def on_image_side(axis: str) -> bool:
     """Whether an axis, such as "vision/layers", is one of the image side."""
-    return axis.split("/")[0] in IMAGE_SIDE
+    return axis.split("/")[0] in (*IMAGE_SIDE, "merger")  # a merger is a part of the bridge
 
 
 Act = Literal["gelu", "gelu_new", "gelu_pytorch_tanh", "quick_gelu", "relu", "silu"]
@@ -36,6 +36,20 @@ class Yarn:
     fast: float
     slow: float
     query_growth: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Llama3Rope:
+    """Rotary positions for longer texts than the `original` ones, as of Llama 3.1 ("llama3" in transformers).
+
+    Frequencies with more than `high` rotations over the original positions are kept, those with fewer than `low` are
+    divided by `factor`; between them both are mixed in proportion.
+    """
+
+    factor: float
+    original: int
+    low: float
+    high: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +98,7 @@ class StackConfig:
     rope_sections: tuple[int, ...] = ()
     rope_interleaved: bool = True
     yarn: Yarn | None = None
+    llama3: Llama3Rope | None = None
     qk_norm: bool = False
     relative_buckets: int = 32
     relative_distance: int = 128

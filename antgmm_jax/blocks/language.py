@@ -181,6 +181,7 @@ class LanguageModel(nnx.Module):
                 interleaved=config.rope_interleaved,
                 factor=config.rope_factor,
                 yarn=config.yarn,
+                llama3=config.llama3,
             )
             if config.positions == "rope"
             else None,

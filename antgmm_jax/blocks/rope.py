@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from antgmm_jax.config import Yarn
+from antgmm_jax.config import Llama3Rope, Yarn
 from antgmm_jax.parallel.sharding import platform
 
 
@@ -29,6 +29,7 @@ def rope(
     interleaved: bool = True,
     factor: float = 1.0,
     yarn: Yarn | None = None,
+    llama3: Llama3Rope | None = None,
 ) -> Rope:
     """Computes the rotary angles of token positions.
 
@@ -40,6 +41,7 @@ def rope(
         interleaved: whether the frequencies of the axes alternate, or those of one axis follow those of another.
         factor: the frequencies are divided by it, for more positions than a model was trained on.
         yarn: how positions along one axis are stretched.
+        llama3: which frequencies are divided for longer texts.
 
     Returns:
         Cosines and sines, and with `yarn` a factor of the queries.
@@ -52,7 +54,8 @@ def rope(
         along = positions[..., None]
     else:
         along = positions[..., _alternating(head_dim // 2, sections) if interleaved else _in_turn(sections)]
-    return _angles(along.astype(jnp.float32) * _frequencies(head_dim, theta) / factor)
+    frequencies = _frequencies(head_dim, theta) if llama3 is None else slowed(head_dim, theta, llama3)[None, None]
+    return _angles(along.astype(jnp.float32) * frequencies / factor)
 
 
 def axial(
@@ -89,6 +92,14 @@ def stretched(width: int, theta: float, yarn: Yarn) -> Float[np.ndarray, " F"]:
     divided = np.clip((np.arange(width // 2) - low) / (high - low or 0.001), 0, 1)
     whole = theta ** (-np.arange(0, width, 2) / width)
     return (whole * (1 - divided) + whole / yarn.factor * divided).astype(np.float32)
+
+
+def slowed(width: int, theta: float, llama3: Llama3Rope) -> Float[np.ndarray, " F"]:
+    """Returns the frequencies of Llama 3.1, float32."""
+    whole = theta ** (-np.arange(0, width, 2) / width)
+    rotations = llama3.original * whole / (2 * np.pi)
+    kept = np.clip((rotations - llama3.low) / (llama3.high - llama3.low), 0, 1)
+    return (whole * kept + whole / llama3.factor * (1 - kept)).astype(np.float32)
 
 
 def _frequencies(width: int, theta: float) -> Float[Array, "1 1 F"]:

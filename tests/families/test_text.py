@@ -32,7 +32,22 @@ REFUSED = [
     (
         LLAMA,
         text(rope_parameters={"rope_type": "linear", "factor": 2.0, "rope_theta": 500.0}),
-        "text_config.rope_parameters.rope_type = 'linear' is not supported: it must be 'default' or 'dynamic'",
+        "text_config.rope_parameters.rope_type = 'linear' is not supported: it must be 'default', 'dynamic' or"
+        " 'llama3'",
+    ),
+    (
+        LLAMA,
+        text(
+            rope_parameters={
+                "rope_type": "llama3",
+                "factor": 8.0,
+                "rope_theta": 500.0,
+                "original_max_position_embeddings": 64,
+                "low_freq_factor": 4.0,
+                "high_freq_factor": 4.0,
+            }
+        ),
+        "text_config.rope_parameters: low_freq_factor = 4 is not below high_freq_factor = 4: correct config.json",
     ),
     (
         MISTRAL,

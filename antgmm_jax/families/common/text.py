@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
-from antgmm_jax.config import LanguageConfig, LMMConfig, StackConfig
+from antgmm_jax.config import LanguageConfig, Llama3Rope, LMMConfig, StackConfig
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families.common.llama import head_violations, stack_of, text_fields
 from antgmm_jax.families.rules import Tie
@@ -71,16 +71,27 @@ def text_of(text: Mapping[str, Any], *, tied: bool, types: Sequence[TextType] = 
     if kind not in types:
         raise AntgmmError(f"text_config.model_type = {kind!r} is not supported: it must be {' or '.join(types)}")
     rope = text["rope_parameters"]
-    if (rotary := rope.get("rope_type", "default")) not in ("default", "dynamic"):
+    if (rotary := rope.get("rope_type", "default")) not in ("default", "dynamic", "llama3"):
         raise AntgmmError(
-            f"text_config.rope_parameters.rope_type = {rotary!r} is not supported: it must be 'default' or 'dynamic'"
+            f"text_config.rope_parameters.rope_type = {rotary!r} is not supported: it must be 'default', 'dynamic' or"
+            " 'llama3'"
         )
     if text.get("mlp_bias"):
         raise AntgmmError("text_config.mlp_bias = True is not supported: use a checkpoint without it")
     if _TYPES[kind].windowed:
         _check_windows(text)
     dynamic = float(rope["factor"]) if rotary == "dynamic" else 0.0
-    return TextConfig(model_type=kind, decoder=_decoder(text), vocab=text["vocab_size"], tied=tied, dynamic=dynamic)
+    decoder = replace(_decoder(text), llama3=_llama3(rope) if rotary == "llama3" else None)
+    return TextConfig(model_type=kind, decoder=decoder, vocab=text["vocab_size"], tied=tied, dynamic=dynamic)
+
+
+def _llama3(rope: Mapping[str, Any]) -> Llama3Rope:
+    low, high = float(rope["low_freq_factor"]), float(rope["high_freq_factor"])
+    if low >= high:
+        wrong = f"low_freq_factor = {low:g} is not below high_freq_factor = {high:g}"
+        raise AntgmmError(f"text_config.rope_parameters: {wrong}: correct config.json")
+    original = rope["original_max_position_embeddings"]
+    return Llama3Rope(factor=float(rope["factor"]), original=original, low=low, high=high)
 
 
 def _decoder(text: Mapping[str, Any]) -> StackConfig:
@@ -118,6 +129,14 @@ def text_config(language: TextConfig) -> dict[str, Any]:
         fields.pop("attention_bias")
     if language.dynamic:
         fields["rope_parameters"] |= {"rope_type": "dynamic", "factor": language.dynamic}
+    if (llama3 := language.decoder.llama3) is not None:
+        fields["rope_parameters"] |= {
+            "rope_type": "llama3",
+            "factor": llama3.factor,
+            "original_max_position_embeddings": llama3.original,
+            "low_freq_factor": llama3.low,
+            "high_freq_factor": llama3.high,
+        }
     more = {"mlp_bias": False} if language.model_type == "llama" else {"sliding_window": None}
     if language.model_type in ("qwen2", "qwen3"):
         layers = language.decoder.layers
