@@ -13,7 +13,7 @@ import numpy as np
 
 from antgmm_jax.axes import sizes
 from antgmm_jax.blocks.tokens import valid_tokens
-from antgmm_jax.config import LMMConfig, Tower
+from antgmm_jax.config import LMMConfig, Tower, on_image_side
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import family
 from antgmm_jax.io.stored import Stored, in_memory_order
@@ -181,6 +181,8 @@ def activation(
 ) -> Scores:
     """Computes activation norms: L2 over the tokens of a sample, mean over samples (Minitron, arXiv 2407.14679).
 
+    A sample is a row or, where each image slot passes alone, a used image slot.
+
     Args:
         apply: (params, batch, collect=names) -> dict with the norms of each name, [layers, B, n] for `*/heads` and
             `*/mlp`, [B, n] for `*/embed` and for `bridge/mlp`.
@@ -207,8 +209,14 @@ def activation_norms(
     batch: Batch,
 ) -> dict[str, jax.Array]:
     """Activation norms of one batch; arguments and result as in `activation`."""
-    norms = apply(params, batch, collect=axes)
-    return {n: norms[n].mean(1) if n in local else norms[n].mean(tuple(range(norms[n].ndim - 1))) for n in axes}
+    norms, means = apply(params, batch, collect=axes), {}
+    for name in axes:
+        samples, used = norms[name], jnp.asarray(batch["images"]["valid"])
+        if on_image_side(name) and samples.shape[-2] == used.size:  # one for each slot
+            used = used.reshape((1,) * (samples.ndim - 2) + (-1, 1))
+            samples = samples * (used * (used.size / jnp.maximum(used.sum(), 1))).astype(samples.dtype)
+        means[name] = samples.mean(-2) if name in local else samples.mean(tuple(range(samples.ndim - 1)))
+    return means
 
 
 def block_influence(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from antgmm_jax.axes import sizes
-from antgmm_jax.config import towers
+from antgmm_jax.config import on_image_side, towers
 from antgmm_jax.families import family
 from antgmm_jax.pure import functional, is_axes, local_axes
 from pruning import activation, block_influence, last, magnitude, ones, random, taylor
@@ -110,3 +110,18 @@ def test_every_method_scores_all_of_its_units(first, scores):
             assert score.dtype == np.float32 and np.isfinite(score).all() and (score >= 0).all(), (method, axis)
             assert score.any(), (method, axis)
     assert all(((score > 0) & (score < 2)).all() for score in made["block influence"][0].values())
+
+
+def test_unused_image_slots_count_for_nothing(first):
+    """As in a data set where one row has many more pictures, or a larger one, than the others."""
+    config, rows = first.config, batch(first.config)
+    images = rows["images"]
+    more = {name: np.concatenate([leaf, np.zeros_like(leaf)], axis=1) for name, leaf in images.items()}
+    axes = [axis for axis in sizes(config) if on_image_side(axis) and not axis.endswith("layers")]
+    local = local_axes(config)
+    plain, padded = (
+        activation(functional(config).apply, first.params, [{**rows, "images": each}], axes, local)
+        for each in (images, more)
+    )
+    for axis in axes:
+        np.testing.assert_allclose(padded[axis], plain[axis], rtol=1e-4, atol=1e-6)
