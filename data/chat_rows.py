@@ -40,7 +40,7 @@ def parse_chat(value: Any, name: str, images: Sequence[Image]) -> Chat:
     conversation without places has the images of the row before its first question.
 
     Args:
-        value: the list of turns.
+        value: the turns: a list of objects, or an object of lists.
         name: name of its field, for messages.
         images: images of the row.
 
@@ -50,6 +50,7 @@ def parse_chat(value: Any, name: str, images: Sequence[Image]) -> Chat:
     Raises:
         BadRow: the turns have another form, or there are more places than images or the reverse.
     """
+    value = by_turn(value)
     if not isinstance(value, list) or not all(isinstance(turn, Mapping) for turn in value) or not value:
         raise BadRow(f"{name} is not a list of turns")
     turns = [_turn(turn, f"{name}[{place}]") for place, turn in enumerate(value)]
@@ -62,12 +63,16 @@ def parse_chat(value: Any, name: str, images: Sequence[Image]) -> Chat:
     return Chat(tuple(before), last.text, tuple(_filled(own, images, name)))
 
 
+def _content(turn: Mapping) -> Any:
+    return turn.get("content") if turn.get("value") is None else turn["value"]
+
+
 def _turn(raw: Mapping, where: str) -> tuple[str, list[_Part]]:
     """Role and parts of a turn."""
     given = raw.get("role") or raw.get("from")
     if not isinstance(given, str) or given not in _ROLES:
         raise BadRow(f"{where} has role {quoted(given)}: only system, user (human) and assistant (gpt) are supported")
-    role, content = _ROLES[given], raw.get("content") if raw.get("value") is None else raw["value"]
+    role, content = _ROLES[given], _content(raw)
     if isinstance(content, str):
         parts = _split(content)
     elif isinstance(content, list):
@@ -129,10 +134,20 @@ def own_image(part: Mapping) -> Image | None:
     return given
 
 
+def by_turn(value: Any) -> Any:
+    """Returns raw turns as a list where they are an object of lists: `datasets` and TFDS store a sequence so."""
+    if not isinstance(value, Mapping) or not value or not all(isinstance(each, list) for each in value.values()):
+        return value
+    if len({*map(len, value.values())}) > 1:
+        return value
+    return [dict(zip(value, turn, strict=True)) for turn in zip(*value.values(), strict=True)]
+
+
 def own_images(value: Any) -> Iterator[Image]:
     """Yields the images that the parts of raw turns themselves hold or name; nothing for invalid turns."""
-    for turn in value if isinstance(value, list) else ():
-        content = turn.get("content") if isinstance(turn, Mapping) else None
+    turns = by_turn(value)
+    for turn in turns if isinstance(turns, list) else ():
+        content = _content(turn) if isinstance(turn, Mapping) else None
         for part in content if isinstance(content, list) else ():
             if isinstance(part, Mapping) and part.get("type") != "text":
                 try:

@@ -129,7 +129,7 @@ def images_digest(digest: str, folder: Path, names: Iterable[str]) -> str:
 def _stamp(folder: Path, name: str) -> bytes:
     """Returns size and modification time of a file as bytes for a digest, or a marker if it does not exist."""
     try:
-        status = os.stat(f"{folder}/{name}")  # faster than Path.stat, for hundreds of thousands of files
+        status = os.stat(os.path.join(folder, name))  # faster than Path.stat, for hundreds of thousands of files
     except (OSError, ValueError):
         return b"none "
     return f"{status.st_size} {status.st_mtime_ns} ".encode()

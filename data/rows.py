@@ -180,4 +180,10 @@ def image_names(raw: Any) -> list[str]:
         return []
     given = next((raw[alias] for alias in ALIASES["image"] if raw.get(alias) is not None), None)
     own = (image for name in TURNS for image in own_images(raw.get(name)))
-    return [name for name in (*(given if isinstance(given, list) else [given]), *own) if isinstance(name, str)]
+    named = (_path(one) for one in (given if isinstance(given, list) else [given]))
+    return [name for name in (*named, *own) if isinstance(name, str)]
+
+
+def _path(image: Any) -> Any:
+    """The path of a raw image that is an object without bytes; other ones as they are."""
+    return image.get("path") if isinstance(image, Mapping) and not image.get("bytes") else image

@@ -6,8 +6,9 @@ with token ids and, if they fit, images. It is written under a hidden name and r
 
 import hashlib
 import os
+import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -127,16 +128,23 @@ def open_encoded(
 
 def _evict(folder: Path) -> None:
     """Removes old data sets from the cache. Other processes can still read their open files."""
-    places = sorted((path for path in folder.iterdir() if path.is_dir()), key=lambda path: path.stat().st_mtime)
-    sizes = {path: sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) for path in places}
-    for path in places:
+    used = {path: _used(path) for path in folder.iterdir() if path.is_dir()}
+    sizes = {path: size for path, (_, size) in used.items()}
+    for path in sorted(used, key=lambda path: used[path][0]):
         if sum(sizes.values()) <= CACHE_BYTES:
             break
         lock = folder / f"{path.name.removeprefix('.').removesuffix('.tmp')}.lock"
         try:
             with FileLock(lock, timeout=0):
                 folders.discard(path)
+                lock.unlink(missing_ok=True)  # while it is held, so that no two processes hold different files of it
         except Timeout:  # being written
             continue
-        lock.unlink(missing_ok=True)
         sizes.pop(path)
+
+
+def _used(place: Path) -> tuple[float, int]:
+    """Time of the last use and bytes of a folder, from which another process may remove files meanwhile."""
+    with suppress(FileNotFoundError):
+        return place.stat().st_mtime, sum(file.stat().st_size for file in place.rglob("*") if file.is_file())
+    return time.time(), 0

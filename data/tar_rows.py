@@ -10,13 +10,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from antgmm_jax.errors import AntgmmError
+from antgmm_jax.io.hub import SUFFIXES
 from data.chat_rows import TURNS
 from data.files import decode_image, files_digest
 from data.kept import kept
 from data.limits import BadRow, check_sample, quoted, short
 
 _DAMAGE = (tarfile.TarError, OSError, EOFError, ValueError, OverflowError)
-_PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
+_PICTURES = tuple(f".{suffix}" for suffix in SUFFIXES)
 
 
 class _Members(NamedTuple):
@@ -138,6 +139,8 @@ def _scan(files: Sequence[Path]) -> _Members:
                     # Else tarfile keeps all members in memory.
                     archive.members = []  # pyright: ignore[reportAttributeAccessIssue]
                     name = PurePosixPath(member.name).name
+                    if member.issym() or member.islnk():
+                        raise AntgmmError(f"{path}: {short(member.name)} is a link: write the file itself")
                     if not member.isfile() or name.startswith("."):  # metadata files of macOS
                         continue
                     if _key(member.name) != key:
@@ -153,7 +156,7 @@ def _scan(files: Sequence[Path]) -> _Members:
 
 
 def _sample(parts: dict[str, bytes]) -> Any:
-    pictures = [suffix for suffix in parts if suffix.endswith(_PICTURES)]
+    pictures = [suffix for suffix in parts if suffix.lower().endswith(_PICTURES)]
     if ".json" not in parts:
         return BadRow(f"needs an image and a .json, has {short(', '.join(sorted(parts)))}")
     try:

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from antgmm_jax.extras import require
-from data.chat_rows import TURNS
 from data.files import decode_image, files_digest
 from data.limits import BadRow
 
@@ -45,9 +44,6 @@ class TfdsRows:
     def _row(self, number: int) -> dict[str, Any]:
         raw = self._fields(number)
         fields = {name: _plain(value) for name, value in raw.items() if name not in (*_IMAGES, "latents")}
-        for name in TURNS:  # TFDS turns a sequence of objects into an object of sequences
-            if isinstance(turns := fields.get(name), dict):
-                fields[name] = [dict(zip(turns, turn, strict=True)) for turn in zip(*turns.values(), strict=True)]
         try:
             latents = {name: int(value) for name, value in raw.get("latents", {}).items()}
         except (TypeError, ValueError, AttributeError) as error:

@@ -22,7 +22,9 @@ SILENCE = 60.0
 """Seconds that the Hub may be silent before a request ends."""
 MODEL = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "README.md", "LICENSE", "LICENSE.md", "NOTICE")
 """Files of a model with its card and licence: no pickled weights and no code."""
-PICTURES = tuple(f"*.{suffix}" for suffix in ("png", "jpg", "jpeg", "webp", "bmp", "gif", "tif", "tiff"))
+SUFFIXES = ("png", "jpg", "jpeg", "webp", "bmp", "gif", "tif", "tiff", "avif", "jp2", "ppm")
+"""Suffixes of pictures, in small letters."""
+PICTURES = tuple(f"*.{form}" for suffix in SUFFIXES for form in (suffix, suffix.upper()))
 DATA = {
     "jsonl": ("*.jsonl", "*.json", *PICTURES),
     "parquet": ("*.parquet",),

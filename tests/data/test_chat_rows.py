@@ -255,3 +255,29 @@ def test_a_digest_covers_pictures_named_in_parts(folder):  # noqa: F811
     (folder / "images" / "0.png").write_bytes(png(picture(2, (9, 9))))
     after = {kind: read_records(kind, path).digest() for kind, path in paths.items()}
     assert all(after[kind] != before[kind] for kind in paths)
+
+
+def test_turns_as_an_object_of_lists():
+    """As `datasets` before version 4 and TFDS store a sequence of objects."""
+    turns = {"from": ["human", "gpt"], "value": ["what?", "red"]}
+    row = parse({"conversations": turns, "image": "a.png"})
+    assert (row.turns, row.answer, row.images) == ((Turn("user", (None, "what?")),), "red", ("a.png",))
+    with pytest.raises(BadRow, match="conversations is not a list of turns"):
+        parse({"conversations": {"from": ["human", "gpt"], "value": ["what?"]}})
+
+
+def test_a_digest_covers_pictures_in_objects_in_values_and_by_whole_paths(folder):  # noqa: F811
+    part = {"type": "image", "path": "images/0.png"}
+    whole = str(folder / "images" / "0.png")
+    rows = {
+        "object": {**good(0), "image": {"path": "images/0.png"}},
+        "value": {"conversations": [{**HUMAN, "value": [part, text("?")]}, {**GPT, "value": "red"}]},
+        "whole": {**good(0), "image": whole},
+    }
+    for row in rows.values():
+        (folder / "images" / "0.png").write_bytes(png(picture(0)))
+        path = lines(folder, row)
+        before = read_records("jsonl", path).digest()
+        np.testing.assert_array_equal(read("jsonl", path)[0].images[0], picture(0))
+        (folder / "images" / "0.png").write_bytes(png(picture(2, (9, 9))))
+        assert read_records("jsonl", path).digest() != before

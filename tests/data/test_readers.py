@@ -387,6 +387,32 @@ def test_webdataset_shards(tmp_path):
     np.testing.assert_array_equal(record.images[0], picture(0))
 
 
+def test_webdataset_pictures_in_any_form_and_no_links(tmp_path):
+    buffer = io.BytesIO()
+    Image.fromarray(picture(1)).save(buffer, "TIFF")
+    members = {"a.0.PNG": png(picture(0)), "a.1.tiff": buffer.getvalue(), "a.json": b'{"question": "q", "answer": "a"}'}
+
+    def write(link=""):
+        with tarfile.open(tmp_path / "0.tar", "w") as archive:
+            for name, content in members.items():
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
+            if link:
+                info = tarfile.TarInfo(link)
+                info.type, info.linkname = tarfile.SYMTYPE, "a.0.PNG"
+                archive.addfile(info)
+
+    write()
+    (record,) = read("webdataset", tmp_path)
+    for number, image in enumerate(record.images):
+        np.testing.assert_array_equal(image, picture(number))
+    assert len(record.images) == 2
+    write(link="a.2.png")
+    with pytest.raises(AntgmmError, match=r"0\.tar: a\.2\.png is a link: write the file itself"):
+        read("webdataset", tmp_path)
+
+
 def test_a_failed_write_leaves_nothing(tmp_path):
     def full(*step):
         raise OSError(28, "No space left on device")
