@@ -19,7 +19,7 @@ Schedule = Literal["cosine", "constant"]
 B1, EPS = 0.9, 1e-8
 """Adam's decay rate of first moments, and epsilon."""
 
-_SPLIT = dict.fromkeys(("q", "k", "v"), 1) | dict.fromkeys(("up", "gate", "o", "down", "out", "patch"), -1)
+_SPLIT = {"q": 1, "k": 1, "v": 1, "up": -1, "gate": -1, "o": -1, "down": -1, "out": -1, "patch": -1}
 """Name of a linear map -> number of its input dimensions, -1 for all but the last: a merger reads several patches."""
 _STACKED = {"blocks", "cross", "deepstack"}
 """Names of modules with a leading axis of maps."""

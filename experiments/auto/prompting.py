@@ -55,7 +55,7 @@ def prompt_losses(draft: Recipe) -> dict[str, float]:
             samples = encoded(draft.model_copy(update={"prompt": template}), records, processor, config)
             fitting = rows_that_fit(config, len(samples), **samples.lengths, dtype=dtype)
             losses[template] = token_loss(config, params, samples, batch_size=fitting)
-            update(number)
+            update(number, "")
     return losses
 
 
