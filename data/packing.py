@@ -18,6 +18,20 @@ OPEN = 64
 """Number of open rows to search for free space; more fill rows hardly better and take longer to search."""
 
 
+def check_lengths(tokens: Int[np.ndarray, " N"], width: int) -> None:
+    """Checks that each sample fits a packed row.
+
+    Args:
+        tokens: tokens of each sample.
+        width: tokens of a row.
+
+    Raises:
+        AntgmmError: a sample is longer than a row.
+    """
+    if tokens.max() > width:
+        raise AntgmmError(f"pack = {width}, but a sample has {tokens.max()} tokens: increase pack")
+
+
 def pack(
     tokens: Int[np.ndarray, " N"], slots: Int[np.ndarray, " N"], width: int, *, seed: int
 ) -> Int[np.ndarray, "K M"]:
@@ -38,8 +52,7 @@ def pack(
     Raises:
         AntgmmError: a sample is longer than a row.
     """
-    if tokens.max() > width:
-        raise AntgmmError(f"pack = {width}, but a sample has {tokens.max()} tokens: increase pack")
+    check_lengths(tokens, width)
     most = max(1, round(width / tokens.mean()))
     room = max(int(slots.max()), math.ceil(most * slots.mean()))
     rows: list[list[int]] = []

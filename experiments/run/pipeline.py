@@ -19,6 +19,7 @@ from antgmm_jax.io.folders import checksums, verify
 from antgmm_jax.parallel.processes import run_on_first
 from antgmm_jax.pure import Params, abstract
 from data.encoding import Encoder
+from data.packing import check_lengths
 from data.source import Source
 from distill import NO_TEACHER
 from experiments.run.batch_size import rows_that_fit
@@ -188,6 +189,8 @@ class Run:
         for work in recipe.work:
             packed = recipe.pack and work.objective == "answers"
             check_steps(work, abstract(config), 0 if packed else len(samples.repeated(work.stage.visits)))
+        if recipe.pack:
+            check_lengths(samples.needs.text, recipe.pack)
         # Before training, so that invalid records are reported now.
         self.hard = None if recipe.hard is None else encoded(recipe, load_records(recipe.hard), processor, config)
         if self.hard is not None:
