@@ -12,7 +12,7 @@ from experiments.auto.look import spread
 from experiments.commands.goals import Wish
 from experiments.run.export.schemes import Scheme
 from experiments.run.schema.recipe import load_recipe
-from tests.experiments.tiny import save_llava, save_teacher
+from tests.experiments.tiny import save_llava, save_qwen3_vl, save_smolvlm, save_teacher
 
 
 def write_rows(file, count):
@@ -63,6 +63,20 @@ def test_one_command_plans_once_and_compresses(antgmm, monkeypatch, tmp_path, ro
     assert json.loads((run / "report" / "gate.json").read_text())["passed"]
     other = antgmm(*words, "--params", "20000", "--run", run)
     assert other.stderr.endswith("choose another --run, or remove it with the run's folder\n")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("save", [save_smolvlm, save_qwen3_vl])
+def test_bridges_that_merge_patches_and_rows_without_pictures(antgmm, tmp_path, save):
+    rows = write_rows(tmp_path / "rows.jsonl", 24)
+    lines = map(json.loads, rows.read_text().splitlines())
+    some = [{**line, "image": [] if row % 3 else line["image"]} for row, line in enumerate(lines)]
+    rows.write_text("".join(f"{json.dumps(line)}\n" for line in some))
+    words = ["compress", "--model", save(tmp_path / "teacher"), "--data", rows, "--smaller", "1.4x", "--run", "run"]
+    result = antgmm(*words, "--minutes", "0.01", "--no-report")
+    assert result.exit_code == 0, result.output
+    assert "stage 'image'" in result.stderr
+    assert json.loads((tmp_path / "run" / "report" / "gate.json").read_text())["passed"]
 
 
 def test_a_plan_without_time_reads_8_rows_tries_nothing_and_says_so(antgmm, tmp_path):
