@@ -25,8 +25,9 @@ from experiments.run.stage import StageRun
 from pruning import planned_config
 from pruning.planning import illegal_reason
 
-KINDS, RATES = ("muon", "adamw"), (3.0, 1 / 3)
-"""Optimizers that are tried at the usual rate, and the rates, as multiples of it, that the better one is tried at."""
+KINDS, RATES = ("muon", "adamw"), (1 / 3,)
+"""Optimizers that are tried at the usual rate, and the rates, as multiples of it, that the better one is tried at. No
+higher rate is tried: 200 steps cannot tell that thousands of them do not settle (docs/lab/tasks.md)."""
 STEPS, FEWEST, PART = 200, 60, 0.15
 """Steps of a candidate, the fewest that say something, and the largest part of the time for all candidates."""
 
