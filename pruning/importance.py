@@ -211,9 +211,9 @@ def activation_norms(
     """Activation norms of one batch; arguments and result as in `activation`."""
     norms, means = apply(params, batch, collect=axes), {}
     for name in axes:
-        samples, used = norms[name], jnp.asarray(batch["images"]["valid"])
-        if on_image_side(name) and samples.shape[-2] == used.size:  # one for each slot
-            used = used.reshape((1,) * (samples.ndim - 2) + (-1, 1))
+        samples = norms[name]
+        if on_image_side(name) and samples.shape[-2] == batch["images"]["valid"].size:  # one for each slot
+            used = jnp.asarray(batch["images"]["valid"]).reshape((1,) * (samples.ndim - 2) + (-1, 1))
             samples = samples * (used * (used.size / jnp.maximum(used.sum(), 1))).astype(samples.dtype)
         means[name] = samples.mean(-2) if name in local else samples.mean(tuple(range(samples.ndim - 1)))
     return means
