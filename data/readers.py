@@ -21,7 +21,7 @@ from data.kept import Columns, kept
 from data.limits import BadRow, quoted, short
 from data.record import Record
 from data.rows import Row, parse
-from data.source import Source
+from data.source import Source, evenly
 from data.tar_rows import TarRows
 from data.tfds_rows import TfdsRows
 
@@ -100,7 +100,7 @@ class FileSource(Source):
         errors = {int(row): reason for row, reason in json.loads(str(scanned["errors"])).items()}
         rows = scanned["rows"]
         if self._spread and 0 < self._most < len(rows):
-            rows = rows[np.linspace(0, len(rows) - 1, self._most).round().astype(int)]
+            rows = rows[evenly(len(rows), self._most)]
         return _Read(rows, errors, int(scanned["total"]))
 
     @cached_property

@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from data.encoding import Encoder
 
 
+def evenly(count: int, most: int) -> np.ndarray:
+    """Returns at most `most` of the numbers below `count`, at equal distances, ascending."""
+    return np.unique(np.linspace(0, count - 1, min(most, count)).round().astype(int))
+
+
 class Source(Sequence[Record]):
     """Random access to records, which are read on access.
 

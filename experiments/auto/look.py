@@ -13,7 +13,7 @@ from data.collate import bucket
 from data.metrics import most_frequent
 from data.record import Record
 from data.rows import Row
-from data.source import Source
+from data.source import Source, evenly
 from experiments.run.rows.datasets import check_apart, encoded, load_both
 from experiments.run.rows.samples import Samples
 from experiments.run.schema import Recipe
@@ -95,8 +95,7 @@ def longest_answer(*samples: Samples) -> int:
 
 def spread(records: Source, most: int) -> Source:
     """Returns at most `most` records at equal distances."""
-    rows = np.unique(np.linspace(0, len(records) - 1, min(most, len(records))).round().astype(int))
-    return _Some(records, rows)
+    return _Some(records, evenly(len(records), most))
 
 
 class _Some(Source):

@@ -259,9 +259,9 @@ def test_pairs_have_the_pictures_of_another_row_before_the_first_question():
     for made in source:
         asks, shows = made.id.split(" on ")
         assert asks != shows and len(made.images) == {"a": 1, "b": 2, "c": 0}[shows]
-        asked = ONE if asks == "a" else other.turns
-        kept = [turn.text for turn in asked if turn.role == "system" or turn is asked[-1]]
-        assert [turn.text for turn in made.turns] == kept
+        turns = ONE if asks == "a" else other.turns
+        expected = [turn.text for turn in turns if turn.role == "system" or turn is turns[-1]]
+        assert [turn.text for turn in made.turns] == expected
         assert (encode(made)["prompt"] == IMAGE).sum() == 4 * len(made.images)
     (answered,) = pairs.Answered(source, [0], ["or"])
     assert encode(answered)["answer"].tolist() == [8, EOS]
