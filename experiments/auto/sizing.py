@@ -131,8 +131,8 @@ def fewest_layers(config: LMMConfig) -> dict[str, int]:
     """Returns how many layers a plan leaves to a language model without an encoder, if the budget allows it: two.
 
     The position that answers must read from the question what to look at, and then look there. With one layer it does
-    both in one step of attention: of two students of equal size, one layer named 51 % of what two layers named
-    (docs/lab/tasks.md). With an encoder there are two steps already.
+    both in one step of attention: on photographs no student with one layer learnt to name what is at a place, and one
+    of three with two layers did (docs/lab/tasks.md). With an encoder there are two steps already.
 
     Args:
         config: config of the model to cut.

@@ -27,7 +27,7 @@ from pruning.planning import illegal_reason
 
 KINDS, RATES = ("muon", "adamw"), (1 / 3,)
 """Optimizers that are tried at the usual rate, and the rates, as multiples of it, that the better one is tried at. No
-higher rate is tried: 200 steps cannot tell that thousands of them do not settle (docs/lab/tasks.md)."""
+higher rate is tried: it is ahead after 200 steps, and was not after thousands (docs/lab/tasks.md)."""
 STEPS, FEWEST, PART = 200, 60, 0.15
 """Steps of a candidate, the fewest that say something, and the largest part of the time for all candidates."""
 
