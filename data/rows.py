@@ -129,10 +129,15 @@ def _images(value: Any) -> tuple[str | bytes, ...]:
     return tuple(map(_image, value)) if isinstance(value, list) else (_image(value),)
 
 
-def _image(value: Any) -> str | bytes:
-    # Hugging Face datasets writes images to Parquet as {"bytes": ..., "path": ...}.
+def _held(value: Any) -> Any:
+    """What a raw image holds or names: Hugging Face datasets writes {"bytes": ..., "path": ...} to Parquet."""
     if isinstance(value, Mapping) and {"bytes", "path"} & set(value):
-        value = value.get("bytes") or value.get("path")
+        return value.get("bytes") or value.get("path")
+    return value
+
+
+def _image(value: Any) -> str | bytes:
+    value = _held(value)
     if value is None:
         raise BadRow("has no image")
     if not isinstance(value, str | bytes):
@@ -180,10 +185,5 @@ def image_names(raw: Any) -> list[str]:
         return []
     given = next((raw[alias] for alias in ALIASES["image"] if raw.get(alias) is not None), None)
     own = (image for name in TURNS for image in own_images(raw.get(name)))
-    named = (_path(one) for one in (given if isinstance(given, list) else [given]))
-    return [name for name in (*named, *own) if isinstance(name, str)]
-
-
-def _path(image: Any) -> Any:
-    """The path of a raw image that is an object without bytes; other ones as they are."""
-    return image.get("path") if isinstance(image, Mapping) and not image.get("bytes") else image
+    held = map(_held, given if isinstance(given, list) else [given])
+    return [name for name in (*held, *own) if isinstance(name, str)]

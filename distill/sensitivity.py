@@ -1,6 +1,7 @@
 """Sensitivity of the answers to each token of the bridge's output."""
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -26,8 +27,8 @@ def bridge_weights(functional: Any, params: Any, batches: Iterable[Mapping[str, 
 
     The share of a token in a sample is |dL/df|^2 |f|^2, normalised over the sample's tokens, with features f and
     cross-entropy L: the first-order effect of an equal relative error on the loss. A bridge that merges the patches of
-    a square to one token has the sum of their shares for it. Averaging shares, not gradients,
-    prevents a few samples with large gradients from dominating.
+    a square to one token has the sum of their shares for it. Averaging shares, not gradients, prevents a few samples
+    with large gradients from dominating.
 
     Args:
         functional: `Functional` of the teacher.
@@ -54,13 +55,18 @@ def bridge_weights(functional: Any, params: Any, batches: Iterable[Mapping[str, 
 
     tokens, by_batch = 0, []
     for batch in batches:
-        out = jax.eval_shape(lambda params, batch: functional.apply(params, batch, collect=(OUT,))[OUT], params, batch)
-        tokens, by_batch = out.shape[2], [*by_batch, gather(summed(params, batch))]
+        tokens = tokens or _output_tokens(functional, params, batch)
+        by_batch.append(gather(summed(params, batch)))
     if not by_batch:
         raise AntgmmError("bridge weights need at least one calibration batch; there was none")
     sums, images = (sum(np.asarray(part, np.float32) for part in parts) for parts in zip(*by_batch, strict=True))
     mean = _of_outputs(sums / np.maximum(images, 1), tokens)
     return ((mean / mean.mean() if images else np.ones_like(mean)) + FLOOR) / (1 + FLOOR)
+
+
+def _output_tokens(functional: Any, params: Any, batch: Mapping[str, Any]) -> int:
+    """Number of tokens of the bridge's output for each image slot; nothing is computed."""
+    return jax.eval_shape(partial(functional.apply, collect=(OUT,)), params, batch)[OUT].shape[2]
 
 
 def _of_outputs(shares: Float[np.ndarray, " N"], tokens: int) -> Float[np.ndarray, " Q"]:

@@ -90,16 +90,20 @@ def stretched(width: int, theta: float, yarn: Yarn) -> Float[np.ndarray, " F"]:
 
     low, high = max(math.floor(place(yarn.fast)), 0), min(math.ceil(place(yarn.slow)), width - 1)
     divided = np.clip((np.arange(width // 2) - low) / (high - low or 0.001), 0, 1)
-    whole = theta ** (-np.arange(0, width, 2) / width)
+    whole = _series(width, theta)
     return (whole * (1 - divided) + whole / yarn.factor * divided).astype(np.float32)
 
 
 def slowed(width: int, theta: float, llama3: Llama3Rope) -> Float[np.ndarray, " F"]:
     """Returns the frequencies of Llama 3.1, float32."""
-    whole = theta ** (-np.arange(0, width, 2) / width)
+    whole = _series(width, theta)
     rotations = llama3.original * whole / (2 * np.pi)
     kept = np.clip((rotations - llama3.low) / (llama3.high - llama3.low), 0, 1)
     return (whole * kept + whole / llama3.factor * (1 - kept)).astype(np.float32)
+
+
+def _series(width: int, theta: float) -> Float[np.ndarray, " F"]:
+    return theta ** (-np.arange(0, width, 2) / width)
 
 
 def _frequencies(width: int, theta: float) -> Float[Array, "1 1 F"]:

@@ -1,6 +1,5 @@
 """Cached image features, for stages that do not change the image side."""
 
-import itertools
 import json
 import math
 import shutil
@@ -28,6 +27,7 @@ from antgmm_jax.parallel.sharding import shard_rows
 from antgmm_jax.pure import Params, functional
 from data.shifting import drawn
 from distill import fingerprint
+from distill.trainable import under
 from experiments.run.batch_size import rows_that_fit
 from experiments.run.host.console import bar
 from experiments.run.rows.samples import Samples
@@ -57,9 +57,8 @@ def freezes_features(config: LMMConfig, frozen: Sequence[str], adapters: Collect
         Whether image features are constant.
     """
     parts = family(config).features
-    both = itertools.chain(itertools.product(parts, adapters), itertools.product(adapters, parts))
-    adapted = any(f"{inner}/".startswith(f"{outer}/") for inner, outer in both)
-    return not adapted and all(any(f"{part}/".startswith(f"{prefix}/") for prefix in frozen) for part in parts)
+    adapted = any(under(part, prefix) or under(prefix, part) for part in parts for prefix in adapters)
+    return not adapted and all(any(under(part, prefix) for prefix in frozen) for part in parts)
 
 
 class StoredViews:
