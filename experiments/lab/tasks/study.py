@@ -27,8 +27,17 @@ from pruning.costs import total_parameters
 
 TESTED = 600
 """Test rows of a task."""
-OPTIMIZER = {"kind": "muon", "learning_rate": 2.5e-3, "warmup": 100, "b2": 0.98, "weight_decay": 0.1, "batch_size": 64}
+OPTIMIZER: dict[str, Any] = {
+    "kind": "muon",
+    "learning_rate": 2.5e-3,
+    "warmup": 100,
+    "b2": 0.98,
+    "weight_decay": 0.1,
+    "batch_size": 64,
+}
 """The teachers' optimizer: as that of MAAD-synth's teacher, with more decay for fewer rows."""
+GENTLE = OPTIMIZER["learning_rate"] / 3
+"""Learning rate of all of a teacher: at the usual one, labels of few rows overwrite what the facts taught."""
 HEAD = ("task", "family", "parameters", "student", "teacher's score", "student's", "scratch", "chance")
 
 
@@ -118,7 +127,7 @@ def _teacher_phases(steps: int) -> list[dict[str, Any]]:
     return [
         {"name": "facts", "kind": "facts", "steps": steps},
         {"name": "answers", "kind": "answers", "steps": 2000, "frozen": ["vision", "bridge"]},
-        {"name": "together", "kind": "answers", "steps": 1000},
+        {"name": "together", "kind": "answers", "steps": 1000, "optimizer": {**OPTIMIZER, "learning_rate": GENTLE}},
     ]
 
 
