@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -30,9 +30,6 @@ from experiments.commands.output import (
 )
 from experiments.commands.starting import Machine, Options, started, state_of
 from experiments.run.host.console import count, say, table
-
-if TYPE_CHECKING:
-    pass
 
 _EXPERIMENTS = Path(__file__).resolve().parent.parent
 DEMO = _EXPERIMENTS / "recipes" / "demo.toml"

@@ -88,8 +88,8 @@ class RunFolder:
             self.status.write(state, **more)
 
     @contextmanager
-    def opened(self, recipe: Recipe | Training) -> Iterator[None]:
-        """Locks the folder for a recipe; status.json is `running`, then `complete`, `failed`, `preempted` or `stopped`.
+    def opened(self, recipe: Recipe | Training, end: str = "complete") -> Iterator[None]:
+        """Locks the folder for a recipe; status.json is `running`, then `end`, `failed`, `preempted` or `stopped`.
 
         After a kill it stays `running`, with the process that did not end the run; see `status_of`.
 
@@ -97,17 +97,18 @@ class RunFolder:
 
         Args:
             recipe: recipe of the run.
+            end: state at the end; "stopped" if the run goes on after it.
 
         Raises:
             AntgmmError: the folder belongs to another recipe or contains other files.
             InUse: another process has locked it.
         """
         with ExitStack() as stack:
-            run_on_first(lambda: stack.enter_context(self._locked(recipe)))
+            run_on_first(lambda: stack.enter_context(self._locked(recipe, end)))
             yield
 
     @contextmanager
-    def _locked(self, recipe: Recipe | Training) -> Iterator[None]:
+    def _locked(self, recipe: Recipe | Training, end: str) -> Iterator[None]:
         self._check(recipe)
         self.path.mkdir(parents=True, exist_ok=True)
         with self.alone():
@@ -128,7 +129,7 @@ class RunFolder:
                 with suppress(AntgmmError):
                     self.status.write("stopped")
                 raise
-            self.status.write("complete")
+            self.status.write(end)
 
     @contextmanager
     def alone(self) -> Iterator[None]:

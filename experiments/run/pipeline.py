@@ -164,11 +164,13 @@ class Run:
             records = load_both(recipe)
             student, self.origin = begin(records[0])
             forecast = run_on_first(lambda: self._announce(records, student.config))
-            shared = self._prepared(records, (self.origin.teacher or student).config)
+            samples = self._encoded(records, (self.origin.teacher or student).config)
+            # Logs are opened before the teacher's targets, which may take hours: a login may be missing.
             with watching(self._watch, self.folder.path, recipe, forecast) as self._watcher:
+                shared = self._shared(samples)
                 for work in recipe.work:
                     student = self._stage(work, student, shared)
-            del shared  # a cache of the teacher may be in memory
+            del samples, shared  # a cache of the teacher may be in memory
             yield student
 
     def _announce(self, records: tuple[Source, Source], config: LMMConfig) -> dict[str, float]:
@@ -181,8 +183,8 @@ class Run:
         done = [work.title for work in recipe.work if self.folder.finished(work.number, work.stage.name)]
         return announce(recipe, config, Rows(len(records[0]), len(records[1]), hard, **looks), done)
 
-    def _prepared(self, records: tuple[Source, Source], config: LMMConfig) -> Shared:
-        """Encodes the records, checks the stages, and prepares the teacher's targets."""
+    def _encoded(self, records: tuple[Source, Source], config: LMMConfig) -> Samples:
+        """Encodes the records, checks the stages, and binds the folder to its inputs; returns the training records."""
         recipe, (teacher, processor, *_) = self.recipe, self.origin
         samples, self.test = encode_both(recipe, records, processor, config)
         samples.check_types({work.title: (*work.stage.visits,) for work in recipe.work})
@@ -195,7 +197,6 @@ class Run:
         self.hard = None if recipe.hard is None else encoded(recipe, load_records(recipe.hard), processor, config)
         if self.hard is not None:
             self.test.pad_prompts_like(self.hard)
-        place = self.folder.cache / "features"
         inputs = {
             "model" if teacher is None else "teacher": self.origin.key,
             "data": samples.fingerprint,
@@ -207,6 +208,12 @@ class Run:
         self.folder.bind(**inputs, **decided_by(recipe))
         # Now: the stages of other runs may be removed once they are read.
         self._identities = [_identity(inputs | decided_by(recipe.until(work.number))) for work in recipe.work]
+        return samples
+
+    def _shared(self, samples: Samples) -> Shared:
+        """Prepares the teacher's targets."""
+        recipe, (teacher, processor, *_) = self.recipe, self.origin
+        place = self.folder.cache / "features"
         if teacher is None or not isinstance(recipe, Recipe):
             features = ImageFeatures(samples, recipe.seed, place)
             return Shared(recipe, NO_TEACHER, dict, samples, features, lambda stage: None)

@@ -85,7 +85,7 @@ def recombine(
         "keep": keep,
         "seed": recipe.seed,
     }
-    with folder.opened(recipe):
+    with folder.opened(recipe, end="stopped"):  # before its only stage
         folder.bind(teacher=key)
         _save_once(merged, lambda: teacher.cut(keep)[1], record)
     return Run(recipe, run, watch=watch)

@@ -4,7 +4,9 @@ import gc
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -26,6 +28,7 @@ from experiments.run import pipeline
 from experiments.run.cuts import segment_targets
 from experiments.run.export import publishing as publish
 from experiments.run.pipeline import Run
+from experiments.run.progress.watching import Watch
 from experiments.run.schema.recipe import load_recipe
 from experiments.run.student import load_student
 from pruning.costs import total_parameters
@@ -115,6 +118,16 @@ def test_the_card_of_an_export_has_the_scores_of_the_report(whole):
     assert f"PyTorch was compared with JAX on {report['export']['prompts']} prompts: 100 % of the answers" in text
     assert "# run\n\nA vision-language model, pruned and distilled from `teacher` with antgmm-jax." in text
     assert "| `vision/layers` | 2 | 3 |" in text
+
+
+def test_a_log_that_refuses_is_named_before_the_teachers_targets(recipe, tmp_path, monkeypatch):
+    def refuse(**_):
+        raise RuntimeError("no API key configured")
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=refuse))
+    with pytest.raises(AntgmmError, match="^--log wandb: no API key configured; correct this"):
+        Run(load_recipe(recipe), tmp_path / "run", watch=Watch(["wandb"])).finish_stages()
+    assert not (tmp_path / "run" / "cache").exists()
 
 
 def test_a_run_writes_stages_export_and_report(recipe, whole):

@@ -17,6 +17,7 @@ from antgmm_jax.io.convert import load_hf
 from antgmm_jax.pure import functional
 from experiments.report.write import finish
 from experiments.run import recombining as recombine
+from experiments.run.folder import status_of
 from experiments.run.recombining import Source
 from experiments.run.schema.recipe import load_recipe
 from experiments.run.student import config_of, load_student, teacher_key
@@ -203,7 +204,10 @@ def test_two_cuts_recombine_into_an_exported_model(tmp_path, stage):
     width = stage("b", {"vision/mlp": np.tile(np.arange(24), (3, 1))}, key=key, config=config)
     sources = [Source(depth, ("*/layers",)), Source(width, ("*/mlp",))]
     recipe = write_recipe(tmp_path / "recipe.toml", teacher)
-    report = finish(recombine.recombine(recipe, tmp_path / "mix", sources, 3, ["report.latency=false"]))
+    run = recombine.recombine(recipe, tmp_path / "mix", sources, 3, ["report.latency=false"])
+    assert status_of(tmp_path / "mix")["state"] == "stopped"
+    report = finish(run)
+    assert status_of(tmp_path / "mix")["state"] == "complete"
     assert report["export"]["passed"]
     merged, left = (load_student(tmp_path / "mix" / "stages" / name) for name in ("00-recombined", "01-distil"))
     assert sizes(left.config) == {**sizes(config), "vision/layers": 2, "vision/mlp": 24}
