@@ -49,12 +49,14 @@ class Task(NamedTuple):
         preset: preset of the teacher.
         rows: number of training rows.
         steps: the teacher's steps of 64 on what pictures show.
+        answers: its steps of 64 on answers, with a frozen image side.
     """
 
     draw: Draw
     preset: str
     rows: int = 12_000
     steps: int = 1200
+    answers: int = 2000
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -63,7 +65,7 @@ class Task(NamedTuple):
 
 
 TASKS = {
-    "digits": Task(digits.record, "llava-tiny", rows=24_000, steps=1800),
+    "digits": Task(digits.record, "llava-tiny", rows=48_000, steps=2400, answers=3000),
     "charts": Task(charts.record, "llava-tiny"),
     "photos": Task(photos.record, "blip2-opt-tiny"),
 }
@@ -92,7 +94,7 @@ def run(name: str, folder: Path, out: Path, *, smaller: str, minutes: float) -> 
     with bar(f"{name}: rows", task.rows) as update:
         write(task.draw, rows, task.sizes, lambda file, done, _: update(done, file))
     teacher, student = place / "teacher", place / f"student-{smaller}"
-    _train(task, rows, teacher, {"preset": task.preset}, _teacher_phases(task.steps))
+    _train(task, rows, teacher, {"preset": task.preset}, _teacher_phases(task))
     data = ["--data", f"{rows}/train.jsonl", "--test", f"{rows}/test.jsonl"]
     budget = ["--smaller", smaller, "--minutes", f"{minutes:g}"]
     _antgmm("compress", "--model", f"{teacher}/export", *data, *budget, "--run", f"{student}")
@@ -122,11 +124,11 @@ def _save(figures: Mapping[str, Mapping[str, Any]], out: Path) -> None:
     write_text(out.with_suffix(".md"), markdown(figures))
 
 
-def _teacher_phases(steps: int) -> list[dict[str, Any]]:
+def _teacher_phases(task: Task) -> list[dict[str, Any]]:
     """What pictures show, then answers, first with a frozen image side, as the guide on a user's own data says."""
     return [
-        {"name": "facts", "kind": "facts", "steps": steps},
-        {"name": "answers", "kind": "answers", "steps": 2000, "frozen": ["vision", "bridge"]},
+        {"name": "facts", "kind": "facts", "steps": task.steps},
+        {"name": "answers", "kind": "answers", "steps": task.answers, "frozen": ["vision", "bridge"]},
         {"name": "together", "kind": "answers", "steps": 1000, "optimizer": {**OPTIMIZER, "learning_rate": GENTLE}},
     ]
 
