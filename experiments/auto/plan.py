@@ -195,7 +195,7 @@ def _sizes(config: LMMConfig, choice: Chosen, samples: Samples) -> Iterator[str]
     yield f"parameters: {count(old)} to {count(new)}, {old / new:.1f} times fewer{timed}"
     for axis, size in before.items():
         grown = choice.sensitivity.increases.get(axis)
-        why = "" if grown is None else f" (loss {grown:+.2f} with half of it closed)"
+        why = "" if grown is None else f" (loss {grown:+.2f} with three quarters of it closed)"
         yield f"  {axis}: {size} to {after[axis]}{why}"
     yield from of_words(choice.sized.config, len(used_tokens(samples)))
 

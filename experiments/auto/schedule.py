@@ -25,6 +25,10 @@ WIDTH = 128
 IMAGE_RATE, LANGUAGE_RATE = 1e-2, 3e-3
 DECAY = 0.1
 """Ten times the usual weight decay: +15 points in docs/lab/calibration.md."""
+LARGE, SMALL, ENOUGH = 64, 16, 600
+"""Rows a step of the stage at the constant rate are `LARGE` if that leaves `ENOUGH` steps, else `SMALL`; those of the
+last stage are `SMALL`. What is learnt suddenly was learnt within 600 steps of 64 in each of five runs, and with
+batches of 16 in one of three (docs/lab/tasks.md)."""
 LONGEST, FEWEST = 3.0, 20
 """Steps are at most this multiple of the aim, and at least this many."""
 IMAGE = 0.2
@@ -96,11 +100,11 @@ def stages(config: LMMConfig, wanted: Mapping[str, int], rows: int, scale: Scale
         tuned: settings of the language stages.
     """
     image, text = by_side(config, wanted)
-    batch, small = _batch(64, rows), _batch(16, rows)
+    large, small = _batch(LARGE, rows), _batch(SMALL, rows)
     result = []
     if image:
-        steps = _steps(scale.image * min(IMAGE_VISITS, EPOCHS * max(rows, FEW)), batch)
-        optimizer = {"learning_rate": _rate(IMAGE_RATE, config, wanted, "vision/embed"), "batch_size": batch}
+        steps = _steps(scale.image * min(IMAGE_VISITS, EPOCHS * max(rows, FEW)), large)
+        optimizer = {"learning_rate": _rate(IMAGE_RATE, config, wanted, "vision/embed"), "batch_size": large}
         result.append(
             {
                 "name": "image",
@@ -113,29 +117,31 @@ def stages(config: LMMConfig, wanted: Mapping[str, int], rows: int, scale: Scale
                 "sizes": image,
             }
         )
-    half = _steps(scale.text * LANGUAGE_VISITS / 2, small)
-    settle = language_stage(config, text, rows, tuned, half)
-    cut = {name: settle.pop(name) for name in ("importance", "sizes") if name in settle}
-    language = {**settle, "optimizer": {**settle["optimizer"], "schedule": "constant"}, **cut}
+    half = scale.text * LANGUAGE_VISITS / 2
+    first = large if half >= ENOUGH * large else small
+    language = language_stage(config, text, tuned, _steps(half, first), first)
+    language["optimizer"]["schedule"] = "constant"
+    settle = language_stage(config, text, tuned, _steps(half, small), small)
+    settle = {name: value for name, value in settle.items() if name not in ("importance", "sizes")}
     return [*result, {"name": "language", **language}, {"name": "settle", "repeat": "auto", **settle}]
 
 
-def language_stage(config: LMMConfig, text: Mapping[str, int], rows: int, tuned: Tuned, steps: int) -> dict[str, Any]:
+def language_stage(config: LMMConfig, text: Mapping[str, int], tuned: Tuned, steps: int, batch: int) -> dict[str, Any]:
     """Returns a stage that cuts and trains the language model, without its name.
 
     Args:
         config: config of the teacher.
         text: axis -> units to cut in it.
-        rows: number of training rows.
         tuned: optimizer and rate.
         steps: number of steps.
+        batch: rows a step.
     """
     # An image side that cannot be cut first is cut and trained with the language model.
     whole = any(on_image_side(axis) for axis in text)
     optimizer = {
         "kind": tuned.kind,
         "learning_rate": _rate(LANGUAGE_RATE * tuned.rate, config, text, "text/embed"),
-        "batch_size": _batch(16, rows),
+        "batch_size": batch,
         "warmup": _warmup(steps),
     }
     stage = {"recover_steps": steps, "shift": 1, "optimizer": optimizer}
@@ -186,7 +192,14 @@ def fitted(
     most = LONGEST if goal.minutes else 1.0
     both = left / (of_image + of_text)
     image = max(both, min(1.0, IMAGE * left / of_image)) if of_image else 1.0
-    image, text = (max(0.01, min(most, scale)) for scale in (image, (left - image * of_image) / of_text))
+    image = max(0.01, min(most, image))
+
+    def affordable(each: float) -> float:
+        return max(0.01, min(most, (left - image * of_image) / each))
+
+    text = affordable(of_text)
+    if (longer := written(0.01, text)[1] - few) > 0:  # with fewer steps the batches are smaller, and a row takes longer
+        text = affordable(longer / text)
     return written(image, text)
 
 
@@ -219,6 +232,11 @@ def _expected(raw: Mapping[str, Any], config: LMMConfig, machine: Machine) -> fl
 
 def _steps(visits: float, batch: int) -> int:
     return max(FEWEST, round(visits / batch))
+
+
+def small_batch(rows: int) -> int:
+    """Returns the batch size of the last stage for a number of training rows."""
+    return _batch(SMALL, rows)
 
 
 def _batch(most: int, rows: int) -> int:

@@ -41,7 +41,7 @@ class Sensitivity(NamedTuple):
     """Sensitivity of a model.
 
     Attributes:
-        increases: axis -> increase of the loss when half of the axis is closed without training.
+        increases: axis -> increase of the loss when three quarters of the axis are closed without training.
         rows: rows that importance and sensitivity were measured on.
         wanted: the same with enough time.
     """

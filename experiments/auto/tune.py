@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from antgmm_jax.config import LMMConfig
 from distill import NO_TEACHER
 from experiments.auto.look import Look, spread
-from experiments.auto.schedule import Machine, Tuned, language_stage
+from experiments.auto.schedule import Machine, Tuned, language_stage, small_batch
 from experiments.auto.sizing import by_side
 from experiments.run.features import ImageFeatures
 from experiments.run.host.console import say
@@ -138,5 +138,5 @@ def _recipe(
     tables: Mapping[str, Any], config: LMMConfig, text: Mapping[str, int], rows: int, candidate: Tuned, *, steps: int
 ) -> Recipe:
     """A recipe with only the language stage, without shifts: they would need features of four views."""
-    stage = {**language_stage(config, text, rows, candidate, steps), "name": "tune", "shift": 0}
+    stage = {**language_stage(config, text, candidate, steps, small_batch(rows)), "name": "tune", "shift": 0}
     return recipe_of({**tables, "stage": [stage]}, "plan")

@@ -315,33 +315,59 @@ def test_scores_take_a_fifth_of_the_time():
 def test_the_time_for_scores_is_taken_from_the_steps():
     raw, config, wanted, machine = planned("llava")
     time = fitted(GOAL, raw, config, wanted, machine, Tuned())[1]
-    goal, steps = GOAL._replace(minutes=(time + machine.spent) / 60), []
+    goal, rows = GOAL._replace(minutes=(time + machine.spent) / 60), []
     for scored in (0, 1000, 2000):
         tables, expected = fitted(goal, raw, config, wanted, machine.scoring(scored), Tuned())
         assert expected == pytest.approx(time, rel=0.01)
-        steps.append(sum(stage["recover_steps"] for stage in tables["stage"]))
-    assert steps[0] > steps[1] > steps[2]
+        rows.append(np.dot(steps_of(tables["stage"]), batches_of(tables["stage"])))
+    assert rows[0] > rows[1] > rows[2]
 
 
 def test_the_image_side_gets_a_fifth_of_a_short_time():
     raw, config, wanted, machine = planned("llava")
-    aim = stages(config, wanted, 5000, Scale(1.0, 1.0), Tuned())
 
-    def time(*steps):
-        some = [{**stage, "recover_steps": number} for stage, number in zip(aim, steps, strict=True)]
+    def time(some, *steps):
+        some = [{**stage, "recover_steps": number} for stage, number in zip(some, steps, strict=True)]
         recipe = recipe_of({**raw, "stage": some}, "plan")
         return sum(forecast.seconds(part, machine.rate) for part in forecast.parts(recipe, config, machine.rows))
 
-    def steps_within(seconds):
+    def stages_within(seconds):
         goal = GOAL._replace(minutes=(machine.spent + seconds) / 60)
-        return [stage["recover_steps"] for stage in fitted(goal, raw, config, wanted, machine, Tuned())[0]["stage"]]
+        return fitted(goal, raw, config, wanted, machine, Tuned())[0]["stage"]
 
-    none, whole = time(21, 21, 21), [stage["recover_steps"] for stage in aim]
-    assert steps_within(time(*whole)) == pytest.approx(whole, rel=0.01)
-    image, language, settle = steps_within((none + time(*whole)) / 2)
-    assert (time(image, 21, 21) - none) / (time(image, language, settle) - none) == pytest.approx(IMAGE, abs=0.01)
-    assert image / whole[0] > 0.5 > language / whole[1]
-    assert time(image, language, settle) == pytest.approx((none + time(*whole)) / 2, rel=0.01)
+    aim = stages(config, wanted, 5000, Scale(1.0, 1.0), Tuned())
+    whole, batches = steps_of(aim), [64, 64, 16]
+    assert batches_of(aim) == batches and whole[2] == 4 * whole[1]
+    enough = time(aim, *whole)
+    assert steps_of(stages_within(enough)) == pytest.approx(whole, rel=0.01)
+    few = stages(config, wanted, 5000, Scale(0.01, 0.01), Tuned())
+    none = time(few, 21, 21, 21)
+    short = stages_within((none + enough) / 2)
+    # Fewer than 600 steps of 64: more steps of 16.
+    assert batches_of(short) == [64, 16, 16]
+    image, language, settle = steps_of(short)
+    assert (time(short, image, 21, 21) - none) / (time(short, image, language, settle) - none) == pytest.approx(
+        IMAGE, abs=0.01
+    )
+    assert image / whole[0] > 0.5 > language * 16 / (whole[1] * 64)
+    assert time(short, image, language, settle) == pytest.approx((none + enough) / 2, rel=0.01)
+
+
+def test_a_plan_has_at_least_600_steps_of_64_or_more_steps_of_16():
+    _, config, wanted, _ = planned("llava")
+    for scale, batches, steps in ((1.0, [64, 16], [625, 2500]), (0.95, [16, 16], [2375, 2375])):
+        some = stages(config, wanted, 5000, Scale(1.0, scale), Tuned())[1:]
+        assert (batches_of(some), steps_of(some)) == (batches, steps)
+    some = stages(config, wanted, 100, Scale(1.0, 1.0), Tuned())[1:]  # a quarter of the rows at most
+    assert batches_of(some) == [25, 16]
+
+
+def steps_of(some):
+    return [stage["recover_steps"] for stage in some]
+
+
+def batches_of(some):
+    return [stage["optimizer"]["batch_size"] for stage in some]
 
 
 def test_the_tuner_sees_no_row_twice():
