@@ -4,11 +4,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from data.limits import BadRow, quoted
-from data.record import Turn, images_first
+from data.record import ROLES, Turn, images_first
 
 TURNS = ("messages", "conversations")
 """Names of the field with the turns."""
-_ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
+_ROLES = {**{role: role for role in ROLES}, "human": "user", "gpt": "assistant"}
+"""Names of roles in rows -> role."""
 _PLACE = "<image>"
 """Place of an image in a turn that is a string."""
 PATHS = ("image", "path", "url", "image_url")

@@ -12,6 +12,8 @@ Arrays = dict[str, Any]
 """A tree of NumPy arrays: an encoded record, or a batch with a leading axis of records."""
 PROMPT = "[text: {text} ]question: {question}"
 """The default prompt template."""
+ROLES = ("system", "user", "assistant")
+"""Roles of the turns of a conversation."""
 _OPTIONAL = re.compile(r"\[([^\[\]]*\{text\}[^\[\]]*)\]")
 
 
@@ -19,7 +21,7 @@ class Turn(NamedTuple):
     """A turn of a conversation.
 
     Attributes:
-        role: "system", "user" or "assistant".
+        role: one of `ROLES`.
         parts: texts, and None in the place of each image.
     """
 

@@ -9,13 +9,13 @@ import numpy as np
 from antgmm_jax.errors import AntgmmError
 from data.files import decode_image
 from data.limits import MOST_PIXELS, check_text
+from data.record import ROLES
 
 _DATA, _CODED = "data:", "base64,"
 MOST_TURNS = 1000
 """Messages of a request, and parts of a message."""
 MOST_IMAGES = 100
 """Images of a request; each is made as large as the model reads it before the length of the request is known."""
-ROLES = ("system", "user", "assistant")
 DEEPEST = 16
 """Levels of a request; a chat request has seven."""
 FORM = "the request is no chat request of the OpenAI interface: see docs/guides/serving.md"
