@@ -65,10 +65,6 @@ class Answers(litserve.LitAPI):
         except BaseException as error:  # of processors, which raise many kinds; a panic of tokenizers is no Exception
             return f"the model cannot read the request: {' '.join(str(error).split()) or type(error).__name__}"
 
-    def batch(self, inputs: list[Question | str]) -> list[Question | str]:
-        """Returns the requests of a batch as they are."""
-        return inputs
-
     def predict(self, questions: Sequence[Question | str]) -> list[Any]:
         """Answers the questions of a batch; a reason stays, as an error."""
         assert self._model is not None
@@ -76,10 +72,6 @@ class Answers(litserve.LitAPI):
             return self.predict([questions])[0]
         answers = iter(self._model.answers([one for one in questions if isinstance(one, Question)]))
         return [next(answers) if isinstance(one, Question) else AntgmmError(one) for one in questions]
-
-    def unbatch(self, output: list[Any]) -> list[Any]:
-        """Returns the answers of a batch as they are."""
-        return output
 
     def encode_response(self, output: Answer | AntgmmError) -> Any:
         """Writes an answer as a chat completion, or an error with status 400, 500 if it is the model's."""

@@ -291,6 +291,11 @@ def test_what_is_no_request_has_status_400(tmp_path, body):
     assert len(reply.text) < 200
 
 
+def test_a_server_without_batches_warns_of_nothing(tmp_path):
+    # Warnings are errors in tests.
+    application(Answers(tmp_path, "m", max_new_tokens=TOKENS, most=1, wait=0.01), "m", timeout=1.0)
+
+
 def test_a_taken_port_is_one_line():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
