@@ -13,6 +13,7 @@ from typing import Annotated, Any, NoReturn
 import litserve
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from litserve.utils import WorkerSetupStatus
 from prometheus_client import CollectorRegistry, Counter, Histogram, make_asgi_app
 from pydantic import AfterValidator
 
@@ -25,6 +26,8 @@ from experiments.serving.requests import FORM, check_options, conversation, most
 CHAT, METRICS = "/v1/chat/completions", "/metrics"
 LARGEST = 64 << 20
 """Bytes of a request."""
+_POLL = 0.05
+"""Seconds between looks at the process that loads the model."""
 
 
 class Answers(litserve.LitAPI):
@@ -155,7 +158,7 @@ def serve(api: Answers, name: str, *, host: str, port: int, timeout: float) -> N
         timeout: seconds that a request may wait.
 
     Raises:
-        AntgmmError: the model cannot be loaded.
+        AntgmmError: the model cannot be loaded, or its process died meanwhile.
     """
     server = application(api, name, timeout=timeout)
     signal.signal(signal.SIGTERM, partial(_stop, os.getpid()))
@@ -163,6 +166,29 @@ def serve(api: Answers, name: str, *, host: str, port: int, timeout: float) -> N
         server.run(host=host, port=port, num_api_servers=1, generate_client_file=False, log_level="warning")
     except RuntimeError as error:
         raise AntgmmError(f"the server ends: {error}; the lines above say why") from error
+
+
+class _Server(litserve.LitServer):
+    """LitServe, which would wait for ever for a process that is killed while it loads the model."""
+
+    def verify_worker_status(self) -> None:
+        """Waits until the model is loaded.
+
+        Raises:
+            AntgmmError: a process died before.
+            RuntimeError: the model cannot be loaded.
+        """
+        while self._starting():
+            for process in self.inference_workers:
+                if not process.is_alive() and self._starting():  # it writes its status before it ends
+                    code = f"exit code {process.exitcode}"
+                    remedy = "choose a machine with more memory" if process.exitcode == -signal.SIGKILL else "try again"
+                    raise AntgmmError(f"the worker died while it was loading the model ({code}): {remedy}")
+            time.sleep(_POLL)
+        super().verify_worker_status()
+
+    def _starting(self) -> bool:
+        return all(status == WorkerSetupStatus.STARTING for status in self.workers_setup_status.values())
 
 
 def application(api: Answers, name: str, *, timeout: float) -> litserve.LitServer:
@@ -174,7 +200,7 @@ def application(api: Answers, name: str, *, timeout: float) -> litserve.LitServe
         timeout: seconds that a request may wait.
     """
     registry = CollectorRegistry()
-    server = litserve.LitServer(
+    server = _Server(
         api,
         accelerator="cpu",
         timeout=timeout,

@@ -14,10 +14,12 @@ import urllib.error
 import urllib.request
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
+from litserve.utils import WorkerSetupStatus
 from PIL import Image
 from prometheus_client import CollectorRegistry
 
@@ -302,6 +304,16 @@ def test_a_taken_port_is_one_line():
         taken.listen()
         with pytest.raises(AntgmmError, match=r"cannot listen at 127\.0\.0\.1:\d+ .*: choose another --port"):
             check_port("127.0.0.1", taken.getsockname()[1])
+
+
+@pytest.mark.parametrize(("code", "remedy"), [(-9, "choose a machine with more memory"), (1, "try again")])
+def test_a_worker_that_dies_while_it_loads_is_one_line(tmp_path, monkeypatch, code, remedy):
+    server = application(Answers(tmp_path, "m", max_new_tokens=TOKENS, most=2, wait=0.01), "m", timeout=1.0)
+    server.workers_setup_status = {"completions_0": WorkerSetupStatus.STARTING}
+    server.inference_workers = [SimpleNamespace(is_alive=lambda: False, exitcode=code)]
+    monkeypatch.setattr("time.sleep", lambda seconds: pytest.fail("waits for a dead process"))
+    with pytest.raises(AntgmmError, match=rf"^the worker died while it was .* \(exit code {code}\): {remedy}$"):
+        server.verify_worker_status()
 
 
 @pytest.mark.long
