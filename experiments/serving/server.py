@@ -172,12 +172,20 @@ class _Server(litserve.LitServer):
     """LitServe, which would wait for ever for a process that is killed while it loads the model."""
 
     def verify_worker_status(self) -> None:
-        """Waits until the model is loaded.
+        """Waits until the model is loaded; ends all processes if it is not.
 
         Raises:
             AntgmmError: a process died before.
             RuntimeError: the model cannot be loaded.
         """
+        try:
+            self._wait()
+        except BaseException:  # also at SIGTERM
+            for process in self.inference_workers:
+                process.kill()
+            raise
+
+    def _wait(self) -> None:
         while self._starting():
             for process in self.inference_workers:
                 if not process.is_alive() and self._starting():  # it writes its status before it ends

@@ -310,10 +310,23 @@ def test_a_taken_port_is_one_line():
 def test_a_worker_that_dies_while_it_loads_is_one_line(tmp_path, monkeypatch, code, remedy):
     server = application(Answers(tmp_path, "m", max_new_tokens=TOKENS, most=2, wait=0.01), "m", timeout=1.0)
     server.workers_setup_status = {"completions_0": WorkerSetupStatus.STARTING}
-    server.inference_workers = [SimpleNamespace(is_alive=lambda: False, exitcode=code)]
+    server.inference_workers = [SimpleNamespace(is_alive=lambda: False, exitcode=code, kill=lambda: None)]
     monkeypatch.setattr("time.sleep", lambda seconds: pytest.fail("waits for a dead process"))
     with pytest.raises(AntgmmError, match=rf"^the worker died while it was .* \(exit code {code}\): {remedy}$"):
         server.verify_worker_status()
+
+
+def test_sigterm_while_the_model_loads_ends_the_worker(tmp_path, monkeypatch):
+    def stop(seconds):
+        raise KeyboardInterrupt
+
+    server, killed = application(Answers(tmp_path, "m", max_new_tokens=TOKENS, most=2, wait=0.01), "m", timeout=1.0), []
+    server.workers_setup_status = {"completions_0": WorkerSetupStatus.STARTING}
+    server.inference_workers = [SimpleNamespace(is_alive=lambda: True, kill=lambda: killed.append(0))]
+    monkeypatch.setattr("time.sleep", stop)
+    with pytest.raises(KeyboardInterrupt):
+        server.verify_worker_status()
+    assert killed == [0]
 
 
 @pytest.mark.long
