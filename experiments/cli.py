@@ -7,7 +7,8 @@ run that SIGTERM ended.
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,9 @@ SHOWN = (
 RESUMED = ("demo", "train", "compress", "recombine", "study", "tasks", "peers")
 """Commands that resume when they are run again."""
 
+_UsageError: Any = typer.BadParameter.__base__
+"""An error in the arguments. Its module, and that of a context, depend on the version of typer."""
+
 
 class _Group(TyperGroup):
     """Prints errors that the user can fix as one line with an exit code; bugs keep their traceback."""
@@ -42,11 +46,12 @@ class _Group(TyperGroup):
         for argument in args:
             if (shown := argument.encode(errors="replace").decode()) != argument:
                 raise _failure(f"{shown} is not UTF-8: rename it")
-        return super().parse_args(ctx, args)
+        with _usage_errors(ctx):
+            return super().parse_args(ctx, args)
 
     def invoke(self, ctx) -> Any:
         try:
-            with disk_errors():
+            with disk_errors(), _usage_errors(ctx):
                 return super().invoke(ctx)
         except AntgmmError as error:
             raise _failure(str(error)) from error
@@ -61,6 +66,19 @@ class _Group(TyperGroup):
         except preemption.Preempted as error:
             typer.echo("preempted, and saved; run the same command to resume", err=True)
             raise typer.Exit(preemption.EXIT_CODE) from error
+
+
+@contextmanager
+def _usage_errors(ctx: Any) -> Iterator[None]:
+    """Prints errors in the arguments of a group or its command as one line; typer would draw a box."""
+    try:
+        yield
+    except _UsageError as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # it has printed the help
+            raise
+        message = " ".join(error.format_message().split()).rstrip(".")
+        command = " ".join(filter(None, (ctx.command_path, ctx.invoked_subcommand)))
+        raise _failure(str(AntgmmError(f"{message[:1].lower()}{message[1:]} (see {command} --help)"))) from error
 
 
 def _failure(message: str) -> typer.Exit:

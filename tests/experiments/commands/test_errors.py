@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 
 import pytest
 
@@ -135,9 +134,29 @@ def test_unknown_forms_of_data_are_refused(data, message):
         records(data, 0)
 
 
-def test_a_wrong_option_is_a_usage_error(antgmm):
-    assert antgmm("cost", "--batch", "0").exit_code == 2
-    assert antgmm("dmeo").exit_code == 2
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["cost", "--batch", "0"], "invalid value for '--batch': "),
+        (["cost", "--bacth", "1"], "no such option: --bacth"),
+        (["cost", "a", "b\nc"], "got unexpected extra argument"),
+        (["cost", "--preset"], "option '--preset' requires an argument (see antgmm cost --help)"),
+        (["shrink", "m"], "missing option '--out' (see antgmm shrink --help)"),
+        (["lab", "bnech"], "no such command 'bnech'. Did you mean 'bench'? (see antgmm lab --help)"),
+        (["dmeo"], "no such command 'dmeo'. Did you mean 'demo'? (see antgmm --help)"),
+        (["--quick"], "no such option: --quick (see antgmm --help)"),
+    ],
+)
+def test_usage_errors_are_one_line(refused, words, message):
+    complaint = refused(*words)
+    assert complaint.startswith(message)
+    assert complaint.endswith(" --help)")
+
+
+@pytest.mark.parametrize("words", [[], ["lab"]])
+def test_a_group_without_a_command_shows_its_help(antgmm, words):
+    result = antgmm(*words)
+    assert "Commands" in result.output and "error: " not in result.output
 
 
 def test_a_stopped_run_says_how_to_resume(antgmm, monkeypatch, teacher, tmp_path):
@@ -199,10 +218,9 @@ def test_a_full_disk_is_refused_in_one_line(refused, monkeypatch, teacher, tmp_p
         ("package", "m", "--out", "o.stablehlo", "--batch", "9" * 30),
     ],
 )
-def test_numbers_have_bounds_before_arrays_of_this_size_are_made(antgmm, words):
-    result = antgmm(*words)
-    assert result.exit_code == 2
-    assert "less than or equal to" in re.sub(r"[\s│]+", " ", result.stderr)  # without the box and its line breaks
+def test_numbers_have_bounds_before_arrays_of_this_size_are_made(refused, words):
+    complaint = refused(*words)
+    assert "less than or equal to" in complaint or "is not in the range" in complaint
 
 
 def test_a_terminal_without_a_width_gets_results(antgmm, monkeypatch):
