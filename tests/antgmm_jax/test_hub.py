@@ -17,7 +17,7 @@ from antgmm_jax.io import hub
 from antgmm_jax.io.convert import load_hf, save_hf
 from data.readers import read_records
 from tests import reference
-from tests.data.test_readers import picture, png
+from tests.data.own_files import picture, png
 from tests.hub_mirror import mirrored
 
 ROOT = Path(__file__).resolve().parents[2]

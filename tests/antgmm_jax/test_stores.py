@@ -10,7 +10,7 @@ from antgmm_jax.io import stores
 from antgmm_jax.io.convert import load_hf
 from data.readers import read_records
 from tests import reference
-from tests.data.test_readers import picture, png
+from tests.data.own_files import picture, png
 
 
 @pytest.fixture

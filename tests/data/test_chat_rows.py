@@ -14,7 +14,7 @@ from data.limits import BadRow
 from data.readers import read_records
 from data.record import Turn
 from data.rows import parse
-from tests.data.test_readers import folder, good, lines, picture, png, read  # noqa: F401
+from tests.data.own_files import good, lines, picture, png, read
 
 HUMAN, GPT = ({"from": speaker} for speaker in ("human", "gpt"))
 USER, ASSISTANT = ({"role": role} for role in ("user", "assistant"))
@@ -32,7 +32,7 @@ def parsed(turns, **more):
     return [(turn.role, *turn.parts) for turn in row.turns], row.images, row.answer
 
 
-def test_llavas_instruction_file_is_read(folder):  # noqa: F811
+def test_llavas_instruction_file_is_read(folder):
     """Repeated ids, rows without pictures, a placeholder at the end, and a record with several questions."""
     first = [{**HUMAN, "value": "<image>\nwhat is it?"}, {**GPT, "value": " a dog\n"}]
     more = [{**HUMAN, "value": "which colour?"}, {**GPT, "value": "brown"}]
@@ -179,7 +179,7 @@ def test_parquet_with_messages_and_images(tmp_path):
     assert_chats(read("parquet", tmp_path))
 
 
-def saved_to_disk(folder, tables, names=()):  # noqa: F811
+def saved_to_disk(folder, tables, names=()):
     """Writes a folder like `datasets.Dataset.save_to_disk`: Arrow streams and a list of their names."""
     folder.mkdir(parents=True, exist_ok=True)
     names = names or [f"data-{number:05d}-of-{len(tables):05d}.arrow" for number in range(len(tables))]
@@ -233,7 +233,7 @@ def test_shards_with_conversations(tmp_path):
         np.testing.assert_array_equal(image, picture(number))
 
 
-def test_a_digest_covers_pictures_named_in_parts(folder):  # noqa: F811
+def test_a_digest_covers_pictures_named_in_parts(folder):
     def chat(**part):
         return {"messages": [{**USER, "content": [{**IMAGE, **part}, text("?")]}, RED]}
 
@@ -266,7 +266,7 @@ def test_turns_as_an_object_of_lists():
         parse({"conversations": {"from": ["human", "gpt"], "value": ["what?"]}})
 
 
-def test_a_digest_covers_pictures_in_objects_in_values_and_by_whole_paths(folder):  # noqa: F811
+def test_a_digest_covers_pictures_in_objects_in_values_and_by_whole_paths(folder):
     part = {"type": "image", "path": "images/0.png"}
     whole = str(folder / "images" / "0.png")
     rows = {

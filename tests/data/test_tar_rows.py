@@ -1,0 +1,90 @@
+"""Rows of WebDataset shards."""
+
+import io
+import json
+import tarfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from antgmm_jax.errors import AntgmmError
+from data.readers import read_records
+from tests.data.own_files import picture, png, read
+
+
+def test_webdataset_shards(tmp_path):
+    members = {
+        "x/a.png": png(picture(0)),
+        "x/a.json": json.dumps({"question": "q", "answer": "a"}).encode(),
+        "x/b.json": b"{}",
+        "x/._a.png": b"left by macOS",
+    }
+    with tarfile.open(tmp_path / "0.tar", "w") as archive:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    with pytest.raises(AntgmmError, match=r"1 of 2 rows.*\n0\.tar x/b: needs an image and a \.json, has \.json"):
+        read("webdataset", tmp_path)
+    with tarfile.open(tmp_path / "0.tar", "w") as archive:
+        for name in ("x/._a.png", "x/a.png", "x/a.json"):
+            info = tarfile.TarInfo(name)
+            info.size = len(members[name])
+            archive.addfile(info, io.BytesIO(members[name]))
+    (record,) = read("webdataset", tmp_path)
+    np.testing.assert_array_equal(record.images[0], picture(0))
+
+
+def test_webdataset_pictures_in_any_form_and_no_links(tmp_path):
+    buffer = io.BytesIO()
+    Image.fromarray(picture(1)).save(buffer, "TIFF")
+    members = {"a.0.PNG": png(picture(0)), "a.1.tiff": buffer.getvalue(), "a.json": b'{"question": "q", "answer": "a"}'}
+
+    def write(link=""):
+        with tarfile.open(tmp_path / "0.tar", "w") as archive:
+            for name, content in members.items():
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
+            if link:
+                info = tarfile.TarInfo(link)
+                info.type, info.linkname = tarfile.SYMTYPE, "a.0.PNG"
+                archive.addfile(info)
+
+    write()
+    (record,) = read("webdataset", tmp_path)
+    for number, image in enumerate(record.images):
+        np.testing.assert_array_equal(image, picture(number))
+    assert len(record.images) == 2
+    write(link="a.2.png")
+    with pytest.raises(AntgmmError, match=r"0\.tar: a\.2\.png is a link: write the file itself"):
+        read("webdataset", tmp_path)
+
+
+def test_samples_of_shards_are_read_by_offset(tmp_path):
+    long = "d" * 120
+    shards = {
+        "0.tar": {f"{long}/a.0.png": png(picture(0)), f"{long}/a.1.jpg.png": png(picture(1)), f"{long}/a.json": None},
+        "1.tar": {
+            "b.json": b'{"question": "q", "answer": "none", "images": []}',
+            "c.png": png(picture(1)),
+            "c.json": None,
+        },
+    }
+    shards["1.tar"]["c.json"] = None
+    for name, members in shards.items():
+        with tarfile.open(tmp_path / name, "w") as archive:
+            for member, content in members.items():
+                content = content or json.dumps({"question": "q", "answer": member[0]}).encode()
+                info = tarfile.TarInfo(member)
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
+    records = read_records("webdataset", tmp_path)
+    assert len(records) == 3
+    expected = [(f"0.tar {long}/a", "d", 2), ("1.tar b", "none", 0), ("1.tar c", "c", 1)]
+    for number in (2, 0, 1):
+        record = records[number]
+        assert (record.id, record.answer, len(record.images)) == expected[number]
+    np.testing.assert_array_equal(records[0].images[1], picture(1))
+    np.testing.assert_array_equal(records[2].images[0], picture(1))
