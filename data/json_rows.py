@@ -76,8 +76,12 @@ class JsonRows:
 
     def digest(self) -> str:
         """Returns a digest of the file's content, and of size and time of all image files."""
+        return images_digest(self._digest, self.path.parent, self.named())
+
+    def named(self) -> list[str]:
+        """Returns the image paths in all rows."""
         names = kept("images of JSON rows", self.files, lambda: {"names": to_bytes(self._image_names())})["names"]
-        return images_digest(self._digest, self.path.parent, from_bytes(names))
+        return from_bytes(names)
 
     def _image_names(self) -> Iterator[str]:
         return (name for raw in self for name in image_names(raw))

@@ -78,8 +78,12 @@ class ParquetRows:
 
     def digest(self) -> str:
         """Returns a digest of names, sizes and times of the files, and of sizes and times of all image files."""
+        return images_digest(files_digest(self.files), self._folder, self.named())
+
+    def named(self) -> list[str]:
+        """Returns the image paths in all rows."""
         names = kept("images of Parquet rows", self.files, lambda: {"names": to_bytes(self._image_names())})["names"]
-        return images_digest(files_digest(self.files), self._folder, from_bytes(names))
+        return from_bytes(names)
 
     def _image_names(self) -> Iterator[str]:
         for file in self.files:

@@ -3,12 +3,12 @@
 import hashlib
 import json
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
 from os.path import isdir, isfile, lexists
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,44 +16,20 @@ from antgmm_jax.errors import AntgmmError
 from antgmm_jax.extras import require
 from antgmm_jax.io.files import check_regular
 from antgmm_jax.io.hub import local
+from data.copies import copied
 from data.json_rows import JsonRows
 from data.kept import Columns, kept
 from data.limits import BadRow, quoted, short
 from data.record import Record
 from data.rows import Row, parse
 from data.source import Source, evenly
+from data.table import Table
 from data.tar_rows import TarRows
 from data.tfds_rows import TfdsRows
 
 _SUFFIXES = {"jsonl": (".jsonl", ".json"), "parquet": (".parquet",), "arrow": (".arrow",), "webdataset": (".tar",)}
 HELD_OUT = 10
 """One row in this many is in the split "test" of files that have no splits."""
-
-
-@runtime_checkable
-class Table(Protocol):
-    """Random access to raw rows of files; rows that cannot be parsed are returned as `BadRow`.
-
-    Attributes:
-        files: the files with the rows.
-    """
-
-    files: Sequence[Path]
-
-    def __len__(self) -> int: ...
-    def __getitem__(self, number: int) -> Any: ...
-    def __iter__(self) -> Iterator[Any]: ...
-    def place(self, number: int) -> str:
-        """Describes the position of a row for messages."""
-        ...
-
-    def picture(self, name: str | bytes) -> np.ndarray:
-        """Reads an image of a row. Raises BadRow if it is missing or cannot be decoded."""
-        ...
-
-    def digest(self) -> str:
-        """Returns a digest of the files; equal if nothing has changed."""
-        ...
 
 
 class _Read(NamedTuple):
@@ -146,7 +122,7 @@ class FileSource(Source):
         """Whether two sources have rows of equal files in common."""
         if not isinstance(other, FileSource) or {self._split, other._split} == {"train", "test"}:
             return False
-        return self._table.digest() == other._table.digest()
+        return self._table.digest() == other._table.digest() or copied(self._table, other._table)
 
     def check(self, bad: Mapping[int, str]) -> None:
         """Raises one error that lists all invalid rows, or if there are too few records.

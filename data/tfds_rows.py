@@ -66,6 +66,10 @@ class TfdsRows:
         """Returns a digest of the split's name and of the files' names, sizes and times."""
         return f"{self._split} {files_digest(self.files)}"
 
+    def named(self) -> list[str]:
+        """Returns no image paths: such a file contains its images."""
+        return []
+
     def _fields(self, number: int) -> dict[str, Any]:
         try:
             with self._lock:  # the reader is not thread-safe

@@ -1,12 +1,17 @@
 """Which rows of a file are records, and whether two sources share rows."""
 
+import io
 import json
 import shutil
+import tarfile
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from antgmm_jax.errors import AntgmmError
 from data.readers import read_records
+from tests.data.own_files import picture, png
 
 
 @pytest.fixture
@@ -48,3 +53,56 @@ def test_sources_of_equal_files_overlap_unless_their_splits_exclude_each_other(r
     assert not whole.overlaps(read_records("jsonl", other))
     parts = (read_records("jsonl", file, split=split) for file, split in ((rows, "train"), (copy, "test")))
     assert not next(parts).overlaps(next(parts))
+
+
+def parquet(file, rows, **more):
+    columns = {"image": [[]] * rows, "question": [f"{n}?" for n in range(rows)], "answer": ["yes"] * rows}
+    pq.write_table(pa.table({**columns, **more}), file)
+    return file
+
+
+def test_a_copy_of_a_parquet_file_is_noticed_among_others(tmp_path):
+    folders = tmp_path / "a", tmp_path / "b"
+    for folder in folders:
+        folder.mkdir()
+    parquet(folders[0] / "train-0.parquet", 3)
+    first = parquet(folders[0] / "train-1.parquet", 4)
+    shutil.copyfile(first, folders[1] / "test.parquet")
+    train, test = (read_records("parquet", folder) for folder in folders)
+    assert train.overlaps(test) and test.overlaps(train)
+    assert train.overlaps(read_records("parquet", first))
+    other = parquet(tmp_path / "other.parquet", 4, answer=["no!"] * 4)  # of the same size
+    assert other.stat().st_size == first.stat().st_size
+    assert not train.overlaps(read_records("parquet", other))
+    splits = (read_records("parquet", file, split=split) for file, split in ((first, "train"), (test.path, "test")))
+    assert not next(splits).overlaps(next(splits))
+
+
+def test_only_parquet_files_of_equal_sizes_are_read_for_their_contents(tmp_path, monkeypatch):
+    files = [parquet(tmp_path / f"{rows}.parquet", rows) for rows in (3, 400)]
+    sources = [read_records("parquet", file) for file in files]
+    monkeypatch.setattr("hashlib.file_digest", lambda *_: pytest.fail("reads a file of another size"))
+    assert not sources[0].overlaps(sources[1])
+
+
+def test_equal_parquet_files_with_other_pictures_do_not_overlap(tmp_path):
+    for name in "ab":
+        (tmp_path / name / "images").mkdir(parents=True)
+        (tmp_path / name / "images" / "0.png").write_bytes(png(picture(ord(name))))
+        parquet(tmp_path / name / "rows.parquet", 1, image=["images/0.png"])
+    a, b = (read_records("parquet", tmp_path / name) for name in "ab")
+    assert not a.overlaps(b)
+    copy = shutil.copyfile(tmp_path / "a" / "rows.parquet", tmp_path / "a" / "copy.parquet")
+    assert a.overlaps(read_records("parquet", copy))
+
+
+def test_a_copy_of_a_shard_is_noticed(tmp_path):
+    for name in ("a/train.tar", "b/test.tar"):
+        (tmp_path / name).parent.mkdir()
+        with tarfile.open(tmp_path / name, "w") as archive:
+            for member, content in (("0.png", png(picture())), ("0.json", b'{"question": "q", "answer": "a"}')):
+                info = tarfile.TarInfo(member)
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
+    train, test = (read_records("webdataset", tmp_path / name) for name in "ab")
+    assert train.overlaps(test)
