@@ -1,11 +1,11 @@
-"""Random access to rows of Parquet files; the two row groups used last are kept in memory.
+"""Random access to rows of Parquet files; the row groups used last are kept in memory.
 
 A value that a file holds once for many rows (in a dictionary) is also once in memory, so that about what a row group
 takes is known before it is read.
 """
 
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
 from pathlib import Path
 from threading import Lock
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ from antgmm_jax.errors import AntgmmError
 from data.arrow_rows import all_rows, named_images, one_row, used_columns, value_bytes
 from data.files import decode_image, files_digest, images_digest, inside
 from data.kept import from_bytes, kept, to_bytes
-from data.limits import check_group
+from data.limits import GROUP_BYTES, check_group
 from data.rows import ALIASES, image_names
 
 _BUFFER = 1 << 20
@@ -27,6 +27,8 @@ _BATCH = 1 << 16
 """Number of rows of which the image paths are read together."""
 _VALUE_BYTES = 8
 """Memory of a value beside its text or bytes."""
+_KEPT_BYTES, _LEAST = 2 * GROUP_BYTES, 2
+"""Bytes of the row groups that are kept, and the number of those that are kept even if they have more."""
 
 
 class _Group(NamedTuple):
@@ -53,7 +55,8 @@ class ParquetRows:
         """Rows before each file."""
         self._groups = [(file, group) for file, groups in enumerate(sizes) for group in range(len(groups))]
         self._starts = np.cumsum([0, *(rows for groups in sizes for rows in groups)])
-        self._read, self._lock = lru_cache(maxsize=2)(self._group), Lock()
+        self._kept, self._lock = OrderedDict[int, _Group](), Lock()
+        """Row groups in memory, the one used last at the end."""
 
     def __len__(self) -> int:
         return int(self._rows[-1])
@@ -61,8 +64,19 @@ class ParquetRows:
     def __getitem__(self, number: int) -> Any:
         group = int(np.searchsorted(self._starts, number, "right")) - 1
         with self._lock:  # else two threads would read the same group
-            table, sizes = self._read(group)
+            self._keep(group)
+            table, sizes = self._kept[group]
         return one_row(table, number - int(self._starts[group]), sizes)
+
+    def _keep(self, group: int) -> None:
+        """Reads a row group unless it is kept, and forgets those that were not used for longest."""
+        if group in self._kept:
+            self._kept.move_to_end(group)
+            return
+        self._kept[group] = self._group(group)
+        total = sum(one.table.get_total_buffer_size() for one in self._kept.values())
+        while len(self._kept) > _LEAST and total > _KEPT_BYTES:
+            total -= self._kept.popitem(last=False)[1].table.get_total_buffer_size()
 
     def __iter__(self) -> Iterator[Any]:
         return (self[number] for number in range(len(self)))

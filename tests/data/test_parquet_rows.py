@@ -9,10 +9,9 @@ import pytest
 
 import data.maad as maad
 from antgmm_jax.errors import AntgmmError
+from data import parquet_rows
 from data.readers import read_records
-from data.writers import (
-    write_parquet,
-)
+from data.writers import write_parquet
 from tests.data.own_files import picture, png, read
 
 
@@ -63,3 +62,16 @@ def test_rows_of_parquet_are_read_by_group(tmp_path, monkeypatch):
         np.testing.assert_array_equal(records[row].images[0], source[row].images[0])
         assert records.words(row).id == source.words(row).id
     assert len(read_groups) < 5 + 7
+
+
+@pytest.mark.parametrize(("most", "reads"), [(1 << 20, 5), (0, 15)])
+def test_row_groups_are_kept_within_a_number_of_bytes(tmp_path, monkeypatch, most, reads):
+    monkeypatch.setattr(parquet_rows, "_KEPT_BYTES", most)
+    columns = {"image": [[]] * 10, "question": [f"{n}?" for n in range(10)], "answer": ["yes"] * 10}
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet", row_group_size=2)
+    table, read_group, numbers = parquet_rows.ParquetRows([tmp_path / "a.parquet"]), parquet_rows._read_group, []
+    monkeypatch.setattr(parquet_rows, "_read_group", lambda *about: numbers.append(about[2]) or read_group(*about))
+    for row in [0, 2, 4, 6, 8] * 3:
+        assert table[row]["question"] == f"{row}?"
+    assert len(numbers) == reads
+    assert len(table._kept) == (5 if most else 2)

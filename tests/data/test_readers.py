@@ -7,9 +7,7 @@ import pytest
 import data.maad as maad
 from antgmm_jax.errors import AntgmmError
 from data.readers import read_records
-from data.writers import (
-    write_parquet,
-)
+from data.writers import write_parquet
 from tests.data.own_files import good, lines, picture, png, read
 
 
