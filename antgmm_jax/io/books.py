@@ -1,4 +1,7 @@
-"""The books of runs and caches: JSON objects with a checksum of their contents, which is verified."""
+"""The books of runs and caches: JSON objects with a checksum of their contents, which is verified.
+
+JSON has neither NaN nor infinity, and other readers refuse a file with them; a book has null in their place.
+"""
 
 import hashlib
 import json
@@ -14,14 +17,14 @@ _CHECKSUM = "checksum"
 
 
 def sealed(record: Mapping[str, Any], default: Any = float) -> str:
-    """Returns a record as JSON text with its checksum.
+    """Returns a record as JSON text with its checksum; NaN and infinity become null.
 
     Args:
         record: values of JSON.
         default: converts other values.
     """
-    plain = json.loads(json.dumps(record, default=default))
-    return json.dumps({**plain, _CHECKSUM: _digest(plain)}, indent=1) + "\n"
+    plain = json.loads(json.dumps(record, default=default), parse_constant=lambda name: None)
+    return json.dumps({**plain, _CHECKSUM: _digest(plain)}, indent=1, allow_nan=False) + "\n"
 
 
 def write_book(path: Path, record: Mapping[str, Any]) -> None:
@@ -38,7 +41,7 @@ def read_book(path: Path, remedy: str = "remove it and run it again") -> dict[st
         remedy: what the user can do if it is damaged.
 
     Returns:
-        The record without its checksum.
+        The record without its checksum; None for numbers that are not finite.
 
     Raises:
         AntgmmError: the file is missing, is not such a record, or was altered.

@@ -182,8 +182,7 @@ def _models(report: Report) -> Table:
         if key in teacher["scores"]:
             rows.append(_points(name, teacher["scores"][key], student["scores"][key]))
     if "token_loss" in teacher["scores"]:
-        old, new = teacher["scores"]["token_loss"], student["scores"]["token_loss"]
-        rows.append(["token loss of the right answers", f"{old:.4f}", f"{new:.4f}", f"{new - old:+.4f} nats"])
+        rows.append(_losses(teacher["scores"]["token_loss"], student["scores"]["token_loss"]))
     for engine, name in engines(report).items():
         times = latency[engine]
         rows.append(_ratio(f"{name} request, p50", times["teacher_ms"], times["student_ms"], _milliseconds))
@@ -198,6 +197,12 @@ def _ratio(name: str, old: float, new: float, form: Any = count) -> list[str]:
 
 def _points(name: str, old: float, new: float) -> list[str]:
     return [name, f"{old:.4f}", f"{new:.4f}", f"{100 * (new - old):+.1f} points"]
+
+
+def _losses(old: float | None, new: float | None) -> list[str]:
+    """The row of token losses; of a model whose loss is not finite, the report has None."""
+    change = "-" if old is None or new is None else f"{new - old:+.4f} nats"
+    return ["token loss of the right answers", *("not finite" if x is None else f"{x:.4f}" for x in (old, new)), change]
 
 
 def _milliseconds(value: float) -> str:

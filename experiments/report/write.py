@@ -122,7 +122,7 @@ def _write(folder: RunFolder, measured: tuple[dict[str, Any], list[np.ndarray]])
     for example, picture in zip(report["examples"], pictures, strict=True):
         write_bytes(folder.report / example["picture"], png(picture))
     write_book(folder.report / "report.json", report)
-    render(folder.report, report)
+    render(folder.report, read_book(folder.report / "report.json", AGAIN))
 
 
 def _write_card(outcome: Outcome, scores: list[Score]) -> None:

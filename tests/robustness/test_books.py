@@ -1,6 +1,7 @@
 """The records of runs and caches notice every change, and a run's folder heals after a kill."""
 
 import json
+import math
 import os
 import random
 import shutil
@@ -9,11 +10,12 @@ import subprocess
 import sys
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io import checkpoint
-from antgmm_jax.io.books import read_book, write_book
+from antgmm_jax.io.books import _digest, read_book, write_book
 from experiments.commands import runs
 from experiments.lab.study.run import RESULT, results
 from experiments.run.folder import RunFolder, status_of
@@ -28,6 +30,19 @@ def test_a_book_is_read_as_it_was_written(tmp_path):
     write_book(tmp_path / "a.json", RECORD)
     assert read_book(tmp_path / "a.json") == RECORD
     assert json.loads((tmp_path / "a.json").read_text()).keys() == {*RECORD, "checksum"}
+
+
+def test_a_book_is_json_for_every_reader(tmp_path):
+    numbers = {"loss": math.nan, "by_type": {"a": [math.inf, -math.inf, 1.0]}, "of_numpy": np.float32("nan")}
+    write_book(tmp_path / "a.json", numbers)
+    json.loads((tmp_path / "a.json").read_text(), parse_constant=pytest.fail)
+    assert read_book(tmp_path / "a.json") == {"loss": None, "by_type": {"a": [None, None, 1.0]}, "of_numpy": None}
+
+
+def test_a_book_of_an_earlier_version_with_nan_is_read(tmp_path):
+    plain = {"loss": math.nan}
+    (tmp_path / "a.json").write_text(json.dumps({**plain, "checksum": _digest(plain)}))
+    assert math.isnan(read_book(tmp_path / "a.json")["loss"])
 
 
 @pytest.mark.parametrize("content", ["", "[]", "3", "{}", '{"checksum": 3}', "null", "[" * 100_000, "{" * 3])

@@ -304,6 +304,14 @@ def test_stages_are_listed_with_their_figures():
     assert "Wall time, including interrupted attempts: 100 s" in text
 
 
+def test_a_loss_that_is_not_finite_is_said_so():
+    report = made()
+    report["teacher"]["scores"]["token_loss"], report["student"]["scores"]["token_loss"] = 0.5, 0.75
+    assert "| token loss of the right answers | 0.5000 | 0.7500 | +0.2500 nats |" in markdown(report)
+    report["student"]["scores"]["token_loss"] = None
+    assert "| token loss of the right answers | 0.5000 | not finite | - |" in markdown(report)
+
+
 def test_energy_of_requests_years_and_the_run_is_shown(folder):
     text, html = markdown(made()), page(made(), folder)
     # 1 J x 31 536 000 s / 3.6e6 J/kWh = 8.76 kWh.
