@@ -16,14 +16,24 @@ from antgmm_jax.io.folders import new_file
 _CHECKSUM = "checksum"
 
 
-def sealed(record: Mapping[str, Any], default: Any = float) -> str:
-    """Returns a record as JSON text with its checksum; NaN and infinity become null.
+def as_json(record: Mapping[str, Any], default: Any = float) -> dict[str, Any]:
+    """Returns a record with the types of JSON; NaN and infinity become None.
 
     Args:
         record: values of JSON.
         default: converts other values.
     """
-    plain = json.loads(json.dumps(record, default=default), parse_constant=lambda name: None)
+    return json.loads(json.dumps(record, default=default), parse_constant=lambda name: None)
+
+
+def sealed(record: Mapping[str, Any], default: Any = float) -> str:
+    """Returns a record as JSON text with its checksum.
+
+    Args:
+        record: values of JSON.
+        default: converts other values.
+    """
+    plain = as_json(record, default)
     return json.dumps({**plain, _CHECKSUM: _digest(plain)}, indent=1, allow_nan=False) + "\n"
 
 

@@ -284,7 +284,7 @@ def _measure(run: Path, mesh: str, again: bool) -> None:
         from experiments.report.write import finish
         from experiments.run.pipeline import Run
 
-        finish(Run(recipe, run))
+        finish(Run(recipe, run), again=again)
 
 
 def _figures(run: Path) -> dict[str, Any]:

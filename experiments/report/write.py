@@ -8,8 +8,9 @@ import numpy as np
 from PIL import Image
 
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.io.books import read_book, write_book
+from antgmm_jax.io.books import as_json, read_book, write_book
 from antgmm_jax.io.files import one_line
+from antgmm_jax.io.folders import Unwritten
 from antgmm_jax.parallel.processes import run_on_first
 from experiments.report.as_html import page
 from experiments.report.as_markdown import markdown
@@ -18,8 +19,10 @@ from experiments.report.model_times import latencies
 from experiments.report.tables import Report
 from experiments.run.export.card import Score, described, origin_of, title_of, write_card
 from experiments.run.export.export_gate import GateResult
+from experiments.run.features import from_first_process
 from experiments.run.files import write_bytes, write_text
-from experiments.run.folder import RunFolder
+from experiments.run.folder import REPORT, RunFolder
+from experiments.run.host.console import say
 from experiments.run.pipeline import Outcome, Run
 from experiments.run.rows.prompts import prompt_of
 from experiments.run.schema import Recipe, Training
@@ -37,12 +40,13 @@ PICTURE_SIDE = 320
 """Maximum side of an example image in pixels."""
 
 
-def finish(run: Run, *, report: bool = True) -> dict[str, Any]:
-    """Starts or resumes a run, completes it and writes its report.
+def finish(run: Run, *, report: bool = True, again: bool = False) -> dict[str, Any]:
+    """Starts or resumes a run, completes it and writes its report, unless that is written already.
 
     Args:
         run: the run.
         report: whether to evaluate and time the models for a report; it can be made later.
+        again: whether to evaluate and time the models even if the report is complete.
 
     Returns:
         The report as JSON types; empty without a report.
@@ -53,7 +57,29 @@ def finish(run: Run, *, report: bool = True) -> dict[str, Any]:
     with run.exported() as outcome:
         if not report:
             return {}
-        return write_report(outcome) if isinstance(outcome.recipe, Recipe) else write_teacher_report(outcome)
+        folder, compressed = outcome.folder, isinstance(outcome.recipe, Recipe)
+        if not again and from_first_process(bool(run_on_first(lambda: _is_written(folder.report, compressed)))):
+            say(f"report: complete in {folder.report}; to measure again: antgmm report {folder.path} --again")
+            return read_book(folder.report / REPORT, AGAIN)
+        return write_report(outcome) if compressed else write_teacher_report(outcome)
+
+
+def _is_written(directory: Path, compressed: bool) -> bool:
+    """Whether a folder holds the report of the export, which is removed before another model is exported.
+
+    Args:
+        directory: folder `report/` of the run.
+        compressed: whether the run has a teacher; the pages of its report are then rendered again.
+    """
+    try:
+        report = read_book(directory / REPORT, AGAIN)
+        if compressed:
+            render(directory, report)
+    except Unwritten:
+        raise
+    except AntgmmError:  # it is absent, damaged, or of another version
+        return False
+    return True
 
 
 def write_teacher_report(outcome: Outcome) -> dict[str, Any]:
@@ -67,7 +93,7 @@ def write_teacher_report(outcome: Outcome) -> dict[str, Any]:
     """
     folder, recipe, model = outcome.folder, outcome.recipe, outcome.student
     assert isinstance(recipe, Training)
-    place, size = folder.report / "report.json", total_parameters(model.config)
+    place, size = folder.report / REPORT, total_parameters(model.config)
     scores = {}
     if recipe.answers:
         limits = {"max_new_tokens": recipe.evaluate.max_new_tokens, "dtype": recipe.optimizer.dtype}
@@ -76,8 +102,8 @@ def write_teacher_report(outcome: Outcome) -> dict[str, Any]:
     def write() -> None:  # only the first process measures energy
         energy = folder.status.energy[WHOLE]._asdict()
         figures = {"params": size, "seed": recipe.seed, "wall_seconds": folder.status.seconds, "energy": energy}
-        write_book(place, figures | ({"scores": scores} if scores else {}))
         _write_card(outcome, [Score(described(recipe.evaluate.data), scores)] if scores else [])
+        write_book(place, figures | ({"scores": scores} if scores else {}))
 
     run_on_first(write)
     return read_book(place, AGAIN)
@@ -109,20 +135,21 @@ def write_report(outcome: Outcome) -> dict[str, Any]:
     ]
 
     def write() -> None:
-        _write(folder, assembled(folder, recipe, scored, times, test))
         _write_card(outcome, cards)
+        _write(folder, assembled(folder, recipe, scored, times, test))
 
     run_on_first(write)
-    return read_book(folder.report / "report.json", AGAIN)
+    return read_book(folder.report / REPORT, AGAIN)
 
 
 def _write(folder: RunFolder, measured: tuple[dict[str, Any], list[np.ndarray]]) -> None:
+    """Writes the pages, and at last the figures: with them the report is complete."""
     figures, pictures = measured
-    report = {"format": FORMAT, **figures}
+    report = as_json({"format": FORMAT, **figures})
     for example, picture in zip(report["examples"], pictures, strict=True):
         write_bytes(folder.report / example["picture"], png(picture))
-    write_book(folder.report / "report.json", report)
-    render(folder.report, read_book(folder.report / "report.json", AGAIN))
+    render(folder.report, report)
+    write_book(folder.report / REPORT, report)
 
 
 def _write_card(outcome: Outcome, scores: list[Score]) -> None:
@@ -154,8 +181,8 @@ def render(directory: Path, report: Report) -> str:
         AntgmmError: the report has another format version.
     """
     if report.get("format") != FORMAT:
-        raise AntgmmError(f"{directory / 'report.json'} was written by another version: {AGAIN}")
-    with one_line(lambda: f"{directory / 'report.json'} is damaged", AGAIN):
+        raise AntgmmError(f"{directory / REPORT} was written by another version: {AGAIN}")
+    with one_line(lambda: f"{directory / REPORT} is damaged", AGAIN):
         text, html = markdown(report), page(report, directory)
     write_text(directory / "report.md", text)
     write_text(directory / "report.html", html)

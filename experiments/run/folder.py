@@ -20,7 +20,7 @@ from experiments.run.schema import Recipe, Training
 from experiments.run.schema.recipe import difference, dump_recipe, load_recipe, load_training
 from experiments.run.status import STATUS, Status
 
-RECIPE, INPUTS, LOCK = "recipe.toml", "inputs.json", ".lock"
+RECIPE, INPUTS, LOCK, REPORT = "recipe.toml", "inputs.json", ".lock", "report.json"
 
 
 class InUse(AntgmmError):

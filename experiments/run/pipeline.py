@@ -28,7 +28,7 @@ from experiments.run.export.card import CARD, origin_of
 from experiments.run.export.publishing import Questions, publish
 from experiments.run.export.served_prompt import CHECKED, conversations
 from experiments.run.features import ImageFeatures, from_first_process
-from experiments.run.folder import RunFolder
+from experiments.run.folder import REPORT, RunFolder
 from experiments.run.host.allocator import return_freed_memory, returning_memory_of_compilers
 from experiments.run.host.console import say
 from experiments.run.host.energy import Energy
@@ -297,6 +297,7 @@ class Run:
         if from_first_process(checked and self._files.exists() and folder.export.exists()):
             run_on_first(lambda: verify(folder.export, read_book(self._files)))
             return whole(folder.export)._replace(keep=student.keep)
+        run_on_first(self._forget_export)
         like = Path(recipe.start or folder.path / "processor")
         if not recipe.start:
             run_on_first(lambda: save_processor(self.origin.processor, like))
@@ -320,8 +321,8 @@ class Run:
         return whole(folder.export)._replace(keep=student.keep)
 
     def _forget_export(self) -> None:
-        """Removes the records of an export that will be out of date."""
-        for record in (self._gate, self._files):
+        """Removes the records of an export that will be out of date, and the figures of its report."""
+        for record in (self.folder.report / REPORT, self._gate, self._files):
             record.unlink(missing_ok=True)
 
     def _questions(self, config: LMMConfig) -> Questions:
