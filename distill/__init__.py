@@ -4,7 +4,7 @@ from distill.align import Part, parts
 from distill.build import build_cache, cache_size
 from distill.cache import TeacherCache, fingerprint, has_cache, open_cache
 from distill.chunked import answer_sums
-from distill.loop import Progress, train
+from distill.loop import Diverged, Progress, train
 from distill.losses import LossConfig
 from distill.optimizer import Optimizer, OptimizerConfig, make_optimizer
 from distill.sensitivity import bridge_weights
@@ -14,6 +14,7 @@ from distill.teacher import NO_TEACHER, Teacher, cached, online
 
 __all__ = [
     "NO_TEACHER",
+    "Diverged",
     "LossConfig",
     "Optimizer",
     "OptimizerConfig",

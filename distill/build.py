@@ -193,8 +193,8 @@ def _begin(partial: Path, meta: dict, size: int) -> np.ndarray:
     free = shutil.disk_usage(partial).free
     if needed > free:
         raise AntgmmError(
-            f"teacher cache {partial} needs {needed / 1e9:.3g} GB, but only {free / 1e9:.3g} GB are free: make room or "
-            "run the teacher online"
+            f"teacher cache {partial} needs {needed / 1e9:.3g} GB, but only {free / 1e9:.3g} GB are free: make room, "
+            "or run the teacher online in another run"
         )
     return held
 

@@ -18,6 +18,10 @@ from distill.teacher import NO_TEACHER, Teacher
 HOST_ONLY = ("id", "index", "slots")
 
 
+class Diverged(AntgmmError):
+    """A loss, gradient, parameter or moment is not finite."""
+
+
 class Progress(NamedTuple):
     """Progress of the training loop.
 
@@ -80,8 +84,8 @@ def train(
         The state after the last step, and the metrics of that step.
 
     Raises:
-        AntgmmError: a loss, gradient or parameter is not finite (names the step, the samples and the last good
-            checkpoint), or there are too few batches.
+        Diverged: a loss, gradient or parameter is not finite; names the step, the samples and the last good checkpoint.
+        AntgmmError: there are too few batches.
         Preempted: SIGTERM was received; the state is saved.
     """
     pending: _Pending | None = None
@@ -143,8 +147,8 @@ def _all_finite(tree: Any) -> jax.Array:
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
 
 
-def _stop(what: str, step: int, ids: list, checkpoint: str) -> AntgmmError:
-    return AntgmmError(
+def _stop(what: str, step: int, ids: list, checkpoint: str) -> Diverged:
+    return Diverged(
         f"training stopped at step {step}: {what}; batch ids {ids}; last good checkpoint: {checkpoint or 'none'}; "
-        "resume from it with a lower learning rate, or check these samples"
+        "check these samples, or lower the learning rate"
     )

@@ -8,6 +8,7 @@ from antgmm_jax.io.books import read_book
 from data.metrics import most_frequent
 from experiments.auto.look import at_chance
 from experiments.run.folder import RunFolder
+from experiments.run.remedies import in_another_run
 from experiments.run.rows.datasets import load_records
 from experiments.run.schema import Recipe, Training
 
@@ -31,7 +32,7 @@ def advice(recipe: Recipe | Training, run: Path) -> list[str]:
         if is_flat(losses):
             result.append(
                 f"the loss of {work.title} stays at {losses[-1]:.3g}: try a third of its optimizer.learning_rate, three"
-                " times as much, or more steps"
+                f" times as much, or more steps {in_another_run(recipe, folder, work.number)}"
             )
         scores = metrics.get("scores")
     if isinstance(recipe, Training):
@@ -46,7 +47,7 @@ def advice(recipe: Recipe | Training, run: Path) -> list[str]:
         often = ', or show them more often (repeat = "auto" in the last stage)' if known else ""
         result.append(
             f"questions of type {', '.join(unlearnt)} score as the most frequent answer does, they are not learnt: take"
-            f" more steps{often}"
+            f" more steps{often} {in_another_run(recipe, folder, len(recipe.work))}"
         )
     return result
 

@@ -258,7 +258,7 @@ def too_long(goal: Goal, duration: float) -> Iterator[str]:
     if duration > 1.1 * goal.seconds:
         yield (
             f"warning: plan and run take about {clock(duration)}, more than the {goal.seconds / 60:g} minutes: give at"
-            f" least --minutes {math.ceil(duration / 60)}"
+            f" least --minutes {math.ceil(duration / 60)} in another --run"
         )
 
 

@@ -75,9 +75,10 @@ def _in_folder(run: Path) -> Iterator[None]:
     try:
         yield
     except AntgmmError as error:
+        from distill import Diverged
         from experiments.run.folder import remove_unsaved
 
-        if not existed and remove_unsaved(run):
+        if (not existed and remove_unsaved(run)) or isinstance(error, Diverged):  # the same command would diverge again
             raise
         if (run / "status.json").exists() and state_of(run).endswith(f": {error})"):
             typer.echo(f"{run} is kept; fix the error and run the same command to resume", err=True)

@@ -193,7 +193,7 @@ def check_space(folder: Path, needed: int) -> None:
     if needed > free:
         raise AntgmmError(
             f"image features in {folder.parent} need {needed / 1e9:.3g} GB, but only {free / 1e9:.3g} GB are free: make"
-            ' room, or set features = "recompute"'
+            ' room, or set features = "recompute" in another --run'
         )
 
 

@@ -4,6 +4,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from antgmm_jax.parallel.processes import is_first, run_on_first
 from experiments.run.files import write_text
 from experiments.run.pins import Given, pinned
 from experiments.run.schema import Recipe, Training
-from experiments.run.schema.recipe import difference, dump_recipe, load_recipe, load_training
+from experiments.run.schema.recipe import as_parent, difference, dump_recipe, load_recipe, load_training
 from experiments.run.status import STATUS, Status
 
 RECIPE, INPUTS, LOCK, REPORT = "recipe.toml", "inputs.json", ".lock", "report.json"
@@ -205,7 +206,21 @@ class RunFolder:
             if self.path.exists() and any(not _hidden(name) for name in os.listdir(self.path)):
                 raise AntgmmError(f"{self.path} is not empty and not a run: choose another folder")
         elif changed := difference(before, recipe):
-            raise AntgmmError(f"{self.path} is a run of another recipe ({changed}): choose another folder or remove it")
+            raise AntgmmError(
+                f"{self.path} is a run of another recipe ({changed}): choose another folder or remove it"
+                f"{self._reusable(before, recipe)}"
+            )
+
+    def _reusable(self, before: Recipe | Training, recipe: Recipe | Training) -> str:
+        """What a changed recipe can start from in another folder: the last finished stage before the first change."""
+        if not isinstance(recipe, Recipe):
+            return ""
+        pairs = zip(before.work, recipe.work, strict=False)
+        equal = [work for work, _ in takewhile(lambda pair: pair[0].stage == pair[1].stage, pairs)]
+        places = [self.stage(work.number, work.stage.name) for work in equal]
+        if not (done := [*takewhile(checkpoint.is_complete, places)]):
+            return ""
+        return f"; in another folder, a recipe that begins after {done[-1].name} may have {as_parent(done[-1])}"
 
 
 def _hidden(name: str) -> bool:

@@ -21,7 +21,7 @@ from antgmm_jax.pure import Params, abstract
 from data.encoding import Encoder
 from data.packing import check_lengths
 from data.source import Source
-from distill import NO_TEACHER
+from distill import NO_TEACHER, Diverged
 from experiments.run.batch_size import rows_that_fit
 from experiments.run.checks import check_batches, check_steps
 from experiments.run.export.card import CARD, origin_of
@@ -35,6 +35,7 @@ from experiments.run.host.energy import Energy
 from experiments.run.objectives import Shared
 from experiments.run.progress.forecast import Rows, announce, look_at
 from experiments.run.progress.watching import NOTHING, Watch, watching
+from experiments.run.remedies import in_another_run
 from experiments.run.repeating import with_visits
 from experiments.run.rows.datasets import encode_both, encoded, load_both, load_records
 from experiments.run.rows.pairs import with_pairs
@@ -244,7 +245,10 @@ class Run:
         working = self.folder.steps(work.number, work.stage.name)
         work = with_visits(work, self._parent(work), lambda: self.teacher_scored()[0], shared.samples.rows.index.names)
         watcher = self._watcher.stage(work, None if self.origin.teacher is None else self.origin.teacher.config)
-        result = StageRun(work, shared, working, watcher, self._identities[work.number - 1]).run(student)
+        try:
+            result = StageRun(work, shared, working, watcher, self._identities[work.number - 1]).run(student)
+        except Diverged as error:
+            raise Diverged(f"{error} {in_another_run(self.recipe, self.folder, work.number)}") from error
         return_freed_memory()
         metrics: dict[str, Any] = {"history": result.history}
         if work.scored:

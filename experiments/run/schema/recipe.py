@@ -109,6 +109,11 @@ def difference(first: Recipe | Training, second: Recipe | Training) -> str:
     return ""
 
 
+def as_parent(stage: Path) -> str:
+    """Returns the line of a recipe that starts from a finished stage of another run."""
+    return f"parent = {json.dumps(str(stage))}"
+
+
 def _plain(recipe: Recipe | Training) -> dict[str, Any]:
     """A recipe as plain types, without tables that are None."""
     return recipe.model_dump(mode="json", by_alias=True, exclude_none=True)
