@@ -33,7 +33,7 @@ from experiments.run.host.allocator import return_freed_memory, returning_memory
 from experiments.run.host.console import say
 from experiments.run.host.energy import Energy
 from experiments.run.objectives import Shared
-from experiments.run.progress.forecast import Rows, announce, look_at
+from experiments.run.progress.forecast import TARGETS, Rows, announce, look_at
 from experiments.run.progress.watching import NOTHING, Watch, watching
 from experiments.run.remedies import in_another_run
 from experiments.run.repeating import with_visits
@@ -181,7 +181,10 @@ class Run:
         hard = recipe.hard.samples if recipe.hard else 0
         if not (looks := look_at(records[0], encoder)):
             return {}
-        done = [work.title for work in recipe.work if self.folder.finished(work.number, work.stage.name)]
+        remaining = self._remaining()
+        done = [work.title for work in recipe.work if work not in remaining]
+        if not any(work.stage.loss.reads_teacher for work in remaining):
+            done.append(TARGETS)
         return announce(recipe, config, Rows(len(records[0]), len(records[1]), hard, **looks), done)
 
     def _encoded(self, records: tuple[Source, Source], config: LMMConfig) -> Samples:
@@ -214,19 +217,28 @@ class Run:
     def _shared(self, samples: Samples) -> Shared:
         """Prepares the teacher's targets."""
         recipe, (teacher, processor, *_) = self.recipe, self.origin
-        place = self.folder.cache / "features"
-        if teacher is None or not isinstance(recipe, Recipe):
+        place, remaining = self.folder.cache / "features", self._remaining()
+        if teacher is None or not isinstance(recipe, Recipe) or not remaining:
             features = ImageFeatures(samples, recipe.seed, place)
             return Shared(recipe, NO_TEACHER, dict, samples, features, lambda stage: None)
         if recipe.teacher.pairs:
             with self.folder.status.metered("pairs"):
                 samples = with_pairs(recipe, samples, teacher.config, teacher.weights(), processor, self._cache)
-        source, frozen = targets_of(recipe, teacher, self.origin.key, samples, self.folder, self._cache)
+        reads = any(work.stage.loss.reads_teacher for work in remaining)  # finished stages need no targets
+        source, frozen = (
+            targets_of(recipe, teacher, self.origin.key, samples, self.folder, self._cache)
+            if reads
+            else (NO_TEACHER, dict)
+        )
         return_freed_memory()
         features = ImageFeatures(samples, recipe.seed, place)
         return Shared(
             recipe, source, frozen, samples, features, lambda stage: bridge_weights_of(recipe, stage, teacher, samples)
         )
+
+    def _remaining(self) -> list[Work]:
+        """The stages that are not finished."""
+        return [work for work in self.recipe.work if not self.folder.finished(work.number, work.stage.name)]
 
     def _stage(self, work: Work, student: Student, shared: Shared) -> Student:
         done = self.folder.stage(work.number, work.stage.name)

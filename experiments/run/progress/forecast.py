@@ -29,7 +29,7 @@ SHARE = 0.5
 """Rate of train steps and forward passes relative to that of a matrix product."""
 CALL, COMPILE, CLOSE = 3e-3, 5.0, 40.0
 """Seconds in addition to FLOPs: per batch, per compiled program, and for export gate and latency together."""
-BATCH, SCORES = 64, "scores after "
+BATCH, SCORES, TARGETS = 64, "scores after ", "teacher cache"
 _PROBED, _SIDE = 8, 1024
 
 
@@ -131,7 +131,7 @@ def _cache(recipe: Recipe | Training, teacher: LMMConfig, rows: Rows) -> list[Pa
     image, text = _forward_flops(teacher, rows)
     whole = any(loss.reads_logits or loss.hidden for loss in losses)
     flops = rows.trained * (image + text * whole)
-    return [Part("teacher cache", f"{rows.trained} records", flops, rows.trained / BATCH)]
+    return [Part(TARGETS, f"{rows.trained} records", flops, rows.trained / BATCH)]
 
 
 def _stage(stage: StageFlops, rows: Rows) -> list[Part]:
@@ -196,7 +196,7 @@ def announce(recipe: Recipe | Training, start: LMMConfig, rows: Rows, done: Coll
         recipe: the recipe.
         start: config of the initial model.
         rows: statistics of the data.
-        done: titles of complete stages.
+        done: titles of complete stages, and of other parts that the run leaves out.
 
     Returns:
         Title of each part -> estimated seconds.

@@ -1,0 +1,42 @@
+"""A run that goes on prepares only what its remaining stages read."""
+
+import pytest
+
+from antgmm_jax.io import checkpoint
+from distill import NO_TEACHER
+from experiments.run import pipeline
+from experiments.run.pipeline import Run
+from experiments.run.schema.recipe import load_recipe
+from experiments.run.start import Origin
+from tests.experiments.run.test_remedies import STAGES
+from tests.experiments.tiny import HEAD
+
+UNREAD = "stage.settle.loss={hard = 1.0, soft = 0.0}"
+
+
+@pytest.fixture
+def run(tmp_path):
+    (tmp_path / "recipe.toml").write_text(HEAD.format(teacher=tmp_path / "teacher") + STAGES)
+    run = Run(load_recipe(tmp_path / "recipe.toml", [UNREAD]), tmp_path / "run")
+    run.origin = Origin("teacher", None, "key", "")
+    return run
+
+
+def finish(run, count):
+    for work in run.recipe.work[:count]:
+        checkpoint.save_stage(run.folder.stage(work.number, work.stage.name), {}, {"identity": "same"})
+
+
+@pytest.mark.parametrize(("finished", "made"), [(0, True), (1, True), (2, False), (3, False)])
+def test_the_teachers_targets_are_made_for_remaining_stages_only(run, monkeypatch, finished, made):
+    finish(run, finished)
+    calls = []
+
+    def targets(*_):
+        calls.append(1)
+        return "source", "frozen"
+
+    monkeypatch.setattr(pipeline, "targets_of", targets)
+    shared = run._shared("samples")
+    assert bool(calls) is made
+    assert (shared.teacher, shared.frozen) == (("source", "frozen") if made else (NO_TEACHER, dict))
