@@ -121,6 +121,16 @@ def load_record(directory: str | Path) -> dict[str, Any]:
     return _read(Path(directory), STAGE_RECORD)[0]
 
 
+def stage_shapes(directory: str | Path) -> dict[str, tuple[int, ...]]:
+    """Returns the names of a stage's arrays, the keys of their paths joined by ".", with their shapes.
+
+    Raises:
+      AntgmmError: as in `load_record`.
+    """
+    leaves = _read(Path(directory), STAGE_RECORD)[1]["leaves"]
+    return {".".join(leaf["path"]): tuple(leaf["shape"]) for leaf in leaves.values()}
+
+
 def stage_digest(directory: str | Path) -> str:
     """Returns a digest of a stage: of its record, which holds the checksums of its files.
 

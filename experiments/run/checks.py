@@ -10,11 +10,10 @@ from antgmm_jax.axes import sizes
 from antgmm_jax.config import LMMConfig, towers
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import complete
-from antgmm_jax.io import checkpoint
 from antgmm_jax.parallel.sharding import local_rows
 from antgmm_jax.pure import Params
 from distill.trainable import check_paths
-from experiments.run.cuts import planned, segment_targets
+from experiments.run.cuts import check_weights, planned, segment_targets
 from experiments.run.schema import Recipe, Stage, Work, can_score
 from experiments.run.student import Student
 
@@ -28,18 +27,19 @@ def check_sizes(start: Student, stages: tuple[Stage, ...], *, whole: Mapping[str
         whole: all units of the teacher, `pruning.identity`.
 
     Raises:
-        AntgmmError: a size is illegal (names the nearest legal ones), initial weights are missing, the importance
-            method does not support a tied axis, or a width has no principal components (any more).
+        AntgmmError: a size is illegal (names the nearest legal ones), initial weights are missing or of another
+            shape, the importance method does not support a tied axis, or a width has no principal components (any
+            more).
     """
     config = start.config
     by_index = {a for a, kept in start.keep.items() if not (pruning.is_basis(kept) or np.array_equal(kept, whole[a]))}
     for stage in stages:
         try:
-            if stage.weights not in ("kept", "random"):
-                checkpoint.load_record(stage.weights)
             for targets in segment_targets(config, stage):
                 by_index |= _pruned_by_index(config, stage, targets, by_index)
                 config = planned(config, stage, targets)
+            if stage.weights not in ("kept", "random"):
+                check_weights(config, stage.weights)
         except AntgmmError as error:
             raise AntgmmError(f"stage {stage.name!r}: {error}") from error
 

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 
 import jax
-import numpy as np
 
 import pruning
 from antgmm_jax.axes import sizes
@@ -11,8 +10,9 @@ from antgmm_jax.config import LMMConfig
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import complete, family
 from antgmm_jax.io import checkpoint
+from antgmm_jax.io.leaves import named_leaves
 from antgmm_jax.io.placed import on_devices
-from antgmm_jax.pure import Params, functional
+from antgmm_jax.pure import Params, abstract, functional
 from experiments.run.features import freezes_features
 from experiments.run.schema import Stage
 
@@ -32,11 +32,29 @@ def new_weights(config: LMMConfig, source: str, seed: int) -> Params:
         AntgmmError: the phase does not exist or has another shape.
     """
     params = functional(config).init(jax.random.key(seed))
-    trained = {} if source == "random" else checkpoint.load_stage(source)[0]["params"]
-    merged = {**params, **trained}
-    if jax.tree.map(np.shape, merged) != jax.tree.map(np.shape, params):
-        raise AntgmmError(f"{source} was trained with another shape: use the same model.sizes in its recipe")
-    return on_devices(config, merged, "float32")
+    if source == "random":
+        return on_devices(config, params, "float32")
+    check_weights(config, source)
+    return on_devices(config, {**params, **checkpoint.load_stage(source)[0]["params"]}, "float32")
+
+
+def check_weights(config: LMMConfig, source: str) -> None:
+    """Checks that a phase has trained parameters of a model, from its record alone.
+
+    Args:
+        config: config of the model.
+        source: folder of a finished phase of `antgmm train`, with some of the model's parts.
+
+    Raises:
+        AntgmmError: the phase does not exist or has another shape.
+    """
+    needed, trained = named_leaves({"params": abstract(config)}), checkpoint.stage_shapes(source)
+    parts = {name.split(".")[1] for name in trained}
+    wanted = {name: leaf.shape for name, (path, leaf) in needed.items() if path[1] in parts}
+    if other := sorted(name for name in {*trained, *wanted} if trained.get(name) != wanted.get(name)):
+        shapes = [list(of.get(other[0], ())) or "absent" for of in (trained, wanted)]
+        what = f"{other[0].removeprefix('params.')} is {shapes[0]}, not {shapes[1]}"
+        raise AntgmmError(f"{source} was trained with another shape ({what}): use the same model.sizes in its recipe")
 
 
 def reads_features(config: LMMConfig, stage: Stage, targets: Mapping[str, int]) -> bool:

@@ -10,6 +10,7 @@ import pytest
 import pruning
 from antgmm_jax.axes import resize, sizes
 from antgmm_jax.errors import AntgmmError
+from antgmm_jax.io import checkpoint
 from antgmm_jax.io.convert import load_hf
 from antgmm_jax.parallel.sharding import make_mesh
 from distill import LossConfig, StepConfig
@@ -109,3 +110,24 @@ def test_micro_batches_that_the_devices_do_not_divide_are_refused_before_the_run
         check_batches(work._replace(stage=stage.model_copy(update={"optimizer": replace(table, accumulate=4)})))
         with pytest.raises(AntgmmError, match=message):
             check_batches(work)
+
+
+def test_weights_of_another_shape_are_refused_before_training(folder, tmp_path):
+    config, params = load_hf(folder / "teacher")
+    whole = Student(config, lambda: params, pruning.identity(config))
+    checkpoint.save_stage(tmp_path / "01-facts", {"params": {"vision": params["vision"]}}, {})
+    changes = ["teacher.states=[]", "loss.vision=0.0"]
+    stage = '{{name = "a", sizes = {{"{0}" = 16}}, weights = "{1}", importance = "magnitude", recover_steps = 1}}'
+
+    def check(axis: str, place: str) -> None:
+        stages = load_recipe(folder / "recipe.toml", [f"stage=[{stage.format(axis, place)}]", *changes]).stages
+        check_sizes(whole, stages, whole=whole.keep)
+
+    place = str(tmp_path / "01-facts")
+    check("decoder/mlp", place)
+    with pytest.raises(
+        AntgmmError, match=r"^stage 'a': .*01-facts was trained with another shape \(vision.*, not .*\)"
+    ):
+        check("vision/mlp", place)
+    with pytest.raises(AntgmmError, match="^stage 'a': .*01-none does not contain a complete stage"):
+        check("decoder/mlp", str(tmp_path / "01-none"))
