@@ -243,10 +243,11 @@ class Run:
     def _stage(self, work: Work, student: Student, shared: Shared) -> Student:
         done = self.folder.stage(work.number, work.stage.name)
         if self.folder.finished(work.number, work.stage.name):
-            if checkpoint.load_record(done).get("identity") != self._identities[work.number - 1]:
+            record = checkpoint.load_record(done)
+            if record.get("identity") != self._identities[work.number - 1]:
                 raise AntgmmError(f"{done} is a stage of another run: remove it and start again")
             say(f"{work.title}: complete in {done}")
-            return load_after(done, student)
+            return load_after(done, record, student)
         with self.folder.status.metered(done.name) as energy:
             after = self._trained(work, student, shared, energy)
         return_freed_memory()
@@ -272,7 +273,7 @@ class Run:
         done = self.folder.stage(work.number, work.stage.name)
         checkpoint.save_stage(done, {"params": result.params}, record)
         checkpoint.discard_steps(working)
-        return load_after(done, student)
+        return load_after(done, checkpoint.load_record(done), student)
 
     def _record(self, work: Work, result: Left, shared: Shared) -> dict[str, Any]:
         """Record of a stage without metrics; with its kept units if there is a teacher."""

@@ -158,17 +158,17 @@ def load_student(directory: Path) -> Student:
     return Student(config, lambda: _trained(directory, config), keep_of(record))
 
 
-def load_after(directory: Path, before: Student) -> Student:
+def load_after(directory: Path, record: dict[str, Any], before: Student) -> Student:
     """Opens the model of a finished stage or phase, which may have saved only the trained parameters.
 
     Args:
         directory: folder of the stage, `stages/NN-name`.
+        record: its record.
         before: model before the stage, with the other parameters.
 
     Returns:
         The model after the stage.
     """
-    record = checkpoint.load_record(directory)
     config = config_of(directory, record)
     keep = keep_of(record) if "keep" in record else before.keep
     return Student(config, lambda: completed(_trained(directory, config), before), keep)

@@ -40,3 +40,19 @@ def test_the_teachers_targets_are_made_for_remaining_stages_only(run, monkeypatc
     shared = run._shared("samples")
     assert bool(calls) is made
     assert (shared.teacher, shared.frozen) == (("source", "frozen") if made else (NO_TEACHER, dict))
+
+
+def test_the_record_of_a_finished_stage_is_read_once_for_its_model(run, monkeypatch):
+    finish(run, 1)
+    run._identities, loads, given = ["same"], [], []
+    load = checkpoint.load_record
+
+    def counted(directory):
+        loads.append(directory)
+        return load(directory)
+
+    monkeypatch.setattr(checkpoint, "load_record", counted)
+    monkeypatch.setattr(pipeline, "load_after", lambda *about: given.append(about))
+    run._stage(run.recipe.work[0], "before", None)
+    (((directory, record, before),), (loaded,)) = given, loads
+    assert directory == loaded and record["identity"] == "same" and before == "before"
