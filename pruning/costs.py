@@ -45,7 +45,9 @@ class Cost(NamedTuple):
     sublayers: dict[str, dict[str, int]]
 
 
-def cost(config: LMMConfig, batch: int, length: int, answer: int, *, itemsize: int = 2) -> Cost:
+def cost(
+    config: LMMConfig, batch: int, length: int, answer: int, *, itemsize: int = 2, slots: float | None = None
+) -> Cost:
     """Returns the cost of one call of `generate`, without allocating the model.
 
     Args:
@@ -54,6 +56,7 @@ def cost(config: LMMConfig, batch: int, length: int, answer: int, *, itemsize: i
         length: prompt tokens per sample, including image tokens.
         answer: answer tokens per sample.
         itemsize: bytes of a parameter and of a cache entry; 2 for bfloat16.
+        slots: image slots per sample, possibly a mean; None for those of one image of the usual size.
 
     Returns:
         The cost.
@@ -66,16 +69,16 @@ def cost(config: LMMConfig, batch: int, length: int, answer: int, *, itemsize: i
     counts, steps, tower = parameters(config), answer - 1, decoder_tower(config)
     # With an encoder, the decoder starts from one start token, else from the prompt.
     first, memory = (1, length) if config.encoder_decoder else (length, 0)
-    slots, heads = first + answer, _head_flops(config, batch)
+    keys, heads = first + answer, _head_flops(config, batch)
     prefill = {"encoder": _tower_flops(config, "encoder", batch, length, length)} if config.encoder_decoder else {}
-    prefill[tower] = _tower_flops(config, tower, batch, first, slots, memory) + _memory_flops(config, batch, memory)
-    decode = steps * _tower_flops(config, tower, batch, 1, slots, memory)
+    prefill[tower] = _tower_flops(config, tower, batch, first, keys, memory) + _memory_flops(config, batch, memory)
+    decode = steps * _tower_flops(config, tower, batch, 1, keys, memory)
     flops = {
-        "vision": _image_flops(config, batch),
+        "vision": _image_flops(config, batch, config.slots if slots is None else slots),
         "prefill": {**prefill, TOKENS: heads},
         "decode": {tower: decode, TOKENS: steps * heads},
     }
-    kv_cache = _cache_entries(config.language.decoder, batch, slots, memory) * itemsize
+    kv_cache = _cache_entries(config.language.decoder, batch, keys, memory) * itemsize
     read = {phase: {name: counts[name] * itemsize for name in towers} for phase, towers in flops.items()}
     # Embedding the prompt reads few rows of the token table; the head is read once for the first token.
     head = config.language.vocab * config.language.decoder.embed * itemsize
@@ -98,7 +101,7 @@ def forward_flops(config: LMMConfig, batch: int, length: int, answer: int = 0) -
     Returns:
         tower -> FLOPs.
     """
-    flops, tower = _image_flops(config, batch), decoder_tower(config)
+    flops, tower = _image_flops(config, batch, config.slots), decoder_tower(config)
     tokens, memory = (answer, length) if config.encoder_decoder else (length, 0)
     if config.encoder_decoder:
         flops["encoder"] = _tower_flops(config, "encoder", batch, length, length)
@@ -179,34 +182,35 @@ def _head_flops(config: LMMConfig, tokens: int) -> int:
     return 2 * tokens * config.language.decoder.embed * config.language.vocab
 
 
-def _image_flops(config: LMMConfig, batch: int) -> dict[str, int]:
-    """FLOPs of the image side with one image of the usual size per sample."""
+def _image_flops(config: LMMConfig, batch: int, slots: float) -> dict[str, int]:
+    """FLOPs of the image side with some image slots per sample."""
     flops: Counter[str] = Counter()
-    tokens = {name: config.slots * count for name, count in config.tokens.items()}
-    alone = config.slots if config.grid is None else 1  # slots that attend to themselves only
+    # A slot attends to itself only, or all slots of a sample to one another.
+    alone, together = (slots, 1) if config.grid is None else (1, slots)
+    tokens = {name: together * count for name, count in config.tokens.items()}
     for (tower, over), elements in kernels(config).items():
         if over in tokens:
-            flops[tower] += 2 * batch * tokens[over] * elements
+            flops[tower] += round(2 * batch * alone * tokens[over] * elements)
     for tower in towers(config).values():
         if tower.tokens == "images":
             # The feed-forward layer of the text does not run in the last layer: nothing reads its output.
             text = f"{tower.name}/text"
             unread = kernels(config).get((tower.name, text), 0) // tower.stack.layers
-            flops[tower.name] -= 2 * batch * tokens.get(text, 0) * unread
-            own, memory = tokens[tower.name] // alone, tokens.get(tower.reads, 0) // alone
-            queries = tokens.get(f"{tower.name}/queries", own * alone) // alone  # only they have cross-attention
-            flops[tower.name] += batch * alone * _attention_flops(tower.stack, own, own, 0)
-            flops[tower.name] += batch * alone * _attention_flops(tower.stack, queries, 0, memory)
+            flops[tower.name] -= round(2 * batch * alone * tokens.get(text, 0) * unread)
+            own, memory = tokens[tower.name], tokens.get(tower.reads, 0)
+            queries = tokens.get(f"{tower.name}/queries", own)  # only they have cross-attention
+            attention = _attention_flops(tower.stack, own, own, 0) + _attention_flops(tower.stack, queries, 0, memory)
+            flops[tower.name] += round(batch * alone * attention)
     return dict(flops)
 
 
 def _tower_flops(config: LMMConfig, tower: str, batch: int, queries: int, keys: int, memory: int = 0) -> int:
     """FLOPs of a tower for `queries` new tokens that attend to `keys` slots and to `memory` cached states."""
     linear = 2 * queries * kernels(config)[tower, tower]
-    return batch * (linear + _attention_flops(towers(config)[tower].stack, queries, keys, memory))
+    return batch * (linear + int(_attention_flops(towers(config)[tower].stack, queries, keys, memory)))
 
 
-def _attention_flops(stack: StackConfig, queries: int, keys: int, memory: int) -> int:
+def _attention_flops(stack: StackConfig, queries: float, keys: float, memory: float) -> float:
     """FLOPs of attention scores and weighted sums of a stack."""
     own = stack.layers * stack.heads * keys
     cross = stack.cross_layers * stack.cross_heads * memory

@@ -130,9 +130,9 @@ def _scores(
 
 
 def size_of(config: LMMConfig, test: Samples) -> dict[str, Any]:
-    """Returns parameters, and FLOPs of a request of mean length, by tower and phase."""
-    length = int(test.rows.index.prompt.mean().round())
-    cost = pruning.cost(config, 1, length, answer_length(test), itemsize=4)
+    """Returns parameters, and FLOPs of a request with the mean length and image slots of the test records."""
+    length, slots = int(test.rows.index.prompt.mean().round()), float(test.rows.index.slots.mean())
+    cost = pruning.cost(config, 1, length, answer_length(test), itemsize=4, slots=slots)
     return {
         "params": sum(cost.parameters.values()),
         "params_by_tower": cost.parameters,

@@ -8,6 +8,7 @@ import pytest
 from antgmm_jax.axes import resize
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families.blip2.presets import sized as blip2_t5
+from antgmm_jax.families.qwen3_vl.presets import sized as qwen3_vl
 from antgmm_jax.parallel import sharding
 from antgmm_jax.presets import preset
 from pruning import costs
@@ -105,3 +106,26 @@ def test_counting_parameters_warns_of_no_sharding(monkeypatch, caplog):
     with jax.set_mesh(sharding.make_mesh(fsdp=8)), caplog.at_level(logging.WARNING):
         assert costs.total_parameters(CONFIGS["llava"]) > 0
     assert caplog.messages == []
+
+
+def test_slots_that_are_encoded_alone_cost_as_much_each():
+    config = CONFIGS["llava"]
+    one, usual = (cost(config, 1, 9, 4, slots=slots).flops for slots in (1, None))
+    assert one == usual
+    more = cost(config, 1, 9, 4, slots=2.5).flops
+    assert more["vision"] == {tower: pytest.approx(2.5 * flops) for tower, flops in one["vision"].items()}
+    assert {**more, "vision": {}} == {**one, "vision": {}}
+    assert sum(cost(config, 1, 9, 4, slots=0).flops["vision"].values()) == 0
+
+
+def test_slots_of_a_grid_attend_to_one_another():
+    config = qwen3_vl(
+        vision=(3, 32, 2, 48), text=(3, 32, 2, 48), head_dims=(16, 16), taps=(0, 2), sections=(4, 2, 2), side=6,
+        patch=8, vocab=320, image_token=3,
+    )  # fmt: skip
+    zero, usual, double, triple = (cost(config, 1, 9, 4, slots=n * config.slots).flops["vision"] for n in range(4))
+    assert config.slots > 1 and usual == cost(config, 1, 9, 4).flops["vision"] and not any(zero.values())
+    assert double["bridge"] == 2 * usual["bridge"]
+    # A linear and a quadratic part.
+    assert triple["vision"] - 3 * double["vision"] + 3 * usual["vision"] == 0
+    assert double["vision"] > 2 * usual["vision"]
