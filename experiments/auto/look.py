@@ -18,7 +18,7 @@ from experiments.run.rows.datasets import check_apart, encoded, load_both
 from experiments.run.rows.samples import Samples
 from experiments.run.schema import Recipe
 from experiments.run.scores.scoring import scored
-from experiments.run.student import Student, whole
+from experiments.run.student import Student
 
 CHECKED = 200
 """Maximum number of held-out rows that the teacher answers before a plan."""
@@ -61,11 +61,12 @@ class Look(NamedTuple):
         return float(np.mean([self.chance.get(kind, 0.0) for kind in self.by_type]))
 
 
-def look_at_both(draft: Recipe) -> Look:
-    """Loads the teacher and the records of a recipe, and lets the teacher answer some held-out records.
+def look_at_both(draft: Recipe, teacher: Student) -> Look:
+    """Loads the records of a recipe, and lets the teacher answer some held-out ones.
 
     Args:
         draft: recipe with teacher, data and evaluation; its stages do not matter.
+        teacher: the teacher.
 
     Returns:
         What a plan needs to know.
@@ -73,7 +74,7 @@ def look_at_both(draft: Recipe) -> Look:
     Raises:
         AntgmmError: as in `open_hf` and `Samples`.
     """
-    teacher, processor = whole(draft.teacher.path), load_processor(draft.teacher.path)
+    processor = load_processor(draft.teacher.path)
     records, tests = load_both(draft)
     trained = encoded(draft, records, processor, teacher.config, trained=True)
     held = encoded(draft, spread(tests, CHECKED), processor, teacher.config)

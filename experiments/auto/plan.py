@@ -112,10 +112,8 @@ def measured(goal: Goal, place: Path) -> Plan:
     tables = base(goal, counted(goal.data), {**test, "samples": most})
     for each in goal.changes:
         change(tables, each)
-    if losses := prompt_losses(draft(tables)):
-        tables["prompt"] = chosen_prompt(losses)
+    losses, seen = _looked(tables)
     recipe = draft(tables)
-    seen = look_at_both(recipe)
     if goal.keep:
         check_quality(seen)
     config, samples = seen.teacher.config, seen.trained
@@ -167,6 +165,20 @@ def further(goal: Goal, first: Mapping[str, Any], best: Tuned, parent: str) -> P
     reasons = [*_sizes(start.config, choice, samples), *in_time(choice.sensitivity, left), *_steps(raw, expected)]
     reasons += too_long(goal, machine.spent + expected)
     return Plan({"parent": parent, **raw}, reasons, total_parameters(choice.sized.config), best)
+
+
+def _looked(tables: dict[str, Any]) -> tuple[dict[str, float], Look]:
+    """Chooses the prompt of the tables and looks at model and data; the teacher is loaded once, and freed at the end.
+
+    Returns:
+        Result of `prompt_losses`, and the look.
+    """
+    recipe = draft(tables)
+    teacher = whole(recipe.teacher.path)
+    loaded = teacher.loaded_once(recipe.optimizer.dtype)
+    if losses := prompt_losses(recipe, loaded):
+        tables["prompt"] = chosen_prompt(losses)
+    return losses, look_at_both(draft(tables), loaded)._replace(teacher=teacher)
 
 
 def _left(goal: Goal, begin: float) -> float:

@@ -14,7 +14,7 @@ from experiments.run.rows.datasets import encoded, load_records
 from experiments.run.rows.prompts import records_prompt
 from experiments.run.schema import Recipe
 from experiments.run.scores.evaluation import token_loss
-from experiments.run.student import whole
+from experiments.run.student import Student
 
 TEMPLATES = (
     PROMPT,
@@ -29,11 +29,12 @@ BETTER = 0.8
 """Another template is taken if its loss is below this part of the default's; smaller differences are chance."""
 
 
-def prompt_losses(draft: Recipe) -> dict[str, float]:
+def prompt_losses(draft: Recipe, teacher: Student) -> dict[str, float]:
     """Returns the teacher's loss for each of `TEMPLATES`, or nothing if there is no prompt to choose.
 
     Args:
         draft: recipe with teacher and evaluation; its stages do not matter.
+        teacher: the teacher.
 
     Returns:
         Template -> mean cross-entropy of the right answers' tokens on some held-out rows. Empty if recipe or checkpoint
@@ -47,7 +48,7 @@ def prompt_losses(draft: Recipe) -> dict[str, float]:
     records = spread(load_records(draft.evaluate.data), COMPARED)
     if all(records.words(row).turns for row in range(len(records))):
         return {}
-    teacher, processor = whole(draft.teacher.path), load_processor(draft.teacher.path)
+    processor = load_processor(draft.teacher.path)
     config, dtype, losses = teacher.config, draft.optimizer.dtype, {}
     params = on_devices(config, teacher.weights(), dtype)
     with bar("prompts", len(TEMPLATES), safe_point=preemption.leave) as update:

@@ -3,8 +3,9 @@
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
@@ -45,6 +46,14 @@ class Student(NamedTuple):
             JAX arrays, sharded over the mesh if there is one.
         """
         return on_devices(self.config, self.weights(), dtype)
+
+    def loaded_once(self, dtype: str) -> Self:
+        """Returns the same model, which loads its parameters when they are first needed and keeps them.
+
+        Args:
+            dtype: dtype of the parameters on the devices; they are freed when the caller drops the model.
+        """
+        return self._replace(weights=cache(lambda: self.load(dtype)))
 
     def cut(self, keep: Mapping[str, np.ndarray]) -> tuple[LMMConfig, Params]:
         """Loads only the kept units of the model.

@@ -10,6 +10,7 @@ from data.writers import write_jsonl
 from experiments.auto.goal import Goal
 from experiments.auto.prompting import TEMPLATES, about_prompts, chosen_prompt, prompt_losses
 from experiments.auto.schedule import base, draft
+from experiments.run.student import whole
 from tests.experiments.own_data import ROOT, as_conversations
 
 
@@ -35,7 +36,17 @@ def drafted(model, file, **changes):
 
 
 def test_the_prompt_of_the_training_is_taken(teacher, rows):
-    losses = prompt_losses(drafted(teacher, rows))
+    loads = []
+
+    def load():
+        loads.append(1)
+        return opened.load()
+
+    opened = whole(teacher)
+    loaded = opened._replace(weights=load).loaded_once("float32")
+    losses = prompt_losses(drafted(teacher, rows), loaded)
+    loaded.weights()
+    assert loads == [1]
     assert [*losses] == [*TEMPLATES]
     assert chosen_prompt(losses) == PROMPT == min(losses, key=losses.__getitem__)
     (line,) = about_prompts(losses)
@@ -51,9 +62,10 @@ def test_another_prompt_is_taken_if_it_is_clearly_better():
 
 
 def test_there_is_nothing_to_choose_where_the_prompt_is_known(teacher, rows, tmp_path):
-    assert prompt_losses(drafted(ROOT / "experiments/teachers/maad-m", rows)) == {}
-    assert prompt_losses(drafted(teacher, rows, prompt="{question}")) == {}
+    model = whole(teacher)
+    assert prompt_losses(drafted(ROOT / "experiments/teachers/maad-m", rows), model) == {}
+    assert prompt_losses(drafted(teacher, rows, prompt="{question}"), model) == {}
     shutil.copytree(rows.parent, tmp_path, dirs_exist_ok=True)
     as_conversations(tmp_path / rows.name)
-    assert prompt_losses(drafted(teacher, tmp_path / rows.name)) == {}
+    assert prompt_losses(drafted(teacher, tmp_path / rows.name), model) == {}
     assert not [*about_prompts({})]
