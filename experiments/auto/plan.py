@@ -16,6 +16,7 @@ from experiments.auto.buckets import buckets
 from experiments.auto.goal import Goal, is_planned, marked
 from experiments.auto.look import Look, check_quality, longest_answer, look_at_both, warnings
 from experiments.auto.prompting import about_prompts, chosen_prompt, prompt_losses
+from experiments.auto.room import trial_tables, with_room
 from experiments.auto.rows import counted
 from experiments.auto.schedule import Machine, Tuned, base, draft, fitted, scored_rows
 from experiments.auto.sizing import Chosen, Sensitivity, check_budget, chosen, within
@@ -121,7 +122,8 @@ def measured(goal: Goal, place: Path) -> Plan:
     tables |= buckets(samples.needs, config.encoder_decoder)
     choice = chosen(goal, seen, recipe.seed, recipe.optimizer.dtype, _left(goal, begin) / 2)
     left, machine, wanted = _left(goal, begin), _machine(tables, samples), choice.sized.sizes
-    trials = tuned(tables, seen, wanted, machine, min(PART * goal.seconds, left), place)
+    roomy = trial_tables(tables, config, wanted, samples)
+    trials = tuned(roomy, seen, wanted, machine, min(PART * goal.seconds, left), place)
     best = trials[0].tuned if trials else Tuned()
     test_rows = machine.rows.scored
     if test_rows == most:  # not a number of --set
@@ -129,9 +131,10 @@ def measured(goal: Goal, place: Path) -> Plan:
         tables["evaluate"]["data"]["samples"] = machine.rows.scored
     machine = machine._replace(spent=time.monotonic() - begin)
     raw, expected = fitted(goal, tables, config, wanted, machine, best)
+    raw, crowded = with_room(raw, config, samples)
     reasons = [*about_prompts(losses), *_look(seen), *_sizes(config, choice, samples)]
     reasons += [*in_time(choice.sensitivity, left), *_tuning(trials)]
-    reasons += [*fewer_scores(machine.rows.scored, test_rows), *_steps(raw, expected)]
+    reasons += [*fewer_scores(machine.rows.scored, test_rows), *_steps(raw, expected), *crowded]
     reasons += too_long(goal, machine.spent + expected)
     return Plan(raw, reasons, total_parameters(choice.sized.config), best)
 
@@ -162,7 +165,9 @@ def further(goal: Goal, first: Mapping[str, Any], best: Tuned, parent: str) -> P
     left = _left(goal, begin)
     machine = _machine(tables, samples)._replace(spent=time.monotonic() - begin)
     raw, expected = fitted(goal, tables, start.config, choice.sized.sizes, machine, best)
-    reasons = [*_sizes(start.config, choice, samples), *in_time(choice.sensitivity, left), *_steps(raw, expected)]
+    raw, crowded = with_room(raw, start.config, samples)
+    reasons = [*_sizes(start.config, choice, samples), *in_time(choice.sensitivity, left)]
+    reasons += [*_steps(raw, expected), *crowded]
     reasons += too_long(goal, machine.spent + expected)
     return Plan({"parent": parent, **raw}, reasons, total_parameters(choice.sized.config), best)
 

@@ -5,7 +5,7 @@ import os
 import jax
 import numpy as np
 
-from antgmm_jax.config import LMMConfig, StackConfig, towers
+from antgmm_jax.config import LMMConfig, Remat, StackConfig, towers
 from antgmm_jax.parallel import sharding
 from pruning.costs import cost, total_parameters
 
@@ -86,14 +86,56 @@ def row_bytes(config: LMMConfig, *, text: int, answer: int, slots: int, itemsize
     Returns:
         Bytes.
     """
-    tokens = {"images": slots * config.tokens["vision"], "text": text, "answers": max(answer, 1)}
-    layers = (_layer_bytes(tower.stack, tokens[tower.tokens], itemsize) for tower in towers(config).values())
+    tokens, alone = _tokens(config, text, answer, slots), _apart(config, slots)
+    layers = (
+        _score_bytes(tower.stack, tokens[tower.tokens], alone if tower.tokens == "images" else 1)
+        + _layer_bytes(tower.stack, tokens[tower.tokens], itemsize)
+        for tower in towers(config).values()
+    )
     cache = cost(config, 1, max(text, 1), max(answer, 1), itemsize=itemsize).kv_cache
     logits = 8 * max(answer, 1) * config.language.vocab
     return max(layers) + cache + logits
 
 
+def saved_bytes(config: LMMConfig, *, text: int, answer: int, slots: int, itemsize: int, remat: Remat) -> int:
+    """Returns an upper estimate of what the layers of a row store for the backward pass.
+
+    Args:
+        config: model config.
+        text: prompt tokens, with the answer in a model without an encoder.
+        answer: answer tokens.
+        slots: image slots.
+        itemsize: bytes of a number.
+        remat: what the layers store.
+
+    Returns:
+        Bytes.
+    """
+    tokens, alone, total = _tokens(config, text, answer, slots), _apart(config, slots), 0
+    for tower in towers(config).values():
+        stack, count = tower.stack, tokens[tower.tokens]
+        whole = remat in ("none", "dots")  # otherwise its input, and what attention reads
+        layer = _layer_bytes(stack, count, itemsize) if whole else 6 * count * itemsize * stack.embed
+        scores = _score_bytes(stack, count, alone if tower.tokens == "images" else 1) if remat == "none" else 0
+        total += stack.layers * (layer + scores)
+    return total
+
+
+def _tokens(config: LMMConfig, text: int, answer: int, slots: int) -> dict[str, int]:
+    """What towers process -> tokens of a row."""
+    return {"images": slots * config.tokens["vision"], "text": text, "answers": max(answer, 1)}
+
+
+def _apart(config: LMMConfig, slots: int) -> int:
+    """Number of groups of a row's image tokens that attend only to their own group."""
+    return max(slots, 1) if config.grid is None else 1
+
+
+def _score_bytes(stack: StackConfig, tokens: int, groups: int) -> int:
+    """Attention scores and their softmax in float32."""
+    return 8 * max(stack.heads * stack.q_per_kv, stack.cross_heads) * tokens**2 // groups
+
+
 def _layer_bytes(stack: StackConfig, tokens: int, itemsize: int) -> int:
-    """Attention scores and their softmax in float32, hidden units, and the residual stream with its projections."""
-    heads = max(stack.heads * stack.q_per_kv, stack.cross_heads)
-    return 8 * heads * tokens**2 + tokens * itemsize * (3 * stack.mlp + 8 * stack.embed)
+    """Hidden units, and the residual stream with its projections."""
+    return tokens * itemsize * (3 * stack.mlp + 8 * stack.embed)

@@ -1,0 +1,113 @@
+"""Gradient accumulation where the batch of a planned stage does not fit into the memory of a device."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from antgmm_jax.config import LMMConfig
+from antgmm_jax.parallel import sharding
+from antgmm_jax.pure import abstract
+from distill.trainable import trainable
+from experiments.auto.schedule import FEWEST, Tuned, language_stage
+from experiments.auto.sizing import by_side
+from experiments.run.batch_size import SHARE, device_memory, rows_that_fit, saved_bytes
+from experiments.run.cuts import planned, reads_features, segment_targets
+from experiments.run.rows.samples import Samples
+from experiments.run.schema import Stage
+from experiments.run.schema.recipe import recipe_of
+from pruning.costs import total_parameters
+from pruning.planning import illegal_reason
+
+TRAINED = 12
+"""Bytes of a trained parameter beside its value: its gradient and two moments in float32."""
+
+
+def memory_limit() -> int:
+    """Returns the bytes of a device that training must fit into; 0 on a CPU, which is given its batches whole."""
+    return 0 if jax.default_backend() == "cpu" else device_memory()
+
+
+def with_room(raw: Mapping[str, Any], config: LMMConfig, samples: Samples) -> tuple[dict[str, Any], list[str]]:
+    """Splits the batches of a recipe's stages where they do not fit into the memory of a device.
+
+    Args:
+        raw: tables of the recipe; a stage with `accumulate` of its own or of the recipe keeps it.
+        config: config of the initial model.
+        samples: training records.
+
+    Returns:
+        The tables, and lines about the stages that were changed.
+    """
+    limit, tables, lines = memory_limit(), [], []
+    for table, stage in zip(raw["stage"], recipe_of(raw, "plan").stages, strict=True):
+        parts = micro_batches(config, stage, samples, limit)
+        config = planned(config, stage, segment_targets(config, stage)[-1])
+        if parts == stage.optimizer.accumulate:
+            tables.append(table)
+            continue
+        tables.append({**table, "optimizer": {**table.get("optimizer", {}), "accumulate": parts}})
+        rows = stage.optimizer.batch_size
+        lines.append(
+            f"memory: stage {stage.name} takes its batches of {rows} in {parts} parts of {rows // parts} (accumulate),"
+            f" so that they fit into {limit / 1e9:.3g} GB"
+        )
+    return {**raw, "stage": tables}, lines
+
+
+def trial_tables(
+    tables: Mapping[str, Any], config: LMMConfig, wanted: Mapping[str, int], samples: Samples
+) -> Mapping[str, Any]:
+    """Returns the tables of a recipe without stages with room for the batches of the tuner's trials.
+
+    Args:
+        tables: tables of the recipe.
+        config: config of the teacher.
+        wanted: axis -> units of the student.
+        samples: training records.
+    """
+    text = by_side(config, wanted)[1]
+    if illegal_reason(config, text):
+        return tables
+    stage = {"name": "tune", **language_stage(config, text, len(samples), Tuned(), FEWEST)}
+    (roomy,) = with_room({**tables, "stage": [stage]}, config, samples)[0]["stage"]
+    given = {key: value for key, value in roomy["optimizer"].items() if key == "accumulate"}
+    return {**tables, "optimizer": {**tables["optimizer"], **given}}
+
+
+def micro_batches(config: LMMConfig, stage: Stage, samples: Samples, limit: int) -> int:
+    """Returns the fewest parts of a stage's batches of which one fits into the memory of a device.
+
+    Args:
+        config: model config before the stage.
+        stage: the stage.
+        samples: training records.
+        limit: bytes of a device; 0 for any.
+
+    Returns:
+        A divisor of the batch size whose parts the devices divide; that of the stage itself unless it is 1.
+    """
+    table, targets = stage.optimizer, segment_targets(config, stage)[-1]
+    if not limit or table.accumulate > 1:
+        return table.accumulate
+    lengths = samples.lengths
+    if reads_features(config, stage, targets):
+        lengths["slots"] = 0
+    if not stage.loss.reads_answers:
+        lengths |= {"text": 0, "answer": 0}
+    after = planned(config, stage, targets)
+    states = saved_bytes(after, **lengths, itemsize=jnp.dtype(table.dtype).itemsize, remat=table.remat)
+    left = max(1.0, limit - _state_bytes(after, stage) / SHARE)
+    rows = rows_that_fit(after, table.batch_size, **lengths, dtype=table.dtype, states=states, memory=left)
+    divisors = (n for n in range(1, table.batch_size + 1) if table.batch_size % n == 0)
+    parts = ((n, table.batch_size // n) for n in divisors)
+    return next((n for n, part in parts if part <= rows and sharding.padded_batch_size(part) == part), table.accumulate)
+
+
+def _state_bytes(config: LMMConfig, stage: Stage) -> float:
+    """Bytes on each device of what training keeps for the parameters, beside those that compute."""
+    leaves = jax.tree.leaves(trainable(abstract(config), stage.frozen))
+    masters = 0 if stage.optimizer.dtype == "float32" else 4 * total_parameters(config)
+    return (TRAINED * sum(math.prod(leaf.shape) for leaf in leaves) + masters) / sharding.model_parts()
