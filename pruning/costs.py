@@ -74,7 +74,7 @@ def cost(
     prefill[tower] = _tower_flops(config, tower, batch, first, keys, memory) + _memory_flops(config, batch, memory)
     decode = steps * _tower_flops(config, tower, batch, 1, keys, memory)
     flops = {
-        "vision": _image_flops(config, batch, config.slots if slots is None else slots),
+        "vision": _image_flops(config, batch, slots),
         "prefill": {**prefill, TOKENS: heads},
         "decode": {tower: decode, TOKENS: steps * heads},
     }
@@ -89,7 +89,9 @@ def cost(
     return Cost(counts, flops, read, kv_cache, _sublayers(config, steps))
 
 
-def forward_flops(config: LMMConfig, batch: int, length: int, answer: int = 0) -> dict[str, int]:
+def forward_flops(
+    config: LMMConfig, batch: int, length: int, answer: int = 0, *, slots: float | None = None
+) -> dict[str, int]:
     """Returns the FLOPs of one forward pass with teacher forcing; a training step takes about three times as many.
 
     Args:
@@ -97,11 +99,12 @@ def forward_flops(config: LMMConfig, batch: int, length: int, answer: int = 0) -
         batch: number of samples.
         length: prompt tokens per sample, including image tokens; for a decoder-only model, prompt and answer.
         answer: decoder tokens per sample, for a model with an encoder.
+        slots: image slots per sample, possibly a mean; None for those of one image of the usual size.
 
     Returns:
         tower -> FLOPs.
     """
-    flops, tower = _image_flops(config, batch, config.slots), decoder_tower(config)
+    flops, tower = _image_flops(config, batch, slots), decoder_tower(config)
     tokens, memory = (answer, length) if config.encoder_decoder else (length, 0)
     if config.encoder_decoder:
         flops["encoder"] = _tower_flops(config, "encoder", batch, length, length)
@@ -182,9 +185,10 @@ def _head_flops(config: LMMConfig, tokens: int) -> int:
     return 2 * tokens * config.language.decoder.embed * config.language.vocab
 
 
-def _image_flops(config: LMMConfig, batch: int, slots: float) -> dict[str, int]:
-    """FLOPs of the image side with some image slots per sample."""
+def _image_flops(config: LMMConfig, batch: int, slots: float | None) -> dict[str, int]:
+    """FLOPs of the image side with some image slots per sample; None for those of one image of the usual size."""
     flops: Counter[str] = Counter()
+    slots = config.slots if slots is None else slots
     # A slot attends to itself only, or all slots of a sample to one another.
     alone, together = (slots, 1) if config.grid is None else (1, slots)
     tokens = {name: together * count for name, count in config.tokens.items()}

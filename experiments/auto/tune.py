@@ -61,10 +61,10 @@ def steps_within(
         machine: what decides the duration.
     """
     (stage,) = _recipe(tables, config, text, machine.rows.trained, Tuned(), steps=FEWEST).stages
-    lengths = {"length": machine.rows.prompt, "answer": machine.rows.answer}
+    lengths = {"length": machine.rows.prompt, "answer": machine.rows.answer, "slots": machine.rows.slots}
     flops = step_flops(planned_config(config, text), stage, (), features=True, **lengths)
     # Image features of new rows, which all candidates read.
-    flops += image_flops(config, stage.optimizer.batch_size) / (len(KINDS) + len(RATES))
+    flops += image_flops(config, stage.optimizer.batch_size, machine.rows.slots) / (len(KINDS) + len(RATES))
     step = flops / (SHARE * machine.rate) + CALL
     affordable = int((seconds / (len(KINDS) + len(RATES)) - 2 * COMPILE) / step)
     new = machine.rows.trained // stage.optimizer.batch_size  # steps that see no row twice

@@ -11,7 +11,14 @@ from experiments.run.schema import Recipe, Stage, Training, Work
 
 
 def step_flops(
-    config: LMMConfig, stage: Stage, states: Sequence[str], *, features: bool = False, length: int, answer: int
+    config: LMMConfig,
+    stage: Stage,
+    states: Sequence[str],
+    *,
+    features: bool = False,
+    length: int,
+    answer: int,
+    slots: float | None = None,
 ) -> int:
     """Returns the FLOPs of a train step: three forward passes through the towers that the stage runs.
 
@@ -24,13 +31,14 @@ def step_flops(
         features: whether cached image features replace the image side.
         length: prompt tokens per sample.
         answer: answer tokens per sample.
+        slots: as in `pruning.forward_flops`.
 
     Returns:
         FLOPs.
     """
     if not config.encoder_decoder:
         length, answer = length + answer, 0
-    flops = pruning.forward_flops(config, stage.optimizer.batch_size, length, answer)
+    flops = pruning.forward_flops(config, stage.optimizer.batch_size, length, answer, slots=slots)
     run = set(flops) - ({*IMAGE_SIDE} if features else set())
     if not stage.loss.reads_answers and (not stage.loss.vision or {*IMAGE_SIDE}.issuperset(states)):
         run &= {*IMAGE_SIDE}
@@ -55,7 +63,9 @@ class StageFlops(NamedTuple):
     steps: int
 
 
-def stage_flops(config: LMMConfig, recipe: Recipe | Training, *, length: int, answer: int) -> Iterator[StageFlops]:
+def stage_flops(
+    config: LMMConfig, recipe: Recipe | Training, *, length: int, answer: int, slots: float | None = None
+) -> Iterator[StageFlops]:
     """Iterates over the FLOPs of all stages of a recipe.
 
     Args:
@@ -63,6 +73,7 @@ def stage_flops(config: LMMConfig, recipe: Recipe | Training, *, length: int, an
         recipe: the recipe.
         length: prompt tokens per sample.
         answer: answer tokens per sample.
+        slots: as in `pruning.forward_flops`.
 
     Yields:
         FLOPs of a stage. Image features are computed once per image side, for all views of all rows.
@@ -78,23 +89,26 @@ def stage_flops(config: LMMConfig, recipe: Recipe | Training, *, length: int, an
             smaller = planned(current, stage, targets)
             for steps, model in ((stage.mask_steps, current), (stage.recover_steps, smaller)):
                 if work.objective == "facts":
-                    each = 3 * image_flops(model, stage.optimizer.batch_size)
+                    each = 3 * image_flops(model, stage.optimizer.batch_size, slots)
                 else:
-                    each = step_flops(model, stage, states, features=features, length=length, answer=answer)
+                    lengths = {"length": length, "answer": answer, "slots": slots}
+                    each = step_flops(model, stage, states, features=features, **lengths)
                 total += steps * each
             current = smaller
-        yield StageFlops(work, config, current, image_flops(config, computed) if computed else 0, total)
+        image = image_flops(config, computed, slots) if computed else 0
+        yield StageFlops(work, config, current, image, total)
         config = current
 
 
-def image_flops(config: LMMConfig, rows: int) -> int:
-    """Returns the FLOPs of the image side's forward pass over one picture of each row.
+def image_flops(config: LMMConfig, rows: int, slots: float | None = None) -> int:
+    """Returns the FLOPs of the image side's forward pass over the pictures of some rows.
 
     Args:
         config: model config.
         rows: number of rows.
+        slots: as in `pruning.forward_flops`.
     """
-    flops = pruning.forward_flops(config, rows, 1, 1)
+    flops = pruning.forward_flops(config, rows, 1, 1, slots=slots)
     return sum(flops[tower] for tower in IMAGE_SIDE)
 
 

@@ -110,7 +110,7 @@ def parts(recipe: Recipe | Training, start: LMMConfig, rows: Rows) -> list[Part]
     """
     records, questions = rows.trained + rows.scored + rows.hard, rows.scored + rows.hard
     result = [Part("reading", f"{records} records", seconds=records * rows.read), *_cache(recipe, start, rows)]
-    stages = [*stage_flops(start, recipe, length=rows.prompt, answer=rows.answer)]
+    stages = [*stage_flops(start, recipe, **_lengths(rows))]
     for stage in stages:
         result += _stage(stage, rows)
     after = stages[-1].after
@@ -139,11 +139,9 @@ def _stage(stage: StageFlops, rows: Rows) -> list[Part]:
     before, after = sizes(stage.before), sizes(stage.after)
     cuts = ", ".join(f"{axis} {before[axis]} to {after[axis]}" for axis in table.sizes)
     steps = f"{table.steps} steps of {table.optimizer.batch_size}"
-    result = [
-        Part(work.title, f"{cuts}; {steps}" if cuts else steps, rows.slots * stage.steps, table.steps, 2 * COMPILE)
-    ]
+    result = [Part(work.title, f"{cuts}; {steps}" if cuts else steps, stage.steps, table.steps, 2 * COMPILE)]
     if stage.features:
-        flops, batches = rows.slots * stage.features, rows.trained / BATCH
+        flops, batches = stage.features, rows.trained / BATCH
         result.insert(0, Part("image features", f"{rows.trained} records", flops, batches))
     if work.scored:
         flops, batches = rows.scored * _answer_flops(stage.after, rows), rows.scored / BATCH * rows.answer
@@ -154,16 +152,20 @@ def _stage(stage: StageFlops, rows: Rows) -> list[Part]:
 def _forward_flops(config: LMMConfig, rows: Rows) -> tuple[float, float]:
     """FLOPs of a forward pass over one record: of the image side, and of the language model."""
     length, answer = (rows.prompt, rows.answer) if config.encoder_decoder else (rows.prompt + rows.answer, 0)
-    flops = pruning.forward_flops(config, 1, length, answer)
+    flops = pruning.forward_flops(config, 1, length, answer, slots=rows.slots)
     image = sum(flops[part] for part in IMAGE_SIDE)
-    return rows.slots * image, sum(flops.values()) - image
+    return image, sum(flops.values()) - image
 
 
 def _answer_flops(config: LMMConfig, rows: Rows) -> float:
     """FLOPs of generating one answer."""
-    phases = pruning.cost(config, 1, rows.prompt, rows.answer).flops
-    flops = {phase: sum(towers.values()) for phase, towers in phases.items()}
-    return sum(flops.values()) + (rows.slots - 1) * flops["vision"]
+    phases = pruning.cost(config, 1, rows.prompt, rows.answer, slots=rows.slots).flops
+    return sum(sum(towers.values()) for towers in phases.values())
+
+
+def _lengths(rows: Rows) -> dict[str, float]:
+    """Arguments of `stage_flops`."""
+    return {"length": rows.prompt, "answer": rows.answer, "slots": rows.slots}
 
 
 def matmul_rate() -> float:
@@ -201,7 +203,7 @@ def announce(recipe: Recipe | Training, start: LMMConfig, rows: Rows, done: Coll
     Returns:
         Title of each part -> estimated seconds.
     """
-    [*_, last] = stage_flops(start, recipe, length=rows.prompt, answer=rows.answer)
+    [*_, last] = stage_flops(start, recipe, **_lengths(rows))
     before, after = total_parameters(start), total_parameters(last.after)
     smaller = f" to about {count(after)}, {before / after:.3g} times fewer" if after < before else ""
     say(f"{count(before)} parameters{smaller}; the parts of the run, with estimated durations:")

@@ -7,10 +7,11 @@ import pytest
 import pruning
 from antgmm_jax.io.convert import open_hf
 from antgmm_jax.io.loading import load_processor
+from antgmm_jax.presets import preset
 from data.encoding import Encoder
 from data.maad import source
 from experiments.run.progress import forecast
-from experiments.run.progress.flops import training_flops
+from experiments.run.progress.flops import step_flops, training_flops
 from experiments.run.progress.forecast import Part, Rows, announce, look_at, parts, seconds
 from experiments.run.schema.recipe import load_recipe, load_training
 from experiments.run.training import shape_of
@@ -63,6 +64,28 @@ def test_a_training_is_scored_in_its_report_and_only_if_its_last_phase_trains_an
     assert both[-1].flops == (3000 + 1000) * one and "4000 questions" in both[-1].work
     [*_, report] = parts(recipe.model_copy(update={"phases": recipe.phases[:1]}), shape, ROWS)
     assert (report.flops, report.batches, report.work) == (0, 0, "export")
+
+
+def test_slots_count_for_the_image_side_alone(config):
+    def flops(**slots):
+        return {part.title: part.flops for part in parts(demo(), config, ROWS._replace(**slots))}
+
+    one, two, none = flops(), flops(slots=2.0), flops(slots=0.0)
+    small = pruning.planned_config(config, demo().stages[0].sizes)
+    image = sum(pruning.forward_flops(small, 64, 50, 6)[tower] for tower in ("vision", "bridge"))
+    assert two["stage 'image'"] - one["stage 'image'"] == 3 * 7200 * image == one["stage 'image'"]
+    assert two["image features"] == 2 * one["image features"] and "image features" not in none
+    # The language model reads features.
+    assert two["stage 'language'"] == one["stage 'language'"] == none["stage 'language'"]
+
+
+def test_the_slots_of_a_grid_are_not_counted_twice():
+    """A usual picture has many slots there; its FLOPs are those of all of them."""
+    config, recipe = preset("qwen3-vl-tiny"), demo()
+    usual = {"length": 50, "answer": 6}
+    stage = recipe.stages[-1]
+    assert step_flops(config, stage, (), **usual, slots=config.slots) == step_flops(config, stage, (), **usual)
+    assert config.slots > 1
 
 
 def test_seconds_of_a_part_by_hand():
