@@ -50,6 +50,7 @@ class Task(NamedTuple):
         rows: number of training rows.
         steps: the teacher's steps of 64 on what pictures show.
         answers: its steps of 64 on answers, with a frozen image side.
+        together: its steps of 64 on answers, of all of the model.
     """
 
     draw: Draw
@@ -57,6 +58,7 @@ class Task(NamedTuple):
     rows: int = 12_000
     steps: int = 1200
     answers: int = 2000
+    together: int = 1000
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -65,7 +67,7 @@ class Task(NamedTuple):
 
 
 TASKS = {
-    "digits": Task(digits.record, "llava-tiny", rows=48_000, steps=2400, answers=3000),
+    "digits": Task(digits.record, "llava-tiny", rows=48_000, steps=2400, answers=3000, together=0),
     "charts": Task(charts.record, "llava-tiny"),
     "charts-queries": Task(charts.record, "blip2-opt-tiny"),
     "photos": Task(photos.record, "blip2-opt-tiny"),
@@ -127,11 +129,17 @@ def _save(figures: Mapping[str, Mapping[str, Any]], out: Path) -> None:
 
 def _teacher_phases(task: Task) -> list[dict[str, Any]]:
     """What pictures show, then answers, first with a frozen image side, as the guide on a user's own data says."""
-    return [
+    phases = [
         {"name": "facts", "kind": "facts", "steps": task.steps},
         {"name": "answers", "kind": "answers", "steps": task.answers, "frozen": ["vision", "bridge"]},
-        {"name": "together", "kind": "answers", "steps": 1000, "optimizer": {**OPTIMIZER, "learning_rate": GENTLE}},
+        {
+            "name": "together",
+            "kind": "answers",
+            "steps": task.together,
+            "optimizer": {**OPTIMIZER, "learning_rate": GENTLE},
+        },
     ]
+    return [phase for phase in phases if phase["steps"]]
 
 
 def control_phases(student: Path) -> list[dict[str, Any]]:
