@@ -11,7 +11,7 @@ from antgmm_jax.config import LMMConfig
 from antgmm_jax.parallel import sharding
 from antgmm_jax.pure import abstract
 from distill.trainable import trainable
-from experiments.auto.schedule import FEWEST, Tuned, language_stage
+from experiments.auto.schedule import FEWEST, Tuned, language_stage, small_batch
 from experiments.auto.sizing import by_side
 from experiments.run.batch_size import SHARE, device_memory, rows_that_fit, saved_bytes
 from experiments.run.cuts import planned, reads_features, segment_targets
@@ -71,7 +71,7 @@ def trial_tables(
     text = by_side(config, wanted)[1]
     if illegal_reason(config, text):
         return tables
-    stage = {"name": "tune", **language_stage(config, text, len(samples), Tuned(), FEWEST)}
+    stage = {"name": "tune", **language_stage(config, text, Tuned(), FEWEST, small_batch(len(samples)))}
     (roomy,) = with_room({**tables, "stage": [stage]}, config, samples)[0]["stage"]
     given = {key: value for key, value in roomy["optimizer"].items() if key == "accumulate"}
     return {**tables, "optimizer": {**tables["optimizer"], **given}}
