@@ -163,7 +163,7 @@ def _answer_flops(config: LMMConfig, rows: Rows) -> float:
     return sum(sum(towers.values()) for towers in phases.values())
 
 
-def _lengths(rows: Rows) -> dict[str, float]:
+def _lengths(rows: Rows) -> dict[str, Any]:
     """Arguments of `stage_flops`."""
     return {"length": rows.prompt, "answer": rows.answer, "slots": rows.slots}
 

@@ -49,7 +49,7 @@ def test_less_memory_gives_more_parts_of_the_same_batch(tables, monkeypatch):
         roomy, lines = with_room(raw, CONFIG, Rows())
         parsed = recipe_of(roomy, "plan").stages  # a divisor of each batch
         parts = [stage.optimizer.accumulate for stage in parsed]
-        assert [s.optimizer.batch_size for s in parsed] == [64, 16, 16]
+        assert [s.optimizer.batch_size for s in parsed] == [64, 64, 16]
         assert len(lines) == sum(number > 1 for number in parts)
         assert not before or all(now >= then for now, then in zip(parts, before, strict=True))
         trial = trial_tables(tables, CONFIG, WANTED, Rows())["optimizer"].get("accumulate", 1)
