@@ -1,5 +1,6 @@
 """Attention, by flash kernels (cuDNN's on GPUs, Pallas' on TPUs) where possible and by XLA elsewhere."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -7,11 +8,9 @@ import jax.numpy as jnp
 from jax.extend.backend import get_backend
 from jaxtyping import Array, Bool, Float, Int
 
-from antgmm_jax.blocks import flash
+from antgmm_jax.blocks import blocked, flash
+from antgmm_jax.blocks.packing import same_sample
 from antgmm_jax.parallel.sharding import platform
-
-_HIDDEN = -0.7 * float(jnp.finfo(jnp.float32).max)
-"""Logit of a masked key; far enough from the float32 limit that nothing overflows."""
 
 
 def has_cudnn() -> bool:
@@ -42,7 +41,7 @@ def attend(
 
     cuDNN supports 16-bit inputs and head widths up to 128 in steps of 8, and returns the gradient of a bias (T5 learns
     its bias). XLA computes single queries (decoding) and a bias combined with a mask (T5's encoder): their sum
-    [B, N, T, S] would use the memory that a flash kernel saves.
+    [B, N, T, S] would use the memory that a flash kernel saves. Long rows of segments are computed in blocks.
 
     Args:
         q: queries.
@@ -52,7 +51,7 @@ def attend(
         mask: which keys a query sees, in addition to `causal`.
         bias: added to the logits.
         segments: if queries see exactly the keys of their own segment (and with `causal` no later ones), the number of
-            each position's segment: the mask in a form that a kernel for TPUs reads.
+            each position's segment. This replaces `mask`, which may be None.
         lengths: if the mask is that of rows padded on the right, the number of keys of each row, at least 1: the mask
             in a form with which cuDNN skips padding. Outputs at padding are then 0.
 
@@ -62,7 +61,16 @@ def attend(
     if for_flash_kernel(q, k, mask, bias, segments):
         return flash.attend(q, k, v, scale=scale, causal=causal, mask=mask, segments=segments)
     fits = q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[3] % 8 == 0 and q.shape[3] <= 128 and q.shape[1] > 1
-    if fits and (bias is None or (causal and mask is None)) and has_cudnn():
+    by_cudnn = fits and (bias is None or (causal and mask is None)) and has_cudnn()
+    if segments is not None and bias is None and blocked.is_large(q, 2 if by_cudnn else 4 * q.shape[2]):
+        seen = {"causal": causal, "segments": segments}
+        if not by_cudnn:
+            return blocked.attend(q, k, v, scale=scale, **seen)
+        run = partial(_cudnn, scale=scale, causal=False, bias=None, lengths=None)
+        return blocked.by_queries(run, q, k, v, **seen)
+    if segments is not None and mask is None:
+        mask = same_sample(segments)
+    if by_cudnn:
         return _cudnn(q, k, v, scale=scale, causal=causal, mask=mask, bias=bias, lengths=lengths)
     return _plain(q, k, v, scale=scale, causal=causal, mask=mask, bias=bias)
 
@@ -85,7 +93,7 @@ def _plain(
         seen = (jnp.arange(keys)[None, :] <= jnp.arange(length)[:, None])[None, None]
         mask = seen if mask is None else mask & seen
     if mask is not None:
-        logits = jnp.where(mask, logits, _HIDDEN)
+        logits = jnp.where(mask, logits, blocked.HIDDEN)
     weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype).reshape(batch, groups, -1, keys)
     return jnp.matmul(weights, v).reshape(batch, heads, length, width).transpose(0, 2, 1, 3)
 

@@ -34,7 +34,8 @@ class Context(NamedTuple):
         local: mask, segments and positions of the stack's local layers (`StackConfig.local_layers`), None where they
             are None here; None if all layers see the same.
         queries: number of queries before the text, in a stack that reads both.
-        segments: number of each position's segment [B, T], if `mask` is that of equal segments; None for other masks.
+        segments: number of each position's segment [B, T], if queries see the keys of their own segment: `mask` is then
+            that of equal segments, or None; None for other masks.
         lengths: number of tokens of each row [B], if `mask` is that of rows padded on the right; None for other masks.
         memory_lengths: the same for `memory_mask`.
     """
@@ -78,7 +79,7 @@ def _in_whole_blocks(x: Float[Array, "B T D"], context: Context, width: int) -> 
     head, key = (jax.ShapeDtypeStruct((rows, *shape, width), x.dtype) for shape in ((length, 1), (1, length)))
     if not length % flash.LANES or not for_flash_kernel(head, key, mask, context.bias, context.segments):
         return x, context
-    if mask is None and not causal:
+    if mask is None and not causal and context.segments is None:
         mask = jnp.ones((1, 1, 1, length), bool)
     if mask is not None:
         mask = flash.padded(mask, 3)

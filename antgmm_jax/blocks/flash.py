@@ -1,5 +1,6 @@
 """Attention by the flash kernel for TPUs, which never holds the logits of all pairs of positions in memory."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -66,8 +67,22 @@ def attend(
         numbers = (jnp.ones((rows, queries), jnp.int32), seen)
     else:
         numbers = (jnp.ones((rows, queries), jnp.int32), jnp.ones((rows, keys), jnp.int32))
-    run = partial(_on_one_device, scale=scale, causal=causal)
-    if not sharding.active():
+    return on_each_device(partial(_on_one_device, scale=scale, causal=causal), q, k, v, numbers)
+
+
+def on_each_device(run: Callable[..., Array], q: Array, k: Array, v: Array, numbers: tuple[Array, Array]) -> Array:
+    """Runs a function of queries, keys, values and segments on each device, for its own rows and heads.
+
+    Args:
+        run: the function; its result is like the queries.
+        q: queries [B, T, N, d].
+        k, v: keys and values [B, K, S, d].
+        numbers: segments of queries [B, T] and keys [B, S].
+
+    Returns:
+        The results, [B, T, N, d].
+    """
+    if not sharding.active() or q.shape[0] % sharding.padded_batch_size(1):
         return run(q, k, v, numbers)
     by_row = sharding.RULES["batch"]
     heads = "tensor" if k.shape[1] % jax.sharding.get_abstract_mesh().shape["tensor"] == 0 else None

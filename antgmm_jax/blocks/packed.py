@@ -12,7 +12,6 @@ from antgmm_jax.axes import part
 from antgmm_jax.blocks.block import Context, Gates
 from antgmm_jax.blocks.grids import image_of_slot, interpolated, window_of_slot
 from antgmm_jax.blocks.layers import Norm, linear, param
-from antgmm_jax.blocks.packing import same_sample
 from antgmm_jax.blocks.pictures import Images, normalised
 from antgmm_jax.blocks.projector import ProjectorConfig
 from antgmm_jax.blocks.rope import axial
@@ -130,8 +129,10 @@ class PackedEncoder(nnx.Module):
         angles = axial(*at, config.stack.head_dim, config.stack.rope_theta, alternating=config.alternating)
 
         def within(groups: Int[Array, "B M"]) -> Context:
-            segments = jnp.repeat(groups, inside, axis=1)
-            return Context(mask=same_sample(segments), segments=segments, positions=angles)
+            # A mask of all pairs of patches would take 3.7 GB for 12 megapixels. The numbers of images and windows
+            # grow with the slots; those of unused slots, the last ones, go on.
+            segments = jnp.repeat(jnp.where(images["valid"], groups, slots + 1), inside, axis=1)
+            return Context(segments=segments, positions=angles)
 
         local = within(window_of_slot(images, config.window)) if config.window else None
         valid = jnp.repeat(images["valid"], inside, axis=1)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax._src.cudnn import fused_attention_stablehlo
 
-from antgmm_jax.blocks import attention
+from antgmm_jax.blocks import attention, blocked
 from antgmm_jax.blocks.attention import attend
 from antgmm_jax.pure import abstract, functional
 from distill import LossConfig, make_loss
@@ -80,6 +80,21 @@ def test_xla_computes_float32_and_unsupported_head_widths():
 def test_xla_computes_all_attention_without_a_supported_gpu():
     assert not attention.has_cudnn()
     assert not any("fmha" in name for name in of_a_step(CONFIGS["llava"]))
+
+
+@pytest.mark.usefixtures("gpu")
+def test_cudnn_gets_blocks_of_the_queries_of_long_rows_of_segments(monkeypatch):
+    monkeypatch.setattr(blocked, "_LARGEST", 0)
+    monkeypatch.setattr(blocked, "_QUERIES", 16)
+    q, k = SHAPE((2, 40, 3, 8), jnp.bfloat16), SHAPE((2, 3, 40, 8), jnp.bfloat16)
+
+    def loss(q, k, segments):
+        return jnp.sum(attend(q, k, k, scale=1.0, segments=segments).astype(jnp.float32))
+
+    arguments = (q, k, SHAPE((2, 40), jnp.int32))
+    assert calls(jax.grad(loss, argnums=(0, 1)), *arguments)[f"{BIASED}Backward"] == 1
+    text = jax.jit(jax.grad(loss)).trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
+    assert "x16x40x" in text and "x40x40x" not in text
 
 
 CASES = {

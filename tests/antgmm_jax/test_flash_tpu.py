@@ -14,7 +14,6 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from antgmm_jax.blocks import attention, flash
 from antgmm_jax.blocks.attention import attend
 from antgmm_jax.blocks.block import Block, Context
-from antgmm_jax.blocks.packing import same_sample
 from antgmm_jax.blocks.rope import rope
 from antgmm_jax.blocks.stack import rematerialised
 from antgmm_jax.config import towers
@@ -36,7 +35,7 @@ def masks(case, rows=ROWS, keys=LENGTH):
         return {"mask": jnp.array(np.arange(keys)[None] < lengths[:, None])[:, None, None]}
     if case == "packed":
         segments = jnp.array(np.sort(np.random.default_rng(1).integers(1, 4, (rows, LENGTH)), axis=1))
-        return {"mask": same_sample(segments), "segments": segments}
+        return {"segments": segments}
     return {}
 
 
