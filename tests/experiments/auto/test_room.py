@@ -53,11 +53,11 @@ def test_less_memory_gives_more_parts_of_the_same_batch(tables, monkeypatch):
         assert len(lines) == sum(number > 1 for number in parts)
         assert not before or all(now >= then for now, then in zip(parts, before, strict=True))
         trial = trial_tables(tables, CONFIG, WANTED, Rows())["optimizer"].get("accumulate", 1)
-        assert trial >= parts[1]  # it trains the language model of an image side that is not cut yet
+        assert trial >= parts[2]  # as large batches, and an image side that is not cut yet
         before = parts
-    assert before == [64, 16, 16]
+    assert before == [64, 64, 16]
     assert lines[1] == (
-        "memory: stage language takes its batches of 16 in 16 parts of 1 (accumulate), so that they fit into 1 GB"
+        "memory: stage language takes its batches of 64 in 64 parts of 1 (accumulate), so that they fit into 1 GB"
     )
 
 
