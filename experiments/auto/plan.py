@@ -211,8 +211,8 @@ def _sizes(config: LMMConfig, choice: Chosen, samples: Samples) -> Iterator[str]
     timed = f", {choice.milliseconds:.1f} ms a request" if choice.milliseconds else ""
     yield f"parameters: {count(old)} to {count(new)}, {old / new:.1f} times fewer{timed}"
     for axis, size in before.items():
-        grown = choice.sensitivity.increases.get(axis)
-        why = "" if grown is None else f" (loss {grown:+.2f} with three quarters of it closed)"
+        grown, left = (of.get(axis) for of in (choice.sensitivity.increases, choice.sensitivity.left))
+        why = "" if grown is None else f" (cut to {left} alone, without training: loss {grown:+.2f})"
         yield f"  {axis}: {size} to {after[axis]}{why}"
     yield from of_words(choice.sized.config, len(used_tokens(samples)))
 

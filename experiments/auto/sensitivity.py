@@ -27,26 +27,38 @@ FACTORS = (0.25, 4.0)
 """Smallest and largest factor on the weight of an axis."""
 
 
-def closed(config: LMMConfig, scores: Mapping[str, np.ndarray], part: float = CLOSED) -> dict[str, dict[str, Any]]:
-    """Returns, for each free axis, gates that close its least important units.
+def reduced(config: LMMConfig, part: float = CLOSED) -> dict[str, int]:
+    """Returns the units of each free axis that are left when a part of it is closed; few units may have no such size.
 
     Args:
         config: model config.
-        scores: axis -> importance of all axes.
         part: part of the units to close.
 
     Returns:
-        axis -> gates of that axis and the axes tied to it; without axes that have no smaller legal size.
+        axis -> units, a legal size; without axes that have no smaller one.
     """
-    present, gates = sizes(config), {}
+    present, left = sizes(config), {}
     for axis in pruning.free_axes(config):
         try:
             target = pruning.legal_above(config, {axis: max(1, round((1 - part) * present[axis]))})
         except AntgmmError:
             continue
-        if complete(config, target)[axis] < present[axis]:
-            gates[axis] = pruning.gates_of(pruning.plan(scores, config, target), config)
-    return gates
+        left[axis] = complete(config, target)[axis]
+    return {axis: units for axis, units in left.items() if units < present[axis]}
+
+
+def closed(config: LMMConfig, scores: Mapping[str, np.ndarray], left: Mapping[str, int]) -> dict[str, dict[str, Any]]:
+    """Returns, for each axis, gates that close its least important units.
+
+    Args:
+        config: model config.
+        scores: axis -> importance of all axes.
+        left: axis -> units that stay open, from `reduced`.
+
+    Returns:
+        axis -> gates of that axis and the axes tied to it.
+    """
+    return {axis: pruning.gates_of(pruning.plan(scores, config, {axis: units}), config) for axis, units in left.items()}
 
 
 class InTime:
@@ -115,22 +127,26 @@ def increases(
     return {axis: (total - totals[""]) / count for axis, total in totals.items() if axis}
 
 
-def factors(increases: Mapping[str, float]) -> dict[str, float]:
+def factors(increases: Mapping[str, float], fewer: Mapping[str, float]) -> dict[str, float]:
     """Converts increases of the loss to factors on the weights of axes for `pruning.search`.
 
-    The factor is the root of the increase, relative to the geometric mean of all axes: training repairs large increases
-    better than small ones. A width has at most the largest factor of the layers of its side (images, language): without
-    training half of a width ruins a model, but training repairs it sooner than missing layers. Of a language model of 6
-    layers 160 wide, 3 layers 64 wide came to 0.920 where one layer 128 wide came to 0.805 (docs/lab/tasks.md).
+    The search prices a cut to a share 1 / n of an axis at its weight times n - 1, so increases are divided by n - 1: an
+    axis of two heads can only be halved, others are cut to a quarter. The factor is the root of that, relative to the
+    geometric mean of all axes: training repairs large increases better than small ones.
+
+    A width has at most the largest factor of the layers of its side (images, language): without training half of a
+    width ruins a model, but training repairs it sooner than missing layers. Of a language model of 6 layers 160 wide, 3
+    layers 64 wide came to 0.920 where one layer 128 wide came to 0.805 (docs/lab/tasks.md).
 
     Args:
         increases: axis -> increase of the loss.
+        fewer: axis -> how many times fewer units were left.
 
     Returns:
         axis -> factor.
     """
     low, high = FACTORS
-    logs = {axis: log(max(value, LEAST)) for axis, value in increases.items()}
+    logs = {axis: log(max(value, LEAST) / (fewer[axis] - 1)) for axis, value in increases.items()}
     mean = sum(logs.values()) / max(1, len(logs))
     result = {axis: min(high, max(low, exp((value - mean) / 2))) for axis, value in logs.items()}
     for images in (True, False):

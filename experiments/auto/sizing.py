@@ -14,7 +14,7 @@ from antgmm_jax.parallel.sharding import padded_batch_size
 from data.collate import bucket
 from experiments.auto.goal import Goal
 from experiments.auto.look import Look, longest_answer
-from experiments.auto.sensitivity import InTime, closed, factors, increases
+from experiments.auto.sensitivity import InTime, closed, factors, increases, reduced
 from experiments.lab.planning.rates import RequestSize, calibrate, predict
 from experiments.lab.planning.search import by_latency, by_parameters, time_request
 from experiments.run.calibration import calibration_batches, importance_on
@@ -41,14 +41,25 @@ class Sensitivity(NamedTuple):
     """Sensitivity of a model.
 
     Attributes:
-        increases: axis -> increase of the loss when three quarters of the axis are closed without training.
+        increases: axis -> increase of the loss when most of the axis is closed without training.
+        left: axis -> units that were left.
         rows: rows that importance and sensitivity were measured on.
         wanted: the same with enough time.
     """
 
     increases: dict[str, float]
+    left: dict[str, int]
     rows: int
     wanted: int
+
+    def factors(self, config: LMMConfig) -> dict[str, float]:
+        """Returns factors on the weights of axes for `pruning.search`.
+
+        Args:
+            config: config of the model.
+        """
+        present = sizes(config)
+        return factors(self.increases, {axis: present[axis] / units for axis, units in self.left.items()})
 
 
 class Chosen(NamedTuple):
@@ -85,7 +96,7 @@ def chosen(goal: Goal, seen: Look, seed: int, dtype: str, seconds: float) -> Cho
     if not goal.latency_ms:
         return within(seen.teacher, seen.trained, _parameters(goal, config), seed, dtype, seconds, goal.multiple)
     sensitivity = _sensitivity(seen.teacher, seen.trained, seed, dtype, seconds)
-    weights, least = factors(sensitivity.increases), fewest_layers(config)
+    weights, least = sensitivity.factors(config), fewest_layers(config)
     search = partial(pruning.search, config, weights=weights, multiple=goal.multiple, least=least)
     prompt = bucket(int(seen.held.rows.index.prompt.max()))
     request = RequestSize(max(prompt, config.usual_tokens + 1), longest_answer(seen.held))
@@ -121,7 +132,7 @@ def within(
         AntgmmError: no legal model is within the budget, or the model itself is.
     """
     sensitivity, config = _sensitivity(model, samples, seed, dtype, seconds), model.config
-    weights, value = factors(sensitivity.increases), value_of(config)
+    weights, value = sensitivity.factors(config), value_of(config)
     least = fewest_layers(config)
     search = partial(pruning.search, config, weights=weights, value=value, multiple=multiple, least=least)
     return Chosen(by_parameters(config, parameters, search), sensitivity)
@@ -186,8 +197,9 @@ def _sensitivity(model: Student, samples: Samples, seed: int, dtype: str, second
         scored = InTime(batches, PASS * (end - time.monotonic()))
         scores, _ = importance_on(scored, config, params, methods(sizes(config)), {}, seed=seed, dtype=dtype)
         evaluated = InTime(batches, end - time.monotonic())
-        grown = increases(config, params, closed(config, scores), evaluated, dtype=dtype)
-    return Sensitivity(grown, rows * min(scored.read, evaluated.read), rows * count)
+        left = reduced(config)
+        grown = increases(config, params, closed(config, scores, left), evaluated, dtype=dtype)
+    return Sensitivity(grown, left, rows * min(scored.read, evaluated.read), rows * count)
 
 
 def batches_for(answer: float) -> int:

@@ -27,7 +27,7 @@ from experiments.auto.look import Look, at_chance, check_quality, longest_answer
 from experiments.auto.plan import fewer_scores, in_time, of_words
 from experiments.auto.rows import kind_of, tables
 from experiments.auto.schedule import DECAY, IMAGE, Machine, Scale, Tuned, base, fitted, scored_rows, stages
-from experiments.auto.sensitivity import InTime, factors
+from experiments.auto.sensitivity import InTime, factors, reduced
 from experiments.auto.sizing import Sensitivity, batches_for, by_side, fewest_layers, value_of, within
 from experiments.auto.tune import FEWEST, Trial, steps_within
 from experiments.run.calibration import calibration_batches
@@ -120,11 +120,30 @@ def test_a_bucket_saves_most_padding():
     assert bucket(np.array([4, 5])) == []
 
 
+def halved(increases):
+    return factors(increases, dict.fromkeys(increases, 2.0))
+
+
 def test_factors_are_roots_of_increases_relative_to_their_geometric_mean():
-    assert factors({"a/mlp": 1.0, "b/mlp": 4.0}) == pytest.approx({"a/mlp": sqrt(0.5), "b/mlp": sqrt(2)})
-    assert factors({"a/mlp": -1.0, "b/mlp": 0.0}) == {"a/mlp": 1.0, "b/mlp": 1.0}
-    wide = factors({"a/mlp": 0.0, "b/mlp": 1e4})
+    assert halved({"a/mlp": 1.0, "b/mlp": 4.0}) == pytest.approx({"a/mlp": sqrt(0.5), "b/mlp": sqrt(2)})
+    assert halved({"a/mlp": -1.0, "b/mlp": 0.0}) == {"a/mlp": 1.0, "b/mlp": 1.0}
+    wide = halved({"a/mlp": 0.0, "b/mlp": 1e4})
     assert wide == {"a/mlp": 0.25, "b/mlp": 4.0}
+
+
+def test_an_axis_that_was_cut_less_is_worth_more():
+    """Equal losses of a cut to a half and of one to a quarter, which the search prices at 1 and at 3."""
+    ratio = sqrt(3)
+    worth = factors({"a/heads": 1.0, "b/mlp": 1.0}, {"a/heads": 2.0, "b/mlp": 4.0})
+    assert worth["a/heads"] / worth["b/mlp"] == pytest.approx(ratio)
+
+
+def test_most_of_each_axis_is_closed():
+    config = CONFIGS["llava"]
+    before, left = sizes(config), reduced(config)
+    assert left.keys() <= set(pruning.free_axes(config))
+    assert all(units == max(1, round(before[axis] / 4)) for axis, units in left.items() if axis.endswith("/layers"))
+    assert all(units < before[axis] for axis, units in left.items())
 
 
 def test_a_width_has_at_most_the_factor_of_the_layers_of_its_side():
@@ -136,7 +155,7 @@ def test_a_width_has_at_most_the_factor_of_the_layers_of_its_side():
         "text/embed": 16.0,
     }
     mean = 256.0 ** (1 / 10)  # root of the geometric mean
-    assert factors(increases) == pytest.approx(
+    assert halved(increases) == pytest.approx(
         {
             "vision/layers": 2 / mean,
             "vision/embed": 1 / mean,
@@ -145,7 +164,7 @@ def test_a_width_has_at_most_the_factor_of_the_layers_of_its_side():
             "text/embed": 2 / mean,  # and not 4
         }
     )
-    assert factors({"text/mlp": 1.0, "text/embed": 4.0})["text/embed"] == pytest.approx(sqrt(2))
+    assert halved({"text/mlp": 1.0, "text/embed": 4.0})["text/embed"] == pytest.approx(sqrt(2))
 
 
 def test_the_most_frequent_answer_of_each_type():
@@ -279,10 +298,10 @@ def test_rows_of_a_sensitivity_are_encoded_once_and_as_few_as_the_time_allows(tm
 
 
 def test_the_plan_says_what_the_time_has_shortened():
-    assert [*in_time(Sensitivity({}, 128, 128), 1.0), *fewer_scores(900, 900)] == []
-    (line,) = in_time(Sensitivity({}, 24, 128), 1.0)
+    assert [*in_time(Sensitivity({}, {}, 128, 128), 1.0), *fewer_scores(900, 900)] == []
+    (line,) = in_time(Sensitivity({}, {}, 24, 128), 1.0)
     assert line.startswith("sensitivity: measured on 24 of 128 rows, ")
-    _, late = in_time(Sensitivity({}, 8, 128), -65.0)
+    _, late = in_time(Sensitivity({}, {}, 8, 128), -65.0)
     assert late.startswith("warning: with 8 rows for the sensitivity the plan takes 1:05 more than a quarter")
     (line,) = fewer_scores(625, 1000)
     assert line.startswith("scores: on 625 of 1000 test rows, ") and line.endswith("uncertain by 2 points")
