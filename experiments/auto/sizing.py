@@ -27,6 +27,8 @@ from pruning.sizing import Sized
 
 DEPTH = 0.3
 """Value of the sublayers that a request passes through, relative to that of the parameters."""
+DEPTH_OF_DECODER = 3
+"""Layers that a language model without an encoder keeps."""
 REQUEST = (64, 8)
 """Prompt and answer tokens of a typical request."""
 BATCH = 8
@@ -139,17 +141,18 @@ def within(
 
 
 def fewest_layers(config: LMMConfig) -> dict[str, int]:
-    """Returns how many layers a plan leaves to a language model without an encoder, if the budget allows it: two.
+    """Returns how many layers a plan leaves to a language model without an encoder, if the budget allows it: three.
 
-    The position that answers must read from the question what to look at, and then look there. With one layer it does
-    both in one step of attention: on photographs no student with one layer learnt to name what is at a place, and one
-    of three with two layers did (docs/lab/tasks.md). With an encoder there are two steps already.
+    The position that answers must read from the question what to look at, look there, and compare what it sees. With
+    one layer no student learnt to name what is at a place of a photograph, which takes two of these steps; with two
+    layers none learnt to compare digits at two places, with three layers one did at once (docs/lab/tasks.md). With an
+    encoder there are more steps already.
 
     Args:
         config: config of the model to cut.
     """
     layers = sizes(config).get("text/layers", 0)
-    return {"text/layers": 2} if layers > 1 and not config.encoder_decoder else {}
+    return {"text/layers": min(DEPTH_OF_DECODER, layers)} if layers > 1 and not config.encoder_decoder else {}
 
 
 def check_budget(goal: Goal) -> None:

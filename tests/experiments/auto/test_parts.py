@@ -416,7 +416,9 @@ def test_the_usual_optimizer_and_rate_are_left_only_for_a_clearly_lower_loss():
     assert usual.handicapped < Trial(Tuned("adamw", 3.0), 0.320).handicapped
 
 
-def test_a_decoder_keeps_two_layers():
-    assert fewest_layers(CONFIGS["llava"]) == fewest_layers(preset("blip2-opt-tiny")) == {"text/layers": 2}
+def test_a_decoder_keeps_three_layers():
+    assert fewest_layers(CONFIGS["llava"]) == fewest_layers(preset("blip2-opt-tiny")) == {"text/layers": 3}
+    two = pruning.planned_config(CONFIGS["llava"], {"text/layers": 2})
+    assert fewest_layers(two) == {"text/layers": 2}
     assert fewest_layers(CONFIGS["blip2_t5"]) == {}
     assert fewest_layers(pruning.planned_config(CONFIGS["llava"], {"text/layers": 1})) == {}
