@@ -87,7 +87,7 @@ def micro_batches(config: LMMConfig, stage: Stage, samples: Samples, limit: int)
         limit: bytes of a device; 0 for any.
 
     Returns:
-        A divisor of the batch size whose parts the devices divide; that of the stage itself unless it is 1.
+        The number of equal parts, each of which the devices share evenly; the stage's `accumulate` if it sets one.
     """
     table, targets = stage.optimizer, segment_targets(config, stage)[-1]
     if not limit or table.accumulate > 1:

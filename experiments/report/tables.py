@@ -200,7 +200,7 @@ def _points(name: str, old: float, new: float) -> list[str]:
 
 
 def _losses(old: float | None, new: float | None) -> list[str]:
-    """The row of token losses; of a model whose loss is not finite, the report has None."""
+    """The row of token losses; None stands for a loss that is not finite."""
     change = "-" if old is None or new is None else f"{new - old:+.4f} nats"
     return ["token loss of the right answers", *("not finite" if x is None else f"{x:.4f}" for x in (old, new)), change]
 
