@@ -16,14 +16,14 @@ from antgmm_jax.io.folders import new_file
 _CHECKSUM = "checksum"
 
 
-def as_json(record: Mapping[str, Any], default: Any = float) -> dict[str, Any]:
-    """Returns a record with the types of JSON; NaN and infinity become None.
+def as_json(value: Any, default: Any = float) -> Any:
+    """Returns a value with the types of JSON; NaN and infinity become None.
 
     Args:
-        record: values of JSON.
+        value: values of JSON.
         default: converts other values.
     """
-    return json.loads(json.dumps(record, default=default), parse_constant=lambda name: None)
+    return json.loads(json.dumps(value, default=default), parse_constant=lambda name: None)
 
 
 def sealed(record: Mapping[str, Any], default: Any = float) -> str:

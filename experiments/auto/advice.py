@@ -7,7 +7,7 @@ from antgmm_jax.io import checkpoint
 from antgmm_jax.io.books import read_book
 from data.metrics import most_frequent
 from experiments.auto.look import at_chance
-from experiments.run.folder import RunFolder
+from experiments.run.folder import REPORT, RunFolder
 from experiments.run.remedies import in_another_run
 from experiments.run.rows.datasets import load_records
 from experiments.run.schema import Recipe, Training
@@ -36,7 +36,7 @@ def advice(recipe: Recipe | Training, run: Path) -> list[str]:
             )
         scores = metrics.get("scores")
     if isinstance(recipe, Training):
-        scores = read_book(folder.report / "report.json").get("scores")
+        scores = read_book(folder.report / REPORT).get("scores")
     if scores is None:
         return result
     records = load_records(recipe.evaluate.data)

@@ -100,7 +100,7 @@ def stages(config: LMMConfig, wanted: Mapping[str, int], rows: int, scale: Scale
         tuned: settings of the language stages.
     """
     image, text = by_side(config, wanted)
-    large, small = _batch(LARGE, rows), _batch(SMALL, rows)
+    large, small = _batch(LARGE, rows), small_batch(rows)
     result = []
     if image:
         steps = _steps(scale.image * min(IMAGE_VISITS, EPOCHS * max(rows, FEW)), large)

@@ -1,11 +1,10 @@
 """Files that appear whole or not at all."""
 
 import json
-import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from antgmm_jax.io.books import as_json
 from antgmm_jax.io.folders import new_file
 
 
@@ -27,14 +26,4 @@ def write_json(path: Path, value: Any) -> None:
 
 def json_text(value: Any) -> str:
     """Formats JSON types and other numbers as JSON; NaN and infinity, which JSON does not have, are null."""
-    return json.dumps(_finite(value), indent=1, allow_nan=False)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _finite(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(one) for one in value]
-    if value is None or isinstance(value, str | bool | int):
-        return value
-    return float(value) if math.isfinite(value) else None
+    return json.dumps(as_json(value), indent=1, allow_nan=False)
