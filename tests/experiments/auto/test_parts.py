@@ -2,7 +2,6 @@
 
 import os
 from dataclasses import replace
-from functools import cache
 from math import inf, sqrt
 from pathlib import Path
 
@@ -11,9 +10,7 @@ import pytest
 
 import pruning
 from antgmm_jax.axes import sizes
-from antgmm_jax.config import IMAGE_SIDE
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.families import complete
 from antgmm_jax.io.loading import load_processor
 from antgmm_jax.presets import preset
 from data.maad import source
@@ -26,17 +23,11 @@ from experiments.auto.goal import Goal, is_planned, marked, parameters, ratio
 from experiments.auto.look import Look, at_chance, check_quality, longest_answer, warnings
 from experiments.auto.plan import fewer_scores, in_time, of_words
 from experiments.auto.rows import kind_of, tables
-from experiments.auto.schedule import DECAY, IMAGE, Machine, Scale, Tuned, base, fitted, scored_rows, stages
 from experiments.auto.sensitivity import InTime, factors, reduced
-from experiments.auto.sizing import Sensitivity, batches_for, by_side, fewest_layers, value_of, within
-from experiments.auto.tune import FEWEST, Trial, steps_within
+from experiments.auto.sizing import Sensitivity, batches_for, fewest_layers, value_of, within
 from experiments.run.calibration import calibration_batches
-from experiments.run.checks import check_sizes
-from experiments.run.progress import forecast
-from experiments.run.progress.forecast import Rows
 from experiments.run.rows.samples import Samples
-from experiments.run.schema.recipe import recipe_of
-from experiments.run.student import Student, whole
+from experiments.run.student import whole
 from pruning.costs import total_parameters
 from tests.experiments.tiny import save_llava
 from tests.pruning.models import CONFIGS
@@ -207,38 +198,6 @@ def test_a_teacher_below_the_most_frequent_answers_has_no_quality_to_keep():
         check_quality(look(0.3, {"a": 0.3, "b": 0.5}))
 
 
-@cache
-def small(name):
-    """Sizes of a third of the parameters."""
-    config = CONFIGS[name]
-    return pruning.search(config, total_parameters, total_parameters(config) / 3, value=value_of(config)).sizes
-
-
-@pytest.mark.parametrize("name", CONFIGS)
-def test_the_image_side_is_cut_first_and_alone(name):
-    config = CONFIGS[name]
-    wanted = small(name)
-    image, text = by_side(config, wanted)
-    assert {**image, **text} == {axis: n for axis, n in wanted.items() if n < sizes(config)[axis]}
-    assert not image.keys() & text.keys()
-    assert {axis.split("/")[0] for axis in complete(config, image)} <= {*IMAGE_SIDE}
-
-
-@pytest.mark.parametrize("name", CONFIGS)
-@pytest.mark.parametrize("rows", [20, 5000])
-def test_stages_of_a_plan_are_a_legal_recipe(name, rows):
-    config = CONFIGS[name]
-    raw = base(GOAL, {**GOAL.data, "samples": rows}, {**GOAL.test, "samples": 10})
-    of = stages(config, small(name), rows, Scale(0.1, 0.1), Tuned("adamw", 0.5))
-    recipe = recipe_of({**raw, "stage": of}, "plan")
-    whole = pruning.identity(config)
-    check_sizes(Student(config, dict, whole), recipe.stages, whole=whole)
-    last = recipe.stages[-1]
-    assert (last.optimizer.kind, last.optimizer.learning_rate) == ("adamw", 0.0015)
-    assert all(stage.optimizer.weight_decay == DECAY and stage.optimizer.batch_size <= rows for stage in recipe.stages)
-    assert all("magnitude" not in stage.importance.values() for stage in recipe.stages)
-
-
 def test_a_loss_that_does_not_fall_is_flat():
     assert is_flat([2.0, 1.99] * 8)
     assert not is_flat([2.0 - 0.05 * step for step in range(16)])
@@ -307,98 +266,6 @@ def test_the_plan_says_what_the_time_has_shortened():
     assert line.startswith("scores: on 625 of 1000 test rows, ") and line.endswith("uncertain by 2 points")
 
 
-def planned(name):
-    """Tables, config and sizes of a plan, with a machine of 1e9 FLOP/s."""
-    raw = base(GOAL, {**GOAL.data, "samples": 5000}, {**GOAL.test, "samples": 1000})
-    rows = Rows(trained=5000, scored=1000, hard=0, prompt=50, answer=6, slots=1.0, read=1e-3)
-    return raw, CONFIGS[name], small(name), Machine(rows, 1e9, 100.0)
-
-
-def test_scores_take_a_fifth_of_the_time():
-    raw, config, wanted, machine = planned("llava")
-    image, after = (
-        pruning.planned_config(config, complete(config, part)) for part in (by_side(config, wanted)[0], wanted)
-    )
-    seconds = machine.rows.read
-    for model in (image, after, after, config, after):  # three stages, then teacher and student in the report
-        flops = sum(sum(towers.values()) for towers in pruning.cost(model, 1, 50, 6).flops.values())
-        seconds += flops / (forecast.SHARE * 1e9) + forecast.CALL * 6 / forecast.BATCH
-    goal = GOAL._replace(minutes=5 * 400.5 * seconds / 60)
-    assert scored_rows(goal, raw, config, wanted, machine) == 400
-    assert scored_rows(goal._replace(minutes=10 * goal.minutes), raw, config, wanted, machine) == 1000
-    hurried = goal._replace(minutes=goal.minutes / 10)
-    assert scored_rows(hurried, raw, config, wanted, machine) == 100
-    assert scored_rows(hurried, raw, config, wanted, machine.scoring(60)) == 60
-
-
-def test_the_time_for_scores_is_taken_from_the_steps():
-    raw, config, wanted, machine = planned("llava")
-    time = fitted(GOAL, raw, config, wanted, machine, Tuned())[1]
-    goal, rows = GOAL._replace(minutes=(time + machine.spent) / 60), []
-    for scored in (0, 1000, 2000):
-        tables, expected = fitted(goal, raw, config, wanted, machine.scoring(scored), Tuned())
-        assert expected == pytest.approx(time, rel=0.01)
-        rows.append(np.dot(steps_of(tables["stage"]), batches_of(tables["stage"])))
-    assert rows[0] > rows[1] > rows[2]
-
-
-def test_the_image_side_gets_a_fifth_of_a_short_time():
-    raw, config, wanted, machine = planned("llava")
-
-    def time(some, *steps):
-        some = [{**stage, "recover_steps": number} for stage, number in zip(some, steps, strict=True)]
-        recipe = recipe_of({**raw, "stage": some}, "plan")
-        return sum(forecast.seconds(part, machine.rate) for part in forecast.parts(recipe, config, machine.rows))
-
-    def stages_within(seconds):
-        goal = GOAL._replace(minutes=(machine.spent + seconds) / 60)
-        return fitted(goal, raw, config, wanted, machine, Tuned())[0]["stage"]
-
-    aim = stages(config, wanted, 5000, Scale(1.0, 1.0), Tuned())
-    whole, batches = steps_of(aim), [64, 64, 16]
-    assert batches_of(aim) == batches and whole[2] == 4 * whole[1]
-    enough = time(aim, *whole)
-    assert steps_of(stages_within(enough)) == pytest.approx(whole, rel=0.01)
-    few = stages(config, wanted, 5000, Scale(0.01, 0.01), Tuned())
-    none = time(few, 21, 21, 21)
-    short = stages_within((none + enough) / 2)
-    # Fewer than 600 steps of 64: more steps of 16.
-    assert batches_of(short) == [64, 16, 16]
-    image, language, settle = steps_of(short)
-    assert (time(short, image, 21, 21) - none) / (time(short, image, language, settle) - none) == pytest.approx(
-        IMAGE, abs=0.01
-    )
-    assert image / whole[0] > 0.5 > language * 16 / (whole[1] * 64)
-    assert time(short, image, language, settle) == pytest.approx((none + enough) / 2, rel=0.01)
-
-
-def test_a_plan_has_at_least_600_steps_of_64_or_more_steps_of_16():
-    _, config, wanted, _ = planned("llava")
-    for scale, batches, steps in ((1.0, [64, 16], [625, 2500]), (0.95, [16, 16], [2375, 2375])):
-        some = stages(config, wanted, 5000, Scale(1.0, scale), Tuned())[1:]
-        assert (batches_of(some), steps_of(some)) == (batches, steps)
-    some = stages(config, wanted, 100, Scale(1.0, 1.0), Tuned())[1:]  # a quarter of the rows at most
-    assert batches_of(some) == [25, 16]
-
-
-def steps_of(some):
-    return [stage["recover_steps"] for stage in some]
-
-
-def batches_of(some):
-    return [stage["optimizer"]["batch_size"] for stage in some]
-
-
-def test_the_tuner_sees_no_row_twice():
-    raw, config, wanted, machine = planned("llava")
-    text = by_side(config, wanted)[1]
-
-    def steps(rows):
-        return steps_within(1e6, raw, config, text, machine._replace(rows=machine.rows._replace(trained=rows)))
-
-    assert [steps(rows) for rows in (5000, 1600, 16 * FEWEST, 16 * FEWEST - 1)] == [200, 100, FEWEST, 0]
-
-
 def test_the_longest_answer_of_a_conversation_is_its_last_one(tmp_path):
     teacher = save_llava(tmp_path / "teacher")
     config, processor = whole(teacher).config, load_processor(teacher)
@@ -407,13 +274,6 @@ def test_the_longest_answer_of_a_conversation_is_its_last_one(tmp_path):
     samples = Samples([replace(one, turns=turns, answer="yes")], processor, config)
     assert samples.rows.index.earlier[0] > 40
     assert longest_answer(samples) == 8
-
-
-def test_the_usual_optimizer_and_rate_are_left_only_for_a_clearly_lower_loss():
-    usual = Trial(Tuned("muon", 1.0), 0.335)
-    assert usual.handicapped < Trial(Tuned("muon", 3.0), 0.331).handicapped
-    assert usual.handicapped > Trial(Tuned("muon", 3.0), 0.320).handicapped
-    assert usual.handicapped < Trial(Tuned("adamw", 3.0), 0.320).handicapped
 
 
 def test_a_decoder_keeps_three_layers():
