@@ -72,7 +72,7 @@ def test_bridges_that_merge_patches_and_rows_without_pictures(antgmm, tmp_path, 
     lines = map(json.loads, rows.read_text().splitlines())
     some = [{**line, "image": [] if row % 3 else line["image"]} for row, line in enumerate(lines)]
     rows.write_text("".join(f"{json.dumps(line)}\n" for line in some))
-    words = ["compress", "--model", save(tmp_path / "teacher"), "--data", rows, "--smaller", "1.4x", "--run", "run"]
+    words = ["compress", "--model", save(tmp_path / "teacher"), "--data", rows, "--smaller", "2x", "--run", "run"]
     result = antgmm(*words, "--minutes", "0.01", "--no-report")
     assert result.exit_code == 0, result.output
     assert "stage 'image'" in result.stderr
