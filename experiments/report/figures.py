@@ -111,7 +111,7 @@ def assembled(
             **{engine: latency[engine]["teacher_ms"] / latency[engine]["student_ms"] for engine in times},
         },
         "latency": latency,
-        "export": export_figures(read_book(folder.report / "gate.json")),
+        "export": export_figures(read_book(folder.gate)),
         "stages": [
             stage_figures(stage, test, times["jax"][stage] if times else None) for stage in stages_of(folder, recipe)
         ],

@@ -155,14 +155,13 @@ def _write(folder: RunFolder, measured: tuple[dict[str, Any], list[np.ndarray]])
 def _write_card(outcome: Outcome, scores: list[Score]) -> None:
     """Writes the model card again, with scores and the result of the export gate."""
     folder, recipe, config = outcome.folder, outcome.recipe, outcome.student.config
-    gate = folder.report / "gate.json"
     write_card(
         folder.export,
         config,
         origin_of(recipe),
         prompt_of(recipe),
         title=title_of(folder.export),
-        gate=GateResult(**read_book(gate)) if outcome.teacher else None,
+        gate=GateResult(**read_book(folder.gate)) if outcome.teacher else None,
         scores=scores,
     )
 

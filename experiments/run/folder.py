@@ -36,12 +36,15 @@ class RunFolder:
 
     Attributes:
         status: state, time and energy of the run.
+        gate: result of the export gate, written after the export.
+        checksums: checksums of the export's files but for the model card.
     """
 
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
         self.export, self.report, self.cache = self.path / "export", self.path / "report", self.path / "cache"
         self.inputs = self.path / INPUTS
+        self.gate, self.checksums = self.report / "gate.json", self.report / "export.json"
         self.status = Status(self.path / STATUS, self._check_present)
 
     def stage(self, number: int, name: str) -> Path:

@@ -7,28 +7,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 from transformers import ProcessorMixin
 
 from antgmm_jax.axes import sizes, to_dict
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io import checkpoint
-from antgmm_jax.io.books import read_book, write_book
-from antgmm_jax.io.folders import checksums, verify
 from antgmm_jax.parallel.processes import run_on_first
 from antgmm_jax.pure import Params, abstract
 from data.encoding import Encoder
 from data.packing import check_lengths
 from data.source import Source
 from distill import NO_TEACHER, Diverged
-from experiments.run.batch_size import rows_that_fit
 from experiments.run.checks import check_batches, check_steps
-from experiments.run.export.card import CARD, origin_of
-from experiments.run.export.publishing import Questions, publish
-from experiments.run.export.served_prompt import CHECKED, conversations
-from experiments.run.features import ImageFeatures, from_first_process
-from experiments.run.folder import REPORT, RunFolder
+from experiments.run.export import exporting
+from experiments.run.features import ImageFeatures
+from experiments.run.folder import RunFolder
 from experiments.run.host.allocator import return_freed_memory, returning_memory_of_compilers
 from experiments.run.host.console import say
 from experiments.run.host.energy import Energy
@@ -45,12 +39,9 @@ from experiments.run.schema import Recipe, Training, Work
 from experiments.run.scores.scoring import scored, teacher_scored
 from experiments.run.stage import Left, StageRun
 from experiments.run.start import decided_by, opening
-from experiments.run.student import Student, completed, load_after, whole
+from experiments.run.student import Student, completed, load_after
 from experiments.run.targets import bridge_weights_of, targets_of
-from experiments.run.training import save_processor
 from pruning.costs import total_parameters
-
-GATE_PROMPTS = 320
 
 
 class Outcome(NamedTuple):
@@ -100,8 +91,6 @@ class Run:
         self.recipe, self.folder, self._watch = recipe, RunFolder(path), watch
         self._alike = alike and RunFolder(alike)
         self._cache = cache or self.folder.cache
-        self._files = self.folder.report / "export.json"  # checksums of the export but for its card
-        self._gate = self.folder.report / "gate.json"  # written after the export
 
     @contextmanager
     def exported(self) -> Iterator[Outcome]:
@@ -114,7 +103,7 @@ class Run:
             AntgmmError: invalid input, or the export gate failed.
         """
         with self._opened() as student:
-            exported = self._export(student)
+            exported = exporting.exported(self.recipe, self.folder, self.origin, student, self.test)
             models = self.origin.teacher, exported
             records = self.test, self.hard
             yield Outcome(self.folder, self.recipe, *models, *records, self.origin.processor, self.teacher_scored)
@@ -254,7 +243,7 @@ class Run:
         return after
 
     def _trained(self, work: Work, student: Student, shared: Shared, energy: Callable[[], Energy]) -> Student:
-        run_on_first(self._forget_export)
+        run_on_first(lambda: exporting.forget(self.folder))
         working = self.folder.steps(work.number, work.stage.name)
         work = with_visits(work, self._parent(work), lambda: self.teacher_scored()[0], shared.samples.rows.index.names)
         watcher = self._watcher.stage(work, None if self.origin.teacher is None else self.origin.teacher.config)
@@ -306,52 +295,6 @@ class Run:
         longest, dtype = self.recipe.evaluate.max_new_tokens, self.recipe.optimizer.dtype
         processor = self.origin.processor
         return scored(title, config, params, records, processor, max_new_tokens=longest, dtype=dtype)[0]
-
-    def _export(self, student: Student) -> Student:
-        """Exports the model unless that is done, and opens the files."""
-        recipe, folder = self.recipe, self.folder
-        checked = self._gate.exists() or self.origin.teacher is None
-        if from_first_process(checked and self._files.exists() and folder.export.exists()):
-            run_on_first(lambda: verify(folder.export, read_book(self._files)))
-            return whole(folder.export)._replace(keep=student.keep)
-        run_on_first(self._forget_export)
-        like = Path(recipe.start or folder.path / "processor")
-        if not recipe.start:
-            run_on_first(lambda: save_processor(self.origin.processor, like))
-        result = publish(
-            student.config,
-            student.weights(),
-            folder.export,
-            like,
-            dtype=recipe.export.dtype,
-            prompt=prompt_of(recipe),
-            origin=origin_of(recipe),
-            questions=self._questions(student.config) if self.origin.teacher else None,
-        )
-
-        def note() -> None:
-            write_book(self._files, {name: of for name, of in checksums(folder.export).items() if name != CARD})
-            if result is not None:
-                write_book(self._gate, result._asdict())
-
-        run_on_first(note)
-        return whole(folder.export)._replace(keep=student.keep)
-
-    def _forget_export(self) -> None:
-        """Removes the records of an export that will be out of date, and the figures of its report."""
-        for record in (self.folder.report / REPORT, self._gate, self._files):
-            record.unlink(missing_ok=True)
-
-    def _questions(self, config: LMMConfig) -> Questions:
-        """Questions for the export gate: the first test records."""
-        longest, lengths = self.recipe.evaluate.max_new_tokens, self.test.lengths
-        lengths["answer"] = max(lengths["answer"], longest)
-        size, batches = rows_that_fit(config, min(64, len(self.test)), **lengths, dtype="float32"), []
-        for batch in self.test.in_order(size, prompts=True):
-            batches.append({**batch, "id": np.array(self.test.names(batch["index"]))})
-            if sum(len(b["index"]) for b in batches) >= min(GATE_PROMPTS, len(self.test)):
-                break
-        return Questions(batches, longest, *self.test.end_tokens, conversations(self.test, CHECKED))
 
 
 def _identity(decided: Mapping[str, str]) -> str:

@@ -30,7 +30,7 @@ IN_MEMORY = 4 << 30  # maximum bytes of a teacher cache to load into memory; lar
 def targets_of(
     recipe: Recipe, teacher: Student, digest: str, samples: Samples, folder: RunFolder, cache: Path
 ) -> tuple[Teacher, Callable[[], Params]]:
-    """Creates the teacher of a recipe; builds its cache if necessary.
+    """Creates the teacher of a recipe with a stage that reads one; builds its cache if necessary.
 
     Args:
         recipe: the recipe.
@@ -41,11 +41,9 @@ def targets_of(
         cache: folder of caches, which has one folder for each teacher and data.
 
     Returns:
-        The teacher without its parameters, and a function that loads them; `NO_TEACHER` if no stage needs one.
+        The teacher without its parameters, and a function that loads them.
     """
     config, table, dtype = teacher.config, recipe.teacher, recipe.optimizer.dtype
-    if not any(stage.loss.reads_teacher for stage in recipe.stages):
-        return distill.NO_TEACHER, dict
     if table.mode == "online":
         return distill.online(functional(config), {}), lambda: teacher.load(dtype)
     reading = [stage.loss for stage in recipe.stages if stage.loss.reads_logits]

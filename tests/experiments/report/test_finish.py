@@ -7,6 +7,7 @@ import pytest
 
 from antgmm_jax.io.books import write_book
 from experiments.report import write
+from experiments.run.export import exporting
 from experiments.run.folder import InUse, RunFolder
 from experiments.run.pipeline import Run
 from experiments.run.schema.recipe import load_recipe
@@ -26,7 +27,7 @@ def opened(run):
 def recipe(monkeypatch, tmp_path):
     """A recipe of which a run ends at once, with its report to write."""
     monkeypatch.setattr(Run, "_opened", opened)
-    monkeypatch.setattr(Run, "_export", lambda run, student: student)
+    monkeypatch.setattr(exporting, "exported", lambda recipe, folder, origin, student, test: student)
     return load_recipe(write_recipe(tmp_path / "recipe.toml", tmp_path))
 
 
@@ -68,7 +69,7 @@ def test_a_report_is_measured_once_for_each_export(recipe, monkeypatch, tmp_path
     assert write.finish(Run(recipe, folder), again=True) == {"number": 2}
     path.write_text("{}")  # damaged
     assert write.finish(Run(recipe, folder)) == {"number": 3}
-    Run(recipe, folder)._forget_export()  # before a stage is trained again, and before an export
+    exporting.forget(RunFolder(folder))  # before a stage is trained again, and before an export
     assert not path.exists()
     assert write.finish(Run(recipe, folder)) == {"number": 4}
 
