@@ -14,6 +14,8 @@ from experiments.run.schema import Recipe, Training
 
 FALL = 0.02
 """A loss that falls by less than this part between the first and the last quarter of a stage is flat."""
+LEARNT = 0.1
+"""A loss below this has little left to fall: answers have a probability of 0.9, or targets are met but for a tenth."""
 POINTS = 8
 """Points of a loss curve below which nothing can be said about it."""
 
@@ -53,7 +55,7 @@ def advice(recipe: Recipe | Training, run: Path) -> list[str]:
 
 
 def is_flat(losses: Sequence[float]) -> bool:
-    """Whether a loss curve does not fall.
+    """Whether a loss curve does not fall, though there is something left to learn.
 
     Args:
         losses: points of the curve at equal distances.
@@ -62,4 +64,4 @@ def is_flat(losses: Sequence[float]) -> bool:
     if len(losses) < POINTS:
         return False
     first, last = (sum(part) / quarter for part in (losses[:quarter], losses[-quarter:]))
-    return last > (1 - FALL) * first
+    return last > max((1 - FALL) * first, LEARNT)

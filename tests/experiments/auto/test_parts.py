@@ -202,6 +202,7 @@ def test_a_loss_that_does_not_fall_is_flat():
     assert is_flat([2.0, 1.99] * 8)
     assert not is_flat([2.0 - 0.05 * step for step in range(16)])
     assert not is_flat([2.0] * 4)
+    assert not is_flat([0.04] * 16)  # learnt in an earlier stage
 
 
 def test_the_search_spends_its_cuts_on_what_is_valued():
