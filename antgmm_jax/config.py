@@ -149,6 +149,11 @@ class VisionConfig:
         return self.patches + self.has_cls
 
     @property
+    def reach(self) -> int:
+        """Patches that those of the stack's local layers see at most; 0 if as many as in the others."""
+        return 0
+
+    @property
     def handed_on(self) -> int:
         """Tokens of one square image that the bridge reads."""
         return self.patches + (self.has_cls and self.keep_cls)

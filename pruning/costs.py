@@ -203,22 +203,28 @@ def _image_flops(config: LMMConfig, batch: int, slots: float | None) -> dict[str
             flops[tower.name] -= round(2 * batch * alone * tokens.get(text, 0) * unread)
             own, memory = tokens[tower.name], tokens.get(tower.reads, 0)
             queries = tokens.get(f"{tower.name}/queries", own)  # only they have cross-attention
-            attention = _attention_flops(tower.stack, own, own, 0) + _attention_flops(tower.stack, queries, 0, memory)
+            near = config.vision.reach if tower.name == "vision" else 0
+            attention = _attention_flops(tower.stack, own, own, near) + _cross_flops(tower.stack, queries, memory)
             flops[tower.name] += round(batch * alone * attention)
     return dict(flops)
 
 
 def _tower_flops(config: LMMConfig, tower: str, batch: int, queries: int, keys: int, memory: int = 0) -> int:
     """FLOPs of a tower for `queries` new tokens that attend to `keys` slots and to `memory` cached states."""
-    linear = 2 * queries * kernels(config)[tower, tower]
-    return batch * (linear + int(_attention_flops(towers(config)[tower].stack, queries, keys, memory)))
+    linear, stack = 2 * queries * kernels(config)[tower, tower], towers(config)[tower].stack
+    attention = _attention_flops(stack, queries, keys, stack.window) + _cross_flops(stack, queries, memory)
+    return batch * (linear + int(attention))
 
 
-def _attention_flops(stack: StackConfig, queries: float, keys: float, memory: float) -> float:
-    """FLOPs of attention scores and weighted sums of a stack."""
-    own = stack.layers * stack.heads * keys
-    cross = stack.cross_layers * stack.cross_heads * memory
-    return 4 * queries * stack.q_per_kv * stack.head_dim * (own + cross)
+def _attention_flops(stack: StackConfig, queries: float, keys: float, near: int) -> float:
+    """FLOPs of self-attention scores and weighted sums of a stack whose local layers see `near` keys, if not 0."""
+    seen = sum(min(keys, near) if local and near else keys for local in stack.is_local)
+    return 4 * queries * stack.q_per_kv * stack.head_dim * stack.heads * seen
+
+
+def _cross_flops(stack: StackConfig, queries: float, memory: float) -> float:
+    """FLOPs of cross-attention scores and weighted sums of a stack."""
+    return 4 * queries * stack.q_per_kv * stack.head_dim * stack.cross_layers * stack.cross_heads * memory
 
 
 def _memory_flops(config: LMMConfig, batch: int, memory: int) -> int:

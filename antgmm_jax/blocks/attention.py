@@ -9,7 +9,9 @@ from jax.extend.backend import get_backend
 from jaxtyping import Array, Bool, Float, Int
 
 from antgmm_jax.blocks import blocked, flash
+from antgmm_jax.blocks import windows as within
 from antgmm_jax.blocks.packing import same_sample
+from antgmm_jax.blocks.windows import Windows
 from antgmm_jax.parallel.sharding import platform
 
 
@@ -35,6 +37,7 @@ def attend(
     mask: Bool[Array, "#B 1 #T S"] | None = None,
     bias: Float[Array, "1 N T S"] | None = None,
     segments: Int[Array, "B T"] | None = None,
+    windows: Windows | None = None,
     lengths: Int[Array, " B"] | None = None,
 ) -> Float[Array, "B T N d"]:
     """Computes attention with a float32 softmax, by a flash kernel of the platform where it supports the case.
@@ -52,14 +55,22 @@ def attend(
         bias: added to the logits.
         segments: if queries see exactly the keys of their own segment (and with `causal` no later ones), the number of
             each position's segment. This replaces `mask`, which may be None.
+        windows: smaller segments, which queries see instead where the windows are used.
         lengths: if the mask is that of rows padded on the right, the number of keys of each row, at least 1: the mask
             in a form with which cuDNN skips padding. Outputs at padding are then 0.
 
     Returns:
         Outputs of the heads.
     """
+    if windows is not None and segments is not None:
+        if within.pay(windows, q.shape[1]):
+            run = partial(_numbered, scale=scale)
+            near = partial(within.attend, run, segments=windows.segments, reach=windows.reach)
+            return jax.lax.cond(windows.used, near, partial(attend, scale=scale, segments=segments), q, k, v)
+        segments = jnp.where(windows.used, windows.segments, segments)
     if for_flash_kernel(q, k, mask, bias, segments):
-        return flash.attend(q, k, v, scale=scale, causal=causal, mask=mask, segments=segments)
+        numbers = None if segments is None else (segments, segments)
+        return flash.attend(q, k, v, scale=scale, causal=causal, mask=mask, segments=numbers)
     fits = q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[3] % 8 == 0 and q.shape[3] <= 128 and q.shape[1] > 1
     by_cudnn = fits and (bias is None or (causal and mask is None)) and has_cudnn()
     if segments is not None and bias is None and blocked.is_large(q, 2 if by_cudnn else 4 * q.shape[2]):
@@ -73,6 +84,13 @@ def attend(
     if by_cudnn:
         return _cudnn(q, k, v, scale=scale, causal=causal, mask=mask, bias=bias, lengths=lengths)
     return _plain(q, k, v, scale=scale, causal=causal, mask=mask, bias=bias)
+
+
+def _numbered(q: Array, k: Array, v: Array, segments: tuple[Array, Array], *, scale: float) -> Array:
+    """Attention of queries to the keys with their number; both have numbers of their own."""
+    if for_flash_kernel(q, k, None, None, segments[0]):
+        return flash.attend(q, k, v, scale=scale, causal=False, mask=None, segments=segments)
+    return attend(q, k, v, scale=scale, mask=segments[0][:, None, :, None] == segments[1][:, None, None, :])
 
 
 def _plain(

@@ -13,6 +13,7 @@ from antgmm_jax.blocks import flash
 from antgmm_jax.blocks.attention import for_flash_kernel
 from antgmm_jax.blocks.layers import MLP, Attention, Norm, aligned
 from antgmm_jax.blocks.rope import Rope
+from antgmm_jax.blocks.windows import Windows
 from antgmm_jax.config import Tower
 from antgmm_jax.parallel.sharding import place
 
@@ -31,11 +32,12 @@ class Context(NamedTuple):
         memory: states [B, M, E] that cross-attention reads.
         memory_mask: which states of `memory` are tokens, bool [B, 1, 1, M].
         valid: which positions are tokens, [B, T]; collected norms ignore the others.
-        local: mask, segments and positions of the stack's local layers (`StackConfig.local_layers`), None where they
-            are None here; None if all layers see the same.
+        local: mask and positions of the stack's local layers (`StackConfig.local_layers`), None where they are None
+            here; None if all layers see the same.
         queries: number of queries before the text, in a stack that reads both.
         segments: number of each position's segment [B, T], if queries see the keys of their own segment: `mask` is then
             that of equal segments, or None; None for other masks.
+        windows: segments that the local layers see instead; None if they see the same.
         lengths: number of tokens of each row [B], if `mask` is that of rows padded on the right; None for other masks.
         memory_lengths: the same for `memory_mask`.
     """
@@ -50,6 +52,7 @@ class Context(NamedTuple):
     local: "Context | None" = None
     queries: int = 0
     segments: Array | None = None
+    windows: Windows | None = None
     lengths: Array | None = None
     memory_lengths: Array | None = None
 
@@ -62,11 +65,13 @@ class Context(NamedTuple):
 
     def of_layer(self, is_local: Array | bool) -> "Context":
         """Returns the context of one layer, of which `is_local` may be a traced bool."""
+        if self.windows is not None:
+            return self._replace(windows=self.windows._replace(used=is_local))
         if self.local is None:
             return self
-        ours, theirs = ((one.mask, one.positions, one.segments) for one in (self, self.local))
-        mask, positions, segments = jax.tree.map(partial(jnp.where, is_local), theirs, ours)
-        return self._replace(mask=mask, positions=positions, segments=segments, local=None)
+        ours, theirs = ((one.mask, one.positions) for one in (self, self.local))
+        mask, positions = jax.tree.map(partial(jnp.where, is_local), theirs, ours)
+        return self._replace(mask=mask, positions=positions, local=None)
 
 
 def _in_whole_blocks(x: Float[Array, "B T D"], context: Context, width: int) -> tuple[Float[Array, "B S D"], Context]:
@@ -85,8 +90,9 @@ def _in_whole_blocks(x: Float[Array, "B T D"], context: Context, width: int) -> 
         mask = flash.padded(mask, 3)
         mask = mask if mask.shape[2] == 1 else flash.padded(mask, 2)
     segments = None if context.segments is None else flash.padded(context.segments, 1, value=-1)
+    windows = context.windows and context.windows._replace(segments=flash.padded(context.windows.segments, 1, value=-1))
     positions = jax.tree.map(lambda angles: flash.padded(angles, 1), context.positions)
-    return flash.padded(x, 1), context._replace(mask=mask, segments=segments, positions=positions)
+    return flash.padded(x, 1), context._replace(mask=mask, segments=segments, windows=windows, positions=positions)
 
 
 class LayerScale(nnx.Module):
@@ -178,7 +184,7 @@ class Block(nnx.Module):
             if cache is not None:
                 k, v = (jax.lax.dynamic_update_slice_in_dim(c, n, slot, 2) for c, n in zip(cache, (k, v), strict=True))
                 cache = (k, v)
-            seen = {name: getattr(here, name) for name in ("causal", "mask", "bias", "segments", "lengths")}
+            seen = {name: getattr(here, name) for name in ("causal", "mask", "bias", "segments", "windows", "lengths")}
             both = self.attention.attend(y, k, v, **seen, positions=here.positions, gate=gates.get("heads"))
             return jax.tree.map(lambda out: out[:, :length], both)
 

@@ -65,10 +65,10 @@ def attend(
     """
 
     def run(q: Array, k: Array, v: Array, numbers: tuple[Array, Array]) -> Array:
-        length, groups = q.shape[1], k.shape[1]
-        q, segments = _padded(q, 1, _BLOCK), _padded(numbers[0], 1, _BLOCK, _NUMBER_OF_PADDING)
+        length, groups, padded = q.shape[1], k.shape[1], partial(flash.padded, size=_BLOCK)
+        q, segments = padded(q, 1), padded(numbers[0], 1, _NUMBER_OF_PADDING)
         q = rearrange(q, "b (n t) (k g) d -> b n k (g t) d", k=groups, t=_BLOCK)
-        k, v = (rearrange(_padded(x, 2, _BLOCK), "b k (n s) d -> b n k s d", s=_BLOCK) for x in (k, v))
+        k, v = (rearrange(padded(x, 2), "b k (n s) d -> b n k s d", s=_BLOCK) for x in (k, v))
         out: Array = _by_blocks(scale, causal, q, k, v, rearrange(segments, "b (n t) -> b n t", t=_BLOCK))
         return rearrange(out, "b n k (g t) d -> b (n t) (k g) d", t=_BLOCK)[:, :length]
 
@@ -115,13 +115,6 @@ def by_queries(
     k, v = (x.astype(jnp.float32) for x in (k, v))
     out = jax.lax.map(lambda here: block(k, v, here[0], here[1], here[2][0]), (q, numbers, at))
     return rearrange(out, "n b t h d -> b (n t) h d")[:, :length]
-
-
-def _padded(x: Array, axis: int, size: int, value: int = 0) -> Array:
-    """Pads an axis to a multiple of a size."""
-    widths = [(0, 0)] * x.ndim
-    widths[axis] = (0, -x.shape[axis] % size)
-    return jnp.pad(x, widths, constant_values=value)
 
 
 def _reach(segments: Int[Array, "n t"], causal: bool) -> tuple[Int[Array, " n"], Int[Array, " n"]]:

@@ -44,7 +44,7 @@ def attend(
     scale: float,
     causal: bool,
     mask: Bool[Array, "#B 1 #T S"] | None,
-    segments: Int[Array, "B T"] | None,
+    segments: tuple[Int[Array, "B T"], Int[Array, "B S"]] | None,
 ) -> Array:
     """Computes attention on each device for its own rows and heads.
 
@@ -54,14 +54,14 @@ def attend(
         scale: factor of the logits.
         causal: whether query t sees only keys up to t.
         mask: which keys all queries see, [B, 1, 1, S]; ignored if there are segments.
-        segments: queries see the keys with their own number; None without segments.
+        segments: numbers of queries and of keys: queries see the keys with their own; None without segments.
 
     Returns:
         Outputs of the heads [B, T, N, d].
     """
     rows, queries, keys = q.shape[0], q.shape[1], k.shape[2]
     if segments is not None:
-        numbers = (segments, segments)
+        numbers = segments
     elif mask is not None:
         seen = jnp.broadcast_to(mask[:, 0, 0], (rows, keys)).astype(jnp.int32)
         numbers = (jnp.ones((rows, queries), jnp.int32), seen)
@@ -118,10 +118,10 @@ def _on_one_device(q: Array, k: Array, v: Array, numbers: tuple[Array, Array], *
     return jax.vmap(kernel)(q, k, v, segments).swapaxes(1, 2)[:, :length]
 
 
-def padded(x: Array, axis: int, value: int = 0) -> Array:
-    """Pads an axis to a multiple of `LANES`, of which the kernel's blocks are made."""
+def padded(x: Array, axis: int, value: int = 0, *, size: int = LANES) -> Array:
+    """Pads an axis to a multiple of a size; the kernel's blocks are made of `LANES`."""
     widths = [(0, 0)] * x.ndim
-    widths[axis] = (0, -x.shape[axis] % LANES)
+    widths[axis] = (0, -x.shape[axis] % size)
     return jnp.pad(x, widths, constant_values=value)
 
 

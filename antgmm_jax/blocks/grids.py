@@ -6,13 +6,15 @@ columns to the four.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from antgmm_jax.blocks import packing
+from antgmm_jax.blocks.pictures import Images
 
 
 def places(rows: int, columns: int) -> Int[np.ndarray, "M 4"]:
@@ -37,6 +39,50 @@ def window_of_slot(images: Mapping[str, Any], side: int) -> Int[Array, "B M"]:
     row, column, _, columns = jnp.moveaxis(images["place"], -1, 0)
     first = jnp.arange(row.shape[1])[None] - (row % side) * columns - column % side
     return jnp.where(images["valid"], first, -1)
+
+
+class Order(NamedTuple):
+    """An order of the slots of each row.
+
+    Attributes:
+        slots: the slot that comes to each place [B, M].
+        inverse: the place that each slot comes to [B, M].
+    """
+
+    slots: Int[Array, "B M"]
+    inverse: Int[Array, "B M"]
+
+
+def by_window(images: Images, side: int) -> tuple[Images, Int[Array, "B M"], Order]:
+    """Puts the slots of each row in the order of their windows.
+
+    Args:
+        images: images as leaves [B, M, ...].
+        side: squares per side of a window.
+
+    Returns:
+        The images, the number of each slot's window, and the way back to the first order.
+    """
+    numbers = window_of_slot(images, side)
+    ahead = jnp.argsort(jnp.where(images["valid"], numbers, numbers.shape[1]), axis=1)
+    images, numbers = jax.tree.map(lambda x: _taken(x, ahead), (dict(images), numbers))
+    return images, numbers, Order(jnp.argsort(ahead, axis=1), ahead)
+
+
+@jax.custom_vjp
+def reordered(x: Float[Array, "B M ..."], order: Order) -> Float[Array, "B M ..."]:
+    """Puts values of slots into an order. The gradient gathers; that of indexing would scatter."""
+    return _taken(x, order.slots)
+
+
+def _taken(x: Array, slots: Int[Array, "B M"]) -> Array:
+    return jnp.take_along_axis(x, slots.reshape(*slots.shape, *[1] * (x.ndim - 2)), axis=1)
+
+
+reordered.defvjp(
+    lambda x, order: (_taken(x, order.slots), order.inverse),
+    lambda inverse, gradient: (_taken(gradient, inverse), None),
+)
 
 
 def image_states(ids: Int[Array, "B T"], image_token: int, states: Array) -> tuple[Bool[Array, "B T"], Array]:

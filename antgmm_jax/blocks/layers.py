@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 from antgmm_jax.blocks.attention import attend
 from antgmm_jax.blocks.low_rank import LowRank
 from antgmm_jax.blocks.rope import Rope, rotate
+from antgmm_jax.blocks.windows import Windows
 from antgmm_jax.config import StackConfig, Tower
 
 ACTIVATIONS = {
@@ -223,6 +224,7 @@ class Attention(nnx.Module):
         mask: Bool[Array, "#B 1 #T S"] | None = None,
         bias: Float[Array, "1 N T S"] | None = None,
         segments: Int[Array, "B T"] | None = None,
+        windows: Windows | None = None,
         lengths: Int[Array, " B"] | None = None,
         positions: Rope | None = None,
         gate: Float[Array, " K"] | None = None,
@@ -237,7 +239,7 @@ class Attention(nnx.Module):
             if positions.query_factor is not None:
                 q = q * positions.query_factor[:, :, None, None].astype(q.dtype)
         seen = {"causal": causal, "mask": mask, "bias": bias, "segments": segments, "lengths": lengths}
-        out = attend(q, k, v, scale=self.scale, **seen)
+        out = attend(q, k, v, scale=self.scale, **seen, windows=windows)
         out = out.reshape(batch, length, heads, group, width)
         if gate is not None:
             out = out * aligned(gate[:, None, None], out).astype(out.dtype)

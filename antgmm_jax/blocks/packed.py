@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import jax
 import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
@@ -10,12 +11,13 @@ from jaxtyping import Array, Float, Int
 
 from antgmm_jax.axes import part
 from antgmm_jax.blocks.block import Context, Gates
-from antgmm_jax.blocks.grids import image_of_slot, interpolated, window_of_slot
+from antgmm_jax.blocks.grids import by_window, image_of_slot, interpolated, reordered
 from antgmm_jax.blocks.layers import Norm, linear, param
 from antgmm_jax.blocks.pictures import Images, normalised
 from antgmm_jax.blocks.projector import ProjectorConfig
 from antgmm_jax.blocks.rope import axial
 from antgmm_jax.blocks.stack import Stack
+from antgmm_jax.blocks.windows import Windows
 from antgmm_jax.config import LMMConfig, Remat, Tower, VisionConfig
 
 
@@ -38,6 +40,11 @@ class PackedVisionConfig(VisionConfig):
     alternating: bool = False
     window: int = 0
     taps: tuple[int, ...] = ()
+
+    @property
+    def reach(self) -> int:
+        """Patches of a window; 0 without windows."""
+        return (self.window * self.merge) ** 2
 
     @property
     def reached(self) -> tuple[int, ...]:
@@ -99,15 +106,26 @@ class PackedEncoder(nnx.Module):
         Returns:
             States of each slot's patches (the last ones, then those of the taps), and the intermediates.
         """
-        (rows, slots), inside = images["valid"].shape, self.config.merge**2
+        config, (rows, slots) = self.config, images["valid"].shape
+        back = windows = None
+        if config.window and any(config.stack.is_local):
+            images, numbers, back = by_window(images, config.window)
+            windows = Windows(self._by_patch(images, numbers), config.reach)
         x, context = self._embedded(images)
         x = x if self.first_norm is None else self.first_norm(x, gates.get("vision/embed"))
-        x, kept = self.stack(x, context, gates, collect, taps=self.config.reached)
-        states = [x, *kept.pop("vision/taps", ())]
-        by_slot = [state.reshape(rows * slots, inside, -1) for state in states]
+        x, kept = self.stack(x, context._replace(windows=windows), gates, collect, taps=config.reached)
+
+        def by_slot(states: Float[Array, "B N D"]) -> Float[Array, "S n D"]:
+            states = states.reshape(rows, slots, config.merge**2, -1)
+            return (states if back is None else reordered(states, back)).reshape(rows * slots, *states.shape[2:])
+
         if "vision/states" in kept:
-            kept["vision/states"] = kept["vision/states"].reshape(-1, *by_slot[0].shape)
-        return jnp.concatenate(by_slot, axis=1), kept
+            kept["vision/states"] = jax.vmap(by_slot)(kept["vision/states"])
+        return jnp.concatenate([by_slot(states) for states in (x, *kept.pop("vision/taps", ()))], axis=1), kept
+
+    def _by_patch(self, images: Images, numbers: Int[Array, "B M"]) -> Int[Array, "B N"]:
+        """Numbers of slots, for each of their patches; those of unused slots, the last ones, are larger than all."""
+        return jnp.repeat(jnp.where(images["valid"], numbers, numbers.shape[1] + 1), self.config.merge**2, axis=1)
 
     def _embedded(self, images: Images) -> tuple[Float[Array, "B N D"], Context]:
         """Patches of each row with their learned positions, and what they attend to."""
@@ -127,13 +145,6 @@ class PackedEncoder(nnx.Module):
             x = (x.astype(jnp.float32) + learned).astype(x.dtype)
 
         angles = axial(*at, config.stack.head_dim, config.stack.rope_theta, alternating=config.alternating)
-
-        def within(groups: Int[Array, "B M"]) -> Context:
-            # A mask of all pairs of patches would take 3.7 GB for 12 megapixels. The numbers of images and windows
-            # grow with the slots; those of unused slots, the last ones, go on.
-            segments = jnp.repeat(jnp.where(images["valid"], groups, slots + 1), inside, axis=1)
-            return Context(segments=segments, positions=angles)
-
-        local = within(window_of_slot(images, config.window)) if config.window else None
-        valid = jnp.repeat(images["valid"], inside, axis=1)
-        return x, within(image_of_slot(images))._replace(valid=valid, local=local)
+        # A mask of all pairs of patches would take 3.7 GB for 12 megapixels.
+        segments = self._by_patch(images, image_of_slot(images))
+        return x, Context(segments=segments, positions=angles, valid=jnp.repeat(images["valid"], inside, axis=1))

@@ -147,7 +147,8 @@ class Stack(nnx.Module):
         block_graph, block_params = nnx.split(self.blocks)
         cross_graph, cross_params = nnx.split(self.cross) if self.cross is not None else (None, None)
         every = self.config.cross_every if cross_params is not None else 1
-        is_local = None if context.local is None else jnp.array(self.config.is_local)
+        alike = context.local is None and context.windows is None
+        is_local = None if alike else jnp.array(self.config.is_local)
 
         def body(x, layer, cross):
             params, gates_here, local, more = layer

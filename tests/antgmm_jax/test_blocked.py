@@ -56,12 +56,17 @@ def close(actual, expected):
         np.testing.assert_allclose(one, other, atol=1e-5 * max(np.abs(other).max(), 1e-3))
 
 
-def test_an_encoder_of_large_pictures_equals_that_of_all_pairs(small_blocks):
+def pictures():
+    """Images of two rows, some of them with windows of fewer squares, and unused slots."""
     rows = [np.concatenate([places(*size) for size in sizes]) for sizes in SIZES]
     valid, side = np.array([np.arange(SLOTS) < len(row) for row in rows]), MODEL.vision.patch * 2
     pixels = np.random.default_rng(0).normal(size=(2, SLOTS, side, side, 3)).astype(np.float32)
     place = np.stack([np.pad(row, ((0, SLOTS - len(row)), (0, 0))) for row in rows])
-    images = {"pixels": jnp.array(pixels), "valid": jnp.array(valid), "place": jnp.array(place)}
+    return {"pixels": jnp.array(pixels), "valid": jnp.array(valid), "place": jnp.array(place)}
+
+
+def test_an_encoder_of_large_pictures_equals_that_of_all_pairs(small_blocks):
+    images = pictures()
     graph, params = nnx.split(encoder((True, False))(rngs=nnx.Rngs(0)))
 
     def program():

@@ -11,11 +11,12 @@ from jax.experimental import topologies
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from antgmm_jax.blocks import attention, flash
+from antgmm_jax.blocks import attention, flash, windows
 from antgmm_jax.blocks.attention import attend
 from antgmm_jax.blocks.block import Block, Context
 from antgmm_jax.blocks.rope import rope
 from antgmm_jax.blocks.stack import rematerialised
+from antgmm_jax.blocks.windows import Windows
 from antgmm_jax.config import towers
 from antgmm_jax.parallel.sharding import MESH, make_mesh
 from antgmm_jax.presets import preset
@@ -67,6 +68,27 @@ def test_values_and_gradients_equal_plain_attention(request, case, causal, heads
     expected = result_and_gradients(exact, **options)
     request.getfixturevalue("interpreted")
     actual = result_and_gradients(given, **options)
+    for one, other in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(one, other, atol=0.02 * np.abs(other).max())
+
+
+def test_pieces_of_windows_go_through_the_kernel(request, monkeypatch):
+    given, images = inputs(2, 2, 16), jnp.zeros((ROWS, LENGTH), jnp.int32)
+    segments = jnp.array(np.sort(np.random.default_rng(1).integers(0, 20, (ROWS, LENGTH)), axis=1), jnp.int32)
+    expected = result_and_gradients([x.astype(jnp.float32) for x in given], segments=segments)
+    request.getfixturevalue("interpreted")
+    monkeypatch.setattr(windows, "platform", lambda: "tpu")
+    monkeypatch.setattr(windows, "pay", lambda *_: True)
+    kernel, shapes = flash.attend, set()
+
+    def noted(q, k, *rest, **options):
+        shapes.add((q.shape, k.shape))
+        return kernel(q, k, *rest, **options)
+
+    monkeypatch.setattr(flash, "attend", noted)
+    actual = result_and_gradients(given, segments=images, windows=Windows(segments, 16))
+    # Two pieces of 128 queries a row, with the keys of a window before and after; the other branch takes whole rows.
+    assert shapes == {((4, 128, 2, 16), (4, 2, 160, 16)), ((2, LENGTH, 2, 16), (2, 2, LENGTH, 16))}
     for one, other in zip(actual, expected, strict=True):
         np.testing.assert_allclose(one, other, atol=0.02 * np.abs(other).max())
 

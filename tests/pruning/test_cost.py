@@ -129,3 +129,23 @@ def test_slots_of_a_grid_attend_to_one_another():
     # A linear and a quadratic part.
     assert triple["vision"] - 3 * double["vision"] + 3 * usual["vision"] == 0
     assert double["vision"] > 2 * usual["vision"]
+
+
+def test_local_layers_attend_to_a_window_by_hand():
+    config = preset("qwen2.5-vl-3b")
+    heads, slots = 16 * 80, config.slots
+
+    def attention(slots):
+        """What is not linear in slots, from three points of a quadratic function."""
+        one, two, three = (cost(config, 1, 9, 4, slots=n * slots).flops["vision"]["vision"] for n in (1, 2, 3))
+        return (three - 2 * two + one) / 2
+
+    # Four layers of 32 see all patches, four a slot; the others 64, which is linear.
+    assert attention(slots) == pytest.approx(4 * heads * 4 * (4 * slots) ** 2)
+    text = preset("gemma3-4b")
+    far, near = text.language.decoder, sum(text.language.decoder.is_local)
+    assert far.window == 1024 and 0 < near < far.layers
+    short, long = (forward_flops(text, 1, length)["text"] for length in (1024, 2048))
+    # Twice the tokens and twice the keys; layers of the window see no more keys.
+    more = 4 * 1024 * far.q_per_kv * far.heads * far.head_dim * 2048 * (far.layers - near)
+    assert long - 2 * short == more

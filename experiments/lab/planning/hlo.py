@@ -8,6 +8,7 @@ from typing import NamedTuple
 _HEAD = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\{$")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _BODY, _CONDITION = re.compile(r"body=%?([\w.-]+)"), re.compile(r"condition=%?([\w.-]+)")
+_BRANCHES = re.compile(r"(?:(?:true|false)_computation=|branch_computations=\{)([^},]+(?:, ?%[^},]+)*)")
 _CALLED = re.compile(r"(?:to_apply|calls)=%?([\w.-]+)")
 _SHAPE = re.compile(r"([a-z]\w*)\[([\d,]*)\]")
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "s64": 8, "u64": 8, "f64": 8}
@@ -61,7 +62,12 @@ def instructions(text: str) -> Iterator[Instruction]:
 
 
 def runs(line: str, bodies: Mapping[str, Sequence[str]]) -> list[tuple[str, int]]:
-    """Returns the computations that a loop or a call runs, and the number of times; none for other instructions."""
+    """Returns the computations that a loop or a call runs, and the number of times; none for other instructions.
+
+    Each branch of a conditional counts once, as if all were taken: which one is taken, the program does not say.
+    """
+    if " conditional(" in line:
+        return [(name.strip(" %"), 1) for group in _BRANCHES.findall(line) for name in group.split(",")]
     if " while(" in line and (body := _BODY.search(line)):
         return [(body[1], _trips(line, bodies))]
     return [(name, 1) for name in _CALLED.findall(line)] if " call(" in line or " async-start(" in line else []

@@ -166,6 +166,24 @@ ENTRY %main (p: f32[8]) -> f32[8] {
     assert step._replace(cycles=Counter()).share is None
 
 
+def test_both_branches_of_a_conditional_count():
+    text = """
+%near (p: f32[8]) -> f32[8] {
+  %a = f32[8]{0} fusion(%p), metadata={op_name="jit(step)/near"}, backend_config={"estimated_cycles":"5"}
+}
+
+%far.2 (p: f32[8]) -> f32[8] {
+  %b = f32[8]{0} fusion(%p), metadata={op_name="jit(step)/far"}, backend_config={"estimated_cycles":"70"}
+}
+
+ENTRY %main (p: f32[8]) -> f32[8] {
+  %c = f32[8]{0} conditional(%q, %p, %p), BRANCHES, metadata={op_name="jit(step)/a, b"}
+}
+"""
+    for branches in ("branch_computations={%near, %far.2}", "true_computation=%near, false_computation=%far.2"):
+        assert cycles(text.replace("BRANCHES", branches), CHIPS["v5e"], 1) == {"near": 5, "far": 70}
+
+
 # Sends 3/4 of 4 kB = 3 kB a gather, in 3 cycles at 1 kB a cycle; the all-reduce sends 6 kB.
 _WAITS = """
 %start (p: f32[256]) -> f32[1024] {

@@ -1,0 +1,94 @@
+"""Attention within windows, segments of few positions that follow one another: its cost grows linearly with a row."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from einops import rearrange
+from jaxtyping import Array, Float, Int
+
+from antgmm_jax.blocks.flash import padded
+from antgmm_jax.parallel.sharding import platform
+
+_SMALL, _LARGE = 2, 8
+"""Windows per piece of a row, on a CPU and elsewhere. A piece reads also the window before and the one after it. On a
+CPU the logits of all pieces are in memory; kernels need pieces that are as long as their blocks."""
+_FEWEST = 4
+"""Pieces of a row from which they pay."""
+
+
+class Windows(NamedTuple):
+    """The windows in which some layers of a stack attend.
+
+    Attributes:
+        segments: number of each position's window [B, T]; the positions of a window follow one another.
+        reach: the largest number of positions of a window.
+        used: whether a layer attends in windows; it may be a traced bool.
+    """
+
+    segments: Int[Array, "B T"]
+    reach: int
+    used: Any = True
+
+
+def pay(windows: Windows, length: int) -> bool:
+    """Whether attention within windows is cheaper than attention to a whole row.
+
+    Args:
+        windows: the windows.
+        length: positions of a row.
+    """
+    return length >= _FEWEST * _size(windows.reach)
+
+
+def attend(
+    run: Callable[[Array, Array, Array, tuple[Array, Array]], Array],
+    q: Float[Array, "B T N d"],
+    k: Float[Array, "B K T d"],
+    v: Float[Array, "B K T d"],
+    *,
+    segments: Int[Array, "B T"],
+    reach: int,
+) -> Float[Array, "B T N d"]:
+    """Computes self-attention within windows, for pieces of rows as for rows of their own.
+
+    Args:
+        run: attention of rows of queries, keys and values, and the segments of queries and of keys: queries see the
+            keys of their own.
+        q: queries.
+        k, v: keys and values, heads before positions; N is a multiple of K.
+        segments: number of each position's window.
+        reach: the largest number of positions of a window.
+
+    Returns:
+        Outputs of the heads.
+    """
+    (rows, length), size = segments.shape, _size(reach)
+    numbers = padded(segments, 1, -1, size=size)
+    both = rearrange(numbers, "b (n t) -> (b n) t", t=size), _with_ends(numbers, 1, size, reach, value=-2)
+    k, v = (_with_ends(padded(x, 2, size=size), 2, size, reach) for x in (k, v))
+    out = run(rearrange(padded(q, 1, size=size), "b (n t) h d -> (b n) t h d", t=size), k, v, both)
+    return rearrange(out, "(b n) t h d -> b (n t) h d", b=rows)[:, :length]
+
+
+def _size(reach: int) -> int:
+    """Positions of a piece."""
+    return reach * (_SMALL if platform() == "cpu" else _LARGE)
+
+
+def _with_ends(x: Array, axis: int, size: int, reach: int, value: int = 0) -> Array:
+    """Cuts an axis into pieces, rows of their own, with the `reach` positions before and after each."""
+    widths = [(0, 0)] * x.ndim
+    widths[axis] = (size, size)
+    x = jnp.pad(x, widths, constant_values=value)
+    x = x.reshape(*x.shape[:axis], -1, size, *x.shape[axis + 1 :])
+
+    def part(pieces: slice, positions: slice) -> Array:
+        at = [slice(None)] * x.ndim
+        at[axis : axis + 2] = pieces, positions
+        return x[tuple(at)]
+
+    ends = part(slice(None, -2), slice(size - reach, None)), part(slice(2, None), slice(reach))
+    whole = jnp.concatenate([ends[0], part(slice(1, -1), slice(None)), ends[1]], axis=axis + 1)
+    whole = jnp.moveaxis(whole, axis, 1)
+    return whole.reshape(-1, *whole.shape[2:])
