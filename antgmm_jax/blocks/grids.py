@@ -24,7 +24,10 @@ def places(rows: int, columns: int) -> Int[np.ndarray, "M 4"]:
 
 
 def image_of_slot(images: Mapping[str, Any]) -> Int[Array, "B M"]:
-    """Numbers the images of each row from 1, for each of their slots; 0 for unused slots."""
+    """Numbers the images of each row from 1, for each of their slots; 0 for unused slots.
+
+    The slots of an image begin with its first square; the others may have any order.
+    """
     valid, at = images["valid"], images["place"][..., :2]
     begins = valid & (at == 0).all(axis=-1)
     return jnp.where(valid, jnp.cumsum(begins, axis=1), 0)
