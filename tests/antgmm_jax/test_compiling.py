@@ -3,8 +3,6 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
-from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh
 
 from antgmm_jax.parallel import compiling
@@ -17,13 +15,8 @@ def test_a_cpu_gets_none():
         assert compiling.options() is None
 
 
-def test_a_mesh_of_other_devices_decides_and_the_tpu_compiler_takes_the_options(monkeypatch):
-    pytest.importorskip("libtpu")
-    alone = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
-    for name, value in alone.items():
-        monkeypatch.setenv(name, value)
-    devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices
-    mesh = Mesh(np.array(devices).reshape(1, 4, 1), MESH, axis_types=(AxisType.Auto,) * 3)
+def test_a_mesh_of_other_devices_decides_and_the_tpu_compiler_takes_the_options(v5e):
+    mesh = Mesh(np.array(v5e).reshape(1, 4, 1), MESH, axis_types=(AxisType.Auto,) * 3)
     with jax.set_mesh(mesh):
         assert platform() == "tpu"
         assert compiling.options() == compiling.PROFILES["tpu"]

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from jax.experimental import topologies
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -145,15 +144,9 @@ def test_other_cases_stay_with_xla(monkeypatch):
 
 
 @pytest.fixture
-def tpus(monkeypatch):
+def tpus(v5e):
     """A mesh of TPUs that the compiler knows."""
-    pytest.importorskip("libtpu")
-    # Other processes may compile at the same time.
-    for name in ("TPU_SKIP_MDS_QUERY", "ALLOW_MULTIPLE_LIBTPU_LOAD"):
-        monkeypatch.setenv(name, "1")
-    monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "localhost")
-    devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices
-    return Mesh(np.array(devices).reshape(1, 2, 2), MESH, axis_types=(AxisType.Auto,) * 3)
+    return Mesh(np.array(v5e).reshape(1, 2, 2), MESH, axis_types=(AxisType.Auto,) * 3)
 
 
 KERNEL = 'custom_call_target="tpu_custom_call"'
