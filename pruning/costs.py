@@ -217,7 +217,7 @@ def _tower_flops(config: LMMConfig, tower: str, batch: int, queries: int, keys: 
 
 
 def _attention_flops(stack: StackConfig, queries: float, keys: float, near: int) -> float:
-    """FLOPs of self-attention scores and weighted sums of a stack whose local layers see `near` keys, if not 0."""
+    """FLOPs of self-attention scores and weighted sums; a query of a local layer sees at most `near` keys, if not 0."""
     seen = sum(min(keys, near) if local and near else keys for local in stack.is_local)
     return 4 * queries * stack.q_per_kv * stack.head_dim * stack.heads * seen
 

@@ -55,14 +55,15 @@ def attend(
         bias: added to the logits.
         segments: if queries see exactly the keys of their own segment (and with `causal` no later ones), the number of
             each position's segment. This replaces `mask`, which may be None.
-        windows: smaller segments, which queries see instead where the windows are used.
+        windows: smaller segments, which queries see instead where the windows are used; only together with `segments`.
         lengths: if the mask is that of rows padded on the right, the number of keys of each row, at least 1: the mask
             in a form with which cuDNN skips padding. Outputs at padding are then 0.
 
     Returns:
         Outputs of the heads.
     """
-    if windows is not None and segments is not None:
+    if windows is not None:
+        assert segments is not None and not causal and mask is None and bias is None and lengths is None
         if within.pay(windows, q.shape[1]):
             run = partial(_numbered, scale=scale)
             near = partial(within.attend, run, segments=windows.segments, reach=windows.reach)
@@ -80,7 +81,7 @@ def attend(
         run = partial(_cudnn, scale=scale, causal=False, bias=None, lengths=None)
         return blocked.by_queries(run, q, k, v, **seen)
     if segments is not None and mask is None:
-        mask = same_sample(segments)
+        mask = same_sample(segments, segments)
     if by_cudnn:
         return _cudnn(q, k, v, scale=scale, causal=causal, mask=mask, bias=bias, lengths=lengths)
     return _plain(q, k, v, scale=scale, causal=causal, mask=mask, bias=bias)
@@ -90,7 +91,7 @@ def _numbered(q: Array, k: Array, v: Array, segments: tuple[Array, Array], *, sc
     """Attention of queries to the keys with their number; both have numbers of their own."""
     if for_flash_kernel(q, k, None, None, segments[0]):
         return flash.attend(q, k, v, scale=scale, causal=False, mask=None, segments=segments)
-    return attend(q, k, v, scale=scale, mask=segments[0][:, None, :, None] == segments[1][:, None, None, :])
+    return attend(q, k, v, scale=scale, mask=same_sample(*segments))
 
 
 def _plain(

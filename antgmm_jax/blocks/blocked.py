@@ -1,6 +1,6 @@
 """Attention within segments, by blocks of queries and keys: memory grows linearly with the length of a row.
 
-Blocks without a common segment are skipped: the time of windows, and of more images of one size, grows linearly too.
+Blocks without a common segment are skipped: the time of more images of one size grows linearly too.
 """
 
 from collections.abc import Callable
@@ -14,6 +14,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from antgmm_jax.blocks import flash
+from antgmm_jax.blocks.packing import same_sample
 from antgmm_jax.parallel.sharding import padded_batch_size
 
 HIDDEN = -0.7 * float(jnp.finfo(jnp.float32).max)
@@ -100,7 +101,7 @@ def by_queries(
 
     @partial(jax.checkpoint, prevent_cse=False)
     def block(k: Array, v: Array, q: Array, numbers: Array, at: Array) -> Array:
-        mask = (numbers[:, :, None] == segments[:, None, :])[:, None]
+        mask = same_sample(numbers, segments)
         if causal:
             mask = mask & (jnp.arange(length)[None, :] <= at[:, None])[None, None]
         return run(q, k.astype(dtype), v.astype(dtype), mask=mask)

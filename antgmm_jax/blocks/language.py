@@ -151,7 +151,7 @@ class LanguageModel(nnx.Module):
         if segments is None:
             mask, order = None if valid is None else valid[:, None, None, :], _positions(x, valid)
         else:
-            mask, order = packing.same_sample(segments), packing.positions(segments)
+            mask, order = packing.same_sample(segments, segments), packing.positions(segments)
         if tokens.spans is not None:
             seen = spans.visible(tokens.spans, at.size)
             mask = seen if mask is None else seen & mask

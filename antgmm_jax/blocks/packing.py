@@ -20,6 +20,6 @@ def positions(segments: Int[Array, "B T"]) -> Int[Array, "B T"]:
     return jnp.arange(segments.shape[1])[None] - starts(segments)
 
 
-def same_sample(segments: Int[Array, "B T"]) -> Bool[Array, "B 1 T T"]:
-    """Mask of the keys that belong to the query's own sample."""
-    return (segments[:, :, None] == segments[:, None, :])[:, None]
+def same_sample(queries: Int[Array, "B T"], keys: Int[Array, "B S"]) -> Bool[Array, "B 1 T S"]:
+    """Mask of the keys whose segment is that of the query."""
+    return (queries[:, :, None] == keys[:, None, :])[:, None]

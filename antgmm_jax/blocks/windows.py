@@ -64,10 +64,10 @@ def attend(
         Outputs of the heads.
     """
     (rows, length), size = segments.shape, _size(reach)
-    numbers = padded(segments, 1, -1, size=size)
-    both = rearrange(numbers, "b (n t) -> (b n) t", t=size), _with_ends(numbers, 1, size, reach, value=-2)
-    k, v = (_with_ends(padded(x, 2, size=size), 2, size, reach) for x in (k, v))
-    out = run(rearrange(padded(q, 1, size=size), "b (n t) h d -> (b n) t h d", t=size), k, v, both)
+    numbers = rearrange(padded(segments, 1, -1, size=size), "b (n t) -> (b n) t", t=size)
+    q = rearrange(padded(q, 1, size=size), "b (n t) h d -> (b n) t h d", t=size)
+    k, v = (_with_ends(x, 2, size, reach) for x in (k, v))
+    out = run(q, k, v, (numbers, _with_ends(segments, 1, size, reach, value=-1)))
     return rearrange(out, "(b n) t h d -> b (n t) h d", b=rows)[:, :length]
 
 
@@ -79,7 +79,7 @@ def _size(reach: int) -> int:
 def _with_ends(x: Array, axis: int, size: int, reach: int, value: int = 0) -> Array:
     """Cuts an axis into pieces, rows of their own, with the `reach` positions before and after each."""
     widths = [(0, 0)] * x.ndim
-    widths[axis] = (size, size)
+    widths[axis] = (size, size + -x.shape[axis] % size)
     x = jnp.pad(x, widths, constant_values=value)
     x = x.reshape(*x.shape[:axis], -1, size, *x.shape[axis + 1 :])
 
@@ -88,7 +88,7 @@ def _with_ends(x: Array, axis: int, size: int, reach: int, value: int = 0) -> Ar
         at[axis : axis + 2] = pieces, positions
         return x[tuple(at)]
 
-    ends = part(slice(None, -2), slice(size - reach, None)), part(slice(2, None), slice(reach))
-    whole = jnp.concatenate([ends[0], part(slice(1, -1), slice(None)), ends[1]], axis=axis + 1)
+    before, after = part(slice(None, -2), slice(size - reach, None)), part(slice(2, None), slice(reach))
+    whole = jnp.concatenate([before, part(slice(1, -1), slice(None)), after], axis=axis + 1)
     whole = jnp.moveaxis(whole, axis, 1)
     return whole.reshape(-1, *whole.shape[2:])

@@ -31,7 +31,7 @@ def row(heads=(4, 2), rows=3, length=57, reach=7):
 @pytest.mark.parametrize("devices", [False, True])
 def test_windows_equal_all_pairs(length, devices):
     inputs, segments = row(rows=4, length=length)
-    expected = result(inputs, partial(attend, scale=0.3, mask=same_sample(segments)))
+    expected = result(inputs, partial(attend, scale=0.3, mask=same_sample(segments, segments)))
     near = Windows(segments, 7)
     assert windows.pay(near, length)
     with jax.set_mesh(make_mesh(data=2, tensor=2)) if devices else nullcontext():
@@ -43,7 +43,8 @@ def test_windows_equal_all_pairs(length, devices):
 def test_a_traced_layer_attends_in_windows_or_not(length, used):
     inputs, segments = row(length=length)
     images = jnp.array(segments > 3, jnp.int32)
-    expected = result(inputs, partial(attend, scale=0.3, mask=same_sample(segments if used else images)))
+    seen = segments if used else images
+    expected = result(inputs, partial(attend, scale=0.3, mask=same_sample(seen, seen)))
 
     def run(*inputs):
         layer = jax.lax.optimization_barrier(jnp.array(used))
