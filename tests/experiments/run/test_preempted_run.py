@@ -16,6 +16,7 @@ from antgmm_jax.io import checkpoint
 from antgmm_jax.parallel import preemption
 from experiments.report.write import finish
 from experiments.run import calibration, stage, targets
+from experiments.run.export import exporting
 from experiments.run.host.meshes import devices
 from experiments.run.pipeline import Run
 from experiments.run.schema.recipe import load_recipe
@@ -70,6 +71,10 @@ def during_scores(patched):
     patched.setattr(scoring, "evaluate", before(scoring.evaluate))
 
 
+def during_export(patched):
+    patched.setattr(exporting, "exported", before(exporting.exported))
+
+
 def at_step(number: int):
     def patch(patched):
         act = lambda _, drawn: terminate() if drawn == number + 1 else None  # noqa: E731
@@ -104,7 +109,7 @@ def test_a_run_preempted_in_every_phase_ends_like_one_that_was_not(tmp_path):
     preempted(recipe, run, at_step(6))
     preempted(recipe, run, during_scores)
     assert steps() == ["00000007", "00000008"]
-    preempted(recipe, run, lambda patched: patched.setattr(Run, "_export", before(Run._export)))
+    preempted(recipe, run, during_export)
     assert not (run / "steps" / "01-blocks").exists() and (run / "export").exists()
     report = finish(Run(load_recipe(recipe), run))
 
