@@ -36,9 +36,9 @@ class Chat(NamedTuple):
 def parse_chat(value: Any, name: str, images: Sequence[Image]) -> Chat:
     """Parses the turns of a conversation.
 
-    A turn is a string, in which `<image>` is the place of an image, or a list of parts `{"type": "text", "text": ...}`
-    and `{"type": "image"}`. An image part may name its own file; other places take the images of the row in order. A
-    conversation without places has the images of the row before its first question.
+    A turn is a string, in which `<image>` is the place of an image, or a list of such strings and of parts
+    `{"type": "text", "text": ...}` and `{"type": "image"}`. An image part may name its own file; other places take the
+    images of the row in order. A conversation without places has the images of the row before its first question.
 
     Args:
         value: the turns: a list of objects, or an object of lists.
@@ -75,9 +75,9 @@ def _turn(raw: Mapping, where: str) -> tuple[str, list[_Part]]:
         raise BadRow(f"{where} has role {quoted(given)}: only system, user (human) and assistant (gpt) are supported")
     role, content = _ROLES[given], _content(raw)
     if isinstance(content, str):
-        parts = _split(content)
+        parts = _split(content.strip())
     elif isinstance(content, list):
-        parts = [_part(part, where) for part in content]
+        parts = [each for part in content for each in _parts(part, where)]
     else:
         raise BadRow(f"{where} has {type(content).__name__} content: write a text or a list of parts")
     if role != "user" and any(not isinstance(part, str) for part in parts):
@@ -94,7 +94,7 @@ def _split(text: str) -> list[_Part]:
     """Splits a string at its places of images; a line break separates a place from the text."""
     if "<video>" in text:
         raise BadRow("contains <video>: video is not supported, use images")
-    first, *rest = text.strip().split(_PLACE)
+    first, *rest = text.split(_PLACE)
     parts: list[_Part] = [first]
     for after in rest:
         before = parts[-1]
@@ -106,17 +106,17 @@ def _split(text: str) -> list[_Part]:
     return parts
 
 
-def _part(part: Any, where: str) -> _Part:
-    """One part of a list."""
+def _parts(part: Any, where: str) -> list[_Part]:
+    """What one part of a list holds: an image, or a text, which may have places of images itself."""
     if isinstance(part, str):
-        return part
+        return _split(part)
     if not isinstance(part, Mapping):
         raise BadRow(f"{where} has a part that is a {type(part).__name__}, not an object with a type")
     kind = part.get("type") or next((name for name in ("text", "image", "video") if part.get(name)), None)
     if kind == "text" and isinstance(part.get("text"), str):
-        return part["text"]
+        return _split(part["text"])
     if kind in ("image", "image_url"):
-        return (own_image(part),)
+        return [(own_image(part),)]
     if kind == "text":
         raise BadRow(f"{where} has a part of type 'text' without a text")
     hint = "video is not supported, use images" if kind == "video" else "only text and image are supported"

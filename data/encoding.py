@@ -17,13 +17,13 @@ from antgmm_jax.families import inputs
 from antgmm_jax.families.common.words import Messages
 from antgmm_jax.io.files import one_line
 from data.chat import ChatEncoder, messages
-from data.limits import BadRow, short
+from data.limits import BadRow, quoted, short
 from data.record import PROMPT, Arrays, Record, turns_of
 from data.rows import Row
 
 _OF_PROCESSORS = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RuntimeError, MemoryError)
 """What processors raise for a row that they cannot read."""
-_FORMAT = 4
+_FORMAT = 5
 """Format version of encoded rows; increase it to invalidate caches."""
 
 _IDLE = {"is_local", "local_files_only", "model_specific_special_tokens", "model_max_length"}
@@ -115,11 +115,24 @@ class Encoder:
             raise AntgmmError(
                 f"{record.id}: the tokenizer fails ({error}): correct the patterns in its tokenizer.json"
             ) from error
+        self._check_answers(row, record)
         images = row["images"]
         more = {} if record.cells is None else {"cells": record.cells}
         # The positions of the tokens depend on it, also if cached features replace the images.
         more |= {"place": images["place"]} if "place" in images else {}
         return {**row, "latents": {name: np.int32(value) for name, value in record.latents.items()}, **more}
+
+    def _check_answers(self, row: Arrays, record: Record) -> None:
+        """Raises BadRow if a part of an answer becomes the unknown token: it is left out when answers are decoded."""
+        unknown = self._words.unk_token_id
+        if unknown is None or unknown in (self.eos, self.pad):
+            return
+        earlier = row["prompt"][row["earlier"]] if "earlier" in row else ()
+        if unknown in row["answer"] or unknown in earlier:
+            raise BadRow(
+                f"the model's tokenizer has no tokens for all of the answer {quoted(record.answer)}: write it in"
+                " characters that it knows, or remove the row"
+            )
 
     def images(self, record: Record) -> Arrays:
         """Returns the images of a valid record, {leaf: [M, ...]}, without the work of `__call__` on its answers."""

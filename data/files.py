@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, TiffImagePlugin
+from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from antgmm_jax.io.hub import contents
 from data.limits import BadRow, check_picture, quoted, short
@@ -29,7 +29,7 @@ _WIDE = ("PNG", "PPM")
 
 
 def decode_image(data: bytes | Path) -> np.ndarray:
-    """Decodes an image to RGB of 8 bits and applies its EXIF orientation.
+    """Decodes an image to RGB of 8 bits, on white where it is transparent, and applies its EXIF orientation.
 
     Args:
         data: a path, or the bytes of a file in one of the `FORMATS`.
@@ -50,13 +50,17 @@ def decode_image(data: bytes | Path) -> np.ndarray:
             ImageOps.exif_transpose(file, in_place=True)
             if wide:
                 return np.repeat(_upper_bits(file)[..., None], 3, axis=-1)
-            # Pillow requires the step via RGBA for palettes with transparency.
-            image = file.convert("RGBA") if "transparency" in file.info else file
-            return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+            if "A" in file.getbands() or "transparency" in file.info:
+                # As in transformers and vLLM: the colour below a transparent pixel is often black.
+                white = Image.new("RGBA", file.size, "white")
+                return np.array(Image.alpha_composite(white, file.convert("RGBA")).convert("RGB"))
+            return np.array(file if file.mode == "RGB" else file.convert("RGB"))
     except BadRow:
         raise
     except FileNotFoundError as error:
         raise BadRow(f"image {name} is missing") from error
+    except UnidentifiedImageError as error:
+        raise BadRow(f"image {name} cannot be decoded: it is none of {', '.join(FORMATS)}") from error
     except Exception as error:  # each decoder has its own
         reason = " ".join(str(error).split())[:120] or type(error).__name__
         raise BadRow(f"image {name} cannot be decoded: {reason}") from error

@@ -1,6 +1,7 @@
 """Functions of a task for lmms-eval. `data.harness` writes a copy beside the task, which runs without this project."""
 
 import os
+import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -70,4 +71,4 @@ def mean_over_types(rows: Sequence[Mapping[str, Any]]) -> float:
 
 
 def _normal(answer: str) -> str:
-    return " ".join(answer.lower().split())
+    return " ".join(unicodedata.normalize("NFKC", answer).lower().split())

@@ -127,9 +127,10 @@ def _lines(path: Path) -> _Bounds:
     columns, at = (array("q"), array("q"), array("q")), 0
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
-            start = at + (len(codecs.BOM_UTF8) if number == 1 and line.startswith(codecs.BOM_UTF8) else 0)
+            written = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
             at += len(line)
-            if line.strip(b" \t\n\r\v\f") and start < at:
+            start = at - len(written)
+            if written.strip(b" \t\n\r\v\f"):
                 for column, value in zip(columns, (start, at, number), strict=True):
                     column.append(value)
     return _Bounds(*(np.frombuffer(column, np.int64) if column else np.zeros(0, np.int64) for column in columns))

@@ -1,6 +1,7 @@
 """Metrics of answers."""
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -27,8 +28,11 @@ class TokenLosses(NamedTuple):
 
 
 def normal(answer: str) -> str:
-    """Normalises an answer for comparison: lower case, single spaces."""
-    return " ".join(answer.lower().split())
+    """Normalises an answer for comparison: compatible characters (NFKC), lower case, single spaces.
+
+    Tokenizers compose characters too (Qwen's by NFC, T5's by NFKC), so an answer may come back in another form.
+    """
+    return " ".join(unicodedata.normalize("NFKC", answer).lower().split())
 
 
 def _last(answer: str) -> str:

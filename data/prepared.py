@@ -16,7 +16,7 @@ from data.source import Source
 from data.store import THREADS, Encoded, Shown, unshown
 
 ABOUT = "prepared.json"
-_FORMAT = 1
+_FORMAT = 2
 
 
 class PreparedSource(Source):
@@ -51,6 +51,11 @@ class PreparedSource(Source):
     def digest(self) -> str:
         """Returns a digest of the records from which the folder was made."""
         return self._about["data"]
+
+    def origin(self) -> tuple[str, str]:
+        """Returns that of the records from which the folder was made."""
+        digest, split = self._about["origin"]
+        return digest, split
 
     def encoded(self, encoder: Encoder) -> Path:
         """Returns the folder with the encoded records.
@@ -88,7 +93,7 @@ def prepare(source: Source, encoder: Encoder, folder: Path, *, shown: Shown = un
     if not folder.exists():
         title = f"preparing {source.path or 'records'}"
         with writing(folder), claimed(folder), shown(title, len(source)) as progress:
-            about = {"format": _FORMAT, **digests, "settings": encoder.settings}
+            about = {"format": _FORMAT, **digests, "origin": [*source.origin()], "settings": encoder.settings}
             build(source, encoder, folder, progress, most=math.inf, threads=THREADS, about=about)
     elif {name: _read(folder)[name] for name in digests} != digests:
         raise AntgmmError(f"{folder} holds other rows or was made with other settings: choose another folder")

@@ -118,11 +118,17 @@ class FileSource(Source):
         spread = "spread" if self._spread else ""
         return hashlib.sha256(f"{about} {self._split} {spread}".rstrip().encode()).hexdigest()
 
+    def origin(self) -> tuple[str, str]:
+        """Returns a digest of the files, and the name of the split."""
+        return self._table.digest(), self._split
+
     def overlaps(self, other: Source) -> bool:
         """Whether two sources have rows of equal files in common."""
+        if super().overlaps(other):
+            return True
         if not isinstance(other, FileSource) or {self._split, other._split} == {"train", "test"}:
             return False
-        return self._table.digest() == other._table.digest() or copied(self._table, other._table)
+        return copied(self._table, other._table)
 
     def check(self, bad: Mapping[int, str]) -> None:
         """Raises one error that lists all invalid rows, or if there are too few records.

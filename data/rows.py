@@ -94,7 +94,7 @@ def _single(raw: Mapping) -> Row:
     """Parses an object with a question and an answer."""
     fields = {name: _pick(raw, name) for name in ALIASES}
     images, text = _images(fields["image"]), _string(fields["text"], "text")
-    question, answer = _question(fields["question"]), _needed(fields["answer"], "answer")
+    question, answer = _question(fields["question"], len(images)), _needed(fields["answer"], "answer")
     return Row(images=images, question=question, answer=answer, text=text, **_about(fields))
 
 
@@ -164,9 +164,16 @@ def _needed(value: Any, name: str) -> str:
     return text
 
 
-def _question(value: Any) -> str:
-    # The processor places the image tokens.
-    return _needed(value.replace("<image>", "") if isinstance(value, str) else value, "question")
+def _question(value: Any, images: int) -> str:
+    """A question without its places of images: the processor places the image tokens before it."""
+    if not isinstance(value, str) or not (places := value.count("<image>")):
+        return _needed(value, "question")
+    text = value.replace("<image>", "")
+    if places != images:
+        raise BadRow(f"question has {places} places of images (<image>), the row has {images} images")
+    if text.strip() not in value:
+        raise BadRow("question has <image> between its words: write messages, in which places of images are kept")
+    return _needed(text, "question")
 
 
 def _latents(value: Any) -> dict[str, int]:

@@ -43,9 +43,14 @@ class Source(Sequence[Record]):
     def digest(self) -> str:
         """Returns a digest of the records, without reading them; equal if nothing has changed."""
 
+    def origin(self) -> tuple[str, str]:
+        """Returns a digest of what the records are taken from, and the name of the split, "" for none."""
+        return self.digest(), ""
+
     def overlaps(self, other: "Source") -> bool:
-        """Whether this is the same source as another one."""
-        return self.digest() == other.digest()
+        """Whether records of this source and another one may be the same."""
+        (mine, split), (theirs, another) = self.origin(), other.origin()
+        return mine == theirs and {split, another} != {"train", "test"}
 
     def read(self, index: int) -> Record:
         """Reads a record that may be invalid. Raises BadRow if its row or an image is."""

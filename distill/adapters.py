@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from antgmm_jax.blocks.low_rank import LowRank
 from antgmm_jax.pure import Functional, Params
 from distill.optimizer import linear_maps
-from distill.trainable import by_path, longest_prefix
+from distill.trainable import by_path, check_prefixes, longest_prefix
 
 ADAPTERS = "adapters"
 """Top-level name of the adapters beside the parameters of a model."""
@@ -88,12 +88,17 @@ def _joined(params: Params, join: Callable[[jax.Array, jax.Array, jax.Array], An
 
 
 def _maps(params: Params, ranks: Ranks) -> dict[str, tuple[tuple[int, ...], int, int, int]]:
-    """Layers ((), outside of the stacks), inputs, outputs and rank of each linear map with an adapter, by path."""
-    numbers, _ = jax.tree.flatten(linear_maps(params), is_leaf=lambda node: not isinstance(node, dict))
+    """Layers ((), outside of the stacks), inputs, outputs and rank of each linear map with an adapter, by path.
+
+    Raises:
+        AntgmmError: a prefix of `ranks` has no linear map, so that nothing below it would be trained.
+    """
+    numbers, _ = jax.tree.flatten(linear_maps(params, connector=True), is_leaf=lambda node: not isinstance(node, dict))
     sizes: dict[str, Any] = {}
     for (path, leaf), dims in zip(by_path(params)[0].items(), numbers, strict=True):
         prefix = longest_prefix(path, ranks)
         if dims is not None and prefix:
             inputs, outputs = (prod(leaf.shape[i] for i in axes) for axes in dims)
             sizes[path] = (leaf.shape[: dims[0][0]], inputs, outputs, ranks[prefix])
+    check_prefixes("adapters of", [*ranks], sizes, "linear map")
     return sizes

@@ -21,6 +21,8 @@ B1, EPS = 0.9, 1e-8
 
 _SPLIT = {"q": 1, "k": 1, "v": 1, "up": -1, "gate": -1, "o": -1, "down": -1, "out": -1, "patch": -1}
 """Name of a linear map -> number of its input dimensions, -1 for all but the last: a merger reads several patches."""
+_CONNECTOR = "kernel"
+"""Name of the only map of some bridges, which Muon leaves to Adam, as it does with tables and heads."""
 _STACKED = {"blocks", "cross", "deepstack"}
 """Names of modules with a leading axis of maps."""
 _HEAD = ["language", "out"]
@@ -140,20 +142,22 @@ def _muon(b2: float) -> optax.GradientTransformation:
     return optax.chain(rule, optax.scale(-1.0))
 
 
-def linear_maps(params: Params) -> Params:
+def linear_maps(params: Params, *, connector: bool = False) -> Params:
     """Returns the input and output dimensions of linear maps, which Muon and adapters train; None for other leaves.
 
     Args:
         params: model parameters. The output head is no such map, as the embedding table is none
             (https://kellerjordan.github.io/posts/muon/).
+        connector: whether the only map of a bridge is one.
 
     Returns:
         The tree of dimensions.
     """
+    known = _SPLIT | ({_CONNECTOR: -1} if connector else {})
 
     def map_of(path: tuple, leaf: Array | jax.ShapeDtypeStruct) -> MuonDimensionNumbers | None:
         keys = [key_name(entry) for entry in path]
-        dims, split = tuple(range(not _STACKED.isdisjoint(keys), leaf.ndim)), _SPLIT.get(keys[-1])
+        dims, split = tuple(range(not _STACKED.isdisjoint(keys), leaf.ndim)), known.get(keys[-1])
         if len(dims) < 2 or split is None or keys == _HEAD:
             return None
         return MuonDimensionNumbers(dims[:split], dims[split:])

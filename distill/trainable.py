@@ -77,11 +77,11 @@ def longest_prefix(path: str, prefixes: Collection[str]) -> str:
     return max((prefix for prefix in prefixes if under(path, prefix)), key=len, default="")
 
 
-def check_prefixes(what: str, prefixes: Sequence[str], paths: Collection[str]) -> None:
-    """Raises AntgmmError for prefixes that match no path."""
+def check_prefixes(what: str, prefixes: Sequence[str], paths: Collection[str], kind: str = "parameter") -> None:
+    """Raises AntgmmError for prefixes that match no path of a kind."""
     if unmatched := [prefix for prefix in prefixes if not any(under(path, prefix) for path in paths)]:
         tops = sorted({path.split("/")[0] for path in paths})
-        raise AntgmmError(f"{what} {', '.join(unmatched)} matches no parameter: top-level names are {', '.join(tops)}")
+        raise AntgmmError(f"{what} {', '.join(unmatched)} matches no {kind}: top-level names are {', '.join(tops)}")
 
 
 def key_name(entry: Any) -> str:

@@ -90,9 +90,17 @@ def cost(
 
 
 def forward_flops(
-    config: LMMConfig, batch: int, length: int, answer: int = 0, *, slots: float | None = None
+    config: LMMConfig,
+    batch: int,
+    length: int,
+    answer: int = 0,
+    *,
+    slots: float | None = None,
+    logits: int | None = None,
 ) -> dict[str, int]:
-    """Returns the FLOPs of one forward pass with teacher forcing; a training step takes about three times as many.
+    """Returns the FLOPs of one forward pass with teacher forcing.
+
+    A training step takes about three times as many, with logits at the answer's tokens.
 
     Args:
         config: model config.
@@ -100,6 +108,7 @@ def forward_flops(
         length: prompt tokens per sample, including image tokens; for a decoder-only model, prompt and answer.
         answer: decoder tokens per sample, for a model with an encoder.
         slots: image slots per sample, possibly a mean; None for those of one image of the usual size.
+        logits: tokens per sample of which logits are computed; None for all tokens of the decoder.
 
     Returns:
         tower -> FLOPs.
@@ -109,7 +118,7 @@ def forward_flops(
     if config.encoder_decoder:
         flops["encoder"] = _tower_flops(config, "encoder", batch, length, length)
     flops[tower] = _tower_flops(config, tower, batch, tokens, tokens, memory) + _memory_flops(config, batch, memory)
-    return {**flops, TOKENS: _head_flops(config, batch * tokens)}
+    return {**flops, TOKENS: _head_flops(config, batch * (tokens if logits is None else logits))}
 
 
 def parameters(config: LMMConfig) -> dict[str, int]:

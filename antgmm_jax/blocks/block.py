@@ -103,7 +103,8 @@ class LayerScale(nnx.Module):
 
     def __call__(self, x: Float[Array, "... D"], gate: Float[Array, " D"] | None = None) -> Float[Array, "... D"]:
         """Multiplies the channels by their factors. Gates change nothing here: the next norm reads open channels."""
-        return x * aligned(self.scale[...], x).astype(x.dtype)
+        # In float32: the gradient of a factor is a sum over all positions.
+        return (x * aligned(self.scale[...], x).astype(jnp.float32)).astype(x.dtype)
 
 
 class CrossAttention(nnx.Module):
@@ -211,6 +212,7 @@ class Block(nnx.Module):
         if self.config.post_norm:
             units["embed"] = [x]
         if "layers" in gates:
-            g = gates["layers"].astype(x.dtype)
-            x = g * x + (1 - g) * start
+            # In float32: a gate's gradient is the difference of two sums over all positions, which nearly cancel.
+            g = gates["layers"].astype(jnp.float32)
+            x = (g * x + (1 - g) * start).astype(x.dtype)
         return x, units, cache

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
@@ -104,7 +103,7 @@ class LanguageModel(nnx.Module):
         """Logits of final hidden states. T5 v1.0 scales them by width ** -0.5, counting only open channels if gated."""
         if self.config.scaled_head:
             gate = gates.get("text/embed")
-            width = self.config.decoder.embed if gate is None else jax.lax.stop_gradient(gate.sum())
+            width = self.config.decoder.embed if gate is None else gate.astype(jnp.float32).sum()
             hidden = hidden * jnp.asarray(width, jnp.float32).astype(hidden.dtype) ** -0.5
         return linear(hidden, self.tokens[...].T if self.out is None else self.out[...], None)
 

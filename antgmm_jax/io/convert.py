@@ -71,7 +71,9 @@ def open_hf(
     raw = read_config(directory)
     of = family_of(str(raw.get("model_type", "?")))
     if raw.get("quantization_config"):
-        raise AntgmmError(f"{directory} is quantized, which only servers read: use the model that it was made of")
+        raise AntgmmError(
+            f"{directory} is quantized, which only transformers and vLLM read: use the model that it was made of"
+        )
     files = of.files
     tensors = Tensors(directory, files.renames, on_read)
     present, head = tensors.names, files.head
@@ -317,8 +319,8 @@ def _write_config(config: LMMConfig, specs: Mapping[str, Spec], directory: Path,
 
 
 def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with the fields of `over`, nested."""
-    merged = dict(base)
+    """`base` with the fields of `over`, nested; without a list by layer that `over` does not have."""
+    merged = {key: value for key, value in base.items() if key != "layer_types"}
     for key, value in over.items():
         old = merged.get(key)
         merged[key] = _merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value

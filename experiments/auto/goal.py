@@ -49,6 +49,8 @@ class Goal(NamedTuple):
 
 MOST_MINUTES = 30.0
 """Duration of a run for which no number of minutes is given."""
+PARTS = 4
+"""A student of a search takes this part of its time."""
 
 
 def marked(goal: Goal) -> str:

@@ -18,9 +18,10 @@ from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io import folders
 from antgmm_jax.io.books import read_book, write_book
 from experiments.auto.bisection import Tried, between, next_ratio, smallest_kept
-from experiments.auto.goal import MOST_MINUTES, Goal
+from experiments.auto.goal import MOST_MINUTES, PARTS, Goal
 from experiments.auto.plan import further, measured, write
 from experiments.auto.schedule import Tuned
+from experiments.lab.planning.search import NoLegalModel
 from experiments.run.export.publishing import check_replaceable
 from experiments.run.host.console import CONSOLE, clock, count, say, table
 from experiments.run.pipeline import Run
@@ -29,8 +30,6 @@ from experiments.run.schema.recipe import load_recipe, read_toml
 from experiments.run.student import whole
 from pruning.costs import total_parameters
 
-PARTS = 4
-"""A student takes this part of the time."""
 _UNFINISHED = {"1.toml", "tuning"}
 """What a plan that was stopped has left."""
 
@@ -95,16 +94,17 @@ class Search:
             AntgmmError: no student keeps it.
         """
         self.plan()
-        largest = self._largest()
+        largest, legal = self._largest(), True
         while (ratio := next_ratio(self.tries, largest)) and self._in_time():
-            if not self._planned(round(self._params / ratio)):
+            legal = self._planned(round(self._params / ratio))
+            if not legal:
                 say("search: there is no legal size between those that were tried")
                 break
             self._try()
         CONSOLE.print(self._table())
         best = smallest_kept(self.tries)
         if not best:
-            raise AntgmmError(self._lost())
+            raise AntgmmError(self._lost(legal and bool(next_ratio(self.tries, largest))))
         return self._run(best)
 
     def figures(self) -> list[dict[str, Any]]:
@@ -153,7 +153,7 @@ class Search:
         begin = time.monotonic()
         try:
             plan = further(goal, read_toml(self._recipe(1), "recipe"), self._tuned, parent)
-        except AntgmmError as error:  # the data is known to be valid: there is no such size
+        except NoLegalModel as error:
             say(f"search: {error}")
             return False
         self._spent += time.monotonic() - begin
@@ -183,14 +183,17 @@ class Search:
         times = [one.seconds for one in self.tries]
         return not times or self._spent + sum(times) + max(times) <= 60 * self._minutes
 
-    def _lost(self) -> str:
-        """What to say if no student keeps the quality."""
+    def _lost(self, more: bool) -> str:
+        """What to say if no student keeps the quality; more time in this folder is of no use if no size is left."""
         best = max(self.tries, key=lambda one: one.score)
         share = best.score / self.teacher if self.teacher else 0.0
+        remedy = f"in another --run, give more --minutes than {self._minutes:g}, more rows or a lower --keep-quality"
+        if more:
+            again = f"give more --minutes than {self._minutes:g} (the same command continues) or more rows"
+            remedy = f"{again}, or a lower --keep-quality in another --run"
         return (
             f"no student keeps {self.goal.keep:.3g} of the teacher's score {self.teacher:.3f}: the best of"
-            f" {len(self.tries)} has {best.score:.3f} ({share:.1%}) at {best.ratio:.1f}x; give more --minutes than"
-            f" {self._minutes:g} (the same command continues) or more rows, or a lower --keep-quality in another --run"
+            f" {len(self.tries)} has {best.score:.3f} ({share:.1%}) at {best.ratio:.1f}x; {remedy}"
         )
 
     def _largest(self) -> float:

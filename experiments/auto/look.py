@@ -103,7 +103,8 @@ class _Some(Source):
     """Some records of a source."""
 
     def __init__(self, source: Source, rows: np.ndarray):
-        self._source, self._rows, self.path = source, rows, source.path
+        self._source, self._all, self._rows, self.path = source, rows, rows, source.path
+        self.drops_long = source.drops_long
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -111,13 +112,29 @@ class _Some(Source):
     def __getitem__(self, index: int) -> Record:  # pyright: ignore[reportIncompatibleMethodOverride]
         return self._source[int(self._rows[index])]
 
+    def read(self, index: int) -> Record:
+        """Reads a record that may be invalid."""
+        return self._source.read(int(self._rows[index]))
+
+    def check(self, bad: Mapping[int, str]) -> None:
+        """Raises one error that lists all invalid records of the source."""
+        self._source.check({int(self._rows[index]): reason for index, reason in bad.items()})
+
+    def places(self) -> dict[str, np.ndarray]:
+        """Returns the numbers of the records in their source."""
+        return {"rows": self._all}
+
+    def restore(self, places: Mapping[str, np.ndarray]) -> None:
+        """Restores the result of `places`."""
+        self._rows = places["rows"]
+
     def words(self, index: int) -> Row:
         """Returns a record without its images."""
         return self._source.words(int(self._rows[index]))
 
     def digest(self) -> str:
         """Returns a digest of the source and of the row numbers."""
-        return hashlib.sha256(f"{self._source.digest()} {self._rows.tolist()}".encode()).hexdigest()
+        return hashlib.sha256(f"{self._source.digest()} {self._all.tolist()}".encode()).hexdigest()
 
 
 def warnings(seen: Look) -> list[str]:

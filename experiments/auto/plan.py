@@ -13,7 +13,7 @@ from antgmm_jax.axes import sizes
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.io.loading import load_processor
 from experiments.auto.buckets import buckets
-from experiments.auto.goal import Goal, is_planned, marked
+from experiments.auto.goal import PARTS, Goal, is_planned, marked
 from experiments.auto.look import Look, check_quality, longest_answer, look_at_both, warnings
 from experiments.auto.prompting import about_prompts, chosen_prompt, prompt_losses
 from experiments.auto.room import trial_tables, with_room
@@ -22,7 +22,7 @@ from experiments.auto.schedule import Machine, Tuned, base, draft, fitted, score
 from experiments.auto.sizing import Chosen, Sensitivity, check_budget, chosen, within
 from experiments.auto.tune import PART, Trial, tuned
 from experiments.run.files import write_text
-from experiments.run.host.console import clock, count, say
+from experiments.run.host.console import clock, count, printable, say
 from experiments.run.progress.forecast import Rows, look_at, matmul_rate
 from experiments.run.rows.datasets import encoded, load_records
 from experiments.run.rows.samples import Samples
@@ -88,7 +88,8 @@ def write(plan: Plan, goal: Goal, path: Path) -> None:
     """
     for line in plan.reasons:
         say(line)
-    comments = "".join(f"# {line}\n" for line in plan.reasons)
+    # Names of question types come from rows, and may hold line breaks.
+    comments = "".join(f"# {printable(line).replace(chr(10), ' ')}\n" for line in plan.reasons)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, f"{marked(goal)}\n{comments}{tomli_w.dumps(plan.raw)}")
 
@@ -273,10 +274,11 @@ def too_long(goal: Goal, duration: float) -> Iterator[str]:
         duration: expected seconds of plan and run.
     """
     if duration > 1.1 * goal.seconds:
-        yield (
-            f"warning: plan and run take about {clock(duration)}, more than the {goal.seconds / 60:g} minutes: give at"
-            f" least --minutes {math.ceil(duration / 60)} in another --run"
-        )
+        minutes, given = math.ceil(duration / 60), f"the {goal.seconds / 60:g} minutes"
+        if goal.keep:
+            given = f"a student's part of the {PARTS * goal.seconds / 60:g} minutes"
+        remedy = f"--minutes {PARTS * minutes}" if goal.keep else f"--minutes {minutes} in another --run"
+        yield f"warning: plan and run take about {clock(duration)}, more than {given}: give at least {remedy}"
 
 
 def _tuning(trials: Sequence[Trial]) -> Iterator[str]:

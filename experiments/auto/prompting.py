@@ -11,18 +11,11 @@ from experiments.auto.look import spread
 from experiments.run.batch_size import rows_that_fit
 from experiments.run.host.console import bar
 from experiments.run.rows.datasets import encoded, load_records
-from experiments.run.rows.prompts import records_prompt
+from experiments.run.rows.prompts import TEMPLATES, records_prompt
 from experiments.run.schema import Recipe
 from experiments.run.scores.evaluation import token_loss
 from experiments.run.student import Student
 
-TEMPLATES = (
-    PROMPT,
-    "[{text} ]{question}",
-    "[{text} ]Question: {question} Answer:",
-    "[{text} ]{question}\nAnswer the question using a single word or phrase.",
-)
-"""The default, the question alone, and two that models are often trained with for short answers."""
 COMPARED = 100
 """Maximum number of held-out rows on which they are compared."""
 BETTER = 0.8

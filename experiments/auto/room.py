@@ -41,9 +41,9 @@ def with_room(raw: Mapping[str, Any], config: LMMConfig, samples: Samples) -> tu
     Returns:
         The tables, and lines about the stages that were changed.
     """
-    limit, tables, lines = memory_limit(), [], []
-    for table, stage in zip(raw["stage"], recipe_of(raw, "plan").stages, strict=True):
-        parts = micro_batches(config, stage, samples, limit)
+    limit, tables, lines, recipe = memory_limit(), [], [], recipe_of(raw, "plan")
+    for table, stage in zip(raw["stage"], recipe.stages, strict=True):
+        parts = micro_batches(config, stage, samples, limit, on_disk=recipe.features == "disk")
         config = planned(config, stage, segment_targets(config, stage)[-1])
         if parts == stage.optimizer.accumulate:
             tables.append(table)
@@ -77,7 +77,7 @@ def trial_tables(
     return {**tables, "optimizer": {**tables["optimizer"], **given}}
 
 
-def micro_batches(config: LMMConfig, stage: Stage, samples: Samples, limit: int) -> int:
+def micro_batches(config: LMMConfig, stage: Stage, samples: Samples, limit: int, *, on_disk: bool = True) -> int:
     """Returns the fewest parts of a stage's batches of which one fits into the memory of a device.
 
     Args:
@@ -85,6 +85,7 @@ def micro_batches(config: LMMConfig, stage: Stage, samples: Samples, limit: int)
         stage: the stage.
         samples: training records.
         limit: bytes of a device; 0 for any.
+        on_disk: whether image features are on disk, so that steps do not compute them.
 
     Returns:
         The number of equal parts, each of which the devices share evenly; the stage's `accumulate` if it sets one.
@@ -93,7 +94,7 @@ def micro_batches(config: LMMConfig, stage: Stage, samples: Samples, limit: int)
     if not limit or table.accumulate > 1:
         return table.accumulate
     lengths = samples.lengths
-    if reads_features(config, stage, targets):
+    if on_disk and reads_features(config, stage, targets):
         lengths["slots"] = 0
     if not stage.loss.reads_answers:
         lengths |= {"text": 0, "answer": 0}

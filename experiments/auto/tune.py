@@ -3,11 +3,13 @@
 import shutil
 from collections.abc import Mapping
 from functools import partial
+from math import inf
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from antgmm_jax.config import LMMConfig
-from distill import NO_TEACHER
+from antgmm_jax.errors import AntgmmError
+from distill import NO_TEACHER, Diverged
 from experiments.auto.look import Look, spread
 from experiments.auto.schedule import Machine, Tuned, language_stage, small_batch
 from experiments.auto.sizing import by_side
@@ -101,6 +103,11 @@ def tuned(
         trials += [try_out(best._replace(rate=rate)) for rate in RATES]
     finally:
         shutil.rmtree(place, ignore_errors=True)
+    if all(trial.loss == inf for trial in trials):
+        raise AntgmmError(
+            "the language model diverges with every optimizer and rate that was tried: check that --model holds whole"
+            " weights, or train with --set optimizer.dtype=float32"
+        )
     return sorted(trials, key=lambda trial: trial.handicapped)
 
 
@@ -128,7 +135,11 @@ class _Trials:
         with watching(NOTHING, self._place, recipe) as watcher:
             named = work._replace(title=title)
             run = StageRun(named, shared, self._place / f"{self._done}", watcher.stage(named, None))
-            left = run.run(self._seen.teacher)
+            try:
+                left = run.run(self._seen.teacher)
+            except Diverged:
+                say(f"{title}: diverged")
+                return Trial(candidate, inf)
         loss = token_loss(left.config, left.params, self._seen.held)
         say(f"{title}: held-out loss {loss:.3f} after {work.stage.steps} steps")
         return Trial(candidate, loss)

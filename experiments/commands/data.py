@@ -9,7 +9,7 @@ import typer
 
 from antgmm_jax.extras import require
 from experiments.commands.output import Json, MaxNewTokens, Maybe, Prompt, Set, emit
-from experiments.commands.sources import FORMS, records, template
+from experiments.commands.sources import FORMS, check_rows, records, template
 from experiments.run.host.console import bar, say, table
 
 
@@ -97,6 +97,7 @@ def lmms_eval(
     from data.harness import write_task
 
     source, text = records(data, samples), template(prompt, model)
+    check_rows(source)
     with bar("rows", len(source)) as update:
         name = write_task(
             source, out, text, max_new_tokens=max_new_tokens, progress=lambda _, done, total: update(done, "")

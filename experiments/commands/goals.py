@@ -1,6 +1,5 @@
 """Options of a compression without a recipe, and its goal."""
 
-from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
@@ -37,6 +36,8 @@ Minutes = Annotated[
         min=0, metavar="M", help="Duration of plan and run on this machine; by default as the steps need, at most 30."
     ),
 ]
+_MOST = 1e6
+"""Numbers of minutes and of milliseconds are below this."""
 DECIDED = {f"optimizer.{key}" for key in ("kind", "learning_rate", "batch_size", "warmup")} | {
     "buckets",
     "prompt_buckets",
@@ -72,8 +73,8 @@ class Wish(NamedTuple):
         from experiments.auto.rows import tables
 
         for option, value in {"--latency-ms": self.latency_ms, "--minutes": self.minutes}.items():
-            if not isfinite(value):
-                raise AntgmmError(f"{option} {value}: write a finite number")
+            if not value < _MOST:
+                raise AntgmmError(f"{option} {value}: write a number below {_MOST:g}")
         if not self.data:
             raise AntgmmError("compress --model needs --data with the rows to train on")
         if sum(map(bool, (self.smaller, self.params, self.latency_ms, self.keep))) != 1:
@@ -90,14 +91,15 @@ class Wish(NamedTuple):
         return Goal(self.model, *tables(self.data, self.test), *budget, multiple, self.minutes, kept)
 
 
-def check(recipe: Path | None, wish: Wish, *, plan_only: bool, processes: int) -> None:
+def check(recipe: Path | None, wish: Wish, *, plan_only: bool, together: bool, mirror: str) -> None:
     """Checks that there is either a recipe or what replaces it.
 
     Args:
         recipe: the recipe, or None.
         wish: options that replace it.
         plan_only: whether only a plan is wanted.
-        processes: number of processes.
+        together: whether several processes take part.
+        mirror: URL of a copy of the run; "" for none.
 
     Raises:
         AntgmmError: there is neither, or both.
@@ -106,8 +108,10 @@ def check(recipe: Path | None, wish: Wish, *, plan_only: bool, processes: int) -
         raise AntgmmError("RECIPE already says what to do: leave out --model, --data, --plan and the budget")
     if recipe is None and not wish.model:
         raise AntgmmError("compress needs a RECIPE, or --model DIR --data FILE and a budget such as --smaller 8x")
-    if recipe is None and processes > 1:
-        raise AntgmmError("several processes need a RECIPE: write it with --plan in one process first")
+    if recipe is None and (together or mirror):
+        # Another machine would plan other steps, as it has another speed.
+        what = "several processes need" if together else "--mirror needs"
+        raise AntgmmError(f"{what} a RECIPE: write it with --plan in one process first")
 
 
 def run_of(recipe: Path | None, wish: Wish) -> Path:

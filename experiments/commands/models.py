@@ -175,7 +175,7 @@ def shrink(
     data: Annotated[
         str, typer.Option(metavar="DATA", help=f"Rows to score units on, {FORMS}; the model must fit into memory.")
     ] = "",
-    samples: Annotated[int, typer.Option(min=1, help="Number of these rows, from the first.")] = 64,
+    samples: Annotated[int, typer.Option(min=1, help="Maximum number of these rows, from the first.")] = 64,
     importance: Annotated[
         Measure, typer.Option(help="activation (layers: block influence) on --data; or magnitude, which is far worse.")
     ] = Measure.ACTIVATION,
@@ -198,7 +198,7 @@ def shrink(
     from experiments.run.disk_cut import cut, shown, targets_of
 
     targets = sizes_given(size) if size else targets_of(open_hf(model)[0], like)
-    rows = records(data, samples) if data else None
+    rows = records(data, samples, fewer=True) if data else None
     figures = cut(model, targets, out, records=rows, max_shard_size=max_shard_size, disk=disk)
     emit(figures, as_json, *shown(figures))
 
@@ -241,9 +241,7 @@ def export(
         from experiments.run.export.schemes import check_scheme
 
         check_scheme(student.config, quantize)
-    if prompt and not data:
-        raise AntgmmError("--prompt is the template for the records of --data: add --data")
-    prompt_template = template(prompt, like)
+    prompt_template = template(prompt or _prompt_of_run(stage), like)
     batches, chats = check_prompts(student.config, like, data, samples, prompt_template)
     questions = Questions(batches, max_new_tokens, *end_tokens(like), chats)
     result = publish(
@@ -262,7 +260,9 @@ def export(
         from experiments.run.export.quantized import publish_quantized
         from experiments.run.rows.samples import Samples
 
-        answered = Samples(records(data, samples), load_processor(out), student.config, prompt=prompt_template)
+        answered = Samples(
+            records(data, samples, fewer=True), load_processor(out), student.config, prompt=prompt_template
+        )
         publish_quantized(out, quantize, answered, max_new_tokens)
     upload(out, push)
     rows = [
@@ -271,6 +271,14 @@ def export(
         ("equal answers", f"{100 * result.answers_equal:.0f} % of {result.prompts}"),
     ]
     emit({"directory": str(out), **result._asdict()}, as_json, table(["export gate", ""], rows), f"model: {out}")
+
+
+def _prompt_of_run(stage: Path) -> str:
+    """The prompt template in the recipe of a stage's run; "" if it names none, or the stage has left its run."""
+    from experiments.run.schema.recipe import read_toml
+
+    recipe = stage.absolute().parent.parent / "recipe.toml"
+    return str(read_toml(recipe, "recipe").get("prompt", "")) if recipe.exists() else ""
 
 
 def _same_family(config: "LMMConfig", like: Path) -> None:

@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 
 from antgmm_jax.errors import disk_errors
+from antgmm_jax.extras import require
 from data.limits import LONGEST_ANSWER
 from experiments.commands.sources import FORMS
 from experiments.run.export.schemes import Scheme
@@ -31,7 +32,7 @@ CheckData = Annotated[
     str, typer.Option(metavar="DATA", help=f"Prompts of the check, {FORMS}; random prompts by default.")
 ]
 MaxNewTokens = Annotated[int, typer.Option(min=1, max=LONGEST_ANSWER, help="Maximum length of an answer.")]
-CheckSamples = Annotated[int, typer.Option(min=1, help="Number of prompts.")]
+CheckSamples = Annotated[int, typer.Option(min=1, help="Number of prompts; fewer if --data has fewer.")]
 Push = Annotated[
     str,
     typer.Option(metavar="hf:ORG/NAME", help="Also upload the export to the Hub; a new repository is private."),
@@ -98,6 +99,23 @@ def emit(figures: Mapping[str, Any], as_json: bool, *shown: Any) -> None:
         console = Console(highlight=False, markup=False, emoji=False)
         for part in shown:
             console.print(printable(part) if isinstance(part, str) else part, soft_wrap=isinstance(part, str))
+
+
+def check_quantized(model: str | Path, scheme: Scheme) -> None:
+    """Checks `--quantize` before anything is computed.
+
+    Args:
+        model: Hugging Face directory, or a name of the Hub.
+        scheme: its value.
+
+    Raises:
+        AntgmmError: its library is missing, or cannot quantize models of this family.
+    """
+    require("quantize")
+    from antgmm_jax.io.convert import open_hf
+    from experiments.run.export.schemes import check_scheme
+
+    check_scheme(open_hf(model)[0], scheme)
 
 
 def check_push(name: str) -> None:

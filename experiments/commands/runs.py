@@ -25,10 +25,11 @@ from experiments.commands.output import (
     RunDir,
     Set,
     check_push,
+    check_quantized,
     emit,
     upload,
 )
-from experiments.commands.starting import Machine, Options, started, state_of
+from experiments.commands.starting import Machine, Options, check_options, started, state_of
 from experiments.run.host.console import count, say, table
 
 _EXPERIMENTS = Path(__file__).resolve().parent.parent
@@ -103,31 +104,37 @@ def compress(
     """
     options = Options(Machine(mesh, coordinator, processes, process), mirror, logs, profile)
     wish = goals.Wish(model, data, test, smaller, params, latency_ms, keep_quality, minutes)
-    goals.check(recipe, wish, plan_only=plan_only, processes=processes)
+    goals.check(recipe, wish, plan_only=plan_only, together=processes > 1 or bool(coordinator), mirror=mirror)
     folder = run or goals.run_of(recipe, wish)
+    if recipe is None and folder.name in ("", ".."):
+        raise AntgmmError(f"--run {folder}: name a folder of its own, as the plan is written beside it")
     if wish.keep:
         if quantize:
             raise AntgmmError("--quantize does not go with --keep-quality: use antgmm export --quantize afterwards")
         quality.keep(wish, folder, changes or [], options, as_json, push, plan_only=plan_only, as_report=as_report)
         return
-    path = recipe or _planned(wish, folder, changes or [], options.machine, quantize)
+    path = recipe or _planned(wish, folder, changes or [], options, push, quantize)
     if plan_only:
         print_plan(path, as_json)
     else:
         _compress(path, folder, changes or [], options, as_json, push, as_report=as_report, scheme=quantize)
 
 
-def _planned(wish: goals.Wish, run: Path, changes: list[str], machine: Machine, scheme: Quantize) -> Path:
+def _planned(wish: goals.Wish, run: Path, changes: list[str], options: Options, push: str, scheme: Quantize) -> Path:
     """The recipe of a wish, written next to the folder of its run."""
     require(*NEEDED, "torch")
     goal = wish.goal(changes, scheme)
-    if run.name in ("", ".."):
-        raise AntgmmError(f"--run {run}: name a folder of its own, as the plan is written beside it")
     say(f"plan: compressing {wish.model} with {wish.data}")
+    check_options(run, options)
+    check_push(push)
+    if scheme:
+        check_quantized(wish.model, scheme)
     from experiments.auto.plan import planned
+    from experiments.run.folder import RunFolder
     from experiments.run.host.meshes import devices
 
-    with devices(*machine):
+    RunFolder(run).check_free()
+    with devices(*options.machine):
         return planned(goal, run.with_name(f"{run.name}.toml"))
 
 
@@ -142,17 +149,14 @@ def _compress(
     as_report: bool = True,
     scheme: Quantize = None,
 ) -> None:
-    require(*NEEDED, "torch", *(["quantize"] if scheme else []))
+    require(*NEEDED, "torch")
     say(f"compressing by {path} in {run}")
     check_push(push)
     from experiments.run.schema.recipe import load_recipe
 
     recipe = load_recipe(path, changes)
     if scheme:
-        from antgmm_jax.io.convert import open_hf
-        from experiments.run.export.schemes import check_scheme
-
-        check_scheme(open_hf(recipe.teacher.path)[0], scheme)
+        check_quantized(recipe.teacher.path, scheme)
     with started(run, options) as watch:
         from experiments.report.write import finish
         from experiments.run.pipeline import Run

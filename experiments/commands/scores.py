@@ -1,6 +1,5 @@
 """The command that scores answers of a checkpoint, of a server, or of both."""
 
-from collections import deque
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -11,7 +10,7 @@ import typer
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.extras import require
 from experiments.commands.output import Json, MaxNewTokens, Maybe, Mesh, Prompt, emit
-from experiments.commands.sources import FORMS, dtypes, records, template
+from experiments.commands.sources import FORMS, check_rows, dtypes, records, template
 from experiments.run.host.console import bar, say, table
 
 if TYPE_CHECKING:
@@ -121,13 +120,10 @@ def _in_jax(model: Path, source: "Source", prompt: str, max_new_tokens: int, bat
 
 def _served(server: "Server", source: "Source", prompt: str, max_new_tokens: int, clients: int) -> _Result:
     """Scores and answers of a server, which gets questions only if all rows are valid."""
-    from data.building import read_all
-    from data.store import THREADS
     from experiments.run.scores.evaluation import metrics
     from experiments.run.scores.server import answers
 
-    with bar("checking the rows", len(source)) as update:
-        deque(read_all(source, lambda record: None, update, threads=THREADS), maxlen=0)
+    check_rows(source)
     with bar("answers of the server", len(source)) as update:
         given = answers(server, source, prompt, max_new_tokens=max_new_tokens, clients=clients, progress=update)
     return _Result(metrics(source, given), given)

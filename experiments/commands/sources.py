@@ -1,11 +1,13 @@
 """Parsing of command-line values: records, templates, models and sizes."""
 
 import json
+from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from antgmm_jax.errors import AntgmmError
+from experiments.run.host.console import bar
 
 if TYPE_CHECKING:
     from antgmm_jax.config import LMMConfig
@@ -47,12 +49,13 @@ def template(text: str, model: Path | None) -> str:
         raise AntgmmError(f"--prompt {error}") from None
 
 
-def records(text: str, samples: int) -> "Source":
+def records(text: str, samples: int, *, fewer: bool = False) -> "Source":
     """Opens the records for `--data`.
 
     Args:
         text: one of the forms of FORMS.
         samples: number of records, from the first; 0 for all.
+        fewer: whether data with fewer records is taken as it is.
 
     Returns:
         The records.
@@ -75,12 +78,30 @@ def records(text: str, samples: int) -> "Source":
     fields: dict[str, Any] = dict(zip(_KEYS[kind], values, strict=True))
     if not samples and kind != "maad":
         return read_records(kind, Path(fields["path"]), split=fields.get("split", ""))
+    if fewer:
+        samples = min(samples, len(records(text, 0)))
     fields |= {"kind": kind, "samples": samples or SIZES.get(fields.get("split", ""), 1)}
     try:
         return load_records(TypeAdapter(Data).validate_python(fields))
     except ValidationError as error:
         fault = error.errors()[0]
         raise AntgmmError(f"--data {text!r}: {fault['loc'][-1]} = {fault['input']!r}: {fault['msg']}") from None
+
+
+def check_rows(source: "Source") -> None:
+    """Reads all records with their images.
+
+    Args:
+        source: the records.
+
+    Raises:
+        AntgmmError: lists every invalid row.
+    """
+    from data.building import read_all
+    from data.store import THREADS
+
+    with bar("checking the rows", len(source)) as update:
+        deque(read_all(source, lambda record: None, update, threads=THREADS), maxlen=0)
 
 
 def name_of(model: Path | None, preset: str) -> str:
@@ -169,7 +190,7 @@ def check_prompts(
         config: model config.
         like: Hugging Face directory with the processor.
         data: one of the forms of FORMS; "" for random prompts.
-        samples: number of prompts.
+        samples: number of prompts; fewer if there are fewer records.
         prompt: prompt template.
 
     Returns:
@@ -182,7 +203,7 @@ def check_prompts(
     from experiments.run.rows.samples import Samples
 
     if data:
-        questions = Samples(records(data, samples), load_processor(like), config, prompt=prompt)
+        questions = Samples(records(data, samples, fewer=True), load_processor(like), config, prompt=prompt)
         rows = rows_that_fit(config, min(32, len(questions)), **questions.lengths, dtype="float32")
         return [*questions.in_order(rows, prompts=True)], conversations(questions, CHECKED)
     starts = range(0, samples, 32)

@@ -1,5 +1,6 @@
 """The start of a run: devices, folder, copy in a store, and what its errors say."""
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
@@ -38,20 +39,43 @@ class Options(NamedTuple):
     profile: str = ""
 
 
-@contextmanager
-def started(run: Path, options: Options) -> Iterator["Watch"]:
-    """A context with the requested devices, the folder of the run and its copy in a store; yields what to report."""
+def check_options(run: Path, options: Options) -> tuple[tuple[str, ...], range]:
+    """Checks options before anything is computed.
+
+    Args:
+        run: folder of the run.
+        options: the options.
+
+    Returns:
+        Names of the logs, and the steps to profile.
+
+    Raises:
+        AntgmmError: an option is invalid, or the folder is none that a run can have.
+    """
     from antgmm_jax.io.stores import is_url
-    from antgmm_jax.parallel.processes import is_first, run_on_first
     from experiments.run.host.logs import check_logs
-    from experiments.run.host.meshes import devices
     from experiments.run.host.tracing import parse_steps
-    from experiments.run.mirror import mirrored
 
     if is_url(run):
         raise AntgmmError(f"--run {run}: a run works in a folder; use --run DIR --mirror URL")
+    if run.exists() and not run.is_dir():
+        raise AntgmmError(f"--run {run} is a file: name a folder")
+    place = next(place for place in (run.absolute(), *run.absolute().parents) if place.exists())
+    if not os.access(place, os.W_OK):
+        raise AntgmmError(f"--run {run}: {place} cannot be written; choose another folder")
     logs, profile = tuple(options.logs or ()), parse_steps(options.profile)
     check_logs(logs)
+    return logs, profile
+
+
+@contextmanager
+def started(run: Path, options: Options) -> Iterator["Watch"]:
+    """A context with the requested devices, the folder of the run and its copy in a store; yields what to report."""
+    from antgmm_jax.parallel.processes import is_first, run_on_first
+    from experiments.run.host.meshes import devices
+    from experiments.run.mirror import mirrored
+
+    logs, profile = check_options(run, options)
     with devices(*options.machine), _in_folder(run) if is_first() else nullcontext(), ExitStack() as stack:
         run_on_first(lambda: stack.enter_context(mirrored(run, options.mirror)))
         yield _watch(logs, profile)

@@ -28,8 +28,8 @@ class Package:
         file: .stablehlo file.
 
     Attributes:
-        about: texts: `tokens` (most tokens of an answer), `eos`, `pad`, `image_token`, `side` (of padding), `jax` (its
-            version).
+        about: texts: `tokens` (most tokens of an answer), `eos`, `pad`, `image_token`, `image_tokens` (of an image),
+            `side` (of padding), `jax` (its version).
         programs: (rows, width) -> its shapes of inputs, and the compiled program (weights, inputs) -> answers.
 
     Raises:
@@ -75,12 +75,31 @@ class Package:
             has = ", ".join(f"{a} x {b}" for a, b in self.programs)
             remedy = f"package it with --batch {rows} --width {width}"
             raise ValueError(f"{self.file} has no program for {rows} x {width} tokens, only for {has}: {remedy}")
-        inputs, program = self.programs[min(large, key=lambda shape: shape[0] * shape[1])]
+        images = self._images(request)
+        roomy = [shape for shape in large if images <= _slots(shape, self.programs[shape][0])]
+        if not roomy:
+            most = max(_slots(shape, self.programs[shape][0]) for shape in large)
+            raise ValueError(
+                f"{self.file} takes {most} images in a row, the request has {images}: package it with such"
+            )
+        inputs, program = self.programs[min(roomy, key=lambda shape: shape[0] * shape[1])]
         if "pixel_values" in inputs and int(self.about["image_token"]) not in np.asarray(request["input_ids"]):
             request = {"pixel_values": np.zeros(inputs["pixel_values"].shape, np.float32), **request}
         fit = partial(_fit, left=self.about["side"] == "left")
         fitted = {name: fit(name, request, kind.shape).astype(kind.dtype) for name, kind in inputs.items()}
         return np.asarray(program(self._weights, fitted))[:rows]
+
+    def _images(self, request: Mapping[str, Any]) -> int:
+        """Most images of a row, by the places of their tokens."""
+        places = np.asarray(request["input_ids"]) == int(self.about["image_token"])
+        counts = (places & (np.asarray(request.get("attention_mask", 1)) > 0)).sum(axis=1)
+        return int(counts.max()) // int(self.about["image_tokens"])
+
+
+def _slots(shape: tuple[int, int], inputs: Mapping[str, Any]) -> int:
+    """Images of a row that a program of some rows and width has room for."""
+    sizes = inputs["pixel_values"].shape if "pixel_values" in inputs else (0,)
+    return sizes[1] if len(sizes) == 5 else sizes[0] // shape[0]
 
 
 def _read(file: str | Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:

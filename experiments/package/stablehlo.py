@@ -89,6 +89,7 @@ def stablehlo(directory: Path, config: LMMConfig, params: Params, limits: Limits
                 arrays[f"{PROGRAM}{shape}"] = np.frombuffer(program, np.uint8)
                 update(number + 1, "")
         about = {**limits.text(), "image_token": str(config.image_token), "side": "left" if left else "right"}
+        about["image_tokens"] = str(config.image_tokens)
         about["jax"] = jax.__version__
         sums = {name: checksum(values) for name, values in arrays.items()} | {ABOUT: checksum_of(about)}
         with one_line(lambda: f"{file.name} cannot be written", "free disk space or choose another folder"):

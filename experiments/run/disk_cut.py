@@ -47,6 +47,9 @@ def targets_of(config: LMMConfig, name: str) -> dict[str, int]:
     small = preset(name)
     if small.family != config.family:
         raise AntgmmError(f"{name} has family {small.family}, the checkpoint {config.family}: specify sizes instead")
+    if towers(small).keys() != towers(config).keys():
+        parts = " and ".join(", ".join(towers(one)) for one in (small, config))
+        raise AntgmmError(f"{name} and the checkpoint have other towers ({parts}): specify sizes instead")
     for tower in towers(small).values():
         width, other = towers(config)[tower.name].stack.head_dim, tower.stack.head_dim
         if width != other:

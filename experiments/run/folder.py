@@ -156,6 +156,16 @@ class RunFolder:
         """
         run_on_first(lambda: self._check(recipe))
 
+    def check_free(self) -> None:
+        """Checks that the folder is new, or belongs to some run.
+
+        Raises:
+            AntgmmError: it contains other files.
+        """
+        names = os.listdir(self.path) if self.path.exists() else []
+        if RECIPE not in names and not all(map(_hidden, names)):
+            raise AntgmmError(f"{self.path} is not empty and not a run: choose another folder")
+
     def bind(self, **digests: str) -> None:
         """Records digests of the run's inputs; those that are recorded already are compared.
 
@@ -206,8 +216,7 @@ class RunFolder:
     def _check(self, recipe: Recipe | Training) -> None:
         before = self._stored(recipe)
         if before is None:
-            if self.path.exists() and any(not _hidden(name) for name in os.listdir(self.path)):
-                raise AntgmmError(f"{self.path} is not empty and not a run: choose another folder")
+            self.check_free()
         elif changed := difference(before, recipe):
             raise AntgmmError(
                 f"{self.path} is a run of another recipe ({changed}): choose another folder or remove it"

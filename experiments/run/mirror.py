@@ -24,7 +24,8 @@ TRIES = 3
 _BOOKS = (RECIPE, INPUTS, STATUS)
 _RECORDS = (STAGE_RECORD, STEP_RECORD)
 _RESUMED = ("stages/", "steps/")
-_COPIED = (*_RESUMED, "export/", "report/")
+_COPIED = (*_RESUMED, "export/", "export-", "report/")
+"""Beginnings of the names that are copied; quantized exports are in `export-SCHEME`."""
 
 
 @contextmanager
@@ -145,7 +146,7 @@ class _Copy:
     def _present(self) -> dict[str, tuple[int, int]]:
         """The files of the folder to copy: relative path -> size and time."""
         paths = [self._run / name for name in _BOOKS]
-        paths += [path for part in _COPIED for path in (self._run / part).rglob("*")]
+        paths += [path for part in _COPIED for path in self._run.glob(f"{part}*/**/*".replace("/*/", "/"))]
         names = {path.relative_to(self._run).as_posix(): path for path in paths if path.is_file()}
         shown = {name: path.stat() for name, path in names.items() if not any(p[0] == "." for p in name.split("/"))}
         return {name: (status.st_size, status.st_mtime_ns) for name, status in shown.items()}

@@ -174,7 +174,9 @@ class Run:
         done = [work.title for work in recipe.work if work not in remaining]
         if not any(work.stage.loss.reads_teacher for work in remaining):
             done.append(TARGETS)
-        return announce(recipe, config, Rows(len(records[0]), len(records[1]), hard, **looks), done)
+        teacher = None if self.origin.teacher is None else self.origin.teacher.config
+        rows = Rows(len(records[0]), len(records[1]), hard, **looks)
+        return announce(recipe, config, rows, done, teacher=teacher)
 
     def _encoded(self, records: tuple[Source, Source], config: LMMConfig) -> Samples:
         """Encodes the records, checks the stages, and binds the folder to its inputs; returns the training records."""

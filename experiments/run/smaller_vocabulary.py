@@ -24,7 +24,7 @@ from experiments.run.export.ends import end_tokens
 from experiments.run.export.publishing import Questions, publish
 from experiments.run.export.served_prompt import CHECKED, conversations
 from experiments.run.host.console import say
-from experiments.run.rows.prompts import noted_prompt
+from experiments.run.rows.prompts import TEMPLATES, noted_prompt, records_prompt
 from experiments.run.rows.samples import Samples
 from pruning.costs import total_parameters
 
@@ -52,19 +52,24 @@ def cut_vocabulary(source: Path, records: Source, out: Path, *, size: int = 0) -
     """
     if out.exists():
         raise AntgmmError(f"{out} exists: choose another name or remove it")
-    prompt, folder = noted_prompt(source), local(source)
+    recorded, folder = records_prompt(source), local(source)
+    # One of these is chosen later for a checkpoint that records none, so it must stay one that records none.
+    prompts = [noted_prompt(source)] if recorded else [*TEMPLATES]
     config, params = open_hf(folder)
     processor = load_processor(folder)
-    samples = Samples(records, processor, config, prompt=prompt)
-    used = used_tokens(samples)
+    samples = [Samples(records, processor, config, prompt=prompt) for prompt in prompts]
+    used = set().union(*map(used_tokens, samples))
     tokenizer = json.loads(processor.tokenizer.backend_tokenizer.to_str())
     kept = _kept(tokenizer, {*used, *vocabulary.named_tokens(folder, config)}, size, config.language.vocab)
     smaller = with_tokens(config, kept)
     with tempfile.TemporaryDirectory() as place:
         like = Path(place)
         vocabulary.write_companions(folder, tokenizer, kept, like)
-        after = Samples(records, load_processor(like), smaller, prompt=prompt)
-        _check_same(samples, after, kept)
+        cut = load_processor(like)
+        afters = [Samples(records, cut, smaller, prompt=prompt) for prompt in prompts]
+        for before, after in zip(samples, afters, strict=True):
+            _check_same(before, after, kept)
+        after = afters[0]
         rows = rows_that_fit(smaller, min(_ROWS, len(after)), **after.lengths, dtype="float32")
         first = next(after.in_order(rows, prompts=True))
         questions = Questions([first], _ANSWER, *end_tokens(like), conversations(after, CHECKED))
@@ -74,7 +79,8 @@ def cut_vocabulary(source: Path, records: Source, out: Path, *, size: int = 0) -
             out,
             like,
             dtype=str(params["language"]["tokens"].dtype),
-            prompt=prompt,
+            prompt=prompts[0],
+            recorded=recorded,
             origin=Origin(f"cut to {len(kept)} tokens, without training,", str(source)),
             questions=questions,
         )

@@ -1,6 +1,7 @@
 """Chat requests of the OpenAI interface, as a model reads them."""
 
 import base64
+import binascii
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,7 +9,7 @@ import numpy as np
 
 from antgmm_jax.errors import AntgmmError
 from data.files import decode_image
-from data.limits import MOST_PIXELS, check_text
+from data.limits import MOST_PIXELS, check_text, quoted
 from data.record import ROLES
 
 _DATA, _CODED = "data:", "base64,"
@@ -27,6 +28,13 @@ _ONLY: dict[str, tuple[Any, ...]] = {
     "tools": ([],),
     "logprobs": (False,),
     "response_format": ({"type": "text"},),
+    "logit_bias": ({},),
+    "frequency_penalty": (0,),
+    "presence_penalty": (0,),
+    "repetition_penalty": (1,),
+    "min_tokens": (0,),
+    "stop_token_ids": ([],),
+    "functions": ([],),
 }
 """Fields of a request -> values that the server takes; others are for models that sample, or change nothing."""
 
@@ -107,6 +115,8 @@ def conversation(request: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list
                         raise AntgmmError(FORM)
                     check_text("a text", part["text"])
                     read.append({"type": "text", "text": part["text"]})
+                elif part["type"] != "image_url":
+                    raise AntgmmError(f"a part has the type {quoted(part['type'])}: send text or image_url")
                 elif len(images) == MOST_IMAGES:
                     raise AntgmmError(f"the request has over {MOST_IMAGES} images")
                 else:
@@ -128,4 +138,7 @@ def _decoded(url: str) -> bytes:
     kind, coded, content = url.partition(_CODED)
     if not coded or not kind.startswith(_DATA):
         raise AntgmmError("an image is no data URL: send data:image/png;base64,...")
-    return base64.b64decode("".join(content.split()), validate=True)
+    try:
+        return base64.b64decode("".join(content.split()), validate=True)
+    except binascii.Error as error:
+        raise AntgmmError(f"an image is no base64 ({error}): send data:image/png;base64,...") from error

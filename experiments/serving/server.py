@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 import socket
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -26,8 +27,8 @@ from experiments.serving.requests import FORM, check_options, conversation, most
 CHAT, METRICS = "/v1/chat/completions", "/metrics"
 LARGEST = 64 << 20
 """Bytes of a request."""
-_POLL = 0.05
-"""Seconds between looks at the process that loads the model."""
+_POLL, _WATCH = 0.05, 1.0
+"""Seconds between looks at the process that loads the model, and at all processes while they serve."""
 
 
 class Answers(litserve.LitAPI):
@@ -166,10 +167,42 @@ def serve(api: Answers, name: str, *, host: str, port: int, timeout: float) -> N
         server.run(host=host, port=port, num_api_servers=1, generate_client_file=False, log_level="warning")
     except RuntimeError as error:
         raise AntgmmError(f"the server ends: {error}; the lines above say why") from error
+    if server.died:
+        raise AntgmmError(f"the server ends: {server.died}")
 
 
 class _Server(litserve.LitServer):
-    """LitServe, which would wait for ever for a process that is killed while it loads the model."""
+    """LitServe, which would wait for a process that is killed: for ever while it loads the model or if it is that of
+    the interface, and while requests are open if it is the one that answers.
+
+    Attributes:
+        died: which process has died, and what to do; "" if none has.
+    """
+
+    died = ""
+
+    def __init__(self, *arguments: Any, **options: Any):
+        super().__init__(*arguments, **options)
+        self._ending = threading.Event()
+
+    def _start_worker_monitoring(self, manager: Any, uvicorn_workers: dict[str, Any]) -> None:
+        """Ends the server when one of its processes dies."""
+        assert self._shutdown_event is not None
+        shutdown, processes = self._shutdown_event, (*self.inference_workers, *uvicorn_workers.values())
+
+        def watch() -> None:
+            while not self._ending.wait(_WATCH):  # LitServe's own event is in a process that a stop ends first
+                if dead := [process for process in processes if not process.is_alive()]:
+                    self.died = f"a process died ({_about(dead[0])}"
+                    self.uvicorn_graceful_timeout = 1  # nobody answers the open requests any more
+                    shutdown.set()
+                    return
+
+        threading.Thread(target=watch, daemon=True).start()
+
+    def _perform_graceful_shutdown(self, *arguments: Any, **options: Any) -> None:
+        self._ending.set()
+        super()._perform_graceful_shutdown(*arguments, **options)
 
     def verify_worker_status(self) -> None:
         """Waits until the model is loaded; ends all processes if it is not.
@@ -189,9 +222,7 @@ class _Server(litserve.LitServer):
         while self._starting():
             for process in self.inference_workers:
                 if not process.is_alive() and self._starting():  # it writes its status before it ends
-                    code = f"exit code {process.exitcode}"
-                    remedy = "choose a machine with more memory" if process.exitcode == -signal.SIGKILL else "try again"
-                    raise AntgmmError(f"the worker died while it was loading the model ({code}): {remedy}")
+                    raise AntgmmError(f"the worker died while it was loading the model ({_about(process)}")
             time.sleep(_POLL)
         super().verify_worker_status()
 
@@ -199,7 +230,13 @@ class _Server(litserve.LitServer):
         return all(status == WorkerSetupStatus.STARTING for status in self.workers_setup_status.values())
 
 
-def application(api: Answers, name: str, *, timeout: float) -> litserve.LitServer:
+def _about(process: Any) -> str:
+    """Exit code of a dead process, and what to do."""
+    killed = process.exitcode == -signal.SIGKILL
+    return f"exit code {process.exitcode}): {'choose a machine with more memory' if killed else 'try again'}"
+
+
+def application(api: Answers, name: str, *, timeout: float) -> _Server:
     """Returns the server with its routes, as for `serve`.
 
     Args:

@@ -251,6 +251,22 @@ def test_turns_with_special_tokens_and_long_answers_are_named():
     assert encode.too_long(encode(record())) == []
 
 
+@pytest.mark.parametrize("turns", [(*ONE[:1], Turn("assistant", ("a blue one",)), *ONE[2:]), ONE])
+def test_an_answer_that_becomes_the_unknown_token_is_refused(turns):
+    encode, last = encoder(), "green" if turns != ONE else "blue"
+    assert "blue" not in spelt(encode, range(len(encode.inputs.processor.tokenizer)))
+    with pytest.raises(BadRow, match=f"has no tokens for all of the answer '{last}': write it in characters that it"):
+        encode(record(turns, last))
+    # In a question it is no error.
+    assert spelt(encode, encode(record((Turn("user", ("what blue",)),), "red"))["answer"]) == ["red", "</s>"]
+
+
+def test_an_end_token_that_is_also_the_unknown_token_is_no_error():
+    encode = bytewise(VICUNA)
+    encode.inputs.processor.tokenizer.unk_token = "</s>"
+    assert spelt(encode, encode(record(TWO, "green"))["answer"]) == ["Ġgreen", "</s>"]
+
+
 def test_pairs_have_the_pictures_of_another_row_before_the_first_question():
     other = replace(record((Turn("user", (None, None, "what ?")),), "red"), id="b")
     alone = replace(record((Turn("user", ("what ?",)),), "red"), id="c")

@@ -101,8 +101,49 @@ def test_placeholders_keep_their_places():
     assert turns == [("user", "compare ", None, " with", None, "and ", None)]
 
 
+@pytest.mark.parametrize(
+    ("content", "parts"),
+    [
+        ([text("<image>\nWhat?")], (None, "What?")),
+        (["<image>", "What?", "<image>\nor?"], (None, "What?", None, "or?")),
+        ([text("see <image>\n"), "and", IMAGE, {"text": "this"}], ("see ", None, "and", None, "this")),
+    ],
+)
+def test_places_in_texts_of_a_list_are_those_of_images(content, parts):
+    names = ("a", "b")[: parts.count(None)]
+    turns, images, _ = parsed([{**USER, "content": content}, RED], images=[*names])
+    assert turns == [("user", *parts)]
+    assert images == names
+
+
+@pytest.mark.parametrize("question", ["<image>\nwhat?", "what? <image>", "<image> what? <image>"])
+def test_places_around_a_single_question_are_removed(question):
+    row = parse({"question": question, "answer": "red", "image": ["a", "b"][: question.count("<image>")]})
+    assert row.question == "what?"
+
+
 WHAT = {**USER, "content": "what?"}
 BAD = {
+    "1 images, but 2 places for them in messages": {
+        "messages": [{**USER, "content": [text("<image> what?"), "<image>"]}, RED],
+        "image": "a",
+    },
+    "question has 2 places of images (<image>), the row has 1 images": {
+        "question": "<image><image> what?",
+        "answer": "red",
+        "image": "a",
+    },
+    "question has 1 places of images (<image>), the row has 2 images": {
+        "question": "<image> what?",
+        "answer": "red",
+        "images": ["a", "b"],
+    },
+    "question has <image> between its words: write messages": {
+        "question": "is <image> red?",
+        "answer": "yes",
+        "image": "a",
+    },
+    "question is empty": {"question": "<image>\n", "answer": "yes", "image": "a"},
     "messages is not a list of turns": {"messages": "what?"},
     "'messages' and 'conversations' both contain turns": {"messages": [WHAT, RED], "conversations": [WHAT, RED]},
     "messages[1] has role 'tool': only system, user": {"messages": [WHAT, {"role": "tool", "content": "1"}, RED]},

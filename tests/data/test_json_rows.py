@@ -148,6 +148,16 @@ def test_elements_of_a_json_array_are_read_by_offset(folder, monkeypatch, chunk)
             read("jsonl", file)
 
 
+@pytest.mark.parametrize("empty", ["\n", "\r\n", " \n\n"])
+def test_a_file_that_begins_with_a_byte_order_mark_and_an_empty_line_is_read(folder, empty):
+    text = f"\ufeff{empty}{json.dumps(good(0))}\n{json.dumps(good(1))}\n"
+    (folder / "rows.jsonl").write_text(text, encoding="utf-8", newline="")
+    before = empty.count("\n")
+    records = read("jsonl", folder / "rows.jsonl")
+    assert [record.id for record in records] == [f"line {before + 1}", f"line {before + 2}"]
+    assert [record.answer for record in records] == ["thing 0", "thing 1"]
+
+
 def test_any_line_ending_is_read(folder):
     text = "\ufeff" + json.dumps(good(0)) + "\r\n\r\n  \n" + json.dumps(good(1, text="é"), ensure_ascii=False)
     (folder / "rows.jsonl").write_text(text, encoding="utf-8", newline="")

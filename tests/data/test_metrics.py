@@ -5,7 +5,8 @@ import pytest
 from rouge_score.tokenizers import DefaultTokenizer
 
 from antgmm_jax.errors import AntgmmError
-from data.metrics import TokenLosses, _Words, macro_f1, rouge_l, scores
+from data import harness_functions
+from data.metrics import TokenLosses, _Words, macro_f1, normal, rouge_l, scores
 
 
 def test_exact_match_is_averaged_over_types():
@@ -22,6 +23,17 @@ def test_the_final_token_is_scored_separately():
     out = scores(["m", "m"], ["picture $1 text $2 no", ""], ["picture $1 text $3 no", "yes"])
     assert out["exact_match"] == 0
     assert out["final_token"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("answer", "same"),
+    [("cafe\u0301", "Caf\u00e9"), ("\uff11\uff12 kg", "12 kg"), ("\ufb01ne", "fine")],
+)
+def test_composed_and_compatible_characters_are_equal(answer, same):
+    assert answer != same
+    assert normal(answer) == normal(same) == harness_functions._normal(answer) == harness_functions._normal(same)
+    assert scores(["a"], [answer], [same])["exact_match"] == 1
+    assert harness_functions.scored({"answer": same, "type": "a"}, [answer])["exact_match_micro"] == 1
 
 
 def test_macro_f1_by_hand():

@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from transformers.image_transforms import convert_to_rgb
 
-from data.files import decode_image
+from data.files import FORMATS, decode_image
 from data.limits import BadRow
 from tests.data.own_files import good, lines, picture, png, read
 
@@ -31,8 +32,34 @@ def test_unusual_pictures_become_rgb(folder):
     rows = [{**good(), "image": name} for name in ("grey.png", "palette.png", "turned.jpg")]
     records = read("jsonl", lines(folder, *rows))
     np.testing.assert_array_equal(records[0].images[0], np.repeat(picture()[..., :1], 3, axis=-1))
-    assert (records[1].images[0] == [10, 20, 30]).all()
+    assert (records[1].images[0] == 255).all()
     assert records[2].images[0].shape == (7, 5, 3)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_transparent_pixels_are_on_white_as_in_transformers(mode):
+    stream, rng = io.BytesIO(), np.random.default_rng(0)
+    values = rng.integers(0, 256, (6, 8, {"RGBA": 4, "LA": 2, "P": 1}[mode]), dtype=np.uint8)
+    values[0, 0, -1] = 0
+    if mode == "P":
+        shown = Image.fromarray(values[..., 0], "P")
+        shown.putpalette(rng.integers(0, 256, 768, dtype=np.uint8).tobytes())
+        shown.save(stream, "PNG", transparency=rng.integers(0, 256, 256, dtype=np.uint8).tobytes())
+    else:
+        Image.fromarray(values, mode).save(stream, "PNG")
+    image, theirs = decode_image(stream.getvalue()), convert_to_rgb(Image.open(stream), return_numpy=True)
+    np.testing.assert_array_equal(image, theirs)
+    opaque = np.asarray(Image.open(stream).convert("RGBA").convert("RGB"))
+    assert (image >= opaque).all() and (image > opaque).any()
+
+
+@pytest.mark.parametrize("written", [False, True])
+def test_a_file_that_is_no_picture_is_refused_with_the_formats(tmp_path, written):
+    (tmp_path / "text.png").write_bytes(b"no picture")
+    with pytest.raises(BadRow) as refused:
+        decode_image(tmp_path / "text.png" if written else b"no picture")
+    assert str(refused.value).endswith(f"cannot be decoded: it is none of {', '.join(FORMATS)}")
+    assert "0x" not in str(refused.value)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "JPEG2000", "PPM"])

@@ -113,6 +113,29 @@ def test_a_folder_is_prepared_once_and_other_rows_need_another_one(files, monkey
     refused("holds other rows or was made with other settings", prepare, fewer, encoder(), files / "prepared")
 
 
+def test_prepared_rows_overlap_with_the_files_that_they_were_made_from(files, tmp_path):
+    rows, parts = files / "rows.jsonl", {}
+    for name, about in {"first": {"most": 4}, "train": {"split": "train"}}.items():
+        prepare(read_records("jsonl", rows, **about), encoder(max_answer=40), tmp_path / name)
+        parts[name] = PreparedSource(tmp_path / name)
+    parts["whole"] = PreparedSource(files / "prepared")
+    shutil.copytree(files, tmp_path / "other", ignore=shutil.ignore_patterns("prepared"))
+    other = tmp_path / "other" / "rows.jsonl"
+    other.write_text(rows.read_text().replace("red?", "blue?"))
+
+    def overlapping(source):
+        results = {name: prepared.overlaps(source) for name, prepared in parts.items()}
+        assert results == {name: source.overlaps(prepared) for name, prepared in parts.items()}
+        return {name for name, overlaps in results.items() if overlaps}
+
+    assert overlapping(read_records("jsonl", rows)) == {"first", "train", "whole"}
+    assert overlapping(read_records("jsonl", rows, most=2, spread=True)) == {"first", "train", "whole"}
+    assert overlapping(read_records("jsonl", rows, split="test")) == {"first", "whole"}
+    assert overlapping(read_records("jsonl", rows, split="train", most=3)) == {"first", "train", "whole"}
+    assert overlapping(read_records("jsonl", other)) == set()
+    assert overlapping(parts["train"]) == {"first", "train", "whole"}
+
+
 def test_a_second_process_does_not_prepare_into_the_same_folder(files):
     rows = read_records("jsonl", files / "rows.jsonl")
     with claimed(files / "twice"):

@@ -5,8 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from antgmm_jax.errors import AntgmmError
 from antgmm_jax.parallel.sharding import make_mesh, place_tree
-from antgmm_jax.pure import functional
+from antgmm_jax.presets import preset
+from antgmm_jax.pure import abstract, functional
 from distill import LossConfig, OptimizerConfig, init_state, make_loss, make_optimizer, make_step
 from distill.adapters import adapted, merged, with_adapters
 from tests.pruning.models import CONFIGS, batch_of, parameters, valid_logits
@@ -43,6 +45,21 @@ def test_an_adapter_adds_its_product_layer_by_layer_with_the_rank_of_the_longest
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
     others = {name.split("/")[0] for name in held["adapters"]}
     assert others == {"language"}
+
+
+@pytest.mark.parametrize("name", ["gemma3-tiny", "smolvlm-tiny"])
+def test_the_only_map_of_a_bridge_has_an_adapter(name):
+    shapes = abstract(preset(name))
+    held = jax.eval_shape(lambda params: with_adapters(params, {"bridge": 2}, jax.random.key(0)), shapes)
+    (path,), kernel = held["adapters"], shapes["bridge"]["kernel"]
+    a, b = held["adapters"][path].values()
+    assert path == "bridge/kernel" and a.shape == (kernel.size // kernel.shape[-1], 2)
+    assert b.shape == (2, kernel.shape[-1])
+
+
+def test_a_prefix_without_a_linear_map_is_refused():
+    with pytest.raises(AntgmmError, match="adapters of language/tokens matches no linear map"):
+        with_adapters(abstract(CONFIGS["llava"]), {"language/tokens": 2}, jax.random.key(0))
 
 
 @pytest.mark.parametrize("family", ["llava", pytest.param("blip2_t5", marks=pytest.mark.long)])

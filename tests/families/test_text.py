@@ -1,11 +1,15 @@
 """Text models and image encoders of several types: refused variants, and the fields of an export."""
 
+import json
+
 import pytest
+from transformers import AutoConfig
 
 from antgmm_jax.axes import resize
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.families import complete, family, violations
+from antgmm_jax.families import FAMILIES, complete, family, violations
 from antgmm_jax.families.common.text import text_config
+from antgmm_jax.io.convert import _write_config
 from tests.families.cases import FIRST, config_with
 
 LLAVA = "llava"
@@ -113,6 +117,20 @@ def test_lists_with_an_entry_per_layer_follow_the_layers():
     assert (fields["layer_types"], fields["max_window_layers"]) == (["full_attention"], 1)
     assert fields["architectures"] == ["Qwen2ForCausalLM"] and "attention_bias" not in fields
     assert text_config(config_with(LLAVA, MISTRAL).language)["sliding_window"] is None
+
+
+def test_a_list_with_an_entry_per_layer_is_not_copied_from_a_deeper_model(tmp_path):
+    """Files of other versions of transformers have it for Mistral too, where it says nothing."""
+    config = config_with(LLAVA, MISTRAL)
+    layers = config.language.decoder.layers
+    fields = FAMILIES[LLAVA].to_hf(config)
+    (tmp_path / "like").mkdir()
+    fields["text_config"] |= {"layer_types": ["full_attention"] * layers, "vocab_size": 99}
+    (tmp_path / "like" / "config.json").write_text(json.dumps(fields))
+    cut = resize(config, {"text/layers": layers - 1})
+    _write_config(cut, {}, tmp_path, tmp_path / "like")
+    read = AutoConfig.from_pretrained(tmp_path).text_config
+    assert (read.num_hidden_layers, read.vocab_size) == (layers - 1, config.language.vocab)
 
 
 def test_heads_of_a_qwen2_are_cut_with_the_width_only():

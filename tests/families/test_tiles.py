@@ -32,5 +32,18 @@ def test_tiles_and_their_tokens_equal_the_processors(split, sides):
         assert_pictures(case, reads, tree, theirs)
 
 
+@pytest.mark.parametrize("side", [(40, 1), (40, 3), (1, 40), (3, 3), (1, 1)], ids=str)
+def test_pictures_of_one_or_three_rows_keep_their_colour(split, side):
+    _, reads = split
+    colour = np.array([200, 90, 10], np.uint8)
+    images = [np.broadcast_to(colour, (height, width, 3)).copy() for width, height in (side, side[::-1])]
+    _, tree = reads(text_of(reads, images), images)
+    # The processor pads a picture with black at its right and lower side.
+    corner = tree["pixels"][:, 0, 0]
+    np.testing.assert_array_equal(corner, np.broadcast_to(colour, corner.shape))
+    inside = tree["pixels"].any(axis=-1)
+    assert (tree["pixels"][inside] == colour).all()
+
+
 def test_logits_of_tiles_equal_pytorchs(split):
     assert_computed(*split, picture(50, 21))

@@ -230,7 +230,7 @@ def test_an_arrow_folder_names_only_its_own_files(tmp_path):
 
 
 def test_special_tokens_in_rows_are_refused(tmp_path):
-    kind, path = as_jsonl(tmp_path, [GOOD, *({**GOOD, "question": f"what{t}?"} for t in ("</s>", "<pad>", "<image>"))])
+    kind, path = as_jsonl(tmp_path, [GOOD, *({**GOOD, "question": f"{t}what?"} for t in ("</s>", "<pad>", "<image>"))])
     config = preset("llava-tiny")
     encoder = Encoder(new_processor(config, train_tokenizer(corpus("s", 50), min_frequency=2)), config)
     parts = [encoder.special_parts(record) for record in read(kind, path)]

@@ -50,7 +50,10 @@ class Inputs:
         """Token ids int32 [T] of a text, and the tree of images, [M, ...]: each image as its tiles and the whole."""
         options: dict[str, Any] = {"add_special_tokens": not starts_itself(self.processor, text)}
         if images:
-            options |= {"images": [[*images]], "do_rescale": False, "do_normalize": False, "return_tensors": "np"}
+            # Of a picture with 1 or 3 rows of pixels, transformers would take the rows for channels.
+            channels_first = [np.ascontiguousarray(np.moveaxis(image, -1, 0)) for image in images]
+            options |= {"images": [channels_first], "input_data_format": "channels_first"}
+            options |= {"do_rescale": False, "do_normalize": False, "return_tensors": "np"}
         with one_thread():
             out = self.processor(text=[text], **options)
         side = _side(self.processor)

@@ -104,7 +104,7 @@ def to_hf(config: Qwen25VLConfig) -> dict[str, Any]:
     """Returns the fields of config.json that depend on the model's shape."""
     vision, text = config.vision, config.language.decoder
     # transformers computes the head width, and vLLM reads no other.
-    fixed = ("head_dim", "attention_bias", "tie_word_embeddings")
+    fixed = ("head_dim", "attention_bias")
     words = {name: value for name, value in text_fields(config.language).items() if name not in fixed}
     words |= {
         "layer_types": ["full_attention"] * text.layers,

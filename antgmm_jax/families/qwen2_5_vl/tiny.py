@@ -36,7 +36,8 @@ def _fields(
     """Layers, width, heads and full layers of the ViT; layers, width, heads and KV heads of Qwen2."""
     words = small_text((*text, 0), int(rng.integers(17, 41)), tied=tied, bias=True)
     rope = {"rope_type": "default", "rope_theta": 500.0, "mrope_section": list(sections)}
-    fixed = {"head_dim", "attention_bias", "tie_word_embeddings"}
+    # Official files name the tie at the top only, those that transformers has written again in both places.
+    fixed = {"head_dim", "attention_bias", *([] if tied else ["tie_word_embeddings"])}
     return {
         "architectures": ["Qwen2_5_VLForConditionalGeneration"],
         "model_type": "qwen2_5_vl",

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 
 import distill
-import pruning
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.decoding import phases as decoding_phases
 from antgmm_jax.families import complete
@@ -27,6 +26,7 @@ from experiments.lab.planning.step import StepSpec
 from experiments.run.batch_size import rows_that_fit
 from experiments.run.cuts import planned, reads_features, segment_targets
 from experiments.run.features import views
+from experiments.run.progress.flops import pass_flops
 from experiments.run.schema import Recipe, Stage, Training, Work
 from experiments.run.schema.stage import UNREAD
 from experiments.run.stage import optimizer_of
@@ -86,8 +86,7 @@ def _rows(config: LMMConfig, most: int, dtype: str, load: Load, *, text: int = 0
 
 def _passes(config: LMMConfig, rows: int, load: Load) -> int:
     """FLOPs of a forward pass on all devices."""
-    length, answer = (load.length, load.answer) if config.encoder_decoder else (load.length + load.answer, 0)
-    return sum(pruning.forward_flops(config, rows, length, answer).values())
+    return sum(pass_flops(config, rows, length=load.length, answer=load.answer).values())
 
 
 def _program(run: Any, arguments: tuple[Any, ...], load: Load) -> programs.Program:

@@ -20,6 +20,10 @@ NEAR = 0.9
 """The search stops at a latency between this fraction of the budget and the budget."""
 
 
+class NoLegalModel(AntgmmError):
+    """No legal model is within the budget, or the model itself is."""
+
+
 class Tried(NamedTuple):
     """A student and its measured latency in milliseconds."""
 
@@ -48,7 +52,7 @@ def by_parameters(config: LMMConfig, budget: int, search: Search) -> Sized:
     result = search(total_parameters, budget)
     if result.price > budget:
         times = total_parameters(config) / result.price
-        raise AntgmmError(
+        raise NoLegalModel(
             f"no legal model has at most {budget:,} parameters: the smallest has {result.price:,}, {times:.1f} times"
             " fewer than the model; choose at least that"
         )
@@ -99,7 +103,7 @@ def by_latency(
         fastest = min(tried.values(), key=lambda each: each.measured)
         host = machine()
         shape = ", ".join(f"{axis} {n}" for axis, n in fastest.sized.sizes.items())
-        raise AntgmmError(
+        raise NoLegalModel(
             f"no legal model answers within {budget:g} ms: the fastest of {len(tried)} measured takes"
             f" {fastest.measured:.2f} ms, at load {host['load']} on {host['cores']} cores ({shape});"
             " choose at least that, or shorter prompts and smaller pictures"
@@ -111,7 +115,7 @@ def by_latency(
 
 def _check_smaller(config: LMMConfig, result: Sized, why: str) -> None:
     if sizes(result.config) == sizes(config):
-        raise AntgmmError(f"no pruning is necessary: the model is within the budget ({why}); choose a smaller one")
+        raise NoLegalModel(f"no pruning is necessary: the model is within the budget ({why}); choose a smaller one")
 
 
 def run(

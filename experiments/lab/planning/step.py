@@ -151,7 +151,8 @@ def step_flops(spec: StepSpec) -> int:
     """Returns the FLOPs of a step on all devices: three passes of the student, and one of an online teacher."""
     size = (spec.batch, spec.length, spec.answer)
     passes = ((3, spec.student), (1, spec.teacher if spec.source == "online" else None))
-    return sum(n * sum(pruning.forward_flops(model, *size).values()) for n, model in passes if model)
+    counts = ((n, pruning.forward_flops(model, *size, logits=spec.answer)) for n, model in passes if model)
+    return sum(n * sum(parts.values()) for n, parts in counts)
 
 
 def _abstract(spec: StepSpec) -> tuple[Any, dict[str, Any]]:

@@ -11,7 +11,7 @@ import numpy as np
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.errors import AntgmmError, disk_errors
 from antgmm_jax.io import folders
-from antgmm_jax.io.companions import COMPANIONS
+from antgmm_jax.io.companions import COMPANIONS, SECOND
 from antgmm_jax.io.convert import save_hf
 from antgmm_jax.io.loading import CONFIG
 from antgmm_jax.io.placed import on_first
@@ -53,6 +53,7 @@ def publish(
     *,
     dtype: str,
     prompt: str,
+    recorded: bool = True,
     origin: Origin,
     questions: Questions | None = None,
 ) -> GateResult | None:
@@ -66,7 +67,8 @@ def publish(
         directory: target folder; an existing one is replaced.
         like: checkpoint directory to copy tokenizer, processor and other settings from.
         dtype: name of the tensors' dtype.
-        prompt: prompt template, stored with the files.
+        prompt: prompt template, of the card's example.
+        recorded: whether the template is stored with the files: the model was trained with it.
         origin: how the model was made, for its card.
         questions: questions for the export gate; None for no gate.
 
@@ -82,7 +84,8 @@ def publish(
         del params  # the gate needs the devices
 
         def check() -> GateResult | None:
-            note_prompt(unchecked, prompt)
+            if recorded:
+                note_prompt(unchecked, prompt)
             complete(unchecked, config)
             result = None if questions is None else _checked(config, ours, unchecked, directory, questions)
             write_card(unchecked, config, origin, prompt, title=title_of(directory), gate=result)
@@ -149,7 +152,7 @@ def check_replaceable(directory: Path) -> None:
 
 def _of_an_export(name: str) -> bool:
     """Whether a file of this name may be replaced with its folder; those of the system may."""
-    known = name in COMPANIONS or name in (CARD, CONFIG, INDEX) or name in _OF_SYSTEMS
+    known = name in COMPANIONS or name in (CARD, CONFIG, INDEX, SECOND) or name in _OF_SYSTEMS
     return known or name.startswith(".nfs") or name.endswith(".safetensors")
 
 

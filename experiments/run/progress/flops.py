@@ -10,6 +10,23 @@ from experiments.run.features import views
 from experiments.run.schema import Recipe, Stage, Training, Work
 
 
+def pass_flops(config: LMMConfig, rows: int, *, length: int, answer: int, slots: float | None = None) -> dict[str, int]:
+    """Returns the FLOPs of a forward pass as in training, with logits of the answers' tokens.
+
+    Args:
+        config: model config.
+        rows: number of rows.
+        length: prompt tokens per row.
+        answer: answer tokens per row.
+        slots: as in `pruning.forward_flops`.
+
+    Returns:
+        tower -> FLOPs.
+    """
+    size = (length, answer) if config.encoder_decoder else (length + answer, 0)
+    return pruning.forward_flops(config, rows, *size, slots=slots, logits=answer)
+
+
 def step_flops(
     config: LMMConfig,
     stage: Stage,
@@ -36,9 +53,7 @@ def step_flops(
     Returns:
         FLOPs.
     """
-    if not config.encoder_decoder:
-        length, answer = length + answer, 0
-    flops = pruning.forward_flops(config, stage.optimizer.batch_size, length, answer, slots=slots)
+    flops = pass_flops(config, stage.optimizer.batch_size, length=length, answer=answer, slots=slots)
     run = set(flops) - ({*IMAGE_SIDE} if features else set())
     if not stage.loss.reads_answers and (not stage.loss.vision or {*IMAGE_SIDE}.issuperset(states)):
         run &= {*IMAGE_SIDE}
@@ -82,7 +97,8 @@ def stage_flops(
     states, rows = (tables.states, recipe.data.samples + tables.pairs) if tables else ((), recipe.data.samples)
     for work in recipe.work:
         stage, segments = work.stage, segment_targets(config, work.stage)
-        features = work.objective == "answers" and reads_features(config, stage, segments[-1])
+        frozen = work.objective == "answers" and reads_features(config, stage, segments[-1])
+        features = frozen and recipe.features == "disk"
         computed = views(stage.shift) * rows if features and kept != stage.shift else 0
         kept, total, current = (stage.shift if features else None), 0, config
         for targets in segments:
@@ -92,7 +108,9 @@ def stage_flops(
                     each = 3 * image_flops(model, stage.optimizer.batch_size, slots)
                 else:
                     lengths = {"length": length, "answer": answer, "slots": slots}
-                    each = step_flops(model, stage, states, features=features, **lengths)
+                    each = step_flops(model, stage, states, features=frozen, **lengths)
+                    if frozen and not features:
+                        each += image_flops(model, stage.optimizer.batch_size, slots)
                 total += steps * each
             current = smaller
         image = image_flops(config, computed, slots) if computed else 0

@@ -21,7 +21,7 @@ from data.limits import BadRow
 from data.source import Source
 from data.store import open_encoded
 from experiments.run.host.console import clock, count, say
-from experiments.run.progress.flops import StageFlops, stage_flops
+from experiments.run.progress.flops import StageFlops, pass_flops, stage_flops
 from experiments.run.schema import Recipe, Training
 from pruning.costs import total_parameters
 
@@ -97,24 +97,28 @@ def look_at(source: Source, encoder: Encoder) -> dict[str, Any]:
     return {**lengths, "slots": float(np.mean(slots)), "read": min(times)}
 
 
-def parts(recipe: Recipe | Training, start: LMMConfig, rows: Rows) -> list[Part]:
+def parts(recipe: Recipe | Training, start: LMMConfig, rows: Rows, teacher: LMMConfig | None = None) -> list[Part]:
     """Returns the parts of a run, in order.
 
     Args:
         recipe: the recipe.
         start: config of the initial model.
         rows: statistics of the data.
+        teacher: config of the teacher, if it is not the initial model.
 
     Returns:
         The parts.
     """
     records, questions = rows.trained + rows.scored + rows.hard, rows.scored + rows.hard
-    result = [Part("reading", f"{records} records", seconds=records * rows.read), *_cache(recipe, start, rows)]
+    result = [
+        Part("reading", f"{records} records", seconds=records * rows.read),
+        *_cache(recipe, teacher or start, rows),
+    ]
     stages = [*stage_flops(start, recipe, **_lengths(rows))]
     for stage in stages:
         result += _stage(stage, rows)
     after = stages[-1].after
-    models = [start, after] if isinstance(recipe, Recipe) else [after] if recipe.answers else []
+    models = [teacher or start, after] if isinstance(recipe, Recipe) else [after] if recipe.answers else []
     flops = questions * sum(_answer_flops(model, rows) for model in models)
     batches = len(models) * questions / BATCH * rows.answer
     timed = "latency, " if isinstance(recipe, Recipe) and recipe.report.latency else ""
@@ -151,8 +155,7 @@ def _stage(stage: StageFlops, rows: Rows) -> list[Part]:
 
 def _forward_flops(config: LMMConfig, rows: Rows) -> tuple[float, float]:
     """FLOPs of a forward pass over one record: of the image side, and of the language model."""
-    length, answer = (rows.prompt, rows.answer) if config.encoder_decoder else (rows.prompt + rows.answer, 0)
-    flops = pruning.forward_flops(config, 1, length, answer, slots=rows.slots)
+    flops = pass_flops(config, 1, **_lengths(rows))
     image = sum(flops[part] for part in IMAGE_SIDE)
     return image, sum(flops.values()) - image
 
@@ -191,7 +194,14 @@ def seconds(part: Part, rate: float) -> float:
     return part.seconds + CALL * part.batches + part.flops / (SHARE * rate)
 
 
-def announce(recipe: Recipe | Training, start: LMMConfig, rows: Rows, done: Collection[str] = ()) -> dict[str, float]:
+def announce(
+    recipe: Recipe | Training,
+    start: LMMConfig,
+    rows: Rows,
+    done: Collection[str] = (),
+    *,
+    teacher: LMMConfig | None = None,
+) -> dict[str, float]:
     """Prints the parts of a run with estimated durations.
 
     Args:
@@ -199,6 +209,7 @@ def announce(recipe: Recipe | Training, start: LMMConfig, rows: Rows, done: Coll
         start: config of the initial model.
         rows: statistics of the data.
         done: titles of complete stages, and of other parts that the run leaves out.
+        teacher: config of the teacher, if it is not the initial model.
 
     Returns:
         Title of each part -> estimated seconds.
@@ -207,7 +218,7 @@ def announce(recipe: Recipe | Training, start: LMMConfig, rows: Rows, done: Coll
     before, after = total_parameters(start), total_parameters(last.after)
     smaller = f" to about {count(after)}, {before / after:.3g} times fewer" if after < before else ""
     say(f"{count(before)} parameters{smaller}; the parts of the run, with estimated durations:")
-    todo = [part for part in parts(recipe, start, rows) if part.title.removeprefix(SCORES) not in done]
+    todo = [part for part in parts(recipe, start, rows, teacher) if part.title.removeprefix(SCORES) not in done]
     rate = matmul_rate()
     times = [seconds(part, rate) for part in todo]
     for part, each in zip(todo, times, strict=True):

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-import pruning
 from antgmm_jax.blocks.tokens import IGNORE
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.parallel.processes import is_first
@@ -18,7 +17,7 @@ from experiments.run.host.console import say
 from experiments.run.host.logs import Log, open_logs
 from experiments.run.host.resources import memory
 from experiments.run.host.tracing import Step, Trace
-from experiments.run.progress.flops import step_flops
+from experiments.run.progress.flops import pass_flops, step_flops
 from experiments.run.progress.pace import Pace
 from experiments.run.schema import Recipe, Training, Work
 
@@ -183,7 +182,7 @@ class StageWatcher:
         length, answer = self._lengths
         flops = step_flops(config, self._work.stage, states, features=self._features, length=length, answer=answer)
         if self._teacher is not None:
-            parts = pruning.forward_flops(self._teacher, self._work.stage.optimizer.batch_size, length, answer)
+            parts = pass_flops(self._teacher, self._work.stage.optimizer.batch_size, length=length, answer=answer)
             flops += sum(parts.values())
         return {"mfu": flops / seconds / (self._watcher.watch.peak * jax.device_count())}
 

@@ -9,6 +9,14 @@ from data.record import PROMPT, check_template
 from experiments.run.files import write_json
 from experiments.run.schema import Recipe, Training
 
+TEMPLATES = (
+    PROMPT,
+    "[{text} ]{question}",
+    "[{text} ]Question: {question} Answer:",
+    "[{text} ]{question}\nAnswer the question using a single word or phrase.",
+)
+"""Prompts among which one is chosen for a checkpoint that records none: the default, the question alone, and two that
+models are often trained with for short answers."""
 NOTE = "antgmm.json"
 """File with the prompt template in a Hugging Face directory; `transformers` ignores it."""
 

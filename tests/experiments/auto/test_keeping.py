@@ -12,6 +12,7 @@ from experiments.auto.goal import Goal, share
 from experiments.auto.keeping import Search
 from experiments.auto.plan import Plan
 from experiments.auto.schedule import Tuned, base
+from experiments.lab.planning.search import NoLegalModel
 from experiments.run.folder import RunFolder
 from experiments.run.progress.watching import NOTHING
 from pruning.costs import total_parameters
@@ -160,6 +161,45 @@ def test_if_no_student_keeps_the_quality_one_line_says_what_to_do(monkeypatch, t
         "no student keeps 0.9 of the teacher's score 0.800: the best of 1 has 0.500 (62.5%) at 4.0x; give more"
         " --minutes than 10 (the same command continues) or more rows, or a lower --keep-quality in another --run"
     )
+
+
+def failing(error):
+    def fail(*_):
+        raise error
+
+    return fail
+
+
+def test_if_no_size_is_left_more_minutes_need_another_run(monkeypatch, tmp_path):
+    fake = Fake(monkeypatch, seconds=1.0, most=1.0)
+    with pytest.raises(AntgmmError) as error:
+        Search(GOAL, tmp_path / "search", (), NOTHING).run()
+    assert fake.ran == [4, 2, 1.4, 1.2]
+    assert str(error.value).endswith(
+        "; in another --run, give more --minutes than 10, more rows or a lower --keep-quality"
+    )
+
+
+def test_if_no_legal_size_is_left_more_minutes_need_another_run(monkeypatch, tmp_path):
+    fake = Fake(monkeypatch, seconds=1.0, most=1.0)
+    monkeypatch.setattr(keeping, "further", failing(NoLegalModel("the smallest has 5")))
+    with pytest.raises(AntgmmError) as error:
+        Search(GOAL, tmp_path / "search", (), NOTHING).run()
+    assert fake.ran == [4]
+    assert "the same command continues" not in str(error.value)
+
+
+def test_only_a_size_that_is_not_legal_ends_the_search(monkeypatch, tmp_path):
+    fake = Fake(monkeypatch)
+    for error in (AntgmmError("the disk is full"), NoLegalModel("the smallest has 5")):
+        monkeypatch.setattr(keeping, "further", failing(error))
+        search = Search(GOAL, tmp_path / type(error).__name__, (), NOTHING)
+        if isinstance(error, NoLegalModel):
+            assert search.run().folder.path.name == "1"
+        else:
+            with pytest.raises(AntgmmError, match="the disk is full"):
+                search.run()
+    assert fake.ran == [4, 4]
 
 
 def test_a_folder_with_other_files_is_refused(monkeypatch, tmp_path):

@@ -1,12 +1,15 @@
 """Parts of a plan: goals, rows, buckets, sensitivity, sizes by side, and stages for every family."""
 
+import json
 import os
+import tomllib
 from dataclasses import replace
 from math import inf, sqrt
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import pruning
 from antgmm_jax.axes import sizes
@@ -15,20 +18,24 @@ from antgmm_jax.io.loading import load_processor
 from antgmm_jax.presets import preset
 from data.maad import source
 from data.metrics import most_frequent
+from data.readers import read_records
 from data.record import Turn
+from data.store import open_encoded
 from experiments.auto import sizing
 from experiments.auto.advice import is_flat
 from experiments.auto.buckets import bucket
 from experiments.auto.goal import Goal, is_planned, marked, parameters, ratio
-from experiments.auto.look import Look, at_chance, check_quality, longest_answer, warnings
-from experiments.auto.plan import fewer_scores, in_time, of_words
+from experiments.auto.look import Look, at_chance, check_quality, longest_answer, spread, warnings
+from experiments.auto.plan import Plan, fewer_scores, in_time, of_words, too_long, write
 from experiments.auto.rows import kind_of, tables
+from experiments.auto.schedule import Tuned
 from experiments.auto.sensitivity import InTime, factors, reduced
 from experiments.auto.sizing import Sensitivity, batches_for, fewest_layers, value_of, within
 from experiments.run.calibration import calibration_batches
 from experiments.run.rows.samples import Samples
 from experiments.run.student import whole
 from pruning.costs import total_parameters
+from tests.data.test_store import encoder, same
 from tests.experiments.tiny import save_llava
 from tests.pruning.models import CONFIGS
 
@@ -196,6 +203,72 @@ def test_a_teacher_below_the_most_frequent_answers_has_no_quality_to_keep():
         AntgmmError, match="--keep-quality: the teacher's answers score 0.30, the most frequent answers 0"
     ):
         check_quality(look(0.3, {"a": 0.3, "b": 0.5}))
+
+
+@pytest.fixture
+def pictured(tmp_path):
+    """Nine rows with a picture each, of which every second one is among five at equal distances."""
+    lines = []
+    for row in range(9):
+        Image.new("RGB", (24, 20), (25 * row, 0, 0)).save(tmp_path / f"{row}.png")
+        lines.append(json.dumps({"image": f"{row}.png", "question": "is it red?", "answer": "red " * (1 + row)}))
+    (tmp_path / "rows.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    return tmp_path / "rows.jsonl"
+
+
+def test_bad_pictures_of_spread_rows_are_listed_as_those_of_the_file(pictured, tmp_path):
+    for row in (4, 8):
+        (tmp_path / f"{row}.png").write_text("no picture")
+    records, errors = read_records("jsonl", pictured), []
+    for some in (spread(records, 5), records):
+        with pytest.raises(AntgmmError) as refused:
+            open_encoded(some, encoder(), tmp_path / "cache")
+        errors.append(str(refused.value))
+    assert errors[0] == errors[1]
+    head, *lines = errors[0].splitlines()
+    assert "2 of 9 rows are invalid" in head
+    assert [line.split(" cannot")[0] for line in lines] == ["line 5: image 4.png", "line 9: image 8.png"]
+
+
+def test_spread_rows_that_are_too_long_are_left_out_as_in_their_source_and_read_again(pictured, tmp_path):
+    few, every = encoder(max_answer=6), encoder()
+    with pytest.raises(AntgmmError, match=r"rows are too long(.|\n)*line 9: answer of"):
+        open_encoded(spread(read_records("jsonl", pictured), 5), few, tmp_path / "cache")
+    records = read_records("jsonl", pictured, drop_long=True)
+    some = spread(records, 5)
+    assert some.drops_long
+    for encode, rows in ((few, [0, 2, 4]), (every, [0, 2, 4, 6, 8]), (few, [0, 2, 4])):
+        stored = open_encoded(some, encode, tmp_path / "cache")
+        assert (stored.dropped, len(stored), len(some)) == (5 - len(rows), len(rows), len(rows))
+        assert [some.words(place).id for place in range(len(rows))] == [f"line {row + 1}" for row in rows]
+        for place, row in enumerate(rows):
+            same(stored[place], encode(records[row]))
+
+
+@pytest.mark.parametrize(
+    ("goal", "words"),
+    [
+        (GOAL._replace(minutes=4), "more than the 4 minutes: give at least --minutes 11 in another --run"),
+        # A student of a search has a quarter of the time.
+        (
+            GOAL._replace(minutes=4, keep=0.9, params=9),
+            "more than a student's part of the 16 minutes: give at least --minutes 44",
+        ),
+    ],
+)
+def test_a_plan_that_takes_too_long_names_the_minutes_of_the_whole_command(goal, words):
+    (line,) = too_long(goal, 60 * 10.5)
+    assert line == f"warning: plan and run take about 10:30, {words}"
+    assert not [*too_long(goal, 60 * 4.3)]
+
+
+def test_reasons_with_line_breaks_and_control_characters_are_comments_of_a_plan(tmp_path):
+    reasons = ["the teacher does not know a\nseed = 7\r\nof b", "\x00\x1b[31m\x7f\ttail"]
+    write(Plan({"seed": 1}, reasons, 1, Tuned()), GOAL, tmp_path / "plan.toml")
+    text = (tmp_path / "plan.toml").read_text()
+    assert tomllib.loads(text) == {"seed": 1}
+    assert [line[:2] for line in text.splitlines()[:3]] == ["# "] * 3
+    assert "seed = 7" in text and is_planned(tmp_path / "plan.toml", GOAL)
 
 
 def test_a_loss_that_does_not_fall_is_flat():

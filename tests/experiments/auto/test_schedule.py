@@ -1,6 +1,8 @@
 """The stages of a plan: what they train, with which batches, and how they fill the time."""
 
 from functools import cache
+from math import inf
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,17 +10,25 @@ import pytest
 import pruning
 from antgmm_jax.axes import sizes
 from antgmm_jax.config import IMAGE_SIDE
+from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import complete
+from antgmm_jax.io.loading import load_processor
+from data.maad import source
+from distill import Diverged
+from experiments.auto import tune
 from experiments.auto.goal import Goal
+from experiments.auto.look import Look
 from experiments.auto.schedule import DECAY, IMAGE, Machine, Scale, Tuned, base, fitted, scored_rows, stages
 from experiments.auto.sizing import by_side, value_of
 from experiments.auto.tune import FEWEST, Trial, steps_within
 from experiments.run.checks import check_sizes
 from experiments.run.progress import forecast
 from experiments.run.progress.forecast import Rows
+from experiments.run.rows.samples import Samples
 from experiments.run.schema.recipe import recipe_of
-from experiments.run.student import Student
+from experiments.run.student import Student, whole
 from pruning.costs import total_parameters
+from tests.experiments.tiny import save_llava
 from tests.pruning.models import CONFIGS
 
 GOAL = Goal("teacher", {"kind": "jsonl", "path": "a.jsonl"}, {"kind": "jsonl", "path": "b.jsonl"}, smaller=8.0)
@@ -48,8 +58,8 @@ def test_stages_of_a_plan_are_a_legal_recipe(name, rows):
     raw = base(GOAL, {**GOAL.data, "samples": rows}, {**GOAL.test, "samples": 10})
     of = stages(config, small(name), rows, Scale(0.1, 0.1), Tuned("adamw", 0.5))
     recipe = recipe_of({**raw, "stage": of}, "plan")
-    whole = pruning.identity(config)
-    check_sizes(Student(config, dict, whole), recipe.stages, whole=whole)
+    every = pruning.identity(config)
+    check_sizes(Student(config, dict, every), recipe.stages, whole=every)
     last = recipe.stages[-1]
     assert (last.optimizer.kind, last.optimizer.learning_rate) == ("adamw", 0.0015)
     assert all(stage.optimizer.weight_decay == DECAY and stage.optimizer.batch_size <= rows for stage in recipe.stages)
@@ -104,10 +114,10 @@ def test_the_image_side_gets_a_fifth_of_a_short_time():
         return fitted(goal, raw, config, wanted, machine, Tuned())[0]["stage"]
 
     aim = stages(config, wanted, 5000, Scale(1.0, 1.0), Tuned())
-    whole, batches = steps_of(aim), [64, 64, 16]
-    assert batches_of(aim) == batches and whole[2] == 4 * whole[1]
-    enough = time(aim, *whole)
-    assert steps_of(stages_within(enough)) == pytest.approx(whole, rel=0.01)
+    most, batches = steps_of(aim), [64, 64, 16]
+    assert batches_of(aim) == batches and most[2] == 4 * most[1]
+    enough = time(aim, *most)
+    assert steps_of(stages_within(enough)) == pytest.approx(most, rel=0.01)
     few = stages(config, wanted, 5000, Scale(0.01, 0.01), Tuned())
     none = time(few, 21, 21, 21)
     short = stages_within((none + enough) / 2)
@@ -117,7 +127,7 @@ def test_the_image_side_gets_a_fifth_of_a_short_time():
     assert (time(short, image, 21, 21) - none) / (time(short, image, language, settle) - none) == pytest.approx(
         IMAGE, abs=0.01
     )
-    assert image / whole[0] > 0.5 > language * 16 / (whole[1] * 64)
+    assert image / most[0] > 0.5 > language * 16 / (most[1] * 64)
     assert time(short, image, language, settle) == pytest.approx((none + enough) / 2, rel=0.01)
 
 
@@ -146,6 +156,45 @@ def test_the_tuner_sees_no_row_twice():
         return steps_within(1e6, raw, config, text, machine._replace(rows=machine.rows._replace(trained=rows)))
 
     assert [steps(rows) for rows in (5000, 1600, 16 * FEWEST, 16 * FEWEST - 1)] == [200, 100, FEWEST, 0]
+
+
+@pytest.fixture
+def tuning(monkeypatch, tmp_path):
+    """A tuner whose trials diverge with some optimizers and rates, and else have a loss of 0.5."""
+    directory = save_llava(tmp_path / "teacher")
+    teacher, processor = whole(directory), load_processor(directory)
+    samples = Samples(source("s", "train", 8), processor, teacher.config)
+    seen = Look(teacher, processor, samples, samples, 8, 1.0, {}, {})
+    tables = base(GOAL._replace(model=str(directory)), {**GOAL.data, "samples": 8}, {**GOAL.test, "samples": 8})
+    rows = Rows(trained=8, scored=8, hard=0, prompt=20, answer=4, slots=1.0, read=1e-3)
+    for name, value in (("STEPS", 2), ("FEWEST", 2), ("token_loss", lambda *_: 0.5)):
+        monkeypatch.setattr(tune, name, value)
+
+    def trials(diverging):
+        def run(stage_run, start):
+            optimizer = stage_run.stage.optimizer
+            if diverging(optimizer):
+                raise Diverged("a loss is not finite")
+            return SimpleNamespace(config=start.config, params=None)
+
+        monkeypatch.setattr(tune.StageRun, "run", run)
+        tried = tune.tuned(tables, seen, {"text/layers": 2}, Machine(rows, 1e12, 0.0), 1e6, tmp_path / "tuning")
+        return [(one.tuned.kind, round(one.tuned.rate, 2), one.loss) for one in tried]
+
+    return trials
+
+
+def test_a_trial_that_diverges_has_an_infinite_loss_and_the_others_go_on(tuning, tmp_path):
+    usual, muon, low = ("adamw", 1.0, 0.5), ("muon", 1.0, inf), ("adamw", 0.33, 0.5)
+    assert tuning(lambda optimizer: optimizer.kind == "muon") == [usual, low, muon]
+    assert tuning(lambda optimizer: optimizer.learning_rate > 2e-3)[0] == ("muon", 0.33, 0.5)
+    assert not (tmp_path / "tuning").exists()
+
+
+def test_if_every_trial_diverges_one_line_says_what_to_do(tuning, tmp_path):
+    with pytest.raises(AntgmmError, match=r"^the language model diverges with every .*: check .* or train with --set"):
+        tuning(lambda optimizer: True)
+    assert not (tmp_path / "tuning").exists()
 
 
 def test_the_usual_optimizer_and_rate_are_left_only_for_a_clearly_lower_loss():

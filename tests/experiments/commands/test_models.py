@@ -16,14 +16,15 @@ from antgmm_jax.io.loading import load_processor
 from antgmm_jax.presets import PRESETS, preset
 from antgmm_jax.pure import abstract, functional
 from data.readers import read_records
-from data.record import PROMPT
 from experiments.commands.models import _runs
-from experiments.commands.sources import check_prompts
+from experiments.commands.sources import check_prompts, records
+from experiments.run.disk_cut import targets_of
 from experiments.run.rows.datasets import encoded, load_records
 from experiments.run.schema.recipe import load_recipe
 from tests import reference
-from tests.experiments.tiny import save_stage, save_teacher, write_recipe
+from tests.experiments.tiny import save_llava, save_stage, save_teacher, write_recipe
 
+QUESTION = "[{text} ]{question}"
 SERVICE = ("lab", "energy", "--watts", "400", "--teacher-ms", "700", "--student-ms", "90")
 # Commands may cause warnings of PyTorch and transformers.
 pytestmark = pytest.mark.filterwarnings("default")
@@ -89,6 +90,14 @@ def test_shrink_like_a_preset_needs_heads_of_its_width(refused, teacher, tmp_pat
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(("name", "other"), [("blip2-opt-tiny", "antgmm-tiny"), ("antgmm-tiny", "blip2-opt-tiny")])
+def test_sizes_of_a_preset_with_another_language_model_are_refused_in_one_line(name, other):
+    config = preset(name)
+    assert config.family == preset(other).family
+    with pytest.raises(AntgmmError, match=f"^{other} and the checkpoint have other towers .*: specify sizes instead$"):
+        targets_of(config, other)
+
+
 def test_energy_of_a_claim_and_of_its_request_rate_agree(antgmm):
     claim = json.loads(antgmm(*SERVICE, "--kwh-a-year", "75e6", "--json").stdout)
     rate = str(claim["requests_a_second"])
@@ -131,6 +140,30 @@ def test_maad_is_written_and_read_back(antgmm, tmp_path, form, kind):
     assert len(read_records(kind, tmp_path / "maad" / f"test.{kind}")) == 5
 
 
+def test_a_task_of_invalid_rows_lists_all_of_them_and_writes_nothing(antgmm, tmp_path):
+    (tmp_path / "text.png").write_text("no picture")
+    rows = [{"image": image, "question": "q", "answer": "a"} for image in ([], "none.png", [], "text.png")]
+    rows.append({"image": [], "question": "no answer"})
+    (tmp_path / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    before = sorted(path.name for path in tmp_path.iterdir())
+    result = antgmm("data", "lmms-eval", "--data", "jsonl:rows.jsonl", "--out", "task")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "rows.jsonl: 3 of 5 rows are invalid" in result.stderr
+    for line in ("line 2: image none.png is missing", "line 4: image text.png cannot", "line 5: has no answer"):
+        assert line in result.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_a_check_takes_all_rows_where_there_are_fewer(tmp_path):
+    row = json.dumps({"image": [], "question": "q", "answer": "a"})
+    (tmp_path / "rows.jsonl").write_text(f"{row}\n" * 3)
+    data = f"jsonl:{tmp_path / 'rows.jsonl'}"
+    assert [len(records(data, samples, fewer=True)) for samples in (2, 3, 64)] == [2, 3, 3]
+    assert len(records("maad:s:test", 10**6, fewer=True)) == len(records("maad:s:test", 0))
+    with pytest.raises(AntgmmError, match="has 3 records, but samples = 64"):
+        records(data, 64).check({})
+
+
 def test_a_recipe_trains_on_its_prepared_rows(antgmm, tmp_path):
     recipe = write_recipe(tmp_path / "recipe.toml", save_teacher(tmp_path / "teacher"))
     info = json.loads(antgmm("data", "prepare", recipe, "--out", "rows", "--json").stdout)
@@ -156,16 +189,16 @@ def test_export_writes_a_stage_that_transformers_reads(antgmm, monkeypatch, tmp_
     teacher = reference.saved(model(), tmp_path / "teacher")
     config, params = load_hf(teacher)
     keep = {"vision/mlp": np.tile(np.arange(24, dtype=np.int32), (sizes(config)["vision/layers"], 1))}
-    save_stage(tmp_path / "stage", config, params, keep)
-    words = ["export", "stage", "--like", teacher, "--out", "out", "--samples", "3", "--max-new-tokens", "4", "--json"]
+    stage = tmp_path / "run" / "stages" / "01-cut"
+    save_stage(stage, config, params, keep)
+    (stage.parents[1] / "recipe.toml").write_text(f"prompt = {json.dumps(QUESTION)}\n")
+    words = ["export", stage, "--like", teacher, "--out", "out", "--samples", "3", "--max-new-tokens", "4", "--json"]
     figures = json.loads(antgmm(*words).stdout)
     assert figures["passed"] and figures["prompts"] == 3
     assert sizes(load_hf(tmp_path / "out")[0])["vision/mlp"] == 24
     assert {str(p.dtype) for p in _arrays(load_hf(tmp_path / "out")[1])} == {"bfloat16"}
-    assert json.loads((tmp_path / "out" / "antgmm.json").read_text()) == {"prompt": PROMPT}
+    assert json.loads((tmp_path / "out" / "antgmm.json").read_text()) == {"prompt": QUESTION}
     assert "out exists" in antgmm(*words).stderr
-    words[5] = "prompted"
-    assert "--prompt is the template for the records of --data" in antgmm(*words, "--prompt", "{question}").stderr
 
     for bound in ("TOLERANCE", "ROUNDING"):
         monkeypatch.setattr(f"experiments.run.export.export_gate.{bound}", 0.0)
@@ -173,7 +206,30 @@ def test_export_writes_a_stage_that_transformers_reads(antgmm, monkeypatch, tmp_
     result = antgmm(*words)
     assert result.exit_code == 2
     assert "error: again was not written: the export gate failed: logits of sample" in result.stderr
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "stage", "teacher"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "run", "teacher"]
+
+
+def test_an_export_records_the_prompt_that_is_given_else_that_of_its_run_else_the_teachers(
+    antgmm, monkeypatch, tmp_path
+):
+    teacher, recorded = save_llava(tmp_path / "teacher"), []
+    stage = tmp_path / "run" / "stages" / "01-cut"
+    save_stage(stage, *load_hf(teacher), {})
+
+    def published(*_, prompt, **__):
+        recorded.append(prompt)
+        raise AntgmmError("stopped")
+
+    monkeypatch.setattr("experiments.run.export.publishing.publish", published)
+    words = ["export", stage, "--like", teacher, "--out", "out", "--samples", "1"]
+    (teacher / "antgmm.json").write_text('{"prompt": "Q: {question}"}')
+    for recipe in ("", "seed = 1\n", f"prompt = {json.dumps(QUESTION)}\n"):
+        if recipe:
+            (tmp_path / "run" / "recipe.toml").write_text(recipe)
+        assert antgmm(*words).stderr.endswith("error: stopped\n")
+    assert antgmm(*words, "--prompt", "{question}").stderr.endswith("error: stopped\n")
+    assert recorded == ["Q: {question}", "Q: {question}", QUESTION, "{question}"]
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_check_draws_the_requested_number_of_random_prompts():

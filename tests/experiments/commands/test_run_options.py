@@ -27,6 +27,29 @@ def test_options_that_cannot_work_are_refused_before_the_run(refused, recipe, tm
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--run", "notes.txt"), "--run notes.txt is a file: name a folder"),
+        (("--run", "run", "--mirror", "gs://b/run"), "--mirror needs a RECIPE: write it with --plan in one process"),
+        (("--run", "run", "--coordinator", "auto"), "several processes need a RECIPE: write it with --plan in one"),
+        (("--run", "run", "--log", "mlflow"), "--log mlflow: choose from tensorboard, wandb, trackio"),
+        (("--run", "run", "--profile", "5:3"), "--profile 5:3: write it as FIRST:LAST, as in 10:14"),
+        (("--run", "run", "--minutes", "1e308"), "--minutes 1e+308: write a number below 1e+06"),
+    ],
+)
+@pytest.mark.parametrize("budget", [("--smaller", "8x"), ("--keep-quality", "98%")])
+def test_options_that_cannot_work_are_refused_before_anything_is_planned(
+    refused, monkeypatch, tmp_path, budget, options, message
+):
+    for name in ("experiments.auto.plan.planned", "experiments.auto.keeping.Search"):
+        monkeypatch.setattr(name, lambda *_, **__: pytest.fail("a plan is made"))
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "rows.jsonl").touch()
+    assert refused("compress", "--model", "m", "--data", "rows.jsonl", *budget, *options).startswith(message)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["notes.txt", "rows.jsonl"]
+
+
 def test_a_preempted_run_says_how_to_go_on(antgmm, recipe, monkeypatch):
     def preempted(run, **_):
         raise preemption.Preempted

@@ -1,15 +1,12 @@
 """Tasks of other people's pictures: answers are read off the pictures or the facts again, and splits share nothing."""
 
-import re
-
 import numpy as np
 import pytest
 import tomli_w
 from PIL import Image
-from sklearn.datasets import load_iris
 
 from data.readers import read_records
-from experiments.lab.tasks import charts, digits, photos, tables
+from experiments.lab.tasks import charts, digits, photos
 from experiments.lab.tasks.study import control_phases, markdown
 from experiments.lab.tasks.writing import Drawn, write
 from experiments.run.schema import Stage
@@ -69,38 +66,8 @@ def answer_on_photos(row):
     return (*photos.PLACES, "none")[row.latents["turned"]]
 
 
-def cells(row):
-    """Name of a measure -> numbers of the flowers, from the facts."""
-    facts, names = row.latents, [*tables.MEASURES]
-    return {
-        names[facts[f"row_{line}"]]: [
-            10 * facts[f"row_{line}_tens_{flower}"] + facts[f"row_{line}_ones_{flower}"] for flower in (1, 2, 3)
-        ]
-        for line in range(1, 5)
-    }
-
-
-def answer_on_tables(row):
-    (name,) = places(row.question, tables.MEASURES)
-    shown, numbers = cells(row)[name], [int(word) for word in re.findall(r"\d+", row.question)]
-    match row.type:
-        case "read":
-            return str(shown[numbers[0] - 1])
-        case "compare":
-            return "yes" if shown[numbers[0] - 1] > shown[numbers[1] - 1] else "no"
-        case "count":
-            return str(sum(each > numbers[0] for each in shown))
-    return str(shown.index(max(shown)) + 1)
-
-
 @pytest.mark.parametrize(
-    ("task", "answer"),
-    [
-        (digits, answer_on_digits),
-        (charts, answer_on_charts),
-        (photos, answer_on_photos),
-        (tables, answer_on_tables),
-    ],
+    ("task", "answer"), [(digits, answer_on_digits), (charts, answer_on_charts), (photos, answer_on_photos)]
 )
 def test_answers_are_right(task, answer):
     drawn = rows(task)
@@ -125,39 +92,21 @@ def test_a_digit_in_a_picture_is_the_one_of_its_facts():
     assert np.mean(right) > 0.7  # one in ten by chance
 
 
-def test_a_table_shows_the_measures_of_real_irises_in_the_order_of_its_facts():
-    """A row of the picture with other numbers or another label than its facts say would have other pixels."""
-    irises = {tuple(flower) for flower in np.rint(10 * load_iris().data).astype(int)}
-    for row in rows(tables)[:40]:
-        shown = cells(row)
-        assert {tuple(shown[name][flower] for name in tables.MEASURES) for flower in range(3)} <= irises
-    values, lines = np.array([[51, 35, 14, 2], [70, 32, 47, 14], [63, 33, 60, 25]]), []
-    for order in ([0, 1, 2, 3], [0, 1, 3, 2]):
-        picture = tables._picture(np.random.default_rng(0), values, np.array(order))
-        lines.append(np.split(picture, len(tables.MEASURES)))
-    same = [np.array_equal(*pair) for pair in zip(*lines, strict=True)]
-    assert same == [True, True, False, False]
-
-
 def normed(values):
     centred = values - values.mean(axis=1, keepdims=True)
     return centred / np.linalg.norm(centred, axis=1, keepdims=True)
 
 
-@pytest.mark.parametrize(
-    ("shown", "total"),
-    [
-        (lambda split: len(digits._digits(split)[1]), 1797),
-        (lambda split: sum(map(len, charts._levels(split))), 178 + 569),
-        (lambda split: len(tables._flowers(split)), 150),
-    ],
-    ids=["digits", "charts", "tables"],
-)
-def test_splits_show_different_things(shown, total):
-    """Every fifth digit, wine, tumour and iris is for tests."""
-    train, test = shown("train"), shown("test")
-    assert train == pytest.approx(4 * test, rel=0.01)
-    assert train + test == total
+@pytest.mark.parametrize("task", [digits, charts])
+def test_splits_show_different_things(task):
+    """Every fifth digit, wine and tumour is for tests."""
+    parts = {"train": 4, "test": 1}
+    sizes = {
+        split: len(digits._digits(split)[1]) if task is digits else sum(map(len, charts._levels(split)))
+        for split in parts
+    }
+    assert sizes["train"] == pytest.approx(4 * sizes["test"], rel=0.01)
+    assert sum(sizes.values()) == (1797 if task is digits else 178 + 569)
 
 
 def test_rows_are_read_as_a_users_own(tmp_path):

@@ -19,11 +19,13 @@ from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import inputs as inputs_of
 from antgmm_jax.io.convert import load_hf, save_hf
 from antgmm_jax.io.loading import load_processor
+from data.record import Record
 from experiments.package import loader
 from experiments.package.build import Form, build, example, longest
 from experiments.package.requests import Limits, Shape, taken
 from experiments.package.stablehlo import stablehlo
 from experiments.run.export.in_torch import split, stop_at, torch_answers, torch_gap, torch_logits, torch_model
+from experiments.run.rows.samples import Samples
 from tests.experiments.package.prompts import QUESTION, prompts, shapes, tiled
 from tests.experiments.tiny import save_llava, save_qwen3_vl, save_smolvlm, save_teacher
 
@@ -215,6 +217,46 @@ def test_a_request_of_words_alone_needs_no_pictures(packaged):
     bare = {**words, "images": {"valid": np.zeros((1, 0), bool)}}
     wanted = np.asarray(generate(config, params, bare, max_new_tokens=TOKENS, eos=NEVER, pad=0))
     np.testing.assert_array_equal(loader.Package(folder / "student.stablehlo")(words), wanted)
+
+
+def test_more_images_in_a_row_than_a_program_has_room_for_are_one_line(packaged):
+    folder, _, (config, _), batch = packaged
+    prompt = split(batch)[1]
+    used = (prompt["input_ids"] == config.image_token).sum(axis=1)
+    ids, slots = np.array(prompt["input_ids"][[used.argmax()]]), used.max() // config.image_tokens
+    ids[0, np.flatnonzero(ids[0] != config.image_token)[-config.image_tokens :]] = config.image_token
+    sizes = (slots + 1,) if config.family != "idefics3" else (1, slots + 1)
+    request = {"input_ids": ids, "attention_mask": np.ones_like(ids), "pixel_values": np.zeros((*sizes, 3, 32, 32))}
+    with pytest.raises(ValueError, match=f"takes {slots} images in a row, the request has {slots + 1}: .*such$"):
+        loader.Package(folder / "student.stablehlo")(request)
+
+
+@pytest.mark.parametrize("packaged", [LLAVA], indirect=True, ids=["llava"])
+def test_a_larger_program_that_has_room_for_the_images_is_taken(packaged, tmp_path):
+    _, directory, (config, params), _ = packaged
+    pictures = np.random.default_rng(1).integers(0, 256, (2, 40, 40, 3), dtype=np.uint8)
+    processor, texts = load_processor(directory), ("price " * 12, "price " * 24)
+
+    def record(count, question):
+        return Record(images=(*pictures[:count],), question=question, answer="yes")
+
+    batches = [
+        next(Samples([record(*one)], processor, config).in_order(1, prompts=True))
+        for one in zip((1, 2), texts, strict=True)
+    ]
+    form = stablehlo(directory, config, params, Limits(TOKENS, (NEVER,), 0))
+    shapes = [Shape(1, longest([batch])) for batch in batches]
+    form.write({shape: example(batches[:row], shape, left=True) for row, shape in enumerate(shapes, 1)}, tmp_path / "a")
+    reads = inputs_of(config, processor)
+    content = [{"type": "image"}] * 2 + [{"type": "text", "text": "price"}]
+    text = reads.chat([{"role": "user", "content": content}])
+    request = processor(images=[[*map(Image.fromarray, pictures)]], text=[text], return_tensors="np")
+    ids, tree = reads(text, [*pictures])
+    assert len(ids) <= min(shape.width for shape in shapes)
+    images = {**{name: leaf[None] for name, leaf in tree.items()}, "valid": np.ones((1, 2), bool)}
+    prompt = {"images": images, "input_ids": ids[None], "attention_mask": np.ones((1, len(ids)), np.int32)}
+    wanted = np.asarray(generate(config, params, prompt, max_new_tokens=TOKENS, eos=NEVER, pad=0))
+    np.testing.assert_array_equal(loader.Package(tmp_path / "a")(dict(request)), wanted)
 
 
 def test_gaps_of_ties_are_those_of_pytorch(packaged):

@@ -71,6 +71,7 @@ def test_later_stages_do_not_decide_a_stage(tmp_path):
 @pytest.mark.parametrize("name", [".git", ".hidden", "notes.txt"])
 def test_files_of_others_in_an_export_are_kept(tmp_path, name):
     (tmp_path / ".DS_Store").touch()
+    (tmp_path / "qformer_tokenizer").mkdir()  # the second tokenizer of InstructBLIP
     check_replaceable(tmp_path)
     (tmp_path / name).mkdir()
     with pytest.raises(AntgmmError, match=f"{name} is no file of an export, which replaces .*: move it elsewhere"):

@@ -66,6 +66,20 @@ def test_a_new_machine_gets_stages_and_steps(bucket, run, tmp_path):
         assert checkpoint.latest_step(run / "steps" / "02-b") == 6
 
 
+def test_quantized_exports_are_copied_and_removed_with_the_folder(bucket, run):
+    for name in ("export/config.json", "export-w8a8/config.json", "export-w8a8/more/x.json", ".export-fp8/config.json"):
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).write_text(name)
+    with mirrored(run, URL):
+        pass
+    exports = {name for name in names(bucket) if "export" in name}
+    assert exports == {"export/config.json", "export-w8a8/config.json", "export-w8a8/more/x.json"}
+    shutil.rmtree(run / "export-w8a8")
+    with mirrored(run, URL):
+        pass
+    assert {name for name in names(bucket) if "export" in name} == {"export/config.json"}
+
+
 def test_books_that_an_interrupted_copy_lacks_are_fetched(bucket, run):
     with mirrored(run, URL):
         pass

@@ -12,6 +12,7 @@ from antgmm_jax.io.loading import load_processor
 from data.maad import source
 from experiments.cli import main
 from experiments.run.export.export_gate import answer_logits
+from experiments.run.rows.prompts import TEMPLATES
 from experiments.run.rows.samples import Samples
 from experiments.run.smaller_vocabulary import cut_vocabulary, used_tokens
 from tests.experiments.tiny import save_llava, save_qwen3_vl, save_smolvlm, save_teacher
@@ -65,16 +66,39 @@ def test_files_name_the_same_tokens(folders):
 
 
 def test_figures(folders):
-    (config, params, samples), (smaller, few, _) = (read(folder) for folder in folders[:2])
-    figures = folders[2]
+    (config, params, _), (smaller, few, _) = (read(folder) for folder in folders[:2])
+    figures, processor = folders[2], load_processor(folders[0])
+    prompted = [Samples(ROWS, processor, config, prompt=template) for template in TEMPLATES]
     assert figures["tokens"] == {
         "before": config.language.vocab,
-        "used": len(used_tokens(samples)),
+        "used": len(set().union(*map(used_tokens, prompted))),
         "after": smaller.language.vocab,
     }
     removed = params["language"]["tokens"].size - few["language"]["tokens"].size
     assert figures["params"]["before"] - figures["params"]["after"] >= removed > 0
     assert figures["gate"]["answers_equal"] == 1
+
+
+def test_a_model_that_records_no_prompt_reads_rows_in_each_that_is_compared_later(folders):
+    assert not any((folder / "antgmm.json").exists() for folder in folders[:2])
+    (config, _, _), (smaller, _, _), kept = *(read(folder) for folder in folders[:2]), np.array(kept_ids(folders))
+    processors = [load_processor(folder) for folder in folders[:2]]
+    for template in TEMPLATES:
+        before, after = (
+            Samples(ROWS, processor, of, prompt=template).rows
+            for processor, of in zip(processors, (config, smaller), strict=True)
+        )
+        for row in range(2):
+            np.testing.assert_array_equal(kept[after.tokens(row)["prompt"]], before.tokens(row)["prompt"])
+
+
+def test_a_recorded_prompt_is_kept_and_its_tokens_alone_are_needed(tmp_path):
+    whole, prompt = save_llava(tmp_path / "whole"), {"prompt": "{question}[ ({text})]"}
+    (whole / "antgmm.json").write_text(json.dumps(prompt))
+    samples = Samples(ROWS, load_processor(whole), load_hf(whole)[0], **prompt)
+    figures = cut_vocabulary(whole, ROWS, tmp_path / "small", size=SIZE)
+    assert json.loads((tmp_path / "small" / "antgmm.json").read_text()) == prompt
+    assert figures["tokens"]["used"] == len(used_tokens(samples))
 
 
 def test_other_rows_can_still_be_read(folders):

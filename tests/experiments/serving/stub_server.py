@@ -32,8 +32,12 @@ stub = sys.modules["experiments.serving.batches"] = ModuleType("experiments.serv
 stub.Question, stub.Answer, stub.Model, stub.load = Question, SimpleNamespace, SimpleNamespace, load
 stub.ModelError = ModelError
 
+from antgmm_jax.errors import AntgmmError  # noqa: E402
 from experiments.serving.server import Answers, serve  # noqa: E402
 
 if __name__ == "__main__":
     api = Answers(Path("model"), "student", max_new_tokens=4, most=8, wait=0.01)
-    serve(api, "student", host="127.0.0.1", port=int(sys.argv[1]), timeout=20)
+    try:
+        serve(api, "student", host="127.0.0.1", port=int(sys.argv[1]), timeout=20)
+    except AntgmmError as error:  # as the command line
+        raise SystemExit(f"error: {error}") from None

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -118,7 +119,17 @@ def test_a_model_that_reads_images_only_refuses_a_conversation_without_one(tmp_p
         ({"stream": True}, "does not support 'stream'"),
         ({"n": 2}, "does not support 'n'"),
         ({"stop": ["a"]}, "does not support 'stop'"),
+        ({"logit_bias": {"5": 1}}, "does not support 'logit_bias' with this value: leave it out"),
+        ({"frequency_penalty": 0.5}, "does not support 'frequency_penalty'"),
+        ({"presence_penalty": -2}, "does not support 'presence_penalty'"),
+        ({"repetition_penalty": 1.1}, "does not support 'repetition_penalty'"),
+        ({"repetition_penalty": 0}, "does not support 'repetition_penalty'"),
+        ({"min_tokens": 3}, "does not support 'min_tokens'"),
+        ({"stop_token_ids": [5]}, "does not support 'stop_token_ids'"),
+        ({"functions": [{"name": "f"}]}, "does not support 'functions'"),
         ({"model": "student", "stream": False, "n": 1, "tools": [], "temperature": 0.7, "stop": None}, ""),
+        ({"logit_bias": {}, "frequency_penalty": 0.0, "presence_penalty": 0, "repetition_penalty": 1.0}, ""),
+        ({"min_tokens": 0, "stop_token_ids": [], "functions": [], "logit_bias": None}, ""),
     ],
 )
 def test_what_the_server_does_not_do_is_refused(fields, message):
@@ -174,13 +185,16 @@ def test_a_request_of_another_form_fails_alone(tmp_path):
         {"messages": [{"role": "user", "content": [{"type": "text", "text": None}]}]},
         {"messages": [{"role": "\x7f", "content": "a"}]},
         {"messages": request_messages(RECORDS[0]), "n": 2},
+        {"messages": [{"role": "user", "content": [{**url, "image_url": {"url": "data:image/png;base64,AAA"}}]}]},
+        {"messages": [{"role": "user", "content": [{"type": "video_url", "video_url": {"url": "a"}}]}]},
     ]
     replies = [api.encode_response(one) for one in api.predict([api.decode_request(body) for body in bodies])]
     assert replies[0]["choices"][0]["message"]["content"] == in_jax(tmp_path / "model")[0]
     reasons = [json.loads(reply.body)["error"]["message"] for reply in replies[1:]]
-    assert [reply.status_code for reply in replies[1:]] == [400] * 8
+    assert [reply.status_code for reply in replies[1:]] == [400] * 10
     words = ("no messages", "no chat request", "cannot be decoded", "no data URL", "half of a character")
-    words += ("no chat request", "another role than system, user, assistant", "'n'")
+    words += ("no chat request", "another role than system, user, assistant", "'n'", "an image is no base64 (Incorrect")
+    words += ("a part has the type 'video_url': send text or image_url",)
     for reason, word in zip(reasons, words, strict=True):
         assert word in reason
     # LitServe gives a server without batches one request at a time.
@@ -252,6 +266,11 @@ def children(process):
     while more := {pid for pid, parent in parents.items() if parent in inside} - inside:
         inside |= more
     return inside
+
+
+def begun(process):
+    """When a process started, in ticks since the machine did."""
+    return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19])
 
 
 def _coded(record):
@@ -359,6 +378,31 @@ def test_a_server_answers_counts_and_leaves_no_process(tmp_path, monkeypatch):
         time.sleep(0.05)
     assert not left
     assert "Traceback" not in (tmp_path / "log").read_text()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("place", ["worker", "interface"])
+def test_a_server_of_which_a_process_is_killed_ends_with_one_line(tmp_path, monkeypatch, place):
+    started, popen = [], subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda *a, **k: started.append(popen(*a, **k)) or started[-1])
+    stub = str(Path(__file__).with_name("stub_server.py"))
+    with serving(lambda port: [sys.executable, stub, str(port)], tmp_path / "log"):
+        server, running = started[0], children(started[0].pid)
+        lines = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in running}
+        # The worker is spawned, the interface is forked last.
+        (worker,) = (pid for pid, line in lines.items() if b"spawn_main" in line)
+        interface = max((pid for pid, line in lines.items() if b"multiprocessing" not in line), key=begun)
+        assert interface != server.pid
+        os.kill(worker if place == "worker" else interface, signal.SIGKILL)
+        assert server.wait(20) != 0
+    log = (tmp_path / "log").read_text()
+    line = "error: the server ends: a process died (exit code -9): choose a machine with more memory"
+    assert log.splitlines()[-1] == line
+    assert log.count("the server ends") == 1 and "Traceback" not in log
+    end = time.monotonic() + 10
+    while (left := [pid for pid in running if os.path.exists(f"/proc/{pid}")]) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not left
 
 
 def test_a_server_that_ends_at_once_is_one_line(tmp_path):

@@ -80,7 +80,7 @@ def test_a_quantized_export_is_scored_beside_it(tmp_path):
 
 def test_a_quantized_model_is_for_servers(plain, tmp_path):
     quantize(plain, tmp_path / "out", "w8a8")
-    with pytest.raises(AntgmmError, match="out is quantized, which only servers read: use the model that it was made"):
+    with pytest.raises(AntgmmError, match="out is quantized, which only transformers and vLLM read: use the model"):
         open_hf(tmp_path / "out")
 
 

@@ -66,6 +66,40 @@ def test_a_training_is_scored_in_its_report_and_only_if_its_last_phase_trains_an
     assert (report.flops, report.batches, report.work) == (0, 0, "export")
 
 
+def test_image_features_that_are_not_on_disk_are_computed_in_every_step(config):
+    def flops(features):
+        recipe = demo(f"features={features}")
+        return {part.title: part.flops for part in parts(recipe, config, ROWS)}, recipe
+
+    (disk, _), (each, recipe) = flops("disk"), flops("recompute")
+    small = pruning.planned_config(config, recipe.stages[0].sizes)
+    student = pruning.planned_config(small, recipe.stages[1].sizes)  # its bridge writes fewer channels
+
+    def image(model, rows):
+        forward = pruning.forward_flops(model, rows, 50, 6)
+        return forward["vision"] + forward["bridge"]
+
+    for stage in recipe.stages[1:]:
+        more = each.pop(f"stage '{stage.name}'") - disk.pop(f"stage '{stage.name}'")
+        assert more == stage.steps * image(student, 16)
+    assert disk.pop("image features") == image(small, 4 * 16000)  # as shifted pictures too
+    assert each == disk  # the image side has a stage of its own
+
+
+def test_the_teacher_of_a_smaller_start_is_cached_and_scored(config):
+    recipe = demo("loss.soft=1", "loss.hard=1")
+    start = pruning.planned_config(config, {"vision/layers": 5, "decoder/layers": 3})
+    alone, taught = ({part.title: part for part in parts(recipe, start, ROWS, one)} for one in (None, config))
+    whole = {part.title: part for part in parts(recipe, config, ROWS)}
+    assert taught["teacher cache"] == whole["teacher cache"]
+    before, small = (
+        sum(sum(towers.values()) for towers in pruning.cost(one, 1, 50, 6).flops.values()) for one in (config, start)
+    )
+    assert taught["report"].flops - alone["report"].flops == pytest.approx(4000 * (before - small))
+    same = {title: part for title, part in taught.items() if title not in ("teacher cache", "report")}
+    assert same == {title: alone[title] for title in same}
+
+
 def test_slots_count_for_the_image_side_alone(config):
     def flops(**slots):
         return {part.title: part.flops for part in parts(demo(), config, ROWS._replace(**slots))}
