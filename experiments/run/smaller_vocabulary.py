@@ -54,7 +54,8 @@ def cut_vocabulary(source: Path, records: Source, out: Path, *, size: int = 0) -
         raise AntgmmError(f"{out} exists: choose another name or remove it")
     recorded, folder = records_prompt(source), local(source)
     # One of these is chosen later for a checkpoint that records none, so it must stay one that records none.
-    prompts = [noted_prompt(source)] if recorded else [*TEMPLATES]
+    single = not all(records.words(row).turns for row in range(len(records)))
+    prompts = [*TEMPLATES] if single and not recorded else [noted_prompt(source)]
     config, params = open_hf(folder)
     processor = load_processor(folder)
     samples = [Samples(records, processor, config, prompt=prompt) for prompt in prompts]
