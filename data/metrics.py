@@ -30,7 +30,7 @@ class TokenLosses(NamedTuple):
 def normal(answer: str) -> str:
     """Normalises an answer for comparison: compatible characters (NFKC), lower case, single spaces.
 
-    Tokenizers compose characters too (Qwen's by NFC, T5's by NFKC), so an answer may come back in another form.
+    Tokenizers normalise characters too, some by NFC and some by NFKC, so an answer may come back in another form.
     """
     return " ".join(unicodedata.normalize("NFKC", answer).lower().split())
 

@@ -160,7 +160,7 @@ def test_the_tuner_sees_no_row_twice():
 
 @pytest.fixture
 def tuning(monkeypatch, tmp_path):
-    """A tuner whose trials diverge with some optimizers and rates, and else have a loss of 0.5."""
+    """A tuner whose trials diverge with some optimizers and rates; the others have a loss of 0.5."""
     directory = save_llava(tmp_path / "teacher")
     teacher, processor = whole(directory), load_processor(directory)
     samples = Samples(source("s", "train", 8), processor, teacher.config)
