@@ -10,7 +10,7 @@ TURNS = ("messages", "conversations")
 """Names of the field with the turns."""
 _ROLES = {**{role: role for role in ROLES}, "human": "user", "gpt": "assistant"}
 """Names of roles in rows -> role."""
-_PLACE = "<image>"
+PLACE = "<image>"
 """Place of an image in a turn that is a string."""
 PATHS = ("image", "path", "url", "image_url")
 """Names of the field with the file of an image part."""
@@ -94,7 +94,7 @@ def _split(text: str) -> list[_Part]:
     """Splits a string at its places of images; a line break separates a place from the text."""
     if "<video>" in text:
         raise BadRow("contains <video>: video is not supported, use images")
-    first, *rest = text.split(_PLACE)
+    first, *rest = text.split(PLACE)
     parts: list[_Part] = [first]
     for after in rest:
         before = parts[-1]

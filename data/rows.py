@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from data.chat_rows import TURNS, own_images, parse_chat
+from data.chat_rows import PLACE, TURNS, own_images, parse_chat
 from data.limits import BadRow, check_text
 from data.record import Turn, prompt
 
@@ -166,13 +166,13 @@ def _needed(value: Any, name: str) -> str:
 
 def _question(value: Any, images: int) -> str:
     """A question without its places of images: the processor places the image tokens before it."""
-    if not isinstance(value, str) or not (places := value.count("<image>")):
+    if not isinstance(value, str) or not (places := value.count(PLACE)):
         return _needed(value, "question")
-    text = value.replace("<image>", "")
+    text = value.replace(PLACE, "")
     if places != images:
-        raise BadRow(f"question has {places} places of images (<image>), the row has {images} images")
+        raise BadRow(f"question has {places} places of images ({PLACE}), the row has {images} images")
     if text.strip() not in value:
-        raise BadRow("question has <image> between its words: write messages, in which places of images are kept")
+        raise BadRow(f"question has {PLACE} between its words: write messages, in which places of images are kept")
     return _needed(text, "question")
 
 

@@ -89,7 +89,8 @@ def write(plan: Plan, goal: Goal, path: Path) -> None:
     for line in plan.reasons:
         say(line)
     # Names of question types come from rows, and may hold line breaks.
-    comments = "".join(f"# {printable(line).replace(chr(10), ' ')}\n" for line in plan.reasons)
+    lines = (printable(line).replace("\n", " ") for line in plan.reasons)
+    comments = "".join(f"# {line}\n" for line in lines)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, f"{marked(goal)}\n{comments}{tomli_w.dumps(plan.raw)}")
 
@@ -274,10 +275,12 @@ def too_long(goal: Goal, duration: float) -> Iterator[str]:
         duration: expected seconds of plan and run.
     """
     if duration > 1.1 * goal.seconds:
-        minutes, given = math.ceil(duration / 60), f"the {goal.seconds / 60:g} minutes"
+        minutes = math.ceil(duration / 60)
         if goal.keep:
             given = f"a student's part of the {PARTS * goal.seconds / 60:g} minutes"
-        remedy = f"--minutes {PARTS * minutes}" if goal.keep else f"--minutes {minutes} in another --run"
+            remedy = f"--minutes {PARTS * minutes}"
+        else:
+            given, remedy = f"the {goal.seconds / 60:g} minutes", f"--minutes {minutes} in another --run"
         yield f"warning: plan and run take about {clock(duration)}, more than {given}: give at least {remedy}"
 
 

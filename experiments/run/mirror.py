@@ -7,6 +7,7 @@ report. The record of a stage or step is written after its arrays, so that one w
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from antgmm_jax.errors import AntgmmError
@@ -24,8 +25,8 @@ TRIES = 3
 _BOOKS = (RECIPE, INPUTS, STATUS)
 _RECORDS = (STAGE_RECORD, STEP_RECORD)
 _RESUMED = ("stages/", "steps/")
-_COPIED = (*_RESUMED, "export/", "export-", "report/")
-"""Beginnings of the names that are copied; quantized exports are in `export-SCHEME`."""
+_COPIED = ("stages", "steps", "export", "export-*", "report")
+"""Patterns of the folders that are copied; quantized exports are in `export-SCHEME`."""
 
 
 @contextmanager
@@ -138,7 +139,7 @@ class _Copy:
         for name in sorted(new, key=lambda name: (name not in _BOOKS, _is_record(name))):
             self._store.put(self._run, [name])
             self._sent[name] = present[name]
-        gone = [name for name in self._store.files() if name.startswith(_COPIED) and name not in present]
+        gone = [name for name in self._store.files() if _is_copied(name) and name not in present]
         self._store.remove(sorted(gone, key=lambda name: not _is_record(name)))
         for name in gone:
             self._sent.pop(name, None)
@@ -146,10 +147,14 @@ class _Copy:
     def _present(self) -> dict[str, tuple[int, int]]:
         """The files of the folder to copy: relative path -> size and time."""
         paths = [self._run / name for name in _BOOKS]
-        paths += [path for part in _COPIED for path in self._run.glob(f"{part}*/**/*".replace("/*/", "/"))]
+        paths += [path for part in _COPIED for path in self._run.glob(f"{part}/**/*")]
         names = {path.relative_to(self._run).as_posix(): path for path in paths if path.is_file()}
         shown = {name: path.stat() for name, path in names.items() if not any(p[0] == "." for p in name.split("/"))}
         return {name: (status.st_size, status.st_mtime_ns) for name, status in shown.items()}
+
+
+def _is_copied(name: str) -> bool:
+    return any(fnmatchcase(name.partition("/")[0], part) for part in _COPIED)
 
 
 def _is_record(name: str) -> bool:

@@ -193,7 +193,7 @@ class _Server(litserve.LitServer):
         def watch() -> None:
             while not self._ending.wait(_WATCH):  # LitServe's own event is in a process that a stop ends first
                 if dead := [process for process in processes if not process.is_alive()]:
-                    self.died = f"a process died ({_about(dead[0])}"
+                    self.died = f"a process died {_end_of(dead[0])}"
                     self.uvicorn_graceful_timeout = 1  # nobody answers the open requests any more
                     shutdown.set()
                     return
@@ -222,7 +222,7 @@ class _Server(litserve.LitServer):
         while self._starting():
             for process in self.inference_workers:
                 if not process.is_alive() and self._starting():  # it writes its status before it ends
-                    raise AntgmmError(f"the worker died while it was loading the model ({_about(process)}")
+                    raise AntgmmError(f"the worker died while it was loading the model {_end_of(process)}")
             time.sleep(_POLL)
         super().verify_worker_status()
 
@@ -230,10 +230,10 @@ class _Server(litserve.LitServer):
         return all(status == WorkerSetupStatus.STARTING for status in self.workers_setup_status.values())
 
 
-def _about(process: Any) -> str:
+def _end_of(process: Any) -> str:
     """Exit code of a dead process, and what to do."""
     killed = process.exitcode == -signal.SIGKILL
-    return f"exit code {process.exitcode}): {'choose a machine with more memory' if killed else 'try again'}"
+    return f"(exit code {process.exitcode}): {'choose a machine with more memory' if killed else 'try again'}"
 
 
 def application(api: Answers, name: str, *, timeout: float) -> _Server:

@@ -39,8 +39,7 @@ def scoring_flops(config: LMMConfig, batch: Mapping[str, np.ndarray]) -> int:
         FLOPs of matrix products.
     """
     rows, answer = batch["targets"].shape
-    forward = pruning.forward_flops(config, rows, batch["input_ids"].shape[1], answer)
-    return sum(forward.values()) - forward["tokens"] + _head_flops(config, batch)
+    return sum(pruning.forward_flops(config, rows, batch["input_ids"].shape[1], answer, logits=answer).values())
 
 
 def _head_flops(config: LMMConfig, batch: Mapping[str, np.ndarray]) -> int:

@@ -161,7 +161,7 @@ def control_phases(student: Path) -> list[dict[str, Any]]:
 def _train(task: Task, rows: Path, run: Path, model: Mapping[str, Any], phases: list[dict[str, Any]]) -> None:
     """Writes a recipe next to the folder of a run, and trains by it."""
     recipe = run.with_name(f"{run.name}.toml")
-    settings = {
+    tables = {
         "seed": 0,
         "checkpoint_every": 500,
         "buckets": [32],
@@ -171,7 +171,7 @@ def _train(task: Task, rows: Path, run: Path, model: Mapping[str, Any], phases: 
         "evaluate": {"max_new_tokens": 8, "data": {"path": f"{rows}/test.jsonl", "samples": TESTED}},
         "phase": phases,
     }
-    write_text(recipe, tomli_w.dumps(settings))
+    write_text(recipe, tomli_w.dumps(tables))
     _antgmm("train", f"{recipe}", "--run", f"{run}")
 
 

@@ -110,15 +110,13 @@ def parts(recipe: Recipe | Training, start: LMMConfig, rows: Rows, teacher: LMMC
         The parts.
     """
     records, questions = rows.trained + rows.scored + rows.hard, rows.scored + rows.hard
-    result = [
-        Part("reading", f"{records} records", seconds=records * rows.read),
-        *_cache(recipe, teacher or start, rows),
-    ]
+    taught = teacher or start
+    result = [Part("reading", f"{records} records", seconds=records * rows.read), *_cache(recipe, taught, rows)]
     stages = [*stage_flops(start, recipe, **_lengths(rows))]
     for stage in stages:
         result += _stage(stage, rows)
     after = stages[-1].after
-    models = [teacher or start, after] if isinstance(recipe, Recipe) else [after] if recipe.answers else []
+    models = [taught, after] if isinstance(recipe, Recipe) else [after] if recipe.answers else []
     flops = questions * sum(_answer_flops(model, rows) for model in models)
     batches = len(models) * questions / BATCH * rows.answer
     timed = "latency, " if isinstance(recipe, Recipe) and recipe.report.latency else ""

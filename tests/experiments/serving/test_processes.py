@@ -34,6 +34,22 @@ def children(process):
     return inside
 
 
+def left_of(running):
+    """The processes that are still there after ten seconds; one of multiprocessing's own ends last."""
+    end = time.monotonic() + 10
+    while (left := [pid for pid in running if os.path.exists(f"/proc/{pid}")]) and time.monotonic() < end:
+        time.sleep(0.05)
+    return left
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """The processes that a test starts."""
+    processes, popen = [], subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda *a, **k: processes.append(popen(*a, **k)) or processes[-1])
+    return processes
+
+
 def begun(process):
     """When a process started, in ticks since the machine did."""
     return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19])
@@ -71,10 +87,8 @@ def test_sigterm_while_the_model_loads_ends_the_worker(tmp_path, monkeypatch):
 
 
 @pytest.mark.long
-def test_a_server_answers_counts_and_leaves_no_process(tmp_path, monkeypatch):
+def test_a_server_answers_counts_and_leaves_no_process(tmp_path, started):
     """With a model that answers in capitals."""
-    started, popen = [], subprocess.Popen
-    monkeypatch.setattr(subprocess, "Popen", lambda *a, **k: started.append(popen(*a, **k)) or started[-1])
     stub = str(Path(__file__).with_name("stub_server.py"))
     records, limits = [Record(images=(), question=f"q{n}", answer="") for n in range(4)], {"max_new_tokens": TOKENS}
     with serving(lambda port: [sys.executable, stub, str(port)], tmp_path / "log") as url:
@@ -95,18 +109,13 @@ def test_a_server_answers_counts_and_leaves_no_process(tmp_path, monkeypatch):
         with pytest.raises(urllib.error.HTTPError, match="400") as refused:
             urllib.request.urlopen(request, timeout=10)
         refused.value.close()
-    end = time.monotonic() + 10  # one of multiprocessing's own ends last
-    while (left := [pid for pid in running if os.path.exists(f"/proc/{pid}")]) and time.monotonic() < end:
-        time.sleep(0.05)
-    assert not left
+    assert not left_of(running)
     assert "Traceback" not in (tmp_path / "log").read_text()
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("place", ["worker", "interface"])
-def test_a_server_of_which_a_process_is_killed_ends_with_one_line(tmp_path, monkeypatch, place):
-    started, popen = [], subprocess.Popen
-    monkeypatch.setattr(subprocess, "Popen", lambda *a, **k: started.append(popen(*a, **k)) or started[-1])
+def test_a_server_of_which_a_process_is_killed_ends_with_one_line(tmp_path, started, place):
     stub = str(Path(__file__).with_name("stub_server.py"))
     with serving(lambda port: [sys.executable, stub, str(port)], tmp_path / "log"):
         server, running = started[0], children(started[0].pid)
@@ -121,10 +130,7 @@ def test_a_server_of_which_a_process_is_killed_ends_with_one_line(tmp_path, monk
     line = "error: the server ends: a process died (exit code -9): choose a machine with more memory"
     assert log.splitlines()[-1] == line
     assert log.count("the server ends") == 1 and "Traceback" not in log
-    end = time.monotonic() + 10
-    while (left := [pid for pid in running if os.path.exists(f"/proc/{pid}")]) and time.monotonic() < end:
-        time.sleep(0.05)
-    assert not left
+    assert not left_of(running)
 
 
 def test_a_server_that_ends_at_once_is_one_line(tmp_path):

@@ -1,4 +1,4 @@
-"""The server of exports: its answers are those of JAX in any batch, and each request is told what is wrong with it."""
+"""The server of exports: its answers are those of JAX in any batch, and a request that it refuses says why."""
 
 import asyncio
 import base64
