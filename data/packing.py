@@ -72,6 +72,27 @@ def pack(
     return np.array([row + [-1] * (most - len(row)) for row in rows])
 
 
+def row_count(
+    tokens: Int[np.ndarray, " N"], slots: Int[np.ndarray, " N"], width: int, *, seed: int, enough: int
+) -> int:
+    """Returns the number of rows that samples are packed to, or a lower bound if that is enough.
+
+    Packing 600 000 samples takes half a minute, their tokens are summed in a millisecond.
+
+    Args:
+        tokens: tokens of each sample.
+        slots: image slots of each sample.
+        width: tokens per row.
+        seed: seed of the order.
+        enough: number of rows from which a lower bound is returned.
+
+    Returns:
+        The number of rows of `pack`, or a smaller number of at least `enough`.
+    """
+    least = -(-int(tokens.sum()) // width)
+    return least if least >= enough else len(pack(tokens, slots, width, seed=seed))
+
+
 def packed(
     rows: Rows,
     table: Int[np.ndarray, "R M"],

@@ -24,13 +24,15 @@ def with_adapters(params: Params, ranks: Ranks, key: jax.Array) -> Params:
 
     Args:
         params: model parameters.
-        ranks: path prefix -> rank.
+        ranks: path prefix -> rank; empty for none.
         key: random key.
 
     Returns:
-        `params` and, under `ADAPTERS`, {path: {"a" [L, in, rank], "b" [L, rank, out]}} with flat inputs and outputs,
-        without L for a map outside of the stacks. `a` is random, `b` zero.
+        `params` and, unless there are none, under `ADAPTERS`, {path: {"a" [L, in, rank], "b" [L, rank, out]}} with flat
+        inputs and outputs, without L for a map outside of the stacks. `a` is random, `b` zero.
     """
+    if not ranks:
+        return params
     factors = {}
     for path, (layers, inputs, outputs, rank) in _maps(params, ranks).items():
         key, own = jax.random.split(key)
@@ -52,7 +54,7 @@ def merged(params: Params) -> Params:
     def sum_of(leaf: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
         return leaf + (a @ b).reshape(leaf.shape)
 
-    return _joined(params, sum_of)
+    return _joined(params, sum_of) if ADAPTERS in params else params
 
 
 def adapted(functional: Functional, ranks: Ranks) -> Functional:
@@ -66,6 +68,9 @@ def adapted(functional: Functional, ranks: Ranks) -> Functional:
         `apply` and `head`, whose linear maps multiply by the factors (`LowRank`), and the axes of parameters with
         adapters; all other fields are the model's. The adapters are not split over devices.
     """
+
+    if not ranks:
+        return functional
 
     def of_factors(function: Callable) -> Callable:
         return lambda params, *args, **options: function(_joined(params, LowRank), *args, **options)
@@ -94,11 +99,12 @@ def _maps(params: Params, ranks: Ranks) -> dict[str, tuple[tuple[int, ...], int,
         AntgmmError: a prefix of `ranks` has no linear map, so that nothing below it would be trained.
     """
     numbers, _ = jax.tree.flatten(linear_maps(params, connector=True), is_leaf=lambda node: not isinstance(node, dict))
+    pairs = zip(by_path(params)[0].items(), numbers, strict=True)
+    linear = {path: (leaf.shape, dims) for (path, leaf), dims in pairs if dims is not None}
+    check_prefixes("adapters of", [*ranks], linear, "linear map")
     sizes: dict[str, Any] = {}
-    for (path, leaf), dims in zip(by_path(params)[0].items(), numbers, strict=True):
-        prefix = longest_prefix(path, ranks)
-        if dims is not None and prefix:
-            inputs, outputs = (prod(leaf.shape[i] for i in axes) for axes in dims)
-            sizes[path] = (leaf.shape[: dims[0][0]], inputs, outputs, ranks[prefix])
-    check_prefixes("adapters of", [*ranks], sizes, "linear map")
+    for path, (shape, dims) in linear.items():
+        if prefix := longest_prefix(path, ranks):
+            inputs, outputs = (prod(shape[i] for i in axes) for axes in dims)
+            sizes[path] = (shape[: dims[0][0]], inputs, outputs, ranks[prefix])
     return sizes

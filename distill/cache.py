@@ -105,6 +105,17 @@ def has_cache(directory: Path, *, key: str, names: tuple[str, ...]) -> bool:
     return meta is not None and meta.get("format") == FORMAT and meta["key"] == key and {*names} <= {*meta["shapes"]}
 
 
+def stored_names(directory: Path, key: str) -> tuple[str, ...]:
+    """Returns the states that a cache holds; none if it is incomplete or has another key.
+
+    Args:
+        directory: folder of the cache.
+        key: expected key, from `fingerprint`.
+    """
+    meta = read_meta(directory) if has_cache(directory, key=key, names=()) else None
+    return (*meta["shapes"],) if meta else ()
+
+
 def open_cache(
     directory: Path, *, key: str, names: tuple[str, ...] = ("final",), in_memory: bool = False
 ) -> TeacherCache:

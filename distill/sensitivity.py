@@ -16,6 +16,7 @@ from antgmm_jax.errors import AntgmmError
 from antgmm_jax.parallel.processes import gather
 from distill.losses import LossConfig
 from distill.step import make_loss
+from distill.teacher import params_dtype
 
 FLOOR = 0.1
 """Added to the weights (with mean 1), so that tokens on which no answer depends do not drift."""
@@ -32,7 +33,7 @@ def bridge_weights(functional: Any, params: Any, batches: Iterable[Mapping[str, 
 
     Args:
         functional: `Functional` of the teacher.
-        params: parameters of the teacher.
+        params: parameters of the teacher, in the dtype to compute in.
         batches: calibration batches with images, one sample per row; each shape is compiled once.
 
     Returns:
@@ -41,7 +42,7 @@ def bridge_weights(functional: Any, params: Any, batches: Iterable[Mapping[str, 
     Raises:
         AntgmmError: there is no batch.
     """
-    loss = make_loss(functional, LossConfig(hard=1.0))
+    loss = make_loss(functional, LossConfig(hard=1.0), dtype=params_dtype(params))
 
     @jax.jit
     def summed(params: Any, batch: Mapping[str, Any]) -> tuple[Float[Array, " N"], Int[Array, ""]]:

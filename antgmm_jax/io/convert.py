@@ -312,10 +312,17 @@ def _write_config(config: LMMConfig, specs: Mapping[str, Spec], directory: Path,
     base = {} if like is None else read_json(like / CONFIG)
     for old in ("torch_dtype", "transformers_version"):
         base.pop(old, None)
-    fields = _merge(base, {**family(config).to_hf(config), "dtype": dtype})
+    fields = _with_copies(base, _merge(base, {**family(config).to_hf(config), "dtype": dtype}))
     (directory / CONFIG).write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n")
     if like is not None:
         copy_companions(like, directory)
+
+
+def _with_copies(base: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Changes copies of fields of `text_config` with them: some releases of transformers write these at the top too."""
+    old, new = base.get("text_config") or {}, fields.get("text_config") or {}
+    copied = {key for key in {*base} & {*old} & {*new} & {*fields} if base[key] == old[key] == fields[key]}
+    return {**fields, **{key: new[key] for key in copied}}
 
 
 def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,8 +19,9 @@ from antgmm_jax.io.bounds import check_model_config, check_processor_config, che
 from antgmm_jax.io.companions import COMPANIONS
 from antgmm_jax.io.files import check_regular, check_size, one_line, read_json
 from antgmm_jax.io.hub import local
+from antgmm_jax.io.templates import with_fixed_day
 
-CONFIG = "config.json"
+CONFIG, GENERATION = "config.json", "generation_config.json"
 _SAFE = {"local_files_only": True, "trust_remote_code": False}
 _PROCESSOR, _IMAGES, _TOKENIZER = "processor_config.json", "preprocessor_config.json", "tokenizer.json"
 _NUMBERS = frozenset((_PROCESSOR, _IMAGES, "video_preprocessor_config.json", "tokenizer_config.json"))
@@ -56,6 +57,8 @@ def hf_config(directory: Path, raw: Mapping[str, Any] | None = None) -> Pretrain
 def load_processor(directory: str | Path) -> ProcessorMixin:
     """Loads the processor of a checkpoint directory or a name of the Hub.
 
+    Its chat template writes a fixed day, and its tokenizer ends answers as the model's files say.
+
     Raises:
         AntgmmError: the directory has no processor that can be loaded offline, or one of its files is damaged.
     """
@@ -74,7 +77,29 @@ def load_processor(directory: str | Path) -> ProcessorMixin:
     with one_line(lambda: f"{subject}: {_damaged(folder)} cannot be used", "save the model's processor there"):
         processor = AutoProcessor.from_pretrained(folder, **_SAFE)
     _check_unknown(processor, directory)
+    _end_as_model(processor, folder)
+    if isinstance(processor.chat_template, str):
+        processor.chat_template = with_fixed_day(processor.chat_template)
     return processor
+
+
+def _end_as_model(processor: Any, folder: Path) -> None:
+    """Takes the end token that the model's files name, if no chat template writes one and the tokenizer has another.
+
+    BLIP-2 with OPT ends answers with a line break, and its tokenizer's end token is OPT's `</s>`: the model would
+    answer on and on. Special tokens that the files name are ignored: those of InstructBLIP name the start token.
+    """
+    tokenizer = getattr(processor, "tokenizer", None)
+    if tokenizer is None or processor.chat_template or not (folder / CONFIG).exists():
+        return
+    text = read_config(folder).get("text_config", {})
+    settings = read_json(folder / GENERATION) if (folder / GENERATION).exists() else {}
+    named = next((each["eos_token_id"] for each in (settings, text) if each.get("eos_token_id") is not None), [])
+    ends = [named] if isinstance(named, int) else named
+    special = {key for key, token in tokenizer.added_tokens_decoder.items() if token.special}
+    ordinary = [end for end in ends if 0 <= end < len(tokenizer) and end not in {*tokenizer.all_special_ids, *special}]
+    if ordinary and tokenizer.eos_token_id not in ends:
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(ordinary[0])
 
 
 def _check_unknown(processor: ProcessorMixin, directory: str | Path) -> None:

@@ -7,11 +7,13 @@ endless loops or strings of gigabytes, not even while it is compiled. So a proce
 import atexit
 import json
 import os
+import re
 import select
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from datetime import date
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -23,6 +25,11 @@ SECONDS = 8.0
 _START_SECONDS = 120.0
 _WORKER = Path(__file__).with_name("template_worker.py")
 _BLOCK = 1 << 16
+DAY = date(2025, 1, 1)
+"""The day of templates that write the date of today."""
+CLOCK = "strftime_now"
+_CALLS = re.compile(rf"{CLOCK}\(\s*(['\"])(.*?)\1\s*\)")
+_FIXED = f"{{%- macro {CLOCK}(format) -%}}"
 
 
 class _Ended(Exception):
@@ -122,6 +129,22 @@ def render(template: Any, messages: Sequence[Mapping[str, Any]], tokens: Mapping
     if "error" in reply:
         raise AntgmmError(f"the chat template refuses the conversation: {reply['error']}")
     return reply["text"]
+
+
+def with_fixed_day(template: str) -> str:
+    """Returns a chat template that writes `DAY` where it would write the date of today; others stay as they are.
+
+    With the date, a prompt would have other tokens when it is served than when it was trained, and so would rows that
+    are encoded on different days. A macro of the name of transformers' function takes its place.
+
+    Args:
+        template: the template of a processor.
+    """
+    if CLOCK not in template or _FIXED in template:
+        return template
+    days = json.dumps({form: DAY.strftime(form) for _, form in _CALLS.findall(template)})
+    # The empty text keeps a line break at the beginning of the template, which would be trimmed behind the macro.
+    return f"{_FIXED}{{{{ {days}.get(format, '{DAY}') }}}}{{%- endmacro %}}{{{{ '' }}}}{template}"
 
 
 @atexit.register

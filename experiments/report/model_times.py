@@ -9,14 +9,18 @@ import jax
 import numpy as np
 
 from antgmm_jax.io.placed import on_first
+from antgmm_jax.parallel import sharding
 from antgmm_jax.parallel.processes import run_on_first
 from experiments.report.latency import Served, in_jax, in_pytorch
 from experiments.run.batch_size import compute_dtype
+from experiments.run.export.in_torch import torch_device
+from experiments.run.features import from_first_process
 from experiments.run.folder import RunFolder
 from experiments.run.host.allocator import return_freed_memory
 from experiments.run.rows.samples import Samples
 from experiments.run.schema import Recipe
 from experiments.run.student import Student, load_student
+from pruning.costs import total_parameters
 
 LATENCY_REPEATS = 30
 
@@ -46,6 +50,7 @@ def latencies(
     """
     prompt, tokens, times = _request(test), answer_length(test), {}
     dtype = compute_dtype(recipe.export.dtype)
+    in_torch = from_first_process(bool(run_on_first(lambda: has_pytorch_device(total_parameters(teacher.config)))))
     models: dict[Any, tuple[Student, Any]] = {
         "teacher": (teacher, recipe.teacher.path),
         **{place: (load_student(place), None) for place in stages_of(folder, recipe)},
@@ -55,17 +60,13 @@ def latencies(
         served = Served(model.config, on_first(model.config, model.weights(), dtype), directory, prompt)
         measured = {"jax": run_on_first(partial(in_jax, {name: served}, tokens, LATENCY_REPEATS, dtype))}
         served = served._replace(params={})  # PyTorch reads the files
-        if directory is not None:
-            measured["torch"] = run_on_first(partial(_in_pytorch, {name: served}, tokens, dtype))
+        if directory is not None and in_torch:
+            measured["torch"] = run_on_first(partial(in_pytorch, {name: served}, tokens, LATENCY_REPEATS, dtype))
         for engine, result in measured.items():
             if result:
                 times.setdefault(engine, {}).update(result)
         return_freed_memory()
     return times
-
-
-def _in_pytorch(served: Mapping[Any, Served], tokens: int, dtype: str) -> dict[Any, Any]:
-    return in_pytorch(served, tokens, LATENCY_REPEATS, dtype) if has_pytorch_device() else {}
 
 
 def stages_of(folder: RunFolder, recipe: Recipe) -> list[Path]:
@@ -93,15 +94,18 @@ def compared(times: Mapping[str, Mapping[Any, Any]], tokens: int) -> dict[str, A
 
 def _request(test: Samples) -> dict[str, Any]:
     """The first record as a request, without padding."""
-    batch = next(test.in_order(1, prompts=True))
+    with sharding.without_mesh():  # on a mesh, rows would be added until it divides them
+        batch = next(test.in_order(1, prompts=True))
     length = int(batch["prompt/attention_mask"].sum())
     start = 0 if batch["prompt/attention_mask"][0, 0] else -length
     text = {name: batch[f"prompt/{name}"][:, start:][:, :length] for name in ("input_ids", "attention_mask")}
     return {"images": batch["images"], **text}
 
 
-def has_pytorch_device() -> bool:
-    """Whether PyTorch has the kind of device that JAX uses, so that the two can be compared."""
-    import torch
+def has_pytorch_device(parameters: int) -> bool:
+    """Whether PyTorch would run a model on the kind of device that JAX uses, so that the two can be compared.
 
-    return jax.default_backend() == "cpu" or torch.cuda.is_available()
+    Args:
+        parameters: number of parameters of the model.
+    """
+    return jax.default_backend() == "cpu" or torch_device(4 * parameters) == "cuda"

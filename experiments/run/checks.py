@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Mapping
 
+import jax
 import numpy as np
 
 import pruning
@@ -12,6 +13,7 @@ from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import complete
 from antgmm_jax.parallel.sharding import local_rows
 from antgmm_jax.pure import Params
+from distill.adapters import with_adapters
 from distill.trainable import check_paths
 from experiments.run.cuts import check_weights, planned, segment_targets
 from experiments.run.schema import Recipe, Stage, Work, can_score
@@ -69,16 +71,18 @@ def check_steps(work: Work, params: Params, rows: int) -> None:
     Args:
         work: the stage.
         params: parameters before the stage, or their shapes.
-        rows: number of training rows; 0 if not known yet (packed rows).
+        rows: number of training rows, or of rows that they are packed to.
 
     Raises:
-        AntgmmError: there are fewer rows than a batch, or a path in `frozen` or `rates` matches no parameter.
+        AntgmmError: there are fewer rows than a batch, nothing is left to train, a path in `frozen` or `rates` matches
+            no parameter, or one in `adapters` no linear map.
     """
-    table = work.stage.optimizer
+    stage, table = work.stage, work.stage.optimizer
     try:
-        if rows and table.batch_size > rows:
+        if table.batch_size > rows:
             raise AntgmmError(f"batch_size = {table.batch_size} is more than its {rows} rows: reduce it")
-        check_paths(params, (*work.stage.frozen, *work.stage.adapters), tuple(table.rates))
+        adapting = jax.eval_shape(lambda: with_adapters(params, stage.adapters, jax.random.key(0)))
+        check_paths(adapting, (*stage.frozen, *stage.adapters), tuple(table.rates))
     except AntgmmError as error:
         raise AntgmmError(f"{work.title}: {error}") from error
 

@@ -114,3 +114,16 @@ def planned(config: LMMConfig, stage: Stage, targets: Mapping[str, int]) -> LMMC
     smaller, width = pruning.planned_config(config, targets), "text/embed"
     cut = sizes(smaller)[width] < sizes(config)[width]
     return pruning.untied(smaller) if cut and stage.method(width) == "principal" else smaller
+
+
+def after(config: LMMConfig, stage: Stage) -> LMMConfig:
+    """Returns the config after a stage.
+
+    Args:
+        config: model config before.
+        stage: the stage.
+
+    Raises:
+        AntgmmError: as in `segment_targets`.
+    """
+    return planned(config, stage, segment_targets(config, stage)[-1])

@@ -5,7 +5,7 @@ report. The record of a stage or step is written after its arrays, so that one w
 """
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -88,7 +88,7 @@ class _Copy:
             )
         records = [name for name in stored if name.startswith(_RESUMED) and _is_record(name)]
         # A folder without its record is what an interrupted copy has left.
-        missing = [str(Path(name).parent) for name in records if not (self._run / name).exists()]
+        missing = [str(Path(name).parent) for name in records if self._lacks(name, records)]
         if missing:
             say(f"continuing from {self._store.url}: {', '.join(missing)}")
         if records:  # the books first: stages without a record of their inputs are refused
@@ -96,6 +96,17 @@ class _Copy:
         for unit in missing:
             files = [name for name in stored if name.startswith(f"{unit}/")]
             self._store.get(sorted(files, key=_is_record), self._run)
+
+    def _lacks(self, record: str, records: Collection[str]) -> bool:
+        """Whether the folder needs the stage or step of a stored record; not an old step that it has removed."""
+        kind, stage, *step = Path(record).parts[:-1]
+        if (self._run / record).exists():
+            return False
+        if not step:
+            return True
+        done = f"stages/{stage}/{STAGE_RECORD}"
+        newer = any(one.parent.name > step[0] for one in (self._run / kind / stage).glob(f"*/{STEP_RECORD}"))
+        return not (newer or done in records or (self._run / done).exists())
 
     def follow(self, over: threading.Event) -> None:
         """Copies what is new every `EVERY` seconds until `over` is set."""

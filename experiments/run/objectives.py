@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 from antgmm_jax.config import LMMConfig, Remat
-from antgmm_jax.pure import Functional, Params, functional
+from antgmm_jax.pure import Functional, Params, abstract, functional
 from data.batching import Batches
 from data.facts import Loss, classes_of, facts_loss, with_heads
 from data.maad.cell_grid import cell_classes
@@ -58,6 +58,10 @@ class Objective(Protocol):
     data: Batches
     teacher: Teacher
 
+    def shapes(self) -> Params:
+        """Returns the shapes of the parameters before the first step."""
+        ...
+
     def begin(self) -> Params:
         """Loads the parameters before the first step; nothing else uses the arrays."""
         ...
@@ -99,6 +103,10 @@ class Answers:
         self._bridge_weights = shared.bridge_weights(work.stage)
         self.data = self._shuffled(work.seed, shared)
 
+    def shapes(self) -> Params:
+        """Returns the shapes of the parameters before the first step."""
+        return jax.eval_shape(lambda: self._adapting(abstract(self._start.config)))
+
     def begin(self) -> Params:
         """Loads the parameters of the model before the stage, with new adapters if it has any."""
         return self._adapting(self._start.load())
@@ -129,15 +137,13 @@ class Answers:
 
     def learnt(self, trained: Params) -> Params:
         """Returns all parameters of the model, with the adapters merged."""
-        return merged(trained) if self._stage.adapters else trained
+        return merged(trained)
 
     def _adapting(self, params: Params) -> Params:
-        ranks = self._stage.adapters
-        return with_adapters(params, ranks, jax.random.key(self._seed)) if ranks else params
+        return with_adapters(params, self._stage.adapters, jax.random.key(self._seed))
 
     def _functional(self, config: LMMConfig, remat: Remat = "dots") -> Functional:
-        pure = functional(config, remat)
-        return adapted(pure, self._stage.adapters) if self._stage.adapters else pure
+        return adapted(functional(config, remat), self._stage.adapters)
 
     def _shuffled(self, seed: int, shared: Shared) -> Batches:
         """Training batches, with cached image features if the stage does not change the image side."""
@@ -182,6 +188,10 @@ class Facts:
         self._trained = with_heads(start.config, self._params, self._facts, classes, key)
         shared.features.drop()
         self.data = shared.samples.facts(work.stage.optimizer.batch_size, work.seed, [*self._facts])
+
+    def shapes(self) -> Params:
+        """Returns the shapes of the image side with heads."""
+        return jax.eval_shape(lambda: self._trained)
 
     def begin(self) -> Params:
         """Returns the image side with heads."""

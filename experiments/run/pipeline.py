@@ -20,6 +20,7 @@ from data.packing import check_lengths
 from data.source import Source
 from distill import NO_TEACHER, Diverged
 from experiments.run.checks import check_batches, check_steps
+from experiments.run.cuts import after
 from experiments.run.export import exporting
 from experiments.run.features import ImageFeatures
 from experiments.run.folder import RunFolder
@@ -154,7 +155,7 @@ class Run:
             records = load_both(recipe)
             student, self.origin = begin(records[0])
             forecast = run_on_first(lambda: self._announce(records, student.config))
-            samples = self._encoded(records, (self.origin.teacher or student).config)
+            samples = self._encoded(records, student.config)
             # Logs are opened before the teacher's targets, which may take hours: a login may be missing.
             with watching(self._watch, self.folder.path, recipe, forecast) as self._watcher:
                 shared = self._shared(samples)
@@ -178,16 +179,17 @@ class Run:
         rows = Rows(len(records[0]), len(records[1]), hard, **looks)
         return announce(recipe, config, rows, done, teacher=teacher)
 
-    def _encoded(self, records: tuple[Source, Source], config: LMMConfig) -> Samples:
+    def _encoded(self, records: tuple[Source, Source], start: LMMConfig) -> Samples:
         """Encodes the records, checks the stages, and binds the folder to its inputs; returns the training records."""
         recipe, (teacher, processor, *_) = self.recipe, self.origin
+        config = start if teacher is None else teacher.config
         samples, self.test = encode_both(recipe, records, processor, config)
         samples.check_types({work.title: (*work.stage.visits,) for work in recipe.work})
-        for work in recipe.work:
-            packed = recipe.pack and work.objective == "answers"
-            check_steps(work, abstract(config), 0 if packed else len(samples.repeated(work.stage.visits)))
         if recipe.pack:
             check_lengths(samples.needs.text, recipe.pack)
+        for work in recipe.work:
+            check_steps(work, abstract(start), samples.rows_to_train(work))
+            start = after(start, work.stage)
         # Before training, so that invalid records are reported now.
         self.hard = None if recipe.hard is None else encoded(recipe, load_records(recipe.hard), processor, config)
         if self.hard is not None:

@@ -15,7 +15,8 @@ from antgmm_jax.families import complete, from_dict
 from antgmm_jax.parallel import preemption
 from antgmm_jax.pure import Params, functional
 from distill import Optimizer, Progress, State, init_state, make_optimizer, map_moments, train
-from distill.trainable import under
+from distill.adapters import ADAPTERS
+from distill.trainable import by_path, trainable, under
 from experiments.run.calibration import importance
 from experiments.run.cuts import new_weights, segment_targets
 from experiments.run.host.allocator import return_freed_memory
@@ -48,19 +49,24 @@ class _Place(NamedTuple):
     history: list[dict[str, float]]
 
 
-def optimizer_of(stage: Stage, root: str = "") -> Optimizer:
-    """Creates the optimizer of a stage, without rates of frozen parameters.
+def optimizer_of(stage: Stage, params: Params, root: str = "") -> Optimizer:
+    """Creates the optimizer of a stage.
+
+    Rates of parameters that the stage does not train are left out; those of maps with adapters apply to the adapters.
 
     Args:
         stage: the stage.
-        root: prefix of the model's parameter paths in the trained parameters.
+        params: parameters of its state, with adapters, or their shapes.
+        root: prefix of the model's parameter paths in `params`.
 
     Returns:
         The optimizer, with a schedule over the steps of the stage.
     """
     table, frozen = stage.optimizer, (*stage.frozen, *stage.adapters)
-    rates = {root + path: rate for path, rate in table.rates.items() if not any(under(path, one) for one in frozen)}
-    return make_optimizer(dataclasses.replace(table, rates=rates), stage.steps, frozen)
+    trained, _ = by_path(trainable(params, frozen))
+    rates = {top + path: rate for path, rate in table.rates.items() for top in (root, f"{ADAPTERS}/")}
+    used = {prefix: rate for prefix, rate in rates.items() if any(under(path, prefix) for path in trained)}
+    return make_optimizer(dataclasses.replace(table, rates=used), stage.steps, frozen)
 
 
 class Left(NamedTuple):
@@ -112,7 +118,7 @@ class StageRun:
         self.start = start
         targets = segment_targets(start.config, stage)
         self.objective = OBJECTIVES[self.work.objective](self.work, self.shared, start)
-        self.optimizer = optimizer_of(stage, self.objective.root)
+        self.optimizer = optimizer_of(stage, self.objective.shapes(), self.objective.root)
         self.data = self.objective.data
         self.stepper = Stepper(self.working, self.data, self.identity)
         state, place = self._resume(start)

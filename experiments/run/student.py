@@ -20,7 +20,11 @@ from antgmm_jax.io.bounds import check_model_config
 from antgmm_jax.io.convert import open_hf
 from antgmm_jax.io.files import one_line
 from antgmm_jax.io.placed import on_devices
+from antgmm_jax.parallel.processes import broadcast_from_first, run_on_first
 from antgmm_jax.pure import Params, functional
+
+_DIGITS = 16
+"""Hexadecimal digits of a teacher's digest."""
 
 
 class Student(NamedTuple):
@@ -89,11 +93,15 @@ def whole(directory: str | Path) -> Student:
 def teacher_key(config: LMMConfig, params: Params) -> str:
     """Returns a digest of a teacher; only stages of the same teacher can be recombined.
 
+    All processes call it; only the first one reads the files.
+
     Args:
         config: its config; fields at their defaults do not count, so that new ones change no digest.
-        params: its parameters.
+        params: its `Stored` parameters.
     """
-    return distill.fingerprint(params, json.dumps(_stated(config), sort_keys=True))[:16]
+    made = run_on_first(lambda: distill.fingerprint(params, json.dumps(_stated(config), sort_keys=True))[:_DIGITS])
+    sent = np.frombuffer((made or " " * _DIGITS).encode(), np.uint8)
+    return broadcast_from_first(sent).tobytes().decode()
 
 
 def _stated(config: Any) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from antgmm_jax.config import LMMConfig
 from antgmm_jax.parallel import preemption
 from antgmm_jax.pure import Params, abstract, functional
 from distill import Teacher
+from distill.cache import stored_names
 from distill.top import name_of
 from experiments.run.batch_size import rows_that_fit
 from experiments.run.calibration import calibration_batches
@@ -53,10 +54,12 @@ def targets_of(
         names = (*names, OUT)
     like, pure, stored = next(samples.in_order(1)), functional(config), teacher.weights()
     key = distill.fingerprint({}, f"{digest} {json.dumps(to_dict(config))} {dtype} {samples.fingerprint}")
-    about = {"samples": len(samples), "totals": samples.totals, "names": names}
+    place = cache / key[:16]
+    # A cache that several runs share keeps what the others read.
+    built = tuple(dict.fromkeys((*names, *stored_names(place, key))))
+    about = {"samples": len(samples), "totals": samples.totals, "names": built}
     size = distill.cache_size(pure, abstract(config, dtype), like, **about)
     say(f"teacher cache: {', '.join(f'{name} {bytes_ / 1e6:.0f} MB' for name, bytes_ in size.items())}")
-    place = cache / key[:16]
     with (
         held(place),
         folder.status.metered("cache"),
@@ -73,7 +76,7 @@ def targets_of(
                 samples=len(samples),
                 like=like,
                 key=key,
-                names=names,
+                names=built,
                 size=sum(size.values()),
                 progress=lambda done, total: update(done, ""),
             )
@@ -105,4 +108,5 @@ def bridge_weights_of(recipe: Recipe, stage: Stage, teacher: Student, samples: S
     pieces = stage.optimizer.pieces(recipe.calibration_batches)
     batches = calibration_batches(samples, **pieces, seed=recipe.seed)
     with working(f"stage {stage.name!r}: sensitivity of the teacher's answers to image tokens"):
-        return distill.bridge_weights(functional(teacher.config), teacher.load(recipe.optimizer.dtype), batches)
+        pure = functional(teacher.config, stage.optimizer.remat)
+        return distill.bridge_weights(pure, teacher.load(stage.optimizer.dtype), batches)

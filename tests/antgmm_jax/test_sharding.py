@@ -1,6 +1,7 @@
 """Rules that split arrays over a mesh by the names of their axes."""
 
 import logging
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -96,3 +97,30 @@ def test_a_mesh_larger_than_the_machine_is_refused():
         AntgmmError, match=r"mesh data=4,fsdp=1,tensor=4 needs 16 devices: there are 8 \(cpu\): choose .* at most 8$"
     ):
         make_mesh(data=4, tensor=4)
+
+
+def test_devices_of_several_slices_are_refused():
+    devices = [SimpleNamespace(slice_index=index // 4, device_kind="TPU v4", platform="tpu") for index in range(8)]
+    with pytest.raises(AntgmmError, match="mesh data=2,fsdp=4,tensor=1 has devices of several TPU slices"):
+        make_mesh(data=2, fsdp=4, devices=devices)
+
+
+class _Chip(SimpleNamespace):
+    """A device that is a key of dictionaries."""
+
+    __hash__ = object.__hash__
+
+
+@pytest.mark.parametrize("sizes", [(2, 8, 1), (8, 2, 1), (1, 8, 2), (2, 4, 2)])
+def test_an_axis_of_a_mesh_may_be_a_part_of_an_axis_of_the_slice(sizes):
+    """Of a slice of 4 x 4 chips of v6e; `jax.make_mesh` refuses these sizes there."""
+    chips = [
+        _Chip(
+            id=4 * x + y, coords=(x, y, 0), core_on_chip=0, process_index=0, platform="tpu", device_kind="TPU v6 lite"
+        )
+        for x in range(4)
+        for y in range(4)
+    ]
+    mesh = make_mesh(**dict(zip(sharding.MESH, sizes, strict=True)), devices=chips)
+    assert mesh.devices.shape == sizes
+    assert sorted(chip.id for chip in mesh.devices.flat) == [*range(16)]

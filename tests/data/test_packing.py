@@ -7,7 +7,7 @@ import pytest
 
 from antgmm_jax.errors import AntgmmError
 from data.making import ImageOptions
-from data.packing import pack, packed, packed_batches
+from data.packing import pack, packed, packed_batches, row_count
 from data.shifting import shifted
 from tests.data.test_batches import assert_equal
 from tests.data.toy import LLAMA, ToyViews, toy
@@ -163,3 +163,10 @@ def test_each_sample_of_a_row_gets_features_of_one_of_its_views():
                 (view,) = np.flatnonzero((views[sample][:, 0] == view_features).all(axis=(1, 2)))
                 drawn[int(sample)].add(int(view))
     assert all(views == {0, 1, 2, 3} for views in drawn.values())
+
+
+@pytest.mark.parametrize("enough", [1, 12, 20, 99])
+def test_rows_are_counted_exactly_unless_fewer_are_enough(enough):
+    exact = len(pack(LENGTHS, ONES, 64, seed=3))
+    counted = row_count(LENGTHS, ONES, 64, seed=3, enough=enough)
+    assert counted == exact if counted < enough else enough <= counted <= exact

@@ -16,7 +16,7 @@ from antgmm_jax.io import shards
 from antgmm_jax.io.books import read_book, write_book
 from distill import build as build_module
 from distill.build import cache_size
-from distill.cache import fingerprint, open_cache
+from distill.cache import fingerprint, open_cache, stored_names
 from experiments.lab.servers.starting import free_port
 from tests.distill import toy
 from tests.distill.cached import KEY, PARAMS, STATES, TEACHER, batches, build
@@ -106,8 +106,11 @@ def test_a_cache_with_more_names_is_kept_and_one_with_fewer_is_replaced(tmp_path
     build(tmp_path / "cache", names=STATES[:1])
     assert (tmp_path / "cache" / "meta.json").stat().st_mtime_ns == made
     build(tmp_path / "less", names=STATES[1:])
+    assert stored_names(tmp_path / "less", KEY) == STATES[1:]
     build(tmp_path / "less", names=STATES)
     open_cache(tmp_path / "less", key=KEY, names=STATES)
+    assert {*stored_names(tmp_path / "less", KEY)} == {*STATES}
+    assert stored_names(tmp_path / "less", "another") == stored_names(tmp_path / "absent", KEY) == ()
 
 
 def test_an_interrupted_build_resumes(tmp_path, monkeypatch):

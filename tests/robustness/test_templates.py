@@ -11,7 +11,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families.common.words import CHAT, user_turn
 from antgmm_jax.io import templates
-from antgmm_jax.io.templates import render
+from antgmm_jax.io.templates import render, with_fixed_day
 
 TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}
 TURN = user_turn("what\u20ac?", 2)
@@ -38,6 +38,27 @@ def test_a_template_renders_as_in_transformers(generate):
     (expected, *_), _ = render_jinja_template([[*TURN]], chat_template=CHAT, add_generation_prompt=generate, **TOKENS)
     assert render(CHAT, TURN, TOKENS, generate=generate) == expected
     assert render({"default": CHAT}, TURN, TOKENS, generate=generate) == expected
+
+
+DATED = """
+{%- set today = strftime_now("%Y-%m-%d") %}
+{{- bos_token }}[{{ today }}, yesterday {{ today.split('-')[0] }}, {{ strftime_now( '%d %b' ) }}]
+{{ messages[0]['content'][-1]['text'] }}"""
+
+
+def test_a_template_with_the_date_of_today_writes_a_fixed_day():
+    fixed = with_fixed_day(DATED)
+    (expected, *_), _ = render_jinja_template(
+        [[*TURN]],
+        chat_template=DATED.replace('strftime_now("%Y-%m-%d")', '"2025-01-01"').replace(
+            "strftime_now( '%d %b' )", "'01 Jan'"
+        ),
+        **TOKENS,
+    )
+    assert "[2025-01-01, yesterday 2025, 01 Jan]" in expected
+    assert render(fixed, TURN, TOKENS, generate=True) == expected
+    assert with_fixed_day(fixed) == fixed and with_fixed_day("{{ bos_token }}" + fixed) == "{{ bos_token }}" + fixed
+    assert with_fixed_day(CHAT) == CHAT
 
 
 @pytest.mark.parametrize("name", HOSTILE)

@@ -24,10 +24,10 @@ from experiments.lab.planning.scorers import scorers
 from experiments.lab.planning.shapes import batch_shapes, mesh_for, model_shapes
 from experiments.lab.planning.step import StepSpec
 from experiments.run.batch_size import rows_that_fit
-from experiments.run.cuts import planned, reads_features, segment_targets
+from experiments.run.cuts import after, planned, reads_features, segment_targets
 from experiments.run.features import views
 from experiments.run.progress.flops import pass_flops
-from experiments.run.schema import Recipe, Stage, Training, Work
+from experiments.run.schema import Recipe, Training, Work
 from experiments.run.schema.stage import UNREAD
 from experiments.run.stage import optimizer_of
 from experiments.run.targets import CACHE_BATCH, IN_MEMORY
@@ -64,7 +64,7 @@ def phases(recipe: Recipe | Training, config: LMMConfig, load: Load) -> Iterator
         yield _cache(recipe, config, load)
     for work in recipe.work:
         yield from _stage(recipe, work, config, teacher, load)
-        config = _after(config, work.stage)
+        config = after(config, work.stage)
     yield _check(recipe, config, load)
     if isinstance(recipe, Recipe) and teacher is not None and recipe.report.latency:
         yield _report(recipe, teacher, load)
@@ -72,10 +72,6 @@ def phases(recipe: Recipe | Training, config: LMMConfig, load: Load) -> Iterator
 
 def _reads_logits(recipe: Recipe) -> bool:
     return any(stage.loss.reads_logits for stage in recipe.stages)
-
-
-def _after(config: LMMConfig, stage: Stage) -> LMMConfig:
-    return planned(config, stage, segment_targets(config, stage)[-1])
 
 
 def _rows(config: LMMConfig, most: int, dtype: str, load: Load, *, text: int = 0, answer: int = 0) -> int:
@@ -131,7 +127,7 @@ def _stage(
     recipe: Recipe | Training, work: Work, config: LMMConfig, teacher: LMMConfig | None, load: Load
 ) -> Iterator[Phase]:
     """Features, importance, start, step and scores of a stage."""
-    stage, after = work.stage, _after(config, work.stage)
+    stage = work.stage
     targets = segment_targets(config, stage)
     frozen = work.objective == "answers" and reads_features(config, stage, targets[-1])
     features = frozen and recipe.features == "disk"
@@ -156,7 +152,7 @@ def _stage(
         f"{work.title}: step", step.memory, held * min(load.devices, HOST), disk, sent, flops, spec, compiled=True
     )
     if work.objective == "answers":
-        yield _scores(recipe, work, after, load)
+        yield _scores(recipe, work, after(config, stage), load)
 
 
 def _largest(config: LMMConfig) -> int:
@@ -182,7 +178,8 @@ def _spec(recipe: Recipe | Training, work: Work, student: LMMConfig, teacher: LM
         dtype=table.dtype,
         micro_batches=table.accumulate,
         loss=LossConfig(**terms, temperature=loss.temperature),
-        optimizer=optimizer_of(work.stage),
+        optimizer=optimizer_of(work.stage, steps.starting(student, work.stage.adapters)),
+        adapters=work.stage.adapters,
     )
 
 
@@ -243,12 +240,13 @@ def _scores(recipe: Recipe | Training, work: Work, config: LMMConfig, load: Load
 def _check(recipe: Recipe | Training, config: LMMConfig, load: Load) -> Phase:
     """The export check: the student in float32 on one device, and in PyTorch."""
     parameters, longest = total_parameters(config), recipe.evaluate.max_new_tokens
-    limits = {"text": load.length, "answer": longest, "memory": load.memory}
+    itemsize = 4 if recipe.export.dtype == "float32" else 2
+    files = 0 if itemsize == 4 else itemsize * parameters  # stay beside the parameters in float32
+    limits = {"text": load.length, "answer": longest, "memory": load.memory - files}
     rows = rows_that_fit(config, min(GATE, recipe.evaluate.data.samples), **limits)
     answers = {"keys and values": cost(config, rows, load.length, longest, itemsize=4).kv_cache}
     logits = 4 * rows * load.answer * config.language.vocab
-    itemsize = 4 if recipe.export.dtype == "float32" else 2
-    memory = {"student": 4 * parameters, **answers, "temporaries": logits}
+    memory = {"student": 4 * parameters + files, **answers, "temporaries": logits}
     return Phase("check of the export", memory, 4 * parameters, itemsize * parameters)
 
 

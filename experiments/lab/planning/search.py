@@ -12,7 +12,7 @@ from experiments.lab.planning.rates import ROUNDS, RequestSize, calibrate, named
 from experiments.report.latency import measure
 from experiments.run.host.console import say
 from experiments.run.host.facts import machine
-from pruning.costs import total_parameters
+from pruning.costs import TOKENS, parameters, total_parameters
 from pruning.sizing import Sized
 
 TRIES = 6
@@ -22,6 +22,10 @@ NEAR = 0.9
 
 class NoLegalModel(AntgmmError):
     """No legal model is within the budget, or the model itself is."""
+
+
+MANY = 0.5
+"""Share of the tokens' parameters from which a smaller vocabulary is recommended."""
 
 
 class Tried(NamedTuple):
@@ -51,10 +55,11 @@ def by_parameters(config: LMMConfig, budget: int, search: Search) -> Sized:
     """
     result = search(total_parameters, budget)
     if result.price > budget:
-        times = total_parameters(config) / result.price
+        times, tokens = total_parameters(config) / result.price, parameters(result.config)[TOKENS] / result.price
+        cut = f" ({tokens:.0%} are of tokens: antgmm vocabulary removes those that your rows never use)"
         raise NoLegalModel(
             f"no legal model has at most {budget:,} parameters: the smallest has {result.price:,}, {times:.1f} times"
-            " fewer than the model; choose at least that"
+            f" fewer than the model{cut if tokens > MANY else ''}; choose at least that"
         )
     _check_smaller(config, result, f"{result.price:,} parameters, the budget is {budget:,}")
     return result

@@ -4,6 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -14,7 +15,8 @@ import pruning
 from antgmm_jax.config import LMMConfig, Remat
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.parallel import sharding
-from antgmm_jax.pure import abstract, functional
+from antgmm_jax.pure import Params, abstract, functional
+from distill.adapters import Ranks, adapted, with_adapters
 from distill.cache import TeacherCache
 from experiments.lab.planning import compilers, programs
 from experiments.lab.planning.chips import CHIPS, Chip
@@ -41,6 +43,7 @@ class StepSpec(NamedTuple):
         loss: weights of the loss terms; those on hidden states are left out.
         optimizer: the optimizer; AdamW for None.
         features: whether the batch has image features in place of pixels.
+        adapters: path prefix of parameters -> rank of their adapters, as in `distill.adapters`.
     """
 
     student: LMMConfig
@@ -55,6 +58,7 @@ class StepSpec(NamedTuple):
     loss: distill.LossConfig = distill.LossConfig(hard=0.5, soft=1.0, temperature=2.0)
     optimizer: distill.Optimizer | None = None
     features: bool = False
+    adapters: Ranks = MappingProxyType({})
 
 
 class Step(NamedTuple):
@@ -158,9 +162,9 @@ def step_flops(spec: StepSpec) -> int:
 def _abstract(spec: StepSpec) -> tuple[Any, dict[str, Any]]:
     """Returns the jitted step, and its arguments as shapes with sharding."""
     sharding.local_rows(spec.batch)  # raises if the batch is not divisible
-    pure = functional(spec.student, spec.remat)
+    pure = adapted(functional(spec.student, spec.remat), spec.adapters)
     optimizer = spec.optimizer or distill.make_optimizer(distill.OptimizerConfig(learning_rate=1e-3), steps=1)
-    fresh = jax.eval_shape(lambda params: distill.init_state(params, optimizer), abstract(spec.student))
+    fresh = jax.eval_shape(lambda: distill.init_state(starting(spec.student, spec.adapters), optimizer))
     teacher = _teacher(spec)
     step = distill.make_step(
         pure,
@@ -179,6 +183,11 @@ def _abstract(spec: StepSpec) -> tuple[Any, dict[str, Any]]:
         shape = (spec.batch, spec.answer, width_of(spec.teacher))
         batch["teacher/final"] = jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=row_sharding())
     return step.program, {"state": state, "batch": batch, "gates": {}, "teacher": teacher.params, "rate": rate}
+
+
+def starting(config: LMMConfig, adapters: Ranks) -> Params:
+    """Returns the shapes of the parameters before a stage, with its adapters."""
+    return jax.eval_shape(lambda: with_adapters(abstract(config), adapters, jax.random.key(0)))
 
 
 def _teacher(spec: StepSpec) -> distill.Teacher:

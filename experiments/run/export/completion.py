@@ -7,10 +7,10 @@ from transformers import GenerationConfig
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io.files import read_json
-from antgmm_jax.io.loading import hf_config, load_processor
+from antgmm_jax.io.loading import CONFIG, GENERATION, hf_config, load_processor
 from data.encoding import Encoder
-from experiments.run.export.ends import GENERATION, end_tokens, generation_settings
-from experiments.run.export.served_prompt import write_start_token
+from experiments.run.export.ends import as_tuple, end_tokens, generation_settings
+from experiments.run.export.served_prompt import write_template
 from experiments.run.files import write_json
 from experiments.run.host.console import say
 
@@ -31,7 +31,7 @@ def complete(directory: Path, config: LMMConfig) -> None:
     """
     encoder = _encoder(directory, config)
     if encoder is not None:
-        write_start_token(directory)
+        write_template(directory)
     if encoder is not None or not (directory / GENERATION).exists():
         _write_generation(directory, config, encoder)
     _limit_length(directory)
@@ -63,12 +63,23 @@ def _write_generation(directory: Path, config: LMMConfig, encoder: Encoder | Non
     (eos, pad), start = end_tokens(directory), None
     if encoder is not None:
         # A released model may stop at further tokens.
-        further = generation_settings(directory).get("eos_token_id", [])
-        ends = dict.fromkeys([encoder.eos, *([further] if isinstance(further, int) else further or [])])
+        further = generation_settings(directory).get("eos_token_id") or ()
+        ends = dict.fromkeys([encoder.eos, *as_tuple(further)])
         eos, pad = (encoder.eos, encoder.pad) if len(ends) == 1 else ([*ends], encoder.pad)
         start = encoder.inputs.processor.tokenizer.bos_token_id  # pyright: ignore[reportAttributeAccessIssue]
     decoder = {"decoder_start_token_id": config.language.start_token} if config.encoder_decoder else {}
     GenerationConfig(bos_token_id=start, eos_token_id=eos, pad_token_id=pad, **decoder).save_pretrained(directory)
+    _correct_text_config(directory, eos, pad)
+
+
+def _correct_text_config(directory: Path, eos: int | list[int], pad: int) -> None:
+    """Writes the end token into `text_config` if that names another one: BLIP-2's `generate` reads it there alone."""
+    fields = read_json(directory / CONFIG)
+    text = fields.get("text_config", {})
+    named = text.get("eos_token_id")
+    if named is not None and not {*as_tuple(named)} & {*as_tuple(eos)}:
+        tokens = {"eos_token_id": eos, "pad_token_id": pad}
+        write_json(directory / CONFIG, {**fields, "text_config": {**text, **tokens}})
 
 
 def _limit_length(directory: Path) -> None:

@@ -5,9 +5,7 @@ from typing import Any
 
 from antgmm_jax.io.files import read_json
 from antgmm_jax.io.hub import local
-from antgmm_jax.io.loading import hf_config
-
-GENERATION = "generation_config.json"
+from antgmm_jax.io.loading import GENERATION, hf_config
 
 
 def end_tokens(directory: Path) -> tuple[Any, int]:

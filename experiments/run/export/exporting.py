@@ -7,8 +7,9 @@ import numpy as np
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.io.books import read_book, write_book
 from antgmm_jax.io.folders import checksums, verify
+from antgmm_jax.parallel import sharding
 from antgmm_jax.parallel.processes import run_on_first
-from experiments.run.batch_size import rows_that_fit
+from experiments.run.batch_size import device_memory, rows_that_fit
 from experiments.run.export.card import CARD, origin_of
 from experiments.run.export.publishing import Questions, publish
 from experiments.run.export.served_prompt import CHECKED, conversations
@@ -20,6 +21,7 @@ from experiments.run.schema import Recipe, Training
 from experiments.run.start import Origin
 from experiments.run.student import Student, whole
 from experiments.run.training import save_processor
+from pruning.costs import total_parameters
 
 GATE_PROMPTS = 320
 
@@ -56,7 +58,7 @@ def exported(recipe: Recipe | Training, folder: RunFolder, origin: Origin, stude
         dtype=recipe.export.dtype,
         prompt=prompt_of(recipe),
         origin=origin_of(recipe),
-        questions=_questions(recipe.evaluate.max_new_tokens, student.config, test) if origin.teacher else None,
+        questions=_questions(recipe, student.config, test) if origin.teacher else None,
     )
 
     def note() -> None:
@@ -79,13 +81,16 @@ def forget(folder: RunFolder) -> None:
         record.unlink(missing_ok=True)
 
 
-def _questions(longest: int, config: LMMConfig, test: Samples) -> Questions:
-    """Questions for the export gate, with answers of up to `longest` tokens: the first test records."""
-    lengths = test.lengths
+def _questions(recipe: Recipe | Training, config: LMMConfig, test: Samples) -> Questions:
+    """Questions for the export gate: the first test records, in batches for one device."""
+    lengths, longest, batches = test.lengths, recipe.evaluate.max_new_tokens, []
     lengths["answer"] = max(lengths["answer"], longest)
-    size, batches = rows_that_fit(config, min(64, len(test)), **lengths, dtype="float32"), []
-    for batch in test.in_order(size, prompts=True):
-        batches.append({**batch, "id": np.array(test.names(batch["index"]))})
-        if sum(len(b["index"]) for b in batches) >= min(GATE_PROMPTS, len(test)):
-            break
+    # The parameters in the dtype of the files stay beside those in float32.
+    beside = 0 if recipe.export.dtype == "float32" else 2 * total_parameters(config)
+    with sharding.without_mesh():
+        size = rows_that_fit(config, min(64, len(test)), **lengths, dtype="float32", memory=device_memory() - beside)
+        for batch in test.in_order(size, prompts=True):
+            batches.append({**batch, "id": np.array(test.names(batch["index"]))})
+            if sum(len(b["index"]) for b in batches) >= min(GATE_PROMPTS, len(test)):
+                break
     return Questions(batches, longest, *test.end_tokens, conversations(test, CHECKED))

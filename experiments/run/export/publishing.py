@@ -111,26 +111,32 @@ def fresh(directory: Path) -> Iterator[Path]:
     """
     if directory.name in ("", ".."):
         raise AntgmmError(f"{directory}: name a folder to write, not one above it")
-    hidden, was_there = directory.with_name(f".{directory.name}.unchecked"), directory.exists()
+    with disk_errors(directory), ExitStack() as first:
+        run_on_first(lambda: first.enter_context(fresh_alone(directory)))
+        yield _hidden(directory)
+        run_on_first(first.close)
 
-    def remove() -> None:
-        shutil.rmtree(hidden, ignore_errors=True)
 
-    def finish() -> None:
-        if directory.exists() and not was_there:
-            raise AntgmmError(f"{directory} was created by somebody else meanwhile: choose another name or remove it")
-        folders.replace(hidden, directory)
-
-    def begin() -> None:
-        claim.enter_context(folders.claimed(directory))
+@contextmanager
+def fresh_alone(directory: Path) -> Iterator[Path]:
+    """As `fresh`, in a single process: the others may wait for it in `run_on_first`."""
+    hidden, was_there = _hidden(directory), directory.exists()
+    with disk_errors(directory), folders.claimed(directory):
         check_replaceable(directory)
-        remove()  # left by a killed process
-        claim.callback(remove)
+        shutil.rmtree(hidden, ignore_errors=True)  # left by a killed process
+        try:
+            yield hidden
+            if directory.exists() and not was_there:
+                raise AntgmmError(
+                    f"{directory} was created by somebody else meanwhile: choose another name or remove it"
+                )
+            folders.replace(hidden, directory)
+        finally:
+            shutil.rmtree(hidden, ignore_errors=True)
 
-    with disk_errors(directory), ExitStack() as claim:
-        run_on_first(begin)
-        yield hidden
-        run_on_first(finish)
+
+def _hidden(directory: Path) -> Path:
+    return directory.with_name(f".{directory.name}.unchecked")
 
 
 _OF_SYSTEMS = (".DS_Store", ".cache", ".gitattributes")

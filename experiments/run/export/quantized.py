@@ -15,7 +15,7 @@ from antgmm_jax.parallel.processes import run_on_first
 from data.encoding import decode
 from experiments.run.export.card import CARD
 from experiments.run.export.in_torch import split, stop_at, torch_answers, torch_model
-from experiments.run.export.publishing import fresh
+from experiments.run.export.publishing import fresh_alone
 from experiments.run.export.schemes import Scheme
 from experiments.run.host.console import bar, say
 from experiments.run.rows.datasets import encoded, load_records
@@ -100,7 +100,7 @@ def publish_quantized(export: Path, scheme: Scheme, samples: Samples, max_new_to
     from experiments.run.export.quantizing import quantize
 
     out = scheme.beside(export)
-    with fresh(out) as hidden:
+    with fresh_alone(out) as hidden:
         without_kernel = quantize(export, hidden, scheme.value)
         (old, before), (new, after) = (_scored(one, samples, max_new_tokens) for one in (export, hidden))
         equal = sum(map(str.__eq__, before, after))

@@ -9,8 +9,9 @@ from transformers import ProcessorMixin
 
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.families.common.words import Messages, templated, user_turn
+from antgmm_jax.families.common.words import Messages, starts_itself, templated, user_turn
 from antgmm_jax.io.loading import load_processor
+from antgmm_jax.io.templates import CLOCK
 from data.encoding import Encoder
 from data.limits import BadRow
 from data.record import Record
@@ -76,11 +77,11 @@ def conversations(samples: Samples, count: int) -> list[Conversation]:
     return [Conversation(samples.encoder.messages(r), r.images, i) for r, i in zip(records, ids, strict=True)]
 
 
-def write_start_token(directory: Path) -> None:
-    """Adds the start token to the chat template of a checkpoint if only the tokenizer adds it.
+def write_template(directory: Path) -> None:
+    """Writes the chat template of a checkpoint as in training: with the start token, and with a fixed day.
 
-    Servers add no special tokens to a rendered conversation, so that a model would read prompts without the start
-    token with which it was trained: vLLM 0.32 then answered 12 and 42 of 50 questions differently.
+    Servers add no special tokens to a rendered conversation, so that a model would read prompts without a start token
+    that only the tokenizer adds: vLLM 0.32 then answered 12 and 42 of 50 questions differently.
 
     Args:
         directory: Hugging Face directory; nothing changes without a processor or without a chat template.
@@ -88,16 +89,18 @@ def write_start_token(directory: Path) -> None:
     if not (directory / "preprocessor_config.json").exists() and not (directory / "processor_config.json").exists():
         return
     processor: Any = load_processor(directory)
+    template = processor.chat_template
+    if not isinstance(template, str):
+        return
+    lacks_start = _adds_start(processor) and not starts_itself(processor, templated(processor, user_turn("a", 0)))
+    if lacks_start or CLOCK in template:
+        (directory / TEMPLATE).write_text("{{ bos_token }}" + template if lacks_start else template)
+
+
+def _adds_start(processor: Any) -> bool:
+    """Whether the tokenizer begins each text with its start token."""
     start = processor.tokenizer.bos_token_id
-    if (
-        not isinstance(processor.chat_template, str)
-        or start is None
-        or processor.tokenizer("a")["input_ids"][0] != start
-    ):
-        return
-    if templated(processor, user_turn("a", 0)).startswith(processor.tokenizer.bos_token):
-        return
-    (directory / TEMPLATE).write_text("{{ bos_token }}" + processor.chat_template)
+    return start is not None and processor.tokenizer("a")["input_ids"][0] == start
 
 
 def first_difference(directory: Path, conversations: Sequence[Conversation]) -> str:

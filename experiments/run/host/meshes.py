@@ -10,13 +10,15 @@ import jax
 
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.parallel import preemption, sharding
-from antgmm_jax.parallel.processes import is_first
+from antgmm_jax.parallel.processes import barrier, is_first
 from experiments.run.host.console import CONSOLE, say
 
 MOST_SIMULATED = 512
 """CPU devices of a process: a hundred thousand take gigabytes, and do not start within a minute."""
 _SIZE = re.compile(r"\s*[0-9]{1,6}\s*")
 AUTO = "auto"
+END = "end of the command"
+"""The first process may upload for longer than JAX's five minutes for the others to wait at its shutdown."""
 
 
 @contextmanager
@@ -46,7 +48,12 @@ def devices(mesh: str, coordinator: str, processes: int, process: int) -> Iterat
         _join(coordinator, processes, process)
         CONSOLE.quiet = not is_first()
     with preemption.watched(say, distributed=bool(coordinator)), _on_mesh(sizes):
-        yield
+        try:
+            yield
+        except preemption.Preempted:
+            barrier(END)
+            raise
+        barrier(END)
 
 
 @contextmanager

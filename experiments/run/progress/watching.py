@@ -136,7 +136,8 @@ class StageWatcher:
         answers = batch["targets"] != IGNORE if decoder else np.zeros((1, 0), bool)
         self._lengths, self._features = (batch["input_ids"].shape[1], answers.shape[1]), "vision_features" in batch
         tokens = np.count_nonzero(batch["attention_mask"]) + np.count_nonzero(answers)
-        self._tokens += int(tokens) * jax.process_count()  # other processes have as many rows
+        # Other processes have as many tokens in each row.
+        self._tokens += int(tokens) * self._work.stage.optimizer.batch_size // len(batch["input_ids"])
 
     def step(self, step: Step, number: int) -> Step:
         """Returns a train step that is traced if the profile demands it.

@@ -46,7 +46,8 @@ def with_pairs(
         All samples.
     """
     pairs = encoded(recipe, paired(samples.records, recipe.teacher.pairs), processor, config)
-    longest, dtype = recipe.evaluate.max_new_tokens, recipe.optimizer.dtype
+    # Longer answers would be refused as rows.
+    longest, dtype = min(recipe.evaluate.max_new_tokens, recipe.max_answer), recipe.optimizer.dtype
     key = fingerprint(params, f"{json.dumps(to_dict(config))} {dtype} {longest} {pairs.fingerprint}")
 
     def ask() -> list[str]:
@@ -54,15 +55,16 @@ def with_pairs(
             limits = {"max_new_tokens": longest, "batch_size": BATCH, "dtype": dtype}
             return evaluate(config, params, pairs, processor, **limits, progress=update)[1]
 
-    def ends(reply: str) -> bool:
-        """Whether a reply is shorter than the teacher's maximum; a longer one may be cut."""
-        return len(processor.tokenizer(reply, add_special_tokens=False)["input_ids"]) < longest
+    def trains(row: int, reply: str) -> bool:
+        """Whether a reply is shorter than the teacher's maximum, as a longer one may be cut, and its row fits."""
+        tokens = len(processor.tokenizer(reply, add_special_tokens=False)["input_ids"])
+        return tokens < longest and (not recipe.pack or pairs.rows.index.prompt[row] + tokens < recipe.pack)
 
     place = folder / key[:16]
     with held(place):
-        answered_pairs = answered(pairs.records, ask, place.with_suffix(".answers.json"), key, ends)
+        answered_pairs = answered(pairs.records, ask, place.with_suffix(".answers.json"), key, trains)
     if left_out := len(pairs) - len(answered_pairs):
-        run_on_first(lambda: say(f"pairs: {left_out} of {len(pairs)} answers are empty or cut, and left out"))
+        run_on_first(lambda: say(f"pairs: {left_out} of {len(pairs)} answers are empty, cut or too long, and left out"))
     return encoded(recipe, Joined(samples.records, answered_pairs), processor, config, trained=True)
 
 
@@ -188,16 +190,16 @@ def answered(
     answers: Callable[[], list[str]],
     file: Path,
     key: str,
-    ends: Callable[[str], bool] = lambda reply: True,
+    trains: Callable[[int, str], bool] = lambda row, reply: True,
 ) -> Answered:
-    """Replaces answers by those of a model, which are cached in a file; empty and cut ones are left out.
+    """Replaces answers by those of a model, which are cached in a file; empty and unfit ones are left out.
 
     Args:
         records: the records.
         answers: computes the model's answer to each record.
         file: JSON file of the cache.
         key: key of model and records; cached answers with another key are not used.
-        ends: whether an answer is not cut.
+        trains: (row, answer) -> whether the record can be trained.
 
     Returns:
         The records.
@@ -211,5 +213,5 @@ def answered(
     if replies is None:
         replies = answers()
         run_on_first(lambda: write_book(file, {"key": key, "answers": replies}))
-    rows = [row for row, answer in enumerate(replies) if answer and ends(answer)]
+    rows = [row for row, answer in enumerate(replies) if answer and trains(row, answer)]
     return Answered(records, rows, [replies[row] for row in rows])

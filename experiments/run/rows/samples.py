@@ -14,11 +14,12 @@ from data import collate
 from data.batching import Batches, batches, sequential_batches
 from data.encoding import Encoder
 from data.making import ImageOptions, Views, batch, moved
-from data.packing import packed_batches
+from data.packing import packed_batches, row_count
 from data.record import PROMPT, Arrays, Record
 from data.source import InMemorySource, Source
 from data.store import THREADS, open_encoded
 from experiments.run.host.console import bar
+from experiments.run.schema import Work
 
 
 class Samples:
@@ -143,6 +144,20 @@ class Samples:
         """
         often = np.array([times.get(name, 1) for name in self.rows.index.names])
         return np.repeat(np.arange(len(self)), often[self.rows.index.types])
+
+    def rows_to_train(self, work: Work) -> int:
+        """Returns the number of rows that an epoch of a stage trains, or a lower bound of at least its batch.
+
+        Args:
+            work: the stage.
+
+        Raises:
+            AntgmmError: a sample is longer than a packed row.
+        """
+        rows, batch = self.repeated(work.stage.visits), work.stage.optimizer.batch_size
+        if not self.pack or work.objective != "answers":
+            return len(rows)
+        return row_count(self.needs.text[rows], self.needs.slots[rows], self.pack, seed=work.seed, enough=batch)
 
     def check_types(self, wanted: Mapping[str, Sequence[str]]) -> None:
         """Checks that question types occur in the data.

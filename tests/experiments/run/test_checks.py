@@ -88,6 +88,15 @@ def test_importance_of_tied_axes_is_checked_before_the_run(folder, tmp_path, sta
         (["stage.whole.optimizer.rates={encoder=0.5}"], "stage 'whole': rates of encoder matches no parameter"),
         (["stage.whole.optimizer.batch_size=17"], "stage 'whole': batch_size = 17 is more than its 16 rows: reduce it"),
         (
+            [
+                "stage.language.adapters={language=2,'language/tokens'=2}",
+                "stage.language.sizes={}",
+                "stage.language.segments=1",
+                "stage.language.mask_steps=0",
+            ],
+            "stage 'language': adapters of language/tokens matches no linear map: top-level names are bridge, language",
+        ),
+        (
             ["teacher.states=['text']"],
             "teacher.states contains 'text': this model has vision, bridge, encoder",
         ),

@@ -178,3 +178,25 @@ def test_the_final_status_is_copied(bucket, run):
     with mirrored(run, URL):
         (run / "status.json").write_text('{"state": "complete"}')
     assert json.loads(bucket.cat_file("/bucket/run/status.json")) == {"state": "complete"}
+
+
+def test_steps_that_the_folder_has_removed_are_not_fetched(bucket, run):
+    """A copy may still hold an older step, or steps of a stage that is finished, here or there."""
+    with mirrored(run, URL):
+        pass
+    shutil.rmtree(run / "steps" / "02-b" / "00000002")
+    step(run, 4)
+    with mirrored(run, URL):
+        assert not (run / "steps" / "02-b" / "00000002").exists()
+        shutil.rmtree(run / "steps")
+        checkpoint.save_stage(run / "stages" / "02-b", {"w": jnp.arange(3.0)}, {"metrics": {}})
+    stored = bucket.find("/bucket/run")
+    bucket.pipe_file("/bucket/run/steps/02-b/00000009/step.json", b"{}")
+    with mirrored(run, URL):
+        assert not (run / "steps").exists()
+    shutil.rmtree(run / "stages" / "02-b")
+    bucket.pipe_file("/bucket/run/steps/02-b/00000009/step.json", b"{}")
+    assert any("stages/02-b" in name for name in stored)
+    with mirrored(run, URL):
+        assert checkpoint.is_complete(run / "stages" / "02-b")
+        assert not (run / "steps").exists()

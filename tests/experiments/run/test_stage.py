@@ -4,6 +4,7 @@ import dataclasses
 import gc
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -17,9 +18,11 @@ from antgmm_jax.io import checkpoint
 from antgmm_jax.io.convert import load_hf
 from antgmm_jax.io.loading import load_processor
 from antgmm_jax.io.placed import on_devices
-from antgmm_jax.pure import functional, is_axes
+from antgmm_jax.pure import abstract, functional, is_axes
 from distill import LossConfig, StepConfig
+from distill.adapters import with_adapters
 from distill.align import state_sum
+from distill.trainable import trainable
 from experiments.run import features as image_side
 from experiments.run import objectives
 from experiments.run import stage as stages
@@ -35,6 +38,7 @@ from experiments.run.student import whole as whole_model
 from experiments.run.targets import targets_of
 from pruning.costs import total_parameters
 from tests.experiments.tiny import TOWERS, save_towers
+from tests.pruning.models import CONFIGS
 
 
 @pytest.fixture(scope="module")
@@ -359,10 +363,29 @@ def test_rates_of_frozen_parameters_are_ignored():
     table = StepConfig(learning_rate=0.1, batch_size=4, rates={"vision/patch": 0.5, "language": 0.5})
     stage = Stage(name="a", recover_steps=2, frozen=("vision",), loss=LossConfig(), optimizer=table)
     params = {"vision": {"patch": np.ones(2, np.float32)}, "language": {"tokens": np.ones(2, np.float32)}}
-    distill.init_state(params, stages.optimizer_of(stage))
+    distill.init_state(params, stages.optimizer_of(stage, params))
     other = stage.model_copy(update={"frozen": (), "optimizer": dataclasses.replace(table, rates={"text": 0.5})})
     with pytest.raises(AntgmmError, match="stage 'a': rates of text matches no parameter"):
         check_steps(Work(1, "stage 'a'", other, "answers", 0), params, 8)
+
+
+def test_rates_of_maps_with_adapters_are_those_of_the_adapters():
+    """The step of a factor is in proportion to its rate; the usual set-up trains adapters alone."""
+    params, table = abstract(CONFIGS["llava"]), StepConfig(learning_rate=0.1, batch_size=4, clip=float("inf"))
+    alone = {"recover_steps": 2, "frozen": ("vision", "bridge"), "adapters": {"language": 2}, "loss": LossConfig()}
+    held = with_adapters(jax.tree.map(lambda leaf: jnp.ones(leaf.shape), params), {"language": 2}, jax.random.key(0))
+    moved = {}
+    for rates in ({}, {"language": 0.1, "vision": 3.0, "language/decoder/blocks/mlp": 0.5}):
+        stage = Stage(name="a", optimizer=dataclasses.replace(table, rates=rates), **alone)
+        check_steps(Work(1, "stage 'a'", stage, "answers", 0), params, 8)
+        optimizer = stages.optimizer_of(stage, held)
+        state = distill.init_state(held, optimizer)
+        trained = trainable(held, optimizer.frozen)
+        updates, _ = optimizer.transform.update(jax.tree.map(jnp.ones_like, trained), state.opt_state, trained)
+        moved[len(rates)] = updates["adapters"]
+    for path, factors in moved[0].items():
+        ratio = 0.5 if "/mlp/" in path else 0.1
+        np.testing.assert_allclose(moved[3][path]["a"], ratio * factors["a"], rtol=1e-5)
 
 
 def test_a_training_phase_is_refused_as_a_stage(tmp_path):

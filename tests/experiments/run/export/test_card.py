@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from huggingface_hub import ModelCard
 from PIL import Image
-from transformers import AutoTokenizer, GenerationConfig
+from transformers import AutoTokenizer, Blip2ForConditionalGeneration, GenerationConfig
 
 import pruning
 from antgmm_jax.families import FAMILIES
@@ -166,3 +166,39 @@ def test_the_licence_is_that_of_the_source(tmp_path, card, config, fields):
 def test_vllm_serves_what_the_families_say():
     served = {name: FAMILIES[preset(name).family].vllm(preset(name)) for name in ("antgmm-tiny", "blip2-opt-tiny")}
     assert served == {"antgmm-tiny": None, "blip2-opt-tiny": ""}
+
+
+@pytest.mark.parametrize("named", [40, BOS], ids=["a word", "the start token"])
+def test_answers_end_with_the_token_of_the_models_files(named, tmp_path):
+    """BLIP-2 with OPT ends answers with a line break, not with its tokenizer's end token, and reads it in text_config.
+
+    InstructBLIP's files name the start token there, which ends no answer.
+    """
+    teacher = save_teacher(tmp_path / "teacher")
+    (teacher / "chat_template.jinja").unlink(missing_ok=True)
+    (teacher / "generation_config.json").unlink(missing_ok=True)
+    fields = json.loads((teacher / "config.json").read_text())
+    fields["text_config"]["eos_token_id"] = named
+    (teacher / "config.json").write_text(json.dumps(fields))
+    end = EOS if named == BOS else named
+    samples = Samples([RECORD], load_processor(teacher), load_hf(teacher)[0])
+    assert samples.end_tokens == (end, PAD)
+    assert samples.rows.tokens(0)["answer"][-1] == end
+
+    cut(teacher, {"vision/mlp": 16}, tmp_path / "out", records=None)
+    model = Blip2ForConditionalGeneration.from_pretrained(tmp_path / "out")
+    for part in (model, model.language_model):
+        assert part.generation_config.eos_token_id == end
+
+
+def test_copies_of_the_text_fields_at_the_top_of_a_config_follow_them(tmp_path):
+    """Some releases of transformers write the fields of `text_config` twice; tools read the sizes at the top."""
+    teacher = save_llava(tmp_path / "teacher")
+    fields = json.loads((teacher / "config.json").read_text())
+    text = fields["text_config"]
+    copies = {name: text[name] for name in ("hidden_size", "num_hidden_layers", "num_attention_heads")}
+    (teacher / "config.json").write_text(json.dumps({**fields, **copies, "mine": 3}))
+    cut(teacher, {"text/layers": 2, "text/embed": 16}, tmp_path / "out", records=None)
+    written = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert {name: written[name] for name in copies} == {name: written["text_config"][name] for name in copies}
+    assert (written["hidden_size"], written["num_hidden_layers"], written["mine"]) == (16, 2, 3)

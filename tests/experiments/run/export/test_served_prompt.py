@@ -20,7 +20,7 @@ from experiments.run.export.served_prompt import (
     first_difference,
     question_about_a_picture,
     served_ids,
-    write_start_token,
+    write_template,
 )
 from experiments.run.rows.random_batches import random_batch
 from experiments.run.rows.samples import Samples
@@ -56,10 +56,10 @@ def test_a_template_without_the_start_token_gets_it(teacher):
     np.testing.assert_array_equal(served, chats[0].ids[1:])
     wrong = first_difference(teacher, chats)
     assert wrong.startswith(f"conversation 0: a server reads the token ids {served[:4].tolist()} at position 0")
-    write_start_token(teacher)
+    write_template(teacher)
     assert (teacher / TEMPLATE).read_text() == CHAT
     assert first_difference(teacher, chats) == ""
-    write_start_token(teacher)
+    write_template(teacher)
     assert (teacher / TEMPLATE).read_text() == CHAT
 
 
@@ -77,7 +77,7 @@ def test_publishing_corrects_the_start_token_and_refuses_other_differences(teach
 
 def test_a_checkpoint_without_processor_or_template_is_left_alone(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({}))
-    write_start_token(tmp_path)
+    write_template(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
 
 
@@ -116,3 +116,13 @@ def test_a_processor_without_a_chat_template_has_the_familys_form(teacher):
     (teacher / TEMPLATE).unlink()
     shown = question_about_a_picture(teacher, load_hf(teacher)[0])
     assert not shown["template"] and shown["text"] == "USER: <image>\nquestion ASSISTANT:"
+
+
+def test_a_template_with_the_date_of_today_is_written_with_a_fixed_day(teacher):
+    """A server would render the day of the request, training the day on which its rows were encoded."""
+    (teacher / TEMPLATE).write_text("{{ bos_token }}{{ strftime_now('%Y-%m-%d') }} " + WITHOUT_START)
+    chats = conversations(samples_of(teacher), 1)
+    write_template(teacher)
+    served = AutoProcessor.from_pretrained(teacher).apply_chat_template([*chats[0].messages])
+    assert served.startswith("<s>2025-01-01 ")
+    assert first_difference(teacher, chats) == ""

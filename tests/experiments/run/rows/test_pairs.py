@@ -83,7 +83,7 @@ def test_answers_that_may_be_cut_are_left_out(given, tmp_path, capsys):
     recipe, samples, config, params, processor = given
     both = pairs.with_pairs(recipe, samples, config, params, processor, tmp_path)
     assert len(both) == ROWS
-    assert "pairs: 14 of 14 answers are empty or cut, and left out" in capsys.readouterr().err
+    assert "pairs: 14 of 14 answers are empty, cut or too long, and left out" in capsys.readouterr().err
 
 
 def test_a_pair_of_conversations_is_the_last_question_alone():
