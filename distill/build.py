@@ -104,7 +104,7 @@ def build_cache(
 
     @jax.jit
     def run(params: Params, batch: dict) -> tuple[dict[str, jax.Array], jax.Array]:
-        states = _targets(functional, params, batch, names)
+        states = targets(functional, params, batch, names)
         counts = jnp.stack(lengths(batch, names, ignored=IGNORE), axis=1)
         return {name: sharding.place(rows, ("batch",)) for name, rows in states.items()}, sharding.place(
             counts, ("batch",)
@@ -149,8 +149,18 @@ def _records(states: Mapping[str, jax.Array], counts: jax.Array, names: tuple[st
             yield first + row, record({name: x[row] for name, x in rows.items()}, each)
 
 
-def _targets(functional: Any, params: Params, batch: dict, names: tuple[str, ...]) -> dict[str, jax.Array]:
-    """name -> states [B, ..., positions, width]; [B, slots, ...] for image towers."""
+def targets(functional: Any, params: Params, batch: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, jax.Array]:
+    """Returns the states that a cache stores for a batch.
+
+    Args:
+        functional: `Functional` of the teacher.
+        params: its parameters.
+        batch: the batch.
+        names: states, as in `build_cache`.
+
+    Returns:
+        name -> states [B, ..., positions, width]; [B, slots, ...] for image towers.
+    """
     answers = [name for name in names if at_answers(name)]
     towers = tuple(name for name in names if name not in answers)
     out = functional.apply(params, model_inputs(batch), collect=(*(["final"] if answers else []), *towers))
@@ -170,8 +180,8 @@ def _device(batch: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _row_shapes(functional: Any, params: Params, like: Mapping, names: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
-    targets = jax.eval_shape(lambda params, batch: _targets(functional, params, batch, names), params, _device(like))
-    return {name: targets[name].shape[1:] for name in names}  # in the order of the records
+    made = jax.eval_shape(lambda params, batch: targets(functional, params, batch, names), params, _device(like))
+    return {name: made[name].shape[1:] for name in names}  # in the order of the records
 
 
 def _check_padding(batch: Mapping[str, Any]) -> None:

@@ -272,7 +272,8 @@ def tasks(
     ],
     out: Annotated[Path, typer.Option(metavar="FILE", help="Results as JSON; also writes .md.")],
     names: Annotated[
-        list[str] | None, typer.Option("--task", help="digits, charts or photos; all by default. Can be repeated.")
+        list[str] | None,
+        typer.Option("--task", help="digits, charts, photos or tables; all by default. Can be repeated."),
     ] = None,
     smaller: Annotated[str, typer.Option(metavar="8x", help="How many times fewer parameters the student has.")] = "8x",
     minutes: Annotated[

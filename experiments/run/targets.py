@@ -47,11 +47,7 @@ def targets_of(
     config, table, dtype = teacher.config, recipe.teacher, recipe.optimizer.dtype
     if table.mode == "online":
         return distill.online(functional(config), {}), lambda: teacher.load(dtype)
-    reading = [stage.loss for stage in recipe.stages if stage.loss.reads_logits]
-    final = name_of(table.top, reading[0].temperature) if table.top else "final"
-    names = (*([final] if reading else []), *(f"{tower}/states" for tower in table.states))
-    if any(stage.loss.bridge for stage in recipe.stages):
-        names = (*names, OUT)
+    names = target_names(recipe)
     like, pure, stored = next(samples.in_order(1)), functional(config), teacher.weights()
     key = distill.fingerprint({}, f"{digest} {json.dumps(to_dict(config))} {dtype} {samples.fingerprint}")
     place = cache / key[:16]
@@ -83,6 +79,15 @@ def targets_of(
     opened = distill.open_cache(place, key=key, names=names, in_memory=sum(size.values()) <= IN_MEMORY)
     frozen = distill.cached(pure, stored, opened, dtype=dtype)
     return frozen._replace(params={}), lambda: frozen.params
+
+
+def target_names(recipe: Recipe) -> tuple[str, ...]:
+    """Returns the names of the teacher's states that the stages of a recipe read, as in `distill.build_cache`."""
+    table, losses = recipe.teacher, [stage.loss for stage in recipe.stages]
+    temperatures = [loss.temperature for loss in losses if loss.reads_logits]
+    final = [name_of(table.top, temperatures[0]) if table.top else "final"] if temperatures else []
+    bridge = [OUT] if any(loss.bridge for loss in losses) else []
+    return (*final, *(f"{tower}/states" for tower in table.states), *bridge)
 
 
 def _rows(config: LMMConfig, samples: Samples, size: int, dtype: str) -> int:

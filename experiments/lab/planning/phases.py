@@ -13,8 +13,8 @@ from antgmm_jax.decoding import phases as decoding_phases
 from antgmm_jax.families import complete
 from antgmm_jax.parallel import sharding
 from antgmm_jax.pure import Functional, abstract, functional
-from distill import LossConfig, top
-from distill.chunked import at_positions
+from distill import LossConfig
+from distill.build import targets
 from distill.records import Ragged
 from experiments.lab.planning import programs
 from experiments.lab.planning import step as steps
@@ -30,7 +30,7 @@ from experiments.run.progress.flops import pass_flops
 from experiments.run.schema import Recipe, Training, Work
 from experiments.run.schema.stage import UNREAD
 from experiments.run.stage import optimizer_of
-from experiments.run.targets import CACHE_BATCH, IN_MEMORY
+from experiments.run.targets import CACHE_BATCH, IN_MEMORY, target_names
 from pruning.costs import cost, total_parameters
 
 SCORED, GATE = 64, 64
@@ -60,7 +60,7 @@ def phases(recipe: Recipe | Training, config: LMMConfig, load: Load) -> Iterator
         shapes = model_shapes(config, dtype)
         largest = max(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
     yield Phase("loading", {"model": bytes_of(shapes)}, host=largest)
-    if isinstance(recipe, Recipe) and recipe.teacher.mode == "cache" and _reads_logits(recipe):
+    if isinstance(recipe, Recipe) and recipe.teacher.mode == "cache" and target_names(recipe):
         yield _cache(recipe, config, load)
     for work in recipe.work:
         yield from _stage(recipe, work, config, teacher, load)
@@ -68,10 +68,6 @@ def phases(recipe: Recipe | Training, config: LMMConfig, load: Load) -> Iterator
     yield _check(recipe, config, load)
     if isinstance(recipe, Recipe) and teacher is not None and recipe.report.latency:
         yield _report(recipe, teacher, load)
-
-
-def _reads_logits(recipe: Recipe) -> bool:
-    return any(stage.loss.reads_logits for stage in recipe.stages)
 
 
 def _rows(config: LMMConfig, most: int, dtype: str, load: Load, *, text: int = 0, answer: int = 0) -> int:
@@ -90,14 +86,13 @@ def _program(run: Any, arguments: tuple[Any, ...], load: Load) -> programs.Progr
 
 
 def _cache(recipe: Recipe, config: LMMConfig, load: Load) -> Phase:
-    """The teacher's final states at the answers of all records."""
-    samples = recipe.data.samples + recipe.teacher.pairs
+    """The teacher's states of all records that the stages read."""
+    samples, names = recipe.data.samples + recipe.teacher.pairs, target_names(recipe)
     pure, dtype = functional(config), recipe.optimizer.dtype
     text = load.length if config.encoder_decoder else load.length + load.answer
 
-    def run(params: Any, batch: Any) -> jax.Array:
-        states = pure.apply(params, batch, collect=("final",))["final"]
-        return sharding.place(at_positions(states, batch["positions"]).astype(jnp.bfloat16), ("batch",))
+    def run(params: Any, batch: Any) -> dict[str, jax.Array]:
+        return {name: sharding.place(rows, ("batch",)) for name, rows in targets(pure, params, batch, names).items()}
 
     with jax.set_mesh(mesh_for(load.mesh, load.chip)):
         rows = _rows(config, min(CACHE_BATCH, samples), dtype, load, text=text, answer=load.answer)
@@ -105,18 +100,21 @@ def _cache(recipe: Recipe, config: LMMConfig, load: Load) -> Phase:
         batch = dict(batch_shapes(config, rows, load.length, load.answer))
         program = _program(run, (params, batch), load)
         memory = {"teacher": bytes_of(params), "batch": bytes_of(batch), **_more(program)}
-        size = _cached(recipe, pure, params, batch, samples)
+        size = _cached(names, pure, params, batch, samples)
     sent = -(-samples // rows) * sum(program.sent.values())
     flops = _passes(config, samples, load) / load.devices
     return Phase("teacher cache", memory, size if size <= IN_MEMORY else 0, size, sent, flops, compiled=True)
 
 
-def _cached(recipe: Recipe, pure: Functional, params: Any, batch: Mapping[str, Any], samples: int) -> int:
-    """Bytes of the cache of all answers, as if each had the full length."""
-    loss = next(stage.loss for stage in recipe.stages if stage.loss.reads_logits)
-    name = top.name_of(recipe.teacher.top, loss.temperature) if recipe.teacher.top else "final"
-    totals: dict[Ragged, int] = {"answer": samples * batch["targets"].shape[1], "text": 0, "slots": 0}
-    return sum(distill.cache_size(pure, params, batch, samples=samples, totals=totals, names=(name,)).values())
+def _cached(names: tuple[str, ...], pure: Functional, params: Any, batch: Mapping[str, Any], samples: int) -> int:
+    """Bytes of the cache, as if each row had the full length."""
+    slots = batch["images"]["valid"].shape[1]
+    totals: dict[Ragged, int] = {
+        "answer": samples * batch["targets"].shape[1],
+        "text": samples * batch["input_ids"].shape[1],
+        "slots": samples * slots,
+    }
+    return sum(distill.cache_size(pure, params, batch, samples=samples, totals=totals, names=names).values())
 
 
 def _more(program: programs.Program) -> dict[str, int]:
@@ -162,9 +160,10 @@ def _largest(config: LMMConfig) -> int:
 
 def _spec(recipe: Recipe | Training, work: Work, student: LMMConfig, teacher: LMMConfig | None, load: Load) -> StepSpec:
     table, loss = work.stage.optimizer, work.stage.loss
-    reads = isinstance(recipe, Recipe) and loss.reads_logits and not recipe.teacher.top
-    # A stage that compares only states is planned with the loss of the data.
-    terms = {name: getattr(loss, name) for name in ("hard", *(("soft", "pair", "rank") if reads else ()))}
+    # Without a plan of the k largest logits.
+    reads = isinstance(recipe, Recipe) and loss.reads_teacher and not (loss.reads_logits and recipe.teacher.top)
+    # A stage that compares only states of towers is planned with the loss of the data.
+    terms = {name: getattr(loss, name) for name in ("hard", *(("soft", "pair", "rank", "bridge") if reads else ()))}
     if not any(terms.values()):
         terms["hard"] = 1.0
     return StepSpec(

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from antgmm_jax.axes import sizes
 from antgmm_jax.blocks.pictures import without_pixels
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.parallel import sharding
@@ -25,11 +24,6 @@ def mesh_for(mesh: Mapping[str, int], chip: str) -> Mesh:
 def model_shapes(config: LMMConfig, dtype: str) -> Params:
     """Returns the shapes of parameters in a dtype, split over the mesh that is set."""
     return sharding.place_tree(abstract(config, jnp.dtype(dtype)), functional(config).axes)
-
-
-def width_of(config: LMMConfig) -> int:
-    """Returns the width of the final hidden states of a model."""
-    return sizes(config)["text/embed"]
 
 
 def row_sharding() -> NamedSharding:

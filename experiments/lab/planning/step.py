@@ -3,25 +3,30 @@
 import math
 from collections import Counter
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 import distill
 import pruning
-from antgmm_jax.config import LMMConfig, Remat
+from antgmm_jax.axes import sizes
+from antgmm_jax.blocks.projector import OUT
+from antgmm_jax.config import IMAGE_SIDE, LMMConfig, Remat
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.parallel import sharding
 from antgmm_jax.pure import Params, abstract, functional
 from distill.adapters import Ranks, adapted, with_adapters
+from distill.build import targets
 from distill.cache import TeacherCache
 from experiments.lab.planning import compilers, programs
 from experiments.lab.planning.chips import CHIPS, Chip
 from experiments.lab.planning.estimate import LINKS
-from experiments.lab.planning.shapes import batch_shapes, mesh_for, model_shapes, row_sharding, width_of
+from experiments.lab.planning.shapes import batch_shapes, mesh_for, model_shapes, row_sharding
 
 DEVICES = 512
 """Maximum number of devices."""
@@ -40,7 +45,7 @@ class StepSpec(NamedTuple):
         source: whether the teacher runs in the step, or its final states are read from a cache.
         dtype: dtype of computation, and of the teacher.
         micro_batches: number of parts of the batch that are computed one after another.
-        loss: weights of the loss terms; those on hidden states are left out.
+        loss: weights of the loss terms; those on states of towers are left out.
         optimizer: the optimizer; AdamW for None.
         features: whether the batch has image features in place of pixels.
         adapters: path prefix of parameters -> rank of their adapters, as in `distill.adapters`.
@@ -156,7 +161,13 @@ def step_flops(spec: StepSpec) -> int:
     size = (spec.batch, spec.length, spec.answer)
     passes = ((3, spec.student), (1, spec.teacher if spec.source == "online" else None))
     counts = ((n, pruning.forward_flops(model, *size, logits=spec.answer)) for n, model in passes if model)
-    return sum(n * sum(parts.values()) for n, parts in counts)
+    # Losses on the bridge's output alone do not run the language models.
+    return sum(
+        n * flops
+        for n, parts in counts
+        for tower, flops in parts.items()
+        if tower in IMAGE_SIDE or spec.loss.reads_answers
+    )
 
 
 def _abstract(spec: StepSpec) -> tuple[Any, dict[str, Any]]:
@@ -164,13 +175,15 @@ def _abstract(spec: StepSpec) -> tuple[Any, dict[str, Any]]:
     sharding.local_rows(spec.batch)  # raises if the batch is not divisible
     pure = adapted(functional(spec.student, spec.remat), spec.adapters)
     optimizer = spec.optimizer or distill.make_optimizer(distill.OptimizerConfig(learning_rate=1e-3), steps=1)
-    fresh = jax.eval_shape(lambda: distill.init_state(starting(spec.student, spec.adapters), optimizer))
+    params = starting(spec.student, spec.adapters)
+    fresh = jax.eval_shape(lambda params: distill.init_state(params, optimizer), params)
     teacher = _teacher(spec)
     step = distill.make_step(
         pure,
         optimizer,
         spec.loss,
         teacher=teacher,
+        parts=_bridge(spec),
         micro_batches=spec.micro_batches,
         dtype=jnp.dtype(spec.dtype),
     )
@@ -180,8 +193,9 @@ def _abstract(spec: StepSpec) -> tuple[Any, dict[str, Any]]:
         batch_shapes(spec.student, spec.batch, spec.length, spec.answer, features=spec.dtype if spec.features else "")
     )
     if spec.source == "cache" and spec.teacher:
-        shape = (spec.batch, spec.answer, width_of(spec.teacher))
-        batch["teacher/final"] = jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=row_sharding())
+        for name, shape in _cached_shapes(spec).items():
+            rows = (spec.batch, *shape)
+            batch[f"teacher/{name}"] = jax.ShapeDtypeStruct(rows, jnp.bfloat16, sharding=row_sharding())
     return step.program, {"state": state, "batch": batch, "gates": {}, "teacher": teacher.params, "rate": rate}
 
 
@@ -194,14 +208,14 @@ def _teacher(spec: StepSpec) -> distill.Teacher:
     """The teacher with shapes in place of its parameters."""
     if spec.teacher is None:
         return distill.NO_TEACHER
-    big, states = functional(spec.teacher), (spec.answer, width_of(spec.teacher))
+    big, states = functional(spec.teacher), _cached_shapes(spec)
     frozen = model_shapes(spec.teacher, spec.dtype)
     if spec.source == "online":
         return distill.online(big, frozen)
     made: list[distill.Teacher] = []
 
     def head_of(params: Any) -> Any:
-        held = TeacherCache(Path(), spec.batch, {"final": states}, lambda index: {})
+        held = TeacherCache(Path(), spec.batch, states, lambda index: {})
         made.append(distill.cached(big, params, held))
         return made[0].params
 
@@ -210,6 +224,23 @@ def _teacher(spec: StepSpec) -> distill.Teacher:
     placed = {leaf.shape: leaf.sharding for leaf in jax.tree.leaves(frozen)}
     held = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placed[leaf.shape]), used)
     return made[0]._replace(params=held)
+
+
+def _cached_shapes(spec: StepSpec) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of a row of the teacher's states that the loss reads from a cache."""
+    assert spec.teacher is not None
+    names = (*(["final"] if spec.loss.reads_logits else []), *([OUT] if spec.loss.bridge else []))
+    batch = dict(batch_shapes(spec.teacher, spec.batch, spec.length, spec.answer))
+    made = jax.eval_shape(partial(targets, functional(spec.teacher), names=names), abstract(spec.teacher), batch)
+    return {name: made[name].shape[1:] for name in names}
+
+
+def _bridge(spec: StepSpec) -> tuple[distill.Part, ...]:
+    """The comparison of the bridge's output, with the first units of the teacher in place of the kept ones."""
+    if not spec.loss.bridge:
+        return ()
+    keep = {axis: np.arange(size) for axis, size in sizes(spec.student).items()}
+    return tuple(part for part in distill.parts(spec.student, keep) if part.term == "bridge")
 
 
 def _kept(arguments: Mapping[str, Any]) -> dict[str, int]:

@@ -17,7 +17,7 @@ from antgmm_jax.io.convert import open_hf
 from antgmm_jax.io.files import read_json
 from data.metrics import most_frequent
 from data.readers import read_records
-from experiments.lab.tasks import charts, digits, photos
+from experiments.lab.tasks import charts, digits, photos, tables
 from experiments.lab.tasks.writing import Draw, write
 from experiments.run.files import write_json, write_text
 from experiments.run.host.console import bar, count, say
@@ -70,6 +70,7 @@ TASKS = {
     "digits": Task(digits.record, "llava-tiny", rows=48_000, steps=2400, answers=3000, together=0),
     "charts": Task(charts.record, "blip2-opt-tiny", rows=24_000, answers=3000),
     "photos": Task(photos.record, "blip2-opt-tiny"),
+    "tables": Task(tables.record, "llava-tiny", rows=48_000, steps=2400, answers=3000, together=0),
 }
 
 

@@ -36,7 +36,7 @@ class Drawn(Sequence[Record]):
         return self._count
 
     def __getitem__(self, index: int) -> Record:
-        return self._draw(np.random.default_rng([SEEDS[self._split], index]), self._split)
+        return self._draw(np.random.default_rng([SEEDS[self._split], range(self._count)[index]]), self._split)
 
 
 def write(draw: Draw, directory: Path, sizes: dict[str, int], progress: Progress) -> None:

@@ -1,12 +1,14 @@
 """Tasks of other people's pictures: answers are read off the pictures or the facts again, and splits share nothing."""
 
+import re
+
 import numpy as np
 import pytest
 import tomli_w
 from PIL import Image
 
 from data.readers import read_records
-from experiments.lab.tasks import charts, digits, photos
+from experiments.lab.tasks import charts, digits, photos, tables
 from experiments.lab.tasks.study import control_phases, markdown
 from experiments.lab.tasks.writing import Drawn, write
 from experiments.run.schema import Stage
@@ -66,8 +68,23 @@ def answer_on_photos(row):
     return (*photos.PLACES, "none")[row.latents["turned"]]
 
 
+def answer_on_tables(row):
+    (name,) = places(row.question, tables.MEASURES)
+    shown = [row.latents[f"{name.replace(' ', '_')}_{line}"] for line in (1, 2, 3)]
+    numbers = [int(word) for word in re.findall(r"\d+", row.question)]
+    match row.type:
+        case "read":
+            return str(shown[numbers[0] - 1])
+        case "compare":
+            return "yes" if shown[numbers[0] - 1] > shown[numbers[1] - 1] else "no"
+        case "count":
+            return str(sum(each > numbers[0] for each in shown))
+    return str(shown.index(max(shown)) + 1)
+
+
 @pytest.mark.parametrize(
-    ("task", "answer"), [(digits, answer_on_digits), (charts, answer_on_charts), (photos, answer_on_photos)]
+    ("task", "answer"),
+    [(digits, answer_on_digits), (charts, answer_on_charts), (photos, answer_on_photos), (tables, answer_on_tables)],
 )
 def test_answers_are_right(task, answer):
     drawn = rows(task)
@@ -92,21 +109,45 @@ def test_a_digit_in_a_picture_is_the_one_of_its_facts():
     assert np.mean(right) > 0.7  # one in ten by chance
 
 
+@pytest.mark.parametrize(("line", "column"), [(0, 0), (1, 1), (2, 0)])
+def test_a_number_of_a_table_is_in_its_cell(line, column):
+    """Two tables that differ in one number differ in the pixels of its cell, and nowhere else."""
+    one = np.array([[19, 28], [21, 30], [13, 34]])
+    other = one.copy()
+    other[line, column] = 35
+    shown = [tables._picture(np.random.default_rng(3), values).astype(int) for values in (one, other)]
+    down, across = np.nonzero((shown[0] != shown[1]).any(axis=2))
+    assert down.size > 10
+    assert (across // (tables.SIDE // 2) == column).all()
+    assert ((down - tables.HEAD) // ((tables.SIDE - tables.HEAD) // tables.LINES) == line).all()
+
+
 def normed(values):
     centred = values - values.mean(axis=1, keepdims=True)
     return centred / np.linalg.norm(centred, axis=1, keepdims=True)
 
 
-@pytest.mark.parametrize("task", [digits, charts])
-def test_splits_show_different_things(task):
-    """Every fifth digit, wine and tumour is for tests."""
-    parts = {"train": 4, "test": 1}
-    sizes = {
-        split: len(digits._digits(split)[1]) if task is digits else sum(map(len, charts._levels(split)))
-        for split in parts
-    }
-    assert sizes["train"] == pytest.approx(4 * sizes["test"], rel=0.01)
-    assert sum(sizes.values()) == (1797 if task is digits else 178 + 569)
+@pytest.mark.parametrize(
+    ("shown", "total"),
+    [
+        (lambda split: len(digits._digits(split)[1]), 1797),
+        (lambda split: sum(map(len, charts._levels(split))), 178 + 569),
+        (lambda split: len(tables._flowers(split)), 150),
+    ],
+    ids=["digits", "charts", "tables"],
+)
+def test_splits_show_different_things(shown, total):
+    """Every fifth digit, wine, tumour and iris is for tests."""
+    train, test = shown("train"), shown("test")
+    assert train == pytest.approx(4 * test, rel=0.01)
+    assert train + test == total
+
+
+def test_records_are_a_sequence_that_ends():
+    """Iteration over a sequence stops at its IndexError: without one it would draw for ever."""
+    drawn = Drawn(tables.record, "test", 3)
+    assert [row.question for row in drawn] == [drawn[row].question for row in range(3)]
+    assert drawn[-1].question == drawn[2].question
 
 
 def test_rows_are_read_as_a_users_own(tmp_path):

@@ -109,6 +109,25 @@ def test_importance_passes_over_the_calibration_batches_once_a_method(recipe, im
         assert first.memory["temporaries"] > 0
 
 
+@pytest.mark.parametrize("mode", ["online", "cache"])
+def test_a_stage_that_compares_the_output_of_the_bridge_needs_the_teacher_or_its_states(tmp_path, mode):
+    """The recommended first stage: the teacher is in the step, or the output of its bridge is in the cache."""
+    changes = ["stage.cut.loss={hard=0.0,soft=0.0,bridge=1.0}", "stage.cut.sizes={'vision/mlp'=0.5}"]
+    changes += ["stage.cut.importance=magnitude", "stage.settle.loss.soft=0.0", f"teacher.mode={mode}"]
+    (tmp_path / "recipe.toml").write_text(RECIPE.replace("mask_steps = 1", "mask_steps = 0"))
+    load = Load({"data": 1, "fsdp": 1, "tensor": 1}, "", 14 + CONFIG.image_tokens, 6)
+    planned = {each.name: each for each in phases(load_any(tmp_path / "recipe.toml", changes), CONFIG, load)}
+    step = planned["stage 'cut': step"]
+    states = CONFIG.image_tokens * CONFIG.language.decoder.embed
+    assert step.memory["teacher"] == (2 * total_parameters(CONFIG) if mode == "online" else 0)
+    if mode == "cache":
+        # bfloat16 states of one image, and the number of images.
+        assert planned["teacher cache"].disk == 50 * (2 * states + 4)
+    passes = forward_flops(CONFIG, 8, load.length)
+    assert step.flops < 9 * 4 * (passes["vision"] + passes["bridge"])  # nine steps that run no language model
+    assert planned["stage 'settle': step"].memory["teacher"] == 0
+
+
 def test_the_least_time_of_a_phase_by_hand():
     phase = Phase("step", {}, sent=10**12, flops=989e12)
     # 1 s of products; 450 GB/s inside a machine, 50 GB/s between machines.
