@@ -132,6 +132,8 @@ def _whole_run(
         f" GB on disk; GB that a device sends. Rows have {load.length} prompt and {load.answer} answer tokens: the"
         " most that the recipe allows, or --length and --answer. Sums are arithmetic, the rest compiled programs."
     )
+    if target and not CHIPS[chip].slices:
+        note += " Attention is compiled without cuDNN, so on a GPU that has it long rows take fewer temporaries."
     figures = {"mesh": sizes, "compiler": "own" if target else "cpu", "length": load.length, "answer": load.answer}
     title = f"{path.name} on {_listed(sizes) or 'one device'}"
     emit({**figures, "phases": phases}, as_json, table(whole_run.HEAD, whole_run.rows(phases), title), note)
