@@ -48,7 +48,7 @@ def latencies(
         engine -> "teacher", folder of a stage or "student" -> milliseconds by phase and energy of a request. Empty in
         processes other than the first.
     """
-    prompt, tokens, times = _request(test), answer_length(test), {}
+    prompt, tokens, times = request_of(test), answer_length(test), {}
     dtype = compute_dtype(recipe.export.dtype)
     in_torch = from_first_process(bool(run_on_first(lambda: has_pytorch_device(total_parameters(teacher.config)))))
     models: dict[Any, tuple[Student, Any]] = {
@@ -92,8 +92,8 @@ def compared(times: Mapping[str, Mapping[Any, Any]], tokens: int) -> dict[str, A
     return latency
 
 
-def _request(test: Samples) -> dict[str, Any]:
-    """The first record as a request, without padding."""
+def request_of(test: Samples) -> dict[str, Any]:
+    """Returns the first of some records as a request, {"images": ..., "input_ids": [1, T], ...}, without padding."""
     with sharding.without_mesh():  # on a mesh, rows would be added until it divides them
         batch = next(test.in_order(1, prompts=True))
     length = int(batch["prompt/attention_mask"].sum())

@@ -17,8 +17,9 @@ from antgmm_jax.errors import AntgmmError, disk_error
 from antgmm_jax.io import checkpoint, orbax_errors
 from antgmm_jax.io.folders import Unwritten
 from antgmm_jax.io.shards import Shards, Writer
+from antgmm_jax.parallel import processes
 from antgmm_jax.parallel.processes import run_on_first
-from experiments.run.export.publishing import fresh
+from experiments.run.export.publishing import fresh, fresh_alone
 from experiments.run.files import write_bytes
 from experiments.run.folder import RunFolder, status_of
 from experiments.run.host.logs import TensorBoard, open_logs
@@ -198,6 +199,24 @@ def test_a_folder_that_somebody_creates_meanwhile_is_kept(tmp_path):
     with pytest.raises(AntgmmError, match="export was created by somebody else meanwhile"):
         publish()
     assert [path.name for path in tmp_path.rglob("*")] == ["export", "thesis.txt"]
+
+
+def test_a_folder_that_one_process_writes_alone_waits_for_no_other(tmp_path, monkeypatch):
+    """Others wait in `run_on_first`: one more exchange would be matched with theirs, and wait for ever."""
+
+    def publish():
+        with fresh_alone(tmp_path / "export") as hidden:
+            hidden.mkdir()
+            (hidden / "config.json").write_text("1")
+
+    sent = []
+    monkeypatch.setattr(processes.jax, "process_count", lambda: 2)
+    monkeypatch.setattr(processes, "broadcast_from_first", lambda tree: sent.append(1) or tree)
+    run_on_first(publish)
+    assert (tmp_path / "export" / "config.json").read_text() == "1" and len(sent) == 1
+    with fresh(tmp_path / "other") as hidden:
+        hidden.mkdir()
+    assert (tmp_path / "other").is_dir() and len(sent) == 3
 
 
 def test_files_that_are_not_of_an_export_are_not_removed_with_it(tmp_path):

@@ -2,11 +2,20 @@
 
 from contextlib import contextmanager
 
+import jax
+import numpy as np
 import pytest
 
+from antgmm_jax.io.convert import load_hf
+from antgmm_jax.io.loading import load_processor
+from antgmm_jax.parallel.sharding import make_mesh
+from data import maad
 from experiments.report import latency
+from experiments.report.model_times import request_of
 from experiments.run.host import metering
 from experiments.run.host.energy import Energy
+from experiments.run.rows.samples import Samples
+from tests.experiments.tiny import save_llava
 
 
 def test_energy_per_request_is_the_loops_energy_over_the_requests(monkeypatch):
@@ -27,3 +36,13 @@ def test_energy_per_request_is_the_loops_energy_over_the_requests(monkeypatch):
     assert consumed["joules"] == pytest.approx(3.6) and consumed["kwh"] == pytest.approx(7e-6)
     monkeypatch.setattr(latency, "ENERGY_SECONDS", 0.05)
     assert latency.consumption(request, 1)["requests"] > 1
+
+
+def test_the_request_of_a_report_is_one_row_without_padding_on_a_mesh_too(tmp_path):
+    directory = save_llava(tmp_path / "teacher")
+    samples = Samples(maad.source("s", "test", 3), load_processor(directory), load_hf(directory)[0])
+    alone = request_of(samples)
+    with jax.set_mesh(make_mesh(data=2, fsdp=2)):
+        jax.tree.map(np.testing.assert_array_equal, request_of(samples), alone)
+    assert alone["input_ids"].shape == (1, samples.rows.index.prompt[0])
+    assert alone["attention_mask"].all()
