@@ -86,8 +86,8 @@ def load_processor(directory: str | Path) -> ProcessorMixin:
 def _end_as_model(processor: Any, folder: Path) -> None:
     """Takes the end token that the model's files name, if no chat template writes one and the tokenizer has another.
 
-    BLIP-2 with OPT ends answers with a line break, and its tokenizer's end token is OPT's `</s>`: the model would
-    answer on and on. Special tokens that the files name are ignored: those of InstructBLIP name the start token.
+    Some models end answers with a line break, and their tokenizers have the end token of the language model: they would
+    answer on and on. Special tokens that the files name are ignored: some name the start token, which ends no answer.
     """
     tokenizer = getattr(processor, "tokenizer", None)
     if tokenizer is None or processor.chat_template or not (folder / CONFIG).exists():

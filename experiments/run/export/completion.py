@@ -73,7 +73,7 @@ def _write_generation(directory: Path, config: LMMConfig, encoder: Encoder | Non
 
 
 def _correct_text_config(directory: Path, eos: int | list[int], pad: int) -> None:
-    """Writes the end token into `text_config` if that names another one: BLIP-2's `generate` reads it there alone."""
+    """Writes the end token into `text_config` if that names another one; some models read it there alone."""
     fields = read_json(directory / CONFIG)
     text = fields.get("text_config", {})
     named = text.get("eos_token_id")
