@@ -65,8 +65,7 @@ def attend(
     if windows is not None:
         assert segments is not None and not causal and mask is None and bias is None and lengths is None
         if within.pay(windows, q.shape[1]):
-            run = partial(_numbered, scale=scale)
-            near = partial(within.attend, run, segments=windows.segments, reach=windows.reach)
+            near = partial(_near, windows=windows, scale=scale)
             return jax.lax.cond(windows.used, near, partial(attend, scale=scale, segments=segments), q, k, v)
         segments = jnp.where(windows.used, windows.segments, segments)
     if for_flash_kernel(q, k, mask, bias, segments):
@@ -85,6 +84,13 @@ def attend(
     if by_cudnn:
         return _cudnn(q, k, v, scale=scale, causal=causal, mask=mask, bias=bias, lengths=lengths)
     return _plain(q, k, v, scale=scale, causal=causal, mask=mask, bias=bias)
+
+
+def _near(q: Array, k: Array, v: Array, *, windows: Windows, scale: float) -> Array:
+    """Attention within windows, in blocks on a CPU and in pieces for the kernels of accelerators."""
+    if platform() == "cpu":
+        return blocked.attend(q, k, v, scale=scale, causal=False, segments=windows.segments, size=within.BLOCK)
+    return within.attend(partial(_numbered, scale=scale), q, k, v, segments=windows.segments, reach=windows.reach)
 
 
 def _numbered(q: Array, k: Array, v: Array, segments: tuple[Array, Array], *, scale: float) -> Array:

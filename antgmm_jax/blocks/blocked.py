@@ -51,6 +51,7 @@ def attend(
     scale: float,
     causal: bool,
     segments: Int[Array, "B T"],
+    size: int | None = None,
 ) -> Float[Array, "B T N d"]:
     """Computes self-attention by XLA with an online softmax (arXiv 2205.14135), on each device for its rows and heads.
 
@@ -60,18 +61,20 @@ def attend(
         scale: factor of the logits.
         causal: whether query t sees only keys up to t.
         segments: queries see the keys with their own number.
+        size: positions of a block; `_BLOCK` by default.
 
     Returns:
         Outputs of the heads.
     """
+    size = size or _BLOCK
 
     def run(q: Array, k: Array, v: Array, numbers: tuple[Array, Array]) -> Array:
-        length, groups, padded = q.shape[1], k.shape[1], partial(flash.padded, size=_BLOCK)
+        length, groups, padded = q.shape[1], k.shape[1], partial(flash.padded, size=size)
         q, segments = padded(q, 1), padded(numbers[0], 1, _NUMBER_OF_PADDING)
-        q = rearrange(q, "b (n t) (k g) d -> b n k (g t) d", k=groups, t=_BLOCK)
-        k, v = (rearrange(padded(x, 2), "b k (n s) d -> b n k s d", s=_BLOCK) for x in (k, v))
-        out: Array = _by_blocks(scale, causal, q, k, v, rearrange(segments, "b (n t) -> b n t", t=_BLOCK))
-        return rearrange(out, "b n k (g t) d -> b (n t) (k g) d", t=_BLOCK)[:, :length]
+        q = rearrange(q, "b (n t) (k g) d -> b n k (g t) d", k=groups, t=size)
+        k, v = (rearrange(padded(x, 2), "b k (n s) d -> b n k s d", s=size) for x in (k, v))
+        out: Array = _by_blocks(scale, causal, q, k, v, rearrange(segments, "b (n t) -> b n t", t=size))
+        return rearrange(out, "b n k (g t) d -> b (n t) (k g) d", t=size)[:, :length]
 
     return flash.on_each_device(run, q, k, v, (segments, segments))
 

@@ -124,8 +124,11 @@ class PackedEncoder(nnx.Module):
         return jnp.concatenate([by_slot(states) for states in (x, *kept.pop("vision/taps", ()))], axis=1), kept
 
     def _by_patch(self, images: Images, numbers: Int[Array, "B M"]) -> Int[Array, "B N"]:
-        """Numbers of slots, for each of their patches; those of unused slots, the last ones, are larger than all."""
-        return jnp.repeat(jnp.where(images["valid"], numbers, numbers.shape[1] + 1), self.config.merge**2, axis=1)
+        """Numbers of slots, for each of their patches. Unused slots, the last ones, have larger numbers of their own:
+        together they would be a large image."""
+        slots = numbers.shape[1]
+        numbers = jnp.where(images["valid"], numbers, slots + 1 + jnp.arange(slots)[None])
+        return jnp.repeat(numbers, self.config.merge**2, axis=1)
 
     def _embedded(self, images: Images) -> tuple[Float[Array, "B N D"], Context]:
         """Patches of each row with their learned positions, and what they attend to."""

@@ -115,11 +115,12 @@ def test_a_kernel_with_a_mask_gets_blocks_of_queries(small_blocks, causal):
     close(result(inputs, partial(blocked.by_queries, kernel, segments=segments, causal=causal)), expected)
 
 
-def test_memory_grows_linearly_with_the_patches():
+@pytest.mark.parametrize("local", [(True, False), (True, True)], ids=str)
+def test_memory_grows_linearly_with_the_patches(local):
     def peak(squares):
         images = {"pixels": (1, squares**2, 24, 24, 3), "place": (1, squares**2, 4), "valid": (1, squares**2)}
         dtypes = {"pixels": jnp.uint8, "place": jnp.int32, "valid": jnp.bool_}
-        graph, params = nnx.split(nnx.eval_shape(lambda: encoder((True, False))(rngs=nnx.Rngs(0))))
+        graph, params = nnx.split(nnx.eval_shape(lambda: encoder(local)(rngs=nnx.Rngs(0))))
         given = {name: jax.ShapeDtypeStruct(shape, dtypes[name]) for name, shape in images.items()}
         program = jax.jit(lambda params, images: gradient(graph, images)(params)[0]).lower(params, given).compile()
         analysis = program.memory_analysis()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from antgmm_jax.blocks import windows
+from antgmm_jax.blocks import attention, windows
 from antgmm_jax.blocks.attention import attend
 from antgmm_jax.blocks.grids import by_window, places, reordered
 from antgmm_jax.blocks.packing import same_sample
@@ -27,6 +27,19 @@ def row(heads=(4, 2), rows=3, length=57, reach=7):
     return [jnp.array(rng.normal(size=shape), jnp.float32) for shape in shapes], segments
 
 
+@pytest.fixture(params=["blocks", "pieces"])
+def way(request, monkeypatch):
+    """Attention within windows as on a CPU, and in the pieces of accelerators."""
+    if request.param == "blocks":
+        monkeypatch.setattr(windows, "BLOCK", 16)
+    else:
+        for module in (windows, attention):
+            monkeypatch.setattr(module, "platform", lambda: "gpu")
+        monkeypatch.setattr(windows, "_PIECE", 2)
+        monkeypatch.setattr(windows, "_FEWEST", 8)
+
+
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("length", [56, 57, 70])
 @pytest.mark.parametrize("devices", [False, True])
 def test_windows_equal_all_pairs(length, devices):
@@ -38,7 +51,8 @@ def test_windows_equal_all_pairs(length, devices):
         close(result(inputs, partial(attend, scale=0.3, windows=near, segments=jnp.zeros_like(segments))), expected)
 
 
-@pytest.mark.parametrize("length", [21, 57])  # too short for blocks, and long enough
+@pytest.mark.usefixtures("way")
+@pytest.mark.parametrize("length", [21, 57])  # too short for windows, and long enough
 @pytest.mark.parametrize("used", [False, True])
 def test_a_traced_layer_attends_in_windows_or_not(length, used):
     inputs, segments = row(length=length)

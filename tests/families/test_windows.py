@@ -1,16 +1,20 @@
 """Image encoders with windows: patches of a window, layers with windows, and refused configs."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 from transformers import ProcessorMixin
 from transformers.vision_utils import get_vision_window_index
 
+from antgmm_jax.blocks import blocked, windows
 from antgmm_jax.blocks.grids import places, window_of_slot
+from antgmm_jax.blocks.packed import PackedConfig
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import FAMILIES, violations
 from antgmm_jax.presets import PRESETS
 from pruning import plan, shrink
+from tests.families import cases
 from tests.families.cases import case_of, config_with, read_fields
 
 QWEN, SHAPE = "qwen2_5_vl", "windows of four squares"
@@ -33,6 +37,19 @@ def test_squares_share_a_window_as_in_transformers(side):
     numbers = np.asarray(window_of_slot(row, side))[0]
     assert (numbers[~valid] == -1).all()
     np.testing.assert_array_equal(numbers[valid][:, None] == numbers[valid], expected[:, None] == expected)
+
+
+@pytest.mark.parametrize("shape", [SHAPE, "windows only, wide patches"])
+def test_rows_of_several_large_pictures_equal_pytorchs(monkeypatch, tmp_path_factory, shape):
+    """Rows that are long enough for attention within windows and, in the other layers, in blocks."""
+    case = case_of(QWEN, shape, tmp_path_factory.getbasetemp())
+    monkeypatch.setattr(cases, "_picture", lambda rng, *_: places(*rng.integers(4, 9, 2).tolist()))
+    monkeypatch.setattr(blocked, "_LARGEST", 0)
+    arrays = cases.batch(case.config)
+    assert isinstance(case.config, PackedConfig)
+    segments = jnp.zeros((1, arrays["images"]["valid"].shape[1] * case.config.vision.merge**2), jnp.int32)
+    assert windows.pay(windows.Windows(segments, case.config.vision.reach), segments.shape[1])
+    cases.close(cases.logits(case.config, case.params, arrays), cases.torch_logits(case.model, case, arrays))
 
 
 @pytest.mark.parametrize(
