@@ -113,6 +113,7 @@ def test_the_released_config_is_the_preset():
     raw |= {"vision_config": vision, "text_config": text, "projector_hidden_act": "gelu"}
     config = read_fields(raw, tied=True)
     assert config == PRESETS["ministral-3-3b"]
+    assert read_fields({**raw, "vision_feature_layer": [-1]}, tied=True) == config
     # The fields that we write agree with the old ones next to them.
     ours = FAMILIES[MISTRAL].to_hf(config)
     merged = {name: {**raw[name], **ours[name]} if isinstance(ours[name], dict) else ours[name] for name in ours}

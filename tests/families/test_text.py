@@ -105,6 +105,10 @@ def test_windows_that_restrict_nothing_are_read(shape, changes):
     assert config_with(LLAVA, shape, **changes) == config_with(LLAVA, shape)
 
 
+def test_a_list_of_one_feature_layer_is_that_layer():
+    assert config_with(LLAVA, LLAMA, vision_feature_layer=[-2]) == config_with(LLAVA, LLAMA, vision_feature_layer=-2)
+
+
 def test_other_text_types_are_refused_where_servers_expect_llama():
     _, shape = next(one for one in FIRST if one[0] == "idefics3")
     with pytest.raises(AntgmmError, match="text_config.model_type = 'qwen2' is not supported: it must be llama"):

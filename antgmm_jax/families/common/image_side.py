@@ -55,12 +55,15 @@ def used_layers(feature_layer: Any, layers: int) -> int:
     """Returns the number of layers up to the one that the projector reads; later ones are never run.
 
     Args:
-        feature_layer: `vision_feature_layer` of a config.json; 0 is the input of the first layer, -1 the last output.
+        feature_layer: `vision_feature_layer` of a config.json, a number or a list of one; 0 is the input of the first
+            layer, -1 the last output.
         layers: layers of the image encoder.
 
     Raises:
         AntgmmError: several layers, or one that does not exist.
     """
+    if isinstance(feature_layer, list) and len(feature_layer) == 1:
+        (feature_layer,) = feature_layer
     if not isinstance(feature_layer, int):
         raise AntgmmError(f"vision_feature_layer = {feature_layer} is not supported: it must be a single layer")
     used = layers + 1 + feature_layer if feature_layer < 0 else feature_layer

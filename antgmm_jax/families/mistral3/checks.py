@@ -21,7 +21,7 @@ def check(hf: Mapping[str, Any], raw: Mapping[str, Any]) -> None:
         AntgmmError: names the field, its value and what would work.
     """
     check_unquantized(raw)
-    if hf["vision_feature_layer"] != -1:
+    if hf["vision_feature_layer"] not in (-1, [-1]):
         raise AntgmmError(f"vision_feature_layer = {hf['vision_feature_layer']} is not supported: it must be -1")
     _check_vision(hf["vision_config"], hf["spatial_merge_size"])
     _check_text(hf["text_config"])
