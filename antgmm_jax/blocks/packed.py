@@ -124,9 +124,9 @@ class PackedEncoder(nnx.Module):
         return jnp.concatenate([by_slot(states) for states in (x, *kept.pop("vision/taps", ()))], axis=1), kept
 
     def _by_patch(self, images: Images, numbers: Int[Array, "B M"]) -> Int[Array, "B N"]:
-        """Numbers of slots, for each of their patches. Unused slots, the last ones, have larger numbers of their own:
-        together they would be a large image."""
+        """Numbers of slots, for each of their patches; unused slots, the last ones, have larger ones of their own."""
         slots = numbers.shape[1]
+        # With one number, unused slots would attend to one another like the patches of a large image.
         numbers = jnp.where(images["valid"], numbers, slots + 1 + jnp.arange(slots)[None])
         return jnp.repeat(numbers, self.config.merge**2, axis=1)
 

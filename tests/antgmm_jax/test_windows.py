@@ -12,6 +12,7 @@ from flax import nnx
 from antgmm_jax.blocks import attention, windows
 from antgmm_jax.blocks.attention import attend
 from antgmm_jax.blocks.grids import by_window, places, reordered
+from antgmm_jax.blocks.packed import PackedEncoder
 from antgmm_jax.blocks.packing import same_sample
 from antgmm_jax.blocks.windows import Windows
 from antgmm_jax.parallel.sharding import make_mesh
@@ -94,6 +95,22 @@ def test_the_order_of_windows_by_hand():
     assert reordered(ahead["pixels"] * 1.0, back).tolist() == images["pixels"].tolist()
     slopes = jax.grad(lambda x: jnp.sum(reordered(x, back) * jnp.arange(10.0)[None]))(jnp.zeros((1, 10)))
     assert slopes.tolist() == [[0, 1, 3, 4, 2, 5, 6, 7, 8, 9]]
+
+
+@pytest.mark.parametrize("local", [(True, False), (False, False)])
+def test_unused_slots_attend_to_themselves_alone(monkeypatch, local):
+    """Their blocks would otherwise take time that grows with the square of their number."""
+    seen = []
+    numbered = PackedEncoder._by_patch
+    monkeypatch.setattr(PackedEncoder, "_by_patch", lambda *given: seen.append(numbered(*given)) or seen[-1])
+    images = pictures()
+    encoder(local)(rngs=nnx.Rngs(0))(images, {})
+    assert len(seen) == 1 + any(local)
+    for numbers in seen:
+        unused = np.asarray(numbers[1]).reshape(-1, 4)[~np.asarray(images["valid"][1])]
+        assert (np.diff(np.asarray(numbers), axis=1) >= 0).all()
+        assert (unused == unused[:, :1]).all() and (np.diff(unused[:, 0]) > 0).all()
+        assert unused.min() > np.asarray(numbers[1])[: 4 * 15].max()
 
 
 def test_images_begin_windows_of_their_own():
