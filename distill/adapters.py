@@ -41,6 +41,16 @@ def with_adapters(params: Params, ranks: Ranks, key: jax.Array) -> Params:
     return {**params, ADAPTERS: factors}
 
 
+def shapes_with_adapters(params: Params, ranks: Ranks) -> Params:
+    """Returns the shapes of parameters with adapters; nothing is allocated.
+
+    Args:
+        params: model parameters, or their shapes.
+        ranks: as in `with_adapters`.
+    """
+    return jax.eval_shape(lambda: with_adapters(params, ranks, jax.random.key(0)))
+
+
 def merged(params: Params) -> Params:
     """Returns the parameters of the model, with the product of each adapter added to its map.
 

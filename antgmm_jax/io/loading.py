@@ -39,6 +39,12 @@ def read_config(directory: Path) -> dict[str, Any]:
     return raw
 
 
+def generation_settings(directory: Path) -> dict[str, Any]:
+    """Returns the contents of generation_config.json; empty without one."""
+    path = directory / GENERATION
+    return read_json(path) if path.exists() else {}
+
+
 def hf_config(directory: Path, raw: Mapping[str, Any] | None = None) -> PretrainedConfig:
     """Returns the config of a checkpoint with the defaults of transformers.
 
@@ -92,9 +98,9 @@ def _end_as_model(processor: Any, folder: Path) -> None:
     tokenizer = getattr(processor, "tokenizer", None)
     if tokenizer is None or processor.chat_template or not (folder / CONFIG).exists():
         return
-    text = read_config(folder).get("text_config", {})
-    settings = read_json(folder / GENERATION) if (folder / GENERATION).exists() else {}
-    named = next((each["eos_token_id"] for each in (settings, text) if each.get("eos_token_id") is not None), [])
+    text = read_config(folder).get("text_config") or {}
+    sources = (generation_settings(folder), text)
+    named = next((each["eos_token_id"] for each in sources if each.get("eos_token_id") is not None), [])
     ends = [named] if isinstance(named, int) else named
     special = {key for key, token in tokenizer.added_tokens_decoder.items() if token.special}
     ordinary = [end for end in ends if 0 <= end < len(tokenizer) and end not in {*tokenizer.all_special_ids, *special}]

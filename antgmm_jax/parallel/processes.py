@@ -54,6 +54,11 @@ def broadcast_from_first(tree: Any) -> Any:
     return jax.tree.map(np.array, multihost_utils.broadcast_one_to_all(tree))  # copies: JAX returns read-only arrays
 
 
+def from_first_process(held: bool) -> bool:
+    """Broadcasts a condition from the first process."""
+    return bool(broadcast_from_first(np.array(held)))
+
+
 def run_on_first(work: Callable[[], Result]) -> Result | None:
     """Calls a function in the first process only, outside the mesh, while the others wait.
 

@@ -10,11 +10,10 @@ import numpy as np
 
 from antgmm_jax.io.placed import on_first
 from antgmm_jax.parallel import sharding
-from antgmm_jax.parallel.processes import run_on_first
+from antgmm_jax.parallel.processes import from_first_process, run_on_first
 from experiments.report.latency import Served, in_jax, in_pytorch
 from experiments.run.batch_size import compute_dtype
 from experiments.run.export.in_torch import torch_device
-from experiments.run.features import from_first_process
 from experiments.run.folder import RunFolder
 from experiments.run.host.allocator import return_freed_memory
 from experiments.run.rows.samples import Samples

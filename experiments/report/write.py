@@ -11,7 +11,7 @@ from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io.books import as_json, read_book, write_book
 from antgmm_jax.io.files import one_line
 from antgmm_jax.io.folders import Unwritten
-from antgmm_jax.parallel.processes import run_on_first
+from antgmm_jax.parallel.processes import from_first_process, run_on_first
 from experiments.report.as_html import page
 from experiments.report.as_markdown import markdown
 from experiments.report.figures import assembled, score
@@ -19,7 +19,6 @@ from experiments.report.model_times import latencies
 from experiments.report.tables import Report
 from experiments.run.export.card import Score, described, origin_of, title_of, write_card
 from experiments.run.export.export_gate import GateResult
-from experiments.run.features import from_first_process
 from experiments.run.files import write_bytes, write_text
 from experiments.run.folder import REPORT, RunFolder
 from experiments.run.host.console import say

@@ -3,7 +3,6 @@
 import itertools
 from collections.abc import Mapping
 
-import jax
 import numpy as np
 
 import pruning
@@ -13,7 +12,7 @@ from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import complete
 from antgmm_jax.parallel.sharding import local_rows
 from antgmm_jax.pure import Params
-from distill.adapters import with_adapters
+from distill.adapters import shapes_with_adapters
 from distill.trainable import check_paths
 from experiments.run.cuts import check_weights, planned, segment_targets
 from experiments.run.schema import Recipe, Stage, Work, can_score
@@ -81,8 +80,7 @@ def check_steps(work: Work, params: Params, rows: int) -> None:
     try:
         if table.batch_size > rows:
             raise AntgmmError(f"batch_size = {table.batch_size} is more than its {rows} rows: reduce it")
-        adapting = jax.eval_shape(lambda: with_adapters(params, stage.adapters, jax.random.key(0)))
-        check_paths(adapting, (*stage.frozen, *stage.adapters), tuple(table.rates))
+        check_paths(shapes_with_adapters(params, stage.adapters), (*stage.frozen, *stage.adapters), tuple(table.rates))
     except AntgmmError as error:
         raise AntgmmError(f"{work.title}: {error}") from error
 

@@ -22,7 +22,7 @@ from antgmm_jax.io.books import read_book, write_book
 from antgmm_jax.io.placed import on_devices
 from antgmm_jax.io.shards import Shards, Writer
 from antgmm_jax.parallel import preemption
-from antgmm_jax.parallel.processes import broadcast_from_first, gather, run_on_first
+from antgmm_jax.parallel.processes import from_first_process, gather, run_on_first
 from antgmm_jax.parallel.sharding import shard_rows
 from antgmm_jax.pure import Params, functional
 from data.shifting import drawn
@@ -128,11 +128,6 @@ class ImageFeatures:
                     shutil.rmtree(path)
 
         run_on_first(remove)
-
-
-def from_first_process(held: bool) -> bool:
-    """Broadcasts a condition from the first process."""
-    return bool(broadcast_from_first(np.array(held)))
 
 
 def image_features(

@@ -16,7 +16,7 @@ from data.maad.cell_grid import cell_classes
 from data.maad.drawing import latent_sizes
 from data.maad.tiers import tier
 from distill import NO_TEACHER, Optimizer, State, Step, Teacher, init_state, make_step, parts, shard_state
-from distill.adapters import adapted, merged, with_adapters
+from distill.adapters import adapted, merged, shapes_with_adapters, with_adapters
 from distill.step import jitted
 from experiments.run.cuts import reads_features, segment_targets
 from experiments.run.features import ImageFeatures
@@ -105,7 +105,7 @@ class Answers:
 
     def shapes(self) -> Params:
         """Returns the shapes of the parameters before the first step."""
-        return jax.eval_shape(lambda: self._adapting(abstract(self._start.config)))
+        return shapes_with_adapters(abstract(self._start.config), self._stage.adapters)
 
     def begin(self) -> Params:
         """Loads the parameters of the model before the stage, with new adapters if it has any."""

@@ -11,13 +11,13 @@ from antgmm_jax.axes import to_dict
 from antgmm_jax.blocks.projector import OUT
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.parallel import preemption
+from antgmm_jax.parallel.processes import from_first_process
 from antgmm_jax.pure import Params, abstract, functional
 from distill import Teacher
 from distill.cache import stored_names
 from distill.top import name_of
 from experiments.run.batch_size import rows_that_fit
 from experiments.run.calibration import calibration_batches
-from experiments.run.features import from_first_process
 from experiments.run.folder import RunFolder, held
 from experiments.run.host.console import bar, say, working
 from experiments.run.rows.samples import Samples

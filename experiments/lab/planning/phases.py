@@ -14,6 +14,7 @@ from antgmm_jax.families import complete
 from antgmm_jax.parallel import sharding
 from antgmm_jax.pure import Functional, abstract, functional
 from distill import LossConfig
+from distill.adapters import shapes_with_adapters
 from distill.build import targets
 from distill.records import Ragged
 from experiments.lab.planning import programs
@@ -177,7 +178,7 @@ def _spec(recipe: Recipe | Training, work: Work, student: LMMConfig, teacher: LM
         dtype=table.dtype,
         micro_batches=table.accumulate,
         loss=LossConfig(**terms, temperature=loss.temperature),
-        optimizer=optimizer_of(work.stage, steps.starting(student, work.stage.adapters)),
+        optimizer=optimizer_of(work.stage, shapes_with_adapters(abstract(student), work.stage.adapters)),
         adapters=work.stage.adapters,
     )
 

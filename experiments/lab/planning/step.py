@@ -19,8 +19,8 @@ from antgmm_jax.blocks.projector import OUT
 from antgmm_jax.config import IMAGE_SIDE, LMMConfig, Remat
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.parallel import sharding
-from antgmm_jax.pure import Params, abstract, functional
-from distill.adapters import Ranks, adapted, with_adapters
+from antgmm_jax.pure import abstract, functional
+from distill.adapters import Ranks, adapted, shapes_with_adapters
 from distill.build import targets
 from distill.cache import TeacherCache
 from experiments.lab.planning import compilers, programs
@@ -175,9 +175,10 @@ def _abstract(spec: StepSpec) -> tuple[Any, dict[str, Any]]:
     sharding.local_rows(spec.batch)  # raises if the batch is not divisible
     pure = adapted(functional(spec.student, spec.remat), spec.adapters)
     optimizer = spec.optimizer or distill.make_optimizer(distill.OptimizerConfig(learning_rate=1e-3), steps=1)
-    params = starting(spec.student, spec.adapters)
+    params = shapes_with_adapters(abstract(spec.student), spec.adapters)
     fresh = jax.eval_shape(lambda params: distill.init_state(params, optimizer), params)
-    teacher = _teacher(spec)
+    cached = _cached_shapes(spec)
+    teacher = _teacher(spec, cached)
     step = distill.make_step(
         pure,
         optimizer,
@@ -192,30 +193,24 @@ def _abstract(spec: StepSpec) -> tuple[Any, dict[str, Any]]:
     batch = dict(
         batch_shapes(spec.student, spec.batch, spec.length, spec.answer, features=spec.dtype if spec.features else "")
     )
-    if spec.source == "cache" and spec.teacher:
-        for name, shape in _cached_shapes(spec).items():
-            rows = (spec.batch, *shape)
-            batch[f"teacher/{name}"] = jax.ShapeDtypeStruct(rows, jnp.bfloat16, sharding=row_sharding())
+    for name, shape in cached.items():
+        rows = (spec.batch, *shape)
+        batch[f"teacher/{name}"] = jax.ShapeDtypeStruct(rows, jnp.bfloat16, sharding=row_sharding())
     return step.program, {"state": state, "batch": batch, "gates": {}, "teacher": teacher.params, "rate": rate}
 
 
-def starting(config: LMMConfig, adapters: Ranks) -> Params:
-    """Returns the shapes of the parameters before a stage, with its adapters."""
-    return jax.eval_shape(lambda: with_adapters(abstract(config), adapters, jax.random.key(0)))
-
-
-def _teacher(spec: StepSpec) -> distill.Teacher:
+def _teacher(spec: StepSpec, cached: dict[str, tuple[int, ...]]) -> distill.Teacher:
     """The teacher with shapes in place of its parameters."""
     if spec.teacher is None:
         return distill.NO_TEACHER
-    big, states = functional(spec.teacher), _cached_shapes(spec)
+    big = functional(spec.teacher)
     frozen = model_shapes(spec.teacher, spec.dtype)
     if spec.source == "online":
         return distill.online(big, frozen)
     made: list[distill.Teacher] = []
 
     def head_of(params: Any) -> Any:
-        held = TeacherCache(Path(), spec.batch, states, lambda index: {})
+        held = TeacherCache(Path(), spec.batch, cached, lambda index: {})
         made.append(distill.cached(big, params, held))
         return made[0].params
 
@@ -228,7 +223,8 @@ def _teacher(spec: StepSpec) -> distill.Teacher:
 
 def _cached_shapes(spec: StepSpec) -> dict[str, tuple[int, ...]]:
     """Name -> shape of a row of the teacher's states that the loss reads from a cache."""
-    assert spec.teacher is not None
+    if spec.teacher is None or spec.source == "online":
+        return {}
     names = (*(["final"] if spec.loss.reads_logits else []), *([OUT] if spec.loss.bridge else []))
     batch = dict(batch_shapes(spec.teacher, spec.batch, spec.length, spec.answer))
     made = jax.eval_shape(partial(targets, functional(spec.teacher), names=names), abstract(spec.teacher), batch)

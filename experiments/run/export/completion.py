@@ -7,9 +7,9 @@ from transformers import GenerationConfig
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io.files import read_json
-from antgmm_jax.io.loading import CONFIG, GENERATION, hf_config, load_processor
+from antgmm_jax.io.loading import CONFIG, GENERATION, generation_settings, hf_config, load_processor
 from data.encoding import Encoder
-from experiments.run.export.ends import as_tuple, end_tokens, generation_settings
+from experiments.run.export.ends import as_tuple, end_tokens
 from experiments.run.export.served_prompt import write_template
 from experiments.run.files import write_json
 from experiments.run.host.console import say
@@ -75,7 +75,7 @@ def _write_generation(directory: Path, config: LMMConfig, encoder: Encoder | Non
 def _correct_text_config(directory: Path, eos: int | list[int], pad: int) -> None:
     """Writes the end token into `text_config` if that names another one; some models read it there alone."""
     fields = read_json(directory / CONFIG)
-    text = fields.get("text_config", {})
+    text = fields.get("text_config") or {}
     named = text.get("eos_token_id")
     if named is not None and not {*as_tuple(named)} & {*as_tuple(eos)}:
         tokens = {"eos_token_id": eos, "pad_token_id": pad}

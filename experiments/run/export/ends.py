@@ -3,9 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from antgmm_jax.io.files import read_json
 from antgmm_jax.io.hub import local
-from antgmm_jax.io.loading import GENERATION, hf_config
+from antgmm_jax.io.loading import generation_settings, hf_config
 
 
 def end_tokens(directory: Path) -> tuple[Any, int]:
@@ -32,9 +31,3 @@ def end_tokens(directory: Path) -> tuple[Any, int]:
 def as_tuple(eos: Any) -> tuple[int, ...]:
     """Returns the first result of `end_tokens`, a token or several, as a tuple."""
     return (eos,) if isinstance(eos, int) else tuple(eos)
-
-
-def generation_settings(directory: Path) -> dict[str, Any]:
-    """Returns the contents of generation_config.json; empty without one."""
-    path = directory / GENERATION
-    return read_json(path) if path.exists() else {}

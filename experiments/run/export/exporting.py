@@ -8,12 +8,11 @@ from antgmm_jax.config import LMMConfig
 from antgmm_jax.io.books import read_book, write_book
 from antgmm_jax.io.folders import checksums, verify
 from antgmm_jax.parallel import sharding
-from antgmm_jax.parallel.processes import run_on_first
+from antgmm_jax.parallel.processes import from_first_process, run_on_first
 from experiments.run.batch_size import device_memory, rows_that_fit
 from experiments.run.export.card import CARD, origin_of
 from experiments.run.export.publishing import Questions, publish
 from experiments.run.export.served_prompt import CHECKED, conversations
-from experiments.run.features import from_first_process
 from experiments.run.folder import REPORT, RunFolder
 from experiments.run.rows.prompts import prompt_of
 from experiments.run.rows.samples import Samples

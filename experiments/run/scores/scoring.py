@@ -8,10 +8,9 @@ from transformers import ProcessorMixin
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.io.books import read_book, write_book
 from antgmm_jax.parallel import preemption
-from antgmm_jax.parallel.processes import run_on_first
+from antgmm_jax.parallel.processes import from_first_process, run_on_first
 from antgmm_jax.pure import Params
 from distill import fingerprint
-from experiments.run.features import from_first_process
 from experiments.run.host.console import bar
 from experiments.run.rows.samples import Samples
 from experiments.run.schema import Recipe
