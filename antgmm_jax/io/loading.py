@@ -19,7 +19,7 @@ from antgmm_jax.io.bounds import check_model_config, check_processor_config, che
 from antgmm_jax.io.companions import COMPANIONS
 from antgmm_jax.io.files import check_regular, check_size, one_line, read_json
 from antgmm_jax.io.hub import local
-from antgmm_jax.io.templates import with_fixed_day
+from antgmm_jax.io.templates import render, with_fixed_day
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
 _SAFE = {"local_files_only": True, "trust_remote_code": False}
@@ -63,7 +63,8 @@ def hf_config(directory: Path, raw: Mapping[str, Any] | None = None) -> Pretrain
 def load_processor(directory: str | Path) -> ProcessorMixin:
     """Loads the processor of a checkpoint directory or a name of the Hub.
 
-    Its chat template writes a fixed day, and its tokenizer ends answers as the model's files say.
+    Its chat template is that of the tokenizer if only the tokenizer has one, and writes a fixed day. Its tokenizer ends
+    answers as the model's files say.
 
     Raises:
         AntgmmError: the directory has no processor that can be loaded offline, or one of its files is damaged.
@@ -83,10 +84,29 @@ def load_processor(directory: str | Path) -> ProcessorMixin:
     with one_line(lambda: f"{subject}: {_damaged(folder)} cannot be used", "save the model's processor there"):
         processor = AutoProcessor.from_pretrained(folder, **_SAFE)
     _check_unknown(processor, directory)
+    processor.chat_template = processor.chat_template or _template_of_tokenizer(processor)
     _end_as_model(processor, folder)
     if isinstance(processor.chat_template, str):
         processor.chat_template = with_fixed_day(processor.chat_template)
     return processor
+
+
+def _template_of_tokenizer(processor: Any) -> Any:
+    """Returns the chat template that the tokenizer alone has, as servers take it; None if it cannot write an image."""
+    tokenizer = getattr(processor, "tokenizer", None)
+    template = getattr(tokenizer, "chat_template", None)
+    if tokenizer is None or not template:
+        return None
+    text = {"type": "text", "text": "a"}
+    try:
+        with_image, without = (
+            render(template, [{"role": "user", "content": parts}], tokenizer.special_tokens_map, generate=True)
+            for parts in ([{"type": "image"}, text], [text])
+        )
+    except AntgmmError:
+        return None
+    # A template for text alone writes the list of the parts as Python does.
+    return template if with_image != without and "'type'" not in with_image else None
 
 
 def _end_as_model(processor: Any, folder: Path) -> None:

@@ -11,12 +11,13 @@ from antgmm_jax.axes import sizes
 from antgmm_jax.config import LMMConfig, on_image_side
 from antgmm_jax.families import complete
 from antgmm_jax.parallel.sharding import padded_batch_size
-from data.collate import bucket
+from data.record import Arrays
 from experiments.auto.goal import Goal
 from experiments.auto.look import Look, longest_answer
 from experiments.auto.sensitivity import InTime, closed, factors, increases, reduced
 from experiments.lab.planning.rates import RequestSize, calibrate, predict
 from experiments.lab.planning.search import by_latency, by_parameters, time_request
+from experiments.report.model_times import request_of
 from experiments.run.calibration import calibration_batches, importance_on
 from experiments.run.host.console import working
 from experiments.run.rows.samples import Samples
@@ -100,10 +101,10 @@ def chosen(goal: Goal, seen: Look, seed: int, dtype: str, seconds: float) -> Cho
     sensitivity = _sensitivity(seen.teacher, seen.trained, seed, dtype, seconds)
     weights, least = sensitivity.factors(config), fewest_layers(config)
     search = partial(pruning.search, config, weights=weights, multiple=goal.multiple, least=least)
-    prompt = bucket(int(seen.held.rows.index.prompt.max()))
-    request = RequestSize(max(prompt, config.usual_tokens + 1), longest_answer(seen.held))
-    price = lru_cache(maxsize=None)(partial(predict, calibrate(config, request), request=request))
-    best, _ = by_latency(config, goal.latency_ms, search, price, partial(time_request, request=request))
+    request, prompt = longest_request(seen.held)
+    price = lru_cache(maxsize=None)(partial(predict, calibrate(config, request, prompt), request=request))
+    timed = partial(time_request, prompt=prompt, answer=request.answer)
+    best, _ = by_latency(config, goal.latency_ms, search, price, timed)
     return Chosen(best.sized, sensitivity, best.measured)
 
 
@@ -153,6 +154,17 @@ def fewest_layers(config: LMMConfig) -> dict[str, int]:
     """
     layers = sizes(config).get("text/layers", 0)
     return {"text/layers": min(DEPTH_OF_DECODER, layers)} if layers > 1 and not config.encoder_decoder else {}
+
+
+def longest_request(samples: Samples) -> tuple[RequestSize, Arrays]:
+    """Returns the size and the prompt of the longest request in some data.
+
+    Args:
+        samples: encoded records.
+    """
+    index = samples.rows.index
+    row = int(index.prompt.argmax())
+    return RequestSize(int(index.prompt[row]), longest_answer(samples), int(index.slots[row])), request_of(samples, row)
 
 
 def check_budget(goal: Goal) -> None:

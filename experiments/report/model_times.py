@@ -9,7 +9,6 @@ import jax
 import numpy as np
 
 from antgmm_jax.io.placed import on_first
-from antgmm_jax.parallel import sharding
 from antgmm_jax.parallel.processes import from_first_process, run_on_first
 from experiments.report.latency import Served, in_jax, in_pytorch
 from experiments.run.batch_size import compute_dtype
@@ -91,14 +90,10 @@ def compared(times: Mapping[str, Mapping[Any, Any]], tokens: int) -> dict[str, A
     return latency
 
 
-def request_of(test: Samples) -> dict[str, Any]:
-    """Returns the first of some records as a request, {"images": ..., "input_ids": [1, T], ...}, without padding."""
-    with sharding.without_mesh():  # on a mesh, rows would be added until it divides them
-        batch = next(test.in_order(1, prompts=True))
-    length = int(batch["prompt/attention_mask"].sum())
-    start = 0 if batch["prompt/attention_mask"][0, 0] else -length
-    text = {name: batch[f"prompt/{name}"][:, start:][:, :length] for name in ("input_ids", "attention_mask")}
-    return {"images": batch["images"], **text}
+def request_of(samples: Samples, row: int = 0) -> dict[str, Any]:
+    """Returns a row as a request, {"images": ..., "input_ids": [1, T], ...}, without padding or unused image slots."""
+    batch = samples.alone(row)
+    return {"images": batch["images"], **{name: batch[f"prompt/{name}"] for name in ("input_ids", "attention_mask")}}
 
 
 def has_pytorch_device(parameters: int) -> bool:

@@ -15,6 +15,7 @@ from antgmm_jax.axes import sizes
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.pure import abstract
+from data.record import Arrays
 from experiments.report.latency import PHASES, Latency, Request, jax_request, measure
 from experiments.run.host.console import bar
 from experiments.run.rows.random_batches import random_batch
@@ -34,10 +35,12 @@ class RequestSize(NamedTuple):
     Attributes:
         length: prompt tokens, including image tokens.
         answer: answer tokens.
+        slots: image slots; None for those of one image of the usual size.
     """
 
     length: int
     answer: int
+    slots: int | None = None
 
 
 class Rates(NamedTuple):
@@ -89,7 +92,7 @@ def amounts(config: LMMConfig, request: RequestSize) -> np.ndarray:
     Returns:
         Array [3 phases, 8 rates], in the order of `Rates`.
     """
-    cost = pruning.cost(config, 1, request.length, request.answer, itemsize=4)
+    cost = pruning.cost(config, 1, request.length, request.answer, itemsize=4, slots=request.slots)
     rows = [[sum(each[phase].values()) for each in (cost.sublayers, cost.flops, cost.bytes)] for phase in PHASES]
     sublayers, flops, read = np.array(rows, float).T
     return np.column_stack([np.eye(3), np.diag(sublayers), flops, read])
@@ -131,29 +134,22 @@ def non_negative(rows: np.ndarray, values: np.ndarray) -> np.ndarray:
     return nnls(rows / scale, values)[0] / scale
 
 
-def calibrate(config: LMMConfig, request: RequestSize) -> Rates:
+def calibrate(config: LMMConfig, request: RequestSize, prompt: Arrays) -> Rates:
     """Fits the rates of this machine to measurements of small models.
 
     Args:
         config: config of the model whose students are to be predicted.
         request: the request.
+        prompt: `images`, `input_ids` and `attention_mask` of a request of this size.
 
     Returns:
         Rates of this machine.
-
-    Raises:
-        AntgmmError: the prompt is too short for the image tokens.
     """
-    if request.length <= config.usual_tokens:
-        raise AntgmmError(
-            f"a prompt of {request.length} tokens is too short for {config.usual_tokens} image tokens:"
-            f" use --length {config.usual_tokens + 32}"
-        )
     models = calibration_models(config)
     requests = {}
     with bar("calibration", len(models)) as update:
         for number, model in enumerate(models, 1):
-            requests[model] = random_request(model, request)
+            requests[model] = with_random_parameters(model, prompt, request.answer)
             requests[model]()
             update(number, "models compiled")
     times: Mapping[LMMConfig, Latency] = measure(requests, repeats=ROUNDS)
@@ -188,18 +184,39 @@ def _scaled(config: LMMConfig, depth: int, part: int) -> LMMConfig:
     return pruning.planned_config(config, pruning.legal_above(config, wanted))
 
 
-def random_request(config: LMMConfig, request: RequestSize) -> Request:
+def random_prompt(config: LMMConfig, length: int) -> Arrays:
+    """Returns a prompt of one random image of the usual size and random tokens.
+
+    Args:
+        config: model config.
+        length: prompt tokens, including image tokens.
+
+    Returns:
+        `images`, and `input_ids` and `attention_mask` [1, length].
+
+    Raises:
+        AntgmmError: the prompt is too short for the image tokens.
+    """
+    if length <= config.usual_tokens:
+        raise AntgmmError(
+            f"a prompt of {length} tokens is too short for {config.usual_tokens} image tokens:"
+            f" use --length {config.usual_tokens + 32}"
+        )
+    batch = random_batch(config, 1, words=length - config.usual_tokens, answer=1)
+    return {"images": batch["images"], **{name: batch[f"prompt/{name}"] for name in ("input_ids", "attention_mask")}}
+
+
+def with_random_parameters(config: LMMConfig, prompt: Arrays, answer: int) -> Request:
     """Returns a request to a model with random parameters.
 
     Args:
         config: model config.
-        request: the request.
+        prompt: `images`, `input_ids` and `attention_mask`.
+        answer: answer tokens.
 
     Returns:
         The request; its first call compiles.
     """
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda leaf: 0.02 * rng.standard_normal(leaf.shape, np.float32), abstract(config))
-    batch = random_batch(config, 1, words=request.length - config.usual_tokens, answer=1)
-    prompt = {name: batch[f"prompt/{name}"] for name in ("input_ids", "attention_mask")}
-    return jax_request(config, params, {"images": batch["images"], **prompt}, request.answer)
+    return jax_request(config, params, prompt, answer)

@@ -8,7 +8,16 @@ import pruning
 from antgmm_jax.axes import sizes
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.errors import AntgmmError
-from experiments.lab.planning.rates import ROUNDS, RequestSize, calibrate, named, predict, random_request
+from data.record import Arrays
+from experiments.lab.planning.rates import (
+    ROUNDS,
+    RequestSize,
+    calibrate,
+    named,
+    predict,
+    random_prompt,
+    with_random_parameters,
+)
 from experiments.report.latency import measure
 from experiments.run.host.console import say
 from experiments.run.host.facts import machine
@@ -156,9 +165,12 @@ def run(
         figures["budget"] = {"params": parameters}
     else:
         search(total_parameters, float("inf"))  # checks pins and weights before anything is compiled
-        rates = calibrate(config, request)
+        prompt = random_prompt(config, request.length)
+        rates = calibrate(config, request, prompt)
         price = lru_cache(maxsize=None)(partial(predict, rates, request=request))
-        best, tried = by_latency(config, latency, search, price, partial(time_request, request=request))
+        best, tried = by_latency(
+            config, latency, search, price, partial(time_request, prompt=prompt, answer=request.answer)
+        )
         result, teacher = best.sized, {"predicted_ms": price(config)}
         student = {"predicted_ms": result.price, "measured_ms": best.measured}
         figures |= {"budget": {"latency_ms": latency}, "machine": machine(), "rates": named(rates)}
@@ -168,17 +180,18 @@ def run(
     return {**figures, "stages": pruning.by_stage(config, result.sizes)}
 
 
-def time_request(config: LMMConfig, *, request: RequestSize) -> float:
+def time_request(config: LMMConfig, *, prompt: Arrays, answer: int) -> float:
     """Measures the latency of a request to a model with random parameters.
 
     Args:
         config: model config.
-        request: the request.
+        prompt: `images`, `input_ids` and `attention_mask` of the request.
+        answer: answer tokens.
 
     Returns:
         Median in milliseconds.
     """
-    return measure({0: random_request(config, request)}, repeats=ROUNDS)[0].p50
+    return measure({0: with_random_parameters(config, prompt, answer)}, repeats=ROUNDS)[0].p50
 
 
 def _model(config: LMMConfig, request: RequestSize) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 import pruning
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.errors import AntgmmError
-from experiments.lab.planning.rates import ROUNDS, RequestSize, random_request
+from experiments.lab.planning.rates import ROUNDS, RequestSize, random_prompt, with_random_parameters
 from experiments.lab.study.summary import COLOURS, SCORES, by_arm, format_scores
 from experiments.report.as_markdown import table
 from experiments.report.latency import measure
@@ -37,9 +37,11 @@ def with_costs(results: Sequence[dict[str, Any]], teacher: LMMConfig, request: R
         The results with `smaller` and `faster` (ratios to the teacher) and `latency_ms`.
     """
     shapes = [shape_of(teacher, result) for result in results]
-    times = measure(
-        {shape: random_request(shape, request) for shape in {teacher: 0, **dict.fromkeys(shapes)}}, repeats=ROUNDS
-    )
+    prompt = random_prompt(teacher, request.length)
+    requests = {
+        shape: with_random_parameters(shape, prompt, request.answer) for shape in (teacher, *dict.fromkeys(shapes))
+    }
+    times = measure(requests, repeats=ROUNDS)
     whole = total_parameters(teacher)
     return [
         {

@@ -272,6 +272,15 @@ class Samples:
         order = np.argsort(self.needs.answer if apart else self.needs.text, kind="stable")
         yield from self._once(order, size, self._cut._replace(text=self._whole.text) if apart else self._cut)
 
+    def alone(self, row: int) -> Arrays:
+        """Returns one row as a batch without padding and without unused image slots, with its prompt under `prompt/`.
+
+        Args:
+            row: row number.
+        """
+        index = np.array([row])
+        return batch(self.rows, index, self._layout, self.needs.of(index), prompt=int(self.rows.index.prompt[row]))
+
     def _once(self, order: np.ndarray, size: int, widths: collate.Widths, prompt: int = 0) -> Iterator[Arrays]:
         size = padded_batch_size(size)
         own = local_rows(size)

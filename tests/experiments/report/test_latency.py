@@ -10,6 +10,9 @@ from antgmm_jax.io.convert import load_hf
 from antgmm_jax.io.loading import load_processor
 from antgmm_jax.parallel.sharding import make_mesh
 from data import maad
+from data.record import Record
+from experiments.auto.look import longest_answer
+from experiments.auto.sizing import longest_request
 from experiments.report import latency
 from experiments.report.model_times import request_of
 from experiments.run.host import metering
@@ -46,3 +49,17 @@ def test_the_request_of_a_report_is_one_row_without_padding_on_a_mesh_too(tmp_pa
         jax.tree.map(np.testing.assert_array_equal, request_of(samples), alone)
     assert alone["input_ids"].shape == (1, samples.rows.index.prompt[0])
     assert alone["attention_mask"].all()
+
+
+def test_a_request_has_the_image_slots_of_its_own_row(tmp_path):
+    directory = save_llava(tmp_path / "teacher")
+    image = np.zeros((16, 16, 3), np.uint8)
+    records = [Record(images=(image,) * count, question="what" * count, answer="$5") for count in (1, 3, 2)]
+    samples = Samples(records, load_processor(directory), load_hf(directory)[0])
+    for row, count in enumerate((1, 3, 2)):
+        request = request_of(samples, row)
+        assert request["images"]["valid"].tolist() == [[True] * count]
+        assert request["input_ids"].shape == (1, samples.rows.index.prompt[row])
+    size, prompt = longest_request(samples)
+    assert size == (samples.rows.index.prompt[1], longest_answer(samples), 3)
+    jax.tree.map(np.testing.assert_array_equal, prompt, request_of(samples, 1))

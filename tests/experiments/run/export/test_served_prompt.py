@@ -126,3 +126,17 @@ def test_a_template_with_the_date_of_today_is_written_with_a_fixed_day(teacher):
     served = AutoProcessor.from_pretrained(teacher).apply_chat_template([*chats[0].messages])
     assert served.startswith("<s>2025-01-01 ")
     assert first_difference(teacher, chats) == ""
+
+
+def test_a_template_that_only_the_tokenizer_holds_is_taken_if_it_writes_images(teacher):
+    """Some conversions keep it in tokenizer_config.json, where servers find it and AutoProcessor does not."""
+    (teacher / TEMPLATE).unlink()
+    path = teacher / "tokenizer_config.json"
+    settings = json.loads(path.read_text())
+    path.write_text(json.dumps(settings | {"chat_template": CHAT}))
+    assert AutoProcessor.from_pretrained(teacher).chat_template is None
+    shown = question_about_a_picture(teacher, load_hf(teacher)[0])
+    assert shown["template"] and shown["text"] == "<s><image> question answer:"
+    of_texts = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    path.write_text(json.dumps(settings | {"chat_template": of_texts}))
+    assert not question_about_a_picture(teacher, load_hf(teacher)[0])["template"]
