@@ -22,6 +22,7 @@ from experiments.auto.schedule import Machine, Tuned, base, draft, fitted, score
 from experiments.auto.sizing import Chosen, Sensitivity, check_budget, chosen, within
 from experiments.auto.tune import PART, Trial, tuned
 from experiments.run.files import write_text
+from experiments.run.host import facts
 from experiments.run.host.console import clock, count, printable, say
 from experiments.run.progress.forecast import Rows, look_at, matmul_rate
 from experiments.run.rows.datasets import encoded, load_records
@@ -37,6 +38,9 @@ WORDS = 0.25
 """Part of a student above which the parameters of its tokens are worth a line."""
 QUARTER = 0.25
 """Part of the time that a plan may take: of what the look at model and data leaves, half is for the sensitivity."""
+
+BUSY = 1.5
+"""Load per core above which other work must be running: a plan alone keeps each core busy once."""
 
 
 class Plan(NamedTuple):
@@ -136,7 +140,7 @@ def measured(goal: Goal, place: Path) -> Plan:
     raw, crowded = with_room(raw, config, samples)
     reasons = [*about_prompts(losses), *_look(seen), *_sizes(config, choice, samples)]
     reasons += [*in_time(choice.sensitivity, left), *_tuning(trials)]
-    reasons += [*fewer_scores(machine.rows.scored, test_rows), *_steps(raw, expected), *crowded]
+    reasons += [*fewer_scores(machine.rows.scored, test_rows), *_steps(raw, expected, machine.rate), *crowded]
     reasons += too_long(goal, machine.spent + expected)
     return Plan(raw, reasons, total_parameters(choice.sized.config), best)
 
@@ -169,7 +173,7 @@ def further(goal: Goal, first: Mapping[str, Any], best: Tuned, parent: str) -> P
     raw, expected = fitted(goal, tables, start.config, choice.sized.sizes, machine, best)
     raw, crowded = with_room(raw, start.config, samples)
     reasons = [*_sizes(start.config, choice, samples), *in_time(choice.sensitivity, left)]
-    reasons += [*_steps(raw, expected), *crowded]
+    reasons += [*_steps(raw, expected, machine.rate), *crowded]
     reasons += too_long(goal, machine.spent + expected)
     return Plan({"parent": parent, **raw}, reasons, total_parameters(choice.sized.config), best)
 
@@ -292,8 +296,8 @@ def _tuning(trials: Sequence[Trial]) -> Iterator[str]:
         yield "tuning: none, for want of time or rows; optimizer and rates are those of the demo"
 
 
-def _steps(raw: Mapping[str, Any], expected: float) -> Iterator[str]:
-    """Lines of the plan that say what is trained, and for how long."""
+def _steps(raw: Mapping[str, Any], expected: float, rate: float) -> Iterator[str]:
+    """Lines of the plan that say what is trained, and for how long, from the measured FLOP/s."""
     for stage in raw["stage"]:
         table = stage["optimizer"]
         kind, frozen = table.get("kind", raw["optimizer"]["kind"]), ", ".join(stage.get("frozen", ["nothing"]))
@@ -301,4 +305,20 @@ def _steps(raw: Mapping[str, Any], expected: float) -> Iterator[str]:
             f"stage {stage['name']}: {stage['recover_steps']} steps of {table['batch_size']}, {kind} at"
             f" {table['learning_rate']:g}; frozen: {frozen}"
         )
-    yield f"expected time of the run on this machine: {clock(expected)}"
+    yield f"expected time of the run on this machine: {clock(expected)} (matrix product: {rate / 1e9:.0f} GFLOP/s)"
+    host = facts.machine()
+    yield from shared(host["load"], host["cores"])
+
+
+def shared(load: float, cores: int) -> Iterator[str]:
+    """Yields a line of a plan that is made beside other work: it was measured as slow as the machine was then.
+
+    Args:
+        load: mean number of runnable threads in the last minute, those of the plan included.
+        cores: cores of the machine.
+    """
+    if load > BUSY * cores:
+        yield (
+            f"warning: the load is {load:.1f} on {cores} cores: other work slows this machine, and a plan that is made"
+            " without it has more steps"
+        )

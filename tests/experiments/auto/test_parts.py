@@ -26,7 +26,7 @@ from experiments.auto.advice import is_flat
 from experiments.auto.buckets import bucket
 from experiments.auto.goal import Goal, is_planned, marked, parameters, ratio
 from experiments.auto.look import Look, at_chance, check_quality, longest_answer, spread, warnings
-from experiments.auto.plan import Plan, fewer_scores, in_time, of_words, too_long, write
+from experiments.auto.plan import Plan, fewer_scores, in_time, of_words, shared, too_long, write
 from experiments.auto.rows import kind_of, tables
 from experiments.auto.schedule import Tuned
 from experiments.auto.sensitivity import InTime, factors, reduced
@@ -256,6 +256,12 @@ def test_spread_rows_that_are_too_long_are_left_out_as_in_their_source_and_read_
         ),
     ],
 )
+def test_a_plan_says_that_other_work_slowed_it():
+    (line,) = shared(4.06, 2)
+    assert line.startswith("warning: the load is 4.1 on 2 cores")
+    assert not [*shared(2.4, 2)]
+
+
 def test_a_plan_that_takes_too_long_names_the_minutes_of_the_whole_command(goal, words):
     (line,) = too_long(goal, 60 * 10.5)
     assert line == f"warning: plan and run take about 10:30, {words}"
