@@ -13,7 +13,6 @@ from antgmm_jax.decoding import phases as decoding_phases
 from antgmm_jax.families import complete
 from antgmm_jax.parallel import sharding
 from antgmm_jax.pure import Functional, abstract, functional
-from distill import LossConfig
 from distill.adapters import shapes_with_adapters
 from distill.build import targets
 from distill.records import Ragged
@@ -160,13 +159,7 @@ def _largest(config: LMMConfig) -> int:
 
 
 def _spec(recipe: Recipe | Training, work: Work, student: LMMConfig, teacher: LMMConfig | None, load: Load) -> StepSpec:
-    table, loss = work.stage.optimizer, work.stage.loss
-    # Without a plan of the k largest logits.
-    reads = isinstance(recipe, Recipe) and loss.reads_teacher and not (loss.reads_logits and recipe.teacher.top)
-    # A stage that compares only states of towers is planned with the loss of the data.
-    terms = {name: getattr(loss, name) for name in ("hard", *(("soft", "pair", "rank", "bridge") if reads else ()))}
-    if not any(terms.values()):
-        terms["hard"] = 1.0
+    table, reads = work.stage.optimizer, isinstance(recipe, Recipe) and work.stage.loss.reads_teacher
     return StepSpec(
         student,
         teacher if reads else None,
@@ -177,7 +170,8 @@ def _spec(recipe: Recipe | Training, work: Work, student: LMMConfig, teacher: LM
         source="online" if isinstance(recipe, Recipe) and recipe.teacher.mode == "online" else "cache",
         dtype=table.dtype,
         micro_batches=table.accumulate,
-        loss=LossConfig(**terms, temperature=loss.temperature),
+        loss=work.stage.loss,
+        states=target_names(recipe) if isinstance(recipe, Recipe) and reads else (),
         optimizer=optimizer_of(work.stage, shapes_with_adapters(abstract(student), work.stage.adapters)),
         adapters=work.stage.adapters,
     )

@@ -15,14 +15,16 @@ import numpy as np
 import distill
 import pruning
 from antgmm_jax.axes import sizes
-from antgmm_jax.blocks.projector import OUT
 from antgmm_jax.config import IMAGE_SIDE, LMMConfig, Remat
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.parallel import sharding
 from antgmm_jax.pure import abstract, functional
 from distill.adapters import Ranks, adapted, shapes_with_adapters
+from distill.align import selected
 from distill.build import targets
 from distill.cache import TeacherCache
+from distill.records import dtype_of
+from distill.teacher import PREFIX
 from experiments.lab.planning import compilers, programs
 from experiments.lab.planning.chips import CHIPS, Chip
 from experiments.lab.planning.estimate import LINKS
@@ -45,7 +47,8 @@ class StepSpec(NamedTuple):
         source: whether the teacher runs in the step, or its final states are read from a cache.
         dtype: dtype of computation, and of the teacher.
         micro_batches: number of parts of the batch that are computed one after another.
-        loss: weights of the loss terms; those on states of towers are left out.
+        loss: weights of the loss terms.
+        states: states of the teacher that are compared or that the cache holds, as in `distill.build_cache`.
         optimizer: the optimizer; AdamW for None.
         features: whether the batch has image features in place of pixels.
         adapters: path prefix of parameters -> rank of their adapters, as in `distill.adapters`.
@@ -61,6 +64,7 @@ class StepSpec(NamedTuple):
     dtype: str = "bfloat16"
     micro_batches: int = 1
     loss: distill.LossConfig = distill.LossConfig(hard=0.5, soft=1.0, temperature=2.0)
+    states: tuple[str, ...] = ("final",)
     optimizer: distill.Optimizer | None = None
     features: bool = False
     adapters: Ranks = MappingProxyType({})
@@ -161,13 +165,9 @@ def step_flops(spec: StepSpec) -> int:
     size = (spec.batch, spec.length, spec.answer)
     passes = ((3, spec.student), (1, spec.teacher if spec.source == "online" else None))
     counts = ((n, pruning.forward_flops(model, *size, logits=spec.answer)) for n, model in passes if model)
-    # Losses on the bridge's output alone do not run the language models.
-    return sum(
-        n * flops
-        for n, parts in counts
-        for tower, flops in parts.items()
-        if tower in IMAGE_SIDE or spec.loss.reads_answers
-    )
+    # Losses on the image side alone do not run the language models.
+    language = spec.loss.reads_answers or any(part.tower not in IMAGE_SIDE for part in _compared(spec))
+    return sum(n * flops for n, parts in counts for tower, flops in parts.items() if tower in IMAGE_SIDE or language)
 
 
 def _abstract(spec: StepSpec) -> tuple[Any, dict[str, Any]]:
@@ -184,7 +184,7 @@ def _abstract(spec: StepSpec) -> tuple[Any, dict[str, Any]]:
         optimizer,
         spec.loss,
         teacher=teacher,
-        parts=_bridge(spec),
+        parts=_compared(spec),
         micro_batches=spec.micro_batches,
         dtype=jnp.dtype(spec.dtype),
     )
@@ -195,7 +195,7 @@ def _abstract(spec: StepSpec) -> tuple[Any, dict[str, Any]]:
     )
     for name, shape in cached.items():
         rows = (spec.batch, *shape)
-        batch[f"teacher/{name}"] = jax.ShapeDtypeStruct(rows, jnp.bfloat16, sharding=row_sharding())
+        batch[PREFIX + name] = jax.ShapeDtypeStruct(rows, dtype_of(name), sharding=row_sharding())
     return step.program, {"state": state, "batch": batch, "gates": {}, "teacher": teacher.params, "rate": rate}
 
 
@@ -222,21 +222,20 @@ def _teacher(spec: StepSpec, cached: dict[str, tuple[int, ...]]) -> distill.Teac
 
 
 def _cached_shapes(spec: StepSpec) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of a row of the teacher's states that the loss reads from a cache."""
+    """Name -> shape of a row of the teacher's states in a cache: a stage gets all of them, read or not."""
     if spec.teacher is None or spec.source == "online":
         return {}
-    names = (*(["final"] if spec.loss.reads_logits else []), *([OUT] if spec.loss.bridge else []))
     batch = dict(batch_shapes(spec.teacher, spec.batch, spec.length, spec.answer))
-    made = jax.eval_shape(partial(targets, functional(spec.teacher), names=names), abstract(spec.teacher), batch)
-    return {name: made[name].shape[1:] for name in names}
+    run = partial(targets, functional(spec.teacher), names=spec.states)
+    made = jax.eval_shape(run, abstract(spec.teacher), batch)
+    return {name: made[name].shape[1:] for name in spec.states}
 
 
-def _bridge(spec: StepSpec) -> tuple[distill.Part, ...]:
-    """The comparison of the bridge's output, with the first units of the teacher in place of the kept ones."""
-    if not spec.loss.bridge:
-        return ()
+def _compared(spec: StepSpec) -> tuple[distill.Part, ...]:
+    """The comparisons of states, with the first units of the teacher in place of the kept ones."""
     keep = {axis: np.arange(size) for axis, size in sizes(spec.student).items()}
-    return tuple(part for part in distill.parts(spec.student, keep) if part.term == "bridge")
+    possible = tuple(part for part in distill.parts(spec.student, keep) if part.states in spec.states)
+    return selected(spec.loss, possible)
 
 
 def _kept(arguments: Mapping[str, Any]) -> dict[str, int]:

@@ -128,6 +128,26 @@ def test_a_stage_that_compares_the_output_of_the_bridge_needs_the_teacher_or_its
     assert planned["stage 'settle': step"].memory["teacher"] == 0
 
 
+def test_states_of_towers_and_the_most_probable_tokens_are_inputs_of_the_step(tmp_path):
+    """A batch of 8 rows has the cached states of 2 bytes each: before each layer, behind the last one, and final."""
+    (tmp_path / "recipe.toml").write_text(RECIPE.replace("mask_steps = 1", "mask_steps = 0"))
+    load = Load({"data": 1, "fsdp": 1, "tensor": 1}, "", 14 + CONFIG.image_tokens, 6)
+
+    def step(*changes):
+        raw = load_any(tmp_path / "recipe.toml", ["stage.cut.importance=magnitude", *changes])
+        return next(each for each in phases(raw, CONFIG, load) if each.name == "stage 'cut': step").memory
+
+    plain, compared = step(), step("stage.cut.loss={hidden=1.0,vision=1.0}", "teacher.states=['vision','text']")
+    vision, text = CONFIG.vision, CONFIG.language.decoder
+    states = (vision.stack.layers + 1) * vision.tokens * vision.stack.embed
+    states += (text.layers + 1) * (load.length + load.answer) * text.embed
+    assert compared["batch"] - plain["batch"] == 8 * 2 * states
+    assert compared["teacher"] == plain["teacher"] > 0
+    top = step("teacher.top=4")  # 4 tokens of 4 bytes, and 5 probabilities of 2
+    assert plain["batch"] - top["batch"] == 8 * load.answer * (2 * text.embed - 26)
+    assert top["teacher"] == 0
+
+
 def test_the_least_time_of_a_phase_by_hand():
     phase = Phase("step", {}, sent=10**12, flops=989e12)
     # 1 s of products; 450 GB/s inside a machine, 50 GB/s between machines.
