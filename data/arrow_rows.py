@@ -20,6 +20,8 @@ from data.kept import from_bytes, kept, to_bytes
 from data.limits import BadRow, check_sample, quoted
 from data.rows import ALIASES, columns, image_names
 
+SPLITS = "dataset_dict.json"
+"""A file beside the folders of several splits, each with rows of its own."""
 _NAMES = (*ALIASES["image"], *PATHS)
 _UNREADABLE = (pyarrow.ArrowException, ValueError, OverflowError, SystemError)
 _ITEM_BYTES = 64
@@ -152,7 +154,7 @@ def data_files(folder: Path) -> list[Path]:
     Raises:
         AntgmmError: the folder holds several splits, or its `state.json` is damaged.
     """
-    if exists(folder / "dataset_dict.json"):
+    if exists(folder / SPLITS):
         splits = ", ".join(sorted(path.parent.name for path in folder.glob("*/state.json")))
         raise AntgmmError(f"{folder} holds the splits {splits}: specify the folder of one of them")
     state = folder / "state.json"

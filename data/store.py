@@ -113,10 +113,10 @@ def open_encoded(
     """
     if (prepared := source.encoded(encoder)) is not None:
         return Encoded(source, encoder, prepared)
-    folder = folder or cache_folder("data")
+    place = _place(source, encoder, folder)
+    folder = place.parent
     with folders.writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    place = folder / hashlib.sha256(f"{source.digest()} {encoder.digest()}".encode()).hexdigest()[:32]
     with FileLock(place.with_suffix(".lock")):
         if not place.exists():
             _evict(folder)
@@ -124,6 +124,23 @@ def open_encoded(
                 build(source, encoder, place, progress, most=None if source.drawn else MOST_BYTES, threads=THREADS)
         os.utime(place)
         return Encoded(source, encoder, place)
+
+
+def open_if_encoded(source: Source, encoder: Encoder, folder: Path | None = None) -> Encoded | None:
+    """Opens encoded records, or returns None if they are not encoded yet.
+
+    Args:
+        source: records.
+        encoder: encoder of the records.
+        folder: folder of the cache; default: `cache_folder("data")`.
+    """
+    place = source.encoded(encoder) or _place(source, encoder, folder)
+    return Encoded(source, encoder, place) if place.exists() else None
+
+
+def _place(source: Source, encoder: Encoder, folder: Path | None) -> Path:
+    name = hashlib.sha256(f"{source.digest()} {encoder.digest()}".encode()).hexdigest()[:32]
+    return (folder or cache_folder("data")) / name
 
 
 def _evict(folder: Path) -> None:

@@ -111,6 +111,10 @@ def _basis(moments: np.ndarray, count: int, *, centred: bool) -> np.ndarray:
     # channels: if spread evenly over all channels, the student learns more slowly (docs/lab/calibration.md).
     inside, outside = (helmert(size).T, helmert(count)) if centred else (np.eye(size), np.eye(count))
     spread, components = np.linalg.eigh(inside.T @ moments @ inside)
+    if not spread.sum() > 0:
+        raise AntgmmError(
+            "there are no principal components of states that no calibration row has: give rows with images"
+        )
     best = (inside @ components)[:, ::-1][:, : len(outside)]
     share = spread[::-1][: len(outside)].sum() / spread.sum()
     return (np.sqrt(share * size / count) * best @ outside).astype(np.float32)

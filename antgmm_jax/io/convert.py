@@ -326,9 +326,13 @@ def _with_copies(base: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str
 
 
 def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with the fields of `over`, nested; without a list by layer that `over` does not have."""
+    """`base` with the fields of `over`, nested; without a list by layer that `over` does not have.
+
+    Rotary positions of the default type get no settings of another type.
+    """
     merged = {key: value for key, value in base.items() if key != "layer_types"}
     for key, value in over.items():
         old = merged.get(key)
-        merged[key] = _merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+        nested = isinstance(old, Mapping) and isinstance(value, Mapping)
+        merged[key] = _merge(old, value) if nested and value.get("rope_type") != "default" else value
     return merged

@@ -91,6 +91,11 @@ def load_processor(directory: str | Path) -> ProcessorMixin:
     return processor
 
 
+def template_without_us(directory: Path) -> Any:
+    """Returns the chat template of a checkpoint directory as transformers and servers read it."""
+    return AutoProcessor.from_pretrained(directory, **_SAFE).chat_template
+
+
 def _template_of_tokenizer(processor: Any) -> Any:
     """Returns the chat template that the tokenizer alone has, as servers take it; None if it cannot write an image."""
     tokenizer = getattr(processor, "tokenizer", None)

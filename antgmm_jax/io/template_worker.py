@@ -14,6 +14,7 @@ from typing import Any
 
 MEMORY = 512 << 20
 """Bytes that rendering may use."""
+_TOO_LARGE = f"it needs more than {MEMORY >> 20} MiB"
 SECONDS = 20
 """Time after which this process ends itself; its parent waits for less."""
 LONGEST = 1 << 22
@@ -28,7 +29,7 @@ def _reply(template: str, messages: Sequence[Any], generate: bool, tokens: Mappi
             conversations=[[*messages]], chat_template=template, add_generation_prompt=generate, **tokens
         )
     except MemoryError:
-        return {"error": f"it needs more than {MEMORY >> 20} MiB"}
+        return {"error": _TOO_LARGE}
     except Exception as error:  # templates can raise any
         return {"error": " ".join(str(error).split())[:300] or type(error).__name__}
     return {"error": f"it writes {len(text)} characters"} if len(text) > LONGEST else {"text": text}
@@ -51,7 +52,11 @@ def main() -> None:
     _limit_memory()
     for line in sys.stdin:
         signal.alarm(SECONDS)  # ends this process, also if nobody waits for it any more
-        print(json.dumps(_reply(**json.loads(line))), file=replies, flush=True)
+        try:
+            reply = _reply(**json.loads(line))
+        except MemoryError:
+            reply = {"error": _TOO_LARGE}
+        print(json.dumps(reply), file=replies, flush=True)
         signal.alarm(0)
 
 

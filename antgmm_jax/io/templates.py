@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from datetime import date
+from math import inf
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -22,6 +23,9 @@ from antgmm_jax.errors import AntgmmError
 
 SECONDS = 8.0
 """Time for one conversation; real templates take less than a millisecond."""
+_FORGET = 10.0
+"""Seconds for which a template that could not render one conversation is not tried on another one."""
+_PROBE = ({"role": "user", "content": [{"type": "text", "text": "a"}]},)
 _START_SECONDS = 120.0
 _WORKER = Path(__file__).with_name("template_worker.py")
 _BLOCK = 1 << 16
@@ -74,25 +78,42 @@ class _Worker:
 
 
 class _Renderer:
-    """The worker of this process and the templates that it could not render."""
+    """The worker of this process, and the templates that it could not render with when they may be tried again."""
 
     def __init__(self) -> None:
         self._lock, self._worker = Lock(), None
-        self._refused: dict[str, str] = {}
+        self._refused: dict[str, tuple[str, float]] = {}
 
     def render(self, request: Mapping[str, Any]) -> dict[str, str]:
-        """Returns the reply of the worker. A template that ended it once is not tried again."""
+        """Returns the reply of the worker.
+
+        A template that ended it is not tried again; one that did so with a long conversation only, after `_FORGET`: a
+        server must go on, and rows that each take `SECONDS` would take days.
+        """
         template = request["template"]
         with self._lock:
-            if template in self._refused:
-                return {"error": self._refused[template]}
+            reason, until = self._refused.get(template, ("", 0.0))
+            if time.monotonic() < until:
+                return {"error": reason}
             try:
-                self._worker = self._worker or _Worker()
-                return self._worker.ask(request)
-            except _Ended as reason:
-                self._refused[template] = str(reason)
-                self.stop()
-                return {"error": str(reason)}
+                return self._asked(request)
+            except _Ended as ended:
+                reason = str(ended)
+            try:
+                self._asked({**request, "messages": _PROBE})
+            except _Ended:
+                self._refused[template] = (reason, inf)
+            else:
+                self._refused[template] = (reason, time.monotonic() + _FORGET)
+            return {"error": reason}
+
+    def _asked(self, request: Mapping[str, Any]) -> dict[str, str]:
+        self._worker = self._worker or _Worker()
+        try:
+            return self._worker.ask(request)
+        except _Ended:
+            self.stop()
+            raise
 
     def stop(self) -> None:
         """Ends the worker."""

@@ -53,6 +53,16 @@ PARTS = 4
 """A student of a search takes this part of its time."""
 
 
+STAGES = ("image", "language", "settle")
+"""Names of the stages that a plan can have."""
+
+
+def stage_of(change: str) -> str | None:
+    """Returns the name of the stage that a `key=value` change is for; None for a change outside the stages."""
+    table, _, rest = change.strip().partition(".")
+    return rest.partition(".")[0] if table == "stage" else None
+
+
 def marked(goal: Goal) -> str:
     """Returns the first line of the plan of a goal."""
     return f"{MARK}{json.dumps(goal._asdict())}"

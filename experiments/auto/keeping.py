@@ -18,7 +18,7 @@ from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io import folders
 from antgmm_jax.io.books import read_book, write_book
 from experiments.auto.bisection import Tried, between, next_ratio, smallest_kept
-from experiments.auto.goal import MOST_MINUTES, PARTS, Goal
+from experiments.auto.goal import MOST_MINUTES, PARTS, Goal, stage_of
 from experiments.auto.plan import further, measured, write
 from experiments.auto.schedule import Tuned
 from experiments.lab.planning.search import NoLegalModel
@@ -139,8 +139,8 @@ class Search:
                 check_replaceable(target)
             with folders.temporary_folder(target) as place:
                 if source == best.folder.report and target.exists():  # with what others have put there
-                    shutil.copytree(target, place / source.name)
-                folders.replace(Path(shutil.copytree(source, place / source.name, dirs_exist_ok=True)), target)
+                    _copy(target, place / source.name)
+                folders.replace(_copy(source, place / source.name), target)
 
     def _planned(self, budget: int) -> bool:
         """Plans the next student, unless that is done; returns whether there is a legal one."""
@@ -209,7 +209,11 @@ class Search:
         return self.path / str(number)
 
     def _run(self, number: int) -> Run:
-        recipe = load_recipe(self._recipe(number), self._changes)
+        path = self._recipe(number)
+        names = [stage["name"] for stage in read_toml(path, "recipe")["stage"]]
+        # A student may be cut in the language model alone: changes of a stage are for those that have it.
+        changes = [each for each in self._changes if stage_of(each) in (None, *names)]
+        recipe = load_recipe(path, changes)
         first = self._folder(1) if number > 1 else None  # all students are of one teacher and its rows
         return Run(recipe, self._folder(number), cache=self.path / "cache", watch=self._watch, alike=first)
 
@@ -235,3 +239,11 @@ class Search:
             self.tries = [Tried(**one) for one in state["tries"]]
         except (KeyError, TypeError) as error:
             raise AntgmmError(f"{self._book} holds no students: {remedy}") from error
+
+
+def _copy(source: Path, target: Path) -> Path:
+    """Copies a folder, also over another one; a full disk is the error of the first file."""
+    try:
+        return Path(shutil.copytree(source, target, dirs_exist_ok=True))
+    except shutil.Error as error:  # lists (source, target, reason) of all files
+        raise folders.Unwritten(f"{source} cannot be copied to {target.parent}: {error.args[0][0][2]}") from error

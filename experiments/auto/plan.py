@@ -24,7 +24,7 @@ from experiments.auto.tune import PART, Trial, tuned
 from experiments.run.files import write_text
 from experiments.run.host import facts
 from experiments.run.host.console import clock, count, printable, say
-from experiments.run.progress.forecast import Rows, look_at, matmul_rate
+from experiments.run.progress.forecast import REPORT, TARGETS, Rows, look_at, matmul_rate
 from experiments.run.rows.datasets import encoded, load_records
 from experiments.run.rows.samples import Samples
 from experiments.run.schema.recipe import change
@@ -78,7 +78,7 @@ def planned(goal: Goal, path: Path) -> Path:
         tuning = path.with_suffix(".tuning")
         shutil.rmtree(tuning, ignore_errors=True)  # a killed process may have left trials on other rows
         write(measured(goal, tuning), goal, path)
-        say(f"plan: written to {path}; edit it if you like, and run it with antgmm compress {path}")
+        say(f"plan: written to {path}")
     return path
 
 
@@ -169,7 +169,8 @@ def further(goal: Goal, first: Mapping[str, Any], best: Tuned, parent: str) -> P
     seconds = _left(goal, begin)
     choice = within(start, samples, goal.params, recipe.seed, recipe.optimizer.dtype, seconds, goal.multiple)
     left = _left(goal, begin)
-    machine = _machine(tables, samples)._replace(spent=time.monotonic() - begin)
+    # The first student has filled the teacher's cache, and only the best student gets an export and a report.
+    machine = _machine(tables, samples)._replace(spent=time.monotonic() - begin, without=(TARGETS, REPORT))
     raw, expected = fitted(goal, tables, start.config, choice.sized.sizes, machine, best)
     raw, crowded = with_room(raw, start.config, samples)
     reasons = [*_sizes(start.config, choice, samples), *in_time(choice.sensitivity, left)]

@@ -7,6 +7,7 @@ from typing import Any
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io.hub import local, parse
 from antgmm_jax.io.stores import is_url
+from data.arrow_rows import SPLITS
 from data.readers import read_records
 
 KINDS = {".jsonl": "jsonl", ".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset", ".json": "jsonl"}
@@ -28,6 +29,8 @@ def kind_of(path: str, option: str) -> str:
     remote = parse(path) is not None or is_url(path)
     if not remote and not Path(path).exists():
         raise AntgmmError(f"{option} {path} does not exist")
+    if (Path(path) / SPLITS).exists():  # which lists splits, and is no rows
+        return "arrow"
     for suffix, kind in KINDS.items():
         folder = local(path, kind) if remote else Path(path)
         if folder.is_dir() and any(file.suffix == suffix for file in folder.iterdir()):

@@ -157,11 +157,13 @@ class Machine(NamedTuple):
         rows: statistics of the data.
         rate: FLOP/s of a matrix product, from `experiments.run.progress.forecast.matmul_rate`.
         spent: seconds that the plan itself took.
+        without: titles of parts that the run leaves out.
     """
 
     rows: Rows
     rate: float
     spent: float
+    without: tuple[str, ...] = ()
 
     def scoring(self, rows: int) -> "Machine":
         """The same with another number of test records."""
@@ -227,7 +229,8 @@ def scored_rows(
 
 def _expected(raw: Mapping[str, Any], config: LMMConfig, machine: Machine) -> float:
     """Expected seconds of the run of a recipe's tables."""
-    return sum(seconds(part, machine.rate) for part in parts(recipe_of(raw, "plan"), config, machine.rows))
+    every = parts(recipe_of(raw, "plan"), config, machine.rows)
+    return sum(seconds(part, machine.rate) for part in every if part.title not in machine.without)
 
 
 def _steps(visits: float, batch: int) -> int:

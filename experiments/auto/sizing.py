@@ -99,8 +99,8 @@ def chosen(goal: Goal, seen: Look, seed: int, dtype: str, seconds: float) -> Cho
     if not goal.latency_ms:
         return within(seen.teacher, seen.trained, _parameters(goal, config), seed, dtype, seconds, goal.multiple)
     sensitivity = _sensitivity(seen.teacher, seen.trained, seed, dtype, seconds)
-    weights, least = sensitivity.factors(config), fewest_layers(config)
-    search = partial(pruning.search, config, weights=weights, multiple=goal.multiple, least=least)
+    weights, least, pins = sensitivity.factors(config), fewest_layers(config), unseen(config, seen.trained)
+    search = partial(pruning.search, config, pins=pins, weights=weights, multiple=goal.multiple, least=least)
     request, prompt = longest_request(seen.held)
     price = lru_cache(maxsize=None)(partial(predict, calibrate(config, request, prompt), request=request))
     timed = partial(time_request, prompt=prompt, answer=request.answer)
@@ -136,8 +136,8 @@ def within(
     """
     sensitivity, config = _sensitivity(model, samples, seed, dtype, seconds), model.config
     weights, value = sensitivity.factors(config), value_of(config)
-    least = fewest_layers(config)
-    search = partial(pruning.search, config, weights=weights, value=value, multiple=multiple, least=least)
+    least, pins = fewest_layers(config), unseen(config, samples)
+    search = partial(pruning.search, config, pins=pins, weights=weights, value=value, multiple=multiple, least=least)
     return Chosen(by_parameters(config, parameters, search), sensitivity)
 
 
@@ -154,6 +154,18 @@ def fewest_layers(config: LMMConfig) -> dict[str, int]:
     """
     layers = sizes(config).get("text/layers", 0)
     return {"text/layers": min(DEPTH_OF_DECODER, layers)} if layers > 1 and not config.encoder_decoder else {}
+
+
+def unseen(config: LMMConfig, samples: Samples) -> dict[str, int]:
+    """Returns the sizes of the image side if no row has an image: nothing would train what is left of it after a cut.
+
+    Args:
+        config: config of the model to cut.
+        samples: training records.
+    """
+    if samples.totals["slots"]:
+        return {}
+    return {axis: units for axis, units in sizes(config).items() if on_image_side(axis)}
 
 
 def longest_request(samples: Samples) -> tuple[RequestSize, Arrays]:

@@ -29,10 +29,11 @@ def advise(recipe: "schema.Recipe | schema.Training", run: Path) -> None:
 
 
 def print_plan(recipe: Path, as_json: bool) -> None:
-    """Prints where a plan was written; as JSON with its tables."""
+    """Prints where a plan was written and how to run it; as JSON with its tables."""
     from experiments.run.schema.recipe import read_toml
 
-    emit({"path": str(recipe), "recipe": read_toml(recipe, "recipe")}, as_json, f"recipe: {recipe}")
+    lines = f"recipe: {recipe}\nto run it, as it is or edited: give the same command without --plan"
+    emit({"path": str(recipe), "recipe": read_toml(recipe, "recipe")}, as_json, lines)
 
 
 def print_result(figures: Mapping[str, Any], as_json: bool, *shown: Any) -> None:

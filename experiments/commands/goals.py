@@ -69,7 +69,7 @@ class Wish(NamedTuple):
         Raises:
             AntgmmError: an option is missing or invalid, or there is more than one budget.
         """
-        from experiments.auto.goal import Goal, parameters, ratio, share
+        from experiments.auto.goal import STAGES, Goal, parameters, ratio, share, stage_of
         from experiments.auto.rows import tables
 
         for option, value in {"--latency-ms": self.latency_ms, "--minutes": self.minutes}.items():
@@ -84,7 +84,9 @@ class Wish(NamedTuple):
         smaller = ratio(self.smaller) if self.smaller else 0.0
         most = parameters(self.params) if self.params else 0
         budget = smaller, most, self.latency_ms, share(self.keep) if self.keep else 0.0
-        kept = tuple(one for one in changes if not one.strip().startswith("stage."))
+        kept = tuple(one for one in changes if stage_of(one) is None)
+        if absent := {stage_of(one) for one in changes} - {None, *STAGES}:
+            raise AntgmmError(f"--set stage.{min(map(str, absent))}: a plan has the stages {', '.join(STAGES)}")
         if decided := [key for key in (one.partition("=")[0].strip() for one in kept) if key in DECIDED]:
             raise AntgmmError(f"--set {decided[0]}: the plan decides it; write the plan with --plan, and edit it")
         multiple = scheme.multiple if scheme else 0
@@ -105,7 +107,9 @@ def check(recipe: Path | None, wish: Wish, *, plan_only: bool, together: bool, m
         AntgmmError: there is neither, or both.
     """
     if recipe is not None and (any(wish) or plan_only):
-        raise AntgmmError("RECIPE already says what to do: leave out --model, --data, --plan and the budget")
+        shown = {name: f"--{name.replace('_', '-')}" for name in Wish._fields} | {"keep": "--keep-quality"}
+        given = [shown[name] for name, value in wish._asdict().items() if value] + ["--plan"] * plan_only
+        raise AntgmmError(f"RECIPE already says what to do: leave out {', '.join(given)}")
     if recipe is None and not wish.model:
         raise AntgmmError("compress needs a RECIPE, or --model DIR --data FILE and a budget such as --smaller 8x")
     if recipe is None and (together or mirror):

@@ -17,6 +17,7 @@ from experiments.commands.output import (
     CheckData,
     CheckSamples,
     Json,
+    Length,
     MaxNewTokens,
     Maybe,
     Preset,
@@ -74,7 +75,7 @@ def import_(model: Model, as_json: Json = False) -> None:
     figures = {
         "family": config.family,
         "dtypes": dtypes(params),
-        **_cost(config, 1, 64, 16),
+        **_cost(config, **_request(config)),
         "axes": axes,
         "chat": chat,
     }
@@ -124,7 +125,7 @@ def cost(
     model: Maybe = None,
     preset: Preset = "",
     batch: Annotated[int, typer.Option(min=1, max=MOST_TOKENS, help="Samples per request.")] = 1,
-    length: Annotated[int, typer.Option(min=1, max=MOST_TOKENS, help="Prompt tokens, including image tokens.")] = 64,
+    length: Length = 0,
     answer: Annotated[int, typer.Option(min=1, max=LONGEST_ANSWER, help="Answer tokens.")] = 16,
     as_json: Json = False,
 ) -> None:
@@ -132,11 +133,17 @@ def cost(
     name = name_of(model, preset)
     say(f"cost: computing the cost of a request to {name}")
     config = config_of(model, preset)
-    figures = {"family": config.family, "batch": batch, "length": length, "answer": answer}
-    figures |= _cost(config, batch, length, answer)
+    request = _request(config, batch, length, answer)
+    figures = {"family": config.family, **request, **_cost(config, **request)}
     shown = table(["phase", "tower", "FLOPs", "bytes (bfloat16)"], _by_phase(figures), "Cost of a request")
     cache = f"KV cache at the end: {count(figures['kv_cache'])}B"
     emit(figures, as_json, f"{name}: {config.family}", _sizes(figures), shown, cache)
+
+
+def _request(config: "LMMConfig", batch: int = 1, length: int = 0, answer: int = 16) -> dict[str, int]:
+    from experiments.run.rows.random_batches import usual_length
+
+    return {"batch": batch, "length": usual_length(config, length), "answer": answer}
 
 
 def _cost(config: "LMMConfig", batch: int, length: int, answer: int) -> dict[str, Any]:

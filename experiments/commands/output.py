@@ -9,7 +9,7 @@ from rich.console import Console
 
 from antgmm_jax.errors import disk_errors
 from antgmm_jax.extras import require
-from data.limits import LONGEST_ANSWER
+from data.limits import LONGEST_ANSWER, MOST_TOKENS
 from experiments.commands.sources import FORMS
 from experiments.run.export.schemes import Scheme
 from experiments.run.files import json_text
@@ -30,6 +30,14 @@ Prompt = Annotated[
 ]
 CheckData = Annotated[
     str, typer.Option(metavar="DATA", help=f"Prompts of the check, {FORMS}; random prompts by default.")
+]
+Length = Annotated[
+    int,
+    typer.Option(
+        min=0,
+        max=MOST_TOKENS,
+        help="Prompt tokens of a request, including image tokens; 0 for 64, or 32 more than an image has.",
+    ),
 ]
 MaxNewTokens = Annotated[int, typer.Option(min=1, max=LONGEST_ANSWER, help="Maximum length of an answer.")]
 CheckSamples = Annotated[int, typer.Option(min=1, help="Number of prompts; fewer if --data has fewer.")]

@@ -92,12 +92,17 @@ def package(
     from experiments.package.build import build, example, longest
     from experiments.package.requests import Limits, Shape
     from experiments.package.times import milliseconds
-    from experiments.run.export.ends import as_tuple, end_tokens
+    from experiments.run.export.completion import encoder_of
+    from experiments.run.export.ends import answer_tokens, as_tuple, end_tokens
 
     config, params = load_hf(model)
     batches, _ = check_prompts(config, model, data, samples, template(prompt, model))
-    eos, pad = end_tokens(model)
-    limits = Limits(max_new_tokens, as_tuple(eos), pad)
+    if (encoder := encoder_of(model, config)) is not None:
+        ends, pad = answer_tokens(model, encoder)
+    else:
+        eos, pad = end_tokens(model)
+        ends = as_tuple(eos)
+    limits = Limits(max_new_tokens, ends, pad)
     shapes = [Shape(*each) for each in product(batch or [1], width or [longest(batches)])]
     form = kind.form()(model, config, params, limits)
     result = build(out, batches, shapes, form)

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -31,6 +31,9 @@ from experiments.commands.output import (
 )
 from experiments.commands.starting import Machine, Options, check_options, started, state_of
 from experiments.run.host.console import count, say, table
+
+if TYPE_CHECKING:
+    from experiments.run.folder import RunFolder
 
 _EXPERIMENTS = Path(__file__).resolve().parent.parent
 DEMO = _EXPERIMENTS / "recipes" / "demo.toml"
@@ -257,9 +260,11 @@ def report(
     """Print the report of a run, and render its Markdown and HTML again; measure first what has not been measured."""
     require("report")
     say(f"report: {run}")
-    checked, written = run / "report" / "gate.json", run / "report" / "report.json"
-    if again or (checked.exists() and not written.exists()):
-        _measure(run, mesh, again)
+    from experiments.run.folder import RunFolder
+
+    folder = RunFolder(run)
+    if folder.checksums.exists() and (again or (folder.gate.exists() and not (folder.report / "report.json").exists())):
+        _measure(folder, mesh, again)
     figures = _figures(run)
     if "teacher" not in figures:  # of `antgmm train`
         emit(figures, as_json, json.dumps(figures, indent=1))
@@ -272,23 +277,23 @@ def report(
     emit(figures, as_json, Markdown(text), places(run, "report.html"))
 
 
-def _measure(run: Path, mesh: str, again: bool) -> None:
+def _measure(folder: "RunFolder", mesh: str, again: bool) -> None:
     """Measures the report of a run that is complete without it, or `again`."""
     require(*NEEDED)
-    from experiments.run.folder import RunFolder
-    from experiments.run.schema.recipe import load_recipe
+    from experiments.run.folder import RECIPE
+    from experiments.run.schema.recipe import load_any
     from experiments.run.scores.scoring import STORED
 
-    recipe = load_recipe(run / "recipe.toml")
+    recipe = load_any(folder.path / RECIPE)
     if again:
-        with RunFolder(run).alone():
-            for scores in (run / "cache").glob(STORED):
+        with folder.alone():
+            for scores in folder.cache.glob(STORED):
                 scores.unlink()
-    with started(run, Options(Machine(mesh, "", 1, 0))):
+    with started(folder.path, Options(Machine(mesh, "", 1, 0))):
         from experiments.report.write import finish
         from experiments.run.pipeline import Run
 
-        finish(Run(recipe, run), again=again)
+        finish(Run(recipe, folder.path), again=again)
 
 
 def _figures(run: Path) -> dict[str, Any]:

@@ -6,8 +6,8 @@ from typing import Annotated, Any
 import typer
 
 from antgmm_jax.errors import AntgmmError
-from data.limits import LONGEST_ANSWER, MOST_TOKENS
-from experiments.commands.output import Json, Maybe, Preset, emit
+from data.limits import LONGEST_ANSWER
+from experiments.commands.output import Json, Length, Maybe, Preset, emit
 from experiments.commands.sources import config_of, name_of, sizes_given
 from experiments.run.host.console import count, say, table
 
@@ -36,9 +36,7 @@ def search(
             help="Weight of a tower or an axis: a higher one prunes it less; 1 by default. Can be repeated.",
         ),
     ] = None,
-    length: Annotated[
-        int, typer.Option(min=1, max=MOST_TOKENS, help="Prompt tokens of a request, including image tokens.")
-    ] = 64,
+    length: Length = 0,
     answer: Annotated[int, typer.Option(min=1, max=LONGEST_ANSWER, help="Answer tokens of a request.")] = 16,
     as_json: Json = False,
 ) -> None:
@@ -51,18 +49,20 @@ def search(
     say(f"search: sizes of {name_of(model, preset)} within {budget}")
     from experiments.lab.planning.rates import RequestSize
     from experiments.lab.planning.search import run
+    from experiments.run.rows.random_batches import usual_length
 
     pins, weights = sizes_given(size or ()), _weights(weigh or ())
     least, most = WEIGHTS
     if wrong := [tower for tower, weight in weights.items() if not least <= weight <= most]:
         raise AntgmmError(f"--weigh {wrong[0]}={weights[wrong[0]]:g}: choose a number from {least:g} to {most:g}")
+    config = config_of(model, preset)
     figures = run(
-        config_of(model, preset),
+        config,
         parameters=params,
         latency=latency_ms,
         pins=pins,
         weights=weights,
-        request=RequestSize(length, answer),
+        request=RequestSize(usual_length(config, length), answer),
     )
     emit(figures, as_json, *_shown(figures), recipe(figures["stages"]))
 

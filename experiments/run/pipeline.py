@@ -161,6 +161,7 @@ class Run:
                 shared = self._shared(samples)
                 for work in recipe.work:
                     student = self._stage(work, student, shared)
+                shared.features.drop()  # no stage reads them again, and with shifts they are larger than the pictures
             del samples, shared  # a cache of the teacher may be in memory
             yield student
 

@@ -18,7 +18,7 @@ from experiments.run.folder import RunFolder
 from experiments.run.pipeline import Run
 from experiments.run.progress.watching import NOTHING, Watch
 from experiments.run.schema import Recipe
-from experiments.run.schema.recipe import load_recipe
+from experiments.run.schema.recipe import change, load_recipe, read_toml
 from experiments.run.student import cut_record, keep_of, teacher_key, whole
 from pruning.keep import shrunk_config
 
@@ -104,7 +104,17 @@ def distillation(path: str | Path, parent: Path, steps: int, overrides: Sequence
         The recipe.
     """
     stage = f'[{{name = "distil", recover_steps = {steps}}}]'
-    return load_recipe(path, [*overrides, f"parent={json.dumps(str(parent))}", f"stage={stage}"])
+    changes = [*overrides, f"parent={json.dumps(str(parent))}", f"stage={stage}"]
+    raw = read_toml(path, "recipe")
+    for each in overrides:
+        change(raw, each)
+    # The one stage has the losses of the recipe; what only those of its own stages read would be refused.
+    loss = raw["loss"] if isinstance(raw.get("loss"), dict) else {}
+    if not (loss.get("hidden") or loss.get("vision")):
+        changes.append("teacher.states=[]")
+    if not (loss.get("soft") or loss.get("rank")):
+        changes.append("teacher.top=0")
+    return load_recipe(path, changes)
 
 
 def joined(config: LMMConfig, key: str, sources: Sequence[Source]) -> tuple[dict[str, np.ndarray], dict[str, str]]:

@@ -10,14 +10,13 @@ import numpy as np
 from transformers import ProcessorMixin
 
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.families import inputs
 from antgmm_jax.families.base import Inputs
-from antgmm_jax.families.common.words import Messages
+from antgmm_jax.families.common.words import Messages, user_turn
 from antgmm_jax.io.convert import open_hf
 from antgmm_jax.io.loading import load_processor
-from data.encoding import decode, special_tokens
+from data.encoding import Encoder, decode, special_tokens
 from experiments.run.export.completion import positions
-from experiments.run.export.ends import as_tuple, end_tokens
+from experiments.run.export.ends import answer_tokens
 from experiments.run.export.in_torch import stop_at, torch_answers, torch_model
 from experiments.run.host.console import say
 
@@ -112,6 +111,9 @@ class Model(NamedTuple):
         for text in texts:
             if special := self.special.search(text):
                 raise AntgmmError(f"a text contains {special[0]}: remove it, images are parts of their own")
+        if not self.processor.chat_template and [turn["role"] for turn in messages] == ["user"]:
+            # Such models read images first, wherever they are.
+            messages = user_turn("\n".join(texts), len(images))
         question = Question(*self.reads(self.reads.chat(messages), images), most or self.tokens)
         if len(question.ids) > self.longest:
             raise AntgmmError(f"the conversation has {len(question.ids)} tokens, at most {self.longest} are read")
@@ -137,13 +139,18 @@ class Model(NamedTuple):
         return [results[place] for place in range(len(questions))]
 
     def _answered(self, questions: Sequence[Question], width: int) -> Sequence[Answer | AntgmmError]:
-        """Answers to a batch; an error of the model is theirs alone, so that other batches go on."""
+        """Answers to a batch; an error of the model is theirs alone, so that other batches go on.
+
+        A batch that fails is answered in halves, down to single questions: it may have been too large for the memory.
+        """
         try:
             tokens = self.answer(self._batch(questions, width))
         except Exception as error:  # of any model
+            if half := len(questions) // 2:
+                return [*self._answered(questions[:half], width), *self._answered(questions[half:], width)]
             reason = " ".join(str(error).split())[:200] or type(error).__name__
-            say(f"the model failed on {len(questions)} requests of width {width}: {reason}")
-            return [ModelError(f"the model cannot answer the request: {reason}")] * len(questions)
+            say(f"the model failed on a request of width {width}: {reason}")
+            return [ModelError(f"the model cannot answer the request: {reason}")]
         for row, question in zip(tokens, questions, strict=True):
             row[question.most :] = self.pad
         ended = [np.isin(row[: one.most], self.ends).any() for row, one in zip(tokens, questions, strict=True)]
@@ -174,14 +181,14 @@ def load(directory: Path, *, max_new_tokens: int, most: int) -> Model:
         AntgmmError: the files cannot be loaded.
     """
     config, _ = open_hf(directory)
-    (eos, pad), model = end_tokens(directory), torch_model(directory)
-    stop_at(model, eos=eos, pad=pad)
-    processor = load_processor(directory)
-    reads = inputs(config, processor)
+    processor, model = load_processor(directory), torch_model(directory)
+    encoder = Encoder(processor, config)
+    ends, pad = answer_tokens(directory, encoder)
+    stop_at(model, eos=[*ends], pad=pad)
     taken = signature(model.generate).parameters
     return Model(
-        reads,
-        as_tuple(eos),
+        encoder.inputs,
+        ends,
         pad,
         lambda batch: torch_answers(model, batch, max_new_tokens, pad),
         most,

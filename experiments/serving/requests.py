@@ -14,7 +14,7 @@ from data.record import ROLES
 
 _DATA, _CODED = "data:", "base64,"
 MOST_TURNS = 1000
-"""Messages of a request, and parts of a message."""
+"""Messages of a request, and their parts together."""
 MOST_IMAGES = 100
 """Images of a request; each is made as large as the model reads it before the length of the request is known."""
 DEEPEST = 16
@@ -97,7 +97,7 @@ def conversation(request: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list
         AntgmmError: the request has another form.
         BadRow: an image cannot be read, or a text is too long or no Unicode.
     """
-    messages, images, pixels = [], [], 0
+    messages, images, pixels, count = [], [], 0, 0
     try:
         if len(request["messages"]) > MOST_TURNS:
             raise AntgmmError(f"the request has over {MOST_TURNS} messages")
@@ -108,8 +108,9 @@ def conversation(request: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list
             parts: Any = [{"type": "text", "text": content}] if isinstance(content, str) else content
             read: list[dict[str, Any]] = []
             for part in parts:
-                if len(read) == MOST_TURNS:
-                    raise AntgmmError(f"a message has over {MOST_TURNS} parts")
+                count += 1
+                if count > MOST_TURNS:
+                    raise AntgmmError(f"the messages have over {MOST_TURNS} parts")
                 if part["type"] == "text":
                     if not isinstance(part["text"], str):
                         raise AntgmmError(FORM)

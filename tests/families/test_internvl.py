@@ -68,6 +68,9 @@ def test_the_released_config_is_the_preset():
     merged = {**raw, **written}
     merged |= {name: raw[name] | written[name] for name in ("vision_config", "text_config")}
     assert read_fields(merged) == config
+    # vLLM applies rotary positions of the type "dynamic" to texts of any length, for which they change nothing.
+    assert merged["text_config"]["rope_scaling"] is None
+    assert written["text_config"]["rope_parameters"] == {"rope_type": "default", "rope_theta": 1e6}
 
 
 def test_a_head_is_tied_unless_the_config_says_otherwise():

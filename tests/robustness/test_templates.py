@@ -80,6 +80,22 @@ def test_a_template_that_took_too_long_is_not_tried_again(monkeypatch):
         monkeypatch.setattr(templates, "SECONDS", 100.0)
 
 
+def test_a_template_that_took_too_long_with_one_conversation_is_tried_again(monkeypatch):
+    loop = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    template = f"{{% if messages|length > 1 %}}{loop}{{% endif %}}{{{{ messages[0]['role'] }}}}"
+    monkeypatch.setattr(templates, "SECONDS", 0.5)
+    with pytest.raises(AntgmmError, match="more than 0.5 s"):
+        render(template, [*TURN, *TURN], TOKENS, generate=True)
+    with pytest.raises(AntgmmError, match="more than 0.5 s"):
+        render(template, TURN, TOKENS, generate=True)
+    monkeypatch.setattr(templates, "_FORGET", 0.0)
+    renderer = templates._Renderer()
+    request = {"template": template, "generate": True, "tokens": TOKENS}
+    assert "error" in renderer.render({**request, "messages": [*TURN, *TURN]})
+    assert renderer.render({**request, "messages": [*TURN]}) == {"text": "user"}
+    renderer.stop()
+
+
 def test_the_renderer_ends_with_its_process():
     code = "from antgmm_jax.io.templates import render, _RENDERERS as r; render('x', [], {}, generate=True);"
     code += "print(*(one._worker._process.pid for one in r.values()), flush=True)"

@@ -16,12 +16,11 @@ TextType = Literal["llama", "mistral", "qwen2", "qwen3"]
 class TextConfig(LanguageConfig):
     """A decoder of one of the supported types: `model_type` of its `text_config`.
 
-    `dynamic` is the factor of rotary positions of the type "dynamic", which change only texts of more than
-    `max_position_embeddings` tokens; 0 for the type "default".
+    Rotary positions of the type "dynamic" are read as "default", and written so: they change only texts of more than
+    `max_position_embeddings` tokens, but some servers apply them to texts of any length.
     """
 
     model_type: TextType = "llama"
-    dynamic: float = 0.0
 
 
 class _Type(NamedTuple):
@@ -80,9 +79,8 @@ def text_of(text: Mapping[str, Any], *, tied: bool, types: Sequence[TextType] = 
         raise AntgmmError("text_config.mlp_bias = True is not supported: use a checkpoint without it")
     if _TYPES[kind].windowed:
         _check_windows(text)
-    dynamic = float(rope["factor"]) if rotary == "dynamic" else 0.0
     decoder = replace(_decoder(text), llama3=_llama3(rope) if rotary == "llama3" else None)
-    return TextConfig(model_type=kind, decoder=decoder, vocab=text["vocab_size"], tied=tied, dynamic=dynamic)
+    return TextConfig(model_type=kind, decoder=decoder, vocab=text["vocab_size"], tied=tied)
 
 
 def _llama3(rope: Mapping[str, Any]) -> Llama3Rope:
@@ -127,9 +125,9 @@ def text_config(language: TextConfig) -> dict[str, Any]:
     of, fields = _TYPES[language.model_type], text_fields(language)
     if of.biases is not None:
         fields.pop("attention_bias")
-    if language.dynamic:
-        fields["rope_parameters"] |= {"rope_type": "dynamic", "factor": language.dynamic}
-    if (llama3 := language.decoder.llama3) is not None:
+    if (llama3 := language.decoder.llama3) is None:
+        fields["rope_scaling"] = None  # an older name, which would replace `rope_parameters`
+    else:
         fields["rope_parameters"] |= {
             "rope_type": "llama3",
             "factor": llama3.factor,

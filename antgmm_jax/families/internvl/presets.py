@@ -21,7 +21,6 @@ def sized(
     q_per_kv: int = 1,
     tied: bool = False,
     rope_theta: float = 1000000.0,
-    dynamic: float = 0.0,
 ) -> InternVLConfig:
     """Returns a config with InternViT and Qwen2 of given sizes; squares of 2 x 2 patches share a text position.
 
@@ -36,7 +35,6 @@ def sized(
         q_per_kv: query heads per key-value head.
         tied: whether the head shares the token table.
         rope_theta: base of the rotary positions.
-        dynamic: see `antgmm_jax.families.common.text.TextConfig`.
 
     Returns:
         Model config.
@@ -47,7 +45,7 @@ def sized(
     return InternVLConfig(
         vision=VisionConfig(stack=intern, image=image, patch=patch, keep_cls=False, **norms),
         bridge=ShuffleMergerConfig(mlp=text[1], act="gelu", scale=2),
-        language=TextConfig(model_type="qwen2", decoder=decoder, vocab=vocab, tied=tied, dynamic=dynamic),
+        language=TextConfig(model_type="qwen2", decoder=decoder, vocab=vocab, tied=tied),
         image_token=image_token,
     )
 
@@ -74,6 +72,5 @@ PRESETS: dict[str, InternVLConfig] = {
         vocab=151674,
         image_token=151667,
         q_per_kv=7,
-        dynamic=2.0,
     ),
 }

@@ -13,12 +13,11 @@ import numpy as np
 import pruning
 from antgmm_jax.axes import sizes
 from antgmm_jax.config import LMMConfig
-from antgmm_jax.errors import AntgmmError
 from antgmm_jax.pure import abstract
 from data.record import Arrays
 from experiments.report.latency import PHASES, Latency, Request, jax_request, measure
 from experiments.run.host.console import bar
-from experiments.run.rows.random_batches import random_batch
+from experiments.run.rows.random_batches import random_batch, usual_length
 from pruning.costs import total_parameters
 
 ROUNDS = 200
@@ -197,12 +196,7 @@ def random_prompt(config: LMMConfig, length: int) -> Arrays:
     Raises:
         AntgmmError: the prompt is too short for the image tokens.
     """
-    if length <= config.usual_tokens:
-        raise AntgmmError(
-            f"a prompt of {length} tokens is too short for {config.usual_tokens} image tokens:"
-            f" use --length {config.usual_tokens + 32}"
-        )
-    batch = random_batch(config, 1, words=length - config.usual_tokens, answer=1)
+    batch = random_batch(config, 1, words=usual_length(config, length) - config.usual_tokens, answer=1)
     return {"images": batch["images"], **{name: batch[f"prompt/{name}"] for name in ("input_ids", "attention_mask")}}
 
 

@@ -93,4 +93,5 @@ def _command(directory: Path, load: Load, port: int) -> list[str]:
     length = ["--max-model-len", str(min(4096, positions(directory))), "--max-num-seqs", str(max(load.clients))]
     options = ["--model", str(directory), "--served-model-name", "student", "--dtype", "float32", "--enforce-eager"]
     memory = ["--gpu-memory-utilization", str(MEMORY)]
-    return [str(load.vllm), "-m", "vllm.entrypoints.openai.api_server", *options, *memory, *length, *place]
+    greedy = ["--generation-config", "vllm"]  # no penalties from generation_config.json; end tokens are still read
+    return [str(load.vllm), "-m", "vllm.entrypoints.openai.api_server", *options, *memory, *greedy, *length, *place]

@@ -57,12 +57,12 @@ def free_port() -> int:
 
 def _wait(process: subprocess.Popen, url: str, log: Path) -> None:
     """Waits until a server is ready."""
-    end = time.monotonic() + _START
+    end, opener = time.monotonic() + _START, urllib.request.build_opener(urllib.request.ProxyHandler({}))
     while time.monotonic() < end:
         if process.poll() is not None:
             raise AntgmmError(f"the server ended with code {process.returncode} before it was ready: see {log}")
         try:
-            with urllib.request.urlopen(url, timeout=5) as reply:
+            with opener.open(url, timeout=5) as reply:
                 if reply.status == 200:
                     return
         except OSError:

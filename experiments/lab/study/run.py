@@ -27,6 +27,7 @@ from experiments.run.host.allocator import return_freed_memory
 from experiments.run.host.console import say
 from experiments.run.pipeline import Run
 from experiments.run.progress.flops import training_flops
+from experiments.run.rows.datasets import load_records
 from experiments.run.schema import Recipe
 from experiments.run.schema.recipe import dump_recipe, load_recipe, load_training
 from experiments.run.start import decided_by
@@ -57,9 +58,7 @@ def run_study(study: Study, folder: Path, out: Path, *, only: Sequence[str] = ()
     """
     config, params = load_hf(load_recipe(study.recipe, study.changes).teacher.path)
     wanted = {
-        (arm.name, seed): fingerprint(
-            params, _canonical(recipe_of(study, arm, seed, config, pretrained=arm.pretrained))
-        )
+        (arm.name, seed): fingerprint(params, _inputs(recipe_of(study, arm, seed, config, pretrained=arm.pretrained)))
         for arm in study.arms
         for seed in study.seeds_of(arm)
     }
@@ -111,9 +110,15 @@ def results(wanted: Mapping[tuple[str, int], str], folder: Path, out: Path) -> l
     return [finished[key] for key in wanted if key in finished]
 
 
-def _canonical(recipe: Recipe) -> str:
-    """A recipe as JSON without default values, so that new keys do not invalidate old results."""
-    return json.dumps(recipe.model_dump(mode="json", exclude_defaults=True), sort_keys=True)
+def _inputs(recipe: Recipe) -> str:
+    """A recipe as JSON without default values, so that new keys do not invalidate old results; and digests of files.
+
+    Generated rows follow from the recipe.
+    """
+    text = json.dumps(recipe.model_dump(mode="json", exclude_defaults=True), sort_keys=True)
+    tables = (recipe.data, recipe.evaluate.data, recipe.hard)
+    digests = [load_records(table).digest() for table in tables if table is not None and table.kind != "maad"]
+    return " ".join([text, *digests])
 
 
 def _run(study: Study, arm: Arm, seed: int, config: LMMConfig, folder: Path, place: Path) -> Result:

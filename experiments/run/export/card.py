@@ -72,9 +72,10 @@ def origin_of(recipe: Recipe | Training) -> Origin:
 
 
 def title_of(directory: Path) -> str:
-    """Returns the heading of an export's card: the name of its folder, or of its run."""
+    """Returns the heading of an export's card: the name of its folder, or of its run, or of its search and its run."""
     directory = directory.resolve()
-    return directory.parent.name if directory.name == "export" else directory.name
+    run = directory.parent if directory.name == "export" else directory
+    return f"{run.parent.name}-{run.name}" if run.name.isdecimal() else run.name
 
 
 def described(data: Data) -> str:

@@ -7,9 +7,9 @@ from transformers import GenerationConfig
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io.files import read_json
-from antgmm_jax.io.loading import CONFIG, GENERATION, generation_settings, hf_config, load_processor
+from antgmm_jax.io.loading import CONFIG, GENERATION, hf_config, load_processor
 from data.encoding import Encoder
-from experiments.run.export.ends import as_tuple, end_tokens
+from experiments.run.export.ends import answer_tokens, as_tuple, end_tokens
 from experiments.run.export.served_prompt import write_template
 from experiments.run.files import write_json
 from experiments.run.host.console import say
@@ -29,7 +29,7 @@ def complete(directory: Path, config: LMMConfig) -> None:
             so does a generation_config.json.
         config: config of its model.
     """
-    encoder = _encoder(directory, config)
+    encoder = encoder_of(directory, config)
     if encoder is not None:
         write_template(directory)
     if encoder is not None or not (directory / GENERATION).exists():
@@ -47,8 +47,13 @@ def positions(directory: Path) -> int:
     return getattr(text, "max_position_embeddings", None) or UNBOUNDED
 
 
-def _encoder(directory: Path, config: LMMConfig) -> Encoder | None:
-    """Encodes records for the model; None without a processor."""
+def encoder_of(directory: Path, config: LMMConfig) -> Encoder | None:
+    """Returns the encoder of records for a model; None without a processor that can be loaded.
+
+    Args:
+        directory: Hugging Face directory.
+        config: config of its model.
+    """
     if not any((directory / name).exists() for name in ("preprocessor_config.json", "processor_config.json")):
         return None
     try:
@@ -62,10 +67,8 @@ def _write_generation(directory: Path, config: LMMConfig, encoder: Encoder | Non
     """Writes settings for greedy decoding, as scores are measured, that stops at the end token of training."""
     (eos, pad), start = end_tokens(directory), None
     if encoder is not None:
-        # A released model may stop at further tokens.
-        further = generation_settings(directory).get("eos_token_id") or ()
-        ends = dict.fromkeys([encoder.eos, *as_tuple(further)])
-        eos, pad = (encoder.eos, encoder.pad) if len(ends) == 1 else ([*ends], encoder.pad)
+        ends, pad = answer_tokens(directory, encoder)
+        eos = [*ends] if len(ends) > 1 else ends[0]
         start = encoder.inputs.processor.tokenizer.bos_token_id  # pyright: ignore[reportAttributeAccessIssue]
     decoder = {"decoder_start_token_id": config.language.start_token} if config.encoder_decoder else {}
     GenerationConfig(bos_token_id=start, eos_token_id=eos, pad_token_id=pad, **decoder).save_pretrained(directory)

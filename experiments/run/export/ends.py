@@ -5,6 +5,7 @@ from typing import Any
 
 from antgmm_jax.io.hub import local
 from antgmm_jax.io.loading import generation_settings, hf_config
+from data.encoding import Encoder
 
 
 def end_tokens(directory: Path) -> tuple[Any, int]:
@@ -26,6 +27,22 @@ def end_tokens(directory: Path) -> tuple[Any, int]:
 
     pad = token("pad_token_id", 0)
     return token("eos_token_id", 1), pad if isinstance(pad, int) else pad[0]
+
+
+def answer_tokens(directory: Path, encoder: Encoder) -> tuple[tuple[int, ...], int]:
+    """Returns the tokens that end an answer and the one that fills rows, for a model that reads rows.
+
+    Files of some checkpoints name no padding token, or another end token than the chat template writes.
+
+    Args:
+        directory: Hugging Face directory.
+        encoder: encoder of records for the model.
+
+    Returns:
+        The end tokens, that of training first and then those that generation_config.json adds; and the padding token.
+    """
+    further = generation_settings(local(directory)).get("eos_token_id") or ()
+    return tuple(dict.fromkeys([encoder.eos, *as_tuple(further)])), encoder.pad
 
 
 def as_tuple(eos: Any) -> tuple[int, ...]:

@@ -87,12 +87,12 @@ def _architecture(directory: Path, config: Any) -> Any:
     return architecture
 
 
-def stop_at(model, *, eos: int, pad: int) -> None:
+def stop_at(model, *, eos: int | list[int], pad: int) -> None:
     """Sets the end and padding tokens of a model's answers.
 
     Args:
         model: from `torch_model`, changed in place.
-        eos: token that ends an answer.
+        eos: token or tokens that end an answer.
         pad: token after the end of an answer.
     """
     for part in _generating(model):

@@ -10,14 +10,15 @@ from transformers import ProcessorMixin
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families.common.words import Messages, starts_itself, templated, user_turn
-from antgmm_jax.io.loading import load_processor
-from antgmm_jax.io.templates import CLOCK
+from antgmm_jax.io.files import read_json
+from antgmm_jax.io.loading import load_processor, template_without_us
 from data.encoding import Encoder
 from data.limits import BadRow
 from data.record import Record
+from experiments.run.files import write_json
 from experiments.run.rows.samples import Samples
 
-TEMPLATE = "chat_template.jinja"
+TEMPLATE, _OLD_TEMPLATE, _PROCESSOR = "chat_template.jinja", "chat_template.json", "processor_config.json"
 CHECKED = 32
 """Number of conversations that an export compares."""
 
@@ -78,10 +79,11 @@ def conversations(samples: Samples, count: int) -> list[Conversation]:
 
 
 def write_template(directory: Path) -> None:
-    """Writes the chat template of a checkpoint as in training: with the start token, and with a fixed day.
+    """Writes the chat template of a checkpoint as in training, where transformers would read another one.
 
     Servers add no special tokens to a rendered conversation, so that a model would read prompts without a start token
-    that only the tokenizer adds: vLLM 0.32 then answered 12 and 42 of 50 questions differently.
+    that only the tokenizer adds: vLLM 0.32 then answered 12 and 42 of 50 questions differently. Training writes a fixed
+    day, and takes a template that only the tokenizer holds.
 
     Args:
         directory: Hugging Face directory; nothing changes without a processor or without a chat template.
@@ -92,9 +94,15 @@ def write_template(directory: Path) -> None:
     template = processor.chat_template
     if not isinstance(template, str):
         return
-    lacks_start = _adds_start(processor) and not starts_itself(processor, templated(processor, user_turn("a", 0)))
-    if lacks_start or CLOCK in template:
-        (directory / TEMPLATE).write_text("{{ bos_token }}" + template if lacks_start else template)
+    if _adds_start(processor) and not starts_itself(processor, templated(processor, user_turn("a", 0))):
+        template = "{{ bos_token }}" + template
+    if template == template_without_us(directory):
+        return
+    # Of several places, transformers reads another one first.
+    (directory / _OLD_TEMPLATE).unlink(missing_ok=True)
+    if (path := directory / _PROCESSOR).exists() and "chat_template" in (settings := read_json(path)):
+        write_json(path, {key: value for key, value in settings.items() if key != "chat_template"})
+    (directory / TEMPLATE).write_text(template)
 
 
 def _adds_start(processor: Any) -> bool:
@@ -116,6 +124,7 @@ def first_difference(directory: Path, conversations: Sequence[Conversation]) -> 
     processor: Any = load_processor(directory) if conversations else None
     if processor is None or not processor.chat_template:
         return ""
+    processor.chat_template = template_without_us(directory)
     for number, (messages, images, ids) in enumerate(conversations):
         served = served_ids(processor, messages, images)
         if not np.array_equal(served, ids):

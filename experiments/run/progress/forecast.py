@@ -19,7 +19,7 @@ from antgmm_jax.config import IMAGE_SIDE, LMMConfig
 from data.encoding import Encoder
 from data.limits import BadRow
 from data.source import Source
-from data.store import open_encoded
+from data.store import open_if_encoded
 from experiments.run.host.console import clock, count, say
 from experiments.run.progress.flops import StageFlops, pass_flops, stage_flops
 from experiments.run.schema import Recipe, Training
@@ -29,7 +29,7 @@ SHARE = 0.5
 """Rate of train steps and forward passes relative to that of a matrix product."""
 CALL, COMPILE, CLOSE = 3e-3, 5.0, 40.0
 """Seconds in addition to FLOPs: per batch, per compiled program, and for export gate and latency together."""
-BATCH, SCORES, TARGETS = 64, "scores after ", "teacher cache"
+BATCH, SCORES, TARGETS, REPORT = 64, "scores after ", "teacher cache", "report"
 _PROBED, _SIDE = 8, 1024
 
 
@@ -62,6 +62,7 @@ class Rows(NamedTuple):
         answer: mean number of answer tokens.
         slots: mean number of image slots.
         read: seconds to read and encode a record.
+        unread: number of training records that are not encoded yet.
     """
 
     trained: int
@@ -71,6 +72,7 @@ class Rows(NamedTuple):
     answer: int
     slots: float
     read: float
+    unread: int
 
 
 def look_at(source: Source, encoder: Encoder) -> dict[str, Any]:
@@ -81,10 +83,10 @@ def look_at(source: Source, encoder: Encoder) -> dict[str, Any]:
         encoder: encoder of the model.
 
     Returns:
-        `prompt`, `answer`, `slots` and `read` for `Rows`; empty if all of these records are invalid.
+        `prompt`, `answer`, `slots`, `read` and `unread` for `Rows`; empty if all of these records are invalid.
     """
     encoded, times = [], []
-    stored = open_encoded(source, encoder) if source.encoded(encoder) else None
+    stored = open_if_encoded(source, encoder)
     for index in range(min(_PROBED, len(source))):
         begin = time.perf_counter()
         with suppress(BadRow):  # reported when all records are read
@@ -94,7 +96,8 @@ def look_at(source: Source, encoder: Encoder) -> dict[str, Any]:
         return {}
     slots = [next((len(leaf) for leaf in row["images"].values()), 0) for row in encoded]
     lengths = {name: int(np.ceil(np.mean([len(row[name]) for row in encoded]))) for name in ("prompt", "answer")}
-    return {**lengths, "slots": float(np.mean(slots)), "read": min(times)}
+    unread = len(source) if stored is None else 0
+    return {**lengths, "slots": float(np.mean(slots)), "read": min(times), "unread": unread}
 
 
 def parts(recipe: Recipe | Training, start: LMMConfig, rows: Rows, teacher: LMMConfig | None = None) -> list[Part]:
@@ -109,7 +112,8 @@ def parts(recipe: Recipe | Training, start: LMMConfig, rows: Rows, teacher: LMMC
     Returns:
         The parts.
     """
-    records, questions = rows.trained + rows.scored + rows.hard, rows.scored + rows.hard
+    questions = rows.scored + rows.hard
+    records = rows.unread + questions
     taught = teacher or start
     result = [Part("reading", f"{records} records", seconds=records * rows.read), *_cache(recipe, taught, rows)]
     stages = [*stage_flops(start, recipe, **_lengths(rows))]
@@ -121,7 +125,7 @@ def parts(recipe: Recipe | Training, start: LMMConfig, rows: Rows, teacher: LMMC
     batches = len(models) * questions / BATCH * rows.answer
     timed = "latency, " if isinstance(recipe, Recipe) and recipe.report.latency else ""
     work = f"export, {timed}scores on {questions} questions" if models else "export"
-    return [*result, Part("report", work, flops, batches, CLOSE)]
+    return [*result, Part(REPORT, work, flops, batches, CLOSE)]
 
 
 def _cache(recipe: Recipe | Training, teacher: LMMConfig, rows: Rows) -> list[Part]:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from antgmm_jax.config import LMMConfig
+from antgmm_jax.errors import AntgmmError
 
 
 def random_batch(config: LMMConfig, rows: int, *, words: int = 16, answer: int = 8, seed: int = 0) -> dict[str, Any]:
@@ -43,6 +44,24 @@ def random_batch(config: LMMConfig, rows: int, *, words: int = 16, answer: int =
     }
     prompts = {name: batch[f"prompt/{name}"] for name in ("input_ids", "attention_mask")}
     return batch | teacher_forced(config, prompts, targets)
+
+
+def usual_length(config: LMMConfig, length: int = 0) -> int:
+    """Returns the prompt tokens of a request with one image of the usual size.
+
+    Args:
+        config: model config.
+        length: wanted prompt tokens, including image tokens; 0 for 64, or 32 more than the image has.
+
+    Raises:
+        AntgmmError: the image alone takes as many tokens.
+    """
+    least = config.usual_tokens + 32
+    if 0 < length <= config.usual_tokens:
+        raise AntgmmError(
+            f"a prompt of {length} tokens is too short for {config.usual_tokens} image tokens: use --length {least}"
+        )
+    return length or max(64, least)
 
 
 def usual_image(config: LMMConfig) -> dict[str, np.ndarray]:

@@ -3,9 +3,11 @@
 import base64
 import io
 import json
+import os
 import re
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -20,6 +22,8 @@ from PIL import Image
 from antgmm_jax.errors import AntgmmError
 from data.record import PROMPT, Record, turns_of
 
+KEY = "OPENAI_API_KEY"
+"""Variable of the environment with the key that servers want, as clients of the OpenAI interface read it."""
 _LIMIT = 1 << 20
 """Bytes of the longest reply that is read."""
 
@@ -177,6 +181,8 @@ def _data_url(image: np.ndarray) -> str:
 def _reply(server: Server, path: str, body: Mapping[str, Any] | None = None) -> Any:
     """The JSON of a reply to a GET request, or to a POST request with a body."""
     url, headers = f"{server.url}/{path}", {"Content-Type": "application/json"}
+    if key := os.environ.get(KEY):
+        headers["Authorization"] = f"Bearer {key}"
     try:
         request = urllib.request.Request(url, None if body is None else json.dumps(body).encode(), headers)
         content = _read(request, server.timeout)
@@ -228,12 +234,20 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
 
 _OPENER = urllib.request.build_opener(_NoRedirect)
+_NEAR = urllib.request.build_opener(_NoRedirect, urllib.request.ProxyHandler({}))
+"""For servers on this machine, which no proxy can reach."""
+
+
+def _near(url: str) -> bool:
+    """Whether a URL is of this machine."""
+    return urllib.parse.urlsplit(url).hostname in ("localhost", "127.0.0.1", "::1")
 
 
 def _content_of(request: urllib.request.Request, end: float) -> bytes:
     content = b""
     try:
-        with _OPENER.open(request, timeout=end - time.monotonic()) as reply:
+        opener = _NEAR if _near(request.full_url) else _OPENER
+        with opener.open(request, timeout=end - time.monotonic()) as reply:
             while part := reply.read1(_LIMIT - len(content)):
                 content += part
                 if time.monotonic() > end:

@@ -15,6 +15,7 @@ from experiments.auto.schedule import Tuned, base
 from experiments.lab.planning.search import NoLegalModel
 from experiments.run.folder import RunFolder
 from experiments.run.progress.watching import NOTHING
+from experiments.run.schema.recipe import load_recipe
 from pruning.costs import total_parameters
 from tests.pruning.models import CONFIGS
 
@@ -207,3 +208,21 @@ def test_a_folder_with_other_files_is_refused(monkeypatch, tmp_path):
     (tmp_path / "notes.txt").touch()
     with pytest.raises(AntgmmError, match="is not empty and no search: choose another --run"):
         Search(GOAL, tmp_path, (), NOTHING)
+
+
+def test_changes_of_a_stage_are_for_students_that_have_it(monkeypatch, tmp_path):
+    """A student that is cut in the language model alone has no stage of the image side."""
+    fake, seen = Fake(monkeypatch), []
+    monkeypatch.setattr(
+        keeping, "load_recipe", lambda path, changes: seen.append(changes) or load_recipe(path, changes)
+    )
+    Search(GOAL, tmp_path / "search", ("stage.image.recover_steps=3", "seed=4"), NOTHING).run()
+    assert len(fake.ran) == 4 and {*map(tuple, seen)} == {("seed=4",)}
+
+
+def test_a_folder_that_cannot_be_copied_is_one_line(tmp_path):
+    with pytest.raises(AntgmmError, match=r"cannot be copied to .*: .*Is a directory"):
+        (tmp_path / "a" / "b").mkdir(parents=True)
+        (tmp_path / "a" / "b" / "c").touch()
+        (tmp_path / "to" / "b" / "c").mkdir(parents=True)
+        keeping._copy(tmp_path / "a", tmp_path / "to")

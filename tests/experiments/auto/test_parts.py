@@ -6,6 +6,7 @@ import tomllib
 from dataclasses import replace
 from math import inf, sqrt
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,13 +25,13 @@ from data.store import open_encoded
 from experiments.auto import sizing
 from experiments.auto.advice import is_flat
 from experiments.auto.buckets import bucket
-from experiments.auto.goal import Goal, is_planned, marked, parameters, ratio
+from experiments.auto.goal import Goal, is_planned, marked, parameters, ratio, stage_of
 from experiments.auto.look import Look, at_chance, check_quality, longest_answer, spread, warnings
 from experiments.auto.plan import Plan, fewer_scores, in_time, of_words, shared, too_long, write
 from experiments.auto.rows import kind_of, tables
 from experiments.auto.schedule import Tuned
 from experiments.auto.sensitivity import InTime, factors, reduced
-from experiments.auto.sizing import Sensitivity, batches_for, fewest_layers, value_of, within
+from experiments.auto.sizing import Sensitivity, batches_for, fewest_layers, unseen, value_of, within
 from experiments.run.calibration import calibration_batches
 from experiments.run.rows.samples import Samples
 from experiments.run.student import whole
@@ -71,6 +72,9 @@ def test_the_kind_of_data_follows_from_the_files(tmp_path):
     for name in ("state.json", "data-0.arrow", "rows.csv"):
         (tmp_path / name).touch()
     assert kind_of(str(tmp_path), "--data") == "arrow"
+    (tmp_path / "splits").mkdir()
+    (tmp_path / "splits" / "dataset_dict.json").touch()  # beside folders of rows
+    assert kind_of(str(tmp_path / "splits"), "--data") == "arrow"
     with pytest.raises(AntgmmError, match=r"^--test .*rows\.csv: name a file that ends in \.jsonl"):
         kind_of(str(tmp_path / "rows.csv"), "--test")
     with pytest.raises(AntgmmError, match=r"^--test .*absent does not exist"):
@@ -256,16 +260,16 @@ def test_spread_rows_that_are_too_long_are_left_out_as_in_their_source_and_read_
         ),
     ],
 )
-def test_a_plan_says_that_other_work_slowed_it():
-    (line,) = shared(4.06, 2)
-    assert line.startswith("warning: the load is 4.1 on 2 cores")
-    assert not [*shared(2.4, 2)]
-
-
 def test_a_plan_that_takes_too_long_names_the_minutes_of_the_whole_command(goal, words):
     (line,) = too_long(goal, 60 * 10.5)
     assert line == f"warning: plan and run take about 10:30, {words}"
     assert not [*too_long(goal, 60 * 4.3)]
+
+
+def test_a_plan_says_that_other_work_slowed_it():
+    (line,) = shared(4.06, 2)
+    assert line.startswith("warning: the load is 4.1 on 2 cores")
+    assert not [*shared(2.4, 2)]
 
 
 def test_reasons_with_line_breaks_and_control_characters_are_comments_of_a_plan(tmp_path):
@@ -362,3 +366,24 @@ def test_a_decoder_keeps_three_layers():
     assert fewest_layers(two) == {"text/layers": 2}
     assert fewest_layers(CONFIGS["blip2_t5"]) == {}
     assert fewest_layers(pruning.planned_config(CONFIGS["llava"], {"text/layers": 1})) == {}
+
+
+def test_an_image_side_that_no_row_trains_keeps_its_size():
+    config = CONFIGS["llava"]
+    present = unseen(config, SimpleNamespace(totals={"slots": 0}))
+    assert {axis: sizes(config)[axis] for axis in present} == present
+    assert {"vision/layers", "vision/embed", "bridge/mlp"} <= {*present} and "text/embed" not in present
+    assert unseen(config, SimpleNamespace(totals={"slots": 1})) == {}
+
+
+@pytest.mark.parametrize(
+    ("change", "stage"),
+    [
+        ("stage.image.recover_steps=3", "image"),
+        (" stage.settle.loss={}", "settle"),
+        ("stages.a=1", None),
+        ("seed=1", None),
+    ],
+)
+def test_a_change_names_its_stage(change, stage):
+    assert stage_of(change) == stage

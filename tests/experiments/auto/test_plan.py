@@ -118,7 +118,12 @@ def test_a_student_of_four_bits_is_planned_with_sizes_that_servers_have_kernels_
             ["--model", "m", "--data", "d.jsonl", "--smaller", "8x", "--set", "optimizer.batch_size=4"],
             "--set optimizer.batch_size: the plan decides it; write the plan with --plan, and edit it",
         ),
-        (["r.toml", "--model", "m"], "RECIPE already says what to do"),
+        (["r.toml", "--model", "m"], "RECIPE already says what to do: leave out --model"),
+        (["r.toml", "--minutes", "3", "--keep-quality", "9%", "--plan"], "leave out --keep-quality, --minutes, --plan"),
+        (
+            ["--model", "m", "--data", "d.jsonl", "--smaller", "8x", "--set", "stage.images.recover_steps=4"],
+            "--set stage.images: a plan has the stages image, language, settle",
+        ),
         (["--model", "m", "--processes", "2", "--coordinator", "auto"], "several processes need a RECIPE"),
     ],
 )

@@ -69,7 +69,7 @@ def test_stages_of_a_plan_are_a_legal_recipe(name, rows):
 def planned(name):
     """Tables, config and sizes of a plan, with a machine of 1e9 FLOP/s."""
     raw = base(GOAL, {**GOAL.data, "samples": 5000}, {**GOAL.test, "samples": 1000})
-    rows = Rows(trained=5000, scored=1000, hard=0, prompt=50, answer=6, slots=1.0, read=1e-3)
+    rows = Rows(trained=5000, scored=1000, hard=0, prompt=50, answer=6, slots=1.0, read=1e-3, unread=0)
     return raw, CONFIGS[name], small(name), Machine(rows, 1e9, 100.0)
 
 
@@ -166,7 +166,7 @@ def tuning(monkeypatch, tmp_path):
     samples = Samples(source("s", "train", 8), processor, teacher.config)
     seen = Look(teacher, processor, samples, samples, 8, 1.0, {}, {})
     tables = base(GOAL._replace(model=str(directory)), {**GOAL.data, "samples": 8}, {**GOAL.test, "samples": 8})
-    rows = Rows(trained=8, scored=8, hard=0, prompt=20, answer=4, slots=1.0, read=1e-3)
+    rows = Rows(trained=8, scored=8, hard=0, prompt=20, answer=4, slots=1.0, read=1e-3, unread=0)
     for name, value in (("STEPS", 2), ("FEWEST", 2), ("token_loss", lambda *_: 0.5)):
         monkeypatch.setattr(tune, name, value)
 

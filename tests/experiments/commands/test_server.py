@@ -309,3 +309,29 @@ def test_eval_needs_a_model_or_a_server(refused, tmp_path):
     assert refused("eval", "--data", "jsonl:a") == "eval needs a checkpoint, --url with a running server, or both"
     words = ("eval", "m", "--data", "jsonl:a", "--answers", tmp_path)
     assert refused(*words) == f"--answers {tmp_path} is a folder: name a file"
+
+
+def test_a_key_of_the_environment_is_sent_and_no_proxy_is_asked_for_this_machine(monkeypatch):
+    seen = []
+
+    class Noting(_Handler):
+        def do_GET(self):
+            seen.append(self.headers.get("Authorization"))
+            super().do_GET()
+
+    fake = Fake(None)
+    fake.RequestHandlerClass = Noting
+    thread = threading.Thread(target=fake.serve_forever)
+    thread.start()
+    try:
+        monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+        monkeypatch.delenv("no_proxy", raising=False)
+        monkeypatch.delenv(client.KEY, raising=False)
+        connect(fake.url)
+        monkeypatch.setenv(client.KEY, "secret")
+        connect(fake.url)
+    finally:
+        fake.shutdown()
+        fake.server_close()
+        thread.join()
+    assert seen == [None, "Bearer secret"]

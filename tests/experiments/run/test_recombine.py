@@ -178,6 +178,11 @@ def test_the_recipe_keeps_all_but_its_stages(tmp_path):
     assert [(s.name, s.steps, s.optimizer.batch_size, s.loss.soft) for s in recipe.stages] == [("distil", 7, 4, 1.0)]
     assert recipe.parent == str(tmp_path / "stages" / "00-recombined")
     assert recipe.data == load_recipe(path).data
+    # States and most probable tokens that only a stage of the recipe reads are left out.
+    changes = ["stage.blocks.loss={hidden=1.0}", "teacher.states=['text']", "loss={hard=1.0}"]
+    assert recombine.distillation(path, tmp_path, 7, changes).teacher.states == ()
+    assert recombine.distillation(path, tmp_path, 7, ["teacher.top=5"]).teacher.top == 5
+    assert recombine.distillation(path, tmp_path, 7, ["teacher.top=5", "loss={hard=1.0}"]).teacher.top == 0
     with pytest.raises(AntgmmError, match="warmup = 9 is not less than the stage's 7 steps"):
         recombine.distillation(path, tmp_path, 7, ["optimizer.warmup=9"])
 

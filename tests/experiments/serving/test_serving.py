@@ -86,7 +86,7 @@ def test_a_batch_that_the_model_cannot_answer_fails_alone(tmp_path, capsys):
     reply = api.encode_response(failed)
     error = {"message": "the model cannot answer the request: no memory", "type": "server_error"}
     assert (reply.status_code, json.loads(reply.body)["error"]) == (500, error)
-    assert "the model failed on 1 requests of width 48: no memory" in capsys.readouterr().err
+    assert "the model failed on a request of width 48: no memory" in capsys.readouterr().err
     assert answered == ("", False)
 
 
@@ -287,3 +287,47 @@ def test_what_is_no_request_has_status_400(tmp_path, body):
 def test_a_server_without_batches_warns_of_nothing(tmp_path):
     # Warnings are errors in tests.
     application(Answers(tmp_path, "m", max_new_tokens=TOKENS, most=1, wait=0.01), "m", timeout=1.0)
+
+
+def test_a_batch_that_is_too_large_is_answered_in_halves(tmp_path):
+    model = load(save_llava(tmp_path / "model"), max_new_tokens=TOKENS, most=8)
+    sizes = []
+
+    def answer(batch):
+        sizes.append(len(batch["input_ids"]))
+        if sizes[-1] > 2:
+            raise RuntimeError("out of memory")
+        return np.full((sizes[-1], TOKENS), model.pad)
+
+    question = model.question([{"role": "user", "content": [{"type": "text", "text": "a"}]}], [])
+    assert model._replace(answer=answer).answers([question] * 5) == [("", False)] * 5
+    assert sizes == [5, 2, 3, 1, 2]
+
+
+def test_a_model_without_a_chat_template_reads_text_before_its_image_too(tmp_path):
+    model = load(save_teacher(tmp_path / "model"), max_new_tokens=TOKENS, most=3)
+    assert not model.processor.chat_template
+    first, image, text = RECORDS[0].images, {"type": "image"}, {"type": "text", "text": "a b"}
+    usual = model.question([{"role": "user", "content": [image, text]}], first)
+    np.testing.assert_array_equal(model.question([{"role": "user", "content": [text, image]}], first).ids, usual.ids)
+    parts = [{"type": "text", "text": "a"}, image, {"type": "text", "text": "b"}]
+    assert model.question([{"role": "user", "content": parts}], first).ids.shape[0] >= usual.ids.shape[0]
+    with pytest.raises(AntgmmError, match="must be a single user turn"):
+        model.question([{"role": "user", "content": [image, text]}, {"role": "assistant", "content": [text]}], first)
+
+
+def test_tokens_that_the_files_do_not_name_are_those_of_the_processor(tmp_path):
+    """Some released models name no padding token: 0 would be a word of theirs."""
+    directory = save_llava(tmp_path / "model")
+    processor = load_processor(directory)
+    (directory / "generation_config.json").write_text(json.dumps({"eos_token_id": 7}))
+    fields = json.loads((directory / "config.json").read_text())
+    for table in (fields, fields["text_config"]):
+        for name in ("eos_token_id", "pad_token_id"):
+            table.pop(name, None)
+    (directory / "config.json").write_text(json.dumps(fields))
+    processor.tokenizer.pad_token = "<unk>"
+    processor.save_pretrained(directory)
+    model = load(directory, max_new_tokens=TOKENS, most=3)
+    assert model.pad == processor.tokenizer.convert_tokens_to_ids("<unk>") != 0
+    assert model.ends == (processor.tokenizer.eos_token_id, 7)

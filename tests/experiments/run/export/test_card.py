@@ -19,7 +19,7 @@ from antgmm_jax.io.loading import load_processor
 from antgmm_jax.presets import preset
 from data.record import PROMPT, Record
 from experiments.run.disk_cut import cut
-from experiments.run.export.card import QUESTION, TEXT, Origin, Score, licence, write_card
+from experiments.run.export.card import QUESTION, TEXT, Origin, Score, licence, title_of, write_card
 from experiments.run.export.publishing import Questions, publish
 from experiments.run.export.served_prompt import conversations
 from experiments.run.rows.random_batches import random_batch
@@ -161,6 +161,14 @@ def test_the_licence_is_that_of_the_source(tmp_path, card, config, fields):
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert licence(str(tmp_path)) == fields
     assert licence("") == {}
+
+
+@pytest.mark.parametrize(
+    ("place", "title"),
+    [("runs/ads/export", "ads"), ("runs/ads-keep-98/3/export", "ads-keep-98-3"), ("students/small", "small")],
+)
+def test_a_card_is_titled_by_its_run_and_search(place, title, tmp_path):
+    assert title_of(tmp_path / place) == title
 
 
 def test_vllm_serves_what_the_families_say():

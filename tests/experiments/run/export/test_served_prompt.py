@@ -137,6 +137,25 @@ def test_a_template_that_only_the_tokenizer_holds_is_taken_if_it_writes_images(t
     assert AutoProcessor.from_pretrained(teacher).chat_template is None
     shown = question_about_a_picture(teacher, load_hf(teacher)[0])
     assert shown["template"] and shown["text"] == "<s><image> question answer:"
+    write_template(teacher)  # as the code of the model card reads it
+    assert AutoProcessor.from_pretrained(teacher).chat_template == CHAT
+    (teacher / TEMPLATE).unlink()
     of_texts = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
     path.write_text(json.dumps(settings | {"chat_template": of_texts}))
     assert not question_about_a_picture(teacher, load_hf(teacher)[0])["template"]
+
+
+@pytest.mark.parametrize("name", ["chat_template.json", "processor_config.json"])
+def test_a_template_in_an_older_place_gets_the_start_token(teacher, name):
+    """transformers reads these files before chat_template.jinja; LLaVA 1.5 has its template in the first."""
+    (teacher / TEMPLATE).unlink()
+    path = teacher / name
+    fields = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps(fields | {"chat_template": WITHOUT_START}))
+    assert AutoProcessor.from_pretrained(teacher).chat_template == WITHOUT_START
+    chats = conversations(samples_of(teacher), 3)
+    assert first_difference(teacher, chats)
+    write_template(teacher)
+    assert AutoProcessor.from_pretrained(teacher).chat_template == CHAT
+    assert first_difference(teacher, chats) == ""
+    assert not path.exists() or json.loads(path.read_text()) == fields

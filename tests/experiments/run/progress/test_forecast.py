@@ -10,6 +10,7 @@ from antgmm_jax.io.loading import load_processor
 from antgmm_jax.presets import preset
 from data.encoding import Encoder
 from data.maad import source
+from data.store import open_encoded
 from experiments.run.progress import forecast
 from experiments.run.progress.flops import step_flops, training_flops
 from experiments.run.progress.forecast import Part, Rows, announce, look_at, parts, seconds
@@ -18,7 +19,7 @@ from experiments.run.training import shape_of
 
 EXPERIMENTS = Path(__file__).resolve().parents[4] / "experiments"
 TEACHER = EXPERIMENTS / "teachers" / "maad-m"
-ROWS = Rows(trained=16000, scored=3000, hard=1000, prompt=50, answer=6, slots=1.0, read=1e-3)
+ROWS = Rows(trained=16000, scored=3000, hard=1000, prompt=50, answer=6, slots=1.0, read=1e-3, unread=16000)
 
 
 @pytest.fixture(scope="module")
@@ -142,3 +143,11 @@ def test_lengths_are_estimated_from_the_first_records(config):
     first = [encoder(records[index]) for index in range(8)]
     assert estimate["prompt"] == -(-sum(len(row["prompt"]) for row in first) // 8)
     assert estimate["slots"] == 1
+    assert estimate["unread"] == 20
+    open_encoded(records, encoder)
+    assert look_at(records, encoder)["unread"] == 0
+
+
+def test_rows_that_are_encoded_are_not_read_again(config):
+    (first, *_), (again, *_) = (parts(demo(), config, ROWS._replace(unread=unread)) for unread in (16000, 0))
+    assert (first.seconds, again.seconds) == (pytest.approx(20.0), pytest.approx(4.0))
