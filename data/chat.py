@@ -25,12 +25,15 @@ class _Style(NamedTuple):
         after: text from the answer's end to the end token; "" if the template writes no end token.
         end: token that ends an answer.
         fault: why answers of earlier turns cannot be trained on; "" if they can.
+        prompted, written: white space with which a prompt ends, and what stands there before an earlier answer.
     """
 
     before: str
     after: str
     end: int
     fault: str
+    prompted: str = ""
+    written: str = ""
 
 
 class _Tokens(NamedTuple):
@@ -96,8 +99,8 @@ class ChatEncoder:
         return row
 
     def check(self, turns: Sequence[Turn]) -> None:
-        """Raises AntgmmError if the model cannot be trained on a conversation of so many turns."""
-        if len(turns) > 1 and self._style.fault:
+        """Raises AntgmmError if the model cannot be trained on a conversation with earlier answers."""
+        if self._style.fault and any(turn.role == "assistant" for turn in turns):
             raise AntgmmError(self._style.fault)
 
     def _plain(self) -> _Style:
@@ -120,8 +123,11 @@ class ChatEncoder:
         if whole.startswith(text):
             return _Style(whole[len(text) : place], after, end, "")
         common = next((at for at, pair in enumerate(zip(text, whole, strict=False)) if pair[0] != pair[1]), len(whole))
+        prompted, written = text[common:], whole[common:place]
+        if not prompted.strip() and not written.strip():
+            return _Style("", after, end, "", prompted, written)
         fault = (
-            f"the chat template ends a prompt with {text[common:]!r} but writes {whole[common:place]!r} before an"
+            f"the chat template ends a prompt with {prompted!r} but writes {written!r} before an"
             " answer: correct chat_template.jinja to train on conversations of several turns"
         )
         return _Style("", after, end, fault)
@@ -148,7 +154,7 @@ class ChatEncoder:
         style, tokens, spans = self._style, self._tokens(text), []
         answered = [place for place, turn in enumerate(turns) if turn.role == "assistant"]
         for place in answered:
-            before = self._inputs.chat(messages(turns[:place]))
+            before = self._inputs.chat(messages(turns[:place])).removesuffix(style.prompted) + style.written
             written = f"{style.before}{turns[place].text}{style.after}"
             if not text.startswith(before + written):
                 raise AntgmmError(

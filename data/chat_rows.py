@@ -82,7 +82,7 @@ def _turn(raw: Mapping, where: str) -> tuple[str, list[_Part]]:
         raise BadRow(f"{where} has {type(content).__name__} content: write a text or a list of parts")
     if role != "user" and any(not isinstance(part, str) for part in parts):
         raise BadRow(f"{where} is a turn of the {role} with an image: only user turns may have images")
-    if role == "assistant":
+    if role != "user":  # templates read the first part of such a turn alone
         parts = ["".join(part for part in parts if isinstance(part, str)).strip()]
     parts = [part for part in parts if part != ""]
     if not parts:

@@ -1,10 +1,12 @@
 """Configs and processors of checkpoints, by transformers: their code never runs, and every failure is one line."""
 
+import json
 from collections.abc import Mapping
 from os.path import lexists
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Tokenizer
 from transformers import (
     CONFIG_MAPPING,
     AutoImageProcessor,
@@ -23,6 +25,7 @@ from antgmm_jax.io.templates import render, with_fixed_day
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
 _SAFE = {"local_files_only": True, "trust_remote_code": False}
+_RULES = ("normalizer", "pre_tokenizer", "decoder")
 _PROCESSOR, _IMAGES, _TOKENIZER = "processor_config.json", "preprocessor_config.json", "tokenizer.json"
 _NUMBERS = frozenset((_PROCESSOR, _IMAGES, "video_preprocessor_config.json", "tokenizer_config.json"))
 """Files with numbers by which a processor reserves memory."""
@@ -63,8 +66,8 @@ def hf_config(directory: Path, raw: Mapping[str, Any] | None = None) -> Pretrain
 def load_processor(directory: str | Path) -> ProcessorMixin:
     """Loads the processor of a checkpoint directory or a name of the Hub.
 
-    Its chat template is that of the tokenizer if only the tokenizer has one, and writes a fixed day. Its tokenizer ends
-    answers as the model's files say.
+    Its tokenizer splits text as tokenizer.json says, and ends answers as the model's files say. Its chat template is
+    that of the tokenizer if only the tokenizer has one, and writes a fixed day.
 
     Raises:
         AntgmmError: the directory has no processor that can be loaded offline, or one of its files is damaged.
@@ -82,18 +85,58 @@ def load_processor(directory: str | Path) -> ProcessorMixin:
         read_config(folder)
     subject = f"{directory} has no processor that AutoProcessor can load"
     with one_line(lambda: f"{subject}: {_damaged(folder)} cannot be used", "save the model's processor there"):
-        processor = AutoProcessor.from_pretrained(folder, **_SAFE)
+        processor = stock_processor(folder)
+        if _TOKENIZER in present:
+            _split_as_file(processor, folder / _TOKENIZER)
     _check_unknown(processor, directory)
-    processor.chat_template = processor.chat_template or _template_of_tokenizer(processor)
+    template = processor.chat_template or _template_of_tokenizer(processor)
+    processor.chat_template = template.get("default") if isinstance(template, Mapping) else template
     _end_as_model(processor, folder)
     if isinstance(processor.chat_template, str):
         processor.chat_template = with_fixed_day(processor.chat_template)
     return processor
 
 
-def template_without_us(directory: Path) -> Any:
-    """Returns the chat template of a checkpoint directory as transformers and servers read it."""
-    return AutoProcessor.from_pretrained(directory, **_SAFE).chat_template
+def stock_processor(directory: Path) -> Any:
+    """Returns the processor of a checkpoint directory as transformers and servers load it."""
+    return AutoProcessor.from_pretrained(directory, **_SAFE)
+
+
+def splits_as_file(processor: Any, path: Path) -> bool:
+    """Whether the tokenizer of a processor splits text as its file says.
+
+    Some classes of transformers 5 take the vocabulary alone from the file (GPT2Tokenizer, which SmolVLM names, splits
+    numbers otherwise).
+
+    Args:
+        processor: from `stock_processor`.
+        path: tokenizer.json.
+    """
+    backend = getattr(getattr(processor, "tokenizer", None), "backend_tokenizer", None)
+    if backend is None or not path.exists():
+        return True
+    own = _rules(path)
+    return all(_state(getattr(backend, part)) == _state(getattr(own, part)) for part in _RULES)
+
+
+def _split_as_file(processor: Any, path: Path) -> None:
+    """Gives a tokenizer the rules of its file."""
+    if not splits_as_file(processor, path):
+        own = _rules(path)
+        for part in _RULES:
+            setattr(processor.tokenizer.backend_tokenizer, part, getattr(own, part))
+
+
+def _rules(path: Path) -> Tokenizer:
+    """The tokenizer of a file without its vocabulary, which takes seconds to read."""
+    content = json.loads(path.read_bytes())
+    model = {"type": "BPE", "vocab": {}, "merges": []}
+    rules = {part: content.get(part) for part in _RULES}
+    return Tokenizer.from_str(json.dumps({"version": "1.0", "added_tokens": [], "model": model, **rules}))
+
+
+def _state(part: Any) -> Any:
+    return part and part.__getstate__()
 
 
 def _template_of_tokenizer(processor: Any) -> Any:

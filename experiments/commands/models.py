@@ -238,7 +238,7 @@ def export(
     say(f"export: writing {stage} to {out} and checking it with PyTorch")
     check_push(push)
     from experiments.run.export.card import Origin
-    from experiments.run.export.ends import end_tokens
+    from experiments.run.export.completion import ends_of
     from experiments.run.export.publishing import Questions, publish
     from experiments.run.student import load_student
 
@@ -250,7 +250,7 @@ def export(
         check_scheme(student.config, quantize)
     prompt_template = template(prompt or _prompt_of_run(stage), like)
     batches, chats = check_prompts(student.config, like, data, samples, prompt_template)
-    questions = Questions(batches, max_new_tokens, *end_tokens(like), chats)
+    questions = Questions(batches, max_new_tokens, *ends_of(like, student.config), chats)
     result = publish(
         student.config,
         student.weights(),

@@ -92,17 +92,13 @@ def package(
     from experiments.package.build import build, example, longest
     from experiments.package.requests import Limits, Shape
     from experiments.package.times import milliseconds
-    from experiments.run.export.completion import encoder_of
-    from experiments.run.export.ends import answer_tokens, as_tuple, end_tokens
+    from experiments.run.export.completion import ends_of
+    from experiments.run.export.ends import as_tuple
 
     config, params = load_hf(model)
     batches, _ = check_prompts(config, model, data, samples, template(prompt, model))
-    if (encoder := encoder_of(model, config)) is not None:
-        ends, pad = answer_tokens(model, encoder)
-    else:
-        eos, pad = end_tokens(model)
-        ends = as_tuple(eos)
-    limits = Limits(max_new_tokens, ends, pad)
+    eos, pad = ends_of(model, config)
+    limits = Limits(max_new_tokens, as_tuple(eos), pad)
     shapes = [Shape(*each) for each in product(batch or [1], width or [longest(batches)])]
     form = kind.form()(model, config, params, limits)
     result = build(out, batches, shapes, form)

@@ -20,7 +20,7 @@ from antgmm_jax.pure import functional
 from data.source import Source
 from experiments.run.batch_size import rows_that_fit
 from experiments.run.export.card import Origin
-from experiments.run.export.ends import end_tokens
+from experiments.run.export.completion import ends_of
 from experiments.run.export.publishing import Questions, publish
 from experiments.run.export.served_prompt import CHECKED, conversations
 from experiments.run.host.console import say
@@ -62,7 +62,9 @@ def cut_vocabulary(source: Path, records: Source, out: Path, *, size: int = 0) -
     used = set().union(*map(used_tokens, samples))
     tokenizer = json.loads(processor.tokenizer.backend_tokenizer.to_str())
     kept = _kept(tokenizer, {*used, *vocabulary.named_tokens(folder, config)}, size, config.language.vocab)
-    smaller = with_tokens(config, kept)
+    # A tokenizer may have special tokens beyond the vocabulary of its model; they are behind the others again.
+    own = [token for token in kept if token < config.language.vocab]
+    smaller = with_tokens(config, own)
     with tempfile.TemporaryDirectory() as place:
         like = Path(place)
         vocabulary.write_companions(folder, tokenizer, kept, like)
@@ -73,21 +75,21 @@ def cut_vocabulary(source: Path, records: Source, out: Path, *, size: int = 0) -
         after = afters[0]
         rows = rows_that_fit(smaller, min(_ROWS, len(after)), **after.lengths, dtype="float32")
         first = next(after.in_order(rows, prompts=True))
-        questions = Questions([first], _ANSWER, *end_tokens(like), conversations(after, CHECKED))
+        questions = Questions([first], _ANSWER, *ends_of(like, smaller), conversations(after, CHECKED))
         gate = publish(
             smaller,
-            pruning.take(params, functional(config).axes, {"vocab": np.array(kept)}),
+            pruning.take(params, functional(config).axes, {"vocab": np.array(own)}),
             out,
             like,
             dtype=str(params["language"]["tokens"].dtype),
             prompt=prompts[0],
             recorded=recorded,
-            origin=Origin(f"cut to {len(kept)} tokens, without training,", str(source)),
+            origin=Origin(f"cut to {len(own)} tokens, without training,", str(source)),
             questions=questions,
         )
     assert gate is not None  # there are questions, and one process
     return {
-        "tokens": {"before": config.language.vocab, "used": len(used), "after": len(kept)},
+        "tokens": {"before": config.language.vocab, "used": len(used), "after": len(own)},
         "params": {"before": total_parameters(config), "after": total_parameters(smaller)},
         "gate": gate._asdict(),
     }
@@ -103,14 +105,15 @@ def used_tokens(samples: Samples) -> set[int]:
 
 
 def _kept(tokenizer: dict[str, Any], needed: set[int], size: int, whole: int) -> list[int]:
-    fewest = len(vocabulary.kept_tokens(tokenizer, needed, 0))
+    beyond = sum(entry["id"] >= whole for entry in tokenizer["added_tokens"])
+    fewest = len(vocabulary.kept_tokens(tokenizer, needed, 0)) - beyond
     if 0 < size < fewest:
         raise AntgmmError(f"--tokens {size}: the rows, single characters and special tokens need {fewest}")
     size = size or -(-SPARE * fewest // MULTIPLE) * MULTIPLE
-    kept = vocabulary.kept_tokens(tokenizer, needed, size)
-    if len(kept) >= whole:
-        raise AntgmmError(f"the model has {whole} tokens, and {len(kept)} are to be kept: choose fewer with --tokens")
-    say(f"tokens: {fewest} of {whole} are needed, {len(kept)} are kept")
+    kept = vocabulary.kept_tokens(tokenizer, needed, size + beyond)
+    if (count := len(kept) - beyond) >= whole:
+        raise AntgmmError(f"the model has {whole} tokens, and {count} are to be kept: choose fewer with --tokens")
+    say(f"tokens: {fewest} of {whole} are needed, {count} are kept")
     return kept
 
 

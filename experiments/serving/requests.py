@@ -126,6 +126,9 @@ def conversation(request: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list
                     if pixels > MOST_PIXELS:
                         raise AntgmmError(f"the images have over {MOST_PIXELS} pixels together: send smaller ones")
                     read.append({"type": "image"})
+            if turn["role"] != "user" and all(part["type"] == "text" for part in read):
+                # Templates read the first part of such a turn alone.
+                read = [{"type": "text", "text": "".join(part["text"] for part in read)}]
             messages.append({"role": turn["role"], "content": read})
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise AntgmmError(FORM) from error

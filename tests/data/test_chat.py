@@ -196,9 +196,9 @@ def test_repeated_answers_are_located_after_their_own_question():
     ("template", "error", "message"),
     [
         (
-            CHATML.replace(TURN, "<|im_start|>{{ message['role'] }} \n"),
+            CHATML.replace(TURN, "<|im_start|>{{ message['role'] }}!\n"),
             AntgmmError,
-            r"a: the chat template ends a prompt with '\\n' but writes ' \\n' before an answer: correct chat_template",
+            r"a: the chat template ends a prompt with '\\n' but writes '!\\n' before an answer: correct chat_template",
         ),
         (
             CHATML.replace("['text'] }}<|im_end|>{% endg", "['text'].upper() }}<|im_end|>{% endg", 1).replace(
@@ -238,8 +238,18 @@ def test_templates_without_answers_are_refused_and_others_serve_one_turn():
     ):
         with pytest.raises(AntgmmError, match=message):
             bytewise(template)
-    encode = bytewise(CHATML.replace(TURN, "<|im_start|>{{ message['role'] }} \n"))
-    assert spelt(encode, encode(record(ONE[:1], "red"))["answer"]) == ["re", "d", "<|im_end|>"]
+    encode = bytewise(CHATML.replace(TURN, "<|im_start|>{{ message['role'] }}!\n"))
+    for before in ((), (Turn("system", ("what ?",)),)):  # a system prompt is no earlier answer
+        row = encode(record((*before, *ONE[:1]), "red"))
+        assert spelt(encode, row["answer"]) == ["re", "d", "<|im_end|>"] and "earlier" not in row
+
+
+def test_other_white_space_before_earlier_answers_is_read():
+    """LLaVA-OneVision ends a prompt with a line break, and writes a space before it where an answer follows."""
+    encode, plain = bytewise(CHATML.replace(TURN, "<|im_start|>{{ message['role'] }} \n")), bytewise(CHATML)
+    row, usual = encode(record()), plain(record())
+    assert spelt(encode, row["prompt"][row["earlier"]]) == spelt(plain, usual["prompt"][usual["earlier"]])
+    assert spelt(encode, row["answer"]) == spelt(plain, usual["answer"])
 
 
 def test_turns_with_special_tokens_and_long_answers_are_named():

@@ -322,3 +322,10 @@ def test_a_digest_covers_pictures_in_objects_in_values_and_by_whole_paths(folder
         np.testing.assert_array_equal(read("jsonl", path)[0].images[0], picture(0))
         (folder / "images" / "0.png").write_bytes(png(picture(2, (9, 9))))
         assert read_records("jsonl", path).digest() != before
+
+
+def test_parts_of_a_system_turn_are_one_text():
+    """Templates of Gemma 3 and Mistral read its first part alone."""
+    system = {"role": "system", "content": [text("be"), text(" brief")]}
+    turns, _, _ = parsed([system, {**USER, "content": "what?"}, RED])
+    assert turns[0] == ("system", "be brief")

@@ -206,7 +206,11 @@ def check_processor(
 
 
 def _check_tokenizer(tokenizer: Any, image_token: str, config: LMMConfig) -> None:
-    """Checks that the tokenizer has a padding token, the model's image token and at most the model's vocabulary."""
+    """Checks that the tokenizer has a padding token, the model's image token and at most the model's vocabulary.
+
+    Special tokens beyond the vocabulary do no harm: rows and requests may not contain them, and processors that have
+    them replace them before they tokenize (`<video>` of the released InternVL3).
+    """
     vocab = config.language.vocab
     if tokenizer.pad_token_id is None:
         raise AntgmmError("the tokenizer has no padding token: set pad_token in tokenizer_config.json")
@@ -216,7 +220,8 @@ def _check_tokenizer(tokenizer: Any, image_token: str, config: LMMConfig) -> Non
             f"the processor's image token is {token}, the model's {config.image_token}:"
             " save the model's own processor in its folder, or correct image_token_index in config.json"
         )
-    if len(tokenizer) > vocab:
+    beyond = sum(key >= vocab and token.special for key, token in tokenizer.added_tokens_decoder.items())
+    if (count := len(tokenizer) - beyond) > vocab:
         raise AntgmmError(
-            f"the tokenizer has {len(tokenizer)} tokens, the model {vocab}: save the model's tokenizer in its folder"
+            f"the tokenizer has {count} tokens, the model {vocab}: save the model's tokenizer in its folder"
         )

@@ -7,7 +7,8 @@ from transformers import GenerationConfig
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io.files import read_json
-from antgmm_jax.io.loading import CONFIG, GENERATION, hf_config, load_processor
+from antgmm_jax.io.hub import local
+from antgmm_jax.io.loading import CONFIG, GENERATION, hf_config, load_processor, splits_as_file, stock_processor
 from data.encoding import Encoder
 from experiments.run.export.ends import answer_tokens, as_tuple, end_tokens
 from experiments.run.export.served_prompt import write_template
@@ -22,16 +23,17 @@ _FINITE = 2**31
 
 
 def complete(directory: Path, config: LMMConfig) -> None:
-    """Completes an export: start token in the chat template, generation_config.json, finite model_max_length.
+    """Completes an export: chat template, class of the tokenizer, generation_config.json, finite model_max_length.
 
     Args:
         directory: Hugging Face directory; without a processor that can be loaded, its chat template stays as it is, and
             so does a generation_config.json.
         config: config of its model.
     """
-    encoder = encoder_of(directory, config)
+    encoder = _encoder(directory, config)
     if encoder is not None:
         write_template(directory)
+        _keep_rules(directory)
     if encoder is not None or not (directory / GENERATION).exists():
         _write_generation(directory, config, encoder)
     _limit_length(directory)
@@ -47,13 +49,29 @@ def positions(directory: Path) -> int:
     return getattr(text, "max_position_embeddings", None) or UNBOUNDED
 
 
-def encoder_of(directory: Path, config: LMMConfig) -> Encoder | None:
-    """Returns the encoder of records for a model; None without a processor that can be loaded.
+def ends_of(directory: Path, config: LMMConfig) -> tuple[int | list[int], int]:
+    """Returns the tokens that end and fill the answers of a checkpoint.
 
     Args:
-        directory: Hugging Face directory.
+        directory: Hugging Face directory, or a name of the Hub.
         config: config of its model.
+
+    Returns:
+        The end token or tokens and the padding token: those of `answer_tokens` if there is a processor, else of
+        `end_tokens`.
     """
+    return _ends(directory, _encoder(local(directory), config))
+
+
+def _ends(directory: Path, encoder: Encoder | None) -> tuple[int | list[int], int]:
+    if encoder is None:
+        return end_tokens(directory)
+    ends, pad = answer_tokens(directory, encoder)
+    return [*ends] if len(ends) > 1 else ends[0], pad
+
+
+def _encoder(directory: Path, config: LMMConfig) -> Encoder | None:
+    """Encodes records for the model; None without a processor."""
     if not any((directory / name).exists() for name in ("preprocessor_config.json", "processor_config.json")):
         return None
     try:
@@ -65,10 +83,8 @@ def encoder_of(directory: Path, config: LMMConfig) -> Encoder | None:
 
 def _write_generation(directory: Path, config: LMMConfig, encoder: Encoder | None) -> None:
     """Writes settings for greedy decoding, as scores are measured, that stops at the end token of training."""
-    (eos, pad), start = end_tokens(directory), None
+    eos, pad, start = *_ends(directory, encoder), None
     if encoder is not None:
-        ends, pad = answer_tokens(directory, encoder)
-        eos = [*ends] if len(ends) > 1 else ends[0]
         start = encoder.inputs.processor.tokenizer.bos_token_id  # pyright: ignore[reportAttributeAccessIssue]
     decoder = {"decoder_start_token_id": config.language.start_token} if config.encoder_decoder else {}
     GenerationConfig(bos_token_id=start, eos_token_id=eos, pad_token_id=pad, **decoder).save_pretrained(directory)
@@ -83,6 +99,13 @@ def _correct_text_config(directory: Path, eos: int | list[int], pad: int) -> Non
     if named is not None and not {*as_tuple(named)} & {*as_tuple(eos)}:
         tokens = {"eos_token_id": eos, "pad_token_id": pad}
         write_json(directory / CONFIG, {**fields, "text_config": {**text, **tokens}})
+
+
+def _keep_rules(directory: Path) -> None:
+    """Names a class of tokenizer that reads the whole tokenizer.json, where transformers would replace its rules."""
+    path = directory / TOKENIZER
+    if path.exists() and not splits_as_file(stock_processor(directory), directory / "tokenizer.json"):
+        write_json(path, {**read_json(path), "tokenizer_class": "PreTrainedTokenizerFast"})
 
 
 def _limit_length(directory: Path) -> None:

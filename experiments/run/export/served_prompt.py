@@ -11,7 +11,7 @@ from antgmm_jax.config import LMMConfig
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families.common.words import Messages, starts_itself, templated, user_turn
 from antgmm_jax.io.files import read_json
-from antgmm_jax.io.loading import load_processor, template_without_us
+from antgmm_jax.io.loading import load_processor, stock_processor
 from data.encoding import Encoder
 from data.limits import BadRow
 from data.record import Record
@@ -96,7 +96,7 @@ def write_template(directory: Path) -> None:
         return
     if _adds_start(processor) and not starts_itself(processor, templated(processor, user_turn("a", 0))):
         template = "{{ bos_token }}" + template
-    if template == template_without_us(directory):
+    if template == stock_processor(directory).chat_template:
         return
     # Of several places, transformers reads another one first.
     (directory / _OLD_TEMPLATE).unlink(missing_ok=True)
@@ -121,10 +121,9 @@ def first_difference(directory: Path, conversations: Sequence[Conversation]) -> 
     Returns:
         Description of the first difference; "" if there is none, or if the model has no chat template.
     """
-    processor: Any = load_processor(directory) if conversations else None
-    if processor is None or not processor.chat_template:
+    if not conversations or not load_processor(directory).chat_template:
         return ""
-    processor.chat_template = template_without_us(directory)
+    processor = stock_processor(directory)
     for number, (messages, images, ids) in enumerate(conversations):
         served = served_ids(processor, messages, images)
         if not np.array_equal(served, ids):

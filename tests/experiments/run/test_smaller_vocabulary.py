@@ -139,3 +139,19 @@ def test_an_existing_folder_stays(tmp_path):
     (tmp_path / "small").mkdir()
     with pytest.raises(AntgmmError, match="exists"):
         cut_vocabulary(tmp_path / "whole", ROWS, tmp_path / "small", size=SIZE)
+
+
+def test_a_special_token_beyond_the_vocabulary_stays_beyond_it(tmp_path):
+    """The tokenizer of the released InternVL3 has one token more than its model: `<video>`."""
+    whole = save_llava(tmp_path / "whole")
+    config, processor = load_hf(whole)[0], load_processor(whole)
+    words = processor.tokenizer
+    more = [f"<more{number}>" for number in range(config.language.vocab - len(words) + 1)]
+    words.add_special_tokens({"additional_special_tokens": more})
+    assert words.convert_tokens_to_ids(more[-1]) == config.language.vocab == len(words) - 1
+    processor.save_pretrained(whole)
+    figures = cut_vocabulary(whole, ROWS, tmp_path / "small", size=SIZE)
+    smaller, _, samples = read(tmp_path / "small")
+    after = samples.encoder.inputs.processor.tokenizer
+    assert after.convert_tokens_to_ids(more[-1]) == smaller.language.vocab == len(after) - 1
+    assert figures["tokens"]["after"] == smaller.language.vocab == SIZE

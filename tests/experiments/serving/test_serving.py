@@ -216,6 +216,12 @@ def test_string_content_and_turns_are_read():
     np.testing.assert_array_equal(images, RECORDS[0].images[:1])
 
 
+def test_texts_of_a_system_turn_are_one_part():
+    parts = [{"type": "text", "text": "be"}, {"type": "text", "text": " brief"}]
+    (turn,), _ = conversation({"messages": [{"role": "system", "content": parts}]})
+    assert turn["content"] == [{"type": "text", "text": "be brief"}]
+
+
 def test_metrics_count_chat_requests_by_status():
     registry = CollectorRegistry()
 

@@ -4,15 +4,18 @@ import json
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoProcessor
 
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.families.common.words import BOS, CHAT
+from antgmm_jax.families import new_processor
+from antgmm_jax.families.common.words import BOS, CHAT, SPECIAL
 from antgmm_jax.io.convert import load_hf
-from antgmm_jax.io.loading import load_processor
+from antgmm_jax.io.loading import load_processor, splits_as_file, stock_processor
 from data.record import Record
 from experiments.run.export.card import Origin
+from experiments.run.export.completion import complete
 from experiments.run.export.publishing import Questions, publish
 from experiments.run.export.served_prompt import (
     TEMPLATE,
@@ -24,7 +27,7 @@ from experiments.run.export.served_prompt import (
 )
 from experiments.run.rows.random_batches import random_batch
 from experiments.run.rows.samples import Samples
-from tests.experiments.tiny import save_llava
+from tests.experiments.tiny import save_llava, save_smolvlm
 
 WITHOUT_START = CHAT.removeprefix("{{ bos_token }}")
 
@@ -159,3 +162,33 @@ def test_a_template_in_an_older_place_gets_the_start_token(teacher, name):
     assert AutoProcessor.from_pretrained(teacher).chat_template == CHAT
     assert first_difference(teacher, chats) == ""
     assert not path.exists() or json.loads(path.read_text()) == fields
+
+
+def test_a_tokenizer_splits_text_as_its_file_says_and_so_do_servers_of_an_export(tmp_path):
+    """SmolVLM names GPT2Tokenizer, of which transformers 5 takes the vocabulary alone from tokenizer.json."""
+    directory = save_smolvlm(tmp_path / "teacher")
+    about = directory / "config.json"
+    about.write_text(about.read_text().replace("smolvlm", "idefics3"))  # the model_type of the first SmolVLM
+    words = Tokenizer(models.BPE())
+    words.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    words.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    lines = ["first\n\n1. second\n\n2. third"] * 9
+    words.train_from_iterator(lines, trainers.BpeTrainer(special_tokens=[*SPECIAL], initial_alphabet=alphabet))
+    config = load_hf(directory)[0]
+    new_processor(config, words).save_pretrained(directory)
+    path = directory / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"tokenizer_class": "GPT2Tokenizer"}))
+    text, file = "first\n\n1. second", directory / "tokenizer.json"
+    expected = Tokenizer.from_file(str(file)).encode(text, add_special_tokens=False).ids
+
+    def ids(processor):
+        return processor.tokenizer(text, add_special_tokens=False).input_ids
+
+    assert ids(stock_processor(directory)) != expected == ids(load_processor(directory))
+    assert not splits_as_file(stock_processor(directory), file)
+    complete(directory, config)
+    assert splits_as_file(stock_processor(directory), file)
+    assert ids(stock_processor(directory)) == expected
