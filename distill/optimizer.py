@@ -1,5 +1,6 @@
 """AdamW or Muon with clipping and a schedule, over the trainable part of the parameters."""
 
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -26,6 +27,9 @@ _CONNECTOR = "kernel"
 _STACKED = {"blocks", "cross", "deepstack"}
 """Names of modules with a leading axis of maps."""
 _HEAD = ["language", "out"]
+_STEPS = ((3.4445, -4.7750, 2.0315),) * 5
+"""Muon's own five iterations, one row each: it then loops over them, where it would write each out for every array,
+which takes longer on a CPU, to run and to compile."""
 
 
 class Optimizer(NamedTuple):
@@ -126,12 +130,9 @@ def _rates(rates: Mapping[str, float]) -> optax.GradientTransformation:
 
 
 def _muon(b2: float) -> optax.GradientTransformation:
-    # Its own five steps, one row each: it then loops over them, where it would write each out for every array, which
-    # takes longer on a CPU, to run and to compile.
-    steps = ((3.4445, -4.7750, 2.0315),) * 5
     rule = muon(
         1.0,
-        ns_coeffs=steps,
+        ns_coeffs=_STEPS,
         adam_b1=B1,
         adam_b2=b2,
         eps=EPS,
@@ -163,6 +164,25 @@ def linear_maps(params: Params, *, connector: bool = False) -> Params:
         return MuonDimensionNumbers(dims[:split], dims[split:])
 
     return jax.tree_util.tree_map_with_path(map_of, params)
+
+
+def muon_flops(params: Params) -> int:
+    """Returns the FLOPs with which Muon orthogonalizes the updates of a step.
+
+    Each of five iterations multiplies a map of m x n numbers, m <= n, by its transpose, squares the result, and
+    multiplies the map by it: 4 m^2 n + 2 m^3.
+
+    Args:
+        params: trained parameters or their shapes; None for frozen ones.
+    """
+    leaves, treedef = jax.tree.flatten(params)
+    total = 0
+    for leaf, map_ in zip(leaves, treedef.flatten_up_to(linear_maps(params)), strict=True):
+        if map_ is not None:
+            ends = (math.prod(leaf.shape[axis] for axis in axes) for axes in map_)
+            small, large = sorted(ends)
+            total += leaf.size // (small * large) * (4 * small**2 * large + 2 * small**3)
+    return len(_STEPS) * total
 
 
 def _schedule(name: Schedule, peak: float, warmup: int, steps: int) -> optax.Schedule:

@@ -16,7 +16,7 @@ from experiments.auto.sizing import by_side
 from experiments.run.features import ImageFeatures
 from experiments.run.host.console import say
 from experiments.run.objectives import Shared
-from experiments.run.progress.flops import image_flops, step_flops
+from experiments.run.progress.flops import image_flops, step_flops, update_flops
 from experiments.run.progress.forecast import CALL, COMPILE, SHARE
 from experiments.run.progress.watching import NOTHING, watching
 from experiments.run.rows.datasets import encoded
@@ -62,9 +62,11 @@ def steps_within(
         text: axis -> units of the smaller language model.
         machine: what decides the duration.
     """
-    (stage,) = _recipe(tables, config, text, machine.rows.trained, Tuned(), steps=FEWEST).stages
+    (work,) = _recipe(tables, config, text, machine.rows.trained, Tuned(), steps=FEWEST).work
+    stage = work.stage
     lengths = {"length": machine.rows.prompt, "answer": machine.rows.answer, "slots": machine.rows.slots}
-    flops = step_flops(planned_config(config, text), stage, (), features=True, **lengths)
+    smaller = planned_config(config, text)
+    flops = step_flops(smaller, stage, (), features=True, **lengths) + update_flops(smaller, work)
     # Image features of new rows, which all candidates read.
     flops += image_flops(config, stage.optimizer.batch_size, machine.rows.slots) / (len(KINDS) + len(RATES))
     step = flops / (SHARE * machine.rate) + CALL

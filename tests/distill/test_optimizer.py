@@ -10,7 +10,7 @@ import pytest
 
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.pure import abstract, functional, is_axes
-from distill.optimizer import OptimizerConfig, linear_maps, make_optimizer
+from distill.optimizer import OptimizerConfig, linear_maps, make_optimizer, muon_flops
 from distill.state import init_state, map_moments
 from distill.trainable import combine, trainable
 from tests.families.cases import FIRST, config_with
@@ -141,6 +141,12 @@ def test_muon_orthogonalises_each_linear_map_separately():
     # By hand, the first step of Adam with Nesterov's momentum: sign times (b1 m2 + (1 - b1) m1), both bias-corrected.
     first = 0.9 * 0.1 / (1 - 0.9**2) + 0.1 / (1 - 0.9)
     np.testing.assert_allclose(updates["tokens"], first * jnp.sign(rest), rtol=1e-4)
+
+
+def test_flops_of_muon_by_hand():
+    params = {"blocks": {"q": jnp.ones((2, 8, 3, 2)), "bias": jnp.ones((2, 3))}, "tokens": jnp.ones((5, 4)), "k": None}
+    # Two maps of 8 x 6: by its transpose 2 * 6^2 * 8, the square 2 * 6^3, and their product with the map 2 * 6^2 * 8.
+    assert muon_flops(params) == 5 * 2 * (576 + 432 + 576)
 
 
 def test_muon_updates_equal_optax():

@@ -21,7 +21,7 @@ from data.limits import BadRow
 from data.source import Source
 from data.store import open_if_encoded
 from experiments.run.host.console import clock, count, say
-from experiments.run.progress.flops import StageFlops, pass_flops, stage_flops
+from experiments.run.progress.flops import StageFlops, pass_flops, stage_flops, update_flops
 from experiments.run.schema import Recipe, Training
 from pruning.costs import total_parameters
 
@@ -145,7 +145,8 @@ def _stage(stage: StageFlops, rows: Rows) -> list[Part]:
     before, after = sizes(stage.before), sizes(stage.after)
     cuts = ", ".join(f"{axis} {before[axis]} to {after[axis]}" for axis in table.sizes)
     steps = f"{table.steps} steps of {table.optimizer.batch_size}"
-    result = [Part(work.title, f"{cuts}; {steps}" if cuts else steps, stage.steps, table.steps, 2 * COMPILE)]
+    flops = stage.steps + table.steps * update_flops(stage.after, work)
+    result = [Part(work.title, f"{cuts}; {steps}" if cuts else steps, flops, table.steps, 2 * COMPILE)]
     if stage.features:
         flops, batches = stage.features, rows.trained / BATCH
         result.insert(0, Part("image features", f"{rows.trained} records", flops, batches))
