@@ -38,6 +38,20 @@ def kind_of(path: str, option: str) -> str:
     raise AntgmmError(f"{option} {path}: name a file that ends in {', '.join(KINDS)}, or a folder of one kind of them")
 
 
+def parted(path: str, option: str) -> tuple[str, str]:
+    """Returns kind and path of rows, also of `KIND:PATH`, the form of commands that read more kinds.
+
+    Args:
+        path: file or folder, maybe behind its kind.
+        option: option that names it, for errors.
+
+    Raises:
+        AntgmmError: as in `kind_of`.
+    """
+    kind, colon, rest = path.partition(":")
+    return (kind, rest) if colon and kind in KINDS.values() else (kind_of(path, option), path)
+
+
 def tables(data: str, test: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Returns the data tables for training and for the scores.
 
@@ -51,12 +65,14 @@ def tables(data: str, test: str) -> tuple[dict[str, Any], dict[str, Any]]:
     Raises:
         AntgmmError: one does not exist, the files are of no known kind, or both are the same.
     """
-    trained = {"kind": kind_of(data, "--data"), "path": data}
+    kind, data = parted(data, "--data")
+    trained = {"kind": kind, "path": data}
     if not test:
         return {**trained, "split": "train"}, {**trained, "split": "test", "take": "spread"}
+    other, test = parted(test, "--test")
     if realpath(data) == realpath(test):
         raise AntgmmError(f"--test {test} has the rows of --data: name other rows, or leave it out to hold out a tenth")
-    return trained, {"kind": kind_of(test, "--test"), "path": test, "take": "spread"}
+    return trained, {"kind": other, "path": test, "take": "spread"}
 
 
 def counted(table: dict[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from antgmm_jax.config import LMMConfig
     from experiments.lab.planning.step import Step
 
+BATCH, REMAT = 256, "dots"
+
 
 def plan(
     model: Maybe = None,
@@ -33,7 +35,7 @@ def plan(
     mesh: Annotated[
         str, typer.Option("--mesh", metavar="AXIS=N,...", help="Devices to plan for, by data, fsdp and tensor.")
     ] = "fsdp=8",
-    batch: Annotated[int, typer.Option(min=1, max=1 << 20, help="Samples per step.")] = 256,
+    batch: Annotated[int, typer.Option(min=1, max=1 << 20, help="Samples per step.")] = BATCH,
     length: Annotated[
         int,
         typer.Option(
@@ -50,8 +52,9 @@ def plan(
         ),
     ] = 0,
     remat: Annotated[
-        Remat, typer.Option(help="What the student's layers save for the backward pass: all, matrix products, inputs.")
-    ] = "dots",
+        Remat,
+        typer.Option(help="What layers save for the backward pass, from all to their inputs alone."),
+    ] = REMAT,
     chip: Annotated[
         str,
         typer.Option(
@@ -66,8 +69,13 @@ def plan(
 ) -> None:
     """Predict memory, communication and least time on other devices: of a step, or of a whole run from its recipe."""
     if model is not None and model.suffix == ".toml":
+        given = {"--student": student, "--size": size, "--batch": batch != BATCH, "--remat": remat != REMAT}
+        if unread := [option for option, value in given.items() if value]:
+            raise AntgmmError(f"{model} says that itself: leave out {', '.join(unread)}, or change it with --set")
         _whole_run(model, preset, mesh, length, answer, chip, compiler, overrides or (), as_json)
         return
+    if overrides:
+        raise AntgmmError("--set changes a recipe, and there is none: use --student, --size, --batch and --remat")
     say(f"plan: compiling a training step of {name_of(model, preset)} for {mesh}")
     from experiments.lab.planning import step as planning
     from experiments.lab.planning.chips import CHIPS

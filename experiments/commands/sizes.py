@@ -7,6 +7,7 @@ import typer
 
 from antgmm_jax.errors import AntgmmError
 from data.limits import LONGEST_ANSWER
+from experiments.auto.goal import parameters
 from experiments.commands.output import Json, Length, Maybe, Preset, emit
 from experiments.commands.sources import config_of, name_of, sizes_given
 from experiments.run.host.console import count, say, table
@@ -19,8 +20,8 @@ def search(
     model: Maybe = None,
     preset: Preset = "",
     params: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Maximum number of parameters of the student.")
-    ] = None,
+        str, typer.Option(metavar="N", help="Maximum number of parameters of the student, such as 10M.")
+    ] = "",
     latency_ms: Annotated[
         float | None,
         typer.Option(metavar="MS", help="Maximum latency of a request in milliseconds, measured on this machine."),
@@ -41,24 +42,25 @@ def search(
     as_json: Json = False,
 ) -> None:
     """Search legal sizes for a number of parameters or a latency, as stages of a recipe."""
-    if (params is None) == (latency_ms is None):
+    most = parameters(params) if params else None
+    if (most is None) == (latency_ms is None):
         raise AntgmmError("search needs a budget: either --params or --latency-ms")
     if latency_ms is not None and not 0 < latency_ms < float("inf"):
         raise AntgmmError(f"--latency-ms {latency_ms}: it must be above 0")
-    budget = f"{latency_ms:g} ms" if params is None else f"{params} parameters"
+    budget = f"{latency_ms:g} ms" if most is None else f"{most} parameters"
     say(f"search: sizes of {name_of(model, preset)} within {budget}")
     from experiments.lab.planning.rates import RequestSize
     from experiments.lab.planning.search import run
     from experiments.run.rows.random_batches import usual_length
 
     pins, weights = sizes_given(size or ()), _weights(weigh or ())
-    least, most = WEIGHTS
-    if wrong := [tower for tower, weight in weights.items() if not least <= weight <= most]:
-        raise AntgmmError(f"--weigh {wrong[0]}={weights[wrong[0]]:g}: choose a number from {least:g} to {most:g}")
+    low, high = WEIGHTS
+    if wrong := [tower for tower, weight in weights.items() if not low <= weight <= high]:
+        raise AntgmmError(f"--weigh {wrong[0]}={weights[wrong[0]]:g}: choose a number from {low:g} to {high:g}")
     config = config_of(model, preset)
     figures = run(
         config,
-        parameters=params,
+        parameters=most,
         latency=latency_ms,
         pins=pins,
         weights=weights,

@@ -24,7 +24,6 @@ A recipe is a TOML file. With `[[stage]]` tables it prunes and distils a trained
 `[[phase]]` tables it trains a model (`antgmm train`). Tables under a stage, a phase or `[evaluate]` contain only
 differences from the table of the same name at the top level. `--set KEY=VALUE` changes any key, for example
 `--set optimizer.batch_size=32` or `--set stage.image.recover_steps=50`. Paths are relative to the working directory.
-Keys without a default are required.
 """
 _BOUNDS = {"ge": "from {}", "gt": "above {}", "le": "at most {}", "lt": "below {}"}
 _PLAIN = {int: "integer", float: "number", str: "text", bool: "true or false"}
@@ -94,7 +93,9 @@ def _kind(annotation: Any) -> str:
 
 
 def _default(field: FieldInfo) -> str:
-    if field.is_required() or _tables(field.annotation):
+    if field.is_required():
+        return "required"
+    if _tables(field.annotation):
         return ""
     return f"`{_written(field.default)}`"
 
@@ -108,7 +109,7 @@ def _written(value: Any) -> str:
     if isinstance(value, dict):
         inside = ", ".join(f"{_written(key)} = {_written(one)}" for key, one in value.items())
         return f"{{ {inside} }}" if inside else "{}"
-    return str(value)
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _summary(schema: Any) -> str:
