@@ -1,19 +1,26 @@
-"""Parsing of conversations: chat `messages` (role, content) and ShareGPT `conversations` (from, value)."""
+"""Parsing of conversations: chat `messages` (role, content), ShareGPT `conversations` (from, value), and pairs."""
 
+import base64
+import binascii
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
+from urllib.parse import unquote
 
 from data.limits import BadRow, quoted
 from data.record import ROLES, Turn, images_first
 
-TURNS = ("messages", "conversations")
-"""Names of the field with the turns."""
+TURNS = ("messages", "conversations", "conversation", "texts")
+"""Names of the field with the turns; The Cauldron and its kin have questions with their answers in `texts`."""
+_PAIRS = tuple((asks, answers) for asks in ("user", "human") for answers in ("assistant", "gpt"))
+"""Names of the fields of a question with its answer."""
 _ROLES = {**{role: role for role in ROLES}, "human": "user", "gpt": "assistant"}
 """Names of roles in rows -> role."""
 PLACE = "<image>"
 """Place of an image in a turn that is a string."""
 PATHS = ("image", "path", "url", "image_url")
 """Names of the field with the file of an image part."""
+_LONGEST = 4096
+"""Characters of a path."""
 Image = str | bytes
 _Part = str | tuple[Image | None]
 """A text, or an image: its own file, or None for the next one of the row."""
@@ -36,7 +43,8 @@ class Chat(NamedTuple):
 def parse_chat(value: Any, name: str, images: Sequence[Image]) -> Chat:
     """Parses the turns of a conversation.
 
-    A turn is a string, in which `<image>` is the place of an image, or a list of such strings and of parts
+    An object with a question and its answer (`user` and `assistant`) is two turns. A turn is a string, in which
+    `<image>` is the place of an image, or a list of such strings and of parts
     `{"type": "text", "text": ...}` and `{"type": "image"}`. An image part may name its own file; other places take the
     images of the row in order. A conversation without places has the images of the row before its first question.
 
@@ -51,10 +59,12 @@ def parse_chat(value: Any, name: str, images: Sequence[Image]) -> Chat:
     Raises:
         BadRow: the turns have another form, or there are more places than images or the reverse.
     """
-    value = by_turn(value)
+    value = _unpaired(by_turn(value))
     if not isinstance(value, list) or not all(isinstance(turn, Mapping) for turn in value) or not value:
         raise BadRow(f"{name} is not a list of turns")
-    turns = [_turn(turn, f"{name}[{place}]") for place, turn in enumerate(value)]
+    turns = [_turn(turn, f"{name}[{place}]") for place, turn in enumerate(value) if not _is_blank(turn)]
+    if not turns:
+        raise BadRow(f"{name} is not a list of turns")
     _check_order([role for role, _ in turns], name)
     own = [part for _, parts in turns for part in parts if not isinstance(part, str)]
     placed = tuple(Turn(role, tuple(p if isinstance(p, str) else None for p in parts)) for role, parts in turns)
@@ -62,6 +72,31 @@ def parse_chat(value: Any, name: str, images: Sequence[Image]) -> Chat:
     if not own:
         return Chat(images_first(tuple(before), len(images)) if images else tuple(before), last.text, tuple(images))
     return Chat(tuple(before), last.text, tuple(_filled(own, images, name)))
+
+
+def has_turns(raw: Mapping, name: str) -> bool:
+    """Whether the field of one of the names of `TURNS` holds turns: under the last two some data sets have texts."""
+    value = by_turn(raw.get(name))
+    others = name in TURNS[2:] and not (isinstance(value, list) and all(isinstance(each, Mapping) for each in value))
+    return value is not None and not others
+
+
+def _unpaired(value: Any) -> Any:
+    """Turns in place of questions with their answers."""
+    if not isinstance(value, list):
+        return value
+    turns: list[Any] = []
+    for each in value:
+        pair = next((names for names in _PAIRS if isinstance(each, Mapping) and each.keys() >= {*names}), ())
+        roles = zip(("user", "assistant"), pair, strict=False)
+        turns += [{"role": role, "content": each[name]} for role, name in roles] if pair else [each]
+    return turns
+
+
+def _is_blank(turn: Mapping) -> bool:
+    """Whether a turn is a system prompt without a text, which some data sets write into every row."""
+    content = _content(turn)
+    return turn.get("role", turn.get("from")) == "system" and isinstance(content, str) and not content.strip()
 
 
 def _content(turn: Mapping) -> Any:
@@ -130,9 +165,33 @@ def own_image(part: Mapping) -> Image | None:
         given = given.get("bytes") or given.get("path") or given.get("url")
     if given is not None and not isinstance(given, str | bytes):
         raise BadRow(f"image is a {type(given).__name__}, not a path or the bytes of a file")
-    if isinstance(given, str) and given.startswith(("http://", "https://", "data:")):
-        raise BadRow(f"image {quoted(given)} is not a file: save it and write its path")
-    return given
+    return as_file(given) if isinstance(given, str) else given
+
+
+def as_file(text: str) -> Image:
+    """Returns the path that a text names, or the bytes that a data URL holds.
+
+    Args:
+        text: a path, `file://PATH`, or `data:image/...;base64,...`.
+
+    Raises:
+        BadRow: it is another URL, no base64, or too long for a path.
+    """
+    if text.startswith("data:"):
+        about, _, content = text.partition(",")
+        try:
+            if about.endswith(";base64") and content:
+                return base64.b64decode(content, validate=True)
+        except binascii.Error:
+            pass
+        raise BadRow(f"image {quoted(about)},... holds no base64")
+    if text.startswith(("http://", "https://")):
+        raise BadRow(f"image {quoted(text)} is not a file: save it and write its path")
+    if len(text) > _LONGEST:
+        raise BadRow(
+            f"image is a text of {len(text)} characters, not a path: base64 begins with data:image/png;base64,"
+        )
+    return unquote(text.removeprefix("file://")) if text.startswith("file://") else text
 
 
 def by_turn(value: Any) -> Any:
@@ -146,7 +205,7 @@ def by_turn(value: Any) -> Any:
 
 def own_images(value: Any) -> Iterator[Image]:
     """Yields the images that the parts of raw turns themselves hold or name; nothing for invalid turns."""
-    turns = by_turn(value)
+    turns = _unpaired(by_turn(value))
     for turn in turns if isinstance(turns, list) else ():
         content = _content(turn) if isinstance(turn, Mapping) else None
         for part in content if isinstance(content, list) else ():

@@ -44,6 +44,8 @@ def decode_image(data: bytes | Path) -> np.ndarray:
     try:
         with Image.open(_regular(data) if isinstance(data, Path) else io.BytesIO(data), formats=FORMATS) as file:
             check_picture(name, file.size)
+            if file.format != "MPO" and getattr(file, "is_animated", False):  # telephones write JPEGs with a preview
+                raise BadRow(f"image {name} has several frames or pages: save the one that is meant")
             wide = file.mode.startswith("I;16") or (file.mode == "I" and file.format in _WIDE)
             if file.mode in ("I", "F") and not wide:
                 raise BadRow(f"image {name} has pixels of 32 bits (mode {file.mode}): convert it to 8 bits a channel")

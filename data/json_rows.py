@@ -46,7 +46,7 @@ class JsonRows:
 
     def __init__(self, path: Path):
         self.files: Sequence[Path] = (path,)
-        self.path, self._word = path, "row" if path.suffix == ".json" else "line"
+        self.path, self._word = path, "row" if _is_array(path) else "line"
         scanned = kept("positions of JSON rows", self.files, lambda: _scan(path))
         self._digest, self._bounds = str(scanned.pop("digest")), _Bounds(**scanned)
 
@@ -97,8 +97,18 @@ def _parsed(text: bytes) -> Any:
 def _scan(path: Path) -> Columns:
     """Digest of a file and the positions of its rows."""
     digest = _text_digest(path)
-    bounds = _elements(path) if path.suffix == ".json" else _lines(path)
+    bounds = _elements(path) if _is_array(path) else _lines(path)
     return {"digest": np.array(digest), **bounds._asdict()}
+
+
+def _is_array(path: Path) -> bool:
+    """Whether a .json file is read as an array: `datasets` writes an object on each line into one."""
+    if path.suffix != ".json":
+        return False
+    with path.open("rb") as file:
+        first = file.readline(_CHUNK).removeprefix(codecs.BOM_UTF8).strip()
+        more = any(line.strip() for line in iter(lambda: file.readline(_CHUNK), b"")) if first[:1] == b"{" else False
+    return not (more and isinstance(_parsed(first), dict))
 
 
 def _text_digest(path: Path) -> str:
@@ -119,6 +129,9 @@ def _text_digest(path: Path) -> str:
 
 
 def _not_text(path: Path, byte: int) -> AntgmmError:
+    with path.open("rb") as file:
+        if file.read(2) == b"\x1f\x8b":
+            return AntgmmError(f"{path} is compressed: gunzip it")
     return AntgmmError(f"{path} is not UTF-8 text (byte {byte}): save it as UTF-8")
 
 

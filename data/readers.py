@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import re
 from array import array
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
@@ -27,6 +29,10 @@ from data.table import Table
 from data.tar_rows import TarRows
 from data.tfds_rows import TfdsRows
 
+_SPLIT = re.compile(r"(train|validation|valid|val|dev|test)(?=[-_.]|$)")
+"""Name of a split at the beginning of a file's name, as data sets of the Hub have it."""
+_SHOWN = 1000
+"""Invalid rows that are listed one by one; a file that begins with so many is not read to its end."""
 _SUFFIXES = {"jsonl": (".jsonl", ".json"), "parquet": (".parquet",), "arrow": (".arrow",), "webdataset": (".tar",)}
 HELD_OUT = 10
 """One row in this many is in the split "test" of files that have no splits."""
@@ -143,7 +149,10 @@ class FileSource(Source):
         for index, reason in bad.items():
             errors.setdefault(int(self._rows[index]), reason)
         if errors:
-            lines = (f"{short(self._table.place(row))}: {errors[row]}" for row in sorted(errors))
+            shown = sorted(errors)[:_SHOWN]
+            lines = [f"{short(self._table.place(row))}: {errors[row]}" for row in shown]
+            more = Counter(errors[row] for row in sorted(errors)[_SHOWN:])
+            lines += [f"{count} further rows: {reason}" for reason, count in more.most_common(_SHOWN)]
             head = f"{self.path}: {len(errors)} of {self._read.total} rows are invalid; correct or remove them"
             raise AntgmmError(head, *lines)
         if not len(self):
@@ -197,6 +206,8 @@ def _pass(table: Table, most: int, split: str) -> _Read:
             row = _parsed(raw)
         except BadRow as reason:
             errors[number] = str(reason)
+            if len(errors) == total == _SHOWN:
+                break
             continue
         if not in_split(row, number, split):
             continue
@@ -298,9 +309,17 @@ def _files(path: Path, kind: str) -> list[Path]:
     files = [file for file in files if file.suffix in suffixes]
     if not files:
         verb = "matches" if pattern else "contains"
+        if inner := sorted({file.parent for suffix in suffixes for file in path.glob(f"*/**/*{suffix}")})[:3]:
+            raise AntgmmError(f"{path} has {kind} files in folders: specify one, such as {', '.join(map(str, inner))}")
         raise AntgmmError(f"{path} {verb} no {' or '.join(suffixes)} file: specify one that does")
     for file in files:
         check_regular(file)
     if kind == "jsonl" and len(files) > 1:
         raise AntgmmError(f"{path} contains {', '.join(f.name for f in files)}: specify one of these files")
+    splits = sorted({match[0] for file in files if (match := _SPLIT.match(file.stem.lower()))})
+    if len(splits) > 1 and not pattern:
+        raise AntgmmError(
+            f"{path} holds the splits {', '.join(splits)}, which are not to be mixed: specify the files of one, such as"
+            f" {path / f'{splits[-1]}*{files[0].suffix}'}"
+        )
     return files

@@ -1,10 +1,11 @@
 """Parsing of rows of user files, with common alternative column names."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from data.chat_rows import PLACE, TURNS, own_images, parse_chat
+from data.chat_rows import PLACE, TURNS, as_file, has_turns, own_images, parse_chat
 from data.limits import BadRow, check_text
 from data.record import Turn, prompt
 
@@ -12,7 +13,7 @@ from data.record import Turn, prompt
 ALIASES = {
     "image": ("image", "images", "image_path", "file_name", "filename", "img", "jpg", "png"),
     "question": ("question", "prompt", "query", "instruction"),
-    "answer": ("answer", "response", "output", "target", "label", "caption"),
+    "answer": ("answer", "response", "output", "target", "label", "caption", "completion", "multiple_choice_answer"),
     "text": ("text", "context", "description"),
     "type": ("type", "question_type"),
     "id": ("id", "question_id", "sample_id", "uid"),
@@ -20,6 +21,13 @@ ALIASES = {
     "latents": ("latents",),
 }
 _VIDEO = ("video", "videos")
+_ANSWERS = "answers"
+"""Several answers to a question, of which the most frequent one counts."""
+_BEFORE = ("system", "history", "input")
+"""What else belongs to a question: a system prompt, earlier questions with their answers, and the text that an
+instruction is about."""
+_OPTIONS = (("options",), ("choices",), ("choice_a", "choice_b"), ("A", "B"))
+"""Answers to choose from, in lists or in columns of their own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +64,8 @@ def texts(row: Row, template: str) -> Iterator[str]:
 
 def columns(names: Iterator[str] | list[str]) -> list[str]:
     """Selects the columns of a file that rows use."""
-    known = {name for group in ALIASES.values() for name in group} | {*TURNS, *_VIDEO}
+    known = {name for group in ALIASES.values() for name in group} | {*TURNS, *_VIDEO, _ANSWERS, *_BEFORE}
+    known |= {name for group in _OPTIONS for name in group}
     return [name for name in names if name in known]
 
 
@@ -76,7 +85,8 @@ def parse(raw: Any) -> Row:
         raise BadRow(f"is a {type(raw).__name__}, not an object with named fields")
     if named := [name for name in _VIDEO if raw.get(name)]:
         raise BadRow(f"has a {named[0]}: video is not supported, use images")
-    turns = [name for name in TURNS if raw.get(name) is not None]
+    raw = _as_messages(raw)
+    turns = [name for name in TURNS if has_turns(raw, name)]
     row = _chat(raw, turns) if turns else _single(raw)
     for name, text in _all_texts(row):
         check_text(name, text)
@@ -90,11 +100,41 @@ def _all_texts(row: Row) -> Iterator[tuple[str, str]]:
     yield from (("the name of a latent", name) for name in row.latents)
 
 
+def _as_messages(raw: Mapping) -> Mapping:
+    """A row with messages in place of TRL's prompt and completion, of a system prompt and of a history.
+
+    Raises:
+        BadRow: a system prompt or a history has another form.
+    """
+    rest = {name: value for name, value in raw.items() if name not in ("system", "history")}
+    prompt, completion = raw.get("prompt"), raw.get("completion")
+    if isinstance(prompt, list) and isinstance(completion, list):
+        rest = {name: value for name, value in rest.items() if name not in ("prompt", "completion")}
+        rest["messages"] = [*prompt, *completion]
+    system, history = _string(raw.get("system"), "system"), raw.get("history") or []
+    if not system and not history:
+        return rest
+    if not isinstance(history, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in history):
+        raise BadRow("history is not a list of pairs of a question and its answer")
+    before = [{"role": "system", "content": system}] if system else []
+    for pair in history:
+        before += [{"role": role, "content": text} for role, text in zip(("user", "assistant"), pair, strict=True)]
+    if names := [name for name in TURNS if isinstance(rest.get(name), list)]:
+        return {**rest, names[0]: [*before, *rest[names[0]]]}
+    question = {"role": "user", "content": _needed(_asked(rest), "question")}
+    last = [question, {"role": "assistant", "content": _answer(rest)}]
+    used = {*ALIASES["question"], *ALIASES["answer"], _ANSWERS, "input"}
+    return {**{name: value for name, value in rest.items() if name not in used}, "messages": [*before, *last]}
+
+
 def _single(raw: Mapping) -> Row:
     """Parses an object with a question and an answer."""
-    fields = {name: _pick(raw, name) for name in ALIASES}
+    fields = {name: _pick(raw, name) for name in ALIASES if name != "answer"}
+    if fields["image"] is None and not {*ALIASES["image"]} & {*raw}:
+        raise BadRow("has no image")
     images, text = _images(fields["image"]), _string(fields["text"], "text")
-    question, answer = _question(fields["question"], len(images)), _needed(fields["answer"], "answer")
+    question, answer = _question(_asked(raw), len(images)), _answer(raw)
+    _check_options(raw, question)
     return Row(images=images, question=question, answer=answer, text=text, **_about(fields))
 
 
@@ -111,6 +151,38 @@ def _chat(raw: Mapping, names: list[str]) -> Row:
     return Row(images=chat.images, question=question, answer=chat.answer, turns=chat.turns, **_about(fields))
 
 
+def _asked(raw: Mapping) -> Any:
+    """The question, with the text that an instruction is about on the next line."""
+    question, about = _pick(raw, "question"), raw.get("input")
+    if not about or not isinstance(about, str):
+        return question
+    return about if question is None else f"{question}\n{about}"
+
+
+def _answer(raw: Mapping) -> str:
+    """The answer, or the most frequent of several, the first one of equally frequent ones."""
+    value = _pick(raw, "answer")
+    value = raw.get(_ANSWERS) if value is None else value
+    if isinstance(value, list) and value:
+        each = [one.get("answer") if isinstance(one, Mapping) else one for one in value]
+        value = Counter(_needed(one, "answer") for one in each).most_common(1)[0][0]
+    return _needed(value, "answer")
+
+
+def _check_options(raw: Mapping, question: str) -> None:
+    """Checks that answers to choose from are in the question.
+
+    Raises:
+        BadRow: they are not: the model would choose among answers that it does not see.
+    """
+    for names in _OPTIONS:
+        given = [raw.get(name) for name in names]
+        options = given[0] if len(names) == 1 else given
+        texts = isinstance(options, list) and all(isinstance(one, str) and one for one in options)
+        if texts and not all(one in question for one in options):
+            raise BadRow(f"has {', '.join(names)}, which are not read: write the options into the question")
+
+
 def _about(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Parses the fields that describe a row."""
     about: dict[str, Any] = {name: _string(fields[name], name) for name in ("type", "slice")}
@@ -119,14 +191,16 @@ def _about(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 def _pick(raw: Mapping, name: str) -> Any:
     present = [alias for alias in ALIASES[name] if raw.get(alias) is not None]
-    if len(present) > 1:
+    if len(present) > 1 and name != "id":  # an id only names a row in messages
         raise BadRow(f"{' and '.join(map(repr, present))} both contain the {name}: remove one")
     return raw[present[0]] if present else None
 
 
 def _images(value: Any) -> tuple[str | bytes, ...]:
-    """One image, or a list of images, which may be empty."""
-    return tuple(map(_image, value)) if isinstance(value, list) else (_image(value),)
+    """One image, or a list of images, which may be empty; null, as in a column of images, is none."""
+    if isinstance(value, list):
+        return tuple(map(_image, value))
+    return () if _held(value) is None else (_image(value),)
 
 
 def _held(value: Any) -> Any:
@@ -144,7 +218,7 @@ def _image(value: Any) -> str | bytes:
         raise BadRow(f"image is a {type(value).__name__}, not a path or the bytes of a file")
     if not value:
         raise BadRow("image is empty")
-    return value
+    return as_file(value) if isinstance(value, str) else value
 
 
 def _string(value: Any, name: str) -> str:
@@ -192,5 +266,13 @@ def image_names(raw: Any) -> list[str]:
         return []
     given = next((raw[alias] for alias in ALIASES["image"] if raw.get(alias) is not None), None)
     own = (image for name in TURNS for image in own_images(raw.get(name)))
-    held = map(_held, given if isinstance(given, list) else [given])
+    held = (_named(_held(one)) for one in (given if isinstance(given, list) else [given]))
     return [name for name in (*held, *own) if isinstance(name, str)]
+
+
+def _named(value: Any) -> Any:
+    """The path that a text names, as `as_file` reads it; None for an invalid one."""
+    try:
+        return as_file(value) if isinstance(value, str) else value
+    except BadRow:
+        return None

@@ -15,6 +15,7 @@ from data.chat_rows import TURNS
 from data.files import decode_image, files_digest
 from data.kept import kept
 from data.limits import BadRow, check_sample, quoted, short
+from data.rows import ALIASES
 
 _DAMAGE = (tarfile.TarError, OSError, EOFError, ValueError, OverflowError)
 _PICTURES = tuple(f".{suffix}" for suffix in SUFFIXES)
@@ -171,7 +172,9 @@ def _sample(parts: dict[str, bytes]) -> Any:
         return fields
     if not pictures:
         return BadRow(f"needs an image and a .json, has {short(', '.join(sorted(parts)))}")
-    return {**fields, "image": [parts[suffix] for suffix in sorted(pictures, key=_by_number)]}
+    # The fields may name the pictures too.
+    others = {name: value for name, value in fields.items() if name not in ALIASES["image"]}
+    return {**others, "image": [parts[suffix] for suffix in sorted(pictures, key=_by_number)]}
 
 
 def _by_number(suffix: str) -> list[tuple[int, str]]:

@@ -119,3 +119,14 @@ def test_damaged_tags_of_a_picture_print_nothing(folder):
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("(5, 7, 3)\n", "")
+
+
+@pytest.mark.parametrize("kind", ["GIF", "TIFF", "PNG", "WEBP"])
+def test_a_picture_with_several_frames_is_refused(kind):
+    frames, content = [Image.fromarray(picture(seed)) for seed in (1, 2)], io.BytesIO()
+    frames[0].save(content, kind, save_all=True, append_images=frames[1:])
+    with pytest.raises(BadRow, match=r"image \(bytes\) has several frames or pages: save the one that is meant"):
+        decode_image(content.getvalue())
+    alone = io.BytesIO()
+    frames[0].save(alone, kind, **({"lossless": True} if kind == "WEBP" else {}))
+    assert decode_image(alone.getvalue()).shape == picture(1).shape

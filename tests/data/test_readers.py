@@ -1,5 +1,8 @@
 """Files of rows of any kind: which are read, their digests and their splits."""
 
+import gzip
+import json
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -85,3 +88,54 @@ def test_a_split_without_rows_is_named(folder):
     (empty,) = (source for source in splits if not len(source))
     with pytest.raises(AntgmmError, match=r"has no rows in its split '\w+': bring a file of its own for it"):
         empty.check({})
+
+
+def test_splits_of_a_folder_are_not_mixed(tmp_path):
+    for name in ("train-00000-of-00002", "train-00001-of-00002", "test-00000-of-00001"):
+        (tmp_path / f"{name}.parquet").touch()
+    with pytest.raises(AntgmmError, match=r"holds the splits test, train, .* such as .*/train\*\.parquet$"):
+        read_records("parquet", tmp_path)
+    with pytest.raises(AntgmmError, match=r"train-00000-of-00002\.parquet is not a readable Parquet file"):
+        read_records("parquet", tmp_path / "train*.parquet")
+
+
+def test_folders_below_are_named(tmp_path):
+    (tmp_path / "data" / "en").mkdir(parents=True)
+    (tmp_path / "data" / "en" / "a.parquet").touch()
+    with pytest.raises(AntgmmError, match=r"has parquet files in folders: specify one, such as .*/data/en$"):
+        read_records("parquet", tmp_path)
+
+
+def test_a_file_without_valid_rows_is_not_read_to_its_end(folder):
+    file = folder / "rows.jsonl"
+    file.write_text('{"question": "what?"}\n' * 3000)
+    with pytest.raises(AntgmmError) as refused:
+        read_records("jsonl", file).check({})
+    head, *rows = str(refused.value).split("\n")
+    assert "1000 of 1000 rows are invalid" in head and len(rows) == 1000
+
+
+def test_many_invalid_rows_are_counted_by_reason(folder):
+    file = folder / "rows.jsonl"
+    rows = [json.dumps(good())] + ['{"question": "what?", "image": []}'] * 1005 + ["{}"]
+    file.write_text("\n".join(rows))
+    with pytest.raises(AntgmmError) as refused:
+        read_records("jsonl", file).check({})
+    assert str(refused.value).split("\n")[1001:] == ["5 further rows: has no answer", "1 further rows: has no image"]
+
+
+def test_a_json_file_with_an_object_on_each_line_is_read(folder):
+    """`datasets` writes lines into a file of that name."""
+    file = folder / "rows.json"
+    file.write_text(f"{json.dumps(good())}\n{json.dumps(good(1))}\n")
+    records = read_records("jsonl", file)
+    assert [records.words(row).id for row in range(len(records))] == ["line 1", "line 2"]
+    file.write_text(f"{json.dumps(good())}\n")
+    with pytest.raises(AntgmmError, match="is not a JSON array of rows"):
+        read_records("jsonl", file)
+
+
+def test_a_compressed_file_is_named(folder):
+    (folder / "rows.jsonl").write_bytes(gzip.compress(b"{}"))
+    with pytest.raises(AntgmmError, match="is compressed: gunzip it"):
+        read_records("jsonl", folder / "rows.jsonl")
