@@ -17,7 +17,7 @@ import numpy as np
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.extras import require
 from antgmm_jax.io.files import check_regular
-from antgmm_jax.io.hub import local
+from antgmm_jax.io.hub import contents, local
 from data.copies import copied
 from data.json_rows import JsonRows
 from data.kept import Columns, kept
@@ -304,7 +304,8 @@ def _files(path: Path, kind: str) -> list[Path]:
     if not pattern and not isdir(path):
         if lexists(path):
             check_regular(path)
-        raise AntgmmError(f"{path} does not exist: specify a {kind} file or its folder")
+        hint = ", such as hf:ORG/NAME/data of the Hub" if contents(path) != path else ""
+        raise AntgmmError(f"{path} does not exist: specify a {kind} file or its folder{hint}")
     files = sorted(path.parent.glob(path.name) if pattern else path.iterdir())
     files = [file for file in files if file.suffix in suffixes]
     if not files:

@@ -104,10 +104,11 @@ def local(path: str | os.PathLike, kind: str = "") -> Path:
             raise AntgmmError(f"{path} is a file: name the Hugging Face folder of a model")
         return Path(path)
     if kind:
-        return _snapshot(repository, "dataset", _allowed(DATA[kind], repository.path)) / repository.path
+        below = _below(DATA[kind], repository.path)
+        return _snapshot(repository, "dataset", _allowed(DATA[kind], repository.path), below) / repository.path
     if repository.path:
         raise AntgmmError(f"{repository} is not a name of a model: {_FORMS}")
-    folder = _snapshot(repository, "model", MODEL)
+    folder = _snapshot(repository, "model", MODEL, _SKIPPED)
     if not any(folder.glob("*.safetensors")):
         raise AntgmmError(f"{repository} has no safetensors: convert it with transformers and use that folder")
     return folder
@@ -197,8 +198,14 @@ def _allowed(files: Sequence[str], path: str) -> tuple[str, ...]:
     return path, *(f"{folder}/{pattern}".lstrip("/") for pattern in files if pattern in PICTURES)
 
 
+def _below(files: Sequence[str], path: str) -> tuple[str, ...]:
+    """Patterns of rows in folders below a folder, which are not read: `*` matches `/` too."""
+    folder = f"{path}/" if path else ""
+    return tuple(f"{folder}*/{pattern}" for pattern in files if pattern not in PICTURES)
+
+
 @cache
-def _snapshot(repository: Repository, repo_type: str, files: tuple[str, ...]) -> Path:
+def _snapshot(repository: Repository, repo_type: str, files: tuple[str, ...], skipped: tuple[str, ...]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
@@ -210,7 +217,7 @@ def _snapshot(repository: Repository, repo_type: str, files: tuple[str, ...]) ->
                     repo_type=repo_type,
                     revision=repository.revision or None,
                     allow_patterns=[*files],
-                    ignore_patterns=[*_SKIPPED] if repo_type == "model" else None,
+                    ignore_patterns=[*skipped],
                     endpoint=os.environ.get(ENDPOINT),
                     tqdm_class=_progress(),
                 )
