@@ -11,8 +11,9 @@ _OF_THE_DISK = (
 )
 
 
-_OF_MEMORY = ("RESOURCE_EXHAUSTED", "Out of memory", "failed to map segment", "Cannot allocate memory")
-"""Words of XLA's errors, of which the class is that of all its errors, and of libraries that cannot be loaded."""
+_OF_MEMORY = ("resource_exhausted", "out of memory", "failed to map segment", "cannot allocate memory")
+"""Words of XLA's errors, of which the class is that of all its errors, of PyTorch's, and of libraries that cannot be
+loaded."""
 _LONGEST = 1000
 """Characters of a line; of a longer one, the middle is left out."""
 
@@ -78,7 +79,7 @@ def memory_error(error: Exception) -> AntgmmError | None:
         error: error of a computation.
     """
     reason = " ".join(str(error).split())
-    if not isinstance(error, MemoryError) and not any(words in reason for words in _OF_MEMORY):
+    if not isinstance(error, MemoryError) and not any(words in reason.lower() for words in _OF_MEMORY):
         return None
     size = re.search(r"[\d.]+ ?(bytes|[KMGTP]?i?B)\b", reason)
     needed = f" for {size[0]}" if size else ""

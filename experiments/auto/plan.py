@@ -16,7 +16,7 @@ from experiments.auto.buckets import buckets
 from experiments.auto.goal import PARTS, Goal, is_planned, marked
 from experiments.auto.look import Look, check_quality, longest_answer, look_at_both, warnings
 from experiments.auto.prompting import about_prompts, chosen_prompt, prompt_losses
-from experiments.auto.room import trial_tables, with_room
+from experiments.auto.room import trial_tables, with_disk, with_room
 from experiments.auto.rows import counted
 from experiments.auto.schedule import Machine, Tuned, base, draft, fitted, scored_rows
 from experiments.auto.sizing import Chosen, Sensitivity, check_budget, chosen, within
@@ -128,6 +128,7 @@ def measured(goal: Goal, place: Path) -> Plan:
     tables |= buckets(samples.needs, config.encoder_decoder)
     choice = chosen(goal, seen, recipe.seed, recipe.optimizer.dtype, _left(goal, begin) / 2)
     left, machine, wanted = _left(goal, begin), _machine(tables, samples), choice.sized.sizes
+    tables, stored = with_disk(tables, config, wanted, samples, place.parent)
     roomy = trial_tables(tables, config, wanted, samples)
     trials = tuned(roomy, seen, wanted, machine, min(PART * goal.seconds, left), place)
     best = trials[0].tuned if trials else Tuned()
@@ -140,7 +141,7 @@ def measured(goal: Goal, place: Path) -> Plan:
     raw, crowded = with_room(raw, config, samples)
     reasons = [*about_prompts(losses), *_look(seen), *_sizes(config, choice, samples)]
     reasons += [*in_time(choice.sensitivity, left), *_tuning(trials)]
-    reasons += [*fewer_scores(machine.rows.scored, test_rows), *_steps(raw, expected, machine.rate), *crowded]
+    reasons += [*fewer_scores(machine.rows.scored, test_rows), *_steps(raw, expected, machine.rate), *stored, *crowded]
     reasons += too_long(goal, machine.spent + expected)
     return Plan(raw, reasons, total_parameters(choice.sized.config), best)
 

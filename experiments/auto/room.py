@@ -1,7 +1,9 @@
 """Gradient accumulation where the batch of a planned stage does not fit into the memory of a device."""
 
 import math
+import shutil
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,16 +13,18 @@ from antgmm_jax.config import LMMConfig
 from antgmm_jax.parallel import sharding
 from antgmm_jax.pure import abstract
 from distill.trainable import trainable
-from experiments.auto.schedule import FEWEST, Tuned, language_stage, small_batch
+from experiments.auto.schedule import FEWEST, Scale, Tuned, language_stage, small_batch, stages
 from experiments.auto.sizing import by_side
 from experiments.run.batch_size import SHARE, device_memory, rows_that_fit, saved_bytes
-from experiments.run.cuts import planned, reads_features, segment_targets
+from experiments.run.cuts import planned, reads_features, segment_targets, stored_features
 from experiments.run.rows.samples import Samples
 from experiments.run.schema import Stage
 from experiments.run.schema.recipe import recipe_of
 from pruning.costs import total_parameters
 from pruning.planning import illegal_reason
 
+DISK = 0.8
+"""Part of the free disk that image features may take."""
 TRAINED = 12
 """Bytes of a trained parameter beside its value: its gradient and two moments in float32."""
 
@@ -45,6 +49,11 @@ def with_room(raw: Mapping[str, Any], config: LMMConfig, samples: Samples) -> tu
     for table, stage in zip(raw["stage"], recipe.stages, strict=True):
         parts = micro_batches(config, stage, samples, limit, on_disk=recipe.features == "disk")
         config = planned(config, stage, segment_targets(config, stage)[-1])
+        if limit and (kept := _kept_bytes(config, stage)) > limit:
+            lines.append(
+                f"warning: stage {stage.name} keeps {kept / 1e9:.3g} GB of parameters and moments on each device, which"
+                f" has {limit / 1e9:.3g} GB: split them with --mesh fsdp=N, or take a larger device"
+            )
         if parts == stage.optimizer.accumulate:
             tables.append(table)
             continue
@@ -55,6 +64,37 @@ def with_room(raw: Mapping[str, Any], config: LMMConfig, samples: Samples) -> tu
             f" so that they fit into {limit / 1e9:.3g} GB"
         )
     return {**raw, "stage": tables}, lines
+
+
+def with_disk(
+    tables: Mapping[str, Any], config: LMMConfig, wanted: Mapping[str, int], samples: Samples, folder: Path
+) -> tuple[dict[str, Any], list[str]]:
+    """Lets a run compute image features in every step where they do not fit on the disk.
+
+    Args:
+        tables: tables of the recipe without its stages; `features` of their own stay.
+        config: config of the initial model.
+        wanted: axis -> units of the student.
+        samples: training records.
+        folder: folder of the run, or the nearest one above it that exists.
+
+    Returns:
+        The tables, and a line if they are changed.
+    """
+    of = stages(config, wanted, len(samples), Scale(1.0, 1.0), Tuned())
+    needed, model = 0, config
+    for stage in recipe_of({**tables, "stage": of}, "plan").stages:
+        needed = max(needed, stored_features(model, stage, samples))
+        model = planned(model, stage, segment_targets(model, stage)[-1])
+    place = next(one for one in (folder, *folder.resolve().parents) if one.exists())
+    free = shutil.disk_usage(place).free
+    if "features" in tables or needed <= DISK * free:
+        return dict(tables), []
+    line = (
+        f"disk: image features would take {needed / 1e9:.3g} GB, {free / 1e9:.3g} GB are free: every step computes them"
+        ' (features = "recompute")'
+    )
+    return {**tables, "features": "recompute"}, [line]
 
 
 def trial_tables(
@@ -105,6 +145,12 @@ def micro_batches(config: LMMConfig, stage: Stage, samples: Samples, limit: int,
     divisors = (n for n in range(1, table.batch_size + 1) if table.batch_size % n == 0)
     parts = ((n, table.batch_size // n) for n in divisors)
     return next((n for n, part in parts if part <= rows and sharding.padded_batch_size(part) == part), table.accumulate)
+
+
+def _kept_bytes(config: LMMConfig, stage: Stage) -> float:
+    """Bytes on each device of all parameters, in float32, and of the moments of those that are trained."""
+    masters = 0 if stage.optimizer.dtype != "float32" else 4 * total_parameters(config)
+    return _state_bytes(config, stage) + masters / sharding.model_parts()
 
 
 def _state_bytes(config: LMMConfig, stage: Stage) -> float:

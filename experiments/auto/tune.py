@@ -13,6 +13,7 @@ from distill import NO_TEACHER, Diverged
 from experiments.auto.look import Look, spread
 from experiments.auto.schedule import Machine, Tuned, language_stage, small_batch
 from experiments.auto.sizing import by_side
+from experiments.run.batch_size import rows_that_fit
 from experiments.run.features import ImageFeatures
 from experiments.run.host.console import say
 from experiments.run.objectives import Shared
@@ -142,7 +143,9 @@ class _Trials:
             except Diverged:
                 say(f"{title}: diverged")
                 return Trial(candidate, inf)
-        loss = token_loss(left.config, left.params, self._seen.held)
+        held = self._seen.held
+        rows = rows_that_fit(left.config, min(32, len(held)), **held.lengths)
+        loss = token_loss(left.config, left.params, held, batch_size=rows)
         say(f"{title}: held-out loss {loss:.3f} after {work.stage.steps} steps")
         return Trial(candidate, loss)
 

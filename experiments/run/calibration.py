@@ -183,7 +183,7 @@ def scores_on(
     rows = rows_that_fit(config, min(_ROWS, len(samples)), **samples.lengths, dtype=dtype)
     batches, axes = -(-len(samples) // rows), sizes(config)
     methods = {axis: next(how for pattern, how in IMPORTANCE.items() if fnmatchcase(axis, pattern)) for axis in axes}
-    loaded = on_devices(config, params)
+    loaded = on_devices(config, params, dtype)
     return importance(config, loaded, methods, axes, samples, batch_size=rows, batches=batches, seed=0, dtype=dtype)[0]
 
 

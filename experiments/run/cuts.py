@@ -13,7 +13,8 @@ from antgmm_jax.io import checkpoint
 from antgmm_jax.io.leaves import named_leaves
 from antgmm_jax.io.placed import on_devices
 from antgmm_jax.pure import Params, abstract, functional
-from experiments.run.features import freezes_features
+from experiments.run.features import feature_bytes, freezes_features
+from experiments.run.rows.samples import Samples
 from experiments.run.schema import Stage
 
 
@@ -72,6 +73,19 @@ def reads_features(config: LMMConfig, stage: Stage, targets: Mapping[str, int]) 
     cut = any(axis.partition("/")[0] in towers for axis in complete(config, targets))
     constant = stage.weights == "kept" and freezes_features(config, stage.frozen, stage.adapters)
     return constant and not (cut or stage.loss.vision)
+
+
+def stored_features(config: LMMConfig, stage: Stage, samples: Samples) -> int:
+    """Returns the bytes of image features that a stage keeps on disk, with `features = "disk"`.
+
+    Args:
+        config: model config before the stage.
+        stage: the stage, which trains answers.
+        samples: training records.
+    """
+    if not reads_features(config, stage, segment_targets(config, stage)[-1]):
+        return 0
+    return feature_bytes(config, samples, stage.shift, stage.optimizer.dtype)
 
 
 def segment_targets(config: LMMConfig, stage: Stage) -> list[dict[str, int]]:

@@ -24,13 +24,14 @@ from antgmm_jax.io.shards import Shards, Writer
 from antgmm_jax.parallel import preemption
 from antgmm_jax.parallel.processes import from_first_process, gather, run_on_first
 from antgmm_jax.parallel.sharding import shard_rows
-from antgmm_jax.pure import Params, functional
+from antgmm_jax.pure import Params, abstract, functional
 from data.shifting import drawn
 from distill import fingerprint
 from distill.trainable import under
 from experiments.run.batch_size import rows_that_fit
 from experiments.run.host.console import bar
 from experiments.run.rows.samples import Samples
+from experiments.run.student import Student
 
 VIEWS = 4
 """Number of shifted views per image in the cache."""
@@ -95,25 +96,29 @@ class ImageFeatures:
         self._samples, self._seed, self._folder = samples, seed, folder
         self._key, self._made = "", None
 
-    def __call__(self, config: LMMConfig, params: Params, shift: int = 0, dtype: str = "float32") -> StoredViews:
+    def __call__(self, student: Student, shift: int = 0, dtype: str = "float32") -> StoredViews:
         """Returns the features of a model; computes them unless they are cached.
 
         Args:
-            config: model config.
-            params: model parameters; `Stored` ones are loaded only if the features are not cached.
+            student: the model; its parameters are loaded in `dtype` only if the features are not cached.
             shift: as in `image_features`.
             dtype: dtype of computation and of the features.
         """
+        config = student.config
         paths = [path.split("/") for path in family(config).features]
+        params = student.weights()
         leaves = [reduce(getitem, path, params) for path in paths]
+        del params  # for the pass, they are loaded again in its dtype
         # Config and parameters are nested alike. The key does not depend on the language model.
         parts = {path[0]: to_dict(getattr(config, path[0])) for path in paths}
         about = f"{json.dumps(parts)} {shift} {dtype} {self._seed} {self._samples.fingerprint}"
         key = fingerprint(leaves, about)[:16]
+        del leaves
         if self._made is None or key != self._key:
             place = self._folder / key
             self.drop(but=place)  # before using as much space again
             if not from_first_process(place.exists()):
+                params = student.load(dtype)
                 image_features(config, params, self._samples, place, shift=shift, seed=self._seed, dtype=dtype)
             self._key, self._made = key, StoredViews(place, len(self._samples))
         return self._made
@@ -170,7 +175,7 @@ def image_features(
             computed = np.stack([gather(run(params, shard_rows(images))) for images in batch], axis=1)
             computed = computed[: len(samples) - done]
             if not done:
-                needed = math.prod((*computed.shape[1:], len(samples))) * computed.dtype.itemsize
+                needed = feature_bytes(config, samples, shift, dtype)
                 run_on_first(lambda needed=needed: check_space(partial, needed))
             if writer is not None:
                 for row, features in enumerate(computed, done):
@@ -180,6 +185,24 @@ def image_features(
     meta = {"views": count, "shape": computed.shape[3:], "dtype": str(computed.dtype)}
     run_on_first(lambda: _finish(writer, partial, directory, meta))
     return StoredViews(directory, len(samples))
+
+
+def feature_bytes(config: LMMConfig, samples: Samples, shift: int, dtype: str) -> int:
+    """Returns the bytes of the image features of all rows, without computing them.
+
+    Args:
+        config: model config.
+        samples: encoded records.
+        shift: as in `image_features`.
+        dtype: dtype of the features.
+    """
+    slots = samples.totals["slots"]
+    if not slots:
+        return 0
+    pictured = np.flatnonzero(samples.needs.slots)
+    images = samples.alone(int(pictured[samples.needs.slots[pictured].argmin()]))["images"]
+    one = jax.eval_shape(functional(config).features, abstract(config, dtype), images)
+    return views(shift) * slots * math.prod(one.shape[2:]) * one.dtype.itemsize
 
 
 def check_space(folder: Path, needed: int) -> None:

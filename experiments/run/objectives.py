@@ -150,7 +150,7 @@ class Answers:
         stage, start, features = self._stage, self._start, None
         on_disk = shared.recipe.features == "disk"
         if on_disk and reads_features(start.config, stage, segment_targets(start.config, stage)[-1]):
-            features = shared.features(start.config, start.weights(), stage.shift, stage.optimizer.dtype)
+            features = shared.features(start, stage.shift, stage.optimizer.dtype)
         else:
             shared.features.drop()
         return shared.samples.shuffled(

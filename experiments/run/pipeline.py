@@ -20,9 +20,9 @@ from data.packing import check_lengths
 from data.source import Source
 from distill import NO_TEACHER, Diverged
 from experiments.run.checks import check_batches, check_steps
-from experiments.run.cuts import after
+from experiments.run.cuts import after, stored_features
 from experiments.run.export import exporting
-from experiments.run.features import ImageFeatures
+from experiments.run.features import ImageFeatures, check_space
 from experiments.run.folder import RunFolder
 from experiments.run.host.allocator import return_freed_memory, returning_memory_of_compilers
 from experiments.run.host.console import say
@@ -188,9 +188,14 @@ class Run:
         samples.check_types({work.title: (*work.stage.visits,) for work in recipe.work})
         if recipe.pack:
             check_lengths(samples.needs.text, recipe.pack)
+        needed = 0
         for work in recipe.work:
             check_steps(work, abstract(start), samples.rows_to_train(work))
+            if recipe.features == "disk" and work.objective == "answers":
+                needed = max(needed, stored_features(start, work.stage, samples))
             start = after(start, work.stage)
+        if self._remaining() == [*recipe.work] and not (self.folder.cache / "features").exists():
+            run_on_first(lambda: check_space(self.folder.path, needed))  # not after hours
         # Before training, so that invalid records are reported now.
         self.hard = None if recipe.hard is None else encoded(recipe, load_records(recipe.hard), processor, config)
         if self.hard is not None:

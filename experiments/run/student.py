@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
+import jax
 import numpy as np
 
 import distill
@@ -19,7 +20,7 @@ from antgmm_jax.io import checkpoint
 from antgmm_jax.io.bounds import check_model_config
 from antgmm_jax.io.convert import open_hf
 from antgmm_jax.io.files import one_line
-from antgmm_jax.io.placed import on_devices
+from antgmm_jax.io.placed import on_devices, placed
 from antgmm_jax.parallel.processes import broadcast_from_first, run_on_first
 from antgmm_jax.pure import Params, functional
 
@@ -49,7 +50,11 @@ class Student(NamedTuple):
         Returns:
             JAX arrays, sharded over the mesh if there is one.
         """
-        return on_devices(self.config, self.weights(), dtype)
+        # One array after another: those of a finished stage come in float32, and each is freed once it is cast.
+        leaves, treedef = jax.tree.flatten(self.weights())
+        for at, names in enumerate(treedef.flatten_up_to(functional(self.config).axes)):
+            leaves[at] = placed(leaves[at], names, dtype=dtype)
+        return treedef.unflatten(leaves)
 
     def loaded_once(self, dtype: str) -> Self:
         """Returns the same model, which loads its parameters when they are first needed and keeps them.

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 
 import distill
@@ -16,7 +17,7 @@ from antgmm_jax.pure import Params, abstract, functional
 from distill import Teacher
 from distill.cache import stored_names
 from distill.top import name_of
-from experiments.run.batch_size import rows_that_fit
+from experiments.run.batch_size import rows_that_fit, saved_bytes
 from experiments.run.calibration import calibration_batches
 from experiments.run.folder import RunFolder, held
 from experiments.run.host.console import bar, say, working
@@ -110,8 +111,13 @@ def bridge_weights_of(recipe: Recipe, stage: Stage, teacher: Student, samples: S
     """
     if stage.loss.bridge_tokens == "alike":
         return None
-    pieces = stage.optimizer.pieces(recipe.calibration_batches)
-    batches = calibration_batches(samples, **pieces, seed=recipe.seed)
+    table, config = stage.optimizer, teacher.config
+    total, lengths = table.batch_size * recipe.calibration_batches, samples.lengths
+    # The gradient passes the whole teacher, which is larger than the student for which the stage's parts are.
+    states = saved_bytes(config, **lengths, itemsize=jnp.dtype(table.dtype).itemsize, remat=table.remat)
+    most = table.pieces(recipe.calibration_batches)["batch_size"]
+    rows = rows_that_fit(config, most, **lengths, dtype=table.dtype, states=states)
+    batches = calibration_batches(samples, batch_size=rows, batches=-(-total // rows), seed=recipe.seed)
     with working(f"stage {stage.name!r}: sensitivity of the teacher's answers to image tokens"):
-        pure = functional(teacher.config, stage.optimizer.remat)
-        return distill.bridge_weights(pure, teacher.load(stage.optimizer.dtype), batches)
+        pure = functional(config, table.remat)
+        return distill.bridge_weights(pure, teacher.load(table.dtype), batches)

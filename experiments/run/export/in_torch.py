@@ -2,9 +2,10 @@
 
 import inspect
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -14,7 +15,9 @@ from antgmm_jax.families import torch_images
 from antgmm_jax.io.files import one_line
 from antgmm_jax.io.hub import local
 from antgmm_jax.io.loading import hf_config
+from experiments.run.host.console import say
 
+Result = TypeVar("Result")
 ROOM = 2
 """A GPU needs this many times the bytes of a model to run it; else PyTorch runs on the CPU."""
 
@@ -105,6 +108,34 @@ def _generating(model) -> list[Any]:
     return [part for part in (model, inner) if getattr(part, "generation_config", None) is not None]
 
 
+def on_cpu_if_crowded(call: Callable[..., Result]) -> Callable[..., Result]:
+    """Repeats a call on the CPU, where the model then stays, if a GPU has no room for it beside what JAX holds.
+
+    Args:
+        call: function of a model and of other arguments.
+
+    Returns:
+        The same function.
+    """
+
+    @wraps(call)
+    def run(model, *arguments, **options):
+        import torch
+
+        try:
+            return call(model, *arguments, **options)
+        except torch.OutOfMemoryError:
+            if model.device.type == "cpu":
+                raise
+        say("PyTorch continues on the CPU: the GPU has no room for it beside JAX")
+        model.to("cpu")
+        torch.cuda.empty_cache()
+        return call(model, *arguments, **options)
+
+    return run
+
+
+@on_cpu_if_crowded
 def torch_logits(model, inputs: Mapping[str, np.ndarray], batch: Mapping[str, np.ndarray]) -> np.ndarray:
     """Computes PyTorch's logits at the answer positions, in the dtype of the model.
 
@@ -155,6 +186,7 @@ def torch_tensors(model, arrays: Mapping[str, Any]) -> dict[str, Any]:
     return {name: t.to(model.device) for name, t in tensors.items()}
 
 
+@on_cpu_if_crowded
 def torch_answers(model, prompt: Mapping[str, np.ndarray], max_new_tokens: int, pad: int, **options) -> np.ndarray:
     """Generates greedy answers with PyTorch.
 
@@ -178,6 +210,7 @@ def torch_answers(model, prompt: Mapping[str, np.ndarray], max_new_tokens: int, 
     return np.pad(ids, ((0, 0), (0, max_new_tokens - ids.shape[1])), constant_values=pad)
 
 
+@on_cpu_if_crowded
 def torch_gap(model, prompt: Mapping[str, Any], step: int, ids: tuple[int, int]) -> float:
     """Returns the difference of PyTorch's logits of two tokens in a greedy answer.
 

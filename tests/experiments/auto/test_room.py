@@ -8,8 +8,9 @@ from antgmm_jax.config import LMMConfig
 from antgmm_jax.presets import preset
 from experiments.auto import room
 from experiments.auto.goal import Goal
-from experiments.auto.room import trial_tables, with_room
+from experiments.auto.room import trial_tables, with_disk, with_room
 from experiments.auto.schedule import Scale, Tuned, base, stages
+from experiments.run import cuts
 from experiments.run.schema.recipe import recipe_of
 from pruning.costs import total_parameters
 
@@ -50,13 +51,15 @@ def test_less_memory_gives_more_parts_of_the_same_batch(tables, monkeypatch):
         parsed = recipe_of(roomy, "plan").stages  # a divisor of each batch
         parts = [stage.optimizer.accumulate for stage in parsed]
         assert [s.optimizer.batch_size for s in parsed] == [64, 64, 16]
-        assert len(lines) == sum(number > 1 for number in parts)
+        split = [line for line in lines if line.startswith("memory: ")]
+        assert len(split) == sum(number > 1 for number in parts)
+        assert any("split them with --mesh fsdp=N" in line for line in lines) == (gigabytes == 1)
         assert not before or all(now >= then for now, then in zip(parts, before, strict=True))
         trial = trial_tables(tables, CONFIG, WANTED, Rows())["optimizer"].get("accumulate", 1)
         assert trial >= parts[2]  # as large batches, and an image side that is not cut yet
         before = parts
     assert before == [64, 64, 16]
-    assert lines[1] == (
+    assert split[1] == (
         "memory: stage language takes its batches of 64 in 64 parts of 1 (accumulate), so that they fit into 1 GB"
     )
 
@@ -67,7 +70,7 @@ def test_memory_for_everything_splits_nothing(tables, monkeypatch):
     assert with_room(raw, CONFIG, Rows()) == (raw, [])
     given = {**raw, "optimizer": {**raw["optimizer"], "accumulate": 2}}
     monkeypatch.setattr(room, "memory_limit", lambda: 10**9)
-    assert with_room(given, CONFIG, Rows()) == (given, [])
+    assert with_room(given, CONFIG, Rows())[0] == given
 
 
 def test_frozen_parameters_have_no_gradients_and_moments():
@@ -76,3 +79,19 @@ def test_frozen_parameters_have_no_gradients_and_moments():
     count = total_parameters(CONFIG)
     assert room._state_bytes(CONFIG, whole) == 12 * count
     assert 4 * count < room._state_bytes(CONFIG, language) < 16 * count
+
+
+class Pictured(Rows):
+    """Rows with one image each, of which the features are wide."""
+
+    totals = property(lambda self: {"slots": 5000})
+
+
+def test_features_that_do_not_fit_on_the_disk_are_computed_in_every_step(tables, monkeypatch, tmp_path):
+    monkeypatch.setattr(cuts, "feature_bytes", lambda config, samples, shift, dtype: 10**9)
+    for free, changed in ((2 * 10**9, {}), (10**9, {"features": "recompute"})):
+        monkeypatch.setattr(room.shutil, "disk_usage", lambda place, free=free: SimpleNamespace(free=free))
+        roomy, lines = with_disk(tables, CONFIG, WANTED, Pictured(), tmp_path / "none" / "yet")
+        assert roomy == {**tables, **changed} and len(lines) == len(changed)
+    given = {**tables, "features": "disk"}
+    assert with_disk(given, CONFIG, WANTED, Pictured(), tmp_path) == (given, [])

@@ -22,10 +22,11 @@ from data.shifting import shifted
 from distill import LossConfig, StepConfig
 from experiments.run import features as image_side
 from experiments.run.cuts import reads_features
-from experiments.run.features import VIEWS, ImageFeatures, freezes_features, image_features
+from experiments.run.features import VIEWS, ImageFeatures, feature_bytes, freezes_features, image_features
 from experiments.run.rows.samples import Samples
 from experiments.run.schema import Stage
 from experiments.run.scores.evaluation import evaluate
+from experiments.run.student import Student
 from tests.experiments.tiny import save_llava, save_teacher, taken
 
 ROWS = 10
@@ -79,7 +80,11 @@ def test_features_are_kept_until_the_image_side_changes(model, monkeypatch, tmp_
     monkeypatch.setattr(
         image_side, "image_features", lambda *given, **more: made.append(more) or compute(*given, **more)
     )
-    features = ImageFeatures(samples, 5, tmp_path)
+    cache = ImageFeatures(samples, 5, tmp_path)
+
+    def features(config, params, *more, of=cache):
+        return of(Student(config, lambda: params, {}), *more)
+
     first = features(config, params)
     values = whole(first)
     other = {**params, "language": jax.tree.map(lambda leaf: leaf + 1, params["language"])}
@@ -88,7 +93,7 @@ def test_features_are_kept_until_the_image_side_changes(model, monkeypatch, tmp_
     keep = pruning.plan(pruning.magnitude(params, config), config, {axis: sizes(config)[axis] // 2})
     assert features(*pruning.shrink(config, params, keep)) is first and len(made) == 1
     # Features are also kept after a restart.
-    np.testing.assert_array_equal(whole(ImageFeatures(samples, 5, tmp_path)(config, params)), values)
+    np.testing.assert_array_equal(whole(features(config, params, of=ImageFeatures(samples, 5, tmp_path))), values)
     assert len(made) == 1
     moved = {**params, "vision": jax.tree.map(lambda leaf: leaf * 1.5, params["vision"])}
     assert np.abs(whole(features(config, moved)) - values).max() > 1e-3
@@ -97,7 +102,7 @@ def test_features_are_kept_until_the_image_side_changes(model, monkeypatch, tmp_
     assert whole(features(config, params, 1)).shape[1] == VIEWS
     about = {"seed": 5, "dtype": "float32"}
     assert made == [{"shift": 0, **about}] * 3 + [{"shift": 1, **about}]
-    features.drop()
+    cache.drop()
     assert not [*tmp_path.iterdir()]
     features(config, params, 1)
     assert made[4:] == [{"shift": 1, **about}]
@@ -123,6 +128,8 @@ def test_rows_with_several_pictures_and_none_have_their_features(model, tmp_path
     features = image_features(config, params, several, tmp_path / "several", batch_size=2)
     alone = image_features(config, params, samples, tmp_path / "alone", batch_size=4)
     assert [features[row].shape[1] for row in range(3)] == [2, 0, 1]
+    assert feature_bytes(config, several, 0, "float32") == sum(features[row].nbytes for row in range(3))
+    assert feature_bytes(config, several, 1, "bfloat16") == VIEWS / 2 * feature_bytes(config, several, 0, "float32")
     for row, pictures in ((0, (0, 1)), (2, (2,))):
         for slot, picture in enumerate(pictures):
             np.testing.assert_allclose(features[row][:, slot], alone[picture][:, 0], atol=1e-5, rtol=1e-5)

@@ -1,12 +1,14 @@
 """The export gate passes differences that float64 shows to be rounding, and nothing else."""
 
 import json
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 import torch
 
+from antgmm_jax.errors import memory_error
 from antgmm_jax.io.convert import load_hf
 from experiments.run.export import export_gate, in_torch
 from experiments.run.rows.random_batches import random_batch
@@ -149,3 +151,30 @@ def test_the_gap_of_two_tokens_is_that_of_pytorchs_logits(model, tmp_path):
         logits = torch_side(**tensors).logits[0, -1]
     gap = in_torch.torch_gap(torch_side, prompt, 1, (5, 9))
     assert gap == pytest.approx(abs(float(logits[5] - logits[9])), abs=1e-4)
+
+
+class _Crowded:
+    """A model on a GPU without room."""
+
+    device = SimpleNamespace(type="cuda")
+
+    def to(self, place):
+        self.device = SimpleNamespace(type=place)
+
+
+@pytest.mark.parametrize("moves", [True, False])
+def test_a_gpu_without_room_beside_jax_leaves_pytorch_to_the_cpu(moves, capsys):
+    def call(model, more):
+        if model.device.type == "cuda" or not moves:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return more + 1
+
+    model = _Crowded()
+    if moves:
+        assert in_torch.on_cpu_if_crowded(call)(model, 1) == 2
+    else:
+        with pytest.raises(torch.OutOfMemoryError) as caught:
+            in_torch.on_cpu_if_crowded(call)(model, 1)
+        assert str(memory_error(caught.value)).startswith("not enough memory for 2.00 GiB: choose")
+    assert model.device.type == "cpu"
+    assert "PyTorch continues on the CPU" in capsys.readouterr().err
