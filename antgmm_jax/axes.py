@@ -141,6 +141,10 @@ def to_dict(config: Any) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
+_OLD = {"cross_embed", "dynamic"}
+"""Fields that older releases also stored: the width that cross-attention reads, and a factor of long texts."""
+
+
 def read_dict(kind: type[Config], values: Mapping[str, Any]) -> Config:
     """Builds a config from the output of `to_dict`.
 
@@ -155,8 +159,7 @@ def read_dict(kind: type[Config], values: Mapping[str, Any]) -> Config:
         TypeError: a field is missing, unknown or of another type.
     """
     hints = get_type_hints(kind)
-    # Older releases also stored the width that cross-attention reads.
-    known = {name: value for name, value in values.items() if name != "cross_embed"}
+    known = {name: value for name, value in values.items() if name not in _OLD}
     read = {name: _read(hints[name], value) if name in hints else value for name, value in known.items()}
     if wrong := [name for name, value in read.items() if name in hints and not _fits(hints[name], value)]:
         raise TypeError(f"{wrong[0]} = {read[wrong[0]]!r}")
@@ -177,7 +180,7 @@ def _fits(hint: Any, value: Any) -> bool:
 def _read(hint: Any, value: Any) -> Any:
     options = [option for option in (hint, *get_args(hint)) if isinstance(option, type) and is_dataclass(option)]
     if options and isinstance(value, Mapping):
-        fitting = (option for option in options if {item.name for item in fields(option)} >= {*value})
+        fitting = (option for option in options if {item.name for item in fields(option)} >= {*value} - _OLD)
         return read_dict(next(fitting, options[0]), value)
     return _tuples(value)
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from data.chat_rows import PLACE, TURNS, as_file, has_turns, own_images, parse_chat
+from data.chat_rows import PLACE, TURNS, as_file, by_turn, has_turns, own_images, parse_chat
 from data.limits import BadRow, check_text
 from data.record import Turn, prompt
 
@@ -119,8 +119,9 @@ def _as_messages(raw: Mapping) -> Mapping:
     before = [{"role": "system", "content": system}] if system else []
     for pair in history:
         before += [{"role": role, "content": text} for role, text in zip(("user", "assistant"), pair, strict=True)]
-    if names := [name for name in TURNS if isinstance(rest.get(name), list)]:
-        return {**rest, names[0]: [*before, *rest[names[0]]]}
+    for name in TURNS:
+        if isinstance(turns := by_turn(rest.get(name)), list) and has_turns(rest, name):
+            return {**rest, name: [*before, *turns]}
     question = {"role": "user", "content": _needed(_asked(rest), "question")}
     last = [question, {"role": "assistant", "content": _answer(rest)}]
     used = {*ALIASES["question"], *ALIASES["answer"], _ANSWERS, "input"}

@@ -130,3 +130,9 @@ def test_an_unknown_preset_or_axis_is_named():
         preset("antgmm-huge")
     with pytest.raises(AntgmmError, match="unknown axis text/depth"):
         resize(preset("antgmm-tiny"), {"text/depth": 3})
+
+
+def test_records_of_older_releases_are_read():
+    config = preset("internvl-tiny")
+    values = to_dict(config)
+    assert from_dict({**values, "language": {**values["language"], "dynamic": 2.0}}) == config
