@@ -7,9 +7,9 @@ import jax
 import numpy as np
 import pytest
 
-from antgmm_jax.axes import resize
+from antgmm_jax.axes import resize, to_dict
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.families import complete, violations
+from antgmm_jax.families import complete, from_dict, violations
 from antgmm_jax.families.llava.presets import sized as llava
 from antgmm_jax.io.convert import load_hf
 from antgmm_jax.presets import PRESETS, preset
