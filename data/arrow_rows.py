@@ -15,13 +15,11 @@ import pyarrow.compute as pc
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io.files import read_json
 from data.chat_rows import PATHS, TURNS
-from data.files import decode_image, files_digest, images_digest, inside
+from data.files import SPLITS, decode_image, files_digest, images_digest, inside
 from data.kept import from_bytes, kept, to_bytes
 from data.limits import BadRow, check_sample, quoted
 from data.rows import ALIASES, columns, image_names
 
-SPLITS = "dataset_dict.json"
-"""A file beside the folders of several splits, each with rows of its own."""
 _NAMES = (*ALIASES["image"], *PATHS)
 _UNREADABLE = (pyarrow.ArrowException, ValueError, OverflowError, SystemError)
 _ITEM_BYTES = 64

@@ -24,6 +24,8 @@ FORMATS = [
     if name in Image.OPEN
 ]
 """Formats of pictures. Others of Pillow's are rare, and one of them starts a program."""
+SPLITS = "dataset_dict.json"
+"""A file of `datasets` beside the folders of several splits, each with rows of its own."""
 _WIDE = ("PNG", "PPM")
 """Formats in which Pillow reads grey values of 16 bits as mode I, depending on its version."""
 

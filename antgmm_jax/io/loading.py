@@ -105,8 +105,8 @@ def stock_processor(directory: Path) -> Any:
 def splits_as_file(processor: Any, path: Path) -> bool:
     """Whether the tokenizer of a processor splits text as its file says.
 
-    Some classes of transformers 5 take the vocabulary alone from the file (GPT2Tokenizer, which SmolVLM names, splits
-    numbers otherwise).
+    Some classes of transformers 5 take the vocabulary alone from the file (GPT2Tokenizer, which some released models
+    name, splits numbers otherwise).
 
     Args:
         processor: from `stock_processor`.

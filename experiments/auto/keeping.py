@@ -152,7 +152,7 @@ class Search:
         goal = self._goal(budget)
         begin = time.monotonic()
         try:
-            plan = further(goal, read_toml(self._recipe(1), "recipe"), self._tuned, parent)
+            plan = further(goal, read_toml(self._recipe(1), "recipe"), self._tuned, parent, self.path)
         except NoLegalModel as error:
             say(f"search: {error}")
             return False
@@ -212,7 +212,8 @@ class Search:
         path = self._recipe(number)
         names = [stage["name"] for stage in read_toml(path, "recipe")["stage"]]
         # A student may be cut in the language model alone: changes of a stage are for those that have it.
-        changes = [each for each in self._changes if stage_of(each) in (None, *names)]
+        every = (None, *names, *map(str, range(len(names))))
+        changes = [each for each in self._changes if stage_of(each) in every]
         recipe = load_recipe(path, changes)
         first = self._folder(1) if number > 1 else None  # all students are of one teacher and its rows
         return Run(recipe, self._folder(number), cache=self.path / "cache", watch=self._watch, alike=first)

@@ -146,7 +146,7 @@ def measured(goal: Goal, place: Path) -> Plan:
     return Plan(raw, reasons, total_parameters(choice.sized.config), best)
 
 
-def further(goal: Goal, first: Mapping[str, Any], best: Tuned, parent: str) -> Plan:
+def further(goal: Goal, first: Mapping[str, Any], best: Tuned, parent: str, place: Path) -> Plan:
     """Plans a compression that starts from a stage of an earlier one, or again from the teacher.
 
     Args:
@@ -154,6 +154,7 @@ def further(goal: Goal, first: Mapping[str, Any], best: Tuned, parent: str) -> P
         first: tables of the first plan; its stages are replaced.
         best: optimizer and rate of the language stages.
         parent: folder of the stage; "" for the teacher.
+        place: folder of the search.
 
     Returns:
         The plan.
@@ -172,10 +173,11 @@ def further(goal: Goal, first: Mapping[str, Any], best: Tuned, parent: str) -> P
     left = _left(goal, begin)
     # The first student has filled the teacher's cache, and only the best student gets an export and a report.
     machine = _machine(tables, samples)._replace(spent=time.monotonic() - begin, without=(TARGETS, REPORT))
+    tables, stored = with_disk(tables, start.config, choice.sized.sizes, samples, place)
     raw, expected = fitted(goal, tables, start.config, choice.sized.sizes, machine, best)
     raw, crowded = with_room(raw, start.config, samples)
     reasons = [*_sizes(start.config, choice, samples), *in_time(choice.sensitivity, left)]
-    reasons += [*_steps(raw, expected, machine.rate), *crowded]
+    reasons += [*_steps(raw, expected, machine.rate), *stored, *crowded]
     reasons += too_long(goal, machine.spent + expected)
     return Plan({"parent": parent, **raw}, reasons, total_parameters(choice.sized.config), best)
 

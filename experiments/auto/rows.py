@@ -7,7 +7,7 @@ from typing import Any
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io.hub import local, parse
 from antgmm_jax.io.stores import is_url
-from data.arrow_rows import SPLITS
+from data.files import SPLITS
 from data.readers import read_records
 
 KINDS = {".jsonl": "jsonl", ".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset", ".json": "jsonl"}

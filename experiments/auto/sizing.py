@@ -165,7 +165,12 @@ def unseen(config: LMMConfig, samples: Samples) -> dict[str, int]:
     """
     if samples.totals["slots"]:
         return {}
-    return {axis: units for axis, units in sizes(config).items() if on_image_side(axis)}
+    # A tie may reach the language model, whose width must stay free.
+    return {
+        axis: units
+        for axis, units in sizes(config).items()
+        if all(on_image_side(one) for one in complete(config, {axis: units}))
+    }
 
 
 def longest_request(samples: Samples) -> tuple[RequestSize, Arrays]:

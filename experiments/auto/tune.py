@@ -68,8 +68,9 @@ def steps_within(
     lengths = {"length": machine.rows.prompt, "answer": machine.rows.answer, "slots": machine.rows.slots}
     smaller = planned_config(config, text)
     flops = step_flops(smaller, stage, (), features=True, **lengths) + update_flops(smaller, work)
-    # Image features of new rows, which all candidates read.
-    flops += image_flops(config, stage.optimizer.batch_size, machine.rows.slots) / (len(KINDS) + len(RATES))
+    # Image features of new rows, which all candidates read if they are stored.
+    readers = len(KINDS) + len(RATES) if tables.get("features", "disk") == "disk" else 1
+    flops += image_flops(config, stage.optimizer.batch_size, machine.rows.slots) / readers
     step = flops / (SHARE * machine.rate) + CALL
     affordable = int((seconds / (len(KINDS) + len(RATES)) - 2 * COMPILE) / step)
     new = machine.rows.trained // stage.optimizer.batch_size  # steps that see no row twice

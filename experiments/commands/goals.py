@@ -85,7 +85,7 @@ class Wish(NamedTuple):
         most = parameters(self.params) if self.params else 0
         budget = smaller, most, self.latency_ms, share(self.keep) if self.keep else 0.0
         kept = tuple(one for one in changes if stage_of(one) is None)
-        if absent := {stage_of(one) for one in changes} - {None, *STAGES}:
+        if absent := {stage_of(one) for one in changes} - {None, *STAGES, *map(str, range(len(STAGES)))}:
             raise AntgmmError(f"--set stage.{min(map(str, absent))}: a plan has the stages {', '.join(STAGES)}")
         if decided := [key for key in (one.partition("=")[0].strip() for one in kept) if key in DECIDED]:
             raise AntgmmError(f"--set {decided[0]}: the plan decides it; write the plan with --plan, and edit it")

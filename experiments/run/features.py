@@ -21,7 +21,7 @@ from antgmm_jax.io import folders
 from antgmm_jax.io.books import read_book, write_book
 from antgmm_jax.io.placed import on_devices
 from antgmm_jax.io.shards import Shards, Writer
-from antgmm_jax.parallel import preemption
+from antgmm_jax.parallel import preemption, sharding
 from antgmm_jax.parallel.processes import from_first_process, gather, run_on_first
 from antgmm_jax.parallel.sharding import shard_rows
 from antgmm_jax.pure import Params, abstract, functional
@@ -123,14 +123,14 @@ class ImageFeatures:
             self._key, self._made = key, StoredViews(place, len(self._samples))
         return self._made
 
-    def drop(self, but: Path | None = None) -> None:
-        """Removes cached features, except for the folder `but`."""
+    def drop(self, but: Path | None = None, *, strict: bool = True) -> None:
+        """Removes cached features, except for the folder `but`; if not `strict`, also if some cannot be removed."""
         self._key, self._made = "", None
 
         def remove() -> None:
             for path in self._folder.iterdir() if self._folder.exists() else ():
                 if path != but:
-                    shutil.rmtree(path)
+                    shutil.rmtree(path, ignore_errors=not strict)
 
         run_on_first(remove)
 
@@ -176,7 +176,7 @@ def image_features(
             computed = computed[: len(samples) - done]
             if not done:
                 needed = feature_bytes(config, samples, shift, dtype)
-                run_on_first(lambda needed=needed: check_space(partial, needed))
+                run_on_first(lambda needed=needed: check_space(directory, needed))
             if writer is not None:
                 for row, features in enumerate(computed, done):
                     writer.add(row, features[:, : samples.needs.slots[row]].tobytes())
@@ -201,16 +201,18 @@ def feature_bytes(config: LMMConfig, samples: Samples, shift: int, dtype: str) -
         return 0
     pictured = np.flatnonzero(samples.needs.slots)
     images = samples.alone(int(pictured[samples.needs.slots[pictured].argmin()]))["images"]
-    one = jax.eval_shape(functional(config).features, abstract(config, dtype), images)
+    with sharding.without_mesh():  # which one row is not split over
+        one = jax.eval_shape(functional(config).features, abstract(config, dtype), images)
     return views(shift) * slots * math.prod(one.shape[2:]) * one.dtype.itemsize
 
 
 def check_space(folder: Path, needed: int) -> None:
-    """Raises AntgmmError if there is not enough space for the features."""
-    free = shutil.disk_usage(folder).free
-    if needed > free:
+    """Raises AntgmmError if there is not enough space for the features in a folder, which need not exist yet."""
+    place = next(one for one in (folder, *folder.absolute().parents) if one.exists())
+    free = shutil.disk_usage(place).free
+    if needed > free and not (folder.exists() and any(folder.iterdir())):  # some are there already
         raise AntgmmError(
-            f"image features in {folder.parent} need {needed / 1e9:.3g} GB, but only {free / 1e9:.3g} GB are free: make"
+            f"image features in {folder} need {needed / 1e9:.3g} GB, but only {free / 1e9:.3g} GB are free: make"
             ' room, or set features = "recompute" in another --run'
         )
 

@@ -161,7 +161,7 @@ class Run:
                 shared = self._shared(samples)
                 for work in recipe.work:
                     student = self._stage(work, student, shared)
-                shared.features.drop()  # no stage reads them again, and with shifts they are larger than the pictures
+                shared.features.drop(strict=False)  # no stage reads them again
             del samples, shared  # a cache of the teacher may be in memory
             yield student
 
@@ -194,8 +194,7 @@ class Run:
             if recipe.features == "disk" and work.objective == "answers":
                 needed = max(needed, stored_features(start, work.stage, samples))
             start = after(start, work.stage)
-        if self._remaining() == [*recipe.work] and not (self.folder.cache / "features").exists():
-            run_on_first(lambda: check_space(self.folder.path, needed))  # not after hours
+        run_on_first(lambda: self._check_disk(needed))
         # Before training, so that invalid records are reported now.
         self.hard = None if recipe.hard is None else encoded(recipe, load_records(recipe.hard), processor, config)
         if self.hard is not None:
@@ -212,6 +211,11 @@ class Run:
         # Now: the stages of other runs may be removed once they are read.
         self._identities = [_identity(inputs | decided_by(recipe.until(work.number))) for work in recipe.work]
         return samples
+
+    def _check_disk(self, needed: int) -> None:
+        """Checks the space for image features before the first stage, not after it."""
+        if len(self._remaining()) == len(self.recipe.work):
+            check_space(self.folder.cache / "features", needed)
 
     def _shared(self, samples: Samples) -> Shared:
         """Prepares the teacher's targets."""

@@ -13,6 +13,7 @@ from antgmm_jax.blocks.projector import OUT
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.parallel import preemption
 from antgmm_jax.parallel.processes import from_first_process
+from antgmm_jax.parallel.sharding import padded_batch_size
 from antgmm_jax.pure import Params, abstract, functional
 from distill import Teacher
 from distill.cache import stored_names
@@ -116,8 +117,11 @@ def bridge_weights_of(recipe: Recipe, stage: Stage, teacher: Student, samples: S
     # The gradient passes the whole teacher, which is larger than the student for which the stage's parts are.
     states = saved_bytes(config, **lengths, itemsize=jnp.dtype(table.dtype).itemsize, remat=table.remat)
     most = table.pieces(recipe.calibration_batches)["batch_size"]
-    rows = rows_that_fit(config, most, **lengths, dtype=table.dtype, states=states)
-    batches = calibration_batches(samples, batch_size=rows, batches=-(-total // rows), seed=recipe.seed)
+    fitting = rows_that_fit(config, most, **lengths, dtype=table.dtype, states=states)
+    # Parts of a micro-batch which the devices share evenly, so that the same rows are read.
+    parts = [rows for rows in range(1, most + 1) if most % rows == 0 and padded_batch_size(rows) == rows]
+    rows = max((rows for rows in parts if rows <= fitting), default=min(parts, default=most))
+    batches = calibration_batches(samples, batch_size=rows, batches=total // rows, seed=recipe.seed)
     with working(f"stage {stage.name!r}: sensitivity of the teacher's answers to image tokens"):
         pure = functional(config, table.remat)
         return distill.bridge_weights(pure, teacher.load(table.dtype), batches)

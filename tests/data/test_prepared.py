@@ -70,7 +70,8 @@ def test_the_rows_files_are_not_needed_and_the_forecast_reads_prepared_rows(file
     source = PreparedSource(tmp_path / "moved")
     looks = look_at(source, encoder(max_answer=40))
     expected = look_at(read_records("jsonl", files / "rows.jsonl"), encoder(max_answer=40))
-    assert {**looks, "read": 0} == {**expected, "read": 0}
+    assert {**looks, "read": 0, "unread": 0} == {**expected, "read": 0, "unread": 0}
+    assert looks["unread"] == 0
     with pytest.raises(AntgmmError, match="holds encoded rows without their images"):
         source[0]
 

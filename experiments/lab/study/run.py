@@ -41,8 +41,9 @@ and `of` (a digest of recipe and teacher)."""
 def run_study(study: Study, folder: Path, out: Path, *, only: Sequence[str] = ()) -> list[Result]:
     """Runs all unfinished runs, and writes all results after each of them.
 
-    Results in the output file with the same recipe and teacher count as finished, so that a study can be continued
-    without the folder of its runs. Several processes can share a study: each skips runs that another one holds.
+    Results in the output file with the same recipe, teacher and files of rows (with the same times, if they are no
+    JSON) count as finished, so that a study can be continued without the folder of its runs. Several processes can
+    share a study: each skips runs that another one holds.
 
     Args:
         study: the study.

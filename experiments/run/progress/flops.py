@@ -1,10 +1,12 @@
 """Training FLOPs of the stages of a run, from its recipe and model config."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 import pruning
 from antgmm_jax.config import IMAGE_SIDE, LMMConfig
+from antgmm_jax.errors import AntgmmError
 from antgmm_jax.pure import abstract
 from distill.adapters import shapes_with_adapters
 from distill.optimizer import muon_flops
@@ -78,7 +80,9 @@ def update_flops(config: LMMConfig, work: Work) -> int:
         return 0
     facts = ("language",) if work.objective == "facts" else ()
     shapes = shapes_with_adapters(abstract(config), stage.adapters)
-    return muon_flops(trainable(shapes, (*stage.frozen, *stage.adapters, *facts)))
+    with suppress(AntgmmError):  # a wrong prefix, which the run reports with the name of the stage
+        return muon_flops(trainable(shapes, (*stage.frozen, *stage.adapters, *facts)))
+    return 0
 
 
 class StageFlops(NamedTuple):

@@ -45,7 +45,7 @@ def _sections(path: str, schema: Any, shown: set[Any]) -> Iterator[str]:
     meanings = _meanings(schema)
     for key, field in (fields_of(schema) or {}).items():
         name = next(name for name, declared in schema.__pydantic_fields__.items() if declared is field)
-        rows.append(f"| `{key}` | {_values(field)} | {_default(field)} | {meanings[name]} |")
+        rows.append(f"| `{key}` | {_values(field)} | {_default(field, meanings[name])} | {meanings[name]} |")
         inner += [(key, field, table) for table in _tables(field.annotation)]
     yield "\n".join(["| key | values | default | |", "| --- | --- | --- | --- |", *rows, ""])
     for key, field, table in inner:
@@ -92,10 +92,10 @@ def _kind(annotation: Any) -> str:
     return _PLAIN.get(annotation) or _kind(inner[0])
 
 
-def _default(field: FieldInfo) -> str:
-    if field.is_required():
+def _default(field: FieldInfo, meaning: str) -> str:
+    if field.is_required() and not meaning.startswith("differences from"):  # those are inherited
         return "required"
-    if _tables(field.annotation):
+    if field.is_required() or _tables(field.annotation):
         return ""
     return f"`{_written(field.default)}`"
 

@@ -72,7 +72,7 @@ class Fake:
         monkeypatch.setattr(keeping, "Run", self._run)
         monkeypatch.setattr(Search, "_largest", lambda search: 100.0)
 
-    def _further(self, goal, first, tuned, parent):
+    def _further(self, goal, first, tuned, parent, place):
         assert tuned == Tuned("adamw", 3.0)
         self.parents.append(parent)
         return self._plan(goal, parent)
@@ -216,8 +216,9 @@ def test_changes_of_a_stage_are_for_students_that_have_it(monkeypatch, tmp_path)
     monkeypatch.setattr(
         keeping, "load_recipe", lambda path, changes: seen.append(changes) or load_recipe(path, changes)
     )
-    Search(GOAL, tmp_path / "search", ("stage.image.recover_steps=3", "seed=4"), NOTHING).run()
-    assert len(fake.ran) == 4 and {*map(tuple, seen)} == {("seed=4",)}
+    first = f"stage.to-{round(WHOLE / 4)}.recover_steps=3"
+    Search(GOAL, tmp_path / "search", (first, "stage.image.recover_steps=3", "seed=4"), NOTHING).run()
+    assert len(fake.ran) == 4 and {*map(tuple, seen)} == {("seed=4",), (first, "seed=4")}
 
 
 def test_a_folder_that_cannot_be_copied_is_one_line(tmp_path):

@@ -167,7 +167,7 @@ def tuning(monkeypatch, tmp_path):
     seen = Look(teacher, processor, samples, samples, 8, 1.0, {}, {})
     tables = base(GOAL._replace(model=str(directory)), {**GOAL.data, "samples": 8}, {**GOAL.test, "samples": 8})
     rows = Rows(trained=8, scored=8, hard=0, prompt=20, answer=4, slots=1.0, read=1e-3, unread=0)
-    for name, value in (("STEPS", 2), ("FEWEST", 2), ("token_loss", lambda *_: 0.5)):
+    for name, value in (("STEPS", 2), ("FEWEST", 2), ("token_loss", lambda *_, **__: 0.5)):
         monkeypatch.setattr(tune, name, value)
 
     def trials(diverging):

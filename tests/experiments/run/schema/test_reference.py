@@ -29,7 +29,7 @@ def test_every_key_of_every_table_is_described():
 def test_ranges_defaults_and_values_are_listed():
     text = reference()
     assert '| `kind` | `"adamw"`, `"muon"` | `"adamw"` |' in text
-    assert "| `learning_rate` | number above 0 |  | peak learning rate. |" in text
+    assert "| `learning_rate` | number above 0 | required | peak learning rate. |" in text
     assert "| `b2` | number above 0 below 1 | `0.999` |" in text
     assert "| `buckets` | list of integers | `[]` |" in text
     assert '| `importance` | table text -> `"taylor"`' in text
