@@ -18,7 +18,7 @@ from data.chat_rows import PATHS, TURNS
 from data.files import SPLITS, decode_image, files_digest, images_digest, inside
 from data.kept import from_bytes, kept, to_bytes
 from data.limits import BadRow, check_sample, quoted
-from data.rows import ALIASES, columns, image_names
+from data.rows import ALIASES, TRL, columns, image_names
 
 _NAMES = (*ALIASES["image"], *PATHS)
 _UNREADABLE = (pyarrow.ArrowException, ValueError, OverflowError, SystemError)
@@ -153,7 +153,9 @@ def data_files(folder: Path) -> list[Path]:
         AntgmmError: the folder holds several splits, or its `state.json` is damaged.
     """
     if exists(folder / SPLITS):
-        splits = ", ".join(sorted(path.parent.name for path in folder.glob("*/state.json")))
+        # Of a data set of the Hub, the folders of the splits are not downloaded.
+        listed = read_json(folder / SPLITS).get("splits") or (path.parent.name for path in folder.glob("*/state.json"))
+        splits = ", ".join(sorted(map(str, listed)))
         raise AntgmmError(f"{folder} holds the splits {splits}: specify the folder of one of them")
     state = folder / "state.json"
     if not exists(state):
@@ -181,7 +183,9 @@ def named_images(schema: pyarrow.Schema) -> list[str]:
         return name in _NAMES and (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind))
 
     return [
-        name for name in schema.names if name in (*ALIASES["image"], *TURNS) and names(schema.field(name).type, name)
+        name
+        for name in schema.names
+        if name in (*ALIASES["image"], *TURNS, *TRL) and names(schema.field(name).type, name)
     ]
 
 

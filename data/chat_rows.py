@@ -1,7 +1,6 @@
 """Parsing of conversations: chat `messages` (role, content), ShareGPT `conversations` (from, value), and pairs."""
 
 import base64
-import binascii
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 from urllib.parse import unquote
@@ -77,8 +76,9 @@ def parse_chat(value: Any, name: str, images: Sequence[Image]) -> Chat:
 def has_turns(raw: Mapping, name: str) -> bool:
     """Whether the field of one of the names of `TURNS` holds turns: under the last two some data sets have texts."""
     value = by_turn(raw.get(name))
-    others = name in TURNS[2:] and not (isinstance(value, list) and all(isinstance(each, Mapping) for each in value))
-    return value is not None and not others
+    if name in TURNS[2:]:
+        return isinstance(value, list) and bool(value) and all(isinstance(each, Mapping) for each in value)
+    return value is not None
 
 
 def _unpaired(value: Any) -> Any:
@@ -96,7 +96,7 @@ def _unpaired(value: Any) -> Any:
 def _is_blank(turn: Mapping) -> bool:
     """Whether a turn is a system prompt without a text, which some data sets write into every row."""
     content = _content(turn)
-    return turn.get("role", turn.get("from")) == "system" and isinstance(content, str) and not content.strip()
+    return (turn.get("role") or turn.get("from")) == "system" and isinstance(content, str) and not content.strip()
 
 
 def _content(turn: Mapping) -> Any:
@@ -182,7 +182,7 @@ def as_file(text: str) -> Image:
         try:
             if about.endswith(";base64") and content:
                 return base64.b64decode(content, validate=True)
-        except binascii.Error:
+        except ValueError:  # also for text that is not ASCII
             pass
         raise BadRow(f"image {quoted(about)},... holds no base64")
     if text.startswith(("http://", "https://")):

@@ -23,10 +23,10 @@ from data.rows import Row
 
 _OF_PROCESSORS = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RuntimeError, MemoryError)
 """What processors raise for a row that they cannot read."""
-_FORMAT = 5
+_FORMAT = 6
 """Format version of encoded rows; increase it to invalidate caches."""
 
-_IDLE = {"is_local", "local_files_only", "model_specific_special_tokens", "model_max_length"}
+_IDLE = {"is_local", "local_files_only", "model_specific_special_tokens", "model_max_length", "tokenizer_class"}
 """Settings of a tokenizer that differ between a new one and its saved files, so that both share a cache."""
 
 
@@ -76,6 +76,7 @@ class Encoder:
         self._about = f"{_FORMAT} {config.family} {config.image_token} {config.vision.image} {config.image_tokens}"
         self._chat = ChatEncoder(self.inputs, config)
         self.eos, self.pad = self._chat.end, self._words.pad_token_id
+        self._vocab = config.language.vocab
         self._token, picture = config.image_token, self._words.convert_ids_to_tokens(config.image_token)
         self._special = special_tokens(self._words, config.image_token)
         if picture in template:
@@ -115,6 +116,8 @@ class Encoder:
             raise AntgmmError(
                 f"{record.id}: the tokenizer fails ({error}): correct the patterns in its tokenizer.json"
             ) from error
+        if max(row["prompt"].max(initial=0), row["answer"].max(initial=0)) >= self._vocab:
+            raise BadRow("has a token that the model's vocabulary lacks: save the model's own tokenizer in its folder")
         self._check_answers(row, record)
         images = row["images"]
         more = {} if record.cells is None else {"cells": record.cells}

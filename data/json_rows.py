@@ -107,6 +107,9 @@ def _is_array(path: Path) -> bool:
         return False
     with path.open("rb") as file:
         first = file.readline(_CHUNK).removeprefix(codecs.BOM_UTF8).strip()
+        if first[:1] == b"{" and len(first) > _CHUNK // 2:  # a long line, as with pictures in it
+            file.seek(0)
+            first = file.readline().removeprefix(codecs.BOM_UTF8).strip()
         more = any(line.strip() for line in iter(lambda: file.readline(_CHUNK), b"")) if first[:1] == b"{" else False
     return not (more and isinstance(_parsed(first), dict))
 

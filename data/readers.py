@@ -17,7 +17,8 @@ import numpy as np
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.extras import require
 from antgmm_jax.io.files import check_regular
-from antgmm_jax.io.hub import contents, local
+from antgmm_jax.io.hub import local
+from antgmm_jax.io.hub import parse as parse_name
 from data.copies import copied
 from data.json_rows import JsonRows
 from data.kept import Columns, kept
@@ -29,7 +30,7 @@ from data.table import Table
 from data.tar_rows import TarRows
 from data.tfds_rows import TfdsRows
 
-_SPLIT = re.compile(r"(train|validation|valid|val|dev|test)(?=[-_.]|$)")
+_SPLIT = re.compile(r"(train|validation|valid|val|dev|test)(?=[-_.]|$)", re.IGNORECASE)
 """Name of a split at the beginning of a file's name, as data sets of the Hub have it."""
 _SHOWN = 1000
 """Invalid rows that are listed one by one; a file that begins with so many is not read to its end."""
@@ -277,6 +278,7 @@ def read_records(
 def _table(kind: str, path: Path, split: str) -> Table:
     if kind not in (*_SUFFIXES, "tfds"):
         raise AntgmmError(f"unknown kind of data {kind!r}: choose one of {', '.join(_SUFFIXES)}, tfds")
+    hint = ", such as hf:ORG/NAME/data" if parse_name(path) else ""
     path = local(path, kind)
     if kind == "tfds":
         return TfdsRows(path, split)
@@ -284,8 +286,8 @@ def _table(kind: str, path: Path, split: str) -> Table:
         require("parquet")
         from data.arrow_rows import ArrowRows, data_files
 
-        return ArrowRows(data_files(path) or _files(path, kind))
-    files = _files(path, kind)
+        return ArrowRows(data_files(path) or _files(path, kind, hint))
+    files = _files(path, kind, hint)
     if kind == "jsonl":
         return JsonRows(files[0])
     if kind == "webdataset":
@@ -296,7 +298,7 @@ def _table(kind: str, path: Path, split: str) -> Table:
     return ParquetRows(files)
 
 
-def _files(path: Path, kind: str) -> list[Path]:
+def _files(path: Path, kind: str, hint: str = "") -> list[Path]:
     suffixes = _SUFFIXES[kind]
     if isfile(path):
         return [path]
@@ -304,7 +306,6 @@ def _files(path: Path, kind: str) -> list[Path]:
     if not pattern and not isdir(path):
         if lexists(path):
             check_regular(path)
-        hint = ", such as hf:ORG/NAME/data of the Hub" if contents(path) != path else ""
         raise AntgmmError(f"{path} does not exist: specify a {kind} file or its folder{hint}")
     files = sorted(path.parent.glob(path.name) if pattern else path.iterdir())
     files = [file for file in files if file.suffix in suffixes]
@@ -317,10 +318,12 @@ def _files(path: Path, kind: str) -> list[Path]:
         check_regular(file)
     if kind == "jsonl" and len(files) > 1:
         raise AntgmmError(f"{path} contains {', '.join(f.name for f in files)}: specify one of these files")
-    splits = sorted({match[0] for file in files if (match := _SPLIT.match(file.stem.lower()))})
+    splits = {match[0].lower(): file for file in files if (match := _SPLIT.match(file.stem))}
     if len(splits) > 1 and not pattern:
+        split, file = max(splits.items())
+        one = file.name if len(file.stem) == len(split) else f"{file.stem[: len(split) + 1]}*{file.suffix}"
         raise AntgmmError(
-            f"{path} holds the splits {', '.join(splits)}, which are not to be mixed: specify the files of one, such as"
-            f" {path / f'{splits[-1]}*{files[0].suffix}'}"
+            f"{path} holds the splits {', '.join(sorted(splits))}, which are not to be mixed: specify the files of one,"
+            f" such as {path / one}"
         )
     return files

@@ -13,7 +13,7 @@ from data.record import Turn, prompt
 ALIASES = {
     "image": ("image", "images", "image_path", "file_name", "filename", "img", "jpg", "png"),
     "question": ("question", "prompt", "query", "instruction"),
-    "answer": ("answer", "response", "output", "target", "label", "caption", "completion", "multiple_choice_answer"),
+    "answer": ("answer", "response", "output", "target", "label", "caption"),
     "text": ("text", "context", "description"),
     "type": ("type", "question_type"),
     "id": ("id", "question_id", "sample_id", "uid"),
@@ -21,11 +21,14 @@ ALIASES = {
     "latents": ("latents",),
 }
 _VIDEO = ("video", "videos")
-_ANSWERS = "answers"
-"""Several answers to a question, of which the most frequent one counts."""
+_ANSWERS = ("completion", "multiple_choice_answer", "answers")
+"""Names of the answer where no other one is there; of several answers the most frequent one counts."""
+TRL = ("prompt", "completion")
+"""Fields with the turns before the answer, and with the answer."""
 _BEFORE = ("system", "history", "input")
 """What else belongs to a question: a system prompt, earlier questions with their answers, and the text that an
 instruction is about."""
+_OF_TEXTS = {"system": str, "history": list}
 _OPTIONS = (("options",), ("choices",), ("choice_a", "choice_b"), ("A", "B"))
 """Answers to choose from, in lists or in columns of their own."""
 
@@ -64,7 +67,7 @@ def texts(row: Row, template: str) -> Iterator[str]:
 
 def columns(names: Iterator[str] | list[str]) -> list[str]:
     """Selects the columns of a file that rows use."""
-    known = {name for group in ALIASES.values() for name in group} | {*TURNS, *_VIDEO, _ANSWERS, *_BEFORE}
+    known = {name for group in ALIASES.values() for name in group} | {*TURNS, *_VIDEO, *_ANSWERS, *_BEFORE}
     known |= {name for group in _OPTIONS for name in group}
     return [name for name in names if name in known]
 
@@ -107,24 +110,29 @@ def _as_messages(raw: Mapping) -> Mapping:
         BadRow: a system prompt or a history has another form.
     """
     rest = {name: value for name, value in raw.items() if name not in ("system", "history")}
-    prompt, completion = raw.get("prompt"), raw.get("completion")
+    prompt, completion = (raw.get(name) for name in TRL)
     if isinstance(prompt, list) and isinstance(completion, list):
-        rest = {name: value for name, value in rest.items() if name not in ("prompt", "completion")}
+        if raw.get("messages") is not None:
+            raise BadRow("has messages beside prompt and completion: remove one")
+        rest = {name: value for name, value in rest.items() if name not in TRL}
         rest["messages"] = [*prompt, *completion]
-    system, history = _string(raw.get("system"), "system"), raw.get("history") or []
-    if not system and not history:
+    # Columns of another type are of another meaning.
+    system, history = (raw[name] if isinstance(raw.get(name), kind) else kind() for name, kind in _OF_TEXTS.items())
+    if not system.strip() and not history:
         return rest
-    if not isinstance(history, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in history):
+    if not all(isinstance(pair, list) and len(pair) == 2 for pair in history):
         raise BadRow("history is not a list of pairs of a question and its answer")
-    before = [{"role": "system", "content": system}] if system else []
+    before = [{"role": "system", "content": system}] if system.strip() else []
     for pair in history:
         before += [{"role": role, "content": text} for role, text in zip(("user", "assistant"), pair, strict=True)]
     for name in TURNS:
         if isinstance(turns := by_turn(rest.get(name)), list) and has_turns(rest, name):
-            return {**rest, name: [*before, *turns]}
+            first = turns[0] if turns and isinstance(turns[0], Mapping) else {}
+            own = (first.get("role") or first.get("from")) == "system"  # then the column repeats it
+            return {**rest, name: [*before[own and bool(system.strip()) :], *turns]}
     question = {"role": "user", "content": _needed(_asked(rest), "question")}
     last = [question, {"role": "assistant", "content": _answer(rest)}]
-    used = {*ALIASES["question"], *ALIASES["answer"], _ANSWERS, "input"}
+    used = {*ALIASES["question"], *ALIASES["answer"], *_ANSWERS, "input"}
     return {**{name: value for name, value in rest.items() if name not in used}, "messages": [*before, *last]}
 
 
@@ -149,6 +157,7 @@ def _chat(raw: Mapping, names: list[str]) -> Row:
     images = () if fields["image"] is None else _images(fields["image"])
     chat = parse_chat(raw[names[0]], names[0], images)
     question = next(turn.text for turn in reversed(chat.turns) if turn.role == "user")
+    _check_options(raw, "\n".join(turn.text for turn in chat.turns))
     return Row(images=chat.images, question=question, answer=chat.answer, turns=chat.turns, **_about(fields))
 
 
@@ -157,13 +166,14 @@ def _asked(raw: Mapping) -> Any:
     question, about = _pick(raw, "question"), raw.get("input")
     if not about or not isinstance(about, str):
         return question
-    return about if question is None else f"{question}\n{about}"
+    return f"{question}\n{about}" if isinstance(question, str) else about if question is None else question
 
 
 def _answer(raw: Mapping) -> str:
     """The answer, or the most frequent of several, the first one of equally frequent ones."""
     value = _pick(raw, "answer")
-    value = raw.get(_ANSWERS) if value is None else value
+    if value is None:
+        value = next((raw[name] for name in _ANSWERS if raw.get(name) is not None), None)
     if isinstance(value, list) and value:
         each = [one.get("answer") if isinstance(one, Mapping) else one for one in value]
         value = Counter(_needed(one, "answer") for one in each).most_common(1)[0][0]
@@ -178,7 +188,8 @@ def _check_options(raw: Mapping, question: str) -> None:
     """
     for names in _OPTIONS:
         given = [raw.get(name) for name in names]
-        options = given[0] if len(names) == 1 else given
+        options = given[0] if len(names) == 1 and not isinstance(given[0], str) else given
+        options = [*options.values()] if isinstance(options, Mapping) else options
         texts = isinstance(options, list) and all(isinstance(one, str) and one for one in options)
         if texts and not all(one in question for one in options):
             raise BadRow(f"has {', '.join(names)}, which are not read: write the options into the question")
@@ -266,7 +277,7 @@ def image_names(raw: Any) -> list[str]:
     if not isinstance(raw, Mapping):
         return []
     given = next((raw[alias] for alias in ALIASES["image"] if raw.get(alias) is not None), None)
-    own = (image for name in TURNS for image in own_images(raw.get(name)))
+    own = (image for name in (*TURNS, *TRL) for image in own_images(raw.get(name)))
     held = (_named(_held(one)) for one in (given if isinstance(given, list) else [given]))
     return [name for name in (*held, *own) if isinstance(name, str)]
 

@@ -25,7 +25,7 @@ from antgmm_jax.io.templates import render, with_fixed_day
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
 _SAFE = {"local_files_only": True, "trust_remote_code": False}
-_RULES = ("normalizer", "pre_tokenizer", "decoder")
+_RULES, _OFFSETS = ("normalizer", "pre_tokenizer", "decoder"), ("trim_offsets",)
 _PROCESSOR, _IMAGES, _TOKENIZER = "processor_config.json", "preprocessor_config.json", "tokenizer.json"
 _NUMBERS = frozenset((_PROCESSOR, _IMAGES, "video_preprocessor_config.json", "tokenizer_config.json"))
 """Files with numbers by which a processor reserves memory."""
@@ -116,7 +116,7 @@ def splits_as_file(processor: Any, path: Path) -> bool:
     if backend is None or not path.exists():
         return True
     own = _rules(path)
-    return all(_state(getattr(backend, part)) == _state(getattr(own, part)) for part in _RULES)
+    return all(_rule(getattr(backend, part), part) == _rule(getattr(own, part), part) for part in _RULES)
 
 
 def _split_as_file(processor: Any, path: Path) -> None:
@@ -135,8 +135,18 @@ def _rules(path: Path) -> Tokenizer:
     return Tokenizer.from_str(json.dumps({"version": "1.0", "added_tokens": [], "model": model, **rules}))
 
 
-def _state(part: Any) -> Any:
-    return part and part.__getstate__()
+def _rule(part: Any, name: str) -> Any:
+    """A rule as JSON, without what changes no token: offsets, and the settings of a decoder of bytes."""
+
+    def plain(node: Any) -> Any:
+        if isinstance(node, list):
+            return [plain(each) for each in node]
+        if not isinstance(node, Mapping):
+            return node
+        of_bytes = name == "decoder" and node.get("type") == "ByteLevel"
+        return {key: plain(value) for key, value in node.items() if key == "type" or not (of_bytes or key in _OFFSETS)}
+
+    return None if part is None else plain(json.loads(part.__getstate__()))
 
 
 def _template_of_tokenizer(processor: Any) -> Any:

@@ -26,6 +26,7 @@ SECONDS = 8.0
 _FORGET = 10.0
 """Seconds for which a template that could not render one conversation is not tried on another one."""
 _PROBE = ({"role": "user", "content": [{"type": "text", "text": "a"}]},)
+_PROBE_SECONDS = 2.0
 _START_SECONDS = 120.0
 _WORKER = Path(__file__).with_name("template_worker.py")
 _BLOCK = 1 << 16
@@ -49,15 +50,15 @@ class _Worker:
         self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL)
         self._line(_START_SECONDS)
 
-    def ask(self, request: Mapping[str, Any]) -> dict[str, str]:
-        """Returns the reply to a request. Raises _Ended if there is none in time."""
+    def ask(self, request: Mapping[str, Any], seconds: float) -> dict[str, str]:
+        """Returns the reply to a request. Raises _Ended if there is none in so many seconds."""
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(json.dumps(request, default=str).encode() + b"\n")
             self._process.stdin.flush()
         except OSError as error:
             raise _Ended("it ended its process") from error
-        return json.loads(self._line(SECONDS))
+        return json.loads(self._line(seconds))
 
     def _line(self, seconds: float) -> bytes:
         assert self._process.stdout is not None
@@ -96,21 +97,21 @@ class _Renderer:
             if time.monotonic() < until:
                 return {"error": reason}
             try:
-                return self._asked(request)
+                return self._asked(request, SECONDS)
             except _Ended as ended:
                 reason = str(ended)
             try:
-                self._asked({**request, "messages": _PROBE})
+                self._asked({**request, "messages": _PROBE}, min(SECONDS, _PROBE_SECONDS))
             except _Ended:
                 self._refused[template] = (reason, inf)
             else:
                 self._refused[template] = (reason, time.monotonic() + _FORGET)
             return {"error": reason}
 
-    def _asked(self, request: Mapping[str, Any]) -> dict[str, str]:
+    def _asked(self, request: Mapping[str, Any], seconds: float) -> dict[str, str]:
         self._worker = self._worker or _Worker()
         try:
-            return self._worker.ask(request)
+            return self._worker.ask(request, seconds)
         except _Ended:
             self.stop()
             raise

@@ -437,6 +437,7 @@ def test_options_must_be_in_the_question():
         ({"bytes": None, "path": None}, ()),
         ("https://a.b/c.png", "'https://a.b/c.png' is not a file: save it and write its path"),
         ("data:image/png;base64,!", "'data:image/png;base64',... holds no base64"),
+        ("data:image/png;base64,\xe9", "'data:image/png;base64',... holds no base64"),
         ("x" * 5000, "is a text of 5000 characters, not a path"),
     ],
 )
@@ -449,6 +450,24 @@ def test_what_an_image_can_be(image, read):
         with pytest.raises(BadRow) as refused:
             parse(raw)
         assert read in str(refused.value) and image_names(raw) == []
+
+
+def test_what_else_a_row_may_have():
+    """Columns of other data sets with names that mean something else there, or that repeat what is there."""
+    raw = {"image": "a", "question": "what?", "answer": "red"}
+    for more in ({"texts": []}, {"texts": ["x"]}, {"completion": "z"}, {"history": "long"}, {"system": 3}):
+        assert (parse({**raw, **more}).turns, parse({**raw, **more}).answer) == ((), "red")
+    system = {"role": "system", "content": "s"}
+    row = parse({"system": "t", "messages": [system, {**USER, "content": "what?"}, RED]})
+    assert [turn.role for turn in row.turns] == ["system", "user"] and row.turns[0].text == "s"
+    with pytest.raises(BadRow, match="has messages beside prompt and completion"):
+        parse({"messages": [RED], "prompt": [{**USER, "content": "what?"}], "completion": [RED]})
+    with pytest.raises(BadRow, match="question is a list, not text"):
+        parse({"image": "a", "prompt": [{**USER, "content": "what?"}], "input": "x", "answer": "y"})
+    named = {"prompt": [{**USER, "content": [{"type": "image", "image": "b.png"}, text("?")]}], "completion": [RED]}
+    assert image_names(named) == ["b.png"] == [*parse(named).images]
+    with pytest.raises(BadRow, match="has options, which are not read"):
+        parse({**raw, "system": "s", "options": {"A": "bread", "B": "milk"}})
 
 
 def test_an_id_is_the_first_of_several():

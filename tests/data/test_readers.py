@@ -93,7 +93,7 @@ def test_a_split_without_rows_is_named(folder):
 def test_splits_of_a_folder_are_not_mixed(tmp_path):
     for name in ("train-00000-of-00002", "train-00001-of-00002", "test-00000-of-00001"):
         (tmp_path / f"{name}.parquet").touch()
-    with pytest.raises(AntgmmError, match=r"holds the splits test, train, .* such as .*/train\*\.parquet$"):
+    with pytest.raises(AntgmmError, match=r"holds the splits test, train, .* such as .*/train-\*\.parquet$"):
         read_records("parquet", tmp_path)
     with pytest.raises(AntgmmError, match=r"train-00000-of-00002\.parquet is not a readable Parquet file"):
         read_records("parquet", tmp_path / "train*.parquet")

@@ -220,8 +220,9 @@ def _check_tokenizer(tokenizer: Any, image_token: str, config: LMMConfig) -> Non
             f"the processor's image token is {token}, the model's {config.image_token}:"
             " save the model's own processor in its folder, or correct image_token_index in config.json"
         )
-    beyond = sum(key >= vocab and token.special for key, token in tokenizer.added_tokens_decoder.items())
-    if (count := len(tokenizer) - beyond) > vocab:
+    named = {tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id}
+    beyond = {key for key, token in tokenizer.added_tokens_decoder.items() if key >= vocab and token.special}
+    if (count := len(tokenizer) - len(beyond - named)) > vocab:
         raise AntgmmError(
             f"the tokenizer has {count} tokens, the model {vocab}: save the model's tokenizer in its folder"
         )

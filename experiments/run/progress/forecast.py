@@ -87,10 +87,11 @@ def look_at(source: Source, encoder: Encoder) -> dict[str, Any]:
     """
     encoded, times = [], []
     stored = open_if_encoded(source, encoder)
+    alone = stored is not None and source.encoded(encoder) is not None  # without pictures that could be encoded
     for index in range(min(_PROBED, len(source))):
         begin = time.perf_counter()
         with suppress(BadRow):  # reported when all records are read
-            encoded.append(encoder(source.read(index)) if stored is None else stored[index])
+            encoded.append(stored[index] if stored is not None and alone else encoder(source.read(index)))
         times.append(time.perf_counter() - begin)
     if not encoded:
         return {}

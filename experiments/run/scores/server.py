@@ -181,7 +181,9 @@ def _data_url(image: np.ndarray) -> str:
 def _reply(server: Server, path: str, body: Mapping[str, Any] | None = None) -> Any:
     """The JSON of a reply to a GET request, or to a POST request with a body."""
     url, headers = f"{server.url}/{path}", {"Content-Type": "application/json"}
-    if key := os.environ.get(KEY):
+    if key := os.environ.get(KEY, "").strip():
+        if not (key.isascii() and key.isprintable()):
+            raise AntgmmError(f"{KEY} holds signs that no key has: set it again")
         headers["Authorization"] = f"Bearer {key}"
     try:
         request = urllib.request.Request(url, None if body is None else json.dumps(body).encode(), headers)

@@ -335,3 +335,7 @@ def test_a_key_of_the_environment_is_sent_and_no_proxy_is_asked_for_this_machine
         fake.server_close()
         thread.join()
     assert seen == [None, "Bearer secret"]
+    assert client._near(fake.url) and not client._near("http://127.0.0.2.example/v1")
+    monkeypatch.setenv(client.KEY, "a\rb")
+    with pytest.raises(AntgmmError, match="^OPENAI_API_KEY holds signs that no key has: set it again$"):
+        connect(fake.url)
