@@ -188,7 +188,7 @@ def _check_options(raw: Mapping, question: str) -> None:
     """
     for names in _OPTIONS:
         given = [raw.get(name) for name in names]
-        options = given[0] if len(names) == 1 and not isinstance(given[0], str) else given
+        options: Any = given[0] if len(names) == 1 and not isinstance(given[0], str) else given
         options = [*options.values()] if isinstance(options, Mapping) else options
         texts = isinstance(options, list) and all(isinstance(one, str) and one for one in options)
         if texts and not all(one in question for one in options):

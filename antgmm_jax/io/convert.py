@@ -333,6 +333,7 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     merged = {key: value for key, value in base.items() if key != "layer_types"}
     for key, value in over.items():
         old = merged.get(key)
-        nested = isinstance(old, Mapping) and isinstance(value, Mapping)
-        merged[key] = _merge(old, value) if nested and value.get("rope_type") != "default" else value
+        if isinstance(old, Mapping) and isinstance(value, Mapping) and value.get("rope_type") != "default":
+            value = _merge(old, value)
+        merged[key] = value
     return merged

@@ -145,7 +145,7 @@ class _Trials:
                 say(f"{title}: diverged")
                 return Trial(candidate, inf)
         held = self._seen.held
-        rows = rows_that_fit(left.config, min(32, len(held)), **held.lengths)
+        rows = rows_that_fit(left.config, min(32, len(held)), **held.lengths, dtype="float32")
         loss = token_loss(left.config, left.params, held, batch_size=rows)
         say(f"{title}: held-out loss {loss:.3f} after {work.stage.steps} steps")
         return Trial(candidate, loss)

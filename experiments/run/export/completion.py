@@ -66,8 +66,8 @@ def ends_of(directory: Path, config: LMMConfig) -> tuple[int | list[int], int]:
 def _ends(directory: Path, encoder: Encoder | None) -> tuple[int | list[int], int]:
     if encoder is None:
         return end_tokens(directory)
-    ends, pad = answer_tokens(directory, encoder)
-    return [*ends] if len(ends) > 1 else ends[0], pad
+    (first, *more), pad = answer_tokens(directory, encoder)
+    return [first, *more] if more else first, pad
 
 
 def _encoder(directory: Path, config: LMMConfig) -> Encoder | None:

@@ -88,7 +88,7 @@ def check(
     batches: Sequence[Mapping[str, np.ndarray]],
     *,
     max_new_tokens: int,
-    eos: int,
+    eos: int | list[int],
     pad: int,
 ) -> GateResult:
     """Compares exported files in PyTorch with the student in JAX, each on its accelerator if it has one.
@@ -100,7 +100,7 @@ def check(
         batches: training batches (prompts with answers) for logits, which also contain the prompts alone with the
             prefix `prompt/`, the numbers of the samples as `index` and possibly their names as `id`.
         max_new_tokens: length of the greedy answers.
-        eos: token that ends an answer.
+        eos: token or tokens that end an answer.
         pad: token after the end of an answer.
 
     Returns:
@@ -129,7 +129,7 @@ def check(
 
 
 def _compared(
-    model: Any, config: LMMConfig, params: Params, batch: Mapping[str, np.ndarray], limits: Mapping[str, int]
+    model: Any, config: LMMConfig, params: Params, batch: Mapping[str, np.ndarray], limits: Mapping[str, Any]
 ) -> list[_Row]:
     """Compares the rows of a batch."""
     inputs, prompt = split(batch)

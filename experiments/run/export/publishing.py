@@ -33,14 +33,14 @@ class Questions(NamedTuple):
     Attributes:
         batches: training batches with prompts, as in `export_gate.check`.
         max_new_tokens: length of the greedy answers.
-        eos: token that ends an answer.
+        eos: token or tokens that end an answer.
         pad: token after the end of an answer.
         conversations: conversations of which a server must make the token ids of training.
     """
 
     batches: Sequence[Mapping[str, np.ndarray]]
     max_new_tokens: int
-    eos: int
+    eos: int | list[int]
     pad: int
     conversations: Sequence[Conversation] = ()
 
