@@ -79,8 +79,8 @@ def update_flops(config: LMMConfig, work: Work) -> int:
     if stage.optimizer.kind != "muon":
         return 0
     facts = ("language",) if work.objective == "facts" else ()
-    shapes = shapes_with_adapters(abstract(config), stage.adapters)
     with suppress(AntgmmError):  # a wrong prefix, which the run reports with the name of the stage
+        shapes = shapes_with_adapters(abstract(config), stage.adapters)
         return muon_flops(trainable(shapes, (*stage.frozen, *stage.adapters, *facts)))
     return 0
 
