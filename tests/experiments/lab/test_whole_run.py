@@ -9,8 +9,8 @@ from antgmm_jax.presets import preset
 from experiments.lab.planning import compilers, whole_run
 from experiments.lab.planning.chips import CHIPS
 from experiments.lab.planning.phase import Load, Phase
-from experiments.lab.planning.phases import phases
-from experiments.lab.planning.step import Step, StepSpec
+from experiments.lab.planning.phases import _spec, phases
+from experiments.lab.planning.step import Step, StepSpec, stays
 from experiments.run.schema.recipe import load_any
 from pruning.costs import forward_flops, total_parameters
 
@@ -131,21 +131,21 @@ def test_a_stage_that_compares_the_output_of_the_bridge_needs_the_teacher_or_its
 def test_states_of_towers_and_the_most_probable_tokens_are_inputs_of_the_step(tmp_path):
     """A batch of 8 rows has the cached states of 2 bytes each: before each layer, behind the last one, and final."""
     (tmp_path / "recipe.toml").write_text(RECIPE.replace("mask_steps = 1", "mask_steps = 0"))
-    load = Load({"data": 1, "fsdp": 1, "tensor": 1}, "", 14 + CONFIG.image_tokens, 6)
+    mesh = {"data": 1, "fsdp": 1, "tensor": 1}
+    load = Load(mesh, "", 14 + CONFIG.image_tokens, 6)
 
-    def step(*changes):
-        raw = load_any(tmp_path / "recipe.toml", ["stage.cut.importance=magnitude", *changes])
-        return next(each for each in phases(raw, CONFIG, load) if each.name == "stage 'cut': step").memory
+    def size(*changes):
+        recipe = load_any(tmp_path / "recipe.toml", ["stage.cut.importance=magnitude", *changes])
+        return stays(_spec(recipe, recipe.work[0], CONFIG, CONFIG, load), mesh)
 
-    plain, compared = step(), step("stage.cut.loss={hidden=1.0,vision=1.0}", "teacher.states=['vision','text']")
+    plain, compared = size(), size("stage.cut.loss={hidden=1.0,vision=1.0}", "teacher.states=['vision','text']")
     vision, text = CONFIG.vision, CONFIG.language.decoder
     states = (vision.stack.layers + 1) * vision.tokens * vision.stack.embed
     states += (text.layers + 1) * (load.length + load.answer) * text.embed
-    assert compared["batch"] - plain["batch"] == 8 * 2 * states
-    assert compared["teacher"] == plain["teacher"] > 0
-    top = step("teacher.top=4")  # 4 tokens of 4 bytes, and 5 probabilities of 2
-    assert plain["batch"] - top["batch"] == 8 * load.answer * (2 * text.embed - 26)
-    assert top["teacher"] == 0
+    assert compared - plain == 8 * 2 * states
+    # 4 tokens of 4 bytes and 5 probabilities of 2 take the place of a final state, and of the teacher's head.
+    head = 2 * CONFIG.language.vocab * text.embed
+    assert plain - size("teacher.top=4") == 8 * load.answer * (2 * text.embed - 26) + head
 
 
 def test_the_least_time_of_a_phase_by_hand():
