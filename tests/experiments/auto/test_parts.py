@@ -373,8 +373,8 @@ def test_an_image_side_that_no_row_trains_keeps_its_size():
     present = unseen(config, SimpleNamespace(totals={"slots": 0}))
     assert {axis: sizes(config)[axis] for axis in present} == present
     assert {"vision/layers", "vision/embed"} <= {*present}
-    found = pruning.search(config, total_parameters, 0.5 * total_parameters(config), pins=present).sizes
-    assert {axis: found[axis] for axis in present} == present and found["text/embed"] < sizes(config)["text/embed"]
+    chosen = pruning.search(config, total_parameters, 0.5 * total_parameters(config), pins=present).sizes
+    assert {axis: chosen[axis] for axis in present} == present and chosen["text/embed"] < sizes(config)["text/embed"]
     assert unseen(config, SimpleNamespace(totals={"slots": 1})) == {}
 
 
