@@ -96,7 +96,12 @@ def _unpaired(value: Any) -> Any:
 def _is_blank(turn: Mapping) -> bool:
     """Whether a turn is a system prompt without a text, which some data sets write into every row."""
     content = _content(turn)
-    return (turn.get("role") or turn.get("from")) == "system" and isinstance(content, str) and not content.strip()
+    return role_of(turn) == "system" and isinstance(content, str) and not content.strip()
+
+
+def role_of(turn: Mapping) -> Any:
+    """Returns the role of a raw turn as written."""
+    return turn.get("role") or turn.get("from")
 
 
 def _content(turn: Mapping) -> Any:
@@ -105,7 +110,7 @@ def _content(turn: Mapping) -> Any:
 
 def _turn(raw: Mapping, where: str) -> tuple[str, list[_Part]]:
     """Role and parts of a turn."""
-    given = raw.get("role") or raw.get("from")
+    given = role_of(raw)
     if not isinstance(given, str) or given not in _ROLES:
         raise BadRow(f"{where} has role {quoted(given)}: only system, user (human) and assistant (gpt) are supported")
     role, content = _ROLES[given], _content(raw)

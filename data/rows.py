@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from data.chat_rows import PLACE, TURNS, as_file, by_turn, has_turns, own_images, parse_chat
+from data.chat_rows import PLACE, TURNS, as_file, by_turn, has_turns, own_images, parse_chat, role_of
 from data.limits import BadRow, check_text
 from data.record import Turn, prompt
 
@@ -127,8 +127,8 @@ def _as_messages(raw: Mapping) -> Mapping:
         before += [{"role": role, "content": text} for role, text in zip(("user", "assistant"), pair, strict=True)]
     for name in TURNS:
         if isinstance(turns := by_turn(rest.get(name)), list) and has_turns(rest, name):
-            first = turns[0] if turns and isinstance(turns[0], Mapping) else {}
-            own = (first.get("role") or first.get("from")) == "system"  # then the column repeats it
+            own = bool(turns) and isinstance(turns[0], Mapping) and role_of(turns[0]) == "system"
+            # A column with the system prompt of the turns repeats it.
             return {**rest, name: [*before[own and bool(system.strip()) :], *turns]}
     question = {"role": "user", "content": _needed(_asked(rest), "question")}
     last = [question, {"role": "assistant", "content": _answer(rest)}]

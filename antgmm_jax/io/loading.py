@@ -112,19 +112,24 @@ def splits_as_file(processor: Any, path: Path) -> bool:
         processor: from `stock_processor`.
         path: tokenizer.json.
     """
-    backend = getattr(getattr(processor, "tokenizer", None), "backend_tokenizer", None)
-    if backend is None or not path.exists():
-        return True
-    own = _rules(path)
-    return all(_rule(getattr(backend, part), part) == _rule(getattr(own, part), part) for part in _RULES)
+    return _other_rules(processor, path) is None
 
 
 def _split_as_file(processor: Any, path: Path) -> None:
     """Gives a tokenizer the rules of its file."""
-    if not splits_as_file(processor, path):
-        own = _rules(path)
+    if (own := _other_rules(processor, path)) is not None:
         for part in _RULES:
             setattr(processor.tokenizer.backend_tokenizer, part, getattr(own, part))
+
+
+def _other_rules(processor: Any, path: Path) -> Tokenizer | None:
+    """The rules of the file; None if the tokenizer has them, or there is no file."""
+    backend = getattr(getattr(processor, "tokenizer", None), "backend_tokenizer", None)
+    if backend is None or not path.exists():
+        return None
+    own = _rules(path)
+    same = all(_rule(getattr(backend, part), part) == _rule(getattr(own, part), part) for part in _RULES)
+    return None if same else own
 
 
 def _rules(path: Path) -> Tokenizer:

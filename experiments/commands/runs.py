@@ -260,10 +260,10 @@ def report(
     """Print the report of a run, and render its Markdown and HTML again; measure first what has not been measured."""
     require("report")
     say(f"report: {run}")
-    from experiments.run.folder import RunFolder
+    from experiments.run.folder import REPORT, RunFolder
 
     folder = RunFolder(run)
-    if folder.checksums.exists() and (again or (folder.gate.exists() and not (folder.report / "report.json").exists())):
+    if folder.checksums.exists() and (again or (folder.gate.exists() and not (folder.report / REPORT).exists())):
         _measure(folder, mesh, again)
     figures = _figures(run)
     if "teacher" not in figures:  # of `antgmm train`
