@@ -8,7 +8,7 @@ from distill.loop import Diverged, Progress, train
 from distill.losses import LossConfig
 from distill.optimizer import Optimizer, OptimizerConfig, make_optimizer
 from distill.sensitivity import bridge_weights
-from distill.state import State, init_state, map_moments, shard_state
+from distill.state import State, init_state, map_moments, shard_state, state_dtypes
 from distill.step import Step, StepConfig, make_loss, make_step
 from distill.teacher import NO_TEACHER, Teacher, cached, online
 
@@ -41,5 +41,6 @@ __all__ = [
     "open_cache",
     "parts",
     "shard_state",
+    "state_dtypes",
     "train",
 ]

@@ -1,12 +1,13 @@
 """Sensitivity of the answers to each token of the bridge's output."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from antgmm_jax.blocks.merger import squares
@@ -42,9 +43,31 @@ def bridge_weights(functional: Any, params: Any, batches: Iterable[Mapping[str, 
     Raises:
         AntgmmError: there is no batch.
     """
-    loss = make_loss(functional, LossConfig(hard=1.0), dtype=params_dtype(params))
+    summed, tokens, by_batch = jax.jit(token_shares(functional, params_dtype(params))), 0, []
+    for batch in batches:
+        tokens = tokens or _output_tokens(functional, params, batch)
+        by_batch.append(gather(summed(params, batch)))
+    if not by_batch:
+        raise AntgmmError("bridge weights need at least one calibration batch; there was none")
+    sums, images = (sum(np.asarray(part, np.float32) for part in parts) for parts in zip(*by_batch, strict=True))
+    mean = _of_outputs(sums / np.maximum(images, 1), tokens)
+    return ((mean / mean.mean() if images else np.ones_like(mean)) + FLOOR) / (1 + FLOOR)
 
-    @jax.jit
+
+def token_shares(
+    functional: Any, dtype: DTypeLike
+) -> Callable[[Any, Mapping[str, Any]], tuple[Float[Array, " N"], Int[Array, ""]]]:
+    """Returns the function that `bridge_weights` applies to each batch.
+
+    Args:
+        functional: `Functional` of the teacher.
+        dtype: dtype of its parameters and computation.
+
+    Returns:
+        (parameters, batch) -> share of each feature of an image, summed over the images, and their number.
+    """
+    loss = make_loss(functional, LossConfig(hard=1.0), dtype=dtype)
+
     def summed(params: Any, batch: Mapping[str, Any]) -> tuple[Float[Array, " N"], Int[Array, ""]]:
         valid = batch["images"]["valid"]
         rest = {**batch, "images": without_pixels(batch["images"])}
@@ -54,15 +77,7 @@ def bridge_weights(functional: Any, params: Any, batches: Iterable[Mapping[str, 
         shares = effect / jnp.maximum(jnp.sum(effect, axis=-1, keepdims=True), _TINY)
         return jnp.sum(shares, axis=(0, 1), where=valid[:, :, None]), valid.sum()
 
-    tokens, by_batch = 0, []
-    for batch in batches:
-        tokens = tokens or _output_tokens(functional, params, batch)
-        by_batch.append(gather(summed(params, batch)))
-    if not by_batch:
-        raise AntgmmError("bridge weights need at least one calibration batch; there was none")
-    sums, images = (sum(np.asarray(part, np.float32) for part in parts) for parts in zip(*by_batch, strict=True))
-    mean = _of_outputs(sums / np.maximum(images, 1), tokens)
-    return ((mean / mean.mean() if images else np.ones_like(mean)) + FLOOR) / (1 + FLOOR)
+    return summed
 
 
 def _output_tokens(functional: Any, params: Any, batch: Mapping[str, Any]) -> int:

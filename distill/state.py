@@ -1,21 +1,25 @@
 """State of training: parameters, moments and the number of steps."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Int
 
 from antgmm_jax.parallel import sharding
 from antgmm_jax.pure import Params
 from distill.optimizer import Optimizer
-from distill.trainable import combine, is_hole, is_masked, trainable
+from distill.trainable import by_path, combine, is_hole, is_masked, trainable, under
 
 
 class State(NamedTuple):
-    """State of training: float32 parameters, optimizer state, and the number of completed steps."""
+    """State of training: parameters, optimizer state, and the number of completed steps.
+
+    Trained parameters are float32; frozen ones may be narrower (`state_dtypes`).
+    """
 
     params: Params
     opt_state: optax.OptState
@@ -26,7 +30,7 @@ def init_state(params: Params, optimizer: Optimizer, *, own: bool = False) -> St
     """Creates the initial state.
 
     Args:
-        params: float32 parameters.
+        params: parameters, in the dtypes of the state.
         optimizer: from `make_optimizer`.
         own: whether nothing else uses the arrays. The training step donates its state, so other arrays are copied.
 
@@ -37,6 +41,27 @@ def init_state(params: Params, optimizer: Optimizer, *, own: bool = False) -> St
         params = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), params)
     opt_state = optimizer.transform.init(trainable(params, optimizer.frozen))
     return State(params, opt_state, jnp.zeros((), jnp.int32))
+
+
+def state_dtypes(params: Params, frozen: Sequence[str]) -> Params:
+    """Returns the dtype of each parameter in a state: that of its file if it is frozen and has two bytes, else float32.
+
+    A step that computes in bfloat16 reads the same numbers from either, and needs no copy of a bfloat16 file's.
+
+    Args:
+        params: parameters as they are stored, or their shapes.
+        frozen: path prefixes of parameters that are not trained.
+
+    Returns:
+        The tree of NumPy dtypes.
+    """
+
+    def dtype_of(path: str, dtype: np.dtype) -> np.dtype:
+        half = dtype.itemsize == 2 and jnp.issubdtype(dtype, jnp.floating)
+        return dtype if half and any(under(path, prefix) for prefix in frozen) else np.dtype(np.float32)
+
+    leaves, treedef = by_path(params)
+    return treedef.unflatten([dtype_of(path, np.dtype(leaf.dtype)) for path, leaf in leaves.items()])
 
 
 def map_moments(

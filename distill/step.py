@@ -39,8 +39,8 @@ class StepConfig(OptimizerConfig):
     Attributes:
         batch_size: samples per optimizer step; with packing, rows.
         accumulate: number of micro-batches per step; it must divide `batch_size`.
-        dtype: dtype of computation; parameters, moments, norms and losses stay float32. "bfloat16" is for accelerators:
-            a CPU is not faster with it.
+        dtype: dtype of computation; trained parameters, moments, norms and losses stay float32. "bfloat16" is for
+            accelerators: a CPU is not faster with it.
         remat: what the student's layers store for the backward pass: "none" recomputes nothing, "dots" stores matrix
             products, "attention" the layers' inputs and what a TPU's flash kernel reads in the backward pass, "full"
             only the inputs (least memory).
@@ -209,7 +209,7 @@ def make_step(
         micro_batches: number of micro-batches; gradients are summed in float32 and all tokens have equal weight, so the
             result is that of the whole batch.
         chunk: maximum number of answer tokens per device with logits in memory.
-        dtype: dtype of computation; the parameters in the state stay float32.
+        dtype: dtype of computation; the parameters in the state keep theirs.
 
     Returns:
         The step. Metrics are float32 scalars: `loss`, the mean of every term, `grad_norm` (before clipping),

@@ -41,7 +41,16 @@ import orbax.checkpoint.experimental.v1 as ocp
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io import folders
 from antgmm_jax.io.books import read_book, sealed
-from antgmm_jax.io.leaves import assert_same_leaves, checked_leaves, describe, empty, named_leaves, target_at, target_of
+from antgmm_jax.io.leaves import (
+    as_saved,
+    assert_same_leaves,
+    checked_leaves,
+    describe,
+    empty,
+    named_leaves,
+    target_at,
+    target_of,
+)
 from antgmm_jax.io.orbax_errors import silent, wait_for_threads
 from antgmm_jax.parallel import processes
 
@@ -199,9 +208,10 @@ def load_step(directory: str | Path, step: int, like: Any) -> tuple[Any, dict[st
     Args:
       directory: the folder passed to `save_step`.
       step: an existing step.
-      like: tree with the saved structure, shapes and dtypes. A `jax.Array` or `jax.ShapeDtypeStruct` leaf is restored
-        as a `jax.Array` with the leaf's sharding (default: replicated), a NumPy leaf as a NumPy array, a typed PRNG
-        key as a typed PRNG key.
+      like: tree with the saved structure, shapes and dtypes; floating-point leaves may have another floating-point
+        dtype, and are restored in the saved one. A `jax.Array` or `jax.ShapeDtypeStruct` leaf is restored as a
+        `jax.Array` with the leaf's sharding (default: replicated), a NumPy leaf as a NumPy array, a typed PRNG key as a
+        typed PRNG key.
 
     Returns:
       The tree and the record with `versions`.
@@ -211,7 +221,7 @@ def load_step(directory: str | Path, step: int, like: Any) -> tuple[Any, dict[st
     """
     folder = Path(directory) / f"{step:08d}"
     record, contents = _read(folder, STEP_RECORD)
-    leaves = {name: leaf for name, (_, leaf) in named_leaves(like).items()}
+    leaves = {name: as_saved(leaf, contents["leaves"].get(name)) for name, (_, leaf) in named_leaves(like).items()}
     assert_same_leaves(folder, contents["leaves"], {name: describe(leaf) for name, leaf in leaves.items()})
     flat = _load_arrays(folder, contents, leaves)
     return jax.tree.unflatten(jax.tree.structure(like), [flat[name] for name in leaves]), record

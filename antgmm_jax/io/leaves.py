@@ -13,6 +13,8 @@ import numpy as np
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.parallel import sharding
 
+_FLOATS = frozenset(("bfloat16", "float16", "float32"))
+
 
 def named_leaves(tree: Any) -> dict[str, tuple[list[str], Any]]:
     """Returns leaf name -> (keys of its path, leaf), in the order of `jax.tree.leaves`.
@@ -51,6 +53,20 @@ def checked_leaves(leaves: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         if not isinstance(leaf["dtype"], str):
             raise TypeError(leaf["dtype"])
     return {**leaves}
+
+
+def as_saved(leaf: Any, saved: dict[str, Any] | None) -> Any:
+    """Returns a leaf to restore with the floating-point dtype that a checkpoint's table has for it.
+
+    Args:
+        leaf: the leaf.
+        saved: `shape` and `dtype`, from `describe`; None if the table lacks it.
+    """
+    if saved is None or str(leaf.dtype) == saved["dtype"] or not {str(leaf.dtype), saved["dtype"]} <= _FLOATS:
+        return leaf
+    if isinstance(leaf, np.ndarray):
+        return leaf.astype(saved["dtype"])
+    return jax.ShapeDtypeStruct(leaf.shape, saved["dtype"], sharding=leaf.sharding)
 
 
 def target_at(leaf: dict[str, Any], axes: Mapping[str, Any] | None) -> Any:

@@ -1,7 +1,7 @@
 """Parameters on the devices: read tensor by tensor, and split over the mesh if there is one."""
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -20,7 +20,7 @@ WHOLE = 1 << 28
 """Bytes up to which a stack of layers is read at once. Larger stacks are read layer by layer."""
 
 
-def on_devices(config: LMMConfig, params: Params, dtype: DTypeLike | None = None) -> Params:
+def on_devices(config: LMMConfig, params: Params, dtype: DTypeLike | Params | None = None) -> Params:
     """Returns parameters as JAX arrays, sharded by the rules of the mesh if there is one.
 
     `Stored` parameters are read one tensor or layer at a time: the host never holds the model. The arrays that result
@@ -29,12 +29,17 @@ def on_devices(config: LMMConfig, params: Params, dtype: DTypeLike | None = None
     Args:
         config: model config.
         params: `Stored`, NumPy or JAX parameters.
-        dtype: dtype of the result; None keeps the dtype of each parameter.
+        dtype: dtype of the result, or a tree with that of each parameter; None keeps the dtype of each parameter.
 
     Returns:
         The parameters.
     """
-    return jax.tree.map(partial(placed, dtype=dtype), params, functional(config).axes)
+    leaves, treedef = jax.tree.flatten(params)
+    del params  # so that each array of a caller that keeps none is freed once it is cast
+    dtypes = treedef.flatten_up_to(dtype) if isinstance(dtype, Mapping) else [dtype] * len(leaves)
+    for at, (names, of) in enumerate(zip(treedef.flatten_up_to(functional(config).axes), dtypes, strict=True)):
+        leaves[at] = placed(leaves[at], names, dtype=of)
+    return treedef.unflatten(leaves)
 
 
 def on_first(config: LMMConfig, params: Params, dtype: DTypeLike) -> Params:

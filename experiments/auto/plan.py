@@ -129,7 +129,8 @@ def measured(goal: Goal, place: Path) -> Plan:
     choice = chosen(goal, seen, recipe.seed, recipe.optimizer.dtype, _left(goal, begin) / 2)
     left, machine, wanted = _left(goal, begin), _machine(tables, samples), choice.sized.sizes
     tables, stored = with_disk(tables, config, wanted, samples, place.parent)
-    roomy = trial_tables(tables, config, wanted, samples)
+    narrow = narrow_of(seen.teacher.weights())
+    roomy = trial_tables(tables, config, wanted, samples, narrow)
     trials = tuned(roomy, seen, wanted, machine, min(PART * goal.seconds, left), place)
     best = trials[0].tuned if trials else Tuned()
     test_rows = machine.rows.scored
@@ -138,7 +139,7 @@ def measured(goal: Goal, place: Path) -> Plan:
         tables["evaluate"]["data"]["samples"] = machine.rows.scored
     machine = machine._replace(spent=time.monotonic() - begin)
     raw, expected = fitted(goal, tables, config, wanted, machine, best)
-    raw, crowded = with_room(raw, config, samples)
+    raw, crowded = with_room(raw, config, samples, narrow)
     reasons = [*about_prompts(losses), *_look(seen), *_sizes(config, choice, samples)]
     reasons += [*in_time(choice.sensitivity, left), *_tuning(trials)]
     reasons += [*fewer_scores(machine.rows.scored, test_rows), *_steps(raw, expected, machine.rate), *stored, *crowded]
@@ -175,7 +176,8 @@ def further(goal: Goal, first: Mapping[str, Any], best: Tuned, parent: str, plac
     machine = _machine(tables, samples)._replace(spent=time.monotonic() - begin, without=(TARGETS, REPORT))
     tables, stored = with_disk(tables, start.config, choice.sized.sizes, samples, place)
     raw, expected = fitted(goal, tables, start.config, choice.sized.sizes, machine, best)
-    raw, crowded = with_room(raw, start.config, samples)
+    # The arrays of a stage are not read for their dtypes: its plan has room for float32.
+    raw, crowded = with_room(raw, start.config, samples, {} if parent else narrow_of(whole_model.weights()))
     reasons = [*_sizes(start.config, choice, samples), *in_time(choice.sensitivity, left)]
     reasons += [*_steps(raw, expected, machine.rate), *stored, *crowded]
     reasons += too_long(goal, machine.spent + expected)

@@ -1,9 +1,9 @@
 """Gradient accumulation where the batch of a planned stage does not fit into the memory of a device."""
 
-import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -12,15 +12,16 @@ import jax.numpy as jnp
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.parallel import sharding
 from antgmm_jax.pure import abstract
+from distill.adapters import shapes_with_adapters
 from distill.trainable import trainable
 from experiments.auto.schedule import FEWEST, Scale, Tuned, language_stage, small_batch, stages
 from experiments.auto.sizing import by_side
 from experiments.run.batch_size import SHARE, device_memory, rows_that_fit, saved_bytes
 from experiments.run.cuts import planned, reads_features, segment_targets, stored_features
+from experiments.run.narrow import Narrow, held_by, left_by, with_dtypes
 from experiments.run.rows.samples import Samples
 from experiments.run.schema import Stage
 from experiments.run.schema.recipe import recipe_of
-from pruning.costs import total_parameters
 from pruning.planning import illegal_reason
 
 DISK = 0.8
@@ -34,22 +35,26 @@ def memory_limit() -> int:
     return 0 if jax.default_backend() == "cpu" else device_memory()
 
 
-def with_room(raw: Mapping[str, Any], config: LMMConfig, samples: Samples) -> tuple[dict[str, Any], list[str]]:
+def with_room(
+    raw: Mapping[str, Any], config: LMMConfig, samples: Samples, narrow: Narrow = MappingProxyType({})
+) -> tuple[dict[str, Any], list[str]]:
     """Splits the batches of a recipe's stages where they do not fit into the memory of a device.
 
     Args:
         raw: tables of the recipe; a stage with `accumulate` of its own or of the recipe keeps it.
         config: config of the initial model.
         samples: training records.
+        narrow: parameters of the initial model that are stored in two bytes.
 
     Returns:
         The tables, and lines about the stages that were changed.
     """
     limit, tables, lines, recipe = memory_limit(), [], [], recipe_of(raw, "plan")
     for table, stage in zip(raw["stage"], recipe.stages, strict=True):
-        parts = micro_batches(config, stage, samples, limit, on_disk=recipe.features == "disk")
+        held, narrow = held_by(stage, narrow), left_by(stage, narrow)
+        parts = micro_batches(config, stage, samples, limit, held, on_disk=recipe.features == "disk")
         config = planned(config, stage, segment_targets(config, stage)[-1])
-        if limit and (kept := _kept_bytes(config, stage)) > limit:
+        if limit and (kept := _state_bytes(config, stage, held)) > limit:
             lines.append(
                 f"warning: stage {stage.name} keeps {kept / 1e9:.3g} GB of parameters and moments on each device, which"
                 f" has {limit / 1e9:.3g} GB: split them with --mesh fsdp=N, or take a larger device"
@@ -98,7 +103,11 @@ def with_disk(
 
 
 def trial_tables(
-    tables: Mapping[str, Any], config: LMMConfig, wanted: Mapping[str, int], samples: Samples
+    tables: Mapping[str, Any],
+    config: LMMConfig,
+    wanted: Mapping[str, int],
+    samples: Samples,
+    narrow: Narrow = MappingProxyType({}),
 ) -> Mapping[str, Any]:
     """Returns the tables of a recipe without stages with room for the batches of the tuner's trials.
 
@@ -107,17 +116,20 @@ def trial_tables(
         config: config of the teacher.
         wanted: axis -> units of the student.
         samples: training records.
+        narrow: as in `with_room`.
     """
     text = by_side(config, wanted)[1]
     if illegal_reason(config, text):
         return tables
     stage = {"name": "tune", **language_stage(config, text, Tuned(), FEWEST, small_batch(len(samples)))}
-    (roomy,) = with_room({**tables, "stage": [stage]}, config, samples)[0]["stage"]
+    (roomy,) = with_room({**tables, "stage": [stage]}, config, samples, narrow)[0]["stage"]
     given = {key: value for key, value in roomy["optimizer"].items() if key == "accumulate"}
     return {**tables, "optimizer": {**tables["optimizer"], **given}}
 
 
-def micro_batches(config: LMMConfig, stage: Stage, samples: Samples, limit: int, *, on_disk: bool = True) -> int:
+def micro_batches(
+    config: LMMConfig, stage: Stage, samples: Samples, limit: int, held: Narrow, *, on_disk: bool = True
+) -> int:
     """Returns the fewest parts of a stage's batches of which one fits into the memory of a device.
 
     Args:
@@ -125,6 +137,7 @@ def micro_batches(config: LMMConfig, stage: Stage, samples: Samples, limit: int,
         stage: the stage.
         samples: training records.
         limit: bytes of a device; 0 for any.
+        held: parameters that the stage holds in two bytes.
         on_disk: whether image features are on disk, so that steps do not compute them.
 
     Returns:
@@ -140,21 +153,24 @@ def micro_batches(config: LMMConfig, stage: Stage, samples: Samples, limit: int,
         lengths |= {"text": 0, "answer": 0}
     after = planned(config, stage, targets)
     states = saved_bytes(after, **lengths, itemsize=jnp.dtype(table.dtype).itemsize, remat=table.remat)
-    left = max(1.0, limit - _state_bytes(after, stage) / SHARE)
+    # `rows_that_fit` counts the parameters that compute, of which those in their dtype are no copies.
+    left = max(1.0, limit - _state_bytes(after, stage, held, without=table.dtype) / SHARE)
     rows = rows_that_fit(after, table.batch_size, **lengths, dtype=table.dtype, states=states, memory=left)
     divisors = (n for n in range(1, table.batch_size + 1) if table.batch_size % n == 0)
     parts = ((n, table.batch_size // n) for n in divisors)
     return next((n for n, part in parts if part <= rows and sharding.padded_batch_size(part) == part), table.accumulate)
 
 
-def _kept_bytes(config: LMMConfig, stage: Stage) -> float:
-    """Bytes on each device of all parameters, in float32, and of the moments of those that are trained."""
-    masters = 0 if stage.optimizer.dtype != "float32" else 4 * total_parameters(config)
-    return _state_bytes(config, stage) + masters / sharding.model_parts()
+def _state_bytes(config: LMMConfig, stage: Stage, held: Narrow, *, without: str = "") -> float:
+    """Bytes on each device of a stage's parameters, and of gradients and moments of those that are trained.
 
-
-def _state_bytes(config: LMMConfig, stage: Stage) -> float:
-    """Bytes on each device of what training keeps for the parameters, beside those that compute."""
-    leaves = jax.tree.leaves(trainable(abstract(config), stage.frozen))
-    masters = 0 if stage.optimizer.dtype == "float32" else 4 * total_parameters(config)
-    return (TRAINED * sum(math.prod(leaf.shape) for leaf in leaves) + masters) / sharding.model_parts()
+    Args:
+        config: config of the model that is trained.
+        stage: the stage.
+        held: parameters that it holds in two bytes.
+        without: dtype of parameters that are not counted.
+    """
+    shapes = with_dtypes(shapes_with_adapters(abstract(config), stage.adapters), held)
+    trained = sum(leaf.size for leaf in jax.tree.leaves(trainable(shapes, stage.constant)))
+    counted = (leaf for leaf in jax.tree.leaves(shapes) if leaf.dtype.name != without)
+    return (TRAINED * trained + sum(leaf.size * leaf.dtype.itemsize for leaf in counted)) / sharding.model_parts()

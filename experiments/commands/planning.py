@@ -131,9 +131,9 @@ def _whole_run(
     from experiments.lab.planning.phase import Load
 
     sizes, target = _devices(mesh, chip, compiler)
-    recipe, config = whole_run.opened(path, overrides, preset)
+    recipe, config, narrow = whole_run.opened(path, overrides, preset)
     rows = length or config.usual_tokens + recipe.max_length, answer or recipe.max_answer
-    load = Load(sizes, target, *rows, memory=CHIPS[chip].memory if chip else math.inf)
+    load = Load(sizes, target, *rows, memory=CHIPS[chip].memory if chip else math.inf, narrow=narrow)
     phases = whole_run.figures([*whole_run.planned(recipe, config, load, chip, say)], chip, load.devices)
     note = (
         "GB that stay on each device, and of temporaries; GB on a machine for copies of arrays and batches made ahead;"

@@ -80,7 +80,7 @@ def check_steps(work: Work, params: Params, rows: int) -> None:
     try:
         if table.batch_size > rows:
             raise AntgmmError(f"batch_size = {table.batch_size} is more than its {rows} rows: reduce it")
-        check_paths(shapes_with_adapters(params, stage.adapters), (*stage.frozen, *stage.adapters), tuple(table.rates))
+        check_paths(shapes_with_adapters(params, stage.adapters), stage.constant, tuple(table.rates))
     except AntgmmError as error:
         raise AntgmmError(f"{work.title}: {error}") from error
 

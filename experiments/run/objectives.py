@@ -109,7 +109,7 @@ class Answers:
 
     def begin(self) -> Params:
         """Loads the parameters of the model before the stage, with new adapters if it has any."""
-        return self._adapting(self._start.load())
+        return self._adapting(self._start.begin(self._stage.narrow))
 
     def frozen(self) -> Params:
         """Loads the parameters of the teacher, if the losses read it."""

@@ -138,7 +138,7 @@ class Run:
             scores = {name: metrics["scores"][name] for name in ("exact_match", "by_type")}
             if self.hard is not None:
                 title, config = "scores on hard records", student.config
-                scores["exact_match_hard"] = self._scores(title, config, student.load(), self.hard)["exact_match"]
+                scores["exact_match_hard"] = self._scores(title, config, student.weights(), self.hard)["exact_match"]
             size = total_parameters(student.config)
             return {"params": size, "sizes": sizes(student.config), "seconds": self.folder.status.seconds, **scores}
 

@@ -62,11 +62,11 @@ def optimizer_of(stage: Stage, params: Params, root: str = "") -> Optimizer:
     Returns:
         The optimizer, with a schedule over the steps of the stage.
     """
-    table, frozen = stage.optimizer, (*stage.frozen, *stage.adapters)
-    trained, _ = by_path(trainable(params, frozen))
+    table = stage.optimizer
+    trained, _ = by_path(trainable(params, stage.constant))
     rates = {top + path: rate for path, rate in table.rates.items() for top in (root, f"{ADAPTERS}/")}
     used = {prefix: rate for prefix, rate in rates.items() if any(under(path, prefix) for path in trained)}
-    return make_optimizer(dataclasses.replace(table, rates=used), stage.steps, frozen)
+    return make_optimizer(dataclasses.replace(table, rates=used), stage.steps, stage.constant)
 
 
 class Left(NamedTuple):
@@ -195,7 +195,7 @@ class StageRun:
             config = shrunk_config(place.config, place.plan)
             return config, new_weights(config, self.stage.weights, self.work.seed)
         if state is None:
-            return self.start.cut(place.plan)
+            return self.start.cut(place.plan, self.stage.narrow)
         return pruning.shrink(place.config, state.params, place.plan)
 
     @cached_property

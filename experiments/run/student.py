@@ -1,13 +1,12 @@
 """The model during a run, and loading it from folders of finished stages."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-import jax
 import numpy as np
 
 import distill
@@ -20,7 +19,7 @@ from antgmm_jax.io import checkpoint
 from antgmm_jax.io.bounds import check_model_config
 from antgmm_jax.io.convert import open_hf
 from antgmm_jax.io.files import one_line
-from antgmm_jax.io.placed import on_devices, placed
+from antgmm_jax.io.placed import on_devices
 from antgmm_jax.parallel.processes import broadcast_from_first, run_on_first
 from antgmm_jax.pure import Params, functional
 
@@ -50,11 +49,19 @@ class Student(NamedTuple):
         Returns:
             JAX arrays, sharded over the mesh if there is one.
         """
-        # One array after another: those of a finished stage come in float32, and each is freed once it is cast.
-        leaves, treedef = jax.tree.flatten(self.weights())
-        for at, names in enumerate(treedef.flatten_up_to(functional(self.config).axes)):
-            leaves[at] = placed(leaves[at], names, dtype=dtype)
-        return treedef.unflatten(leaves)
+        return on_devices(self.config, self.weights(), dtype)
+
+    def begin(self, frozen: Sequence[str] = ()) -> Params:
+        """Loads the parameters for a state of training.
+
+        Args:
+            frozen: path prefixes of parameters that stay in two bytes, if they are stored so.
+
+        Returns:
+            JAX arrays with the dtypes of `distill.state_dtypes`.
+        """
+        params = self.weights()
+        return on_devices(self.config, params, distill.state_dtypes(params, frozen))
 
     def loaded_once(self, dtype: str) -> Self:
         """Returns the same model, which loads its parameters when they are first needed and keeps them.
@@ -64,19 +71,20 @@ class Student(NamedTuple):
         """
         return self._replace(weights=cache(lambda: self.load(dtype)))
 
-    def cut(self, keep: Mapping[str, np.ndarray]) -> tuple[LMMConfig, Params]:
-        """Loads only the kept units of the model.
+    def cut(self, keep: Mapping[str, np.ndarray], frozen: Sequence[str] = ()) -> tuple[LMMConfig, Params]:
+        """Loads only the kept units of the model, for a state of training.
 
         Args:
             keep: kept units of this model, as in `pruning.shrink`.
+            frozen: as in `begin`.
 
         Returns:
-            Config and float32 parameters of the smaller model, on the devices.
+            Config and parameters of the smaller model, on the devices.
         """
         # Principal components combine all channels, so they need whole arrays.
         params = self.load() if any(map(pruning.is_basis, keep.values())) else self.weights()
         config, kept = pruning.shrink(self.config, params, keep)
-        return config, on_devices(config, kept, "float32")
+        return config, on_devices(config, kept, distill.state_dtypes(kept, frozen))
 
 
 def whole(directory: str | Path) -> Student:

@@ -2,10 +2,12 @@
 
 import math
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 from experiments.lab.planning.chips import CHIPS
 from experiments.lab.planning.step import StepSpec
+from experiments.run.narrow import Narrow
 
 
 class Load(NamedTuple):
@@ -17,6 +19,7 @@ class Load(NamedTuple):
         length: prompt tokens per row, including image tokens.
         answer: answer tokens per row.
         memory: bytes of a device, from which a run chooses some of its batches.
+        narrow: parameters of the initial model that are stored in two bytes.
     """
 
     mesh: Mapping[str, int]
@@ -24,6 +27,7 @@ class Load(NamedTuple):
     length: int
     answer: int
     memory: float = math.inf
+    narrow: Narrow = MappingProxyType({})
 
     @property
     def devices(self) -> int:

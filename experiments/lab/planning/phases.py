@@ -16,6 +16,7 @@ from antgmm_jax.pure import Functional, abstract, functional
 from distill.adapters import shapes_with_adapters
 from distill.build import targets
 from distill.records import Ragged
+from distill.sensitivity import token_shares
 from experiments.lab.planning import programs
 from experiments.lab.planning import step as steps
 from experiments.lab.planning.phase import Load, Phase
@@ -26,11 +27,12 @@ from experiments.lab.planning.step import StepSpec
 from experiments.run.batch_size import rows_that_fit
 from experiments.run.cuts import after, planned, reads_features, segment_targets
 from experiments.run.features import views
+from experiments.run.narrow import held_by, left_by
 from experiments.run.progress.flops import pass_flops
 from experiments.run.schema import Recipe, Training, Work
 from experiments.run.schema.stage import UNREAD
 from experiments.run.stage import optimizer_of
-from experiments.run.targets import CACHE_BATCH, IN_MEMORY, target_names
+from experiments.run.targets import CACHE_BATCH, IN_MEMORY, target_names, weighing_pieces
 from pruning.costs import cost, total_parameters
 
 SCORED, GATE = 64, 64
@@ -64,7 +66,7 @@ def phases(recipe: Recipe | Training, config: LMMConfig, load: Load) -> Iterator
         yield _cache(recipe, config, load)
     for work in recipe.work:
         yield from _stage(recipe, work, config, teacher, load)
-        config = after(config, work.stage)
+        config, load = after(config, work.stage), load._replace(narrow=left_by(work.stage, load.narrow))
     yield _check(recipe, config, load)
     if isinstance(recipe, Recipe) and teacher is not None and recipe.report.latency:
         yield _report(recipe, teacher, load)
@@ -135,6 +137,8 @@ def _stage(
     if not {*methods.values()} <= UNREAD:
         yield _importance(recipe, work, config, methods, load)
     first = planned(config, stage, targets[0])
+    if teacher is not None and stage.loss.bridge_tokens == "sensitivity":
+        yield _weighing(recipe, work, teacher, load)
     spec = _spec(recipe, work, config if stage.mask_steps else first, teacher, load)._replace(features=features)
     step = steps.compiled(spec, load.mesh, load.chip)
     state = step.memory["parameters"] + step.memory["moments"]
@@ -174,6 +178,7 @@ def _spec(recipe: Recipe | Training, work: Work, student: LMMConfig, teacher: LM
         states=target_names(recipe) if isinstance(recipe, Recipe) and reads else (),
         optimizer=optimizer_of(work.stage, shapes_with_adapters(abstract(student), work.stage.adapters)),
         adapters=work.stage.adapters,
+        narrow=held_by(work.stage, load.narrow),
     )
 
 
@@ -189,6 +194,25 @@ def _features(recipe: Recipe | Training, work: Work, config: LMMConfig, load: Lo
     disk = jnp.dtype(dtype).itemsize * samples * math.prod(made.shape[1:])
     sent = -(-samples // made.shape[0]) * sum(program.sent.values())
     return Phase(f"{work.title}: image features", memory, 0, disk, sent, compiled=True)
+
+
+def _weighing(recipe: Recipe | Training, work: Work, teacher: LMMConfig, load: Load) -> Phase:
+    """Sensitivity of the teacher's answers to image tokens."""
+    table = work.stage.optimizer
+    text = load.length if teacher.encoder_decoder else load.length + load.answer
+    lengths = {"text": text, "answer": load.answer, "slots": teacher.slots}
+    with jax.set_mesh(mesh_for(load.mesh, load.chip)):
+        batches = recipe.calibration_batches
+        pieces = weighing_pieces(work.stage, teacher, batches, **lengths, memory=load.memory)
+        params = model_shapes(teacher, table.dtype)
+        batch = dict(batch_shapes(teacher, pieces["batch_size"], load.length, load.answer))
+        program = _program(
+            token_shares(functional(teacher, table.remat), jnp.dtype(table.dtype)), (params, batch), load
+        )
+        memory = {"teacher": bytes_of(params), "batch": bytes_of(batch), **_more(program)}
+    sent, rows = pieces["batches"] * sum(program.sent.values()), pieces["batches"] * pieces["batch_size"]
+    flops = 2 * _passes(teacher, rows, load) / load.devices  # no gradients of parameters
+    return Phase(f"{work.title}: image tokens", memory, 0, 0, sent, flops, compiled=True)
 
 
 def _importance(

@@ -29,6 +29,7 @@ from experiments.lab.planning import compilers, programs
 from experiments.lab.planning.chips import CHIPS, Chip
 from experiments.lab.planning.estimate import LINKS
 from experiments.lab.planning.shapes import batch_shapes, mesh_for, model_shapes, row_sharding
+from experiments.run.narrow import Narrow, with_dtypes
 
 DEVICES = 512
 """Maximum number of devices."""
@@ -38,7 +39,7 @@ class StepSpec(NamedTuple):
     """Specification of a distillation step.
 
     Attributes:
-        student: config of the student, with float32 parameters and moments.
+        student: config of the student, with float32 moments and parameters but for `narrow`.
         teacher: config of the teacher; None without one.
         batch: number of samples.
         length: prompt tokens per sample, including image tokens.
@@ -52,6 +53,7 @@ class StepSpec(NamedTuple):
         optimizer: the optimizer; AdamW for None.
         features: whether the batch has image features in place of pixels.
         adapters: path prefix of parameters -> rank of their adapters, as in `distill.adapters`.
+        narrow: path of a frozen parameter -> dtype of two bytes in which the state holds it.
     """
 
     student: LMMConfig
@@ -68,6 +70,7 @@ class StepSpec(NamedTuple):
     optimizer: distill.Optimizer | None = None
     features: bool = False
     adapters: Ranks = MappingProxyType({})
+    narrow: Narrow = MappingProxyType({})
 
 
 class Step(NamedTuple):
@@ -175,7 +178,7 @@ def _abstract(spec: StepSpec) -> tuple[Any, dict[str, Any]]:
     sharding.local_rows(spec.batch)  # raises if the batch is not divisible
     pure = adapted(functional(spec.student, spec.remat), spec.adapters)
     optimizer = spec.optimizer or distill.make_optimizer(distill.OptimizerConfig(learning_rate=1e-3), steps=1)
-    params = shapes_with_adapters(abstract(spec.student), spec.adapters)
+    params = with_dtypes(shapes_with_adapters(abstract(spec.student), spec.adapters), spec.narrow)
     fresh = jax.eval_shape(lambda params: distill.init_state(params, optimizer), params)
     cached = _cached_shapes(spec)
     teacher = _teacher(spec, cached)

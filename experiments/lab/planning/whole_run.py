@@ -4,14 +4,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
+
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io.convert import open_hf
 from antgmm_jax.presets import preset
+from antgmm_jax.pure import abstract
 from experiments.lab.planning.chips import CHIPS
 from experiments.lab.planning.phase import Load, Phase
 from experiments.lab.planning.phases import phases
 from experiments.lab.planning.step import DEVICES, compiled, smallest
+from experiments.run.narrow import Narrow, narrow_of
 from experiments.run.schema import Recipe, Training
 from experiments.run.schema.recipe import load_recipe, load_training, read_toml
 from experiments.run.training import shape_of
@@ -21,8 +25,8 @@ HEAD = ("phase", "stays", "more", "host", "disk", "sent", "least s", "by")
 device sends, seconds at least, and whether memory is that of a program or arithmetic."""
 
 
-def opened(path: Path, overrides: Sequence[str], instead: str = "") -> tuple[Recipe | Training, LMMConfig]:
-    """Reads a recipe and the config of its initial model; no weights are read.
+def opened(path: Path, overrides: Sequence[str], instead: str = "") -> tuple[Recipe | Training, LMMConfig, Narrow]:
+    """Reads a recipe, and the config and dtypes of its initial model; no weights are read.
 
     Args:
         path: a TOML file.
@@ -30,7 +34,8 @@ def opened(path: Path, overrides: Sequence[str], instead: str = "") -> tuple[Rec
         instead: preset for the initial model, if it does not exist yet; "" for the recipe's.
 
     Returns:
-        The recipe and the config.
+        The recipe, the config, and the parameters that are stored in two bytes: those of files, or for a preset all if
+        the recipe computes so. After a parent's stages none are, which needs the most memory.
 
     Raises:
         AntgmmError: the recipe or the model cannot be read.
@@ -38,8 +43,13 @@ def opened(path: Path, overrides: Sequence[str], instead: str = "") -> tuple[Rec
     load = load_training if "phase" in read_toml(path, "recipe") else load_recipe
     recipe: Recipe | Training = load(path, overrides)
     if instead:
-        return recipe, preset(instead)
-    return recipe, shape_of(recipe) if isinstance(recipe, Training) else open_hf(recipe.teacher.path)[0]
+        config = preset(instead)
+        params = abstract(config, jnp.dtype(recipe.optimizer.dtype))
+    elif path := recipe.teacher.path if isinstance(recipe, Recipe) else recipe.start:
+        config, params = open_hf(path)
+    else:
+        return recipe, shape_of(recipe), {}  # new parameters
+    return recipe, config, {} if isinstance(recipe, Recipe) and recipe.parent else narrow_of(params)
 
 
 def planned(

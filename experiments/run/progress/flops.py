@@ -81,7 +81,7 @@ def update_flops(config: LMMConfig, work: Work) -> int:
     facts = ("language",) if work.objective == "facts" else ()
     with suppress(AntgmmError):  # a wrong prefix, which the run reports with the name of the stage
         shapes = shapes_with_adapters(abstract(config), stage.adapters)
-        return muon_flops(trainable(shapes, (*stage.frozen, *stage.adapters, *facts)))
+        return muon_flops(trainable(shapes, (*stage.constant, *facts)))
     return 0
 
 

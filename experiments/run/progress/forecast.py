@@ -119,6 +119,8 @@ def parts(recipe: Recipe | Training, start: LMMConfig, rows: Rows, teacher: LMMC
     result = [Part("reading", f"{records} records", seconds=records * rows.read), *_cache(recipe, taught, rows)]
     stages = [*stage_flops(start, recipe, **_lengths(rows))]
     for stage in stages:
+        if isinstance(recipe, Recipe) and stage.work.stage.loss.bridge_tokens == "sensitivity":
+            result.append(_weighing(recipe, stage, taught, rows))
         result += _stage(stage, rows)
     after = stages[-1].after
     models = [taught, after] if isinstance(recipe, Recipe) else [after] if recipe.answers else []
@@ -139,6 +141,15 @@ def _cache(recipe: Recipe | Training, teacher: LMMConfig, rows: Rows) -> list[Pa
     whole = any(loss.reads_logits or loss.hidden for loss in losses)
     flops = rows.trained * (image + text * whole)
     return [Part(TARGETS, f"{rows.trained} records", flops, rows.trained / BATCH)]
+
+
+def _weighing(recipe: Recipe, stage: StageFlops, teacher: LMMConfig, rows: Rows) -> Part:
+    """Gradients of the teacher's answers with respect to image tokens."""
+    records = recipe.calibration_batches * stage.work.stage.optimizer.batch_size
+    image, text = _forward_flops(teacher, rows)
+    # Back through the language model, whose parameters get no gradients.
+    flops, batches = records * (image + 2 * text), records / BATCH
+    return Part(f"image tokens for {stage.work.title}", f"sensitivity on {records} records", flops, batches)
 
 
 def _stage(stage: StageFlops, rows: Rows) -> list[Part]:
@@ -222,7 +233,7 @@ def announce(
     before, after = total_parameters(start), total_parameters(last.after)
     smaller = f" to about {count(after)}, {before / after:.3g} times fewer" if after < before else ""
     say(f"{count(before)} parameters{smaller}; the parts of the run, with estimated durations:")
-    todo = [part for part in parts(recipe, start, rows, teacher) if part.title.removeprefix(SCORES) not in done]
+    todo = [part for part in parts(recipe, start, rows, teacher) if not part.title.endswith((*done,))]
     rate = matmul_rate()
     times = [seconds(part, rate) for part in todo]
     for part, each in zip(todo, times, strict=True):

@@ -98,6 +98,17 @@ class Stage(Table):
         raise AntgmmError(f"stage {self.name!r} prunes {axis}, but no pattern of its importance matches it: add one")
 
     @property
+    def constant(self) -> tuple[str, ...]:
+        """Path prefixes of parameters that training does not change; the maps among them may have adapters."""
+        return (*self.frozen, *self.adapters)
+
+    @property
+    def narrow(self) -> tuple[str, ...]:
+        """Path prefixes of parameters that the state keeps in two bytes if they are stored so."""
+        # A step in float32 would need a copy in float32 of them all; new weights are float32.
+        return self.constant if self.optimizer.dtype != "float32" and self.weights == "kept" else ()
+
+    @property
     def cuts(self) -> bool:
         """Whether the stage changes the model before training."""
         return bool(self.sizes) or self.weights != "kept"

@@ -1,16 +1,24 @@
 """Batches of a plan are split where they do not fit into the memory of a device."""
 
+import dataclasses
 from types import SimpleNamespace
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.presets import preset
+from antgmm_jax.pure import abstract
+from distill import LossConfig, StepConfig
+from distill.adapters import shapes_with_adapters
 from experiments.auto import room
 from experiments.auto.goal import Goal
 from experiments.auto.room import trial_tables, with_disk, with_room
 from experiments.auto.schedule import Scale, Tuned, base, stages
 from experiments.run import cuts
+from experiments.run.narrow import held_by, left_by, narrow_of
+from experiments.run.schema import Stage
 from experiments.run.schema.recipe import recipe_of
 from pruning.costs import total_parameters
 
@@ -74,11 +82,31 @@ def test_memory_for_everything_splits_nothing(tables, monkeypatch):
 
 
 def test_frozen_parameters_have_no_gradients_and_moments():
-    whole = SimpleNamespace(frozen=(), optimizer=SimpleNamespace(dtype="float32"))
-    language = SimpleNamespace(frozen=("vision", "bridge"), optimizer=SimpleNamespace(dtype="bfloat16"))
-    count = total_parameters(CONFIG)
-    assert room._state_bytes(CONFIG, whole) == 12 * count
-    assert 4 * count < room._state_bytes(CONFIG, language) < 16 * count
+    exact, count = StepConfig(learning_rate=0.1, batch_size=4), total_parameters(CONFIG)
+    whole = Stage(name="whole", recover_steps=1, loss=LossConfig(), optimizer=exact)
+    assert room._state_bytes(CONFIG, whole, {}) == 16 * count
+    assert room._state_bytes(CONFIG, whole, {}, without="float32") == 12 * count
+    half = dataclasses.replace(exact, dtype="bfloat16")
+    image = whole.model_copy(update={"frozen": ("language",), "optimizer": half})
+    language = sum(leaf.size for leaf in jax.tree.leaves(abstract(CONFIG)["language"]))
+    trained = count - language
+    assert room._state_bytes(CONFIG, image, {}) == 16 * trained + 4 * language
+    for dtype, copied in (("bfloat16", 0), ("float16", 2)):
+        held = held_by(image, narrow_of(abstract(CONFIG, jnp.dtype(dtype))))
+        assert room._state_bytes(CONFIG, image, held) == 16 * trained + 2 * language
+        assert room._state_bytes(CONFIG, image, held, without="bfloat16") == 16 * trained + copied * language
+
+
+def test_adapters_alone_have_gradients_and_moments():
+    table = StepConfig(learning_rate=0.1, batch_size=4, dtype="bfloat16")
+    about = {"recover_steps": 1, "frozen": ("vision", "bridge"), "adapters": {"language": 2}, "loss": LossConfig()}
+    stage, files = Stage(name="a", optimizer=table, **about), narrow_of(abstract(CONFIG, jnp.bfloat16))
+    factors = sum(
+        leaf.size for leaf in jax.tree.leaves(shapes_with_adapters(abstract(CONFIG), stage.adapters)["adapters"])
+    )
+    held = held_by(stage, files)
+    assert room._state_bytes(CONFIG, stage, held) == 2 * total_parameters(CONFIG) + 16 * factors
+    assert left_by(stage, files).keys() == {path for path in files if not path.startswith("language/")}
 
 
 class Pictured(Rows):

@@ -2,15 +2,21 @@
 
 import json
 
+import jax
+import jax.numpy as jnp
 import pytest
 
+from antgmm_jax.config import IMAGE_SIDE
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.presets import preset
+from antgmm_jax.pure import abstract
 from experiments.lab.planning import compilers, whole_run
 from experiments.lab.planning.chips import CHIPS
 from experiments.lab.planning.phase import Load, Phase
 from experiments.lab.planning.phases import _spec, phases
 from experiments.lab.planning.step import Step, StepSpec, stays
+from experiments.run.cuts import planned as pruned
+from experiments.run.narrow import narrow_of
 from experiments.run.schema.recipe import load_any
 from pruning.costs import forward_flops, total_parameters
 
@@ -114,10 +120,14 @@ def test_a_stage_that_compares_the_output_of_the_bridge_needs_the_teacher_or_its
     """The recommended first stage: the teacher is in the step, or the output of its bridge is in the cache."""
     changes = ["stage.cut.loss={hard=0.0,soft=0.0,bridge=1.0}", "stage.cut.sizes={'vision/mlp'=0.5}"]
     changes += ["stage.cut.importance=magnitude", "stage.settle.loss.soft=0.0", f"teacher.mode={mode}"]
+    changes += ["stage.cut.loss.bridge_tokens=sensitivity"]
     (tmp_path / "recipe.toml").write_text(RECIPE.replace("mask_steps = 1", "mask_steps = 0"))
     load = Load({"data": 1, "fsdp": 1, "tensor": 1}, "", 14 + CONFIG.image_tokens, 6)
     planned = {each.name: each for each in phases(load_any(tmp_path / "recipe.toml", changes), CONFIG, load)}
-    step = planned["stage 'cut': step"]
+    step, weights = planned["stage 'cut': step"], planned["stage 'cut': image tokens"]
+    # Gradients pass 2 batches of 8 rows through the whole teacher.
+    assert weights.memory["teacher"] == 2 * total_parameters(CONFIG) and weights.memory["temporaries"] > 0
+    assert weights.flops == 2 * sum(forward_flops(CONFIG, 16, load.length + load.answer, logits=load.answer).values())
     states = CONFIG.image_tokens * CONFIG.language.decoder.embed
     assert step.memory["teacher"] == (2 * total_parameters(CONFIG) if mode == "online" else 0)
     if mode == "cache":
@@ -126,6 +136,27 @@ def test_a_stage_that_compares_the_output_of_the_bridge_needs_the_teacher_or_its
     passes = forward_flops(CONFIG, 8, load.length)
     assert step.flops < 9 * 4 * (passes["vision"] + passes["bridge"])  # nine steps that run no language model
     assert planned["stage 'settle': step"].memory["teacher"] == 0
+
+
+def test_parameters_that_no_stage_has_trained_stay_in_the_two_bytes_of_their_files(tmp_path):
+    """The second stage gets the image side of the first one in float32."""
+    (tmp_path / "recipe.toml").write_text(RECIPE.replace("mask_steps = 1", "mask_steps = 0"))
+    changes = ["stage.cut.sizes={'vision/mlp'=0.5}", "stage.cut.importance=magnitude", "stage.cut.frozen=['language']"]
+    recipe = load_any(tmp_path / "recipe.toml", [*changes, "stage.settle.adapters={'language/decoder/blocks/mlp'=2}"])
+    files = narrow_of(abstract(CONFIG, jnp.bfloat16))
+    load = Load({"data": 1, "fsdp": 1, "tensor": 1}, "", 14 + CONFIG.image_tokens, 6, narrow=files)
+    cut, settle = (each.memory for each in phases(recipe, CONFIG, load) if each.name.endswith(": start"))
+    small = pruned(CONFIG, recipe.stages[0], {"vision/mlp": CONFIG.vision.stack.mlp // 2})
+    whole, language = total_parameters(small), total_parameters(CONFIG) - image_side(CONFIG)
+    assert cut["parameters"] == 4 * (whole - language) + 2 * language
+    layers, width, units = CONFIG.language.decoder.layers, CONFIG.language.decoder.embed, CONFIG.language.decoder.mlp
+    maps, factors = 3 * layers * width * units, 3 * layers * 2 * (width + units)
+    assert settle["parameters"] == 4 * (whole - maps + factors) + 2 * maps
+
+
+def image_side(config):
+    params = abstract(config)
+    return sum(leaf.size for name in IMAGE_SIDE for leaf in jax.tree.leaves(params[name]))
 
 
 def test_states_of_towers_and_the_most_probable_tokens_are_inputs_of_the_step(tmp_path):

@@ -12,7 +12,7 @@ from data.encoding import Encoder
 from data.maad import source
 from data.store import open_encoded
 from experiments.run.progress import forecast
-from experiments.run.progress.flops import stage_flops, step_flops, training_flops, update_flops
+from experiments.run.progress.flops import pass_flops, stage_flops, step_flops, training_flops, update_flops
 from experiments.run.progress.forecast import Part, Rows, announce, look_at, parts, seconds
 from experiments.run.schema.recipe import load_recipe, load_training
 from experiments.run.training import shape_of
@@ -41,6 +41,7 @@ def test_the_parts_of_the_demo(config):
     assert [*by_title] == [
         "reading",
         "teacher cache",
+        "image tokens for stage 'image'",
         "stage 'image'",
         "scores after stage 'image'",
         "image features",
@@ -50,7 +51,7 @@ def test_the_parts_of_the_demo(config):
         "scores after stage 'settle'",
         "report",
     ]
-    trained = sum(part.flops for title, part in by_title.items() if title.startswith(("stage", "image")))
+    trained = sum(part.flops for title, part in by_title.items() if title.startswith(("stage", "image features")))
     updates = [stage.work.stage.steps * update_flops(stage.after, stage.work) for stage in flops_of(config, recipe)]
     assert trained == training_flops(config, recipe, length=50, answer=6) + sum(updates)
     # The language model learns at the same size in both of its stages; the image side has fewer maps.
@@ -61,6 +62,15 @@ def test_the_parts_of_the_demo(config):
     [cache] = (part for part in parts(labels, config, ROWS) if part.title == "teacher cache")
     # Without a loss on logits the teacher's language model does not run.
     assert cache.flops == 16000 * image
+
+
+def test_the_sensitivity_of_image_tokens_passes_the_teacher_forwards_and_its_language_model_backwards(config):
+    change = "stage.image.loss={hard=0.0,soft=0.0,bridge=1.0,bridge_tokens='sensitivity'}"
+    weights = next(part for part in parts(demo(change), config, ROWS) if part.title == "image tokens for stage 'image'")
+    flops = pass_flops(config, 1, length=ROWS.prompt, answer=ROWS.answer)
+    image = flops["vision"] + flops["bridge"]
+    assert weights.flops == 4 * 64 * (2 * sum(flops.values()) - image)
+    assert weights.work == "sensitivity on 256 records"
 
 
 def test_a_training_is_scored_in_its_report_and_only_if_its_last_phase_trains_answers():
@@ -99,12 +109,13 @@ def test_the_teacher_of_a_smaller_start_is_cached_and_scored(config):
     start = pruning.planned_config(config, {"vision/layers": 5, "decoder/layers": 3})
     alone, taught = ({part.title: part for part in parts(recipe, start, ROWS, one)} for one in (None, config))
     whole = {part.title: part for part in parts(recipe, config, ROWS)}
-    assert taught["teacher cache"] == whole["teacher cache"]
+    weights = "image tokens for stage 'image'"
+    assert all(taught[title] == whole[title] for title in ("teacher cache", weights))
     before, small = (
         sum(sum(towers.values()) for towers in pruning.cost(one, 1, 50, 6).flops.values()) for one in (config, start)
     )
     assert taught["report"].flops - alone["report"].flops == pytest.approx(4000 * (before - small))
-    same = {title: part for title, part in taught.items() if title not in ("teacher cache", "report")}
+    same = {title: part for title, part in taught.items() if title not in ("teacher cache", "report", weights)}
     assert same == {title: alone[title] for title in same}
 
 

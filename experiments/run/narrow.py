@@ -1,0 +1,56 @@
+"""Parameters of two bytes: which a checkpoint has, and which a stage keeps so because it does not train them."""
+
+from collections.abc import Mapping
+
+import jax
+
+from antgmm_jax.pure import Params
+from distill.state import state_dtypes
+from distill.trainable import by_path, under
+from experiments.run.schema import Stage
+
+Narrow = Mapping[str, str]
+"""Path of a parameter -> its dtype of two bytes; all other parameters are float32."""
+
+
+def narrow_of(params: Params) -> dict[str, str]:
+    """Returns the parameters that are stored in two bytes.
+
+    Args:
+        params: parameters, or their shapes.
+    """
+    dtypes, _ = by_path(state_dtypes(params, [*params]))
+    return {path: dtype.name for path, dtype in dtypes.items() if dtype.itemsize == 2}
+
+
+def held_by(stage: Stage, narrow: Narrow) -> dict[str, str]:
+    """Returns the parameters that the state of a stage holds in two bytes.
+
+    Args:
+        stage: the stage.
+        narrow: those of the model before it.
+    """
+    return {path: dtype for path, dtype in narrow.items() if any(under(path, prefix) for prefix in stage.narrow)}
+
+
+def left_by(stage: Stage, narrow: Narrow) -> dict[str, str]:
+    """Returns the parameters that are in two bytes after a stage: maps are float32 once adapters are added to them.
+
+    Args:
+        stage: the stage.
+        narrow: those of the model before it.
+    """
+    held = held_by(stage, narrow)
+    return {path: dtype for path, dtype in held.items() if not any(under(path, prefix) for prefix in stage.adapters)}
+
+
+def with_dtypes(shapes: Params, narrow: Narrow) -> Params:
+    """Returns the shapes of float32 parameters, with those of two bytes.
+
+    Args:
+        shapes: `jax.ShapeDtypeStruct`s of float32.
+        narrow: the others; paths of parameters that are cut are ignored.
+    """
+    leaves, treedef = by_path(shapes)
+    made = [jax.ShapeDtypeStruct(leaf.shape, narrow.get(path, leaf.dtype)) for path, leaf in leaves.items()]
+    return treedef.unflatten(made)
