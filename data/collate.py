@@ -1,6 +1,6 @@
 """Collation of encoded rows into padded token ids, loss targets and image slots."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -47,6 +47,21 @@ class Needs(NamedTuple):
         """Returns the smallest shape for the given rows."""
         return Shape(*(int(each[rows].max()) for each in self))
 
+    def at(self, rows: np.ndarray) -> "Needs":
+        """Returns the needs of the given rows."""
+        return Needs(*(each[rows] for each in self))
+
+    def alike(self) -> Iterator[Int[np.ndarray, " R"]]:
+        """Iterates over groups of rows, largest first, in which none needs more than four times the slots of another.
+
+        A batch has the slots of its largest row, so one picture of 4 000 slots would make all batches as large.
+        """
+        slots = np.maximum(self.slots, 1)
+        # The power of 4 by which a row is below the largest one; a small tolerance for numbers that are such powers.
+        below = np.floor(np.log(slots.max() / slots) / np.log(4) + 1e-9)
+        for power in np.unique(below):
+            yield np.flatnonzero(below == power)
+
 
 class Widths(NamedTuple):
     """Allowed sizes of a batch in each dimension, ascending; every combination is compiled separately."""
@@ -54,6 +69,11 @@ class Widths(NamedTuple):
     text: tuple[int, ...]
     answer: tuple[int, ...]
     slots: tuple[int, ...]
+
+    @property
+    def largest(self) -> Shape:
+        """The shape that holds all rows."""
+        return Shape(*(allowed[-1] for allowed in self))
 
     def groups(self, needs: Needs) -> Int[np.ndarray, " N"]:
         """Returns the number of the shape that each row needs."""

@@ -165,22 +165,25 @@ def image_features(
         AntgmmError: the disk is too full.
     """
     run, rng, count = jax.jit(functional(config).features), np.random.default_rng(seed), views(shift)
-    params, lengths = on_devices(config, params, dtype), {**samples.lengths, "answer": 0, "text": 0}
-    size = rows_that_fit(config, min(batch_size, len(samples)), **lengths, dtype=dtype)
+    params, most = on_devices(config, params, dtype), min(batch_size, len(samples))
+
+    def fits(*, slots: int, **_: int) -> int:
+        return rows_that_fit(config, most, text=0, answer=0, slots=slots, dtype=dtype)
+
     moves = np.stack([drawn(rng, shift, (len(samples),)).astype(np.int16) for _ in range(count)])
     partial, done = directory.with_name(f".{directory.name}.tmp"), 0
     writer = run_on_first(lambda: _begin(partial))
     with bar("image features", len(samples), safe_point=preemption.leave) as update:
-        for batch in samples.pictures(size, moves):
+        for index, batch in samples.pictures(fits, moves):
             computed = np.stack([gather(run(params, shard_rows(images))) for images in batch], axis=1)
-            computed = computed[: len(samples) - done]
             if not done:
                 needed = feature_bytes(config, samples, shift, dtype)
                 run_on_first(lambda needed=needed: check_space(directory, needed))
+            rows, places = np.unique(index, return_index=True)  # a group's last batch repeats its last row
             if writer is not None:
-                for row, features in enumerate(computed, done):
+                for row, features in zip(rows.tolist(), computed[places], strict=True):
                     writer.add(row, features[:, : samples.needs.slots[row]].tobytes())
-            done += len(computed)
+            done += len(rows)
             update(done, "")
     meta = {"views": count, "shape": computed.shape[3:], "dtype": str(computed.dtype)}
     run_on_first(lambda: _finish(writer, partial, directory, meta))

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -22,7 +23,7 @@ from experiments.run.batch_size import rows_that_fit, saved_bytes
 from experiments.run.calibration import calibration_batches
 from experiments.run.folder import RunFolder, held
 from experiments.run.host.console import bar, say, working
-from experiments.run.rows.samples import Samples
+from experiments.run.rows.samples import Fits, Samples
 from experiments.run.schema import Recipe, Stage
 from experiments.run.student import Student
 
@@ -69,7 +70,7 @@ def targets_of(
             distill.build_cache(
                 pure,
                 teacher.load(dtype),
-                samples.by_bucket(_rows(config, samples, sum(size.values()), dtype)),
+                samples.by_bucket(_fits(config, samples, sum(size.values()), dtype)),
                 place,
                 samples=len(samples),
                 like=like,
@@ -92,10 +93,10 @@ def target_names(recipe: Recipe) -> tuple[str, ...]:
     return (*final, *(f"{tower}/states" for tower in table.states), *bridge)
 
 
-def _rows(config: LMMConfig, samples: Samples, size: int, dtype: str) -> int:
+def _fits(config: LMMConfig, samples: Samples, size: int, dtype: str) -> Fits:
     """Rows of a batch for a cache of `size` bytes."""
     most, states = min(CACHE_BATCH, len(samples)), 2 * size // len(samples)
-    return rows_that_fit(config, most, **samples.lengths, dtype=dtype, states=states)
+    return partial(rows_that_fit, config, most, dtype=dtype, states=states)
 
 
 def bridge_weights_of(recipe: Recipe, stage: Stage, teacher: Student, samples: Samples) -> np.ndarray | None:

@@ -1,6 +1,6 @@
 """Encoded records and their batches."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,9 @@ from data.source import InMemorySource, Source
 from data.store import THREADS, open_encoded
 from experiments.run.host.console import bar
 from experiments.run.schema import Work
+
+Fits = Callable[..., int]
+"""(text=, answer=, slots=) of the largest row, as in `rows_that_fit` -> rows of a batch."""
 
 
 class Samples:
@@ -72,7 +75,8 @@ class Samples:
         self._layout = collate.layout(self.encoder, config.language.start_token)
         self.needs, apart = collate.needs(self.rows.index, self._layout.apart), self._layout.apart
         self._whole = collate.widths(self.needs, apart)
-        self._cut = collate.widths(self.needs, apart, buckets=buckets, prompt_buckets=prompt_buckets)
+        self._buckets = {"buckets": buckets, "prompt_buckets": prompt_buckets}
+        self._cut = collate.widths(self.needs, apart, **self._buckets)
         self._prompt_width = collate.bucket(int(self.rows.index.prompt.max()))
         self.pack, self.fingerprint = pack, self.rows.index.fingerprint
         # Decoding image files takes longer than a step of a small model.
@@ -98,8 +102,7 @@ class Samples:
     @property
     def lengths(self) -> dict[str, int]:
         """Columns of text and answers, and image slots, of the largest batch."""
-        text, answer, slots = (allowed[-1] for allowed in self._whole)
-        return {"text": text, "answer": answer, "slots": slots}
+        return self._whole.largest._asdict()
 
     def names(self, index: np.ndarray) -> list[Any]:
         """Returns the ids of records as nested lists like `index`; "" for -1."""
@@ -245,32 +248,58 @@ class Samples:
 
         return batches(make, np.zeros(len(self), int), size=size, seed=seed, threads=self._threads)
 
-    def in_order(self, size: int, *, prompts: bool = False, by_length: bool = False) -> Iterator[Arrays]:
-        """Iterates over all rows once; the last batch is filled up with its last row.
+    def in_order(self, size: int, *, prompts: bool = False) -> Iterator[Arrays]:
+        """Iterates over all rows once, in batches of one shape; the last batch is filled up with its last row.
 
         Args:
             size: rows per batch; under a mesh, rounded up to a multiple of its devices.
             prompts: also include the prompts alone under `prompt/`, for generation.
-            by_length: order by the length of the last answer instead of record number.
 
         Yields:
             Training batches with row numbers `index`; under a mesh, the rows of this process.
         """
-        order = np.argsort(self.rows.index.answer, kind="stable") if by_length else np.arange(len(self))
-        yield from self._once(order, size, self._whole, self._prompt_width if prompts else 0)
+        yield from self._once(np.arange(len(self)), size, self._whole, self._prompt_width if prompts else 0)
 
-    def by_bucket(self, size: int) -> Iterator[Arrays]:
+    def questions(self, fits: Fits) -> Iterator[Arrays]:
+        """Iterates over all rows once, in order of the last answer's length, with the prompts alone under `prompt/`.
+
+        Args:
+            fits: rows per batch of a group of rows; there are several groups if pictures differ much in size.
+
+        Yields:
+            Training batches as in `in_order`, of one shape for each group.
+        """
+        for rows, widths in self._alike():
+            prompt = (
+                self._prompt_width
+                if len(rows) == len(self)
+                else collate.bucket(int(self.rows.index.prompt[rows].max()))
+            )
+            order = rows[np.argsort(self.rows.index.answer[rows], kind="stable")]
+            yield from self._once(order, fits(**widths.largest._asdict()), widths, prompt)
+
+    def by_bucket(self, fits: Fits) -> Iterator[Arrays]:
         """Iterates over all rows once, in order of length and padded to `buckets`, for a teacher.
 
         Args:
-            size: rows per batch; under a mesh, rounded up to a multiple of its devices.
+            fits: as in `questions`.
 
         Yields:
             Training batches as in `in_order`.
         """
         apart = self._layout.apart
-        order = np.argsort(self.needs.answer if apart else self.needs.text, kind="stable")
-        yield from self._once(order, size, self._cut._replace(text=self._whole.text) if apart else self._cut)
+        lengths = self.needs.answer if apart else self.needs.text
+        for rows, whole in self._alike():
+            cut = collate.widths(self.needs.at(rows), apart, **self._buckets)
+            order = rows[np.argsort(lengths[rows], kind="stable")]
+            yield from self._once(
+                order, fits(**whole.largest._asdict()), cut._replace(text=whole.text) if apart else cut
+            )
+
+    def _alike(self) -> Iterator[tuple[np.ndarray, collate.Widths]]:
+        """Groups of rows with similar numbers of image slots, and the shape of a batch that holds any of them."""
+        for rows in self.needs.alike():
+            yield rows, collate.widths(self.needs.at(rows), self._layout.apart)
 
     def alone(self, row: int) -> Arrays:
         """Returns one row as a batch without padding and without unused image slots, with its prompt under `prompt/`.
@@ -288,23 +317,29 @@ class Samples:
             shape = widths.holds(self.needs.of(index))
             yield batch(self.rows, index[own], self._layout, shape, prompt=prompt)
 
-    def pictures(self, size: int, moves: Int[np.ndarray, "V N 2"]) -> Iterator[list[Arrays]]:
-        """Iterates over the images of all rows in order, in batches as in `in_order`.
+    def pictures(
+        self, fits: Fits, moves: Int[np.ndarray, "V N 2"]
+    ) -> Iterator[tuple[Int[np.ndarray, " B"], list[Arrays]]]:
+        """Iterates over the images of all rows once, in groups of rows as in `questions`.
 
         Args:
-            size: rows per batch.
+            fits: as in `questions`.
             moves: vertical and horizontal shift of each row's images in each view.
 
         Yields:
-            `images` [B, M, ...] of each view.
+            Row numbers, of all processes, and `images` [B, M, ...] of each view; under a mesh, those of this process.
         """
-        size = padded_batch_size(size)
-        own, slots = local_rows(size), self._whole.slots[-1]
-        for index in sequential_batches(np.arange(len(self)), size):
-            trees = [self.rows.images(int(row)) for row in index[own]]
-            yield [
-                collate.pictures(
-                    [[moved(tree, move)] for tree, move in zip(trees, view[index[own]], strict=True)], slots
+        for rows, widths in self._alike():
+            size, slots = padded_batch_size(fits(**widths.largest._asdict())), widths.slots[-1]
+            own = local_rows(size)
+            for index in sequential_batches(rows, size):
+                trees = [self.rows.images(int(row)) for row in index[own]]
+                yield (
+                    index,
+                    [
+                        collate.pictures(
+                            [[moved(tree, move)] for tree, move in zip(trees, view[index[own]], strict=True)], slots
+                        )
+                        for view in moves
+                    ],
                 )
-                for view in moves
-            ]

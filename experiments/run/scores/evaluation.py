@@ -52,22 +52,23 @@ def evaluate(
     Returns:
         The result of `data.metrics.scores`, and the answers.
     """
-    params = on_devices(config, params, dtype)
-    lengths = samples.lengths
-    lengths["answer"] = max(lengths["answer"], max_new_tokens)
-    batch_size = rows_that_fit(config, min(batch_size, len(samples)), **lengths, dtype=dtype)
-    (eos, pad), done = samples.end_tokens, 0
+    params, most, (eos, pad) = on_devices(config, params, dtype), min(batch_size, len(samples)), samples.end_tokens
+
+    def fits(*, answer: int, **lengths: int) -> int:
+        return rows_that_fit(config, most, answer=max(answer, max_new_tokens), **lengths, dtype=dtype)
+
+    done = np.zeros(len(samples), bool)
     tokens, losses = np.zeros((len(samples), max_new_tokens), np.int32), np.zeros((2, len(samples)))
     vision = phases(config, max_new_tokens, (eos,), pad).vision
     # A batch decodes until its longest answer ends, so batch questions with answers of similar length.
-    for batch in samples.in_order(batch_size, prompts=True, by_length=True):
+    for batch in samples.questions(fits):
         placed = _with_features(params, shard_rows(batch), vision)
         prompt = {**placed, **{name: placed[f"prompt/{name}"] for name in ("input_ids", "attention_mask")}}
         generated = generate(config, params, prompt, max_new_tokens=max_new_tokens, eos=eos, pad=pad)
         index, generated, *sums = gather((placed["index"], generated, *_answer_losses(config)(params, placed, {})))
         tokens[index], losses[:, index] = generated, sums
-        done += len(index)
-        progress(min(done, len(samples)), "")
+        done[index] = True
+        progress(int(done.sum()), "")
     answers = decode(processor, tokens)
     return metrics(samples.records, answers, TokenLosses(*losses)), answers
 

@@ -190,11 +190,49 @@ def test_a_cut_language_model_reads_the_features_of_the_whole_image_side(model, 
 def test_answers_are_in_the_order_of_the_records(model):
     config, params, processor, samples = model
     lengths = samples.needs.answer
-    visited = np.concatenate([batch["index"] for batch in samples.in_order(4, by_length=True)])[:ROWS]
+    visited = np.concatenate([batch["index"] for batch in samples.questions(lambda **_: 4)])[:ROWS]
     assert (np.diff(lengths[visited]) >= 0).all() and (visited != np.arange(ROWS)).any()
     np.testing.assert_array_equal(np.sort(visited), np.arange(ROWS))
     answers = [evaluate(config, params, samples, processor, max_new_tokens=3, batch_size=n)[1] for n in (1, 4)]
     assert answers[0] == answers[1] and len(set(answers[0])) > 1
+
+
+def test_rows_with_many_pictures_widen_only_their_own_batches(model, tmp_path):
+    """Answers, features and the teacher's targets are those of batches of one shape."""
+    config, params, processor, samples = model
+    shown = [samples.records[row] for row in range(6)]
+    records = [replace(each, images=each.images * n) for each, n in zip(shown, (1, 9, 2, 1, 0, 1), strict=True)]
+    several = Samples(records, processor, config)
+    sizes = []
+
+    def fits(**lengths):
+        sizes.append(lengths["slots"])
+        return 4
+
+    asked, taught = [*several.questions(fits)], [*several.by_bucket(fits)]
+    assert sizes == [9, 2] * 2
+    for batches in (asked, taught):
+        assert [each["images"]["valid"].shape[1] for each in batches] == [9, 2, 2]
+        assert {*np.concatenate([each["index"] for each in batches])} == {*range(6)}
+        assert batches[0]["input_ids"].shape[1] > batches[1]["input_ids"].shape[1] or config.encoder_decoder
+    whole_shape = next(several.in_order(6, prompts=True))
+    for each in taught:
+        columns = each["input_ids"].shape[1]
+        np.testing.assert_array_equal(each["input_ids"], whole_shape["input_ids"][each["index"], :columns])
+    answers = evaluate(config, params, several, processor, max_new_tokens=3)[1]
+    alone = [
+        evaluate(config, params, Samples([each], processor, config), processor, max_new_tokens=3)[1][0]
+        for each in records
+    ]
+    assert answers == alone
+    features = image_features(config, params, several, tmp_path / "several", batch_size=4)
+    for row, each in enumerate(records):
+        kept, given = features[row], len(each.images)
+        assert kept.shape[:2] == (1, given)
+        if given:
+            pixels = jax.tree.map(lambda leaf, row=row: leaf[row : row + 1], whole_shape["images"])
+            expected = np.asarray(functional(config).features(params, pixels))[:, :given]
+            np.testing.assert_allclose(kept, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_questions_padded_like_longer_ones_get_the_same_answers(model):

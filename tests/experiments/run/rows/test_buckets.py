@@ -66,7 +66,7 @@ def test_batches_resume_from_a_position(model):
 
 def test_caches_of_bucketed_and_full_batches_are_equal(model, tmp_path):
     config, params, plain, cut = model
-    visits = [*cut.by_bucket(SIZE)]
+    visits = [*cut.by_bucket(lambda **_: SIZE)]
     np.testing.assert_array_equal(np.sort(np.concatenate([b["index"] for b in visits])), np.arange(ROWS))
     assert min(map(width, visits)) < max(map(width, visits)) == width(next(plain.in_order(SIZE)))
     names = ("final", *(f"{tower}/states" for tower in towers(config)))
