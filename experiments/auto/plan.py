@@ -24,6 +24,7 @@ from experiments.auto.tune import PART, Trial, tuned
 from experiments.run.files import write_text
 from experiments.run.host import facts
 from experiments.run.host.console import clock, count, printable, say
+from experiments.run.narrow import narrow_of
 from experiments.run.progress.forecast import REPORT, TARGETS, Rows, look_at, matmul_rate
 from experiments.run.rows.datasets import encoded, load_records
 from experiments.run.rows.samples import Samples

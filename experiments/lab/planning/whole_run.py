@@ -45,8 +45,8 @@ def opened(path: Path, overrides: Sequence[str], instead: str = "") -> tuple[Rec
     if instead:
         config = preset(instead)
         params = abstract(config, jnp.dtype(recipe.optimizer.dtype))
-    elif path := recipe.teacher.path if isinstance(recipe, Recipe) else recipe.start:
-        config, params = open_hf(path)
+    elif start := recipe.teacher.path if isinstance(recipe, Recipe) else recipe.start:
+        config, params = open_hf(start)
     else:
         return recipe, shape_of(recipe), {}  # new parameters
     return recipe, config, {} if isinstance(recipe, Recipe) and recipe.parent else narrow_of(params)
