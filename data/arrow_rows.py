@@ -30,14 +30,15 @@ class ArrowRows:
     """Rows of several Arrow files.
 
     Args:
-        files: at least one file; image paths are relative to their folder.
+        files: at least one file.
+        images: folder that image paths are relative to and may not leave; None for that of the files.
 
     Raises:
         AntgmmError: a file cannot be read as an Arrow stream.
     """
 
-    def __init__(self, files: Sequence[Path]):
-        self.files, self._folder = files, files[0].parent
+    def __init__(self, files: Sequence[Path], images: Path | None = None):
+        self.files, self.folder = files, images or files[0].parent
         self._batches = [batch for file in files for batch in _batches(file)]
         self._sizes = [row_bytes(batch) for batch in self._batches]
         self._starts = np.cumsum([0, *(batch.num_rows for batch in self._batches)])
@@ -58,11 +59,11 @@ class ArrowRows:
 
     def picture(self, name: str | bytes) -> np.ndarray:
         """Reads an image of a row. Raises BadRow if it is missing or cannot be decoded."""
-        return decode_image(name if isinstance(name, bytes) else inside(self._folder, name))
+        return decode_image(name if isinstance(name, bytes) else inside(self.folder, name))
 
     def digest(self) -> str:
         """Returns a digest of names, sizes and times of the files, and of sizes and times of all image files."""
-        return images_digest(files_digest(self.files), self._folder, self.named())
+        return images_digest(files_digest(self.files), self.folder, self.named())
 
     def named(self) -> list[str]:
         """Returns the image paths in all rows."""

@@ -14,8 +14,8 @@ from data.tfds_rows import TfdsRows
 def copied(table: Table, other: Table) -> bool:
     """Whether a file of a table is a file of another one, or a copy of it.
 
-    Files of equal bytes are no copies if they name images and are in different folders, where paths have other
-    meanings. The splits of a TFDS folder share files, so its files are not compared.
+    Files of equal bytes are no copies if they name images in different folders, where paths have other meanings. The
+    splits of a TFDS folder share files, so its files are not compared.
 
     Args:
         table: rows of files.
@@ -23,7 +23,7 @@ def copied(table: Table, other: Table) -> bool:
     """
     if isinstance(table, TfdsRows) or isinstance(other, TfdsRows):
         return False
-    apart = table.files[0].parent.resolve() != other.files[0].parent.resolve()
+    apart = table.folder.resolve() != other.folder.resolve()
     return _share_a_file(table.files, other.files) and not (apart and table.named())
 
 

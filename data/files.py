@@ -107,7 +107,7 @@ def inside(folder: Path, path: str) -> Path:
     except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: a link to itself
         raise BadRow(f"image path {quoted(path)} is not a path") from error
     if not any(resolved.is_relative_to(root.resolve()) for root in (folder, contents(folder))):
-        raise BadRow(f"image path {quoted(path)} leaves the data folder")
+        raise BadRow(f"image path {quoted(path)} leaves the data folder: name the folder of all images with images")
     return resolved
 
 

@@ -4,7 +4,7 @@ import codecs
 import hashlib
 import json
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,14 +38,15 @@ class JsonRows:
     """Rows of a JSONL file or of a JSON array.
 
     Args:
-        path: the file; image paths are relative to its folder.
+        path: the file.
+        images: folder that image paths are relative to and may not leave; None for that of the file.
 
     Raises:
         AntgmmError: the file is not UTF-8, or not a JSON array.
     """
 
-    def __init__(self, path: Path):
-        self.files: Sequence[Path] = (path,)
+    def __init__(self, path: Path, images: Path | None = None):
+        self.files, self.folder = (path,), images or path.parent
         self.path, self._word = path, "row" if _is_array(path) else "line"
         scanned = kept("positions of JSON rows", self.files, lambda: _scan(path))
         self._digest, self._bounds = str(scanned.pop("digest")), _Bounds(**scanned)
@@ -72,11 +73,11 @@ class JsonRows:
 
     def picture(self, name: str | bytes) -> np.ndarray:
         """Reads an image of a row. Raises BadRow if it is missing or cannot be decoded."""
-        return decode_image(name if isinstance(name, bytes) else inside(self.path.parent, name))
+        return decode_image(name if isinstance(name, bytes) else inside(self.folder, name))
 
     def digest(self) -> str:
         """Returns a digest of the file's content, and of size and time of all image files."""
-        return images_digest(self._digest, self.path.parent, self.named())
+        return images_digest(self._digest, self.folder, self.named())
 
     def named(self) -> list[str]:
         """Returns the image paths in all rows."""

@@ -42,14 +42,15 @@ class ParquetRows:
     """Rows of several Parquet files.
 
     Args:
-        files: at least one file; image paths are relative to their folder.
+        files: at least one file.
+        images: folder that image paths are relative to and may not leave; None for that of the files.
 
     Raises:
         AntgmmError: a file cannot be read as Parquet.
     """
 
-    def __init__(self, files: Sequence[Path]):
-        self.files, self._folder = files, files[0].parent
+    def __init__(self, files: Sequence[Path], images: Path | None = None):
+        self.files, self.folder = files, images or files[0].parent
         sizes = [_sizes(file) for file in files]
         self._rows = np.cumsum([0, *(sum(groups) for groups in sizes)])
         """Rows before each file."""
@@ -88,11 +89,11 @@ class ParquetRows:
 
     def picture(self, name: str | bytes) -> np.ndarray:
         """Reads an image of a row. Raises BadRow if it is missing or cannot be decoded."""
-        return decode_image(name if isinstance(name, bytes) else inside(self._folder, name))
+        return decode_image(name if isinstance(name, bytes) else inside(self.folder, name))
 
     def digest(self) -> str:
         """Returns a digest of names, sizes and times of the files, and of sizes and times of all image files."""
-        return images_digest(files_digest(self.files), self._folder, self.named())
+        return images_digest(files_digest(self.files), self.folder, self.named())
 
     def named(self) -> list[str]:
         """Returns the image paths in all rows."""

@@ -35,6 +35,8 @@ _SPLIT = re.compile(r"(train|validation|valid|val|dev|test)(?=[-_.]|$)", re.IGNO
 _SHOWN = 1000
 """Invalid rows that are listed one by one; a file that begins with so many is not read to its end."""
 _SUFFIXES = {"jsonl": (".jsonl", ".json"), "parquet": (".parquet",), "arrow": (".arrow",), "webdataset": (".tar",)}
+_WITH_PATHS = ("jsonl", "parquet", "arrow")
+"""Kinds of rows that may name image files."""
 HELD_OUT = 10
 """One row in this many is in the split "test" of files that have no splits."""
 
@@ -244,8 +246,21 @@ def _duplicates(table: Table, rows: np.ndarray, hashes: np.ndarray) -> dict[int,
     return errors
 
 
+def path_and_images(text: str) -> tuple[str, str]:
+    """Splits PATH or PATH:images=DIR, as commands take it, into path and folder of the images ("" for none)."""
+    path, _, images = text.partition(":images=")
+    return path, images
+
+
 def read_records(
-    kind: str, path: str | Path, *, split: str = "", most: int = 0, drop_long: bool = False, spread: bool = False
+    kind: str,
+    path: str | Path,
+    *,
+    images: str = "",
+    split: str = "",
+    most: int = 0,
+    drop_long: bool = False,
+    spread: bool = False,
 ) -> FileSource:
     """Opens user files as a random-access source of records; `data.building.read_all` validates them.
 
@@ -254,11 +269,12 @@ def read_records(
     Other columns are ignored.
 
     Args:
-        kind: `jsonl` (or a JSON array; image paths are relative to the file), `parquet` (images as bytes, as written by
+        kind: `jsonl` (or a JSON array), `parquet` (images as bytes, as written by
             Hugging Face datasets, or as paths), `arrow` (a folder of `datasets.save_to_disk`), `webdataset` (tar files
             with `KEY.jpg` and `KEY.json`), or `tfds` (a prepared folder of array_record files).
         path: the file, its folder (which may contain several Parquet, Arrow or tar files), or a pattern such as
             train-*.parquet; or one of these in a data set of the Hub, hf:ORG/NAME/PATH.
+        images: folder that image paths are relative to and may not leave; "" for that of the file.
         split: split of a `tfds` folder; of other files, "train" or "test" for a part of the rows (`in_split`), or ""
             for all.
         most: maximum number of records; the rest is not read. 0 for all.
@@ -272,12 +288,16 @@ def read_records(
         AntgmmError: the files do not exist or have another format, or the library that reads them is not installed.
     """
     options = {"drops_long": drop_long, "split": split, "spread": spread}
-    return FileSource(Path(path), _table(kind, Path(path), split), most, **options)
+    return FileSource(Path(path), _table(kind, Path(path), split, images), most, **options)
 
 
-def _table(kind: str, path: Path, split: str) -> Table:
+def _table(kind: str, path: Path, split: str, images: str) -> Table:
     if kind not in (*_SUFFIXES, "tfds"):
         raise AntgmmError(f"unknown kind of data {kind!r}: choose one of {', '.join(_SUFFIXES)}, tfds")
+    if images and (kind not in _WITH_PATHS or not isdir(images)):
+        why = "is no folder" if kind in _WITH_PATHS else f"has no effect: rows of kind {kind} hold their images"
+        raise AntgmmError(f"images {images} {why}")
+    folder = Path(images) if images else None
     hint = ", such as hf:ORG/NAME/data" if parse_name(path) else ""
     path = local(path, kind)
     if kind == "tfds":
@@ -286,16 +306,16 @@ def _table(kind: str, path: Path, split: str) -> Table:
         require("parquet")
         from data.arrow_rows import ArrowRows, data_files
 
-        return ArrowRows(data_files(path) or _files(path, kind, hint))
+        return ArrowRows(data_files(path) or _files(path, kind, hint), folder)
     files = _files(path, kind, hint)
     if kind == "jsonl":
-        return JsonRows(files[0])
+        return JsonRows(files[0], folder)
     if kind == "webdataset":
         return TarRows(files)
     require("parquet")
     from data.parquet_rows import ParquetRows
 
-    return ParquetRows(files)
+    return ParquetRows(files, folder)
 
 
 def _files(path: Path, kind: str, hint: str = "") -> list[Path]:

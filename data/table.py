@@ -13,9 +13,11 @@ class Table(Protocol):
 
     Attributes:
         files: the files with the rows.
+        folder: folder that image paths are relative to.
     """
 
     files: Sequence[Path]
+    folder: Path
 
     def __len__(self) -> int: ...
     def __getitem__(self, number: int) -> Any: ...

@@ -46,7 +46,7 @@ class TarRows:
     """
 
     def __init__(self, files: Sequence[Path]):
-        self.files = files
+        self.files, self.folder = files, files[0].parent
         self._members = _Members(**kept("members of tar files", files, lambda: _scan(files)._asdict()))
 
     def __len__(self) -> int:

@@ -8,7 +8,7 @@ from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io.hub import local, parse
 from antgmm_jax.io.stores import is_url
 from data.files import SPLITS
-from data.readers import read_records
+from data.readers import path_and_images, read_records
 
 KINDS = {".jsonl": "jsonl", ".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset", ".json": "jsonl"}
 """Suffix of a file -> kind of data. JSON files come last, as other kinds have some beside their rows."""
@@ -38,18 +38,20 @@ def kind_of(path: str, option: str) -> str:
     raise AntgmmError(f"{option} {path}: name a file that ends in {', '.join(KINDS)}, or a folder of one kind of them")
 
 
-def parted(path: str, option: str) -> tuple[str, str]:
-    """Returns kind and path of rows, also of `KIND:PATH`, the form of commands that read more kinds.
+def parted(text: str, option: str) -> dict[str, str]:
+    """Returns `kind`, `path` and maybe `images` of rows.
 
     Args:
-        path: file or folder, maybe behind its kind.
+        text: PATH, PATH:images=DIR, or one of these behind KIND:, the form of commands that read more kinds.
         option: option that names it, for errors.
 
     Raises:
         AntgmmError: as in `kind_of`.
     """
+    path, images = path_and_images(text)
     kind, colon, rest = path.partition(":")
-    return (kind, rest) if colon and kind in KINDS.values() else (kind_of(path, option), path)
+    found = (kind, rest) if colon and kind in KINDS.values() else (kind_of(path, option), path)
+    return dict(zip(("kind", "path"), found, strict=True)) | ({"images": images} if images else {})
 
 
 def tables(data: str, test: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -65,14 +67,13 @@ def tables(data: str, test: str) -> tuple[dict[str, Any], dict[str, Any]]:
     Raises:
         AntgmmError: one does not exist, the files are of no known kind, or both are the same.
     """
-    kind, data = parted(data, "--data")
-    trained = {"kind": kind, "path": data}
+    trained = parted(data, "--data")
     if not test:
         return {**trained, "split": "train"}, {**trained, "split": "test", "take": "spread"}
-    other, test = parted(test, "--test")
-    if realpath(data) == realpath(test):
+    other = parted(test, "--test")
+    if realpath(trained["path"]) == realpath(other["path"]):
         raise AntgmmError(f"--test {test} has the rows of --data: name other rows, or leave it out to hold out a tenth")
-    return trained, {"kind": other, "path": test, "take": "spread"}
+    return {**trained}, {**other, "take": "spread"}
 
 
 def counted(table: dict[str, Any]) -> dict[str, Any]:
@@ -84,6 +85,6 @@ def counted(table: dict[str, Any]) -> dict[str, Any]:
     Raises:
         AntgmmError: the file does not exist, has invalid rows, or no rows.
     """
-    source = read_records(table["kind"], table["path"], split=table.get("split", ""))
+    source = read_records(table["kind"], table["path"], images=table.get("images", ""), split=table.get("split", ""))
     source.check({})
     return {**table, "samples": len(source)}

@@ -14,7 +14,10 @@ if TYPE_CHECKING:
     from data.source import Source
     from experiments.run.export.served_prompt import Conversation
 
-FORMS = "maad:TIER:SPLIT, jsonl:PATH, parquet:PATH, arrow:PATH, webdataset:PATH or tfds:PATH:SPLIT"
+FORMS = (
+    "maad:TIER:SPLIT, jsonl:PATH, parquet:PATH, arrow:PATH, webdataset:PATH or tfds:PATH:SPLIT (PATH:images=DIR where"
+    " the pictures are in another folder than the file)"
+)
 _KEYS = {
     "maad": ("tier", "split"),
     "jsonl": ("path",),
@@ -66,20 +69,22 @@ def records(text: str, samples: int, *, fewer: bool = False) -> "Source":
     from pydantic import TypeAdapter, ValidationError
 
     from data.maad.latents import SIZES
-    from data.readers import read_records
+    from data.readers import path_and_images, read_records
     from experiments.run.rows.datasets import load_records
     from experiments.run.schema import Data
 
-    kind, _, rest = text.partition(":")
+    named, images = path_and_images(text)
+    kind, _, rest = named.partition(":")
     # A path may contain a colon; a tier or a split does not.
     values = rest.rsplit(":", 1) if len(_KEYS.get(kind, ())) == 2 else [rest]
     if kind not in _KEYS or len(values) != len(_KEYS[kind]) or not all(values):
         raise AntgmmError(f"--data {text!r}: write it as {FORMS}")
     fields: dict[str, Any] = dict(zip(_KEYS[kind], values, strict=True))
     if not samples and kind != "maad":
-        return read_records(kind, Path(fields["path"]), split=fields.get("split", ""))
+        return read_records(kind, Path(fields["path"]), images=images, split=fields.get("split", ""))
     if fewer:
         samples = min(samples, len(records(text, 0)))
+    fields |= {"images": images} if images else {}
     fields |= {"kind": kind, "samples": samples or SIZES.get(fields.get("split", ""), 1)}
     try:
         return load_records(TypeAdapter(Data).validate_python(fields))

@@ -16,6 +16,7 @@ from experiments.run.host.console import say
 from experiments.run.rows.prompts import prompt_of
 from experiments.run.rows.samples import Samples
 from experiments.run.schema import Data, PreparedData, Recipe, Training
+from experiments.run.schema.tables import FileData
 
 Result = TypeVar("Result")
 Both = tuple[Result, Result]
@@ -39,7 +40,8 @@ def load_records(data: Data | PreparedData) -> Source:
     if data.kind == "prepared":
         return PreparedSource(Path(data.path), data.samples)
     options = {"split": data.split, "most": data.samples, "drop_long": data.too_long == "drop"}
-    return read_records(data.kind, Path(data.path), **options, spread=data.take == "spread")
+    images = data.images if isinstance(data, FileData) else ""
+    return read_records(data.kind, Path(data.path), images=images, **options, spread=data.take == "spread")
 
 
 def load_both(recipe: Recipe | Training) -> Both[Source]:
