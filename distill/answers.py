@@ -39,7 +39,7 @@ def model_answer_sums(
         config: loss terms and their settings.
         functional: `Functional` of the student.
         teacher: source of the targets.
-        held: parameters of the student in float32, those of the teacher, and the student's gates.
+        held: parameters of the student's state, those of the teacher, and the student's gates.
         final: the student's final hidden states at the answer positions.
         batch: batch of the states.
         targets: targets from the teacher.

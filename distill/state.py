@@ -1,6 +1,6 @@
 """State of training: parameters, moments and the number of steps."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -43,7 +43,7 @@ def init_state(params: Params, optimizer: Optimizer, *, own: bool = False) -> St
     return State(params, opt_state, jnp.zeros((), jnp.int32))
 
 
-def state_dtypes(params: Params, frozen: Sequence[str]) -> Params:
+def state_dtypes(params: Params, frozen: Sequence[str], changed: Collection[str] = ()) -> Params:
     """Returns the dtype of each parameter in a state: that of its file if it is frozen and has two bytes, else float32.
 
     A step that computes in bfloat16 reads the same numbers from either, and needs no copy of a bfloat16 file's.
@@ -51,6 +51,7 @@ def state_dtypes(params: Params, frozen: Sequence[str]) -> Params:
     Args:
         params: parameters as they are stored, or their shapes.
         frozen: path prefixes of parameters that are not trained.
+        changed: paths of parameters that are float32 although they are frozen, as new numbers take their place.
 
     Returns:
         The tree of NumPy dtypes.
@@ -58,7 +59,8 @@ def state_dtypes(params: Params, frozen: Sequence[str]) -> Params:
 
     def dtype_of(path: str, dtype: np.dtype) -> np.dtype:
         half = dtype.itemsize == 2 and jnp.issubdtype(dtype, jnp.floating)
-        return dtype if half and any(under(path, prefix) for prefix in frozen) else np.dtype(np.float32)
+        constant = path not in changed and any(under(path, prefix) for prefix in frozen)
+        return dtype if half and constant else np.dtype(np.float32)
 
     leaves, treedef = by_path(params)
     return treedef.unflatten([dtype_of(path, np.dtype(leaf.dtype)) for path, leaf in leaves.items()])

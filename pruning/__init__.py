@@ -1,6 +1,6 @@
 """Structural pruning by named axes: score units, plan what to keep, gate, shrink, merge, and compute costs."""
 
-from pruning.components import check_basis, principal
+from pruning.components import check_basis, principal, projected
 from pruning.costs import Cost, cost, forward_flops
 from pruning.gates import gates_at, gates_of, ones
 from pruning.importance import activation, block_influence, last, magnitude, random, taylor
@@ -37,6 +37,7 @@ __all__ = [
     "planned_config",
     "planned_configs",
     "principal",
+    "projected",
     "random",
     "resolve",
     "search",

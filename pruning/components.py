@@ -251,6 +251,23 @@ def project(config: LMMConfig, params: Any, bases: Mapping[str, np.ndarray]) -> 
     return config, unflatten_dict(out)
 
 
+def projected(config: LMMConfig, axes: Iterable[str]) -> set[str]:
+    """Returns the parameters that a projection of widths changes: those with a width, and the readers of its norms.
+
+    Args:
+        config: model config.
+        axes: widths.
+
+    Returns:
+        Paths, parts joined by "/".
+    """
+    widths = frozenset(axes)
+    changed = {path for path, names in _flat(functional(config).axes).items() if widths & {*names}}
+    for readers in _readers(config, widths).values():
+        changed |= {*readers, *map(_bias, readers)}
+    return {"/".join(path) for path in changed}
+
+
 def _flat(tree: Any) -> dict[Path, Any]:
     return {tuple(map(str, path)): leaf for path, leaf in flatten_dict(tree).items()}
 

@@ -69,9 +69,10 @@ def run_on_first(work: Callable[[], Result]) -> Result | None:
         The function's result in the first process, None in the others.
 
     Raises:
-        AntgmmError: the function raised it, or an error of the disk; every process raises it.
+        AntgmmError: the function raised it, or an error of the disk; every process raises it. Other errors of the
+            first process are raised there, and the others say so.
     """
-    result, message = None, ""
+    result, message, unexpected = None, "", None
     if is_first():
         try:
             with without_mesh():
@@ -81,9 +82,16 @@ def run_on_first(work: Callable[[], Result]) -> Result | None:
             if line is None or jax.process_count() == 1:
                 raise
             message = str(line)
+        except Exception as error:
+            if jax.process_count() == 1:
+                raise
+            # Otherwise the other processes would wait for a result until JAX gives up.
+            unexpected, message = error, f"the first process failed: {type(error).__name__}: {error}"
     if jax.process_count() > 1:
         padded = message.encode()[:_MAX_MESSAGE].ljust(_MAX_MESSAGE, b"\0")
         received = broadcast_from_first(np.frombuffer(padded, np.uint8)).tobytes().rstrip(b"\0")
+        if unexpected is not None:
+            raise unexpected
         if received:
             raise AntgmmError(received.decode(errors="ignore"))
     return result

@@ -47,11 +47,11 @@ def sum_over_rows(
 
     Args:
         function: returns a tree of sums over the rows.
-        weights: float32 arrays, split by the mesh's rules; they are gathered in `dtype`.
+        weights: arrays, split by the mesh's rules; they are gathered in `dtype`.
         names: axis names of each of them.
         rows: tree of arrays [T, ...].
         whole: tree of arrays that every device needs whole; also those that `function` must not close over.
-        dtype: dtype in which weights are sent; the function gets them in float32.
+        dtype: dtype in which weights are sent; the function gets them in their own.
         padding: tree like `rows` of the values of rows that are added if the devices do not divide T.
 
     Returns:

@@ -174,7 +174,9 @@ def further(goal: Goal, first: Mapping[str, Any], best: Tuned, parent: str, plac
     choice = within(start, samples, goal.params, recipe.seed, recipe.optimizer.dtype, seconds, goal.multiple)
     left = _left(goal, begin)
     # The first student has filled the teacher's cache, and only the best student gets an export and a report.
-    machine = _machine(tables, samples)._replace(spent=time.monotonic() - begin, without=(TARGETS, REPORT))
+    machine = _machine(tables, samples)._replace(
+        spent=time.monotonic() - begin, without=(TARGETS, REPORT), teacher=whole_model.config
+    )
     tables, stored = with_disk(tables, start.config, choice.sized.sizes, samples, place)
     raw, expected = fitted(goal, tables, start.config, choice.sized.sizes, machine, best)
     # The arrays of a stage are not read for their dtypes: its plan has room for float32.

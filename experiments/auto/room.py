@@ -51,7 +51,7 @@ def with_room(
     """
     limit, tables, lines, recipe = memory_limit(), [], [], recipe_of(raw, "plan")
     for table, stage in zip(raw["stage"], recipe.stages, strict=True):
-        held, narrow = held_by(stage, narrow), left_by(stage, narrow)
+        held, narrow = held_by(stage, config, narrow), left_by(stage, config, narrow)
         parts = micro_batches(config, stage, samples, limit, held, on_disk=recipe.features == "disk")
         config = planned(config, stage, segment_targets(config, stage)[-1])
         if limit and (kept := _state_bytes(config, stage, held)) > limit:

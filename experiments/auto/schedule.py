@@ -158,12 +158,14 @@ class Machine(NamedTuple):
         rate: FLOP/s of a matrix product, from `experiments.run.progress.forecast.matmul_rate`.
         spent: seconds that the plan itself took.
         without: titles of parts that the run leaves out.
+        teacher: config of the teacher, if the run starts from a smaller model.
     """
 
     rows: Rows
     rate: float
     spent: float
     without: tuple[str, ...] = ()
+    teacher: LMMConfig | None = None
 
     def scoring(self, rows: int) -> "Machine":
         """The same with another number of test records."""
@@ -229,7 +231,7 @@ def scored_rows(
 
 def _expected(raw: Mapping[str, Any], config: LMMConfig, machine: Machine) -> float:
     """Expected seconds of the run of a recipe's tables."""
-    every = parts(recipe_of(raw, "plan"), config, machine.rows)
+    every = parts(recipe_of(raw, "plan"), config, machine.rows, machine.teacher)
     return sum(seconds(part, machine.rate) for part in every if part.title not in machine.without)
 
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.errors import AntgmmError
+from antgmm_jax.io.placed import on_devices
 from distill import NO_TEACHER, Diverged
 from experiments.auto.look import Look, spread
 from experiments.auto.schedule import Machine, Tuned, language_stage, small_batch
@@ -146,7 +147,7 @@ class _Trials:
                 return Trial(candidate, inf)
         held = self._seen.held
         rows = rows_that_fit(left.config, min(32, len(held)), **held.lengths, dtype="float32")
-        loss = token_loss(left.config, left.params, held, batch_size=rows)
+        loss = token_loss(left.config, on_devices(left.config, left.params, "float32"), held, batch_size=rows)
         say(f"{title}: held-out loss {loss:.3f} after {work.stage.steps} steps")
         return Trial(candidate, loss)
 

@@ -4,10 +4,15 @@ from collections.abc import Mapping
 
 import jax
 
-from antgmm_jax.pure import Params
+from antgmm_jax.config import LMMConfig
+from antgmm_jax.families import complete
+from antgmm_jax.pure import Params, abstract
+from distill.adapters import ADAPTERS, shapes_with_adapters
 from distill.state import state_dtypes
 from distill.trainable import by_path, under
+from experiments.run.cuts import segment_targets
 from experiments.run.schema import Stage
+from pruning import projected
 
 Narrow = Mapping[str, str]
 """Path of a parameter -> its dtype of two bytes; all other parameters are float32."""
@@ -23,25 +28,35 @@ def narrow_of(params: Params) -> dict[str, str]:
     return {path: dtype.name for path, dtype in dtypes.items() if dtype.itemsize == 2}
 
 
-def held_by(stage: Stage, narrow: Narrow) -> dict[str, str]:
+def held_by(stage: Stage, config: LMMConfig, narrow: Narrow) -> dict[str, str]:
     """Returns the parameters that the state of a stage holds in two bytes.
 
     Args:
         stage: the stage.
-        narrow: those of the model before it.
+        config: config of the model before it.
+        narrow: parameters of that model in two bytes.
     """
-    return {path: dtype for path, dtype in narrow.items() if any(under(path, prefix) for prefix in stage.narrow)}
+    widths = [
+        axis for axis in complete(config, segment_targets(config, stage)[-1]) if stage.method(axis) == "principal"
+    ]
+    changed = projected(config, widths) if widths else ()
+    held = {path: dtype for path, dtype in narrow.items() if any(under(path, prefix) for prefix in stage.narrow)}
+    return {path: dtype for path, dtype in held.items() if path not in changed}
 
 
-def left_by(stage: Stage, narrow: Narrow) -> dict[str, str]:
+def left_by(stage: Stage, config: LMMConfig, narrow: Narrow) -> dict[str, str]:
     """Returns the parameters that are in two bytes after a stage: maps are float32 once adapters are added to them.
 
     Args:
         stage: the stage.
-        narrow: those of the model before it.
+        config: config of the model before it.
+        narrow: parameters of that model in two bytes.
     """
-    held = held_by(stage, narrow)
-    return {path: dtype for path, dtype in held.items() if not any(under(path, prefix) for prefix in stage.adapters)}
+    held = held_by(stage, config, narrow)
+    if stage.adapters:
+        for path in shapes_with_adapters(abstract(config), stage.adapters)[ADAPTERS]:
+            held.pop(path, None)
+    return held
 
 
 def with_dtypes(shapes: Params, narrow: Narrow) -> Params:

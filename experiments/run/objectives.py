@@ -182,7 +182,8 @@ class Facts:
     def __init__(self, work: Work, shared: Shared, start: Student):
         data, key = shared.recipe.data, jax.random.key(work.seed)
         drawn = tier(data.tier) if isinstance(data, MaadData) else None
-        self._stage, self._params = work.stage, start.load()
+        unread = ("language",) if work.stage.optimizer.dtype != "float32" else ()
+        self._stage, self._params = work.stage, start.begin(unread)
         self._facts = latent_sizes(drawn.name) if drawn else classes_of(shared.samples.latents())
         classes = cell_classes(drawn) if drawn else 0
         self._trained = with_heads(start.config, self._params, self._facts, classes, key)

@@ -1,7 +1,7 @@
 """The model during a run, and loading it from folders of finished stages."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
@@ -51,17 +51,18 @@ class Student(NamedTuple):
         """
         return on_devices(self.config, self.weights(), dtype)
 
-    def begin(self, frozen: Sequence[str] = ()) -> Params:
+    def begin(self, frozen: Sequence[str] = (), changed: Collection[str] = ()) -> Params:
         """Loads the parameters for a state of training.
 
         Args:
             frozen: path prefixes of parameters that stay in two bytes, if they are stored so.
+            changed: as in `distill.state_dtypes`.
 
         Returns:
             JAX arrays with the dtypes of `distill.state_dtypes`.
         """
         params = self.weights()
-        return on_devices(self.config, params, distill.state_dtypes(params, frozen))
+        return on_devices(self.config, params, distill.state_dtypes(params, frozen, changed))
 
     def loaded_once(self, dtype: str) -> Self:
         """Returns the same model, which loads its parameters when they are first needed and keeps them.
@@ -82,7 +83,8 @@ class Student(NamedTuple):
             Config and parameters of the smaller model, on the devices.
         """
         # Principal components combine all channels, so they need whole arrays.
-        params = self.load() if any(map(pruning.is_basis, keep.values())) else self.weights()
+        widths = [axis for axis, kept in keep.items() if pruning.is_basis(kept)]
+        params = self.begin(frozen, pruning.projected(self.config, widths)) if widths else self.weights()
         config, kept = pruning.shrink(self.config, params, keep)
         return config, on_devices(config, kept, distill.state_dtypes(kept, frozen))
 

@@ -57,7 +57,8 @@ def targets_of(
     # A cache that several runs share keeps what the others read.
     built = tuple(dict.fromkeys((*names, *stored_names(place, key))))
     about = {"samples": len(samples), "totals": samples.totals, "names": built}
-    size = distill.cache_size(pure, abstract(config, dtype), like, **about)
+    shapes = abstract(config, dtype)
+    size = distill.cache_size(pure, shapes, like, **about)
     say(f"teacher cache: {', '.join(f'{name} {bytes_ / 1e6:.0f} MB' for name, bytes_ in size.items())}")
     with (
         held(place),
@@ -70,7 +71,9 @@ def targets_of(
             distill.build_cache(
                 pure,
                 teacher.load(dtype),
-                samples.by_bucket(_fits(config, samples, sum(size.values()), dtype)),
+                samples.by_bucket(
+                    _fits(config, samples, partial(distill.cache_size, pure, shapes, like, names=built), dtype)
+                ),
                 place,
                 samples=len(samples),
                 like=like,
@@ -93,10 +96,15 @@ def target_names(recipe: Recipe) -> tuple[str, ...]:
     return (*final, *(f"{tower}/states" for tower in table.states), *bridge)
 
 
-def _fits(config: LMMConfig, samples: Samples, size: int, dtype: str) -> Fits:
-    """Rows of a batch for a cache of `size` bytes."""
-    most, states = min(CACHE_BATCH, len(samples)), 2 * size // len(samples)
-    return partial(rows_that_fit, config, most, dtype=dtype, states=states)
+def _fits(config: LMMConfig, samples: Samples, size: Callable[..., dict[str, int]], dtype: str) -> Fits:
+    """Rows of a batch for a cache; `size` returns the bytes of its states for numbers of samples and `totals`."""
+    most = min(CACHE_BATCH, len(samples))
+
+    def fits(**lengths: int) -> int:
+        states = 2 * sum(size(samples=1, totals=lengths).values())
+        return rows_that_fit(config, most, **lengths, dtype=dtype, states=states)
+
+    return fits
 
 
 def bridge_weights_of(recipe: Recipe, stage: Stage, teacher: Student, samples: Samples) -> np.ndarray | None:

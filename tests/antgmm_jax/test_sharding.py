@@ -105,6 +105,16 @@ def test_devices_of_several_slices_are_refused():
         make_mesh(data=2, fsdp=4, devices=devices)
 
 
+def test_gpus_of_several_machines_make_a_mesh():
+    """Each machine's GPUs have a number of their own, which is none of a TPU slice."""
+    gpus = [
+        _Chip(id=n, slice_index=n // 4, device_kind="NVIDIA H100", platform="gpu", process_index=n // 4)
+        for n in range(8)
+    ]
+    mesh = make_mesh(data=2, fsdp=4, devices=gpus)
+    assert [[gpu.process_index for gpu in row.ravel()] for row in mesh.devices] == [[0] * 4, [1] * 4]
+
+
 class _Chip(SimpleNamespace):
     """A device that is a key of dictionaries."""
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 import distill
-from antgmm_jax.config import LMMConfig
+from antgmm_jax.config import IMAGE_SIDE, LMMConfig
 from antgmm_jax.decoding import phases as decoding_phases
 from antgmm_jax.families import complete
 from antgmm_jax.parallel import sharding
@@ -17,6 +17,7 @@ from distill.adapters import shapes_with_adapters
 from distill.build import targets
 from distill.records import Ragged
 from distill.sensitivity import token_shares
+from distill.trainable import by_path
 from experiments.lab.planning import programs
 from experiments.lab.planning import step as steps
 from experiments.lab.planning.phase import Load, Phase
@@ -66,7 +67,8 @@ def phases(recipe: Recipe | Training, config: LMMConfig, load: Load) -> Iterator
         yield _cache(recipe, config, load)
     for work in recipe.work:
         yield from _stage(recipe, work, config, teacher, load)
-        config, load = after(config, work.stage), load._replace(narrow=left_by(work.stage, load.narrow))
+        load = load._replace(narrow=left_by(work.stage, config, load.narrow))
+        config = after(config, work.stage)
     yield _check(recipe, config, load)
     if isinstance(recipe, Recipe) and teacher is not None and recipe.report.latency:
         yield _report(recipe, teacher, load)
@@ -139,20 +141,29 @@ def _stage(
     first = planned(config, stage, targets[0])
     if teacher is not None and stage.loss.bridge_tokens == "sensitivity":
         yield _weighing(recipe, work, teacher, load)
-    spec = _spec(recipe, work, config if stage.mask_steps else first, teacher, load)._replace(features=features)
+    held = held_by(stage, config, load.narrow)
+    spec = _spec(recipe, work, config if stage.mask_steps else first, teacher, load)
+    spec = spec._replace(features=features, narrow=held)
     step = steps.compiled(spec, load.mesh, load.chip)
     state = step.memory["parameters"] + step.memory["moments"]
     start = {"parameters": step.memory["parameters"], "moments": step.memory["moments"]}
     if teacher is not None and spec.source == "online":
         start["teacher"] = step.memory["teacher"]
     yield Phase(f"{work.title}: start", start, host=_largest(config))
+    # Maps are float32 once adapters are added to them.
+    left = left_by(stage, config, load.narrow)
+    added = sum(2 * leaf.size for path, leaf in by_path(abstract(config))[0].items() if path in {*held} - {*left})
+    result = step.memory["parameters"] + added // load.devices
     # One checkpoint is written while the last one is kept; the stage's result has the parameters alone.
-    disk = (2 * state + step.memory["parameters"]) * load.devices
+    disk = (2 * state + result) * load.devices
     held, sent = state + AHEAD * step.memory["batch"], stage.steps * sum(step.sent.values())
     flops = stage.steps * step.flops
     yield Phase(
         f"{work.title}: step", step.memory, held * min(load.devices, HOST), disk, sent, flops, spec, compiled=True
     )
+    if stage.adapters:
+        merging = {"parameters": step.memory["parameters"], "with adapters": result}
+        yield Phase(f"{work.title}: adding the adapters", merging)
     if work.objective == "answers":
         yield _scores(recipe, work, after(config, stage), load)
 
@@ -178,7 +189,6 @@ def _spec(recipe: Recipe | Training, work: Work, student: LMMConfig, teacher: LM
         states=target_names(recipe) if isinstance(recipe, Recipe) and reads else (),
         optimizer=optimizer_of(work.stage, shapes_with_adapters(abstract(student), work.stage.adapters)),
         adapters=work.stage.adapters,
-        narrow=held_by(work.stage, load.narrow),
     )
 
 
@@ -211,7 +221,10 @@ def _weighing(recipe: Recipe | Training, work: Work, teacher: LMMConfig, load: L
         )
         memory = {"teacher": bytes_of(params), "batch": bytes_of(batch), **_more(program)}
     sent, rows = pieces["batches"] * sum(program.sent.values()), pieces["batches"] * pieces["batch_size"]
-    flops = 2 * _passes(teacher, rows, load) / load.devices  # no gradients of parameters
+    passes = pass_flops(teacher, rows, length=load.length, answer=load.answer)
+    image = sum(passes[tower] for tower in IMAGE_SIDE)
+    # Gradients pass the language model back to the features, and no parameters.
+    flops = (2 * sum(passes.values()) - image) / load.devices
     return Phase(f"{work.title}: image tokens", memory, 0, 0, sent, flops, compiled=True)
 
 

@@ -44,7 +44,8 @@ def opened(path: Path, overrides: Sequence[str], instead: str = "") -> tuple[Rec
     recipe: Recipe | Training = load(path, overrides)
     if instead:
         config = preset(instead)
-        params = abstract(config, jnp.dtype(recipe.optimizer.dtype))
+        files = "float32" if isinstance(recipe, Training) and not recipe.start else recipe.optimizer.dtype
+        params = abstract(config, jnp.dtype(files))
     elif start := recipe.teacher.path if isinstance(recipe, Recipe) else recipe.start:
         config, params = open_hf(start)
     else:

@@ -113,6 +113,8 @@ class Samples:
     def pad_prompts_like(self, other: "Samples") -> None:
         """Pads the prompts of two sets of samples to the same width, so that they share a compiled program.
 
+        It has no effect on sets of several groups (`questions`), which have widths of their own.
+
         Args:
             other: the other samples, which are changed too.
         """
@@ -276,7 +278,7 @@ class Samples:
                 else collate.bucket(int(self.rows.index.prompt[rows].max()))
             )
             order = rows[np.argsort(self.rows.index.answer[rows], kind="stable")]
-            yield from self._once(order, fits(**widths.largest._asdict()), widths, prompt)
+            yield from self._once(order, _rows_of(fits, rows, widths), widths, prompt)
 
     def by_bucket(self, fits: Fits) -> Iterator[Arrays]:
         """Iterates over all rows once, in order of length and padded to `buckets`, for a teacher.
@@ -292,9 +294,7 @@ class Samples:
         for rows, whole in self._alike():
             cut = collate.widths(self.needs.at(rows), apart, **self._buckets)
             order = rows[np.argsort(lengths[rows], kind="stable")]
-            yield from self._once(
-                order, fits(**whole.largest._asdict()), cut._replace(text=whole.text) if apart else cut
-            )
+            yield from self._once(order, _rows_of(fits, rows, whole), cut._replace(text=whole.text) if apart else cut)
 
     def _alike(self) -> Iterator[tuple[np.ndarray, collate.Widths]]:
         """Groups of rows with similar numbers of image slots, and the shape of a batch that holds any of them."""
@@ -330,7 +330,7 @@ class Samples:
             Row numbers, of all processes, and `images` [B, M, ...] of each view; under a mesh, those of this process.
         """
         for rows, widths in self._alike():
-            size, slots = padded_batch_size(fits(**widths.largest._asdict())), widths.slots[-1]
+            size, slots = padded_batch_size(_rows_of(fits, rows, widths)), widths.slots[-1]
             own = local_rows(size)
             for index in sequential_batches(rows, size):
                 trees = [self.rows.images(int(row)) for row in index[own]]
@@ -343,3 +343,8 @@ class Samples:
                         for view in moves
                     ],
                 )
+
+
+def _rows_of(fits: Fits, group: np.ndarray, widths: collate.Widths) -> int:
+    """Rows per batch of a group: at most all of them, as the last batch is filled up with copies."""
+    return min(fits(**widths.largest._asdict()), len(group))

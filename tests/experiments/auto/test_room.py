@@ -23,6 +23,7 @@ from experiments.run.schema.recipe import recipe_of
 from pruning.costs import total_parameters
 
 CONFIG: LMMConfig = preset("llava-290m")
+TURNED: LMMConfig = preset("antgmm-tiny")
 WANTED = {"vision/layers": 8, "text/layers": 7}
 
 
@@ -92,7 +93,7 @@ def test_frozen_parameters_have_no_gradients_and_moments():
     trained = count - language
     assert room._state_bytes(CONFIG, image, {}) == 16 * trained + 4 * language
     for dtype, copied in (("bfloat16", 0), ("float16", 2)):
-        held = held_by(image, narrow_of(abstract(CONFIG, jnp.dtype(dtype))))
+        held = held_by(image, CONFIG, narrow_of(abstract(CONFIG, jnp.dtype(dtype))))
         assert room._state_bytes(CONFIG, image, held) == 16 * trained + 2 * language
         assert room._state_bytes(CONFIG, image, held, without="bfloat16") == 16 * trained + copied * language
 
@@ -104,9 +105,27 @@ def test_adapters_alone_have_gradients_and_moments():
     factors = sum(
         leaf.size for leaf in jax.tree.leaves(shapes_with_adapters(abstract(CONFIG), stage.adapters)["adapters"])
     )
-    held = held_by(stage, files)
+    held = held_by(stage, CONFIG, files)
     assert room._state_bytes(CONFIG, stage, held) == 2 * total_parameters(CONFIG) + 16 * factors
-    assert left_by(stage, files).keys() == {path for path in files if not path.startswith("language/")}
+    merged = {path for path in files if path.startswith("language/decoder/blocks/") and path.split("/")[-1] in MAPS}
+    assert files.keys() - left_by(stage, CONFIG, files).keys() == merged
+
+
+MAPS = ("q", "k", "v", "o", "gate", "up", "down")
+
+
+def test_a_frozen_part_stays_narrow_where_another_width_is_cut_to_components():
+    """A bridge that reads the width is changed by it, and float32."""
+    table = StepConfig(learning_rate=0.1, batch_size=4, dtype="bfloat16")
+    about = {"recover_steps": 1, "loss": LossConfig(), "sizes": {"vision/embed": 0.5}, "optimizer": table}
+    files, stages = narrow_of(abstract(TURNED, jnp.bfloat16)), {}
+    for frozen in (("language",), ("language", "bridge")):
+        stages[frozen] = Stage(
+            name="a", importance={"vision/embed": "principal", "*": "magnitude"}, frozen=frozen, **about
+        )
+    held = [held_by(stage, TURNED, files) for stage in stages.values()]
+    assert held[0].keys() == {path for path in files if path.startswith("language/")}
+    assert {path for path in held[1] if path.startswith("bridge/")} < {p for p in files if p.startswith("bridge/")}
 
 
 class Pictured(Rows):
