@@ -4,7 +4,7 @@ import codecs
 import hashlib
 import json
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,7 +46,8 @@ class JsonRows:
     """
 
     def __init__(self, path: Path, images: Path | None = None):
-        self.files, self.folder = (path,), images or path.parent
+        self.files: Sequence[Path] = (path,)
+        self.folder = images or path.parent
         self.path, self._word = path, "row" if _is_array(path) else "line"
         scanned = kept("positions of JSON rows", self.files, lambda: _scan(path))
         self._digest, self._bounds = str(scanned.pop("digest")), _Bounds(**scanned)

@@ -30,7 +30,8 @@ class TfdsRows:
         from data.tfds_files import open_split
 
         self._split, self._rows, self._lock = split, open_split(path, split, encoded=_IMAGES), Lock()
-        self.folder, self.files = path, sorted(file for file in path.iterdir() if file.is_file())
+        self.folder = path
+        self.files: Sequence[Path] = sorted(file for file in path.iterdir() if file.is_file())
 
     def __len__(self) -> int:
         return len(self._rows)

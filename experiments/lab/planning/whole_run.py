@@ -46,10 +46,10 @@ def opened(path: Path, overrides: Sequence[str], instead: str = "") -> tuple[Rec
         config = preset(instead)
         files = "float32" if isinstance(recipe, Training) and not recipe.start else recipe.optimizer.dtype
         params = abstract(config, jnp.dtype(files))
-    elif start := recipe.teacher.path if isinstance(recipe, Recipe) else recipe.start:
-        config, params = open_hf(start)
-    else:
+    elif isinstance(recipe, Training) and not recipe.start:
         return recipe, shape_of(recipe), {}  # new parameters
+    else:
+        config, params = open_hf(recipe.teacher.path if isinstance(recipe, Recipe) else recipe.start)
     return recipe, config, {} if isinstance(recipe, Recipe) and recipe.parent else narrow_of(params)
 
 
