@@ -62,8 +62,9 @@ def train(
     """Trains from step `state.step` up to step `steps`.
 
     Training can be interrupted: steps a .. b followed by b .. c give the same bits as a .. c, if the iterator continues
-    where it was. The loop takes one batch per step and none ahead of a save. After SIGTERM it saves and ends with the
-    current step (see `antgmm_jax.parallel.preemption`).
+    where it was and the device computes the same bits twice (a GPU with `--xla_gpu_deterministic_ops`). The loop takes
+    one batch per step and none ahead of a save. After SIGTERM it saves and ends with the current step (see
+    `antgmm_jax.parallel.preemption`).
 
     Args:
         step_fn: train step from `make_step`.

@@ -104,6 +104,8 @@ def stages(config: LMMConfig, wanted: Mapping[str, int], rows: int, scale: Scale
     result = []
     if image:
         steps = _steps(scale.image * min(IMAGE_VISITS, EPOCHS * max(rows, FEW)), large)
+        # In a grid of slots, each has one token: nothing to weigh.
+        tokens = "sensitivity" if config.grid is None else "alike"
         optimizer = {"learning_rate": _rate(IMAGE_RATE, config, wanted, "vision/embed"), "batch_size": large}
         result.append(
             {
@@ -112,7 +114,7 @@ def stages(config: LMMConfig, wanted: Mapping[str, int], rows: int, scale: Scale
                 "importance": _importance(config, image),
                 "recover_steps": steps,
                 "shift": 1,
-                "loss": {"hard": 0.0, "bridge": 1.0, "bridge_tokens": "sensitivity"},
+                "loss": {"hard": 0.0, "bridge": 1.0, "bridge_tokens": tokens},
                 "optimizer": {**optimizer, "warmup": _warmup(steps)},
                 "sizes": image,
             }
