@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import pruning
 from antgmm_jax.axes import sizes
+from antgmm_jax.blocks.projector import OUT
 from antgmm_jax.config import LMMConfig, on_image_side
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import family
@@ -104,8 +105,8 @@ def stages(config: LMMConfig, wanted: Mapping[str, int], rows: int, scale: Scale
     result = []
     if image:
         steps = _steps(scale.image * min(IMAGE_VISITS, EPOCHS * max(rows, FEW)), large)
-        # In a grid of slots, each has one token: nothing to weigh.
-        tokens = "sensitivity" if config.grid is None else "alike"
+        # A slot with a single token has nothing to weigh.
+        tokens = "sensitivity" if config.tokens[OUT] > 1 else "alike"
         optimizer = {"learning_rate": _rate(IMAGE_RATE, config, wanted, "vision/embed"), "batch_size": large}
         result.append(
             {

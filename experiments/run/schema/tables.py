@@ -78,7 +78,7 @@ class FileData(Table):
       kind: "jsonl" (with image files), "parquet", "arrow" (a folder of `datasets.save_to_disk`) or "webdataset".
       path: the file, its folder or a pattern such as data/train-*.parquet; or hf:ORG/NAME/PATH, one of these in a data
         set of the Hub.
-      images: folder that image paths are relative to and may not leave, as in LLaVA-Instruct; "" for that of the file.
+      images: folder that image paths are relative to and may not leave; "" for that of the file.
       samples: number of records; an error if there are fewer.
       take: which ones: "first", or "spread" for records at equal distances in the file.
       split: "test" for about a tenth of the rows, "train" for the others, "" for all. Rows of one image stay together.

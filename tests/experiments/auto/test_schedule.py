@@ -5,6 +5,7 @@ from math import inf
 from types import SimpleNamespace
 
 import numpy as np
+import jax
 import pytest
 
 import pruning
@@ -160,14 +161,18 @@ def test_the_tuner_sees_no_row_twice():
 
 @pytest.fixture
 def tuning(monkeypatch, tmp_path):
-    """A tuner whose trials diverge with some optimizers and rates; the others have a loss of 0.5."""
+    """A tuner whose trials diverge with some optimizers and rates; the others have a loss of 0.5, in float32."""
     directory = save_llava(tmp_path / "teacher")
     teacher, processor = whole(directory), load_processor(directory)
     samples = Samples(source("s", "train", 8), processor, teacher.config)
     seen = Look(teacher, processor, samples, samples, 8, 1.0, {}, {})
     tables = base(GOAL._replace(model=str(directory)), {**GOAL.data, "samples": 8}, {**GOAL.test, "samples": 8})
     rows = Rows(trained=8, scored=8, hard=0, prompt=20, answer=4, slots=1.0, read=1e-3, unread=0)
-    for name, value in (("STEPS", 2), ("FEWEST", 2), ("token_loss", lambda *_, **__: 0.5)):
+
+    def loss(config, params, *_, **__):
+        return 0.5 if {leaf.dtype.name for leaf in jax.tree.leaves(params)} == {"float32"} else 0.0
+
+    for name, value in (("STEPS", 2), ("FEWEST", 2), ("token_loss", loss)):
         monkeypatch.setattr(tune, name, value)
 
     def trials(diverging):
@@ -175,7 +180,7 @@ def tuning(monkeypatch, tmp_path):
             optimizer = stage_run.stage.optimizer
             if diverging(optimizer):
                 raise Diverged("a loss is not finite")
-            return SimpleNamespace(config=start.config, params=None)
+            return SimpleNamespace(config=start.config, params=start.load("bfloat16"))
 
         monkeypatch.setattr(tune.StageRun, "run", run)
         tried = tune.tuned(tables, seen, {"text/layers": 2}, Machine(rows, 1e12, 0.0), 1e6, tmp_path / "tuning")
