@@ -4,8 +4,8 @@ from functools import cache
 from math import inf
 from types import SimpleNamespace
 
-import numpy as np
 import jax
+import numpy as np
 import pytest
 
 import pruning

@@ -6,13 +6,16 @@ import pytest
 
 from antgmm_jax.io import checkpoint
 from antgmm_jax.io.convert import open_hf, save_hf
+from antgmm_jax.pure import abstract
 from distill.trainable import by_path, under
 from experiments.run import stage as stages
 from experiments.run.pipeline import Run
 from experiments.run.schema.recipe import load_recipe
-from experiments.run.student import load_student
+from experiments.run.student import whole
+from pruning import projected
 from tests.experiments.tiny import TOWERS, save_towers
 
+NAMES = ("01-image", "02-text")
 STAGES = """[
     {name = "image", frozen = ["language"], sizes = {"vision/mlp" = 16, "bridge/embed" = 16}, mask_steps = 1, \
 recover_steps = 2, importance = "magnitude", loss = {hard = 0.0, soft = 0.0, vision = 1.0}},
@@ -66,6 +69,7 @@ def runs(folder):
     return folder / "whole", folder / "halted"
 
 
+@pytest.mark.long
 def test_results_equal_those_of_float32_files(runs):
     whole, halted = runs
     for stage in ("01-image", "02-text"):
@@ -76,6 +80,7 @@ def test_results_equal_those_of_float32_files(runs):
             np.testing.assert_array_equal(leaf, second[path].astype(np.float32), err_msg=path)
 
 
+@pytest.mark.long
 def test_only_parameters_that_no_stage_trained_stay_in_two_bytes(runs):
     """The second stage keeps the first one's image side in float32, and adds adapters to maps of two bytes."""
     _, halted = runs
@@ -85,9 +90,7 @@ def test_only_parameters_that_no_stage_trained_stay_in_two_bytes(runs):
     assert half["02-text"] == set()
 
 
-NAMES = ("01-image", "02-text")
-
-
+@pytest.mark.long
 def test_a_step_in_float32_gets_no_narrow_parameters(folder, monkeypatch):
     held = []
     begin = stages.init_state
@@ -101,7 +104,23 @@ def test_a_step_in_float32_gets_no_narrow_parameters(folder, monkeypatch):
     assert held == [{"float32"}, {"float32"}]
 
 
-def test_a_student_loads_in_the_dtype_that_is_asked_for(runs):
-    _, halted = runs
-    student = load_student(halted / "stages" / "01-image")
+@pytest.mark.parametrize("kept", [np.arange(16), np.eye(32, 16, dtype=np.float32)], ids=["units", "components"])
+def test_a_cut_keeps_the_files_dtype_of_what_is_frozen_and_not_changed(folder, kept):
+    """With components of a width, all that has the width is float32, be it frozen or not."""
+    student, keep = whole(folder / "bfloat16"), {"vision/embed": kept}
+    config, params = student.cut(keep, ("language",))
+    dtypes = {top: {str(leaf.dtype) for leaf in jax.tree.leaves(params[top])} for top in params}
+    assert dtypes == {"vision": {"float32"}, "bridge": {"float32"}, "language": {"bfloat16"}}
+    assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, abstract(config))
+    _, frozen = student.cut(keep, ("vision", "bridge"))
+    turned = projected(student.config, ["vision/embed"]) if kept.ndim == 2 else set()
+    for path, leaf in by_path(frozen)[0].items():
+        narrow = not under(path, "language") and path not in turned
+        assert str(leaf.dtype) == ("bfloat16" if narrow else "float32"), path
+    assert any(path.startswith("bridge/") for path in by_path(frozen)[0].keys() - turned)
+
+
+def test_a_model_loads_in_the_dtype_that_is_asked_for(folder):
+    student = whole(folder / "bfloat16")
     assert {str(leaf.dtype) for leaf in jax.tree.leaves(student.load())} == {"float32"}
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(student.begin())} == {"float32"}
