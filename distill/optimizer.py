@@ -82,7 +82,8 @@ def make_optimizer(config: OptimizerConfig, steps: int, frozen: tuple[str, ...] 
 
     Args:
         config: settings.
-        steps: step at which the cosine decay reaches zero; the rate stays zero afterwards.
+        steps: step at which the cosine decay reaches zero; the rate stays zero afterwards. 0 for a stage without
+            training, which has no warm-up either.
         frozen: path prefixes ("vision", "language/encoder") of parameters that are not trained.
 
     Returns:
@@ -91,9 +92,9 @@ def make_optimizer(config: OptimizerConfig, steps: int, frozen: tuple[str, ...] 
     Raises:
         AntgmmError: the warm-up is not shorter than `steps`.
     """
-    steps = max(steps, 1)  # 0 for a stage without training
-    if config.warmup >= steps:
-        raise AntgmmError(f"warmup = {config.warmup} with steps = {steps}: use fewer warm-up steps than steps")
+    warmup, steps = (config.warmup, steps) if steps else (0, 1)
+    if warmup >= steps:
+        raise AntgmmError(f"warmup = {warmup} with steps = {steps}: use fewer warm-up steps than steps")
     moments = optax.scale_by_adam(B1, config.b2, EPS) if config.kind == "adamw" else _muon(config.b2)
     transform = optax.chain(
         _clip(config.clip),
@@ -101,7 +102,7 @@ def make_optimizer(config: OptimizerConfig, steps: int, frozen: tuple[str, ...] 
         optax.add_decayed_weights(config.weight_decay, mask=_decayed),
         *([_rates(config.rates)] if config.rates else []),
     )
-    return Optimizer(transform, _schedule(config.schedule, config.learning_rate, config.warmup, steps), tuple(frozen))
+    return Optimizer(transform, _schedule(config.schedule, config.learning_rate, warmup, steps), tuple(frozen))
 
 
 def _clip(most: float) -> optax.GradientTransformation:

@@ -36,6 +36,10 @@ def test_a_constant_rate_by_hand():
     np.testing.assert_allclose(rates([0, 1, 9, 99], steps=10, schedule="constant", warmup=1), [1.0, 2.0, 2.0, 2.0])
 
 
+def test_a_stage_without_training_needs_no_room_for_the_warmup():
+    assert rates([0], steps=0, warmup=20) == [2.0]
+
+
 def test_clipping_clips_to_the_global_norm():
     optimizer = make_optimizer(OptimizerConfig(learning_rate=1.0, clip=0.5, weight_decay=0.0), steps=1)
     gradient = jax.tree.map(lambda x: 100.0 * x, PARAMS)
