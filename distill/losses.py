@@ -163,8 +163,10 @@ def order_margin(logits: Float[Array, "*T V"], order: Int[Array, "*T K"]) -> Flo
         order: tokens, the most probable first.
 
     Returns:
-        float32 per token, >= 0.
+        float32 per token, >= 0; 0 for a single token, which has no pair.
     """
+    if order.shape[-1] < 2:
+        return jnp.zeros(order.shape[:-1])
     chosen = jnp.take_along_axis(logits.astype(jnp.float32), order, axis=-1)  # [..., top], teacher's best first
     before, after = np.triu_indices(order.shape[-1], k=1)
     return jnp.mean(_margin(chosen[..., after] - chosen[..., before]), axis=-1)

@@ -81,6 +81,12 @@ def test_rank_by_hand():
     assert losses.rank(student, teacher, top=50) == losses.rank(student, teacher, top=4)
 
 
+def test_rank_of_a_single_token_is_zero():
+    teacher, student = jnp.array([[5.0, 4.0], [1.0, 2.0]]), jnp.array([[1.0, 2.0], [3.0, 4.0]])
+    for value in (losses.rank(student, teacher, top=1), losses.rank(student[:, :1], teacher[:, :1])):
+        np.testing.assert_array_equal(value, [0.0, 0.0])
+
+
 def test_hidden_by_hand():
     # Layers 0 and 2 of a teacher of 3, channels 1 and 2 of 3; one token.
     teacher = jnp.arange(12.0).reshape(4, 1, 1, 3)

@@ -89,6 +89,10 @@ def test_rank_reads_the_order_alone():
     np.testing.assert_allclose(top.rank(STUDENT, top.largest(LOGITS, 5, 3.0)), losses.rank(STUDENT, LOGITS), rtol=1e-6)
 
 
+def test_rank_of_a_single_token_is_zero():
+    np.testing.assert_array_equal(top.rank(STUDENT, top.largest(LOGITS, 1, 1.0)), np.zeros((2, 3)))
+
+
 def test_tokens_above_16_bits_and_masses_come_back():
     wide = jnp.array(RNG.normal(size=(2, 70_000)), jnp.float32).at[:, 69_999].set(9.0)
     known, read = top.largest(wide, 3, 1.0), stored(wide, 3, 1.0)
