@@ -62,7 +62,8 @@ def merged(params: Params) -> Params:
     """
 
     def sum_of(leaf: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
-        return leaf + (a @ b).reshape(leaf.shape)
+        # Accelerators would round the factors to TF32 or bfloat16.
+        return leaf + jnp.matmul(a, b, precision="highest").reshape(leaf.shape)
 
     return _joined(params, sum_of) if ADAPTERS in params else params
 

@@ -99,7 +99,7 @@ def _second_moments(states: jax.Array, valid: jax.Array | np.ndarray, *, centred
     unit = states * jax.lax.rsqrt(jnp.mean(jnp.square(states), axis=-1, keepdims=True) + 1e-12)
     weights = jnp.broadcast_to(valid, states.shape[1:3]).astype(jnp.float32)
     total = states.shape[0] * jnp.maximum(weights.sum(), 1.0)
-    return jnp.einsum("lbnd,lbne,bn->de", unit, unit, weights) / total
+    return jnp.einsum("lbnd,lbne,bn->de", unit, unit, weights, precision="highest") / total
 
 
 def _basis(moments: np.ndarray, count: int, *, centred: bool) -> np.ndarray:
@@ -245,7 +245,9 @@ def project(config: LMMConfig, params: Any, bases: Mapping[str, np.ndarray]) -> 
             if path[:-1] in norms:  # all scales are 1
                 leaf = leaf[..., : bases[axis].shape[1]]
             else:
-                projection = jnp.tensordot(leaf.astype(jnp.float32), jnp.asarray(bases[axis]), (dim, 0))
+                # Accelerators would round the factors of a float32 product to TF32 or bfloat16.
+                basis = jnp.asarray(bases[axis])
+                projection = jnp.tensordot(leaf.astype(jnp.float32), basis, (dim, 0), precision="highest")
                 leaf = jnp.moveaxis(projection, -1, dim)
         out[path] = jax.block_until_ready(place(leaf.astype(originals[path].dtype), names[path]))
     return config, unflatten_dict(out)

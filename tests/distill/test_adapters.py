@@ -11,6 +11,7 @@ from antgmm_jax.presets import preset
 from antgmm_jax.pure import abstract, functional
 from distill import LossConfig, OptimizerConfig, init_state, make_loss, make_optimizer, make_step
 from distill.adapters import adapted, merged, with_adapters
+from tests.programs import equations
 from tests.pruning.models import CONFIGS, batch_of, parameters, valid_logits
 
 RANKS = {"language": 2, "language/decoder": 3}
@@ -45,6 +46,13 @@ def test_an_adapter_adds_its_product_layer_by_layer_with_the_rank_of_the_longest
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
     others = {name.split("/")[0] for name in held["adapters"]}
     assert others == {"language"}
+
+
+def test_merging_does_not_round_the_factors_on_accelerators():
+    _, held = ready("llava")
+    products = [e for e in equations(jax.make_jaxpr(merged)(held).jaxpr) if e.primitive.name == "dot_general"]
+    assert len(products) == len(held["adapters"])
+    assert all(e.params["precision"] == (jax.lax.Precision.HIGHEST,) * 2 for e in products)
 
 
 @pytest.mark.parametrize("name", ["gemma3-tiny", "smolvlm-tiny"])

@@ -10,10 +10,11 @@ import pytest
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io.convert import open_hf, save_hf
 from antgmm_jax.pure import functional, is_axes
-from pruning.components import fold_norms, principal, untie
+from pruning.components import _second_moments, fold_norms, principal, project, untie
 from pruning.gates import gates_of
 from pruning.keep import compose, identity, merge, untied
 from pruning.shrinking import shrink
+from tests.programs import equations
 from tests.pruning.models import CONFIGS, batch_of, parameters
 
 WIDTHS = [("blip2_t5", "vision/embed"), ("blip2_t5", "text/embed"), ("llava", "text/embed")]
@@ -96,6 +97,20 @@ def test_a_basis_by_hand():
         {"text/embed": 1},
     )["text/embed"]
     np.testing.assert_allclose(np.abs(basis), [[1.5], [0], [0]], atol=1e-6)
+
+
+def test_products_do_not_round_their_factors_on_accelerators():
+    config, params = model("llava")
+    bases = {"text/embed": np.eye(36, 24, dtype=np.float32)}
+    programs = [
+        jax.make_jaxpr(lambda states: _second_moments(states, np.ones((2, 3), bool), centred=True))(
+            np.ones((1, 2, 3, 4))
+        ),
+        jax.make_jaxpr(lambda params: project(config, params, bases)[1])(params),
+    ]
+    for program in programs:
+        products = [e for e in equations(program.jaxpr) if e.primitive.name == "dot_general"]
+        assert products and all(e.params["precision"] == (jax.lax.Precision.HIGHEST,) * 2 for e in products)
 
 
 def test_the_shared_basis_of_t5_covers_both_stacks():
