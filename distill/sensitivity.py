@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from antgmm_jax.blocks.merger import squares
 from antgmm_jax.blocks.pictures import without_pixels
@@ -27,10 +27,10 @@ _TINY = 1e-30
 def bridge_weights(functional: Any, params: Any, batches: Iterable[Mapping[str, Any]]) -> Float[np.ndarray, " Q"]:
     """Computes weights of the bridge's output tokens by how much the answers depend on them.
 
-    The share of a token in a sample is |dL/df|^2 |f|^2, normalised over the sample's tokens, with features f and
-    cross-entropy L: the first-order effect of an equal relative error on the loss. A bridge that merges the patches of
-    a square to one token has the sum of their shares for it. Averaging shares, not gradients, prevents a few samples
-    with large gradients from dominating.
+    The share of a token in a sample is |dL/df|^2 |f|^2, normalised over the tokens of all its images, with features f
+    and cross-entropy L: the first-order effect of an equal relative error on the loss. A bridge that merges the patches
+    of a square to one token has the sum of their shares for it. Averaging shares over samples with images, not
+    gradients, prevents a few samples with large gradients from dominating.
 
     Args:
         functional: `Functional` of the teacher.
@@ -38,7 +38,8 @@ def bridge_weights(functional: Any, params: Any, batches: Iterable[Mapping[str, 
         batches: calibration batches with images, one sample per row; each shape is compiled once.
 
     Returns:
-        float32 weights with mean 1, at least about `FLOOR`; equal ones if no batch has an image.
+        float32 weights with mean 1, at least about `FLOOR`; equal ones if no answer depends on an image, or if an image
+        has one token, for which nothing is computed.
 
     Raises:
         AntgmmError: there is no batch.
@@ -46,17 +47,18 @@ def bridge_weights(functional: Any, params: Any, batches: Iterable[Mapping[str, 
     summed, tokens, by_batch = jax.jit(token_shares(functional, params_dtype(params))), 0, []
     for batch in batches:
         tokens = tokens or _output_tokens(functional, params, batch)
-        by_batch.append(gather(summed(params, batch)))
+        if tokens == 1:
+            return np.ones(1, np.float32)
+        by_batch.append(np.asarray(gather(summed(params, batch)), np.float32))
     if not by_batch:
         raise AntgmmError("bridge weights need at least one calibration batch; there was none")
-    sums, images = (sum(np.asarray(part, np.float32) for part in parts) for parts in zip(*by_batch, strict=True))
-    mean = _of_outputs(sums / np.maximum(images, 1), tokens)
-    return ((mean / mean.mean() if images else np.ones_like(mean)) + FLOOR) / (1 + FLOOR)
+    # The shares of a sample have the sum 1, or 0 if its answers depend on no image. Divided by the mean over tokens,
+    # their sum over samples is their average.
+    total = _of_outputs(np.sum(by_batch, axis=0), tokens)
+    return ((total / total.mean() if total.any() else np.ones_like(total)) + FLOOR) / (1 + FLOOR)
 
 
-def token_shares(
-    functional: Any, dtype: DTypeLike
-) -> Callable[[Any, Mapping[str, Any]], tuple[Float[Array, " N"], Int[Array, ""]]]:
+def token_shares(functional: Any, dtype: DTypeLike) -> Callable[[Any, Mapping[str, Any]], Float[Array, " N"]]:
     """Returns the function that `bridge_weights` applies to each batch.
 
     Args:
@@ -64,18 +66,16 @@ def token_shares(
         dtype: dtype of its parameters and computation.
 
     Returns:
-        (parameters, batch) -> share of each feature of an image, summed over the images, and their number.
+        (parameters, batch) -> share of each feature of an image, summed over the images of all rows.
     """
     loss = make_loss(functional, LossConfig(hard=1.0), dtype=dtype)
 
-    def summed(params: Any, batch: Mapping[str, Any]) -> tuple[Float[Array, " N"], Int[Array, ""]]:
-        valid = batch["images"]["valid"]
+    def summed(params: Any, batch: Mapping[str, Any]) -> Float[Array, " N"]:
         rest = {**batch, "images": without_pixels(batch["images"])}
         features = functional.features(params, batch["images"])
         gradient = jax.grad(lambda candidate: loss(params, {}, {**rest, "vision_features": candidate}, {})[0])(features)
-        effect = _square(gradient) * _square(features)
-        shares = effect / jnp.maximum(jnp.sum(effect, axis=-1, keepdims=True), _TINY)
-        return jnp.sum(shares, axis=(0, 1), where=valid[:, :, None]), valid.sum()
+        effect = jnp.where(batch["images"]["valid"][:, :, None], _square(gradient) * _square(features), 0.0)
+        return jnp.sum(effect / jnp.maximum(jnp.sum(effect, axis=(1, 2), keepdims=True), _TINY), axis=(0, 1))
 
     return summed
 
@@ -86,9 +86,9 @@ def _output_tokens(functional: Any, params: Any, batch: Mapping[str, Any]) -> in
 
 
 def _of_outputs(shares: Float[np.ndarray, " N"], tokens: int) -> Float[np.ndarray, " Q"]:
-    """Sums the shares of the patches that the bridge merges to one token: all, or those of a square of the image."""
-    if tokens in (1, len(shares)):
-        return shares.reshape(tokens, -1).sum(1)
+    """Sums the shares of the patches that the bridge merges to one token: those of a square of the image."""
+    if tokens == len(shares):
+        return shares
     side = round((len(shares) / tokens) ** 0.5)
     return np.asarray(squares(jnp.asarray(shares)[None, :, None], side))[0, :, :, 0].sum(1)
 

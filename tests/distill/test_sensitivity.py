@@ -1,10 +1,14 @@
 """Weights of the bridge's output tokens equal those from PyTorch's gradients."""
 
+from types import SimpleNamespace
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 
+from antgmm_jax.blocks.projector import OUT
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io.convert import load_hf
 from antgmm_jax.pure import functional
@@ -62,6 +66,45 @@ def test_an_unused_image_token_has_the_floor_weight():
     np.testing.assert_array_equal(bridge_weights(functional(config), parameters("llava"), [none]), np.ones(len(both)))
     with pytest.raises(AntgmmError, match="at least one calibration batch"):
         bridge_weights(functional(config), parameters("llava"), [])
+
+
+def summing(features):
+    """A model whose hidden state is the sum of the features of a row's slots: its pixels."""
+
+    def apply(params, batch, gates=None, *, collect=()):
+        read = batch.get("vision_features", batch["images"].get("pixels"))
+        return {"final": read.sum((1, 2))[:, None], OUT: read.reshape(1, -1, *read.shape[2:])}
+
+    def head(params, hidden, gates=None):
+        return hidden @ params["out"]
+
+    return SimpleNamespace(apply=apply, head=head, features=features, axes={"out": ("embed", "vocab")})
+
+
+def rows_of(features):
+    """Rows of features [slots, tokens]; the label of each is token 0, and the second row's last slot is unused."""
+    pixels = jnp.asarray(features)[..., None]
+    answers = np.zeros((len(pixels), 1), np.int32)
+    valid = np.ones(pixels.shape[:2], bool)
+    valid[1, -1] = False
+    return {"images": {"pixels": pixels, "valid": valid}, "targets": answers, "positions": answers}
+
+
+def test_shares_are_of_all_slots_of_a_row_by_hand():
+    rows = rows_of([[[0.1, 0.2], [0.3, 0.1]], [[0.2, 0.2], [0.7, 0.9]]])
+    model = summing(lambda params, images: images["pixels"])
+    # Squares of features, as all gradients of a row are equal: 1 + 9 and 4 + 1 of 15 in the first row, and halves of
+    # the only used slot of the second.
+    expected = (np.array([10 / 15 + 1 / 2, 5 / 15 + 1 / 2]) + FLOOR) / (1 + FLOOR)
+    np.testing.assert_allclose(bridge_weights(model, {"out": jnp.array([[1.0, 0.0]])}, [rows]), expected, rtol=1e-5)
+    # Without a weight in the head, no answer depends on an image.
+    np.testing.assert_array_equal(bridge_weights(model, {"out": jnp.zeros((1, 2))}, [rows]), [1, 1])
+
+
+def test_one_token_of_a_slot_has_the_weight_1_without_a_gradient():
+    model = summing(lambda params, images: pytest.fail("computes features"))
+    weights = bridge_weights(model, {"out": jnp.array([[1.0, 0.0]])}, [rows_of([[[0.1], [0.3]], [[0.2], [0.7]]])])
+    np.testing.assert_array_equal(weights, [1])
 
 
 @pytest.mark.parametrize("family", CONFIGS)
