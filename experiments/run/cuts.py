@@ -75,6 +75,16 @@ def reads_features(config: LMMConfig, stage: Stage, targets: Mapping[str, int]) 
     return constant and not (cut or stage.loss.vision)
 
 
+def weighs_tokens(teacher: LMMConfig, stage: Stage) -> bool:
+    """Whether the loss of a stage needs weights of the teacher's image tokens; a single token has the weight 1.
+
+    Args:
+        teacher: config of the teacher.
+        stage: the stage.
+    """
+    return stage.loss.bridge_tokens == "sensitivity" and teacher.image_tokens > 1
+
+
 def stored_features(config: LMMConfig, stage: Stage, samples: Samples) -> int:
     """Returns the bytes of image features that a stage keeps on disk, with `features = "disk"`.
 

@@ -21,6 +21,7 @@ from distill.cache import stored_names
 from distill.top import name_of
 from experiments.run.batch_size import rows_that_fit, saved_bytes
 from experiments.run.calibration import calibration_batches
+from experiments.run.cuts import weighs_tokens
 from experiments.run.folder import RunFolder, held
 from experiments.run.host.console import bar, say, working
 from experiments.run.rows.samples import Fits, Samples
@@ -119,9 +120,9 @@ def bridge_weights_of(recipe: Recipe, stage: Stage, teacher: Student, samples: S
     Returns:
         Result of `distill.bridge_weights`; None for equal weights.
     """
-    if stage.loss.bridge_tokens == "alike":
-        return None
     table, config = stage.optimizer, teacher.config
+    if not weighs_tokens(config, stage):
+        return None
     pieces = weighing_pieces(stage, config, recipe.calibration_batches, **samples.lengths)
     batches = calibration_batches(samples, **pieces, seed=recipe.seed)
     with working(f"stage {stage.name!r}: sensitivity of the teacher's answers to image tokens"):

@@ -26,7 +26,7 @@ from experiments.lab.planning.scorers import scorers
 from experiments.lab.planning.shapes import batch_shapes, mesh_for, model_shapes
 from experiments.lab.planning.step import StepSpec
 from experiments.run.batch_size import rows_that_fit
-from experiments.run.cuts import after, planned, reads_features, segment_targets
+from experiments.run.cuts import after, planned, reads_features, segment_targets, weighs_tokens
 from experiments.run.features import views
 from experiments.run.narrow import held_by, left_by
 from experiments.run.progress.flops import pass_flops
@@ -139,7 +139,7 @@ def _stage(
     if not {*methods.values()} <= UNREAD:
         yield _importance(recipe, work, config, methods, load)
     first = planned(config, stage, targets[0])
-    if teacher is not None and stage.loss.bridge_tokens == "sensitivity":
+    if teacher is not None and weighs_tokens(teacher, stage):
         yield _weighing(recipe, work, teacher, load)
     held = held_by(stage, config, load.narrow)
     spec = _spec(recipe, work, config if stage.mask_steps else first, teacher, load)

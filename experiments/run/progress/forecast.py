@@ -20,6 +20,7 @@ from data.encoding import Encoder
 from data.limits import BadRow
 from data.source import Source
 from data.store import open_if_encoded
+from experiments.run.cuts import weighs_tokens
 from experiments.run.host.console import clock, count, say
 from experiments.run.progress.flops import StageFlops, pass_flops, stage_flops, update_flops
 from experiments.run.schema import Recipe, Training
@@ -119,7 +120,7 @@ def parts(recipe: Recipe | Training, start: LMMConfig, rows: Rows, teacher: LMMC
     result = [Part("reading", f"{records} records", seconds=records * rows.read), *_cache(recipe, taught, rows)]
     stages = [*stage_flops(start, recipe, **_lengths(rows))]
     for stage in stages:
-        if isinstance(recipe, Recipe) and stage.work.stage.loss.bridge_tokens == "sensitivity":
+        if isinstance(recipe, Recipe) and weighs_tokens(taught, stage.work.stage):
             result.append(_weighing(recipe, stage, taught, rows))
         result += _stage(stage, rows)
     after = stages[-1].after

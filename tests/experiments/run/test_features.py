@@ -21,7 +21,7 @@ from data.encoding import decode
 from data.shifting import shifted
 from distill import LossConfig, StepConfig
 from experiments.run import features as image_side
-from experiments.run.cuts import reads_features
+from experiments.run.cuts import reads_features, weighs_tokens
 from experiments.run.features import VIEWS, ImageFeatures, feature_bytes, freezes_features, image_features
 from experiments.run.rows.samples import Samples
 from experiments.run.schema import Stage
@@ -174,6 +174,14 @@ def test_features_are_read_unless_what_computes_them_is_cut(name, cut, reads):
     assert not reads_features(config, stage.model_copy(update={"weights": "random"}), cut)
     for prefix, same in (("vision", False), ("vision/stack", False), ("language", reads)):
         assert reads_features(config, stage.model_copy(update={"adapters": {prefix: 4}}), cut) is same
+
+
+@pytest.mark.parametrize(("name", "tokens"), [("llava-tiny", "many"), ("qwen2.5-vl-tiny", "one")])
+def test_a_single_image_token_needs_no_weight(name, tokens):
+    weighted = LossConfig(bridge=1.0, bridge_tokens="sensitivity")
+    stage = Stage(name="image", recover_steps=1, loss=weighted, optimizer=STEP)
+    assert weighs_tokens(preset(name), stage) is (tokens == "many")
+    assert not weighs_tokens(preset(name), stage.model_copy(update={"loss": LossConfig()}))
 
 
 def test_a_cut_language_model_reads_the_features_of_the_whole_image_side(model, tmp_path):
