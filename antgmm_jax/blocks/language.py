@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from antgmm_jax.blocks import packing, spans
 from antgmm_jax.blocks.block import Cache, Context, Gates
-from antgmm_jax.blocks.layers import Norm, linear, param
+from antgmm_jax.blocks.layers import Norm, gated, linear, param
 from antgmm_jax.blocks.rope import rope
 from antgmm_jax.blocks.stack import Stack, unrolled
 from antgmm_jax.blocks.tables import rows_of
@@ -86,7 +86,8 @@ class LanguageModel(nnx.Module):
             return x
         gate = (gates or {}).get("text/embed")
         width = jnp.float32(self.config.decoder.embed) if gate is None else gate.astype(jnp.float32).sum()
-        return x * jnp.sqrt(width).astype(x.dtype)
+        factor = jnp.sqrt(width).astype(x.dtype)
+        return x * factor if gate is None else gated(x, factor)
 
     def _placed(self, x: Float[Array, "B T D"], order: Int[Array, "B T"], slots: int) -> Float[Array, "B T D"]:
         """Adds learned positions to embedded tokens, for a row of `slots` tokens in all."""
@@ -104,7 +105,8 @@ class LanguageModel(nnx.Module):
         if self.config.scaled_head:
             gate = gates.get("text/embed")
             width = self.config.decoder.embed if gate is None else gate.astype(jnp.float32).sum()
-            hidden = hidden * jnp.asarray(width, jnp.float32).astype(hidden.dtype) ** -0.5
+            factor = jnp.asarray(width, jnp.float32).astype(hidden.dtype) ** -0.5
+            hidden = hidden * factor if gate is None else gated(hidden, factor)
         return linear(hidden, self.tokens[...].T if self.out is None else self.out[...], None)
 
     def encode(

@@ -64,6 +64,14 @@ def plus(x: Array, bias: Array) -> Array:
     return (x.astype(jnp.float32) + aligned(bias, x).astype(jnp.float32)).astype(x.dtype)
 
 
+def gated(x: Array, gate: Array | None) -> Array:
+    """x times the gate of its last axes in the dtype of x; x without a gate.
+
+    Multiplies in float32, so that the gate's gradient is summed in float32.
+    """
+    return x if gate is None else (x.astype(jnp.float32) * aligned(gate, x).astype(jnp.float32)).astype(x.dtype)
+
+
 def repeated(parameter: Float[Array, "..."], rows: int) -> Float[Array, "rows ..."]:
     """Repeats a parameter [...] to [rows, ...]; its gradient is summed over the rows in float32."""
     whole = jnp.broadcast_to(parameter.astype(jnp.float32), (rows, *parameter.shape))
@@ -136,7 +144,7 @@ def normed(
         z = z - mean(z)
     y = z * jax.lax.rsqrt(mean(z * z) + eps) * aligned(scale, x).astype(jnp.float32)
     y = (y if bias is None else plus(y, bias)).astype(x.dtype)
-    return y if opened is None else y * opened.astype(y.dtype)
+    return gated(y, gate)
 
 
 def new_scale(config: StackConfig, size: int, axis: str) -> nnx.Param:
@@ -241,8 +249,7 @@ class Attention(nnx.Module):
         seen = {"causal": causal, "mask": mask, "bias": bias, "segments": segments, "lengths": lengths}
         out = attend(q, k, v, scale=self.scale, **seen, windows=windows)
         out = out.reshape(batch, length, heads, group, width)
-        if gate is not None:
-            out = out * aligned(gate[:, None, None], out).astype(out.dtype)
+        out = gated(out, None if gate is None else gate[:, None, None])
         return linear(out, self.o[...], None if self.o_bias is None else self.o_bias[...], inputs=3), out
 
 
@@ -271,6 +278,5 @@ class MLP(nnx.Module):
             hidden = act(hidden)
         else:
             hidden = act(linear(x, self.gate[...], None if self.gate_bias is None else self.gate_bias[...])) * hidden
-        if gate is not None:
-            hidden = hidden * aligned(gate, hidden).astype(hidden.dtype)
+        hidden = gated(hidden, gate)
         return linear(hidden, self.down[...], None if self.down_bias is None else self.down_bias[...]), hidden

@@ -8,7 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from antgmm_jax.blocks.block import Gates
-from antgmm_jax.blocks.layers import ACTIVATIONS, aligned, linear, normed, param
+from antgmm_jax.blocks.layers import ACTIVATIONS, gated, linear, normed, param
 from antgmm_jax.blocks.packed import PackedConfig
 from antgmm_jax.blocks.projector import OUT
 from antgmm_jax.config import Act, Tower
@@ -57,7 +57,7 @@ class Merger(nnx.Module):
         scale, bias = self.scale[...].reshape(-1), None if self.bias is None else self.bias[...].reshape(-1)
         x = normed(x, scale, bias, eps=self.eps, rms=self.rms, gate=gate).reshape(patches.shape)
         hidden = ACTIVATIONS[self.act](linear(x, self.up[...], self.up_bias[...], inputs=2))
-        hidden = hidden if open_units is None else hidden * aligned(open_units, hidden).astype(hidden.dtype)
+        hidden = gated(hidden, open_units)
         return linear(hidden, self.down[...], self.down_bias[...]), hidden
 
 

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from antgmm_jax.axes import axis
 from antgmm_jax.blocks.block import Gates
-from antgmm_jax.blocks.layers import ACTIVATIONS, aligned, linear, param
+from antgmm_jax.blocks.layers import ACTIVATIONS, gated, linear, param
 from antgmm_jax.config import Act, Tower
 
 OUT = "bridge/out"
@@ -48,8 +48,6 @@ class Projector(nnx.Module):
     ) -> tuple[Float[Array, "S N E"], dict[str, Array]]:
         """Maps image states to text embeddings; collects the norms [S, M] of `bridge/mlp` if named in `collect`."""
         hidden = linear(features, self.up[...], None if self.up_bias is None else self.up_bias[...])
-        hidden = ACTIVATIONS[self.act](hidden)
-        if "bridge/mlp" in gates:
-            hidden = hidden * aligned(gates["bridge/mlp"], hidden).astype(hidden.dtype)
+        hidden = gated(ACTIVATIONS[self.act](hidden), gates.get("bridge/mlp"))
         kept = {"bridge/mlp": jnp.linalg.norm(hidden.astype(jnp.float32), axis=1)} if "bridge/mlp" in collect else {}
         return linear(hidden, self.down[...], None if self.down_bias is None else self.down_bias[...]), kept

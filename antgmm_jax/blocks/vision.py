@@ -8,7 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from antgmm_jax.blocks.block import Context, Gates
-from antgmm_jax.blocks.layers import Norm, aligned, linear, param, plus, repeated
+from antgmm_jax.blocks.layers import Norm, gated, linear, param, plus, repeated
 from antgmm_jax.blocks.pictures import Images, flat, normalised
 from antgmm_jax.blocks.stack import Stack
 from antgmm_jax.config import Remat, Tower, VisionConfig
@@ -56,8 +56,6 @@ class VisionEncoder(nnx.Module):
         if self.first_norm is not None:
             x = self.first_norm(x, gate)
         x, kept = self.stack(x, Context(valid=flat(images["valid"])[:, None]), gates, collect)
-        if self.final_norm is not None and self.config.final_norm:
-            x = self.final_norm(x, gate)
-        elif gate is not None:
-            x = x * aligned(gate, x).astype(x.dtype)  # no norm applies the gate before the bridge reads the stream
+        norm = self.final_norm if self.config.final_norm else None
+        x = gated(x, gate) if norm is None else norm(x, gate)  # without a norm, the bridge reads the stream itself
         return (x if self.cls is None or self.config.keep_cls else x[:, 1:]), kept

@@ -1,33 +1,25 @@
 """A bfloat16 step sums in float32: softmax, norms, losses, moments, and gradients of shared parameters."""
 
-from collections.abc import Iterator
 from functools import partial
 
 import jax
-import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import distill
 import pruning
-from antgmm_jax.blocks.layers import plus, repeated
+from antgmm_jax.blocks.layers import gated, plus, repeated
 from antgmm_jax.blocks.tables import lookup
+from antgmm_jax.families import FAMILIES
 from antgmm_jax.pure import abstract, functional
+from pruning.importance import gate_gradient
+from tests.families.cases import batch, read_fields
+from tests.programs import equations
 from tests.pruning.models import CONFIGS, batch_of
 
 BATCH = 2
 LOSSES = distill.LossConfig(hard=1.0, soft=1.0, pair=1.0, rank=1.0, hidden=1.0, vision=1.0, bridge=1.0)
-Core = jax.extend.core
-
-
-def equations(jaxpr) -> Iterator:
-    """All operations of a program, including those in loops and branches."""
-    for equation in jaxpr.eqns:
-        yield equation
-        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: isinstance(x, Core.ClosedJaxpr)):
-            if isinstance(inner, Core.ClosedJaxpr | Core.Jaxpr):
-                yield from equations(inner.jaxpr if isinstance(inner, Core.ClosedJaxpr) else inner)
 
 
 @pytest.fixture(scope="module", params=[(family, kind) for family in CONFIGS for kind in ("adamw", "muon")], ids=str)
@@ -95,6 +87,18 @@ def test_losses_parameters_and_moments_are_float32(step):
     assert LOSSES.terms() == distill.losses.TERMS and set(LOSSES.terms()) < set(metrics)
 
 
+@pytest.mark.parametrize("family", ["blip2", "llava", "gemma3", "internvl", "mistral3", "qwen3_vl"])
+def test_gradients_of_gates_are_summed_in_float32(family):
+    config = read_fields(next(iter(FAMILIES[family].tiny(0).values())).fields)
+    loss = distill.make_loss(functional(config), distill.LossConfig(hard=1.0), dtype=jnp.bfloat16)
+    gates = {axis: jnp.asarray(gate, jnp.float32) for axis, gate in pruning.ones(config).items()}
+    score = partial(gate_gradient, lambda *about: loss(*about, {})[0])
+    program = list(equations(jax.make_jaxpr(score)(abstract(config), gates, batch(config)).jaxpr))
+    assert any(e.primitive.name == "dot_general" and narrow(e.invars[0]) for e in program)
+    sums = [e for e in program if e.primitive.name == "reduce_sum" and narrow(e.invars[0]) and _adds(e)]
+    assert not [e.invars[0].aval.shape for e in sums]
+
+
 def test_gradients_of_parameters_shared_by_rows_are_summed_in_float32():
     # In bfloat16 the sum of 4096 ones stops at 256, because 257 is rounded to 256.
     rows, parameter = 4096, jnp.zeros((1, 3), jnp.bfloat16)
@@ -103,6 +107,7 @@ def test_gradients_of_parameters_shared_by_rows_are_summed_in_float32():
         lambda p: lookup(p, ids),
         lambda p: repeated(p, rows),
         lambda p: plus(jnp.zeros((rows, 3), jnp.bfloat16), p),
+        lambda p: gated(jnp.ones((rows, 3), jnp.bfloat16), p[0]),
     ):
         out, back = jax.vjp(read, parameter)
         assert out.dtype == jnp.bfloat16

@@ -7,7 +7,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from antgmm_jax.blocks.block import Gates
-from antgmm_jax.blocks.layers import ACTIVATIONS, aligned, linear, normed, param
+from antgmm_jax.blocks.layers import ACTIVATIONS, gated, linear, normed, param
 from antgmm_jax.blocks.merger import magnitudes
 from antgmm_jax.blocks.projector import OUT
 from antgmm_jax.config import Tower
@@ -31,7 +31,7 @@ class PatchMerger(nnx.Module):
     def __call__(self, patches: Float[Array, "S P V"], gates: Gates) -> tuple[Float[Array, "S M"], Float[Array, "S U"]]:
         """Returns the inputs of the MLP's activation for each square, and the units of the merger."""
         x = normed(patches, self.scale[...], None, eps=self.eps, rms=True, gate=gates.get("vision/embed"))
-        units = _gated(linear(x, self.up[...], None, inputs=2), gates.get("merger/mlp"))
+        units = gated(linear(x, self.up[...], None, inputs=2), gates.get("merger/mlp"))
         return linear(units, self.down[...], None if self.down_bias is None else self.down_bias[...]), units
 
 
@@ -57,11 +57,7 @@ class Mistral3Bridge(nnx.Module):
     ) -> tuple[Float[Array, "S 1 E"], dict[str, Array]]:
         """Maps squares to text embeddings; also returns norms of the units of the axes named in `collect`."""
         inputs, units = self.merger(features, gates)
-        hidden = _gated(ACTIVATIONS[self.act](inputs), gates.get("bridge/mlp"))
+        hidden = gated(ACTIVATIONS[self.act](inputs), gates.get("bridge/mlp"))
         out = linear(hidden, self.down[...], None if self.down_bias is None else self.down_bias[...])
         norms = {"merger/mlp": units, "bridge/mlp": hidden}
         return out[:, None], {name: magnitudes(one) for name, one in norms.items() if name in collect}
-
-
-def _gated(units: Array, gate: Array | None) -> Array:
-    return units if gate is None else units * aligned(gate, units).astype(units.dtype)
