@@ -132,9 +132,10 @@ def make_loss(
 
     Returns:
         loss(params, gates, batch, teacher_params, totals=None) -> (float32 scalar, {term: float32 mean}). A mean is a
-        sum over the tokens of `batch`, divided by their number. If `batch` is a micro-batch, `totals` is the result of
-        `token_counts` for the whole batch: the sum is divided by these numbers, so that the losses of all micro-batches
-        add up to the loss of the whole batch.
+        sum over the tokens of `batch`, divided by their number; for a term that compares the states of several towers,
+        it is the mean over towers of these means. If `batch` is a micro-batch, `totals` is the result of `token_counts`
+        for the whole batch: the sum is divided by these numbers, so that the losses of all micro-batches add up to the
+        loss of the whole batch.
 
     Raises:
         AntgmmError: a term needs targets that neither the teacher nor `parts` provides.

@@ -179,9 +179,10 @@ def activation(
     axes: Collection[str],
     local: Collection[str],
 ) -> Scores:
-    """Computes activation norms: L2 over the tokens of a sample, mean over samples (Minitron, arXiv 2407.14679).
+    """Computes activation norms: L2 over the tokens of a sample, mean over samples.
 
-    A sample is a row or, where each image slot passes alone, a used image slot.
+    A sample is a row or, where each image slot passes alone, a used image slot. Minitron (arXiv 2407.14679) has the
+    order reversed: the mean of absolute values over tokens, L2 over samples.
 
     Args:
         apply: (params, batch, collect=names) -> dict with the norms of each name, [layers, B, n] for `*/heads` and

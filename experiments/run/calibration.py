@@ -166,7 +166,8 @@ def scores_on(
     """Scores all units of a model on records: layers by block influence, other units by activation.
 
     Args:
-        records: the records; each is read once.
+        records: the records. Enough shuffled batches for all of them are drawn; if the batch size does not divide their
+            number, some may be read twice and others not at all.
         directory: Hugging Face directory of the model, with its processor.
         config: model config.
         params: model parameters; `Stored` ones are loaded.

@@ -17,7 +17,8 @@ Method = Literal["taylor", "magnitude", "activation", "block_influence", "random
 UNREAD = {"magnitude", "random", "last"}
 """Methods that read no data."""
 IMPORTANCE: dict[str, Method] = {"*/layers": "block_influence", "*": "activation"}
-"""What Minitron (arXiv 2407.14679) and ShortGPT (arXiv 2403.03853) use; it loses least on pretrained models."""
+"""ShortGPT's block influence (arXiv 2403.03853), and activation norms similar to Minitron's (arXiv 2407.14679; see
+`pruning.activation`); it loses least on pretrained models."""
 
 
 Repeat = Annotated[
