@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import pruning
 from antgmm_jax.axes import sizes
-from antgmm_jax.blocks.projector import OUT
 from antgmm_jax.config import LMMConfig, on_image_side
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import family
@@ -105,8 +104,6 @@ def stages(config: LMMConfig, wanted: Mapping[str, int], rows: int, scale: Scale
     result = []
     if image:
         steps = _steps(scale.image * min(IMAGE_VISITS, EPOCHS * max(rows, FEW)), large)
-        # A slot with a single token has nothing to weigh.
-        tokens = "sensitivity" if config.tokens[OUT] > 1 else "alike"
         optimizer = {"learning_rate": _rate(IMAGE_RATE, config, wanted, "vision/embed"), "batch_size": large}
         result.append(
             {
@@ -115,7 +112,7 @@ def stages(config: LMMConfig, wanted: Mapping[str, int], rows: int, scale: Scale
                 "importance": _importance(config, image),
                 "recover_steps": steps,
                 "shift": 1,
-                "loss": {"hard": 0.0, "bridge": 1.0, "bridge_tokens": tokens},
+                "loss": {"hard": 0.0, "bridge": 1.0, "bridge_tokens": "sensitivity"},
                 "optimizer": {**optimizer, "warmup": _warmup(steps)},
                 "sizes": image,
             }
