@@ -20,6 +20,11 @@ _FEWEST_KEYS = 640
 """On a v5e, forward and backward by the compiler's estimate, without the kernel's own time: 4 x 32 causal heads of
 688 x 128 take 5.88 ms by XLA and 2.08 around the kernel (542 and 77 MB of temporaries); 4 x 16 heads of 577 x 64 take
 0.60 and 0.88."""
+_MOST_COPIES = 8
+"""Blocks of keys up to which one kernel computes the whole backward pass, in 5 products for each pair of positions. It
+stores a gradient of the queries for each block of keys, which grows with the square of a row; two kernels take 7
+products and store one. On a v5e, the temporaries of forward and backward of 16 heads of 64: for 6 144 positions (8
+blocks) 303 MB in one kernel; for 16 384 (32 blocks) 2 484 MB in one and 403 in two."""
 
 
 def supports(q: Any, k: Any, mask: Array | None, bias: Array | None, segments: Array | None) -> bool:
@@ -100,6 +105,7 @@ def _on_one_device(q: Array, k: Array, v: Array, numbers: tuple[Array, Array], *
     q, k, v = (padded(x, 2) for x in ((q * scale).astype(q.dtype).swapaxes(1, 2), k, v))
     shape = (q.shape[2], k.shape[2])
     block_q, block_k = (_block(size) for size in shape)
+    together = shape[1] // block_k <= _MOST_COPIES
     kernel: Any = splash.make_splash_mha(
         masks.MultiHeadMask([(masks.CausalMask if causal else masks.FullMask)(shape)] * q.shape[1]),
         head_shards=1,
@@ -109,7 +115,9 @@ def _on_one_device(q: Array, k: Array, v: Array, numbers: tuple[Array, Array], *
             block_kv=block_k,
             block_q_dkv=block_q,
             block_kv_dkv=block_k,
-            use_fused_bwd_kernel=True,
+            block_q_dq=None if together else block_q,
+            block_kv_dq=None if together else block_k,
+            use_fused_bwd_kernel=together,
         ),
         residual_checkpoint_name=RESIDUALS,
     )

@@ -71,6 +71,12 @@ def test_values_and_gradients_equal_plain_attention(request, case, causal, heads
         np.testing.assert_allclose(one, other, atol=0.02 * np.abs(other).max())
 
 
+@pytest.mark.parametrize(("case", "causal", "heads", "keys"), CASES)
+def test_separate_backward_passes_give_the_same_gradients(request, monkeypatch, case, causal, heads, keys):
+    monkeypatch.setattr(flash, "_MOST_COPIES", 0)
+    test_values_and_gradients_equal_plain_attention(request, case, causal, heads, keys)
+
+
 def test_pieces_of_windows_go_through_the_kernel(request, monkeypatch):
     given, images = inputs(2, 2, 16), jnp.zeros((ROWS, LENGTH), jnp.int32)
     segments = jnp.array(np.sort(np.random.default_rng(1).integers(0, 20, (ROWS, LENGTH)), axis=1), jnp.int32)
@@ -152,7 +158,11 @@ def tpus(v5e):
 KERNEL = 'custom_call_target="tpu_custom_call"'
 
 
-@pytest.mark.parametrize(("length", "remat", "calls"), [(640, "none", 2), (2048, "attention", 2), (2048, "full", 3)])
+# 16 blocks of 512 keys have two backward passes.
+PROGRAMS = [(640, "none", 2), (2048, "attention", 2), (2048, "full", 3), (8192, "none", 3)]
+
+
+@pytest.mark.parametrize(("length", "remat", "calls"), PROGRAMS)
 def test_the_tpu_compiler_takes_the_kernel_and_policies_say_how_often_it_runs(tpus, length, remat, calls):
     def loss(q, k, v):
         def layer(q, _):

@@ -9,9 +9,11 @@ from experiments.lab.planning.hlo import Shape, shapes
 
 _KERNEL = re.compile(r'%?([\w.-]+) = (.*?) custom-call\(.*custom_call_target="tpu_custom_call"')
 _OPERANDS = re.compile(r"operand_layout_constraints=\{((?:[^{}]|\{[^{}]*\})*)\}")
-_PRODUCTS = {"splash_mha_fwd": 2, "splash_mha_dkv": 5}
-"""Start of the name of a kernel -> its products of queries x keys x width. The backward pass computes the logits again,
-and the gradients of weights, values, keys and queries."""
+_BACKWARD = "splash_mha_dkv"
+_PRODUCTS = {"splash_mha_fwd": 2, _BACKWARD: 4, "splash_mha_dq": 3}
+"""Start of the name of a kernel -> its products of queries x keys x width. Both kernels of the backward pass compute
+the logits again and the gradient of the weights; then one computes the gradients of values and keys, the other that of
+queries. In short rows the first one computes all three, and has one more result."""
 
 
 class Kernel(NamedTuple):
@@ -47,5 +49,7 @@ def kernel(line: str) -> Kernel | None:
     match, operands = _KERNEL.search(line), _OPERANDS.search(line)
     if match is None or operands is None:
         return None
-    products = next((count for start, count in _PRODUCTS.items() if match[1].startswith(start)), 0)
-    return Kernel(match[1].rpartition(".")[0] or match[1], products, shapes(operands[1]), shapes(match[2]))
+    products, results = next((n for start, n in _PRODUCTS.items() if match[1].startswith(start)), 0), shapes(match[2])
+    if match[1].startswith(_BACKWARD):
+        products += sum(each.dtype == "bf16" for each in results) == 3
+    return Kernel(match[1].rpartition(".")[0] or match[1], products, shapes(operands[1]), results)

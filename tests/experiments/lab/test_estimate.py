@@ -106,7 +106,7 @@ def test_a_program_waits_for_links_that_its_products_do_not_hide(beside, gathers
 _KERNEL = """
 ENTRY %main (p: f32[8]) -> f32[8] {
   %x = f32[8]{0} add(%p, %p), backend_config={"estimated_cycles":"1"}
-  %splash_mha_NAME_segmented.1 = (bf16[4,8,256,64]{3,2,1,0:T(8,128)(2,1)S(1)}, f32[4,8,256]{2,1,0})\
+  %splash_mha_NAME_segmented.1 = (RESULTS, f32[4,8,256]{2,1,0})\
  custom-call(%p, %p),\
  custom_call_target="tpu_custom_call", operand_layout_constraints={s8[1,1,1]{2,1,0}, bf16[4,8,256,64]{3,2,1,0},\
  bf16[4,8,512,64]{3,2,1,0}, bf16[4,8,512,64]{3,2,1,0}}, frontend_attributes={kernel_metadata={
@@ -115,14 +115,15 @@ ENTRY %main (p: f32[8]) -> f32[8] {
 """
 
 
-@pytest.mark.parametrize(("name", "products"), [("fwd", 2), ("dkv", 5)])
-def test_a_kernel_takes_its_products_or_its_bytes(name, products):
-    text, chip = _KERNEL.replace("NAME", name), CHIPS["v5e"]
+@pytest.mark.parametrize(("name", "results", "products"), [("fwd", 1, 2), ("dkv", 3, 5), ("dkv", 2, 4), ("dq", 1, 3)])
+def test_a_kernel_takes_its_products_or_its_bytes(name, results, products):
+    result, chip = "bf16[4,8,256,64]{3,2,1,0:T(8,128)(2,1)S(1)}", CHIPS["v5e"]
+    text = _KERNEL.replace("NAME", name).replace("RESULTS", ", ".join([result] * results))
     # The width of 64 fills half of the matrix unit of 128 x 128.
     flops = products * 2 * 4 * 8 * 256 * 512 * 128
     counts = cycles(text, chip, 1)
     assert counts == {"?": 1, f"kernel splash_mha_{name}_segmented": round(flops / chip.flops * chip.clock)}
-    moved = 1 + 2 * (2 * 4 * 8 * 256 * 64 + 2 * 4 * 8 * 512 * 64) + 4 * 4 * 8 * 256
+    moved = 1 + 2 * ((1 + results) * 4 * 8 * 256 * 64 + 2 * 4 * 8 * 512 * 64) + 4 * 4 * 8 * 256
     slow = cycles(text, chip._replace(bandwidth=1e9), 1)
     assert slow[f"kernel splash_mha_{name}_segmented"] == round(moved / 1e9 * chip.clock)
     # Of a kernel without a name that is known here, only bytes count.
