@@ -78,21 +78,24 @@ def _in_whole_blocks(x: Float[Array, "B T D"], context: Context, width: int) -> 
     """Pads positions for the flash kernel for TPUs, if self-attention with heads of a width will use it.
 
     On a v5e, for 4 x 704 positions of 20 heads of 128, that saves 0.43 of the 1.80 ms of an attention layer by the
-    compiler's estimate, against padding queries, keys and values.
+    compiler's estimate, against padding queries, keys and values; for 4 x 896, padded to 1 024, 0.30 of the 5.20 ms of
+    a layer with its gradient.
     """
     (rows, length, _), causal, mask = x.shape, context.causal, context.mask
     head, key = (jax.ShapeDtypeStruct((rows, *shape, width), x.dtype) for shape in ((length, 1), (1, length)))
-    if not length % flash.LANES or not for_flash_kernel(head, key, mask, context.bias, context.segments):
+    size = flash.block_size(length)
+    if not length % size or not for_flash_kernel(head, key, mask, context.bias, context.segments):
         return x, context
+    pad = partial(flash.padded, size=size)
     if mask is None and not causal and context.segments is None:
         mask = jnp.ones((1, 1, 1, length), bool)
     if mask is not None:
-        mask = flash.padded(mask, 3)
-        mask = mask if mask.shape[2] == 1 else flash.padded(mask, 2)
-    segments = None if context.segments is None else flash.padded(context.segments, 1, value=-1)
-    windows = context.windows and context.windows._replace(segments=flash.padded(context.windows.segments, 1, value=-1))
-    positions = jax.tree.map(lambda angles: flash.padded(angles, 1), context.positions)
-    return flash.padded(x, 1), context._replace(mask=mask, segments=segments, windows=windows, positions=positions)
+        mask = pad(mask, 3)
+        mask = mask if mask.shape[2] == 1 else pad(mask, 2)
+    segments = None if context.segments is None else pad(context.segments, 1, -1)
+    windows = context.windows and context.windows._replace(segments=pad(context.windows.segments, 1, -1))
+    positions = jax.tree.map(lambda angles: pad(angles, 1), context.positions)
+    return pad(x, 1), context._replace(mask=mask, segments=segments, windows=windows, positions=positions)
 
 
 class LayerScale(nnx.Module):

@@ -16,6 +16,9 @@ RESIDUALS = "attention"
 """Name of what the kernel's backward pass reads of its forward pass, for rematerialisation policies."""
 _LARGEST_BLOCK = 768
 """The kernel's backward pass holds four float32 blocks of this side in the 16 MB of a v5e's vector memory."""
+_SMALLEST_BLOCK = 384
+"""Of rows that do not fit into one block. Each block of queries reads all keys and values, for as many FLOPs a byte as
+it has queries: with fewer than 240, a v5e waits for its memory. Blocks that divide 896 or 61 312 positions have 128."""
 _FEWEST_KEYS = 640
 """On a v5e, forward and backward by the compiler's estimate, without the kernel's own time: 4 x 32 causal heads of
 688 x 128 take 5.88 ms by XLA and 2.08 around the kernel (542 and 77 MB of temporaries); 4 x 16 heads of 577 x 64 take
@@ -102,9 +105,10 @@ def _on_one_device(q: Array, k: Array, v: Array, numbers: tuple[Array, Array], *
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
     length = q.shape[1]
-    q, k, v = (padded(x, 2) for x in ((q * scale).astype(q.dtype).swapaxes(1, 2), k, v))
+    block_q, block_k = block_size(length), block_size(k.shape[2])
+    q = padded((q * scale).astype(q.dtype).swapaxes(1, 2), 2, size=block_q)
+    k, v = (padded(x, 2, size=block_k) for x in (k, v))
     shape = (q.shape[2], k.shape[2])
-    block_q, block_k = (_block(size) for size in shape)
     together = shape[1] // block_k <= _MOST_COPIES
     kernel: Any = splash.make_splash_mha(
         masks.MultiHeadMask([(masks.CausalMask if causal else masks.FullMask)(shape)] * q.shape[1]),
@@ -122,17 +126,29 @@ def _on_one_device(q: Array, k: Array, v: Array, numbers: tuple[Array, Array], *
         residual_checkpoint_name=RESIDUALS,
     )
     # Padding has a number of its own.
-    segments = splash.SegmentIds(*(padded(x, 1, value=-1) for x in numbers))
+    segments = splash.SegmentIds(*(padded(x, 1, -1, size=n) for x, n in zip(numbers, (block_q, block_k), strict=True)))
     return jax.vmap(kernel)(q, k, v, segments).swapaxes(1, 2)[:, :length]
 
 
-def padded(x: Array, axis: int, value: int = 0, *, size: int = LANES) -> Array:
-    """Pads an axis to a multiple of a size; the kernel's blocks are made of `LANES`."""
+def padded(x: Array, axis: int, value: int = 0, *, size: int) -> Array:
+    """Pads an axis to a multiple of a size."""
     widths = [(0, 0)] * x.ndim
     widths[axis] = (0, -x.shape[axis] % size)
     return jnp.pad(x, widths, constant_values=value)
 
 
-def _block(length: int) -> int:
-    """The largest block that divides a length."""
-    return max(n for n in range(LANES, _LARGEST_BLOCK + 1, LANES) if length % n == 0)
+def block_size(length: int) -> int:
+    """Chooses the size of the kernel's blocks of queries or keys, which are padded to a multiple of it.
+
+    The size with the least padding, and of those the largest: 640 positions are one block, 896 are padded to two blocks
+    of 512, and 61 312 to 80 blocks of 768. Padding to a multiple of the size changes nothing the second time.
+
+    Args:
+        length: number of positions.
+
+    Returns:
+        A multiple of `LANES`; at least `_SMALLEST_BLOCK` if the positions do not fit into one block.
+    """
+    if length <= _LARGEST_BLOCK:
+        return -(-length // LANES) * LANES
+    return min(range(_LARGEST_BLOCK, _SMALLEST_BLOCK - 1, -LANES), key=lambda size: -length % size)

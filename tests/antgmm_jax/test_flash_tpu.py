@@ -72,8 +72,10 @@ def test_values_and_gradients_equal_plain_attention(request, case, causal, heads
 
 
 @pytest.mark.parametrize(("case", "causal", "heads", "keys"), CASES)
-def test_separate_backward_passes_give_the_same_gradients(request, monkeypatch, case, causal, heads, keys):
+def test_several_blocks_and_separate_backward_passes_give_the_same(request, monkeypatch, case, causal, heads, keys):
     monkeypatch.setattr(flash, "_MOST_COPIES", 0)
+    for name in ("_SMALLEST_BLOCK", "_LARGEST_BLOCK"):  # 150 positions are padded to 256, 260 to 512
+        monkeypatch.setattr(flash, name, 128 if keys == LENGTH else 256)
     test_values_and_gradients_equal_plain_attention(request, case, causal, heads, keys)
 
 
@@ -134,6 +136,18 @@ def test_a_block_pads_its_positions_for_the_kernel(request, case, causal):
     for one, other in zip(actual, expected, strict=True):
         np.testing.assert_allclose(one, other, atol=0.04 * np.abs(other).max())
     assert f"bf16[{ROWS},256,{tower.stack.embed}]" in traces[1] and "pallas_call" in traces[1]
+
+
+def test_blocks_are_large_and_pad_little():
+    assert [flash.block_size(length) for length in (640, 896, 1664, 16_384, 61_312)] == [640, 512, 640, 512, 768]
+    for length in (*range(1, 6000), 16_384, 61_312):
+        size = flash.block_size(length)
+        whole = -(-length // size) * size
+        assert size % flash.LANES == 0 and size <= 768 and whole % flash.block_size(whole) == 0
+        if length <= 768:
+            assert whole == size < length + flash.LANES
+        else:
+            assert size >= 384 and whole < length + 384 and whole <= 4 / 3 * length
 
 
 def test_other_cases_stay_with_xla(monkeypatch):
