@@ -71,7 +71,7 @@ def cost(
     first, memory = (1, length) if config.encoder_decoder else (length, 0)
     keys, heads = first + answer, _head_flops(config, batch)
     prefill = {"encoder": _tower_flops(config, "encoder", batch, length, length)} if config.encoder_decoder else {}
-    prefill[tower] = _tower_flops(config, tower, batch, first, keys, memory) + _memory_flops(config, batch, memory)
+    prefill[tower] = _tower_flops(config, tower, batch, first, first, memory) + _memory_flops(config, batch, memory)
     decode = steps * _tower_flops(config, tower, batch, 1, keys, memory)
     flops = {
         "vision": _image_flops(config, batch, slots),

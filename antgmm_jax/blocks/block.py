@@ -149,7 +149,7 @@ class Block(nnx.Module):
         cross: CrossAttention | None = None,
         cache: Cache | None = None,
         cross_cache: Cache | None = None,
-        slot: Array | int = 0,
+        slot: Array | int | None = None,
     ) -> tuple[Array, dict[str, Any], Cache | None]:
         """Applies the block.
 
@@ -161,7 +161,8 @@ class Block(nnx.Module):
             cross: the cross-attention of this layer, if it has one.
             cache: keys and values of earlier positions; those of x are written at `slot`.
             cross_cache: keys and values of the states that cross-attention reads.
-            slot: first cache slot of x.
+            slot: first cache slot of x, which sees the whole cache; None if x are the first positions: they see only
+                one another, without the empty slots, so that flash kernels can compute them.
 
         Returns:
             The residual stream, the outputs of the units by local name, and the cache.
@@ -182,12 +183,14 @@ class Block(nnx.Module):
         def attend(y):
             nonlocal cache
             length, here = y.shape[1], context
-            if cache is None:
+            if slot is None:
                 y, here = _in_whole_blocks(y, context, self.config.head_dim)
             k, v = self.attention.keys_values(y, here.positions)
             if cache is not None:
-                k, v = (jax.lax.dynamic_update_slice_in_dim(c, n, slot, 2) for c, n in zip(cache, (k, v), strict=True))
-                cache = (k, v)
+                written, at = zip(cache, (k, v), strict=True), 0 if slot is None else slot
+                keys, values = (jax.lax.dynamic_update_slice_in_dim(c, n[:, :, :length], at, 2) for c, n in written)
+                cache = (keys, values)
+                k, v = (k, v) if slot is None else cache
             seen = {name: getattr(here, name) for name in ("causal", "mask", "bias", "segments", "windows", "lengths")}
             both = self.attention.attend(y, k, v, **seen, positions=here.positions, gate=gates.get("heads"))
             return jax.tree.map(lambda out: out[:, :length], both)

@@ -228,16 +228,17 @@ class LanguageModel(nnx.Module):
         if memory is not None:
             cross_caches = [cross.attention.keys_values(memory) for _, cross in layers if cross is not None]
         usable = jnp.concatenate([valid, jnp.ones((batch, slots - length), bool)], axis=1)
-        at, keys = jnp.arange(length), jnp.arange(slots)
-        mask = spans.visible(jnp.zeros((1, length), int) if tokens.spans is None else tokens.spans, slots)
-        context = self._context(mask & usable[:, None, None, :], None, memory_valid, at, keys, places)
+        at, mask = jnp.arange(length), valid[:, None, None, :]
+        if tokens.spans is not None:
+            mask = spans.visible(tokens.spans, length) & mask
+        context = self._context(mask, None, memory_valid, at, at, places)._replace(causal=tokens.spans is None)
         order = places.reshape(batch, length, -1).max(axis=-1)
         lengths = jnp.where(valid, order + 1, 0).max(axis=1)
+        context = self._with_local(context, order, order)
+        x = self._placed(x, order, slots)
         order = jnp.concatenate([order, lengths[:, None] + jnp.arange(slots - length)[None]], axis=1)
-        context = self._with_local(context, order[:, :length], order)
-        x = self._placed(x, order[:, :length], slots)
         more = () if tokens.added is None else tokens.added
-        x, caches = unrolled(layers, x, context, [(empty, empty)] * len(layers), cross_caches, 0, more)
+        x, caches = unrolled(layers, x, context, [(empty, empty)] * len(layers), cross_caches, None, more)
         last = jnp.max(jnp.where(valid, at[None, :], 0), axis=1)
         logits = self.head(self.norm(x[jnp.arange(batch), last]), {})
         return Prefilled(logits, caches, cross_caches, usable, order, lengths, length)

@@ -228,7 +228,7 @@ def unrolled(
     context: Context,
     caches: Sequence[Cache],
     cross_caches: Sequence[Cache | None],
-    slot: Array | int,
+    slot: Array | int | None,
     added: Float[Array, "K B T D"] | Sequence[Array] = (),
 ) -> tuple[Float[Array, "B T D"], list[Cache]]:
     """Applies unstacked layers with key-value caches.
@@ -236,10 +236,10 @@ def unrolled(
     Args:
         layers: result of `Stack.unstack`.
         x: residual stream of the new positions.
-        context: masks and positions of the new positions against all slots.
+        context: masks and positions of the new positions, against all slots or against themselves.
         caches: self-attention caches, one per layer.
         cross_caches: cross-attention keys and values, one per layer.
-        slot: first cache slot of x.
+        slot: first cache slot of x; None if x are the first positions, which see only one another.
         added: [k] is added to the residual stream after layer k.
 
     Returns:

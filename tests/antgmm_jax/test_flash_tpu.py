@@ -13,6 +13,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from antgmm_jax.blocks import attention, flash, windows
 from antgmm_jax.blocks.attention import attend
 from antgmm_jax.blocks.block import Block, Context
+from antgmm_jax.blocks.language import Embedded, LanguageModel
 from antgmm_jax.blocks.rope import rope
 from antgmm_jax.blocks.stack import rematerialised
 from antgmm_jax.blocks.windows import Windows
@@ -136,6 +137,30 @@ def test_a_block_pads_its_positions_for_the_kernel(request, case, causal):
     for one, other in zip(actual, expected, strict=True):
         np.testing.assert_allclose(one, other, atol=0.04 * np.abs(other).max())
     assert f"bf16[{ROWS},256,{tower.stack.embed}]" in traces[1] and "pallas_call" in traces[1]
+
+
+def test_prompts_go_through_the_kernel_into_the_cache(request):
+    config, start = preset("llava-tiny"), 20
+    (graph, params), traces = nnx.split(LanguageModel(config.language, towers(config), rngs=nnx.Rngs(0))), []
+    x = jnp.array(np.random.default_rng(0).normal(size=(ROWS, LENGTH, config.language.decoder.embed)), jnp.bfloat16)
+    valid = jnp.arange(LENGTH)[None] >= jnp.array([[0], [start]])
+
+    def result(dtype):
+        def run(params, x):
+            state = nnx.merge(graph, params).prefill(Embedded(x), valid, None, LENGTH + 5)
+            return state.logits, [entry[:, :, start:] for entry in jax.tree.leaves(state.caches)]
+
+        arguments = jax.tree.map(lambda leaf: leaf.astype(dtype), (params, x))
+        traces.append(str(jax.make_jaxpr(run)(*arguments)))
+        return [np.asarray(each, np.float32) for each in jax.tree.leaves(run(*arguments))]
+
+    expected = result(jnp.float32)
+    request.getfixturevalue("interpreted")
+    actual = result(jnp.bfloat16)
+    for one, other in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(one, other, atol=0.04 * np.abs(other).max())
+    assert traces[1].count("pallas_call") and f"{LENGTH},{LENGTH}" not in traces[1]
+    assert all(np.all(entry[:, :, LENGTH - start :] == 0) and entry.any() for entry in actual[1:])
 
 
 def test_blocks_are_large_and_pad_little():
