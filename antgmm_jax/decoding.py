@@ -14,6 +14,7 @@ from antgmm_jax.blocks.language import LanguageModel, Prefilled
 from antgmm_jax.blocks.pictures import without_pixels
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.lmm import LMM, Batch
+from antgmm_jax.parallel.sharding import platform
 from antgmm_jax.pure import Params, functional
 
 
@@ -102,7 +103,7 @@ def _decode(
     pad: int,
 ) -> Int[Array, "B T"]:
     language = model.language
-    layers = language.decoder.unstack()
+    layers = _layers(language)
     batch = state.logits.shape[0]
     ends = jnp.asarray(eos, jnp.int32).reshape(-1)
 
@@ -116,7 +117,7 @@ def _decode(
 
     def body(carry):
         step, ids, state, done, out = carry
-        state = _after(language, state, ids, memory_valid, layers)
+        state = _after(language, state, ids, memory_valid, layers())
         ids, done = choose(state.logits, done)
         return step + 1, ids, state, done, jax.lax.dynamic_update_index_in_dim(out, ids, step, 1)
 
@@ -153,14 +154,24 @@ def _forced(config: LMMConfig) -> Callable[..., Float[Array, "B N V"]]:
     def logits(params: Params, batch: Batch, answers: Int[Array, "B N"]) -> Float[Array, "B N V"]:
         model = nnx.merge(graph, nnx.State(params))
         first, memory_valid = model.prefill(batch, answers.shape[1])
-        language, layers = model.language, model.language.decoder.unstack()
+        language, layers = model.language, _layers(model.language)
 
         def step(state: Prefilled, ids: Int[Array, " B"]) -> tuple[Prefilled, Float[Array, "B V"]]:
-            return _after(language, state, ids, memory_valid, layers), state.logits
+            return _after(language, state, ids, memory_valid, layers()), state.logits
 
         return jax.lax.scan(step, first._replace(slot=jnp.int32(first.slot)), answers.T)[1].swapaxes(0, 1)
 
     return logits
+
+
+def _layers(language: LanguageModel) -> Callable[[], Sequence[Any]]:
+    """Returns a function that returns the layers of the decoder, for the body of a loop over tokens."""
+    # Slices from before the loop stay beside their stack: on a v5e, 264 MB beside a decoder of 283 MB. Slices in the
+    # loop leave 82, and take 5 % longer by the compiler's estimate. Other compilers would copy each for every token.
+    if platform() == "tpu":
+        return language.decoder.unstack
+    layers = language.decoder.unstack()
+    return lambda: layers
 
 
 def _after(

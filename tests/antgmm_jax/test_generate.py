@@ -1,9 +1,11 @@
 """Greedy decoding from the start token to the end token."""
 
+import jax
 import numpy as np
 import torch
 
-from antgmm_jax.decoding import forced_logits, generate
+from antgmm_jax import decoding
+from antgmm_jax.decoding import forced_logits, generate, phases
 from antgmm_jax.io.convert import load_hf
 from tests import reference
 
@@ -41,6 +43,24 @@ def test_a_finished_row_is_padded_while_others_continue(tmp_path):
         np.testing.assert_array_equal(row[:stop], full[:stop])
         assert not row[stop:].any()
     assert (got != free).any()
+
+
+def test_layers_sliced_in_the_loop_give_the_same_answers(tmp_path, monkeypatch):
+    """As on TPUs, where slices before the loop would hold the decoder twice."""
+    model = reference.blip2()
+    arrays = reference.batch(model, rows=6)
+    config, params = load_hf(reference.saved(model, tmp_path / "m"))
+    answers, outside = [], []
+    for platform in ("cpu", "tpu"):
+        monkeypatch.setattr(decoding, "platform", lambda platform=platform: platform)
+        phases.cache_clear()
+        answers.append(generate(config, params, reference.ours(arrays), max_new_tokens=NEW, eos=1, pad=0))
+        run = phases(config, NEW, (1,), 0)
+        state = jax.eval_shape(run.prefill, params, reference.ours(arrays))
+        outside.append(str(jax.make_jaxpr(run.decode)(params, state)).partition("while[")[0].count(" = slice["))
+    phases.cache_clear()
+    np.testing.assert_array_equal(*answers)
+    assert outside[0] >= config.language.decoder.layers > outside[1] == 0
 
 
 def test_logits_of_given_answers_are_those_of_pytorch(tmp_path):

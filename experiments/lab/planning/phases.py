@@ -20,6 +20,7 @@ from distill.sensitivity import token_shares
 from distill.trainable import by_path
 from experiments.lab.planning import programs
 from experiments.lab.planning import step as steps
+from experiments.lab.planning.chips import CHIPS
 from experiments.lab.planning.phase import Load, Phase
 from experiments.lab.planning.programs import bytes_of
 from experiments.lab.planning.scorers import scorers
@@ -262,7 +263,8 @@ def _scores(recipe: Recipe | Training, work: Work, config: LMMConfig, load: Load
         shapes = dict(batch_shapes(config, rows, load.length, 0))
         batch = {name: shapes[name] for name in ("input_ids", "attention_mask", "images")}
         program = _program(run, (params, batch), load)
-        memory = {"model": bytes_of(params), "batch": bytes_of(batch), **_more(program)}
+        layers = 0 if _slices_in_loop(load) else bytes_of(params["language"]["decoder"])
+        memory = {"model": bytes_of(params), "layers": layers, "batch": bytes_of(batch), **_more(program)}
     flops = sum(sum(each.values()) for each in cost(config, records, load.length, longest).flops.values())
     sent = -(-records // rows) * sum(program.sent.values())
     return Phase(f"{work.title}: scores", memory, 0, 0, sent, flops / load.devices, compiled=True)
@@ -286,4 +288,15 @@ def _report(recipe: Recipe | Training, teacher: LMMConfig, load: Load) -> Phase:
     itemsize = 4 if recipe.export.dtype == "float32" else 2
     longest = recipe.evaluate.max_new_tokens
     answers = cost(teacher, 1, load.length, longest, itemsize=itemsize).kv_cache
-    return Phase("report", {"teacher": itemsize * total_parameters(teacher), "keys and values": answers})
+    layers = 0 if _slices_in_loop(load) else itemsize * sum(leaf.size for leaf in jax.tree.leaves(_decoder(teacher)))
+    memory = {"teacher": itemsize * total_parameters(teacher), "layers": layers, "keys and values": answers}
+    return Phase("report", memory)
+
+
+def _decoder(config: LMMConfig) -> Any:
+    return abstract(config)["language"]["decoder"]
+
+
+def _slices_in_loop(load: Load) -> bool:
+    """Whether decoding reads the layers of the decoder from their stack, and holds no copy of them: on TPUs."""
+    return bool(load.chip) and bool(CHIPS[load.chip].slices)
