@@ -156,7 +156,9 @@ class FileSource(Source):
             lines = [f"{short(self._table.place(row))}: {errors[row]}" for row in shown]
             more = Counter(errors[row] for row in sorted(errors)[_SHOWN:])
             lines += [f"{count} further rows: {reason}" for reason, count in more.most_common(_SHOWN)]
-            head = f"{self.path}: {len(errors)} of {self._read.total} rows are invalid; correct or remove them"
+            missing = len(errors) == self._read.total and all(text.endswith(" is missing") for text in errors.values())
+            remedy = "name the folder of their images with images" if missing else "correct or remove them"
+            head = f"{self.path}: {len(errors)} of {self._read.total} rows are invalid; {remedy}"
             raise AntgmmError(head, *lines)
         if not len(self):
             part = f" in its split {self._split!r}: bring a file of its own for it" if self._split else ""

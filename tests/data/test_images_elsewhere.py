@@ -73,6 +73,15 @@ def test_paths_that_leave_the_folder_are_refused_with_what_to_name(folder):
         read_records("webdataset", rows, images=str(folder))
 
 
+def test_rows_without_any_of_their_images_say_what_to_name(folder):
+    rows = folder / "rows" / "other.jsonl"
+    rows.write_text(
+        "".join(json.dumps({"image": f"train/{n}.png", "question": "?", "answer": "b"}) + "\n" for n in "01")
+    )
+    with pytest.raises(AntgmmError, match="2 of 2 rows are invalid; name the folder of their images with images\n"):
+        [*read_all(read_records("jsonl", rows), lambda record: None, lambda *_: None)]
+
+
 def test_equal_files_with_other_images_are_no_copies(folder):
     rows = folder / "rows" / "train.jsonl"
     copy = folder / "rows" / "copy.jsonl"
