@@ -156,8 +156,10 @@ class FileSource(Source):
             lines = [f"{short(self._table.place(row))}: {errors[row]}" for row in shown]
             more = Counter(errors[row] for row in sorted(errors)[_SHOWN:])
             lines += [f"{count} further rows: {reason}" for reason, count in more.most_common(_SHOWN)]
-            missing = len(errors) == self._read.total and all(text.endswith(" is missing") for text in errors.values())
-            remedy = "name the folder of their images with images" if missing else "correct or remove them"
+            missing = [text for text in bad.values() if text.startswith("image ") and text.endswith(" is missing")]
+            remedy = "correct or remove them"
+            if len(missing) == len(self):
+                remedy = f"their images are not in {self._table.folder}, name another folder with images"
             head = f"{self.path}: {len(errors)} of {self._read.total} rows are invalid; {remedy}"
             raise AntgmmError(head, *lines)
         if not len(self):

@@ -51,21 +51,32 @@ def shapes_with_adapters(params: Params, ranks: Ranks) -> Params:
     return jax.eval_shape(lambda: with_adapters(params, ranks, jax.random.key(0)))
 
 
-def merged(params: Params) -> Params:
+def merged(params: Params, *, own: bool = False) -> Params:
     """Returns the parameters of the model, with the product of each adapter added to its map.
 
     Args:
         params: from `with_adapters`, at any later step of training.
+        own: whether nothing else uses the arrays: each map is freed once the sum is computed, so that the devices never
+            hold all maps twice.
 
     Returns:
         Model parameters.
     """
 
     def sum_of(leaf: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
-        # Accelerators would round the factors to TF32 or bfloat16.
-        return leaf + jnp.matmul(a, b, precision="highest").reshape(leaf.shape)
+        total = _sum(leaf, a, b)
+        if own:
+            jax.block_until_ready(total)
+            leaf.delete()
+        return total
 
     return _joined(params, sum_of) if ADAPTERS in params else params
+
+
+@jax.jit
+def _sum(leaf: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
+    # Accelerators would round the factors to TF32 or bfloat16.
+    return leaf + jnp.matmul(a, b, precision="highest").reshape(leaf.shape)
 
 
 def adapted(functional: Functional, ranks: Ranks) -> Functional:

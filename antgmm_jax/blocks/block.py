@@ -70,7 +70,10 @@ class Context(NamedTuple):
         if self.local is None:
             return self
         ours, theirs = ((one.mask, one.positions) for one in (self, self.local))
-        mask, positions = jax.tree.map(partial(jnp.where, is_local), theirs, ours)
+        if isinstance(is_local, bool):  # a global layer keeps its mask of keys, which flash kernels take
+            mask, positions = theirs if is_local else ours
+        else:
+            mask, positions = jax.tree.map(partial(jnp.where, is_local), theirs, ours)
         return self._replace(mask=mask, positions=positions, local=None)
 
 

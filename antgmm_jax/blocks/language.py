@@ -252,7 +252,7 @@ class LanguageModel(nnx.Module):
             ids: the token of each row.
             state: caches, with `slot` and `lengths` of this token.
             memory_valid: which encoder states are tokens, or None.
-            layers: `self.decoder.unstack()`, computed once outside the loop.
+            layers: `self.decoder.unstack()`; on TPUs inside the loop over tokens, elsewhere before it.
 
         Returns:
             Logits of the next token, and the updated caches.

@@ -77,24 +77,32 @@ def run_on_first(work: Callable[[], Result]) -> Result | None:
         try:
             with without_mesh():
                 result = work()
-        except (AntgmmError, OSError) as error:
-            line = disk_error(error) if isinstance(error, OSError) else error
-            if line is None or jax.process_count() == 1:
-                raise
-            message = str(line)
+        except _OfItems as error:
+            raise error.of from error.of.__cause__  # the other processes raise it too
         except Exception as error:
+            line = disk_error(error) if isinstance(error, OSError) else error
             if jax.process_count() == 1:
                 raise
             # Otherwise the other processes would wait for a result until JAX gives up.
-            unexpected, message = error, f"the first process failed: {type(error).__name__}: {error}"
+            if not isinstance(line, AntgmmError):
+                unexpected, line = error, f"the first process failed: {type(error).__name__}: {error}"
+            message = str(line)
     if jax.process_count() > 1:
-        padded = message.encode()[:_MAX_MESSAGE].ljust(_MAX_MESSAGE, b"\0")
+        padded = message.encode(errors="replace")[:_MAX_MESSAGE].ljust(_MAX_MESSAGE, b"\0")
         received = broadcast_from_first(np.frombuffer(padded, np.uint8)).tobytes().rstrip(b"\0")
         if unexpected is not None:
             raise unexpected
         if received:
             raise AntgmmError(received.decode(errors="ignore"))
     return result
+
+
+class _OfItems(Exception):
+    """An error of items that all processes compute, so that all raise it; `of` is the error."""
+
+    def __init__(self, of: Exception):
+        super().__init__(of)
+        self.of = of
 
 
 def run_on_first_with(items: Iterator[Item], work: Callable[[Iterator[Item]], Result]) -> Result | None:
@@ -111,9 +119,15 @@ def run_on_first_with(items: Iterator[Item], work: Callable[[Iterator[Item]], Re
         AntgmmError: the function raised it; every process raises it.
     """
 
+    def watched() -> Iterator[Item]:
+        try:
+            yield from items
+        except Exception as error:
+            raise _OfItems(error) from error
+
     def first() -> Result:
         try:
-            return work(items)
+            return work(watched() if jax.process_count() > 1 else items)
         finally:
             if jax.process_count() > 1:
                 deque(items, maxlen=0)  # after an error too: the others wait for each item

@@ -79,7 +79,7 @@ class Objective(Protocol):
         ...
 
     def learnt(self, trained: Params) -> Params:
-        """Returns the trained parameters of the model, by top-level names."""
+        """Returns the trained parameters of the model, by top-level names; nothing else uses the arrays afterwards."""
         ...
 
 
@@ -137,7 +137,7 @@ class Answers:
 
     def learnt(self, trained: Params) -> Params:
         """Returns all parameters of the model, with the adapters merged."""
-        return merged(trained)
+        return merged(trained, own=True)
 
     def _adapting(self, params: Params) -> Params:
         return with_adapters(params, self._stage.adapters, jax.random.key(self._seed))

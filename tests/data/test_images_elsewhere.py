@@ -76,10 +76,12 @@ def test_paths_that_leave_the_folder_are_refused_with_what_to_name(folder):
 def test_rows_without_any_of_their_images_say_what_to_name(folder):
     rows = folder / "rows" / "other.jsonl"
     rows.write_text(
-        "".join(json.dumps({"image": f"train/{n}.png", "question": "?", "answer": "b"}) + "\n" for n in "01")
+        "".join(json.dumps({"image": f"train/{n}.png", "question": "?", "answer": "b"}) + "\n" for n in range(20))
     )
-    with pytest.raises(AntgmmError, match="2 of 2 rows are invalid; name the folder of their images with images\n"):
-        [*read_all(read_records("jsonl", rows), lambda record: None, lambda *_: None)]
+    remedy = f"their images are not in {folder / 'rows'}, name another folder with images\n"
+    for split in ("", "train"):
+        with pytest.raises(AntgmmError, match=f"rows are invalid; {remedy}"):
+            [*read_all(read_records("jsonl", rows, split=split), lambda record: None, lambda *_: None)]
 
 
 def test_equal_files_with_other_images_are_no_copies(folder):

@@ -68,7 +68,11 @@ def phases(recipe: Recipe | Training, config: LMMConfig, load: Load) -> Iterator
         yield _cache(recipe, config, load)
     for work in recipe.work:
         yield from _stage(recipe, work, config, teacher, load)
-        load = load._replace(narrow=left_by(work.stage, config, load.narrow))
+        if work.objective != "facts":
+            load = load._replace(narrow=left_by(work.stage, config, load.narrow))
+        else:  # facts are learnt by the image side alone
+            kept = {path: dtype for path, dtype in load.narrow.items() if path.partition("/")[0] not in IMAGE_SIDE}
+            load = load._replace(narrow=kept)
         config = after(config, work.stage)
     yield _check(recipe, config, load)
     if isinstance(recipe, Recipe) and teacher is not None and recipe.report.latency:
@@ -153,8 +157,8 @@ def _stage(
     yield Phase(f"{work.title}: start", start, host=_largest(config))
     # Maps are float32 once adapters are added to them.
     left = left_by(stage, config, load.narrow)
-    added = sum(2 * leaf.size for path, leaf in by_path(abstract(config))[0].items() if path in {*held} - {*left})
-    result = step.memory["parameters"] + added // load.devices
+    adapted = [leaf.size for path, leaf in by_path(abstract(config))[0].items() if path in {*held} - {*left}]
+    result = step.memory["parameters"] + 2 * sum(adapted) // (load.mesh["fsdp"] * load.mesh["tensor"])
     # One checkpoint is written while the last one is kept; the stage's result has the parameters alone.
     disk = (2 * state + result) * load.devices
     held, sent = state + AHEAD * step.memory["batch"], stage.steps * sum(step.sent.values())
@@ -163,7 +167,9 @@ def _stage(
         f"{work.title}: step", step.memory, held * min(load.devices, HOST), disk, sent, flops, spec, compiled=True
     )
     if stage.adapters:
-        merging = {"parameters": step.memory["parameters"], "with adapters": result}
+        # Map by map; factors and their product are not split.
+        product = 4 * max(adapted, default=0)
+        merging = {"parameters": result, "moments": step.memory["moments"], "product": product}
         yield Phase(f"{work.title}: adding the adapters", merging)
     if work.objective == "answers":
         yield _scores(recipe, work, after(config, stage), load)
@@ -279,7 +285,8 @@ def _check(recipe: Recipe | Training, config: LMMConfig, load: Load) -> Phase:
     rows = rows_that_fit(config, min(GATE, recipe.evaluate.data.samples), **limits)
     answers = {"keys and values": cost(config, rows, load.length, longest, itemsize=4).kv_cache}
     logits = 4 * rows * load.answer * config.language.vocab
-    memory = {"student": 4 * parameters + files, **answers, "temporaries": logits}
+    layers = 0 if _slices_in_loop(load) else 4 * sum(leaf.size for leaf in jax.tree.leaves(_decoder(config)))
+    memory = {"student": 4 * parameters + files, "layers": layers, **answers, "temporaries": logits}
     return Phase("check of the export", memory, 4 * parameters, itemsize * parameters)
 
 
