@@ -50,8 +50,9 @@ def parted(text: str, option: str) -> dict[str, str]:
     """
     path, images = path_and_images(text)
     kind, colon, rest = path.partition(":")
-    found = (kind, rest) if colon and kind in KINDS.values() else (kind_of(path, option), path)
-    return dict(zip(("kind", "path"), found, strict=True)) | ({"images": images} if images else {})
+    if not colon or kind not in KINDS.values():
+        kind, rest = kind_of(path, option), path
+    return {"kind": kind, "path": rest} | ({"images": images} if images else {})
 
 
 def tables(data: str, test: str) -> tuple[dict[str, Any], dict[str, Any]]:

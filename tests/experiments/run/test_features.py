@@ -217,14 +217,14 @@ def test_rows_with_many_pictures_widen_only_their_own_batches(model, tmp_path):
         sizes.append(lengths["slots"])
         return 4
 
-    asked, taught = [*several.questions(fits)], [*several.by_bucket(fits)]
+    questions, cached = [*several.questions(fits)], [*several.by_bucket(fits)]
     assert sizes == [9, 2] * 2
-    for batches in (asked, taught):
+    for batches in (questions, cached):
         assert [each["images"]["valid"].shape[1] for each in batches] == [9, 2, 2]
         assert {*np.concatenate([each["index"] for each in batches])} == {*range(6)}
         assert batches[0]["input_ids"].shape[1] > batches[1]["input_ids"].shape[1] or config.encoder_decoder
     whole_shape = next(several.in_order(6, prompts=True))
-    for each in taught:
+    for each in cached:
         columns = each["input_ids"].shape[1]
         np.testing.assert_array_equal(each["input_ids"], whole_shape["input_ids"][each["index"], :columns])
     answers = evaluate(config, params, several, processor, max_new_tokens=3)[1]
