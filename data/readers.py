@@ -158,7 +158,7 @@ class FileSource(Source):
             lines += [f"{count} further rows: {reason}" for reason, count in more.most_common(_SHOWN)]
             missing = [text for text in bad.values() if text.startswith("image ") and text.endswith(" is missing")]
             remedy = "correct or remove them"
-            if len(missing) == len(self):
+            if missing and len(missing) == len(self):
                 remedy = f"their images are not in {self._table.folder}, name another folder with images"
             head = f"{self.path}: {len(errors)} of {self._read.total} rows are invalid; {remedy}"
             raise AntgmmError(head, *lines)
@@ -273,9 +273,9 @@ def read_records(
     Other columns are ignored.
 
     Args:
-        kind: `jsonl` (or a JSON array), `parquet` (images as bytes, as written by
-            Hugging Face datasets, or as paths), `arrow` (a folder of `datasets.save_to_disk`), `webdataset` (tar files
-            with `KEY.jpg` and `KEY.json`), or `tfds` (a prepared folder of array_record files).
+        kind: `jsonl` (or a JSON array), `parquet` (images as bytes, as written by Hugging Face datasets, or as paths),
+            `arrow` (a folder of `datasets.save_to_disk`), `webdataset` (tar files with `KEY.jpg` and `KEY.json`), or
+            `tfds` (a prepared folder of array_record files).
         path: the file, its folder (which may contain several Parquet, Arrow or tar files), or a pattern such as
             train-*.parquet; or one of these in a data set of the Hub, hf:ORG/NAME/PATH.
         images: folder that image paths are relative to and may not leave; "" for that of the file.

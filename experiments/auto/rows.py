@@ -38,7 +38,7 @@ def kind_of(path: str, option: str) -> str:
     raise AntgmmError(f"{option} {path}: name a file that ends in {', '.join(KINDS)}, or a folder of one kind of them")
 
 
-def parted(text: str, option: str) -> dict[str, str]:
+def parted(text: str, option: str) -> dict[str, Any]:
     """Returns `kind`, `path` and maybe `images` of rows.
 
     Args:
@@ -74,7 +74,7 @@ def tables(data: str, test: str) -> tuple[dict[str, Any], dict[str, Any]]:
     other = parted(test, "--test")
     if realpath(trained["path"]) == realpath(other["path"]):
         raise AntgmmError(f"--test {test} has the rows of --data: name other rows, or leave it out to hold out a tenth")
-    return {**trained}, {**other, "take": "spread"}
+    return trained, {**other, "take": "spread"}
 
 
 def counted(table: dict[str, Any]) -> dict[str, Any]:

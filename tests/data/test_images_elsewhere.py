@@ -84,6 +84,13 @@ def test_rows_without_any_of_their_images_say_what_to_name(folder):
             [*read_all(read_records("jsonl", rows, split=split), lambda record: None, lambda *_: None)]
 
 
+def test_rows_that_are_invalid_for_other_reasons_do_not_ask_for_a_folder(folder):
+    rows = folder / "rows" / "other.jsonl"
+    rows.write_text('{"question": "?"}\n' * 2)
+    with pytest.raises(AntgmmError, match="2 of 2 rows are invalid; correct or remove them\n"):
+        [*read_all(read_records("jsonl", rows), lambda record: None, lambda *_: None)]
+
+
 def test_equal_files_with_other_images_are_no_copies(folder):
     rows = folder / "rows" / "train.jsonl"
     copy = folder / "rows" / "copy.jsonl"
