@@ -50,8 +50,8 @@ def with_room(
         The tables, and lines about the stages that were changed.
     """
     limit, tables, lines, recipe = memory_limit(), [], [], recipe_of(raw, "plan")
-    for table, stage in zip(raw["stage"], recipe.stages, strict=True):
-        held, narrow = held_by(stage, config, narrow), left_by(stage, config, narrow)
+    for table, work in zip(raw["stage"], recipe.work, strict=True):
+        stage, held, narrow = work.stage, held_by(work, config, narrow), left_by(work, config, narrow)
         parts = micro_batches(config, stage, samples, limit, held, on_disk=recipe.features == "disk")
         config = planned(config, stage, segment_targets(config, stage)[-1])
         if limit and (kept := _state_bytes(config, stage, held)) > limit:

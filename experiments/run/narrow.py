@@ -11,7 +11,7 @@ from distill.adapters import ADAPTERS, shapes_with_adapters
 from distill.state import state_dtypes
 from distill.trainable import by_path, under
 from experiments.run.cuts import segment_targets
-from experiments.run.schema import Stage
+from experiments.run.schema import Work
 from pruning import projected
 
 Narrow = Mapping[str, str]
@@ -28,33 +28,35 @@ def narrow_of(params: Params) -> dict[str, str]:
     return {path: dtype.name for path, dtype in dtypes.items() if dtype.itemsize == 2}
 
 
-def held_by(stage: Stage, config: LMMConfig, narrow: Narrow) -> dict[str, str]:
+def held_by(work: Work, config: LMMConfig, narrow: Narrow) -> dict[str, str]:
     """Returns the parameters that the state of a stage holds in two bytes.
 
     Args:
-        stage: the stage.
+        work: the stage.
         config: config of the model before it.
         narrow: parameters of that model in two bytes.
     """
     widths = [
-        axis for axis in complete(config, segment_targets(config, stage)[-1]) if stage.method(axis) == "principal"
+        axis
+        for axis in complete(config, segment_targets(config, work.stage)[-1])
+        if work.stage.method(axis) == "principal"
     ]
     changed = projected(config, widths) if widths else ()
-    held = {path: dtype for path, dtype in narrow.items() if any(under(path, prefix) for prefix in stage.narrow)}
+    held = {path: dtype for path, dtype in narrow.items() if any(under(path, prefix) for prefix in work.narrow)}
     return {path: dtype for path, dtype in held.items() if path not in changed}
 
 
-def left_by(stage: Stage, config: LMMConfig, narrow: Narrow) -> dict[str, str]:
+def left_by(work: Work, config: LMMConfig, narrow: Narrow) -> dict[str, str]:
     """Returns the parameters that are in two bytes after a stage: maps are float32 once adapters are added to them.
 
     Args:
-        stage: the stage.
+        work: the stage.
         config: config of the model before it.
         narrow: parameters of that model in two bytes.
     """
-    held = held_by(stage, config, narrow)
-    if stage.adapters:
-        for path in shapes_with_adapters(abstract(config), stage.adapters)[ADAPTERS]:
+    held, adapters = held_by(work, config, narrow), work.stage.adapters
+    if adapters:
+        for path in shapes_with_adapters(abstract(config), adapters)[ADAPTERS]:
             held.pop(path, None)
     return held
 

@@ -95,7 +95,7 @@ class Answers:
     root = ""
 
     def __init__(self, work: Work, shared: Shared, start: Student):
-        self._stage, self._start, self._seed = work.stage, start, work.seed
+        self._stage, self._start, self._seed, self._narrow = work.stage, start, work.seed, work.narrow
         reads = work.stage.loss.reads_teacher
         self.teacher, self._frozen = (shared.teacher, shared.frozen) if reads else (NO_TEACHER, dict)
         table = shared.recipe.teacher
@@ -109,7 +109,7 @@ class Answers:
 
     def begin(self) -> Params:
         """Loads the parameters of the model before the stage, with new adapters if it has any."""
-        return self._adapting(self._start.begin(self._stage.narrow))
+        return self._adapting(self._start.begin(self._narrow))
 
     def frozen(self) -> Params:
         """Loads the parameters of the teacher, if the losses read it."""
@@ -182,8 +182,7 @@ class Facts:
     def __init__(self, work: Work, shared: Shared, start: Student):
         data, key = shared.recipe.data, jax.random.key(work.seed)
         drawn = tier(data.tier) if isinstance(data, MaadData) else None
-        unread = ("language",) if work.stage.optimizer.dtype != "float32" else ()
-        self._stage, self._params = work.stage, start.begin(unread)
+        self._stage, self._params = work.stage, start.begin(work.narrow)
         self._facts = latent_sizes(drawn.name) if drawn else classes_of(shared.samples.latents())
         classes = cell_classes(drawn) if drawn else 0
         self._trained = with_heads(start.config, self._params, self._facts, classes, key)

@@ -195,7 +195,7 @@ class StageRun:
             config = shrunk_config(place.config, place.plan)
             return config, new_weights(config, self.stage.weights, self.work.seed)
         if state is None:
-            return self.start.cut(place.plan, self.stage.narrow)
+            return self.start.cut(place.plan, self.work.narrow)
         return pruning.shrink(place.config, state.params, place.plan)
 
     @cached_property

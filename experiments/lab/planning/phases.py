@@ -68,11 +68,7 @@ def phases(recipe: Recipe | Training, config: LMMConfig, load: Load) -> Iterator
         yield _cache(recipe, config, load)
     for work in recipe.work:
         yield from _stage(recipe, work, config, teacher, load)
-        if work.objective != "facts":
-            load = load._replace(narrow=left_by(work.stage, config, load.narrow))
-        else:  # facts are learnt by the image side alone
-            kept = {path: dtype for path, dtype in load.narrow.items() if path.partition("/")[0] not in IMAGE_SIDE}
-            load = load._replace(narrow=kept)
+        load = load._replace(narrow=left_by(work, config, load.narrow))
         config = after(config, work.stage)
     yield _check(recipe, config, load)
     if isinstance(recipe, Recipe) and teacher is not None and recipe.report.latency:
@@ -146,7 +142,7 @@ def _stage(
     first = planned(config, stage, targets[0])
     if teacher is not None and weighs_tokens(teacher, stage):
         yield _weighing(recipe, work, teacher, load)
-    held = held_by(stage, config, load.narrow)
+    held = held_by(work, config, load.narrow)
     spec = _spec(recipe, work, config if stage.mask_steps else first, teacher, load)
     spec = spec._replace(features=features, narrow=held)
     step = steps.compiled(spec, load.mesh, load.chip)
@@ -156,7 +152,7 @@ def _stage(
         start["teacher"] = step.memory["teacher"]
     yield Phase(f"{work.title}: start", start, host=_largest(config))
     # Maps are float32 once adapters are added to them.
-    left = left_by(stage, config, load.narrow)
+    left = left_by(work, config, load.narrow)
     adapted = [leaf.size for path, leaf in by_path(abstract(config))[0].items() if path in {*held} - {*left}]
     result = step.memory["parameters"] + 2 * sum(adapted) // (load.mesh["fsdp"] * load.mesh["tensor"])
     # One checkpoint is written while the last one is kept; the stage's result has the parameters alone.

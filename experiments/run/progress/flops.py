@@ -78,10 +78,9 @@ def update_flops(config: LMMConfig, work: Work) -> int:
     stage = work.stage
     if stage.optimizer.kind != "muon":
         return 0
-    facts = ("language",) if work.objective == "facts" else ()
     with suppress(AntgmmError):  # a wrong prefix, which the run reports with the name of the stage
         shapes = shapes_with_adapters(abstract(config), stage.adapters)
-        return muon_flops(trainable(shapes, (*stage.constant, *facts)))
+        return muon_flops(trainable(shapes, work.constant))
     return 0
 
 

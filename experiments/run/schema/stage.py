@@ -104,12 +104,6 @@ class Stage(Table):
         return (*self.frozen, *self.adapters)
 
     @property
-    def narrow(self) -> tuple[str, ...]:
-        """Path prefixes of parameters that the state keeps in two bytes if they are stored so."""
-        # A step in float32 would need a copy in float32 of them all; new weights are float32.
-        return self.constant if self.optimizer.dtype != "float32" and self.weights == "kept" else ()
-
-    @property
     def cuts(self) -> bool:
         """Whether the stage changes the model before training."""
         return bool(self.sizes) or self.weights != "kept"
@@ -173,3 +167,14 @@ class Work(NamedTuple):
     objective: Objective
     seed: int
     scored: bool = True
+
+    @property
+    def constant(self) -> tuple[str, ...]:
+        """Path prefixes of the model's parameters that training does not change; facts are of the image side alone."""
+        return (*self.stage.constant, *(["language"] if self.objective == "facts" else []))
+
+    @property
+    def narrow(self) -> tuple[str, ...]:
+        """Path prefixes of parameters that keep the two bytes of their files while the stage trains."""
+        # A step in float32 would need a copy in float32 of them all; new weights are float32.
+        return self.constant if self.stage.optimizer.dtype != "float32" and self.stage.weights == "kept" else ()

@@ -18,7 +18,7 @@ from experiments.auto.room import trial_tables, with_disk, with_room
 from experiments.auto.schedule import Scale, Tuned, base, stages
 from experiments.run import cuts
 from experiments.run.narrow import held_by, left_by, narrow_of
-from experiments.run.schema import Stage
+from experiments.run.schema import Stage, Work
 from experiments.run.schema.recipe import recipe_of
 from pruning.costs import total_parameters
 
@@ -93,7 +93,7 @@ def test_frozen_parameters_have_no_gradients_and_moments():
     trained = count - language
     assert room._state_bytes(CONFIG, image, {}) == 16 * trained + 4 * language
     for dtype, copied in (("bfloat16", 0), ("float16", 2)):
-        held = held_by(image, CONFIG, narrow_of(abstract(CONFIG, jnp.dtype(dtype))))
+        held = held_by(Work(1, "", image, "answers", 0), CONFIG, narrow_of(abstract(CONFIG, jnp.dtype(dtype))))
         assert room._state_bytes(CONFIG, image, held) == 16 * trained + 2 * language
         assert room._state_bytes(CONFIG, image, held, without="bfloat16") == 16 * trained + copied * language
 
@@ -105,10 +105,11 @@ def test_adapters_alone_have_gradients_and_moments():
     factors = sum(
         leaf.size for leaf in jax.tree.leaves(shapes_with_adapters(abstract(CONFIG), stage.adapters)["adapters"])
     )
-    held = held_by(stage, CONFIG, files)
+    work = Work(1, "", stage, "answers", 0)
+    held = held_by(work, CONFIG, files)
     assert room._state_bytes(CONFIG, stage, held) == 2 * total_parameters(CONFIG) + 16 * factors
     merged = {path for path in files if path.startswith("language/decoder/blocks/") and path.split("/")[-1] in MAPS}
-    assert files.keys() - left_by(stage, CONFIG, files).keys() == merged
+    assert files.keys() - left_by(work, CONFIG, files).keys() == merged
 
 
 MAPS = ("q", "k", "v", "o", "gate", "up", "down")
@@ -123,7 +124,7 @@ def test_a_frozen_part_stays_narrow_where_another_width_is_cut_to_components():
         stages[frozen] = Stage(
             name="a", importance={"vision/embed": "principal", "*": "magnitude"}, frozen=frozen, **about
         )
-    held = [held_by(stage, TURNED, files) for stage in stages.values()]
+    held = [held_by(Work(1, "", stage, "answers", 0), TURNED, files) for stage in stages.values()]
     assert held[0].keys() == {path for path in files if path.startswith("language/")}
     assert {path for path in held[1] if path.startswith("bridge/")} < {p for p in files if p.startswith("bridge/")}
 
